@@ -1,0 +1,77 @@
+"""The two plain records that enter and leave a policy.
+
+Times are ROS time in integer nanoseconds where they are absolute, seconds where they are relative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """What a policy must know of one robot: a plain extract of its profile.
+
+    ``slots`` orders the camera views; slot 0 passes through the language encoder.
+    Waypoint ``i`` of a chunk is due at ``stamp + first_waypoint_offset + i * waypoint_dt`` seconds.
+    """
+
+    robot: str
+    domain_id: int
+    action_mode: str
+    slots: tuple[str, ...]
+    waypoint_dt: float
+    first_waypoint_offset: float
+    denoising_steps: int = 10
+    image_pipeline: str = "squash"
+    rot6d: str = "interleaved"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one robot saw and felt at one instant.
+
+    Attributes:
+        embodiment: whose observation this is.
+        stamp: ROS time in ns to which every part is aligned.
+        images: slot name → uint8 [H, W, 3] RGB. An optional camera that is absent has no entry; it masks its own
+            slot and shifts no other.
+        state: float32 [P], proprioception in the policy's units, ordered as the profile's ``policy_order``.
+        instruction: what to do, in words.
+        age: part name → seconds between that part's own stamp and ``stamp``.
+    """
+
+    embodiment: Embodiment
+    stamp: int
+    images: Mapping[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    instruction: str
+    age: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """A policy's answer to one observation.
+
+    Attributes:
+        robot, domain_id, action_mode, instruction: copied from the observation.
+        stamp: ROS time in ns of the observation.
+        times: float64 [T], seconds after ``stamp`` at which each waypoint is due, strictly increasing.
+        actions: float32 [T, D], the policy's units, after the action mode's postprocess.
+        inference_ms: wall time of the forward pass that made it (of the whole batch).
+        seed: of the initial noise.
+    """
+
+    robot: str
+    domain_id: int
+    action_mode: str
+    instruction: str
+    stamp: int
+    times: NDArray[np.float64]
+    actions: NDArray[np.float32]
+    inference_ms: float
+    seed: int
