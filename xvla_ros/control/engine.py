@@ -1,0 +1,87 @@
+"""The inference thread: one policy, any number of robots, a batch of whichever wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from xvla_ros.model.data import ActionChunk, Observation
+
+POLL_S = 0.005
+ERROR_PAUSE_S = 1.0
+
+
+class EngineClient(Protocol):
+    """One robot as the engine sees it. Every call comes from the inference thread."""
+
+    def wants_chunk(self) -> bool:
+        """Whether the plan is to be renewed now."""
+
+    def observe(self) -> Observation | None:
+        """The newest observation, None while something is missing or stale."""
+
+    def deliver(self, chunk: ActionChunk) -> None:
+        """Take the answer to the last observation."""
+
+    def policy_failed(self, error: Exception) -> None:
+        """The policy raised on a batch that held this robot's observation."""
+
+
+Predict = Callable[[list[Observation]], list[ActionChunk]]
+
+
+class Engine:
+    """Runs a policy beside the execution of what it planned before.
+
+    A robot whose observation is missing is left out of the batch; it delays nobody. An error of the policy is handed
+    to the robots of that batch and followed by a pause, so that a broken model does not spin.
+    """
+
+    def __init__(self, predict: Predict, clients: Sequence[EngineClient]) -> None:
+        self._predict = predict
+        self._clients = tuple(clients)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the inference thread."""
+        if self._thread is not None:
+            raise RuntimeError("the engine is already running; stop it before starting it again")
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> bool:
+        """Ask the thread to end after the pass it is in; return whether it has."""
+        self._stop.set()
+        if self._thread is None:
+            return True
+        self._thread.join(timeout_s)
+        ended = not self._thread.is_alive()
+        if ended:
+            self._thread = None
+        return ended
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if not self.step():
+                self._stop.wait(POLL_S)
+
+    def step(self) -> bool:
+        """Serve the robots that wait, once; return whether there was any."""
+        waiting = [(client, seen) for client in self._clients if client.wants_chunk() and (seen := client.observe())]
+        if not waiting:
+            return False
+        try:
+            chunks = self._predict([seen for _, seen in waiting])
+        except Exception as error:
+            for client, _ in waiting:
+                client.policy_failed(error)
+            self._stop.wait(ERROR_PAUSE_S)
+            return True
+        if self._stop.is_set():
+            return True
+        for (client, _), chunk in zip(waiting, chunks, strict=True):
+            client.deliver(chunk)
+        return True
