@@ -65,6 +65,7 @@ class RobotController:
         self._generation = 0
         self._renew_at: int | None = None
         self._asked_s: float | None = None
+        self._waiting_since_s: float | None = None
         self._policy_trouble: Fault | None = None
 
     @property
@@ -89,7 +90,7 @@ class RobotController:
         with self._lock:
             self._reset_motion()
             self._status = ControlStatus(HOLDING, "", "waiting for the first chunk")
-            self._asked_s = self._clock.steady_s()
+            self._waiting_since_s = self._clock.steady_s()
 
     def stop(self) -> CommandWindow | None:
         """End: return the window that brings the arm to rest on its path, None where none was ever sent."""
@@ -116,7 +117,7 @@ class RobotController:
     def ask(self) -> int:
         """Note that inference starts; the number returned goes with the chunk, and is void after a hold."""
         with self._lock:
-            self._asked_s = self._clock.steady_s()
+            self._asked_s = self._waiting_since_s = self._clock.steady_s()
             return self._generation
 
     def accept(self, trajectory: Trajectory, generation: int) -> bool:
@@ -127,7 +128,7 @@ class RobotController:
             now = self._clock.ros_ns()
             if self._asked_s is not None:
                 self._latency.add((self._clock.steady_s() - self._asked_s) * 1e3)
-            self._asked_s = None
+            self._asked_s = self._waiting_since_s = None
             if not np.isfinite(trajectory.positions).all():
                 self._drop(Fault(POLICY_ERROR, "the policy's chunk holds NaN or Inf"))
                 return False
@@ -168,7 +169,7 @@ class RobotController:
             if self._guard.update(now, steady):
                 self._restart_plan()
             trouble = self._trouble(now, steady, fault, controller_present)
-            self._change_state(now, trouble)
+            self._change_state(now, steady, trouble)
             start = self._reference(now, measured)
             if self._timeline.is_empty or start is None:
                 return None
@@ -192,7 +193,7 @@ class RobotController:
             return fault
         if self._policy_trouble is not None:
             return self._policy_trouble
-        waited = 0.0 if self._asked_s is None else steady - self._asked_s
+        waited = 0.0 if self._waiting_since_s is None else steady - self._waiting_since_s
         if waited > self._profile.timing.inference_timeout:
             return Fault(POLICY_LATE, f"no chunk for {waited:.1f} s")
         end = self._timeline.end
@@ -200,7 +201,7 @@ class RobotController:
             return Fault(POLICY_LATE, "the last chunk ran out before the next came")
         return None
 
-    def _change_state(self, now: int, trouble: Fault | None) -> None:
+    def _change_state(self, now: int, steady: float, trouble: Fault | None) -> None:
         status = self._status
         if trouble is None:
             planned_ahead = self._timeline.end is not None and now <= self._timeline.end
@@ -213,11 +214,12 @@ class RobotController:
             if status.state == RUNNING:
                 self._plan_stop(now)
             self._status = replace(status, state=HOLDING, reason=trouble.reason, detail=trouble.detail,
-                                   holds=status.holds + 1)
+                                   holds=status.holds + (status.state == RUNNING))
         if trouble.reason not in (POLICY_LATE, POLICY_ERROR):
             # what was seen before a hold says nothing of the world after it
             self._generation += 1
             self._renew_at = None
+            self._waiting_since_s = steady
 
     def _plan_stop(self, now: int) -> None:
         """Replace the plan by the rest of the last command, run ever slower until it stands."""
@@ -225,17 +227,16 @@ class RobotController:
         self._renew_at = None
         if self._window is None:
             return
-        duration = self._stopping_time()
+        duration = self._stopping_time(self._window)
         at = np.linspace(0.0, duration, max(int(duration * self._profile.timing.command_rate), 2))
         along = at - at**2 / (2 * duration)
         positions = np.stack([self._window.position_at(now + round(s * S_TO_NS)) for s in along])
         self._timeline.splice(now + np.round(at * S_TO_NS).astype(np.int64), positions, now - 1)
 
-    def _stopping_time(self) -> float:
-        """Seconds in which the fastest joint of the last command can stop, between lead and lookahead."""
+    def _stopping_time(self, window: CommandWindow) -> float:
+        """Seconds in which every joint of a command can stop from its highest speed, between lead and lookahead."""
         timing = self._profile.timing
-        assert self._window is not None
-        speed = np.abs(self._window.velocities).max(axis=0)
+        speed = np.abs(window.velocities).max(axis=0)
         return float(np.clip((speed / self._limits.max_acceleration).max(), timing.lead, timing.lookahead))
 
     def _reference(self, now: int, measured: Floats | None) -> Floats | None:
