@@ -1,0 +1,182 @@
+"""The supervisor with real processes: early ends, stubborn children, signals, a killed parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from xvla_ros.evaluation.processes import (
+    ChildError,
+    Interrupted,
+    StopTimes,
+    Supervisor,
+    free_domain,
+    line_to_show,
+)
+
+QUICK = StopTimes(interrupt=1.0, terminate=0.5)
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def exists(pid: int) -> bool:
+    """Whether ``pid`` is a process that still runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(pid: int, limit: float = 5.0) -> bool:
+    deadline = time.monotonic() + limit
+    while exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not exists(pid)
+
+
+def test_a_child_that_dies_early_is_named_with_its_code_and_last_lines(tmp_path: Path) -> None:
+    with Supervisor(tmp_path) as supervisor:
+        supervisor.start("arm", python("print('no such joint'); raise SystemExit(3)"))
+        with pytest.raises(ChildError, match=r"(?s)arm ended with exit code 3.*no such joint"):
+            supervisor.wait_for(lambda: False, 20, "never")
+    assert (tmp_path / "arm.log").read_text() == "no such joint\n"
+
+
+def test_a_child_killed_by_a_signal_is_said_so(tmp_path: Path) -> None:
+    with Supervisor(tmp_path) as supervisor:
+        supervisor.start("arm", python("import os; os.kill(os.getpid(), 9)"))
+        with pytest.raises(ChildError, match="arm was killed by SIGKILL"):
+            supervisor.wait_for(lambda: False, 20, "never")
+
+
+def test_a_program_that_does_not_exist_is_a_child_error(tmp_path: Path) -> None:
+    with Supervisor(tmp_path) as supervisor, pytest.raises(ChildError, match="arm cannot be started"):
+        supervisor.start("arm", ["/no/such/program"])
+
+
+def test_a_condition_that_stays_false_names_what_was_awaited(tmp_path: Path) -> None:
+    with Supervisor(tmp_path, stop_times=QUICK) as supervisor:
+        supervisor.start("arm", python("import time; time.sleep(60)"))
+        with pytest.raises(ChildError, match="waited 0 s for the first command"):
+            supervisor.wait_for(lambda: False, 0.3, "the first command")
+
+
+def test_only_a_clean_end_is_allowed_to_a_child_that_may_end(tmp_path: Path) -> None:
+    with Supervisor(tmp_path) as supervisor:
+        child = supervisor.start("recorder", python("pass"), may_end=True)
+        supervisor.wait_for(lambda: not child.running, 20, "the end")
+        bad = supervisor.start("other", python("raise SystemExit(1)"), may_end=True)
+        with pytest.raises(ChildError, match="other ended with exit code 1"):
+            supervisor.wait_for(lambda: not bad.running and False, 20, "never")
+
+
+def test_sigint_first_so_that_a_child_can_finish_its_files(tmp_path: Path) -> None:
+    code = (
+        "import signal, sys, pathlib\n"
+        f"signal.signal(signal.SIGINT, lambda *_: (pathlib.Path({str(tmp_path / 'done')!r}).touch(), sys.exit(0)))\n"
+        "print('ready', flush=True)\nsignal.pause()"
+    )
+    heard: list[str] = []
+    with Supervisor(tmp_path) as supervisor:
+        child = supervisor.start("sim", python(code), on_line=lambda line: bool(heard.append(line)))
+        supervisor.wait_for(lambda: heard == ["ready"], 20, "ready")
+        assert supervisor.stop(child) == {"sim": 0}
+    assert (tmp_path / "done").exists()
+
+
+def test_stubborn_children_and_their_own_children_are_killed(tmp_path: Path) -> None:
+    inner = (
+        "import signal; [signal.signal(s, signal.SIG_IGN) for s in (2, 15)]; print('in', flush=True); signal.pause()"
+    )
+    code = (
+        "import signal, subprocess, sys\n"
+        "[signal.signal(s, signal.SIG_IGN) for s in (2, 15)]\n"
+        f"p = subprocess.Popen([sys.executable, '-c', {inner!r}])\nprint(p.pid, flush=True)\nsignal.pause()"
+    )
+    heard: list[str] = []
+    with Supervisor(tmp_path, stop_times=StopTimes(0.2, 0.2)) as supervisor:
+        child = supervisor.start("stubborn", python(code), on_line=lambda line: bool(heard.append(line)))
+        supervisor.wait_for(lambda: len(heard) == 2, 20, "both")
+        pids = [child.process.pid, *(int(line) for line in heard if line.isdigit())]
+        assert len(pids) == 2
+        assert all(map(exists, pids))
+    assert all(map(gone, pids))
+    assert child.process.returncode == -signal.SIGKILL
+
+
+def test_an_exception_in_the_block_leaves_no_child(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Supervisor(tmp_path, stop_times=QUICK) as supervisor:
+        child = supervisor.start("arm", python("import time; time.sleep(60)"))
+        raise ZeroDivisionError
+    assert gone(child.process.pid)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_and_the_handlers_come_back(tmp_path: Path, signum: signal.Signals) -> None:
+    before = signal.getsignal(signum)
+    with pytest.raises(Interrupted) as caught, Supervisor(tmp_path, stop_times=QUICK) as supervisor:
+        child = supervisor.start("arm", python("import time; time.sleep(60)"))
+        os.kill(os.getpid(), signum)
+        supervisor.wait_for(lambda: False, 20, "never")
+    assert caught.value.exit_code == 128 + signum
+    assert gone(child.process.pid)
+    assert signal.getsignal(signum) is before
+
+
+def test_a_second_signal_while_stopping_kills_at_once(tmp_path: Path) -> None:
+    code = "import signal; signal.signal(2, lambda *_: None); print('ready', flush=True)\nwhile True: signal.pause()"
+    heard: list[str] = []
+    started = time.monotonic()
+    with pytest.raises(Interrupted), Supervisor(tmp_path, stop_times=StopTimes(60, 60)) as supervisor:
+        child = supervisor.start("arm", python(code), on_line=lambda line: bool(heard.append(line)))
+        supervisor.wait_for(lambda: bool(heard), 20, "ready")
+        ask_twice = f"import os, time; os.kill({os.getpid()}, 2); time.sleep(1); os.kill({os.getpid()}, 2)"
+        asker = subprocess.Popen(python(ask_twice))
+        supervisor.wait_for(lambda: False, 20, "never")
+    asker.wait(20)
+    assert gone(child.process.pid)
+    assert time.monotonic() - started < 30
+
+
+def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\nfrom xvla_ros.evaluation.processes import Supervisor\nimport sys\n"
+        f"with Supervisor(Path({str(tmp_path)!r})) as s:\n"
+        "    child = s.start('arm', [sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "    print(child.process.pid, flush=True)\n    s.wait_for(lambda: False, None, 'never')\n"
+    )
+    with subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert exists(pid)
+        parent.kill()
+    assert gone(pid)
+
+
+def test_two_runs_get_two_domains_and_a_wanted_one_is_kept() -> None:
+    with free_domain() as first, free_domain() as second, free_domain(first) as wanted:
+        assert first != second
+        assert wanted == first
+        assert {first, second} <= set(range(1, 102))
+
+
+@pytest.mark.parametrize(
+    ("line", "verbose", "shown"),
+    [
+        ("[INFO] [1732300000.1] [xvla]: loading", True, "loading"),
+        ("[INFO] [1732300000.1] [xvla]: loading", False, None),
+        ("[WARN] [1732300000.1] [xvla]: no camera", False, "WARN: no camera"),
+        ("[ERROR] [1732300000.1] [xvla]: lost", False, "ERROR: lost"),
+        ("Traceback (most recent call last):", True, None),
+    ],
+)
+def test_what_of_a_line_is_shown(line: str, verbose: bool, shown: str | None) -> None:
+    assert line_to_show(line, verbose) == shown
