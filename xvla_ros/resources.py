@@ -1,0 +1,39 @@
+"""Where the files that come with the package lie: in the source tree, or installed by pip or colcon."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = "xvla_ros"
+
+
+def config_dir() -> Path:
+    """Return the folder of the shipped profiles, scenes and DDS settings.
+
+    A source tree (a clone, an editable install) comes first, so that an edit there takes effect at once; then the
+    ``share`` folder of the prefix this package is installed in; then that of the environment and of a sourced ROS.
+
+    Raises:
+        FileNotFoundError: the package was copied without its ``config`` folder.
+    """
+    tried = list(_candidates())
+    for folder in tried:
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"the config folder of {PACKAGE} was not found in any of: {', '.join(map(str, tried))}; "
+        "reinstall the package with pip or colcon"
+    )
+
+
+def _candidates() -> Iterator[Path]:
+    package = Path(__file__).parent  # not resolved: colcon --symlink-install links back to the source tree
+    if (package.parent / "pyproject.toml").is_file():
+        yield package.parent / "config"
+    prefixes = [*package.parents, Path(sys.prefix)]
+    prefixes += [Path(entry) for entry in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if entry]
+    for prefix in prefixes:
+        yield prefix / "share" / PACKAGE / "config"
