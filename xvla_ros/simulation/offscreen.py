@@ -1,0 +1,93 @@
+"""How MuJoCo draws without a window: EGL where it works, else OSMesa, else a message that says what to install."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any
+
+PACKAGES = {"egl": "libegl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
+OSMESA_LIBRARIES = ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")
+DISABLED = "disabled"
+
+
+class RenderingUnavailable(RuntimeError):
+    """No way to render without a window was found on this machine."""
+
+
+def choose() -> str:
+    """Sets ``MUJOCO_GL`` unless the user has set it, and returns its value.
+
+    Where nothing works it is ``disabled``: MuJoCo still imports and simulates; only rendering raises.
+    """
+    if not os.environ.get("MUJOCO_GL"):
+        os.environ["MUJOCO_GL"] = "egl" if _egl_has_a_display() else "osmesa" if _has_osmesa() else DISABLED
+    if os.environ["MUJOCO_GL"] == "egl":
+        # Mesa's software rasteriser keeps a pool of threads. Small images gain nothing from it: drawn in the calling
+        # thread they take the same time and a quarter less of a processor.
+        os.environ.setdefault("LP_NUM_THREADS", "0")
+    return os.environ["MUJOCO_GL"]
+
+
+def context(width: int, height: int) -> Any:
+    """A GL context of the chosen kind; it belongs to the thread that first makes it current.
+
+    Raises:
+        RenderingUnavailable: naming what was tried and the Debian packages to install.
+    """
+    kind = choose()
+    if kind == DISABLED:
+        raise RenderingUnavailable(
+            "cannot render: neither EGL nor OSMesa works on this machine; "
+            f"expected one of them; install Debian's {PACKAGES['egl']}, or {PACKAGES['osmesa']}"
+        )
+    try:
+        return _context_class(kind)(width, height)
+    except Exception as error:  # every backend fails in its own way: AttributeError, GLError, ImportError, OSError
+        wanted = PACKAGES.get(kind, f"{PACKAGES['egl']} and unset MUJOCO_GL")
+        raise RenderingUnavailable(
+            f"cannot render with MUJOCO_GL={kind}: {type(error).__name__}: {error}; install Debian's {wanted}"
+        ) from error
+
+
+def _context_class(kind: str) -> Any:
+    if kind == "egl":
+        from mujoco.egl import GLContext
+    elif kind == "osmesa":
+        from mujoco.osmesa import GLContext
+    else:
+        from mujoco import GLContext
+    return GLContext
+
+
+def _egl_has_a_display() -> bool:
+    """Whether an EGL device of this machine opens, asked of the library itself: PyOpenGL settles on one platform when
+    it is first imported, so that trying EGL through it would spoil OSMesa."""
+    try:
+        egl = ctypes.CDLL("libEGL.so.1")
+    except OSError:
+        return False
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    egl.eglGetProcAddress.argtypes = [ctypes.c_char_p]
+    query, display_of = (egl.eglGetProcAddress(n) for n in (b"eglQueryDevicesEXT", b"eglGetPlatformDisplayEXT"))
+    if not query or not display_of:
+        return False
+    devices, found = (ctypes.c_void_p * 16)(), ctypes.c_int(0)
+    query_devices = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(query)
+    if not query_devices(len(devices), devices, ctypes.byref(found)):
+        return False
+    get_display = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(display_of)
+    egl.eglInitialize.argtypes = [ctypes.c_void_p] * 3
+    egl_platform_device_ext = 0x313F
+    displays = (get_display(egl_platform_device_ext, devices[i], None) for i in range(found.value))
+    return any(bool(display) and bool(egl.eglInitialize(display, None, None)) for display in displays)
+
+
+def _has_osmesa() -> bool:
+    for library in OSMESA_LIBRARIES:
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            continue
+        return True
+    return False
