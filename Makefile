@@ -1,0 +1,70 @@
+# make demo | test | test-all | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
+# ROS_DISTRO=kilted make … uses the wheels of ROS 2 Kilted instead of Jazzy, in .venv-kilted.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ROS_DISTRO ?= jazzy
+export ROS_DISTRO
+
+ifeq ($(ROS_DISTRO),jazzy)
+  VENV := .venv
+  EXTRAS := ros,messages
+else ifeq ($(ROS_DISTRO),kilted)
+  VENV := .venv-kilted
+  EXTRAS := ros-kilted,messages-kilted
+else
+  $(error ROS_DISTRO is $(ROS_DISTRO), allowed: jazzy, kilted)
+endif
+EXTRAS := $(EXTRAS),sim,train,lerobot,dev
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+MESSAGE_SOURCES := $(wildcard msg/*.msg action/*.action launch/* scripts/* tools/*.cmake) \
+                   CMakeLists.txt package.xml setup.py
+# Messages are generated into the source tree, so their stamp lies there: the other distribution's build removes it.
+MESSAGES := xvla_ros/msg/.built-for-$(ROS_DISTRO)
+
+# A sourced ROS would be mixed with the wheels.
+unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
+
+.PHONY: demo test test-all lint venv clean
+.DELETE_ON_ERROR:
+
+demo: venv
+	$(BIN)/xvla demo
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+test-all: lint
+	$(BIN)/python -m pytest -q -m "slow or gpu or not slow"
+
+lint: venv
+	$(BIN)/ruff check -q
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/lint-imports --no-logo
+
+venv: $(VENV)/.dependencies $(MESSAGES)
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
+	@tools/system_packages.sh $(PYTHON)
+	@echo "== $(VENV): a virtual environment with $(TORCH)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "setuptools>=77" "$(TORCH)"
+	@touch $@
+
+$(VENV)/.dependencies: pyproject.toml | $(VENV)/.torch
+	@echo "== $(VENV): ROS 2 $(ROS_DISTRO) and the other packages from PyPI (a few minutes the first time)"
+	$(PIP) -C messages=off --no-build-isolation -e ".[$(EXTRAS)]"
+	@touch $@
+
+$(MESSAGES): $(MESSAGE_SOURCES) $(VENV)/.dependencies
+	@echo "== $(VENV): building the ROS messages"
+	$(PIP) --no-build-isolation --no-deps -e .
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info install log xvla_out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf xvla_ros/msg xvla_ros/action xvla_ros/*.so
+	find xvla_ros test launch -name __pycache__ -type d -prune -exec rm -rf {} +
