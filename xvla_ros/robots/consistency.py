@@ -1,0 +1,276 @@
+"""What must hold between the settings of a profile. Every check looks only at values that are valid by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec
+from xvla_ros.robots.problems import did_you_mean
+from xvla_ros.robots.schema import MAX_WAYPOINTS
+
+Finding = tuple[str, Any, str, str]  # key, value, expected, message
+ENTRY_POINT_GROUP = "xvla_ros.action_modes"
+RATE_TOLERANCE = 1.05  # 0.0333 s is meant to match 30 Hz
+
+
+class Draft:
+    """A profile as far as it is valid: ``get`` gives None for whatever is missing or was refused."""
+
+    def __init__(self, tree: Mapping[str, Any]) -> None:
+        self._tree = tree
+
+    def get(self, path: str) -> Any:
+        """Return the value at a dotted path, or None."""
+        node: Any = self._tree
+        for part in path.split("."):
+            if not isinstance(node, Mapping) or part not in node:
+                return None
+            node = node[part]
+        return node
+
+    def entries(self, section: str) -> dict[str, Any]:
+        """Return the named entries of a section, the unfinished ones too."""
+        return dict(self.get(f"{section}.by_name") or {})
+
+    def numbers(self, *paths: str) -> tuple[float, ...] | None:
+        """Return the numbers at ``paths``, or None when one is absent."""
+        values = [self.get(path) for path in paths]
+        return tuple(float(value) for value in values) if None not in values else None
+
+
+def find_action_spec(name: str) -> ActionSpec | None:
+    """Return the spec of an action mode, importing the package that offers it (entry point) if need be."""
+    if name not in ACTION_SPECS:
+        for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+            point.load()
+    return ACTION_SPECS.get(name)
+
+
+def contradictions(draft: Draft) -> Iterator[Finding]:
+    """Yield everything that contradicts across the fields of a profile."""
+    for check in CHECKS:
+        yield from check(draft)
+
+
+def _action_mode(draft: Draft) -> Iterator[Finding]:
+    name = draft.get("policy.action_mode")
+    if name is not None and find_action_spec(name) is None:
+        offered = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+        known = sorted(set(ACTION_SPECS) | offered)
+        message = f"action mode {name!r} is unknown{did_you_mean(name, known)}"
+        yield "policy.action_mode", name, "one of " + ", ".join(known), message
+
+
+def _orders(draft: Draft) -> Iterator[Finding]:
+    for section, key, entry in (
+        ("cameras", "slots", "camera"),
+        ("joints", "policy_order", "joint"),
+        ("commands", "groups", "command group"),
+        ("tools", "order", "tool"),
+    ):
+        order = draft.get(f"{section}.{key}")
+        if order is None:
+            continue
+        declared = draft.entries(section)
+        path = f"{section}.{key}"
+        allowed = "declared names: " + (", ".join(declared) or "none")
+        for name in dict.fromkeys(order):
+            if name not in declared:
+                yield path, name, allowed, f"{entry} {name!r} is not declared{did_you_mean(name, declared)}"
+            if order.count(name) > 1:
+                yield path, name, "each name once", f"{entry} {name!r} is listed {order.count(name)} times"
+        for name in declared:
+            if name not in order:
+                message = f"{entry} {name!r} is declared but not listed in {path}"
+                yield f"{section}.{name}", name, f"listed in {path}, or not declared", message
+
+
+def _cameras(draft: Draft) -> Iterator[Finding]:
+    slots = draft.get("cameras.slots") or ()
+    if slots and draft.get(f"cameras.by_name.{slots[0]}.required") is False:
+        message = f"camera {slots[0]!r} is view 0, which the language encoder reads, and cannot be optional"
+        yield f"cameras.{slots[0]}.required", False, "true for the first slot", message
+    seen: dict[str, str] = {}
+    for name, camera in draft.entries("cameras").items():
+        topic, transport = camera.get("topic"), camera.get("transport")
+        if topic is None:
+            continue
+        if topic in seen:
+            yield f"cameras.{name}.topic", topic, "a topic of its own", f"camera {seen[topic]!r} has the same topic"
+        seen.setdefault(topic, name)
+        if transport == "raw" and topic.endswith("/compressed"):
+            message = f"topic {topic} carries compressed images but transport is raw"
+            yield f"cameras.{name}.transport", transport, "compressed", message
+
+
+def _joints(draft: Draft) -> Iterator[Finding]:
+    seen: dict[tuple[str, str], str] = {}
+    for name, joint in draft.entries("joints").items():
+        key = f"joints.{name}"
+        if joint.get("scale") == 0:
+            yield f"{key}.scale", joint["scale"], "a number other than 0", "scale 0 loses the position"
+        lower, upper = joint.get("lower"), joint.get("upper")
+        if lower is not None and upper is not None and lower >= upper:
+            yield f"{key}.lower", lower, f"below upper ({upper:g})", f"lower {lower:g} is not below upper {upper:g}"
+        place = (joint.get("topic"), joint.get("name"))
+        if None in place:
+            continue
+        if place in seen:
+            message = f"joint {seen[place]!r} already stands for {place[1]!r} of {place[0]}"
+            yield f"{key}.name", place[1], "a joint of its own", message
+        seen.setdefault(place, name)
+
+
+def _width(draft: Draft) -> Iterator[Finding]:
+    spec, order = _spec(draft), draft.get("joints.policy_order")
+    if spec is None or order is None or spec.is_end_effector or spec.decoded_width is None:
+        return
+    if len(order) != spec.decoded_width:
+        message = f"action mode {spec.name} has {spec.decoded_width} channels but policy_order has {len(order)} joints"
+        yield "joints.policy_order", len(order), f"{spec.decoded_width} joints", message
+        return
+    if spec.gripper_is_probability:
+        yield from _gripper_ranges(draft, spec, order)
+
+
+def _gripper_ranges(draft: Draft, spec: ActionSpec, order: tuple[str, ...]) -> Iterator[Finding]:
+    for index in spec.gripper:
+        path = f"joints.by_name.{order[index]}"
+        numbers = draft.numbers(*(f"{path}.{key}" for key in ("lower", "upper", "scale", "offset")))
+        if numbers is None:
+            continue
+        lower, upper, scale, offset = numbers
+        ends = sorted((lower * scale + offset, upper * scale + offset))
+        if abs(ends[0]) > 0.02 or abs(ends[1] - 1.0) > 0.02:
+            expected = "scale and offset that take lower … upper to 0 … 1"
+            message = (
+                f"{order[index]!r} is gripper channel {index} of {spec.name}, a probability, "
+                f"but its limits become {ends[0]:.4g} … {ends[1]:.4g}"
+            )
+            yield f"joints.{order[index]}.scale", scale, expected, message
+
+
+def _tools(draft: Draft) -> Iterator[Finding]:
+    spec = _spec(draft)
+    for name, tool in draft.entries("tools").items():
+        yield from _tool(draft, name, tool)
+    if spec is None or not spec.is_end_effector:
+        return
+    arms = len(spec.gripper) or 1
+    count = len(draft.entries("tools"))
+    if not 1 <= count <= arms:
+        message = f"action mode {spec.name} moves tools, and {count} are declared"
+        yield "tools", count, f"1 to {arms} tools", message
+    if draft.get("policy.rot6d") == "":
+        message = f"action mode {spec.name} has rotations, and their layout is never guessed"
+        yield "policy.rot6d", "", "interleaved or columns, as the checkpoint was trained", message
+
+
+def _tool(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]:
+    low, high = tool.get("workspace_min"), tool.get("workspace_max")
+    if low is not None and high is not None and any(a >= b for a, b in zip(low, high, strict=True)):
+        message = f"workspace_min {list(low)} is not below workspace_max {list(high)} in every axis"
+        yield f"tools.{name}.workspace_min", list(low), f"below {list(high)}", message
+    gripper = tool.get("gripper") or {}
+    joint, order = gripper.get("joint"), draft.get("joints.policy_order")
+    if joint is not None and order is not None and joint not in order:
+        message = f"gripper joint {joint!r} is not in joints.policy_order{did_you_mean(joint, order)}"
+        yield f"tools.{name}.gripper.joint", joint, "one of " + ", ".join(order), message
+    for a, b in (("open_position", "closed_position"), ("open_value", "closed_value"), ("state_open", "state_closed")):
+        if gripper.get(a) is not None and gripper.get(a) == gripper.get(b):
+            yield f"tools.{name}.gripper.{a}", gripper[a], f"other than {b}", f"{a} and {b} are both {gripper[a]:g}"
+    above, below = gripper.get("close_above"), gripper.get("open_below")
+    if above is not None and below is not None and below > above:
+        message = f"open_below {below:g} is above close_above {above:g}"
+        yield f"tools.{name}.gripper.open_below", below, f"at most {above:g}", message
+
+
+def _commands(draft: Draft) -> Iterator[Finding]:
+    interface, spec = draft.get("commands.interface"), _spec(draft)
+    seen: dict[str, str] = {}
+    for name, group in draft.entries("commands").items():
+        topic = group.get("topic")
+        if topic is not None and topic in seen:
+            message = f"command group {seen[topic]!r} has the same topic"
+            yield f"commands.{name}.topic", topic, "a topic of its own", message
+        seen.setdefault(topic, name)
+    if interface == "pose":
+        yield from _pose_groups(draft, spec)
+    elif interface is not None:
+        yield from _joint_groups(draft, spec)
+
+
+def _pose_groups(draft: Draft, spec: ActionSpec | None) -> Iterator[Finding]:
+    if spec is not None and not spec.is_end_effector:
+        message = f"interface pose needs a tool-pose action mode, and {spec.name} has joints"
+        yield "commands.interface", "pose", "joint_trajectory, forward_command or joint_state", message
+    tools = draft.entries("tools")
+    for name, group in draft.entries("commands").items():
+        tool = group.get("tool")
+        if tool is not None and tool not in tools:
+            message = f"tool {tool!r} is not declared{did_you_mean(tool, tools)}"
+            yield f"commands.{name}.tool", tool, "one of the tools: " + (", ".join(tools) or "none"), message
+
+
+def _joint_groups(draft: Draft, spec: ActionSpec | None) -> Iterator[Finding]:
+    order = draft.get("joints.policy_order")
+    if order is None:
+        return
+    owners: dict[str, list[str]] = {}
+    for name, group in draft.entries("commands").items():
+        joints = group.get("joints")
+        if joints is not None and not joints:
+            yield f"commands.{name}.joints", [], "at least one joint", "the group commands no joint"
+        for joint in joints or ():
+            owners.setdefault(joint, []).append(name)
+            if joint not in order:
+                message = f"joint {joint!r} is not in joints.policy_order{did_you_mean(joint, order)}"
+                yield f"commands.{name}.joints", joint, "one of " + ", ".join(order), message
+    for joint, groups in owners.items():
+        if len(groups) > 1:
+            message = f"joint {joint!r} is commanded {len(groups)} times, in {', '.join(dict.fromkeys(groups))}"
+            yield f"commands.{groups[-1]}.joints", joint, "each joint in one group, once", message
+    complete = None not in [group.get("joints") for group in draft.entries("commands").values()]
+    if spec is None or spec.is_end_effector or not complete:
+        return
+    for joint in order:
+        if joint not in owners:
+            yield "commands.groups", joint, "every joint in a group", f"joint {joint!r} is commanded by no group"
+
+
+def _timing(draft: Draft) -> Iterator[Finding]:
+    lead, lookahead, rate = (draft.get(f"timing.{key}") for key in ("lead", "lookahead", "command_rate"))
+    dt, offset = draft.get("policy.waypoint_dt"), draft.get("policy.first_waypoint_offset")
+    if None not in (lead, lookahead) and lead >= lookahead:
+        message = f"lead {lead:g} s is not before lookahead {lookahead:g} s"
+        yield "timing.lead", lead, f"below lookahead ({lookahead:g} s)", message
+    elif None not in (lead, lookahead, rate) and (lookahead - lead) * rate < 2.0:
+        message = f"lead to lookahead, {lookahead - lead:g} s, is less than two periods of {rate:g} Hz"
+        yield "timing.lookahead", lookahead, f"at least {lead + 2.0 / rate:.3g} s, or a higher rate", message
+    if None not in (dt, offset, lookahead) and lookahead >= offset + (MAX_WAYPOINTS - 1) * dt:
+        horizon = offset + (MAX_WAYPOINTS - 1) * dt
+        message = f"lookahead {lookahead:g} s is beyond any chunk: {MAX_WAYPOINTS} waypoints of {dt:g} s"
+        yield "timing.lookahead", lookahead, f"below {horizon:.3g} s", message
+    single = draft.get("commands.interface") in ("forward_command", "joint_state", "pose")
+    if single and None not in (rate, dt) and 1.0 / rate > dt * RATE_TOLERANCE:
+        message = f"one setpoint every {1.0 / rate:.3g} s skips waypoints {dt:g} s apart"
+        yield "timing.command_rate", rate, f"at least {1.0 / dt:.3g} Hz", message
+
+
+def _spec(draft: Draft) -> ActionSpec | None:
+    name = draft.get("policy.action_mode")
+    return None if name is None else ACTION_SPECS.get(name)
+
+
+CHECKS: tuple[Callable[[Draft], Iterator[Finding]], ...] = (
+    _action_mode,
+    _orders,
+    _cameras,
+    _joints,
+    _width,
+    _tools,
+    _commands,
+    _timing,
+)

@@ -1,0 +1,192 @@
+"""A robot's profile: everything that differs between two arms, read from YAML or from node parameters.
+
+A profile file is a ROS 2 parameters file, ``/**: ros__parameters: <robot>: {…}``; it may hold several robots, and
+several files merge. The settings are declared in ``schema``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from xvla_ros.model.action_specs import ActionSpec, action_spec
+from xvla_ros.model.data import Embodiment
+from xvla_ros.resources import config_dir
+from xvla_ros.robots.parameter_file import read_parameter_file
+from xvla_ros.robots.problems import Problem, ProfileError, did_you_mean
+from xvla_ros.robots.schema import (
+    NAME_PATTERN,
+    Cameras,
+    Commands,
+    Joints,
+    PolicySettings,
+    Section,
+    Smoothing,
+    Timing,
+    Tool,
+    Tools,
+    setting,
+)
+from xvla_ros.robots.validation import find_problems
+
+SCHEMA_VERSION = 1
+
+
+class Profile(Section):
+    """One robot, validated and frozen. Settings are attributes: ``profile.policy.waypoint_dt``."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(populate_by_name=True)
+
+    name: str = Field(json_schema_extra={"internal": True})
+    source: Path | None = Field(None, json_schema_extra={"internal": True})
+    schema_version: Literal[1] = setting(description="Version of this schema.")
+    instruction: str = setting(
+        "", changeable=True, description="What to do until an instruction arrives on the topic; empty waits for one."
+    )
+    policy: PolicySettings = setting(description="The policy.")
+    cameras: Cameras = setting(description="The cameras.")
+    joints: Joints = setting(description="The joints.")
+    tool_section: Tools = setting(Tools(), alias="tools", description="The tools, for tool-pose action modes.")
+    commands: Commands = setting(description="The commands.")
+    timing: Timing = setting(Timing(), description="Rates and time limits.")
+    smoothing: Smoothing = setting(Smoothing(), description="How chunks follow each other.")
+
+    @property
+    def tools(self) -> dict[str, Tool]:
+        """The tools by name, in the order of the policy's vectors."""
+        return {name: self.tool_section.by_name[name] for name in self.tool_section.order}
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        """What each channel of the robot's actions means."""
+        return action_spec(self.policy.action_mode)
+
+    def embodiment(self) -> Embodiment:
+        """Return the extract of the profile that goes with every observation into the policy."""
+        policy = self.policy
+        return Embodiment(
+            robot=self.name,
+            domain_id=policy.domain_id,
+            action_mode=policy.action_mode,
+            slots=self.cameras.slots,
+            waypoint_dt=policy.waypoint_dt,
+            first_waypoint_offset=policy.first_waypoint_offset,
+            denoising_steps=policy.denoising_steps,
+            image_pipeline=policy.image_pipeline,
+            rot6d=policy.rot6d or "interleaved",
+        )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the settings as a profile file holds them under the robot's name."""
+        mapping: dict[str, Any] = _plain(self.model_dump(by_alias=True, exclude={"name", "source"}))
+        return mapping
+
+    @classmethod
+    def from_mapping(cls, name: str, raw: Any, *, file: str = "", source: Path | None = None) -> Profile:
+        """Return the profile of the robot called ``name`` from its settings as read.
+
+        Raises:
+            ProfileError: naming everything that is wrong, in ``file``.
+        """
+        problems = find_problems(cls, raw, robot=name, file=file)
+        if problems:
+            raise ProfileError(problems)
+        return cls.model_validate({**raw, "name": name, "source": source})
+
+    @classmethod
+    def from_parameters(cls, name: str, values: Mapping[str, Any]) -> Profile:
+        """Return the profile of the robot called ``name`` from ROS parameters.
+
+        ``values`` maps dotted paths, with or without the robot's name in front, to plain values; arrays of any kind
+        count as lists.
+
+        Raises:
+            ProfileError: naming everything that is wrong.
+        """
+        tree: dict[str, Any] = {}
+        for path, value in values.items():
+            *sections, last = path.removeprefix(f"{name}.").split(".")
+            node = tree
+            for section in sections:
+                node = node.setdefault(section, {})
+            node[last] = value if isinstance(value, bool | int | float | str) else list(value)
+        return cls.from_mapping(name, tree, file="node parameters")
+
+
+def _plain(value: Any) -> Any:
+    """Undo ``by_name`` and tuples: a mapping as it stands in a file."""
+    if isinstance(value, dict):
+        plain = {key: _plain(item) for key, item in value.items() if key != "by_name"}
+        return plain | {key: _plain(item) for key, item in value.get("by_name", {}).items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def load_profile(name_or_file: str | Path) -> dict[str, Profile]:
+    """Return the profiles of a file, or the one of a shipped robot, by the robots' names.
+
+    Raises:
+        ProfileError: when there is no such robot or file, or naming everything that is wrong with it.
+    """
+    path = Path(name_or_file)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return load_profiles([path])
+    name = str(name_or_file)
+    for path in shipped_files():
+        if name in read_parameter_file(path).robots:
+            return {name: load_profiles([path])[name]}
+    known = [robot for path in shipped_files() for robot in read_parameter_file(path).robots]
+    message = f"robot {name!r} is unknown{did_you_mean(name, known)}"
+    problem = Problem(str(config_dir()), name, name, f"one of {', '.join(known)}, or the path of a .yaml file", message)
+    raise ProfileError([problem])
+
+
+def load_profiles(names_or_files: Iterable[str | Path]) -> dict[str, Profile]:
+    """Return the profiles of several files and shipped robots, merged.
+
+    Raises:
+        ProfileError: naming everything that is wrong in any of them, and every robot that comes twice.
+    """
+    profiles: dict[str, Profile] = {}
+    origin: dict[str, str] = {}
+    problems: list[Problem] = []
+    for item in names_or_files:
+        loaded, found = _load_one(item)
+        problems += found
+        for name, profile in loaded.items():
+            if name in origin:
+                message = f"robot {name!r} is also in {origin[name]}"
+                problems.append(Problem(str(item), name, name, "each robot in one file", message))
+            origin.setdefault(name, str(item))
+            profiles[name] = profile
+    if problems:
+        raise ProfileError(problems)
+    return profiles
+
+
+def shipped_files() -> list[Path]:
+    """Return the profile files that come with the package."""
+    return [path for path in sorted(config_dir().glob("*.yaml")) if read_parameter_file(path).robots]
+
+
+def _load_one(item: str | Path) -> tuple[dict[str, Profile], list[Problem]]:
+    path = Path(item)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        try:
+            return load_profile(item), []
+        except ProfileError as error:
+            return {}, error.problems
+    content = read_parameter_file(path)
+    problems, profiles = list(content.problems), {}
+    for name, raw in content.robots.items():
+        if not re.match(NAME_PATTERN, name):
+            message = f"{name!r} cannot be a robot's name: it is part of topic names"
+            problems.append(Problem(str(path), name, name, "letters, digits and single underscores", message))
+        try:
+            profiles[name] = Profile.from_mapping(name, raw, file=str(path), source=path)
+        except ProfileError as error:
+            problems += error.problems
+    return profiles, problems

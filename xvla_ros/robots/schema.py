@@ -1,0 +1,246 @@
+"""The schema of a robot's profile: type, unit, range, default and description of every setting, said once.
+
+Node parameters with their descriptors, validation messages and the table in docs/reference/profile.md come from here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+TOPIC_PATTERN = r"^(/[A-Za-z](_?[A-Za-z0-9])*_?)+$"
+NAME_PATTERN = r"^[A-Za-z](_?[A-Za-z0-9])*$"
+MAX_WAYPOINTS = 512  # the transformer's position embedding has 512 rows, so no chunk is longer
+
+Topic = Annotated[str, StringConstraints(pattern=TOPIC_PATTERN)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Xyz = Annotated[tuple[float, float, float], Field(strict=False)]
+
+
+def setting(
+    default: Any = ..., *, description: str, unit: str = "", changeable: bool = False, **constraints: Any
+) -> Any:
+    """Declare one setting: its default (none: required), unit, bounds and whether a running node lets it change."""
+    extra: dict[str, Any] = {"unit": unit, "changeable": changeable}
+    return Field(default, description=description, json_schema_extra=extra, **constraints)
+
+
+class Section(BaseModel):
+    """Part of a profile. Unknown keys and wrong types are refused; an integer passes for a float."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class NamedSection(Section):
+    """A section that holds settings of its own and, beside them, entries under names the user chooses (``by_name``)."""
+
+    order_key: ClassVar[str]
+    entry: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_entries(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or set(raw) <= set(cls.model_fields):
+            return raw
+        own = {key: value for key, value in raw.items() if key in cls.model_fields and key != "by_name"}
+        return own | {"by_name": {key: value for key, value in raw.items() if key not in own}}
+
+
+class PolicySettings(Section):
+    """The policy that drives the robot, and how its vectors are to be read."""
+
+    checkpoint: str = setting(
+        "", description="Folder or hub id of the checkpoint; empty is the policy shipped with xvla_ros."
+    )
+    revision: str = setting("", description="Branch, tag or commit of a hub checkpoint; empty is its default branch.")
+    action_mode: str = setting(description="Name of the action mode: what each channel of an action means.")
+    domain_id: int = setting(
+        ge=0, le=65535, description="Row of the checkpoint's soft prompts that stands for this robot."
+    )
+    waypoint_dt: float = setting(gt=0.0, le=10.0, unit="s", description="Time between two waypoints of a chunk.")
+    first_waypoint_offset: float = setting(
+        ge=0.0, le=10.0, unit="s", description="Time from the observation to the first waypoint."
+    )
+    denoising_steps: int = setting(
+        10, ge=1, le=100, changeable=True, description="Steps of flow matching from noise to an action."
+    )
+    rot6d: Literal["", "interleaved", "columns"] = setting(
+        "",
+        description="Order of the six rotation numbers: interleaved, identity [1,0,0,1,0,0], or columns, identity "
+        "[1,0,0,0,1,0]. Tool-pose modes must say it; joint modes leave it empty.",
+    )
+    image_pipeline: Literal["squash", "letterbox"] = setting(
+        description="How a picture becomes 224×224: squash (bicubic, original checkpoints) or letterbox (bilinear with "
+        "padding, LeRobot checkpoints)."
+    )
+    proprio_source: Literal["measured", "commanded"] = setting(
+        "measured", description="Whether the state fed to the policy is the measured or the commanded one."
+    )
+
+
+class Camera(Section):
+    """One camera."""
+
+    topic: Topic = setting(description="Topic of the images; with transport compressed, that of the compressed images.")
+    transport: Literal["raw", "compressed"] = setting(
+        "raw", description="sensor_msgs/Image (raw) or sensor_msgs/CompressedImage (compressed)."
+    )
+    required: bool = setting(
+        True, description="Without a required camera the robot holds; an optional one that is absent masks its slot."
+    )
+    max_age: float = setting(0.2, gt=0.0, le=60.0, unit="s", description="Older frames are stale.")
+
+
+class Cameras(NamedSection):
+    """The cameras by name, and the order of their views."""
+
+    order_key: ClassVar[str] = "slots"
+    entry: ClassVar[str] = "camera"
+
+    slots: Names = setting(
+        min_length=1, description="Cameras in the order of the policy's views; view 0 passes the language encoder."
+    )
+    by_name: dict[str, Camera] = setting(description="The cameras.")
+
+
+class Joint(Section):
+    """One joint. The policy sees position · scale + offset; limits are in ROS units (rad or m)."""
+
+    topic: Topic = setting(description="Topic of the sensor_msgs/JointState that carries this joint.")
+    name: str = setting(min_length=1, description="The joint's name in that message and in its commands.")
+    scale: float = setting(1.0, ge=-1e6, le=1e6, description="Policy units per rad or m; not zero.")
+    offset: float = setting(0.0, ge=-1e6, le=1e6, description="Policy value at position zero.")
+    lower: float = setting(ge=-1e3, le=1e3, unit="rad or m", description="Lowest position commanded.")
+    upper: float = setting(ge=-1e3, le=1e3, unit="rad or m", description="Highest position commanded.")
+    max_velocity: float = setting(
+        gt=0.0, le=1e3, unit="rad/s or m/s", changeable=True, description="Highest speed commanded."
+    )
+    max_acceleration: float = setting(
+        gt=0.0, le=1e4, unit="rad/s² or m/s²", changeable=True, description="Highest acceleration commanded."
+    )
+
+
+class Joints(NamedSection):
+    """The joints by the policy's names, and their order in its vectors."""
+
+    order_key: ClassVar[str] = "policy_order"
+    entry: ClassVar[str] = "joint"
+
+    policy_order: Names = setting(
+        min_length=1,
+        description="Joints in the order of the policy's state and action; in tool-pose modes, those of the arms and "
+        "grippers in any fixed order.",
+    )
+    by_name: dict[str, Joint] = setting(description="The joints.")
+
+    @property
+    def ordered(self) -> tuple[Joint, ...]:
+        """The joints in policy order."""
+        return tuple(self.by_name[name] for name in self.policy_order)
+
+
+class Gripper(Section):
+    """How the gripper channel of a tool-pose mode becomes a joint position."""
+
+    joint: str = setting(min_length=1, description="The gripper's joint, by its policy name.")
+    rule: Literal["binary", "linear"] = setting(
+        "binary", description="binary: open or closed with hysteresis; linear: in proportion to the channel."
+    )
+    open_position: float = setting(ge=-1e3, le=1e3, unit="rad or m", description="Joint position of the open gripper.")
+    closed_position: float = setting(
+        ge=-1e3, le=1e3, unit="rad or m", description="Joint position of the closed gripper."
+    )
+    open_value: float = setting(0.0, ge=-1e3, le=1e3, description="Channel value of an action that means open.")
+    closed_value: float = setting(1.0, ge=-1e3, le=1e3, description="Channel value of an action that means closed.")
+    state_open: float = setting(0.0, ge=-1e3, le=1e3, description="Channel value of the state when open.")
+    state_closed: float = setting(1.0, ge=-1e3, le=1e3, description="Channel value of the state when closed.")
+    close_above: float = setting(
+        0.8, ge=0.0, le=1.0, description="Binary rule: closes above this share of the way from open to closed."
+    )
+    open_below: float = setting(0.5, ge=0.0, le=1.0, description="Binary rule: opens below this share.")
+
+
+class Tool(Section):
+    """One arm's tool, for modes whose actions are tool poses."""
+
+    urdf: str = setting("", description="URDF file of the arm; empty takes the robot_description topic.")
+    base_link: str = setting(min_length=1, description="Link in whose frame the policy's poses are given.")
+    tip_link: str = setting(min_length=1, description="Link whose pose the policy means.")
+    frame: str = setting("", description="frame_id of published poses; empty is base_link.")
+    policy_rpy: Xyz = setting(
+        (0.0, 0.0, 0.0),
+        unit="rad",
+        description="Fixed-axis roll, pitch, yaw of D: the policy's rotation is that of tip_link times D transposed.",
+    )
+    workspace_min: Xyz = setting(unit="m", description="Lowest corner of the box the tool stays in, in base_link.")
+    workspace_max: Xyz = setting(unit="m", description="Highest corner of that box.")
+    gripper: Gripper = setting(description="The tool's gripper.")
+
+
+class Tools(NamedSection):
+    """The tools by name, and their order in the policy's vectors."""
+
+    order_key: ClassVar[str] = "order"
+    entry: ClassVar[str] = "tool"
+
+    order: Names = setting((), description="Tools in the order of the policy's vectors.")
+    by_name: dict[str, Tool] = setting({}, description="The tools.")
+
+
+class Group(Section):
+    """Joints or a tool commanded on one topic."""
+
+    topic: Topic = setting(description="Topic of the commands; its message type follows from the interface.")
+    joints: Names = setting((), description="Joints commanded there, by policy name, in the controller's order.")
+    tool: str = setting("", description="Interface pose: the tool commanded there.")
+
+
+class Commands(NamedSection):
+    """How the robot is commanded."""
+
+    order_key: ClassVar[str] = "groups"
+    entry: ClassVar[str] = "command group"
+
+    interface: Literal["joint_trajectory", "forward_command", "joint_state", "pose"] = setting(
+        description="joint_trajectory (trajectory_msgs/JointTrajectory), forward_command (std_msgs/Float64MultiArray), "
+        "joint_state (sensor_msgs/JointState) or pose (geometry_msgs/PoseStamped)."
+    )
+    groups: Names = setting(min_length=1, description="Names of the command groups.")
+    by_name: dict[str, Group] = setting(description="The command groups.")
+
+
+class Timing(Section):
+    """Rates, the window of published points, and when something counts as lost."""
+
+    command_rate: float = setting(
+        30.0, gt=0.0, le=1000.0, unit="Hz", description="Rate at which commands are published."
+    )
+    lead: float = setting(0.05, gt=0.0, le=10.0, unit="s", description="Published points begin this long after now.")
+    lookahead: float = setting(
+        0.5,
+        gt=0.0,
+        le=30.0,
+        unit="s",
+        description="Published points end this long after now; a dead node stops the arm by then.",
+    )
+    observation_timeout: float = setting(
+        0.3, gt=0.0, le=60.0, unit="s", description="Without a complete observation for this long, the robot holds."
+    )
+    inference_timeout: float = setting(
+        2.0, gt=0.0, le=600.0, unit="s", description="Without an answer of the policy for this long, the robot holds."
+    )
+    clock_timeout: float = setting(
+        1.0, gt=0.0, le=60.0, unit="s", description="Sim time that stands still for this long is a reason to hold."
+    )
+    controller_timeout: float = setting(
+        0.5, gt=0.0, le=60.0, unit="s", description="A controller without subscription for this long is lost."
+    )
+
+
+class Smoothing(Section):
+    """How a new chunk takes over from the previous one."""
+
+    method: Literal["switch"] = setting(
+        "switch", description="switch: the newest chunk replaces the older one from its first usable waypoint."
+    )
