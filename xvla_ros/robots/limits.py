@@ -1,0 +1,46 @@
+"""The limits of a robot's joints as arrays, for the checks that run at every command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.robots.profile import Profile
+
+
+@dataclass(frozen=True)
+class JointLimits:
+    """Limits of J joints in policy order.
+
+    Attributes:
+        joints: J policy joint names.
+        lower, upper: float64 [J], rad or m.
+        max_velocity: float64 [J], rad/s or m/s.
+        max_acceleration: float64 [J], rad/s² or m/s².
+    """
+
+    joints: tuple[str, ...]
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    max_velocity: NDArray[np.float64]
+    max_acceleration: NDArray[np.float64]
+
+
+def joint_limits(profile: Profile) -> JointLimits:
+    """Return the joint limits of ``profile``; the arrays are read-only."""
+    joints = profile.joints.ordered
+    return JointLimits(
+        joints=profile.joints.policy_order,
+        lower=_frozen([joint.lower for joint in joints]),
+        upper=_frozen([joint.upper for joint in joints]),
+        max_velocity=_frozen([joint.max_velocity for joint in joints]),
+        max_acceleration=_frozen([joint.max_acceleration for joint in joints]),
+    )
+
+
+def _frozen(values: list[float]) -> NDArray[np.float64]:
+    array = np.array(values, dtype=np.float64)
+    array.setflags(write=False)
+    return array
