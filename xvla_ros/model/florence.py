@@ -1,0 +1,144 @@
+"""Florence-2 as X-VLA uses it: DaViT, projector and BART encoder, from transformers' native classes.
+
+``Florence2Model.forward`` is never called: it wants image placeholders in the text, and its decoder would be 0.2 B
+parameters for nothing. Works with transformers 4.57 and 5.x, which differ in what the vision tower returns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import TextConfig, VisionConfig, XvlaConfig
+
+
+class LanguageEncoder(nn.Module):
+    """Holds the BART encoder under the name native checkpoints give it, ``language_model.encoder``."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        from transformers.models.bart.modeling_bart import BartEncoder
+
+        self.encoder = BartEncoder(_bart_config(config))
+
+
+class FlorenceEncoder(nn.Module):
+    """Images and text → features for the soft-prompted transformer.
+
+    Args:
+        config: of the whole network; ``vision`` and ``text`` are read.
+    """
+
+    def __init__(self, config: XvlaConfig) -> None:
+        super().__init__()
+        from transformers.models.florence2.modeling_florence2 import (
+            Florence2MultiModalProjector,
+            Florence2VisionBackbone,
+        )
+
+        florence = _florence_config(config)
+        self.vision_tower = Florence2VisionBackbone(florence.vision_config)
+        self.multi_modal_projector = Florence2MultiModalProjector(florence)
+        self.language_model = LanguageEncoder(config.text)
+        self.width = config.vision.projection_dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights, to which images are cast."""
+        return self.multi_modal_projector.image_projection.weight.dtype
+
+    def vision_grid(self, images: Tensor) -> Tensor:
+        """Run DaViT: [N, 3, H, W] normalised pixels → [N, C, h, w], stride 32 for the published network."""
+        output = self.vision_tower(images.to(self.dtype))
+        if isinstance(output, Tensor):
+            return output
+        grid: Tensor = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+        return grid
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Encode images one by one: [N, 3, H, W] → [N, 1 + h·w, width], the mean token first."""
+        features: Tensor = self.multi_modal_projector(self.vision_grid(images))
+        return features
+
+    def view_features(self, images: Tensor, image_mask: Tensor) -> Tensor:
+        """Encode the views of a batch; a masked view costs nothing and gives exact zeros.
+
+        Args:
+            images: [B, V, 3, H, W].
+            image_mask: bool [B, V], False where there is no image.
+
+        Returns:
+            [B, V, 1 + h·w, width].
+        """
+        batch, views = image_mask.shape
+        seen = image_mask.flatten()
+        features = self.image_features(images.flatten(0, 1)[seen])
+        placed = features.new_zeros(batch * views, *features.shape[1:])
+        placed[seen] = features
+        return placed.view(batch, views, *features.shape[1:])
+
+    def forward(self, images: Tensor, image_mask: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode what the robot sees and was told.
+
+        Args:
+            images: [B, V, 3, H, W] normalised pixels.
+            image_mask: bool [B, V].
+            input_ids: int64 [B, L]. Padding is attended, as in training: L belongs to the checkpoint.
+
+        Returns:
+            The language encoder's output over [view 0 | text], [B, n + L, width], and the features of the other views,
+            which skip it, [B, (V-1)·n, width].
+        """
+        views = self.view_features(images, image_mask)
+        encoder = self.language_model.encoder
+        tokens = torch.cat([views[:, 0], encoder.embed_tokens(input_ids)], dim=1)
+        mixed: Tensor = encoder(inputs_embeds=tokens, attention_mask=None)[0]
+        return mixed, views[:, 1:].flatten(1, 2)
+
+
+def cosine_positions(length: int, width: int) -> Tensor:
+    """Rebuild the projector's constant temporal table, float32 [length, width]; sines even, cosines odd.
+
+    It is a buffer, so a network made on the meta device and filled from a file without it would keep garbage.
+    """
+    half = width // 2
+    rates = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / half))
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+def _florence_config(config: XvlaConfig) -> Any:
+    from transformers.models.florence2.configuration_florence2 import Florence2Config
+
+    return Florence2Config(
+        vision_config=_vision_dict(config.vision),
+        # The decoder is never built from this; one layer keeps the object valid.
+        text_config={"model_type": "bart", **_text_dict(config.text), "decoder_layers": 1},
+    )
+
+
+def _vision_dict(vision: VisionConfig) -> dict[str, Any]:
+    lists = ("embed_dim", "depths", "num_heads", "num_groups", "patch_size", "patch_stride", "patch_padding")
+    scalars = ("window_size", "drop_path_rate", "projection_dim", "max_position_embeddings", "max_temporal_embeddings")
+    return {
+        "model_type": "florence_vision",
+        **{name: list(getattr(vision, name)) for name in (*lists, "patch_prenorm")},
+        **{name: getattr(vision, name) for name in scalars},
+    }
+
+
+def _text_dict(text: TextConfig) -> dict[str, Any]:
+    names = (
+        "vocab_size", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim",
+        "max_position_embeddings", "dropout", "attention_dropout", "activation_dropout", "activation_function",
+        "scale_embedding", "pad_token_id", "bos_token_id", "eos_token_id",
+    )  # fmt: skip
+    return {name: getattr(text, name) for name in names}
+
+
+def _bart_config(text: TextConfig) -> Any:
+    from transformers.models.bart.configuration_bart import BartConfig
+
+    return BartConfig(**_text_dict(text), decoder_layers=1, encoder_layerdrop=0.0)

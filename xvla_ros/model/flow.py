@@ -1,0 +1,166 @@
+"""Flow matching in X-VLA's form: the network predicts the clean action, in training and in every sampling step.
+
+Source: X-VLA (arXiv 2510.10274) and the published code. Shapes: B batch, T waypoints, D action width, P state width.
+All of it runs in float32 whatever the precision of the network. Rows of a batch may differ in action mode and domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .action_modes import ActionMode, Losses
+from .network import XvlaNetwork
+from .transformer import Context
+
+# The published code keeps t just below one, so that no row is pure noise twice.
+TIME_CEILING = 1.0 - 1e-5
+
+Modes = Sequence[ActionMode]
+StepHook = Callable[[int, Tensor], None]
+
+
+def training_times(batch: int, offset: Tensor) -> Tensor:
+    """Spread the times of a batch evenly over [0, 1): offset [1] in 0..1 → [B]."""
+    spread = torch.arange(batch, device=offset.device, dtype=offset.dtype) / batch
+    return (offset + spread) % TIME_CEILING
+
+
+def interpolate(noise: Tensor, action: Tensor, t: Tensor) -> Tensor:
+    """The point between noise (t = 1) and action (t = 0): [B, T, D], [B, T, D], [B] → [B, T, D]."""
+    t = t[:, None, None]
+    return noise * t + action * (1.0 - t)
+
+
+def flow_loss(
+    network: XvlaNetwork,
+    context: Context,
+    state: Tensor,
+    action: Tensor,
+    modes: Modes,
+    *,
+    offset: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Losses]:
+    """Score the network on clean chunks.
+
+    Args:
+        network, context: as for ``sample``.
+        state: [B, P], normalised and padded.
+        action: [B, T, D], normalised and padded.
+        modes: one per row.
+        offset: [1] in 0..1, drawn if None; noise: [B, T, D], drawn if None.
+
+    Returns:
+        The total, plain sum of the terms, and the terms by name. Where modes are mixed a term counts by its share of
+        the rows and is called ``mode.term``.
+    """
+    noise = torch.randn_like(action) if noise is None else noise
+    offset = torch.rand(1, device=action.device) if offset is None else offset
+    t = training_times(len(action), offset)
+    seen_state, seen_action = preprocess(modes, state, interpolate(noise, action, t))
+    predicted = network.transformer(seen_action, seen_state, t, context)
+    return loss_terms(modes, predicted, action)
+
+
+def loss_terms(modes: Modes, predicted: Tensor, target: Tensor) -> tuple[Tensor, Losses]:
+    """Sum the modes' losses over a batch; see ``flow_loss``."""
+    groups = _groups(modes)
+    if len(groups) == 1:
+        terms = modes[0].loss(predicted, target)
+    else:
+        terms = {
+            f"{mode.name}.{name}": term * (len(rows) / len(modes))
+            for mode, rows in groups
+            for name, term in mode.loss(predicted[rows], target[rows]).items()
+        }
+    return torch.stack(list(terms.values())).sum(), terms
+
+
+@torch.no_grad()
+def sample(
+    network: XvlaNetwork,
+    context: Context,
+    state: Tensor,
+    noise: Tensor,
+    modes: Modes,
+    *,
+    steps: int = 10,
+    prefix: tuple[Tensor, Tensor] | None = None,
+    on_step: StepHook | None = None,
+) -> Tensor:
+    """Draw a chunk: start from noise, predict the clean action, go part of the way, again.
+
+    Not an Euler integration: every step starts from the same noise. Call ``postprocess`` on what comes back.
+
+    Args:
+        network: in evaluation mode.
+        context: from ``network.encode``, of the same rows.
+        state: [B, P] normalised and padded.
+        noise: float32 [B, T, D].
+        modes: one per row.
+        steps: evaluations of the network, at least 1.
+        prefix: (Y, W): an earlier chunk's clean action at this chunk's times, [B, T, D], normalised and padded, and
+            its weights 0..1, [B, T] or [B, T, D]. After every evaluation ``a ← W·Y + (1 − W)·a``, except for gripper
+            channels, which are logits in the network and values in Y.
+        on_step: called with (step index, raw head output) after each evaluation, before the clamp.
+
+    Returns:
+        The raw clean action, float32 [B, T, D].
+
+    Raises:
+        ValueError: if ``steps`` is below 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}, expected at least 1")
+    clamp = _clamp(prefix, modes) if prefix is not None else None
+    action = torch.zeros_like(noise)
+    for index in range(steps):
+        t = torch.full((len(noise),), (steps - index) / steps, device=noise.device, dtype=noise.dtype)
+        seen_state, seen_action = preprocess(modes, state, interpolate(noise, action, t))
+        action = network.transformer(seen_action, seen_state, t, context).to(noise.dtype)
+        if on_step is not None:
+            on_step(index, action)
+        if clamp is not None:
+            committed, weight = clamp
+            action = weight * committed + (1.0 - weight) * action
+    return action
+
+
+def _clamp(prefix: tuple[Tensor, Tensor], modes: Modes) -> tuple[Tensor, Tensor]:
+    committed, weight = prefix
+    if weight.dim() == 2:
+        weight = weight[..., None]
+    weight = weight.expand(committed.shape).clone()
+    for row, mode in enumerate(modes):
+        weight[row][:, list(mode.spec.gripper)] = 0.0
+        weight[row][:, mode.decoded_width :] = 0.0
+    return committed, weight
+
+
+def preprocess(modes: Modes, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply each row's mode to its state [B, P] and noisy action [B, T, D]."""
+    groups = _groups(modes)
+    if len(groups) == 1:
+        return modes[0].preprocess(state, action)
+    seen_state, seen_action = state.clone(), action.clone()
+    for mode, rows in groups:
+        seen_state[rows], seen_action[rows] = mode.preprocess(state[rows], action[rows])
+    return seen_state, seen_action
+
+
+def postprocess(modes: Modes, raw: Tensor) -> list[Tensor]:
+    """Decode each row of a raw output [B, T, D] by its mode: B actions [T, decoded width]."""
+    return [mode.postprocess(row) for mode, row in zip(modes, raw, strict=True)]
+
+
+def _groups(modes: Modes) -> list[tuple[ActionMode, list[int]]]:
+    """Rows by mode, in order of first appearance."""
+    rows: dict[str, list[int]] = {}
+    first: dict[str, ActionMode] = {}
+    for index, mode in enumerate(modes):
+        first.setdefault(mode.name, mode)
+        rows.setdefault(mode.name, []).append(index)
+    return [(first[name], indices) for name, indices in rows.items()]

@@ -1,0 +1,176 @@
+"""Weights from safetensors files into a network, tensor by tensor, and back.
+
+A network is built without memory, every tensor is copied once out of the mapped file in the precision it will run in,
+and mappings are dropped on the way, so loading peaks at the size of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .config import XvlaConfig
+from .keymap import Place, native_place, published_place
+from .network import XvlaNetwork, meta_network, part_dtype, unmaterialised
+from .problems import CheckpointError, Problem
+from .tensor_files import FLOATS, WEIGHTS, StoredTensor, stored_tensors
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Pages of a mapped file count as memory until the mapping goes; it is renewed after this many bytes.
+_MAPPED_AT_ONCE = 64 * 2**20
+
+Placed = dict[str, tuple[Place, StoredTensor]]
+
+
+def load_network(
+    folder: Path, config: XvlaConfig, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> XvlaNetwork:
+    """Build the network of ``folder`` in evaluation mode.
+
+    Args:
+        folder: with model.safetensors or its shards.
+        config: what its config.json says; state width and number of domains are read off the weights instead.
+        device: where the weights go.
+        dtype: precision to run in; the config's if None.
+
+    Raises:
+        CheckpointError: naming every key that is missing, unknown or of the wrong shape.
+    """
+    placed, problems = place_tensors(stored_tensors(folder))
+    config = config_from_weights(config, {name: shape_of(place, stored) for name, (place, stored) in placed.items()})
+    try:
+        network = meta_network(config)
+    except KeyError as error:
+        known = Problem("config.json", "action_mode", config.action_mode, None, str(error.args[0]))
+        raise CheckpointError(str(folder), [known, *problems]) from None
+    problems += misfits(network, placed)
+    if problems:
+        raise CheckpointError(str(folder), problems)
+    run_dtype = DTYPES[config.dtype] if dtype is None else dtype
+    for name, tensor in _copies(placed, torch.device(device), run_dtype):
+        assign(network, name, tensor)
+    for name in unmaterialised(network):
+        raise CheckpointError(str(folder), [Problem(WEIGHTS, name, None, "a tensor", "is missing")])
+    return network.to(device).eval()
+
+
+def place_tensors(stored: Mapping[str, StoredTensor]) -> tuple[Placed, list[Problem]]:
+    """Sort stored tensors by the name they have in our network; leave out what X-VLA does not use."""
+    placed: Placed = {}
+    problems = []
+    for key, tensor in stored.items():
+        place = native_place(key)
+        if place is None or (place.is_alias and place.name in placed):
+            continue
+        earlier = placed.get(place.name)
+        if earlier is not None and not earlier[0].is_alias:
+            message = f"is the same weight as {earlier[1].key}"
+            problems.append(Problem(tensor.file.name, key, None, "one of the two", message))
+        elif tensor.dtype not in FLOATS:
+            problems.append(Problem(tensor.file.name, key, tensor.dtype, " or ".join(FLOATS), "has the wrong dtype"))
+        placed[place.name] = (place, tensor)
+    return placed, problems
+
+
+def shape_of(place: Place, stored: StoredTensor) -> tuple[int, ...]:
+    """Shape the tensor has once it lies as our network wants it."""
+    return tuple(reversed(stored.shape)) if place.transposed else stored.shape
+
+
+def config_from_weights(config: XvlaConfig, shapes: Mapping[str, tuple[int, ...]]) -> XvlaConfig:
+    """Take from the weights what config.json is known to misstate: state width P and number of domains.
+
+    ``P = fc.shape[1] / hidden − D − dim_time``. Shapes that give no whole P leave the config as it is, and the check
+    of shapes then names them.
+    """
+    encoder, decoder = shapes.get("transformer.action_encoder.fc.weight"), shapes.get("transformer.action_decoder.bias.weight")
+    if encoder is None or decoder is None or len(encoder) != 2 or len(decoder) != 2:
+        return config
+    width, rest = divmod(encoder[1], config.hidden_size)
+    state = width - decoder[1] - config.dim_time
+    if rest or state < 0:
+        return config
+    return replace(config, state_dim=state, num_domains=encoder[0])
+
+
+def misfits(network: nn.Module, placed: Placed) -> list[Problem]:
+    """Name every tensor the network lacks, does not know, or has in another shape."""
+    wanted = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    optional = {name: tuple(buffer.shape) for name, buffer in network.named_buffers()}
+    problems = [
+        Problem(WEIGHTS, published_place(name).name, None, shape, "is missing")
+        for name, shape in wanted.items()
+        if name not in placed
+    ]
+    for name, (place, stored) in placed.items():
+        shape = wanted.get(name, optional.get(name))
+        if shape is None:
+            problems.append(Problem(stored.file.name, stored.key, stored.shape, None, "is no weight of this network"))
+        elif shape != shape_of(place, stored):
+            expected = tuple(reversed(shape)) if place.transposed else shape
+            problems.append(Problem(stored.file.name, stored.key, stored.shape, expected, "has the wrong shape"))
+    return problems
+
+
+def _copies(placed: Placed, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Read tensors in the order of their bytes, each copied out of the mapping in its final precision."""
+    by_file: dict[Path, list[tuple[str, Place, StoredTensor]]] = {}
+    for name, (place, stored) in placed.items():
+        by_file.setdefault(stored.file, []).append((name, place, stored))
+    for path, entries in by_file.items():
+        for batch in _batches(sorted(entries, key=lambda entry: entry[2].start)):
+            yield from _read_batch(path, batch, device, dtype)
+
+
+def _batches(entries: Iterable[tuple[str, Place, StoredTensor]]) -> Iterator[list[tuple[str, Place, StoredTensor]]]:
+    batch: list[tuple[str, Place, StoredTensor]] = []
+    size = 0
+    for entry in entries:
+        batch.append(entry)
+        size += entry[2].nbytes
+        if size >= _MAPPED_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _read_batch(
+    path: Path, batch: list[tuple[str, Place, StoredTensor]], device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for name, place, stored in batch:
+            mapped = file.get_tensor(stored.key)
+            source = mapped.t() if place.transposed else mapped
+            # A copy even where nothing changes: a mapped weight would break when the file is replaced.
+            copy = torch.empty(source.shape, dtype=part_dtype(name, dtype), device=device)
+            yield name, copy.copy_(source)
+            del mapped, source
+
+
+def assign(network: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put ``tensor`` in the place of the parameter or buffer ``name``."""
+    path, _, leaf = name.rpartition(".")
+    module = network.get_submodule(path)
+    if leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(tensor)
+    else:
+        module._buffers[leaf] = tensor
+
+
+def save_weights(network: XvlaNetwork, path: Path) -> None:
+    """Write the network under the published names, in the precision it has, as one safetensors file."""
+    from safetensors.torch import save_file
+
+    state = {}
+    for name, tensor in network.state_dict().items():
+        place = published_place(name)
+        stored = tensor.detach().cpu()
+        state[place.name] = (stored.t() if place.transposed else stored).contiguous()
+    save_file(state, path, metadata={"format": "pt"})
