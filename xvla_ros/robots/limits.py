@@ -27,17 +27,17 @@ class JointLimits:
     max_velocity: NDArray[np.float64]
     max_acceleration: NDArray[np.float64]
 
-
-def joint_limits(profile: Profile) -> JointLimits:
-    """Return the joint limits of ``profile``; the arrays are read-only."""
-    joints = profile.joints.ordered
-    return JointLimits(
-        joints=profile.joints.policy_order,
-        lower=_frozen([joint.lower for joint in joints]),
-        upper=_frozen([joint.upper for joint in joints]),
-        max_velocity=_frozen([joint.max_velocity for joint in joints]),
-        max_acceleration=_frozen([joint.max_acceleration for joint in joints]),
-    )
+    @classmethod
+    def of(cls, profile: Profile) -> JointLimits:
+        """Return the limits of a profile's joints; the arrays are read-only."""
+        joints = profile.joints.ordered
+        return cls(
+            joints=profile.joints.policy_order,
+            lower=_frozen([joint.lower for joint in joints]),
+            upper=_frozen([joint.upper for joint in joints]),
+            max_velocity=_frozen([joint.max_velocity for joint in joints]),
+            max_acceleration=_frozen([joint.max_acceleration for joint in joints]),
+        )
 
 
 def _frozen(values: list[float]) -> NDArray[np.float64]:

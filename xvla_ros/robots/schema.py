@@ -244,3 +244,10 @@ class Smoothing(Section):
     method: Literal["switch"] = setting(
         "switch", description="switch: the newest chunk replaces the older one from its first usable waypoint."
     )
+    execute: float = setting(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        changeable=True,
+        description="Share of a chunk's duration that is executed before the next is asked for; 0 asks at once.",
+    )

@@ -59,7 +59,7 @@ def bounds(field: FieldInfo) -> tuple[float | None, float | None]:
     return low, high
 
 
-def range_text(field: FieldInfo) -> str:
+def _range_text(field: FieldInfo) -> str:
     """Return the range of a number as ``(0, 10]``, or nothing for a setting without one."""
     low, high = bounds(field)
     if low is None or high is None:
@@ -95,8 +95,8 @@ def allowed_text(field: FieldInfo) -> str:
     if any(getattr(item, "pattern", None) == TOPIC_PATTERN for item in field.metadata):
         return "an absolute ROS topic such as /front/image_raw"
     text = type_text(field)
-    if range_text(field):
-        text += f" in {range_text(field)}"
+    if _range_text(field):
+        text += f" in {_range_text(field)}"
     if any(isinstance(item, MinLen) for item in field.metadata):
         text += " that is not empty"
     return text + (f", {unit_of(field)}" if unit_of(field) else "")
