@@ -1,0 +1,130 @@
+"""Plots of a run, each as the bytes of a PNG."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xvla_ros.evaluation.recorder import Recording, StatusRecord
+
+if TYPE_CHECKING:
+    from xvla_ros.robots.profile import Profile
+
+MEASURED, COMMANDED, PREDICTED, LIMIT = "#1273b8", "#e07b00", "#b4bcc8", "#c42e3a"
+STATES = {"running": "#2ea060", "holding": "#d68a18", "stopped": "#ce3a3a", "inactive": "#8d97a5"}
+DOTS_PER_INCH = 130
+LEAST_SPAN = 0.1  # rad or m: below, a plot would magnify noise
+MOST_CHUNKS = 60
+
+
+def joint_plot(joint: str, recording: Recording, profile: Profile) -> bytes:
+    """Position of one joint (rad or m) over the run: measured, commanded, predicted, and the limits that are near."""
+    figure, axes = _figure(4.4, 2.3)
+    order = profile.joints.policy_order
+    column = order.index(joint)
+    step = max(1, len(recording.chunks) // MOST_CHUNKS)
+    for chunk in recording.chunks[::step]:
+        if chunk.position is not None:
+            axes.plot(chunk.time, chunk.position[:, column], color=PREDICTED, lw=0.7, alpha=0.6, zorder=1)
+    measured, commanded = recording.measured[joint], recording.commanded[joint]
+    axes.plot(measured.time, measured.position, color=MEASURED, lw=1.6, zorder=3)
+    axes.plot(commanded.time, commanded.position, color=COMMANDED, lw=1.2, ls=(0, (4, 2)), zorder=4)
+    axes.set_xlim(min(0.0, -0.02 * recording.duration), max(recording.duration, 1e-3))
+    low, high = _span(np.concatenate([measured.position[measured.time >= 0], commanded.position]))
+    limits = profile.joints.by_name[joint]
+    for value in (limits.lower, limits.upper):
+        if low - 0.3 * (high - low) <= value <= high + 0.3 * (high - low):
+            axes.axhline(value, color=LIMIT, lw=1.0)
+            low, high = min(low, value), max(high, value)
+    axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+    axes.set_title(joint.replace("_", " "), loc="left", fontsize=10)
+    axes.set_xlabel("s")
+    return _png(figure)
+
+
+def status_plot(recording: Recording) -> bytes:
+    """States of the policy as a coloured bar, arrivals of chunks as ticks below."""
+    figure, axes = _figure(8.8, 1.5)
+    for begin, end, status in _spans(recording):
+        axes.barh(1, end - begin, left=begin, height=0.8, color=STATES.get(status.state, "#444444"))
+        if status.reason and end - begin > 0.08 * max(recording.duration, 1e-3):
+            words = status.reason.replace("_", " ")
+            axes.text((begin + end) / 2, 1, words, ha="center", va="center", fontsize=8, color="white")
+    arrivals = [chunk.received for chunk in recording.chunks]
+    axes.plot(arrivals, np.zeros(len(arrivals)), "|", ms=11, color=MEASURED)
+    axes.set_yticks([0, 1], ["chunks", "state"])
+    axes.set_ylim(-0.6, 1.6)
+    axes.set_xlim(0.0, max(recording.duration, 1e-3))
+    axes.set_xlabel("s since the first command")
+    axes.grid(False)
+    seen = [state for state in STATES if any(status.state == state for _, _, status in _spans(recording))]
+    handles = [_patch(STATES[state], state) for state in seen]
+    if handles:
+        place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(handles)}
+        axes.legend(handles=handles, frameon=False, fontsize=8, **place)
+    return _png(figure)
+
+
+def latency_plot(recording: Recording) -> bytes:
+    """Inference time of every chunk over the run."""
+    figure, axes = _figure(8.8, 2.2)
+    values = [chunk.inference_ms for chunk in recording.chunks]
+    axes.plot([chunk.received for chunk in recording.chunks], values, "o", ms=3.5, color=MEASURED)
+    if values:
+        median = float(np.median(values))
+        axes.axhline(median, color=COMMANDED, lw=1.0)
+        axes.text(1.005, median, "median", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("s since the first command")
+    axes.set_ylabel("ms")
+    return _png(figure)
+
+
+def _spans(recording: Recording) -> list[tuple[float, float, StatusRecord]]:
+    """Stretches of equal state and reason within the run: begin, end, and the report that opened them."""
+    spans: list[tuple[float, float, StatusRecord]] = []
+    for status in recording.statuses:
+        time = min(max(status.time, 0.0), recording.duration)
+        if spans and (spans[-1][2].state, spans[-1][2].reason) == (status.state, status.reason):
+            continue
+        if spans:
+            spans[-1] = (spans[-1][0], time, spans[-1][2])
+        spans.append((time, recording.duration, status))
+    return [span for span in spans if span[1] > span[0]]
+
+
+def _span(values: Any) -> tuple[float, float]:
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return -LEAST_SPAN, LEAST_SPAN
+    low, high = float(finite.min()), float(finite.max())
+    room = max(0.0, LEAST_SPAN - (high - low)) / 2
+    return low - room, high + room
+
+
+def _patch(colour: str, label: str) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(color=colour, label=label)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # not pyplot: it would look for a display
+
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+    axes = figure.add_subplot()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.label.set_fontsize(8)
+    axes.yaxis.label.set_fontsize(8)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,255 @@
+"""A watched run as arrays: what was measured, commanded, predicted and reported, on one time axis.
+
+The records come from ``nodes.watch_node`` by way of ``nodes.recording``; no rclpy here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.nodes.recording import RecordingReader
+
+if TYPE_CHECKING:
+    from xvla_ros.robots.profile import Profile
+
+NANOSECONDS = 1e9
+# Encoder noise and servo hum stay below this; without it, standing still for an hour would count as travel.
+TRAVEL_DEADBAND = 1e-3
+
+
+class RecordingError(RuntimeError):
+    """The recording lacks something the report must say."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A joint over time: ``time`` float64 [N] in s since the first command, ``position`` float64 [N] in rad or m."""
+
+    time: NDArray[np.float64]
+    position: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ChunkRecord:
+    """One predicted chunk.
+
+    Attributes:
+        received: s since the first command (the very first chunks come before it: negative).
+        time: float64 [T], when each waypoint is due, s since the first command.
+        position: float64 [T, J] in rad or m, joints in policy order; None where actions are tool poses.
+        inference_ms: wall time of the forward pass.
+    """
+
+    received: float
+    time: NDArray[np.float64]
+    position: NDArray[np.float64] | None
+    inference_ms: float
+
+
+@dataclass(frozen=True)
+class StatusRecord:
+    """A report of the policy: ``time`` in s since the first command, the rest as in PolicyStatus."""
+
+    time: float
+    state: str
+    reason: str
+    detail: str
+    instruction: str
+    chunks: int
+    trajectories: int
+    dropped_chunks: int
+    holds: int
+    limited_points: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Where one encoded camera picture lies: ``time`` in s since the first command."""
+
+    camera: str
+    time: float
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One run of one robot, from its first command to its end.
+
+    Attributes:
+        start: ROS time of the first command in ns; 0 when none came.
+        duration: s of ROS time from the first command to the last record.
+        trajectories: commands seen on each command topic.
+        diagnostics: the policy's newest diagnostic values.
+    """
+
+    start: int
+    duration: float
+    measured: dict[str, Series]
+    commanded: dict[str, Series]
+    chunks: tuple[ChunkRecord, ...]
+    statuses: tuple[StatusRecord, ...]
+    trajectories: dict[str, int]
+    diagnostics: dict[str, str]
+    pictures: tuple[Picture, ...] = field(repr=False)
+
+
+def read_recording(folder: Path, profile: Profile, duration: float | None = None) -> Recording:
+    """Read the recording in ``folder``.
+
+    Args:
+        duration: leave out what came later than this many seconds after the first command.
+    """
+    with RecordingReader(folder) as reader:
+        return gather(list(reader.new()), profile, duration)
+
+
+def gather(records: Iterable[Mapping[str, Any]], profile: Profile, duration: float | None = None) -> Recording:
+    """Sort records into arrays; see :func:`read_recording`."""
+    by_kind: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        by_kind[record["kind"]].append(record)
+    commands = by_kind["command"]
+    start = commands[0]["time"] if commands else 0
+    last = max((records[-1]["time"] for records in by_kind.values()), default=start)
+    length = max(0.0, (last - start) / NANOSECONDS) if start else 0.0
+    length = length if duration is None else min(length, duration)
+    end = start + length * NANOSECONDS if start else float("inf")
+
+    def until_end(kind: str) -> list[Mapping[str, Any]]:
+        return [record for record in by_kind[kind] if record["time"] <= end]
+
+    commands = until_end("command")
+    diagnostics = until_end("diagnostics") or by_kind["diagnostics"]
+    return Recording(
+        start=start,
+        duration=length,
+        measured=_measured(until_end("joints"), profile, start),
+        commanded=_commanded(commands, profile, start),
+        chunks=tuple(_chunk(record, profile, start) for record in until_end("chunk")),
+        statuses=tuple(_status(record, start) for record in until_end("status")),
+        trajectories={
+            group: sum(record["topic"] == profile.commands.by_name[group].topic for record in commands)
+            for group in profile.commands.groups
+        },
+        diagnostics=dict(diagnostics[-1]["values"]) if diagnostics else {},
+        pictures=tuple(
+            Picture(record["camera"], (record["stamp"] - start) / NANOSECONDS, record) for record in until_end("image")
+        ),
+    )
+
+
+def travel(series: Series, deadband: float = TRAVEL_DEADBAND) -> float:
+    """Length of the way one joint went: the sum of its movements, counted in steps of at least ``deadband``.
+
+    A movement counts once the joint is ``deadband`` away from where the last counted movement ended.
+    """
+    total = 0.0
+    if not series.position.size:
+        return total
+    anchor = float(series.position[0])
+    for position in series.position.tolist():
+        step = abs(position - anchor)
+        if step >= deadband:
+            total += step
+            anchor = position
+    return total
+
+
+def joint_travel(recording: Recording, profile: Profile) -> dict[str, float]:
+    """Way the joints of each command group went, in rad: the sum over its joints, grippers left out.
+
+    A group that holds nothing but grippers counts those. Only what was measured after the first command counts.
+    """
+    ways = {}
+    skipped = grippers(profile)
+    for group in profile.commands.groups:
+        joints = profile.commands.by_name[group].joints
+        counted = [joint for joint in joints if joint not in skipped] or list(joints)
+        ways[group] = sum(travel(_after_start(recording.measured[joint])) for joint in counted)
+    return ways
+
+
+def grippers(profile: Profile) -> frozenset[str]:
+    """Policy names of the joints that are grippers, by the action mode or the tools of the profile."""
+    spec = profile.action_spec
+    if spec.is_end_effector:
+        return frozenset(tool.gripper.joint for tool in profile.tools.values())
+    order = profile.joints.policy_order
+    return frozenset(order[index] for index in spec.gripper if index < len(order))
+
+
+def _after_start(series: Series) -> Series:
+    later = series.time >= 0.0
+    return Series(series.time[later], series.position[later])
+
+
+def _measured(records: list[Mapping[str, Any]], profile: Profile, start: int) -> dict[str, Series]:
+    samples = _Samples(profile)
+    for record in records:
+        samples.add(record["topic"], (record["stamp"] - start) / NANOSECONDS, record["names"], record["positions"])
+    return samples.series()
+
+
+def _commanded(records: list[Mapping[str, Any]], profile: Profile, start: int) -> dict[str, Series]:
+    """The first point of every command, at the time it was due: together they are the path asked for."""
+    topics = {}
+    for group in profile.commands.groups:
+        command = profile.commands.by_name[group]
+        for joint in command.joints:
+            topics[(command.topic, profile.joints.by_name[joint].name)] = joint
+    samples = _Samples(profile, topics)
+    for record in records:
+        for offset, positions in record["points"][:1]:
+            time = (record["time"] - start) / NANOSECONDS + offset
+            samples.add(record["topic"], time, record["names"], positions)
+    return samples.series()
+
+
+class _Samples:
+    """Collects positions by policy name from messages that name joints as ROS does."""
+
+    def __init__(self, profile: Profile, joints: dict[tuple[str, str], str] | None = None) -> None:
+        by_name = profile.joints.by_name
+        self._joints = joints or {(by_name[j].topic, by_name[j].name): j for j in profile.joints.policy_order}
+        self._values: dict[str, list[tuple[float, float]]] = {name: [] for name in profile.joints.policy_order}
+
+    def add(self, topic: str, time: float, names: list[str], positions: list[float | None]) -> None:
+        for name, position in zip(names, positions, strict=False):
+            joint = self._joints.get((topic, name))
+            if joint is not None and position is not None:
+                self._values[joint].append((time, position))
+
+    def series(self) -> dict[str, Series]:
+        arrays = {name: np.array(sorted(values), dtype=float).reshape(-1, 2) for name, values in self._values.items()}
+        return {name: Series(array[:, 0], array[:, 1]) for name, array in arrays.items()}
+
+
+def _chunk(record: Mapping[str, Any], profile: Profile, start: int) -> ChunkRecord:
+    return ChunkRecord(
+        received=(record["time"] - start) / NANOSECONDS,
+        time=(record["stamp"] - start) / NANOSECONDS + np.array(record["times"], dtype=float),
+        position=_chunk_positions(record, profile),
+        inference_ms=float(record["inference_ms"]),
+    )
+
+
+def _chunk_positions(record: Mapping[str, Any], profile: Profile) -> NDArray[np.float64] | None:
+    joints = profile.joints.ordered
+    if profile.action_spec.is_end_effector or record["width"] < len(joints):
+        return None
+    actions = np.array(record["actions"], dtype=float).reshape(-1, record["width"])[:, : len(joints)]
+    scale, offset = (np.array([getattr(joint, key) for joint in joints]) for key in ("scale", "offset"))
+    positions: NDArray[np.float64] = (actions - offset) / scale
+    return positions
+
+
+def _status(record: Mapping[str, Any], start: int) -> StatusRecord:
+    fields = {name: record[name] for name in StatusRecord.__dataclass_fields__ if name != "time"}
+    return StatusRecord(time=(record["time"] - start) / NANOSECONDS, **fields)

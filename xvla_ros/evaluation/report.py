@@ -1,0 +1,191 @@
+"""The figures of a run: drawn up from its recording, written as ``report.json``, told on the console.
+
+The page for people, ``report.html``, is made in ``page``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xvla_ros.evaluation.recorder import Recording, RecordingError, joint_travel
+
+if TYPE_CHECKING:
+    from xvla_ros.robots.profile import Profile
+
+SCHEMA_VERSION = 1
+UNTRAINED = "untrained"
+_NUMBERS = ("p50", "p95", "p99", "max")
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """A distribution in four numbers, all in ms."""
+
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Percentiles:
+        """The percentiles of ``values``; NaN where there are none."""
+        if not values:
+            return cls(math.nan, math.nan, math.nan, math.nan)
+        p50, p95, p99 = np.percentile(values, (50, 95, 99)).tolist()
+        return cls(p50, p95, p99, float(max(values)))
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Pictures of one camera between the first and the last that the policy received."""
+
+    sent: int
+    received: int
+
+    @property
+    def dropped(self) -> int:
+        """Pictures that were sent and not received."""
+        return self.sent - self.received
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run amounted to. Units: duration in s of ROS time, travel in rad (m for a prismatic gripper group)."""
+
+    robot: str
+    checkpoint: str
+    trained: bool
+    seed: int
+    instruction: str
+    duration: float
+    chunks: int
+    trajectories: int
+    joint_travel_rad: dict[str, float]
+    frames: dict[str, Frames]
+    holds: int
+    inference_ms: Percentiles
+    overhead_ms: Percentiles
+    real_time_factor: float
+
+    @property
+    def label(self) -> str:
+        """One word on the weights: "trained", or "untrained" where they are random."""
+        return "trained" if self.trained else UNTRAINED
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return what ``report.json`` holds."""
+        frames = self.frames.values()
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "robot": self.robot,
+            "checkpoint": self.checkpoint,
+            "trained": self.trained,
+            "weights": self.label,
+            "seed": self.seed,
+            "instruction": self.instruction,
+            "duration": round(self.duration, 3),
+            "chunks": self.chunks,
+            "trajectories": self.trajectories,
+            "joint_travel_rad": {group: round(way, 4) for group, way in self.joint_travel_rad.items()},
+            "frames_sent": sum(count.sent for count in frames),
+            "frames_received": sum(count.received for count in frames),
+            "frames_dropped": sum(count.dropped for count in frames),
+            "holds": self.holds,
+            "inference_ms": _finite(asdict(self.inference_ms)),
+            "overhead_ms": _finite(asdict(self.overhead_ms)),
+            "real_time_factor": round(self.real_time_factor, 3),
+        }
+
+
+def make_report(recording: Recording, profile: Profile, sent: Mapping[str, Any], seed: int) -> Report:
+    """Draw up the report of a recording.
+
+    Args:
+        sent: the statistics file of the simulation: ``stamps`` {camera: [ns of every frame sent]} and
+            ``real_time_factor``.
+
+    Raises:
+        RecordingError: the policy never said what it is (no diagnostics), or no command was recorded.
+    """
+    values = recording.diagnostics
+    if "trained" not in values:
+        raise RecordingError(
+            "the policy node sent no diagnostics that say whether its weights are trained; "
+            "expected /diagnostics with the key 'trained' once a second"
+        )
+    if not recording.start:
+        raise RecordingError("no command was recorded, so there is no run to report")
+    last = recording.statuses[-1] if recording.statuses else None
+    return Report(
+        robot=profile.name,
+        checkpoint=values.get("checkpoint", ""),
+        trained=values["trained"] == "true",
+        seed=seed,
+        instruction=last.instruction if last else "",
+        duration=recording.duration,
+        chunks=len(recording.chunks),
+        trajectories=sum(recording.trajectories.values()),
+        joint_travel_rad=joint_travel(recording, profile),
+        frames=count_frames(values, sent.get("stamps", {}), tuple(profile.cameras.slots)),
+        holds=last.holds if last else 0,
+        inference_ms=Percentiles.of([chunk.inference_ms for chunk in recording.chunks]),
+        overhead_ms=Percentiles(**{name: float(values.get(f"overhead_ms_{name}", "nan")) for name in _NUMBERS}),
+        real_time_factor=float(sent.get("real_time_factor", math.nan)),
+    )
+
+
+def count_frames(
+    diagnostics: Mapping[str, str], stamps: Mapping[str, Sequence[int]], cameras: Sequence[str]
+) -> dict[str, Frames]:
+    """Count, per camera, what was sent while the policy listened and what of it arrived.
+
+    Only frames between the first and the last stamp the policy received count: before, it was not there yet.
+    """
+    counts = {}
+    for camera in cameras:
+        received = int(diagnostics.get(f"frames_received/{camera}", "0"))
+        first, last = (int(diagnostics.get(f"{which}_stamp/{camera}", "0")) for which in ("first", "last"))
+        sent = sum(first <= stamp <= last for stamp in stamps.get(camera, ())) if received else 0
+        counts[camera] = Frames(sent, received)
+    return counts
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Write ``report.json``."""
+    path.write_text(json.dumps(report.to_mapping(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def summary(report: Report) -> str:
+    """Return the short table that ends a demo on the console."""
+    frames = report.to_mapping()
+    dropped = 100.0 * frames["frames_dropped"] / max(1, frames["frames_sent"])
+    rows = [
+        ("weights", "trained" if report.trained else "untrained: random weights, the motion means nothing"),
+        ("measured", f"{report.duration:.1f} s of simulated time at {report.real_time_factor:.2f} of real time"),
+        ("chunks", str(report.chunks)),
+        ("trajectories", str(report.trajectories)),
+        *((f"travel {group}", f"{way:.2f} rad") for group, way in report.joint_travel_rad.items()),
+        ("frames", f"{frames['frames_received']} of {frames['frames_sent']} received, {dropped:.1f} % dropped"),
+        ("holds", str(report.holds)),
+        ("inference", _in_words(report.inference_ms)),
+        ("overhead", _in_words(report.overhead_ms)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _in_words(values: Percentiles) -> str:
+    if math.isnan(values.p50):
+        return "not measured"
+    return f"median {values.p50:.1f} ms, 99 % below {values.p99:.1f} ms, at most {values.max:.1f} ms"
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: round(value, 3) if math.isfinite(value) else None for name, value in values.items()}

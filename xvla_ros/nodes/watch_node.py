@@ -1,0 +1,239 @@
+"""The node ``xvla_watch``: writes down what one robot, its policy and its cameras do, for the film and the report.
+
+It measures from the first command for ``duration`` seconds of ROS time, then ends by itself. Every line it prints that
+starts with ``PROGRESS`` is followed by one JSON object (``recording.read_progress``).
+
+Joint states, commands, chunks and status are received one by one. Cameras and ``/clock`` are polled instead: they live
+in a second node that no executor spins, with a depth of one, so that only the frames kept for the film are ever copied
+into Python, and the policy keeps its processor time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from trajectory_msgs.msg import JointTrajectory
+
+from xvla_ros.nodes import qos
+from xvla_ros.nodes.recording import PROGRESS, RecordingWriter
+
+if TYPE_CHECKING:
+    from xvla_ros.robots.profile import Profile
+
+PROGRESS_PERIOD = 0.25
+NANOSECONDS = 1_000_000_000
+JPEG_QUALITY = 92
+LATEST = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
+# Deeper than what the publishers keep: the watcher may be late, the count must not be.
+EVERY = QoSProfile(depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
+
+
+class WatchNode(Node):  # type: ignore[misc]
+    """Records one robot of one policy node.
+
+    Args:
+        profile: the robot.
+        folder: receives the recording.
+        duration: seconds of ROS time to go on after the first command.
+        film_rate: pictures kept per second and camera.
+        policy: absolute name of the policy node.
+    """
+
+    def __init__(self, profile: Profile, folder: Path, duration: float, film_rate: float, policy: str) -> None:
+        # Imported here: the generated messages need the built package, and a plain import of this module does not.
+        from xvla_ros.msg import ActionChunk, PolicyStatus
+
+        super().__init__("xvla_watch")
+        self.done = False
+        self._duration = int(duration * NANOSECONDS)
+        self._writer = RecordingWriter(folder)
+        self._robot = profile.name
+        self._now = 0
+        self._start = 0
+        self._counts = {"chunks": 0, "trajectories": 0}
+        self._status: dict[str, str] = {"state": "", "reason": "", "detail": ""}
+        for topic in sorted({joint.topic for joint in profile.joints.by_name.values()}):
+            self.create_subscription(JointState, topic, partial(self._on_joints, topic), qos.SENSOR)
+        for group in profile.commands.groups:
+            topic = profile.commands.by_name[group].topic
+            self.create_subscription(JointTrajectory, topic, partial(self._on_command, topic), EVERY)
+        base = f"{policy}/{profile.name}"
+        self.create_subscription(ActionChunk, f"{base}/action_chunk", self._on_chunk, EVERY)
+        self.create_subscription(PolicyStatus, f"{base}/status", self._on_status, qos.LATCHED)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, EVERY)
+        self._polled = _Polled(profile, self.get_logger())
+        steady = rclpy.clock.Clock(clock_type=rclpy.clock.ClockType.STEADY_TIME)
+        self.create_timer(1.0 / film_rate, self._keep_pictures, clock=steady)
+        self.create_timer(PROGRESS_PERIOD, self._tell_progress, clock=steady)
+
+    def close(self) -> None:
+        """Finish the files and free both nodes."""
+        self._writer.close()
+        self._polled.destroy_node()
+        self.destroy_node()
+
+    def _time(self) -> int:
+        self._now = max(self._now, self._polled.clock())
+        return self._now
+
+    def _on_joints(self, topic: str, message: Any) -> None:
+        positions = [value if math.isfinite(value) else None for value in message.position]
+        stamp = _nanoseconds(message.header.stamp)
+        names = list(message.name)
+        self._writer.add("joints", self._time(), topic=topic, stamp=stamp, names=names, positions=positions)
+
+    def _on_command(self, topic: str, message: Any) -> None:
+        now = self._time()
+        points = [[_seconds(p.time_from_start), list(p.positions)] for p in message.points]
+        self._start = self._start or now
+        self._counts["trajectories"] += 1
+        horizon = points[-1][0] if points else 0.0
+        names = list(message.joint_names)
+        self._writer.add("command", now, topic=topic, names=names, points=points[:2], horizon=horizon)
+
+    def _on_chunk(self, message: Any) -> None:
+        self._counts["chunks"] += 1
+        self._writer.add(
+            "chunk",
+            self._time(),
+            stamp=_nanoseconds(message.header.stamp),
+            times=list(message.times),
+            width=message.width,
+            actions=[round(value, 5) if math.isfinite(value) else None for value in message.actions],
+            inference_ms=message.inference_ms,
+            instruction=message.instruction,
+            action_mode=message.action_mode,
+        )
+
+    def _on_status(self, message: Any) -> None:
+        self._status = {"state": message.state, "reason": message.reason, "detail": message.detail}
+        counts = ("chunks", "trajectories", "dropped_chunks", "holds", "limited_points")
+        self._writer.add(
+            "status",
+            self._time(),
+            **self._status,
+            instruction=message.instruction,
+            **{name: int(getattr(message, name)) for name in counts},
+        )
+
+    def _on_diagnostics(self, message: Any) -> None:
+        for status in message.status:
+            if status.name.endswith(f"xvla: {self._robot}"):
+                values = {item.key: item.value for item in status.values}
+                self._writer.add("diagnostics", self._time(), values=values)
+
+    def _keep_pictures(self) -> None:
+        now = self._time()
+        for camera, stamp, picture in self._polled.pictures():
+            self._writer.add_image(now, camera, stamp, picture)
+
+    def _tell_progress(self) -> None:
+        now = self._time()
+        elapsed = now - self._start if self._start else 0
+        self.done = bool(self._start) and elapsed >= self._duration
+        self._writer.flush()
+        progress = {"time": now, "start": self._start, "elapsed": elapsed / NANOSECONDS, "done": self.done}
+        print(PROGRESS + json.dumps({**progress, **self._counts, **self._status}), flush=True)
+
+
+class _Polled(Node):  # type: ignore[misc]
+    """Subscriptions that are asked for their newest message and never spun."""
+
+    def __init__(self, profile: Profile, logger: Any) -> None:
+        super().__init__("xvla_watch_cameras")
+        self._logger = logger
+        self._refused: set[str] = set()
+        self._clock = self.create_subscription(Clock, "/clock", lambda _: None, LATEST)
+        self._cameras = {}
+        for name in profile.cameras.slots:
+            camera = profile.cameras.by_name[name]
+            kind = CompressedImage if camera.transport == "compressed" else Image
+            self._cameras[name] = self.create_subscription(kind, camera.topic, lambda _: None, LATEST)
+
+    def clock(self) -> int:
+        """ROS time in ns of the newest /clock since the last call, or 0."""
+        message = _take(self._clock)
+        return _nanoseconds(message.clock) if message is not None else 0
+
+    def pictures(self) -> list[tuple[str, int, bytes]]:
+        """The newest picture of each camera that has one since the last call: camera, stamp in ns, JPEG."""
+        found = []
+        for name, subscription in self._cameras.items():
+            message = _take(subscription)
+            if message is None:
+                continue
+            picture = self._encode(name, message)
+            if picture:
+                found.append((name, _nanoseconds(message.header.stamp), picture))
+        return found
+
+    def _encode(self, camera: str, message: Any) -> bytes:
+        if isinstance(message, CompressedImage):
+            return bytes(message.data)
+        import cv2
+        from cv_bridge import CvBridge
+
+        try:
+            image = CvBridge().imgmsg_to_cv2(message, "bgr8")
+        except Exception as error:  # cv_bridge raises several types; the film goes on without this camera
+            if camera not in self._refused:
+                self._refused.add(camera)
+                self._logger.warning(f"{camera}: {message.encoding} cannot be filmed: {error}")
+            return b""
+        return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+
+
+def _take(subscription: Any) -> Any:
+    with subscription.handle:
+        taken = subscription.handle.take_message(subscription.msg_type, False)
+    return None if taken is None else taken[0]
+
+
+def _nanoseconds(stamp: Any) -> int:
+    return int(stamp.sec) * NANOSECONDS + int(stamp.nanosec)
+
+
+def _seconds(duration: Any) -> float:
+    return float(duration.sec + duration.nanosec / NANOSECONDS)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Record until the duration is over or a signal comes; return the exit code.
+
+    Parameters of the node: ``profile`` (name or file), ``robot`` (name in it), ``folder``, ``duration`` (s),
+    ``film_rate`` (pictures a second), ``policy`` (name of the policy node).
+    """
+    from xvla_ros.robots import load_profile
+
+    rclpy.init(args=arguments)
+    reader = rclpy.create_node("xvla_watch_parameters", automatically_declare_parameters_from_overrides=True)
+    values: dict[str, Any] = {name: found.value for name, found in reader.get_parameters_by_prefix("").items()}
+    reader.destroy_node()
+    profile = load_profile(values["profile"])[values["robot"]]
+    duration, film_rate = float(values.get("duration", 20.0)), float(values.get("film_rate", 15.0))
+    node = WatchNode(profile, Path(values["folder"]), duration, film_rate, values.get("policy", "/xvla"))
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
+        while rclpy.ok() and not node.done:
+            executor.spin_once(timeout_sec=0.5)
+    node.close()
+    rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
