@@ -124,9 +124,7 @@ class JointTrajectoryController:
         return Spline(Knot(now, start.positions, start.velocities), tuple(knot(p) for p in trajectory.points))
 
 
-def find_fault(
-    trajectory: JointTrajectory, joints: Sequence[str], options: ControllerOptions, now: int
-) -> str | None:
+def find_fault(trajectory: JointTrajectory, joints: Sequence[str], options: ControllerOptions, now: int) -> str | None:
     """Why a controller of ``joints`` refuses ``trajectory`` at ``now`` ns, or None if it takes it.
 
     Every message names the joint or the point's index, the value found and the value expected.

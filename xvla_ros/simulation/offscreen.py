@@ -11,7 +11,7 @@ OSMESA_LIBRARIES = ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")
 DISABLED = "disabled"
 
 
-class RenderingUnavailable(RuntimeError):
+class RenderingUnavailableError(RuntimeError):
     """No way to render without a window was found on this machine."""
 
 
@@ -33,11 +33,11 @@ def context(width: int, height: int) -> Any:
     """A GL context of the chosen kind; it belongs to the thread that first makes it current.
 
     Raises:
-        RenderingUnavailable: naming what was tried and the Debian packages to install.
+        RenderingUnavailableError: naming what was tried and the Debian packages to install.
     """
     kind = choose()
     if kind == DISABLED:
-        raise RenderingUnavailable(
+        raise RenderingUnavailableError(
             "cannot render: neither EGL nor OSMesa works on this machine; "
             f"expected one of them; install Debian's {PACKAGES['egl']}, or {PACKAGES['osmesa']}"
         )
@@ -45,7 +45,7 @@ def context(width: int, height: int) -> Any:
         return _context_class(kind)(width, height)
     except Exception as error:  # every backend fails in its own way: AttributeError, GLError, ImportError, OSError
         wanted = PACKAGES.get(kind, f"{PACKAGES['egl']} and unset MUJOCO_GL")
-        raise RenderingUnavailable(
+        raise RenderingUnavailableError(
             f"cannot render with MUJOCO_GL={kind}: {type(error).__name__}: {error}; install Debian's {wanted}"
         ) from error
 

@@ -102,7 +102,9 @@ def add_arm(
 
     jaw = arm.link(hand, "gripper")
     arm.beam(jaw, (0.0, -0.002, 0.0188), (-0.002, -0.045, 0.0188), 0.006, mass=0.007, wide=0.012)
-    arm.beam(jaw, (-0.002, -0.045, 0.0188), (-0.010, -0.080, 0.0188), 0.005, mass=0.005, wide=0.010, rgba=PAD, grips=True)
+    arm.beam(
+        jaw, (-0.002, -0.045, 0.0188), (-0.010, -0.080, 0.0188), 0.005, mass=0.005, wide=0.010, rgba=PAD, grips=True
+    )
 
 
 class _Arm:

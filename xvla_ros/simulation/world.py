@@ -1,0 +1,222 @@
+"""A simulated robot as its profile describes it: joints read, trajectories obeyed, cameras drawn.
+
+Positions in rad (m where a joint slides), times in integer nanoseconds of simulated time. One seed gives one episode:
+the same commands at the same times lead to the same states, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import cos, sin
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.robots.profile import Profile
+from xvla_ros.simulation.cameras import CameraRig
+from xvla_ros.simulation.controllers import ControllerOptions, JointTrajectoryController, Rejection
+from xvla_ros.simulation.scenes import Scene, build_scene
+from xvla_ros.simulation.trajectory import JointTrajectory
+
+# A whole number of steps of 1/600 s lies between clock ticks at 200 Hz, joint states at 50 Hz and images at 30 Hz.
+TIMESTEP = 1.0 / 600.0
+CONTROL_PERIOD = 0.005
+
+
+class SceneMismatchError(ValueError):
+    """The profile asks for what its scene does not have; the message names it and what there is."""
+
+
+@dataclass(frozen=True)
+class JointReading:
+    """The joints that one topic carries, by the names that the topic uses; rad and rad/s."""
+
+    topic: str
+    names: tuple[str, ...]
+    positions: tuple[float, ...]
+    velocities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Addresses:
+    """Where some joints lie in MuJoCo's arrays."""
+
+    qpos: NDArray[np.intp]
+    qvel: NDArray[np.intp]
+    ctrl: NDArray[np.intp]
+
+
+class World:
+    """Steps the scene of a profile's robot.
+
+    Attributes:
+        profile: the robot's.
+        scene: its scene; ``model`` and ``data`` are MuJoCo's own.
+        controllers: command group → its controller.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        seed: int = 0,
+        timestep: float = TIMESTEP,
+        options: ControllerOptions | None = None,
+    ) -> None:
+        """A world at time 0, arms at home, props laid out by ``seed``; ``timestep`` of the physics in s.
+
+        Raises:
+            UnknownSceneError: if no scene exists for the robot; lists those that do.
+            SceneMismatchError: if the profile names joints, cameras or a command interface that the scene lacks.
+        """
+        self.profile = profile
+        self.scene: Scene = build_scene(profile.name, timestep)
+        self.timestep = timestep
+        self.model: Any = self.scene.model
+        self.data: Any = mujoco.MjData(self.model)
+        _check_fit(profile, self.model)
+        self.controllers = {
+            name: JointTrajectoryController(
+                name, [profile.joints.by_name[joint].name for joint in group.joints], options
+            )
+            for name, group in profile.commands.by_name.items()
+        }
+        self._groups = {name: _addresses(self.model, group.joints) for name, group in profile.commands.by_name.items()}
+        self._topics = _joints_by_topic(profile)
+        self._topic_addresses = {topic: _addresses(self.model, joints) for topic, joints in self._topics.items()}
+        self._rigs: dict[tuple[int, int], CameraRig] = {}
+        self._steps_per_control = max(1, round(CONTROL_PERIOD / timestep))
+        self._steps = 0
+        self._seed = seed
+        self.reset(seed)
+
+    @property
+    def time(self) -> int:
+        """Simulated time in ns since the world was made; a reset does not turn it back."""
+        return round(self._steps * self.timestep * 1e9)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the running episode."""
+        return self._seed
+
+    def reset(self, seed: int | None = None) -> None:
+        """Puts arms at home and props in the layout of ``seed``, by default that of the last reset.
+
+        Controllers forget their trajectories and hold; time goes on.
+        """
+        self._seed = self._seed if seed is None else seed
+        mujoco.mj_resetData(self.model, self.data)
+        for joint, angle in self.scene.home.items():
+            self.data.joint(joint).qpos[:] = angle
+            self.data.actuator(joint).ctrl[:] = angle
+        for prop, (x, y, yaw) in self.scene.layout(np.random.default_rng(self._seed)).items():
+            self._place(prop, x, y, yaw)
+        mujoco.mj_forward(self.model, self.data)
+        for name, controller in self.controllers.items():
+            controller.hold(self.data.qpos[self._groups[name].qpos])
+
+    def step(self, steps: int = 1) -> None:
+        """Advances by ``steps`` physics steps; controllers act every 5 ms."""
+        for _ in range(steps):
+            if self._steps % self._steps_per_control == 0:
+                self._control()
+            mujoco.mj_step(self.model, self.data)
+            self._steps += 1
+
+    def command(self, group: str, trajectory: JointTrajectory) -> Rejection | None:
+        """Gives ``trajectory`` to the controller of ``group``; returns why it was refused, or None.
+
+        May be called while another thread steps. The joints' names are those of the profile's topics.
+        """
+        return self.controllers[group].command(trajectory, self.time)
+
+    def joint_states(self) -> tuple[JointReading, ...]:
+        """The state of every joint of the profile, one reading a topic."""
+        return tuple(self._reading(topic) for topic in self._topics)
+
+    def positions(self) -> dict[str, float]:
+        """Policy joint name → position in rad (m where it slides)."""
+        return {joint: float(self.data.joint(joint).qpos[0]) for joint in self.profile.joints.policy_order}
+
+    def render(self, camera: str, width: int = 256, height: int = 256) -> NDArray[np.uint8]:
+        """What ``camera`` sees now: uint8 [height, width, 3] RGB.
+
+        Raises:
+            UnknownCameraError: naming the camera and those of the profile.
+            RenderingUnavailableError: naming what to install.
+        """
+        if (width, height) not in self._rigs:
+            self._rigs[width, height] = self.camera_rig(width, height)
+        rig = self._rigs[width, height]
+        rig.capture(self.data)
+        return rig.draw(camera)
+
+    def camera_rig(self, width: int, height: int) -> CameraRig:
+        """A new rig of the profile's cameras, for a thread of its own; the caller closes it."""
+        return CameraRig(self.model, self.profile.cameras.slots, width, height)
+
+    def close(self) -> None:
+        """Frees what ``render`` holds; to be called in the thread that rendered."""
+        for rig in self._rigs.values():
+            rig.close()
+        self._rigs.clear()
+
+    def _control(self) -> None:
+        now, data = self.time, self.data
+        for name, controller in self.controllers.items():
+            at = self._groups[name]
+            data.ctrl[at.ctrl] = controller.update(now, data.qpos[at.qpos], data.qvel[at.qvel]).positions
+
+    def _reading(self, topic: str) -> JointReading:
+        joints, at = self._topics[topic], self._topic_addresses[topic]
+        positions, velocities = self.data.qpos[at.qpos].tolist(), self.data.qvel[at.qvel].tolist()
+        return JointReading(topic, tuple(joints.values()), tuple(positions), tuple(velocities))
+
+    def _place(self, prop: str, x: float, y: float, yaw: float) -> None:
+        body = self.model.body(prop)
+        start = self.model.jnt_qposadr[body.jntadr[0]]
+        height = self.model.body_pos[body.id][2]
+        self.data.qpos[start : start + 7] = [x, y, height, cos(yaw / 2), 0.0, 0.0, sin(yaw / 2)]
+
+
+def _joints_by_topic(profile: Profile) -> Mapping[str, dict[str, str]]:
+    """Topic → its joints, policy name → name on the topic, in the policy's order."""
+    topics: dict[str, dict[str, str]] = {}
+    for joint in profile.joints.policy_order:
+        described = profile.joints.by_name[joint]
+        topics.setdefault(described.topic, {})[joint] = described.name
+    return topics
+
+
+def _addresses(model: Any, joints: Sequence[str] | Mapping[str, str]) -> _Addresses:
+    numbers = [model.joint(joint).id for joint in joints]
+    return _Addresses(
+        model.jnt_qposadr[numbers].astype(np.intp),
+        model.jnt_dofadr[numbers].astype(np.intp),
+        np.array([model.actuator(joint).id for joint in joints], np.intp),
+    )
+
+
+def _check_fit(profile: Profile, model: Any) -> None:
+    """Raises SceneMismatchError where the scene cannot serve the profile."""
+    joints = [model.actuator(i).name for i in range(model.nu)]
+    cameras = [model.camera(i).name for i in range(model.ncam)]
+    for kind, asked, there in (
+        ("joint", profile.joints.policy_order, joints),
+        ("camera", profile.cameras.slots, cameras),
+    ):
+        missing = [name for name in asked if name not in there]
+        if missing:
+            raise SceneMismatchError(
+                f"the scene of {profile.name!r} has no {kind} {missing[0]!r}, which its profile names; "
+                f"expected one of: {', '.join(there)}"
+            )
+    if profile.commands.interface != "joint_trajectory":
+        raise SceneMismatchError(
+            f"commands.interface of {profile.name!r} is {profile.commands.interface!r}; the simulated controllers "
+            "serve 'joint_trajectory': set that to simulate the robot"
+        )
