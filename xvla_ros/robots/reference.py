@@ -35,10 +35,12 @@ with one, each with file, key, value and what is allowed. Settings marked *live*
 _TAIL = """
 ## What must agree
 
-- `cameras.slots`, `joints.policy_order`, `commands.groups` and `tools.order` list exactly the declared names, each once.
+- `cameras.slots`, `joints.policy_order`, `commands.groups` and `tools.order` list exactly the declared names, each
+  once.
 - The camera of the first slot is required. No two cameras, and no two command groups, share a topic.
 - In joint modes `policy_order` has as many joints as the action mode has channels, and each joint is in exactly one
-  command group. A gripper channel that is a probability needs `scale` and `offset` that take `lower` … `upper` to 0 … 1.
+  command group. A gripper channel that is a probability needs `scale` and `offset` that take `lower` … `upper` to
+  0 … 1.
 - Tool-pose modes need `rot6d`, and one tool for each arm, whose gripper is a joint of `policy_order`.
 - `lower` is below `upper`; `scale` is not 0; `workspace_min` is below `workspace_max`.
 - `lead` is below `lookahead`, at least two command periods lie between them, and `lookahead` ends within a chunk.

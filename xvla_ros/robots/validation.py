@@ -98,7 +98,7 @@ def allowed_text(field: FieldInfo) -> str:
     if _range_text(field):
         text += f" in {_range_text(field)}"
     if any(isinstance(item, MinLen) for item in field.metadata):
-        text += " that is not empty"
+        text += ", not empty"
     return text + (f", {unit_of(field)}" if unit_of(field) else "")
 
 
