@@ -27,7 +27,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.key}: {self.message}; expected {self.expected}"
+        where = ": ".join(part for part in (self.file, self.key) if part)
+        return f"{where}: {self.message}; expected {self.expected}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the five fields as a dictionary, as ``xvla check --json`` prints them."""

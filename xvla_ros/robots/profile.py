@@ -108,13 +108,20 @@ class Profile(Section):
             ProfileError: naming everything that is wrong.
         """
         tree: dict[str, Any] = {}
-        for path, value in values.items():
-            *sections, last = path.removeprefix(f"{name}.").split(".")
-            node = tree
-            for section in sections:
-                node = node.setdefault(section, {})
-            node[last] = value if isinstance(value, bool | int | float | str) else list(value)
+        for path, value in sorted(values.items()):
+            _insert(tree, path.removeprefix(f"{name}.").split("."), value)
         return cls.from_mapping(name, tree, file="node parameters")
+
+
+def _insert(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    """Put a parameter's value at ``path``. Where a value stands in a section's place it stays, to be refused there."""
+    *sections, last = path
+    for section in sections:
+        child = tree.setdefault(section, {})
+        if not isinstance(child, dict):
+            return
+        tree = child
+    tree[last] = value if isinstance(value, bool | int | float | str) else list(value)
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,60 @@
+"""A profile as node parameters and back, and the page of settings."""
+
+from __future__ import annotations
+
+import array
+from pathlib import Path
+
+import pytest
+
+from xvla_ros.robots import Profile, ProfileError, load_profile
+from xvla_ros.robots.parameters import parameters
+from xvla_ros.robots.reference import render
+
+TYPES = {"bool": bool, "integer": int, "double": float, "string": str, "string_array": list, "double_array": list}
+
+
+@pytest.mark.parametrize("robot", ["so101_bimanual", "widowx", "agibot"])
+def test_parameters_lead_back_to_the_same_profile(robot: str):
+    profile = load_profile(robot)[robot]
+    specs = parameters(profile)
+    assert all(type(spec.value) is TYPES[spec.type] for spec in specs)
+    assert all(spec.name.startswith(f"{robot}.") and spec.description for spec in specs)
+    assert len({spec.name for spec in specs}) == len(specs)
+    back = Profile.from_parameters(robot, {spec.name: spec.value for spec in specs})
+    assert back.to_mapping() == profile.to_mapping()
+
+
+def test_ranges_are_those_of_the_schema():
+    specs = {spec.name: spec for spec in parameters(load_profile("widowx")["widowx"])}
+    assert specs["widowx.policy.waypoint_dt"].floating_range == (0.0, 10.0)
+    assert specs["widowx.policy.denoising_steps"].integer_range == (1, 100)
+    assert specs["widowx.cameras.front.topic"].floating_range is None
+    assert specs["widowx.tools.arm.policy_rpy"].type == "double_array"
+
+
+def test_arrays_of_ros_and_names_without_the_robot_are_understood():
+    profile = load_profile("widowx")["widowx"]
+    values = {spec.name.removeprefix("widowx."): spec.value for spec in parameters(profile)}
+    values["tools.arm.workspace_min"] = array.array("d", [0.1, -0.15, -0.1])
+    assert Profile.from_parameters("widowx", values).to_mapping() == profile.to_mapping()
+
+
+def test_bad_parameters_are_refused_by_name():
+    values = {spec.name: spec.value for spec in parameters(load_profile("widowx")["widowx"])}
+    values["widowx.policy.domain_id"] = -1
+    values["widowx.timing.lead"] = 2.0
+    with pytest.raises(ProfileError) as caught:
+        Profile.from_parameters("widowx", values)
+    assert [problem.key for problem in caught.value.problems] == ["widowx.policy.domain_id", "widowx.timing.lead"]
+
+
+def test_a_parameter_that_is_a_section_elsewhere_is_refused_by_name():
+    values = {spec.name: spec.value for spec in parameters(load_profile("widowx")["widowx"])}
+    with pytest.raises(ProfileError, match=r"widowx\.policy: 'x-vla' is not a mapping"):
+        Profile.from_parameters("widowx", {"widowx.policy": "x-vla"} | values)
+
+
+def test_the_page_of_settings_is_up_to_date():
+    page = Path(__file__).parents[2] / "docs" / "reference" / "profile.md"
+    assert page.read_text(encoding="utf-8") == render(), "run: python -m xvla_ros.robots.reference " + str(page)
