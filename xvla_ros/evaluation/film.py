@@ -106,8 +106,8 @@ class Composer:
         for joint, box in self._plots.items():
             curves = commanded.get(joint), measured.get(joint)
             shown = _shown_range(*curves)
-            for curve, colour in zip(curves, (COMMANDED, MEASURED), strict=True):
-                _draw_curve(canvas, box, curve, time, shown, colour)
+            _draw_curve(canvas, box, curves[1], time, shown, MEASURED, thickness=2)
+            _draw_curve(canvas, box, curves[0], time, shown, COMMANDED, thickness=1)
         return self._draw_words(canvas, time, status, measured)
 
     def _draw_background(self) -> Image:
@@ -313,7 +313,14 @@ def _shown_range(*curves: Series | None) -> tuple[float, float]:
 
 
 def _draw_curve(
-    canvas: Image, box: Box, series: Series | None, now: float, shown: tuple[float, float], colour: Colour
+    canvas: Image,
+    box: Box,
+    series: Series | None,
+    now: float,
+    shown: tuple[float, float],
+    colour: Colour,
+    *,
+    thickness: int,
 ) -> None:
     """Draw the seconds before ``now``; the height of the plot spans the positions ``shown``."""
     import cv2
@@ -329,7 +336,7 @@ def _draw_curve(
     down = y + height - 6 - (height - 30) * (series.position[first:last] - low) / (high - low)
     # in 1/16 pixel: without it slow curves look like stairs
     points = np.rint(np.stack([across, down], axis=1) * 16).astype(np.int32).reshape(-1, 1, 2)
-    cv2.polylines(canvas, [points], False, colour, 2, cv2.LINE_AA, 4)
+    cv2.polylines(canvas, [points], False, colour, thickness, cv2.LINE_AA, 4)
 
 
 def _value_at(series: Series | None, time: float) -> float | None:

@@ -125,7 +125,7 @@ def _run_table(report: Report, recording: Recording) -> str:
         ("checkpoint", report.checkpoint or "(none)"),
         ("seed", str(report.seed)),
         ("duration", f"{report.duration:.2f} s of simulated time"),
-        ("speed", f"{report.real_time_factor:.2f} of real time"),
+        ("speed", f"{report.real_time_factor:.2f} times real time"),
         *((f"trajectories to {group}", str(count)) for group, count in recording.trajectories.items()),
         ("late chunks dropped", str(last.dropped_chunks if last else 0)),
         ("points moved by a limit", str(last.limited_points if last else 0)),
@@ -177,11 +177,13 @@ figure img { width: 100%; display: block; }
 .joints { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); gap: 14px 18px; }
 .joints figcaption { display: none; }
 .scroll { overflow-x: auto; }
+.scroll figure { min-width: 640px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 5px 16px 5px 0; border-bottom: 1px solid #e6eaf0; vertical-align: top; }
 th { font-weight: 600; }
 td { overflow-wrap: anywhere; }
 @media print {
+  .scroll figure { min-width: 0; }
   @page { margin: 14mm; }
   body { max-width: none; padding: 0; font-size: 11pt; }
   .joints { grid-template-columns: 1fr 1fr; }
@@ -205,7 +207,7 @@ _PAGE = """<!doctype html>
 <div class="cards">{cards}</div>
 {film}
 <h2>Course of the run</h2>
-{timeline}
+<div class="scroll">{timeline}</div>
 <h2>Joints: measured against commanded</h2>
 <p class="quiet">Blue: measured. Orange, dashed: commanded. Grey: what each chunk predicted. Red: limits of the joint,
 where they are near. In rad, sliding joints in m.</p>
@@ -213,7 +215,7 @@ where they are near. In rad, sliding joints in m.</p>
 <h2>Latency</h2>
 <p class="quiet">Inference is the forward pass; overhead is everything else between the observation and the command.</p>
 <div class="scroll">{latency_table}</div>
-{latency}
+<div class="scroll">{latency}</div>
 <h2>Camera frames</h2>
 <p class="quiet">Counted between the first and the last frame that the policy received.</p>
 <div class="scroll">{frames_table}</div>

@@ -76,7 +76,7 @@ def latency_plot(recording: Recording) -> bytes:
         median = float(np.median(values))
         axes.axhline(median, color=COMMANDED, lw=1.0)
         axes.text(1.005, median, "median", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0.0, 1.1 * max(values, default=1.0))
     axes.set_xlabel("s since the first command")
     axes.set_ylabel("ms")
     return _png(figure)

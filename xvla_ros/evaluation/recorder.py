@@ -110,13 +110,20 @@ def read_recording(folder: Path, profile: Profile, duration: float | None = None
         return gather(list(reader.new()), profile, duration)
 
 
-def gather(records: Iterable[Mapping[str, Any]], profile: Profile, duration: float | None = None) -> Recording:
-    """Sort records into arrays; see :func:`read_recording`."""
+def gather(
+    records: Iterable[Mapping[str, Any]], profile: Profile, duration: float | None = None, *, start: int | None = None
+) -> Recording:
+    """Sort records into arrays; see :func:`read_recording`.
+
+    Args:
+        start: ROS time in ns that counts as the first command; None takes the first command among the records.
+    """
     by_kind: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         by_kind[record["kind"]].append(record)
     commands = by_kind["command"]
-    start = commands[0]["time"] if commands else 0
+    if start is None:
+        start = commands[0]["time"] if commands else 0
     last = max((records[-1]["time"] for records in by_kind.values()), default=start)
     length = max(0.0, (last - start) / NANOSECONDS) if start else 0.0
     length = length if duration is None else min(length, duration)

@@ -168,7 +168,7 @@ def summary(report: Report) -> str:
     dropped = 100.0 * frames["frames_dropped"] / max(1, frames["frames_sent"])
     rows = [
         ("weights", "trained" if report.trained else "untrained: random weights, the motion means nothing"),
-        ("measured", f"{report.duration:.1f} s of simulated time at {report.real_time_factor:.2f} of real time"),
+        ("measured", f"{report.duration:.1f} s of simulated time at {report.real_time_factor:.2f} times real time"),
         ("chunks", str(report.chunks)),
         ("trajectories", str(report.trajectories)),
         *((f"travel {group}", f"{way:.2f} rad") for group, way in report.joint_travel_rad.items()),

@@ -1,0 +1,193 @@
+"""The watching node against known publishers over DDS, and what is read out of its recording."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xvla_ros.evaluation.demo import Progress
+from xvla_ros.evaluation.film import HEIGHT, WIDTH, Composer, Scene, read_frame, write_film
+from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, choose_profile, watch_command
+from xvla_ros.evaluation.page import write_html
+from xvla_ros.evaluation.processes import Supervisor, free_domain
+from xvla_ros.evaluation.recorder import (
+    TRAVEL_DEADBAND,
+    Recording,
+    RecordingError,
+    Series,
+    grippers,
+    read_recording,
+    travel,
+)
+from xvla_ros.evaluation.report import Frames, Percentiles, count_frames, make_report, summary, write_json
+from xvla_ros.nodes.recording import RecordingReader, RecordingWriter
+from xvla_ros.robots.profile import Profile
+from xvla_ros.ros_env import child_environment
+
+ROBOT = "so101_bimanual"
+DURATION = 4.0
+STAND_IN = Path(__file__).with_name("stand_in_robot.py")
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    return choose_profile(ROBOT)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, profile: Profile) -> Iterator[Path]:
+    """A recording of the stand-in robot, made over DDS by the real node."""
+    output = tmp_path_factory.mktemp("watched")
+    progress = Progress()
+    with free_domain() as domain:
+        environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
+        with Supervisor(output / "logs", environment) as supervisor:
+            command = watch_command(profile, output, duration=DURATION, film_rate=15)
+            watcher = supervisor.start("watch", command, on_line=progress.hear, may_end=True)
+            supervisor.start("robot", [sys.executable, str(STAND_IN)])
+            supervisor.wait_for(lambda: not watcher.running, 60, "the end of the watched time")
+            assert watcher.process.returncode == 0
+    yield output
+
+
+@pytest.fixture(scope="module")
+def recording(folder: Path, profile: Profile) -> Recording:
+    return read_recording(folder, profile, DURATION)
+
+
+def test_joints_are_read_by_time_and_policy_name(recording: Recording, profile: Profile) -> None:
+    first = recording.start / 1e9
+    for index, joint in enumerate(profile.joints.policy_order):
+        series = recording.measured[joint]
+        assert len(series.time) > 0.9 * DURATION * 100
+        np.testing.assert_allclose(series.position, 0.5 * np.sin(series.time + first + index % 6), atol=1e-9)
+
+
+def test_commands_lie_where_they_are_due(recording: Recording, profile: Profile) -> None:
+    for index, joint in enumerate(profile.joints.policy_order):
+        series = recording.commanded[joint]
+        expected = 0.5 * np.sin(series.time + recording.start / 1e9 + index % 6)
+        # Time of receipt is the newest /clock, one tick of 10 ms apart at most but for a busy machine.
+        assert np.median(np.abs(series.position - expected)) < 0.011
+    assert all(count > 0.9 * DURATION * 100 / 3 for count in recording.trajectories.values())
+
+
+def test_chunks_come_back_in_joint_units(recording: Recording) -> None:
+    assert 7 <= len(recording.chunks) <= 9
+    for chunk in recording.chunks:
+        assert chunk.position is not None
+        expected = 0.5 * np.sin(chunk.time + recording.start / 1e9)
+        np.testing.assert_allclose(chunk.position[:, 0], expected, atol=1e-4)
+        np.testing.assert_allclose(chunk.position[:, 6], expected, atol=1e-4)
+
+
+def test_pictures_are_kept_for_every_camera(recording: Recording, folder: Path, profile: Profile) -> None:
+    cameras = [picture.camera for picture in recording.pictures]
+    for camera in profile.cameras.slots:
+        assert cameras.count(camera) > 0.5 * DURATION * 15
+    with RecordingReader(folder) as reader:
+        assert reader.picture(dict(recording.pictures[0].record)).startswith(b"\xff\xd8")
+
+
+def test_the_three_outputs_agree_and_say_untrained(
+    recording: Recording, folder: Path, profile: Profile, tmp_path: Path
+) -> None:
+    stamps = {camera: list(range(-3, 103)) for camera in profile.cameras.slots}
+    report = make_report(recording, profile, {"stamps": stamps, "real_time_factor": 1.0}, seed=7)
+    write_json(report, tmp_path / "report.json")
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert figures["schema_version"] == 1
+    assert (figures["trained"], figures["weights"]) == (False, "untrained")
+    assert figures["duration"] == DURATION
+    assert (figures["frames_sent"], figures["frames_received"], figures["frames_dropped"]) == (300, 297, 3)
+    assert figures["holds"] == 1
+    assert figures["overhead_ms"] == {"p50": 3.1, "p95": 4.0, "p99": 5.5, "max": 9.0}
+    assert 80 <= figures["inference_ms"]["p50"] <= 86
+    # five joints without the gripper, each 0.5 * |cos| integrated
+    assert all(0.6 * DURATION < way < 2.5 * DURATION for way in figures["joint_travel_rad"].values())
+
+    film = tmp_path / "film.mp4"
+    write_film(folder, recording, Scene.of(profile, trained=report.trained), film, rate=5)
+    frame = read_frame(film, 2.0)
+    assert frame.shape == (HEIGHT, WIDTH, 3)
+    red, green, blue = frame[70, 20].astype(int)
+    assert red > 150 > max(green, blue), "the untrained banner is missing"
+
+    write_html(report, recording, profile, tmp_path / "report.html", film=film, poster=frame)
+    page = (tmp_path / "report.html").read_text()
+    assert "Untrained." in page
+    assert page.count("data:image/png;base64,") == len(profile.joints.policy_order) + 2
+    assert "http" not in page
+    assert "untrained" in summary(report)
+
+
+def test_holding_is_in_the_timeline(recording: Recording) -> None:
+    held = [record for record in recording.statuses if record.state == "holding"]
+    assert held
+    assert {record.reason for record in held} == {"camera_stale"}
+
+
+def test_a_policy_that_never_says_what_it_is_is_an_error(folder: Path, profile: Profile, tmp_path: Path) -> None:
+    with RecordingReader(folder) as reader:
+        records = [record for record in reader.new() if record["kind"] not in ("diagnostics", "image")]
+    writer = RecordingWriter(tmp_path)
+    for record in records:
+        writer.add(record.pop("kind"), record.pop("time"), **record)
+    writer.close()
+    with pytest.raises(RecordingError, match="trained"):
+        make_report(read_recording(tmp_path, profile), profile, {}, seed=7)
+
+
+def test_a_record_cut_short_is_left_for_later(tmp_path: Path) -> None:
+    writer = RecordingWriter(tmp_path)
+    writer.add("status", 5, state="running")
+    writer.flush()
+    with RecordingReader(tmp_path) as reader:
+        with (tmp_path / "records.jsonl").open("a") as other:
+            other.write('{"kind": "sta')
+        assert [record["time"] for record in reader.new()] == [5]
+        with (tmp_path / "records.jsonl").open("a") as other:
+            other.write('tus", "time": 6}\n')
+        assert [record["time"] for record in reader.new()] == [6]
+    writer.close()
+
+
+def test_a_trained_film_has_no_banner(profile: Profile) -> None:
+    frame = Composer(Scene.of(profile, trained=True)).frame(0.0, {}, None, {}, {})
+    assert frame[70, 20].max() < 60
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=50))
+def test_travel_is_never_longer_than_the_way_and_hardly_shorter(positions: list[float]) -> None:
+    series = Series(np.arange(len(positions), dtype=float), np.array(positions))
+    way = float(np.abs(np.diff(positions)).sum())
+    assert way - len(positions) * 2 * TRAVEL_DEADBAND <= travel(series) <= way + 1e-9
+
+
+def test_standing_still_with_noise_is_no_travel() -> None:
+    noise = np.random.default_rng(7).uniform(-0.0004, 0.0004, 10_000)
+    assert travel(Series(np.arange(noise.size, dtype=float), noise)) == 0.0
+
+
+def test_grippers_follow_from_the_action_mode(profile: Profile) -> None:
+    assert grippers(profile) == {"left_gripper", "right_gripper"}
+
+
+def test_frames_before_the_policy_listened_do_not_count() -> None:
+    values = {"frames_received/front": "3", "first_stamp/front": "20", "last_stamp/front": "50"}
+    assert count_frames(values, {"front": [0, 10, 20, 30, 40, 50, 60]}, ("front", "wrist")) == {
+        "front": Frames(4, 3),
+        "wrist": Frames(0, 0),
+    }
+
+
+def test_percentiles_of_nothing_are_not_numbers() -> None:
+    assert np.isnan(Percentiles.of([]).max)
+    assert Percentiles.of([5.0]).p99 == 5.0

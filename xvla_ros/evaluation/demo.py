@@ -1,0 +1,296 @@
+"""``xvla demo``: the policy drives a simulated robot over real ROS topics; a film and a report say what happened."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xvla_ros.evaluation.graph import (
+    THIS_MACHINE_ONLY,
+    SetupError,
+    choose_profile,
+    policy_command,
+    sim_command,
+    watch_command,
+)
+from xvla_ros.evaluation.processes import Child, ChildError, Interrupted, Supervisor, free_domain
+from xvla_ros.nodes.recording import read_progress
+
+if TYPE_CHECKING:
+    from xvla_ros.evaluation.report import Report
+    from xvla_ros.robots.profile import Profile
+
+DEFAULT_INSTRUCTION = "touch the red cube"
+FILM_RATE = 15
+# On the steady clock. Loading 0.9 B weights from a slow disk takes minutes, a simulation seconds.
+CLOCK_LIMIT, POLICY_LIMIT, COMMAND_LIMIT, STALL_LIMIT = 90.0, 900.0, 120.0, 60.0
+RECORDING, STATS = "recording", "sim.json"
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What a demo runs with. ``duration`` is in s of simulated time, counted from the first command."""
+
+    profile: Profile
+    duration: float
+    seed: int
+    instruction: str
+    output: Path
+    checkpoint: str | None
+    device: str
+    window: bool | None
+
+
+def demo(
+    robot: str = "so101_bimanual",
+    duration: float = 20.0,
+    seed: int = 7,
+    instruction: str | None = None,
+    output: Path | str | None = None,
+    checkpoint: str | None = None,
+    window: bool | None = None,
+    device: str = "cpu",
+) -> int:
+    """Run the policy against a simulated robot and write ``report.json``, ``film.mp4`` and ``report.html``.
+
+    The nodes run as processes on a ROS domain of their own and are gone when this returns, however it returns.
+
+    Args:
+        robot: name of a profile, or a profile file with one robot.
+        duration: s of simulated time from the first command to the end.
+        seed: of the scene and of the sampler's noise.
+        instruction: what to do; None takes the profile's, and where that is empty a task of the scene.
+        output: folder of the results; None is ``xvla_out/demo``.
+        checkpoint: folder or hub id; None takes the profile's.
+        window: show the film while it is made; None does so where there is a display.
+        device: of the policy, "cpu" or "cuda".
+
+    Returns:
+        0; 1 after an error (said on stderr); 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    from xvla_ros.evaluation.film import FilmError
+    from xvla_ros.evaluation.live_window import WindowError
+    from xvla_ros.evaluation.recorder import RecordingError
+    from xvla_ros.robots import ProfileError
+
+    try:
+        _require(duration)
+        profile = choose_profile(robot)
+        wording = instruction or profile.instruction or DEFAULT_INSTRUCTION
+        folder = Path(output) if output is not None else Path("xvla_out/demo")
+        settings = DemoSettings(profile, float(duration), seed, wording, folder, checkpoint, device, window)
+        _prepare(folder)
+        _drive(settings)
+        _tell("writing the report and the film")
+        report = write_results(settings)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print("\nstopped; no process is left", file=sys.stderr)
+        return stop.exit_code if isinstance(stop, Interrupted) else 130
+    except (ChildError, FilmError, ProfileError, RecordingError, SetupError, WindowError, OSError) as error:
+        print(f"xvla demo: {error}", file=sys.stderr)
+        return 1
+    _tell_end(report, folder)
+    return 0
+
+
+def write_results(settings: DemoSettings) -> Report:
+    """Turn the recording in the output folder into the three files; the recording is deleted."""
+    from xvla_ros.evaluation.film import Scene, read_frame, write_film
+    from xvla_ros.evaluation.page import write_html
+    from xvla_ros.evaluation.recorder import read_recording
+    from xvla_ros.evaluation.report import make_report, write_json
+
+    output, profile = settings.output, settings.profile
+    recording = read_recording(output / RECORDING, profile, settings.duration)
+    report = make_report(recording, profile, _read_stats(output / STATS), settings.seed)
+    write_json(report, output / "report.json")
+    film = output / "film.mp4"
+    write_film(output / RECORDING, recording, Scene.of(profile, trained=report.trained), film, FILM_RATE)
+    poster = read_frame(film, recording.duration / 2)
+    write_html(report, recording, profile, output / "report.html", film=film, poster=poster)
+    shutil.rmtree(output / RECORDING)
+    (output / STATS).unlink()
+    return report
+
+
+class Progress:
+    """What the watching node says about the run, heard in the supervisor's thread."""
+
+    def __init__(self) -> None:
+        self.time = 0
+        self.start = 0
+        self.elapsed = 0.0
+        self.chunks = 0
+        self.trajectories = 0
+        self.done = False
+        self.state = ""
+        self.reason = ""
+        self.detail = ""
+        self._moved = time.monotonic()
+
+    def hear(self, line: str) -> bool:
+        """Take in one line of the node; False where it is an ordinary log line."""
+        said = read_progress(line)
+        if said is None:
+            return False
+        if said["time"] > self.time:
+            self._moved = time.monotonic()
+        for name, value in said.items():
+            setattr(self, name, value)
+        return True
+
+    @property
+    def standing_still(self) -> float:
+        """Seconds on the steady clock since ROS time last moved."""
+        return time.monotonic() - self._moved
+
+    def policy(self) -> str:
+        """What the policy reports, in words."""
+        return ", ".join(filter(None, (self.state or "silent", self.reason.replace("_", " "), self.detail)))
+
+
+def _require(duration: float) -> None:
+    """Say before anything starts what would fail at the end."""
+    if not 0 < duration < float("inf"):
+        raise SetupError(f"the duration is {duration} s; expected a number of seconds above 0")
+    missing = [name for name in ("av", "matplotlib", "mujoco", "rclpy") if find_spec(name) is None]
+    if missing:
+        raise SetupError(f"a demo needs {', '.join(missing)}; install xvla_ros with its extras ros and sim")
+
+
+def _prepare(folder: Path) -> None:
+    for name in ("report.json", "film.mp4", "report.html", STATS):
+        (folder / name).unlink(missing_ok=True)
+    for name in (RECORDING, "logs"):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _drive(settings: DemoSettings) -> None:
+    """Bring the graph up, wait until the watched time is over, take the graph down."""
+    from xvla_ros.evaluation.live_window import open_window
+    from xvla_ros.ros_env import child_environment
+
+    folder, profile = settings.output, settings.profile
+    progress = Progress()
+    with free_domain() as domain:
+        environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
+        _tell(f"{profile.name}, seed {settings.seed}: “{settings.instruction}”")
+        _tell(f"ROS_DOMAIN_ID={domain}, logs in {folder / 'logs'}")
+        with Supervisor(folder / "logs", environment, echo=_echo) as supervisor:
+            recording = folder / RECORDING
+            watch = watch_command(profile, recording, duration=settings.duration, film_rate=FILM_RATE)
+            watcher = supervisor.start("watch", watch, on_line=progress.hear, may_end=True)
+            sim = supervisor.start("sim", sim_command(profile, seed=settings.seed, stats=folder / STATS))
+            policy = supervisor.start("policy", _policy(settings))
+            _await_first_command(supervisor, progress)
+            supervisor.verbose = False
+            with open_window(settings.window, recording, profile) as refresh:
+                _follow(supervisor, progress, settings.duration, refresh)
+            _take_down(supervisor, watcher, policy, sim)
+
+
+def _policy(settings: DemoSettings) -> list[str]:
+    return policy_command(
+        settings.profile,
+        checkpoint=settings.checkpoint,
+        instruction=settings.instruction,
+        seed=settings.seed,
+        device=settings.device,
+        sim_time=True,
+    )
+
+
+def _await_first_command(supervisor: Supervisor, progress: Progress) -> None:
+    supervisor.wait_for(lambda: progress.time > 0, CLOCK_LIMIT, "the simulation's /clock")
+    _tell("the simulation runs; waiting for the policy")
+    supervisor.wait_for(
+        lambda: progress.state not in ("", "inactive"),
+        POLICY_LIMIT,
+        lambda: f"the policy node to become active; it is {progress.policy()}",
+    )
+    supervisor.wait_for(
+        lambda: progress.start > 0, COMMAND_LIMIT, lambda: f"the first command; the policy is {progress.policy()}"
+    )
+    _tell("first command; measuring")
+
+
+def _follow(supervisor: Supervisor, progress: Progress, duration: float, refresh: Callable[[], None]) -> None:
+    line = _ProgressLine(duration)
+
+    def each() -> None:
+        refresh()
+        line.show(progress)
+        if progress.standing_still > STALL_LIMIT:
+            raise ChildError(f"the simulation's clock has stood still for {STALL_LIMIT:.0f} s; see logs/sim.log")
+
+    try:
+        supervisor.wait_for(lambda: progress.done, None, "the end", each=each)
+    finally:
+        line.end()
+
+
+def _take_down(supervisor: Supervisor, watcher: Child, policy: Child, sim: Child) -> None:
+    """Stop the policy before the simulation, so that it never sees its robot disappear."""
+    supervisor.stop(watcher)
+    supervisor.stop(policy)
+    codes = supervisor.stop(sim)
+    if codes["sim"] != 0:
+        raise ChildError(sim.describe_end())
+
+
+def _read_stats(path: Path) -> dict[str, Any]:
+    try:
+        stats: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise ChildError(f"the simulation left no readable statistics in {path}: {error}; see logs/sim.log") from error
+    return stats
+
+
+class _ProgressLine:
+    """One line that rewrites itself on a terminal; elsewhere a line every few seconds."""
+
+    def __init__(self, duration: float) -> None:
+        self._duration = duration
+        self._terminal = sys.stdout.isatty()
+        self._shown = -1.0
+
+    def show(self, progress: Progress) -> None:
+        if progress.elapsed - self._shown < (0.2 if self._terminal else 5.0):
+            return
+        self._shown = progress.elapsed
+        share = min(1.0, progress.elapsed / self._duration)
+        bar = "━" * round(20 * share) + "╌" * (20 - round(20 * share))
+        counts = f"{progress.chunks} chunks  {progress.trajectories} trajectories"
+        text = f"  {bar} {progress.elapsed:5.1f} of {self._duration:.0f} s  {counts}  {progress.policy()}"
+        print(f"\r\x1b[2K{text[:110]}" if self._terminal else text, end="" if self._terminal else "\n", flush=True)
+
+    def end(self) -> None:
+        if self._terminal and self._shown >= 0:
+            print(flush=True)
+
+
+def _tell(text: str) -> None:
+    print(text, flush=True)
+
+
+def _echo(line: str) -> None:
+    print(f"  {line}", file=sys.stderr, flush=True)
+
+
+def _tell_end(report: Report, folder: Path) -> None:
+    from xvla_ros.evaluation.report import summary
+
+    _tell("")
+    _tell(summary(report))
+    _tell("")
+    for name in ("report.html", "film.mp4", "report.json"):
+        _tell(f"  {folder / name}")

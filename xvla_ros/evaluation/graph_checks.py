@@ -1,0 +1,146 @@
+"""A profile against the running ROS graph: topics, types, rates, quality of service, joint names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from xvla_ros.robots.problems import Problem, did_you_mean
+from xvla_ros.robots.profile import Profile
+
+if TYPE_CHECKING:
+    from xvla_ros.nodes.graph import Endpoint, GraphSnapshot
+
+JOINT_STATE = "sensor_msgs/msg/JointState"
+IMAGE_TYPES = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
+COMMAND_TYPES = {
+    "joint_trajectory": "trajectory_msgs/msg/JointTrajectory",
+    "forward_command": "std_msgs/msg/Float64MultiArray",
+    "joint_state": "sensor_msgs/msg/JointState",
+    "pose": "geometry_msgs/msg/PoseStamped",
+}
+# What the node /xvla asks of cameras and joints, and offers with its commands: xvla_ros/nodes/qos.py.
+SENSOR_QOS = ("best_effort", "volatile")
+COMMAND_QOS = ("reliable", "volatile")
+POLICY_NODE = "xvla"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A problem of the graph, and whether the robot cannot run with it."""
+
+    problem: Problem
+    is_error: bool = True
+
+
+def topics_of(profile: Profile) -> list[str]:
+    """Return the topics a robot needs, cameras and joints first."""
+    cameras = [profile.cameras.by_name[slot].topic for slot in profile.cameras.slots]
+    joints = [joint.topic for joint in profile.joints.ordered]
+    commands = [profile.commands.by_name[group].topic for group in profile.commands.groups]
+    return list(dict.fromkeys(cameras + joints + commands))
+
+
+def graph_findings(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
+    """Yield what in the graph does not fit the profile."""
+    yield from _cameras(profile, graph)
+    yield from _joint_states(profile, graph)
+    yield from _controllers(profile, graph)
+
+
+def _cameras(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
+    for slot in profile.cameras.slots:
+        camera = profile.cameras.by_name[slot]
+        key = f"{profile.name}.cameras.{slot}"
+        found = list(_sensor(graph, key, camera.topic, IMAGE_TYPES[camera.transport], camera.max_age, "max_age"))
+        if len(graph.publishers.get(camera.topic, ())) > 1:
+            nodes = _nodes(graph.publishers[camera.topic])
+            problem = _problem(f"{key}.topic", nodes, "one publisher", f"{camera.topic} has several publishers")
+            found.append(Finding(problem, is_error=False))
+        for finding in found:
+            yield Finding(finding.problem, finding.is_error and camera.required)
+
+
+def _joint_states(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
+    for topic in dict.fromkeys(joint.topic for joint in profile.joints.ordered):
+        names = [name for name in profile.joints.policy_order if profile.joints.by_name[name].topic == topic]
+        key = f"{profile.name}.joints.{names[0]}"
+        yield from _sensor(graph, key, topic, JOINT_STATE, profile.timing.observation_timeout, "observation_timeout")
+        carried = graph.joint_names.get(topic)
+        if carried is None:
+            continue
+        for name in names:
+            ros_name = profile.joints.by_name[name].name
+            if ros_name not in carried:
+                message = f"{topic} carries no joint {ros_name!r}{did_you_mean(ros_name, carried)}"
+                expected = "one of " + ", ".join(carried)
+                yield Finding(_problem(f"{profile.name}.joints.{name}.name", ros_name, expected, message))
+
+
+def _sensor(
+    graph: GraphSnapshot, key: str, topic: str, kind: str, longest: float, setting: str
+) -> Iterator[Finding]:
+    """Check one topic that the node listens to; frames may be at most ``longest`` seconds apart."""
+    publishers = graph.publishers.get(topic, ())
+    if not publishers:
+        message = f"nobody publishes {topic}{did_you_mean(topic, _topics_of_type(graph, kind))}"
+        yield Finding(_problem(f"{key}.topic", topic, f"a publisher of {kind}", message))
+        return
+    for publisher in publishers:
+        if publisher.type != kind:
+            message = f"{publisher.node} publishes {topic} as {publisher.type}"
+            yield Finding(_problem(f"{key}.topic", publisher.type, kind, message))
+        mismatch = _mismatch(offered=(publisher.reliability, publisher.durability), requested=SENSOR_QOS)
+        if mismatch:
+            message = f"{publisher.node} publishes {topic} with a quality of service that /xvla cannot take"
+            yield Finding(_problem(f"{key}.topic", mismatch, " and ".join(SENSOR_QOS), message))
+    rate = graph.rates.get(topic)
+    if rate is not None and rate * longest < 1.0:
+        expected = f"more than {1.0 / longest:.3g} Hz ({setting} is {longest:g} s)"
+        message = f"{topic} is silent" if rate == 0 else f"{topic} comes at {rate:.3g} Hz, so that it is stale in between"
+        yield Finding(_problem(f"{key}.topic", round(rate, 3), expected, message))
+
+
+def _controllers(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
+    kind = COMMAND_TYPES[profile.commands.interface]
+    for name in profile.commands.groups:
+        topic = profile.commands.by_name[name].topic
+        key = f"{profile.name}.commands.{name}.topic"
+        subscribers = graph.subscribers.get(topic, ())
+        if not subscribers:
+            message = f"no controller listens to {topic}{did_you_mean(topic, _topics_of_type(graph, kind))}"
+            yield Finding(_problem(key, topic, f"a subscription of {kind}", message))
+        for subscriber in subscribers:
+            if subscriber.type != kind:
+                message = f"{subscriber.node} listens to {topic} as {subscriber.type}"
+                yield Finding(_problem(key, subscriber.type, kind, message))
+            mismatch = _mismatch(offered=COMMAND_QOS, requested=(subscriber.reliability, subscriber.durability))
+            if mismatch:
+                message = f"{subscriber.node} listens to {topic} with a quality of service that commands do not have"
+                yield Finding(_problem(key, mismatch, " and ".join(COMMAND_QOS), message))
+        rivals = [each for each in graph.publishers.get(topic, ()) if each.node.rsplit("/", 1)[-1] != POLICY_NODE]
+        if rivals:
+            message = f"another node commands {topic} too"
+            yield Finding(_problem(key, _nodes(rivals), "no other publisher", message), is_error=False)
+
+
+def _mismatch(*, offered: tuple[str, str], requested: tuple[str, str]) -> str:
+    """Return the requested policy that the offer falls short of, as DDS matches them; empty when they fit."""
+    if requested[0] == "reliable" and offered[0] == "best_effort":
+        return "best_effort offered, reliable requested"
+    if requested[1] == "transient_local" and offered[1] == "volatile":
+        return "volatile offered, transient_local requested"
+    return ""
+
+
+def _topics_of_type(graph: GraphSnapshot, kind: str) -> list[str]:
+    return [topic for topic, types in graph.topics.items() if kind in types]
+
+
+def _nodes(endpoints: Iterable[Endpoint]) -> str:
+    return ", ".join(sorted({endpoint.node for endpoint in endpoints}))
+
+
+def _problem(key: str, value: object, expected: str, message: str) -> Problem:
+    return Problem("ROS graph", key, value, expected, message)

@@ -1,0 +1,57 @@
+"""``xvla run``: the launch file's job where there is no launch_ros."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from xvla_ros.evaluation.graph import SetupError, choose_profile, policy_command, sim_command
+from xvla_ros.evaluation.processes import ChildError, Interrupted, Supervisor
+
+
+def run(
+    robot: str = "so101_bimanual",
+    checkpoint: str | None = None,
+    *,
+    sim: bool = False,
+    namespace: str = "",
+    device: str = "cpu",
+    autostart: bool = True,
+    instruction: str | None = None,
+    seed: int = 0,
+    output: Path | str = "xvla_out/run",
+) -> int:
+    """Bring up the policy node, and with ``sim`` the simulated arm, and follow them until Ctrl-C.
+
+    The nodes join the graph of the surrounding ROS_DOMAIN_ID, as launched ones do. Their logs go to ``output``/logs.
+
+    Returns:
+        0 when ended by Ctrl-C or SIGTERM, 1 when a node ended by itself or could not start (said on stderr).
+    """
+    from xvla_ros.robots import ProfileError
+    from xvla_ros.ros_env import child_environment
+
+    try:
+        profile = choose_profile(robot)
+        policy = policy_command(
+            profile,
+            checkpoint=checkpoint,
+            instruction=instruction,
+            device=device,
+            sim_time=sim,
+            autostart=autostart,
+            namespace=namespace,
+        )
+        with Supervisor(Path(output) / "logs", child_environment()) as supervisor:
+            if sim:
+                supervisor.start("sim", sim_command(profile, seed=seed, namespace=namespace))
+            supervisor.start("policy", policy)
+            print(f"running {profile.name}; Ctrl-C ends it", flush=True)
+            supervisor.wait_for(lambda: False, None, "the end")
+    except Interrupted:
+        print("stopped", flush=True)
+        return 0
+    except (ChildError, ProfileError, SetupError, OSError) as error:
+        print(f"xvla run: {error}", file=sys.stderr)
+        return 1
+    return 0
