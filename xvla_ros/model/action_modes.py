@@ -58,7 +58,9 @@ class ActionMode:
 
         A user's mode must give it.
         """
-        raise TypeError(f"action mode {self.name!r} has no loss: define loss(predicted, target) in {type(self).__name__}")
+        raise TypeError(
+            f"action mode {self.name!r} has no loss: define loss(predicted, target) in {type(self).__name__}"
+        )
 
     def preprocess(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Make state [B, P] and noisy action [B, T, D] fit for the network. As published, the default hides nothing."""
@@ -182,10 +184,11 @@ def _channels(spec: ActionSpec, role: str) -> list[list[int]]:
 
 
 def _pose_losses(spec: ActionSpec, predicted: Tensor, target: Tensor) -> Losses:
-    return {
-        "position_loss": POSITION_WEIGHT * sum(_mse(predicted, target, arm) for arm in _channels(spec, POSITION)),
-        "rotate6D_loss": ROTATION_WEIGHT * sum(_mse(predicted, target, arm) for arm in _channels(spec, ROTATION)),
-    }
+    left, right = _channels(spec, POSITION)
+    position = _mse(predicted, target, left) + _mse(predicted, target, right)
+    left, right = _channels(spec, ROTATION)
+    rotation = _mse(predicted, target, left) + _mse(predicted, target, right)
+    return {"position_loss": POSITION_WEIGHT * position, "rotate6D_loss": ROTATION_WEIGHT * rotation}
 
 
 @register("ee6d")

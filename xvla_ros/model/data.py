@@ -75,3 +75,16 @@ class ActionChunk:
     actions: NDArray[np.float32]
     inference_ms: float
     seed: int
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Waypoints a new chunk must agree with: an earlier chunk's, brought to the new chunk's times.
+
+    Attributes:
+        actions: float32 [T, D], the policy's units, as in an ActionChunk. Rows of weight 0 are not read.
+        weights: float32 [T], 1 where the waypoint is committed, 0 where the new chunk is free.
+    """
+
+    actions: NDArray[np.float32]
+    weights: NDArray[np.float32]

@@ -7,16 +7,12 @@ bilinear without antialiasing, the aspect kept, padding left and top with zeros 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -27,12 +23,12 @@ Pipeline = Callable[[Rgb, tuple[int, int]], Tensor]
 
 def squash(image: Rgb, size: tuple[int, int]) -> Tensor:
     """Resize uint8 [H, W, 3] RGB to (height, width) by PIL's bicubic and normalise: float32 [3, height, width]."""
-    from PIL import Image as pil
+    from PIL import Image
 
     height, width = size
-    picture: Image = pil.fromarray(image)
+    picture = Image.fromarray(image)
     if image.shape[:2] != size:
-        picture = picture.resize((width, height), pil.Resampling.BICUBIC)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     return normalise(_planes(np.asarray(picture)))
 
 

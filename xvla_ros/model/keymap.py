@@ -1,4 +1,4 @@
-"""Names of weights: the published ones (Florence-2 as Microsoft's remote code has it) and ours (as transformers has it)."""
+"""Names of weights: published (Florence-2 as in Microsoft's remote code) and ours (as in transformers)."""
 
 from __future__ import annotations
 

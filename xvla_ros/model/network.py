@@ -81,7 +81,9 @@ def meta_network(config: XvlaConfig) -> XvlaNetwork:
     with torch.device("meta"):
         network = XvlaNetwork(config)
     temporal = network.vlm.multi_modal_projector.visual_temporal_embed
-    temporal.pos_idx_to_embed = cosine_positions(config.vision.max_temporal_embeddings, config.vision.embed_dim[-1])
+    temporal._buffers["pos_idx_to_embed"] = cosine_positions(
+        config.vision.max_temporal_embeddings, config.vision.embed_dim[-1]
+    )
     return network
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,8 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """Make queries, keys and values: [B, S, H] → [B, S, 3, heads, H / heads]."""
-        return self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        qkv: Tensor = self.qkv(x)
+        return qkv.unflatten(-1, (3, self.num_heads, -1))
 
     def attend(self, qkv: Tensor, queries: int | None = None) -> Tensor:
         """Let the first ``queries`` tokens (all, if None) attend to every token: → [B, queries, H]."""
@@ -135,9 +137,7 @@ class SoftPromptedTransformer(nn.Module):
         super().__init__()
         hidden, domains = config.hidden_size, config.num_domains
         self.hidden_size, self.time_width = hidden, config.dim_time
-        self.blocks = nn.ModuleList(
-            Block(hidden, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
-        )
+        self.blocks = nn.ModuleList(Block(hidden, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
         self.vlm_proj = _projection(config)
         self.aux_visual_proj = _projection(config)
         self.pos_emb = nn.Parameter(torch.empty(1, config.max_len_seq, hidden))
@@ -175,14 +175,14 @@ class SoftPromptedTransformer(nn.Module):
         end = num_actions + tokens.shape[1]
         if end > self.pos_emb.shape[1]:
             raise ValueError(
-                f"the sequence has {end} tokens ({num_actions} waypoints, {vlm.shape[1]} vision-language, {aux.shape[1]} "
-                f"of other views), the checkpoint's position embedding {self.pos_emb.shape[1]}: feed fewer views"
+                f"the sequence has {end} tokens ({num_actions} waypoints, {vlm.shape[1]} vision-language, "
+                f"{aux.shape[1]} of other views), the checkpoint's position embedding {self.pos_emb.shape[1]}: feed fewer views"
             )
         tokens = tokens + self.pos_emb[:, num_actions:end].to(tokens.dtype)
         if self.prompt_length:
             prompts = self.soft_prompt_hub(domain_id).view(-1, self.prompt_length, self.hidden_size)
             tokens = torch.cat([tokens, prompts.to(tokens.dtype)], dim=1)
-        first = self.blocks[0]
+        first = self._block(0)
         return Context(tokens, first.attn.project(first.norm1(tokens)), domain_id)
 
     def action_tokens(self, noisy: Tensor, state: Tensor, t: Tensor, domain_id: Tensor) -> Tensor:
@@ -211,13 +211,16 @@ class SoftPromptedTransformer(nn.Module):
         steps = noisy.shape[1]
         tokens = self.action_tokens(noisy, state, t, context.domain_id).to(context.tokens.dtype)
         # The context's share of the first block is already there, and its share of the last is never read.
-        first, last = self.blocks[0], len(self.blocks) - 1
+        first, last = self._block(0), len(self.blocks) - 1
         qkv = torch.cat([first.attn.project(first.norm1(tokens)), context.first_qkv], dim=1)
         x = torch.cat([tokens, context.tokens], dim=1)
         x = first.finish(x, qkv, steps if last == 0 else None)
         for index, block in enumerate(self.blocks[1:], start=1):
             x = block(x, steps if index == last else None)
         return self.decode(x, context.domain_id)
+
+    def _block(self, index: int) -> Block:
+        return cast(Block, self.blocks[index])
 
     def decode(self, x: Tensor, domain_id: Tensor) -> Tensor:
         """Read the action off the waypoint tokens: [B, T, H] → [B, T, D]."""

@@ -87,7 +87,10 @@ def config_from_weights(config: XvlaConfig, shapes: Mapping[str, tuple[int, ...]
     ``P = fc.shape[1] / hidden − D − dim_time``. Shapes that give no whole P leave the config as it is, and the check
     of shapes then names them.
     """
-    encoder, decoder = shapes.get("transformer.action_encoder.fc.weight"), shapes.get("transformer.action_decoder.bias.weight")
+    encoder, decoder = (
+        shapes.get("transformer.action_encoder.fc.weight"),
+        shapes.get("transformer.action_decoder.bias.weight"),
+    )
     if encoder is None or decoder is None or len(encoder) != 2 or len(decoder) != 2:
         return config
     width, rest = divmod(encoder[1], config.hidden_size)

@@ -1,0 +1,244 @@
+"""A loaded checkpoint as the rest of the program sees it: observations in, action chunks out."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from .action_modes import ActionMode
+from .data import ActionChunk, Embodiment, Observation, Prefix
+from .flow import sample
+from .network import XvlaNetwork
+from .normalisers import Statistics
+from .processor import Processor
+
+
+@dataclass(frozen=True)
+class RobotRecord:
+    """What a checkpoint remembers of one robot it was made for.
+
+    Attributes:
+        embodiment: slots, domain, time base and action mode it was trained with.
+        statistics: its normalisation.
+        profile: the robot's profile as plain data, where the checkpoint carries it.
+    """
+
+    embodiment: Embodiment
+    statistics: Statistics
+    profile: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """How a checkpoint came to be.
+
+    Attributes:
+        trained_domains: soft-prompt rows that were trained; None where the files do not say, and then every row counts
+            as trained.
+        details: anything else worth keeping (steps, data, loss), as plain JSON.
+    """
+
+    trained_domains: tuple[int, ...] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Policy:
+    """X-VLA with everything around the network that a checkpoint brings.
+
+    Args:
+        network: in evaluation mode.
+        processor: of the same checkpoint.
+        robots: by name, those the checkpoint was made for.
+        training: its history.
+        source: folder or hub id, for messages.
+    """
+
+    def __init__(
+        self,
+        network: XvlaNetwork,
+        processor: Processor,
+        *,
+        robots: Mapping[str, RobotRecord] | None = None,
+        training: TrainingSummary | None = None,
+        source: str = "",
+    ) -> None:
+        self.network, self.processor = network, processor
+        self.robots = dict(robots or {})
+        self.training = training or TrainingSummary()
+        self.source = source
+
+    @property
+    def chunk_size(self) -> int:
+        """T, waypoints per chunk."""
+        return self.network.config.chunk_size
+
+    def is_trained(self, domain_id: int) -> bool:
+        """Whether the soft prompt of ``domain_id`` was trained, as far as the files say."""
+        trained = self.training.trained_domains
+        return trained is None or domain_id in trained
+
+    def action_mode(self, embodiment: Embodiment) -> ActionMode:
+        """The robot's action mode over this network's width.
+
+        Raises:
+            ValueError: if the checkpoint cannot serve it.
+        """
+        try:
+            return self.network.mode(embodiment.action_mode)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"robot {embodiment.robot!r}: {error.args[0]}") from None
+
+    def check(self, embodiment: Embodiment) -> None:
+        """Refuse a robot this checkpoint cannot drive, before it is asked to.
+
+        Raises:
+            ValueError: naming what does not fit.
+        """
+        mode = self.action_mode(embodiment)
+        self.processor.views(embodiment)
+        self.processor.decode(embodiment, mode, torch.zeros(1, mode.width))
+        if not 0 <= embodiment.domain_id < self.network.config.num_domains:
+            raise ValueError(
+                f"robot {embodiment.robot!r}: domain_id {embodiment.domain_id} is not in the checkpoint, expected "
+                f"0…{self.network.config.num_domains - 1}"
+            )
+
+    def predict(
+        self,
+        observations: Sequence[Observation],
+        *,
+        steps: int | None = None,
+        seed: int | None = None,
+        noise: ArrayLike | None = None,
+        prefix: Sequence[Prefix | None] | None = None,
+    ) -> list[ActionChunk]:
+        """Answer each observation with a chunk; robots, domains, action modes and instructions may be mixed.
+
+        Args:
+            observations: any number.
+            steps: denoising steps; each robot's own if None.
+            seed: of the initial noise, 0 … 2⁶⁴−1; fresh if None. The noise of a row is drawn from (seed, stamp, robot),
+                so a chunk does not depend on what else was in its batch.
+            noise: float32 [B, T, D], instead of drawn noise.
+            prefix: one per observation, waypoints to agree with, or None.
+
+        Returns:
+            One chunk per observation, in the same order.
+
+        Raises:
+            ValueError: naming the robot and what of its observation does not fit.
+        """
+        if not observations:
+            return []
+        if prefix is not None and len(prefix) != len(observations):
+            raise ValueError(f"prefix has {len(prefix)} entries for {len(observations)} observations")
+        for observation in observations:
+            self.processor.check(observation)
+        seed = secrets.randbits(63) if seed is None else seed
+        started = time.perf_counter()
+        starts = self._noise(observations, seed, noise)
+        actions: dict[int, NDArray[np.float32]] = {}
+        for (_, count), rows in self._groups(observations, steps).items():
+            chosen = [observations[row] for row in rows]
+            held = [prefix[row] for row in rows] if prefix is not None else [None] * len(rows)
+            actions.update(zip(rows, self._forward(chosen, starts[rows], count, held), strict=True))
+        elapsed = (time.perf_counter() - started) * 1e3
+        return [_chunk(each, actions[row], elapsed, seed) for row, each in enumerate(observations)]
+
+    def _groups(self, observations: Sequence[Observation], steps: int | None) -> dict[tuple[int, int], list[int]]:
+        """Rows that can share a forward pass, by number of views and of steps."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row, observation in enumerate(observations):
+            count = observation.embodiment.denoising_steps if steps is None else steps
+            groups.setdefault((self.processor.views(observation.embodiment), count), []).append(row)
+        return groups
+
+    def _noise(self, observations: Sequence[Observation], seed: int, given: ArrayLike | None) -> Tensor:
+        shape = (len(observations), self.chunk_size, self.network.action_mode.width)
+        if given is None:
+            return torch.from_numpy(np.stack([_row_noise(seed, each, shape[1:]) for each in observations]))
+        noise = torch.as_tensor(np.array(given), dtype=torch.float32)
+        if tuple(noise.shape) != shape:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}, expected {shape}: observations, waypoints, width")
+        return noise
+
+    @torch.inference_mode()
+    def _forward(
+        self, observations: Sequence[Observation], noise: Tensor, steps: int, prefix: Sequence[Prefix | None]
+    ) -> list[NDArray[np.float32]]:
+        network, device = self.network, self.network.device
+        modes = [self.action_mode(each.embodiment) for each in observations]
+        batch = self.processor.batch(observations).to(device)
+        context = network.encode(batch.images, batch.image_mask, batch.input_ids, batch.domain_id)
+        clamp = self._clamp(observations, modes, prefix)
+        if clamp is not None:
+            clamp = (clamp[0].to(device), clamp[1].to(device))
+        raw = sample(network, context, batch.state, noise.to(device), modes, steps=steps, prefix=clamp)
+        return [
+            self.processor.decode(each.embodiment, mode, row)
+            for each, mode, row in zip(observations, modes, raw, strict=True)
+        ]
+
+    def _clamp(
+        self, observations: Sequence[Observation], modes: Sequence[ActionMode], prefix: Sequence[Prefix | None]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Bring prefixes into the network's units; rows without one get weight 0."""
+        if all(each is None for each in prefix):
+            return None
+        committed = torch.zeros(len(modes), self.chunk_size, self.network.action_mode.width)
+        weights = torch.zeros(len(modes), self.chunk_size)
+        for row, (observation, mode, each) in enumerate(zip(observations, modes, prefix, strict=True)):
+            if each is None:
+                continue
+            read = _checked(each, observation.embodiment.robot, self.chunk_size)
+            committed[row] = self.processor.action(observation.embodiment, mode, read.actions)
+            weights[row] = torch.from_numpy(read.weights)
+        return committed, weights
+
+
+def _checked(prefix: Prefix, robot: str, waypoints: int) -> Prefix:
+    """Refuse a prefix of the wrong length or with NaN; rows of weight 0 become zeros, as nobody reads them."""
+    actions = np.asarray(prefix.actions, dtype=np.float32)
+    weights = np.asarray(prefix.weights, dtype=np.float32)
+    if actions.ndim != 2 or len(actions) != waypoints or weights.shape != (waypoints,):
+        raise ValueError(
+            f"robot {robot!r}: prefix has actions {list(actions.shape)} and weights {list(weights.shape)}, expected "
+            f"{waypoints} waypoints in both"
+        )
+    if not ((weights >= 0) & (weights <= 1)).all():
+        raise ValueError(f"robot {robot!r}: prefix weights reach {weights.min()} … {weights.max()}, expected 0 … 1")
+    read = weights > 0
+    if not np.isfinite(actions[read]).all():
+        raise ValueError(f"robot {robot!r}: prefix actions are not finite where their weight is above 0")
+    return Prefix(np.where(read[:, None], actions, np.float32(0)), weights)
+
+
+def _row_noise(seed: int, observation: Observation, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    key = f"{seed}/{observation.stamp}/{observation.embodiment.robot}".encode()
+    words = np.frombuffer(hashlib.blake2b(key, digest_size=16).digest(), dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=words)).standard_normal(shape, dtype=np.float32)
+
+
+def _chunk(observation: Observation, actions: NDArray[np.float32], elapsed: float, seed: int) -> ActionChunk:
+    embodiment = observation.embodiment
+    index = np.arange(len(actions), dtype=np.float64)
+    return ActionChunk(
+        robot=embodiment.robot,
+        domain_id=embodiment.domain_id,
+        action_mode=embodiment.action_mode,
+        instruction=observation.instruction,
+        stamp=observation.stamp,
+        times=embodiment.first_waypoint_offset + index * embodiment.waypoint_dt,
+        actions=actions,
+        inference_ms=elapsed,
+        seed=seed,
+    )
