@@ -1,0 +1,181 @@
+"""Between ROS messages and the plain records of the other rooms."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from builtin_interfaces.msg import Duration, Time
+from numpy.typing import ArrayLike, NDArray
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from xvla_ros.model.data import ActionChunk
+from xvla_ros.observation.cdr import peek_stamp
+from xvla_ros.observation.images import COMPRESSED, RAW, ImageError, check_compressed, plain_rows, rgb_of_decompressed
+
+if TYPE_CHECKING:
+    from cv_bridge import CvBridge
+
+    from xvla_ros.msg import ActionChunk as ActionChunkMsg
+
+__all__ = ["chunk_message", "chunk_of", "decode_image", "joint_positions", "joint_trajectory_message", "peek_stamp",
+           "stamp_message", "stamp_ns"]
+
+NS = 1_000_000_000
+
+
+def decode_image(serialized: bytes, transport: str) -> NDArray[np.uint8]:
+    """Return uint8 [H, W, 3] RGB of a serialized ``sensor_msgs/Image`` (raw) or ``CompressedImage`` (compressed).
+
+    Conversion by cv_bridge; ``observation.images`` says which encodings are taken.
+
+    Raises:
+        ImageError: naming what was found and what is expected.
+    """
+    kinds = {RAW: (Image, _rgb_of_image), COMPRESSED: (CompressedImage, _rgb_of_compressed)}
+    if transport not in kinds:
+        raise ImageError(f"transport {transport!r}; expected {RAW} or {COMPRESSED}")
+    kind, convert = kinds[transport]
+    try:
+        message = deserialize_message(serialized, kind)
+    except Exception as error:  # rclpy raises RCLError, RuntimeError or MemoryError by where the message breaks off
+        raise ImageError(f"not a whole {kind.__name__}: {error}") from error
+    return convert(message)
+
+
+def _rgb_of_image(message: Image) -> NDArray[np.uint8]:
+    rows = plain_rows(message.encoding, message.height, message.width, message.step, message.data)
+    size = (message.height, message.width)
+    if message.encoding == "rgb8":
+        return rows.reshape(*size, 3)  # cv_bridge gives these very bytes; see the test of both
+    if message.encoding == "bayer_grbg8":
+        return _demosaic_grbg(rows.reshape(size))
+    plain = Image(encoding=message.encoding, height=size[0], width=size[1], step=rows.size // size[0])
+    plain.data = _as_array(rows)
+    try:
+        return np.asarray(_bridge().imgmsg_to_cv2(plain, "rgb8"), dtype=np.uint8)
+    except Exception as error:  # cv_bridge lets through what OpenCV and numpy raise
+        raise ImageError(f"cv_bridge cannot convert {size[1]}x{size[0]} {message.encoding}: {error}") from error
+
+
+def _rgb_of_compressed(message: CompressedImage) -> NDArray[np.uint8]:
+    check_compressed(message.data, message.format)
+    try:
+        # passthrough: asked for rgb8, cv_bridge takes a grey picture for a coloured one and raises
+        picture = _bridge().compressed_imgmsg_to_cv2(message, "passthrough")
+    except Exception as error:
+        raise ImageError(f"cv_bridge cannot decode {message.format!r}: {error}") from error
+    return rgb_of_decompressed(picture)
+
+
+def _demosaic_grbg(mosaic: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    # the cv_bridge of PyPI knows this pattern only under a name that ROS does not have
+    import cv2
+
+    try:
+        return np.asarray(cv2.cvtColor(mosaic, cv2.COLOR_BayerGB2RGB), dtype=np.uint8)
+    except cv2.error as error:
+        raise ImageError(f"OpenCV cannot convert {mosaic.shape[1]}x{mosaic.shape[0]} bayer_grbg8: {error}") from error
+
+
+@cache
+def _bridge() -> CvBridge:
+    from cv_bridge import CvBridge
+
+    return CvBridge()
+
+
+def _as_array(values: NDArray[np.uint8]) -> array.array[int]:
+    # rclpy takes an array.array as it is, and checks anything else number by number
+    data = array.array("B")
+    data.frombytes(memoryview(np.ascontiguousarray(values)).cast("B"))
+    return data
+
+
+def joint_positions(message: JointState) -> tuple[int, Sequence[str], NDArray[np.float64]]:
+    """Return stamp in ns, names and positions (rad or m) of a joint state."""
+    return stamp_ns(message.header.stamp), message.name, np.array(message.position, dtype=np.float64)
+
+
+def stamp_ns(stamp: Time) -> int:
+    """Return a ``builtin_interfaces/Time`` in ns."""
+    return int(stamp.sec) * NS + int(stamp.nanosec)
+
+
+def stamp_message(stamp: int) -> Time:
+    """Return ns as a ``builtin_interfaces/Time``."""
+    seconds, nanoseconds = divmod(stamp, NS)
+    return Time(sec=seconds, nanosec=nanoseconds)
+
+
+def joint_trajectory_message(
+    names: Sequence[str], times: ArrayLike, positions: ArrayLike, velocities: ArrayLike
+) -> JointTrajectory:
+    """Return a trajectory that starts when it is received (stamp 0).
+
+    Args:
+        names: J joint names as the controller knows them.
+        times: [T], s after receipt.
+        positions, velocities: [T, J], rad and rad/s, or m and m/s.
+
+    Raises:
+        ValueError: the shapes contradict each other.
+    """
+    times = np.asarray(times, dtype=np.float64)
+    rows = np.asarray(positions, dtype=np.float64), np.asarray(velocities, dtype=np.float64)
+    expected = (times.size, len(names))
+    for what, values in zip(("positions", "velocities"), rows, strict=True):
+        if values.shape != expected:
+            raise ValueError(f"{what} have shape {list(values.shape)}; expected {list(expected)}, times by joints")
+    points = [
+        JointTrajectoryPoint(positions=position.tolist(), velocities=velocity.tolist(), time_from_start=_duration(time))
+        for time, position, velocity in zip(times, *rows, strict=True)
+    ]
+    return JointTrajectory(joint_names=list(names), points=points)
+
+
+def _duration(seconds: float) -> Duration:
+    whole, nanoseconds = divmod(round(seconds * NS), NS)
+    return Duration(sec=whole, nanosec=nanoseconds)
+
+
+def chunk_message(chunk: ActionChunk) -> ActionChunkMsg:
+    """Return a chunk as it is published."""
+    from xvla_ros.msg import ActionChunk as ActionChunkMsg
+
+    waypoints, width = chunk.actions.shape
+    message = ActionChunkMsg(
+        robot=chunk.robot, domain_id=chunk.domain_id, instruction=chunk.instruction, action_mode=chunk.action_mode,
+        waypoints=waypoints, width=width, inference_ms=float(chunk.inference_ms), seed=chunk.seed,
+    )
+    message.header.stamp = stamp_message(chunk.stamp)
+    message.times = _numbers("d", chunk.times)
+    message.actions = _numbers("f", chunk.actions)
+    return message
+
+
+def chunk_of(message: ActionChunkMsg) -> ActionChunk:
+    """Return the chunk of a message.
+
+    Raises:
+        ValueError: the actions are not waypoints x width numbers, or the times not one for each waypoint.
+    """
+    shape = (message.waypoints, message.width)
+    times, actions = np.array(message.times, dtype=np.float64), np.array(message.actions, dtype=np.float32)
+    if actions.size != shape[0] * shape[1] or times.size != shape[0]:
+        raise ValueError(f"{message.robot}: a chunk of {times.size} times and {actions.size} action values; expected "
+                         f"{shape[0]} and {shape[0]} x {shape[1]}")
+    return ActionChunk(
+        robot=message.robot, domain_id=message.domain_id, action_mode=message.action_mode,
+        instruction=message.instruction, stamp=stamp_ns(message.header.stamp), times=times,
+        actions=actions.reshape(shape), inference_ms=message.inference_ms, seed=message.seed,
+    )
+
+
+def _numbers(code: str, values: NDArray[Any]) -> array.array[Any]:
+    return array.array(code, np.ascontiguousarray(values, dtype=code).tobytes())

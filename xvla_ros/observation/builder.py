@@ -1,0 +1,269 @@
+"""Messages in, observations out: the one place where an observation is built, live, from a bag or for training."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xvla_ros.model.data import Observation
+from xvla_ros.observation.align import NS, Alignment, JointSource, Source, align
+from xvla_ros.observation.buffer import RecentMessages, Stamped
+from xvla_ros.observation.faults import CAMERA_MISSING, JOINTS_INVALID, Fault
+from xvla_ros.observation.joints import JointsError, joint_topics, shown
+from xvla_ros.robots.decode import ensure_decodable
+from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.units import to_policy
+
+Raw = TypeVar("Raw")
+Picture = NDArray[np.uint8]
+Floats = NDArray[np.float64]
+
+KEPT_SECONDS = 1.0  # of every topic, at least
+KEPT_FRAMES = 256
+KEPT_JOINT_MESSAGES = 2048
+CLOCK_BACK = 0.1  # s; less is the jitter of a simulated clock, more is a simulation that began again
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoded:
+    frame: Stamped[Any]
+    picture: Picture
+
+
+class ObservationBuilder(Generic[Raw]):
+    """Builds the observations of one robot from its messages.
+
+    A picture is handed over undecoded, of whatever type ``decode_image`` takes, and decoded only when an observation
+    uses it. ``build`` and ``check`` never raise, whatever the messages hold: what is wrong comes back as a ``Fault``.
+    Messages and builds may come from different threads; decoding happens outside of the lock.
+
+    Args:
+        profile: the robot.
+        decode_image: (raw, transport of the camera) → uint8 [H, W, 3] RGB; may raise.
+
+    Raises:
+        UnsupportedActionMode: the profile's action mode needs tool poses, which joint positions alone do not give.
+    """
+
+    def __init__(self, profile: Profile, decode_image: Callable[[Raw, str], Picture]) -> None:
+        ensure_decodable(profile)
+        self._profile = profile
+        self._decode = decode_image
+        self._embodiment = profile.embodiment()
+        self._cameras = {slot: profile.cameras.by_name[slot] for slot in profile.cameras.slots}
+        self._topics = joint_topics(profile)
+        timing = profile.timing
+        oldest_frame = max(camera.max_age for camera in self._cameras.values())
+        horizon = max(KEPT_SECONDS, timing.observation_timeout + oldest_frame)
+        self._lock = threading.Lock()
+        self._frames: dict[str, RecentMessages[Raw]] = {
+            slot: RecentMessages(horizon, KEPT_FRAMES) for slot in self._cameras
+        }
+        self._joints: dict[str, RecentMessages[Floats]] = {
+            topic: RecentMessages(horizon, KEPT_JOINT_MESSAGES) for topic in self._topics
+        }
+        self._latest_joints: dict[str, Floats] = {}
+        self._invalid: dict[str, str] = {}
+        self._undecodable: dict[str, str] = {}
+        self._decoded: dict[str, _Decoded] = {}
+        self._last_call: tuple[float, int] | None = None
+        self._clock_resets = 0
+
+    @property
+    def profile(self) -> Profile:
+        """The robot whose observations these are."""
+        return self._profile
+
+    @property
+    def clock_resets(self) -> int:
+        """How often ROS time was found to have jumped back, and everything received before was forgotten."""
+        return self._clock_resets
+
+    def add_image(self, camera: str, stamp: int, raw: Raw, received: float) -> None:
+        """Take a picture of ``camera`` (its name in the profile), undecoded.
+
+        Args:
+            stamp: its header stamp, ns of ROS time.
+            raw: what ``decode_image`` takes.
+            received: steady clock, s.
+        """
+        message = Stamped(stamp, received, raw)
+        with self._lock:
+            self._frames[camera].add(message)
+
+    def add_joints(self, topic: str, stamp: int, names: Sequence[str], positions: ArrayLike, received: float) -> None:
+        """Take a joint state of ``topic``: names in any order, further joints allowed, positions in rad or m.
+
+        A message that cannot be used makes the observation invalid until the next good one of that topic.
+        """
+        problem, values = "", None
+        try:
+            values = self._topics[topic].read(names, positions)
+        except JointsError as error:
+            problem = str(error)
+        if values is None and not problem:
+            return
+        with self._lock:
+            self._invalid[topic] = problem
+            if values is not None:
+                self._joints[topic].add(Stamped(stamp, received, values))
+                self._latest_joints[topic] = values
+
+    def clear(self) -> None:
+        """Forget all messages, as after a jump of ROS time."""
+        with self._lock:
+            self._forget()
+
+    def latest_positions(self) -> Floats | None:
+        """Return float64 [J], the newest position of every joint in ``policy_order`` (rad or m), or None."""
+        with self._lock:
+            newest = dict(self._latest_joints)
+        return self._in_policy_order(newest) if len(newest) == len(self._topics) else None
+
+    def check(self, now: int, steady_now: float) -> Fault | None:
+        """Return what ``build`` would have to complain about, decoding nothing: cheap enough for every command."""
+        found = self._align(now, steady_now)
+        if isinstance(found, Fault):
+            return found
+        with self._lock:
+            broken = [text for slot, text in self._undecodable.items() if self._cameras[slot].required]
+        return Fault(CAMERA_MISSING, "; ".join(broken)) if broken else None
+
+    def aligned_stamp(self, now: int, steady_now: float) -> int | None:
+        """Return the stamp an observation built now would carry, None where there would be a fault."""
+        found = self._align(now, steady_now)
+        return None if isinstance(found, Fault) else found.stamp
+
+    def build(
+        self,
+        now: int,
+        steady_now: float,
+        instruction: str,
+        commanded: Floats | None = None,
+        *,
+        not_after: int | None = None,
+    ) -> Observation | Fault:
+        """Return the newest observation for which every required part is there, or what is wrong.
+
+        Args:
+            now: ROS time, ns.
+            steady_now: steady clock, s.
+            instruction: what to do, in words.
+            commanded: float64 [J] in policy order, rad or m: the state for ``proprio_source: commanded``. None takes
+                the measured one, as before the first command.
+            not_after: ns; the observation is to be no newer than this.
+        """
+        found = self._align(now, steady_now, not_after)
+        if isinstance(found, Fault):
+            return found
+        if self._profile.policy.proprio_source == "measured" or commanded is None:
+            state = self._state(self._in_policy_order(found.positions))
+        else:
+            state = self._state(commanded)
+        if isinstance(state, Fault):
+            return state
+        pictures = self._pictures(found)
+        if isinstance(pictures, Fault):
+            return pictures
+        absent = found.frames.keys() - pictures.keys()
+        age = {part: seconds for part, seconds in found.age.items() if part not in absent}
+        return Observation(self._embodiment, found.stamp, pictures, state, instruction, age)
+
+    def _align(self, now: int, steady_now: float, not_after: int | None = None) -> Alignment | Fault:
+        timing = self._profile.timing
+        with self._lock:
+            self._follow_clock(now, steady_now)
+            frames = {slot: messages.snapshot() for slot, messages in self._frames.items()}
+            joints = {topic: messages.snapshot() for topic, messages in self._joints.items()}
+            invalid = dict(self._invalid)
+        cameras = [
+            Source(slot, camera.topic, frames[slot], camera.max_age, max(camera.max_age, timing.clock_timeout),
+                   required=camera.required)
+            for slot, camera in self._cameras.items()
+        ]
+        max_silence = max(timing.observation_timeout, timing.clock_timeout)
+        topics = [
+            JointSource(topic, topic, joints[topic], timing.observation_timeout, max_silence,
+                        invalid=invalid.get(topic, ""))
+            for topic in self._topics
+        ]
+        return align(cameras, topics, now, steady_now, timing.observation_timeout, not_after)
+
+    def _follow_clock(self, now: int, steady_now: float) -> None:
+        # of two threads the one that read its clocks earlier may come later; that is no jump
+        if self._last_call is not None and steady_now < self._last_call[0]:
+            return
+        if self._last_call is not None and now < self._last_call[1] - CLOCK_BACK * NS:
+            self._forget()
+            self._clock_resets += 1
+        self._last_call = (steady_now, now)
+
+    def _forget(self) -> None:
+        for frames in self._frames.values():
+            frames.clear()
+        for joints in self._joints.values():
+            joints.clear()
+        self._latest_joints.clear()
+        self._invalid.clear()
+        self._undecodable.clear()
+        self._decoded.clear()
+
+    def _in_policy_order(self, by_topic: dict[str, Floats]) -> Floats:
+        positions = np.empty(len(self._profile.joints.policy_order))
+        for topic, values in by_topic.items():
+            positions[self._topics[topic].indices] = values
+        return positions
+
+    def _state(self, positions: ArrayLike) -> NDArray[np.float32] | Fault:
+        order = self._profile.joints.policy_order
+        positions = np.asarray(positions, dtype=np.float64)
+        if positions.shape != (len(order),):
+            return Fault(JOINTS_INVALID, f"commanded joints have shape {positions.shape}; expected ({len(order)},)")
+        with np.errstate(over="ignore", invalid="ignore"):
+            state = to_policy(positions, self._profile).astype(np.float32)
+        bad = [name for name, value in zip(order, state, strict=True) if not np.isfinite(value)]
+        if bad:
+            return Fault(JOINTS_INVALID, f"{shown(bad)}: not a finite number in the policy's units")
+        state.flags.writeable = False
+        return state
+
+    def _pictures(self, found: Alignment) -> dict[str, Picture] | Fault:
+        """Decode the frames, the optional ones as far as that goes."""
+        pictures: dict[str, Picture] = {}
+        broken: list[str] = []
+        for slot, frame in found.frames.items():
+            try:
+                pictures[slot] = self._picture(slot, frame)
+            except Exception as error:  # a decoder may raise anything on broken data, and that is a hold
+                text = f"{slot}: picture on {self._cameras[slot].topic} cannot be decoded: {error}"
+                with self._lock:
+                    self._undecodable[slot] = text
+                if self._cameras[slot].required:
+                    broken.append(text)
+        return Fault(CAMERA_MISSING, "; ".join(broken)) if broken else pictures
+
+    def _picture(self, slot: str, frame: Stamped[Raw]) -> Picture:
+        kept = self._decoded.get(slot)
+        if kept is not None and kept.frame is frame:
+            return kept.picture
+        picture = self._decode(frame.value, self._cameras[slot].transport)
+        if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3
+                and picture.shape[2] == 3 and picture.size):
+            raise ValueError(f"decoded to {_described(picture)}; expected uint8 [H, W, 3]")
+        picture = picture.view()
+        picture.flags.writeable = False
+        with self._lock:
+            self._decoded[slot] = _Decoded(frame, picture)
+            self._undecodable.pop(slot, None)
+        return picture
+
+
+def _described(thing: object) -> str:
+    if isinstance(thing, np.ndarray):
+        return f"{thing.dtype} {list(thing.shape)}"
+    return type(thing).__name__
