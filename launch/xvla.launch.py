@@ -1,0 +1,138 @@
+"""Brings up the policy node ``/xvla`` for one robot and, with ``sim:=true``, the simulated arm it drives.
+
+ros2 launch xvla_ros xvla.launch.py robot:=so101_bimanual sim:=true instruction:="touch the red cube"
+"""
+
+from __future__ import annotations
+
+import os
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    LogInfo,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+)
+from launch.event_handlers import OnProcessStart
+from launch.events import matches_action
+from launch_ros.actions import LifecycleNode, Node
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.events.lifecycle import ChangeState
+from lifecycle_msgs.msg import Transition
+
+from xvla_ros.evaluation.graph import choose_profile
+from xvla_ros.ros_env import prepare
+
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Return the arguments (``--show-args`` lists them) and what becomes of them."""
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument(
+                "robot", default_value="so101_bimanual", description="name of a profile (see xvla robots) or its file"
+            ),
+            DeclareLaunchArgument(
+                "checkpoint", default_value="", description="checkpoint folder or hub id; empty: the profile's"
+            ),
+            DeclareLaunchArgument(
+                "instruction", default_value="", description="task in words; empty: the profile's, until one arrives"
+            ),
+            DeclareLaunchArgument(
+                "sim", default_value="false", choices=list(BOOLEANS), description="simulate the arm with MuJoCo"
+            ),
+            DeclareLaunchArgument("namespace", default_value="", description="ROS namespace of the nodes"),
+            DeclareLaunchArgument("device", default_value="cpu", description="of the policy: cpu, cuda, cuda:1, …"),
+            DeclareLaunchArgument(
+                "autostart",
+                default_value="true",
+                choices=list(BOOLEANS),
+                description="configure (load, warm up) and activate; else the node stays unconfigured",
+            ),
+            OpaqueFunction(function=bring_up),
+        ]
+    )
+
+
+def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Read the profile and return environment, nodes and what takes the policy node from state to state."""
+    argument = context.launch_configurations
+    profile = choose_profile(argument["robot"])
+    simulated = BOOLEANS[argument["sim"]]
+    parameters = {
+        "robots": [profile.name],
+        "device": argument["device"],
+        "use_sim_time": simulated,
+        "autostart": False,  # the events below do it, and other launch files may hook into them
+    }
+    parameters |= {name: argument[name] for name in ("checkpoint", "instruction") if argument[name]}
+    policy = LifecycleNode(
+        package="xvla_ros",
+        executable="policy_node",
+        name="xvla",
+        namespace=argument["namespace"],
+        parameters=[str(profile.source), parameters],
+        output="screen",
+        emulate_tty=True,
+    )
+    entities = [*environment(), *(started(policy) if BOOLEANS[argument["autostart"]] else []), policy]
+    if simulated:
+        entities.append(simulation(profile.name, argument["namespace"]))
+    return entities
+
+
+def environment() -> list[LaunchDescriptionEntity]:
+    """What the nodes need and the user has not set, above all room for images in the DDS transport."""
+    prepared = dict(os.environ)
+    prepare(prepared)
+    return [SetEnvironmentVariable(name, value) for name, value in prepared.items() if os.environ.get(name) != value]
+
+
+def simulation(robot: str, namespace: str) -> Node:
+    """The node that simulates ``robot`` and publishes ``/clock``."""
+    return Node(
+        package="xvla_ros",
+        executable="sim_node",
+        name="sim",
+        namespace=namespace,
+        parameters=[{"robot": robot}],
+        output="screen",
+        emulate_tty=True,
+    )
+
+
+def started(policy: LifecycleNode) -> list[LaunchDescriptionEntity]:
+    """Configure the node when its process runs, activate it when configure has succeeded.
+
+    ``start_state`` is what keeps a later deactivate from activating at once again; the ``autostart`` of launch_ros
+    would do all this, but Jazzy has none.
+    """
+    return [
+        RegisterEventHandler(
+            OnProcessStart(target_action=policy, on_start=[_change(policy, Transition.TRANSITION_CONFIGURE)])
+        ),
+        RegisterEventHandler(
+            OnStateTransition(
+                target_lifecycle_node=policy,
+                start_state="configuring",
+                goal_state="inactive",
+                entities=[_change(policy, Transition.TRANSITION_ACTIVATE)],
+            )
+        ),
+        RegisterEventHandler(
+            OnStateTransition(
+                target_lifecycle_node=policy,
+                start_state="configuring",
+                goal_state="unconfigured",
+                entities=[LogInfo(msg="xvla could not be configured; its log says why. Nothing moves.")],
+            )
+        ),
+    ]
+
+
+def _change(policy: LifecycleNode, transition: int) -> EmitEvent:
+    return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(policy), transition_id=transition))
