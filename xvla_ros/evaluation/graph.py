@@ -69,6 +69,7 @@ def sim_command(profile: Profile, *, seed: int, stats: Path | None = None, names
     """Return the command line of the simulation node."""
     values: dict[str, Value | None] = {
         "robot": profile.name,
+        "profile": str(profile.source) if profile.source is not None else None,
         "seed": seed,
         "stats_file": str(stats) if stats is not None else None,
     }

@@ -109,15 +109,16 @@ class _RawOutlet:
     """Publishes sensor_msgs/Image from a buffer that the renderer draws straight into."""
 
     def __init__(self, node: Node, topic: str, frame: str, width: int, height: int) -> None:
-        # An array of bytes is the one type that rclpy takes as it is; anything else it checks value by value.
-        buffer = array.array("B", bytes(width * height * 3))
-        self.pixels: NDArray[np.uint8] = np.frombuffer(buffer, np.uint8).reshape(height, width, 3)
-        self._message = Image(height=height, width=width, encoding="rgb8", step=3 * width, data=buffer)
+        # An array of bytes is the one type that the message copies as a whole and not value by value.
+        self._buffer = array.array("B", bytes(width * height * 3))
+        self.pixels: NDArray[np.uint8] = np.frombuffer(self._buffer, np.uint8).reshape(height, width, 3)
+        self._message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
         self._message.header.frame_id = frame
         self._publisher = node.create_publisher(Image, topic, qos.SENSOR)
 
     def publish(self, stamp: int) -> None:
         self._message.header.stamp = _time(stamp)
+        self._message.data = self._buffer
         self._publisher.publish(self._message)
 
 
