@@ -27,8 +27,9 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
-from xvla_ros.nodes import qos
+from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.recording import PROGRESS, RecordingWriter
+from xvla_ros.observation.images import COMPRESSED, ImageError
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
@@ -91,7 +92,7 @@ class WatchNode(Node):  # type: ignore[misc]
 
     def _on_joints(self, topic: str, message: Any) -> None:
         positions = [value if math.isfinite(value) else None for value in message.position]
-        stamp = _nanoseconds(message.header.stamp)
+        stamp = messages.stamp_ns(message.header.stamp)
         names = list(message.name)
         self._writer.add("joints", self._time(), topic=topic, stamp=stamp, names=names, positions=positions)
 
@@ -109,7 +110,7 @@ class WatchNode(Node):  # type: ignore[misc]
         self._writer.add(
             "chunk",
             self._time(),
-            stamp=_nanoseconds(message.header.stamp),
+            stamp=messages.stamp_ns(message.header.stamp),
             times=list(message.times),
             width=message.width,
             actions=[round(value, 5) if math.isfinite(value) else None for value in message.actions],
@@ -160,50 +161,43 @@ class _Polled(Node):  # type: ignore[misc]
         self._cameras = {}
         for name in profile.cameras.slots:
             camera = profile.cameras.by_name[name]
-            kind = CompressedImage if camera.transport == "compressed" else Image
-            self._cameras[name] = self.create_subscription(kind, camera.topic, lambda _: None, LATEST)
+            kind = CompressedImage if camera.transport == COMPRESSED else Image
+            subscription = self.create_subscription(kind, camera.topic, lambda _: None, LATEST)
+            self._cameras[name] = (camera.transport, subscription)
 
     def clock(self) -> int:
         """ROS time in ns of the newest /clock since the last call, or 0."""
         message = _take(self._clock)
-        return _nanoseconds(message.clock) if message is not None else 0
+        return messages.stamp_ns(message.clock) if message is not None else 0
 
     def pictures(self) -> list[tuple[str, int, bytes]]:
         """The newest picture of each camera that has one since the last call: camera, stamp in ns, JPEG."""
         found = []
-        for name, subscription in self._cameras.items():
-            message = _take(subscription)
-            if message is None:
-                continue
-            picture = self._encode(name, message)
+        for name, (transport, subscription) in self._cameras.items():
+            serialized = _take(subscription, raw=True)
+            picture = self._encode(name, transport, serialized) if serialized is not None else b""
             if picture:
-                found.append((name, _nanoseconds(message.header.stamp), picture))
+                found.append((name, messages.peek_stamp(serialized), picture))
         return found
 
-    def _encode(self, camera: str, message: Any) -> bytes:
-        if isinstance(message, CompressedImage):
-            return bytes(message.data)
+    def _encode(self, camera: str, transport: str, serialized: bytes) -> bytes:
         import cv2
-        from cv_bridge import CvBridge
 
         try:
-            image = CvBridge().imgmsg_to_cv2(message, "bgr8")
-        except Exception as error:  # cv_bridge raises several types; the film goes on without this camera
+            image = messages.decode_image(serialized, transport)
+        except ImageError as error:  # the film goes on without this camera
             if camera not in self._refused:
                 self._refused.add(camera)
-                self._logger.warning(f"{camera}: {message.encoding} cannot be filmed: {error}")
+                self._logger.warning(f"{camera} cannot be filmed: {error}")
             return b""
-        return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+        encoded: bytes = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+        return encoded
 
 
-def _take(subscription: Any) -> Any:
+def _take(subscription: Any, *, raw: bool = False) -> Any:
     with subscription.handle:
-        taken = subscription.handle.take_message(subscription.msg_type, False)
+        taken = subscription.handle.take_message(subscription.msg_type, raw)
     return None if taken is None else taken[0]
-
-
-def _nanoseconds(stamp: Any) -> int:
-    return int(stamp.sec) * NANOSECONDS + int(stamp.nanosec)
 
 
 def _seconds(duration: Any) -> float:
