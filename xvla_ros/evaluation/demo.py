@@ -76,12 +76,14 @@ def demo(
         0; 1 after an error (said on stderr); 130 after Ctrl-C, 143 after SIGTERM.
     """
     from xvla_ros.evaluation.film import FilmError
-    from xvla_ros.evaluation.live_window import WindowError
+    from xvla_ros.evaluation.live_window import WindowError, require_display
     from xvla_ros.evaluation.recorder import RecordingError
     from xvla_ros.robots import ProfileError
 
     try:
         _require(duration)
+        if window:
+            require_display()
         profile = choose_profile(robot)
         wording = instruction or profile.instruction or DEFAULT_INSTRUCTION
         folder = Path(output) if output is not None else Path("xvla_out/demo")

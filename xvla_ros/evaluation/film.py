@@ -96,13 +96,10 @@ class Composer:
             status: newest report of the policy.
             measured, commanded: the whole curves; only the seconds before ``time`` are drawn.
         """
-        import cv2
-
         canvas = self._background.copy()
-        for camera, (x, y, width, height) in self._views.items():
+        for camera, box in self._views.items():
             if camera in views:
-                view = cv2.resize(views[camera], (width, height), interpolation=cv2.INTER_CUBIC)
-                canvas[y : y + height, x : x + width] = view
+                _place(canvas, box, views[camera])
         for joint, box in self._plots.items():
             curves = commanded.get(joint), measured.get(joint)
             shown = _shown_range(*curves)
@@ -300,6 +297,18 @@ def _draw_plot_frame(draw: Any, joint: str, box: Box) -> None:
     middle = y + height // 2 + 9
     draw.line((x + 1, middle, x + width - 2, middle), fill=GRID)
     draw.text((x + 5, y + 3), _shorten(draw, joint.replace("_", " "), width - 52, 11), font=font(11), fill=FAINT)
+
+
+def _place(canvas: Image, box: Box, view: Image) -> None:
+    """Draw a picture into its box, as large as fits, in its own proportions."""
+    import cv2
+
+    x, y, width, height = box
+    scale = min(width / view.shape[1], height / view.shape[0])
+    columns, rows = max(1, int(view.shape[1] * scale)), max(1, int(view.shape[0] * scale))
+    left, top = x + (width - columns) // 2, y + (height - rows) // 2
+    canvas[y : y + height, x : x + width] = PANEL
+    canvas[top : top + rows, left : left + columns] = cv2.resize(view, (columns, rows), interpolation=cv2.INTER_CUBIC)
 
 
 def _shown_range(*curves: Series | None) -> tuple[float, float]:

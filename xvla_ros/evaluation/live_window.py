@@ -49,6 +49,16 @@ def open_window(wanted: bool | None, recording: Path, profile: Profile) -> Itera
             window.close()
 
 
+def require_display() -> None:
+    """Check that a display is named.
+
+    Raises:
+        WindowError: none is.
+    """
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise WindowError("a window was asked for, but there is no display (DISPLAY is not set)")
+
+
 def _nothing() -> None:
     return
 
@@ -137,8 +147,7 @@ class _LiveFrames:
 
 
 def _open_tk(title: str) -> tuple[Any, Any]:
-    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise WindowError("a window was asked for, but there is no display (DISPLAY is not set)")
+    require_display()
     try:
         import tkinter
 
