@@ -78,9 +78,7 @@ def _joint_states(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
                 yield Finding(_problem(f"{profile.name}.joints.{name}.name", ros_name, expected, message))
 
 
-def _sensor(
-    graph: GraphSnapshot, key: str, topic: str, kind: str, longest: float, setting: str
-) -> Iterator[Finding]:
+def _sensor(graph: GraphSnapshot, key: str, topic: str, kind: str, longest: float, setting: str) -> Iterator[Finding]:
     """Check one topic that the node listens to; frames may be at most ``longest`` seconds apart."""
     publishers = graph.publishers.get(topic, ())
     if not publishers:
@@ -98,7 +96,7 @@ def _sensor(
     rate = graph.rates.get(topic)
     if rate is not None and rate * longest < 1.0:
         expected = f"more than {1.0 / longest:.3g} Hz ({setting} is {longest:g} s)"
-        message = f"{topic} is silent" if rate == 0 else f"{topic} comes at {rate:.3g} Hz, so that it is stale in between"
+        message = f"{topic} is silent" if rate == 0 else f"{topic} comes at {rate:.3g} Hz and is stale in between"
         yield Finding(_problem(f"{key}.topic", round(rate, 3), expected, message))
 
 

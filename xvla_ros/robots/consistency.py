@@ -40,14 +40,6 @@ class Draft:
         return tuple(float(value) for value in values) if None not in values else None
 
 
-def find_action_spec(name: str) -> ActionSpec | None:
-    """Return the spec of an action mode, importing the package that offers it (entry point) if need be."""
-    if name not in ACTION_SPECS:
-        for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-            point.load()
-    return ACTION_SPECS.get(name)
-
-
 def contradictions(draft: Draft) -> Iterator[Finding]:
     """Yield everything that contradicts across the fields of a profile."""
     for check in CHECKS:
@@ -56,11 +48,17 @@ def contradictions(draft: Draft) -> Iterator[Finding]:
 
 def _action_mode(draft: Draft) -> Iterator[Finding]:
     name = draft.get("policy.action_mode")
-    if name is not None and find_action_spec(name) is None:
-        offered = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
-        known = sorted(set(ACTION_SPECS) | offered)
-        message = f"action mode {name!r} is unknown{did_you_mean(name, known)}"
-        yield "policy.action_mode", name, "one of " + ", ".join(known), message
+    if name is None or name in ACTION_SPECS:
+        return
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            point.load()
+        except Exception as error:  # whatever another package's import raises
+            message = f"the action modes of {point.value} cannot be imported: {type(error).__name__}: {error}"
+            yield "policy.action_mode", name, "a package that imports", message
+    if name not in ACTION_SPECS:
+        message = f"action mode {name!r} is unknown{did_you_mean(name, ACTION_SPECS)}"
+        yield "policy.action_mode", name, "one of " + ", ".join(sorted(ACTION_SPECS)), message
 
 
 def _orders(draft: Draft) -> Iterator[Finding]:
