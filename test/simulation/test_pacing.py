@@ -1,0 +1,66 @@
+"""Simulated time against the wall clock, with a clock of the test's own."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xvla_ros.simulation.pacing import SLACK, Pacer, Ticker
+
+TIMESTEP = 1 / 600
+
+
+class WallClock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(200.0, 3), (50.0, 12), (30.0, 20), (600.0, 1)])
+def test_usual_rates_fall_on_whole_steps(rate, steps):
+    ticker = Ticker(rate, TIMESTEP)
+    due = []
+    for _ in range(5):
+        due.append(ticker.next_step)
+        ticker.advance()
+    assert due == [steps * i for i in range(1, 6)]
+
+
+@given(st.floats(0.1, 600.0))
+def test_any_rate_is_kept_on_average_and_never_twice_in_a_step(rate):
+    ticker = Ticker(rate, TIMESTEP)
+    due = [ticker.next_step]
+    for _ in range(50):
+        ticker.advance()
+        due.append(ticker.next_step)
+    assert all(later > earlier for earlier, later in pairwise(due))
+    assert due[-1] * TIMESTEP == pytest.approx(51 / rate, abs=TIMESTEP)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 4.0])
+def test_time_runs_at_the_factor(factor):
+    clock = WallClock()
+    pacer = Pacer(factor, clock)
+    for tick in range(1, 101):
+        clock.now += pacer.delay(tick * 0.005)
+    assert clock.now == pytest.approx(100.0 + 0.5 / factor)
+
+
+def test_a_short_delay_is_made_up_for():
+    clock = WallClock()
+    pacer = Pacer(1.0, clock)
+    clock.now += 0.02
+    assert pacer.delay(0.005) == 0.0
+    assert pacer.delay(0.025) == pytest.approx(0.005)
+
+
+def test_a_stall_is_forgiven_instead_of_followed_by_a_burst():
+    clock = WallClock()
+    pacer = Pacer(1.0, clock)
+    clock.now += 3.0
+    assert pacer.delay(0.005) == 0.0
+    assert pacer.delay(0.010) == pytest.approx(0.005)
+    assert SLACK < 0.1
