@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from xvla_ros.robots.limits import JointLimits
@@ -13,4 +12,79 @@ from xvla_ros.robots.units import to_policy
 if TYPE_CHECKING:
     from xvla_ros.model.policy import Policy
 
-UNTRAINED = "random weights"
+RANDOM_SPREAD = 0.25  # standard deviation of an untrained policy's actions, in ranges of motion
+
+
+class PolicySourceError(ValueError):
+    """The policy asked for cannot be had for these robots; the message says what to change."""
+
+
+def load_policy(
+    profiles: Mapping[str, Profile],
+    checkpoint: str = "",
+    *,
+    device: str = "cpu",
+    dtype: str = "",
+    seed: int = 0,
+) -> Policy:
+    """Load the policy for some robots and check that it can serve each.
+
+    Args:
+        profiles: by name, at least one.
+        checkpoint: folder or hub id; empty takes the one the profiles agree on, and where they name none, random
+            weights: the same classes, untrained, which ``Policy.is_trained`` tells.
+        device: as torch names it.
+        dtype: of the weights (``float32``, ``bfloat16``); empty keeps the checkpoint's.
+        seed: of random weights.
+
+    Raises:
+        PolicySourceError: the profiles name different checkpoints, or the policy does not fit a robot.
+        CheckpointError: naming what is wrong with the checkpoint.
+    """
+    name, revision = (checkpoint, "") if checkpoint else _agreed(profiles)
+    policy = _load(name, revision, device, dtype) if name else _untrained(profiles, device, seed)
+    for profile in profiles.values():
+        try:
+            policy.check(profile.embodiment())
+        except ValueError as error:
+            raise PolicySourceError(f"checkpoint {name or 'of random weights'} cannot drive {profile.name}: {error}") \
+                from error
+    return policy
+
+
+def _agreed(profiles: Mapping[str, Profile]) -> tuple[str, str]:
+    named = {profile.name: (profile.policy.checkpoint, profile.policy.revision) for profile in profiles.values()}
+    if len(set(named.values())) > 1:
+        listed = ", ".join(f"{robot}: {name or 'none'}" for robot, (name, _) in named.items())
+        raise PolicySourceError(
+            f"the profiles name different checkpoints ({listed}), but one node runs one policy; name it with the "
+            "parameter checkpoint, or start a node for each"
+        )
+    return next(iter(named.values()))
+
+
+def _load(name: str, revision: str, device: str, dtype: str) -> Policy:
+    import torch
+
+    from xvla_ros.model.checkpoint import load
+
+    kind = getattr(torch, dtype, None) if dtype else None
+    if dtype and not isinstance(kind, torch.dtype):
+        raise PolicySourceError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
+    return load(name, revision=revision or None, device=device, dtype=kind)
+
+
+def _untrained(profiles: Mapping[str, Profile], device: str, seed: int) -> Policy:
+    from xvla_ros.model.random_policy import random_policy
+
+    mean, std = {}, {}
+    for name, profile in profiles.items():
+        limits = JointLimits.of(profile)
+        low, high = to_policy(limits.lower, profile), to_policy(limits.upper, profile)
+        mean[name], std[name] = (low + high) / 2, abs(high - low) * RANDOM_SPREAD
+    policy = random_policy(
+        [profile.embodiment() for profile in profiles.values()],
+        state_mean=mean, state_std=std, action_mean=mean, action_std=std, seed=seed,
+    )
+    policy.network.to(device)
+    return policy

@@ -154,13 +154,16 @@ class RobotController:
         self._status = replace(self._status, dropped_chunks=self._status.dropped_chunks + 1)
         self._policy_trouble = trouble or self._policy_trouble
 
-    def tick(self, measured: Floats | None, fault: Fault | None, controller_present: bool = True) -> CommandWindow | None:
+    def tick(
+        self, measured: Floats | None, fault: Fault | None, controller_present: bool = True, waiting_for: str = ""
+    ) -> CommandWindow | None:
         """Advance one command period; return the window to send, None where nothing may be sent.
 
         Args:
             measured: [J] newest joint positions in ROS units, or None. Only the first command needs them.
             fault: what is wrong with the observation now, or None.
             controller_present: whether somebody listens to the command topics.
+            waiting_for: what the robot needs before it may ask for a chunk, in words; empty if nothing.
         """
         with self._lock:
             if self._status.state == INACTIVE:
@@ -168,8 +171,12 @@ class RobotController:
             now, steady = self._clock.ros_ns(), self._clock.steady_s()
             if self._guard.update(now, steady):
                 self._restart_plan()
+            if waiting_for:
+                self._waiting_since_s = steady
             trouble = self._trouble(now, steady, fault, controller_present)
             self._change_state(now, steady, trouble)
+            if waiting_for and self._status.state == HOLDING and not self._status.reason:
+                self._status = replace(self._status, detail=f"waiting for {waiting_for}")
             start = self._reference(now, measured)
             if self._timeline.is_empty or start is None:
                 return None
@@ -207,8 +214,8 @@ class RobotController:
             planned_ahead = self._timeline.end is not None and now <= self._timeline.end
             if planned_ahead and self._renew_at is not None:
                 self._status = replace(status, state=RUNNING, reason="", detail="")
-            elif status.reason:
-                self._status = replace(status, reason="", detail="waiting for a new chunk")
+            elif status.reason or status.state == RUNNING:
+                self._status = replace(status, state=HOLDING, reason="", detail="waiting for a new chunk")
             return
         if status.reason != trouble.reason:
             if status.state == RUNNING:

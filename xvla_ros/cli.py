@@ -1,0 +1,155 @@
+"""The command ``xvla``. What a command needs is imported when it runs, so that ``xvla --help`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code: 0, 1 after an error (said on stderr), 2 on wrong usage."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(options)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # the reader of our output has gone, as in `xvla robots | head`
+        sys.stderr.close()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="xvla", description="Run and adapt X-VLA, one policy for many robot arms, under ROS 2."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_run(commands)
+    _add_robots(commands)
+    _add_check(commands)
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, command: Command, summary: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "demo", _demo, "drive a simulated robot over real ROS 2 topics; leaves a film and a report",
+        "  xvla demo\n  xvla demo --duration 20 --seed 7 --instruction 'touch the red cube'",
+    )
+    _add_robot(parser)
+    parser.add_argument("--checkpoint", help="folder or hub id (default: the profile's)")
+    parser.add_argument("--duration", type=_positive, default=20.0, help="s of simulated time (default 20)")
+    parser.add_argument("--seed", type=int, default=7, help="of the scene and the sampler's noise (default 7)")
+    parser.add_argument("--instruction", help="what to do, in words (default: the profile's)")
+    parser.add_argument("--output", help="folder of film and report (default xvla_out/demo)")
+    parser.add_argument("--device", default="cpu", help="of the policy: cpu, cuda (default cpu)")
+    window = parser.add_mutually_exclusive_group()
+    window.add_argument("--window", action="store_true", default=None, help="show the film while it is made")
+    window.add_argument("--headless", dest="window", action="store_false", help="show nothing, even on a display")
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "run", _run, "bring up the policy node, as the launch file does where there is launch_ros",
+        "  xvla run --robot so101_bimanual --instruction 'touch the red cube'\n"
+        "  xvla run --robot so101_bimanual --sim --checkpoint my_checkpoint",
+    )
+    _add_robot(parser)
+    parser.add_argument("--checkpoint", help="folder or hub id (default: the profile's)")
+    parser.add_argument("--sim", action="store_true", help="also simulate the robot, and follow its clock")
+    parser.add_argument("--namespace", default="", help="of both nodes")
+    parser.add_argument("--device", default="cpu", help="of the policy: cpu, cuda (default cpu)")
+    parser.add_argument("--no-autostart", dest="autostart", action="store_false", help="leave the node unconfigured")
+    parser.add_argument("--instruction", help="what to do, in words (default: the profile's, then the topic)")
+    parser.add_argument("--seed", type=int, default=0, help="of the simulated scene (default 0)")
+    parser.add_argument("--output", default="xvla_out/run", help="folder of the logs (default xvla_out/run)")
+
+
+def _add_robots(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(commands, "robots", _robots, "list the robots that have a profile", "  xvla robots\n  xvla robots --json")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "check", _check, "check a profile against its checkpoint and the running graph, before any arm moves",
+        "  xvla check --robot so101_bimanual\n  xvla check --robot my_arm.yaml --checkpoint my_checkpoint --json",
+    )
+    _add_robot(parser)
+    parser.add_argument("--checkpoint", help="folder or hub id (default: the profile's)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--offline", action="store_true", help="leave the running graph out")
+    parser.add_argument("--seconds", type=_positive, default=2.0, help="for which rates are measured (default 2)")
+
+
+def _add_robot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--robot", default="so101_bimanual", help="name of a profile, or a profile file (default so101_bimanual)"
+    )
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.demo import demo
+
+    return demo(
+        options.robot, options.duration, options.seed, options.instruction, options.output, options.checkpoint,
+        options.window, options.device,
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.run import run
+
+    return run(
+        options.robot, options.checkpoint, sim=options.sim, namespace=options.namespace, device=options.device,
+        autostart=options.autostart, instruction=options.instruction, seed=options.seed, output=options.output,
+    )
+
+
+def _robots(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.check import list_robots, print_robots
+    from xvla_ros.robots.problems import ProfileError
+
+    try:
+        print_robots(list_robots(), options.json)
+    except ProfileError as error:
+        print(f"xvla robots: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.check import check, observe, print_report
+
+    graph = None if options.offline else observe(options.robot, options.seconds)
+    report = check(options.robot, options.checkpoint, graph)
+    print_report(report, options.json)
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""What ``/diagnostics`` says of one robot of the policy node."""
+
+from __future__ import annotations
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from xvla_ros.control.latency import Percentiles
+from xvla_ros.control.robot_controller import HOLDING, INACTIVE, RUNNING, STOPPED
+from xvla_ros.nodes.robot_link import RobotLink
+
+_LEVELS = {
+    RUNNING: DiagnosticStatus.OK,
+    INACTIVE: DiagnosticStatus.OK,
+    HOLDING: DiagnosticStatus.WARN,
+    STOPPED: DiagnosticStatus.ERROR,
+}
+
+
+def robot_diagnostics(link: RobotLink, *, node: str, checkpoint: str, trained: bool) -> DiagnosticStatus:
+    """State, counters, latencies (ms) and frames (stamps in ns of ROS time) of one robot."""
+    status = link.status
+    values: dict[str, object] = {
+        "checkpoint": checkpoint,
+        "trained": str(trained).lower(),
+        "instruction": link.instruction,
+        "domain_id": link.profile.policy.domain_id,
+        "chunks": status.chunks,
+        "trajectories": status.trajectories,
+        "dropped_chunks": status.dropped_chunks,
+        "holds": status.holds,
+        "limited_points": status.limited_points,
+        **_percentiles("inference_ms", link.inference_ms),
+        **_percentiles("overhead_ms", link.overhead_ms),
+    }
+    for camera, frames in link.frames.items():
+        values[f"frames_received/{camera}"] = frames.received
+        values[f"first_stamp/{camera}"] = frames.first_stamp
+        values[f"last_stamp/{camera}"] = frames.last_stamp
+    return DiagnosticStatus(
+        level=_LEVELS[status.state],
+        name=f"{node}: {link.profile.name}",
+        message=" ".join(filter(None, (status.state, status.reason, status.detail))),
+        hardware_id=link.profile.name,
+        values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+    )
+
+
+def _percentiles(name: str, values: Percentiles) -> dict[str, object]:
+    return {f"{name}_{key}": round(value, 3) for key, value in vars(values).items()}

@@ -1,0 +1,171 @@
+"""A lifecycle node whose transitions may be long, may fail, and may be asked for at the wrong moment."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+ERROR = TransitionCallbackReturn.ERROR
+
+_SHUTDOWNS = {
+    Transition.TRANSITION_UNCONFIGURED_SHUTDOWN,
+    Transition.TRANSITION_INACTIVE_SHUTDOWN,
+    Transition.TRANSITION_ACTIVE_SHUTDOWN,
+}
+
+_LABELS = {
+    "configure": Transition.TRANSITION_CONFIGURE,
+    "cleanup": Transition.TRANSITION_CLEANUP,
+    "activate": Transition.TRANSITION_ACTIVATE,
+    "deactivate": Transition.TRANSITION_DEACTIVATE,
+    "shutdown": Transition.TRANSITION_ACTIVE_SHUTDOWN,
+}
+
+
+class TransitionError(Exception):
+    """A transition cannot be made for a reason the user can mend; its message is logged without a traceback."""
+
+
+class GuardedLifecycleNode(LifecycleNode):
+    """Runs the steps of a node's life and keeps the node alive whatever they do.
+
+    Subclasses fill in ``set_up``, ``start``, ``halt`` and ``tear_down``. rclpy swallows what a transition callback
+    raises and lets an impossible request end the executor; here the traceback is logged, an impossible request is
+    refused, and an error frees what was half built and ends unconfigured, where configure works again.
+    """
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(name, **kwargs)
+        self._run_transitions_beside_other_callbacks()
+        self._transition_lock = threading.Lock()
+        self.cancelled = threading.Event()
+        self._service_change_state.callback = self._on_change_state_request
+
+    def _run_transitions_beside_other_callbacks(self) -> None:
+        # rclpy puts its lifecycle services into the exclusive default group, where a long configure would block
+        # state queries, sensors and the shutdown that is to cancel it
+        group = ReentrantCallbackGroup()
+        for service in (
+            self._service_change_state,
+            self._service_get_state,
+            self._service_get_available_states,
+            self._service_get_available_transitions,
+            self._service_get_transition_graph,
+        ):
+            service.callback_group = group
+            group.add_entity(service)
+        self._transition_group = group
+
+    def set_up(self) -> None:
+        """Unconfigured → inactive: build everything; watch ``cancelled`` in long work."""
+
+    def start(self) -> None:
+        """Inactive → active."""
+
+    def halt(self) -> None:
+        """Active → inactive; also called before ``tear_down`` wherever the node was active."""
+
+    def tear_down(self) -> None:
+        """Free what ``set_up`` made, whole or half; must work at any time."""
+
+    def state_label(self) -> str:
+        """The lifecycle state now, e.g. ``inactive``."""
+        return str(self._state_machine.current_state[1])
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        result = self._guarded("configure", self.set_up)
+        if result == FAILURE:
+            self._guarded("clean up after a failed configure", self.tear_down)
+        return result
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        result = self._guarded("activate", self.start)
+        if result == SUCCESS:
+            return super().on_activate(state)
+        if result == FAILURE:
+            self._guarded("halt after a failed activate", self.halt)
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        result = self._guarded("deactivate", self.halt)
+        return super().on_deactivate(state) if result == SUCCESS else ERROR
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._guarded("cleanup", self.tear_down)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        if state.state_id == State.PRIMARY_STATE_ACTIVE:
+            self._guarded("halt", self.halt)
+        self._guarded("shutdown", self.tear_down)
+        return SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._guarded("halt after an error", self.halt)
+        self._guarded("clean up after an error", self.tear_down)
+        return SUCCESS
+
+    def change_state(self, transition_id: int) -> bool:
+        """Make a transition; return whether it succeeded. A shutdown first cancels a configure under way."""
+        shutdown = transition_id in _SHUTDOWNS
+        if shutdown:
+            self.cancelled.set()
+        if not self._transition_lock.acquire(blocking=shutdown):
+            self.get_logger().warning(f"refused a transition: the node is still {self.state_label()}")
+            return False
+        try:
+            self.cancelled.clear()
+            return self._trigger(self.trigger_shutdown if shutdown else self._trigger_of(transition_id))
+        finally:
+            self._transition_lock.release()
+
+    def _trigger_of(self, transition_id: int) -> Callable[[], TransitionCallbackReturn] | None:
+        return {
+            Transition.TRANSITION_CONFIGURE: self.trigger_configure,
+            Transition.TRANSITION_CLEANUP: self.trigger_cleanup,
+            Transition.TRANSITION_ACTIVATE: self.trigger_activate,
+            Transition.TRANSITION_DEACTIVATE: self.trigger_deactivate,
+        }.get(transition_id)
+
+    def _trigger(self, trigger: Callable[[], TransitionCallbackReturn] | None) -> bool:
+        before = self.state_label()
+        if trigger is None:
+            self.get_logger().warning(f"refused an unknown transition in state {before}")
+            return False
+        try:
+            result = trigger()
+        except Exception as error:
+            self.get_logger().warning(
+                f"refused a transition that is not possible in state {before} "
+                f"(get_available_transitions lists those that are): {str(error).splitlines()[0]}"
+            )
+            return False
+        self.get_logger().info(f"{before} → {self.state_label()}")
+        return bool(result == SUCCESS)
+
+    def _on_change_state_request(
+        self, request: ChangeState.Request, response: ChangeState.Response
+    ) -> ChangeState.Response:
+        transition_id = request.transition.id
+        if request.transition.label:
+            transition_id = _LABELS.get(request.transition.label, -1)
+        response.success = self.change_state(transition_id)
+        return response
+
+    def _guarded(self, what: str, step: Callable[[], None]) -> TransitionCallbackReturn:
+        try:
+            step()
+        except TransitionError as error:
+            self.get_logger().error(f"cannot {what}: {error}")
+            return FAILURE
+        except Exception:
+            self.get_logger().error(f"{what} failed:\n{traceback.format_exc()}")
+            return ERROR
+        return SUCCESS

@@ -1,0 +1,75 @@
+"""Profiles as node parameters: shipped values, overridden by files and the command line, declared with descriptors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from xvla_ros.robots.parameters import ParameterSpec, parameters
+from xvla_ros.robots.problems import ProfileError
+from xvla_ros.robots.profile import Profile, load_profile
+
+_TYPES = {
+    "bool": Parameter.Type.BOOL,
+    "integer": Parameter.Type.INTEGER,
+    "double": Parameter.Type.DOUBLE,
+    "string": Parameter.Type.STRING,
+    "string_array": Parameter.Type.STRING_ARRAY,
+    "double_array": Parameter.Type.DOUBLE_ARRAY,
+}
+
+
+def read_profile(node: Node, robot: str) -> Profile:
+    """Return a robot's profile: the shipped one if there is one, with the node's parameters over it, all declared.
+
+    Raises:
+        ProfileError: there is neither a shipped profile nor a parameter of that robot, or naming all that is wrong.
+    """
+    given = _given(node, robot)
+    if not given:
+        profile = load_profile(robot)[robot]
+    else:
+        profile = Profile.from_parameters(robot, {**_shipped(robot, given), **given})
+    for spec in parameters(profile):
+        _declare(node, spec)
+    return profile
+
+
+def _given(node: Node, robot: str) -> dict[str, Any]:
+    """What files, the command line and later settings say of a robot, by full name."""
+    # rclpy has no public way to list overrides that are not declared, and a profile's keys are not known before
+    overrides = {name: given.value for name, given in node._parameter_overrides.items() if name.startswith(f"{robot}.")}
+    declared = {f"{robot}.{name}": now.value for name, now in node.get_parameters_by_prefix(robot).items()}
+    return {name: value for name, value in {**overrides, **declared}.items() if value is not None}
+
+
+def _shipped(robot: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The shipped values to fill in, none where a whole profile is given."""
+    if f"{robot}.schema_version" in given:
+        return {}
+    try:
+        return {spec.name: spec.value for spec in parameters(load_profile(robot)[robot])}
+    except ProfileError:
+        return {}
+
+
+def _declare(node: Node, spec: ParameterSpec) -> None:
+    if node.has_parameter(spec.name):
+        return
+    kind = _TYPES[spec.type]
+    descriptor = ParameterDescriptor(
+        name=spec.name, type=kind.value, description=spec.description, additional_constraints=spec.constraints,
+        read_only=spec.read_only,
+    )
+    if spec.floating_range is not None:
+        low, high = spec.floating_range
+        descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+    if spec.integer_range is not None:
+        lowest, highest = spec.integer_range
+        descriptor.integer_range = [IntegerRange(from_value=lowest, to_value=highest)]
+    # an empty list has no type of its own; the overrides are already in the value
+    value = kind if spec.value == [] else spec.value
+    node.declare_parameter(spec.name, value, descriptor, ignore_override=True)
