@@ -133,8 +133,9 @@ def _fault_of(source: Source[Any], ordered: Sequence[Stamped[Any]], now: int, st
     newest = ordered[-1]
     silence, age = steady_now - newest.received, now - newest.stamp
     if age > source.max_age * NS:
+        still_coming = steady_now - source.messages[-1].received <= source.max_silence
         hint = ("; messages still come in, so their clock is not this node's: synchronise the clocks, or set "
-                "use_sim_time alike everywhere" if age > OTHER_CLOCK * NS and silence <= source.max_silence else "")
+                "use_sim_time alike everywhere" if age > OTHER_CLOCK * NS and still_coming else "")
         return Fault(source.stale, f"{source.name}: newest message on {source.topic} is {_ago(age)} old; expected at "
                                    f"most {source.max_age:g} s{hint}")
     if silence > source.max_silence:
