@@ -22,6 +22,8 @@ rclpy = pytest.importorskip("rclpy")
 from builtin_interfaces.msg import Duration, Time  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+from rclpy.parameter_client import AsyncParameterClient  # noqa: E402
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from sensor_msgs.msg import CompressedImage, Image, JointState  # noqa: E402
@@ -260,6 +262,28 @@ def test_reset_brings_the_arms_home_and_never_turns_time_back(at_home):
     np.testing.assert_allclose(at_home.positions("left"), HOME, atol=0.01)
     assert at_home.now() > before
     assert (np.diff(at_home.heard["/clock"]) > 0).all()
+
+
+def test_the_seed_parameter_decides_the_layout_of_the_next_reset(probe):
+    client = AsyncParameterClient(probe.node, "sim")
+    probe.wait_for(client.services_are_ready, "the parameter services")
+    # Back to the seed that the other tests expect of this simulation.
+    for seed in (9, 3):
+        future = client.set_parameters([Parameter("seed", value=seed)])
+        probe.wait_for(future.done, "the parameter to be set")
+        assert future.result().results[0].successful
+        assert f"seed {seed}" in probe.call_reset().message
+
+
+def test_parameters_explain_themselves(probe):
+    client = AsyncParameterClient(probe.node, "sim")
+    probe.wait_for(client.services_are_ready, "the parameter services")
+    future = client.describe_parameters(["robot", "image_rate", "seed"])
+    probe.wait_for(future.done, "the descriptions")
+    robot, rate, seed = future.result().descriptors
+    assert all(descriptor.description for descriptor in (robot, rate, seed))
+    assert (robot.read_only, seed.read_only) == (True, False)
+    assert rate.floating_point_range[0].from_value > 0
 
 
 def test_diagnostics_count_the_frames_of_every_camera(probe):

@@ -7,12 +7,13 @@ and sends images, one runs the executor.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -47,6 +48,11 @@ from xvla_ros.simulation.scenes import UnknownSceneError  # noqa: E402
 from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint  # noqa: E402
 from xvla_ros.simulation.world import SceneMismatchError, World  # noqa: E402
 
+
+class SettingError(ValueError):
+    """A parameter of the node that cannot be used; names it, its value and what is expected."""
+
+
 NANOSECONDS = 1_000_000_000
 RESET_TIMEOUT = 5.0
 STATS_VERSION = 1
@@ -54,6 +60,7 @@ BAD_SETTINGS = (
     ProfileError,
     RenderingUnavailableError,
     SceneMismatchError,
+    SettingError,
     UnknownCameraError,
     UnknownSceneError,
     rclpy.exceptions.ParameterException,
@@ -62,42 +69,42 @@ BAD_SETTINGS = (
 )
 
 
-class SettingError(ValueError):
-    """A parameter of the node that cannot be used; names it, its value and what is expected."""
-
-
 class SimNode(Node):  # type: ignore[misc]
-    """Serves one simulated robot; ``run`` steps it until ``stopping`` is set."""
+    """Serves one simulated robot.
 
-    def __init__(self) -> None:
-        """Reads the parameters and builds the world.
+    Attributes:
+        world: the simulation.
+        failed: set by another thread to end ``run``.
+    """
+
+    def __init__(self, stop_requested: Callable[[], bool]) -> None:
+        """Reads the parameters and builds the world; ``run`` ends once ``stop_requested`` returns true.
 
         Raises:
             SettingError, ProfileError, UnknownSceneError, SceneMismatchError: naming what cannot be simulated.
             RenderingUnavailableError: naming what to install.
         """
         super().__init__("sim")
-        self.stopping = False
+        self.failed = False
+        self._stop_requested = stop_requested
         self._declare_parameters()
         profile = choose_profile(self._value("robot"), self._value("profile"))
         options = ControllerOptions(interpolate_from_desired_state=self._value("interpolate_from_desired_state"))
         self.world = World(profile, seed=self._value("seed"), options=options)
-        self._pacer_factor = self._value("realtime_factor")
         self._started = time.monotonic()
         self._reset_wanted, self._reset_done = threading.Event(), threading.Event()
         self._publish_topics(profile)
         self._images = ImageSender(self, self.world, self._value("image_width"), self._value("image_height"))
 
     def run(self) -> None:
-        """Steps, publishes and waits, until ``stopping``; raises what the drawing thread failed with."""
-        timestep = self.world.timestep
+        """Steps, publishes and waits, until asked to stop; raises what the drawing thread failed with."""
+        timestep, step = self.world.timestep, 0
         clock, joints, images = (
             Ticker(self._value(name), timestep) for name in ("clock_rate", "joint_rate", "image_rate")
         )
-        pacer = Pacer(self._pacer_factor)
+        pacer = Pacer(self._value("realtime_factor"))
         self._started = time.monotonic()
-        step = 0
-        while not self.stopping:
+        while not self._stopping():
             due = min(clock.next_step, joints.next_step, images.next_step)
             time.sleep(pacer.delay(due * timestep))
             self._reset_if_wanted()
@@ -135,6 +142,9 @@ class SimNode(Node):  # type: ignore[misc]
             "wall_s": self._wall(),
             "real_time_factor": self._real_time_factor(),
         }
+
+    def _stopping(self) -> bool:
+        return self.failed or self._stop_requested()
 
     def _declare_parameters(self) -> None:
         def declare(name: str, default: Any, description: str, **limits: Any) -> None:
@@ -201,9 +211,9 @@ class SimNode(Node):  # type: ignore[misc]
 
     def _offer_images(self) -> None:
         # No frame is skipped: while the last ones are still being drawn, simulated time stands still.
-        while not self.stopping and not self._images.wait_until_idle(0.1):
+        while not self._stopping() and not self._images.wait_until_idle(0.1):
             pass
-        if not self.stopping:
+        if not self._stopping():
             self._images.offer(self.world.data, self.world.time)
 
     def _on_trajectory(self, group: str, message: Any) -> None:
@@ -308,52 +318,59 @@ def write_stats(node: SimNode) -> None:
     draft.replace(path)
 
 
+class _StopRequest:
+    """Whether SIGINT or SIGTERM has come; made first of all, so that a signal during the start counts too."""
+
+    def __init__(self) -> None:
+        # A plain flag: the main thread may be interrupted while it holds the lock of an Event.
+        self.made = False
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._make)
+
+    def _make(self, signum: int, frame: FrameType | None) -> None:
+        self.made = True
+
+
 def main(args: list[str] | None = None) -> int:
     """Simulates until SIGINT or SIGTERM; returns 0, or 1 after saying what cannot be simulated."""
+    stop = _StopRequest()
     # rclpy's own handlers would shut the context down under a running publish.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        node = SimNode()
-    except (SettingError, *BAD_SETTINGS) as error:
-        print(f"sim: {error}", file=sys.stderr)
-        rclpy.try_shutdown()
-        return 1
-    return _serve(node)
-
-
-def _serve(node: SimNode) -> int:
-    def stop(signum: int, frame: FrameType | None) -> None:
-        # A plain flag: the main thread may be interrupted while it holds the lock of an Event.
-        node.stopping = True
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, stop)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    spinner = threading.Thread(target=_spin, args=(executor,), name="ros", daemon=True)
-    spinner.start()
-    world = node.world
-    node.get_logger().info(
-        f"simulating {world.profile.name}, seed {world.seed}, commands: {', '.join(world.controllers)}"
-    )
-    try:
-        node.run()
-        return 0
+        return _serve(SimNode(lambda: stop.made))
     except BAD_SETTINGS as error:
         print(f"sim: {error}", file=sys.stderr)
         return 1
+    finally:
+        rclpy.try_shutdown()
+
+
+def _serve(node: SimNode) -> int:
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    spinner = threading.Thread(target=_spin, args=(executor, node), name="ros", daemon=True)
+    spinner.start()
+    world = node.world
+    node.get_logger().info(f"simulating {world.profile.name}, seed {world.seed}")
+    try:
+        node.run()
     finally:
         node.close()
         write_stats(node)
         executor.shutdown(timeout_sec=2.0)
         spinner.join(timeout=2.0)
         node.destroy_node()
-        rclpy.try_shutdown()
+    return 1 if node.failed else 0
 
 
-def _spin(executor: SingleThreadedExecutor) -> None:
-    with contextlib.suppress(ExternalShutdownException):
+def _spin(executor: SingleThreadedExecutor, node: SimNode) -> None:
+    try:
         executor.spin()
+    except ExternalShutdownException:
+        pass
+    except Exception:  # a simulation that hears nothing must not go on as if it did
+        node.get_logger().fatal(f"a callback failed, the simulation ends:\n{traceback.format_exc()}")
+        node.failed = True
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import mujoco
 import numpy as np
+from numpy.typing import NDArray
 
 Vec3 = tuple[float, float, float]
 
@@ -206,19 +207,19 @@ def quaternion(rpy: Vec3) -> list[float]:
     return [float(v) for v in quat]
 
 
-def _rotation(quat: list[float]) -> np.ndarray:
+def _rotation(quat: list[float]) -> NDArray[np.float64]:
     matrix = np.zeros(9)
     mujoco.mju_quat2Mat(matrix, np.array(quat))
     return matrix.reshape(3, 3)
 
 
-def _quat(matrix: np.ndarray) -> np.ndarray:
+def _quat(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     quat = np.zeros(4)
     mujoco.mju_mat2Quat(quat, matrix.flatten())
     return quat
 
 
-def _along(start: np.ndarray, end: np.ndarray, half: float, wide: float) -> dict[str, Any]:
+def _along(start: NDArray[np.float64], end: NDArray[np.float64], half: float, wide: float) -> dict[str, Any]:
     """Position, orientation and half sizes of a box between two points, its broad side as near to y or z as can be."""
     axis = end - start
     length = float(np.linalg.norm(axis))
