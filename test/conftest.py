@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import pytest
+from hypothesis import settings
+
+from xvla_ros.evaluation.processes import free_domain
+from xvla_ros.ros_env import prepare
+
+# A busy machine is no failure of a property.
+settings.register_profile("xvla_ros", deadline=None)
+settings.load_profile("xvla_ros")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,4 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: needs the full 0.9 B network or minutes")
+    prepare()
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+
+
+@pytest.fixture
+def ros_domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A ROS_DOMAIN_ID that nobody else on this machine uses, set for this process and its children."""
+    with free_domain() as domain:
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+        yield domain
