@@ -123,7 +123,11 @@ class BuildMessages(build_ext):
             [cmake(), "--build", str(build), "--parallel", jobs],
             [cmake(), "--install", str(build)],
         ):
-            subprocess.run(command, check=True, env=environment)
+            if subprocess.run(command, env=environment).returncode:
+                raise SystemExit(
+                    f"xvla_ros: building the ROS messages failed (above) at: {' '.join(command)}\n"
+                    "xvla_ros: to install without them: pip install . -C messages=off"
+                )
 
     def _place_package(self, generated: Path) -> None:
         """Moves the generated modules beside ours: into the source tree when editable, else into the wheel."""
