@@ -71,7 +71,7 @@ class BagSummary:
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.storage}, {self.messages} messages in {(self.end - self.start) / NS:.1f} s"]
-        lines += [f"  {topic.name}: {topic.count} × {topic.type}" for topic in self.topics]  # noqa: RUF001
+        lines += [f"  {topic.name}: {topic.count} × {topic.type}" for topic in self.topics]
         return "\n".join([*lines, f"  cut short: {self.cut}"] if self.cut else lines)
 
 
@@ -82,22 +82,18 @@ def bag_summary(path: str | Path) -> BagSummary:
         BagError: there is no bag, or nothing in it can be read.
     """
     path = _existing(path)
-    if path.is_dir() and not (path / "metadata.yaml").exists():
-        return _summary_of_cut(path, "metadata.yaml is missing, so the recording never ended")
-    try:
-        return _summary_of_whole(path)
-    except Exception as error:  # rosbags raises errors of many kinds for a damaged bag
-        return _summary_of_cut(path, _reason(error))
+    cut = _how_cut(path)
+    return _summary_of_cut(path, cut) if cut else _summary_of_whole(path)
 
 
 def bag_messages(path: str | Path, topics: Collection[str] = ()) -> Iterator[BagMessage]:
     """Yield the messages of a bag in order of log time, of the given topics or of all.
 
     Raises:
-        BagError: there is no bag, or nothing in it can be read.
+        BagError: there is no bag, or it is damaged.
     """
     path = _existing(path)
-    if bag_summary(path).cut:
+    if _how_cut(path):
         return (message for message in _salvaged(path) if not topics or message.topic in topics)
     return _messages_of_whole(path, topics)
 
@@ -115,6 +111,19 @@ def _storage_files(path: Path) -> list[Path]:
     found = path.iterdir() if path.is_dir() else [path]
     # rosbag2 numbers its files: bag_2.mcap comes before bag_10.mcap
     return sorted((file for file in found if file.suffix in STORAGES), key=lambda file: (len(file.name), file.name))
+
+
+def _how_cut(path: Path) -> str:
+    """Return what keeps rosbags from reading a bag, empty where it can."""
+    from rosbags.rosbag2 import Reader
+
+    if path.is_dir() and not (path / "metadata.yaml").exists():
+        return "metadata.yaml is missing, so the recording never ended"
+    try:
+        with Reader(path):
+            return ""
+    except Exception as error:  # rosbags raises errors of many kinds for a damaged bag
+        return _reason(error)
 
 
 def _reason(error: Exception) -> str:
