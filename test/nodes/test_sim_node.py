@@ -339,6 +339,24 @@ def test_a_signal_ends_it_cleanly_and_leaves_the_statistics(tmp_path, signum):
     assert found["real_time_factor"] == pytest.approx(found["sim_time_s"] / found["wall_s"], rel=0.01)
 
 
+def takes_sigterm(pid):
+    """Whether a process has a handler of its own for SIGTERM, which Python alone does not install."""
+    with open(f"/proc/{pid}/status") as status:
+        caught = next(line.split()[1] for line in status if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_a_signal_while_it_loads_is_no_traceback():
+    with free_domain() as domain:
+        simulation = Simulation(domain, f"robot:={ROBOT}")
+        deadline = time.monotonic() + DEADLINE
+        while not takes_sigterm(simulation.process.pid):
+            assert time.monotonic() < deadline
+        code, output = simulation.stop()
+    assert code == 0, output
+    assert "Traceback" not in output
+
+
 def test_topics_names_and_transport_are_the_profiles(tmp_path):
     mapping = load_profile(ROBOT)[ROBOT].to_mapping()
     mapping["cameras"]["front"] |= {"topic": "/top/compressed", "transport": "compressed"}
