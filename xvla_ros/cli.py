@@ -83,7 +83,9 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _add_robots(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add(commands, "robots", _robots, "list the robots that have a profile", "  xvla robots\n  xvla robots --json")
+    parser = _add(
+        commands, "robots", _robots, "list the robots that have a profile", "  xvla robots\n  xvla robots --json"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 

@@ -7,6 +7,7 @@ commands; deactivate brings the arms to rest; cleanup frees the memory.
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 import threading
@@ -48,6 +49,7 @@ NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
     ("robots", ["so101_bimanual"], "Names of the robots to drive, each a profile; their keys are under their names."),
     ("device", "cpu", "Where the policy runs, as torch names it: cpu, cuda, cuda:1."),
     ("dtype", "", "Type of the weights, float32 or bfloat16; empty keeps the checkpoint's."),
+    ("threads", 0, "Processor threads of the policy; 0 takes half of the cores and leaves the rest to the topics."),
     ("autostart", False, "Whether the node configures and activates itself; a launch file does it from outside."),
     ("checkpoint", "", "Folder or hub id of the checkpoint; empty takes the one the profiles name."),
     ("instruction", "", "What to do until an instruction arrives on a topic; empty takes the profiles'."),
@@ -175,6 +177,7 @@ class PolicyNode(GuardedLifecycleNode):
         log = self.get_logger()
         checkpoint = str(self.get_parameter("checkpoint").value)
         log.info(f"loading the policy: {checkpoint or 'as the profiles say'}")
+        self._choose_threads()
         policy = load_policy(
             self._profiles,
             checkpoint,
@@ -190,6 +193,14 @@ class PolicyNode(GuardedLifecycleNode):
         log.info("warming up")
         policy.predict([blank_observation(profile) for profile in self._profiles.values()], seed=0)
         return policy
+
+    def _choose_threads(self) -> None:
+        # OpenMP threads that wait for each other spin: on cores that other work needs they make a pass ten times
+        # slower, and starve the very callbacks that bring the observations
+        import torch
+
+        threads = int(self.get_parameter("threads").value)
+        torch.set_num_threads(threads if threads > 0 else max(1, len(os.sched_getaffinity(0)) // 2))
 
     def _predict(self, observations: list[Observation]) -> list[ActionChunk]:
         policy = self._policy
