@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import array
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from xvla_ros.robots import Profile, ProfileError, load_profile
 from xvla_ros.robots.parameters import parameters
 from xvla_ros.robots.reference import render
+from xvla_ros.ros_env import child_environment
 
 TYPES = {"bool": bool, "integer": int, "double": float, "string": str, "string_array": list, "double_array": list}
 
@@ -58,3 +62,22 @@ def test_a_parameter_that_is_a_section_elsewhere_is_refused_by_name():
 def test_the_page_of_settings_is_up_to_date():
     page = Path(__file__).parents[2] / "docs" / "reference" / "profile.md"
     assert page.read_text(encoding="utf-8") == render(), "run: python -m xvla_ros.robots.reference " + str(page)
+
+
+def test_ros_reads_the_shipped_files_as_we_do():
+    pytest.importorskip("rclpy")
+    code = (
+        "import json, sys, rclpy\n"
+        "context = rclpy.Context()\n"
+        "context.init(['x', '--ros-args', '--params-file', sys.argv[1]])\n"
+        "node = rclpy.create_node('xvla', context=context, automatically_declare_parameters_from_overrides=True)\n"
+        "values = {name: value.value for name, value in node.get_parameters_by_prefix(sys.argv[2]).items()}\n"
+        "json.dump({name: value if isinstance(value, (bool, int, float, str)) else list(value)\n"
+        "           for name, value in values.items()}, sys.stdout)\n"
+    )
+    for robot in ("so101_bimanual", "widowx", "agibot"):
+        profile = load_profile(robot)[robot]
+        command = [sys.executable, "-c", code, str(profile.source), robot]
+        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert Profile.from_parameters(robot, json.loads(done.stdout)).to_mapping() == profile.to_mapping()

@@ -82,7 +82,7 @@ def check(
         _check_executable(profile, found)
         if checkpoint or profile.policy.checkpoint:
             checked.add("checkpoint")
-            _check_checkpoint(profile, str(checkpoint or profile.policy.checkpoint), found)
+            _check_checkpoint(profile, checkpoint, found)
         if graph is not None:
             checked.add("graph")
             for finding in graph_findings(profile, graph):
@@ -187,8 +187,10 @@ def _check_executable(profile: Profile, found: _Findings) -> None:
         found.add(Problem(str(profile.source), key, mode, "a joint-space action mode, to run the robot", str(error)))
 
 
-def _check_checkpoint(profile: Profile, checkpoint: str, found: _Findings) -> None:
+def _check_checkpoint(profile: Profile, checkpoint: str | Path | None, found: _Findings) -> None:
     from xvla_ros.evaluation.checkpoint_checks import checkpoint_findings
 
-    for finding in checkpoint_findings(profile, checkpoint):
+    own = profile.policy
+    given = (str(checkpoint), "") if checkpoint else (own.checkpoint, own.revision)
+    for finding in checkpoint_findings(profile, *given):
         found.add(finding.problem, finding.is_error)

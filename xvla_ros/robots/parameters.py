@@ -23,7 +23,7 @@ class ParameterSpec:
         value: from the profile; it is the declared default.
         description: with unit.
         constraints: what is allowed, in words.
-        read_only: whether it is fixed once the node has been configured.
+        read_only: whether it is fixed when the node starts.
         floating_range, integer_range: lowest and highest value; None without bounds. A bound that the schema
             excludes is refused when the profile is validated.
     """

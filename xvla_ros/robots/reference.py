@@ -30,7 +30,8 @@ A profile is a ROS 2 parameters file. Settings stand under the robot's name, and
 ```
 
 One file may hold several robots, and several files merge. `xvla check --robot FILE` lists everything that is wrong
-with one, each with file, key, value and what is allowed. Settings marked *live* can be changed while the node runs."""
+with one, each with file, key, value and what is allowed. Settings marked *settable* can be
+set while the node is not active and count from its next configure; the others are fixed when it starts."""
 
 _TAIL = """
 ## What must agree
@@ -67,7 +68,7 @@ def _row(path: str, field: FieldInfo) -> str:
         type_text(field)
     ).lstrip(" ,")
     default = "required" if field.is_required() else _code(field.get_default(call_default_factory=True))
-    live = " *live*" if is_changeable(field) else ""
+    live = " *settable*" if is_changeable(field) else ""
     return f"| `{path}` | {parameter_type(field)} | {allowed} | {default} | {field.description}{live} |"
 
 

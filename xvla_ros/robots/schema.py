@@ -21,7 +21,7 @@ Xyz = Annotated[tuple[float, float, float], Field(strict=False)]
 def setting(
     default: Any = ..., *, description: str, unit: str = "", changeable: bool = False, **constraints: Any
 ) -> Any:
-    """Declare one setting: its default (none: required), unit, bounds and whether a running node lets it change."""
+    """Declare one setting: its default (none: required), unit, bounds, and whether an inactive node lets it change."""
     extra: dict[str, Any] = {"unit": unit, "changeable": changeable}
     return Field(default, description=description, json_schema_extra=extra, **constraints)
 
@@ -89,7 +89,7 @@ class Camera(Section):
     required: bool = setting(
         True, description="Without a required camera the robot holds; an optional one that is absent masks its slot."
     )
-    max_age: float = setting(0.2, gt=0.0, le=60.0, unit="s", description="Older frames are stale.")
+    max_age: float = setting(0.2, gt=0.0, le=60.0, unit="s", changeable=True, description="Older frames are stale.")
 
 
 class Cameras(NamedSection):
@@ -214,27 +214,50 @@ class Timing(Section):
     """Rates, the window of published points, and when something counts as lost."""
 
     command_rate: float = setting(
-        30.0, gt=0.0, le=1000.0, unit="Hz", description="Rate at which commands are published."
+        30.0, gt=0.0, le=1000.0, unit="Hz", changeable=True, description="Rate at which commands are published."
     )
-    lead: float = setting(0.05, gt=0.0, le=10.0, unit="s", description="Published points begin this long after now.")
+    lead: float = setting(
+        0.05, gt=0.0, le=10.0, unit="s", changeable=True, description="Published points begin this long after now."
+    )
     lookahead: float = setting(
         0.5,
         gt=0.0,
         le=30.0,
         unit="s",
+        changeable=True,
         description="Published points end this long after now; a dead node stops the arm by then.",
     )
     observation_timeout: float = setting(
-        0.3, gt=0.0, le=60.0, unit="s", description="Without a complete observation for this long, the robot holds."
+        0.3,
+        gt=0.0,
+        le=60.0,
+        unit="s",
+        changeable=True,
+        description="Without a complete observation for this long, the robot holds.",
     )
     inference_timeout: float = setting(
-        2.0, gt=0.0, le=600.0, unit="s", description="Without an answer of the policy for this long, the robot holds."
+        2.0,
+        gt=0.0,
+        le=600.0,
+        unit="s",
+        changeable=True,
+        description="Without an answer of the policy for this long, the robot holds.",
     )
     clock_timeout: float = setting(
-        1.0, gt=0.0, le=60.0, unit="s", description="Sim time that stands still for this long is a reason to hold."
+        1.0,
+        gt=0.0,
+        le=60.0,
+        unit="s",
+        changeable=True,
+        description="Sim time that stands still for this long is a reason to hold.",
     )
     controller_timeout: float = setting(
-        0.5, gt=0.0, le=60.0, unit="s", description="A controller without subscription for this long is lost."
+        0.5,
+        gt=0.0,
+        le=60.0,
+        unit="s",
+        changeable=True,
+        description="A controller without subscription for this long is lost.",
     )
 
 

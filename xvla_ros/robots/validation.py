@@ -76,7 +76,7 @@ def unit_of(field: FieldInfo) -> str:
 
 
 def is_changeable(field: FieldInfo) -> bool:
-    """Return whether a running node lets a setting change."""
+    """Return whether a node that is not active lets a setting change."""
     return bool(_extra(field).get("changeable"))
 
 

@@ -1,0 +1,163 @@
+"""A profile against a checkpoint: widths, domain, views, normalisers, time base, what the files say is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from xvla_ros.evaluation.graph_checks import Finding
+from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec, action_spec
+from xvla_ros.robots.problems import Problem
+from xvla_ros.robots.profile import Profile
+
+if TYPE_CHECKING:
+    from xvla_ros.model.data import Embodiment
+    from xvla_ros.model.inspection import CheckpointInfo
+    from xvla_ros.model.normalisers import Statistics
+    from xvla_ros.model.problems import Problem as CheckpointProblem
+
+# A profile rounds 1/30 s to 0.0333.
+TIME_TOLERANCE = 0.02
+
+
+def checkpoint_findings(profile: Profile, checkpoint: str, revision: str = "") -> Iterator[Finding]:
+    """Yield what keeps ``checkpoint`` (folder or hub id) from driving the robot, and what should be known of it."""
+    from xvla_ros.model.inspection import inspect
+    from xvla_ros.model.problems import CheckpointError
+
+    try:
+        info = inspect(checkpoint, revision=revision or None)
+    except CheckpointError as error:
+        yield from _of_the_files(checkpoint, error.problems)
+        return
+    yield from _of_the_files(checkpoint, info.problems)
+    yield from Comparison(profile, info, checkpoint).findings()
+
+
+def _of_the_files(checkpoint: str, problems: Iterable[CheckpointProblem]) -> Iterator[Finding]:
+    """Yield what is wrong with the checkpoint by itself: broken files, misfitting tensors, missing processor steps."""
+    for problem in problems:
+        file = f"{checkpoint}/{problem.file}" if problem.file != checkpoint else checkpoint
+        message = f"{problem.key or problem.file} {problem.message}"
+        yield Finding(Problem(file, problem.key, problem.value, str(problem.expected), message))
+
+
+class Comparison:
+    """One robot's profile beside what was read of a checkpoint without loading its network."""
+
+    def __init__(self, profile: Profile, info: CheckpointInfo, checkpoint: str) -> None:
+        self._profile, self._info, self._checkpoint = profile, info, checkpoint
+        record = info.robots.get(profile.name)
+        self._trained_as: Embodiment | None = record.embodiment if record is not None else None
+        self._statistics: Statistics | None = record.statistics if record is not None else None
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield everything that does not fit."""
+        yield from self._action_mode()
+        yield from self._domain()
+        yield from self._views()
+        yield from self._widths()
+        yield from self._time_base()
+        yield from self._layout()
+        if not self._info.has_tokenizer:
+            message = f"the folder brings no tokenizer; {self._info.tokenizer_name} has to come from the hub"
+            yield self._finding("policy.checkpoint", self._checkpoint, "tokenizer.json", message, is_error=False)
+
+    def _action_mode(self) -> Iterator[Finding]:
+        mode, width = self._profile.policy.action_mode, self._info.action_width
+        stored = self._trained_as.action_mode if self._trained_as else self._info.action_mode
+        own, theirs = action_spec(mode), ACTION_SPECS.get(stored)
+        if own.width is not None and width is not None and own.width != width:
+            message = f"action mode {mode} is {own.width} wide and the checkpoint's actions ({stored}) {width}"
+            yield self._finding("policy.action_mode", mode, f"a mode of width {width}", message)
+        elif theirs is None:
+            message = f"the checkpoint's action mode {stored} is unknown here"
+            yield self._finding("policy.action_mode", mode, "the package that brings it, installed", message)
+        elif not _decode_alike(own, theirs):
+            message = f"the checkpoint was made for action mode {stored}, which reads its channels differently"
+            yield self._finding("policy.action_mode", mode, stored, message, is_error=self._trained_as is not None)
+
+    def _domain(self) -> Iterator[Finding]:
+        domain, count, trained = self._profile.policy.domain_id, self._info.num_domains, self._info.trained_domains
+        if domain >= count:
+            message = f"the checkpoint has {count} soft prompts and none for domain {domain}"
+            yield self._finding("policy.domain_id", domain, f"0 to {count - 1}", message)
+        elif self._trained_as is not None and domain != self._trained_as.domain_id:
+            message = f"in this checkpoint {self._profile.name} is domain {self._trained_as.domain_id}"
+            yield self._finding("policy.domain_id", domain, self._trained_as.domain_id, message)
+        elif trained is not None and domain not in trained:
+            expected = "one of " + ", ".join(map(str, trained)) if trained else "a trained checkpoint"
+            message = f"domain {domain} of this checkpoint is untrained: the robot moves at random"
+            yield self._finding("policy.domain_id", domain, expected, message, is_error=False)
+
+    def _views(self) -> Iterator[Finding]:
+        slots, views = self._profile.cameras.slots, self._info.views
+        if self._trained_as is not None and tuple(self._trained_as.slots) != slots:
+            message = "the checkpoint was trained with other views, or in another order"
+            yield self._finding("cameras.slots", list(slots), list(self._trained_as.slots), message)
+        elif views is not None and len(slots) > views:
+            message = f"{len(slots)} camera slots do not fit the checkpoint's {views} views"
+            yield self._finding("cameras.slots", list(slots), f"at most {views} slots", message)
+        elif views is not None and len(slots) < views:
+            message = f"the checkpoint has {views} views; the last {views - len(slots)} will be masked"
+            yield self._finding("cameras.slots", list(slots), f"{views} slots", message, is_error=False)
+
+    def _widths(self) -> Iterator[Finding]:
+        spec, info = self._profile.action_spec, self._info
+        joints = len(self._profile.joints.policy_order)
+        decoded = spec.decoded_width or info.decoded_width or info.action_width or joints
+        state = decoded if spec.is_end_effector else joints
+        if not spec.is_end_effector and joints != decoded:
+            message = f"the checkpoint's actions have {decoded} channels and policy_order {joints} joints"
+            yield self._finding("joints.policy_order", joints, f"{decoded} joints", message)
+        if 0 < info.state_width < state:
+            message = f"the checkpoint reads {info.state_width} numbers of state; the rest is cut off"
+            yield self._finding("joints.policy_order", state, f"at most {info.state_width}", message, is_error=False)
+        for part, width in (("state", state), ("action", decoded)):
+            mode, normalised = self._normaliser(part)
+            if normalised is not None and normalised != width:
+                message = f"the checkpoint normalises ({mode}) {normalised} channels of {part}, the robot has {width}"
+                yield self._finding("joints.policy_order", width, f"{normalised} channels", message)
+
+    def _normaliser(self, part: str) -> tuple[str, int | None]:
+        """Return mode and width of the normaliser of ``state`` or ``action``: the robot's own, else the files'."""
+        if self._statistics is None:
+            return self._info.normalisers[part], self._info.statistics_width[part]
+        own = self._statistics.state if part == "state" else self._statistics.action
+        return own.mode, own.width
+
+    def _time_base(self) -> Iterator[Finding]:
+        policy, timing = self._profile.policy, self._profile.timing
+        waypoints = self._info.chunk_size
+        horizon = policy.first_waypoint_offset + (waypoints - 1) * policy.waypoint_dt
+        if timing.lookahead >= horizon:
+            message = f"lookahead reaches beyond a chunk of {waypoints} waypoints"
+            yield self._finding("timing.lookahead", timing.lookahead, f"below {horizon:.3g} s", message)
+        if self._trained_as is None:
+            return
+        for key in ("waypoint_dt", "first_waypoint_offset"):
+            own, theirs = getattr(policy, key), getattr(self._trained_as, key)
+            if abs(own - theirs) > TIME_TOLERANCE * max(own, theirs):
+                message = f"the checkpoint was trained with {key} {theirs:g} s: the arm would move at another time"
+                yield self._finding(f"policy.{key}", own, theirs, message)
+
+    def _layout(self) -> Iterator[Finding]:
+        policy, trained = self._profile.policy, self._trained_as
+        stored = trained.image_pipeline if trained is not None else self._info.image_pipeline
+        if policy.image_pipeline != stored:
+            message = f"the checkpoint's own code prepares images by {stored}"
+            is_error = trained is not None
+            yield self._finding("policy.image_pipeline", policy.image_pipeline, stored, message, is_error=is_error)
+        if trained is not None and self._profile.action_spec.is_end_effector and policy.rot6d != trained.rot6d:
+            message = f"the checkpoint was trained with rot6d {trained.rot6d}"
+            yield self._finding("policy.rot6d", policy.rot6d, trained.rot6d, message)
+
+    def _finding(self, key: str, value: Any, expected: object, message: str, is_error: bool = True) -> Finding:
+        return Finding(
+            Problem(self._checkpoint, f"{self._profile.name}.{key}", value, str(expected), message), is_error
+        )
+
+
+def _decode_alike(one: ActionSpec, other: ActionSpec) -> bool:
+    same = (one.roles, one.gripper, one.gripper_is_probability)
+    return same == (other.roles, other.gripper, other.gripper_is_probability)
