@@ -17,6 +17,7 @@ from xvla_ros.evaluation.graph import (
     SetupError,
     choose_profile,
     policy_command,
+    shared_processor,
     sim_command,
     watch_command,
 )
@@ -80,6 +81,7 @@ def demo(
     from xvla_ros.evaluation.recorder import RecordingError
     from xvla_ros.robots import ProfileError
 
+    console = _Console()
     try:
         _require(duration)
         if window:
@@ -89,8 +91,8 @@ def demo(
         folder = Path(output) if output is not None else Path("xvla_out/demo")
         settings = DemoSettings(profile, float(duration), seed, wording, folder, checkpoint, device, window)
         _prepare(folder)
-        _drive(settings)
-        _tell("writing the report and the film")
+        _drive(settings, console)
+        console.say("writing the report and the film")
         report = write_results(settings)
     except (Interrupted, KeyboardInterrupt) as stop:
         print("\nstopped; no process is left", file=sys.stderr)
@@ -98,7 +100,7 @@ def demo(
     except (ChildError, FilmError, ProfileError, RecordingError, SetupError, WindowError, OSError) as error:
         print(f"xvla demo: {error}", file=sys.stderr)
         return 1
-    _tell_end(report, folder)
+    _say_end(console, report, folder)
     return 0
 
 
@@ -176,7 +178,7 @@ def _prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _drive(settings: DemoSettings) -> None:
+def _drive(settings: DemoSettings, console: _Console) -> None:
     """Bring the graph up, wait until the watched time is over, take the graph down."""
     from xvla_ros.evaluation.live_window import open_window
     from xvla_ros.ros_env import child_environment
@@ -185,18 +187,19 @@ def _drive(settings: DemoSettings) -> None:
     progress = Progress()
     with free_domain() as domain:
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
-        _tell(f"{profile.name}, seed {settings.seed}: “{settings.instruction}”")
-        _tell(f"ROS_DOMAIN_ID={domain}, logs in {folder / 'logs'}")
-        with Supervisor(folder / "logs", environment, echo=_echo) as supervisor:
+        console.say(f"{profile.name}, seed {settings.seed}: “{settings.instruction}”")
+        console.say(f"ROS_DOMAIN_ID={domain}, logs in {folder / 'logs'}")
+        with Supervisor(folder / "logs", environment, echo=console.echo) as supervisor:
             recording = folder / RECORDING
             watch = watch_command(profile, recording, duration=settings.duration, film_rate=FILM_RATE)
             watcher = supervisor.start("watch", watch, on_line=progress.hear, may_end=True)
             sim = supervisor.start("sim", sim_command(profile, seed=settings.seed, stats=folder / STATS))
-            policy = supervisor.start("policy", _policy(settings))
-            _await_first_command(supervisor, progress)
+            shared = shared_processor(environment)
+            policy = supervisor.start("policy", _policy(settings), environment=shared)
+            _await_first_command(supervisor, progress, console)
             supervisor.verbose = False
             with open_window(settings.window, recording, profile) as refresh:
-                _follow(supervisor, progress, settings.duration, refresh)
+                _follow(supervisor, progress, console, settings.duration, refresh)
             _take_down(supervisor, watcher, policy, sim)
 
 
@@ -211,9 +214,9 @@ def _policy(settings: DemoSettings) -> list[str]:
     )
 
 
-def _await_first_command(supervisor: Supervisor, progress: Progress) -> None:
+def _await_first_command(supervisor: Supervisor, progress: Progress, console: _Console) -> None:
     supervisor.wait_for(lambda: progress.time > 0, CLOCK_LIMIT, "the simulation's /clock")
-    _tell("the simulation runs; waiting for the policy")
+    console.say("the simulation runs; waiting for the policy")
     supervisor.wait_for(
         lambda: progress.state not in ("", "inactive"),
         POLICY_LIMIT,
@@ -222,22 +225,19 @@ def _await_first_command(supervisor: Supervisor, progress: Progress) -> None:
     supervisor.wait_for(
         lambda: progress.start > 0, COMMAND_LIMIT, lambda: f"the first command; the policy is {progress.policy()}"
     )
-    _tell("first command; measuring")
+    console.say("first command; measuring")
 
 
-def _follow(supervisor: Supervisor, progress: Progress, duration: float, refresh: Callable[[], None]) -> None:
-    line = _ProgressLine(duration)
-
+def _follow(
+    supervisor: Supervisor, progress: Progress, console: _Console, duration: float, refresh: Callable[[], None]
+) -> None:
     def each() -> None:
         refresh()
-        line.show(progress)
+        console.progress(progress, duration)
         if progress.standing_still > STALL_LIMIT:
             raise ChildError(f"the simulation's clock has stood still for {STALL_LIMIT:.0f} s; see logs/sim.log")
 
-    try:
-        supervisor.wait_for(lambda: progress.done, None, "the end", each=each)
-    finally:
-        line.end()
+    supervisor.wait_for(lambda: progress.done, None, "the end", each=each)
 
 
 def _take_down(supervisor: Supervisor, watcher: Child, policy: Child, sim: Child) -> None:
@@ -257,42 +257,42 @@ def _read_stats(path: Path) -> dict[str, Any]:
     return stats
 
 
-class _ProgressLine:
-    """One line that rewrites itself on a terminal; elsewhere a line every few seconds."""
+class _Console:
+    """Says what happens on stdout and passes on what the nodes say, on stderr.
 
-    def __init__(self, duration: float) -> None:
-        self._duration = duration
+    On a terminal the progress is one line that rewrites itself, and other lines go above it; elsewhere it is a line
+    every few seconds.
+    """
+
+    def __init__(self) -> None:
         self._terminal = sys.stdout.isatty()
         self._shown = -1.0
 
-    def show(self, progress: Progress) -> None:
+    def say(self, text: str) -> None:
+        print(f"{self._clear()}{text}", flush=True)
+
+    def echo(self, line: str) -> None:
+        width = shutil.get_terminal_size((160, 24)).columns - 3
+        text = line if len(line) <= width else line[: width - 1] + "…"
+        print(f"{self._clear()}  {text}", file=sys.stderr, flush=True)
+
+    def progress(self, progress: Progress, duration: float) -> None:
         if progress.elapsed - self._shown < (0.2 if self._terminal else 5.0):
             return
         self._shown = progress.elapsed
-        share = min(1.0, progress.elapsed / self._duration)
+        share = min(1.0, progress.elapsed / duration)
         bar = "━" * round(20 * share) + "╌" * (20 - round(20 * share))
         counts = f"{progress.chunks} chunks  {progress.trajectories} trajectories"
-        text = f"  {bar} {progress.elapsed:5.1f} of {self._duration:.0f} s  {counts}  {progress.policy()}"
-        print(f"\r\x1b[2K{text[:110]}" if self._terminal else text, end="" if self._terminal else "\n", flush=True)
+        text = f"  {bar} {progress.elapsed:5.1f} of {duration:.0f} s  {counts}  {progress.policy()}"
+        width = shutil.get_terminal_size((120, 24)).columns - 1
+        print(f"{self._clear()}{text[:width]}", end="" if self._terminal else "\n", flush=True)
 
-    def end(self) -> None:
-        if self._terminal and self._shown >= 0:
-            print(flush=True)
-
-
-def _tell(text: str) -> None:
-    print(text, flush=True)
+    def _clear(self) -> str:
+        return "\r\x1b[2K" if self._terminal and self._shown >= 0 else ""
 
 
-def _echo(line: str) -> None:
-    print(f"  {line}", file=sys.stderr, flush=True)
-
-
-def _tell_end(report: Report, folder: Path) -> None:
+def _say_end(console: _Console, report: Report, folder: Path) -> None:
     from xvla_ros.evaluation.report import summary
 
-    _tell("")
-    _tell(summary(report))
-    _tell("")
-    for name in ("report.html", "film.mp4", "report.json"):
-        _tell(f"  {folder / name}")
+    files = "\n".join(f"  {folder / name}" for name in ("report.html", "film.mp4", "report.json"))
+    console.say(f"\n{summary(report)}\n\n{files}")
