@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file
 
-from xvla_ros.model.config import read_config
+from xvla_ros.model.config_files import read_config
 from xvla_ros.model.flow import flow_loss, interpolate, postprocess, preprocess, sample, training_times
 from xvla_ros.model.images import letterbox, normalise, resize_with_pad
 from xvla_ros.model.keymap import native_place, published_place

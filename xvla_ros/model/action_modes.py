@@ -252,7 +252,7 @@ class So101Bimanual(_GripperMode):
 
 @register("so101_bimanual_bce")
 class So101BimanualBce(_GripperMode):
-    """Two SO-101 arms with the repaired gripper: logits trained by cross-entropy on 0..1, decoded by the same sigmoid."""
+    """Two SO-101 arms, gripper repaired: logits trained by cross-entropy on 0..1, decoded by the same sigmoid."""
 
     @property
     def published_name(self) -> str:

@@ -80,13 +80,14 @@ class Normaliser:
 
     def to_json(self) -> dict[str, Any]:
         """The form kept in ``xvla_ros.json``."""
-        return {"mode": self.mode, **{name: [float(v) for v in values] for name, values in self.stats.items()}}
+        stats = {name: [float(v) for v in values] for name, values in self.stats.items()}
+        return {"mode": self.mode, "eps": self.eps, **stats}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Normaliser:
         """Read what ``to_json`` wrote."""
-        stats = {name: np.asarray(v, dtype=np.float32) for name, v in data.items() if name != "mode"}
-        return Normaliser(str(data["mode"]), stats)
+        stats = {name: np.asarray(v, dtype=np.float32) for name, v in data.items() if name not in ("mode", "eps")}
+        return Normaliser(str(data["mode"]), stats, float(data.get("eps", EPS)))
 
     def _pair(self) -> tuple[Array, Array]:
         first, second = MODES[self.mode]

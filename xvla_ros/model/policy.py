@@ -6,8 +6,6 @@ import hashlib
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,37 +16,8 @@ from .action_modes import ActionMode
 from .data import ActionChunk, Embodiment, Observation, Prefix
 from .flow import sample
 from .network import XvlaNetwork
-from .normalisers import Statistics
 from .processor import Processor
-
-
-@dataclass(frozen=True)
-class RobotRecord:
-    """What a checkpoint remembers of one robot it was made for.
-
-    Attributes:
-        embodiment: slots, domain, time base and action mode it was trained with.
-        statistics: its normalisation.
-        profile: the robot's profile as plain data, where the checkpoint carries it.
-    """
-
-    embodiment: Embodiment
-    statistics: Statistics
-    profile: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class TrainingSummary:
-    """How a checkpoint came to be.
-
-    Attributes:
-        trained_domains: soft-prompt rows that were trained; None where the files do not say, and then every row counts
-            as trained.
-        details: anything else worth keeping (steps, data, loss), as plain JSON.
-    """
-
-    trained_domains: tuple[int, ...] | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
+from .record import RobotRecord, TrainingSummary
 
 
 class Policy:

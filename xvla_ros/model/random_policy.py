@@ -19,8 +19,9 @@ from .config import TextConfig, VisionConfig, XvlaConfig
 from .data import Embodiment
 from .network import XvlaNetwork
 from .normalisers import MEAN_STD, Normaliser, Statistics, mean_std
-from .policy import Policy, RobotRecord, TrainingSummary
+from .policy import Policy
 from .processor import Processor
+from .record import RobotRecord, TrainingSummary
 from .text import train_tokenizer
 
 PerRobot = Mapping[str, ArrayLike]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import read_json
+from .config_files import read_json
 from .problems import CheckpointError, Problem
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -62,7 +62,7 @@ class Attention(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """Make queries, keys and values: [B, S, H] → [B, S, 3, heads, H / heads]."""
         qkv: Tensor = self.qkv(x)
-        return qkv.unflatten(-1, (3, self.num_heads, -1))
+        return qkv.view(*qkv.shape[:-1], 3, self.num_heads, -1)
 
     def attend(self, qkv: Tensor, queries: int | None = None) -> Tensor:
         """Let the first ``queries`` tokens (all, if None) attend to every token: → [B, queries, H]."""
@@ -176,7 +176,8 @@ class SoftPromptedTransformer(nn.Module):
         if end > self.pos_emb.shape[1]:
             raise ValueError(
                 f"the sequence has {end} tokens ({num_actions} waypoints, {vlm.shape[1]} vision-language, "
-                f"{aux.shape[1]} of other views), the checkpoint's position embedding {self.pos_emb.shape[1]}: feed fewer views"
+                f"{aux.shape[1]} of other views), the checkpoint's position embedding {self.pos_emb.shape[1]}; "
+                "feed fewer views"
             )
         tokens = tokens + self.pos_emb[:, num_actions:end].to(tokens.dtype)
         if self.prompt_length:

@@ -6,24 +6,23 @@ and mappings are dropped on the way, so loading peaks at the size of the weights
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .config import XvlaConfig
-from .keymap import Place, native_place, published_place
+from .keymap import Place, published_place
+from .layout import Placed, config_from_weights, place_tensors, shape_of
 from .network import XvlaNetwork, meta_network, part_dtype, unmaterialised
 from .problems import CheckpointError, Problem
-from .tensor_files import FLOATS, WEIGHTS, StoredTensor, stored_tensors
+from .tensor_files import WEIGHTS, StoredTensor, stored_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+GENERATION_BIAS = "model.vlm.language_model.final_logits_bias"
 # Pages of a mapped file count as memory until the mapping goes; it is renewed after this many bytes.
 _MAPPED_AT_ONCE = 64 * 2**20
-
-Placed = dict[str, tuple[Place, StoredTensor]]
 
 
 def load_network(
@@ -41,7 +40,7 @@ def load_network(
         CheckpointError: naming every key that is missing, unknown or of the wrong shape.
     """
     placed, problems = place_tensors(stored_tensors(folder))
-    config = config_from_weights(config, {name: shape_of(place, stored) for name, (place, stored) in placed.items()})
+    config = config_from_weights(config, placed)
     try:
         network = meta_network(config)
     except KeyError as error:
@@ -56,48 +55,6 @@ def load_network(
     for name in unmaterialised(network):
         raise CheckpointError(str(folder), [Problem(WEIGHTS, name, None, "a tensor", "is missing")])
     return network.to(device).eval()
-
-
-def place_tensors(stored: Mapping[str, StoredTensor]) -> tuple[Placed, list[Problem]]:
-    """Sort stored tensors by the name they have in our network; leave out what X-VLA does not use."""
-    placed: Placed = {}
-    problems = []
-    for key, tensor in stored.items():
-        place = native_place(key)
-        if place is None or (place.is_alias and place.name in placed):
-            continue
-        earlier = placed.get(place.name)
-        if earlier is not None and not earlier[0].is_alias:
-            message = f"is the same weight as {earlier[1].key}"
-            problems.append(Problem(tensor.file.name, key, None, "one of the two", message))
-        elif tensor.dtype not in FLOATS:
-            problems.append(Problem(tensor.file.name, key, tensor.dtype, " or ".join(FLOATS), "has the wrong dtype"))
-        placed[place.name] = (place, tensor)
-    return placed, problems
-
-
-def shape_of(place: Place, stored: StoredTensor) -> tuple[int, ...]:
-    """Shape the tensor has once it lies as our network wants it."""
-    return tuple(reversed(stored.shape)) if place.transposed else stored.shape
-
-
-def config_from_weights(config: XvlaConfig, shapes: Mapping[str, tuple[int, ...]]) -> XvlaConfig:
-    """Take from the weights what config.json is known to misstate: state width P and number of domains.
-
-    ``P = fc.shape[1] / hidden − D − dim_time``. Shapes that give no whole P leave the config as it is, and the check
-    of shapes then names them.
-    """
-    encoder, decoder = (
-        shapes.get("transformer.action_encoder.fc.weight"),
-        shapes.get("transformer.action_decoder.bias.weight"),
-    )
-    if encoder is None or decoder is None or len(encoder) != 2 or len(decoder) != 2:
-        return config
-    width, rest = divmod(encoder[1], config.hidden_size)
-    state = width - decoder[1] - config.dim_time
-    if rest or state < 0:
-        return config
-    return replace(config, state_dim=state, num_domains=encoder[0])
 
 
 def misfits(network: nn.Module, placed: Placed) -> list[Problem]:
@@ -176,4 +133,6 @@ def save_weights(network: XvlaNetwork, path: Path) -> None:
         place = published_place(name)
         stored = tensor.detach().cpu()
         state[place.name] = (stored.t() if place.transposed else stored).contiguous()
+    # Nobody uses it, but LeRobot's strict loading asks for it.
+    state[GENERATION_BIAS] = torch.zeros(1, network.config.text.vocab_size)
     save_file(state, path, metadata={"format": "pt"})

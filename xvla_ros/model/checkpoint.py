@@ -1,0 +1,159 @@
+"""Load a checkpoint into a policy, look at one, save one.
+
+Accepted are LeRobot's folders and the original authors', with or without the ``model.`` prefix, with vendored or native
+Florence-2 names, in float32 or bfloat16, in one file or in shards, with a LoRA adapter or without. Weights are read
+from safetensors only. What does not fit fails by name, all at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import ACTION_FEATURE, IMAGE_FEATURES, STATE_FEATURE, XvlaConfig
+from .config_files import lerobot_dict
+from .folders import CheckpointFolders, find_checkpoint
+from .inspection import CheckpointInfo, Description, describe, inspect
+from .lora import merge_adapter
+from .network import XvlaNetwork
+from .pipelines import ALL_STEPS, PROFILE_STEPS, write_pipelines
+from .policy import Policy
+from .problems import CheckpointError, Problem
+from .processor import Processor
+from .record import Record, RobotRecord, write_record
+from .tensor_files import WEIGHTS
+from .text import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from .weights import DTYPES, load_network, save_weights
+
+__all__ = ["ALL_STEPS", "PROFILE_STEPS", "CheckpointError", "CheckpointInfo", "inspect", "load", "save"]
+
+
+def load(
+    folder_or_id: str | Path,
+    *,
+    revision: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    assume: Collection[str] = (),
+) -> Policy:
+    """Load a checkpoint.
+
+    Args:
+        folder_or_id: a local folder, or an id on the Hugging Face hub.
+        revision: branch, tag or commit on the hub.
+        device: where the network runs.
+        dtype: ``float32`` or ``bfloat16``; what config.json says if None. The entrance and exit of the actions run in
+            float32 either way.
+        assume: processor steps that LeRobot's files may lack because the caller does their work. ``PROFILE_STEPS`` are
+            those a robot profile always covers; a missing normaliser that is assumed leaves numbers as they are.
+
+    Returns:
+        A policy in evaluation mode.
+
+    Raises:
+        CheckpointError: naming file, key, what was found and what was expected, for everything that does not fit.
+    """
+    folders = find_checkpoint(folder_or_id, revision)
+    try:
+        described = describe(folders, assume)
+        if described.problems:
+            raise CheckpointError("", described.problems)
+        tokenizer = _tokenizer(folders, described.config)
+        network = load_network(folders.base, described.config, device=device, dtype=_dtype(dtype))
+        if folders.adapter is not None:
+            merge_adapter(network, folders.adapter)
+        return _policy(network, tokenizer, described, str(folder_or_id))
+    except CheckpointError as error:
+        raise error.at(str(folder_or_id)) from None
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if not isinstance(dtype, str):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown, expected {' or '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _tokenizer(folders: CheckpointFolders, config: XvlaConfig) -> Tokenizer:
+    folder = folders.holding(TOKENIZER_FILE)
+    text = config.text
+    tokenizer = load_tokenizer(folder, config.tokenizer_name, config.tokenizer_max_length, text.pad_token_id)
+    if tokenizer.vocab_size > text.vocab_size:
+        message = "has more ids than the network has embeddings; it belongs to another checkpoint"
+        problem = Problem(TOKENIZER_FILE, "", tokenizer.vocab_size, f"at most {text.vocab_size}", message)
+        raise CheckpointError(str(folder), [problem])
+    return tokenizer
+
+
+def _policy(network: XvlaNetwork, tokenizer: Tokenizer, described: Description, source: str) -> Policy:
+    robots = described.record.robots
+    processor = Processor(
+        network.config,
+        tokenizer,
+        {name: robot.statistics for name, robot in robots.items()},
+        default=described.pipelines.statistics,
+    )
+    return Policy(network, processor, robots=robots, training=described.record.training, source=source)
+
+
+def save(policy: Policy, folder: str | Path) -> None:
+    """Write a policy as a folder that ``load`` and LeRobot's own loader read.
+
+    config.json holds LeRobot's keys only, with the published action mode that decodes alike; ``xvla_ros.json`` holds
+    ours, every robot's statistics and the training summary. LeRobot's processor files carry the statistics of the
+    first robot. Each file appears whole or not at all.
+
+    Args:
+        policy: to save.
+        folder: made if it is not there; files of the same names are replaced.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as made:
+        _write(policy, Path(made))
+        for path in sorted(Path(made).iterdir()):
+            os.replace(path, folder / path.name)
+
+
+def _write(policy: Policy, folder: Path) -> None:
+    network = policy.network
+    first = next(iter(policy.robots.values()), None)
+    statistics = first.statistics if first is not None else policy.processor.default
+    modes = {"VISUAL": "IDENTITY", "STATE": statistics.state.mode, "ACTION": statistics.action.mode}
+    stored = "bfloat16" if network.vlm.dtype == torch.bfloat16 else "float32"
+    config = replace(network.config, action_mode=network.action_mode.published_name, normalization=modes, dtype=stored)
+    described = lerobot_dict(config)
+    if not described.get("input_features"):
+        described.update(_features(policy, first))
+    features = {**described["input_features"], **described["output_features"]}
+    (folder / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_pipelines(folder, config, statistics, features, first.embodiment.domain_id if first else 0)
+    policy.processor.tokenizer.save(folder)
+    own = Record(network.action_mode.name, config.image_pipeline, policy.robots, policy.training)
+    write_record(own, folder)
+    save_weights(network, folder / WEIGHTS)
+
+
+def _features(policy: Policy, first: RobotRecord | None) -> dict[str, Any]:
+    """LeRobot's declaration of inputs and outputs, for a policy that was not loaded from such a folder."""
+    config = policy.network.config
+    slots = first.embodiment.slots if first else tuple(f"image{n}" for n in range(config.num_image_views or 1))
+    state = first.statistics.state.width if first else None
+    visual = {"type": "VISUAL", "shape": [3, *config.image_size]}
+    return {
+        "input_features": {
+            **{f"{IMAGE_FEATURES}{slot}": visual for slot in slots},
+            STATE_FEATURE: {"type": "STATE", "shape": [state or config.state_dim]},
+        },
+        "output_features": {
+            ACTION_FEATURE: {"type": "ACTION", "shape": [policy.network.action_mode.decoded_width]},
+        },
+    }

@@ -1,0 +1,188 @@
+"""What a checkpoint is, read from its headers and JSON files alone: fast, no torch, no weights in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .config import IMAGENET_MEAN, IMAGENET_STD, ORIGINAL, XvlaConfig
+from .config_files import read_config, read_json
+from .folders import CheckpointFolders, find_checkpoint
+from .layout import Placed, config_from_weights, place_tensors, stored_shape
+from .pipelines import PREPROCESSOR, Pipelines, read_pipelines
+from .problems import CheckpointError, Problem
+from .record import RECORD_FILE, Record, read_record
+from .tensor_files import stored_tensors
+from .text import TOKENIZER_FILE
+
+ORIGINAL_PROCESSOR = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the JSON files of a checkpoint say together.
+
+    Attributes:
+        config: with what ``xvla_ros.json`` and the processor files override.
+        record: our own file.
+        pipelines: LeRobot's processor files; empty for the original dialect.
+        problems: of the processor files.
+    """
+
+    config: XvlaConfig
+    record: Record
+    pipelines: Pipelines
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A checkpoint at a glance.
+
+    Attributes:
+        source: as the user named it.
+        dialect: ``lerobot`` or ``original``.
+        action_mode: ours, or the published one.
+        action_width: D of the weights; None where they do not tell.
+        decoded_width: width of the robot's own action, where config.json states it.
+        state_width: P of the weights.
+        num_domains: soft-prompt rows.
+        views: slots it was trained with; None where the robot decides.
+        image_size: height, width.
+        image_pipeline: ``squash`` or ``letterbox``.
+        chunk_size: T.
+        parameters: number of weights X-VLA uses.
+        dtypes: precisions of the weights, in safetensors' words.
+        normalisers: ``state`` and ``action`` → mode.
+        statistics_width: ``state`` and ``action`` → channels; None where any number is left alone.
+        missing_steps: required processor steps that the files lack.
+        has_tokenizer: the folder brings its tokenizer; otherwise ``tokenizer_name`` must come from the hub.
+        tokenizer_name: as the files say.
+        trained_domains: rows that were trained; None where the files do not say.
+        robots: name → what the checkpoint remembers of it.
+        problems: everything that would keep it from loading, as far as headers show.
+    """
+
+    source: str
+    dialect: str
+    action_mode: str
+    action_width: int | None
+    decoded_width: int | None
+    state_width: int
+    num_domains: int
+    views: int | None
+    image_size: tuple[int, int]
+    image_pipeline: str
+    chunk_size: int
+    parameters: int
+    dtypes: tuple[str, ...]
+    normalisers: Mapping[str, str]
+    statistics_width: Mapping[str, int | None]
+    missing_steps: tuple[str, ...]
+    has_tokenizer: bool
+    tokenizer_name: str
+    trained_domains: tuple[int, ...] | None
+    robots: Mapping[str, Any]
+    problems: tuple[Problem, ...]
+
+
+def describe(folders: CheckpointFolders, assume: Collection[str] = ()) -> Description:
+    """Read the JSON files of a checkpoint.
+
+    Args:
+        folders: of the checkpoint.
+        assume: processor steps that may be missing; see ``pipelines``.
+
+    Raises:
+        CheckpointError: if a file cannot be read; steps that do not fit are returned in ``problems``.
+    """
+    config = read_config(folders.holding("config.json") / "config.json")
+    record = read_record(folders.holding(RECORD_FILE))
+    config = replace(
+        config,
+        action_mode=record.action_mode or config.action_mode,
+        image_pipeline=record.image_pipeline or config.image_pipeline,
+    )
+    if config.dialect == ORIGINAL:
+        config, problems = _original_images(folders.base, config)
+        return Description(config, record, Pipelines(), tuple(problems))
+    pipelines = read_pipelines(folders.holding(f"{PREPROCESSOR}.json"), config, assume)
+    config = replace(
+        config,
+        tokenizer_name=pipelines.tokenizer_name or config.tokenizer_name,
+        tokenizer_max_length=pipelines.tokenizer_length or config.tokenizer_max_length,
+    )
+    return Description(config, record, pipelines, pipelines.problems)
+
+
+def _original_images(folder: Path, config: XvlaConfig) -> tuple[XvlaConfig, list[Problem]]:
+    """Take the image size from the original processor's file; refuse another normalisation than ImageNet's."""
+    path = folder / ORIGINAL_PROCESSOR
+    if not path.is_file():
+        return config, []
+    data = read_json(path)
+    problems = [
+        Problem(ORIGINAL_PROCESSOR, key, data[key], list(values), "is not the normalisation this network knows")
+        for key, values in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
+        if key in data and [round(float(v), 3) for v in data[key]] != list(values)
+    ]
+    size = data.get("crop_size") if data.get("do_center_crop") else data.get("size")
+    if isinstance(size, Mapping) and {"height", "width"} <= set(size):
+        config = replace(config, image_size=(int(size["height"]), int(size["width"])))
+    return config, problems
+
+
+def inspect(folder_or_id: str | Path, *, revision: str | None = None, assume: Collection[str] = ()) -> CheckpointInfo:
+    """Say what a checkpoint is without loading it.
+
+    Args:
+        folder_or_id, revision: as for ``checkpoint.load``.
+        assume: processor steps that may be missing; see ``pipelines``.
+
+    Raises:
+        CheckpointError: if it cannot be found or a file cannot be read; anything else is in ``problems``.
+    """
+    folders = find_checkpoint(folder_or_id, revision)
+    try:
+        described = describe(folders, assume)
+        placed, problems = place_tensors(stored_tensors(folders.base))
+    except CheckpointError as error:
+        raise error.at(str(folder_or_id)) from None
+    config = config_from_weights(described.config, placed)
+    return _info(folders, replace(described, config=config), placed, problems)
+
+
+def _info(
+    folders: CheckpointFolders, described: Description, placed: Placed, problems: list[Problem]
+) -> CheckpointInfo:
+    config, statistics = described.config, described.pipelines.statistics
+    decoder = stored_shape(placed, "transformer.action_decoder.bias")
+    counts = [math.prod(stored.shape) for name, (_, stored) in placed.items() if not name.endswith("pos_idx_to_embed")]
+    tokenizer = folders.holding(TOKENIZER_FILE)
+    parts = {"state": statistics.state, "action": statistics.action}
+    return CheckpointInfo(
+        source=folders.source,
+        dialect=config.dialect,
+        action_mode=config.action_mode,
+        action_width=decoder[1] if decoder else None,
+        decoded_width=config.action_dim,
+        state_width=config.state_dim,
+        num_domains=config.num_domains,
+        views=config.num_image_views,
+        image_size=config.image_size,
+        image_pipeline=config.image_pipeline,
+        chunk_size=config.chunk_size,
+        parameters=sum(counts),
+        dtypes=tuple(sorted({stored.dtype for _, stored in placed.values()})),
+        normalisers={name: part.mode for name, part in parts.items()},
+        statistics_width={name: part.width for name, part in parts.items()},
+        missing_steps=described.pipelines.missing,
+        has_tokenizer=(tokenizer / TOKENIZER_FILE).is_file() or (tokenizer / "vocab.json").is_file(),
+        tokenizer_name=config.tokenizer_name,
+        trained_domains=described.record.training.trained_domains,
+        robots=described.record.robots,
+        problems=(*described.problems, *problems),
+    )

@@ -1,0 +1,257 @@
+"""LeRobot's processor files: which steps a checkpoint expects around the network, and its statistics. No torch here.
+
+A missing step does not make the peer fail, it makes the robot fail (LeRobot #3674: 0 % success without a word). So a
+step that is missing or doubled is an error, unless the caller says that it takes care of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import ACTION_FEATURE, STATE_FEATURE, XvlaConfig
+from .config_files import read_json
+from .normalisers import EPS, IDENTITY, MODES, Normaliser, Statistics
+from .problems import CheckpointError, Problem
+from .tensor_files import read_header
+
+PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
+
+TOKENIZE, TO_FLOAT, IMAGENET = "tokenizer_processor", "xvla_image_to_float", "xvla_imagenet_normalize"
+DOMAIN, NORMALIZE, UNNORMALIZE = "xvla_add_domain_id", "normalizer_processor", "unnormalizer_processor"
+REQUIRED = {
+    PREPROCESSOR: (TOKENIZE, TO_FLOAT, IMAGENET, DOMAIN, NORMALIZE),
+    POSTPROCESSOR: (UNNORMALIZE,),
+}
+# Steps whose work is done elsewhere here: names and devices by the profile, rotations by the kinematics of the robot.
+NEUTRAL = {
+    PREPROCESSOR: ("rename_observations_processor", "to_batch_processor", "device_processor", "xvla_image_scale"),
+    POSTPROCESSOR: ("device_processor", "xvla_rotation_6d_to_axis_angle"),
+}
+ALL_STEPS = (*REQUIRED[PREPROCESSOR], *REQUIRED[POSTPROCESSOR])
+# What a robot profile always says itself: its image pipeline and its domain.
+PROFILE_STEPS = (TO_FLOAT, IMAGENET, DOMAIN)
+
+
+@dataclass(frozen=True)
+class Pipelines:
+    """What the two processor files say.
+
+    Attributes:
+        statistics: of state and action.
+        tokenizer_name, tokenizer_length: of the tokenizer step; None where there is none. The step's length is the
+            one that was trained with, whatever config.json says.
+        domain_id: of the domain step, a default for robots that state none.
+        missing: required steps that are not there, the assumed ones included.
+        problems: everything that does not fit, after what the caller assumed.
+    """
+
+    statistics: Statistics = field(default_factory=Statistics)
+    tokenizer_name: str | None = None
+    tokenizer_length: int | None = None
+    domain_id: int | None = None
+    missing: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+Steps = list[Mapping[str, Any]]
+
+
+def read_pipelines(folder: Path, config: XvlaConfig, assume: Collection[str] = ()) -> Pipelines:
+    """Read the processor files of a LeRobot checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        config: its config, whose normalisation is used where a step states none.
+        assume: names of steps that may be missing, because the caller takes care of their work; a missing normaliser
+            then leaves the numbers as they are.
+
+    Raises:
+        CheckpointError: if a file is no JSON object or a state file is garbled. Steps that do not fit are returned in
+            ``problems``.
+    """
+    problems: list[Problem] = []
+    missing: list[str] = []
+    steps = {name: _steps(folder, name, assume, missing, problems) for name in REQUIRED}
+    tokenizer = _first(steps[PREPROCESSOR], TOKENIZE)
+    statistics = Statistics(
+        state=_normaliser(folder, steps[PREPROCESSOR], NORMALIZE, "STATE", config, assume, problems),
+        action=_normaliser(folder, steps[POSTPROCESSOR], UNNORMALIZE, "ACTION", config, assume, problems),
+    )
+    length = tokenizer.get("max_length")
+    name = tokenizer.get("tokenizer_name")
+    domain = _first(steps[PREPROCESSOR], DOMAIN).get("domain_id")
+    return Pipelines(
+        statistics,
+        str(name) if name else None,
+        int(length) if length else None,
+        None if domain is None else int(domain),
+        tuple(missing),
+        tuple(problems),
+    )
+
+
+def _steps(folder: Path, pipeline: str, assume: Collection[str], missing: list[str], problems: list[Problem]) -> Steps:
+    file = f"{pipeline}.json"
+    found = read_json(folder / file).get("steps") if (folder / file).is_file() else []
+    if not isinstance(found, list) or not all(isinstance(step, Mapping) for step in found):
+        problems.append(Problem(file, "steps", type(found).__name__, "a list of objects", "has the wrong form"))
+        found = []
+    names = [_name(step) for step in found]
+    absent = [step for step in REQUIRED[pipeline] if step not in names]
+    missing.extend(absent)
+    what = "is missing: the network would get other numbers than in training"
+    if not (folder / file).is_file() and set(absent) - set(assume):
+        problems.append(Problem(file, "", None, f"the steps {', '.join(REQUIRED[pipeline])}", what))
+    else:
+        problems.extend(Problem(file, f"step {s}", None, "one such step", what) for s in absent if s not in assume)
+    for step in dict.fromkeys(names):
+        if step not in (*REQUIRED[pipeline], *NEUTRAL[pipeline], *assume):
+            known = ", ".join((*REQUIRED[pipeline], *NEUTRAL[pipeline]))
+            problems.append(Problem(file, f"step {step}", None, f"one of {known}", "is unknown"))
+        elif step in REQUIRED[pipeline] and names.count(step) > 1:
+            message = "is doubled: the numbers would be changed twice"
+            problems.append(Problem(file, f"step {step}", names.count(step), 1, message))
+    return found
+
+
+def _name(step: Mapping[str, Any]) -> str:
+    return str(step.get("registry_name") or str(step.get("class", "?")).rpartition(".")[2])
+
+
+def _first(steps: Steps, name: str) -> dict[str, Any]:
+    for step in steps:
+        if _name(step) == name:
+            return {**(step.get("config") or {}), "state_file": step.get("state_file")}
+    return {}
+
+
+def _normaliser(
+    folder: Path,
+    steps: Steps,
+    name: str,
+    kind: str,
+    config: XvlaConfig,
+    assume: Collection[str],
+    problems: list[Problem],
+) -> Normaliser:
+    """Build the normaliser of one feature type from its step, or leave the numbers alone and say why not."""
+    pipeline = PREPROCESSOR if name == NORMALIZE else POSTPROCESSOR
+    file, step = f"{pipeline}.json", _first(steps, name)
+    if not step:
+        return Normaliser()
+    modes = step.get("norm_map") or config.normalization
+    mode = str(modes.get(kind, IDENTITY))
+    if str(modes.get("VISUAL", IDENTITY)) != IDENTITY:
+        message = "would normalise images a second time"
+        problems.append(Problem(file, f"step {name}: norm_map.VISUAL", modes["VISUAL"], IDENTITY, message))
+    if mode not in MODES:
+        problems.append(Problem(file, f"step {name}: norm_map.{kind}", mode, " or ".join(MODES), "is unknown"))
+        return Normaliser()
+    feature = STATE_FEATURE if kind == "STATE" else ACTION_FEATURE
+    stats = _stats(folder, file, step, feature, problems) if mode != IDENTITY else {}
+    if mode != IDENTITY and not stats and name in assume:
+        return Normaliser()
+    try:
+        return Normaliser(mode, stats, float(step.get("eps", EPS)))
+    except ValueError as error:
+        where = str(step.get("state_file") or file)
+        problems.append(Problem(where, feature, sorted(stats), f"{mode}: {', '.join(MODES[mode])}", f"fails: {error}"))
+        return Normaliser()
+
+
+def _stats(
+    folder: Path, file: str, step: Mapping[str, Any], feature: str, problems: list[Problem]
+) -> dict[str, NDArray[np.float32]]:
+    state_file = step.get("state_file")
+    if not state_file:
+        return {}
+    path = folder / str(state_file)
+    if path.parent != folder or not path.is_file():
+        problems.append(Problem(str(state_file), "", None, f"the state file {file} names", "is missing"))
+        return {}
+    read_header(path)
+    from safetensors.numpy import load_file
+
+    tensors = load_file(path)
+    prefix = f"{feature}."
+    return {
+        key.removeprefix(prefix): values.astype(np.float32).reshape(-1)
+        for key, values in tensors.items()
+        if key.startswith(prefix)
+    }
+
+
+def write_pipelines(
+    folder: Path, config: XvlaConfig, statistics: Statistics, features: Mapping[str, Any], domain: int
+) -> None:
+    """Write the two processor files as LeRobot reads them, with one robot's statistics.
+
+    Args:
+        folder: of the checkpoint.
+        config: whose tokenizer the first step names.
+        statistics: of the robot LeRobot will drive.
+        features: name → {type, shape} of inputs and outputs.
+        domain: of that robot.
+    """
+    outputs = {name: feature for name, feature in features.items() if feature["type"] == "ACTION"}
+    mapping = {"VISUAL": IDENTITY, "STATE": statistics.state.mode, "ACTION": statistics.action.mode}
+    normaliser = {"eps": EPS, "features": dict(features), "norm_map": mapping}
+    unnormaliser = {"eps": EPS, "features": outputs, "norm_map": mapping}
+    tokenizer = {
+        "max_length": config.tokenizer_max_length,
+        "task_key": "task",
+        "padding_side": "right",
+        "padding": "max_length",
+        "truncation": True,
+        "tokenizer_name": config.tokenizer_name,
+    }
+    before: list[tuple[str, dict[str, Any]]] = [
+        ("rename_observations_processor", {"rename_map": {}}),
+        ("to_batch_processor", {}),
+        (TOKENIZE, tokenizer),
+        (TO_FLOAT, {"image_keys": None, "validate_range": True}),
+        (IMAGENET, {"image_keys": None}),
+        (DOMAIN, {"domain_id": domain}),
+        ("device_processor", {"device": "cpu", "float_dtype": None}),
+        (NORMALIZE, normaliser),
+    ]
+    after: list[tuple[str, dict[str, Any]]] = [
+        (UNNORMALIZE, unnormaliser),
+        ("device_processor", {"device": "cpu", "float_dtype": None}),
+    ]
+    for pipeline, steps in ((PREPROCESSOR, before), (POSTPROCESSOR, after)):
+        _write(folder, pipeline, steps, statistics)
+
+
+def _write(folder: Path, pipeline: str, steps: list[tuple[str, dict[str, Any]]], statistics: Statistics) -> None:
+    from safetensors.numpy import save_file
+
+    parts = {STATE_FEATURE: statistics.state, ACTION_FEATURE: statistics.action}
+    state = {f"{name}.{stat}": values for name, part in parts.items() for stat, values in part.stats.items()}
+    entries = []
+    for index, (name, config) in enumerate(steps):
+        entry: dict[str, Any] = {"registry_name": name, "config": config}
+        if name in (NORMALIZE, UNNORMALIZE) and state:
+            entry["state_file"] = f"{pipeline}_step_{index}_{name}.safetensors"
+            save_file(state, folder / str(entry["state_file"]))
+        entries.append(entry)
+    content = json.dumps({"name": pipeline, "steps": entries}, indent=2)
+    (folder / f"{pipeline}.json").write_text(content + "\n", encoding="utf-8")
+
+
+def require(pipelines: Pipelines, folder: Path) -> Pipelines:
+    """Return ``pipelines`` if nothing is wrong with them.
+
+    Raises:
+        CheckpointError: with all their problems.
+    """
+    if pipelines.problems:
+        raise CheckpointError(str(folder), pipelines.problems)
+    return pipelines
