@@ -17,7 +17,6 @@ from xvla_ros.evaluation.graph import (
     SetupError,
     choose_profile,
     policy_command,
-    shared_processor,
     sim_command,
     watch_command,
 )
@@ -194,8 +193,7 @@ def _drive(settings: DemoSettings, console: _Console) -> None:
             watch = watch_command(profile, recording, duration=settings.duration, film_rate=FILM_RATE)
             watcher = supervisor.start("watch", watch, on_line=progress.hear, may_end=True)
             sim = supervisor.start("sim", sim_command(profile, seed=settings.seed, stats=folder / STATS))
-            shared = shared_processor(environment)
-            policy = supervisor.start("policy", _policy(settings), environment=shared)
+            policy = supervisor.start("policy", _policy(settings))
             _await_first_command(supervisor, progress, console)
             supervisor.verbose = False
             with open_window(settings.window, recording, profile) as refresh:

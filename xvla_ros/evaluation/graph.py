@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,17 +86,6 @@ def watch_command(profile: Profile, folder: Path, *, duration: float, film_rate:
         "film_rate": float(film_rate),
     }
     return ros_command("watch_node", values)
-
-
-def shared_processor(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return variables for a network that shares its processor with a simulation; what the user has set stays.
-
-    Half of the cores, and threads that sleep while they wait: a pass over 3 M parameters that takes 0.1 s alone took
-    4.6 s with one thread per core on a busy machine, since every layer waited for the slowest thread.
-    """
-    cores = len(os.sched_getaffinity(0))
-    wanted = {"OMP_NUM_THREADS": str(max(1, cores // 2)), "OMP_WAIT_POLICY": "PASSIVE"}
-    return {name: value for name, value in wanted.items() if name not in environment}
 
 
 def ros_command(
