@@ -11,6 +11,7 @@ from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.task import Future
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 ERROR = TransitionCallbackReturn.ERROR
@@ -150,14 +151,20 @@ class GuardedLifecycleNode(LifecycleNode):
         self.get_logger().info(f"{before} → {self.state_label()}")
         return bool(result == SUCCESS)
 
-    def _on_change_state_request(
+    async def _on_change_state_request(
         self, request: ChangeState.Request, response: ChangeState.Response
     ) -> ChangeState.Response:
         transition_id = request.transition.id
         if request.transition.label:
             transition_id = _LABELS.get(request.transition.label, -1)
-        response.success = self.change_state(transition_id)
+        response.success = await self._in_thread(lambda: self.change_state(transition_id))
         return response
+
+    def _in_thread(self, work: Callable[[], bool]) -> Future:
+        """Run ``work`` beside the executor, which may have one thread only; the future holds what it returns."""
+        done = Future(executor=self.executor)
+        threading.Thread(target=lambda: done.set_result(work()), name="transition", daemon=True).start()
+        return done
 
     def _guarded(self, what: str, step: Callable[[], None]) -> TransitionCallbackReturn:
         try:
