@@ -1,0 +1,190 @@
+"""Joint positions that bring a tool to a pose: damped least squares within limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain as concatenated
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xvla_ros.robots.kinematics.chain import Chain
+from xvla_ros.robots.kinematics.poses import Poses
+
+Floats = NDArray[np.float64]
+
+POSITION_REACHED = 1e-5  # m
+ROTATION_REACHED = 1e-4  # rad
+WARM_ITERATIONS = 60
+COLD_ITERATIONS = 60
+COLD_SEEDS = 40
+MAX_STEP = 0.5  # rad or m of one joint in one iteration; the linear model holds no further
+STANDSTILL = 1e-7  # a step smaller than this in every joint ends the search
+# The damping falls with the error (Sugihara 2011), so it is strong far from the target and near singularities, where
+# errors stay large, and leaves the last steps their quadratic convergence.
+DAMPING = 0.05
+LEAST_DAMPING = 1e-8
+HOMEWARD = 0.1  # share of the way to the home posture that spare joints go in one solution
+HOMEWARD_MOST = 0.05  # rad
+# Fewer than six joints cannot meet every pose. A rad off the approach axis then weighs as much as 2 cm, one about it
+# half of that, so that position comes first and the remaining error is one of angle.
+APPROACH_WEIGHT, ROLL_WEIGHT = 0.02, 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Where the search for a pose ended.
+
+    Attributes:
+        positions: float64 [J], rad or m, within the limits.
+        position_error: m between the tool and the target.
+        rotation_error: rad between them.
+        converged: both are below ``POSITION_REACHED`` and ``ROTATION_REACHED``. Otherwise the positions are the nearest
+            that was found.
+        iterations: steps taken.
+    """
+
+    positions: Floats
+    position_error: float
+    rotation_error: float
+    converged: bool
+    iterations: int
+
+
+class InverseKinematics:
+    """Solves for the joints of one chain.
+
+    Gauss-Newton steps on the logarithm of the pose error (its Jacobian is Jlog6 · J), damped, with the joints that lie
+    at a limit and would leave it taken out of the step. Redundant arms drift towards ``home`` where the tool does not
+    notice.
+
+    Args:
+        chain: the joints.
+        lower, upper: [J] limits in rad or m; None takes the URDF's.
+        home: [J] posture for spare joints and the first cold seed; None is the middle of the limits.
+        approach: the direction in which the tool points, in the tip link's frame; used for fewer than six joints.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        *,
+        lower: ArrayLike | None = None,
+        upper: ArrayLike | None = None,
+        home: ArrayLike | None = None,
+        approach: ArrayLike = (0.0, 0.0, 1.0),
+    ) -> None:
+        import pinocchio
+
+        self._pin: Any = pinocchio
+        self.chain = chain
+        self.lower = chain.lower if lower is None else np.asarray(lower, dtype=np.float64)
+        self.upper = chain.upper if upper is None else np.asarray(upper, dtype=np.float64)
+        middle = (self.lower + self.upper) / 2
+        self.home = middle if home is None else np.clip(np.asarray(home, dtype=np.float64), self.lower, self.upper)
+        self._is_redundant = len(chain.joints) > 6
+        self._weights = _weights(np.asarray(approach, dtype=np.float64)) if len(chain.joints) < 6 else None
+
+    def solve(
+        self, target: Poses, start: ArrayLike, *, lower: Floats | None = None, upper: Floats | None = None
+    ) -> Solution:
+        """Return the joint positions for one target near ``start`` [J].
+
+        Args:
+            target: one pose, in the base link.
+            start: where to begin; the solution stays on its branch.
+            lower, upper: [J] bounds narrower than the limits, as for a step that must not be longer.
+        """
+        wanted = self.chain.placement(target)
+        low = self.lower if lower is None else np.maximum(lower, self.lower)
+        high = self.upper if upper is None else np.minimum(upper, self.upper)
+        with self.chain.lock:
+            return self._descend(wanted, np.asarray(start, dtype=np.float64), low, high, WARM_ITERATIONS)
+
+    def solve_cold(self, target: Poses, near: ArrayLike | None = None, seeds: int = COLD_SEEDS) -> Solution:
+        """Return joint positions for one target, whatever the branch: from ``near``, from home, then from elsewhere.
+
+        The seeds are always the same. The first that converges wins; where none does, the nearest.
+        """
+        wanted = self.chain.placement(target)
+        first = [self.home] if near is None else [np.asarray(near, dtype=np.float64), self.home]
+        rng = np.random.default_rng(0)
+        others = (rng.uniform(self.lower, self.upper) for _ in range(seeds - len(first)))
+        best: Solution | None = None
+        with self.chain.lock:
+            for seed in concatenated(first, others):
+                found = self._descend(wanted, seed, self.lower, self.upper, COLD_ITERATIONS)
+                if found.converged:
+                    return found
+                if best is None or self._badness(found) < self._badness(best):
+                    best = found
+        if best is None:
+            raise ValueError(f"seeds is {seeds}, expected at least 1")
+        return best
+
+    def _badness(self, solution: Solution) -> float:
+        rotation_weight = 1.0 if self._weights is None else APPROACH_WEIGHT
+        return solution.position_error + rotation_weight * solution.rotation_error
+
+    def _descend(self, wanted: Any, start: Floats, lower: Floats, upper: Floats, iterations: int) -> Solution:
+        pin, model, data, tip = self._pin, self.chain.model, self.chain.data, self.chain.tip
+        q = np.minimum(np.maximum(start, lower), upper)
+        best, least, best_error = q, np.inf, (np.inf, np.inf)
+        for iteration in range(iterations + 1):
+            pin.computeJointJacobians(model, data, q)
+            difference = wanted.actInv(pin.updateFramePlacement(model, data, tip))
+            error = pin.log6(difference).vector
+            off, turned = _length(difference.translation), _length(error[3:])
+            if off < POSITION_REACHED and turned < ROTATION_REACHED:
+                return Solution(q, off, turned, True, iteration)
+            jacobian = pin.Jlog6(difference) @ pin.getFrameJacobian(model, data, tip, pin.LOCAL)
+            if self._weights is not None:
+                error, jacobian = self._weights @ error, self._weights @ jacobian
+            size = float(error @ error)
+            if size < least:
+                best, least, best_error = q, size, (off, turned)
+            drift = self._homeward(q) if self._is_redundant and iteration == 0 else None
+            moved = np.minimum(np.maximum(q + _step(jacobian, error, size, q, lower, upper, drift), lower), upper)
+            if np.abs(moved - q).max() < STANDSTILL:
+                break
+            q = moved
+        return Solution(best, *best_error, False, iteration)
+
+    def _homeward(self, q: Floats) -> Floats:
+        drift: Floats = HOMEWARD * (self.home - q)
+        return drift * min(1.0, HOMEWARD_MOST / max(float(np.abs(drift).max()), 1e-12))
+
+
+def _step(
+    jacobian: Floats, error: Floats, size: float, q: Floats, lower: Floats, upper: Floats, drift: Floats | None
+) -> Floats:
+    """Return the damped step [J] of the joints that are free to go where it leads."""
+    damping = (DAMPING * size + LEAST_DAMPING) * np.eye(6)
+    step = np.zeros_like(q)
+    free: NDArray[np.bool_] | None = None
+    while True:
+        columns = jacobian if free is None else jacobian * free
+        residual = -error if drift is None else -error - columns @ drift
+        step = columns.T @ np.linalg.solve(columns @ columns.T + damping, residual)
+        if drift is not None:
+            step = step + (drift if free is None else drift * free)
+        blocked = ((q <= lower) & (step < 0.0)) | ((q >= upper) & (step > 0.0))
+        if not blocked.any():
+            break
+        free = ~blocked if free is None else free & ~blocked
+    longest = float(np.abs(step).max())
+    return step * (MAX_STEP / longest) if longest > MAX_STEP else step
+
+
+def _weights(approach: Floats) -> Floats:
+    """Return the 6×6 weights of an error: position, then the approach axis, then the turn about it."""
+    axis = approach / np.linalg.norm(approach)
+    along = np.outer(axis, axis)
+    weights = np.eye(6)
+    weights[3:, 3:] = APPROACH_WEIGHT * (np.eye(3) - along) + ROLL_WEIGHT * along
+    return weights
+
+
+def _length(vector: Floats) -> float:
+    return float(np.sqrt(vector @ vector))

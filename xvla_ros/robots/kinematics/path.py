@@ -1,0 +1,120 @@
+"""A path of tool poses as a path of joints that leaps nowhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xvla_ros.robots.kinematics.inverse import InverseKinematics, Solution
+from xvla_ros.robots.kinematics.poses import Poses
+
+Floats = NDArray[np.float64]
+
+REACHED, NEAR, LAGGING, HELD = "reached", "near", "lagging", "held"
+STATUSES = (REACHED, NEAR, LAGGING, HELD)
+
+
+@dataclass(frozen=True, eq=False)
+class FollowedPath:
+    """Joint positions along T waypoints, and how well each meets its pose.
+
+    Attributes:
+        positions: float64 [T, J], rad or m.
+        status: T times ``reached``; ``near``: the nearest reachable pose, within the tolerances; ``lagging``: as far
+            as the speed of the joints lets them get in time; or ``held``: out of reach, the joints stay.
+        position_error: float64 [T], m between tool and waypoint.
+        rotation_error: float64 [T], rad.
+    """
+
+    positions: Floats
+    status: tuple[str, ...]
+    position_error: Floats
+    rotation_error: Floats
+
+    def count(self, *statuses: str) -> int:
+        """How many waypoints have one of ``statuses``."""
+        return sum(status in statuses for status in self.status)
+
+
+class PathFollower:
+    """Solves waypoint after waypoint, each from the one before.
+
+    From one waypoint to the next no joint goes further than its speed allows in the time between, so a singularity or
+    another branch makes the tool lag and never makes a joint leap.
+
+    Args:
+        inverse: of the arm.
+        max_velocity: [J] rad/s or m/s.
+        position_tolerance: m within which the nearest reachable pose stands for one out of reach.
+        rotation_tolerance: rad, the same.
+    """
+
+    def __init__(
+        self,
+        inverse: InverseKinematics,
+        max_velocity: ArrayLike,
+        *,
+        position_tolerance: float = 0.02,
+        rotation_tolerance: float = 0.2,
+    ) -> None:
+        self.inverse = inverse
+        self.max_velocity = np.asarray(max_velocity, dtype=np.float64)
+        self.position_tolerance = position_tolerance
+        self.rotation_tolerance = rotation_tolerance
+
+    def follow(self, targets: Poses, durations: ArrayLike, start: ArrayLike | None) -> FollowedPath:
+        """Return the joints for T targets in the base link.
+
+        Args:
+            targets: T poses.
+            durations: [T] s from the waypoint before, the first from ``start``.
+            start: [J] where the joints are; None, as for a recording without joints, lets the first waypoint be
+                anywhere.
+        """
+        times = np.asarray(durations, dtype=np.float64)
+        previous = None if start is None else np.asarray(start, dtype=np.float64)
+        positions: list[Floats] = []
+        status: list[str] = []
+        errors: list[tuple[float, float]] = []
+        for i in range(len(targets)):
+            reach = None if previous is None else self.max_velocity * times[i]
+            found, how = self._next(targets[i], previous, reach)
+            positions.append(found.positions)
+            status.append(how)
+            errors.append((found.position_error, found.rotation_error))
+            previous = found.positions
+        off = np.array(errors, dtype=np.float64).reshape(-1, 2)
+        joints = np.array(positions, dtype=np.float64).reshape(-1, len(self.inverse.chain.joints))
+        return FollowedPath(joints, tuple(status), off[:, 0], off[:, 1])
+
+    def _next(self, target: Poses, previous: Floats | None, reach: Floats | None) -> tuple[Solution, str]:
+        if previous is None or reach is None:
+            found = self.inverse.solve_cold(target)
+            return found, self._how_well(found)
+        found = self.inverse.solve(target, previous)
+        how = self._how_well(found)
+        if how == HELD:
+            return self._stay(target, previous), HELD
+        if np.all(np.abs(found.positions - previous) <= reach):
+            return found, how
+        # as close as the joints come in time, which may still be close enough
+        bounded = self.inverse.solve(
+            target, np.clip(found.positions, previous - reach, previous + reach),
+            lower=previous - reach, upper=previous + reach,
+        )
+        within = self._how_well(bounded)
+        return bounded, LAGGING if within == HELD else within
+
+    def _how_well(self, found: Solution) -> str:
+        if found.converged:
+            return REACHED
+        close = found.position_error <= self.position_tolerance and found.rotation_error <= self.rotation_tolerance
+        return NEAR if close else HELD
+
+    def _stay(self, target: Poses, previous: Floats) -> Solution:
+        here = self.inverse.chain.poses(previous)
+        trace = float(np.sum(here.rotations * target.rotations))
+        turned = float(np.arccos(np.clip((trace - 1.0) / 2.0, -1.0, 1.0)))
+        return Solution(previous, float(np.linalg.norm(here.positions - target.positions)), turned, False, 0)
