@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from xvla_ros.robots import load_profile
+from xvla_ros.simulation import room, scenes
 from xvla_ros.simulation.cameras import CameraRig, UnknownCameraError
 from xvla_ros.simulation.controllers import ControllerOptions
 from xvla_ros.simulation.scenes import UnknownSceneError, build_scene, scene_names
@@ -52,10 +53,37 @@ def test_a_joint_or_camera_that_the_scene_lacks_is_named(profile):
 
 
 def test_another_command_interface_is_refused(profile):
+    other = profile.model_copy(update={"commands": profile.commands.model_copy(update={"interface": "pose"})})
+    with pytest.raises(SceneMismatchError, match=r"'pose'.*'joint_trajectory'"):
+        World(other)
+
+
+@pytest.mark.parametrize("interface", ["forward_command", "joint_state"])
+def test_setpoints_are_taken_as_they_come_where_the_profile_says_so(profile, interface):
     mapping = profile.to_mapping()
-    mapping["commands"]["interface"] = "forward_command"
-    with pytest.raises(SceneMismatchError, match=r"'forward_command'.*'joint_trajectory'"):
-        World(type(profile).from_mapping(ROBOT, mapping))
+    mapping["commands"]["interface"] = interface
+    world = World(type(profile).from_mapping(ROBOT, mapping), seed=3)
+    start = world.positions()
+    target = np.array(world.joint_states()[0].positions) + 0.1
+    assert world.set_positions("left_arm", (), target) is None
+    assert world.set_positions("right_arm", ("gripper", "shoulder_pan"), (0.9, -0.2)) is None
+    world.step(seconds(world, 1.0))
+    assert world.joint_states()[0].positions == pytest.approx(target, abs=DEGREE)
+    assert world.positions()["right_gripper"] == pytest.approx(0.9, abs=DEGREE)
+    assert world.positions()["right_shoulder_pan"] == pytest.approx(-0.2, abs=DEGREE)
+    assert world.positions()["right_elbow_flex"] == pytest.approx(start["right_elbow_flex"], abs=DEGREE)
+    for names, positions, words in (
+        ((), target[:5], "5 positions, expected 6"),
+        (("tail",), (0.1,), "'tail'"),
+        (("gripper",), (float("nan"),), "'gripper': position is nan"),
+    ):
+        assert words in world.set_positions("left_arm", names, positions).reason
+    assert (world.controllers["left_arm"].accepted, world.controllers["left_arm"].rejected) == (1, 3)
+    with pytest.raises(SceneMismatchError, match=rf"'left_arm'.*trajectory.*'{interface}'"):
+        world.command("left_arm", move((1.0, target)))
+    world.reset()
+    world.step(seconds(world, 0.5))
+    assert world.positions() == pytest.approx(start, abs=DEGREE)
 
 
 def test_joint_states_follow_the_profiles_topics_and_names(world):
@@ -221,14 +249,12 @@ def share_of(image, colour, tolerance=40):
 
 
 def test_the_front_camera_sees_both_arms_the_bowl_and_every_cube(world):
-    from xvla_ros.simulation import scenes
-
     image = world.render("front", 256, 256)
     assert image.shape == (256, 256, 3) and image.dtype == np.uint8
     # From the front the left arm is on the right.
     assert share_of(image[:, 128:], scenes.AMBER) > 0.02 > share_of(image[:, :128], scenes.AMBER)
     assert share_of(image[:, :128], scenes.TEAL) > 0.02 > share_of(image[:, 128:], scenes.TEAL)
-    for colour in (*scenes.CUBES.values(), scenes.BOWL):
+    for colour in (*room.CUBES.values(), room.BOWL):
         assert share_of(image, colour) > 0.001
 
 

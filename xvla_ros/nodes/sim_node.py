@@ -1,7 +1,7 @@
 """The node ``sim``: a simulated robot behind the topics that its profile names, and the ``/clock`` of its world.
 
-Publishes ``/clock``, the profile's joint states and images, and ``/diagnostics``; obeys the JointTrajectory topics of
-the profile's command groups; serves ``~/reset``. Run it with
+Publishes ``/clock``, the profile's joint states and images, and ``/diagnostics``; obeys the command topics of
+the profile's groups; serves ``~/reset``. Run it with
 ``python -m xvla_ros.nodes.sim_node --ros-args -p robot:=so101_bimanual``; its parameters describe themselves.
 
 Only this much is imported before signals are taken: ROS and MuJoCo follow, so that a Ctrl-C while they load is no

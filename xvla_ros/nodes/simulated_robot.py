@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMessage
 
@@ -34,7 +36,7 @@ from xvla_ros.nodes import qos
 from xvla_ros.nodes.image_sender import ImageSender
 from xvla_ros.robots import Profile, ProfileError, load_profile
 from xvla_ros.simulation.cameras import UnknownCameraError
-from xvla_ros.simulation.controllers import ControllerOptions
+from xvla_ros.simulation.controllers import ControllerOptions, Rejection
 from xvla_ros.simulation.offscreen import RenderingUnavailableError
 from xvla_ros.simulation.pacing import Pacer, Ticker
 from xvla_ros.simulation.scenes import UnknownSceneError
@@ -186,9 +188,8 @@ class SimNode(Node):  # type: ignore[misc]
         }
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.EVENTS)
         for name, group in profile.commands.by_name.items():
-            self.create_subscription(
-                JointTrajectoryMessage, group.topic, lambda m, g=name: self._on_trajectory(g, m), qos.COMMAND
-            )
+            kind, callback = self._command_type(profile.commands.interface)
+            self.create_subscription(kind, group.topic, partial(callback, name), qos.COMMAND)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_timer(1.0, self._publish_diagnostics, clock=RclpyClock(clock_type=ClockType.STEADY_TIME))
 
@@ -210,8 +211,24 @@ class SimNode(Node):  # type: ignore[misc]
         if not self._stopping():
             self._images.offer(self.world.data, self.world.time)
 
+    def _command_type(self, interface: str) -> tuple[type, Callable[[str, Any], None]]:
+        """The message type of a command interface, and what takes its messages."""
+        return {
+            "joint_trajectory": (JointTrajectoryMessage, self._on_trajectory),
+            "forward_command": (Float64MultiArray, self._on_array),
+            "joint_state": (JointState, self._on_setpoints),
+        }[interface]
+
     def _on_trajectory(self, group: str, message: Any) -> None:
-        rejection = self.world.command(group, from_message(message))
+        self._warn(self.world.command(group, from_message(message)))
+
+    def _on_array(self, group: str, message: Any) -> None:
+        self._warn(self.world.set_positions(group, (), message.data))
+
+    def _on_setpoints(self, group: str, message: Any) -> None:
+        self._warn(self.world.set_positions(group, message.name, message.position))
+
+    def _warn(self, rejection: Rejection | None) -> None:
         if rejection is not None:
             self.get_logger().warning(rejection.reason)
 

@@ -6,36 +6,28 @@ Frames: z up, the table top at z = 0, the arms facing +x. Lengths in m, angles i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import cos, pi, sin
 from typing import Any
 
-import mujoco
 import numpy as np
-from numpy.typing import NDArray
 
-from xvla_ros.simulation import so101
+from xvla_ros.simulation import agibot, so101, widowx
+from xvla_ros.simulation.links import Colour, Vec3
+from xvla_ros.simulation.room import (
+    LEFT_CONTACT,
+    RIGHT_CONTACT,
+    Scatter,
+    add_bowl,
+    add_camera,
+    add_cubes,
+    add_room,
+    new_spec,
+)
 
-Colour = tuple[float, float, float, float]
-
-CUBE_HALF = 0.014
-CUBES: dict[str, Colour] = {
-    "red_cube": (0.85, 0.15, 0.13, 1.0),
-    "green_cube": (0.16, 0.62, 0.25, 1.0),
-    "blue_cube": (0.15, 0.32, 0.85, 1.0),
-}
-BOWL: Colour = (0.96, 0.93, 0.84, 1.0)
-WOOD: Colour = (0.74, 0.62, 0.47, 1.0)
-FLOOR: Colour = (0.40, 0.43, 0.47, 1.0)
-WALL: Colour = (0.78, 0.82, 0.86, 1.0)
 AMBER: Colour = (0.95, 0.60, 0.10, 1.0)
 TEAL: Colour = (0.10, 0.58, 0.62, 1.0)
-
-# Arms meet the table, the props and each other, never their own links, whose boxes overlap at the joints.
-PROP_CONTACT = so101.Contact(contype=1, conaffinity=7)
-LEFT_CONTACT = so101.Contact(contype=2, conaffinity=5)
-RIGHT_CONTACT = so101.Contact(contype=4, conaffinity=3)
+GRAPHITE: Colour = (0.24, 0.25, 0.29, 1.0)
 
 
 class UnknownSceneError(LookupError):
@@ -49,7 +41,7 @@ class Scene:
     Attributes:
         robot: the robot's name.
         model: MuJoCo's compiled model.
-        home: joint name → angle in rad at the start of an episode.
+        home: joint name → angle in rad (m where it slides) at the start of an episode; coupled joints included.
         props: names of the free bodies that ``layout`` places.
         layout: random generator → prop → (x, y, yaw) on the table.
     """
@@ -59,6 +51,11 @@ class Scene:
     home: Mapping[str, float]
     props: tuple[str, ...]
     layout: Callable[[np.random.Generator], Mapping[str, tuple[float, float, float]]]
+
+    @property
+    def driven(self) -> tuple[str, ...]:
+        """The joints that have a servo."""
+        return tuple(self.model.actuator(number).name for number in range(self.model.nu))
 
 
 _BUILDERS: dict[str, Callable[[float], Scene]] = {}
@@ -93,6 +90,22 @@ def build_scene(robot: str, timestep: float) -> Scene:
     return _BUILDERS[robot](timestep)
 
 
+def scene_for(robot: str, joints: Sequence[str], timestep: float) -> Scene:
+    """The scene of ``robot``; where none has that name, the one that drives exactly ``joints``.
+
+    So a profile of other units, names or topics is simulated like the robot it describes.
+
+    Raises:
+        UnknownSceneError: listing the robots that have one.
+    """
+    if robot not in _BUILDERS:
+        scenes = [build_scene(name, timestep) for name in scene_names()]
+        fitting = [scene for scene in scenes if set(scene.driven) == set(joints)]
+        if len(fitting) == 1:
+            return fitting[0]
+    return build_scene(robot, timestep)
+
+
 SO101_READY = {
     "shoulder_pan": 0.0,
     "shoulder_lift": -0.5,
@@ -111,138 +124,76 @@ def build_so101_pair(timestep: float) -> Scene:
     so101.add_arm(spec, prefix="left_", xyz=(0.0, 0.2, 0.0), colour=AMBER, contact=LEFT_CONTACT)
     so101.add_arm(spec, prefix="right_", xyz=(0.0, -0.2, 0.0), colour=TEAL, contact=RIGHT_CONTACT)
     add_bowl(spec, (0.30, 0.0, 0.0))
-    for name, colour in CUBES.items():
-        add_cube(spec, name, colour)
+    cubes = add_cubes(spec)
     add_camera(spec, "front", eye=(0.80, 0.0, 0.52), target=(0.13, 0.0, 0.075), fovy=43.0)
     home = {f"{side}_{joint}": angle for side in ("left", "right") for joint, angle in SO101_READY.items()}
-    return Scene("so101_bimanual", spec.compile(), home, tuple(CUBES), scatter_cubes)
+    layout = Scatter((0.20, -0.26), (0.34, 0.26), clear=[(0.30, 0.0, 0.10)])
+    return Scene("so101_bimanual", spec.compile(), home, cubes, layout)
 
 
-def scatter_cubes(rng: np.random.Generator) -> dict[str, tuple[float, float, float]]:
-    """Cubes within reach of an arm, clear of the bowl and of each other by at least 6 cm."""
-    taken = [np.array([0.30, 0.0])]
-    layout = {}
-    for name in CUBES:
-        spot = _clear_spot(rng, taken)
-        taken.append(spot)
-        layout[name] = (float(spot[0]), float(spot[1]), float(rng.uniform(0.0, pi / 2)))
-    return layout
+@scene("so101")
+def build_so101(timestep: float) -> Scene:
+    """One SO-101 arm on a table, three cubes and a bowl in its reach."""
+    spec = new_spec(timestep)
+    add_room(spec)
+    so101.add_arm(spec, prefix="", xyz=(0.0, 0.0, 0.0), colour=AMBER, contact=LEFT_CONTACT)
+    add_bowl(spec, (0.24, 0.17, 0.0))
+    cubes = add_cubes(spec)
+    add_camera(spec, "front", eye=(0.66, 0.0, 0.42), target=(0.15, 0.01, 0.06), fovy=43.0)
+    layout = Scatter((0.18, -0.18), (0.31, 0.12), clear=[(0.24, 0.17, 0.10)])
+    return Scene("so101", spec.compile(), SO101_READY, cubes, layout)
 
 
-def _clear_spot(rng: np.random.Generator, taken: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    while True:
-        spot = rng.uniform((0.20, -0.26), (0.34, 0.26))
-        clearances = [float(np.linalg.norm(spot - other)) for other in taken]
-        if clearances[0] > 0.10 and min(clearances) > 0.06:
-            return spot
+# The gripper points down from 15 cm above the table, at (0.25, 0), inside the box of the Bridge service.
+WIDOWX_READY = {
+    "waist": 0.0,
+    "shoulder": -0.1707,
+    "elbow": 0.4002,
+    "forearm_roll": 0.0,
+    "wrist_angle": 1.3413,
+    "wrist_rotate": 0.0,
+    "gripper": 0.037,
+    "right_finger": 0.037,
+}
 
 
-def new_spec(timestep: float) -> mujoco.MjSpec:
-    """An empty model with our integrator, visual settings and no shadows."""
-    spec = mujoco.MjSpec()
-    spec.compiler.degree = False
-    spec.option.timestep = timestep
-    spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
-    # With the default cone a held object slips by millimetres a second.
-    spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
-    spec.option.impratio = 10.0
-    # Smoothed edges (4 samples) would take 2.8 times as long on a software renderer.
-    spec.visual.quality.offsamples = 0
-    # Clipping planes are multiples of the extent, which the wide floor would otherwise set: keep the hands in view.
-    spec.stat.extent = 1.0
-    spec.visual.map.znear = 0.01
-    spec.visual.map.zfar = 20.0
-    spec.visual.headlight.ambient = [0.38, 0.38, 0.38]
-    spec.visual.headlight.diffuse = [0.28, 0.28, 0.28]
-    spec.visual.headlight.specular = [0.0, 0.0, 0.0]
-    return spec
+@scene("widowx")
+def build_widowx(timestep: float) -> Scene:
+    """A WidowX 250s on a table, three cubes and a bowl in its reach."""
+    spec = new_spec(timestep)
+    add_room(spec)
+    widowx.add_arm(spec, prefix="", xyz=(0.0, 0.0, 0.0), colour=GRAPHITE, contact=LEFT_CONTACT)
+    add_bowl(spec, (0.28, 0.20, 0.0))
+    cubes = add_cubes(spec)
+    add_camera(spec, "front", eye=(0.80, -0.30, 0.50), target=(0.17, 0.02, 0.11), fovy=44.0)
+    layout = Scatter((0.20, -0.14), (0.36, 0.11), clear=[(0.28, 0.20, 0.10)])
+    return Scene("widowx", spec.compile(), WIDOWX_READY, cubes, layout)
 
 
-def add_room(spec: mujoco.MjSpec) -> None:
-    """A table in a room of four walls, and a lamp that casts no shadow.
+AGIBOT_TABLE = 0.75
+AGIBOT_LIFT = 0.15
+AGIBOT_PITCH = 0.3
+AGIBOT_CUBE_HALF = 0.02
 
-    Walls, because MuJoCo's sky takes as long to draw as all the rest.
-    """
-    world = spec.worldbody
-    world.add_light(
-        pos=[0.5, 0.3, 1.6],
-        dir=[-0.25, -0.2, -1.0],
-        type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
-        castshadow=False,
-        diffuse=[0.45, 0.45, 0.43],
-        specular=[0.05, 0.05, 0.05],
+
+@scene("agibot")
+def build_agibot(timestep: float) -> Scene:
+    """An AgiBot G1 behind a table of 75 cm, its torso lifted and leaning a little, three cubes between its hands."""
+    spec = new_spec(timestep)
+    add_room(spec, table=(0.70, 0.0, -0.02), half=(0.32, 0.55, 0.02), floor=-AGIBOT_TABLE)
+    stand: Vec3 = (0.0, 0.0, -AGIBOT_TABLE)
+    chest, parts = agibot.add_torso(
+        spec, xyz=stand, lift=AGIBOT_LIFT, pitch=AGIBOT_PITCH, colour=agibot.ARM_COLOUR, contact=LEFT_CONTACT
     )
-    _add_fixed_box(world, "table", (0.16, 0.0, -0.02), (0.30, 0.44, 0.02), WOOD)
-    _add_fixed_box(world, "floor", (0.0, 0.0, -0.72), (3.0, 3.0, 0.02), FLOOR)
-    for name, x, y in (("back", -3.0, 0.0), ("front", 3.0, 0.0), ("left", 0.0, 3.0), ("right", 0.0, -3.0)):
-        half = (0.02, 3.0, 2.0) if y == 0.0 else (3.0, 0.02, 2.0)
-        _add_fixed_box(world, f"{name}_wall", (x, y, 1.3), half, WALL)
-
-
-def add_cube(spec: mujoco.MjSpec, name: str, colour: Colour) -> None:
-    """A free cube of 28 mm and 20 g; the layout places it."""
-    body = spec.worldbody.add_body(name=name, pos=[0.25, 0.0, CUBE_HALF])
-    body.add_freejoint()
-    body.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_BOX,
-        size=[CUBE_HALF] * 3,
-        mass=0.02,
-        rgba=colour,
-        friction=[1.0, 0.02, 0.0005],
-        condim=4,
-        contype=PROP_CONTACT.contype,
-        conaffinity=PROP_CONTACT.conaffinity,
-        **so101.HARD_CONTACT,
-    )
-
-
-def add_bowl(spec: mujoco.MjSpec, xyz: tuple[float, float, float], radius: float = 0.055, sides: int = 12) -> None:
-    """A fixed bowl: a disc and a ring of leaning boards."""
-    body = spec.worldbody.add_body(name="bowl", pos=xyz)
-    finish: dict[str, Any] = {
-        "rgba": BOWL,
-        "contype": PROP_CONTACT.contype,
-        "conaffinity": PROP_CONTACT.conaffinity,
+    agibot.add_head_camera(parts, chest)
+    agibot.add_arm(spec, chest, prefix="left_", colour=AMBER, contact=LEFT_CONTACT)
+    agibot.add_arm(spec, chest, prefix="right_", colour=TEAL, contact=RIGHT_CONTACT)
+    cubes = add_cubes(spec, AGIBOT_CUBE_HALF)
+    home = {
+        f"{side}joint{number}": angle
+        for side, angles in agibot.HOME.items()
+        for number, angle in enumerate(angles, start=1)
     }
-    body.add_geom(type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=[radius * 0.8, 0.003, 0.0], pos=[0, 0, 0.003], **finish)
-    for side in range(sides):
-        angle = 2 * pi * side / sides
-        body.add_geom(
-            type=mujoco.mjtGeom.mjGEOM_BOX,
-            pos=[radius * 0.9 * cos(angle), radius * 0.9 * sin(angle), 0.016],
-            quat=so101.quaternion((0.0, 0.45, angle)),
-            size=[0.0025, radius * 0.27, 0.016],
-            **finish,
-        )
-
-
-def add_camera(
-    spec: mujoco.MjSpec,
-    name: str,
-    *,
-    eye: tuple[float, float, float],
-    target: tuple[float, float, float],
-    fovy: float,
-) -> None:
-    """A fixed camera at ``eye`` that looks at ``target`` with z up; ``fovy`` in degrees."""
-    backward = np.array(eye) - np.array(target)
-    backward /= np.linalg.norm(backward)
-    right = np.cross([0.0, 0.0, 1.0], backward)
-    right /= np.linalg.norm(right)
-    quat = np.zeros(4)
-    mujoco.mju_mat2Quat(quat, np.column_stack([right, np.cross(backward, right), backward]).flatten())
-    spec.worldbody.add_camera(name=name, pos=eye, quat=quat, fovy=fovy)
-
-
-def _add_fixed_box(
-    world: Any, name: str, xyz: tuple[float, float, float], half: tuple[float, float, float], rgba: Colour
-) -> None:
-    world.add_geom(
-        name=name,
-        type=mujoco.mjtGeom.mjGEOM_BOX,
-        pos=xyz,
-        size=half,
-        rgba=rgba,
-        contype=PROP_CONTACT.contype,
-        conaffinity=PROP_CONTACT.conaffinity,
-    )
+    home |= {f"{side}{finger}": 0.5 for side in agibot.HOME for finger in ("gripper", "other_finger")}
+    layout = Scatter((0.50, -0.28), (0.68, 0.28), apart=0.09)
+    return Scene("agibot", spec.compile(), home, cubes, layout)

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.cameras import CameraRig
 from xvla_ros.simulation.controllers import ControllerOptions, JointTrajectoryController, Rejection
-from xvla_ros.simulation.scenes import Scene, build_scene
+from xvla_ros.simulation.scenes import Scene, scene_for
+from xvla_ros.simulation.setpoints import SetpointController
 from xvla_ros.simulation.trajectory import JointTrajectory
 
 # A whole number of steps of 1/600 s lies between clock ticks at 200 Hz, joint states at 50 Hz and images at 30 Hz.
 TIMESTEP = 1.0 / 600.0
 CONTROL_PERIOD = 0.005
+SERVED = ("joint_trajectory", "forward_command", "joint_state")
 
 
 class SceneMismatchError(ValueError):
@@ -55,7 +57,7 @@ class World:
     Attributes:
         profile: the robot's.
         scene: its scene; ``model`` and ``data`` are MuJoCo's own.
-        controllers: command group → its controller.
+        controllers: command group → its controller, of the profile's command interface.
     """
 
     def __init__(
@@ -73,17 +75,12 @@ class World:
             SceneMismatchError: if the profile names joints, cameras or a command interface that the scene lacks.
         """
         self.profile = profile
-        self.scene: Scene = build_scene(profile.name, timestep)
+        self.scene: Scene = scene_for(profile.name, profile.joints.policy_order, timestep)
         self.timestep = timestep
         self.model: Any = self.scene.model
         self.data: Any = mujoco.MjData(self.model)
-        _check_fit(profile, self.model)
-        self.controllers = {
-            name: JointTrajectoryController(
-                name, [profile.joints.by_name[joint].name for joint in group.joints], options
-            )
-            for name, group in profile.commands.by_name.items()
-        }
+        _check_fit(profile, self.scene)
+        self.controllers = {name: _controller(profile, name, options) for name in profile.commands.by_name}
         self._groups = {name: _addresses(self.model, group.joints) for name, group in profile.commands.by_name.items()}
         self._topics = _joints_by_topic(profile)
         self._topic_addresses = {topic: _addresses(self.model, joints) for topic, joints in self._topics.items()}
@@ -112,7 +109,8 @@ class World:
         mujoco.mj_resetData(self.model, self.data)
         for joint, angle in self.scene.home.items():
             self.data.joint(joint).qpos[:] = angle
-            self.data.actuator(joint).ctrl[:] = angle
+        for joint in self.scene.driven:
+            self.data.actuator(joint).ctrl[:] = self.scene.home[joint]
         for prop, (x, y, yaw) in self.scene.layout(np.random.default_rng(self._seed)).items():
             self._place(prop, x, y, yaw)
         mujoco.mj_forward(self.model, self.data)
@@ -131,8 +129,28 @@ class World:
         """Gives ``trajectory`` to the controller of ``group``; returns why it was refused, or None.
 
         May be called while another thread steps. The joints' names are those of the profile's topics.
+
+        Raises:
+            SceneMismatchError: if the profile commands its groups by setpoints.
         """
-        return self.controllers[group].command(trajectory, self.time)
+        controller = self.controllers[group]
+        if not isinstance(controller, JointTrajectoryController):
+            raise self._another_interface(group, "a trajectory")
+        return controller.command(trajectory, self.time)
+
+    def set_positions(self, group: str, names: Sequence[str], positions: Sequence[float]) -> Rejection | None:
+        """Gives setpoints in rad (m) to the controller of ``group``; returns why they were refused, or None.
+
+        ``names`` are those of the profile's topics; without any, the positions are those of all joints of the group in
+        order. May be called while another thread steps.
+
+        Raises:
+            SceneMismatchError: if the profile commands its groups by trajectories.
+        """
+        controller = self.controllers[group]
+        if not isinstance(controller, SetpointController):
+            raise self._another_interface(group, "setpoints")
+        return controller.command(names, positions, self.time)
 
     def joint_states(self) -> tuple[JointReading, ...]:
         """The state of every joint of the profile, one reading a topic."""
@@ -164,6 +182,12 @@ class World:
         for rig in self._rigs.values():
             rig.close()
         self._rigs.clear()
+
+    def _another_interface(self, group: str, given: str) -> SceneMismatchError:
+        return SceneMismatchError(
+            f"command group {group!r} of {self.profile.name!r} was given {given}, "
+            f"but commands.interface is {self.profile.commands.interface!r}"
+        )
 
     def _control(self) -> None:
         now, data = self.time, self.data
@@ -201,12 +225,20 @@ def _addresses(model: Any, joints: Sequence[str] | Mapping[str, str]) -> _Addres
     )
 
 
-def _check_fit(profile: Profile, model: Any) -> None:
+def _controller(
+    profile: Profile, group: str, options: ControllerOptions | None
+) -> JointTrajectoryController | SetpointController:
+    joints = [profile.joints.by_name[joint].name for joint in profile.commands.by_name[group].joints]
+    if profile.commands.interface == "joint_trajectory":
+        return JointTrajectoryController(group, joints, options)
+    return SetpointController(group, joints)
+
+
+def _check_fit(profile: Profile, scene: Scene) -> None:
     """Raises SceneMismatchError where the scene cannot serve the profile."""
-    joints = [model.actuator(i).name for i in range(model.nu)]
-    cameras = [model.camera(i).name for i in range(model.ncam)]
+    cameras = [scene.model.camera(i).name for i in range(scene.model.ncam)]
     for kind, asked, there in (
-        ("joint", profile.joints.policy_order, joints),
+        ("joint", profile.joints.policy_order, scene.driven),
         ("camera", profile.cameras.slots, cameras),
     ):
         missing = [name for name in asked if name not in there]
@@ -215,8 +247,8 @@ def _check_fit(profile: Profile, model: Any) -> None:
                 f"the scene of {profile.name!r} has no {kind} {missing[0]!r}, which its profile names; "
                 f"expected one of: {', '.join(there)}"
             )
-    if profile.commands.interface != "joint_trajectory":
+    if profile.commands.interface not in SERVED:
         raise SceneMismatchError(
             f"commands.interface of {profile.name!r} is {profile.commands.interface!r}; the simulated controllers "
-            "serve 'joint_trajectory': set that to simulate the robot"
+            f"serve {', '.join(map(repr, SERVED))}: set one of these to simulate the robot"
         )
