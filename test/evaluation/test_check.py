@@ -19,6 +19,7 @@ from xvla_ros.evaluation import graph_checks
 from xvla_ros.evaluation.check import CheckReport, check, list_robots, print_report, print_robots
 from xvla_ros.nodes.graph import Endpoint, GraphSnapshot
 from xvla_ros.robots import load_profile
+from xvla_ros.robots.profile import shipped_files
 from xvla_ros.ros_env import child_environment
 
 PAIR = load_profile("so101_bimanual")["so101_bimanual"]
@@ -54,12 +55,20 @@ def test_a_good_profile_in_a_good_graph_is_ok():
     assert report.checked == ("profile", "graph")
 
 
-def test_json_has_the_agreed_form():
-    document = check("widowx").to_json()
+@pytest.mark.parametrize("robot", ["agibot", "so101_bimanual", "widowx"])
+def test_the_shipped_profiles_are_fit_to_run(robot: str):
+    assert check(robot).ok
+
+
+def test_json_has_the_agreed_form(tmp_path: Path):
+    shipped = load_profile("widowx")["widowx"].source.read_text()
+    path = tmp_path / "widowx.yaml"
+    path.write_text(shipped.replace("urdf: wx250s.urdf", "urdf: wx200.urdf"))
+    document = check(path).to_json()
     assert document["ok"] is False and document["schema_version"] == 1
     assert [set(error) for error in document["errors"]] == [{"file", "key", "value", "expected", "message"}]
-    assert document["errors"][0]["key"] == "widowx.policy.action_mode"
-    assert "'ee6d'" in document["errors"][0]["message"]
+    assert document["errors"][0]["key"] == "widowx.tools"
+    assert "wx200.urdf" in document["errors"][0]["message"]
 
 
 def test_a_bad_profile_gives_every_problem(tmp_path: Path):
@@ -184,7 +193,8 @@ def test_the_shipped_robots_are_listed():
     text, document = io.StringIO(), io.StringIO()
     print_robots(list_robots(), stream=text)
     print_robots(list_robots(), json_form=True, stream=document)
-    names = ["agibot", "so101_bimanual", "widowx"]
+    names = [path.stem for path in shipped_files()]
+    assert {"agibot", "so101", "so101_bimanual", "widowx"} < set(names)
     assert [line.split()[0] for line in text.getvalue().splitlines()] == ["robot", *names]
     assert [robot["name"] for robot in json.loads(document.getvalue())["robots"]] == names
 

@@ -17,7 +17,18 @@ from hypothesis import strategies as st
 from xvla_ros.robots import Problem, Profile, ProfileError, load_profile, load_profiles
 from xvla_ros.robots.profile import shipped_files
 
-SHIPPED = ("agibot", "so101_bimanual", "widowx")
+SHIPPED = (
+    "agibot",
+    "so101",
+    "so101_bimanual",
+    "so101_bimanual_forward",
+    "so101_bimanual_lerobot",
+    "so101_bimanual_numbered",
+    "so101_bimanual_radians",
+    "so101_bimanual_range",
+    "so101_bimanual_split",
+    "widowx",
+)
 
 
 def mapping_of(robot: str) -> dict[str, Any]:
@@ -43,7 +54,7 @@ def test_every_shipped_file_loads_and_holds_the_robot_it_is_named_after():
         profile = load_profile(robot)[robot]
         assert profile.name == robot
         assert profile.source is not None and profile.source.stem == robot
-        assert profile.commands.interface == "joint_trajectory"
+        assert profile.commands.interface == ("forward_command" if robot.endswith("forward") else "joint_trajectory")
 
 
 def test_so101_follows_the_agreed_interface():
@@ -281,5 +292,5 @@ def test_a_key_given_twice_is_named_with_its_line(tmp_path: Path):
 def test_a_missing_file_and_an_unknown_robot_are_named(tmp_path: Path):
     with pytest.raises(ProfileError, match=r"nowhere\.yaml.*cannot be read"):
         load_profile(tmp_path / "nowhere.yaml")
-    with pytest.raises(ProfileError, match=r"'so101' is unknown \(did you mean 'so101_bimanual'\?\)"):
-        load_profile("so101")
+    with pytest.raises(ProfileError, match=r"'so101_bimanul' is unknown \(did you mean 'so101_bimanual'\?\)"):
+        load_profile("so101_bimanul")
