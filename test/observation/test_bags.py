@@ -15,7 +15,7 @@ from xvla_ros.observation.bag_files import BagError, bag_messages, bag_summary
 from xvla_ros.observation.bags import observations
 from xvla_ros.observation.faults import CAMERA_MISSING, CAMERA_STALE, Fault
 from xvla_ros.robots import load_profile
-from xvla_ros.robots.decode import UnsupportedActionMode
+from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.units import from_policy
 
 MS = 1_000_000
@@ -268,7 +268,7 @@ def test_what_is_no_bag_is_refused(tmp_path, profile):
     bag = session(300).write(tmp_path / "bag")
     with pytest.raises(BagError, match="rate is -1"):
         observations(bag, profile, rate=-1)
-    with pytest.raises(UnsupportedActionMode, match="widowx"):
+    with pytest.raises(KinematicsError, match="widowx: joint 'waist'"):
         widowx = load_profile("widowx")["widowx"].model_copy(
             update={"cameras": profile.cameras, "joints": profile.joints})
         observations(bag, widowx)

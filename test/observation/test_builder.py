@@ -17,8 +17,8 @@ from xvla_ros.observation.faults import (
     JOINTS_STALE,
     Fault,
 )
-from xvla_ros.robots import load_profile
-from xvla_ros.robots.decode import UnsupportedActionMode
+from xvla_ros.robots import Profile, load_profile
+from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.units import to_policy
 
 MS = 1_000_000
@@ -392,10 +392,23 @@ def test_latest_positions_in_policy_order(rig):
     assert rig.builder.latest_positions() is None
 
 
-def test_tool_pose_modes_are_refused_by_name():
+def test_tool_poses_are_the_state_where_the_policy_reads_them():
     profile = load_profile("widowx")["widowx"]
-    with pytest.raises(UnsupportedActionMode, match=r"widowx.*ee6d"):
-        ObservationBuilder(profile, lambda raw, transport: raw)
+    builder = ObservationBuilder(profile, lambda raw, transport: np.zeros((4, 4, 3), np.uint8))
+    names = [joint.name for joint in profile.joints.ordered]
+    builder.add_image("front", 1_000, b"", 0.0)
+    builder.add_joints("/wx250s/joint_states", 1_000, names, [0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.015], 0.0)
+    seen = builder.build(1_000, 0.0, "go")
+    assert seen.state.shape == (20,) and seen.state.dtype == np.float32
+    np.testing.assert_allclose(seen.state[:3], [0.226534, 0.0, 0.260949], atol=1e-5)
+    np.testing.assert_array_equal(seen.state[9:], [1.0] + [0.0] * 10)
+
+
+def test_tool_poses_without_a_urdf_are_refused_by_name():
+    raw = load_profile("widowx")["widowx"].to_mapping()
+    raw["tools"]["arm"]["urdf"] = ""
+    with pytest.raises(KinematicsError, match=r"widowx: tools\.arm\.urdf is empty"):
+        ObservationBuilder(Profile.from_mapping("widowx", raw), lambda raw, transport: raw)
 
 
 def test_memory_stays_bounded(rig):

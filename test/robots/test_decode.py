@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import load_profile
-from xvla_ros.robots.decode import UnsupportedActionMode, decode
+from xvla_ros.robots.decode import Decoder
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.trajectory import Trajectory
 from xvla_ros.robots.units import from_policy, to_policy
@@ -66,7 +66,7 @@ def test_limits_follow_policy_order_and_cannot_be_written():
 def test_a_chunk_of_positions_within_limits_decodes_to_them(share: np.ndarray):
     limits = JointLimits.of(PAIR)
     positions = limits.lower + share * (limits.upper - limits.lower)
-    trajectory = decode(make_chunk(to_policy(positions, PAIR)), PAIR)
+    trajectory = Decoder(PAIR).decode(make_chunk(to_policy(positions, PAIR)))
     np.testing.assert_allclose(trajectory.positions, positions, atol=1e-6)
     assert trajectory.joints == PAIR.joints.policy_order
     assert trajectory.times.dtype == np.int64
@@ -78,15 +78,8 @@ def test_a_half_open_gripper_is_half_way_between_its_limits():
     actions = np.zeros((2, 12))
     actions[:, 5] = 0.5
     joint = PAIR.joints.by_name["left_gripper"]
-    assert decode(make_chunk(actions), PAIR).positions[0, 5] == pytest.approx((joint.lower + joint.upper) / 2, abs=1e-6)
-
-
-@pytest.mark.parametrize("robot", ["widowx", "agibot"])
-def test_tool_pose_modes_are_refused_naming_robot_and_mode(robot: str):
-    profile = load_profile(robot)[robot]
-    chunk = replace(make_chunk(np.zeros((2, 20))), robot=robot, action_mode=profile.policy.action_mode)
-    with pytest.raises(UnsupportedActionMode, match=f"'{robot}'.*'{profile.policy.action_mode}'"):
-        decode(chunk, profile)
+    positions = Decoder(PAIR).decode(make_chunk(actions)).positions
+    assert positions[0, 5] == pytest.approx((joint.lower + joint.upper) / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +96,7 @@ def test_tool_pose_modes_are_refused_naming_robot_and_mode(robot: str):
 )
 def test_a_chunk_that_does_not_fit_is_refused(chunk: ActionChunk, message: str):
     with pytest.raises(ValueError, match=message):
-        decode(chunk, PAIR)
+        Decoder(PAIR).decode(chunk)
 
 
 def test_a_trajectory_refuses_wrong_shapes_and_times():

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.tool_arm import tool_arms
+from xvla_ros.robots.tool_pose import CHANNELS, GRIPPER, POSITION, ROTATION
 from xvla_ros.robots.units import to_policy
 
 if TYPE_CHECKING:
     from xvla_ros.model.policy import Policy
 
+Floats = NDArray[np.float64]
+
+RANDOM_TURN = 0.1  # standard deviation of its rotation numbers
 RANDOM_SPREAD = 0.25  # standard deviation of an untrained policy's actions, in ranges of motion
 
 
@@ -79,12 +89,36 @@ def _untrained(profiles: Mapping[str, Profile], device: str, seed: int) -> Polic
 
     mean, std = {}, {}
     for name, profile in profiles.items():
-        limits = JointLimits.of(profile)
-        low, high = to_policy(limits.lower, profile), to_policy(limits.upper, profile)
-        mean[name], std[name] = (low + high) / 2, abs(high - low) * RANDOM_SPREAD
+        try:
+            mean[name], std[name] = _range(profile)
+        except KinematicsError as error:
+            raise PolicySourceError(str(error)) from error
     policy = random_policy(
         [profile.embodiment() for profile in profiles.values()],
         state_mean=mean, state_std=std, action_mean=mean, action_std=std, seed=seed,
     )
     policy.network.to(device)
     return policy
+
+
+def _range(profile: Profile) -> tuple[Floats, Floats]:
+    """Mean and standard deviation [P] of actions that keep to a robot's joint ranges, or to its tools' boxes."""
+    limits = JointLimits.of(profile)
+    middle = (limits.lower + limits.upper) / 2
+    arms = tool_arms(profile)
+    if not arms:
+        low, high = to_policy(limits.lower, profile), to_policy(limits.upper, profile)
+        return (low + high) / 2, abs(high - low) * RANDOM_SPREAD
+    for arm in arms.values():
+        middle[arm.columns] = arm.inverse.home
+    mean = StateEncoder(profile, arms).state(middle)
+    std = np.ones_like(mean)
+    for i, arm in enumerate(arms.values()):
+        low, high = np.array(arm.tool.workspace_min), np.array(arm.tool.workspace_max)
+        ours, spread = mean[i * CHANNELS : (i + 1) * CHANNELS], std[i * CHANNELS : (i + 1) * CHANNELS]
+        ours[POSITION] = np.clip(ours[POSITION], low, high)
+        spread[POSITION], spread[ROTATION] = (high - low) * RANDOM_SPREAD / 2, RANDOM_TURN
+        gripper = arm.tool.gripper
+        ours[GRIPPER] = (gripper.open_value + gripper.closed_value) / 2
+        spread[GRIPPER] = abs(gripper.closed_value - gripper.open_value) * RANDOM_SPREAD
+    return mean, std

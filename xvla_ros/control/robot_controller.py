@@ -22,6 +22,8 @@ Floats = NDArray[np.float64]
 INACTIVE, RUNNING, HOLDING, STOPPED = "inactive", "running", "holding", "stopped"
 POLICY_LATE, POLICY_ERROR = "policy_late", "policy_error"
 CLOCK_STOPPED, CONTROLLER_LOST = "clock_stopped", "controller_lost"
+LIMIT = "limit"
+OF_POLICY = (POLICY_LATE, POLICY_ERROR, LIMIT)  # faults of a chunk, which the next one may mend
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,9 @@ class RobotController:
             if generation != self._generation:
                 self._drop(None)
                 return False
+            if stuck := trajectory.nothing_reached():
+                self._drop(Fault(LIMIT, stuck))
+                return False
             if not self._timeline.splice(trajectory.times, trajectory.positions, now + self._lead_ns):
                 late = (now + self._lead_ns - int(trajectory.times[-1])) / S_TO_NS
                 self._drop(Fault(POLICY_LATE, f"the chunk's last waypoint was due {late:.2f} s before now + lead"))
@@ -142,7 +147,12 @@ class RobotController:
             horizon = int(trajectory.times[-1] - trajectory.times[0])
             self._renew_at = max(now, int(trajectory.times[0]) + round(self._profile.smoothing.execute * horizon))
             self._policy_trouble = None
-            self._status = replace(self._status, chunks=self._status.chunks + 1)
+            missed = int(np.count_nonzero(trajectory.out_of_reach() & (trajectory.times > now + self._lead_ns)))
+            self._status = replace(
+                self._status,
+                chunks=self._status.chunks + 1,
+                limited_points=self._status.limited_points + missed,
+            )
             return True
 
     def policy_failed(self, message: str) -> None:
@@ -222,7 +232,7 @@ class RobotController:
                 self._plan_stop(now)
             self._status = replace(status, state=HOLDING, reason=trouble.reason, detail=trouble.detail,
                                    holds=status.holds + (status.state == RUNNING))
-        if trouble.reason not in (POLICY_LATE, POLICY_ERROR):
+        if trouble.reason not in OF_POLICY:
             # what was seen before a hold says nothing of the world after it
             self._generation += 1
             self._renew_at = None

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from xvla_ros.evaluation.graph_checks import graph_findings, topics_of
-from xvla_ros.robots.decode import UnsupportedActionMode, ensure_decodable
+from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.robots.profile import Profile, load_profile, shipped_files
+from xvla_ros.robots.tool_arm import tool_arms
 
 if TYPE_CHECKING:
     from xvla_ros.nodes.graph import GraphSnapshot
@@ -180,11 +181,11 @@ def _count(number: int, noun: str) -> str:
 
 def _check_executable(profile: Profile, found: _Findings) -> None:
     try:
-        ensure_decodable(profile)
-    except UnsupportedActionMode as error:
-        key = f"{profile.name}.policy.action_mode"
-        mode = profile.policy.action_mode
-        found.add(Problem(str(profile.source), key, mode, "a joint-space action mode, to run the robot", str(error)))
+        tool_arms(profile)
+    except KinematicsError as error:
+        tools = ", ".join(profile.tools)
+        expected = "a URDF with the joints and limits of the profile, and Pinocchio"
+        found.add(Problem(str(profile.source), f"{profile.name}.tools", tools, expected, str(error)))
 
 
 def _check_checkpoint(profile: Profile, checkpoint: str | Path | None, found: _Findings) -> None:

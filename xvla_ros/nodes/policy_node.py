@@ -38,7 +38,7 @@ from xvla_ros.nodes.diagnostics import robot_diagnostics  # noqa: E402
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError  # noqa: E402
 from xvla_ros.nodes.parameters import read_profile  # noqa: E402
 from xvla_ros.nodes.robot_link import RobotLink  # noqa: E402
-from xvla_ros.robots.decode import UnsupportedActionMode  # noqa: E402
+from xvla_ros.robots.kinematics import KinematicsError  # noqa: E402
 from xvla_ros.robots.problems import ProfileError  # noqa: E402
 from xvla_ros.robots.profile import Profile  # noqa: E402
 
@@ -138,7 +138,7 @@ class PolicyNode(GuardedLifecycleNode):
         instruction = str(self.get_parameter("instruction").value)
         try:
             return [RobotLink(self, profile, self._clock_of_robots, instruction) for profile in self._profiles.values()]
-        except UnsupportedActionMode as error:
+        except KinematicsError as error:
             raise TransitionError(str(error)) from error
 
     def _load(self) -> Policy:
@@ -233,7 +233,7 @@ class PolicyNode(GuardedLifecycleNode):
 
 def blank_observation(profile: Profile) -> Observation:
     """An observation of the right shape with nothing in it, to warm a policy up."""
-    state = np.zeros(len(profile.joints.policy_order), np.float32)
+    state = np.zeros(profile.state_width, np.float32)
     images = {slot: np.zeros((240, 320, 3), np.uint8) for slot in profile.cameras.slots}
     return Observation(profile.embodiment(), 0, images, state, profile.instruction or "warm up")
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock as RosClock
 from rclpy.clock import ClockType
@@ -25,11 +27,16 @@ from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.nodes import messages, qos
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import Fault
-from xvla_ros.robots.decode import decode
+from xvla_ros.robots.decode import Decoder
+from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.tool_arm import tool_arms
 
 from xvla_ros.msg import ActionChunk as ActionChunkMsg  # isort: skip
 from xvla_ros.msg import PolicyStatus  # isort: skip
+
+Floats = NDArray[np.float64]
 
 STATUS_PERIOD_S = 0.1
 
@@ -57,17 +64,28 @@ class RobotLink:
     pair move together or not at all.
     """
 
-    def __init__(self, node: Node, profile: Profile, clock: Clock, instruction: str = "") -> None:
+    def __init__(
+        self,
+        node: Node,
+        profile: Profile,
+        clock: Clock,
+        instruction: str = "",
+        description: RobotDescription | None = None,
+    ) -> None:
+        arms = tool_arms(profile, description)
         self.profile = profile
         self.frames = {camera: FrameCount() for camera in profile.cameras.slots}
         self._node = node
         self._clock = clock
         self._instruction = instruction or profile.instruction
-        self._builder = ObservationBuilder(profile, messages.decode_image)
+        self._encoder = StateEncoder(profile, arms)
+        self._decoder = Decoder(profile, arms)
+        self._builder = ObservationBuilder(profile, messages.decode_image, self._encoder)
         self._controller = RobotController(profile, clock)
         self._publish_lock = threading.Lock()
         self._overhead = LatencyWindow()
         self._asked: tuple[int, float] = (0, 0.0)  # generation, ms spent on the observation
+        self._asked_from: Floats | None = None  # where the joints were commanded to be then
         self._chunk_stamp: int | None = None
         self._lost_since: float | None = None
         self._last_status: tuple[str, str] = ("", "")
@@ -138,6 +156,7 @@ class RobotLink:
         seen = self._builder.build(now, self._clock.steady_s(), self._instruction, commanded)
         if isinstance(seen, Fault):
             return None
+        self._asked_from = self._builder.latest_positions() if commanded is None else commanded
         self._asked = self._controller.ask(), (time.perf_counter() - begun) * 1e3
         return seen
 
@@ -145,7 +164,7 @@ class RobotLink:
         begun = time.perf_counter()
         generation, observe_ms = self._asked
         try:
-            accepted = self._controller.accept(decode(chunk, self.profile), generation)
+            accepted = self._controller.accept(self._decoder.decode(chunk, self._asked_from), generation)
         except ValueError as error:
             self.policy_failed(error)
             return

@@ -47,7 +47,7 @@ def observations(
 
     Raises:
         BagError: no bag, topics missing or of another type, a message that cannot be read, a rate that is not positive.
-        UnsupportedActionMode: the profile's action mode reads tool poses.
+        KinematicsError: the profile's action mode reads tool poses, and its URDFs or Pinocchio cannot be had.
     """
     if rate is not None and not rate > 0.0:
         raise BagError(f"rate is {rate}; expected a positive number of observations a second")

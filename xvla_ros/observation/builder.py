@@ -15,9 +15,8 @@ from xvla_ros.observation.align import NS, Alignment, JointSource, Source, align
 from xvla_ros.observation.buffer import RecentMessages, Stamped
 from xvla_ros.observation.faults import CAMERA_MISSING, JOINTS_INVALID, Fault
 from xvla_ros.observation.joints import JointsError, joint_topics, shown
-from xvla_ros.robots.decode import ensure_decodable
+from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.units import to_policy
 
 Raw = TypeVar("Raw")
 Picture = NDArray[np.uint8]
@@ -45,13 +44,16 @@ class ObservationBuilder(Generic[Raw]):
     Args:
         profile: the robot.
         decode_image: (raw, transport of the camera) → uint8 [H, W, 3] RGB; may raise.
+        encoder: of that robot; None makes one from the URDFs the profile names.
 
     Raises:
-        UnsupportedActionMode: the profile's action mode needs tool poses, which joint positions alone do not give.
+        KinematicsError: the action mode has tool poses, and no encoder can be made.
     """
 
-    def __init__(self, profile: Profile, decode_image: Callable[[Raw, str], Picture]) -> None:
-        ensure_decodable(profile)
+    def __init__(
+        self, profile: Profile, decode_image: Callable[[Raw, str], Picture], encoder: StateEncoder | None = None
+    ) -> None:
+        self._encoder = encoder or StateEncoder(profile)
         self._profile = profile
         self._decode = decode_image
         self._embodiment = profile.embodiment()
@@ -225,8 +227,8 @@ class ObservationBuilder(Generic[Raw]):
         if positions.shape != (len(order),):
             return Fault(JOINTS_INVALID, f"commanded joints have shape {positions.shape}; expected ({len(order)},)")
         with np.errstate(over="ignore", invalid="ignore"):
-            state = to_policy(positions, self._profile).astype(np.float32)
-        bad = [name for name, value in zip(order, state, strict=True) if not np.isfinite(value)]
+            state = self._encoder.state(positions).astype(np.float32)
+        bad = [name for name, value in zip(self._profile.channels, state, strict=True) if not np.isfinite(value)]
         if bad:
             return Fault(JOINTS_INVALID, f"{shown(bad)}: not a finite number in the policy's units")
         state.flags.writeable = False

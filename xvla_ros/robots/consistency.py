@@ -171,6 +171,7 @@ def _tool(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]
     if low is not None and high is not None and any(a >= b for a, b in zip(low, high, strict=True)):
         message = f"workspace_min {list(low)} is not below workspace_max {list(high)} in every axis"
         yield f"tools.{name}.workspace_min", list(low), f"below {list(high)}", message
+    yield from _tool_joints(draft, name, tool)
     gripper = tool.get("gripper") or {}
     joint, order = gripper.get("joint"), draft.get("joints.policy_order")
     if joint is not None and order is not None and joint not in order:
@@ -183,6 +184,21 @@ def _tool(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]
     if above is not None and below is not None and below > above:
         message = f"open_below {below:g} is above close_above {above:g}"
         yield f"tools.{name}.gripper.open_below", below, f"at most {above:g}", message
+
+
+def _tool_joints(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]:
+    joints, home, order = tool.get("joints") or (), tool.get("home") or (), draft.get("joints.policy_order")
+    for joint in joints:
+        if order is not None and joint not in order:
+            message = f"joint {joint!r} is not in joints.policy_order{did_you_mean(joint, order)}"
+            yield f"tools.{name}.joints", joint, "one of " + ", ".join(order), message
+        if joints.count(joint) > 1:
+            yield f"tools.{name}.joints", joint, "each joint once", f"joint {joint!r} is listed more than once"
+    if joints and home and len(home) != len(joints):
+        message = f"home has {len(home)} positions for {len(joints)} joints"
+        yield f"tools.{name}.home", list(home), f"{len(joints)} numbers", message
+    if tool.get("approach") is not None and not any(tool["approach"]):
+        yield f"tools.{name}.approach", list(tool["approach"]), "a direction", "approach is zero and points nowhere"
 
 
 def _commands(draft: Draft) -> Iterator[Finding]:

@@ -2,47 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.model.data import ActionChunk
+from xvla_ros.robots import tool_pose
+from xvla_ros.robots.kinematics import FollowedPath, Poses
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.tool_arm import ToolArm, tool_arms
 from xvla_ros.robots.trajectory import Trajectory
 from xvla_ros.robots.units import from_policy
 
 NANOSECONDS = 1_000_000_000
 
-
-class UnsupportedActionMode(ValueError):  # noqa: N818 - named as what it says, like UnsupportedOperation
-    """An action mode that cannot be turned into joint positions of this robot."""
+Floats = NDArray[np.float64]
 
 
-def ensure_decodable(profile: Profile) -> None:
-    """Return when actions of ``profile`` can become joint positions.
+class Decoder:
+    """Turns chunks of one robot into joint trajectories, whatever the action mode.
 
-    Raises:
-        UnsupportedActionMode: for tool-pose modes.
-    """
-    if profile.action_spec.is_end_effector:
-        raise UnsupportedActionMode(
-            f"robot {profile.name!r} has action mode {profile.policy.action_mode!r}, whose actions are tool poses; "
-            "only joint-space modes can be executed: choose a checkpoint and a profile with one"
-        )
-
-
-def decode(chunk: ActionChunk, profile: Profile) -> Trajectory:
-    """Turn a chunk [T, D] in the policy's units into joint positions [T, J] in rad or m with absolute times.
-
-    Gripper channels that are probabilities become positions by the joint's scale and offset, like every other channel.
+    Args:
+        profile: the robot.
+        arms: its arms, to share them with a ``StateEncoder``; None makes them from the URDFs the profile names.
 
     Raises:
-        UnsupportedActionMode: the action mode is not in joint space.
-        ValueError: the chunk is another robot's or mode's, has another width than the profile, or is not finite.
+        KinematicsError: the profile has tools and their arms cannot be had.
     """
-    ensure_decodable(profile)
-    _ensure_matching(chunk, profile)
-    times = chunk.stamp + np.rint(np.asarray(chunk.times, dtype=np.float64) * NANOSECONDS).astype(np.int64)
-    positions = from_policy(chunk.actions, profile)
-    return Trajectory(chunk.robot, profile.joints.policy_order, times, positions)
+
+    def __init__(self, profile: Profile, arms: Mapping[str, ToolArm] | None = None) -> None:
+        self._profile = profile
+        self._arms = dict(tool_arms(profile) if arms is None else arms)
+
+    def decode(self, chunk: ActionChunk, start: ArrayLike | None = None) -> Trajectory:
+        """Turn a chunk [T, D] in the policy's units into joint positions [T, J] in rad or m with absolute times.
+
+        In joint space every channel, a gripper's probability too, becomes a position by the joint's scale and offset.
+        Tool poses are kept in the workspace box and followed by inverse kinematics from ``start`` on; how well is in
+        ``Trajectory.reach``.
+
+        Args:
+            chunk: the policy's answer.
+            start: [J] in policy order, rad or m: where the joints are commanded to be at ``chunk.stamp``. Tool poses
+                need it to move without a leap; None, as for a recording, lets their first waypoint be anywhere and
+                leaves joints that no tool moves at the middle of their range.
+
+        Raises:
+            ValueError: the chunk is another robot's or mode's, has another width than the profile, or is not finite;
+                or its rotations are none.
+        """
+        profile = self._profile
+        _ensure_matching(chunk, profile)
+        times = chunk.stamp + np.rint(np.asarray(chunk.times, dtype=np.float64) * NANOSECONDS).astype(np.int64)
+        if not self._arms:
+            return Trajectory(chunk.robot, profile.joints.policy_order, times, from_policy(chunk.actions, profile))
+        joints = None if start is None else self._checked_start(start)
+        positions = np.tile(self._middle() if joints is None else joints, (len(times), 1))
+        durations = np.diff(np.concatenate([[0.0], np.asarray(chunk.times, dtype=np.float64)]))
+        reach = {}
+        for name, target in tool_pose.split(chunk.actions, profile).items():
+            arm = self._arms[name]
+            followed = _follow(arm, target.poses, durations, None if joints is None else joints[arm.columns])
+            positions[:, arm.columns] = followed.positions
+            opened = None if joints is None else float(joints[arm.gripper])
+            positions[:, arm.gripper] = tool_pose.gripper_positions(target.gripper, arm.tool.gripper, opened)
+            reach[name] = followed
+        return Trajectory(chunk.robot, profile.joints.policy_order, times, positions, reach)
+
+    def _middle(self) -> Floats:
+        return np.array([(joint.lower + joint.upper) / 2 for joint in self._profile.joints.ordered])
+
+    def _checked_start(self, start: ArrayLike) -> Floats:
+        joints = np.asarray(start, dtype=np.float64)
+        expected = len(self._profile.joints.policy_order)
+        if joints.shape != (expected,) or not np.isfinite(joints).all():
+            raise ValueError(
+                f"robot {self._profile.name!r}: start is {joints.tolist()}, expected {expected} finite positions, one "
+                "for each joint of policy_order"
+            )
+        return joints
+
+
+def _follow(arm: ToolArm, targets: Poses, durations: Floats, start: Floats | None) -> FollowedPath:
+    outside = targets.positions[0] if start is None else arm.chain.poses(start).positions
+    inside = Poses(tool_pose.keep_inside(targets.positions, arm.tool, outside), targets.rotations)
+    return arm.follower.follow(inside, durations, start)
 
 
 def _ensure_matching(chunk: ActionChunk, profile: Profile) -> None:
@@ -53,15 +98,17 @@ def _ensure_matching(chunk: ActionChunk, profile: Profile) -> None:
             f"robot {profile.name!r}: the chunk has action mode {chunk.action_mode!r}, "
             f"the profile {profile.policy.action_mode!r}"
         )
-    expected = (len(chunk.times), len(profile.joints.policy_order))
+    expected = (len(chunk.times), profile.state_width)
     if chunk.actions.shape != expected:
+        channels = "channels of tool poses" if profile.action_spec.is_end_effector else "joints of policy_order"
         raise ValueError(
             f"robot {profile.name!r}: the chunk has shape {list(chunk.actions.shape)}, expected {list(expected)}: "
-            "waypoints by joints of policy_order"
+            f"waypoints by {channels}"
         )
     if not np.all(np.isfinite(chunk.actions)):
+        kind = "channel" if profile.action_spec.is_end_effector else "joint"
         row, column = (int(index) for index in np.argwhere(~np.isfinite(chunk.actions))[0])
         raise ValueError(
-            f"robot {profile.name!r}: waypoint {row} of joint {profile.joints.policy_order[column]!r} "
+            f"robot {profile.name!r}: waypoint {row} of {kind} {profile.channels[column]!r} "
             f"is {chunk.actions[row, column]}, expected a finite number"
         )

@@ -34,6 +34,7 @@ from xvla_ros.robots.schema import (
 from xvla_ros.robots.validation import find_problems
 
 SCHEMA_VERSION = 1
+TOOL_CHANNELS = ("x", "y", "z", *(f"rot6d_{index}" for index in range(6)), "gripper")
 
 
 class Profile(Section):
@@ -64,6 +65,20 @@ class Profile(Section):
     def action_spec(self) -> ActionSpec:
         """What each channel of the robot's actions means."""
         return action_spec(self.policy.action_mode)
+
+    @property
+    def state_width(self) -> int:
+        """Numbers in the robot's state and in its actions: channels of tool poses, or joints."""
+        spec = self.action_spec
+        return len(spec.roles) if spec.is_end_effector else len(self.joints.policy_order)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of those numbers: the joints, or ``arm.x`` … ``arm.gripper`` of each tool, then ``unused_10`` …."""
+        if not self.action_spec.is_end_effector:
+            return self.joints.policy_order
+        names = [f"{tool}.{part}" for tool in self.tools for part in TOOL_CHANNELS]
+        return (*names, *(f"unused_{index}" for index in range(len(names), self.state_width)))
 
     def embodiment(self) -> Embodiment:
         """Return the extract of the profile that goes with every observation into the policy."""

@@ -1,7 +1,7 @@
 """Rotations as arms and checkpoints write them: matrices, quaternions (x, y, z, w), axis-angle and two rot6d layouts.
 
 Every function takes and gives float64 arrays with any number of leading axes. The two rot6d layouts hold the same
-numbers in another order, and nothing in the numbers tells them apart, so the layout is always an argument:
+numbers in another order, so the layout is always an argument, never a guess:
 
 - ``columns``: the first column, then the second, ``[R[:, 0] | R[:, 1]]``; identity 1 0 0 0 1 0. LIBERO checkpoints.
 - ``interleaved``: row by row, ``R[:, :2].reshape(6)``; identity 1 0 0 1 0 0. Bridge, AgiBot, Calvin, RoboTwin, AgileX.
@@ -17,6 +17,8 @@ ROT6D_LAYOUTS = (COLUMNS, INTERLEAVED)
 
 # The published code adds this to both norms of its Gram-Schmidt.
 _NORM_EPS = 1e-6
+# What it leaves of a second vector parallel to the first is up to 2e-6 long, and no direction.
+_LEAST_LENGTH = 1e-4
 # Below this angle in radians the axis is noise; sin(x)/x is 1 to double precision.
 _SMALL_ANGLE = 1e-9
 
@@ -50,6 +52,20 @@ def rot6d_to_matrix(rot6d: ArrayLike, layout: str) -> Array:
     along = np.sum(first * columns[..., 1, :], axis=-1, keepdims=True)
     second = _unit(columns[..., 1, :] - along * first, "second")
     return np.stack([first, second, np.cross(first, second)], axis=-1)
+
+
+def rot6d_misfit(rot6d: ArrayLike, layout: str) -> Array:
+    """Return how far rot6d [..., 6], read in ``layout``, is from two orthogonal unit vectors: [...], 0 for a rotation.
+
+    It is the largest deviation of their squared lengths from 1 and of their product from 0. A rotation written in the
+    one layout and read in the other is far from 0 at most poses.
+    """
+    found = _shaped(rot6d, (6,), "rot6d")
+    shape = (2, 3) if _known(layout) == COLUMNS else (3, 2)
+    pairs = found.reshape(*found.shape[:-1], *shape)
+    columns = pairs if layout == COLUMNS else np.swapaxes(pairs, -1, -2)
+    off = columns @ np.swapaxes(columns, -1, -2) - np.eye(2)
+    return np.asarray(np.abs(off).max(axis=(-1, -2)), dtype=np.float64)
 
 
 def convert_rot6d(rot6d: ArrayLike, source: str, target: str) -> Array:
@@ -130,6 +146,16 @@ def axis_angle_to_matrix(axis_angle: ArrayLike) -> Array:
     return quaternion_to_matrix(axis_angle_to_quaternion(axis_angle))
 
 
+def rpy_to_matrix(rpy: ArrayLike) -> Array:
+    """Turn roll, pitch, yaw [..., 3] in radians about fixed axes, as URDFs write them, into matrices [..., 3, 3]."""
+    found = _shaped(rpy, (3,), "rpy")
+    about = np.zeros((3, *found.shape))
+    for axis in range(3):
+        about[axis, ..., axis] = found[..., axis]
+    roll, pitch, yaw = axis_angle_to_matrix(about)
+    return np.asarray(yaw @ pitch @ roll, dtype=np.float64)
+
+
 def rot6d_to_axis_angle(rot6d: ArrayLike, layout: str) -> Array:
     """Turn rot6d [..., 6] into rotation vectors [..., 3] in radians, as LIBERO wants them."""
     return matrix_to_axis_angle(rot6d_to_matrix(rot6d, layout))
@@ -147,7 +173,7 @@ def quaternion_to_rot6d(quaternion: ArrayLike, layout: str) -> Array:
 
 def _unit(vector: Array, which: str) -> Array:
     norm = np.linalg.norm(vector, axis=-1, keepdims=True)
-    if np.any(norm <= _NORM_EPS):
+    if np.any(norm <= _LEAST_LENGTH):
         raise ValueError(
             f"the {which} vector of a rot6d has no direction (length {float(norm.min()):.2g}, expected about 1): "
             "the two vectors are zero or parallel; check the layout"

@@ -15,6 +15,7 @@ MAX_WAYPOINTS = 512  # the transformer's position embedding has 512 rows, so no 
 
 Topic = Annotated[str, StringConstraints(pattern=TOPIC_PATTERN)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 Xyz = Annotated[tuple[float, float, float], Field(strict=False)]
 
 
@@ -164,9 +165,40 @@ class Gripper(Section):
 class Tool(Section):
     """One arm's tool, for modes whose actions are tool poses."""
 
-    urdf: str = setting("", description="URDF file of the arm; empty takes the robot_description topic.")
+    urdf: str = setting(
+        "",
+        description="URDF file of the arm, by its path, beside the profile or among the shipped ones; a "
+        "robot_description topic comes first, and empty needs one.",
+    )
     base_link: str = setting(min_length=1, description="Link in whose frame the policy's poses are given.")
     tip_link: str = setting(min_length=1, description="Link whose pose the policy means.")
+    joints: Names = setting(
+        (),
+        description="The arm's joints from base_link to tip_link, by policy name; empty finds them by the names in "
+        "the URDF.",
+    )
+    home: Numbers = setting(
+        (),
+        unit="rad or m",
+        description="Posture of these joints that spare ones are drawn to; empty is the middle of their range.",
+    )
+    approach: Xyz = setting(
+        (0.0, 0.0, 1.0),
+        description="Direction in which the tool points, in tip_link; an arm of fewer than six joints meets the "
+        "position first, then this direction, then the turn about it.",
+    )
+    position_tolerance: float = setting(
+        0.02,
+        ge=0.0,
+        le=1.0,
+        unit="m",
+        changeable=True,
+        description="A waypoint out of reach by no more than this is replaced by the nearest reachable; beyond it the "
+        "arm stays.",
+    )
+    rotation_tolerance: float = setting(
+        0.2, ge=0.0, le=3.1416, unit="rad", changeable=True, description="The same for the tool's rotation."
+    )
     frame: str = setting("", description="frame_id of published poses; empty is base_link.")
     policy_rpy: Xyz = setting(
         (0.0, 0.0, 0.0),

@@ -84,7 +84,9 @@ def type_text(field: FieldInfo) -> str:
     """Return a setting's type in words."""
     items = get_args(field.annotation)
     if get_origin(field.annotation) is tuple:
-        return "a list of names" if items[1] is Ellipsis else f"a list of {len(items)} numbers"
+        if items[1] is Ellipsis:
+            return "a list of names" if items[0] is str else "a list of numbers"
+        return f"a list of {len(items)} numbers"
     return _TYPE_NAMES.get(field.annotation, "a string")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain as concatenated
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,7 @@ Floats = NDArray[np.float64]
 
 POSITION_REACHED = 1e-5  # m
 ROTATION_REACHED = 1e-4  # rad
-WARM_ITERATIONS = 60
-COLD_ITERATIONS = 60
+ITERATIONS = 60
 COLD_SEEDS = 40
 MAX_STEP = 0.5  # rad or m of one joint in one iteration; the linear model holds no further
 STANDSTILL = 1e-7  # a step smaller than this in every joint ends the search
@@ -100,7 +98,7 @@ class InverseKinematics:
         low = self.lower if lower is None else np.maximum(lower, self.lower)
         high = self.upper if upper is None else np.minimum(upper, self.upper)
         with self.chain.lock:
-            return self._descend(wanted, np.asarray(start, dtype=np.float64), low, high, WARM_ITERATIONS)
+            return self._descend(wanted, np.asarray(start, dtype=np.float64), low, high)
 
     def solve_cold(self, target: Poses, near: ArrayLike | None = None, seeds: int = COLD_SEEDS) -> Solution:
         """Return joint positions for one target, whatever the branch: from ``near``, from home, then from elsewhere.
@@ -108,30 +106,28 @@ class InverseKinematics:
         The seeds are always the same. The first that converges wins; where none does, the nearest.
         """
         wanted = self.chain.placement(target)
-        first = [self.home] if near is None else [np.asarray(near, dtype=np.float64), self.home]
         rng = np.random.default_rng(0)
-        others = (rng.uniform(self.lower, self.upper) for _ in range(seeds - len(first)))
-        best: Solution | None = None
+        others = [self.home, *(rng.uniform(self.lower, self.upper) for _ in range(seeds - 1))]
         with self.chain.lock:
-            for seed in concatenated(first, others):
-                found = self._descend(wanted, seed, self.lower, self.upper, COLD_ITERATIONS)
-                if found.converged:
-                    return found
-                if best is None or self._badness(found) < self._badness(best):
-                    best = found
-        if best is None:
-            raise ValueError(f"seeds is {seeds}, expected at least 1")
+            best = self._descend(
+                wanted, others.pop(0) if near is None else np.asarray(near, dtype=np.float64), self.lower, self.upper
+            )
+            for seed in others:
+                if best.converged:
+                    break
+                found = self._descend(wanted, seed, self.lower, self.upper)
+                best = min(best, found, key=self._badness) if not found.converged else found
         return best
 
     def _badness(self, solution: Solution) -> float:
         rotation_weight = 1.0 if self._weights is None else APPROACH_WEIGHT
         return solution.position_error + rotation_weight * solution.rotation_error
 
-    def _descend(self, wanted: Any, start: Floats, lower: Floats, upper: Floats, iterations: int) -> Solution:
+    def _descend(self, wanted: Any, start: Floats, lower: Floats, upper: Floats) -> Solution:
         pin, model, data, tip = self._pin, self.chain.model, self.chain.data, self.chain.tip
         q = np.minimum(np.maximum(start, lower), upper)
         best, least, best_error = q, np.inf, (np.inf, np.inf)
-        for iteration in range(iterations + 1):
+        for iteration in range(ITERATIONS + 1):
             pin.computeJointJacobians(model, data, q)
             difference = wanted.actInv(pin.updateFramePlacement(model, data, tip))
             error = pin.log6(difference).vector

@@ -1,0 +1,145 @@
+"""The arms of a profile whose actions are tool poses: its tools joined with the joints of a robot description."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.robots.kinematics import Chain, InverseKinematics, KinematicsError, PathFollower, RobotDescription
+from xvla_ros.robots.problems import did_you_mean
+from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.schema import Tool
+
+Floats = NDArray[np.float64]
+
+LIMIT_TOLERANCE = 1e-3  # rad, m or a share of a speed; profiles and URDFs round
+
+
+@dataclass(frozen=True, eq=False)
+class ToolArm:
+    """One tool with the arm that carries it.
+
+    Attributes:
+        name: the tool's name in the profile.
+        tool: its settings.
+        chain: joints from its base_link to its tip_link.
+        columns: int [K], the places of these joints in ``policy_order``.
+        gripper: the place of its gripper's joint there.
+        inverse: within the limits of the profile.
+        follower: within its speeds and tolerances.
+    """
+
+    name: str
+    tool: Tool
+    chain: Chain
+    columns: NDArray[np.intp]
+    gripper: int
+    inverse: InverseKinematics
+    follower: PathFollower
+
+
+def tool_arms(profile: Profile, description: RobotDescription | None = None) -> dict[str, ToolArm]:
+    """Return the arms of a profile by tool name; of a profile in joint space, none.
+
+    Args:
+        profile: the robot.
+        description: what its ``robot_description`` topic said; it comes before the ``urdf`` the tools name.
+
+    Raises:
+        KinematicsError: Pinocchio or a URDF is missing, or joints or limits of profile and URDF differ; the message
+            names every difference.
+    """
+    if not profile.action_spec.is_end_effector:
+        return {}
+    return {name: _arm(profile, name, tool, description) for name, tool in profile.tools.items()}
+
+
+def _arm(profile: Profile, name: str, tool: Tool, description: RobotDescription | None) -> ToolArm:
+    source = description or _named(profile, name, tool)
+    chain = Chain(source, tool.base_link, tool.tip_link)
+    joints = _policy_names(profile, name, tool, chain)
+    settings = [profile.joints.by_name[joint] for joint in joints]
+    low, high = np.array([joint.lower for joint in settings]), np.array([joint.upper for joint in settings])
+    speed = np.array([joint.max_velocity for joint in settings])
+    _refuse_differences(profile, name, chain, joints, low, high, speed)
+    if tool.home and len(tool.home) != len(joints):
+        raise KinematicsError(
+            f"{profile.name}: tools.{name}.home has {len(tool.home)} positions, expected {len(joints)}, one for each "
+            f"of {', '.join(joints)}"
+        )
+    order = profile.joints.policy_order
+    inverse = InverseKinematics(chain, lower=low, upper=high, home=tool.home or None, approach=tool.approach)
+    return ToolArm(
+        name=name,
+        tool=tool,
+        chain=chain,
+        columns=np.array([order.index(joint) for joint in joints], dtype=np.intp),
+        gripper=order.index(tool.gripper.joint),
+        inverse=inverse,
+        follower=PathFollower(
+            inverse,
+            speed,
+            position_tolerance=tool.position_tolerance,
+            rotation_tolerance=tool.rotation_tolerance,
+        ),
+    )
+
+
+def _named(profile: Profile, name: str, tool: Tool) -> RobotDescription:
+    if not tool.urdf:
+        raise KinematicsError(
+            f"{profile.name}: tools.{name}.urdf is empty and no robot_description was received; name a URDF file, or "
+            "start robot_state_publisher"
+        )
+    return RobotDescription.from_file(tool.urdf, profile.source.parent if profile.source is not None else None)
+
+
+def _policy_names(profile: Profile, name: str, tool: Tool, chain: Chain) -> tuple[str, ...]:
+    """Return the policy's names of the joints of a chain: as listed, or else by the names ROS gives them."""
+    if tool.joints:
+        if len(tool.joints) != len(chain.joints):
+            raise KinematicsError(
+                f"{profile.name}: tools.{name}.joints lists {len(tool.joints)} joints ({', '.join(tool.joints)}), but "
+                f"{chain.description.origin} has {len(chain.joints)} between {tool.base_link} and {tool.tip_link}: "
+                f"{', '.join(chain.joints)}"
+            )
+        return tool.joints
+    found = []
+    by_ros_name: dict[str, list[str]] = {}
+    for policy_name in profile.joints.policy_order:
+        by_ros_name.setdefault(profile.joints.by_name[policy_name].name, []).append(policy_name)
+    for joint in chain.joints:
+        candidates = by_ros_name.get(joint, [])
+        if len(candidates) != 1:
+            told = f"{len(candidates)} joints of the profile have that name" if candidates else "no joint has that name"
+            raise KinematicsError(
+                f"{profile.name}: joint {joint!r} of {chain.description.origin} moves tool {name!r}, and {told}"
+                f"{did_you_mean(joint, by_ros_name)}; list the policy's names of the arm's joints, base first, in "
+                f"tools.{name}.joints"
+            )
+        found.append(candidates[0])
+    return tuple(found)
+
+
+def _refuse_differences(
+    profile: Profile, name: str, chain: Chain, joints: tuple[str, ...], low: Floats, high: Floats, speed: Floats
+) -> None:
+    problems = []
+    for i, joint in enumerate(joints):
+        if low[i] < chain.lower[i] - LIMIT_TOLERANCE or high[i] > chain.upper[i] + LIMIT_TOLERANCE:
+            problems.append(
+                f"joint {joint!r} may go {low[i]:g} … {high[i]:g} in the profile and {chain.lower[i]:g} … "
+                f"{chain.upper[i]:g} in the URDF ({chain.joints[i]})"
+            )
+        if chain.max_velocity[i] > 0.0 and speed[i] > chain.max_velocity[i] * (1.0 + LIMIT_TOLERANCE):
+            problems.append(
+                f"joint {joint!r} has max_velocity {speed[i]:g} in the profile and {chain.max_velocity[i]:g} in the "
+                "URDF"
+            )
+    if problems:
+        raise KinematicsError(
+            f"{profile.name}: tool {name!r} does not fit {chain.description.origin}: {'; '.join(problems)}; the "
+            "profile's limits must lie within the robot's"
+        )
