@@ -285,11 +285,13 @@ def test_limits_wider_than_the_robots_are_refused_all_at_once():
     raw = profile("widowx").to_mapping()
     raw["joints"]["elbow"].update(upper=1.7)
     raw["joints"]["waist"].update(max_velocity=4.0)
+    raw["joints"]["gripper"].update(upper=0.05)
     with pytest.raises(KinematicsError) as caught:
         tool_arms(Profile.from_mapping("widowx", raw))
     told = str(caught.value)
     assert "joint 'waist' has max_velocity 4 in the profile and 3.14159 in the URDF" in told
     assert "joint 'elbow' may go -2.14675 … 1.7 in the profile and -2.14675 … 1.6057 in the URDF" in told
+    assert "joint 'gripper' may go 0.015 … 0.05 in the profile and 0.015 … 0.037 in the URDF (left_finger)" in told
 
 
 def test_robots_in_joint_space_have_no_arms_to_solve():

@@ -63,7 +63,7 @@ def _arm(profile: Profile, name: str, tool: Tool, description: RobotDescription 
     settings = [profile.joints.by_name[joint] for joint in joints]
     low, high = np.array([joint.lower for joint in settings]), np.array([joint.upper for joint in settings])
     speed = np.array([joint.max_velocity for joint in settings])
-    _refuse_differences(profile, name, chain, joints, low, high, speed)
+    _refuse_differences(profile, name, chain, joints)
     if tool.home and len(tool.home) != len(joints):
         raise KinematicsError(
             f"{profile.name}: tools.{name}.home has {len(tool.home)} positions, expected {len(joints)}, one for each "
@@ -123,20 +123,23 @@ def _policy_names(profile: Profile, name: str, tool: Tool, chain: Chain) -> tupl
     return tuple(found)
 
 
-def _refuse_differences(
-    profile: Profile, name: str, chain: Chain, joints: tuple[str, ...], low: Floats, high: Floats, speed: Floats
-) -> None:
+def _refuse_differences(profile: Profile, name: str, chain: Chain, joints: tuple[str, ...]) -> None:
+    """Compare the limits of the arm's joints, and of the gripper's where the URDF knows it by its ROS name."""
+    gripper = profile.tools[name].gripper.joint
+    pairs = [*zip(joints, chain.joints, strict=True), (gripper, profile.joints.by_name[gripper].name)]
     problems = []
-    for i, joint in enumerate(joints):
-        if low[i] < chain.lower[i] - LIMIT_TOLERANCE or high[i] > chain.upper[i] + LIMIT_TOLERANCE:
+    for joint, of_urdf in pairs:
+        if of_urdf not in chain.limits:
+            continue
+        ours, (low, high, speed) = profile.joints.by_name[joint], chain.limits[of_urdf]
+        if ours.lower < low - LIMIT_TOLERANCE or ours.upper > high + LIMIT_TOLERANCE:
             problems.append(
-                f"joint {joint!r} may go {low[i]:g} … {high[i]:g} in the profile and {chain.lower[i]:g} … "
-                f"{chain.upper[i]:g} in the URDF ({chain.joints[i]})"
+                f"joint {joint!r} may go {ours.lower:g} … {ours.upper:g} in the profile and {low:g} … {high:g} in the "
+                f"URDF ({of_urdf})"
             )
-        if chain.max_velocity[i] > 0.0 and speed[i] > chain.max_velocity[i] * (1.0 + LIMIT_TOLERANCE):
+        if speed > 0.0 and ours.max_velocity > speed * (1.0 + LIMIT_TOLERANCE):
             problems.append(
-                f"joint {joint!r} has max_velocity {speed[i]:g} in the profile and {chain.max_velocity[i]:g} in the "
-                "URDF"
+                f"joint {joint!r} has max_velocity {ours.max_velocity:g} in the profile and {speed:g} in the URDF"
             )
     if problems:
         raise KinematicsError(

@@ -27,6 +27,7 @@ class Chain:
         joints: J names as in the URDF, base first.
         lower, upper: float64 [J], the URDF's limits in rad or m.
         max_velocity: float64 [J], the URDF's, in rad/s or m/s.
+        limits: name → (lower, upper, velocity) of every joint of the robot that has one coordinate.
 
     Raises:
         KinematicsError: Pinocchio is not installed, the URDF cannot be read, a link is not in it, or no joint moves the
@@ -46,6 +47,7 @@ class Chain:
         between = _joints_between(whole, self._body(whole, base_link), self._body(whole, tip_link))
         self._refuse_what_cannot_be(whole, between)
         others = [joint for joint in range(1, whole.njoints) if joint not in between]
+        self.limits = _limits(whole)
         self.model: Any = self._pin.buildReducedModel(whole, others, self._pin.neutral(whole))
         self.data: Any = self.model.createData()
         self.lock = threading.Lock()
@@ -104,6 +106,16 @@ class Chain:
                     f"joint {whole.names[joint]!r} between {ends} is {whole.joints[joint].shortname()}; expected "
                     "revolute with limits, or prismatic: give a continuous joint the limits of its cables"
                 )
+
+
+def _limits(model: Any) -> dict[str, tuple[float, float, float]]:
+    found = {}
+    for joint in range(1, model.njoints):
+        if model.joints[joint].nq == 1:
+            q, v = model.joints[joint].idx_q, model.joints[joint].idx_v
+            low, high = model.lowerPositionLimit[q], model.upperPositionLimit[q]
+            found[model.names[joint]] = (float(low), float(high), float(model.velocityLimit[v]))
+    return found
 
 
 def _joints_between(model: Any, base: int, tip: int) -> list[int]:
