@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-RANDOM_TURN = 0.1  # standard deviation of its rotation numbers
 RANDOM_SPREAD = 0.25  # standard deviation of an untrained policy's actions, in ranges of motion
+RANDOM_WAY, RANDOM_TURN = 0.02, 0.05  # the same of tool poses: m about home, and of the rotation's numbers
 
 
 class PolicySourceError(ValueError):
@@ -117,7 +117,7 @@ def _range(profile: Profile) -> tuple[Floats, Floats]:
         low, high = np.array(arm.tool.workspace_min), np.array(arm.tool.workspace_max)
         ours, spread = mean[i * CHANNELS : (i + 1) * CHANNELS], std[i * CHANNELS : (i + 1) * CHANNELS]
         ours[POSITION] = np.clip(ours[POSITION], low, high)
-        spread[POSITION], spread[ROTATION] = (high - low) * RANDOM_SPREAD / 2, RANDOM_TURN
+        spread[POSITION], spread[ROTATION] = RANDOM_WAY, RANDOM_TURN
         gripper = arm.tool.gripper
         ours[GRIPPER] = (gripper.open_value + gripper.closed_value) / 2
         spread[GRIPPER] = abs(gripper.closed_value - gripper.open_value) * RANDOM_SPREAD

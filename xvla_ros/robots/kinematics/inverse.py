@@ -18,7 +18,9 @@ ROTATION_REACHED = 1e-4  # rad
 ITERATIONS = 60
 COLD_SEEDS = 40
 MAX_STEP = 0.5  # rad or m of one joint in one iteration; the linear model holds no further
-STANDSTILL = 1e-7  # a step smaller than this in every joint ends the search
+STANDSTILL = 1e-7  # a step smaller than this in every joint ends the search,
+PATIENCE = 8  # and so do this many steps of which none brought the squared error
+GAIN = 0.99  # below this share of the best so far
 # The damping falls with the error (Sugihara 2011), so it is strong far from the target and near singularities, where
 # errors stay large, and leaves the last steps their quadratic convergence.
 DAMPING = 0.05
@@ -127,6 +129,7 @@ class InverseKinematics:
         pin, model, data, tip = self._pin, self.chain.model, self.chain.data, self.chain.tip
         q = np.minimum(np.maximum(start, lower), upper)
         best, least, best_error = q, np.inf, (np.inf, np.inf)
+        milestone, reached_at = np.inf, 0
         for iteration in range(ITERATIONS + 1):
             pin.computeJointJacobians(model, data, q)
             difference = wanted.actInv(pin.updateFramePlacement(model, data, tip))
@@ -140,6 +143,10 @@ class InverseKinematics:
             size = float(error @ error)
             if size < least:
                 best, least, best_error = q, size, (off, turned)
+            if size < GAIN * milestone:
+                milestone, reached_at = size, iteration
+            elif iteration - reached_at >= PATIENCE:
+                break
             drift = self._homeward(q) if self._is_redundant and iteration == 0 else None
             moved = np.minimum(np.maximum(q + _step(jacobian, error, size, q, lower, upper, drift), lower), upper)
             if np.abs(moved - q).max() < STANDSTILL:
