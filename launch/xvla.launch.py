@@ -45,6 +45,12 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "sim", default_value="false", choices=list(BOOLEANS), description="simulate the arm with MuJoCo"
             ),
+            DeclareLaunchArgument(
+                "use_sim_time",
+                default_value="",
+                choices=["", *BOOLEANS],
+                description="take the time from /clock; empty: with sim:=true only",
+            ),
             DeclareLaunchArgument("namespace", default_value="", description="ROS namespace of the nodes"),
             DeclareLaunchArgument("device", default_value="cpu", description="of the policy: cpu, cuda, cuda:1, …"),
             DeclareLaunchArgument(
@@ -66,7 +72,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     parameters = {
         "robots": [profile.name],
         "device": argument["device"],
-        "use_sim_time": simulated,
+        "use_sim_time": BOOLEANS.get(argument["use_sim_time"], simulated),
         "autostart": False,  # the events below do it, and other launch files may hook into them
     }
     parameters |= {name: argument[name] for name in ("checkpoint", "instruction") if argument[name]}
@@ -81,7 +87,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     )
     entities = [*environment(), *(started(policy) if BOOLEANS[argument["autostart"]] else []), policy]
     if simulated:
-        entities.append(simulation(profile.name, argument["namespace"]))
+        entities.append(simulation(profile.name, str(profile.source), argument["namespace"]))
     return entities
 
 
@@ -92,14 +98,14 @@ def environment() -> list[LaunchDescriptionEntity]:
     return [SetEnvironmentVariable(name, value) for name, value in prepared.items() if os.environ.get(name) != value]
 
 
-def simulation(robot: str, namespace: str) -> Node:
-    """The node that simulates ``robot`` and publishes ``/clock``."""
+def simulation(robot: str, profile: str, namespace: str) -> Node:
+    """The node that simulates ``robot`` as the file ``profile`` describes it, and publishes ``/clock``."""
     return Node(
         package="xvla_ros",
         executable="sim_node",
         name="sim",
         namespace=namespace,
-        parameters=[{"robot": robot}],
+        parameters=[{"robot": robot, "profile": profile}],
         output="screen",
         emulate_tty=True,
     )

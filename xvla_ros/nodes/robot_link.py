@@ -17,7 +17,6 @@ from rclpy.clock import ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
-from trajectory_msgs.msg import JointTrajectory
 
 from xvla_ros.control.clock import Clock
 from xvla_ros.control.latency import LatencyWindow, Percentiles
@@ -25,6 +24,7 @@ from xvla_ros.control.robot_controller import RUNNING, ControlStatus, RobotContr
 from xvla_ros.control.window import CommandWindow
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.nodes import messages, qos
+from xvla_ros.nodes.commands import command_messages, command_type
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.decode import Decoder
@@ -201,15 +201,7 @@ class RobotLink:
         return steady - self._lost_since <= self.profile.timing.controller_timeout
 
     def _publish(self, window: CommandWindow) -> None:
-        order = {name: i for i, name in enumerate(self.profile.joints.policy_order)}
-        encoded = []
-        for name in self.profile.commands.groups:
-            joints = self.profile.commands.by_name[name].joints
-            columns = [order[joint] for joint in joints]
-            ros_names = [self.profile.joints.by_name[joint].name for joint in joints]
-            encoded.append((name, messages.joint_trajectory_message(
-                ros_names, window.times, window.positions[:, columns], window.velocities[:, columns])))
-        for name, message in encoded:
+        for name, message in command_messages(self.profile, window).items():
             self._publishers[name].publish(message)
 
     def _report(self, steady: float) -> None:
@@ -255,8 +247,9 @@ class RobotLink:
             "action_chunk": create(ActionChunkMsg, f"{base}/action_chunk", qos.EVENTS),
             "status": create(PolicyStatus, f"{base}/status", qos.LATCHED),
         }
+        kind = command_type(self.profile)
         for name in self.profile.commands.groups:
-            publishers[name] = create(JointTrajectory, self.profile.commands.by_name[name].topic, qos.COMMAND)
+            publishers[name] = create(kind, self.profile.commands.by_name[name].topic, qos.COMMAND)
         return publishers
 
     def _make_subscriptions(self) -> list[Any]:

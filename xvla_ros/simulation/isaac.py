@@ -1,0 +1,68 @@
+"""A robot's profile for Isaac Sim, which takes setpoints as joint states instead of trajectories.
+
+Isaac Sim moves an articulation by sensor_msgs/JointState; here one articulation belongs to every topic of joint states.
+Nothing here needs Isaac Sim or ROS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from xvla_ros.robots.profile import Profile
+
+COMMAND_TOPIC = "joint_command"
+
+
+@dataclass(frozen=True)
+class IsaacTopic:
+    """A topic and the OmniGraph node that publishes or subscribes to it in Isaac Sim."""
+
+    topic: str
+    type: str
+    node: str
+    published: bool
+
+
+def isaac_profile(profile: Profile) -> Profile:
+    """``profile`` with one command group for every topic of joint states, its commands beside it as joint states.
+
+    ``/left/joint_states`` is moved by ``/left/joint_command``, ``/joint_states`` by ``/joint_command``; joints, cameras
+    and timing stay as they are.
+    """
+    joints: dict[str, list[str]] = {}
+    for name in profile.joints.policy_order:
+        joints.setdefault(profile.joints.by_name[name].topic.rpartition("/")[0], []).append(name)
+    groups = {
+        namespace.strip("/").replace("/", "_") or "robot": {"topic": f"{namespace}/{COMMAND_TOPIC}", "joints": names}
+        for namespace, names in joints.items()
+    }
+    mapping = profile.to_mapping()
+    mapping["commands"] = {"interface": "joint_state", "groups": list(groups), **groups}
+    return Profile.from_mapping(profile.name, mapping, file=f"{profile.name} for Isaac Sim", source=profile.source)
+
+
+def write_profile(profile: Profile, file: Path) -> Path:
+    """Writes ``profile`` as a ROS 2 parameters file."""
+    document = {"/**": {"ros__parameters": {profile.name: profile.to_mapping()}}}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(document, sort_keys=False, width=120), encoding="utf-8")
+    return file
+
+
+def topic_table(profile: Profile) -> tuple[IsaacTopic, ...]:
+    """The topics that Isaac Sim has to publish and obey for a profile made by ``isaac_profile``."""
+    images = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
+    cameras = [profile.cameras.by_name[slot] for slot in profile.cameras.slots]
+    states = dict.fromkeys(joint.topic for joint in profile.joints.ordered)
+    return (
+        IsaacTopic("/clock", "rosgraph_msgs/msg/Clock", "ROS2 Publish Clock", True),
+        *(IsaacTopic(topic, "sensor_msgs/msg/JointState", "ROS2 Publish Joint State", True) for topic in states),
+        *(IsaacTopic(camera.topic, images[camera.transport], "ROS2 Camera Helper", True) for camera in cameras),
+        *(
+            IsaacTopic(group.topic, "sensor_msgs/msg/JointState", "ROS2 Subscribe Joint State", False)
+            for group in (profile.commands.by_name[name] for name in profile.commands.groups)
+        ),
+    )
