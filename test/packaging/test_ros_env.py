@@ -17,8 +17,16 @@ def test_prepare_fills_in_what_is_missing():
     ros_env.prepare(environment)
     assert environment["AMENT_PREFIX_PATH"] == sys.prefix
     assert environment["ROS_LOG_DIR"]
-    for name in ros_env.DDS_PROFILE_VARIABLES:
-        assert Path(environment[name]).is_file()
+    (variable,) = set(ros_env.DDS_PROFILE_VARIABLES.values()) & set(environment)
+    assert Path(environment[variable]).is_file()
+
+
+@pytest.mark.parametrize(("package", "variable"), ros_env.DDS_PROFILE_VARIABLES.items())
+def test_each_distribution_gets_the_variable_that_its_dds_reads(tmp_path, package, variable):
+    (tmp_path / "share" / package).mkdir(parents=True)
+    environment = {"AMENT_PREFIX_PATH": f"{tmp_path / 'workspace'}:{tmp_path}", "HOME": "/home/someone"}
+    ros_env.prepare(environment)
+    assert set(ros_env.DDS_PROFILE_VARIABLES.values()) & set(environment) == {variable}
 
 
 def test_prepare_keeps_what_the_user_set():
@@ -35,7 +43,7 @@ def test_prepare_keeps_what_the_user_set():
 def test_the_users_choice_of_transports_keeps_our_profile_out():
     environment = {"HOME": "/home/someone", "FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"}
     ros_env.prepare(environment)
-    assert not set(ros_env.DDS_PROFILE_VARIABLES) & set(environment)
+    assert not set(ros_env.DDS_PROFILE_VARIABLES.values()) & set(environment)
 
 
 def test_a_child_of_another_environment_finds_its_own_libraries(tmp_path, monkeypatch):
