@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from xvla_ros.model.problems import CheckpointError
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.units import to_policy
@@ -64,14 +65,15 @@ def _agreed(profiles: Mapping[str, Profile]) -> tuple[str, str]:
 
 
 def _load(name: str, revision: str, device: str, dtype: str) -> Policy:
-    import torch
+    from xvla_ros.model.checkpoint import PROFILE_STEPS, load
 
-    from xvla_ros.model.checkpoint import load
-
-    kind = getattr(torch, dtype, None) if dtype else None
-    if dtype and not isinstance(kind, torch.dtype):
-        raise PolicySourceError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
-    return load(name, revision=revision or None, device=device, dtype=kind)
+    try:
+        # a profile states the image pipeline and the domain, so a checkpoint's files need not
+        return load(name, revision=revision or None, device=device, dtype=dtype or None, assume=PROFILE_STEPS)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise PolicySourceError(str(error)) from error
 
 
 def _untrained(profiles: Mapping[str, Profile], device: str, seed: int) -> Policy:
