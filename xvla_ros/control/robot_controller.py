@@ -97,11 +97,12 @@ class RobotController:
         with self._lock:
             if self._status.state == INACTIVE:
                 return None
-            window = None
+            now, window = self._clock.ros_ns(), None
+            if self._guard.update(now, self._clock.steady_s()):
+                self._restart_plan()
             if self._window is not None:
-                now = self._clock.ros_ns()
                 self._plan_stop(now)
-                window = self._next_window(now, self._window.position_at(now))
+                window = self._next_window(now, self._window.state_at(now))
             self._status = replace(self._status, state=INACTIVE, reason="", detail="")
             return window
 
@@ -246,13 +247,15 @@ class RobotController:
         speed = np.abs(window.velocities).max(axis=0)
         return float(np.clip((speed / self._limits.max_acceleration).max(), timing.lead, timing.lookahead))
 
-    def _reference(self, now: int, measured: Floats | None) -> Floats | None:
-        """Where the controller should be now: on the last command, or before the first one where it is measured."""
-        return self._window.position_at(now) if self._window is not None else measured
+    def _reference(self, now: int, measured: Floats | None) -> tuple[Floats, Floats] | None:
+        """Where the controller should be now and how fast: on the last command, or before it, at rest as measured."""
+        if self._window is not None:
+            return self._window.state_at(now)
+        return None if measured is None else (measured, np.zeros_like(measured))
 
-    def _next_window(self, now: int, start: Floats) -> CommandWindow:
+    def _next_window(self, now: int, start: tuple[Floats, Floats]) -> CommandWindow:
         at = now + np.round(self._window_times * S_TO_NS).astype(np.int64)
-        window = command_window(now, start, self._window_times, self._timeline.sample(at), self._limits)
+        window = command_window(now, *start, self._window_times, self._timeline.sample(at), self._limits)
         self._timeline.forget_before(now)
         self._window = window
         self._status = replace(
