@@ -107,17 +107,15 @@ def test_empty_florence_config_is_named() -> None:
     }
 
 
-def test_sequence_longer_than_the_positions_is_refused() -> None:
-    assert "max_len_seq" in problems_of(lerobot(max_len_seq=100, num_image_views=3))
-
-
 def test_other_policies_are_refused_by_their_type() -> None:
     assert "is not an X-VLA checkpoint" in problems_of({"type": "act", "chunk_size": 3, "florence_config": {}})["type"]
 
 
 def test_written_config_reads_back(tmp_path: Path) -> None:
     config = XvlaConfig(
-        vision=VisionConfig(embed_dim=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), num_groups=(1, 2, 3, 4), projection_dim=24),
+        vision=VisionConfig(
+            embed_dim=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), num_groups=(1, 2, 3, 4), projection_dim=24,
+        ),
         text=TextConfig(vocab_size=99, d_model=24, attention_dropout=0.0, activation_dropout=0.0),
         num_image_views=2, use_hetero_proj=True, action_mode="joint", image_size=(96, 64),
         normalization={"STATE": "MEAN_STD"},

@@ -55,9 +55,7 @@ def test_batch_of_mixed_modes_and_domains_equals_its_rows(network, inputs, conte
     together = sample(network, context, inputs["state"], inputs["noise"], MIXED, steps=4)
     for row, mode in enumerate(MIXED):
         rows = slice(row, row + 1)
-        alone = sample(
-            network, row_of(context, row), inputs["state"][rows], inputs["noise"][rows], [mode], steps=4
-        )
+        alone = sample(network, row_of(context, row), inputs["state"][rows], inputs["noise"][rows], [mode], steps=4)
         torch.testing.assert_close(together[rows], alone, atol=1e-4, rtol=1e-4)
     assert [tuple(each.shape) for each in postprocess(MIXED, together)] == [(8, 12), (8, 20), (8, 20)]
 
