@@ -56,13 +56,14 @@ class RobotController:
         self._lock = threading.RLock()
         self._latency = LatencyWindow()
         self._status = ControlStatus()
+        self._generation = 0
         self._reset_motion()
 
     def _reset_motion(self) -> None:
         self._timeline = Timeline(len(self._profile.joints.policy_order))
         self._window: CommandWindow | None = None
         self._guard = ClockGuard(self._profile.timing.clock_timeout)
-        self._generation = 0
+        self._generation += 1
         self._renew_at: int | None = None
         self._asked_s: float | None = None
         self._waiting_since_s: float | None = None
@@ -206,21 +207,25 @@ class RobotController:
             return Fault(POLICY_LATE, f"no chunk for {waited:.1f} s")
         end = self._timeline.end
         if self._status.state == RUNNING and end is not None and now > end:
-            return Fault(POLICY_LATE, "the last chunk ran out before the next came")
-        return None
+            self._policy_trouble = Fault(POLICY_LATE, "the last chunk ran out before the next came")
+        return self._policy_trouble
 
     def _change_state(self, now: int, steady: float, trouble: Fault | None) -> None:
+        if self._status.reason == CONTROLLER_LOST and (trouble is None or trouble.reason != CONTROLLER_LOST):
+            # whatever held the arm meanwhile, it need not be where it was last sent
+            self._restart_plan()
         status = self._status
         if trouble is None:
             planned_ahead = self._timeline.end is not None and now <= self._timeline.end
             if planned_ahead and self._renew_at is not None:
                 self._status = replace(status, state=RUNNING, reason="", detail="")
             elif status.reason or status.state == RUNNING:
-                self._status = replace(status, state=HOLDING, reason="", detail="waiting for a new chunk")
+                self._status = replace(status, state=HOLDING, reason="", detail="waiting for a new chunk",
+                                       holds=status.holds + (status.state == RUNNING))
             return
+        if self._renew_at is not None:
+            self._plan_stop(now)
         if status.reason != trouble.reason:
-            if status.state == RUNNING:
-                self._plan_stop(now)
             self._status = replace(status, state=HOLDING, reason=trouble.reason, detail=trouble.detail,
                                    holds=status.holds + (status.state == RUNNING))
         if trouble.reason not in (POLICY_LATE, POLICY_ERROR):

@@ -14,7 +14,8 @@ Floats = NDArray[np.float64]
 # A cubic between two knots whose end velocities do not oppose the motion is nowhere faster than the larger of those
 # velocities and 1.5 times the mean slope, so slopes within 2/3 of a limit keep the whole curve inside it.
 CUBIC_PEAK = 1.5
-# A cubic that begins faster than three times its mean slope overshoots its end (Fritsch and Carlson 1980).
+# A cubic that begins with velocity v and ends at rest is, wherever it ends, never further than v * duration / 3 from
+# where its start and its end are: with that much room it overshoots nothing (Fritsch and Carlson 1980).
 COAST = 1 / 3
 
 
@@ -71,8 +72,8 @@ def limit(
     """Keep a path inside position and velocity limits; return it and how many points were moved.
 
     Each point goes as far towards the wanted one as the velocity limit lets it from the point before; the first
-    counts from ``start``, and goes on in the direction of ``start_velocity`` for as long as it takes to turn round. Near
-    a position limit the path slows down, so that whenever the next window begins, it can still stop before the limit.
+    counts from ``start``, and less far where that is against ``start_velocity``.
+    Near a position limit the path slows down, so that the next window can still stop before it, whenever it begins.
     A start outside the position limits returns inside at the velocity limit and no faster.
 
     Args:
@@ -88,7 +89,9 @@ def limit(
     for k, time in enumerate(times):
         low, high = _room(previous, float(time) - previous_time, lead, limits)
         if k == 0:
-            low, high = _room_to_turn(low, high, start_velocity, lead, limits)
+            against = _reach_against(start_velocity, limits) * lead
+            low = np.where(start_velocity > 0, np.maximum(low, -against), low)
+            high = np.where(start_velocity < 0, np.minimum(high, against), high)
         step = np.clip(inside[k] - previous, low, high)
         path[k] = np.clip(previous + step, np.minimum(limits.lower, start), np.maximum(limits.upper, start))
         previous, previous_time = path[k], float(time)
@@ -109,14 +112,16 @@ def _room(position: Floats, duration: float, lead: float, limits: JointLimits) -
     return -down, up
 
 
-def _room_to_turn(
-    low: Floats, high: Floats, velocity: Floats, lead: float, limits: JointLimits
-) -> tuple[Floats, Floats]:
-    """The bounds of the first step, narrowed to those that a joint which already moves can end at rest."""
-    reach = limits.max_velocity / CUBIC_PEAK * lead
-    coast = np.clip(velocity * lead * COAST, -reach, reach)
-    on, back = np.where(velocity > 0, coast, -np.inf), np.where(velocity < 0, coast, np.inf)
-    return np.clip(low, on, back), np.clip(high, on, back)
+def _reach_against(velocity: Floats, limits: JointLimits) -> Floats:
+    """The mean speed [J] at which a joint that moves may be sent back.
+
+    The cubic that turns round from speed v and goes back at a mean speed s is at most (v + 3 s)² / (3 v + 6 s) fast;
+    solved for s where that is the limit.
+    """
+    highest = limits.max_velocity
+    speed = np.minimum(np.abs(velocity), highest)
+    mean: Floats = (highest - speed + np.sqrt(highest * (highest + speed))) / 3
+    return mean
 
 
 def command_window(
