@@ -94,12 +94,18 @@ def test_a_folder_can_be_saved_over_while_its_policy_lives(folder: Path, look: L
 def test_config_holds_lerobots_words_only(saved: Path) -> None:
     data = json.loads((saved / "config.json").read_text())
     assert data["action_mode"] == "so101_bimanual", "LeRobot does not know the repaired mode"
-    assert set(data) <= set(LEROBOT_KEYS)
+    assert set(data) <= LEROBOT_KEYS
     assert data["input_features"]["observation.images.left"] == {"type": "VISUAL", "shape": [3, 96, 96]}
     assert data["output_features"] == {"action": {"type": "ACTION", "shape": [12]}}
 
 
-LEROBOT_KEYS = ["type", "n_obs_steps", "chunk_size", "n_action_steps", "dtype", "normalization_mapping", "florence_config", "tokenizer_name", "tokenizer_max_length", "tokenizer_padding_side", "pad_language_to", "hidden_size", "depth", "num_heads", "mlp_ratio", "num_domains", "len_soft_prompts", "dim_time", "max_len_seq", "use_hetero_proj", "action_mode", "num_denoising_steps", "use_proprio", "max_state_dim", "max_action_dim", "domain_feature_key", "resize_imgs_with_padding", "num_image_views", "empty_cameras", "input_features", "output_features"]
+LEROBOT_KEYS = {
+    "type", "n_obs_steps", "chunk_size", "n_action_steps", "dtype", "normalization_mapping", "florence_config",
+    "tokenizer_name", "tokenizer_max_length", "tokenizer_padding_side", "pad_language_to", "hidden_size", "depth",
+    "num_heads", "mlp_ratio", "num_domains", "len_soft_prompts", "dim_time", "max_len_seq", "use_hetero_proj",
+    "action_mode", "num_denoising_steps", "use_proprio", "max_state_dim", "max_action_dim", "domain_feature_key",
+    "resize_imgs_with_padding", "num_image_views", "empty_cameras", "input_features", "output_features",
+}  # fmt: skip
 
 
 def test_saved_tokenizer_is_what_transformers_reads(saved: Path, policy: Policy) -> None:
