@@ -82,6 +82,10 @@ def test_saving_what_was_loaded_changes_no_byte(saved: Path, tmp_path: Path) -> 
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_saved_files_can_be_read_by_other_users(saved: Path) -> None:
+    assert {path.stat().st_mode & 0o444 for path in saved.iterdir()} == {0o444}
+
+
 def test_a_folder_can_be_saved_over_while_its_policy_lives(folder: Path, look: Look) -> None:
     loaded = checkpoint.load(folder)
     observation = look(loaded.robots["pair"].embodiment)
