@@ -39,10 +39,12 @@ def load_policy(
         seed: of random weights.
 
     Raises:
-        PolicySourceError: the profiles name different checkpoints, or the policy does not fit a robot.
+        PolicySourceError: the profiles name different checkpoints, the policy does not fit a robot, or there is no
+            such device.
         CheckpointError: naming what is wrong with the checkpoint.
     """
     name, revision = (checkpoint, "") if checkpoint else _agreed(profiles)
+    _ensure_device(device)
     policy = _load(name, revision, device, dtype) if name else _untrained(profiles, device, seed)
     for profile in profiles.values():
         try:
@@ -62,6 +64,17 @@ def _agreed(profiles: Mapping[str, Profile]) -> tuple[str, str]:
             "parameter checkpoint, or start a node for each"
         )
     return next(iter(named.values()))
+
+
+def _ensure_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second where torch was built without that kind of device
+        found = str(error).splitlines()[0]
+        raise PolicySourceError(f"device is {device!r}: {found}; expected cpu, cuda or another device that is there") \
+            from error
 
 
 def _load(name: str, revision: str, device: str, dtype: str) -> Policy:
