@@ -38,7 +38,7 @@ from xvla_ros.nodes.diagnostics import robot_diagnostics  # noqa: E402
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError  # noqa: E402
 from xvla_ros.nodes.parameters import read_profile  # noqa: E402
 from xvla_ros.nodes.robot_link import RobotLink  # noqa: E402
-from xvla_ros.robots.decode import UnsupportedActionMode  # noqa: E402
+from xvla_ros.robots.decode import UnsupportedActionMode, ensure_decodable  # noqa: E402
 from xvla_ros.robots.problems import ProfileError  # noqa: E402
 from xvla_ros.robots.profile import Profile  # noqa: E402
 
@@ -55,8 +55,12 @@ NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
     ("instruction", "", "What to do until an instruction arrives on a topic; empty takes the profiles'."),
     ("seed", -1, "Seed of the sampler's noise; below 0 draws a fresh one for every chunk."),
 )
+# what a loaded policy depends on
+LOADED_WITH = ("robots", "device", "dtype", "threads", "checkpoint")
 PROGRESS_PERIOD_S = 5.0
+ANSWER_TIMEOUT_S = 2.0
 POLL_S = 0.05
+INTERFACE = "joint_trajectory"
 
 
 class NodeClock:
@@ -82,6 +86,7 @@ class PolicyNode(GuardedLifecycleNode):
         self._clock_of_robots = NodeClock(self)
         self._profiles: dict[str, Profile] = {}
         self._links: list[RobotLink] = []
+        self._linked_for: tuple[dict[str, Profile], str] = ({}, "")
         self._policy: Policy | None = None
         self._engine: Engine | None = None
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.EVENTS)
@@ -91,14 +96,13 @@ class PolicyNode(GuardedLifecycleNode):
     def set_up(self) -> None:
         self._profiles = self._read_profiles()
         self._policy = self._load()
-        self._links = self._make_links()
+        self._make_links()
 
     def start(self) -> None:
-        changed = self._read_profiles()
-        if changed != self._profiles:
+        self._profiles = self._read_profiles()
+        if self._linked_for != (self._profiles, self._instruction()):
             self._close_links()
-            self._profiles = changed
-            self._links = self._make_links()
+            self._make_links()
         self._engine = Engine(self._predict, self._links)
         for link in self._links:
             link.start()
@@ -130,16 +134,22 @@ class PolicyNode(GuardedLifecycleNode):
         if not robots or len(set(robots)) != len(robots):
             raise TransitionError(f"parameter robots is {robots}; expected at least one name, and each once")
         try:
-            return {robot: read_profile(self, robot) for robot in robots}
-        except ProfileError as error:
+            profiles = {robot: read_profile(self, robot) for robot in robots}
+            for profile in profiles.values():
+                _ensure_drivable(profile)
+        except (ProfileError, UnsupportedActionMode) as error:
             raise TransitionError(str(error)) from error
+        return profiles
 
-    def _make_links(self) -> list[RobotLink]:
-        instruction = str(self.get_parameter("instruction").value)
-        try:
-            return [RobotLink(self, profile, self._clock_of_robots, instruction) for profile in self._profiles.values()]
-        except UnsupportedActionMode as error:
-            raise TransitionError(str(error)) from error
+    def _instruction(self) -> str:
+        return str(self.get_parameter("instruction").value)
+
+    def _make_links(self) -> None:
+        instruction = self._instruction()
+        self._links = [
+            RobotLink(self, profile, self._clock_of_robots, instruction) for profile in self._profiles.values()
+        ]
+        self._linked_for = (self._profiles, instruction)
 
     def _load(self) -> Policy:
         """Load and warm up in a thread of its own, so that a shutdown can cancel the wait."""
@@ -210,9 +220,14 @@ class PolicyNode(GuardedLifecycleNode):
         return policy.predict(observations, seed=None if seed < 0 else seed)
 
     def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        state = self.state_label()
         changes = [parameter.name for parameter in parameters if parameter.name != "use_sim_time"]
-        if self.state_label() == "active" and changes:
+        if state == "active" and changes:
             return SetParametersResult(successful=False, reason=f"{', '.join(changes)}: deactivate /xvla first")
+        loaded_with = [name for name in changes if name in LOADED_WITH]
+        if state != "unconfigured" and loaded_with:
+            reason = f"{', '.join(loaded_with)}: the policy is loaded with it; clean up /xvla first"
+            return SetParametersResult(successful=False, reason=reason)
         return SetParametersResult(successful=True)
 
     def _publish_diagnostics(self) -> None:
@@ -229,6 +244,15 @@ class PolicyNode(GuardedLifecycleNode):
             for link in list(self._links)
         ]
         self._diagnostics.publish(message)
+
+
+def _ensure_drivable(profile: Profile) -> None:
+    ensure_decodable(profile)
+    interface = profile.commands.interface
+    if interface != INTERFACE:
+        raise TransitionError(
+            f"{profile.name}: commands.interface is {interface!r}; expected {INTERFACE!r}, the one this node can send"
+        )
 
 
 def blank_observation(profile: Profile) -> Observation:
@@ -254,16 +278,19 @@ def main(args: list[str] | None = None) -> int:
     # with rclpy's multi-threaded executor the same topics cost three times the processor time
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    spinning = threading.Thread(target=_spin, args=(executor, ended), name="executor", daemon=True)
+    spinning = threading.Thread(target=_spin, args=(node, executor, ended), name="executor", daemon=True)
     spinning.start()
     if node.get_parameter("autostart").value:
         threading.Thread(target=_autostart, args=(node, ended, failed), name="autostart", daemon=True).start()
     while not ended.wait(0.2) and node.state_label() != "finalized":
         pass
-    if node.state_label() != "finalized":
+    if node.state_label() == "finalized":
+        node.wait_until_answered(ANSWER_TIMEOUT_S)
+    else:
         node.change_state(Transition.TRANSITION_ACTIVE_SHUTDOWN)
-    executor.shutdown(timeout_sec=2.0)
+    ended.set()
     spinning.join(2.0)
+    executor.shutdown()
     node.destroy_node()
     rclpy.try_shutdown()
     return 1 if failed.is_set() else 0
@@ -278,12 +305,14 @@ def _autostart(node: PolicyNode, ended: threading.Event, failed: threading.Event
             return
 
 
-def _spin(executor: SingleThreadedExecutor, ended: threading.Event) -> None:
-    try:
-        while not ended.is_set():
+def _spin(node: PolicyNode, executor: SingleThreadedExecutor, ended: threading.Event) -> None:
+    while not ended.is_set():
+        try:
             executor.spin_once(timeout_sec=0.1)
-    except ExternalShutdownException:
-        ended.set()
+        except ExternalShutdownException:
+            ended.set()
+        except Exception as error:  # rclpy raises here where a client has gone before its answer, for one
+            node.get_logger().error(f"a callback failed: {type(error).__name__}: {error}", throttle_duration_sec=1.0)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ class RobotLink:
         self._publishers = self._make_publishers()
         self._subscriptions = self._make_subscriptions()
         self._timer: Any = None
+        self._publish_status()
 
     # what the node calls
 
@@ -201,7 +202,8 @@ class RobotLink:
         if edge != self._last_status:
             self._log_edge(status)
             self._last_status = edge
-        self._status_due = steady + STATUS_PERIOD_S
+        # from the time it was due, or ticks that do not divide the period would stretch it
+        self._status_due = max(self._status_due + STATUS_PERIOD_S, steady)
         self._publish_status()
 
     def _log_edge(self, status: ControlStatus) -> None:
