@@ -24,7 +24,8 @@ from setuptools.build_meta import (  # noqa: F401  (hooks that pip calls)
 )
 
 VARIABLE = "XVLA_ROS_MESSAGES"
-GENERATORS = {"jazzy": "messages", "kilted": "messages-kilted"}  # distribution → extra of pyproject.toml
+# Distribution → extras of pyproject.toml: the generators, and the ROS whose libraries the messages are linked to.
+GENERATORS = {"jazzy": ("messages", "ros"), "kilted": ("messages-kilted", "ros-kilted")}
 RCLPY_MAJOR = {"7": "jazzy", "9": "kilted"}
 
 Settings = dict[str, Any] | None
@@ -86,7 +87,7 @@ def _generators(wanted: str) -> list[str]:
         return []
     with Path("pyproject.toml").open("rb") as file:
         extras = tomllib.load(file)["project"]["optional-dependencies"]
-    return list(extras[GENERATORS[distribution]])
+    return [requirement for extra in GENERATORS[distribution] for requirement in extras[extra]]
 
 
 def _installed_wheels() -> str | None:
