@@ -16,7 +16,7 @@ from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError  # noqa: E402
 
-DEADLINE = 60.0
+DEADLINE = 15.0
 SHUTDOWNS = {
     "unconfigured": Transition.TRANSITION_UNCONFIGURED_SHUTDOWN,
     "inactive": Transition.TRANSITION_INACTIVE_SHUTDOWN,

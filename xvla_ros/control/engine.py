@@ -10,6 +10,7 @@ from xvla_ros.model.data import ActionChunk, Observation
 
 POLL_S = 0.005
 ERROR_PAUSE_S = 1.0
+INFERENCE_THREAD = "inference"
 
 
 class EngineClient(Protocol):
@@ -49,7 +50,7 @@ class Engine:
         if self._thread is not None:
             raise RuntimeError("the engine is already running; stop it before starting it again")
         self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=INFERENCE_THREAD, daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float = 10.0) -> bool:

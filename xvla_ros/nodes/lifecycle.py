@@ -125,8 +125,6 @@ class GuardedLifecycleNode(LifecycleNode):
             self.get_logger().warning(f"refused a transition: the node is still {self.state_label()}")
             return False
         try:
-            if shutdown:
-                self.cancelled.clear()
             return self._trigger(self.trigger_shutdown if shutdown else self._trigger_of(transition_id))
         finally:
             self._transition_lock.release()

@@ -65,7 +65,7 @@ class RobotLink:
         self._instruction = instruction or profile.instruction
         self._builder = ObservationBuilder(profile, messages.decode_image)
         self._controller = RobotController(profile, clock)
-        self._publish_lock = threading.Lock()
+        self._sending = threading.Lock()
         self._overhead = LatencyWindow()
         self._asked: tuple[int, float] = (0, 0.0)  # generation, ms spent on the observation
         self._chunk_stamp: int | None = None
@@ -93,7 +93,7 @@ class RobotLink:
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
             self._timer = None
-        with self._publish_lock:
+        with self._sending:
             window = self._controller.stop()
             if window is not None:
                 self._publish(window)
@@ -168,11 +168,11 @@ class RobotLink:
         fault = self._builder.check(now, steady)
         measured = self._builder.latest_positions()
         missing = "" if self._instruction else "an instruction"
-        with self._publish_lock:
+        with self._sending:
             window = self._controller.tick(measured, fault, self._controller_present(steady), waiting_for=missing)
             if window is not None:
                 self._publish(window)
-        self._report(steady)
+            self._report(steady)
 
     def _controller_present(self, steady: float) -> bool:
         topics = (self._publishers[group] for group in self.profile.commands.groups)
