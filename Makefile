@@ -34,10 +34,10 @@ demo: venv
 	$(BIN)/xvla demo
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest
 
 test-all: lint
-	$(BIN)/python -m pytest -q -m "slow or gpu or not slow"
+	$(BIN)/python -m pytest -m "slow or gpu or not slow"
 
 lint: venv
 	$(BIN)/ruff check -q

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "xvla_ros"
 GENERATED = ("msg", "action")  # subpackages that the generators write
+# pip shows what a build prints only on request, but always the version it installed.
+MARK_WITHOUT_MESSAGES = "+without.messages"
 
 WITHOUT_MESSAGES = """\
 xvla_ros: installed WITHOUT its ROS messages ({reason}).
@@ -59,6 +62,14 @@ def messages_wanted() -> tuple[Path | None, str]:
     if prefix is None and wanted not in ("", "auto"):
         raise SystemExit(f"messages={wanted} was asked for, but the message generators are not installed")
     return prefix, "no message generators found"
+
+
+def version() -> str:
+    """The version in package.xml."""
+    found = re.search(r"<version>(.+)</version>", (ROOT / "package.xml").read_text())
+    if found is None:
+        raise SystemExit("package.xml has no <version>")
+    return found[1]
 
 
 def cmake() -> str:
@@ -115,7 +126,6 @@ class BuildMessages(build_ext):
             f"-DPython3_EXECUTABLE={sys.executable}",
             "-DCMAKE_BUILD_TYPE=Release",
             "-DBUILD_TESTING=OFF",
-            "-Wno-dev",
         ]
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
         for command in (
@@ -172,10 +182,12 @@ def main() -> None:
     prefix, reason = messages_wanted()
     if prefix is None:
         BuildWithoutMessages.reason = reason
-        setup(cmdclass={"build_py": BuildWithoutMessages}, data_files=shared_files())
+        mark = "" if "sdist" in sys.argv else MARK_WITHOUT_MESSAGES
+        setup(version=version() + mark, cmdclass={"build_py": BuildWithoutMessages}, data_files=shared_files())
         return
     BuildMessages.prefix = prefix
     setup(
+        version=version(),
         cmdclass={"build_ext": BuildMessages},
         ext_modules=[Extension(f"{PACKAGE}.messages", sources=[])],  # makes the wheel one of this platform
         data_files=shared_files(),

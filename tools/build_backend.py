@@ -21,37 +21,55 @@ from setuptools import build_meta
 from setuptools.build_meta import (  # noqa: F401  (hooks that pip calls)
     build_sdist,
     get_requires_for_build_sdist,
-    prepare_metadata_for_build_editable,
-    prepare_metadata_for_build_wheel,
 )
 
 VARIABLE = "XVLA_ROS_MESSAGES"
-GENERATORS = {"jazzy": "messages", "kilted": "messages-kilted"}  # distribution → extra of pyproject.toml
+# Distribution → extras of pyproject.toml: the generators, and the ROS whose libraries the messages are linked to.
+GENERATORS = {"jazzy": ("messages", "ros"), "kilted": ("messages-kilted", "ros-kilted")}
 RCLPY_MAJOR = {"7": "jazzy", "9": "kilted"}
 
 Settings = dict[str, Any] | None
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
-    return build_meta.get_requires_for_build_wheel(None) + _generators(config_settings)
+    wanted = _wanted(config_settings)
+    os.environ[VARIABLE] = "off"  # setup.py must not look for generators that are only being asked for
+    return build_meta.get_requires_for_build_wheel(None) + _generators(wanted)
 
 
 def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
-    return build_meta.get_requires_for_build_editable(None) + _generators(config_settings)
+    wanted = _wanted(config_settings)
+    os.environ[VARIABLE] = "off"
+    return build_meta.get_requires_for_build_editable(None) + _generators(wanted)
+
+
+def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: Settings = None) -> str:
+    _choose(config_settings)
+    return build_meta.prepare_metadata_for_build_wheel(metadata_directory)
+
+
+def prepare_metadata_for_build_editable(metadata_directory: str, config_settings: Settings = None) -> str:
+    _choose(config_settings)
+    return build_meta.prepare_metadata_for_build_editable(metadata_directory)
 
 
 def build_wheel(
     wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
 ) -> str:
-    os.environ[VARIABLE] = _wanted(config_settings)
+    _choose(config_settings)
     return build_meta.build_wheel(wheel_directory, None, metadata_directory)
 
 
 def build_editable(
     wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
 ) -> str:
-    os.environ[VARIABLE] = _wanted(config_settings)
+    _choose(config_settings)
     return build_meta.build_editable(wheel_directory, None, metadata_directory)
+
+
+def _choose(config_settings: Settings) -> None:
+    """Tell setup.py, which pip's options do not reach."""
+    os.environ[VARIABLE] = _wanted(config_settings)
 
 
 def _wanted(config_settings: Settings) -> str:
@@ -62,15 +80,14 @@ def _wanted(config_settings: Settings) -> str:
     return value
 
 
-def _generators(config_settings: Settings) -> list[str]:
-    """The pinned generators to fetch from PyPI, none when ROS is absent, sourced, or messages are not wanted."""
-    wanted = _wanted(config_settings)
+def _generators(wanted: str) -> list[str]:
+    """The pinned generators to fetch from PyPI; none when no ROS wheels are there, or messages are not wanted."""
     distribution = _installed_wheels() if wanted == "auto" else wanted
     if distribution not in GENERATORS:
         return []
     with Path("pyproject.toml").open("rb") as file:
         extras = tomllib.load(file)["project"]["optional-dependencies"]
-    return list(extras[GENERATORS[distribution]])
+    return [requirement for extra in GENERATORS[distribution] for requirement in extras[extra]]
 
 
 def _installed_wheels() -> str | None:

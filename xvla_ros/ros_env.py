@@ -14,8 +14,8 @@ from pathlib import Path
 
 from xvla_ros.resources import config_dir
 
-# Fast DDS 2 (Jazzy) reads the first, Fast DDS 3 (Kilted) the second; each ignores the other's.
-DDS_PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+# Name of Fast DDS in a prefix → the variable it reads: version 2 (Jazzy), version 3 (Kilted).
+DDS_PROFILE_VARIABLES = {"fastrtps": "FASTRTPS_DEFAULT_PROFILES_FILE", "fastdds": "FASTDDS_DEFAULT_PROFILES_FILE"}
 DDS_TRANSPORTS_VARIABLE = "FASTDDS_BUILTIN_TRANSPORTS"
 # Set by the .pth file of the ROS wheels in the first process of an environment; with it the next one looks up nothing.
 BOOTSTRAP_VARIABLES = ("_ROS_WHEELS_BOOTSTRAP_COMPLETE", "LD_LIBRARY_PATH")
@@ -36,9 +36,11 @@ def prepare(environment: MutableMapping[str, str] | None = None) -> None:
         target["AMENT_PREFIX_PATH"] = sys.prefix
     if not any(target.get(name) for name in ("HOME", "ROS_HOME", "ROS_LOG_DIR")):
         target["ROS_LOG_DIR"] = str(Path(tempfile.gettempdir()) / "ros_log")
-    if not any(target.get(name) for name in (*DDS_PROFILE_VARIABLES, DDS_TRANSPORTS_VARIABLE)):
-        for name in DDS_PROFILE_VARIABLES:
-            target[name] = str(dds_profile())
+    if not any(target.get(name) for name in (*DDS_PROFILE_VARIABLES.values(), DDS_TRANSPORTS_VARIABLE)):
+        prefixes = target.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
+        for package, variable in DDS_PROFILE_VARIABLES.items():
+            if any((Path(prefix) / "share" / package).is_dir() for prefix in prefixes if prefix):
+                target[variable] = str(dds_profile())
 
 
 def child_environment(python: str | Path = sys.executable) -> dict[str, str]:

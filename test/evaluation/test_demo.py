@@ -128,7 +128,7 @@ def test_console_film_and_page_say_the_same_of_the_weights(finished: tuple[Path,
     frame = read_frame(folder / "film.mp4", 1.0)
     assert frame.shape == (HEIGHT, WIDTH, 3)
     red, green, blue = frame[70, 20].astype(int)
-    banner = red > 150 > max(green, blue)
+    banner = bool(red > 150 > max(green, blue))
     assert report["trained"] is not banner
     assert ("Untrained." in page) is banner
     assert ("untrained" in console) is banner
@@ -146,10 +146,13 @@ def test_nothing_but_results_and_logs_is_left(finished: tuple[Path, str]) -> Non
     assert names == {"report.json", "report.html", "film.mp4", "logs"}
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_demo_told_to_stop_leaves_no_process(tmp_path: Path, signum: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("signum", "code", "moment"),
+    [(signal.SIGINT, 130, "first command"), (signal.SIGTERM, 143, "the simulation runs")],
+)
+def test_a_demo_told_to_stop_leaves_no_process(tmp_path: Path, signum: int, code: int, moment: str) -> None:
     with started(CODE, duration=600, output=str(tmp_path)) as command:
-        command.read_until("first command")
+        command.read_until(moment)
         assert len(command.alive()) == 4
         returned, errors = command.end(signum)
         assert returned == code
@@ -183,7 +186,7 @@ def test_what_cannot_be_run_is_one_clear_message(tmp_path: Path, arguments: dict
     assert becomes(lambda: not command.alive())
 
 
-def test_run_follows_its_nodes_until_it_is_told_to_stop(tmp_path: Path) -> None:
+def test_run_follows_its_nodes_until_it_is_told_to_stop(tmp_path: Path, ros_domain: int) -> None:
     with started(RUN, sim=True, output=str(tmp_path)) as command:
         command.read_until("running so101_bimanual")
         assert becomes(lambda: len(command.alive()) == 3)

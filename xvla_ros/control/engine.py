@@ -10,6 +10,7 @@ from xvla_ros.model.data import ActionChunk, Observation
 
 POLL_S = 0.005
 ERROR_PAUSE_S = 1.0
+INFERENCE_THREAD = "inference"
 
 
 class EngineClient(Protocol):
@@ -49,7 +50,7 @@ class Engine:
         if self._thread is not None:
             raise RuntimeError("the engine is already running; stop it before starting it again")
         self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=INFERENCE_THREAD, daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float = 10.0) -> bool:
@@ -73,15 +74,23 @@ class Engine:
         waiting = [(client, seen) for client in self._clients if client.wants_chunk() and (seen := client.observe())]
         if not waiting:
             return False
+        clients = [client for client, _ in waiting]
         try:
-            chunks = self._predict([seen for _, seen in waiting])
+            answers = list(zip(clients, self._predict([seen for _, seen in waiting]), strict=True))
         except Exception as error:
-            for client, _ in waiting:
-                client.policy_failed(error)
+            self._fail(clients, error)
             self._stop.wait(ERROR_PAUSE_S)
             return True
-        if self._stop.is_set():
-            return True
-        for (client, _), chunk in zip(waiting, chunks, strict=True):
-            client.deliver(chunk)
+        for client, chunk in answers:
+            if self._stop.is_set():
+                break
+            try:
+                client.deliver(chunk)
+            except Exception as error:  # one robot's trouble must not end the thread that serves the others
+                self._fail([client], error)
         return True
+
+    def _fail(self, clients: Sequence[EngineClient], error: Exception) -> None:
+        if not self._stop.is_set():
+            for client in clients:
+                client.policy_failed(error)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.model.problems import CheckpointError
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.limits import JointLimits
@@ -48,10 +49,12 @@ def load_policy(
         seed: of random weights.
 
     Raises:
-        PolicySourceError: the profiles name different checkpoints, or the policy does not fit a robot.
+        PolicySourceError: the profiles name different checkpoints, the policy does not fit a robot, or there is no
+            such device.
         CheckpointError: naming what is wrong with the checkpoint.
     """
     name, revision = (checkpoint, "") if checkpoint else _agreed(profiles)
+    _ensure_device(device)
     policy = _load(name, revision, device, dtype) if name else _untrained(profiles, device, seed)
     for profile in profiles.values():
         try:
@@ -73,15 +76,27 @@ def _agreed(profiles: Mapping[str, Profile]) -> tuple[str, str]:
     return next(iter(named.values()))
 
 
-def _load(name: str, revision: str, device: str, dtype: str) -> Policy:
+def _ensure_device(device: str) -> None:
     import torch
 
-    from xvla_ros.model.checkpoint import load
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second where torch was built without that kind of device
+        found = str(error).splitlines()[0]
+        raise PolicySourceError(f"device is {device!r}: {found}; expected cpu, cuda or another device that is there") \
+            from error
 
-    kind = getattr(torch, dtype, None) if dtype else None
-    if dtype and not isinstance(kind, torch.dtype):
-        raise PolicySourceError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
-    return load(name, revision=revision or None, device=device, dtype=kind)
+
+def _load(name: str, revision: str, device: str, dtype: str) -> Policy:
+    from xvla_ros.model.checkpoint import PROFILE_STEPS, load
+
+    try:
+        # a profile states the image pipeline and the domain, so a checkpoint's files need not
+        return load(name, revision=revision or None, device=device, dtype=dtype or None, assume=PROFILE_STEPS)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise PolicySourceError(str(error)) from error
 
 
 def _untrained(profiles: Mapping[str, Profile], device: str, seed: int) -> Policy:

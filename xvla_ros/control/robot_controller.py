@@ -58,13 +58,14 @@ class RobotController:
         self._lock = threading.RLock()
         self._latency = LatencyWindow()
         self._status = ControlStatus()
+        self._generation = 0
         self._reset_motion()
 
     def _reset_motion(self) -> None:
         self._timeline = Timeline(len(self._profile.joints.policy_order))
         self._window: CommandWindow | None = None
         self._guard = ClockGuard(self._profile.timing.clock_timeout)
-        self._generation = 0
+        self._generation += 1
         self._renew_at: int | None = None
         self._asked_s: float | None = None
         self._waiting_since_s: float | None = None
@@ -99,11 +100,12 @@ class RobotController:
         with self._lock:
             if self._status.state == INACTIVE:
                 return None
-            window = None
+            now, window = self._clock.ros_ns(), None
+            if self._guard.update(now, self._clock.steady_s()):
+                self._restart_plan()
             if self._window is not None:
-                now = self._clock.ros_ns()
                 self._plan_stop(now)
-                window = self._next_window(now, self._window.position_at(now))
+                window = self._next_window(now, self._window.state_at(now))
             self._status = replace(self._status, state=INACTIVE, reason="", detail="")
             return window
 
@@ -215,21 +217,25 @@ class RobotController:
             return Fault(POLICY_LATE, f"no chunk for {waited:.1f} s")
         end = self._timeline.end
         if self._status.state == RUNNING and end is not None and now > end:
-            return Fault(POLICY_LATE, "the last chunk ran out before the next came")
-        return None
+            self._policy_trouble = Fault(POLICY_LATE, "the last chunk ran out before the next came")
+        return self._policy_trouble
 
     def _change_state(self, now: int, steady: float, trouble: Fault | None) -> None:
+        if self._status.reason == CONTROLLER_LOST and (trouble is None or trouble.reason != CONTROLLER_LOST):
+            # whatever held the arm meanwhile, it need not be where it was last sent
+            self._restart_plan()
         status = self._status
         if trouble is None:
             planned_ahead = self._timeline.end is not None and now <= self._timeline.end
             if planned_ahead and self._renew_at is not None:
                 self._status = replace(status, state=RUNNING, reason="", detail="")
             elif status.reason or status.state == RUNNING:
-                self._status = replace(status, state=HOLDING, reason="", detail="waiting for a new chunk")
+                self._status = replace(status, state=HOLDING, reason="", detail="waiting for a new chunk",
+                                       holds=status.holds + (status.state == RUNNING))
             return
+        if self._renew_at is not None:
+            self._plan_stop(now)
         if status.reason != trouble.reason:
-            if status.state == RUNNING:
-                self._plan_stop(now)
             self._status = replace(status, state=HOLDING, reason=trouble.reason, detail=trouble.detail,
                                    holds=status.holds + (status.state == RUNNING))
         if trouble.reason not in OF_POLICY:
@@ -256,13 +262,15 @@ class RobotController:
         speed = np.abs(window.velocities).max(axis=0)
         return float(np.clip((speed / self._limits.max_acceleration).max(), timing.lead, timing.lookahead))
 
-    def _reference(self, now: int, measured: Floats | None) -> Floats | None:
-        """Where the controller should be now: on the last command, or before the first one where it is measured."""
-        return self._window.position_at(now) if self._window is not None else measured
+    def _reference(self, now: int, measured: Floats | None) -> tuple[Floats, Floats] | None:
+        """Where the controller should be now and how fast: on the last command, or before it, at rest as measured."""
+        if self._window is not None:
+            return self._window.state_at(now)
+        return None if measured is None else (measured, np.zeros_like(measured))
 
-    def _next_window(self, now: int, start: Floats) -> CommandWindow:
+    def _next_window(self, now: int, start: tuple[Floats, Floats]) -> CommandWindow:
         at = now + np.round(self._window_times * S_TO_NS).astype(np.int64)
-        window = command_window(now, start, self._window_times, self._timeline.sample(at), self._limits)
+        window = command_window(now, *start, self._window_times, self._timeline.sample(at), self._limits)
         self._timeline.forget_before(now)
         self._window = window
         self._status = replace(

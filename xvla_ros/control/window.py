@@ -14,6 +14,9 @@ Floats = NDArray[np.float64]
 # A cubic between two knots whose end velocities do not oppose the motion is nowhere faster than the larger of those
 # velocities and 1.5 times the mean slope, so slopes within 2/3 of a limit keep the whole curve inside it.
 CUBIC_PEAK = 1.5
+# A cubic that begins with velocity v and ends at rest is, wherever it ends, never further than v * duration / 3 from
+# where its start and its end are: with that much room it overshoots nothing (Fritsch and Carlson 1980).
+COAST = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class CommandWindow:
     Attributes:
         stamp: ROS time in ns from which ``times`` count.
         start: [J] where the controller should be at ``stamp``.
+        start_velocity: [J] how fast it should be there.
         times: float64 [K] seconds, strictly increasing, the first at least one control period away.
         positions: [K, J] rad or m, in ``policy_order``, inside the position limits.
         velocities: [K, J], the last row zero.
@@ -31,6 +35,7 @@ class CommandWindow:
 
     stamp: int
     start: Floats
+    start_velocity: Floats
     times: Floats
     positions: Floats
     velocities: Floats
@@ -38,18 +43,21 @@ class CommandWindow:
 
     def position_at(self, time: int) -> Floats:
         """Positions [J] that a controller following this window should have at ROS time ``time`` in ns."""
+        return self.state_at(time)[0]
+
+    def state_at(self, time: int) -> tuple[Floats, Floats]:
+        """Positions and velocities [J] that a controller following this window should have at ROS time ``time``."""
         at = (time - self.stamp) / 1e9
-        if at <= self.times[0]:
-            share = min(max(at / float(self.times[0]), 0.0), 1.0)
-            return self.start + share * (self.positions[0] - self.start)
         k = int(np.searchsorted(self.times, at))
+        if at <= 0.0:
+            return self.start.copy(), self.start_velocity.copy()
         if k >= len(self.times):
-            return self.positions[-1].copy()
-        return _hermite(
-            (at - self.times[k - 1]) / (self.times[k] - self.times[k - 1]),
-            self.times[k] - self.times[k - 1],
-            self.positions[k - 1], self.positions[k], self.velocities[k - 1], self.velocities[k],
-        )
+            return self.positions[-1].copy(), np.zeros_like(self.start)
+        if k == 0:
+            return _hermite(at, float(self.times[0]), self.start, self.positions[0], self.start_velocity,
+                            self.velocities[0])
+        return _hermite(at - float(self.times[k - 1]), float(self.times[k] - self.times[k - 1]),
+                        self.positions[k - 1], self.positions[k], self.velocities[k - 1], self.velocities[k])
 
 
 def window_times(lead: float, lookahead: float, rate: float) -> Floats:
@@ -58,44 +66,83 @@ def window_times(lead: float, lookahead: float, rate: float) -> Floats:
     return lead + np.arange(count) / rate
 
 
-def limit(start: Floats, times: Floats, wanted: Floats, limits: JointLimits) -> tuple[Floats, int]:
+def limit(
+    start: Floats, start_velocity: Floats, times: Floats, wanted: Floats, limits: JointLimits
+) -> tuple[Floats, int]:
     """Keep a path inside position and velocity limits; return it and how many points were moved.
 
     Each point goes as far towards the wanted one as the velocity limit lets it from the point before; the first
-    counts from ``start``. A start outside the position limits returns inside at the velocity limit and no faster.
+    counts from ``start``, and less far where that is against ``start_velocity``.
+    Near a position limit the path slows down, so that the next window can still stop before it, whenever it begins.
+    A start outside the position limits returns inside at the velocity limit and no faster.
 
     Args:
         start: [J] positions at time 0.
+        start_velocity: [J] velocities at time 0.
         times: [K] s after it.
         wanted: [K, J].
     """
     inside = np.clip(wanted, limits.lower, limits.upper)
     path = np.empty_like(inside)
+    lead = float(times[0])
     previous, previous_time = start, 0.0
     for k, time in enumerate(times):
-        reach = limits.max_velocity / CUBIC_PEAK * (time - previous_time)
-        path[k] = previous + np.clip(inside[k] - previous, -reach, reach)
+        low, high = _room(previous, float(time) - previous_time, lead, limits)
+        if k == 0:
+            against = _reach_against(start_velocity, limits) * lead
+            low = np.where(start_velocity > 0, np.maximum(low, -against), low)
+            high = np.where(start_velocity < 0, np.minimum(high, against), high)
+        step = np.clip(inside[k] - previous, low, high)
+        path[k] = np.clip(previous + step, np.minimum(limits.lower, start), np.maximum(limits.upper, start))
         previous, previous_time = path[k], float(time)
     moved = np.any(np.abs(path - wanted) > 1e-9, axis=1)
     return path, int(moved.sum())
 
 
-def command_window(stamp: int, start: Floats, times: Floats, wanted: Floats, limits: JointLimits) -> CommandWindow:
+def _room(position: Floats, duration: float, lead: float, limits: JointLimits) -> tuple[Floats, Floats]:
+    """The steps [J] down and up that may be made in ``duration`` s: none too fast to be stopped before a limit.
+
+    The next window may begin anywhere on the curve and meets its first point ``lead`` s later; to come to rest there
+    it needs ``lead * COAST`` s at its speed, which is up to ``CUBIC_PEAK`` times that of the step.
+    """
+    reach = limits.max_velocity / CUBIC_PEAK * duration
+    share = duration / (duration + CUBIC_PEAK * COAST * lead)
+    down = np.minimum(np.maximum(position - limits.lower, 0.0) * share, reach)
+    up = np.minimum(np.maximum(limits.upper - position, 0.0) * share, reach)
+    return -down, up
+
+
+def _reach_against(velocity: Floats, limits: JointLimits) -> Floats:
+    """The mean speed [J] at which a joint that moves may be sent back.
+
+    The cubic that turns round from speed v and goes back at a mean speed s is at most (v + 3 s)² / (3 v + 6 s) fast;
+    solved for s where that is the limit.
+    """
+    highest = limits.max_velocity
+    speed = np.minimum(np.abs(velocity), highest)
+    mean: Floats = (highest - speed + np.sqrt(highest * (highest + speed))) / 3
+    return mean
+
+
+def command_window(
+    stamp: int, start: Floats, start_velocity: Floats, times: Floats, wanted: Floats, limits: JointLimits
+) -> CommandWindow:
     """Limit a planned path and give it velocities: the one way from a plan to a command.
 
     Args:
         stamp: ROS time in ns.
-        start: [J] where the controller should be at ``stamp``.
+        start, start_velocity: [J] where the controller should be at ``stamp``, and how fast.
         times: [K] s after it.
         wanted: [K, J] planned positions.
 
     Raises:
         ValueError: a planned position is not finite.
     """
-    if not (np.isfinite(wanted).all() and np.isfinite(start).all()):
+    if not (np.isfinite(wanted).all() and np.isfinite(start).all() and np.isfinite(start_velocity).all()):
         raise ValueError("planned positions hold NaN or Inf; nothing is sent")
-    path, limited = limit(start, times, wanted, limits)
-    return CommandWindow(stamp, start.copy(), times, path, velocities(start, times, path), limited)
+    path, limited = limit(start, start_velocity, times, wanted, limits)
+    return CommandWindow(
+        stamp, start.copy(), start_velocity.copy(), times, path, velocities(start, times, path), limited)
 
 
 def velocities(start: Floats, times: Floats, path: Floats) -> Floats:
@@ -114,8 +161,15 @@ def velocities(start: Floats, times: Floats, path: Floats) -> Floats:
     return result
 
 
-def _hermite(u: float, dt: float, p0: Floats, p1: Floats, v0: Floats, v1: Floats) -> Floats:
+def _hermite(
+    at: float, duration: float, p0: Floats, p1: Floats, v0: Floats, v1: Floats
+) -> tuple[Floats, Floats]:
+    """Position and velocity ``at`` s into a cubic of ``duration`` s."""
+    u = at / duration
     u2, u3 = u * u, u * u * u
-    return (
-        (2 * u3 - 3 * u2 + 1) * p0 + (u3 - 2 * u2 + u) * dt * v0 + (3 * u2 - 2 * u3) * p1 + (u3 - u2) * dt * v1
+    position = (
+        (2 * u3 - 3 * u2 + 1) * p0 + (u3 - 2 * u2 + u) * duration * v0 + (3 * u2 - 2 * u3) * p1
+        + (u3 - u2) * duration * v1
     )
+    velocity = 6 * (u - u2) * (p1 - p0) / duration + (3 * u2 - 4 * u + 1) * v0 + (3 * u2 - 2 * u) * v1
+    return position, velocity

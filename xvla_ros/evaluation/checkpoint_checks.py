@@ -23,10 +23,11 @@ TIME_TOLERANCE = 0.02
 def checkpoint_findings(profile: Profile, checkpoint: str, revision: str = "") -> Iterator[Finding]:
     """Yield what keeps ``checkpoint`` (folder or hub id) from driving the robot, and what should be known of it."""
     from xvla_ros.model.inspection import inspect
+    from xvla_ros.model.pipelines import PROFILE_STEPS
     from xvla_ros.model.problems import CheckpointError
 
     try:
-        info = inspect(checkpoint, revision=revision or None)
+        info = inspect(checkpoint, revision=revision or None, assume=PROFILE_STEPS)
     except CheckpointError as error:
         yield from _of_the_files(checkpoint, error.problems)
         return

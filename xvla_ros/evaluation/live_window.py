@@ -78,20 +78,30 @@ class _Window:
         if self._root is None or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + PERIOD
+        from tkinter import TclError
+
+        try:
+            self._draw(self._source.frame())
+        except TclError:  # the display went away; the run does not need it
+            self.close()
+
+    def close(self) -> None:
+        """Close the window; harmless when it is closed already."""
+        from tkinter import TclError
+
+        root, self._root = self._root, None
+        if root is not None:
+            self._source.close()
+            with contextlib.suppress(TclError):
+                root.destroy()
+
+    def _draw(self, frame: Any) -> None:
         from PIL import Image, ImageTk
 
-        frame = self._source.frame()
         if frame is not None:
             self._photo = ImageTk.PhotoImage(Image.fromarray(frame), master=self._root)
             self._label.configure(image=self._photo)
         self._root.update()
-
-    def close(self) -> None:
-        """Close the window; harmless when it is closed already."""
-        if self._root is not None:
-            self._root.destroy()
-            self._root = None
-            self._source.close()
 
 
 class _LiveFrames:

@@ -313,7 +313,7 @@ class Supervisor:
         log.flush()
         child.last_lines.append(line)
         shown = line_to_show(line, self.verbose)
-        if shown is not None:
+        if shown is not None and not child.stopping:  # what it says of being stopped is no news
             self._echo(f"[{child.name}] {shown}")
 
 

@@ -120,6 +120,7 @@ def save(policy: Policy, folder: str | Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as made:
         _write(policy, Path(made))
         for path in sorted(Path(made).iterdir()):
+            path.chmod(0o644)  # safetensors makes files that only their owner may read
             os.replace(path, folder / path.name)
 
 

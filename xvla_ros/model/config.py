@@ -50,7 +50,7 @@ class TextConfig:
     encoder_layers: int = 12
     encoder_attention_heads: int = 16
     encoder_ffn_dim: int = 4096
-    max_position_embeddings: int = 1024
+    max_position_embeddings: int = 4096
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation_dropout: float = 0.1

@@ -306,7 +306,8 @@ def _nested(reader: _Reader, section: str, key: str, default: int) -> int:
 
 
 def _parse_text(reader: _Reader) -> TextConfig:
-    base = TextConfig(attention_dropout=0.0, activation_dropout=0.0)
+    # Left-out keys fall back to the defaults of BART's class, which are not Florence-2-large's.
+    base = TextConfig(max_position_embeddings=1024, attention_dropout=0.0, activation_dropout=0.0)
     values: dict[str, Any] = {key: reader.integer(key, getattr(base, key)) for key in _TEXT_COUNTS}
     values.update({key: reader.integer(key, getattr(base, key), least=0) for key in _TEXT_IDS})
     values.update({key: reader.number(key, getattr(base, key)) for key in _TEXT_RATES})
@@ -329,10 +330,6 @@ def _check_across(config: XvlaConfig, file: str, problems: list[Problem]) -> Non
                 f"text_config.d_model {config.text.d_model}", "does not fit",
             )
         )  # fmt: skip
-    need = config.sequence_length(config.num_image_views or 1)
-    if need > config.max_len_seq:
-        expected = f"at least {need} (waypoints, views and text)"
-        problems.append(Problem(file, "max_len_seq", config.max_len_seq, expected, "is too short"))
 
 
 def lerobot_dict(config: XvlaConfig) -> dict[str, Any]:

@@ -108,14 +108,23 @@ def describe(folders: CheckpointFolders, assume: Collection[str] = ()) -> Descri
     )
     if config.dialect == ORIGINAL:
         config, problems = _original_images(folders.base, config)
-        return Description(config, record, Pipelines(), tuple(problems))
+        return Description(config, record, Pipelines(), (*problems, *_too_long(config)))
     pipelines = read_pipelines(folders.holding(f"{PREPROCESSOR}.json"), config, assume)
     config = replace(
         config,
         tokenizer_name=pipelines.tokenizer_name or config.tokenizer_name,
         tokenizer_max_length=pipelines.tokenizer_length or config.tokenizer_max_length,
     )
-    return Description(config, record, pipelines, pipelines.problems)
+    return Description(config, record, pipelines, (*pipelines.problems, *_too_long(config)))
+
+
+def _too_long(config: XvlaConfig) -> list[Problem]:
+    """Say where the views and the text do not fit the position embedding."""
+    need = config.sequence_length(config.num_image_views or 1)
+    if need <= config.max_len_seq:
+        return []
+    expected = f"at least {need} (waypoints, views and text)"
+    return [Problem("config.json", "max_len_seq", config.max_len_seq, expected, "is too short")]
 
 
 def _original_images(folder: Path, config: XvlaConfig) -> tuple[XvlaConfig, list[Problem]]:

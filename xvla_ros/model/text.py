@@ -49,8 +49,11 @@ class Tokenizer:
         """Write tokenizer.json and the tokenizer_config.json that transformers wants beside it."""
         self.backend.save(str(folder / TOKENIZER_FILE))
         bos, pad, eos, unknown = (self.backend.id_to_token(index) or "" for index in range(4))
+        pre_tokenizer = json.loads(self.backend.to_str()).get("pre_tokenizer") or {}
         described = {
             "tokenizer_class": "PreTrainedTokenizerFast",
+            # transformers 4 sets this from here, whatever tokenizer.json says.
+            "add_prefix_space": bool(pre_tokenizer.get("add_prefix_space", False)),
             "model_max_length": self.length,
             "padding_side": "right",
             "bos_token": bos, "pad_token": pad, "eos_token": eos, "unk_token": unknown,

@@ -1,12 +1,14 @@
 """Weights from safetensors files into a network, tensor by tensor, and back.
 
 A network is built without memory, every tensor is copied once out of the mapped file in the precision it will run in,
-and mappings are dropped on the way, so loading peaks at the size of the weights.
+and the pages it lay in are given back, so loading peaks at the size of the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+import mmap
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,8 +23,8 @@ from .tensor_files import WEIGHTS, StoredTensor, stored_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GENERATION_BIAS = "model.vlm.language_model.final_logits_bias"
-# Pages of a mapped file count as memory until the mapping goes; it is renewed after this many bytes.
-_MAPPED_AT_ONCE = 64 * 2**20
+STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_MAPPED_AT_ONCE = 16 * 2**20
 
 
 def load_network(
@@ -82,36 +84,30 @@ def _copies(placed: Placed, device: torch.device, dtype: torch.dtype) -> Iterato
     for name, (place, stored) in placed.items():
         by_file.setdefault(stored.file, []).append((name, place, stored))
     for path, entries in by_file.items():
-        for batch in _batches(sorted(entries, key=lambda entry: entry[2].start)):
-            yield from _read_batch(path, batch, device, dtype)
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapping:
+            for name, place, stored in sorted(entries, key=lambda entry: entry[2].start):
+                tensor = _copy(mapping, stored, part_dtype(name, dtype), device)
+                yield name, tensor.t().contiguous() if place.transposed else tensor
 
 
-def _batches(entries: Iterable[tuple[str, Place, StoredTensor]]) -> Iterator[list[tuple[str, Place, StoredTensor]]]:
-    batch: list[tuple[str, Place, StoredTensor]] = []
-    size = 0
-    for entry in entries:
-        batch.append(entry)
-        size += entry[2].nbytes
-        if size >= _MAPPED_AT_ONCE:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _copy(mapping: mmap.mmap, stored: StoredTensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Copy one tensor, even where nothing changes: a mapped weight would break when the file is replaced."""
+    copy = torch.empty(math.prod(stored.shape), dtype=dtype, device=device)
+    source = STORED_DTYPES[stored.dtype]
+    per_piece = _MAPPED_AT_ONCE // source.itemsize
+    for first in range(0, len(copy), per_piece):
+        count = min(per_piece, len(copy) - first)
+        start = stored.start + first * source.itemsize
+        copy[first : first + count] = torch.frombuffer(mapping, dtype=source, count=count, offset=start)
+        _forget(mapping, start, count * source.itemsize)
+    return copy.view(stored.shape)
 
 
-def _read_batch(
-    path: Path, batch: list[tuple[str, Place, StoredTensor]], device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        for name, place, stored in batch:
-            mapped = file.get_tensor(stored.key)
-            source = mapped.t() if place.transposed else mapped
-            # A copy even where nothing changes: a mapped weight would break when the file is replaced.
-            copy = torch.empty(source.shape, dtype=part_dtype(name, dtype), device=device)
-            yield name, copy.copy_(source)
-            del mapped, source
+def _forget(mapping: mmap.mmap, start: int, length: int) -> None:
+    """Give pages back: those of a mapped file count as memory for as long as they stay."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        aligned = start - start % mmap.PAGESIZE
+        mapping.madvise(mmap.MADV_DONTNEED, aligned, start + length - aligned)
 
 
 def assign(network: nn.Module, name: str, tensor: Tensor) -> None:

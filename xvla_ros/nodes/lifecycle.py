@@ -48,6 +48,9 @@ class GuardedLifecycleNode(LifecycleNode):
         self._run_transitions_beside_other_callbacks()
         self._transition_lock = threading.Lock()
         self.cancelled = threading.Event()
+        self._unanswered = 0
+        self._all_answered = threading.Event()
+        self._all_answered.set()
         self._service_change_state.callback = self._on_change_state_request
 
     def _run_transitions_beside_other_callbacks(self) -> None:
@@ -122,7 +125,6 @@ class GuardedLifecycleNode(LifecycleNode):
             self.get_logger().warning(f"refused a transition: the node is still {self.state_label()}")
             return False
         try:
-            self.cancelled.clear()
             return self._trigger(self.trigger_shutdown if shutdown else self._trigger_of(transition_id))
         finally:
             self._transition_lock.release()
@@ -154,11 +156,24 @@ class GuardedLifecycleNode(LifecycleNode):
     async def _on_change_state_request(
         self, request: ChangeState.Request, response: ChangeState.Response
     ) -> ChangeState.Response:
+        self._unanswered += 1
+        self._all_answered.clear()
         transition_id = request.transition.id
         if request.transition.label:
             transition_id = _LABELS.get(request.transition.label, -1)
         response.success = await self._in_thread(lambda: self.change_state(transition_id))
+        # the executor takes up this task after the one it is in, which ends by sending the response
+        self.executor.create_task(self._count_answer)
         return response
+
+    def _count_answer(self) -> None:
+        self._unanswered -= 1
+        if not self._unanswered:
+            self._all_answered.set()
+
+    def wait_until_answered(self, timeout_s: float) -> bool:
+        """Wait until every transition asked for has been answered; return whether it has within the time."""
+        return self._all_answered.wait(timeout_s)
 
     def _in_thread(self, work: Callable[[], bool]) -> Future:
         """Run ``work`` beside the executor, which may have one thread only; the future holds what it returns."""

@@ -1,289 +1,32 @@
-"""The lifecycle node ``/xvla``: cameras and joints in, one policy for all its robots, trajectory commands out.
+"""The node ``/xvla``: cameras and joints in, one policy for all its robots, trajectory commands out.
 
-Configure loads the policy and warms it up, so that inactive means ready; activate starts the inference thread and the
-commands; deactivate brings the arms to rest; cleanup frees the memory.
+Run it with ``python -m xvla_ros.nodes.policy_node --ros-args -p robots:="[so101_bimanual]"``; its parameters describe
+themselves. ``policy_lifecycle`` is the node itself: only this much is imported before signals are taken, so that a
+Ctrl-C while ROS loads is no traceback.
 """
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from xvla_ros import ros_env
-
-ros_env.prepare()
-
-import numpy as np  # noqa: E402 - the environment is read when rclpy is imported
-import rclpy  # noqa: E402
-from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
-from lifecycle_msgs.msg import Transition  # noqa: E402
-from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult  # noqa: E402
-from rclpy.clock import Clock as RosClock  # noqa: E402
-from rclpy.clock import ClockType  # noqa: E402
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor  # noqa: E402
-from rclpy.parameter import Parameter  # noqa: E402
-from rclpy.signals import SignalHandlerOptions  # noqa: E402
-
-from xvla_ros.control.engine import Engine  # noqa: E402
-from xvla_ros.control.policy_source import PolicySourceError, load_policy  # noqa: E402
-from xvla_ros.model.data import ActionChunk, Observation  # noqa: E402
-from xvla_ros.nodes import messages, qos  # noqa: E402
-from xvla_ros.nodes.diagnostics import robot_diagnostics  # noqa: E402
-from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError  # noqa: E402
-from xvla_ros.nodes.parameters import read_profile  # noqa: E402
-from xvla_ros.nodes.robot_link import RobotLink  # noqa: E402
-from xvla_ros.robots.kinematics import KinematicsError  # noqa: E402
-from xvla_ros.robots.problems import ProfileError  # noqa: E402
-from xvla_ros.robots.profile import Profile  # noqa: E402
-
-if TYPE_CHECKING:
-    from xvla_ros.model.policy import Policy
-
-NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
-    ("robots", ["so101_bimanual"], "Names of the robots to drive, each a profile; their keys are under their names."),
-    ("device", "cpu", "Where the policy runs, as torch names it: cpu, cuda, cuda:1."),
-    ("dtype", "", "Type of the weights, float32 or bfloat16; empty keeps the checkpoint's."),
-    ("threads", 0, "Processor threads of the policy; 0 takes half of the cores and leaves the rest to the topics."),
-    ("autostart", False, "Whether the node configures and activates itself; a launch file does it from outside."),
-    ("checkpoint", "", "Folder or hub id of the checkpoint; empty takes the one the profiles name."),
-    ("instruction", "", "What to do until an instruction arrives on a topic; empty takes the profiles'."),
-    ("seed", -1, "Seed of the sampler's noise; below 0 draws a fresh one for every chunk."),
-)
-PROGRESS_PERIOD_S = 5.0
-POLL_S = 0.05
-
-
-class NodeClock:
-    """ROS time of a node, which follows ``/clock`` under ``use_sim_time``, and the steady clock beside it."""
-
-    def __init__(self, node: rclpy.node.Node) -> None:
-        self._clock = node.get_clock()
-
-    def ros_ns(self) -> int:
-        return int(self._clock.now().nanoseconds)
-
-    def steady_s(self) -> float:
-        return time.monotonic()
-
-
-class PolicyNode(GuardedLifecycleNode):
-    """Drives every robot of the parameter ``robots`` with one policy."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__("xvla", **kwargs)
-        for name, default, description in NODE_PARAMETERS:
-            self.declare_parameter(name, default, ParameterDescriptor(description=description))
-        self._clock_of_robots = NodeClock(self)
-        self._profiles: dict[str, Profile] = {}
-        self._links: list[RobotLink] = []
-        self._policy: Policy | None = None
-        self._engine: Engine | None = None
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.EVENTS)
-        self.create_timer(1.0, self._publish_diagnostics, clock=RosClock(clock_type=ClockType.STEADY_TIME))
-        self.add_on_set_parameters_callback(self._on_set_parameters)
-
-    def set_up(self) -> None:
-        self._profiles = self._read_profiles()
-        self._policy = self._load()
-        self._links = self._make_links()
-
-    def start(self) -> None:
-        changed = self._read_profiles()
-        if changed != self._profiles:
-            self._close_links()
-            self._profiles = changed
-            self._links = self._make_links()
-        self._engine = Engine(self._predict, self._links)
-        for link in self._links:
-            link.start()
-        self._engine.start()
-
-    def halt(self) -> None:
-        # the arms first: a pass of the network may take seconds to end
-        for link in self._links:
-            link.stop()
-        if self._engine is not None and not self._engine.stop():
-            self.get_logger().warning("the policy is still in a forward pass; its chunk will be dropped")
-        self._engine = None
-
-    def tear_down(self) -> None:
-        self._close_links()
-        self._policy = None
-        gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def _close_links(self) -> None:
-        for link in self._links:
-            link.close()
-        self._links = []
-
-    def _read_profiles(self) -> dict[str, Profile]:
-        robots = list(self.get_parameter("robots").value)
-        if not robots or len(set(robots)) != len(robots):
-            raise TransitionError(f"parameter robots is {robots}; expected at least one name, and each once")
-        try:
-            return {robot: read_profile(self, robot) for robot in robots}
-        except ProfileError as error:
-            raise TransitionError(str(error)) from error
-
-    def _make_links(self) -> list[RobotLink]:
-        instruction = str(self.get_parameter("instruction").value)
-        try:
-            return [RobotLink(self, profile, self._clock_of_robots, instruction) for profile in self._profiles.values()]
-        except KinematicsError as error:
-            raise TransitionError(str(error)) from error
-
-    def _load(self) -> Policy:
-        """Load and warm up in a thread of its own, so that a shutdown can cancel the wait."""
-        from xvla_ros.model.problems import CheckpointError
-
-        outcome: list[Any] = []
-
-        def work() -> None:
-            try:
-                outcome.append(self._load_and_warm_up())
-            except Exception as error:
-                outcome.append(error)
-
-        worker = threading.Thread(target=work, name="loading", daemon=True)
-        begun = time.monotonic()
-        said = begun
-        worker.start()
-        while worker.is_alive():
-            worker.join(POLL_S)
-            if self.cancelled.is_set():
-                raise TransitionError("loading was cancelled by a shutdown")
-            if time.monotonic() - said > PROGRESS_PERIOD_S:
-                said = time.monotonic()
-                self.get_logger().info(f"still loading the policy, {said - begun:.0f} s")
-        result = outcome[0]
-        if isinstance(result, CheckpointError | PolicySourceError):
-            raise TransitionError(str(result)) from result
-        if isinstance(result, Exception):
-            raise result
-        self.get_logger().info(f"policy ready after {time.monotonic() - begun:.1f} s")
-        policy: Policy = result
-        return policy
-
-    def _load_and_warm_up(self) -> Policy:
-        log = self.get_logger()
-        checkpoint = str(self.get_parameter("checkpoint").value)
-        log.info(f"loading the policy: {checkpoint or 'as the profiles say'}")
-        self._choose_threads()
-        policy = load_policy(
-            self._profiles,
-            checkpoint,
-            device=str(self.get_parameter("device").value),
-            dtype=str(self.get_parameter("dtype").value),
-        )
-        for profile in self._profiles.values():
-            if not policy.is_trained(profile.policy.domain_id):
-                log.warning(
-                    f"{profile.name}: untrained: {policy.source} has no trained row {profile.policy.domain_id}; "
-                    "the arm will move, but not to a purpose"
-                )
-        log.info("warming up")
-        policy.predict([blank_observation(profile) for profile in self._profiles.values()], seed=0)
-        return policy
-
-    def _choose_threads(self) -> None:
-        # OpenMP threads that wait for each other spin: on cores that other work needs they make a pass ten times
-        # slower, and starve the very callbacks that bring the observations
-        import torch
-
-        threads = int(self.get_parameter("threads").value)
-        torch.set_num_threads(threads if threads > 0 else max(1, len(os.sched_getaffinity(0)) // 2))
-
-    def _predict(self, observations: list[Observation]) -> list[ActionChunk]:
-        policy = self._policy
-        if policy is None:
-            raise RuntimeError("the policy was freed while its engine ran")
-        seed = int(self.get_parameter("seed").value)
-        return policy.predict(observations, seed=None if seed < 0 else seed)
-
-    def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
-        changes = [parameter.name for parameter in parameters if parameter.name != "use_sim_time"]
-        if self.state_label() == "active" and changes:
-            return SetParametersResult(successful=False, reason=f"{', '.join(changes)}: deactivate /xvla first")
-        return SetParametersResult(successful=True)
-
-    def _publish_diagnostics(self) -> None:
-        message = DiagnosticArray()
-        message.header.stamp = messages.stamp_message(self._clock_of_robots.ros_ns())
-        policy = self._policy
-        message.status = [
-            robot_diagnostics(
-                link,
-                node=self.get_name(),
-                checkpoint=policy.source if policy is not None else "",
-                trained=policy is not None and policy.is_trained(link.profile.policy.domain_id),
-            )
-            for link in list(self._links)
-        ]
-        self._diagnostics.publish(message)
-
-
-def blank_observation(profile: Profile) -> Observation:
-    """An observation of the right shape with nothing in it, to warm a policy up."""
-    state = np.zeros(profile.state_width, np.float32)
-    images = {slot: np.zeros((240, 320, 3), np.uint8) for slot in profile.cameras.slots}
-    return Observation(profile.embodiment(), 0, images, state, profile.instruction or "warm up")
+from xvla_ros.nodes.stop_request import StopRequest
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM, which bring the arms to rest before the node goes.
+    """Run the node until SIGINT or SIGTERM; return its exit code."""
+    stop = StopRequest()
+    ros_env.prepare()
+    from xvla_ros.nodes.policy_lifecycle import network_is_busy, serve
 
-    Returns:
-        0; 1 where ``autostart`` did not get the node active, as nobody is there to try again.
-    """
-    # rclpy's own handlers would take the graph away before the last command is out
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    ended = threading.Event()
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, lambda *_: ended.set())
-    node = PolicyNode()
-    failed = threading.Event()
-    # with rclpy's multi-threaded executor the same topics cost three times the processor time
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    spinning = threading.Thread(target=_spin, args=(executor, ended), name="executor", daemon=True)
-    spinning.start()
-    if node.get_parameter("autostart").value:
-        threading.Thread(target=_autostart, args=(node, ended, failed), name="autostart", daemon=True).start()
-    while not ended.wait(0.2) and node.state_label() != "finalized":
-        pass
-    if node.state_label() != "finalized":
-        node.change_state(Transition.TRANSITION_ACTIVE_SHUTDOWN)
-    executor.shutdown(timeout_sec=2.0)
-    spinning.join(2.0)
-    node.destroy_node()
-    rclpy.try_shutdown()
-    return 1 if failed.is_set() else 0
-
-
-def _autostart(node: PolicyNode, ended: threading.Event, failed: threading.Event) -> None:
-    for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
-        if not node.change_state(transition):
-            if not ended.is_set():
-                failed.set()
-            ended.set()
-            return
-
-
-def _spin(executor: SingleThreadedExecutor, ended: threading.Event) -> None:
-    try:
-        while not ended.is_set():
-            executor.spin_once(timeout_sec=0.1)
-    except ExternalShutdownException:
-        ended.set()
+    code = serve(lambda: stop.made, args)
+    if network_is_busy():
+        # Python would take the interpreter from under torch, which ends in an abort
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

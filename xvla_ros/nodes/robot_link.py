@@ -82,7 +82,7 @@ class RobotLink:
         self._decoder = Decoder(profile, arms)
         self._builder = ObservationBuilder(profile, messages.decode_image, self._encoder)
         self._controller = RobotController(profile, clock)
-        self._publish_lock = threading.Lock()
+        self._sending = threading.Lock()
         self._overhead = LatencyWindow()
         self._asked: tuple[int, float] = (0, 0.0)  # generation, ms spent on the observation
         self._asked_from: Floats | None = None  # where the joints were commanded to be then
@@ -94,6 +94,7 @@ class RobotLink:
         self._publishers = self._make_publishers()
         self._subscriptions = self._make_subscriptions()
         self._timer: Any = None
+        self._publish_status()
 
     # what the node calls
 
@@ -110,7 +111,7 @@ class RobotLink:
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
             self._timer = None
-        with self._publish_lock:
+        with self._sending:
             window = self._controller.stop()
             if window is not None:
                 self._publish(window)
@@ -186,11 +187,11 @@ class RobotLink:
         fault = self._builder.check(now, steady)
         measured = self._builder.latest_positions()
         missing = "" if self._instruction else "an instruction"
-        with self._publish_lock:
+        with self._sending:
             window = self._controller.tick(measured, fault, self._controller_present(steady), waiting_for=missing)
             if window is not None:
                 self._publish(window)
-        self._report(steady)
+            self._report(steady)
 
     def _controller_present(self, steady: float) -> bool:
         topics = (self._publishers[group] for group in self.profile.commands.groups)
@@ -212,7 +213,8 @@ class RobotLink:
         if edge != self._last_status:
             self._log_edge(status)
             self._last_status = edge
-        self._status_due = steady + STATUS_PERIOD_S
+        # from the time it was due, or ticks that do not divide the period would stretch it
+        self._status_due = max(self._status_due + STATUS_PERIOD_S, steady)
         self._publish_status()
 
     def _log_edge(self, status: ControlStatus) -> None:

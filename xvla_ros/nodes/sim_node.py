@@ -10,24 +10,10 @@ traceback.
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
 
 from xvla_ros import ros_env
-
-
-class StopRequest:
-    """Whether SIGINT or SIGTERM has come since this was made, in the main thread."""
-
-    def __init__(self) -> None:
-        # A plain flag: the main thread may be interrupted while it holds the lock of an Event.
-        self.made = False
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self._make)
-
-    def _make(self, signum: int, frame: FrameType | None) -> None:
-        self.made = True
+from xvla_ros.nodes.stop_request import StopRequest
 
 
 def main(args: list[str] | None = None) -> int:

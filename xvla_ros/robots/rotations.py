@@ -17,8 +17,8 @@ ROT6D_LAYOUTS = (COLUMNS, INTERLEAVED)
 
 # The published code adds this to both norms of its Gram-Schmidt.
 _NORM_EPS = 1e-6
-# What it leaves of a second vector parallel to the first is up to 2e-6 long, and no direction.
-_LEAST_LENGTH = 1e-4
+# A second vector that keeps less than this of its length beside the first is parallel to it.
+_PARALLEL = 1e-5
 # Below this angle in radians the axis is noise; sin(x)/x is 1 to double precision.
 _SMALL_ANGLE = 1e-9
 
@@ -50,7 +50,8 @@ def rot6d_to_matrix(rot6d: ArrayLike, layout: str) -> Array:
     columns = pairs if layout == COLUMNS else np.swapaxes(pairs, -1, -2)
     first = _unit(columns[..., 0, :], "first")
     along = np.sum(first * columns[..., 1, :], axis=-1, keepdims=True)
-    second = _unit(columns[..., 1, :] - along * first, "second")
+    length = np.linalg.norm(columns[..., 1, :], axis=-1, keepdims=True)
+    second = _unit(columns[..., 1, :] - along * first, "second", least=_PARALLEL * length)
     return np.stack([first, second, np.cross(first, second)], axis=-1)
 
 
@@ -146,16 +147,6 @@ def axis_angle_to_matrix(axis_angle: ArrayLike) -> Array:
     return quaternion_to_matrix(axis_angle_to_quaternion(axis_angle))
 
 
-def rpy_to_matrix(rpy: ArrayLike) -> Array:
-    """Turn roll, pitch, yaw [..., 3] in radians about fixed axes, as URDFs write them, into matrices [..., 3, 3]."""
-    found = _shaped(rpy, (3,), "rpy")
-    about = np.zeros((3, *found.shape))
-    for axis in range(3):
-        about[axis, ..., axis] = found[..., axis]
-    roll, pitch, yaw = axis_angle_to_matrix(about)
-    return np.asarray(yaw @ pitch @ roll, dtype=np.float64)
-
-
 def rot6d_to_axis_angle(rot6d: ArrayLike, layout: str) -> Array:
     """Turn rot6d [..., 6] into rotation vectors [..., 3] in radians, as LIBERO wants them."""
     return matrix_to_axis_angle(rot6d_to_matrix(rot6d, layout))
@@ -166,14 +157,24 @@ def rot6d_to_quaternion(rot6d: ArrayLike, layout: str) -> Array:
     return matrix_to_quaternion(rot6d_to_matrix(rot6d, layout))
 
 
+def rpy_to_matrix(rpy: ArrayLike) -> Array:
+    """Turn roll, pitch, yaw [..., 3] in radians about fixed axes, as URDFs write them, into matrices [..., 3, 3]."""
+    found = _shaped(rpy, (3,), "rpy")
+    about = np.zeros((3, *found.shape))
+    for axis in range(3):
+        about[axis, ..., axis] = found[..., axis]
+    roll, pitch, yaw = axis_angle_to_matrix(about)
+    return np.asarray(yaw @ pitch @ roll, dtype=np.float64)
+
+
 def quaternion_to_rot6d(quaternion: ArrayLike, layout: str) -> Array:
     """Turn quaternions [..., 4], x y z w, into rot6d [..., 6]."""
     return matrix_to_rot6d(quaternion_to_matrix(quaternion), layout)
 
 
-def _unit(vector: Array, which: str) -> Array:
+def _unit(vector: Array, which: str, least: ArrayLike = 0.0) -> Array:
     norm = np.linalg.norm(vector, axis=-1, keepdims=True)
-    if np.any(norm <= _LEAST_LENGTH):
+    if np.any(norm <= np.maximum(least, _NORM_EPS)):
         raise ValueError(
             f"the {which} vector of a rot6d has no direction (length {float(norm.min()):.2g}, expected about 1): "
             "the two vectors are zero or parallel; check the layout"

@@ -1,0 +1,163 @@
+"""The inference thread: who is served together, and what happens when something breaks."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from xvla_ros.control import engine as engine_module
+from xvla_ros.control.engine import Engine
+from xvla_ros.model.data import ActionChunk, Observation
+
+DEADLINE = 30.0
+
+
+class Robot:
+    """A client that keeps what it is given."""
+
+    def __init__(self, profile, *, wants=True, sees=True):
+        self.embodiment = profile.embodiment()
+        self.wants, self.sees = wants, sees
+        self.chunks, self.errors = [], []
+        self.heard = threading.Event()
+
+    def wants_chunk(self):
+        return self.wants
+
+    def observe(self):
+        return Observation(self.embodiment, 0, {}, np.zeros(2, np.float32), "go") if self.sees else None
+
+    def deliver(self, chunk):
+        self.chunks.append(chunk)
+        self.heard.set()
+
+    def policy_failed(self, error):
+        self.errors.append(error)
+        self.heard.set()
+
+
+class Policy:
+    """Answers every observation, and remembers who was in each batch."""
+
+    def __init__(self):
+        self.batches = []
+        self.entered, self.may_answer = threading.Event(), threading.Event()
+        self.may_answer.set()
+        self.error = None
+        self.answers = None
+
+    def __call__(self, observations):
+        self.batches.append([seen.embodiment.robot for seen in observations])
+        self.entered.set()
+        assert self.may_answer.wait(DEADLINE)
+        if self.error is not None:
+            raise self.error
+        chunks = [
+            ActionChunk(seen.embodiment.robot, 0, "auto", seen.instruction, seen.stamp, np.ones(1),
+                        np.ones((1, 2), np.float32), 1.0, 0)
+            for seen in observations
+        ]
+        return chunks[: self.answers]
+
+
+@pytest.fixture
+def robots(make_profile):
+    return [Robot(make_profile(name)) for name in ("left", "middle", "right")]
+
+
+@pytest.fixture
+def policy():
+    return Policy()
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(engine_module, "ERROR_PAUSE_S", 0.0)
+
+
+def test_all_who_wait_share_a_batch_and_each_gets_its_own_chunk(robots, policy):
+    assert Engine(policy, robots).step()
+    assert policy.batches == [["left", "middle", "right"]]
+    assert [[chunk.robot for chunk in robot.chunks] for robot in robots] == [["left"], ["middle"], ["right"]]
+
+
+def test_one_whose_observation_is_missing_delays_nobody(robots, policy):
+    robots[1].sees = False
+    Engine(policy, robots).step()
+    assert policy.batches == [["left", "right"]]
+    assert robots[0].chunks and robots[2].chunks and not robots[1].chunks
+
+
+def test_one_who_does_not_want_is_not_observed(robots, policy):
+    robots[0].wants = False
+    robots[0].observe = pytest.fail
+    Engine(policy, robots).step()
+    assert policy.batches == [["middle", "right"]]
+
+
+def test_without_anybody_the_policy_is_left_alone(robots, policy):
+    for robot in robots:
+        robot.wants = False
+    assert not Engine(policy, robots).step()
+    assert policy.batches == []
+
+
+def test_an_error_goes_to_the_robots_of_the_batch_and_the_next_batch_is_tried(robots, policy):
+    robots[1].sees = False
+    policy.error = RuntimeError("out of memory")
+    served = Engine(policy, robots)
+    assert served.step()
+    assert [robot.errors for robot in robots] == [[policy.error], [], [policy.error]]
+    policy.error = None
+    served.step()
+    assert robots[0].chunks and robots[2].chunks
+
+
+def test_a_policy_that_forgets_a_robot_is_an_error_of_the_policy(robots, policy):
+    policy.answers = 2
+    Engine(policy, robots).step()
+    assert not any(robot.chunks for robot in robots)
+    assert all(len(robot.errors) == 1 for robot in robots)
+
+
+def test_a_robot_that_cannot_take_its_chunk_keeps_nobody_from_theirs(robots, policy):
+    def refuse(chunk):
+        raise OSError("no publisher")
+
+    robots[0].deliver = refuse
+    Engine(policy, robots).step()
+    assert robots[1].chunks and robots[2].chunks
+    assert [str(error) for error in robots[0].errors] == ["no publisher"]
+
+
+def test_the_thread_serves_until_it_is_stopped_and_may_start_again(robots, policy):
+    served = Engine(policy, robots)
+    served.start()
+    with pytest.raises(RuntimeError, match="already running"):
+        served.start()
+    assert all(robot.heard.wait(DEADLINE) for robot in robots)
+    assert served.stop()
+    count = len(policy.batches)
+    assert served.stop()
+    assert len(policy.batches) == count
+    robots[0].heard.clear()
+    served.start()
+    assert robots[0].heard.wait(DEADLINE)
+    assert served.stop()
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("late failure")])
+def test_what_comes_of_a_pass_that_outlasts_the_stop_is_dropped(robots, policy, error):
+    policy.may_answer.clear()
+    policy.error = error
+    served = Engine(policy, robots)
+    served.start()
+    assert policy.entered.wait(DEADLINE)
+    assert not served.stop(timeout_s=0.01)
+    policy.may_answer.set()
+    assert served.stop(DEADLINE)
+    assert not any(robot.chunks or robot.errors for robot in robots)
+
+
+def test_an_engine_that_was_never_started_stops(robots, policy):
+    assert Engine(policy, robots).stop()

@@ -1,0 +1,90 @@
+"""Which policy a node gets, and how it is told that there is none for its robots."""
+
+import numpy as np
+import pytest
+
+from xvla_ros.control.policy_source import PolicySourceError, load_policy
+from xvla_ros.model.checkpoint import save
+from xvla_ros.model.data import Observation
+from xvla_ros.model.problems import CheckpointError
+from xvla_ros.robots.decode import decode
+from xvla_ros.robots.profile import load_profile
+
+PAIR = "so101_bimanual"
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return load_profile(PAIR)[PAIR]
+
+
+@pytest.fixture(scope="module")
+def untrained(pair):
+    return load_policy({PAIR: pair})
+
+
+@pytest.fixture(scope="module")
+def saved(untrained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save(untrained, folder)
+    return folder
+
+
+def changed(profile, **policy):
+    mapping = profile.to_mapping()
+    mapping["policy"] |= policy
+    return type(profile).from_mapping(profile.name, mapping)
+
+
+def seen_by(profile, level=0):
+    images = {slot: np.full((24, 32, 3), level, np.uint8) for slot in profile.cameras.slots}
+    return Observation(profile.embodiment(), 10**9, images, np.zeros(12, np.float32), "lift the cube")
+
+
+def test_without_a_checkpoint_an_untrained_policy_drives(pair, untrained):
+    assert not untrained.is_trained(pair.policy.domain_id)
+    [chunk] = untrained.predict([seen_by(pair)], seed=1)
+    path = decode(chunk, pair)
+    assert np.isfinite(path.positions).all()
+    lower, upper = (np.array([getattr(joint, side) for joint in pair.joints.ordered]) for side in ("lower", "upper"))
+    assert ((path.positions > lower - 0.5) & (path.positions < upper + 0.5)).all(axis=1).any()
+    assert np.ptp(path.positions, axis=0).max() > 0.02, "an untrained policy moves too"
+
+
+def test_a_checkpoint_by_name_or_as_the_profiles_agree(pair, untrained, saved):
+    seen = seen_by(pair, 7)
+    expected = untrained.predict([seen], seed=3)[0].actions
+    for profiles, name in (({PAIR: pair}, str(saved)), ({PAIR: changed(pair, checkpoint=str(saved))}, "")):
+        policy = load_policy(profiles, name)
+        assert policy.source == str(saved)
+        np.testing.assert_allclose(policy.predict([seen], seed=3)[0].actions, expected, atol=1e-5)
+
+
+def test_profiles_that_disagree_are_named_with_what_to_do(pair):
+    other = changed(pair, checkpoint="someone/xvla").model_copy(update={"name": "other"})
+    with pytest.raises(PolicySourceError, match=r"so101_bimanual: none, other: someone/xvla.*parameter checkpoint"):
+        load_policy({PAIR: pair, "other": other})
+
+
+def test_a_robot_that_the_policy_does_not_fit_is_named(pair, saved):
+    misfit = changed(pair, domain_id=60000)
+    with pytest.raises(PolicySourceError, match=r"cannot drive so101_bimanual.*domain_id 60000") as caught:
+        load_policy({PAIR: misfit}, str(saved))
+    assert str(saved) in str(caught.value)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(pair, tmp_path):
+    with pytest.raises(CheckpointError, match="nothing_here"):
+        load_policy({PAIR: pair}, str(tmp_path / "nothing_here"))
+
+
+def test_a_dtype_that_is_none_is_named(pair, saved):
+    with pytest.raises(PolicySourceError, match="dtype 'float99' is unknown, expected float32"):
+        load_policy({PAIR: pair}, str(saved), dtype="float99")
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_device_that_is_not_there_is_named(pair, saved, device, trained):
+    with pytest.raises(PolicySourceError, match=f"device is '{device}'.*expected cpu, cuda"):
+        load_policy({PAIR: pair}, str(saved) if trained else "", device=device)

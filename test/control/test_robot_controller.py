@@ -1,0 +1,370 @@
+"""One robot in time, under a clock set by hand."""
+
+import numpy as np
+import pytest
+
+from xvla_ros.control.robot_controller import HOLDING, INACTIVE, RUNNING, RobotController
+from xvla_ros.observation.faults import CAMERA_STALE, JOINTS_INVALID, Fault
+from xvla_ros.robots.trajectory import Trajectory
+
+SECOND = 1_000_000_000
+PERIOD = 1 / 30
+HOME = np.array([0.2, -0.3])
+STALE = Fault(CAMERA_STALE, "front: newest message is 0.31 s old")
+
+
+class Bench:
+    """A controller, its clock, and what the node around it does."""
+
+    def __init__(self, profile, clock):
+        self.profile, self.clock = profile, clock
+        self.controller = RobotController(profile, clock)
+        self.sent = []
+
+    @property
+    def status(self):
+        return self.controller.status
+
+    @property
+    def reason(self):
+        return self.status.state, self.status.reason
+
+    def trajectory(self, seen, target, *, waypoints=10):
+        """A chunk from an observation at ``seen`` ns: a straight line from home to ``target``."""
+        times = seen + np.round((np.arange(waypoints) + 1) * 0.1 * SECOND).astype(np.int64)
+        share = ((np.arange(waypoints) + 1) / waypoints)[:, None]
+        return Trajectory(self.profile.name, self.profile.joints.policy_order, times,
+                          HOME + share * (np.asarray(target) - HOME))
+
+    def chunk(self, target=(0.5, 0.1), *, inference=0.0, generation=None, waypoints=10):
+        """Ask now, answer ``inference`` s later."""
+        seen = self.clock.ros
+        asked = self.controller.ask() if generation is None else generation
+        self.run(inference)
+        return self.controller.accept(self.trajectory(seen, target, waypoints=waypoints), asked)
+
+    def tick(self, measured=HOME, fault=None, **kwargs):
+        window = self.controller.tick(measured, fault, **kwargs)
+        if window is not None:
+            self.sent.append(window)
+        return window
+
+    def run(self, seconds, *, ros=True, **kwargs):
+        """Tick through some seconds; return the last window."""
+        window = None
+        for _ in range(round(seconds / PERIOD)):
+            self.clock.advance(PERIOD, ros=ros)
+            window = self.tick(**kwargs)
+        return window
+
+
+@pytest.fixture
+def bench(profile, clock):
+    made = Bench(profile, clock)
+    made.controller.start()
+    return made
+
+
+@pytest.fixture
+def running(bench):
+    assert bench.chunk()
+    bench.run(0.2)
+    assert bench.reason == (RUNNING, "")
+    return bench
+
+
+def stands(window):
+    return np.abs(window.velocities).max() < 0.01 and np.ptp(window.positions, axis=0).max() < 1e-3
+
+
+def test_nothing_is_sent_while_inactive(profile, clock):
+    bench = Bench(profile, clock)
+    assert bench.reason == (INACTIVE, "")
+    assert bench.tick() is None
+    assert not bench.chunk()
+    assert not bench.controller.wants_chunk()
+    assert bench.controller.stop() is None
+
+
+def test_nothing_is_sent_before_the_first_chunk(bench):
+    assert bench.run(1.0) is None
+    assert bench.reason == (HOLDING, "")
+    assert bench.controller.wants_chunk()
+
+
+def test_nothing_is_sent_while_the_joints_are_unknown(bench):
+    assert bench.chunk()
+    assert bench.run(0.2, measured=None) is None
+    assert bench.tick() is not None
+
+
+def test_the_first_command_starts_where_the_robot_is_measured(bench):
+    assert bench.chunk()
+    measured = np.array([-0.4, 0.4])
+    window = bench.tick(measured)
+    np.testing.assert_array_equal(window.start, measured)
+    assert not window.start_velocity.any()
+    step = np.abs(window.positions[0] - measured)
+    assert (step <= 2.0 * window.times[0]).all()
+
+
+def test_later_commands_start_where_the_one_before_is_by_then(running):
+    before = running.controller.last_window
+    running.clock.advance(PERIOD)
+    window = running.tick(np.array([0.9, 0.9]))
+    position, velocity = before.state_at(running.clock.ros)
+    np.testing.assert_allclose(window.start, position)
+    np.testing.assert_allclose(window.start_velocity, velocity)
+
+
+def test_commands_are_windows_from_lead_to_lookahead(running):
+    timing = running.profile.timing
+    for window in running.sent:
+        assert window.times[0] == timing.lead
+        assert window.times[-1] <= timing.lookahead + 1e-9
+        assert len(window.times) >= 2 and not window.velocities[-1].any()
+
+
+def test_a_chunk_is_followed(running):
+    running.run(0.7)
+    at = running.clock.ros
+    plan = running.trajectory(100 * SECOND, (0.5, 0.1))
+    expected = [np.interp(at, plan.times, plan.positions[:, j]) for j in range(2)]
+    np.testing.assert_allclose(running.controller.last_window.position_at(at), expected, atol=0.01)
+
+
+def test_the_next_chunk_is_asked_for_when_the_committed_part_is_over(running):
+    assert not running.controller.wants_chunk()
+    running.run(0.5)
+    assert running.controller.wants_chunk()
+    assert running.chunk(target=(0.5, 0.1))
+    assert not running.controller.wants_chunk()
+    assert running.status.chunks == 2
+
+
+def test_a_slow_policy_is_asked_earlier_by_its_latency(bench):
+    assert bench.chunk(inference=0.1)
+    due = 100 * SECOND + round(0.55 * SECOND) - round(bench.controller.inference_ms.p95 * 1e6)
+    while not bench.controller.wants_chunk():
+        bench.run(PERIOD)
+    assert due <= bench.clock.ros <= due + round(0.04 * SECOND)
+
+
+def test_a_chunk_that_runs_out_is_policy_late_until_the_next_comes(running):
+    running.run(1.2)
+    assert running.reason == (HOLDING, "policy_late")
+    assert "ran out" in running.status.detail
+    assert running.status.holds == 1
+    assert stands(running.run(0.2))
+    assert running.reason == (HOLDING, "policy_late")
+    assert running.chunk(target=(0.6, 0.2))
+    running.run(0.1)
+    assert running.reason == (RUNNING, "")
+    assert running.status.holds == 1
+
+
+def test_without_an_answer_the_robot_holds_within_the_inference_timeout(bench):
+    bench.controller.ask()
+    bench.run(1.9)
+    assert bench.reason == (HOLDING, "")
+    bench.run(0.2)
+    assert bench.reason == (HOLDING, "policy_late")
+    assert bench.sent == []
+
+
+@pytest.mark.parametrize("reason", [CAMERA_STALE, JOINTS_INVALID])
+def test_a_fault_brings_the_robot_to_rest_on_its_path(running, reason):
+    path = running.controller.last_window
+    running.run(PERIOD, fault=Fault(reason, "detail"))
+    begun = running.clock.ros
+    assert running.reason == (HOLDING, reason)
+    stopping = np.abs(path.velocities).max() / 10.0 + 2 * PERIOD
+    running.run(stopping + PERIOD, fault=Fault(reason, "other words"))
+    at_rest = running.controller.last_window
+    assert stands(at_rest)
+    assert running.status.detail == "detail", "a reason is told once, not with every change of its figures"
+    assert (running.clock.ros - begun) / SECOND < 0.3
+    on_path = np.array([path.position_at(path.stamp + round(s * SECOND)) for s in np.arange(0, 0.5, 0.001)])
+    assert np.abs(on_path - at_rest.start).max(axis=1).min() < 2e-3
+    speeds = np.array([np.abs(w.velocities).max() for w in running.sent])
+    assert speeds.max() <= 2.0
+    assert running.status.holds == 1
+
+
+def test_after_a_fault_only_a_chunk_asked_for_since_moves_the_robot(running):
+    before = running.controller.ask()
+    running.run(0.3, fault=STALE)
+    running.run(0.1)
+    assert running.reason == (HOLDING, "")
+    assert not running.chunk(generation=before)
+    assert stands(running.run(0.2))
+    assert running.status.dropped_chunks == 1
+    assert running.controller.wants_chunk()
+    assert running.chunk()
+    running.run(0.1)
+    assert running.reason == (RUNNING, "")
+
+
+@pytest.mark.parametrize("chunks_before", [0, 1])
+def test_a_fault_that_comes_with_a_chunk_wins(bench, chunks_before):
+    """The chunk is accepted while the robot holds, and the fault is seen before it ever ran."""
+    for _ in range(chunks_before):
+        assert bench.chunk()
+        bench.run(1.5)
+        assert bench.reason == (HOLDING, "policy_late")
+    bench.sent.clear()
+    assert bench.chunk(target=(0.9, 0.9))
+    bench.run(0.6, fault=STALE)
+    assert bench.reason == (HOLDING, CAMERA_STALE)
+    assert all(stands(window) for window in bench.sent)
+    assert bool(bench.sent) == bool(chunks_before)
+
+
+def test_a_chunk_of_nan_is_a_policy_error_and_moves_nothing(running):
+    bad = running.trajectory(running.clock.ros, (0.5, 0.1))
+    bad.positions[3, 1] = np.nan
+    assert not running.controller.accept(bad, running.controller.ask())
+    running.run(0.4)
+    assert running.reason == (HOLDING, "policy_error")
+    assert "NaN" in running.status.detail
+    assert stands(running.controller.last_window)
+    assert all(np.isfinite(window.positions).all() for window in running.sent)
+    assert running.status.dropped_chunks == 1
+    assert running.chunk()
+    running.run(0.1)
+    assert running.reason == (RUNNING, "")
+
+
+def test_a_policy_that_raises_holds_until_a_chunk_comes(running):
+    running.controller.ask()
+    running.controller.policy_failed("RuntimeError: out of memory")
+    running.run(0.3)
+    assert running.reason == (HOLDING, "policy_error")
+    assert running.status.detail == "RuntimeError: out of memory"
+    assert running.controller.wants_chunk()
+    assert running.chunk()
+    running.run(0.1)
+    assert running.reason == (RUNNING, "")
+
+
+def test_a_chunk_wholly_late_is_dropped_and_counted(bench):
+    assert not bench.chunk(inference=1.2)
+    bench.run(PERIOD)
+    assert bench.reason == (HOLDING, "policy_late")
+    assert bench.sent == []
+    assert bench.status.dropped_chunks == 1 and bench.status.chunks == 0
+
+
+def test_a_chunk_partly_late_is_joined_midway(bench):
+    assert bench.chunk(inference=0.6, target=(0.7, 0.2))
+    window = bench.tick()
+    np.testing.assert_allclose(window.positions[-1], (0.7, 0.2), atol=0.25)
+    assert bench.status.dropped_chunks == 0
+
+
+def test_a_clock_that_stands_is_noticed_by_the_steady_clock(running):
+    running.run(0.9, ros=False)
+    assert running.reason == (RUNNING, "")
+    running.run(0.3, ros=False)
+    assert running.reason == (HOLDING, "clock_stopped")
+    assert not running.controller.wants_chunk()
+    running.run(0.5)
+    assert running.reason == (HOLDING, "")
+    assert stands(running.controller.last_window)
+    assert running.controller.wants_chunk()
+    assert running.chunk()
+    running.run(0.1)
+    assert running.reason == (RUNNING, "")
+
+
+def test_a_clock_that_jumps_back_voids_the_plan(running):
+    asked = running.controller.ask()
+    running.clock.ros -= 50 * SECOND
+    assert running.run(0.2) is None
+    assert running.reason == (HOLDING, "")
+    assert running.status.holds == 1
+    assert not running.chunk(generation=asked)
+    measured = np.array([-0.1, 0.0])
+    assert running.chunk()
+    np.testing.assert_array_equal(running.tick(measured).start, measured)
+
+
+def test_a_robot_stopped_just_after_a_jump_of_the_clock_is_left_where_it_is(running):
+    running.clock.ros -= 50 * SECOND
+    assert running.controller.stop() is None
+
+
+def test_a_controller_lost_and_back_starts_again_from_where_the_robot_is(running):
+    asked = running.controller.ask()
+    running.run(0.5, controller_present=False)
+    assert running.reason == (HOLDING, "controller_lost")
+    assert not running.controller.wants_chunk()
+    moved_by_hand = np.array([-0.5, 0.5])
+    assert running.run(0.3, measured=moved_by_hand) is None, "the old command would pull the arm back"
+    assert running.reason == (HOLDING, "")
+    assert not running.chunk(generation=asked)
+    assert running.chunk()
+    np.testing.assert_array_equal(running.tick(moved_by_hand).start, moved_by_hand)
+
+
+def test_the_first_reason_an_operator_would_look_for_is_told(running):
+    running.controller.policy_failed("broken")
+    running.run(PERIOD, fault=STALE, controller_present=False)
+    assert running.reason == (HOLDING, "controller_lost")
+    running.run(PERIOD, fault=STALE)
+    assert running.reason == (HOLDING, CAMERA_STALE)
+    running.run(PERIOD)
+    assert running.reason == (HOLDING, "policy_error")
+    assert running.status.holds == 1
+
+
+def test_deactivation_brings_the_robot_to_rest_on_its_path_and_then_nothing_is_sent(running):
+    path = running.controller.last_window
+    window = running.controller.stop()
+    assert running.reason == (INACTIVE, "")
+    np.testing.assert_allclose(window.start, path.position_at(running.clock.ros))
+    assert not window.velocities[-1].any()
+    assert (np.diff(window.times) > 0).all() and window.times[0] >= 0.05
+    on_path = np.array([path.position_at(path.stamp + round(s * SECOND)) for s in np.arange(0, 0.5, 0.001)])
+    assert np.abs(on_path - window.positions[-1]).max(axis=1).min() < 2e-3
+    assert running.tick() is None
+    assert running.controller.stop() is None
+
+
+def test_a_chunk_asked_for_before_a_deactivation_is_void_after_the_next_activation(running):
+    asked = running.controller.ask()
+    running.controller.stop()
+    assert not running.chunk(generation=asked)
+    running.controller.start()
+    assert not running.chunk(generation=asked)
+    assert running.run(0.2) is None
+
+
+def test_counters_begin_again_with_every_activation(running):
+    assert running.status.trajectories == len(running.sent)
+    assert running.status.chunks == 1
+    running.controller.stop()
+    running.controller.start()
+    assert (running.status.chunks, running.status.trajectories, running.status.holds) == (0, 0, 0)
+
+
+def test_limited_points_are_counted(bench):
+    assert bench.chunk(target=(5.0, -0.3))
+    bench.run(0.5)
+    assert bench.status.limited_points == sum(window.limited for window in bench.sent) > 0
+
+
+def test_waiting_for_an_instruction_is_told_and_is_no_lateness(bench):
+    bench.run(5.0, waiting_for="an instruction")
+    assert bench.reason == (HOLDING, "")
+    assert bench.status.detail == "waiting for an instruction"
+    bench.run(1.0)
+    assert bench.reason == (HOLDING, "")
+    bench.run(1.5)
+    assert bench.reason == (HOLDING, "policy_late")
+
+
+def test_latencies_are_those_of_the_answers(bench):
+    assert bench.controller.inference_ms.p50 == 0.0
+    bench.chunk(inference=0.3)
+    assert bench.controller.inference_ms.p50 == pytest.approx(300.0, abs=1.0)

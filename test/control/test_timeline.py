@@ -1,0 +1,116 @@
+"""The plan over absolute time, whatever chunks come."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xvla_ros.control.timeline import Timeline
+
+MS = 1_000_000
+
+chunks = st.lists(
+    st.tuples(
+        st.integers(0, 2000),  # first waypoint, ms
+        st.lists(st.integers(1, 200), min_size=1, max_size=12),  # gaps, ms
+        st.integers(0, 2500),  # not before, ms
+        st.integers(0, 2**32 - 1),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def waypoints(first, gaps, seed):
+    times = (first + np.cumsum([0, *gaps])).astype(np.int64) * MS
+    return times, np.random.default_rng(seed).uniform(-3.0, 3.0, (len(times), 2))
+
+
+def spliced(timeline, chunk):
+    first, gaps, not_before, seed = chunk
+    times, positions = waypoints(first, gaps, seed)
+    return times, positions, not_before * MS, timeline.splice(times, positions, not_before * MS)
+
+
+@given(chunks)
+def test_a_plan_stays_inside_what_was_spliced_and_ordered_in_time(given_chunks):
+    timeline, seen = Timeline(2), []
+    for chunk in given_chunks:
+        times, positions, not_before, taken = spliced(timeline, chunk)
+        assert taken == (times > not_before).sum()
+        seen.append(positions)
+        if timeline.is_empty:
+            continue
+        planned = timeline.sample(np.arange(-100, 6000, 7, dtype=np.int64) * MS)
+        everything = np.concatenate(seen)
+        assert (planned >= everything.min(axis=0) - 1e-12).all()
+        assert (planned <= everything.max(axis=0) + 1e-12).all()
+        assert (np.diff(timeline._times) > 0).all()
+
+
+@given(chunks)
+def test_the_plan_up_to_not_before_is_unchanged(given_chunks):
+    timeline = Timeline(2)
+    for chunk in given_chunks:
+        at = np.unique(np.r_[np.arange(0, chunk[2] + 1, 3), chunk[2]]).astype(np.int64) * MS
+        before = None if timeline.is_empty else timeline.sample(at)
+        spliced(timeline, chunk)
+        if before is not None:
+            np.testing.assert_allclose(timeline.sample(at), before, atol=1e-9)
+
+
+@given(chunks)
+def test_the_plan_from_the_first_taken_waypoint_on_is_the_new_chunk(given_chunks):
+    timeline = Timeline(2)
+    for chunk in given_chunks:
+        times, positions, not_before, taken = spliced(timeline, chunk)
+        if taken:
+            due = times > not_before
+            np.testing.assert_allclose(timeline.sample(times[due]), positions[due], atol=1e-9)
+            assert timeline.end == times[-1]
+
+
+@given(chunks, st.integers(0, 3000))
+def test_forgetting_the_past_leaves_the_future(given_chunks, now):
+    timeline = Timeline(2)
+    for chunk in given_chunks:
+        spliced(timeline, chunk)
+    if timeline.is_empty:
+        timeline.forget_before(now * MS)
+        assert timeline.is_empty
+        return
+    at = np.arange(now, now + 3000, 11, dtype=np.int64) * MS
+    before, end = timeline.sample(at), timeline.end
+    timeline.forget_before(now * MS)
+    np.testing.assert_allclose(timeline.sample(at), before, atol=1e-9)
+    assert timeline.end == end
+
+
+def test_a_chunk_wholly_late_changes_nothing():
+    timeline = Timeline(1)
+    timeline.splice(np.array([0, 100 * MS]), np.array([[0.0], [1.0]]), -1)
+    assert timeline.splice(np.array([10 * MS, 50 * MS]), np.array([[9.0], [9.0]]), 50 * MS) == 0
+    np.testing.assert_allclose(timeline.sample(np.array([0, 50 * MS, 100 * MS])), [[0.0], [0.5], [1.0]])
+
+
+def test_a_chunk_partly_late_loses_the_waypoints_already_due():
+    timeline = Timeline(1)
+    assert timeline.splice(np.array([10, 20, 30]) * MS, np.array([[1.0], [2.0], [3.0]]), 20 * MS) == 1
+    np.testing.assert_allclose(timeline.sample(np.array([0, 30 * MS])), [[3.0], [3.0]])
+
+
+def test_large_stamps_lose_no_precision():
+    origin = 1_700_000_000 * 10**9
+    timeline = Timeline(1)
+    timeline.splice(origin + np.array([1, 11]), np.array([[0.0], [1.0]]), origin)
+    np.testing.assert_allclose(timeline.sample(np.array([origin + 6])), [[0.5]])
+
+
+def test_an_empty_plan_cannot_be_sampled():
+    timeline = Timeline(1)
+    assert timeline.end is None
+    with pytest.raises(ValueError, match="splice a chunk before"):
+        timeline.sample(np.array([0]))
+    timeline.splice(np.array([1]), np.array([[0.0]]), 0)
+    timeline.clear()
+    assert timeline.is_empty

@@ -1,0 +1,476 @@
+"""Every accepted layout loads to the same numbers; everything else fails by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from xvla_ros.model import checkpoint
+from xvla_ros.model.config import VisionConfig
+from xvla_ros.model.config_files import lerobot_dict, parse_config
+from xvla_ros.model.keymap import native_place
+from xvla_ros.model.pipelines import ALL_STEPS, PROFILE_STEPS
+from xvla_ros.model.policy import Policy
+from xvla_ros.model.problems import CheckpointError
+
+WEIGHTS = "model.safetensors"
+SHARED = "model.vlm.language_model.model.shared.weight"
+EMBEDDING = "model.vlm.language_model.model.encoder.embed_tokens.weight"
+NORMALISER = "policy_preprocessor_step_7_normalizer_processor.safetensors"
+
+Weights = dict[str, torch.Tensor]
+Look = Callable[..., Any]
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the saved checkpoint, free to spoil."""
+    return Path(shutil.copytree(saved, tmp_path / "checkpoint"))
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def edit_weights(folder: Path, change: Callable[[Weights], Weights | None]) -> None:
+    weights = load_file(folder / WEIGHTS)
+    save_file({k: v.contiguous() for k, v in (change(weights) or weights).items()}, folder / WEIGHTS)
+
+
+def problems_of(folder: Path, **options: Any) -> list[str]:
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(folder, **options)
+    assert str(folder) in str(caught.value)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def same_network(loaded: Policy, policy: Policy, atol: float = 0.0) -> None:
+    wanted = policy.network.state_dict()
+    for name, tensor in loaded.network.state_dict().items():
+        torch.testing.assert_close(tensor.float(), wanted[name].float(), atol=atol, rtol=0, msg=name)
+
+
+def test_loading_what_was_saved_changes_nothing(policy: Policy, saved: Path, look: Look) -> None:
+    loaded = checkpoint.load(saved)
+    same_network(loaded, policy)
+    for name, record in policy.robots.items():
+        observation = look(record.embodiment)
+        (one,), (other,) = policy.predict([observation], seed=1), loaded.predict([observation], seed=1)
+        np.testing.assert_array_equal(one.actions, other.actions)
+        assert loaded.robots[name].embodiment == record.embodiment
+    assert loaded.training == policy.training and not loaded.is_trained(19)
+    assert loaded.network.action_mode.name == "so101_bimanual_bce"
+    assert not loaded.network.training
+
+
+def test_saving_what_was_loaded_changes_no_byte(saved: Path, tmp_path: Path) -> None:
+    checkpoint.save(checkpoint.load(saved), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in saved.iterdir())
+    for path in saved.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_saved_files_can_be_read_by_other_users(saved: Path) -> None:
+    assert {path.stat().st_mode & 0o444 for path in saved.iterdir()} == {0o444}
+
+
+def test_a_folder_can_be_saved_over_while_its_policy_lives(folder: Path, look: Look) -> None:
+    loaded = checkpoint.load(folder)
+    observation = look(loaded.robots["pair"].embodiment)
+    before = loaded.predict([observation], seed=1)[0].actions
+    checkpoint.save(loaded, folder)
+    (folder / WEIGHTS).write_bytes(b"")
+    np.testing.assert_array_equal(loaded.predict([observation], seed=1)[0].actions, before)
+
+
+def test_config_holds_lerobots_words_only(saved: Path) -> None:
+    data = json.loads((saved / "config.json").read_text())
+    assert data["action_mode"] == "so101_bimanual", "LeRobot does not know the repaired mode"
+    assert set(data) <= LEROBOT_KEYS
+    assert data["input_features"]["observation.images.left"] == {"type": "VISUAL", "shape": [3, 96, 96]}
+    assert data["output_features"] == {"action": {"type": "ACTION", "shape": [12]}}
+
+
+LEROBOT_KEYS = {
+    "type", "n_obs_steps", "chunk_size", "n_action_steps", "dtype", "normalization_mapping", "florence_config",
+    "tokenizer_name", "tokenizer_max_length", "tokenizer_padding_side", "pad_language_to", "hidden_size", "depth",
+    "num_heads", "mlp_ratio", "num_domains", "len_soft_prompts", "dim_time", "max_len_seq", "use_hetero_proj",
+    "action_mode", "num_denoising_steps", "use_proprio", "max_state_dim", "max_action_dim", "domain_feature_key",
+    "resize_imgs_with_padding", "num_image_views", "empty_cameras", "input_features", "output_features",
+}  # fmt: skip
+
+
+def test_saved_tokenizer_is_what_transformers_reads(saved: Path, policy: Policy) -> None:
+    from transformers import AutoTokenizer
+
+    text = "put the red cube into the box"
+    theirs = AutoTokenizer.from_pretrained(saved)(text, padding="max_length", max_length=24, truncation=True)
+    assert theirs["input_ids"] == policy.processor.tokenizer.encode([text])[0].tolist()
+
+
+def unprefixed(weights: Weights) -> Weights:
+    return {key.removeprefix("model."): tensor for key, tensor in weights.items()}
+
+
+def native(weights: Weights) -> Weights:
+    places = {key: native_place(key) for key in weights}
+    return {p.name: weights[k].t() if p.transposed else weights[k] for k, p in places.items() if p is not None}
+
+
+def shared_only(weights: Weights) -> Weights:
+    weights[SHARED] = weights.pop(EMBEDDING)
+    return weights
+
+
+def shared_and_embedding(weights: Weights) -> Weights:
+    weights[SHARED] = torch.full_like(weights[EMBEDDING], 7.0)
+    return weights
+
+
+def with_leftovers(weights: Weights) -> Weights:
+    extra = {
+        "model.vlm.language_model.lm_head.weight": torch.zeros(3, 4),
+        "model.vlm.language_model.model.decoder.layers.0.fc1.weight": torch.zeros(3, 4),
+        "model.vlm.vision_tower.norms.weight": torch.zeros(2),
+        "model.vlm.vision_tower.head.weight": torch.zeros(2, 2),
+    }
+    return {**weights, **extra}
+
+
+def without_the_constant_table(weights: Weights) -> Weights:
+    return {key: tensor for key, tensor in weights.items() if "visual_temporal_embed" not in key}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [unprefixed, native, shared_only, shared_and_embedding, with_leftovers, without_the_constant_table],
+    ids=lambda layout: layout.__name__,
+)
+def test_every_layout_of_weights_gives_the_same_network(
+    folder: Path, policy: Policy, layout: Callable[[Weights], Weights]
+) -> None:
+    edit_weights(folder, layout)
+    # The table is recomputed where a file lacks it, in the rounding of the day.
+    same_network(checkpoint.load(folder), policy, atol=1e-6 if layout is without_the_constant_table else 0.0)
+
+
+def test_bfloat16_file_widens_and_narrows(folder: Path, policy: Policy) -> None:
+    edit_weights(folder, lambda weights: {k: v.bfloat16() for k, v in weights.items()})
+    same_network(checkpoint.load(folder), policy, atol=0.05)
+    narrow = checkpoint.load(folder, dtype="bfloat16").network
+    assert narrow.vlm.dtype == torch.bfloat16
+    assert narrow.transformer.action_encoder.fc.weight.dtype == torch.float32
+
+
+def test_bfloat16_network_predicts_and_saves(folder: Path, tmp_path: Path, look: Look) -> None:
+    narrow = checkpoint.load(folder, dtype="bfloat16")
+    observation = look(narrow.robots["pair"].embodiment)
+    (chunk,) = narrow.predict([observation], seed=1)
+    (wide,) = checkpoint.load(folder).predict([observation], seed=1)
+    assert np.abs(chunk.actions - wide.actions).max() < 5.0
+    checkpoint.save(narrow, tmp_path / "narrow")
+    again = checkpoint.load(tmp_path / "narrow")
+    assert again.network.vlm.dtype == torch.bfloat16
+    np.testing.assert_array_equal(again.predict([observation], seed=1)[0].actions, chunk.actions)
+
+
+def test_shards_are_put_together(folder: Path, policy: Policy) -> None:
+    weights = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    weight_map = {}
+    for index, keys in enumerate(np.array_split(sorted(weights), 3)):
+        name = f"model-{index + 1:05d}-of-00003.safetensors"
+        save_file({key: weights[key] for key in keys}, folder / name)
+        weight_map.update(dict.fromkeys(keys, name))
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    same_network(checkpoint.load(folder), policy)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    (problem,) = problems_of(folder)
+    assert "model-00002-of-00003.safetensors" in problem and "missing" in problem
+
+
+def test_original_folder_loads(folder: Path, policy: Policy, look: Look) -> None:
+    for path in [*folder.glob("policy_*"), folder / "xvla_ros.json"]:
+        path.unlink()
+    edit_weights(folder, unprefixed)
+    data = json.loads((folder / "config.json").read_text())
+    kept = ("florence_config", "hidden_size", "depth", "num_heads", "mlp_ratio", "num_domains", "dim_time",
+            "max_len_seq", "use_hetero_proj", "action_mode")  # fmt: skip
+    own = {"model_type": "xvla", "num_actions": 8, "soft_prompt_length": 4, "transformers_version": "4.51.3"}
+    (folder / "config.json").write_text(json.dumps({**{key: data[key] for key in kept}, **own}))
+    size = {"size": {"height": 96, "width": 96}, "image_mean": [0.485, 0.456, 0.406], "resample": 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(size))
+    loaded = checkpoint.load(folder)
+    same_network(loaded, policy)
+    config = loaded.network.config
+    assert (config.image_size, config.image_pipeline, config.tokenizer_max_length) == ((96, 96), "squash", 50)
+    assert loaded.processor.statistics_of("anyone").action.mode == "IDENTITY"
+    assert loaded.is_trained(3), "published rows count as trained"
+    (chunk,) = loaded.predict([look(policy.robots["pair"].embodiment)], seed=1)
+    assert chunk.actions.shape == (8, 12)
+
+
+def test_older_tokenizer_files_are_read(folder: Path, policy: Policy) -> None:
+    data = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(data["model"]["vocab"]))
+    merges = [m if isinstance(m, str) else " ".join(m) for m in data["model"]["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    text = ["place red cubes"]
+    ours, theirs = policy.processor.tokenizer, checkpoint.load(folder).processor.tokenizer
+    spaced = [f" {text[0]}"]  # BART's own adds no space in front
+    assert theirs.encode(spaced).tolist() == ours.encode(text).tolist()
+
+
+def test_width_of_state_and_number_of_domains_are_read_off_the_weights(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda data: data.update(max_state_dim=32, num_domains=5))
+    config = checkpoint.load(folder).network.config
+    assert (config.state_dim, config.num_domains) == (20, 30)
+
+
+def test_misfits_are_named_with_both_shapes(folder: Path) -> None:
+    def spoil(weights: Weights) -> None:
+        del weights["model.transformer.norm.bias"]
+        weights["model.transformer.vlm_proj.weight"] = torch.zeros(3, 4)
+        weights["model.vlm.image_projection"] = torch.zeros(128, 191)
+        weights["model.transformer.extra"] = torch.zeros(1)
+        weights["model.transformer.pos_emb"] = torch.zeros(1, 160, 128, dtype=torch.int64)
+
+    edit_weights(folder, spoil)
+    found = sorted(problems_of(folder))
+    assert [f.split(" ")[1] for f in found] == [
+        "model.transformer.extra", "model.transformer.norm.bias", "model.transformer.pos_emb",
+        "model.transformer.vlm_proj.weight", "model.vlm.image_projection",
+    ]  # fmt: skip
+    assert "is no weight of this network" in found[0]
+    assert "is missing; expected (128,)" in found[1]
+    assert "wrong dtype; found I64" in found[2]
+    assert "wrong shape; found (3, 4); expected (128, 192)" in found[3]
+    assert "found (128, 191); expected (128, 192)" in found[4]
+
+
+def test_checkpoint_of_another_action_width_is_named(folder: Path) -> None:
+    edit_json(folder / "xvla_ros.json", lambda data: data.update(action_mode="joint"))
+    found = problems_of(folder)
+    assert any("action_decoder.bias.weight" in f and "(30, 20)" in f and "(30, 14)" in f for f in found)
+
+
+def test_unknown_action_mode_lists_the_known(folder: Path) -> None:
+    edit_json(folder / "xvla_ros.json", lambda data: data.update(action_mode="ee7d"))
+    assert any("'ee7d' is unknown; known modes: agibot_ee6d" in f for f in problems_of(folder))
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 5000, -1])
+def test_truncated_weights_are_said_to_be_truncated(folder: Path, keep: int) -> None:
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[:keep])
+    (problem,) = problems_of(folder)
+    assert problem.startswith(WEIGHTS) and "truncated" in problem
+
+
+def test_garbled_header_is_named(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((12).to_bytes(8, "little") + b"not json at all, not even close")
+    assert "garbled header" in problems_of(folder)[0]
+
+
+def test_pickles_are_refused_by_name(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+    (problem,) = problems_of(folder)
+    assert "pytorch_model.bin is a pickle" in problem and "convert it to safetensors" in problem
+
+
+def test_folder_without_weights_or_config_is_named(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    assert "model.safetensors is missing" in problems_of(folder)[0]
+    (folder / "config.json").unlink()
+    assert "config.json is missing" in problems_of(folder)[0]
+
+
+def steps(data: dict[str, Any]) -> dict[str, Any]:
+    return {step["registry_name"]: step for step in data["steps"]}
+
+
+def drop(name: str) -> Callable[[dict[str, Any]], None]:
+    def change(data: dict[str, Any]) -> None:
+        data["steps"] = [step for step in data["steps"] if step["registry_name"] != name]
+
+    return change
+
+
+@pytest.mark.parametrize("step", ALL_STEPS)
+def test_missing_step_is_an_error_unless_assumed(folder: Path, step: str) -> None:
+    file = "policy_postprocessor.json" if step == "unnormalizer_processor" else "policy_preprocessor.json"
+    edit_json(folder / file, drop(step))
+    (problem,) = problems_of(folder)
+    assert problem.startswith(f"{file}: step {step} is missing")
+    assert checkpoint.load(folder, assume=[step]).network is not None
+    assert checkpoint.inspect(folder).missing_steps == (step,)
+
+
+def test_missing_processor_file_names_all_its_steps(folder: Path) -> None:
+    (folder / "policy_preprocessor.json").unlink()
+    (problem,) = problems_of(folder, assume=PROFILE_STEPS)
+    assert problem.startswith("policy_preprocessor.json is missing") and "normalizer_processor" in problem
+    assert checkpoint.load(folder, assume=ALL_STEPS).processor.default.state.mode == "IDENTITY"
+
+
+def test_doubled_and_unknown_steps_are_errors(folder: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["steps"] += [steps(data)["xvla_imagenet_normalize"], {"registry_name": "mystery", "config": {}}]
+
+    edit_json(folder / "policy_preprocessor.json", change)
+    doubled, unknown = problems_of(folder)
+    assert "step xvla_imagenet_normalize is doubled" in doubled and "step mystery is unknown" in unknown
+
+
+def test_statistics_that_are_promised_but_absent_are_an_error(folder: Path) -> None:
+    edit_json(folder / "policy_preprocessor.json", lambda data: steps(data)["normalizer_processor"].pop("state_file"))
+    (problem,) = problems_of(folder)
+    assert "observation.state fails: normalisation mode MEAN_STD lacks its statistics mean, std" in problem
+    assert checkpoint.load(folder, assume=["normalizer_processor"]).processor.default.state.mode == "IDENTITY"
+
+
+def test_missing_or_truncated_state_file_is_named(folder: Path) -> None:
+    whole = (folder / NORMALISER).read_bytes()
+    (folder / NORMALISER).write_bytes(whole[:-4])
+    assert f"{NORMALISER} is truncated" in problems_of(folder)[0]
+    (folder / NORMALISER).unlink()
+    assert f"{NORMALISER} is missing" in problems_of(folder)[0]
+
+
+@pytest.mark.parametrize(("mode", "names"), [("MIN_MAX", ("min", "max")), ("QUANTILES", ("q01", "q99"))])
+def test_other_normalisation_modes_are_read(folder: Path, mode: str, names: tuple[str, str]) -> None:
+    def change(data: dict[str, Any]) -> None:
+        steps(data)["unnormalizer_processor"]["config"]["norm_map"]["ACTION"] = mode
+
+    edit_json(folder / "policy_postprocessor.json", change)
+    low, high = torch.full((12,), -2.0), torch.full((12,), 6.0)
+    state = {f"action.{names[0]}": low, f"action.{names[1]}": high}
+    save_file(state, folder / "policy_postprocessor_step_0_unnormalizer_processor.safetensors")
+    action = checkpoint.load(folder).processor.default.action
+    np.testing.assert_allclose(action.denormalise(np.zeros(12)), 2.0)
+    assert action.mode == mode
+
+
+def test_images_normalised_twice_are_an_error(folder: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        steps(data)["normalizer_processor"]["config"]["norm_map"]["VISUAL"] = "MEAN_STD"
+
+    edit_json(folder / "policy_preprocessor.json", change)
+    assert "norm_map.VISUAL would normalise images a second time" in problems_of(folder)[0]
+
+
+def test_length_of_text_is_that_of_the_processor(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda data: data.update(tokenizer_max_length=64))
+    assert checkpoint.load(folder).processor.tokenizer.length == 24
+
+
+def test_text_too_long_for_the_positions_is_named(folder: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        steps(data)["tokenizer_processor"]["config"]["max_length"] = 150
+
+    edit_json(folder / "policy_preprocessor.json", change)
+    assert "config.json: max_len_seq is too short; found 160; expected at least 188" in problems_of(folder)[0]
+
+
+def test_tokenizer_of_another_checkpoint_is_refused(folder: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        spare = data["added_tokens"][0]
+        data["added_tokens"] += [{**spare, "id": 512 + n, "content": f"<far{n}>"} for n in range(200)]
+
+    edit_json(folder / "tokenizer.json", change)
+    found = problems_of(folder)[0]
+    assert found.startswith("tokenizer.json") and "more ids than the network" in found
+
+
+def test_tokenizer_that_cannot_be_had_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (folder / "tokenizer.json").unlink()
+    found = problems_of(folder)[0]
+    assert found.startswith("tokenizer.json is missing") and "cannot be had" in found
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a b", "org/name/too/deep"])
+def test_name_that_is_neither_folder_nor_id_is_said_so(name: str) -> None:
+    with pytest.raises(CheckpointError, match="is no folder"):
+        checkpoint.load(name)
+
+
+def test_hub_that_cannot_be_reached_is_one_clear_error() -> None:
+    """In a process of its own: whether the hub is offline is decided when its client is imported."""
+    code = (
+        "from xvla_ros.model.inspection import inspect\n"
+        "from xvla_ros.model.problems import CheckpointError\n"
+        "try:\n    inspect('nobody/nothing', revision='v9')\n"
+        "except CheckpointError as error:\n    print(error.problems[0])\n"
+    )
+    environment = {"HF_HUB_OFFLINE": "1", "PATH": "", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.startswith("nobody/nothing: v9 is neither a folder nor a hub id that can be had"), done.stderr
+
+
+def test_record_that_does_not_fit_is_named(folder: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        del data["robots"]["pair"]["statistics"]["action"]
+        data["robots"]["arm"]["embodiment"]["colour"] = "red"
+        data["training"]["trained_domains"] = "all"
+
+    edit_json(folder / "xvla_ros.json", change)
+    found = problems_of(folder)
+    assert "robots.pair lacks 'action'" in found[0]
+    assert "robots.arm cannot be read" in found[1] and "colour" in found[1]
+    assert "training.trained_domains is not one" in found[2]
+    edit_json(folder / "xvla_ros.json", lambda data: data.update(schema_version=9))
+    assert "schema_version is of another version" in problems_of(folder)[0]
+
+
+def test_unknown_dtype_is_refused(saved: Path) -> None:
+    with pytest.raises(ValueError, match="dtype 'float8' is unknown, expected float32 or bfloat16"):
+        checkpoint.load(saved, dtype="float8")
+
+
+def test_inspection_reads_headers_alone(saved: Path, policy: Policy) -> None:
+    info = checkpoint.inspect(saved)
+    assert (info.action_mode, info.action_width, info.decoded_width, info.state_width) == (
+        "so101_bimanual_bce", 20, 12, 20,
+    )  # fmt: skip
+    assert (info.num_domains, info.views, info.image_size, info.chunk_size) == (30, 3, (96, 96), 8)
+    assert info.parameters == sum(p.numel() for p in policy.network.parameters())
+    assert info.normalisers == {"state": "MEAN_STD", "action": "MEAN_STD"}
+    assert info.statistics_width == {"state": 12, "action": 12}
+    assert info.trained_domains == () and set(info.robots) == {"pair", "arm"}
+    assert info.has_tokenizer and not info.problems and not info.missing_steps
+
+
+def test_inspection_needs_no_torch(saved: Path) -> None:
+    code = (
+        "import sys; from xvla_ros.model.inspection import inspect; inspect(sys.argv[1]);"
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_inspection_collects_what_loading_would_refuse(folder: Path) -> None:
+    edit_json(folder / "policy_preprocessor.json", drop("xvla_imagenet_normalize"))
+    info = checkpoint.inspect(folder)
+    assert [problem.key for problem in info.problems] == ["step xvla_imagenet_normalize"]
+
+
+def test_full_size_description_is_the_published_one() -> None:
+    """lerobot_dict writes Florence-2-large in words that read back to the published sizes."""
+    from xvla_ros.model.config import XvlaConfig
+
+    assert parse_config(lerobot_dict(XvlaConfig())).vision == VisionConfig()

@@ -1,0 +1,141 @@
+"""LoRA adapters in peft's format, merged without peft."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from xvla_ros.model import checkpoint
+from xvla_ros.model.policy import Policy
+from xvla_ros.model.problems import CheckpointError
+
+QKV = "model.transformer.blocks.1.attn.qkv"
+Q_PROJ = "model.vlm.language_model.model.encoder.layers.0.self_attn.q_proj"
+WINDOW = "model.vlm.vision_tower.blocks.0.0.spatial_block.window_attn.fn.qkv"
+PROMPTS = "model.transformer.soft_prompt_hub"
+RANK, ALPHA = 2, 16
+
+
+def factors(out_width: int, in_width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(RANK, in_width, generator=generator), torch.randn(out_width, RANK, generator=generator)
+
+
+def write_adapter(folder: Path, tensors: dict[str, torch.Tensor], **settings: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": "all-linear", **settings}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(
+        {key: tensor.clone().contiguous() for key, tensor in tensors.items()}, folder / "adapter_model.safetensors"
+    )
+
+
+def lora_tensors(saved: Path) -> dict[str, torch.Tensor]:
+    weights = load_file(saved / "model.safetensors")
+    tensors = {}
+    for index, module in enumerate((QKV, Q_PROJ, WINDOW)):
+        down, up = factors(*weights[f"{module}.weight"].shape, seed=index)
+        tensors[f"base_model.model.{module}.lora_A.weight"] = down
+        tensors[f"base_model.model.{module}.lora_B.weight"] = up
+    tensors[f"base_model.model.{PROMPTS}.weight"] = torch.full_like(weights[f"{PROMPTS}.weight"], 0.25)
+    return tensors
+
+
+def test_adapter_is_merged_into_its_base(saved: Path, tmp_path: Path, policy: Policy) -> None:
+    tensors = lora_tensors(saved)
+    write_adapter(tmp_path / "adapter", tensors, base_model_name_or_path=str(saved))
+    merged = checkpoint.load(tmp_path / "adapter").network
+    for module, ours in (
+        (QKV, "transformer.blocks.1.attn.qkv"),
+        (Q_PROJ, "vlm.language_model.encoder.layers.0.self_attn.q_proj"),
+        (WINDOW, "vlm.vision_tower.blocks.0.0.spatial_block.window_attn.qkv"),
+    ):
+        product = (
+            tensors[f"base_model.model.{module}.lora_B.weight"] @ tensors[f"base_model.model.{module}.lora_A.weight"]
+        )
+        expected = policy.network.get_parameter(f"{ours}.weight") + ALPHA / RANK * product
+        torch.testing.assert_close(merged.get_parameter(f"{ours}.weight"), expected)
+    assert (merged.transformer.soft_prompt_hub.weight == 0.25).all()
+    untouched = "transformer.blocks.0.attn.qkv.weight"
+    assert torch.equal(merged.get_parameter(untouched), policy.network.get_parameter(untouched))
+
+
+def test_adapter_beside_the_weights_and_rank_stabilised(saved: Path, tmp_path: Path, policy: Policy) -> None:
+    folder = tmp_path / "both"
+    checkpoint.save(policy, folder)
+    tensors = {k: v for k, v in lora_tensors(saved).items() if QKV in k}
+    write_adapter(folder, tensors, use_rslora=True)
+    merged = checkpoint.load(folder).network
+    down, up = (tensors[f"base_model.model.{QKV}.lora_{part}.weight"] for part in "AB")
+    expected = policy.network.get_parameter("transformer.blocks.1.attn.qkv.weight") + ALPHA / RANK**0.5 * up @ down
+    torch.testing.assert_close(merged.get_parameter("transformer.blocks.1.attn.qkv.weight"), expected)
+
+
+def test_peft_merges_to_the_same_weights(saved: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="peft is in the train extra")
+    base = checkpoint.load(saved).network
+    settings = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["qkv", "fc1"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(base, settings)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": str(saved)}))
+    theirs = wrapped.merge_and_unload().state_dict()
+    ours = checkpoint.load(tmp_path / "adapter").network.state_dict()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_adapters_own_record_counts_before_the_bases(saved: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter", {}, base_model_name_or_path=str(saved))
+    record = json.loads((saved / "xvla_ros.json").read_text())
+    record["training"] = {"trained_domains": [19]}
+    (tmp_path / "adapter" / "xvla_ros.json").write_text(json.dumps(record))
+    loaded = checkpoint.load(tmp_path / "adapter")
+    assert loaded.is_trained(19) and not loaded.is_trained(0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is not supported"),
+        ({"use_dora": True}, "use_dora is not supported; merge the adapter with peft"),
+        ({"r": None}, "r, lora_alpha do not fit"),
+    ],
+)
+def test_kinds_of_adapter_that_are_not_merged_are_named(
+    saved: Path, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    write_adapter(tmp_path / "adapter", lora_tensors(saved), base_model_name_or_path=str(saved), **settings)
+    with pytest.raises(CheckpointError, match=f"adapter_config.json: {words}"):
+        checkpoint.load(tmp_path / "adapter")
+
+
+def test_adapter_of_another_network_is_named_key_by_key(saved: Path, tmp_path: Path) -> None:
+    down, up = factors(384, 100, seed=0)
+    stranger = "base_model.model.model.transformer.blocks.9.attn.qkv"
+    tensors = {
+        f"base_model.model.{QKV}.lora_A.weight": down,
+        f"base_model.model.{QKV}.lora_B.weight": up,
+        f"base_model.model.{Q_PROJ}.lora_A.weight": down,
+        f"{stranger}.lora_A.weight": down,
+        f"{stranger}.lora_B.weight": up,
+    }
+    write_adapter(tmp_path / "adapter", tensors, base_model_name_or_path=str(saved))
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(tmp_path / "adapter")
+    text = str(caught.value)
+    assert "A (2, 100), B (384, 2); expected A [r, 128], B [384, r]" in text
+    assert "is incomplete; found only one of lora_A and lora_B" in text
+    assert "changes no weight of this network" in text
+
+
+def test_adapter_without_a_base_is_named(saved: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter", lora_tensors(saved))
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: base_model_name_or_path is missing"):
+        checkpoint.load(tmp_path / "adapter")

@@ -1,0 +1,231 @@
+"""Stand-in for a pair of SO-101 arms and their cameras: publishes them at will and follows the commands it gets.
+
+Not a simulation: a joint is at once where the window that came last says it should be by now.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import Log
+from rcl_interfaces.srv import DescribeParameters, ListParameters, SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
+
+from xvla_ros.msg import ActionChunk, PolicyStatus
+from xvla_ros.nodes import qos
+from xvla_ros.robots import load_profile
+
+ROBOT = "so101_bimanual"
+BASE = f"/xvla/{ROBOT}"
+DEADLINE = 90.0
+RATE = 30.0
+SIZE = (24, 32)
+STATUS_TOPIC, CHUNK_TOPIC = f"{BASE}/status", f"{BASE}/action_chunk"
+
+
+class StandInPair:
+    """The arms, and all that a user of ``/xvla`` would ask of it. A thread of its own serves its topics."""
+
+    def __init__(self, domain):
+        self.profile = load_profile(ROBOT)[ROBOT]
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.node = rclpy.create_node("stand_in_pair", context=self.context)
+        self.heard = defaultdict(list)
+        self.commands = defaultdict(list)
+        self.cameras = set(self.profile.cameras.slots)
+        self.joint_states = True
+        self.make_image, self.make_positions = whole_image, lambda positions: positions
+        self._lock = threading.Lock()
+        self._connect()
+        self._services = {
+            name: self.node.create_client(kind, f"/xvla/{name}") for name, kind in (
+                ("change_state", ChangeState), ("get_state", GetState), ("set_parameters", SetParameters),
+                ("describe_parameters", DescribeParameters), ("list_parameters", ListParameters),
+            )
+        }
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def _connect(self):
+        joints, node = self.profile.joints.by_name, self.node
+        groups = {name: self.profile.commands.by_name[name] for name in self.profile.commands.groups}
+        self.names = {name: [joints[joint].name for joint in group.joints] for name, group in groups.items()}
+        self.limits = {name: np.array([(joints[j].lower, joints[j].upper, joints[j].max_velocity)
+                                       for j in group.joints]) for name, group in groups.items()}
+        self._positions = {name: np.full(len(group.joints), 0.1) for name, group in groups.items()}
+        self._state_topics = {
+            name: node.create_publisher(JointState, joints[group.joints[0]].topic, qos.SENSOR)
+            for name, group in groups.items()
+        }
+        self._image_topics = {
+            slot: node.create_publisher(Image, self.profile.cameras.by_name[slot].topic, qos.SENSOR)
+            for slot in self.profile.cameras.slots
+        }
+        self._instructions = node.create_publisher(String, f"{BASE}/instruction", qos.LATCHED)
+        self._controllers = {}
+        for name in groups:
+            self.connect_controller(name)
+        for kind, topic, quality in (
+            (PolicyStatus, STATUS_TOPIC, qos.LATCHED), (ActionChunk, CHUNK_TOPIC, qos.EVENTS),
+            (DiagnosticArray, "/diagnostics", qos.EVENTS), (Log, "/rosout", qos.EVENTS),
+        ):
+            node.create_subscription(kind, topic, self.heard[topic].append, quality)
+        node.create_timer(1.0 / RATE, self._publish)
+
+    def connect_controller(self, group):
+        topic = self.profile.commands.by_name[group].topic
+        self._controllers[group] = self.node.create_subscription(
+            JointTrajectory, topic, lambda message: self._obey(group, message), qos.COMMAND)
+
+    def lose_controller(self, group):
+        self.node.destroy_subscription(self._controllers.pop(group))
+
+    def _spin(self):
+        while not self._ended.is_set():
+            self.executor.spin_once(timeout_sec=0.05)
+
+    def _obey(self, group, message):
+        with self._lock:
+            self.commands[group].append((time.monotonic(), message))
+
+    def _publish(self):
+        now = self.node.get_clock().now().to_msg()
+        for group, publisher in self._state_topics.items():
+            if self.joint_states:
+                position = self.make_positions(self.position(group)).tolist()
+                message = JointState(name=self.names[group], position=position)
+                message.header.stamp = now
+                publisher.publish(message)
+        for slot in list(self.cameras):
+            message = self.make_image()
+            message.header.stamp = now
+            self._image_topics[slot].publish(message)
+
+    def position(self, group):
+        """Where a group is now, on the window that came last."""
+        with self._lock:
+            received, message = self.commands[group][-1] if self.commands[group] else (0.0, None)
+        if message is not None:
+            times = [point.time_from_start.sec + point.time_from_start.nanosec / 1e9 for point in message.points]
+            path = np.array([point.positions for point in message.points])
+            at = time.monotonic() - received
+            order = [message.joint_names.index(joint) for joint in self.names[group]]
+            knots, places = [0.0, *times], np.vstack([self._positions[group], path[:, order]])
+            now = np.array([np.interp(at, knots, places[:, j]) for j in range(len(order))])
+            if at >= times[0]:
+                self._positions[group] = now
+            return now
+        return self._positions[group]
+
+    def wait_for(self, condition, what):
+        """Wait until something is true; return what it was."""
+        deadline = time.monotonic() + DEADLINE
+        while not (found := condition()):
+            assert time.monotonic() < deadline, f"waited {DEADLINE:g} s for {what}; last status {self.status}"
+            time.sleep(0.01)
+        return found
+
+    def call_async(self, service, request):
+        client = self._services[service]
+        self.wait_for(client.service_is_ready, f"the service {service}")
+        return client.call_async(request)
+
+    def call(self, service, request):
+        future = self.call_async(service, request)
+        self.wait_for(future.done, f"an answer of {service}")
+        return future.result()
+
+    def ask(self, transition):
+        request = ChangeState.Request()
+        request.transition.id = transition
+        return self.call_async("change_state", request)
+
+    def make(self, transition):
+        future = self.ask(transition)
+        self.wait_for(future.done, f"transition {transition}")
+        return future.result().success
+
+    def state(self):
+        return self.call("get_state", GetState.Request()).current_state.label
+
+    def set(self, **values):
+        parameters = [Parameter(name.replace("__", "."), value=value).to_parameter_msg()
+                      for name, value in values.items()]
+        return self.call("set_parameters", SetParameters.Request(parameters=parameters)).results
+
+    def instruct(self, text):
+        self._instructions.publish(String(data=text))
+
+    @property
+    def status(self):
+        heard = self.heard[STATUS_TOPIC]
+        return heard[-1] if heard else None
+
+    def wait_status(self, state, reason="", detail=""):
+        """Wait for a status that is sent from now on."""
+        begin = len(self.heard[STATUS_TOPIC])
+        def reached():
+            return any((status.state, status.reason) == (state, reason) and detail in status.detail
+                       for status in self.heard[STATUS_TOPIC][begin:])
+        self.wait_for(reached, f"status {state} {reason} {detail}")
+
+    def wait_chunks(self, count, **fields):
+        """Wait for some chunks that are sent from now on, with the fields given."""
+        begin = len(self.heard[CHUNK_TOPIC])
+        def found():
+            return [chunk for chunk in self.heard[CHUNK_TOPIC][begin:]
+                    if all(getattr(chunk, name) == value for name, value in fields.items())]
+        self.wait_for(lambda: len(found()) >= count, f"{count} chunks {fields}")
+        return found()
+
+    def count(self):
+        """How many commands have come, by group."""
+        return {group: len(self.commands[group]) for group in self.names}
+
+    def wait_commands(self, more):
+        """Wait for some more commands of each group; return those."""
+        before = self.count()
+        self.wait_for(lambda: all(len(self.commands[g]) >= n + more for g, n in before.items()), f"{more} commands")
+        return {group: [message for _, message in self.commands[group][n:]] for group, n in before.items()}
+
+    def last(self, group):
+        return self.commands[group][-1][1]
+
+    def log(self):
+        return [entry.msg for entry in self.heard["/rosout"]]
+
+    def close(self):
+        self._ended.set()
+        self._thread.join(DEADLINE)
+        rclpy.shutdown(context=self.context)
+
+
+def whole_image():
+    height, width = SIZE
+    return Image(height=height, width=width, encoding="rgb8", step=3 * width, data=bytes(range(96)) * height)
+
+
+def short_image():
+    image = whole_image()
+    image.height = SIZE[0] + 9
+    return image
+
+
+def deep_image():
+    image = whole_image()
+    image.encoding = "16UC1"
+    return image

@@ -1,0 +1,157 @@
+"""The launch file under the real launch_ros, which comes with a ROS distribution and not from PyPI."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("launch_ros", reason="launch_ros is not on PyPI; source a ROS distribution")
+
+import rclpy
+from launch import LaunchContext
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from lifecycle_msgs.msg import State, Transition, TransitionEvent
+from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import qos_profile_sensor_data
+from trajectory_msgs.msg import JointTrajectory
+
+from xvla_ros.ros_env import child_environment
+
+LAUNCH_FILE = Path(__file__).parents[2] / "launch" / "xvla.launch.py"
+DEADLINE = 120.0
+LAUNCH = """
+import sys
+from launch import LaunchDescription, LaunchService
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+arguments = [item.split(":=", 1) for item in sys.argv[2:]]
+service = LaunchService(noninteractive=True)
+source = PythonLaunchDescriptionSource(sys.argv[1])
+service.include_launch_description(
+    LaunchDescription([IncludeLaunchDescription(source, launch_arguments=arguments)])
+)
+sys.exit(service.run())
+"""
+
+pytestmark = [pytest.mark.launch, pytest.mark.timeout(400)]
+
+
+class Bringup:
+    """A running launch file and a node of the test's that watches ``/NAMESPACE/xvla``."""
+
+    def __init__(self, domain: int, log: Path, *arguments: str, name: str = "/xvla") -> None:
+        self.log = log
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", LAUNCH, str(LAUNCH_FILE), *arguments],
+                env=child_environment() | {"OMP_NUM_THREADS": "1", "ROS_LOG_DIR": str(log.parent)},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.node = rclpy.create_node("probe", context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.states: list[str] = []
+        self.commands: list[JointTrajectory] = []
+        self.node.create_subscription(
+            TransitionEvent, f"{name}/transition_event", lambda m: self.states.append(m.goal_state.label), 10
+        )
+        self.node.create_subscription(
+            JointTrajectory, "/left/arm_controller/joint_trajectory", self.commands.append, qos_profile_sensor_data
+        )
+        self.get_state = self.node.create_client(GetState, f"{name}/get_state")
+        self.change_state = self.node.create_client(ChangeState, f"{name}/change_state")
+
+    def wait_for(self, condition, what: str) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not condition():
+            assert self.process.poll() is None, f"the launch ended before {what}:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline, f"waited {DEADLINE:g} s for {what}:\n{self.log.read_text()}"
+            self.executor.spin_once(timeout_sec=0.2)
+
+    def call(self, client, request):
+        self.wait_for(client.service_is_ready, client.srv_name)
+        future = client.call_async(request)
+        self.wait_for(future.done, f"an answer of {client.srv_name}")
+        return future.result()
+
+    def state(self) -> int:
+        return self.call(self.get_state, GetState.Request()).current_state.id
+
+    def change(self, transition: int) -> bool:
+        return self.call(self.change_state, ChangeState.Request(transition=Transition(id=transition))).success
+
+    def interrupt(self) -> str:
+        """Press Ctrl-C; return everything that was said."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(timeout=DEADLINE)
+        return self.log.read_text()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.executor.shutdown()
+        rclpy.shutdown(context=self.context)
+
+
+@pytest.fixture
+def bring_up(ros_domain: int, tmp_path: Path) -> Iterator:
+    started: list[Bringup] = []
+
+    def start(*arguments: str, **options: str) -> Bringup:
+        started.append(Bringup(ros_domain, tmp_path / "launch.log", *arguments, **options))
+        return started[-1]
+
+    yield start
+    for bringup in started:
+        bringup.close()
+
+
+def test_the_arguments_are_those_promised():
+    description = PythonLaunchDescriptionSource(str(LAUNCH_FILE)).get_launch_description(LaunchContext())
+    declared = {argument.name: argument.default_value for argument in description.get_launch_arguments()}
+    assert {"robot", "checkpoint", "sim", "namespace", "device", "autostart"} <= set(declared)
+
+
+def test_the_policy_reaches_active_and_commands_the_simulated_arm(bring_up):
+    bringup = bring_up("sim:=true", "instruction:=touch the red cube")
+    bringup.wait_for(lambda: bringup.commands, "a command")
+    assert bringup.state() == State.PRIMARY_STATE_ACTIVE
+
+    # Once by hand: nothing takes the node back up behind the user's back.
+    assert bringup.change(Transition.TRANSITION_DEACTIVATE)
+    assert bringup.change(Transition.TRANSITION_CLEANUP)
+    bringup.wait_for(lambda: bringup.states[-1] == "unconfigured", "the last transition")
+
+    assert bringup.states[-4:] == ["deactivating", "inactive", "cleaningup", "unconfigured"]
+    said = bringup.interrupt()
+    assert "escalating" not in said, said
+    assert "Traceback" not in said, said
+
+
+def test_without_autostart_the_node_waits_in_its_namespace(bring_up):
+    bringup = bring_up("autostart:=false", "namespace:=cell", name="/cell/xvla")
+    assert bringup.state() == State.PRIMARY_STATE_UNCONFIGURED
+    said = bringup.interrupt()
+    assert "escalating" not in said, said
+
+
+def test_an_unknown_robot_starts_nothing_and_says_which_there_are(bring_up):
+    bringup = bring_up("robot:=no_such_arm")
+    assert bringup.process.wait(timeout=DEADLINE) == 1
+    said = bringup.log.read_text()
+    assert "no_such_arm" in said
+    assert "so101_bimanual" in said
+    assert "process started" not in said

@@ -1,0 +1,307 @@
+"""The lifecycle node ``/xvla``: cameras and joints in, one policy for all its robots, trajectory commands out.
+
+Configure loads the policy and warms it up, so that inactive means ready; activate starts the inference thread and the
+commands; deactivate brings the arms to rest; cleanup frees the memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
+from rclpy.clock import Clock as RosClock
+from rclpy.clock import ClockType
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.signals import SignalHandlerOptions
+
+from xvla_ros.control.engine import INFERENCE_THREAD, Engine
+from xvla_ros.control.policy_source import PolicySourceError, load_policy
+from xvla_ros.model.data import ActionChunk, Observation
+from xvla_ros.nodes import messages, qos
+from xvla_ros.nodes.commands import UnsupportedInterfaceError, command_type
+from xvla_ros.nodes.diagnostics import robot_diagnostics
+from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError
+from xvla_ros.nodes.parameters import read_profile
+from xvla_ros.nodes.robot_link import RobotLink
+from xvla_ros.robots.kinematics import KinematicsError
+from xvla_ros.robots.problems import ProfileError
+from xvla_ros.robots.profile import Profile
+
+if TYPE_CHECKING:
+    from xvla_ros.model.policy import Policy
+
+NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
+    ("robots", ["so101_bimanual"], "Names of the robots to drive, each a profile; their keys are under their names."),
+    ("device", "cpu", "Where the policy runs, as torch names it: cpu, cuda, cuda:1."),
+    ("dtype", "", "Type of the weights, float32 or bfloat16; empty keeps the checkpoint's."),
+    ("threads", 0, "Processor threads of the policy; 0 takes half of the cores and leaves the rest to the topics."),
+    ("autostart", False, "Whether the node configures and activates itself; a launch file does it from outside."),
+    ("checkpoint", "", "Folder or hub id of the checkpoint; empty takes the one the profiles name."),
+    ("instruction", "", "What to do until an instruction arrives on a topic; empty takes the profiles'."),
+    ("seed", -1, "Seed of the sampler's noise; below 0 draws a fresh one for every chunk."),
+)
+# what a loaded policy depends on
+LOADED_WITH = ("robots", "device", "dtype", "threads", "checkpoint")
+PROGRESS_PERIOD_S = 5.0
+ANSWER_TIMEOUT_S = 2.0
+POLL_S = 0.05
+END_POLL_S = 0.2
+LOADING_THREAD = "loading"
+
+
+class NodeClock:
+    """ROS time of a node, which follows ``/clock`` under ``use_sim_time``, and the steady clock beside it."""
+
+    def __init__(self, node: rclpy.node.Node) -> None:
+        self._clock = node.get_clock()
+
+    def ros_ns(self) -> int:
+        return int(self._clock.now().nanoseconds)
+
+    def steady_s(self) -> float:
+        return time.monotonic()
+
+
+class PolicyNode(GuardedLifecycleNode):
+    """Drives every robot of the parameter ``robots`` with one policy."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("xvla", **kwargs)
+        for name, default, description in NODE_PARAMETERS:
+            self.declare_parameter(name, default, ParameterDescriptor(description=description))
+        self._clock_of_robots = NodeClock(self)
+        self._profiles: dict[str, Profile] = {}
+        self._links: list[RobotLink] = []
+        self._linked_for: tuple[dict[str, Profile], str] = ({}, "")
+        self._policy: Policy | None = None
+        self._engine: Engine | None = None
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.EVENTS)
+        self.create_timer(1.0, self._publish_diagnostics, clock=RosClock(clock_type=ClockType.STEADY_TIME))
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+
+    def set_up(self) -> None:
+        self._profiles = self._read_profiles()
+        self._policy = self._load()
+        self._make_links()
+
+    def start(self) -> None:
+        self._profiles = self._read_profiles()
+        if self._linked_for != (self._profiles, self._instruction()):
+            self._close_links()
+            self._make_links()
+        self._engine = Engine(self._predict, self._links)
+        for link in self._links:
+            link.start()
+        self._engine.start()
+
+    def halt(self) -> None:
+        # the arms first: a pass of the network may take seconds to end
+        for link in self._links:
+            link.stop()
+        if self._engine is not None and not self._engine.stop():
+            self.get_logger().warning("the policy is still in a forward pass; its chunk will be dropped")
+        self._engine = None
+
+    def tear_down(self) -> None:
+        self._close_links()
+        self._policy = None
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _close_links(self) -> None:
+        for link in self._links:
+            link.close()
+        self._links = []
+
+    def _read_profiles(self) -> dict[str, Profile]:
+        robots = list(self.get_parameter("robots").value)
+        if not robots or len(set(robots)) != len(robots):
+            raise TransitionError(f"parameter robots is {robots}; expected at least one name, and each once")
+        try:
+            profiles = {robot: read_profile(self, robot) for robot in robots}
+            for profile in profiles.values():
+                command_type(profile)
+        except (ProfileError, UnsupportedInterfaceError) as error:
+            raise TransitionError(str(error)) from error
+        return profiles
+
+    def _instruction(self) -> str:
+        return str(self.get_parameter("instruction").value)
+
+    def _make_links(self) -> None:
+        instruction = self._instruction()
+        try:
+            self._links = [
+                RobotLink(self, profile, self._clock_of_robots, instruction) for profile in self._profiles.values()
+            ]
+        except KinematicsError as error:
+            raise TransitionError(str(error)) from error
+        self._linked_for = (self._profiles, instruction)
+
+    def _load(self) -> Policy:
+        """Load and warm up in a thread of its own, so that a shutdown can cancel the wait."""
+        from xvla_ros.model.problems import CheckpointError
+
+        outcome: list[Any] = []
+
+        def work() -> None:
+            try:
+                outcome.append(self._load_and_warm_up())
+            except Exception as error:
+                outcome.append(error)
+
+        worker = threading.Thread(target=work, name=LOADING_THREAD, daemon=True)
+        begun = time.monotonic()
+        said = begun
+        worker.start()
+        while worker.is_alive():
+            worker.join(POLL_S)
+            if self.cancelled.is_set():
+                raise TransitionError("loading was cancelled by a shutdown")
+            if time.monotonic() - said > PROGRESS_PERIOD_S:
+                said = time.monotonic()
+                self.get_logger().info(f"still loading the policy, {said - begun:.0f} s")
+        result = outcome[0]
+        if isinstance(result, CheckpointError | PolicySourceError):
+            raise TransitionError(str(result)) from result
+        if isinstance(result, Exception):
+            raise result
+        self.get_logger().info(f"policy ready after {time.monotonic() - begun:.1f} s")
+        policy: Policy = result
+        return policy
+
+    def _load_and_warm_up(self) -> Policy:
+        log = self.get_logger()
+        checkpoint = str(self.get_parameter("checkpoint").value)
+        log.info(f"loading the policy: {checkpoint or 'as the profiles say'}")
+        self._choose_threads()
+        policy = load_policy(
+            self._profiles,
+            checkpoint,
+            device=str(self.get_parameter("device").value),
+            dtype=str(self.get_parameter("dtype").value),
+        )
+        for profile in self._profiles.values():
+            if not policy.is_trained(profile.policy.domain_id):
+                log.warning(
+                    f"{profile.name}: untrained: {policy.source} has no trained row {profile.policy.domain_id}; "
+                    "the arm will move, but not to a purpose"
+                )
+        log.info("warming up")
+        policy.predict([blank_observation(profile) for profile in self._profiles.values()], seed=0)
+        return policy
+
+    def _choose_threads(self) -> None:
+        # OpenMP threads that wait for each other spin: on cores that other work needs they make a pass ten times
+        # slower, and starve the very callbacks that bring the observations
+        import torch
+
+        threads = int(self.get_parameter("threads").value)
+        torch.set_num_threads(threads if threads > 0 else max(1, len(os.sched_getaffinity(0)) // 2))
+
+    def _predict(self, observations: list[Observation]) -> list[ActionChunk]:
+        policy = self._policy
+        if policy is None:
+            raise RuntimeError("the policy was freed while its engine ran")
+        seed = int(self.get_parameter("seed").value)
+        return policy.predict(observations, seed=None if seed < 0 else seed)
+
+    def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        state = self.state_label()
+        changes = [parameter.name for parameter in parameters if parameter.name != "use_sim_time"]
+        if state == "active" and changes:
+            return SetParametersResult(successful=False, reason=f"{', '.join(changes)}: deactivate /xvla first")
+        loaded_with = [name for name in changes if name in LOADED_WITH]
+        if state != "unconfigured" and loaded_with:
+            reason = f"{', '.join(loaded_with)}: the policy is loaded with it; clean up /xvla first"
+            return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
+
+    def _publish_diagnostics(self) -> None:
+        message = DiagnosticArray()
+        message.header.stamp = messages.stamp_message(self._clock_of_robots.ros_ns())
+        policy = self._policy
+        message.status = [
+            robot_diagnostics(
+                link,
+                node=self.get_name(),
+                checkpoint=policy.source if policy is not None else "",
+                trained=policy is not None and policy.is_trained(link.profile.policy.domain_id),
+            )
+            for link in list(self._links)
+        ]
+        self._diagnostics.publish(message)
+
+
+def blank_observation(profile: Profile) -> Observation:
+    """An observation of the right shape with nothing in it, to warm a policy up."""
+    state = np.zeros(profile.state_width, np.float32)
+    images = {slot: np.zeros((240, 320, 3), np.uint8) for slot in profile.cameras.slots}
+    return Observation(profile.embodiment(), 0, images, state, profile.instruction or "warm up")
+
+
+def serve(stop: Callable[[], bool], args: list[str] | None = None) -> int:
+    """Run the node until ``stop`` says so, then bring the arms to rest before the node goes.
+
+    Returns:
+        0; 1 where ``autostart`` did not get the node active, as nobody is there to try again.
+    """
+    # rclpy's own handlers would take the graph away before the last command is out
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    node = PolicyNode()
+    ended, failed = threading.Event(), threading.Event()
+    # with rclpy's multi-threaded executor the same topics cost three times the processor time
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    spinning = threading.Thread(target=_spin, args=(node, executor, ended), name="executor", daemon=True)
+    spinning.start()
+    if node.get_parameter("autostart").value:
+        threading.Thread(target=_autostart, args=(node, stop, failed), name="autostart", daemon=True).start()
+    while not (stop() or failed.is_set() or ended.is_set() or node.state_label() == "finalized"):
+        ended.wait(END_POLL_S)
+    if node.state_label() == "finalized":
+        node.wait_until_answered(ANSWER_TIMEOUT_S)
+    else:
+        node.change_state(Transition.TRANSITION_ACTIVE_SHUTDOWN)
+    ended.set()
+    spinning.join(ANSWER_TIMEOUT_S)
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return 1 if failed.is_set() else 0
+
+
+def network_is_busy() -> bool:
+    """Whether a thread that was given up is still inside the network."""
+    return any(thread.name in (LOADING_THREAD, INFERENCE_THREAD) for thread in threading.enumerate())
+
+
+def _autostart(node: PolicyNode, stop: Callable[[], bool], failed: threading.Event) -> None:
+    for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
+        if not node.change_state(transition):
+            if not (stop() or node.cancelled.is_set()):
+                failed.set()
+            return
+
+
+def _spin(node: PolicyNode, executor: SingleThreadedExecutor, ended: threading.Event) -> None:
+    while not ended.is_set():
+        try:
+            executor.spin_once(timeout_sec=0.1)
+        except ExternalShutdownException:
+            ended.set()
+        except Exception as error:  # rclpy raises here where a client has gone before its answer, for one
+            node.get_logger().error(f"a callback failed: {type(error).__name__}: {error}", throttle_duration_sec=1.0)
