@@ -16,7 +16,15 @@ from xvla_ros.nodes.commands import UnsupportedInterfaceError, command_messages,
 
 PAIR = load_profile("so101_bimanual_split")["so101_bimanual_split"]
 ROWS = np.arange(24.0).reshape(2, 12)
-WINDOW = CommandWindow(3_000_000_007, np.zeros(12), np.array([0.05, 0.1]), ROWS, np.zeros((2, 12)), 0)
+WINDOW = CommandWindow(
+    stamp=3_000_000_007,
+    start=np.zeros(12),
+    start_velocity=np.zeros(12),
+    times=np.array([0.05, 0.1]),
+    positions=ROWS,
+    velocities=np.zeros((2, 12)),
+    limited=0,
+)
 ARM = ["shoulder_pan_joint", "shoulder_lift_joint", "elbow_joint", "wrist_pitch_joint", "wrist_roll_joint"]
 
 
