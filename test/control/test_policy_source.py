@@ -7,7 +7,7 @@ from xvla_ros.control.policy_source import PolicySourceError, load_policy
 from xvla_ros.model.checkpoint import save
 from xvla_ros.model.data import Observation
 from xvla_ros.model.problems import CheckpointError
-from xvla_ros.robots.decode import decode
+from xvla_ros.robots.decode import Decoder
 from xvla_ros.robots.profile import load_profile
 
 PAIR = "so101_bimanual"
@@ -44,7 +44,7 @@ def seen_by(profile, level=0):
 def test_without_a_checkpoint_an_untrained_policy_drives(pair, untrained):
     assert not untrained.is_trained(pair.policy.domain_id)
     [chunk] = untrained.predict([seen_by(pair)], seed=1)
-    path = decode(chunk, pair)
+    path = Decoder(pair).decode(chunk)
     assert np.isfinite(path.positions).all()
     lower, upper = (np.array([getattr(joint, side) for joint in pair.joints.ordered]) for side in ("lower", "upper"))
     assert ((path.positions > lower - 0.5) & (path.positions < upper + 0.5)).all(axis=1).any()
