@@ -212,3 +212,13 @@ def test_states_are_told_and_others_refused_while_configuring_and_a_shutdown_can
     assert not caller.answer(configure).success
     assert caller.state() == "finalized"
     assert node.wait_until_answered(DEADLINE)
+
+
+def test_a_request_on_the_heels_of_a_transition_event_is_made(graph):
+    """The event of a transition goes out before the transition has quite ended; a launch file answers it at once."""
+    node, caller = graph
+    with node._transition_lock:
+        asked = caller.ask("configure")
+        caller.state()  # the node has taken the request by the time it answers this
+    assert caller.answer(asked).success
+    assert caller.state() == "inactive"

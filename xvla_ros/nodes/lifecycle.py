@@ -16,6 +16,9 @@ from rclpy.task import Future
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 ERROR = TransitionCallbackReturn.ERROR
 
+# rclpy tells of a transition before it has quite ended, and a launch file asks for the next one at once
+HAND_OVER_S = 1.0
+
 _SHUTDOWNS = {
     Transition.TRANSITION_UNCONFIGURED_SHUTDOWN,
     Transition.TRANSITION_INACTIVE_SHUTDOWN,
@@ -121,7 +124,7 @@ class GuardedLifecycleNode(LifecycleNode):
         shutdown = transition_id in _SHUTDOWNS
         if shutdown:
             self.cancelled.set()
-        if not self._transition_lock.acquire(blocking=shutdown):
+        if not self._transition_lock.acquire(timeout=-1 if shutdown else HAND_OVER_S):
             self.get_logger().warning(f"refused a transition: the node is still {self.state_label()}")
             return False
         try:
