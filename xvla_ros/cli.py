@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_robots(commands)
     _add_check(commands)
+    _add_new_robot(commands)
     return parser
 
 
@@ -101,6 +102,23 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--seconds", type=_positive, default=2.0, help="for which rates are measured (default 2)")
 
 
+def _add_new_robot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "new-robot", _new_robot, "begin a profile for an arm from its URDF, with marks at what no URDF holds",
+        "  xvla new-robot --urdf my_arm.urdf --name my_arm\n"
+        "  xvla new-robot --urdf panda.urdf --name franka --action-mode franka_joint7\n"
+        "  xvla new-robot --urdf two_arms.urdf --name pair --tip-link left_tcp --tip-link right_tcp",
+    )
+    parser.add_argument("--urdf", required=True, help="file, or the name of a shipped one, such as panda.urdf")
+    parser.add_argument("--name", required=True, help="of the robot, part of its topics")
+    parser.add_argument("--output", help="profile to write (default NAME.yaml)")
+    parser.add_argument("--action-mode", default="auto", help="as the checkpoint was trained (default auto: any joints)")
+    parser.add_argument("--base-link", help="where the arms begin (default: found)")
+    parser.add_argument(
+        "--tip-link", action="append", default=[], help="where an arm ends; once for each arm (default: found)"
+    )
+
+
 def _add_robot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--robot", default="so101_bimanual", help="name of a profile, or a profile file (default so101_bimanual)"
@@ -141,6 +159,25 @@ def _robots(options: argparse.Namespace) -> int:
     except ProfileError as error:
         print(f"xvla robots: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _new_robot(options: argparse.Namespace) -> int:
+    from xvla_ros.robots.new_profile import new_profile, summary, write_profile
+    from xvla_ros.robots.problems import ProfileError
+
+    output = options.output or f"{options.name}.yaml"
+    try:
+        new = new_profile(
+            options.urdf, options.name, action_mode=options.action_mode, base_link=options.base_link,
+            tip_links=options.tip_link, output=output,
+        )
+        write_profile(new, output)
+    except ProfileError as error:
+        print(f"xvla new-robot: {error}", file=sys.stderr)
+        return 1
+    print(f"{output}: {summary(new)}")
+    print(f'settings marked "# CHECK:" are yours to make right; list them: xvla check --robot {output} --offline')
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from xvla_ros.evaluation.graph_checks import graph_findings, topics_of
 from xvla_ros.robots.kinematics import KinematicsError
+from xvla_ros.robots.marks import open_marks
 from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.robots.profile import Profile, load_profile, shipped_files
 from xvla_ros.robots.tool_arm import tool_arms
@@ -81,6 +82,7 @@ def check(
     checked = {"profile"}
     for profile in profiles.values():
         _check_executable(profile, found)
+        found.warnings += open_marks(profile)
         if checkpoint or profile.policy.checkpoint:
             checked.add("checkpoint")
             _check_checkpoint(profile, checkpoint, found)

@@ -112,13 +112,14 @@ def _config(embodiments: Sequence[Embodiment], size: str, chunk_size: int, state
     if not embodiments:
         raise ValueError("a policy needs at least one robot")
     first = embodiments[0]
-    mode = action_mode(first.action_mode)
+    spec = action_mode(first.action_mode).spec
     widest = max(np.size(state_mean[each.robot]) for each in embodiments)
     return replace(
         SIZES[size],
         chunk_size=chunk_size,
         action_mode=first.action_mode,
-        action_dim=mode.decoded_width,
+        max_action_dim=max(20, widest),
+        action_dim=spec.decoded_width or np.size(state_mean[first.robot]),
         state_dim=max(20, widest),
         num_image_views=max(len(each.slots) for each in embodiments),
         image_pipeline=first.image_pipeline,
