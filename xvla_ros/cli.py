@@ -112,7 +112,7 @@ def _add_new_robot(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("--urdf", required=True, help="file, or the name of a shipped one, such as panda.urdf")
     parser.add_argument("--name", required=True, help="of the robot, part of its topics")
     parser.add_argument("--output", help="profile to write (default NAME.yaml)")
-    parser.add_argument("--action-mode", default="auto", help="as the checkpoint was trained (default auto: any joints)")
+    parser.add_argument("--action-mode", default="auto", help="as the checkpoint was trained (default auto)")
     parser.add_argument("--base-link", help="where the arms begin (default: found)")
     parser.add_argument(
         "--tip-link", action="append", default=[], help="where an arm ends; once for each arm (default: found)"
