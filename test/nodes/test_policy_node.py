@@ -397,7 +397,7 @@ def test_a_checkpoint_that_cannot_be_used(pair, checkpoint, tmp_path, how, words
 @pytest.mark.parametrize(("parameter", "value", "words"), [
     ("robots", ["so101_bimanul"], "did you mean 'so101_bimanual'?"),
     ("robots", [ROBOT, ROBOT], "each once"),
-    ("robots", ["widowx"], "tool poses"),
+    ("robots", ["widowx"], "cannot drive widowx"),
     ("checkpoint", "/nowhere/at/all", "/nowhere/at/all"),
     ("device", "abacus", "device is 'abacus'"),
     ("dtype", "float99", "dtype 'float99'"),
