@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.model.problems import CheckpointError
 from xvla_ros.robots.encode import StateEncoder
-from xvla_ros.robots.kinematics import KinematicsError
+from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tool_arm import tool_arms
@@ -37,6 +37,7 @@ def load_policy(
     device: str = "cpu",
     dtype: str = "",
     seed: int = 0,
+    description: RobotDescription | None = None,
 ) -> Policy:
     """Load the policy for some robots and check that it can serve each.
 
@@ -47,6 +48,8 @@ def load_policy(
         device: as torch names it.
         dtype: of the weights (``float32``, ``bfloat16``); empty keeps the checkpoint's.
         seed: of random weights.
+        description: what ``robot_description`` said of the robots, None where the profiles' URDFs count. Random
+            weights keep tools about home, which takes kinematics.
 
     Raises:
         PolicySourceError: the profiles name different checkpoints, the policy does not fit a robot, or there is no
@@ -55,7 +58,7 @@ def load_policy(
     """
     name, revision = (checkpoint, "") if checkpoint else _agreed(profiles)
     _ensure_device(device)
-    policy = _load(name, revision, device, dtype) if name else _untrained(profiles, device, seed)
+    policy = _load(name, revision, device, dtype) if name else _untrained(profiles, device, seed, description)
     for profile in profiles.values():
         try:
             policy.check(profile.embodiment())
@@ -99,13 +102,15 @@ def _load(name: str, revision: str, device: str, dtype: str) -> Policy:
         raise PolicySourceError(str(error)) from error
 
 
-def _untrained(profiles: Mapping[str, Profile], device: str, seed: int) -> Policy:
+def _untrained(
+    profiles: Mapping[str, Profile], device: str, seed: int, description: RobotDescription | None
+) -> Policy:
     from xvla_ros.model.random_policy import random_policy
 
     mean, std = {}, {}
     for name, profile in profiles.items():
         try:
-            mean[name], std[name] = _range(profile)
+            mean[name], std[name] = _range(profile, description)
         except KinematicsError as error:
             raise PolicySourceError(str(error)) from error
     policy = random_policy(
@@ -116,11 +121,11 @@ def _untrained(profiles: Mapping[str, Profile], device: str, seed: int) -> Polic
     return policy
 
 
-def _range(profile: Profile) -> tuple[Floats, Floats]:
+def _range(profile: Profile, description: RobotDescription | None) -> tuple[Floats, Floats]:
     """Mean and standard deviation [P] of actions that keep to a robot's joint ranges, or to its tools' boxes."""
     limits = JointLimits.of(profile)
     middle = (limits.lower + limits.upper) / 2
-    arms = tool_arms(profile)
+    arms = tool_arms(profile, description)
     if not arms:
         low, high = to_policy(limits.lower, profile), to_policy(limits.upper, profile)
         return (low + high) / 2, abs(high - low) * RANDOM_SPREAD

@@ -82,7 +82,7 @@ def _sensor(graph: GraphSnapshot, key: str, topic: str, kind: str, longest: floa
     """Check one topic that the node listens to; frames may be at most ``longest`` seconds apart."""
     publishers = graph.publishers.get(topic, ())
     if not publishers:
-        message = f"nobody publishes {topic}{did_you_mean(topic, _topics_of_type(graph, kind))}"
+        message = f"nobody publishes {topic}{did_you_mean(topic, _others_of_type(graph, topic, kind))}"
         yield Finding(_problem(f"{key}.topic", topic, f"a publisher of {kind}", message))
         return
     for publisher in publishers:
@@ -101,13 +101,13 @@ def _sensor(graph: GraphSnapshot, key: str, topic: str, kind: str, longest: floa
 
 
 def _controllers(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
-    kind = COMMAND_TYPES[profile.commands.interface]
     for name in profile.commands.groups:
+        kind = COMMAND_TYPES[profile.commands.interface_of(name)]
         topic = profile.commands.by_name[name].topic
         key = f"{profile.name}.commands.{name}.topic"
         subscribers = graph.subscribers.get(topic, ())
         if not subscribers:
-            message = f"no controller listens to {topic}{did_you_mean(topic, _topics_of_type(graph, kind))}"
+            message = f"no controller listens to {topic}{did_you_mean(topic, _others_of_type(graph, topic, kind))}"
             yield Finding(_problem(key, topic, f"a subscription of {kind}", message))
         for subscriber in subscribers:
             if subscriber.type != kind:
@@ -132,8 +132,8 @@ def _mismatch(*, offered: tuple[str, str], requested: tuple[str, str]) -> str:
     return ""
 
 
-def _topics_of_type(graph: GraphSnapshot, kind: str) -> list[str]:
-    return [topic for topic, types in graph.topics.items() if kind in types]
+def _others_of_type(graph: GraphSnapshot, topic: str, kind: str) -> list[str]:
+    return [other for other, types in graph.topics.items() if kind in types and other != topic]
 
 
 def _nodes(endpoints: Iterable[Endpoint]) -> str:

@@ -29,14 +29,15 @@ from xvla_ros.control.engine import INFERENCE_THREAD, Engine
 from xvla_ros.control.policy_source import PolicySourceError, load_policy
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.nodes import messages, qos
-from xvla_ros.nodes.commands import UnsupportedInterfaceError, command_type
 from xvla_ros.nodes.diagnostics import robot_diagnostics
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError
 from xvla_ros.nodes.parameters import read_profile
+from xvla_ros.nodes.robot_description import DescriptionTopic
 from xvla_ros.nodes.robot_link import RobotLink
-from xvla_ros.robots.kinematics import KinematicsError
+from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
 from xvla_ros.robots.problems import ProfileError
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.tool_arm import tool_arms
 
 if TYPE_CHECKING:
     from xvla_ros.model.policy import Policy
@@ -84,6 +85,8 @@ class PolicyNode(GuardedLifecycleNode):
         self._profiles: dict[str, Profile] = {}
         self._links: list[RobotLink] = []
         self._linked_for: tuple[dict[str, Profile], str] = ({}, "")
+        self._description_topic = DescriptionTopic(self)
+        self._description: RobotDescription | None = None
         self._policy: Policy | None = None
         self._engine: Engine | None = None
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.EVENTS)
@@ -92,6 +95,7 @@ class PolicyNode(GuardedLifecycleNode):
 
     def set_up(self) -> None:
         self._profiles = self._read_profiles()
+        self._description = self._hear_description()
         self._policy = self._load()
         self._make_links()
 
@@ -131,12 +135,24 @@ class PolicyNode(GuardedLifecycleNode):
         if not robots or len(set(robots)) != len(robots):
             raise TransitionError(f"parameter robots is {robots}; expected at least one name, and each once")
         try:
-            profiles = {robot: read_profile(self, robot) for robot in robots}
-            for profile in profiles.values():
-                command_type(profile)
-        except (ProfileError, UnsupportedInterfaceError) as error:
+            return {robot: read_profile(self, robot) for robot in robots}
+        except ProfileError as error:
             raise TransitionError(str(error)) from error
-        return profiles
+
+    def _hear_description(self) -> RobotDescription | None:
+        """The published URDF for robots whose actions are tool poses, checked before a long load."""
+        with_tools = [profile for profile in self._profiles.values() if profile.action_spec.is_end_effector]
+        description = self._description_topic.newest() if with_tools else None
+        for profile in with_tools:
+            try:
+                arms = tool_arms(profile, description)
+            except KinematicsError as error:
+                hint = "" if description is None else (
+                    f"; where {description.origin} is another robot's, remap robot_description to the right one")
+                raise TransitionError(f"{error}{hint}") from error
+            origins = ", ".join(dict.fromkeys(arm.chain.description.origin for arm in arms.values()))
+            self.get_logger().info(f"{profile.name}: kinematics of {origins}")
+        return description
 
     def _instruction(self) -> str:
         return str(self.get_parameter("instruction").value)
@@ -145,7 +161,8 @@ class PolicyNode(GuardedLifecycleNode):
         instruction = self._instruction()
         try:
             self._links = [
-                RobotLink(self, profile, self._clock_of_robots, instruction) for profile in self._profiles.values()
+                RobotLink(self, profile, self._clock_of_robots, instruction, self._description)
+                for profile in self._profiles.values()
             ]
         except KinematicsError as error:
             raise TransitionError(str(error)) from error
@@ -193,6 +210,7 @@ class PolicyNode(GuardedLifecycleNode):
             checkpoint,
             device=str(self.get_parameter("device").value),
             dtype=str(self.get_parameter("dtype").value),
+            description=self._description,
         )
         for profile in self._profiles.values():
             if not policy.is_trained(profile.policy.domain_id):

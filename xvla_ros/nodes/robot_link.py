@@ -202,7 +202,7 @@ class RobotLink:
         return steady - self._lost_since <= self.profile.timing.controller_timeout
 
     def _publish(self, window: CommandWindow) -> None:
-        for name, message in command_messages(self.profile, window).items():
+        for name, message in command_messages(self.profile, window, self._encoder).items():
             self._publishers[name].publish(message)
 
     def _report(self, steady: float) -> None:
@@ -249,9 +249,9 @@ class RobotLink:
             "action_chunk": create(ActionChunkMsg, f"{base}/action_chunk", qos.EVENTS),
             "status": create(PolicyStatus, f"{base}/status", qos.LATCHED),
         }
-        kind = command_type(self.profile)
         for name in self.profile.commands.groups:
-            publishers[name] = create(kind, self.profile.commands.by_name[name].topic, qos.COMMAND)
+            topic = self.profile.commands.by_name[name].topic
+            publishers[name] = create(command_type(self.profile, name), topic, qos.COMMAND)
         return publishers
 
     def _make_subscriptions(self) -> list[Any]:

@@ -13,6 +13,7 @@ from xvla_ros.robots.schema import MAX_WAYPOINTS
 Finding = tuple[str, Any, str, str]  # key, value, expected, message
 ENTRY_POINT_GROUP = "xvla_ros.action_modes"
 RATE_TOLERANCE = 1.05  # 0.0333 s is meant to match 30 Hz
+LEAST_POSE_RATE = 10.0  # Hz; moveit_servo takes the robot for abandoned below
 
 
 class Draft:
@@ -220,12 +221,25 @@ def _pose_groups(draft: Draft, spec: ActionSpec | None) -> Iterator[Finding]:
     if spec is not None and not spec.is_end_effector:
         message = f"interface pose needs a tool-pose action mode, and {spec.name} has joints"
         yield "commands.interface", "pose", "joint_trajectory, forward_command or joint_state", message
-    tools = draft.entries("tools")
+    tools, owners = draft.entries("tools"), dict[str, str]()
+    grippers = [(tool.get("gripper") or {}).get("joint") for tool in tools.values()]
     for name, group in draft.entries("commands").items():
-        tool = group.get("tool")
-        if tool is not None and tool not in tools:
+        tool, joints = group.get("tool") or "", group.get("joints") or ()
+        if bool(tool) == bool(joints):
+            message = f"the group commands {'both a tool and joints' if tool else 'neither a tool nor joints'}"
+            yield f"commands.{name}.tool", tool, "a tool, or joints for a gripper", message
+        if tool and tool not in tools:
             message = f"tool {tool!r} is not declared{did_you_mean(tool, tools)}"
             yield f"commands.{name}.tool", tool, "one of the tools: " + (", ".join(tools) or "none"), message
+        others = [joint for joint in joints if joint not in grippers]
+        if others and not tool:
+            message = f"{others[0]!r} is no gripper's joint; arms are commanded by the pose of their tool"
+            yield f"commands.{name}.tool", "", "one of the tools: " + (", ".join(tools) or "none"), message
+        for owned in (f"tool {tool!r}",) if tool else (f"joint {joint!r}" for joint in joints):
+            if owned in owners:
+                message = f"{owned} is commanded by group {owners[owned]!r} too"
+                yield f"commands.{name}", owned, "each tool and gripper in one group", message
+            owners.setdefault(owned, name)
 
 
 def _joint_groups(draft: Draft, spec: ActionSpec | None) -> Iterator[Finding]:
@@ -267,6 +281,9 @@ def _timing(draft: Draft) -> Iterator[Finding]:
         horizon = offset + (MAX_WAYPOINTS - 1) * dt
         message = f"lookahead {lookahead:g} s is beyond any chunk: {MAX_WAYPOINTS} waypoints of {dt:g} s"
         yield "timing.lookahead", lookahead, f"below {horizon:.3g} s", message
+    if draft.get("commands.interface") == "pose" and rate is not None and rate < LEAST_POSE_RATE:
+        message = f"moveit_servo stops when poses come at less than {LEAST_POSE_RATE:g} Hz"
+        yield "timing.command_rate", rate, f"at least {LEAST_POSE_RATE:g} Hz", message
     single = draft.get("commands.interface") in ("forward_command", "joint_state", "pose")
     if single and None not in (rate, dt) and 1.0 / rate > dt * RATE_TOLERANCE:
         message = f"one setpoint every {1.0 / rate:.3g} s skips waypoints {dt:g} s apart"

@@ -225,7 +225,7 @@ class Group(Section):
 
     topic: Topic = setting(description="Topic of the commands; its message type follows from the interface.")
     joints: Names = setting((), description="Joints commanded there, by policy name, in the controller's order.")
-    tool: str = setting("", description="Interface pose: the tool commanded there.")
+    tool: str = setting("", description="Interface pose: the tool commanded there; a gripper's group has joints.")
 
 
 class Commands(NamedSection):
@@ -236,10 +236,16 @@ class Commands(NamedSection):
 
     interface: Literal["joint_trajectory", "forward_command", "joint_state", "pose"] = setting(
         description="joint_trajectory (trajectory_msgs/JointTrajectory), forward_command (std_msgs/Float64MultiArray), "
-        "joint_state (sensor_msgs/JointState) or pose (geometry_msgs/PoseStamped)."
+        "joint_state (sensor_msgs/JointState) or pose (geometry_msgs/PoseStamped; grippers by joint_trajectory)."
     )
     groups: Names = setting(min_length=1, description="Names of the command groups.")
     by_name: dict[str, Group] = setting(description="The command groups.")
+
+    def interface_of(self, group: str) -> str:
+        """Return what goes out on the topic of a group: the interface, but beside poses a gripper's trajectory."""
+        if self.interface == "pose" and not self.by_name[group].tool:
+            return "joint_trajectory"
+        return self.interface
 
 
 class Timing(Section):
