@@ -1,0 +1,365 @@
+"""Profiles begun from URDFs: what is recognised, what is marked, what is refused, and the how-to's own commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xvla_ros.cli import main
+from xvla_ros.evaluation.check import check
+from xvla_ros.model.data import Observation
+from xvla_ros.model.random_policy import random_policy
+from xvla_ros.robots import ProfileError, load_profile
+from xvla_ros.robots.marks import MARK, open_marks
+from xvla_ros.robots.new_profile import NewProfile, new_profile, summary, write_profile
+from xvla_ros.robots.profile import shipped_files
+
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "add-an-arm.md"
+PANDA = tuple(f"panda_joint{number}" for number in range(1, 8))
+LIMIT = '<limit lower="-1.5" upper="2.5" velocity="3" effort="1"/>'
+
+
+def joint(name: str, parent: str, child: str, kind: str = "revolute", inside: str = LIMIT) -> str:
+    ends = f"<parent link={quoteattr(parent)}/><child link={quoteattr(child)}/>"
+    return f'<joint name={quoteattr(name)} type="{kind}">{ends}<origin xyz="0 0 0.2"/>{inside}</joint>'
+
+
+def robot(*joints: str, links: tuple[str, ...] = ()) -> str:
+    named = dict.fromkeys(re.findall(r'link="([^"]*)"', "".join(joints)))
+    bodies = "".join(f"<link name={quoteattr(link)}/>" for link in [*named, *links])
+    return f'<robot name="r">{bodies}{"".join(joints)}</robot>'
+
+
+def chain(count: int, prefix: str = "", base: str = "base") -> list[str]:
+    links = [base, *(f"{prefix}l{index}" for index in range(1, count + 1))]
+    return [joint(f"{prefix}j{i + 1}", links[i], links[i + 1]) for i in range(count)]
+
+
+@pytest.fixture
+def urdf(tmp_path: Path):
+    def write(text: str, name: str = "arm.urdf") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def refusal(path: Path | str, **options: object) -> str:
+    with pytest.raises(ProfileError) as caught:
+        new_profile(path, "robot", **options)
+    return str(caught.value)
+
+
+def written(new: NewProfile, path: Path) -> Path:
+    write_profile(new, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "mode", "arms", "grippers"),
+    [
+        ("panda.urdf", "auto", [7], ["panda_finger_joint1"]),
+        ("panda.urdf", "ee6d", [7], ["panda_finger_joint1"]),
+        ("wx250s.urdf", "ee6d", [6], ["left_finger"]),
+        ("so101.urdf", "auto", [5], ["gripper"]),
+        ("so101_pair.urdf", "so101_bimanual", [5, 5], ["left_gripper", "right_gripper"]),
+        ("agibot_g1.urdf", "agibot_ee6d", [7, 7], ["idx41_gripper_l_outer_joint1", "idx81_gripper_r_outer_joint1"]),
+    ],
+)
+def test_arms_and_grippers_of_the_shipped_robots_are_recognised(
+    tmp_path: Path, file: str, mode: str, arms: list[int], grippers: list[str]
+):
+    new = new_profile(file, "robot", action_mode=mode, output=tmp_path / "robot.yaml")
+    assert [len(arm.joints) for arm in new.arms.arms] == arms
+    assert [arm.gripper.name for arm in new.arms.arms if arm.gripper is not None] == grippers
+    path = written(new, tmp_path / "robot.yaml")
+    assert load_profile(path) == {"robot": new.profile}
+    report = check(path)
+    assert report.ok, report.errors
+    assert len(report.warnings) == new.text.count(MARK)
+
+
+def test_the_profile_says_what_the_urdf_says():
+    profile = new_profile("panda.urdf", "franka", action_mode="franka_joint7").profile
+    assert profile.joints.policy_order == PANDA
+    fourth = profile.joints.by_name["panda_joint4"]
+    assert (fourth.lower, fourth.upper, fourth.max_velocity) == (-3.0718, -0.0698, 2.175 / 2)
+    assert profile.commands.by_name["arm"].joints == PANDA
+
+
+def test_the_gripper_is_a_channel_of_auto_but_not_of_franka_joint7():
+    new = new_profile("panda.urdf", "franka", action_mode="franka_joint7")
+    assert "panda_finger_joint1: a gripper, for which franka_joint7 has no channel" in new.text
+    assert "panda_finger_joint1, which the action mode leaves out" in summary(new)
+    own = new_profile("panda.urdf", "franka").profile
+    assert own.joints.policy_order == (*PANDA, "panda_finger_joint1")
+    assert own.commands.groups == ("arm", "gripper")
+
+
+def test_joints_that_are_left_out_are_told_with_the_reason():
+    text = new_profile("agibot_g1.urdf", "ag").text
+    assert "idx01_body_joint1: carries more than one arm" in text
+    assert "idx49_gripper_l_outer_joint2: follows idx41_gripper_l_outer_joint1" in text
+
+
+def test_a_share_of_the_range_where_the_mode_has_probabilities():
+    profile = new_profile("so101_pair.urdf", "pair", action_mode="so101_bimanual").profile
+    gripper = profile.joints.by_name["left_gripper"]
+    ends = [gripper.lower * gripper.scale + gripper.offset, gripper.upper * gripper.scale + gripper.offset]
+    assert ends == pytest.approx([0.0, 1.0], abs=1e-6)
+
+
+def test_links_asked_for_choose_arm_and_base():
+    left = new_profile("agibot_g1.urdf", "ag", base_link="arm_base_link", tip_links=["arm_l_end_link"])
+    assert [each.name for each in left.arms.arms] == ["arm"]
+    assert len(left.profile.joints.policy_order) == 8
+    with_body = new_profile("agibot_g1.urdf", "ag", tip_links=["arm_r_end_link"])
+    assert with_body.profile.joints.policy_order[:2] == ("idx01_body_joint1", "idx02_body_joint2")
+    swapped = new_profile("agibot_g1.urdf", "ag", tip_links=["arm_r_end_link", "arm_l_end_link"])
+    assert [each.name for each in swapped.arms.arms] == ["right_arm", "left_arm"]
+
+
+def test_short_branches_are_no_arms(urdf):
+    head = [joint("pan", "base", "neck"), joint("tilt", "neck", "head")]
+    servo = [joint("camera_tilt", "l4", "camera")]
+    new = new_profile(urdf(robot(*chain(6), *head, *servo)), "robot")
+    assert new.profile.joints.policy_order == tuple(f"j{number}" for number in range(1, 7))
+    assert set(new.arms.left_out) == {"pan", "tilt", "camera_tilt"}
+
+
+def test_a_pair_of_nameless_fingers_is_a_gripper(urdf):
+    fingers = [joint("j7", "l6", "a", "prismatic"), joint("j8", "l6", "b", "prismatic")]
+    (arm,) = new_profile(urdf(robot(*chain(6), *fingers)), "robot").arms.arms
+    assert arm.gripper is not None and arm.gripper.name == "j7"
+    assert len(arm.joints) == 6
+
+
+def test_soft_limits_count_and_a_speed_of_zero_is_marked(urdf):
+    soft = '<safety_controller soft_lower_limit="-1" soft_upper_limit="1.5"/>'
+    inside = '<limit lower="-2" upper="2" velocity="0"/>'
+    new = new_profile(urdf(robot(joint("j1", "base", "l1", inside=inside + soft))), "robot")
+    (only,) = new.profile.joints.ordered
+    assert (only.lower, only.upper, only.max_velocity) == (-1.0, 1.5, 0.5)
+    assert f"{MARK} max_velocity, of which the URDF says nothing" in new.text
+
+
+NAME = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "Zs"]), min_size=1)
+
+
+@given(st.lists(NAME, min_size=1, max_size=8))
+def test_any_joint_name_survives(tmp_path_factory: pytest.TempPathFactory, names: list[str]):
+    names = list(dict.fromkeys(names))
+    links = ["base", *(f"l{index}" for index in range(len(names)))]
+    joints = [joint(name, links[i], links[i + 1]) for i, name in enumerate(names)]
+    path = tmp_path_factory.mktemp("names") / "arm.urdf"
+    path.write_text(robot(*joints), encoding="utf-8")
+    new = new_profile(path, "robot", tip_links=[links[-1]], output=path.with_suffix(".yaml"))
+    known = {each.name for each in new.profile.joints.ordered}
+    assert known | set(new.arms.left_out) == set(names)
+    again = load_profile(written(new, path.with_suffix(".yaml")))["robot"]
+    assert again == new.profile
+
+
+@pytest.mark.parametrize(("names", "policy_names"), [(["1", "2", "3"], ("joint_1", "joint_2", "joint_3"))])
+def test_names_that_are_no_settings_are_made_so(urdf, names: list[str], policy_names: tuple[str, ...]):
+    links = ["base", "a", "b", "c"]
+    profile = new_profile(urdf(robot(*map(joint, names, links, links[1:]))), "robot").profile
+    assert profile.joints.policy_order == policy_names
+    assert [each.name for each in profile.joints.ordered] == names
+
+
+@pytest.mark.parametrize("count", [1, 6, 7, 13, 20, 24])
+def test_auto_runs_with_any_number_of_joints(urdf, count: int):
+    profile = new_profile(urdf(robot(*chain(count))), "robot").profile
+    zero, one = np.zeros(count), np.ones(count)
+    policy = random_policy(
+        [profile.embodiment()], state_mean={"robot": zero}, state_std={"robot": one}, action_mean={"robot": zero},
+        action_std={"robot": one},
+    )
+    images = {slot: np.zeros((48, 64, 3), np.uint8) for slot in profile.cameras.slots}
+    seen = Observation(profile.embodiment(), stamp=0, images=images, state=zero.astype(np.float32), instruction="go")
+    (chunk,) = policy.predict([seen], steps=1, seed=0)
+    assert chunk.actions.shape == (30, count)
+
+
+BROKEN = {
+    "no limits": (robot(joint("j1", "a", "b", inside="")), "j1: joint 'j1' has no limits; expected type"),
+    "continuous": (robot(joint("j1", "a", "b", "continuous")), "joint 'j1' is continuous"),
+    "floating": (robot(joint("j1", "a", "b", "floating")), "joint 'j1' is floating"),
+    "empty range": (
+        robot(joint("j1", "a", "b", inside='<limit velocity="1"/>')),
+        "joint 'j1' has limits 0 … 0, between which it cannot move",
+    ),
+    "words as numbers": (
+        robot(joint("j1", "a", "b", inside='<limit lower="${-pi}" upper="1" velocity="1"/>')),
+        "joint 'j1': lower of <limit> is '${-pi}'; expected finite numbers",
+    ),
+    "unknown type": (robot(joint("j1", "a", "b", "hinge")), "joint 'j1' has type 'hinge'; expected one of revolute"),
+    "two trees": (robot(joint("j1", "a", "b"), links=("c",)), "there are 2 trees, with the roots a, c"),
+    "circle": (robot(joint("j1", "a", "b"), joint("j2", "b", "a")), "the joints form a circle"),
+    "circle beside a tree": (
+        robot(joint("j0", "z", "y"), joint("j1", "a", "b"), joint("j2", "b", "a")),
+        "some joints form a circle",
+    ),
+    "two parents": (
+        robot(joint("j1", "a", "b"), joint("j2", "a", "b")),
+        "link 'b' is carried by joints 'j1' and 'j2'",
+    ),
+    "unknown link": (
+        robot(joint("j1", "a", "b")).replace('<link name="b"/>', ""),
+        "child link 'b' of joint 'j1' does not exist",
+    ),
+    "joint twice": (robot(joint("j1", "a", "b"), joint("j1", "b", "c")), "joint 'j1' is there 2 times"),
+    "follows nobody": (
+        robot(joint("j1", "a", "b", inside=LIMIT + '<mimic joint="j2"/>')),
+        "joint 'j1' follows 'j2', which does not exist",
+    ),
+    "no joint moves": (robot(joint("j1", "a", "b", "fixed")), "no joint moves"),
+    "no link": ("<robot name='r'/>", "the robot has no link"),
+    "another format": ("<sdf><model/></sdf>", "the outermost element is <sdf>; expected <robot>"),
+    "cut off": ("<robot name='r'><link", "is not valid XML: "),
+    "macros": (
+        '<robot xmlns:xacro="http://www.ros.org/wiki/xacro"><xacro:arm/></robot>',
+        "holds xacro, not plain URDF; expected a URDF; expand it first",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_wrong_with_a_urdf_is_named(urdf, case: str):
+    text, words = BROKEN[case]
+    path = urdf(text)
+    message = refusal(path)
+    assert message.startswith(f"{path}: ")
+    assert words in message
+
+
+def test_every_joint_that_is_wrong_is_named_at_once(urdf):
+    path = urdf(robot(joint("j1", "a", "b", inside=""), joint("j2", "b", "c", "continuous")))
+    message = refusal(path)
+    assert "'j1' has no limits" in message and "'j2' is continuous" in message
+
+
+def test_what_is_asked_for_in_vain_is_named(tmp_path: Path):
+    assert "'panda_hnad' is not a link of the robot (did you mean 'panda_hand'?)" in refusal(
+        "panda.urdf", tip_links=["panda_hnad"]
+    )
+    assert "--base-link 'world' is not a link" in refusal("panda.urdf", base_link="world")
+    assert "base link 'panda_hand' does not carry tip link 'panda_link4'" in refusal(
+        "panda.urdf", base_link="panda_hand", tip_links=["panda_link4"]
+    )
+    assert "no joint of an arm leads to 'panda_link0'" in refusal("panda.urdf", tip_links=["panda_link0"])
+    assert "one of the shipped agibot_g1.urdf, panda.urdf" in refusal("pandaa.urdf")
+    assert "action mode 'frnka_joint7' is unknown (did you mean 'franka_joint7'?)" in refusal(
+        "panda.urdf", action_mode="frnka_joint7"
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "mode", "expected", "found"),
+    [
+        ("so101.urdf", "franka_joint7", "an arm of 7 joints", "an arm of 5 joints with a gripper"),
+        ("panda.urdf", "joint", "an arm of 6 joints with a gripper and", "an arm of 7 joints with a gripper"),
+        ("agibot_g1.urdf", "franka_joint7", "an arm of 7 joints", "gripper and an arm of 7"),
+    ],
+)
+def test_an_action_mode_for_other_arms_is_refused(file: str, mode: str, expected: str, found: str):
+    message = refusal(file, action_mode=mode)
+    assert f"action mode {mode} moves {expected}" in message
+    assert found in message
+    assert "--action-mode auto" in message
+
+
+def test_tool_poses_need_a_gripper(urdf):
+    assert "each with a gripper, and an arm of 6 joints was found" in refusal(
+        urdf(robot(*chain(6))), action_mode="ee6d"
+    )
+
+
+@pytest.mark.parametrize("name", ["my arm", "1", "yes", "a__b", ""])
+def test_a_name_that_cannot_be_a_topic_is_refused(name: str):
+    with pytest.raises(ProfileError, match="cannot be a robot's name"):
+        new_profile("panda.urdf", name)
+
+
+def test_tools_find_the_urdf_from_the_profile(tmp_path: Path, urdf):
+    fingers = [joint("finger", "l6", "a", "prismatic", '<limit lower="0" upper="0.04" velocity="0.1" effort="1"/>')]
+    source = urdf(robot(*chain(6), *fingers))
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    new = new_profile(source, "robot", action_mode="ee6d", output=folder / "robot.yaml")
+    assert new.profile.tools["arm"].urdf == "../arm.urdf"
+    assert check(written(new, folder / "robot.yaml")).ok
+
+
+def test_the_command_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    target = tmp_path / "franka.yaml"
+    arguments = ["new-robot", "--urdf", "panda.urdf", "--name", "franka", "--output", str(target)]
+    assert main(arguments) == 0
+    before = target.read_text()
+    assert main(arguments) == 1
+    told = capsys.readouterr()
+    assert f"xvla new-robot: {target}: is there already" in told.err
+    assert target.read_text() == before
+    assert main([*arguments[:-1], str(tmp_path / "nowhere" / "franka.yaml")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_mark_belongs_to_its_setting(tmp_path: Path):
+    path = written(new_profile("panda.urdf", "franka"), tmp_path / "franka.yaml")
+    lines = path.read_text().splitlines()
+    for problem in open_marks(load_profile(path)["franka"]):
+        number = int(re.search(r"line (\d+)", problem.message)[1])
+        key = problem.key.rpartition(".")[2]
+        assert any(line.strip().startswith(f"{key}:") for line in lines[number - 1 : number + 4])
+        assert MARK in lines[number - 1]
+    path.write_text(re.sub(rf" *{MARK}.*", "", path.read_text()))
+    assert open_marks(load_profile(path)["franka"]) == []
+
+
+def test_marks_are_told_of_the_robot_they_are_for(tmp_path: Path):
+    both: dict[str, object] = {}
+    for name in ("one", "two"):
+        both |= yaml.safe_load(new_profile("panda.urdf", name).text)["/**"]["ros__parameters"]
+    text = yaml.safe_dump({"/**": {"ros__parameters": both}}, sort_keys=False)
+    head, _, tail = text.rpartition("domain_id: 28")
+    path = tmp_path / "both.yaml"
+    path.write_text(f"{head}domain_id: 28  {MARK} which?{tail}")
+    profiles = load_profile(path)
+    assert open_marks(profiles["one"]) == []
+    assert [(problem.key, problem.value) for problem in open_marks(profiles["two"])] == [("two.policy.domain_id", "28")]
+
+
+def test_shipped_profiles_have_nothing_left_to_check():
+    for path in shipped_files():
+        assert MARK not in path.read_text()
+
+
+def test_the_how_to_prints_what_it_says(tmp_path: Path):
+    blocks = re.findall(r"```console\n(.*?)```", HOW_TO.read_text(), re.DOTALL)
+    steps = [step for block in blocks for step in split(block)]
+    assert len(steps) >= 4
+    for command, expected in steps:
+        words = shlex.split(command)
+        if words[0] == "xvla":
+            words[:1] = [sys.executable, "-m", "xvla_ros.cli"]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        whole = "(?:.*\n)*?".join(re.escape(part) for part in re.split(r"(?m)^…\n", expected))
+        assert re.fullmatch(whole, done.stdout), f"{command}\nprinted\n{done.stdout}\nexpected\n{expected}"
+
+
+def split(block: str) -> list[tuple[str, str]]:
+    """Return (command, output) of a console block whose commands begin with a dollar sign."""
+    return [tuple(step.split("\n", 1)) for step in re.split(r"(?m)^\$ ", block)[1:]]
