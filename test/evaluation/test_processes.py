@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -166,6 +169,18 @@ def test_two_runs_get_two_domains_and_a_wanted_one_is_kept() -> None:
         assert first != second
         assert wanted == first
         assert {first, second} <= set(range(1, 102))
+
+
+@pytest.mark.parametrize("offset", [0, 10, 12])
+def test_a_domain_with_a_participant_is_passed_over(
+    offset: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with free_domain() as taken, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as participant:
+        participant.bind(("", 7400 + 250 * taken + offset))
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # other locks than this run's
+        monkeypatch.setattr(random.SystemRandom, "shuffle", lambda _, domains: domains.sort(key=taken.__ne__))
+        with free_domain() as other:
+            assert other != taken
 
 
 @pytest.mark.parametrize(

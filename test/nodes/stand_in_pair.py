@@ -30,6 +30,7 @@ BASE = f"/xvla/{ROBOT}"
 DEADLINE = 90.0
 RATE = 30.0
 SIZE = (24, 32)
+ANSWER = 5.0  # s; an answer sent before this side is known to the node is lost, so a first question is repeated
 STATUS_TOPIC, CHUNK_TOPIC = f"{BASE}/status", f"{BASE}/action_chunk"
 
 
@@ -139,10 +140,19 @@ class StandInPair:
             time.sleep(0.01)
         return found
 
+    def meet(self):
+        """Wait until the node answers: from then on no question is repeated."""
+        def answered():
+            future, until = self.call_async("get_state", GetState.Request()), time.monotonic() + ANSWER
+            while not future.done() and time.monotonic() < until:
+                time.sleep(0.01)
+            return future.done()
+        for service, client in self._services.items():
+            self.wait_for(client.service_is_ready, f"the service {service}")
+        self.wait_for(answered, "a first answer")
+
     def call_async(self, service, request):
-        client = self._services[service]
-        self.wait_for(client.service_is_ready, f"the service {service}")
-        return client.call_async(request)
+        return self._services[service].call_async(request)
 
     def call(self, service, request):
         future = self.call_async(service, request)
@@ -211,6 +221,8 @@ class StandInPair:
     def close(self):
         self._ended.set()
         self._thread.join(DEADLINE)
+        self.executor.shutdown()
+        self.node.destroy_node()
         rclpy.shutdown(context=self.context)
 
 

@@ -1,5 +1,6 @@
 """Transitions that are slow, that fail and that come at the wrong moment, asked for over DDS."""
 
+import itertools
 import threading
 import time
 
@@ -16,7 +17,8 @@ from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError  # noqa: E402
 
-DEADLINE = 15.0
+DEADLINE = 60.0
+ANSWER = 5.0  # s; an answer sent before the caller's side is known to the node is lost, so a first question is repeated
 SHUTDOWNS = {
     "unconfigured": Transition.TRANSITION_UNCONFIGURED_SHUTDOWN,
     "inactive": Transition.TRANSITION_INACTIVE_SHUTDOWN,
@@ -24,11 +26,14 @@ SHUTDOWNS = {
 }
 
 
+NUMBERS = itertools.count()  # a context that was shut down may stay in the graph for a while
+
+
 class Recorder(GuardedLifecycleNode):
     """Notes its steps; fails or waits where it is told to."""
 
     def __init__(self, **kwargs):
-        super().__init__("recorder", **kwargs)
+        super().__init__(f"recorder_{next(NUMBERS)}", **kwargs)
         self.steps, self.errors, self.slow = [], {}, set()
         self.entered = threading.Event()
 
@@ -64,12 +69,23 @@ class Caller:
         self.change = self.node.create_client(ChangeState, f"/{target}/change_state")
         self.get = self.node.create_client(GetState, f"/{target}/get_state")
         self.wait_for(lambda: self.change.service_is_ready() and self.get.service_is_ready())
+        self.wait_for(self._is_answered)
+
+    def _is_answered(self):
+        answer, until = self.get.call_async(GetState.Request()), time.monotonic() + ANSWER
+        while not answer.done() and time.monotonic() < until:
+            self.executor.spin_once(timeout_sec=0.05)
+        return answer.done()
 
     def wait_for(self, condition):
         deadline = time.monotonic() + DEADLINE
         while not condition():
             assert time.monotonic() < deadline, "the node does not answer"
             self.executor.spin_once(timeout_sec=0.05)
+
+    def close(self):
+        self.executor.shutdown()
+        self.node.destroy_node()
 
     def ask(self, transition):
         request = ChangeState.Request()
@@ -107,10 +123,13 @@ def graph(ros_domain):
 
     spinning = threading.Thread(target=spin)
     spinning.start()
-    caller = Caller(contexts[1], "recorder")
+    caller = Caller(contexts[1], node.get_name())
     yield node, caller
     ended.set()
     spinning.join(DEADLINE)
+    executor.shutdown()
+    node.destroy_node()
+    caller.close()
     for context in contexts:
         rclpy.shutdown(context=context)
 

@@ -98,8 +98,9 @@ def shared_pair(domain):
 
 
 @pytest.fixture(scope="module")
-def shared_node(domain, checkpoint, tmp_path_factory):
+def shared_node(domain, shared_pair, checkpoint, tmp_path_factory):
     made = NodeProcess(domain, tmp_path_factory.mktemp("xvla"), checkpoint=str(checkpoint))
+    shared_pair.meet()
     yield made
     made.kill()
 
@@ -251,6 +252,7 @@ def test_without_an_instruction_the_robot_waits(domain, checkpoint, tmp_path):
     with free_domain() as other:
         pair, node = StandInPair(other), NodeProcess(other, tmp_path, checkpoint=str(checkpoint))
         try:
+            pair.meet()
             assert pair.make(CONFIGURE) and pair.make(ACTIVATE)
             pair.wait_status("holding", "", "waiting for an instruction")
             assert stays_quiet(pair) and not pair.heard[CHUNK_TOPIC]
@@ -444,6 +446,7 @@ def test_a_shutdown_cancels_the_loading(slow_checkpoint, tmp_path, ending):
         steps = {f"{ROBOT}.policy.denoising_steps": 100}
         pair, node = StandInPair(other), NodeProcess(other, tmp_path, checkpoint=str(slow_checkpoint), **steps)
         try:
+            pair.meet()
             configure = pair.ask(CONFIGURE)
             pair.wait_for(lambda: pair.state() == "configuring", "the state configuring")
             pair.wait_for(lambda: any("warming up" in line for line in pair.log()), "the progress in the log")

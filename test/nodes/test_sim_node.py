@@ -181,17 +181,15 @@ def test_clock_joints_and_images_keep_their_rates_in_simulated_time(probe):
     probe.heard.clear()
     probe.wait_for(probe.now, "/clock")
     probe.wait_simulated(3.0)
-    clock = np.array(probe.heard["/clock"])
-    elapsed = (clock[-1] - clock[0]) / 1e9
-    assert (np.diff(clock) > 0).all()
-    assert len(clock) / elapsed >= 199
-    joints = [nanoseconds(message.header.stamp) for message in probe.heard["/left/joint_states"]]
-    np.testing.assert_allclose(np.diff(joints), 20_000_000, atol=2)
-    assert len(joints) / elapsed == pytest.approx(50, abs=1)
+    # by the typical step, not by a count: on a busy machine this process, not the node, loses best-effort messages
+    clock = np.diff(np.array(probe.heard["/clock"]))
+    assert (clock > 0).all()
+    assert np.median(clock) <= 5_000_002
+    joints = np.diff([nanoseconds(message.header.stamp) for message in probe.heard["/left/joint_states"]])
+    assert np.median(joints) == pytest.approx(20_000_000, abs=2)
     for camera in CAMERAS:
-        stamps = np.array(probe.heard[f"/{camera}/image_raw"])
-        assert len(stamps) / elapsed == pytest.approx(30, abs=1.5)
-        assert np.median(np.diff(stamps)) == pytest.approx(1e9 / 30, abs=2)
+        stamps = np.diff(np.array(probe.heard[f"/{camera}/image_raw"]))
+        assert np.median(stamps) == pytest.approx(1e9 / 30, abs=2)
 
 
 def test_images_are_rgb_with_stamp_and_frame(probe):

@@ -35,6 +35,8 @@ IMPORTANT = ("WARN", "ERROR", "FATAL")
 # Domains 0 to 101 keep every DDS port below Linux's ephemeral range.
 LAST_DOMAIN = 101
 DOMAIN_PORT_BASE, DOMAIN_PORT_GAIN = 7400, 250
+# Port of the multicast and those of the first participants; one that keeps to this host has no multicast.
+DOMAIN_PORT_OFFSETS = (0, 10, 12, 14, 16)
 
 
 class ChildError(RuntimeError):
@@ -336,7 +338,7 @@ def line_to_show(line: str, verbose: bool) -> str | None:
 def free_domain(wanted: int | None = None) -> Iterator[int]:
     """Yield a ROS_DOMAIN_ID that no participant on this machine uses, reserved while the block lasts.
 
-    A lock file keeps two runs that start together apart; a bound discovery port shows everybody else.
+    A lock file keeps two runs that start together apart; bound discovery ports show everybody else.
 
     Args:
         wanted: use exactly this domain, free or not.
@@ -356,7 +358,7 @@ def free_domain(wanted: int | None = None) -> Iterator[int]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 continue
-            if _discovery_port_is_free(domain):
+            if _is_unused(domain):
                 yield domain
                 return
     raise ChildError(f"every ROS_DOMAIN_ID from 1 to {LAST_DOMAIN} is in use on this machine; name one to share it")
@@ -367,12 +369,13 @@ def python_module(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
-def _discovery_port_is_free(domain: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind(("", DOMAIN_PORT_BASE + DOMAIN_PORT_GAIN * domain))
-        except OSError:
-            return False
+def _is_unused(domain: int) -> bool:
+    for offset in DOMAIN_PORT_OFFSETS:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("", DOMAIN_PORT_BASE + DOMAIN_PORT_GAIN * domain + offset))
+            except OSError:
+                return False
     return True
 
 
