@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from xvla_ros.robots.problems import Problem, did_you_mean
@@ -44,6 +44,9 @@ def topics_of(profile: Profile) -> list[str]:
 
 def graph_findings(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
     """Yield what in the graph does not fit the profile."""
+    # What the profile uses already is no suggestion for what is missing, though the running node has it in the graph.
+    own = topics_of(profile)
+    graph = replace(graph, topics={topic: types for topic, types in graph.topics.items() if topic not in own})
     yield from _cameras(profile, graph)
     yield from _joint_states(profile, graph)
     yield from _controllers(profile, graph)
@@ -82,7 +85,7 @@ def _sensor(graph: GraphSnapshot, key: str, topic: str, kind: str, longest: floa
     """Check one topic that the node listens to; frames may be at most ``longest`` seconds apart."""
     publishers = graph.publishers.get(topic, ())
     if not publishers:
-        message = f"nobody publishes {topic}{did_you_mean(topic, _others_of_type(graph, topic, kind))}"
+        message = f"nobody publishes {topic}{did_you_mean(topic, _topics_of_type(graph, kind))}"
         yield Finding(_problem(f"{key}.topic", topic, f"a publisher of {kind}", message))
         return
     for publisher in publishers:
@@ -107,7 +110,7 @@ def _controllers(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
         key = f"{profile.name}.commands.{name}.topic"
         subscribers = graph.subscribers.get(topic, ())
         if not subscribers:
-            message = f"no controller listens to {topic}{did_you_mean(topic, _others_of_type(graph, topic, kind))}"
+            message = f"no controller listens to {topic}{did_you_mean(topic, _topics_of_type(graph, kind))}"
             yield Finding(_problem(key, topic, f"a subscription of {kind}", message))
         for subscriber in subscribers:
             if subscriber.type != kind:
@@ -132,8 +135,8 @@ def _mismatch(*, offered: tuple[str, str], requested: tuple[str, str]) -> str:
     return ""
 
 
-def _others_of_type(graph: GraphSnapshot, topic: str, kind: str) -> list[str]:
-    return [other for other, types in graph.topics.items() if kind in types and other != topic]
+def _topics_of_type(graph: GraphSnapshot, kind: str) -> list[str]:
+    return [topic for topic, types in graph.topics.items() if kind in types]
 
 
 def _nodes(endpoints: Iterable[Endpoint]) -> str:
