@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes.recording import RecordingReader
 
 if TYPE_CHECKING:
+    from xvla_ros.robots.decode import Decoder
     from xvla_ros.robots.profile import Profile
 
 NANOSECONDS = 1e9
@@ -43,7 +45,8 @@ class ChunkRecord:
     Attributes:
         received: s since the first command (the very first chunks come before it: negative).
         time: float64 [T], when each waypoint is due, s since the first command.
-        position: float64 [T, J] in rad or m, joints in policy order; None where actions are tool poses.
+        position: float64 [T, J] in rad or m, joints in policy order: tool poses as inverse kinematics has them, from
+            where the joints were commanded to be; None where the chunk cannot be decoded.
         inference_ms: wall time of the forward pass.
     """
 
@@ -134,12 +137,13 @@ def gather(
 
     commands = until_end("command")
     diagnostics = until_end("diagnostics") or by_kind["diagnostics"]
+    measured, commanded = _measured(until_end("joints"), profile, start), _commanded(commands, profile, start)
     return Recording(
         start=start,
         duration=length,
-        measured=_measured(until_end("joints"), profile, start),
-        commanded=_commanded(commands, profile, start),
-        chunks=tuple(_chunk(record, profile, start) for record in until_end("chunk")),
+        measured=measured,
+        commanded=commanded,
+        chunks=_chunks(until_end("chunk"), profile, start, measured, commanded),
         statuses=tuple(_status(record, start) for record in until_end("status")),
         trajectories={
             group: sum(record["topic"] == profile.commands.by_name[group].topic for record in commands)
@@ -238,23 +242,63 @@ class _Samples:
         return {name: Series(array[:, 0], array[:, 1]) for name, array in arrays.items()}
 
 
-def _chunk(record: Mapping[str, Any], profile: Profile, start: int) -> ChunkRecord:
-    return ChunkRecord(
-        received=(record["time"] - start) / NANOSECONDS,
-        time=(record["stamp"] - start) / NANOSECONDS + np.array(record["times"], dtype=float),
-        position=_chunk_positions(record, profile),
-        inference_ms=float(record["inference_ms"]),
-    )
+def _chunks(
+    records: list[Mapping[str, Any]],
+    profile: Profile,
+    start: int,
+    measured: Mapping[str, Series],
+    commanded: Mapping[str, Series],
+) -> tuple[ChunkRecord, ...]:
+    decoder = _decoder(profile) if records else None
+    made = []
+    for record in records:
+        asked = (record["stamp"] - start) / NANOSECONDS
+        path = None
+        if decoder is not None:
+            path = _path(record, profile, decoder, _where(asked, profile, measured, commanded))
+        times = asked + np.array(record["times"], dtype=float)
+        made.append(ChunkRecord((record["time"] - start) / NANOSECONDS, times, path, float(record["inference_ms"])))
+    return tuple(made)
 
 
-def _chunk_positions(record: Mapping[str, Any], profile: Profile) -> NDArray[np.float64] | None:
-    joints = profile.joints.ordered
-    if profile.action_spec.is_end_effector or record["width"] < len(joints):
+def _decoder(profile: Profile) -> Decoder | None:
+    """What turns the robot's chunks into joints; None where that cannot be had, as without Pinocchio."""
+    from xvla_ros.robots.decode import Decoder
+    from xvla_ros.robots.kinematics import KinematicsError
+
+    try:
+        return Decoder(profile)
+    except KinematicsError:
         return None
-    actions = np.array(record["actions"], dtype=float).reshape(-1, record["width"])[:, : len(joints)]
-    scale, offset = (np.array([getattr(joint, key) for joint in joints]) for key in ("scale", "offset"))
-    positions: NDArray[np.float64] = (actions - offset) / scale
-    return positions
+
+
+def _path(
+    record: Mapping[str, Any], profile: Profile, decoder: Decoder, begin: NDArray[np.float64] | None
+) -> NDArray[np.float64] | None:
+    actions = np.array(record["actions"], dtype=np.float32).reshape(-1, record["width"])
+    chunk = ActionChunk(
+        profile.name, profile.policy.domain_id, record["action_mode"], record["instruction"], record["stamp"],
+        np.array(record["times"], dtype=float), actions, record["inference_ms"], 0,
+    )
+    try:
+        return decoder.decode(chunk, begin).positions
+    except ValueError:  # of another width or mode than the profile, or not finite: the node held, and said so
+        return None
+
+
+def _where(
+    time: float, profile: Profile, measured: Mapping[str, Series], commanded: Mapping[str, Series]
+) -> NDArray[np.float64] | None:
+    """Where the joints [J] were sent to be at ``time``; before the first command, where they were."""
+    found = []
+    for joint in profile.joints.policy_order:
+        series = commanded[joint]
+        if not series.time.size or time < series.time[0]:
+            series = measured[joint]
+        if not series.time.size:
+            return None
+        found.append(float(np.interp(time, series.time, series.position)))
+    return np.array(found)
 
 
 def _status(record: Mapping[str, Any], start: int) -> StatusRecord:

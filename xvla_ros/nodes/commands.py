@@ -46,6 +46,25 @@ def command_messages(profile: Profile, window: CommandWindow, encoder: StateEnco
     return {group: _message(profile, group, window, poses) for group in profile.commands.groups}
 
 
+def commanded_points(profile: Profile, group: str, message: Any) -> tuple[list[str], list[tuple[float, list[float]]]]:
+    """Return what a command asks of the joints: their names in ROS, and (s after its receipt, positions) of each point.
+
+    A setpoint is due at ``lead``. A pose says nothing of joints: no names and no points.
+    """
+    interface = profile.commands.interface_of(group)
+    if interface == "joint_trajectory":
+        return list(message.joint_names), [
+            (point.time_from_start.sec + point.time_from_start.nanosec / 1e9, list(point.positions))
+            for point in message.points
+        ]
+    if interface == "joint_state":
+        return list(message.name), [(profile.timing.lead, list(message.position))]
+    if interface == "forward_command":
+        names = [profile.joints.by_name[joint].name for joint in profile.commands.by_name[group].joints]
+        return names, [(profile.timing.lead, list(message.data))]
+    return [], []
+
+
 def _message(profile: Profile, group: str, window: CommandWindow, poses: Mapping[str, Poses]) -> Any:
     interface, settings = profile.commands.interface_of(group), profile.commands.by_name[group]
     if interface == "pose":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -25,9 +26,9 @@ from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
-from trajectory_msgs.msg import JointTrajectory
 
 from xvla_ros.nodes import messages, qos
+from xvla_ros.nodes.commands import command_type, commanded_points
 from xvla_ros.nodes.recording import PROGRESS, RecordingWriter
 from xvla_ros.observation.images import COMPRESSED, ImageError
 
@@ -68,9 +69,10 @@ class WatchNode(Node):  # type: ignore[misc]
         self._status: dict[str, str] = {"state": "", "reason": "", "detail": ""}
         for topic in sorted({joint.topic for joint in profile.joints.by_name.values()}):
             self.create_subscription(JointState, topic, partial(self._on_joints, topic), qos.SENSOR)
+        self._profile = profile
         for group in profile.commands.groups:
-            topic = profile.commands.by_name[group].topic
-            self.create_subscription(JointTrajectory, topic, partial(self._on_command, topic), EVERY)
+            topic, kind = profile.commands.by_name[group].topic, command_type(profile, group)
+            self.create_subscription(kind, topic, partial(self._on_command, group), EVERY)
         base = f"{policy}/{profile.name}"
         self.create_subscription(ActionChunk, f"{base}/action_chunk", self._on_chunk, EVERY)
         self.create_subscription(PolicyStatus, f"{base}/status", self._on_status, qos.LATCHED)
@@ -96,13 +98,13 @@ class WatchNode(Node):  # type: ignore[misc]
         names = list(message.name)
         self._writer.add("joints", self._time(), topic=topic, stamp=stamp, names=names, positions=positions)
 
-    def _on_command(self, topic: str, message: Any) -> None:
+    def _on_command(self, group: str, message: Any) -> None:
         now = self._time()
-        points = [[_seconds(p.time_from_start), list(p.positions)] for p in message.points]
+        names, points = commanded_points(self._profile, group, message)
         self._start = self._start or now
         self._counts["trajectories"] += 1
         horizon = points[-1][0] if points else 0.0
-        names = list(message.joint_names)
+        topic = self._profile.commands.by_name[group].topic
         self._writer.add("command", now, topic=topic, names=names, points=points[:2], horizon=horizon)
 
     def _on_chunk(self, message: Any) -> None:
@@ -200,10 +202,6 @@ def _take(subscription: Any, *, raw: bool = False) -> Any:
     return None if taken is None else taken[0]
 
 
-def _seconds(duration: Any) -> float:
-    return float(duration.sec + duration.nanosec / NANOSECONDS)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Record until the duration is over or a signal comes; return the exit code.
 
@@ -224,6 +222,8 @@ def main(arguments: list[str] | None = None) -> int:
     with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
         while rclpy.ok() and not node.done:
             executor.spin_once(timeout_sec=0.5)
+    # the end has begun: who asks for it now must not cut it short
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     node.close()
     rclpy.try_shutdown()
     return 0
