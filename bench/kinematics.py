@@ -7,14 +7,12 @@ Times are processor time of the thread, so that a busy machine does not count. E
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results
 
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import load_profile
@@ -23,7 +21,6 @@ from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import Chain, InverseKinematics, shipped_description
 from xvla_ros.robots.tool_arm import tool_arms
 
-SCHEMA_VERSION = 1
 AWAY = 0.03  # rad between a warm start and the solution
 REACHED = 1e-4  # m and rad
 WARM_P99_MS = 0.5
@@ -98,51 +95,26 @@ def measure_chunk(robot: str, repeats: int = 20) -> dict[str, Any]:
     return {"name": f"{robot} chunk", "waypoints": WAYPOINTS, "chunk_p50_ms": round(float(np.median(took)), 2)}
 
 
-def promises(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def promises(rows: list[dict[str, Any]]) -> list[results.Promise]:
     """What every arm and chunk must keep to."""
     kept = []
     for row in rows:
         if "chunk_p50_ms" in row:
-            value = row["chunk_p50_ms"]
-            kept.append({"name": f"{row['name']} ms", "value": value, "limit": CHUNK_MS, "holds": value < CHUNK_MS})
+            kept.append(results.Promise(f"{row['name']} ms", row["chunk_p50_ms"], CHUNK_MS))
             continue
-        value = row["warm_p99_ms"]
-        kept.append({"name": f"{row['name']} warm p99 ms", "value": value, "limit": WARM_P99_MS,
-                     "holds": value < WARM_P99_MS})  # fmt: skip
-        value = row["warm_reached"]
-        kept.append({"name": f"{row['name']} reached to 1e-4", "value": value, "limit": 1.0, "holds": value == 1.0})
+        kept.append(results.Promise(f"{row['name']} warm p99 ms", row["warm_p99_ms"], WARM_P99_MS))
+        kept.append(results.Promise(f"{row['name']} reached to 1e-4", row["warm_reached"], 1.0, at_most=False))
     return kept
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print the arms, then the chunks."""
-    for part in ([row for row in rows if "poses" in row], [row for row in rows if "waypoints" in row]):
-        if not part:
-            continue
-        cells = [list(part[0]), *([str(value) for value in row.values()] for row in part)]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-        for row in cells:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        print()
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__.splitlines()[0])
     parser.add_argument("--poses", type=int, default=2000, help="reachable poses for each arm")
     parser.add_argument("--cold", type=int, default=500, help="of these, how many to solve without a start")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and promises there")
     given = parser.parse_args()
     rows = [measure_arm(name, inverse, given.poses, given.cold) for name, inverse in arms().items()]
     rows += [measure_chunk(robot) for robot in ("widowx", "agibot")]
-    kept = promises(rows)
-    print_table(rows)
-    for promise in kept:
-        verdict = "holds " if promise["holds"] else "BROKEN"
-        print(f"{verdict}  {promise['name']}: {promise['value']} (limit {promise['limit']})")
-    if given.json is not None:
-        document = {"schema_version": SCHEMA_VERSION, "rows": rows, "promises": kept}
-        given.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    return 0 if all(promise["holds"] for promise in kept) else 1
+    return results.finish(rows, promises(rows), given.json)
 
 
 if __name__ == "__main__":

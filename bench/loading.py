@@ -63,7 +63,7 @@ def measure(folder: Path, dtype: str) -> dict[str, Any]:
     )
     parameters, size, peak, seconds = done.stdout.split()
     return {
-        "loaded as": dtype, "parameters": int(parameters), "weights MiB": float(size), "peak MiB": float(peak),
+        "name": f"loaded as {dtype}", "parameters": int(parameters), "weights MiB": float(size), "peak MiB": float(peak),
         "peak / weights": float(peak) / float(size), "seconds": float(seconds),
     }
 
@@ -75,7 +75,7 @@ def main() -> int:
         write_checkpoint(Path(folder))
         rows = [measure(Path(folder), dtype) for dtype in ("bfloat16", "float32")]
     promises = [
-        results.Promise(f"peak memory over weights, {row['loaded as']}", row["peak / weights"], LIMIT) for row in rows
+        results.Promise(f"{row['name']}: peak memory over weights", row["peak / weights"], LIMIT) for row in rows
     ]
     return results.finish(rows, promises, options.json)
 

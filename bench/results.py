@@ -34,8 +34,8 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def finish(rows: Sequence[dict[str, Any]], promises: Sequence[Promise], json_file: Path | None) -> int:
     """Print the table and the promises, write the JSON, return the exit code: 1 where a promise does not hold."""
-    columns = list(rows[0])
-    cells = [columns, *([_shown(row[column]) for column in columns] for row in rows)]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [columns, *([_shown(row.get(column, "")) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     for line in cells:
         print("  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in
