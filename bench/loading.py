@@ -63,8 +63,8 @@ def measure(folder: Path, dtype: str) -> dict[str, Any]:
     )
     parameters, size, peak, seconds = done.stdout.split()
     return {
-        "name": f"loaded as {dtype}", "parameters": int(parameters), "weights MiB": float(size), "peak MiB": float(peak),
-        "peak / weights": float(peak) / float(size), "seconds": float(seconds),
+        "name": f"loaded as {dtype}", "parameters": int(parameters), "weights MiB": float(size),
+        "peak MiB": float(peak), "peak / weights": float(peak) / float(size), "seconds": float(seconds),
     }
 
 
