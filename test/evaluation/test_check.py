@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from xvla_ros.cli import main
 from xvla_ros.evaluation import graph_checks
 from xvla_ros.evaluation.check import CheckReport, check, list_robots, print_report, print_robots
 from xvla_ros.nodes.graph import Endpoint, GraphSnapshot
@@ -55,9 +56,12 @@ def test_a_good_profile_in_a_good_graph_is_ok():
     assert report.checked == ("profile", "graph")
 
 
-@pytest.mark.parametrize("robot", ["agibot", "so101_bimanual", "widowx"])
-def test_the_shipped_profiles_are_fit_to_run(robot: str):
-    assert check(robot).ok
+@pytest.mark.parametrize("file", shipped_files(), ids=lambda file: file.stem)
+def test_the_shipped_profiles_are_fit_to_run(file: Path, capsys: pytest.CaptureFixture[str]):
+    """By name and by file, with the exit code that a script sees."""
+    for robot in (file.stem, str(file)):
+        assert main(["check", "--robot", robot, "--offline"]) == 0, capsys.readouterr().out
+        assert "0 errors, 0 warnings" in capsys.readouterr().out
 
 
 def test_json_has_the_agreed_form(tmp_path: Path):

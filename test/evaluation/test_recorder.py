@@ -22,12 +22,14 @@ from xvla_ros.evaluation.recorder import (
     Recording,
     RecordingError,
     Series,
+    gather,
     grippers,
     read_recording,
     travel,
 )
 from xvla_ros.evaluation.report import Frames, Percentiles, count_frames, make_report, summary, write_json
 from xvla_ros.nodes.recording import RecordingReader, RecordingWriter
+from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.profile import Profile
 from xvla_ros.ros_env import child_environment
 
@@ -86,6 +88,40 @@ def test_chunks_come_back_in_joint_units(recording: Recording) -> None:
         expected = 0.5 * np.sin(chunk.time + recording.start / 1e9)
         np.testing.assert_allclose(chunk.position[:, 0], expected, atol=1e-4)
         np.testing.assert_allclose(chunk.position[:, 6], expected, atol=1e-4)
+
+
+def record_of_tool_poses(profile: Profile, home: np.ndarray, ways: np.ndarray) -> dict[str, object]:
+    """A chunk of WidowX that goes ``ways`` m along x from home, seen at 9 s of ROS time."""
+    actions = np.tile(StateEncoder(profile).state(home), (len(ways), 1))
+    actions[:, 0] += ways
+    times = profile.policy.waypoint_dt * (1 + np.arange(len(ways)))
+    return {
+        "kind": "chunk", "time": 9_100_000_000, "stamp": 9_000_000_000, "times": times.tolist(),
+        "width": actions.shape[1], "actions": actions.ravel().tolist(), "inference_ms": 80.0, "instruction": "",
+        "action_mode": "ee6d",
+    }
+
+
+def test_chunks_of_tool_poses_become_joints_from_where_the_arm_was_sent() -> None:
+    pytest.importorskip("pinocchio")
+    profile = choose_profile("widowx")
+    # inside the box, pointing down
+    home = np.array([0.0, 0.1, 0.3, 0.0, 1.17, 0.0, 0.037])
+    names = [joint.name for joint in profile.joints.ordered]
+    topic = profile.joints.ordered[0].topic
+    joints = {"kind": "joints", "time": 9_000_000_000, "topic": topic, "stamp": 9_000_000_000, "names": names,
+              "positions": home.tolist()}
+    ways = np.linspace(0.01, 0.05, 5)
+    [chunk] = gather([joints, record_of_tool_poses(profile, home, ways)], profile, start=8_000_000_000).chunks
+    np.testing.assert_allclose(chunk.time, 1.0 + profile.policy.waypoint_dt * (1 + np.arange(5)))
+    assert chunk.position is not None and np.abs(np.diff(chunk.position, axis=0)).max() < 0.1
+    begun, reached = (StateEncoder(profile).tool_poses(where)["arm"] for where in (home, chunk.position))
+    np.testing.assert_allclose(reached.positions[:, 0], begun.positions[0] + ways, atol=1e-4)
+
+    broken = record_of_tool_poses(profile, home, ways)
+    broken["actions"] = [None] * (5 * 20)
+    [chunk] = gather([joints, broken], profile, start=8_000_000_000).chunks
+    assert chunk.position is None
 
 
 def test_pictures_are_kept_for_every_camera(recording: Recording, folder: Path, profile: Profile) -> None:

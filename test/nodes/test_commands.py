@@ -15,7 +15,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
-from xvla_ros.nodes.commands import command_messages, command_type
+from xvla_ros.nodes.commands import command_messages, command_type, commanded_points
 
 PAIR = load_profile("so101_bimanual_split")["so101_bimanual_split"]
 WIDOWX = load_profile("widowx")["widowx"]
@@ -109,3 +109,15 @@ def test_poses_that_would_come_too_rarely_are_named():
     mapping["timing"] |= {"command_rate": 8.0}
     with pytest.raises(ProfileError, match="moveit_servo stops"):
         Profile.from_mapping("widowx", mapping)
+
+
+def test_what_was_commanded_is_read_back():
+    trajectory = commanded_points(PAIR, "left_arm", sent_by(PAIR, PAIR_ROWS)["left_arm"])
+    assert trajectory == (ARM, [(0.05, [0.0, 1.0, 2.0, 3.0, 4.0]), (0.1, [12.0, 13.0, 14.0, 15.0, 16.0])])
+    for interface in ("forward_command", "joint_state"):
+        profile = changed(PAIR, interface=interface)
+        setpoint = commanded_points(profile, "left_arm", sent_by(profile, PAIR_ROWS)["left_arm"])
+        assert setpoint == (ARM, [(PAIR.timing.lead, [0.0, 1.0, 2.0, 3.0, 4.0])])
+    sent = sent_by(servo(), np.full((2, 7), 0.02))
+    assert commanded_points(servo(), "arm", sent["arm"]) == ([], [])
+    assert commanded_points(servo(), "gripper", sent["gripper"])[0] == ["left_finger"]

@@ -127,7 +127,7 @@ def gather(
     commands = by_kind["command"]
     if start is None:
         start = commands[0]["time"] if commands else 0
-    last = max((records[-1]["time"] for records in by_kind.values()), default=start)
+    last = max((records[-1]["time"] for records in by_kind.values() if records), default=start)
     length = max(0.0, (last - start) / NANOSECONDS) if start else 0.0
     length = length if duration is None else min(length, duration)
     end = start + length * NANOSECONDS if start else float("inf")
