@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from xvla_ros.evaluation.processes import free_domain
 from xvla_ros.ros_env import prepare
+from xvla_ros.simulation import offscreen
 
 # A busy machine is no failure of a property.
 settings.register_profile("xvla_ros", deadline=None)
@@ -27,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     prepare()
+    offscreen.choose()  # MuJoCo reads the choice when it is first imported, by whichever test that is
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 
 
