@@ -69,7 +69,6 @@ class GuardedLifecycleNode(LifecycleNode):
         ):
             service.callback_group = group
             group.add_entity(service)
-        self._transition_group = group
 
     def set_up(self) -> None:
         """Unconfigured → inactive: build everything; watch ``cancelled`` in long work."""

@@ -157,10 +157,11 @@ def load_profile(name_or_file: str | Path) -> dict[str, Profile]:
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return load_profiles([path])
     name = str(name_or_file)
-    for path in shipped_files():
-        if name in read_parameter_file(path).robots:
+    shipped = _shipped_robots()
+    for path, robots in shipped.items():
+        if name in robots:
             return {name: load_profiles([path])[name]}
-    known = [robot for path in shipped_files() for robot in read_parameter_file(path).robots]
+    known = [robot for robots in shipped.values() for robot in robots]
     message = f"robot {name!r} is unknown{did_you_mean(name, known)}"
     problem = Problem(str(config_dir()), name, name, f"one of {', '.join(known)}, or the path of a .yaml file", message)
     raise ProfileError([problem])
@@ -191,7 +192,13 @@ def load_profiles(names_or_files: Iterable[str | Path]) -> dict[str, Profile]:
 
 def shipped_files() -> list[Path]:
     """Return the profile files that come with the package."""
-    return [path for path in sorted(config_dir().glob("*.yaml")) if read_parameter_file(path).robots]
+    return list(_shipped_robots())
+
+
+def _shipped_robots() -> dict[Path, list[str]]:
+    """Names of the robots in each shipped file that has any; each file is read once."""
+    found = {path: list(read_parameter_file(path).robots) for path in sorted(config_dir().glob("*.yaml"))}
+    return {path: robots for path, robots in found.items() if robots}
 
 
 def _load_one(item: str | Path) -> tuple[dict[str, Profile], list[Problem]]:
