@@ -18,7 +18,7 @@ seeds = st.integers(0, 2**32 - 1)
 def limits_of(lower, upper, velocity):
     joints = len(lower)
     return JointLimits(tuple("abcdef"[:joints]), np.array(lower), np.array(upper), np.array(velocity),
-                       np.full(joints, 10.0))
+                       np.full(joints, 10.0), np.full(joints, np.inf))
 
 
 LIMITS = limits_of([-1.0, -0.2, -3.0], [1.0, 1.7, 3.0], [2.0, 0.5, 6.0])

@@ -96,7 +96,7 @@ def test_every_error_is_reported_at_once_by_file_key_value_and_allowed():
         raw["joints"]["shoulder"]["max_velocity"] = -1.0
         raw["timing"]["lead"] = 0.9
         raw["timing"]["command_rate"] = True
-        raw["smoothing"]["method"] = "ensemble"
+        raw["smoothing"]["method"] = "smooth"
         raw["policy"]["rot6d"] = ""
 
     found = problems_of("widowx", spoil)
@@ -123,7 +123,7 @@ def test_every_error_is_reported_at_once_by_file_key_value_and_allowed():
     assert "did you mean 'slots'" in found["widowx.cameras.slot"].message
     assert found["widowx.policy.waypoint_dt"].value == "fast"
     assert found["widowx.policy.waypoint_dt"].expected == "a number in (0, 10], s"
-    assert found["widowx.smoothing.method"].expected == "one of switch"
+    assert found["widowx.smoothing.method"].expected == "one of realtime_chunking, guided, ensemble, switch"
     assert found["widowx.policy.domain_id"].value is None
 
 

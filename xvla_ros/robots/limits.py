@@ -19,6 +19,7 @@ class JointLimits:
         lower, upper: float64 [J], rad or m.
         max_velocity: float64 [J], rad/s or m/s.
         max_acceleration: float64 [J], rad/s² or m/s².
+        max_jerk: float64 [J], rad/s³ or m/s³, infinite where the profile sets none.
     """
 
     joints: tuple[str, ...]
@@ -26,6 +27,7 @@ class JointLimits:
     upper: NDArray[np.float64]
     max_velocity: NDArray[np.float64]
     max_acceleration: NDArray[np.float64]
+    max_jerk: NDArray[np.float64]
 
     @classmethod
     def of(cls, profile: Profile) -> JointLimits:
@@ -37,6 +39,7 @@ class JointLimits:
             upper=_frozen([joint.upper for joint in joints]),
             max_velocity=_frozen([joint.max_velocity for joint in joints]),
             max_acceleration=_frozen([joint.max_acceleration for joint in joints]),
+            max_jerk=_frozen([joint.max_jerk or np.inf for joint in joints]),
         )
 
 

@@ -24,6 +24,7 @@ from xvla_ros.robots.schema import (
     Commands,
     Joints,
     PolicySettings,
+    Safety,
     Section,
     Smoothing,
     Timing,
@@ -55,6 +56,7 @@ class Profile(Section):
     commands: Commands = setting(description="The commands.")
     timing: Timing = setting(Timing(), description="Rates and time limits.")
     smoothing: Smoothing = setting(Smoothing(), description="How chunks follow each other.")
+    safety: Safety = setting(Safety(), description="Checks beyond the limits of the joints.")
 
     @property
     def tools(self) -> dict[str, Tool]:

@@ -120,6 +120,10 @@ class Joint(Section):
     max_acceleration: float = setting(
         gt=0.0, le=1e4, unit="rad/s² or m/s²", changeable=True, description="Highest acceleration commanded."
     )
+    max_jerk: float = setting(
+        0.0, ge=0.0, le=1e6, unit="rad/s³ or m/s³", changeable=True,
+        description="Highest jerk commanded; 0 sets no limit.",
+    )
 
 
 class Joints(NamedSection):
@@ -302,13 +306,63 @@ class Timing(Section):
 class Smoothing(Section):
     """How a new chunk takes over from the previous one."""
 
-    method: Literal["switch"] = setting(
-        "switch", description="switch: the newest chunk replaces the older one from its first usable waypoint."
+    method: Literal["realtime_chunking", "guided", "ensemble", "switch"] = setting(
+        "realtime_chunking",
+        changeable=True,
+        description="realtime_chunking: what is being executed while the policy thinks is clamped in the new chunk, "
+        "the rest of the overlap softly. guided: the same by gradients through the network, which costs a backward "
+        "pass a step. ensemble: mean of all chunks that cover a time. switch: the newest chunk replaces the older one "
+        "from its first usable waypoint.",
     )
     execute: float = setting(
         0.5,
         ge=0.0,
         le=1.0,
         changeable=True,
-        description="Share of a chunk's duration that is executed before the next is asked for; 0 asks at once.",
+        description="Share of a chunk's duration that is executed before the next takes over; 0 asks at once.",
+    )
+    overlap: Literal["exponential", "linear", "none"] = setting(
+        "exponential",
+        changeable=True,
+        description="How the weight of the previous chunk falls after the waypoints that pass during inference "
+        "(realtime_chunking, guided); none frees the rest.",
+    )
+    guidance: float = setting(
+        5.0, gt=0.0, le=1000.0, changeable=True, description="guided: highest weight of a guidance step."
+    )
+    ensemble_decay: float = setting(
+        0.01, ge=0.0, le=100.0, changeable=True,
+        description="ensemble: the i-th oldest chunk counts exp(-decay · i); 0 counts all alike.",
+    )
+    roll_forward: bool = setting(
+        False,
+        changeable=True,
+        description="Feed the policy the state that is planned for when its chunk will arrive, and count the chunk "
+        "from then.",
+    )
+
+
+class Safety(Section):
+    """Checks beyond the limits of the joints."""
+
+    first_step: float = setting(
+        0.25,
+        gt=0.0,
+        le=1.0,
+        changeable=True,
+        description="Where a motion starts from the measured joints, its first waypoint may be this share of a "
+        "joint's range away; a chunk that asks for more is refused.",
+    )
+    deviation: float = setting(
+        0.1,
+        gt=0.0,
+        le=1.0,
+        changeable=True,
+        description="An arm found further than this share of a joint's range from where it was left standing starts "
+        "from where it is measured.",
+    )
+    exclusive: bool = setting(
+        True,
+        changeable=True,
+        description="Hold while another node publishes on a command topic of this robot.",
     )
