@@ -15,7 +15,7 @@ from torch import Tensor
 from xvla_ros.model.action_modes import action_mode
 from xvla_ros.model.data import Observation, Prefix
 from xvla_ros.model.flow import preprocess, sample
-from xvla_ros.model.guidance import guidance_weight
+from xvla_ros.model.guidance import CLAMPED_START, guidance_weight
 from xvla_ros.model.network import XvlaNetwork
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.transformer import Context
@@ -98,6 +98,31 @@ def test_rows_that_are_clamped_guided_or_free_share_a_batch(double, inputs) -> N
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-9, rtol=0)
     clamped = drawn(double, inputs, slice(1, 2), steps=4, guidance=0.0)
     assert (together[1:2] - clamped).abs().max() > 1e-2
+
+
+class Recording:
+    """Predicts zeros and keeps what it was shown."""
+
+    def transformer(self, noisy: Tensor, state: Tensor, t: Tensor, context: object) -> Tensor:
+        self.seen, self.t = noisy.detach().clone(), t.clone()
+        return noisy * 0.0
+
+
+def test_clamped_rows_begin_at_the_earlier_chunk_and_the_others_at_noise(inputs) -> None:
+    network, mode = Recording(), action_mode("so101_bimanual_bce")
+    weight = torch.zeros(3, WAYPOINTS, dtype=torch.float64)
+    weight[:2, :3] = torch.tensor([1.0, 0.5, 0.1])
+    guidance = torch.tensor([0.0, BETA, 0.0], dtype=torch.float64)
+    sample(network, None, inputs.state, inputs.noise, [mode] * 3, steps=1,  # type: ignore[arg-type]
+           prefix=(inputs.committed, weight), guidance=guidance)
+    assert network.t.tolist() == [CLAMPED_START, 1.0, 1.0]
+    gripper, joints = list(mode.spec.gripper), [c for c in range(12) if c not in mode.spec.gripper]
+    assert not network.seen[:, :, gripper].any()
+    assert torch.equal(network.seen[1:][..., joints], inputs.noise[1:][..., joints])
+    held_on = inputs.committed[0, [0, 1, 2, 2, 2, 2, 2, 2]]
+    begun = CLAMPED_START * inputs.noise[0] + (1 - CLAMPED_START) * held_on
+    torch.testing.assert_close(network.seen[0][:, joints], begun[:, joints])
+    torch.testing.assert_close(network.seen[0][:, 12:], CLAMPED_START * inputs.noise[0][:, 12:])
 
 
 class SmoothChunks:

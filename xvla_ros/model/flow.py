@@ -106,9 +106,10 @@ def sample(
         steps: evaluations of the network, at least 1.
         prefix: (Y, W): an earlier chunk's clean action at this chunk's times, [B, T, D], normalised and padded, and
             its weights 0..1, [B, T] or [B, T, D]. After every evaluation ``a ← W·Y + (1 − W)·a``, except for gripper
-            channels, which are logits in the network and values in Y.
+            channels, which are logits in the network and values in Y; and such rows begin at Y noised, see
+            ``guidance.HeldWaypoints``.
         guidance: β, of all rows or [B]: rows where it is above 0 are pulled towards the prefix through the network's
-            Jacobian instead, see ``guidance.HeldWaypoints``. None clamps.
+            Jacobian instead. None clamps.
         on_step: called with (step index, raw head output) after each evaluation, before the prefix is applied.
 
     Returns:
@@ -121,9 +122,9 @@ def sample(
         raise ValueError(f"steps is {steps}, expected at least 1")
     held = None if prefix is None else HeldWaypoints.of(prefix, modes, 0.0 if guidance is None else guidance)
     differentiate = held is not None and held.guided
-    action = torch.zeros_like(noise)
+    action, start = (torch.zeros_like(noise), noise.new_ones(len(noise))) if held is None else held.begin()
     for index in range(steps):
-        t = torch.full((len(noise),), (steps - index) / steps, device=noise.device, dtype=noise.dtype)
+        t = start * ((steps - index) / steps)
         point = interpolate(noise, action, t).requires_grad_(differentiate)
         with torch.set_grad_enabled(differentiate):
             seen_state, seen_action = preprocess(modes, state, point)

@@ -1,9 +1,12 @@
 """Agreement of a new chunk with waypoints that an earlier one committed to, in clean-action form.
 
-Two ways, chosen row by row. Clamped: after every evaluation the committed waypoints are put back. Guided: after every
-evaluation the chunk is pulled towards them through the network's own Jacobian, which asks for one backward pass.
+Two ways, chosen row by row. Clamped: after every evaluation the committed waypoints are put back, and the sampler
+begins partway, at the earlier chunk noised. Putting back alone is not enough where several ways are good: which one the
+chunk takes is settled in the first steps, when the waypoints put back are all but lost in noise, and so by the initial
+noise. Guided: after every evaluation the chunk is pulled towards the committed waypoints through the network's own
+Jacobian, which asks for one backward pass.
 
-Source: real-time chunking (arXiv 2506.07339), which corrects a velocity v. The clean action it implies is
+Source of guiding: real-time chunking (arXiv 2506.07339), which corrects a velocity v. The clean action it implies is
 ``a = x_t + t · v`` with t = 1 at the noise, so here its correction counts t times. Shapes: B batch, T waypoints,
 D action width.
 """
@@ -17,6 +20,10 @@ import torch
 from torch import Tensor
 
 from .action_modes import ActionMode
+
+# The time t at which clamped rows begin. Of two ways that lie D apart in the network's units, all waypoints together,
+# that of the earlier chunk is then kept with probability Φ(D (1 − t) / 2t): 95 % for D = 5, nearly always for 8.
+CLAMPED_START = 0.6
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,19 @@ class HeldWaypoints:
             weight[row][:, mode.decoded_width :] = 0.0
         limit = torch.as_tensor(guidance, dtype=committed.dtype, device=committed.device).expand(len(committed))
         return cls(committed, weight, limit, bool((limit > 0).any()))
+
+    def begin(self) -> tuple[Tensor, Tensor]:
+        """Where the sampler begins: a clean action [B, T, D] and the time [B] to which it is noised.
+
+        Clamped rows begin at the committed waypoints, the last of them held on; the others at pure noise.
+        """
+        covered = (self.weight > 0).any(-1)
+        index = torch.arange(covered.shape[1], device=covered.device)
+        last = (covered * index).amax(1, keepdim=True)
+        held_on = torch.gather(self.committed, 1, torch.minimum(index, last)[..., None].expand_as(self.committed))
+        known = covered.any(1) & (self.limit == 0)
+        action = torch.where(known[:, None, None] & (self.weight > 0).any(1, keepdim=True), held_on, 0.0)
+        return action, torch.where(known, action.new_tensor(CLAMPED_START), action.new_ones(()))
 
     def apply(self, predicted: Tensor, point: Tensor, t: Tensor) -> Tensor:
         """Bring an evaluation into agreement.
