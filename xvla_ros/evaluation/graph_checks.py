@@ -120,10 +120,14 @@ def _controllers(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
             if mismatch:
                 message = f"{subscriber.node} listens to {topic} with a quality of service that commands do not have"
                 yield Finding(_problem(key, mismatch, " and ".join(COMMAND_QOS), message))
-        rivals = [each for each in graph.publishers.get(topic, ()) if each.node.rsplit("/", 1)[-1] != POLICY_NODE]
+        publishers = graph.publishers.get(topic, ())
+        policies = [each for each in publishers if each.node.rsplit("/", 1)[-1] == POLICY_NODE]
+        rivals = [each for each in publishers if each not in policies] or policies[1:]
         if rivals:
-            message = f"another node commands {topic} too"
-            yield Finding(_problem(key, _nodes(rivals), "no other publisher", message), is_error=False)
+            exclusive = profile.safety.exclusive
+            message = f"another node commands {topic} too" + (", which /xvla does not stand" if exclusive else "")
+            expected = "no other publisher, or safety.exclusive false" if exclusive else "no other publisher"
+            yield Finding(_problem(key, _nodes(rivals), expected, message), is_error=exclusive)
 
 
 def _mismatch(*, offered: tuple[str, str], requested: tuple[str, str]) -> str:
