@@ -206,8 +206,8 @@ def _timing() -> Iterable[str]:
         _row("controller_timeout", 0.5),
         "",
         "smoothing:",
-        _row("method", "switch"),
-        _row("execute", 0.5, "the next chunk is asked for when half of one has passed"),
+        _row("method", "realtime_chunking"),
+        _row("execute", 0.5, "the next chunk takes over when half of one has passed"),
     )
 
 
