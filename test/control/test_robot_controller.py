@@ -95,6 +95,27 @@ def test_nothing_is_sent_before_the_first_chunk(bench):
     assert bench.controller.wants_chunk()
 
 
+def test_what_runs_says_when_it_will_ask_and_what_holds_does_not(running):
+    due = running.controller.due_in()
+    assert due > 0.0 and not running.controller.wants_chunk()
+    running.clock.advance(due + 0.001)
+    assert running.controller.wants_chunk() and running.controller.due_in() <= 0.0
+    running.tick(fault=Fault("camera_missing", "front"))
+    assert running.controller.due_in() is None
+
+
+def test_an_instruction_that_ends_brings_the_arm_to_rest(running):
+    """And what was asked for before is void."""
+    generation = running.controller.ask()
+    windows = [running.tick(waiting_for="an instruction") for _ in range(2)]
+    assert running.reason == (HOLDING, "")
+    assert running.controller.status.detail == "waiting for an instruction"
+    assert not windows[-1].velocities[-1].any()
+    assert not running.chunk(generation=generation)
+    running.run(1.0, waiting_for="an instruction")
+    assert running.reason == (HOLDING, "") and stands(running.sent[-1])
+
+
 def test_nothing_is_sent_while_the_joints_are_unknown(bench):
     assert bench.chunk()
     assert bench.run(0.2, measured=None) is None

@@ -122,6 +122,10 @@ class Pilot(Generic[Raw]):
         """Whether the plan is to be renewed now."""
         return bool(self.instruction) and self.controller.wants_chunk()
 
+    def due_in(self) -> float | None:
+        """Seconds until the plan is to be renewed; None while the robot holds."""
+        return self.controller.due_in() if self.instruction else None
+
     def observe(self) -> Observation | None:
         """The newest observation, None while something is missing or stale."""
         begun = time.perf_counter()

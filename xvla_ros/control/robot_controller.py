@@ -217,7 +217,18 @@ class RobotController:
             now, end = self._clock.ros_ns(), self._timeline.end
             if self._too_slow():
                 return end is None or now > end
-            return now >= self._renew_at - round(self._latency.percentiles().p95 * 1e6)
+            return now >= self._asking_at(self._renew_at)
+
+    def due_in(self) -> float | None:
+        """Seconds until a new chunk will be due; None while the arm holds, or waits for a chunk to end."""
+        with self._lock:
+            if self._status.state != RUNNING or self._renew_at is None or self._too_slow():
+                return None
+            return (self._asking_at(self._renew_at) - self._clock.ros_ns()) / S_TO_NS
+
+    def _asking_at(self, renew_at: int) -> int:
+        """When to ask for the chunk that is to take over at ``renew_at``, both in ns of ROS time."""
+        return renew_at - round(self._latency.percentiles().p95 * 1e6)
 
     def settle(self) -> None:
         """Before an observation: an arm found away from where it was left standing starts from where it is."""
@@ -335,7 +346,10 @@ class RobotController:
                 self._restart_plan()
             if waiting_for:
                 self._waiting_since_s = steady
-            self._change_state(now, steady, self._trouble(now, steady, fault, controller))
+            trouble = self._trouble(now, steady, fault, controller)
+            if trouble is None and waiting_for and self._renew_at is not None:
+                trouble = Fault("", f"waiting for {waiting_for}")  # what was asked for is over: the arm comes to rest
+            self._change_state(now, steady, trouble)
             if waiting_for and self._status.state == HOLDING and not self._status.reason:
                 self._status = replace(self._status, detail=f"waiting for {waiting_for}")
             start = self._reference(now, measured)

@@ -51,7 +51,7 @@ class FrameCount:
 class RobotLink:
     """Joins a robot's topics to its ``Pilot``.
 
-    The inference thread calls the engine's side (``wants_chunk``, ``observe``, ``prefix``, ``deliver``,
+    The inference thread calls the engine's side (``wants_chunk``, ``due_in``, ``observe``, ``prefix``, ``deliver``,
     ``policy_failed``), the executor calls ``tick``. What goes out is encoded for every group before any is published,
     so that both arms of a pair move together or not at all.
     """
@@ -125,6 +125,9 @@ class RobotLink:
 
     def wants_chunk(self) -> bool:
         return self.pilot.wants_chunk()
+
+    def due_in(self) -> float | None:
+        return self.pilot.due_in()
 
     def observe(self) -> Observation | None:
         return self.pilot.observe()
