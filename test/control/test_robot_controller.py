@@ -499,3 +499,16 @@ def test_a_path_out_of_the_workspace_is_not_sent(profile, clock):
     bench.run(1.0)
     assert bench.reason == (HOLDING, "limit") and bench.status.detail == "tool 'arm' would leave"
     assert max(window.positions[:, 0].max() for window in bench.sent) <= 0.3 + 0.02
+
+
+def test_a_clock_that_leaps_ahead_leaves_the_arm_where_it_is(running):
+    before = running.controller.last_window.state_at(running.clock.ros)
+    running.clock.ros += 3 * SECOND
+    window = running.run(PERIOD)
+    assert np.abs(window.start.position - before.position).max() < 0.05, "and not where the plan would be by now"
+    running.run(0.4)
+    assert stands(running.controller.last_window)
+    assert running.status.state == HOLDING
+    assert running.chunk()
+    running.run(0.1)
+    assert running.reason == (RUNNING, "")

@@ -171,8 +171,7 @@ class RobotController:
             if self._status.state == INACTIVE:
                 return None
             now, window = self._clock.ros_ns(), None
-            if self._guard.update(now, self._clock.steady_s()):
-                self._restart_plan()
+            self._follow_clock(now, self._clock.steady_s())
             if self._window is not None and not self._yields(now):
                 self._plan_stop(now)
                 window = self._next_window(now, self._window.state_at(now))
@@ -341,9 +340,7 @@ class RobotController:
             if self._status.state == INACTIVE:
                 return None
             now, steady = self._clock.ros_ns(), self._clock.steady_s()
-            if self._guard.update(now, steady):
-                # the plan and the last command are keyed by a time that has not come yet
-                self._restart_plan()
+            self._follow_clock(now, steady)
             if waiting_for:
                 self._waiting_since_s = steady
             trouble = self._trouble(now, steady, fault, controller)
@@ -356,6 +353,18 @@ class RobotController:
             if self._timeline.is_empty or start is None or self._yields(now):
                 return None
             return self._next_window(now, start)
+
+    def _follow_clock(self, now: int, steady: float) -> None:
+        jump = self._guard.update(now, steady)
+        if jump < 0:
+            # the plan and the last command are keyed by a time that has not come yet
+            self._restart_plan()
+        elif jump > 0:
+            # the arm is where it was: the last command goes on from there, and comes to rest
+            self._void_chunks()
+            if self._window is not None:
+                self._window = replace(self._window, stamp=self._window.stamp + jump)
+            self._plan_stop(now)
 
     def _trouble(self, now: int, steady: float, fault: Fault | None, controller: Fault | None) -> Fault | None:
         """The first reason not to move, in the order in which an operator would look for it."""
