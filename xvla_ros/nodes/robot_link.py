@@ -17,12 +17,13 @@ from std_msgs.msg import String
 
 from xvla_ros.control.clock import Clock
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.control.robot_controller import CONTROLLER_LOST, RUNNING, ControlStatus
+from xvla_ros.control.robot_controller import CONTROLLER_LOST, INACTIVE, RUNNING, ControlStatus
 from xvla_ros.control.window import LimitedWindow as CommandWindow
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_messages, command_type
 from xvla_ros.nodes.rivals import Rivals
+from xvla_ros.nodes.run_policy import RunPolicyServer
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
@@ -77,6 +78,7 @@ class RobotLink:
         self._publishers = self._make_publishers()
         self._subscriptions = self._make_subscriptions()
         self._rivals = Rivals(node, {name: self._publishers[name] for name in profile.commands.groups})
+        self._runs = RunPolicyServer(node, self.pilot, clock, self._group)
         self._timer: Any = None
         self._publish_status()
 
@@ -100,10 +102,12 @@ class RobotLink:
             if window is not None:
                 self._publish(window)
         self._publish_status()
+        self._runs.abort(INACTIVE)
 
     def close(self) -> None:
         """Give back every topic."""
         self.stop()
+        self._runs.close()
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         for publisher in self._publishers.values():
@@ -233,7 +237,10 @@ class RobotLink:
 
     def _on_instruction(self, message: String) -> None:
         text = message.data.strip()
-        if not text:
+        if self._runs.is_running:
+            self._node.get_logger().warning(
+                f"{self.profile.name}: ignored the instruction {text!r}: a run_policy goal runs")
+        elif not text:
             self._node.get_logger().warning(
                 f"{self.profile.name}: ignored an empty instruction; still doing {self.pilot.instruction!r}")
         elif text != self.pilot.instruction:
