@@ -68,7 +68,7 @@ class Pilot(Generic[Raw]):
         description: RobotDescription | None = None,
     ) -> None:
         arms = tool_arms(profile, description)
-        self.profile = profile
+        self.profile, self.arms = profile, arms
         self.instruction = instruction or profile.instruction
         self.encoder = StateEncoder(profile, arms)
         self.builder: ObservationBuilder[Raw] = ObservationBuilder(profile, decode_image, self.encoder)

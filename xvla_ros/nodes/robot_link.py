@@ -22,6 +22,7 @@ from xvla_ros.control.window import LimitedWindow as CommandWindow
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_messages, command_type
+from xvla_ros.nodes.plan_markers import PlanMarkers
 from xvla_ros.nodes.rivals import Rivals
 from xvla_ros.nodes.run_policy import RunPolicyServer
 from xvla_ros.observation.faults import Fault
@@ -76,6 +77,7 @@ class RobotLink:
         self._status_due = 0.0
         self._group = MutuallyExclusiveCallbackGroup()
         self._publishers = self._make_publishers()
+        self._plan = PlanMarkers(node, profile, self.pilot.arms)
         self._subscriptions = self._make_subscriptions()
         self._rivals = Rivals(node, {name: self._publishers[name] for name in profile.commands.groups})
         self._runs = RunPolicyServer(node, self.pilot, clock, self._group)
@@ -101,6 +103,7 @@ class RobotLink:
             window = self.pilot.controller.stop()
             if window is not None:
                 self._publish(window)
+            self._plan.clear()
         self._publish_status()
         self._runs.abort(INACTIVE)
 
@@ -113,6 +116,7 @@ class RobotLink:
         for publisher in self._publishers.values():
             self._node.destroy_publisher(publisher)
         self._subscriptions, self._publishers = [], {}
+        self._plan.close()
 
     def latch_stop(self, reason: str, detail: str) -> None:
         """Stop the arm at once and until ``clear_stop``."""
@@ -143,6 +147,8 @@ class RobotLink:
         if not self.pilot.deliver(chunk):
             return
         self.tick()
+        with self._sending:
+            self._plan.show(self.pilot.controller, self._clock.ros_ns())
         accepted = self.pilot.chunk
         if accepted is not None:
             self._publishers["action_chunk"].publish(messages.chunk_message(accepted))
@@ -181,6 +187,8 @@ class RobotLink:
         if edge != self._last_status:
             self._log_edge(status)
             self._last_status = edge
+            if status.state != RUNNING:
+                self._plan.clear()
         # from the time it was due, or ticks that do not divide the period would stretch it
         self._status_due = max(self._status_due + STATUS_PERIOD_S, steady)
         self._publish_status()

@@ -68,6 +68,7 @@ def _orders(draft: Draft) -> Iterator[Finding]:
         ("joints", "policy_order", "joint"),
         ("commands", "groups", "command group"),
         ("tools", "order", "tool"),
+        ("view", "order", "shown tool"),
     ):
         order = draft.get(f"{section}.{key}")
         if order is None:
@@ -188,18 +189,32 @@ def _tool(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]
 
 
 def _tool_joints(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]:
-    joints, home, order = tool.get("joints") or (), tool.get("home") or (), draft.get("joints.policy_order")
-    for joint in joints:
-        if order is not None and joint not in order:
-            message = f"joint {joint!r} is not in joints.policy_order{did_you_mean(joint, order)}"
-            yield f"tools.{name}.joints", joint, "one of " + ", ".join(order), message
-        if joints.count(joint) > 1:
-            yield f"tools.{name}.joints", joint, "each joint once", f"joint {joint!r} is listed more than once"
+    joints, home = tool.get("joints") or (), tool.get("home") or ()
+    yield from _arm_joints(draft, f"tools.{name}.joints", joints)
     if joints and home and len(home) != len(joints):
         message = f"home has {len(home)} positions for {len(joints)} joints"
         yield f"tools.{name}.home", list(home), f"{len(joints)} numbers", message
     if tool.get("approach") is not None and not any(tool["approach"]):
         yield f"tools.{name}.approach", list(tool["approach"]), "a direction", "approach is zero and points nowhere"
+
+
+def _arm_joints(draft: Draft, key: str, joints: tuple[str, ...]) -> Iterator[Finding]:
+    order = draft.get("joints.policy_order")
+    for joint in joints:
+        if order is not None and joint not in order:
+            message = f"joint {joint!r} is not in joints.policy_order{did_you_mean(joint, order)}"
+            yield key, joint, "one of " + ", ".join(order), message
+        if joints.count(joint) > 1:
+            yield key, joint, "each joint once", f"joint {joint!r} is listed more than once"
+
+
+def _view(draft: Draft) -> Iterator[Finding]:
+    spec, shown = _spec(draft), draft.entries("view")
+    if shown and spec is not None and spec.is_end_effector:
+        message = f"action mode {spec.name} moves tools, and those are shown"
+        yield "view", sorted(shown), "no section view beside tools", message
+    for name, tool in shown.items():
+        yield from _arm_joints(draft, f"view.{name}.joints", tool.get("joints") or ())
 
 
 def _commands(draft: Draft) -> Iterator[Finding]:
@@ -302,6 +317,7 @@ CHECKS: tuple[Callable[[Draft], Iterator[Finding]], ...] = (
     _joints,
     _width,
     _tools,
+    _view,
     _commands,
     _timing,
 )

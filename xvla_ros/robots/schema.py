@@ -225,6 +225,30 @@ class Tools(NamedSection):
     by_name: dict[str, Tool] = setting({}, description="The tools.")
 
 
+class ShownTool(Section):
+    """One tool whose planned path is shown; nothing else depends on it."""
+
+    urdf: str = setting(min_length=1, description="URDF file: its path, beside the profile or among the shipped ones.")
+    base_link: str = setting(min_length=1, description="Link in whose frame the path is shown.")
+    tip_link: str = setting(min_length=1, description="Link whose path is shown.")
+    joints: Names = setting(
+        (),
+        description="The joints from base_link to tip_link, by policy name; empty finds them by the names in the URDF, "
+        "which may be the policy's or those in ROS.",
+    )
+    frame: str = setting("", description="frame_id of the path; empty is base_link.")
+
+
+class View(NamedSection):
+    """What is shown of a robot in joint space; one whose actions are tool poses shows its tools."""
+
+    order_key: ClassVar[str] = "order"
+    entry: ClassVar[str] = "shown tool"
+
+    order: Names = setting((), description="Tools whose planned path ~/R/plan shows.")
+    by_name: dict[str, ShownTool] = setting({}, description="The tools.")
+
+
 class Group(Section):
     """Joints or a tool commanded on one topic."""
 
