@@ -16,7 +16,7 @@ Flags = NDArray[np.bool_]
 
 # Motion that follows a plan uses this share of the acceleration and jerk limits, and so does the brake that must
 # always fit. The rest is for a joint that a controller's cubic left a little off the motion that was worked out.
-SHARE = 0.95
+SHARE, SHARE_JERKY = 0.95, 0.9  # of joints without and with a limit of jerk
 # A controller joins two points by a cubic, which bulges out of the motion that was worked out between them: by at most
 # 0.0437 * acceleration * duration in velocity (or half the highest velocity) and acceleration * duration² / 32 (or
 # velocity * duration / 4) in position, the maxima over all motions of bounded acceleration. Margins of this size
@@ -117,9 +117,10 @@ class Limiter:
         self._limits = limits
         joints = len(limits.joints)
         self._range = limits.upper - limits.lower
-        self._acceleration = limits.max_acceleration * SHARE
-        self._jerk = limits.max_jerk * SHARE
+        self._no_jerk = np.full(joints, np.inf)
         self._jerky = np.isfinite(limits.max_jerk)
+        share = np.where(self._jerky, SHARE_JERKY, SHARE)
+        self._acceleration, self._jerk = limits.max_acceleration * share, limits.max_jerk * share
         self._otg, self._otg_one = Ruckig(joints), Ruckig(1)
         self._all = [True] * joints
         self._goal, self._goal_one, self._stop = (InputParameter(size) for size in (joints, 1, joints))
@@ -169,8 +170,8 @@ class Limiter:
 
     def _bounds(self, times: Floats) -> _Bounds:
         limits, longest = self._limits, float(np.diff(times, prepend=0.0).max())
-        velocity = np.maximum(
-            limits.max_velocity - VELOCITY_BULGE * limits.max_acceleration * longest, limits.max_velocity / 1.5)
+        bulge = np.minimum(VELOCITY_BULGE * limits.max_acceleration * longest, limits.max_velocity / 3)
+        velocity = limits.max_velocity - np.where(self._jerky, bulge, 0.0)
         margin = np.minimum(
             limits.max_acceleration * longest**2 * POSITION_BULGE, limits.max_velocity * longest / 4)
         margin = np.minimum(margin, self._range / 8)
@@ -210,7 +211,7 @@ class Limiter:
             aim = self._towards(state, targets[k], at - before)
             if aim is not None:
                 aim[0] = self._evened(state, aim, at - before)
-            state, ending[k], braking = self._take(aim, brake, at - before, left, bounds)
+            state, ending[k], braking = self._take(aim, state, brake, at - before, left, bounds)
             following = braking or self._safe_brake(state, left, bounds)
             if following is None:
                 states[k:] = _sampled(brake, times[k:] - before)
@@ -219,7 +220,7 @@ class Limiter:
         return _ended(states, times, brake, before, self._count_moved(states[:, 0], plan, ending, bounds))
 
     def _take(
-        self, aim: Floats | None, brake: _Brake, step: float, left: float, bounds: _Bounds
+        self, aim: Floats | None, state: Floats, brake: _Brake, step: float, left: float, bounds: _Bounds
     ) -> tuple[Floats, Flags, _Brake | None]:
         """The next state: of each joint what it aims at if it can be stopped from there, else what braking makes of it.
 
@@ -232,8 +233,9 @@ class Limiter:
         braking = None if aim is None else self._brake(aim, self._acceleration, self._jerk)
         if aim is None or braking is None:
             return braked, nothing, None
-        inside = (braking.low >= np.minimum(bounds.lower, brake.low) - TOLERANCE) & (
-            braking.high <= np.maximum(bounds.upper, brake.high) + TOLERANCE)
+        on_way = _cubic_extremes(state, aim, step)
+        inside = (np.minimum(on_way[0], braking.low) >= np.minimum(bounds.lower, brake.low) - TOLERANCE) & (
+            np.maximum(on_way[1], braking.high) <= np.maximum(bounds.upper, brake.high) + TOLERANCE)
         in_time = braking.duration <= np.maximum(left, brake.duration - step) + TOLERANCE
         taken = inside & in_time
         if taken.all():
@@ -265,17 +267,21 @@ class Limiter:
         return reached
 
     def _evened(self, state: Floats, aim: Floats, step: float) -> Floats:
-        """Positions [J] of the state aimed at, moved so that the cubic to it keeps the acceleration limit throughout.
+        """Positions [J] of the state aimed at, moved so that the cubic to it keeps the limits throughout.
 
-        Its acceleration falls evenly, from ``mean + bend`` to ``mean - bend``. A motion that speeds up and slows down
-        within one step bends too much, and a controller that is stopped amid such a cubic may be too fast to brake.
+        Its acceleration changes evenly from ``mean + bend`` to ``mean - bend``. The cubic of a motion that speeds up
+        and slows down within one step bends too much, and one who is stopped amid it may be too fast to brake.
         """
         (position, velocity, _), after = state, aim[1]
         mean = (after - velocity) / step
         straight = position + (velocity + after) * (step / 2)
         bend = (aim[0] - straight) * (6 / step**2)
-        most = np.maximum(self._limits.max_acceleration - np.abs(mean), 0.0)
-        moved: Floats = np.where(np.abs(bend) > most, straight + np.clip(bend, -most, most) * (step**2 / 6), aim[0])
+        # a bend below |mean| is no faster anywhere than at its ends, one beyond has a peak in the direction of bend
+        way = np.sign(bend)
+        room = (self._limits.max_velocity - way * velocity) * (2 / step) - way * mean
+        fast = np.maximum(room + np.sqrt(np.maximum(room**2 - mean**2, 0.0)), np.abs(mean))
+        most = np.maximum(np.minimum(self._limits.max_acceleration - np.abs(mean), fast), 0.0)
+        moved: Floats = np.where(np.abs(bend) > most, straight + way * most * (step**2 / 6), aim[0])
         return moved
 
     def _delayed(self, state: Floats, target: Floats, joint: int, step: float, otherwise: Floats) -> Floats:
@@ -290,20 +296,26 @@ class Limiter:
         return otherwise if found is None else np.array(found.at_time(step))[:, 0]
 
     def _safe_brake(self, state: Floats, left: float, bounds: _Bounds) -> _Brake | None:
-        """The brake that follows a plan's limits, or the full ones for a joint that needs them to stop in time."""
-        brake = self._brake(state, self._acceleration, self._jerk)
-        if brake is None:
-            return None
-        position = state[0]
-        late = (brake.duration > left + TOLERANCE) | (
-            brake.low < np.minimum(bounds.lower, position) - TOLERANCE) | (
-            brake.high > np.maximum(bounds.upper, position) + TOLERANCE)
-        if not late.any():
-            return brake
-        limits = self._limits
-        hard = self._brake(state, np.where(late, limits.max_acceleration, self._acceleration),
-                           np.where(late, limits.max_jerk, self._jerk))
-        return hard or brake
+        """The gentlest brake of each joint that ends inside its bounds and within ``left`` s.
+
+        First with the limits that plans are followed with, then the full ones, and at last without a limit of jerk:
+        between two points the jerk of a controller's cubic is not that which was worked out, and a joint that would
+        be carried over a position limit for it is stopped by its acceleration.
+        """
+        limits, acceleration, jerk = self._limits, self._acceleration, self._jerk
+        brake = self._brake(state, acceleration, jerk)
+        for jerk_then, over in ((limits.max_jerk, 0.0), (self._no_jerk, bounds.margin / 2)):
+            if brake is None:
+                return None
+            late = (brake.duration > left + TOLERANCE) | (
+                brake.low < np.minimum(bounds.lower - over, state[0]) - TOLERANCE) | (
+                brake.high > np.maximum(bounds.upper + over, state[0]) + TOLERANCE)
+            if not late.any():
+                return brake
+            acceleration = np.where(late, limits.max_acceleration, acceleration)
+            jerk = np.where(late, jerk_then, jerk)
+            brake = self._brake(state, acceleration, jerk) or brake
+        return brake
 
     def _brake(self, state: Floats, acceleration: Floats, jerk: Floats) -> _Brake | None:
         stop, position = self._stop, state[0]
@@ -325,7 +337,7 @@ class Limiter:
     def _turning_point(self, state: Floats, jerk: Floats) -> Floats:
         """Where [J] a joint turns round that brakes harder than its jerk limit lets it leave off; else its position."""
         position, velocity, acceleration = state
-        opposed = self._jerky & (velocity * acceleration < 0)
+        opposed = np.isfinite(jerk) & (velocity * acceleration < 0)
         if not opposed.any():
             return position
         jerk = np.where(opposed, jerk, 1.0)
@@ -361,6 +373,27 @@ class Limiter:
                             np.zeros((1, len(limits.joints)))]),
             len(times),
         )
+
+
+def _cubic_extremes(before: Floats, after: Floats, step: float) -> tuple[Floats, Floats]:
+    """Lowest and highest position [J] on the cubic between the positions and velocities of two states [3, J]."""
+    p0, v0, p1, v1 = before[0], before[1], after[0], after[1]
+    points = np.stack([p0, p0 + v0 * (step / 3), p1 - v1 * (step / 3), p1])
+    ends = points[[0, 3]]
+    low, high = ends.min(axis=0), ends.max(axis=0)
+    if (points.min(axis=0) >= low).all() and (points.max(axis=0) <= high).all():
+        return low, high
+    # velocity c + 2 b u + a u² over u from 0 to 1, in position per step; where it is zero the joint turns
+    legs = np.diff(points, axis=0) * 3
+    a, b, c = legs[0] - 2 * legs[1] + legs[2], legs[1] - legs[0], legs[0]
+    root = np.sqrt(np.maximum(b * b - a * c, 0.0))
+    q = -(b + np.where(b < 0, -root, root))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        turns = np.nan_to_num(np.stack([q / a, c / q]), nan=0.0, posinf=0.0, neginf=0.0)
+    u = np.clip(turns, 0.0, 1.0)
+    w = 1 - u
+    turning = w**3 * points[0] + 3 * w**2 * u * points[1] + 3 * w * u**2 * points[2] + u**3 * points[3]
+    return np.minimum(low, turning.min(axis=0)), np.maximum(high, turning.max(axis=0))
 
 
 def _sampled(brake: _Brake, times: Floats) -> Floats:
