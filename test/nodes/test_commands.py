@@ -74,6 +74,27 @@ def test_setpoints_are_the_windows_first_point():
     assert not sent["left_arm"].velocity
 
 
+def test_a_group_may_have_an_interface_of_its_own():
+    groups = {name: group for name, group in PAIR.to_mapping()["commands"].items() if isinstance(group, dict)}
+    groups["left_gripper"]["interface"] = "gripper_command"
+    groups["right_arm"]["interface"] = "forward_command"
+    profile = changed(PAIR, **groups)
+    sent = command_messages(profile, window(PAIR_ROWS), StateEncoder(profile))
+    assert type(sent["left_arm"]) is JointTrajectory and sent["left_gripper"] == 5.0
+    assert list(sent["right_arm"].data) == [6.0, 7.0, 8.0, 9.0, 10.0]
+    assert command_type(profile, "left_gripper") is Float64MultiArray
+    heard = commanded_points(profile, "left_gripper", Float64MultiArray(data=[5.0]))
+    assert heard == (["jaw_joint"], [(PAIR.timing.lead, [5.0])])
+
+
+def test_own_interfaces_that_do_not_fit_are_named():
+    left = PAIR.to_mapping()["commands"]["left_arm"]
+    with pytest.raises(ProfileError, match="gripper_action commands one gripper joint, and the group has 5"):
+        changed(PAIR, left_arm=left | {"interface": "gripper_action"})
+    with pytest.raises(ProfileError, match="commands the pose of tool 'arm', which joint_state does not"):
+        servo(arm={"topic": "/a", "tool": "arm", "interface": "joint_state"})
+
+
 def test_a_pose_is_that_of_the_tool_at_the_windows_first_point():
     """By the figures of the vendor's URDF: hand-computed where the arm lies straight, and turned about its waist."""
     rows = np.zeros((2, 7))

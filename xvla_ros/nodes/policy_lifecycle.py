@@ -30,6 +30,7 @@ from xvla_ros.control.policy_source import PolicySourceError, load_policy
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.diagnostics import robot_diagnostics
+from xvla_ros.nodes.grippers import OutletError, require_outlets
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError
 from xvla_ros.nodes.parameters import read_profile
 from xvla_ros.nodes.robot_description import DescriptionTopics
@@ -139,9 +140,12 @@ class PolicyNode(GuardedLifecycleNode):
         if not robots or len(set(robots)) != len(robots):
             raise TransitionError(f"parameter robots is {robots}; expected at least one name, and each once")
         try:
-            return {robot: read_profile(self, robot) for robot in robots}
-        except ProfileError as error:
+            profiles = {robot: read_profile(self, robot) for robot in robots}
+            for profile in profiles.values():
+                require_outlets(profile)
+        except (ProfileError, OutletError) as error:
             raise TransitionError(str(error)) from error
+        return profiles
 
     def _hear_descriptions(self) -> dict[str, RobotDescription | None]:
         """The published URDFs of robots whose actions are tool poses, checked before a long load."""

@@ -22,6 +22,7 @@ from xvla_ros.control.window import LimitedWindow as CommandWindow
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_messages, command_type
+from xvla_ros.nodes.grippers import gripper_outlet, has_gripper_outlet
 from xvla_ros.nodes.plan_markers import PlanMarkers
 from xvla_ros.nodes.rivals import Rivals
 from xvla_ros.nodes.run_policy import RunPolicyServer
@@ -114,7 +115,8 @@ class RobotLink:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         for publisher in self._publishers.values():
-            self._node.destroy_publisher(publisher)
+            if not self._node.destroy_publisher(publisher):
+                publisher.destroy()
         self._subscriptions, self._publishers = [], {}
         self._plan.close()
 
@@ -226,6 +228,9 @@ class RobotLink:
             "status": create(PolicyStatus, f"{base}/status", qos.LATCHED),
         }
         for name in self.profile.commands.groups:
+            if has_gripper_outlet(self.profile, name):
+                publishers[name] = gripper_outlet(self._node, self.profile, name, self._group)
+                continue
             topic = self.profile.commands.by_name[name].topic
             publishers[name] = create(command_type(self.profile, name), topic, qos.COMMAND)
         return publishers

@@ -188,7 +188,7 @@ class SimNode(Node):  # type: ignore[misc]
         }
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.EVENTS)
         for name, group in profile.commands.by_name.items():
-            kind, callback = self._command_type(profile.commands.interface)
+            kind, callback = self._command_type(profile.commands.interface_of(name))
             self.create_subscription(kind, group.topic, partial(callback, name), qos.COMMAND)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_timer(1.0, self._publish_diagnostics, clock=RclpyClock(clock_type=ClockType.STEADY_TIME))
@@ -217,6 +217,7 @@ class SimNode(Node):  # type: ignore[misc]
             "joint_trajectory": (JointTrajectoryMessage, self._on_trajectory),
             "forward_command": (Float64MultiArray, self._on_array),
             "joint_state": (JointState, self._on_setpoints),
+            "gripper_command": (Float64MultiArray, self._on_array),
         }[interface]
 
     def _on_trajectory(self, group: str, message: Any) -> None:

@@ -31,6 +31,7 @@ from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_type, commanded_points
 from xvla_ros.nodes.recording import PROGRESS, RecordingWriter
 from xvla_ros.observation.images import COMPRESSED, ImageError
+from xvla_ros.robots.schema import GRIPPER_ACTIONS
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
@@ -71,6 +72,8 @@ class WatchNode(Node):  # type: ignore[misc]
             self.create_subscription(JointState, topic, partial(self._on_joints, topic), qos.SENSOR)
         self._profile = profile
         for group in profile.commands.groups:
+            if profile.commands.interface_of(group) in GRIPPER_ACTIONS:
+                continue  # goals of an action are nobody's but its server's to hear
             topic, kind = profile.commands.by_name[group].topic, command_type(profile, group)
             self.create_subscription(kind, topic, partial(self._on_command, group), EVERY)
         base = f"{policy}/{profile.name}"
