@@ -185,7 +185,7 @@ class Limiter:
         speeds = np.clip(velocities, -down, up)
         targets = np.stack([inside, speeds, np.zeros_like(inside)], axis=1)
         if self._jerky.any() and len(times) > 2:
-            change = np.gradient(velocities, times, axis=0, edge_order=2)
+            change = _slopes(velocities, times)
             with np.errstate(invalid="ignore"):
                 most = np.minimum(self._acceleration, np.sqrt(2 * self._jerk * (bounds.velocity - np.abs(speeds))))
             kept = self._jerky & (speeds == velocities) & (inside == positions)
@@ -233,9 +233,9 @@ class Limiter:
         braking = None if aim is None else self._brake(aim, self._acceleration, self._jerk)
         if aim is None or braking is None:
             return braked, nothing, None
-        on_way = _cubic_extremes(state, aim, step)
-        inside = (np.minimum(on_way[0], braking.low) >= np.minimum(bounds.lower, brake.low) - TOLERANCE) & (
-            np.maximum(on_way[1], braking.high) <= np.maximum(bounds.upper, brake.high) + TOLERANCE)
+        low = np.minimum(bounds.lower, brake.low) - TOLERANCE
+        high = np.maximum(bounds.upper, brake.high) + TOLERANCE
+        inside = (braking.low >= low) & (braking.high <= high) & _cubic_inside(state, aim, step, low, high)
         in_time = braking.duration <= np.maximum(left, brake.duration - step) + TOLERANCE
         taken = inside & in_time
         if taken.all():
@@ -276,11 +276,16 @@ class Limiter:
         mean = (after - velocity) / step
         straight = position + (velocity + after) * (step / 2)
         bend = (aim[0] - straight) * (6 / step**2)
+        limits, straining, peak = self._limits, np.abs(mean) + np.abs(bend), np.abs(bend) * (step / 4)
+        if (straining <= limits.max_acceleration).all() and (
+                np.maximum(np.abs(velocity), np.abs(after)) + peak <= limits.max_velocity).all():
+            same: Floats = aim[0]
+            return same
         # a bend below |mean| is no faster anywhere than at its ends, one beyond has a peak in the direction of bend
         way = np.sign(bend)
-        room = (self._limits.max_velocity - way * velocity) * (2 / step) - way * mean
+        room = (limits.max_velocity - way * velocity) * (2 / step) - way * mean
         fast = np.maximum(room + np.sqrt(np.maximum(room**2 - mean**2, 0.0)), np.abs(mean))
-        most = np.maximum(np.minimum(self._limits.max_acceleration - np.abs(mean), fast), 0.0)
+        most = np.maximum(np.minimum(limits.max_acceleration - np.abs(mean), fast), 0.0)
         moved: Floats = np.where(np.abs(bend) > most, straight + way * most * (step**2 / 6), aim[0])
         return moved
 
@@ -337,13 +342,14 @@ class Limiter:
     def _turning_point(self, state: Floats, jerk: Floats) -> Floats:
         """Where [J] a joint turns round that brakes harder than its jerk limit lets it leave off; else its position."""
         position, velocity, acceleration = state
-        opposed = np.isfinite(jerk) & (velocity * acceleration < 0)
-        if not opposed.any():
-            return position
-        jerk = np.where(opposed, jerk, 1.0)
-        left = acceleration**2 - 2 * jerk * np.abs(velocity)
-        turns = opposed & (left > 0)
-        time = (np.abs(acceleration) - np.sqrt(np.where(turns, left, 0.0))) / jerk
+        eased = acceleration**2 / (2 * jerk)
+        turns = (velocity * acceleration < 0) & (eased > np.abs(velocity))
+        if not turns.any():
+            here: Floats = position
+            return here
+        jerk = np.where(turns, jerk, 1.0)
+        left = np.where(turns, acceleration**2 - 2 * jerk * np.abs(velocity), 0.0)
+        time = (np.abs(acceleration) - np.sqrt(left)) / jerk
         easing = -np.sign(acceleration) * jerk
         path = position + velocity * time + acceleration * time**2 / 2 + easing * time**3 / 6
         turn: Floats = np.where(turns, path, position)
@@ -375,25 +381,30 @@ class Limiter:
         )
 
 
-def _cubic_extremes(before: Floats, after: Floats, step: float) -> tuple[Floats, Floats]:
-    """Lowest and highest position [J] on the cubic between the positions and velocities of two states [3, J]."""
-    p0, v0, p1, v1 = before[0], before[1], after[0], after[1]
-    points = np.stack([p0, p0 + v0 * (step / 3), p1 - v1 * (step / 3), p1])
-    ends = points[[0, 3]]
-    low, high = ends.min(axis=0), ends.max(axis=0)
-    if (points.min(axis=0) >= low).all() and (points.max(axis=0) <= high).all():
-        return low, high
-    # velocity c + 2 b u + a u² over u from 0 to 1, in position per step; where it is zero the joint turns
-    legs = np.diff(points, axis=0) * 3
-    a, b, c = legs[0] - 2 * legs[1] + legs[2], legs[1] - legs[0], legs[0]
-    root = np.sqrt(np.maximum(b * b - a * c, 0.0))
-    q = -(b + np.where(b < 0, -root, root))
+def _cubic_inside(before: Floats, after: Floats, step: float, low: Floats, high: Floats) -> Flags:
+    """Whether [J] the cubic between the positions and velocities of two states [3, J] stays inside, if its ends do."""
+    first, second = before[0] + before[1] * (step / 3), after[0] - after[1] * (step / 3)
+    inside: Flags = (np.minimum(first, second) >= low) & (np.maximum(first, second) <= high)
+    if inside.all():  # a cubic stays inside the hull of its Bézier points
+        return inside
+    # where the velocity a u² + 2 b u + c, in position per step, is zero the joint turns
+    c, middle, end = 3 * (first - before[0]), 3 * (second - first), 3 * (after[0] - second)
+    a, b = c - 2 * middle + end, middle - c
+    q = -(b + np.copysign(np.sqrt(np.maximum(b * b - a * c, 0.0)), b))
     with np.errstate(divide="ignore", invalid="ignore"):
-        turns = np.nan_to_num(np.stack([q / a, c / q]), nan=0.0, posinf=0.0, neginf=0.0)
-    u = np.clip(turns, 0.0, 1.0)
-    w = 1 - u
-    turning = w**3 * points[0] + 3 * w**2 * u * points[1] + 3 * w * u**2 * points[2] + u**3 * points[3]
-    return np.minimum(low, turning.min(axis=0)), np.maximum(high, turning.max(axis=0))
+        u = np.clip(np.nan_to_num(np.stack([q / a, c / q]), nan=0.0), 0.0, 1.0)
+    turns = before[0] + u * (c + u * (b + u * (a / 3)))
+    between: Flags = ((turns >= low) & (turns <= high)).all(axis=0)
+    return inside | between
+
+
+def _slopes(values: Floats, times: Floats) -> Floats:
+    """Derivatives [K, J] by central differences, continued evenly at both ends."""
+    slopes = np.empty_like(values)
+    slopes[1:-1] = (values[2:] - values[:-2]) / (times[2:] - times[:-2])[:, None]
+    slopes[0] = 2 * (values[1] - values[0]) / (times[1] - times[0]) - slopes[1]
+    slopes[-1] = 2 * (values[-1] - values[-2]) / (times[-1] - times[-2]) - slopes[-2]
+    return slopes
 
 
 def _sampled(brake: _Brake, times: Floats) -> Floats:
