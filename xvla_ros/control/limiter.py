@@ -26,6 +26,8 @@ POSITION_BULGE = 1 / 32
 # A point further from the plan than this share of a joint's range, and than twice the margin, counts as limited.
 LIMITED = 1e-4
 TOLERANCE = 1e-9
+OVERTAKEN = 0.95  # share of the highest velocity at which a target that is as fast or faster is taken to move on
+ROUNDS = 3  # of looking for the point where a joint that is late meets the plan; one where the window moves on first
 STANDS = 1e-6  # s: a joint with so little left to brake is at rest
 # Points that a path may get beyond its last time to come to rest; a motion that needs more is stopped without Ruckig.
 MOST_EXTRA_POINTS = 300
@@ -122,7 +124,7 @@ class Limiter:
         share = np.where(self._jerky, SHARE_JERKY, SHARE)
         self._acceleration, self._jerk = limits.max_acceleration * share, limits.max_jerk * share
         self._otg, self._otg_one = Ruckig(joints), Ruckig(1)
-        self._all = [True] * joints
+        self._all, self._joints = [True] * joints, np.arange(joints)
         self._goal, self._goal_one, self._stop = (InputParameter(size) for size in (joints, 1, joints))
         self._goal.max_acceleration, self._goal.max_jerk = self._acceleration, self._jerk
         self._stop.control_interface = ControlInterface.Velocity
@@ -148,7 +150,6 @@ class Limiter:
         """
         _check_finite(start, times, positions, velocities)
         bounds = self._bounds(times)
-        self._goal.max_velocity = bounds.velocity
         targets = self._targets(times, positions, velocities, bounds)
         return self._chain(start, times, targets, positions, bounds)
 
@@ -208,7 +209,7 @@ class Limiter:
         states, ending = np.empty((len(times), *state.shape)), np.zeros((len(times), state.shape[1]), bool)
         for k, at in enumerate(times.tolist()):
             left = end - at
-            aim = self._towards(state, targets[k], at - before)
+            aim = self._towards(state, targets[k:], times[k:] - before, ROUNDS if k == 0 else 1, bounds)
             if aim is not None:
                 aim[0] = self._evened(state, aim, at - before)
             state, ending[k], braking = self._take(aim, state, brake, at - before, left, bounds)
@@ -242,29 +243,78 @@ class Limiter:
             return aim, nothing, braking
         return np.where(taken, aim, braked), ~in_time, None
 
-    def _towards(self, state: Floats, target: Floats, step: float) -> Floats | None:
-        """The state [3, J] after ``step`` s of the fastest motion to the target; a joint that could be there sooner
-        is there at that time. None where Ruckig finds no motion."""
-        goal = self._goal
-        goal.current_position, goal.current_velocity, goal.current_acceleration = state.tolist()
-        goal.target_position, goal.target_velocity, goal.target_acceleration = target.tolist()
-        goal.enabled, goal.minimum_duration = self._all, None
-        goal.synchronization = Synchronization.No
-        fastest = self._solve(self._otg, goal)
-        if fastest is None:
+    def _towards(self, state: Floats, targets: Floats, after: Floats, rounds: int, bounds: _Bounds) -> Floats | None:
+        """The state [3, J] after ``after[0]`` s of the fastest motion that meets the plan and goes on with it.
+
+        A joint that could meet the plan's first point sooner is there at its time. One that cannot in time heads for
+        the point where it can first, found in a few rounds: so it turns early where the plan turns too hard for it,
+        and lags no more than it must. None where Ruckig finds no motion.
+
+        Args:
+            state: [3, J].
+            targets: [N, 3, J] the plan from its next point on.
+            after: [N] s until they are due.
+            rounds: how often to look for a better point.
+        """
+        step = float(after[0])
+        met = self._meet(state, targets[0], step, step, bounds)
+        if met is None:
             return None
-        reached = np.array(fastest.at_time(step))
-        early = np.array(fastest.independent_min_durations) < step
-        if not early.any():
-            return reached
-        goal.enabled, goal.minimum_duration, goal.synchronization = early.tolist(), step, Synchronization.Time
-        timed = self._solve(self._otg, goal)
-        if timed is not None and timed.duration <= step + TOLERANCE:
-            reached[:, early] = target[:, early]
-            return reached
-        for joint in np.flatnonzero(early):
-            reached[:, joint] = self._delayed(state[:, joint], target[:, joint], joint, step, reached[:, joint])
+        reached, duration = met
+        early, late = duration < step, duration > step + TOLERANCE
+        if early.any():
+            self._delay(reached, state, targets[0], step, early, bounds)
+        for _ in range(rounds if late.any() else 0):
+            ahead = np.minimum(np.searchsorted(after, duration), len(after) - 1)
+            met = self._meet(state, targets[ahead, :, self._joints].T, after[ahead], step, bounds)
+            if met is None:
+                break
+            later = late & (met[1] >= step)
+            reached, duration = np.where(later, met[0], reached), met[1]
         return reached
+
+    def _meet(
+        self, state: Floats, target: Floats, after: float | Floats, step: float, bounds: _Bounds
+    ) -> tuple[Floats, Floats] | None:
+        """The fastest motion to a target that is due ``after`` s and moves evenly: its state [3, J] after ``step`` s
+        and its duration [J]."""
+        frame = self._see(state, target, after, bounds)
+        self._goal.enabled, self._goal.minimum_duration = self._all, None
+        self._goal.synchronization = Synchronization.No
+        motion = self._solve(self._otg, self._goal)
+        if motion is None:
+            return None
+        reached = np.array(motion.at_time(step))
+        reached[:2] += frame
+        reached[0] += frame[1] * step
+        return reached, np.array(motion.independent_min_durations)
+
+    def _delay(
+        self, reached: Floats, state: Floats, target: Floats, step: float, early: Flags, bounds: _Bounds
+    ) -> None:
+        """Put into ``reached`` how the ``early`` joints get to the target after ``step`` s and not before."""
+        goal = self._goal
+        self._see(state, target, step, bounds)
+        goal.enabled, goal.minimum_duration, goal.synchronization = early.tolist(), step, Synchronization.Time
+        motion = self._solve(self._otg, goal)
+        if motion is not None and motion.duration <= step + TOLERANCE:
+            reached[:, early] = target[:, early]
+            return
+        for joint in np.flatnonzero(early):  # one of them can only be sooner or far later
+            reached[:, joint] = self._delayed(state[:, joint], target[:, joint], joint, step, reached[:, joint], bounds)
+
+    def _see(self, state: Floats, target: Floats, after: float | Floats, bounds: _Bounds) -> Floats:
+        """Ask Ruckig for the motion as seen from where the target would be now, had it moved evenly, and along with
+        it; return the position and velocity [2, J] of that place."""
+        goal, most = self._goal, bounds.velocity * OVERTAKEN
+        frame = np.empty_like(target[:2])
+        frame[1] = np.clip(target[1], -most, most)
+        frame[0] = target[0] - frame[1] * after
+        goal.max_velocity, goal.min_velocity = bounds.velocity - frame[1], -bounds.velocity - frame[1]
+        goal.current_position, goal.current_velocity = (state[:2] - frame).tolist()
+        goal.current_acceleration = state[2].tolist()
+        goal.target_velocity, goal.target_acceleration = (target[1] - frame[1]).tolist(), target[2].tolist()
+        return frame
 
     def _evened(self, state: Floats, aim: Floats, step: float) -> Floats:
         """Positions [J] of the state aimed at, moved so that the cubic to it keeps the limits throughout.
@@ -289,12 +339,13 @@ class Limiter:
         moved: Floats = np.where(np.abs(bend) > most, straight + way * most * (step**2 / 6), aim[0])
         return moved
 
-    def _delayed(self, state: Floats, target: Floats, joint: int, step: float, otherwise: Floats) -> Floats:
+    def _delayed(self, state: Floats, target: Floats, joint: int, step: float, otherwise: Floats,
+                 bounds: _Bounds) -> Floats:
         """The state [3] after ``step`` s of one joint that must not arrive sooner, which may take far longer."""
         goal = self._goal_one
         goal.current_position, goal.current_velocity, goal.current_acceleration = state[:, None].tolist()
         goal.target_position, goal.target_velocity, goal.target_acceleration = target[:, None].tolist()
-        goal.max_velocity = self._goal.max_velocity[joint : joint + 1]
+        goal.max_velocity = bounds.velocity[joint : joint + 1]
         goal.max_acceleration, goal.max_jerk = self._acceleration[joint : joint + 1], self._jerk[joint : joint + 1]
         goal.minimum_duration = step
         found = self._solve(self._otg_one, goal)
