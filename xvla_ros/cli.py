@@ -70,9 +70,15 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser = _add(
         commands, "run", _run, "bring up the policy node, as the launch file does where there is launch_ros",
         "  xvla run --robot so101_bimanual --instruction 'touch the red cube'\n"
-        "  xvla run --robot so101_bimanual --sim --checkpoint my_checkpoint",
+        "  xvla run --robot so101_bimanual --sim --checkpoint my_checkpoint\n"
+        "  xvla run --robots so101_bimanual,widowx --checkpoint my_checkpoint\n"
+        "  xvla run --robots my_fleet.yaml --sim",
     )
     _add_robot(parser)
+    parser.add_argument(
+        "--robots", default="", metavar="A,B",
+        help="several robots on one policy: names and files with commas between them, a file for all it holds",
+    )
     parser.add_argument("--checkpoint", help="folder or hub id (default: the profile's)")
     parser.add_argument("--sim", action="store_true", help="also simulate the robot, and follow its clock")
     parser.add_argument("--namespace", default="", help="of both nodes")
@@ -147,6 +153,7 @@ def _run(options: argparse.Namespace) -> int:
     return run(
         options.robot, options.checkpoint, sim=options.sim, namespace=options.namespace, device=options.device,
         autostart=options.autostart, instruction=options.instruction, seed=options.seed, output=options.output,
+        robots=options.robots,
     )
 
 
