@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.control.limiter import LimitedPath, Limiter, MotionState
+from xvla_ros.control.limiter import LimitedPath, Limiter
+from xvla_ros.control.motion import MotionState, on_cubic
 from xvla_ros.robots.limits import JointLimits
 
 Floats = NDArray[np.float64]
@@ -55,9 +56,9 @@ class CommandWindow:
         if k >= len(self.times):
             return self.positions[-1].copy(), np.zeros_like(self.start)
         if k == 0:
-            return _hermite(at, float(self.times[0]), self.start, self.positions[0], self.start_velocity,
+            return on_cubic(at, float(self.times[0]), self.start, self.positions[0], self.start_velocity,
                             self.velocities[0])
-        return _hermite(at - float(self.times[k - 1]), float(self.times[k] - self.times[k - 1]),
+        return on_cubic(at - float(self.times[k - 1]), float(self.times[k] - self.times[k - 1]),
                         self.positions[k - 1], self.positions[k], self.velocities[k - 1], self.velocities[k])
 
 
@@ -99,7 +100,7 @@ class LimitedWindow:
             return MotionState.at_rest(self.positions[-1])
         before, since = (self._state(k - 1), float(self.times[k - 1])) if k else (self.start, 0.0)
         after, duration = self._state(k), float(self.times[k]) - since
-        position, velocity = _hermite(
+        position, velocity = on_cubic(
             at - since, duration, before.position, after.position, before.velocity, after.velocity)
         share = (at - since) / duration
         return MotionState(position, velocity, (1 - share) * before.acceleration + share * after.acceleration)
@@ -235,17 +236,3 @@ def velocities(start: Floats, times: Floats, path: Floats) -> Floats:
     both = np.where(same_way, before + after, 1.0)
     result[:-1] = np.where(same_way, 2 * before * after / both, 0.0)
     return result
-
-
-def _hermite(
-    at: float, duration: float, p0: Floats, p1: Floats, v0: Floats, v1: Floats
-) -> tuple[Floats, Floats]:
-    """Position and velocity ``at`` s into a cubic of ``duration`` s."""
-    u = at / duration
-    u2, u3 = u * u, u * u * u
-    position = (
-        (2 * u3 - 3 * u2 + 1) * p0 + (u3 - 2 * u2 + u) * duration * v0 + (3 * u2 - 2 * u3) * p1
-        + (u3 - u2) * duration * v1
-    )
-    velocity = 6 * (u - u2) * (p1 - p0) / duration + (3 * u2 - 4 * u + 1) * v0 + (3 * u2 - 2 * u) * v1
-    return position, velocity
