@@ -485,6 +485,25 @@ def test_a_policy_slower_than_chunks_can_overlap_moves_and_waits_by_turns(bench)
         assert "stands and waits for each" in bench.status.detail
 
 
+def test_a_slow_policy_asked_between_two_ticks_is_asked_standing_too(bench):
+    """The inference thread looks more often than commands go out: the end of the plan counts, not the tick after."""
+    assert bench.chunk(inference=0.6)
+    while not bench.controller.wants_chunk():
+        assert bench.controller.is_executing
+        bench.clock.advance(0.001)
+        if bench.clock.ros % (33 * 10**6) < 10**6:
+            bench.tick()
+    assert not bench.controller.is_executing
+    here = bench.controller.last_window.position_at(bench.clock.ros)
+    chunk = bench.trajectory(bench.clock.ros, (0.0, 0.0))
+    generation = bench.controller.ask()
+    bench.run(0.6, measured=here)
+    way = np.linspace(0.01, 0.1, len(chunk.times))[:, None]
+    assert bench.controller.accept(replace(chunk, positions=here + way), generation)
+    after = bench.controller.planned(np.array([bench.clock.ros + round(0.1 * SECOND)]))
+    assert (np.abs(after - here) < 0.03).all(), "its first waypoints come first"
+
+
 def test_a_path_out_of_the_workspace_is_not_sent(profile, clock):
     class Wall:
         """Forbids the first joint beyond 0.3."""

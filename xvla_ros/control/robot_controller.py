@@ -138,7 +138,8 @@ class RobotController:
     def is_executing(self) -> bool:
         """Whether a chunk is being carried out, so that the next one must agree with it."""
         with self._lock:
-            return self._renew_at is not None
+            end = self._timeline.end
+            return self._renew_at is not None and end is not None and self._clock.ros_ns() <= end
 
     def committed_until(self, now: int) -> int:
         """ROS time in ns up to which commands will have been sent before a chunk that is asked for now arrives."""
@@ -244,7 +245,7 @@ class RobotController:
         """Note that inference starts; the number returned goes with the chunk, and is void after a hold."""
         with self._lock:
             self._asked_s = self._waiting_since_s = self._clock.steady_s()
-            self._asked_standing = self._too_slow() and self._renew_at is None
+            self._asked_standing = self._too_slow() and not self.is_executing
             return self._generation
 
     def accept(self, trajectory: Trajectory, generation: int) -> bool:
