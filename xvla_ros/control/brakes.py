@@ -147,6 +147,6 @@ def solve(otg: Ruckig, asked: InputParameter) -> Trajectory | None:
     motion = Trajectory(asked.degrees_of_freedom)
     try:
         result = otg.calculate(asked, motion)
-    except RuckigError:
+    except (RuckigError, ValueError):  # the binding knows no name for some results and raises ValueError
         return None
     return motion if result in (Result.Working, Result.Finished) else None
