@@ -10,17 +10,22 @@ pytest.importorskip("pinocchio", reason="needs the kinematics extra")
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import Image
 from visualization_msgs.msg import Marker, MarkerArray
 
-from xvla_ros.control.robot_controller import RobotController
-from xvla_ros.nodes import qos
+from xvla_ros.control.robot_controller import HOLDING, RUNNING, RobotController
+from xvla_ros.model.data import ActionChunk
+from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.plan_markers import COLOURS, POINTS, PlanMarkers
+from xvla_ros.nodes.robot_link import RobotLink
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import load_profiles, shipped_files
 from xvla_ros.robots.shown_arms import shown_arms
 from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.robots.trajectory import Trajectory
+from xvla_ros.robots.units import to_policy
 
 SECOND = 1_000_000_000
 DEADLINE = 30.0
@@ -183,3 +188,38 @@ def test_joints_of_a_view_must_be_the_profiles():
     tool = {"urdf": "wx250s.urdf", "base_link": "wx250s/base_link", "tip_link": "wx250s/ee_gripper_link"}
     with pytest.raises(KinematicsError, match=r"joint 'waist' of .* in view\.arm\.joints"):
         shown_arms(without_view(order=["arm"], arm=tool), {})
+
+
+def test_a_link_shows_what_it_accepts_and_takes_it_back_when_it_holds(listen):
+    profile, clock = load_profile("so101")["so101"], HandClock()
+    listener = listen(profile)
+    link = RobotLink(listener.node, profile, clock, "wave")
+    listener.wait(lambda: listener.node.count_publishers("/xvla/so101/plan"))
+    link.pilot.controller.start()
+    pilot, start, names = link.pilot, middle(profile), [joint.name for joint in profile.joints.ordered]
+    picture = Image(height=2, width=2, encoding="rgb8", step=6, data=bytes(12))
+
+    def see():
+        picture.header.stamp = messages.stamp_message(clock.ros_ns())
+        for camera in profile.cameras.slots:
+            pilot.add_image(camera, clock.ros_ns(), serialize_message(picture))
+        pilot.add_joints(profile.joints.ordered[0].topic, clock.ros_ns(), names, start)
+
+    see()
+    clock.now += 0.01
+    see()
+    link.tick()
+    assert link.observe() is not None
+    times = profile.policy.waypoint_dt * (1 + np.arange(30))
+    path = start + 0.2 * times[:, None]
+    policy = profile.policy
+    link.deliver(ActionChunk("so101", policy.domain_id, policy.action_mode, "wave", clock.ros_ns(), times,
+                             to_policy(path, profile).astype(np.float32), 1.0, 0))
+    assert pilot.status.state == RUNNING, pilot.status
+    listener.wait(lambda: listener.heard)
+    assert len(listener.heard[0].markers[0].points) == POINTS
+    clock.now += 2.0
+    link.tick()
+    assert pilot.status.state == HOLDING
+    listener.wait(lambda: listener.heard[-1].markers[0].action == Marker.DELETEALL)
+    link.close()
