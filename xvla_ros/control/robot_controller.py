@@ -15,10 +15,7 @@ from xvla_ros.control.latency import LatencyWindow, Percentiles
 from xvla_ros.control.limiter import Limiter, MotionState
 from xvla_ros.control.stops import StopLatch
 from xvla_ros.control.timeline import S_TO_NS, Timeline, slowing
-from xvla_ros.control.window import LimitedWindow as CommandWindow
-from xvla_ros.control.window import limited_window as command_window
-from xvla_ros.control.window import stop_window as brake_window
-from xvla_ros.control.window import window_times
+from xvla_ros.control.window import CommandWindow, brake_window, command_window, window_times
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.profile import Profile

@@ -18,7 +18,7 @@ from std_msgs.msg import String
 from xvla_ros.control.clock import Clock
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.control.robot_controller import CONTROLLER_LOST, INACTIVE, RUNNING, ControlStatus
-from xvla_ros.control.window import LimitedWindow as CommandWindow
+from xvla_ros.control.window import CommandWindow
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_messages, command_type
