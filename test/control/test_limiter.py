@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from xvla_ros.control.limiter import Limiter
 from xvla_ros.control.motion import MotionState
-from xvla_ros.control.window import limited_window, window_times
+from xvla_ros.control.window import command_window, window_times
 from xvla_ros.robots.limits import JointLimits
 
 LEAD, LOOKAHEAD, RATE = 0.05, 0.5, 30.0
@@ -82,7 +82,7 @@ def test_windows_that_follow_one_another_keep_every_limit_whatever_is_planned(ki
     state, now = MotionState.at_rest(random.uniform(limits.lower, limits.upper)), 0.0
     for tick in range(40):
         replanned = now if random.random() < 0.9 else random.uniform(0.0, 10.0)
-        window = limited_window(tick, state, TIMES, *plan(replanned + TIMES), limiter)
+        window = command_window(tick, state, TIMES, *plan(replanned + TIMES), limiter)
         check(window, limits, state)
         step = random.uniform(0.2, 1.3) / RATE
         state, now = window.state_at(tick + round(step * SECOND)), now + step
@@ -92,7 +92,7 @@ def follow(limiter, plan, state, seconds, rate=RATE, observe=0.005):
     """Roll windows over a plan; return the times, positions, velocities of what a controller then does."""
     random, now, seen, limited = np.random.default_rng(1), 0.0, [], 0
     while now < seconds:
-        window = limited_window(0, state, TIMES, *plan(now + TIMES), limiter)
+        window = command_window(0, state, TIMES, *plan(now + TIMES), limiter)
         limited += window.limited
         step = random.uniform(0.7, 1.3) / rate
         for at in np.arange(0.0, step, observe):

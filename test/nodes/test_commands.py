@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from xvla_ros.control.motion import MotionState
 from xvla_ros.control.window import CommandWindow
 from xvla_ros.robots import Profile, ProfileError, load_profile
 from xvla_ros.robots.encode import StateEncoder
@@ -26,8 +27,8 @@ def window(rows):
     rows = np.asarray(rows, dtype=float)
     rest = np.zeros_like(rows)
     return CommandWindow(
-        stamp=3_000_000_007, start=rest[0], start_velocity=rest[0], times=np.array([0.05, 0.1]), positions=rows,
-        velocities=rest, limited=0,
+        stamp=3_000_000_007, start=MotionState.at_rest(rest[0]), times=np.array([0.05, 0.1]), positions=rows,
+        velocities=rest, accelerations=rest, limited=0,
     )
 
 
