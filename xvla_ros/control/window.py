@@ -91,6 +91,3 @@ def brake_window(stamp: int, start: MotionState, times: Floats, limiter: Limiter
 
 def _window(stamp: int, start: MotionState, path: LimitedPath) -> CommandWindow:
     return CommandWindow(stamp, start, path.times, path.positions, path.velocities, path.accelerations, path.limited)
-
-
-LimitedWindow, limited_window, stop_window = CommandWindow, command_window, brake_window
