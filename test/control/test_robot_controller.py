@@ -394,6 +394,23 @@ def test_latencies_are_those_of_the_answers(bench):
     assert bench.controller.inference_ms.p50 == pytest.approx(300.0, abs=1.0)
 
 
+def test_a_gripper_may_begin_anywhere_and_need_not_be_where_it_was_sent(profile, clock):
+    """It opens and closes at once, and what it holds keeps it from closing."""
+    bench = Bench(profile, clock)
+    bench.controller = RobotController(profile, clock, grippers=(1,))
+    bench.controller.start()
+    bench.tick(np.array([0.2, -0.9]))
+    far = bench.trajectory(clock.ros, (0.3, 0.9))
+    far.positions[:, 1] = 0.9
+    assert bench.controller.accept(far, bench.controller.ask())
+    bench.run(0.2)
+    bench.run(3.0, fault=STALE)
+    stood = bench.controller.last_window
+    bench.tick(np.array([*stood.positions[-1, :1], -0.9]), fault=STALE)
+    bench.controller.settle()
+    assert bench.controller.last_window.positions[-1, 1] == stood.positions[-1, 1]
+
+
 def test_a_motion_that_begins_implausibly_far_away_is_refused(bench):
     bench.tick()
     assert not bench.chunk(target=(9.0, -0.3)), "as a policy in degrees would ask"

@@ -65,11 +65,12 @@ class RobotController:
         profile: the robot.
         clock: where time is read.
         workspace: the boxes its tools stay in; None for a robot without.
-        newest_only: columns that an ensemble does not average, its grippers.
+        grippers: columns of its grippers. An ensemble does not average them, they may begin anywhere, since most open
+            and close at once, and one that holds something is not where it was sent.
     """
 
     def __init__(
-        self, profile: Profile, clock: Clock, workspace: Workspace | None = None, newest_only: Sequence[int] = ()
+        self, profile: Profile, clock: Clock, workspace: Workspace | None = None, grippers: Sequence[int] = ()
     ) -> None:
         self._profile = profile
         self._clock = clock
@@ -80,8 +81,9 @@ class RobotController:
         self._window_times = window_times(timing.lead, timing.lookahead, timing.command_rate)
         self._lead_ns = round(timing.lead * S_TO_NS)
         self._ensemble = (
-            Ensemble(smoothing.ensemble_decay, tuple(newest_only)) if smoothing.method == "ensemble" else None
+            Ensemble(smoothing.ensemble_decay, tuple(grippers)) if smoothing.method == "ensemble" else None
         )
+        self._grippers = list(grippers)
         self._lock = threading.RLock()
         self._latency = LatencyWindow()
         self._stops = StopLatch()
@@ -234,6 +236,7 @@ class RobotController:
                 return
             state = self._window.state_at(self._clock.ros_ns())
             away = np.abs(self._measured - state.position)
+            away[self._grippers] = 0.0
             stands = np.abs(state.velocity).max() < STANDING
             if stands and (away > self._profile.safety.deviation * self._range()).any():
                 self._restart_plan()
@@ -308,6 +311,7 @@ class RobotController:
             return ""
         first = trajectory.positions[int(np.argmax(usable))]
         share = np.abs(first - self._measured) / self._range()
+        share[self._grippers] = 0.0
         worst = int(np.argmax(share))
         if share[worst] <= self._profile.safety.first_step:
             return ""
