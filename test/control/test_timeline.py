@@ -157,3 +157,15 @@ def test_the_end_of_a_path_is_run_ever_slower_and_reached(duration, speed):
     assert np.abs(np.diff(velocities[:, 0])).max() <= 1.5 * abs(speed) / duration * 1e-3 * 1.05 + 1e-9
     timeline.forget_before(900 * MS)
     np.testing.assert_allclose(timeline.sample(at[at >= 900 * MS])[0], positions[at >= 900 * MS], atol=1e-9)
+
+
+@given(st.integers(0, 10**9), st.lists(st.integers(1, 60 * MS), min_size=1, max_size=40))
+def test_a_plan_keeps_the_order_of_nanoseconds_at_the_time_of_day(start, steps):
+    """The same chunk again and again, at times that a float cannot tell apart."""
+    timeline, stamp = Timeline(1, slow_end), 1_795_403_528 * 1000 * MS + start
+    times = stamp + np.arange(1, 31) * 33_300_001
+    positions = np.sin(np.arange(30))[:, None]
+    for not_before in stamp + np.cumsum(steps):
+        timeline.splice(times, positions, int(not_before))
+        timeline.forget_before(int(not_before) - 50 * MS)
+        assert (np.diff(timeline._times) > 0).all()
