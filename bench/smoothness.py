@@ -29,6 +29,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,9 @@ Floats = NDArray[np.float64]
 ROBOT = "so101_bimanual"
 METHODS = ("realtime_chunking", "guided", "ensemble", "switch")
 OURS, PLAIN = "realtime_chunking", "switch"
+DDS = "over DDS"
+DDS_DELAY_S = 0.1
+AGREE = 0.1  # how far figures over DDS may be from those in process, of these
 DELAYS_S = (0.0, 0.1, 0.3, 0.8)
 IN_TIME_S = 0.3  # the longest delay at which chunks are promised to come in time
 ROUNDS, SEED = 3, 1
@@ -103,12 +107,20 @@ def run(profile: Profile, method: str, delay: float, from_desired: bool, *, seed
     task = pair_task(profile, ROUNDS)
     policy = TwoPathPolicy(profile, task, delay=delay, seed=seed, sleeps=False)
     loop = ClosedLoop(profile, policy, ControllerOptions(interpolate_from_desired_state=from_desired))
-    joints = _arm_joints(profile)
+    return loop.run(partial(_done, profile, policy, task), LIMIT_S), task
 
-    def done(positions: Floats) -> bool:
-        return policy.done and bool((np.abs(positions - task.goals[-1])[joints] < ARRIVED).all())
 
-    return loop.run(done, LIMIT_S), task
+def run_over_dds(profile: Profile, delay: float, *, seed: int = SEED) -> tuple[Motion, Task]:
+    """One run of the shipped profile through the node and real topics."""
+    import over_dds
+
+    task = pair_task(profile, ROUNDS)
+    policy = over_dds.NotedPolicy(profile, task, delay=delay, seed=seed)
+    return over_dds.run(profile, task, policy, partial(_done, profile, policy, task)), task
+
+
+def _done(profile: Profile, policy: TwoPathPolicy, task: Task, positions: Floats) -> bool:
+    return policy.done and bool((np.abs(positions - task.goals[-1])[_arm_joints(profile)] < ARRIVED).all())
 
 
 def analyse(profile: Profile, method: str, delay: float, from_desired: bool, motion: Motion, task: Task) -> Row:
@@ -260,6 +272,21 @@ def promises(rows: Sequence[Row]) -> list[results.Promise]:
             made += _in_time(name, row, still, found.get((PLAIN, delay, from_desired)))
         else:
             made += _too_slow(name, row, still)
+    over_dds = found.get((DDS, DDS_DELAY_S, False))
+    in_process = found.get((OURS, DDS_DELAY_S, False))
+    if over_dds is not None and in_process is not None:
+        made += _agreeing(over_dds, in_process)
+    return made
+
+
+def _agreeing(over_dds: Row, in_process: Row) -> list[results.Promise]:
+    made = [results.Promise(f"{DDS}: underruns and dropped chunks", over_dds.underruns + over_dds.dropped, 0)]
+    for what, column in (("task time", "task_s"), ("joint travel", "travel_rad"), ("chunks", "chunks")):
+        ratio = getattr(over_dds, column) / getattr(in_process, column)
+        made.append(results.Promise(f"{DDS}: {what} differs from that in process by", abs(ratio - 1.0), AGREE))
+    made.append(results.Promise(f"{DDS}: position step, mrad", over_dds.step_mrad, in_process.within_step_mrad))
+    made.append(
+        results.Promise(f"{DDS}: velocity step, rad/s", over_dds.velocity_step, in_process.within_velocity_step))
     return made
 
 
@@ -324,6 +351,7 @@ def main() -> int:
     parser.add_argument("--method", action="append", choices=METHODS, help="only this one; may be given again")
     parser.add_argument("--delay", action="append", type=float, metavar="S", help="only this one; may be given again")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the joints of every delay into FOLDER")
+    parser.add_argument("--dds", action="store_true", help="also repeat one run over real topics")
     given = parser.parse_args()
     profile = load_profile(ROBOT)[ROBOT]
     rows: list[Row] = []
@@ -338,6 +366,9 @@ def main() -> int:
                 given.plots.mkdir(parents=True, exist_ok=True)
                 start = "desired" if from_desired else "measured"
                 plot(profile, motions, given.plots / f"{1e3 * delay:.0f}_ms_from_{start}.png")
+    if given.dds:
+        motion, task = run_over_dds(profile, DDS_DELAY_S)
+        rows.append(analyse(profile, DDS, DDS_DELAY_S, False, motion, task))
     return results.finish([vars(row) for row in rows], promises(rows), given.json)
 
 
