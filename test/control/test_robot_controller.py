@@ -406,13 +406,16 @@ def test_a_gripper_may_begin_anywhere_and_need_not_be_where_it_was_sent(profile,
     bench.run(0.2)
     bench.run(3.0, fault=STALE)
     stood = bench.controller.last_window
-    bench.tick(np.array([*stood.positions[-1, :1], -0.9]), fault=STALE)
-    bench.controller.settle()
+    bench.controller.settle(np.array([*stood.positions[-1, :1], -0.9]))
     assert bench.controller.last_window.positions[-1, 1] == stood.positions[-1, 1]
 
 
-def test_a_motion_that_begins_implausibly_far_away_is_refused(bench):
-    bench.tick()
+@pytest.mark.parametrize("ticked", [True, False])
+def test_a_motion_that_begins_implausibly_far_away_is_refused(bench, ticked):
+    """The first chunk of a quick policy comes before the first tick."""
+    if ticked:
+        bench.tick()
+    bench.controller.settle(HOME)
     assert not bench.chunk(target=(9.0, -0.3)), "as a policy in degrees would ask"
     bench.run(PERIOD)
     assert bench.reason == (HOLDING, "limit")
@@ -427,7 +430,7 @@ def test_an_arm_found_away_from_where_it_was_left_starts_from_there(running):
     running.run(0.6, fault=STALE)
     pushed = running.controller.last_window.positions[-1] + [0.0, 0.25]
     running.run(0.2, measured=pushed)
-    running.controller.settle()
+    running.controller.settle(pushed)
     assert running.chunk(generation=running.controller.ask())
     np.testing.assert_array_equal(running.tick(pushed).start.position, pushed)
 
@@ -436,7 +439,7 @@ def test_an_arm_that_sags_a_little_goes_on_from_its_command(running):
     running.run(0.6, fault=STALE)
     left = running.controller.last_window.positions[-1]
     running.run(0.2, measured=left + 0.1)
-    running.controller.settle()
+    running.controller.settle(left + 0.1)
     assert running.chunk(generation=running.controller.ask())
     np.testing.assert_allclose(running.tick(left + 0.1).start.position, left)
 

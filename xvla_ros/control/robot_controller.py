@@ -229,9 +229,15 @@ class RobotController:
         """When to ask for the chunk that is to take over at ``renew_at``, both in ns of ROS time."""
         return renew_at - round(self._latency.percentiles().p95 * 1e6)
 
-    def settle(self) -> None:
-        """Before an observation: an arm found away from where it was left standing starts from where it is."""
+    def settle(self, measured: Floats | None) -> None:
+        """Before an observation: an arm found away from where it was left standing starts from where it is.
+
+        Args:
+            measured: [J] newest joint positions in ROS units, or None.
+        """
         with self._lock:
+            # the first chunk may come before the first tick, and its first step is compared with this
+            self._measured = measured
             if self._window is None or self._measured is None or self._renew_at is not None:
                 return
             state = self._window.state_at(self._clock.ros_ns())
