@@ -158,7 +158,7 @@ class Pilot(Generic[Raw]):
             self.policy_failed(error)
             return False
         if accepted:
-            self._chunk = chunk
+            self._chunk = replace(chunk, times=chunk.times + self.controller.shift / S_TO_NS)
             self._overhead.add(asked.observe_ms + (time.perf_counter() - begun) * 1e3)
         return accepted
 
