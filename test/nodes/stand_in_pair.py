@@ -1,6 +1,7 @@
 """Stand-in for a pair of SO-101 arms and their cameras: publishes them at will and follows the commands it gets.
 
-Not a simulation: a joint is at once where the window that came last says it should be by now.
+Not a simulation: a joint goes straight from where it was when a window came to the window's first point, and on. Time
+is that of the machine, or, where a ``SimulatedTime`` is given, of a ``/clock`` that the test may stop and set.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from rcl_interfaces.msg import Log
 from rcl_interfaces.srv import DescribeParameters, ListParameters, SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import String
+from std_msgs.msg import Bool, String
+from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from xvla_ros.msg import ActionChunk, PolicyStatus
@@ -34,25 +38,51 @@ ANSWER = 5.0  # s; an answer sent before this side is known to the node is lost,
 STATUS_TOPIC, CHUNK_TOPIC = f"{BASE}/status", f"{BASE}/action_chunk"
 
 
+class SimulatedTime:
+    """The time of a simulator: runs as fast as the machine's, and can be stopped and set."""
+
+    def __init__(self, start=1000.0):
+        self._ahead_and_stood = start - time.monotonic(), None  # read by the publishing thread: one object, set whole
+
+    def ns(self):
+        ahead, stood = self._ahead_and_stood
+        return round(((time.monotonic() if stood is None else stood) + ahead) * 1e9)
+
+    @property
+    def runs(self):
+        return self._ahead_and_stood[1] is None
+
+    def jump(self, seconds):
+        ahead, stood = self._ahead_and_stood
+        self._ahead_and_stood = ahead + seconds, stood
+
+    def stop(self):
+        self._ahead_and_stood = self._ahead_and_stood[0], time.monotonic()
+
+    def go(self):
+        ahead, stood = self._ahead_and_stood
+        self._ahead_and_stood = ahead + stood - time.monotonic(), None
+
+
 class StandInPair:
     """The arms, and all that a user of ``/xvla`` would ask of it. A thread of its own serves its topics."""
 
-    def __init__(self, domain):
+    def __init__(self, domain, simulated_time=None):
+        self.simulated_time = simulated_time
         self.profile = load_profile(ROBOT)[ROBOT]
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=domain)
         self.node = rclpy.create_node("stand_in_pair", context=self.context)
         self.heard = defaultdict(list)
         self.commands = defaultdict(list)
-        self.cameras = set(self.profile.cameras.slots)
-        self.joint_states = True
-        self.make_image, self.make_positions = whole_image, lambda positions: positions
+        self.restore()
         self._lock = threading.Lock()
         self._connect()
         self._services = {
             name: self.node.create_client(kind, f"/xvla/{name}") for name, kind in (
                 ("change_state", ChangeState), ("get_state", GetState), ("set_parameters", SetParameters),
                 ("describe_parameters", DescribeParameters), ("list_parameters", ListParameters),
+                ("stop", Trigger), ("clear_stop", Trigger),
             )
         }
         self.executor = SingleThreadedExecutor(context=self.context)
@@ -61,13 +91,20 @@ class StandInPair:
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
+    def restore(self):
+        """Let everything be as it should be."""
+        self.cameras, self.joint_states = set(self.profile.cameras.slots), True
+        self.make_image, self.make_positions = whole_image, lambda positions: positions
+        self.make_names = lambda names: names
+
     def _connect(self):
         joints, node = self.profile.joints.by_name, self.node
         groups = {name: self.profile.commands.by_name[name] for name in self.profile.commands.groups}
         self.names = {name: [joints[joint].name for joint in group.joints] for name, group in groups.items()}
-        self.limits = {name: np.array([(joints[j].lower, joints[j].upper, joints[j].max_velocity)
-                                       for j in group.joints]) for name, group in groups.items()}
-        self._positions = {name: np.full(len(group.joints), 0.1) for name, group in groups.items()}
+        figures = ("lower", "upper", "max_velocity", "max_acceleration")
+        self.limits = {name: np.array([[getattr(joints[joint], figure) for figure in figures]
+                                       for joint in group.joints]) for name, group in groups.items()}
+        self.home()
         self._state_topics = {
             name: node.create_publisher(JointState, joints[group.joints[0]].topic, qos.SENSOR)
             for name, group in groups.items()
@@ -77,6 +114,7 @@ class StandInPair:
             for slot in self.profile.cameras.slots
         }
         self._instructions = node.create_publisher(String, f"{BASE}/instruction", qos.LATCHED)
+        self._estop = node.create_publisher(Bool, "/estop", qos.LATCHED)
         self._controllers = {}
         for name in groups:
             self.connect_controller(name)
@@ -86,6 +124,15 @@ class StandInPair:
         ):
             node.create_subscription(kind, topic, self.heard[topic].append, quality)
         node.create_timer(1.0 / RATE, self._publish)
+        if self.simulated_time is not None:
+            self._clock = node.create_publisher(Clock, "/clock", qos.SENSOR)
+            node.create_timer(0.01, self._publish_clock)
+
+    def home(self):
+        """Stand where the arms stood at first, whatever was commanded before."""
+        with self._lock:
+            self._positions = {name: np.full(len(joints), 0.1) for name, joints in self.names.items()}
+            self._obeyed = dict.fromkeys(self.names)
 
     def connect_controller(self, group):
         topic = self.profile.commands.by_name[group].topic
@@ -101,14 +148,29 @@ class StandInPair:
 
     def _obey(self, group, message):
         with self._lock:
-            self.commands[group].append((time.monotonic(), message))
+            self._positions[group] = self._position(group)  # from where it is now on, the new window counts
+            self._obeyed[group] = time.monotonic(), message
+            self.commands[group].append(self._obeyed[group])
+
+    def now(self):
+        """ROS time in ns, as the node should see it."""
+        if self.simulated_time is not None:
+            return self.simulated_time.ns()
+        return self.node.get_clock().now().nanoseconds
+
+    def _publish_clock(self):
+        self._clock.publish(Clock(clock=Time(nanoseconds=self.now()).to_msg()))
 
     def _publish(self):
-        now = self.node.get_clock().now().to_msg()
+        if self.simulated_time is not None and not self.simulated_time.runs:
+            return
+        now = Time(nanoseconds=self.now()).to_msg()
         for group, publisher in self._state_topics.items():
             if self.joint_states:
                 position = self.make_positions(self.position(group)).tolist()
-                message = JointState(name=self.names[group], position=position)
+                named = dict(zip(self.names[group], position, strict=True))
+                names = self.make_names(self.names[group])
+                message = JointState(name=names, position=[named.get(name, 0.0) for name in names])
                 message.header.stamp = now
                 publisher.publish(message)
         for slot in list(self.cameras):
@@ -119,18 +181,18 @@ class StandInPair:
     def position(self, group):
         """Where a group is now, on the window that came last."""
         with self._lock:
-            received, message = self.commands[group][-1] if self.commands[group] else (0.0, None)
-        if message is not None:
-            times = [point.time_from_start.sec + point.time_from_start.nanosec / 1e9 for point in message.points]
-            path = np.array([point.positions for point in message.points])
-            at = time.monotonic() - received
-            order = [message.joint_names.index(joint) for joint in self.names[group]]
-            knots, places = [0.0, *times], np.vstack([self._positions[group], path[:, order]])
-            now = np.array([np.interp(at, knots, places[:, j]) for j in range(len(order))])
-            if at >= times[0]:
-                self._positions[group] = now
-            return now
-        return self._positions[group]
+            return self._position(group)
+
+    def _position(self, group):
+        if self._obeyed[group] is None:
+            return self._positions[group]
+        received, message = self._obeyed[group]
+        times = [point.time_from_start.sec + point.time_from_start.nanosec / 1e9 for point in message.points]
+        path = np.array([point.positions for point in message.points])
+        order = [message.joint_names.index(joint) for joint in self.names[group]]
+        knots, places = [0.0, *times], np.vstack([self._positions[group], path[:, order]])
+        at = time.monotonic() - received
+        return np.array([np.interp(at, knots, places[:, j]) for j in range(len(order))])
 
     def wait_for(self, condition, what):
         """Wait until something is true; return what it was."""
@@ -177,6 +239,11 @@ class StandInPair:
                       for name, value in values.items()]
         return self.call("set_parameters", SetParameters.Request(parameters=parameters)).results
 
+    def press(self, pressed):
+        """Say on ``/estop`` whether it is pressed; return when, on the steady clock."""
+        self._estop.publish(Bool(data=pressed))
+        return time.monotonic()
+
     def instruct(self, text):
         self._instructions.publish(String(data=text))
 
@@ -186,12 +253,12 @@ class StandInPair:
         return heard[-1] if heard else None
 
     def wait_status(self, state, reason="", detail=""):
-        """Wait for a status that is sent from now on."""
+        """Wait for a status that is sent from now on; return it."""
         begin = len(self.heard[STATUS_TOPIC])
         def reached():
-            return any((status.state, status.reason) == (state, reason) and detail in status.detail
-                       for status in self.heard[STATUS_TOPIC][begin:])
-        self.wait_for(reached, f"status {state} {reason} {detail}")
+            return next((status for status in self.heard[STATUS_TOPIC][begin:]
+                         if (status.state, status.reason) == (state, reason) and detail in status.detail), None)
+        return self.wait_for(reached, f"status {state} {reason} {detail}")
 
     def wait_chunks(self, count, **fields):
         """Wait for some chunks that are sent from now on, with the fields given."""

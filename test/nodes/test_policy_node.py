@@ -1,10 +1,8 @@
 """The node ``/xvla`` in a process of its own, driven and watched over DDS by a stand-in for a pair of arms."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -17,9 +15,9 @@ from rcl_interfaces.srv import DescribeParameters, ListParameters
 
 sys.path.append(str(Path(__file__).parent))
 
+from node_process import NodeProcess, check_all, check_window
 from stand_in_pair import CHUNK_TOPIC, ROBOT, StandInPair, deep_image, short_image, whole_image
 
-from xvla_ros import ros_env
 from xvla_ros.evaluation.processes import free_domain
 from xvla_ros.model import random_policy
 from xvla_ros.model.checkpoint import save
@@ -28,44 +26,7 @@ from xvla_ros.robots import load_profile
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
 SHUTDOWN = Transition.TRANSITION_ACTIVE_SHUTDOWN
 DEADLINE = 90.0
-AGE = 1.5  # s; a busy machine lets a topic pause for longer than a robot would
 TASK = "lift the cube"
-# slow enough for a machine that has other work, so that only what a test does makes the robot hold
-PATIENCE = {
-    "policy.waypoint_dt": 0.1, "smoothing.execute": 0.2, "policy.denoising_steps": 2, "timing.observation_timeout": AGE,
-    "timing.inference_timeout": 60.0,
-    "safety.first_step": 1.0,  # random weights begin anywhere
-    **{f"cameras.{slot}.max_age": AGE for slot in ("front", "left_wrist", "right_wrist")},
-}
-
-
-class NodeProcess:
-    """``/xvla`` in a process, with what it says in a file."""
-
-    def __init__(self, domain, folder, **parameters):
-        values = {"threads": 1, **{f"{ROBOT}.{name}": value for name, value in PATIENCE.items()}, **parameters}
-        arguments = [part for name, value in values.items() for part in ("-p", f"{name}:={json.dumps(value)}")]
-        self.output = folder / "output.txt"
-        environment = ros_env.child_environment() | {"ROS_DOMAIN_ID": str(domain), "OMP_NUM_THREADS": "1"}
-        with self.output.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "xvla_ros.nodes.policy_node", "--ros-args", *arguments],
-                env=environment, stdout=file, stderr=subprocess.STDOUT)
-
-    def said(self):
-        return self.output.read_text()
-
-    def send(self, signum):
-        os.kill(self.process.pid, signum)
-
-    def end(self):
-        """Wait for the end; return the exit code."""
-        return self.process.wait(DEADLINE)
-
-    def kill(self):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(DEADLINE)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +73,7 @@ def pair(shared_pair, shared_node):
     pair = shared_pair
     assert pair.state() == "unconfigured"
     yield pair
-    pair.cameras, pair.joint_states = set(pair.profile.cameras.slots), True
-    pair.make_image, pair.make_positions = whole_image, lambda positions: positions
+    pair.restore()
     if shared_node.process.poll() is not None:
         return
     state = pair.state()
@@ -145,32 +105,6 @@ def wait_until(condition, what):
     while not condition():
         assert time.monotonic() < deadline, f"waited {DEADLINE:g} s for {what}"
         time.sleep(0.001)
-
-
-def check_window(pair, group, message):
-    """What joint_trajectory_controller asks of a trajectory, and what the robot's limits do."""
-    assert (message.header.stamp.sec, message.header.stamp.nanosec) == (0, 0)
-    assert sorted(message.joint_names) == sorted(pair.names[group])
-    order = [message.joint_names.index(joint) for joint in pair.names[group]]
-    times = np.array([point.time_from_start.sec + point.time_from_start.nanosec / 1e9 for point in message.points])
-    path = np.array([point.positions for point in message.points])[:, order]
-    speeds = np.array([point.velocities for point in message.points])[:, order]
-    lower, upper, fastest = pair.limits[group].T
-    assert len(times) >= 2
-    assert times[0] >= 1 / 30 and times[-1] <= pair.profile.timing.lookahead + 1e-6
-    assert (np.diff(times) > 0).all()
-    assert np.isfinite(path).all() and np.isfinite(speeds).all()
-    assert (path >= lower).all() and (path <= upper).all()
-    assert (np.abs(np.diff(path, axis=0)) <= fastest * np.diff(times)[:, None] + 1e-9).all()
-    assert (np.abs(speeds) <= fastest + 1e-9).all()
-    assert not speeds[-1].any()
-
-
-def check_all(pair, commands):
-    for group, messages in commands.items():
-        assert messages
-        for message in messages:
-            check_window(pair, group, message)
 
 
 def travel(messages):

@@ -1,0 +1,77 @@
+"""The node ``/xvla`` with a script in the place of a policy; the first words of the instruction say what it does.
+
+    sway        every joint swings by SWING rad about MIDDLE, SWAYS times a second, by ROS time
+    raise       an exception
+    stall S     an answer after S seconds
+    nan, inf    a chunk that holds one of these
+    leap        from one end of the joints' ranges to the other and beyond at every waypoint
+    far         swings about the far end of the joints' ranges
+
+The height of the front camera's picture is told as the chunk's seed.
+"""
+
+import sys
+import time
+
+import numpy as np
+
+from xvla_ros.model.data import ActionChunk
+from xvla_ros.nodes import policy_node
+from xvla_ros.robots.limits import JointLimits
+from xvla_ros.robots.units import to_policy
+
+WAYPOINTS = 30
+MIDDLE, SWING, SWAYS = 0.1, 0.3, 0.4
+FORWARD_PASS_S = 0.02
+
+
+class ScriptedPolicy:
+    """Answers each observation with what its instruction asks for."""
+
+    source = "a script"
+
+    def __init__(self, profiles):
+        self._profiles = profiles
+
+    def is_trained(self, domain_id):
+        return True
+
+    def predict(self, observations, **_):
+        return [self._answer(seen, self._profiles[seen.embodiment.robot]) for seen in observations]
+
+    def _answer(self, seen, profile):
+        policy, (word, *more) = profile.policy, seen.instruction.split()
+        time.sleep(float(more[0]) if word == "stall" else FORWARD_PASS_S)
+        if word == "raise":
+            raise RuntimeError("so says the script")
+        times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(WAYPOINTS)
+        actions = to_policy(path(word, seen.stamp / 1e9 + times, JointLimits.of(profile)), profile).astype(np.float32)
+        if word in ("nan", "inf"):
+            actions[WAYPOINTS // 2, 3] = float(word)
+        return ActionChunk(profile.name, policy.domain_id, policy.action_mode, seen.instruction, seen.stamp, times,
+                           actions, 1e3 * FORWARD_PASS_S, seen.images["front"].shape[0])
+
+
+def path(word, times, limits):
+    """Positions [T, J] rad at ROS times [T] s."""
+    swing = SWING * np.sin(2 * np.pi * SWAYS * times)[:, None]
+    if word == "leap":
+        return np.where(np.arange(len(times))[:, None] % 2, limits.upper + 5.0, limits.lower - 5.0)
+    if word == "far":
+        return limits.upper - SWING + swing
+    return MIDDLE + swing + np.zeros_like(limits.lower)
+
+
+def main():
+    from xvla_ros.nodes import policy_lifecycle
+
+    class ScriptedNode(policy_lifecycle.PolicyNode):
+        def _load(self):
+            return ScriptedPolicy(self._profiles)
+
+    policy_lifecycle.PolicyNode = ScriptedNode
+    return policy_node.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,511 @@
+"""What goes wrong around a robot that moves, over DDS with the node in a process of its own.
+
+After each fault the arm is held or stopped in the time promised (docs/reference/faults.md), nothing that was sent is
+past a limit, and it goes on by itself or stays stopped as documented. The policy is a script (scripted_node.py); the
+robot, its cameras and its clock are a stand-in (stand_in_pair.py).
+"""
+
+import signal
+import sys
+import time
+from itertools import count, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
+
+import rclpy
+from scipy.interpolate import CubicHermiteSpline
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+sys.path.append(str(Path(__file__).parent))
+
+from node_process import NodeProcess, check_window, points_of
+from stand_in_pair import (
+    CHUNK_TOPIC,
+    RATE,
+    ROBOT,
+    STATUS_TOPIC,
+    SimulatedTime,
+    StandInPair,
+    short_image,
+    whole_image,
+)
+
+from xvla_ros.evaluation.processes import free_domain
+from xvla_ros.nodes import qos
+
+CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
+PERIOD = 1 / 30  # s, of the commands
+AGE, PATIENCE, LOOKAHEAD = 1.0, 1.0, 0.5  # s: of what is seen, with the policy, of a window
+# s; what a machine with other work may add to a time that is promised
+SLACK = 0.5
+EXECUTED = 0.25 * 2.0  # s of a chunk, when the next is asked for
+SHORT = {
+    "policy.waypoint_dt": 0.0667, "smoothing.execute": 0.25, "safety.first_step": 0.25,
+    "timing.observation_timeout": AGE, "timing.inference_timeout": PATIENCE, "timing.clock_timeout": 1.0,
+    "timing.controller_timeout": 0.5, "timing.lookahead": LOOKAHEAD,
+    **{f"cameras.{slot}.max_age": AGE for slot in ("front", "left_wrist", "right_wrist")},
+}
+
+
+class ScriptedNode(NodeProcess):
+    """``/xvla`` whose policy is a script."""
+
+    command = (sys.executable, str(Path(__file__).with_name("scripted_node.py")))
+
+    def __init__(self, domain, folder, **parameters):
+        super().__init__(domain, folder, **{f"{ROBOT}.{name}": value for name, value in SHORT.items()}, **parameters)
+
+
+class Graph:
+    """The pair and the node beside it, which may be killed and started again."""
+
+    def __init__(self, folder, domain, simulated_time=None):
+        self.folder, self.domain, self._starts = folder, domain, count()
+        self.simulated_time = simulated_time
+        self.pair = StandInPair(domain, simulated_time)
+        self.node = self.start_node()
+
+    def start_node(self):
+        folder = self.folder / str(next(self._starts))
+        folder.mkdir()
+        self.node = ScriptedNode(self.domain, folder, use_sim_time=self.simulated_time is not None)
+        self.pair.meet()
+        return self.node
+
+    def close(self):
+        self.node.kill()
+        self.pair.close()
+
+
+def graph_of(tmp_path_factory, simulated_time=None):
+    with free_domain() as domain:
+        graph = Graph(tmp_path_factory.mktemp("faults"), domain, simulated_time)
+        try:
+            yield graph
+        finally:
+            graph.close()
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    yield from graph_of(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    yield from graph_of(tmp_path_factory, SimulatedTime())
+
+
+NUMBERS = count()
+
+
+def take_up(graph, word="sway", at_home=True):
+    """Configure and activate; the robot sways as the topic, or a parameter that no activation had before, says."""
+    pair = graph.pair
+    if at_home:
+        pair.home()
+    pair.instruct(word)
+    assert pair.set(instruction=f"{word} {next(NUMBERS)}")[0].successful
+    if pair.state() == "unconfigured":
+        assert pair.make(CONFIGURE)
+    begun = pair.count()
+    assert pair.make(ACTIVATE)
+    return begun
+
+
+def leave(graph, begun):
+    """Deactivate; look at every command since ``begun``."""
+    pair = graph.pair
+    pair.restore()
+    pair.instruct("sway")
+    pair.press(False)
+    clear(pair)
+    assert pair.make(DEACTIVATE)
+    for group, first in begun.items():
+        for _, message in pair.commands[group][first:]:
+            check_window(pair, group, message)
+    assert "Traceback" not in graph.node.said()
+
+
+@pytest.fixture
+def active(graph):
+    begun = take_up(graph)
+    yield graph.pair
+    leave(graph, begun)
+
+
+@pytest.fixture
+def running(active):
+    active.wait_status("running")
+    return active
+
+
+@pytest.fixture
+def in_simulation(simulated):
+    begun = take_up(simulated)
+    simulated.pair.wait_status("running")
+    yield simulated.pair
+    leave(simulated, begun)
+
+
+def seconds(stamp):
+    return stamp.sec + stamp.nanosec / 1e9
+
+
+def stands(message):
+    _, path, speeds = points_of(message)
+    return not speeds.any() and np.ptp(path, axis=0).max() < 1e-9
+
+
+def wait_rest(pair):
+    """Wait until the commands say to stand; return, for each group, when the first one came that leads there."""
+    pair.wait_for(lambda: all(stands(pair.last(group)) for group in pair.names), "commands to stand")
+    return {group: leading_to(pair.commands[group]) for group in pair.names}
+
+
+def leading_to(commands):
+    """When the first of the commands came that end where the last one stands, in s of the steady clock."""
+    rest = points_of(commands[-1][1])[1][-1]
+    first = len(commands)
+    while first and np.abs(points_of(commands[first - 1][1])[1][-1] - rest).max() < 1e-3:
+        first -= 1
+    return commands[first][0]
+
+
+def held(pair, make_fault, reason, detail, within, earliest=0.0):
+    """Make a fault; wait for the hold, which comes between ``earliest`` and ``within`` s after, and for the rest."""
+    began, holds, commands = pair.now() / 1e9, pair.status.holds, pair.count()
+    make_fault()
+    status = pair.wait_status("holding", reason, detail)
+    after = seconds(status.header.stamp) - began
+    assert earliest - PERIOD <= after <= within + PERIOD + SLACK
+    assert status.holds == holds + 1
+    wait_rest(pair)
+    sent = max(len(pair.commands[group]) - first for group, first in commands.items())
+    assert sent <= (within + LOOKAHEAD + 2 * SLACK) * RATE, "at rest within the lookahead, by the count of commands"
+    return status
+
+
+def went_on(pair):
+    """Wait for motion that goes on by itself; the arm has not been sent elsewhere at once."""
+    pair.wait_status("running")
+    commands = pair.wait_commands(5)
+    assert any(not stands(message) for messages in commands.values() for message in messages)
+
+
+def stays_quiet(pair):
+    before, heard = pair.count(), len(pair.heard["/diagnostics"])
+    pair.wait_for(lambda: len(pair.heard["/diagnostics"]) >= heard + 2, "diagnostics")
+    return pair.count() == before
+
+
+def is_left_alone(pair):
+    """Whether an arm that stands gets the last of its commands within the lookahead, and then none."""
+    stood = pair.count()
+    pair.wait_for(lambda: time.monotonic() > max(pair.commands[group][-1][0] for group in stood) + 0.3, "the end")
+    sent = max(count - stood[group] for group, count in pair.count().items())
+    return sent <= (LOOKAHEAD + SLACK) * RATE and stays_quiet(pair)
+
+
+def call(pair, service):
+    return pair.call(service, Trigger.Request())
+
+
+def clear(pair):
+    """Clear the stop, as soon as it has been heard that ``/estop`` is released; return whether there was one."""
+    def answered():
+        answer = call(pair, "clear_stop")
+        return answer if "still true" not in answer.message else None
+    return pair.wait_for(answered, "the release of /estop").success
+
+
+def edges(pair, begin):
+    """States and reasons of the statuses from ``begin`` on, each change once."""
+    said = [(status.state, status.reason) for status in pair.heard[STATUS_TOPIC][begin:]]
+    return [edge for edge, before in zip(said, [None, *said], strict=False) if edge != before]
+
+
+# what is seen
+
+
+def test_a_camera_stops_and_returns(graph, running):
+    lines = graph.node.said().count("holding: camera_stale: left_wrist")
+    held(running, lambda: running.cameras.discard("left_wrist"), "camera_stale", "left_wrist", AGE, AGE - PERIOD)
+    running.cameras.add("left_wrist")
+    went_on(running)
+    assert graph.node.said().count("holding: camera_stale: left_wrist") == lines + 1, "one line on the edge"
+
+
+def test_a_camera_changes_size(running):
+    """Larger pictures are seen as they are; ones that are cut off make it hold."""
+    holds = running.status.holds
+
+    def larger():
+        image = whole_image()
+        image.height, image.data = 2 * image.height, bytes(image.data) * 2
+        return image
+
+    running.make_image = larger
+    running.wait_chunks(2, seed=whole_image().height * 2)
+    assert running.status.holds == holds
+    held(running, lambda: setattr(running, "make_image", short_image), "camera_missing", "front", AGE)
+    running.make_image = whole_image
+    went_on(running)
+
+
+def test_joint_names_in_another_order_are_the_same_joints(running):
+    holds = running.status.holds
+    running.make_names = lambda names: ["another_joint", *reversed(names)]
+    running.wait_chunks(3)
+    running.wait_commands(20)
+    assert running.status.holds == holds and running.status.state == "running"
+
+
+def test_joint_names_that_are_missing(running):
+    held(running, lambda: setattr(running, "make_names", lambda names: names[:-1]), "joints_invalid",
+         "no joint gripper", 0.0)
+    running.make_names = lambda names: names
+    went_on(running)
+
+
+def test_joint_states_of_nan(running):
+    held(running, lambda: setattr(running, "make_positions", lambda positions: positions * np.nan), "joints_invalid",
+         "shoulder_pan = nan", 0.0)
+    running.make_positions = lambda positions: positions
+    went_on(running)
+
+
+# the policy
+
+
+@pytest.mark.parametrize(("word", "reason", "detail"), [
+    ("raise", "policy_error", "RuntimeError: so says the script"),
+    ("nan", "policy_error", "is nan, expected a finite number"),
+    ("inf", "policy_error", "is inf, expected a finite number"),
+])
+def test_a_policy_that_fails(running, word, reason, detail):
+    dropped = running.status.dropped_chunks
+    held(running, lambda: running.instruct(word), reason, detail, EXECUTED)
+    assert running.status.dropped_chunks > dropped
+    running.instruct("sway")
+    went_on(running)
+
+
+def stall(running, for_s):
+    """The policy is asked when a share of a chunk has passed, and then has ``PATIENCE``."""
+    dropped = running.status.dropped_chunks
+    held(running, lambda: running.instruct(f"stall {for_s}"), "policy_late", "", EXECUTED + PATIENCE)
+    running.instruct("sway")
+    running.wait_for(lambda: running.status.dropped_chunks > dropped, "the answer, which comes too late")
+    went_on(running)
+
+
+def test_a_policy_that_stalls(running):
+    stall(running, 2.5)
+
+
+@pytest.mark.slow
+def test_a_policy_that_stalls_for_10_s(running):
+    stall(running, 10.0)
+
+
+def test_a_policy_that_leaps_beyond_every_limit(running):
+    """Nothing but the limits, at which ``leave`` looks, keeps the arm."""
+    limited = running.status.limited_points
+    running.instruct("leap")
+    running.wait_for(lambda: running.status.instruction == "leap", "the instruction")
+    running.wait_commands(40)
+    assert running.status.limited_points > limited
+    running.instruct("sway")
+    went_on(running)
+
+
+def test_a_first_step_that_is_too_far_is_not_made(graph):
+    pair, begun = graph.pair, take_up(graph, "far")
+    status = pair.wait_status("holding", "limit", "safety.first_step")
+    assert "of its range" in status.detail
+    assert stays_quiet(pair) and pair.count() == begun
+    pair.instruct("sway")
+    went_on(pair)
+    leave(graph, begun)
+
+
+def test_the_instruction_changes_in_mid_motion(running):
+    holds = running.status.holds
+    before = running.count()
+    running.instruct("sway to the other side")
+    running.wait_chunks(2, instruction="sway to the other side")
+    running.wait_commands(10)
+    assert running.status.holds == holds and running.status.state == "running"
+    for group, first in before.items():
+        messages = [message for _, message in running.commands[group][first:]]
+        for message, following in pairwise(messages):
+            way = CubicHermiteSpline(*points_of(message))(np.linspace(0.05, LOOKAHEAD, 200))
+            begins = points_of(following)[1][0]
+            assert np.abs(way - begins).max(axis=1).min() < 0.02, "a command begins on the way of the one before"
+
+
+# the controller
+
+
+def test_another_node_on_the_same_controller(running):
+    rival = running.node.create_publisher(
+        JointTrajectory, running.profile.commands.by_name["left_arm"].topic, qos.COMMAND)
+    try:
+        running.wait_status(
+            "holding", "controller_lost", "/stand_in_pair also publishes /left/arm_controller/joint_trajectory")
+        wait_rest(running)
+        assert is_left_alone(running)
+    finally:
+        running.node.destroy_publisher(rival)
+    went_on(running)
+
+
+def test_a_second_node_of_the_same_name(running, graph):
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=graph.domain)
+    twin = rclpy.create_node("xvla", context=context, enable_rosout=False, start_parameter_services=False)
+    try:
+        twin.create_publisher(JointTrajectory, "/right/arm_controller/joint_trajectory", qos.COMMAND)
+        running.wait_status(
+            "holding", "controller_lost", "a second /xvla also publishes /right/arm_controller/joint_trajectory")
+    finally:
+        twin.destroy_node()
+        rclpy.shutdown(context=context)
+    went_on(running)
+
+
+def test_whoever_is_tolerated_does_not_stop_it(graph):
+    pair, setting = graph.pair, f"{ROBOT}.safety.exclusive"
+    rival = pair.node.create_publisher(JointTrajectory, "/left/arm_controller/joint_trajectory", qos.COMMAND)
+    assert pair.set(**{setting: False})[0].successful
+    begun = take_up(graph)
+    try:
+        pair.wait_status("running")
+        pair.wait_commands(20)
+        assert pair.status.state == "running"
+    finally:
+        leave(graph, begun)
+        pair.node.destroy_publisher(rival)
+        assert pair.set(**{setting: True})[0].successful
+
+
+# stops
+
+
+def test_the_emergency_stop_inside_a_chunk(graph, running):
+    latencies = []
+    for _ in range(5):
+        running.wait_commands(10)
+        pressed = running.press(True)
+        running.wait_status("stopped", "estop", "/estop is true")
+        latencies.append(max(wait_rest(running).values()) - pressed)
+
+        refused = call(running, "clear_stop")
+        assert not refused.success and "/estop is still true" in refused.message
+        running.press(False)
+        assert running.status.state == "stopped", "released is not cleared"
+        assert clear(running)
+        went_on(running)
+    assert np.median(latencies) <= PERIOD, latencies
+    assert graph.node.said().count("stopped: estop: /estop is true") >= len(latencies)
+
+
+def test_a_stop_keeps_its_first_cause_and_the_arm_is_left_to_others(running):
+    begin = len(running.heard[STATUS_TOPIC])
+    answer = call(running, "stop")
+    assert answer.success and "until /xvla/clear_stop" in answer.message
+    running.wait_status("stopped", "operator", "~/stop was called")
+    again = call(running, "stop")
+    assert again.success and "stopped before: operator" in again.message
+    running.press(True)
+    running.cameras.clear()
+    wait_rest(running)
+    assert is_left_alone(running)
+    assert running.status.reason == "operator"
+    diagnosis = running.heard["/diagnostics"][-1].status[0]
+    assert diagnosis.level == b"\x02" and diagnosis.message.startswith("stopped operator")
+    assert {item.key: item.value for item in diagnosis.values}["stop"] == "operator: ~/stop was called"
+    assert ("running", "") not in edges(running, begin)[1:]
+    running.press(False)
+    running.restore()
+    assert clear(running)
+    went_on(running)
+    nothing = call(running, "clear_stop")
+    assert not nothing.success and nothing.message == "nothing was stopped"
+
+
+def test_a_stop_that_comes_before_the_activation_counts(graph):
+    pair = graph.pair
+    if pair.state() == "unconfigured":
+        assert pair.make(CONFIGURE)
+    before = pair.count()
+    pair.press(True)
+    pair.wait_for(lambda: "counts at activation" in graph.node.said(), "the line in the log")
+    begun = take_up(graph)
+    pair.wait_status("stopped", "estop")
+    assert stays_quiet(pair) and pair.count() == before
+    pair.press(False)
+    assert clear(pair)
+    went_on(pair)
+    leave(graph, begun)
+
+
+# the clock of a simulator
+
+
+def test_the_clock_stands_still(in_simulation):
+    pair, time_of = in_simulation, in_simulation.simulated_time
+    stood = time.monotonic()
+    time_of.stop()
+    pair.wait_status("holding", "clock_stopped", "has stood still")
+    assert time.monotonic() - stood <= 1.0 + PERIOD + 2 * SLACK
+    commands = pair.wait_commands(10)
+    for messages in commands.values():
+        paths = [points_of(message)[1] for message in messages[5:]]
+        assert max(np.abs(path - paths[0]).max() for path in paths) < 1e-9, "no further while time does not go on"
+    time_of.go()
+    went_on(pair)
+
+
+@pytest.mark.parametrize("leap", [-50.0, 50.0])
+def test_the_clock_jumps(in_simulation, leap):
+    pair = in_simulation
+    pair.simulated_time.jump(leap)
+    jumped = pair.now() / 1e9
+    pair.wait_for(lambda: any(abs(seconds(chunk.header.stamp) - jumped) < 20.0 for chunk in
+                              pair.heard[CHUNK_TOPIC][-3:]), "a chunk of the new time")
+    went_on(pair)
+
+
+# the node
+
+
+def test_a_node_that_is_killed_and_started_again(graph):
+    pair, begun = graph.pair, take_up(graph)
+    pair.wait_status("running")
+    pair.wait_commands(20)
+    graph.node.send(signal.SIGKILL)
+    graph.node.end()
+    left = {group: pair.last(group) for group in pair.names}
+    for message in left.values():
+        times, _, speeds = points_of(message)
+        assert times[-1] <= LOOKAHEAD + 1e-6 and not speeds[-1].any(), "the last window ends at rest"
+    pair.wait_for(lambda: all(time.monotonic() > pair.commands[group][-1][0] + LOOKAHEAD for group in left), "the end")
+    rest = {group: pair.position(group) for group in pair.names}
+    for group, message in left.items():
+        np.testing.assert_allclose(rest[group], points_of(message)[1][-1])
+        assert pair.last(group) is message
+    before = pair.count()
+    graph.start_node()
+    take_up(graph, at_home=False)
+    went_on(pair)
+    for group, first in before.items():
+        begins = points_of(pair.commands[group][first][1])[1][0]
+        assert np.abs(begins - rest[group]).max() < 0.1, "it starts from where the arm is"
+    leave(graph, begun)
