@@ -17,9 +17,9 @@ At a chunk boundary it is the largest within h of the moment from which on the n
 percentile of all boundaries is told. Limits are the same quantities within a chunk: their 95th percentile in spans as
 long of the chunks that the policy gives for the same observations when it has nothing to agree with, in the run of
 ``realtime_chunking`` with that delay and those controllers. So they do not depend on how chunks are joined, and every
-method is held against the same. Promised is that of the reference, which the commands in force ask of the controllers.
-What the joints did is told as ``measured``; a controller that ramps in from the measured state and the servos add to
-it, inside chunks as at boundaries: ``inside`` is the same away from boundaries, of the reference and as measured.
+method is held against the same. ``reference`` is what the commands in force ask of the controllers, ``measured`` where
+the joints are, to which controllers that ramp in from the measured state and the servos add their own; ``inside`` is
+the same away from boundaries, of the reference and as measured.
 
 An arm oscillates if it goes back on its task, by more than ``BACK_S`` of it, or if it shakes: if the share of the power
 of its joints' velocities above ``FAST_HZ`` is more than ``FASTER`` times that without delay.
@@ -312,6 +312,7 @@ def _in_time(name: str, ours: Row, still: Row | None, plain: Row | None) -> list
     for what, column in (("position step, mrad", "step_mrad"), ("velocity step, rad/s", "velocity_step")):
         limit = getattr(ours, f"within_{column}")
         made.append(results.Promise(f"{name}: {what}", getattr(ours, column), limit))
+        made.append(results.Promise(f"{name}: measured {what}", getattr(ours, f"measured_{column}"), limit))
     if plain is not None:
         worst = max(plain.step_mrad / ours.within_step_mrad, plain.velocity_step / ours.within_velocity_step)
         made.append(results.Promise(f"{name}: the worse of the two steps with {PLAIN}, in these limits", worst, 1.0,
