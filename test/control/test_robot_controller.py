@@ -490,6 +490,19 @@ def test_a_stop_is_cleared_by_hand_and_the_arm_goes_on_from_where_it_is(running)
     assert running.reason == (RUNNING, "")
 
 
+def test_a_stop_that_is_cleared_while_the_arm_still_brakes_starts_in_no_jump(running):
+    running.controller.latch_stop("operator", "~/stop")
+    before = running.tick()
+    assert running.controller.clear_stop()
+    after = running.run(PERIOD)
+    state = before.state_at(running.clock.ros)
+    assert np.abs(state.velocity).max() > 0.05
+    np.testing.assert_allclose([after.start.position, after.start.velocity], [state.position, state.velocity])
+    assert running.chunk()
+    running.run(0.2)
+    assert running.reason == (RUNNING, "")
+
+
 def test_a_stop_while_inactive_counts_at_activation(profile, clock):
     bench = Bench(profile, clock)
     bench.controller.latch_stop("estop", "on /estop")

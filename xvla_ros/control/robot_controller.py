@@ -195,16 +195,28 @@ class RobotController:
             return self._stops.set(reason, detail)
 
     def clear_stop(self) -> bool:
-        """End a stop; the arm goes on from where it is measured to be. Return whether there was one."""
+        """End a stop; return whether there was one.
+
+        An arm that stands goes on from where it is measured to be, one that still brakes from its last command.
+        """
         with self._lock:
             if not self._stops.clear():
                 return False
             if self._status.state != INACTIVE:
-                self._restart_plan()
+                if self._is_moving():
+                    self._void_chunks()
+                else:
+                    self._restart_plan()
                 self._policy_trouble = None
                 self._waiting_since_s = self._clock.steady_s()
                 self._status = replace(self._status, state=HOLDING, reason="", detail="waiting for a new chunk")
             return True
+
+    def _is_moving(self) -> bool:
+        if self._window is None:
+            return False
+        velocity = self._window.state_at(self._clock.ros_ns()).velocity
+        return bool(np.abs(velocity).max() >= STANDING)
 
     def _show_stop(self) -> None:
         cause = self._stops.cause
