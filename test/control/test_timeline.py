@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xvla_ros.control.timeline import Timeline
@@ -61,6 +61,7 @@ def test_a_plan_stays_inside_what_was_spliced_and_ordered_in_time(given_chunks):
 
 
 @given(chunks)
+@example([(1, [101], 0, 0), (0, [3], 2, 0)])
 def test_the_plan_up_to_not_before_is_unchanged(given_chunks):
     timeline = Timeline(2, slow_end)
     for chunk in given_chunks:

@@ -74,6 +74,8 @@ class Timeline:
             new_positions = np.concatenate([kept[1], new_positions])
             new_velocities = np.concatenate([kept[2], new_velocities])
         self._set(new_times, new_positions, new_velocities)
+        # what is due before is settled, so the end is not run slowly from there on
+        self._ease = min(self._ease, 2 * float(new_times[-1] - max(not_before, int(new_times[0]))) / S_TO_NS)
         return taken
 
     def forget_before(self, time: int) -> None:
