@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import yaml
 from pydantic import ConfigDict, Field
 
 from xvla_ros.model.action_specs import ActionSpec, action_spec
 from xvla_ros.model.data import Embodiment
 from xvla_ros.resources import config_dir
-from xvla_ros.robots.parameter_file import read_parameter_file
+from xvla_ros.robots.parameter_file import WILDCARD, read_parameter_file
 from xvla_ros.robots.problems import Problem, ProfileError, did_you_mean
 from xvla_ros.robots.schema import (
     NAME_PATTERN,
@@ -167,6 +168,13 @@ def load_profile(name_or_file: str | Path) -> dict[str, Profile]:
     message = f"robot {name!r} is unknown{did_you_mean(name, known)}"
     problem = Problem(str(config_dir()), name, name, f"one of {', '.join(known)}, or the path of a .yaml file", message)
     raise ProfileError([problem])
+
+
+def profile_document(profiles: Iterable[Profile]) -> str:
+    """Return the text of a profile file that holds these robots, as it travels in bags and checkpoints."""
+    robots = {profile.name: profile.to_mapping() for profile in profiles}
+    text: str = yaml.safe_dump({WILDCARD: {"ros__parameters": robots}}, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def load_profiles(names_or_files: Iterable[str | Path]) -> dict[str, Profile]:
