@@ -11,8 +11,8 @@ import sys
 
 import numpy as np
 import pytest
-from mcap.stream_reader import CRCValidationError
 from mcap.reader import make_reader
+from mcap.stream_reader import CRCValidationError
 from rosbags.typesys import Stores, get_typestore
 
 from xvla_ros.observation import serialize
