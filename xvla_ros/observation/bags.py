@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,15 +36,27 @@ RESTART = 1.0  # s by which stamps fall back when a simulation begins again; les
 
 
 def observations(
-    path: str | Path, profile: Profile, *, rate: float | None = None, instruction: str | None = None
+    path: str | Path,
+    profile: Profile,
+    *,
+    rate: float | None = None,
+    instruction: str | None = None,
+    wanted: Callable[[int], bool] = lambda stamp: True,
+    commanded: Callable[[int], NDArray[np.float64] | None] = lambda stamp: None,
+    heard: Callable[[BagMessage, int], None] = lambda message, stamp: None,
 ) -> Iterator[Observation | Fault]:
     """Yield one observation for every picture of slot 0, or ``rate`` times a second; a ``Fault`` where there is none.
+
+    Only the pictures of observations that are yielded are decoded.
 
     Args:
         path: the bag; of one that was cut short, every whole message before the cut counts.
         profile: the robot.
         rate: Hz, in the time of the stamps.
         instruction: what to do, in words; None takes the profile's.
+        wanted: whether an observation is to be built at a stamp.
+        commanded: stamp → the joints [J] commanded there, rad or m in policy order, for ``proprio_source: commanded``.
+        heard: told of every message of the profile's cameras and joints, with its stamp, once it has been taken in.
 
     Raises:
         BagError: no bag, topics missing or of another type, a message that cannot be read, a rate that is not positive.
@@ -52,8 +65,8 @@ def observations(
     if rate is not None and not rate > 0.0:
         raise BagError(f"rate is {rate}; expected a positive number of observations a second")
     check_topics(path, profile)
-    return _play(path, ObservationBuilder(profile, decode_image), _Grid(rate) if rate else _Frames(),
-                 profile.instruction if instruction is None else instruction)
+    listener = _Listener(profile.instruction if instruction is None else instruction, wanted, commanded, heard)
+    return _play(path, ObservationBuilder(profile, decode_image), _Grid(rate) if rate else _Frames(), listener)
 
 
 def check_topics(path: str | Path, profile: Profile) -> None:
@@ -125,8 +138,18 @@ def _typestore() -> Typestore:
     return get_typestore(Stores.ROS2_JAZZY)
 
 
+@dataclass(frozen=True)
+class _Listener:
+    """What the caller of ``observations`` wants."""
+
+    instruction: str
+    wanted: Callable[[int], bool]
+    commanded: Callable[[int], NDArray[np.float64] | None]
+    heard: Callable[[BagMessage, int], None]
+
+
 def _play(
-    path: str | Path, builder: ObservationBuilder[bytes], instants: _Frames | _Grid, instruction: str
+    path: str | Path, builder: ObservationBuilder[bytes], instants: _Frames | _Grid, listener: _Listener
 ) -> Iterator[Observation | Fault]:
     profile = builder.profile
     cameras: dict[str, list[str]] = {}
@@ -138,6 +161,7 @@ def _play(
     for message in bag_messages(path, topics):
         received = message.log_time / NS
         stamp = _feed(builder, cameras.get(message.topic, []), message, received)
+        listener.heard(message, stamp)
         now = clock.now(message.log_time, stamp)
         if message.topic == first_slot:
             instants.picture(stamp)
@@ -145,7 +169,10 @@ def _play(
             aligned = builder.aligned_stamp(now, received)
             if (aligned is None or aligned < due) and now - due <= timeout:
                 break
-            yield builder.build(now, received, instruction, not_after=due)
+            if listener.wanted(due):
+                yield builder.build(
+                    now, received, listener.instruction, listener.commanded(due), not_after=due
+                )
             instants.done(now - timeout)
 
 

@@ -200,6 +200,24 @@ def load_profiles(names_or_files: Iterable[str | Path]) -> dict[str, Profile]:
     return profiles
 
 
+def profiles_of_document(text: str, origin: str) -> dict[str, Profile]:
+    """Return the profiles of what ``profile_document`` wrote, as a bag keeps it; ``origin`` is for the messages.
+
+    Raises:
+        ProfileError: naming everything that is wrong.
+    """
+    content = read_parameters(text, Path(origin))
+    problems, profiles = list(content.problems), {}
+    for name, raw in content.robots.items():
+        try:
+            profiles[name] = Profile.from_mapping(name, raw, file=origin)
+        except ProfileError as error:
+            problems += error.problems
+    if problems:
+        raise ProfileError(problems)
+    return profiles
+
+
 def shipped_files() -> list[Path]:
     """Return the profile files that come with the package."""
     return list(_shipped_robots())
