@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 from xvla_ros.model.action_specs import ActionSpec, action_spec
 from xvla_ros.model.data import Embodiment
 from xvla_ros.resources import config_dir
-from xvla_ros.robots.parameter_file import WILDCARD, read_parameter_file
+from xvla_ros.robots.parameter_file import WILDCARD, read_parameter_file, read_parameters
 from xvla_ros.robots.problems import Problem, ProfileError, did_you_mean
 from xvla_ros.robots.schema import (
     NAME_PATTERN,
