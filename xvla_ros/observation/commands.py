@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.observation.cdr import CdrError, peek_stamp, read_float_array, read_joint_state, read_joint_trajectory
-from xvla_ros.observation.cdr import read_pose as read_pose_message
+from xvla_ros.observation.cdr import CdrError, read_float_array, read_joint_state, read_joint_trajectory, read_pose
 from xvla_ros.robots.profile import Profile
 
 NS = 1_000_000_000
@@ -69,7 +68,7 @@ def read_command(profile: Profile, group: str, serialized: bytes) -> JointComman
     interface = profile.commands.interface_of(group)
     lead = np.array([round(profile.timing.lead * NS)], dtype=np.int64)
     if interface == "pose":
-        stamp, position, quaternion = read_pose_message(serialized)
+        stamp, position, quaternion = read_pose(serialized)
         if not np.isfinite([*position, *quaternion]).all() or np.linalg.norm(quaternion) < 0.5:
             raise CdrError(f"a pose at {position.tolist()} turned by {quaternion.tolist()}; expected finite numbers "
                            "and a unit quaternion")
@@ -85,11 +84,6 @@ def read_command(profile: Profile, group: str, serialized: bytes) -> JointComman
     if values.size != len(names):
         raise CdrError(f"{values.size} values for the joints {', '.join(names)}; expected one for each")
     return JointCommand(0, lead, _ordered(names, tuple(names), values[None]))
-
-
-def stamp_of(kind: str, serialized: bytes) -> int | None:
-    """Return the header stamp in ns of a command of that type, None where it has none or leaves it zero."""
-    return None if kind == COMMAND_TYPES["forward_command"] else peek_stamp(serialized) or None
 
 
 def _increasing(times: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -26,6 +26,7 @@ class Sample:
         index: global number of the draw, or of the sample in its data set where it was not drawn.
         source: where it was recorded, for a message to a person: file, episode.
         stamp: ROS time in ns of the observation; for a LeRobot data set ns since the start of its episode.
+        row: number of the sample in ``Samples.train`` or ``held_out``, the same for every draw of it.
     """
 
     embodiment: Embodiment
@@ -37,6 +38,7 @@ class Sample:
     index: int
     source: str
     stamp: int
+    row: int = -1
 
     @property
     def robot(self) -> str:
