@@ -23,7 +23,7 @@ from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
 
-from xvla_ros.evaluation.graph import choose_profile
+from xvla_ros.evaluation.graph import choose_profile, settings_in_simulation
 from xvla_ros.ros_env import prepare
 
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -76,6 +76,8 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         "autostart": False,  # the events below do it, and other launch files may hook into them
     }
     parameters |= {name: argument[name] for name in ("checkpoint", "instruction") if argument[name]}
+    if simulated:
+        parameters |= settings_in_simulation(profile, argument["checkpoint"])
     policy = LifecycleNode(
         package="xvla_ros",
         executable="policy_node",

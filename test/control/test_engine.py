@@ -27,6 +27,9 @@ class Robot:
     def observe(self):
         return Observation(self.embodiment, 0, {}, np.zeros(2, np.float32), "go") if self.sees else None
 
+    def prefix(self):
+        return None
+
     def deliver(self, chunk):
         self.chunks.append(chunk)
         self.heard.set()
@@ -46,7 +49,8 @@ class Policy:
         self.error = None
         self.answers = None
 
-    def __call__(self, observations):
+    def __call__(self, observations, prefixes):
+        assert len(prefixes) == len(observations)
         self.batches.append([seen.embodiment.robot for seen in observations])
         self.entered.set()
         assert self.may_answer.wait(DEADLINE)

@@ -1,15 +1,18 @@
 """One robot in time, under a clock set by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from xvla_ros.control.robot_controller import HOLDING, INACTIVE, RUNNING, RobotController
+from xvla_ros.control.robot_controller import CONTROLLER_LOST, HOLDING, INACTIVE, RUNNING, STOPPED, RobotController
 from xvla_ros.observation.faults import CAMERA_STALE, JOINTS_INVALID, Fault
 from xvla_ros.robots.trajectory import Trajectory
 
 SECOND = 1_000_000_000
 PERIOD = 1 / 30
 HOME = np.array([0.2, -0.3])
+GONE = Fault(CONTROLLER_LOST, "nobody subscribes to /arm")
 STALE = Fault(CAMERA_STALE, "front: newest message is 0.31 s old")
 
 
@@ -102,8 +105,8 @@ def test_the_first_command_starts_where_the_robot_is_measured(bench):
     assert bench.chunk()
     measured = np.array([-0.4, 0.4])
     window = bench.tick(measured)
-    np.testing.assert_array_equal(window.start, measured)
-    assert not window.start_velocity.any()
+    np.testing.assert_array_equal(window.start.position, measured)
+    assert not window.start.velocity.any()
     step = np.abs(window.positions[0] - measured)
     assert (step <= 2.0 * window.times[0]).all()
 
@@ -112,9 +115,9 @@ def test_later_commands_start_where_the_one_before_is_by_then(running):
     before = running.controller.last_window
     running.clock.advance(PERIOD)
     window = running.tick(np.array([0.9, 0.9]))
-    position, velocity = before.state_at(running.clock.ros)
-    np.testing.assert_allclose(window.start, position)
-    np.testing.assert_allclose(window.start_velocity, velocity)
+    expected = before.state_at(running.clock.ros)
+    np.testing.assert_allclose(window.start.position, expected.position)
+    np.testing.assert_allclose(window.start.velocity, expected.velocity)
 
 
 def test_commands_are_windows_from_lead_to_lookahead(running):
@@ -185,7 +188,7 @@ def test_a_fault_brings_the_robot_to_rest_on_its_path(running, reason):
     assert running.status.detail == "detail", "a reason is told once, not with every change of its figures"
     assert (running.clock.ros - begun) / SECOND < 0.3
     on_path = np.array([path.position_at(path.stamp + round(s * SECOND)) for s in np.arange(0, 0.5, 0.001)])
-    assert np.abs(on_path - at_rest.start).max(axis=1).min() < 2e-3
+    assert np.abs(on_path - at_rest.start.position).max(axis=1).min() < 2e-3
     speeds = np.array([np.abs(w.velocities).max() for w in running.sent])
     assert speeds.max() <= 2.0
     assert running.status.holds == 1
@@ -286,7 +289,7 @@ def test_a_clock_that_jumps_back_voids_the_plan(running):
     assert not running.chunk(generation=asked)
     measured = np.array([-0.1, 0.0])
     assert running.chunk()
-    np.testing.assert_array_equal(running.tick(measured).start, measured)
+    np.testing.assert_array_equal(running.tick(measured).start.position, measured)
 
 
 def test_a_robot_stopped_just_after_a_jump_of_the_clock_is_left_where_it_is(running):
@@ -296,20 +299,20 @@ def test_a_robot_stopped_just_after_a_jump_of_the_clock_is_left_where_it_is(runn
 
 def test_a_controller_lost_and_back_starts_again_from_where_the_robot_is(running):
     asked = running.controller.ask()
-    running.run(0.5, controller_present=False)
+    running.run(0.5, controller=GONE)
     assert running.reason == (HOLDING, "controller_lost")
     assert not running.controller.wants_chunk()
-    moved_by_hand = np.array([-0.5, 0.5])
+    moved_by_hand = np.array([-0.1, 0.0])
     assert running.run(0.3, measured=moved_by_hand) is None, "the old command would pull the arm back"
     assert running.reason == (HOLDING, "")
     assert not running.chunk(generation=asked)
     assert running.chunk()
-    np.testing.assert_array_equal(running.tick(moved_by_hand).start, moved_by_hand)
+    np.testing.assert_array_equal(running.tick(moved_by_hand).start.position, moved_by_hand)
 
 
 def test_the_first_reason_an_operator_would_look_for_is_told(running):
     running.controller.policy_failed("broken")
-    running.run(PERIOD, fault=STALE, controller_present=False)
+    running.run(PERIOD, fault=STALE, controller=GONE)
     assert running.reason == (HOLDING, "controller_lost")
     running.run(PERIOD, fault=STALE)
     assert running.reason == (HOLDING, CAMERA_STALE)
@@ -322,7 +325,7 @@ def test_deactivation_brings_the_robot_to_rest_on_its_path_and_then_nothing_is_s
     path = running.controller.last_window
     window = running.controller.stop()
     assert running.reason == (INACTIVE, "")
-    np.testing.assert_allclose(window.start, path.position_at(running.clock.ros))
+    np.testing.assert_allclose(window.start.position, path.position_at(running.clock.ros))
     assert not window.velocities[-1].any()
     assert (np.diff(window.times) > 0).all() and window.times[0] >= 0.05
     on_path = np.array([path.position_at(path.stamp + round(s * SECOND)) for s in np.arange(0, 0.5, 0.001)])
@@ -368,3 +371,110 @@ def test_latencies_are_those_of_the_answers(bench):
     assert bench.controller.inference_ms.p50 == 0.0
     bench.chunk(inference=0.3)
     assert bench.controller.inference_ms.p50 == pytest.approx(300.0, abs=1.0)
+
+
+def test_a_motion_that_begins_implausibly_far_away_is_refused(bench):
+    bench.tick()
+    assert not bench.chunk(target=(9.0, -0.3)), "as a policy in degrees would ask"
+    bench.run(PERIOD)
+    assert bench.reason == (HOLDING, "limit")
+    assert "'pan' is 1.080" in bench.status.detail and "44% of its range" in bench.status.detail
+    assert bench.sent == [] and bench.status.dropped_chunks == 1
+    assert bench.chunk()
+    bench.run(0.1)
+    assert bench.reason == (RUNNING, "")
+
+
+def test_an_arm_found_away_from_where_it_was_left_starts_from_there(running):
+    running.run(0.6, fault=STALE)
+    pushed = running.controller.last_window.positions[-1] + [0.0, 0.25]
+    running.run(0.2, measured=pushed)
+    running.controller.settle()
+    assert running.chunk(generation=running.controller.ask())
+    np.testing.assert_array_equal(running.tick(pushed).start.position, pushed)
+
+
+def test_an_arm_that_sags_a_little_goes_on_from_its_command(running):
+    running.run(0.6, fault=STALE)
+    left = running.controller.last_window.positions[-1]
+    running.run(0.2, measured=left + 0.1)
+    running.controller.settle()
+    assert running.chunk(generation=running.controller.ask())
+    np.testing.assert_allclose(running.tick(left + 0.1).start.position, left)
+
+
+def test_a_stop_latches_its_first_cause_and_is_silent_once_the_arm_stands(running):
+    assert running.controller.latch_stop("estop", "on /estop")
+    assert not running.controller.latch_stop("operator", "~/stop")
+    assert running.tick() is not None
+    assert running.reason == (STOPPED, "estop") and running.status.holds == 1
+    running.run(0.6, fault=STALE)
+    assert running.reason == (STOPPED, "estop")
+    assert stands(running.sent[-1])
+    assert running.run(0.6) is None
+    assert not running.controller.wants_chunk()
+    assert not running.chunk()
+    assert running.run(0.2) is None
+
+
+def test_a_stop_is_cleared_by_hand_and_the_arm_goes_on_from_where_it_is(running):
+    running.controller.latch_stop("operator", "~/stop")
+    running.run(1.0)
+    assert running.controller.clear_stop() and not running.controller.clear_stop()
+    sagged = np.array([0.1, -0.4])
+    assert running.run(0.3, measured=sagged) is None
+    assert running.reason == (HOLDING, "") and running.controller.wants_chunk()
+    assert running.chunk()
+    np.testing.assert_array_equal(running.tick(sagged).start.position, sagged)
+    assert running.reason == (RUNNING, "")
+
+
+def test_a_stop_while_inactive_counts_at_activation(profile, clock):
+    bench = Bench(profile, clock)
+    bench.controller.latch_stop("estop", "on /estop")
+    assert bench.reason == (INACTIVE, "")
+    bench.controller.start()
+    assert bench.reason == (STOPPED, "estop")
+    assert not bench.chunk() and bench.run(0.5) is None
+    bench.controller.clear_stop()
+    assert bench.chunk()
+
+
+def test_a_policy_slower_than_chunks_can_overlap_moves_and_waits_by_turns(bench):
+    """1.2 s for chunks of 0.9 s: the first is dropped, the others count from when they land, and nothing leaps."""
+    assert not bench.chunk(inference=1.2)
+    for _ in range(3):
+        asked = bench.clock.ros
+        assert bench.controller.wants_chunk()
+        here = HOME if bench.controller.last_window is None else bench.controller.last_window.position_at(asked)
+        generation = bench.controller.ask()
+        chunk = bench.trajectory(asked, (0.0, 0.0))
+        way = np.linspace(0.01, 0.1, len(chunk.times))[:, None]
+        bench.run(1.2, measured=here)
+        assert bench.controller.accept(replace(chunk, positions=here + way), generation)
+        moved = []
+        while not bench.controller.wants_chunk():
+            bench.run(PERIOD, measured=here)
+            moved.append(bench.controller.last_window.position_at(bench.clock.ros))
+        assert 0.9 <= len(moved) * PERIOD <= 1.3, "one chunk, from its first waypoint on"
+        assert (np.diff(moved, axis=0) >= -1e-4).all()
+        np.testing.assert_allclose(moved[-1], here + 0.1, atol=5e-3)
+        bench.run(PERIOD, measured=here)
+        assert bench.reason == (HOLDING, "policy_late")
+        assert "stands and waits for each" in bench.status.detail
+
+
+def test_a_path_out_of_the_workspace_is_not_sent(profile, clock):
+    class Wall:
+        """Forbids the first joint beyond 0.3."""
+
+        def left_by(self, path, start):
+            return "tool 'arm' would leave" if path[:, 0].max() > 0.3 else ""
+
+    bench = Bench(profile, clock)
+    bench.controller = RobotController(profile, clock, Wall())
+    bench.controller.start()
+    assert bench.chunk(target=(0.9, -0.3))
+    bench.run(1.0)
+    assert bench.reason == (HOLDING, "limit") and bench.status.detail == "tool 'arm' would leave"
+    assert max(window.positions[:, 0].max() for window in bench.sent) <= 0.3 + 0.02

@@ -92,6 +92,22 @@ def test_a_robot_of_ones_own_needs_no_file(make_node):
     assert read_profile(node, "mine").to_mapping() == mine.to_mapping()
 
 
+def test_equal_arms_are_like_one_and_say_what_differs(make_node):
+    """Like a shipped robot with this node's changes, as a parameters file of a fleet gives them."""
+    node = make_node(**{
+        "so101__timing__lead": 0.1, "arm_a__like": "so101", "arm_a__namespace": "/a", "arm_a__instruction": "wave"})
+    profile = read_profile(node, "arm_a")
+    assert (profile.timing.lead, profile.instruction, profile.namespace) == (0.1, "wave", "/a")
+    assert profile.cameras.by_name["wrist"].topic == "/a/wrist/image_raw"
+    assert node.get_parameter("arm_a.cameras.wrist.topic").value == "/wrist/image_raw"
+    assert read_profile(node, "arm_a") == profile, "as activate reads it again"
+
+
+def test_being_like_nobody_is_refused(make_node):
+    with pytest.raises(ProfileError, match=r"arm_a\.like: there is no robot 'so100'"):
+        read_profile(make_node(arm_a__like="so100"), "arm_a")
+
+
 @pytest.mark.parametrize(("overrides", "expected"), [
     ({f"{PAIR}__timing__lead": -1.0}, "timing.lead"),
     ({f"{PAIR}__timing__leed": 0.1}, "did you mean 'lead'"),

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from xvla_ros.model.data import ActionChunk, Observation
+from xvla_ros.model.data import ActionChunk, Observation, Prefix
 
 POLL_S = 0.005
 ERROR_PAUSE_S = 1.0
@@ -22,14 +22,17 @@ class EngineClient(Protocol):
     def observe(self) -> Observation | None:
         """The newest observation, None while something is missing or stale."""
 
-    def deliver(self, chunk: ActionChunk) -> None:
+    def prefix(self) -> Prefix | None:
+        """What the answer to the last observation must agree with, None where it is free."""
+
+    def deliver(self, chunk: ActionChunk) -> object:
         """Take the answer to the last observation."""
 
     def policy_failed(self, error: Exception) -> None:
         """The policy raised on a batch that held this robot's observation."""
 
 
-Predict = Callable[[list[Observation]], list[ActionChunk]]
+Predict = Callable[[list[Observation], list[Prefix | None]], list[ActionChunk]]
 
 
 class Engine:
@@ -76,7 +79,8 @@ class Engine:
             return False
         clients = [client for client, _ in waiting]
         try:
-            answers = list(zip(clients, self._predict([seen for _, seen in waiting]), strict=True))
+            chunks = self._predict([seen for _, seen in waiting], [client.prefix() for client in clients])
+            answers = list(zip(clients, chunks, strict=True))
         except Exception as error:
             self._fail(clients, error)
             self._stop.wait(ERROR_PAUSE_S)

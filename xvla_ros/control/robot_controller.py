@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.control.chunking import Ensemble
 from xvla_ros.control.clock import Clock, ClockGuard
 from xvla_ros.control.latency import LatencyWindow, Percentiles
-from xvla_ros.control.timeline import S_TO_NS, Timeline
-from xvla_ros.control.window import CommandWindow, command_window, window_times
+from xvla_ros.control.limiter import Limiter, MotionState
+from xvla_ros.control.stops import StopLatch
+from xvla_ros.control.timeline import S_TO_NS, Timeline, slowing
+from xvla_ros.control.window import LimitedWindow as CommandWindow
+from xvla_ros.control.window import limited_window as command_window
+from xvla_ros.control.window import stop_window as brake_window
+from xvla_ros.control.window import window_times
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.trajectory import Trajectory
+from xvla_ros.robots.workspace import Workspace
 
 Floats = NDArray[np.float64]
+Stamps = NDArray[np.int64]
 
 INACTIVE, RUNNING, HOLDING, STOPPED = "inactive", "running", "holding", "stopped"
 POLICY_LATE, POLICY_ERROR = "policy_late", "policy_error"
 CLOCK_STOPPED, CONTROLLER_LOST = "clock_stopped", "controller_lost"
 LIMIT = "limit"
 OF_POLICY = (POLICY_LATE, POLICY_ERROR, LIMIT)  # faults of a chunk, which the next one may mend
+# Conditioning needs d ≤ s ≤ H − d: a policy that takes more than half of its horizon cannot overlap it in time.
+OVERLAP_SHARE = 0.5
+# A clock that runs down by ``slowing`` brakes at most 3/2 and jerks at most 6 times the mean of its time.
+SLOWING_PEAK, SLOWING_JERK, SPARE = 1.5, 6.0, 1.1
+STANDING = 1e-3  # rad/s or m/s, slower is at rest
 
 
 @dataclass(frozen=True)
@@ -43,33 +57,65 @@ class ControlStatus:
 class RobotController:
     """The state of one robot's motion: its plan, its last command and the reason it holds, if any.
 
-    Chunks come from the inference thread, ticks and faults from the executor; a lock keeps them apart. Nothing here
-    knows a message or a network: a chunk arrives as a decoded ``Trajectory``, a command leaves as a
-    ``CommandWindow``, and every command has gone through ``command_window``.
+    Chunks come from the inference thread, ticks, faults and stops from the executor; a lock keeps them apart. Nothing
+    here knows a message or a network: a chunk arrives as a decoded ``Trajectory``, a command leaves as a
+    ``CommandWindow``, and every command has gone through the ``Limiter`` and the ``Workspace``.
+
+    A policy that needs more than half of its own horizon cannot renew the plan while it is carried out: what it saw is
+    too old by then. The arm then runs each chunk to its end, stands, and the next one counts from when it lands.
+
+    Args:
+        profile: the robot.
+        clock: where time is read.
+        workspace: the boxes its tools stay in; None for a robot without.
+        newest_only: columns that an ensemble does not average, its grippers.
     """
 
-    def __init__(self, profile: Profile, clock: Clock) -> None:
+    def __init__(
+        self, profile: Profile, clock: Clock, workspace: Workspace | None = None, newest_only: Sequence[int] = ()
+    ) -> None:
         self._profile = profile
         self._clock = clock
         self._limits = JointLimits.of(profile)
-        timing = profile.timing
+        self._limiter = Limiter(self._limits)
+        self._workspace = workspace or Workspace({})
+        timing, smoothing = profile.timing, profile.smoothing
         self._window_times = window_times(timing.lead, timing.lookahead, timing.command_rate)
         self._lead_ns = round(timing.lead * S_TO_NS)
+        self._ensemble = (
+            Ensemble(smoothing.ensemble_decay, tuple(newest_only)) if smoothing.method == "ensemble" else None
+        )
         self._lock = threading.RLock()
         self._latency = LatencyWindow()
+        self._stops = StopLatch()
         self._status = ControlStatus()
         self._generation = 0
+        self._horizon_s = 0.0
         self._reset_motion()
 
     def _reset_motion(self) -> None:
-        self._timeline = Timeline(len(self._profile.joints.policy_order))
-        self._window: CommandWindow | None = None
+        self._timeline = Timeline(len(self._profile.joints.policy_order), self._stopping_time)
         self._guard = ClockGuard(self._profile.timing.clock_timeout)
-        self._generation += 1
-        self._renew_at: int | None = None
+        self._restart_plan()
         self._asked_s: float | None = None
+        self._asked_standing = False
         self._waiting_since_s: float | None = None
         self._policy_trouble: Fault | None = None
+        self._measured: Floats | None = None
+
+    def _restart_plan(self) -> None:
+        """Forget plan and last command: the next motion starts from where the arm is measured to be."""
+        self._timeline.clear()
+        self._window: CommandWindow | None = None
+        self._void_chunks()
+
+    def _void_chunks(self) -> None:
+        self._generation += 1
+        self._renew_at: int | None = None
+        if self._ensemble is not None:
+            self._ensemble.clear()
+
+    # what others read
 
     @property
     def status(self) -> ControlStatus:
@@ -88,11 +134,35 @@ class RobotController:
         with self._lock:
             return self._window
 
+    @property
+    def is_executing(self) -> bool:
+        """Whether a chunk is being carried out, so that the next one must agree with it."""
+        with self._lock:
+            return self._renew_at is not None
+
+    def committed_until(self, now: int) -> int:
+        """ROS time in ns up to which commands will have been sent before a chunk that is asked for now arrives."""
+        with self._lock:
+            return now + round(self._latency.percentiles().p95 * 1e6) + self._lead_ns
+
+    def planned(self, times: Stamps) -> Floats | None:
+        """Positions [K, J] planned for ROS times [K] in ns, None where nothing is planned."""
+        with self._lock:
+            return None if self._timeline.is_empty else self._timeline.sample(times)[0]
+
+    def plan_end(self) -> int | None:
+        """ROS time in ns at which the plan comes to rest, None where nothing is planned."""
+        with self._lock:
+            return self._timeline.end
+
+    # transitions
+
     def start(self) -> None:
         """Begin: the first command starts from where the arm is measured to be."""
         with self._lock:
             self._reset_motion()
             self._status = ControlStatus(HOLDING, "", "waiting for the first chunk")
+            self._show_stop()
             self._waiting_since_s = self._clock.steady_s()
 
     def stop(self) -> CommandWindow | None:
@@ -103,25 +173,68 @@ class RobotController:
             now, window = self._clock.ros_ns(), None
             if self._guard.update(now, self._clock.steady_s()):
                 self._restart_plan()
-            if self._window is not None:
+            if self._window is not None and not self._yields(now):
                 self._plan_stop(now)
                 window = self._next_window(now, self._window.state_at(now))
             self._status = replace(self._status, state=INACTIVE, reason="", detail="")
             return window
 
+    def latch_stop(self, reason: str, detail: str) -> bool:
+        """Stop until ``clear_stop``, whatever state it is in; return False where it is stopped already.
+
+        The next tick sends the way to rest; once the arm stands nothing more is sent.
+        """
+        with self._lock:
+            return self._stops.set(reason, detail)
+
+    def clear_stop(self) -> bool:
+        """End a stop; the arm goes on from where it is measured to be. Return whether there was one."""
+        with self._lock:
+            if not self._stops.clear():
+                return False
+            if self._status.state != INACTIVE:
+                self._restart_plan()
+                self._policy_trouble = None
+                self._waiting_since_s = self._clock.steady_s()
+                self._status = replace(self._status, state=HOLDING, reason="", detail="waiting for a new chunk")
+            return True
+
+    def _show_stop(self) -> None:
+        cause = self._stops.cause
+        if cause is not None:
+            self._status = replace(self._status, state=STOPPED, reason=cause.reason, detail=cause.detail)
+
+    # the policy's side
+
     def wants_chunk(self) -> bool:
         """Whether a new chunk is due: none is planned, or the committed part of the last is about to end."""
         with self._lock:
-            if self._status.state == INACTIVE or self._status.reason in (CLOCK_STOPPED, CONTROLLER_LOST):
+            status = self._status
+            if status.state in (INACTIVE, STOPPED) or status.reason in (CLOCK_STOPPED, CONTROLLER_LOST):
                 return False
             if self._renew_at is None:
                 return True
-            return self._clock.ros_ns() >= self._renew_at - round(self._latency.percentiles().p95 * 1e6)
+            now, end = self._clock.ros_ns(), self._timeline.end
+            if self._too_slow():
+                return end is None or now > end
+            return now >= self._renew_at - round(self._latency.percentiles().p95 * 1e6)
+
+    def settle(self) -> None:
+        """Before an observation: an arm found away from where it was left standing starts from where it is."""
+        with self._lock:
+            if self._window is None or self._measured is None or self._renew_at is not None:
+                return
+            state = self._window.state_at(self._clock.ros_ns())
+            away = np.abs(self._measured - state.position)
+            stands = np.abs(state.velocity).max() < STANDING
+            if stands and (away > self._profile.safety.deviation * self._range()).any():
+                self._restart_plan()
 
     def ask(self) -> int:
         """Note that inference starts; the number returned goes with the chunk, and is void after a hold."""
         with self._lock:
             self._asked_s = self._waiting_since_s = self._clock.steady_s()
+            self._asked_standing = self._too_slow() and self._renew_at is None
             return self._generation
 
     def accept(self, trajectory: Trajectory, generation: int) -> bool:
@@ -129,85 +242,116 @@ class RobotController:
         with self._lock:
             if self._status.state == INACTIVE:
                 return False
-            now = self._clock.ros_ns()
+            now, waited_s = self._clock.ros_ns(), 0.0
             if self._asked_s is not None:
-                self._latency.add((self._clock.steady_s() - self._asked_s) * 1e3)
+                waited_s = self._clock.steady_s() - self._asked_s
+                self._latency.add(waited_s * 1e3)
             self._asked_s = self._waiting_since_s = None
             if not np.isfinite(trajectory.positions).all():
-                self._drop(Fault(POLICY_ERROR, "the policy's chunk holds NaN or Inf"))
-                return False
-            if generation != self._generation:
-                self._drop(None)
-                return False
+                return self._drop(Fault(POLICY_ERROR, "the policy's chunk holds NaN or Inf"))
+            if generation != self._generation or self._stops.cause is not None:
+                return self._drop(None)
             if stuck := trajectory.nothing_reached():
-                self._drop(Fault(LIMIT, stuck))
-                return False
+                return self._drop(Fault(LIMIT, stuck))
+            self._horizon_s = float(trajectory.times[-1] - trajectory.times[0]) / S_TO_NS
+            if self._asked_standing and waited_s <= self._profile.timing.inference_timeout:
+                trajectory = _moved(trajectory, now + self._lead_ns + 1)
+            if too_far := self._too_far(trajectory, now):
+                return self._drop(Fault(LIMIT, too_far))
+            if self._ensemble is not None:
+                trajectory = self._ensemble.blend(trajectory)
             if not self._timeline.splice(trajectory.times, trajectory.positions, now + self._lead_ns):
                 late = (now + self._lead_ns - int(trajectory.times[-1])) / S_TO_NS
-                self._drop(Fault(POLICY_LATE, f"the chunk's last waypoint was due {late:.2f} s before now + lead"))
-                return False
-            horizon = int(trajectory.times[-1] - trajectory.times[0])
-            self._renew_at = max(now, int(trajectory.times[0]) + round(self._profile.smoothing.execute * horizon))
-            self._policy_trouble = None
-            missed = int(np.count_nonzero(trajectory.out_of_reach() & (trajectory.times > now + self._lead_ns)))
-            self._status = replace(
-                self._status,
-                chunks=self._status.chunks + 1,
-                limited_points=self._status.limited_points + missed,
-            )
+                return self._drop(
+                    Fault(POLICY_LATE, f"the chunk's last waypoint was due {late:.2f} s before now + lead"))
+            self._take(trajectory, now)
             return True
+
+    def _take(self, trajectory: Trajectory, now: int) -> None:
+        committed = round(self._profile.smoothing.execute * self._horizon_s * S_TO_NS)
+        self._renew_at = max(now, int(trajectory.times[0]) + committed)
+        self._policy_trouble = None
+        missed = int(np.count_nonzero(trajectory.out_of_reach() & (trajectory.times > now + self._lead_ns)))
+        self._status = replace(
+            self._status,
+            chunks=self._status.chunks + 1,
+            limited_points=self._status.limited_points + missed,
+        )
 
     def policy_failed(self, message: str) -> None:
         """The policy raised: hold until a chunk comes."""
         with self._lock:
             self._drop(Fault(POLICY_ERROR, message))
 
-    def _drop(self, trouble: Fault | None) -> None:
+    def _drop(self, trouble: Fault | None) -> bool:
         self._status = replace(self._status, dropped_chunks=self._status.dropped_chunks + 1)
         self._policy_trouble = trouble or self._policy_trouble
+        return False
+
+    def _too_slow(self) -> bool:
+        """Whether the policy needs more of its horizon than chunks can overlap."""
+        delay = self._latency.percentiles().p95 / 1e3 + self._profile.timing.lead
+        return 0.0 < self._horizon_s * OVERLAP_SHARE < delay
+
+    def _too_far(self, trajectory: Trajectory, now: int) -> str:
+        """Say which joint a motion that starts from rest asks to be implausibly far away; empty where none."""
+        usable = trajectory.times > now + self._lead_ns
+        if self._window is not None or self._measured is None or not usable.any():
+            return ""
+        first = trajectory.positions[int(np.argmax(usable))]
+        share = np.abs(first - self._measured) / self._range()
+        worst = int(np.argmax(share))
+        if share[worst] <= self._profile.safety.first_step:
+            return ""
+        return (
+            f"the first waypoint of {trajectory.joints[worst]!r} is {first[worst]:.3f}, and it is measured at "
+            f"{self._measured[worst]:.3f}: {share[worst]:.0%} of its range, expected at most "
+            f"{self._profile.safety.first_step:.0%} (safety.first_step); check units, offsets and the checkpoint"
+        )
+
+    def _range(self) -> Floats:
+        return self._limits.upper - self._limits.lower
+
+    # every command period
 
     def tick(
-        self, measured: Floats | None, fault: Fault | None, controller_present: bool = True, waiting_for: str = ""
+        self, measured: Floats | None, fault: Fault | None, controller: Fault | None = None, waiting_for: str = ""
     ) -> CommandWindow | None:
         """Advance one command period; return the window to send, None where nothing may be sent.
 
         Args:
-            measured: [J] newest joint positions in ROS units, or None. Only the first command needs them.
+            measured: [J] newest joint positions in ROS units, or None. Motions that begin need them.
             fault: what is wrong with the observation now, or None.
-            controller_present: whether somebody listens to the command topics.
+            controller: what is wrong on the command topics, or None.
             waiting_for: what the robot needs before it may ask for a chunk, in words; empty if nothing.
         """
         with self._lock:
+            self._measured = measured
             if self._status.state == INACTIVE:
                 return None
             now, steady = self._clock.ros_ns(), self._clock.steady_s()
             if self._guard.update(now, steady):
+                # the plan and the last command are keyed by a time that has not come yet
                 self._restart_plan()
             if waiting_for:
                 self._waiting_since_s = steady
-            trouble = self._trouble(now, steady, fault, controller_present)
-            self._change_state(now, steady, trouble)
+            self._change_state(now, steady, self._trouble(now, steady, fault, controller))
             if waiting_for and self._status.state == HOLDING and not self._status.reason:
                 self._status = replace(self._status, detail=f"waiting for {waiting_for}")
             start = self._reference(now, measured)
-            if self._timeline.is_empty or start is None:
+            if self._timeline.is_empty or start is None or self._yields(now):
                 return None
             return self._next_window(now, start)
 
-    def _restart_plan(self) -> None:
-        # the plan and the last command are keyed by a time that has not come yet
-        self._timeline.clear()
-        self._window = None
-        self._renew_at = None
-        self._generation += 1
-
-    def _trouble(self, now: int, steady: float, fault: Fault | None, controller_present: bool) -> Fault | None:
+    def _trouble(self, now: int, steady: float, fault: Fault | None, controller: Fault | None) -> Fault | None:
         """The first reason not to move, in the order in which an operator would look for it."""
+        if self._stops.cause is not None:
+            return self._stops.cause
         stood = self._guard.stopped_for(steady)
         if stood:
             return Fault(CLOCK_STOPPED, f"ROS time has stood still for {stood:.1f} s")
-        if not controller_present:
-            return Fault(CONTROLLER_LOST, "nobody subscribes to a command topic")
+        if controller is not None:
+            return controller
         if fault is not None:
             return fault
         if self._policy_trouble is not None:
@@ -217,8 +361,16 @@ class RobotController:
             return Fault(POLICY_LATE, f"no chunk for {waited:.1f} s")
         end = self._timeline.end
         if self._status.state == RUNNING and end is not None and now > end:
-            self._policy_trouble = Fault(POLICY_LATE, "the last chunk ran out before the next came")
+            self._policy_trouble = Fault(POLICY_LATE, self._why_late())
         return self._policy_trouble
+
+    def _why_late(self) -> str:
+        if not self._too_slow():
+            return "the last chunk ran out before the next came"
+        taken = self._latency.percentiles().p95 / 1e3
+        return (
+            f"the policy takes {taken:.2f} s for chunks of {self._horizon_s:.2f} s: the arm stands and waits for each"
+        )
 
     def _change_state(self, now: int, steady: float, trouble: Fault | None) -> None:
         if self._status.reason == CONTROLLER_LOST and (trouble is None or trouble.reason != CONTROLLER_LOST):
@@ -235,13 +387,13 @@ class RobotController:
             return
         if self._renew_at is not None:
             self._plan_stop(now)
-        if status.reason != trouble.reason:
-            self._status = replace(status, state=HOLDING, reason=trouble.reason, detail=trouble.detail,
+        state = HOLDING if self._stops.cause is None else STOPPED
+        if (status.state, status.reason) != (state, trouble.reason):
+            self._status = replace(status, state=state, reason=trouble.reason, detail=trouble.detail,
                                    holds=status.holds + (status.state == RUNNING))
         if trouble.reason not in OF_POLICY:
             # what was seen before a hold says nothing of the world after it
-            self._generation += 1
-            self._renew_at = None
+            self._void_chunks()
             self._waiting_since_s = steady
 
     def _plan_stop(self, now: int) -> None:
@@ -250,27 +402,40 @@ class RobotController:
         self._renew_at = None
         if self._window is None:
             return
-        duration = self._stopping_time(self._window)
-        at = np.linspace(0.0, duration, max(int(duration * self._profile.timing.command_rate), 2))
-        along = at - at**2 / (2 * duration)
+        duration = self._stopping_time(np.abs(self._window.velocities).max(axis=0))
+        points = max(int(duration * self._profile.timing.command_rate), 2) + 1
+        share = np.linspace(0.0, 1.0, points, dtype=np.float64)
+        along = slowing(share)[0] * duration
         positions = np.stack([self._window.position_at(now + round(s * S_TO_NS)) for s in along])
-        self._timeline.splice(now + np.round(at * S_TO_NS).astype(np.int64), positions, now - 1)
+        self._timeline.splice(now + np.round(share * duration * S_TO_NS).astype(np.int64), positions, now - 1)
 
-    def _stopping_time(self, window: CommandWindow) -> float:
-        """Seconds in which every joint of a command can stop from its highest speed, between lead and lookahead."""
-        timing = self._profile.timing
-        speed = np.abs(window.velocities).max(axis=0)
-        return float(np.clip((speed / self._limits.max_acceleration).max(), timing.lead, timing.lookahead))
+    def _stopping_time(self, speeds: Floats) -> float:
+        """Seconds in which every joint can lose its speed [J], between lead and lookahead."""
+        limits, timing = self._limits, self._profile.timing
+        braking = SLOWING_PEAK * speeds / limits.max_acceleration
+        jerking = np.sqrt(SLOWING_JERK * speeds / limits.max_jerk)
+        needed = SPARE * float(np.maximum(braking, jerking).max())
+        return float(np.clip(needed, timing.lead, timing.lookahead))
 
-    def _reference(self, now: int, measured: Floats | None) -> tuple[Floats, Floats] | None:
+    def _yields(self, now: int) -> bool:
+        """Whether the arm stands and others may move it: nothing is to be sent."""
+        if self._status.state != STOPPED and self._status.reason != CONTROLLER_LOST:
+            return False
+        end = self._timeline.end
+        return end is None or now > end + round(self._profile.timing.lookahead * S_TO_NS)
+
+    def _reference(self, now: int, measured: Floats | None) -> MotionState | None:
         """Where the controller should be now and how fast: on the last command, or before it, at rest as measured."""
         if self._window is not None:
             return self._window.state_at(now)
-        return None if measured is None else (measured, np.zeros_like(measured))
+        return None if measured is None else MotionState.at_rest(measured)
 
-    def _next_window(self, now: int, start: tuple[Floats, Floats]) -> CommandWindow:
+    def _next_window(self, now: int, start: MotionState) -> CommandWindow:
         at = now + np.round(self._window_times * S_TO_NS).astype(np.int64)
-        window = command_window(now, *start, self._window_times, self._timeline.sample(at), self._limits)
+        window = command_window(now, start, self._window_times, *self._timeline.sample(at), self._limiter)
+        if outside := self._workspace.left_by(window.positions, start.position):
+            self._policy_trouble = Fault(LIMIT, outside)
+            window = brake_window(now, start, self._window_times, self._limiter)
         self._timeline.forget_before(now)
         self._window = window
         self._status = replace(
@@ -279,3 +444,8 @@ class RobotController:
             limited_points=self._status.limited_points + window.limited,
         )
         return window
+
+
+def _moved(trajectory: Trajectory, begin: int) -> Trajectory:
+    """The same waypoints, the first of them at ROS time ``begin`` in ns, or as they were if that is earlier."""
+    return replace(trajectory, times=trajectory.times + max(begin - int(trajectory.times[0]), 0))

@@ -1,31 +1,46 @@
-"""Waypoints of one robot keyed by the ROS time at which each is due."""
+"""Waypoints of one robot keyed by the ROS time at which each is due, and the smooth path through them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
 
 Floats = NDArray[np.float64]
 Stamps = NDArray[np.int64]
 
 S_TO_NS = 1_000_000_000
+EASED_KNOTS = 12  # that stand for the part of a path that was to be run slowly
+END_SHARE = 0.25  # of a second before the end: how far back the speed counts that must be lost there
 
 
 class Timeline:
     """What the robot is to do from now on, as positions over absolute time.
 
-    Positions are in ROS units (rad, m), one column per joint. Between waypoints the path is linear; before the first
-    it is the first, after the last it is the last, so a timeline that runs out is a robot that stands.
+    Positions are in ROS units (rad, m), one column per joint. Through a chunk's waypoints runs a cubic that overshoots
+    none of them (Fritsch and Carlson 1980); a new chunk takes over with position and velocity continuous. Before the
+    first waypoint the path is the first, after the last it is the last, so a timeline that runs out is a robot that
+    stands. It comes to stand in time: near the end the path is run ever slower.
+
+    Args:
+        joints: J.
+        stopping_time: from speeds [J] to the seconds in which the robot may lose them.
     """
 
-    def __init__(self, joints: int) -> None:
+    def __init__(self, joints: int, stopping_time: Callable[[Floats], float]) -> None:
         self._joints = joints
+        self._stopping_time = stopping_time
         self.clear()
 
     def clear(self) -> None:
         """Forget everything planned."""
         self._times: Stamps = np.empty(0, np.int64)
         self._positions: Floats = np.empty((0, self._joints))
+        self._velocities: Floats = np.empty((0, self._joints))
+        self._spline: CubicHermiteSpline | None = None
+        self._ease = 0.0
 
     @property
     def is_empty(self) -> bool:
@@ -33,14 +48,14 @@ class Timeline:
 
     @property
     def end(self) -> int | None:
-        """ROS time in ns of the last waypoint, None when nothing is planned."""
-        return None if self.is_empty else int(self._times[-1])
+        """ROS time in ns at which the robot stands, None when nothing is planned."""
+        return None if self.is_empty else self._end()
 
     def splice(self, times: Stamps, positions: Floats, not_before: int) -> int:
         """Replace the plan from the first waypoint due after ``not_before`` on; return how many waypoints were taken.
 
-        What is planned up to that waypoint stays, so the path between is the straight line from the old plan to the
-        new one. A chunk that comes late loses the waypoints already due; one wholly late changes nothing, returns 0.
+        What is planned up to ``not_before`` stays; from there to the first waypoint taken a cubic leads over. A chunk
+        that comes late loses the waypoints already due; one wholly late changes nothing, returns 0.
 
         Args:
             times: int64 [T] ns, strictly increasing.
@@ -51,28 +66,102 @@ class Timeline:
         taken = int(due.sum())
         if not taken:
             return 0
-        new_times, new_positions = times[due], positions[due]
-        if self.is_empty:
-            self._times, self._positions = new_times.copy(), new_positions.copy()
-            return taken
-        if not_before < new_times[0]:
-            anchor = self.sample(np.array([not_before], np.int64))
-            new_times = np.concatenate([[not_before], new_times]).astype(np.int64)
-            new_positions = np.concatenate([anchor, new_positions])
-        keep = self._times < not_before
-        self._times = np.concatenate([self._times[keep], new_times])
-        self._positions = np.concatenate([self._positions[keep], new_positions])
+        velocities = _slopes(times, positions)
+        new_times, new_positions, new_velocities = times[due].copy(), positions[due].copy(), velocities[due]
+        if not self.is_empty:
+            kept = self._until(not_before)
+            new_times = np.concatenate([kept[0], new_times]).astype(np.int64)
+            new_positions = np.concatenate([kept[1], new_positions])
+            new_velocities = np.concatenate([kept[2], new_velocities])
+        self._set(new_times, new_positions, new_velocities)
         return taken
 
     def forget_before(self, time: int) -> None:
         """Drop waypoints no longer needed to sample at or after ``time``."""
+        if self.is_empty:
+            return
         first = max(int(np.searchsorted(self._times, time, side="right")) - 1, 0)
-        self._times, self._positions = self._times[first:], self._positions[first:]
+        # the last two stay, or the way to the end would be forgotten while it is still run slowly
+        first = min(first, max(len(self._times) - 2, 0), self._before_easing())
+        if first:
+            self._set(self._times[first:], self._positions[first:], self._velocities[first:], self._ease)
 
-    def sample(self, times: Stamps) -> Floats:
-        """Positions [K, J] planned at ``times`` (int64 [K] ns); the timeline must not be empty."""
+    def sample(self, times: Stamps) -> tuple[Floats, Floats]:
+        """Positions and velocities [K, J] planned at ``times`` (int64 [K] ns); the timeline must not be empty."""
         if self.is_empty:
             raise ValueError("nothing is planned: splice a chunk before sampling the timeline")
-        origin = self._times[0]
-        at, knots = (times - origin) / S_TO_NS, (self._times - origin) / S_TO_NS
-        return np.stack([np.interp(at, knots, self._positions[:, j]) for j in range(self._joints)], axis=1)
+        at = (times - self._times[0]) / S_TO_NS
+        end = float(self._times[-1] - self._times[0]) / S_TO_NS
+        over = times >= self._end()
+        at, rate = _slowed(at, end, self._ease)
+        rate = np.where((at < 0.0) | over, 0.0, rate)
+        at = np.clip(at, 0.0, end)
+        if self._spline is None:
+            return np.repeat(self._positions, len(at), axis=0), np.zeros((len(at), self._joints))
+        return self._spline(at), self._spline(at, 1) * rate[:, None]
+
+    def _until(self, time: int) -> tuple[Stamps, Floats, Floats]:
+        """Knots that lead along the present path to ``time``: times, positions, velocities."""
+        end, begin = self._end(), self._end() - round(self._ease * S_TO_NS)
+        keep = self._times < min(time, begin)
+        # a path that is run slowly has no knots of its own
+        slow = np.linspace(begin, min(time, end), EASED_KNOTS if time > begin else 0).astype(np.int64)
+        added = np.unique(np.append(slow, time)).astype(np.int64)
+        positions, velocities = self.sample(added)
+        return (np.concatenate([self._times[keep], added]), np.concatenate([self._positions[keep], positions]),
+                np.concatenate([self._velocities[keep], velocities]))
+
+    def _set(self, times: Stamps, positions: Floats, velocities: Floats, ease: float | None = None) -> None:
+        if len(times) == 1:
+            velocities = np.zeros_like(velocities)
+        self._times, self._positions, self._velocities = times, positions, velocities
+        at = (times - times[0]) / S_TO_NS
+        self._spline = CubicHermiteSpline(at, positions, velocities, axis=0) if len(times) > 1 else None
+        self._ease = self._easing(at) if ease is None else ease
+
+    def _easing(self, at: Floats) -> float:
+        """Seconds over which the end of the path is slowed down."""
+        if self._spline is None:
+            return 0.0
+        near = np.linspace(max(at[-1] - END_SHARE, 0.0), at[-1], 8)
+        speeds = np.abs(self._spline(near, 1)).max(axis=0)
+        return float(min(self._stopping_time(speeds), 2 * at[-1])) if speeds.any() else 0.0
+
+    def _before_easing(self) -> int:
+        begin = self._end() - round(self._ease * S_TO_NS)
+        return max(int(np.searchsorted(self._times, begin, side="right")) - 1, 0)
+
+    def _end(self) -> int:
+        return int(self._times[-1]) + round(self._ease / 2 * S_TO_NS)
+
+
+def slowing(share: Floats) -> tuple[Floats, Floats]:
+    """Way and rate of a clock that runs down smoothly: at 0 at full rate, at 1 standing, having gone 1/2.
+
+    Args:
+        share: [K] of the time it takes, 0 … 1.
+
+    Returns:
+        The way in shares of that time, and the rate, 1 … 0; the rate falls by at most 3/2 per share.
+    """
+    u = np.clip(share, 0.0, 1.0)
+    return u - u**3 + u**4 / 2, 1.0 - 3 * u**2 + 2 * u**3
+
+
+def _slowed(at: Floats, end: float, ease: float) -> tuple[Floats, Floats]:
+    """Times [K] on a path that ends at ``end`` when its last part is run slower and slower, and the rates [K]."""
+    if ease <= 0.0:
+        return at, np.ones_like(at)
+    begin = end - ease / 2
+    way, rate = slowing((at - begin) / ease)
+    late = at > begin
+    return np.where(late, begin + ease * way, at), np.where(late, rate, 1.0)
+
+
+def _slopes(times: Stamps, positions: Floats) -> Floats:
+    """Velocities [T, J] of the path through a chunk's waypoints."""
+    if len(times) < 2:
+        return np.zeros_like(positions)
+    at = (times - times[0]) / S_TO_NS
+    slopes: Floats = PchipInterpolator(at, positions, axis=0).derivative()(at)
+    return slopes

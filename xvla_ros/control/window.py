@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.control.limiter import LimitedPath, Limiter, MotionState
 from xvla_ros.robots.limits import JointLimits
 
 Floats = NDArray[np.float64]
@@ -58,6 +59,81 @@ class CommandWindow:
                             self.velocities[0])
         return _hermite(at - float(self.times[k - 1]), float(self.times[k] - self.times[k - 1]),
                         self.positions[k - 1], self.positions[k], self.velocities[k - 1], self.velocities[k])
+
+
+@dataclass(frozen=True)
+class LimitedWindow:
+    """What one command message says.
+
+    Between two points a joint is on the cubic of their positions and velocities: that is what
+    joint_trajectory_controller makes of them, and where the next window begins.
+
+    Attributes:
+        stamp: ROS time in ns from which ``times`` count.
+        start: where the controller should be at ``stamp`` and how it should move.
+        times: float64 [K] seconds, strictly increasing, the first at least one control period away.
+        positions: [K, J] rad or m, in ``policy_order``, inside the position limits.
+        velocities, accelerations: [K, J], the last rows zero.
+        limited: number of points that a limit moved.
+    """
+
+    stamp: int
+    start: MotionState
+    times: Floats
+    positions: Floats
+    velocities: Floats
+    accelerations: Floats
+    limited: int
+
+    def position_at(self, time: int) -> Floats:
+        """Positions [J] that a controller following this window should have at ROS time ``time`` in ns."""
+        return self.state_at(time).position
+
+    def state_at(self, time: int) -> MotionState:
+        """How a controller following this window should move at ROS time ``time`` in ns."""
+        at = (time - self.stamp) / 1e9
+        if at <= 0.0:
+            return self.start
+        k = int(np.searchsorted(self.times, at))
+        if k >= len(self.times):
+            return MotionState.at_rest(self.positions[-1])
+        before, since = (self._state(k - 1), float(self.times[k - 1])) if k else (self.start, 0.0)
+        after, duration = self._state(k), float(self.times[k]) - since
+        position, velocity = _hermite(
+            at - since, duration, before.position, after.position, before.velocity, after.velocity)
+        share = (at - since) / duration
+        return MotionState(position, velocity, (1 - share) * before.acceleration + share * after.acceleration)
+
+    def _state(self, k: int) -> MotionState:
+        return MotionState(self.positions[k], self.velocities[k], self.accelerations[k])
+
+
+def limited_window(
+    stamp: int, start: MotionState, times: Floats, positions: Floats, velocities: Floats, limiter: Limiter
+) -> LimitedWindow:
+    """Limit a plan: the one way from a plan to a command.
+
+    Args:
+        stamp: ROS time in ns.
+        start: where the controller should be at ``stamp`` and how it should move.
+        times: [K] s after it.
+        positions, velocities: [K, J] of the plan at ``times``.
+        limiter: of the robot's joints.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return _window(stamp, start, limiter.follow(start, times, positions, velocities))
+
+
+def stop_window(stamp: int, start: MotionState, times: Floats, limiter: Limiter) -> LimitedWindow:
+    """The window that brings the arm to rest as soon as its limits allow; arguments as of ``limited_window``."""
+    return _window(stamp, start, limiter.brake(start, times))
+
+
+def _window(stamp: int, start: MotionState, path: LimitedPath) -> LimitedWindow:
+    return LimitedWindow(
+        stamp, start, path.times, path.positions, path.velocities, path.accelerations, path.limited)
 
 
 def window_times(lead: float, lookahead: float, rate: float) -> Floats:

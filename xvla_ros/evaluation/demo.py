@@ -17,6 +17,7 @@ from xvla_ros.evaluation.graph import (
     SetupError,
     choose_profile,
     policy_command,
+    settings_in_simulation,
     sim_command,
     watch_command,
 )
@@ -187,6 +188,8 @@ def _drive(settings: DemoSettings, console: _Console) -> None:
     with free_domain() as domain:
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
         console.say(f"{profile.name}, seed {settings.seed}: “{settings.instruction}”")
+        if settings_in_simulation(profile, settings.checkpoint):
+            console.say("no checkpoint: random weights, which may begin anywhere (safety.first_step 1.0)")
         console.say(f"ROS_DOMAIN_ID={domain}, logs in {folder / 'logs'}")
         with Supervisor(folder / "logs", environment, echo=console.echo) as supervisor:
             recording = folder / RECORDING
@@ -202,6 +205,7 @@ def _drive(settings: DemoSettings, console: _Console) -> None:
 
 
 def _policy(settings: DemoSettings) -> list[str]:
+    overridden = settings_in_simulation(settings.profile, settings.checkpoint)
     return policy_command(
         settings.profile,
         checkpoint=settings.checkpoint,
@@ -209,6 +213,7 @@ def _policy(settings: DemoSettings) -> list[str]:
         seed=settings.seed,
         device=settings.device,
         sim_time=True,
+        settings=overridden,
     )
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,16 @@ def choose_profile(robot: str) -> Profile:
     raise SetupError(f"{robot} holds {len(profiles)} robots ({', '.join(sorted(profiles))}); one was expected")
 
 
+def settings_in_simulation(profile: Profile, checkpoint: str | None) -> dict[str, Value]:
+    """Return what a simulated robot's profile is overridden with: without a checkpoint any first step is allowed.
+
+    Random weights ask for places all over the joints' ranges, and a profile refuses a motion that begins far away.
+    """
+    if checkpoint or profile.policy.checkpoint:
+        return {}
+    return {f"{profile.name}.safety.first_step": 1.0}
+
+
 def policy_command(
     profile: Profile,
     *,
@@ -51,8 +62,9 @@ def policy_command(
     sim_time: bool,
     autostart: bool = True,
     namespace: str = "",
+    settings: Mapping[str, Value] | None = None,
 ) -> list[str]:
-    """Return the command line of the policy node ``/xvla`` for one robot."""
+    """Return the command line of the policy node ``/xvla`` for one robot; ``settings`` override its profile."""
     values: dict[str, Value | None] = {
         "robots": [profile.name],
         "use_sim_time": sim_time,
@@ -61,6 +73,7 @@ def policy_command(
         "checkpoint": checkpoint,
         "instruction": instruction,
         "seed": seed,
+        **(settings or {}),
     }
     return ros_command("policy_node", values, namespace=namespace, parameter_file=profile.source)
 

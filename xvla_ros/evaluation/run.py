@@ -5,7 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from xvla_ros.evaluation.graph import SetupError, choose_profile, policy_command, sim_command
+from xvla_ros.evaluation.graph import (
+    SetupError,
+    choose_profile,
+    policy_command,
+    settings_in_simulation,
+    sim_command,
+)
 from xvla_ros.evaluation.processes import ChildError, Interrupted, Supervisor
 
 
@@ -41,6 +47,7 @@ def run(
             sim_time=sim,
             autostart=autostart,
             namespace=namespace,
+            settings=settings_in_simulation(profile, checkpoint) if sim else None,
         )
         with Supervisor(Path(output) / "logs", child_environment()) as supervisor:
             if sim:

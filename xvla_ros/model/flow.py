@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .action_modes import ActionMode, Losses
+from .guidance import HeldWaypoints
 from .network import XvlaNetwork
 from .transformer import Context
 
@@ -92,6 +93,7 @@ def sample(
     *,
     steps: int = 10,
     prefix: tuple[Tensor, Tensor] | None = None,
+    guidance: float | Tensor | None = None,
     on_step: StepHook | None = None,
 ) -> Tensor:
     """Draw a chunk: start from noise, predict the clean action, go part of the way, again.
@@ -107,8 +109,11 @@ def sample(
         steps: evaluations of the network, at least 1.
         prefix: (Y, W): an earlier chunk's clean action at this chunk's times, [B, T, D], normalised and padded, and
             its weights 0..1, [B, T] or [B, T, D]. After every evaluation ``a ← W·Y + (1 − W)·a``, except for gripper
-            channels, which are logits in the network and values in Y.
-        on_step: called with (step index, raw head output) after each evaluation, before the clamp.
+            channels, which are logits in the network and values in Y; and such rows begin at Y noised, see
+            ``guidance.HeldWaypoints``.
+        guidance: β, of all rows or [B]: rows where it is above 0 are pulled towards the prefix through the network's
+            Jacobian instead. None clamps.
+        on_step: called with (step index, raw head output) after each evaluation, before the prefix is applied.
 
     Returns:
         The raw clean action, float32 [B, T, D].
@@ -118,29 +123,21 @@ def sample(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
-    clamp = _clamp(prefix, modes) if prefix is not None else None
-    action = torch.zeros_like(noise)
+    held = None if prefix is None else HeldWaypoints.of(prefix, modes, 0.0 if guidance is None else guidance)
+    differentiate = held is not None and held.guided
+    action, start = (torch.zeros_like(noise), noise.new_ones(len(noise))) if held is None else held.begin()
     for index in range(steps):
-        t = torch.full((len(noise),), (steps - index) / steps, device=noise.device, dtype=noise.dtype)
-        seen_state, seen_action = preprocess(modes, state, interpolate(noise, action, t))
-        action = network.transformer(seen_action, seen_state, t, context).to(noise.dtype)
+        t = start * ((steps - index) / steps)
+        point = interpolate(noise, action, t).requires_grad_(differentiate)
+        with torch.set_grad_enabled(differentiate):
+            seen_state, seen_action = preprocess(modes, state, point)
+            predicted = network.transformer(seen_action, seen_state, t, context).to(noise.dtype)
+        action = predicted.detach()
         if on_step is not None:
             on_step(index, action)
-        if clamp is not None:
-            committed, weight = clamp
-            action = weight * committed + (1.0 - weight) * action
+        if held is not None:
+            action = held.apply(predicted, point, t)
     return action
-
-
-def _clamp(prefix: tuple[Tensor, Tensor], modes: Modes) -> tuple[Tensor, Tensor]:
-    committed, weight = prefix
-    if weight.dim() == 2:
-        weight = weight[..., None]
-    weight = weight.expand(committed.shape).clone()
-    for row, mode in enumerate(modes):
-        weight[row][:, list(mode.spec.gripper)] = 0.0
-        weight[row][:, mode.decoded_width :] = 0.0
-    return committed, weight
 
 
 def preprocess(modes: Modes, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -140,7 +141,7 @@ class Policy:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, expected {shape}: observations, waypoints, width")
         return noise
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: guided rows differentiate, and tensors made there can not be
     def _forward(
         self, observations: Sequence[Observation], noise: Tensor, steps: int, prefix: Sequence[Prefix | None]
     ) -> list[NDArray[np.float32]]:
@@ -148,30 +149,34 @@ class Policy:
         modes = [self.action_mode(each.embodiment) for each in observations]
         batch = self.processor.batch(observations).to(device)
         context = network.encode(batch.images, batch.image_mask, batch.input_ids, batch.domain_id)
-        clamp = self._clamp(observations, modes, prefix)
-        if clamp is not None:
-            clamp = (clamp[0].to(device), clamp[1].to(device))
-        raw = sample(network, context, batch.state, noise.to(device), modes, steps=steps, prefix=clamp)
+        held = self._held(observations, modes, prefix)
+        given, guidance = (None, None) if held is None else (held[:2], held[2])
+        raw = sample(
+            network, context, batch.state, noise.to(device), modes, steps=steps, prefix=given, guidance=guidance
+        )
         return [
             self.processor.decode(each.embodiment, mode, row)
             for each, mode, row in zip(observations, modes, raw, strict=True)
         ]
 
-    def _clamp(
+    def _held(
         self, observations: Sequence[Observation], modes: Sequence[ActionMode], prefix: Sequence[Prefix | None]
-    ) -> tuple[Tensor, Tensor] | None:
-        """Bring prefixes into the network's units; rows without one get weight 0."""
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Prefixes in the network's units, their weights and guidance; rows without one get weight 0."""
         if all(each is None for each in prefix):
             return None
         committed = torch.zeros(len(modes), self.chunk_size, self.network.action_mode.width)
         weights = torch.zeros(len(modes), self.chunk_size)
+        guidance = torch.zeros(len(modes))
         for row, (observation, mode, each) in enumerate(zip(observations, modes, prefix, strict=True)):
             if each is None:
                 continue
             read = _checked(each, observation.embodiment.robot, self.chunk_size)
             committed[row] = self.processor.action(observation.embodiment, mode, read.actions)
             weights[row] = torch.from_numpy(read.weights)
-        return committed, weights
+            guidance[row] = read.guidance
+        device = self.network.device
+        return committed.to(device), weights.to(device), guidance.to(device)
 
 
 def _checked(prefix: Prefix, robot: str, waypoints: int) -> Prefix:
@@ -185,10 +190,12 @@ def _checked(prefix: Prefix, robot: str, waypoints: int) -> Prefix:
         )
     if not ((weights >= 0) & (weights <= 1)).all():
         raise ValueError(f"robot {robot!r}: prefix weights reach {weights.min()} … {weights.max()}, expected 0 … 1")
+    if not (math.isfinite(prefix.guidance) and prefix.guidance >= 0):
+        raise ValueError(f"robot {robot!r}: prefix guidance is {prefix.guidance}, expected 0 (clamp) or more")
     read = weights > 0
     if not np.isfinite(actions[read]).all():
         raise ValueError(f"robot {robot!r}: prefix actions are not finite where their weight is above 0")
-    return Prefix(np.where(read[:, None], actions, np.float32(0)), weights)
+    return Prefix(np.where(read[:, None], actions, np.float32(0)), weights, prefix.guidance)
 
 
 def _row_noise(seed: int, observation: Observation, shape: tuple[int, ...]) -> NDArray[np.float32]:

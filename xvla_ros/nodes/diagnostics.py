@@ -16,28 +16,29 @@ _LEVELS = {
 }
 
 
-def robot_diagnostics(link: RobotLink, *, node: str, checkpoint: str, trained: bool) -> DiagnosticStatus:
-    """State, counters, latencies (ms) and frames (stamps in ns of ROS time) of one robot."""
-    status = link.status
+def robot_diagnostics(link: RobotLink, *, node: str, checkpoint: str, trained: bool, stop: str) -> DiagnosticStatus:
+    """State, cause of a ``stop``, counters, latencies (ms) and frames (stamps in ns of ROS time) of one robot."""
+    status = link.pilot.status
     values: dict[str, object] = {
         "checkpoint": checkpoint,
         "trained": str(trained).lower(),
-        "instruction": link.instruction,
+        "instruction": link.pilot.instruction,
+        "stop": stop,
         "domain_id": link.profile.policy.domain_id,
         "chunks": status.chunks,
         "trajectories": status.trajectories,
         "dropped_chunks": status.dropped_chunks,
         "holds": status.holds,
         "limited_points": status.limited_points,
-        **_percentiles("inference_ms", link.inference_ms),
-        **_percentiles("overhead_ms", link.overhead_ms),
+        **_percentiles("inference_ms", link.pilot.inference_ms),
+        **_percentiles("overhead_ms", link.pilot.overhead_ms),
     }
     for camera, frames in link.frames.items():
         values[f"frames_received/{camera}"] = frames.received
         values[f"first_stamp/{camera}"] = frames.first_stamp
         values[f"last_stamp/{camera}"] = frames.last_stamp
     return DiagnosticStatus(
-        level=_LEVELS[status.state],
+        level=DiagnosticStatus.ERROR if stop else _LEVELS[status.state],
         name=f"{node}: {link.profile.name}",
         message=" ".join(filter(None, (status.state, status.reason, status.detail))),
         hardware_id=link.profile.name,

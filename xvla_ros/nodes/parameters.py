@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -28,14 +29,20 @@ def read_profile(node: Node, robot: str) -> Profile:
     Raises:
         ProfileError: there is neither a shipped profile nor a parameter of that robot, or naming all that is wrong.
     """
-    given = _given(node, robot)
-    if not given:
+    values = _values(node, robot)
+    if values is None:
         profile = load_profile(robot)[robot]
     else:
-        profile = Profile.from_parameters(robot, {**_shipped(robot, given), **given})
+        profile = Profile.from_parameters(robot, values, partial(_values, node))
     for spec in parameters(profile):
         _declare(node, spec)
     return profile
+
+
+def _values(node: Node, robot: str) -> dict[str, Any] | None:
+    """Everything the node knows of a robot, None where it is given nothing of it."""
+    given = _given(node, robot)
+    return {**_shipped(robot, given), **given} if given else None
 
 
 def _given(node: Node, robot: str) -> dict[str, Any]:

@@ -27,13 +27,14 @@ from rclpy.signals import SignalHandlerOptions
 
 from xvla_ros.control.engine import INFERENCE_THREAD, Engine
 from xvla_ros.control.policy_source import PolicySourceError, load_policy
-from xvla_ros.model.data import ActionChunk, Observation
+from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.diagnostics import robot_diagnostics
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError
 from xvla_ros.nodes.parameters import read_profile
-from xvla_ros.nodes.robot_description import DescriptionTopic
+from xvla_ros.nodes.robot_description import DescriptionTopics
 from xvla_ros.nodes.robot_link import RobotLink
+from xvla_ros.nodes.stop_topics import StopTopics
 from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
 from xvla_ros.robots.problems import ProfileError
 from xvla_ros.robots.profile import Profile
@@ -85,17 +86,18 @@ class PolicyNode(GuardedLifecycleNode):
         self._profiles: dict[str, Profile] = {}
         self._links: list[RobotLink] = []
         self._linked_for: tuple[dict[str, Profile], str] = ({}, "")
-        self._description_topic = DescriptionTopic(self)
-        self._description: RobotDescription | None = None
+        self._description_topics = DescriptionTopics(self)
+        self._descriptions: dict[str, RobotDescription | None] = {}
         self._policy: Policy | None = None
         self._engine: Engine | None = None
+        self._stops = StopTopics(self, lambda: self._links, lambda: self.state_label() == "active")
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.EVENTS)
         self.create_timer(1.0, self._publish_diagnostics, clock=RosClock(clock_type=ClockType.STEADY_TIME))
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
     def set_up(self) -> None:
         self._profiles = self._read_profiles()
-        self._description = self._hear_description()
+        self._descriptions = self._hear_descriptions()
         self._policy = self._load()
         self._make_links()
 
@@ -139,20 +141,22 @@ class PolicyNode(GuardedLifecycleNode):
         except ProfileError as error:
             raise TransitionError(str(error)) from error
 
-    def _hear_description(self) -> RobotDescription | None:
-        """The published URDF for robots whose actions are tool poses, checked before a long load."""
+    def _hear_descriptions(self) -> dict[str, RobotDescription | None]:
+        """The published URDFs of robots whose actions are tool poses, checked before a long load."""
         with_tools = [profile for profile in self._profiles.values() if profile.action_spec.is_end_effector]
-        description = self._description_topic.newest() if with_tools else None
+        heard = self._description_topics.newest(profile.namespace for profile in with_tools)
         for profile in with_tools:
+            description = heard[profile.namespace]
             try:
                 arms = tool_arms(profile, description)
             except KinematicsError as error:
                 hint = "" if description is None else (
-                    f"; where {description.origin} is another robot's, remap robot_description to the right one")
+                    f"; where {description.origin} is another robot's, set {profile.name}.namespace, or remap "
+                    "robot_description to the right one")
                 raise TransitionError(f"{error}{hint}") from error
             origins = ", ".join(dict.fromkeys(arm.chain.description.origin for arm in arms.values()))
             self.get_logger().info(f"{profile.name}: kinematics of {origins}")
-        return description
+        return {profile.name: heard[profile.namespace] for profile in with_tools}
 
     def _instruction(self) -> str:
         return str(self.get_parameter("instruction").value)
@@ -161,12 +165,13 @@ class PolicyNode(GuardedLifecycleNode):
         instruction = self._instruction()
         try:
             self._links = [
-                RobotLink(self, profile, self._clock_of_robots, instruction, self._description)
-                for profile in self._profiles.values()
+                RobotLink(self, profile, self._clock_of_robots, instruction, self._descriptions.get(name))
+                for name, profile in self._profiles.items()
             ]
         except KinematicsError as error:
             raise TransitionError(str(error)) from error
         self._linked_for = (self._profiles, instruction)
+        self._stops.hand_on()
 
     def _load(self) -> Policy:
         """Load and warm up in a thread of its own, so that a shutdown can cancel the wait."""
@@ -210,7 +215,7 @@ class PolicyNode(GuardedLifecycleNode):
             checkpoint,
             device=str(self.get_parameter("device").value),
             dtype=str(self.get_parameter("dtype").value),
-            description=self._description,
+            descriptions=self._descriptions,
         )
         for profile in self._profiles.values():
             if not policy.is_trained(profile.policy.domain_id):
@@ -230,12 +235,12 @@ class PolicyNode(GuardedLifecycleNode):
         threads = int(self.get_parameter("threads").value)
         torch.set_num_threads(threads if threads > 0 else max(1, len(os.sched_getaffinity(0)) // 2))
 
-    def _predict(self, observations: list[Observation]) -> list[ActionChunk]:
+    def _predict(self, observations: list[Observation], prefixes: list[Prefix | None]) -> list[ActionChunk]:
         policy = self._policy
         if policy is None:
             raise RuntimeError("the policy was freed while its engine ran")
         seed = int(self.get_parameter("seed").value)
-        return policy.predict(observations, seed=None if seed < 0 else seed)
+        return policy.predict(observations, seed=None if seed < 0 else seed, prefix=prefixes)
 
     def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         state = self.state_label()
@@ -258,6 +263,7 @@ class PolicyNode(GuardedLifecycleNode):
                 node=self.get_name(),
                 checkpoint=policy.source if policy is not None else "",
                 trained=policy is not None and policy.is_trained(link.profile.policy.domain_id),
+                stop=self._stops.cause,
             )
             for link in list(self._links)
         ]

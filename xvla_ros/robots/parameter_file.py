@@ -12,7 +12,10 @@ import yaml
 from xvla_ros.robots.problems import Problem, did_you_mean
 
 WILDCARD = "/**"
-NODE_PARAMETERS = ("robots", "device", "dtype", "autostart", "use_sim_time")
+NODE_PARAMETERS = (
+    "robots", "device", "dtype", "threads", "autostart", "checkpoint", "instruction", "seed", "batch_wait",
+    "use_sim_time",
+)
 _FORM = "/**: {ros__parameters: {<robot>: {…}}}"
 
 

@@ -40,7 +40,7 @@ class ParameterSpec:
 
 def parameters(profile: Profile) -> list[ParameterSpec]:
     """Return every setting of ``profile`` as a parameter, in the order of the schema; ``from_parameters`` undoes it."""
-    mapping = profile.to_mapping()
+    mapping = profile.to_mapping() | {"like": profile.like}
     specs = []
     for pattern, field in settings(Profile):
         for path, value in _matches(mapping, pattern.split("."), ()):

@@ -7,20 +7,22 @@ several files merge. The settings are declared in ``schema``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StringConstraints
 
 from xvla_ros.model.action_specs import ActionSpec, action_spec
 from xvla_ros.model.data import Embodiment
 from xvla_ros.resources import config_dir
+from xvla_ros.robots.likeness import with_likeness
 from xvla_ros.robots.parameter_file import WILDCARD, read_parameter_file, read_parameters
 from xvla_ros.robots.problems import Problem, ProfileError, did_you_mean
 from xvla_ros.robots.schema import (
     NAME_PATTERN,
+    NAMESPACE_PATTERN,
     Cameras,
     Commands,
     Joints,
@@ -36,6 +38,7 @@ from xvla_ros.robots.schema import (
 from xvla_ros.robots.validation import find_problems
 
 SCHEMA_VERSION = 1
+WITH_TOPICS = ("cameras", "joints", "commands")
 TOOL_CHANNELS = ("x", "y", "z", *(f"rot6d_{index}" for index in range(6)), "gripper")
 
 
@@ -47,6 +50,14 @@ class Profile(Section):
     name: str = Field(json_schema_extra={"internal": True})
     source: Path | None = Field(None, json_schema_extra={"internal": True})
     schema_version: Literal[1] = setting(description="Version of this schema.")
+    like: str = setting(
+        "",
+        description="Name of a shipped robot, or of another in the same file, whose settings count where this one has "
+        "none of its own; a list of names given here leaves out the entries it does not name.",
+    )
+    namespace: Annotated[str, StringConstraints(pattern=NAMESPACE_PATTERN)] = setting(
+        "", description="Put before every topic of the robot: cameras, joints, commands, robot_description."
+    )
     instruction: str = setting(
         "", changeable=True, description="What to do until an instruction arrives on the topic; empty waits for one."
     )
@@ -99,9 +110,9 @@ class Profile(Section):
         )
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return the settings as a profile file holds them under the robot's name."""
+        """Return the settings as a profile file holds them under the robot's name; they are like no other robot's."""
         mapping: dict[str, Any] = _plain(self.model_dump(by_alias=True, exclude={"name", "source"}))
-        return mapping
+        return _with_topics(mapping | {"like": ""}, lambda topic: topic.removeprefix(self.namespace))
 
     @classmethod
     def from_mapping(cls, name: str, raw: Any, *, file: str = "", source: Path | None = None) -> Profile:
@@ -113,22 +124,40 @@ class Profile(Section):
         problems = find_problems(cls, raw, robot=name, file=file)
         if problems:
             raise ProfileError(problems)
-        return cls.model_validate({**raw, "name": name, "source": source})
+        resolved = _with_topics(raw, lambda topic: f"{raw.get('namespace', '')}{topic}")
+        return cls.model_validate({**resolved, "name": name, "source": source})
 
     @classmethod
-    def from_parameters(cls, name: str, values: Mapping[str, Any]) -> Profile:
+    def from_parameters(
+        cls,
+        name: str,
+        values: Mapping[str, Any],
+        neighbours: Callable[[str], Mapping[str, Any] | None] = lambda name: None,
+    ) -> Profile:
         """Return the profile of the robot called ``name`` from ROS parameters.
 
-        ``values`` maps dotted paths, with or without the robot's name in front, to plain values; arrays of any kind
-        count as lists.
+        Args:
+            values: plain values by dotted path, with or without the robot's name in front; arrays of any kind count as
+                lists.
+            neighbours: the values of another robot that this one may be like, None where there is none.
 
         Raises:
             ProfileError: naming everything that is wrong.
         """
-        tree: dict[str, Any] = {}
-        for path, value in sorted(values.items()):
-            _insert(tree, path.removeprefix(f"{name}.").split("."), value)
-        return cls.from_mapping(name, tree, file="node parameters")
+        def neighbour(other: str) -> dict[str, Any] | None:
+            found = neighbours(other)
+            return None if found is None else _tree(other, found)
+
+        file = "node parameters"
+        raw = with_likeness(name, _tree(name, values), neighbour, shipped_settings, file=file)
+        return cls.from_mapping(name, raw, file=file)
+
+
+def _tree(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in sorted(values.items()):
+        _insert(tree, path.removeprefix(f"{name}.").split("."), value)
+    return tree
 
 
 def _insert(tree: dict[str, Any], path: list[str], value: Any) -> None:
@@ -140,6 +169,17 @@ def _insert(tree: dict[str, Any], path: list[str], value: Any) -> None:
             return
         tree = child
     tree[last] = value if isinstance(value, bool | int | float | str) else list(value)
+
+
+def _with_topics(settings: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The settings of a robot with each of its topics changed."""
+    changed = dict(settings)
+    for section in WITH_TOPICS:
+        changed[section] = {
+            name: {**entry, "topic": change(entry["topic"])} if isinstance(entry, Mapping) else entry
+            for name, entry in settings[section].items()
+        }
+    return changed
 
 
 def _plain(value: Any) -> Any:
@@ -223,9 +263,17 @@ def shipped_files() -> list[Path]:
     return list(_shipped_robots())
 
 
-def _shipped_robots() -> dict[Path, list[str]]:
-    """Names of the robots in each shipped file that has any; each file is read once."""
-    found = {path: list(read_parameter_file(path).robots) for path in sorted(config_dir().glob("*.yaml"))}
+def shipped_settings(name: str) -> Any:
+    """Return the settings of a shipped robot as read, None where there is no such robot."""
+    for robots in _shipped_robots().values():
+        if name in robots:
+            return robots[name]
+    return None
+
+
+def _shipped_robots() -> dict[Path, dict[str, Any]]:
+    """The robots of each shipped file that has any, as read; each file is read once."""
+    found = {path: read_parameter_file(path).robots for path in sorted(config_dir().glob("*.yaml"))}
     return {path: robots for path, robots in found.items() if robots}
 
 
@@ -243,7 +291,8 @@ def _load_one(item: str | Path) -> tuple[dict[str, Profile], list[Problem]]:
             message = f"{name!r} cannot be a robot's name: it is part of topic names"
             problems.append(Problem(str(path), name, name, "letters, digits and single underscores", message))
         try:
-            profiles[name] = Profile.from_mapping(name, raw, file=str(path), source=path)
+            whole = with_likeness(name, raw, content.robots.get, shipped_settings, file=str(path))
+            profiles[name] = Profile.from_mapping(name, whole, file=str(path), source=path)
         except ProfileError as error:
             problems += error.problems
     return profiles, problems

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 TOPIC_PATTERN = r"^(/[A-Za-z](_?[A-Za-z0-9])*_?)+$"
+NAMESPACE_PATTERN = r"^((/[A-Za-z](_?[A-Za-z0-9])*_?)+)?$"
 NAME_PATTERN = r"^[A-Za-z](_?[A-Za-z0-9])*$"
 MAX_WAYPOINTS = 512  # the transformer's position embedding has 512 rows, so no chunk is longer
 
@@ -339,6 +340,14 @@ class Smoothing(Section):
         changeable=True,
         description="Feed the policy the state that is planned for when its chunk will arrive, and count the chunk "
         "from then.",
+    )
+    gripper_play: float = setting(
+        0.02,
+        ge=0.0,
+        le=0.2,
+        changeable=True,
+        description="Play of a gripper whose channel is a probability (joint modes), as a share of its range to either "
+        "side: smaller changes to and fro do not move it, and this near to open or closed it is so; 0 has none.",
     )
 
 

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from xvla_ros.robots.consistency import Draft, contradictions
 from xvla_ros.robots.problems import Problem, did_you_mean
-from xvla_ros.robots.schema import NAME_PATTERN, TOPIC_PATTERN, NamedSection
+from xvla_ros.robots.schema import NAME_PATTERN, NAMESPACE_PATTERN, TOPIC_PATTERN, NamedSection
 
 _TYPE_NAMES: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 _ENTRIES = "by_name"
@@ -94,8 +94,11 @@ def allowed_text(field: FieldInfo) -> str:
     """Return in words what a setting allows: choices, or type, range and unit."""
     if choices(field):
         return "one of " + ", ".join(repr(value) if value == "" else str(value) for value in choices(field))
-    if any(getattr(item, "pattern", None) == TOPIC_PATTERN for item in field.metadata):
+    patterns = [getattr(item, "pattern", None) for item in field.metadata]
+    if TOPIC_PATTERN in patterns:
         return "an absolute ROS topic such as /front/image_raw"
+    if NAMESPACE_PATTERN in patterns:
+        return "an absolute ROS namespace such as /left_cell, or empty"
     text = type_text(field)
     if _range_text(field):
         text += f" in {_range_text(field)}"

@@ -1,0 +1,190 @@
+"""One robot between its messages and its commands, without ROS: what the live node, evaluation and benchmarks run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xvla_ros.control.chunking import CONDITIONED, S_TO_NS, chunk_prefix
+from xvla_ros.control.clock import Clock
+from xvla_ros.control.latency import LatencyWindow, Percentiles
+from xvla_ros.control.robot_controller import ControlStatus, RobotController
+from xvla_ros.control.window import LimitedWindow as CommandWindow
+from xvla_ros.model.data import ActionChunk, Observation, Prefix
+from xvla_ros.observation.builder import ObservationBuilder
+from xvla_ros.observation.faults import Fault
+from xvla_ros.robots.decode import Decoder
+from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.kinematics import RobotDescription
+from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.tool_arm import ToolArm, tool_arms
+from xvla_ros.robots.workspace import Workspace
+
+Raw = TypeVar("Raw")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """An observation on its way through the policy.
+
+    ``shift`` is the time in ns from the observation to the state that the policy was told.
+    """
+
+    generation: int
+    start: Floats | None  # where the joints were commanded to be
+    shift: int
+    observe_ms: float
+
+
+class Pilot(Generic[Raw]):
+    """Builds a robot's observations, asks for chunks in time, and turns them into commands.
+
+    The inference thread calls the engine's side (``wants_chunk``, ``observe``, ``prefix``, ``deliver``,
+    ``policy_failed``), another thread the messages' side (``add_image``, ``add_joints``, ``tick``, stops).
+
+    Args:
+        profile: the robot.
+        clock: where time is read.
+        decode_image: (raw, transport of the camera) → uint8 [H, W, 3] RGB; may raise.
+        instruction: what to do; empty takes the profile's.
+        description: what ``robot_description`` said; None takes the URDFs the profile names.
+
+    Raises:
+        KinematicsError: the action mode has tool poses, and the arms cannot be had.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        clock: Clock,
+        decode_image: Callable[[Raw, str], NDArray[np.uint8]],
+        instruction: str = "",
+        description: RobotDescription | None = None,
+    ) -> None:
+        arms = tool_arms(profile, description)
+        self.profile = profile
+        self.instruction = instruction or profile.instruction
+        self.encoder = StateEncoder(profile, arms)
+        self.builder: ObservationBuilder[Raw] = ObservationBuilder(profile, decode_image, self.encoder)
+        self.controller = RobotController(profile, clock, Workspace(arms), _grippers(profile, arms))
+        self._decoder = Decoder(profile, arms)
+        self._clock = clock
+        self._overhead = LatencyWindow()
+        self._asked: _Question | None = None
+        self._prefix: Prefix | None = None
+        self._chunk: ActionChunk | None = None
+
+    @property
+    def status(self) -> ControlStatus:
+        """State and counters."""
+        return self.controller.status
+
+    @property
+    def inference_ms(self) -> Percentiles:
+        """From observation to chunk."""
+        return self.controller.inference_ms
+
+    @property
+    def overhead_ms(self) -> Percentiles:
+        """Time per chunk spent outside the policy: observation built, chunk decoded and joined to the plan."""
+        return self._overhead.percentiles()
+
+    @property
+    def chunk(self) -> ActionChunk | None:
+        """The newest chunk that was accepted, its times as they are carried out."""
+        return self._chunk
+
+    # messages
+
+    def add_image(self, camera: str, stamp: int, raw: Raw) -> None:
+        """Take a picture of ``camera``, undecoded, stamped in ns of ROS time."""
+        self.builder.add_image(camera, stamp, raw, self._clock.steady_s())
+
+    def add_joints(self, topic: str, stamp: int, names: Sequence[str], positions: ArrayLike) -> None:
+        """Take a joint state (rad, m) of ``topic``, stamped in ns of ROS time."""
+        self.builder.add_joints(topic, stamp, names, positions, self._clock.steady_s())
+
+    def tick(self, controller: Fault | None = None) -> CommandWindow | None:
+        """Look for faults and return the next window to send, if any; ``controller``: what is wrong on its topics."""
+        fault = self.builder.check(self._clock.ros_ns(), self._clock.steady_s())
+        missing = "" if self.instruction else "an instruction"
+        return self.controller.tick(self.builder.latest_positions(), fault, controller, waiting_for=missing)
+
+    # the engine's side
+
+    def wants_chunk(self) -> bool:
+        """Whether the plan is to be renewed now."""
+        return bool(self.instruction) and self.controller.wants_chunk()
+
+    def observe(self) -> Observation | None:
+        """The newest observation, None while something is missing or stale."""
+        begun = time.perf_counter()
+        self.controller.settle()
+        window, now = self.controller.last_window, self._clock.ros_ns()
+        commanded = None if window is None else window.position_at(now)
+        seen = self.builder.build(now, self._clock.steady_s(), self.instruction, commanded)
+        if isinstance(seen, Fault):
+            return None
+        start = self.builder.latest_positions() if commanded is None else commanded
+        seen, start, shift = self._rolled_forward(seen, start, now)
+        self._prefix = self._make_prefix(seen, shift, now)
+        generation = self.controller.ask()
+        self._asked = _Question(generation, start, shift, (time.perf_counter() - begun) * 1e3)
+        return seen
+
+    def prefix(self) -> Prefix | None:
+        """What the answer to the last observation must agree with."""
+        return self._prefix
+
+    def deliver(self, chunk: ActionChunk) -> bool:
+        """Take the answer to the last observation; return whether it is carried out."""
+        begun, asked = time.perf_counter(), self._asked
+        if asked is None:
+            return False
+        chunk = replace(chunk, times=chunk.times + asked.shift / S_TO_NS)
+        try:
+            accepted = self.controller.accept(self._decoder.decode(chunk, asked.start), asked.generation)
+        except ValueError as error:
+            self.policy_failed(error)
+            return False
+        if accepted:
+            self._chunk = chunk
+            self._overhead.add(asked.observe_ms + (time.perf_counter() - begun) * 1e3)
+        return accepted
+
+    def policy_failed(self, error: Exception) -> None:
+        """The policy raised on this robot's observation."""
+        self.controller.policy_failed(f"{type(error).__name__}: {error}")
+
+    def _rolled_forward(
+        self, seen: Observation, start: Floats | None, now: int
+    ) -> tuple[Observation, Floats | None, int]:
+        """The observation with the state planned for when its chunk arrives, if the profile wants that."""
+        if not (self.profile.smoothing.roll_forward and self.controller.is_executing):
+            return seen, start, 0
+        then = self.controller.committed_until(now)
+        planned = self.controller.planned(np.array([then], np.int64))
+        if planned is None:
+            return seen, start, 0
+        state = self.encoder.state(planned[0]).astype(np.float32)
+        return replace(seen, state=state), planned[0], then - seen.stamp
+
+    def _make_prefix(self, seen: Observation, shift: int, now: int) -> Prefix | None:
+        """What must be agreed with: the chunk that is being carried out."""
+        chunk, policy = self._chunk, self.profile.policy
+        if chunk is None or self.profile.smoothing.method not in CONDITIONED or not self.controller.is_executing:
+            return None
+        after = policy.first_waypoint_offset + np.arange(len(chunk.times)) * policy.waypoint_dt
+        times = seen.stamp + shift + np.rint(after * S_TO_NS).astype(np.int64)
+        return chunk_prefix(chunk, times, self.controller.committed_until(now), self.profile)
+
+
+def _grippers(profile: Profile, arms: dict[str, ToolArm]) -> tuple[int, ...]:
+    """Columns of the grippers' joints in policy order."""
+    return tuple(arm.gripper for arm in arms.values()) if arms else profile.action_spec.gripper

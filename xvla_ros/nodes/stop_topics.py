@@ -1,0 +1,106 @@
+"""How an operator stops the arms of a node: the topic ``/estop`` and the services ``~/stop`` and ``~/clear_stop``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.node import Node
+from std_msgs.msg import Bool
+from std_srvs.srv import Trigger
+
+from xvla_ros.control.stops import ESTOP, OPERATOR, StopLatch
+from xvla_ros.nodes import qos
+from xvla_ros.observation.faults import Fault
+
+ESTOP_TOPIC = "/estop"
+
+
+class Stoppable(Protocol):
+    """One robot as seen from here."""
+
+    def latch_stop(self, reason: str, detail: str) -> None:
+        """Stop at once and until ``clear_stop``."""
+
+    def clear_stop(self) -> bool:
+        """End a stop; return whether there was one."""
+
+
+class StopTopics:
+    """Stops every robot of a node, whatever state the node is in.
+
+    A stop that comes before there are robots, or while they are inactive, counts from when they are activated. It lasts
+    until ``~/clear_stop``, which is refused while ``/estop`` says true; false on ``/estop`` alone moves nothing.
+
+    Args:
+        node: whose topic and services these are.
+        robots: those there are now.
+        is_active: whether the robots may be moving, and say themselves that they were stopped.
+    """
+
+    def __init__(self, node: Node, robots: Callable[[], Sequence[Stoppable]], is_active: Callable[[], bool]) -> None:
+        self._log = node.get_logger()
+        self._robots = robots
+        self._is_active = is_active
+        self._latch = StopLatch()
+        self._pressed = False
+        self._clear_service = node.resolve_service_name("~/clear_stop")
+        group = MutuallyExclusiveCallbackGroup()
+        node.create_subscription(Bool, ESTOP_TOPIC, self._on_estop, qos.LATCHED, callback_group=group)
+        node.create_service(Trigger, "~/stop", self._on_stop, callback_group=group)
+        node.create_service(Trigger, "~/clear_stop", self._on_clear, callback_group=group)
+
+    @property
+    def cause(self) -> str:
+        """Why the robots are stopped, empty while they are not."""
+        cause = self._latch.cause
+        return "" if cause is None else f"{cause.reason}: {cause.detail}"
+
+    def hand_on(self) -> None:
+        """Tell robots that were made after a stop about it."""
+        cause = self._latch.cause
+        if cause is not None:
+            for robot in self._robots():
+                self._stop_one(robot, cause)
+
+    def _stop_one(self, robot: Stoppable, cause: Fault) -> None:
+        try:
+            robot.latch_stop(cause.reason, cause.detail)
+        except Exception as error:  # what one robot cannot send must not keep the next from stopping
+            self._log.error(f"the stop's first command was not sent: {type(error).__name__}: {error}")
+
+    def _stop(self, reason: str, detail: str) -> bool:
+        is_new = self._latch.set(reason, detail)
+        self.hand_on()
+        if is_new and not self._is_active():
+            self._log.warning(f"stopped: {reason}: {detail}; counts at activation, until {self._clear_service}")
+        return is_new
+
+    def _on_estop(self, message: Bool) -> None:
+        released = self._pressed and not message.data
+        self._pressed = message.data
+        if message.data:
+            self._stop(ESTOP, f"{ESTOP_TOPIC} is true")
+        elif released and self._latch.cause is not None:
+            self._log.info(f"{ESTOP_TOPIC} is false again; the arms stay stopped until {self._clear_service}")
+
+    def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        is_new = self._stop(OPERATOR, "~/stop was called")
+        response.success = True
+        response.message = f"stopped until {self._clear_service}" if is_new else f"stopped before: {self.cause}"
+        return response
+
+    def _on_clear(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._pressed:
+            response.success, response.message = False, f"{ESTOP_TOPIC} is still true; release it first"
+        elif not self._clear():
+            response.success, response.message = False, "nothing was stopped"
+        else:
+            response.success, response.message = True, "the stop is cleared; arms that are active go on"
+            self._log.info("the stop is cleared")
+        return response
+
+    def _clear(self) -> bool:
+        cleared = [self._latch.clear(), *(robot.clear_stop() for robot in self._robots())]
+        return any(cleared)

@@ -1,0 +1,78 @@
+"""Robots that say ``like: another``: the other's settings, and what they say themselves on top.
+
+Equal arms need one profile between them: ``arm_a: {like: so101, namespace: /a}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from xvla_ros.robots.problems import Problem, ProfileError
+
+# Sections whose entries are listed in an order of their own, and the key of that list.
+LISTED = (("cameras", "slots"), ("joints", "policy_order"), ("commands", "groups"), ("tools", "order"))
+# Settings as read of a robot by its name, None where there is no such robot.
+Find = Callable[[str], Any]
+
+
+def with_likeness(name: str, raw: Any, neighbours: Find, shipped: Find, *, file: str = "") -> Any:
+    """Return the settings of the robot ``name`` with those of the robot it is like below them.
+
+    A list of names given here leaves out what it does not name: with ``cameras: {slots: [front]}`` the other's wrist
+    camera is gone.
+
+    Args:
+        name: of the robot.
+        raw: its settings as read.
+        neighbours: robots of the same file or node; they come before shipped ones, except the robot itself.
+        shipped: robots of the package.
+        file: for messages.
+
+    Raises:
+        ProfileError: there is no robot of that name, or it is like this one.
+    """
+    return _resolved(name, raw, neighbours, shipped, file, (name,))
+
+
+def _resolved(name: str, raw: Any, neighbours: Find, shipped: Find, file: str, chain: tuple[str, ...]) -> Any:
+    other = raw.get("like") if isinstance(raw, Mapping) else None
+    if not isinstance(other, str) or not other:
+        return raw
+    if other not in chain and (found := neighbours(other)) is not None:
+        base = _resolved(other, found, neighbours, shipped, file, (*chain, other))
+    else:
+        base = shipped(other)
+    if not isinstance(base, Mapping):
+        raise ProfileError([_missing(name, other, file, chain)])
+    return _without_unlisted(_merged(base, raw), raw)
+
+
+def _missing(name: str, other: str, file: str, chain: tuple[str, ...]) -> Problem:
+    expected = "the name of a shipped robot (xvla robots lists them), or of another robot beside it"
+    if other in chain:
+        message = f"{' is like '.join((*chain, other))}: nobody says what they are like"
+    else:
+        message = f"there is no robot {other!r} to be like"
+    return Problem(file, f"{name}.like", other, expected, message)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _without_unlisted(merged: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop inherited entries that a list given here does not name."""
+    for section, key in LISTED:
+        own = given.get(section)
+        if not isinstance(own, Mapping) or not isinstance(own.get(key), list | tuple):
+            continue
+        kept = {key, *own, *own[key]}
+        merged[section] = {
+            name: value for name, value in merged[section].items() if name in kept or not isinstance(value, Mapping)
+        }
+    return merged
