@@ -94,4 +94,4 @@ def _duration(time: int) -> Any:
 
 
 def _doubles(values: ArrayLike) -> NDArray[np.float64]:
-    return np.asarray(values, dtype=np.float64).reshape(-1)
+    return np.ascontiguousarray(values, dtype=np.float64).reshape(-1)
