@@ -198,8 +198,8 @@ class Trainer:
                 # has been told once which to expect.
                 weight.requires_grad_(name in active or self.share.processes > 1)
         rates = self._rates(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rates[group["name"]]
+        for part in self.optimizer.param_groups:
+            part["lr"] = rates[part["name"]]
 
     def _training_mode(self) -> None:
         self.wrapped.train()
