@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_robots(commands)
     _add_check(commands)
     _add_new_robot(commands)
+    _add_demos(commands)
     return parser
 
 
@@ -119,6 +120,47 @@ def _add_new_robot(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     )
 
 
+def _add_demos(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "demos", _demos, "record demonstrations of a task in simulation, by a scripted expert, as bags",
+        "  xvla demos --task touch --episodes 400 --output demos/touch\n"
+        "  xvla demos --robot widowx --task pick_place --episodes 50 --image-size 128 --jobs 4 --output demos/pick",
+    )
+    _add_robot(parser)
+    _add_task(parser)
+    parser.add_argument("--episodes", type=_count, default=100, help="how many there shall be (default 100)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the first layout (default 0)")
+    parser.add_argument("--output", required=True, help="folder of the bags; those it holds are kept")
+    parser.add_argument("--image-size", type=_count, default=256, help="pixels, square (default 256)")
+    parser.add_argument("--rate", type=_positive, default=20.0, help="pictures and plans a second (default 20)")
+    parser.add_argument("--variants", type=_count, default=2, help="instructions for each layout (default 2)")
+    parser.add_argument("--noise", type=_share, default=1.0, help="of the execution, 0 none (default 1)")
+    parser.add_argument("--variation", type=_share, default=1.0, help="of light and colours, 0 none (default 1)")
+    parser.add_argument("--jobs", type=_count, default=1, help="processes that record at once (default 1)")
+
+
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", default="touch", help="of the robot's scene: touch, pick_place, … (default touch)")
+
+
+def _add_record(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "record", _record, "record a robot's topics, with marks of episodes, for training and replay",
+        "  xvla record --robot so101_bimanual --output recordings --instruction 'touch the red cube'\n"
+        "  xvla record --robot my_arm.yaml --sim-time --duration 60 --topic /tf",
+    )
+    _add_robot(parser)
+    parser.add_argument("--output", default="xvla_out/record", help="folder of the bags (default xvla_out/record)")
+    parser.add_argument("--instruction", default="", help="of the episodes, in words (default: the profile's)")
+    parser.add_argument("--topic", action="append", default=[], help="a further topic; may be given several times")
+    parser.add_argument("--policy", default="/xvla", help="full name of the policy node (default /xvla)")
+    parser.add_argument("--sim-time", action="store_true", help="log times follow /clock")
+    parser.add_argument(
+        "--compression", choices=("none", "lz4", "zstd"), default="none", help="of the file (default none)"
+    )
+    parser.add_argument("--duration", type=_positive, help="s after which it ends (default: at q, Ctrl-C)")
+
+
 def _add_robot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--robot", default="so101_bimanual", help="name of a profile, or a profile file (default so101_bimanual)"
@@ -129,6 +171,27 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 on")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
     return value
 
 
@@ -179,6 +242,25 @@ def _new_robot(options: argparse.Namespace) -> int:
     print(f"{output}: {summary(new)}")
     print(f'settings marked "# CHECK:" are yours to make right; list them: xvla check --robot {output} --offline')
     return 0
+
+
+def _demos(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.demos import demos
+
+    return demos(
+        options.robot, options.task, options.episodes, options.output, seed=options.seed,
+        image_size=options.image_size, rate=options.rate, variants=options.variants, noise=options.noise,
+        variation=options.variation, jobs=options.jobs,
+    )
+
+
+def _record(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.record import record
+
+    return record(
+        options.robot, options.output, instruction=options.instruction, topics=options.topic, policy=options.policy,
+        sim_time=options.sim_time, compression=options.compression, duration=options.duration,
+    )
 
 
 def _check(options: argparse.Namespace) -> int:
