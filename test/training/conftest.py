@@ -39,7 +39,7 @@ def _fresh_accelerator() -> Iterator[None]:
 def begin(tmp_path: Path) -> Begin:
     """Makes a trainer: begin("name", steps=…, source=…); the run's folder is ``tmp_path / name``."""
 
-    def make(name: str = "run", source: TinySource | None = None, **changes: Any) -> Trainer:
+    def make(name: str | Path = "run", source: TinySource | None = None, **changes: Any) -> Trainer:
         settings: TrainSettings = tiny_settings(tmp_path / name, **changes)
         data = source or TinySource(PAIR, ARM)
         return Trainer(settings, data, make_policy(settings, data, load_start(settings.model)), connect(settings))

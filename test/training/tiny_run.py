@@ -1,4 +1,7 @@
-"""A tiny run as a program: ``tiny_run.py OUTPUT [KEY=VALUE …] [--die-at STEP]``, under torchrun or alone."""
+"""Tiny runs as a program, one after the other, under torchrun or alone.
+
+``tiny_run.py OUTPUT [KEY=VALUE …] [--die-at STEP] [-- OUTPUT …]``
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,17 @@ def main(output: str, changes: list[str], die_at: int | None) -> None:
     trainer.run(after)
 
 
+def runs(arguments: list[str]) -> list[list[str]]:
+    made: list[list[str]] = [[]]
+    for each in arguments:
+        if each == "--":
+            made.append([])
+        else:
+            made[-1].append(each)
+    return made
+
+
 if __name__ == "__main__":
-    given = sys.argv[2:]
-    at = int(given.pop()) if "--die-at" in given else None
-    main(sys.argv[1], [each for each in given if each != "--die-at"], at)
+    for output, *given in runs(sys.argv[1:]):
+        at = int(given.pop()) if "--die-at" in given else None
+        main(output, [each for each in given if each != "--die-at"], at)
