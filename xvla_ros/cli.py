@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_new_robot(commands)
     _add_demos(commands)
+    _add_record(commands)
     return parser
 
 

@@ -87,7 +87,8 @@ class BagRecording:
         """
         summary = self._checked_summary()
         try:
-            self._tracks = read_tracks(self._path, self._profile)
+            told = {topic.name for topic in summary.topics if topic.name.endswith(f"/{self._profile.name}/instruction")}
+            self._tracks = read_tracks(self._path, self._profile, told)
         except BagError as error:
             raise self._error("a bag that can be read", str(error)) from error
         problems = [self._problem(topic, f"{count} messages", "messages of the profile's joints, groups and marks",

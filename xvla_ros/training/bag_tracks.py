@@ -6,7 +6,7 @@ A simulation that begins again within a bag makes its time run twice; each run i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,26 +73,26 @@ class Restarts:
         return False
 
 
-def read_tracks(path: Path, profile: Profile) -> Tracks:
+def read_tracks(path: Path, profile: Profile, instructions: Collection[str]) -> Tracks:
     """Read through a bag once.
+
+    Args:
+        path: of the bag.
+        profile: the robot.
+        instructions: topics on which its instructions were recorded.
 
     Raises:
         BagError: it cannot be read.
     """
-    reader = _Reader(profile)
+    reader = _Reader(profile, instructions)
     for message in bag_messages(path, reader.topics):
         reader.take(message)
     reader.end_stretch()
     return Tracks(reader.stretches, reader.broken)
 
 
-def instruction_topics(profile: Profile) -> set[str]:
-    """Return the topics an instruction for a robot is recorded on, the policy node in no namespace."""
-    return {f"/xvla/{profile.name}/instruction"}
-
-
 class _Reader:
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, instructions: Collection[str]) -> None:
         self._profile = profile
         self._cameras: dict[str, list[str]] = {}
         for slot in profile.cameras.slots:
@@ -101,7 +101,7 @@ class _Reader:
         self._groups: dict[str, list[str]] = {}
         for group in profile.commands.groups:
             self._groups.setdefault(profile.commands.by_name[group].topic, []).append(group)
-        self._instructions = instruction_topics(profile)
+        self._instructions = set(instructions)
         self._restarts = Restarts()
         self._same_clock: bool | None = None
         self._newest: int | None = None
