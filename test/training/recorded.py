@@ -73,8 +73,11 @@ class Session:
         joints_of = self.joints_of or (lambda seconds: curve(profile, seconds))
         for number, slot in enumerate(profile.cameras.slots):
             camera = profile.cameras.by_name[slot]
-            make, kind = ((serialize.image, serialize.IMAGE) if camera.transport == "raw"
-                          else (serialize.compressed_image, serialize.COMPRESSED_IMAGE))
+            make, kind = (
+                (serialize.image, serialize.IMAGE)
+                if camera.transport == "raw"
+                else (serialize.compressed_image, serialize.COMPRESSED_IMAGE)
+            )
             for at in np.arange(self.begin, self.end, 1 / self.camera_rate):
                 self.add(at + 0.004, camera.topic, kind, make(_ns(at), picture(at, number, self.size)))
         topics: dict[str, list[int]] = {}
@@ -83,8 +86,12 @@ class Session:
         for at in np.arange(self.begin, self.end, 1 / self.joint_rate):
             for topic, indices in topics.items():
                 names = [profile.joints.ordered[i].name for i in indices]
-                self.add(at + 0.002, topic, serialize.JOINT_STATE,
-                         serialize.joint_state(_ns(at), names, joints_of(at)[indices]))
+                self.add(
+                    at + 0.002,
+                    topic,
+                    serialize.JOINT_STATE,
+                    serialize.joint_state(_ns(at), names, joints_of(at)[indices]),
+                )
         for at in np.arange(self.begin, self.end, 1 / self.command_rate) if self.commands else ():
             self._command(at)
         return self

@@ -10,7 +10,16 @@ from xvla_ros.model.config import XvlaConfig
 from xvla_ros.model.network import meta_network
 from xvla_ros.training.adapters import add_lora
 from xvla_ros.training.config import Lora
-from xvla_ros.training.groups import ACTION_ROWS, POLICY, SOFT_PROMPTS, VLM, domain_layers, group_of, make_groups, trainable
+from xvla_ros.training.groups import (
+    ACTION_ROWS,
+    POLICY,
+    SOFT_PROMPTS,
+    VLM,
+    domain_layers,
+    group_of,
+    make_groups,
+    trainable,
+)
 
 FULL = XvlaConfig()
 # From the published network, part by part.

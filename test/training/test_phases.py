@@ -45,8 +45,12 @@ def test_the_cosine_ends_at_the_final_scale_and_a_constant_rate_stays():
 
 
 @given(
-    warmup=st.integers(0, 50), ramp=st.integers(0, 50), prompts=st.integers(0, 50), low=st.floats(0, 1),
-    step=st.integers(0, 199), group=st.sampled_from(GROUPS),
+    warmup=st.integers(0, 50),
+    ramp=st.integers(0, 50),
+    prompts=st.integers(0, 50),
+    low=st.floats(0, 1),
+    step=st.integers(0, 199),
+    group=st.sampled_from(GROUPS),
 )
 def test_factors_stay_in_range_and_fall_to_zero_only_in_the_warm_up(warmup, ramp, prompts, low, step, group):
     schedule = Schedule(prompt_warmup=warmup, ramp=ramp, soft_prompt_warmup=prompts, soft_prompt_warmup_scale=low)

@@ -46,7 +46,9 @@ def test_a_run_killed_and_resumed_ends_bit_for_bit_where_an_unbroken_one_does(tm
     broken = begin("broken", **run, resume=True)
     assert broken.resume() and broken.step == 10
     broken.run()
-    states = [load_file(next((tmp_path / name / "state").glob("step-00000020/*.safetensors"))) for name in ("whole", "broken")]
+    states = [
+        load_file(next((tmp_path / name / "state").glob("step-00000020/*.safetensors"))) for name in ("whole", "broken")
+    ]
     assert states[0].keys() == states[1].keys()
     assert {name.partition(".")[0] for name in states[0]} == {"weight", "average", "exp_avg", "exp_avg_sq", "step"}
     assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
@@ -80,7 +82,11 @@ def test_another_run_is_not_continued(begin):
     other = begin(steps=4, seed=6, optimizer={"learning_rate": 1e-2})
     with pytest.raises(TrainingError) as caught:
         other.resume()
-    assert {problem.key for problem in caught.value.problems} == {"seed", "optimizer.learning_rate", "optimizer.vlm_scale"}
+    assert {problem.key for problem in caught.value.problems} == {
+        "seed",
+        "optimizer.learning_rate",
+        "optimizer.vlm_scale",
+    }
     longer = begin(steps=4)
     assert longer.resume() and longer.step == 2
 

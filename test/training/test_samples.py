@@ -27,8 +27,12 @@ WAYPOINTS = 12
 
 @pytest.fixture(scope="module")
 def pair():
-    return changed("so101_bimanual", ("instruction", TASK), ("policy.waypoint_dt", 0.05),
-                   ("cameras.left_wrist.transport", "compressed"))
+    return changed(
+        "so101_bimanual",
+        ("instruction", TASK),
+        ("policy.waypoint_dt", 0.05),
+        ("cameras.left_wrist.transport", "compressed"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +42,9 @@ def arm():
 
 def opened(tmp_path, *paths, size=None, waypoints=WAYPOINTS, augmentation=None, seed=0, **settings):
     entry = DatasetSettings(paths=tuple(str(path) for path in paths), **settings)
-    return open_datasets([entry], waypoints=waypoints, image_size=size, cache=tmp_path / "cache",
-                         augmentation=augmentation, seed=seed)
+    return open_datasets(
+        [entry], waypoints=waypoints, image_size=size, cache=tmp_path / "cache", augmentation=augmentation, seed=seed
+    )
 
 
 def due(profile, sample):
@@ -82,7 +87,9 @@ def test_after_the_end_the_last_waypoint_repeats(tmp_path, pair):
     assert 0 < count < 6
     assert last.mask[:count].all()
     assert not last.mask[count:].any()
-    np.testing.assert_array_equal(last.actions[count:], np.repeat(last.actions[count:count + 1], WAYPOINTS - count, 0))
+    np.testing.assert_array_equal(
+        last.actions[count:], np.repeat(last.actions[count : count + 1], WAYPOINTS - count, 0)
+    )
     np.testing.assert_allclose(last.actions[-1], to_policy(curve(pair, 2.98), pair), atol=0.02)
 
 
@@ -95,8 +102,9 @@ def test_tool_poses_are_those_of_the_joints(tmp_path, arm):
         wanted = encoder.state(curve(arm, times))
         found = sample.actions[sample.mask].astype(np.float64)
         np.testing.assert_allclose(found[:, :3], wanted[:, :3], atol=3e-4)
-        np.testing.assert_allclose(rot6d_to_matrix(found[:, 3:9], "interleaved"),
-                                   rot6d_to_matrix(wanted[:, 3:9], "interleaved"), atol=2e-3)
+        np.testing.assert_allclose(
+            rot6d_to_matrix(found[:, 3:9], "interleaved"), rot6d_to_matrix(wanted[:, 3:9], "interleaved"), atol=2e-3
+        )
         assert not found[:, 10:].any()
         # the gripper's channel is that of an action: 0 open, 1 closed
         opening = np.clip((0.037 - curve(arm, times)[:, 6]) / 0.022, 0, 1)
@@ -127,7 +135,9 @@ def test_marks_delimit_episodes(tmp_path, pair):
 
     (store,) = samples.datasets[0].stores
     assert [(episode.instruction, episode.success) for episode in store.episodes] == [
-        ("touch the red cube", True), ("touch the white cube", None)]
+        ("touch the red cube", True),
+        ("touch the white cube", None),
+    ]
     assert (store.episodes[0].task, store.episodes[0].seed) == ("touch", 4)
     assert store.skipped == {"discarded": 1, "failed": 1}
     for sample in samples.train:
@@ -158,7 +168,7 @@ def test_a_recorder_with_another_clock_and_a_simulation_that_begins_again(tmp_pa
     assert len(store.episodes) == 2
     seconds = (store.stamps - START) / 1e9
     assert seconds[: store.first[1]].max() > 1.9
-    assert seconds[store.first[1]:].max() < 1.5
+    assert seconds[store.first[1] :].max() < 1.5
     for sample in samples.train:
         wanted = to_policy(curve(pair, due(pair, sample)), pair)
         np.testing.assert_allclose(sample.actions[sample.mask], wanted[sample.mask], atol=0.05)
@@ -212,8 +222,10 @@ def test_held_out_episodes_are_not_trained_on(tmp_path, pair):
 
 def test_draws_depend_on_seed_and_number_alone(tmp_path, pair):
     bag = Session(pair, end=1.5).record().write(tmp_path / "bag.mcap")
-    settings = {"augmentation": Augmentation(brightness=0.3, noise=0.05, drop_view=0.3),
-                "instructions": {TASK: ("move the cube into the bowl",)}}
+    settings = {
+        "augmentation": Augmentation(brightness=0.3, noise=0.05, drop_view=0.3),
+        "instructions": {TASK: ("move the cube into the bowl",)},
+    }
     one, two, other = (opened(tmp_path, bag, seed=seed, **settings) for seed in (5, 5, 6))
     for index in (700, 3, 41):
         a, b = one.draw(index), two.draw(index)
@@ -228,10 +240,14 @@ def test_draws_depend_on_seed_and_number_alone(tmp_path, pair):
 
 
 def test_robots_are_mixed_by_weight(tmp_path, pair, arm):
-    bags = {profile.name: Session(profile, end=1.0).record().write(tmp_path / f"{profile.name}.mcap")
-            for profile in (pair, arm)}
-    entries = [DatasetSettings(paths=(str(bags["so101_bimanual"]),), weight=3.0),
-               DatasetSettings(paths=(str(bags["widowx"]),), weight=1, domain_id=7)]
+    bags = {
+        profile.name: Session(profile, end=1.0).record().write(tmp_path / f"{profile.name}.mcap")
+        for profile in (pair, arm)
+    }
+    entries = [
+        DatasetSettings(paths=(str(bags["so101_bimanual"]),), weight=3.0),
+        DatasetSettings(paths=(str(bags["widowx"]),), weight=1, domain_id=7),
+    ]
     samples = open_datasets(entries, waypoints=4, image_size=(32, 32), cache=tmp_path / "cache")
     drawn = [samples.draw(index) for index in range(1024)]
     assert sum(sample.robot == "widowx" for sample in drawn) == 256
@@ -256,8 +272,9 @@ def test_statistics_are_those_of_the_samples(tmp_path, pair):
     np.testing.assert_allclose(found.state.stats["mean"], states.mean(0), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.state.stats["std"], states.std(0), rtol=1e-4, atol=1e-5)
     joints = [i for i in range(12) if i not in (5, 11)]
-    np.testing.assert_allclose(found.action.stats["q99"][joints], np.quantile(actions, 0.99, axis=0)[joints],
-                               rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        found.action.stats["q99"][joints], np.quantile(actions, 0.99, axis=0)[joints], rtol=1e-3, atol=1e-3
+    )
     # grippers are decoded by a sigmoid and stay in 0..1
     np.testing.assert_allclose(found.action.normalise(actions)[:, [5, 11]], actions[:, [5, 11]], atol=1e-6)
 

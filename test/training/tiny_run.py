@@ -23,7 +23,9 @@ from xvla_ros.training.trainer import Trainer
 
 def main(output: str, changes: list[str], die_at: int | None) -> None:
     torch.set_num_threads(1)
-    settings = tiny_settings(Path(output), **{key: yaml.safe_load(text) for key, text in (c.split("=") for c in changes)})
+    settings = tiny_settings(
+        Path(output), **{key: yaml.safe_load(text) for key, text in (c.split("=") for c in changes)}
+    )
     source = TinySource(PAIR, ARM)
     trainer = Trainer(settings, source, make_policy(settings, source, load_start(settings.model)), connect(settings))
     if settings.resume:

@@ -47,7 +47,7 @@ class Trainer:
         accelerator: from ``parallel.connect``.
 
     Raises:
-        TrainingError: if nothing would move, a step cannot be shared out, or an earlier part of the run does not fit.
+        TrainingError: if a step cannot be shared out, or an earlier part of the run does not fit.
     """
 
     def __init__(self, settings: TrainSettings, source: Source, policy: Policy, accelerator: Accelerator) -> None:
@@ -85,9 +85,6 @@ class Trainer:
         if self.settings.method == "lora":
             add_lora(network, self.settings.lora, self.settings.seed)
         moving = trainable(network, self.settings)
-        if not moving:
-            message = "method and switches leave nothing to train"
-            raise TrainingError([Problem("", "freeze", None, "something that moves", message)])
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in moving)
         if model.activation_checkpointing:
