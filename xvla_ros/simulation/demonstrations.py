@@ -232,8 +232,10 @@ def record_all(settings: DemoSettings, episodes: int, folder: Path, jobs: int = 
 
     Raises:
         DemonstrationsError: the folder holds demonstrations of other settings.
+        UnknownTaskError, UnknownSceneError, SceneMismatchError, KinematicsError: naming what is missing.
         BagWriteError, DiskFullError: naming the file.
     """
+    load_task(settings.profile, settings.task)  # what cannot be done leaves no folder
     folder.mkdir(parents=True, exist_ok=True)
     _agree(settings, folder / MANIFEST)
     paths = {index: folder / f"episode_{index:06d}.mcap" for index in range(episodes)}
