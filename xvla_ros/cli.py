@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_new_robot(commands)
     _add_demos(commands)
     _add_record(commands)
+    _add_train(commands)
     return parser
 
 
@@ -162,6 +163,20 @@ def _add_record(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--duration", type=_positive, help="s after which it ends (default: at q, Ctrl-C)")
 
 
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "train", _train, "train a policy from recordings, or adapt a checkpoint to a robot",
+        "  xvla train my_arm.yaml\n"
+        "  xvla train adapt_prompt.yaml model.checkpoint=base datasets.0.paths='[demos/*]' steps=2000\n"
+        "  xvla train my_arm.yaml resume=true\n"
+        "  accelerate launch -m xvla_ros.cli train my_arm.yaml strategy=fsdp\n\n"
+        "files to begin with: phase1.yaml, adapt_prompt.yaml, adapt_lora.yaml, adapt_full.yaml, found by these names",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="training file (YAML), or the name of a shipped one")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="instead of the file: batch.size=32")
+    parser.add_argument("--dry-run", action="store_true", help="open everything, say what would be trained, and stop")
+
+
 def _add_robot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--robot", default="so101_bimanual", help="name of a profile, or a profile file (default so101_bimanual)"
@@ -262,6 +277,12 @@ def _record(options: argparse.Namespace) -> int:
         options.robot, options.output, instruction=options.instruction, topics=options.topic, policy=options.policy,
         sim_time=options.sim_time, compression=options.compression, duration=options.duration,
     )
+
+
+def _train(options: argparse.Namespace) -> int:
+    from xvla_ros.training.run import train
+
+    return train(options.config, options.overrides, dry_run=options.dry_run)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -130,7 +130,7 @@ class TrainSettings(DataSection):
     )
     datasets: Datasets = Field(min_length=1, description="The data; see below.")
     augmentation: Augmentation = Field(Augmentation(), description="Of the pictures; see below.")
-    cache: str = Field("", description="Folder of prepared samples; empty takes one inside the output folder.")
+    cache: str = Field("xvla_out/cache", min_length=1, description="Folder of decoded pictures, shared by all runs.")
     features: bool = Field(
         False, description="Keep the vision tower's output of each sample; wants it frozen and no augmentation."
     )

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from xvla_ros.resources import config_dir
 from xvla_ros.robots.problems import Problem, did_you_mean
 from xvla_ros.training.config import TrainSettings
 
@@ -48,7 +49,7 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> TrainSetti
     """
     file = str(path)
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        raw = yaml.load(_found(path).read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise TrainingError([Problem(file, "", None, "the path of a .yaml file", "there is no such file")]) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -58,6 +59,13 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> TrainSetti
         raise TrainingError([Problem(file, "", raw, "a mapping of settings", "holds no settings")])
     problems = [problem for override in overrides for problem in _apply(raw, override)]
     return _validated(raw, file, _keys(overrides), problems)
+
+
+def _found(path: str | Path) -> Path:
+    """The file at ``path``, or the shipped one of that name."""
+    shipped = config_dir() / "training" / Path(path).name
+    is_name = str(path) == Path(path).name
+    return shipped if is_name and not Path(path).exists() and shipped.is_file() else Path(path)
 
 
 def settings_from(raw: dict[str, Any], file: str = "") -> TrainSettings:

@@ -134,7 +134,10 @@ def _width(source: Source, embodiment: Embodiment) -> int:
 def _record(settings: TrainSettings, source: Source, known: RobotRecord | None, embodiment: Embodiment) -> RobotRecord:
     """What the checkpoint shall remember of a robot; one it knows keeps the normalisation it was trained with."""
     profile = source.profiles.get(embodiment.robot)
-    plain = profile.to_mapping() if profile is not None else (known.profile if known is not None else None)
+    plain: Mapping[str, Any] | None = known.profile if known is not None else None
+    if profile is not None:
+        plain = profile.to_mapping()
+        plain["policy"] = {**plain["policy"], "domain_id": embodiment.domain_id}
     if known is not None and known.embodiment.action_mode == embodiment.action_mode:
         return RobotRecord(embodiment, known.statistics, plain)
     state = _mode(settings.state_normalisation, embodiment)

@@ -66,6 +66,7 @@ class Trainer:
         self.optimizer = _optimizer(self.groups, settings)
         self.average = Average(moving, settings.ema.decay)
         self.step, self.seconds, self.rows = 0, 0.0, list[dict[str, Any]]()
+        self._last = settings.steps
 
     @property
     def domains(self) -> tuple[int, ...]:
@@ -137,6 +138,10 @@ class Trainer:
         self.step, self.seconds = state.step, float(state.facts["seconds"])
         self.rows = [row for row in state.facts["rows"] if row["step"] <= state.step]
 
+    def stop(self) -> None:
+        """End the run after the current step, its state and checkpoint saved."""
+        self._last = min(self._last, self.step + 1)
+
     def run(self, on_step: Callable[[int], None] | None = None) -> dict[str, Any]:
         """Train to the last step; return the summary that ``train.json`` and the checkpoint keep.
 
@@ -151,23 +156,19 @@ class Trainer:
         )  # fmt: skip
         stream = batches(self.source, self.preparation, self.share, settings.batch, self.step, settings.steps)
         meter = Meter(self.accelerator, settings, self.seconds)
-        saved = -1
-        while self.step < settings.steps:
+        while self.step < self._last:
             meter.start()
             self._step(stream, meter)
             progress.advance()
-            is_last = self.step == settings.steps
+            is_last = self.step >= self._last
             held_out = self._held_out() if is_last or _due(self.step, settings.validation.every) else None
             if is_last or held_out is not None or _due(self.step, settings.log.log_every):
                 progress.row(meter.row(self.step, self._rates(self.step - 1), held_out))
             self.rows, self.seconds = progress.rows, meter.seconds
             if is_last or _due(self.step, settings.log.save_every):
                 self.save()
-                saved = self.step
             if on_step is not None:
                 on_step(self.step)
-        if saved != self.step:
-            self.save()
         progress.close()
         return self.summary()
 
