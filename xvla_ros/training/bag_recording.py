@@ -24,16 +24,11 @@ from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.training.bag_paths import JointTracks, PathMaker, commanded_groups
 from xvla_ros.training.bag_tracks import Restarts, Stretch, Tracks, read_tracks
 from xvla_ros.training.checks import joint_problems
+from xvla_ros.training.fingerprints import profile_essence, sampled
 from xvla_ros.training.recording import Episode, Frame, SamplesError, Survey
 
 NS = 1_000_000_000
 READER_VERSION = 1  # of what this module makes of a bag; a new one makes caches anew
-BLOCKS, BLOCK = 16, 1 << 16  # of each file that its fingerprint reads
-# What of a profile does not change a frame, a state or a path.
-BESIDE = {"instruction", "smoothing", "schema_version"}
-BESIDE_OF_POLICY = {
-    "checkpoint", "revision", "domain_id", "waypoint_dt", "first_waypoint_offset", "denoising_steps", "image_pipeline",
-}
 
 
 @dataclass(frozen=True)
@@ -131,7 +126,7 @@ class BagRecording:
         digest = hashlib.blake2b(digest_size=16)
         for file in _files(self._path):
             digest.update(f"{file.name} {file.stat().st_size}".encode())
-            digest.update(_sampled(file))
+            digest.update(sampled(file))
         told = [READER_VERSION, profile_essence(self._profile), vars(self._options)]
         digest.update(json.dumps(told, sort_keys=True).encode())
         return digest.hexdigest()
@@ -269,22 +264,6 @@ def profile_of_bag(path: Path) -> Profile:
     return next(iter(profiles.values()))
 
 
-def profile_essence(profile: Profile) -> dict[str, Any]:
-    """Return the settings of a profile that frames, states and paths depend on, its URDFs among them."""
-    from xvla_ros.robots.kinematics import RobotDescription
-
-    settings = {key: value for key, value in profile.to_mapping().items() if key not in BESIDE}
-    settings["policy"] = {key: value for key, value in settings["policy"].items() if key not in BESIDE_OF_POLICY}
-    beside = profile.source.parent if profile.source is not None else None
-    urdfs = {}
-    for name, tool in profile.tools.items():
-        try:
-            urdfs[name] = RobotDescription.from_file(tool.urdf, beside).text if tool.urdf else ""
-        except KinematicsError:  # named where the arm is needed
-            urdfs[name] = ""
-    return {**settings, "urdfs": urdfs}
-
-
 def _marked(stretch: Stretch, skipped: dict[str, int]) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
     """Yield start, end and marks of the episodes of a stretch; one that was never ended goes to the end."""
     kept: list[tuple[int, int, dict[str, Any]]] = []
@@ -325,14 +304,3 @@ def _rate(stamps: list[list[int]]) -> float:
 def _files(path: Path) -> list[Path]:
     found = path.iterdir() if path.is_dir() else [path]
     return sorted(file for file in found if file.suffix in STORAGES or file.name == "metadata.yaml")
-
-
-def _sampled(file: Path) -> bytes:
-    """Blocks spread over a file: a recording of gigabytes is told from another by these and its size."""
-    size = file.stat().st_size
-    parts = []
-    with file.open("rb") as stream:
-        for index in range(BLOCKS):
-            stream.seek(index * max(size - BLOCK, 0) // (BLOCKS - 1))
-            parts.append(stream.read(BLOCK))
-    return b"".join(parts)

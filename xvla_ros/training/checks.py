@@ -14,7 +14,8 @@ Floats = NDArray[np.float64]
 FAR = 0.5  # of a joint's range: calibration differs from robot to robot, units do by a factor
 DEGREES = 180.0 / np.pi
 STILL = 1e-4  # of a joint's range
-NEAR_ZERO = 2.0  # degrees read as radians; no arm stays that close to zero with every joint
+NEAR_ZERO = 2.0  # degrees; no arm stays that close to zero with most of its joints
+MOST = 0.75  # of the joints; grippers have units of their own
 
 
 def joint_problems(source: str, profile: Profile, low: Floats, high: Floats) -> list[Problem]:
@@ -30,11 +31,12 @@ def joint_problems(source: str, profile: Profile, low: Floats, high: Floats) -> 
                         "no joint moves: every one of them stays where it is")]
     reach = np.maximum(np.abs(low), np.abs(high))
     turning = np.array([(j.upper - j.lower) > 1.0 for j in joints])
-    as_degrees = (low * DEGREES >= lower - margin) & (high * DEGREES <= upper + margin)
-    if turning.sum() > 1 and (reach[turning] < NEAR_ZERO / DEGREES).all() and as_degrees[turning].all():
-        return [Problem(source, "joints", float(reach[turning].max()), "positions in rad once read by their scales",
-                        f"no joint is ever further than {reach[turning].max():.3g} rad from zero: these are radians "
-                        "taken for degrees; set the scales, or units, to what was recorded")]
+    near = turning & (reach < NEAR_ZERO / DEGREES)
+    if turning.sum() > 1 and near.sum() >= MOST * turning.sum():
+        return [Problem(source, "joints", float(reach[near].max()), "positions in rad once read by their scales",
+                        f"{near.sum()} of {turning.sum()} joints are never further than {reach[near].max():.3g} rad "
+                        "from zero: these are radians taken for degrees; set the scales, or units, to what was "
+                        "recorded")]
     return []
 
 
