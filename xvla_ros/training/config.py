@@ -29,6 +29,11 @@ class Model(DataSection):
     vision_from: str = Field(
         "", description="Checkpoint whose vision tower and projector are taken over; its sizes must be the same."
     )
+    repaired_modes: bool = Field(
+        True,
+        description="Train an action mode whose published loss is flawed by the one that repairs it: so101_bimanual by "
+        "so101_bimanual_bce. Both decode alike.",
+    )
     dropout: float | None = Field(None, ge=0.0, lt=1.0, description="Of every part; none keeps what the network has.")
     activation_checkpointing: bool = Field(False, description="Recompute activations: less memory, a third slower.")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from xvla_ros.model import checkpoint
-from xvla_ros.model.action_modes import action_mode
+from xvla_ros.model.action_modes import action_mode, repaired_mode
 from xvla_ros.model.action_specs import action_spec
 from xvla_ros.model.config import XvlaConfig
 from xvla_ros.model.data import Embodiment
@@ -84,24 +84,29 @@ def make_policy(settings: TrainSettings, source: Source, start: Policy | None) -
     Raises:
         TrainingError: naming robots that do not fit the network or each other.
     """
-    policy = start if start is not None else _from_scratch(settings, source)
-    problems = _domain_problems(policy, source.embodiments)
+    embodiments = {name: _trained_as(each, settings.model) for name, each in source.embodiments.items()}
+    policy = start if start is not None else _from_scratch(settings, source, list(embodiments.values()))
+    problems = _domain_problems(policy, embodiments)
     if problems:
         raise TrainingError(problems)
-    for robot, embodiment in source.embodiments.items():
+    for robot, embodiment in embodiments.items():
         policy.robots[robot] = _record(settings, source, policy.robots.get(robot), embodiment)
         policy.processor.statistics[robot] = policy.robots[robot].statistics
     _set_views(policy)
-    _check(policy, source.embodiments)
+    _check(policy, embodiments)
     if start is not None:
-        _initialise(policy, settings.initialise, source.embodiments)
+        _initialise(policy, settings.initialise, embodiments)
     if settings.model.vision_from:
         _take_vision(policy.network, settings.model.vision_from)
     return policy
 
 
-def _from_scratch(settings: TrainSettings, source: Source) -> Policy:
-    embodiments = list(source.embodiments.values())
+def _trained_as(embodiment: Embodiment, model: Model) -> Embodiment:
+    mode = repaired_mode(embodiment.action_mode) if model.repaired_modes else embodiment.action_mode
+    return replace(embodiment, action_mode=mode)
+
+
+def _from_scratch(settings: TrainSettings, source: Source, embodiments: Sequence[Embodiment]) -> Policy:
     first = embodiments[0]
     config = scratch_config(settings.model)
     widths = [_width(source, each) for each in embodiments]
@@ -138,11 +143,15 @@ def _record(settings: TrainSettings, source: Source, known: RobotRecord | None, 
     if profile is not None:
         plain = profile.to_mapping()
         plain["policy"] = {**plain["policy"], "domain_id": embodiment.domain_id}
-    if known is not None and known.embodiment.action_mode == embodiment.action_mode:
+    if known is not None and _decode_alike(known.embodiment, embodiment):
         return RobotRecord(embodiment, known.statistics, plain)
     state = _mode(settings.state_normalisation, embodiment)
     action = _mode(settings.action_normalisation, embodiment)
     return RobotRecord(embodiment, source.statistics(embodiment.robot, state, action), plain)
+
+
+def _decode_alike(one: Embodiment, other: Embodiment) -> bool:
+    return repaired_mode(one.action_mode) == repaired_mode(other.action_mode)
 
 
 def _mode(chosen: str, embodiment: Embodiment) -> str:
