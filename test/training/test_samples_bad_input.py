@@ -181,6 +181,19 @@ def test_processes_that_start_together_make_one_store(tmp_path, pair):
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
 
 
+def test_several_processes_decode_several_bags(tmp_path, pair):
+    for number in range(3):
+        Session(pair, end=1.0 + 0.2 * number).record().write(tmp_path / f"{number}.mcap")
+    (tmp_path / "3.mcap").write_bytes((tmp_path / "2.mcap").read_bytes()[:300])
+    entry = DatasetSettings(paths=(str(tmp_path / "*.mcap"),), robot="so101_bimanual", instruction=TASK, skip_bad=True)
+    told = []
+    samples = open_datasets([entry], waypoints=4, image_size=(16, 16), cache=tmp_path / "cache", workers=2,
+                            progress=told.append)
+    assert [Path(store.source).name for store in samples.datasets[0].stores] == ["0.mcap", "1.mcap", "2.mcap"]
+    assert "3.mcap" in str(samples.datasets[0].left_out[0])
+    assert any("(4 of 4)" in text for text in told)
+
+
 def test_another_bag_or_profile_gets_another_store(tmp_path, pair):
     bag = Session(pair, end=1.0).record().write(tmp_path / "bag.mcap")
     cache = tmp_path / "cache"

@@ -1,177 +1,25 @@
-"""The data a policy is trained on: recordings opened, checked, cached, and drawn from in a reproducible order."""
+"""Data sets opened: found, checked, decoded into the cache, split into what is trained on and what is held out."""
 
 from __future__ import annotations
 
 import glob
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from xvla_ros.model.action_specs import GRIPPER
-from xvla_ros.model.data import Embodiment
-from xvla_ros.model.normalisers import Statistics
 from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.robots.profile import Profile, load_profile
-from xvla_ros.training.action_path import waypoint_times
-from xvla_ros.training.augment import Augmenter
 from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 from xvla_ros.training.instructions import Paraphrases, read_paraphrases
-from xvla_ros.training.order import WeightedOrder
 from xvla_ros.training.recording import Recording, SamplesError
-from xvla_ros.training.sample import Sample
-from xvla_ros.training.statistics import ChannelStatistics, normaliser
-from xvla_ros.training.store import Store, open_store
+from xvla_ros.training.samples import DataSet, Rows, Samples
+from xvla_ros.training.store import Store, make_store, open_store
 
 MIXED_RATES = 1.5  # two recordings whose pictures come at rates this far apart are not of one kind
-_WORDS, _PICTURES = 3, 4  # streams of random numbers, beside those of ``order``
-
-Rows = NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class DataSet:
-    """One entry of the settings, opened.
-
-    Attributes:
-        settings: the entry.
-        profile, embodiment: its robot; the embodiment has the domain id of the settings.
-        stores: one for each recording.
-        train, held_out: int64 [N, 2], (store, row) of the samples.
-        paraphrases: of its instructions.
-        left_out: problems of recordings that ``skip_bad`` left out.
-    """
-
-    settings: DatasetSettings
-    profile: Profile
-    embodiment: Embodiment
-    stores: tuple[Store, ...]
-    train: Rows
-    held_out: Rows
-    paraphrases: Paraphrases
-    left_out: tuple[Problem, ...] = ()
-
-
-class Samples:
-    """Samples of all data sets.
-
-    Attributes:
-        datasets: opened.
-        profiles, embodiments: by robot.
-        train, held_out: the plain samples in order, without augmentation and paraphrases.
-        instructions: every text that a sample may come with.
-    """
-
-    def __init__(
-        self, datasets: Sequence[DataSet], waypoints: int, augmentation: Augmentation, seed: int
-    ) -> None:
-        self.datasets = tuple(datasets)
-        self.profiles: Mapping[str, Profile] = {each.profile.name: each.profile for each in datasets}
-        self.embodiments: Mapping[str, Embodiment] = {each.embodiment.robot: each.embodiment for each in datasets}
-        self._waypoints, self._seed = waypoints, seed
-        self._augmenter = Augmenter(augmentation)
-        self._order = WeightedOrder([len(each.train) for each in datasets], [e.settings.weight for e in datasets], seed)
-        self._first = np.concatenate([[0], np.cumsum([len(each.train) for each in datasets])])
-        self.train: Sequence[Sample] = _Rows(self.datasets, [each.train for each in datasets], self._plain)
-        self.held_out: Sequence[Sample] = _Rows(self.datasets, [each.held_out for each in datasets], self._plain)
-        self.instructions: Sequence[str] = sorted({
-            text for each in datasets for store in each.stores for episode in store.episodes
-            for text in each.paraphrases.of(episode.instruction)
-        })
-
-    def draw(self, index: int) -> Sample:
-        """Return the ``index``-th sample of an endless sequence: weighted, shuffled, reworded, augmented.
-
-        It depends on the seed and the index alone.
-        """
-        number, row = self._order.at(index)
-        dataset = self.datasets[number]
-        plain = self._plain(dataset, dataset.train[row], index, int(self._first[number]) + row)
-        words = dataset.paraphrases.draw(plain.instruction, np.random.default_rng([self._seed, _WORDS, index]))
-        if self._augmenter.idle:
-            return replace(plain, instruction=words)
-        random = np.random.default_rng([self._seed, _PICTURES, index])
-        images = self._augmenter(plain.images, random, plain.embodiment.slots[0])
-        return replace(plain, instruction=words, images=images)
-
-    def statistics(self, robot: str, state_mode: str, action_mode: str) -> Statistics:
-        """Return how a robot's state and actions in the training samples are normalised.
-
-        Grippers that a sigmoid decodes, and modes that leave numbers alone, stay as they are.
-
-        Args:
-            robot: its name.
-            state_mode, action_mode: keys of ``model.normalisers.MODES``, in any case.
-        """
-        state, action = self.channel_statistics(robot)
-        spec = self.profiles[robot].action_spec
-        sigmoid = [i for i, role in enumerate(spec.roles) if role == GRIPPER] if spec.gripper_is_probability else []
-        return Statistics(normaliser(state.stats(), state_mode), normaliser(action.stats(), action_mode, sigmoid))
-
-    def channel_statistics(self, robot: str) -> tuple[ChannelStatistics, ChannelStatistics]:
-        """Return the statistics of a robot's states and of its recorded waypoints."""
-        width = self.profiles[robot].state_width
-        state, action = ChannelStatistics(width), ChannelStatistics(width)
-        for dataset in self.datasets:
-            if dataset.profile.name != robot:
-                continue
-            for number, store in enumerate(dataset.stores):
-                rows = dataset.train[dataset.train[:, 0] == number, 1]
-                state.add(store.state[rows])
-                for episode, stamps in _by_episode(store, rows):
-                    due = np.stack([waypoint_times(stamp, dataset.profile, self._waypoints) for stamp in stamps])
-                    recorded = due <= store.episodes[episode].end
-                    action.add(store.episodes[episode].path.at(due)[recorded])
-        if not action.count:  # episodes shorter than the first waypoint
-            action.add(np.concatenate([e.path.values for d in self.datasets for s in d.stores for e in s.episodes
-                                       if d.profile.name == robot]))
-        return state, action
-
-    def summary(self) -> list[dict[str, object]]:
-        """Return a row of a table for each data set: robot, domain, episodes, samples, actions, what was left out."""
-        return [
-            {
-                "robot": each.profile.name, "domain": each.embodiment.domain_id, "recordings": len(each.stores),
-                "episodes": sum(len(store.episodes) for store in each.stores), "samples": len(each.train),
-                "held out": len(each.held_out), "weight": each.settings.weight,
-                "actions": "commanded" if all(store.commanded for store in each.stores) else "measured",
-                "left out": sum(sum(store.skipped.values()) for store in each.stores) + len(each.left_out),
-            }
-            for each in self.datasets
-        ]
-
-    def _plain(self, dataset: DataSet, place: Rows, index: int, number: int) -> Sample:
-        store, row = dataset.stores[int(place[0])], int(place[1])
-        episode = store.episodes[int(np.searchsorted(store.first, row, side="right")) - 1]
-        stamp = int(store.stamps[row])
-        due = waypoint_times(stamp, dataset.profile, self._waypoints)
-        return Sample(
-            dataset.embodiment, store.images(row), np.array(store.state[row]), episode.path.at(due),
-            due <= episode.end, episode.instruction, index, f"{store.source}, episode {episode.key}", stamp, number,
-        )
-
-
-class _Rows(Sequence[Sample]):
-    """Samples of some rows of every data set, one after the other."""
-
-    def __init__(
-        self, datasets: Sequence[DataSet], rows: Sequence[Rows], make: Callable[[DataSet, Rows, int, int], Sample]
-    ) -> None:
-        self._datasets, self._rows, self._make = datasets, rows, make
-        self._first = np.concatenate([[0], np.cumsum([len(each) for each in rows])])
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        index %= len(self)
-        number = int(np.searchsorted(self._first, index, side="right")) - 1
-        place = self._rows[number][index - int(self._first[number])]
-        return self._make(self._datasets[number], place, index, index)
 
 
 def open_datasets(
@@ -182,6 +30,7 @@ def open_datasets(
     cache: Path | str,
     augmentation: Augmentation | None = None,
     seed: int = 0,
+    workers: int = 1,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Samples:
     """Open, check and cache data sets.
@@ -193,6 +42,7 @@ def open_datasets(
         cache: folder of decoded pictures, shared by all runs.
         augmentation: of the pictures of ``Samples.draw``; None changes nothing.
         seed: of the order, the wordings and the augmentation.
+        workers: processes that decode recordings which the cache does not hold yet.
         progress: told what is being done, in one line.
 
     Raises:
@@ -202,7 +52,7 @@ def open_datasets(
     opened: list[DataSet] = []
     for entry in settings:
         try:
-            opened.append(_open(entry, image_size, Path(cache), progress))
+            opened.append(_open(entry, image_size, Path(cache), workers, progress))
         except ProfileError as error:
             problems += error.problems
     problems += _conflicts(opened)
@@ -253,10 +103,12 @@ def recordings_of(entry: DatasetSettings) -> Iterator[Recording]:
 
 
 def _open(
-    entry: DatasetSettings, image_size: tuple[int, int] | None, cache: Path, progress: Callable[[str], None]
+    entry: DatasetSettings, image_size: tuple[int, int] | None, cache: Path, workers: int,
+    progress: Callable[[str], None],
 ) -> DataSet:
     recordings = list(recordings_of(entry))
     stores, problems = [], []
+    _decode_together(recordings, image_size, cache, workers, progress)
     for number, recording in enumerate(recordings, 1):
         progress(f"{recording.source} ({number} of {len(recordings)})")
         try:
@@ -283,6 +135,26 @@ def _open(
     return DataSet(
         entry, profile, embodiment, tuple(stores), train, held_out, Paraphrases(others), tuple(problems)
     )
+
+
+def _decode_together(
+    recordings: Sequence[Recording], image_size: tuple[int, int] | None, cache: Path, workers: int,
+    progress: Callable[[str], None],
+) -> None:
+    """Make the stores that are not there yet in several processes; what fails is tried, and said, by the caller."""
+    if workers < 2 or len(recordings) < 2:
+        return
+    # a fork of a process that runs threads of torch or ROS may hang
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(recordings)), mp_context=context) as pool:
+        waiting = {
+            pool.submit(make_store, recording, cache, image_size, recording.profile.policy.image_pipeline): recording
+            for recording in recordings
+        }
+        for number, done in enumerate(as_completed(waiting), 1):
+            progress(f"{waiting[done].source} ({number} of {len(recordings)})")
+            if isinstance(error := done.exception(), BaseException) and not isinstance(error, SamplesError):
+                raise error
 
 
 def _paths(entry: DatasetSettings) -> list[Path]:
@@ -368,9 +240,3 @@ def _split(stores: Sequence[Store], entry: DatasetSettings) -> tuple[Rows, Rows]
 
 def _joined(parts: Sequence[Rows]) -> Rows:
     return np.concatenate(parts).astype(np.int64) if parts else np.zeros((0, 2), dtype=np.int64)
-
-
-def _by_episode(store: Store, rows: Rows) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    episodes = np.searchsorted(store.first, rows, side="right") - 1
-    for episode in np.unique(episodes):
-        yield int(episode), store.stamps[rows[episodes == episode]]

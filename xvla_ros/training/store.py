@@ -116,6 +116,11 @@ def open_store(recording: Recording, cache: Path, size: Size | None, pipeline: s
     Raises:
         SamplesError: the recording has problems, gives no sample, or does not fit on the disk.
     """
+    return _read(make_store(recording, cache, size, pipeline), recording)
+
+
+def make_store(recording: Recording, cache: Path, size: Size | None, pipeline: str) -> Path:
+    """Make the store of a recording where there is none, and return its folder; arguments and errors as above."""
     folder = cache / store_name(recording, size, pipeline)
     if not (folder / META).is_file():
         try:
@@ -124,7 +129,7 @@ def open_store(recording: Recording, cache: Path, size: Size | None, pipeline: s
                     _make(recording, folder, Resizer(size, pipeline))
         except OSError as error:
             raise _full(folder, error) from error
-    return _read(folder, recording)
+    return folder
 
 
 @contextmanager
