@@ -132,7 +132,7 @@ def test_a_profile_of_other_names_and_units_has_the_same_tasks():
 
 
 def test_an_unknown_task_is_answered_with_those_there_are():
-    with pytest.raises(UnknownTaskError, match=r"'juggle' for robot 'widowx'; expected one of: touch"):
+    with pytest.raises(UnknownTaskError, match=r"'juggle' for robot 'widowx'; expected one of: touch, pick_place"):
         load_task(profile_of("widowx"), "juggle")
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.scenes import scene_for
 from xvla_ros.simulation.tasks.layouts import Regions
+from xvla_ros.simulation.tasks.pick_place import PickPlace
 from xvla_ros.simulation.tasks.task import Task
 from xvla_ros.simulation.tasks.touch import Touch
 from xvla_ros.simulation.world import TIMESTEP
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Touch,)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Touch, PickPlace)}
+
+# Open fingers need room.
+GRASP_CLEAR = 0.125  # m between a cube to be grasped and the middle of the bowl,
+GRASP_APART = 0.075  # and between the middles of two cubes
 
 # Scene → task → where things lie; table top at z = 0, arms facing +x, m.
 REGIONS: dict[str, dict[str, Regions]] = {
@@ -23,12 +28,24 @@ REGIONS: dict[str, dict[str, Regions]] = {
             ),
             bowl=((0.34, -0.06), (0.37, 0.06)),
         ),
+        "pick_place": Regions(
+            cubes=(((0.16, 0.09), (0.28, 0.28)), ((0.16, -0.28), (0.28, -0.09))),
+            bowl=((0.22, -0.025), (0.25, 0.025)),
+            clear=GRASP_CLEAR,
+            apart=GRASP_APART,
+        ),
     },
     "so101": {
         "touch": Regions(cubes=(((0.20, -0.18), (0.33, 0.11)),), bowl=((0.23, 0.16), (0.26, 0.19))),
+        "pick_place": Regions(
+            cubes=(((0.20, -0.17), (0.29, 0.05)),), bowl=((0.20, 0.15), (0.23, 0.18)), clear=GRASP_CLEAR, apart=GRASP_APART
+        ),
     },
     "widowx": {
         "touch": Regions(cubes=(((0.20, -0.13), (0.36, 0.12)),), bowl=((0.27, 0.20), (0.30, 0.22))),
+        "pick_place": Regions(
+            cubes=(((0.20, -0.12), (0.34, 0.08)),), bowl=((0.26, 0.19), (0.29, 0.21)), clear=GRASP_CLEAR, apart=GRASP_APART
+        ),
     },
     "agibot": {
         "touch": Regions(cubes=(((0.575, -0.15), (0.68, 0.15)),), apart=0.085),

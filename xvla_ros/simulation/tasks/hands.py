@@ -94,10 +94,10 @@ _SO101 = HandFigures(
     jaw=(1.0, 0.0, 0.0),
     tip=(0.004, 0.0, 0.006),
     grasp=(-0.013, 0.0, -0.005),
-    around=(-0.020, 0.0, -0.005),
+    around=(-0.022, 0.0, -0.005),
     lean=((0.20, 0.0), (0.34, 0.7)),
     reach=(0.16, 0.33),
-    grasp_reach=(0.16, 0.30),
+    grasp_reach=(0.16, 0.27),
 )
 
 
@@ -254,22 +254,32 @@ class Hand:
         Raises:
             UnreachableError: naming the place.
         """
-        rolls = 2 * np.pi * np.arange(ROLLS) / ROLLS
-        return self.at(place, self.figures.tip, self.approach_to(place), rolls, near)
+        return self.anyhow(place, self.figures.tip, near)
 
-    def grasping(self, place: Floats, yaw: float, offset: Vec3, near: Floats | None = None) -> Floats:
+    def grasping(
+        self, place: Floats, yaw: float, offset: Vec3, approach: Floats, near: Floats | None = None
+    ) -> Floats:
         """Joint positions [K] that bring the hand's point ``offset`` to ``place``, the jaw along a cube's faces.
 
         Args:
             place: of the cube's middle.
             yaw: of the cube.
             offset: ``figures.around`` or ``figures.grasp``.
+            approach: where the fingers point.
             near: posture to stay close to.
 
         Raises:
             UnreachableError: naming the place.
         """
-        rolls = yaw + np.array(FLIPS)
+        return self.at(place, offset, approach, yaw + np.array(FLIPS), near)
+
+    def anyhow(self, place: Floats, offset: Vec3, near: Floats | None = None) -> Floats:
+        """Joint positions [K] that bring a point of the hand to ``place``, leaning as it should, turned in any way.
+
+        Raises:
+            UnreachableError: naming the place.
+        """
+        rolls = 2 * np.pi * np.arange(ROLLS) / ROLLS
         return self.at(place, offset, self.approach_to(place), rolls, near)
 
     def at(

@@ -42,5 +42,5 @@ class ExecutionNoise:
         """How far [J] each joint goes astray within the next period, in rad or m; little just before a stop."""
         fresh = self._rng.normal(size=len(self._speed)) * np.sqrt(1.0 - self._keep**2)
         self._speed = self._keep * self._speed + self._spread * fresh
-        share = min(1.0, FLOOR + plan.to_stop / NEAR)
+        share = plan.noise * min(1.0, FLOOR + plan.to_stop / NEAR)
         return self._speed * self._period * share

@@ -7,6 +7,7 @@ in the order of the profile's joints; times in s.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +23,19 @@ BRAKING = 0.12  # s: half of the time that the last part of a way before a stop 
 
 @dataclass(frozen=True, eq=False)
 class Leg:
-    """A posture [J] on the way, and whether the arms come to a stop in it."""
+    """The way to a posture.
+
+    Attributes:
+        posture: [J].
+        stop: whether the arms come to rest in it.
+        speed: share of the usual speed.
+        noise: share of the usual noise of the execution that this way bears.
+    """
 
     posture: Floats
     stop: bool = False
     speed: float = 1.0
+    noise: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +46,13 @@ class Plan:
         start: [J], where the joints are.
         legs: what follows.
         speeds: [J], the greatest speed of each joint.
+        grippers: places of the joints that go to a leg's posture as fast as they can, whatever the others do.
     """
 
     start: Floats
     legs: tuple[Leg, ...]
     speeds: Floats
+    grippers: tuple[int, ...] = ()
 
     def at(self, times: ArrayLike) -> Floats:
         """Positions [K, J] at ``times`` [K] from now; after the last posture, that one."""
@@ -55,6 +66,10 @@ class Plan:
             inside = left & (wanted < begin + duration)
             share = _progress(wanted[inside] - begin, cost, leg.stop)[:, None]
             positions[inside] = posture + share * (leg.posture - posture)
+            for gripper in self.grippers:
+                way = leg.posture[gripper] - posture[gripper]
+                gone = np.minimum(leg.speed * self.speeds[gripper] * (wanted[inside] - begin), abs(way))
+                positions[inside, gripper] = posture[gripper] + np.sign(way) * gone
             left &= ~inside
             begin, posture = begin + duration, leg.posture
         positions[left] = posture
@@ -71,13 +86,21 @@ class Plan:
                 break
         return total
 
+    @property
+    def noise(self) -> float:
+        """Share of the usual noise that the present leg bears."""
+        return self.legs[0].noise
+
     def _cost(self, posture: Floats, leg: Leg) -> float:
         return float((np.abs(leg.posture - posture) / self.speeds).max()) / leg.speed
 
 
-def speeds(profile: Profile) -> Floats:
-    """Speeds [J] that experts use."""
-    return SPEED * np.array([joint.max_velocity for joint in profile.joints.ordered])
+def speeds(profile: Profile, grippers: Sequence[int]) -> Floats:
+    """Speeds [J] that experts use; grippers, at these places, may be as fast as the profile lets them."""
+    greatest = np.array([joint.max_velocity for joint in profile.joints.ordered])
+    share = np.full(len(greatest), SPEED)
+    share[list(grippers)] = 1.0
+    return share * greatest
 
 
 def _duration(cost: float, stop: bool) -> float:

@@ -14,7 +14,7 @@ from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.tasks.contacts import Contacts
 from xvla_ros.simulation.tasks.hands import HANDS, Hand, hands_of
 from xvla_ros.simulation.tasks.layouts import TRIES, Goal, Layout, NoLayoutError, Regions, in_order
-from xvla_ros.simulation.tasks.plan import Plan
+from xvla_ros.simulation.tasks.plan import Leg, Plan, speeds
 from xvla_ros.simulation.world import World
 
 Floats = NDArray[np.float64]
@@ -57,12 +57,18 @@ class Cell:
         self.hands = hands_of(world)
         self.contacts = Contacts(world, self.hands, world.scene.props)
         self.order = world.profile.joints.policy_order
+        self.grippers = tuple(hand.gripper for hand in self.hands.values())
+        self.speeds = speeds(world.profile, self.grippers)
         self.home = np.array([world.scene.home[joint] for joint in self.order])
 
     @property
     def positions(self) -> Floats:
         """[J], rad or m, in the order of the profile's joints."""
         return np.array(list(self.world.positions().values()))
+
+    def way(self, start: Floats, legs: Sequence[Leg]) -> Plan:
+        """A plan from ``start`` [J], at the speeds that experts use."""
+        return Plan(start, tuple(legs), self.speeds, self.grippers)
 
     def place(self, prop: str) -> Floats:
         """Where the middle of a prop is."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.simulation.room import CUBES
 from xvla_ros.simulation.tasks.layouts import Goal, Layout
-from xvla_ros.simulation.tasks.plan import Leg, Plan, speeds
+from xvla_ros.simulation.tasks.plan import Leg, Plan
 from xvla_ros.simulation.tasks.task import Cell, Expert, Task, spoken, within
 from xvla_ros.simulation.world import World
 
@@ -67,7 +67,6 @@ class TouchExpert(Expert):
     def __init__(self, cell: Cell, layout: Layout) -> None:
         self._cell, self._prop, self._name = cell, layout.goal.prop, layout.hand
         self._hand = cell.hands[layout.hand]
-        self._speeds = speeds(cell.world.profile)
         self._at = np.full(3, np.inf)
         self._over = self._on = cell.home
 
@@ -81,8 +80,8 @@ class TouchExpert(Expert):
         down = Leg(self._on, stop=True)
         near, wider = FUNNEL
         if above > -0.01 and apart < near * cell.half(self._prop) + wider * max(above, 0.0):
-            return Plan(now, (down,), self._speeds)
-        return Plan(now, (Leg(self._over), down), self._speeds)
+            return cell.way(now, [down])
+        return cell.way(now, [Leg(self._over), down])
 
     def _target(self) -> Floats:
         return self._at + np.array([0.0, 0.0, self._cell.half(self._prop) - PRESS])
