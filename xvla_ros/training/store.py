@@ -1,4 +1,4 @@
-"""Frames decoded and resized once, kept on disk so that a draw is a copy out of memory-mapped pixels.
+"""Frames decoded and resized once, kept on disk as plain pixels so that a draw is a short read.
 
 A store is a folder of one recording, named by a fingerprint of everything in it depends on:
 
@@ -38,21 +38,21 @@ META, NUMBERS = "store.json", "numbers.npz"
 Size = tuple[int, int]
 
 
+@dataclass(frozen=True)
 class PictureFile:
-    """Pictures uint8 [N, H, W, 3] of a file, mapped into memory when first read, in each process anew."""
+    """Pictures uint8 [N, H, W, 3] of a file, read one at a time.
 
-    def __init__(self, file: Path, shape: tuple[int, int, int, int]) -> None:
-        self._file, self.shape = file, shape
-        self._mapped: NDArray[np.uint8] | None = None
+    The file is opened for each: a data set of a thousand bags would otherwise hold more files open than a process may.
+    The system keeps the pages in memory as it does those of a mapping.
+    """
+
+    file: Path
+    shape: tuple[int, int, int, int]
 
     def __getitem__(self, row: int) -> NDArray[np.uint8]:
-        """Return a copy of one picture."""
-        if self._mapped is None:
-            self._mapped = np.memmap(self._file, np.uint8, "r", shape=self.shape)
-        return np.array(self._mapped[row])
-
-    def __reduce__(self) -> tuple[type[PictureFile], tuple[Path, tuple[int, int, int, int]]]:
-        return PictureFile, (self._file, self.shape)
+        """Return a picture."""
+        size = self.shape[1] * self.shape[2] * 3
+        return np.fromfile(self.file, np.uint8, size, offset=row * size).reshape(self.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class Store:
         return len(self.stamps)
 
     def images(self, row: int) -> dict[str, NDArray[np.uint8]]:
-        """Return the pictures of a row, copied out of the file."""
+        """Return the pictures of a row."""
         return {
             slot: self.pictures[slot][row]
             for number, slot in enumerate(self.slots)
