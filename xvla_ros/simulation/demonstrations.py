@@ -136,6 +136,7 @@ class Demonstrator:
             NoLayoutError: the task's regions leave no room.
         """
         seed, variant = self._settings.of_episode(index)
+        self._world.restart()
         layout = self._task.reset(self._world, np.random.default_rng(seed), variant)
         draft = path.with_name(path.name + ".part")
         document = profile_document([self._settings.profile])

@@ -38,13 +38,19 @@ REGIONS: dict[str, dict[str, Regions]] = {
     "so101": {
         "touch": Regions(cubes=(((0.20, -0.18), (0.33, 0.11)),), bowl=((0.23, 0.16), (0.26, 0.19))),
         "pick_place": Regions(
-            cubes=(((0.20, -0.17), (0.29, 0.05)),), bowl=((0.20, 0.15), (0.23, 0.18)), clear=GRASP_CLEAR, apart=GRASP_APART
+            cubes=(((0.20, -0.17), (0.29, 0.05)),),
+            bowl=((0.20, 0.15), (0.23, 0.18)),
+            clear=GRASP_CLEAR,
+            apart=GRASP_APART,
         ),
     },
     "widowx": {
         "touch": Regions(cubes=(((0.20, -0.13), (0.36, 0.12)),), bowl=((0.27, 0.20), (0.30, 0.22))),
         "pick_place": Regions(
-            cubes=(((0.20, -0.12), (0.34, 0.08)),), bowl=((0.26, 0.19), (0.29, 0.21)), clear=GRASP_CLEAR, apart=GRASP_APART
+            cubes=(((0.20, -0.12), (0.34, 0.08)),),
+            bowl=((0.26, 0.19), (0.29, 0.21)),
+            clear=GRASP_CLEAR,
+            apart=GRASP_APART,
         ),
     },
     "agibot": {

@@ -17,8 +17,8 @@ from xvla_ros.simulation.world import World
 
 Floats = NDArray[np.float64]
 
-CARRIED = 0.06  # m over the table at which a cube's middle is let go above the bowl
-HIGH = 0.085  # m over the table through which it is carried there: ways between postures sag
+CARRIED = np.array([0.0, 0.0, 0.06])  # m over the bowl's foot at which a cube's middle is let go above the bowl
+HIGH = np.array([0.0, 0.0, 0.085])  # m over it through which it is carried there: ways between postures sag
 ARRIVED = 0.03  # rad of the joint furthest from the posture over the bowl in which the hand lets go: it has stopped
 GENTLE = 0.3  # of the usual speed, for opening: a cube that is flicked misses the bowl
 LOW = 0.04  # m: a held cube below this is lifted before it is carried
@@ -102,8 +102,8 @@ class PickPlaceExpert(Expert):
         """Postures high over the bowl, and where the cube is let go."""
         if self._drop is None:
             grasp = self._hand.figures.grasp
-            self._drop = self._hand.anyhow(bowl + [0.0, 0.0, CARRIED], grasp, near=self._grasper.over)
-            self._high = self._hand.anyhow(bowl + [0.0, 0.0, HIGH], grasp, near=self._drop)
+            self._drop = self._hand.anyhow(bowl + CARRIED, grasp, near=self._grasper.over)
+            self._high = self._hand.anyhow(bowl + HIGH, grasp, near=self._drop)
         closed = self._grasper.closed
         return self._cell.posture(self._name, self._high, closed), self._cell.posture(self._name, self._drop, closed)
 

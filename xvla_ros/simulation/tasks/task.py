@@ -136,7 +136,7 @@ class Task(ABC):
         """Whether the present state is a success, and whether it is wrong."""
 
     def reset(self, world: World, rng: np.random.Generator, variant: int = 0) -> Layout:
-        """Begins an episode in ``world``: props, light, colours and start postures from ``rng``, time at 0.
+        """Begins an episode in ``world``: props, light, colours and start postures from ``rng``; time goes on.
 
         Args:
             world: the task's robot.
@@ -147,7 +147,6 @@ class Task(ABC):
             NoLayoutError: the regions leave no room.
         """
         world.reset()
-        world.restart()
         cell = self._cell_of(world)
         props, goals = self._draw(cell, rng)
         amount = self.variation
