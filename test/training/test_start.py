@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import ARM, MODEL, PAIR, TEXTS, TinySource, tiny_settings
+from tiny import ARM, MODEL, TEXTS, TinySource, tiny_settings
 
 from xvla_ros.model import checkpoint
 from xvla_ros.training.config_file import TrainingError
