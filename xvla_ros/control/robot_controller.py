@@ -68,22 +68,23 @@ class RobotController:
         profile: the robot.
         clock: where time is read.
         workspace: the boxes its tools stay in; None for a robot without.
-        newest_only: columns that an ensemble does not average, its grippers.
+        grippers: columns that an ensemble does not average, and that may begin anywhere: opening leaps.
     """
 
     def __init__(
-        self, profile: Profile, clock: Clock, workspace: Workspace | None = None, newest_only: Sequence[int] = ()
+        self, profile: Profile, clock: Clock, workspace: Workspace | None = None, grippers: Sequence[int] = ()
     ) -> None:
         self._profile = profile
         self._clock = clock
         self._limits = JointLimits.of(profile)
         self._limiter = Limiter(self._limits)
         self._workspace = workspace or Workspace({})
+        self._grippers = list(grippers)
         timing, smoothing = profile.timing, profile.smoothing
         self._window_times = window_times(timing.lead, timing.lookahead, timing.command_rate)
         self._lead_ns = round(timing.lead * S_TO_NS)
         self._ensemble = (
-            Ensemble(smoothing.ensemble_decay, tuple(newest_only)) if smoothing.method == "ensemble" else None
+            Ensemble(smoothing.ensemble_decay, tuple(grippers)) if smoothing.method == "ensemble" else None
         )
         self._lock = threading.RLock()
         self._latency = LatencyWindow()
@@ -300,6 +301,7 @@ class RobotController:
             return ""
         first = trajectory.positions[int(np.argmax(usable))]
         share = np.abs(first - self._measured) / self._range()
+        share[self._grippers] = 0.0
         worst = int(np.argmax(share))
         if share[worst] <= self._profile.safety.first_step:
             return ""

@@ -360,7 +360,7 @@ class Safety(Section):
         le=1.0,
         changeable=True,
         description="Where a motion starts from the measured joints, its first waypoint may be this share of a "
-        "joint's range away; a chunk that asks for more is refused.",
+        "joint's range away; a chunk that asks for more is refused. Grippers may leap.",
     )
     deviation: float = setting(
         0.1,
