@@ -22,6 +22,7 @@ from xvla_ros.training.groups import (
 )
 
 FULL = XvlaConfig()
+POLICY_PARTS = tuple(f"transformer.{part}" for part in ("blocks.", "norm.", "pos_emb", "vlm_proj.", "aux_visual_proj."))
 # From the published network, part by part.
 SIZES = {
     VLM: 360_632_320 + 207_873_024 + 2_201_600,
@@ -74,11 +75,10 @@ def test_only_matrices_decay_and_no_row_of_a_domain(full, tmp_path):
     [
         ("vision_encoder", "vlm.vision_tower."),
         ("language_encoder", "vlm.language_model."),
-        ("policy_transformer", ("transformer.blocks.", "transformer.norm.", "transformer.pos_emb", "transformer.vlm_proj.",
-                                "transformer.aux_visual_proj.")),
+        ("policy_transformer", POLICY_PARTS),
         ("soft_prompts", "transformer.soft_prompt_hub."),
     ],
-)  # fmt: skip
+)
 def test_a_switch_freezes_its_part_and_nothing_else(full, tmp_path, switch, still):
     moving = set(trainable(full, tiny_settings(tmp_path, freeze={switch: True})))
     assert moving == {name for name, _ in full.named_parameters() if not name.startswith(still)}

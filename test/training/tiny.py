@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,12 @@ class TinySource:
         self.profiles: Mapping[str, Profile] = {}
         self.instructions: Sequence[str] = TEXTS
         made = [_sample(embodiments[n % len(embodiments)], n, seed) for n in range(samples + held_out)]
-        self.train, self.held_out = made[:samples], made[samples:]
+        self.train = [replace(each, row=row) for row, each in enumerate(made[:samples])]
+        self.held_out = [replace(each, row=row) for row, each in enumerate(made[samples:])]
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.md5(b"".join(each.state.tobytes() for each in [*self.train, *self.held_out])).hexdigest()
 
     def draw(self, index: int) -> Sample:
         """Any fixed shuffle will do."""

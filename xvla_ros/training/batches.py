@@ -16,6 +16,7 @@ from xvla_ros.model.policy import Policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.training import draws
 from xvla_ros.training.config import Batch as BatchSettings
+from xvla_ros.training.features import Features
 from xvla_ros.training.objective import TrainingBatch
 from xvla_ros.training.sample import Sample
 
@@ -28,6 +29,7 @@ class Source(Protocol):
         profiles: by robot; a robot may have none.
         embodiments: by robot, as they are trained.
         instructions: every text that a sample may come with.
+        fingerprint: a digest of which samples these are.
     """
 
     train: Sequence[Sample]
@@ -35,6 +37,9 @@ class Source(Protocol):
     profiles: Mapping[str, Profile]
     embodiments: Mapping[str, Embodiment]
     instructions: Sequence[str]
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def draw(self, index: int) -> Sample:
         """The ``index``-th sample of an endless, shuffled sequence."""
@@ -83,6 +88,7 @@ class Preparation:
         self.modes = {name: policy.action_mode(record.embodiment) for name, record in policy.robots.items()}
         self.width = policy.network.action_mode.width
         self.seed, self.size = seed, size
+        self.features: Features | None = None
 
     def batch(self, samples: Sequence[Sample]) -> TrainingBatch:
         """Prepare samples whose ``index`` is their global number."""
@@ -102,10 +108,13 @@ class Preparation:
         Raises:
             ValueError: naming the recording and what of the sample does not fit.
         """
-        actions = [self._action(sample) for sample in samples]
-        seen = self.processor.batch([sample.observation() for sample in samples])
+        actions = torch.stack([self._action(sample) for sample in samples])
         modes = tuple(self.modes[sample.robot].name for sample in samples)
-        return TrainingBatch(seen, torch.stack(actions), noise, times, modes)
+        if self.features is not None:
+            kept = self.features.batch(samples, self.processor)
+            return TrainingBatch(kept.seen, actions, noise, times, modes, kept.grids)
+        seen = self.processor.batch([sample.observation() for sample in samples])
+        return TrainingBatch(seen, actions, noise, times, modes)
 
     def _action(self, sample: Sample) -> torch.Tensor:
         if len(sample.actions) != self.config.chunk_size or not np.isfinite(sample.actions).all():

@@ -12,19 +12,17 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from xvla_ros.robots.problems import Problem
-from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.objective import TrainingBatch
 from xvla_ros.training.parallel import whole
-from xvla_ros.training.phases import phase
 from xvla_ros.training.progress import Row
 
 
 class Meter:
     """Means over the steps since the last row."""
 
-    def __init__(self, accelerator: Accelerator, settings: TrainSettings, seconds: float) -> None:
-        self.accelerator, self.settings, self.seconds = accelerator, settings, seconds
+    def __init__(self, accelerator: Accelerator, seconds: float) -> None:
+        self.accelerator, self.seconds = accelerator, seconds
         self._begun: float | None = None
         self._clear()
 
@@ -58,7 +56,7 @@ class Meter:
         self._time += took
         self.seconds += took
 
-    def row(self, step: int, rates: Mapping[str, float], held_out: float | None) -> Row:
+    def row(self, step: int, name: str, rates: Mapping[str, float], held_out: float | None) -> Row:
         """Close the interval. Every process must take part.
 
         Raises:
@@ -79,7 +77,7 @@ class Meter:
         norm = float(torch.stack(self._norms).mean())
         processes = self.accelerator.num_processes
         row = Row(
-            step, phase(self.settings.schedule, step - 1), loss, norm, dict(rates),
+            step, name, loss, norm, dict(rates),
             self._samples * processes / max(self._time, 1e-9), self._waiting / max(self._time, 1e-9), self.seconds,
             held_out, mean,
         )  # fmt: skip

@@ -16,7 +16,8 @@ from xvla_ros.model.problems import CheckpointError
 from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError, read_settings
-from xvla_ros.training.datasets import Samples, open_datasets
+from xvla_ros.training.datasets import open_datasets
+from xvla_ros.training.samples import Samples
 
 SETTINGS_FILE = "train.yaml"
 INTERRUPTED = 130
@@ -57,7 +58,8 @@ def _train(settings: TrainSettings, dry_run: bool) -> int:
     with accelerator.main_process_first():
         source = open_datasets(
             settings.datasets, waypoints=config.chunk_size, image_size=config.image_size, cache=settings.cache,
-            augmentation=settings.augmentation, seed=settings.seed, progress=lambda text: say(f"reading {text}"),
+            augmentation=settings.augmentation, seed=settings.seed, workers=max(1, settings.batch.workers),
+            progress=lambda text: say(f"reading {text}"),
         )  # fmt: skip
     trainer = Trainer(settings, source, make_policy(settings, source, start), accelerator)
     _announce(say, source, trainer.summary())

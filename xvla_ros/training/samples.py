@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -124,6 +125,15 @@ class Samples:
             action.add(np.concatenate([e.path.values for d in self.datasets for s in d.stores for e in s.episodes
                                        if d.profile.name == robot]))
         return state, action
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of which samples these are: the recordings, how they are kept, and what is held out."""
+        digest = hashlib.blake2b(digest_size=16)
+        for each in self.datasets:
+            digest.update(" ".join(store.folder.name for store in each.stores).encode())
+            digest.update(each.train.tobytes() + b"|" + each.held_out.tobytes())
+        return digest.hexdigest()
 
     def summary(self) -> list[dict[str, object]]:
         """Return a row of a table for each data set: robot, domain, episodes, samples, actions, what was left out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.domain_rows import RowMask, row_weights
 from xvla_ros.training.ema import Average
+from xvla_ros.training.features import Features, compute, features_name
 from xvla_ros.training.groups import Group, make_groups, trainable
 from xvla_ros.training.meter import Meter
 from xvla_ros.training.objective import FlowObjective, TrainingBatch, recompute_activations, set_dropout
 from xvla_ros.training.parallel import like, share_of, whole, without_sync, wrap
-from xvla_ros.training.phases import active_groups, rate
+from xvla_ros.training.phases import active_groups, phase, rate
 from xvla_ros.training.progress import Progress
+from xvla_ros.training.sample import Sample
 from xvla_ros.training.saving import gather, policy_of, replace_checkpoint
 from xvla_ros.training.start import trained_domains
 from xvla_ros.training.state import State, last_state, require_same, write_state
@@ -59,6 +61,7 @@ class Trainer:
         self._prepare_network()
         self.objective = FlowObjective(self.network)
         self.fingerprint = self._fingerprint()
+        self.held_out = self._preparations()
         self.wrapped = wrap(self.objective, accelerator, settings)
         moving = trainable(self.network, settings)
         self.groups = make_groups(self.network, moving)
@@ -91,6 +94,23 @@ class Trainer:
         if model.activation_checkpointing:
             recompute_activations(network)
 
+    def _preparations(self) -> Preparation:
+        """Let samples come with kept features, where they are asked for; return how held-out samples are prepared."""
+        if not self.settings.features:
+            return self.preparation
+        held_out = Preparation(self.policy, self.settings.seed, self.settings.batch.size)
+        with self.accelerator.main_process_first():
+            self.preparation.features = self._features("train", self.source.train)
+            if len(self.source.held_out):
+                held_out.features = self._features("held_out", self.source.held_out)
+        return held_out
+
+    def _features(self, part: str, samples: Sequence[Sample]) -> Features:
+        views = self.network.config.num_image_views or 1
+        file = Path(self.settings.cache) / features_name(self.network, self.source.fingerprint, part, views)
+        say = print if self.accelerator.is_main_process else lambda text: None
+        return compute(self.network, self.policy.processor, samples, file, self.accelerator.device, say)
+
     def _fingerprint(self) -> str:
         """What must be the same when a run goes on and is not in its states: still weights, words, normalisation."""
         digest = hashlib.blake2b(digest_size=16)
@@ -98,6 +118,7 @@ class Trainer:
             if not parameter.requires_grad:
                 digest.update(name.encode())
                 digest.update(parameter.detach().contiguous().cpu().numpy().tobytes())
+        digest.update(self.source.fingerprint.encode())
         digest.update(self.policy.processor.tokenizer.backend.to_str().encode())
         for robot in sorted(self.source.embodiments):
             statistics = self.policy.robots[robot].statistics
@@ -155,7 +176,7 @@ class Trainer:
             silent=not main,
         )  # fmt: skip
         stream = batches(self.source, self.preparation, self.share, settings.batch, self.step, settings.steps)
-        meter = Meter(self.accelerator, settings, self.seconds)
+        meter = Meter(self.accelerator, self.seconds)
         while self.step < self._last:
             meter.start()
             self._step(stream, meter)
@@ -163,7 +184,7 @@ class Trainer:
             is_last = self.step >= self._last
             held_out = self._held_out() if is_last or _due(self.step, settings.validation.every) else None
             if is_last or held_out is not None or _due(self.step, settings.log.log_every):
-                progress.row(meter.row(self.step, self._rates(self.step - 1), held_out))
+                progress.row(meter.row(self.step, self._phase(), self._rates(self.step - 1), held_out))
             self.rows, self.seconds = progress.rows, meter.seconds
             if is_last or _due(self.step, settings.log.save_every):
                 self.save()
@@ -222,12 +243,16 @@ class Trainer:
         self.average.update(self.step)
         return norm
 
+    def _phase(self) -> str:
+        """Name what the last step was part of."""
+        return "prompt" if self.settings.method == "prompt" else phase(self.settings.schedule, self.step - 1)
+
     def _rates(self, step: int) -> dict[str, float]:
         settings = self.settings
         return {name: rate(settings.optimizer, settings.schedule, name, step, settings.steps) for name in self.groups}
 
     def _held_out(self) -> float | None:
-        made = held_out_batches(self.source, self.preparation, self.share, self.settings)
+        made = held_out_batches(self.source, self.held_out, self.share, self.settings)
         if not made:
             return None
         self.wrapped.eval()
@@ -271,7 +296,7 @@ class Trainer:
             "method": settings.method,
             "from": settings.model.checkpoint or f"scratch ({settings.model.size})",
             "robots": {
-                name: {"domain_id": each.domain_id, "action_mode": each.action_mode}
+                name: {"domain_id": each.domain_id, "action_mode": self.preparation.modes[name].name}
                 for name, each in self.source.embodiments.items()
             },
             "domains": list(self.domains),
@@ -316,9 +341,17 @@ def _history(policy: Policy, summary: Mapping[str, Any]) -> dict[str, Any]:
     """The summary for the checkpoint, with that of the checkpoint it came from."""
     own = {key: value for key, value in summary.items() if key != "schema_version"}
     # Where things lay on the machine that trained is nobody's business.
-    own["settings"] = {key: value for key, value in own["settings"].items() if key not in ("output", "cache", "log")}
-    own["settings"]["datasets"] = [
-        {**each, "paths": [Path(path).name for path in each["paths"]]} for each in own["settings"]["datasets"]
-    ]
+    settings = {key: value for key, value in own["settings"].items() if key not in ("output", "cache", "log")}
+    settings["model"] = {
+        **settings["model"],
+        **{key: _name(settings["model"][key]) for key in ("checkpoint", "vision_from")},
+    }
+    settings["datasets"] = [{**each, "paths": [_name(path) for path in each["paths"]]} for each in settings["datasets"]]
+    own.update({"settings": settings, "from": _name(own["from"])})
     before = {key: value for key, value in policy.training.details.items() if key != "settings"}
     return {**own, "before": before} if before else own
+
+
+def _name(path: str) -> str:
+    """The last part of a path of this machine; anything else, such as a hub id, as it is."""
+    return Path(path).name if Path(path).is_absolute() or Path(path).exists() else path
