@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_new_robot(commands)
     _add_demos(commands)
+    _add_evaluate(commands)
     _add_record(commands)
     _add_train(commands)
     return parser
@@ -139,6 +140,27 @@ def _add_demos(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--noise", type=_share, default=1.0, help="of the execution, 0 none (default 1)")
     parser.add_argument("--variation", type=_share, default=1.0, help="of light and colours, 0 none (default 1)")
     parser.add_argument("--jobs", type=_count, default=1, help="processes that record at once (default 1)")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "evaluate", _evaluate, "measure how often a policy does a task in simulation",
+        "  xvla evaluate --task touch --episodes 100 --seed 1000\n"
+        "  xvla evaluate --robot widowx --task pick_place --checkpoint my_checkpoint --episodes 400 --in-process\n"
+        "  xvla evaluate --task touch --expert",
+    )
+    _add_robot(parser)
+    _add_task(parser)
+    parser.add_argument("--episodes", type=_count, default=20, help="how many (default 20)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the first layout, and of the sampler (default 0)")
+    parser.add_argument("--checkpoint", help="folder or hub id (default: the profile's)")
+    parser.add_argument("--in-process", action="store_true", help="step the simulator here, without ROS: for many")
+    parser.add_argument("--output", help="folder of report.json (default xvla_out/evaluate)")
+    parser.add_argument("--image-size", type=_count, default=256, help="pixels, square (default 256)")
+    parser.add_argument("--variation", type=_share, default=1.0, help="of light and colours, 0 none (default 1)")
+    parser.add_argument("--device", default="cpu", help="of the policy: cpu, cuda (default cpu)")
+    parser.add_argument("--delay", type=_share, default=0.0, help="s that a chunk takes, in process (default 0)")
+    parser.add_argument("--expert", action="store_true", help="let the scripted expert drive, in process")
 
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
@@ -283,6 +305,16 @@ def _train(options: argparse.Namespace) -> int:
     from xvla_ros.training.run import train
 
     return train(options.config, options.overrides, dry_run=options.dry_run)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.evaluate import evaluate
+
+    return evaluate(
+        options.robot, options.task, options.episodes, options.seed, options.checkpoint,
+        in_process=options.in_process, output=options.output, image_size=options.image_size,
+        variation=options.variation, device=options.device, delay=options.delay, expert=options.expert,
+    )
 
 
 def _check(options: argparse.Namespace) -> int:
