@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from xvla_ros.training.config_file import COMMAND_LINE, TrainingError, read_settings
+from xvla_ros.training.reference import render
 
 MINIMAL = "datasets: [{paths: [demos/*]}]\n"
 
@@ -78,3 +81,10 @@ def test_a_missing_file_and_one_that_is_no_yaml_are_named(tmp_path, read):
     with pytest.raises(TrainingError, match="cannot be read"):
         read("a: [1\n")
     assert problems(read, "steps: 3\n")["datasets"].message == "is missing"
+
+
+def test_the_reference_page_is_that_of_the_schema():
+    page = Path(__file__).parents[2] / "docs" / "reference" / "training.md"
+    assert page.read_text(encoding="utf-8") == render(), (
+        "python -m xvla_ros.training.reference docs/reference/training.md"
+    )

@@ -92,6 +92,20 @@ def test_a_merged_lora_checkpoint_answers_as_the_network_that_was_trained(traine
     np.testing.assert_allclose(saved, live, atol=1e-3)
 
 
+def test_the_adapter_alone_on_its_base_is_the_merged_checkpoint(trained, begin, tmp_path):
+    log = {"log_every": 1, "save_every": 0, "progress": False, "adapter": True}
+    trainer = begin(**adapt(trained, method="lora", lora={"rank": 2}, log=log))
+    trainer.run()
+    merged, adapter = (checkpoint.load(tmp_path / "run" / name) for name in ("checkpoint", "adapter"))
+    for (name, one), (_, two) in zip(
+        merged.network.named_parameters(), adapter.network.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(two, one, msg=name)
+    assert adapter.robots.keys() == merged.robots.keys()
+    size = (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert size < 0.7 * (tmp_path / "run" / "checkpoint" / "model.safetensors").stat().st_size
+
+
 def test_the_warm_up_moves_prompts_and_rows_and_then_everything_follows(trained, begin, tmp_path):
     schedule = {"prompt_warmup": 2, "ramp": 2}
     trainer = begin(**adapt(trained, method="full", schedule=schedule))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
+from xvla_ros.model.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from xvla_ros.model.keymap import published_place
 from xvla_ros.training.config import Lora
 from xvla_ros.training.groups import LORA
 
@@ -40,3 +46,34 @@ def merged(weights: dict[str, Tensor], settings: Lora) -> dict[str, Tensor]:
             up = weights[name.replace(f"{LORA}A.", f"{LORA}B.")]
             plain[target] = plain[target] + scale * (up.float() @ down.float()).to(plain[target].dtype)
     return plain
+
+
+def write_adapter(folder: Path, weights: dict[str, Tensor], whole: Collection[str], settings: Lora, base: str) -> None:
+    """Write the updates alone, in peft's format, which ``checkpoint.load`` merges into ``base``.
+
+    Args:
+        folder: made if it is not there.
+        weights: every weight of a network with updates, by name.
+        whole: names of the weights that moved without an update, soft prompts and action rows.
+        settings: of the updates.
+        base: checkpoint that was adapted, folder or hub id.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"base_model.model.{published_place(name).name}": weights[name] for name in whole}
+    targets = []
+    for name, value in weights.items():
+        if LORA in name:
+            module, _, part = name.partition(LORA)
+            place = published_place(f"{module}.weight")
+            # A weight that is stored the other way round is no linear layer there; ours keeps its own name.
+            path = f"model.{module}" if place.transposed else place.name.removesuffix(".weight")
+            tensors[f"base_model.model.{path}{LORA}{part[0]}.weight"] = value
+            targets.append(path)
+    described = {
+        "peft_type": "LORA", "r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout,
+        "bias": "none", "target_modules": sorted(set(targets)), "base_model_name_or_path": base,
+    }  # fmt: skip
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / ADAPTER_WEIGHTS)

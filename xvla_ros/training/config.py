@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, model_validator
 
 from xvla_ros.training.dataset_settings import Augmentation, DataSection, DatasetSettings
 
@@ -133,8 +131,8 @@ class TrainSettings(DataSection):
         description="full: every weight; lora: low-rank updates, soft prompts, action rows; prompt: soft prompts and "
         "action encoder and decoder rows of the trained domains alone.",
     )
-    datasets: Datasets = Field(min_length=1, description="The data; see below.")
-    augmentation: Augmentation = Field(Augmentation(), description="Of the pictures; see below.")
+    datasets: Datasets = Field(min_length=1, description="The data.")
+    augmentation: Augmentation = Field(Augmentation(), description="Of the pictures: light, colour, place.")
     cache: str = Field("xvla_out/cache", min_length=1, description="Folder of decoded pictures, shared by all runs.")
     features: bool = Field(
         False, description="Keep the vision tower's output of each sample; wants it frozen and no augmentation."
@@ -145,7 +143,9 @@ class TrainSettings(DataSection):
     initialise: dict[str, str | int] = Field(
         {}, description="Robot of the data → robot or domain id of the checkpoint whose prompt and rows it starts from."
     )
-    state_normalisation: Normalisation = Field("auto", description="Of robots new to the checkpoint; see below.")
+    state_normalisation: Normalisation = Field(
+        "auto", description="Of robots new to the checkpoint; auto: as for actions."
+    )
     action_normalisation: Normalisation = Field(
         "auto", description="Of robots new to the checkpoint; auto: identity for tool poses, mean_std for joints."
     )
@@ -189,13 +189,3 @@ class TrainSettings(DataSection):
             raise ValueError("features wants the vision tower frozen: set freeze.vision_encoder, or method to prompt")
         if self.augmentation != Augmentation():
             raise ValueError("features keeps one output of each picture: leave augmentation out")
-
-
-def sections(model: type[BaseModel] = TrainSettings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield (dotted path, field) of every setting; lists of sections count as one setting."""
-    for name, field in model.model_fields.items():
-        annotation: Any = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from sections(annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field

@@ -13,17 +13,17 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from xvla_ros.model.policy import Policy
-from xvla_ros.model.record import TrainingSummary
+from xvla_ros.model.record import Record, TrainingSummary, write_record
 from xvla_ros.robots.problems import Problem
 from xvla_ros.training import draws
-from xvla_ros.training.adapters import add_lora
+from xvla_ros.training.adapters import add_lora, write_adapter
 from xvla_ros.training.batches import Preparation, Source, batches
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.domain_rows import RowMask, row_weights
 from xvla_ros.training.ema import Average
 from xvla_ros.training.features import Features, compute, features_name
-from xvla_ros.training.groups import Group, make_groups, trainable
+from xvla_ros.training.groups import LORA, Group, make_groups, trainable
 from xvla_ros.training.meter import Meter
 from xvla_ros.training.objective import FlowObjective, TrainingBatch, recompute_activations, set_dropout
 from xvla_ros.training.parallel import like, share_of, whole, without_sync, wrap
@@ -35,7 +35,7 @@ from xvla_ros.training.start import trained_domains
 from xvla_ros.training.state import State, last_state, require_same, write_state
 from xvla_ros.training.validation import held_out_batches, held_out_loss
 
-CHECKPOINT, STATES = "checkpoint", "state"
+CHECKPOINT, ADAPTER, STATES = "checkpoint", "adapter", "state"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -274,7 +274,18 @@ class Trainer:
             training = TrainingSummary(trained_domains(self.policy, self.domains), _history(self.policy, summary))
             made = policy_of(weights, self.policy, self.settings.lora, self.settings.log.dtype, training)
             replace_checkpoint(made, self.folder / CHECKPOINT)
+            if self.settings.method == "lora" and self.settings.log.adapter:
+                self._write_adapter(weights, made)
         self.accelerator.wait_for_everyone()
+
+    def _write_adapter(self, weights: dict[str, Tensor], made: Policy) -> None:
+        folder, settings = self.folder / ADAPTER, self.settings
+        moved = [name for group in self.groups.values() for name, _ in group if LORA not in name]
+        write_adapter(folder, weights, moved, settings.lora, settings.model.checkpoint)
+        network = made.network
+        write_record(
+            Record(network.action_mode.name, network.config.image_pipeline, made.robots, made.training), folder
+        )
 
     def _state_tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
