@@ -88,7 +88,9 @@ def evaluate(
     from xvla_ros.robots.kinematics import KinematicsError
 
     try:
-        _require(in_process, expert)
+        _require(in_process or expert)
+        if delay and not (in_process or expert):
+            raise SetupError(f"the delay is {delay} s, but over ROS a chunk takes what it takes; add --in-process")
         from xvla_ros.evaluation.in_process import EvaluationError
         from xvla_ros.evaluation.outcomes import write_evaluation
         from xvla_ros.simulation.offscreen import RenderingUnavailableError
@@ -100,8 +102,9 @@ def evaluate(
         return 1
     folder = Path(output) if output is not None else Path(OUTPUT)
     try:
+        profile = choose_profile(robot)
         settings = EvaluationSettings(
-            choose_profile(robot), task, episodes, seed, checkpoint, folder, image_size, variation, device, delay, expert
+            profile, task, episodes, seed, checkpoint, folder, image_size, variation, device, delay, expert
         )
         load_task(settings.profile, task)
         result = _in_process(settings) if in_process or expert else _over_ros(settings)
@@ -142,10 +145,8 @@ def for_simulation(profile: Profile, checkpoint: str | None) -> Profile:
     return type(profile).from_mapping(profile.name, mapping, source=profile.source)
 
 
-def _require(in_process: bool, expert: bool) -> None:
-    needed = {"mujoco": "sim"} | ({} if in_process else {"rclpy": "ros"}) | ({"pinocchio": "kinematics"})
-    if expert:
-        needed.pop("rclpy", None)
+def _require(in_process: bool) -> None:
+    needed = {"mujoco": "sim", "pinocchio": "kinematics"} | ({} if in_process else {"rclpy": "ros"})
     missing = [extra for module, extra in needed.items() if find_spec(module) is None]
     if missing:
         raise SetupError(f"an evaluation needs more than is installed; install xvla_ros[{','.join(missing)}]")

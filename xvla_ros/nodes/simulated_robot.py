@@ -34,6 +34,7 @@ from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMessage
 
 from xvla_ros.nodes import qos
 from xvla_ros.nodes.image_sender import ImageSender
+from xvla_ros.nodes.task_server import BAD_TASK, TaskServer, declare_parameters
 from xvla_ros.robots import Profile, ProfileError, load_profile
 from xvla_ros.simulation.cameras import UnknownCameraError
 from xvla_ros.simulation.controllers import ControllerOptions, Rejection
@@ -53,6 +54,7 @@ class SettingError(ValueError):
 
 
 BAD_SETTINGS = (
+    *BAD_TASK,
     ProfileError,
     RenderingUnavailableError,
     SceneMismatchError,
@@ -89,6 +91,10 @@ class SimNode(Node):  # type: ignore[misc]
         self.world = World(profile, seed=self._value("seed"), options=options)
         self._started = time.monotonic()
         self._reset_wanted, self._reset_done = threading.Event(), threading.Event()
+        self._reset_said: tuple[bool, str] = (False, "")
+        self._tasks = TaskServer(self, self.world)
+        if self._value("task"):
+            self._tasks.reset(self._value("seed"))
         self._publish_topics(profile)
         self._images = ImageSender(self, self.world, self._value("image_width"), self._value("image_height"))
 
@@ -105,6 +111,7 @@ class SimNode(Node):  # type: ignore[misc]
             time.sleep(pacer.delay(due * timestep))
             self._reset_if_wanted()
             self.world.step(due - step)
+            self._tasks.look()
             step = due
             self._publish_clock()
             if due == joints.next_step:
@@ -174,6 +181,7 @@ class SimNode(Node):  # type: ignore[misc]
             "Simulated seconds per wall second; less where the machine cannot keep up.",
             floating_point_range=between(0.01, 100.0),
         )
+        declare_parameters(self)
         declare("stats_file", "", "JSON file written at the end: frames sent, goals refused; empty writes none.")
 
     def _value(self, parameter: str) -> Any:
@@ -236,18 +244,18 @@ class SimNode(Node):  # type: ignore[misc]
         del request
         self._reset_done.clear()
         self._reset_wanted.set()
-        response.success = self._reset_done.wait(RESET_TIMEOUT)
-        response.message = (
-            f"arms at home, props laid out by seed {self.world.seed}"
-            if response.success
-            else f"the simulation took no step within {RESET_TIMEOUT:g} s"
-        )
+        done = self._reset_done.wait(RESET_TIMEOUT)
+        late = f"the simulation took no step within {RESET_TIMEOUT:g} s"
+        response.success, response.message = self._reset_said if done else (False, late)
         return response
 
     def _reset_if_wanted(self) -> None:
         if self._reset_wanted.is_set():
             self._reset_wanted.clear()
-            self.world.reset(self._value("seed"))
+            try:
+                self._reset_said = True, self._tasks.reset(self._value("seed"))
+            except BAD_TASK as error:
+                self._reset_said = False, str(error)
             self._reset_done.set()
 
     def _publish_diagnostics(self) -> None:
