@@ -9,23 +9,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.control.engine import Engine
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.control.window import LimitedWindow
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, median_of
 from xvla_ros.evaluation.report import Percentiles
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.units import to_policy
+from xvla_ros.simulation.controllers import JointTrajectoryController
 from xvla_ros.simulation.stepper import Joints, Pictures, Stepper
 from xvla_ros.simulation.tasks import Expert, Layout, Task
 from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
+
+if TYPE_CHECKING:
+    from xvla_ros.control.window import CommandWindow
 
 Floats = NDArray[np.float64]
 Picture = NDArray[np.uint8]
@@ -195,14 +199,14 @@ class InProcess:
             self.counters.travel[group] += float(np.abs(now - before)[columns].sum())
         return now
 
-    def _send(self, window: LimitedWindow | None) -> None:
+    def _send(self, window: CommandWindow | None) -> None:
         """What the node publishes for a window, and a controller makes of it."""
         if window is None:
             return
         for group, columns in self._columns.items():
             joints = self._profile.commands.by_name[group].joints
             names = tuple(self._profile.joints.by_name[joint].name for joint in joints)
-            if self._profile.commands.interface == "joint_trajectory":
+            if isinstance(self.world.controllers[group], JointTrajectoryController):
                 points = tuple(
                     TrajectoryPoint(round(float(due) * NS), tuple(position.tolist()), tuple(velocity.tolist()))
                     for due, position, velocity in zip(

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from xvla_ros.observation import serialize
 from xvla_ros.observation.bag_writer import BagWriter
+from xvla_ros.observation.commands import command_type
 from xvla_ros.robots.profile import Profile, profile_document
+from xvla_ros.simulation.controllers import JointTrajectoryController
 from xvla_ros.simulation.stepper import Joints, Pictures, Stepper
 from xvla_ros.simulation.tasks import Layout, Outcome, Plan, Task, load_task
 from xvla_ros.simulation.tasks.noise import ExecutionNoise
@@ -194,23 +196,22 @@ class Demonstrator:
         positions = plan.at(waypoints)
         (setpoint,) = plan.at([profile.timing.lead])
         for group, (columns, names) in self._groups.items():
-            topic, kind = profile.commands.by_name[group].topic, profile.commands.interface
-            if kind == "joint_trajectory":
+            topic, kind = profile.commands.by_name[group].topic, command_type(profile, group)
+            if kind == serialize.JOINT_TRAJECTORY:
                 due = np.rint(waypoints * NS).astype(np.int64)
                 data = serialize.joint_trajectory(stamp, names, due, positions[:, columns])
-                bag.write(topic, serialize.JOINT_TRAJECTORY, stamp, data)
-            elif kind == "forward_command":
-                bag.write(topic, serialize.FLOAT_ARRAY, stamp, serialize.float_array(setpoint[columns]))
+            elif kind == serialize.FLOAT_ARRAY:
+                data = serialize.float_array(setpoint[columns])
             else:
                 data = serialize.joint_state(stamp, names, setpoint[columns])
-                bag.write(topic, serialize.JOINT_STATE, stamp, data)
+            bag.write(topic, kind, stamp, data)
 
     def _execute(self, plan: Plan, astray: Floats) -> None:
         """What the plan and the noise together ask of the controllers until the next plan, and a little beyond."""
         period = 1.0 / self._settings.rate
         positions = np.clip(plan.at([period, 2 * period]) + astray, self._lower, self._upper)
         for group, (columns, names) in self._groups.items():
-            if self._settings.profile.commands.interface == "joint_trajectory":
+            if isinstance(self._world.controllers[group], JointTrajectoryController):
                 points = tuple(
                     TrajectoryPoint(round(period * NS) * number, tuple(row[columns].tolist()))
                     for number, row in enumerate(positions, start=1)
