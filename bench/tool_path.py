@@ -285,8 +285,8 @@ def _drive(profile: Profile, policy: ScriptedPolicy) -> tuple[Recorder, ControlS
                 span = round((APPROACH_S + LINE_S + REST_S) * 1e9)
                 supervisor.wait_for(
                     lambda: policy.begun is not None and recorder.newest >= policy.begun + span,
-                    TIMEOUT_S, lambda: f"the end of the line; the robot is {node._links[0].status}")
-                status = node._links[0].status
+                    TIMEOUT_S, lambda: f"the end of the line; the robot is {node._links[0].pilot.status}")
+                status = node._links[0].pilot.status
                 _change(node, Transition.TRANSITION_DEACTIVATE)
             supervisor.stop(sim)
         refused = sum(json.loads(stats.read_text(encoding="utf-8"))["rejected_count"].values())

@@ -1,11 +1,13 @@
-"""Brings up the policy node ``/xvla`` for one robot and, with ``sim:=true``, the simulated arm it drives.
+"""Brings up the policy node ``/xvla`` for one robot or several and, with ``sim:=true``, the simulation of them.
 
 ros2 launch xvla_ros xvla.launch.py robot:=so101_bimanual sim:=true instruction:="touch the red cube"
+ros2 launch xvla_ros xvla.launch.py robots:=so101_bimanual,widowx checkpoint:=my_checkpoint
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import (
@@ -23,7 +25,8 @@ from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
 
-from xvla_ros.evaluation.graph import choose_profile, settings_in_simulation
+from xvla_ros.evaluation.graph import choose_profile, choose_profiles, settings_in_simulation, sources
+from xvla_ros.robots import Profile
 from xvla_ros.ros_env import prepare
 
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -35,6 +38,12 @@ def generate_launch_description() -> LaunchDescription:
         [
             DeclareLaunchArgument(
                 "robot", default_value="so101_bimanual", description="name of a profile (see xvla robots) or its file"
+            ),
+            DeclareLaunchArgument(
+                "robots",
+                default_value="",
+                description="several robots on one policy, in the place of robot: names and files of profiles with "
+                "commas between them, a file for all it holds",
             ),
             DeclareLaunchArgument(
                 "checkpoint", default_value="", description="checkpoint folder or hub id; empty: the profile's"
@@ -67,29 +76,30 @@ def generate_launch_description() -> LaunchDescription:
 def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Read the profile and return environment, nodes and what takes the policy node from state to state."""
     argument = context.launch_configurations
-    profile = choose_profile(argument["robot"])
+    profiles = choose_profiles(argument["robots"]) if argument["robots"] else [choose_profile(argument["robot"])]
     simulated = BOOLEANS[argument["sim"]]
     parameters = {
-        "robots": [profile.name],
+        "robots": [profile.name for profile in profiles],
         "device": argument["device"],
         "use_sim_time": BOOLEANS.get(argument["use_sim_time"], simulated),
         "autostart": False,  # the events below do it, and other launch files may hook into them
     }
     parameters |= {name: argument[name] for name in ("checkpoint", "instruction") if argument[name]}
     if simulated:
-        parameters |= settings_in_simulation(profile, argument["checkpoint"])
+        for profile in profiles:
+            parameters |= settings_in_simulation(profile, argument["checkpoint"])
     policy = LifecycleNode(
         package="xvla_ros",
         executable="policy_node",
         name="xvla",
         namespace=argument["namespace"],
-        parameters=[str(profile.source), parameters],
+        parameters=[*map(str, sources(profiles)), parameters],
         output="screen",
         emulate_tty=True,
     )
     entities = [*environment(), *(started(policy) if BOOLEANS[argument["autostart"]] else []), policy]
     if simulated:
-        entities.append(simulation(profile.name, str(profile.source), argument["namespace"]))
+        entities.append(simulation(profiles, argument["namespace"]))
     return entities
 
 
@@ -100,14 +110,19 @@ def environment() -> list[LaunchDescriptionEntity]:
     return [SetEnvironmentVariable(name, value) for name, value in prepared.items() if os.environ.get(name) != value]
 
 
-def simulation(robot: str, profile: str, namespace: str) -> Node:
-    """The node that simulates ``robot`` as the file ``profile`` describes it, and publishes ``/clock``."""
+def simulation(profiles: Sequence[Profile], namespace: str) -> Node:
+    """The node that simulates the robots as their files describe them, and publishes ``/clock``."""
     return Node(
         package="xvla_ros",
         executable="sim_node",
         name="sim",
         namespace=namespace,
-        parameters=[{"robot": robot, "profile": profile}],
+        parameters=[
+            {
+                "robot": ",".join(profile.name for profile in profiles),
+                "profile": ",".join(map(str, sources(profiles))),
+            }
+        ],
         output="screen",
         emulate_tty=True,
     )

@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_run(commands)
+    _add_view(commands)
     _add_robots(commands)
     _add_check(commands)
     _add_new_robot(commands)
@@ -74,9 +75,15 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser = _add(
         commands, "run", _run, "bring up the policy node, as the launch file does where there is launch_ros",
         "  xvla run --robot so101_bimanual --instruction 'touch the red cube'\n"
-        "  xvla run --robot so101_bimanual --sim --checkpoint my_checkpoint",
+        "  xvla run --robot so101_bimanual --sim --checkpoint my_checkpoint\n"
+        "  xvla run --robots so101_bimanual,widowx --checkpoint my_checkpoint\n"
+        "  xvla run --robots my_fleet.yaml --sim",
     )
     _add_robot(parser)
+    parser.add_argument(
+        "--robots", default="", metavar="A,B",
+        help="several robots on one policy: names and files with commas between them, a file for all it holds",
+    )
     parser.add_argument("--checkpoint", help="folder or hub id (default: the profile's)")
     parser.add_argument("--sim", action="store_true", help="also simulate the robot, and follow its clock")
     parser.add_argument("--namespace", default="", help="of both nodes")
@@ -85,6 +92,24 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--instruction", help="what to do, in words (default: the profile's, then the topic)")
     parser.add_argument("--seed", type=int, default=0, help="of the simulated scene (default 0)")
     parser.add_argument("--output", default="xvla_out/run", help="folder of the logs (default xvla_out/run)")
+
+
+def _add_view(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "view", _view, "show a running robot in the Rerun viewer: cameras, chunks against joints, state",
+        "  xvla view --robot so101_bimanual\n"
+        "  xvla view --robot so101_bimanual --save run.rrd --duration 60\n"
+        "  xvla view --robot so101_bimanual --connect rerun+http://192.168.0.7:9876/proxy",
+    )
+    _add_robot(parser)
+    parser.add_argument("--save", metavar="FILE", help="write a .rrd file")
+    parser.add_argument("--connect", metavar="URL", help="send to a viewer that runs")
+    parser.add_argument(
+        "--spawn", action="store_true", help="open a viewer here (default without --save and --connect)"
+    )
+    parser.add_argument("--duration", type=_positive, help="s (default: until Ctrl-C)")
+    parser.add_argument("--rate", type=_positive, default=10.0, help="pictures a second and camera (default 10)")
+    parser.add_argument("--policy", default="/xvla", help="absolute name of the policy node (default /xvla)")
 
 
 def _add_robots(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -248,6 +273,16 @@ def _run(options: argparse.Namespace) -> int:
     return run(
         options.robot, options.checkpoint, sim=options.sim, namespace=options.namespace, device=options.device,
         autostart=options.autostart, instruction=options.instruction, seed=options.seed, output=options.output,
+        robots=options.robots,
+    )
+
+
+def _view(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.view import view
+
+    return view(
+        options.robot, save=options.save, connect=options.connect, spawn=options.spawn, duration=options.duration,
+        rate=options.rate, policy=options.policy,
     )
 
 

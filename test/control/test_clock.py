@@ -1,4 +1,4 @@
-"""What is noticed of a ROS clock that stands or jumps back."""
+"""What is noticed of a ROS clock that stands or jumps."""
 
 import time
 
@@ -17,10 +17,11 @@ def test_a_clock_that_stands_is_noticed_after_the_timeout():
     assert guard.stopped_for(51.6) == 0.0
 
 
-def test_only_a_step_back_is_a_jump():
+def test_a_step_back_and_a_leap_ahead_are_jumps_and_a_fast_simulation_is_none():
+    ms = 1_000_000
     guard = ClockGuard(1.0)
-    assert [guard.update(ros, steady) for steady, ros in enumerate((5, 5, 900, 899, 899))] == [
-        False, False, False, True, False]
+    readings = [(0, 0.0), (33, 0.033), (33, 0.066), (233, 0.1), (633, 0.133), (600, 0.166), (900, 0.5)]
+    assert [guard.update(ros * ms, steady) for ros, steady in readings] == [0, 0, 0, 0, 367 * ms, -33 * ms, 0]
 
 
 def test_the_clocks_of_this_machine_run():

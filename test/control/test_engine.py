@@ -1,6 +1,7 @@
 """The inference thread: who is served together, and what happens when something breaks."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -18,11 +19,15 @@ class Robot:
     def __init__(self, profile, *, wants=True, sees=True):
         self.embodiment = profile.embodiment()
         self.wants, self.sees = wants, sees
+        self.asks_at = None  # monotonic s; None: nobody can say
         self.chunks, self.errors = [], []
         self.heard = threading.Event()
 
     def wants_chunk(self):
-        return self.wants
+        return self.wants or (self.asks_at is not None and time.monotonic() >= self.asks_at)
+
+    def due_in(self):
+        return None if self.asks_at is None else self.asks_at - time.monotonic()
 
     def observe(self):
         return Observation(self.embodiment, 0, {}, np.zeros(2, np.float32), "go") if self.sees else None
@@ -97,6 +102,39 @@ def test_one_who_does_not_want_is_not_observed(robots, policy):
     robots[0].observe = pytest.fail
     Engine(policy, robots).step()
     assert policy.batches == [["middle", "right"]]
+
+
+def test_who_will_ask_soon_is_waited_for_and_who_will_ask_later_is_not(robots, policy):
+    left, middle, right = robots
+    middle.wants = right.wants = False
+    middle.asks_at, right.asks_at = time.monotonic() + 0.05, time.monotonic() + 60.0
+    Engine(policy, robots, batch_wait=10.0).step()
+    assert policy.batches == [["left", "middle"]]
+    assert time.monotonic() < right.asks_at - 40.0
+
+
+def test_nobody_is_waited_for_longer_than_said(robots, policy):
+    """Nor one who is always about to ask."""
+    left, middle, right = robots
+    middle.wants = right.wants = False
+    middle.due_in = lambda: 0.001
+    right.asks_at = time.monotonic() + 60.0
+    begun = time.monotonic()
+    Engine(policy, robots, batch_wait=0.05).step()
+    assert policy.batches == [["left"]]
+    assert 0.04 <= time.monotonic() - begun < 30.0
+
+
+@pytest.mark.parametrize("batch_wait", [0.0, 60.0])
+def test_who_cannot_say_when_is_not_waited_for(robots, policy, batch_wait):
+    """A robot that holds says None; and with a wait of 0 nobody waits."""
+    robots[1].wants, robots[2].sees = False, False
+    if not batch_wait:
+        robots[1].asks_at = time.monotonic() + 0.5
+    begun = time.monotonic()
+    Engine(policy, robots, batch_wait).step()
+    assert policy.batches == [["left"]]
+    assert time.monotonic() - begun < 0.4
 
 
 def test_without_anybody_the_policy_is_left_alone(robots, policy):

@@ -88,3 +88,19 @@ def test_a_dtype_that_is_none_is_named(pair, saved):
 def test_a_device_that_is_not_there_is_named(pair, saved, device, trained):
     with pytest.raises(PolicySourceError, match=f"device is '{device}'.*expected cpu, cuda"):
         load_policy({PAIR: pair}, str(saved) if trained else "", device=device)
+
+
+def test_robots_of_mixed_modes_share_one_untrained_policy(pair):
+    """Whichever is named first: the one whose mode leaves its width open decides that."""
+    arms = {name: load_profile(name)[name] for name in ("widowx", "so101")} | {PAIR: pair}
+    for first in arms:
+        policy = load_policy({first: arms[first], **arms})
+        for profile in arms.values():
+            policy.check(profile.embodiment())
+
+
+def test_robots_that_no_one_network_drives_are_named_with_what_to_do(pair):
+    single = load_profile("so101")["so101"]
+    both = changed(pair, action_mode="auto")
+    with pytest.raises(PolicySourceError, match=r"have so101_bimanual 12, so101 6; give them a node each"):
+        load_policy({PAIR: both, "so101": single})

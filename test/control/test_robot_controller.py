@@ -95,6 +95,27 @@ def test_nothing_is_sent_before_the_first_chunk(bench):
     assert bench.controller.wants_chunk()
 
 
+def test_what_runs_says_when_it_will_ask_and_what_holds_does_not(running):
+    due = running.controller.due_in()
+    assert due > 0.0 and not running.controller.wants_chunk()
+    running.clock.advance(due + 0.001)
+    assert running.controller.wants_chunk() and running.controller.due_in() <= 0.0
+    running.tick(fault=Fault("camera_missing", "front"))
+    assert running.controller.due_in() is None
+
+
+def test_an_instruction_that_ends_brings_the_arm_to_rest(running):
+    """And what was asked for before is void."""
+    generation = running.controller.ask()
+    windows = [running.tick(waiting_for="an instruction") for _ in range(2)]
+    assert running.reason == (HOLDING, "")
+    assert running.controller.status.detail == "waiting for an instruction"
+    assert not windows[-1].velocities[-1].any()
+    assert not running.chunk(generation=generation)
+    running.run(1.0, waiting_for="an instruction")
+    assert running.reason == (HOLDING, "") and stands(running.sent[-1])
+
+
 def test_nothing_is_sent_while_the_joints_are_unknown(bench):
     assert bench.chunk()
     assert bench.run(0.2, measured=None) is None
@@ -373,6 +394,23 @@ def test_latencies_are_those_of_the_answers(bench):
     assert bench.controller.inference_ms.p50 == pytest.approx(300.0, abs=1.0)
 
 
+def test_a_gripper_may_begin_anywhere_and_need_not_be_where_it_was_sent(profile, clock):
+    """It opens and closes at once, and what it holds keeps it from closing."""
+    bench = Bench(profile, clock)
+    bench.controller = RobotController(profile, clock, grippers=(1,))
+    bench.controller.start()
+    bench.tick(np.array([0.2, -0.9]))
+    far = bench.trajectory(clock.ros, (0.3, 0.9))
+    far.positions[:, 1] = 0.9
+    assert bench.controller.accept(far, bench.controller.ask())
+    bench.run(0.2)
+    bench.run(3.0, fault=STALE)
+    stood = bench.controller.last_window
+    bench.tick(np.array([*stood.positions[-1, :1], -0.9]), fault=STALE)
+    bench.controller.settle()
+    assert bench.controller.last_window.positions[-1, 1] == stood.positions[-1, 1]
+
+
 def test_a_motion_that_begins_implausibly_far_away_is_refused(bench):
     bench.tick()
     assert not bench.chunk(target=(9.0, -0.3)), "as a policy in degrees would ask"
@@ -474,6 +512,25 @@ def test_a_policy_slower_than_chunks_can_overlap_moves_and_waits_by_turns(bench)
         assert "stands and waits for each" in bench.status.detail
 
 
+def test_a_slow_policy_asked_between_two_ticks_is_asked_standing_too(bench):
+    """The inference thread looks more often than commands go out: the end of the plan counts, not the tick after."""
+    assert bench.chunk(inference=0.6)
+    while not bench.controller.wants_chunk():
+        assert bench.controller.is_executing
+        bench.clock.advance(0.001)
+        if bench.clock.ros % (33 * 10**6) < 10**6:
+            bench.tick()
+    assert not bench.controller.is_executing
+    here = bench.controller.last_window.position_at(bench.clock.ros)
+    chunk = bench.trajectory(bench.clock.ros, (0.0, 0.0))
+    generation = bench.controller.ask()
+    bench.run(0.6, measured=here)
+    way = np.linspace(0.01, 0.1, len(chunk.times))[:, None]
+    assert bench.controller.accept(replace(chunk, positions=here + way), generation)
+    after = bench.controller.planned(np.array([bench.clock.ros + round(0.1 * SECOND)]))
+    assert (np.abs(after - here) < 0.03).all(), "its first waypoints come first"
+
+
 def test_a_path_out_of_the_workspace_is_not_sent(profile, clock):
     class Wall:
         """Forbids the first joint beyond 0.3."""
@@ -488,3 +545,16 @@ def test_a_path_out_of_the_workspace_is_not_sent(profile, clock):
     bench.run(1.0)
     assert bench.reason == (HOLDING, "limit") and bench.status.detail == "tool 'arm' would leave"
     assert max(window.positions[:, 0].max() for window in bench.sent) <= 0.3 + 0.02
+
+
+def test_a_clock_that_leaps_ahead_leaves_the_arm_where_it_is(running):
+    before = running.controller.last_window.state_at(running.clock.ros)
+    running.clock.ros += 3 * SECOND
+    window = running.run(PERIOD)
+    assert np.abs(window.start.position - before.position).max() < 0.05, "and not where the plan would be by now"
+    running.run(0.4)
+    assert stands(running.controller.last_window)
+    assert running.status.state == HOLDING
+    assert running.chunk()
+    running.run(0.1)
+    assert running.reason == (RUNNING, "")

@@ -153,15 +153,30 @@ def test_what_does_not_fit_the_graph_is_named(graph: GraphSnapshot, key: str, va
     assert errors[key].value == value and words in errors[key].message
 
 
-def test_an_optional_camera_and_a_rival_are_warnings(tmp_path: Path):
+RIVAL = "/left/arm_controller/joint_trajectory"
+
+
+@pytest.mark.parametrize("others", [("/teleop", "/xvla"), ("/teleop",), ("/xvla", "/lab/xvla"), ("/xvla", "/xvla")])
+def test_whoever_commands_the_same_controller_is_an_error(others: tuple[str, ...]):
+    graph = changed("publishers", RIVAL, tuple(Endpoint(node, TRAJECTORY) for node in others))
+    errors = errors_of(check("so101_bimanual", graph=graph))
+    assert list(errors) == ["commands.left_arm.topic"]
+    assert "another node commands" in errors["commands.left_arm.topic"].message
+
+
+def test_the_policy_node_itself_is_no_rival():
+    assert check("so101_bimanual", graph=changed("publishers", RIVAL, (Endpoint("/xvla", TRAJECTORY),))).ok
+
+
+def test_an_optional_camera_and_a_tolerated_rival_are_warnings(tmp_path: Path):
     raw = PAIR.to_mapping()
+    raw["safety"]["exclusive"] = False
     raw["cameras"]["right_wrist"]["required"] = False
     path = tmp_path / "pair.yaml"
     path.write_text(json.dumps({"/**": {"ros__parameters": {"so101_bimanual": raw}}}))
     graph = good_graph()
     publishers = {topic: ends for topic, ends in graph.publishers.items() if topic != "/right_wrist/image_raw"}
-    rival = "/left/arm_controller/joint_trajectory"
-    publishers[rival] = (Endpoint("/teleop", TRAJECTORY), Endpoint("/xvla", TRAJECTORY))
+    publishers[RIVAL] = (Endpoint("/teleop", TRAJECTORY), Endpoint("/xvla", TRAJECTORY))
     report = check(path, graph=replace(graph, publishers=publishers))
     assert report.ok
     assert {warning.key: warning.value for warning in report.warnings} == {

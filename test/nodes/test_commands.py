@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from xvla_ros.control.motion import MotionState
 from xvla_ros.control.window import CommandWindow
 from xvla_ros.robots import Profile, ProfileError, load_profile
 from xvla_ros.robots.encode import StateEncoder
@@ -26,8 +27,8 @@ def window(rows):
     rows = np.asarray(rows, dtype=float)
     rest = np.zeros_like(rows)
     return CommandWindow(
-        stamp=3_000_000_007, start=rest[0], start_velocity=rest[0], times=np.array([0.05, 0.1]), positions=rows,
-        velocities=rest, limited=0,
+        stamp=3_000_000_007, start=MotionState.at_rest(rest[0]), times=np.array([0.05, 0.1]), positions=rows,
+        velocities=rest, accelerations=rest, limited=0,
     )
 
 
@@ -72,6 +73,27 @@ def test_setpoints_are_the_windows_first_point():
     assert (list(sent["left_arm"].name), list(sent["left_arm"].position)) == (ARM, [0.0, 1.0, 2.0, 3.0, 4.0])
     assert (sent["left_arm"].header.stamp.sec, sent["left_arm"].header.stamp.nanosec) == (3, 7)
     assert not sent["left_arm"].velocity
+
+
+def test_a_group_may_have_an_interface_of_its_own():
+    groups = {name: group for name, group in PAIR.to_mapping()["commands"].items() if isinstance(group, dict)}
+    groups["left_gripper"]["interface"] = "gripper_command"
+    groups["right_arm"]["interface"] = "forward_command"
+    profile = changed(PAIR, **groups)
+    sent = command_messages(profile, window(PAIR_ROWS), StateEncoder(profile))
+    assert type(sent["left_arm"]) is JointTrajectory and sent["left_gripper"] == 5.0
+    assert list(sent["right_arm"].data) == [6.0, 7.0, 8.0, 9.0, 10.0]
+    assert command_type(profile, "left_gripper") is Float64MultiArray
+    heard = commanded_points(profile, "left_gripper", Float64MultiArray(data=[5.0]))
+    assert heard == (["jaw_joint"], [(PAIR.timing.lead, [5.0])])
+
+
+def test_own_interfaces_that_do_not_fit_are_named():
+    left = PAIR.to_mapping()["commands"]["left_arm"]
+    with pytest.raises(ProfileError, match="gripper_action commands one gripper joint, and the group has 5"):
+        changed(PAIR, left_arm=left | {"interface": "gripper_action"})
+    with pytest.raises(ProfileError, match="commands the pose of tool 'arm', which joint_state does not"):
+        servo(arm={"topic": "/a", "tool": "arm", "interface": "joint_state"})
 
 
 def test_a_pose_is_that_of_the_tool_at_the_windows_first_point():

@@ -25,6 +25,8 @@ from trajectory_msgs.msg import JointTrajectory
 
 from xvla_ros.ros_env import child_environment
 
+from xvla_ros.msg import PolicyStatus  # isort: skip
+
 LAUNCH_FILE = Path(__file__).parents[2] / "launch" / "xvla.launch.py"
 DEADLINE = 120.0
 LAUNCH = """
@@ -122,7 +124,7 @@ def bring_up(ros_domain: int, tmp_path: Path) -> Iterator:
 def test_the_arguments_are_those_promised():
     description = PythonLaunchDescriptionSource(str(LAUNCH_FILE)).get_launch_description(LaunchContext())
     declared = {argument.name: argument.default_value for argument in description.get_launch_arguments()}
-    assert {"robot", "checkpoint", "sim", "namespace", "device", "autostart"} <= set(declared)
+    assert {"robot", "robots", "checkpoint", "sim", "namespace", "device", "autostart"} <= set(declared)
 
 
 def test_the_policy_reaches_active_and_commands_the_simulated_arm(bring_up):
@@ -146,6 +148,22 @@ def test_without_autostart_the_node_waits_in_its_namespace(bring_up):
     assert bringup.state() == State.PRIMARY_STATE_UNCONFIGURED
     said = bringup.interrupt()
     assert "escalating" not in said, said
+
+
+def test_several_robots_are_driven_by_one_node_and_simulated_on_one_clock(bring_up, tmp_path):
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(
+        "/**: {ros__parameters: {arm_a: {like: so101, namespace: /a}, arm_b: {like: so101, namespace: /b}}}")
+    bringup = bring_up(f"robots:={fleet}", "sim:=true", "instruction:=touch the red cube")
+    heard: dict[str, list[PolicyStatus]] = {"arm_a": [], "arm_b": []}
+    for robot, statuses in heard.items():
+        bringup.node.create_subscription(PolicyStatus, f"/xvla/{robot}/status", statuses.append, 10)
+    for robot, statuses in heard.items():
+        bringup.wait_for(lambda s=statuses: any(each.trajectories for each in s), f"commands of {robot}")
+    names = [name for name, _ in bringup.node.get_node_names_and_namespaces()]
+    assert names.count("xvla") == names.count("sim") == 1
+    said = bringup.interrupt()
+    assert "Traceback" not in said, said
 
 
 def test_an_unknown_robot_starts_nothing_and_says_which_there_are(bring_up):

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from xvla_ros.model.data import ActionChunk
-from xvla_ros.robots import load_profile
+from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.decode import Decoder
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.trajectory import Trajectory
 from xvla_ros.robots.units import from_policy, to_policy
 
 PAIR = load_profile("so101_bimanual")["so101_bimanual"]
+WITHOUT_PLAY = Profile.from_mapping(PAIR.name, PAIR.to_mapping() | {"smoothing": {"gripper_play": 0.0}})
 STAMP = 1_700_000_000_123_456_789
 
 
@@ -66,8 +67,9 @@ def test_limits_follow_policy_order_and_cannot_be_written():
 def test_a_chunk_of_positions_within_limits_decodes_to_them(share: np.ndarray):
     limits = JointLimits.of(PAIR)
     positions = limits.lower + share * (limits.upper - limits.lower)
-    trajectory = Decoder(PAIR).decode(make_chunk(to_policy(positions, PAIR)))
+    trajectory = Decoder(WITHOUT_PLAY).decode(make_chunk(to_policy(positions, PAIR)))
     np.testing.assert_allclose(trajectory.positions, positions, atol=1e-6)
+    assert trajectory.waypoints is None
     assert trajectory.joints == PAIR.joints.policy_order
     assert trajectory.times.dtype == np.int64
     assert trajectory.times[0] == STAMP + 33_300_000
@@ -80,6 +82,18 @@ def test_a_half_open_gripper_is_half_way_between_its_limits():
     joint = PAIR.joints.by_name["left_gripper"]
     positions = Decoder(PAIR).decode(make_chunk(actions)).positions
     assert positions[0, 5] == pytest.approx((joint.lower + joint.upper) / 2, abs=1e-6)
+
+
+def test_a_flickering_gripper_stays_where_it_is_commanded_and_still_closes_wholly():
+    start = np.zeros(12)
+    start[5] = from_policy(np.full(12, 0.5), PAIR)[5]
+    actions = np.zeros((30, 12))
+    actions[:, 5] = 0.5 + 0.019 * (-1.0) ** np.arange(30)
+    jaw = Decoder(PAIR).decode(make_chunk(actions), start).positions[:, 5]
+    np.testing.assert_allclose(jaw, start[5], atol=1e-6)
+    actions[:, 5] = np.linspace(0.5, 0.015, 30)
+    joint = PAIR.joints.by_name["left_gripper"]
+    assert Decoder(PAIR).decode(make_chunk(actions), start).positions[-1, 5] == pytest.approx(joint.lower, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -18,11 +18,13 @@ from xvla_ros.robots.decode import Decoder
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError, RobotDescription, shipped_description
 from xvla_ros.robots.kinematics.path import HELD, REACHED
+from xvla_ros.robots.resample import resample
 from xvla_ros.robots.rotations import (
     COLUMNS,
     INTERLEAVED,
     ROT6D_LAYOUTS,
     axis_angle_to_matrix,
+    matrix_to_axis_angle,
     matrix_to_rot6d,
     rot6d_misfit,
     rot6d_to_matrix,
@@ -35,8 +37,10 @@ from xvla_ros.robots.tool_pose import (
     gripper_state,
     join,
     keep_inside,
+    policy_turn,
     split,
 )
+from xvla_ros.robots.trajectory import Trajectory
 
 Floats = NDArray[np.float64]
 
@@ -202,17 +206,100 @@ def test_a_straight_chunk_becomes_joints_that_lead_along_it(robot: str):
     assert trajectory.joints == profile(robot).joints.policy_order
     assert trajectory.times[0] == STAMP + round(profile(robot).policy.waypoint_dt * 1e9)
     assert trajectory.nothing_reached() == "" and not trajectory.out_of_reach().any()
-    poses = StateEncoder(profile(robot), arms(robot)).tool_poses(trajectory.positions)
+    given_waypoints = trajectory.positions[trajectory.waypoints]
+    poses = StateEncoder(profile(robot), arms(robot)).tool_poses(given_waypoints)
     for i, (name, arm) in enumerate(arms(robot).items()):
         assert trajectory.reach[name].count(REACHED) == 30
         np.testing.assert_allclose(poses[name].positions, actions[:, 10 * i : 10 * i + 3], atol=1e-4)
-        grippers = trajectory.positions[:, arm.gripper]
-        assert (grippers[:20] == arm.tool.gripper.open_position).all()
-        assert (grippers[20:] == arm.tool.gripper.closed_position).all()
+        grippers, closes = trajectory.positions[:, arm.gripper], trajectory.waypoints[20]
+        closed = grippers == arm.tool.gripper.closed_position
+        assert closed[closes:].all() and not closed[: trajectory.waypoints[19] + 1].any()
+        if arm.tool.gripper.rule == "binary":
+            assert (grippers[:closes] == arm.tool.gripper.open_position).all()
     speeds = np.array([joint.max_velocity for joint in profile(robot).joints.ordered])
-    moved = np.abs(np.diff(np.vstack([home(robot), trajectory.positions]), axis=0))
+    moved = np.abs(np.diff(np.vstack([home(robot), given_waypoints]), axis=0))
     arm_joints = [column for arm in arms(robot).values() for column in arm.columns]
     assert np.all(moved[:, arm_joints] <= speeds[arm_joints] * profile(robot).policy.waypoint_dt + 1e-9)
+
+
+def far_apart(robot: str, step: float) -> tuple[Floats, Trajectory]:
+    """Waypoints on a line of 5 cm with ``step`` m from one to the next, turning, and what becomes of them."""
+    count = round(0.05 / step) + 1
+    actions, share = standing(robot, count), np.linspace(0.0, 1.0, count)
+    for i, (name, arm) in enumerate(arms(robot).items()):
+        start = arm.chain.poses(arm.inverse.home)
+        turned = start.rotations @ axis_angle_to_matrix(np.outer(share, [0.0, 0.0, 0.3]))
+        actions[:, 10 * i : 10 * i + 3] += share[:, None] * [0.0, 0.05, 0.0]
+        rotations = turned @ policy_turn(profile(robot).tools[name]).T
+        actions[:, 10 * i + 3 : 10 * i + 9] = matrix_to_rot6d(rotations, profile(robot).policy.rot6d)
+    return actions, Decoder(profile(robot), arms(robot)).decode(make_chunk(robot, actions), home(robot))
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_between_waypoints_far_apart_the_tool_goes_straight(robot: str):
+    _, trajectory = far_apart(robot, 0.05)
+    assert len(trajectory.waypoints) == 2 and len(trajectory.times) > 4
+    for arm in arms(robot).values():
+        poses = arm.chain.poses(trajectory.positions[:, arm.columns])
+        share = np.linspace(0.0, 1.0, len(trajectory.times))
+        along = poses.positions[0] + share[:, None] * (poses.positions[-1] - poses.positions[0])
+        np.testing.assert_allclose(poses.positions, along, atol=1e-4)
+        turned = matrix_to_axis_angle(poses.rotations[0].T @ poses.rotations)
+        np.testing.assert_allclose(turned, share[:, None] * turned[-1], atol=1e-3)
+        chord = trajectory.positions[[0, -1]][:, arm.columns].mean(axis=0)
+        bent = np.linalg.norm(arm.chain.poses(chord).positions - poses.positions[[0, -1]].mean(axis=0))
+        assert bent > 2e-4, "the joints' straight way would have shown nothing"
+
+
+def test_points_between_keep_the_times_of_the_waypoints_and_the_command_rate():
+    actions, trajectory = far_apart("widowx", 0.01)
+    due = make_chunk("widowx", actions).times
+    np.testing.assert_array_equal(trajectory.times[trajectory.waypoints], STAMP + np.rint(due * 1e9).astype(np.int64))
+    np.testing.assert_allclose(np.diff(trajectory.times) / 1e9, 1.0 / profile("widowx").timing.command_rate, rtol=1e-4)
+    often = profile("widowx").to_mapping()
+    often["policy"]["waypoint_dt"] = 1.4 / often["timing"]["command_rate"]
+    close = Decoder(Profile.from_mapping("widowx", often), arms("widowx"))
+    assert len(close.decode(make_chunk("widowx", actions), home("widowx")).times) == len(actions)
+
+
+def test_a_way_between_waypoints_that_cannot_be_solved_is_that_of_the_joints():
+    arm = arms("widowx")["arm"]
+    first = np.array(NEUTRAL)
+    second = first + np.array([3.0, 0.0, 0.0, 0.0, 0.0, 0.0])  # its straight way leads past the base
+    joints = arm.follower.between(np.array([first, second]), [0.0, 0.2], np.linspace(0.0, 0.2, 6))
+    np.testing.assert_allclose(joints, first + np.linspace(0.0, 1.0, 6)[:, None] * (second - first), atol=1e-9)
+
+
+@given(hnp.arrays(np.float64, (6, 3), elements=st.floats(-0.08, 0.08)), hnp.arrays(np.float64, (6, 3),
+       elements=st.floats(-0.5, 0.5)))
+@settings(max_examples=30)
+def test_points_between_never_leave_limits_or_box(ways: Floats, turns: Floats):
+    robot = "widowx"
+    actions = standing(robot, 6)
+    arm = arms(robot)["arm"]
+    actions[:, :3] += ways
+    rotations = arm.chain.poses(arm.inverse.home).rotations @ axis_angle_to_matrix(turns) @ policy_turn(arm.tool).T
+    actions[:, 3:9] = matrix_to_rot6d(rotations, profile(robot).policy.rot6d)
+    trajectory = Decoder(profile(robot), arms(robot)).decode(make_chunk(robot, actions), home(robot))
+    joints = trajectory.positions[:, arm.columns]
+    assert np.isfinite(joints).all()
+    assert (joints >= arm.inverse.lower - 1e-9).all() and (joints <= arm.inverse.upper + 1e-9).all()
+    between = np.abs(np.diff(joints, axis=0)).max(axis=0)
+    assert (between <= 2.0 * arm.follower.max_velocity * profile(robot).policy.waypoint_dt).all()
+
+
+def test_actions_between_waypoints_are_on_the_path_of_poses():
+    actions, _ = far_apart("widowx", 0.05)
+    due = make_chunk("widowx", actions).times
+    actions[1, 9] = 1.0
+    at = np.linspace(due[0] - 0.1, due[1] + 0.1, 13)
+    found = resample(actions, due, at, profile("widowx"))
+    share = np.clip((at - due[0]) / (due[1] - due[0]), 0.0, 1.0)
+    np.testing.assert_allclose(found[:, :3], actions[0, :3] + share[:, None] * (actions[1, :3] - actions[0, :3]),
+                               atol=1e-9)
+    assert np.max(rot6d_misfit(found[:, 3:9], profile("widowx").policy.rot6d)) < 1e-5
+    np.testing.assert_array_equal(found[:, 9], share == 1.0)
+    np.testing.assert_allclose(resample(actions, due, due, profile("widowx")), actions, atol=1e-5)
 
 
 @pytest.mark.parametrize("robot", ROBOTS)
@@ -226,8 +313,9 @@ def test_a_chunk_beyond_reach_says_so_and_moves_nothing():
     actions = standing("widowx", 5)
     actions[:, 0] = 1.5
     trajectory = Decoder(far).decode(make_chunk("widowx", actions), home("widowx"))
-    assert trajectory.reach["arm"].count(HELD) == 5 and trajectory.out_of_reach().all()
-    np.testing.assert_array_equal(trajectory.positions, np.tile(home("widowx"), (5, 1)))
+    assert trajectory.reach["arm"].count(HELD) == 5
+    assert np.flatnonzero(trajectory.out_of_reach()).tolist() == trajectory.waypoints.tolist() == [0, 5, 10, 15, 20]
+    np.testing.assert_allclose(trajectory.positions, np.tile(home("widowx"), (len(trajectory.times), 1)), atol=1e-12)
     assert "tool 'arm' cannot reach any of 5 waypoints; it stays 1.38 m" in trajectory.nothing_reached()
 
 

@@ -53,7 +53,9 @@ def test_a_joint_or_camera_that_the_scene_lacks_is_named(profile):
 
 
 def test_another_command_interface_is_refused(profile):
-    other = profile.model_copy(update={"commands": profile.commands.model_copy(update={"interface": "pose"})})
+    posed = {name: group.model_copy(update={"tool": "arm"}) for name, group in profile.commands.by_name.items()}
+    commands = profile.commands.model_copy(update={"interface": "pose", "by_name": posed})
+    other = profile.model_copy(update={"commands": commands})
     with pytest.raises(SceneMismatchError, match=r"'pose'.*'joint_trajectory'"):
         World(other)
 

@@ -26,25 +26,37 @@ class SystemClock:
         return time.monotonic()
 
 
-class ClockGuard:
-    """Notices a ROS clock that stands still or jumps back.
+# A clock that gains this much between two readings, and this many times what the steady clock gained, has been set; a
+# simulator that runs faster than life gains less, and less at once.
+LEAP_S, LEAP_RATIO = 0.2, 5.0
 
-    A simulator that pauses stops ``/clock``; one that restarts sends it back to zero. In both cases what was planned
-    in ROS time is no longer due when it says.
+
+class ClockGuard:
+    """Notices a ROS clock that stands still or jumps.
+
+    A simulator that pauses stops ``/clock``; one that restarts sends it back to zero; a clock that is set leaps ahead.
+    In each case what was planned in ROS time is no longer due when it says.
     """
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._last_ros_ns: int | None = None
-        self._last_advance_s = 0.0
+        self._last_advance_s = self._last_s = 0.0
 
-    def update(self, ros_ns: int, steady_s: float) -> bool:
-        """Take a reading of both clocks; return whether ROS time has jumped back since the last."""
-        jumped = self._last_ros_ns is not None and ros_ns < self._last_ros_ns
+    def update(self, ros_ns: int, steady_s: float) -> int:
+        """Take a reading of both clocks; return by how many ns ROS time has jumped since the last, 0 where not."""
+        jump = 0 if self._last_ros_ns is None else self._jump(ros_ns - self._last_ros_ns, steady_s - self._last_s)
         if self._last_ros_ns is None or ros_ns != self._last_ros_ns:
             self._last_advance_s = steady_s
-        self._last_ros_ns = ros_ns
-        return jumped
+        self._last_ros_ns, self._last_s = ros_ns, steady_s
+        return jump
+
+    @staticmethod
+    def _jump(gained_ns: int, elapsed_s: float) -> int:
+        if gained_ns < 0:
+            return gained_ns
+        leapt = gained_ns / 1e9 > max(LEAP_S, LEAP_RATIO * elapsed_s)
+        return gained_ns - round(elapsed_s * 1e9) if leapt else 0
 
     def stopped_for(self, steady_s: float) -> float:
         """Seconds of steady time since ROS time last advanced, 0 while within the timeout."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 
 POLL_S = 0.005
+BATCH_WAIT_S = 0.01
+SHORTEST_WAIT_S = 0.0005  # between looks at who asks
 ERROR_PAUSE_S = 1.0
 INFERENCE_THREAD = "inference"
 
@@ -18,6 +21,9 @@ class EngineClient(Protocol):
 
     def wants_chunk(self) -> bool:
         """Whether the plan is to be renewed now."""
+
+    def due_in(self) -> float | None:
+        """Seconds until the plan is to be renewed; None while the robot holds, or where nobody can say."""
 
     def observe(self) -> Observation | None:
         """The newest observation, None while something is missing or stale."""
@@ -40,11 +46,20 @@ class Engine:
 
     A robot whose observation is missing is left out of the batch; it delays nobody. An error of the policy is handed
     to the robots of that batch and followed by a pause, so that a broken model does not spin.
+
+    Args:
+        predict: the policy, and what its chunks must agree with.
+        clients: the robots.
+        batch_wait: s that robots wait at most for others that run and will ask within this time; those that hold, or
+            whose observation is missing, are not waited for.
     """
 
-    def __init__(self, predict: Predict, clients: Sequence[EngineClient]) -> None:
+    def __init__(
+        self, predict: Predict, clients: Sequence[EngineClient], batch_wait: float = BATCH_WAIT_S
+    ) -> None:
         self._predict = predict
         self._clients = tuple(clients)
+        self._batch_wait = batch_wait
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -74,6 +89,8 @@ class Engine:
 
     def step(self) -> bool:
         """Serve the robots that wait, once; return whether there was any."""
+        if any(client.wants_chunk() for client in self._clients):
+            self._wait_for_others()
         waiting = [(client, seen) for client in self._clients if client.wants_chunk() and (seen := client.observe())]
         if not waiting:
             return False
@@ -93,6 +110,15 @@ class Engine:
             except Exception as error:  # one robot's trouble must not end the thread that serves the others
                 self._fail([client], error)
         return True
+
+    def _wait_for_others(self) -> None:
+        """Until everybody has asked who will within ``batch_wait`` from now."""
+        deadline = time.monotonic() + self._batch_wait
+        while (left := deadline - time.monotonic()) > 0.0:
+            dues = [client.due_in() for client in self._clients if not client.wants_chunk()]
+            soon = [due for due in dues if due is not None and due <= left]
+            if not soon or self._stop.wait(max(min(soon), SHORTEST_WAIT_S)):
+                return
 
     def _fail(self, clients: Sequence[EngineClient], error: Exception) -> None:
         if not self._stop.is_set():

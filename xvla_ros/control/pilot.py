@@ -14,7 +14,7 @@ from xvla_ros.control.chunking import CONDITIONED, S_TO_NS, chunk_prefix
 from xvla_ros.control.clock import Clock
 from xvla_ros.control.latency import LatencyWindow, Percentiles
 from xvla_ros.control.robot_controller import ControlStatus, RobotController
-from xvla_ros.control.window import LimitedWindow as CommandWindow
+from xvla_ros.control.window import CommandWindow
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import Fault
@@ -68,7 +68,7 @@ class Pilot(Generic[Raw]):
         description: RobotDescription | None = None,
     ) -> None:
         arms = tool_arms(profile, description)
-        self.profile = profile
+        self.profile, self.arms = profile, arms
         self.instruction = instruction or profile.instruction
         self.encoder = StateEncoder(profile, arms)
         self.builder: ObservationBuilder[Raw] = ObservationBuilder(profile, decode_image, self.encoder)
@@ -121,6 +121,10 @@ class Pilot(Generic[Raw]):
     def wants_chunk(self) -> bool:
         """Whether the plan is to be renewed now."""
         return bool(self.instruction) and self.controller.wants_chunk()
+
+    def due_in(self) -> float | None:
+        """Seconds until the plan is to be renewed; None while the robot holds."""
+        return self.controller.due_in() if self.instruction else None
 
     def observe(self) -> Observation | None:
         """The newest observation, None while something is missing or stale."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
+NO_DESCRIPTIONS: Mapping[str, RobotDescription | None] = {}
 RANDOM_SPREAD = 0.25  # standard deviation of an untrained policy's actions, in ranges of motion
 RANDOM_WAY, RANDOM_TURN = 0.02, 0.05  # the same of tool poses: m about home, and of the rotation's numbers
 
@@ -37,7 +38,7 @@ def load_policy(
     device: str = "cpu",
     dtype: str = "",
     seed: int = 0,
-    description: RobotDescription | None = None,
+    descriptions: Mapping[str, RobotDescription | None] = NO_DESCRIPTIONS,
 ) -> Policy:
     """Load the policy for some robots and check that it can serve each.
 
@@ -48,8 +49,8 @@ def load_policy(
         device: as torch names it.
         dtype: of the weights (``float32``, ``bfloat16``); empty keeps the checkpoint's.
         seed: of random weights.
-        description: what ``robot_description`` said of the robots, None where the profiles' URDFs count. Random
-            weights keep tools about home, which takes kinematics.
+        descriptions: what ``robot_description`` said of each robot; where nothing, the URDFs of its profile count.
+            Random weights keep tools about home, which takes kinematics.
 
     Raises:
         PolicySourceError: the profiles name different checkpoints, the policy does not fit a robot, or there is no
@@ -58,7 +59,7 @@ def load_policy(
     """
     name, revision = (checkpoint, "") if checkpoint else _agreed(profiles)
     _ensure_device(device)
-    policy = _load(name, revision, device, dtype) if name else _untrained(profiles, device, seed, description)
+    policy = _load(name, revision, device, dtype) if name else _untrained(profiles, device, seed, descriptions)
     for profile in profiles.values():
         try:
             policy.check(profile.embodiment())
@@ -103,20 +104,23 @@ def _load(name: str, revision: str, device: str, dtype: str) -> Policy:
 
 
 def _untrained(
-    profiles: Mapping[str, Profile], device: str, seed: int, description: RobotDescription | None
+    profiles: Mapping[str, Profile], device: str, seed: int, descriptions: Mapping[str, RobotDescription | None]
 ) -> Policy:
     from xvla_ros.model.random_policy import random_policy
 
     mean, std = {}, {}
     for name, profile in profiles.items():
         try:
-            mean[name], std[name] = _range(profile, description)
+            mean[name], std[name] = _range(profile, descriptions.get(name))
         except KinematicsError as error:
             raise PolicySourceError(str(error)) from error
-    policy = random_policy(
-        [profile.embodiment() for profile in profiles.values()],
-        state_mean=mean, state_std=std, action_mean=mean, action_std=std, seed=seed,
-    )
+    try:
+        policy = random_policy(
+            [profile.embodiment() for profile in profiles.values()],
+            state_mean=mean, state_std=std, action_mean=mean, action_std=std, seed=seed,
+        )
+    except ValueError as error:
+        raise PolicySourceError(f"random weights cannot drive these robots together: {error}") from error
     policy.network.to(device)
     return policy
 

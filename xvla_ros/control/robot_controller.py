@@ -15,10 +15,7 @@ from xvla_ros.control.latency import LatencyWindow, Percentiles
 from xvla_ros.control.limiter import Limiter, MotionState
 from xvla_ros.control.stops import StopLatch
 from xvla_ros.control.timeline import S_TO_NS, Timeline, slowing
-from xvla_ros.control.window import LimitedWindow as CommandWindow
-from xvla_ros.control.window import limited_window as command_window
-from xvla_ros.control.window import stop_window as brake_window
-from xvla_ros.control.window import window_times
+from xvla_ros.control.window import CommandWindow, brake_window, command_window, window_times
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.profile import Profile
@@ -68,7 +65,8 @@ class RobotController:
         profile: the robot.
         clock: where time is read.
         workspace: the boxes its tools stay in; None for a robot without.
-        grippers: columns that an ensemble does not average, and that may begin anywhere: opening leaps.
+        grippers: columns of its grippers. An ensemble does not average them, they may begin anywhere, since most open
+            and close at once, and one that holds something is not where it was sent.
     """
 
     def __init__(
@@ -86,6 +84,7 @@ class RobotController:
         self._ensemble = (
             Ensemble(smoothing.ensemble_decay, tuple(grippers)) if smoothing.method == "ensemble" else None
         )
+        self._grippers = list(grippers)
         self._lock = threading.RLock()
         self._latency = LatencyWindow()
         self._stops = StopLatch()
@@ -139,7 +138,8 @@ class RobotController:
     def is_executing(self) -> bool:
         """Whether a chunk is being carried out, so that the next one must agree with it."""
         with self._lock:
-            return self._renew_at is not None
+            end = self._timeline.end
+            return self._renew_at is not None and end is not None and self._clock.ros_ns() <= end
 
     def committed_until(self, now: int) -> int:
         """ROS time in ns up to which commands will have been sent before a chunk that is asked for now arrives."""
@@ -172,8 +172,7 @@ class RobotController:
             if self._status.state == INACTIVE:
                 return None
             now, window = self._clock.ros_ns(), None
-            if self._guard.update(now, self._clock.steady_s()):
-                self._restart_plan()
+            self._follow_clock(now, self._clock.steady_s())
             if self._window is not None and not self._yields(now):
                 self._plan_stop(now)
                 window = self._next_window(now, self._window.state_at(now))
@@ -218,7 +217,18 @@ class RobotController:
             now, end = self._clock.ros_ns(), self._timeline.end
             if self._too_slow():
                 return end is None or now > end
-            return now >= self._renew_at - round(self._latency.percentiles().p95 * 1e6)
+            return now >= self._asking_at(self._renew_at)
+
+    def due_in(self) -> float | None:
+        """Seconds until a new chunk will be due; None while the arm holds, or waits for a chunk to end."""
+        with self._lock:
+            if self._status.state != RUNNING or self._renew_at is None or self._too_slow():
+                return None
+            return (self._asking_at(self._renew_at) - self._clock.ros_ns()) / S_TO_NS
+
+    def _asking_at(self, renew_at: int) -> int:
+        """When to ask for the chunk that is to take over at ``renew_at``, both in ns of ROS time."""
+        return renew_at - round(self._latency.percentiles().p95 * 1e6)
 
     def settle(self) -> None:
         """Before an observation: an arm found away from where it was left standing starts from where it is."""
@@ -227,6 +237,7 @@ class RobotController:
                 return
             state = self._window.state_at(self._clock.ros_ns())
             away = np.abs(self._measured - state.position)
+            away[self._grippers] = 0.0
             stands = np.abs(state.velocity).max() < STANDING
             if stands and (away > self._profile.safety.deviation * self._range()).any():
                 self._restart_plan()
@@ -235,7 +246,7 @@ class RobotController:
         """Note that inference starts; the number returned goes with the chunk, and is void after a hold."""
         with self._lock:
             self._asked_s = self._waiting_since_s = self._clock.steady_s()
-            self._asked_standing = self._too_slow() and self._renew_at is None
+            self._asked_standing = self._too_slow() and not self.is_executing
             return self._generation
 
     def accept(self, trajectory: Trajectory, generation: int) -> bool:
@@ -332,18 +343,31 @@ class RobotController:
             if self._status.state == INACTIVE:
                 return None
             now, steady = self._clock.ros_ns(), self._clock.steady_s()
-            if self._guard.update(now, steady):
-                # the plan and the last command are keyed by a time that has not come yet
-                self._restart_plan()
+            self._follow_clock(now, steady)
             if waiting_for:
                 self._waiting_since_s = steady
-            self._change_state(now, steady, self._trouble(now, steady, fault, controller))
+            trouble = self._trouble(now, steady, fault, controller)
+            if trouble is None and waiting_for and self._renew_at is not None:
+                trouble = Fault("", f"waiting for {waiting_for}")  # what was asked for is over: the arm comes to rest
+            self._change_state(now, steady, trouble)
             if waiting_for and self._status.state == HOLDING and not self._status.reason:
                 self._status = replace(self._status, detail=f"waiting for {waiting_for}")
             start = self._reference(now, measured)
             if self._timeline.is_empty or start is None or self._yields(now):
                 return None
             return self._next_window(now, start)
+
+    def _follow_clock(self, now: int, steady: float) -> None:
+        jump = self._guard.update(now, steady)
+        if jump < 0:
+            # the plan and the last command are keyed by a time that has not come yet
+            self._restart_plan()
+        elif jump > 0:
+            # the arm is where it was: the last command goes on from there, and comes to rest
+            self._void_chunks()
+            if self._window is not None:
+                self._window = replace(self._window, stamp=self._window.stamp + jump)
+            self._plan_stop(now)
 
     def _trouble(self, now: int, steady: float, fault: Fault | None, controller: Fault | None) -> Fault | None:
         """The first reason not to move, in the order in which an operator would look for it."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,21 @@ def choose_profile(robot: str) -> Profile:
     raise SetupError(f"{robot} holds {len(profiles)} robots ({', '.join(sorted(profiles))}); one was expected")
 
 
+def choose_profiles(robots: str) -> list[Profile]:
+    """Return the profiles of ``robots``: names and files with commas between them; a file stands for all it holds.
+
+    Raises:
+        SetupError: none is named.
+        ProfileError: there is no such profile, it is wrong, or comes twice.
+    """
+    from xvla_ros.robots import load_profiles
+
+    named = [part.strip() for part in robots.split(",") if part.strip()]
+    if not named:
+        raise SetupError(f"robots is {robots!r}; expected names or files of profiles with commas between them")
+    return list(load_profiles(named).values())
+
+
 def settings_in_simulation(profile: Profile, checkpoint: str | None) -> dict[str, Value]:
     """Return what a simulated robot's profile is overridden with: without a checkpoint any first step is allowed.
 
@@ -53,8 +68,7 @@ def settings_in_simulation(profile: Profile, checkpoint: str | None) -> dict[str
 
 
 def policy_command(
-    profile: Profile,
-    *,
+    *profiles: Profile,
     checkpoint: str | None = None,
     instruction: str | None = None,
     seed: int | None = None,
@@ -64,9 +78,9 @@ def policy_command(
     namespace: str = "",
     settings: Mapping[str, Value] | None = None,
 ) -> list[str]:
-    """Return the command line of the policy node ``/xvla`` for one robot; ``settings`` override its profile."""
+    """Return the command line of the policy node ``/xvla`` for some robots; ``settings`` override their profiles."""
     values: dict[str, Value | None] = {
-        "robots": [profile.name],
+        "robots": [profile.name for profile in profiles],
         "use_sim_time": sim_time,
         "device": device,
         "autostart": autostart,
@@ -75,14 +89,20 @@ def policy_command(
         "seed": seed,
         **(settings or {}),
     }
-    return ros_command("policy_node", values, namespace=namespace, parameter_file=profile.source)
+    return ros_command("policy_node", values, namespace=namespace, parameter_files=sources(profiles))
 
 
-def sim_command(profile: Profile, *, seed: int, stats: Path | None = None, namespace: str = "") -> list[str]:
-    """Return the command line of the simulation node."""
+def sources(profiles: Iterable[Profile]) -> list[Path]:
+    """Return the files of some profiles, each once."""
+    return list(dict.fromkeys(profile.source for profile in profiles if profile.source is not None))
+
+
+def sim_command(*profiles: Profile, seed: int, stats: Path | None = None, namespace: str = "") -> list[str]:
+    """Return the command line of the simulation node, which simulates some robots on one clock."""
+    files = ",".join(map(str, sources(profiles)))
     values: dict[str, Value | None] = {
-        "robot": profile.name,
-        "profile": str(profile.source) if profile.source is not None else None,
+        "robot": ",".join(profile.name for profile in profiles),
+        "profile": files or None,
         "seed": seed,
         "stats_file": str(stats) if stats is not None else None,
     }
@@ -102,12 +122,12 @@ def watch_command(profile: Profile, folder: Path, *, duration: float, film_rate:
 
 
 def ros_command(
-    node: str, values: dict[str, Value | None], *, namespace: str = "", parameter_file: Path | None = None
+    node: str, values: dict[str, Value | None], *, namespace: str = "", parameter_files: Iterable[Path] = ()
 ) -> list[str]:
     """Return the command line of one of our nodes; a value of None leaves the parameter out."""
     arguments = ["--ros-args"]
-    if parameter_file is not None:
-        arguments += ["--params-file", str(parameter_file)]
+    for file in parameter_files:
+        arguments += ["--params-file", str(file)]
     for name, value in values.items():
         if value is not None:
             # JSON is YAML: quoted so, a text with a colon or a number in quotes stays a text.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from xvla_ros.robots.problems import Problem, did_you_mean
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.schema import GRIPPER_ACTIONS
 
 if TYPE_CHECKING:
     from xvla_ros.nodes.graph import Endpoint, GraphSnapshot
@@ -19,7 +20,9 @@ COMMAND_TYPES = {
     "forward_command": "std_msgs/msg/Float64MultiArray",
     "joint_state": "sensor_msgs/msg/JointState",
     "pose": "geometry_msgs/msg/PoseStamped",
+    "gripper_command": "std_msgs/msg/Float64MultiArray",
 }
+ACTION_STATUS = "action_msgs/msg/GoalStatusArray"
 # What the node /xvla asks of cameras and joints, and offers with its commands: xvla_ros/nodes/qos.py.
 SENSOR_QOS = ("best_effort", "volatile")
 COMMAND_QOS = ("reliable", "volatile")
@@ -38,8 +41,14 @@ def topics_of(profile: Profile) -> list[str]:
     """Return the topics a robot needs, cameras and joints first."""
     cameras = [profile.cameras.by_name[slot].topic for slot in profile.cameras.slots]
     joints = [joint.topic for joint in profile.joints.ordered]
-    commands = [profile.commands.by_name[group].topic for group in profile.commands.groups]
+    commands = [command_topic(profile, group) for group in profile.commands.groups]
     return list(dict.fromkeys(cameras + joints + commands))
+
+
+def command_topic(profile: Profile, group: str) -> str:
+    """Return the topic of a command group; of an action the one on which its server tells of goals."""
+    topic = profile.commands.by_name[group].topic
+    return f"{topic}/_action/status" if profile.commands.interface_of(group) in GRIPPER_ACTIONS else topic
 
 
 def graph_findings(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
@@ -105,9 +114,14 @@ def _sensor(graph: GraphSnapshot, key: str, topic: str, kind: str, longest: floa
 
 def _controllers(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
     for name in profile.commands.groups:
-        kind = COMMAND_TYPES[profile.commands.interface_of(name)]
-        topic = profile.commands.by_name[name].topic
+        interface, topic = profile.commands.interface_of(name), profile.commands.by_name[name].topic
         key = f"{profile.name}.commands.{name}.topic"
+        if interface in GRIPPER_ACTIONS:
+            if not graph.publishers.get(command_topic(profile, name), ()):
+                message = f"nobody serves the action {topic}"
+                yield Finding(_problem(key, topic, f"an action server that publishes {ACTION_STATUS}", message))
+            continue
+        kind = COMMAND_TYPES[interface]
         subscribers = graph.subscribers.get(topic, ())
         if not subscribers:
             message = f"no controller listens to {topic}{did_you_mean(topic, _topics_of_type(graph, kind))}"
@@ -120,10 +134,14 @@ def _controllers(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
             if mismatch:
                 message = f"{subscriber.node} listens to {topic} with a quality of service that commands do not have"
                 yield Finding(_problem(key, mismatch, " and ".join(COMMAND_QOS), message))
-        rivals = [each for each in graph.publishers.get(topic, ()) if each.node.rsplit("/", 1)[-1] != POLICY_NODE]
+        publishers = graph.publishers.get(topic, ())
+        policies = [each for each in publishers if each.node.rsplit("/", 1)[-1] == POLICY_NODE]
+        rivals = [each for each in publishers if each not in policies] or policies[1:]
         if rivals:
-            message = f"another node commands {topic} too"
-            yield Finding(_problem(key, _nodes(rivals), "no other publisher", message), is_error=False)
+            exclusive = profile.safety.exclusive
+            message = f"another node commands {topic} too" + (", which /xvla does not stand" if exclusive else "")
+            expected = "no other publisher, or safety.exclusive false" if exclusive else "no other publisher"
+            yield Finding(_problem(key, _nodes(rivals), expected, message), is_error=exclusive)
 
 
 def _mismatch(*, offered: tuple[str, str], requested: tuple[str, str]) -> str:

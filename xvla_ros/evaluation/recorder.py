@@ -20,6 +20,7 @@ from xvla_ros.nodes.recording import RecordingReader
 if TYPE_CHECKING:
     from xvla_ros.robots.decode import Decoder
     from xvla_ros.robots.profile import Profile
+    from xvla_ros.robots.trajectory import Trajectory
 
 NANOSECONDS = 1e9
 # Encoder noise and servo hum stay below this; without it, standing still for an hour would count as travel.
@@ -44,7 +45,7 @@ class ChunkRecord:
 
     Attributes:
         received: s since the first command (the very first chunks come before it: negative).
-        time: float64 [T], when each waypoint is due, s since the first command.
+        time: float64 [T], when each point is due, s since the first command.
         position: float64 [T, J] in rad or m, joints in policy order: tool poses as inverse kinematics has them, from
             where the joints were commanded to be; None where the chunk cannot be decoded.
         inference_ms: wall time of the forward pass.
@@ -256,8 +257,12 @@ def _chunks(
         path = None
         if decoder is not None:
             path = _path(record, profile, decoder, _where(asked, profile, measured, commanded))
-        times = asked + np.array(record["times"], dtype=float)
-        made.append(ChunkRecord((record["time"] - start) / NANOSECONDS, times, path, float(record["inference_ms"])))
+        if path is None:
+            times, positions = asked + np.array(record["times"], dtype=float), None
+        else:
+            times, positions = (path.times - start) / NANOSECONDS, path.positions
+        received = (record["time"] - start) / NANOSECONDS
+        made.append(ChunkRecord(received, times, positions, float(record["inference_ms"])))
     return tuple(made)
 
 
@@ -274,14 +279,14 @@ def _decoder(profile: Profile) -> Decoder | None:
 
 def _path(
     record: Mapping[str, Any], profile: Profile, decoder: Decoder, begin: NDArray[np.float64] | None
-) -> NDArray[np.float64] | None:
+) -> Trajectory | None:
     actions = np.array(record["actions"], dtype=np.float32).reshape(-1, record["width"])
     chunk = ActionChunk(
         profile.name, profile.policy.domain_id, record["action_mode"], record["instruction"], record["stamp"],
         np.array(record["times"], dtype=float), actions, record["inference_ms"], 0,
     )
     try:
-        return decoder.decode(chunk, begin).positions
+        return decoder.decode(chunk, begin)
     except ValueError:  # of another width or mode than the profile, or not finite: the node held, and said so
         return None
 

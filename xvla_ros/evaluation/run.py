@@ -8,6 +8,7 @@ from pathlib import Path
 from xvla_ros.evaluation.graph import (
     SetupError,
     choose_profile,
+    choose_profiles,
     policy_command,
     settings_in_simulation,
     sim_command,
@@ -26,8 +27,11 @@ def run(
     instruction: str | None = None,
     seed: int = 0,
     output: Path | str = "xvla_out/run",
+    robots: str = "",
 ) -> int:
-    """Bring up the policy node, and with ``sim`` the simulated arm, and follow them until Ctrl-C.
+    """Bring up the policy node, and with ``sim`` what simulates its arms, and follow them until Ctrl-C.
+
+    ``robots`` are several, by name or file with commas between them, in the place of ``robot``: one node drives all.
 
     The nodes join the graph of the surrounding ROS_DOMAIN_ID, as launched ones do. Their logs go to ``output``/logs.
 
@@ -38,22 +42,26 @@ def run(
     from xvla_ros.ros_env import child_environment
 
     try:
-        profile = choose_profile(robot)
+        profiles = choose_profiles(robots) if robots else [choose_profile(robot)]
+        simulated = profiles if sim else []
+        settings = {
+            name: value for profile in simulated for name, value in settings_in_simulation(profile, checkpoint).items()
+        }
         policy = policy_command(
-            profile,
+            *profiles,
             checkpoint=checkpoint,
             instruction=instruction,
             device=device,
             sim_time=sim,
             autostart=autostart,
             namespace=namespace,
-            settings=settings_in_simulation(profile, checkpoint) if sim else None,
+            settings=settings,
         )
         with Supervisor(Path(output) / "logs", child_environment()) as supervisor:
             if sim:
-                supervisor.start("sim", sim_command(profile, seed=seed, namespace=namespace))
+                supervisor.start("sim", sim_command(*profiles, seed=seed, namespace=namespace))
             supervisor.start("policy", policy)
-            print(f"running {profile.name}; Ctrl-C ends it", flush=True)
+            print(f"running {', '.join(profile.name for profile in profiles)}; Ctrl-C ends it", flush=True)
             supervisor.wait_for(lambda: False, None, "the end")
     except Interrupted:
         print("stopped", flush=True)

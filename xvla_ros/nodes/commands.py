@@ -10,28 +10,30 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
-from xvla_ros.control.window import LimitedWindow as CommandWindow
+from xvla_ros.control.window import CommandWindow
 from xvla_ros.nodes import messages
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import Poses
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.schema import Tool
+from xvla_ros.robots.schema import GRIPPER_INTERFACES, Tool
 
 COMMAND_TYPES: Mapping[str, type] = {
     "joint_trajectory": JointTrajectory,
     "forward_command": Float64MultiArray,
     "joint_state": JointState,
     "pose": PoseStamped,
+    "gripper_command": Float64MultiArray,
 }
 
 
 def command_type(profile: Profile, group: str) -> type:
-    """Return the message type of a command group's topic."""
+    """Return the message type of a command group's topic; a group commanded by an action has none."""
     return COMMAND_TYPES[profile.commands.interface_of(group)]
 
 
 def command_messages(profile: Profile, window: CommandWindow, encoder: StateEncoder) -> dict[str, Any]:
-    """Return the message of every command group, in the profile's order.
+    """Return the message of every command group, in the profile's order; for grippers with an interface of their own
+    the setpoint, in rad or m.
 
     A trajectory carries the whole window. The other interfaces take one setpoint at a time: the window's first point,
     where the joints are to be ``lead`` after now. A pose is that of the tool at this point, by forward kinematics: so
@@ -59,7 +61,7 @@ def commanded_points(profile: Profile, group: str, message: Any) -> tuple[list[s
         ]
     if interface == "joint_state":
         return list(message.name), [(profile.timing.lead, list(message.position))]
-    if interface == "forward_command":
+    if interface in ("forward_command", "gripper_command"):
         names = [profile.joints.by_name[joint].name for joint in profile.commands.by_name[group].joints]
         return names, [(profile.timing.lead, list(message.data))]
     return [], []
@@ -72,6 +74,8 @@ def _message(profile: Profile, group: str, window: CommandWindow, poses: Mapping
     columns = [profile.joints.policy_order.index(joint) for joint in settings.joints]
     names = [profile.joints.by_name[joint].name for joint in settings.joints]
     setpoint = window.positions[0, columns].tolist()
+    if interface in GRIPPER_INTERFACES:
+        return setpoint[0]
     if interface == "forward_command":
         return Float64MultiArray(data=setpoint)
     if interface == "joint_state":

@@ -30,6 +30,7 @@ from xvla_ros.control.policy_source import PolicySourceError, load_policy
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.diagnostics import robot_diagnostics
+from xvla_ros.nodes.grippers import OutletError, require_outlets
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError
 from xvla_ros.nodes.parameters import read_profile
 from xvla_ros.nodes.robot_description import DescriptionTopics
@@ -51,12 +52,14 @@ NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
     ("autostart", False, "Whether the node configures and activates itself; a launch file does it from outside."),
     ("checkpoint", "", "Folder or hub id of the checkpoint; empty takes the one the profiles name."),
     ("instruction", "", "What to do until an instruction arrives on a topic; empty takes the profiles'."),
+    ("batch_wait", 0.01, "s that a robot waits at most for others about to ask, to share a pass of the policy."),
     ("seed", -1, "Seed of the sampler's noise; below 0 draws a fresh one for every chunk."),
 )
 # what a loaded policy depends on
 LOADED_WITH = ("robots", "device", "dtype", "threads", "checkpoint")
 PROGRESS_PERIOD_S = 5.0
 ANSWER_TIMEOUT_S = 2.0
+LONGEST_BATCH_WAIT_S = 1.0
 POLL_S = 0.05
 END_POLL_S = 0.2
 LOADING_THREAD = "loading"
@@ -106,7 +109,7 @@ class PolicyNode(GuardedLifecycleNode):
         if self._linked_for != (self._profiles, self._instruction()):
             self._close_links()
             self._make_links()
-        self._engine = Engine(self._predict, self._links)
+        self._engine = Engine(self._predict, self._links, self._batch_wait())
         for link in self._links:
             link.start()
         self._engine.start()
@@ -137,9 +140,12 @@ class PolicyNode(GuardedLifecycleNode):
         if not robots or len(set(robots)) != len(robots):
             raise TransitionError(f"parameter robots is {robots}; expected at least one name, and each once")
         try:
-            return {robot: read_profile(self, robot) for robot in robots}
-        except ProfileError as error:
+            profiles = {robot: read_profile(self, robot) for robot in robots}
+            for profile in profiles.values():
+                require_outlets(profile)
+        except (ProfileError, OutletError) as error:
             raise TransitionError(str(error)) from error
+        return profiles
 
     def _hear_descriptions(self) -> dict[str, RobotDescription | None]:
         """The published URDFs of robots whose actions are tool poses, checked before a long load."""
@@ -157,6 +163,13 @@ class PolicyNode(GuardedLifecycleNode):
             origins = ", ".join(dict.fromkeys(arm.chain.description.origin for arm in arms.values()))
             self.get_logger().info(f"{profile.name}: kinematics of {origins}")
         return {profile.name: heard[profile.namespace] for profile in with_tools}
+
+    def _batch_wait(self) -> float:
+        wait = float(self.get_parameter("batch_wait").value)
+        if not 0.0 <= wait <= LONGEST_BATCH_WAIT_S:
+            raise TransitionError(
+                f"parameter batch_wait is {wait:g}; expected 0 (nobody waits) … {LONGEST_BATCH_WAIT_S:g} s")
+        return wait
 
     def _instruction(self) -> str:
         return str(self.get_parameter("instruction").value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 
 from rclpy.node import Node
 from std_msgs.msg import String
@@ -16,18 +17,35 @@ TOPIC = "robot_description"
 DISCOVERY_S, ARRIVAL_S = 0.5, 1.0
 
 
-class DescriptionTopic:
-    """Hears the relative topic ``robot_description`` from its making on, so that discovery has begun when it is asked.
+class DescriptionTopics:
+    """Hears ``robot_description`` for robots of several namespaces.
 
-    The callback runs in the node's executor; ``newest`` is for another thread.
+    The relative topic, which robots without a namespace of their own have, is heard from the making of this on, so that
+    discovery has begun when it is asked for; those of others from when they are first asked for.
     """
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._heard = {"": _DescriptionTopic(node, TOPIC)}
+
+    def newest(self, namespaces: Iterable[str]) -> dict[str, RobotDescription | None]:
+        """Return what was published last for each namespace; see ``_DescriptionTopic.newest`` for the waits."""
+        wanted = list(dict.fromkeys(namespaces))
+        for namespace in wanted:
+            if namespace not in self._heard:
+                self._heard[namespace] = _DescriptionTopic(self._node, f"{namespace}/{TOPIC}")
+        return {namespace: self._heard[namespace].newest() for namespace in wanted}
+
+
+class _DescriptionTopic:
+    """Hears one topic. The callback runs in the node's executor; ``newest`` is for another thread."""
+
+    def __init__(self, node: Node, topic: str) -> None:
+        self._node = node
         self._since = time.monotonic()
         self._heard = threading.Event()
         self._text = ""
-        self._subscription = node.create_subscription(String, TOPIC, self._on_text, qos.LATCHED)
+        self._subscription = node.create_subscription(String, topic, self._on_text, qos.LATCHED)
 
     def newest(self) -> RobotDescription | None:
         """Return what was published last, None where nobody publishes.

@@ -17,12 +17,15 @@ from std_msgs.msg import String
 
 from xvla_ros.control.clock import Clock
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.control.robot_controller import CONTROLLER_LOST, RUNNING, ControlStatus
-from xvla_ros.control.window import LimitedWindow as CommandWindow
+from xvla_ros.control.robot_controller import CONTROLLER_LOST, INACTIVE, RUNNING, ControlStatus
+from xvla_ros.control.window import CommandWindow
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_messages, command_type
+from xvla_ros.nodes.grippers import gripper_outlet, has_gripper_outlet
+from xvla_ros.nodes.plan_markers import PlanMarkers
 from xvla_ros.nodes.rivals import Rivals
+from xvla_ros.nodes.run_policy import RunPolicyServer
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
@@ -51,7 +54,7 @@ class FrameCount:
 class RobotLink:
     """Joins a robot's topics to its ``Pilot``.
 
-    The inference thread calls the engine's side (``wants_chunk``, ``observe``, ``prefix``, ``deliver``,
+    The inference thread calls the engine's side (``wants_chunk``, ``due_in``, ``observe``, ``prefix``, ``deliver``,
     ``policy_failed``), the executor calls ``tick``. What goes out is encoded for every group before any is published,
     so that both arms of a pair move together or not at all.
     """
@@ -75,8 +78,10 @@ class RobotLink:
         self._status_due = 0.0
         self._group = MutuallyExclusiveCallbackGroup()
         self._publishers = self._make_publishers()
+        self._plan = PlanMarkers(node, profile, self.pilot.arms)
         self._subscriptions = self._make_subscriptions()
         self._rivals = Rivals(node, {name: self._publishers[name] for name in profile.commands.groups})
+        self._runs = RunPolicyServer(node, self.pilot, clock, self._group)
         self._timer: Any = None
         self._publish_status()
 
@@ -99,16 +104,21 @@ class RobotLink:
             window = self.pilot.controller.stop()
             if window is not None:
                 self._publish(window)
+            self._plan.clear()
         self._publish_status()
+        self._runs.abort(INACTIVE)
 
     def close(self) -> None:
         """Give back every topic."""
         self.stop()
+        self._runs.close()
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         for publisher in self._publishers.values():
-            self._node.destroy_publisher(publisher)
+            if not self._node.destroy_publisher(publisher):
+                publisher.destroy()
         self._subscriptions, self._publishers = [], {}
+        self._plan.close()
 
     def latch_stop(self, reason: str, detail: str) -> None:
         """Stop the arm at once and until ``clear_stop``."""
@@ -126,6 +136,9 @@ class RobotLink:
     def wants_chunk(self) -> bool:
         return self.pilot.wants_chunk()
 
+    def due_in(self) -> float | None:
+        return self.pilot.due_in()
+
     def observe(self) -> Observation | None:
         return self.pilot.observe()
 
@@ -136,6 +149,8 @@ class RobotLink:
         if not self.pilot.deliver(chunk):
             return
         self.tick()
+        with self._sending:
+            self._plan.show(self.pilot.controller, self._clock.ros_ns())
         accepted = self.pilot.chunk
         if accepted is not None:
             self._publishers["action_chunk"].publish(messages.chunk_message(accepted))
@@ -174,6 +189,8 @@ class RobotLink:
         if edge != self._last_status:
             self._log_edge(status)
             self._last_status = edge
+            if status.state != RUNNING:
+                self._plan.clear()
         # from the time it was due, or ticks that do not divide the period would stretch it
         self._status_due = max(self._status_due + STATUS_PERIOD_S, steady)
         self._publish_status()
@@ -211,6 +228,9 @@ class RobotLink:
             "status": create(PolicyStatus, f"{base}/status", qos.LATCHED),
         }
         for name in self.profile.commands.groups:
+            if has_gripper_outlet(self.profile, name):
+                publishers[name] = gripper_outlet(self._node, self.profile, name, self._group)
+                continue
             topic = self.profile.commands.by_name[name].topic
             publishers[name] = create(command_type(self.profile, name), topic, qos.COMMAND)
         return publishers
@@ -230,7 +250,10 @@ class RobotLink:
 
     def _on_instruction(self, message: String) -> None:
         text = message.data.strip()
-        if not text:
+        if self._runs.is_running:
+            self._node.get_logger().warning(
+                f"{self.profile.name}: ignored the instruction {text!r}: a run_policy goal runs")
+        elif not text:
             self._node.get_logger().warning(
                 f"{self.profile.name}: ignored an empty instruction; still doing {self.pilot.instruction!r}")
         elif text != self.pilot.instruction:

@@ -1,7 +1,7 @@
-"""A simulated robot behind the topics that its profile names: what ``sim_node`` runs.
+"""Simulated robots on one clock: what ``sim_node`` runs.
 
-Three threads: the main one steps the world and publishes clock and joint states, one draws and sends images, one runs
-the executor.
+Threads: the main one steps the worlds and publishes clock and joint states, one for each robot draws and sends images,
+one runs the executor.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import rclpy
-from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.clock import Clock as RclpyClock
 from rclpy.clock import ClockType
@@ -27,24 +24,19 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMessage
 
 from xvla_ros.nodes import qos
-from xvla_ros.nodes.image_sender import ImageSender
+from xvla_ros.nodes.served_robot import NANOSECONDS, ServedRobot, to_stamp
 from xvla_ros.nodes.task_server import BAD_TASK, TaskServer, declare_parameters
-from xvla_ros.robots import Profile, ProfileError, load_profile
+from xvla_ros.robots import Profile, ProfileError, load_profile, load_profiles
 from xvla_ros.simulation.cameras import UnknownCameraError
-from xvla_ros.simulation.controllers import ControllerOptions, Rejection
+from xvla_ros.simulation.controllers import ControllerOptions
 from xvla_ros.simulation.offscreen import RenderingUnavailableError
 from xvla_ros.simulation.pacing import Pacer, Ticker
 from xvla_ros.simulation.scenes import UnknownSceneError
-from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import SceneMismatchError, World
 
-NANOSECONDS = 1_000_000_000
 RESET_TIMEOUT = 5.0
 STATS_VERSION = 1
 
@@ -68,15 +60,15 @@ BAD_SETTINGS = (
 
 
 class SimNode(Node):  # type: ignore[misc]
-    """Serves one simulated robot.
+    """Serves one simulated robot or several, whose worlds run on the same clock and do not meet.
 
     Attributes:
-        world: the simulation.
+        robots: those served.
         failed: set by another thread to end ``run``.
     """
 
     def __init__(self, stop_requested: Callable[[], bool]) -> None:
-        """Reads the parameters and builds the world; ``run`` ends once ``stop_requested`` returns true.
+        """Reads the parameters and builds the worlds; ``run`` ends once ``stop_requested`` returns true.
 
         Raises:
             SettingError, ProfileError, UnknownSceneError, SceneMismatchError: naming what cannot be simulated.
@@ -86,21 +78,27 @@ class SimNode(Node):  # type: ignore[misc]
         self.failed = False
         self._stop_requested = stop_requested
         self._declare_parameters()
-        profile = choose_profile(self._value("robot"), self._value("profile"))
+        profiles = choose_profiles(self._value("robot"), self._value("profile"))
         options = ControllerOptions(interpolate_from_desired_state=self._value("interpolate_from_desired_state"))
-        self.world = World(profile, seed=self._value("seed"), options=options)
+        worlds = [World(profile, seed=self._value("seed"), options=options) for profile in profiles]
         self._started = time.monotonic()
         self._reset_wanted, self._reset_done = threading.Event(), threading.Event()
         self._reset_said: tuple[bool, str] = (False, "")
-        self._tasks = TaskServer(self, self.world)
+        self._tasks = [TaskServer(self, world) for world in worlds]
         if self._value("task"):
-            self._tasks.reset(self._value("seed"))
-        self._publish_topics(profile)
-        self._images = ImageSender(self, self.world, self._value("image_width"), self._value("image_height"))
+            self._reset_tasks()
+        self._publish_topics()
+        size = self._value("image_width"), self._value("image_height")
+        self.robots = [ServedRobot(self, world, *size) for world in worlds]
+
+    @property
+    def time(self) -> int:
+        """Simulated time in ns, the same in all worlds."""
+        return self.robots[0].world.time
 
     def run(self) -> None:
         """Steps, publishes and waits, until asked to stop; raises what the drawing thread failed with."""
-        timestep, step = self.world.timestep, 0
+        timestep, step = self.robots[0].world.timestep, 0
         clock, joints, images = (
             Ticker(self._value(name), timestep) for name in ("clock_rate", "joint_rate", "image_rate")
         )
@@ -110,38 +108,36 @@ class SimNode(Node):  # type: ignore[misc]
             due = min(clock.next_step, joints.next_step, images.next_step)
             time.sleep(pacer.delay(due * timestep))
             self._reset_if_wanted()
-            self.world.step(due - step)
-            self._tasks.look()
+            for robot in self.robots:
+                robot.world.step(due - step)
+            for task in self._tasks:
+                task.look()
             step = due
             self._publish_clock()
             if due == joints.next_step:
-                self._publish_joints()
+                for robot in self.robots:
+                    robot.publish_joints()
                 joints.advance()
             if due == images.next_step:
-                self._offer_images()
+                # No frame is skipped: while the last ones are still being drawn, simulated time stands still.
+                for robot in self.robots:
+                    robot.offer_images(self._stopping)
                 images.advance()
             if due == clock.next_step:
                 clock.advance()
 
     def close(self) -> None:
-        """Stops the drawing thread; nothing is published afterwards."""
-        self._images.close()
+        """Stops the drawing threads; nothing is published afterwards."""
+        for robot in self.robots:
+            robot.close()
 
     def stats(self) -> dict[str, Any]:
-        """What was sent and refused since the start, as the statistics file holds it."""
-        stamps = self._images.stamps
-        controllers = self.world.controllers
+        """What was sent and refused since the start, as the statistics file holds it; ``robots`` where several are."""
+        robots = [robot.stats() for robot in self.robots]
         return {
             "schema_version": STATS_VERSION,
-            "robot": self.world.profile.name,
-            "frames_sent": {camera: len(times) for camera, times in stamps.items()},
-            "first_stamp": {camera: times[0] if times else None for camera, times in stamps.items()},
-            "last_stamp": {camera: times[-1] if times else None for camera, times in stamps.items()},
-            "stamps": stamps,
-            "accepted_count": {name: controller.accepted for name, controller in controllers.items()},
-            "rejected_count": {name: controller.rejected for name, controller in controllers.items()},
-            "rejected": [asdict(entry) for controller in controllers.values() for entry in controller.rejections],
-            "sim_time_s": self.world.time / NANOSECONDS,
+            **(robots[0] if len(robots) == 1 else {"robots": robots}),
+            "sim_time_s": self.time / NANOSECONDS,
             "wall_s": self._wall(),
             "real_time_factor": self._real_time_factor(),
         }
@@ -161,8 +157,8 @@ class SimNode(Node):  # type: ignore[misc]
 
         pixels = [IntegerRange(from_value=16, to_value=4096, step=1)]
         seeds = [IntegerRange(from_value=0, to_value=2**63 - 1, step=1)]
-        declare("robot", "", "Name of the robot to simulate, or the path of a profile file that holds one robot.")
-        declare("profile", "", "File that holds the robot's profile; empty takes the shipped one.")
+        declare("robot", "", "Robots to simulate: their names, or profile files of one robot, commas between them.")
+        declare("profile", "", "Files that hold the robots' profiles, commas between them; empty takes shipped ones.")
         declare("seed", 0, "Decides the layout of the props; ~/reset reads it.", integer_range=seeds, read_only=False)
         declare("image_width", 256, "Width of every image in pixels.", integer_range=pixels)
         declare("image_height", 256, "Height of every image in pixels.", integer_range=pixels)
@@ -187,58 +183,16 @@ class SimNode(Node):  # type: ignore[misc]
     def _value(self, parameter: str) -> Any:
         return self.get_parameter(parameter).value
 
-    def _publish_topics(self, profile: Profile) -> None:
+    def _publish_topics(self) -> None:
         self._clock_publisher = self.create_publisher(Clock, "/clock", qos.EVENTS)
         self._clock_message = Clock()
-        self._joint_publishers = {
-            reading.topic: self.create_publisher(JointState, reading.topic, qos.EVENTS)
-            for reading in self.world.joint_states()
-        }
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.EVENTS)
-        for name, group in profile.commands.by_name.items():
-            kind, callback = self._command_type(profile.commands.interface)
-            self.create_subscription(kind, group.topic, partial(callback, name), qos.COMMAND)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_timer(1.0, self._publish_diagnostics, clock=RclpyClock(clock_type=ClockType.STEADY_TIME))
 
     def _publish_clock(self) -> None:
-        self._clock_message.clock = to_stamp(self.world.time)
+        self._clock_message.clock = to_stamp(self.time)
         self._clock_publisher.publish(self._clock_message)
-
-    def _publish_joints(self) -> None:
-        stamp = to_stamp(self.world.time)
-        for reading in self.world.joint_states():
-            message = JointState(name=reading.names, position=reading.positions, velocity=reading.velocities)
-            message.header.stamp = stamp
-            self._joint_publishers[reading.topic].publish(message)
-
-    def _offer_images(self) -> None:
-        # No frame is skipped: while the last ones are still being drawn, simulated time stands still.
-        while not self._stopping() and not self._images.wait_until_idle(0.1):
-            pass
-        if not self._stopping():
-            self._images.offer(self.world.data, self.world.time)
-
-    def _command_type(self, interface: str) -> tuple[type, Callable[[str, Any], None]]:
-        """The message type of a command interface, and what takes its messages."""
-        return {
-            "joint_trajectory": (JointTrajectoryMessage, self._on_trajectory),
-            "forward_command": (Float64MultiArray, self._on_array),
-            "joint_state": (JointState, self._on_setpoints),
-        }[interface]
-
-    def _on_trajectory(self, group: str, message: Any) -> None:
-        self._warn(self.world.command(group, from_message(message)))
-
-    def _on_array(self, group: str, message: Any) -> None:
-        self._warn(self.world.set_positions(group, (), message.data))
-
-    def _on_setpoints(self, group: str, message: Any) -> None:
-        self._warn(self.world.set_positions(group, message.name, message.position))
-
-    def _warn(self, rejection: Rejection | None) -> None:
-        if rejection is not None:
-            self.get_logger().warning(rejection.reason)
 
     def _on_reset(self, request: Any, response: Any) -> Any:
         del request
@@ -249,80 +203,73 @@ class SimNode(Node):  # type: ignore[misc]
         response.success, response.message = self._reset_said if done else (False, late)
         return response
 
+    def _reset_tasks(self) -> str:
+        return "; ".join(task.reset(self._value("seed")) for task in self._tasks)
+
     def _reset_if_wanted(self) -> None:
         if self._reset_wanted.is_set():
             self._reset_wanted.clear()
             try:
-                self._reset_said = True, self._tasks.reset(self._value("seed"))
+                self._reset_said = True, self._reset_tasks()
             except BAD_TASK as error:
                 self._reset_said = False, str(error)
             self._reset_done.set()
 
     def _publish_diagnostics(self) -> None:
-        controllers = self.world.controllers
-        refused = sum(controller.rejected for controller in controllers.values())
-        values = {f"frames_sent/{camera}": len(times) for camera, times in self._images.stamps.items()}
-        values |= {f"goals_accepted/{name}": controller.accepted for name, controller in controllers.items()}
-        values |= {f"goals_rejected/{name}": controller.rejected for name, controller in controllers.items()}
-        last = [controller.rejections[-1] for controller in controllers.values() if controller.rejections]
-        status = DiagnosticStatus(
-            level=DiagnosticStatus.WARN if refused else DiagnosticStatus.OK,
-            name=f"{self.get_name()}: {self.world.profile.name}",
-            message=max(last, key=lambda rejection: rejection.time).reason if last else "running",
-            hardware_id="mujoco",
-            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
-        )
-        status.values.append(KeyValue(key="real_time_factor", value=f"{self._real_time_factor():.3f}"))
-        array = DiagnosticArray(status=[status])
-        array.header.stamp = to_stamp(self.world.time)
+        factor = self._real_time_factor()
+        array = DiagnosticArray(status=[robot.diagnostics(self.get_name(), factor) for robot in self.robots])
+        array.header.stamp = to_stamp(self.time)
         self._diagnostics.publish(array)
 
     def _wall(self) -> float:
         return time.monotonic() - self._started
 
     def _real_time_factor(self) -> float:
-        return self.world.time / NANOSECONDS / max(self._wall(), 1e-9)
+        return self.time / NANOSECONDS / max(self._wall(), 1e-9)
 
 
-def choose_profile(robot: str, file: str = "") -> Profile:
-    """The profile of ``robot``: from ``file``, or shipped, or ``robot`` itself is a file that holds one.
+def choose_profiles(robots: str, files: str = "") -> list[Profile]:
+    """The profiles of ``robots``: names with commas between them, from ``files`` or shipped, or files of one robot.
 
     Raises:
-        SettingError: if no robot or no single robot is named.
-        ProfileError: naming everything that is wrong with the profile.
+        SettingError: no robot is named, or no single one, or two of them would publish on one topic.
+        ProfileError: naming everything that is wrong with a profile.
     """
-    if not robot:
+    names, known = _listed(robots), load_profiles(_listed(files))
+    if not names:
         raise SettingError("parameter robot is empty, expected the name of a robot: pass -p robot:=NAME")
-    profiles = load_profile(file or robot)
+    chosen = [known[name] if name in known else _profile(name, known, files) for name in names]
+    _refuse_shared_topics(chosen)
+    return chosen
+
+
+def _profile(robot: str, known: Mapping[str, Profile], files: str) -> Profile:
+    profiles = known or load_profile(robot)
     if robot in profiles:
         return profiles[robot]
-    if len(profiles) == 1 and not file:
+    if len(profiles) == 1 and not files:
         return next(iter(profiles.values()))
     raise SettingError(
-        f"parameter robot is {robot!r}, expected one of {', '.join(sorted(profiles))}, which {file or robot} holds; "
+        f"parameter robot is {robot!r}, expected one of {', '.join(sorted(profiles))}, which {files or robot} holds; "
         "name the file in parameter profile and the robot in parameter robot"
     )
 
 
-def from_message(message: Any) -> JointTrajectory:
-    """A trajectory_msgs/JointTrajectory as plain data."""
-    points = tuple(
-        TrajectoryPoint(
-            point.time_from_start.sec * NANOSECONDS + point.time_from_start.nanosec,
-            tuple(point.positions),
-            tuple(point.velocities),
-            tuple(point.accelerations),
-            tuple(point.effort),
-        )
-        for point in message.points
-    )
-    stamp = message.header.stamp
-    return JointTrajectory(tuple(message.joint_names), points, stamp.sec * NANOSECONDS + stamp.nanosec)
+def _refuse_shared_topics(profiles: Sequence[Profile]) -> None:
+    owners: dict[str, str] = {}
+    for profile in profiles:
+        sources = (*profile.cameras.by_name.values(), *profile.joints.ordered, *profile.commands.by_name.values())
+        for topic in dict.fromkeys(source.topic for source in sources):
+            if topic in owners:
+                raise SettingError(
+                    f"{owners[topic]} and {profile.name} both have {topic}; to simulate them together give one a "
+                    f"namespace: a profile with {{like: {profile.name}, namespace: /second}}"
+                )
+            owners[topic] = profile.name
 
 
-def to_stamp(nanoseconds: int) -> Time:
-    """ROS time of ``nanoseconds``."""
-    return Time(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def write_stats(node: SimNode) -> None:
@@ -355,8 +302,9 @@ def _run(node: SimNode) -> int:
     executor.add_node(node)
     spinner = threading.Thread(target=_spin, args=(executor, node), name="ros", daemon=True)
     spinner.start()
-    world = node.world
-    node.get_logger().info(f"simulating {world.profile.name}, seed {world.seed}")
+    worlds = [robot.world for robot in node.robots]
+    names = ", ".join(world.profile.name for world in worlds)
+    node.get_logger().info(f"simulating {names}, seed {worlds[0].seed}")
     try:
         node.run()
     finally:

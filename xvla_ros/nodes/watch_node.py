@@ -3,9 +3,9 @@
 It measures from the first command for ``duration`` seconds of ROS time, then ends by itself. Every line it prints that
 starts with ``PROGRESS`` is followed by one JSON object (``recording.read_progress``).
 
-Joint states, commands, chunks and status are received one by one. Cameras and ``/clock`` are polled instead: they live
-in a second node that no executor spins, with a depth of one, so that only the frames kept for the film are ever copied
-into Python, and the policy keeps its processor time.
+Joint states, commands, chunks and status are received one by one. Cameras and ``/clock`` are polled instead
+(``polled_topics``), so that only the frames kept for the film are ever copied into Python, and the policy keeps its
+processor time.
 """
 
 from __future__ import annotations
@@ -24,21 +24,19 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import JointState
 
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_type, commanded_points
+from xvla_ros.nodes.polled_topics import PolledTopics
 from xvla_ros.nodes.recording import PROGRESS, RecordingWriter
-from xvla_ros.observation.images import COMPRESSED, ImageError
+from xvla_ros.robots.schema import GRIPPER_ACTIONS
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
 PROGRESS_PERIOD = 0.25
 NANOSECONDS = 1_000_000_000
-JPEG_QUALITY = 92
-LATEST = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
 # Deeper than what the publishers keep: the watcher may be late, the count must not be.
 EVERY = QoSProfile(depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
 
@@ -71,13 +69,15 @@ class WatchNode(Node):  # type: ignore[misc]
             self.create_subscription(JointState, topic, partial(self._on_joints, topic), qos.SENSOR)
         self._profile = profile
         for group in profile.commands.groups:
+            if profile.commands.interface_of(group) in GRIPPER_ACTIONS:
+                continue  # goals of an action are nobody's but its server's to hear
             topic, kind = profile.commands.by_name[group].topic, command_type(profile, group)
             self.create_subscription(kind, topic, partial(self._on_command, group), EVERY)
         base = f"{policy}/{profile.name}"
         self.create_subscription(ActionChunk, f"{base}/action_chunk", self._on_chunk, EVERY)
         self.create_subscription(PolicyStatus, f"{base}/status", self._on_status, qos.LATCHED)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, EVERY)
-        self._polled = _Polled(profile, self.get_logger())
+        self._polled = PolledTopics(profile, "xvla_watch_cameras", self.get_logger())
         steady = rclpy.clock.Clock(clock_type=rclpy.clock.ClockType.STEADY_TIME)
         self.create_timer(1.0 / film_rate, self._keep_pictures, clock=steady)
         self.create_timer(PROGRESS_PERIOD, self._tell_progress, clock=steady)
@@ -140,8 +140,8 @@ class WatchNode(Node):  # type: ignore[misc]
 
     def _keep_pictures(self) -> None:
         now = self._time()
-        for camera, stamp, picture in self._polled.pictures():
-            self._writer.add_image(now, camera, stamp, picture)
+        for picture in self._polled.pictures():
+            self._writer.add_image(now, picture.camera, picture.stamp, picture.encoded)
 
     def _tell_progress(self) -> None:
         now = self._time()
@@ -150,56 +150,6 @@ class WatchNode(Node):  # type: ignore[misc]
         self._writer.flush()
         progress = {"time": now, "start": self._start, "elapsed": elapsed / NANOSECONDS, "done": self.done}
         print(PROGRESS + json.dumps({**progress, **self._counts, **self._status}), flush=True)
-
-
-class _Polled(Node):  # type: ignore[misc]
-    """Subscriptions that are asked for their newest message and never spun."""
-
-    def __init__(self, profile: Profile, logger: Any) -> None:
-        super().__init__("xvla_watch_cameras")
-        self._logger = logger
-        self._refused: set[str] = set()
-        self._clock = self.create_subscription(Clock, "/clock", lambda _: None, LATEST)
-        self._cameras = {}
-        for name in profile.cameras.slots:
-            camera = profile.cameras.by_name[name]
-            kind = CompressedImage if camera.transport == COMPRESSED else Image
-            subscription = self.create_subscription(kind, camera.topic, lambda _: None, LATEST)
-            self._cameras[name] = (camera.transport, subscription)
-
-    def clock(self) -> int:
-        """ROS time in ns of the newest /clock since the last call, or 0."""
-        message = _take(self._clock)
-        return messages.stamp_ns(message.clock) if message is not None else 0
-
-    def pictures(self) -> list[tuple[str, int, bytes]]:
-        """The newest picture of each camera that has one since the last call: camera, stamp in ns, JPEG."""
-        found = []
-        for name, (transport, subscription) in self._cameras.items():
-            serialized = _take(subscription, raw=True)
-            picture = self._encode(name, transport, serialized) if serialized is not None else b""
-            if picture:
-                found.append((name, messages.peek_stamp(serialized), picture))
-        return found
-
-    def _encode(self, camera: str, transport: str, serialized: bytes) -> bytes:
-        import cv2
-
-        try:
-            image = messages.decode_image(serialized, transport)
-        except ImageError as error:  # the film goes on without this camera
-            if camera not in self._refused:
-                self._refused.add(camera)
-                self._logger.warning(f"{camera} cannot be filmed: {error}")
-            return b""
-        encoded: bytes = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-        return encoded
-
-
-def _take(subscription: Any, *, raw: bool = False) -> Any:
-    with subscription.handle:
-        taken = subscription.handle.take_message(subscription.msg_type, raw)
-    return None if taken is None else taken[0]
 
 
 def main(arguments: list[str] | None = None) -> int:

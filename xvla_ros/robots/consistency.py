@@ -8,7 +8,7 @@ from typing import Any
 
 from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec
 from xvla_ros.robots.problems import did_you_mean
-from xvla_ros.robots.schema import MAX_WAYPOINTS
+from xvla_ros.robots.schema import GRIPPER_INTERFACES, MAX_WAYPOINTS
 
 Finding = tuple[str, Any, str, str]  # key, value, expected, message
 ENTRY_POINT_GROUP = "xvla_ros.action_modes"
@@ -68,6 +68,7 @@ def _orders(draft: Draft) -> Iterator[Finding]:
         ("joints", "policy_order", "joint"),
         ("commands", "groups", "command group"),
         ("tools", "order", "tool"),
+        ("view", "order", "shown tool"),
     ):
         order = draft.get(f"{section}.{key}")
         if order is None:
@@ -188,18 +189,32 @@ def _tool(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]
 
 
 def _tool_joints(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]:
-    joints, home, order = tool.get("joints") or (), tool.get("home") or (), draft.get("joints.policy_order")
-    for joint in joints:
-        if order is not None and joint not in order:
-            message = f"joint {joint!r} is not in joints.policy_order{did_you_mean(joint, order)}"
-            yield f"tools.{name}.joints", joint, "one of " + ", ".join(order), message
-        if joints.count(joint) > 1:
-            yield f"tools.{name}.joints", joint, "each joint once", f"joint {joint!r} is listed more than once"
+    joints, home = tool.get("joints") or (), tool.get("home") or ()
+    yield from _arm_joints(draft, f"tools.{name}.joints", joints)
     if joints and home and len(home) != len(joints):
         message = f"home has {len(home)} positions for {len(joints)} joints"
         yield f"tools.{name}.home", list(home), f"{len(joints)} numbers", message
     if tool.get("approach") is not None and not any(tool["approach"]):
         yield f"tools.{name}.approach", list(tool["approach"]), "a direction", "approach is zero and points nowhere"
+
+
+def _arm_joints(draft: Draft, key: str, joints: tuple[str, ...]) -> Iterator[Finding]:
+    order = draft.get("joints.policy_order")
+    for joint in joints:
+        if order is not None and joint not in order:
+            message = f"joint {joint!r} is not in joints.policy_order{did_you_mean(joint, order)}"
+            yield key, joint, "one of " + ", ".join(order), message
+        if joints.count(joint) > 1:
+            yield key, joint, "each joint once", f"joint {joint!r} is listed more than once"
+
+
+def _view(draft: Draft) -> Iterator[Finding]:
+    spec, shown = _spec(draft), draft.entries("view")
+    if shown and spec is not None and spec.is_end_effector:
+        message = f"action mode {spec.name} moves tools, and those are shown"
+        yield "view", sorted(shown), "no section view beside tools", message
+    for name, tool in shown.items():
+        yield from _arm_joints(draft, f"view.{name}.joints", tool.get("joints") or ())
 
 
 def _commands(draft: Draft) -> Iterator[Finding]:
@@ -211,10 +226,22 @@ def _commands(draft: Draft) -> Iterator[Finding]:
             message = f"command group {seen[topic]!r} has the same topic"
             yield f"commands.{name}.topic", topic, "a topic of its own", message
         seen.setdefault(topic, name)
+    yield from _own_interfaces(draft)
     if interface == "pose":
         yield from _pose_groups(draft, spec)
     elif interface is not None:
         yield from _joint_groups(draft, spec)
+
+
+def _own_interfaces(draft: Draft) -> Iterator[Finding]:
+    for name, group in draft.entries("commands").items():
+        own, joints = group.get("interface") or "", group.get("joints") or ()
+        if own in GRIPPER_INTERFACES and len(joints) != 1:
+            message = f"{own} commands one gripper joint, and the group has {len(joints)}"
+            yield f"commands.{name}.joints", list(joints), "one joint", message
+        if own and group.get("tool"):
+            message = f"the group commands the pose of tool {group['tool']!r}, which {own} does not"
+            yield f"commands.{name}.interface", own, "nothing, where a tool is commanded", message
 
 
 def _pose_groups(draft: Draft, spec: ActionSpec | None) -> Iterator[Finding]:
@@ -284,7 +311,9 @@ def _timing(draft: Draft) -> Iterator[Finding]:
     if draft.get("commands.interface") == "pose" and rate is not None and rate < LEAST_POSE_RATE:
         message = f"moveit_servo stops when poses come at less than {LEAST_POSE_RATE:g} Hz"
         yield "timing.command_rate", rate, f"at least {LEAST_POSE_RATE:g} Hz", message
-    single = draft.get("commands.interface") in ("forward_command", "joint_state", "pose")
+    groups = draft.entries("commands").values()
+    used = {group.get("interface") or draft.get("commands.interface") for group in groups}
+    single = not used.isdisjoint(("forward_command", "joint_state", "pose"))
     if single and None not in (rate, dt) and 1.0 / rate > dt * RATE_TOLERANCE:
         message = f"one setpoint every {1.0 / rate:.3g} s skips waypoints {dt:g} s apart"
         yield "timing.command_rate", rate, f"at least {1.0 / dt:.3g} Hz", message
@@ -302,6 +331,7 @@ CHECKS: tuple[Callable[[Draft], Iterator[Finding]], ...] = (
     _joints,
     _width,
     _tools,
+    _view,
     _commands,
     _timing,
 )

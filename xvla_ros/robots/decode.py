@@ -9,13 +9,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import tool_pose
+from xvla_ros.robots.gripper_play import GripperPlay
 from xvla_ros.robots.kinematics import FollowedPath, Poses
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.resample import last_before
+from xvla_ros.robots.schema import Gripper
 from xvla_ros.robots.tool_arm import ToolArm, tool_arms
 from xvla_ros.robots.trajectory import Trajectory
 from xvla_ros.robots.units import from_policy
 
 NANOSECONDS = 1_000_000_000
+FAR_APART = 1.5  # command periods; waypoints further apart get points between them
 
 Floats = NDArray[np.float64]
 
@@ -34,13 +38,16 @@ class Decoder:
     def __init__(self, profile: Profile, arms: Mapping[str, ToolArm] | None = None) -> None:
         self._profile = profile
         self._arms = dict(tool_arms(profile) if arms is None else arms)
+        self._play = GripperPlay(profile)
 
     def decode(self, chunk: ActionChunk, start: ArrayLike | None = None) -> Trajectory:
         """Turn a chunk [T, D] in the policy's units into joint positions [T, J] in rad or m with absolute times.
 
-        In joint space every channel, a gripper's probability too, becomes a position by the joint's scale and offset.
-        Tool poses are kept in the workspace box and followed by inverse kinematics from ``start`` on; how well is in
-        ``Trajectory.reach``.
+        In joint space every channel, a gripper's probability too, becomes a position by the joint's scale and offset;
+        such a gripper has some play (``smoothing.gripper_play``). Tool poses are kept in the workspace box and followed
+        by inverse kinematics from ``start`` on; how well is in ``Trajectory.reach``. Where their waypoints are further
+        apart than 1.5 command periods, the path between them is solved as well, so that it is the tool that goes
+        straight and not the joints.
 
         Args:
             chunk: the policy's answer.
@@ -54,21 +61,32 @@ class Decoder:
         """
         profile = self._profile
         _ensure_matching(chunk, profile)
-        times = chunk.stamp + np.rint(np.asarray(chunk.times, dtype=np.float64) * NANOSECONDS).astype(np.int64)
-        if not self._arms:
-            return Trajectory(chunk.robot, profile.joints.policy_order, times, from_policy(chunk.actions, profile))
         joints = None if start is None else self._checked_start(start)
-        positions = np.tile(self._middle() if joints is None else joints, (len(times), 1))
-        durations = np.diff(np.concatenate([[0.0], np.asarray(chunk.times, dtype=np.float64)]))
+        due = np.asarray(chunk.times, dtype=np.float64)
+        if not self._arms:
+            positions = from_policy(self._play.applied(chunk.actions, joints), profile)
+            return Trajectory(chunk.robot, profile.joints.policy_order, _stamps(chunk.stamp, due), positions)
+        steps = self._steps()
+        at = np.interp(np.arange((len(due) - 1) * steps + 1) / steps, np.arange(len(due)), due)
+        positions = np.tile(self._middle() if joints is None else joints, (len(at), 1))
+        durations = np.diff(np.concatenate([[0.0], due]))
         reach = {}
         for name, target in tool_pose.split(chunk.actions, profile).items():
             arm = self._arms[name]
             followed = _follow(arm, target.poses, durations, None if joints is None else joints[arm.columns])
-            positions[:, arm.columns] = followed.positions
+            positions[:, arm.columns] = arm.follower.between(followed.positions, due, at)
             opened = None if joints is None else float(joints[arm.gripper])
-            positions[:, arm.gripper] = tool_pose.gripper_positions(target.gripper, arm.tool.gripper, opened)
+            gripper = tool_pose.gripper_positions(target.gripper, arm.tool.gripper, opened)
+            positions[:, arm.gripper] = _gripper_between(gripper, arm.tool.gripper, due, at)
             reach[name] = followed
-        return Trajectory(chunk.robot, profile.joints.policy_order, times, positions, reach)
+        waypoints = np.arange(len(due), dtype=np.intp) * steps
+        times = _stamps(chunk.stamp, at)
+        return Trajectory(chunk.robot, profile.joints.policy_order, times, positions, reach, waypoints)
+
+    def _steps(self) -> int:
+        """Into how many parts the way from one waypoint to the next is divided."""
+        periods = self._profile.policy.waypoint_dt * self._profile.timing.command_rate
+        return round(periods) if periods > FAR_APART else 1
 
     def _middle(self) -> Floats:
         return np.array([(joint.lower + joint.upper) / 2 for joint in self._profile.joints.ordered])
@@ -88,6 +106,17 @@ def _follow(arm: ToolArm, targets: Poses, durations: Floats, start: Floats | Non
     outside = targets.positions[0] if start is None else arm.chain.poses(start).positions
     inside = Poses(tool_pose.keep_inside(targets.positions, arm.tool, outside), targets.rotations)
     return arm.follower.follow(inside, durations, start)
+
+
+def _gripper_between(positions: Floats, gripper: Gripper, due: Floats, at: Floats) -> Floats:
+    """Gripper positions [K] at times ``at``: one that is open or closed changes at a waypoint, another on the way."""
+    if gripper.rule == "linear":
+        return np.interp(at, due, positions)
+    return positions[last_before(due, at)]
+
+
+def _stamps(stamp: int, seconds: Floats) -> NDArray[np.int64]:
+    return stamp + np.rint(seconds * NANOSECONDS).astype(np.int64)
 
 
 def _ensure_matching(chunk: ActionChunk, profile: Profile) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 from xvla_ros.robots.problems import Problem, ProfileError
 
 # Sections whose entries are listed in an order of their own, and the key of that list.
-LISTED = (("cameras", "slots"), ("joints", "policy_order"), ("commands", "groups"), ("tools", "order"))
+LISTED = (
+    ("cameras", "slots"), ("joints", "policy_order"), ("commands", "groups"), ("tools", "order"), ("view", "order"),
+)
 # Settings as read of a robot by its name, None where there is no such robot.
 Find = Callable[[str], Any]
 

@@ -33,6 +33,7 @@ from xvla_ros.robots.schema import (
     Timing,
     Tool,
     Tools,
+    View,
     setting,
 )
 from xvla_ros.robots.validation import find_problems
@@ -66,6 +67,7 @@ class Profile(Section):
     joints: Joints = setting(description="The joints.")
     tool_section: Tools = setting(Tools(), alias="tools", description="The tools, for tool-pose action modes.")
     commands: Commands = setting(description="The commands.")
+    view: View = setting(View(), description="What is shown of a robot in joint space.")
     timing: Timing = setting(Timing(), description="Rates and time limits.")
     smoothing: Smoothing = setting(Smoothing(), description="How chunks follow each other.")
     safety: Safety = setting(Safety(), description="Checks beyond the limits of the joints.")

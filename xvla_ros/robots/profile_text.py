@@ -19,6 +19,7 @@ FREE_DOMAIN = 28  # free in the released checkpoints, as are 19 and 29
 SPEED_SHARE = 0.5  # of the URDF's velocity, as in the shipped profiles
 UNKNOWN_SPEED = {"revolute": 0.5, "prismatic": 0.05}  # rad/s, m/s: slow
 ACCELERATION = {"revolute": 5.0, "prismatic": 1.0}  # rad/s², m/s²: as in the shipped profiles
+JERK_PER_ACCELERATION = 20.0  # 1/s; full acceleration builds up in 50 ms
 SPARE_JOINTS_FROM = 7  # an arm with this many joints has a posture to choose
 
 
@@ -140,6 +141,7 @@ def _joint(each: DraftJoint) -> str:
         "topic": JOINT_STATES, "name": _scalar(joint.name), "scale": _number(scale), "offset": _number(offset),
         "lower": _number(lower), "upper": _number(upper), "max_velocity": _number(speed),
         "max_acceleration": _number(ACCELERATION[joint.kind]),
+        "max_jerk": _number(JERK_PER_ACCELERATION * ACCELERATION[joint.kind]),
     }
     row = f"  {each.name}: {{{', '.join(f'{key}: {value}' for key, value in fields.items())}}}"
     return row + (f"  {MARK} {'; '.join(notes)}" if notes else "")
@@ -206,8 +208,8 @@ def _timing() -> Iterable[str]:
         _row("controller_timeout", 0.5),
         "",
         "smoothing:",
-        _row("method", "switch"),
-        _row("execute", 0.5, "the next chunk is asked for when half of one has passed"),
+        _row("method", "realtime_chunking"),
+        _row("execute", 0.5, "the next chunk takes over when half of one has passed"),
     )
 
 

@@ -29,7 +29,8 @@ A profile is a ROS 2 parameters file. Settings stand under the robot's name, and
       policy: {action_mode: so101_bimanual, domain_id: 19, …}
 ```
 
-One file may hold several robots, and several files merge. `xvla check --robot FILE` lists everything that is wrong
+One file may hold several robots, and several files merge. Equal arms share a profile:
+`arm_a: {like: so101, namespace: /a}` has every setting of the shipped `so101`, and its topics begin with `/a`. `xvla check --robot FILE` lists everything that is wrong
 with one, each with file, key, value and what is allowed. Settings marked *settable* can be
 set while the node is not active and count from its next configure; the others are fixed when it starts."""
 
@@ -42,6 +43,7 @@ _TAIL = """
 - In joint modes `policy_order` has as many joints as the action mode has channels, and each joint is in exactly one
   command group. A gripper channel that is a probability needs `scale` and `offset` that take `lower` … `upper` to
   0 … 1.
+- The gripper interfaces command a group of one joint; a group that commands a tool has no interface of its own.
 - Tool-pose modes need `rot6d`, and one tool for each arm, whose gripper is a joint of `policy_order`.
 - `lower` is below `upper`; `scale` is not 0; `workspace_min` is below `workspace_max`.
 - `lead` is below `lookahead`, at least two command periods lie between them, and `lookahead` ends within a chunk.

@@ -225,10 +225,62 @@ class Tools(NamedSection):
     by_name: dict[str, Tool] = setting({}, description="The tools.")
 
 
+class ShownTool(Section):
+    """One tool whose planned path is shown; nothing else depends on it."""
+
+    urdf: str = setting(min_length=1, description="URDF file: its path, beside the profile or among the shipped ones.")
+    base_link: str = setting(min_length=1, description="Link in whose frame the path is shown.")
+    tip_link: str = setting(min_length=1, description="Link whose path is shown.")
+    joints: Names = setting(
+        (),
+        description="The joints from base_link to tip_link, by policy name; empty finds them by the names in the URDF, "
+        "which may be the policy's or those in ROS.",
+    )
+    frame: str = setting("", description="frame_id of the path; empty is base_link.")
+
+
+class View(NamedSection):
+    """What is shown of a robot in joint space; one whose actions are tool poses shows its tools."""
+
+    order_key: ClassVar[str] = "order"
+    entry: ClassVar[str] = "shown tool"
+
+    order: Names = setting((), description="Tools whose planned path ~/R/plan shows.")
+    by_name: dict[str, ShownTool] = setting({}, description="The tools.")
+
+
+# An action server takes what these groups are commanded; their topic is the action's name.
+GRIPPER_ACTIONS = ("gripper_action", "parallel_gripper_action")
+GRIPPER_INTERFACES = ("gripper_command", *GRIPPER_ACTIONS)
+
+
 class Group(Section):
     """Joints or a tool commanded on one topic."""
 
-    topic: Topic = setting(description="Topic of the commands; its message type follows from the interface.")
+    topic: Topic = setting(
+        description="Topic of the commands, or name of the action; its type follows from the interface."
+    )
+    interface: Literal[
+        "", "joint_trajectory", "forward_command", "joint_state", "gripper_command", "gripper_action",
+        "parallel_gripper_action",
+    ] = setting(
+        "",
+        description="What goes out for this group; empty takes commands.interface. For one gripper joint: "
+        "gripper_command (std_msgs/Float64MultiArray), gripper_action (control_msgs/action/GripperCommand) and "
+        "parallel_gripper_action (control_msgs/action/ParallelGripperCommand), sent when it changes.",
+    )
+    min_change: float = setting(
+        0.05,
+        ge=0.0,
+        le=1.0,
+        changeable=True,
+        description="gripper_command and gripper actions: a moving setpoint is sent anew when it is this share of the "
+        "joint's range away from the one sent last; where it comes to rest it is sent as it is.",
+    )
+    max_effort: float = setting(
+        0.0, ge=0.0, le=1e4, unit="N or Nm", changeable=True,
+        description="Gripper actions: effort to grip with; 0 leaves it to the controller.",
+    )
     joints: Names = setting((), description="Joints commanded there, by policy name, in the controller's order.")
     tool: str = setting("", description="Interface pose: the tool commanded there; a gripper's group has joints.")
 
@@ -247,7 +299,9 @@ class Commands(NamedSection):
     by_name: dict[str, Group] = setting(description="The command groups.")
 
     def interface_of(self, group: str) -> str:
-        """Return what goes out on the topic of a group: the interface, but beside poses a gripper's trajectory."""
+        """Return what goes out for a group: its own interface or that of all; beside poses a gripper's trajectory."""
+        if self.by_name[group].interface:
+            return self.by_name[group].interface
         if self.interface == "pose" and not self.by_name[group].tool:
             return "joint_trajectory"
         return self.interface
@@ -360,7 +414,7 @@ class Safety(Section):
         le=1.0,
         changeable=True,
         description="Where a motion starts from the measured joints, its first waypoint may be this share of a "
-        "joint's range away; a chunk that asks for more is refused. Grippers may leap.",
+        "joint's range away, grippers aside; a chunk that asks for more is refused.",
     )
     deviation: float = setting(
         0.1,

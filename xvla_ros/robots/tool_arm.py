@@ -59,7 +59,7 @@ def tool_arms(profile: Profile, description: RobotDescription | None = None) -> 
 def _arm(profile: Profile, name: str, tool: Tool, description: RobotDescription | None) -> ToolArm:
     source = description or _named(profile, name, tool)
     chain = Chain(source, tool.base_link, tool.tip_link)
-    joints = _policy_names(profile, name, tool, chain)
+    joints = policy_joints(profile, chain, tool.joints, f"tools.{name}")
     settings = [profile.joints.by_name[joint] for joint in joints]
     low, high = np.array([joint.lower for joint in settings]), np.array([joint.upper for joint in settings])
     speed = np.array([joint.max_velocity for joint in settings])
@@ -96,16 +96,21 @@ def _named(profile: Profile, name: str, tool: Tool) -> RobotDescription:
     return RobotDescription.from_file(tool.urdf, profile.source.parent if profile.source is not None else None)
 
 
-def _policy_names(profile: Profile, name: str, tool: Tool, chain: Chain) -> tuple[str, ...]:
-    """Return the policy's names of the joints of a chain: as listed, or else by the names ROS gives them."""
-    if tool.joints:
-        if len(tool.joints) != len(chain.joints):
+def policy_joints(profile: Profile, chain: Chain, listed: tuple[str, ...], key: str) -> tuple[str, ...]:
+    """Return the policy's names of the joints of a chain: as ``listed``, or else by the names ROS gives them.
+
+    Raises:
+        KinematicsError: the list has another length, or the names lead nowhere; the message says what to write under
+            the profile's ``key``.
+    """
+    if listed:
+        if len(listed) != len(chain.joints):
             raise KinematicsError(
-                f"{profile.name}: tools.{name}.joints lists {len(tool.joints)} joints ({', '.join(tool.joints)}), but "
-                f"{chain.description.origin} has {len(chain.joints)} between {tool.base_link} and {tool.tip_link}: "
+                f"{profile.name}: {key}.joints lists {len(listed)} joints ({', '.join(listed)}), but "
+                f"{chain.description.origin} has {len(chain.joints)} between {chain.base_link} and {chain.tip_link}: "
                 f"{', '.join(chain.joints)}"
             )
-        return tool.joints
+        return listed
     found = []
     by_ros_name: dict[str, list[str]] = {}
     for policy_name in profile.joints.policy_order:
@@ -115,9 +120,9 @@ def _policy_names(profile: Profile, name: str, tool: Tool, chain: Chain) -> tupl
         if len(candidates) != 1:
             told = f"{len(candidates)} joints of the profile have that name" if candidates else "no joint has that name"
             raise KinematicsError(
-                f"{profile.name}: joint {joint!r} of {chain.description.origin} moves tool {name!r}, and {told}"
-                f"{did_you_mean(joint, by_ros_name)}; list the policy's names of the arm's joints, base first, in "
-                f"tools.{name}.joints"
+                f"{profile.name}: joint {joint!r} of {chain.description.origin} moves tool {key.split('.')[-1]!r}, and "
+                f"{told}{did_you_mean(joint, by_ros_name)}; list the policy's names of the arm's joints, base first, "
+                f"in {key}.joints"
             )
         found.append(candidates[0])
     return tuple(found)

@@ -13,14 +13,15 @@ from xvla_ros.robots.kinematics.path import HELD, LAGGING, FollowedPath
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Waypoints of one robot.
+    """The path of one robot's joints, as points.
 
     Attributes:
         robot: its name.
         joints: J joint names of the policy, in policy order.
-        times: int64 [T], ROS time in ns at which each waypoint is due, strictly increasing.
+        times: int64 [T], ROS time in ns at which each point is due, strictly increasing.
         positions: float64 [T, J], rad or m.
-        reach: tool name → how well its waypoints are met; empty for actions in joint space.
+        reach: tool name → how well its W waypoints are met; empty for actions in joint space.
+        waypoints: int [W], which of the points are the policy's waypoints; the others lie between. None: all are.
     """
 
     robot: str
@@ -28,6 +29,7 @@ class Trajectory:
     times: NDArray[np.int64]
     positions: NDArray[np.float64]
     reach: Mapping[str, FollowedPath] = field(default_factory=dict)
+    waypoints: NDArray[np.intp] | None = None
 
     def __post_init__(self) -> None:
         if self.positions.shape != (len(self.times), len(self.joints)):
@@ -37,10 +39,11 @@ class Trajectory:
             raise ValueError(f"{self.robot}: the times of a trajectory must increase from waypoint to waypoint")
 
     def out_of_reach(self) -> NDArray[np.bool_]:
-        """Which waypoints [T] some tool does not meet: held, or lagging behind."""
+        """Which points [T] are waypoints that some tool does not meet: held, or lagging behind."""
         missed = np.zeros(len(self.times), dtype=np.bool_)
+        given = np.arange(len(self.times)) if self.waypoints is None else self.waypoints
         for path in self.reach.values():
-            missed |= np.array([status in (HELD, LAGGING) for status in path.status], dtype=np.bool_)
+            missed[given] |= np.array([status in (HELD, LAGGING) for status in path.status], dtype=np.bool_)
         return missed
 
     def nothing_reached(self) -> str:

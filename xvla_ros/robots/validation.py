@@ -36,7 +36,7 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fi
     for name, field in _fields(model).items():
         section, entry = _section_of(field), _entry_of(model)
         if name == _ENTRIES and entry is not None and issubclass(model, NamedSection):
-            yield from settings(entry, f"{prefix}<{model.entry.replace('command ', '')}>.")
+            yield from settings(entry, f"{prefix}<{model.entry.split()[-1]}>.")
         elif section is not None:
             yield from settings(section, f"{prefix}{name}.")
         else:

@@ -26,7 +26,7 @@ from xvla_ros.simulation.trajectory import JointTrajectory
 # A whole number of steps of 1/600 s lies between clock ticks at 200 Hz, joint states at 50 Hz and images at 30 Hz.
 TIMESTEP = 1.0 / 600.0
 CONTROL_PERIOD = 0.005
-SERVED = ("joint_trajectory", "forward_command", "joint_state")
+SERVED = ("joint_trajectory", "forward_command", "joint_state", "gripper_command")
 
 
 class SceneMismatchError(ValueError):
@@ -208,7 +208,7 @@ class World:
     def _another_interface(self, group: str, given: str) -> SceneMismatchError:
         return SceneMismatchError(
             f"command group {group!r} of {self.profile.name!r} was given {given}, "
-            f"but commands.interface is {self.profile.commands.interface!r}"
+            f"but its interface is {self.profile.commands.interface_of(group)!r}"
         )
 
     def _control(self) -> None:
@@ -256,7 +256,7 @@ def _controller(
     profile: Profile, group: str, options: ControllerOptions | None
 ) -> JointTrajectoryController | SetpointController:
     joints = [profile.joints.by_name[joint].name for joint in profile.commands.by_name[group].joints]
-    if profile.commands.interface == "joint_trajectory":
+    if profile.commands.interface_of(group) == "joint_trajectory":
         return JointTrajectoryController(group, joints, options)
     return SetpointController(group, joints)
 
@@ -274,8 +274,10 @@ def _check_fit(profile: Profile, scene: Scene) -> None:
                 f"the scene of {profile.name!r} has no {kind} {missing[0]!r}, which its profile names; "
                 f"expected one of: {', '.join(there)}"
             )
-    if profile.commands.interface not in SERVED:
-        raise SceneMismatchError(
-            f"commands.interface of {profile.name!r} is {profile.commands.interface!r}; the simulated controllers "
-            f"serve {', '.join(map(repr, SERVED))}: set one of these to simulate the robot"
-        )
+    for group in profile.commands.groups:
+        interface = profile.commands.interface_of(group)
+        if interface not in SERVED:
+            raise SceneMismatchError(
+                f"command group {group!r} of {profile.name!r} has the interface {interface!r}; the simulated "
+                f"controllers serve {', '.join(map(repr, SERVED))}: set one of these to simulate the robot"
+            )

@@ -87,7 +87,13 @@ class InverseKinematics:
         self._weights = _weights(np.asarray(approach, dtype=np.float64)) if len(chain.joints) < 6 else None
 
     def solve(
-        self, target: Poses, start: ArrayLike, *, lower: Floats | None = None, upper: Floats | None = None
+        self,
+        target: Poses,
+        start: ArrayLike,
+        *,
+        lower: Floats | None = None,
+        upper: Floats | None = None,
+        homeward: bool = True,
     ) -> Solution:
         """Return the joint positions for one target near ``start`` [J].
 
@@ -95,12 +101,13 @@ class InverseKinematics:
             target: one pose, in the base link.
             start: where to begin; the solution stays on its branch.
             lower, upper: [J] bounds narrower than the limits, as for a step that must not be longer.
+            homeward: whether the spare joints of a redundant arm go a little towards home.
         """
         wanted = self.chain.placement(target)
         low = self.lower if lower is None else np.maximum(lower, self.lower)
         high = self.upper if upper is None else np.minimum(upper, self.upper)
         with self.chain.lock:
-            return self._descend(wanted, np.asarray(start, dtype=np.float64), low, high)
+            return self._descend(wanted, np.asarray(start, dtype=np.float64), low, high, homeward)
 
     def solve_cold(self, target: Poses, near: ArrayLike | None = None, seeds: int = COLD_SEEDS) -> Solution:
         """Return joint positions for one target, whatever the branch: from ``near``, from home, then from elsewhere.
@@ -125,7 +132,9 @@ class InverseKinematics:
         rotation_weight = 1.0 if self._weights is None else APPROACH_WEIGHT
         return solution.position_error + rotation_weight * solution.rotation_error
 
-    def _descend(self, wanted: Any, start: Floats, lower: Floats, upper: Floats) -> Solution:
+    def _descend(
+        self, wanted: Any, start: Floats, lower: Floats, upper: Floats, homeward: bool = True
+    ) -> Solution:
         pin, model, data, tip = self._pin, self.chain.model, self.chain.data, self.chain.tip
         q = np.minimum(np.maximum(start, lower), upper)
         best, least, best_error = q, np.inf, (np.inf, np.inf)
@@ -147,7 +156,7 @@ class InverseKinematics:
                 milestone, reached_at = size, iteration
             elif iteration - reached_at >= PATIENCE:
                 break
-            drift = self._homeward(q) if self._is_redundant and iteration == 0 else None
+            drift = self._homeward(q) if homeward and self._is_redundant and iteration == 0 else None
             moved = np.minimum(np.maximum(q + _step(jacobian, error, size, q, lower, upper, drift), lower), upper)
             if np.abs(moved - q).max() < STANDSTILL:
                 break

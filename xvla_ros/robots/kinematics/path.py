@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.interpolate import PchipInterpolator
 
 from xvla_ros.robots.kinematics.inverse import InverseKinematics, Solution
 from xvla_ros.robots.kinematics.poses import Poses
@@ -14,6 +15,7 @@ Floats = NDArray[np.float64]
 
 REACHED, NEAR, LAGGING, HELD = "reached", "near", "lagging", "held"
 STATUSES = (REACHED, NEAR, LAGGING, HELD)
+ON_PATH = 1e-3  # m off the path that a point between two waypoints may be
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +90,36 @@ class PathFollower:
         off = np.array(errors, dtype=np.float64).reshape(-1, 2)
         joints = np.array(positions, dtype=np.float64).reshape(-1, len(self.inverse.chain.joints))
         return FollowedPath(joints, tuple(status), off[:, 0], off[:, 1])
+
+    def between(self, positions: Floats, times: ArrayLike, at: ArrayLike) -> Floats:
+        """Return joints [K, J] at times ``at``, with the tool on the path of poses through its waypoints.
+
+        A straight way of the joints bends that of the tool, the more the further waypoints are apart. Each point is
+        solved from the curve through the waypoints' joints; where one cannot be, or its joints would have to leave that
+        curve further than their speed lets them return from, the curve stays from waypoint to waypoint.
+
+        Args:
+            positions: [T, J] rad or m of the waypoints, as ``follow`` gave them.
+            times: [T] s of the waypoints, strictly increasing.
+            at: [K] s, within ``times``.
+        """
+        knots, where = np.asarray(times, dtype=np.float64), np.asarray(at, dtype=np.float64)
+        if len(knots) == 1:
+            return np.repeat(positions, len(where), axis=0)
+        curve: Floats = PchipInterpolator(knots, positions, axis=0)(where)
+        wanted = self.inverse.chain.poses(positions).between(knots, where)
+        segment = np.clip(np.searchsorted(knots, where, side="right") - 1, 0, len(knots) - 2)
+        room = self.max_velocity * np.diff(knots)[segment, None] / 2
+        solved, lost = curve.copy(), set()
+        for i in np.flatnonzero(~np.isin(where, knots)):
+            found = self.inverse.solve(wanted[int(i)], curve[i], homeward=False)
+            solved[i] = found.positions
+            is_on_path = found.position_error <= ON_PATH and found.rotation_error <= self.rotation_tolerance
+            if not is_on_path or np.any(np.abs(found.positions - curve[i]) > room[i]):
+                lost.add(int(segment[i]))
+        back = np.isin(segment, list(lost))
+        solved[back] = curve[back]
+        return solved
 
     def _next(self, target: Poses, previous: Floats | None, reach: Floats | None) -> tuple[Solution, str]:
         if previous is None or reach is None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+from scipy.spatial.transform import Rotation, Slerp
 
 from xvla_ros.robots.rotations import matrix_to_quaternion
 
@@ -36,6 +38,21 @@ class Poses:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def between(self, times: Floats, at: Floats) -> Poses:
+        """The path through T poses at ``times`` [T], seen at ``at`` [K]; before its begin and after its end it stands.
+
+        Positions follow a cubic that overshoots no pose (Fritsch and Carlson 1980), rotations the great circle.
+
+        Args:
+            times: strictly increasing, in any unit, that of ``at``.
+        """
+        where = np.clip(at, times[0], times[-1])
+        if len(self) == 1:
+            return Poses(np.repeat(self.positions, len(where), axis=0), np.repeat(self.rotations, len(where), axis=0))
+        positions: Floats = PchipInterpolator(times, self.positions, axis=0)(where)
+        rotations: Floats = Slerp(times, Rotation.from_matrix(self.rotations))(where).as_matrix()
+        return Poses(positions, rotations)
 
     def quaternions_xyzw(self) -> Floats:
         """The rotations as unit quaternions [..., 4] in the order of ROS and of AgiBot's data: x, y, z, w ≥ 0."""

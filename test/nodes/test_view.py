@@ -1,0 +1,221 @@
+"""``xvla view`` in a process of its own beside a robot and its policy, and what its file holds."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
+pytest.importorskip("rerun", reason="needs the view extra")
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from sensor_msgs.msg import Image, JointState
+
+from xvla_ros import ros_env
+from xvla_ros.model.data import ActionChunk
+from xvla_ros.msg import ActionChunk as ActionChunkMsg
+from xvla_ros.msg import PolicyStatus
+from xvla_ros.nodes import messages, qos, rerun_stream
+from xvla_ros.nodes.rerun_stream import TURNS, RerunStream, ViewError
+from xvla_ros.robots import load_profile
+from xvla_ros.robots.decode import Decoder
+from xvla_ros.robots.trajectory import Trajectory
+from xvla_ros.robots.units import to_policy
+
+ROBOT = "so101_bimanual"
+PROFILE = load_profile(ROBOT)[ROBOT]
+SECOND = 1_000_000_000
+DEADLINE = 60.0
+SIZE = (24, 32)
+
+
+class Robot:
+    """Publishes what the pair and its policy node would, a step at a time; says who else publishes commands."""
+
+    def __init__(self, domain):
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.node = node = rclpy.create_node("robot", context=self.context)
+        joints, cameras = PROFILE.joints.ordered, PROFILE.cameras
+        self.states = {topic: node.create_publisher(JointState, topic, qos.SENSOR)
+                       for topic in dict.fromkeys(joint.topic for joint in joints)}
+        self.images = {slot: node.create_publisher(Image, cameras.by_name[slot].topic, qos.SENSOR)
+                       for slot in cameras.slots}
+        self.chunks = node.create_publisher(ActionChunkMsg, f"/xvla/{ROBOT}/action_chunk", qos.EVENTS)
+        self.status = node.create_publisher(PolicyStatus, f"/xvla/{ROBOT}/status", qos.LATCHED)
+        self.step = 0
+        self.now = 100 * SECOND
+
+    def positions(self):
+        return np.full(len(PROFILE.joints.policy_order), 0.001 * self.step)
+
+    def publish(self):
+        """The next step, 20 ms later; a chunk every tenth."""
+        self.step += 1
+        self.now += SECOND // 50
+        stamp = messages.stamp_message(self.now)
+        for topic, publisher in self.states.items():
+            names = [joint.name for joint in PROFILE.joints.ordered if joint.topic == topic]
+            message = JointState(name=names, position=self.positions()[: len(names)].tolist())
+            message.header.stamp = stamp
+            publisher.publish(message)
+        for publisher in self.images.values():
+            picture = Image(height=SIZE[0], width=SIZE[1], encoding="rgb8", step=3 * SIZE[1], data=bytes(2304))
+            picture.header.stamp = stamp
+            publisher.publish(picture)
+        if self.step % 10 == 0:
+            self.chunks.publish(messages.chunk_message(self.chunk()))
+        status = PolicyStatus(robot=ROBOT, state="running", instruction="wave")
+        if self.step > 60:
+            status.state, status.reason, status.detail = "holding", "camera_stale", "front: 0.5 s old"
+        status.header.stamp = stamp
+        self.status.publish(status)
+
+    def chunk(self):
+        times = 0.0333 * (1 + np.arange(30))
+        path = self.positions() + 0.05 * times[:, None]
+        return ActionChunk(ROBOT, 19, "so101_bimanual", "wave", self.now, times,
+                           to_policy(path, PROFILE).astype(np.float32), 80.0, 0)
+
+    def is_watched(self):
+        return all(publisher.get_subscription_count()
+                   for publisher in (self.chunks, self.status, *self.states.values(), *self.images.values()))
+
+    def rivals(self):
+        """Publishers on the command topics."""
+        topics = [PROFILE.commands.by_name[group].topic for group in PROFILE.commands.groups]
+        return sum(self.node.count_publishers(topic) for topic in topics)
+
+    def close(self):
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+
+@pytest.fixture
+def robot(ros_domain):
+    made = Robot(ros_domain)
+    executor = SingleThreadedExecutor(context=made.context)
+    executor.add_node(made.node)
+    ended = threading.Event()
+    thread = threading.Thread(target=lambda: [executor.spin_once(timeout_sec=0.05) for _ in iter(ended.is_set, True)])
+    thread.start()
+    yield made
+    ended.set()
+    thread.join()
+    executor.shutdown()
+    made.close()
+
+
+def read(file):
+    """Entity → (times in ns, values) of a recording, times sorted; values None where they are no numbers."""
+    from rerun.chunk import RrdReader
+
+    found = {}
+    for chunk in RrdReader(file).stream().to_chunks():
+        if chunk.is_static or "ros_time" not in chunk.timeline_names:
+            continue
+        batch = chunk.to_record_batch()
+        times = batch.column("ros_time").cast("int64").to_numpy()
+        scalars = [name for name in batch.schema.names if name.startswith("Scalars:")]
+        values = None
+        if scalars:
+            values = np.array([row[0] if row else np.nan for row in batch.column(scalars[0]).to_pylist()])
+        texts = [name for name in batch.schema.names if name == "TextLog:text"]
+        if texts:
+            values = [row[0] for row in batch.column(texts[0]).to_pylist()]
+        found.setdefault(chunk.entity_path, []).extend(zip(times, values if values is not None else times, strict=True))
+    return {entity: list(zip(*sorted(rows), strict=True)) for entity, rows in found.items()}
+
+
+def test_a_run_is_seen_whole_in_the_file_and_nothing_is_commanded(robot, tmp_path):
+    file = tmp_path / "deep" / "run.rrd"
+    watcher = subprocess.Popen(
+        [sys.executable, "-m", "xvla_ros.cli", "view", "--robot", ROBOT, "--save", str(file)],
+        env=ros_env.child_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + DEADLINE
+        while not robot.is_watched():
+            assert watcher.poll() is None and time.monotonic() < deadline, watcher.stdout.read()
+            time.sleep(0.05)
+        for _ in range(120):
+            robot.publish()
+            time.sleep(0.02)
+        assert robot.rivals() == 0
+        time.sleep(0.3)
+        watcher.send_signal(signal.SIGINT)
+        said, _ = watcher.communicate(timeout=DEADLINE)
+    finally:
+        if watcher.poll() is None:
+            watcher.kill()
+    assert watcher.returncode == 0, said
+    assert f"chunks; {file}" in said and "Traceback" not in said
+    seen = read(file)
+    for camera in PROFILE.cameras.slots:
+        assert len(seen[f"/cameras/{camera}"][0]) > 5
+    for joint in PROFILE.joints.policy_order:
+        times, values = seen[f"/joints/{joint}/executed"]
+        assert len(times) > 90 and 100 * SECOND < times[0] < times[-1] <= robot.now
+        np.testing.assert_allclose(np.diff(values) / np.diff(times), 0.05 / SECOND, rtol=1e-3)
+        assert any(f"/joints/{joint}/predicted/{turn}" in seen for turn in range(TURNS))
+    assert list(seen["/status"][1]) == ["running: wave", "holding: camera_stale: front: 0.5 s old"]
+
+
+def test_chunks_take_turns_and_none_is_joined_to_the_next_but_one(tmp_path):
+    file = tmp_path / "chunks.rrd"
+    stream = RerunStream(PROFILE, save=file)
+    start = np.zeros(len(PROFILE.joints.policy_order))
+    for i in range(TURNS + 1):
+        times = (100 + i) * SECOND + np.arange(3) * 10
+        stream.predicted(Trajectory(ROBOT, PROFILE.joints.policy_order, times, np.tile(start + i, (3, 1))))
+    stream.executed("left_gripper", 5, 0.25)
+    stream.close()
+    seen = read(file)
+    times, values = seen["/joints/left_shoulder_pan/predicted/0"]
+    np.testing.assert_array_equal(values, [0, 0, 0, np.nan, TURNS, TURNS, TURNS, np.nan])
+    assert times[3] == times[2] + 1
+    assert seen["/joints/left_gripper/executed"] == [(5,), (0.25,)]
+    assert len(seen["/joints/right_gripper/predicted/1"][0]) == 4
+
+
+def test_chunks_of_tool_poses_are_shown_as_joints(tmp_path):
+    pytest.importorskip("pinocchio", reason="needs the kinematics extra")
+    from xvla_ros.robots.encode import StateEncoder
+
+    profile = load_profile("widowx")["widowx"]
+    home = np.array([-0.13, -0.76, 0.44, -0.02, 1.76, -0.16, 0.037])
+    actions = np.tile(StateEncoder(profile).state(home), (5, 1)).astype(np.float32)
+    chunk = ActionChunk("widowx", 0, "ee6d", "go", 0, profile.policy.waypoint_dt * (1 + np.arange(5)), actions, 1.0, 0)
+    stream = RerunStream(profile, save=tmp_path / "arm.rrd")
+    stream.predicted(Decoder(profile).decode(chunk, home))
+    stream.close()
+    values = read(tmp_path / "arm.rrd")["/joints/waist/predicted/0"][1]
+    np.testing.assert_allclose(values[:-1], home[0], atol=1e-3)
+
+
+@pytest.mark.parametrize(("how", "message"), [
+    pytest.param({"connect": "rerun+http://127.0.0.1:1/proxy"}, r"no viewer answers at rerun\+http://127\.0\.0\.1:1/",
+                 marks=pytest.mark.slow),  # Rerun waits for it
+    ({"connect": "nowhere"}, "cannot be opened: .*nowhere"),
+    ({"spawn": True}, "a viewer needs a display"),
+])
+def test_a_viewer_that_cannot_be_had_is_said(monkeypatch, how, message):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(rerun_stream, "ANSWER_S", 0.5)
+    with pytest.raises(ViewError, match=message):
+        RerunStream(PROFILE, **how)
+
+
+def test_without_rerun_it_says_what_to_install():
+    hidden = "import sys; sys.modules['rerun'] = None; from xvla_ros.cli import main; sys.exit(main(['view']))"
+    done = subprocess.run([sys.executable, "-c", hidden], env={**os.environ, **ros_env.child_environment()},
+                          capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == 1
+    assert done.stderr.startswith("xvla view: the Rerun SDK cannot be imported")
+    assert "pip install 'xvla_ros[view]'" in done.stderr

@@ -1,0 +1,181 @@
+"""Grippers with an interface of their own: setpoints on a topic or as goals of an action, sent when they change.
+
+``GripperTopic`` and ``GripperAction`` have what ``RobotLink`` asks of a publisher, so that a group's outlet can be any.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.action import ActionClient
+from rclpy.callback_groups import CallbackGroup
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+
+from xvla_ros.nodes import qos
+from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.schema import GRIPPER_ACTIONS, GRIPPER_INTERFACES
+
+PAUSE_S = 0.5  # without setpoints for this long, others may have moved the gripper
+SAME = 1e-6  # of a range
+STANDS_S = 0.1  # this long the same: the motion has ended
+
+
+class OutletError(RuntimeError):
+    """A command group's interface cannot be had here; the message says what is missing."""
+
+
+class ChangeGate:
+    """Lets a setpoint pass that is far enough from the one before, or that stands still and is not yet sent.
+
+    Args:
+        span: range of the joint.
+        min_change: least change of a moving setpoint, as a share of it.
+        clock: steady s.
+    """
+
+    def __init__(self, span: float, min_change: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._far, self._same = min_change * span, SAME * span
+        self._clock = clock
+        self._sent: float | None = None
+        self._last: tuple[float, float] | None = None  # setpoint, when
+        self._since = 0.0  # when it was first the same as now
+
+    def passes(self, setpoint: float) -> bool:
+        """Whether ``setpoint``, the one of this command period, is to be sent."""
+        now, last = self._clock(), self._last
+        self._last = setpoint, now
+        if last is None or abs(setpoint - last[0]) > self._same:
+            self._since = now
+        if last is None or self._sent is None or now - last[1] > PAUSE_S:
+            return self._take(setpoint)
+        away, stands = abs(setpoint - self._sent), now - self._since >= STANDS_S
+        return (away > self._far or (stands and away > self._same)) and self._take(setpoint)
+
+    def _take(self, setpoint: float) -> bool:
+        self._sent = setpoint
+        return True
+
+    def forget(self) -> None:
+        """Let the next one pass: the last did not arrive."""
+        self._sent = None
+
+
+class GripperTopic:
+    """A gripper that takes its setpoint from a std_msgs/Float64MultiArray of one value."""
+
+    def __init__(self, node: Node, topic: str, gate: ChangeGate) -> None:
+        self._node, self._gate = node, gate
+        self._publisher = node.create_publisher(Float64MultiArray, topic, qos.COMMAND)
+
+    @property
+    def topic_name(self) -> str:
+        return str(self._publisher.topic_name)
+
+    def get_subscription_count(self) -> int:
+        return int(self._publisher.get_subscription_count())
+
+    def publish(self, setpoint: float) -> None:
+        """Send the setpoint in rad or m, if it has changed."""
+        if self._gate.passes(setpoint):
+            self._publisher.publish(Float64MultiArray(data=[setpoint]))
+
+    def destroy(self) -> None:
+        self._node.destroy_publisher(self._publisher)
+
+
+class GripperAction:
+    """A gripper whose controller is an action server; a goal that changes replaces the one before.
+
+    Args:
+        node: the client's.
+        topic: name of the action.
+        interface: ``gripper_action`` or ``parallel_gripper_action``.
+        joint: its name in ROS.
+        max_effort: N or Nm; 0 leaves it to the controller.
+        gate: of the setpoints.
+        group: of the client's callbacks.
+
+    Raises:
+        OutletError: control_msgs is not installed.
+    """
+
+    def __init__(
+        self, node: Node, topic: str, interface: str, joint: str, max_effort: float, gate: ChangeGate,
+        group: CallbackGroup,
+    ) -> None:
+        self._node, self._gate = node, gate
+        self._joint, self._max_effort = joint, max_effort
+        self._is_parallel = interface == "parallel_gripper_action"
+        self._type = _action_type(interface, topic)
+        self._client = ActionClient(node, self._type, topic, callback_group=group)
+        self.topic_name = str(node.resolve_topic_name(topic))
+
+    def get_subscription_count(self) -> int:
+        """1 while the action is served."""
+        return int(self._client.server_is_ready())
+
+    def publish(self, setpoint: float) -> None:
+        """Send a goal with the setpoint in rad or m, if it has changed and somebody serves the action."""
+        if self._client.server_is_ready() and self._gate.passes(setpoint):
+            self._client.send_goal_async(self._goal(setpoint)).add_done_callback(self._on_answer)
+
+    def destroy(self) -> None:
+        self._client.destroy()
+
+    def _goal(self, setpoint: float) -> Any:
+        goal = self._type.Goal()
+        if self._is_parallel:
+            effort = [self._max_effort] if self._max_effort else []
+            goal.command = JointState(name=[self._joint], position=[setpoint], effort=effort)
+        else:
+            goal.command.position, goal.command.max_effort = setpoint, self._max_effort
+        return goal
+
+    def _on_answer(self, future: Any) -> None:
+        handle = future.result()
+        if handle is None or not handle.accepted:
+            self._gate.forget()
+            self._node.get_logger().warning(
+                f"{self.topic_name} refused a setpoint of {self._joint}", throttle_duration_sec=1.0)
+
+
+def gripper_outlet(node: Node, profile: Profile, group: str, callbacks: CallbackGroup) -> GripperTopic | GripperAction:
+    """Make what the setpoints of a gripper's command group go through; ``require_outlets`` says what that needs."""
+    settings, interface = profile.commands.by_name[group], profile.commands.interface_of(group)
+    joint = profile.joints.by_name[settings.joints[0]]
+    gate = ChangeGate(joint.upper - joint.lower, settings.min_change)
+    if interface == "gripper_command":
+        return GripperTopic(node, settings.topic, gate)
+    return GripperAction(node, settings.topic, interface, joint.name, settings.max_effort, gate, callbacks)
+
+
+def require_outlets(profile: Profile) -> None:
+    """Say what a robot's grippers need that is not installed, before anything is made.
+
+    Raises:
+        OutletError: naming it.
+    """
+    for group in profile.commands.groups:
+        interface = profile.commands.interface_of(group)
+        if interface in GRIPPER_ACTIONS:
+            _action_type(interface, profile.commands.by_name[group].topic)
+
+
+def has_gripper_outlet(profile: Profile, group: str) -> bool:
+    """Whether a group's setpoints go through a ``gripper_outlet``."""
+    return profile.commands.interface_of(group) in GRIPPER_INTERFACES
+
+
+def _action_type(interface: str, topic: str) -> Any:
+    try:
+        from control_msgs.action import GripperCommand, ParallelGripperCommand
+    except ImportError as error:
+        raise OutletError(
+            f"the interface {interface} of {topic} needs the package control_msgs, which cannot be imported ({error}): "
+            "install ros-$ROS_DISTRO-control-msgs, or command the gripper by gripper_command or joint_trajectory"
+        ) from error
+    return ParallelGripperCommand if interface == "parallel_gripper_action" else GripperCommand
