@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +75,7 @@ def test_a_file_and_bags_become_a_checkpoint_that_needs_nothing_else(write, tmp_
     assert summary["held_out_loss"] > 0 and summary["settings"]["optimizer"]["learning_rate"] == 1e-3
     rows = list(csv.DictReader((run / "curve.csv").open()))
     assert [row["step"] for row in rows] == ["2", "4"] and rows[-1]["held_out"]
+    assert {row["phase"] for row in rows} == {"ramp"} and rows[0]["term.gripper_loss"] and rows[0]["rate.vlm"]
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG") and list((run / "tensorboard").iterdir())
     assert read_settings(run / "train.yaml") == read_settings(
         write(), ["optimizer.learning_rate=1e-3", "ema.decay=0.9", "log.tensorboard=true"]
@@ -130,6 +133,21 @@ def test_shipped_files_are_found_by_name_and_read():
     for name in ("phase1", "adapt_prompt", "adapt_lora", "adapt_full"):
         assert read_settings(f"{name}.yaml").datasets
     assert read_settings("adapt_lora.yaml").lora.rank == 8
+
+
+def test_commands_of_the_how_to_are_settings_that_exist():
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "train.md").read_text(encoding="utf-8")
+    commands = [
+        shlex.split(line)
+        for line in text.replace("\\\n", " ").splitlines()
+        if line.startswith(("xvla train", "accelerate"))
+    ]
+    assert len(commands) >= 5
+    for command in commands:
+        name, *rest = command[command.index("train") + 1 :]
+        overrides = [word for word in rest if "=" in word]
+        if name.endswith(".yaml"):
+            assert read_settings(name, overrides)
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ class Meter:
         self._time += took
         self.seconds += took
 
-    def row(self, step: int, name: str, rates: Mapping[str, float], held_out: float | None) -> Row:
+    def row(self, step: int, phase: str, rates: Mapping[str, float], held_out: float | None) -> Row:
         """Close the interval. Every process must take part.
 
         Raises:
@@ -77,7 +77,7 @@ class Meter:
         norm = float(torch.stack(self._norms).mean())
         processes = self.accelerator.num_processes
         row = Row(
-            step, name, loss, norm, dict(rates),
+            step, phase, loss, norm, dict(rates),
             self._samples * processes / max(self._time, 1e-9), self._waiting / max(self._time, 1e-9), self.seconds,
             held_out, mean,
         )  # fmt: skip
