@@ -137,7 +137,8 @@ def wilson(successes: int, total: int, confidence: float = CONFIDENCE) -> tuple[
     rate, spread = successes / total, z * z / total
     middle = (rate + spread / 2) / (1 + spread)
     reach = z / (1 + spread) * math.sqrt(rate * (1 - rate) / total + spread / (4 * total))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    # at the ends the bounds are exact, but for rounding
+    return (middle - reach if successes else 0.0), (middle + reach if successes < total else 1.0)
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:
