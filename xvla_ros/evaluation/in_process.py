@@ -25,6 +25,7 @@ from xvla_ros.robots.units import to_policy
 from xvla_ros.simulation.controllers import JointTrajectoryController
 from xvla_ros.simulation.stepper import Joints, Pictures, Stepper
 from xvla_ros.simulation.tasks import Expert, Layout, Task
+from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
 
@@ -240,7 +241,11 @@ class InProcess:
         def predict(observations: list[Observation], prefixes: Sequence[Prefix | None]) -> list[ActionChunk]:
             del prefixes
             begun = time.perf_counter()
-            actions = self._actions(expert.plan(self.world).at(times))
+            try:
+                positions = expert.plan(self.world).at(times)
+            except UnreachableError:  # it was knocked away: stand still until the time is up
+                positions = np.tile(self._positions(), (len(times), 1))
+            actions = self._actions(positions)
             took = (time.perf_counter() - begun) * 1e3
             return [
                 ActionChunk(

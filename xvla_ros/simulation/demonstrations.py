@@ -23,6 +23,7 @@ from xvla_ros.robots.profile import Profile, profile_document
 from xvla_ros.simulation.controllers import JointTrajectoryController
 from xvla_ros.simulation.stepper import Joints, Pictures, Stepper
 from xvla_ros.simulation.tasks import Layout, Outcome, Plan, Task, load_task
+from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.simulation.tasks.noise import ExecutionNoise
 from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
@@ -165,7 +166,10 @@ class Demonstrator:
             if isinstance(event, Joints | Pictures):
                 self._write(bag, event)
             elif event.what == "plan":
-                plan = expert.plan(world)
+                try:
+                    plan = expert.plan(world)
+                except UnreachableError:  # it was knocked away: nothing more can be shown
+                    return outcome
                 self._write_plan(bag, event.time, plan)
                 self._execute(plan, noise.next(plan))
             elif not outcome.done:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.scenes import scene_for
+from xvla_ros.simulation.tasks.handover import Handover
 from xvla_ros.simulation.tasks.layouts import Regions
 from xvla_ros.simulation.tasks.pick_place import PickPlace
 from xvla_ros.simulation.tasks.task import Task
 from xvla_ros.simulation.tasks.touch import Touch
 from xvla_ros.simulation.world import TIMESTEP
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Touch, PickPlace)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Touch, PickPlace, Handover)}
 
 # Open fingers need room.
 GRASP_CLEAR = 0.125  # m between a cube to be grasped and the middle of the bowl,
@@ -31,6 +32,12 @@ REGIONS: dict[str, dict[str, Regions]] = {
         "pick_place": Regions(
             cubes=(((0.16, 0.09), (0.28, 0.28)), ((0.16, -0.28), (0.28, -0.09))),
             bowl=((0.22, -0.025), (0.25, 0.025)),
+            clear=GRASP_CLEAR,
+            apart=GRASP_APART,
+        ),
+        "handover": Regions(
+            cubes=(((0.16, 0.10), (0.28, 0.28)), ((0.16, -0.28), (0.28, -0.10))),
+            bowl=((0.36, -0.04), (0.38, 0.04)),
             clear=GRASP_CLEAR,
             apart=GRASP_APART,
         ),

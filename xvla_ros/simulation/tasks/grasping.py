@@ -33,13 +33,14 @@ class Grasper:
     """
 
     def __init__(self, cell: Cell, hand: str, prop: str) -> None:
-        """Seeks the postures for where the cube lies now."""
+        """Seeks the postures for where the cube lies, once it does."""
         self._cell, self._name, self._prop = cell, hand, prop
         self._hand = cell.hands[hand]
         self._at = np.full(3, np.inf)
         self.closed = self._hand.figures.closed
         self._line = [self._hand.home] * len(HEIGHTS)
-        self._look()
+        if not self._is_lifted():
+            self._look()
 
     @property
     def over(self) -> Floats:
@@ -56,9 +57,8 @@ class Grasper:
     @property
     def holds(self) -> bool:
         """Whether both fingers touch the cube, or it is between them in the air, where they lose touch for moments."""
-        lifted = self._cell.place(self._prop)[2] > self._cell.half(self._prop) + LIFTED
         return self._cell.contacts.holds(self._name, self._prop) or (
-            lifted and self._is_between(self._cell.positions, 2 * BETWEEN)
+            self._is_lifted() and self._is_between(self._cell.positions, 2 * BETWEEN)
         )
 
     def to_grasp(self) -> list[Leg]:
@@ -101,6 +101,9 @@ class Grasper:
             over = place + np.array([0.0, 0.0, height])
             line.append(self._hand.grasping(over, yaw, around, approach, line[-1] if line else None))
         self._line = line[::-1]
+
+    def _is_lifted(self) -> bool:
+        return bool(self._cell.place(self._prop)[2] > self._cell.half(self._prop) + LIFTED)
 
     def _is_above(self, now: Floats, beside: Floats) -> bool:
         """Whether the open hand may go straight down, being ``beside`` the cube's middle by so much."""

@@ -6,6 +6,7 @@ frame of the tool's ``tip_link``, places in that of the scene (z up, the table t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -219,6 +220,11 @@ class Hand:
         self._pivot = self._shoulder + np.array(figures.pivot)
         self._own = _axes(np.array(figures.approach), np.array(figures.jaw))
 
+    @property
+    def shoulder(self) -> Floats:
+        """Where the arm begins, xy in the scene."""
+        return self._shoulder
+
     def distance(self, place: ArrayLike) -> float:
         """How far over the table ``place`` is from the shoulder."""
         return float(np.linalg.norm(np.asarray(place, np.float64)[:2] - self._shoulder))
@@ -293,8 +299,22 @@ class Hand:
         Raises:
             UnreachableError: naming the place.
         """
+        jaws = [np.array([np.cos(roll), np.sin(roll), 0.0]) for roll in rolls]
+        return self.facing(place, offset, approach, jaws, near)
+
+    def facing(
+        self, place: Floats, offset: Vec3, approach: Floats, jaws: Sequence[Floats], near: Floats | None = None
+    ) -> Floats:
+        """Joint positions [K] for a point of the hand at ``place``, pointing along ``approach``.
+
+        Args:
+            jaws: directions in which the jaw may open; the nearest posture wins.
+
+        Raises:
+            UnreachableError: naming the place.
+        """
         start = self.home if near is None else near
-        found = [self._solve(place, offset, approach, float(roll), start) for roll in rolls]
+        found = [self._solve(place, offset, approach, jaw, start) for jaw in jaws]
         good = [joints for joints in found if joints is not None]
         if not good:
             raise UnreachableError(
@@ -303,8 +323,7 @@ class Hand:
             )
         return min(good, key=lambda joints: float(np.abs(joints - start).max()))
 
-    def _solve(self, place: Floats, offset: Vec3, approach: Floats, roll: float, start: Floats) -> Floats | None:
-        jaw = np.array([np.cos(roll), np.sin(roll), 0.0])
+    def _solve(self, place: Floats, offset: Vec3, approach: Floats, jaw: Floats, start: Floats) -> Floats | None:
         turn = _axes(approach, jaw) @ self._own.T
         tip = place - turn @ np.array(offset)
         target = Poses(self._turn.T @ (tip - self._place), self._turn.T @ turn)

@@ -86,9 +86,14 @@ class Cell:
 
     def posture(self, hand: str, joints: Floats, gripper: float) -> Floats:
         """Positions [J] with one arm as given and everything else at home."""
+        return self.postures({hand: (joints, gripper)})
+
+    def postures(self, arms: Mapping[str, tuple[Floats, float]]) -> Floats:
+        """Positions [J] with some arms, their joints and their grippers, as given and everything else at home."""
         positions = self.home.copy()
-        positions[self.hands[hand].columns] = joints
-        positions[self.hands[hand].gripper] = gripper
+        for name, (joints, gripper) in arms.items():
+            positions[self.hands[name].columns] = joints
+            positions[self.hands[name].gripper] = gripper
         return positions
 
 
