@@ -77,3 +77,4 @@ def write_adapter(folder: Path, weights: dict[str, Tensor], whole: Collection[st
     }  # fmt: skip
     (folder / ADAPTER_CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     save_file({key: value.contiguous() for key, value in tensors.items()}, folder / ADAPTER_WEIGHTS)
+    (folder / ADAPTER_WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner may read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -156,7 +157,7 @@ def batches(
     """Yield this process's batches from step ``first`` to before ``last``, ``share.accumulation`` a step."""
     ahead: dict[str, Any] = {}
     if settings.workers:
-        ahead = {"prefetch_factor": settings.prefetch, "persistent_workers": True, "worker_init_fn": _one_thread}
+        ahead = {"prefetch_factor": settings.prefetch, "persistent_workers": True, "worker_init_fn": _begin_worker}
     loader = DataLoader(
         _Draws(source), batch_sampler=_Schedule(share, first, last), collate_fn=preparation.batch,
         num_workers=settings.workers, **ahead,
@@ -164,5 +165,8 @@ def batches(
     yield from loader
 
 
-def _one_thread(_worker: int) -> None:
+def _begin_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C reaches the workers too, which the training process still needs to finish its step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -24,10 +24,10 @@ from xvla_ros.training.parallel import whole
 def gather(network: XvlaNetwork, average: Average) -> dict[str, Tensor]:
     """Every weight and buffer by name, in full, on the CPU, averages in the place of what they average.
 
-    Every process must take part.
+    Every process must take part. What lies on the CPU already is not copied.
     """
     named = [*network.named_parameters(), *network.named_buffers()]
-    return {name: whole(average.values.get(name, value)).clone() for name, value in named}
+    return {name: whole(average.values.get(name, value)) for name, value in named}
 
 
 def policy_of(weights: dict[str, Tensor], policy: Policy, lora: Lora, dtype: str, training: TrainingSummary) -> Policy:
