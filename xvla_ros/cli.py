@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demos(commands)
     _add_evaluate(commands)
     _add_record(commands)
+    _add_replay(commands)
     _add_train(commands)
     return parser
 
@@ -210,6 +211,35 @@ def _add_record(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--duration", type=_positive, help="s after which it ends (default: at q, Ctrl-C)")
 
 
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "replay", _replay, "hold a policy's answers against recordings, before it moves an arm",
+        "  xvla replay recordings/touch --robot so101_bimanual --checkpoint my_checkpoint --every 10\n"
+        "  xvla replay run.mcap --checkpoint old --compare new --ablations\n"
+        "  xvla replay run.mcap --baseline\n"
+        "  torchrun --nproc-per-node 8 -m xvla_ros.cli replay bags --checkpoint my_checkpoint --device cuda",
+    )
+    parser.add_argument("bags", nargs="+", metavar="BAG", help="bag, its file, or a folder of bags")
+    parser.add_argument("--robot", default="", help="profile or its file (default: the one recorded in the bag)")
+    parser.add_argument("--checkpoint", default="", help="folder or hub id (default: the profile's)")
+    parser.add_argument("--compare", default="", metavar="C2", help="a second checkpoint on the same observations")
+    parser.add_argument("--baseline", action="store_true", help="no policy: only what one must beat")
+    parser.add_argument("--output", default="xvla_out/replay", help="folder of the report (default xvla_out/replay)")
+    parser.add_argument("--every", type=_count, default=1, help="answer each N-th picture of slot 0 (default 1)")
+    parser.add_argument("--ablations", action="store_true", help="also with cameras black, another soft prompt, words")
+    parser.add_argument("--instruction", default="", help="said instead of the recorded one")
+    parser.add_argument("--all-episodes", action="store_true", help="those that failed too")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the sampler's noise (default 0)")
+    parser.add_argument("--steps", type=_count, help="denoising steps (default: the profile's)")
+    parser.add_argument("--batch", type=_count, default=1, help="observations answered at once (default 1)")
+    parser.add_argument("--jobs", type=_count, default=1, help="processes, a bag each (default 1)")
+    parser.add_argument("--device", default="cpu", help="of the policy: cpu, cuda (default cpu)")
+    live = parser.add_mutually_exclusive_group()
+    live.add_argument("--live", action="store_true", help="also play the first bag to a node, and compare")
+    live.add_argument("--live-chunks", default="", metavar="FILE", help="compare with what a node answered before")
+    parser.add_argument("--rerun", default="", metavar="FILE", help="also write a .rrd file for the Rerun viewer")
+
+
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _add(
         commands, "train", _train, "train a policy from recordings, or adapt a checkpoint to a robot",
@@ -334,6 +364,13 @@ def _record(options: argparse.Namespace) -> int:
         options.robot, options.output, instruction=options.instruction, topics=options.topic, policy=options.policy,
         sim_time=options.sim_time, compression=options.compression, duration=options.duration,
     )
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.replay import ReplayOptions, replay
+
+    given = {name: value for name, value in vars(options).items() if name not in ("command", "bags")}
+    return replay(ReplayOptions(tuple(options.bags), **given))
 
 
 def _train(options: argparse.Namespace) -> int:

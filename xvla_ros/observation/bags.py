@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,6 +40,7 @@ def observations(
     profile: Profile,
     *,
     rate: float | None = None,
+    at: Sequence[int] | None = None,
     instruction: str | None = None,
     wanted: Callable[[int], bool] = lambda stamp: True,
     commanded: Callable[[int], NDArray[np.float64] | None] = lambda stamp: None,
@@ -53,6 +54,7 @@ def observations(
         path: the bag; of one that was cut short, every whole message before the cut counts.
         profile: the robot.
         rate: Hz, in the time of the stamps.
+        at: stamps, ns, increasing, in the place of pictures and ``rate``: those that a live node answered, say.
         instruction: what to do, in words; None takes the profile's.
         wanted: whether an observation is to be built at a stamp.
         commanded: stamp → the joints [J] commanded there, rad or m in policy order, for ``proprio_source: commanded``.
@@ -66,7 +68,8 @@ def observations(
         raise BagError(f"rate is {rate}; expected a positive number of observations a second")
     check_topics(path, profile)
     listener = _Listener(profile.instruction if instruction is None else instruction, wanted, commanded, heard)
-    return _play(path, ObservationBuilder(profile, decode_image), _Grid(rate) if rate else _Frames(), listener)
+    instants = _Given(at) if at is not None else _Grid(rate) if rate else _Frames()
+    return _play(path, ObservationBuilder(profile, decode_image), instants, listener)
 
 
 def check_topics(path: str | Path, profile: Profile) -> None:
@@ -149,7 +152,7 @@ class _Listener:
 
 
 def _play(
-    path: str | Path, builder: ObservationBuilder[bytes], instants: _Frames | _Grid, listener: _Listener
+    path: str | Path, builder: ObservationBuilder[bytes], instants: _Frames | _Grid | _Given, listener: _Listener
 ) -> Iterator[Observation | Fault]:
     profile = builder.profile
     cameras: dict[str, list[str]] = {}
@@ -228,6 +231,23 @@ class _Frames:
         return self._waiting[0] if self._waiting else None
 
     def done(self, too_old: int) -> None:
+        self._waiting.popleft()
+
+
+class _Given:
+    """An observation is wanted at stamps that are known beforehand."""
+
+    def __init__(self, stamps: Sequence[int]) -> None:
+        self._waiting = deque(stamps)
+
+    def picture(self, stamp: int) -> None:
+        del stamp
+
+    def due(self, now: int) -> int | None:
+        return self._waiting[0] if self._waiting and self._waiting[0] <= now else None
+
+    def done(self, too_old: int) -> None:
+        del too_old
         self._waiting.popleft()
 
 
