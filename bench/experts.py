@@ -2,9 +2,9 @@
 
     python bench/experts.py [--episodes 200] [--seed 30000] [--json FILE]
 
-``direct`` is what `xvla demos` records: the expert's noisy execution. ``control`` has the expert answer observations with
-clean chunks that go through decoding, limits and windows as a policy's do (`xvla evaluate --expert`); it has a quarter of
-the episodes.
+``direct`` is what `xvla demos` records: the expert's noisy execution. ``control`` has the expert answer observations
+with clean chunks that go through decoding, limits and windows as a policy's do (`xvla evaluate --expert`); it has a
+quarter of the episodes.
 """
 
 from __future__ import annotations
