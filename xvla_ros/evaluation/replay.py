@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,8 @@ def replay(options: ReplayOptions) -> int:
 
 
 def _replay(options: ReplayOptions) -> int:
+    if find_spec("matplotlib") is None or find_spec("tqdm") is None:
+        raise SetupError("the report has plots; install xvla_ros[replay]")
     from xvla_ros.evaluation.replay_files import write_metrics
     from xvla_ros.evaluation.replay_jobs import Policies, device_of, is_first, make_jobs, run_jobs
     from xvla_ros.evaluation.replay_metrics import Figures, metrics

@@ -149,7 +149,8 @@ def replay_bag(
         replay = _Replay(recording, survey, profile, sources, settings, folder)
         replay.run(progress)
     except (SamplesError, BagError) as error:
-        record = BagRecord(str(path), error=str(error), integrity=str(checked), damaged=bool(checked.damage))
+        record = BagRecord(str(path), error=str(error), notes=checked.damage, integrity=str(checked),
+                           damaged=bool(checked.damage))
         record.write(folder, key)
         return record
     record = BagRecord(
@@ -294,8 +295,8 @@ class _Replay:
         expected = (self.layout.waypoints, self.layout.width)
         if answer.actions.shape != expected or not np.isfinite(answer.actions).all():
             raise ValueError(
-                f"{self._profile.name}: a chunk of shape {list(answer.actions.shape)}; expected {list(expected)} finite "
-                "numbers, waypoints by channels of the profile"
+                f"{self._profile.name}: a chunk of shape {list(answer.actions.shape)}; expected {list(expected)} "
+                "finite numbers, waypoints by channels of the profile"
             )
 
 

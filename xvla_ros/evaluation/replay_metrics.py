@@ -1,4 +1,4 @@
-"""The figures of a replay, ``metrics.json``: rows of all bags added up, block by block, baselines beside every error."""
+"""The figures of a replay, ``metrics.json``: rows of all bags added up, with baselines beside every error."""
 
 from __future__ import annotations
 
