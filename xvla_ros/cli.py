@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_record(commands)
     _add_replay(commands)
+    _add_bag(commands)
     _add_train(commands)
     return parser
 
@@ -240,6 +241,17 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--rerun", default="", metavar="FILE", help="also write a .rrd file for the Rerun viewer")
 
 
+def _add_bag(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "bag", _bag_info, "say what a recording holds, and what a robot would miss in it",
+        "  xvla bag info run.mcap\n  xvla bag info recordings/monday --robot my_arm.yaml --json",
+    )
+    parser.add_argument("what", choices=("info",), help="topics, rates, gaps, clocks, ranges of joints, integrity")
+    parser.add_argument("bag", metavar="BAG", help="bag or its file")
+    parser.add_argument("--robot", default="", help="profile or its file (default: the one recorded in the bag)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _add(
         commands, "train", _train, "train a policy from recordings, or adapt a checkpoint to a robot",
@@ -371,6 +383,12 @@ def _replay(options: argparse.Namespace) -> int:
 
     given = {name: value for name, value in vars(options).items() if name not in ("command", "bags")}
     return replay(ReplayOptions(tuple(options.bags), **given))
+
+
+def _bag_info(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.bag_info import bag_info
+
+    return bag_info(options.bag, options.robot, as_json=options.json)
 
 
 def _train(options: argparse.Namespace) -> int:

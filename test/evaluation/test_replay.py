@@ -20,7 +20,7 @@ from xvla_ros.evaluation.replay_rows import SHIFTS
 from xvla_ros.evaluation.replay_sources import Answer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from recorded import MS, START, Session, changed, curve  # noqa: E402
+from recorded import MS, START, Session, changed, curve
 
 pytest.importorskip("pinocchio")
 

@@ -160,7 +160,7 @@ def _play(
         cameras.setdefault(profile.cameras.by_name[slot].topic, []).append(slot)
     first_slot = profile.cameras.by_name[profile.cameras.slots[0]].topic
     topics = {*cameras, *(joint.topic for joint in profile.joints.ordered)}
-    clock, timeout = _BagClock(), round(profile.timing.observation_timeout * NS)
+    clock, timeout = BagClock(), round(profile.timing.observation_timeout * NS)
     for message in bag_messages(path, topics):
         received = message.log_time / NS
         stamp = _feed(builder, cameras.get(message.topic, []), message, received)
@@ -194,7 +194,7 @@ def _feed(builder: ObservationBuilder[bytes], cameras: list[str], message: BagMe
     return stamp
 
 
-class _BagClock:
+class BagClock:
     """ROS time as it was when a message was recorded.
 
     That is the log time, unless the log has another clock than the stamps, as a recorder without use_sim_time has;
@@ -206,6 +206,7 @@ class _BagClock:
         self._newest: int | None = None
 
     def now(self, log_time: int, stamp: int) -> int:
+        """Return ROS time in ns at a message with this log time and stamp."""
         if self._logs_ros_time is None:
             self._logs_ros_time = abs(log_time - stamp) < OTHER_CLOCK * NS
         if self._logs_ros_time:
