@@ -35,6 +35,7 @@ class ReplayOptions:
         steps: denoising steps; None takes the profile's.
         device: of the policy.
         jobs: processes.
+        live: also play the first bag to a policy node, and compare.
         live_chunks: file of chunks that a live node answered the bag with, to hold against these.
         rerun: file for the Rerun viewer to write; None for none.
     """
@@ -185,7 +186,8 @@ def _live(options: ReplayOptions, bags: Sequence[Path], profile: Profile, output
         return None
     from xvla_ros.evaluation.replay_live import run_live
 
-    return run_live(bags[0], profile, options.checkpoint, output, device=options.device, seed=options.seed)
+    return run_live(bags[0], profile, options.checkpoint, output, device=options.device, seed=options.seed,
+                    steps=options.steps)
 
 
 def summary(document: dict[str, Any]) -> str:
