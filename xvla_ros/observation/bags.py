@@ -56,7 +56,7 @@ def observations(
         rate: Hz, in the time of the stamps.
         at: stamps, ns, increasing, in the place of pictures and ``rate``: those that a live node answered, say.
         instruction: what to do, in words; None takes the profile's.
-        wanted: whether an observation is to be built at a stamp.
+        wanted: whether an observation is to be built at a stamp; asked once for each, when it is due.
         commanded: stamp → the joints [J] commanded there, rad or m in policy order, for ``proprio_source: commanded``.
         heard: told of every message of the profile's cameras and joints, with its stamp, once it has been taken in.
 
@@ -161,6 +161,7 @@ def _play(
     first_slot = profile.cameras.by_name[profile.cameras.slots[0]].topic
     topics = {*cameras, *(joint.topic for joint in profile.joints.ordered)}
     clock, timeout = BagClock(), round(profile.timing.observation_timeout * NS)
+    asked: tuple[int, bool] | None = None  # about the instant that is due: whether it is wanted
     for message in bag_messages(path, topics):
         received = message.log_time / NS
         stamp = _feed(builder, cameras.get(message.topic, []), message, received)
@@ -169,14 +170,18 @@ def _play(
         if message.topic == first_slot:
             instants.picture(stamp)
         while (due := instants.due(now)) is not None:
-            aligned = builder.aligned_stamp(now, received)
-            if (aligned is None or aligned < due) and now - due <= timeout:
-                break
-            if listener.wanted(due):
+            # asked first: to see whether every source has got there takes long
+            if asked is None or asked[0] != due:
+                asked = due, listener.wanted(due)
+            if asked[1]:
+                aligned = builder.aligned_stamp(now, received)
+                if (aligned is None or aligned < due) and now - due <= timeout:
+                    break
                 yield builder.build(
                     now, received, listener.instruction, listener.commanded(due), not_after=due
                 )
             instants.done(now - timeout)
+            asked = None
 
 
 def _feed(builder: ObservationBuilder[bytes], cameras: list[str], message: BagMessage, received: float) -> int:
