@@ -71,7 +71,7 @@ def test_a_report_says_what_interfaces_ask_for():
     [("so101_bimanual", "touch"), ("agibot", "touch"), ("widowx", "touch"), ("so101_bimanual", "pick_place")],
 )
 def test_the_expert_succeeds_through_observations_chunks_and_control(robot, task):
-    """Plans are good to their end, and what the live node makes of them is good enough: limits, windows, controllers."""
+    """Plans are good to their end, and what the live node makes of them is good enough."""
     profile = load_profile(robot)[robot]
     runner = InProcess(profile, load_task(profile, task), None, width=SIZE, height=SIZE)
     try:
