@@ -12,6 +12,7 @@ import pytest
 
 from xvla_ros.cli import main
 from xvla_ros.evaluation.replay import find_bags
+from xvla_ros.evaluation.replay_ablations import swapped
 from xvla_ros.evaluation.replay_bag import BagRecord, ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay_bootstrap import interval_of
 from xvla_ros.evaluation.replay_files import write_metrics
@@ -320,6 +321,38 @@ def test_shares_of_ranks_make_one_report(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     assert main(command) == 0
     assert len(json.loads((tmp_path / "out" / "metrics.json").read_text())["episodes"]) == 2
+
+
+def test_predictions_over_time_for_rerun(tmp_path):
+    pytest.importorskip("rerun")
+    bag = bag_of(tmp_path)
+    file = tmp_path / "run.rrd"
+    assert main(["replay", str(bag), "--baseline", "--every", "4", "--output", str(tmp_path / "out"),
+                 "--rerun", str(file)]) == 0
+    assert file.stat().st_size > 10_000
+
+
+def test_ablations_change_one_thing_at_a_time(tmp_path):
+    seen = []
+
+    class Told(Off):
+        def answer(self, questions):
+            seen.extend(question.seen for question in questions)
+            return super().answer(questions)
+
+    _, found = document_of(pair(), [bag_of(tmp_path)], [Told()], tmp_path, every=4, ablations=True)
+    names = ["camera front black", "camera left_wrist black", "camera right_wrist black", "another instruction"]
+    assert list(found["ablations"]) == names
+    assert all(each["mae"] == each["answers_moved"] == 0.0 for each in found["ablations"].values())
+    plain, front, *_, words = seen[:5]
+    assert not front.images["front"].any() and front.images["left_wrist"] is plain.images["left_wrist"]
+    assert words.instruction == "stand still" and words.stamp == plain.stamp
+
+
+def test_instructions_are_swapped():
+    assert swapped("put the Red cube left", []) == "put the Red cube right"
+    assert swapped("touch the red cube", []) == "touch the blue cube"
+    assert swapped("touch it", ["touch it", "fold it"]) == "fold it"
 
 
 def test_bags_are_found(tmp_path):
