@@ -36,11 +36,10 @@ class JointTracks:
         self.width = len(profile.joints.policy_order)
         self._columns: list[tuple[NDArray[np.intp], Times, Floats]] = []
         for topic, layout in joint_topics(profile).items():
-            found = stretch.joints.get(topic, [])
+            found = stretch.joints.get(topic)
             if found:
-                times, first = np.unique([stamp for stamp, _ in found], return_index=True)
-                values = np.array([found[i][1] for i in first])
-                self._columns.append((layout.indices, times.astype(np.int64), values))
+                times, first = np.unique(found.stamps, return_index=True)
+                self._columns.append((layout.indices, times, found.positions[first]))
 
     def complete(self) -> bool:
         """Whether every joint has been heard of."""

@@ -348,7 +348,7 @@ def _told(stretch: Stretch, start: int) -> str:
     return before[-1] if before else next((text for _, text in stretch.instructions), "")
 
 
-def _rate(stamps: list[list[int]]) -> float:
+def _rate(stamps: Sequence[Sequence[int]]) -> float:
     steps = np.concatenate([np.diff(np.sort(found)) for found in stamps if len(found) > 1] or [np.zeros(0)])
     steps = steps[steps > 0]
     return float(NS / np.median(steps)) if steps.size else 0.0
