@@ -34,38 +34,41 @@ class JointTracks:
 
     def __init__(self, profile: Profile, stretch: Stretch) -> None:
         self.width = len(profile.joints.policy_order)
-        self._columns: list[tuple[NDArray[np.intp], Times, Floats]] = []
+        self._columns: list[tuple[NDArray[np.intp], Times, Floats, Floats]] = []
         for topic, layout in joint_topics(profile).items():
             found = stretch.joints.get(topic)
             if found:
                 times, first = np.unique(found.stamps, return_index=True)
-                self._columns.append((layout.indices, times, found.positions[first]))
+                # contiguous and in the type of np.interp: it would copy all of them for every instant it is asked for
+                columns = np.ascontiguousarray(found.positions[first].T)
+                self._columns.append((layout.indices, times, (times - times[0]).astype(np.float64), columns))
 
     def complete(self) -> bool:
         """Whether every joint has been heard of."""
-        return sum(len(indices) for indices, _, _ in self._columns) == self.width
+        return sum(len(indices) for indices, *_ in self._columns) == self.width
 
     def span(self) -> tuple[int, int]:
         """The first and last ns at which every topic has been heard."""
-        return max(int(times[0]) for _, times, _ in self._columns), min(int(times[-1]) for _, times, _ in self._columns)
+        known = self.knots()
+        return max(int(times[0]) for times in known), min(int(times[-1]) for times in known)
 
     def knots(self) -> list[Times]:
         """The stamps of each topic."""
-        return [times for _, times, _ in self._columns]
+        return [times for _, times, _, _ in self._columns]
 
     def at(self, times: Times) -> Floats:
         """Return positions [K, J] at ``times`` [K]."""
         result = np.empty((len(times), self.width))
-        for indices, knots, values in self._columns:
-            for column, index in enumerate(indices):
-                result[:, index] = np.interp(times - knots[0], knots - knots[0], values[:, column])
+        for indices, knots, since, columns in self._columns:
+            for index, values in zip(indices, columns, strict=True):
+                result[:, index] = np.interp(times - knots[0], since, values)
         return result
 
     def extremes(self) -> tuple[Floats, Floats]:
         """The lowest and highest position of every joint [J]."""
         low, high = np.empty(self.width), np.empty(self.width)
-        for indices, _, values in self._columns:
-            low[indices], high[indices] = values.min(axis=0), values.max(axis=0)
+        for indices, _, _, columns in self._columns:
+            low[indices], high[indices] = columns.min(axis=1), columns.max(axis=1)
         return low, high
 
 
@@ -102,6 +105,14 @@ def _interpolate(times: Times, values: Floats, at: int) -> Floats:
     if not times.size:
         return values[0]
     return np.array([np.interp(at - times[0], times - times[0], column) for column in values.T])
+
+
+def interpolated(times: Times, knots: Times, values: Floats) -> Floats:
+    """Return values [T, J] at increasing ``times`` [T] from those [K, J] at knots; only those near count."""
+    begin = max(int(np.searchsorted(knots, times[0])) - 1, 0)
+    end = int(np.searchsorted(knots, times[-1])) + 1
+    near = knots[begin:end] - knots[begin]
+    return np.stack([np.interp(times - knots[begin], near, column) for column in values[begin:end].T], axis=1)
 
 
 def commanded_groups(stretch: Stretch, start: int, end: int) -> set[str]:
