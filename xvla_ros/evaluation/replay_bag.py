@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.evaluation.replay_ablations import Ablations
 from xvla_ros.evaluation.replay_measures import Measures
-from xvla_ros.evaluation.replay_rows import SHIFTS, Layout, Rows, RowWriter
+from xvla_ros.evaluation.replay_rows import SHIFTS, Layout, RowWriter
 from xvla_ros.evaluation.replay_sources import Answer, Question, Source
 from xvla_ros.evaluation.replay_worst import Worst
 from xvla_ros.model.data import ActionChunk, Observation
@@ -304,10 +304,3 @@ def layout_of(record: BagRecord) -> Layout:
     stored = dict(record.layout or {})
     stored["parts"] = tuple(stored["parts"])
     return Layout(**stored)
-
-
-def rows_of(record: BagRecord, folder: Path) -> Rows:
-    """Return the rows of a record that lies in ``folder``."""
-    from xvla_ros.evaluation.replay_rows import read_rows
-
-    return read_rows(folder / ROWS, layout_of(record).dtype)

@@ -144,7 +144,7 @@ def compare_live(
         (chunk,) = policy.predict([replace(seen, instruction=str(instruction))], seed=int(seed), steps=steps)
         common += 1
         largest = max(largest, float(np.abs(chunk.actions - actions).max()))
-    answered = {int(stamp) for stamp in parts[0].rows()["stamp"]} if parts and parts[0].record.frames else set()
+    answered = parts[0].stamps() if parts else set()
     shared = len(answered & told.keys())
     equal = common > 0 and largest <= TOLERANCE
     text = (f"live: {common} of {len(told)} stamps ({common / len(told):.0%}) were answered here as well, "

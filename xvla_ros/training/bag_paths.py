@@ -108,7 +108,7 @@ def _interpolate(times: Times, values: Floats, at: int) -> Floats:
 
 
 def interpolated(times: Times, knots: Times, values: Floats) -> Floats:
-    """Return values [T, J] at increasing ``times`` [T] from those [K, J] at knots; only those near count."""
+    """Return values [T, J] at increasing ``times`` [T] from those [K, J] at knots, of which only the near are read."""
     begin = max(int(np.searchsorted(knots, times[0])) - 1, 0)
     end = int(np.searchsorted(knots, times[-1])) + 1
     near = knots[begin:end] - knots[begin]
