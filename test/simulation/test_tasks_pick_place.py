@@ -28,7 +28,7 @@ def successes(robot, episodes, folder, seed):
 
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_the_expert_puts_the_named_cube_in_the_bowl(robot, tmp_path):
-    assert successes(robot, 6, tmp_path, seed=1000) >= 5
+    assert successes(robot, 4, tmp_path, seed=1000) >= 3
 
 
 @pytest.mark.slow
