@@ -24,7 +24,7 @@ import results
 import samples
 
 EVERY, LEAST_SPEED = 10, 10.0
-MOST_GROWTH = 100.0  # MB; joints and commands of the hour are held, its pictures are 8 GB and more
+MOST_GROWTH = 300.0  # MB; joints and commands of the hour are held as numbers, its 28 GB of pictures are not
 PICTURES = 12  # different ones of each camera
 JOINT_RATE, COMMAND_RATE = 50, 10
 

@@ -26,6 +26,7 @@ from xvla_ros.training.bag_tracks import Stretch
 Floats = NDArray[np.float64]
 NS = 1_000_000_000
 POSE_GAP = 20_000_000  # ns; between knots this close a straight line of the tool is as good as one of the joints
+PART = 4096
 _LAYOUT = "columns"  # of poses on their way, whatever the profile's
 
 
@@ -194,8 +195,10 @@ class PathMaker:
         poses: Mapping[str, ActionPath],
     ) -> ActionPath:
         if not self._profile.action_spec.is_end_effector:
-            values = to_policy(self._joints(times, tracks, joints), self._profile)
-            return ActionPath(times, values.astype(np.float32), self._channels)
+            # in parts, or an hour of a few joints would take a hundred megabytes on its way
+            parts = np.array_split(times, len(times) // PART + 1)
+            values = [to_policy(self._joints(part, tracks, joints), self._profile).astype(np.float32) for part in parts]
+            return ActionPath(times, np.concatenate(values), self._channels)
         times = at_most_apart(times, POSE_GAP)
         positions = self._joints(times, tracks, joints)
         values = tool_actions(positions, self._profile, self._encoder, times, poses)
