@@ -35,6 +35,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_robots(commands)
     _add_check(commands)
     _add_new_robot(commands)
+    _add_demos(commands)
+    _add_evaluate(commands)
+    _add_record(commands)
+    _add_replay(commands)
+    _add_bag(commands)
+    _add_train(commands)
     return parser
 
 
@@ -144,6 +150,122 @@ def _add_new_robot(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     )
 
 
+def _add_demos(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "demos", _demos, "record demonstrations of a task in simulation, by a scripted expert, as bags",
+        "  xvla demos --task touch --episodes 400 --output demos/touch\n"
+        "  xvla demos --robot widowx --task pick_place --episodes 50 --image-size 128 --jobs 4 --output demos/pick",
+    )
+    _add_robot(parser)
+    _add_task(parser)
+    parser.add_argument("--episodes", type=_count, default=100, help="how many there shall be (default 100)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the first layout (default 0)")
+    parser.add_argument("--output", required=True, help="folder of the bags; those it holds are kept")
+    parser.add_argument("--image-size", type=_count, default=256, help="pixels, square (default 256)")
+    parser.add_argument("--rate", type=_positive, default=20.0, help="pictures and plans a second (default 20)")
+    parser.add_argument("--variants", type=_count, default=2, help="instructions for each layout (default 2)")
+    parser.add_argument("--noise", type=_share, default=1.0, help="of the execution, 0 none (default 1)")
+    parser.add_argument("--variation", type=_share, default=1.0, help="of light and colours, 0 none (default 1)")
+    parser.add_argument("--jobs", type=_count, default=1, help="processes that record at once (default 1)")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "evaluate", _evaluate, "measure how often a policy does a task in simulation",
+        "  xvla evaluate --task touch --episodes 100 --seed 1000\n"
+        "  xvla evaluate --robot widowx --task pick_place --checkpoint my_checkpoint --episodes 400 --in-process\n"
+        "  xvla evaluate --task touch --expert",
+    )
+    _add_robot(parser)
+    _add_task(parser)
+    parser.add_argument("--episodes", type=_count, default=20, help="how many (default 20)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the first layout, and of the sampler (default 0)")
+    parser.add_argument("--checkpoint", help="folder or hub id (default: the profile's)")
+    parser.add_argument("--in-process", action="store_true", help="step the simulator here, without ROS: for many")
+    parser.add_argument("--output", help="folder of report.json (default xvla_out/evaluate)")
+    parser.add_argument("--image-size", type=_count, default=256, help="pixels, square (default 256)")
+    parser.add_argument("--variation", type=_share, default=1.0, help="of light and colours, 0 none (default 1)")
+    parser.add_argument("--device", default="cpu", help="of the policy: cpu, cuda (default cpu)")
+    parser.add_argument("--delay", type=_share, default=0.0, help="s that a chunk takes, in process (default 0)")
+    parser.add_argument("--expert", action="store_true", help="let the scripted expert drive, in process")
+
+
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", default="touch", help="of the robot's scene: touch, pick_place, … (default touch)")
+
+
+def _add_record(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "record", _record, "record a robot's topics, with marks of episodes, for training and replay",
+        "  xvla record --robot so101_bimanual --output recordings --instruction 'touch the red cube'\n"
+        "  xvla record --robot my_arm.yaml --sim-time --duration 60 --topic /tf",
+    )
+    _add_robot(parser)
+    parser.add_argument("--output", default="xvla_out/record", help="folder of the bags (default xvla_out/record)")
+    parser.add_argument("--instruction", default="", help="of the episodes, in words (default: the profile's)")
+    parser.add_argument("--topic", action="append", default=[], help="a further topic; may be given several times")
+    parser.add_argument("--policy", default="/xvla", help="full name of the policy node (default /xvla)")
+    parser.add_argument("--sim-time", action="store_true", help="log times follow /clock")
+    parser.add_argument(
+        "--compression", choices=("none", "lz4", "zstd"), default="none", help="of the file (default none)"
+    )
+    parser.add_argument("--duration", type=_positive, help="s after which it ends (default: at q, Ctrl-C)")
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "replay", _replay, "hold a policy's answers against recordings, before it moves an arm",
+        "  xvla replay recordings/touch --robot so101_bimanual --checkpoint my_checkpoint --every 10\n"
+        "  xvla replay run.mcap --checkpoint old --compare new --ablations\n"
+        "  xvla replay run.mcap --baseline\n"
+        "  torchrun --nproc-per-node 8 -m xvla_ros.cli replay bags --checkpoint my_checkpoint --device cuda",
+    )
+    parser.add_argument("bags", nargs="+", metavar="BAG", help="bag, its file, or a folder of bags")
+    parser.add_argument("--robot", default="", help="profile or its file (default: the one recorded in the bag)")
+    parser.add_argument("--checkpoint", default="", help="folder or hub id (default: the profile's)")
+    parser.add_argument("--compare", default="", metavar="C2", help="a second checkpoint on the same observations")
+    parser.add_argument("--baseline", action="store_true", help="no policy: only what one must beat")
+    parser.add_argument("--output", default="xvla_out/replay", help="folder of the report (default xvla_out/replay)")
+    parser.add_argument("--every", type=_count, default=1, help="answer each N-th picture of slot 0 (default 1)")
+    parser.add_argument("--ablations", action="store_true", help="also with cameras black, another soft prompt, words")
+    parser.add_argument("--instruction", default="", help="said instead of the recorded one")
+    parser.add_argument("--all-episodes", action="store_true", help="those that failed too")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the sampler's noise (default 0)")
+    parser.add_argument("--steps", type=_count, help="denoising steps (default: the profile's)")
+    parser.add_argument("--batch", type=_count, default=1, help="observations answered at once (default 1)")
+    parser.add_argument("--jobs", type=_count, default=1, help="processes, a bag each (default 1)")
+    parser.add_argument("--device", default="cpu", help="of the policy: cpu, cuda (default cpu)")
+    live = parser.add_mutually_exclusive_group()
+    live.add_argument("--live", action="store_true", help="also play the first bag to a node, and compare")
+    live.add_argument("--live-chunks", default="", metavar="FILE", help="compare with what a node answered before")
+    parser.add_argument("--rerun", default="", metavar="FILE", help="also write a .rrd file for the Rerun viewer")
+
+
+def _add_bag(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "bag", _bag_info, "say what a recording holds, and what a robot would miss in it",
+        "  xvla bag info run.mcap\n  xvla bag info recordings/monday --robot my_arm.yaml --json",
+    )
+    parser.add_argument("what", choices=("info",), help="topics, rates, gaps, clocks, ranges of joints, integrity")
+    parser.add_argument("bag", metavar="BAG", help="bag or its file")
+    parser.add_argument("--robot", default="", help="profile or its file (default: the one recorded in the bag)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "train", _train, "train a policy from recordings, or adapt a checkpoint to a robot",
+        "  xvla train my_arm.yaml\n"
+        "  xvla train adapt_prompt.yaml model.checkpoint=base datasets.0.paths='[demos/*]' steps=2000\n"
+        "  xvla train my_arm.yaml resume=true\n"
+        "  accelerate launch -m xvla_ros.cli train my_arm.yaml strategy=fsdp\n\n"
+        "files to begin with: phase1.yaml, adapt_prompt.yaml, adapt_lora.yaml, adapt_full.yaml, found by these names",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="training file (YAML), or the name of a shipped one")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="instead of the file: batch.size=32")
+    parser.add_argument("--dry-run", action="store_true", help="open everything, say what would be trained, and stop")
+
+
 def _add_robot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--robot", default="so101_bimanual", help="name of a profile, or a profile file (default so101_bimanual)"
@@ -154,6 +276,27 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 on")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
     return value
 
 
@@ -214,6 +357,54 @@ def _new_robot(options: argparse.Namespace) -> int:
     print(f"{output}: {summary(new)}")
     print(f'settings marked "# CHECK:" are yours to make right; list them: xvla check --robot {output} --offline')
     return 0
+
+
+def _demos(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.demos import demos
+
+    return demos(
+        options.robot, options.task, options.episodes, options.output, seed=options.seed,
+        image_size=options.image_size, rate=options.rate, variants=options.variants, noise=options.noise,
+        variation=options.variation, jobs=options.jobs,
+    )
+
+
+def _record(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.record import record
+
+    return record(
+        options.robot, options.output, instruction=options.instruction, topics=options.topic, policy=options.policy,
+        sim_time=options.sim_time, compression=options.compression, duration=options.duration,
+    )
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.replay import ReplayOptions, replay
+
+    given = {name: value for name, value in vars(options).items() if name not in ("command", "bags")}
+    return replay(ReplayOptions(tuple(options.bags), **given))
+
+
+def _bag_info(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.bag_info import bag_info
+
+    return bag_info(options.bag, options.robot, as_json=options.json)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from xvla_ros.training.run import train
+
+    return train(options.config, options.overrides, dry_run=options.dry_run)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.evaluate import evaluate
+
+    return evaluate(
+        options.robot, options.task, options.episodes, options.seed, options.checkpoint,
+        in_process=options.in_process, output=options.output, image_size=options.image_size,
+        variation=options.variation, device=options.device, delay=options.delay, expert=options.expert,
+    )
 
 
 def _check(options: argparse.Namespace) -> int:

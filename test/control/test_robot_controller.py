@@ -446,6 +446,16 @@ def test_a_motion_that_begins_implausibly_far_away_is_refused(bench, ticked):
     assert bench.reason == (RUNNING, "")
 
 
+def test_a_gripper_may_open_at_once(profile, clock):
+    bench = Bench(profile, clock)
+    bench.controller = RobotController(profile, clock, grippers=(0,))
+    bench.controller.start()
+    bench.tick()
+    assert bench.chunk(target=(9.0, -0.3))
+    bench.run(0.1)
+    assert bench.reason == (RUNNING, "")
+
+
 def test_an_arm_found_away_from_where_it_was_left_starts_from_there(running):
     running.run(0.6, fault=STALE)
     pushed = running.controller.last_window.positions[-1] + [0.0, 0.25]

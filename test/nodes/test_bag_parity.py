@@ -11,7 +11,9 @@ from PIL import Image as PilImage
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.bags import observations
 from xvla_ros.observation.builder import ObservationBuilder
-from xvla_ros.robots.profile import Profile, load_profile
+from xvla_ros.robots.profile import Profile, load_profile, profile_document
+from xvla_ros.training.dataset_settings import DatasetSettings
+from xvla_ros.training.datasets import open_datasets
 
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 
@@ -115,3 +117,24 @@ def test_live_and_bag_give_identical_observations(tmp_path, storage):
         assert one.images.keys() == other.images.keys()
         for slot, picture in one.images.items():
             np.testing.assert_array_equal(picture, other.images[slot])
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_samples_are_what_the_live_node_sees(tmp_path, storage):
+    profile, recorded = pair(), session()
+    from_live = live(profile, recorded)
+    robot = tmp_path / "pair.yaml"
+    robot.write_text(profile_document([profile]))
+    entry = DatasetSettings(paths=(str(write(tmp_path / "bag", recorded, storage)),), robot=str(robot),
+                            instruction="fold", actions="measured")
+
+    samples = open_datasets([entry], waypoints=4, image_size=None, cache=tmp_path / "cache").train
+
+    assert [sample.stamp for sample in samples] == sorted(from_live)
+    for sample in samples:
+        one = from_live[sample.stamp]
+        assert (sample.embodiment, sample.instruction) == (one.embodiment, one.instruction)
+        np.testing.assert_array_equal(sample.state, one.state)
+        assert sample.images.keys() == one.images.keys()
+        for slot, picture in one.images.items():
+            np.testing.assert_array_equal(sample.images[slot], picture)

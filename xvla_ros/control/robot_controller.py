@@ -78,6 +78,7 @@ class RobotController:
         self._limits = JointLimits.of(profile)
         self._limiter = Limiter(self._limits)
         self._workspace = workspace or Workspace({})
+        self._grippers = list(grippers)
         timing, smoothing = profile.timing, profile.smoothing
         self._window_times = window_times(timing.lead, timing.lookahead, timing.command_rate)
         self._lead_ns = round(timing.lead * S_TO_NS)

@@ -141,6 +141,14 @@ def action_mode(name: str, *, max_action_dim: int = 20, action_dim: int | None =
     return _REGISTRY[name](spec, width, spec.decoded_width or action_dim or width)
 
 
+def repaired_mode(name: str) -> str:
+    """Name the mode to train with instead of ``name``: one that decodes like it and mends its loss, else itself."""
+    for other in known_modes():
+        if other != name and action_mode(other).published_name == name:
+            return other
+    return name
+
+
 def _load_entry_points() -> None:
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.value not in _loaded_entry_points:

@@ -62,36 +62,44 @@ class FlorenceEncoder(nn.Module):
         features: Tensor = self.multi_modal_projector(self.vision_grid(images))
         return features
 
-    def view_features(self, images: Tensor, image_mask: Tensor) -> Tensor:
+    def view_features(self, images: Tensor, image_mask: Tensor, grids: Tensor | None = None) -> Tensor:
         """Encode the views of a batch; a masked view costs nothing and gives exact zeros.
 
         Args:
             images: [B, V, 3, H, W].
             image_mask: bool [B, V], False where there is no image.
+            grids: what ``vision_grid`` says of the images that are not masked, in their order; ``images`` is then not
+                read.
 
         Returns:
             [B, V, 1 + h·w, width].
         """
         batch, views = image_mask.shape
         seen = image_mask.flatten()
-        features = self.image_features(images.flatten(0, 1)[seen])
+        if grids is None:
+            features = self.image_features(images.flatten(0, 1)[seen])
+        else:
+            features = self.multi_modal_projector(grids.to(self.dtype))
         placed = features.new_zeros(batch * views, *features.shape[1:])
         placed[seen] = features
         return placed.view(batch, views, *features.shape[1:])
 
-    def forward(self, images: Tensor, image_mask: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, image_mask: Tensor, input_ids: Tensor, grids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Encode what the robot sees and was told.
 
         Args:
             images: [B, V, 3, H, W] normalised pixels.
             image_mask: bool [B, V].
             input_ids: int64 [B, L]. Padding is attended, as in training: L belongs to the checkpoint.
+            grids: as for ``view_features``.
 
         Returns:
             The language encoder's output over [view 0 | text], [B, n + L, width], and the features of the other views,
             which skip it, [B, (V-1)·n, width].
         """
-        views = self.view_features(images, image_mask)
+        views = self.view_features(images, image_mask, grids)
         encoder = self.language_model.encoder
         tokens = torch.cat([views[:, 0], encoder.embed_tokens(input_ids)], dim=1)
         mixed: Tensor = encoder(inputs_embeds=tokens, attention_mask=None)[0]

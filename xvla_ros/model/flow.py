@@ -43,6 +43,7 @@ def flow_loss(
     modes: Modes,
     *,
     offset: Tensor | None = None,
+    times: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Losses]:
     """Score the network on clean chunks.
@@ -52,17 +53,19 @@ def flow_loss(
         state: [B, P], normalised and padded.
         action: [B, T, D], normalised and padded.
         modes: one per row.
-        offset: [1] in 0..1, drawn if None; noise: [B, T, D], drawn if None.
+        offset: [1] in 0..1, drawn if None, from which the times of this batch are spread.
+        times: [B] in 0..1 instead, for a batch that is a part of a larger one.
+        noise: [B, T, D], drawn if None.
 
     Returns:
         The total, plain sum of the terms, and the terms by name. Where modes are mixed a term counts by its share of
         the rows and is called ``mode.term``.
     """
     noise = torch.randn_like(action) if noise is None else noise
-    offset = torch.rand(1, device=action.device) if offset is None else offset
-    t = training_times(len(action), offset)
-    seen_state, seen_action = preprocess(modes, state, interpolate(noise, action, t))
-    predicted = network.transformer(seen_action, seen_state, t, context)
+    if times is None:
+        times = training_times(len(action), torch.rand(1, device=action.device) if offset is None else offset)
+    seen_state, seen_action = preprocess(modes, state, interpolate(noise, action, times))
+    predicted = network.transformer(seen_action, seen_state, times, context)
     return loss_terms(modes, predicted, action)
 
 

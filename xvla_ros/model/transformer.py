@@ -56,6 +56,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.dropout = DROPOUT
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -67,7 +68,7 @@ class Attention(nn.Module):
     def attend(self, qkv: Tensor, queries: int | None = None) -> Tensor:
         """Let the first ``queries`` tokens (all, if None) attend to every token: → [B, queries, H]."""
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, S, H / heads]
-        dropout = DROPOUT if self.training else 0.0
+        dropout = self.dropout if self.training else 0.0
         out = functional.scaled_dot_product_attention(q[:, :, :queries], k, v, dropout_p=dropout)
         projected: Tensor = self.proj(out.transpose(1, 2).flatten(2))
         return projected
@@ -195,7 +196,8 @@ class SoftPromptedTransformer(nn.Module):
         weight = self.action_encoder.fc.weight
         time = time_embedding(t.to(weight.dtype), self.time_width)
         around = torch.cat([state.to(weight.dtype), time], dim=-1)[:, None].expand(-1, steps, -1)
-        tokens: Tensor = self.action_encoder(torch.cat([noisy.to(weight.dtype), around], dim=-1), domain_id)
+        with torch.autocast(weight.device.type, enabled=False):
+            tokens: Tensor = self.action_encoder(torch.cat([noisy.to(weight.dtype), around], dim=-1), domain_id)
         return tokens + self.pos_emb[:, :steps].to(weight.dtype)
 
     def forward(self, noisy: Tensor, state: Tensor, t: Tensor, context: Context) -> Tensor:
@@ -225,7 +227,8 @@ class SoftPromptedTransformer(nn.Module):
 
     def decode(self, x: Tensor, domain_id: Tensor) -> Tensor:
         """Read the action off the waypoint tokens: [B, T, H] → [B, T, D]."""
-        decoded: Tensor = self.action_decoder(self.norm(x.to(self.norm.weight.dtype)), domain_id)
+        with torch.autocast(x.device.type, enabled=False):
+            decoded: Tensor = self.action_decoder(self.norm(x.to(self.norm.weight.dtype)), domain_id)
         return decoded
 
 

@@ -28,6 +28,7 @@ from std_srvs.srv import Trigger
 
 from xvla_ros.nodes import qos
 from xvla_ros.nodes.served_robot import NANOSECONDS, ServedRobot, to_stamp
+from xvla_ros.nodes.task_server import BAD_TASK, TaskServer, declare_parameters
 from xvla_ros.robots import Profile, ProfileError, load_profile, load_profiles
 from xvla_ros.simulation.cameras import UnknownCameraError
 from xvla_ros.simulation.controllers import ControllerOptions
@@ -45,6 +46,7 @@ class SettingError(ValueError):
 
 
 BAD_SETTINGS = (
+    *BAD_TASK,
     ProfileError,
     RenderingUnavailableError,
     SceneMismatchError,
@@ -81,6 +83,10 @@ class SimNode(Node):  # type: ignore[misc]
         worlds = [World(profile, seed=self._value("seed"), options=options) for profile in profiles]
         self._started = time.monotonic()
         self._reset_wanted, self._reset_done = threading.Event(), threading.Event()
+        self._reset_said: tuple[bool, str] = (False, "")
+        self._tasks = [TaskServer(self, world) for world in worlds]
+        if self._value("task"):
+            self._reset_tasks()
         self._publish_topics()
         size = self._value("image_width"), self._value("image_height")
         self.robots = [ServedRobot(self, world, *size) for world in worlds]
@@ -104,6 +110,8 @@ class SimNode(Node):  # type: ignore[misc]
             self._reset_if_wanted()
             for robot in self.robots:
                 robot.world.step(due - step)
+            for task in self._tasks:
+                task.look()
             step = due
             self._publish_clock()
             if due == joints.next_step:
@@ -169,6 +177,7 @@ class SimNode(Node):  # type: ignore[misc]
             "Simulated seconds per wall second; less where the machine cannot keep up.",
             floating_point_range=between(0.01, 100.0),
         )
+        declare_parameters(self)
         declare("stats_file", "", "JSON file written at the end: frames sent, goals refused; empty writes none.")
 
     def _value(self, parameter: str) -> Any:
@@ -189,19 +198,21 @@ class SimNode(Node):  # type: ignore[misc]
         del request
         self._reset_done.clear()
         self._reset_wanted.set()
-        response.success = self._reset_done.wait(RESET_TIMEOUT)
-        response.message = (
-            f"arms at home, props laid out by seed {self.robots[0].world.seed}"
-            if response.success
-            else f"the simulation took no step within {RESET_TIMEOUT:g} s"
-        )
+        done = self._reset_done.wait(RESET_TIMEOUT)
+        late = f"the simulation took no step within {RESET_TIMEOUT:g} s"
+        response.success, response.message = self._reset_said if done else (False, late)
         return response
+
+    def _reset_tasks(self) -> str:
+        return "; ".join(task.reset(self._value("seed")) for task in self._tasks)
 
     def _reset_if_wanted(self) -> None:
         if self._reset_wanted.is_set():
             self._reset_wanted.clear()
-            for robot in self.robots:
-                robot.world.reset(self._value("seed"))
+            try:
+                self._reset_said = True, self._reset_tasks()
+            except BAD_TASK as error:
+                self._reset_said = False, str(error)
             self._reset_done.set()
 
     def _publish_diagnostics(self) -> None:

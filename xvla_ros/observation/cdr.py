@@ -44,6 +44,68 @@ def read_joint_state(serialized: bytes) -> tuple[int, tuple[str, ...], NDArray[n
     return stamp, names, reader.doubles()
 
 
+def read_string(serialized: bytes) -> str:
+    """Return the text of a serialized ``std_msgs/String``.
+
+    Raises:
+        CdrError: the message ends too early, or is not UTF-8.
+    """
+    return _Reader(serialized).string()
+
+
+def read_joint_trajectory(
+    serialized: bytes,
+) -> tuple[int, tuple[str, ...], NDArray[np.int64], NDArray[np.float64]]:
+    """Return stamp in ns, J names, times [K] in ns after the start, and positions [K, J] of a ``JointTrajectory``.
+
+    Velocities, accelerations and efforts are passed over.
+
+    Raises:
+        CdrError: the message ends too early, a name is not UTF-8, or a point has not one position for each name.
+    """
+    reader = _Reader(serialized)
+    stamp = reader.stamp()
+    reader.string()
+    names = tuple(reader.string() for _ in range(reader.count(at_least=4)))
+    times, rows = [], []
+    for index in range(reader.count(at_least=4)):
+        row = reader.doubles()
+        if row.size != len(names):
+            raise CdrError(f"point {index} of a trajectory has {row.size} positions for {len(names)} joints")
+        for _ in range(3):
+            reader.doubles()
+        rows.append(row)
+        times.append(reader.stamp())
+    return stamp, names, np.array(times, dtype=np.int64), np.array(rows, dtype=np.float64).reshape(-1, len(names))
+
+
+def read_float_array(serialized: bytes) -> NDArray[np.float64]:
+    """Return the data of a serialized ``std_msgs/Float64MultiArray``, flat; its layout is passed over.
+
+    Raises:
+        CdrError: the message ends too early.
+    """
+    reader = _Reader(serialized)
+    for _ in range(reader.count(at_least=12)):
+        reader.string()
+        reader.words(2)
+    reader.words(1)
+    return reader.doubles()
+
+
+def read_pose(serialized: bytes) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+    """Return stamp in ns, position [3] in m and quaternion [4], x y z w, of a ``geometry_msgs/PoseStamped``.
+
+    Raises:
+        CdrError: the message ends too early.
+    """
+    reader = _Reader(serialized)
+    stamp = reader.stamp()
+    reader.string()
+    numbers = reader.fixed_doubles(7)
+    return stamp, numbers[:3], numbers[3:]
+
+
 class _Reader:
     """Reads fields one after the other."""
 
@@ -55,6 +117,7 @@ class _Reader:
         self._at = ENCAPSULATION
 
     def stamp(self) -> int:
+        self._align(4)
         seconds, nanoseconds = struct.unpack(f"{self._order}iI", self._take(8))
         return int(seconds) * NS + int(nanoseconds)
 
@@ -76,9 +139,16 @@ class _Reader:
 
     def doubles(self) -> NDArray[np.float64]:
         count = self.count(at_least=8)
-        if count:
-            self._align(8)
+        return self.fixed_doubles(count) if count else np.zeros(0)
+
+    def fixed_doubles(self, count: int) -> NDArray[np.float64]:
+        self._align(8)
         return np.frombuffer(self._take(8 * count), f"{self._order}f8").astype(np.float64)
+
+    def words(self, count: int) -> None:
+        """Pass over fields of four bytes."""
+        self._align(4)
+        self._take(4 * count)
 
     def _align(self, size: int) -> None:
         self._at += -(self._at - ENCAPSULATION) % size

@@ -51,7 +51,18 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 def read_parameter_file(path: Path) -> ParameterFile:
     """Return the robots of a profile file. Node-wide parameters beside them are the node's own and left alone."""
     result = ParameterFile(path)
-    document = _parse(path, result)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        result.add("", None, "a readable YAML file in UTF-8", f"cannot be read: {error}")
+        return result
+    return read_parameters(text, path)
+
+
+def read_parameters(text: str, path: Path) -> ParameterFile:
+    """Return the robots of the text of a profile file; ``path`` is for the messages."""
+    result = ParameterFile(path)
+    document = _parse(text, result)
     if document is None:
         return result
     node = document.get(WILDCARD) if isinstance(document, dict) else None
@@ -71,10 +82,10 @@ def read_parameter_file(path: Path) -> ParameterFile:
     return result
 
 
-def _parse(path: Path, result: ParameterFile) -> Any:
+def _parse(text: str, result: ParameterFile) -> Any:
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:
         result.add("", None, "a readable YAML file in UTF-8", f"cannot be read: {error}")
         return None
     loader.duplicates = []

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import yaml
 from pydantic import ConfigDict, Field, StringConstraints
 
 from xvla_ros.model.action_specs import ActionSpec, action_spec
 from xvla_ros.model.data import Embodiment
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.likeness import with_likeness
-from xvla_ros.robots.parameter_file import read_parameter_file
+from xvla_ros.robots.parameter_file import WILDCARD, read_parameter_file, read_parameters
 from xvla_ros.robots.problems import Problem, ProfileError, did_you_mean
 from xvla_ros.robots.schema import (
     NAME_PATTERN,
@@ -211,6 +212,13 @@ def load_profile(name_or_file: str | Path) -> dict[str, Profile]:
     raise ProfileError([problem])
 
 
+def profile_document(profiles: Iterable[Profile]) -> str:
+    """Return the text of a profile file that holds these robots, as it travels in bags and checkpoints."""
+    robots = {profile.name: profile.to_mapping() for profile in profiles}
+    text: str = yaml.safe_dump({WILDCARD: {"ros__parameters": robots}}, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def load_profiles(names_or_files: Iterable[str | Path]) -> dict[str, Profile]:
     """Return the profiles of several files and shipped robots, merged.
 
@@ -229,6 +237,24 @@ def load_profiles(names_or_files: Iterable[str | Path]) -> dict[str, Profile]:
                 problems.append(Problem(str(item), name, name, "each robot in one file", message))
             origin.setdefault(name, str(item))
             profiles[name] = profile
+    if problems:
+        raise ProfileError(problems)
+    return profiles
+
+
+def profiles_of_document(text: str, origin: str) -> dict[str, Profile]:
+    """Return the profiles of what ``profile_document`` wrote, as a bag keeps it; ``origin`` is for the messages.
+
+    Raises:
+        ProfileError: naming everything that is wrong.
+    """
+    content = read_parameters(text, Path(origin))
+    problems, profiles = list(content.problems), {}
+    for name, raw in content.robots.items():
+        try:
+            profiles[name] = Profile.from_mapping(name, raw, file=origin)
+        except ProfileError as error:
+            problems += error.problems
     if problems:
         raise ProfileError(problems)
     return profiles

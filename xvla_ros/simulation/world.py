@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.robots.profile import Profile
+from xvla_ros.simulation.appearance import Appearance
 from xvla_ros.simulation.cameras import CameraRig
 from xvla_ros.simulation.controllers import ControllerOptions, JointTrajectoryController, Rejection
 from xvla_ros.simulation.scenes import Scene, scene_for
@@ -58,6 +59,7 @@ class World:
         profile: the robot's.
         scene: its scene; ``model`` and ``data`` are MuJoCo's own.
         controllers: command group → its controller, of the profile's command interface.
+        appearance: the scene's own colours, lights and places, to which every reset returns.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class World:
         self.model: Any = self.scene.model
         self.data: Any = mujoco.MjData(self.model)
         _check_fit(profile, self.scene)
+        self.appearance = Appearance.of(self.model)
         self.controllers = {name: _controller(profile, name, options) for name in profile.commands.by_name}
         self._groups = {name: _addresses(self.model, group.joints) for name, group in profile.commands.by_name.items()}
         self._topics = _joints_by_topic(profile)
@@ -106,16 +109,35 @@ class World:
         Controllers forget their trajectories and hold; time goes on.
         """
         self._seed = self._seed if seed is None else seed
+        self.appearance.restore(self.model)
         mujoco.mj_resetData(self.model, self.data)
         for joint, angle in self.scene.home.items():
             self.data.joint(joint).qpos[:] = angle
         for joint in self.scene.driven:
             self.data.actuator(joint).ctrl[:] = self.scene.home[joint]
-        for prop, (x, y, yaw) in self.scene.layout(np.random.default_rng(self._seed)).items():
+        self.arrange(self.scene.layout(np.random.default_rng(self._seed)))
+
+    def restart(self) -> None:
+        """Turns the time back to 0, so that what follows a reset does not depend on what was before it."""
+        self._steps = 0
+
+    def arrange(
+        self, props: Mapping[str, tuple[float, float, float]], joints: Mapping[str, float] | None = None
+    ) -> None:
+        """Puts props at (x, y, yaw) on the table and joints to positions in rad (m), at rest; the rest stays.
+
+        A fixed prop, such as a bowl, is moved as well. Controllers forget their trajectories and hold.
+        """
+        for joint, position in (joints or {}).items():
+            self.data.joint(joint).qpos[0] = position
+            self.data.joint(joint).qvel[0] = 0.0
+        for prop, (x, y, yaw) in props.items():
             self._place(prop, x, y, yaw)
         mujoco.mj_forward(self.model, self.data)
         for name, controller in self.controllers.items():
-            controller.hold(self.data.qpos[self._groups[name].qpos])
+            at = self._groups[name]
+            controller.hold(self.data.qpos[at.qpos])
+            self.data.ctrl[at.ctrl] = self.data.qpos[at.qpos]
 
     def step(self, steps: int = 1) -> None:
         """Advances by ``steps`` physics steps; controllers act every 5 ms."""
@@ -202,9 +224,14 @@ class World:
 
     def _place(self, prop: str, x: float, y: float, yaw: float) -> None:
         body = self.model.body(prop)
+        if not body.jntnum[0]:
+            self.model.body_pos[body.id][:2] = x, y
+            return
         start = self.model.jnt_qposadr[body.jntadr[0]]
         height = self.model.body_pos[body.id][2]
         self.data.qpos[start : start + 7] = [x, y, height, cos(yaw / 2), 0.0, 0.0, sin(yaw / 2)]
+        speed = self.model.jnt_dofadr[body.jntadr[0]]
+        self.data.qvel[speed : speed + 6] = 0.0
 
 
 def _joints_by_topic(profile: Profile) -> Mapping[str, dict[str, str]]:

@@ -1,0 +1,95 @@
+"""Our checkpoints in LeRobot 0.4.4, and LeRobot's here: equal actions for equal noise.
+
+    python bench/lerobot_parity.py --peer PYTHON [--checkpoint DIR] [--json FILE]
+
+PYTHON is the interpreter of an environment with lerobot==0.4.4, which needs another transformers than ours. DIR is any
+checkpoint of ``xvla train``; without it, an untrained small one is made. LeRobot loads it and answers; then LeRobot
+trains it for three steps, saves it with its own code and answers again, and we load that.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import results
+
+SIDE = Path(__file__).with_name("lerobot_side.py")
+LIMIT = 1e-4  # of the largest action
+SEED = 3
+
+
+def untrained(folder: Path) -> Path:
+    """Save a small policy of random weights."""
+    from xvla_ros.model import checkpoint
+    from xvla_ros.model.data import Embodiment
+    from xvla_ros.model.random_policy import random_policy
+
+    pair = Embodiment("pair", 19, "so101_bimanual_bce", ("front", "left", "right"), 0.0333, 0.0333)
+    centre, spread = {"pair": np.linspace(-3, 3, 12)}, {"pair": np.linspace(0.5, 40, 12)}
+    policy = random_policy(
+        [pair], state_mean=centre, state_std=spread, action_mean=centre, action_std=spread, seed=SEED
+    )
+    checkpoint.save(policy, folder)
+    return folder
+
+
+def compare(peer: str, folder: Path, work: Path) -> list[dict[str, Any]]:
+    """Answer with both programs, before and after LeRobot's training; two rows of the table."""
+    from xvla_ros.model import checkpoint
+    from xvla_ros.model.data import Observation
+
+    policy = checkpoint.load(folder)
+    record = next(iter(policy.robots.values()))
+    config, robot, random = policy.network.config, record.embodiment, np.random.default_rng(SEED)
+    width = record.statistics.state.width or policy.network.action_mode.decoded_width
+    # Pictures of the network's own size, which neither program resizes: LeRobot has one way to do it, we have two.
+    images = {slot: random.integers(0, 256, (*config.image_size, 3), dtype=np.uint8) for slot in robot.slots}
+    state = record.statistics.state.denormalise(random.standard_normal(width)).astype(np.float32)
+    seen = Observation(robot, 0, images, state, "put the red cube into the box")
+    noise = random.standard_normal((1, config.chunk_size, policy.network.action_mode.width), dtype=np.float32)
+    target = random.standard_normal((config.chunk_size, policy.network.action_mode.decoded_width), dtype=np.float32)
+    np.savez(
+        work / "inputs.npz", state=state, noise=noise, target=target, instruction=seen.instruction,
+        **{f"observation.images.{slot}": image for slot, image in images.items()},
+    )  # fmt: skip
+    trained = work / "by_lerobot"
+    rows = []
+    for name, arguments, ours in (
+        ("ours, loaded by LeRobot", [], folder),
+        ("LeRobot's, loaded here", [trained], trained),
+    ):
+        answer = work / f"answer{len(rows)}.npz"
+        command = [peer, str(SIDE), str(folder), str(work / "inputs.npz"), str(answer), *map(str, arguments)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            raise SystemExit(f"{name}: LeRobot's side failed:\n{ended.stderr}")
+        theirs = np.load(answer)["actions"]
+        loaded = checkpoint.load(ours, assume=checkpoint.PROFILE_STEPS)
+        found = loaded.predict([seen], noise=noise, steps=config.num_denoising_steps)[0].actions
+        if found.shape != theirs.shape:
+            raise SystemExit(f"{name}: actions have shape {found.shape} here and {theirs.shape} in LeRobot")
+        largest, difference = float(np.abs(theirs).max()), float(np.abs(found - theirs).max())
+        rows.append({"checkpoint": name, "largest action": largest, "difference": difference,
+                     "relative": difference / largest})  # fmt: skip
+    return rows
+
+
+def main() -> int:
+    parser = results.parser(__doc__)
+    parser.add_argument("--peer", required=True, metavar="PYTHON", help="interpreter with lerobot==0.4.4")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="of xvla train (default: an untrained one)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        folder = options.checkpoint or untrained(Path(work) / "untrained")
+        rows = compare(options.peer, folder, Path(work))
+    promises = [results.Promise(f"{row['checkpoint']}: relative difference", row["relative"], LIMIT) for row in rows]
+    return results.finish(rows, promises, options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

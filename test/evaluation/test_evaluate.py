@@ -1,0 +1,187 @@
+"""How often a policy does a task: the rate's interval, episodes in process, and the same episodes over ROS."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xvla_ros.evaluation.evaluate import evaluate
+from xvla_ros.evaluation.in_process import EvaluationError, InProcess
+from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, Evaluation, wilson
+from xvla_ros.robots import load_profile
+from xvla_ros.simulation.tasks import load_task
+from xvla_ros.simulation.tasks.task import Cell
+from xvla_ros.simulation.world import World
+
+pytest.importorskip("pinocchio")
+
+ROBOT = "so101_bimanual"
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return load_profile(ROBOT)[ROBOT]
+
+
+def test_the_interval_of_a_rate_is_wilsons():
+    # Wilson score, 95 %: R's binom::binom.wilson(c(8, 0, 100), c(10, 10, 100))
+    assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775328), abs=1e-6)
+    assert wilson(100, 100) == pytest.approx((0.9630065, 1.0), abs=1e-6)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_holds_the_rate_and_stays_within_0_and_1(trials):
+    successes, total = trials
+    low, high = wilson(successes, total)
+    assert 0.0 <= low <= successes / total <= high <= 1.0
+    mirrored = wilson(total - successes, total)
+    assert (1.0 - mirrored[1], 1.0 - mirrored[0]) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_no_trials_have_no_rate():
+    with pytest.raises(ValueError, match="0 successes of 0 trials"):
+        wilson(0, 0)
+
+
+def test_a_report_says_what_interfaces_ask_for():
+    episodes = (EpisodeResult(4, "touch it", True, False, 1.23456), EpisodeResult(5, "touch it", False, True, 2.0))
+    mapping = Evaluation("arm", "touch", "folder", True, 4, "ros", episodes, Counters(3, 40, 1, 10, 9)).to_mapping()
+    assert {
+        "robot", "checkpoint", "trained", "seed", "duration", "chunks", "trajectories", "joint_travel_rad",
+        "frames_sent", "frames_received", "frames_dropped", "holds", "inference_ms", "overhead_ms", "task", "episodes",
+        "success_rate", "wrong_rate", "interval", "per_episode", "schema_version",
+    } <= set(mapping)  # fmt: skip
+    assert (mapping["success_rate"], mapping["wrong_rate"], mapping["frames_dropped"]) == (0.5, 0.5, 1)
+    assert mapping["per_episode"][0] == {
+        "seed": 4, "instruction": "touch it", "success": True, "wrong": False, "duration": 1.235,
+    }  # fmt: skip
+    json.dumps(mapping, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("robot", "task"),
+    [("so101_bimanual", "touch"), ("agibot", "touch"), ("widowx", "touch"), ("so101_bimanual", "pick_place")],
+)
+def test_the_expert_succeeds_through_observations_chunks_and_control(robot, task):
+    """Plans are good to their end, and what the live node makes of them is good enough."""
+    profile = load_profile(robot)[robot]
+    runner = InProcess(profile, load_task(profile, task), None, width=SIZE, height=SIZE)
+    try:
+        results = [runner.episode(seed) for seed in range(3)]
+    finally:
+        runner.close()
+    assert sum(each.success for each in results) >= 2
+    assert not any(each.wrong for each in results)
+    assert runner.counters.chunks >= 3
+    assert runner.counters.frames_sent == runner.counters.frames_received > 0
+
+
+def test_a_delay_is_one_of_simulated_time(profile):
+    def duration(delay):
+        runner = InProcess(profile, load_task(profile, "touch"), None, width=16, height=16, delay=delay)
+        try:
+            return runner.episode(3)
+        finally:
+            runner.close()
+
+    prompt, late = duration(0.0), duration(0.4)
+    assert prompt.success and late.success
+    assert late.duration > prompt.duration + 0.2
+
+
+def test_what_the_policy_raises_ends_the_evaluation(profile):
+    def broken(observations, prefixes):
+        raise ValueError("no such domain")
+
+    runner = InProcess(profile, load_task(profile, "touch"), broken, width=16, height=16)
+    with pytest.raises(EvaluationError, match="no such domain"):
+        runner.episode(0)
+    runner.close()
+
+
+@pytest.fixture(scope="module")
+def steadfast(profile, tmp_path_factory):
+    """A checkpoint that wants one posture whatever it sees, a seed for which that is a success, and one of another."""
+    from xvla_ros.model.checkpoint import save
+    from xvla_ros.model.random_policy import random_policy
+    from xvla_ros.robots.units import to_policy
+
+    world, task = World(profile), load_task(profile, "touch")
+    cell, seed = Cell(world), 0
+    while True:
+        layout = task.reset(world, np.random.default_rng(seed))
+        plan = task.expert(world, layout).plan(world)
+        posture = plan.legs[-1].posture
+        ways = np.abs(posture - cell.positions)[cell.hands[layout.hand].columns]
+        if ways.max() < 0.5:
+            break
+        seed += 1
+    wanted = to_policy(posture, profile)
+    still = np.full(len(wanted), 1e-6)
+    policy = random_policy(
+        [profile.embodiment()],
+        state_mean={ROBOT: wanted}, state_std={ROBOT: np.ones(len(wanted))},
+        action_mean={ROBOT: wanted}, action_std={ROBOT: still},
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("steadfast")
+    save(policy, folder)
+    return folder, seed
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_the_command_evaluates_in_process(steadfast, tmp_path, capsys):
+    checkpoint, seed = steadfast
+    assert evaluate(
+        ROBOT, "touch", 2, seed, str(checkpoint), in_process=True, output=tmp_path, image_size=SIZE
+    ) == 0  # fmt: skip
+    assert "1 of 2 succeeded" in capsys.readouterr().out
+    report = report_of(tmp_path)
+    assert report["per_episode"][0]["success"]
+    assert (report["over"], report["trained"], report["episodes"], report["seed"]) == ("process", False, 2, seed)
+    assert report["success_rate"] == 0.5
+
+
+def test_over_ros_topics_the_same_seeds_end_alike(steadfast, tmp_path):
+    pytest.importorskip("rclpy")
+    checkpoint, seed = steadfast
+    here, there = tmp_path / "here", tmp_path / "there"
+    arguments = (ROBOT, "touch", 2, seed, str(checkpoint))
+    assert evaluate(*arguments, in_process=True, output=here, image_size=SIZE) == 0
+    assert evaluate(*arguments, output=there, image_size=SIZE) == 0
+    ours, theirs = report_of(here), report_of(there)
+    for mine, live in zip(ours["per_episode"], theirs["per_episode"], strict=True):
+        assert [mine[key] for key in ("seed", "instruction", "success", "wrong")] == [
+            live[key] for key in ("seed", "instruction", "success", "wrong")
+        ]
+        assert live["duration"] == pytest.approx(mine["duration"], abs=0.5)  # a chunk takes time where it is real
+    assert theirs["over"] == "ros"
+    assert theirs["checkpoint"] == str(checkpoint)
+    assert theirs["frames_received"] > 0 and theirs["chunks"] > 0
+    assert theirs["joint_travel_rad"].keys() == ours["joint_travel_rad"].keys()
+    assert theirs["inference_ms"]["p50"] > 0.0
+
+
+def test_what_cannot_be_evaluated_is_named(tmp_path, capsys):
+    assert evaluate("widowx", "juggle", 1, output=tmp_path, in_process=True) == 1
+    assert "no task 'juggle' for robot 'widowx'" in capsys.readouterr().err
+    assert evaluate(ROBOT, "touch", 1, checkpoint=str(tmp_path / "none"), output=tmp_path, in_process=True) == 1
+    assert "none" in capsys.readouterr().err
+    assert evaluate(ROBOT, "touch", 1, output=tmp_path, delay=0.1) == 1
+    assert "add --in-process" in capsys.readouterr().err
+    ended = subprocess.run(
+        [sys.executable, "-m", "xvla_ros.cli", "evaluate", "--seed", "-1"], capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert "-1 is not a whole number from 0 on" in ended.stderr

@@ -1,0 +1,243 @@
+"""``xvla record`` over DDS: another process publishes, the recorder writes, is stopped or killed, and read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mcap.reader import make_reader
+
+pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
+
+from xvla_ros.nodes.episode_marks import EpisodeMarks, MarkError
+from xvla_ros.observation.bag_files import bag_messages, bag_summary
+from xvla_ros.observation.cdr import peek_stamp, read_string
+from xvla_ros.ros_env import child_environment
+from xvla_ros.training.dataset_settings import DatasetSettings
+from xvla_ros.training.datasets import open_datasets
+
+DEADLINE = 60.0
+TASK = "touch the red cube"
+IMAGE = "/front/image_raw"
+
+PUBLISHER = """
+import json, math, sys, time
+import rclpy
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+from builtin_interfaces.msg import Duration
+from xvla_ros.nodes import qos
+from xvla_ros.robots import load_profile
+
+profile = load_profile("so101_bimanual")["so101_bimanual"]
+rclpy.init()
+node = rclpy.create_node("stand_in")
+cameras = [node.create_publisher(Image, profile.cameras.by_name[s].topic, qos.SENSOR) for s in profile.cameras.slots]
+names = [profile.joints.by_name[j].name for j in profile.commands.by_name["left_arm"].joints]
+joints = [node.create_publisher(JointState, f"/{side}/joint_states", qos.SENSOR) for side in ("left", "right")]
+commands = [node.create_publisher(JointTrajectory, profile.commands.by_name[g].topic, qos.COMMAND)
+            for g in profile.commands.groups]
+marks = node.create_publisher(String, "/xvla/episode", qos.EVENTS)
+count, ready = 0, False
+while True:
+    now = node.get_clock().now().to_msg()
+    for camera in cameras:
+        if count % 2 == 0:
+            image = Image(height=24, width=32, encoding="rgb8", step=96, data=bytes([count % 256]) * 24 * 96)
+            image.header.stamp = now
+            camera.publish(image)
+    position = [0.5 * math.sin(count / 20 + k) for k in range(6)]
+    for publisher in joints:
+        message = JointState(name=names, position=position)
+        message.header.stamp = now
+        publisher.publish(message)
+    if count % 4 == 0:
+        points = [JointTrajectoryPoint(positions=position, time_from_start=Duration(nanosec=200000000))]
+        for publisher in commands:
+            publisher.publish(JointTrajectory(joint_names=names, points=points))
+    if not ready and all(p.get_subscription_count() for p in (*cameras, *joints, *commands, marks)):
+        ready = True
+        print("heard", flush=True)
+        count = 0
+    if ready and len(sys.argv) > 1 and count in (20, 70):
+        mark = {"event": "start" if count == 20 else "end", "robot": profile.name, "instruction": sys.argv[1]}
+        marks.publish(String(data=json.dumps({**mark, "success": True})))
+    if ready and count == 80:
+        print("shown", flush=True)
+    count += 1
+    time.sleep(0.02)
+"""
+
+
+class Processes:
+    def __init__(self, folder):
+        self.folder, self.running = folder, []
+
+    def publisher(self, *arguments):
+        return self._start([sys.executable, "-c", PUBLISHER, *arguments], stdout=subprocess.PIPE)
+
+    def recorder(self, *arguments, **options):
+        command = [sys.executable, "-m", "xvla_ros.cli", "record", "--output", str(self.folder), *arguments]
+        return self._start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+
+    def _start(self, command, **options):
+        process = subprocess.Popen(command, env=child_environment(), text=True, **options)
+        self.running.append(process)
+        return process
+
+    def bag(self):
+        (found,) = self.folder.glob("*.mcap")
+        return found
+
+
+@pytest.fixture
+def processes(tmp_path, ros_domain):
+    made = Processes(tmp_path / "bags")
+    yield made
+    for process in made.running:
+        process.kill()
+        process.wait()
+
+
+def line_of(process, wanted):
+    """Wait for a line that a process prints."""
+    begun = time.monotonic()
+    for line in process.stdout:
+        if wanted in line:
+            return line
+        assert time.monotonic() - begun < DEADLINE
+    raise AssertionError(f"ended without {wanted!r}")
+
+
+def test_what_is_published_is_recorded_byte_by_byte_and_gives_samples(processes, tmp_path):
+    recorder = processes.recorder("--instruction", TASK)
+    line_of(recorder, "recording so101_bimanual to")
+    publisher = processes.publisher(TASK)
+    line_of(publisher, "shown")
+    recorder.send_signal(signal.SIGINT)
+    output = recorder.communicate(timeout=DEADLINE)[0]
+    assert recorder.returncode == 0, output
+    assert "1 succeeded" in output
+
+    bag = processes.bag()
+    summary = bag_summary(bag)
+    assert not summary.cut
+    counts = {topic.name: topic.count for topic in summary.topics}
+    assert counts["/xvla/profile"] == 1
+    assert counts["/xvla/episode"] == 2
+    assert min(counts[topic] for topic in (IMAGE, "/left/joint_states", "/right/arm_controller/joint_trajectory")) > 15
+    with bag.open("rb") as stream:
+        topics = [channel.topic for _, channel, _ in make_reader(stream, validate_crcs=True).iter_messages()]
+    assert topics[0] == "/xvla/profile"
+    pictures = [message for message in bag_messages(bag, {IMAGE})]
+    assert all(set(message.data[-24 * 96:]) == {message.data[-1]} for message in pictures)
+    assert np.median([message.log_time - peek_stamp(message.data) for message in pictures]) < 0.2e9
+
+    samples = open_datasets([DatasetSettings(paths=(str(bag),))], waypoints=5, image_size=(32, 32),
+                            cache=tmp_path / "cache")
+    assert len(samples.train) > 10
+    assert {sample.instruction for sample in samples.train} == {TASK}
+    assert samples.datasets[0].stores[0].commanded
+
+
+def test_a_killed_recorder_loses_at_most_the_last_second(processes):
+    recorder = processes.recorder("--instruction", TASK)
+    line_of(recorder, "recording so101_bimanual to")
+    publisher = processes.publisher()
+    line_of(publisher, "shown")
+    bag = processes.bag()
+    killed_at = time.time_ns()
+    recorder.send_signal(signal.SIGKILL)
+    recorder.wait()
+
+    summary = bag_summary(bag)
+    assert summary.cut
+    newest = max(message.log_time for message in bag_messages(bag, {"/left/joint_states"}))
+    assert killed_at - newest < 1.5e9  # a second, and what a busy machine adds
+    assert read_string(next(bag_messages(bag, {"/xvla/profile"})).data).startswith("/**")
+
+
+def test_keys_mark_episodes(processes):
+    main, sub = pty.openpty()
+    recorder = processes.recorder("--instruction", TASK, stdin=sub)
+    os.close(sub)
+    line_of(recorder, "keys: s start")
+    publisher = processes.publisher()
+    line_of(publisher, "heard")
+    for key, said in (("s", "episode start"), ("e", "episode end True"), ("s", "episode start"),
+                      ("f", "episode end False"), ("s", "episode start"), ("d", "episode discard"),
+                      ("x", "keys: s start"), ("e", "no episode is open")):
+        os.write(main, key.encode())
+        line_of(recorder, said)
+    os.write(main, b"q")
+    output = recorder.communicate(timeout=DEADLINE)[0]
+    os.close(main)
+    assert "1 succeeded, 1 failed, 0 unjudged, 1 discarded" in output
+    marks = [json.loads(read_string(m.data)) for m in bag_messages(processes.bag(), {"/xvla/episode"})]
+    assert [(mark["event"], mark.get("success")) for mark in marks] == [
+        ("start", None), ("end", True), ("start", None), ("end", False), ("start", None), ("discard", None)]
+    assert {mark["robot"] for mark in marks} == {"so101_bimanual"}
+    assert marks[0]["instruction"] == TASK
+
+
+def test_topics_that_never_come_are_named(processes):
+    recorder = processes.recorder("--duration", "1")
+    output = recorder.communicate(timeout=DEADLINE)[0]
+    assert recorder.returncode == 1
+    assert "nothing came on /front/image_raw" in output
+
+
+def test_a_folder_that_cannot_be_written_is_named(processes):
+    processes.folder.write_text("a file in its place")
+    recorder = processes.recorder("--duration", "1")
+    output = recorder.communicate(timeout=DEADLINE)[0]
+    assert recorder.returncode == 1
+    assert "cannot be written" in output
+    assert "Traceback" not in output
+
+
+def test_a_disk_that_fills_up_ends_the_recording(processes):
+    small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs "$0" && exec "$@"', str(processes.folder)]
+    processes.folder.mkdir()
+    if subprocess.run([*small, "true"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    recorder = processes._start([*small, sys.executable, "-m", "xvla_ros.cli", "record", "--output",
+                                 str(processes.folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output = recorder.communicate(timeout=DEADLINE)[0]
+    assert recorder.returncode == 1
+    assert "MiB are free: the recording ends here" in output
+
+
+def test_marks_that_are_none_are_refused():
+    marks = EpisodeMarks("arm", TASK)
+    for text in ("{", "[]", '{"event": "begin"}', '{"event": "end", "success": "yes"}'):
+        with pytest.raises(MarkError):
+            marks.read(text)
+    assert marks.end(True) is None
+    assert marks.discard() is None
+    assert marks.read('{"event": "start", "robot": "other"}')["robot"] == "other"
+    assert not marks.open
+    marks.start()
+    assert marks.read('{"event": "end", "success": true}')["robot"] == "arm"
+    assert marks.count.succeeded == 1
+    marks.discard()
+    assert (marks.count.succeeded, marks.count.discarded) == (0, 1)
+
+
+def test_a_folder_of_bags_is_named_by_robot_and_time(tmp_path):
+    from xvla_ros.nodes.record_node import _free_name
+
+    first = _free_name(tmp_path, "arm")
+    first.touch()
+    assert first.name.startswith("arm_20")
+    assert _free_name(tmp_path, "arm") != first
+    assert Path(first).suffix == ".mcap"

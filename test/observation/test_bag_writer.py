@@ -1,0 +1,160 @@
+"""Bags as they are recorded: read back by others, killed while they grow, on a disk that is full, damaged later."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from mcap.reader import make_reader
+from mcap.stream_reader import CRCValidationError
+from rosbags.typesys import Stores, get_typestore
+
+from xvla_ros.observation import serialize
+from xvla_ros.observation.bag_files import bag_messages, bag_summary
+from xvla_ros.observation.bag_writer import BagWriteError, BagWriter, DiskFullError, UnknownTypeError
+from xvla_ros.observation.bags import decode_image
+from xvla_ros.observation.cdr import read_joint_state
+from xvla_ros.robots import load_profile
+from xvla_ros.robots.profile import Profile, profile_document
+
+STORE = get_typestore(Stores.ROS2_JAZZY)
+NS = 1_000_000_000
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    return load_profile("so101_bimanual")["so101_bimanual"]
+
+
+def joints(stamp):
+    return serialize.joint_state(stamp, ["a", "b"], [stamp / NS, 2.0], [0.5, 0.25])
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+def test_what_is_written_is_read_back_by_rosbags(tmp_path, profile, compression):
+    path = tmp_path / "new" / "bag.mcap"
+    start = {"event": "start", "robot": "so101_bimanual", "instruction": "touch the red cube", "success": None}
+    with BagWriter(path, profile_document([profile]), stamp_ns=5, compression=compression) as bag:
+        bag.episode(start, 10)
+        for stamp in range(20, 60, 10):
+            bag.write("/left/joint_states", serialize.JOINT_STATE, stamp, joints(stamp))
+        bag.episode(start | {"event": "end", "success": True}, 70)
+
+    summary = bag_summary(path)
+    assert (summary.start, summary.cut) == (5, "")
+    assert {topic.name: (topic.type, topic.count) for topic in summary.topics} == {
+        "/xvla/profile": ("std_msgs/msg/String", 1),
+        "/xvla/episode": ("std_msgs/msg/String", 2),
+        "/left/joint_states": ("sensor_msgs/msg/JointState", 4),
+    }
+    first, *messages = bag_messages(path)
+    assert first.topic == "/xvla/profile"
+    (tmp_path / "read.yaml").write_text(STORE.deserialize_cdr(first.data, first.type).data)
+    assert load_profile(tmp_path / "read.yaml")["so101_bimanual"].to_mapping() == profile.to_mapping()
+    assert json.loads(STORE.deserialize_cdr(messages[0].data, messages[0].type).data) == start
+    assert messages[1].data == joints(20)
+    assert read_joint_state(messages[1].data)[1] == ("a", "b")
+
+
+def test_pictures_survive(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
+    np.testing.assert_array_equal(decode_image(serialize.image(7, rgb), "raw"), rgb)
+    smooth = np.full((24, 32, 3), (200, 60, 30), np.uint8)
+    back = decode_image(serialize.compressed_image(7, smooth), "compressed").astype(int)
+    assert np.abs(back - smooth).max() < 6
+
+
+def test_trajectories_survive():
+    data = serialize.joint_trajectory(3 * NS + 1, ["a", "b"], [NS // 2, NS * 3 // 2], [[1.0, 2.0], [3.0, 4.0]])
+    message = STORE.deserialize_cdr(data, serialize.JOINT_TRAJECTORY)
+    assert (message.header.stamp.sec, message.header.stamp.nanosec) == (3, 1)
+    assert message.joint_names == ["a", "b"]
+    assert [list(point.positions) for point in message.points] == [[1.0, 2.0], [3.0, 4.0]]
+    assert [(p.time_from_start.sec, p.time_from_start.nanosec) for p in message.points] == [(0, NS // 2), (1, NS // 2)]
+    assert list(STORE.deserialize_cdr(serialize.float_array([1.0, 2.5]), serialize.FLOAT_ARRAY).data) == [1.0, 2.5]
+
+
+def test_a_flipped_byte_is_found(tmp_path):
+    path = tmp_path / "bag.mcap"
+    with BagWriter(path, "{}") as bag:
+        for stamp in range(100):
+            bag.write("/joint_states", serialize.JOINT_STATE, stamp, joints(stamp))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"/joint_states") + 5000] ^= 1
+    path.write_bytes(content)
+    with path.open("rb") as stream, pytest.raises(CRCValidationError):
+        list(make_reader(stream, validate_crcs=True).iter_messages())
+
+
+def test_a_second_after_the_last_flush_the_next_message_closes_the_chunk(tmp_path):
+    now = [0.0]
+    bag = BagWriter(tmp_path / "bag.mcap", "{}", clock=lambda: now[0])
+    for stamp, now[0] in ((1, 0.5), (2, 1.1), (3, 1.2)):
+        bag.write("/joint_states", serialize.JOINT_STATE, stamp, joints(stamp))
+    assert [message.log_time for message in bag_messages(bag.path)] == [0, 1, 2]
+    bag.close()
+    assert bag_summary(bag.path).messages == 4
+
+
+KILLED = """
+import os, signal, sys
+from xvla_ros.observation import serialize
+from xvla_ros.observation.bag_writer import BagWriter
+bag = BagWriter(sys.argv[1], "{}")
+for stamp in range(1, 51):
+    bag.write("/joint_states", serialize.JOINT_STATE, stamp, serialize.joint_state(stamp, ["a"], [1.0]))
+bag.flush()
+bag.write("/joint_states", serialize.JOINT_STATE, 51, serialize.joint_state(51, ["a"], [1.0]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_recorder_that_is_killed_leaves_what_it_had_flushed(tmp_path):
+    path = tmp_path / "bag.mcap"
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert bag_summary(path).cut
+    assert [message.log_time for message in bag_messages(path)] == list(range(51))
+
+
+def test_a_full_disk_is_named_and_leaves_a_readable_bag(tmp_path):
+    path = tmp_path / "bag.mcap"
+    with BagWriter(path, "{}") as bag:
+        bag.write("/joint_states", serialize.JOINT_STATE, 1, joints(1))
+        bag.flush()
+        # /dev/full takes the place of the file: every further write finds no space
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, bag._stream.fileno())
+        os.close(full)
+        bag.write("/joint_states", serialize.JOINT_STATE, 2, joints(2))
+        with pytest.raises(DiskFullError, match=r"bag\.mcap: no space is left") as caught:
+            bag.flush()
+        with pytest.raises(BagWriteError, match="takes no more"):
+            bag.write("/joint_states", serialize.JOINT_STATE, 3, joints(3))
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENOSPC
+    assert [message.log_time for message in bag_messages(path)] == [0, 1]
+
+
+def test_bad_input_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BagWriteError, match=r"file/bag\.mcap: cannot be written"):
+        BagWriter(tmp_path / "file" / "bag.mcap", "{}")
+    with BagWriter(tmp_path / "bag.mcap", "{}") as bag:
+        with pytest.raises(UnknownTypeError, match="my_msgs/msg/Odd"):
+            bag.write("/odd", "my_msgs/msg/Odd", 1, b"\0\1\0\0")
+        bag.add_topic("/odd", "my_msgs/msg/Odd", definition="int32 x\n")
+        bag.write("/odd", "my_msgs/msg/Odd", 1, b"\0\1\0\0\1\0\0\0")
+        with pytest.raises(BagWriteError, match="topic /odd has type my_msgs/msg/Odd"):
+            bag.write("/odd", serialize.STRING, 1, serialize.string("x"))
+        with pytest.raises(ValueError, match="start, end, discard"):
+            bag.episode({"event": "begin", "robot": "r"}, 1)
+        with pytest.raises(ValueError, match="names no robot"):
+            bag.episode({"event": "start"}, 1)
+    assert bag_summary(tmp_path / "bag.mcap").messages == 2

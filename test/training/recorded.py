@@ -1,0 +1,136 @@
+"""Recordings of a robot that follows known curves, written as bags of both storages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rosbags.rosbag2 import StoragePlugin, Writer
+
+from xvla_ros.observation import serialize
+from xvla_ros.observation.bag_writer import EPISODE_TOPIC, BagWriter
+from xvla_ros.robots.profile import Profile, load_profile, profile_document
+
+MS = 1_000_000
+START = 1_700_000_000_000 * MS
+AHEAD = 0.1  # s by which the commanded curve runs ahead of the measured one
+
+
+def changed(robot: str, *changes: tuple[str, Any]) -> Profile:
+    """A shipped robot with settings changed, by dotted path."""
+    settings = deepcopy(load_profile(robot)[robot].to_mapping())
+    for path, value in changes:
+        *sections, last = path.split(".")
+        node = settings
+        for section in sections:
+            node = node[section]
+        node[last] = value
+    return Profile.from_mapping(robot, settings)
+
+
+def curve(profile: Profile, seconds: Any) -> np.ndarray:
+    """Positions [..., J] in policy order: each joint on a sine of its own within half of its range."""
+    joints = profile.joints.ordered
+    low, high = np.array([j.lower for j in joints]), np.array([j.upper for j in joints])
+    t = np.asarray(seconds, dtype=np.float64)[..., None]
+    number = np.arange(len(joints))
+    return (low + high) / 2 + (high - low) / 5 * np.sin(t * (0.6 + 0.1 * number) + number)
+
+
+def picture(seconds: float, slot: int, size: tuple[int, int]) -> np.ndarray:
+    """A gradient that tells slot and time."""
+    height, width = size
+    rows = np.linspace(0, 200, height)[:, None] + np.linspace(0, 40, width)[None]
+    base = np.stack([rows, np.full_like(rows, 40 * slot), np.full_like(rows, int(seconds * 100) % 256)], axis=-1)
+    return base.astype(np.uint8)
+
+
+@dataclass
+class Session:
+    """Messages (log time, topic, type, bytes) of a robot from ``begin`` to ``end``, s after START."""
+
+    profile: Profile
+    begin: float = 0.0
+    end: float = 3.0
+    camera_rate: float = 20.0
+    joint_rate: float = 50.0
+    command_rate: float = 10.0
+    size: tuple[int, int] = (24, 32)
+    commands: bool = True
+    joints_of: Callable[[Any], Any] | None = None
+    messages: list[tuple[int, str, str, bytes]] = field(default_factory=list)
+
+    def add(self, seconds: float, topic: str, kind: str, data: bytes) -> None:
+        self.messages.append((START + round(seconds * 1000) * MS, topic, kind, data))
+
+    def record(self) -> Session:
+        """Write down pictures, joints and commands."""
+        profile = self.profile
+        joints_of = self.joints_of or (lambda seconds: curve(profile, seconds))
+        for number, slot in enumerate(profile.cameras.slots):
+            camera = profile.cameras.by_name[slot]
+            make, kind = (
+                (serialize.image, serialize.IMAGE)
+                if camera.transport == "raw"
+                else (serialize.compressed_image, serialize.COMPRESSED_IMAGE)
+            )
+            for at in np.arange(self.begin, self.end, 1 / self.camera_rate):
+                self.add(at + 0.004, camera.topic, kind, make(_ns(at), picture(at, number, self.size)))
+        topics: dict[str, list[int]] = {}
+        for index, joint in enumerate(profile.joints.ordered):
+            topics.setdefault(joint.topic, []).append(index)
+        for at in np.arange(self.begin, self.end, 1 / self.joint_rate):
+            for topic, indices in topics.items():
+                names = [profile.joints.ordered[i].name for i in indices]
+                self.add(
+                    at + 0.002,
+                    topic,
+                    serialize.JOINT_STATE,
+                    serialize.joint_state(_ns(at), names, joints_of(at)[indices]),
+                )
+        for at in np.arange(self.begin, self.end, 1 / self.command_rate) if self.commands else ():
+            self._command(at)
+        return self
+
+    def _command(self, at: float) -> None:
+        times = np.arange(1, 11) * 0.05
+        for group in self.profile.commands.groups:
+            settings = self.profile.commands.by_name[group]
+            columns = [self.profile.joints.policy_order.index(joint) for joint in settings.joints]
+            names = [self.profile.joints.by_name[joint].name for joint in settings.joints]
+            wanted = curve(self.profile, at + times + AHEAD)[:, columns]
+            data = serialize.joint_trajectory(0, names, np.rint(times * 1e9), wanted)
+            self.add(at, settings.topic, serialize.JOINT_TRAJECTORY, data)
+
+    def mark(self, seconds: float, event: str, **fields: Any) -> Session:
+        import json
+
+        text = json.dumps({"event": event, "robot": self.profile.name, **fields})
+        self.add(seconds, EPISODE_TOPIC, serialize.STRING, serialize.string(text))
+        return self
+
+    def ordered(self) -> list[tuple[int, str, str, bytes]]:
+        return sorted(self.messages, key=lambda entry: entry[0])
+
+    def write(self, path: Path, storage: str = "mcap", log_offset: int = 0) -> Path:
+        """Write a bag with its profile, and return its path."""
+        if storage == "mcap":
+            with BagWriter(path, profile_document([self.profile]), stamp_ns=START + log_offset) as bag:
+                for log_time, topic, kind, data in self.ordered():
+                    bag.write(topic, kind, log_time + log_offset, data)
+            return path
+        with Writer(path, version=9, storage_plugin=StoragePlugin.SQLITE3) as bag:
+            connections = {}
+            for log_time, topic, kind, data in self.ordered():
+                if topic not in connections:
+                    connections[topic] = bag.add_connection(topic, kind, typestore=serialize.typestore())
+                bag.write(connections[topic], log_time + log_offset, data)
+        return path
+
+
+def _ns(seconds: float) -> int:
+    return START + round(float(seconds) * 1000) * MS

@@ -1,0 +1,218 @@
+"""Data that cannot be trained on is named before any step: what, where, and what is expected."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+
+from recorded import Session, changed, curve
+
+from xvla_ros.observation import serialize
+from xvla_ros.observation.bag_writer import BagWriter
+from xvla_ros.robots.profile import profile_document
+from xvla_ros.training.dataset_settings import DatasetSettings
+from xvla_ros.training.datasets import open_datasets, survey
+from xvla_ros.training.recording import SamplesError
+
+TASK = "put the cube in the bowl"
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return changed("so101_bimanual", ("instruction", TASK))
+
+
+def said(*paths, **settings):
+    """What survey says, one problem a line; opening says at least as much."""
+    entry = DatasetSettings(paths=tuple(map(str, paths)), **settings)
+    found = survey([entry])
+    return "\n".join(map(str, found))
+
+
+def test_a_good_bag_has_no_problem(tmp_path, pair):
+    assert said(Session(pair, end=1.0).record().write(tmp_path / "bag.mcap")) == ""
+
+
+def test_no_bag_an_empty_one_and_one_of_another_robot(tmp_path, pair):
+    assert "nothing is at" in said(tmp_path / "no_such*.mcap")
+    (tmp_path / "notes.txt").write_text("none")
+    assert "no bag is there" in said(tmp_path / "*.txt")
+    (tmp_path / "broken.mcap").write_bytes(b"nothing of this is a bag")
+    assert "nothing in it can be read" in said(tmp_path / "broken.mcap", robot="so101_bimanual")
+
+    with BagWriter(tmp_path / "empty.mcap", profile_document([pair])):
+        pass
+    text = said(tmp_path / "empty.mcap")
+    assert "/front/image_raw is missing, expected sensor_msgs/msg/Image" in text
+    assert str(tmp_path / "empty.mcap") in text
+
+    other = Session(changed("widowx", ("instruction", TASK)), end=1.0).record().write(tmp_path / "other.mcap")
+    text = said(other, robot="so101_bimanual")
+    assert "does not fit robot so101_bimanual" in text
+    assert "/left/joint_states is missing" in text
+    with pytest.raises(SamplesError, match="/left/joint_states is missing"):
+        open_datasets([DatasetSettings(paths=(str(other),), robot="so101_bimanual")], waypoints=4, image_size=None,
+                      cache=tmp_path / "cache")
+    mixed = Session(pair, end=1.0).record().write(tmp_path / "pair.mcap")
+    with pytest.raises(SamplesError, match="is of robot so101_bimanual, the first recording of widowx"):
+        open_datasets([DatasetSettings(paths=(str(other), str(mixed)))], waypoints=4, image_size=None,
+                      cache=tmp_path / "cache")
+
+
+def test_mixed_rates_of_two_bags(tmp_path, pair):
+    slow = Session(pair, end=1.0, camera_rate=10.0).record().write(tmp_path / "slow.mcap")
+    fast = Session(pair, end=1.0, camera_rate=25.0).record().write(tmp_path / "fast.mcap")
+    text = said(slow, fast)
+    assert "mixed rates" in text
+    assert str(slow) in text
+    assert str(fast) in text
+    assert said(slow, fast, rate=10.0) == ""
+
+
+def test_wrong_units(tmp_path, pair):
+    degrees = Session(pair, end=1.0, commands=False, joints_of=lambda t: np.degrees(curve(pair, t))).record()
+    text = said(degrees.write(tmp_path / "degrees.mcap"))
+    assert "far outside of their limits" in text
+    assert "they fit as degrees, ROS has radians" in text
+    small = Session(pair, end=1.0, commands=False, joints_of=lambda t: np.radians(curve(pair, t))).record()
+    assert "radians taken for degrees" in said(small.write(tmp_path / "small.mcap"))
+    still = Session(pair, end=1.0, commands=False, joints_of=lambda t: curve(pair, 0.0)).record()
+    assert "no joint moves" in said(still.write(tmp_path / "still.mcap"))
+
+
+def test_nan_in_joints_and_commands(tmp_path, pair):
+    def sometimes(seconds):
+        joints = curve(pair, seconds)
+        if 0.5 < seconds < 0.6:
+            joints[2] = np.nan
+        return joints
+
+    text = said(Session(pair, end=1.0, commands=False, joints_of=sometimes).record().write(tmp_path / "joints.mcap"))
+    assert "/left/joint_states" in text
+    assert "elbow_flex = nan" in text
+    session = Session(pair, end=1.0).record()
+    group = pair.commands.by_name["left_arm"]
+    names = [pair.joints.by_name[joint].name for joint in group.joints]
+    session.add(0.5, group.topic, serialize.JOINT_TRAJECTORY,
+                serialize.joint_trajectory(0, names, [10**8], np.full((1, 6), np.inf)))
+    text = said(session.write(tmp_path / "commands.mcap"))
+    assert group.topic in text
+    assert "shoulder_pan that is not a finite number" in text
+
+
+def test_commands_that_lack_and_episodes_without_pictures_or_words(tmp_path, pair):
+    bag = Session(pair, end=1.0, commands=False).record().write(tmp_path / "bag.mcap")
+    assert "nothing was commanded on /left/arm_controller" in said(bag, actions="commanded")
+    with_commands = Session(pair, end=1.0).record().write(tmp_path / "with.mcap")
+    assert "1 of 2 recordings have no commands" in said(bag, with_commands)
+    assert said(bag, with_commands, actions="measured") == ""
+
+    silent = changed("so101_bimanual", ("instruction", ""))
+    assert "has no instruction" in said(Session(silent, end=1.0).record().write(tmp_path / "silent.mcap"))
+    short = Session(pair, end=1.0).record().mark(0.51, "start").mark(0.53, "end")
+    assert "has no picture" in said(short.write(tmp_path / "short.mcap"))
+    failed = Session(pair, end=1.0).record().mark(0.1, "start").mark(0.9, "end", success=False)
+    assert "1 failed was left out" in said(failed.write(tmp_path / "failed.mcap"))
+
+
+def test_bad_recordings_may_be_left_out(tmp_path, pair):
+    good = Session(pair, end=1.0).record().write(tmp_path / "good.mcap")
+    (tmp_path / "broken.mcap").write_bytes(good.read_bytes()[:200])
+    entry = DatasetSettings(paths=(str(tmp_path / "*.mcap"),), robot="so101_bimanual", instruction=TASK, skip_bad=True)
+    samples = open_datasets([entry], waypoints=4, image_size=None, cache=tmp_path / "cache")
+    assert len(samples.datasets[0].stores) == 1
+    assert "broken.mcap" in str(samples.datasets[0].left_out[0])
+    with pytest.raises(SamplesError, match=r"broken\.mcap"):
+        open_datasets([entry.model_copy(update={"skip_bad": False})], waypoints=4, image_size=None,
+                      cache=tmp_path / "cache")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, pair):
+    bag = Session(pair, end=2.0).record().write(tmp_path / "bag.mcap")
+    script = textwrap.dedent(f"""
+        from pathlib import Path
+        from xvla_ros.training.dataset_settings import DatasetSettings
+        from xvla_ros.training.datasets import open_datasets
+        from xvla_ros.training.recording import SamplesError
+        for size in ((512, 512), None):
+            try:
+                open_datasets([DatasetSettings(paths=({str(bag)!r},))], waypoints=4, image_size=size,
+                              cache=Path({str(tmp_path / "cache")!r}))
+            except SamplesError as error:
+                print(error)
+        print([path.name for path in Path({str(tmp_path / "cache")!r}).iterdir() if path.is_dir()])
+    """)
+    (tmp_path / "cache").mkdir()
+    mount = 'mount -t tmpfs -o size=160k tmpfs "$0" && exec "$@"'
+    small = ["unshare", "-m", "sh", "-c", mount, str(tmp_path / "cache")]
+    if subprocess.run([*small, "true"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    done = subprocess.run([*small, sys.executable, "-c", script], capture_output=True, text=True)
+    before, during, left = done.stdout.strip().splitlines() or [done.stderr, "", ""]
+    assert "do not fit on the disk" in before
+    assert "no space is left on the disk" in during
+    assert left == "[]"
+
+
+def _open(bag: str, cache: str, results: multiprocessing.Queue) -> None:
+    samples = open_datasets([DatasetSettings(paths=(bag,))], waypoints=4, image_size=(16, 16), cache=cache)
+    results.put((len(samples.train), float(samples.train[3].images["front"].sum())))
+
+
+def test_processes_that_start_together_make_one_store(tmp_path, pair):
+    bag = Session(pair, end=1.0).record().write(tmp_path / "bag.mcap")
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    running = [context.Process(target=_open, args=(str(bag), str(tmp_path / "cache"), results)) for _ in range(3)]
+    for process in running:
+        process.start()
+    found = {results.get(timeout=60) for _ in running}
+    for process in running:
+        process.join()
+    assert len(found) == 1
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
+
+
+def test_several_processes_decode_several_bags(tmp_path, pair):
+    for number in range(3):
+        Session(pair, end=1.0 + 0.2 * number).record().write(tmp_path / f"{number}.mcap")
+    (tmp_path / "3.mcap").write_bytes((tmp_path / "2.mcap").read_bytes()[:300])
+    entry = DatasetSettings(paths=(str(tmp_path / "*.mcap"),), robot="so101_bimanual", instruction=TASK, skip_bad=True)
+    told = []
+    samples = open_datasets([entry], waypoints=4, image_size=(16, 16), cache=tmp_path / "cache", workers=2,
+                            progress=told.append)
+    assert [Path(store.source).name for store in samples.datasets[0].stores] == ["0.mcap", "1.mcap", "2.mcap"]
+    assert "3.mcap" in str(samples.datasets[0].left_out[0])
+    assert any("(4 of 4)" in text for text in told)
+
+
+def test_another_bag_or_profile_gets_another_store(tmp_path, pair):
+    bag = Session(pair, end=1.0).record().write(tmp_path / "bag.mcap")
+    cache = tmp_path / "cache"
+
+    def stores(**settings):
+        open_datasets([DatasetSettings(paths=(str(bag),), **settings)], waypoints=4, image_size=None, cache=cache)
+        return len([path for path in cache.iterdir() if path.is_dir()])
+
+    def with_profile(name, **changes):
+        file = tmp_path / name
+        file.write_text(profile_document([changed("so101_bimanual", ("instruction", TASK), *changes.items())]))
+        return str(file)
+
+    assert stores() == 1
+    assert stores(weight=3.0) == 1
+    assert stores(robot=with_profile("a.yaml", **{"policy.waypoint_dt": 0.2, "policy.domain_id": 3})) == 1
+    assert stores(robot=with_profile("b.yaml", **{"cameras.front.max_age": 0.05})) == 2
+    assert stores(rate=5.0) == 3
+    assert stores(actions="measured") == 4
+    again = Session(pair, end=1.05).record().write(tmp_path / "bag.mcap")
+    assert again == bag
+    assert stores() == 5

@@ -1,0 +1,110 @@
+"""What a run begins with, and what its checkpoint remembers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny import ARM, MODEL, TEXTS, TinySource, tiny_settings
+
+from xvla_ros.model import checkpoint
+from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.domain_rows import row_weights
+from xvla_ros.training.start import load_start, make_policy, scratch_config
+
+NEW_ARM = replace(ARM, robot="new_arm", domain_id=4)
+
+
+@pytest.fixture
+def new_arm(monkeypatch):
+    import tiny
+
+    monkeypatch.setitem(tiny.WIDTHS, "new_arm", 20)
+    monkeypatch.setitem(tiny.GRIPPERS, "new_arm", (9, 19))
+    return TinySource(NEW_ARM)
+
+
+def adapting(tmp_path, trained, **changes):
+    return tiny_settings(tmp_path / "run", model={"checkpoint": str(trained)}, **changes)
+
+
+@pytest.mark.parametrize("named", ["pair", 3])
+def test_a_new_domain_starts_as_a_copy_of_a_named_one(trained, tmp_path, new_arm, named):
+    settings = adapting(tmp_path, trained, initialise={"new_arm": named})
+    policy = make_policy(settings, new_arm, load_start(settings.model))
+    rows = row_weights(policy.network)
+    assert len(rows) == 5
+    assert all(torch.equal(weight[4], weight[3]) and not torch.equal(weight[4], weight[1]) for weight in rows.values())
+
+
+def test_a_copy_of_nothing_is_refused(trained, tmp_path, new_arm):
+    settings = adapting(tmp_path, trained, initialise={"new_arm": "so100", "other": 3})
+    with pytest.raises(TrainingError) as caught:
+        make_policy(settings, new_arm, load_start(settings.model))
+    found = {problem.key: problem for problem in caught.value.problems}
+    assert "pair, arm" in found["initialise.new_arm"].expected
+    assert found["initialise.other"].expected == "one of new_arm"
+
+
+def test_robots_known_before_stay_in_the_checkpoint_and_the_new_one_joins(trained, begin, tmp_path, new_arm):
+    begin(source=new_arm, model={"checkpoint": str(trained)}, method="prompt", steps=2).run()
+    policy = checkpoint.load(tmp_path / "run" / "checkpoint")
+    assert set(policy.robots) == {"pair", "arm", "new_arm"}
+    assert policy.training.trained_domains == (1, 3, 4)
+    before = checkpoint.load(trained)
+    for robot in ("pair", "arm"):
+        assert policy.robots[robot].embodiment == before.robots[robot].embodiment
+        found, expected = (each.robots[robot].statistics.action.to_json() for each in (policy, before))
+        assert found == expected
+    chunk = policy.predict([new_arm.train[0].observation()])[0]
+    assert chunk.actions.shape == (6, 20) and np.isfinite(chunk.actions).all()
+    history = policy.training.details
+    assert history["method"] == "prompt" and history["before"]["method"] == "full"
+    assert str(tmp_path) not in json.dumps(history["settings"]["datasets"])
+
+
+def test_a_robot_may_not_take_the_domain_of_another(trained, tmp_path, new_arm):
+    source = TinySource(replace(NEW_ARM, domain_id=3))
+    settings = adapting(tmp_path, trained)
+    with pytest.raises(TrainingError, match=r"robot 'new_arm' has the domain of 'pair'"):
+        make_policy(settings, source, load_start(settings.model))
+
+
+def test_a_robot_the_network_cannot_drive_is_refused(trained, tmp_path, new_arm):
+    source = TinySource(replace(NEW_ARM, domain_id=17))
+    settings = adapting(tmp_path, trained)
+    with pytest.raises(TrainingError, match=r"domain_id 17 is not in the checkpoint, expected 0…5"):
+        make_policy(settings, source, load_start(settings.model))
+
+
+def test_tool_poses_stay_in_metres_and_joints_are_scaled(begin):
+    records = begin().policy.robots
+    assert records["arm"].statistics.action.mode == "IDENTITY"
+    assert records["pair"].statistics.action.mode == "MEAN_STD"
+
+
+def test_from_scratch_the_tokenizer_learns_the_instructions(begin):
+    tokenizer = begin().policy.processor.tokenizer
+    ids = tokenizer.encode([*TEXTS, "zebra"])
+    assert len(set(ids[0]) - {0, 1, 2}) == 4 and len(set(ids[2]) - {0, 1, 2}) > 4
+
+
+def test_sizes_that_do_not_exist_are_named(tmp_path):
+    settings = tiny_settings(tmp_path, model={**MODEL, "network": {"hiden_size": 3}, "text": {"layers": 2}})
+    with pytest.raises(TrainingError) as caught:
+        scratch_config(settings.model)
+    assert [problem.key for problem in caught.value.problems] == ["model.network.hiden_size", "model.text.layers"]
+
+
+def test_a_vision_tower_can_be_taken_from_another_checkpoint(trained, begin):
+    trainer = begin(model={**MODEL, "vision_from": str(trained)}, seed=77)
+    other = checkpoint.load(trained).network
+    own = dict(trainer.network.named_parameters())
+    for name, weight in other.named_parameters():
+        if name.startswith(("vlm.vision_tower.", "vlm.multi_modal_projector.")):
+            assert torch.equal(own[name], weight)
+    unlike = "transformer.blocks.0.attn.qkv.weight"
+    assert not torch.equal(own[unlike], other.get_parameter(unlike))

@@ -1,0 +1,125 @@
+"""The step: precision, recomputed activations, dropout, clipping, averages, the loss on held-out episodes."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import MODEL
+
+from xvla_ros.training import draws
+from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.ema import Average
+from xvla_ros.training.objective import set_dropout
+
+
+def curve(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "curve.csv").open()))
+
+
+def losses(folder: Path) -> list[float]:
+    return [float(row["loss"]) for row in curve(folder)]
+
+
+def test_recomputed_activations_change_nothing_even_with_dropout(begin, tmp_path):
+    for name, recompute in (("kept", False), ("again", True)):
+        begin(name, model={**MODEL, "dropout": 0.2, "activation_checkpointing": recompute}).run()
+    assert losses(tmp_path / "kept") == losses(tmp_path / "again")
+
+
+def test_in_bfloat16_actions_enter_and_leave_in_float32(begin, tmp_path):
+    trainer = begin("half", precision="bfloat16")
+    head, seen = trainer.network.transformer, {}
+    for name in ("action_encoder", "action_decoder", "blocks.1.mlp"):
+        head.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: out.dtype}))
+    trainer.run()
+    assert seen == {
+        "action_encoder": torch.float32, "action_decoder": torch.float32, "blocks.1.mlp": torch.bfloat16,
+    }  # fmt: skip
+    assert {weight.dtype for weight in trainer.network.parameters()} == {torch.float32}
+    assert losses(tmp_path / "half")[-1] < losses(tmp_path / "half")[0]
+
+
+def test_dropout_can_be_set_everywhere_and_to_nothing(begin):
+    network = begin().network
+    set_dropout(network, 0.3)
+    assert network.transformer.blocks[0].attn.dropout == network.transformer.blocks[0].mlp.drop.p == 0.3
+    assert network.vlm.language_model.encoder.dropout == network.vlm.language_model.encoder.layers[0].dropout == 0.3
+    set_dropout(network, 0.0)
+    network.train()
+    batch = torch.rand(2, 3, 32, 32)
+    assert torch.equal(network.vlm.image_features(batch), network.vlm.image_features(batch))
+
+
+def test_a_step_is_no_longer_than_the_clip_allows(begin):
+    trainer = begin(optimizer={"learning_rate": 1e-3, "clip": 0.5}, steps=1)
+    norms = []
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (
+        norms.append(torch.stack([w.grad.norm() for w in trainer.network.parameters() if w.grad is not None]).norm()),
+        step(),
+    )
+    trainer.run()
+    assert float(norms[0]) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_the_average_follows_and_is_what_is_saved(begin, tmp_path):
+    trainer = begin(ema={"decay": 0.9}, steps=5)
+    name = "transformer.pos_emb"
+    weight = trainer.network.get_parameter(name)
+    expected, seen = weight.detach().clone(), []
+    trainer.run(lambda step: seen.append(weight.detach().clone()))
+    for count, value in enumerate(seen):
+        decay = min(0.9, (1 + count) / (10 + count))
+        expected = decay * expected + (1 - decay) * value
+    saved = load_file(tmp_path / "run" / "checkpoint" / "model.safetensors")[f"model.{name}"]
+    torch.testing.assert_close(saved, expected)
+    assert not torch.equal(saved, weight)
+
+
+def test_applying_an_average_is_undone():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    average = Average({"w": weight}, 0.5)
+    with torch.no_grad():
+        weight.fill_(1.0)
+    average.update(100)
+    with average.applied():
+        assert weight.tolist() == [0.5] * 3
+    assert weight.tolist() == [1.0] * 3
+
+
+def test_the_held_out_loss_is_the_same_for_the_same_weights(begin, tmp_path):
+    trainer = begin(validation={"every": 3, "samples": 5}, steps=6)
+    measured = [trainer._held_out() for _ in range(2)]
+    assert measured[0] == measured[1]
+    trainer.run()
+    rows = [row for row in curve(tmp_path / "run") if row["held_out"]]
+    assert [row["step"] for row in rows] == ["3", "6"]
+    assert float(rows[-1]["held_out"]) < measured[0]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_by_name(begin):
+    trainer = begin(steps=3)
+    with torch.no_grad():
+        trainer.network.transformer.pos_emb.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"optimizer\.learning_rate: the loss is no number at step 1"):
+        trainer.run()
+
+
+def test_draws_are_functions_of_their_key():
+    first = draws.noise(1, 5, (4, 3))
+    assert (first == draws.noise(1, 5, (4, 3))).all() and (first != draws.noise(1, 6, (4, 3))).any()
+    times = draws.times(1, 7, 16)
+    assert torch.equal(times, draws.times(1, 7, 16)) and not torch.equal(times, draws.times(1, 8, 16))
+    gaps = times.sort().values.diff()
+    assert float(gaps.min()) == pytest.approx(1 / 16, abs=1e-4) == pytest.approx(float(gaps.max()), abs=1e-4)
+
+
+def test_bfloat16_weights_halve_the_checkpoint(begin, tmp_path):
+    begin("half", log={"log_every": 1, "save_every": 0, "progress": False, "dtype": "bfloat16"}, steps=1).run()
+    begin("whole", steps=1).run()
+    half, whole = ((tmp_path / name / "checkpoint" / "model.safetensors").stat().st_size for name in ("half", "whole"))
+    assert half < 0.75 * whole

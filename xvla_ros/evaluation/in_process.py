@@ -1,0 +1,276 @@
+"""Episodes of a task stepped in this process: the live node's code on simulated time, without DDS.
+
+``Pilot`` and ``Engine`` are those of the node; only the messages between them and the simulator are left out, and
+waiting is: an episode takes as long as its physics, pictures and chunks do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.control.engine import Engine
+from xvla_ros.control.pilot import Pilot
+from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, median_of
+from xvla_ros.evaluation.recorder import travel_by_group
+from xvla_ros.evaluation.report import Percentiles
+from xvla_ros.model.data import ActionChunk, Observation, Prefix
+from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.units import to_policy
+from xvla_ros.simulation.controllers import JointTrajectoryController
+from xvla_ros.simulation.stepper import Joints, Pictures, Stepper
+from xvla_ros.simulation.tasks import Expert, Layout, Task
+from xvla_ros.simulation.tasks.hands import UnreachableError
+from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
+from xvla_ros.simulation.world import World
+
+if TYPE_CHECKING:
+    from xvla_ros.control.window import CommandWindow
+
+Floats = NDArray[np.float64]
+Picture = NDArray[np.uint8]
+Predict = Callable[[list[Observation], list[Prefix | None]], list[ActionChunk]]
+
+NS = 1_000_000_000
+START = NS  # ROS time at which an episode begins; 0 stands for no time at all
+JUDGE_RATE = 100.0
+ENGINE_RATE = 200.0  # Hz at which the inference thread looks whether a robot waits
+
+
+class EvaluationError(RuntimeError):
+    """An evaluation that cannot go on; the message says why."""
+
+
+class SimulatedClock:
+    """Both clocks of a robot whose time is that of a world."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def ros_ns(self) -> int:
+        return START + self._world.time
+
+    def steady_s(self) -> float:
+        return self._world.time / NS
+
+
+@dataclass
+class _LateClient:
+    """A robot whose chunks arrive ``delay`` ns of simulated time after they were asked for, as from a real network."""
+
+    pilot: Pilot[Picture]
+    clock: SimulatedClock
+    delay: int
+    waiting: list[tuple[int, ActionChunk]] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
+    inference_ms: list[float] = field(default_factory=list)
+
+    def wants_chunk(self) -> bool:
+        return not self.waiting and self.pilot.wants_chunk()
+
+    def observe(self) -> Observation | None:
+        return self.pilot.observe()
+
+    def prefix(self) -> Prefix | None:
+        return self.pilot.prefix()
+
+    def deliver(self, chunk: ActionChunk) -> None:
+        self.inference_ms.append(chunk.inference_ms)
+        self.waiting.append((self.clock.ros_ns() + self.delay, chunk))
+
+    def policy_failed(self, error: Exception) -> None:
+        self.errors.append(error)
+
+    def arrive(self) -> bool:
+        """Hands over the chunk that is due; returns whether it is carried out."""
+        if not self.waiting or self.waiting[0][0] > self.clock.ros_ns():
+            return False
+        return self.pilot.deliver(self.waiting.pop(0)[1])
+
+
+class InProcess:
+    """Runs episodes of one task with one policy.
+
+    Attributes:
+        world: the simulator; a predictor that looks at its state cheats, and is called an expert.
+        counters: over the episodes so far.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        task: Task,
+        predict: Predict | None,
+        *,
+        width: int = 256,
+        height: int = 256,
+        image_rate: float = 30.0,
+        delay: float = 0.0,
+    ) -> None:
+        """Makes the world.
+
+        Args:
+            profile: the robot.
+            task: of its scene.
+            predict: the policy; None lets the task's expert drive, through the same observations, chunks and control.
+            width, height, image_rate: of the pictures, as ``sim_node`` has them.
+            delay: s of simulated time from an observation to its chunk.
+
+        Raises:
+            SceneMismatchError, UnknownSceneError, KinematicsError, RenderingUnavailableError: naming what is missing.
+        """
+        self.world = World(profile)
+        self.counters = Counters()
+        self._profile, self._task, self._predict = profile, task, predict
+        self._encoder = StateEncoder(profile)
+        self._clock = SimulatedClock(self.world)
+        self._delay = round(delay * NS)
+        rates = {"engine": ENGINE_RATE, "tick": profile.timing.command_rate, "judge": JUDGE_RATE}
+        self._stepper = Stepper(self.world, width=width, height=height, image_rate=image_rate, others=rates)
+        order = profile.joints.policy_order
+        self._columns = {
+            name: np.array([order.index(joint) for joint in group.joints])
+            for name, group in profile.commands.by_name.items()
+        }
+        self._ways = np.zeros(len(order))
+        self._inference: list[float] = []
+        self._overhead: list[Percentiles] = []
+
+    def episode(
+        self, seed: int, variant: int = 0, *, instruct: Callable[[Layout], str] | None = None
+    ) -> EpisodeResult:
+        """Runs one episode.
+
+        Args:
+            seed: of the layout.
+            variant: which of its instructions.
+            instruct: what the robot is told instead, as for an ablation; the judge stays with the layout's.
+
+        Raises:
+            EvaluationError: the policy raised.
+        """
+        self.world.restart()
+        layout = self._task.reset(self.world, np.random.default_rng(seed), variant)
+        told = layout.instruction if instruct is None else instruct(layout)
+        pilot: Pilot[Picture] = Pilot(self._profile, self._clock, _as_it_is, told)
+        client = _LateClient(pilot, self._clock, self._delay)
+        engine = Engine(self._predict or self._of_expert(self._task.expert(self.world, layout)), [client])
+        pilot.controller.start()
+        success, wrong = self._run(pilot, client, engine)
+        self._count(pilot, client)
+        return EpisodeResult(seed, layout.instruction, success, wrong, self.world.time / NS)
+
+    def close(self) -> None:
+        """Frees what drawing holds."""
+        self._stepper.close()
+
+    def _run(self, pilot: Pilot[Picture], client: _LateClient, engine: Engine) -> tuple[bool, bool]:
+        limit, before = round(self._task.time_limit * NS), self._positions()
+        for event in self._stepper.events():
+            if isinstance(event, Pictures):
+                for slot, rgb in event.images.items():
+                    pilot.add_image(slot, START + event.time, rgb)
+                self.counters.frames_sent += len(event.images)
+                self.counters.frames_received += len(event.images)
+            elif isinstance(event, Joints):
+                before = self._measure(pilot, event, before)
+            elif event.what == "engine":
+                if client.arrive():
+                    self._send(pilot.tick())
+                engine.step()
+                if client.errors:
+                    raise EvaluationError(f"the policy failed: {client.errors[0]}") from client.errors[0]
+            elif event.what == "tick":
+                self._send(pilot.tick())
+            else:
+                outcome = self._task.outcome(self.world)
+                if outcome.done or event.time >= limit:
+                    return outcome.success, outcome.wrong
+        raise EvaluationError("the simulation ended before the episode")
+
+    def _measure(self, pilot: Pilot[Picture], event: Joints, before: Floats) -> Floats:
+        for reading in event.readings:
+            pilot.add_joints(reading.topic, START + event.time, reading.names, reading.positions)
+        now = self._positions()
+        self._ways += np.abs(now - before)
+        return now
+
+    def _send(self, window: CommandWindow | None) -> None:
+        """What the node publishes for a window, and a controller makes of it."""
+        if window is None:
+            return
+        for group, columns in self._columns.items():
+            joints = self._profile.commands.by_name[group].joints
+            names = tuple(self._profile.joints.by_name[joint].name for joint in joints)
+            if isinstance(self.world.controllers[group], JointTrajectoryController):
+                points = tuple(
+                    TrajectoryPoint(round(float(due) * NS), tuple(position.tolist()), tuple(velocity.tolist()))
+                    for due, position, velocity in zip(
+                        window.times, window.positions[:, columns], window.velocities[:, columns], strict=True
+                    )
+                )
+                refused = self.world.command(group, JointTrajectory(names, points))
+            else:
+                refused = self.world.set_positions(group, names, window.positions[0, columns].tolist())
+            if refused is not None:
+                raise EvaluationError(f"the simulated controller refuses a command: {refused.reason}")
+
+    def _positions(self) -> Floats:
+        return np.array(list(self.world.positions().values()))
+
+    def _count(self, pilot: Pilot[Picture], client: _LateClient) -> None:
+        status, counted = pilot.status, self.counters
+        counted.chunks += status.chunks
+        counted.trajectories += status.trajectories
+        counted.holds += status.holds
+        ways = dict(zip(self._profile.joints.policy_order, self._ways.tolist(), strict=True))
+        counted.travel = travel_by_group(ways, self._profile)
+        self._inference += client.inference_ms
+        self._overhead.append(pilot.overhead_ms)
+        counted.inference_ms = Percentiles.of(self._inference)
+        counted.overhead_ms = median_of(self._overhead)
+
+    def _of_expert(self, expert: Expert) -> Predict:
+        """The expert's plans as chunks of the policy's own kind."""
+        policy = self._profile.policy
+        times = policy.first_waypoint_offset + np.arange(EXPERT_WAYPOINTS) * policy.waypoint_dt
+
+        def predict(observations: list[Observation], prefixes: Sequence[Prefix | None]) -> list[ActionChunk]:
+            del prefixes
+            begun = time.perf_counter()
+            try:
+                positions = expert.plan(self.world).at(times)
+            except UnreachableError:  # it was knocked away: stand still until the time is up
+                positions = np.tile(self._positions(), (len(times), 1))
+            actions = self._actions(positions)
+            took = (time.perf_counter() - begun) * 1e3
+            return [
+                ActionChunk(
+                    seen.embodiment.robot, seen.embodiment.domain_id, seen.embodiment.action_mode, seen.instruction,
+                    seen.stamp, times, actions, took, 0,
+                )
+                for seen in observations
+            ]
+
+        return predict
+
+    def _actions(self, positions: Floats) -> NDArray[np.float32]:
+        if not self._profile.action_spec.is_end_effector:
+            return to_policy(positions, self._profile).astype(np.float32)
+        from xvla_ros.training.bag_paths import tool_actions
+
+        return tool_actions(positions, self._profile, self._encoder).astype(np.float32)
+
+
+EXPERT_WAYPOINTS = 30
+
+
+def _as_it_is(raw: Picture, transport: str) -> Picture:
+    del transport
+    return raw

@@ -1,0 +1,159 @@
+"""Episodes of a task over ROS topics: the policy node and the simulation as processes, led by ``evaluate_node``."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xvla_ros.evaluation.graph import (
+    THIS_MACHINE_ONLY,
+    policy_command,
+    ros_command,
+    settings_in_simulation,
+    sim_command,
+)
+from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, Evaluation
+from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
+from xvla_ros.evaluation.recorder import travel_by_group
+from xvla_ros.evaluation.report import Percentiles
+from xvla_ros.nodes.recording import read_progress
+
+if TYPE_CHECKING:
+    from xvla_ros.evaluation.evaluate import EvaluationSettings
+
+STATS = "sim.json"
+
+
+class _Heard:
+    """What the leading node has said so far."""
+
+    def __init__(self) -> None:
+        self.episodes: list[EpisodeResult] = []
+        self.counters: dict[str, Any] | None = None
+        self.failed = ""
+
+    def hear(self, line: str) -> bool:
+        """Take in one line of the node; False where it is an ordinary log line."""
+        said = read_progress(line)
+        if said is None:
+            return False
+        if "episode" in said:
+            each = said["episode"]
+            self.episodes.append(
+                EpisodeResult(each["seed"], each["instruction"], each["success"], each["wrong"], each["elapsed"])
+            )
+        self.counters = said.get("counters", self.counters)
+        self.failed = said.get("failed", self.failed)
+        return True
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will be said."""
+        return self.counters is not None or bool(self.failed)
+
+
+def run(settings: EvaluationSettings) -> Evaluation:
+    """Bring the graph up, run every episode, take the graph down.
+
+    Raises:
+        ChildError: a process ended early, or an episode could not be led to its end.
+        Interrupted: a signal asked to end.
+    """
+    from tqdm import tqdm
+
+    from xvla_ros.ros_env import child_environment
+
+    heard, folder = _Heard(), settings.output
+    folder.mkdir(parents=True, exist_ok=True)
+    label = f"{settings.profile.name} {settings.task}"
+    with free_domain() as domain, tqdm(total=settings.episodes, desc=label, unit="episode", disable=None) as bar:
+        environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
+        with Supervisor(folder / "logs", environment, echo=bar.write, verbose=False) as supervisor:
+            sim = supervisor.start("sim", _sim(settings))
+            policy = supervisor.start("policy", _policy(settings))
+            leader = supervisor.start("evaluate", _leader(settings), on_line=heard.hear, may_end=True)
+
+            def each() -> None:
+                bar.update(len(heard.episodes) - bar.n)
+                bar.set_postfix_str(f"{sum(episode.success for episode in heard.episodes)} succeeded")
+
+            supervisor.wait_for(lambda: heard.done, None, "the last episode", each=each)
+            each()
+            for child in (leader, policy, sim):
+                supervisor.stop(child)
+    if heard.failed or heard.counters is None:
+        number = f"episode {len(heard.episodes) + 1} of {settings.episodes}"
+        raise ChildError(f"{number}: {heard.failed}; logs of the processes: {folder / 'logs'}")
+    return _evaluation(settings, heard.episodes, heard.counters, folder / STATS)
+
+
+def _sim(settings: EvaluationSettings) -> list[str]:
+    command = sim_command(settings.profile, seed=settings.seed, stats=settings.output / STATS)
+    size = settings.image_size
+    return [*command, "-p", f"image_width:={size}", "-p", f"image_height:={size}", "-p", f"task:={settings.task}"]
+
+
+def _policy(settings: EvaluationSettings) -> list[str]:
+    return policy_command(
+        settings.profile,
+        checkpoint=settings.checkpoint,
+        seed=settings.seed,
+        device=settings.device,
+        sim_time=True,
+        autostart=False,
+        settings=settings_in_simulation(settings.profile, settings.checkpoint),
+    )
+
+
+def _leader(settings: EvaluationSettings) -> list[str]:
+    profile = settings.profile
+    values: dict[str, Any] = {
+        "profile": str(profile.source) if profile.source is not None else profile.name,
+        "robot": profile.name,
+        "task": settings.task,
+        "episodes": settings.episodes,
+        "seed": settings.seed,
+        "variation": float(settings.variation),
+    }
+    return ros_command("evaluate_node", values)
+
+
+def _evaluation(
+    settings: EvaluationSettings, episodes: list[EpisodeResult], counted: dict[str, Any], stats: Path
+) -> Evaluation:
+    said = counted["diagnostics"]
+    sent = json.loads(stats.read_text(encoding="utf-8"))["stamps"]
+    stats.unlink()
+    counters = Counters(
+        counted["chunks"],
+        counted["trajectories"],
+        counted["holds"],
+        frames_sent=sum(_sent_while_heard(sent[camera], said, camera) for camera in settings.profile.cameras.slots),
+        frames_received=sum(int(said[f"frames_received/{camera}"]) for camera in settings.profile.cameras.slots),
+        travel=travel_by_group(counted["travel"], settings.profile),
+        inference_ms=_percentiles(said, "inference_ms"),
+        overhead_ms=_percentiles(said, "overhead_ms"),
+    )
+    return Evaluation(
+        settings.profile.name,
+        settings.task,
+        counted["checkpoint"],
+        counted["trained"],
+        settings.seed,
+        "ros",
+        tuple(episodes),
+        counters,
+        settings.to_mapping(),
+    )
+
+
+def _sent_while_heard(stamps: list[int], said: dict[str, str], camera: str) -> int:
+    first, last = int(said[f"first_stamp/{camera}"]), int(said[f"last_stamp/{camera}"])
+    return sum(first <= stamp <= last for stamp in stamps)
+
+
+def _percentiles(said: dict[str, str], name: str) -> Percentiles:
+    values = (float(said.get(f"{name}_{key}", math.nan)) for key in ("p50", "p95", "p99", "max"))
+    return Percentiles(*values)

@@ -1,0 +1,257 @@
+"""The node ``xvla_evaluate``: leads a policy node and a simulation through the episodes of a task.
+
+For each episode it deactivates the policy, resets the simulation, says the instruction, activates the policy, and waits
+until the simulation calls the episode over. Every line it prints that starts with ``PROGRESS`` is followed by one JSON
+object: what an episode came to (``episode``), or at the end what was counted over all of them (``counters``).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import JointState
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from xvla_ros.nodes import messages, qos
+from xvla_ros.nodes.recording import PROGRESS
+
+if TYPE_CHECKING:
+    from xvla_ros.robots.profile import Profile
+
+NS = 1_000_000_000
+START_LIMIT, CONFIGURE_LIMIT, SERVICE_LIMIT = 90.0, 900.0, 30.0  # s on the steady clock
+SETTLE = 0.25  # s of simulated time between a reset and the policy's start: what was seen before it is gone by then
+IDLE_LIMIT = 60.0  # s on the steady clock without a command, or of a clock that stands still
+POLICY, SIMULATION = "/xvla", "/sim"
+
+
+class LeadError(RuntimeError):
+    """An episode that cannot be led to its end; the message says what did not happen."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be evaluated: seeds ``seed`` … ``seed + episodes − 1`` of a task."""
+
+    profile: Profile
+    task: str
+    episodes: int
+    seed: int
+    variation: float
+
+
+class EvaluateNode(Node):  # type: ignore[misc]
+    """Leads one policy node with one robot, and counts."""
+
+    def __init__(self, order: Order) -> None:
+        # Imported here: the generated messages need the built package, and a plain import of this module does not.
+        from xvla_ros.msg import PolicyStatus
+
+        super().__init__("xvla_evaluate")
+        self._order, profile = order, order.profile
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self)
+        self.time = 0
+        self._moved = time.monotonic()
+        self._outcome: dict[str, Any] = {}
+        self._status: Any = None
+        self._diagnostics: dict[str, str] = {}
+        self._measuring = False
+        self._joints = {(joint.topic, joint.name): name for name, joint in profile.joints.by_name.items()}
+        self._last: dict[str, float] = {}
+        self._travel: dict[str, float] = {}
+        self._totals = {"chunks": 0, "trajectories": 0, "holds": 0}
+        name = profile.name
+        self.create_subscription(Clock, "/clock", self._on_clock, qos.SENSOR)
+        self.create_subscription(String, f"{SIMULATION}/{name}/outcome", self._on_outcome, qos.LATCHED)
+        self.create_subscription(PolicyStatus, f"{POLICY}/{name}/status", self._on_status, qos.LATCHED)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, qos.EVENTS)
+        for topic in dict.fromkeys(joint.topic for joint in profile.joints.ordered):
+            self.create_subscription(JointState, topic, partial(self._on_joints, topic), qos.SENSOR)
+        self._say = self.create_publisher(String, f"{POLICY}/{name}/instruction", qos.LATCHED)
+        self._change = self.create_client(ChangeState, f"{POLICY}/change_state")
+        self._state = self.create_client(GetState, f"{POLICY}/get_state")
+        self._set = self.create_client(SetParameters, f"{SIMULATION}/set_parameters")
+        self._reset = self.create_client(Trigger, f"{SIMULATION}/reset")
+
+    def lead(self) -> None:
+        """Run every episode.
+
+        Raises:
+            LeadError: naming what did not happen.
+        """
+        self._wait(lambda: self.time > 0, START_LIMIT, "the simulation's /clock")
+        for client in (self._change, self._state, self._set, self._reset):
+            self._wait(client.service_is_ready, START_LIMIT, f"the service {client.srv_name}")
+        if self._policy_state() == State.PRIMARY_STATE_UNCONFIGURED:
+            self._transition(Transition.TRANSITION_CONFIGURE, CONFIGURE_LIMIT)
+        for seed in range(self._order.seed, self._order.seed + self._order.episodes):
+            tell({"episode": self._episode(seed)})
+        self._wait(lambda: "trained" in self._diagnostics, SERVICE_LIMIT, "the policy's diagnostics")
+        tell({"counters": self._counters()})
+
+    def _episode(self, seed: int) -> dict[str, Any]:
+        if self._policy_state() == State.PRIMARY_STATE_ACTIVE:
+            self._transition(Transition.TRANSITION_DEACTIVATE, SERVICE_LIMIT)
+        before = self._outcome.get("episode", 0)
+        settings = {"task": self._order.task, "seed": seed, "variation": self._order.variation}
+        parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in settings.items()]
+        for result in self._call(self._set, SetParameters.Request(parameters=parameters)).results:
+            if not result.successful:
+                raise LeadError(f"the simulation refuses {settings}: {result.reason}")
+        answer = self._call(self._reset, Trigger.Request())
+        if not answer.success:
+            raise LeadError(f"the simulation does not reset: {answer.message}")
+        self._wait(
+            lambda: self._outcome.get("episode", 0) > before and self._outcome["seed"] == seed,
+            SERVICE_LIMIT,
+            f"the outcome topic to tell of seed {seed}",
+        )
+        self._say.publish(String(data=self._outcome["instruction"]))
+        settled = self.time + round(SETTLE * NS)
+        self._wait(lambda: self.time > settled, SERVICE_LIMIT, "simulated time to pass")
+        self._last.clear()
+        self._measuring = True
+        self._transition(Transition.TRANSITION_ACTIVATE, SERVICE_LIMIT)
+        self._wait_until_over()
+        self._measuring = False
+        self._transition(Transition.TRANSITION_DEACTIVATE, SERVICE_LIMIT)
+        self._add_status()
+        return {key: self._outcome[key] for key in ("seed", "instruction", "success", "wrong", "elapsed")}
+
+    def _wait_until_over(self) -> None:
+        instruction, begun = self._outcome["instruction"], time.monotonic()
+        while not self._outcome["over"]:
+            self._spin()
+            now = time.monotonic()
+            told = self._status.instruction if self._status is not None else ""
+            if self._outcome["elapsed"] == 0.0 and now - begun > IDLE_LIMIT:
+                said = "nothing" if self._status is None else " ".join((self._status.reason, self._status.detail))
+                raise LeadError(f"no command within {IDLE_LIMIT:.0f} s; the policy says: {said.strip() or 'nothing'}")
+            if self._outcome["elapsed"] > 0.0 and told != instruction:
+                raise LeadError(f"the policy does {told!r}, and was told {instruction!r}")
+
+    def _add_status(self) -> None:
+        for key in self._totals:
+            self._totals[key] += int(getattr(self._status, key))
+
+    def _counters(self) -> dict[str, Any]:
+        said = self._diagnostics
+        return {
+            **self._totals,
+            "travel": self._travel,
+            "checkpoint": said.get("checkpoint", ""),
+            "trained": said["trained"] == "true",
+            "diagnostics": said,
+        }
+
+    # what is awaited
+
+    def _wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            self._spin()
+            if time.monotonic() > deadline:
+                raise LeadError(f"waited {seconds:.0f} s for {what}")
+
+    def _spin(self) -> None:
+        self._executor.spin_once(timeout_sec=0.1)
+        if self.time and time.monotonic() - self._moved > IDLE_LIMIT:
+            raise LeadError(f"the simulation's clock has stood still for {IDLE_LIMIT:.0f} s")
+
+    def _call(self, client: Any, request: Any, seconds: float = SERVICE_LIMIT) -> Any:
+        future = client.call_async(request)
+        self._wait(future.done, seconds, f"an answer of {client.srv_name}")
+        return future.result()
+
+    def _policy_state(self) -> int:
+        return int(self._call(self._state, GetState.Request()).current_state.id)
+
+    def _transition(self, transition: int, seconds: float) -> None:
+        request = ChangeState.Request(transition=Transition(id=transition))
+        if not self._call(self._change, request, seconds).success:
+            raise LeadError(f"the policy node fails at transition {transition}: its log says why")
+
+    # what is heard
+
+    def _on_clock(self, message: Any) -> None:
+        self.time = messages.stamp_ns(message.clock)
+        self._moved = time.monotonic()
+
+    def _on_outcome(self, message: Any) -> None:
+        self._outcome = json.loads(message.data)
+
+    def _on_status(self, message: Any) -> None:
+        self._status = message
+
+    def _on_diagnostics(self, message: Any) -> None:
+        for status in message.status:
+            if status.hardware_id == self._order.profile.name:
+                self._diagnostics = {value.key: value.value for value in status.values}
+
+    def _on_joints(self, topic: str, message: Any) -> None:
+        if not self._measuring:
+            return
+        for name, position in zip(message.name, message.position, strict=True):
+            joint = self._joints.get((topic, name))
+            if joint is not None:
+                way = abs(position - self._last.get(joint, position))
+                self._travel[joint] = self._travel.get(joint, 0.0) + way
+                self._last[joint] = position
+
+
+def tell(progress: dict[str, Any]) -> None:
+    """Print one progress line."""
+    print(PROGRESS + json.dumps(progress), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Lead all episodes; return 0, or 1 after saying what did not happen.
+
+    Parameters of the node: ``profile`` (name or file), ``robot`` (name in it), ``task``, ``episodes``, ``seed``,
+    ``variation``.
+    """
+    from xvla_ros.robots import load_profile
+
+    rclpy.init(args=arguments)
+    reader = rclpy.create_node("xvla_evaluate_parameters", automatically_declare_parameters_from_overrides=True)
+    values: dict[str, Any] = {name: found.value for name, found in reader.get_parameters_by_prefix("").items()}
+    reader.destroy_node()
+    profile = load_profile(values["profile"])[values["robot"]]
+    node = EvaluateNode(
+        Order(profile, values["task"], int(values["episodes"]), int(values["seed"]), float(values["variation"]))
+    )
+    try:
+        node.lead()
+    except LeadError as error:
+        tell({"failed": str(error)})
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return 1
+    finally:
+        # the end has begun: who asks for it now must not cut it short
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

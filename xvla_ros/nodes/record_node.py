@@ -1,0 +1,347 @@
+"""The node ``xvla_record``: a robot's topics, byte by byte as they come, into one mcap file with CRCs.
+
+Keys where standard input is a terminal: s start, e end (success), f end (failed), d discard, q quit. Marks on
+``/xvla/episode`` count as well. What is written is flushed every second, so that neither a full disk nor a killed
+process costs more than the last one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+
+from xvla_ros.nodes import qos
+from xvla_ros.nodes.episode_marks import EpisodeMarks, MarkError
+from xvla_ros.nodes.keyboard import Keyboard
+from xvla_ros.nodes.recorded_topics import COMMAND, LATCHED, SENSOR, RecordedTopic, recorded_topics
+from xvla_ros.observation.bag_writer import EPISODE_TOPIC, BagWriteError, BagWriter, Compression, UnknownTypeError
+from xvla_ros.observation.cdr import CdrError, read_string
+from xvla_ros.robots.profile import Profile, profile_document
+
+NS = 1_000_000_000
+FLUSH_PERIOD, KEY_PERIOD, SPIN = 0.25, 0.05, 0.02  # s
+SILENT_AFTER = 3.0  # s; a topic that has not come by then is named
+FULL_BELOW = 200 << 20  # bytes free at which the recording ends by itself
+HELP = "keys: s start, e end (success), f end (failed), d discard, q quit"
+QUALITY = {
+    SENSOR: qos.SENSOR,
+    # deeper than controllers keep: no command is to be missed while a picture is written
+    COMMAND: QoSProfile(depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE),
+    LATCHED: qos.LATCHED,
+}
+MODEST = QoSProfile(
+    depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT,
+    durability=DurabilityPolicy.VOLATILE,
+)
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """How to record.
+
+    Attributes:
+        folder: receives ``<robot>_<date>_<time>.mcap``.
+        instruction: of the episodes, where marks give no other; empty takes the profile's.
+        policy: full name of the policy node, on whose topic instructions come.
+        extra: further topics, of whatever types are published there.
+        sim_time: whether log times follow ``/clock``.
+        compression: of the file.
+        duration: s after which the recording ends; None goes on until asked.
+    """
+
+    folder: Path
+    instruction: str = ""
+    policy: str = "/xvla"
+    extra: tuple[str, ...] = ()
+    sim_time: bool = False
+    compression: Compression = "none"
+    duration: float | None = None
+
+
+class RecordNode(Node):  # type: ignore[misc]
+    """Writes what its subscriptions receive.
+
+    Args:
+        profile: the robot.
+        options: see there.
+        say: told what a person should know, a line at a time.
+
+    Raises:
+        BagWriteError: the file cannot be made.
+    """
+
+    def __init__(self, profile: Profile, options: RecordOptions, say: Callable[[str], None]) -> None:
+        override = [Parameter("use_sim_time", value=options.sim_time)]
+        super().__init__("xvla_record", parameter_overrides=override)
+        self.done, self.failed = False, False
+        self.counts: Counter[str] = Counter()
+        self.marks = EpisodeMarks(profile.name, options.instruction or profile.instruction)
+        self._say, self._options = say, options
+        self._bag = BagWriter(
+            _free_name(options.folder, profile.name), profile_document([profile]),
+            # before everything else: simulated time begins at 0
+            stamp_ns=0 if options.sim_time else time.time_ns(), compression=options.compression,
+        )
+        self._begun = time.monotonic()
+        self._told_silent = False
+        self._waiting = set(options.extra)
+        self._topics: dict[str, RecordedTopic] = {}
+        self._subscribed: dict[str, Any] = {}
+        for topic in recorded_topics(profile, options.policy):
+            self._subscribe(topic, QUALITY[topic.kind])
+        steady = rclpy.clock.Clock(clock_type=rclpy.clock.ClockType.STEADY_TIME)
+        self.create_timer(FLUSH_PERIOD, self._watch, clock=steady)
+
+    @property
+    def path(self) -> Path:
+        """The file that is written."""
+        return self._bag.path
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the beginning."""
+        return time.monotonic() - self._begun
+
+    def press(self, key: str) -> None:
+        """Do what a key says."""
+        actions: dict[str, Callable[[], dict[str, Any] | None]] = {
+            "s": self.marks.start, "e": partial(self.marks.end, True), "f": partial(self.marks.end, False),
+            "d": self.marks.discard,
+        }
+        if key == "q":
+            self.done = True
+        elif key in actions:
+            mark = actions[key]()
+            if mark is None:
+                self._say("no episode is open; s starts one")
+                return
+            self._write_mark(mark)
+        elif not key.isspace():
+            self._say(HELP)
+
+    def close(self) -> None:
+        """End an open episode, unjudged, and finish the file."""
+        mark = None if self.failed else self.marks.end(None)
+        if mark is not None:
+            self._write_mark(mark)
+        try:
+            self._bag.close()
+        except BagWriteError as error:
+            self._fail(error)
+        self.destroy_node()
+
+    def state(self) -> str:
+        """Return one line about the recording so far."""
+        count = self.marks.count
+        size = self.path.stat().st_size if self.path.exists() else 0
+        judged = [f"{count.succeeded} succeeded", f"{count.failed} failed", f"{count.unjudged} unjudged"]
+        judged += [f"{count.discarded} discarded"] if count.discarded else []
+        judged += ["one open"] if self.marks.open else []
+        return (f"{self.seconds:.0f} s, {sum(self.counts.values())} messages, {size / 1e6:.1f} MB, {count.kept} "
+                f"episodes ({', '.join(judged)})")
+
+    def silent(self) -> list[str]:
+        """Return the required topics on which nothing has come."""
+        return [name for name, topic in self._topics.items() if topic.required and not self.counts[name]]
+
+    def rates(self) -> dict[str, float]:
+        """Return messages a second of each topic, over the whole recording."""
+        return {name: self.counts[name] / max(self.seconds, 1e-3) for name in self._topics}
+
+    def _subscribe(self, topic: RecordedTopic, quality: QoSProfile) -> None:
+        if topic.name in self._topics:
+            return
+        try:
+            self._bag.add_topic(topic.name, topic.type)
+        except (UnknownTypeError, BagWriteError) as error:
+            self._say(f"{topic.name} is not recorded: {error}")
+            return
+        self._topics[topic.name] = topic
+        events = SubscriptionEventCallbacks(incompatible_qos=partial(self._on_incompatible, topic))
+        self._subscribed[topic.name] = self.create_subscription(
+            _message_class(topic.type), topic.name, partial(self._on_message, topic), quality, raw=True,
+            event_callbacks=events,
+        )
+
+    def _on_incompatible(self, topic: RecordedTopic, _event: object) -> None:
+        """A publisher offers less than was asked for: ask for less, once."""
+        old = self._subscribed.pop(topic.name, None)
+        if old is not None:
+            self.destroy_subscription(old)
+            self._subscribed[topic.name] = self.create_subscription(
+                _message_class(topic.type), topic.name, partial(self._on_message, topic), MODEST, raw=True)
+
+    def _on_message(self, topic: RecordedTopic, serialized: bytes) -> None:
+        now = self.get_clock().now().nanoseconds
+        if self.failed or not now:  # under sim time before the first /clock
+            return
+        if topic.name == EPISODE_TOPIC:
+            try:
+                self._write_mark(self.marks.read(read_string(serialized)))
+                self.counts[topic.name] += 1
+            except (MarkError, CdrError) as error:
+                self._say(f"{EPISODE_TOPIC}: not recorded: {error}")
+            return
+        try:
+            self._bag.write(topic.name, topic.type, now, bytes(serialized))
+            self.counts[topic.name] += 1
+        except BagWriteError as error:
+            self._fail(error)
+
+    def _write_mark(self, mark: dict[str, Any]) -> None:
+        try:
+            self._bag.episode(mark, self.get_clock().now().nanoseconds)
+            self._bag.flush()
+        except BagWriteError as error:
+            self._fail(error)
+            return
+        told = f" {mark['success']}" if mark.get("success") is not None else ""
+        self._say(f"episode {mark['event']}{told}: {self.state()}")
+
+    def _watch(self) -> None:
+        """Flush, look for topics and for space."""
+        if self.failed:
+            return
+        try:
+            self._bag.flush_if_due()
+        except BagWriteError as error:
+            self._fail(error)
+            return
+        self._look_for_extra()
+        if not self._told_silent and self.seconds > SILENT_AFTER:
+            self._told_silent = True
+            for topic in self.silent():
+                self._say(f"nothing has come on {topic} ({self._topics[topic].type}) yet")
+        if shutil.disk_usage(self.path.parent).free < FULL_BELOW:
+            self._say(f"{self.path.parent}: less than {FULL_BELOW >> 20} MiB are free: the recording ends here")
+            self.done, self.failed = True, True
+        if self._options.duration is not None and self.seconds >= self._options.duration:
+            self.done = True
+
+    def _look_for_extra(self) -> None:
+        if self._waiting:
+            types = dict(self.get_topic_names_and_types())
+            for name in sorted(self._waiting & types.keys()):
+                self._waiting.discard(name)
+                self._subscribe(RecordedTopic(name, types[name][0], COMMAND), QUALITY[COMMAND])
+
+    def _fail(self, error: BagWriteError) -> None:
+        if not self.failed:
+            self._say(f"error: {error}")
+        self.done, self.failed = True, True
+
+
+def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool] = lambda: False) -> int:
+    """Record until a key, a signal, ``stopped`` or the duration says so; return the exit code.
+
+    Exit code 1 where the file could not be written to its end, or a required topic never came.
+    """
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        node = RecordNode(profile, options, _say)
+    except BagWriteError as error:
+        print(f"xvla record: {error}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return 1
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    with Keyboard() as keyboard:
+        _say(f"recording {profile.name} to {node.path}" + (f"; {HELP}" if keyboard.present else "; Ctrl-C ends it"))
+        line = _StatusLine(node)
+        try:
+            while not (node.done or stopped()):
+                executor.spin_once(timeout_sec=SPIN)
+                for key in keyboard.pressed():
+                    node.press(key)
+                line.show()
+        except (KeyboardInterrupt, ExternalShutdownException):
+            pass
+        line.clear()
+    silent = node.silent()
+    node.close()
+    _say(f"{node.path}: {node.state()}")
+    for topic, rate in node.rates().items():
+        _say(f"  {topic}: {node.counts[topic]} messages, {rate:.1f} Hz")
+    for topic in silent:
+        print(f"xvla record: nothing came on {topic}, without which the bag gives no samples", file=sys.stderr)
+    executor.shutdown()
+    rclpy.try_shutdown()
+    return 1 if node.failed or silent else 0
+
+
+class _StatusLine:
+    """A line that is written over, where standard error is a terminal."""
+
+    def __init__(self, node: RecordNode) -> None:
+        self._node, self._due, self._shown = node, 0.0, sys.stderr.isatty()
+
+    def show(self) -> None:
+        if self._shown and self._node.seconds >= self._due:
+            self._due = self._node.seconds + 1.0
+            print(f"\r\x1b[K{self._node.state()}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _message_class(kind: str) -> Any:
+    package, _, name = kind.replace("/msg/", "/").partition("/")
+    return getattr(importlib.import_module(f"{package}.msg"), name)
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    print(text, flush=True)
+
+
+def _free_name(folder: Path, robot: str) -> Path:
+    begun = time.strftime("%Y%m%d_%H%M%S")
+    for number in range(1000):
+        path = folder / f"{robot}_{begun}{f'_{number}' if number else ''}.mcap"
+        if not path.exists():
+            return path
+    return folder / f"{robot}_{begun}_{time.time_ns()}.mcap"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Record as ROS parameters say: ``profile`` (name or file), ``robot`` (name in it), ``folder``, ``instruction``,
+    ``policy``, ``use_sim_time``, ``compression``. Return the exit code.
+    """
+    from xvla_ros.nodes.stop_request import StopRequest
+    from xvla_ros.robots import load_profile
+
+    stop = StopRequest()
+    rclpy.init(args=None if arguments is None else list(arguments), signal_handler_options=SignalHandlerOptions.NO)
+    reader = rclpy.create_node("xvla_record_parameters", automatically_declare_parameters_from_overrides=True)
+    values: dict[str, Any] = {name: found.value for name, found in reader.get_parameters_by_prefix("").items()}
+    reader.destroy_node()
+    rclpy.try_shutdown()
+    profiles = load_profile(values.get("profile") or values["robot"])
+    profile = profiles[values["robot"]] if values.get("robot") else next(iter(profiles.values()))
+    options = RecordOptions(
+        Path(values.get("folder", "xvla_out/record")), values.get("instruction", ""), values.get("policy", "/xvla"),
+        sim_time=bool(values.get("use_sim_time", False)), compression=values.get("compression", "none"),
+    )
+    return record(profile, options, lambda: stop.made)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

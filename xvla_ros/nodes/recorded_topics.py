@@ -1,0 +1,52 @@
+"""Which topics a recording of a robot has, and how each is subscribed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from xvla_ros.observation.bag_writer import EPISODE_TOPIC
+from xvla_ros.observation.bags import IMAGE_TYPES, JOINT_TYPE
+from xvla_ros.observation.commands import command_type
+from xvla_ros.robots.profile import Profile
+
+STRING = "std_msgs/msg/String"
+SENSOR, COMMAND, LATCHED = "sensor", "command", "latched"
+
+
+@dataclass(frozen=True)
+class RecordedTopic:
+    """One topic.
+
+    Attributes:
+        name: its name.
+        type: ``sensor_msgs/msg/Image``.
+        kind: ``sensor``, ``command`` or ``latched``.
+        required: without it the recording gives no samples.
+    """
+
+    name: str
+    type: str
+    kind: str
+    required: bool = False
+
+
+def recorded_topics(profile: Profile, policy: str = "/xvla") -> tuple[RecordedTopic, ...]:
+    """Return the topics of a robot: cameras, joints, commands, its instruction at the node ``policy``, episodes."""
+    cameras = [profile.cameras.by_name[slot] for slot in profile.cameras.slots]
+    topics = [RecordedTopic(each.topic, IMAGE_TYPES[each.transport], SENSOR, each.required) for each in cameras]
+    topics += [RecordedTopic(joint.topic, JOINT_TYPE, SENSOR, True) for joint in profile.joints.ordered]
+    topics += [
+        RecordedTopic(profile.commands.by_name[group].topic, command_type(profile, group), COMMAND)
+        for group in profile.commands.groups
+    ]
+    topics.append(RecordedTopic(f"{policy}/{profile.name}/instruction", STRING, LATCHED))
+    topics.append(RecordedTopic(EPISODE_TOPIC, STRING, COMMAND))
+    return _unique(topics)
+
+
+def _unique(topics: Iterable[RecordedTopic]) -> tuple[RecordedTopic, ...]:
+    found: dict[str, RecordedTopic] = {}
+    for topic in topics:
+        found.setdefault(topic.name, topic)
+    return tuple(found.values())

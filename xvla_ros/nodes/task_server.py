@@ -1,0 +1,141 @@
+"""A task in the simulation node: ``~/reset`` begins one of its episodes, ``~/<robot>/outcome`` says how it stands.
+
+The outcome is a ``std_msgs/String`` with one JSON object, latched, sent on every change and a few times a second:
+
+===========  =================================================================================================
+key          meaning
+===========  =================================================================================================
+episode      how many resets there were
+robot, task  which
+seed         of the layout
+variant      which of the layout's instructions
+instruction  what to do, in words
+success      the instruction was followed; wrong: something else was done; neither is taken back
+elapsed      s of simulated time since the first command after the reset, 0 before
+over         decided, or the task's time is up: nothing changes any more
+===========  =================================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+from std_msgs.msg import String
+
+from xvla_ros.nodes import qos
+from xvla_ros.robots.kinematics import KinematicsError
+from xvla_ros.simulation.tasks import Layout, NoLayoutError, Outcome, Task, UnknownTaskError, load_task
+from xvla_ros.simulation.world import World
+
+NS = 1_000_000_000
+SAY_PERIOD = NS // 5  # of simulated time
+BAD_TASK = (KinematicsError, NoLayoutError, UnknownTaskError)
+
+
+def declare_parameters(node: Node) -> None:
+    """Declare what ``~/reset`` reads beside the seed; all of it may be set at any time."""
+    for name, default, description, limits in (
+        ("task", "", "Task whose episodes ~/reset begins; empty lays the scene's props out.", {}),
+        (
+            "variant",
+            0,
+            "Which of a layout's instructions an episode has.",
+            {"integer_range": [IntegerRange(from_value=0, to_value=10**6, step=1)]},
+        ),
+        (
+            "variation",
+            1.0,
+            "How much a task varies light, colours and cameras, 0 not at all.",
+            {"floating_point_range": [FloatingPointRange(from_value=0.0, to_value=100.0)]},
+        ),
+    ):
+        node.declare_parameter(name, default, ParameterDescriptor(description=description, **limits))
+
+
+class TaskServer:
+    """The episodes of one world."""
+
+    def __init__(self, node: Node, world: World) -> None:
+        self._node, self._world = node, world
+        self._publisher = node.create_publisher(String, f"~/{world.profile.name}/outcome", qos.LATCHED)
+        self._task: Task | None = None
+        self._loaded: tuple[str, float] = ("", 0.0)
+        self._layout: Layout | None = None
+        self._episode = 0
+        self._seed = 0
+        self._accepted = 0
+        self._started: int | None = None
+        self._over = False
+        self._outcome = Outcome(False, False)
+        self._said = 0
+
+    def reset(self, seed: int) -> str:
+        """Begin an episode, or lay the scene out where the parameter ``task`` is empty; return what was done.
+
+        Raises:
+            UnknownTaskError, NoLayoutError, KinematicsError: naming what is missing; the world is as it was.
+        """
+        name, variation = (self._node.get_parameter(key).value for key in ("task", "variation"))
+        if not name:
+            self._layout = None
+            self._world.reset(seed)
+            return f"arms at home, props laid out by seed {seed}"
+        if self._loaded != (name, variation):
+            self._task = load_task(self._world.profile, name, variation=variation)
+            self._loaded = (name, variation)
+        variant = self._node.get_parameter("variant").value
+        self._layout = self._task_loaded().reset(self._world, np.random.default_rng(seed), variant)
+        self._episode, self._seed = self._episode + 1, seed
+        self._accepted, self._started, self._over = self._commands(), None, False
+        self._outcome = Outcome(False, False)
+        self._say()
+        return f"task {name}, seed {seed}: {self._layout.instruction}"
+
+    def look(self) -> None:
+        """Judge the present state; to be called often while the world is stepped."""
+        if self._layout is None:
+            return
+        now = self._world.time
+        if self._started is None and self._commands() > self._accepted:
+            self._started = now
+        if not self._over:
+            self._outcome = self._task_loaded().outcome(self._world)
+            self._over = self._outcome.done or self._elapsed() >= self._task_loaded().time_limit
+            if self._over:
+                self._say()
+        if now - self._said >= SAY_PERIOD:
+            self._say()
+
+    def _task_loaded(self) -> Task:
+        if self._task is None:
+            raise RuntimeError("an episode was asked about before a task was loaded")
+        return self._task
+
+    def _commands(self) -> int:
+        return sum(controller.accepted for controller in self._world.controllers.values())
+
+    def _elapsed(self) -> float:
+        return 0.0 if self._started is None else (self._world.time - self._started) / NS
+
+    def _say(self) -> None:
+        layout = self._layout
+        if layout is None:
+            return
+        self._said = self._world.time
+        message: dict[str, Any] = {
+            "episode": self._episode,
+            "robot": layout.robot,
+            "task": layout.task,
+            "seed": self._seed,
+            "variant": layout.variant,
+            "instruction": layout.instruction,
+            "success": self._outcome.success,
+            "wrong": self._outcome.wrong,
+            "elapsed": round(self._elapsed(), 4),
+            "over": self._over,
+        }
+        self._publisher.publish(String(data=json.dumps(message)))

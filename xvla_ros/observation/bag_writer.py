@@ -1,0 +1,217 @@
+"""Bags written so that little is lost and damage is found: mcap with a CRC of every chunk, whole chunks once a second.
+
+What goes in are serialized ROS 2 messages (CDR), as a subscription receives them or ``serialize`` makes them. The
+profile comes first, on ``/xvla/profile``; marks on ``/xvla/episode`` say where episodes begin and end.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from xvla_ros.observation.serialize import STRING, string, typestore
+
+if TYPE_CHECKING:
+    from mcap.writer import Writer
+
+PROFILE_TOPIC, EPISODE_TOPIC = "/xvla/profile", "/xvla/episode"
+EVENTS = ("start", "end", "discard")
+FLUSH_PERIOD = 1.0  # s on the steady clock: what a recorder that is killed can lose
+CHUNK_BYTES = 4 << 20
+
+Compression = Literal["none", "lz4", "zstd"]
+
+
+class BagWriteError(OSError):
+    """A bag that cannot be written; the message names the file and the reason."""
+
+
+class DiskFullError(BagWriteError):
+    """No space is left for the bag. What was written before is readable."""
+
+
+class UnknownTypeError(LookupError):
+    """A message type whose definition is not at hand; the message says how to give it."""
+
+
+class BagWriter:
+    """Writes one ``.mcap`` file. Use it in a ``with`` block, or call ``close``.
+
+    Attributes:
+        path: of the file.
+        messages: how many were written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        profile_yaml: str,
+        *,
+        stamp_ns: int = 0,
+        compression: Compression = "none",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Creates the file, its folder too, and writes the profile into it.
+
+        Args:
+            path: a file that does not exist, or is written anew.
+            profile_yaml: the profile of the robot, or of several, as a profile file holds it (``profile_document``).
+            stamp_ns: log time of the profile's message.
+            compression: of the chunks; pictures that are JPEG already gain nothing, raw ones of a simulation much.
+            clock: s, steady; when the last chunk is older than a second, the next message closes it.
+
+        Raises:
+            BagWriteError: naming the file and why it cannot be written.
+        """
+        from mcap.writer import CompressionType, Writer
+
+        self.path, self.messages = Path(path), 0
+        self._clock = clock
+        self._channels: dict[str, tuple[int, str]] = {}
+        self._schemas: dict[str, int] = {}
+        self._sequences: dict[int, int] = {}
+        self._failed = False
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self.path.open("wb")
+        except OSError as error:
+            raise _named(self.path, error) from error
+        kinds = {"none": CompressionType.NONE, "lz4": CompressionType.LZ4, "zstd": CompressionType.ZSTD}
+        self._writer: Writer = Writer(self._stream, chunk_size=CHUNK_BYTES, compression=kinds[compression])
+        self._guard(lambda: self._writer.start(profile="ros2", library="xvla_ros"))
+        self._flushed = clock()
+        self.write(PROFILE_TOPIC, STRING, stamp_ns, string(profile_yaml))
+        self.flush()
+
+    def add_topic(self, topic: str, msgtype: str, *, definition: str | None = None, qos: str = "") -> None:
+        """Announces a topic; ``write`` does so by itself for types that ROS 2 itself brings.
+
+        Args:
+            topic: its name.
+            msgtype: ``sensor_msgs/msg/Image``.
+            definition: the type's message definition with those of the types in it, as ``gendeps --cat`` prints it;
+                None looks it up among ROS 2's own.
+            qos: the offered QoS profiles as rosbag2 writes them, YAML.
+
+        Raises:
+            UnknownTypeError: no definition is given or known.
+            BagWriteError: the topic was announced with another type, or the file cannot be written.
+        """
+        if topic in self._channels:
+            known = self._channels[topic][1]
+            if known != msgtype:
+                raise BagWriteError(f"{self.path}: topic {topic} has type {known}, and now {msgtype} was given for it")
+            return
+        if msgtype not in self._schemas:
+            text = _definition(msgtype) if definition is None else definition
+            self._schemas[msgtype] = self._writer.register_schema(msgtype, "ros2msg", text.encode())
+        channel = self._writer.register_channel(
+            topic, "cdr", self._schemas[msgtype], {"offered_qos_profiles": qos} if qos else {}
+        )
+        self._channels[topic] = channel, msgtype
+
+    def write(self, topic: str, msgtype: str, stamp_ns: int, data: bytes, *, publish_ns: int | None = None) -> None:
+        """Writes one serialized message.
+
+        Args:
+            topic: its topic.
+            msgtype: its type.
+            stamp_ns: log time, ns: when it was received.
+            data: encapsulated CDR.
+            publish_ns: when it was sent; None takes ``stamp_ns``.
+
+        Raises:
+            UnknownTypeError: see ``add_topic``.
+            DiskFullError, BagWriteError: naming the file; nothing more can be written then.
+        """
+        if topic not in self._channels or self._channels[topic][1] != msgtype:
+            self.add_topic(topic, msgtype)
+        channel = self._channels[topic][0]
+        sequence = self._sequences.get(channel, 0)
+        self._sequences[channel] = sequence + 1
+        self._guard(
+            lambda: self._writer.add_message(
+                channel, stamp_ns, data, stamp_ns if publish_ns is None else publish_ns, sequence
+            )
+        )
+        self.messages += 1
+        self.flush_if_due()
+
+    def episode(self, event: Mapping[str, Any], stamp_ns: int) -> None:
+        """Writes a mark: ``{"event": "start|end|discard", "robot": …, "instruction": …, "success": …, …}``.
+
+        Raises:
+            ValueError: the event is none of these, or has no robot.
+            DiskFullError, BagWriteError: as ``write``.
+        """
+        if event.get("event") not in EVENTS:
+            raise ValueError(f"an episode's event is {event.get('event')!r}; expected one of {', '.join(EVENTS)}")
+        if not event.get("robot"):
+            raise ValueError(f"an episode's mark names no robot: {dict(event)}; expected the key robot")
+        text = json.dumps(dict(event), allow_nan=False, ensure_ascii=False)
+        self.write(EPISODE_TOPIC, STRING, stamp_ns, string(text))
+
+    def flush_if_due(self) -> None:
+        """Flushes when the last flush is a second ago; for a timer, where messages may stop coming."""
+        if self._clock() - self._flushed >= FLUSH_PERIOD:
+            self.flush()
+
+    def flush(self) -> None:
+        """Gives everything written so far to the system: it survives the death of this process."""
+        self._guard(self._writer.flush)
+        self._flushed = self._clock()
+
+    def close(self) -> None:
+        """Writes the index and closes the file; after a failure only closes it."""
+        if self._stream.closed:
+            return
+        try:
+            if not self._failed:
+                self._guard(self._writer.finish)
+                self._guard(self._stream.flush)
+        finally:
+            # a buffer that found no space would be tried again by the stream's own close
+            self._stream.raw.close() if self._failed else self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _guard(self, action: Callable[[], object]) -> None:
+        if self._failed:
+            raise BagWriteError(f"{self.path}: an earlier message could not be written, so the bag takes no more")
+        try:
+            action()
+        except OSError as error:
+            self._failed = True
+            raise _named(self.path, error) from error
+
+
+def _named(path: Path, error: OSError) -> BagWriteError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(
+            f"{path}: no space is left on the disk; what was written before is readable: free some space, or record "
+            "to another folder"
+        )
+    return BagWriteError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+@cache
+def _definition(msgtype: str) -> str:
+    try:
+        text, _ = typestore().generate_msgdef(msgtype, ros_version=2)
+    except Exception as error:  # rosbags raises a KeyError of its own for what it does not know
+        raise UnknownTypeError(
+            f"message type {msgtype!r} is not among those of ROS 2; expected one, or its definition with add_topic"
+        ) from error
+    return str(text)

@@ -1,0 +1,105 @@
+"""The commands a robot was sent, read from recorded bytes without ROS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.observation.cdr import CdrError, read_float_array, read_joint_state, read_joint_trajectory, read_pose
+from xvla_ros.robots.profile import Profile
+
+NS = 1_000_000_000
+
+COMMAND_TYPES = {
+    "joint_trajectory": "trajectory_msgs/msg/JointTrajectory",
+    "forward_command": "std_msgs/msg/Float64MultiArray",
+    "joint_state": "sensor_msgs/msg/JointState",
+    "pose": "geometry_msgs/msg/PoseStamped",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class JointCommand:
+    """Where one message wants the joints of a group to be, and when.
+
+    Attributes:
+        start: ROS time in ns from which ``times`` count, 0 for the time of receipt.
+        times: int64 [K], ns, increasing.
+        positions: float64 [K, J], rad or m, in the order of the group's joints.
+    """
+
+    start: int
+    times: NDArray[np.int64]
+    positions: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class PoseCommand:
+    """Where one message wants a tool to be: tip_link in base_link.
+
+    Attributes:
+        start: ROS time in ns of the message.
+        time: int, ns after its receipt at which the tool is to be there.
+        position: float64 [3], m.
+        quaternion: float64 [4], x y z w.
+    """
+
+    start: int
+    time: int
+    position: NDArray[np.float64]
+    quaternion: NDArray[np.float64]
+
+
+def command_type(profile: Profile, group: str) -> str:
+    """Return the message type of a group's topic, as bags write it: ``trajectory_msgs/msg/JointTrajectory``."""
+    return COMMAND_TYPES[profile.commands.interface_of(group)]
+
+
+def read_command(profile: Profile, group: str, serialized: bytes) -> JointCommand | PoseCommand:
+    """Return what a recorded message commands a group of a profile.
+
+    A setpoint without a time of its own is due ``lead`` after its receipt, as ``nodes.commands`` sends it.
+
+    Raises:
+        CdrError: the message is cut, or its joints, times or values are not what the group expects.
+    """
+    interface = profile.commands.interface_of(group)
+    lead = np.array([round(profile.timing.lead * NS)], dtype=np.int64)
+    if interface == "pose":
+        stamp, position, quaternion = read_pose(serialized)
+        if not np.isfinite([*position, *quaternion]).all() or np.linalg.norm(quaternion) < 0.5:
+            raise CdrError(f"a pose at {position.tolist()} turned by {quaternion.tolist()}; expected finite numbers "
+                           "and a unit quaternion")
+        return PoseCommand(stamp, int(lead[0]), position, quaternion)
+    names = [profile.joints.by_name[joint].name for joint in profile.commands.by_name[group].joints]
+    if interface == "joint_trajectory":
+        start, found, times, positions = read_joint_trajectory(serialized)
+        return JointCommand(start, _increasing(times), _ordered(names, found, positions))
+    if interface == "joint_state":
+        _, found, values = read_joint_state(serialized)
+        return JointCommand(0, lead, _ordered(names, found, values[None]))
+    values = read_float_array(serialized)
+    if values.size != len(names):
+        raise CdrError(f"{values.size} values for the joints {', '.join(names)}; expected one for each")
+    return JointCommand(0, lead, _ordered(names, tuple(names), values[None]))
+
+
+def _increasing(times: NDArray[np.int64]) -> NDArray[np.int64]:
+    if times.size and (times[0] < 0 or (np.diff(times) <= 0).any()):
+        raise CdrError(f"points of a trajectory due at {(times / NS).tolist()} s; expected increasing times")
+    return times
+
+
+def _ordered(names: list[str], found: tuple[str, ...], positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    if positions.shape[1] != len(found):
+        raise CdrError(f"{positions.shape[1]} positions for {len(found)} joints; expected one for each")
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise CdrError(f"no joint {', '.join(missing)} among {', '.join(found)}; expected each of {', '.join(names)}")
+    chosen = positions[:, [found.index(name) for name in names]]
+    if not np.isfinite(chosen).all():
+        bad = names[int(np.flatnonzero(~np.isfinite(chosen).all(axis=0))[0])]
+        raise CdrError(f"a command of {bad} that is not a finite number")
+    return chosen

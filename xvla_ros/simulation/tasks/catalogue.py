@@ -1,0 +1,101 @@
+"""Which tasks there are for which scene, and where their props may lie."""
+
+from __future__ import annotations
+
+from xvla_ros.robots.profile import Profile
+from xvla_ros.simulation.scenes import scene_for
+from xvla_ros.simulation.tasks.handover import Handover
+from xvla_ros.simulation.tasks.layouts import Regions
+from xvla_ros.simulation.tasks.pick_place import PickPlace
+from xvla_ros.simulation.tasks.task import Task
+from xvla_ros.simulation.tasks.touch import Touch
+from xvla_ros.simulation.world import TIMESTEP
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Touch, PickPlace, Handover)}
+
+# Open fingers need room.
+GRASP_CLEAR = 0.125  # m between a cube to be grasped and the middle of the bowl,
+GRASP_APART = 0.075  # and between the middles of two cubes
+
+# Scene → task → where things lie; table top at z = 0, arms facing +x, m.
+REGIONS: dict[str, dict[str, Regions]] = {
+    "so101_bimanual": {
+        # two rectangles that one arm reaches, one that both do
+        "touch": Regions(
+            cubes=(
+                ((0.17, 0.06), (0.30, 0.28)),
+                ((0.17, -0.28), (0.30, -0.06)),
+                ((0.16, -0.07), (0.25, 0.07)),
+            ),
+            bowl=((0.34, -0.06), (0.37, 0.06)),
+        ),
+        "pick_place": Regions(
+            cubes=(((0.16, 0.09), (0.28, 0.28)), ((0.16, -0.28), (0.28, -0.09))),
+            bowl=((0.22, -0.025), (0.25, 0.025)),
+            clear=GRASP_CLEAR,
+            apart=GRASP_APART,
+        ),
+        "handover": Regions(
+            cubes=(((0.16, 0.10), (0.28, 0.28)), ((0.16, -0.28), (0.28, -0.10))),
+            bowl=((0.36, -0.04), (0.38, 0.04)),
+            clear=GRASP_CLEAR,
+            apart=GRASP_APART,
+        ),
+    },
+    "so101": {
+        "touch": Regions(cubes=(((0.20, -0.18), (0.33, 0.11)),), bowl=((0.23, 0.16), (0.26, 0.19))),
+        "pick_place": Regions(
+            cubes=(((0.20, -0.17), (0.29, 0.05)),),
+            bowl=((0.20, 0.15), (0.23, 0.18)),
+            clear=GRASP_CLEAR,
+            apart=GRASP_APART,
+        ),
+    },
+    "widowx": {
+        "touch": Regions(cubes=(((0.20, -0.13), (0.36, 0.12)),), bowl=((0.27, 0.20), (0.30, 0.22))),
+        "pick_place": Regions(
+            cubes=(((0.20, -0.12), (0.34, 0.08)),),
+            bowl=((0.26, 0.19), (0.29, 0.21)),
+            clear=GRASP_CLEAR,
+            apart=GRASP_APART,
+        ),
+    },
+    "agibot": {
+        "touch": Regions(cubes=(((0.575, -0.15), (0.68, 0.15)),), apart=0.085),
+    },
+}
+
+
+class UnknownTaskError(LookupError):
+    """There is no such task for the robot; the message lists those there are."""
+
+
+def task_names(profile: Profile) -> tuple[str, ...]:
+    """The tasks of a robot's scene.
+
+    Raises:
+        UnknownSceneError: the robot has no scene.
+    """
+    return tuple(REGIONS.get(_scene(profile), {}))
+
+
+def load_task(profile: Profile, name: str, *, variation: float = 1.0) -> Task:
+    """The task called ``name`` for the robot of ``profile``.
+
+    Args:
+        variation: how much light, colours and cameras vary, 1 as for training.
+
+    Raises:
+        UnknownTaskError: listing the robot's tasks.
+        UnknownSceneError: the robot has no scene.
+    """
+    robot = _scene(profile)
+    regions = REGIONS.get(robot, {})
+    if name not in regions:
+        there = ", ".join(regions) or "none"
+        raise UnknownTaskError(f"no task {name!r} for robot {profile.name!r}; expected one of: {there}")
+    return TASKS[name](profile, robot, regions[name], variation=variation)
+
+
+def _scene(profile: Profile) -> str:
+    return scene_for(profile.name, profile.joints.policy_order, TIMESTEP).robot

@@ -1,0 +1,124 @@
+"""Pick up the named cube and put it in the bowl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.simulation.room import CUBES
+from xvla_ros.simulation.tasks.grasping import Grasper
+from xvla_ros.simulation.tasks.layouts import Goal, Layout
+from xvla_ros.simulation.tasks.plan import Leg, Plan
+from xvla_ros.simulation.tasks.task import Cell, Expert, Task, spoken, within
+from xvla_ros.simulation.world import World
+
+Floats = NDArray[np.float64]
+
+CARRIED = np.array([0.0, 0.0, 0.06])  # m over the bowl's foot at which a cube's middle is let go above the bowl
+HIGH = np.array([0.0, 0.0, 0.085])  # m over it through which it is carried there: ways between postures sag
+ARRIVED = 0.03  # rad of the joint furthest from the posture over the bowl in which the hand lets go: it has stopped
+GENTLE = 0.3  # of the usual speed, for opening: a cube that is flicked misses the bowl
+LOW = 0.04  # m: a held cube below this is lifted before it is carried
+IN_BOWL = 0.045, 0.045  # m beside the bowl's middle and m over the table within which a cube lies in it
+LIFTED = 0.05  # m over the table, where another cube must not be
+ASTRAY = 0.05  # m by which another cube may be pushed about
+UNDECIDED = 0.04  # m: a cube this near to both arms is not asked for
+
+
+class PickPlace(Task):
+    """See the module."""
+
+    name: ClassVar[str] = "pick_place"
+    time_limit: ClassVar[float] = 12.0
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Every sentence that the task may say."""
+        return tuple(self._sentence(Goal(cube)) for cube in CUBES)
+
+    def expert(self, world: World, layout: Layout) -> Expert:
+        """The expert for the episode that ``reset`` began."""
+        return PickPlaceExpert(self._cell_of(world), layout)
+
+    def _sentence(self, goal: Goal) -> str:
+        return f"put the {spoken(goal.prop)} in the bowl"
+
+    def _goals(self, cell: Cell, props: Mapping[str, tuple[float, float, float]]) -> Sequence[Goal]:
+        goals = []
+        for prop in cell.world.scene.props:
+            nearest, *others = sorted(cell.hands.values(), key=lambda hand: hand.distance(props[prop]))
+            clear = all(hand.distance(props[prop]) - nearest.distance(props[prop]) > UNDECIDED for hand in others)
+            if clear and within(nearest, props[prop], grasp=True):
+                goals.append(Goal(prop))
+        return goals
+
+    def _judge(self, cell: Cell, layout: Layout) -> tuple[bool, bool]:
+        bowl = cell.place("bowl")
+        held = {prop for _, prop in cell.contacts.touches()}
+        wrong = False
+        for prop, (x, y, _) in layout.props.items():
+            if prop in ("bowl", layout.goal.prop):
+                continue
+            place = cell.place(prop)
+            wrong |= bool(np.linalg.norm(place[:2] - (x, y)) > ASTRAY) or place[2] > LIFTED or is_in(place, bowl)
+        prop = layout.goal.prop
+        return is_in(cell.place(prop), bowl) and prop not in held and cell.rests(prop), wrong
+
+
+class PickPlaceExpert(Expert):
+    """Grasps, lifts, carries over the bowl, lets go, and goes home."""
+
+    def __init__(self, cell: Cell, layout: Layout) -> None:
+        self._cell, self._prop, self._name = cell, layout.goal.prop, layout.hand
+        self._grasper = Grasper(cell, layout.hand, layout.goal.prop)
+        self._hand = cell.hands[layout.hand]
+        self._drop: Floats | None = None
+        self._high = self._hand.home
+
+    def plan(self, world: World) -> Plan:
+        """From wherever the cube and the hand are."""
+        cell, grasper = self._cell, self._grasper
+        cube, bowl = cell.place(self._prop), cell.place("bowl")
+        beside = float(np.linalg.norm(cube[:2] - bowl[:2]))
+        held = grasper.holds
+        if not held and beside < IN_BOWL[0]:
+            return grasper.way(self._leave(cell.positions))
+        high, drop = self._over_bowl(bowl)
+        carry = [Leg(drop, stop=True), *self._leave(drop)]
+        if beside > IN_BOWL[0]:
+            carry.insert(0, Leg(high))
+        if not held:
+            return grasper.way([*grasper.to_grasp(), grasper.lifted(), *carry])
+        if self._is_over_bowl():
+            return grasper.way(self._leave(cell.positions))
+        if cube[2] < LOW and beside > IN_BOWL[0]:
+            return grasper.way([grasper.lifted(), *carry])
+        return grasper.way(carry)
+
+    def _over_bowl(self, bowl: Floats) -> tuple[Floats, Floats]:
+        """Postures high over the bowl, and where the cube is let go."""
+        if self._drop is None:
+            grasp = self._hand.figures.grasp
+            self._drop = self._hand.anyhow(bowl + CARRIED, grasp, near=self._grasper.over)
+            self._high = self._hand.anyhow(bowl + HIGH, grasp, near=self._drop)
+        closed = self._grasper.closed
+        return self._cell.posture(self._name, self._high, closed), self._cell.posture(self._name, self._drop, closed)
+
+    def _is_over_bowl(self) -> bool:
+        now = self._cell.positions[self._hand.columns]
+        return self._drop is not None and float(np.abs(now - self._drop).max()) < ARRIVED
+
+    def _leave(self, posture: Floats) -> list[Leg]:
+        """Open in a posture, then home."""
+        opened = posture.copy()
+        opened[self._hand.gripper] = self._hand.figures.opened
+        return [Leg(opened, stop=True, speed=GENTLE, noise=0.0), Leg(self._cell.home, stop=True)]
+
+
+def is_in(place: Floats, bowl: Floats) -> bool:
+    """Whether a cube whose middle is at ``place`` lies in the bowl that stands on ``bowl``."""
+    beside, above = IN_BOWL
+    return bool(np.linalg.norm(place[:2] - bowl[:2]) < beside and place[2] < above)

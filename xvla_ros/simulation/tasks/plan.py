@@ -1,0 +1,120 @@
+"""Plans of a scripted expert: postures to go through, and where the joints are to be at any time on the way.
+
+A plan depends on the present positions alone, not on what was done before: what an expert wants is a function of what
+a policy sees. So it starts at full speed and slows down only before a stop. Positions in rad (m where a joint slides),
+in the order of the profile's joints; times in s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xvla_ros.robots.profile import Profile
+
+Floats = NDArray[np.float64]
+
+SPEED = 0.5  # share of the profile's greatest speeds that an expert uses
+BRAKING = 0.12  # s: half of the time that the last part of a way before a stop takes
+
+
+@dataclass(frozen=True, eq=False)
+class Leg:
+    """The way to a posture.
+
+    Attributes:
+        posture: [J].
+        stop: whether the arms come to rest in it.
+        speed: share of the usual speed.
+        noise: share of the usual noise of the execution that this way bears.
+    """
+
+    posture: Floats
+    stop: bool = False
+    speed: float = 1.0
+    noise: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A way through postures.
+
+    Attributes:
+        start: [J], where the joints are.
+        legs: what follows.
+        speeds: [J], the greatest speed of each joint.
+        grippers: places of the joints that go to a leg's posture as fast as they can, whatever the others do.
+    """
+
+    start: Floats
+    legs: tuple[Leg, ...]
+    speeds: Floats
+    grippers: tuple[int, ...] = ()
+
+    def at(self, times: ArrayLike) -> Floats:
+        """Positions [K, J] at ``times`` [K] from now; after the last posture, that one."""
+        wanted = np.asarray(times, np.float64)
+        positions = np.empty((len(wanted), len(self.start)))
+        begin, posture = 0.0, self.start
+        left = np.ones(len(wanted), np.bool_)
+        for leg in self.legs:
+            cost = self._cost(posture, leg)
+            duration = _duration(cost, leg.stop)
+            inside = left & (wanted < begin + duration)
+            share = _progress(wanted[inside] - begin, cost, leg.stop)[:, None]
+            positions[inside] = posture + share * (leg.posture - posture)
+            for gripper in self.grippers:
+                way = leg.posture[gripper] - posture[gripper]
+                gone = np.minimum(leg.speed * self.speeds[gripper] * (wanted[inside] - begin), abs(way))
+                positions[inside, gripper] = posture[gripper] + np.sign(way) * gone
+            left &= ~inside
+            begin, posture = begin + duration, leg.posture
+        positions[left] = posture
+        return positions
+
+    @property
+    def to_stop(self) -> float:
+        """Time in s at full speed to the next posture in which the arms stop."""
+        total, posture = 0.0, self.start
+        for leg in self.legs:
+            total += self._cost(posture, leg)
+            posture = leg.posture
+            if leg.stop:
+                break
+        return total
+
+    @property
+    def noise(self) -> float:
+        """Share of the usual noise that the present leg bears."""
+        return self.legs[0].noise
+
+    def _cost(self, posture: Floats, leg: Leg) -> float:
+        return float((np.abs(leg.posture - posture) / self.speeds).max()) / leg.speed
+
+
+def speeds(profile: Profile, grippers: Sequence[int]) -> Floats:
+    """Speeds [J] that experts use; grippers, at these places, may be as fast as the profile lets them."""
+    greatest = np.array([joint.max_velocity for joint in profile.joints.ordered])
+    share = np.full(len(greatest), SPEED)
+    share[list(grippers)] = 1.0
+    return share * greatest
+
+
+def _duration(cost: float, stop: bool) -> float:
+    if not stop:
+        return cost
+    return cost + BRAKING if cost >= BRAKING else 2.0 * float(np.sqrt(BRAKING * cost))
+
+
+def _progress(elapsed: Floats, cost: float, stop: bool) -> Floats:
+    """Share of a way that is behind after ``elapsed`` s; what is left shrinks with the square of time before a stop."""
+    if not stop:
+        return elapsed / cost
+    cruise = max(cost - BRAKING, 0.0)
+    braked = min(cost, BRAKING)
+    root = np.maximum(np.sqrt(braked / BRAKING) - (elapsed - cruise) / (2.0 * BRAKING), 0.0)
+    left = np.where(elapsed < cruise, cost - elapsed, BRAKING * root**2)
+    return 1.0 - left / cost

@@ -1,0 +1,221 @@
+"""What a task is: layouts with their instructions, a judge that looks at the simulator's state, a scripted expert."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.robots.profile import Profile
+from xvla_ros.simulation.tasks.contacts import Contacts
+from xvla_ros.simulation.tasks.hands import HANDS, Hand, hands_of
+from xvla_ros.simulation.tasks.layouts import TRIES, Goal, Layout, NoLayoutError, Regions, in_order
+from xvla_ros.simulation.tasks.plan import Leg, Plan, speeds
+from xvla_ros.simulation.world import World
+
+Floats = NDArray[np.float64]
+
+START_SPREAD = 0.06  # rad by which each joint of an arm starts beside home
+
+STILL = 0.02  # m/s along each axis below which a prop rests
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an episode stands.
+
+    Attributes:
+        success: the instruction has been followed.
+        wrong: something was done that it did not say, as touching another cube.
+        done: one of them; neither is taken back.
+    """
+
+    success: bool
+    wrong: bool
+
+    @property
+    def done(self) -> bool:
+        """Whether the episode is decided."""
+        return self.success or self.wrong
+
+
+class Expert(ABC):
+    """Knows where everything is and what to do from any state."""
+
+    @abstractmethod
+    def plan(self, world: World) -> Plan:
+        """The clean plan from the present state of ``world``: no memory, no noise."""
+
+
+class Cell:
+    """A world with the arms, props and contacts that a task asks about."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.hands = hands_of(world)
+        self.contacts = Contacts(world, self.hands, world.scene.props)
+        self.order = world.profile.joints.policy_order
+        self.grippers = tuple(hand.gripper for hand in self.hands.values())
+        self.speeds = speeds(world.profile, self.grippers)
+        self.home = np.array([world.scene.home[joint] for joint in self.order])
+
+    @property
+    def positions(self) -> Floats:
+        """[J], rad or m, in the order of the profile's joints."""
+        return np.array(list(self.world.positions().values()))
+
+    def way(self, start: Floats, legs: Sequence[Leg]) -> Plan:
+        """A plan from ``start`` [J], at the speeds that experts use."""
+        return Plan(start, tuple(legs), self.speeds, self.grippers)
+
+    def place(self, prop: str) -> Floats:
+        """Where the middle of a prop is."""
+        return self.world.data.body(prop).xpos.copy()
+
+    def rests(self, prop: str) -> bool:
+        """Whether a free prop lies still."""
+        start = self.world.model.jnt_dofadr[self.world.model.body(prop).jntadr[0]]
+        return float(np.abs(self.world.data.qvel[start : start + 3]).max()) < STILL
+
+    def yaw(self, prop: str) -> float:
+        """How a prop is turned about z."""
+        turn = self.world.data.body(prop).xmat.reshape(3, 3)
+        return float(np.arctan2(turn[1, 0], turn[0, 0]))
+
+    def half(self, prop: str) -> float:
+        """Half the height of a cube."""
+        geom = self.world.model.body(prop).geomadr[0]
+        return float(self.world.model.geom_size[geom][2])
+
+    def posture(self, hand: str, joints: Floats, gripper: float) -> Floats:
+        """Positions [J] with one arm as given and everything else at home."""
+        return self.postures({hand: (joints, gripper)})
+
+    def postures(self, arms: Mapping[str, tuple[Floats, float]]) -> Floats:
+        """Positions [J] with some arms, their joints and their grippers, as given and everything else at home."""
+        positions = self.home.copy()
+        for name, (joints, gripper) in arms.items():
+            positions[self.hands[name].columns] = joints
+            positions[self.hands[name].gripper] = gripper
+        return positions
+
+
+class Task(ABC):
+    """One task for one robot.
+
+    Attributes:
+        name: as commands take it.
+        profile: the robot's.
+        time_limit: s of simulated time after which an episode has failed.
+        variation: how much light, colours and cameras vary: 0 not at all, 1 as for training, more beyond that.
+    """
+
+    name: ClassVar[str]
+    time_limit: ClassVar[float]
+
+    def __init__(self, profile: Profile, robot: str, regions: Regions, *, variation: float = 1.0) -> None:
+        """A task of ``profile``, in the scene of ``robot``."""
+        self.profile, self.variation = profile, variation
+        self._regions = regions
+        self._names = tuple(figures.name for figures in HANDS[robot])
+        self._cell: Cell | None = None
+        self._layout: Layout | None = None
+        self._success = self._wrong = False
+
+    @property
+    @abstractmethod
+    def instructions(self) -> tuple[str, ...]:
+        """Every sentence that the task may say."""
+
+    @abstractmethod
+    def expert(self, world: World, layout: Layout) -> Expert:
+        """The expert for the episode that ``reset`` began."""
+
+    @abstractmethod
+    def _goals(self, cell: Cell, props: Mapping[str, tuple[float, float, float]]) -> Sequence[Goal]:
+        """What can be asked for where the props lie so."""
+
+    @abstractmethod
+    def _sentence(self, goal: Goal) -> str:
+        """The instruction for a goal."""
+
+    @abstractmethod
+    def _judge(self, cell: Cell, layout: Layout) -> tuple[bool, bool]:
+        """Whether the present state is a success, and whether it is wrong."""
+
+    def reset(self, world: World, rng: np.random.Generator, variant: int = 0) -> Layout:
+        """Begins an episode in ``world``: props, light, colours and start postures from ``rng``; time goes on.
+
+        Args:
+            world: the task's robot.
+            rng: decides; the same state of it gives the same episode.
+            variant: which of the goals that the layout allows; all else is the same for each of them.
+
+        Raises:
+            NoLayoutError: the regions leave no room.
+        """
+        world.reset()
+        cell = self._cell_of(world)
+        props, goals = self._draw(cell, rng)
+        amount = self.variation
+        cubes = np.isin(world.model.geom_bodyid, [world.model.body(prop).id for prop in world.scene.props])
+        world.appearance.vary(world.model, cubes, rng, amount)
+        world.arrange(props, self._start(cell, rng))
+        goal = in_order(goals, rng)[variant % len(goals)]
+        hand = goal.hand or self._nearest(cell, props[goal.prop])
+        robot = world.profile.name
+        self._layout = Layout(self.name, robot, self._sentence(goal), goal, hand, props, variant)
+        self._success = self._wrong = False
+        return self._layout
+
+    def outcome(self, world: World) -> Outcome:
+        """How the episode that ``reset`` began stands now. Ask often: what passes between two calls is not seen.
+
+        Raises:
+            RuntimeError: no episode was begun in this world.
+        """
+        if self._layout is None or self._cell is None or self._cell.world is not world:
+            raise RuntimeError(f"task {self.name!r} was asked for an outcome before reset; call reset with this world")
+        if not (self._success or self._wrong):
+            self._success, self._wrong = self._judge(self._cell, self._layout)
+            self._success = self._success and not self._wrong
+        return Outcome(self._success, self._wrong)
+
+    def _cell_of(self, world: World) -> Cell:
+        if self._cell is None or self._cell.world is not world:
+            self._cell = Cell(world)
+        return self._cell
+
+    def _draw(
+        self, cell: Cell, rng: np.random.Generator
+    ) -> tuple[dict[str, tuple[float, float, float]], Sequence[Goal]]:
+        for _ in range(TRIES):
+            props = self._regions.draw(cell.world.scene.props, rng)
+            goals = self._goals(cell, props)
+            if len({goal.prop for goal in goals}) > 1:
+                return props, goals
+        raise NoLayoutError(f"task {self.name!r}: no layout of {TRIES} has two cubes in reach; move the regions nearer")
+
+    def _start(self, cell: Cell, rng: np.random.Generator) -> dict[str, float]:
+        joints: dict[str, float] = {}
+        for hand in cell.hands.values():
+            for joint in hand.figures.joints:
+                joints[joint] = cell.world.scene.home[joint] + float(rng.uniform(-START_SPREAD, START_SPREAD))
+        return joints
+
+    def _nearest(self, cell: Cell, place: tuple[float, float, float]) -> str:
+        return min(cell.hands, key=lambda name: cell.hands[name].distance(place))
+
+
+def spoken(prop: str) -> str:
+    """A prop's name in a sentence: ``red_cube`` is "red cube"."""
+    return prop.replace("_", " ")
+
+
+def within(hand: Hand, place: tuple[float, float, float], *, grasp: bool = False) -> bool:
+    """Whether a hand reaches a prop at (x, y, yaw)."""
+    return hand.reaches(place[:2], grasp=grasp)

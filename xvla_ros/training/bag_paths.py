@@ -1,0 +1,253 @@
+"""The path of an episode from what a bag holds: what was commanded, or where the joints were.
+
+A controller follows a trajectory until the next one takes over, from where the last one had brought it: so what was
+commanded at an instant is what the last message by then says of it. Before the first command of an episode, and for
+joints that no group commands, it is the measured position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.observation.commands import JointCommand, PoseCommand
+from xvla_ros.observation.joints import joint_topics
+from xvla_ros.robots import tool_pose
+from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.kinematics.poses import Poses
+from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.rotations import matrix_to_rot6d, quaternion_to_matrix, rot6d_to_matrix
+from xvla_ros.robots.units import to_policy
+from xvla_ros.training.action_path import ActionPath, Channels, Times, at_most_apart, merged
+from xvla_ros.training.bag_tracks import Stretch
+
+Floats = NDArray[np.float64]
+NS = 1_000_000_000
+POSE_GAP = 20_000_000  # ns; between knots this close a straight line of the tool is as good as one of the joints
+PART = 4096
+_LAYOUT = "columns"  # of poses on their way, whatever the profile's
+
+
+class JointTracks:
+    """Measured joints of a stretch, interpolated; [J] in policy order, rad or m."""
+
+    def __init__(self, profile: Profile, stretch: Stretch) -> None:
+        self.width = len(profile.joints.policy_order)
+        self._columns: list[tuple[NDArray[np.intp], Times, Floats, Floats]] = []
+        for topic, layout in joint_topics(profile).items():
+            found = stretch.joints.get(topic)
+            if found:
+                times, first = np.unique(found.stamps, return_index=True)
+                # contiguous and in the type of np.interp: it would copy all of them for every instant it is asked for
+                columns = np.ascontiguousarray(found.positions[first].T)
+                self._columns.append((layout.indices, times, (times - times[0]).astype(np.float64), columns))
+
+    def complete(self) -> bool:
+        """Whether every joint has been heard of."""
+        return sum(len(indices) for indices, *_ in self._columns) == self.width
+
+    def span(self) -> tuple[int, int]:
+        """The first and last ns at which every topic has been heard."""
+        known = self.knots()
+        return max(int(times[0]) for times in known), min(int(times[-1]) for times in known)
+
+    def knots(self) -> list[Times]:
+        """The stamps of each topic."""
+        return [times for _, times, _, _ in self._columns]
+
+    def at(self, times: Times) -> Floats:
+        """Return positions [K, J] at ``times`` [K]."""
+        result = np.empty((len(times), self.width))
+        for indices, knots, since, columns in self._columns:
+            for index, values in zip(indices, columns, strict=True):
+                result[:, index] = np.interp(times - knots[0], since, values)
+        return result
+
+    def extremes(self) -> tuple[Floats, Floats]:
+        """The lowest and highest position of every joint [J]."""
+        low, high = np.empty(self.width), np.empty(self.width)
+        for indices, _, _, columns in self._columns:
+            low[indices], high[indices] = columns.min(axis=1), columns.max(axis=1)
+        return low, high
+
+
+def followed(commands: Sequence[tuple[int, JointCommand]], before: Floats) -> tuple[Times, Floats]:
+    """Return the knots [K] and positions [K, J] of a controller that is sent these trajectories.
+
+    Args:
+        commands: (receipt in ns, command), in order of receipt.
+        before: [J] where the joints are when the first one begins.
+    """
+    times: list[Times] = []
+    rows: list[Floats] = []
+    plan_times, plan = np.array([], dtype=np.int64), before[None]
+    last = -(1 << 62)
+    for received, command in commands:
+        if not command.times.size:
+            continue
+        origin = command.start or received
+        begin = max(received, origin, last + 1)
+        if plan_times.size:
+            done = plan_times < begin
+            times.append(plan_times[done])
+            rows.append(plan[done])
+        due = origin + command.times
+        now = _interpolate(due, command.positions, begin) if due[0] <= begin else _interpolate(plan_times, plan, begin)
+        ahead = due > begin
+        plan_times = np.concatenate([[begin], due[ahead]])
+        plan = np.concatenate([now[None], command.positions[ahead]])
+        last = begin
+    return np.concatenate([*times, plan_times]), np.concatenate([*rows, plan] if plan_times.size else [plan[:0]])
+
+
+def _interpolate(times: Times, values: Floats, at: int) -> Floats:
+    if not times.size:
+        return values[0]
+    return np.array([np.interp(at - times[0], times - times[0], column) for column in values.T])
+
+
+def interpolated(times: Times, knots: Times, values: Floats) -> Floats:
+    """Return values [T, J] at increasing ``times`` [T] from those [K, J] at knots, of which only the near are read."""
+    begin = max(int(np.searchsorted(knots, times[0])) - 1, 0)
+    end = int(np.searchsorted(knots, times[-1])) + 1
+    near = knots[begin:end] - knots[begin]
+    return np.stack([np.interp(times - knots[begin], near, column) for column in values[begin:end].T], axis=1)
+
+
+def commanded_groups(stretch: Stretch, start: int, end: int) -> set[str]:
+    """Return the groups that have commands within an episode."""
+    return {
+        group
+        for group, found in stretch.commands.items()
+        if any(start <= received <= end for received, _ in found)
+    }
+
+
+class PathMaker:
+    """Makes the paths of one profile's episodes.
+
+    Raises:
+        KinematicsError: the action mode has tool poses, and its arms cannot be had.
+    """
+
+    def __init__(self, profile: Profile, encoder: StateEncoder) -> None:
+        self._profile, self._encoder = profile, encoder
+        self._channels = Channels.of(profile)
+
+    def measured(self, tracks: JointTracks, start: int, end: int) -> ActionPath:
+        """Return where the joints were."""
+        return self._path(merged(tracks.knots(), start, end), tracks, {}, {})
+
+    def commanded(self, stretch: Stretch, tracks: JointTracks, start: int, end: int) -> ActionPath:
+        """Return what was commanded."""
+        joints, poses = self._followed(stretch, tracks, start, end), {}
+        for group in self._profile.commands.groups:
+            found = [
+                (now, command)
+                for now, command in stretch.commands.get(group, [])
+                if start <= now <= end and isinstance(command, PoseCommand)
+            ]
+            if found:
+                poses[self._profile.commands.by_name[group].tool] = _pose_path(found)
+        knots = [*tracks.knots(), *(times for times, _ in joints.values()), *(path.times for path in poses.values())]
+        return self._path(merged(knots, start, end), tracks, joints, poses)
+
+    def positions(self, stretch: Stretch, tracks: JointTracks, start: int, end: int) -> tuple[Times, Floats]:
+        """Return knots [K] and the joints [K, J] commanded there, rad or m: the state of commanded proprioception."""
+        joints = self._followed(stretch, tracks, start, end)
+        times = merged([*tracks.knots(), *(times for times, _ in joints.values())], start, end)
+        return times, self._joints(times, tracks, joints)
+
+    def _followed(
+        self, stretch: Stretch, tracks: JointTracks, start: int, end: int
+    ) -> dict[str, tuple[Times, Floats]]:
+        joints = {}
+        for group in self._profile.commands.groups:
+            found = [
+                (now, command)
+                for now, command in stretch.commands.get(group, [])
+                if start <= now <= end and isinstance(command, JointCommand) and command.times.size
+            ]
+            if found:
+                begin = np.array([max(found[0][0], found[0][1].start)])
+                joints[group] = followed(found, tracks.at(begin)[0, self._columns(group)])
+        return joints
+
+    def _columns(self, group: str) -> list[int]:
+        order = self._profile.joints.policy_order
+        return [order.index(joint) for joint in self._profile.commands.by_name[group].joints]
+
+    def _joints(self, times: Times, tracks: JointTracks, joints: Mapping[str, tuple[Times, Floats]]) -> Floats:
+        positions = tracks.at(times)
+        for group, (knots, values) in joints.items():
+            begun = times >= knots[0]
+            for column, index in enumerate(self._columns(group)):
+                positions[begun, index] = np.interp(times[begun] - knots[0], knots - knots[0], values[:, column])
+        return positions
+
+    def _path(
+        self,
+        times: Times,
+        tracks: JointTracks,
+        joints: Mapping[str, tuple[Times, Floats]],
+        poses: Mapping[str, ActionPath],
+    ) -> ActionPath:
+        if not self._profile.action_spec.is_end_effector:
+            # in parts, or an hour of a few joints would take a hundred megabytes on its way
+            parts = np.array_split(times, len(times) // PART + 1)
+            values = [to_policy(self._joints(part, tracks, joints), self._profile).astype(np.float32) for part in parts]
+            return ActionPath(times, np.concatenate(values), self._channels)
+        times = at_most_apart(times, POSE_GAP)
+        positions = self._joints(times, tracks, joints)
+        values = tool_actions(positions, self._profile, self._encoder, times, poses)
+        return ActionPath(times, values.astype(np.float32), self._channels)
+
+
+def tool_actions(
+    positions: Floats,
+    profile: Profile,
+    encoder: StateEncoder,
+    times: Times | None = None,
+    poses: Mapping[str, ActionPath] | None = None,
+) -> Floats:
+    """Return actions [K, D] of tool poses for joint positions [K, J], rad or m.
+
+    Args:
+        positions: of the joints, those of the grippers among them.
+        profile: the robot.
+        encoder: of that robot.
+        times: [K] ns; only read for ``poses``.
+        poses: tool → path of [xyz | rot6d] that comes before what its joints say, from its first knot on.
+    """
+    tools = {}
+    reached = encoder.tool_poses(positions)
+    order = profile.joints.policy_order
+    for name, tool in profile.tools.items():
+        pose = reached[name]
+        if poses and name in poses and times is not None:
+            pose = _replaced(pose, times, poses[name])
+        opened = positions[:, order.index(tool.gripper.joint)]
+        tools[name] = tool_pose.ToolStates(pose, tool_pose.gripper_action(opened, tool.gripper))
+    return tool_pose.join(tools, profile)
+
+
+def _replaced(pose: Poses, times: Times, path: ActionPath) -> Poses:
+    begun = times >= path.times[0]
+    if not begun.any():
+        return pose
+    values = path.at(times[begun]).astype(np.float64)
+    positions, rotations = pose.positions.copy(), pose.rotations.copy()
+    positions[begun], rotations[begun] = values[:, :3], rot6d_to_matrix(values[:, 3:], _LAYOUT)
+    return Poses(positions, rotations)
+
+
+def _pose_path(commands: Sequence[tuple[int, PoseCommand]]) -> ActionPath:
+    """Return [xyz | rot6d] over the times at which the commanded poses are due."""
+    due = np.array([now + command.time for now, command in commands], dtype=np.int64)
+    times, first = np.unique(due, return_index=True)
+    rotations = quaternion_to_matrix(np.array([commands[i][1].quaternion for i in first]))
+    positions = np.array([commands[i][1].position for i in first])
+    values = np.concatenate([positions, matrix_to_rot6d(rotations, _LAYOUT)], axis=1)
+    return ActionPath(times, values, Channels((3,), (), _LAYOUT))

@@ -1,0 +1,358 @@
+"""Episodes and frames of one bag: observations built as the live node builds them, paths of what followed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.model.data import Observation
+from xvla_ros.observation.bag_files import BagError, BagMessage, BagSummary, bag_messages, bag_summary, storage_files
+from xvla_ros.observation.bag_writer import PROFILE_TOPIC
+from xvla_ros.observation.bags import check_topics, observations
+from xvla_ros.observation.cdr import read_string
+from xvla_ros.observation.faults import Fault
+from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.kinematics import KinematicsError
+from xvla_ros.robots.problems import Problem
+from xvla_ros.robots.profile import Profile, profiles_of_document
+from xvla_ros.robots.tool_arm import tool_arms
+from xvla_ros.training.action_path import Times, merged
+from xvla_ros.training.bag_paths import JointTracks, PathMaker, commanded_groups, interpolated
+from xvla_ros.training.bag_tracks import Restarts, Stretch, Tracks, read_tracks
+from xvla_ros.training.checks import joint_problems
+from xvla_ros.training.fingerprints import profile_essence, sampled
+from xvla_ros.training.recording import Episode, Frame, SamplesError, Survey
+
+Floats = NDArray[np.float64]
+
+NS = 1_000_000_000
+READER_VERSION = 1  # of what this module makes of a bag; a new one makes caches anew
+
+
+@dataclass(frozen=True)
+class BagOptions:
+    """How a bag is read; see ``DatasetSettings``."""
+
+    actions: Literal["auto", "commanded", "measured"] = "auto"
+    rate: float | None = None
+    instruction: str = ""
+    only_successes: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What there is at an instant of an episode."""
+
+    episode: int
+    stamp: int
+    found: Observation | Fault
+
+
+@dataclass(frozen=True)
+class _Span:
+    """An episode before its path is made."""
+
+    stretch: int
+    start: int
+    end: int
+    instruction: str
+    mark: Mapping[str, Any]
+
+
+class BagRecording:
+    """One bag of one robot.
+
+    Args:
+        path: folder or file.
+        profile: the robot.
+        options: how to read it.
+    """
+
+    def __init__(self, path: Path, profile: Profile, options: BagOptions = BagOptions()) -> None:
+        self._path, self._profile, self._options = path, profile, options
+        self._tracks = Tracks([], {})
+        self._spans: list[_Span] = []
+        self._of_episode: dict[int, JointTracks] = {}
+
+    @property
+    def source(self) -> str:
+        return str(self._path)
+
+    @property
+    def profile(self) -> Profile:
+        return self._profile
+
+    def survey(self) -> Survey:
+        """Read through the bag without decoding a picture.
+
+        Raises:
+            SamplesError: the bag cannot be read, is empty, or has not the topics of the profile.
+        """
+        summary = self._checked_summary()
+        try:
+            told = {topic.name for topic in summary.topics if topic.name.endswith(f"/{self._profile.name}/instruction")}
+            self._tracks = read_tracks(self._path, self._profile, told)
+        except BagError as error:
+            raise self._error("a bag that can be read", str(error)) from error
+        problems = [self._problem(topic, f"{count} messages", "messages of the profile's joints, groups and marks",
+                                  f"{count} messages cannot be used, the first because: {text}")
+                    for topic, (count, text) in self._tracks.broken.items()]
+        skipped: dict[str, int] = {}
+        self._spans = self._find_spans(self._tracks, skipped, problems)
+        episodes, commanded = self._episodes(problems)
+        problems += self._joint_problems()
+        notes = [f"{self._path}: cut short: {summary.cut}"] if summary.cut else []
+        rate = _rate([stretch.pictures.get(self._profile.cameras.slots[0], []) for stretch in self._tracks.stretches])
+        return Survey(tuple(episodes), tuple(problems), rate, commanded, skipped, tuple(notes))
+
+    def frames(self, survey: Survey) -> Iterator[Frame]:
+        """Yield what ``observations`` makes of the bag within the episodes."""
+        for seen in self.seen(survey):
+            if isinstance(seen.found, Observation):
+                yield Frame(seen.episode, seen.found.stamp, seen.found.state, seen.found.images)
+
+    def seen(
+        self, survey: Survey, chosen: Callable[[int, int], bool] = lambda episode, stamp: True,
+        at: Sequence[int] | None = None,
+    ) -> Iterator[Seen]:
+        """Yield the observations within the episodes, and the faults where there is none.
+
+        Args:
+            survey: of this recording.
+            chosen: (episode, stamp ns) → whether an observation is to be built there; asked once for each, in order.
+            at: stamps in the place of the pictures of slot 0.
+        """
+        if not self._tracks.stretches:
+            self.survey()
+        restarts, episodes = Restarts(), _Finder(self._spans)
+        positions = self._commanded_positions() if self._profile.policy.proprio_source == "commanded" else {}
+        asked = [0, 0]
+
+        def commanded(stamp: int) -> Any:
+            found = positions.get(episodes.at(restarts.count, stamp) or 0)
+            return None if found is None else interpolated(np.array([stamp]), *found)[0]
+
+        def heard(message: BagMessage, stamp: int) -> None:
+            restarts.heard(message.topic, stamp)
+
+        def wanted(stamp: int) -> bool:
+            episode = episodes.at(restarts.count, stamp)
+            if episode is None or not chosen(episode, stamp):
+                return False
+            asked[:] = episode, stamp
+            return True
+
+        for one in observations(self._path, self._profile, rate=self._options.rate, at=at, commanded=commanded,
+                                heard=heard, wanted=wanted):
+            yield Seen(asked[0], asked[1], one)
+
+    def joint_paths(self, survey: Survey) -> list[tuple[Times, Floats]]:
+        """Return for each episode knots [K] in ns and joints [K, J], rad or m: what its path says, as positions."""
+        if survey.commanded:
+            found = self._commanded_positions()
+            return [found[number] for number in range(len(self._spans))]
+        return [(times := merged(tracks.knots(), span.start, span.end), tracks.at(times))
+                for span, tracks in self._measured()]
+
+    def measured(self, survey: Survey, episode: int, stamp: int) -> Floats:
+        """Return where the joints [J] were measured at an instant of an episode, rad or m."""
+        del survey
+        if episode not in self._of_episode:
+            self._of_episode = {episode: JointTracks(self._profile,
+                                                     self._tracks.stretches[self._spans[episode].stretch])}
+        return self._of_episode[episode].at(np.array([stamp]))[0]
+
+    def _measured(self) -> Iterator[tuple[_Span, JointTracks]]:
+        for span in self._spans:
+            yield span, JointTracks(self._profile, self._tracks.stretches[span.stretch])
+
+    def fingerprint(self) -> str:
+        """Return hex digits of the bag's content, the profile, its URDFs and the options."""
+        digest = hashlib.blake2b(digest_size=16)
+        for file in _files(self._path):
+            digest.update(f"{file.name} {file.stat().st_size}".encode())
+            digest.update(sampled(file))
+        told = [READER_VERSION, profile_essence(self._profile), vars(self._options)]
+        digest.update(json.dumps(told, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def _checked_summary(self) -> BagSummary:
+        try:
+            summary = bag_summary(self._path)
+            if not summary.messages:
+                raise self._error("a bag with messages", "is empty: it holds no message")
+            check_topics(self._path, self._profile)
+        except BagError as error:
+            raise self._error(f"a bag of robot {self._profile.name}", str(error)) from error
+        return summary
+
+    def _find_spans(self, tracks: Tracks, skipped: dict[str, int], problems: list[Problem]) -> list[_Span]:
+        marked = any(stretch.marks for stretch in tracks.stretches)
+        spans = []
+        for number, stretch in enumerate(tracks.stretches):
+            joints = JointTracks(self._profile, stretch)
+            if not joints.complete():
+                continue
+            first, last = joints.span()
+            for start, end, mark in _marked(stretch, skipped) if marked else [(first, last, {})]:
+                told = self._options.instruction or str(mark.get("instruction") or "") or _told(stretch, start)
+                span = _Span(number, max(start, first), min(end, last), told or self._profile.instruction, mark)
+                if self._options.only_successes and mark.get("success") is False:
+                    skipped["failed"] = skipped.get("failed", 0) + 1
+                elif self._usable(span, stretch, problems):
+                    spans.append(span)
+        if not spans and not problems:
+            left = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "nothing"
+            problems.append(self._problem("episodes", 0, "at least one episode", f"has no episode to train on: {left} "
+                                          "was left out"))
+        return spans
+
+    def _usable(self, span: _Span, stretch: Stretch, problems: list[Problem]) -> bool:
+        name = f"episode at {span.start / NS:.2f} s"
+        pictures = stretch.pictures.get(self._profile.cameras.slots[0], [])
+        if span.end <= span.start or not any(span.start <= stamp <= span.end for stamp in pictures):
+            problems.append(self._problem(name, 0, "pictures of slot 0 and joint states within the episode",
+                                          f"{name} has no picture between its joint states"))
+            return False
+        if not span.instruction:
+            problems.append(self._problem(name, "", "an instruction in words", f"{name} has no instruction: set "
+                                          "instruction for the data set, or record one"))
+            return False
+        return True
+
+    def _episodes(self, problems: list[Problem]) -> tuple[list[Episode], bool]:
+        stretches = self._tracks.stretches
+        groups = set(self._profile.commands.groups)
+        lacking = {number: groups - commanded_groups(stretches[span.stretch], span.start, span.end)
+                   for number, span in enumerate(self._spans)}
+        commanded = self._options.actions == "commanded" or (
+            self._options.actions == "auto" and bool(self._spans) and not any(lacking.values())
+        )
+        maker = self._path_maker()
+        episodes = []
+        for number, span in enumerate(self._spans):
+            stretch = stretches[span.stretch]
+            if commanded and lacking[number]:
+                topics = ", ".join(self._profile.commands.by_name[group].topic for group in sorted(lacking[number]))
+                problems.append(self._problem(
+                    f"episode at {span.start / NS:.2f} s", topics, "commands of every group of the profile",
+                    f"nothing was commanded on {topics}: record these topics, or set actions to measured"))
+                continue
+            tracks = JointTracks(self._profile, stretch)
+            make = maker.commanded(stretch, tracks, span.start, span.end) if commanded else maker.measured(
+                tracks, span.start, span.end)
+            seed = span.mark.get("seed")
+            episodes.append(Episode(
+                f"{number}@{span.start}", span.instruction, span.mark.get("success"), span.start, span.end, make,
+                str(span.mark.get("task") or ""), seed if isinstance(seed, int) else None,
+            ))
+        return episodes, commanded
+
+    def _path_maker(self) -> PathMaker:
+        try:
+            return PathMaker(self._profile, StateEncoder(self._profile, tool_arms(self._profile)))
+        except KinematicsError as error:
+            raise self._error("URDFs and Pinocchio for tool poses", str(error)) from error
+
+    def _commanded_positions(self) -> dict[int, Any]:
+        maker, found = self._path_maker(), {}
+        for number, span in enumerate(self._spans):
+            stretch = self._tracks.stretches[span.stretch]
+            found[number] = maker.positions(stretch, JointTracks(self._profile, stretch), span.start, span.end)
+        return found
+
+    def _joint_problems(self) -> list[Problem]:
+        found = [JointTracks(self._profile, stretch) for stretch in self._tracks.stretches]
+        extremes = [tracks.extremes() for tracks in found if tracks.complete()]
+        if not extremes:
+            return []
+        low = np.min([low for low, _ in extremes], axis=0)
+        high = np.max([high for _, high in extremes], axis=0)
+        return joint_problems(self.source, self._profile, low, high)
+
+    def _problem(self, key: str, value: Any, expected: str, message: str) -> Problem:
+        return Problem(self.source, key, value, expected, message)
+
+    def _error(self, expected: str, message: str) -> SamplesError:
+        return SamplesError([self._problem("", None, expected, message.removeprefix(f"{self._path}: "))])
+
+
+class _Finder:
+    """Which episode an instant belongs to."""
+
+    def __init__(self, spans: list[_Span]) -> None:
+        self._spans = spans
+
+    def at(self, stretch: int, stamp: int) -> int | None:
+        for number, span in enumerate(self._spans):
+            if span.stretch == stretch and span.start <= stamp <= span.end:
+                return number
+        return None
+
+
+def profile_of_bag(path: Path) -> Profile:
+    """Return the profile that was recorded with a bag.
+
+    Raises:
+        SamplesError: the bag cannot be read, or holds none or several.
+        ProfileError: what it holds is no profile.
+    """
+    try:
+        message = next(iter(bag_messages(path, {PROFILE_TOPIC})), None)
+        profiles = {} if message is None else profiles_of_document(read_string(message.data), f"{path}:{PROFILE_TOPIC}")
+    except (BagError, ValueError) as error:
+        raise SamplesError([Problem(str(path), PROFILE_TOPIC, None, "a profile", str(error))]) from error
+    if len(profiles) != 1:
+        found = ", ".join(profiles) or "none"
+        raise SamplesError([Problem(str(path), PROFILE_TOPIC, found, "one robot",
+                                    f"the bag holds the profiles of {found}: set robot for this data set")])
+    return next(iter(profiles.values()))
+
+
+def _marked(stretch: Stretch, skipped: dict[str, int]) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
+    """Yield start, end and marks of the episodes of a stretch; one that was never ended goes to the end."""
+    kept: list[tuple[int, int, dict[str, Any]]] = []
+    begun: tuple[int, dict[str, Any]] | None = None
+    for time, mark in stretch.marks:
+        if mark["event"] == "discard" and (begun or kept):
+            begun = None if begun else kept.pop() and None
+            skipped["discarded"] = skipped.get("discarded", 0) + 1
+        elif begun is not None:
+            kept.append((begun[0], time, {**begun[1], **_given(mark)}))
+            begun = None
+        if mark["event"] == "start":
+            begun = time, mark
+    if begun is not None:
+        kept.append((begun[0], 1 << 62, begun[1]))
+    yield from kept
+
+
+def _given(mark: Mapping[str, Any]) -> dict[str, Any]:
+    """What the mark of an end adds to that of the start."""
+    if mark["event"] != "end":
+        return {}
+    return {key: value for key, value in mark.items() if value not in (None, "") and key != "event"}
+
+
+def _told(stretch: Stretch, start: int) -> str:
+    """The instruction that was published last before an episode or else first in it."""
+    before = [text for time, text in stretch.instructions if time <= start]
+    return before[-1] if before else next((text for _, text in stretch.instructions), "")
+
+
+def _rate(stamps: Sequence[Sequence[int]]) -> float:
+    steps = np.concatenate([np.diff(np.sort(found)) for found in stamps if len(found) > 1] or [np.zeros(0)])
+    steps = steps[steps > 0]
+    return float(NS / np.median(steps)) if steps.size else 0.0
+
+
+def _files(path: Path) -> list[Path]:
+    metadata = path / "metadata.yaml"
+    return sorted([*storage_files(path), *([metadata] if metadata.exists() else [])])

@@ -1,0 +1,191 @@
+"""The settings of a training run, declared once: types, ranges, defaults and what they mean."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from xvla_ros.training.dataset_settings import Augmentation, DataSection, DatasetSettings
+
+Pair = Annotated[tuple[float, float], Field(strict=False)]
+Datasets = Annotated[tuple[DatasetSettings, ...], Field(strict=False)]
+Sizes = dict[str, int | float | bool | list[int] | list[bool]]
+Normalisation = Literal["auto", "identity", "mean_std", "min_max", "quantiles"]
+
+
+class Model(DataSection):
+    """Where the network comes from: a checkpoint, or nothing."""
+
+    checkpoint: str = Field("", description="Folder or hub id to start from; empty trains from scratch.")
+    revision: str = Field("", description="Branch, tag or commit of a hub id.")
+    size: Literal["small", "full"] = Field("small", description="From scratch: about 3 M parameters, or 0.9 B.")
+    chunk_size: int = Field(30, ge=1, le=512, description="From scratch: waypoints of a chunk.")
+    network: Sizes = Field({}, description="From scratch: fields of XvlaConfig that differ from those of the size.")
+    vision: Sizes = Field({}, description="From scratch: fields of VisionConfig that differ.")
+    text: Sizes = Field({}, description="From scratch: fields of TextConfig that differ.")
+    vision_from: str = Field(
+        "", description="Checkpoint whose vision tower and projector are taken over; its sizes must be the same."
+    )
+    repaired_modes: bool = Field(
+        True,
+        description="Train an action mode whose published loss is flawed by the one that repairs it: so101_bimanual by "
+        "so101_bimanual_bce. Both decode alike.",
+    )
+    dropout: float | None = Field(None, ge=0.0, lt=1.0, description="Of every part; none keeps what the network has.")
+    activation_checkpointing: bool = Field(False, description="Recompute activations: less memory, a third slower.")
+
+
+class Freeze(DataSection):
+    """Parts that do not move, whatever the method."""
+
+    vision_encoder: bool = Field(False, description="The vision tower (DaViT), not the projector behind it.")
+    language_encoder: bool = Field(False, description="The language encoder (BART).")
+    policy_transformer: bool = Field(False, description="Blocks, norm, positions and projections of the policy.")
+    soft_prompts: bool = Field(False, description="The soft prompts.")
+
+
+class Lora(DataSection):
+    """Low-rank updates of every linear layer, for the method lora."""
+
+    rank: int = Field(8, ge=1, le=1024, description="Of the updates.")
+    alpha: float = Field(16.0, gt=0.0, description="An update counts alpha / rank.")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="On the way into an update.")
+    action_rows: bool = Field(True, description="Also train the action encoder's and decoder's rows of the domains.")
+
+
+class Optimizer(DataSection):
+    """AdamW and its rates."""
+
+    learning_rate: float = Field(1e-4, gt=0.0, le=1.0, description="Base rate.")
+    vlm_scale: float = Field(0.1, ge=0.0, le=10.0, description="Rate of vision and language, times the base rate.")
+    soft_prompt_scale: float = Field(1.0, ge=0.0, le=100.0, description="Rate of the soft prompts, times the base.")
+    betas: Pair = Field((0.9, 0.99), description="Of AdamW.")
+    eps: float = Field(1e-8, gt=0.0, description="Of AdamW.")
+    weight_decay: float = Field(
+        0.0, ge=0.0, le=1.0, description="Of weights; never of soft prompts, rows of domains, norms, biases, positions."
+    )
+    clip: float = Field(10.0, ge=0.0, description="Largest norm of the gradient; 0 does not clip.")
+
+
+class Schedule(DataSection):
+    """How the rates go over the steps."""
+
+    prompt_warmup: int = Field(
+        0, ge=0, description="Steps at the start in which only soft prompts and action rows move (paper: 1000)."
+    )
+    ramp: int = Field(
+        1000, ge=0, description="Steps over which everything else rises from 0 to its rate after that (paper: 1000)."
+    )
+    row_warmup: int = Field(0, ge=0, description="Steps over which the action rows rise from 0 to their rate.")
+    soft_prompt_warmup: int = Field(0, ge=0, description="Steps over which the soft prompts rise to their rate.")
+    soft_prompt_warmup_scale: float = Field(0.0, ge=0.0, le=1.0, description="Where that rise begins, of their rate.")
+    decay: Literal["cosine", "constant"] = Field("cosine", description="After warm-up and ramp.")
+    final_scale: float = Field(0.1, ge=0.0, le=1.0, description="Where the cosine ends, of each group's rate.")
+
+
+class Batch(DataSection):
+    """How samples make a step. The sequence of samples does not depend on processes or accumulation."""
+
+    size: int = Field(64, ge=1, description="Samples of one step, over all processes and accumulated parts.")
+    accumulation: int = Field(1, ge=1, description="Parts of a step that are computed one after the other.")
+    workers: int = Field(2, ge=0, le=256, description="Processes that prepare samples, for each training process.")
+    prefetch: int = Field(4, ge=1, le=64, description="Batches each of them prepares ahead.")
+
+
+class Ema(DataSection):
+    """A running average of the weights, which is what the checkpoint then holds."""
+
+    decay: float = Field(0.0, ge=0.0, lt=1.0, description="Of the average; 0 keeps none. Common: 0.999.")
+
+
+class Validation(DataSection):
+    """The loss on held-out episodes (``split`` of a data set)."""
+
+    every: int = Field(500, ge=0, description="Steps between measurements; 0 measures at the end alone.")
+    samples: int = Field(256, ge=1, description="Most samples used, spread over the held-out episodes.")
+
+
+class Output(DataSection):
+    """What a run leaves behind, and how often."""
+
+    log_every: int = Field(10, ge=1, description="Steps to a line of the table and of curve.csv.")
+    save_every: int = Field(1000, ge=0, description="Steps to a training state and a checkpoint; 0: at the end alone.")
+    keep_states: int = Field(1, ge=1, le=100, description="Training states that are kept.")
+    progress: bool = Field(True, description="Show a bar where standard error is a terminal.")
+    tensorboard: bool = Field(False, description="Also write events for TensorBoard.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the weights in the checkpoint.")
+    adapter: bool = Field(False, description="Method lora: also write the update alone, in peft's format.")
+
+
+class TrainSettings(DataSection):
+    """Everything about one run."""
+
+    schema_version: Literal[1] = Field(1, description="Version of these settings.")
+    output: str = Field("xvla_out/train", min_length=1, description="Folder of the run.")
+    resume: bool = Field(False, description="Go on from the folder's last training state, if it has one.")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="Of weights, samples, noise, times, dropout.")
+    steps: int = Field(20000, ge=1, description="Steps of the optimiser.")
+    method: Literal["full", "lora", "prompt"] = Field(
+        "full",
+        description="full: every weight; lora: low-rank updates, soft prompts, action rows; prompt: soft prompts and "
+        "action encoder and decoder rows of the trained domains alone.",
+    )
+    datasets: Datasets = Field(min_length=1, description="The data.")
+    augmentation: Augmentation = Field(Augmentation(), description="Of the pictures: light, colour, place.")
+    cache: str = Field("xvla_out/cache", min_length=1, description="Folder of decoded pictures, shared by all runs.")
+    features: bool = Field(
+        False, description="Keep the vision tower's output of each sample; wants it frozen and no augmentation."
+    )
+    train_domains: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="Method prompt: robots whose rows move; empty takes all robots of the data."
+    )
+    initialise: dict[str, str | int] = Field(
+        {}, description="Robot of the data → robot or domain id of the checkpoint whose prompt and rows it starts from."
+    )
+    state_normalisation: Normalisation = Field(
+        "auto", description="Of robots new to the checkpoint; auto: as for actions."
+    )
+    action_normalisation: Normalisation = Field(
+        "auto", description="Of robots new to the checkpoint; auto: identity for tool poses, mean_std for joints."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of the computation; weights, action entrance and exit stay float32."
+    )
+    strategy: Literal["ddp", "fsdp"] = Field("ddp", description="Of several processes: copies, or shards.")
+    model: Model = Field(Model(), description="The network.")
+    freeze: Freeze = Field(Freeze(), description="What does not move.")
+    lora: Lora = Field(Lora(), description="Low-rank updates.")
+    optimizer: Optimizer = Field(Optimizer(), description="AdamW.")
+    schedule: Schedule = Field(Schedule(), description="Rates over the steps.")
+    batch: Batch = Field(Batch(), description="Samples of a step.")
+    ema: Ema = Field(Ema(), description="Average of the weights.")
+    validation: Validation = Field(Validation(), description="Loss on held-out episodes.")
+    log: Output = Field(Output(), description="What the run writes.")
+
+    @model_validator(mode="after")
+    def _agree(self) -> TrainSettings:
+        if self.method != "full" and not self.model.checkpoint:
+            raise ValueError(f"method {self.method} adapts a checkpoint: set model.checkpoint, or method to full")
+        if self.model.checkpoint and (self.model.network or self.model.vision or self.model.text):
+            raise ValueError("model.network, vision and text are for training from scratch: leave them out")
+        if self.batch.size % self.batch.accumulation:
+            raise ValueError(
+                f"batch.size {self.batch.size} does not divide by batch.accumulation {self.batch.accumulation}"
+            )
+        if self.schedule.prompt_warmup >= self.steps:
+            raise ValueError(
+                f"schedule.prompt_warmup {self.schedule.prompt_warmup} leaves none of the {self.steps} steps"
+            )
+        if self.initialise and not self.model.checkpoint:
+            raise ValueError("initialise copies rows of a checkpoint: set model.checkpoint")
+        self._check_features()
+        return self
+
+    def _check_features(self) -> None:
+        if not self.features:
+            return
+        if self.method == "lora" or not (self.freeze.vision_encoder or self.method == "prompt"):
+            raise ValueError("features wants the vision tower frozen: set freeze.vision_encoder, or method to prompt")
+        if self.augmentation != Augmentation():
+            raise ValueError("features keeps one output of each picture: leave augmentation out")

@@ -1,0 +1,168 @@
+"""A training file and the command line to settings, with everything that is wrong named at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from xvla_ros.resources import config_dir
+from xvla_ros.robots.problems import Problem, did_you_mean
+from xvla_ros.training.config import TrainSettings
+
+COMMAND_LINE = "command line"
+_BRANCH = re.compile(r"^(str|int|float|bool|list\[.*|constrained-.*|ChannelSource)$")
+_WORDS = {
+    "string_type": "a string", "bool_type": "true or false", "int_type": "an integer", "float_type": "a number",
+    "tuple_type": "a list", "list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping",
+}  # fmt: skip
+
+
+class TrainingError(ValueError):
+    """A run that cannot begin or go on. ``problems`` holds every one that was found."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose 1e-4 is a number, as in every newer version of YAML."""
+
+
+_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> TrainSettings:
+    """Read a training file and apply ``key.sub=value`` overrides, whose values are YAML; lists are indexed by number.
+
+    Raises:
+        TrainingError: naming file, key, value and what is allowed, for everything that is wrong.
+    """
+    file = str(path)
+    try:
+        raw = yaml.load(_found(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise TrainingError([Problem(file, "", None, "the path of a .yaml file", "there is no such file")]) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        message = f"cannot be read: {' '.join(str(error).split())}"
+        raise TrainingError([Problem(file, "", None, "YAML", message)]) from None
+    if not isinstance(raw, dict):
+        raise TrainingError([Problem(file, "", raw, "a mapping of settings", "holds no settings")])
+    problems = [problem for override in overrides for problem in _apply(raw, override)]
+    return _validated(raw, file, _keys(overrides), problems)
+
+
+def _found(path: str | Path) -> Path:
+    """The file at ``path``, or the shipped one of that name."""
+    shipped = config_dir() / "training" / Path(path).name
+    is_name = str(path) == Path(path).name
+    return shipped if is_name and not Path(path).exists() and shipped.is_file() else Path(path)
+
+
+def settings_from(raw: dict[str, Any], file: str = "") -> TrainSettings:
+    """Turn a mapping into settings; errors as of ``read_settings``."""
+    return _validated(raw, file, (), [])
+
+
+def _validated(raw: dict[str, Any], file: str, overridden: Sequence[str], problems: list[Problem]) -> TrainSettings:
+    try:
+        settings = TrainSettings.model_validate(raw)
+    except ValidationError as error:
+        problems += _merged([_problem(item, file, overridden) for item in error.errors()])
+    if problems:
+        raise TrainingError(problems)
+    return settings
+
+
+def _merged(problems: Sequence[Problem]) -> list[Problem]:
+    """Join what each branch of a union says of one value; leave out lists that are wrong only because an item is."""
+    by_key: dict[str, list[Problem]] = {}
+    for problem in problems:
+        if not (problem.key and any(other.key.startswith(f"{problem.key}.") for other in problems)):
+            by_key.setdefault(problem.key, []).append(problem)
+    return [
+        replace(found[0], expected=" or ".join(dict.fromkeys(problem.expected for problem in found)))
+        for found in by_key.values()
+    ]
+
+
+def _keys(overrides: Sequence[str]) -> tuple[str, ...]:
+    return tuple(override.partition("=")[0] for override in overrides)
+
+
+def _apply(raw: dict[str, Any], override: str) -> list[Problem]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        return [Problem(COMMAND_LINE, "", override, "key.sub=value", f"{override!r} sets nothing")]
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return [Problem(COMMAND_LINE, key, text, "a value in YAML", f"{text!r} cannot be read")]
+    place: Any = raw
+    *way, last = key.split(".")
+    try:
+        for name in way:
+            place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
+        place[int(last) if isinstance(place, list) else last] = value if text else ""
+    except (ValueError, IndexError, TypeError, AttributeError):
+        message = "leads through a value that holds no settings"
+        return [Problem(COMMAND_LINE, key, text, "the path of a setting", message)]
+    return []
+
+
+def _problem(item: Any, file: str, overridden: Sequence[str]) -> Problem:
+    names = [str(part) for part in item["loc"] if not _is_branch(part)]
+    key = ".".join(names)
+    source = COMMAND_LINE if any(key == each or key.startswith(f"{each}.") for each in overridden) else file
+    kind, value = item["type"], item["input"]
+    if kind == "extra_forbidden":
+        known = _siblings(names[:-1])
+        message = f"is no setting{did_you_mean(names[-1], known)}"
+        return Problem(source, key, value, "one of " + ", ".join(known), message)
+    if kind == "missing":
+        return Problem(source, key, None, _described(names), "is missing")
+    if kind == "value_error":
+        return Problem(source, key, None, "settings that agree", str(item["msg"]).removeprefix("Value error, "))
+    expected = _WORDS.get(kind, str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid "))
+    return Problem(source, key, value, expected, f"{value!r} is not allowed")
+
+
+def _is_branch(part: str | int) -> bool:
+    """Whether pydantic put this into the path to say which member of a union it tried."""
+    return isinstance(part, str) and bool(_BRANCH.match(part))
+
+
+def _section(names: Sequence[str]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = TrainSettings
+    for name in names:
+        if name.isdigit():
+            continue
+        field = model.model_fields.get(name) if model is not None else None
+        model = _model_of(field.annotation) if field is not None else None
+    return model
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in getattr(annotation, "__args__", ()) if (found := _model_of(part))), None)
+
+
+def _siblings(names: Sequence[str]) -> list[str]:
+    model = _section(names)
+    return list(model.model_fields) if model is not None else []
+
+
+def _described(names: Sequence[str]) -> str:
+    model = _section(names[:-1])
+    field = model.model_fields.get(names[-1]) if model is not None else None
+    return (field.description or "a value").rstrip(".") if field is not None else "a value"

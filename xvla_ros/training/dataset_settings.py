@@ -1,0 +1,95 @@
+"""The settings of the data a policy is trained on: an entry of ``datasets`` in a training file, and augmentation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Strings = Annotated[tuple[str, ...], Field(strict=False)]
+Size = Annotated[tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]], Field(strict=False)]
+Range = Annotated[tuple[float, float], Field(strict=False)]
+
+
+class DataSection(BaseModel):
+    """Part of the settings. Unknown keys and wrong types are refused; an integer passes for a float."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Split(DataSection):
+    """Which episodes are kept from training, to measure the loss on."""
+
+    fraction: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the episodes that is held out.")
+    seed: int = Field(0, ge=0, description="Of the choice of these episodes.")
+
+
+class ChannelSource(DataSection):
+    """Where one channel comes from in a LeRobot data set: value = feature[name] · scale + offset."""
+
+    name: str = Field(min_length=1, description="Name of the channel in the feature's names, or its index as text.")
+    scale: float = Field(1.0, description="Factor to the unit that `units` says.")
+    offset: float = Field(0.0, description="Added after scaling.")
+
+
+class LeRobotMapping(DataSection):
+    """How the features of a LeRobot data set become what a profile expects."""
+
+    cameras: dict[str, str] = Field({}, description="Camera slot of the profile → feature, observation.images.front.")
+    state: str = Field("observation.state", description="Feature with the measured state.")
+    action: str = Field("action", description="Feature with the commanded action.")
+    channels: dict[str, ChannelSource | str] = Field(
+        {},
+        description="Joint (units ros or policy) or channel (units vector) of the profile → name in the feature, or "
+        "{name, scale, offset}; what is not listed is sought by its own name, with or without .pos.",
+    )
+    units: Literal["policy", "ros", "vector"] = Field(
+        "policy",
+        description="Of the features after channels' scales: policy (joints as the profile's scale makes them), ros "
+        "(joints in rad or m) or vector (the policy's own vector, as tool poses written by another program).",
+    )
+
+
+class DatasetSettings(DataSection):
+    """One data set: recordings of one robot, all read alike."""
+
+    kind: Literal["bag", "lerobot"] = Field("bag", description="bag (mcap, sqlite3) or lerobot (v2.1, v3).")
+    paths: Strings = Field(min_length=1, description="Bags or data set folders; patterns with * and ** are expanded.")
+    robot: str = Field("", description="Name of a profile or a profile file; empty takes the bag's own.")
+    domain_id: int | None = Field(None, ge=0, le=65535, description="Instead of the profile's.")
+    weight: float = Field(1.0, gt=0.0, description="Share of this data set in every batch, relative to the others.")
+    actions: Literal["auto", "commanded", "measured"] = Field(
+        "auto",
+        description="What the waypoints are: commanded (the command topics, or LeRobot's action), measured (where the "
+        "joints were later), auto (commanded where every group of the profile has commands, else measured).",
+    )
+    rate: float | None = Field(
+        None, gt=0.0, le=1000.0, description="Samples a second, Hz; none takes each picture of slot 0."
+    )
+    instruction: str = Field("", description="Instead of what was recorded.")
+    instructions: dict[str, Strings] = Field({}, description="Instruction → paraphrases, one of which is drawn.")
+    instructions_file: str = Field("", description="YAML file with more of them.")
+    only_successes: bool = Field(True, description="Leave out episodes marked as failed.")
+    skip_bad: bool = Field(False, description="Leave out recordings with problems instead of refusing them.")
+    split: Split = Split()
+    mapping: LeRobotMapping = LeRobotMapping()
+
+    @model_validator(mode="after")
+    def _named_robot(self) -> DatasetSettings:
+        if self.kind == "lerobot" and not self.robot:
+            raise ValueError("a LeRobot data set knows no profile: set robot to the name of one, or to a profile file")
+        return self
+
+
+class Augmentation(DataSection):
+    """Random changes of the pictures, alike for the views of a sample where not said otherwise."""
+
+    brightness: float = Field(0.0, ge=0.0, le=1.0, description="Factor is drawn from 1 ± this; each view its own.")
+    contrast: float = Field(0.0, ge=0.0, le=1.0, description="Factor about the picture's mean, drawn from 1 ± this.")
+    saturation: float = Field(0.0, ge=0.0, le=1.0, description="Factor about grey, drawn from 1 ± this.")
+    hue: float = Field(0.0, ge=0.0, le=0.5, description="Turn of the colours, drawn from ± this of a full turn.")
+    noise: float = Field(0.0, ge=0.0, le=0.5, description="Standard deviation of noise on each pixel, of full scale.")
+    shift: float = Field(0.0, ge=0.0, le=0.5, description="Translation drawn from ± this share of the size.")
+    zoom: float = Field(0.0, ge=0.0, lt=1.0, description="Scale drawn from 1 ± this.")
+    probability: float = Field(1.0, ge=0.0, le=1.0, description="Share of the samples that is changed at all.")
+    drop_view: float = Field(0.0, ge=0.0, lt=1.0, description="Probability that a view other than slot 0 is masked.")

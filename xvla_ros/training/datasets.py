@@ -1,0 +1,242 @@
+"""Data sets opened: found, checked, decoded into the cache, split into what is trained on and what is held out."""
+
+from __future__ import annotations
+
+import glob
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from xvla_ros.robots.problems import Problem, ProfileError
+from xvla_ros.robots.profile import Profile, load_profile
+from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
+from xvla_ros.training.instructions import Paraphrases, read_paraphrases
+from xvla_ros.training.recording import Recording, SamplesError
+from xvla_ros.training.samples import DataSet, Rows, Samples
+from xvla_ros.training.store import Store, make_store, open_store
+
+MIXED_RATES = 1.5  # two recordings whose pictures come at rates this far apart are not of one kind
+
+
+def open_datasets(
+    settings: Sequence[DatasetSettings],
+    *,
+    waypoints: int,
+    image_size: tuple[int, int] | None,
+    cache: Path | str,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Samples:
+    """Open, check and cache data sets.
+
+    Args:
+        settings: entries of ``datasets`` in a training file.
+        waypoints: T, of a chunk.
+        image_size: (height, width) the pictures are kept at, the network's own; None keeps them as recorded.
+        cache: folder of decoded pictures, shared by all runs.
+        augmentation: of the pictures of ``Samples.draw``; None changes nothing.
+        seed: of the order, the wordings and the augmentation.
+        workers: processes that decode recordings which the cache does not hold yet.
+        progress: told what is being done, in one line.
+
+    Raises:
+        SamplesError: naming everything that is wrong with any of the data.
+    """
+    problems: list[Problem] = []
+    opened: list[DataSet] = []
+    for entry in settings:
+        try:
+            opened.append(_open(entry, image_size, Path(cache), workers, progress))
+        except ProfileError as error:
+            problems += error.problems
+    problems += _conflicts(opened)
+    if problems or not opened:
+        raise SamplesError(problems or [Problem("datasets", "", None, "at least one data set", "there is no data")])
+    return Samples(opened, waypoints, augmentation or Augmentation(), seed)
+
+
+def survey(settings: Sequence[DatasetSettings]) -> list[Problem]:
+    """Return everything that is wrong with some data sets, without decoding a picture or writing anything."""
+    problems: list[Problem] = []
+    for entry in settings:
+        try:
+            recordings = list(recordings_of(entry))
+        except ProfileError as error:
+            problems += error.problems
+            continue
+        rates = {}
+        for recording in recordings:
+            try:
+                found = recording.survey()
+            except SamplesError as error:
+                problems += error.problems
+                continue
+            problems += found.problems
+            rates[recording.source] = (found.frame_rate, found.commanded)
+        problems += _mixed(entry, rates)
+    return problems
+
+
+def recordings_of(entry: DatasetSettings) -> Iterator[Recording]:
+    """Yield the recordings of a data set, not yet read.
+
+    Raises:
+        SamplesError, ProfileError: no file fits the paths, or the profile is wrong.
+    """
+    for path in _paths(entry):
+        if entry.kind == "lerobot":
+            from xvla_ros.training.lerobot_recording import LeRobotRecording
+
+            yield LeRobotRecording(path, _profile(entry), entry)
+        else:
+            from xvla_ros.training.bag_recording import BagOptions, BagRecording, profile_of_bag
+
+            profile = _profile(entry) if entry.robot else profile_of_bag(path)
+            options = BagOptions(entry.actions, entry.rate, entry.instruction, entry.only_successes)
+            yield BagRecording(path, profile, options)
+
+
+def _open(
+    entry: DatasetSettings, image_size: tuple[int, int] | None, cache: Path, workers: int,
+    progress: Callable[[str], None],
+) -> DataSet:
+    recordings = list(recordings_of(entry))
+    stores, problems = [], []
+    _decode_together(recordings, image_size, cache, workers, progress)
+    for number, recording in enumerate(recordings, 1):
+        progress(f"{recording.source} ({number} of {len(recordings)})")
+        try:
+            stores.append(open_store(recording, cache, image_size, recording.profile.policy.image_pipeline))
+        except SamplesError as error:
+            problems += error.problems
+    mixed = _mixed(entry, {store.source: (store.frame_rate, store.commanded) for store in stores})
+    profile = recordings[0].profile
+    mixed += [
+        Problem(recording.source, "robot", recording.profile.name, profile.name,
+                f"is of robot {recording.profile.name}, the first recording of {profile.name}: make it a data set of "
+                "its own")
+        for recording in recordings if recording.profile.name != profile.name
+    ]
+    if mixed or (problems and not (entry.skip_bad and stores)):
+        raise SamplesError([*problems, *mixed])
+    others = dict(entry.instructions)
+    if entry.instructions_file:
+        others |= read_paraphrases(Path(entry.instructions_file))
+    train, held_out = _split(stores, entry)
+    embodiment = profile.embodiment()
+    if entry.domain_id is not None:
+        embodiment = replace(embodiment, domain_id=entry.domain_id)
+    return DataSet(
+        entry, profile, embodiment, tuple(stores), train, held_out, Paraphrases(others), tuple(problems)
+    )
+
+
+def _decode_together(
+    recordings: Sequence[Recording], image_size: tuple[int, int] | None, cache: Path, workers: int,
+    progress: Callable[[str], None],
+) -> None:
+    """Make the stores that are not there yet in several processes; what fails is tried, and said, by the caller."""
+    if workers < 2 or len(recordings) < 2:
+        return
+    # a fork of a process that runs threads of torch or ROS may hang
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(recordings)), mp_context=context) as pool:
+        waiting = {
+            pool.submit(make_store, recording, cache, image_size, recording.profile.policy.image_pipeline): recording
+            for recording in recordings
+        }
+        for number, done in enumerate(as_completed(waiting), 1):
+            progress(f"{waiting[done].source} ({number} of {len(recordings)})")
+            if isinstance(error := done.exception(), BaseException) and not isinstance(error, SamplesError):
+                raise error
+
+
+def _paths(entry: DatasetSettings) -> list[Path]:
+    found: list[Path] = []
+    for pattern in entry.paths:
+        matches = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+        if not matches:
+            raise SamplesError([Problem("datasets", "paths", pattern, "an existing file or folder, or a pattern",
+                                        f"nothing is at {pattern}")])
+        found += [Path(match) for match in matches if entry.kind == "lerobot" or _may_be_bag(Path(match))]
+    if not found:
+        raise SamplesError([Problem("datasets", "paths", list(entry.paths), "folders or files with .mcap or .db3",
+                                    "no bag is there")])
+    return list(dict.fromkeys(found))
+
+
+def _may_be_bag(path: Path) -> bool:
+    return path.suffix in (".mcap", ".db3") or (path.is_dir() and any(
+        file.suffix in (".mcap", ".db3") for file in path.iterdir()))
+
+
+def _profile(entry: DatasetSettings) -> Profile:
+    profiles = load_profile(entry.robot)
+    if entry.robot in profiles:
+        return profiles[entry.robot]
+    if len(profiles) != 1:
+        raise SamplesError([Problem(entry.robot, "robot", sorted(profiles), "a file of one robot",
+                                    f"holds {len(profiles)} robots: name one of the shipped ones, or split the file")])
+    return next(iter(profiles.values()))
+
+
+def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, bool]]) -> list[Problem]:
+    """Whether recordings of one data set differ in what must be alike: rate of pictures, meaning of actions."""
+    problems = []
+    rates = {source: rate for source, (rate, _) in told.items() if rate > 0.0}
+    if rates and entry.rate is None and max(rates.values()) > MIXED_RATES * min(rates.values()):
+        slow, fast = min(rates, key=lambda source: rates[source]), max(rates, key=lambda source: rates[source])
+        problems.append(Problem(
+            fast, "rate", round(rates[fast], 2), f"about {rates[slow]:.3g} Hz as {slow}, or rate set",
+            f"mixed rates: pictures of slot 0 come at {rates[fast]:.3g} Hz here and at {rates[slow]:.3g} Hz in {slow}, "
+            "so this one would count more: set rate for the data set, or make two",
+        ))
+    without = [source for source, (_, commanded) in told.items() if not commanded]
+    if without and len(without) < len(told):
+        problems.append(Problem(
+            without[0], "actions", "measured", "commands in every recording, or actions set to measured",
+            f"{len(without)} of {len(told)} recordings have no commands for every episode, the others have: set "
+            "actions to measured for all, or make two data sets",
+        ))
+    return problems
+
+
+def _conflicts(datasets: Sequence[DataSet]) -> list[Problem]:
+    """Robots of one name that are not one robot to the policy."""
+    known: dict[str, DataSet] = {}
+    problems = []
+    for each in datasets:
+        first = known.setdefault(each.profile.name, each)
+        if first.embodiment != each.embodiment or first.profile.channels != each.profile.channels:
+            problems.append(Problem(
+                str(each.settings.paths[0]), "robot", each.profile.name, "one profile and one domain for each robot",
+                f"two data sets of robot {each.profile.name!r} differ in domain, action mode, cameras or time base: "
+                "give one of the profiles another name",
+            ))
+    return problems
+
+
+def _split(stores: Sequence[Store], entry: DatasetSettings) -> tuple[Rows, Rows]:
+    """Return (store, row) of the samples to train on and of those held out, whole episodes each."""
+    places = [(number, episode) for number, store in enumerate(stores) for episode in range(len(store.episodes))]
+    count = round(entry.split.fraction * len(places))
+    if entry.split.fraction > 0.0 and len(places) > 1:
+        count = min(max(count, 1), len(places) - 1)
+    chosen = np.random.default_rng(entry.split.seed).permutation(len(places))[:count]
+    held = {places[place] for place in chosen}
+    train, held_out = [], []
+    for place in places:
+        store, rows = stores[place[0]], np.arange(*stores[place[0]].first[place[1] : place[1] + 2])
+        part = np.stack([np.full(len(rows), place[0]), rows], axis=1) if len(store) else np.zeros((0, 2))
+        (held_out if place in held else train).append(part)
+    return _joined(train), _joined(held_out)
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    return np.concatenate(parts).astype(np.int64) if parts else np.zeros((0, 2), dtype=np.int64)

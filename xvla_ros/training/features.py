@@ -1,0 +1,133 @@
+"""What a frozen vision tower says of each picture, computed once and kept on disk.
+
+The tower is most of the work of a step; where it is frozen and pictures are not augmented, its output is a property of
+the picture. One file holds the outputs for one tower and one set of samples: [N, V, C, h, w], in the order of the
+samples, views that are masked as zeros; beside it lies the mask [N, V].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xvla_ros.model.network import XvlaNetwork
+from xvla_ros.model.processor import Batch, Processor
+from xvla_ros.training.sample import Sample
+
+_AT_ONCE = 16
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A batch without pictures: observations, and ``grids`` [n, C, h, w] of the views that are not masked."""
+
+    seen: Batch
+    grids: Tensor
+
+
+class Features:
+    """Outputs of the vision tower for some samples, by their ``row``.
+
+    Args:
+        file: made by ``compute``; it is opened where it is first read, in each process that prepares batches.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._grids: NDArray[np.floating] | None = None
+        self._mask: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self._open()[0])
+
+    def _open(self) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+        if self._grids is None or self._mask is None:
+            self._grids = np.load(self.file, mmap_mode="r")
+            self._mask = np.load(mask_file(self.file))
+        return self._grids, self._mask
+
+    def batch(self, samples: Sequence[Sample], processor: Processor) -> Kept:
+        """Prepare samples, their pictures unread."""
+        grids, masks = self._open()
+        rows = [sample.row for sample in samples]
+        mask = torch.from_numpy(np.stack([masks[row] for row in rows]))
+        kept = np.concatenate([grids[row][masks[row]] for row in rows]).astype(np.float32)
+        ids = processor.tokenizer.encode([sample.instruction for sample in samples])
+        states = np.stack([processor.state(sample.robot, sample.state) for sample in samples])
+        domains = torch.tensor([sample.domain_id for sample in samples], dtype=torch.int64)
+        empty = torch.zeros(len(samples), mask.shape[1], 0)
+        return Kept(
+            Batch(empty, mask, torch.from_numpy(ids), domains, torch.from_numpy(states)), torch.from_numpy(kept)
+        )
+
+    def __getstate__(self) -> Path:
+        return self.file
+
+    def __setstate__(self, file: Path) -> None:
+        Features.__init__(self, file)
+
+
+def mask_file(file: Path) -> Path:
+    """Where the mask of a file of features lies."""
+    return file.with_name(f"{file.stem}-mask.npy")
+
+
+def features_name(network: XvlaNetwork, fingerprint: str, part: str, views: int) -> str:
+    """Name of the file for this tower, these samples and this many views."""
+    digest = hashlib.blake2b(f"{fingerprint} {part} {views} {network.config.image_size}".encode(), digest_size=12)
+    for name, weight in network.vlm.vision_tower.state_dict().items():
+        digest.update(name.encode() + weight.contiguous().cpu().numpy().tobytes())
+    return f"features-{digest.hexdigest()}.npy"
+
+
+@torch.no_grad()
+def compute(
+    network: XvlaNetwork, processor: Processor, samples: Sequence[Sample], file: Path, device: torch.device, say: Say
+) -> Features:
+    """Return the features of ``samples``, computed first where the file is not there.
+
+    Args:
+        network: whose tower is frozen.
+        processor: of the same policy.
+        samples: in order; the place of each is its ``row``.
+        file: to read or to write; it appears when it is whole.
+        device: where the tower runs.
+        say: told how far it is.
+    """
+    if file.is_file() and mask_file(file).is_file():
+        return Features(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tower = network.vlm.vision_tower.to(device).eval()
+    unfinished = file.with_name(f".{os.getpid()}-{file.name}")
+    grids: NDArray[np.float32] | None = None
+    masks = []
+    for first in range(0, len(samples), _AT_ONCE):
+        part = [samples[row] for row in range(first, min(first + _AT_ONCE, len(samples)))]
+        batch = processor.batch([sample.observation() for sample in part])
+        seen = network.vlm.vision_grid(batch.images[batch.image_mask].to(device)).float().cpu().numpy()
+        if grids is None:
+            shape = (len(samples), batch.image_mask.shape[1], *seen.shape[1:])
+            grids = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
+        mask = batch.image_mask.numpy()
+        grids[first : first + len(part)][mask] = seen
+        masks.append(mask)
+        if first // _AT_ONCE % 64 == 0:
+            say(f"features of {first + len(part)} of {len(samples)} samples")
+    if grids is None:
+        raise ValueError("no sample to compute features of")
+    grids.flush()
+    del grids
+    tower.train()
+    np.save(mask_file(file), np.concatenate(masks))
+    unfinished.replace(file)
+    return Features(file)

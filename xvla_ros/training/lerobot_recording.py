@@ -1,0 +1,306 @@
+"""Episodes and frames of a LeRobot data set, its features brought to a profile's cameras, joints and units."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.kinematics import KinematicsError
+from xvla_ros.robots.problems import Problem, did_you_mean
+from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.tool_arm import tool_arms
+from xvla_ros.robots.units import from_policy, to_policy
+from xvla_ros.training.action_path import ActionPath, Channels
+from xvla_ros.training.bag_paths import tool_actions
+from xvla_ros.training.checks import joint_problems, path_problems
+from xvla_ros.training.dataset_settings import ChannelSource, DatasetSettings
+from xvla_ros.training.fingerprints import profile_essence, sampled
+from xvla_ros.training.lerobot_files import EpisodeFiles, LeRobotFiles, Video
+from xvla_ros.training.recording import Episode, Frame, SamplesError, Survey
+
+NS = 1_000_000_000
+READER_VERSION = 1
+SUFFIX = ".pos"  # of the names that LeRobot's drivers give to joint positions
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where the channels of a feature are, and their scales: the values wanted are feature[:, index]·scale + offset."""
+
+    index: NDArray[np.intp]
+    scale: Floats
+    offset: Floats
+
+    def take(self, rows: Floats) -> Floats:
+        return rows[:, self.index] * self.scale + self.offset
+
+
+class LeRobotRecording:
+    """One data set folder of one robot.
+
+    Args:
+        folder: with ``meta/info.json``.
+        profile: the robot.
+        settings: how to read it, its ``mapping`` above all.
+    """
+
+    def __init__(self, folder: Path, profile: Profile, settings: DatasetSettings) -> None:
+        self._folder, self._profile, self._settings = folder, profile, settings
+        self._opened: LeRobotFiles | None = None
+        self._states: list[Floats] = []
+        self._kept: list[EpisodeFiles] = []
+
+    @property
+    def source(self) -> str:
+        return str(self._folder)
+
+    @property
+    def profile(self) -> Profile:
+        return self._profile
+
+    @property
+    def _files(self) -> LeRobotFiles:
+        if self._opened is None:
+            self._opened = LeRobotFiles(self._folder)
+        return self._opened
+
+    def survey(self) -> Survey:
+        """Read the numbers of every episode.
+
+        Raises:
+            SamplesError: it is no data set, or lacks features that the profile needs.
+        """
+        problems = [*self._camera_problems(), *self._video_problems()]
+        if not self._files.episodes:
+            problems.append(self._problem("meta/episodes", 0, "at least one episode", "has no episode"))
+        commanded = self._settings.actions != "measured" and self._settings.mapping.action in self._files.features
+        if self._settings.actions == "commanded" and not commanded:
+            problems.append(self._problem("features", self._settings.mapping.action, "a feature of the data set",
+                                          f"has no {self._settings.mapping.action}: set mapping.action"))
+        if problems:
+            raise SamplesError(problems)
+        encoder, state = self._encoder(), self._columns(self._settings.mapping.state)
+        action = self._columns(self._settings.mapping.action) if commanded else state
+        self._states, self._kept = [], []
+        episodes, extremes, notes = [], [], []
+        for files in self._files.episodes:
+            name = f"episode {files.index}"
+            wanted = [self._settings.mapping.state, *([self._settings.mapping.action] if commanded else [])]
+            rows = self._files.rows(files, ["timestamp", *wanted])
+            # they are float32 s: beyond a microsecond the digits mean nothing
+            times = np.rint(rows["timestamp"] * 1e6).astype(np.int64) * 1000
+            found = self._row_problems(name, rows, times)
+            if not (self._settings.instruction or files.task or self._profile.instruction):
+                found.append(self._problem(name, "", "a task in words", f"{name} has no task: set instruction"))
+            if found:
+                problems += found
+                continue
+            measured = self._joints(state.take(rows[self._settings.mapping.state]))
+            self._states.append(self._state(measured, encoder))
+            self._kept.append(files)
+            values = self._joints(action.take(rows[self._settings.mapping.action])) if commanded else measured
+            path = ActionPath(times, self._actions(values, encoder).astype(np.float32), Channels.of(self._profile))
+            problems += path_problems(self.source, name, path, self._profile.channels)
+            told = self._settings.instruction or files.task or self._profile.instruction
+            if files.tasks > 1:
+                notes.append(f"{self._folder}: {name} has {files.tasks} tasks; the first counts: {files.task!r}")
+            episodes.append(Episode(str(files.index), told, None, int(times[0]), int(times[-1]), path))
+            if self._settings.mapping.units != "vector":
+                extremes.append((measured.min(axis=0), measured.max(axis=0)))
+        if extremes:
+            low, high = np.min([low for low, _ in extremes], axis=0), np.max([high for _, high in extremes], axis=0)
+            problems += joint_problems(self.source, self._profile, low, high)
+        return Survey(tuple(episodes), tuple(problems), self._files.fps, commanded, {}, tuple(notes))
+
+    def frames(self, survey: Survey) -> Iterator[Frame]:
+        """Yield the frames, the videos read from their beginnings on."""
+        if not self._kept:
+            self.survey()
+        videos: dict[str, tuple[Path, Video]] = {}
+        try:
+            for number, (files, states) in enumerate(zip(self._kept, self._states, strict=True)):
+                yield from self._frames_of(number, files, states, survey.episodes[number].path.times, videos)
+        finally:
+            for _, video in videos.values():
+                video.close()
+
+    def fingerprint(self) -> str:
+        """Return hex digits of the files' content, the profile, its URDFs and the settings."""
+        digest = hashlib.blake2b(digest_size=16)
+        for file in self._files.files():
+            if file.is_file():
+                digest.update(f"{file.relative_to(self._folder)} {file.stat().st_size}".encode())
+                digest.update(sampled(file, blocks=4))
+        settings = self._settings
+        told = [READER_VERSION, profile_essence(self._profile), settings.mapping.model_dump(), settings.actions,
+                settings.rate, settings.instruction]
+        digest.update(json.dumps(told, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def _frames_of(
+        self, number: int, files: EpisodeFiles, states: Floats, times: NDArray[np.int64],
+        videos: dict[str, tuple[Path, Video]],
+    ) -> Iterator[Frame]:
+        cameras = self._cameras()
+        kept = {slot: self._files.pictures(files, feature) for slot, feature in cameras.items()
+                if feature not in files.clips}
+        due = times[0]
+        for row, time in enumerate(times):
+            inside = {slot: next(pictures) for slot, pictures in kept.items()}
+            if self._settings.rate is not None:
+                if time < due - 0.5 * NS / self._files.fps:
+                    continue
+                due += round(NS / self._settings.rate)
+            images = {
+                slot: inside[slot] if slot in inside else self._picture(files, feature, time / NS, videos)
+                for slot, feature in cameras.items()
+            }
+            yield Frame(number, int(time), states[row].astype(np.float32), images)
+
+    def _picture(
+        self, files: EpisodeFiles, feature: str, time: float, videos: dict[str, tuple[Path, Video]]
+    ) -> NDArray[np.uint8]:
+        clip = files.clips[feature]
+        opened = videos.get(feature)
+        if opened is None or opened[0] != clip.file:
+            if opened is not None:
+                opened[1].close()
+            videos[feature] = clip.file, Video(clip.file, self._files.fps)
+        return videos[feature][1].at(clip.start + time)
+
+    def _cameras(self) -> dict[str, str]:
+        """Slot → feature."""
+        told = self._settings.mapping.cameras
+        candidates = {slot: told.get(slot, f"observation.images.{slot}") for slot in self._profile.cameras.slots}
+        return {slot: feature for slot, feature in candidates.items() if feature in self._files.features}
+
+    def _camera_problems(self) -> list[Problem]:
+        known = [name for name, told in self._files.features.items() if told.get("dtype") in ("video", "image")]
+        slots = self._profile.cameras.slots
+        problems = [
+            self._problem(f"mapping.cameras.{slot}", slot, f"a camera slot of {self._profile.name}: {', '.join(slots)}",
+                          f"{self._profile.name} has no camera slot {slot!r}{did_you_mean(slot, slots)}")
+            for slot in self._settings.mapping.cameras if slot not in slots
+        ]
+        found = self._cameras()
+        for slot in slots:
+            feature = self._settings.mapping.cameras.get(slot, f"observation.images.{slot}")
+            asked = slot in self._settings.mapping.cameras or self._profile.cameras.by_name[slot].required
+            if asked and (slot not in found or feature not in known):
+                problems.append(self._problem(
+                    f"mapping.cameras.{slot}", feature, "one of " + (", ".join(known) or "its features, which have no "
+                    "pictures"), f"has no pictures {feature!r} for slot {slot!r}{did_you_mean(feature, known)}"))
+        if self._settings.mapping.state not in self._files.features:
+            problems.append(self._problem("mapping.state", self._settings.mapping.state, "one of " + ", ".join(
+                self._files.features), f"has no feature {self._settings.mapping.state!r}"))
+        return problems
+
+    def _video_problems(self) -> list[Problem]:
+        wanted = set(self._cameras().values())
+        missing = sorted({clip.file for files in self._files.episodes for key, clip in files.clips.items()
+                          if key in wanted and not clip.file.is_file()})
+        return [self._problem(str(file.relative_to(self._folder)), None, "a video file", "the file is missing")
+                for file in missing]
+
+    def _row_problems(self, name: str, rows: dict[str, Floats], times: NDArray[np.int64]) -> list[Problem]:
+        problems = []
+        for feature in (self._settings.mapping.state, self._settings.mapping.action):
+            values = rows.get(feature, np.zeros(len(times))).reshape(len(times), -1)
+            bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+            if bad.size:
+                problems.append(self._problem(
+                    f"{name}.{feature}", "NaN", "finite numbers",
+                    f"{name}: {feature} is not finite at {rows['timestamp'][bad[0]]:.3f} s"))
+        if len(times) < 2 or (np.diff(times) <= 0).any():
+            problems.append(self._problem(f"{name}.timestamp", len(times), "at least two frames, in order of time",
+                                          f"{name}: its {len(times)} timestamps do not increase"))
+        elif abs(np.median(np.diff(times)) * self._files.fps / NS - 1.0) > 0.1:
+            found = NS / float(np.median(np.diff(times)))
+            problems.append(self._problem(f"{name}.timestamp", round(found, 2), f"{self._files.fps:g} Hz as fps says",
+                                          f"mixed rates: {name} has {found:.3g} frames a second"))
+        return problems
+
+    def _columns(self, feature: str) -> _Columns:
+        """Find the channels of a feature.
+
+        Raises:
+            SamplesError: naming every channel that is not there, and what the feature has.
+        """
+        names = self._files.names(feature)
+        wanted = self._wanted()
+        if self._settings.mapping.units == "vector" and len(names) in (len(wanted), 10 * len(self._profile.tools)):
+            index = np.arange(len(names))
+            return _Columns(index, np.ones(len(index)), np.zeros(len(index)))
+        sources, problems = [], []
+        for channel in wanted:
+            told = self._settings.mapping.channels.get(channel, channel)
+            source = ChannelSource(name=told) if isinstance(told, str) else told
+            place = _place(source.name, names)
+            if place is None:
+                problems.append(self._problem(
+                    f"mapping.channels.{channel}", source.name, f"one of {', '.join(names)}",
+                    f"{feature} has no channel {source.name!r}{did_you_mean(source.name, names)}"))
+            else:
+                sources.append((place, source.scale, source.offset))
+        unknown = [name for name in self._settings.mapping.channels if name not in wanted]
+        problems += [
+            self._problem(f"mapping.channels.{name}", name, f"one of {', '.join(wanted)}",
+                          f"{self._profile.name} has no channel {name!r}{did_you_mean(name, wanted)}")
+            for name in unknown
+        ]
+        if problems:
+            raise SamplesError(problems)
+        index, scale, offset = zip(*sources, strict=True)
+        return _Columns(np.array(index, dtype=np.intp), np.array(scale), np.array(offset))
+
+    def _wanted(self) -> Sequence[str]:
+        vector = self._settings.mapping.units == "vector"
+        return self._profile.channels if vector else self._profile.joints.policy_order
+
+    def _joints(self, values: Floats) -> Floats:
+        """Values of a feature as joints in rad or m, or as the vectors they are."""
+        return from_policy(values, self._profile) if self._settings.mapping.units == "policy" else values
+
+    def _state(self, joints: Floats, encoder: StateEncoder) -> Floats:
+        return self._vector(joints) if self._settings.mapping.units == "vector" else encoder.state(joints)
+
+    def _actions(self, joints: Floats, encoder: StateEncoder) -> Floats:
+        if self._settings.mapping.units == "vector":
+            return self._vector(joints)
+        if not self._profile.action_spec.is_end_effector:
+            return to_policy(joints, self._profile)
+        return tool_actions(joints, self._profile, encoder)
+
+    def _vector(self, values: Floats) -> Floats:
+        return np.pad(values, [(0, 0), (0, self._profile.state_width - values.shape[1])])
+
+    def _encoder(self) -> StateEncoder:
+        try:
+            arms = {} if self._settings.mapping.units == "vector" else tool_arms(self._profile)
+            return StateEncoder(self._profile, arms)
+        except KinematicsError as error:
+            raise SamplesError([self._problem("robot", self._profile.name, "URDFs and Pinocchio for tool poses",
+                                              str(error))]) from error
+
+    def _problem(self, key: str, value: Any, expected: str, message: str) -> Problem:
+        return Problem(self.source, key, value, expected, message)
+
+
+def _place(name: str, names: Sequence[str]) -> int | None:
+    """The number of a channel by its name, with or without the suffix of positions, or by its number."""
+    for candidate in (name, f"{name}{SUFFIX}", name.removesuffix(SUFFIX)):
+        if candidate in names:
+            return list(names).index(candidate)
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
+    return None

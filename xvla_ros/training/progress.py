@@ -1,0 +1,174 @@
+"""What a run says while it goes: a table on the console, a bar on a terminal, curve.csv and curve.png, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xvla_ros.robots.problems import Problem
+from xvla_ros.training.config_file import TrainingError
+
+_COLUMNS = (
+    ("step", 8), ("phase", 14), ("loss", 10), ("held out", 10), ("gradient", 10), ("rate", 9), ("samples/s", 10),
+    ("data wait", 10), ("left", 9),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the mean over the steps since the line before.
+
+    Attributes:
+        step: steps done.
+        phase: as ``phases.phase`` names it.
+        loss: total, and ``terms`` by name.
+        held_out: loss on held-out episodes where it was measured.
+        gradient: norm before clipping.
+        rates: learning rate of each group.
+        samples_per_second: of all processes.
+        data_wait: share of the time that the network waited for samples.
+        seconds: of training up to here.
+    """
+
+    step: int
+    phase: str
+    loss: float
+    gradient: float
+    rates: Mapping[str, float]
+    samples_per_second: float
+    data_wait: float
+    seconds: float
+    held_out: float | None = None
+    terms: Mapping[str, float] = field(default_factory=dict)
+
+    def flat(self) -> dict[str, Any]:
+        """The row as ``curve.csv`` holds it."""
+        return {
+            "step": self.step, "phase": self.phase, "loss": self.loss, "held_out": self.held_out,
+            "gradient": self.gradient, "samples_per_second": self.samples_per_second, "data_wait": self.data_wait,
+            "seconds": self.seconds,
+            **{f"rate.{name}": rate for name, rate in self.rates.items()},
+            **{f"term.{name}": value for name, value in self.terms.items()},
+        }  # fmt: skip
+
+
+class Progress:
+    """Shows and keeps the rows of a run; only the main process has one that is not silent.
+
+    Args:
+        folder: of the run.
+        steps: of the run.
+        rows: of an earlier part of it, as ``Row.flat`` made them.
+        bar: show a bar on a terminal.
+        tensorboard: write events too.
+        silent: do nothing.
+
+    Raises:
+        TrainingError: if TensorBoard is asked for and not installed.
+    """
+
+    def __init__(
+        self, folder: Path, steps: int, rows: Sequence[Mapping[str, Any]], *, bar: bool, tensorboard: bool, silent: bool
+    ) -> None:
+        self.folder, self.steps, self.silent = folder, steps, silent
+        self.rows = [dict(row) for row in rows]
+        self._events = _event_writer(folder) if tensorboard and not silent else None
+        self._bar = _bar(steps, self.rows) if bar and not silent and sys.stderr.isatty() else None
+        self._headed = False
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if not self.silent:
+            if self._bar is not None:
+                self._bar.clear()
+            print(text, flush=True)
+
+    def advance(self) -> None:
+        """Count a step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def row(self, row: Row) -> None:
+        """Show a row and keep it."""
+        flat = row.flat()
+        self.rows.append(flat)
+        if self.silent:
+            return
+        if not self._headed:
+            self.say("  ".join(name.rjust(width) for name, width in _COLUMNS))
+            self._headed = True
+        self.say(_line(row, self.steps))
+        write_csv(self.rows, self.folder / "curve.csv")
+        if self._events is not None:
+            for name, value in flat.items():
+                if isinstance(value, float):
+                    self._events.add_scalar(name, value, row.step)
+
+    def close(self) -> None:
+        """Draw the curve and end what was begun."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._events is not None:
+            self._events.close()
+        if not self.silent:
+            plot(self.rows, self.folder / "curve.png")
+
+
+def _line(row: Row, steps: int) -> str:
+    left = (steps - row.step) * row.seconds / max(1, row.step)
+    cells = (
+        str(row.step), row.phase, f"{row.loss:.5g}", "" if row.held_out is None else f"{row.held_out:.5g}",
+        f"{row.gradient:.3g}", f"{max(row.rates.values()):.2e}", f"{row.samples_per_second:.1f}",
+        f"{100 * row.data_wait:.0f} %", f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}",
+    )  # fmt: skip
+    return "  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows, whose columns may differ, as one table."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    unfinished = path.with_name(f".{path.name}")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    unfinished.replace(path)
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the loss over the steps, logarithmically; without matplotlib, draw nothing."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], label="training")
+    held = [(row["step"], row["held_out"]) for row in rows if row.get("held_out") is not None]
+    if held:
+        axes.plot(*zip(*held, strict=True), marker="o", label="held-out episodes")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _bar(steps: int, rows: Sequence[Mapping[str, Any]]) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=steps, initial=int(rows[-1]["step"]) if rows else 0, unit="step", leave=False)
+
+
+def _event_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        message = "TensorBoard is not installed"
+        raise TrainingError([Problem("", "log.tensorboard", True, "pip install tensorboard", message)]) from None
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,101 @@
+"""What every kind of recording gives, whatever format it is in: episodes with their paths, and frames to decode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.robots.problems import Problem, ProfileError
+from xvla_ros.robots.profile import Profile
+from xvla_ros.training.action_path import ActionPath
+
+
+class SamplesError(ProfileError):
+    """Data that cannot be trained on. ``problems`` holds everything that was found."""
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One demonstration.
+
+    Attributes:
+        key: what tells it from the others of its recording.
+        instruction: what was to be done.
+        success: whether it was; None where nobody said.
+        start, end: ROS time, ns.
+        path: the actions over time.
+        task: of a simulated one.
+        seed: of a simulated one.
+    """
+
+    key: str
+    instruction: str
+    success: bool | None
+    start: int
+    end: int
+    path: ActionPath
+    task: str = ""
+    seed: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One observation of an episode.
+
+    Attributes:
+        episode: index of its episode in the recording.
+        stamp: ROS time, ns.
+        state: float32 [P], the policy's units.
+        images: slot → uint8 [H, W, 3] RGB; an absent camera has no entry.
+    """
+
+    episode: int
+    stamp: int
+    state: NDArray[np.float32]
+    images: Mapping[str, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a recording holds, found without decoding a picture.
+
+    Attributes:
+        episodes: that samples are made of.
+        problems: why they must not be used as they are.
+        frame_rate: Hz of the pictures of slot 0; 0 where unknown.
+        commanded: whether the paths are what was commanded rather than what was measured.
+        skipped: why episodes were left out → how many.
+        notes: what a person should know, such as that the recording was cut short.
+    """
+
+    episodes: tuple[Episode, ...]
+    problems: tuple[Problem, ...] = ()
+    frame_rate: float = 0.0
+    commanded: bool = False
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Recording(Protocol):
+    """A bag or a LeRobot data set of one robot."""
+
+    @property
+    def source(self) -> str:
+        """Its path, for a message to a person."""
+
+    @property
+    def profile(self) -> Profile:
+        """Its robot."""
+
+    def survey(self) -> Survey:
+        """Return what it holds. Problems are returned; only what cannot be read at all raises ``SamplesError``."""
+
+    def frames(self, survey: Survey) -> Iterator[Frame]:
+        """Yield the observations of the episodes of a survey, decoded."""
+
+    def fingerprint(self) -> str:
+        """Return hex digits that change when anything the frames or the survey depend on does."""

@@ -1,0 +1,136 @@
+"""``xvla train``: a training file to a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xvla_ros.model.problems import CheckpointError
+from xvla_ros.robots.problems import Problem, ProfileError
+from xvla_ros.training.config import TrainSettings
+from xvla_ros.training.config_file import TrainingError, read_settings
+from xvla_ros.training.datasets import open_datasets
+from xvla_ros.training.samples import Samples
+
+SETTINGS_FILE = "train.yaml"
+INTERRUPTED = 130
+
+
+def train(path: str, overrides: Sequence[str] = (), *, dry_run: bool = False) -> int:
+    """Train as a file says; print what goes on.
+
+    Args:
+        path: of the training file.
+        overrides: ``key.sub=value``.
+        dry_run: open everything, say what would be trained, and stop.
+
+    Returns:
+        The exit code: 0, 1 after an error, 130 when asked to stop.
+    """
+    # Tokenizers warn, for every worker, that they will not use several threads in it.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return _train(read_settings(path, overrides), dry_run)
+    except (TrainingError, ProfileError, CheckpointError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"xvla train: {error}", file=sys.stderr)
+        return 1
+
+
+def _train(settings: TrainSettings, dry_run: bool) -> int:
+    _check_output(settings)
+    from xvla_ros.training.parallel import connect
+    from xvla_ros.training.start import load_start, make_policy, scratch_config
+    from xvla_ros.training.trainer import Trainer
+
+    start = load_start(settings.model)
+    config = start.network.config if start is not None else scratch_config(settings.model)
+    accelerator = connect(settings)
+    say = _speaker(accelerator.is_main_process)
+    # One process decodes the recordings; the others then find them decoded.
+    with accelerator.main_process_first():
+        source = open_datasets(
+            settings.datasets, waypoints=config.chunk_size, image_size=config.image_size, cache=settings.cache,
+            augmentation=settings.augmentation, seed=settings.seed, workers=max(1, settings.batch.workers),
+            progress=lambda text: say(f"reading {text}"),
+        )  # fmt: skip
+    trainer = Trainer(settings, source, make_policy(settings, source, start), accelerator)
+    _announce(say, source, trainer.summary())
+    if dry_run:
+        return 0
+    if settings.resume and trainer.resume():
+        say(f"going on after step {trainer.step} of {settings.steps}")
+    if accelerator.is_main_process:
+        _keep_settings(settings)
+    with _stop_on_signal(trainer, accelerator.num_processes):
+        summary = trainer.run()
+    if summary["steps"] < settings.steps:
+        say(f"stopped after step {summary['steps']}; go on with resume=true")
+        return INTERRUPTED
+    took, loss = summary["seconds"], summary["loss"]
+    say(f"{settings.output}/checkpoint: {summary['steps']} steps, loss {loss:.5g}, {took:.0f} s")
+    return 0
+
+
+def _check_output(settings: TrainSettings) -> None:
+    folder = Path(settings.output)
+    if not settings.resume and any(folder.glob("state/step-*")):
+        message = "holds the state of a run"
+        expected = "resume=true to go on with it, or another folder"
+        raise TrainingError([Problem("", "output", settings.output, expected, f"{settings.output} {message}")])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = Problem(
+            "", "output", settings.output, "a folder that can be written", f"cannot be made: {error.strerror}"
+        )
+        raise TrainingError([problem]) from None
+
+
+def _keep_settings(settings: TrainSettings) -> None:
+    """Write the settings as they are after the command line, so that the run can be repeated."""
+    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    Path(settings.output, SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+
+def _speaker(is_main: bool) -> Any:
+    return (lambda text: print(text, flush=True)) if is_main else (lambda text: None)
+
+
+def _announce(say: Any, source: Samples, summary: dict[str, Any]) -> None:
+    for row in source.summary():
+        say("  ".join(f"{key}: {value}" for key, value in row.items()))
+    counts = summary["parameters"]
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if name not in ("total", "trained"))
+    say(f"{summary['method']}: trains {counts['trained']:,} of {counts['total']:,} parameters ({parts})")
+
+
+@contextmanager
+def _stop_on_signal(trainer: Any, processes: int) -> Iterator[None]:
+    """Let Ctrl-C and a termination end the run after its current step, its state saved; a second one ends it at once.
+
+    Several processes would not stop at the same step: they are ended at once, and go on from their last state.
+    """
+    if processes > 1:
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, _frame: Any) -> None:
+        trainer.stop()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

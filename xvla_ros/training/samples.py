@@ -1,0 +1,186 @@
+"""The samples of all data sets together: drawn in a reproducible order, or one after the other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.model.action_specs import GRIPPER
+from xvla_ros.model.data import Embodiment
+from xvla_ros.model.normalisers import Statistics
+from xvla_ros.robots.problems import Problem
+from xvla_ros.robots.profile import Profile
+from xvla_ros.training.action_path import waypoint_times
+from xvla_ros.training.augment import Augmenter
+from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
+from xvla_ros.training.instructions import Paraphrases
+from xvla_ros.training.order import WeightedOrder
+from xvla_ros.training.sample import Sample
+from xvla_ros.training.statistics import ChannelStatistics, normaliser
+from xvla_ros.training.store import Store
+
+_WORDS, _PICTURES = 3, 4  # streams of random numbers, beside those of ``order``
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """One entry of the settings, opened.
+
+    Attributes:
+        settings: the entry.
+        profile, embodiment: its robot; the embodiment has the domain id of the settings.
+        stores: one for each recording.
+        train, held_out: int64 [N, 2], (store, row) of the samples.
+        paraphrases: of its instructions.
+        left_out: problems of recordings that ``skip_bad`` left out.
+    """
+
+    settings: DatasetSettings
+    profile: Profile
+    embodiment: Embodiment
+    stores: tuple[Store, ...]
+    train: Rows
+    held_out: Rows
+    paraphrases: Paraphrases
+    left_out: tuple[Problem, ...] = ()
+
+
+class Samples:
+    """Samples of all data sets.
+
+    Attributes:
+        datasets: opened.
+        profiles, embodiments: by robot.
+        train, held_out: the plain samples in order, without augmentation and paraphrases.
+        instructions: every text that a sample may come with.
+    """
+
+    def __init__(
+        self, datasets: Sequence[DataSet], waypoints: int, augmentation: Augmentation, seed: int
+    ) -> None:
+        self.datasets = tuple(datasets)
+        self.profiles: Mapping[str, Profile] = {each.profile.name: each.profile for each in datasets}
+        self.embodiments: Mapping[str, Embodiment] = {each.embodiment.robot: each.embodiment for each in datasets}
+        self._waypoints, self._seed = waypoints, seed
+        self._augmenter = Augmenter(augmentation)
+        self._order = WeightedOrder([len(each.train) for each in datasets], [e.settings.weight for e in datasets], seed)
+        self._first = np.concatenate([[0], np.cumsum([len(each.train) for each in datasets])])
+        self.train: Sequence[Sample] = _Rows(self.datasets, [each.train for each in datasets], self._plain)
+        self.held_out: Sequence[Sample] = _Rows(self.datasets, [each.held_out for each in datasets], self._plain)
+        self.instructions: Sequence[str] = sorted({
+            text for each in datasets for store in each.stores for episode in store.episodes
+            for text in each.paraphrases.of(episode.instruction)
+        })
+
+    def draw(self, index: int) -> Sample:
+        """Return the ``index``-th sample of an endless sequence: weighted, shuffled, reworded, augmented.
+
+        It depends on the seed and the index alone.
+        """
+        number, row = self._order.at(index)
+        dataset = self.datasets[number]
+        plain = self._plain(dataset, dataset.train[row], index, int(self._first[number]) + row)
+        words = dataset.paraphrases.draw(plain.instruction, np.random.default_rng([self._seed, _WORDS, index]))
+        if self._augmenter.idle:
+            return replace(plain, instruction=words)
+        random = np.random.default_rng([self._seed, _PICTURES, index])
+        images = self._augmenter(plain.images, random, plain.embodiment.slots[0])
+        return replace(plain, instruction=words, images=images)
+
+    def statistics(self, robot: str, state_mode: str, action_mode: str) -> Statistics:
+        """Return how a robot's state and actions in the training samples are normalised.
+
+        Grippers that a sigmoid decodes, and modes that leave numbers alone, stay as they are.
+
+        Args:
+            robot: its name.
+            state_mode, action_mode: keys of ``model.normalisers.MODES``, in any case.
+        """
+        state, action = self.channel_statistics(robot)
+        spec = self.profiles[robot].action_spec
+        sigmoid = [i for i, role in enumerate(spec.roles) if role == GRIPPER] if spec.gripper_is_probability else []
+        return Statistics(normaliser(state.stats(), state_mode), normaliser(action.stats(), action_mode, sigmoid))
+
+    def channel_statistics(self, robot: str) -> tuple[ChannelStatistics, ChannelStatistics]:
+        """Return the statistics of a robot's states and of its recorded waypoints."""
+        width = self.profiles[robot].state_width
+        state, action = ChannelStatistics(width), ChannelStatistics(width)
+        for dataset in self.datasets:
+            if dataset.profile.name != robot:
+                continue
+            for number, store in enumerate(dataset.stores):
+                rows = dataset.train[dataset.train[:, 0] == number, 1]
+                state.add(store.state[rows])
+                for episode, stamps in _by_episode(store, rows):
+                    due = np.stack([waypoint_times(stamp, dataset.profile, self._waypoints) for stamp in stamps])
+                    recorded = due <= store.episodes[episode].end
+                    action.add(store.episodes[episode].path.at(due)[recorded])
+        if not action.count:  # episodes shorter than the first waypoint
+            action.add(np.concatenate([e.path.values for d in self.datasets for s in d.stores for e in s.episodes
+                                       if d.profile.name == robot]))
+        return state, action
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of which samples these are: the recordings, how they are kept, and what is held out."""
+        digest = hashlib.blake2b(digest_size=16)
+        for each in self.datasets:
+            digest.update(" ".join(store.folder.name for store in each.stores).encode())
+            digest.update(each.train.tobytes() + b"|" + each.held_out.tobytes())
+        return digest.hexdigest()
+
+    def summary(self) -> list[dict[str, object]]:
+        """Return a row of a table for each data set: robot, domain, episodes, samples, actions, what was left out."""
+        return [
+            {
+                "robot": each.profile.name, "domain": each.embodiment.domain_id, "recordings": len(each.stores),
+                "episodes": sum(len(store.episodes) for store in each.stores), "samples": len(each.train),
+                "held out": len(each.held_out), "weight": each.settings.weight,
+                "actions": "commanded" if all(store.commanded for store in each.stores) else "measured",
+                "left out": sum(sum(store.skipped.values()) for store in each.stores) + len(each.left_out),
+            }
+            for each in self.datasets
+        ]
+
+    def _plain(self, dataset: DataSet, place: Rows, index: int, number: int) -> Sample:
+        store, row = dataset.stores[int(place[0])], int(place[1])
+        episode = store.episodes[int(np.searchsorted(store.first, row, side="right")) - 1]
+        stamp = int(store.stamps[row])
+        due = waypoint_times(stamp, dataset.profile, self._waypoints)
+        return Sample(
+            dataset.embodiment, store.images(row), np.array(store.state[row]), episode.path.at(due),
+            due <= episode.end, episode.instruction, index, f"{store.source}, episode {episode.key}", stamp, number,
+        )
+
+
+class _Rows(Sequence[Sample]):
+    """Samples of some rows of every data set, one after the other."""
+
+    def __init__(
+        self, datasets: Sequence[DataSet], rows: Sequence[Rows], make: Callable[[DataSet, Rows, int, int], Sample]
+    ) -> None:
+        self._datasets, self._rows, self._make = datasets, rows, make
+        self._first = np.concatenate([[0], np.cumsum([len(each) for each in rows])])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        index %= len(self)
+        number = int(np.searchsorted(self._first, index, side="right")) - 1
+        place = self._rows[number][index - int(self._first[number])]
+        return self._make(self._datasets[number], place, index, index)
+
+
+def _by_episode(store: Store, rows: Rows) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    episodes = np.searchsorted(store.first, rows, side="right") - 1
+    for episode in np.unique(episodes):
+        yield int(episode), store.stamps[rows[episodes == episode]]

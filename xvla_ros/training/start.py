@@ -1,0 +1,232 @@
+"""The policy a run begins with: from scratch or from a checkpoint, made to know every robot of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from xvla_ros.model import checkpoint
+from xvla_ros.model.action_modes import action_mode, repaired_mode
+from xvla_ros.model.action_specs import action_spec
+from xvla_ros.model.config import XvlaConfig
+from xvla_ros.model.data import Embodiment
+from xvla_ros.model.network import XvlaNetwork
+from xvla_ros.model.normalisers import IDENTITY, MEAN_STD
+from xvla_ros.model.policy import Policy
+from xvla_ros.model.processor import Processor
+from xvla_ros.model.random_policy import SIZES
+from xvla_ros.model.record import RobotRecord, TrainingSummary
+from xvla_ros.model.text import train_tokenizer
+from xvla_ros.robots.problems import Problem
+from xvla_ros.training.batches import Source
+from xvla_ros.training.config import Model, TrainSettings
+from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.domain_rows import copy_rows
+
+# Settled by the data, so not for model.network.
+_OF_THE_DATA = ("vision", "text", "chunk_size", "action_mode", "action_dim", "image_pipeline", "dialect", "extra")
+_VISION_PARTS = ("vlm.vision_tower.", "vlm.multi_modal_projector.")
+
+
+def load_start(model: Model) -> Policy | None:
+    """Load the checkpoint that ``model`` names, in float32; None where the run begins from scratch.
+
+    Raises:
+        CheckpointError: naming what does not fit.
+    """
+    if not model.checkpoint:
+        return None
+    return checkpoint.load(
+        model.checkpoint, revision=model.revision or None, dtype="float32", assume=checkpoint.PROFILE_STEPS
+    )
+
+
+def scratch_config(model: Model) -> XvlaConfig:
+    """Sizes of a network from scratch, as far as the data does not decide them.
+
+    Raises:
+        TrainingError: naming fields that do not exist.
+    """
+    base = SIZES[model.size]
+    problems: list[Problem] = []
+    changes = _fitted(base, model.network, "model.network", problems)
+    vision = _fitted(base.vision, model.vision, "model.vision", problems)
+    text = _fitted(base.text, model.text, "model.text", problems)
+    if problems:
+        raise TrainingError(problems)
+    return replace(
+        base, vision=replace(base.vision, **vision), text=replace(base.text, **text), chunk_size=model.chunk_size,
+        **changes,
+    )  # fmt: skip
+
+
+def _fitted(base: Any, changes: Mapping[str, Any], key: str, problems: list[Problem]) -> dict[str, Any]:
+    known = {each.name for each in fields(base)} - set(_OF_THE_DATA)
+    for name in sorted(set(changes) - known):
+        expected = "one of " + ", ".join(sorted(known))
+        problems.append(Problem("", f"{key}.{name}", changes[name], expected, f"{name!r} is no size of the network"))
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in changes.items() if name in known
+    }
+
+
+def make_policy(settings: TrainSettings, source: Source, start: Policy | None) -> Policy:
+    """Return the policy to train: ``start`` with the robots of the data, or a new one.
+
+    Args:
+        settings: of the run.
+        source: the data.
+        start: from ``load_start``.
+
+    Raises:
+        TrainingError: naming robots that do not fit the network or each other.
+    """
+    embodiments = {name: _trained_as(each, settings.model) for name, each in source.embodiments.items()}
+    policy = start if start is not None else _from_scratch(settings, source, list(embodiments.values()))
+    problems = _domain_problems(policy, embodiments)
+    if problems:
+        raise TrainingError(problems)
+    for robot, embodiment in embodiments.items():
+        policy.robots[robot] = _record(settings, source, policy.robots.get(robot), embodiment)
+        policy.processor.statistics[robot] = policy.robots[robot].statistics
+    _set_views(policy)
+    _check(policy, embodiments)
+    if start is not None:
+        _initialise(policy, settings.initialise, embodiments)
+    if settings.model.vision_from:
+        _take_vision(policy.network, settings.model.vision_from)
+    return policy
+
+
+def _trained_as(embodiment: Embodiment, model: Model) -> Embodiment:
+    mode = repaired_mode(embodiment.action_mode) if model.repaired_modes else embodiment.action_mode
+    return replace(embodiment, action_mode=mode)
+
+
+def _from_scratch(settings: TrainSettings, source: Source, embodiments: Sequence[Embodiment]) -> Policy:
+    first = embodiments[0]
+    config = scratch_config(settings.model)
+    widths = [_width(source, each) for each in embodiments]
+    spec = action_mode(first.action_mode).spec
+    config = replace(
+        config,
+        action_mode=first.action_mode,
+        max_action_dim=max(config.max_action_dim, *widths),
+        action_dim=spec.decoded_width or widths[0],
+        state_dim=max(config.state_dim, *widths),
+        num_image_views=max(len(each.slots) for each in embodiments),
+        image_pipeline=first.image_pipeline,
+        num_denoising_steps=first.denoising_steps,
+        normalization={"VISUAL": IDENTITY, "STATE": MEAN_STD, "ACTION": MEAN_STD},
+    )
+    need = config.sequence_length(config.num_image_views or 1)
+    config = replace(config, max_len_seq=max(config.max_len_seq, need))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = XvlaNetwork(config)
+    tokenizer = train_tokenizer(sorted(source.instructions), config.tokenizer_max_length, config.text.vocab_size)
+    summary = TrainingSummary(trained_domains=(), details={})
+    return Policy(network.eval(), Processor(config, tokenizer), robots={}, training=summary, source="")
+
+
+def _width(source: Source, embodiment: Embodiment) -> int:
+    return action_spec(embodiment.action_mode).decoded_width or len(source.train[0].state)
+
+
+def _record(settings: TrainSettings, source: Source, known: RobotRecord | None, embodiment: Embodiment) -> RobotRecord:
+    """What the checkpoint shall remember of a robot; one it knows keeps the normalisation it was trained with."""
+    profile = source.profiles.get(embodiment.robot)
+    plain: Mapping[str, Any] | None = known.profile if known is not None else None
+    if profile is not None:
+        plain = profile.to_mapping()
+        plain["policy"] = {**plain["policy"], "domain_id": embodiment.domain_id}
+    if known is not None and _decode_alike(known.embodiment, embodiment):
+        return RobotRecord(embodiment, known.statistics, plain)
+    state = _mode(settings.state_normalisation, embodiment)
+    action = _mode(settings.action_normalisation, embodiment)
+    return RobotRecord(embodiment, source.statistics(embodiment.robot, state, action), plain)
+
+
+def _decode_alike(one: Embodiment, other: Embodiment) -> bool:
+    return repaired_mode(one.action_mode) == repaired_mode(other.action_mode)
+
+
+def _mode(chosen: str, embodiment: Embodiment) -> str:
+    """Tool poses stay in metres, which the weights of their loss are made for; joints are scaled to their spread."""
+    if chosen != "auto":
+        return chosen.upper()
+    return IDENTITY if action_spec(embodiment.action_mode).is_end_effector else MEAN_STD
+
+
+def _domain_problems(policy: Policy, embodiments: Mapping[str, Embodiment]) -> list[Problem]:
+    """Name robots of the data that would overwrite, or share, another robot's domain."""
+    owners = {record.embodiment.domain_id: robot for robot, record in policy.robots.items()}
+    owners.update({embodiments[robot].domain_id: robot for robot in policy.robots if robot in embodiments})
+    problems = []
+    for robot, embodiment in embodiments.items():
+        owner = owners.setdefault(embodiment.domain_id, robot)
+        if owner != robot:
+            expected = f"a domain of its own, 0…{policy.network.config.num_domains - 1}"
+            message = f"robot {robot!r} has the domain of {owner!r}; set domain_id in its data set or profile"
+            problems.append(Problem("", "datasets.domain_id", embodiment.domain_id, expected, message))
+    return problems
+
+
+def _set_views(policy: Policy) -> None:
+    """Settle the number of views where the checkpoint leaves it to the robot: rows of a batch must have the same."""
+    config = policy.network.config
+    if config.num_image_views is None:
+        views = max(len(record.embodiment.slots) for record in policy.robots.values())
+        policy.network.config = policy.processor.config = replace(config, num_image_views=views)
+
+
+def _check(policy: Policy, embodiments: Mapping[str, Embodiment]) -> None:
+    problems = []
+    for robot, embodiment in embodiments.items():
+        try:
+            policy.check(embodiment)
+        except ValueError as error:
+            problems.append(Problem("", f"datasets: {robot}", None, "a robot that the network can drive", str(error)))
+    if problems:
+        raise TrainingError(problems)
+
+
+def _initialise(policy: Policy, chosen: Mapping[str, str | int], embodiments: Mapping[str, Embodiment]) -> None:
+    problems: list[Problem] = []
+    for robot, source in chosen.items():
+        key, domains = f"initialise.{robot}", policy.network.config.num_domains
+        if robot not in embodiments:
+            expected = "one of " + ", ".join(embodiments)
+            problems.append(Problem("", key, robot, expected, f"robot {robot!r} is not in the data"))
+            continue
+        known = {name: record.embodiment.domain_id for name, record in policy.robots.items()}
+        row = known.get(source) if isinstance(source, str) else source
+        if row is None or not 0 <= row < domains:
+            expected = f"a robot of the checkpoint ({', '.join(known) or 'it names none'}) or 0…{domains - 1}"
+            problems.append(Problem("", key, source, expected, f"{source!r} is no domain of the checkpoint"))
+            continue
+        copy_rows(policy.network, row, embodiments[robot].domain_id)
+    if problems:
+        raise TrainingError(problems)
+
+
+@torch.no_grad()
+def _take_vision(network: XvlaNetwork, folder: str) -> None:
+    other = dict(checkpoint.load(folder, dtype="float32", assume=checkpoint.ALL_STEPS).network.named_parameters())
+    for name, weight in network.named_parameters():
+        if not name.startswith(_VISION_PARTS):
+            continue
+        if name not in other or other[name].shape != weight.shape:
+            found = list(other[name].shape) if name in other else None
+            message = "does not fit the network's vision tower"
+            raise TrainingError([Problem(folder, name, found, f"shape {list(weight.shape)}", message)])
+        weight.copy_(other[name])
+
+
+def trained_domains(policy: Policy, domains: Sequence[int]) -> tuple[int, ...] | None:
+    """Rows that count as trained once ``domains`` were; None where the checkpoint does not say which were before."""
+    before = policy.training.trained_domains
+    return None if before is None else tuple(sorted({*before, *domains}))

@@ -1,0 +1,368 @@
+"""The loop: batches in, steps of the optimiser, rows of the table, states and checkpoints out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from xvla_ros.model.policy import Policy
+from xvla_ros.model.record import Record, TrainingSummary, write_record
+from xvla_ros.robots.problems import Problem
+from xvla_ros.training import draws
+from xvla_ros.training.adapters import add_lora, write_adapter
+from xvla_ros.training.batches import Preparation, Source, batches
+from xvla_ros.training.config import TrainSettings
+from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.domain_rows import RowMask, row_weights
+from xvla_ros.training.ema import Average
+from xvla_ros.training.features import Features, compute, features_name
+from xvla_ros.training.groups import LORA, Group, make_groups, trainable
+from xvla_ros.training.meter import Meter
+from xvla_ros.training.objective import FlowObjective, TrainingBatch, recompute_activations, set_dropout
+from xvla_ros.training.parallel import like, share_of, whole, without_sync, wrap
+from xvla_ros.training.phases import active_groups, phase, rate
+from xvla_ros.training.progress import Progress
+from xvla_ros.training.sample import Sample
+from xvla_ros.training.saving import gather, policy_of, replace_checkpoint
+from xvla_ros.training.start import trained_domains
+from xvla_ros.training.state import State, last_state, require_same, write_state
+from xvla_ros.training.validation import held_out_batches, held_out_loss
+
+CHECKPOINT, ADAPTER, STATES = "checkpoint", "adapter", "state"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        settings: of the run.
+        source: the data.
+        policy: from ``start.make_policy``; its network is trained in place.
+        accelerator: from ``parallel.connect``.
+
+    Raises:
+        TrainingError: if a step cannot be shared out, or an earlier part of the run does not fit.
+    """
+
+    def __init__(self, settings: TrainSettings, source: Source, policy: Policy, accelerator: Accelerator) -> None:
+        self.settings, self.source, self.policy, self.accelerator = settings, source, policy, accelerator
+        self.folder = Path(settings.output)
+        self.share = share_of(settings, accelerator)
+        self.preparation = Preparation(policy, settings.seed, settings.batch.size)
+        self.network = policy.network
+        self._prepare_network()
+        self.objective = FlowObjective(self.network)
+        self.fingerprint = self._fingerprint()
+        self.held_out = self._preparations()
+        self.wrapped = wrap(self.objective, accelerator, settings)
+        moving = trainable(self.network, settings)
+        self.groups = make_groups(self.network, moving)
+        self.mask = RowMask(row_weights(self.network).values(), self.domains) if settings.method == "prompt" else None
+        self.optimizer = _optimizer(self.groups, settings)
+        self.average = Average(moving, settings.ema.decay)
+        self.step, self.seconds, self.rows = 0, 0.0, list[dict[str, Any]]()
+        self._last = settings.steps
+
+    @property
+    def domains(self) -> tuple[int, ...]:
+        """Domains that this run trains."""
+        embodiments = self.source.embodiments
+        chosen = self.settings.train_domains if self.settings.method == "prompt" else ()
+        unknown = [name for name in chosen if name not in embodiments]
+        if unknown:
+            expected = "robots of the data: " + ", ".join(embodiments)
+            raise TrainingError([Problem("", "train_domains", unknown, expected, "names no robot of the data")])
+        return tuple(sorted(embodiments[name].domain_id for name in chosen or embodiments))
+
+    def _prepare_network(self) -> None:
+        model, network = self.settings.model, self.network
+        if model.dropout is not None:
+            set_dropout(network, model.dropout)
+        if self.settings.method == "lora":
+            add_lora(network, self.settings.lora, self.settings.seed)
+        moving = trainable(network, self.settings)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name in moving)
+        if model.activation_checkpointing:
+            recompute_activations(network)
+
+    def _preparations(self) -> Preparation:
+        """Let samples come with kept features, where they are asked for; return how held-out samples are prepared."""
+        if not self.settings.features:
+            return self.preparation
+        held_out = Preparation(self.policy, self.settings.seed, self.settings.batch.size)
+        with self.accelerator.main_process_first():
+            self.preparation.features = self._features("train", self.source.train)
+            if len(self.source.held_out):
+                held_out.features = self._features("held_out", self.source.held_out)
+        return held_out
+
+    def _features(self, part: str, samples: Sequence[Sample]) -> Features:
+        views = self.network.config.num_image_views or 1
+        file = Path(self.settings.cache) / features_name(self.network, self.source.fingerprint, part, views)
+        say = print if self.accelerator.is_main_process else lambda text: None
+        return compute(self.network, self.policy.processor, samples, file, self.accelerator.device, say)
+
+    def _fingerprint(self) -> str:
+        """What must be the same when a run goes on and is not in its states: still weights, words, normalisation."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, parameter in self.network.named_parameters():
+            if not parameter.requires_grad:
+                digest.update(name.encode())
+                digest.update(parameter.detach().contiguous().cpu().numpy().tobytes())
+        digest.update(self.source.fingerprint.encode())
+        digest.update(self.policy.processor.tokenizer.backend.to_str().encode())
+        for robot in sorted(self.source.embodiments):
+            statistics = self.policy.robots[robot].statistics
+            digest.update(json.dumps([robot, statistics.state.to_json(), statistics.action.to_json()]).encode())
+        return digest.hexdigest()
+
+    def resume(self) -> bool:
+        """Go on from the last state of the output folder; return whether there was one.
+
+        Raises:
+            TrainingError: if it is of another run.
+        """
+        state = last_state(self.folder / STATES)
+        if state is None:
+            return False
+        file = str(self.folder / STATES)
+        require_same(state.facts["settings"], self.settings, file)
+        if state.facts["fingerprint"] != self.fingerprint:
+            message = "the checkpoint, the recordings or their profiles have changed since the run began"
+            raise TrainingError([Problem(file, "", None, "what it began with, or another output", message)])
+        self._restore(state)
+        return True
+
+    @torch.no_grad()
+    def _restore(self, state: State) -> None:
+        for group in self.groups.values():
+            for name, weight in group:
+                weight.copy_(like(state.tensors[f"weight.{name}"], weight))
+                if f"average.{name}" in state.tensors and name in self.average.values:
+                    self.average.values[name].copy_(like(state.tensors[f"average.{name}"], weight))
+                moments = {each: state.tensors.get(f"{each}.{name}") for each in _MOMENTS}
+                if all(value is not None for value in moments.values()):
+                    self.optimizer.state[weight] = {
+                        each: value.clone() if each == "step" else like(value, weight).clone()
+                        for each, value in moments.items()
+                        if value is not None
+                    }
+        self.step, self.seconds = state.step, float(state.facts["seconds"])
+        self.rows = [row for row in state.facts["rows"] if row["step"] <= state.step]
+
+    def stop(self) -> None:
+        """End the run after the current step, its state and checkpoint saved."""
+        self._last = min(self._last, self.step + 1)
+
+    def run(self, on_step: Callable[[int], None] | None = None) -> dict[str, Any]:
+        """Train to the last step; return the summary that ``train.json`` and the checkpoint keep.
+
+        Args:
+            on_step: called with the number of steps done, after each.
+        """
+        settings, main = self.settings, self.accelerator.is_main_process
+        self.folder.mkdir(parents=True, exist_ok=True)
+        progress = Progress(
+            self.folder, settings.steps, self.rows, bar=settings.log.progress, tensorboard=settings.log.tensorboard,
+            silent=not main,
+        )  # fmt: skip
+        stream = batches(self.source, self.preparation, self.share, settings.batch, self.step, settings.steps)
+        meter = Meter(self.accelerator, self.seconds)
+        while self.step < self._last:
+            meter.start()
+            self._step(stream, meter)
+            progress.advance()
+            is_last = self.step >= self._last
+            held_out = self._held_out() if is_last or _due(self.step, settings.validation.every) else None
+            if is_last or held_out is not None or _due(self.step, settings.log.log_every):
+                progress.row(meter.row(self.step, self._phase(), self._rates(self.step - 1), held_out))
+            self.rows, self.seconds = progress.rows, meter.seconds
+            if is_last or _due(self.step, settings.log.save_every):
+                self.save()
+            if on_step is not None:
+                on_step(self.step)
+        progress.close()
+        return self.summary()
+
+    def _step(self, stream: Iterator[TrainingBatch], meter: Meter) -> None:
+        """One step of the optimiser, over all accumulated parts."""
+        settings, parts = self.settings, self.share.accumulation
+        self._set_phase()
+        for part in range(parts):
+            batch = meter.waited(lambda: next(stream)).to(self.accelerator.device)
+            draws.seed_dropout(settings.seed, self.step, part, self.share.process)
+            with without_sync(self.wrapped, self.accelerator, part == parts - 1):
+                loss, terms = self.wrapped(batch)
+                self.accelerator.backward(loss / parts)
+            meter.add(loss, terms, len(batch))
+        meter.norm(self._update())
+        self.step += 1
+
+    def _set_phase(self) -> None:
+        """Put weights to training and set their rates for this step."""
+        active = active_groups(self.settings.schedule, self.step)
+        self._training_mode()
+        for name, group in self.groups.items():
+            for _, weight in group:
+                # Under several processes all gradients are computed, and those that do not count dropped: the wrapper
+                # has been told once which to expect.
+                weight.requires_grad_(name in active or self.share.processes > 1)
+        rates = self._rates(self.step)
+        for part in self.optimizer.param_groups:
+            part["lr"] = rates[part["name"]]
+
+    def _training_mode(self) -> None:
+        self.wrapped.train()
+        if self.settings.freeze.vision_encoder or self.settings.method == "prompt":
+            self.network.vlm.vision_tower.eval()
+
+    def _update(self) -> Tensor:
+        active = active_groups(self.settings.schedule, self.step)
+        weights = []
+        for name, group in self.groups.items():
+            for _, weight in group:
+                if name not in active:
+                    weight.grad = None
+                elif weight.grad is not None:
+                    weights.append(weight)
+        if self.mask is not None:
+            self.mask.apply()
+        limit = self.settings.optimizer.clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(weights, limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update(self.step)
+        return norm
+
+    def _phase(self) -> str:
+        """Name what the last step was part of."""
+        return "prompt" if self.settings.method == "prompt" else phase(self.settings.schedule, self.step - 1)
+
+    def _rates(self, step: int) -> dict[str, float]:
+        settings = self.settings
+        return {name: rate(settings.optimizer, settings.schedule, name, step, settings.steps) for name in self.groups}
+
+    def _held_out(self) -> float | None:
+        made = held_out_batches(self.source, self.held_out, self.share, self.settings)
+        if not made:
+            return None
+        self.wrapped.eval()
+        with self.average.applied():
+            return held_out_loss(self.wrapped, made, self.accelerator)
+
+    def save(self) -> None:
+        """Write the state, then the checkpoint; every process must take part."""
+        tensors = self._state_tensors()
+        weights = gather(self.network, self.average)
+        if self.accelerator.is_main_process:
+            facts = {
+                "settings": self.settings.model_dump(mode="json"), "fingerprint": self.fingerprint,
+                "seconds": self.seconds, "rows": self.rows,
+            }  # fmt: skip
+            write_state(self.folder / STATES, State(self.step, tensors, facts), self.settings.log.keep_states)
+            summary = self.summary()
+            (self.folder / "train.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            training = TrainingSummary(trained_domains(self.policy, self.domains), _history(self.policy, summary))
+            made = policy_of(weights, self.policy, self.settings.lora, self.settings.log.dtype, training)
+            replace_checkpoint(made, self.folder / CHECKPOINT)
+            if self.settings.method == "lora" and self.settings.log.adapter:
+                self._write_adapter(weights, made)
+        self.accelerator.wait_for_everyone()
+
+    def _write_adapter(self, weights: dict[str, Tensor], made: Policy) -> None:
+        folder, settings = self.folder / ADAPTER, self.settings
+        moved = [name for group in self.groups.values() for name, _ in group if LORA not in name]
+        write_adapter(folder, weights, moved, settings.lora, settings.model.checkpoint)
+        network = made.network
+        write_record(
+            Record(network.action_mode.name, network.config.image_pipeline, made.robots, made.training), folder
+        )
+
+    def _state_tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for group in self.groups.values():
+            for name, weight in group:
+                tensors[f"weight.{name}"] = whole(weight)
+                if name in self.average.values:
+                    tensors[f"average.{name}"] = whole(self.average.values[name])
+                for each, value in self.optimizer.state.get(weight, {}).items():
+                    tensors[f"{each}.{name}"] = whole(value)
+        return {name: value.contiguous() for name, value in tensors.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """What was trained, on what, for how long, and how far."""
+        settings = self.settings
+        held_out = [row["held_out"] for row in self.rows if row.get("held_out") is not None]
+        return {
+            "schema_version": 1,
+            "method": settings.method,
+            "from": settings.model.checkpoint or f"scratch ({settings.model.size})",
+            "robots": {
+                name: {"domain_id": each.domain_id, "action_mode": self.preparation.modes[name].name}
+                for name, each in self.source.embodiments.items()
+            },
+            "domains": list(self.domains),
+            "steps": self.step,
+            "samples": self.step * settings.batch.size,
+            "training_samples": len(self.source.train),
+            "held_out_samples": len(self.source.held_out),
+            "seconds": round(self.seconds, 1),
+            "processes": self.share.processes,
+            "device": self.accelerator.device.type,
+            "parameters": self._parameters(),
+            "loss": self.rows[-1]["loss"] if self.rows else None,
+            "held_out_loss": held_out[-1] if held_out else None,
+            "settings": settings.model_dump(mode="json"),
+        }
+
+    def _parameters(self) -> dict[str, Any]:
+        groups = {name: sum(weight.numel() for _, weight in group) for name, group in self.groups.items()}
+        total = sum(weight.numel() for weight in self.network.parameters())
+        rows = len(self.domains) if self.mask is not None else None
+        if rows is not None:
+            groups = {name: count * rows // self.network.config.num_domains for name, count in groups.items()}
+        return {"total": total, "trained": sum(groups.values()), **groups}
+
+
+def _optimizer(groups: Mapping[str, Group], settings: TrainSettings) -> torch.optim.AdamW:
+    given = settings.optimizer
+    parts = [
+        {"params": list(weights.values()), "name": name, "weight_decay": decay, "lr": 0.0}
+        for name, group in groups.items()
+        for weights, decay in ((group.decayed, given.weight_decay), (group.kept, 0.0))
+        if weights
+    ]
+    return torch.optim.AdamW(parts, betas=given.betas, eps=given.eps)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _history(policy: Policy, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary for the checkpoint, with that of the checkpoint it came from."""
+    own = {key: value for key, value in summary.items() if key != "schema_version"}
+    # Where things lay on the machine that trained is nobody's business.
+    settings = {key: value for key, value in own["settings"].items() if key not in ("output", "cache", "log")}
+    settings["model"] = {
+        **settings["model"],
+        **{key: _name(settings["model"][key]) for key in ("checkpoint", "vision_from")},
+    }
+    settings["datasets"] = [{**each, "paths": [_name(path) for path in each["paths"]]} for each in settings["datasets"]]
+    own.update({"settings": settings, "from": _name(own["from"])})
+    before = {key: value for key, value in policy.training.details.items() if key != "settings"}
+    return {**own, "before": before} if before else own
+
+
+def _name(path: str) -> str:
+    """The last part of a path of this machine; anything else, such as a hub id, as it is."""
+    return Path(path).name if Path(path).is_absolute() or Path(path).exists() else path
