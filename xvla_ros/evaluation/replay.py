@@ -208,7 +208,8 @@ def summary(document: dict[str, Any]) -> str:
         apart = other["difference"]
         lines.append(f"  {other['checkpoint']}: {_shown(other['headline']['mae'])} {unit}, "
                      f"{apart['mean']:+.4g}{_between(apart['interval'])}")
-    lines += [f"  {name}: {_shown(found['mae'])} {unit}" for name, found in document["ablations"].items()]
+    lines += [f"  {name}: {found['mae'] - found['mae_unchanged']:+.4g} {unit}"
+              for name, found in document["ablations"].items()]
     skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(document["skipped"].items())) or "nothing"
     lines.append(f"  skipped: {skipped}")
     for bag in document["bags"]:
