@@ -11,7 +11,6 @@ import pytest
 
 from xvla_ros.cli import main
 from xvla_ros.evaluation.graph import SetupError
-from xvla_ros.evaluation.replay_bag import ReplaySettings
 from xvla_ros.evaluation.replay_live import CHUNKS, check_live, compare_live, remapped_commands, replay_settings
 from xvla_ros.evaluation.replay_sources import PolicySource
 
@@ -51,7 +50,7 @@ def test_an_answer_that_differs_is_found(played, tmp_path):
     live["actions"][0, 3, 2] += 0.01
     np.savez(tmp_path / "other.npz", **live)
     source = PolicySource(load_policy({PAIR.name: PAIR}), PAIR, 5, None)
-    found = compare_live(tmp_path / "other.npz", [], bag, PAIR, source, None, ReplaySettings())
+    found = compare_live(tmp_path / "other.npz", [], bag, PAIR, source)
     assert not found["equal"] and found["largest"] == pytest.approx(0.01, rel=0.01)
 
 

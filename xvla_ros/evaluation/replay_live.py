@@ -24,7 +24,6 @@ from xvla_ros.evaluation.graph import (
     ros_command,
 )
 from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
-from xvla_ros.evaluation.replay_bag import ReplaySettings
 from xvla_ros.evaluation.replay_metrics import Part
 from xvla_ros.evaluation.replay_sources import Source
 from xvla_ros.model.data import Observation
@@ -33,7 +32,7 @@ from xvla_ros.robots.profile import Profile, load_profile, profile_document
 
 TOLERANCE = 1e-5  # of the policy's units; on a GPU the order of a sum may differ by more than on a CPU
 CHUNKS = "live_chunks.npz"
-REPLAY = "/replay"
+REPLAY = "/replay"  # as the player has it
 MEASURED = "measured"
 
 
@@ -108,8 +107,7 @@ def check_live(profile: Profile) -> None:
 
 
 def compare_live(
-    file: Path, parts: Sequence[Part], bag: Path, profile: Profile, source: Source, steps: int | None,
-    settings: ReplaySettings,
+    file: Path, parts: Sequence[Part], bag: Path, profile: Profile, source: Source, steps: int | None = None
 ) -> dict[str, Any]:
     """Answer the stamps of live chunks again, and return how the answers compare.
 
@@ -120,7 +118,6 @@ def compare_live(
         profile: the robot.
         source: the policy.
         steps: denoising steps; None takes the profile's.
-        settings: of the replay.
 
     Returns:
         ``chunks``, ``common`` (stamps evaluated by both), ``share``, ``largest`` difference in the policy's units,

@@ -16,7 +16,7 @@ from xvla_ros.evaluation.replay_bootstrap import interval_of
 from xvla_ros.evaluation.replay_grippers import GripperSums, gripper_channels
 from xvla_ros.evaluation.replay_measures import GRIPPER, JOINT, RAD, Measure, Measures, joint_factors, joint_measures
 from xvla_ros.evaluation.replay_motion import MotionSums
-from xvla_ros.evaluation.replay_rows import SHIFTS, Layout, Rows, blocks
+from xvla_ros.evaluation.replay_rows import SHIFTS, Rows, blocks
 from xvla_ros.evaluation.replay_sums import EpisodeSums, ErrorSums
 from xvla_ros.robots.profile import Profile
 
@@ -321,5 +321,3 @@ def _number(value: Any) -> float | None:
 def _numbers(values: Any) -> list[float | None]:
     return [_number(value) for value in values]
 
-
-__all__ = ["Figures", "Layout", "Part", "ReplayError", "metrics"]

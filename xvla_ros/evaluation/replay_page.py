@@ -68,7 +68,7 @@ def _names(document: Mapping[str, Any]) -> list[str]:
 
 
 def _short(name: str) -> str:
-    return Path(name).name or "no checkpoint"
+    return "/".join(Path(name).parts[-2:]) or "no checkpoint"
 
 
 def _verdict(document: Mapping[str, Any]) -> str:
