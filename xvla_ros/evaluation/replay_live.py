@@ -30,7 +30,7 @@ from xvla_ros.model.data import Observation
 from xvla_ros.observation.bags import observations
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
 
-TOLERANCE = 1e-5  # of the policy's units; on a GPU the order of a sum may differ by more than on a CPU
+TOLERANCE = 1e-5  # rad, m or shares; another number of threads adds in another order, which costs about 1e-6
 CHUNKS = "live_chunks.npz"
 REPLAY = "/replay"  # as the player has it
 MEASURED = "measured"
@@ -120,7 +120,8 @@ def compare_live(
         steps: denoising steps; None takes the profile's.
 
     Returns:
-        ``chunks``, ``common`` (stamps evaluated by both), ``share``, ``largest`` difference in the policy's units,
+        ``chunks``, ``common`` (stamps evaluated by both), ``share``, ``largest`` difference in rad or m (of tool poses
+        as the policy has them),
         ``equal``, ``in_report`` (how many of them the report's own frames hold), ``text``.
     """
     live: Mapping[str, Any] = dict(np.load(file))
@@ -129,6 +130,7 @@ def compare_live(
     told = dict(zip(stamps, zip(live["instructions"][order], live["seeds"][order], live["actions"][order],
                                 strict=True), strict=True))
     common, largest = 0, 0.0
+    units = 1.0 if profile.action_spec.is_end_effector else np.array([abs(j.scale) for j in profile.joints.ordered])
     policy = source.policy
     if policy is None:
         raise SetupError("there is no policy to hold live chunks against")
@@ -138,7 +140,7 @@ def compare_live(
         instruction, seed, actions = told[seen.stamp]
         (chunk,) = policy.predict([replace(seen, instruction=str(instruction))], seed=int(seed), steps=steps)
         common += 1
-        largest = max(largest, float(np.abs(chunk.actions - actions).max()))
+        largest = max(largest, float((np.abs(chunk.actions - actions) / units).max()))
     answered = parts[0].stamps() if parts else set()
     shared = len(answered & told.keys())
     equal = common > 0 and largest <= TOLERANCE
