@@ -39,6 +39,7 @@ def main() -> int:
     for robot in ROBOTS:
         profile = load_profile(robot)[robot]
         for task in task_names(profile):
+            print(f"{robot} {task} …", file=sys.stderr, flush=True)
             row = _row(profile, task, options.episodes, options.seed)
             rows.append(row)
             promises.append(results.Promise(f"{robot} {task}", row["rate"], GOAL, at_most=False))
