@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demos(commands)
     _add_evaluate(commands)
     _add_record(commands)
+    _add_pretrain_vision(commands)
     _add_train(commands)
     return parser
 
@@ -210,6 +211,17 @@ def _add_record(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--duration", type=_positive, help="s after which it ends (default: at q, Ctrl-C)")
 
 
+def _add_pretrain_vision(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "pretrain-vision", _pretrain_vision,
+        "train a vision tower on what a simulator knows of its own pictures, before any demonstration",
+        "  xvla pretrain-vision shipped/vision.yaml output=runs/vision\n"
+        "  xvla pretrain-vision shipped/vision.yaml output=runs/vision resume=true steps=20000",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="file of settings (YAML), or the name of a shipped one")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="instead of the file: batch.size=32")
+
+
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _add(
         commands, "train", _train, "train a policy from recordings, or adapt a checkpoint to a robot",
@@ -340,6 +352,18 @@ def _train(options: argparse.Namespace) -> int:
     from xvla_ros.training.run import train
 
     return train(options.config, options.overrides, dry_run=options.dry_run)
+
+
+def _pretrain_vision(options: argparse.Namespace) -> int:
+    from importlib.util import find_spec
+
+    missing = [extra for module, extra in (("mujoco", "sim"), ("pinocchio", "kinematics")) if find_spec(module) is None]
+    if missing:
+        print(f"xvla pretrain-vision: needs a simulator; install xvla_ros[{','.join(missing)}]", file=sys.stderr)
+        return 1
+    from xvla_ros.training.vision_pretraining import pretrain_vision
+
+    return pretrain_vision(options.config, options.overrides)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
