@@ -156,7 +156,8 @@ class Labeller:
         # MuJoCo's cameras look along −z, x to the right, y up
         x, y, z = ((places - camera.xpos) @ camera.xmat.reshape(3, 3)).T
         depth = -z
-        half = np.tan(np.radians(model.cam_fovy[model.camera(slot).id]) / 2) * np.where(np.abs(depth) < 1e-6, 1e-6, depth)
+        half = np.tan(np.radians(model.cam_fovy[model.camera(slot).id]) / 2)
+        half *= np.where(np.abs(depth) < 1e-6, 1e-6, depth)
         return np.stack([x / half, -y / half, depth], axis=-1)
 
 

@@ -1,8 +1,9 @@
 """``xvla pretrain-vision``: a vision tower that knows where things are, before it sees any demonstration.
 
-From each picture a linear layer over the tower's last grid reads where every object is in the picture and how far from
-the camera, and from slot 0's picture also where it is in the scene. The layer is thrown away; the tower is saved in a
-checkpoint of its sizes, which ``model.vision_from`` of a training file takes over.
+From each cell of the tower's last grid a linear layer reads which objects have their middle in it, where in the cell,
+how far from the camera, and, in slot 0's picture, where in the scene. So each token says what is where it looks, which
+is how a policy reads them; one layer over the whole grid found large things alone. The layer is thrown away; the tower
+is saved in a checkpoint of its sizes, which ``model.vision_from`` of a training file takes over.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from xvla_ros.training.ema import Average
 from xvla_ros.training.order import quotas
 from xvla_ros.training.phases import rate
 from xvla_ros.training.progress import Progress, Row
+from xvla_ros.training.run import INTERRUPTED, stop_on_signal
 from xvla_ros.training.saving import replace_checkpoint
 from xvla_ros.training.start import scratch_config
 from xvla_ros.training.state import State, last_state, require_same, write_state
@@ -79,19 +81,62 @@ class LabelledBatch:
         return LabelledBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What is read of N pictures. K objects, G cells of the grid, row by row.
+
+    Attributes:
+        scores: [N, K, G + 1], logits of the cell that an object is in, the last for none.
+        values: [N, K, G, 6], if it is in that cell: u, v and depth, and x, y, z in units of ``PLACE_UNIT``.
+    """
+
+    scores: Tensor
+    values: Tensor
+
+    def at(self, cells: Tensor) -> Tensor:
+        """The values [N, K, 6] of a cell [N, K] of each object."""
+        index = cells[..., None, None].expand(*cells.shape, 1, 6)
+        return self.values.gather(2, index)[:, :, 0]
+
+    @property
+    def likeliest(self) -> Tensor:
+        """[N, K], the cell with the highest score."""
+        return self.scores[..., :-1].argmax(-1)
+
+
 class LabelHead(nn.Module):
-    """The tower's grid [N, C, h, w] to (u, v, depth, logit of being in the picture, x, y, z) [N, K, 7], linearly."""
+    """The tower's grid [N, C, h, w] to a reading."""
 
-    def __init__(self, channels: int, cells: int, objects: int) -> None:
+    centres: Tensor
+
+    def __init__(self, channels: int, grid: tuple[int, int], objects: int) -> None:
         super().__init__()
+        self.grid, self.objects = grid, objects
+        height, width = grid
         self.norm = nn.LayerNorm(channels)
-        self.read = nn.Linear(channels * cells, objects * 7)
-        self.objects = objects
+        self.score = nn.Linear(channels, objects)
+        self.value = nn.Linear(channels, objects * 6)
+        self.none = nn.Parameter(torch.zeros(objects))
+        self.place = nn.Parameter(torch.zeros(height * width, objects, 6))
+        across = (2 * torch.arange(width) + 1) / width - 1
+        down = (2 * torch.arange(height) + 1) / height - 1
+        centres = torch.zeros(height, width, 6)
+        centres[..., 0], centres[..., 1] = across, down[:, None]
+        self.register_buffer("centres", centres.view(-1, 1, 6), persistent=False)
 
-    def forward(self, grid: Tensor) -> Tensor:
+    def forward(self, grid: Tensor) -> Reading:
         tokens = self.norm(grid.flatten(2).transpose(1, 2))
-        read: Tensor = self.read(tokens.flatten(1))
-        return read.view(len(grid), self.objects, 7)
+        none = self.none[:, None].expand(len(grid), -1, 1)
+        scores = torch.cat([self.score(tokens).transpose(1, 2), none], dim=-1)
+        values = self.value(tokens).view(*tokens.shape[:2], self.objects, 6) + self.place + self.centres
+        return Reading(scores, values.transpose(1, 2))
+
+    def cells(self, seen: Tensor, inside: Tensor) -> Tensor:
+        """The cell [..., K] that (u, v, …) [..., K, 3] is in; the number of cells where ``inside`` is not."""
+        height, width = self.grid
+        column = ((seen[..., 0] + 1) / 2 * width).long().clamp(0, width - 1)
+        row = ((seen[..., 1] + 1) / 2 * height).long().clamp(0, height - 1)
+        return torch.where(inside, row * width + column, height * width)
 
 
 class VisionTask(nn.Module):
@@ -99,36 +144,36 @@ class VisionTask(nn.Module):
 
     def __init__(self, network: XvlaNetwork, objects: int) -> None:
         super().__init__()
-        config = network.config
-        height, width = config.grid
         self.vlm = network.vlm
-        self.head = LabelHead(config.vision.embed_dim[-1], height * width, objects)
+        self.head = LabelHead(network.config.vision.embed_dim[-1], network.config.grid, objects)
 
-    def read(self, batch: LabelledBatch) -> Tensor:
-        """What is read of each view: [B, V, K, 7]."""
-        out = self.head(self.vlm.vision_grid(batch.images[batch.viewed]).float())
-        placed = out.new_zeros(*batch.viewed.shape, *out.shape[1:])
-        placed[batch.viewed] = out
-        return placed
+    def read(self, batch: LabelledBatch) -> Reading:
+        """What is read of the views there are, [N] of B × V."""
+        return self.head(self.vlm.vision_grid(batch.images[batch.viewed]).float())
 
     def forward(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch and its terms."""
-        read = self.read(batch)
-        sharp = functional.smooth_l1_loss(read[..., :3], batch.seen, beta=SHARP, reduction="none").mean(-1)
-        asked = batch.viewed[..., None] & batch.known[:, None]
-        logits = functional.binary_cross_entropy_with_logits(
-            read[..., 3], batch.inside.float(), reduction="none"
-        )
-        place = functional.smooth_l1_loss(
-            read[:, 0, :, 4:], batch.places / PLACE_UNIT, beta=SHARP, reduction="none"
-        ).mean(-1)
-        first = batch.known & batch.inside[:, 0]
+        reading, viewed = self.read(batch), batch.viewed
+        seen, inside = batch.seen[viewed], batch.inside[viewed]
+        known = batch.known[:, None].expand_as(batch.inside)[viewed]
+        cells = self.head.cells(seen, inside)
+        found = functional.cross_entropy(reading.scores.flatten(0, 1), cells.flatten(), reduction="none")
+        values = reading.at(cells.clamp(max=reading.values.shape[2] - 1))
+        picture = functional.smooth_l1_loss(values[..., :3], seen, beta=SHARP, reduction="none").mean(-1)
+        where = (batch.places / PLACE_UNIT)[:, None].expand(*batch.inside.shape, 3)[viewed]
+        place = functional.smooth_l1_loss(values[..., 3:], where, beta=SHARP, reduction="none").mean(-1)
         terms = {
-            "picture": _mean(sharp, batch.inside),
-            "inside": 0.1 * _mean(logits, asked),
-            "place": _mean(place, first),
+            "cell": 0.3 * _mean(found.view_as(cells), known),
+            "picture": _mean(picture, inside),
+            "place": _mean(place, inside & _first(batch)),
         }
         return torch.stack(list(terms.values())).sum(), terms
+
+
+def _first(batch: LabelledBatch) -> Tensor:
+    """bool [N, 1], which of the views there are is that of slot 0."""
+    slots = torch.arange(batch.viewed.shape[1], device=batch.viewed.device).expand_as(batch.viewed)
+    return (slots[batch.viewed] == 0)[:, None]
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
@@ -228,6 +273,11 @@ class VisionPretraining:
         )  # fmt: skip
         self.average = Average(moving, settings.ema.decay)
         self.step, self.seconds, self.rows = 0, 0.0, list[dict[str, Any]]()
+        self._last = settings.steps
+
+    def stop(self) -> None:
+        """End the run after the current step, its state and checkpoint saved."""
+        self._last = min(self._last, self.step + 1)
 
     def resume(self) -> bool:
         """Go on from the last state; return whether there was one.
@@ -260,13 +310,13 @@ class VisionPretraining:
             self.folder, settings.steps, self.rows, bar=log.progress, tensorboard=log.tensorboard, silent=False
         )
         stream, told = self._stream(self.step, settings.steps), _Told(self.seconds)
-        while self.step < settings.steps:
+        while self.step < self._last:
             told.wait()
             batch = next(stream).to(self.device)
             told.work()
             self._step(batch, told)
             progress.advance()
-            last = self.step == settings.steps
+            last = self.step >= self._last
             held_out = self.measure() if last or _due(self.step, settings.validation.every) else None
             if last or held_out or _due(self.step, log.log_every):
                 now = rate(settings.optimizer, settings.schedule, "policy", self.step - 1, settings.steps)
@@ -292,19 +342,21 @@ class VisionPretraining:
         return {name: float(np.median(values) if name != "loss" else np.mean(values)) for name, values in found.items()}
 
     def _errors(self, batch: LabelledBatch) -> dict[str, list[float]]:
-        """Median errors by robot and kind of object: ``mm`` on the table of slot 0, ``%`` in the pictures."""
-        read = self.task.read(batch)
-        flat = (read[:, 0, :, 4:6] * PLACE_UNIT - batch.places[..., :2]).norm(dim=-1) * 1000.0
-        pixels = (read[..., :2] - batch.seen[..., :2]).norm(dim=-1) * 50.0
+        """Errors by robot and kind of object: ``mm`` on the table by slot 0, ``%`` of a picture's width in all."""
+        reading, viewed = self.task.read(batch), batch.viewed
+        values = reading.at(reading.likeliest)
+        places = batch.places[:, None].expand(*batch.inside.shape, 3)[viewed]
+        table = (values[..., 3:5] * PLACE_UNIT - places[..., :2]).norm(dim=-1) * 1000.0
+        pixels = (values[..., :2] - batch.seen[viewed][..., :2]).norm(dim=-1) * 50.0
+        inside, first = batch.inside[viewed], _first(batch)[:, 0]
+        scenes = batch.scene[:, None].expand_as(viewed)[viewed]
         found: dict[str, list[float]] = {}
         for number, told in enumerate(self.settings.scenes):
-            rows = batch.scene == number
             for column, name in enumerate(self.names):
                 kind = f"{told.robot} {name.rpartition('_')[2]}"
-                first = rows & batch.known[:, column] & batch.inside[:, 0, column]
-                found.setdefault(f"{kind} mm", []).extend(flat[first, column].tolist())
-                inside = batch.inside[rows][:, :, column]
-                found.setdefault(f"{kind} %", []).extend(pixels[rows][:, :, column][inside].tolist())
+                rows = (scenes == number) & inside[:, column]
+                found.setdefault(f"{kind} mm", []).extend(table[rows & first, column].tolist())
+                found.setdefault(f"{kind} %", []).extend(pixels[rows, column].tolist())
         return {name: values for name, values in found.items() if values}
 
     def save(self) -> None:
@@ -436,7 +488,7 @@ def pretrain_vision(path: str, overrides: Sequence[str] = ()) -> int:
         overrides: ``key.sub=value``.
 
     Returns:
-        The exit code: 0, or 1 after an error.
+        The exit code: 0, 1 after an error, 130 when asked to stop.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -449,13 +501,17 @@ def pretrain_vision(path: str, overrides: Sequence[str] = ()) -> int:
         print(f"vision tower of {count:,} parameters, {len(run.names)} objects: {', '.join(run.names)}", flush=True)
         if settings.resume and run.resume():
             print(f"going on after step {run.step} of {settings.steps}", flush=True)
-        summary = run.run()
+        with stop_on_signal(run):
+            summary = run.run()
     except (
         CheckpointError, KinematicsError, NoLayoutError, ProfileError, RenderingUnavailableError, SceneMismatchError,
         TrainingError, UnknownSceneError, UnknownTaskError,
     ) as error:  # fmt: skip
         print(f"xvla pretrain-vision: {error}", file=sys.stderr)
         return 1
+    if summary["steps"] < settings.steps:
+        print(f"stopped after step {summary['steps']}; go on with resume=true", flush=True)
+        return INTERRUPTED
     for name, value in (summary["held_out"] or {}).items():
         if name.endswith((" mm", " %")):
             print(f"  median error {name.removeprefix('term.')}: {value:.1f}")
