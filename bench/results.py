@@ -58,4 +58,6 @@ def finish(rows: Sequence[dict[str, Any]], promises: Sequence[Promise], json_fil
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -278,23 +278,23 @@ def _drive(profile: Profile, policy: ScriptedPolicy) -> tuple[Recorder, ControlS
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
         with Supervisor(Path(scratch), environment, verbose=False) as supervisor:
             sim = supervisor.start("sim", sim_command(profile, seed=1, stats=stats))
-            with _policy_node(profile, policy, domain) as (node, recorder):
+            with policy_node(profile, policy, domain) as (node, recorder):
                 supervisor.wait_for(lambda: recorder.newest > 0, TIMEOUT_S, "joint states")
-                _change(node, Transition.TRANSITION_CONFIGURE)
-                _change(node, Transition.TRANSITION_ACTIVATE)
+                change(node, Transition.TRANSITION_CONFIGURE)
+                change(node, Transition.TRANSITION_ACTIVATE)
                 span = round((APPROACH_S + LINE_S + REST_S) * 1e9)
                 supervisor.wait_for(
                     lambda: policy.begun is not None and recorder.newest >= policy.begun + span,
                     TIMEOUT_S, lambda: f"the end of the line; the robot is {node._links[0].pilot.status}")
                 status = node._links[0].pilot.status
-                _change(node, Transition.TRANSITION_DEACTIVATE)
+                change(node, Transition.TRANSITION_DEACTIVATE)
             supervisor.stop(sim)
         refused = sum(json.loads(stats.read_text(encoding="utf-8"))["rejected_count"].values())
     return recorder, status, refused
 
 
 @contextmanager
-def _policy_node(profile: Profile, policy: ScriptedPolicy, domain: int) -> Iterator[tuple[ScriptedNode, Recorder]]:
+def policy_node(profile: Profile, policy: ScriptedPolicy, domain: int) -> Iterator[tuple[ScriptedNode, Recorder]]:
     """The node and the recorder, served by a thread."""
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=domain)
@@ -316,7 +316,7 @@ def _policy_node(profile: Profile, policy: ScriptedPolicy, domain: int) -> Itera
     spinning.start()
     try:
         yield node, recorder
-        _change(node, Transition.TRANSITION_ACTIVE_SHUTDOWN)
+        change(node, Transition.TRANSITION_ACTIVE_SHUTDOWN)
     finally:
         ended.set()
         spinning.join()
@@ -326,7 +326,7 @@ def _policy_node(profile: Profile, policy: ScriptedPolicy, domain: int) -> Itera
         rclpy.shutdown(context=context)
 
 
-def _change(node: ScriptedNode, transition: int) -> None:
+def change(node: ScriptedNode, transition: int) -> None:
     if not node.change_state(transition):
         raise RuntimeError(f"/xvla refused transition {transition}; its log says why")
 

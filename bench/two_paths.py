@@ -37,10 +37,10 @@ LEG_S = 2.0  # from one goal to the next
 MERGE_S = 0.5  # in which a chunk comes from what was observed onto its way
 STEP_S = 0.005  # between the places of the path that an observation is compared with
 END_S = 0.1  # before the end of the task, where it is so slow that observations tell no more
-BACK_S, AHEAD_S = 0.3, 1.2  # how far the task may seem to have gone since the last observation
-WAYPOINT_NOISE = 0.002  # rad; an SO-101's encoder resolves 0.0015
+BACK_S, AHEAD_S, FASTEST = 0.3, 0.1, 1.5  # how far back or ahead a robot is looked for, s, and at what speed at most
+WAYPOINT_NOISE = 0.001  # rad; an SO-101's encoder resolves 0.0015
 UNIT = 0.3  # rad, the network's unit: about the spread of joint positions in demonstrations
-GRIPPER_LOGIT = 0.0  # half open
+GRIPPER = 0.4034  # of the way from closed to open, where the simulated scene has it
 
 # Goals of one SO-101 arm in rad, by joint, its gripper left out; the arms start where the simulated scene has them.
 READY = (0.0, -0.5, 0.45, 1.3, 0.0)
@@ -83,12 +83,12 @@ class Task:
         """Joints [2, K, J] over and round."""
         return np.stack([self.way(progress, self.over), self.way(progress, self.around)])
 
-    def locate(self, joints: Floats, since: float) -> float:
-        """Progress in s of a robot observed at ``joints`` [J], last known to be ``since`` s along.
+    def locate(self, joints: Floats, since: float, elapsed: float) -> float:
+        """Progress in s of a robot observed at ``joints`` [J] that was ``since`` s along ``elapsed`` s ago.
 
         The nearest place between the two ways counts, as a robot may be changing from one to the other.
         """
-        begin, end = max(since - BACK_S, 0.0), min(since + AHEAD_S, self.duration)
+        begin, end = max(since - BACK_S, 0.0), min(since + FASTEST * elapsed + AHEAD_S, self.duration)
         at = np.linspace(begin, end, max(round((end - begin) / STEP_S), 1) + 1)
         over, around = self.ways(at)
         across = around - over
@@ -98,7 +98,7 @@ class Task:
 
 
 def pair_task(profile: Profile, rounds: int = 1) -> Task:
-    """The goals of a pair of SO-101 arms, passed ``rounds`` times, with the grippers left half open.
+    """The goals of a pair of SO-101 arms, passed ``rounds`` times, with the grippers left as they are.
 
     The arms move as mirror images, so that they keep clear of each other.
     """
@@ -112,7 +112,7 @@ def pair_task(profile: Profile, rounds: int = 1) -> Task:
         return positions
 
     goals = both(np.array([READY, *(GOALS * rounds), READY]))
-    goals[:, grippers] = from_policy(np.full(len(order), 0.5), profile)[list(grippers)]
+    goals[:, grippers] = from_policy(np.full(len(order), GRIPPER), profile)[list(grippers)]
     over, around = both(np.array([OVER, ROUND]))
     return Task(goals, over, around)
 
@@ -166,6 +166,7 @@ class TwoPathPolicy:
         self._delays = np.random.default_rng(seed)
         self._mode = action_mode(profile.policy.action_mode)
         self._joints = [i for i in range(len(profile.joints.policy_order)) if i not in self._mode.spec.gripper]
+        self._seen: int | None = None
         self.progress = 0.0
 
     @property
@@ -194,25 +195,34 @@ class TwoPathPolicy:
         [seen] = observations
         began = time.perf_counter()
         delay = self.next_delay()
+        given = None if prefix is None else prefix[0]
+        chunk = self.plan(seen, given, steps=steps, seed=seed, delay=delay)
+        if self._sleeps:
+            time.sleep(max(delay - (time.perf_counter() - began), 0.0))
+        return [chunk]
+
+    def plan(
+        self, seen: Observation, prefix: Prefix | None = None, *, steps: int | None = None,
+        seed: int | None = None, delay: float = 0.0,
+    ) -> ActionChunk:
+        """The chunk that answers an observation, at once; ``delay`` in s is only written into it."""
         seed = self._seed if seed is None else seed
         embodiment = seen.embodiment
         times = embodiment.first_waypoint_offset + embodiment.waypoint_dt * np.arange(WAYPOINTS)
         draw = np.random.default_rng([seed, seen.stamp])
-        network = self._network(self._paths(from_policy(seen.state, self._profile), times, draw))
+        network = self._network(self._paths(seen.stamp, from_policy(seen.state, self._profile), times, draw))
         start = torch.from_numpy(draw.standard_normal((1, WAYPOINTS, self._mode.width)))
-        held = None if prefix is None or prefix[0] is None else prefix[0]
         raw = sample(network, None, torch.zeros(1, 1), start, [self._mode],  # type: ignore[arg-type]
                      steps=steps or embodiment.denoising_steps,
-                     prefix=None if held is None else self._held(held),
-                     guidance=None if held is None else held.guidance)
-        if self._sleeps:
-            time.sleep(max(delay - (time.perf_counter() - began), 0.0))
-        return [ActionChunk(embodiment.robot, embodiment.domain_id, embodiment.action_mode, seen.instruction,
-                            seen.stamp, times, self._decoded(raw), delay * 1e3, seed)]
+                     prefix=None if prefix is None else self._held(prefix),
+                     guidance=None if prefix is None else prefix.guidance)
+        return ActionChunk(embodiment.robot, embodiment.domain_id, embodiment.action_mode, seen.instruction,
+                           seen.stamp, times, self._decoded(raw), delay * 1e3, seed)
 
-    def _paths(self, observed: Floats, times: Floats, draw: np.random.Generator) -> Floats:
-        """Both paths [2, T, J] in rad from what was observed."""
-        self.progress = self._task.locate(observed, self.progress)
+    def _paths(self, stamp: int, observed: Floats, times: Floats, draw: np.random.Generator) -> Floats:
+        """Both paths [2, T, J] in rad from what was observed at ``stamp``."""
+        elapsed = 0.0 if self._seen is None else (stamp - self._seen) / 1e9
+        self._seen, self.progress = stamp, self._task.locate(observed, self.progress, elapsed)
         here = self._task.ways(np.array([self.progress]))
         u = np.clip(times / MERGE_S, 0.0, 1.0)
         fading = 1.0 - u**3 * (10 - 15 * u + 6 * u**2)
@@ -226,7 +236,7 @@ class TwoPathPolicy:
         width = self._mode.width
         read, rest, units = np.zeros(width), np.zeros(width), np.zeros((1, *paths.shape[:2], width))
         read[self._joints] = 1.0
-        rest[list(self._mode.spec.gripper)] = GRIPPER_LOGIT
+        rest[list(self._mode.spec.gripper)] = np.log(GRIPPER / (1.0 - GRIPPER))
         units[0, ..., : paths.shape[-1]] = paths / UNIT
         return TwoPathNetwork(torch.from_numpy(units), self._noise / UNIT, torch.from_numpy(read),
                               torch.from_numpy(rest))

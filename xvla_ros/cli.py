@@ -39,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_record(commands)
     _add_pretrain_vision(commands)
+    _add_replay(commands)
+    _add_bag(commands)
     _add_train(commands)
     return parser
 
@@ -187,6 +189,10 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--device", default="cpu", help="of the policy: cpu, cuda (default cpu)")
     parser.add_argument("--delay", type=_share, default=0.0, help="s that a chunk takes, in process (default 0)")
     parser.add_argument("--expert", action="store_true", help="let the scripted expert drive, in process")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+        help="of the profile, in process: policy.denoising_steps=4",
+    )
 
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
@@ -220,6 +226,44 @@ def _add_pretrain_vision(commands: argparse._SubParsersAction[argparse.ArgumentP
     )
     parser.add_argument("config", metavar="CONFIG", help="file of settings (YAML), or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="instead of the file: batch.size=32")
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "replay", _replay, "hold a policy's answers against recordings, before it moves an arm",
+        "  xvla replay recordings/touch --robot so101_bimanual --checkpoint my_checkpoint --every 10\n"
+        "  xvla replay run.mcap --checkpoint old --compare new --ablations\n"
+        "  xvla replay run.mcap --baseline\n"
+        "  torchrun --nproc-per-node 8 -m xvla_ros.cli replay bags --checkpoint my_checkpoint --device cuda",
+    )
+    parser.add_argument("bags", nargs="+", metavar="BAG", help="bag, its file, or a folder of bags")
+    parser.add_argument("--robot", default="", help="profile or its file (default: the one recorded in the bag)")
+    parser.add_argument("--checkpoint", default="", help="folder or hub id (default: the profile's)")
+    parser.add_argument("--compare", default="", metavar="C2", help="a second checkpoint on the same observations")
+    parser.add_argument("--baseline", action="store_true", help="no policy: only what one must beat")
+    parser.add_argument("--output", default="xvla_out/replay", help="folder of the report (default xvla_out/replay)")
+    parser.add_argument("--every", type=_count, default=1, help="answer each N-th picture of slot 0 (default 1)")
+    parser.add_argument("--ablations", action="store_true", help="also with cameras black, another soft prompt, words")
+    parser.add_argument("--instruction", default="", help="said instead of the recorded one")
+    parser.add_argument("--all-episodes", action="store_true", help="those that failed too")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the sampler's noise (default 0)")
+    parser.add_argument("--steps", type=_count, help="denoising steps (default: the profile's)")
+    parser.add_argument("--batch", type=_count, default=1, help="observations answered at once (default 1)")
+    parser.add_argument("--jobs", type=_count, default=1, help="processes, a bag each (default 1)")
+    parser.add_argument("--device", default="cpu", help="of the policy: cpu, cuda (default cpu)")
+    live = parser.add_mutually_exclusive_group()
+    live.add_argument("--live", action="store_true", help="also play the first bag to a node, and compare")
+    live.add_argument("--live-chunks", default="", metavar="FILE", help="compare with what a node answered before")
+    parser.add_argument("--rerun", default="", metavar="FILE", help="also write a .rrd file for the Rerun viewer")
+
+
+def _add_bag(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "bag", _bag_info, "say what a recording holds, and what a robot would miss in it",
+        "  xvla bag info run.mcap\n  xvla bag info recordings/monday --robot my_arm.yaml --json",
+    )
+    parser.add_argument("what", choices=("info",), help="topics, rates, gaps, clocks, ranges of joints, integrity")
+    parser.add_argument("bag", metavar="BAG", help="bag or its file")
+    parser.add_argument("--robot", default="", help="profile or its file (default: the one recorded in the bag)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -348,6 +392,19 @@ def _record(options: argparse.Namespace) -> int:
     )
 
 
+def _replay(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.replay import ReplayOptions, replay
+
+    given = {name: value for name, value in vars(options).items() if name not in ("command", "bags")}
+    return replay(ReplayOptions(tuple(options.bags), **given))
+
+
+def _bag_info(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.bag_info import bag_info
+
+    return bag_info(options.bag, options.robot, as_json=options.json)
+
+
 def _train(options: argparse.Namespace) -> int:
     from xvla_ros.training.run import train
 
@@ -373,6 +430,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         options.robot, options.task, options.episodes, options.seed, options.checkpoint,
         in_process=options.in_process, output=options.output, image_size=options.image_size,
         variation=options.variation, device=options.device, delay=options.delay, expert=options.expert,
+        overrides=options.overrides,
     )
 
 

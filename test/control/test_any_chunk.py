@@ -74,7 +74,7 @@ class Ride:
     def chunk(self, seed, wild, gap, waypoints, inference):
         random = np.random.default_rng(seed)
         times = self.clock.ros + np.cumsum(np.full(waypoints, round(gap * SECOND)))
-        self.controller.settle()
+        self.controller.settle(self.arm)
         generation = self.controller.ask()
         for _ in range(round(inference / PERIOD)):
             self.tick()

@@ -105,7 +105,7 @@ def test_one_who_does_not_want_is_not_observed(robots, policy):
 
 
 def test_who_will_ask_soon_is_waited_for_and_who_will_ask_later_is_not(robots, policy):
-    left, middle, right = robots
+    _left, middle, right = robots
     middle.wants = right.wants = False
     middle.asks_at, right.asks_at = time.monotonic() + 0.05, time.monotonic() + 60.0
     Engine(policy, robots, batch_wait=10.0).step()
@@ -115,7 +115,7 @@ def test_who_will_ask_soon_is_waited_for_and_who_will_ask_later_is_not(robots, p
 
 def test_nobody_is_waited_for_longer_than_said(robots, policy):
     """Nor one who is always about to ask."""
-    left, middle, right = robots
+    _left, middle, right = robots
     middle.wants = right.wants = False
     middle.due_in = lambda: 0.001
     right.asks_at = time.monotonic() + 60.0

@@ -157,3 +157,18 @@ def test_the_end_of_a_path_is_run_ever_slower_and_reached(duration, speed):
     assert np.abs(np.diff(velocities[:, 0])).max() <= 1.5 * abs(speed) / duration * 1e-3 * 1.05 + 1e-9
     timeline.forget_before(900 * MS)
     np.testing.assert_allclose(timeline.sample(at[at >= 900 * MS])[0], positions[at >= 900 * MS], atol=1e-9)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_plan_keeps_the_order_of_nanoseconds_at_the_time_of_day(seed):
+    """Chunks again and again, at times that a float cannot tell apart."""
+    rng = np.random.default_rng(seed)
+    timeline, now = Timeline(1, slow_end), 1_795_403_528 * 1000 * MS + int(rng.integers(0, 1000 * MS))
+    stamp = now
+    for step in rng.integers(1, 40 * MS, 60):
+        now += int(step)
+        stamp = now - int(rng.integers(0, 1000 * MS)) if rng.random() < 0.1 else stamp
+        times = stamp + np.rint(np.arange(1, 31) * 33.3 * MS).astype(np.int64)
+        timeline.splice(times, np.sin(times / 1e9)[:, None], now + 50 * MS)
+        timeline.forget_before(now)
+        assert timeline.is_empty or (np.diff(timeline._times) > 0).all()

@@ -66,11 +66,14 @@ def test_a_report_says_what_interfaces_ask_for():
     json.dumps(mapping, allow_nan=False)
 
 
-@pytest.mark.parametrize("robot", ["so101_bimanual", "agibot", "widowx"])
-def test_the_expert_succeeds_through_observations_chunks_and_control(robot):
-    """What the live node does to a plan leaves it good enough: decoding, limits, windows, controllers."""
+@pytest.mark.parametrize(
+    ("robot", "task"),
+    [("so101_bimanual", "touch"), ("agibot", "touch"), ("widowx", "touch"), ("so101_bimanual", "pick_place")],
+)
+def test_the_expert_succeeds_through_observations_chunks_and_control(robot, task):
+    """Plans are good to their end, and what the live node makes of them is good enough."""
     profile = load_profile(robot)[robot]
-    runner = InProcess(profile, load_task(profile, "touch"), None, width=SIZE, height=SIZE)
+    runner = InProcess(profile, load_task(profile, task), None, width=SIZE, height=SIZE)
     try:
         results = [runner.episode(seed) for seed in range(4)]
     finally:

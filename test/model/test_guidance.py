@@ -15,7 +15,7 @@ from torch import Tensor
 from xvla_ros.model.action_modes import action_mode
 from xvla_ros.model.data import Observation, Prefix
 from xvla_ros.model.flow import preprocess, sample
-from xvla_ros.model.guidance import CLAMPED_START, guidance_weight
+from xvla_ros.model.guidance import START, HeldWaypoints, guidance_weight
 from xvla_ros.model.network import XvlaNetwork
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.transformer import Context
@@ -59,30 +59,35 @@ def drawn(network: XvlaNetwork, inputs: SimpleNamespace, rows: slice = slice(Non
                   **options)  # type: ignore[arg-type]
 
 
-def test_one_guided_step_moves_by_the_jacobian_of_the_network(double, inputs) -> None:
-    """At t = 1 a single evaluation adds β Jᵀ[W (Y − a)]; its product with any direction is a finite difference."""
-    free = drawn(double, inputs, steps=1)
-    moved = drawn(double, inputs, steps=1, guidance=BETA) - free
+def test_guiding_moves_by_the_jacobian_of_the_network(double, inputs) -> None:
+    """At t = 1 a becomes W Y + (1 − W)(a + β Jᵀ[W (Y − a)]); with any direction J is a finite difference."""
+    held = HeldWaypoints.of((inputs.committed, inputs.weight), MODES, BETA)
+    t = torch.ones(len(MODES), dtype=torch.float64)
+    point = inputs.noise.clone().requires_grad_()
+    state, action = preprocess(MODES, inputs.state, point)
+    free = double.transformer(action, state, t, inputs.context)
+    moved = held.apply(free, point, t) - free.detach()
 
     def predicted(noise: Tensor) -> Tensor:
         with torch.no_grad():
             state, action = preprocess(MODES, inputs.state, noise)
-            t = torch.ones(len(MODES), dtype=torch.float64)
             return double.transformer(action, state, t, inputs.context)
 
     weight = inputs.weight[..., None].expand(free.shape).clone()
     for row, mode in enumerate(MODES):
         weight[row][:, list(mode.spec.gripper)] = 0.0
         weight[row][:, mode.decoded_width :] = 0.0
-    residual = weight * (inputs.committed - free)
+    residual = weight * (inputs.committed - free.detach())
     generator = torch.Generator().manual_seed(5)
     for _ in range(4):
         direction = torch.randn(free.shape, generator=generator, dtype=torch.float64)
-        ahead, behind = (predicted(inputs.noise + sign * 1e-5 * direction) for sign in (1, -1))
+        ahead, behind = (predicted(inputs.noise + sign * 1e-5 * (1 - weight) * direction) for sign in (1, -1))
         slope = ((ahead - behind) / 2e-5 * residual).sum((1, 2))
-        torch.testing.assert_close((moved * direction).sum((1, 2)), BETA * slope, atol=1e-7, rtol=1e-5)
-    assert moved.abs().amax((1, 2)).min() > 1e-3, "nothing was compared"
-    assert not torch.allclose(moved, BETA * residual, atol=1e-2), "the Jacobian is not the identity"
+        along = ((moved - residual) * direction).sum((1, 2))
+        torch.testing.assert_close(along, BETA * slope, atol=1e-7, rtol=1e-5)
+    assert (moved - residual).abs().amax((1, 2)).min() > 1e-3, "nothing was compared"
+    pulled_as_if_identity = (1 - weight) * BETA * residual
+    assert not torch.allclose(moved - residual, pulled_as_if_identity, atol=1e-2), "the Jacobian is not the identity"
 
 
 def test_rows_that_are_clamped_guided_or_free_share_a_batch(double, inputs) -> None:
@@ -108,21 +113,21 @@ class Recording:
         return noisy * 0.0
 
 
-def test_clamped_rows_begin_at_the_earlier_chunk_and_the_others_at_noise(inputs) -> None:
+def test_rows_begin_at_the_earlier_chunk_where_there_is_one(inputs) -> None:
     network, mode = Recording(), action_mode("so101_bimanual_bce")
     weight = torch.zeros(3, WAYPOINTS, dtype=torch.float64)
     weight[:2, :3] = torch.tensor([1.0, 0.5, 0.1])
     guidance = torch.tensor([0.0, BETA, 0.0], dtype=torch.float64)
     sample(network, None, inputs.state, inputs.noise, [mode] * 3, steps=1,  # type: ignore[arg-type]
            prefix=(inputs.committed, weight), guidance=guidance)
-    assert network.t.tolist() == [CLAMPED_START, 1.0, 1.0]
+    assert network.t.tolist() == [START, START, 1.0]
     gripper, joints = list(mode.spec.gripper), [c for c in range(12) if c not in mode.spec.gripper]
     assert not network.seen[:, :, gripper].any()
-    assert torch.equal(network.seen[1:][..., joints], inputs.noise[1:][..., joints])
-    held_on = inputs.committed[0, [0, 1, 2, 2, 2, 2, 2, 2]]
-    begun = CLAMPED_START * inputs.noise[0] + (1 - CLAMPED_START) * held_on
-    torch.testing.assert_close(network.seen[0][:, joints], begun[:, joints])
-    torch.testing.assert_close(network.seen[0][:, 12:], CLAMPED_START * inputs.noise[0][:, 12:])
+    assert torch.equal(network.seen[2][:, joints], inputs.noise[2][:, joints])
+    held_on = inputs.committed[:2, [0, 1, 2, 2, 2, 2, 2, 2]]
+    begun = START * inputs.noise[:2] + (1 - START) * held_on
+    torch.testing.assert_close(network.seen[:2][..., joints], begun[..., joints])
+    torch.testing.assert_close(network.seen[:2][..., 12:], START * inputs.noise[:2][..., 12:])
 
 
 class SmoothChunks:

@@ -129,7 +129,7 @@ class Pilot(Generic[Raw]):
     def observe(self) -> Observation | None:
         """The newest observation, None while something is missing or stale."""
         begun = time.perf_counter()
-        self.controller.settle()
+        self.controller.settle(self.builder.latest_positions())
         window, now = self.controller.last_window, self._clock.ros_ns()
         commanded = None if window is None else window.position_at(now)
         seen = self.builder.build(now, self._clock.steady_s(), self.instruction, commanded)
@@ -158,7 +158,7 @@ class Pilot(Generic[Raw]):
             self.policy_failed(error)
             return False
         if accepted:
-            self._chunk = chunk
+            self._chunk = replace(chunk, times=chunk.times + self.controller.shift / S_TO_NS)
             self._overhead.add(asked.observe_ms + (time.perf_counter() - begun) * 1e3)
         return accepted
 

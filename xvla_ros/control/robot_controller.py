@@ -58,8 +58,9 @@ class RobotController:
     here knows a message or a network: a chunk arrives as a decoded ``Trajectory``, a command leaves as a
     ``CommandWindow``, and every command has gone through the ``Limiter`` and the ``Workspace``.
 
-    A policy that needs more than half of its own horizon cannot renew the plan while it is carried out: what it saw is
-    too old by then. The arm then runs each chunk to its end, stands, and the next one counts from when it lands.
+    A chunk that was asked for while the arm stood counts from when it lands: what was seen still holds. A policy that
+    needs more than half of its own horizon cannot renew the plan while it is carried out, since what it saw is too old
+    by then: the arm runs each chunk to its end and stands until the next one lands.
 
     Args:
         profile: the robot.
@@ -99,6 +100,7 @@ class RobotController:
         self._restart_plan()
         self._asked_s: float | None = None
         self._asked_standing = False
+        self._shift = 0
         self._waiting_since_s: float | None = None
         self._policy_trouble: Fault | None = None
         self._measured: Floats | None = None
@@ -140,6 +142,12 @@ class RobotController:
         with self._lock:
             end = self._timeline.end
             return self._renew_at is not None and end is not None and self._clock.ros_ns() <= end
+
+    @property
+    def shift(self) -> int:
+        """By how many ns later than its times said the chunk taken last is carried out."""
+        with self._lock:
+            return self._shift
 
     def committed_until(self, now: int) -> int:
         """ROS time in ns up to which commands will have been sent before a chunk that is asked for now arrives."""
@@ -230,9 +238,15 @@ class RobotController:
         """When to ask for the chunk that is to take over at ``renew_at``, both in ns of ROS time."""
         return renew_at - round(self._latency.percentiles().p95 * 1e6)
 
-    def settle(self) -> None:
-        """Before an observation: an arm found away from where it was left standing starts from where it is."""
+    def settle(self, measured: Floats | None) -> None:
+        """Before an observation: an arm found away from where it was left standing starts from where it is.
+
+        Args:
+            measured: [J] newest joint positions in ROS units, or None.
+        """
         with self._lock:
+            # the first chunk may come before the first tick, and its first step is compared with this
+            self._measured = measured
             if self._window is None or self._measured is None or self._renew_at is not None:
                 return
             state = self._window.state_at(self._clock.ros_ns())
@@ -246,7 +260,7 @@ class RobotController:
         """Note that inference starts; the number returned goes with the chunk, and is void after a hold."""
         with self._lock:
             self._asked_s = self._waiting_since_s = self._clock.steady_s()
-            self._asked_standing = self._too_slow() and not self.is_executing
+            self._asked_standing = not self.is_executing
             return self._generation
 
     def accept(self, trajectory: Trajectory, generation: int) -> bool:
@@ -266,8 +280,11 @@ class RobotController:
             if stuck := trajectory.nothing_reached():
                 return self._drop(Fault(LIMIT, stuck))
             self._horizon_s = float(trajectory.times[-1] - trajectory.times[0]) / S_TO_NS
+            shift = 0
             if self._asked_standing and waited_s <= self._profile.timing.inference_timeout:
-                trajectory = _moved(trajectory, now + self._lead_ns + 1)
+                # what was seen still holds, and to begin amid the chunk would be a leap
+                shift = max(now + self._lead_ns + 1 - int(trajectory.times[0]), 0)
+                trajectory = replace(trajectory, times=trajectory.times + shift)
             if too_far := self._too_far(trajectory, now):
                 return self._drop(Fault(LIMIT, too_far))
             if self._ensemble is not None:
@@ -277,6 +294,7 @@ class RobotController:
                 return self._drop(
                     Fault(POLICY_LATE, f"the chunk's last waypoint was due {late:.2f} s before now + lead"))
             self._take(trajectory, now)
+            self._shift = shift
             return True
 
     def _take(self, trajectory: Trajectory, now: int) -> None:
@@ -470,8 +488,3 @@ class RobotController:
             limited_points=self._status.limited_points + window.limited,
         )
         return window
-
-
-def _moved(trajectory: Trajectory, begin: int) -> Trajectory:
-    """The same waypoints, the first of them at ROS time ``begin`` in ns, or as they were if that is earlier."""
-    return replace(trajectory, times=trajectory.times + max(begin - int(trajectory.times[0]), 0))

@@ -105,8 +105,9 @@ class Timeline:
         end, begin = self._end(), self._end() - round(self._ease * S_TO_NS)
         keep = self._times < min(time, begin)
         # a path that is run slowly has no knots of its own
-        slow = np.linspace(begin, min(time, end), EASED_KNOTS if time > begin else 0).astype(np.int64)
-        added = np.unique(np.append(slow, time)).astype(np.int64)
+        # counted from its begin: a float holds no ns of the time of day
+        slow = np.rint(np.linspace(0, min(time, end) - begin, EASED_KNOTS if time > begin else 0)).astype(np.int64)
+        added = np.unique(np.append(begin + slow, time))
         positions, velocities = self.sample(added)
         return (np.concatenate([self._times[keep], added]), np.concatenate([self._positions[keep], positions]),
                 np.concatenate([self._velocities[keep], velocities]))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from xvla_ros.control.engine import Engine
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, median_of
+from xvla_ros.evaluation.recorder import travel_by_group
 from xvla_ros.evaluation.report import Percentiles
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.robots.encode import StateEncoder
@@ -125,7 +126,7 @@ class InProcess:
             SceneMismatchError, UnknownSceneError, KinematicsError, RenderingUnavailableError: naming what is missing.
         """
         self.world = World(profile)
-        self.counters = Counters(travel=dict.fromkeys(profile.commands.groups, 0.0))
+        self.counters = Counters()
         self._profile, self._task, self._predict = profile, task, predict
         self._encoder = StateEncoder(profile)
         self._clock = SimulatedClock(self.world)
@@ -137,6 +138,7 @@ class InProcess:
             name: np.array([order.index(joint) for joint in group.joints])
             for name, group in profile.commands.by_name.items()
         }
+        self._ways = np.zeros(len(order))
         self._inference: list[float] = []
         self._overhead: list[Percentiles] = []
 
@@ -196,8 +198,7 @@ class InProcess:
         for reading in event.readings:
             pilot.add_joints(reading.topic, START + event.time, reading.names, reading.positions)
         now = self._positions()
-        for group, columns in self._columns.items():
-            self.counters.travel[group] += float(np.abs(now - before)[columns].sum())
+        self._ways += np.abs(now - before)
         return now
 
     def _send(self, window: CommandWindow | None) -> None:
@@ -228,6 +229,8 @@ class InProcess:
         counted.chunks += status.chunks
         counted.trajectories += status.trajectories
         counted.holds += status.holds
+        ways = dict(zip(self._profile.joints.policy_order, self._ways.tolist(), strict=True))
+        counted.travel = travel_by_group(ways, self._profile)
         self._inference += client.inference_ms
         self._overhead.append(pilot.overhead_ms)
         counted.inference_ms = Percentiles.of(self._inference)

@@ -16,6 +16,7 @@ from xvla_ros.evaluation.graph import (
 )
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, Evaluation
 from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
+from xvla_ros.evaluation.recorder import travel_by_group
 from xvla_ros.evaluation.report import Percentiles
 from xvla_ros.nodes.recording import read_progress
 
@@ -131,7 +132,7 @@ def _evaluation(
         counted["holds"],
         frames_sent=sum(_sent_while_heard(sent[camera], said, camera) for camera in settings.profile.cameras.slots),
         frames_received=sum(int(said[f"frames_received/{camera}"]) for camera in settings.profile.cameras.slots),
-        travel=counted["travel"],
+        travel=travel_by_group(counted["travel"], settings.profile),
         inference_ms=_percentiles(said, "inference_ms"),
         overhead_ms=_percentiles(said, "overhead_ms"),
     )

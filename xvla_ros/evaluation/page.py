@@ -42,21 +42,21 @@ def write_html(
     from xvla_ros.evaluation import plots
 
     joints = [
-        (joint, _embed(plots.joint_plot(joint, recording, profile)))
+        (joint, embed(plots.joint_plot(joint, recording, profile)))
         for group in profile.commands.groups
         for joint in profile.commands.by_name[group].joints
     ]
     page = _PAGE.format(
         title=html.escape(f"{report.robot}: {report.duration:.0f} s with X-VLA"),
-        style=_STYLE,
+        style=STYLE,
         robot=html.escape(report.robot),
         instruction=html.escape(report.instruction or "(none)"),
         weights=_weights(report),
         cards=_cards(report),
         film=_film(film, poster),
-        timeline=_figure(_embed(plots.status_plot(recording)), "What the policy did, and when chunks arrived"),
+        timeline=_figure(embed(plots.status_plot(recording)), "What the policy did, and when chunks arrived"),
         joints="\n".join(_figure(image, joint.replace("_", " ")) for joint, image in joints),
-        latency=_figure(_embed(plots.latency_plot(recording)), "Inference time of every chunk"),
+        latency=_figure(embed(plots.latency_plot(recording)), "Inference time of every chunk"),
         latency_table=_latency_table(report),
         frames_table=_frames_table(report),
         run_table=_run_table(report, recording),
@@ -105,7 +105,7 @@ def _figure(source: str, caption: str) -> str:
 def _latency_table(report: Report) -> str:
     head = ("", "median", "95 %", "99 %", "most")
     rows = [("inference", report.inference_ms), ("overhead", report.overhead_ms)]
-    return _table(head, [(name, *(_ms(value) for value in asdict(row).values())) for name, row in rows])
+    return table(head, [(name, *(_ms(value) for value in asdict(row).values())) for name, row in rows])
 
 
 def _ms(value: float) -> str:
@@ -114,7 +114,7 @@ def _ms(value: float) -> str:
 
 def _frames_table(report: Report) -> str:
     rows = [(camera, str(f.sent), str(f.received), str(f.dropped)) for camera, f in report.frames.items()]
-    return _table(("camera", "sent", "received", "dropped"), rows)
+    return table(("camera", "sent", "received", "dropped"), rows)
 
 
 def _run_table(report: Report, recording: Recording) -> str:
@@ -130,10 +130,11 @@ def _run_table(report: Report, recording: Recording) -> str:
         ("late chunks dropped", str(last.dropped_chunks if last else 0)),
         ("points moved by a limit", str(last.limited_points if last else 0)),
     ]
-    return _table(("", ""), rows)
+    return table(("", ""), rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in HTML; its cells are escaped."""
     lines = [_row(head, "th")] if any(head) else []
     lines += [_row(row, "td") for row in rows]
     return f"<table>{''.join(lines)}</table>"
@@ -144,7 +145,8 @@ def _row(cells: Sequence[str], tag: str) -> str:
     return f"<tr><th>{first}</th>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in others) + "</tr>"
 
 
-def _embed(png: bytes) -> str:
+def embed(png: bytes) -> str:
+    """Return a PNG as the source of an image."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
@@ -156,7 +158,7 @@ def _embed_picture(image: NDArray[np.uint8]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1120px; padding: 20px 16px 48px; color: #1d2430; background: #fff;

@@ -21,7 +21,7 @@ MOST_CHUNKS = 60
 
 def joint_plot(joint: str, recording: Recording, profile: Profile) -> bytes:
     """Position of one joint (rad or m) over the run: measured, commanded, predicted, and the limits that are near."""
-    figure, axes = _figure(4.4, 2.3)
+    drawn, axes = figure(4.4, 2.3)
     order = profile.joints.policy_order
     column = order.index(joint)
     step = max(1, len(recording.chunks) // MOST_CHUNKS)
@@ -41,12 +41,12 @@ def joint_plot(joint: str, recording: Recording, profile: Profile) -> bytes:
     axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     axes.set_title(joint.replace("_", " "), loc="left", fontsize=10)
     axes.set_xlabel("s")
-    return _png(figure)
+    return png(drawn)
 
 
 def status_plot(recording: Recording) -> bytes:
     """States of the policy as a coloured bar, arrivals of chunks as ticks below."""
-    figure, axes = _figure(8.8, 1.5)
+    drawn, axes = figure(8.8, 1.5)
     for begin, end, status in _spans(recording):
         axes.barh(1, end - begin, left=begin, height=0.8, color=STATES.get(status.state, "#444444"))
         if status.reason and end - begin > 0.08 * max(recording.duration, 1e-3):
@@ -64,12 +64,12 @@ def status_plot(recording: Recording) -> bytes:
     if handles:
         place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(handles)}
         axes.legend(handles=handles, frameon=False, fontsize=8, **place)
-    return _png(figure)
+    return png(drawn)
 
 
 def latency_plot(recording: Recording) -> bytes:
     """Inference time of every chunk over the run."""
-    figure, axes = _figure(8.8, 2.2)
+    drawn, axes = figure(8.8, 2.2)
     values = [chunk.inference_ms for chunk in recording.chunks]
     axes.plot([chunk.received for chunk in recording.chunks], values, "o", ms=3.5, color=MEASURED)
     if values:
@@ -79,7 +79,7 @@ def latency_plot(recording: Recording) -> bytes:
     axes.set_ylim(0.0, 1.1 * max(values, default=1.0))
     axes.set_xlabel("s since the first command")
     axes.set_ylabel("ms")
-    return _png(figure)
+    return png(drawn)
 
 
 def _spans(recording: Recording) -> list[tuple[float, float, StatusRecord]]:
@@ -110,21 +110,23 @@ def _patch(colour: str, label: str) -> Any:
     return Patch(color=colour, label=label)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def figure(width: float, height: float) -> tuple[Any, Any]:
+    """Return an empty figure of our style, inches, and its axes."""
     from matplotlib.figure import Figure  # not pyplot: it would look for a display
 
-    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
-    axes = figure.add_subplot()
+    drawn = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+    axes = drawn.add_subplot()
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(labelsize=8)
     axes.xaxis.label.set_fontsize(8)
     axes.yaxis.label.set_fontsize(8)
     axes.grid(alpha=0.25)
-    return figure, axes
+    return drawn, axes
 
 
-def _png(figure: Any) -> bytes:
+def png(drawn: Any) -> bytes:
+    """Return a figure as the bytes of a PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    drawn.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -179,13 +179,18 @@ def joint_travel(recording: Recording, profile: Profile) -> dict[str, float]:
 
     A group that holds nothing but grippers counts those. Only what was measured after the first command counts.
     """
-    ways = {}
-    skipped = grippers(profile)
+    ways = {joint: travel(_after_start(track)) for joint, track in recording.measured.items()}
+    return travel_by_group(ways, profile)
+
+
+def travel_by_group(ways: Mapping[str, float], profile: Profile) -> dict[str, float]:
+    """Way of each command group, for the way of each joint, by the rule of ``joint_travel``."""
+    skipped, sums = grippers(profile), {}
     for group in profile.commands.groups:
         joints = profile.commands.by_name[group].joints
         counted = [joint for joint in joints if joint not in skipped] or list(joints)
-        ways[group] = sum(travel(_after_start(recording.measured[joint])) for joint in counted)
-    return ways
+        sums[group] = sum(ways[joint] for joint in counted)
+    return sums
 
 
 def grippers(profile: Profile) -> frozenset[str]:

@@ -84,8 +84,8 @@ class Prefix:
     Attributes:
         actions: float32 [T, D], the policy's units, as in an ActionChunk. Rows of weight 0 are not read.
         weights: float32 [T], 1 where the waypoint is committed, 0 where the new chunk is free.
-        guidance: 0 puts the waypoints back after every denoising step; above 0 they pull at the chunk through the
-            network's gradients instead, with no step of more than this weight (β).
+        guidance: 0 puts the waypoints back after every denoising step; above 0 they also pull at the rest of the chunk
+            through the network's gradients, with no step of more than this weight (β).
     """
 
     actions: NDArray[np.float32]

@@ -109,10 +109,10 @@ def sample(
         steps: evaluations of the network, at least 1.
         prefix: (Y, W): an earlier chunk's clean action at this chunk's times, [B, T, D], normalised and padded, and
             its weights 0..1, [B, T] or [B, T, D]. After every evaluation ``a ← W·Y + (1 − W)·a``, except for gripper
-            channels, which are logits in the network and values in Y; and such rows begin at Y noised, see
+            channels, which are logits in the network and values in Y. Rows with a weight begin at Y noised, see
             ``guidance.HeldWaypoints``.
-        guidance: β, of all rows or [B]: rows where it is above 0 are pulled towards the prefix through the network's
-            Jacobian instead. None clamps.
+        guidance: β, of all rows or [B]: rows where it is above 0 are also pulled towards the prefix through the
+            network's Jacobian. None pulls at none.
         on_step: called with (step index, raw head output) after each evaluation, before the prefix is applied.
 
     Returns:

@@ -1,10 +1,11 @@
 """Agreement of a new chunk with waypoints that an earlier one committed to, in clean-action form.
 
-Two ways, chosen row by row. Clamped: after every evaluation the committed waypoints are put back, and the sampler
-begins partway, at the earlier chunk noised. Putting back alone is not enough where several ways are good: which one the
-chunk takes is settled in the first steps, when the waypoints put back are all but lost in noise, and so by the initial
-noise. Guided: after every evaluation the chunk is pulled towards the committed waypoints through the network's own
-Jacobian, which asks for one backward pass.
+After every evaluation the committed waypoints are put back: the row is clamped. A guided row is before that pulled
+towards them, all its waypoints, through the network's own Jacobian, which asks for one backward pass.
+
+Neither is enough where several ways are good. Which one a chunk takes is settled in the first steps, when the
+committed waypoints are all but lost in noise, and so by the initial noise; what is put back or pulled at later only
+bends a chunk that goes another way. So the sampler begins partway, at the earlier chunk noised.
 
 Source of guiding: real-time chunking (arXiv 2506.07339), which corrects a velocity v. The clean action it implies is
 ``a = x_t + t · v`` with t = 1 at the noise, so here its correction counts t times. Shapes: B batch, T waypoints,
@@ -21,9 +22,9 @@ from torch import Tensor
 
 from .action_modes import ActionMode
 
-# The time t at which clamped rows begin. Of two ways that lie D apart in the network's units, all waypoints together,
+# The time t at which such rows begin. Of two ways that lie D apart in the network's units, all waypoints together,
 # that of the earlier chunk is then kept with probability Φ(D (1 − t) / 2t): 95 % for D = 3.3, over 99 % for 5.
-CLAMPED_START = 0.5
+START = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class HeldWaypoints:
         committed: [B, T, D], Y: an earlier chunk's clean action at this chunk's times.
         weight: [B, T, D], W in 0..1, zero for gripper channels, which are logits in the network and values in Y, and
             for channels that the row's action mode does not use.
-        limit: [B], β: the highest weight of a guidance step; 0 clamps the row.
+        limit: [B], β: the highest weight of a guidance step; 0 only clamps the row.
         guided: whether any row is guided.
     """
 
@@ -61,15 +62,15 @@ class HeldWaypoints:
     def begin(self) -> tuple[Tensor, Tensor]:
         """Where the sampler begins: a clean action [B, T, D] and the time [B] to which it is noised.
 
-        Clamped rows begin at the committed waypoints, the last of them held on; the others at pure noise.
+        Rows begin at their committed waypoints, the last of them held on; those that have none at pure noise.
         """
         covered = (self.weight > 0).any(-1)
         index = torch.arange(covered.shape[1], device=covered.device)
         last = (covered * index).amax(1, keepdim=True)
         held_on = torch.gather(self.committed, 1, torch.minimum(index, last)[..., None].expand_as(self.committed))
-        known = covered.any(1) & (self.limit == 0)
+        known = covered.any(1)
         action = torch.where(known[:, None, None] & (self.weight > 0).any(1, keepdim=True), held_on, 0.0)
-        return action, torch.where(known, action.new_tensor(CLAMPED_START), action.new_ones(()))
+        return action, torch.where(known, action.new_tensor(START), action.new_ones(()))
 
     def apply(self, predicted: Tensor, point: Tensor, t: Tensor) -> Tensor:
         """Bring an evaluation into agreement.
@@ -81,17 +82,15 @@ class HeldWaypoints:
             t: [B], 1 is pure noise.
 
         Returns:
-            [B, T, D]. Clamped rows: ``W·Y + (1 − W)·a``. Guided rows:
-            ``a + t · min(β, (t² + (1 − t)²) / (t (1 − t))) · (∂a/∂x_t)ᵀ [W (Y − a)]``.
+            [B, T, D], ``W·Y + (1 − W)·a``, where in guided rows ``a`` is before that increased by
+            ``t · min(β, (t² + (1 − t)²) / (t (1 − t))) · (∂a/∂x_t)ᵀ [W (Y − a)]``.
         """
         action = predicted.detach()
-        clamped = self.weight * self.committed + (1.0 - self.weight) * action
-        if not self.guided:
-            return clamped
-        # rows do not depend on one another, so the clamped ones leave the guided ones alone
-        (pull,) = torch.autograd.grad(predicted, point, self.weight * (self.committed - action))
-        step = (t * guidance_weight(t, self.limit))[:, None, None]
-        return torch.where(self.limit[:, None, None] > 0, action + step * pull, clamped)
+        if self.guided:
+            # rows do not depend on one another, so those that are only clamped leave the others alone
+            (pull,) = torch.autograd.grad(predicted, point, self.weight * (self.committed - action))
+            action = action + (t * guidance_weight(t, self.limit))[:, None, None] * pull
+        return self.weight * self.committed + (1.0 - self.weight) * action
 
 
 def guidance_weight(t: Tensor, limit: Tensor) -> Tensor:

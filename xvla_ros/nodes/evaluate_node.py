@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import State, Transition
@@ -75,7 +74,8 @@ class EvaluateNode(Node):  # type: ignore[misc]
         self._status: Any = None
         self._diagnostics: dict[str, str] = {}
         self._measuring = False
-        self._last: dict[str, np.ndarray[Any, Any]] = {}
+        self._joints = {(joint.topic, joint.name): name for name, joint in profile.joints.by_name.items()}
+        self._last: dict[str, float] = {}
         self._travel: dict[str, float] = {}
         self._totals = {"chunks": 0, "trajectories": 0, "holds": 0}
         name = profile.name
@@ -209,16 +209,12 @@ class EvaluateNode(Node):  # type: ignore[misc]
     def _on_joints(self, topic: str, message: Any) -> None:
         if not self._measuring:
             return
-        positions = dict(zip(message.name, message.position, strict=True))
-        joints = self._order.profile.joints.by_name
-        for name, group in self._order.profile.commands.by_name.items():
-            heard = [joint for joint in group.joints if joints[joint].topic == topic]
-            if not heard:
-                continue
-            now = np.array([positions[joints[joint].name] for joint in heard])
-            before = self._last.get(f"{name} {topic}", now)
-            self._travel[name] = self._travel.get(name, 0.0) + float(np.abs(now - before).sum())
-            self._last[f"{name} {topic}"] = now
+        for name, position in zip(message.name, message.position, strict=True):
+            joint = self._joints.get((topic, name))
+            if joint is not None:
+                way = abs(position - self._last.get(joint, position))
+                self._travel[joint] = self._travel.get(joint, 0.0) + way
+                self._last[joint] = position
 
 
 def tell(progress: dict[str, Any]) -> None:

@@ -79,10 +79,10 @@ class RobotLink:
         self._group = MutuallyExclusiveCallbackGroup()
         self._publishers = self._make_publishers()
         self._plan = PlanMarkers(node, profile, self.pilot.arms)
-        self._subscriptions = self._make_subscriptions()
         self._rivals = Rivals(node, {name: self._publishers[name] for name in profile.commands.groups})
         self._runs = RunPolicyServer(node, self.pilot, clock, self._group)
         self._timer: Any = None
+        self._subscriptions = self._make_subscriptions()  # last: messages come at once, to a thread of its own
         self._publish_status()
 
     # what the node calls

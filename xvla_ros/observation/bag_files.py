@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NS = 1_000_000_000
 REORDER_NS = NS  # a recorder writes messages in nearly the order of their times; this much is put right
 STORAGES = {".mcap": "mcap", ".db3": "sqlite3"}
+COMPRESSED = ".zstd"
 
 
 class BagError(ValueError):
@@ -102,15 +103,21 @@ def _existing(path: str | Path) -> Path:
     path = Path(path)
     if not path.exists():
         raise BagError(f"{path}: no such bag; expected the folder of a recording, or its .mcap or .db3 file")
-    if not _storage_files(path):
+    if not storage_files(path):
         raise BagError(f"{path}: no bag; expected a folder with .mcap or .db3 files, or one such file")
     return path
 
 
-def _storage_files(path: Path) -> list[Path]:
+def storage_files(path: Path) -> list[Path]:
+    """Return the files of a bag that hold messages, in the order in which they were written."""
     found = path.iterdir() if path.is_dir() else [path]
     # rosbag2 numbers its files: bag_2.mcap comes before bag_10.mcap
-    return sorted((file for file in found if file.suffix in STORAGES), key=lambda file: (len(file.name), file.name))
+    return sorted((file for file in found if _storage(file)), key=lambda file: (len(file.name), file.name))
+
+
+def _storage(file: Path) -> str:
+    """``mcap``, ``sqlite3``, or empty for another file; compressed as a whole it has one more suffix."""
+    return STORAGES.get(Path(file.name.removesuffix(COMPRESSED)).suffix, "")
 
 
 def _how_cut(path: Path) -> str:
@@ -139,7 +146,7 @@ def _summary_of_whole(path: Path) -> BagSummary:
             for name, info in sorted(reader.topics.items())
         )
         start, end = (reader.start_time, reader.end_time) if any(topic.count for topic in topics) else (0, 0)
-        return BagSummary(path, STORAGES[_storage_files(path)[0].suffix], topics, start, end)
+        return BagSummary(path, _storage(storage_files(path)[0]), topics, start, end)
 
 
 def _messages_of_whole(path: Path, topics: Collection[str]) -> Iterator[BagMessage]:
@@ -166,11 +173,13 @@ def _summary_of_cut(path: Path, cut: str) -> BagSummary:
     if not counts:
         raise BagError(f"{path}: nothing in it can be read: {cut}")
     topics = tuple(TopicSummary(name, kind, count) for (name, kind), count in sorted(counts.items()))
-    return BagSummary(path, STORAGES[_storage_files(path)[0].suffix], topics, min(times), max(times), cut)
+    return BagSummary(path, _storage(storage_files(path)[0]), topics, min(times), max(times), cut)
 
 
 def _salvaged(path: Path) -> Iterator[BagMessage]:
-    for file in _storage_files(path):
+    for file in storage_files(path):
+        if file.suffix == COMPRESSED:
+            continue  # rosbag2 compresses a file when it is complete, and lists it; nothing is known of this one
         yield from _in_order(_salvaged_mcap(file) if file.suffix == ".mcap" else _salvaged_sqlite(file))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,6 +40,7 @@ def observations(
     profile: Profile,
     *,
     rate: float | None = None,
+    at: Sequence[int] | None = None,
     instruction: str | None = None,
     wanted: Callable[[int], bool] = lambda stamp: True,
     commanded: Callable[[int], NDArray[np.float64] | None] = lambda stamp: None,
@@ -53,8 +54,9 @@ def observations(
         path: the bag; of one that was cut short, every whole message before the cut counts.
         profile: the robot.
         rate: Hz, in the time of the stamps.
+        at: stamps, ns, increasing, in the place of pictures and ``rate``: those that a live node answered, say.
         instruction: what to do, in words; None takes the profile's.
-        wanted: whether an observation is to be built at a stamp.
+        wanted: whether an observation is to be built at a stamp; asked once for each, when it is due.
         commanded: stamp → the joints [J] commanded there, rad or m in policy order, for ``proprio_source: commanded``.
         heard: told of every message of the profile's cameras and joints, with its stamp, once it has been taken in.
 
@@ -66,7 +68,8 @@ def observations(
         raise BagError(f"rate is {rate}; expected a positive number of observations a second")
     check_topics(path, profile)
     listener = _Listener(profile.instruction if instruction is None else instruction, wanted, commanded, heard)
-    return _play(path, ObservationBuilder(profile, decode_image), _Grid(rate) if rate else _Frames(), listener)
+    instants = _Given(at) if at is not None else _Grid(rate) if rate else _Frames()
+    return _play(path, ObservationBuilder(profile, decode_image), instants, listener)
 
 
 def check_topics(path: str | Path, profile: Profile) -> None:
@@ -149,7 +152,7 @@ class _Listener:
 
 
 def _play(
-    path: str | Path, builder: ObservationBuilder[bytes], instants: _Frames | _Grid, listener: _Listener
+    path: str | Path, builder: ObservationBuilder[bytes], instants: _Frames | _Grid | _Given, listener: _Listener
 ) -> Iterator[Observation | Fault]:
     profile = builder.profile
     cameras: dict[str, list[str]] = {}
@@ -157,7 +160,8 @@ def _play(
         cameras.setdefault(profile.cameras.by_name[slot].topic, []).append(slot)
     first_slot = profile.cameras.by_name[profile.cameras.slots[0]].topic
     topics = {*cameras, *(joint.topic for joint in profile.joints.ordered)}
-    clock, timeout = _BagClock(), round(profile.timing.observation_timeout * NS)
+    clock, timeout = BagClock(), round(profile.timing.observation_timeout * NS)
+    asked: tuple[int, bool] | None = None  # about the instant that is due: whether it is wanted
     for message in bag_messages(path, topics):
         received = message.log_time / NS
         stamp = _feed(builder, cameras.get(message.topic, []), message, received)
@@ -166,14 +170,18 @@ def _play(
         if message.topic == first_slot:
             instants.picture(stamp)
         while (due := instants.due(now)) is not None:
-            aligned = builder.aligned_stamp(now, received)
-            if (aligned is None or aligned < due) and now - due <= timeout:
-                break
-            if listener.wanted(due):
+            # asked first: to see whether every source has got there takes long
+            if asked is None or asked[0] != due:
+                asked = due, listener.wanted(due)
+            if asked[1]:
+                aligned = builder.aligned_stamp(now, received)
+                if (aligned is None or aligned < due) and now - due <= timeout:
+                    break
                 yield builder.build(
                     now, received, listener.instruction, listener.commanded(due), not_after=due
                 )
             instants.done(now - timeout)
+            asked = None
 
 
 def _feed(builder: ObservationBuilder[bytes], cameras: list[str], message: BagMessage, received: float) -> int:
@@ -191,7 +199,7 @@ def _feed(builder: ObservationBuilder[bytes], cameras: list[str], message: BagMe
     return stamp
 
 
-class _BagClock:
+class BagClock:
     """ROS time as it was when a message was recorded.
 
     That is the log time, unless the log has another clock than the stamps, as a recorder without use_sim_time has;
@@ -203,6 +211,7 @@ class _BagClock:
         self._newest: int | None = None
 
     def now(self, log_time: int, stamp: int) -> int:
+        """Return ROS time in ns at a message with this log time and stamp."""
         if self._logs_ros_time is None:
             self._logs_ros_time = abs(log_time - stamp) < OTHER_CLOCK * NS
         if self._logs_ros_time:
@@ -228,6 +237,23 @@ class _Frames:
         return self._waiting[0] if self._waiting else None
 
     def done(self, too_old: int) -> None:
+        self._waiting.popleft()
+
+
+class _Given:
+    """An observation is wanted at stamps that are known beforehand."""
+
+    def __init__(self, stamps: Sequence[int]) -> None:
+        self._waiting = deque(stamps)
+
+    def picture(self, stamp: int) -> None:
+        del stamp
+
+    def due(self, now: int) -> int | None:
+        return self._waiting[0] if self._waiting and self._waiting[0] <= now else None
+
+    def done(self, too_old: int) -> None:
+        del too_old
         self._waiting.popleft()
 
 

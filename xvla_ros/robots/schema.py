@@ -377,10 +377,11 @@ class Smoothing(Section):
         description="Share of a chunk's duration that is executed before the next takes over; 0 asks at once.",
     )
     overlap: Literal["exponential", "linear", "none"] = setting(
-        "exponential",
+        "linear",
         changeable=True,
         description="How the weight of the previous chunk falls after the waypoints that pass during inference "
-        "(realtime_chunking, guided); none frees the rest.",
+        "(realtime_chunking, guided): linear changes velocities least, exponential is the paper's and leans sooner on "
+        "the new chunk, none frees the rest.",
     )
     guidance: float = setting(
         5.0, gt=0.0, le=1000.0, changeable=True, description="guided: highest weight of a guidance step."

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xvla_ros.model.data import Observation
-from xvla_ros.observation.bag_files import STORAGES, BagError, BagMessage, BagSummary, bag_messages, bag_summary
+from xvla_ros.observation.bag_files import BagError, BagMessage, BagSummary, bag_messages, bag_summary, storage_files
 from xvla_ros.observation.bag_writer import PROFILE_TOPIC
 from xvla_ros.observation.bags import check_topics, observations
 from xvla_ros.observation.cdr import read_string
+from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.problems import Problem
 from xvla_ros.robots.profile import Profile, profiles_of_document
 from xvla_ros.robots.tool_arm import tool_arms
+from xvla_ros.training.action_path import Times, merged
 from xvla_ros.training.bag_paths import JointTracks, PathMaker, commanded_groups
 from xvla_ros.training.bag_tracks import Restarts, Stretch, Tracks, read_tracks
 from xvla_ros.training.checks import joint_problems
 from xvla_ros.training.fingerprints import profile_essence, sampled
 from xvla_ros.training.recording import Episode, Frame, SamplesError, Survey
+
+Floats = NDArray[np.float64]
 
 NS = 1_000_000_000
 READER_VERSION = 1  # of what this module makes of a bag; a new one makes caches anew
@@ -39,6 +44,15 @@ class BagOptions:
     rate: float | None = None
     instruction: str = ""
     only_successes: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What there is at an instant of an episode."""
+
+    episode: int
+    stamp: int
+    found: Observation | Fault
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,7 @@ class BagRecording:
         self._path, self._profile, self._options = path, profile, options
         self._tracks = Tracks([], {})
         self._spans: list[_Span] = []
+        self._of_episode: dict[int, JointTracks] = {}
 
     @property
     def source(self) -> str:
@@ -99,10 +114,26 @@ class BagRecording:
 
     def frames(self, survey: Survey) -> Iterator[Frame]:
         """Yield what ``observations`` makes of the bag within the episodes."""
+        for seen in self.seen(survey):
+            if isinstance(seen.found, Observation):
+                yield Frame(seen.episode, seen.found.stamp, seen.found.state, seen.found.images)
+
+    def seen(
+        self, survey: Survey, chosen: Callable[[int, int], bool] = lambda episode, stamp: True,
+        at: Sequence[int] | None = None,
+    ) -> Iterator[Seen]:
+        """Yield the observations within the episodes, and the faults where there is none.
+
+        Args:
+            survey: of this recording.
+            chosen: (episode, stamp ns) → whether an observation is to be built there; asked once for each, in order.
+            at: stamps in the place of the pictures of slot 0.
+        """
         if not self._tracks.stretches:
             self.survey()
         restarts, episodes = Restarts(), _Finder(self._spans)
         positions = self._commanded_positions() if self._profile.policy.proprio_source == "commanded" else {}
+        asked = [0, 0]
 
         def commanded(stamp: int) -> Any:
             found = positions.get(episodes.at(restarts.count, stamp) or 0)
@@ -112,14 +143,36 @@ class BagRecording:
         def heard(message: BagMessage, stamp: int) -> None:
             restarts.heard(message.topic, stamp)
 
-        for one in observations(
-            self._path, self._profile, rate=self._options.rate, commanded=commanded, heard=heard,
-            wanted=lambda stamp: episodes.at(restarts.count, stamp) is not None,
-        ):
-            if isinstance(one, Observation):
-                episode = episodes.at(restarts.count, one.stamp)
-                if episode is not None:
-                    yield Frame(episode, one.stamp, one.state, one.images)
+        def wanted(stamp: int) -> bool:
+            episode = episodes.at(restarts.count, stamp)
+            if episode is None or not chosen(episode, stamp):
+                return False
+            asked[:] = episode, stamp
+            return True
+
+        for one in observations(self._path, self._profile, rate=self._options.rate, at=at, commanded=commanded,
+                                heard=heard, wanted=wanted):
+            yield Seen(asked[0], asked[1], one)
+
+    def joint_paths(self, survey: Survey) -> list[tuple[Times, Floats]]:
+        """Return for each episode knots [K] in ns and joints [K, J], rad or m: what its path says, as positions."""
+        if survey.commanded:
+            found = self._commanded_positions()
+            return [found[number] for number in range(len(self._spans))]
+        return [(times := merged(tracks.knots(), span.start, span.end), tracks.at(times))
+                for span, tracks in self._measured()]
+
+    def measured(self, survey: Survey, episode: int, stamp: int) -> Floats:
+        """Return where the joints [J] were measured at an instant of an episode, rad or m."""
+        del survey
+        if episode not in self._of_episode:
+            self._of_episode = {episode: JointTracks(self._profile,
+                                                     self._tracks.stretches[self._spans[episode].stretch])}
+        return self._of_episode[episode].at(np.array([stamp]))[0]
+
+    def _measured(self) -> Iterator[tuple[_Span, JointTracks]]:
+        for span in self._spans:
+            yield span, JointTracks(self._profile, self._tracks.stretches[span.stretch])
 
     def fingerprint(self) -> str:
         """Return hex digits of the bag's content, the profile, its URDFs and the options."""
@@ -302,5 +355,5 @@ def _rate(stamps: list[list[int]]) -> float:
 
 
 def _files(path: Path) -> list[Path]:
-    found = path.iterdir() if path.is_dir() else [path]
-    return sorted(file for file in found if file.suffix in STORAGES or file.name == "metadata.yaml")
+    metadata = path / "metadata.yaml"
+    return sorted([*storage_files(path), *([metadata] if metadata.exists() else [])])

@@ -50,8 +50,8 @@ class Grasper:
     def way(self, legs: Sequence[Leg]) -> Plan:
         """A plan from where the joints are; a gripper that holds the cube goes on squeezing it."""
         start = self._cell.positions
-        if self.holds:
-            start[self._hand.gripper] = legs[0].posture[self._hand.gripper]
+        if self.holds and legs[0].posture[self._hand.gripper] == self.closed:
+            start[self._hand.gripper] = self.closed
         return self._cell.way(start, legs)
 
     @property

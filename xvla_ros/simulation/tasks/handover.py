@@ -96,7 +96,7 @@ class HandoverExpert(Expert):
         low = cell.place(self._prop)[2] < ALOFT
         taken = cell.contacts.holds(self._taker, self._prop) and not low
         if taken:
-            return self._squeezing(self._part(), taker=True)
+            return self._squeezing(self._part(cell.positions), taker=True)
         if not grasper.holds:
             return grasper.way([*grasper.to_grasp(), grasper.lifted(), *self._meet()])
         now = cell.positions
@@ -129,13 +129,12 @@ class HandoverExpert(Expert):
         if now is not None and self._is_around(now):
             here = now.copy()
             here[self._taking.gripper] = self._closed
-            return [Leg(here, stop=True, noise=0.0), *self._part()]
-        legs = [take, close, *self._part()]
+            return [Leg(here, stop=True, noise=0.0), *self._part(here)]
+        legs = [take, close, *self._part(close.posture)]
         return legs if now is not None and self._is_on_line(now) else [wait, *legs]
 
-    def _part(self) -> list[Leg]:
-        """The giver opens, stands clear of the cube and draws back, while the taker stays where it is."""
-        now = self._cell.positions
+    def _part(self, now: Floats) -> list[Leg]:
+        """From a posture [J] in which both hold: the giver opens, stands clear of the cube and draws back."""
         figures = self._giving.figures
         at = now[self._taking.columns]
         opened = now.copy()

@@ -85,15 +85,15 @@ class PickPlaceExpert(Expert):
         beside = float(np.linalg.norm(cube[:2] - bowl[:2]))
         held = grasper.holds
         if not held and beside < IN_BOWL[0]:
-            return grasper.way(self._leave())
+            return grasper.way(self._leave(cell.positions))
         high, drop = self._over_bowl(bowl)
-        carry = [Leg(drop, stop=True), *self._leave()]
+        carry = [Leg(drop, stop=True), *self._leave(drop)]
         if beside > IN_BOWL[0]:
             carry.insert(0, Leg(high))
         if not held:
             return grasper.way([*grasper.to_grasp(), grasper.lifted(), *carry])
         if self._is_over_bowl():
-            return grasper.way(self._leave())
+            return grasper.way(self._leave(cell.positions))
         if cube[2] < LOW and beside > IN_BOWL[0]:
             return grasper.way([grasper.lifted(), *carry])
         return grasper.way(carry)
@@ -111,9 +111,9 @@ class PickPlaceExpert(Expert):
         now = self._cell.positions[self._hand.columns]
         return self._drop is not None and float(np.abs(now - self._drop).max()) < ARRIVED
 
-    def _leave(self) -> list[Leg]:
-        """Open where the hand is, then home."""
-        opened = self._cell.positions
+    def _leave(self, posture: Floats) -> list[Leg]:
+        """Open in a posture, then home."""
+        opened = posture.copy()
         opened[self._hand.gripper] = self._hand.figures.opened
         return [Leg(opened, stop=True, speed=GENTLE, noise=0.0), Leg(self._cell.home, stop=True)]
 

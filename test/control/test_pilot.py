@@ -1,0 +1,129 @@
+"""One robot from messages to windows, without ROS."""
+
+import numpy as np
+import pytest
+
+from xvla_ros.control.chunking import waypoint_times
+from xvla_ros.control.pilot import Pilot
+from xvla_ros.model.data import ActionChunk
+
+from .conftest import JOINTS, HandClock, profile_of
+
+SECOND = 1_000_000_000
+PERIOD = 1 / 30
+HOME = np.array([0.1, -0.1])
+PICTURE = np.zeros((8, 8, 3), np.uint8)
+
+
+class Bench:
+    """A pilot, what it sees, and a policy that goes up a slope."""
+
+    def __init__(self, **changes):
+        self.clock = HandClock()
+        self.profile = profile_of(**changes)
+        self.pilot = Pilot(self.profile, self.clock, lambda raw, _: raw, "climb")
+        self.pilot.controller.start()
+        self.measured = HOME
+
+    def run(self, seconds):
+        for _ in range(round(seconds / PERIOD)):
+            self.clock.advance(PERIOD)
+            self.look()
+            window = self.pilot.tick()
+            if window is not None:
+                self.measured = window.position_at(self.clock.ros)
+
+    def look(self):
+        self.pilot.add_image("front", self.clock.ros, PICTURE)
+        self.pilot.add_joints("/joint_states", self.clock.ros, JOINTS, self.measured)
+
+    def chunk(self, seen, slope=0.02):
+        policy = self.profile.policy
+        times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(10)
+        actions = np.asarray(seen.state) + slope * (1 + np.arange(10))[:, None]
+        return ActionChunk("twin", policy.domain_id, policy.action_mode, seen.instruction, seen.stamp, times,
+                           actions.astype(np.float32), 1.0, 0)
+
+    def ask(self, inference=0.2, **kwargs):
+        seen = self.pilot.observe()
+        prefix = self.pilot.prefix()
+        self.run(inference)
+        assert self.pilot.deliver(self.chunk(seen, **kwargs))
+        return seen, prefix
+
+
+@pytest.fixture
+def bench():
+    made = Bench()
+    made.look()
+    return made
+
+
+def test_the_first_chunk_is_free_and_the_next_agrees_with_what_is_carried_out(bench):
+    _, prefix = bench.ask()
+    assert prefix is None
+    bench.run(0.3)
+    seen, prefix = bench.ask()
+    first = bench.profile.policy.first_waypoint_offset
+    times = seen.stamp + np.rint((first + 0.1 * np.arange(10)) * SECOND).astype(np.int64)
+    held = prefix.weights == 1.0
+    assert held.any() and not held.all()
+    # 0.2 s of inference and the lead pass before it counts
+    assert (times[held] <= seen.stamp + 0.27 * SECOND).all()
+    assert prefix.guidance == 0.0
+
+
+def test_what_is_to_be_agreed_with_is_the_chunk_as_it_is_carried_out(bench):
+    """The first chunk was asked for at rest and counts from when it landed, not from when it was seen."""
+    bench.ask(inference=0.5)
+    carried_out = bench.pilot.chunk
+    landed = bench.clock.ros
+    assert waypoint_times(carried_out)[0] == pytest.approx(landed + 0.05 * SECOND, abs=1e6)
+    bench.run(0.3)
+    seen = bench.pilot.observe()
+    prefix = bench.pilot.prefix()
+    planned = bench.pilot.controller.planned(
+        seen.stamp + np.rint((0.1 + 0.1 * np.arange(10)) * SECOND).astype(np.int64))
+    held = prefix.weights == 1.0
+    np.testing.assert_allclose(prefix.actions[held], planned[held], atol=2e-3)
+
+
+def test_guided_and_other_methods_say_so():
+    for method, guidance in (("guided", 5.0), ("switch", None), ("ensemble", None)):
+        bench = Bench(smoothing__method=method)
+        bench.look()
+        bench.ask()
+        bench.run(0.2)
+        _, prefix = bench.ask()
+        assert (prefix.guidance if prefix else None) == guidance
+
+
+def test_a_rolled_forward_state_is_that_of_the_plan_when_the_chunk_arrives():
+    bench = Bench(smoothing__roll_forward=True)
+    bench.look()
+    bench.ask()
+    bench.run(0.2)
+    then = bench.pilot.controller.committed_until(bench.clock.ros)
+    expected = bench.pilot.controller.planned(np.array([then]))[0]
+    seen = bench.pilot.observe()
+    np.testing.assert_allclose(seen.state, expected, atol=1e-6)
+    assert (seen.state > bench.measured + 0.01).all()
+    bench.run(0.2)
+    assert bench.pilot.deliver(bench.chunk(seen))
+    assert waypoint_times(bench.pilot.chunk)[0] == then + round(0.1 * SECOND)
+
+
+def test_an_answer_to_no_question_is_ignored(bench):
+    seen = bench.pilot.builder.build(bench.clock.ros, bench.clock.steady, "climb")
+    assert not bench.pilot.deliver(bench.chunk(seen))
+    bench.run(0.2)
+    assert bench.pilot.controller.last_window is None
+
+
+def test_without_an_instruction_nothing_is_asked():
+    bench = Bench()
+    bench.pilot.instruction = ""
+    bench.look()
+    bench.run(0.1)
+    assert not bench.pilot.wants_chunk()
+    assert bench.pilot.status.detail == "waiting for an instruction"

@@ -1,0 +1,59 @@
+"""What ``xvla bag info`` says of bags with known faults."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from xvla_ros.cli import main
+from xvla_ros.evaluation.bag_info import inspect
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from recorded import MS, START, Session, changed
+
+PAIR = changed("so101_bimanual", ("instruction", "fold"))
+FRONT = "/front/image_raw"
+
+
+def test_rates_gaps_and_dropped_frames(tmp_path):
+    session = Session(PAIR, end=3.0).record()
+    session.messages = [each for each in session.messages
+                        if not (each[1] == FRONT and START + 1000 * MS <= each[0] < START + 1500 * MS)]
+    info = inspect(session.write(tmp_path / "bag.mcap"), PAIR)
+    topics = {topic.name: topic for topic in info.topics}
+    front = topics[FRONT]
+    assert front.rate == pytest.approx(20.0) and front.count == 50
+    assert (front.gaps, front.dropped) == (1, 10)
+    assert front.longest_gap == pytest.approx(0.55)
+    assert front.offset == pytest.approx(0.004, abs=1e-6)
+    assert topics["/left/joint_states"].rate == pytest.approx(50.0)
+    assert (info.missing, info.unused, info.robot) == ((), (), "so101_bimanual")
+    assert "intact" in info.integrity
+
+
+def test_ranges_are_held_against_limits(tmp_path):
+    info = inspect(Session(PAIR, end=2.0).record().write(tmp_path / "bag.mcap"), PAIR)
+    joints = {joint.name: joint for joint in info.joints}
+    assert set(joints) == set(PAIR.joints.policy_order)
+    assert all(joint.outside == 0.0 and joint.lower < joint.low < joint.high < joint.upper for joint in joints.values())
+    narrow = changed("so101_bimanual", ("joints.left_elbow_flex.upper", 0.0))
+    assert {each.name for each in inspect(tmp_path / "bag.mcap", narrow).joints if each.outside > 0} == {
+        "left_elbow_flex"}
+
+
+def test_what_a_profile_misses_is_named(tmp_path, capsys):
+    session = Session(PAIR, end=1.0, commands=False).record()
+    session.messages = [each for each in session.messages if each[1] != FRONT]
+    bag = session.write(tmp_path / "bag.mcap", log_offset=-10**18)
+    assert main(["bag", "info", str(bag)]) == 1
+    said = capsys.readouterr().out
+    assert "camera front: /front/image_raw" in said and "commands of left_arm" in said
+    assert "another clock" in said
+    assert main(["bag", "info", str(bag), "--robot", "widowx", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["robot"] == "widowx" and "/left/joint_states" in found["unused"]
+    assert main(["bag", "info", str(tmp_path / "none")]) == 1
+    assert "no such bag" in capsys.readouterr().err

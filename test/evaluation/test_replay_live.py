@@ -1,0 +1,61 @@
+"""A bag played to the live node gives the chunks that the replay makes of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xvla_ros.cli import main
+from xvla_ros.evaluation.graph import SetupError
+from xvla_ros.evaluation.replay_bag import ReplaySettings
+from xvla_ros.evaluation.replay_live import CHUNKS, check_live, compare_live, remapped_commands
+from xvla_ros.evaluation.replay_sources import PolicySource
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from recorded import Session, changed
+
+PAIR = changed("so101_bimanual", ("instruction", "fold"))
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    pytest.importorskip("rclpy")
+    folder = tmp_path_factory.mktemp("live")
+    bag = Session(PAIR, end=3.0).record().mark(0.02, "start", instruction="fold it").mark(2.9, "end")
+    bag = bag.write(folder / "bag.mcap")
+    assert main(["replay", str(bag), "--live", "--seed", "5", "--every", "6", "--output", str(folder / "out")]) == 0
+    return bag, folder / "out"
+
+
+def test_live_and_offline_answers_are_equal(played):
+    _, output = played
+    found = json.loads((output / "metrics.json").read_text())["live"]
+    assert found["equal"] and found["largest"] <= 1e-5
+    assert found["chunks"] >= 1 and found["share"] == 1.0
+    assert f"{found['common']} of {found['chunks']} stamps (100%)" in found["text"]
+    live = np.load(output / CHUNKS)
+    assert set(live["seeds"]) == {5} and "fold it" in set(live["instructions"])
+    assert "100%" in (output / "report.html").read_text()
+
+
+def test_an_answer_that_differs_is_found(played, tmp_path):
+    from xvla_ros.control.policy_source import load_policy
+
+    bag, output = played
+    live = dict(np.load(output / CHUNKS))
+    live["actions"] = live["actions"].copy()
+    live["actions"][0, 3, 2] += 0.01
+    np.savez(tmp_path / "other.npz", **live)
+    source = PolicySource(load_policy({PAIR.name: PAIR}), PAIR, 5, None)
+    found = compare_live(tmp_path / "other.npz", [], bag, PAIR, source, None, ReplaySettings())
+    assert not found["equal"] and found["largest"] == pytest.approx(0.01, rel=0.01)
+
+
+def test_what_live_cannot_be_compared_is_refused():
+    with pytest.raises(SetupError, match="proprio_source"):
+        check_live(changed("so101_bimanual", ("policy.proprio_source", "commanded")))
+    assert all(other == f"/replay{topic}" for topic, other in remapped_commands(PAIR))

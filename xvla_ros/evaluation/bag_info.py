@@ -1,0 +1,284 @@
+"""``xvla bag info``: what a bag holds, how regularly it came, and whether it suits a robot."""
+
+from __future__ import annotations
+
+import json
+import sys
+from array import array
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xvla_ros.evaluation.graph import SetupError, choose_profile
+from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages, bag_summary
+from xvla_ros.observation.bag_integrity import Integrity, integrity
+from xvla_ros.observation.bag_writer import EPISODE_TOPIC, PROFILE_TOPIC
+from xvla_ros.observation.bags import IMAGE_TYPES, JOINT_TYPE
+from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
+from xvla_ros.observation.commands import command_type
+from xvla_ros.robots.problems import ProfileError
+from xvla_ros.robots.profile import Profile
+
+SCHEMA_VERSION = 1
+NS = 1_000_000_000
+STAMPED = (*IMAGE_TYPES.values(), JOINT_TYPE)
+GAP = 2.5  # usual periods without a message
+EXPECTED_MOST = 1e6
+ROOM = 1e-3  # rad or m; encoders and simulators overshoot a stop by that much
+
+
+@dataclass(frozen=True)
+class TopicInfo:
+    """How one topic was recorded. Times in s; of stamps where messages have them, else of the log.
+
+    Attributes:
+        name, type, count: of it.
+        rate: Hz, from the median of the periods; 0 for fewer than two messages.
+        gaps: periods of more than 2.5 usual ones; ``longest_gap`` the longest.
+        dropped: messages that are missing in the gaps.
+        back: messages stamped before the one before them.
+        offset: log time minus stamp, the median; None without stamps. ``jitter``: its 95 % range.
+        broken: messages that cannot be read.
+    """
+
+    name: str
+    type: str
+    count: int
+    rate: float = 0.0
+    gaps: int = 0
+    longest_gap: float = 0.0
+    dropped: int = 0
+    back: int = 0
+    offset: float | None = None
+    jitter: float | None = None
+    broken: int = 0
+
+
+@dataclass(frozen=True)
+class JointInfo:
+    """Range of a joint over the bag, rad or m, beside what the profile allows; ``outside``: share of the messages."""
+
+    name: str
+    low: float
+    high: float
+    lower: float
+    upper: float
+    outside: float
+
+
+@dataclass(frozen=True)
+class BagInfo:
+    """Everything that is said of a bag.
+
+    Attributes:
+        path, storage, duration, cut, integrity: of the bag, duration in s.
+        robot: whose profile it was held against; empty for none.
+        topics: all of them; joints: those of the profile.
+        missing: what the profile needs and the bag lacks; required things keep the robot from running.
+        unused: topics the profile does not know.
+    """
+
+    path: str
+    storage: str
+    duration: float
+    cut: str
+    integrity: str
+    damaged: bool
+    robot: str
+    topics: tuple[TopicInfo, ...]
+    joints: tuple[JointInfo, ...] = ()
+    missing: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+
+def bag_info(bag: str, robot: str = "", *, as_json: bool = False) -> int:
+    """Print what a bag holds.
+
+    Args:
+        bag: folder or file.
+        robot: profile or its file; empty takes the recorded one, if there is one.
+        as_json: as one JSON document.
+
+    Returns:
+        0; 1 where it cannot be read, is damaged, or lacks what the profile requires.
+    """
+    try:
+        info = inspect(Path(bag), _profile(robot, bag))
+    except (BagError, ProfileError, SetupError, OSError) as error:
+        print(f"xvla bag info: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(info.to_mapping(), indent=2) if as_json else text_of(info))
+    return 1 if info.missing or info.damaged else 0
+
+
+def inspect(path: Path, profile: Profile | None) -> BagInfo:
+    """Read through a bag and return what it holds.
+
+    Raises:
+        BagError: there is none, or nothing in it can be read.
+    """
+    summary = bag_summary(path)
+    checked = integrity(path)
+    tracks = {topic.name: _Track(topic.name, topic.type) for topic in summary.topics}
+    ranges = _Ranges(profile) if profile is not None else None
+    for message in _messages(path, checked):
+        track = tracks[message.topic]
+        try:
+            stamp = peek_stamp(message.data) if track.type in STAMPED else None
+            if ranges is not None and track.type == JOINT_TYPE:
+                ranges.add(message.topic, message.data)
+        except CdrError:
+            track.broken += 1
+            continue
+        track.add(message.log_time, stamp)
+    topics = tuple(track.info() for track in tracks.values())
+    missing, unused = _held_against(profile, topics) if profile is not None else ((), ())
+    return BagInfo(
+        str(path), summary.storage, (summary.end - summary.start) / NS, summary.cut, str(checked),
+        bool(checked.damage), profile.name if profile is not None else "", topics,
+        tuple(ranges.found()) if ranges is not None else (), missing, unused,
+    )
+
+
+def _messages(path: Path, checked: Integrity) -> Iterator[BagMessage]:
+    try:
+        yield from bag_messages(path)
+    except BagError as error:
+        raise BagError(f"{error}; {checked}" if checked.damage else str(error)) from error
+
+
+def text_of(info: BagInfo) -> str:
+    """Return what is printed for people."""
+    lines = [f"{info.path}: {info.storage}, {info.duration:.1f} s; {info.integrity}"]
+    if info.cut:
+        lines.append(f"cut short: {info.cut}")
+    head = ("topic", "type", "messages", "Hz", "gaps", "longest", "dropped", "log − stamp", "notes")
+    rows = [head, *(_topic_row(topic) for topic in info.topics)]
+    lines += ["", *_aligned(rows)]
+    if info.joints:
+        head = ("joint", "lowest", "highest", "may go", "outside")
+        rows = [head, *((each.name, f"{each.low:.3f}", f"{each.high:.3f}", f"{each.lower:.3f} … {each.upper:.3f}",
+                         f"{each.outside:.1%}") for each in info.joints)]
+        lines += ["", *_aligned(rows)]
+    if info.robot:
+        lines += ["", f"for {info.robot}: {'lacks nothing' if not info.missing else 'lacks:'}"]
+        lines += [f"  {each}" for each in info.missing]
+        if info.unused:
+            lines.append(f"not of this robot: {', '.join(info.unused)}")
+    return "\n".join(lines)
+
+
+@dataclass
+class _Track:
+    name: str
+    type: str
+    times: array[int] = field(default_factory=lambda: array("q"))
+    offsets: array[float] = field(default_factory=lambda: array("d"))
+    broken: int = 0
+
+    def add(self, log_time: int, stamp: int | None) -> None:
+        self.times.append(log_time if stamp is None else stamp)
+        if stamp is not None:
+            self.offsets.append((log_time - stamp) / NS)
+
+    def info(self) -> TopicInfo:
+        count = len(self.times) + self.broken
+        steps = np.diff(np.frombuffer(self.times, dtype=np.int64)) / NS if self.times else np.zeros(0)
+        ahead = steps[steps > 0]
+        usual = float(np.median(ahead)) if ahead.size else 0.0
+        long = ahead[ahead > GAP * usual] if usual else ahead[:0]
+        offset = jitter = None
+        if self.offsets:
+            low, middle, high = np.percentile(np.frombuffer(self.offsets), (2.5, 50, 97.5))
+            offset, jitter = float(middle), float(high - low)
+        # a topic without a rhythm, such as marks, has no gaps
+        regular = ahead.size >= 10 and self.type in STAMPED
+        return TopicInfo(
+            self.name, self.type, count, 1 / usual if usual else 0.0, len(long) if regular else 0,
+            float(ahead.max()) if ahead.size else 0.0,
+            int(np.rint(long / usual - 1).clip(0, EXPECTED_MOST).sum()) if regular else 0,
+            int((steps < 0).sum()), offset, jitter, self.broken,
+        )
+
+
+class _Ranges:
+    """Lowest and highest position of every joint."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._of_topic: dict[str, list[tuple[str, str]]] = {}
+        for name, joint in zip(profile.joints.policy_order, profile.joints.ordered, strict=True):
+            self._of_topic.setdefault(joint.topic, []).append((name, joint.name))
+        self._joints = profile.joints.by_name
+        self._seen: dict[str, list[float]] = {}  # lowest, highest, messages, of them outside
+
+    def add(self, topic: str, data: bytes) -> None:
+        wanted = self._of_topic.get(topic)
+        if not wanted:
+            return
+        _, names, positions = read_joint_state(data)
+        found = dict(zip(names, positions.tolist(), strict=False))
+        for name, ros_name in wanted:
+            if ros_name in found and np.isfinite(value := found[ros_name]):
+                seen = self._seen.setdefault(name, [value, value, 0, 0])
+                seen[0], seen[1], seen[2] = min(seen[0], value), max(seen[1], value), seen[2] + 1
+                seen[3] += not self._joints[name].lower - ROOM <= value <= self._joints[name].upper + ROOM
+
+    def found(self) -> Iterator[JointInfo]:
+        for name, (low, high, count, outside) in self._seen.items():
+            yield JointInfo(name, low, high, self._joints[name].lower, self._joints[name].upper, outside / count)
+
+
+def _held_against(profile: Profile, topics: tuple[TopicInfo, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    found = {topic.name: topic.type for topic in topics if topic.count}
+    known = {PROFILE_TOPIC, EPISODE_TOPIC}
+    missing = []
+    cameras = [(slot, profile.cameras.by_name[slot]) for slot in profile.cameras.slots]
+    wanted = [(f"camera {slot}" + ("" if camera.required else " (optional)"), camera.topic,
+               IMAGE_TYPES[camera.transport]) for slot, camera in cameras]
+    wanted += [(f"joint {name}", joint.topic, JOINT_TYPE)
+               for name, joint in zip(profile.joints.policy_order, profile.joints.ordered, strict=True)]
+    for what, topic, kind in wanted:
+        known.add(topic)
+        if found.get(topic) != kind:
+            missing.append(f"{what}: {topic} ({kind}); the bag has {found.get(topic, 'no such topic')}")
+    for group in profile.commands.groups:
+        topic = profile.commands.by_name[group].topic
+        known.add(topic)
+        kind = command_type(profile, group)
+        if found.get(topic) != kind:
+            missing.append(f"commands of {group}: {topic} ({kind}); the bag has {found.get(topic, 'no such topic')}. "
+                           "Without them what was measured counts as what was to be done")
+    return tuple(dict.fromkeys(missing)), tuple(sorted(set(found) - known))
+
+
+def _profile(robot: str, bag: str) -> Profile | None:
+    if robot:
+        return choose_profile(robot)
+    from xvla_ros.training.bag_recording import profile_of_bag
+    from xvla_ros.training.recording import SamplesError
+
+    try:
+        return profile_of_bag(Path(bag))
+    except SamplesError:
+        return None
+
+
+def _topic_row(topic: TopicInfo) -> tuple[str, ...]:
+    notes = [f"{topic.back} stamped back in time"] * bool(topic.back) + [f"{topic.broken} broken"] * bool(topic.broken)
+    offset = "–" if topic.offset is None else f"{topic.offset * 1e3:.1f} ± {(topic.jitter or 0) * 500:.1f} ms"
+    if topic.offset is not None and abs(topic.offset) > 60:
+        offset, notes = "another clock", [*notes, "the log has another clock than the stamps"]
+    return (topic.name, topic.type.replace("/msg/", "/"), str(topic.count), f"{topic.rate:.1f}", str(topic.gaps),
+            f"{topic.longest_gap:.2f} s", str(topic.dropped), offset, ", ".join(notes))
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

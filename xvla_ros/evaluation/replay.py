@@ -1,0 +1,227 @@
+"""``xvla replay``: recordings answered by a policy and held against what followed, before it moves an arm."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xvla_ros.evaluation.graph import SetupError, choose_profile
+from xvla_ros.observation.bag_files import BagError, storage_files
+
+if TYPE_CHECKING:
+    from xvla_ros.evaluation.replay_bag import ReplaySettings
+    from xvla_ros.robots.profile import Profile
+
+OUTPUT = "xvla_out/replay"
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What ``xvla replay`` was asked for.
+
+    Attributes:
+        bags: bags, or folders of bags.
+        robot: profile or its file; empty takes the one recorded in the first bag.
+        checkpoint: folder or hub id; empty takes the profile's.
+        compare: a second one; empty for none.
+        baseline: leave the policy out: only what a policy must beat.
+        output: folder of the report.
+        every, batch, instruction, all_episodes, ablations, seed: see ``ReplaySettings``.
+        steps: denoising steps; None takes the profile's.
+        device: of the policy.
+        jobs: processes.
+        live: also play the first bag to a policy node, and compare.
+        live_chunks: file of chunks that a live node answered the bag with, to hold against these.
+        rerun: file for the Rerun viewer to write; None for none.
+    """
+
+    bags: tuple[str, ...]
+    robot: str = ""
+    checkpoint: str = ""
+    compare: str = ""
+    baseline: bool = False
+    output: str = OUTPUT
+    every: int = 1
+    batch: int = 1
+    instruction: str = ""
+    all_episodes: bool = False
+    ablations: bool = False
+    seed: int = 0
+    steps: int | None = None
+    device: str = "cpu"
+    jobs: int = 1
+    live: bool = False
+    live_chunks: str = ""
+    rerun: str = ""
+
+
+def replay(options: ReplayOptions) -> int:
+    """Replay bags and write ``metrics.json``, ``metrics.csv`` and ``report.html``.
+
+    Returns:
+        0; 1 where nothing could be replayed, or the live node's answers differ (said on stderr).
+    """
+    from xvla_ros.control.policy_source import PolicySourceError
+    from xvla_ros.evaluation.processes import ChildError, Interrupted
+    from xvla_ros.evaluation.replay_metrics import ReplayError
+    from xvla_ros.model.problems import CheckpointError
+    from xvla_ros.robots import ProfileError
+    from xvla_ros.robots.kinematics import KinematicsError
+
+    try:
+        return _replay(options)
+    except Interrupted as stop:
+        print("\nstopped; no process is left", file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on with the bags that are left", file=sys.stderr)
+        return 130
+    except (
+        BagError, CheckpointError, ChildError, KinematicsError, OSError, PolicySourceError, ProfileError, ReplayError,
+        SetupError, ValueError,
+    ) as error:
+        print(f"xvla replay: {error}", file=sys.stderr)
+        return 1
+
+
+def _replay(options: ReplayOptions) -> int:
+    if find_spec("matplotlib") is None or find_spec("tqdm") is None:
+        raise SetupError("the report has plots; install xvla_ros[replay]")
+    from xvla_ros.evaluation.replay_files import write_metrics
+    from xvla_ros.evaluation.replay_jobs import Policies, device_of, is_first, make_jobs, run_jobs
+    from xvla_ros.evaluation.replay_metrics import Figures, metrics
+    from xvla_ros.evaluation.replay_page import write_page
+
+    bags = find_bags(options.bags)
+    profile = _profile(options.robot, bags[0])
+    settings = _settings(options)
+    output = Path(options.output)
+    names = () if options.baseline else (options.checkpoint, *([options.compare] if options.compare else []))
+    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs) if options.jobs > 1 else 0
+    policies = Policies(names, device_of(options.device), options.steps, threads)
+    sources = policies.load(profile, options.seed)
+    live = _live(options, bags, profile, output)
+    parts = run_jobs(make_jobs(bags, profile, policies, settings, output), options.jobs, sources)
+    if not is_first():
+        return 0
+    figures = Figures(profile, parts, len(sources))
+    told = {**asdict(settings), "steps": options.steps or profile.policy.denoising_steps, "device": options.device}
+    document = metrics(figures, parts, [(source.name, source.trained) for source in sources], told)
+    if live:
+        from xvla_ros.evaluation.replay_live import compare_live
+
+        document["live"] = compare_live(live, parts, bags[0], profile, sources[0], options.steps, settings)
+    write_metrics(document, output)
+    write_page(document, figures, output / "report.html")
+    if options.rerun:
+        from xvla_ros.evaluation.replay_rerun import write_rerun
+
+        write_rerun(figures, Path(options.rerun))
+    print(summary(document))
+    print(f"  {output / 'report.html'}")
+    return 0 if document.get("live", {}).get("equal", True) else 1
+
+
+def find_bags(named: Sequence[str]) -> list[Path]:
+    """Return the bags that paths stand for: themselves, or those in a folder, each once.
+
+    A folder with ``metadata.yaml`` is one bag, and so is one whose files are numbered as rosbag2 splits them; else
+    each file and each bag folder in it is one.
+
+    Raises:
+        BagError: a path is not there, or holds no bag.
+    """
+    found: dict[Path, None] = {}
+    for text in named:
+        path = Path(text)
+        if not path.exists():
+            raise BagError(f"{path}: no such bag; expected the folder of a recording, or its .mcap or .db3 file")
+        inside = _bags_in(path)
+        if not inside:
+            raise BagError(f"{path}: holds no bag; expected .mcap or .db3 files, or folders with them")
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def _bags_in(path: Path) -> list[Path]:
+    files = storage_files(path)
+    if not path.is_dir() or (path / "metadata.yaml").exists():
+        return [path] if files else []
+    if len(files) > 1 and all(file.name.startswith(f"{path.name}_") for file in files) and _numbered(files):
+        return [path]
+    folders = [each for each in sorted(path.iterdir()) if each.is_dir() and storage_files(each)]
+    return [*files, *folders]
+
+
+def _numbered(files: Sequence[Path]) -> bool:
+    return [file.name.split(".")[0].rsplit("_", 1)[-1] for file in files] == [str(i) for i in range(len(files))]
+
+
+def _profile(robot: str, bag: Path) -> Profile:
+    if robot:
+        return choose_profile(robot)
+    from xvla_ros.training.bag_recording import profile_of_bag
+
+    return profile_of_bag(bag)
+
+
+def _settings(options: ReplayOptions) -> ReplaySettings:
+    from xvla_ros.evaluation.replay_bag import ReplaySettings
+
+    if options.baseline and (options.compare or options.ablations or options.live or options.live_chunks):
+        raise SetupError("--baseline leaves the policy out, so there is nothing to compare, ablate or run live")
+    return ReplaySettings(options.every, options.batch, options.instruction, options.all_episodes,
+                          options.ablations, options.seed)
+
+
+def _live(options: ReplayOptions, bags: Sequence[Path], profile: Profile, output: Path) -> Path | None:
+    if options.live_chunks:
+        return Path(options.live_chunks)
+    if not options.live:
+        return None
+    from xvla_ros.evaluation.replay_live import run_live
+
+    return run_live(bags[0], profile, options.checkpoint, output, device=options.device, seed=options.seed,
+                    steps=options.steps)
+
+
+def summary(document: dict[str, Any]) -> str:
+    """Return what a replay came to, in lines for the console."""
+    headline, baselines = document["headline"], document["baselines"]
+    unit, held = headline["unit"], document["baselines"]["persistence"]["headline"]["mae"]
+    lines = [
+        f"{document['robot']}: {document['frames']} observations of {len(document['episodes'])} episodes, "
+        f"{document['checkpoint'] or 'no checkpoint'}{'' if document['trained'] else ' (untrained)'}",
+        f"  error        {_shown(headline['mae'])} {unit}{_between(headline['interval'])}",
+        *(f"  {name.replace('_', ' '):<12} {_shown(found['headline']['mae'])} {unit}"
+          for name, found in baselines.items()),
+        "  beats persistence" if document["beats_persistence"]["holds"] else
+        f"  does not beat persistence ({_shown(held)} {unit}: the arm stays where it is)",
+    ]
+    if "compare" in document:
+        other = document["compare"]
+        apart = other["difference"]
+        lines.append(f"  {other['checkpoint']}: {_shown(other['headline']['mae'])} {unit}, "
+                     f"{apart['mean']:+.4g}{_between(apart['interval'])}")
+    lines += [f"  {name}: {_shown(found['mae'])} {unit}" for name, found in document["ablations"].items()]
+    skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(document["skipped"].items())) or "nothing"
+    lines.append(f"  skipped: {skipped}")
+    for bag in document["bags"]:
+        lines += [f"  {bag['path']}: {text}" for text in (bag["error"], *bag["notes"]) if text]
+    if "live" in document:
+        lines.append(f"  {document['live']['text']}")
+    lines.append("  a low error in replay does not promise success: the arm will see what its own motion leads to")
+    return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+def _between(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f" (95 %: {interval[0]:.4g} to {interval[1]:.4g})"

@@ -1,0 +1,314 @@
+"""One bag replayed: its observations, built as the live node builds them, answered and held against what followed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.evaluation.replay_ablations import Ablations
+from xvla_ros.evaluation.replay_measures import Measures
+from xvla_ros.evaluation.replay_rows import SHIFTS, Layout, Rows, RowWriter
+from xvla_ros.evaluation.replay_sources import Answer, Question, Source
+from xvla_ros.evaluation.replay_worst import Worst
+from xvla_ros.model.data import ActionChunk, Observation
+from xvla_ros.observation.bag_integrity import integrity
+from xvla_ros.observation.bags import BagError
+from xvla_ros.robots.decode import Decoder
+from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.tool_arm import tool_arms
+from xvla_ros.robots.units import to_policy
+from xvla_ros.training.action_path import waypoint_times
+from xvla_ros.training.bag_paths import tool_actions
+from xvla_ros.training.bag_recording import BagOptions, BagRecording, Seen
+from xvla_ros.training.recording import SamplesError, Survey
+
+Floats = NDArray[np.float64]
+NS = 1_000_000_000
+
+ROWS, ABLATED, RECORD = "rows.bin", "ablated.bin", "bag.json"
+RECORD_VERSION = 1
+AT_THE_END = "episode_end"  # an observation whose every waypoint lies after its episode
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """How bags are replayed.
+
+    Attributes:
+        every: of the pictures of slot 0, each ``every``-th is answered.
+        batch: observations answered at once.
+        instruction: said instead of the recorded one; empty keeps that.
+        all_episodes: whether episodes that failed count too.
+        ablations: whether to look what cameras, soft prompt and instruction contribute.
+        seed: of the sampler's noise.
+    """
+
+    every: int = 1
+    batch: int = 1
+    instruction: str = ""
+    all_episodes: bool = False
+    ablations: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class BagRecord:
+    """What a replay says of one bag, beside its rows.
+
+    Attributes:
+        path: of the bag.
+        frames: rows written.
+        episodes: {key, instruction, success, start, end} of each, start and end in ns.
+        skipped: reason → how many observations or episodes were left out for it.
+        notes: what a person should know.
+        commanded: whether the rows hold what was commanded, rather than what was measured.
+        error: why nothing of it could be used; empty for a bag that was replayed.
+        integrity: what its checksums say.
+        damaged: whether they do not fit.
+        worst: {row, score, stamp, episode, pictures {slot: file}}, worst first.
+        layout: of the rows.
+        ablations: names of them.
+    """
+
+    path: str
+    frames: int = 0
+    episodes: tuple[dict[str, Any], ...] = ()
+    skipped: dict[str, int] | None = None
+    notes: tuple[str, ...] = ()
+    commanded: bool = False
+    error: str = ""
+    integrity: str = ""
+    damaged: bool = False
+    worst: tuple[dict[str, Any], ...] = ()
+    layout: dict[str, Any] | None = None
+    ablations: tuple[str, ...] = ()
+
+    def write(self, folder: Path, key: str) -> None:
+        """Write it, last of all files: a folder that has it is complete."""
+        draft = folder / (RECORD + ".part")
+        document = {"version": RECORD_VERSION, "key": key, **asdict(self)}
+        draft.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        draft.replace(folder / RECORD)
+
+    @staticmethod
+    def read(folder: Path, key: str = "") -> BagRecord | None:
+        """Return that of a folder; None where it is not complete, or was made with other settings than ``key``."""
+        try:
+            found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if found.pop("version", 0) != RECORD_VERSION or found.pop("key", "") != key:
+            return None
+        for name in ("episodes", "notes", "worst", "ablations"):
+            found[name] = tuple(found[name])
+        return BagRecord(**found)
+
+
+def replay_bag(
+    path: Path,
+    profile: Profile,
+    sources: Sequence[Source],
+    settings: ReplaySettings,
+    folder: Path,
+    *,
+    key: str = "",
+    progress: Callable[[int], None] = lambda frames: None,
+) -> BagRecord:
+    """Replay one bag and write its rows to ``folder``.
+
+    A bag that cannot be used is no error here: its record says why.
+
+    Args:
+        path: of the bag.
+        profile: the robot.
+        sources: what answers; all with equally many waypoints.
+        settings: how.
+        folder: of ``rows.bin``, pictures of the worst moments and ``bag.json``.
+        key: kept with the record, to tell it from one made otherwise.
+        progress: told how many observations have been answered since the last time.
+
+    Raises:
+        ValueError: a source's answer does not fit the robot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checked = integrity(path)
+    options = BagOptions(instruction=settings.instruction, only_successes=not settings.all_episodes)
+    recording = BagRecording(path, profile, options)
+    try:
+        survey = recording.survey()
+        if not survey.episodes:
+            raise SamplesError(list(survey.problems))
+        replay = _Replay(recording, survey, profile, sources, settings, folder)
+        replay.run(progress)
+    except (SamplesError, BagError) as error:
+        record = BagRecord(str(path), error=str(error), notes=checked.damage, integrity=str(checked),
+                           damaged=bool(checked.damage))
+        record.write(folder, key)
+        return record
+    record = BagRecord(
+        str(path), replay.frames, replay.episodes(), dict(replay.skipped),
+        (*survey.notes, *(problem.message for problem in survey.problems), *checked.damage),
+        survey.commanded, "" if replay.frames else "no observation could be built", str(checked),
+        bool(checked.damage), tuple(replay.worst.found()), asdict(replay.layout), replay.ablation_names,
+    )
+    record.write(folder, key)
+    return record
+
+
+class _Replay:
+    """One bag on its way through."""
+
+    def __init__(
+        self, recording: BagRecording, survey: Survey, profile: Profile, sources: Sequence[Source],
+        settings: ReplaySettings, folder: Path,
+    ) -> None:
+        self._recording, self._survey, self._profile = recording, survey, profile
+        self._sources, self._settings, self._folder = sources, settings, folder
+        self.layout = Layout.of(profile, sources[0].waypoints, len(sources))
+        self._measures = Measures(profile)
+        self._arms = tool_arms(profile)
+        self._encoder, self._decoder = StateEncoder(profile, self._arms), Decoder(profile, self._arms)
+        self._joints = recording.joint_paths(survey) if self._arms else []
+        self.skipped: Counter[str] = Counter(survey.skipped)
+        self.worst = Worst(folder)
+        self.frames = 0
+        self._ablations = self._make_ablations()
+        self.ablation_names = tuple(self._ablations.names) if self._ablations else ()
+
+    def run(self, progress: Callable[[int], None]) -> None:
+        waiting: list[tuple[int, Question]] = []
+        with RowWriter(self._folder / ROWS) as rows, RowWriter(self._folder / ABLATED) as ablated:
+            for asked in self._questions():
+                waiting.append(asked)
+                if len(waiting) == self._settings.batch:
+                    self._answer(waiting, rows, ablated)
+                    progress(len(waiting))
+                    waiting = []
+            if waiting:
+                self._answer(waiting, rows, ablated)
+                progress(len(waiting))
+            self.frames = rows.count
+
+    def episodes(self) -> tuple[dict[str, Any], ...]:
+        return tuple(
+            {"key": each.key, "instruction": each.instruction, "success": each.success, "start": each.start,
+             "end": each.end}
+            for each in self._survey.episodes
+        )
+
+    def _make_ablations(self) -> Ablations | None:
+        if not self._settings.ablations:
+            return None
+        told = [episode.instruction for episode in self._survey.episodes]
+        return Ablations(self._profile, self._sources[0], self._measures, told)
+
+    def _questions(self) -> Iterator[tuple[int, Question]]:
+        waypoints, count = self.layout.waypoints, Counter[int]()
+
+        def chosen(episode: int, stamp: int) -> bool:
+            del stamp
+            count[episode] += 1
+            return (count[episode] - 1) % self._settings.every == 0
+
+        for seen in self._recording.seen(self._survey, chosen):
+            question = self._question(seen, waypoints)
+            if question is not None:
+                yield seen.episode, question
+
+    def _question(self, seen: Seen, waypoints: int) -> Question | None:
+        if not isinstance(seen.found, Observation):
+            self.skipped[seen.found.reason] += 1
+            return None
+        episode = self._survey.episodes[seen.episode]
+        due = waypoint_times(seen.found.stamp, self._profile, waypoints)
+        if due[0] > episode.end:
+            self.skipped[AT_THE_END] += 1
+            return None
+        told = Observation(
+            seen.found.embodiment, seen.found.stamp, seen.found.images, seen.found.state, episode.instruction,
+            seen.found.age,
+        )
+        measured = self._recording.measured(self._survey, seen.episode, told.stamp)
+        return Question(told, episode.path.at(due), self._as_action(measured))
+
+    def _as_action(self, joints: Floats) -> NDArray[np.float32]:
+        if not self._arms:
+            return to_policy(joints, self._profile).astype(np.float32)
+        return tool_actions(joints[None], self._profile, self._encoder)[0].astype(np.float32)
+
+    def _answer(self, waiting: list[tuple[int, Question]], rows: RowWriter, ablated: RowWriter) -> None:
+        questions = [question for _, question in waiting]
+        answers = [source.answer(questions) for source in self._sources]
+        found = np.zeros(len(waiting), self.layout.dtype)
+        for number, (episode, question) in enumerate(waiting):
+            self._fill(found[number], episode, question, [of_source[number] for of_source in answers])
+        for row, question in zip(found, questions, strict=True):
+            score = self._measures.headline(self._measures.differences(row["predicted"][0], row["recorded"]))
+            self.worst.offer(rows.count, float(score[row["mask"]].mean()), int(row["episode"]), question.seen)
+            if self._ablations is not None and rows.count % self._ablations.every == 0:
+                ablated.write(self._ablations.row(question, row))
+            rows.write(row[None])
+
+    def _fill(self, row: Any, episode: int, question: Question, answers: list[Answer]) -> None:
+        seen, path = question.seen, self._survey.episodes[episode].path
+        span = self._survey.episodes[episode]
+        due = waypoint_times(seen.stamp, self._profile, self.layout.waypoints)
+        row["stamp"], row["episode"], row["mask"] = seen.stamp, episode, due <= span.end
+        row["recorded"], row["measured"] = question.recorded, question.measured
+        row["told"] = path.at(seen.stamp)
+        row["age"] = [seen.age.get(part, np.nan) for part in self.layout.parts]
+        later = due + np.rint(np.array(SHIFTS) * NS).astype(np.int64)[:, None]
+        known = (later <= span.end) & (later >= span.start)
+        recorded_later, row["shifted_count"] = path.at(later), known.sum(axis=1)
+        for run, answer in enumerate(answers):
+            self._checked(answer)
+            row["predicted"][run], row["latency_ms"][run] = answer.actions, answer.inference_ms
+            off = self._measures.differences(answer.actions, recorded_later)
+            row["shifted"][run] = np.where(known[..., None], off, 0.0).sum(axis=1)
+            if self.layout.joints:
+                self._decode(row, run, answer, seen)
+        if self.layout.joints:
+            knots, positions = self._joints[episode]
+            row["joints_recorded"] = np.stack(
+                [np.interp(due - knots[0], knots - knots[0], column) for column in positions.T], axis=1)
+
+    def _decode(self, row: Any, run: int, answer: Answer, seen: Observation) -> None:
+        start = self._recording.measured(self._survey, int(row["episode"]), seen.stamp)
+        robot, policy = seen.embodiment, self._profile.policy
+        times = policy.first_waypoint_offset + np.arange(self.layout.waypoints) * policy.waypoint_dt
+        chunk = ActionChunk(robot.robot, robot.domain_id, robot.action_mode, seen.instruction, seen.stamp, times,
+                            answer.actions, 0.0, 0)
+        path = self._decoder.decode(chunk, start)
+        given = np.arange(len(path.times)) if path.waypoints is None else path.waypoints
+        row["joints"][run] = path.positions[given]
+        row["missed"][run] = path.out_of_reach()[given]
+
+    def _checked(self, answer: Answer) -> None:
+        expected = (self.layout.waypoints, self.layout.width)
+        if answer.actions.shape != expected or not np.isfinite(answer.actions).all():
+            raise ValueError(
+                f"{self._profile.name}: a chunk of shape {list(answer.actions.shape)}; expected {list(expected)} "
+                "finite numbers, waypoints by channels of the profile"
+            )
+
+
+def layout_of(record: BagRecord) -> Layout:
+    """Return the layout of a record's rows."""
+    stored = dict(record.layout or {})
+    stored["parts"] = tuple(stored["parts"])
+    return Layout(**stored)
+
+
+def rows_of(record: BagRecord, folder: Path) -> Rows:
+    """Return the rows of a record that lies in ``folder``."""
+    from xvla_ros.evaluation.replay_rows import read_rows
+
+    return read_rows(folder / ROWS, layout_of(record).dtype)

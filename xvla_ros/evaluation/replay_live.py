@@ -1,0 +1,164 @@
+"""A bag played to the live node, and its chunks held against those of the same stamps made here.
+
+A live chunk is stamped with the newest instant at which every camera and joint topic had answered; which instants these
+are depends on when the policy was free. At each of them the observation is built from the bag again and answered with
+the same noise. Real-time chunking would make a chunk depend on the one before, so the node runs with
+``smoothing.method: switch``, as the replay itself does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xvla_ros.evaluation.graph import (
+    THIS_MACHINE_ONLY,
+    SetupError,
+    Value,
+    policy_command,
+    ros_command,
+)
+from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
+from xvla_ros.evaluation.replay_bag import ReplaySettings
+from xvla_ros.evaluation.replay_metrics import Part
+from xvla_ros.evaluation.replay_sources import Source
+from xvla_ros.model.data import Observation
+from xvla_ros.observation.bags import observations
+from xvla_ros.robots.profile import Profile, load_profile, profile_document
+
+TOLERANCE = 1e-5  # of the policy's units; on a GPU the order of a sum may differ by more than on a CPU
+CHUNKS = "live_chunks.npz"
+REPLAY = "/replay"
+
+
+def replay_settings(profile: Profile, steps: int | None = None) -> dict[str, Value]:
+    """Return what a profile is overridden with while a bag is played: chunks free of each other, any first step."""
+    name = profile.name
+    settings: dict[str, Value] = {
+        f"{name}.smoothing.method": "switch", f"{name}.smoothing.roll_forward": False,
+        f"{name}.safety.first_step": 1.0,  # no arm moves
+    }
+    return settings | ({} if steps is None else {f"{name}.policy.denoising_steps": steps})
+
+
+def remapped_commands(profile: Profile) -> list[tuple[str, str]]:
+    """Return from where to where commands go, so that no arm that listens on this network hears them."""
+    topics = dict.fromkeys(profile.commands.by_name[group].topic for group in profile.commands.groups)
+    return [(topic, REPLAY + topic) for topic in topics]
+
+
+def run_live(
+    bag: Path, profile: Profile, checkpoint: str, output: Path, *, device: str = "cpu", seed: int = 0,
+    steps: int | None = None, rate: float = 1.0,
+) -> Path:
+    """Play a bag to a policy node on a domain of its own; return the file of the chunks.
+
+    Raises:
+        SetupError: a group is commanded by an action, which a player does not serve; or the state is what was
+            commanded, which live is what this policy commands.
+        ChildError: a node ended early, or the policy answered nothing.
+        Interrupted: a signal asked to end.
+    """
+    from xvla_ros.ros_env import child_environment
+
+    check_live(profile)
+    profile = _with_file(profile, output)
+    file = output / CHUNKS
+    file.unlink(missing_ok=True)
+    policy = policy_command(
+        profile, checkpoint=checkpoint or None, seed=seed, device=device, sim_time=True,
+        settings=replay_settings(profile, steps),
+    )
+    for topic, other in remapped_commands(profile):
+        policy += ["-r", f"{topic}:={other}"]
+    player = ros_command("play_node", {
+        "bag": str(bag), "profile": str(profile.source), "robot": profile.name, "chunks_file": str(file),
+        "rate": float(rate),
+    })
+    with free_domain() as domain:
+        environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
+        with Supervisor(output / "logs", environment, verbose=False) as supervisor:
+            supervisor.start("policy", policy)
+            child = supervisor.start("play", player, may_end=True)
+            supervisor.wait_for(lambda: not child.running, None, "the end of the bag")
+            supervisor.check()
+    if not file.exists():
+        raise ChildError(f"the player wrote no chunks; logs of the processes: {output / 'logs'}")
+    return file
+
+
+def check_live(profile: Profile) -> None:
+    """Refuse a robot whose live answers cannot be held against a recording.
+
+    Raises:
+        SetupError: see ``run_live``.
+    """
+    if profile.policy.proprio_source == "commanded":
+        raise SetupError(
+            f"{profile.name}: its state is what it was commanded (policy.proprio_source), which live depends on the "
+            "policy's own commands; a live replay can be compared where it is measured")
+    known = {"joint_trajectory", "forward_command", "joint_state", "pose"}
+    served = {group: profile.commands.interface_of(group) for group in profile.commands.groups}
+    actions = {group: kind for group, kind in served.items() if kind not in known}
+    if actions:
+        raise SetupError(f"{profile.name}: the player serves no controllers for {actions}; expected one of "
+                         f"{', '.join(sorted(known))}")
+
+
+def compare_live(
+    file: Path, parts: Sequence[Part], bag: Path, profile: Profile, source: Source, steps: int | None,
+    settings: ReplaySettings,
+) -> dict[str, Any]:
+    """Answer the stamps of live chunks again, and return how the answers compare.
+
+    Args:
+        file: of the live chunks.
+        parts: bags of the replay, the played one first.
+        bag: that was played.
+        profile: the robot.
+        source: the policy.
+        steps: denoising steps; None takes the profile's.
+        settings: of the replay.
+
+    Returns:
+        ``chunks``, ``common`` (stamps evaluated by both), ``share``, ``largest`` difference in the policy's units,
+        ``equal``, ``in_report`` (how many of them the report's own frames hold), ``text``.
+    """
+    live: Mapping[str, Any] = dict(np.load(file))
+    order = np.argsort(live["stamps"])
+    stamps = [int(stamp) for stamp in live["stamps"][order]]
+    told = dict(zip(stamps, zip(live["instructions"][order], live["seeds"][order], live["actions"][order],
+                                strict=True), strict=True))
+    common, largest = 0, 0.0
+    policy = source.policy
+    if policy is None:
+        raise SetupError("there is no policy to hold live chunks against")
+    for seen in observations(bag, profile, at=sorted(told)):
+        if not isinstance(seen, Observation) or seen.stamp not in told:
+            continue
+        instruction, seed, actions = told[seen.stamp]
+        (chunk,) = policy.predict([replace(seen, instruction=str(instruction))], seed=int(seed), steps=steps)
+        common += 1
+        largest = max(largest, float(np.abs(chunk.actions - actions).max()))
+    answered = {int(stamp) for stamp in parts[0].rows()["stamp"]} if parts and parts[0].record.frames else set()
+    shared = len(answered & told.keys())
+    equal = common > 0 and largest <= TOLERANCE
+    text = (f"live: {common} of {len(told)} stamps ({common / len(told):.0%}) were answered here as well, "
+            f"{'equally' if equal else 'NOT equally'}: largest difference {largest:.2g}; {shared} of them are among "
+            f"the {len(answered)} of this report")
+    return {"chunks": len(told), "common": common, "share": common / len(told), "largest": largest, "equal": equal,
+            "in_report": shared, "text": text}
+
+
+def _with_file(profile: Profile, output: Path) -> Profile:
+    """A profile that nodes can read: one that was recorded in a bag is written to a file."""
+    if profile.source is not None:
+        return profile
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / "profile.yaml"
+    file.write_text(profile_document([profile]), encoding="utf-8")
+    return load_profile(str(file))[profile.name]

@@ -1,0 +1,107 @@
+"""What a replay writes down of every observation it answered, on disk: as much as a bag is long, none of it in memory.
+
+A file of rows is read back as a memory map, so figures of an hour are added up block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.evaluation.replay_measures import Measures
+from xvla_ros.robots.profile import Profile
+
+Rows = NDArray[Any]
+
+# s by which what was predicted is held against what was recorded later (or earlier): a robot answers late by this much
+SHIFTS = (-0.2, -0.1, 0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes of a row.
+
+    Attributes:
+        waypoints: T.
+        width: D, numbers of an action.
+        runs: R, policies that answered.
+        measures: M.
+        joints: J where tool poses are decoded to joints as well, else 0.
+        parts: names of cameras and joint topics whose age is noted.
+        cameras: how many of them are cameras; they come first.
+    """
+
+    waypoints: int
+    width: int
+    runs: int
+    measures: int
+    joints: int
+    parts: tuple[str, ...]
+    cameras: int
+
+    @staticmethod
+    def of(profile: Profile, waypoints: int, runs: int) -> Layout:
+        """Return the layout of a robot's rows."""
+        topics = dict.fromkeys(joint.topic for joint in profile.joints.ordered)
+        joints = len(profile.joints.policy_order) if profile.action_spec.is_end_effector else 0
+        return Layout(waypoints, profile.state_width, runs, len(Measures(profile).all), joints,
+                      (*profile.cameras.slots, *topics), len(profile.cameras.slots))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The row: times in ns, actions in the policy's units, joints in rad or m, ages in s.
+
+        ``shifted`` holds sums of differences over the waypoints whose later instants were recorded.
+        """
+        t, d, r, j = self.waypoints, self.width, self.runs, self.joints
+        fields: list[Any] = [
+            ("stamp", "i8"), ("episode", "i4"), ("mask", "?", (t,)),
+            ("predicted", "f4", (r, t, d)), ("recorded", "f4", (t, d)),
+            ("measured", "f4", (d,)), ("told", "f4", (d,)),
+            ("latency_ms", "f4", (r,)), ("age", "f4", (len(self.parts),)),
+            ("shifted", "f8", (r, len(SHIFTS), self.measures)), ("shifted_count", "i4", (len(SHIFTS),)),
+        ]
+        if j:
+            fields += [("joints", "f4", (r, t, j)), ("joints_recorded", "f4", (t, j)), ("missed", "?", (r, t))]
+        return np.dtype(fields)
+
+
+class RowWriter:
+    """Appends rows to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("wb")
+        self.count = 0
+
+    def write(self, rows: Rows) -> None:
+        """Append rows."""
+        self._stream.write(np.ascontiguousarray(rows).tobytes())
+        self.count += len(rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+
+def read_rows(path: Path, dtype: np.dtype[Any]) -> Rows:
+    """Return the rows of a file, mapped rather than read."""
+    if not path.stat().st_size:
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype=dtype, mode="r")
+
+
+def blocks(rows: Rows) -> Iterator[Rows]:
+    """Yield rows a few at a time, in memory."""
+    for begin in range(0, len(rows), BLOCK):
+        yield np.array(rows[begin : begin + BLOCK])
