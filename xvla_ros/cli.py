@@ -226,6 +226,8 @@ def _add_pretrain_vision(commands: argparse._SubParsersAction[argparse.ArgumentP
     )
     parser.add_argument("config", metavar="CONFIG", help="file of settings (YAML), or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="instead of the file: batch.size=32")
+
+
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _add(
         commands, "replay", _replay, "hold a policy's answers against recordings, before it moves an arm",

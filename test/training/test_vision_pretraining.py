@@ -42,7 +42,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
 
 
 def test_what_is_wrong_is_named_with_what_is_allowed(tmp_path, capsys):
-    with pytest.raises(TrainingError, match="scenes.0.tusk.*one of robot, task, weight"):
+    with pytest.raises(TrainingError, match=r"scenes\.0\.tusk.*one of robot, task, weight"):
         read_as(VisionSettings, "shipped/vision.yaml", ["scenes=[{robot: so101, tusk: touch}]"])
     settings = [*TINY, "scenes=[{robot: so101, task: juggle}]", f"output={tmp_path / 'run'}"]
     assert pretrain_vision("shipped/vision.yaml", settings) == 1
