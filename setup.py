@@ -168,7 +168,7 @@ class BuildMessages(build_ext):
 
 
 def shared_files() -> list[tuple[str, list[str]]]:
-    """Profiles, launch files and the policy, if there is one, for ``share/xvla_ros``, as CMakeLists.txt installs them."""
+    """Profiles, launch files and the policy, if there, for ``share/xvla_ros``, as CMakeLists.txt installs them."""
     folders: dict[str, list[str]] = defaultdict(list)
     for name in ("config", "launch", "policy"):
         for file in sorted((ROOT / name).rglob("*")):
