@@ -41,6 +41,13 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
     assert any(name.endswith("cube mm") for name in summary["held_out"])
 
 
+def test_half_precision_trains_too(tmp_path):
+    settings = [*TINY, "steps=2", "precision=bfloat16", f"output={tmp_path / 'half'}"]
+    assert pretrain_vision("shipped/vision.yaml", settings) == 0
+    found = weights(tmp_path / "half").values()
+    assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in found)
+
+
 def test_what_is_wrong_is_named_with_what_is_allowed(tmp_path, capsys):
     with pytest.raises(TrainingError, match=r"scenes\.0\.tusk.*one of robot, task, weight"):
         read_as(VisionSettings, "shipped/vision.yaml", ["scenes=[{robot: so101, tusk: touch}]"])

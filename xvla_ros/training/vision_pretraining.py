@@ -149,7 +149,11 @@ class VisionTask(nn.Module):
 
     def read(self, batch: LabelledBatch) -> Reading:
         """What is read of the views there are, [N] of B × V."""
-        return self.head(self.vlm.vision_grid(batch.images[batch.viewed]).float())
+        grid = self.vlm.vision_grid(batch.images[batch.viewed]).float()
+        # half a percent of a picture, which is what bfloat16 holds near its edge, is too much
+        with torch.autocast(grid.device.type, enabled=False):
+            reading: Reading = self.head(grid)
+        return reading
 
     def forward(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch and its terms."""
@@ -274,6 +278,7 @@ class VisionPretraining:
         self.average = Average(moving, settings.ema.decay)
         self.step, self.seconds, self.rows = 0, 0.0, list[dict[str, Any]]()
         self._last = settings.steps
+        self._held_out: list[LabelledBatch] = []
 
     def stop(self) -> None:
         """End the run after the current step, its state and checkpoint saved."""
@@ -330,10 +335,11 @@ class VisionPretraining:
     def measure(self) -> dict[str, float]:
         """The held-out loss and the errors of what is read, in mm for places and in percent of a picture's width."""
         self.task.eval()
-        batches = list(self._batches(range(HELD_OUT, HELD_OUT + self.settings.validation.samples)))
+        if not self._held_out:
+            self._held_out = list(self._batches(range(HELD_OUT, HELD_OUT + self.settings.validation.samples)))
         found: dict[str, list[float]] = {}
         with torch.no_grad(), self.average.applied():
-            for batch in (each.to(self.device) for each in batches):
+            for batch in (each.to(self.device) for each in self._held_out):
                 loss, _ = self.task(batch)
                 found.setdefault("loss", []).append(float(loss))
                 for name, values in self._errors(batch).items():
