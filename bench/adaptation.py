@@ -107,13 +107,15 @@ def _sizes(checkpoint: str) -> dict[str, Any]:
     """A network of the same sizes as that of ``checkpoint``, for training from scratch."""
     from dataclasses import asdict
 
-    from xvla_ros.model.inspection import inspect
+    from xvla_ros.model.folders import find_checkpoint
+    from xvla_ros.model.inspection import describe
     from xvla_ros.model.pipelines import PROFILE_STEPS
 
-    config = inspect(checkpoint, assume=PROFILE_STEPS).config
+    config = describe(find_checkpoint(checkpoint, None), PROFILE_STEPS).config
     network = ("hidden_size", "depth", "num_heads", "num_domains", "len_soft_prompts", "tokenizer_max_length")
     vision = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config.vision).items()}
-    text = {name: value for name, value in asdict(config.text).items() if isinstance(value, int)}
+    sizes = ("vocab_size", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim")
+    text = {name: getattr(config.text, name) for name in (*sizes, "max_position_embeddings")}
     return {
         "chunk_size": config.chunk_size,
         "network": {**{name: getattr(config, name) for name in network}, "image_size": list(config.image_size)},
