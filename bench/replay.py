@@ -24,7 +24,7 @@ import results
 import samples
 
 EVERY, LEAST_SPEED = 10, 10.0
-MOST_GROWTH = 100.0  # MB from the hour's first sixth to its end
+MOST_GROWTH = 300.0  # MB; joints and commands of the hour are held as numbers, its 28 GB of pictures are not
 PICTURES = 12  # different ones of each camera
 JOINT_RATE, COMMAND_RATE = 50, 10
 
@@ -103,10 +103,9 @@ def replayed(bag: Path, folder: Path, seconds: float) -> dict[str, Any]:
     if status:
         raise SystemExit(f"the replay of {bag} failed with exit code {status}")
     wall = time.monotonic() - begun
-    early = max(value for at, value in memory if at <= wall / 6)
     return {"name": f"{seconds / 60:.0f} minutes", "MB of bag": bag.stat().st_size / 1e6, "s": wall,
             "s of processor": used, "times real time": seconds / wall,
-            "times real time by processor": seconds / used, "MB at 1/6": early,
+            "times real time by processor": seconds / used,
             "MB at most": max(value for _, value in memory)}
 
 
@@ -126,7 +125,8 @@ def main() -> int:
     options = parser.parse_args()
     rows, promises = [], []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        for name, seconds, shrink in (("short", options.minutes * 60, 1), ("long", options.hours * 3600, 10)):
+        for name, seconds, shrink in (
+            ("real", options.minutes * 60, 1), ("tenth", options.hours * 360, 10), ("long", options.hours * 3600, 10)):
             if not seconds:
                 continue
             bag = Path(folder) / f"{name}.mcap"
@@ -140,8 +140,8 @@ def main() -> int:
             f"replay of {rows[0]['name']} without the model, in times of real time, by time of the processor",
             rows[0]["times real time by processor"], LEAST_SPEED, at_most=False))
     if options.hours:
-        growth = rows[-1]["MB at most"] - rows[-1]["MB at 1/6"]
-        promises.append(results.Promise("MB that the replay grows over the long bag", growth, MOST_GROWTH))
+        growth = rows[-1]["MB at most"] - rows[-2]["MB at most"]
+        promises.append(results.Promise("MB that an hour takes more than six minutes of it", growth, MOST_GROWTH))
     return results.finish(rows, promises, options.json)
 
 

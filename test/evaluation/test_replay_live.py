@@ -11,8 +11,7 @@ import pytest
 
 from xvla_ros.cli import main
 from xvla_ros.evaluation.graph import SetupError
-from xvla_ros.evaluation.replay_bag import ReplaySettings
-from xvla_ros.evaluation.replay_live import CHUNKS, check_live, compare_live, remapped_commands
+from xvla_ros.evaluation.replay_live import CHUNKS, check_live, compare_live, remapped_commands, replay_settings
 from xvla_ros.evaluation.replay_sources import PolicySource
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -51,11 +50,21 @@ def test_an_answer_that_differs_is_found(played, tmp_path):
     live["actions"][0, 3, 2] += 0.01
     np.savez(tmp_path / "other.npz", **live)
     source = PolicySource(load_policy({PAIR.name: PAIR}), PAIR, 5, None)
-    found = compare_live(tmp_path / "other.npz", [], bag, PAIR, source, None, ReplaySettings())
+    found = compare_live(tmp_path / "other.npz", [], bag, PAIR, source)
     assert not found["equal"] and found["largest"] == pytest.approx(0.01, rel=0.01)
 
 
-def test_what_live_cannot_be_compared_is_refused():
-    with pytest.raises(SetupError, match="proprio_source"):
-        check_live(changed("so101_bimanual", ("policy.proprio_source", "commanded")))
-    assert all(other == f"/replay{topic}" for topic, other in remapped_commands(PAIR))
+def test_nothing_reaches_an_arm():
+    profile = changed("widowx")
+    assert [other for _, other in remapped_commands(profile)] == [
+        f"/replay{profile.commands.by_name[group].topic}" for group in profile.commands.groups]
+    settings = replay_settings(profile, steps=3)
+    assert settings["widowx.smoothing.method"] == "switch"
+    assert settings["widowx.policy.proprio_source"] == "measured"
+    assert settings["widowx.policy.denoising_steps"] == 3
+
+
+def test_a_gripper_that_takes_actions_is_refused():
+    profile = changed("widowx", ("commands.gripper.interface", "gripper_action"))
+    with pytest.raises(SetupError, match="serves no controllers for"):
+        check_live(profile)

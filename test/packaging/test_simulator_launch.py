@@ -1,4 +1,4 @@
-"""The launch files for Gazebo and Isaac Sim, read by the real launch and launch_ros of a sourced ROS 2."""
+"""The launch files for Gazebo, Isaac Sim and replay, read by the real launch and launch_ros of a sourced ROS 2."""
 
 from __future__ import annotations
 
@@ -76,3 +76,16 @@ def test_isaac_gets_a_profile_with_setpoints(robot: str, tmp_path: Path):
 def test_the_policy_node_is_brought_up_alone_or_with_the_simulation(arguments: dict[str, str], expected: int):
     entities = bring_up("xvla", robot="so101", **arguments)
     assert len([entity for entity in entities if isinstance(entity, Node)]) == expected
+
+
+def test_a_replay_sends_no_command_to_an_arm():
+    from xvla_ros.evaluation.graph import choose_profile
+    from xvla_ros.evaluation.replay_live import remapped_commands
+
+    entities = bring_up("replay", bag="run.mcap", robot="widowx", output="out")
+    nodes = {node.node_executable: node for node in entities if isinstance(node, Node)}
+    assert set(nodes) == {"policy_node", "play_node"}
+    moved = remapped_commands(choose_profile("widowx"))
+    assert moved and all(other == f"/replay{topic}" for topic, other in moved)
+    alone = bring_up("replay", bag="run.mcap", robot="widowx", output="out", play="false")
+    assert [node.node_executable for node in alone if isinstance(node, Node)] == ["policy_node"]

@@ -28,7 +28,7 @@ def successes(episodes, folder, seed):
 
 
 def test_the_expert_hands_the_cube_over(tmp_path):
-    assert successes(4, tmp_path, seed=1000) >= 3
+    assert successes(2, tmp_path, seed=1000) >= 1
 
 
 @pytest.mark.slow

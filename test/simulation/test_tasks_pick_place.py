@@ -28,7 +28,7 @@ def successes(robot, episodes, folder, seed):
 
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_the_expert_puts_the_named_cube_in_the_bowl(robot, tmp_path):
-    assert successes(robot, 6, tmp_path, seed=1000) >= 5
+    assert successes(robot, 4, tmp_path, seed=1000) >= 3
 
 
 @pytest.mark.slow
@@ -54,7 +54,7 @@ def begin(episode):
 def put(world, prop, xyz):
     place = world.model.jnt_qposadr[world.model.body(prop).jntadr[0]]
     world.data.qpos[place : place + 3] = xyz
-    world.step(60)
+    world.step(600)
 
 
 def test_the_named_cube_in_the_bowl_is_a_success(episode):

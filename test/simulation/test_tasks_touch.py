@@ -38,7 +38,7 @@ def successes(robot, task, episodes, folder, seed):
 
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_the_expert_touches_what_it_is_told_to(robot, tmp_path):
-    assert successes(robot, "touch", 12, tmp_path, seed=1000) >= 11
+    assert successes(robot, "touch", 6, tmp_path, seed=1000) >= 5
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def _replay(options: ReplayOptions) -> int:
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs) if options.jobs > 1 else 0
     policies = Policies(names, device_of(options.device), options.steps, threads)
     sources = policies.load(profile, options.seed)
-    live = _live(options, bags, profile, output)
+    live = _live(options, bags, profile, output) if is_first() else None
     parts = run_jobs(make_jobs(bags, profile, policies, settings, output), options.jobs, sources)
     if not is_first():
         return 0
@@ -115,7 +115,7 @@ def _replay(options: ReplayOptions) -> int:
     if live:
         from xvla_ros.evaluation.replay_live import compare_live
 
-        document["live"] = compare_live(live, parts, bags[0], profile, sources[0], options.steps, settings)
+        document["live"] = compare_live(live, parts, bags[0], profile, sources[0], options.steps)
     write_metrics(document, output)
     write_page(document, figures, output / "report.html")
     if options.rerun:
@@ -208,7 +208,8 @@ def summary(document: dict[str, Any]) -> str:
         apart = other["difference"]
         lines.append(f"  {other['checkpoint']}: {_shown(other['headline']['mae'])} {unit}, "
                      f"{apart['mean']:+.4g}{_between(apart['interval'])}")
-    lines += [f"  {name}: {_shown(found['mae'])} {unit}" for name, found in document["ablations"].items()]
+    lines += [f"  {name}: {found['mae'] - found['mae_unchanged']:+.4g} {unit}"
+              for name, found in document["ablations"].items()]
     skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(document["skipped"].items())) or "nothing"
     lines.append(f"  skipped: {skipped}")
     for bag in document["bags"]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.evaluation.replay_ablations import Ablations
 from xvla_ros.evaluation.replay_measures import Measures
-from xvla_ros.evaluation.replay_rows import SHIFTS, Layout, Rows, RowWriter
+from xvla_ros.evaluation.replay_rows import SHIFTS, Layout, RowWriter
 from xvla_ros.evaluation.replay_sources import Answer, Question, Source
 from xvla_ros.evaluation.replay_worst import Worst
 from xvla_ros.model.data import ActionChunk, Observation
@@ -26,7 +26,7 @@ from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.robots.units import to_policy
 from xvla_ros.training.action_path import waypoint_times
-from xvla_ros.training.bag_paths import tool_actions
+from xvla_ros.training.bag_paths import interpolated, tool_actions
 from xvla_ros.training.bag_recording import BagOptions, BagRecording, Seen
 from xvla_ros.training.recording import SamplesError, Survey
 
@@ -277,8 +277,7 @@ class _Replay:
                 self._decode(row, run, answer, seen)
         if self.layout.joints:
             knots, positions = self._joints[episode]
-            row["joints_recorded"] = np.stack(
-                [np.interp(due - knots[0], knots - knots[0], column) for column in positions.T], axis=1)
+            row["joints_recorded"] = interpolated(due, knots, positions)
 
     def _decode(self, row: Any, run: int, answer: Answer, seen: Observation) -> None:
         start = self._recording.measured(self._survey, int(row["episode"]), seen.stamp)
@@ -305,10 +304,3 @@ def layout_of(record: BagRecord) -> Layout:
     stored = dict(record.layout or {})
     stored["parts"] = tuple(stored["parts"])
     return Layout(**stored)
-
-
-def rows_of(record: BagRecord, folder: Path) -> Rows:
-    """Return the rows of a record that lies in ``folder``."""
-    from xvla_ros.evaluation.replay_rows import read_rows
-
-    return read_rows(folder / ROWS, layout_of(record).dtype)

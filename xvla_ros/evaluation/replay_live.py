@@ -3,7 +3,8 @@
 A live chunk is stamped with the newest instant at which every camera and joint topic had answered; which instants these
 are depends on when the policy was free. At each of them the observation is built from the bag again and answered with
 the same noise. Real-time chunking would make a chunk depend on the one before, so the node runs with
-``smoothing.method: switch``, as the replay itself does.
+``smoothing.method: switch``, as the replay itself does. Nor is the state what was commanded, which live is what this
+policy commands: both sides read the measured joints.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from xvla_ros.evaluation.graph import (
     ros_command,
 )
 from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
-from xvla_ros.evaluation.replay_bag import ReplaySettings
 from xvla_ros.evaluation.replay_metrics import Part
 from xvla_ros.evaluation.replay_sources import Source
 from xvla_ros.model.data import Observation
@@ -32,7 +32,8 @@ from xvla_ros.robots.profile import Profile, load_profile, profile_document
 
 TOLERANCE = 1e-5  # of the policy's units; on a GPU the order of a sum may differ by more than on a CPU
 CHUNKS = "live_chunks.npz"
-REPLAY = "/replay"
+REPLAY = "/replay"  # as the player has it
+MEASURED = "measured"
 
 
 def replay_settings(profile: Profile, steps: int | None = None) -> dict[str, Value]:
@@ -41,6 +42,7 @@ def replay_settings(profile: Profile, steps: int | None = None) -> dict[str, Val
     settings: dict[str, Value] = {
         f"{name}.smoothing.method": "switch", f"{name}.smoothing.roll_forward": False,
         f"{name}.safety.first_step": 1.0,  # no arm moves
+        f"{name}.policy.proprio_source": MEASURED,
     }
     return settings | ({} if steps is None else {f"{name}.policy.denoising_steps": steps})
 
@@ -58,8 +60,7 @@ def run_live(
     """Play a bag to a policy node on a domain of its own; return the file of the chunks.
 
     Raises:
-        SetupError: a group is commanded by an action, which a player does not serve; or the state is what was
-            commanded, which live is what this policy commands.
+        SetupError: a group is commanded by an action, which a player does not serve.
         ChildError: a node ended early, or the policy answered nothing.
         Interrupted: a signal asked to end.
     """
@@ -97,11 +98,7 @@ def check_live(profile: Profile) -> None:
     Raises:
         SetupError: see ``run_live``.
     """
-    if profile.policy.proprio_source == "commanded":
-        raise SetupError(
-            f"{profile.name}: its state is what it was commanded (policy.proprio_source), which live depends on the "
-            "policy's own commands; a live replay can be compared where it is measured")
-    known = {"joint_trajectory", "forward_command", "joint_state", "pose"}
+    known = {"joint_trajectory", "forward_command", "joint_state", "pose", "gripper_command"}
     served = {group: profile.commands.interface_of(group) for group in profile.commands.groups}
     actions = {group: kind for group, kind in served.items() if kind not in known}
     if actions:
@@ -110,8 +107,7 @@ def check_live(profile: Profile) -> None:
 
 
 def compare_live(
-    file: Path, parts: Sequence[Part], bag: Path, profile: Profile, source: Source, steps: int | None,
-    settings: ReplaySettings,
+    file: Path, parts: Sequence[Part], bag: Path, profile: Profile, source: Source, steps: int | None = None
 ) -> dict[str, Any]:
     """Answer the stamps of live chunks again, and return how the answers compare.
 
@@ -122,7 +118,6 @@ def compare_live(
         profile: the robot.
         source: the policy.
         steps: denoising steps; None takes the profile's.
-        settings: of the replay.
 
     Returns:
         ``chunks``, ``common`` (stamps evaluated by both), ``share``, ``largest`` difference in the policy's units,
@@ -137,14 +132,14 @@ def compare_live(
     policy = source.policy
     if policy is None:
         raise SetupError("there is no policy to hold live chunks against")
-    for seen in observations(bag, profile, at=sorted(told)):
+    for seen in observations(bag, _measured(profile), at=sorted(told)):
         if not isinstance(seen, Observation) or seen.stamp not in told:
             continue
         instruction, seed, actions = told[seen.stamp]
         (chunk,) = policy.predict([replace(seen, instruction=str(instruction))], seed=int(seed), steps=steps)
         common += 1
         largest = max(largest, float(np.abs(chunk.actions - actions).max()))
-    answered = {int(stamp) for stamp in parts[0].rows()["stamp"]} if parts and parts[0].record.frames else set()
+    answered = parts[0].stamps() if parts else set()
     shared = len(answered & told.keys())
     equal = common > 0 and largest <= TOLERANCE
     text = (f"live: {common} of {len(told)} stamps ({common / len(told):.0%}) were answered here as well, "
@@ -152,6 +147,13 @@ def compare_live(
             f"the {len(answered)} of this report")
     return {"chunks": len(told), "common": common, "share": common / len(told), "largest": largest, "equal": equal,
             "in_report": shared, "text": text}
+
+
+def _measured(profile: Profile) -> Profile:
+    """The profile with the state as it is while a bag is played."""
+    mapping = profile.to_mapping()
+    mapping["policy"]["proprio_source"] = MEASURED
+    return Profile.from_mapping(profile.name, mapping, source=profile.source)
 
 
 def _with_file(profile: Profile, output: Path) -> Profile:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.evaluation.replay_ablations import ablated_rows, ablation_table
-from xvla_ros.evaluation.replay_bag import ABLATED, BagRecord, layout_of, rows_of
+from xvla_ros.evaluation.replay_bag import ABLATED, ROWS, BagRecord, layout_of
 from xvla_ros.evaluation.replay_bootstrap import interval_of
 from xvla_ros.evaluation.replay_grippers import GripperSums, gripper_channels
 from xvla_ros.evaluation.replay_measures import GRIPPER, JOINT, RAD, Measure, Measures, joint_factors, joint_measures
 from xvla_ros.evaluation.replay_motion import MotionSums
-from xvla_ros.evaluation.replay_rows import SHIFTS, Layout, Rows, blocks
+from xvla_ros.evaluation.replay_rows import SHIFTS, Rows, blocks
 from xvla_ros.evaluation.replay_sums import EpisodeSums, ErrorSums
 from xvla_ros.robots.profile import Profile
 
@@ -38,9 +38,19 @@ class Part:
     record: BagRecord
     folder: Path
 
-    def rows(self) -> Rows:
-        """Its rows, mapped."""
-        return rows_of(self.record, self.folder)
+    def blocks(self) -> Iterator[Rows]:
+        """Yield its rows, a few at a time."""
+        if self.record.frames:
+            yield from blocks(self.folder / ROWS, layout_of(self.record).dtype)
+
+    def rows(self, episode: int | None = None) -> Rows:
+        """Return its rows, or those of one episode."""
+        found = [rows if episode is None else rows[rows["episode"] == episode] for rows in self.blocks()]
+        return np.concatenate(found)
+
+    def stamps(self) -> set[int]:
+        """Return the stamps in ns of its rows."""
+        return {int(stamp) for rows in self.blocks() for stamp in rows["stamp"]}
 
 
 class Figures:
@@ -81,9 +91,9 @@ class Figures:
     def _add_all(self, runs: int) -> None:
         mean = self._mean_action()
         for bag, part in enumerate(self.parts):
-            for rows in blocks(part.rows()):
+            for rows in part.blocks():
                 self._add_baselines(bag, rows, mean)
-                self.ages.append(rows["age"])
+                self.ages.append(rows["age"].copy())
                 for run in range(runs):
                     self._add(bag, rows, run)
 
@@ -91,7 +101,7 @@ class Figures:
         """The mean of everything recorded [D], over all bags."""
         total, count = np.zeros(self.layout.width), 0.0
         for part in self.parts:
-            for rows in blocks(part.rows()):
+            for rows in part.blocks():
                 total += rows["recorded"][rows["mask"]].sum(axis=0, dtype=np.float64)
                 count += float(rows["mask"].sum())
         mean: Floats = total / max(count, 1.0)
@@ -311,5 +321,3 @@ def _number(value: Any) -> float | None:
 def _numbers(values: Any) -> list[float | None]:
     return [_number(value) for value in values]
 
-
-__all__ = ["Figures", "Layout", "Part", "ReplayError", "metrics"]

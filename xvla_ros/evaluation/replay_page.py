@@ -68,7 +68,7 @@ def _names(document: Mapping[str, Any]) -> list[str]:
 
 
 def _short(name: str) -> str:
-    return Path(name).name or "no checkpoint"
+    return "/".join(Path(name).parts[-2:]) or "no checkpoint"
 
 
 def _verdict(document: Mapping[str, Any]) -> str:
@@ -238,10 +238,8 @@ def _shown_episode(figures: Figures) -> tuple[Any, str]:
     ordered = sorted(means, key=lambda key: means[key])
     bag, episode = ordered[len(ordered) // 2]
     part = figures.parts[bag]
-    rows = part.rows()
     told = part.record.episodes[episode]["instruction"]
-    return (np.array(rows[np.asarray(rows["episode"]) == episode]),
-            f"“{told}”, {Path(part.record.path).name}, the episode whose error is in the middle")
+    return (part.rows(episode), f"“{told}”, {Path(part.record.path).name}, the episode whose error is in the middle")
 
 
 def _picture(content: bytes, caption: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.replay_metrics import Figures
-from xvla_ros.evaluation.replay_rows import Rows, blocks
+from xvla_ros.evaluation.replay_rows import Rows
 from xvla_ros.nodes.rerun_stream import RerunStream, ViewError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.trajectory import Trajectory
@@ -30,7 +30,7 @@ def write_rerun(figures: Figures, path: Path) -> None:
         raise SetupError(str(error)) from error
     try:
         for part in figures.parts:
-            for rows in blocks(part.rows()):
+            for rows in part.blocks():
                 _show(stream, figures.profile, rows)
                 stream.flush()
             for moment in part.record.worst:

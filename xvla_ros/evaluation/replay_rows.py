@@ -1,6 +1,6 @@
 """What a replay writes down of every observation it answered, on disk: as much as a bag is long, none of it in memory.
 
-A file of rows is read back as a memory map, so figures of an hour are added up block by block.
+A file of rows is read back block by block, so that figures of an hour are added up without holding it.
 """
 
 from __future__ import annotations
@@ -95,13 +95,12 @@ class RowWriter:
 
 
 def read_rows(path: Path, dtype: np.dtype[Any]) -> Rows:
-    """Return the rows of a file, mapped rather than read."""
-    if not path.stat().st_size:
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype=dtype, mode="r")
+    """Return all rows of a file, in memory."""
+    return np.fromfile(path, dtype=dtype)
 
 
-def blocks(rows: Rows) -> Iterator[Rows]:
-    """Yield rows a few at a time, in memory."""
-    for begin in range(0, len(rows), BLOCK):
-        yield np.array(rows[begin : begin + BLOCK])
+def blocks(path: Path, dtype: np.dtype[Any]) -> Iterator[Rows]:
+    """Yield the rows of a file a few at a time."""
+    with path.open("rb") as stream:
+        while content := stream.read(dtype.itemsize * BLOCK):
+            yield np.frombuffer(content, dtype=dtype)

@@ -26,6 +26,7 @@ from xvla_ros.training.bag_tracks import Stretch
 Floats = NDArray[np.float64]
 NS = 1_000_000_000
 POSE_GAP = 20_000_000  # ns; between knots this close a straight line of the tool is as good as one of the joints
+PART = 4096
 _LAYOUT = "columns"  # of poses on their way, whatever the profile's
 
 
@@ -34,39 +35,41 @@ class JointTracks:
 
     def __init__(self, profile: Profile, stretch: Stretch) -> None:
         self.width = len(profile.joints.policy_order)
-        self._columns: list[tuple[NDArray[np.intp], Times, Floats]] = []
+        self._columns: list[tuple[NDArray[np.intp], Times, Floats, Floats]] = []
         for topic, layout in joint_topics(profile).items():
-            found = stretch.joints.get(topic, [])
+            found = stretch.joints.get(topic)
             if found:
-                times, first = np.unique([stamp for stamp, _ in found], return_index=True)
-                values = np.array([found[i][1] for i in first])
-                self._columns.append((layout.indices, times.astype(np.int64), values))
+                times, first = np.unique(found.stamps, return_index=True)
+                # contiguous and in the type of np.interp: it would copy all of them for every instant it is asked for
+                columns = np.ascontiguousarray(found.positions[first].T)
+                self._columns.append((layout.indices, times, (times - times[0]).astype(np.float64), columns))
 
     def complete(self) -> bool:
         """Whether every joint has been heard of."""
-        return sum(len(indices) for indices, _, _ in self._columns) == self.width
+        return sum(len(indices) for indices, *_ in self._columns) == self.width
 
     def span(self) -> tuple[int, int]:
         """The first and last ns at which every topic has been heard."""
-        return max(int(times[0]) for _, times, _ in self._columns), min(int(times[-1]) for _, times, _ in self._columns)
+        known = self.knots()
+        return max(int(times[0]) for times in known), min(int(times[-1]) for times in known)
 
     def knots(self) -> list[Times]:
         """The stamps of each topic."""
-        return [times for _, times, _ in self._columns]
+        return [times for _, times, _, _ in self._columns]
 
     def at(self, times: Times) -> Floats:
         """Return positions [K, J] at ``times`` [K]."""
         result = np.empty((len(times), self.width))
-        for indices, knots, values in self._columns:
-            for column, index in enumerate(indices):
-                result[:, index] = np.interp(times - knots[0], knots - knots[0], values[:, column])
+        for indices, knots, since, columns in self._columns:
+            for index, values in zip(indices, columns, strict=True):
+                result[:, index] = np.interp(times - knots[0], since, values)
         return result
 
     def extremes(self) -> tuple[Floats, Floats]:
         """The lowest and highest position of every joint [J]."""
         low, high = np.empty(self.width), np.empty(self.width)
-        for indices, _, values in self._columns:
-            low[indices], high[indices] = values.min(axis=0), values.max(axis=0)
+        for indices, _, _, columns in self._columns:
+            low[indices], high[indices] = columns.min(axis=1), columns.max(axis=1)
         return low, high
 
 
@@ -103,6 +106,14 @@ def _interpolate(times: Times, values: Floats, at: int) -> Floats:
     if not times.size:
         return values[0]
     return np.array([np.interp(at - times[0], times - times[0], column) for column in values.T])
+
+
+def interpolated(times: Times, knots: Times, values: Floats) -> Floats:
+    """Return values [T, J] at increasing ``times`` [T] from those [K, J] at knots, of which only the near are read."""
+    begin = max(int(np.searchsorted(knots, times[0])) - 1, 0)
+    end = int(np.searchsorted(knots, times[-1])) + 1
+    near = knots[begin:end] - knots[begin]
+    return np.stack([np.interp(times - knots[begin], near, column) for column in values[begin:end].T], axis=1)
 
 
 def commanded_groups(stretch: Stretch, start: int, end: int) -> set[str]:
@@ -184,8 +195,10 @@ class PathMaker:
         poses: Mapping[str, ActionPath],
     ) -> ActionPath:
         if not self._profile.action_spec.is_end_effector:
-            values = to_policy(self._joints(times, tracks, joints), self._profile)
-            return ActionPath(times, values.astype(np.float32), self._channels)
+            # in parts, or an hour of a few joints would take a hundred megabytes on its way
+            parts = np.array_split(times, len(times) // PART + 1)
+            values = [to_policy(self._joints(part, tracks, joints), self._profile).astype(np.float32) for part in parts]
+            return ActionPath(times, np.concatenate(values), self._channels)
         times = at_most_apart(times, POSE_GAP)
         positions = self._joints(times, tracks, joints)
         values = tool_actions(positions, self._profile, self._encoder, times, poses)

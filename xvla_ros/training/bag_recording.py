@@ -24,7 +24,7 @@ from xvla_ros.robots.problems import Problem
 from xvla_ros.robots.profile import Profile, profiles_of_document
 from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.training.action_path import Times, merged
-from xvla_ros.training.bag_paths import JointTracks, PathMaker, commanded_groups
+from xvla_ros.training.bag_paths import JointTracks, PathMaker, commanded_groups, interpolated
 from xvla_ros.training.bag_tracks import Restarts, Stretch, Tracks, read_tracks
 from xvla_ros.training.checks import joint_problems
 from xvla_ros.training.fingerprints import profile_essence, sampled
@@ -137,8 +137,7 @@ class BagRecording:
 
         def commanded(stamp: int) -> Any:
             found = positions.get(episodes.at(restarts.count, stamp) or 0)
-            return None if found is None else np.array([np.interp(stamp - found[0][0], found[0] - found[0][0], column)
-                                                        for column in found[1].T])
+            return None if found is None else interpolated(np.array([stamp]), *found)[0]
 
         def heard(message: BagMessage, stamp: int) -> None:
             restarts.heard(message.topic, stamp)
@@ -348,7 +347,7 @@ def _told(stretch: Stretch, start: int) -> str:
     return before[-1] if before else next((text for _, text in stretch.instructions), "")
 
 
-def _rate(stamps: list[list[int]]) -> float:
+def _rate(stamps: Sequence[Sequence[int]]) -> float:
     steps = np.concatenate([np.diff(np.sort(found)) for found in stamps if len(found) > 1] or [np.zeros(0)])
     steps = steps[steps > 0]
     return float(NS / np.median(steps)) if steps.size else 0.0

@@ -6,6 +6,7 @@ A simulation that begins again within a bag makes its time run twice; each run i
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,23 +29,48 @@ Floats = NDArray[np.float64]
 RESTART = NS  # a topic whose stamps fall back by more begins anew
 
 
+class Readings:
+    """Positions of one joint topic over time, held as plain numbers: an hour of them is a few megabytes."""
+
+    def __init__(self) -> None:
+        self._stamps, self._values = array("q"), array("d")
+
+    def add(self, stamp: int, positions: Floats) -> None:
+        """Append the positions [J] at a stamp in ns."""
+        self._stamps.append(stamp)
+        self._values.frombytes(np.ascontiguousarray(positions, dtype=np.float64).tobytes())
+
+    def __len__(self) -> int:
+        return len(self._stamps)
+
+    @property
+    def stamps(self) -> NDArray[np.int64]:
+        """[K] in ns."""
+        return np.array(self._stamps, dtype=np.int64)
+
+    @property
+    def positions(self) -> Floats:
+        """[K, J]."""
+        return np.array(self._values, dtype=np.float64).reshape(len(self._stamps), -1)
+
+
 @dataclass
 class Stretch:
     """One run of ROS time.
 
     Attributes:
-        joints: topic → [(stamp ns, positions [J of the topic])].
+        joints: topic → stamps in ns with the positions [J of the topic] there.
         commands: group → [(receipt, ROS time ns, command)].
         marks: [(ROS time ns, mark)] of the profile's robot.
         instructions: [(ROS time ns, text)].
-        pictures: slot → [stamp ns].
+        pictures: slot → stamps in ns.
     """
 
-    joints: dict[str, list[tuple[int, Floats]]] = field(default_factory=dict)
+    joints: dict[str, Readings] = field(default_factory=dict)
     commands: dict[str, list[tuple[int, JointCommand | PoseCommand]]] = field(default_factory=dict)
     marks: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     instructions: list[tuple[int, str]] = field(default_factory=list)
-    pictures: dict[str, list[int]] = field(default_factory=dict)
+    pictures: dict[str, array[int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -128,13 +154,13 @@ class _Reader:
         if topic in self._cameras:
             self._stamped(message, stamp := peek_stamp(data))
             for slot in self._cameras[topic]:
-                self._stretch.pictures.setdefault(slot, []).append(stamp)
+                self._stretch.pictures.setdefault(slot, array("q")).append(stamp)
         if topic in self._joints:
             stamp, names, positions = read_joint_state(data)
             self._stamped(message, stamp)
             values = self._joints[topic].read(names, positions)
             if values is not None:
-                self._stretch.joints.setdefault(topic, []).append((stamp, values))
+                self._stretch.joints.setdefault(topic, Readings()).add(stamp, values)
         for group in self._groups.get(topic, []):
             if message.type == type_of_command(self._profile, group):
                 self._command(message, group)

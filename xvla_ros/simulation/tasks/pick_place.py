@@ -64,8 +64,8 @@ class PickPlace(Task):
                 continue
             place = cell.place(prop)
             wrong |= bool(np.linalg.norm(place[:2] - (x, y)) > ASTRAY) or place[2] > LIFTED or is_in(place, bowl)
-        inside = is_in(cell.place(layout.goal.prop), bowl) and layout.goal.prop not in held
-        return inside, wrong
+        prop = layout.goal.prop
+        return is_in(cell.place(prop), bowl) and prop not in held and cell.rests(prop), wrong
 
 
 class PickPlaceExpert(Expert):

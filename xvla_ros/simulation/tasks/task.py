@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 
 START_SPREAD = 0.06  # rad by which each joint of an arm starts beside home
 
+STILL = 0.02  # m/s along each axis below which a prop rests
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -73,6 +75,11 @@ class Cell:
     def place(self, prop: str) -> Floats:
         """Where the middle of a prop is."""
         return self.world.data.body(prop).xpos.copy()
+
+    def rests(self, prop: str) -> bool:
+        """Whether a free prop lies still."""
+        start = self.world.model.jnt_dofadr[self.world.model.body(prop).jntadr[0]]
+        return float(np.abs(self.world.data.qvel[start : start + 3]).max()) < STILL
 
     def yaw(self, prop: str) -> float:
         """How a prop is turned about z."""
