@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
+# make demo | test | test-all | policy | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
 # ROS_DISTRO=kilted make … uses the wheels of ROS 2 Kilted instead of Jazzy, in .venv-kilted.
 
 PYTHON ?= python3
@@ -27,7 +27,7 @@ MESSAGES := xvla_ros/msg/.built-for-$(ROS_DISTRO)
 # A sourced ROS would be mixed with the wheels.
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test test-all lint venv clean
+.PHONY: demo test test-all policy lint venv clean
 .DELETE_ON_ERROR:
 
 demo: venv
@@ -38,6 +38,11 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -m "slow or gpu or not slow"
+
+# Trains the policy that ships and evaluates it; goes on where it was stopped. SCALE=gpu on a machine with one.
+SCALE ?= cpu
+policy: venv
+	$(BIN)/python tools/train_policy.py $(SCALE) --ship $(POLICY_OPTIONS)
 
 lint: venv
 	$(BIN)/ruff check -q

@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demos(commands)
     _add_evaluate(commands)
     _add_record(commands)
+    _add_pretrain_vision(commands)
     _add_replay(commands)
     _add_bag(commands)
     _add_train(commands)
@@ -188,6 +189,10 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--device", default="cpu", help="of the policy: cpu, cuda (default cpu)")
     parser.add_argument("--delay", type=_share, default=0.0, help="s that a chunk takes, in process (default 0)")
     parser.add_argument("--expert", action="store_true", help="let the scripted expert drive, in process")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+        help="of the profile, in process: policy.denoising_steps=4",
+    )
 
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
@@ -210,6 +215,17 @@ def _add_record(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--compression", choices=("none", "lz4", "zstd"), default="none", help="of the file (default none)"
     )
     parser.add_argument("--duration", type=_positive, help="s after which it ends (default: at q, Ctrl-C)")
+
+
+def _add_pretrain_vision(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands, "pretrain-vision", _pretrain_vision,
+        "train a vision tower on what a simulator knows of its own pictures, before any demonstration",
+        "  xvla pretrain-vision shipped/vision.yaml output=runs/vision\n"
+        "  xvla pretrain-vision shipped/vision.yaml output=runs/vision resume=true steps=20000",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="file of settings (YAML), or the name of a shipped one")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="instead of the file: batch.size=32")
 
 
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -397,6 +413,18 @@ def _train(options: argparse.Namespace) -> int:
     return train(options.config, options.overrides, dry_run=options.dry_run)
 
 
+def _pretrain_vision(options: argparse.Namespace) -> int:
+    from importlib.util import find_spec
+
+    missing = [extra for module, extra in (("mujoco", "sim"), ("pinocchio", "kinematics")) if find_spec(module) is None]
+    if missing:
+        print(f"xvla pretrain-vision: needs a simulator; install xvla_ros[{','.join(missing)}]", file=sys.stderr)
+        return 1
+    from xvla_ros.training.vision_pretraining import pretrain_vision
+
+    return pretrain_vision(options.config, options.overrides)
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from xvla_ros.evaluation.evaluate import evaluate
 
@@ -404,6 +432,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         options.robot, options.task, options.episodes, options.seed, options.checkpoint,
         in_process=options.in_process, output=options.output, image_size=options.image_size,
         variation=options.variation, device=options.device, delay=options.delay, expert=options.expert,
+        overrides=options.overrides,
     )
 
 

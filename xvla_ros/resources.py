@@ -29,11 +29,16 @@ def config_dir() -> Path:
     )
 
 
-def _candidates() -> Iterator[Path]:
+def policy_dir() -> Path | None:
+    """Return the folder of the policy that comes with the package, beside ``config``; None where it has none."""
+    return next((folder for folder in _candidates("policy") if (folder / "config.json").is_file()), None)
+
+
+def _candidates(name: str = "config") -> Iterator[Path]:
     package = Path(__file__).parent  # not resolved: colcon --symlink-install links back to the source tree
     if (package.parent / "pyproject.toml").is_file():
-        yield package.parent / "config"
+        yield package.parent / name
     prefixes = [*package.parents, Path(sys.prefix)]
     prefixes += [Path(entry) for entry in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if entry]
     for prefix in prefixes:
-        yield prefix / "share" / PACKAGE / "config"
+        yield prefix / "share" / PACKAGE / name

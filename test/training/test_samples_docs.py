@@ -13,7 +13,7 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "samples.md"
 
 @pytest.mark.parametrize(
     "section", [settings.DatasetSettings, settings.LeRobotMapping, settings.ChannelSource, settings.Split,
-                settings.Augmentation]
+                settings.Early, settings.Augmentation]
 )
 def test_every_setting_is_in_the_reference(section):
     text = REFERENCE.read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.control.shipped_policy import known_as, shipped_policy
 from xvla_ros.model.problems import CheckpointError
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
@@ -44,8 +45,9 @@ def load_policy(
 
     Args:
         profiles: by name, at least one.
-        checkpoint: folder or hub id; empty takes the one the profiles agree on, and where they name none, random
-            weights: the same classes, untrained, which ``Policy.is_trained`` tells.
+        checkpoint: folder or hub id; empty takes the one the profiles agree on; where they name none, the policy that
+            comes with the package, if it was trained for all of them; else random weights: the same classes,
+            untrained, which ``Policy.is_trained`` tells.
         device: as torch names it.
         dtype: of the weights (``float32``, ``bfloat16``); empty keeps the checkpoint's.
         seed: of random weights.
@@ -59,7 +61,10 @@ def load_policy(
     """
     name, revision = (checkpoint, "") if checkpoint else _agreed(profiles)
     _ensure_device(device)
-    policy = _load(name, revision, device, dtype) if name else _untrained(profiles, device, seed, descriptions)
+    if name:
+        policy = _load(name, revision, device, dtype)
+    else:
+        policy = _shipped(profiles, device, dtype) or _untrained(profiles, device, seed, descriptions)
     for profile in profiles.values():
         try:
             policy.check(profile.embodiment())
@@ -101,6 +106,19 @@ def _load(name: str, revision: str, device: str, dtype: str) -> Policy:
         raise
     except ValueError as error:
         raise PolicySourceError(str(error)) from error
+
+
+def _shipped(profiles: Mapping[str, Profile], device: str, dtype: str) -> Policy | None:
+    """The policy that comes with the package, which knows other profiles of its robots by their domain."""
+    folder = shipped_policy(profiles.values())
+    if folder is None:
+        return None
+    policy = _load(str(folder), "", device, dtype)
+    for profile in profiles.values():
+        record = known_as(profile, policy.robots.values())
+        if record is not None:
+            policy.processor.statistics.setdefault(profile.name, record.statistics)
+    return policy
 
 
 def _untrained(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,8 +77,12 @@ def evaluate(
     device: str = "cpu",
     delay: float = 0.0,
     expert: bool = False,
+    overrides: Sequence[str] = (),
 ) -> int:
     """Run episodes of a task and write ``report.json``; see ``EvaluationSettings`` for the arguments.
+
+    Args:
+        overrides: ``key.sub=value`` of the profile, as ``policy.denoising_steps=4``; in process alone.
 
     Returns:
         0; 1 after an error (said on stderr); 130 after Ctrl-C, 143 after SIGTERM.
@@ -91,6 +96,8 @@ def evaluate(
         _require(in_process or expert)
         if delay and not (in_process or expert):
             raise SetupError(f"the delay is {delay} s, but over ROS a chunk takes what it takes; add --in-process")
+        if overrides and not (in_process or expert):
+            raise SetupError(f"{overrides[0]} changes the profile, which over ROS is the nodes' own; add --in-process")
         from xvla_ros.evaluation.in_process import EvaluationError
         from xvla_ros.evaluation.outcomes import write_evaluation
         from xvla_ros.simulation.offscreen import RenderingUnavailableError
@@ -102,7 +109,7 @@ def evaluate(
         return 1
     folder = Path(output) if output is not None else Path(OUTPUT)
     try:
-        profile = choose_profile(robot)
+        profile = changed(choose_profile(robot), overrides)
         settings = EvaluationSettings(
             profile, task, episodes, seed, checkpoint, folder, image_size, variation, device, delay, expert
         )
@@ -143,6 +150,28 @@ def for_simulation(profile: Profile, checkpoint: str | None) -> Profile:
             part = part[section]
         part[last] = value
     return type(profile).from_mapping(profile.name, mapping, source=profile.source)
+
+
+def changed(profile: Profile, overrides: Sequence[str]) -> Profile:
+    """Return the profile with settings changed, ``key.sub=value`` with the value in YAML.
+
+    Raises:
+        SetupError: an override that sets nothing, or a key that the profile does not have.
+        ProfileError: the changed profile is wrong.
+    """
+    import yaml
+
+    mapping = profile.to_mapping()
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        *sections, last = key.split(".")
+        part: Any = mapping
+        for section in sections:
+            part = part.get(section) if isinstance(part, dict) else None
+        if not equals or not isinstance(part, dict) or last not in part:
+            raise SetupError(f"{override!r} is no setting of {profile.name}; expected key.sub=value of its profile")
+        part[last] = yaml.safe_load(text)
+    return type(profile).from_mapping(profile.name, mapping, source=profile.source) if overrides else profile
 
 
 def _require(in_process: bool) -> None:

@@ -57,12 +57,21 @@ def choose_profiles(robots: str) -> list[Profile]:
     return list(load_profiles(named).values())
 
 
-def settings_in_simulation(profile: Profile, checkpoint: str | None) -> dict[str, Value]:
-    """Return what a simulated robot's profile is overridden with: without a checkpoint any first step is allowed.
+def settings_in_simulation(
+    profile: Profile, checkpoint: str | None, beside: Iterable[Profile] = ()
+) -> dict[str, Value]:
+    """Return what a simulated robot's profile is overridden with: without a trained policy any first step is allowed.
 
     Random weights ask for places all over the joints' ranges, and a profile refuses a motion that begins far away.
+
+    Args:
+        profile: the robot.
+        checkpoint: as on the command line.
+        beside: robots that the same policy drives.
     """
-    if checkpoint or profile.policy.checkpoint:
+    from xvla_ros.control.shipped_policy import shipped_policy
+
+    if checkpoint or profile.policy.checkpoint or shipped_policy([profile, *beside]):
         return {}
     return {f"{profile.name}.safety.first_step": 1.0}
 

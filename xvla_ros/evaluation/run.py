@@ -45,7 +45,9 @@ def run(
         profiles = choose_profiles(robots) if robots else [choose_profile(robot)]
         simulated = profiles if sim else []
         settings = {
-            name: value for profile in simulated for name, value in settings_in_simulation(profile, checkpoint).items()
+            name: value
+            for profile in simulated
+            for name, value in settings_in_simulation(profile, checkpoint, simulated).items()
         }
         policy = policy_command(
             *profiles,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.problems import Problem, did_you_mean
 from xvla_ros.training.config import TrainSettings
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 COMMAND_LINE = "command line"
 _BRANCH = re.compile(r"^(str|int|float|bool|list\[.*|constrained-.*|ChannelSource)$")
@@ -42,7 +44,13 @@ _Loader.add_implicit_resolver(
 
 
 def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> TrainSettings:
-    """Read a training file and apply ``key.sub=value`` overrides, whose values are YAML; lists are indexed by number.
+    """Read a training file; see ``read_as``."""
+    return read_as(TrainSettings, path, overrides)
+
+
+def read_as(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
+    """Read a file of settings and apply ``key.sub=value`` overrides, whose values are YAML; lists are indexed by
+    number.
 
     Raises:
         TrainingError: naming file, key, value and what is allowed, for everything that is wrong.
@@ -58,26 +66,28 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> TrainSetti
     if not isinstance(raw, dict):
         raise TrainingError([Problem(file, "", raw, "a mapping of settings", "holds no settings")])
     problems = [problem for override in overrides for problem in _apply(raw, override)]
-    return _validated(raw, file, _keys(overrides), problems)
+    return _validated(schema, raw, file, _keys(overrides), problems)
 
 
 def _found(path: str | Path) -> Path:
-    """The file at ``path``, or the shipped one of that name."""
-    shipped = config_dir() / "training" / Path(path).name
-    is_name = str(path) == Path(path).name
+    """The file at ``path``, or the shipped one of that name, as ``phase1.yaml`` or ``shipped/policy.yaml``."""
+    shipped = config_dir() / "training" / path
+    is_name = Path(path).parent in (Path(), Path("shipped"))
     return shipped if is_name and not Path(path).exists() and shipped.is_file() else Path(path)
 
 
 def settings_from(raw: dict[str, Any], file: str = "") -> TrainSettings:
     """Turn a mapping into settings; errors as of ``read_settings``."""
-    return _validated(raw, file, (), [])
+    return _validated(TrainSettings, raw, file, (), [])
 
 
-def _validated(raw: dict[str, Any], file: str, overridden: Sequence[str], problems: list[Problem]) -> TrainSettings:
+def _validated(
+    schema: type[Schema], raw: dict[str, Any], file: str, overridden: Sequence[str], problems: list[Problem]
+) -> Schema:
     try:
-        settings = TrainSettings.model_validate(raw)
+        settings = schema.model_validate(raw)
     except ValidationError as error:
-        problems += _merged([_problem(item, file, overridden) for item in error.errors()])
+        problems += _merged([_problem(schema, item, file, overridden) for item in error.errors()])
     if problems:
         raise TrainingError(problems)
     return settings
@@ -119,17 +129,17 @@ def _apply(raw: dict[str, Any], override: str) -> list[Problem]:
     return []
 
 
-def _problem(item: Any, file: str, overridden: Sequence[str]) -> Problem:
+def _problem(schema: type[BaseModel], item: Any, file: str, overridden: Sequence[str]) -> Problem:
     names = [str(part) for part in item["loc"] if not _is_branch(part)]
     key = ".".join(names)
     source = COMMAND_LINE if any(key == each or key.startswith(f"{each}.") for each in overridden) else file
     kind, value = item["type"], item["input"]
     if kind == "extra_forbidden":
-        known = _siblings(names[:-1])
+        known = _siblings(schema, names[:-1])
         message = f"is no setting{did_you_mean(names[-1], known)}"
         return Problem(source, key, value, "one of " + ", ".join(known), message)
     if kind == "missing":
-        return Problem(source, key, None, _described(names), "is missing")
+        return Problem(source, key, None, _described(schema, names), "is missing")
     if kind == "value_error":
         return Problem(source, key, None, "settings that agree", str(item["msg"]).removeprefix("Value error, "))
     expected = _WORDS.get(kind, str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid "))
@@ -141,8 +151,8 @@ def _is_branch(part: str | int) -> bool:
     return isinstance(part, str) and bool(_BRANCH.match(part))
 
 
-def _section(names: Sequence[str]) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = TrainSettings
+def _section(schema: type[BaseModel], names: Sequence[str]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = schema
     for name in names:
         if name.isdigit():
             continue
@@ -157,12 +167,12 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
     return next((found for part in getattr(annotation, "__args__", ()) if (found := _model_of(part))), None)
 
 
-def _siblings(names: Sequence[str]) -> list[str]:
-    model = _section(names)
+def _siblings(schema: type[BaseModel], names: Sequence[str]) -> list[str]:
+    model = _section(schema, names)
     return list(model.model_fields) if model is not None else []
 
 
-def _described(names: Sequence[str]) -> str:
-    model = _section(names[:-1])
+def _described(schema: type[BaseModel], names: Sequence[str]) -> str:
+    model = _section(schema, names[:-1])
     field = model.model_fields.get(names[-1]) if model is not None else None
     return (field.description or "a value").rstrip(".") if field is not None else "a value"

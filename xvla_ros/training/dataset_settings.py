@@ -24,6 +24,13 @@ class Split(DataSection):
     seed: int = Field(0, ge=0, description="Of the choice of these episodes.")
 
 
+class Early(DataSection):
+    """Samples of the beginning of an episode, where what was said decides which way to go, come more often."""
+
+    seconds: float = Field(0.0, ge=0.0, description="From the first picture of an episode; 0 prefers none.")
+    times: int = Field(3, ge=1, le=100, description="How often such a sample comes where another comes once.")
+
+
 class ChannelSource(DataSection):
     """Where one channel comes from in a LeRobot data set: value = feature[name] · scale + offset."""
 
@@ -72,6 +79,7 @@ class DatasetSettings(DataSection):
     only_successes: bool = Field(True, description="Leave out episodes marked as failed.")
     skip_bad: bool = Field(False, description="Leave out recordings with problems instead of refusing them.")
     split: Split = Split()
+    early: Early = Field(Early(), description="Samples of the beginning of episodes, more often.")
     mapping: LeRobotMapping = LeRobotMapping()
 
     @model_validator(mode="after")

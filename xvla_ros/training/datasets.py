@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.robots.profile import Profile, load_profile
@@ -133,7 +134,8 @@ def _open(
     if entry.domain_id is not None:
         embodiment = replace(embodiment, domain_id=entry.domain_id)
     return DataSet(
-        entry, profile, embodiment, tuple(stores), train, held_out, Paraphrases(others), tuple(problems)
+        entry, profile, embodiment, tuple(stores), train, held_out, _drawn(stores, train, entry), Paraphrases(others),
+        tuple(problems),
     )
 
 
@@ -236,6 +238,17 @@ def _split(stores: Sequence[Store], entry: DatasetSettings) -> tuple[Rows, Rows]
         part = np.stack([np.full(len(rows), place[0]), rows], axis=1) if len(store) else np.zeros((0, 2))
         (held_out if place in held else train).append(part)
     return _joined(train), _joined(held_out)
+
+
+def _drawn(stores: Sequence[Store], train: Rows, entry: DatasetSettings) -> NDArray[np.int64]:
+    """Return rows of ``train``, those of the beginning of an episode ``early.times`` times."""
+    early = np.zeros(len(train), dtype=bool)
+    for number, store in enumerate(stores):
+        mine = np.flatnonzero(train[:, 0] == number)
+        rows = train[mine, 1]
+        begun = store.first[np.searchsorted(store.first, rows, side="right") - 1]
+        early[mine] = store.stamps[rows] - store.stamps[begun] < entry.early.seconds * 1e9
+    return np.repeat(np.arange(len(train)), np.where(early, entry.early.times, 1))
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:

@@ -69,7 +69,7 @@ def _train(settings: TrainSettings, dry_run: bool) -> int:
         say(f"going on after step {trainer.step} of {settings.steps}")
     if accelerator.is_main_process:
         _keep_settings(settings)
-    with _stop_on_signal(trainer, accelerator.num_processes):
+    with stop_on_signal(trainer, accelerator.num_processes):
         summary = trainer.run()
     if summary["steps"] < settings.steps:
         say(f"stopped after step {summary['steps']}; go on with resume=true")
@@ -113,7 +113,7 @@ def _announce(say: Any, source: Samples, summary: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _stop_on_signal(trainer: Any, processes: int) -> Iterator[None]:
+def stop_on_signal(trainer: Any, processes: int = 1) -> Iterator[None]:
     """Let Ctrl-C and a termination end the run after its current step, its state saved; a second one ends it at once.
 
     Several processes would not stop at the same step: they are ended at once, and go on from their last state.

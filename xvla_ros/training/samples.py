@@ -37,6 +37,7 @@ class DataSet:
         profile, embodiment: its robot; the embodiment has the domain id of the settings.
         stores: one for each recording.
         train, held_out: int64 [N, 2], (store, row) of the samples.
+        drawn: int64 [M], rows of ``train`` that draws go through, some of them several times.
         paraphrases: of its instructions.
         left_out: problems of recordings that ``skip_bad`` left out.
     """
@@ -47,6 +48,7 @@ class DataSet:
     stores: tuple[Store, ...]
     train: Rows
     held_out: Rows
+    drawn: NDArray[np.int64]
     paraphrases: Paraphrases
     left_out: tuple[Problem, ...] = ()
 
@@ -69,7 +71,7 @@ class Samples:
         self.embodiments: Mapping[str, Embodiment] = {each.embodiment.robot: each.embodiment for each in datasets}
         self._waypoints, self._seed = waypoints, seed
         self._augmenter = Augmenter(augmentation)
-        self._order = WeightedOrder([len(each.train) for each in datasets], [e.settings.weight for e in datasets], seed)
+        self._order = WeightedOrder([len(each.drawn) for each in datasets], [e.settings.weight for e in datasets], seed)
         self._first = np.concatenate([[0], np.cumsum([len(each.train) for each in datasets])])
         self.train: Sequence[Sample] = _Rows(self.datasets, [each.train for each in datasets], self._plain)
         self.held_out: Sequence[Sample] = _Rows(self.datasets, [each.held_out for each in datasets], self._plain)
@@ -83,8 +85,9 @@ class Samples:
 
         It depends on the seed and the index alone.
         """
-        number, row = self._order.at(index)
+        number, place = self._order.at(index)
         dataset = self.datasets[number]
+        row = int(dataset.drawn[place])
         plain = self._plain(dataset, dataset.train[row], index, int(self._first[number]) + row)
         words = dataset.paraphrases.draw(plain.instruction, np.random.default_rng([self._seed, _WORDS, index]))
         if self._augmenter.idle:

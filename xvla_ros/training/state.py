@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from torch import Tensor
 
 from xvla_ros.model.problems import CheckpointError
 from xvla_ros.model.tensor_files import read_header
 from xvla_ros.robots.problems import Problem
-from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError
 
 SCHEMA_VERSION = 1
@@ -95,7 +95,7 @@ def last_state(folder: Path) -> State | None:
     return State(int(facts["step"]), tensors, facts)
 
 
-def require_same(before: Mapping[str, Any], settings: TrainSettings, file: str) -> None:
+def require_same(before: Mapping[str, Any], settings: BaseModel, file: str) -> None:
     """Refuse to go on with a run under settings that would make it another one.
 
     Raises:

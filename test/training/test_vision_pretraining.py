@@ -1,0 +1,70 @@
+"""A tower is pretrained, goes on where it stopped, and is taken over by a training file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("mujoco")
+pytest.importorskip("pinocchio")
+
+from xvla_ros.model import checkpoint
+from xvla_ros.training.config_file import TrainingError, read_as, read_settings
+from xvla_ros.training.start import scratch_config
+from xvla_ros.training.vision_config import VisionSettings
+from xvla_ros.training.vision_pretraining import LabelHead, pretrain_vision
+
+TINY = [
+    "pixels=64", "model.network={image_size: [64, 64]}", "batch={size: 2, workers: 0}", "schedule.ramp=2",
+    "validation={every: 0, samples: 2}", "log={log_every: 1, save_every: 2, progress: false}",
+]  # fmt: skip
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    policy = checkpoint.load(folder / "checkpoint", assume=checkpoint.ALL_STEPS)
+    return dict(policy.network.vlm.vision_tower.named_parameters())
+
+
+def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert pretrain_vision("shipped/vision.yaml", [*TINY, "steps=4", "schedule.decay=constant", f"output={whole}"]) == 0
+    for steps in (2, 4):
+        settings = [*TINY, f"steps={steps}", "schedule.decay=constant", f"output={parts}", "resume=true"]
+        assert pretrain_vision("shipped/vision.yaml", settings) == 0
+    one, other = weights(whole), weights(parts)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    summary = json.loads((parts / "vision.json").read_text())
+    assert summary["steps"] == 4
+    assert any(name.endswith("cube mm") for name in summary["held_out"])
+
+
+def test_half_precision_trains_too(tmp_path):
+    settings = [*TINY, "steps=2", "precision=bfloat16", f"output={tmp_path / 'half'}"]
+    assert pretrain_vision("shipped/vision.yaml", settings) == 0
+    found = weights(tmp_path / "half").values()
+    assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in found)
+
+
+def test_what_is_wrong_is_named_with_what_is_allowed(tmp_path, capsys):
+    with pytest.raises(TrainingError, match=r"scenes\.0\.tusk.*one of robot, task, weight"):
+        read_as(VisionSettings, "shipped/vision.yaml", ["scenes=[{robot: so101, tusk: touch}]"])
+    settings = [*TINY, "scenes=[{robot: so101, task: juggle}]", f"output={tmp_path / 'run'}"]
+    assert pretrain_vision("shipped/vision.yaml", settings) == 1
+    assert "no task 'juggle'" in capsys.readouterr().err
+
+
+def test_a_head_knows_which_cell_a_place_is_in():
+    head = LabelHead(8, (4, 4), 1)
+    seen = torch.tensor([[[-0.9, -0.9, 1.0]], [[0.9, -0.9, 1.0]], [[0.1, 0.6, 1.0]]])
+    inside = torch.tensor([[True], [True], [False]])
+    assert head.cells(seen, inside)[:, 0].tolist() == [0, 3, 16]
+    assert head.centres[3, 0, :2].tolist() == [0.75, -0.75]
+
+
+def test_the_sizes_of_the_shipped_tower_and_policy_are_one():
+    tower = scratch_config(read_as(VisionSettings, "shipped/vision.yaml").model)
+    policy = scratch_config(read_settings("shipped/policy.yaml").model)
+    assert (tower.vision, tower.image_size) == (policy.vision, policy.image_size)

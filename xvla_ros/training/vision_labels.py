@@ -1,0 +1,165 @@
+"""Pictures of a simulated scene with what the simulator knows of them: where cubes, bowl and fingertips are.
+
+What a vision tower is pretrained on before it sees any demonstration. Layouts, light, colours and cameras vary as in
+demonstrations of the task; the arms are anywhere over the cubes or on the way there, and need not obey any physics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.robots.profile import Profile
+from xvla_ros.simulation.tasks import load_task
+from xvla_ros.simulation.tasks.hands import UnreachableError, hands_of
+from xvla_ros.simulation.world import World
+
+Floats = NDArray[np.float64]
+Picture = NDArray[np.uint8]
+
+AWAY = 0.8  # share of the arms that are not drawn at home
+POSTURES = 48  # of each hand over the cubes' region, from which others are mixed: solving each took longer than to draw
+ABOVE = 0.12  # m above a cube, at most, that the fingertips of these are,
+BESIDE = 0.04  # and m beside it
+ROLLS = 3  # turns of the hand that are tried for each
+TOOL = "tool"  # what fingertips are called, with the hand's name before it where there are two
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """What is where. V views, K objects.
+
+    Attributes:
+        seen: float32 [V, K, 3]: u and v, −1 … 1 from left to right and from top to bottom of the picture, and depth, m.
+        inside: bool [V, K]: the object's middle is within the picture; what hides it does not count.
+        places: float32 [K, 3], m, in the scene's frame.
+        known: bool [K], whether the scene has such an object.
+    """
+
+    seen: NDArray[np.float32]
+    inside: NDArray[np.bool_]
+    places: NDArray[np.float32]
+    known: NDArray[np.bool_]
+
+
+def object_names(worlds: Sequence[Labeller]) -> tuple[str, ...]:
+    """Every object of some scenes, in a fixed order."""
+    return tuple(sorted({name for world in worlds for name in world.names}))
+
+
+@dataclass(eq=False)
+class Labeller:
+    """Draws labelled pictures of one robot and task.
+
+    Args:
+        profile: of the robot.
+        task: of its scene.
+        variation: of light, colours and cameras, 1 as in demonstrations.
+        pixels: width and height of the pictures.
+
+    Raises:
+        UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is missing.
+    """
+
+    profile: Profile
+    task: str
+    variation: float = 1.0
+    pixels: int = 256
+    world: World = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.world = World(self.profile)
+        self._task = load_task(self.profile, self.task, variation=self.variation)
+        self._hands = hands_of(self.world)
+        self._postures = self._solve(np.random.default_rng(0))
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Every sentence that the task may say."""
+        return self._task.instructions
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Objects of this scene."""
+        return (*self._props(), *(_tool(name) for name in self._hands))
+
+    def draw(self, rng: np.random.Generator, names: Sequence[str]) -> tuple[dict[str, Picture], Labels]:
+        """Arrange the scene, and return pictures by slot with the labels of the objects called ``names``.
+
+        Raises:
+            RenderingUnavailableError: naming what to install.
+        """
+        self._arrange(rng)
+        images = {slot: self.world.render(slot, self.pixels, self.pixels) for slot in self.profile.cameras.slots}
+        return images, self.labels(names)
+
+    def labels(self, names: Sequence[str]) -> Labels:
+        """What is where in the present state of the world."""
+        there = self._places()
+        known = np.array([name in there for name in names])
+        places = np.array([there.get(name, np.zeros(3)) for name in names])
+        views = [self._seen(slot, places) for slot in self.profile.cameras.slots]
+        seen = np.stack(views)
+        inside = (np.abs(seen[..., :2]) <= 1.0).all(axis=-1) & (seen[..., 2] > 0.0) & known
+        return Labels(seen.astype(np.float32), inside, places.astype(np.float32), known)
+
+    def close(self) -> None:
+        """Free what drawing holds."""
+        self.world.close()
+
+    def _arrange(self, rng: np.random.Generator) -> None:
+        layout = self._task.reset(self.world, rng)
+        now, joints = np.array(list(self.world.positions().values())), dict[str, float]()
+        for name, hand in self._hands.items():
+            postures = self._postures[name]
+            if rng.random() >= AWAY or not len(postures):
+                continue
+            one, other = postures[rng.integers(len(postures), size=2)]
+            there = one + rng.random() ** 3 * (other - one)
+            mixed = now[hand.columns] + np.sqrt(rng.random()) * (there - now[hand.columns])
+            joints.update(zip(hand.figures.joints, mixed.tolist(), strict=True))
+            joints[hand.figures.gripper] = hand.figures.shut
+        self.world.arrange(layout.props, joints)
+
+    def _solve(self, rng: np.random.Generator) -> Mapping[str, Floats]:
+        """Postures [N, K] of each hand with its fingertips over where cubes may lie."""
+        found: dict[str, list[Floats]] = {name: [] for name in self._hands}
+        for _ in range(POSTURES):
+            self._task.reset(self.world, rng)
+            cubes = [self.world.data.body(prop).xpos.copy() for prop in self.world.scene.props]
+            for name, hand in self._hands.items():
+                aim = min(cubes, key=hand.distance) + rng.uniform(-BESIDE, BESIDE, 3)
+                aim[2] = cubes[0][2] + rng.uniform(0.0, ABOVE)
+                rolls = rng.uniform(-np.pi, np.pi, ROLLS)
+                with suppress(UnreachableError):
+                    found[name].append(hand.at(aim, hand.figures.tip, hand.approach_to(aim), rolls))
+        return {name: np.array(postures) for name, postures in found.items()}
+
+    def _props(self) -> tuple[str, ...]:
+        bodies = [self.world.model.body(number).name for number in range(self.world.model.nbody)]
+        return (*self.world.scene.props, *(name for name in ("bowl",) if name in bodies))
+
+    def _places(self) -> Mapping[str, Floats]:
+        positions = np.array(list(self.world.positions().values()))
+        places = {prop: self.world.data.body(prop).xpos.copy() for prop in self._props()}
+        for name, hand in self._hands.items():
+            places[_tool(name)] = hand.point(positions[hand.columns], hand.figures.tip)
+        return places
+
+    def _seen(self, slot: str, places: Floats) -> Floats:
+        """(u, v, depth) [K, 3] of some places [K, 3] in the square picture of a slot."""
+        model, camera = self.world.model, self.world.data.camera(slot)
+        # MuJoCo's cameras look along −z, x to the right, y up
+        x, y, z = ((places - camera.xpos) @ camera.xmat.reshape(3, 3)).T
+        depth = -z
+        half = np.tan(np.radians(model.cam_fovy[model.camera(slot).id]) / 2)
+        half *= np.where(np.abs(depth) < 1e-6, 1e-6, depth)
+        return np.stack([x / half, -y / half, depth], axis=-1)
+
+
+def _tool(hand: str) -> str:
+    return f"{hand}_{TOOL}" if hand else TOOL
