@@ -29,6 +29,7 @@ from rclpy.signals import SignalHandlerOptions
 from xvla_ros.nodes import qos
 from xvla_ros.nodes.episode_marks import EpisodeMarks, MarkError
 from xvla_ros.nodes.keyboard import Keyboard
+from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.recorded_topics import COMMAND, LATCHED, SENSOR, RecordedTopic, recorded_topics
 from xvla_ros.observation.bag_writer import EPISODE_TOPIC, BagWriteError, BagWriter, Compression, UnknownTypeError
 from xvla_ros.observation.cdr import CdrError, read_string
@@ -330,9 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     stop = StopRequest()
     rclpy.init(args=None if arguments is None else list(arguments), signal_handler_options=SignalHandlerOptions.NO)
-    reader = rclpy.create_node("xvla_record_parameters", automatically_declare_parameters_from_overrides=True)
-    values: dict[str, Any] = {name: found.value for name, found in reader.get_parameters_by_prefix("").items()}
-    reader.destroy_node()
+    values = given_parameters("xvla_record_parameters")
     rclpy.try_shutdown()
     profiles = load_profile(values.get("profile") or values["robot"])
     profile = profiles[values["robot"]] if values.get("robot") else next(iter(profiles.values()))

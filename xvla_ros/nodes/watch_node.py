@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -28,8 +27,10 @@ from sensor_msgs.msg import JointState
 
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_type, commanded_points
+from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.polled_topics import PolledTopics
 from xvla_ros.nodes.recording import PROGRESS, RecordingWriter
+from xvla_ros.nodes.shutdown import shut_down
 from xvla_ros.robots.schema import GRIPPER_ACTIONS
 
 if TYPE_CHECKING:
@@ -161,9 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     from xvla_ros.robots import load_profile
 
     rclpy.init(args=arguments)
-    reader = rclpy.create_node("xvla_watch_parameters", automatically_declare_parameters_from_overrides=True)
-    values: dict[str, Any] = {name: found.value for name, found in reader.get_parameters_by_prefix("").items()}
-    reader.destroy_node()
+    values = given_parameters("xvla_watch_parameters")
     profile = load_profile(values["profile"])[values["robot"]]
     duration, film_rate = float(values.get("duration", 20.0)), float(values.get("film_rate", 15.0))
     node = WatchNode(profile, Path(values["folder"]), duration, film_rate, values.get("policy", "/xvla"))
@@ -172,10 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
         while rclpy.ok() and not node.done:
             executor.spin_once(timeout_sec=0.5)
-    # the end has begun: who asks for it now must not cut it short
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    node.close()
-    rclpy.try_shutdown()
+    shut_down(node.close)
     return 0
 
 
