@@ -85,7 +85,6 @@ class RobotController:
         self._ensemble = (
             Ensemble(smoothing.ensemble_decay, tuple(grippers)) if smoothing.method == "ensemble" else None
         )
-        self._grippers = list(grippers)
         self._lock = threading.RLock()
         self._latency = LatencyWindow()
         self._stops = StopLatch()
@@ -234,10 +233,9 @@ class RobotController:
                 return False
             if self._renew_at is None:
                 return True
-            now, end = self._clock.ros_ns(), self._timeline.end
             if self._too_slow():
-                return end is None or now > end
-            return now >= self._asking_at(self._renew_at)
+                return not self.is_executing
+            return self._clock.ros_ns() >= self._asking_at(self._renew_at)
 
     def due_in(self) -> float | None:
         """Seconds until a new chunk will be due; None while the arm holds, or waits for a chunk to end."""
@@ -259,13 +257,11 @@ class RobotController:
         with self._lock:
             # the first chunk may come before the first tick, and its first step is compared with this
             self._measured = measured
-            if self._window is None or self._measured is None or self._renew_at is not None:
+            if self._window is None or self._measured is None or self._renew_at is not None or self._is_moving():
                 return
-            state = self._window.state_at(self._clock.ros_ns())
-            away = np.abs(self._measured - state.position)
+            away = np.abs(self._measured - self._window.position_at(self._clock.ros_ns()))
             away[self._grippers] = 0.0
-            stands = np.abs(state.velocity).max() < STANDING
-            if stands and (away > self._profile.safety.deviation * self._range()).any():
+            if (away > self._profile.safety.deviation * self._range()).any():
                 self._restart_plan()
 
     def ask(self) -> int:
