@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.control.chunking import Ensemble
 from xvla_ros.control.clock import Clock, ClockGuard
+from xvla_ros.control.engine import ERROR_PAUSE_S
 from xvla_ros.control.latency import LatencyWindow, Percentiles
 from xvla_ros.control.limiter import Limiter, MotionState
 from xvla_ros.control.stops import StopLatch
@@ -101,6 +102,7 @@ class RobotController:
         self._asked_standing = False
         self._shift = 0
         self._waiting_since_s: float | None = None
+        self._paused_until_s = -np.inf
         self._policy_trouble: Fault | None = None
         self._measured: Floats | None = None
 
@@ -226,10 +228,15 @@ class RobotController:
     # the policy's side
 
     def wants_chunk(self) -> bool:
-        """Whether a new chunk is due: none is planned, or the committed part of the last is about to end."""
+        """Whether a new chunk is due: none is planned, or the committed part of the last is about to end.
+
+        None is for ``ERROR_PAUSE_S`` after an error of the policy, so that one whose every answer is wrong cannot spin.
+        """
         with self._lock:
             status = self._status
             if status.state in (INACTIVE, STOPPED) or status.reason in (CLOCK_STOPPED, CONTROLLER_LOST):
+                return False
+            if self._clock.steady_s() < self._paused_until_s:
                 return False
             if self._renew_at is None:
                 return True
@@ -324,6 +331,8 @@ class RobotController:
     def _drop(self, trouble: Fault | None) -> bool:
         self._status = replace(self._status, dropped_chunks=self._status.dropped_chunks + 1)
         self._policy_trouble = trouble or self._policy_trouble
+        if trouble is not None and trouble.reason == POLICY_ERROR:
+            self._paused_until_s = self._clock.steady_s() + ERROR_PAUSE_S
         return False
 
     def _too_slow(self) -> bool:
