@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from two_paths import TwoPathPolicy
 
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.control.robot_controller import ControlStatus
+from xvla_ros.control.status import ControlStatus
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import Profile
 from xvla_ros.simulation.controllers import ControllerOptions

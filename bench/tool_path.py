@@ -37,7 +37,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 
-from xvla_ros.control.robot_controller import ControlStatus
+from xvla_ros.control.status import ControlStatus
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, sim_command
 from xvla_ros.evaluation.processes import Supervisor, free_domain
 from xvla_ros.model.data import ActionChunk, Observation

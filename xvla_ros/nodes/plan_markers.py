@@ -12,7 +12,8 @@ from rclpy.node import Node
 from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker, MarkerArray
 
-from xvla_ros.control.robot_controller import HOLDING, RUNNING, STOPPED, RobotController
+from xvla_ros.control.robot_controller import RobotController
+from xvla_ros.control.status import HOLDING, RUNNING, STOPPED
 from xvla_ros.nodes import messages, qos
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile

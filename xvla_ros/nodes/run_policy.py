@@ -16,7 +16,7 @@ from rclpy.task import Future
 
 from xvla_ros.control.clock import Clock
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.control.robot_controller import INACTIVE, RUNNING, STOPPED
+from xvla_ros.control.status import INACTIVE, RUNNING, STOPPED
 
 from xvla_ros.action import RunPolicy  # isort: skip
 
