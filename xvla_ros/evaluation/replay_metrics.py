@@ -152,7 +152,7 @@ class Figures:
 
     def of_baselines(self) -> dict[str, Any]:
         """Return the same errors of what knows nothing."""
-        commanded = any(part.record.commanded for part in self.parts)
+        commanded = any(part.record.actions != "measured" for part in self.parts)
         return {
             name: {"headline": self._headline(sums, self.baseline_episodes[name]), **self._tables(sums, None)}
             for name, sums in self.baselines.items()
@@ -294,7 +294,7 @@ def metrics(
 def _bag(record: BagRecord) -> dict[str, Any]:
     return {
         "path": record.path, "frames": record.frames, "episodes": len(record.episodes),
-        "actions": "commanded" if record.commanded else "measured", "skipped": record.skipped or {},
+        "actions": record.actions, "skipped": record.skipped or {},
         "error": record.error, "integrity": record.integrity, "damaged": record.damaged, "notes": list(record.notes),
     }
 

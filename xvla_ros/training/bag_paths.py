@@ -3,11 +3,15 @@
 A controller follows a trajectory until the next one takes over, from where the last one had brought it: so what was
 commanded at an instant is what the last message by then says of it. Before the first command of an episode, and for
 joints that no group commands, it is the measured position.
+
+A whole plan is another reading of the same messages: what the newest one at an instant says of everything to come.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +24,7 @@ from xvla_ros.robots.kinematics.poses import Poses
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.rotations import matrix_to_rot6d, quaternion_to_matrix, rot6d_to_matrix
 from xvla_ros.robots.units import to_policy
-from xvla_ros.training.action_path import ActionPath, Channels, Times, at_most_apart, merged
+from xvla_ros.training.action_path import ActionPath, Channels, Plans, Times, at_most_apart, merged
 from xvla_ros.training.bag_tracks import Stretch
 
 Floats = NDArray[np.float64]
@@ -125,6 +129,23 @@ def commanded_groups(stretch: Stretch, start: int, end: int) -> set[str]:
     }
 
 
+def trajectories(stretch: Stretch, group: str, start: int, end: int) -> list[tuple[int, JointCommand]]:
+    """Return what a group was sent within an episode and has points of time: (receipt in ns, command)."""
+    return [
+        (now, command)
+        for now, command in stretch.commands.get(group, [])
+        if start <= now <= end and isinstance(command, JointCommand) and command.times.size
+    ]
+
+
+def _first(entry: tuple[int, JointCommand]) -> int:
+    return entry[0]
+
+
+def _knots(joints: Mapping[str, tuple[Times, Floats]]) -> Times:
+    return np.unique(np.concatenate([times for times, _ in joints.values()]))
+
+
 class PathMaker:
     """Makes the paths of one profile's episodes.
 
@@ -154,6 +175,38 @@ class PathMaker:
         knots = [*tracks.knots(), *(times for times, _ in joints.values()), *(path.times for path in poses.values())]
         return self._path(merged(knots, start, end), tracks, joints, poses)
 
+    def planned(self, stretch: Stretch, tracks: JointTracks, start: int, end: int) -> Plans:
+        """Return the whole plans: of every group its newest trajectory, as if nothing came after it."""
+        plans = self._planned(stretch, tracks, start, end)
+        paths = [self._path(_knots(joints), tracks, joints, {}) for joints in plans.values()]
+        return Plans.joined(np.array(list(plans), dtype=np.int64), paths)
+
+    def planned_positions(self, stretch: Stretch, tracks: JointTracks, start: int, end: int) -> Plans:
+        """Return the same plans as joints, rad or m."""
+        plans = self._planned(stretch, tracks, start, end)
+        paths = [ActionPath(times := _knots(joints), self._joints(times, tracks, joints)) for joints in plans.values()]
+        return Plans.joined(np.array(list(plans), dtype=np.int64), paths)
+
+    def _planned(
+        self, stretch: Stretch, tracks: JointTracks, start: int, end: int
+    ) -> dict[int, dict[str, tuple[Times, Floats]]]:
+        """Of every instant with a new trajectory the newest of every group: knots and positions from there on."""
+        told = {
+            group: sorted(((c.start or now, c) for now, c in trajectories(stretch, group, start, end)), key=_first)
+            for group in self._profile.commands.groups
+        }
+        plans: dict[int, dict[str, tuple[Times, Floats]]] = {}
+        for stamp in sorted({stamp for found in told.values() for stamp, _ in found}):
+            before = tracks.at(np.array([stamp]))[0]
+            plans[stamp] = {}
+            for group, found in told.items():
+                newest = bisect_right(found, stamp, key=_first) - 1
+                if newest >= 0:
+                    begun, command = found[newest]
+                    plan = followed([(stamp, replace(command, start=begun))], before[self._columns(group)])
+                    plans[stamp][group] = plan
+        return plans
+
     def positions(self, stretch: Stretch, tracks: JointTracks, start: int, end: int) -> tuple[Times, Floats]:
         """Return knots [K] and the joints [K, J] commanded there, rad or m: the state of commanded proprioception."""
         joints = self._followed(stretch, tracks, start, end)
@@ -165,11 +218,7 @@ class PathMaker:
     ) -> dict[str, tuple[Times, Floats]]:
         joints = {}
         for group in self._profile.commands.groups:
-            found = [
-                (now, command)
-                for now, command in stretch.commands.get(group, [])
-                if start <= now <= end and isinstance(command, JointCommand) and command.times.size
-            ]
+            found = trajectories(stretch, group, start, end)
             if found:
                 begin = np.array([max(found[0][0], found[0][1].start)])
                 joints[group] = followed(found, tracks.at(begin)[0, self._columns(group)])

@@ -23,12 +23,12 @@ from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.problems import Problem
 from xvla_ros.robots.profile import Profile, profiles_of_document
 from xvla_ros.robots.tool_arm import tool_arms
-from xvla_ros.training.action_path import Times, merged
-from xvla_ros.training.bag_paths import JointTracks, PathMaker, commanded_groups, interpolated
+from xvla_ros.training.action_path import Plans, Times, merged
+from xvla_ros.training.bag_paths import JointTracks, PathMaker, commanded_groups, interpolated, trajectories
 from xvla_ros.training.bag_tracks import Restarts, Stretch, Tracks, read_tracks
 from xvla_ros.training.checks import joint_problems
 from xvla_ros.training.fingerprints import profile_essence, sampled
-from xvla_ros.training.recording import Episode, Frame, SamplesError, Survey
+from xvla_ros.training.recording import ActionSource, Episode, Frame, SamplesError, Survey
 
 Floats = NDArray[np.float64]
 
@@ -40,7 +40,7 @@ READER_VERSION = 1  # of what this module makes of a bag; a new one makes caches
 class BagOptions:
     """How a bag is read; see ``DatasetSettings``."""
 
-    actions: Literal["auto", "commanded", "measured"] = "auto"
+    actions: Literal["auto", "planned", "commanded", "measured"] = "auto"
     rate: float | None = None
     instruction: str = ""
     only_successes: bool = True
@@ -106,11 +106,11 @@ class BagRecording:
                     for topic, (count, text) in self._tracks.broken.items()]
         skipped: dict[str, int] = {}
         self._spans = self._find_spans(self._tracks, skipped, problems)
-        episodes, commanded = self._episodes(problems)
+        episodes, actions = self._episodes(problems)
         problems += self._joint_problems()
         notes = [f"{self._path}: cut short: {summary.cut}"] if summary.cut else []
         rate = _rate([stretch.pictures.get(self._profile.cameras.slots[0], []) for stretch in self._tracks.stretches])
-        return Survey(tuple(episodes), tuple(problems), rate, commanded, skipped, tuple(notes))
+        return Survey(tuple(episodes), tuple(problems), rate, actions, skipped, tuple(notes))
 
     def frames(self, survey: Survey) -> Iterator[Frame]:
         """Yield what ``observations`` makes of the bag within the episodes."""
@@ -155,10 +155,18 @@ class BagRecording:
 
     def joint_paths(self, survey: Survey) -> list[tuple[Times, Floats]]:
         """Return for each episode knots [K] in ns and joints [K, J], rad or m: what its path says, as positions."""
-        if survey.commanded:
+        if survey.actions != "measured":
             found = self._commanded_positions()
             return [found[number] for number in range(len(self._spans))]
         return [(times := merged(tracks.knots(), span.start, span.end), tracks.at(times))
+                for span, tracks in self._measured()]
+
+    def joint_plans(self, survey: Survey) -> list[Plans | None]:
+        """Return for each episode its plans as joints, rad or m; None where its path counts."""
+        if survey.actions != "planned":
+            return [None] * len(survey.episodes)
+        maker = self._path_maker()
+        return [maker.planned_positions(self._tracks.stretches[span.stretch], tracks, span.start, span.end)
                 for span, tracks in self._measured()]
 
     def measured(self, survey: Survey, episode: int, stamp: int) -> Floats:
@@ -227,33 +235,52 @@ class BagRecording:
             return False
         return True
 
-    def _episodes(self, problems: list[Problem]) -> tuple[list[Episode], bool]:
-        stretches = self._tracks.stretches
-        groups = set(self._profile.commands.groups)
-        lacking = {number: groups - commanded_groups(stretches[span.stretch], span.start, span.end)
-                   for number, span in enumerate(self._spans)}
-        commanded = self._options.actions == "commanded" or (
-            self._options.actions == "auto" and bool(self._spans) and not any(lacking.values())
-        )
+    def _episodes(self, problems: list[Problem]) -> tuple[list[Episode], ActionSource]:
+        lacking = [self._lacking(span, "commanded") for span in self._spans]
+        actions = self._action_source(any(lacking))
+        if actions == "planned":
+            lacking = [self._lacking(span, actions) for span in self._spans]
         maker = self._path_maker()
         episodes = []
         for number, span in enumerate(self._spans):
-            stretch = stretches[span.stretch]
-            if commanded and lacking[number]:
-                topics = ", ".join(self._profile.commands.by_name[group].topic for group in sorted(lacking[number]))
-                problems.append(self._problem(
-                    f"episode at {span.start / NS:.2f} s", topics, "commands of every group of the profile",
-                    f"nothing was commanded on {topics}: record these topics, or set actions to measured"))
+            stretch = self._tracks.stretches[span.stretch]
+            if actions != "measured" and lacking[number]:
+                problems.append(self._uncommanded(span, lacking[number], actions))
                 continue
             tracks = JointTracks(self._profile, stretch)
-            make = maker.commanded(stretch, tracks, span.start, span.end) if commanded else maker.measured(
-                tracks, span.start, span.end)
+            make = maker.measured(tracks, span.start, span.end) if actions == "measured" else maker.commanded(
+                stretch, tracks, span.start, span.end)
+            plans = maker.planned(stretch, tracks, span.start, span.end) if actions == "planned" else None
             seed = span.mark.get("seed")
             episodes.append(Episode(
                 f"{number}@{span.start}", span.instruction, span.mark.get("success"), span.start, span.end, make,
-                str(span.mark.get("task") or ""), seed if isinstance(seed, int) else None,
+                str(span.mark.get("task") or ""), seed if isinstance(seed, int) else None, plans,
             ))
-        return episodes, commanded
+        return episodes, actions
+
+    def _action_source(self, lacking: bool) -> ActionSource:
+        if self._options.actions != "auto":
+            return self._options.actions
+        if self._spans and all(span.mark.get("actions") == "planned" for span in self._spans):
+            return "planned"
+        return "commanded" if self._spans and not lacking else "measured"
+
+    def _lacking(self, span: _Span, actions: ActionSource) -> set[str]:
+        """The groups of which an episode does not tell what is wanted of it."""
+        groups, stretch = set(self._profile.commands.groups), self._tracks.stretches[span.stretch]
+        if actions == "planned":
+            return {group for group in groups if all(
+                len(command.times) < 2 for _, command in trajectories(stretch, group, span.start, span.end))}
+        return groups - commanded_groups(stretch, span.start, span.end)
+
+    def _uncommanded(self, span: _Span, lacking: set[str], actions: ActionSource) -> Problem:
+        topics = ", ".join(self._profile.commands.by_name[group].topic for group in sorted(lacking))
+        name = f"episode at {span.start / NS:.2f} s"
+        if actions == "planned":
+            return self._problem(name, topics, "trajectories of several points for every group of the profile",
+                                 f"no whole plan was sent on {topics}: set actions to commanded or measured")
+        return self._problem(name, topics, "commands of every group of the profile",
+                             f"nothing was commanded on {topics}: record these topics, or set actions to measured")
 
     def _path_maker(self) -> PathMaker:
         try:

@@ -79,7 +79,7 @@ def survey(settings: Sequence[DatasetSettings]) -> list[Problem]:
                 problems += error.problems
                 continue
             problems += found.problems
-            rates[recording.source] = (found.frame_rate, found.commanded)
+            rates[recording.source] = (found.frame_rate, found.actions)
         problems += _mixed(entry, rates)
     return problems
 
@@ -116,7 +116,7 @@ def _open(
             stores.append(open_store(recording, cache, image_size, recording.profile.policy.image_pipeline))
         except SamplesError as error:
             problems += error.problems
-    mixed = _mixed(entry, {store.source: (store.frame_rate, store.commanded) for store in stores})
+    mixed = _mixed(entry, {store.source: (store.frame_rate, store.actions) for store in stores})
     profile = recordings[0].profile
     mixed += [
         Problem(recording.source, "robot", recording.profile.name, profile.name,
@@ -188,7 +188,7 @@ def _profile(entry: DatasetSettings) -> Profile:
     return next(iter(profiles.values()))
 
 
-def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, bool]]) -> list[Problem]:
+def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, str]]) -> list[Problem]:
     """Whether recordings of one data set differ in what must be alike: rate of pictures, meaning of actions."""
     problems = []
     rates = {source: rate for source, (rate, _) in told.items() if rate > 0.0}
@@ -199,12 +199,19 @@ def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, bool]]) -> li
             f"mixed rates: pictures of slot 0 come at {rates[fast]:.3g} Hz here and at {rates[slow]:.3g} Hz in {slow}, "
             "so this one would count more: set rate for the data set, or make two",
         ))
-    without = [source for source, (_, commanded) in told.items() if not commanded]
+    without = [source for source, (_, actions) in told.items() if actions == "measured"]
     if without and len(without) < len(told):
         problems.append(Problem(
             without[0], "actions", "measured", "commands in every recording, or actions set to measured",
             f"{len(without)} of {len(told)} recordings have no commands for every episode, the others have: set "
             "actions to measured for all, or make two data sets",
+        ))
+    unplanned = [source for source, (_, actions) in told.items() if actions == "commanded"]
+    if unplanned and len(unplanned) + len(without) < len(told):
+        problems.append(Problem(
+            unplanned[0], "actions", "commanded", "marks that say planned in every recording, or actions set",
+            f"{len(unplanned)} of {len(told)} recordings do not say that their commands are whole plans, the others "
+            "do: set actions to planned or commanded for all, or make two data sets",
         ))
     return problems
 

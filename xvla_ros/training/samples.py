@@ -122,8 +122,9 @@ class Samples:
                 state.add(store.state[rows])
                 for episode, stamps in _by_episode(store, rows):
                     due = np.stack([waypoint_times(stamp, dataset.profile, self._waypoints) for stamp in stamps])
-                    recorded = due <= store.episodes[episode].end
-                    action.add(store.episodes[episode].path.at(due)[recorded])
+                    told = store.episodes[episode]
+                    for stamp, times in zip(stamps.tolist(), due, strict=True):
+                        action.add(told.waypoints(stamp, times)[told.known(stamp, times)])
         if not action.count:  # episodes shorter than the first waypoint
             action.add(np.concatenate([e.path.values for d in self.datasets for s in d.stores for e in s.episodes
                                        if d.profile.name == robot]))
@@ -145,7 +146,7 @@ class Samples:
                 "robot": each.profile.name, "domain": each.embodiment.domain_id, "recordings": len(each.stores),
                 "episodes": sum(len(store.episodes) for store in each.stores), "samples": len(each.train),
                 "held out": len(each.held_out), "weight": each.settings.weight,
-                "actions": "commanded" if all(store.commanded for store in each.stores) else "measured",
+                "actions": " and ".join(sorted({store.actions for store in each.stores})),
                 "left out": sum(sum(store.skipped.values()) for store in each.stores) + len(each.left_out),
             }
             for each in self.datasets
@@ -157,8 +158,9 @@ class Samples:
         stamp = int(store.stamps[row])
         due = waypoint_times(stamp, dataset.profile, self._waypoints)
         return Sample(
-            dataset.embodiment, store.images(row), np.array(store.state[row]), episode.path.at(due),
-            due <= episode.end, episode.instruction, index, f"{store.source}, episode {episode.key}", stamp, number,
+            dataset.embodiment, store.images(row), np.array(store.state[row]), episode.waypoints(stamp, due),
+            episode.known(stamp, due), episode.instruction, index, f"{store.source}, episode {episode.key}", stamp,
+            number,
         )
 
 
