@@ -109,6 +109,7 @@ class Recipe:
                 "paths": [str(self.output / "demos" / name / "episode_*.mcap")],
                 "weight": self.scale["weights"][name],
                 "rate": self.scale["rate"],
+                "actions": "planned",
                 "split": {"fraction": 0.03},
                 "early": {"seconds": 1.0, "times": 3},
             }
