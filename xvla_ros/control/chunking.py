@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.control.clock import S_TO_NS
 from xvla_ros.model.data import ActionChunk, Prefix
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.resample import resample
@@ -16,7 +17,6 @@ from xvla_ros.robots.trajectory import Trajectory
 Floats = NDArray[np.float64]
 Stamps = NDArray[np.int64]
 
-S_TO_NS = 1_000_000_000
 CONDITIONED = ("realtime_chunking", "guided")
 
 

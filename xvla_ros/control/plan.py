@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.control.clock import S_TO_NS
 from xvla_ros.control.limiter import Limiter
 from xvla_ros.control.motion import Floats, MotionState
 from xvla_ros.control.rest import STANDING, stopping_time, way_to_rest
-from xvla_ros.control.timeline import S_TO_NS, Timeline
+from xvla_ros.control.timeline import Timeline
 from xvla_ros.control.window import CommandWindow, brake_window, command_window, window_times
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.profile import Profile

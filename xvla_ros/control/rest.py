@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.control.clock import S_TO_NS
 from xvla_ros.control.motion import Floats
-from xvla_ros.control.timeline import S_TO_NS, slowing
+from xvla_ros.control.timeline import slowing
 from xvla_ros.control.window import CommandWindow
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.schema import Timing

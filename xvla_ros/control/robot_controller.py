@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.control.chunking import Ensemble
-from xvla_ros.control.clock import Clock, ClockGuard
+from xvla_ros.control.clock import S_TO_NS, Clock, ClockGuard
 from xvla_ros.control.engine import ERROR_PAUSE_S
 from xvla_ros.control.latency import Percentiles
 from xvla_ros.control.motion import Floats, MotionState
@@ -30,7 +30,6 @@ from xvla_ros.control.status import (
     ControlStatus,
 )
 from xvla_ros.control.stops import StopLatch
-from xvla_ros.control.timeline import S_TO_NS
 from xvla_ros.control.whereabouts import Whereabouts
 from xvla_ros.control.window import CommandWindow
 from xvla_ros.observation.faults import Fault

@@ -29,6 +29,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from xvla_ros.nodes import messages, qos
+from xvla_ros.nodes.messages import NS
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.recording import PROGRESS
 from xvla_ros.nodes.shutdown import shut_down
@@ -36,7 +37,6 @@ from xvla_ros.nodes.shutdown import shut_down
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
-NS = 1_000_000_000
 START_LIMIT, CONFIGURE_LIMIT, SERVICE_LIMIT = 90.0, 900.0, 30.0  # s on the steady clock
 SETTLE = 0.25  # s of simulated time between a reset and the policy's start: what was seen before it is gone by then
 IDLE_LIMIT = 60.0  # s on the steady clock without a command, or of a clock that stands still

@@ -30,6 +30,7 @@ from std_msgs.msg import String
 
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_type
+from xvla_ros.nodes.messages import NS
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.shutdown import shut_down
 from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages
@@ -40,7 +41,6 @@ from xvla_ros.observation.cdr import CdrError, peek_stamp, read_string
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
-NS = 1_000_000_000
 POLICY = "/xvla"
 REPLAY = "/replay"  # namespace of the commands
 READY_LIMIT, ANSWER_LIMIT = 900.0, 10.0  # s on the steady clock: loading a policy; its last chunk

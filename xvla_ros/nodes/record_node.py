@@ -35,7 +35,6 @@ from xvla_ros.observation.bag_writer import EPISODE_TOPIC, BagWriteError, BagWri
 from xvla_ros.observation.cdr import CdrError, read_string
 from xvla_ros.robots.profile import Profile, profile_document
 
-NS = 1_000_000_000
 FLUSH_PERIOD, KEY_PERIOD, SPIN = 0.25, 0.05, 0.02  # s
 SILENT_AFTER = 3.0  # s; a topic that has not come by then is named
 FULL_BELOW = 200 << 20  # bytes free at which the recording ends by itself

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
 PROGRESS_PERIOD = 0.25
-NANOSECONDS = 1_000_000_000
 # Deeper than what the publishers keep: the watcher may be late, the count must not be.
 EVERY = QoSProfile(depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
 
@@ -59,7 +58,7 @@ class WatchNode(Node):  # type: ignore[misc]
 
         super().__init__("xvla_watch")
         self.done = False
-        self._duration = int(duration * NANOSECONDS)
+        self._duration = int(duration * messages.NS)
         self._writer = RecordingWriter(folder)
         self._robot = profile.name
         self._now = 0
@@ -149,7 +148,7 @@ class WatchNode(Node):  # type: ignore[misc]
         elapsed = now - self._start if self._start else 0
         self.done = bool(self._start) and elapsed >= self._duration
         self._writer.flush()
-        progress = {"time": now, "start": self._start, "elapsed": elapsed / NANOSECONDS, "done": self.done}
+        progress = {"time": now, "start": self._start, "elapsed": elapsed / messages.NS, "done": self.done}
         print(PROGRESS + json.dumps({**progress, **self._counts, **self._status}), flush=True)
 
 
