@@ -25,6 +25,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 
 from xvla_ros.control.pilot import Pilot
+from xvla_ros.control.status import ControlStatus
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, sim_command
 from xvla_ros.evaluation.processes import Supervisor, free_domain
 from xvla_ros.nodes import messages, qos
@@ -89,14 +90,20 @@ class DrivenRobot:
         self._supervisor = supervisor
 
     @property
-    def pilot(self) -> Pilot[Any]:
-        """What runs between messages and commands; there once the node is active."""
-        return self.node._links[0].pilot
+    def pilot(self) -> Pilot[Any] | None:
+        """What runs between messages and commands, None for as long as an activation takes to make it anew."""
+        links = self.node._links
+        return links[0].pilot if links else None
+
+    @property
+    def status(self) -> ControlStatus:
+        """Of the robot's motion."""
+        return ControlStatus() if self.pilot is None else self.pilot.status
 
     def drive(self, done: Callable[[], bool], what: str) -> None:
         """Activate the node, and wait for ``done``, which is ``what`` in words."""
         change(self.node, Transition.TRANSITION_ACTIVATE)
-        self._supervisor.wait_for(done, TIMEOUT_S, lambda: f"{what}; the robot is {self.pilot.status}")
+        self._supervisor.wait_for(done, TIMEOUT_S, lambda: f"{what}; the robot is {self.status}")
 
 
 @contextmanager

@@ -59,17 +59,20 @@ class Ears:
         named = {self._joints[topic][name]: (position, velocity) for name, position, velocity in values
                  if name in self._joints[topic]}
         self._latest[topic] = stamp, named
-        window = self._robot.pilot.controller.last_window
-        if window is None or len({at for at, _ in self._latest.values()}) > 1 or len(self._latest) < len(self._joints):
+        stamps = {at for at, _ in self._latest.values()}
+        pilot = self._robot.pilot
+        if pilot is None or len(stamps) > 1 or len(self._latest) < len(self._joints):
+            return
+        window = pilot.controller.last_window
+        if window is None:
             return
         found = {joint: both for _, part in self._latest.values() for joint, both in part.items()}
         measured = np.array([found[joint] for joint in self._profile.joints.policy_order])
         wanted = window.state_at(stamp)
         self.rows.append((stamp / 1e9, wanted.position, wanted.velocity, measured[:, 0], measured[:, 1]))
-        self._note_chunk()
+        self._note_chunk(pilot.chunk)
 
-    def _note_chunk(self) -> None:
-        chunk = self._robot.pilot.chunk
+    def _note_chunk(self, chunk: ActionChunk | None) -> None:
         if chunk is None or (self.chunks and self.chunks[-1].chunk is chunk):
             return
         free, landed = self._policy.answers[chunk.stamp]
@@ -82,7 +85,7 @@ def run(profile: Profile, task: Task, policy: NotedPolicy, done: Callable[[Float
     with driven_robot(profile, policy, seed=0) as robot:
         ears, policy.now = Ears(robot, profile, policy), robot.node._clock_of_robots.ros_ns
         robot.drive(lambda: bool(ears.rows) and done(ears.rows[-1][3]), "the end of the task")
-        status = robot.pilot.status
+        status = robot.status
     times, *signals = (np.array(column) for column in zip(*ears.rows, strict=True))
     even = np.arange(times[0], times[-1], 1.0 / RATE_HZ)
     resampled = [np.stack([np.interp(even, times, column) for column in signal.T], axis=1) for signal in signals]

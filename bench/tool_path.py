@@ -222,7 +222,7 @@ def _drive(profile: Profile, policy: ScriptedPolicy) -> tuple[Recorder, ControlS
     with driven_robot(profile, policy, seed=1) as robot:
         robot.drive(lambda: policy.begun is not None and robot.recorder.newest >= policy.begun + span,
                     "the end of the line")
-        status = robot.pilot.status
+        status = robot.status
     return robot.recorder, status, robot.refused
 
 
