@@ -28,7 +28,7 @@ from xvla_ros.training.bag_paths import JointTracks, PathMaker, commanded_groups
 from xvla_ros.training.bag_tracks import Restarts, Stretch, Tracks, read_tracks
 from xvla_ros.training.checks import joint_problems
 from xvla_ros.training.fingerprints import profile_essence, sampled
-from xvla_ros.training.recording import ActionSource, Episode, Frame, SamplesError, Survey
+from xvla_ros.training.recording import ActionSource, Episode, Frame, NothingLeftError, SamplesError, Survey
 
 Floats = NDArray[np.float64]
 
@@ -94,6 +94,7 @@ class BagRecording:
 
         Raises:
             SamplesError: the bag cannot be read, is empty, or has not the topics of the profile.
+            NothingLeftError: every episode is marked as failed, or discarded.
         """
         summary = self._checked_summary()
         try:
@@ -218,8 +219,11 @@ class BagRecording:
                     spans.append(span)
         if not spans and not problems:
             left = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "nothing"
-            problems.append(self._problem("episodes", 0, "at least one episode", f"has no episode to train on: {left} "
-                                          "was left out"))
+            problem = self._problem("episodes", 0, "at least one episode", f"has no episode to train on: {left} "
+                                    "was left out")
+            if skipped:
+                raise NothingLeftError([problem])
+            problems.append(problem)
         return spans
 
     def _usable(self, span: _Span, stretch: Stretch, problems: list[Problem]) -> bool:

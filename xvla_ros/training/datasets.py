@@ -16,7 +16,7 @@ from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.robots.profile import Profile, load_profile
 from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 from xvla_ros.training.instructions import Paraphrases, read_paraphrases
-from xvla_ros.training.recording import Recording, SamplesError
+from xvla_ros.training.recording import NothingLeftError, Recording, SamplesError
 from xvla_ros.training.samples import DataSet, Rows, Samples
 from xvla_ros.training.store import Store, make_store, open_store
 
@@ -71,16 +71,19 @@ def survey(settings: Sequence[DatasetSettings]) -> list[Problem]:
         except ProfileError as error:
             problems += error.problems
             continue
-        rates = {}
+        rates, left_out = {}, []
         for recording in recordings:
             try:
                 found = recording.survey()
+            except NothingLeftError as error:
+                left_out += error.problems
+                continue
             except SamplesError as error:
                 problems += error.problems
                 continue
             problems += found.problems
             rates[recording.source] = (found.frame_rate, found.actions)
-        problems += _mixed(entry, rates)
+        problems += [*_mixed(entry, rates), *([] if rates else left_out)]
     return problems
 
 
@@ -108,12 +111,14 @@ def _open(
     progress: Callable[[str], None],
 ) -> DataSet:
     recordings = list(recordings_of(entry))
-    stores, problems = [], []
+    stores, problems, left_out = [], [], []
     _decode_together(recordings, image_size, cache, workers, progress)
     for number, recording in enumerate(recordings, 1):
         progress(f"{recording.source} ({number} of {len(recordings)})")
         try:
             stores.append(open_store(recording, cache, image_size, recording.profile.policy.image_pipeline))
+        except NothingLeftError as error:
+            left_out += error.problems
         except SamplesError as error:
             problems += error.problems
     mixed = _mixed(entry, {store.source: (store.frame_rate, store.actions) for store in stores})
@@ -124,8 +129,8 @@ def _open(
                 "its own")
         for recording in recordings if recording.profile.name != profile.name
     ]
-    if mixed or (problems and not (entry.skip_bad and stores)):
-        raise SamplesError([*problems, *mixed])
+    if mixed or not stores or (problems and not entry.skip_bad):
+        raise SamplesError([*problems, *mixed, *([] if stores else left_out)])
     others = dict(entry.instructions)
     if entry.instructions_file:
         others |= read_paraphrases(Path(entry.instructions_file))
@@ -135,7 +140,7 @@ def _open(
         embodiment = replace(embodiment, domain_id=entry.domain_id)
     return DataSet(
         entry, profile, embodiment, tuple(stores), train, held_out, _drawn(stores, train, entry), Paraphrases(others),
-        tuple(problems),
+        (*problems, *left_out),
     )
 
 

@@ -20,6 +20,10 @@ class SamplesError(ProfileError):
     """Data that cannot be trained on. ``problems`` holds everything that was found."""
 
 
+class NothingLeftError(SamplesError):
+    """A recording whose every episode is left out for what it is: a failure, a discarded one."""
+
+
 @dataclass(frozen=True, eq=False)
 class Episode:
     """One demonstration.

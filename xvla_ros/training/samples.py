@@ -39,7 +39,7 @@ class DataSet:
         train, held_out: int64 [N, 2], (store, row) of the samples.
         drawn: int64 [M], rows of ``train`` that draws go through, some of them several times.
         paraphrases: of its instructions.
-        left_out: problems of recordings that ``skip_bad`` left out.
+        left_out: problems of recordings that ``skip_bad`` left out, and recordings of failures alone.
     """
 
     settings: DatasetSettings
