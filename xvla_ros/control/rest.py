@@ -10,7 +10,7 @@ from xvla_ros.control.motion import Floats
 from xvla_ros.control.timeline import slowing
 from xvla_ros.control.window import CommandWindow
 from xvla_ros.robots.limits import JointLimits
-from xvla_ros.robots.schema import Timing
+from xvla_ros.robots.motion_schema import Timing
 
 # A clock that runs down by ``slowing`` brakes at most 3/2 and jerks at most 6 times the mean of its time.
 SLOWING_PEAK, SLOWING_JERK, SPARE = 1.5, 6.0, 1.1

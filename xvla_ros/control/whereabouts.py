@@ -8,7 +8,7 @@ import numpy as np
 
 from xvla_ros.control.motion import Floats
 from xvla_ros.robots.limits import JointLimits
-from xvla_ros.robots.schema import Safety
+from xvla_ros.robots.motion_schema import Safety
 
 
 class Whereabouts:
