@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import JointState
 from two_paths import Task, TwoPathPolicy
 
+from xvla_ros.control.motion import on_lines
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.nodes import messages, qos
 from xvla_ros.robots import Profile
@@ -88,5 +89,5 @@ def run(profile: Profile, task: Task, policy: NotedPolicy, done: Callable[[Float
         status = robot.status
     times, *signals = (np.array(column) for column in zip(*ears.rows, strict=True))
     even = np.arange(times[0], times[-1], 1.0 / RATE_HZ)
-    resampled = [np.stack([np.interp(even, times, column) for column in signal.T], axis=1) for signal in signals]
+    resampled = [on_lines(even, times, signal) for signal in signals]
     return Motion(even, *resampled, tuple(ears.chunks), status, robot.refused, True)

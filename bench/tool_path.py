@@ -27,6 +27,7 @@ import results
 from driven import Recorder, driven_robot
 from numpy.typing import NDArray
 
+from xvla_ros.control.motion import on_lines
 from xvla_ros.control.status import ControlStatus
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.robots import Profile, load_profile
@@ -101,7 +102,7 @@ class Line:
     def joint_path(self, times: Floats, start: Floats) -> Floats:
         """Joint positions [T, J]: from ``start`` to the line, along it, and rest."""
         knots, joints = self.joints
-        along = np.stack([np.interp(times - APPROACH_S, knots, column) for column in joints.T], axis=1)
+        along = on_lines(times - APPROACH_S, knots, joints)
         first = _smooth(times / APPROACH_S)[:, None]
         return np.where(times[:, None] < APPROACH_S, start + first * (joints[0] - start), along)
 
