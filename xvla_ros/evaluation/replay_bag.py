@@ -238,7 +238,7 @@ class _Replay:
             seen.found.age,
         )
         measured = self._recording.measured(self._survey, seen.episode, told.stamp)
-        return Question(told, episode.waypoints(told.stamp, due), self._as_action(measured))
+        return Question(told, episode.waypoints(told.stamp, due)[0], self._as_action(measured))
 
     def _as_action(self, joints: Floats) -> NDArray[np.float32]:
         if not self._arms:
@@ -262,7 +262,7 @@ class _Replay:
         seen, path = question.seen, self._survey.episodes[episode].path
         span = self._survey.episodes[episode]
         due = waypoint_times(seen.stamp, self._profile, self.layout.waypoints)
-        row["stamp"], row["episode"], row["mask"] = seen.stamp, episode, span.known(seen.stamp, due)
+        row["stamp"], row["episode"], row["mask"] = seen.stamp, episode, span.waypoints(seen.stamp, due)[1]
         row["recorded"], row["measured"] = question.recorded, question.measured
         row["told"] = path.at(seen.stamp)
         row["age"] = [seen.age.get(part, np.nan) for part in self.layout.parts]

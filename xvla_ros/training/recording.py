@@ -49,15 +49,20 @@ class Episode:
     seed: int | None = None
     plans: Plans | None = None
 
-    def waypoints(self, stamp: int, due: Times) -> NDArray[np.float32]:
-        """Return the actions [T, D] for an observation at ``stamp`` ns whose waypoints are ``due`` [T] at these ns."""
-        plan = self.plans.newest(stamp) if self.plans is not None else None
-        return (plan or self.path).at(due)
+    def waypoints(self, stamp: int, due: Times) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the actions of an observation, and which of them are recorded; the others repeat the last one.
 
-    def known(self, stamp: int, due: Times) -> NDArray[np.bool_]:
-        """Return which of the waypoints [T] are recorded; the others repeat the last one."""
+        Args:
+            stamp: of the observation, ns.
+            due: int64 [T], when its waypoints are, ns.
+
+        Returns:
+            actions [T, D], known [T].
+        """
         plan = self.plans.newest(stamp) if self.plans is not None else None
-        return due <= (self.end if plan is None else int(plan.times[-1]))
+        if plan is None:
+            return self.path.at(due), due <= self.end
+        return plan.at(due), due <= plan.times[-1]
 
 
 @dataclass(frozen=True, eq=False)

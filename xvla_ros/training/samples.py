@@ -124,7 +124,8 @@ class Samples:
                     due = np.stack([waypoint_times(stamp, dataset.profile, self._waypoints) for stamp in stamps])
                     told = store.episodes[episode]
                     for stamp, times in zip(stamps.tolist(), due, strict=True):
-                        action.add(told.waypoints(stamp, times)[told.known(stamp, times)])
+                        actions, known = told.waypoints(stamp, times)
+                        action.add(actions[known])
         if not action.count:  # episodes shorter than the first waypoint
             action.add(np.concatenate([e.path.values for d in self.datasets for s in d.stores for e in s.episodes
                                        if d.profile.name == robot]))
@@ -156,11 +157,10 @@ class Samples:
         store, row = dataset.stores[int(place[0])], int(place[1])
         episode = store.episodes[int(np.searchsorted(store.first, row, side="right")) - 1]
         stamp = int(store.stamps[row])
-        due = waypoint_times(stamp, dataset.profile, self._waypoints)
+        actions, known = episode.waypoints(stamp, waypoint_times(stamp, dataset.profile, self._waypoints))
         return Sample(
-            dataset.embodiment, store.images(row), np.array(store.state[row]), episode.waypoints(stamp, due),
-            episode.known(stamp, due), episode.instruction, index, f"{store.source}, episode {episode.key}", stamp,
-            number,
+            dataset.embodiment, store.images(row), np.array(store.state[row]), actions, known,
+            episode.instruction, index, f"{store.source}, episode {episode.key}", stamp, number,
         )
 
 
