@@ -176,8 +176,6 @@ class _Replay:
         self._measures = Measures(profile)
         self._arms = tool_arms(profile)
         self._encoder, self._decoder = StateEncoder(profile, self._arms), Decoder(profile, self._arms)
-        self._joints = recording.joint_paths(survey) if self._arms else []
-        self._joint_plans = recording.joint_plans(survey) if self._arms else []
         self.skipped: Counter[str] = Counter(survey.skipped)
         self.worst = Worst(folder)
         self.frames = 0
@@ -280,9 +278,11 @@ class _Replay:
             row["joints_recorded"] = self._joints_due(episode, seen.stamp, due)
 
     def _joints_due(self, episode: int, stamp: int, due: Times) -> Floats:
-        plans = self._joint_plans[episode]
+        plans = self._recording.joint_plans(self._survey, episode)
         plan = plans.newest(stamp) if plans is not None else None
-        return interpolated(due, *self._joints[episode]) if plan is None else plan.at(due).astype(np.float64)
+        if plan is not None:
+            return plan.at(due).astype(np.float64)
+        return interpolated(due, *self._recording.joint_path(self._survey, episode))
 
     def _decode(self, row: Any, run: int, answer: Answer, seen: Observation) -> None:
         start = self._recording.measured(self._survey, int(row["episode"]), seen.stamp)

@@ -18,6 +18,7 @@ from xvla_ros.evaluation.replay_worst import KEPT
 
 NS = 1_000_000_000
 MOST_EPISODES = 60
+MOST_ROWS = 900  # of one episode in a plot; an hour of them is neither legible nor small
 
 
 def write_page(document: Mapping[str, Any], figures: Figures, path: Path) -> None:
@@ -238,7 +239,9 @@ def _shown_episode(figures: Figures) -> tuple[Any, str]:
     bag, episode = ordered[len(ordered) // 2]
     part = figures.parts[bag]
     told = part.record.episodes[episode]["instruction"]
-    return (part.rows(episode), f"“{told}”, {Path(part.record.path).name}, the episode whose error is in the middle")
+    rows = part.rows(episode, MOST_ROWS)
+    words = f"“{told}”, {Path(part.record.path).name}, the episode whose error is in the middle"
+    return rows, words if len(rows) < MOST_ROWS else f"{words}, its first {MOST_ROWS} observations"
 
 
 def _picture(content: bytes, caption: str) -> str:
