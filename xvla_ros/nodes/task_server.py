@@ -13,6 +13,8 @@ instruction  what to do, in words
 success      the instruction was followed; wrong: something else was done; neither is taken back
 elapsed      s of simulated time since the first command after the reset, 0 before
 over         decided, or the task's time is up: nothing changes any more
+begun        ns of simulated time at the reset: what is stamped up to then was before it
+stamp        ns of simulated time at which it stood so; once it is over, when that came
 ===========  =================================================================================================
 """
 
@@ -68,8 +70,9 @@ class TaskServer:
         self._episode = 0
         self._seed = 0
         self._accepted = 0
+        self._begun = 0
         self._started: int | None = None
-        self._over = False
+        self._ended: int | None = None
         self._outcome = Outcome(False, False)
         self._said = 0
 
@@ -90,7 +93,8 @@ class TaskServer:
         variant = self._node.get_parameter("variant").value
         self._layout = self._task_loaded().reset(self._world, np.random.default_rng(seed), variant)
         self._episode, self._seed = self._episode + 1, seed
-        self._accepted, self._started, self._over = self._commands(), None, False
+        self._accepted, self._begun = self._commands(), self._world.time
+        self._started = self._ended = None
         self._outcome = Outcome(False, False)
         self._say()
         return f"task {name}, seed {seed}: {self._layout.instruction}"
@@ -102,10 +106,10 @@ class TaskServer:
         now = self._world.time
         if self._started is None and self._commands() > self._accepted:
             self._started = now
-        if not self._over:
+        if self._ended is None:
             self._outcome = self._task_loaded().outcome(self._world)
-            self._over = self._outcome.done or self._elapsed() >= self._task_loaded().time_limit
-            if self._over:
+            if self._outcome.done or self._elapsed() >= self._task_loaded().time_limit:
+                self._ended = now
                 self._say()
         if now - self._said >= SAY_PERIOD:
             self._say()
@@ -119,7 +123,10 @@ class TaskServer:
         return sum(controller.accepted for controller in self._world.controllers.values())
 
     def _elapsed(self) -> float:
-        return 0.0 if self._started is None else (self._world.time - self._started) / NS
+        return 0.0 if self._started is None else (self._now() - self._started) / NS
+
+    def _now(self) -> int:
+        return self._world.time if self._ended is None else self._ended
 
     def _say(self) -> None:
         layout = self._layout
@@ -136,6 +143,8 @@ class TaskServer:
             "success": self._outcome.success,
             "wrong": self._outcome.wrong,
             "elapsed": round(self._elapsed(), 4),
-            "over": self._over,
+            "over": self._ended is not None,
+            "begun": self._begun,
+            "stamp": self._now(),
         }
         self._publisher.publish(String(data=json.dumps(message)))

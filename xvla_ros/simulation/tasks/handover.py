@@ -35,6 +35,7 @@ class Handover(Task):
     """See the module."""
 
     name: ClassVar[str] = "handover"
+    done: ClassVar[str] = "handed over"
     time_limit: ClassVar[float] = 16.0
 
     @property

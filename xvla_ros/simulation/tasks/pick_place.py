@@ -32,6 +32,7 @@ class PickPlace(Task):
     """See the module."""
 
     name: ClassVar[str] = "pick_place"
+    done: ClassVar[str] = "in the bowl"
     time_limit: ClassVar[float] = 12.0
 
     @property

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import ClassVar
 
 import numpy as np
@@ -109,12 +110,14 @@ class Task(ABC):
 
     Attributes:
         name: as commands take it.
+        done: what a success is called, in a word or two.
         profile: the robot's.
         time_limit: s of simulated time after which an episode has failed.
         variation: how much light, colours and cameras vary: 0 not at all, 1 as for training, more beyond that.
     """
 
     name: ClassVar[str]
+    done: ClassVar[str]
     time_limit: ClassVar[float]
 
     def __init__(self, profile: Profile, robot: str, regions: Regions, *, variation: float = 1.0) -> None:
@@ -171,6 +174,25 @@ class Task(ABC):
         self._layout = Layout(self.name, robot, self._sentence(goal), goal, hand, props, variant)
         self._success = self._wrong = False
         return self._layout
+
+    def layouts_saying(self, world: World, instruction: str, seed: int) -> Iterator[tuple[int, int]]:
+        """Seeds from ``seed`` on whose layouts allow ``instruction``, each with the variant that has it; endless.
+
+        Resets ``world`` to look.
+
+        Raises:
+            ValueError: the task never says it.
+        """
+        if instruction not in self.instructions:
+            raise ValueError(
+                f"{self.name} of {self.profile.name} never says {instruction!r}; expected one of: "
+                + ", ".join(self.instructions)
+            )
+        for each in count(seed):
+            for variant in range(len(self.instructions)):
+                if self.reset(world, np.random.default_rng(each), variant).instruction == instruction:
+                    yield each, variant
+                    break
 
     def outcome(self, world: World) -> Outcome:
         """How the episode that ``reset`` began stands now. Ask often: what passes between two calls is not seen.

@@ -27,6 +27,7 @@ class Touch(Task):
     """See the module."""
 
     name: ClassVar[str] = "touch"
+    done: ClassVar[str] = "touched"
     time_limit: ClassVar[float] = 6.0
 
     @property
