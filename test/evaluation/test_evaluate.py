@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,8 +16,9 @@ from xvla_ros.evaluation.in_process import EvaluationError, InProcess
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, Evaluation, wilson
 from xvla_ros.robots import load_profile
 from xvla_ros.simulation.tasks import load_task
-from xvla_ros.simulation.tasks.task import Cell
-from xvla_ros.simulation.world import World
+
+sys.path.insert(0, str(Path(__file__).parent))
+from steadfast import save_steadfast
 
 pytest.importorskip("pinocchio")
 
@@ -110,30 +111,8 @@ def test_what_the_policy_raises_ends_the_evaluation(profile):
 @pytest.fixture(scope="module")
 def steadfast(profile, tmp_path_factory):
     """A checkpoint that wants one posture whatever it sees, a seed for which that is a success, and one of another."""
-    from xvla_ros.model.checkpoint import save
-    from xvla_ros.model.random_policy import random_policy
-    from xvla_ros.robots.units import to_policy
-
-    world, task = World(profile), load_task(profile, "touch")
-    cell, seed = Cell(world), 0
-    while True:
-        layout = task.reset(world, np.random.default_rng(seed))
-        plan = task.expert(world, layout).plan(world)
-        posture = plan.legs[-1].posture
-        ways = np.abs(posture - cell.positions)[cell.hands[layout.hand].columns]
-        if ways.max() < 0.5:
-            break
-        seed += 1
-    wanted = to_policy(posture, profile)
-    still = np.full(len(wanted), 1e-6)
-    policy = random_policy(
-        [profile.embodiment()],
-        state_mean={ROBOT: wanted}, state_std={ROBOT: np.ones(len(wanted))},
-        action_mean={ROBOT: wanted}, action_std={ROBOT: still},
-    )  # fmt: skip
     folder = tmp_path_factory.mktemp("steadfast")
-    save(policy, folder)
-    return folder, seed
+    return folder, save_steadfast(profile, folder)
 
 
 def report_of(folder):

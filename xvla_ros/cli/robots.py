@@ -12,13 +12,21 @@ def add_demo(commands: Commands) -> None:
     """Add ``xvla demo``."""
     parser = add_command(
         commands, "demo", _demo, "drive a simulated robot over real ROS 2 topics; leaves a film and a report",
-        "  xvla demo\n  xvla demo --duration 20 --seed 7 --instruction 'touch the red cube'",
+        "  xvla demo\n  xvla demo --task pick_place --checkpoint my_checkpoint\n"
+        "  xvla demo --duration 20 --seed 7 --instruction 'touch the red cube'",
     )
     add_robot(parser)
     add_checkpoint(parser)
     parser.add_argument("--duration", type=positive, default=20.0, help="s of simulated time (default 20)")
     parser.add_argument("--seed", type=int, default=7, help="of the scene and the sampler's noise (default 7)")
-    parser.add_argument("--instruction", help="what to do, in words (default: the profile's)")
+    parser.add_argument(
+        "--task",
+        help="lead episodes of it: touch, pick_place, …; none for one run with one instruction (default: touch, where "
+        "the policy was trained for the robot)",
+    )
+    parser.add_argument(
+        "--instruction", help="what to do, in words (default: what each layout asks for; without a task the profile's)"
+    )
     parser.add_argument("--output", help="folder of film and report (default xvla_out/demo)")
     add_device(parser)
     window = parser.add_mutually_exclusive_group()
@@ -31,7 +39,7 @@ def _demo(options: argparse.Namespace) -> int:
 
     return demo(
         options.robot, options.duration, options.seed, options.instruction, options.output, options.checkpoint,
-        options.window, options.device,
+        options.window, options.device, options.task,
     )
 
 

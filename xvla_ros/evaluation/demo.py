@@ -1,30 +1,35 @@
-"""``xvla demo``: the policy drives a simulated robot over real ROS topics; a film and a report say what happened."""
+"""``xvla demo``: the policy drives a simulated robot over real ROS topics; a film and a report say what happened.
+
+A policy that was trained for the robot is led through episodes of a task, another one has one instruction throughout.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xvla_ros.evaluation.demo_console import Console, Progress
+from xvla_ros.evaluation.demo_task import choose_task
 from xvla_ros.evaluation.graph import (
     THIS_MACHINE_ONLY,
     SetupError,
     choose_profile,
+    lead_command,
     policy_command,
     settings_in_simulation,
     sim_command,
     watch_command,
 )
 from xvla_ros.evaluation.processes import Child, ChildError, Interrupted, Supervisor, free_domain
-from xvla_ros.nodes.recording import read_progress
 
 if TYPE_CHECKING:
+    from xvla_ros.evaluation.recorder import Recording
     from xvla_ros.evaluation.report import Report
     from xvla_ros.robots.profile import Profile
 
@@ -32,17 +37,26 @@ DEFAULT_INSTRUCTION = "touch the red cube"
 FILM_RATE = 15
 # On the steady clock. Loading 0.9 B weights from a slow disk takes minutes, a simulation seconds.
 CLOCK_LIMIT, POLICY_LIMIT, COMMAND_LIMIT, STALL_LIMIT = 90.0, 900.0, 120.0, 60.0
+# s of simulated time that the end of an episode stays to be seen.
+PAUSE = 0.8
 RECORDING, STATS = "recording", "sim.json"
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What a demo runs with. ``duration`` is in s of simulated time, counted from the first command."""
+    """What a demo runs with.
+
+    Attributes:
+        duration: s of simulated time from the first command.
+        instruction: from beginning to end, or with a task the only one its episodes have; empty there for any.
+        task: whose episodes are led; None leads none.
+    """
 
     profile: Profile
     duration: float
     seed: int
     instruction: str
+    task: str | None
     output: Path
     checkpoint: str | None
     device: str
@@ -58,6 +72,7 @@ def demo(
     checkpoint: str | None = None,
     window: bool | None = None,
     device: str = "cpu",
+    task: str | None = None,
 ) -> int:
     """Run the policy against a simulated robot and write ``report.json``, ``film.mp4`` and ``report.html``.
 
@@ -67,29 +82,39 @@ def demo(
         robot: name of a profile, or a profile file with one robot.
         duration: s of simulated time from the first command to the end.
         seed: of the scene and of the sampler's noise.
-        instruction: what to do; None takes the profile's, and where that is empty a task of the scene.
+        instruction: what to do; None takes what the task's layouts ask for, without a task the profile's.
         output: folder of the results; None is ``xvla_out/demo``.
         checkpoint: folder or hub id; None takes the profile's.
         window: show the film while it is made; None does so where there is a display.
         device: of the policy, "cpu" or "cuda".
+        task: whose episodes are led, one after the other; "none" leads none; None leads those of touch or another task
+            of the scene, where the policy was trained for the robot.
 
     Returns:
         0; 1 after an error (said on stderr); 130 after Ctrl-C, 143 after SIGTERM.
     """
+    try:
+        _require(duration)
+    except SetupError as error:
+        print(f"xvla demo: {error}", file=sys.stderr)
+        return 1
     from xvla_ros.evaluation.film import FilmError
     from xvla_ros.evaluation.live_window import WindowError, require_display
     from xvla_ros.evaluation.recorder import RecordingError
+    from xvla_ros.model.problems import CheckpointError
     from xvla_ros.robots import ProfileError
+    from xvla_ros.simulation.scenes import UnknownSceneError
+    from xvla_ros.simulation.tasks.catalogue import UnknownTaskError
 
-    console = _Console()
+    console = Console()
     try:
-        _require(duration)
         if window:
             require_display()
         profile = choose_profile(robot)
-        wording = instruction or profile.instruction or DEFAULT_INSTRUCTION
+        led = choose_task(profile, checkpoint, instruction, task)
+        wording = instruction or ("" if led else profile.instruction or DEFAULT_INSTRUCTION)
         folder = Path(output) if output is not None else Path("xvla_out/demo")
-        settings = DemoSettings(profile, float(duration), seed, wording, folder, checkpoint, device, window)
+        settings = DemoSettings(profile, float(duration), seed, wording, led, folder, checkpoint, device, window)
         _prepare(folder)
         _drive(settings, console)
         console.say("writing the report and the film")
@@ -97,7 +122,18 @@ def demo(
     except (Interrupted, KeyboardInterrupt) as stop:
         print("\nstopped; no process is left", file=sys.stderr)
         return stop.exit_code if isinstance(stop, Interrupted) else 130
-    except (ChildError, FilmError, ProfileError, RecordingError, SetupError, WindowError, OSError) as error:
+    except (
+        CheckpointError,
+        ChildError,
+        FilmError,
+        OSError,
+        ProfileError,
+        RecordingError,
+        SetupError,
+        UnknownSceneError,
+        UnknownTaskError,
+        WindowError,
+    ) as error:
         print(f"xvla demo: {error}", file=sys.stderr)
         return 1
     _say_end(console, report, folder)
@@ -117,47 +153,17 @@ def write_results(settings: DemoSettings) -> Report:
     write_json(report, output / "report.json")
     film = output / "film.mp4"
     write_film(output / RECORDING, recording, Scene.of(profile, trained=report.trained), film, FILM_RATE)
-    poster = read_frame(film, recording.duration / 2)
+    poster = read_frame(film, _telling_moment(recording))
     write_html(report, recording, profile, output / "report.html", film=film, poster=poster)
     shutil.rmtree(output / RECORDING)
     (output / STATS).unlink()
     return report
 
 
-class Progress:
-    """What the watching node says about the run, heard in the supervisor's thread."""
-
-    def __init__(self) -> None:
-        self.time = 0
-        self.start = 0
-        self.elapsed = 0.0
-        self.chunks = 0
-        self.trajectories = 0
-        self.done = False
-        self.state = ""
-        self.reason = ""
-        self.detail = ""
-        self._moved = time.monotonic()
-
-    def hear(self, line: str) -> bool:
-        """Take in one line of the node; False where it is an ordinary log line."""
-        said = read_progress(line)
-        if said is None:
-            return False
-        if said["time"] > self.time:
-            self._moved = time.monotonic()
-        for name, value in said.items():
-            setattr(self, name, value)
-        return True
-
-    @property
-    def standing_still(self) -> float:
-        """Seconds on the steady clock since ROS time last moved."""
-        return time.monotonic() - self._moved
-
-    def policy(self) -> str:
-        """What the policy reports, in words."""
-        return ", ".join(filter(None, (self.state or "silent", self.reason.replace("_", " "), self.detail)))
+def _telling_moment(recording: Recording) -> float:
+    """The end of the first episode that succeeded, else the middle."""
+    ends = [each.ended for each in recording.episodes if each.success and each.ended is not None]
+    return min(ends[0] + PAUSE / 2, recording.duration) if ends else recording.duration / 2
 
 
 def _require(duration: float) -> None:
@@ -178,7 +184,7 @@ def _prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _drive(settings: DemoSettings, console: _Console) -> None:
+def _drive(settings: DemoSettings, console: Console) -> None:
     """Bring the graph up, wait until the watched time is over, take the graph down."""
     from xvla_ros.evaluation.live_window import open_window
     from xvla_ros.ros_env import child_environment
@@ -187,7 +193,7 @@ def _drive(settings: DemoSettings, console: _Console) -> None:
     progress = Progress()
     with free_domain() as domain:
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
-        console.say(f"{profile.name}, seed {settings.seed}: “{settings.instruction}”")
+        console.say(f"{profile.name}, seed {settings.seed}: {_asked(settings)}")
         if settings_in_simulation(profile, settings.checkpoint):
             console.say("no checkpoint: random weights, which may begin anywhere (safety.first_step 1.0)")
         console.say(f"ROS_DOMAIN_ID={domain}, logs in {folder / 'logs'}")
@@ -197,11 +203,29 @@ def _drive(settings: DemoSettings, console: _Console) -> None:
             watcher = supervisor.start("watch", watch, on_line=progress.hear, may_end=True)
             sim = supervisor.start("sim", sim_command(profile, seed=settings.seed, stats=folder / STATS))
             policy = supervisor.start("policy", _policy(settings))
+            leaders = []
+            if settings.task is not None:
+                leaders = [supervisor.start("lead", _leader(settings), on_line=progress.hear_leader)]
             _await_first_command(supervisor, progress, console)
             supervisor.verbose = False
             with open_window(settings.window, recording, profile) as refresh:
                 _follow(supervisor, progress, console, settings.duration, refresh)
-            _take_down(supervisor, watcher, policy, sim)
+            _take_down(supervisor, [watcher, *leaders, policy], sim)
+
+
+def _asked(settings: DemoSettings) -> str:
+    said = f"“{settings.instruction}”" if settings.instruction else "a new instruction each"
+    return said if settings.task is None else f"episodes of {settings.task}, {said}"
+
+
+def _leader(settings: DemoSettings) -> list[str]:
+    return lead_command(
+        settings.profile,
+        settings.task or "",
+        seed=settings.seed,
+        pause=PAUSE,
+        instruction=settings.instruction or None,
+    )
 
 
 def _policy(settings: DemoSettings) -> list[str]:
@@ -209,44 +233,60 @@ def _policy(settings: DemoSettings) -> list[str]:
     return policy_command(
         settings.profile,
         checkpoint=settings.checkpoint,
-        instruction=settings.instruction,
+        instruction=settings.instruction or None,
         seed=settings.seed,
         device=settings.device,
         sim_time=True,
+        autostart=settings.task is None,
         settings=overridden,
     )
 
 
-def _await_first_command(supervisor: Supervisor, progress: Progress, console: _Console) -> None:
+def _await_first_command(supervisor: Supervisor, progress: Progress, console: Console) -> None:
+    def each() -> None:
+        _require_leader(progress)
+
     supervisor.wait_for(lambda: progress.time > 0, CLOCK_LIMIT, "the simulation's /clock")
     console.say("the simulation runs; waiting for the policy")
     supervisor.wait_for(
         lambda: progress.state not in ("", "inactive"),
         POLICY_LIMIT,
         lambda: f"the policy node to become active; it is {progress.policy()}",
+        each=each,
     )
     supervisor.wait_for(
-        lambda: progress.start > 0, COMMAND_LIMIT, lambda: f"the first command; the policy is {progress.policy()}"
+        lambda: progress.start > 0,
+        COMMAND_LIMIT,
+        lambda: f"the first command; the policy is {progress.policy()}",
+        each=each,
     )
     console.say("first command; measuring")
 
 
 def _follow(
-    supervisor: Supervisor, progress: Progress, console: _Console, duration: float, refresh: Callable[[], None]
+    supervisor: Supervisor, progress: Progress, console: Console, duration: float, refresh: Callable[[], None]
 ) -> None:
     def each() -> None:
         refresh()
+        _require_leader(progress)
+        console.episodes(progress)
         console.progress(progress, duration)
         if progress.standing_still > STALL_LIMIT:
             raise ChildError(f"the simulation's clock has stood still for {STALL_LIMIT:.0f} s; see logs/sim.log")
 
     supervisor.wait_for(lambda: progress.done, None, "the end", each=each)
+    console.episodes(progress)
 
 
-def _take_down(supervisor: Supervisor, watcher: Child, policy: Child, sim: Child) -> None:
+def _require_leader(progress: Progress) -> None:
+    if progress.failed:
+        raise ChildError(f"episode {len(progress.episodes) + 1}: {progress.failed}; see logs/lead.log")
+
+
+def _take_down(supervisor: Supervisor, others: Sequence[Child], sim: Child) -> None:
     """Stop the policy before the simulation, so that it never sees its robot disappear."""
-    supervisor.stop(watcher)
-    supervisor.stop(policy)
+    for child in others:
+        supervisor.stop(child)
     codes = supervisor.stop(sim)
     if codes["sim"] != 0:
         raise ChildError(sim.describe_end())
@@ -260,41 +300,7 @@ def _read_stats(path: Path) -> dict[str, Any]:
     return stats
 
 
-class _Console:
-    """Says what happens on stdout and passes on what the nodes say, on stderr.
-
-    On a terminal the progress is one line that rewrites itself, and other lines go above it; elsewhere it is a line
-    every few seconds.
-    """
-
-    def __init__(self) -> None:
-        self._terminal = sys.stdout.isatty()
-        self._shown = -1.0
-
-    def say(self, text: str) -> None:
-        print(f"{self._clear()}{text}", flush=True)
-
-    def echo(self, line: str) -> None:
-        width = shutil.get_terminal_size((160, 24)).columns - 3
-        text = line if len(line) <= width else line[: width - 1] + "…"
-        print(f"{self._clear()}  {text}", file=sys.stderr, flush=True)
-
-    def progress(self, progress: Progress, duration: float) -> None:
-        if progress.elapsed - self._shown < (0.2 if self._terminal else 5.0):
-            return
-        self._shown = progress.elapsed
-        share = min(1.0, progress.elapsed / duration)
-        bar = "━" * round(20 * share) + "╌" * (20 - round(20 * share))
-        counts = f"{progress.chunks} chunks  {progress.trajectories} trajectories"
-        text = f"  {bar} {progress.elapsed:5.1f} of {duration:.0f} s  {counts}  {progress.policy()}"
-        width = shutil.get_terminal_size((120, 24)).columns - 1
-        print(f"{self._clear()}{text[:width]}", end="" if self._terminal else "\n", flush=True)
-
-    def _clear(self) -> str:
-        return "\r\x1b[2K" if self._terminal and self._shown >= 0 else ""
-
-
-def _say_end(console: _Console, report: Report, folder: Path) -> None:
+def _say_end(console: Console, report: Report, folder: Path) -> None:
     from xvla_ros.evaluation.report import summary
 
     files = "\n".join(f"  {folder / name}" for name in ("report.html", "film.mp4", "report.json"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.evaluation.episodes import Episode, at
 from xvla_ros.evaluation.recorder import Recording, Series, StatusRecord
 from xvla_ros.nodes.recording import RecordingReader
 
@@ -33,6 +34,7 @@ Colour = tuple[int, int, int]
 WIDTH, HEIGHT, MARGIN = 1280, 720, 16
 TITLE_HEIGHT, LABEL_HEIGHT, CAPTION_HEIGHT = 64, 44, 22
 PLOT_HEIGHT = 84
+EDGE = 6
 MOST_COLUMNS = 8
 SECONDS_SHOWN = 6.0
 LEAST_SPAN = 0.3  # rad or m: a joint that stands still is drawn as a line, not as its noise
@@ -47,6 +49,7 @@ STATE_COLOURS = {
     "stopped": (206, 58, 58),
     "inactive": (96, 106, 122),
 }
+DONE_COLOUR, FAILED_COLOUR = (46, 160, 96), (206, 58, 58)
 UNTRAINED_COLOUR = (196, 46, 92)
 UNTRAINED_LABEL = "UNTRAINED: random weights, the motion means nothing"
 
@@ -88,6 +91,7 @@ class Composer:
         status: StatusRecord | None,
         measured: dict[str, Series],
         commanded: dict[str, Series],
+        episodes: Sequence[Episode] = (),
     ) -> Image:
         """Draw the frame of ``time`` (s since the first command).
 
@@ -95,17 +99,25 @@ class Composer:
             views: newest picture of each camera, uint8 [H, W, 3] RGB; a missing one stays empty.
             status: newest report of the policy.
             measured, commanded: the whole curves; only the seconds before ``time`` are drawn.
+            episodes: of a task. What one came to is shown from its end to the next reset; curves break at resets.
         """
         canvas = self._background.copy()
+        episode, resets = at(episodes, time), tuple(each.begun for each in episodes)
+        ended = episode if episode is not None and episode.ended is not None and episode.ended <= time else None
         for camera, box in self._views.items():
             if camera in views:
                 _place(canvas, box, views[camera])
+        if ended is not None:
+            _draw_edges(canvas, self._views.values(), DONE_COLOUR if ended.success else FAILED_COLOUR)
         for joint, box in self._plots.items():
             curves = commanded.get(joint), measured.get(joint)
             shown = _shown_range(*curves)
-            _draw_curve(canvas, box, curves[1], time, shown, MEASURED, thickness=2)
-            _draw_curve(canvas, box, curves[0], time, shown, COMMANDED, thickness=1)
-        return self._draw_words(canvas, time, status, measured)
+            for curve, colour, thickness in ((curves[1], MEASURED, 2), (curves[0], COMMANDED, 1)):
+                for part in curve.stretches(resets) if curve is not None else ():
+                    _draw_curve(canvas, box, part, time, shown, colour, thickness=thickness)
+        # a policy that is not active does not tell of the instruction it has been given
+        told = episode.instruction if episode is not None else status.instruction if status is not None else ""
+        return self._draw_words(canvas, time, status, told, ended, measured)
 
     def _draw_background(self) -> Image:
         from PIL import Image as Pictures
@@ -113,7 +125,7 @@ class Composer:
 
         picture = Pictures.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
         draw = ImageDraw.Draw(picture)
-        draw.text((MARGIN, 10), self.scene.robot, font=font(24, bold=True), fill=INK)
+        draw.text((MARGIN, 6), self.scene.robot, font=font(24, bold=True), fill=INK)
         if not self.scene.trained:
             box = (0, TITLE_HEIGHT, WIDTH, TITLE_HEIGHT + LABEL_HEIGHT)
             draw.rectangle(box, fill=UNTRAINED_COLOUR)
@@ -139,7 +151,13 @@ class Composer:
             x -= 20
 
     def _draw_words(
-        self, canvas: Image, time: float, status: StatusRecord | None, measured: dict[str, Series]
+        self,
+        canvas: Image,
+        time: float,
+        status: StatusRecord | None,
+        told: str,
+        ended: Episode | None,
+        measured: dict[str, Series],
     ) -> Image:
         from PIL import Image as Pictures
         from PIL import ImageDraw
@@ -148,13 +166,13 @@ class Composer:
         draw = ImageDraw.Draw(picture)
         state = status.state if status else "inactive"
         words = f"{state}: {status.reason.replace('_', ' ')}" if status and status.reason else state
-        pill = (WIDTH - MARGIN - 150 - draw.textlength(words, font=font(17, bold=True)), 10)
-        right = WIDTH - MARGIN - 124
-        draw.rounded_rectangle((pill[0], 14, right, 48), radius=17, fill=STATE_COLOURS.get(state, GRID))
-        draw.text(((pill[0] + right) / 2, 31), words, font=font(17, bold=True), fill=INK, anchor="mm")
         draw.text((WIDTH - MARGIN, 31), f"{max(time, 0.0):6.1f} s", font=font(24, bold=True), fill=INK, anchor="rm")
-        instruction = f"“{status.instruction}”" if status and status.instruction else "no instruction yet"
-        draw.text((MARGIN, 38), _shorten(draw, instruction, pill[0] - 2 * MARGIN), font=font(15), fill=FAINT)
+        left = _draw_pill(draw, WIDTH - MARGIN - 124, words, STATE_COLOURS.get(state, GRID))
+        if ended is not None:
+            sign, colour = ("✓", DONE_COLOUR) if ended.success else ("✗", FAILED_COLOUR)
+            left = _draw_pill(draw, left - 10, f"{sign} {ended.outcome}", colour)
+        instruction = f"“{told}”" if told else "no instruction yet"
+        draw.text((MARGIN, 38), _shorten(draw, instruction, left - 2 * MARGIN, 18), font=font(18), fill=INK)
         for joint, (x, y, width, _) in self._plots.items():
             position = _value_at(measured.get(joint), time)
             if position is not None:
@@ -187,7 +205,9 @@ def write_film(folder: Path, recording: Recording, scene: Scene, path: Path, rat
                 time = index / rate
                 newest = bisect.bisect_right(times, time)
                 status = recording.statuses[newest - 1] if newest else None
-                image = composer.frame(time, views.at(time), status, recording.measured, recording.commanded)
+                image = composer.frame(
+                    time, views.at(time), status, recording.measured, recording.commanded, recording.episodes
+                )
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode(None))
     except (OSError, av.error.FFmpegError) as error:
@@ -311,6 +331,22 @@ def _place(canvas: Image, box: Box, view: Image) -> None:
     canvas[top : top + rows, left : left + columns] = cv2.resize(view, (columns, rows), interpolation=cv2.INTER_CUBIC)
 
 
+def _draw_edges(canvas: Image, boxes: Iterable[Box], colour: Colour) -> None:
+    import cv2
+
+    for x, y, width, height in boxes:
+        far = x + width - 1 - EDGE // 2, y + height - 1 - EDGE // 2
+        cv2.rectangle(canvas, (x + EDGE // 2, y + EDGE // 2), far, colour, EDGE)
+
+
+def _draw_pill(draw: Any, right: float, words: str, colour: Colour) -> float:
+    """Draw words in the title, on a colour, up to ``right``; return where that begins."""
+    left = right - 26 - float(draw.textlength(words, font=font(17, bold=True)))
+    draw.rounded_rectangle((left, 14, right, 48), radius=17, fill=colour)
+    draw.text(((left + right) / 2, 31), words, font=font(17, bold=True), fill=INK, anchor="mm")
+    return left
+
+
 def _shown_range(*curves: Series | None) -> tuple[float, float]:
     """Lowest and highest position that a plot shows: all that occurred, at least ``LEAST_SPAN`` wide."""
     found = [curve.position for curve in curves if curve is not None and curve.position.size]
@@ -324,7 +360,7 @@ def _shown_range(*curves: Series | None) -> tuple[float, float]:
 def _draw_curve(
     canvas: Image,
     box: Box,
-    series: Series | None,
+    series: Series,
     now: float,
     shown: tuple[float, float],
     colour: Colour,
@@ -334,8 +370,6 @@ def _draw_curve(
     """Draw the seconds before ``now``; the height of the plot spans the positions ``shown``."""
     import cv2
 
-    if series is None:
-        return
     first, last = np.searchsorted(series.time, [now - SECONDS_SHOWN, now])
     if last - first < 2:
         return

@@ -130,6 +130,30 @@ def watch_command(profile: Profile, folder: Path, *, duration: float, film_rate:
     return ros_command("watch_node", values)
 
 
+def lead_command(
+    profile: Profile,
+    task: str,
+    *,
+    seed: int,
+    episodes: int = 0,
+    variation: float = 1.0,
+    pause: float = 0.0,
+    instruction: str | None = None,
+) -> list[str]:
+    """Return the command line of the node that leads a policy and a simulation through episodes, by default endless."""
+    values: dict[str, Value | None] = {
+        "profile": str(profile.source) if profile.source is not None else profile.name,
+        "robot": profile.name,
+        "task": task,
+        "episodes": episodes,
+        "seed": seed,
+        "variation": float(variation),
+        "pause": float(pause),
+        "instruction": instruction,
+    }
+    return ros_command("evaluate_node", values)
+
+
 def ros_command(
     node: str, values: dict[str, Value | None], *, namespace: str = "", parameter_files: Iterable[Path] = ()
 ) -> list[str]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PERIOD = 0.2  # s; five pictures a second leave the processor to the policy
 SECONDS_KEPT = 7.0
+OUTCOMES_KEPT = 32  # of the episodes in those seconds, and some more
 NANOSECONDS = 1e9
 
 
@@ -115,6 +116,7 @@ class _LiveFrames:
         self._pictures: dict[str, dict[str, Any]] = {}
         self._diagnostics: dict[str, str] = {}
         self._status: dict[str, Any] | None = None
+        self._outcomes: deque[dict[str, Any]] = deque(maxlen=OUTCOMES_KEPT)
         self._composers: dict[bool, Any] = {}
 
     def frame(self) -> Any:
@@ -129,12 +131,12 @@ class _LiveFrames:
         if trained not in self._composers:
             self._composers[trained] = Composer(Scene.of(self._profile, trained=trained))
         now = (self._records[-1]["time"] - self._start) / NANOSECONDS
-        recent = [*self._records, *([self._status] if self._status else [])]
+        recent = [*self._records, *self._outcomes, *([self._status] if self._status else [])]
         seen = gather(recent, self._profile, start=self._start)
         views = {camera: decode(self._reader.picture(record)) for camera, record in self._pictures.items()}
         shown = {camera: view for camera, view in views.items() if view is not None}
         status = seen.statuses[-1] if seen.statuses else None
-        return self._composers[trained].frame(now, shown, status, seen.measured, seen.commanded)
+        return self._composers[trained].frame(now, shown, status, seen.measured, seen.commanded, seen.episodes)
 
     def close(self) -> None:
         self._reader.close()
@@ -146,6 +148,8 @@ class _LiveFrames:
                 self._pictures[record["camera"]] = record
             elif kind == "status":
                 self._status = record
+            elif kind == "outcome":
+                self._outcomes.append(record)
             elif kind == "diagnostics":
                 self._diagnostics = record["values"]
             elif kind in ("joints", "command"):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from xvla_ros.evaluation.graph import (
     THIS_MACHINE_ONLY,
+    lead_command,
     policy_command,
-    ros_command,
     settings_in_simulation,
     sim_command,
 )
@@ -108,16 +108,13 @@ def _policy(settings: EvaluationSettings) -> list[str]:
 
 
 def _leader(settings: EvaluationSettings) -> list[str]:
-    profile = settings.profile
-    values: dict[str, Any] = {
-        "profile": str(profile.source) if profile.source is not None else profile.name,
-        "robot": profile.name,
-        "task": settings.task,
-        "episodes": settings.episodes,
-        "seed": settings.seed,
-        "variation": float(settings.variation),
-    }
-    return ros_command("evaluate_node", values)
+    return lead_command(
+        settings.profile,
+        settings.task,
+        seed=settings.seed,
+        episodes=settings.episodes,
+        variation=settings.variation,
+    )
 
 
 def _evaluation(

@@ -48,11 +48,13 @@ def write_html(
     ]
     body = _BODY.format(
         robot=html.escape(report.robot),
-        instruction=html.escape(report.instruction or "(none)"),
+        asked=html.escape(_asked(report)),
         weights=_weights(report),
         cards=cards(_cards(report)),
         film=_film(film, poster),
+        episodes=_episodes(report),
         timeline=_figure(embed(plots.status_plot(recording)), "What the policy did, and when chunks arrived"),
+        resets=" Upright lines: an episode begins, everything is set anew." if report.episodes else "",
         joints="\n".join(_figure(image, joint.replace("_", " ")) for joint, image in joints),
         latency=_figure(embed(plots.latency_plot(recording)), "Inference time of every chunk"),
         latency_table=_latency_table(report),
@@ -71,9 +73,30 @@ def _weights(report: Report) -> str:
     )
 
 
+def _asked(report: Report) -> str:
+    if report.episodes:
+        return f"Task {report.task}: each episode has a layout of its own"
+    return f"Instruction: “{report.instruction or '(none)'}”"
+
+
+def _episodes(report: Report) -> str:
+    if not report.episodes:
+        return ""
+    head = ("", "instruction", "outcome", "after", "seed")
+    rows = [
+        (str(number), each.instruction, f"{'✓' if each.success else '✗'} {each.outcome}", f"{each.duration:.1f} s",
+         str(each.seed))
+        for number, each in enumerate(report.episodes, start=1)
+    ]  # fmt: skip
+    counted = f"{report.successes} of {len(report.episodes)} succeeded."
+    return f'<h2>Episodes</h2>\n<p class="quiet">{counted}</p>\n<div class="scroll">{table(head, rows)}</div>\n'
+
+
 def _cards(report: Report) -> list[tuple[str, str]]:
     frames = report.to_mapping()
+    succeeded = [(f"{report.successes} of {len(report.episodes)}", "episodes succeeded")] if report.episodes else []
     return [
+        *succeeded,
         (str(report.chunks), "chunks"),
         (str(report.trajectories), "trajectories"),
         *((f"{way:.2f} rad", f"travel, {group.replace('_', ' ')}") for group, way in report.joint_travel_rad.items()),
@@ -113,7 +136,6 @@ def _frames_table(report: Report) -> str:
 
 
 def _run_table(report: Report, recording: Recording) -> str:
-    last = recording.statuses[-1] if recording.statuses else None
     rows = [
         ("robot", report.robot),
         ("weights", report.label),
@@ -122,8 +144,8 @@ def _run_table(report: Report, recording: Recording) -> str:
         ("duration", f"{report.duration:.2f} s of simulated time"),
         ("speed", f"{report.real_time_factor:.2f} times real time"),
         *((f"trajectories to {group}", str(count)) for group, count in recording.trajectories.items()),
-        ("late chunks dropped", str(last.dropped_chunks if last else 0)),
-        ("points moved by a limit", str(last.limited_points if last else 0)),
+        ("late chunks dropped", str(recording.counted("dropped_chunks"))),
+        ("points moved by a limit", str(recording.counted("limited_points"))),
     ]
     return table(("", ""), rows)
 
@@ -137,15 +159,15 @@ def _embed_picture(image: NDArray[np.uint8]) -> str:
 
 
 _BODY = """<h1>{robot}</h1>
-<p class="quiet">Instruction: “{instruction}”</p>
+<p class="quiet">{asked}</p>
 {weights}
 <div class="cards">{cards}</div>
 {film}
-<h2>Course of the run</h2>
+{episodes}<h2>Course of the run</h2>
 <div class="scroll">{timeline}</div>
 <h2>Joints: measured against commanded</h2>
 <p class="quiet">Blue: measured. Orange, dashed: commanded. Grey: what each chunk predicted. Red: limits of the joint,
-where they are near. In rad, sliding joints in m.</p>
+where they are near. In rad, sliding joints in m.{resets}</p>
 <div class="joints">{joints}</div>
 <h2>Latency</h2>
 <p class="quiet">Inference is the forward pass; overhead is everything else between the observation and the command.</p>

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xvla_ros.evaluation.recorder import Recording, StatusRecord
+from xvla_ros.evaluation.recorder import Recording, Series, StatusRecord
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
 MEASURED, COMMANDED, PREDICTED, LIMIT = "#1273b8", "#e07b00", "#b4bcc8", "#c42e3a"
 STATES = {"running": "#2ea060", "holding": "#d68a18", "stopped": "#ce3a3a", "inactive": "#8d97a5"}
+RESET, DONE, FAILED, UNDECIDED = "#6a7482", "#2ea060", "#ce3a3a", "#b4bcc8"
 DOTS_PER_INCH = 130
 LEAST_SPAN = 0.1  # rad or m: below, a plot would magnify noise
 MOST_CHUNKS = 60
@@ -27,10 +28,16 @@ def joint_plot(joint: str, recording: Recording, profile: Profile) -> bytes:
     step = max(1, len(recording.chunks) // MOST_CHUNKS)
     for chunk in recording.chunks[::step]:
         if chunk.position is not None:
-            axes.plot(chunk.time, chunk.position[:, column], color=PREDICTED, lw=0.7, alpha=0.6, zorder=1)
+            reset = next((time for time in recording.resets if time > chunk.received), np.inf)
+            predicted = Series(chunk.time, chunk.position[:, column]).between(-np.inf, reset)
+            axes.plot(predicted.time, predicted.position, color=PREDICTED, lw=0.7, alpha=0.6, zorder=1)
     measured, commanded = recording.measured[joint], recording.commanded[joint]
-    axes.plot(measured.time, measured.position, color=MEASURED, lw=1.6, zorder=3)
-    axes.plot(commanded.time, commanded.position, color=COMMANDED, lw=1.2, ls=(0, (4, 2)), zorder=4)
+    for part in measured.stretches(recording.resets):
+        axes.plot(part.time, part.position, color=MEASURED, lw=1.6, zorder=3)
+    for part in commanded.stretches(recording.resets):
+        axes.plot(part.time, part.position, color=COMMANDED, lw=1.2, ls=(0, (4, 2)), zorder=4)
+    for time in recording.resets:
+        axes.axvline(time, color=RESET, lw=0.8, zorder=2)
     axes.set_xlim(min(0.0, -0.02 * recording.duration), max(recording.duration, 1e-3))
     low, high = _span(np.concatenate([measured.position[measured.time >= 0], commanded.position]))
     limits = profile.joints.by_name[joint]
@@ -45,8 +52,8 @@ def joint_plot(joint: str, recording: Recording, profile: Profile) -> bytes:
 
 
 def status_plot(recording: Recording) -> bytes:
-    """States of the policy as a coloured bar, arrivals of chunks as ticks below."""
-    drawn, axes = figure(8.8, 1.5)
+    """States of the policy as a coloured bar, arrivals of chunks as ticks below, episodes of a task above."""
+    drawn, axes = figure(8.8, 2.0 if recording.episodes else 1.5)
     for begin, end, status in _spans(recording):
         axes.barh(1, end - begin, left=begin, height=0.8, color=STATES.get(status.state, "#444444"))
         if status.reason and end - begin > 0.08 * max(recording.duration, 1e-3):
@@ -54,8 +61,12 @@ def status_plot(recording: Recording) -> bytes:
             axes.text((begin + end) / 2, 1, words, ha="center", va="center", fontsize=8, color="white")
     arrivals = [chunk.received for chunk in recording.chunks]
     axes.plot(arrivals, np.zeros(len(arrivals)), "|", ms=11, color=MEASURED)
-    axes.set_yticks([0, 1], ["chunks", "state"])
-    axes.set_ylim(-0.6, 1.6)
+    rows = ["chunks", "state"]
+    if recording.episodes:
+        _draw_episodes(axes, recording, len(rows))
+        rows.append("episode")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlim(0.0, max(recording.duration, 1e-3))
     axes.set_xlabel("s since the first command")
     axes.grid(False)
@@ -65,6 +76,16 @@ def status_plot(recording: Recording) -> bytes:
         place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(handles)}
         axes.legend(handles=handles, frameon=False, fontsize=8, **place)
     return png(drawn)
+
+
+def _draw_episodes(axes: Any, recording: Recording, row: int) -> None:
+    """A bar from each reset to the episode's end, numbered as the table has them; grey where the run ended first."""
+    for number, episode in enumerate(recording.episodes, start=1):
+        end = recording.duration if episode.ended is None else episode.ended
+        colour = UNDECIDED if episode.ended is None else DONE if episode.success else FAILED
+        begin = max(episode.begun, 0.0)
+        axes.barh(row, end - begin, left=begin, height=0.8, color=colour)
+        axes.text((begin + end) / 2, row, str(number), ha="center", va="center", fontsize=8, color="white")
 
 
 def latency_plot(recording: Recording) -> bytes:

@@ -6,14 +6,16 @@ The records come from ``nodes.watch_node`` by way of ``nodes.recording``; no rcl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.evaluation.episodes import NANOSECONDS, Episode, at, read_episodes
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes.recording import RecordingReader
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
     from xvla_ros.robots.trajectory import Trajectory
 
-NANOSECONDS = 1e9
 # Encoder noise and servo hum stay below this; without it, standing still for an hour would count as travel.
 TRAVEL_DEADBAND = 1e-3
 
@@ -37,6 +38,16 @@ class Series:
 
     time: NDArray[np.float64]
     position: NDArray[np.float64]
+
+    def between(self, begin: float, end: float) -> Series:
+        """What lies after ``begin``, up to ``end``."""
+        first, last = np.searchsorted(self.time, (begin, end), side="right")
+        return Series(self.time[first:last], self.position[first:last])
+
+    def stretches(self, resets: Sequence[float]) -> list[Series]:
+        """The parts between resets, over which a joint was set where no motion had brought it."""
+        ends = (-np.inf, *resets, np.inf)
+        return [self.between(begin, end) for begin, end in pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,7 @@ class Recording:
         duration: s of ROS time from the first command to the last record.
         trajectories: commands seen on each command topic.
         diagnostics: the policy's newest diagnostic values.
+        episodes: of a task, where one was led.
     """
 
     start: int
@@ -102,6 +114,17 @@ class Recording:
     trajectories: dict[str, int]
     diagnostics: dict[str, str]
     pictures: tuple[Picture, ...] = field(repr=False)
+    episodes: tuple[Episode, ...] = ()
+
+    @property
+    def resets(self) -> tuple[float, ...]:
+        """When the simulation set the arms and everything else anew, s since the first command."""
+        return tuple(episode.begun for episode in self.episodes)
+
+    def counted(self, what: str) -> int:
+        """A counter of ``PolicyStatus`` over the whole run; each activation of the policy begins anew."""
+        values = [0, *(getattr(status, what) for status in self.statuses)]
+        return sum(after - before if after >= before else after for before, after in pairwise(values))
 
 
 def read_recording(folder: Path, profile: Profile, duration: float | None = None) -> Recording:
@@ -139,12 +162,13 @@ def gather(
     commands = until_end("command")
     diagnostics = until_end("diagnostics") or by_kind["diagnostics"]
     measured, commanded = _measured(until_end("joints"), profile, start), _commanded(commands, profile, start)
+    episodes = read_episodes(by_kind["outcome"], start, end)
     return Recording(
         start=start,
         duration=length,
         measured=measured,
         commanded=commanded,
-        chunks=_chunks(until_end("chunk"), profile, start, measured, commanded),
+        chunks=_chunks(until_end("chunk"), profile, start, measured, commanded, episodes),
         statuses=tuple(_status(record, start) for record in until_end("status")),
         trajectories={
             group: sum(record["topic"] == profile.commands.by_name[group].topic for record in commands)
@@ -154,6 +178,7 @@ def gather(
         pictures=tuple(
             Picture(record["camera"], (record["stamp"] - start) / NANOSECONDS, record) for record in until_end("image")
         ),
+        episodes=episodes,
     )
 
 
@@ -177,9 +202,13 @@ def travel(series: Series, deadband: float = TRAVEL_DEADBAND) -> float:
 def joint_travel(recording: Recording, profile: Profile) -> dict[str, float]:
     """Way the joints of each command group went, in rad: the sum over its joints, grippers left out.
 
-    A group that holds nothing but grippers counts those. Only what was measured after the first command counts.
+    A group that holds nothing but grippers counts those. Only what was measured after the first command counts,
+    and no reset.
     """
-    ways = {joint: travel(_after_start(track)) for joint, track in recording.measured.items()}
+    ways = {
+        joint: sum(travel(_after_start(part)) for part in track.stretches(recording.resets))
+        for joint, track in recording.measured.items()
+    }
     return travel_by_group(ways, profile)
 
 
@@ -254,6 +283,7 @@ def _chunks(
     start: int,
     measured: Mapping[str, Series],
     commanded: Mapping[str, Series],
+    episodes: Sequence[Episode],
 ) -> tuple[ChunkRecord, ...]:
     decoder = _decoder(profile) if records else None
     made = []
@@ -261,7 +291,9 @@ def _chunks(
         asked = (record["stamp"] - start) / NANOSECONDS
         path = None
         if decoder is not None:
-            path = _path(record, profile, decoder, _where(asked, profile, measured, commanded))
+            episode = at(episodes, asked)
+            since = -np.inf if episode is None else episode.begun
+            path = _path(record, profile, decoder, _where(asked, since, profile, measured, commanded))
         if path is None:
             times, positions = asked + np.array(record["times"], dtype=float), None
         else:
@@ -297,14 +329,14 @@ def _path(
 
 
 def _where(
-    time: float, profile: Profile, measured: Mapping[str, Series], commanded: Mapping[str, Series]
+    time: float, since: float, profile: Profile, measured: Mapping[str, Series], commanded: Mapping[str, Series]
 ) -> NDArray[np.float64] | None:
-    """Where the joints [J] were sent to be at ``time``; before the first command, where they were."""
+    """Where the joints [J] were sent to be at ``time``; before the first command ``since`` a time, where they were."""
     found = []
     for joint in profile.joints.policy_order:
-        series = commanded[joint]
+        series = commanded[joint].between(since, np.inf)
         if not series.time.size or time < series.time[0]:
-            series = measured[joint]
+            series = measured[joint].between(since, np.inf)
         if not series.time.size:
             return None
         found.append(float(np.interp(time, series.time, series.position)))

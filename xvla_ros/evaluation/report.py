@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xvla_ros.evaluation.episodes import Episode
 from xvla_ros.evaluation.recorder import Recording, RecordingError, joint_travel
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ class Frames:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run amounted to. Units: duration in s of ROS time, travel in rad (m for a prismatic gripper group)."""
+    """What a run amounted to. Units: duration in s of ROS time, travel in rad (m for a prismatic gripper group).
+
+    ``episodes`` are those that came to their end; a run without a task has none.
+    """
 
     robot: str
     checkpoint: str
@@ -73,11 +77,22 @@ class Report:
     inference_ms: Percentiles
     overhead_ms: Percentiles
     real_time_factor: float
+    episodes: tuple[Episode, ...] = ()
 
     @property
     def label(self) -> str:
         """One word on the weights: "trained", or "untrained" where they are random."""
         return "trained" if self.trained else UNTRAINED
+
+    @property
+    def task(self) -> str | None:
+        """Of the episodes; None where none came to its end."""
+        return self.episodes[0].task if self.episodes else None
+
+    @property
+    def successes(self) -> int:
+        """How many episodes succeeded."""
+        return sum(episode.success for episode in self.episodes)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return what ``report.json`` holds."""
@@ -101,6 +116,9 @@ class Report:
             "inference_ms": _finite(asdict(self.inference_ms)),
             "overhead_ms": _finite(asdict(self.overhead_ms)),
             "real_time_factor": round(self.real_time_factor, 3),
+            "task": self.task,
+            "episodes": [episode.to_mapping() for episode in self.episodes],
+            "success_rate": self.successes / len(self.episodes) if self.episodes else None,
         }
 
 
@@ -134,10 +152,11 @@ def make_report(recording: Recording, profile: Profile, sent: Mapping[str, Any],
         trajectories=sum(recording.trajectories.values()),
         joint_travel_rad=joint_travel(recording, profile),
         frames=count_frames(values, sent.get("stamps", {}), tuple(profile.cameras.slots)),
-        holds=last.holds if last else 0,
+        holds=recording.counted("holds"),
         inference_ms=Percentiles.of([chunk.inference_ms for chunk in recording.chunks]),
         overhead_ms=Percentiles(**{name: float(values.get(f"overhead_ms_{name}", "nan")) for name in _NUMBERS}),
         real_time_factor=float(sent.get("real_time_factor", math.nan)),
+        episodes=tuple(episode for episode in recording.episodes if episode.ended is not None),
     )
 
 
@@ -169,6 +188,7 @@ def summary(report: Report) -> str:
     rows = [
         ("weights", "trained" if report.trained else "untrained: random weights, the motion means nothing"),
         ("measured", f"{report.duration:.1f} s of simulated time at {report.real_time_factor:.2f} times real time"),
+        *_episodes_in_words(report),
         ("chunks", str(report.chunks)),
         ("trajectories", str(report.trajectories)),
         *((f"travel {group}", f"{way:.2f} rad") for group, way in report.joint_travel_rad.items()),
@@ -179,6 +199,13 @@ def summary(report: Report) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _episodes_in_words(report: Report) -> list[tuple[str, str]]:
+    if not report.episodes:
+        return []
+    wrong = sum(episode.wrong for episode in report.episodes)
+    return [(f"{report.task}", f"{report.successes} of {len(report.episodes)} succeeded, {wrong} did something else")]
 
 
 def _in_words(values: Percentiles) -> str:

@@ -2,7 +2,8 @@
 
 For each episode it deactivates the policy, resets the simulation, says the instruction, activates the policy, and waits
 until the simulation calls the episode over. Every line it prints that starts with ``PROGRESS`` is followed by one JSON
-object: what an episode came to (``episode``), or at the end what was counted over all of them (``counters``).
+object: what an episode came to (``episode``), at the end what was counted over all of them (``counters``), or what did
+not happen (``failed``).
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count, islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import rclpy
@@ -49,13 +51,36 @@ class LeadError(RuntimeError):
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be evaluated: seeds ``seed`` … ``seed + episodes − 1`` of a task."""
+    """Which episodes are to be led.
+
+    Attributes:
+        profile, task: of which robot.
+        episodes: how many; 0 goes on until the node is told to end.
+        seed: of the first; those that follow take the next ones.
+        variation: of light, colours and cameras.
+        pause: s of simulated time from the end of an episode to the reset, for who looks on.
+        instruction: only layouts that can be given it, with it; empty takes every seed as it comes.
+    """
 
     profile: Profile
     task: str
     episodes: int
     seed: int
     variation: float
+    pause: float = 0.0
+    instruction: str = ""
+
+    def layouts(self) -> Iterator[tuple[int, int]]:
+        """Seed and variant of every episode."""
+        found = self._saying() if self.instruction else zip(count(self.seed), repeat(0), strict=False)
+        return islice(found, self.episodes or None)
+
+    def _saying(self) -> Iterator[tuple[int, int]]:
+        from xvla_ros.simulation.tasks import load_task
+        from xvla_ros.simulation.world import World
+
+        task = load_task(self.profile, self.task, variation=self.variation)
+        return task.layouts_saying(World(self.profile), self.instruction, self.seed)
 
 
 class EvaluateNode(Node):  # type: ignore[misc]
@@ -103,16 +128,17 @@ class EvaluateNode(Node):  # type: ignore[misc]
             self._wait(client.service_is_ready, START_LIMIT, f"the service {client.srv_name}")
         if self._policy_state() == State.PRIMARY_STATE_UNCONFIGURED:
             self._transition(Transition.TRANSITION_CONFIGURE, CONFIGURE_LIMIT)
-        for seed in range(self._order.seed, self._order.seed + self._order.episodes):
-            tell({"episode": self._episode(seed)})
+        for seed, variant in self._order.layouts():
+            tell({"episode": self._episode(seed, variant)})
+            self._pause(self._order.pause)
         self._wait(lambda: "trained" in self._diagnostics, SERVICE_LIMIT, "the policy's diagnostics")
         tell({"counters": self._counters()})
 
-    def _episode(self, seed: int) -> dict[str, Any]:
+    def _episode(self, seed: int, variant: int) -> dict[str, Any]:
         if self._policy_state() == State.PRIMARY_STATE_ACTIVE:
             self._transition(Transition.TRANSITION_DEACTIVATE, SERVICE_LIMIT)
         before = self._outcome.get("episode", 0)
-        settings = {"task": self._order.task, "seed": seed, "variation": self._order.variation}
+        settings = {"task": self._order.task, "seed": seed, "variant": variant, "variation": self._order.variation}
         parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in settings.items()]
         for result in self._call(self._set, SetParameters.Request(parameters=parameters)).results:
             if not result.successful:
@@ -126,8 +152,7 @@ class EvaluateNode(Node):  # type: ignore[misc]
             f"the outcome topic to tell of seed {seed}",
         )
         self._say.publish(String(data=self._outcome["instruction"]))
-        settled = self.time + round(SETTLE * NS)
-        self._wait(lambda: self.time > settled, SERVICE_LIMIT, "simulated time to pass")
+        self._pause(SETTLE)
         self._last.clear()
         self._measuring = True
         self._transition(Transition.TRANSITION_ACTIVATE, SERVICE_LIMIT)
@@ -164,6 +189,10 @@ class EvaluateNode(Node):  # type: ignore[misc]
         }
 
     # what is awaited
+
+    def _pause(self, seconds: float) -> None:
+        end = self.time + round(seconds * NS)
+        self._wait(lambda: self.time > end, SERVICE_LIMIT, "simulated time to pass")
 
     def _wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         deadline = time.monotonic() + seconds
@@ -226,17 +255,18 @@ def tell(progress: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Lead all episodes; return 0, or 1 after saying what did not happen.
 
-    Parameters of the node: ``profile`` (name or file), ``robot`` (name in it), ``task``, ``episodes``, ``seed``,
-    ``variation``.
+    Parameters of the node: ``profile`` (name or file), ``robot`` (name in it), and what ``Order`` has.
     """
     from xvla_ros.robots import load_profile
 
     rclpy.init(args=arguments)
     values = given_parameters("xvla_evaluate_parameters")
     profile = load_profile(values["profile"])[values["robot"]]
-    node = EvaluateNode(
-        Order(profile, values["task"], int(values["episodes"]), int(values["seed"]), float(values["variation"]))
+    order = Order(
+        profile, values["task"], int(values["episodes"]), int(values["seed"]), float(values["variation"]),
+        float(values.get("pause", 0.0)), values.get("instruction", ""),
     )
+    node = EvaluateNode(order)
     try:
         node.lead()
     except LeadError as error:

@@ -16,6 +16,7 @@ chunk        stamp (ns), times (s), width, actions (row-major, policy units), in
 status       state, reason, detail, instruction, chunks, trajectories, dropped_chunks, holds, limited_points
 diagnostics  values {key: text} of the policy for this robot
 image        camera, stamp (ns), offset, size (bytes in images.bin)
+outcome      what a simulation says of an episode of a task, see ``task_server``
 ===========  ==========================================================================================
 """
 
@@ -35,7 +36,8 @@ def read_progress(line: str) -> dict[str, Any] | None:
     """Return the progress object of a line that the watching node printed, or None for any other line.
 
     Keys: time (ns of ROS time, 0 before the first /clock), start (ns of the first command, 0 before), elapsed (s of
-    ROS time since), done, chunks, trajectories, state, reason, detail.
+    ROS time since), done, chunks, trajectories, state, reason, detail, episodes (those that are over, as the records
+    ``outcome``).
     """
     if not line.startswith(PROGRESS):
         return None

@@ -22,8 +22,9 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
+from std_msgs.msg import String
 
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_type, commanded_points
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 PROGRESS_PERIOD = 0.25
 # Deeper than what the publishers keep: the watcher may be late, the count must not be.
 EVERY = QoSProfile(depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
+EVERY_LATCHED = QoSProfile(
+    depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
 
 
 class WatchNode(Node):  # type: ignore[misc]
@@ -49,10 +54,12 @@ class WatchNode(Node):  # type: ignore[misc]
         folder: receives the recording.
         duration: seconds of ROS time to go on after the first command.
         film_rate: pictures kept per second and camera.
-        policy: absolute name of the policy node.
+        policy, simulation: absolute names of their nodes; of the latter only episodes of a task are heard.
     """
 
-    def __init__(self, profile: Profile, folder: Path, duration: float, film_rate: float, policy: str) -> None:
+    def __init__(
+        self, profile: Profile, folder: Path, duration: float, film_rate: float, policy: str, simulation: str
+    ) -> None:
         # Imported here: the generated messages need the built package, and a plain import of this module does not.
         from xvla_ros.msg import ActionChunk, PolicyStatus
 
@@ -65,6 +72,8 @@ class WatchNode(Node):  # type: ignore[misc]
         self._start = 0
         self._counts = {"chunks": 0, "trajectories": 0}
         self._status: dict[str, str] = {"state": "", "reason": "", "detail": ""}
+        self._outcome: dict[str, Any] = {}
+        self._episodes: list[dict[str, Any]] = []
         for topic in sorted({joint.topic for joint in profile.joints.by_name.values()}):
             self.create_subscription(JointState, topic, partial(self._on_joints, topic), qos.SENSOR)
         self._profile = profile
@@ -77,6 +86,7 @@ class WatchNode(Node):  # type: ignore[misc]
         self.create_subscription(ActionChunk, f"{base}/action_chunk", self._on_chunk, EVERY)
         self.create_subscription(PolicyStatus, f"{base}/status", self._on_status, qos.LATCHED)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, EVERY)
+        self.create_subscription(String, f"{simulation}/{profile.name}/outcome", self._on_outcome, EVERY_LATCHED)
         self._polled = PolledTopics(profile, "xvla_watch_cameras", self.get_logger())
         steady = rclpy.clock.Clock(clock_type=rclpy.clock.ClockType.STEADY_TIME)
         self.create_timer(1.0 / film_rate, self._keep_pictures, clock=steady)
@@ -132,6 +142,16 @@ class WatchNode(Node):  # type: ignore[misc]
             **{name: int(getattr(message, name)) for name in counts},
         )
 
+    def _on_outcome(self, message: Any) -> None:
+        outcome: dict[str, Any] = json.loads(message.data)
+        known = [(said.get("episode"), said.get("over")) for said in (self._outcome, outcome)]
+        if known[0] == known[1]:
+            return
+        self._outcome = outcome
+        self._writer.add("outcome", self._time(), **outcome)
+        if outcome["over"] and self._start <= outcome["stamp"] <= self._start + self._duration:
+            self._episodes.append(outcome)
+
     def _on_diagnostics(self, message: Any) -> None:
         for status in message.status:
             if status.name.endswith(f"xvla: {self._robot}"):
@@ -149,14 +169,16 @@ class WatchNode(Node):  # type: ignore[misc]
         self.done = bool(self._start) and elapsed >= self._duration
         self._writer.flush()
         progress = {"time": now, "start": self._start, "elapsed": elapsed / messages.NS, "done": self.done}
-        print(PROGRESS + json.dumps({**progress, **self._counts, **self._status}), flush=True)
+        print(
+            PROGRESS + json.dumps({**progress, **self._counts, **self._status, "episodes": self._episodes}), flush=True
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Record until the duration is over or a signal comes; return the exit code.
 
     Parameters of the node: ``profile`` (name or file), ``robot`` (name in it), ``folder``, ``duration`` (s),
-    ``film_rate`` (pictures a second), ``policy`` (name of the policy node).
+    ``film_rate`` (pictures a second), ``policy`` and ``simulation`` (names of their nodes).
     """
     from xvla_ros.robots import load_profile
 
@@ -164,7 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
     values = given_parameters("xvla_watch_parameters")
     profile = load_profile(values["profile"])[values["robot"]]
     duration, film_rate = float(values.get("duration", 20.0)), float(values.get("film_rate", 15.0))
-    node = WatchNode(profile, Path(values["folder"]), duration, film_rate, values.get("policy", "/xvla"))
+    names = values.get("policy", "/xvla"), values.get("simulation", "/sim")
+    node = WatchNode(profile, Path(values["folder"]), duration, film_rate, *names)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
