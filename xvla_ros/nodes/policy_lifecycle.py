@@ -88,7 +88,7 @@ class PolicyNode(GuardedLifecycleNode):
         self._clock_of_robots = NodeClock(self)
         self._profiles: dict[str, Profile] = {}
         self._links: list[RobotLink] = []
-        self._linked_for: tuple[dict[str, Profile], str] = ({}, "")
+        self._linked_for: tuple[dict[str, Any], str] = ({}, "")
         self._description_topics = DescriptionTopics(self)
         self._descriptions: dict[str, RobotDescription | None] = {}
         self._policy: Policy | None = None
@@ -106,7 +106,7 @@ class PolicyNode(GuardedLifecycleNode):
 
     def start(self) -> None:
         self._profiles = self._read_profiles()
-        if self._linked_for != (self._profiles, self._instruction()):
+        if self._linked_for != self._to_link():
             self._close_links()
             self._make_links()
         self._engine = Engine(self._predict, self._links, self._batch_wait())
@@ -174,6 +174,10 @@ class PolicyNode(GuardedLifecycleNode):
     def _instruction(self) -> str:
         return str(self.get_parameter("instruction").value)
 
+    def _to_link(self) -> tuple[dict[str, Any], str]:
+        """What links depend on. Not the file of a profile, which one read back from parameters does not know."""
+        return {name: profile.to_mapping() for name, profile in self._profiles.items()}, self._instruction()
+
     def _make_links(self) -> None:
         instruction = self._instruction()
         try:
@@ -183,7 +187,7 @@ class PolicyNode(GuardedLifecycleNode):
             ]
         except KinematicsError as error:
             raise TransitionError(str(error)) from error
-        self._linked_for = (self._profiles, instruction)
+        self._linked_for = self._to_link()
         self._stops.hand_on()
 
     def _load(self) -> Policy:
