@@ -49,7 +49,7 @@ def load_policy(
             comes with the package, if it was trained for all of them; else random weights: the same classes,
             untrained, which ``Policy.is_trained`` tells.
         device: as torch names it.
-        dtype: of the weights (``float32``, ``bfloat16``); empty keeps the checkpoint's.
+        dtype: of the weights (``float32``, ``bfloat16``, ``int8`` on the CPU); empty keeps the checkpoint's.
         seed: of random weights.
         descriptions: what ``robot_description`` said of each robot; where nothing, the URDFs of its profile count.
             Random weights keep tools about home, which takes kinematics.

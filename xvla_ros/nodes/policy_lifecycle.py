@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
     ("robots", ["so101_bimanual"], "Names of the robots to drive, each a profile; their keys are under their names."),
     ("device", "cpu", "Where the policy runs, as torch names it: cpu, cuda, cuda:1."),
-    ("dtype", "", "Type of the weights, float32 or bfloat16; empty keeps the checkpoint's."),
+    ("dtype", "", "Type of the weights: float32, bfloat16, int8 (CPU only); empty keeps the checkpoint's."),
     ("threads", 0, "Processor threads of the policy; 0 takes half of the cores and leaves the rest to the topics."),
     ("autostart", False, "Whether the node configures and activates itself; a launch file does it from outside."),
     ("checkpoint", "", "Folder or hub id of the checkpoint; empty takes the one the profiles name."),
