@@ -28,7 +28,7 @@ class Batch:
 
     Attributes:
         images: float32 [B, V, 3, H, W], normalised; zeros where masked.
-        image_mask: bool [B, V].
+        image_mask: bool [B, V], on the CPU wherever the rest is, as the number of images decides shapes.
         input_ids: int64 [B, L].
         domain_id: int64 [B].
         state: float32 [B, P], normalised, zero-padded or cut.
@@ -44,7 +44,7 @@ class Batch:
         """Copy to ``device``."""
         return Batch(
             self.images.to(device, non_blocking=True),
-            self.image_mask.to(device),
+            self.image_mask,
             self.input_ids.to(device),
             self.domain_id.to(device),
             self.state.to(device),
