@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_bag(commands)
     _add_train(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -282,6 +283,42 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--dry-run", action="store_true", help="open everything, say what would be trained, and stop")
 
 
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    group = commands.add_parser("bench", help="measure how fast a policy is on this machine")
+    measured = group.add_subparsers(title="what is measured", required=True, metavar="WHAT")
+    parser = _add(
+        measured, "latency", _bench_latency, "time a chunk of a policy, part by part, against the hardware and LeRobot",
+        "  xvla bench latency --int8\n"
+        "  xvla bench latency --size full --chunks 10 --peer lerobot --json latency.json\n"
+        "  xvla bench latency --checkpoint my_checkpoint --steps 4 --threads 1\n"
+        "  xvla bench latency --size full --device cuda --dtype bfloat16 --batch 8 --chunks 1000",
+    )
+    parser.add_argument(
+        "--size", choices=("small", "full"), default="small",
+        help="of random weights: the network that ships, or the published 0.9 B (default small)",
+    )
+    parser.add_argument("--checkpoint", default="", help="folder or hub id, instead of random weights")
+    parser.add_argument("--device", default="cpu", help="of the policy: cpu, cuda (default cpu)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default float32)"
+    )
+    parser.add_argument("--views", type=_count, help="cameras (default 3, or the checkpoint's)")
+    parser.add_argument("--batch", type=_count, default=1, help="observations answered at once (default 1)")
+    parser.add_argument("--steps", type=_count, default=10, help="denoising steps (default 10)")
+    parser.add_argument("--chunks", type=_count, default=20, help="of each way, taken in turn (default 20)")
+    parser.add_argument("--threads", type=_count, default=0, help="of torch (default: as torch chooses)")
+    parser.add_argument(
+        "--compile", choices=("auto", "on", "off"), default="auto", help="of the fast path (default auto)"
+    )
+    parser.add_argument("--int8", action="store_true", help="also with int8 weights and activations, on the CPU")
+    parser.add_argument("--peer", choices=("lerobot",), default="", help="also by another program, same weights")
+    parser.add_argument(
+        "--peer-python", default="", metavar="PYTHON", help="its interpreter (default: of XVLA_LEROBOT_PYTHON)"
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="of random weights, frames and noise (default 0)")
+    parser.add_argument("--json", default="", metavar="FILE", help="also write the figures as JSON")
+
+
 def _add_robot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--robot", default="so101_bimanual", help="name of a profile, or a profile file (default so101_bimanual)"
@@ -434,6 +471,12 @@ def _evaluate(options: argparse.Namespace) -> int:
         variation=options.variation, device=options.device, delay=options.delay, expert=options.expert,
         overrides=options.overrides,
     )
+
+
+def _bench_latency(options: argparse.Namespace) -> int:
+    from xvla_ros.evaluation.latency import LatencyOptions, latency
+
+    return latency(LatencyOptions(**{name: value for name, value in vars(options).items() if name != "command"}))
 
 
 def _check(options: argparse.Namespace) -> int:
