@@ -25,9 +25,10 @@ REFERENCE, FAST, INT8, LEROBOT = "eager", "fast", "int8", "lerobot"
 
 @dataclass
 class Times:
-    """Seconds of each chunk, and of the parts that a path can tell apart."""
+    """Seconds of each chunk, those of all processors together, and of the parts that a path can tell apart."""
 
     chunk: list[float] = field(default_factory=list)
+    processors: list[float] = field(default_factory=list)
     network: list[float] = field(default_factory=list)
     encode: list[float] = field(default_factory=list)
     step: list[float] = field(default_factory=list)
@@ -63,8 +64,9 @@ class PolicyPath:
 
     def answer(self, observations: Sequence[Observation], noise: Floats, steps: int) -> Floats:
         """Answer, frames to actions: [B, T, width]; remembers the time."""
-        seconds, chunks = timed(lambda: self.policy.predict(observations, steps=steps, noise=noise), self.device)
-        self.times.chunk.append(seconds)
+        taken, chunks = timed(lambda: self.policy.predict(observations, steps=steps, noise=noise), self.device)
+        self.times.chunk.append(taken.clock)
+        self.times.processors.append(taken.processors)
         return np.stack([each.actions for each in chunks])
 
     def time_parts(self, observations: Sequence[Observation], noise: Floats) -> None:
@@ -72,9 +74,10 @@ class PolicyPath:
         runner, batch = self.policy.runner, self.policy.prepare(observations)
         noisy = torch.from_numpy(noise).to(self.device)
         t = torch.ones(len(noisy), device=self.device)
-        seconds, context = timed(lambda: runner.encode(batch), self.device)
-        self.times.encode.append(seconds)
-        self.times.step.append(timed(lambda: runner.step(context, noisy, batch.state, t), self.device)[0])
+        encoding, context = timed(lambda: runner.encode(batch), self.device)
+        stepping, _ = timed(lambda: runner.step(context, noisy, batch.state, t), self.device)
+        self.times.encode.append(encoding.clock)
+        self.times.step.append(stepping.clock)
 
     def close(self) -> None:
         """Nothing to end."""
@@ -115,6 +118,7 @@ class LeRobotPath:
         """Answer what it was shown last; remembers the time."""
         found = self.peer.answer(noise, steps)
         self.times.chunk.append(found.seconds)
+        self.times.processors.append(found.processor_seconds)
         self.times.network.append(found.network_seconds)
         return found.actions
 

@@ -79,17 +79,25 @@ def _products(dtype: str, width: int, device: torch.device) -> list[Callable[[],
 
 def shortest(work: Callable[[], object], device: torch.device, repeats: int = PEAK_REPEATS) -> float:
     """Seconds of the quickest of some runs, after two that do not count."""
-    times = [timed(work, device)[0] for _ in range(repeats + 2)]
+    times = [timed(work, device)[0].clock for _ in range(repeats + 2)]
     return min(times[2:])
 
 
-def timed(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
-    """Seconds that ``work`` takes, the device's own included, and what it returned."""
+@dataclass(frozen=True)
+class Taken:
+    """Seconds on the clock, and those of all processors together, which a busy machine changes less."""
+
+    clock: float
+    processors: float
+
+
+def timed(work: Callable[[], T], device: torch.device) -> tuple[Taken, T]:
+    """What ``work`` takes, the device's own time included, and what it returned."""
     _wait(device)
-    begun = time.perf_counter()
+    begun, spent = time.perf_counter(), time.process_time()
     result = work()
     _wait(device)
-    return time.perf_counter() - begun, result
+    return Taken(time.perf_counter() - begun, time.process_time() - spent), result
 
 
 def _wait(device: torch.device) -> None:

@@ -39,11 +39,13 @@ class PeerAnswer:
     Attributes:
         actions: float32 [B, T, width], in the policy's units.
         seconds: from frames to actions, processors included.
+        processor_seconds: the same of all its processors together.
         network_seconds: from prepared tensors to raw actions.
     """
 
     actions: NDArray[np.float32]
     seconds: float
+    processor_seconds: float
     network_seconds: float
 
 
@@ -95,7 +97,7 @@ class LeRobotPeer:
         given, found = self._path("noise.npy"), self._path("actions.npy")
         np.save(given, np.asarray(noise, dtype=np.float32))
         said = self._ask("answer", noise=given, steps=steps, actions=found)
-        return PeerAnswer(np.load(found), float(said["seconds"]), float(said["network_seconds"]))
+        return PeerAnswer(np.load(found), **said)
 
     def train(self, target: ArrayLike, save_to: Path) -> None:
         """Train a few steps towards chunks [B, T, width] and save with LeRobot's own code."""

@@ -85,7 +85,7 @@ class Server:
         torch.randn = given_noise
         try:
             self._wait()
-            begun = time.perf_counter()
+            begun, spent = time.perf_counter(), time.process_time()
             batch = self.before(self._batch())
             self._wait()
             ready = time.perf_counter()
@@ -93,11 +93,13 @@ class Server:
             self._wait()
             answered = time.perf_counter()
             found = self.after(raw).float().cpu().numpy()
-            ended = time.perf_counter()
+            ended, all_spent = time.perf_counter(), time.process_time()
         finally:
             torch.randn = drawn
         np.save(actions, found)
-        return {"seconds": ended - begun, "network_seconds": answered - ready}
+        return {
+            "seconds": ended - begun, "processor_seconds": all_spent - spent, "network_seconds": answered - ready,
+        }  # fmt: skip
 
     def train(self, target: str, save_to: str) -> dict[str, Any]:
         batch = self.before(self._batch())
