@@ -188,6 +188,9 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--image-size", type=_count, default=256, help="pixels, square (default 256)")
     parser.add_argument("--variation", type=_share, default=1.0, help="of light and colours, 0 none (default 1)")
     parser.add_argument("--device", default="cpu", help="of the policy: cpu, cuda (default cpu)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "int8"), default="", help="of its weights (default: as stored)"
+    )
     parser.add_argument("--delay", type=_share, default=0.0, help="s that a chunk takes, in process (default 0)")
     parser.add_argument("--expert", action="store_true", help="let the scripted expert drive, in process")
     parser.add_argument(
@@ -468,8 +471,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     return evaluate(
         options.robot, options.task, options.episodes, options.seed, options.checkpoint,
         in_process=options.in_process, output=options.output, image_size=options.image_size,
-        variation=options.variation, device=options.device, delay=options.delay, expert=options.expert,
-        overrides=options.overrides,
+        variation=options.variation, device=options.device, dtype=options.dtype, delay=options.delay,
+        expert=options.expert, overrides=options.overrides,
     )
 
 

@@ -64,7 +64,7 @@ def load_policy(
     if name:
         policy = _load(name, revision, device, dtype)
     else:
-        policy = _shipped(profiles, device, dtype) or _untrained(profiles, device, seed, descriptions)
+        policy = _shipped(profiles, device, dtype) or _untrained(profiles, device, dtype, seed, descriptions)
     for profile in profiles.values():
         try:
             policy.check(profile.embodiment())
@@ -122,7 +122,8 @@ def _shipped(profiles: Mapping[str, Profile], device: str, dtype: str) -> Policy
 
 
 def _untrained(
-    profiles: Mapping[str, Profile], device: str, seed: int, descriptions: Mapping[str, RobotDescription | None]
+    profiles: Mapping[str, Profile], device: str, dtype: str, seed: int,
+    descriptions: Mapping[str, RobotDescription | None],
 ) -> Policy:
     from xvla_ros.model.random_policy import random_policy
 
@@ -140,6 +141,22 @@ def _untrained(
     except ValueError as error:
         raise PolicySourceError(f"random weights cannot drive these robots together: {error}") from error
     policy.network.to(device)
+    return _in_dtype(policy, dtype)
+
+
+def _in_dtype(policy: Policy, dtype: str) -> Policy:
+    from xvla_ros.model.int8 import INT8, quantise
+    from xvla_ros.model.weights import DTYPES
+
+    if dtype == INT8:
+        try:
+            return quantise(policy)
+        except ValueError as error:
+            raise PolicySourceError(f"dtype {dtype}: {error}") from error
+    if dtype and dtype not in DTYPES:
+        raise PolicySourceError(f"dtype {dtype!r} is unknown, expected {', '.join(DTYPES)} or {INT8}")
+    if dtype:
+        policy.network.cast(DTYPES[dtype])
     return policy
 
 

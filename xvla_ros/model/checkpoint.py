@@ -21,7 +21,7 @@ from .config import ACTION_FEATURE, IMAGE_FEATURES, STATE_FEATURE, XvlaConfig
 from .config_files import lerobot_dict
 from .folders import CheckpointFolders, find_checkpoint
 from .inspection import CheckpointInfo, Description, describe, inspect
-from .int8 import is_int8, quantise
+from .int8 import INT8, is_int8, quantise
 from .lora import merge_adapter
 from .network import XvlaNetwork
 from .pipelines import ALL_STEPS, PROFILE_STEPS, write_pipelines
@@ -32,8 +32,6 @@ from .record import Record, RobotRecord, write_record
 from .tensor_files import WEIGHTS
 from .text import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from .weights import DTYPES, load_network, save_weights
-
-INT8 = "int8"
 
 __all__ = ["ALL_STEPS", "PROFILE_STEPS", "CheckpointError", "CheckpointInfo", "inspect", "load", "save"]
 

@@ -20,6 +20,7 @@ from .network import XvlaNetwork
 from .policy import Policy
 
 QUANTISED_PARTS = ("transformer.blocks.", "vlm.vision_tower.", "vlm.language_model.encoder.layers.")
+INT8 = "int8"
 _LARGEST = 127
 # A row of zeros keeps its zeros when it is divided by this.
 _TINY = 1e-20
