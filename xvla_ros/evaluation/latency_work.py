@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PEAK_WIDTHS = (1024, 2048)
+# Large enough to fill the device, small enough for a test.
+PEAK_WIDTHS = {"cpu": (1024,), "cuda": (4096, 8192)}
+COPY_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 PEAK_REPEATS = 12
-COPY_BYTES = 256 << 20
 _RESET_PEAK = "5"
 
 
@@ -54,10 +55,11 @@ class Work:
 
 def measure_peaks(device: torch.device, dtypes: tuple[str, ...]) -> Peaks:
     """Measure products of square matrices in each type, and a copy larger than the caches."""
-    source = torch.ones(COPY_BYTES // 4, device=device)
+    kind = device.type if device.type in PEAK_WIDTHS else "cpu"
+    source = torch.ones(COPY_BYTES[kind] // 4, device=device)
     target = torch.empty_like(source)
-    copy = 2 * COPY_BYTES / shortest(lambda: target.copy_(source), device)
-    return Peaks({dtype: max(_matmul(dtype, width, device) for width in PEAK_WIDTHS) for dtype in dtypes}, copy)
+    copy = 2 * source.nbytes / shortest(lambda: target.copy_(source), device)
+    return Peaks({dtype: max(_matmul(dtype, width, device) for width in PEAK_WIDTHS[kind]) for dtype in dtypes}, copy)
 
 
 def _matmul(dtype: str, width: int, device: torch.device) -> float:
