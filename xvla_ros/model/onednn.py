@@ -60,6 +60,8 @@ def variant(network: XvlaNetwork) -> XvlaNetwork:
     """Copy the modules of ``network`` but none of its tensors, so that the copy's modules may be changed."""
     memo: dict[int, Any] = {id(each): each for each in (network.config, network.action_mode)}
     memo.update((id(tensor), tensor) for tensor in (*network.parameters(), *network.buffers()))
+    packed = [module.packed for module in network.modules() if isinstance(module, OneDnnLinear)]
+    memo.update((id(tensor), tensor) for tensor in packed if tensor is not None)
     return copy.deepcopy(network, memo)
 
 

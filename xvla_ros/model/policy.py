@@ -118,14 +118,14 @@ class Policy:
         started = time.perf_counter()
         starts = self._noise(observations, seed, noise)
         actions: dict[int, NDArray[np.float32]] = {}
-        for (_, count), rows in self._groups(observations, steps).items():
+        for (_, count), rows in self.groups(observations, steps).items():
             chosen = [observations[row] for row in rows]
             held = [prefix[row] for row in rows] if prefix is not None else [None] * len(rows)
             actions.update(zip(rows, self._forward(chosen, starts[rows], count, held), strict=True))
         elapsed = (time.perf_counter() - started) * 1e3
         return [_chunk(each, actions[row], elapsed, seed) for row, each in enumerate(observations)]
 
-    def _groups(self, observations: Sequence[Observation], steps: int | None) -> dict[tuple[int, int], list[int]]:
+    def groups(self, observations: Sequence[Observation], steps: int | None) -> dict[tuple[int, int], list[int]]:
         """Rows that can share a forward pass, by number of views and of steps."""
         groups: dict[tuple[int, int], list[int]] = {}
         for row, observation in enumerate(observations):
@@ -148,7 +148,7 @@ class Policy:
         Raises:
             ValueError: naming the robot and what of its observation does not fit.
         """
-        return self.processor.batch(observations).to(self.network.device)
+        return self.processor.batch(observations, self.network.device)
 
     def _forward(
         self, observations: Sequence[Observation], noise: Tensor, steps: int, prefix: Sequence[Prefix | None]

@@ -1,8 +1,8 @@
 """From the tensors of a batch to raw chunks: the reference, and the same with everything done once that can be.
 
-The reference is ``network.encode`` and ``flow.sample``. The other way does the work at both ends of the network that
-no step changes once for all steps, hides channels by a product instead of by indices, and takes no shape from values,
-so that it can be captured as a whole. Rows that are guided ask for gradients, and so for the reference.
+The reference is ``network.encode`` and ``flow.sample``. The functions beside it do the work at both ends of the
+network that no step changes once for all steps, hide channels by a product instead of by indices, and take no shape
+from values, so that a whole chunk can be captured. Rows that are guided ask for gradients, and so for the reference.
 
 Shapes: B batch, V views, N views that are there, T waypoints, D action width, P state width, L text tokens.
 """
@@ -117,14 +117,15 @@ class Runner:
     Args:
         network: in evaluation mode.
 
-    Attributes:
-        description: what runs, and why nothing faster.
     """
-
-    description = "eager"
 
     def __init__(self, network: XvlaNetwork) -> None:
         self.network = network
+
+    @property
+    def description(self) -> str:
+        """What runs."""
+        return "eagerly"
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Context:
@@ -153,45 +154,5 @@ class Runner:
             self.network, self.encode(batch), batch.state, noise, modes, steps=steps, prefix=prefix, guidance=guidance
         )
 
-
-class FastRunner(Runner):
-    """Does once what no step changes.
-
-    Args:
-        network: the reference, for guided rows and modes of one's own.
-        fast: a variant of it that does the rest.
-        description: what ``fast`` is.
-    """
-
-    def __init__(self, network: XvlaNetwork, fast: XvlaNetwork, description: str) -> None:
-        super().__init__(network)
-        self.fast, self.description = fast, description
-
-    @torch.no_grad()
-    def encode(self, batch: Batch) -> Context:
-        return self.fast.encode(batch.images, batch.image_mask, batch.input_ids, batch.domain_id)
-
-    @torch.no_grad()
-    def step(self, context: Context, noisy: Tensor, state: Tensor, t: Tensor) -> Tensor:
-        predicted: Tensor = self.fast.transformer(noisy, state, t, context)
-        return predicted
-
-    @torch.no_grad()
-    def chunk(
-        self,
-        batch: Batch,
-        noise: Tensor,
-        modes: Sequence[ActionMode],
-        *,
-        steps: int,
-        prefix: tuple[Tensor, Tensor] | None = None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
-        held = None if prefix is None else HeldWaypoints.of(prefix, modes, 0.0 if guidance is None else guidance)
-        if steps < 1 or (held is not None and held.guided) or not has_fast_path(modes):
-            return super().chunk(batch, noise, modes, steps=steps, prefix=prefix, guidance=guidance)
-        return self.run(chunk_inputs(batch, noise, modes, held), batch.image_mask.shape[1], steps)
-
-    def run(self, inputs: ChunkInputs, views: int, steps: int) -> Tensor:
-        """Encode and do all steps: → raw clean action [B, T, D]."""
-        return denoise(self.fast, encode(self.fast, inputs, views), inputs, steps)
+    def get_ready(self, batch: Batch, modes: Sequence[ActionMode], steps: int) -> None:
+        """Do beforehand what a batch of this shape needs but once."""

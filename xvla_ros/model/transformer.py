@@ -100,12 +100,13 @@ class Block(nn.Module):
         self.attn = Attention(width, num_heads)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Map [B, S, H] → the first ``queries`` tokens of the output (all, if None)."""
-        return self.finish(x, self.attn.project(self.norm1(x)), queries)
+    def forward(self, x: Tensor, queries: int | None = None, qkv: Tensor | None = None) -> Tensor:
+        """Map [B, S, H] → the first ``queries`` tokens of the output (all, if None).
 
-    def finish(self, x: Tensor, qkv: Tensor, queries: int | None = None) -> Tensor:
-        """Run the rest of the block from its queries, keys and values, [B, S, 3, heads, H / heads]."""
+        ``qkv`` are its queries, keys and values, [B, S, 3, heads, H / heads], where they are there already.
+        """
+        if qkv is None:
+            qkv = self.attn.project(self.norm1(x))
         x = x[:, :queries] + self.attn.attend(qkv, queries)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
@@ -239,10 +240,11 @@ class SoftPromptedTransformer(nn.Module):
         first, last = self._block(0), len(self.blocks) - 1
         qkv = torch.cat([first.attn.project(first.norm1(tokens)), context.first_qkv], dim=1)
         x = torch.cat([tokens, context.tokens], dim=1)
-        x = first.finish(x, qkv, steps if last == 0 else None)
+        x = first(x, steps if last == 0 else None, qkv)
         for index, block in enumerate(self.blocks[1:], start=1):
             x = block(x, steps if index == last else None)
-        return x
+        done: Tensor = x
+        return done
 
     def entrance(self, state: Tensor, times: Tensor, domain_id: Tensor, num_actions: int) -> Entrance:
         """Do the work at both ends that the noisy action does not change, for all steps at once.
@@ -267,7 +269,8 @@ class SoftPromptedTransformer(nn.Module):
         """Predict what ``forward`` does at the time of step ``index``, without the work that ``entrance`` holds."""
         tokens = torch.baddbmm(entrance.offsets[index], noisy.to(entrance.weight.dtype), entrance.weight)
         x = self.norm(self.run(tokens, context).to(self.norm.weight.dtype))
-        return torch.baddbmm(entrance.out_bias, x, entrance.out_weight)
+        predicted: Tensor = torch.baddbmm(entrance.out_bias, x, entrance.out_weight)
+        return predicted
 
     def _block(self, index: int) -> Block:
         return cast(Block, self.blocks[index])
