@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,8 +40,9 @@ def load_policy(
     dtype: str = "",
     seed: int = 0,
     descriptions: Mapping[str, RobotDescription | None] = NO_DESCRIPTIONS,
+    log: Callable[[str], object] | None = None,
 ) -> Policy:
-    """Load the policy for some robots and check that it can serve each.
+    """Load the policy for some robots, check that it can serve each, and choose the fastest way to run it.
 
     Args:
         profiles: by name, at least one.
@@ -53,6 +54,7 @@ def load_policy(
         seed: of random weights.
         descriptions: what ``robot_description`` said of each robot; where nothing, the URDFs of its profile count.
             Random weights keep tools about home, which takes kinematics.
+        log: takes lines that say how the policy runs.
 
     Raises:
         PolicySourceError: the profiles name different checkpoints, the policy does not fit a robot, or there is no
@@ -71,7 +73,9 @@ def load_policy(
         except ValueError as error:
             raise PolicySourceError(f"checkpoint {name or 'of random weights'} cannot drive {profile.name}: {error}") \
                 from error
-    return policy
+    from xvla_ros.model.fast import accelerate
+
+    return accelerate(policy, log=log)
 
 
 def _agreed(profiles: Mapping[str, Profile]) -> tuple[str, str]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from .network import XvlaNetwork
 from .transformer import Block, Mlp
 
-# Below this the gain would not outweigh that numbers change in their last digits.
-WORTHWHILE = 1.1
+# Well above what measuring twice differs by, so that a machine decides alike every time.
+WORTHWHILE = 1.3
 # oneDNN reorders a weight at every call unless it is packed, which takes a copy: a quarter of the time where weights
 # are small and tokens few, a twentieth in the published network, which is not worth 3 GB.
 PACKED_BYTES = 256 * 2**20
@@ -98,7 +98,8 @@ def _fuse_gelu(module: nn.Module) -> None:
 def onednn_gain(network: XvlaNetwork) -> tuple[float, str]:
     """How many times faster oneDNN is at the largest layer of the blocks, and why not where it is 0.
 
-    Takes a few milliseconds for a small network, some hundred for the published one.
+    Takes a few milliseconds for a small network, some hundred for the published one. Processor time of one thread is
+    measured, which others on the machine disturb least.
     """
     layer = cast(Block, network.transformer.blocks[0]).mlp.fc1
     if type(layer) is not nn.Linear:
@@ -109,12 +110,16 @@ def onednn_gain(network: XvlaNetwork) -> tuple[float, str]:
     fast.__class__ = OneDnnLinear
     x = torch.zeros(network.config.sequence_length(2), layer.in_features, dtype=layer.weight.dtype)
     seconds: dict[nn.Module, list[float]] = {layer: [], fast: []}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         for _ in range(_ROUNDS):
             for each, taken in seconds.items():
-                begun = time.perf_counter()
+                begun = time.thread_time()
                 each(x)
-                taken.append(time.perf_counter() - begun)
+                taken.append(time.thread_time() - begun)
     except (AttributeError, RuntimeError) as error:  # an operator of torch's own, which a release may change
         return 0.0, str(error).splitlines()[0]
+    finally:
+        torch.set_num_threads(threads)
     return min(seconds[layer]) / min(seconds[fast]), ""

@@ -219,6 +219,8 @@ class PolicyNode(GuardedLifecycleNode):
         return policy
 
     def _load_and_warm_up(self) -> Policy:
+        from xvla_ros.model.fast import warm_up
+
         log = self.get_logger()
         checkpoint = str(self.get_parameter("checkpoint").value)
         log.info(f"loading the policy: {checkpoint or 'as the profiles say'}")
@@ -229,6 +231,7 @@ class PolicyNode(GuardedLifecycleNode):
             device=str(self.get_parameter("device").value),
             dtype=str(self.get_parameter("dtype").value),
             descriptions=self._descriptions,
+            log=log.info,
         )
         for profile in self._profiles.values():
             if not policy.is_trained(profile.policy.domain_id):
@@ -237,7 +240,7 @@ class PolicyNode(GuardedLifecycleNode):
                     "the arm will move, but not to a purpose"
                 )
         log.info("warming up")
-        policy.predict([blank_observation(profile) for profile in self._profiles.values()], seed=0)
+        warm_up(policy, [blank_observation(profile) for profile in self._profiles.values()])
         return policy
 
     def _choose_threads(self) -> None:
