@@ -57,6 +57,8 @@ class PolicyPath:
 
     def warm_up(self, observations: Sequence[Observation], noise: Floats, steps: int) -> None:
         """Build what is built once, and measure the memory of a chunk."""
+        modes = [self.policy.action_mode(each.embodiment) for each in observations]
+        self.policy.runner.get_ready(self.policy.prepare(observations), modes, steps)
         self.policy.predict(observations, steps=steps, noise=noise)
         with PeakMemory(self.device) as peak:
             self.policy.predict(observations, steps=steps, noise=noise)
