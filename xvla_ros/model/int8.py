@@ -8,7 +8,6 @@ every call, with a scale for every row, so that a token with large numbers does 
 
 from __future__ import annotations
 
-import copy
 import functools
 import warnings
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .network import XvlaNetwork
+from .onednn import variant
 from .policy import Policy
 
 QUANTISED_PARTS = ("transformer.blocks.", "vlm.vision_tower.", "vlm.language_model.encoder.layers.")
@@ -113,8 +113,7 @@ def quantise(policy: Policy) -> Policy:
         raise ValueError(f"the policy is on {network.device}, expected cpu: int8 has kernels there only")
     if is_int8(network):
         raise ValueError("the policy is int8 already")
-    shared: dict[int, Any] = {id(each): each for each in (*network.parameters(), *network.buffers())}
-    rounded = _round_linears(copy.deepcopy(network, shared))
+    rounded = _round_linears(variant(network))
     return Policy(
         rounded, policy.processor, robots=policy.robots, training=policy.training, source=f"{policy.source}, int8"
     )
