@@ -15,8 +15,8 @@ from .runner import ChunkInputs
 
 # Compiled one by one: all blocks of a kind share their code, so that minutes become seconds.
 COMPILED_BLOCKS = ("Block", "Florence2VisionBlock", "BartEncoderLayer")
-# Of compiled variants of a block: four sizes in DaViT, three uses in the transformer, times the batch sizes.
-_VARIANTS = 128
+# Of compiled variants of a block: four sizes in DaViT, three uses in the transformer, each for one batch and for any.
+_VARIANTS = 64
 _WARM_UPS = 3
 
 Replay = Callable[[], Tensor]
@@ -28,7 +28,7 @@ def with_compiled_blocks(network: XvlaNetwork, backend: str | Callable[..., obje
     made = variant(network)
     for module in made.modules():
         if type(module).__name__ in COMPILED_BLOCKS:
-            module.compile(dynamic=False, backend=backend)
+            module.compile(backend=backend)
     return made
 
 
@@ -85,12 +85,20 @@ class CudaGraphs:
     """Records functions as CUDA graphs that share their memory: replays must come one after the other.
 
     A graph's result lies in memory that another graph's replay may use, so it is read before the next.
+
+    Args:
+        device: of everything that is recorded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Callable[[], Tensor]) -> Replay:
+        with torch.cuda.device(self._device):
+            return self._recorded(function)
+
+    def _recorded(self, function: Callable[[], Tensor]) -> Replay:
         # Compilers and libraries allocate and choose kernels on the first calls, which a recording forbids.
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())

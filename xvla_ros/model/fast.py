@@ -48,7 +48,7 @@ def accelerate(policy: Policy, *, compile: str = "auto", log: Log | None = None)
 def ways(network: XvlaNetwork, compile: str) -> list[Way]:
     """What to try on the network's device, fastest first."""
     if network.device.type == "cuda":
-        capture = Capture(CudaGraphs())
+        capture = Capture(CudaGraphs(network.device))
         return [
             Way("in CUDA graphs of compiled blocks", with_compiled_blocks(network), capture),
             Way("in CUDA graphs", network, capture),
