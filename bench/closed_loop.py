@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from two_paths import TwoPathPolicy
 
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.control.robot_controller import ControlStatus
+from xvla_ros.control.status import ControlStatus
+from xvla_ros.evaluation.simulated import SimulatedClock, SimulatedCommands
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import Profile
 from xvla_ros.simulation.controllers import ControllerOptions
-from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
 
 Floats = NDArray[np.float64]
@@ -73,19 +73,6 @@ class Motion:
     finished: bool
 
 
-class _Clock:
-    """Both clocks, of simulated time."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def ros_ns(self) -> int:
-        return self._world.time
-
-    def steady_s(self) -> float:
-        return self._world.time / 1e9
-
-
 class ClosedLoop:
     """One robot and its policy.
 
@@ -98,7 +85,8 @@ class ClosedLoop:
     def __init__(self, profile: Profile, policy: TwoPathPolicy, options: ControllerOptions) -> None:
         self.world = World(profile, options=options)
         self._profile, self._policy = profile, policy
-        self._clock = _Clock(self.world)
+        self._commands = SimulatedCommands(self.world)
+        self._clock = SimulatedClock(self.world)
         self._pilot: Pilot[NDArray[np.uint8]] = Pilot(profile, self._clock, lambda raw, _: raw, "pass the goals")
         self._command_steps = round(1.0 / (profile.timing.command_rate * self.world.timestep))
         self._due: tuple[int, ActionChunk, ActionChunk] | None = None
@@ -152,17 +140,8 @@ class ClosedLoop:
 
     def _tick(self) -> None:
         window = self._pilot.tick()
-        if window is None:
-            return
-        for name in self._profile.commands.groups:
-            columns = [self._profile.joints.policy_order.index(each)
-                       for each in self._profile.commands.by_name[name].joints]
-            names = tuple(self._profile.joints.ordered[column].name for column in columns)
-            points = tuple(
-                TrajectoryPoint(round(float(at) * 1e9), tuple(position[columns]), tuple(velocity[columns]))
-                for at, position, velocity in zip(window.times, window.positions, window.velocities, strict=True)
-            )
-            self.world.command(name, JointTrajectory(names, points))
+        if window is not None:
+            self._commands.send(window)
 
     def _record(self) -> None:
         window = self._pilot.controller.last_window

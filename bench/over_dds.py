@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from closed_loop import Motion, Taken
-from lifecycle_msgs.msg import Transition
+from driven import DrivenRobot, driven_robot
 from numpy.typing import NDArray
 from sensor_msgs.msg import JointState
-from tool_path import ScriptedNode, change, policy_node
 from two_paths import Task, TwoPathPolicy
 
-from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, sim_command
-from xvla_ros.evaluation.processes import Supervisor, free_domain
+from xvla_ros.control.motion import on_lines
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.nodes import messages, qos
 from xvla_ros.robots import Profile
-from xvla_ros.ros_env import child_environment, prepare
 
 Floats = NDArray[np.float64]
 
 RATE_HZ = 200.0  # of the motion that is returned; joint states come at 50
-TIMEOUT_S = 180.0
 
 
 class NotedPolicy(TwoPathPolicy):
@@ -49,8 +42,8 @@ class NotedPolicy(TwoPathPolicy):
 class Ears:
     """Joint states, and what the node was commanding at their stamps."""
 
-    def __init__(self, node: ScriptedNode, profile: Profile, policy: NotedPolicy) -> None:
-        self._profile, self._policy, self._node = profile, policy, node
+    def __init__(self, robot: DrivenRobot, profile: Profile, policy: NotedPolicy) -> None:
+        self._profile, self._policy, self._robot = profile, policy, robot
         self._latest: dict[str, tuple[int, dict[str, tuple[float, float]]]] = {}
         self._joints: dict[str, dict[str, str]] = {}
         for joint in profile.joints.policy_order:
@@ -59,7 +52,7 @@ class Ears:
         self.rows: list[tuple[float, Floats, Floats, Floats, Floats]] = []
         self.chunks: list[Taken] = []
         for topic in self._joints:
-            node.create_subscription(JointState, topic, partial(self._hear, topic), qos.EVENTS)
+            robot.node.create_subscription(JointState, topic, partial(self._hear, topic), qos.EVENTS)
 
     def _hear(self, topic: str, message: JointState) -> None:
         stamp = messages.stamp_ns(message.header.stamp)
@@ -67,17 +60,20 @@ class Ears:
         named = {self._joints[topic][name]: (position, velocity) for name, position, velocity in values
                  if name in self._joints[topic]}
         self._latest[topic] = stamp, named
-        window = self._node._links[0].pilot.controller.last_window
-        if window is None or len({at for at, _ in self._latest.values()}) > 1 or len(self._latest) < len(self._joints):
+        stamps = {at for at, _ in self._latest.values()}
+        pilot = self._robot.pilot
+        if pilot is None or len(stamps) > 1 or len(self._latest) < len(self._joints):
+            return
+        window = pilot.controller.last_window
+        if window is None:
             return
         found = {joint: both for _, part in self._latest.values() for joint, both in part.items()}
         measured = np.array([found[joint] for joint in self._profile.joints.policy_order])
         wanted = window.state_at(stamp)
         self.rows.append((stamp / 1e9, wanted.position, wanted.velocity, measured[:, 0], measured[:, 1]))
-        self._note_chunk()
+        self._note_chunk(pilot.chunk)
 
-    def _note_chunk(self) -> None:
-        chunk = self._node._links[0].pilot.chunk
+    def _note_chunk(self, chunk: ActionChunk | None) -> None:
         if chunk is None or (self.chunks and self.chunks[-1].chunk is chunk):
             return
         free, landed = self._policy.answers[chunk.stamp]
@@ -87,25 +83,11 @@ class Ears:
 
 def run(profile: Profile, task: Task, policy: NotedPolicy, done: Callable[[Floats], bool]) -> Motion:
     """Let the simulated robot do the task, driven by the node, until ``done`` says so of the measured joints [J]."""
-    prepare()
-    with tempfile.TemporaryDirectory() as scratch, free_domain() as domain:
-        stats = Path(scratch) / "sim.json"
-        environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
-        with Supervisor(Path(scratch), environment, verbose=False) as supervisor:
-            sim = supervisor.start("sim", sim_command(profile, seed=0, stats=stats))
-            with policy_node(profile, policy, domain) as (node, recorder):
-                supervisor.wait_for(lambda: recorder.newest > 0, TIMEOUT_S, "joint states")
-                change(node, Transition.TRANSITION_CONFIGURE)
-                ears, policy.now = Ears(node, profile, policy), node._clock_of_robots.ros_ns
-                change(node, Transition.TRANSITION_ACTIVATE)
-                supervisor.wait_for(
-                    lambda: bool(ears.rows) and done(ears.rows[-1][3]), TIMEOUT_S,
-                    lambda: f"the end of the task; the robot is {node._links[0].pilot.status}")
-                status = node._links[0].pilot.status
-                change(node, Transition.TRANSITION_DEACTIVATE)
-            supervisor.stop(sim)
-        refused = sum(json.loads(stats.read_text(encoding="utf-8"))["rejected_count"].values())
+    with driven_robot(profile, policy, seed=0) as robot:
+        ears, policy.now = Ears(robot, profile, policy), robot.node._clock_of_robots.ros_ns
+        robot.drive(lambda: bool(ears.rows) and done(ears.rows[-1][3]), "the end of the task")
+        status = robot.status
     times, *signals = (np.array(column) for column in zip(*ears.rows, strict=True))
     even = np.arange(times[0], times[-1], 1.0 / RATE_HZ)
-    resampled = [np.stack([np.interp(even, times, column) for column in signal.T], axis=1) for signal in signals]
-    return Motion(even, *resampled, tuple(ears.chunks), status, refused, True)
+    resampled = [on_lines(even, times, signal) for signal in signals]
+    return Motion(even, *resampled, tuple(ears.chunks), status, robot.refused, True)

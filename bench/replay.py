@@ -24,7 +24,7 @@ import results
 import samples
 
 EVERY, LEAST_SPEED = 10, 10.0
-MOST_GROWTH = 300.0  # MB; joints and commands of the hour are held as numbers, its 28 GB of pictures are not
+MOST_GROWTH = 60.0  # MB; joints and what was followed of the commands are held as numbers, the pictures are not
 PICTURES = 12  # different ones of each camera
 JOINT_RATE, COMMAND_RATE = 50, 10
 

@@ -40,6 +40,7 @@ from closed_loop import ClosedLoop, Motion
 from numpy.typing import NDArray
 from two_paths import Task, TwoPathPolicy, pair_task
 
+from xvla_ros.control.motion import on_lines
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.units import from_policy
@@ -240,7 +241,7 @@ def _plan(motion: Motion, profile: Profile) -> Floats:
         now = newest == index
         due = taken.chunk.stamp / 1e9 + taken.chunk.times
         positions = from_policy(taken.chunk.actions, profile)
-        plan[now] = np.stack([np.interp(motion.times[now], due, column) for column in positions.T], axis=1)
+        plan[now] = on_lines(motion.times[now], due, positions)
     return plan
 
 

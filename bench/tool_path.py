@@ -15,41 +15,27 @@ its rotation and the script's, for the five joints of an SO-101 that between the
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import rclpy
 import results
-from lifecycle_msgs.msg import Transition
+from driven import Recorder, driven_robot
 from numpy.typing import NDArray
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.parameter import Parameter
-from sensor_msgs.msg import JointState
 
-from xvla_ros.control.robot_controller import ControlStatus
-from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, sim_command
-from xvla_ros.evaluation.processes import Supervisor, free_domain
+from xvla_ros.control.motion import on_lines
+from xvla_ros.control.status import ControlStatus
 from xvla_ros.model.data import ActionChunk, Observation
-from xvla_ros.nodes import messages, qos
-from xvla_ros.nodes.policy_lifecycle import PolicyNode
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.kinematics import Chain, InverseKinematics, Poses, shipped_description
 from xvla_ros.robots.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.robots.tool_pose import ToolStates, join, split
 from xvla_ros.robots.units import from_policy, to_policy
-from xvla_ros.ros_env import child_environment, prepare
 
 Floats = NDArray[np.float64]
 
@@ -61,7 +47,6 @@ WAYPOINTS = 30
 STEP_S = 0.02  # of the joints that a script without tool poses plans
 POSITION_LIMIT_MM, ROTATION_LIMIT_DEG = 5.0, 2.0
 LAGS_S = np.arange(0.0, 0.3, 0.001)
-TIMEOUT_S = 120.0
 # Each arm's line in its base link: where it begins and which way it goes, with the tool turned as given, or as at home
 # where that is None. All lie well within joint limits and workspace boxes, above whatever is on the table.
 DOWN_X = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
@@ -117,7 +102,7 @@ class Line:
     def joint_path(self, times: Floats, start: Floats) -> Floats:
         """Joint positions [T, J]: from ``start`` to the line, along it, and rest."""
         knots, joints = self.joints
-        along = np.stack([np.interp(times - APPROACH_S, knots, column) for column in joints.T], axis=1)
+        along = on_lines(times - APPROACH_S, knots, joints)
         first = _smooth(times / APPROACH_S)[:, None]
         return np.where(times[:, None] < APPROACH_S, start + first * (joints[0] - start), along)
 
@@ -191,44 +176,6 @@ class ScriptedPolicy:
         return join(states, self._profile)
 
 
-class ScriptedNode(PolicyNode):
-    """The policy node, with the script in the place of a checkpoint."""
-
-    def __init__(self, policy: ScriptedPolicy, **kwargs: Any) -> None:
-        self._scripted = policy
-        super().__init__(**kwargs)
-
-    def _load(self) -> Any:
-        return self._scripted
-
-
-class Recorder:
-    """Measured joints over ROS time."""
-
-    def __init__(self, node: Any, profile: Profile) -> None:
-        self.newest = 0
-        self._samples: dict[str, list[tuple[int, float]]] = defaultdict(list)
-        self._order = profile.joints.policy_order
-        for topic in dict.fromkeys(joint.topic for joint in profile.joints.ordered):
-            names = {profile.joints.by_name[joint].name: joint for joint in profile.joints.policy_order
-                     if profile.joints.by_name[joint].topic == topic}
-            node.create_subscription(JointState, topic, partial(self._hear, names), qos.EVENTS)
-
-    def _hear(self, names: Mapping[str, str], message: JointState) -> None:
-        stamp = messages.stamp_ns(message.header.stamp)
-        for name, position in zip(message.name, message.position, strict=True):
-            if name in names:
-                self._samples[names[name]].append((stamp, position))
-        self.newest = stamp
-
-    def joints(self, columns: NDArray[np.intp]) -> tuple[NDArray[np.int64], Floats]:
-        """Stamps [N] in ns and positions [N, J] of some joints, all of one topic."""
-        samples = [self._samples[self._order[column]] for column in columns]
-        length = min(map(len, samples))
-        stamps = np.array([stamp for stamp, _ in samples[0][:length]], np.int64)
-        return stamps, np.array([[position for _, position in sample[:length]] for sample in samples]).T
-
-
 @dataclass(frozen=True)
 class Drawn:
     """What one arm did along its line, as a row of the table."""
@@ -272,63 +219,12 @@ def draw(robot: str) -> list[Drawn]:
 
 
 def _drive(profile: Profile, policy: ScriptedPolicy) -> tuple[Recorder, ControlStatus, int]:
-    prepare()
-    with tempfile.TemporaryDirectory() as scratch, free_domain() as domain:
-        stats = Path(scratch) / "sim.json"
-        environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
-        with Supervisor(Path(scratch), environment, verbose=False) as supervisor:
-            sim = supervisor.start("sim", sim_command(profile, seed=1, stats=stats))
-            with policy_node(profile, policy, domain) as (node, recorder):
-                supervisor.wait_for(lambda: recorder.newest > 0, TIMEOUT_S, "joint states")
-                change(node, Transition.TRANSITION_CONFIGURE)
-                change(node, Transition.TRANSITION_ACTIVATE)
-                span = round((APPROACH_S + LINE_S + REST_S) * 1e9)
-                supervisor.wait_for(
-                    lambda: policy.begun is not None and recorder.newest >= policy.begun + span,
-                    TIMEOUT_S, lambda: f"the end of the line; the robot is {node._links[0].pilot.status}")
-                status = node._links[0].pilot.status
-                change(node, Transition.TRANSITION_DEACTIVATE)
-            supervisor.stop(sim)
-        refused = sum(json.loads(stats.read_text(encoding="utf-8"))["rejected_count"].values())
-    return recorder, status, refused
-
-
-@contextmanager
-def policy_node(profile: Profile, policy: ScriptedPolicy, domain: int) -> Iterator[tuple[ScriptedNode, Recorder]]:
-    """The node and the recorder, served by a thread."""
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=domain)
-    values = {"robots": [profile.name], "use_sim_time": True, "instruction": "draw the line"}
-    parameters = [Parameter(name, value=value) for name, value in values.items()]
-    node = ScriptedNode(policy, context=context, parameter_overrides=parameters)
-    ears = rclpy.create_node("recorder", context=context)
-    recorder = Recorder(ears, profile)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    executor.add_node(ears)
-    ended = threading.Event()
-
-    def spin() -> None:
-        while not ended.is_set():
-            executor.spin_once(timeout_sec=0.1)
-
-    spinning = threading.Thread(target=spin, daemon=True)
-    spinning.start()
-    try:
-        yield node, recorder
-        change(node, Transition.TRANSITION_ACTIVE_SHUTDOWN)
-    finally:
-        ended.set()
-        spinning.join()
-        executor.shutdown()
-        node.destroy_node()
-        ears.destroy_node()
-        rclpy.shutdown(context=context)
-
-
-def change(node: ScriptedNode, transition: int) -> None:
-    if not node.change_state(transition):
-        raise RuntimeError(f"/xvla refused transition {transition}; its log says why")
+    span = round((APPROACH_S + LINE_S + REST_S) * 1e9)
+    with driven_robot(profile, policy, seed=1) as robot:
+        robot.drive(lambda: policy.begun is not None and robot.recorder.newest >= policy.begun + span,
+                    "the end of the line")
+        status = robot.status
+    return robot.recorder, status, robot.refused
 
 
 def analyse(

@@ -67,7 +67,8 @@ class Recipe:
         """Every command in order. Each is made when the one before it has run, as it may depend on what that left."""
         for name, episodes in self.scale["episodes"].items():
             yield self._demos(name, episodes)
-        yield self._vision()
+        for number in range(len(self.scale["vision"])):
+            yield self._vision(number)
         yield self._train()
         for told in self._evaluated():
             yield self._evaluate(told, "process")
@@ -85,18 +86,24 @@ class Recipe:
         there = len(list(folder.glob("episode_*.mcap")))
         return Step("demos", tuple(arguments), there >= episodes)
 
-    def _vision(self) -> Step:
-        folder = self.folder / "vision"
-        overrides = [*self.scale["vision"], f"scenes={json.dumps(self.scale['scenes'])}", *self.extra["vision"]]
+    def _vision(self, number: int) -> Step:
+        """The tower's part ``number``; every part but the first goes on from the tower of the one before."""
+        told, folder = self.scale["vision"][number], self._tower(number)
+        overrides = [*told["set"], f"scenes={json.dumps(told['scenes'])}", *self.extra["vision"]]
+        if number:
+            overrides.append(f"model.vision_from={self._tower(number - 1) / 'checkpoint'}")
         arguments = ("pretrain-vision", "shipped/vision.yaml", f"output={folder}", "resume=true", *overrides)
         return Step("vision", arguments, _steps(folder / "vision.json") >= _wanted(overrides))
+
+    def _tower(self, number: int) -> Path:
+        return self.folder / f"vision_{number + 1}"
 
     def _train(self) -> Step:
         folder = self.folder / "train"
         overrides = [
             *self.scale["train"],
             f"datasets={json.dumps(self._datasets())}",
-            f"model.vision_from={self.folder / 'vision' / 'checkpoint'}",
+            f"model.vision_from={self._tower(len(self.scale['vision']) - 1) / 'checkpoint'}",
             f"cache={self.output / 'cache'}",
             *self.extra["train"],
         ]
@@ -108,7 +115,8 @@ class Recipe:
             {
                 "paths": [str(self.output / "demos" / name / "episode_*.mcap")],
                 "weight": self.scale["weights"][name],
-                "rate": self.scale["rate"],
+                "rate": self.scale["rates"][name],
+                "actions": "planned",
                 "split": {"fraction": 0.03},
                 "early": {"seconds": 1.0, "times": 3},
             }

@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from xvla_ros.control.robot_controller import CONTROLLER_LOST, HOLDING, INACTIVE, RUNNING, STOPPED, RobotController
+from xvla_ros.control.engine import ERROR_PAUSE_S
+from xvla_ros.control.robot_controller import RobotController
+from xvla_ros.control.status import CONTROLLER_LOST, HOLDING, INACTIVE, RUNNING, STOPPED
 from xvla_ros.observation.faults import CAMERA_STALE, JOINTS_INVALID, Fault
 from xvla_ros.robots.trajectory import Trajectory
 
@@ -259,12 +261,32 @@ def test_a_chunk_of_nan_is_a_policy_error_and_moves_nothing(running):
     assert running.reason == (RUNNING, "")
 
 
+def test_a_policy_that_answers_nan_at_once_is_asked_again_after_a_pause(running):
+    bad = running.trajectory(running.clock.ros, (0.5, 0.1))
+    bad.positions[3, 1] = np.nan
+    assert not running.controller.accept(bad, running.controller.ask())
+    assert not running.controller.wants_chunk()
+    running.run(ERROR_PAUSE_S - 0.1)
+    assert not running.controller.wants_chunk()
+    running.run(0.2)
+    assert running.controller.wants_chunk()
+
+
+def test_a_new_start_does_not_wait_for_the_pause_of_the_last(running):
+    running.controller.policy_failed("ValueError: 3 actions, expected 2")
+    running.controller.stop()
+    running.controller.start()
+    assert running.controller.wants_chunk()
+
+
 def test_a_policy_that_raises_holds_until_a_chunk_comes(running):
     running.controller.ask()
     running.controller.policy_failed("RuntimeError: out of memory")
     running.run(0.3)
     assert running.reason == (HOLDING, "policy_error")
     assert running.status.detail == "RuntimeError: out of memory"
+    assert not running.controller.wants_chunk()
+    running.run(ERROR_PAUSE_S)
     assert running.controller.wants_chunk()
     assert running.chunk()
     running.run(0.1)

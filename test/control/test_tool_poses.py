@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from xvla_ros.control.policy_source import PolicySourceError, load_policy
-from xvla_ros.control.robot_controller import HOLDING, LIMIT, RUNNING, RobotController
+from xvla_ros.control.robot_controller import RobotController
+from xvla_ros.control.status import HOLDING, LIMIT, RUNNING
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.decode import Decoder

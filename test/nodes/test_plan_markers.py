@@ -14,7 +14,8 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 from visualization_msgs.msg import Marker, MarkerArray
 
-from xvla_ros.control.robot_controller import HOLDING, RUNNING, RobotController
+from xvla_ros.control.robot_controller import RobotController
+from xvla_ros.control.status import HOLDING, RUNNING
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.plan_markers import COLOURS, POINTS, PlanMarkers

@@ -146,7 +146,7 @@ def test_what_is_published_is_recorded_byte_by_byte_and_gives_samples(processes,
                             cache=tmp_path / "cache")
     assert len(samples.train) > 10
     assert {sample.instruction for sample in samples.train} == {TASK}
-    assert samples.datasets[0].stores[0].commanded
+    assert samples.datasets[0].stores[0].actions == "commanded"
 
 
 def test_a_killed_recorder_loses_at_most_the_last_second(processes):

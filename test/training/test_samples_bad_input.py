@@ -123,6 +123,19 @@ def test_commands_that_lack_and_episodes_without_pictures_or_words(tmp_path, pai
     assert "1 failed was left out" in said(failed.write(tmp_path / "failed.mcap"))
 
 
+def test_a_recording_of_a_failure_alone_is_left_out_among_others(tmp_path, pair):
+    Session(pair, end=1.0).record().write(tmp_path / "good.mcap")
+    failed = Session(pair, end=1.0).record().mark(0.1, "start").mark(0.9, "end", success=False)
+    failed.write(tmp_path / "failed.mcap")
+    entry = DatasetSettings(paths=(str(tmp_path / "*.mcap"),), robot="so101_bimanual", instruction=TASK)
+    assert survey([entry]) == []
+    samples = open_datasets([entry], waypoints=4, image_size=None, cache=tmp_path / "cache")
+    assert len(samples.datasets[0].stores) == 1
+    assert "1 failed was left out" in str(samples.datasets[0].left_out[0])
+    alone = entry.model_copy(update={"paths": (str(tmp_path / "failed.mcap"),)})
+    assert "1 failed was left out" in str(survey([alone])[0])
+
+
 def test_bad_recordings_may_be_left_out(tmp_path, pair):
     good = Session(pair, end=1.0).record().write(tmp_path / "good.mcap")
     (tmp_path / "broken.mcap").write_bytes(good.read_bytes()[:200])

@@ -41,11 +41,16 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
     assert any(name.endswith("cube mm") for name in summary["held_out"])
 
 
-def test_half_precision_trains_too(tmp_path):
+def test_half_precision_trains_too_and_another_run_begins_from_its_tower(tmp_path):
     settings = [*TINY, "steps=2", "precision=bfloat16", f"output={tmp_path / 'half'}"]
     assert pretrain_vision("shipped/vision.yaml", settings) == 0
-    found = weights(tmp_path / "half").values()
-    assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in found)
+    found = weights(tmp_path / "half")
+    assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in found.values())
+    further = [*TINY, "steps=1", f"model.vision_from={tmp_path / 'half' / 'checkpoint'}", "seed=1",
+               "optimizer.learning_rate=1e-9", f"output={tmp_path / 'further'}"]  # fmt: skip
+    assert pretrain_vision("shipped/vision.yaml", further) == 0
+    for name, weight in weights(tmp_path / "further").items():
+        torch.testing.assert_close(weight, found[name], rtol=0, atol=1e-6)
 
 
 def test_what_is_wrong_is_named_with_what_is_allowed(tmp_path, capsys):

@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.control.clock import S_TO_NS
+from xvla_ros.control.motion import Floats, on_lines
 from xvla_ros.model.data import ActionChunk, Prefix
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.resample import resample
 from xvla_ros.robots.trajectory import Trajectory
 
-Floats = NDArray[np.float64]
 Stamps = NDArray[np.int64]
 
-S_TO_NS = 1_000_000_000
 CONDITIONED = ("realtime_chunking", "guided")
 
 
@@ -102,5 +102,4 @@ class Ensemble:
 
 def _positions_at(chunk: Trajectory, times: Stamps) -> Floats:
     origin = chunk.times[0]
-    at, knots = (times - origin) / S_TO_NS, (chunk.times - origin) / S_TO_NS
-    return np.stack([np.interp(at, knots, column) for column in chunk.positions.T], axis=1)
+    return on_lines((times - origin) / S_TO_NS, (chunk.times - origin) / S_TO_NS, chunk.positions)

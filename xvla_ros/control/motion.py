@@ -51,6 +51,11 @@ def on_cubic(
     return position, velocity
 
 
+def on_lines(at: Floats, times: Floats, values: Floats) -> Floats:
+    """Values [K, J] ``at`` [K] s on the lines between ``values`` [T, J] at ``times`` [T] s; level beyond both ends."""
+    return np.stack([np.interp(at, times, column) for column in values.T], axis=1)
+
+
 def cubic_inside(before: Floats, after: Floats, step: float, low: Floats, high: Floats) -> Flags:
     """Whether [J] the cubic between the positions and velocities of two states [3, J] stays inside, if its ends do."""
     first, second = before[0] + before[1] * (step / 3), after[0] - after[1] * (step / 3)

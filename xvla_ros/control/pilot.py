@@ -10,10 +10,11 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xvla_ros.control.chunking import CONDITIONED, S_TO_NS, chunk_prefix
-from xvla_ros.control.clock import Clock
+from xvla_ros.control.chunking import CONDITIONED, chunk_prefix
+from xvla_ros.control.clock import S_TO_NS, Clock
 from xvla_ros.control.latency import LatencyWindow, Percentiles
-from xvla_ros.control.robot_controller import ControlStatus, RobotController
+from xvla_ros.control.robot_controller import RobotController
+from xvla_ros.control.status import ControlStatus
 from xvla_ros.control.window import CommandWindow
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.observation.builder import ObservationBuilder

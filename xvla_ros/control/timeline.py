@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
 
+from xvla_ros.control.clock import S_TO_NS
+
 Floats = NDArray[np.float64]
 Stamps = NDArray[np.int64]
 
-S_TO_NS = 1_000_000_000
 EASED_KNOTS = 12  # that stand for the part of a path that was to be run slowly
 END_SHARE = 0.25  # of a second before the end: how far back the speed counts that must be lost there
 

@@ -19,15 +19,14 @@ from xvla_ros.control.pilot import Pilot
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, median_of
 from xvla_ros.evaluation.recorder import travel_by_group
 from xvla_ros.evaluation.report import Percentiles
+from xvla_ros.evaluation.simulated import NS, SimulatedClock, SimulatedCommands
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.units import to_policy
-from xvla_ros.simulation.controllers import JointTrajectoryController
 from xvla_ros.simulation.stepper import Joints, Pictures, Stepper
 from xvla_ros.simulation.tasks import Expert, Layout, Task
 from xvla_ros.simulation.tasks.hands import UnreachableError
-from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ Floats = NDArray[np.float64]
 Picture = NDArray[np.uint8]
 Predict = Callable[[list[Observation], list[Prefix | None]], list[ActionChunk]]
 
-NS = 1_000_000_000
 START = NS  # ROS time at which an episode begins; 0 stands for no time at all
 JUDGE_RATE = 100.0
 ENGINE_RATE = 200.0  # Hz at which the inference thread looks whether a robot waits
@@ -45,19 +43,6 @@ ENGINE_RATE = 200.0  # Hz at which the inference thread looks whether a robot wa
 
 class EvaluationError(RuntimeError):
     """An evaluation that cannot go on; the message says why."""
-
-
-class SimulatedClock:
-    """Both clocks of a robot whose time is that of a world."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def ros_ns(self) -> int:
-        return START + self._world.time
-
-    def steady_s(self) -> float:
-        return self._world.time / NS
 
 
 @dataclass
@@ -129,16 +114,12 @@ class InProcess:
         self.counters = Counters()
         self._profile, self._task, self._predict = profile, task, predict
         self._encoder = StateEncoder(profile)
-        self._clock = SimulatedClock(self.world)
+        self._clock = SimulatedClock(self.world, START)
+        self._commands = SimulatedCommands(self.world)
         self._delay = round(delay * NS)
         rates = {"engine": ENGINE_RATE, "tick": profile.timing.command_rate, "judge": JUDGE_RATE}
         self._stepper = Stepper(self.world, width=width, height=height, image_rate=image_rate, others=rates)
-        order = profile.joints.policy_order
-        self._columns = {
-            name: np.array([order.index(joint) for joint in group.joints])
-            for name, group in profile.commands.by_name.items()
-        }
-        self._ways = np.zeros(len(order))
+        self._ways = np.zeros(len(profile.joints.policy_order))
         self._inference: list[float] = []
         self._overhead: list[Percentiles] = []
 
@@ -205,21 +186,9 @@ class InProcess:
         """What the node publishes for a window, and a controller makes of it."""
         if window is None:
             return
-        for group, columns in self._columns.items():
-            joints = self._profile.commands.by_name[group].joints
-            names = tuple(self._profile.joints.by_name[joint].name for joint in joints)
-            if isinstance(self.world.controllers[group], JointTrajectoryController):
-                points = tuple(
-                    TrajectoryPoint(round(float(due) * NS), tuple(position.tolist()), tuple(velocity.tolist()))
-                    for due, position, velocity in zip(
-                        window.times, window.positions[:, columns], window.velocities[:, columns], strict=True
-                    )
-                )
-                refused = self.world.command(group, JointTrajectory(names, points))
-            else:
-                refused = self.world.set_positions(group, names, window.positions[0, columns].tolist())
-            if refused is not None:
-                raise EvaluationError(f"the simulated controller refuses a command: {refused.reason}")
+        refused = self._commands.send(window)
+        if refused is not None:
+            raise EvaluationError(f"the simulated controller refuses a command: {refused.reason}")
 
     def _positions(self) -> Floats:
         return np.array(list(self.world.positions().values()))

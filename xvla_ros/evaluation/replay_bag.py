@@ -25,7 +25,7 @@ from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.robots.units import to_policy
-from xvla_ros.training.action_path import waypoint_times
+from xvla_ros.training.action_path import Times, waypoint_times
 from xvla_ros.training.bag_paths import interpolated, tool_actions
 from xvla_ros.training.bag_recording import BagOptions, BagRecording, Seen
 from xvla_ros.training.recording import SamplesError, Survey
@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 NS = 1_000_000_000
 
 ROWS, ABLATED, RECORD = "rows.bin", "ablated.bin", "bag.json"
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 AT_THE_END = "episode_end"  # an observation whose every waypoint lies after its episode
 
 
@@ -69,7 +69,7 @@ class BagRecord:
         episodes: {key, instruction, success, start, end} of each, start and end in ns.
         skipped: reason → how many observations or episodes were left out for it.
         notes: what a person should know.
-        commanded: whether the rows hold what was commanded, rather than what was measured.
+        actions: what the rows hold: whole plans, what was commanded, or what was measured.
         error: why nothing of it could be used; empty for a bag that was replayed.
         integrity: what its checksums say.
         damaged: whether they do not fit.
@@ -83,7 +83,7 @@ class BagRecord:
     episodes: tuple[dict[str, Any], ...] = ()
     skipped: dict[str, int] | None = None
     notes: tuple[str, ...] = ()
-    commanded: bool = False
+    actions: str = "measured"
     error: str = ""
     integrity: str = ""
     damaged: bool = False
@@ -156,7 +156,7 @@ def replay_bag(
     record = BagRecord(
         str(path), replay.frames, replay.episodes(), dict(replay.skipped),
         (*survey.notes, *(problem.message for problem in survey.problems), *checked.damage),
-        survey.commanded, "" if replay.frames else "no observation could be built", str(checked),
+        survey.actions, "" if replay.frames else "no observation could be built", str(checked),
         bool(checked.damage), tuple(replay.worst.found()), asdict(replay.layout), replay.ablation_names,
     )
     record.write(folder, key)
@@ -176,7 +176,6 @@ class _Replay:
         self._measures = Measures(profile)
         self._arms = tool_arms(profile)
         self._encoder, self._decoder = StateEncoder(profile, self._arms), Decoder(profile, self._arms)
-        self._joints = recording.joint_paths(survey) if self._arms else []
         self.skipped: Counter[str] = Counter(survey.skipped)
         self.worst = Worst(folder)
         self.frames = 0
@@ -237,7 +236,7 @@ class _Replay:
             seen.found.age,
         )
         measured = self._recording.measured(self._survey, seen.episode, told.stamp)
-        return Question(told, episode.path.at(due), self._as_action(measured))
+        return Question(told, episode.waypoints(told.stamp, due)[0], self._as_action(measured))
 
     def _as_action(self, joints: Floats) -> NDArray[np.float32]:
         if not self._arms:
@@ -261,7 +260,7 @@ class _Replay:
         seen, path = question.seen, self._survey.episodes[episode].path
         span = self._survey.episodes[episode]
         due = waypoint_times(seen.stamp, self._profile, self.layout.waypoints)
-        row["stamp"], row["episode"], row["mask"] = seen.stamp, episode, due <= span.end
+        row["stamp"], row["episode"], row["mask"] = seen.stamp, episode, span.waypoints(seen.stamp, due)[1]
         row["recorded"], row["measured"] = question.recorded, question.measured
         row["told"] = path.at(seen.stamp)
         row["age"] = [seen.age.get(part, np.nan) for part in self.layout.parts]
@@ -276,8 +275,14 @@ class _Replay:
             if self.layout.joints:
                 self._decode(row, run, answer, seen)
         if self.layout.joints:
-            knots, positions = self._joints[episode]
-            row["joints_recorded"] = interpolated(due, knots, positions)
+            row["joints_recorded"] = self._joints_due(episode, seen.stamp, due)
+
+    def _joints_due(self, episode: int, stamp: int, due: Times) -> Floats:
+        plans = self._recording.joint_plans(self._survey, episode)
+        plan = plans.newest(stamp) if plans is not None else None
+        if plan is not None:
+            return plan.at(due).astype(np.float64)
+        return interpolated(due, *self._recording.joint_path(self._survey, episode))
 
     def _decode(self, row: Any, run: int, answer: Answer, seen: Observation) -> None:
         start = self._recording.measured(self._survey, int(row["episode"]), seen.stamp)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +44,15 @@ class Part:
         if self.record.frames:
             yield from blocks(self.folder / ROWS, layout_of(self.record).dtype)
 
-    def rows(self, episode: int | None = None) -> Rows:
-        """Return its rows, or those of one episode."""
-        found = [rows if episode is None else rows[rows["episode"] == episode] for rows in self.blocks()]
-        return np.concatenate(found)
+    def rows(self, episode: int | None = None, most: int | None = None) -> Rows:
+        """Return its rows, or those of one episode; of many the first ``most``."""
+        found, count = [], 0
+        for rows in self.blocks():
+            found.append(rows if episode is None else rows[rows["episode"] == episode])
+            count += len(found[-1])
+            if most is not None and count >= most:
+                break
+        return np.concatenate(found)[:most]
 
     def stamps(self) -> set[int]:
         """Return the stamps in ns of its rows."""
@@ -84,7 +90,7 @@ class Figures:
         self.channels = gripper_channels(profile)
         self.grippers = [{each.name: GripperSums() for each in self.channels} for _ in range(runs)]
         self.shifted = [np.zeros((2, len(SHIFTS), sizes[1])) for _ in range(runs)]
-        self.latency: list[list[float]] = [[] for _ in range(runs)]
+        self.latency = [array("f") for _ in range(runs)]
         self.ages: list[NDArray[np.float32]] = []
         self._add_all(runs)
 
@@ -126,7 +132,7 @@ class Figures:
             apart = np.abs(rows["joints"][:, run].astype(np.float64) - rows["joints_recorded"])
             self.joint_errors[run].add(apart * joint_factors(self.profile), mask)
         self.motion[run].add(bag, rows)
-        self.latency[run] += rows["latency_ms"][:, run].tolist()
+        self.latency[run].frombytes(rows["latency_ms"][:, run].tobytes())
         self.shifted[run][0] += rows["shifted"][:, run].sum(axis=0)
         self.shifted[run][1] += rows["shifted_count"].sum(axis=0)[:, None]
         for channel in self.channels:
@@ -152,7 +158,7 @@ class Figures:
 
     def of_baselines(self) -> dict[str, Any]:
         """Return the same errors of what knows nothing."""
-        commanded = any(part.record.commanded for part in self.parts)
+        commanded = any(part.record.actions != "measured" for part in self.parts)
         return {
             name: {"headline": self._headline(sums, self.baseline_episodes[name]), **self._tables(sums, None)}
             for name, sums in self.baselines.items()
@@ -294,7 +300,7 @@ def metrics(
 def _bag(record: BagRecord) -> dict[str, Any]:
     return {
         "path": record.path, "frames": record.frames, "episodes": len(record.episodes),
-        "actions": "commanded" if record.commanded else "measured", "skipped": record.skipped or {},
+        "actions": record.actions, "skipped": record.skipped or {},
         "error": record.error, "integrity": record.integrity, "damaged": record.damaged, "notes": list(record.notes),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,7 @@ class MotionSums:
     profile: Profile
     measures: Measures
     run: int
-    _jumps: list[Floats] = field(default_factory=list)
+    _jumps: array[float] = field(default_factory=lambda: array("d"))
     _jerk: Floats = field(init=False)
     _counted: NDArray[np.int64] = field(init=False)
     _beyond: Floats = field(init=False)
@@ -95,7 +96,7 @@ class MotionSums:
         last, key = self._last, (bag, int(row["episode"]))
         chunk, stamp = row["predicted"][self.run], int(row["stamp"])
         self._last = (key, stamp, chunk)
-        if last is None or last[0] != key or stamp <= last[1] or len(self._jumps) >= KEPT_JUMPS:
+        if last is None or last[0] != key or stamp <= last[1] or self._boundaries >= KEPT_JUMPS:
             return
         at = (stamp - last[1]) / NS / self.profile.policy.waypoint_dt
         if at > len(chunk) - 1:
@@ -103,12 +104,16 @@ class MotionSums:
         before = int(min(np.floor(at), len(chunk) - 2)) if len(chunk) > 1 else 0
         share = at - before
         between = (1 - share) * last[2][before] + share * last[2][min(before + 1, len(chunk) - 1)]
-        self._jumps.append(self.measures.differences(between, chunk[0]))
+        self._jumps.extend(self.measures.differences(between, chunk[0]))
+
+    @property
+    def _boundaries(self) -> int:
+        return len(self._jumps) // len(self.measures.all)
 
     def _jump_figures(self) -> dict[str, Any]:
         if not self._jumps:
             return {}
-        jumps = np.array(self._jumps)
+        jumps = np.array(self._jumps).reshape(self._boundaries, -1)
         main = self.measures.headline(jumps)
         p50, p95 = np.percentile(main, (50, 95))
         return {

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from xvla_ros.evaluation import html_page
 from xvla_ros.evaluation import replay_plots as plots
-from xvla_ros.evaluation.page import STYLE, embed, table
+from xvla_ros.evaluation.html_page import embed, table
 from xvla_ros.evaluation.replay_metrics import Figures
 from xvla_ros.evaluation.replay_worst import KEPT
 
 NS = 1_000_000_000
 MOST_EPISODES = 60
+MOST_ROWS = 900  # of one episode in a plot; an hour of them is neither legible nor small
 
 
 def write_page(document: Mapping[str, Any], figures: Figures, path: Path) -> None:
@@ -30,14 +32,12 @@ def write_page(document: Mapping[str, Any], figures: Figures, path: Path) -> Non
     names = _names(document)
     unit = document["headline"]["unit"]
     shown, key = _shown_episode(figures)
-    page = _PAGE.format(
-        title=html.escape(f"{document['robot']}: replay of {_short(document['checkpoint'])}"),
-        style=STYLE + _STYLE,
+    body = _BODY.format(
         robot=html.escape(document["robot"]),
         checkpoint=html.escape(" against ".join(names)),
         verdict=_verdict(document),
         damage=_damage(document),
-        cards=_cards(document),
+        cards=html_page.cards(_cards(document)),
         errors=_errors(document),
         compare=_compare(document),
         horizon=_picture(plots.horizon_plot(document["by_horizon"], names), "Error against how far ahead"),
@@ -58,7 +58,8 @@ def write_page(document: Mapping[str, Any], figures: Figures, path: Path) -> Non
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
-    draft.write_text(page, encoding="utf-8")
+    title = f"{document['robot']}: replay of {_short(document['checkpoint'])}"
+    draft.write_text(html_page.document(title, body, _STYLE), encoding="utf-8")
     draft.replace(path)
 
 
@@ -95,11 +96,11 @@ def _damage(document: Mapping[str, Any]) -> str:
     return f'<p class="note bad"><strong>Damaged bags.</strong> {listed}</p>'
 
 
-def _cards(document: Mapping[str, Any]) -> str:
+def _cards(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     headline, latency = document["headline"], document["timing"]["inference_ms"]
     still = document["baselines"]["persistence"]["headline"]
     f1 = [each["f1"] for each in document["gripper"].values() if each["f1"] is not None]
-    cards = [
+    return [
         (f"{_number(headline['mae'])} {headline['unit']}", "mean error"),
         (f"{_number(still['mae'])} {still['unit']}", "staying still"),
         *([(f"{np.mean(f1):.2f}", "gripper F1")] if f1 else []),
@@ -108,7 +109,6 @@ def _cards(document: Mapping[str, Any]) -> str:
         (str(len(document["episodes"])), "episodes"),
         (str(sum(document["skipped"].values())), "skipped"),
     ]
-    return "".join(f"<div class=card><b>{html.escape(value)}</b><span>{name}</span></div>" for value, name in cards)
 
 
 def _errors(document: Mapping[str, Any]) -> str:
@@ -239,7 +239,9 @@ def _shown_episode(figures: Figures) -> tuple[Any, str]:
     bag, episode = ordered[len(ordered) // 2]
     part = figures.parts[bag]
     told = part.record.episodes[episode]["instruction"]
-    return (part.rows(episode), f"“{told}”, {Path(part.record.path).name}, the episode whose error is in the middle")
+    rows = part.rows(episode, MOST_ROWS)
+    words = f"“{told}”, {Path(part.record.path).name}, the episode whose error is in the middle"
+    return rows, words if len(rows) < MOST_ROWS else f"{words}, its first {MOST_ROWS} observations"
 
 
 def _picture(content: bytes, caption: str) -> str:
@@ -264,16 +266,7 @@ _STYLE = """
   .scroll td, .scroll th { white-space: normal; } }
 """
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{robot}: replay</h1>
+_BODY = """<h1>{robot}: replay</h1>
 <p class="quiet">{checkpoint}</p>
 {verdict}
 <p class="note"><strong>A low error here does not promise success.</strong> A recording does not answer: it never shows
@@ -305,6 +298,4 @@ limits.</p>
 <div class="scroll notes">{bags}</div>
 <h2>Settings</h2>
 <div class="scroll notes">{settings}</div>
-</body>
-</html>
 """

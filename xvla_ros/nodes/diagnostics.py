@@ -5,7 +5,7 @@ from __future__ import annotations
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from xvla_ros.control.latency import Percentiles
-from xvla_ros.control.robot_controller import HOLDING, INACTIVE, RUNNING, STOPPED
+from xvla_ros.control.status import HOLDING, INACTIVE, RUNNING, STOPPED
 from xvla_ros.nodes.robot_link import RobotLink
 
 _LEVELS = {

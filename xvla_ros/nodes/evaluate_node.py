@@ -8,7 +8,6 @@ object: what an episode came to (``episode``), or at the end what was counted ov
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -30,12 +29,14 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from xvla_ros.nodes import messages, qos
+from xvla_ros.nodes.messages import NS
+from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.recording import PROGRESS
+from xvla_ros.nodes.shutdown import shut_down
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
-NS = 1_000_000_000
 START_LIMIT, CONFIGURE_LIMIT, SERVICE_LIMIT = 90.0, 900.0, 30.0  # s on the steady clock
 SETTLE = 0.25  # s of simulated time between a reset and the policy's start: what was seen before it is gone by then
 IDLE_LIMIT = 60.0  # s on the steady clock without a command, or of a clock that stands still
@@ -231,9 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     from xvla_ros.robots import load_profile
 
     rclpy.init(args=arguments)
-    reader = rclpy.create_node("xvla_evaluate_parameters", automatically_declare_parameters_from_overrides=True)
-    values: dict[str, Any] = {name: found.value for name, found in reader.get_parameters_by_prefix("").items()}
-    reader.destroy_node()
+    values = given_parameters("xvla_evaluate_parameters")
     profile = load_profile(values["profile"])[values["robot"]]
     node = EvaluateNode(
         Order(profile, values["task"], int(values["episodes"]), int(values["seed"]), float(values["variation"]))
@@ -246,10 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         return 1
     finally:
-        # the end has begun: who asks for it now must not cut it short
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        node.destroy_node()
-        rclpy.try_shutdown()
+        shut_down(node.destroy_node)
     return 0
 
 

@@ -7,11 +7,10 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from builtin_interfaces.msg import Time
 from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image
 
-from xvla_ros.nodes import qos
+from xvla_ros.nodes import messages, qos
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from xvla_ros.robots import Profile
     from xvla_ros.simulation.world import World
 
-NANOSECONDS = 1_000_000_000
 JPEG_QUALITY = 90
 
 
@@ -117,7 +115,7 @@ class _RawOutlet:
         self._publisher = node.create_publisher(Image, topic, qos.SENSOR)
 
     def publish(self, stamp: int) -> None:
-        self._message.header.stamp = _time(stamp)
+        self._message.header.stamp = messages.stamp_message(stamp)
         self._message.data = self._buffer
         self._publisher.publish(self._message)
 
@@ -136,7 +134,7 @@ class _JpegOutlet:
 
         bgr = cv2.cvtColor(self.pixels, cv2.COLOR_RGB2BGR)
         jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-        self._message.header.stamp = _time(stamp)
+        self._message.header.stamp = messages.stamp_message(stamp)
         self._message.data = array.array("B", jpeg.tobytes())
         self._publisher.publish(self._message)
 
@@ -145,7 +143,3 @@ def _outlet(node: Node, profile: Profile, camera: str, width: int, height: int) 
     described = profile.cameras.by_name[camera]
     kind = _JpegOutlet if described.transport == "compressed" else _RawOutlet
     return kind(node, described.topic, camera, width, height)
-
-
-def _time(stamp: int) -> Time:
-    return Time(sec=stamp // NANOSECONDS, nanosec=stamp % NANOSECONDS)

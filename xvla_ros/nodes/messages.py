@@ -102,8 +102,8 @@ def joint_positions(message: JointState) -> tuple[int, Sequence[str], NDArray[np
     return stamp_ns(message.header.stamp), message.name, np.array(message.position, dtype=np.float64)
 
 
-def stamp_ns(stamp: Time) -> int:
-    """Return a ``builtin_interfaces/Time`` in ns."""
+def stamp_ns(stamp: Time | Duration) -> int:
+    """Return a ``builtin_interfaces`` Time or Duration in ns."""
     return int(stamp.sec) * NS + int(stamp.nanosec)
 
 

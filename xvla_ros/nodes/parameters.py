@@ -1,10 +1,14 @@
-"""Profiles as node parameters: shipped values, overridden by files and the command line, declared with descriptors."""
+"""Profiles as node parameters: shipped values, overridden by files and the command line, declared with descriptors.
+
+Nodes without descriptors read what they were given by ``given_parameters``.
+"""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
+import rclpy
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -21,6 +25,14 @@ _TYPES = {
     "string_array": Parameter.Type.STRING_ARRAY,
     "double_array": Parameter.Type.DOUBLE_ARRAY,
 }
+
+
+def given_parameters(name: str) -> dict[str, Any]:
+    """Return what parameter files and the command line give the node ``name``, before it is made; needs rclpy.init."""
+    reader = rclpy.create_node(name, automatically_declare_parameters_from_overrides=True)
+    values = {key: found.value for key, found in reader.get_parameters_by_prefix("").items()}
+    reader.destroy_node()
+    return values
 
 
 def read_profile(node: Node, robot: str) -> Profile:

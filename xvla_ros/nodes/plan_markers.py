@@ -12,7 +12,9 @@ from rclpy.node import Node
 from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker, MarkerArray
 
-from xvla_ros.control.robot_controller import HOLDING, RUNNING, STOPPED, RobotController
+from xvla_ros.control.clock import S_TO_NS
+from xvla_ros.control.robot_controller import RobotController
+from xvla_ros.control.status import HOLDING, RUNNING, STOPPED
 from xvla_ros.nodes import messages, qos
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile
@@ -21,7 +23,6 @@ from xvla_ros.robots.tool_arm import ToolArm
 
 POINTS = 20
 WIDTH_M = 0.004
-S_TO_NS = 1_000_000_000
 COLOURS = {RUNNING: (0.18, 0.63, 0.38), HOLDING: (0.95, 0.6, 0.1), STOPPED: (0.8, 0.2, 0.2)}
 
 

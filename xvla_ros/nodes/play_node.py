@@ -11,7 +11,6 @@ the policy node with ``replay_settings`` and ``remapped_commands``; ``xvla repla
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +30,9 @@ from std_msgs.msg import String
 
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_type
+from xvla_ros.nodes.messages import NS
+from xvla_ros.nodes.parameters import given_parameters
+from xvla_ros.nodes.shutdown import shut_down
 from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages
 from xvla_ros.observation.bag_writer import EPISODE_TOPIC
 from xvla_ros.observation.bags import BagClock
@@ -39,7 +41,6 @@ from xvla_ros.observation.cdr import CdrError, peek_stamp, read_string
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
-NS = 1_000_000_000
 POLICY = "/xvla"
 REPLAY = "/replay"  # namespace of the commands
 READY_LIMIT, ANSWER_LIMIT = 900.0, 10.0  # s on the steady clock: loading a policy; its last chunk
@@ -196,9 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     from xvla_ros.robots import load_profile
 
     rclpy.init(args=arguments)
-    reader = rclpy.create_node("xvla_play_parameters", automatically_declare_parameters_from_overrides=True)
-    values: dict[str, Any] = {name: found.value for name, found in reader.get_parameters_by_prefix("").items()}
-    reader.destroy_node()
+    values = given_parameters("xvla_play_parameters")
     profile = load_profile(values["profile"])[values["robot"]]
     node = PlayNode(Path(values["bag"]), profile, float(values.get("rate", 1.0)))
     try:
@@ -210,10 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         return 1
     finally:
-        # the end has begun: who asks for it now must not cut it short
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        node.destroy_node()
-        rclpy.try_shutdown()
+        shut_down(node.destroy_node)
     return 0
 
 

@@ -29,12 +29,12 @@ from rclpy.signals import SignalHandlerOptions
 from xvla_ros.nodes import qos
 from xvla_ros.nodes.episode_marks import EpisodeMarks, MarkError
 from xvla_ros.nodes.keyboard import Keyboard
+from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.recorded_topics import COMMAND, LATCHED, SENSOR, RecordedTopic, recorded_topics
 from xvla_ros.observation.bag_writer import EPISODE_TOPIC, BagWriteError, BagWriter, Compression, UnknownTypeError
 from xvla_ros.observation.cdr import CdrError, read_string
 from xvla_ros.robots.profile import Profile, profile_document
 
-NS = 1_000_000_000
 FLUSH_PERIOD, KEY_PERIOD, SPIN = 0.25, 0.05, 0.02  # s
 SILENT_AFTER = 3.0  # s; a topic that has not come by then is named
 FULL_BELOW = 200 << 20  # bytes free at which the recording ends by itself
@@ -330,9 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     stop = StopRequest()
     rclpy.init(args=None if arguments is None else list(arguments), signal_handler_options=SignalHandlerOptions.NO)
-    reader = rclpy.create_node("xvla_record_parameters", automatically_declare_parameters_from_overrides=True)
-    values: dict[str, Any] = {name: found.value for name, found in reader.get_parameters_by_prefix("").items()}
-    reader.destroy_node()
+    values = given_parameters("xvla_record_parameters")
     rclpy.try_shutdown()
     profiles = load_profile(values.get("profile") or values["robot"])
     profile = profiles[values["robot"]] if values.get("robot") else next(iter(profiles.values()))

@@ -17,7 +17,7 @@ from std_msgs.msg import String
 
 from xvla_ros.control.clock import Clock
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.control.robot_controller import CONTROLLER_LOST, INACTIVE, RUNNING, ControlStatus
+from xvla_ros.control.status import CONTROLLER_LOST, INACTIVE, RUNNING, ControlStatus
 from xvla_ros.control.window import CommandWindow
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.nodes import messages, qos

@@ -16,13 +16,13 @@ from rclpy.task import Future
 
 from xvla_ros.control.clock import Clock
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.control.robot_controller import INACTIVE, RUNNING, STOPPED
+from xvla_ros.control.status import INACTIVE, RUNNING, STOPPED
+from xvla_ros.nodes.messages import NS, stamp_ns
 
 from xvla_ros.action import RunPolicy  # isort: skip
 
 PERIOD_S = 0.1
 SETTLE_S = 1.0
-NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class RunPolicyServer:
             return f"robot is {goal.robot!r}, expected {self._name!r} or nothing"
         if not (goal.instruction.strip() or self._pilot.profile.instruction):
             return "instruction is empty, and the profile has none"
-        if _nanoseconds(goal.timeout) < 0:
-            return f"timeout is {_nanoseconds(goal.timeout) / NS:g} s, expected 0 (no limit) or more"
+        if stamp_ns(goal.timeout) < 0:
+            return f"timeout is {stamp_ns(goal.timeout) / NS:g} s, expected 0 (no limit) or more"
         if self.is_running:
             return "another goal runs; cancel it first"
         if status.state == INACTIVE:
@@ -115,7 +115,7 @@ class RunPolicyServer:
         goal = handle.request
         instruction = goal.instruction.strip() or self._pilot.profile.instruction
         with self._lock:
-            self._run = _Run(handle, self._clock.ros_ns(), _nanoseconds(goal.timeout), self._pilot.status.chunks)
+            self._run = _Run(handle, self._clock.ros_ns(), stamp_ns(goal.timeout), self._pilot.status.chunks)
             self._pilot.instruction = instruction
         self._settled.clear()
         self._timer.reset()
@@ -167,7 +167,3 @@ class RunPolicyServer:
         executor = self._node.executor
         if executor is not None:
             executor.wake()
-
-
-def _nanoseconds(duration: Duration) -> int:
-    return int(duration.sec) * NS + int(duration.nanosec)

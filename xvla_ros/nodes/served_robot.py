@@ -7,20 +7,17 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMessage
 
-from xvla_ros.nodes import qos
+from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.image_sender import ImageSender
 from xvla_ros.simulation.controllers import Rejection
 from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
-
-NANOSECONDS = 1_000_000_000
 
 
 class ServedRobot:
@@ -53,7 +50,7 @@ class ServedRobot:
 
     def publish_joints(self) -> None:
         """Sends the joint states as they are now."""
-        stamp = to_stamp(self.world.time)
+        stamp = messages.stamp_message(self.world.time)
         for reading in self.world.joint_states():
             message = JointState(name=reading.names, position=reading.positions, velocity=reading.velocities)
             message.header.stamp = stamp
@@ -125,7 +122,7 @@ def from_message(message: Any) -> JointTrajectory:
     """A trajectory_msgs/JointTrajectory as plain data."""
     points = tuple(
         TrajectoryPoint(
-            point.time_from_start.sec * NANOSECONDS + point.time_from_start.nanosec,
+            messages.stamp_ns(point.time_from_start),
             tuple(point.positions),
             tuple(point.velocities),
             tuple(point.accelerations),
@@ -133,11 +130,5 @@ def from_message(message: Any) -> JointTrajectory:
         )
         for point in message.points
     )
-    stamp = message.header.stamp
-    return JointTrajectory(tuple(message.joint_names), points, stamp.sec * NANOSECONDS + stamp.nanosec)
-
-
-def to_stamp(nanoseconds: int) -> Time:
-    """ROS time of ``nanoseconds``."""
-    return Time(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
+    return JointTrajectory(tuple(message.joint_names), points, messages.stamp_ns(message.header.stamp))
 

@@ -26,8 +26,8 @@ from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from std_srvs.srv import Trigger
 
-from xvla_ros.nodes import qos
-from xvla_ros.nodes.served_robot import NANOSECONDS, ServedRobot, to_stamp
+from xvla_ros.nodes import messages, qos
+from xvla_ros.nodes.served_robot import ServedRobot
 from xvla_ros.nodes.task_server import BAD_TASK, TaskServer, declare_parameters
 from xvla_ros.robots import Profile, ProfileError, load_profile, load_profiles
 from xvla_ros.simulation.cameras import UnknownCameraError
@@ -137,7 +137,7 @@ class SimNode(Node):  # type: ignore[misc]
         return {
             "schema_version": STATS_VERSION,
             **(robots[0] if len(robots) == 1 else {"robots": robots}),
-            "sim_time_s": self.time / NANOSECONDS,
+            "sim_time_s": self.time / messages.NS,
             "wall_s": self._wall(),
             "real_time_factor": self._real_time_factor(),
         }
@@ -191,7 +191,7 @@ class SimNode(Node):  # type: ignore[misc]
         self.create_timer(1.0, self._publish_diagnostics, clock=RclpyClock(clock_type=ClockType.STEADY_TIME))
 
     def _publish_clock(self) -> None:
-        self._clock_message.clock = to_stamp(self.time)
+        self._clock_message.clock = messages.stamp_message(self.time)
         self._clock_publisher.publish(self._clock_message)
 
     def _on_reset(self, request: Any, response: Any) -> Any:
@@ -218,14 +218,14 @@ class SimNode(Node):  # type: ignore[misc]
     def _publish_diagnostics(self) -> None:
         factor = self._real_time_factor()
         array = DiagnosticArray(status=[robot.diagnostics(self.get_name(), factor) for robot in self.robots])
-        array.header.stamp = to_stamp(self.time)
+        array.header.stamp = messages.stamp_message(self.time)
         self._diagnostics.publish(array)
 
     def _wall(self) -> float:
         return time.monotonic() - self._started
 
     def _real_time_factor(self) -> float:
-        return self.time / NANOSECONDS / max(self._wall(), 1e-9)
+        return self.time / messages.NS / max(self._wall(), 1e-9)
 
 
 def choose_profiles(robots: str, files: str = "") -> list[Profile]:

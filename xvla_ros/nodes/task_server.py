@@ -27,11 +27,11 @@ from rclpy.node import Node
 from std_msgs.msg import String
 
 from xvla_ros.nodes import qos
+from xvla_ros.nodes.messages import NS
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.simulation.tasks import Layout, NoLayoutError, Outcome, Task, UnknownTaskError, load_task
 from xvla_ros.simulation.world import World
 
-NS = 1_000_000_000
 SAY_PERIOD = NS // 5  # of simulated time
 BAD_TASK = (KinematicsError, NoLayoutError, UnknownTaskError)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -28,15 +27,16 @@ from sensor_msgs.msg import JointState
 
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_type, commanded_points
+from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.polled_topics import PolledTopics
 from xvla_ros.nodes.recording import PROGRESS, RecordingWriter
+from xvla_ros.nodes.shutdown import shut_down
 from xvla_ros.robots.schema import GRIPPER_ACTIONS
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
 PROGRESS_PERIOD = 0.25
-NANOSECONDS = 1_000_000_000
 # Deeper than what the publishers keep: the watcher may be late, the count must not be.
 EVERY = QoSProfile(depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
 
@@ -58,7 +58,7 @@ class WatchNode(Node):  # type: ignore[misc]
 
         super().__init__("xvla_watch")
         self.done = False
-        self._duration = int(duration * NANOSECONDS)
+        self._duration = int(duration * messages.NS)
         self._writer = RecordingWriter(folder)
         self._robot = profile.name
         self._now = 0
@@ -148,7 +148,7 @@ class WatchNode(Node):  # type: ignore[misc]
         elapsed = now - self._start if self._start else 0
         self.done = bool(self._start) and elapsed >= self._duration
         self._writer.flush()
-        progress = {"time": now, "start": self._start, "elapsed": elapsed / NANOSECONDS, "done": self.done}
+        progress = {"time": now, "start": self._start, "elapsed": elapsed / messages.NS, "done": self.done}
         print(PROGRESS + json.dumps({**progress, **self._counts, **self._status}), flush=True)
 
 
@@ -161,9 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     from xvla_ros.robots import load_profile
 
     rclpy.init(args=arguments)
-    reader = rclpy.create_node("xvla_watch_parameters", automatically_declare_parameters_from_overrides=True)
-    values: dict[str, Any] = {name: found.value for name, found in reader.get_parameters_by_prefix("").items()}
-    reader.destroy_node()
+    values = given_parameters("xvla_watch_parameters")
     profile = load_profile(values["profile"])[values["robot"]]
     duration, film_rate = float(values.get("duration", 20.0)), float(values.get("film_rate", 15.0))
     node = WatchNode(profile, Path(values["folder"]), duration, film_rate, values.get("policy", "/xvla"))
@@ -172,10 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
         while rclpy.ok() and not node.done:
             executor.spin_once(timeout_sec=0.5)
-    # the end has begun: who asks for it now must not cut it short
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    node.close()
-    rclpy.try_shutdown()
+    shut_down(node.close)
     return 0
 
 

@@ -18,6 +18,7 @@ from xvla_ros.model.action_specs import ActionSpec, action_spec
 from xvla_ros.model.data import Embodiment
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.likeness import with_likeness
+from xvla_ros.robots.motion_schema import Safety, Smoothing, Timing
 from xvla_ros.robots.parameter_file import WILDCARD, read_parameter_file, read_parameters
 from xvla_ros.robots.problems import Problem, ProfileError, did_you_mean
 from xvla_ros.robots.schema import (
@@ -27,10 +28,7 @@ from xvla_ros.robots.schema import (
     Commands,
     Joints,
     PolicySettings,
-    Safety,
     Section,
-    Smoothing,
-    Timing,
     Tool,
     Tools,
     View,

@@ -129,6 +129,8 @@ class Demonstrator:
         self._upper = np.array([joint.upper for joint in profile.joints.ordered])
         self._times = policy.first_waypoint_offset + np.arange(WAYPOINTS) * policy.waypoint_dt
         transports = {camera.transport for camera in profile.cameras.by_name.values()}
+        kinds = {command_type(profile, group) for group in self._groups}
+        self._recorded = "planned" if kinds == {serialize.JOINT_TRAJECTORY} else "commanded"
         self._compression = "lz4" if "raw" in transports else "none"
 
     def record(self, index: int, path: Path) -> Demonstration:
@@ -145,7 +147,7 @@ class Demonstrator:
         document = profile_document([self._settings.profile])
         with BagWriter(draft, document, stamp_ns=START, compression=self._compression) as bag:
             mark = {"robot": layout.robot, "instruction": layout.instruction, "task": layout.task, "seed": seed}
-            bag.episode({"event": "start", **mark, "success": None}, START)
+            bag.episode({"event": "start", **mark, "success": None, "actions": self._recorded}, START)
             outcome = self._play(bag, layout, np.random.default_rng([seed, variant, 1]))
             end = START + self._world.time
             bag.episode({"event": "end", **mark, "success": outcome.success}, end)

@@ -96,6 +96,40 @@ class ActionPath:
         return result.astype(np.float32).reshape(*wanted.shape, self.values.shape[1])
 
 
+@dataclass(frozen=True, eq=False)
+class Plans:
+    """Whole plans, each of which counts from its stamp until the next has come.
+
+    Attributes:
+        stamps: int64 [N], ns, strictly increasing.
+        first: int64 [N + 1], the first knot of each plan; the last entry is K.
+        times: int64 [K], ns, the knots of all plans, one after the other.
+        values: float32 [K, D], the policy's units.
+        channels: how to interpolate.
+    """
+
+    stamps: Times
+    first: NDArray[np.int64]
+    times: Times
+    values: NDArray[np.floating]
+    channels: Channels = Channels()
+
+    @staticmethod
+    def joined(stamps: Times, paths: Sequence[ActionPath]) -> Plans:
+        """Return the plans [N] of these stamps, N at least 1."""
+        first = np.concatenate([[0], np.cumsum([len(path.times) for path in paths])]).astype(np.int64)
+        times, values = np.concatenate([path.times for path in paths]), np.concatenate([path.values for path in paths])
+        return Plans(stamps, first, times, values, paths[0].channels)
+
+    def newest(self, stamp: int) -> ActionPath | None:
+        """Return the newest plan at or before ``stamp`` ns, None before the first."""
+        number = int(np.searchsorted(self.stamps, stamp, side="right")) - 1
+        if number < 0:
+            return None
+        part = slice(int(self.first[number]), int(self.first[number + 1]))
+        return ActionPath(self.times[part], self.values[part], self.channels)
+
+
 def _between_rotations(first: Floats, last: Floats, share: Floats, layout: str) -> Floats:
     if np.array_equal(first, last):
         return first

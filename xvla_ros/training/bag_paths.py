@@ -3,11 +3,16 @@
 A controller follows a trajectory until the next one takes over, from where the last one had brought it: so what was
 commanded at an instant is what the last message by then says of it. Before the first command of an episode, and for
 joints that no group commands, it is the measured position.
+
+A whole plan is another reading of the same messages: what the newest one at an instant says of everything to come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,29 +25,26 @@ from xvla_ros.robots.kinematics.poses import Poses
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.rotations import matrix_to_rot6d, quaternion_to_matrix, rot6d_to_matrix
 from xvla_ros.robots.units import to_policy
-from xvla_ros.training.action_path import ActionPath, Channels, Times, at_most_apart, merged
-from xvla_ros.training.bag_tracks import Stretch
+from xvla_ros.training.action_path import ActionPath, Channels, Plans, Times, at_most_apart, merged
+from xvla_ros.training.bag_tracks import NEVER, Commands, Readings, Stretch
 
 Floats = NDArray[np.float64]
 NS = 1_000_000_000
 POSE_GAP = 20_000_000  # ns; between knots this close a straight line of the tool is as good as one of the joints
-PART = 4096
+PART = 4096  # knots made at once
 _LAYOUT = "columns"  # of poses on their way, whatever the profile's
 
 
 class JointTracks:
-    """Measured joints of a stretch, interpolated; [J] in policy order, rad or m."""
+    """Measured joints of a stretch, interpolated; [J] in policy order, rad or m. It copies nothing of the stretch."""
 
     def __init__(self, profile: Profile, stretch: Stretch) -> None:
         self.width = len(profile.joints.policy_order)
-        self._columns: list[tuple[NDArray[np.intp], Times, Floats, Floats]] = []
+        self._columns: list[tuple[NDArray[np.intp], Times, Floats]] = []
         for topic, layout in joint_topics(profile).items():
             found = stretch.joints.get(topic)
             if found:
-                times, first = np.unique(found.stamps, return_index=True)
-                # contiguous and in the type of np.interp: it would copy all of them for every instant it is asked for
-                columns = np.ascontiguousarray(found.positions[first].T)
-                self._columns.append((layout.indices, times, (times - times[0]).astype(np.float64), columns))
+                self._columns.append((layout.indices, found.stamps, found.positions))
 
     def complete(self) -> bool:
         """Whether every joint has been heard of."""
@@ -55,35 +57,33 @@ class JointTracks:
 
     def knots(self) -> list[Times]:
         """The stamps of each topic."""
-        return [times for _, times, _, _ in self._columns]
+        return [times for _, times, _ in self._columns]
 
     def at(self, times: Times) -> Floats:
-        """Return positions [K, J] at ``times`` [K]."""
+        """Return positions [K, J] at increasing ``times`` [K]."""
         result = np.empty((len(times), self.width))
-        for indices, knots, since, columns in self._columns:
-            for index, values in zip(indices, columns, strict=True):
-                result[:, index] = np.interp(times - knots[0], since, values)
+        for indices, knots, positions in self._columns:
+            result[:, indices] = interpolated(times, knots, positions)
         return result
 
     def extremes(self) -> tuple[Floats, Floats]:
         """The lowest and highest position of every joint [J]."""
         low, high = np.empty(self.width), np.empty(self.width)
-        for indices, _, _, columns in self._columns:
-            low[indices], high[indices] = columns.min(axis=1), columns.max(axis=1)
+        for indices, _, positions in self._columns:
+            low[indices], high[indices] = positions.min(axis=0), positions.max(axis=0)
         return low, high
 
 
-def followed(commands: Sequence[tuple[int, JointCommand]], before: Floats) -> tuple[Times, Floats]:
+def followed(commands: Iterable[tuple[int, JointCommand]], before: Floats) -> tuple[Times, Floats]:
     """Return the knots [K] and positions [K, J] of a controller that is sent these trajectories.
 
     Args:
         commands: (receipt in ns, command), in order of receipt.
         before: [J] where the joints are when the first one begins.
     """
-    times: list[Times] = []
-    rows: list[Floats] = []
+    path = Readings()
     plan_times, plan = np.array([], dtype=np.int64), before[None]
-    last = -(1 << 62)
+    last = NEVER
     for received, command in commands:
         if not command.times.size:
             continue
@@ -91,15 +91,17 @@ def followed(commands: Sequence[tuple[int, JointCommand]], before: Floats) -> tu
         begin = max(received, origin, last + 1)
         if plan_times.size:
             done = plan_times < begin
-            times.append(plan_times[done])
-            rows.append(plan[done])
+            path.extend(plan_times[done], plan[done])
         due = origin + command.times
         now = _interpolate(due, command.positions, begin) if due[0] <= begin else _interpolate(plan_times, plan, begin)
         ahead = due > begin
         plan_times = np.concatenate([[begin], due[ahead]])
         plan = np.concatenate([now[None], command.positions[ahead]])
         last = begin
-    return np.concatenate([*times, plan_times]), np.concatenate([*rows, plan] if plan_times.size else [plan[:0]])
+    if not plan_times.size:
+        return plan_times, plan[:0]
+    path.extend(plan_times, plan)
+    return path.stamps, path.positions
 
 
 def _interpolate(times: Times, values: Floats, at: int) -> Floats:
@@ -118,11 +120,48 @@ def interpolated(times: Times, knots: Times, values: Floats) -> Floats:
 
 def commanded_groups(stretch: Stretch, start: int, end: int) -> set[str]:
     """Return the groups that have commands within an episode."""
-    return {
-        group
-        for group, found in stretch.commands.items()
-        if any(start <= received <= end for received, _ in found)
-    }
+    return {group for group, found in stretch.commands.items() if found.within(start, end)}
+
+
+def trajectories(stretch: Stretch, group: str, start: int, end: int) -> Iterator[tuple[int, JointCommand]]:
+    """Yield what a group was sent within an episode and has points of time: (receipt in ns, command)."""
+    commands = stretch.commands.get(group, Commands())
+    for number in commands.within(start, end):
+        command = _trajectory(commands, number)
+        if command is not None:
+            yield commands.receipt(number), command
+
+
+def _trajectory(commands: Commands, number: int) -> JointCommand | None:
+    command = commands[number]
+    return command if isinstance(command, JointCommand) and command.times.size else None
+
+
+def _begun(stretch: Stretch, group: str, start: int, end: int) -> list[tuple[int, int]]:
+    """When each trajectory of an episode begins, in ns, and its number; in order of that."""
+    commands = stretch.commands.get(group, Commands())
+    found = ((number, _trajectory(commands, number)) for number in commands.within(start, end))
+    return sorted((command.start or commands.receipt(number), number) for number, command in found if command)
+
+
+def _joined(plans: Iterator[tuple[int, ActionPath]]) -> Plans:
+    """Put plans one after the other as they are made; there is at least one."""
+    stamps, first, times, values = array("q"), array("q", [0]), array("q"), bytearray()
+    for stamp, path in plans:
+        stamps.append(stamp)
+        times.frombytes(path.times.tobytes())
+        values += path.values.tobytes()
+        first.append(len(times))
+    stacked = np.frombuffer(values, dtype=path.values.dtype).reshape(len(times), -1)
+    return Plans(_ints(stamps), _ints(first), _ints(times), stacked, path.channels)
+
+
+def _ints(values: array[int]) -> Times:
+    return np.frombuffer(values, dtype=np.int64)
+
+
+def _knots(joints: Mapping[str, tuple[Times, Floats]]) -> Times:
+    return np.unique(np.concatenate([times for times, _ in joints.values()]))
 
 
 class PathMaker:
@@ -144,15 +183,46 @@ class PathMaker:
         """Return what was commanded."""
         joints, poses = self._followed(stretch, tracks, start, end), {}
         for group in self._profile.commands.groups:
-            found = [
-                (now, command)
-                for now, command in stretch.commands.get(group, [])
-                if start <= now <= end and isinstance(command, PoseCommand)
-            ]
-            if found:
-                poses[self._profile.commands.by_name[group].tool] = _pose_path(found)
+            path = _pose_path(stretch, group, start, end)
+            if path is not None:
+                poses[self._profile.commands.by_name[group].tool] = path
         knots = [*tracks.knots(), *(times for times, _ in joints.values()), *(path.times for path in poses.values())]
         return self._path(merged(knots, start, end), tracks, joints, poses)
+
+    def planned(self, stretch: Stretch, tracks: JointTracks, start: int, end: int) -> Plans:
+        """Return the whole plans: of every group its newest trajectory, as if nothing came after it.
+
+        The stretch must have been read with its commands whole, and have some within the episode.
+        """
+        return _joined(
+            (stamp, self._path(_knots(joints), tracks, joints, {}))
+            for stamp, joints in self._planned(stretch, tracks, start, end)
+        )
+
+    def planned_positions(self, stretch: Stretch, tracks: JointTracks, start: int, end: int) -> Plans:
+        """Return the same plans as joints, rad or m."""
+        return _joined(
+            (stamp, ActionPath(times := _knots(joints), self._joints(times, tracks, joints)))
+            for stamp, joints in self._planned(stretch, tracks, start, end)
+        )
+
+    def _planned(
+        self, stretch: Stretch, tracks: JointTracks, start: int, end: int
+    ) -> Iterator[tuple[int, dict[str, tuple[Times, Floats]]]]:
+        """Of every instant with a new trajectory the newest of every group: knots and positions from there on."""
+        told = {group: _begun(stretch, group, start, end) for group in self._profile.commands.groups}
+        for stamp in sorted({stamp for found in told.values() for stamp, _ in found}):
+            before = tracks.at(np.array([stamp]))[0]
+            plans = {}
+            for group, found in told.items():
+                newest = bisect_right(found, stamp, key=lambda entry: entry[0]) - 1
+                if newest >= 0:
+                    begun, number = found[newest]
+                    command = _trajectory(stretch.commands[group], number)
+                    if command is not None:
+                        told_at = [(stamp, replace(command, start=begun))]
+                        plans[group] = followed(told_at, before[self._columns(group)])
+            yield stamp, plans
 
     def positions(self, stretch: Stretch, tracks: JointTracks, start: int, end: int) -> tuple[Times, Floats]:
         """Return knots [K] and the joints [K, J] commanded there, rad or m: the state of commanded proprioception."""
@@ -165,14 +235,11 @@ class PathMaker:
     ) -> dict[str, tuple[Times, Floats]]:
         joints = {}
         for group in self._profile.commands.groups:
-            found = [
-                (now, command)
-                for now, command in stretch.commands.get(group, [])
-                if start <= now <= end and isinstance(command, JointCommand) and command.times.size
-            ]
-            if found:
-                begin = np.array([max(found[0][0], found[0][1].start)])
-                joints[group] = followed(found, tracks.at(begin)[0, self._columns(group)])
+            first = next(trajectories(stretch, group, start, end), None)
+            if first is not None:
+                begin = np.array([max(first[0], first[1].start)])
+                before = tracks.at(begin)[0, self._columns(group)]
+                joints[group] = followed(trajectories(stretch, group, start, end), before)
         return joints
 
     def _columns(self, group: str) -> list[int]:
@@ -180,11 +247,15 @@ class PathMaker:
         return [order.index(joint) for joint in self._profile.commands.by_name[group].joints]
 
     def _joints(self, times: Times, tracks: JointTracks, joints: Mapping[str, tuple[Times, Floats]]) -> Floats:
-        positions = tracks.at(times)
-        for group, (knots, values) in joints.items():
-            begun = times >= knots[0]
-            for column, index in enumerate(self._columns(group)):
-                positions[begun, index] = np.interp(times[begun] - knots[0], knots - knots[0], values[:, column])
+        """Return the joints [K, J] at times [K]; in parts, or an hour would take its size again on its way."""
+        positions = np.empty((len(times), tracks.width))
+        for part in _parts(times):
+            values = tracks.at(times[part])
+            for group, (knots, told) in joints.items():
+                begun = times[part] >= knots[0]
+                if begun.any():
+                    values[np.ix_(begun, self._columns(group))] = interpolated(times[part][begun], knots, told)
+            positions[part] = values
         return positions
 
     def _path(
@@ -194,15 +265,25 @@ class PathMaker:
         joints: Mapping[str, tuple[Times, Floats]],
         poses: Mapping[str, ActionPath],
     ) -> ActionPath:
-        if not self._profile.action_spec.is_end_effector:
-            # in parts, or an hour of a few joints would take a hundred megabytes on its way
-            parts = np.array_split(times, len(times) // PART + 1)
-            values = [to_policy(self._joints(part, tracks, joints), self._profile).astype(np.float32) for part in parts]
-            return ActionPath(times, np.concatenate(values), self._channels)
-        times = at_most_apart(times, POSE_GAP)
-        positions = self._joints(times, tracks, joints)
-        values = tool_actions(positions, self._profile, self._encoder, times, poses)
-        return ActionPath(times, values.astype(np.float32), self._channels)
+        tools = self._profile.action_spec.is_end_effector
+        if tools:
+            times = _close(times)
+        values = np.empty((len(times), self._profile.state_width), dtype=np.float32)
+        for part in _parts(times):
+            positions = self._joints(times[part], tracks, joints)
+            values[part] = tool_actions(positions, self._profile, self._encoder, times[part], poses) if tools else (
+                to_policy(positions, self._profile))
+        return ActionPath(times, values, self._channels)
+
+
+def _parts(times: Times) -> list[slice]:
+    return [slice(begin, begin + PART) for begin in range(0, len(times), PART)]
+
+
+def _close(times: Times) -> Times:
+    """More knots where two of tool poses lie too far apart."""
+    parts = [at_most_apart(times[begin : begin + PART + 1], POSE_GAP)[:-1] for begin in range(0, len(times) - 1, PART)]
+    return np.concatenate([*parts, times[-1:]])
 
 
 def tool_actions(
@@ -243,11 +324,16 @@ def _replaced(pose: Poses, times: Times, path: ActionPath) -> Poses:
     return Poses(positions, rotations)
 
 
-def _pose_path(commands: Sequence[tuple[int, PoseCommand]]) -> ActionPath:
-    """Return [xyz | rot6d] over the times at which the commanded poses are due."""
-    due = np.array([now + command.time for now, command in commands], dtype=np.int64)
+def _pose_path(stretch: Stretch, group: str, start: int, end: int) -> ActionPath | None:
+    """Return [xyz | rot6d] over the times at which the poses of an episode are due; None where none was commanded."""
+    commands = stretch.commands.get(group, Commands())
+    found = [(number, command) for number in commands.within(start, end)
+             if isinstance(command := commands[number], PoseCommand)]
+    if not found:
+        return None
+    due = np.array([commands.receipt(number) + command.time for number, command in found], dtype=np.int64)
     times, first = np.unique(due, return_index=True)
-    rotations = quaternion_to_matrix(np.array([commands[i][1].quaternion for i in first]))
-    positions = np.array([commands[i][1].position for i in first])
+    rotations = quaternion_to_matrix(np.array([found[i][1].quaternion for i in first]))
+    positions = np.array([found[i][1].position for i in first])
     values = np.concatenate([positions, matrix_to_rot6d(rotations, _LAYOUT)], axis=1)
     return ActionPath(times, values, Channels((3,), (), _LAYOUT))

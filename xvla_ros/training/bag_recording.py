@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,15 @@ from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.problems import Problem
 from xvla_ros.robots.profile import Profile, profiles_of_document
 from xvla_ros.robots.tool_arm import tool_arms
-from xvla_ros.training.action_path import Times, merged
-from xvla_ros.training.bag_paths import JointTracks, PathMaker, commanded_groups, interpolated
+from xvla_ros.training.action_path import Plans, Times, merged
+from xvla_ros.training.bag_paths import JointTracks, PathMaker, commanded_groups, interpolated, trajectories
 from xvla_ros.training.bag_tracks import Restarts, Stretch, Tracks, read_tracks
 from xvla_ros.training.checks import joint_problems
 from xvla_ros.training.fingerprints import profile_essence, sampled
-from xvla_ros.training.recording import Episode, Frame, SamplesError, Survey
+from xvla_ros.training.recording import ActionSource, Episode, Frame, NothingLeftError, SamplesError, Survey
 
 Floats = NDArray[np.float64]
+Made = TypeVar("Made")
 
 NS = 1_000_000_000
 READER_VERSION = 1  # of what this module makes of a bag; a new one makes caches anew
@@ -40,7 +41,7 @@ READER_VERSION = 1  # of what this module makes of a bag; a new one makes caches
 class BagOptions:
     """How a bag is read; see ``DatasetSettings``."""
 
-    actions: Literal["auto", "commanded", "measured"] = "auto"
+    actions: Literal["auto", "planned", "commanded", "measured"] = "auto"
     rate: float | None = None
     instruction: str = ""
     only_successes: bool = True
@@ -79,7 +80,8 @@ class BagRecording:
         self._path, self._profile, self._options = path, profile, options
         self._tracks = Tracks([], {})
         self._spans: list[_Span] = []
-        self._of_episode: dict[int, JointTracks] = {}
+        self._told: frozenset[str] = frozenset()
+        self._kept: dict[str, tuple[int, Any]] = {}
 
     @property
     def source(self) -> str:
@@ -94,23 +96,22 @@ class BagRecording:
 
         Raises:
             SamplesError: the bag cannot be read, is empty, or has not the topics of the profile.
+            NothingLeftError: every episode is marked as failed, or discarded.
         """
         summary = self._checked_summary()
-        try:
-            told = {topic.name for topic in summary.topics if topic.name.endswith(f"/{self._profile.name}/instruction")}
-            self._tracks = read_tracks(self._path, self._profile, told)
-        except BagError as error:
-            raise self._error("a bag that can be read", str(error)) from error
+        self._told = frozenset(
+            topic.name for topic in summary.topics if topic.name.endswith(f"/{self._profile.name}/instruction"))
+        self._tracks, self._kept = self._read({"auto": None, "planned": True}.get(self._options.actions, False)), {}
         problems = [self._problem(topic, f"{count} messages", "messages of the profile's joints, groups and marks",
                                   f"{count} messages cannot be used, the first because: {text}")
                     for topic, (count, text) in self._tracks.broken.items()]
         skipped: dict[str, int] = {}
         self._spans = self._find_spans(self._tracks, skipped, problems)
-        episodes, commanded = self._episodes(problems)
+        episodes, actions = self._episodes(problems)
         problems += self._joint_problems()
         notes = [f"{self._path}: cut short: {summary.cut}"] if summary.cut else []
         rate = _rate([stretch.pictures.get(self._profile.cameras.slots[0], []) for stretch in self._tracks.stretches])
-        return Survey(tuple(episodes), tuple(problems), rate, commanded, skipped, tuple(notes))
+        return Survey(tuple(episodes), tuple(problems), rate, actions, skipped, tuple(notes))
 
     def frames(self, survey: Survey) -> Iterator[Frame]:
         """Yield what ``observations`` makes of the bag within the episodes."""
@@ -132,12 +133,13 @@ class BagRecording:
         if not self._tracks.stretches:
             self.survey()
         restarts, episodes = Restarts(), _Finder(self._spans)
-        positions = self._commanded_positions() if self._profile.policy.proprio_source == "commanded" else {}
+        from_commands = self._profile.policy.proprio_source == "commanded"
         asked = [0, 0]
 
         def commanded(stamp: int) -> Any:
-            found = positions.get(episodes.at(restarts.count, stamp) or 0)
-            return None if found is None else interpolated(np.array([stamp]), *found)[0]
+            if not from_commands:
+                return None
+            return interpolated(np.array([stamp]), *self._commanded(episodes.at(restarts.count, stamp) or 0))[0]
 
         def heard(message: BagMessage, stamp: int) -> None:
             restarts.heard(message.topic, stamp)
@@ -153,25 +155,48 @@ class BagRecording:
                                 heard=heard, wanted=wanted):
             yield Seen(asked[0], asked[1], one)
 
-    def joint_paths(self, survey: Survey) -> list[tuple[Times, Floats]]:
-        """Return for each episode knots [K] in ns and joints [K, J], rad or m: what its path says, as positions."""
-        if survey.commanded:
-            found = self._commanded_positions()
-            return [found[number] for number in range(len(self._spans))]
-        return [(times := merged(tracks.knots(), span.start, span.end), tracks.at(times))
-                for span, tracks in self._measured()]
+    def joint_path(self, survey: Survey, episode: int) -> tuple[Times, Floats]:
+        """Return knots [K] in ns and joints [K, J], rad or m: what the path of an episode says, as positions."""
+        return self._commanded(episode) if survey.actions != "measured" else self._once(
+            "measured path", episode, self._measured_path)
+
+    def joint_plans(self, survey: Survey, episode: int) -> Plans | None:
+        """Return the plans of an episode as joints, rad or m; None where its path counts."""
+        return self._once("plans", episode, self._planned_positions) if survey.actions == "planned" else None
 
     def measured(self, survey: Survey, episode: int, stamp: int) -> Floats:
         """Return where the joints [J] were measured at an instant of an episode, rad or m."""
         del survey
-        if episode not in self._of_episode:
-            self._of_episode = {episode: JointTracks(self._profile,
-                                                     self._tracks.stretches[self._spans[episode].stretch])}
-        return self._of_episode[episode].at(np.array([stamp]))[0]
+        return self._once("tracks", episode, lambda span: JointTracks(self._profile, self._stretch(span))).at(
+            np.array([stamp]))[0]
 
-    def _measured(self) -> Iterator[tuple[_Span, JointTracks]]:
-        for span in self._spans:
-            yield span, JointTracks(self._profile, self._tracks.stretches[span.stretch])
+    def _commanded(self, episode: int) -> tuple[Times, Floats]:
+        return self._once("commanded path", episode, self._commanded_path)
+
+    def _once(self, what: str, episode: int, make: Callable[[_Span], Made]) -> Made:
+        """What is made of an episode, kept until it is asked of another."""
+        number, made = self._kept.get(what, (-1, None))
+        if number != episode:
+            self._kept.pop(what, None)  # two at once would take the memory of two
+            made = make(self._spans[episode])
+            self._kept[what] = episode, made
+        found: Made = made
+        return found
+
+    def _measured_path(self, span: _Span) -> tuple[Times, Floats]:
+        tracks = JointTracks(self._profile, self._stretch(span))
+        return (times := merged(tracks.knots(), span.start, span.end)), tracks.at(times)
+
+    def _commanded_path(self, span: _Span) -> tuple[Times, Floats]:
+        stretch = self._stretch(span)
+        return self._path_maker().positions(stretch, JointTracks(self._profile, stretch), span.start, span.end)
+
+    def _planned_positions(self, span: _Span) -> Plans:
+        stretch = self._stretch(span)
+        return self._path_maker().planned_positions(stretch, JointTracks(self._profile, stretch), span.start, span.end)
+
+    def _stretch(self, span: _Span) -> Stretch:
+        return self._tracks.stretches[span.stretch]
 
     def fingerprint(self) -> str:
         """Return hex digits of the bag's content, the profile, its URDFs and the options."""
@@ -210,8 +235,11 @@ class BagRecording:
                     spans.append(span)
         if not spans and not problems:
             left = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "nothing"
-            problems.append(self._problem("episodes", 0, "at least one episode", f"has no episode to train on: {left} "
-                                          "was left out"))
+            problem = self._problem("episodes", 0, "at least one episode", f"has no episode to train on: {left} "
+                                    "was left out")
+            if skipped:
+                raise NothingLeftError([problem])
+            problems.append(problem)
         return spans
 
     def _usable(self, span: _Span, stretch: Stretch, problems: list[Problem]) -> bool:
@@ -227,46 +255,72 @@ class BagRecording:
             return False
         return True
 
-    def _episodes(self, problems: list[Problem]) -> tuple[list[Episode], bool]:
-        stretches = self._tracks.stretches
-        groups = set(self._profile.commands.groups)
-        lacking = {number: groups - commanded_groups(stretches[span.stretch], span.start, span.end)
-                   for number, span in enumerate(self._spans)}
-        commanded = self._options.actions == "commanded" or (
-            self._options.actions == "auto" and bool(self._spans) and not any(lacking.values())
-        )
-        maker = self._path_maker()
-        episodes = []
+    def _read(self, whole: bool | None) -> Tracks:
+        self._tracks = Tracks([], {})  # two at once would take the memory of two
+        try:
+            return read_tracks(self._path, self._profile, self._told, whole=whole)
+        except BagError as error:
+            raise self._error("a bag that can be read", str(error)) from error
+
+    def _episodes(self, problems: list[Problem]) -> tuple[list[Episode], ActionSource]:
+        lacking = [self._lacking(span, "commanded") for span in self._spans]
+        actions = self._action_source(any(lacking))
+        if actions == "planned":
+            if any(commands.cut >= span.start for span in self._spans for commands in
+                   self._stretch(span).commands.values()):
+                self._tracks = self._read(True)
+            lacking = [self._lacking(span, actions) for span in self._spans]
+        maker, episodes, kept = self._path_maker(), [], []
         for number, span in enumerate(self._spans):
-            stretch = stretches[span.stretch]
-            if commanded and lacking[number]:
-                topics = ", ".join(self._profile.commands.by_name[group].topic for group in sorted(lacking[number]))
-                problems.append(self._problem(
-                    f"episode at {span.start / NS:.2f} s", topics, "commands of every group of the profile",
-                    f"nothing was commanded on {topics}: record these topics, or set actions to measured"))
+            if actions != "measured" and lacking[number]:
+                problems.append(self._uncommanded(span, lacking[number], actions))
                 continue
-            tracks = JointTracks(self._profile, stretch)
-            make = maker.commanded(stretch, tracks, span.start, span.end) if commanded else maker.measured(
-                tracks, span.start, span.end)
-            seed = span.mark.get("seed")
-            episodes.append(Episode(
-                f"{number}@{span.start}", span.instruction, span.mark.get("success"), span.start, span.end, make,
-                str(span.mark.get("task") or ""), seed if isinstance(seed, int) else None,
-            ))
-        return episodes, commanded
+            kept.append(span)
+            episodes.append(self._episode(number, span, actions, maker))
+        self._spans = kept
+        return episodes, actions
+
+    def _episode(self, number: int, span: _Span, actions: ActionSource, maker: PathMaker) -> Episode:
+        stretch = self._stretch(span)
+        tracks = JointTracks(self._profile, stretch)
+        path = maker.measured(tracks, span.start, span.end) if actions == "measured" else maker.commanded(
+            stretch, tracks, span.start, span.end)
+        plans = maker.planned(stretch, tracks, span.start, span.end) if actions == "planned" else None
+        seed = span.mark.get("seed")
+        return Episode(
+            f"{number}@{span.start}", span.instruction, span.mark.get("success"), span.start, span.end, path,
+            str(span.mark.get("task") or ""), seed if isinstance(seed, int) else None, plans,
+        )
+
+    def _action_source(self, lacking: bool) -> ActionSource:
+        if self._options.actions != "auto":
+            return self._options.actions
+        if self._spans and all(span.mark.get("actions") == "planned" for span in self._spans):
+            return "planned"
+        return "commanded" if self._spans and not lacking else "measured"
+
+    def _lacking(self, span: _Span, actions: ActionSource) -> set[str]:
+        """The groups of which an episode does not tell what is wanted of it."""
+        groups, stretch = set(self._profile.commands.groups), self._stretch(span)
+        if actions == "planned":
+            return {group for group in groups if all(
+                len(command.times) < 2 for _, command in trajectories(stretch, group, span.start, span.end))}
+        return groups - commanded_groups(stretch, span.start, span.end)
+
+    def _uncommanded(self, span: _Span, lacking: set[str], actions: ActionSource) -> Problem:
+        topics = ", ".join(self._profile.commands.by_name[group].topic for group in sorted(lacking))
+        name = f"episode at {span.start / NS:.2f} s"
+        if actions == "planned":
+            return self._problem(name, topics, "trajectories of several points for every group of the profile",
+                                 f"no whole plan was sent on {topics}: set actions to commanded or measured")
+        return self._problem(name, topics, "commands of every group of the profile",
+                             f"nothing was commanded on {topics}: record these topics, or set actions to measured")
 
     def _path_maker(self) -> PathMaker:
         try:
             return PathMaker(self._profile, StateEncoder(self._profile, tool_arms(self._profile)))
         except KinematicsError as error:
             raise self._error("URDFs and Pinocchio for tool poses", str(error)) from error
-
-    def _commanded_positions(self) -> dict[int, Any]:
-        maker, found = self._path_maker(), {}
-        for number, span in enumerate(self._spans):
-            stretch = self._tracks.stretches[span.stretch]
-            found[number] = maker.positions(stretch, JointTracks(self._profile, stretch), span.start, span.end)
-        return found
 
     def _joint_problems(self) -> list[Problem]:
         found = [JointTracks(self._profile, stretch) for stretch in self._tracks.stretches]

@@ -25,12 +25,14 @@ from xvla_ros.observation.joints import JointsError, joint_topics
 from xvla_ros.robots.profile import Profile
 
 Floats = NDArray[np.float64]
+Times = NDArray[np.int64]
 
 RESTART = NS  # a topic whose stamps fall back by more begins anew
+NEVER = -(1 << 62)
 
 
 class Readings:
-    """Positions of one joint topic over time, held as plain numbers: an hour of them is a few megabytes."""
+    """Positions over time, held as plain numbers: an hour of a pair of arms at 50 Hz is 20 MB."""
 
     def __init__(self) -> None:
         self._stamps, self._values = array("q"), array("d")
@@ -40,18 +42,101 @@ class Readings:
         self._stamps.append(stamp)
         self._values.frombytes(np.ascontiguousarray(positions, dtype=np.float64).tobytes())
 
+    def extend(self, stamps: Times, positions: Floats) -> None:
+        """Append the positions [K, J] at stamps [K] in ns."""
+        self._stamps.frombytes(np.ascontiguousarray(stamps, dtype=np.int64).tobytes())
+        self._values.frombytes(np.ascontiguousarray(positions, dtype=np.float64).tobytes())
+
+    def settle(self) -> None:
+        """Put what was added in order of the stamps; of several at one stamp the first stays."""
+        stamps = self.stamps
+        if (stamps[1:] > stamps[:-1]).all():
+            return
+        times, first = np.unique(stamps, return_index=True)
+        positions = self.positions[first]
+        self._stamps, self._values = array("q"), array("d")
+        self.extend(times, positions)
+
     def __len__(self) -> int:
         return len(self._stamps)
 
     @property
-    def stamps(self) -> NDArray[np.int64]:
-        """[K] in ns."""
-        return np.array(self._stamps, dtype=np.int64)
+    def stamps(self) -> Times:
+        """[K] in ns, not a copy: nothing can be added while it is in use."""
+        return np.frombuffer(self._stamps, dtype=np.int64)
 
     @property
     def positions(self) -> Floats:
-        """[K, J]."""
-        return np.array(self._values, dtype=np.float64).reshape(len(self._stamps), -1)
+        """[K, J], not a copy."""
+        return np.frombuffer(self._values, dtype=np.float64).reshape(len(self._stamps), -1)
+
+
+class Commands:
+    """What one group was sent, in order of receipt, held as plain numbers.
+
+    A controller follows a trajectory until the next one takes over, and policies send plans of a second ten times a
+    second: so of each only the points up to then are kept, unless it is wanted whole.
+
+    Attributes:
+        cut: receipt in ns of the newest command that was not kept whole.
+    """
+
+    def __init__(self) -> None:
+        self.cut = NEVER
+        self._received, self._starts = array("q"), array("q")
+        self._first = array("q", [0])
+        self._times, self._values = array("q"), array("d")
+        self._width, self._poses = 0, False
+        self._begun = NEVER
+
+    def add(self, received: int, command: JointCommand | PoseCommand, *, whole: bool) -> None:
+        """Append a command received at a ROS time in ns; ``whole``: keep all of the one before it."""
+        if isinstance(command, PoseCommand):
+            self._poses = True
+            times, values = np.array([command.time]), np.concatenate([command.position, command.quaternion])[None]
+        else:
+            times, values = command.times, command.positions
+        if times.size:
+            begun = max(received, command.start or received, self._begun + 1)
+            # out of order, it may lie in another episode than the one before it, which then goes on
+            if not whole and self._received and received >= self._received[-1]:
+                self._shorten(begun)
+            self._begun, self._width = begun, values.shape[1]
+        self._received.append(received)
+        self._starts.append(command.start)
+        self._times.frombytes(np.ascontiguousarray(times, dtype=np.int64).tobytes())
+        self._values.frombytes(np.ascontiguousarray(values, dtype=np.float64).tobytes())
+        self._first.append(len(self._times))
+
+    def _shorten(self, taken_over: int) -> None:
+        """Leave of the last command the points before it is taken over, and the one after for what lies between."""
+        if self._poses:
+            return
+        begin, end = self._first[-2], self._first[-1]
+        due = (self._starts[-1] or self._received[-1]) + np.array(self._times[begin:end], dtype=np.int64)
+        kept = begin + int(np.searchsorted(due, taken_over)) + 1
+        if kept < end:
+            del self._times[kept:], self._values[kept * self._width :]
+            self._first[-1] = kept
+            self.cut = self._received[-1]
+
+    def __getitem__(self, number: int) -> JointCommand | PoseCommand:
+        part = slice(self._first[number], self._first[number + 1])
+        times = np.array(self._times[part], dtype=np.int64)
+        values = np.array(self._values[part.start * self._width : part.stop * self._width])
+        if self._poses:
+            return PoseCommand(self._starts[number], int(times[0]), values[:3], values[3:])
+        return JointCommand(self._starts[number], times, values.reshape(len(times), self._width))
+
+    def receipt(self, number: int) -> int:
+        """Return the ROS time in ns at which one was received."""
+        return self._received[number]
+
+    def within(self, start: int, end: int) -> list[int]:
+        """Return the numbers of those that were received from ``start`` to ``end``."""
+        received = np.array(self._received, dtype=np.int64)
+        found: list[int] = np.flatnonzero((received >= start) & (received <= end)).tolist()
+        return found
 
 
 @dataclass
@@ -60,14 +145,14 @@ class Stretch:
 
     Attributes:
         joints: topic → stamps in ns with the positions [J of the topic] there.
-        commands: group → [(receipt, ROS time ns, command)].
+        commands: group → what it was sent.
         marks: [(ROS time ns, mark)] of the profile's robot.
         instructions: [(ROS time ns, text)].
         pictures: slot → stamps in ns.
     """
 
     joints: dict[str, Readings] = field(default_factory=dict)
-    commands: dict[str, list[tuple[int, JointCommand | PoseCommand]]] = field(default_factory=dict)
+    commands: dict[str, Commands] = field(default_factory=dict)
     marks: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     instructions: list[tuple[int, str]] = field(default_factory=list)
     pictures: dict[str, array[int]] = field(default_factory=dict)
@@ -79,6 +164,9 @@ class Tracks:
 
     stretches: list[Stretch]
     broken: dict[str, tuple[int, str]]
+
+
+Put = Callable[[Stretch, int], None]  # what to do with a message once its ROS time is known
 
 
 class Restarts:
@@ -99,18 +187,20 @@ class Restarts:
         return False
 
 
-def read_tracks(path: Path, profile: Profile, instructions: Collection[str]) -> Tracks:
+def read_tracks(path: Path, profile: Profile, instructions: Collection[str], *, whole: bool | None = None) -> Tracks:
     """Read through a bag once.
 
     Args:
         path: of the bag.
         profile: the robot.
         instructions: topics on which its instructions were recorded.
+        whole: whether to keep commands after the next one took over; None: where the mark of the episode's start says
+            that they are plans.
 
     Raises:
         BagError: it cannot be read.
     """
-    reader = _Reader(profile, instructions)
+    reader = _Reader(profile, instructions, whole)
     for message in bag_messages(path, reader.topics):
         reader.take(message)
     reader.end_stretch()
@@ -118,7 +208,7 @@ def read_tracks(path: Path, profile: Profile, instructions: Collection[str]) -> 
 
 
 class _Reader:
-    def __init__(self, profile: Profile, instructions: Collection[str]) -> None:
+    def __init__(self, profile: Profile, instructions: Collection[str], whole: bool | None) -> None:
         self._profile = profile
         self._cameras: dict[str, list[str]] = {}
         for slot in profile.cameras.slots:
@@ -128,12 +218,12 @@ class _Reader:
         for group in profile.commands.groups:
             self._groups.setdefault(profile.commands.by_name[group].topic, []).append(group)
         self._instructions = set(instructions)
+        self._as_marked, self._whole = whole is None, bool(whole)
         self._restarts = Restarts()
         self._same_clock: bool | None = None
         self._newest: int | None = None
-        self._first: int | None = None
-        # what has no stamp of its own, until it is known whether the log has the clock of the stamps
-        self._pending: list[tuple[int, int | None, Callable[[Stretch, int], None]]] = []
+        # what has no stamp of its own and cannot be placed yet: log time, and where it goes
+        self._pending: list[tuple[int, Put]] = []
         self._stretch = Stretch()
         self.stretches: list[Stretch] = []
         self.broken: dict[str, tuple[int, str]] = {}
@@ -166,41 +256,55 @@ class _Reader:
                 self._command(message, group)
         if topic in self._instructions:
             text = read_string(data).strip()
-            self._later(message, lambda stretch, now: stretch.instructions.append((now, text)))
+            self._unstamped(message, lambda stretch, now: stretch.instructions.append((now, text)))
         if topic == EPISODE_TOPIC:
             self._mark(message)
 
     def _command(self, message: BagMessage, group: str) -> None:
-        command = read_command(self._profile, group, message.data)
-        self._later(message, lambda stretch, now: stretch.commands.setdefault(group, []).append((now, command)))
+        command, whole = read_command(self._profile, group, message.data), self._whole
+        self._unstamped(message, lambda stretch, now: stretch.commands.setdefault(group, Commands()).add(
+            now, command, whole=whole))
 
     def _mark(self, message: BagMessage) -> None:
         mark = json.loads(read_string(message.data))
         if not isinstance(mark, dict) or mark.get("event") not in EVENTS:
             raise CdrError(f"a mark {mark!r}; expected an object whose event is one of {', '.join(EVENTS)}")
         if mark.get("robot", self._profile.name) == self._profile.name:
-            self._later(message, lambda stretch, now: stretch.marks.append((now, mark)))
+            if self._as_marked and mark["event"] == "start":
+                self._whole = mark.get("actions") == "planned"
+            self._unstamped(message, lambda stretch, now: stretch.marks.append((now, mark)))
 
     def _stamped(self, message: BagMessage, stamp: int) -> None:
+        first = self._same_clock is None
         if self._same_clock is None:
             self._same_clock = abs(message.log_time - stamp) < OTHER_CLOCK * NS
         if self._restarts.heard(message.topic, stamp):
             self.end_stretch()
-        self._first = stamp if self._first is None else self._first
         self._newest = stamp if self._newest is None else max(stamp, self._newest)
+        if first:
+            self._place_pending(stamp)
 
-    def _later(self, message: BagMessage, put: Callable[[Stretch, int], None]) -> None:
-        self._pending.append((message.log_time, self._newest, put))
+    def _unstamped(self, message: BagMessage, put: Put) -> None:
+        """Give a message its ROS time: the log's where it has that clock, else the newest stamp before it."""
+        if self._same_clock is None or self._newest is None:
+            self._pending.append((message.log_time, put))
+        elif not self._same_clock:
+            put(self._stretch, self._newest)
+        elif message.log_time < self._newest - RESTART:
+            self._pending.append((message.log_time, put))  # logged when time had begun again
+        else:
+            put(self._stretch, message.log_time)
+
+    def _place_pending(self, stamp: int) -> None:
+        """Place what came before it was known whether the log has the clock of the stamps, or before time began."""
+        pending, self._pending = self._pending, []
+        for log_time, put in pending:
+            put(self._stretch, log_time if self._same_clock else stamp)
 
     def end_stretch(self) -> None:
-        """Give what had no stamp its ROS time: the log's where it has that clock, else the newest stamp before it."""
-        pending, self._pending = self._pending, []
-        for log_time, newest, put in pending:
-            if self._same_clock and newest is not None and log_time < newest - RESTART:
-                self._pending.append((log_time, None, put))  # logged when time had begun again
-                continue
-            now = log_time if self._same_clock else newest if newest is not None else self._first
-            if now is not None:
-                put(self._stretch, now)
+        """Close this run of time and begin another, with what was logged in it before its first stamp."""
+        for readings in self._stretch.joints.values():
+            readings.settle()
         self.stretches.append(self._stretch)
-        self._stretch, self._newest, self._first = Stretch(), None, None
+        self._stretch, self._newest = Stretch(), None
+        self._place_pending(0)

@@ -65,10 +65,12 @@ class DatasetSettings(DataSection):
     robot: str = Field("", description="Name of a profile or a profile file; empty takes the bag's own.")
     domain_id: int | None = Field(None, ge=0, le=65535, description="Instead of the profile's.")
     weight: float = Field(1.0, gt=0.0, description="Share of this data set in every batch, relative to the others.")
-    actions: Literal["auto", "commanded", "measured"] = Field(
+    actions: Literal["auto", "planned", "commanded", "measured"] = Field(
         "auto",
-        description="What the waypoints are: commanded (the command topics, or LeRobot's action), measured (where the "
-        "joints were later), auto (commanded where every group of the profile has commands, else measured).",
+        description="What the waypoints are: planned (the newest whole trajectory at the observation), commanded (what "
+        "a controller makes of the command topics, or LeRobot's action), measured (where the joints were later), auto "
+        "(planned where the marks of every episode say so, else commanded where every group has commands, else "
+        "measured).",
     )
     rate: float | None = Field(
         None, gt=0.0, le=1000.0, description="Samples a second, Hz; none takes each picture of slot 0."

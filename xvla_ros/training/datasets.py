@@ -16,7 +16,7 @@ from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.robots.profile import Profile, load_profile
 from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 from xvla_ros.training.instructions import Paraphrases, read_paraphrases
-from xvla_ros.training.recording import Recording, SamplesError
+from xvla_ros.training.recording import NothingLeftError, Recording, SamplesError
 from xvla_ros.training.samples import DataSet, Rows, Samples
 from xvla_ros.training.store import Store, make_store, open_store
 
@@ -71,16 +71,19 @@ def survey(settings: Sequence[DatasetSettings]) -> list[Problem]:
         except ProfileError as error:
             problems += error.problems
             continue
-        rates = {}
+        rates, left_out = {}, []
         for recording in recordings:
             try:
                 found = recording.survey()
+            except NothingLeftError as error:
+                left_out += error.problems
+                continue
             except SamplesError as error:
                 problems += error.problems
                 continue
             problems += found.problems
-            rates[recording.source] = (found.frame_rate, found.commanded)
-        problems += _mixed(entry, rates)
+            rates[recording.source] = (found.frame_rate, found.actions)
+        problems += [*_mixed(entry, rates), *([] if rates else left_out)]
     return problems
 
 
@@ -108,15 +111,17 @@ def _open(
     progress: Callable[[str], None],
 ) -> DataSet:
     recordings = list(recordings_of(entry))
-    stores, problems = [], []
+    stores, problems, left_out = [], [], []
     _decode_together(recordings, image_size, cache, workers, progress)
     for number, recording in enumerate(recordings, 1):
         progress(f"{recording.source} ({number} of {len(recordings)})")
         try:
             stores.append(open_store(recording, cache, image_size, recording.profile.policy.image_pipeline))
+        except NothingLeftError as error:
+            left_out += error.problems
         except SamplesError as error:
             problems += error.problems
-    mixed = _mixed(entry, {store.source: (store.frame_rate, store.commanded) for store in stores})
+    mixed = _mixed(entry, {store.source: (store.frame_rate, store.actions) for store in stores})
     profile = recordings[0].profile
     mixed += [
         Problem(recording.source, "robot", recording.profile.name, profile.name,
@@ -124,8 +129,8 @@ def _open(
                 "its own")
         for recording in recordings if recording.profile.name != profile.name
     ]
-    if mixed or (problems and not (entry.skip_bad and stores)):
-        raise SamplesError([*problems, *mixed])
+    if mixed or not stores or (problems and not entry.skip_bad):
+        raise SamplesError([*problems, *mixed, *([] if stores else left_out)])
     others = dict(entry.instructions)
     if entry.instructions_file:
         others |= read_paraphrases(Path(entry.instructions_file))
@@ -135,7 +140,7 @@ def _open(
         embodiment = replace(embodiment, domain_id=entry.domain_id)
     return DataSet(
         entry, profile, embodiment, tuple(stores), train, held_out, _drawn(stores, train, entry), Paraphrases(others),
-        tuple(problems),
+        (*problems, *left_out),
     )
 
 
@@ -188,7 +193,7 @@ def _profile(entry: DatasetSettings) -> Profile:
     return next(iter(profiles.values()))
 
 
-def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, bool]]) -> list[Problem]:
+def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, str]]) -> list[Problem]:
     """Whether recordings of one data set differ in what must be alike: rate of pictures, meaning of actions."""
     problems = []
     rates = {source: rate for source, (rate, _) in told.items() if rate > 0.0}
@@ -199,12 +204,19 @@ def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, bool]]) -> li
             f"mixed rates: pictures of slot 0 come at {rates[fast]:.3g} Hz here and at {rates[slow]:.3g} Hz in {slow}, "
             "so this one would count more: set rate for the data set, or make two",
         ))
-    without = [source for source, (_, commanded) in told.items() if not commanded]
+    without = [source for source, (_, actions) in told.items() if actions == "measured"]
     if without and len(without) < len(told):
         problems.append(Problem(
             without[0], "actions", "measured", "commands in every recording, or actions set to measured",
             f"{len(without)} of {len(told)} recordings have no commands for every episode, the others have: set "
             "actions to measured for all, or make two data sets",
+        ))
+    unplanned = [source for source, (_, actions) in told.items() if actions == "commanded"]
+    if unplanned and len(unplanned) + len(without) < len(told):
+        problems.append(Problem(
+            unplanned[0], "actions", "commanded", "marks that say planned in every recording, or actions set",
+            f"{len(unplanned)} of {len(told)} recordings do not say that their commands are whole plans, the others "
+            "do: set actions to planned or commanded for all, or make two data sets",
         ))
     return problems
 

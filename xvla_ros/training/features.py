@@ -110,24 +110,26 @@ def compute(
     tower = network.vlm.vision_tower.to(device).eval()
     unfinished = file.with_name(f".{os.getpid()}-{file.name}")
     grids: NDArray[np.float32] | None = None
-    masks = []
+    masks: NDArray[np.bool_] | None = None
     for first in range(0, len(samples), _AT_ONCE):
         part = [samples[row] for row in range(first, min(first + _AT_ONCE, len(samples)))]
         batch = processor.batch([sample.observation() for sample in part])
         seen = network.vlm.vision_grid(batch.images[batch.image_mask].to(device)).float().cpu().numpy()
-        if grids is None:
+        if grids is None or masks is None:
+            # one array for all: small ones kept between the batches held the memory of each batch
+            masks = np.zeros((len(samples), batch.image_mask.shape[1]), dtype=np.bool_)
             shape = (len(samples), batch.image_mask.shape[1], *seen.shape[1:])
             grids = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
         mask = batch.image_mask.numpy()
         grids[first : first + len(part)][mask] = seen
-        masks.append(mask)
+        masks[first : first + len(part)] = mask
         if first // _AT_ONCE % 64 == 0:
             say(f"features of {first + len(part)} of {len(samples)} samples")
-    if grids is None:
+    if grids is None or masks is None:
         raise ValueError("no sample to compute features of")
     grids.flush()
     del grids
     tower.train()
-    np.save(mask_file(file), np.concatenate(masks))
+    np.save(mask_file(file), masks)
     unfinished.replace(file)
     return Features(file)

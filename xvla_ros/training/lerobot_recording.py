@@ -84,6 +84,9 @@ class LeRobotRecording:
         if not self._files.episodes:
             problems.append(self._problem("meta/episodes", 0, "at least one episode", "has no episode"))
         commanded = self._settings.actions != "measured" and self._settings.mapping.action in self._files.features
+        if self._settings.actions == "planned":
+            problems.append(self._problem("actions", "planned", "commanded or measured",
+                                          "holds one action an instant and no plans: set actions to commanded"))
         if self._settings.actions == "commanded" and not commanded:
             problems.append(self._problem("features", self._settings.mapping.action, "a feature of the data set",
                                           f"has no {self._settings.mapping.action}: set mapping.action"))
@@ -120,7 +123,8 @@ class LeRobotRecording:
         if extremes:
             low, high = np.min([low for low, _ in extremes], axis=0), np.max([high for _, high in extremes], axis=0)
             problems += joint_problems(self.source, self._profile, low, high)
-        return Survey(tuple(episodes), tuple(problems), self._files.fps, commanded, {}, tuple(notes))
+        return Survey(tuple(episodes), tuple(problems), self._files.fps, "commanded" if commanded else "measured", {},
+                      tuple(notes))
 
     def frames(self, survey: Survey) -> Iterator[Frame]:
         """Yield the frames, the videos read from their beginnings on."""

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.robots.profile import Profile
-from xvla_ros.training.action_path import ActionPath
+from xvla_ros.training.action_path import ActionPath, Plans, Times
+
+ActionSource = Literal["planned", "commanded", "measured"]
 
 
 class SamplesError(ProfileError):
     """Data that cannot be trained on. ``problems`` holds everything that was found."""
+
+
+class NothingLeftError(SamplesError):
+    """A recording whose every episode is left out for what it is: a failure, a discarded one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +34,7 @@ class Episode:
         success: whether it was; None where nobody said.
         start, end: ROS time, ns.
         path: the actions over time.
+        plans: what counts in the place of the path from the first of them on; None where the path counts.
         task: of a simulated one.
         seed: of a simulated one.
     """
@@ -40,6 +47,22 @@ class Episode:
     path: ActionPath
     task: str = ""
     seed: int | None = None
+    plans: Plans | None = None
+
+    def waypoints(self, stamp: int, due: Times) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the actions of an observation, and which of them are recorded; the others repeat the last one.
+
+        Args:
+            stamp: of the observation, ns.
+            due: int64 [T], when its waypoints are, ns.
+
+        Returns:
+            actions [T, D], known [T].
+        """
+        plan = self.plans.newest(stamp) if self.plans is not None else None
+        if plan is None:
+            return self.path.at(due), due <= self.end
+        return plan.at(due), due <= plan.times[-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +90,7 @@ class Survey:
         episodes: that samples are made of.
         problems: why they must not be used as they are.
         frame_rate: Hz of the pictures of slot 0; 0 where unknown.
-        commanded: whether the paths are what was commanded rather than what was measured.
+        actions: what the paths are: whole plans, what was commanded, or what was measured.
         skipped: why episodes were left out → how many.
         notes: what a person should know, such as that the recording was cut short.
     """
@@ -75,7 +98,7 @@ class Survey:
     episodes: tuple[Episode, ...]
     problems: tuple[Problem, ...] = ()
     frame_rate: float = 0.0
-    commanded: bool = False
+    actions: ActionSource = "measured"
     skipped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -39,7 +39,7 @@ class DataSet:
         train, held_out: int64 [N, 2], (store, row) of the samples.
         drawn: int64 [M], rows of ``train`` that draws go through, some of them several times.
         paraphrases: of its instructions.
-        left_out: problems of recordings that ``skip_bad`` left out.
+        left_out: problems of recordings that ``skip_bad`` left out, and recordings of failures alone.
     """
 
     settings: DatasetSettings
@@ -122,8 +122,10 @@ class Samples:
                 state.add(store.state[rows])
                 for episode, stamps in _by_episode(store, rows):
                     due = np.stack([waypoint_times(stamp, dataset.profile, self._waypoints) for stamp in stamps])
-                    recorded = due <= store.episodes[episode].end
-                    action.add(store.episodes[episode].path.at(due)[recorded])
+                    told = store.episodes[episode]
+                    for stamp, times in zip(stamps.tolist(), due, strict=True):
+                        actions, known = told.waypoints(stamp, times)
+                        action.add(actions[known])
         if not action.count:  # episodes shorter than the first waypoint
             action.add(np.concatenate([e.path.values for d in self.datasets for s in d.stores for e in s.episodes
                                        if d.profile.name == robot]))
@@ -145,7 +147,7 @@ class Samples:
                 "robot": each.profile.name, "domain": each.embodiment.domain_id, "recordings": len(each.stores),
                 "episodes": sum(len(store.episodes) for store in each.stores), "samples": len(each.train),
                 "held out": len(each.held_out), "weight": each.settings.weight,
-                "actions": "commanded" if all(store.commanded for store in each.stores) else "measured",
+                "actions": " and ".join(sorted({store.actions for store in each.stores})),
                 "left out": sum(sum(store.skipped.values()) for store in each.stores) + len(each.left_out),
             }
             for each in self.datasets
@@ -155,10 +157,10 @@ class Samples:
         store, row = dataset.stores[int(place[0])], int(place[1])
         episode = store.episodes[int(np.searchsorted(store.first, row, side="right")) - 1]
         stamp = int(store.stamps[row])
-        due = waypoint_times(stamp, dataset.profile, self._waypoints)
+        actions, known = episode.waypoints(stamp, waypoint_times(stamp, dataset.profile, self._waypoints))
         return Sample(
-            dataset.embodiment, store.images(row), np.array(store.state[row]), episode.path.at(due),
-            due <= episode.end, episode.instruction, index, f"{store.source}, episode {episode.key}", stamp, number,
+            dataset.embodiment, store.images(row), np.array(store.state[row]), actions, known,
+            episode.instruction, index, f"{store.source}, episode {episode.key}", stamp, number,
         )
 
 

@@ -97,7 +97,7 @@ def make_policy(settings: TrainSettings, source: Source, start: Policy | None) -
     if start is not None:
         _initialise(policy, settings.initialise, embodiments)
     if settings.model.vision_from:
-        _take_vision(policy.network, settings.model.vision_from)
+        take_vision(policy.network, settings.model.vision_from)
     return policy
 
 
@@ -214,7 +214,13 @@ def _initialise(policy: Policy, chosen: Mapping[str, str | int], embodiments: Ma
 
 
 @torch.no_grad()
-def _take_vision(network: XvlaNetwork, folder: str) -> None:
+def take_vision(network: XvlaNetwork, folder: str) -> None:
+    """Give a network the vision tower and projector of a checkpoint.
+
+    Raises:
+        TrainingError: a size differs.
+        CheckpointError: the checkpoint cannot be loaded.
+    """
     other = dict(checkpoint.load(folder, dtype="float32", assume=checkpoint.ALL_STEPS).network.named_parameters())
     for name, weight in network.named_parameters():
         if not name.startswith(_VISION_PARTS):

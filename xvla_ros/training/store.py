@@ -3,7 +3,7 @@
 A store is a folder of one recording, named by a fingerprint of everything in it depends on:
 
 * ``store.json``: schema_version, source, episodes, picture sizes, what was skipped and noted.
-* ``numbers.npz``: stamps int64 [N], episode int32 [N], state float32 [N, P], present bool [N, S], and the paths.
+* ``numbers.npz``: stamps int64 [N], episode int32 [N], state float32 [N, P], present bool [N, S], paths and plans.
 * ``<slot>.rgb``: uint8 [N, H, W, 3], one picture after the other; an absent one is black and not ``present``.
 
 It is written beside its name and renamed when it is whole, under a lock: of several processes one writes, the others
@@ -28,11 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.robots.problems import Problem
-from xvla_ros.training.action_path import ActionPath, Channels
-from xvla_ros.training.recording import Episode, Frame, Recording, SamplesError, Survey
+from xvla_ros.training.action_path import ActionPath, Channels, Plans
+from xvla_ros.training.recording import ActionSource, Episode, Frame, Recording, SamplesError, Survey
 from xvla_ros.training.resize import Resizer
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 META, NUMBERS = "store.json", "numbers.npz"
 
 Size = tuple[int, int]
@@ -69,7 +69,7 @@ class Store:
         present: bool [N, S], in the order of ``slots``.
         slots: S names.
         pictures: slot → its file; a slot that never had a picture has none.
-        frame_rate, commanded, skipped, notes: as in ``Survey``.
+        frame_rate, actions, skipped, notes: as in ``Survey``.
     """
 
     folder: Path
@@ -82,7 +82,7 @@ class Store:
     slots: tuple[str, ...]
     pictures: dict[str, PictureFile]
     frame_rate: float
-    commanded: bool
+    actions: ActionSource
     skipped: dict[str, int]
     notes: tuple[str, ...]
 
@@ -235,7 +235,7 @@ def _write(recording: Recording, survey: Survey, folder: Path, resizer: Resizer)
     _write_numbers(folder, survey, rows)
     meta = {
         "schema_version": SCHEMA_VERSION, "source": recording.source, "robot": recording.profile.name,
-        "frame_rate": survey.frame_rate, "commanded": survey.commanded, "skipped": dict(survey.skipped),
+        "frame_rate": survey.frame_rate, "actions": survey.actions, "skipped": dict(survey.skipped),
         "notes": list(survey.notes), "shapes": {slot: pictures.shapes.get(slot) for slot in slots},
         "channels": vars(survey.episodes[0].path.channels),
         "episodes": [
@@ -266,7 +266,37 @@ def _write_numbers(folder: Path, survey: Survey, rows: list[Any]) -> None:
         path_lengths=np.array([len(path.times) for path in paths], dtype=np.int64),
         path_times=np.concatenate([path.times for path in paths]),
         path_values=np.concatenate([path.values for path in paths]).astype(np.float32),
+        **_plan_numbers([episode.plans for episode in survey.episodes]),
     )
+
+
+def _plan_numbers(plans: list[Plans | None]) -> dict[str, NDArray[Any]]:
+    """The plans of all episodes, and of each how many it has and how many knots they have."""
+    found = [each for each in plans if each is not None]
+    if not found:
+        return {}
+    return {
+        "plan_counts": np.array([(0, 0) if e is None else (len(e.stamps), len(e.times)) for e in plans], np.int64),
+        "plan_stamps": np.concatenate([each.stamps for each in found]),
+        "plan_lengths": np.concatenate([np.diff(each.first) for each in found]),
+        "plan_times": np.concatenate([each.times for each in found]),
+        "plan_values": np.concatenate([each.values for each in found]).astype(np.float32),
+    }
+
+
+def _plans(numbers: dict[str, NDArray[Any]], episodes: int, channels: Channels) -> list[Plans | None]:
+    if "plan_counts" not in numbers:
+        return [None] * episodes
+    made: list[Plans | None] = []
+    plan, knot = 0, 0
+    for plans, knots in numbers["plan_counts"].tolist():
+        lengths = numbers["plan_lengths"][plan : plan + plans]
+        first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        mine = slice(knot, knot + knots)
+        made.append(Plans(numbers["plan_stamps"][plan : plan + plans], first, numbers["plan_times"][mine],
+                          numbers["plan_values"][mine], channels) if plans else None)
+        plan, knot = plan + plans, knot + knots
+    return made
 
 
 def _reorder(folder: Path, slots: tuple[str, ...], shapes: dict[str, Size], order: list[int]) -> None:
@@ -291,9 +321,11 @@ def _read(folder: Path, recording: Recording) -> Store:
         Episode(
             told["key"], told["instruction"], told["success"], told["start"], told["end"],
             ActionPath(found["path_times"][end - count : end], found["path_values"][end - count : end], channels),
-            told["task"], told["seed"],
+            told["task"], told["seed"], plans,
         )
-        for told, end, count in zip(meta["episodes"], ends, found["path_lengths"], strict=True)
+        for told, end, count, plans in zip(
+            meta["episodes"], ends, found["path_lengths"], _plans(found, len(ends), channels), strict=True
+        )
     )
     rows = len(found["stamps"])
     pictures = {
@@ -303,7 +335,7 @@ def _read(folder: Path, recording: Recording) -> Store:
     first = np.searchsorted(found["episode"], np.arange(len(episodes) + 1)).astype(np.int64)
     return Store(
         folder, recording.source, episodes, first, found["stamps"], found["state"], found["present"],
-        tuple(meta["shapes"]), pictures, meta["frame_rate"], meta["commanded"], meta["skipped"], tuple(meta["notes"]),
+        tuple(meta["shapes"]), pictures, meta["frame_rate"], meta["actions"], meta["skipped"], tuple(meta["notes"]),
     )
 
 

@@ -22,7 +22,7 @@ Scenes = Annotated[tuple[SceneSettings, ...], Field(strict=False)]
 
 
 class VisionSettings(DataSection):
-    """Everything about one pretraining. ``model`` takes the sizes alone: no checkpoint."""
+    """Everything about one pretraining. Of ``model`` the sizes and ``vision_from`` count."""
 
     schema_version: Literal[1] = Field(1, description="Version of these settings.")
     output: str = Field("xvla_out/vision", min_length=1, description="Folder of the run.")

@@ -45,7 +45,7 @@ from xvla_ros.training.phases import rate
 from xvla_ros.training.progress import Progress, Row
 from xvla_ros.training.run import INTERRUPTED, stop_on_signal
 from xvla_ros.training.saving import replace_checkpoint
-from xvla_ros.training.start import scratch_config
+from xvla_ros.training.start import scratch_config, take_vision
 from xvla_ros.training.state import State, last_state, require_same, write_state
 from xvla_ros.training.vision_config import VisionSettings
 from xvla_ros.training.vision_labels import Labeller, object_names
@@ -262,6 +262,9 @@ class VisionPretraining:
         )  # fmt: skip
         torch.manual_seed(settings.seed)
         self.network = XvlaNetwork(config)
+        if settings.model.vision_from:
+            with torch.no_grad():
+                take_vision(self.network, settings.model.vision_from)
         self.task = VisionTask(self.network, len(self.names)).to(self.device)
         self.pictures = Pictures(settings, config.image_size, views, self.names)
         moving = {

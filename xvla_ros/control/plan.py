@@ -1,0 +1,104 @@
+"""What one arm is about to do, and the last command that was sent of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.control.clock import S_TO_NS
+from xvla_ros.control.limiter import Limiter
+from xvla_ros.control.motion import Floats, MotionState
+from xvla_ros.control.rest import STANDING, stopping_time, way_to_rest
+from xvla_ros.control.timeline import Timeline
+from xvla_ros.control.window import CommandWindow, brake_window, command_window, window_times
+from xvla_ros.robots.limits import JointLimits
+from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.workspace import Workspace
+
+Stamps = NDArray[np.int64]
+
+
+class Plan:
+    """A timeline and what becomes of it: every command has gone through the ``Limiter`` and the ``Workspace``.
+
+    Times are ns of ROS time.
+
+    Args:
+        profile: the robot.
+        limits: of its joints.
+        workspace: the boxes its tools stay in.
+
+    Attributes:
+        window: the last command, None before the first.
+    """
+
+    def __init__(self, profile: Profile, limits: JointLimits, workspace: Workspace) -> None:
+        self._limits, self._timing, self._workspace = limits, profile.timing, workspace
+        self._limiter = Limiter(limits)
+        self._window_times = window_times(self._timing.lead, self._timing.lookahead, self._timing.command_rate)
+        self._timeline = Timeline(
+            len(profile.joints.policy_order), lambda speeds: stopping_time(speeds, limits, profile.timing)
+        )
+        self.window: CommandWindow | None = None
+
+    def clear(self) -> None:
+        """Forget plan and last command: the next motion starts from where the arm is measured to be."""
+        self._timeline.clear()
+        self.window = None
+
+    @property
+    def end(self) -> int | None:
+        """When the arm stands, None where nothing is planned."""
+        return self._timeline.end
+
+    def lasts(self, now: int, spare: int = 0) -> bool:
+        """Whether the plan goes on at ``now``, or ended at most ``spare`` ns before."""
+        end = self._timeline.end
+        return end is not None and now <= end + spare
+
+    def positions(self, times: Stamps) -> Floats | None:
+        """Positions [K, J] planned for ``times`` [K], None where nothing is planned."""
+        return None if self._timeline.is_empty else self._timeline.sample(times)[0]
+
+    def splice(self, times: Stamps, positions: Floats, not_before: int) -> int:
+        """Replace the plan from ``not_before`` on, as ``Timeline.splice``; return how many waypoints were taken."""
+        return self._timeline.splice(times, positions, not_before)
+
+    def stop(self, now: int) -> None:
+        """Replace the plan by the rest of the last command, run ever slower until it stands."""
+        self._timeline.clear()
+        if self.window is not None:
+            times, positions = way_to_rest(self.window, now, self._limits, self._timing)
+            self._timeline.splice(times, positions, now - 1)
+
+    def follow_jump(self, jump: int) -> None:
+        """The clock was set ahead by ``jump``: the last command goes on from where the arm is."""
+        if self.window is not None:
+            self.window = replace(self.window, stamp=self.window.stamp + jump)
+
+    def is_moving(self, now: int) -> bool:
+        """Whether a controller that follows the last command still moves at ``now``."""
+        return self.window is not None and bool(np.abs(self.window.state_at(now).velocity).max() >= STANDING)
+
+    def state_at(self, now: int, measured: Floats | None) -> MotionState | None:
+        """Where the controller should be and how fast: on the last command, or before it, at rest as ``measured``."""
+        if self.window is not None:
+            return self.window.state_at(now)
+        return None if measured is None else MotionState.at_rest(measured)
+
+    def advance(self, now: int, start: MotionState) -> tuple[CommandWindow, str]:
+        """Make the next command, from ``start`` at ``now``.
+
+        Returns:
+            The command, and which tool would have left its box, empty where none: the command is a brake then.
+        """
+        at = now + np.round(self._window_times * S_TO_NS).astype(np.int64)
+        window = command_window(now, start, self._window_times, *self._timeline.sample(at), self._limiter)
+        outside = self._workspace.left_by(window.positions, start.position)
+        if outside:
+            window = brake_window(now, start, self._window_times, self._limiter)
+        self._timeline.forget_before(now)
+        self.window = window
+        return window, outside
