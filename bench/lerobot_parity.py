@@ -1,15 +1,15 @@
 """Our checkpoints in LeRobot 0.4.4, and LeRobot's here: equal actions for equal noise.
 
-    python bench/lerobot_parity.py --peer PYTHON [--checkpoint DIR] [--json FILE]
+    python bench/lerobot_parity.py [--peer PYTHON] [--checkpoint DIR] [--json FILE]
 
-PYTHON is the interpreter of an environment with lerobot==0.4.4, which needs another transformers than ours. DIR is any
+PYTHON is the interpreter of an environment with lerobot==0.4.4, which needs another transformers than ours; without it
+XVLA_LEROBOT_PYTHON names it, and without that how to make one is said. DIR is any
 checkpoint of ``xvla train``; without it, an untrained small one is made. LeRobot loads it and answers; then LeRobot
 trains it for three steps, saves it with its own code and answers again, and we load that.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import results
 
-SIDE = Path(__file__).with_name("lerobot_side.py")
 LIMIT = 1e-4  # of the largest action
 SEED = 3
 
@@ -38,8 +37,9 @@ def untrained(folder: Path) -> Path:
     return folder
 
 
-def compare(peer: str, folder: Path, work: Path) -> list[dict[str, Any]]:
+def compare(python: str, folder: Path, work: Path) -> list[dict[str, Any]]:
     """Answer with both programs, before and after LeRobot's training; two rows of the table."""
+    from xvla_ros.evaluation.peer.lerobot_peer import LeRobotPeer
     from xvla_ros.model import checkpoint
     from xvla_ros.model.data import Observation
 
@@ -52,28 +52,20 @@ def compare(peer: str, folder: Path, work: Path) -> list[dict[str, Any]]:
     state = record.statistics.state.denormalise(random.standard_normal(width)).astype(np.float32)
     seen = Observation(robot, 0, images, state, "put the red cube into the box")
     noise = random.standard_normal((1, config.chunk_size, policy.network.action_mode.width), dtype=np.float32)
-    target = random.standard_normal((config.chunk_size, policy.network.action_mode.decoded_width), dtype=np.float32)
-    np.savez(
-        work / "inputs.npz", state=state, noise=noise, target=target, instruction=seen.instruction,
-        **{f"observation.images.{slot}": image for slot, image in images.items()},
-    )  # fmt: skip
-    trained = work / "by_lerobot"
+    target = random.standard_normal((1, config.chunk_size, policy.network.action_mode.decoded_width), dtype=np.float32)
+    steps, trained = config.num_denoising_steps, work / "by_lerobot"
+    with LeRobotPeer(folder, python) as peer:
+        peer.look([seen])
+        theirs = {"ours, loaded by LeRobot": (folder, peer.answer(noise, steps).actions[0])}
+        peer.train(target, trained)
+        theirs["LeRobot's, loaded here"] = (trained, peer.answer(noise, steps).actions[0])
     rows = []
-    for name, arguments, ours in (
-        ("ours, loaded by LeRobot", [], folder),
-        ("LeRobot's, loaded here", [trained], trained),
-    ):
-        answer = work / f"answer{len(rows)}.npz"
-        command = [peer, str(SIDE), str(folder), str(work / "inputs.npz"), str(answer), *map(str, arguments)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        if ended.returncode:
-            raise SystemExit(f"{name}: LeRobot's side failed:\n{ended.stderr}")
-        theirs = np.load(answer)["actions"]
+    for name, (ours, answer) in theirs.items():
         loaded = checkpoint.load(ours, assume=checkpoint.PROFILE_STEPS)
-        found = loaded.predict([seen], noise=noise, steps=config.num_denoising_steps)[0].actions
-        if found.shape != theirs.shape:
-            raise SystemExit(f"{name}: actions have shape {found.shape} here and {theirs.shape} in LeRobot")
-        largest, difference = float(np.abs(theirs).max()), float(np.abs(found - theirs).max())
+        found = loaded.predict([seen], noise=noise, steps=steps)[0].actions
+        if found.shape != answer.shape:
+            raise SystemExit(f"{name}: actions have shape {found.shape} here and {answer.shape} in LeRobot")
+        largest, difference = float(np.abs(answer).max()), float(np.abs(found - answer).max())
         rows.append({"checkpoint": name, "largest action": largest, "difference": difference,
                      "relative": difference / largest})  # fmt: skip
     return rows
@@ -81,7 +73,7 @@ def compare(peer: str, folder: Path, work: Path) -> list[dict[str, Any]]:
 
 def main() -> int:
     parser = results.parser(__doc__)
-    parser.add_argument("--peer", required=True, metavar="PYTHON", help="interpreter with lerobot==0.4.4")
+    parser.add_argument("--peer", default="", metavar="PYTHON", help="interpreter with lerobot==0.4.4")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="of xvla train (default: an untrained one)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from xvla_ros.control.policy_source import PolicySourceError, load_policy
 from xvla_ros.model.checkpoint import save
@@ -81,6 +82,18 @@ def test_a_checkpoint_that_is_not_there_is_named(pair, tmp_path):
 def test_a_dtype_that_is_none_is_named(pair, saved):
     with pytest.raises(PolicySourceError, match="dtype 'float99' is unknown, expected float32"):
         load_policy({PAIR: pair}, str(saved), dtype="float99")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_int8_is_asked_for_by_dtype(pair, saved, trained):
+    exact, rounded = (load_policy({PAIR: pair}, str(saved) if trained else "", dtype=dtype) for dtype in ("", "int8"))
+    images = {slot: np.zeros((64, 64, 3), np.uint8) for slot in pair.cameras.slots}
+    seen = Observation(pair.embodiment(), 0, images, np.zeros(12, np.float32), "go on")
+    near, far = (policy.predict([seen], seed=1)[0].actions for policy in (exact, rounded))
+    assert 0 < abs(near - far).max() < 0.1 * abs(near).max()
+    assert load_policy({PAIR: pair}, dtype="bfloat16").network.vlm.dtype == torch.bfloat16
+    with pytest.raises(PolicySourceError, match="dtype 'float99' is unknown, expected float32"):
+        load_policy({PAIR: pair}, dtype="float99")
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99"])

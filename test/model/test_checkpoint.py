@@ -437,7 +437,7 @@ def test_record_that_does_not_fit_is_named(folder: Path) -> None:
 
 
 def test_unknown_dtype_is_refused(saved: Path) -> None:
-    with pytest.raises(ValueError, match="dtype 'float8' is unknown, expected float32 or bfloat16"):
+    with pytest.raises(ValueError, match="dtype 'float8' is unknown, expected float32, bfloat16 or int8"):
         checkpoint.load(saved, dtype="float8")
 
 

@@ -18,10 +18,13 @@ from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file
 
 from xvla_ros.model.config_files import read_config
+from xvla_ros.model.fast_runner import FastRunner, Way
 from xvla_ros.model.flow import flow_loss, interpolate, postprocess, preprocess, sample, training_times
 from xvla_ros.model.images import letterbox, normalise, resize_with_pad
 from xvla_ros.model.keymap import native_place, published_place
 from xvla_ros.model.network import XvlaNetwork
+from xvla_ros.model.onednn import on_onednn
+from xvla_ros.model.processor import Batch
 from xvla_ros.model.transformer import time_embedding
 from xvla_ros.model.weights import load_network
 from xvla_ros.robots import rotations
@@ -193,6 +196,17 @@ def test_every_array_of_the_case_comes_out(case: Case) -> None:
             array.detach(), golden, **_tolerance(name, golden), msg=lambda text, name=name: f"{name}: {text}"
         )
     assert set(case.io) - set(made) - INPUTS == set(), "arrays of io.safetensors that no check reads"
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+def test_fast_path_gives_the_chunk(case: Case, onednn: bool) -> None:
+    if onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    io, network = case.io, case.network
+    runner = FastRunner(network, [Way("fast", on_onednn(network) if onednn else network)], print)
+    batch = Batch(io["in.images"], io["in.image_mask"], io["in.input_ids"], io["in.domain_id"], io["in.proprio"])
+    raw = runner.chunk(batch, io["gen.noise_x1"], case.modes, steps=case.steps)
+    torch.testing.assert_close(torch.stack(postprocess(case.modes, raw)), io["gen.actions"], rtol=0, atol=ATOL)
 
 
 def test_total_is_the_plain_sum_of_terms(case: Case) -> None:

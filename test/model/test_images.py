@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from xvla_ros.model.config import IMAGENET_MEAN, IMAGENET_STD
-from xvla_ros.model.images import image_pipeline, letterbox, squash
+from xvla_ros.model.images import (
+    ACROSS_FIRST,
+    DOWN_FIRST,
+    _order_of_pil,
+    bicubic,
+    image_pipeline,
+    letterbox,
+    squash,
+)
 
 sides = st.integers(8, 120)
 
@@ -60,3 +68,36 @@ def test_dark_image_is_scaled_like_any_other(name: str) -> None:
 def test_unknown_pipeline_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'crop' is unknown; known: letterbox, squash"):
         image_pipeline("crop")
+
+
+SIDES = st.integers(1, 90)
+
+
+def resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def by_torch(pixels: np.ndarray, size: tuple[int, int], order: tuple[int, int]) -> np.ndarray:
+    return bicubic(torch.from_numpy(pixels).permute(2, 0, 1), size, order).permute(1, 2, 0).numpy()
+
+
+@settings(max_examples=60, deadline=None)
+@given(found=st.tuples(SIDES, SIDES), wanted=st.tuples(SIDES, SIDES), seed=st.integers(0, 99), hard=st.booleans())
+def test_bicubic_for_devices_is_that_of_pil_to_the_bit(
+    found: tuple[int, int], wanted: tuple[int, int], seed: int, hard: bool
+) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*found, 3), dtype=np.uint8)
+    if hard:  # black beside white goes beyond both
+        pixels = np.where(pixels < 128, np.uint8(0), np.uint8(255))
+    across, down = (found[0], wanted[1]), (wanted[0], found[1])
+    np.testing.assert_array_equal(by_torch(pixels, across, ACROSS_FIRST), resized(pixels, across))
+    expected = resized(resized(pixels, down), wanted)
+    np.testing.assert_array_equal(by_torch(pixels, wanted, DOWN_FIRST), expected)
+
+
+@pytest.mark.parametrize(("found", "wanted"), [((480, 640), (224, 224)), ((90, 40), (7, 90)), ((40, 90), (90, 7))])
+def test_frames_are_resized_in_the_order_of_pil(found: tuple[int, int], wanted: tuple[int, int]) -> None:
+    order = _order_of_pil(found, wanted)
+    assert order is not None
+    pixels = np.random.default_rng(1).integers(0, 256, (*found, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(by_torch(pixels, wanted, order), resized(pixels, wanted))

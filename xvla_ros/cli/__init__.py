@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from xvla_ros.cli import recordings, robots, training
+from xvla_ros.cli import bench, recordings, robots, training
 from xvla_ros.cli.options import Command
 
 COMMANDS = (  # in the order of ``xvla --help``
@@ -23,6 +23,7 @@ COMMANDS = (  # in the order of ``xvla --help``
     recordings.add_replay,
     recordings.add_bag,
     training.add_train,
+    bench.add_bench,
 )
 
 

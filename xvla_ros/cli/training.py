@@ -38,6 +38,9 @@ def add_evaluate(commands: Commands) -> None:
     add_image_size(parser)
     add_variation(parser)
     add_device(parser)
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "int8"), default="", help="of its weights (default: as stored)"
+    )
     parser.add_argument("--delay", type=share, default=0.0, help="s that a chunk takes, in process (default 0)")
     parser.add_argument("--expert", action="store_true", help="let the scripted expert drive, in process")
     parser.add_argument(
@@ -52,8 +55,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     return evaluate(
         options.robot, options.task, options.episodes, options.seed, options.checkpoint,
         in_process=options.in_process, output=options.output, image_size=options.image_size,
-        variation=options.variation, device=options.device, delay=options.delay, expert=options.expert,
-        overrides=options.overrides,
+        variation=options.variation, device=options.device, dtype=options.dtype, delay=options.delay,
+        expert=options.expert, overrides=options.overrides,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,8 +40,9 @@ def load_policy(
     dtype: str = "",
     seed: int = 0,
     descriptions: Mapping[str, RobotDescription | None] = NO_DESCRIPTIONS,
+    log: Callable[[str], object] | None = None,
 ) -> Policy:
-    """Load the policy for some robots and check that it can serve each.
+    """Load the policy for some robots, check that it can serve each, and choose the fastest way to run it.
 
     Args:
         profiles: by name, at least one.
@@ -49,10 +50,11 @@ def load_policy(
             comes with the package, if it was trained for all of them; else random weights: the same classes,
             untrained, which ``Policy.is_trained`` tells.
         device: as torch names it.
-        dtype: of the weights (``float32``, ``bfloat16``); empty keeps the checkpoint's.
+        dtype: of the weights (``float32``, ``bfloat16``, ``int8`` on the CPU); empty keeps the checkpoint's.
         seed: of random weights.
         descriptions: what ``robot_description`` said of each robot; where nothing, the URDFs of its profile count.
             Random weights keep tools about home, which takes kinematics.
+        log: takes lines that say how the policy runs.
 
     Raises:
         PolicySourceError: the profiles name different checkpoints, the policy does not fit a robot, or there is no
@@ -64,14 +66,16 @@ def load_policy(
     if name:
         policy = _load(name, revision, device, dtype)
     else:
-        policy = _shipped(profiles, device, dtype) or _untrained(profiles, device, seed, descriptions)
+        policy = _shipped(profiles, device, dtype) or _untrained(profiles, device, dtype, seed, descriptions)
     for profile in profiles.values():
         try:
             policy.check(profile.embodiment())
         except ValueError as error:
             raise PolicySourceError(f"checkpoint {name or 'of random weights'} cannot drive {profile.name}: {error}") \
                 from error
-    return policy
+    from xvla_ros.model.fast import accelerate
+
+    return accelerate(policy, log=log)
 
 
 def _agreed(profiles: Mapping[str, Profile]) -> tuple[str, str]:
@@ -122,7 +126,8 @@ def _shipped(profiles: Mapping[str, Profile], device: str, dtype: str) -> Policy
 
 
 def _untrained(
-    profiles: Mapping[str, Profile], device: str, seed: int, descriptions: Mapping[str, RobotDescription | None]
+    profiles: Mapping[str, Profile], device: str, dtype: str, seed: int,
+    descriptions: Mapping[str, RobotDescription | None],
 ) -> Policy:
     from xvla_ros.model.random_policy import random_policy
 
@@ -140,6 +145,22 @@ def _untrained(
     except ValueError as error:
         raise PolicySourceError(f"random weights cannot drive these robots together: {error}") from error
     policy.network.to(device)
+    return _in_dtype(policy, dtype)
+
+
+def _in_dtype(policy: Policy, dtype: str) -> Policy:
+    from xvla_ros.model.int8 import INT8, quantise
+    from xvla_ros.model.weights import DTYPES
+
+    if dtype == INT8:
+        try:
+            return quantise(policy)
+        except ValueError as error:
+            raise PolicySourceError(f"dtype {dtype}: {error}") from error
+    if dtype and dtype not in DTYPES:
+        raise PolicySourceError(f"dtype {dtype!r} is unknown, expected {', '.join(DTYPES)} or {INT8}")
+    if dtype:
+        policy.network.cast(DTYPES[dtype])
     return policy
 
 

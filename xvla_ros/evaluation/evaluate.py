@@ -34,6 +34,7 @@ class EvaluationSettings:
         image_size: pixels of the pictures, square.
         variation: of light, colours and cameras, 1 as in demonstrations.
         device: of the policy.
+        dtype: of its weights, ``float32``, ``bfloat16`` or ``int8``; empty keeps the checkpoint's.
         delay: s of simulated time from an observation to its chunk, where there is no real one.
         expert: whether the task's scripted expert drives instead of a policy.
     """
@@ -49,6 +50,7 @@ class EvaluationSettings:
     device: str = "cpu"
     delay: float = 0.0
     expert: bool = False
+    dtype: str = ""
 
     def to_mapping(self) -> dict[str, Any]:
         """What the report tells of how it was run."""
@@ -56,6 +58,7 @@ class EvaluationSettings:
             "image_size": self.image_size,
             "variation": self.variation,
             "device": self.device,
+            "dtype": self.dtype,
             "delay": self.delay,
             "smoothing": self.profile.smoothing.method,
             "execute": self.profile.smoothing.execute,
@@ -75,6 +78,7 @@ def evaluate(
     image_size: int = 256,
     variation: float = 1.0,
     device: str = "cpu",
+    dtype: str = "",
     delay: float = 0.0,
     expert: bool = False,
     overrides: Sequence[str] = (),
@@ -111,7 +115,7 @@ def evaluate(
     try:
         profile = changed(choose_profile(robot), overrides)
         settings = EvaluationSettings(
-            profile, task, episodes, seed, checkpoint, folder, image_size, variation, device, delay, expert
+            profile, task, episodes, seed, checkpoint, folder, image_size, variation, device, delay, expert, dtype
         )
         load_task(settings.profile, task)
         result = _in_process(settings) if in_process or expert else _over_ros(settings)
@@ -224,7 +228,9 @@ def _policy(settings: EvaluationSettings, profile: Profile) -> tuple[Any, str, b
     """What answers observations, where it comes from, and whether it was trained for this robot."""
     from xvla_ros.control.policy_source import load_policy
 
-    policy = load_policy({profile.name: profile}, settings.checkpoint or "", device=settings.device)
+    policy = load_policy(
+        {profile.name: profile}, settings.checkpoint or "", device=settings.device, dtype=settings.dtype
+    )
 
     def predict(observations: list[Any], prefixes: list[Any]) -> list[Any]:
         return policy.predict(observations, seed=settings.seed, prefix=prefixes)

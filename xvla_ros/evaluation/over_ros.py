@@ -103,7 +103,7 @@ def _policy(settings: EvaluationSettings) -> list[str]:
         device=settings.device,
         sim_time=True,
         autostart=False,
-        settings=settings_in_simulation(settings.profile, settings.checkpoint),
+        settings={**settings_in_simulation(settings.profile, settings.checkpoint), "dtype": settings.dtype or None},
     )
 
 

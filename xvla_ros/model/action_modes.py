@@ -53,6 +53,11 @@ class ActionMode:
         """The mode of the published code that decodes like this one; what ``config.json`` says."""
         return self.name
 
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Channels of state and action that the network must not see; as published, the default hides none."""
+        return ()
+
     def loss(self, predicted: Tensor, target: Tensor) -> Losses:
         """Score raw predictions [B, T, D] against clean targets [B, T, D]; the total is the plain sum of the terms.
 
@@ -63,8 +68,11 @@ class ActionMode:
         )
 
     def preprocess(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Make state [B, P] and noisy action [B, T, D] fit for the network. As published, the default hides nothing."""
-        return state, self.pad(action)
+        """Make state [B, P] and noisy action [B, T, D] fit for the network: pad the action, zero what is ``hidden``.
+
+        A mode that gives its own runs, but not on the fast path, which only knows channels to hide.
+        """
+        return _zeroed(state, self.hidden), _zeroed(self.pad(action), self.hidden)
 
     def postprocess(self, raw: Tensor) -> Tensor:
         """Turn a raw head output [..., D] into an action [..., decoded width]."""
@@ -168,8 +176,9 @@ def _bce(predicted: Tensor, target: Tensor, channels: tuple[int, ...]) -> Tensor
 class _GripperMode(ActionMode):
     """A mode whose gripper is hidden from the network and decoded by a sigmoid."""
 
-    def preprocess(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        return _zeroed(state, self.spec.gripper), _zeroed(self.pad(action), self.spec.gripper)
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        return self.spec.gripper
 
     def postprocess(self, raw: Tensor) -> Tensor:
         action = raw[..., : self.decoded_width].clone()
@@ -179,6 +188,8 @@ class _GripperMode(ActionMode):
 
 
 def _zeroed(x: Tensor, channels: tuple[int, ...]) -> Tensor:
+    if not channels:
+        return x
     out = x.clone()
     out[..., [channel for channel in channels if channel < x.shape[-1]]] = 0.0
     return out

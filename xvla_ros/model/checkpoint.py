@@ -21,6 +21,7 @@ from .config import ACTION_FEATURE, IMAGE_FEATURES, STATE_FEATURE, XvlaConfig
 from .config_files import lerobot_dict
 from .folders import CheckpointFolders, find_checkpoint
 from .inspection import CheckpointInfo, Description, describe, inspect
+from .int8 import INT8, is_int8, quantise
 from .lora import merge_adapter
 from .network import XvlaNetwork
 from .pipelines import ALL_STEPS, PROFILE_STEPS, write_pipelines
@@ -49,8 +50,8 @@ def load(
         folder_or_id: a local folder, or an id on the Hugging Face hub.
         revision: branch, tag or commit on the hub.
         device: where the network runs.
-        dtype: ``float32`` or ``bfloat16``; what config.json says if None. The entrance and exit of the actions run in
-            float32 either way.
+        dtype: ``float32``, ``bfloat16``, or on the CPU ``int8``, see ``int8.quantise``; what config.json says if None.
+            The entrance and exit of the actions run in float32 in any case.
         assume: processor steps that LeRobot's files may lack because the caller does their work. ``PROFILE_STEPS`` are
             those a robot profile always covers; a missing normaliser that is assumed leaves numbers as they are.
 
@@ -60,6 +61,8 @@ def load(
     Raises:
         CheckpointError: naming file, key, what was found and what was expected, for everything that does not fit.
     """
+    if dtype == INT8 and torch.device(device).type != "cpu":
+        raise ValueError(f"device is {str(device)!r} with dtype {INT8!r}, expected cpu: use bfloat16 on a GPU")
     folders = find_checkpoint(folder_or_id, revision)
     try:
         described = describe(folders, assume)
@@ -69,7 +72,8 @@ def load(
         network = load_network(folders.base, described.config, device=device, dtype=_dtype(dtype))
         if folders.adapter is not None:
             merge_adapter(network, folders.adapter)
-        return _policy(network, tokenizer, described, str(folder_or_id))
+        policy = _policy(network, tokenizer, described, str(folder_or_id))
+        return quantise(policy) if dtype == INT8 else policy
     except CheckpointError as error:
         raise error.at(str(folder_or_id)) from None
 
@@ -77,8 +81,10 @@ def load(
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if not isinstance(dtype, str):
         return dtype
+    if dtype == INT8:
+        return torch.float32
     if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is unknown, expected {' or '.join(DTYPES)}")
+        raise ValueError(f"dtype {dtype!r} is unknown, expected {', '.join(DTYPES)} or {INT8}")
     return DTYPES[dtype]
 
 
@@ -114,7 +120,12 @@ def save(policy: Policy, folder: str | Path) -> None:
     Args:
         policy: to save.
         folder: made if it is not there; files of the same names are replaced.
+
+    Raises:
+        ValueError: if the policy is int8, which no file holds.
     """
+    if is_int8(policy.network):
+        raise ValueError(f"{policy.source}: an int8 policy cannot be saved, expected the float32 one it was made of")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as made:

@@ -67,22 +67,19 @@ class FlorenceEncoder(nn.Module):
 
         Args:
             images: [B, V, 3, H, W].
-            image_mask: bool [B, V], False where there is no image.
+            image_mask: bool [B, V], False where there is no image; one on the CPU costs a GPU no wait.
             grids: what ``vision_grid`` says of the images that are not masked, in their order; ``images`` is then not
                 read.
 
         Returns:
             [B, V, 1 + h·w, width].
         """
-        batch, views = image_mask.shape
-        seen = image_mask.flatten()
+        seen = image_mask.flatten().nonzero()[:, 0].to(images.device if grids is None else grids.device)
         if grids is None:
             features = self.image_features(images.flatten(0, 1)[seen])
         else:
             features = self.multi_modal_projector(grids.to(self.dtype))
-        placed = features.new_zeros(batch * views, *features.shape[1:])
-        placed[seen] = features
-        return placed.view(batch, views, *features.shape[1:])
+        return placed(features, seen, *image_mask.shape)
 
     def forward(
         self, images: Tensor, image_mask: Tensor, input_ids: Tensor, grids: Tensor | None = None
@@ -99,11 +96,22 @@ class FlorenceEncoder(nn.Module):
             The language encoder's output over [view 0 | text], [B, n + L, width], and the features of the other views,
             which skip it, [B, (V-1)·n, width].
         """
-        views = self.view_features(images, image_mask, grids)
+        return self.mix(self.view_features(images, image_mask, grids), input_ids)
+
+    def mix(self, views: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode the first of the views' features, [B, V, n, width], with the text; what ``forward`` returns."""
         encoder = self.language_model.encoder
         tokens = torch.cat([views[:, 0], encoder.embed_tokens(input_ids)], dim=1)
         mixed: Tensor = encoder(inputs_embeds=tokens, attention_mask=None)[0]
         return mixed, views[:, 1:].flatten(1, 2)
+
+
+def placed(features: Tensor, seen: Tensor, batch: int, views: int) -> Tensor:
+    """Put the features of N seen views, [N, n, width], in their slots, int64 [N] of B·V: → [B, V, n, width]."""
+    if len(seen) < batch * views:
+        slots = features.new_zeros(batch * views, *features.shape[1:])
+        features = slots.index_copy(0, seen, features)
+    return features.view(batch, views, *features.shape[1:])
 
 
 def cosine_positions(length: int, width: int) -> Tensor:

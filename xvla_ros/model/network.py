@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .action_modes import ActionMode, action_mode
 from .config import XvlaConfig
-from .florence import FlorenceEncoder, cosine_positions
+from .florence import FlorenceEncoder, cosine_positions, placed
 from .transformer import Context, SoftPromptedTransformer
 
 # Quantising these to bfloat16 would move a tool by about a millimetre at half a metre.
@@ -58,6 +58,18 @@ class XvlaNetwork(nn.Module):
         """Do everything that comes before the denoising steps; see FlorenceEncoder.forward for the shapes."""
         vlm, aux = self.vlm(images, image_mask, input_ids)
         return self.transformer.context(vlm, aux, domain_id, self.config.chunk_size)
+
+    def encode_seen(self, images: Tensor, seen: Tensor, input_ids: Tensor, domain_id: Tensor, views: int) -> Context:
+        """``encode`` with shapes that do not depend on values.
+
+        Args:
+            images: [N, 3, H, W], those that are there, of all rows.
+            seen: int64 [N], ascending: the slot of each among the B·V of the batch.
+            input_ids, domain_id: as for ``encode``.
+            views: V.
+        """
+        features = placed(self.vlm.image_features(images), seen, len(domain_id), views)
+        return self.transformer.context(*self.vlm.mix(features, input_ids), domain_id, self.config.chunk_size)
 
     def cast(self, dtype: torch.dtype) -> XvlaNetwork:
         """Set the precision in place; the entrance and exit of the actions stay float32."""

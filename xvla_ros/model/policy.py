@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .action_modes import ActionMode
 from .data import ActionChunk, Embodiment, Observation, Prefix
-from .flow import sample
 from .network import XvlaNetwork
-from .processor import Processor
+from .processor import Batch, Processor
 from .record import RobotRecord, TrainingSummary
+from .runner import Runner
 
 
 class Policy:
@@ -42,6 +42,7 @@ class Policy:
         source: str = "",
     ) -> None:
         self.network, self.processor = network, processor
+        self.runner = Runner(network)
         self.robots = dict(robots or {})
         self.training = training or TrainingSummary()
         self.source = source
@@ -117,14 +118,14 @@ class Policy:
         started = time.perf_counter()
         starts = self._noise(observations, seed, noise)
         actions: dict[int, NDArray[np.float32]] = {}
-        for (_, count), rows in self._groups(observations, steps).items():
+        for (_, count), rows in self.groups(observations, steps).items():
             chosen = [observations[row] for row in rows]
             held = [prefix[row] for row in rows] if prefix is not None else [None] * len(rows)
             actions.update(zip(rows, self._forward(chosen, starts[rows], count, held), strict=True))
         elapsed = (time.perf_counter() - started) * 1e3
         return [_chunk(each, actions[row], elapsed, seed) for row, each in enumerate(observations)]
 
-    def _groups(self, observations: Sequence[Observation], steps: int | None) -> dict[tuple[int, int], list[int]]:
+    def groups(self, observations: Sequence[Observation], steps: int | None) -> dict[tuple[int, int], list[int]]:
         """Rows that can share a forward pass, by number of views and of steps."""
         groups: dict[tuple[int, int], list[int]] = {}
         for row, observation in enumerate(observations):
@@ -141,19 +142,24 @@ class Policy:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, expected {shape}: observations, waypoints, width")
         return noise
 
-    @torch.no_grad()  # not inference_mode: guided rows differentiate, and tensors made there can not be
+    def prepare(self, observations: Sequence[Observation]) -> Batch:
+        """Bring observations with the same number of views onto the network's device.
+
+        Raises:
+            ValueError: naming the robot and what of its observation does not fit.
+        """
+        return self.processor.batch(observations, self.network.device)
+
     def _forward(
         self, observations: Sequence[Observation], noise: Tensor, steps: int, prefix: Sequence[Prefix | None]
     ) -> list[NDArray[np.float32]]:
-        network, device = self.network, self.network.device
         modes = [self.action_mode(each.embodiment) for each in observations]
-        batch = self.processor.batch(observations).to(device)
-        context = network.encode(batch.images, batch.image_mask, batch.input_ids, batch.domain_id)
+        batch = self.prepare(observations)
         held = self._held(observations, modes, prefix)
         given, guidance = (None, None) if held is None else (held[:2], held[2])
-        raw = sample(
-            network, context, batch.state, noise.to(device), modes, steps=steps, prefix=given, guidance=guidance
-        )
+        raw = self.runner.chunk(
+            batch, noise.to(self.network.device), modes, steps=steps, prefix=given, guidance=guidance
+        ).cpu()
         return [
             self.processor.decode(each.embodiment, mode, row)
             for each, mode, row in zip(observations, modes, raw, strict=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .action_modes import ActionMode
 from .config import XvlaConfig
 from .data import Embodiment, Observation
-from .images import image_pipeline
+from .images import CPU, image_pipeline
 from .normalisers import Statistics
 from .text import Tokenizer
 
@@ -28,7 +28,7 @@ class Batch:
 
     Attributes:
         images: float32 [B, V, 3, H, W], normalised; zeros where masked.
-        image_mask: bool [B, V].
+        image_mask: bool [B, V], on the CPU wherever the rest is, as the number of images decides shapes.
         input_ids: int64 [B, L].
         domain_id: int64 [B].
         state: float32 [B, P], normalised, zero-padded or cut.
@@ -44,7 +44,7 @@ class Batch:
         """Copy to ``device``."""
         return Batch(
             self.images.to(device, non_blocking=True),
-            self.image_mask.to(device),
+            self.image_mask,
             self.input_ids.to(device),
             self.domain_id.to(device),
             self.state.to(device),
@@ -101,15 +101,19 @@ class Processor:
             )
         return views
 
-    def batch(self, observations: Sequence[Observation]) -> Batch:
+    def batch(self, observations: Sequence[Observation], device: torch.device = CPU) -> Batch:
         """Prepare observations that all have the same number of views.
+
+        Args:
+            observations: at least one.
+            device: where frames are resized and the tensors will be.
 
         Raises:
             ValueError: naming the robot and what of its observation does not fit.
         """
         for observation in observations:
             self.check(observation)
-        images, mask = zip(*(self._views(observation) for observation in observations), strict=True)
+        images, mask = zip(*(self._views(observation, device) for observation in observations), strict=True)
         ids = self.tokenizer.encode([observation.instruction for observation in observations])
         domains = [observation.embodiment.domain_id for observation in observations]
         states = [self.state(observation.embodiment.robot, observation.state) for observation in observations]
@@ -119,7 +123,7 @@ class Processor:
             torch.from_numpy(ids),
             torch.tensor(domains, dtype=torch.int64),
             torch.from_numpy(np.stack(states)),
-        )
+        ).to(device)
 
     def check(self, observation: Observation) -> None:
         """Refuse an observation the network must not see.
@@ -181,14 +185,14 @@ class Processor:
                 f"{mode.decoded_width}, the checkpoint's statistics are for {width or 'any number'}"
             )
 
-    def _views(self, observation: Observation) -> tuple[Tensor, Tensor]:
+    def _views(self, observation: Observation, device: torch.device) -> tuple[Tensor, Tensor]:
         embodiment = observation.embodiment
         pipeline = image_pipeline(embodiment.image_pipeline)
-        images = torch.zeros(self.views(embodiment), 3, *self.config.image_size)
+        images = torch.zeros(self.views(embodiment), 3, *self.config.image_size, device=device)
         mask = torch.zeros(len(images), dtype=torch.bool)
         for index, slot in enumerate(embodiment.slots):
             if slot in observation.images:
-                images[index] = pipeline(observation.images[slot], self.config.image_size)
+                images[index] = pipeline(observation.images[slot], self.config.image_size, device)
                 mask[index] = True
         return images, mask
 

@@ -62,7 +62,7 @@ def random_policy(
     action_mean: PerRobot,
     action_std: PerRobot,
     seed: int = 0,
-    size: str = "small",
+    size: str | XvlaConfig = "small",
     chunk_size: int = 30,
     instructions: Iterable[str] = (),
 ) -> Policy:
@@ -74,7 +74,8 @@ def random_policy(
         state_mean, state_std, action_mean, action_std: robot name → one number per channel, in the policy's units. A
             gripper decoded by a sigmoid is already in 0..1, so its action statistics are replaced by 0 and 1.
         seed: of the weights.
-        size: ``small`` (about 3 M parameters, 96×96 images) or ``full`` (0.9 B, 224×224).
+        size: ``small`` (about 3 M parameters, 96×96 images), ``full`` (0.9 B, 224×224), or sizes of your own, of which
+            the robots decide the rest.
         chunk_size: T.
         instructions: texts the tokenizer should know.
 
@@ -106,15 +107,17 @@ def random_policy(
     return policy
 
 
-def _config(embodiments: Sequence[Embodiment], size: str, chunk_size: int, state_mean: PerRobot) -> XvlaConfig:
-    if size not in SIZES:
+def _config(
+    embodiments: Sequence[Embodiment], size: str | XvlaConfig, chunk_size: int, state_mean: PerRobot
+) -> XvlaConfig:
+    if isinstance(size, str) and size not in SIZES:
         raise ValueError(f"size {size!r} is unknown; known: {', '.join(SIZES)}")
     if not embodiments:
         raise ValueError("a policy needs at least one robot")
     first = embodiments[0]
     widest = max(np.size(state_mean[each.robot]) for each in embodiments)
     return replace(
-        SIZES[size],
+        SIZES[size] if isinstance(size, str) else size,
         chunk_size=chunk_size,
         action_mode=first.action_mode,
         max_action_dim=max(20, widest),

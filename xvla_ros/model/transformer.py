@@ -100,12 +100,13 @@ class Block(nn.Module):
         self.attn = Attention(width, num_heads)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Map [B, S, H] → the first ``queries`` tokens of the output (all, if None)."""
-        return self.finish(x, self.attn.project(self.norm1(x)), queries)
+    def forward(self, x: Tensor, queries: int | None = None, qkv: Tensor | None = None) -> Tensor:
+        """Map [B, S, H] → the first ``queries`` tokens of the output (all, if None).
 
-    def finish(self, x: Tensor, qkv: Tensor, queries: int | None = None) -> Tensor:
-        """Run the rest of the block from its queries, keys and values, [B, S, 3, heads, H / heads]."""
+        ``qkv`` are its queries, keys and values, [B, S, 3, heads, H / heads], where they are there already.
+        """
+        if qkv is None:
+            qkv = self.attn.project(self.norm1(x))
         x = x[:, :queries] + self.attn.attend(qkv, queries)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
@@ -124,6 +125,23 @@ class Context:
     tokens: Tensor
     first_qkv: Tensor
     domain_id: Tensor
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """The entrance and exit of the actions for the rows, states and times of one chunk; N is the number of steps.
+
+    Attributes:
+        weight: what the noisy action is multiplied by, [B, D, H].
+        offsets: what state, time, position and bias add to every waypoint's token, [N, B, T, H].
+        out_weight: [B, H, D].
+        out_bias: [B, 1, D].
+    """
+
+    weight: Tensor
+    offsets: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
 
 
 class SoftPromptedTransformer(nn.Module):
@@ -211,16 +229,48 @@ class SoftPromptedTransformer(nn.Module):
         Returns:
             [B, T, D], in the precision of the action decoder.
         """
-        steps = noisy.shape[1]
-        tokens = self.action_tokens(noisy, state, t, context.domain_id).to(context.tokens.dtype)
+        tokens = self.action_tokens(noisy, state, t, context.domain_id)
+        return self.decode(self.run(tokens, context), context.domain_id)
+
+    def run(self, tokens: Tensor, context: Context) -> Tensor:
+        """Run the blocks on the waypoints' tokens, [B, T, H] → [B, T, H], in the precision of the context."""
+        steps = tokens.shape[1]
+        tokens = tokens.to(context.tokens.dtype)
         # The context's share of the first block is already there, and its share of the last is never read.
         first, last = self._block(0), len(self.blocks) - 1
         qkv = torch.cat([first.attn.project(first.norm1(tokens)), context.first_qkv], dim=1)
         x = torch.cat([tokens, context.tokens], dim=1)
-        x = first.finish(x, qkv, steps if last == 0 else None)
+        x = first(x, steps if last == 0 else None, qkv)
         for index, block in enumerate(self.blocks[1:], start=1):
             x = block(x, steps if index == last else None)
-        return self.decode(x, context.domain_id)
+        done: Tensor = x
+        return done
+
+    def entrance(self, state: Tensor, times: Tensor, domain_id: Tensor, num_actions: int) -> Entrance:
+        """Do the work at both ends that the noisy action does not change, for all steps at once.
+
+        Args:
+            state: [B, P], after the action mode's preprocess.
+            times: [N, B], of every step.
+            domain_id: int64 [B].
+            num_actions: T.
+        """
+        encoder, decoder = self.action_encoder, self.action_decoder
+        weight = encoder.fc(domain_id).view(-1, encoder.in_width, encoder.out_width)
+        noisy_weight, around_weight = weight.split([decoder.out_width, encoder.in_width - decoder.out_width], dim=1)
+        time = time_embedding(times.to(weight.dtype).flatten(), self.time_width).view(*times.shape, -1)
+        around = torch.cat([state.to(weight.dtype).expand(len(times), -1, -1), time], dim=-1)
+        added = torch.bmm(around.transpose(0, 1), around_weight).transpose(0, 1) + encoder.bias(domain_id)
+        offsets = added[:, :, None] + self.pos_emb[:, :num_actions].to(weight.dtype)
+        out_weight = decoder.fc(domain_id).view(-1, decoder.in_width, decoder.out_width)
+        return Entrance(noisy_weight, offsets, out_weight, decoder.bias(domain_id)[:, None])
+
+    def step(self, noisy: Tensor, index: int, entrance: Entrance, context: Context) -> Tensor:
+        """Predict what ``forward`` does at the time of step ``index``, without the work that ``entrance`` holds."""
+        tokens = torch.baddbmm(entrance.offsets[index], noisy.to(entrance.weight.dtype), entrance.weight)
+        x = self.norm(self.run(tokens, context).to(self.norm.weight.dtype))
+        predicted: Tensor = torch.baddbmm(entrance.out_bias, x, entrance.out_weight)
+        return predicted
 
     def _block(self, index: int) -> Block:
         return cast(Block, self.blocks[index])

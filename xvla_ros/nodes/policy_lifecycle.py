@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
     ("robots", ["so101_bimanual"], "Names of the robots to drive, each a profile; their keys are under their names."),
     ("device", "cpu", "Where the policy runs, as torch names it: cpu, cuda, cuda:1."),
-    ("dtype", "", "Type of the weights, float32 or bfloat16; empty keeps the checkpoint's."),
+    ("dtype", "", "Type of the weights: float32, bfloat16, int8 (CPU only); empty keeps the checkpoint's."),
     ("threads", 0, "Processor threads of the policy; 0 takes half of the cores and leaves the rest to the topics."),
     ("autostart", False, "Whether the node configures and activates itself; a launch file does it from outside."),
     ("checkpoint", "", "Folder or hub id of the checkpoint; empty takes the one the profiles name."),
@@ -223,6 +223,8 @@ class PolicyNode(GuardedLifecycleNode):
         return policy
 
     def _load_and_warm_up(self) -> Policy:
+        from xvla_ros.model.fast import warm_up
+
         log = self.get_logger()
         checkpoint = str(self.get_parameter("checkpoint").value)
         log.info(f"loading the policy: {checkpoint or 'as the profiles say'}")
@@ -233,6 +235,7 @@ class PolicyNode(GuardedLifecycleNode):
             device=str(self.get_parameter("device").value),
             dtype=str(self.get_parameter("dtype").value),
             descriptions=self._descriptions,
+            log=log.info,
         )
         for profile in self._profiles.values():
             if not policy.is_trained(profile.policy.domain_id):
@@ -241,7 +244,7 @@ class PolicyNode(GuardedLifecycleNode):
                     "the arm will move, but not to a purpose"
                 )
         log.info("warming up")
-        policy.predict([blank_observation(profile) for profile in self._profiles.values()], seed=0)
+        warm_up(policy, [blank_observation(profile) for profile in self._profiles.values()])
         return policy
 
     def _choose_threads(self) -> None:

@@ -1,0 +1,130 @@
+"""Int8: how far from float32, what is rounded and what not, and what cannot be done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from xvla_ros.model import checkpoint, int8
+from xvla_ros.model.data import Observation, Prefix
+from xvla_ros.model.int8 import Int8Linear, quantise
+from xvla_ros.model.policy import Policy
+from xvla_ros.model.transformer import DomainAwareLinear
+
+Look = Callable[..., Observation]
+INPUTS = 100
+
+
+@pytest.fixture(scope="module")
+def rounded(policy: Policy) -> Policy:
+    return quantise(policy)
+
+
+def observations(policy: Policy, look: Look, count: int) -> list[Observation]:
+    return [look(stamp=index, seed=index) for index in range(count)]
+
+
+def test_error_over_random_inputs(policy: Policy, rounded: Policy, look: Look) -> None:
+    seen = observations(policy, look, INPUTS)
+    spread = policy.robots["pair"].statistics.action.denormalise(np.ones(12)) - \
+        policy.robots["pair"].statistics.action.denormalise(np.zeros(12))
+    exact, near = (
+        np.stack([each.actions for each in chosen.predict(seen, seed=1)]) / spread for chosen in (policy, rounded)
+    )
+    error = np.abs(near - exact)
+    assert 0 < error.max() < 0.1, "in standard deviations of the actions; 0.06 where activations have 7 bits"
+    assert np.sqrt((error**2).mean()) < 0.01
+
+
+def test_what_is_rounded(policy: Policy, rounded: Policy) -> None:
+    network = rounded.network
+    left = {name for name, module in network.named_modules() if type(module) is nn.Linear}
+    assert left == {
+        "vlm.multi_modal_projector.image_projection", "transformer.vlm_proj", "transformer.aux_visual_proj",
+    }
+    assert isinstance(network.transformer.action_encoder, DomainAwareLinear)
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    blocks = [name for name, module in network.named_modules() if isinstance(module, Int8Linear)]
+    assert sum(name.startswith("transformer.blocks.") for name in blocks) == 4 * policy.network.config.depth
+
+
+def test_original_stays_and_shares_its_other_weights(policy: Policy, rounded: Policy) -> None:
+    assert not int8.is_int8(policy.network) and int8.is_int8(rounded.network)
+    assert rounded.network.transformer.pos_emb is policy.network.transformer.pos_emb
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 300), st.integers(1, 70), st.booleans(), st.integers(0, 2**31))
+def test_one_layer(rows: int, wide: int, out: int, bias: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    linear = nn.Linear(wide, out, bias=bias)
+    x = torch.randn(2, rows, wide) * torch.exp(3 * torch.randn(2, rows, 1))
+    with torch.no_grad():
+        found, exact = Int8Linear(linear)(x), linear(x)
+        # what rounding can do to each row: half a step of the activations (a step where they have 7 bits) and weights
+        largest = x.abs().amax(-1, keepdim=True)
+        bound = largest / 127 * (1.1 * linear.weight.abs().sum(1) + 0.6 * wide * linear.weight.abs().amax(1))
+    assert found.shape == exact.shape
+    assert ((found - exact).abs() <= bound + 1e-5).all()
+
+
+def test_rows_of_zeros_give_the_bias(policy: Policy) -> None:
+    linear = nn.Linear(16, 8)
+    with torch.no_grad():
+        assert torch.allclose(Int8Linear(linear)(torch.zeros(3, 16)), linear.bias.expand(3, 8))
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    layer = Int8Linear(nn.Linear(64, 32))
+    x = torch.randn(5, 64)
+    with torch.no_grad():
+        beside = layer(torch.cat([x, 1e4 * torch.randn(1, 64)]))[:5]
+        assert torch.allclose(layer(x), beside, atol=0.02)
+
+
+def test_gradient_is_that_of_the_rounded_weights() -> None:
+    layer = Int8Linear(nn.Linear(24, 6))
+    x = torch.randn(4, 24, requires_grad=True)
+    pulled = torch.randn(4, 6)
+    (layer(x) * pulled).sum().backward()
+    assert x.grad is not None and torch.allclose(x.grad, pulled @ layer.weight(), atol=1e-5)
+
+
+def test_guided_prefix_works(policy: Policy, rounded: Policy, look: Look) -> None:
+    seen = look()
+    earlier = policy.predict([seen], seed=5)[0].actions
+    prefix = [Prefix(earlier, np.linspace(1, 0, len(earlier), dtype=np.float32), 5.0)]
+    exact, near = (chosen.predict([seen], seed=1, prefix=prefix)[0].actions for chosen in (policy, rounded))
+    assert np.abs(near - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_loaded_as_int8(saved: Path, rounded: Policy, look: Look) -> None:
+    loaded = checkpoint.load(saved, dtype="int8", assume=checkpoint.PROFILE_STEPS)
+    assert np.array_equal(loaded.predict([look()], seed=1)[0].actions, rounded.predict([look()], seed=1)[0].actions)
+
+
+def test_cannot_be_saved_or_made_twice(rounded: Policy, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"int8.*float32"):
+        checkpoint.save(rounded, tmp_path / "copy")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    with pytest.raises(ValueError, match="int8 already"):
+        quantise(rounded)
+
+
+def test_only_on_the_cpu(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"device is 'meta'.*expected cpu"):
+        checkpoint.load(saved, dtype="int8", device="meta", assume=checkpoint.PROFILE_STEPS)
+
+
+def test_damaged_weight_is_named() -> None:
+    linear = nn.Linear(4, 4)
+    linear.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        Int8Linear(linear)

@@ -1,0 +1,269 @@
+"""``xvla bench latency``: how long a chunk takes, part by part, against the hardware's peaks and another program."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xvla_ros.evaluation.latency_inputs import BenchError, make_noise, make_observations, make_policy
+from xvla_ros.model.problems import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+    from xvla_ros.evaluation.latency_paths import Path_
+    from xvla_ros.evaluation.latency_work import Peaks, Work
+
+Say = Callable[[str], None]
+PEERS = ("lerobot",)
+# Of all chunks, how many are also timed part by part.
+PARTS_EVERY = 2
+
+
+@dataclass(frozen=True)
+class LatencyOptions:
+    """What to measure; the fields are the options of the command."""
+
+    size: str = "small"
+    checkpoint: str = ""
+    device: str = "cpu"
+    dtype: str = "float32"
+    views: int | None = None
+    batch: int = 1
+    steps: int = 10
+    chunks: int = 20
+    threads: int = 0
+    compile: str = "auto"
+    int8: bool = False
+    peer: str = ""
+    peer_python: str = ""
+    seed: int = 0
+    json: str = ""
+
+
+def latency(options: LatencyOptions) -> int:
+    """Measure, print the table, write the JSON; return the exit code, 1 where it could not be measured."""
+    from xvla_ros.evaluation.peer.lerobot_peer import PeerError
+
+    try:
+        document = measure(options, _progress)
+    except (BenchError, PeerError, CheckpointError) as error:
+        print(f"xvla bench latency: {error}", file=sys.stderr)
+        return 1
+    print_report(document)
+    if options.json:
+        path = Path(options.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(options: LatencyOptions, say: Say = lambda text: None) -> dict[str, Any]:
+    """Run every path, one chunk of each in turn, so that whatever else the machine does strikes all alike.
+
+    Returns:
+        What goes into the JSON: ``machine``, ``settings``, ``work``, ``peaks``, ``rows``.
+
+    Raises:
+        BenchError: on what cannot be measured.
+        PeerError: if the peer is not there.
+        CheckpointError: naming what is wrong with the checkpoint.
+    """
+    import torch
+
+    from xvla_ros.evaluation.latency_paths import LeRobotPath, policy_paths
+    from xvla_ros.evaluation.latency_work import count_work, measure_peaks
+
+    device = _device(options)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    say("making the policy")
+    policy = make_policy(
+        options.size, options.checkpoint, views=options.views, steps=options.steps, dtype=options.dtype,
+        seed=options.seed,
+    )  # fmt: skip
+    policy.network.to(device)
+    observations = make_observations(policy, options.batch, seed=options.seed)
+    noise = make_noise(policy, options.batch, options.seed)
+    with ExitStack() as opened:
+        paths: list[Path_] = [*policy_paths(policy, options.dtype, compile=options.compile, int8=options.int8)]
+        if options.peer:
+            say("loading the same weights in LeRobot")
+            paths.append(LeRobotPath(policy, options.dtype, options.peer_python, torch.get_num_threads()))
+            opened.callback(paths[-1].close)
+        for path in paths:
+            say(f"warming up: {path.name}")
+            path.warm_up(observations, noise, options.steps)
+        say("measuring products and copies")
+        peaks = measure_peaks(device, tuple(dict.fromkeys(path.dtype for path in paths)))
+        start = torch.from_numpy(noise).to(device)
+        work = count_work(policy.runner, policy.prepare(observations), start)
+        differences = _interleaved(paths, policy, options, say)
+    rows = [_row(path, work, peaks, options.steps, differences[path.name]) for path in paths]
+    _compare(rows)
+    settings = asdict(options) | {
+        "views": len(observations[0].embodiment.slots), "parameters": _parameters(policy.network),
+        "frames": list(policy.network.config.image_size),
+    }
+    for private in ("peer_python", "json"):
+        del settings[private]
+    return {
+        "schema_version": 1, "date": datetime.date.today().isoformat(), "machine": machine(device),
+        "settings": settings, "work": {**asdict(work), "chunk": work.chunk(options.steps)}, "peaks": asdict(peaks),
+        "rows": rows,
+    }
+
+
+def _device(options: LatencyOptions) -> torch.device:
+    import torch
+
+    if options.int8 and not options.device.startswith("cpu"):
+        raise BenchError(f"int8 has kernels on the CPU only, and device is {options.device!r}: leave one of them out")
+    if options.peer not in ("", *PEERS):
+        raise BenchError(f"peer {options.peer!r} is unknown, expected {' or '.join(PEERS)}")
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:  # the second where torch was built without that kind of device
+        raise BenchError(f"device is {options.device!r}: {str(error).splitlines()[0]}") from error
+    return torch.device(options.device)
+
+
+def _interleaved(paths: Sequence[Path_], policy: Any, options: LatencyOptions, say: Say) -> dict[str, float]:
+    """Let every path answer every chunk; the largest difference of each from the first."""
+    import numpy as np
+
+    largest = dict.fromkeys((path.name for path in paths), 0.0)
+    observations = make_observations(policy, options.batch, seed=options.seed)
+    for index in range(options.chunks):
+        say(f"chunk {index + 1} of {options.chunks}")
+        noise = make_noise(policy, options.batch, options.seed + index)
+        answers = [path.answer(observations, noise, options.steps) for path in paths]
+        for path, answer in zip(paths, answers, strict=True):
+            largest[path.name] = max(largest[path.name], float(np.abs(answer - answers[0]).max()))
+        if index % PARTS_EVERY == 0:
+            for path in paths:
+                path.time_parts(observations, noise)
+    return largest
+
+
+def _row(path: Path_, work: Work, peaks: Peaks, steps: int, difference: float) -> dict[str, Any]:
+    """A path's figures; times in ms, memory in bytes, shares of 1."""
+    import numpy as np
+
+    def middle(seconds: Sequence[float]) -> float | None:
+        return float(np.median(seconds)) * 1e3 if seconds else None
+
+    times = path.times
+    p50 = float(np.median(times.chunk))
+    rate = work.chunk(steps) / p50
+    step = float(np.median(times.step)) if times.step else None
+    return {
+        "path": path.name, "runs": path.runs, "dtype": path.dtype,
+        "encode_ms": middle(times.encode), "step_ms": middle(times.step), "network_ms": middle(times.network),
+        "p50_ms": p50 * 1e3, "p99_ms": float(np.percentile(times.chunk, 99)) * 1e3, "chunks": len(times.chunk),
+        "processor_ms": middle(times.processors),
+        "weight_bytes": path.weights, "chunk_bytes": path.rise,
+        "flops_per_s": rate, "matmul_share": rate / peaks.matmul[path.dtype],
+        "step_matmul_share": None if step is None else work.step / step / peaks.matmul[path.dtype],
+        "copy_share": _copy_share(path, step, peaks),
+        "difference": difference,
+    }  # fmt: skip
+
+
+def _copy_share(path: Path_, step: float | None, peaks: Peaks) -> float | None:
+    """How much of a copy's bandwidth reading the blocks' weights once a step takes."""
+    from xvla_ros.evaluation.latency_paths import PolicyPath
+    from xvla_ros.evaluation.latency_work import weight_bytes
+
+    if step is None or not isinstance(path, PolicyPath):
+        return None
+    return weight_bytes(path.policy.network.transformer.blocks) / step / peaks.copy
+
+
+def _compare(rows: list[dict[str, Any]]) -> None:
+    """Add how many times faster each is than the eager path, and than the peer where there is one."""
+    by_name = {row["path"]: row for row in rows}
+    for row in rows:
+        row["times_eager"] = by_name["eager"]["p50_ms"] / row["p50_ms"]
+        row["times_lerobot"] = by_name["lerobot"]["p50_ms"] / row["p50_ms"] if "lerobot" in by_name else None
+
+
+def _parameters(network: torch.nn.Module) -> int:
+    return sum(each.numel() for each in network.parameters())
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures depend on, without a name."""
+    import torch
+
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+    ("path", lambda row: row["path"]),
+    ("type", lambda row: row["dtype"]),
+    ("encoder ms", lambda row: _number(row["encode_ms"])),
+    ("step ms", lambda row: _number(row["step_ms"])),
+    ("chunk p50", lambda row: _number(row["p50_ms"])),
+    ("p99", lambda row: _number(row["p99_ms"])),
+    ("processor ms", lambda row: _number(row["processor_ms"])),
+    ("weights MB", lambda row: _number(row["weight_bytes"], 1e6)),
+    ("chunk MB", lambda row: _number(row["chunk_bytes"], 1e6)),
+    ("GFLOP/s", lambda row: _number(row["flops_per_s"], 1e9)),
+    ("of matmul", lambda row: _share(row["matmul_share"])),
+    ("of copy", lambda row: _share(row["copy_share"])),
+    ("× eager", lambda row: f"{row['times_eager']:.2f}"),
+    ("× lerobot", lambda row: "–" if row["times_lerobot"] is None else f"{row['times_lerobot']:.2f}"),
+    ("largest Δ", lambda row: f"{row['difference']:.1e}"),
+)
+
+
+def print_report(document: dict[str, Any]) -> None:
+    """Print the settings, the table, and what each path is."""
+    machine_, settings, work, peaks = (document[key] for key in ("machine", "settings", "work", "peaks"))
+    device = machine_["device"] if machine_["device"] != "cpu" else f"{machine_['cores']} cores {machine_['vectors']}"
+    print(f"{device}, {machine_['threads']} threads of torch {machine_['torch']}")
+    print(
+        f"{settings['checkpoint'] or settings['size']}: {settings['parameters'] / 1e6:.1f} M parameters, batch "
+        f"{settings['batch']}, {settings['views']} views of {settings['frames'][0]}×{settings['frames'][1]}, "
+        f"{settings['steps']} steps; encoder {work['encode'] / 1e9:.3g} GFLOP, step {work['step'] / 1e9:.3g}, "
+        f"chunk {work['chunk'] / 1e9:.4g}"
+    )
+    matmul = ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in peaks["matmul"].items())
+    print(f"peaks: matmul {matmul}; copy {peaks['copy'] / 1e9:.1f} GB/s\n")
+    lines = [[title for title, _ in _COLUMNS], *([cell(row) for _, cell in _COLUMNS] for row in document["rows"])]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
+    for line in lines:
+        print("  ".join(text.rjust(width) if i > 1 else text.ljust(width) for i, (text, width) in
+                        enumerate(zip(line, widths, strict=True))))  # fmt: skip
+    print()
+    for row in document["rows"]:
+        print(f"{row['path']}: {row['runs']}")
+
+
+def _number(value: float | None, unit: float = 1.0) -> str:
+    if value is None:
+        return "–"
+    return f"{value / unit:.3g}" if value / unit < 1000 else f"{value / unit:.0f}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

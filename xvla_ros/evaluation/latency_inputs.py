@@ -1,0 +1,123 @@
+"""What latency is measured with: a policy of a given size, and frames for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.model.data import Embodiment, Observation
+
+if TYPE_CHECKING:
+    from xvla_ros.model.config import XvlaConfig
+    from xvla_ros.model.policy import Policy
+
+SIZES = ("small", "full")
+SHIPPED = "shipped/policy.yaml"
+INSTRUCTION = "put the red cube into the bowl"
+ROBOT, DOMAIN, MODE, WIDTH = "pair", 19, "so101_bimanual_bce", 12
+FRONT, FURTHER = "front", "view{}"
+WAYPOINT_DT = 1 / 30
+VIEWS = 3
+WAYPOINTS = 30
+
+
+class BenchError(ValueError):
+    """What was asked for cannot be measured; the message says why."""
+
+
+def make_policy(
+    size: str = "small", checkpoint: str = "", *, views: int | None = None, steps: int = 10, dtype: str = "float32",
+    seed: int = 0,
+) -> Policy:
+    """A policy on the CPU: a checkpoint's, or random weights.
+
+    Args:
+        size: ``small``, the network that ships, or ``full``, the published 0.9 B; of random weights.
+        checkpoint: folder or hub id instead of random weights.
+        views: cameras; three if None, or as many as the checkpoint's first robot has.
+        steps: denoising steps that the first robot has from now on.
+        dtype: ``float32`` or ``bfloat16``.
+        seed: of random weights.
+
+    Raises:
+        BenchError: if the size is unknown, or the network has another number of views.
+        CheckpointError: naming what is wrong with the checkpoint.
+    """
+    from xvla_ros.model.weights import DTYPES
+
+    policy = _loaded(checkpoint, views, steps) if checkpoint else _random(size, views or VIEWS, steps, seed)
+    policy.network.cast(DTYPES[dtype])
+    return policy
+
+
+def make_observations(policy: Policy, batch: int = 1, *, seed: int = 0) -> list[Observation]:
+    """Random frames of the network's own size, which nobody has to resize, and states, for the policy's first robot."""
+    random = np.random.default_rng(seed)
+    record = next(iter(policy.robots.values()))
+    shape = (*policy.network.config.image_size, 3)
+    width = record.statistics.state.width or policy.network.config.state_dim
+    return [
+        Observation(
+            record.embodiment,
+            stamp,
+            {slot: random.integers(0, 256, shape, dtype=np.uint8) for slot in record.embodiment.slots},
+            record.statistics.state.denormalise(random.standard_normal(width)).astype(np.float32),
+            INSTRUCTION,
+        )
+        for stamp in range(batch)
+    ]
+
+
+def make_noise(policy: Policy, batch: int, seed: int) -> NDArray[np.float32]:
+    """What a chunk starts from, [B, T, D]."""
+    shape = (batch, policy.chunk_size, policy.network.action_mode.width)
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def _slots(views: int) -> tuple[str, ...]:
+    return (FRONT, *(FURTHER.format(number) for number in range(1, views)))
+
+
+def _loaded(checkpoint: str, views: int | None, steps: int) -> Policy:
+    from xvla_ros.model.checkpoint import PROFILE_STEPS, load
+
+    policy = load(checkpoint, dtype="float32", assume=PROFILE_STEPS)
+    if not policy.robots:
+        raise BenchError(f"{checkpoint} names no robot, so there is nobody to look for; one that xvla train wrote does")
+    robot, record = next(iter(policy.robots.items()))
+    slots = record.embodiment.slots
+    if views not in (None, len(slots)):
+        raise BenchError(f"{robot} of {checkpoint} has {len(slots)} cameras ({', '.join(slots)}), not {views}")
+    policy.robots = {robot: replace(record, embodiment=replace(record.embodiment, denoising_steps=steps))}
+    return policy
+
+
+def _random(size: str, views: int, steps: int, seed: int) -> Policy:
+    from xvla_ros.model.random_policy import random_policy
+
+    if size not in SIZES:
+        raise BenchError(f"size {size!r} is unknown, expected {' or '.join(SIZES)}")
+    network: str | XvlaConfig
+    network, waypoints = _shipped() if size == "small" else (size, WAYPOINTS)
+    # LeRobot's way with frames, so that it can be held beside
+    pair = Embodiment(ROBOT, DOMAIN, MODE, _slots(views), WAYPOINT_DT, WAYPOINT_DT, steps, image_pipeline="letterbox")
+    # one standard deviation is one unit, so differences of actions are in those
+    centre, spread = {ROBOT: np.zeros(WIDTH)}, {ROBOT: np.ones(WIDTH)}
+    try:
+        return random_policy(
+            [pair], state_mean=centre, state_std=spread, action_mean=centre, action_std=spread, seed=seed, size=network,
+            chunk_size=waypoints, instructions=[INSTRUCTION],
+        )  # fmt: skip
+    except ValueError as error:
+        raise BenchError(str(error)) from error
+
+
+def _shipped() -> tuple[XvlaConfig, int]:
+    from xvla_ros.training.config_file import read_settings
+    from xvla_ros.training.start import scratch_config
+
+    model = read_settings(SHIPPED).model
+    return scratch_config(model), model.chunk_size
