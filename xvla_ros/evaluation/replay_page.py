@@ -40,8 +40,8 @@ def write_page(document: Mapping[str, Any], figures: Figures, path: Path) -> Non
         cards=html_page.cards(_cards(document)),
         errors=_errors(document),
         compare=_compare(document),
-        horizon=_picture(plots.horizon_plot(document["by_horizon"], names), "Error against how far ahead"),
         side="".join([
+            _picture(plots.horizon_plot(document["by_horizon"], names), "Error against how far ahead"),
             _picture(plots.episodes_plot(document["episodes"][:MOST_EPISODES], names, unit), "Error by episode"),
             _picture(plots.shift_plot(document["latency_shift"], unit), "Error when late"),
         ]),
@@ -258,11 +258,13 @@ def _seconds(value: float | None) -> str:
 
 _STYLE = """
 .scroll td, .scroll th { white-space: nowrap; overflow-wrap: normal; }
-.notes td { white-space: normal; min-width: 9em; overflow-wrap: break-word; }
+.notes th, .notes td { white-space: normal; overflow-wrap: break-word; }
+.notes tr > :first-child { min-width: 10em; overflow-wrap: anywhere; }
+.notes tr > :last-child { min-width: 8em; }
 .moment { margin: 0 0 16px; }
-.moment div { display: flex; gap: 6px; flex-wrap: wrap; }
-.moment img { width: auto; height: 150px; max-width: 100%; border-radius: 6px; }
-@media print { .moment img { height: 110px; } .scroll { overflow: visible; }
+.moment div { display: flex; gap: 6px; }
+.moment img { flex: 0 1 200px; width: auto; min-width: 0; height: auto; object-fit: contain; border-radius: 6px; }
+@media print { .moment img { flex-basis: 150px; } .scroll { overflow: visible; }
   .scroll td, .scroll th { white-space: normal; } }
 """
 
@@ -279,7 +281,7 @@ arm moves alone, measure success: <code>xvla evaluate</code> in simulation, then
 one that always goes to the mean of everything recorded, know nothing: a policy must be below both.</p>
 <div class="scroll">{errors}</div>
 {compare}
-<div class="scroll">{horizon}</div>
+<h2>Error by time, episode and delay</h2>
 <div class="joints">{side}</div>
 <h2>Recorded against predicted</h2>
 <p class="quiet">{episode}. Blue: recorded. Orange, dashed: first waypoint of each chunk. Grey: whole chunks. Red:

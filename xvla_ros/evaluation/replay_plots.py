@@ -90,7 +90,7 @@ def course_plot(course: Course) -> bytes:
 
 def horizon_plot(horizon: Mapping[str, Any], labels: Sequence[str]) -> bytes:
     """Error against how far ahead a waypoint lies, with the baselines."""
-    drawn, axes = figure(8.8, 3.0)
+    drawn, axes = figure(4.4, 2.3)
     times = _floats(horizon["times"])
     lines = [*zip(labels, horizon["runs"], (COMMANDED, SECOND), strict=False),
              ("stays where it is", horizon["persistence"], STILL),
@@ -100,7 +100,8 @@ def horizon_plot(horizon: Mapping[str, Any], labels: Sequence[str]) -> bytes:
     axes.set_ylim(bottom=0.0)
     axes.set_xlabel("s from the observation to the waypoint")
     axes.set_ylabel(horizon["unit"])
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_title("error by how far ahead", loc="left", fontsize=10)
+    axes.legend(frameon=False, fontsize=7)
     return png(drawn)
 
 
