@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -321,6 +323,23 @@ def test_shares_of_ranks_make_one_report(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     assert main(command) == 0
     assert len(json.loads((tmp_path / "out" / "metrics.json").read_text())["episodes"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_torchrun_shares_the_bags(tmp_path):
+    """As documented, with two processes; each writes its bags down, and the first one the report."""
+    for number in range(3):
+        Session(pair(), begin=0.1 * number, end=0.8).record().write(tmp_path / "bags" / f"bag_{number}.mcap")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "xvla_ros.cli",
+         "replay", str(tmp_path / "bags"), "--output", str(tmp_path / "out"), "--every", "4", "--baseline"],
+        capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("does not promise success") == 1
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert len(found["episodes"]) == 3 and len(list((tmp_path / "out" / "parts").iterdir())) == 3
 
 
 def test_predictions_over_time_for_rerun(tmp_path):
