@@ -6,7 +6,8 @@
 Uses: as it is; told the layout's other goal, while the judge stays with the first, so that a policy that listens does
 wrong; the soft prompt and rows of every other trained domain; each camera black. With ``--limits``: denoising steps,
 the part of a chunk that is executed, delay, light and colours beyond those of training. The same layouts serve every
-row. Rows that are finished are kept in the output folder: run the same command again to go on.
+row. Rows that are finished are kept in the output folder: run the same command again to go on. A checkpoint that was
+trained further since begins anew.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main() -> int:
     profile = choose_profile(options.robot)
     policy = load_policy({profile.name: profile}, options.checkpoint, device=options.device)
     asked = {"checkpoint": policy.source, "robot": profile.name, "task": options.task, "episodes": options.episodes,
-             "seed": options.seed}  # fmt: skip
+             "seed": options.seed, "trained": policy.training.details.get("steps")}  # fmt: skip
     options.output.mkdir(parents=True, exist_ok=True)
     rows = []
     for case in [*_uses(policy, profile), *(_limits() if options.limits else ())]:
