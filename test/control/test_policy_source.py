@@ -21,7 +21,9 @@ def pair():
 
 @pytest.fixture(scope="module")
 def untrained(pair):
-    return load_policy({PAIR: pair})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("xvla_ros.control.shipped_policy.policy_dir", lambda: None)
+        return load_policy({PAIR: pair})
 
 
 @pytest.fixture(scope="module")

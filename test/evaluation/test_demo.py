@@ -151,7 +151,7 @@ def test_nothing_but_results_and_logs_is_left(finished: tuple[Path, str]) -> Non
     [(signal.SIGINT, 130, "first command"), (signal.SIGTERM, 143, "the simulation runs")],
 )
 def test_a_demo_told_to_stop_leaves_no_process(tmp_path: Path, signum: int, code: int, moment: str) -> None:
-    with started(CODE, duration=600, output=str(tmp_path)) as command:
+    with started(CODE, duration=600, task="none", output=str(tmp_path)) as command:
         command.read_until(moment)
         assert len(command.alive()) == 4
         returned, errors = command.end(signum)
@@ -161,7 +161,7 @@ def test_a_demo_told_to_stop_leaves_no_process(tmp_path: Path, signum: int, code
 
 
 def test_a_demo_killed_outright_leaves_no_process(tmp_path: Path) -> None:
-    with started(CODE, duration=600, output=str(tmp_path)) as command:
+    with started(CODE, duration=600, task="none", output=str(tmp_path)) as command:
         command.read_until("the simulation runs")
         assert len(command.alive()) == 4
         command.process.kill()
