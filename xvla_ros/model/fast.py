@@ -19,8 +19,8 @@ def accelerate(policy: Policy, *, compile: str = "auto", log: Log | None = None)
     """Give a policy the fastest runner for its device; call ``warm_up`` before it is used.
 
     On a GPU whole chunks become CUDA graphs of compiled blocks. On a CPU linear layers go through oneDNN where that is
-    faster. Compiling for a CPU takes half a minute or more and a C++ compiler, and gained nothing beside oneDNN where it
-    was tried, so there it is done only where it is asked for.
+    faster. Compiling for a CPU takes half a minute or more and a C++ compiler, and gained nothing beside oneDNN where
+    it was tried, so there it is done only where it is asked for.
 
     Args:
         policy: whose network is shared with what is returned; it may be saved, but not trained on.
