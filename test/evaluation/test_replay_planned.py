@@ -7,22 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rosbags.typesys import Stores, get_typestore
 
 from xvla_ros.evaluation.replay_bag import ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay_metrics import Figures, Part, metrics
 from xvla_ros.evaluation.replay_sources import Answer
-from xvla_ros.observation.bag_files import bag_messages
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics.poses import Poses
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from recorded import AHEAD, START, Session, changed, curve
+from recorded import AHEAD, START, Session, changed, curve, recorded_plans
 
 pytest.importorskip("pinocchio")
 
-STORE = get_typestore(Stores.ROS2_JAZZY)
 T = 30
 
 
@@ -59,20 +56,6 @@ def demonstration(tmp_path_factory):
     return profile, made.path
 
 
-def plans_of(profile, path):
-    """What the bag has on the command topics, by another reader: stamp → [(s, positions [J])]; J in rad or m."""
-    plans = {}
-    for message in bag_messages(path):
-        for group in profile.commands.by_name.values():
-            if message.topic == group.topic:
-                told = STORE.deserialize_cdr(message.data, message.type)
-                stamp = told.header.stamp.sec * 1_000_000_000 + told.header.stamp.nanosec
-                columns = [profile.joints.policy_order.index(joint) for joint in group.joints]
-                rows = plans.setdefault(stamp, np.full((len(told.points), len(profile.joints.policy_order)), np.nan))
-                rows[:, columns] = [point.positions for point in told.points]
-    return plans
-
-
 def test_who_repeats_the_plans_of_a_demonstration_scores_zero(tmp_path, demonstration):
     rows, found = replayed(*demonstration, Repeats(0.0), tmp_path)
     assert len(rows) >= 15 and rows["mask"].all()
@@ -85,7 +68,7 @@ def test_errors_against_plans_equal_an_independent_computation(tmp_path, demonst
     profile, bag = demonstration
     source = Repeats(0.5)
     rows, found = replayed(profile, bag, source, tmp_path)
-    plans = plans_of(profile, bag)
+    plans = recorded_plans(profile, bag)
     scale = np.array([joint.scale for joint in profile.joints.ordered])
     offset = np.array([joint.offset for joint in profile.joints.ordered])
 

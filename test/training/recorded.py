@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
 
 from xvla_ros.observation import serialize
+from xvla_ros.observation.bag_files import bag_messages
 from xvla_ros.observation.bag_writer import EPISODE_TOPIC, BagWriter
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
 
@@ -134,3 +136,17 @@ class Session:
 
 def _ns(seconds: float) -> int:
     return START + round(float(seconds) * 1000) * MS
+
+
+def recorded_plans(profile: Profile, path: Path) -> dict[int, np.ndarray]:
+    """What the bag has on the command topics, read by another library: stamp → positions [K, J], rad or m."""
+    store, plans = get_typestore(Stores.ROS2_JAZZY), {}
+    for message in bag_messages(path):
+        for group in profile.commands.by_name.values():
+            if message.topic == group.topic:
+                told = store.deserialize_cdr(message.data, message.type)
+                stamp = told.header.stamp.sec * 1_000_000_000 + told.header.stamp.nanosec
+                columns = [profile.joints.policy_order.index(joint) for joint in group.joints]
+                rows = plans.setdefault(stamp, np.full((len(told.points), len(profile.joints.policy_order)), np.nan))
+                rows[:, columns] = [point.positions for point in told.points]
+    return plans

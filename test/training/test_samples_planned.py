@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rosbags.typesys import Stores, get_typestore
 
-from test.training.recorded import AHEAD, START, Session, changed, curve
-from xvla_ros.observation.bag_files import bag_messages
+from test.training.recorded import AHEAD, START, Session, changed, curve, recorded_plans
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.units import to_policy
@@ -17,7 +15,6 @@ from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 from xvla_ros.training.datasets import open_datasets
 from xvla_ros.training.recording import SamplesError
 
-STORE = get_typestore(Stores.ROS2_JAZZY)
 WAYPOINTS = 30
 PLAN = 0.5  # s that a recorded trajectory of ``Session`` reaches
 
@@ -35,20 +32,6 @@ def demonstration(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demos")
     (made,) = record_all(DemoSettings(profile, "touch", seed=20, width=32, height=32), 1, folder)
     return profile, made.path
-
-
-def recorded_plans(profile, path):
-    """What the bag has on the command topics, read by another library: stamp → positions [31, J]."""
-    plans = {}
-    for message in bag_messages(path):
-        for group in profile.commands.by_name.values():
-            if message.topic == group.topic:
-                told = STORE.deserialize_cdr(message.data, message.type)
-                stamp = told.header.stamp.sec * 1_000_000_000 + told.header.stamp.nanosec
-                columns = [profile.joints.policy_order.index(joint) for joint in group.joints]
-                rows = plans.setdefault(stamp, np.full((len(told.points), len(profile.joints.policy_order)), np.nan))
-                rows[:, columns] = [point.positions for point in told.points]
-    return plans
 
 
 def test_demonstrations_are_labelled_with_the_clean_plan_of_their_own_picture(tmp_path, demonstration):

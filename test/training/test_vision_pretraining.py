@@ -15,7 +15,8 @@ from xvla_ros.model import checkpoint
 from xvla_ros.training.config_file import TrainingError, read_as, read_settings
 from xvla_ros.training.start import scratch_config
 from xvla_ros.training.vision_config import VisionSettings
-from xvla_ros.training.vision_pretraining import LabelHead, pretrain_vision
+from xvla_ros.training.vision_pretraining import pretrain_vision
+from xvla_ros.training.vision_task import LabelHead
 
 TINY = [
     "pixels=64", "model.network={image_size: [64, 64]}", "batch={size: 2, workers: 0}", "schedule.ramp=2",

@@ -13,7 +13,6 @@ from .guidance import HeldWaypoints
 from .network import XvlaNetwork
 from .processor import Batch
 from .runner import ChunkInputs, Runner, chunk_inputs, denoise, encode, has_fast_path
-from .transformer import Context
 
 _LINES_OF_A_REASON = 2  # compilers name the culprit in the second
 
@@ -78,14 +77,9 @@ class FastRunner(Runner):
     def description(self) -> str:
         return self._ways[0].description
 
-    @torch.no_grad()
-    def encode(self, batch: Batch) -> Context:
-        return self._ways[0].network.encode(batch.images, batch.image_mask, batch.input_ids, batch.domain_id)
-
-    @torch.no_grad()
-    def step(self, context: Context, noisy: Tensor, state: Tensor, t: Tensor) -> Tensor:
-        predicted: Tensor = self._ways[0].network.transformer(noisy, state, t, context)
-        return predicted
+    @property
+    def running(self) -> XvlaNetwork:
+        return self._ways[0].network
 
     @torch.no_grad()
     def chunk(

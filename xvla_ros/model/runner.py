@@ -127,15 +127,20 @@ class Runner:
         """What runs."""
         return "eagerly"
 
+    @property
+    def running(self) -> XvlaNetwork:
+        """The network whose layers are called, with the weights of ``network``."""
+        return self.network
+
     @torch.no_grad()
     def encode(self, batch: Batch) -> Context:
         """Do everything that comes before the steps."""
-        return self.network.encode(batch.images, batch.image_mask, batch.input_ids, batch.domain_id)
+        return self.running.encode(batch.images, batch.image_mask, batch.input_ids, batch.domain_id)
 
     @torch.no_grad()
     def step(self, context: Context, noisy: Tensor, state: Tensor, t: Tensor) -> Tensor:
         """Evaluate the network once: [B, T, D], [B, P], [B] → raw [B, T, D]."""
-        predicted: Tensor = self.network.transformer(noisy, state, t, context)
+        predicted: Tensor = self.running.transformer(noisy, state, t, context)
         return predicted
 
     @torch.no_grad()  # not inference_mode: guided rows differentiate, and tensors made there can not be

@@ -157,7 +157,7 @@ def batches(
     """Yield this process's batches from step ``first`` to before ``last``, ``share.accumulation`` a step."""
     ahead: dict[str, Any] = {}
     if settings.workers:
-        ahead = {"prefetch_factor": settings.prefetch, "persistent_workers": True, "worker_init_fn": _begin_worker}
+        ahead = {"prefetch_factor": settings.prefetch, "persistent_workers": True, "worker_init_fn": begin_worker}
     loader = DataLoader(
         _Draws(source), batch_sampler=_Schedule(share, first, last), collate_fn=preparation.batch,
         num_workers=settings.workers, **ahead,
@@ -165,7 +165,8 @@ def batches(
     yield from loader
 
 
-def _begin_worker(_worker: int) -> None:
+def begin_worker(_worker: int) -> None:
+    """Make a loading process ready: one thread, and no end of its own by Ctrl-C."""
     torch.set_num_threads(1)
     # Ctrl-C reaches the workers too, which the training process still needs to finish its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

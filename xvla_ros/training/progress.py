@@ -18,6 +18,11 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+def due(step: int, every: int) -> bool:
+    """Whether a step is one of every so many; 0 is never."""
+    return every > 0 and step % every == 0
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the table: the mean over the steps since the line before.

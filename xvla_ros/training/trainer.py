@@ -28,7 +28,7 @@ from xvla_ros.training.meter import Meter
 from xvla_ros.training.objective import FlowObjective, TrainingBatch, recompute_activations, set_dropout
 from xvla_ros.training.parallel import like, share_of, whole, without_sync, wrap
 from xvla_ros.training.phases import active_groups, phase, rate
-from xvla_ros.training.progress import Progress
+from xvla_ros.training.progress import Progress, due
 from xvla_ros.training.sample import Sample
 from xvla_ros.training.saving import gather, policy_of, replace_checkpoint
 from xvla_ros.training.start import trained_domains
@@ -182,11 +182,11 @@ class Trainer:
             self._step(stream, meter)
             progress.advance()
             is_last = self.step >= self._last
-            held_out = self._held_out() if is_last or _due(self.step, settings.validation.every) else None
-            if is_last or held_out is not None or _due(self.step, settings.log.log_every):
+            held_out = self._held_out() if is_last or due(self.step, settings.validation.every) else None
+            if is_last or held_out is not None or due(self.step, settings.log.log_every):
                 progress.row(meter.row(self.step, self._phase(), self._rates(self.step - 1), held_out))
             self.rows, self.seconds = progress.rows, meter.seconds
-            if is_last or _due(self.step, settings.log.save_every):
+            if is_last or due(self.step, settings.log.save_every):
                 self.save()
             if on_step is not None:
                 on_step(self.step)
@@ -342,10 +342,6 @@ def _optimizer(groups: Mapping[str, Group], settings: TrainSettings) -> torch.op
         if weights
     ]
     return torch.optim.AdamW(parts, betas=given.betas, eps=given.eps)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def _history(policy: Policy, summary: Mapping[str, Any]) -> dict[str, Any]:

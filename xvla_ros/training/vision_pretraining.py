@@ -13,228 +13,44 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from xvla_ros.model.images import image_pipeline
 from xvla_ros.model.network import XvlaNetwork
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.problems import CheckpointError
 from xvla_ros.model.processor import Processor
 from xvla_ros.model.record import TrainingSummary
 from xvla_ros.model.text import train_tokenizer
-from xvla_ros.robots import ProfileError, load_profile
+from xvla_ros.robots import ProfileError
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.problems import Problem
 from xvla_ros.simulation.offscreen import RenderingUnavailableError
 from xvla_ros.simulation.scenes import UnknownSceneError
 from xvla_ros.simulation.tasks import NoLayoutError, UnknownTaskError
 from xvla_ros.simulation.world import SceneMismatchError
-from xvla_ros.training import draws
+from xvla_ros.training.batches import begin_worker
 from xvla_ros.training.config_file import TrainingError, read_as
 from xvla_ros.training.ema import Average
-from xvla_ros.training.order import quotas
 from xvla_ros.training.phases import rate
-from xvla_ros.training.progress import Progress, Row
+from xvla_ros.training.progress import Progress, Row, due
 from xvla_ros.training.run import INTERRUPTED, stop_on_signal
 from xvla_ros.training.saving import replace_checkpoint
 from xvla_ros.training.start import scratch_config, take_vision
 from xvla_ros.training.state import State, last_state, require_same, write_state
 from xvla_ros.training.vision_config import VisionSettings
-from xvla_ros.training.vision_labels import Labeller, object_names
+from xvla_ros.training.vision_labels import object_names
+from xvla_ros.training.vision_pictures import Pictures, collate, labeller_of
+from xvla_ros.training.vision_task import PLACE_UNIT, LabelledBatch, VisionTask, first_views
 
 CHECKPOINT, STATES, SUMMARY = "checkpoint", "state", "vision.json"
 HELD_OUT = 2**40  # where the numbers of held-out pictures begin
-SHARP = 0.05  # of half a picture, or of a length unit below: errors above it count linearly, not by their square
-PLACE_UNIT = 0.2  # m: about the spread of places on a table
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
-
-@dataclass(frozen=True)
-class LabelledBatch:
-    """B samples of V views and K objects; see ``vision_labels.Labels``.
-
-    Attributes:
-        images: float32 [B, V, 3, H, W], normalised; zeros where the robot has fewer views.
-        viewed: bool [B, V].
-        seen, inside, places, known: [B, V, K, 3], [B, V, K], [B, K, 3], [B, K].
-        scene: int64 [B], which of the settings' scenes.
-    """
-
-    images: Tensor
-    viewed: Tensor
-    seen: Tensor
-    inside: Tensor
-    places: Tensor
-    known: Tensor
-    scene: Tensor
-
-    def to(self, device: torch.device) -> LabelledBatch:
-        """Copy to ``device``."""
-        return LabelledBatch(**{name: value.to(device) for name, value in vars(self).items()})
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What is read of N pictures. K objects, G cells of the grid, row by row.
-
-    Attributes:
-        scores: [N, K, G + 1], logits of the cell that an object is in, the last for none.
-        values: [N, K, G, 6], if it is in that cell: u, v and depth, and x, y, z in units of ``PLACE_UNIT``.
-    """
-
-    scores: Tensor
-    values: Tensor
-
-    def at(self, cells: Tensor) -> Tensor:
-        """The values [N, K, 6] of a cell [N, K] of each object."""
-        index = cells[..., None, None].expand(*cells.shape, 1, 6)
-        return self.values.gather(2, index)[:, :, 0]
-
-    @property
-    def likeliest(self) -> Tensor:
-        """[N, K], the cell with the highest score."""
-        return self.scores[..., :-1].argmax(-1)
-
-
-class LabelHead(nn.Module):
-    """The tower's grid [N, C, h, w] to a reading."""
-
-    centres: Tensor
-
-    def __init__(self, channels: int, grid: tuple[int, int], objects: int) -> None:
-        super().__init__()
-        self.grid, self.objects = grid, objects
-        height, width = grid
-        self.norm = nn.LayerNorm(channels)
-        self.score = nn.Linear(channels, objects)
-        self.value = nn.Linear(channels, objects * 6)
-        self.none = nn.Parameter(torch.zeros(objects))
-        self.place = nn.Parameter(torch.zeros(height * width, objects, 6))
-        across = (2 * torch.arange(width) + 1) / width - 1
-        down = (2 * torch.arange(height) + 1) / height - 1
-        centres = torch.zeros(height, width, 6)
-        centres[..., 0], centres[..., 1] = across, down[:, None]
-        self.register_buffer("centres", centres.view(-1, 1, 6), persistent=False)
-
-    def forward(self, grid: Tensor) -> Reading:
-        tokens = self.norm(grid.flatten(2).transpose(1, 2))
-        none = self.none[:, None].expand(len(grid), -1, 1)
-        scores = torch.cat([self.score(tokens).transpose(1, 2), none], dim=-1)
-        values = self.value(tokens).view(*tokens.shape[:2], self.objects, 6) + self.place + self.centres
-        return Reading(scores, values.transpose(1, 2))
-
-    def cells(self, seen: Tensor, inside: Tensor) -> Tensor:
-        """The cell [..., K] that (u, v, …) [..., K, 3] is in; the number of cells where ``inside`` is not."""
-        height, width = self.grid
-        column = ((seen[..., 0] + 1) / 2 * width).long().clamp(0, width - 1)
-        row = ((seen[..., 1] + 1) / 2 * height).long().clamp(0, height - 1)
-        return torch.where(inside, row * width + column, height * width)
-
-
-class VisionTask(nn.Module):
-    """The tower with the layer that reads it; ``forward`` is the loss."""
-
-    def __init__(self, network: XvlaNetwork, objects: int) -> None:
-        super().__init__()
-        self.vlm = network.vlm
-        self.head = LabelHead(network.config.vision.embed_dim[-1], network.config.grid, objects)
-
-    def read(self, batch: LabelledBatch) -> Reading:
-        """What is read of the views there are, [N] of B × V."""
-        grid = self.vlm.vision_grid(batch.images[batch.viewed]).float()
-        # half a percent of a picture, which is what bfloat16 holds near its edge, is too much
-        with torch.autocast(grid.device.type, enabled=False):
-            reading: Reading = self.head(grid)
-        return reading
-
-    def forward(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch and its terms."""
-        reading, viewed = self.read(batch), batch.viewed
-        seen, inside = batch.seen[viewed], batch.inside[viewed]
-        known = batch.known[:, None].expand_as(batch.inside)[viewed]
-        cells = self.head.cells(seen, inside)
-        found = functional.cross_entropy(reading.scores.flatten(0, 1), cells.flatten(), reduction="none")
-        values = reading.at(cells.clamp(max=reading.values.shape[2] - 1))
-        picture = functional.smooth_l1_loss(values[..., :3], seen, beta=SHARP, reduction="none").mean(-1)
-        where = (batch.places / PLACE_UNIT)[:, None].expand(*batch.inside.shape, 3)[viewed]
-        place = functional.smooth_l1_loss(values[..., 3:], where, beta=SHARP, reduction="none").mean(-1)
-        terms = {
-            "cell": 0.3 * _mean(found.view_as(cells), known),
-            "picture": _mean(picture, inside),
-            "place": _mean(place, inside & _first(batch)),
-        }
-        return torch.stack(list(terms.values())).sum(), terms
-
-
-def _first(batch: LabelledBatch) -> Tensor:
-    """bool [N, 1], which of the views there are is that of slot 0."""
-    slots = torch.arange(batch.viewed.shape[1], device=batch.viewed.device).expand_as(batch.viewed)
-    return (slots[batch.viewed] == 0)[:, None]
-
-
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    return (values * where).sum() / where.sum().clamp(min=1)
-
-
-class Pictures(Dataset[dict[str, Tensor]]):
-    """The endless sequence of labelled samples, by number; each process has worlds of its own."""
-
-    def __init__(self, settings: VisionSettings, size: tuple[int, int], views: int, names: Sequence[str]) -> None:
-        self._settings, self._size, self._views, self._names = settings, size, views, tuple(names)
-        self._quota = np.cumsum(quotas([scene.weight for scene in settings.scenes]))
-        self._labellers: dict[int, Labeller] = {}
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rng = draws.generator(self._settings.seed, "vision", index)
-        scene = int(np.searchsorted(self._quota, rng.integers(self._quota[-1]), side="right"))
-        labeller = self._labeller(scene)
-        images, labels = labeller.draw(rng, self._names)
-        pipeline = image_pipeline(labeller.profile.policy.image_pipeline)
-        prepared = [pipeline(images[slot], self._size) for slot in labeller.profile.cameras.slots]
-        count, objects = len(prepared), len(self._names)
-        stacked = torch.zeros(self._views, 3, *self._size)
-        stacked[:count] = torch.stack(prepared)
-        seen, inside = torch.zeros(self._views, objects, 3), torch.zeros(self._views, objects, dtype=torch.bool)
-        seen[:count], inside[:count] = torch.from_numpy(labels.seen), torch.from_numpy(labels.inside)
-        return {
-            "images": stacked,
-            "viewed": torch.arange(self._views) < count,
-            "seen": seen,
-            "inside": inside,
-            "places": torch.from_numpy(labels.places),
-            "known": torch.from_numpy(labels.known),
-            "scene": torch.tensor(scene),
-        }
-
-    def _labeller(self, scene: int) -> Labeller:
-        if scene not in self._labellers:
-            self._labellers[scene] = _labeller(self._settings, scene)
-        return self._labellers[scene]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_labellers": {}}
-
-
-def _labeller(settings: VisionSettings, scene: int) -> Labeller:
-    told = settings.scenes[scene]
-    found = load_profile(told.robot)
-    if len(found) != 1:
-        message = "a scene has one robot"
-        raise TrainingError([Problem("", f"scenes.{scene}.robot", told.robot, "a file with one robot", message)])
-    return Labeller(next(iter(found.values())), told.task, settings.variation, settings.pixels)
-
-
-def collate(samples: Sequence[Mapping[str, Tensor]]) -> LabelledBatch:
-    """Stack samples."""
-    return LabelledBatch(**{name: torch.stack([sample[name] for sample in samples]) for name in samples[0]})
 
 
 class VisionPretraining:
@@ -251,7 +67,7 @@ class VisionPretraining:
     def __init__(self, settings: VisionSettings) -> None:
         self.settings, self.folder = settings, Path(settings.output)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        labellers = [_labeller(settings, number) for number in range(len(settings.scenes))]
+        labellers = [labeller_of(settings, number) for number in range(len(settings.scenes))]
         self.names = object_names(labellers)
         self.instructions = sorted({text for each in labellers for text in each.instructions})
         first = labellers[0].profile
@@ -325,12 +141,12 @@ class VisionPretraining:
             self._step(batch, told)
             progress.advance()
             last = self.step >= self._last
-            held_out = self.measure() if last or _due(self.step, settings.validation.every) else None
-            if last or held_out or _due(self.step, log.log_every):
+            held_out = self.measure() if last or due(self.step, settings.validation.every) else None
+            if last or held_out or due(self.step, log.log_every):
                 now = rate(settings.optimizer, settings.schedule, "policy", self.step - 1, settings.steps)
                 progress.row(told.row(self.step, settings.batch.size, now, held_out))
                 self.rows, self.seconds = progress.rows, told.seconds
-            if last or _due(self.step, log.save_every):
+            if last or due(self.step, log.save_every):
                 self.save()
         progress.close()
         return self.summary()
@@ -357,7 +173,7 @@ class VisionPretraining:
         places = batch.places[:, None].expand(*batch.inside.shape, 3)[viewed]
         table = (values[..., 3:5] * PLACE_UNIT - places[..., :2]).norm(dim=-1) * 1000.0
         pixels = (values[..., :2] - batch.seen[viewed][..., :2]).norm(dim=-1) * 50.0
-        inside, first = batch.inside[viewed], _first(batch)[:, 0]
+        inside, first = batch.inside[viewed], first_views(batch)[:, 0]
         scenes = batch.scene[:, None].expand_as(viewed)[viewed]
         found: dict[str, list[float]] = {}
         for number, told in enumerate(self.settings.scenes):
@@ -420,24 +236,11 @@ class VisionPretraining:
 
     def _batches(self, numbers: range) -> Iterator[LabelledBatch]:
         batch = self.settings.batch
-        ahead = {"prefetch_factor": batch.prefetch, "worker_init_fn": _begin_worker} if batch.workers else {}
+        ahead = {"prefetch_factor": batch.prefetch, "worker_init_fn": begin_worker} if batch.workers else {}
         yield from DataLoader(
-            self.pictures, batch_size=batch.size, sampler=_Numbers(numbers), collate_fn=collate,
+            self.pictures, batch_size=batch.size, sampler=numbers, collate_fn=collate,
             num_workers=batch.workers, multiprocessing_context="spawn" if batch.workers else None, **ahead,
         )  # fmt: skip
-
-
-class _Numbers:
-    """Numbers of samples in order, as torch's loader takes them."""
-
-    def __init__(self, numbers: range) -> None:
-        self._numbers = numbers
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._numbers)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
 
 
 class _Told:
@@ -479,14 +282,6 @@ class _Told:
         self._losses: list[float] = []
         self._norms: list[float] = []
         self._terms: dict[str, list[float]] = {}
-
-
-def _begin_worker(_worker: int) -> None:
-    torch.set_num_threads(1)
-
-
-def _due(step: int, every: int) -> bool:
-    return bool(every) and step % every == 0
 
 
 def pretrain_vision(path: str, overrides: Sequence[str] = ()) -> int:
