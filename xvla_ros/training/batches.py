@@ -17,13 +17,13 @@ from xvla_ros.model.policy import Policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.training import draws
 from xvla_ros.training.config import Batch as BatchSettings
-from xvla_ros.training.features import Features
+from xvla_ros.training.features import Features, TowerRun
 from xvla_ros.training.objective import TrainingBatch
 from xvla_ros.training.sample import Sample
 
 
 class Source(Protocol):
-    """Where samples come from; ``datasets.open_datasets`` makes one.
+    """Where samples come from; ``datasets.open_datasets`` and ``drawn.DrawnSamples`` make one.
 
     Attributes:
         train, held_out: the samples in order.
@@ -89,7 +89,7 @@ class Preparation:
         self.modes = {name: policy.action_mode(record.embodiment) for name, record in policy.robots.items()}
         self.width = policy.network.action_mode.width
         self.seed, self.size = seed, size
-        self.features: Features | None = None
+        self.features: Features | TowerRun | None = None
 
     def batch(self, samples: Sequence[Sample]) -> TrainingBatch:
         """Prepare samples whose ``index`` is their global number."""
@@ -110,12 +110,14 @@ class Preparation:
             ValueError: naming the recording and what of the sample does not fit.
         """
         actions = torch.stack([self._action(sample) for sample in samples])
+        known = [sample.place for sample in samples if sample.place is not None]
+        places = torch.from_numpy(np.stack(known)) if len(known) == len(samples) else None
         modes = tuple(self.modes[sample.robot].name for sample in samples)
         if self.features is not None:
             kept = self.features.batch(samples, self.processor)
-            return TrainingBatch(kept.seen, actions, noise, times, modes, kept.grids)
+            return TrainingBatch(kept.seen, actions, noise, times, modes, kept.grids, places)
         seen = self.processor.batch([sample.observation() for sample in samples])
-        return TrainingBatch(seen, actions, noise, times, modes)
+        return TrainingBatch(seen, actions, noise, times, modes, places=places)
 
     def _action(self, sample: Sample) -> torch.Tensor:
         if len(sample.actions) != self.config.chunk_size or not np.isfinite(sample.actions).all():
@@ -152,12 +154,18 @@ class _Schedule:
 
 
 def batches(
-    source: Source, preparation: Preparation, share: Share, settings: BatchSettings, first: int, last: int
+    source: Source, preparation: Preparation, share: Share, settings: BatchSettings, first: int, last: int,
+    *, fresh: bool = False,
 ) -> Iterator[TrainingBatch]:
-    """Yield this process's batches from step ``first`` to before ``last``, ``share.accumulation`` a step."""
+    """Yield this process's batches from step ``first`` to before ``last``, ``share.accumulation`` a step.
+
+    Args:
+        fresh: start the loading processes anew instead of forking them: a renderer does not survive a fork.
+    """  # fmt: skip
     ahead: dict[str, Any] = {}
     if settings.workers:
         ahead = {"prefetch_factor": settings.prefetch, "persistent_workers": True, "worker_init_fn": begin_worker}
+        ahead["multiprocessing_context"] = "spawn" if fresh else None
     loader = DataLoader(
         _Draws(source), batch_sampler=_Schedule(share, first, last), collate_fn=preparation.batch,
         num_workers=settings.workers, **ahead,

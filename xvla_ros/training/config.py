@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from xvla_ros.training.dataset_settings import Augmentation, DataSection, DatasetSettings
+from xvla_ros.training.dataset_settings import Augmentation, DataSection, DatasetSettings, Drawn
 
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 Datasets = Annotated[tuple[DatasetSettings, ...], Field(strict=False)]
@@ -131,11 +131,23 @@ class TrainSettings(DataSection):
         description="full: every weight; lora: low-rank updates, soft prompts, action rows; prompt: soft prompts and "
         "action encoder and decoder rows of the trained domains alone.",
     )
-    datasets: Datasets = Field(min_length=1, description="The data.")
+    datasets: Datasets = Field((), description="The data: recordings.")
+    drawn: Drawn | None = Field(None, description="The data: drawn by the simulator, in the place of recordings.")
     augmentation: Augmentation = Field(Augmentation(), description="Of the pictures: light, colour, place.")
     cache: str = Field("xvla_out/cache", min_length=1, description="Folder of decoded pictures, shared by all runs.")
     features: bool = Field(
-        False, description="Keep the vision tower's output of each sample; wants it frozen and no augmentation."
+        False,
+        description="Keep the vision tower's output of each sample, or of drawn ones let the loading processes run it; "
+        "wants it frozen and no augmentation.",
+    )
+    grounding: float = Field(
+        0.0,
+        ge=0.0,
+        description="Weight of a second loss, of the language encoder, which is asked where the named thing is; wants "
+        "drawn samples and method full.",
+    )
+    flow: bool = Field(
+        True, description="Whether the policy is trained at all; false trains the language encoder by grounding alone."
     )
     train_domains: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="Method prompt: robots whose rows move; empty takes all robots of the data."
@@ -165,6 +177,10 @@ class TrainSettings(DataSection):
 
     @model_validator(mode="after")
     def _agree(self) -> TrainSettings:
+        if bool(self.datasets) == (self.drawn is not None):
+            raise ValueError("the data is either recordings, in datasets, or drawn: set one of the two")
+        if self.drawn is not None and self.augmentation != Augmentation():
+            raise ValueError("what is drawn has light and colours of its own: set drawn.variation, not augmentation")
         if self.method != "full" and not self.model.checkpoint:
             raise ValueError(f"method {self.method} adapts a checkpoint: set model.checkpoint, or method to full")
         if self.model.checkpoint and (self.model.network or self.model.vision or self.model.text):
@@ -179,6 +195,10 @@ class TrainSettings(DataSection):
             )
         if self.initialise and not self.model.checkpoint:
             raise ValueError("initialise copies rows of a checkpoint: set model.checkpoint")
+        if self.grounding and (self.drawn is None or self.method != "full" or self.freeze.language_encoder):
+            raise ValueError("grounding wants drawn samples, method full and a language encoder that moves")
+        if not self.flow and not self.grounding:
+            raise ValueError("without flow nothing is trained: set grounding")
         self._check_features()
         return self
 

@@ -103,3 +103,23 @@ class Augmentation(DataSection):
     zoom: float = Field(0.0, ge=0.0, lt=1.0, description="Scale drawn from 1 ± this.")
     probability: float = Field(1.0, ge=0.0, le=1.0, description="Share of the samples that is changed at all.")
     drop_view: float = Field(0.0, ge=0.0, lt=1.0, description="Probability that a view other than slot 0 is masked.")
+
+
+class SceneSettings(DataSection):
+    """A simulated scene that pictures are drawn of."""
+
+    robot: str = Field(min_length=1, description="Name of a profile, or a profile file.")
+    task: str = Field("touch", min_length=1, description="Of the robot's scene: it says where things lie.")
+    weight: float = Field(1.0, gt=0.0, description="Share of this scene in every batch, relative to the others.")
+
+
+Scenes = Annotated[tuple[SceneSettings, ...], Field(strict=False)]
+
+
+class Drawn(DataSection):
+    """Samples without end from the simulator: no layout comes twice. Not together with data sets."""
+
+    scenes: Scenes = Field(min_length=1, description="What is drawn.")
+    goals: int = Field(2, ge=1, le=16, description="Instructions for every picture, each a sample of its own.")
+    variation: float = Field(1.0, ge=0.0, description="Of light, colours and cameras; 1 as in demonstrations.")
+    pixels: int = Field(256, ge=16, le=2048, description="Of the pictures as drawn; the network's size comes after.")

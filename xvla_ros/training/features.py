@@ -1,4 +1,4 @@
-"""What a frozen vision tower says of each picture, computed once and kept on disk.
+"""What a frozen vision tower says of each picture: computed once and kept on disk, or as pictures come.
 
 The tower is most of the work of a step; where it is frozen and pictures are not augmented, its output is a property of
 the picture. One file holds the outputs for one tower and one set of samples: [N, V, C, h, w], in the order of the
@@ -62,19 +62,50 @@ class Features:
         rows = [sample.row for sample in samples]
         mask = torch.from_numpy(np.stack([masks[row] for row in rows]))
         kept = np.concatenate([grids[row][masks[row]] for row in rows]).astype(np.float32)
-        ids = processor.tokenizer.encode([sample.instruction for sample in samples])
-        states = np.stack([processor.state(sample.robot, sample.state) for sample in samples])
-        domains = torch.tensor([sample.domain_id for sample in samples], dtype=torch.int64)
-        empty = torch.zeros(len(samples), mask.shape[1], 0)
-        return Kept(
-            Batch(empty, mask, torch.from_numpy(ids), domains, torch.from_numpy(states)), torch.from_numpy(kept)
-        )
+        return Kept(_without_pictures(samples, mask, processor), torch.from_numpy(kept))
 
     def __getstate__(self) -> Path:
         return self.file
 
     def __setstate__(self, file: Path) -> None:
         Features.__init__(self, file)
+
+
+class TowerRun:
+    """Outputs of the vision tower for samples that come once, computed where batches are prepared.
+
+    Samples that share their pictures, as those of one moment do, share the tower's work.
+
+    Args:
+        network: whose tower is frozen; it stays on the CPU here.
+        dtype: of the computation.
+    """
+
+    def __init__(self, network: XvlaNetwork, dtype: torch.dtype) -> None:
+        self._vlm, self._dtype = network.vlm, dtype
+
+    @torch.no_grad()
+    def batch(self, samples: Sequence[Sample], processor: Processor) -> Kept:
+        """Prepare samples."""
+        places: dict[int, int] = {}
+        for sample in samples:
+            places.setdefault(id(sample.images), len(places))
+        firsts = {id(sample.images): sample for sample in reversed(samples)}
+        seen = processor.batch([firsts[each].observation() for each in places])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+            grids = self._vlm.vision_grid(seen.images[seen.image_mask]).float()
+        parts = grids.split(seen.image_mask.sum(dim=1).tolist())
+        chosen = [places[id(sample.images)] for sample in samples]
+        mask = seen.image_mask[chosen]
+        return Kept(_without_pictures(samples, mask, processor), torch.cat([parts[place] for place in chosen]))
+
+
+def _without_pictures(samples: Sequence[Sample], mask: Tensor, processor: Processor) -> Batch:
+    ids = processor.tokenizer.encode([sample.instruction for sample in samples])
+    states = np.stack([processor.state(sample.robot, sample.state) for sample in samples])
+    domains = torch.tensor([sample.domain_id for sample in samples], dtype=torch.int64)
+    empty = torch.zeros(len(samples), mask.shape[1], 0)
+    return Batch(empty, mask, torch.from_numpy(ids), domains, torch.from_numpy(states))
 
 
 def mask_file(file: Path) -> Path:

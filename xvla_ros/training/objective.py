@@ -16,6 +16,7 @@ from xvla_ros.model.flow import flow_loss
 from xvla_ros.model.network import XvlaNetwork
 from xvla_ros.model.processor import Batch
 from xvla_ros.model.transformer import Block
+from xvla_ros.training.grounding import grounding_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class TrainingBatch:
         modes: B names of action modes.
         grids: outputs of the vision tower for the views that are not masked, [N, C, h, w], in their order; None where
             the tower runs.
+        places: float32 [B, 3] m, where what is named lies; None where that is not known of every sample.
     """
 
     seen: Batch
@@ -38,6 +40,7 @@ class TrainingBatch:
     times: Tensor
     modes: tuple[str, ...]
     grids: Tensor | None = None
+    places: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.modes)
@@ -51,24 +54,36 @@ class TrainingBatch:
             noise=self.noise.to(device, non_blocking=True),
             times=self.times.to(device),
             grids=None if self.grids is None else self.grids.to(device, non_blocking=True),
+            places=None if self.places is None else self.places.to(device),
         )
 
 
 class FlowObjective(nn.Module):
-    """The flow-matching loss of a network.
+    """The flow-matching loss of a network, and that of ``grounding.Grounding`` where the network was given one.
 
     Args:
         network: to train.
+        grounding: weight of the latter.
+        flow: whether there is the former.
     """
 
-    def __init__(self, network: XvlaNetwork) -> None:
+    def __init__(self, network: XvlaNetwork, grounding: float = 0.0, flow: bool = True) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.grounding, self.flow = network, grounding, flow
 
     def forward(self, batch: TrainingBatch) -> tuple[Tensor, Losses]:
         """Return the loss of a batch, and its terms."""
         network, seen = self.network, batch.seen
         vlm, aux = network.vlm(seen.images, seen.image_mask, seen.input_ids, grids=batch.grids)
+        loss, terms = self._flow(vlm, aux, batch) if self.flow else (vlm.new_zeros(()), {})
+        if self.grounding and batch.places is not None:
+            words = vlm[:, -seen.input_ids.shape[1] :]
+            terms = {**terms, "grounding": self.grounding * grounding_of(network)(words, batch.places)}
+            loss = loss + terms["grounding"]
+        return loss, terms
+
+    def _flow(self, vlm: Tensor, aux: Tensor, batch: TrainingBatch) -> tuple[Tensor, Losses]:
+        network, seen = self.network, batch.seen
         context = network.transformer.context(vlm, aux, seen.domain_id, network.config.chunk_size)
         modes = [network.mode(name) for name in batch.modes]
         return flow_loss(network, context, seen.state, batch.action, modes, times=batch.times, noise=batch.noise)

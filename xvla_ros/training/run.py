@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,6 +18,10 @@ from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError, read_settings
 from xvla_ros.training.datasets import open_datasets
 from xvla_ros.training.samples import Samples
+
+if TYPE_CHECKING:
+    from xvla_ros.model.config import XvlaConfig
+    from xvla_ros.training.drawn import DrawnSamples
 
 SETTINGS_FILE = "train.yaml"
 INTERRUPTED = 130
@@ -56,11 +60,7 @@ def _train(settings: TrainSettings, dry_run: bool) -> int:
     say = _speaker(accelerator.is_main_process)
     # One process decodes the recordings; the others then find them decoded.
     with accelerator.main_process_first():
-        source = open_datasets(
-            settings.datasets, waypoints=config.chunk_size, image_size=config.image_size, cache=settings.cache,
-            augmentation=settings.augmentation, seed=settings.seed, workers=max(1, settings.batch.workers),
-            progress=lambda text: say(f"reading {text}"),
-        )  # fmt: skip
+        source = _source(settings, config, say)
     trainer = Trainer(settings, source, make_policy(settings, source, start), accelerator)
     _announce(say, source, trainer.summary())
     if dry_run:
@@ -77,6 +77,18 @@ def _train(settings: TrainSettings, dry_run: bool) -> int:
     took, loss = summary["seconds"], summary["loss"]
     say(f"{settings.output}/checkpoint: {summary['steps']} steps, loss {loss:.5g}, {took:.0f} s")
     return 0
+
+
+def _source(settings: TrainSettings, config: XvlaConfig, say: Callable[[str], None]) -> Samples | DrawnSamples:
+    if settings.drawn is not None:
+        from xvla_ros.training.drawn import DrawnSamples
+
+        return DrawnSamples(settings.drawn, config.chunk_size, settings.seed, plans=settings.flow)
+    return open_datasets(
+        settings.datasets, waypoints=config.chunk_size, image_size=config.image_size, cache=settings.cache,
+        augmentation=settings.augmentation, seed=settings.seed, workers=max(1, settings.batch.workers),
+        progress=lambda text: say(f"reading {text}"),
+    )  # fmt: skip
 
 
 def _check_output(settings: TrainSettings) -> None:
@@ -104,7 +116,7 @@ def _speaker(is_main: bool) -> Any:
     return (lambda text: print(text, flush=True)) if is_main else (lambda text: None)
 
 
-def _announce(say: Any, source: Samples, summary: dict[str, Any]) -> None:
+def _announce(say: Any, source: Samples | DrawnSamples, summary: dict[str, Any]) -> None:
     for row in source.summary():
         say("  ".join(f"{key}: {value}" for key, value in row.items()))
     counts = summary["parameters"]

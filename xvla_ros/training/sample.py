@@ -26,6 +26,7 @@ class Sample:
         index: global number of the draw, or of the sample in its data set where it was not drawn.
         source: where it was recorded, for a message to a person: file, episode.
         stamp: ROS time in ns of the observation; for a LeRobot data set ns since the start of its episode.
+        place: float32 [3] m, where what the instruction names lies in the scene's frame; None where nobody knows.
         row: number of the sample in ``Samples.train`` or ``held_out``, the same for every draw of it.
     """
 
@@ -39,6 +40,7 @@ class Sample:
     source: str
     stamp: int
     row: int = -1
+    place: NDArray[np.float32] | None = None
 
     @property
     def robot(self) -> str:

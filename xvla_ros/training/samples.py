@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.model.action_specs import GRIPPER
 from xvla_ros.model.data import Embodiment
 from xvla_ros.model.normalisers import Statistics
 from xvla_ros.robots.problems import Problem
@@ -20,7 +19,7 @@ from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 from xvla_ros.training.instructions import Paraphrases
 from xvla_ros.training.order import WeightedOrder
 from xvla_ros.training.sample import Sample
-from xvla_ros.training.statistics import ChannelStatistics, normaliser
+from xvla_ros.training.statistics import ChannelStatistics, normaliser, untouched_actions
 from xvla_ros.training.store import Store
 
 _WORDS, _PICTURES = 3, 4  # streams of random numbers, beside those of ``order``
@@ -106,9 +105,8 @@ class Samples:
             state_mode, action_mode: keys of ``model.normalisers.MODES``, in any case.
         """
         state, action = self.channel_statistics(robot)
-        spec = self.profiles[robot].action_spec
-        sigmoid = [i for i, role in enumerate(spec.roles) if role == GRIPPER] if spec.gripper_is_probability else []
-        return Statistics(normaliser(state.stats(), state_mode), normaliser(action.stats(), action_mode, sigmoid))
+        untouched = untouched_actions(self.profiles[robot])
+        return Statistics(normaliser(state.stats(), state_mode), normaliser(action.stats(), action_mode, untouched))
 
     def channel_statistics(self, robot: str) -> tuple[ChannelStatistics, ChannelStatistics]:
         """Return the statistics of a robot's states and of its recorded waypoints."""

@@ -18,16 +18,18 @@ from xvla_ros.model.weights import DTYPES, assign
 from xvla_ros.training.adapters import merged
 from xvla_ros.training.config import Lora
 from xvla_ros.training.ema import Average
+from xvla_ros.training.grounding import NAME as GROUNDING
 from xvla_ros.training.parallel import whole
 
 
 def gather(network: XvlaNetwork, average: Average) -> dict[str, Tensor]:
-    """Every weight and buffer by name, in full, on the CPU, averages in the place of what they average.
+    """Every weight and buffer of a checkpoint by name, in full, on the CPU, averages in the place of what they average.
 
     Every process must take part. What lies on the CPU already is not copied.
     """
     named = [*network.named_parameters(), *network.named_buffers()]
-    return {name: whole(average.values.get(name, value)) for name, value in named}
+    found = {name: whole(average.values.get(name, value)) for name, value in named}
+    return {name: value for name, value in found.items() if not name.startswith(f"{GROUNDING}.")}
 
 
 def policy_of(weights: dict[str, Tensor], policy: Policy, lora: Lora, dtype: str, training: TrainingSummary) -> Policy:

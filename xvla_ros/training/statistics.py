@@ -7,7 +7,9 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xvla_ros.model.action_specs import GRIPPER
 from xvla_ros.model.normalisers import IDENTITY, MEAN_STD, MODES, Normaliser
+from xvla_ros.robots.profile import Profile
 
 Floats = NDArray[np.float64]
 
@@ -84,3 +86,9 @@ def normaliser(stats: dict[str, NDArray[np.float32]], mode: str, untouched: Coll
         centre[channel], spread[channel] = 0.0, 1.0
     pair = (centre, spread) if mode == MEAN_STD else (centre - spread, centre + spread)
     return Normaliser(mode, dict(zip(MODES[mode], (v.astype(np.float32) for v in pair), strict=True)))
+
+
+def untouched_actions(profile: Profile) -> list[int]:
+    """Return the channels of a robot's actions that no normaliser may change: grippers that a sigmoid decodes."""
+    spec = profile.action_spec
+    return [i for i, role in enumerate(spec.roles) if role == GRIPPER] if spec.gripper_is_probability else []

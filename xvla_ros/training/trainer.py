@@ -22,7 +22,8 @@ from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.domain_rows import RowMask, row_weights
 from xvla_ros.training.ema import Average
-from xvla_ros.training.features import Features, compute, features_name
+from xvla_ros.training.features import Features, TowerRun, compute, features_name
+from xvla_ros.training.grounding import add_grounding
 from xvla_ros.training.groups import LORA, Group, make_groups, trainable
 from xvla_ros.training.meter import Meter
 from xvla_ros.training.objective import FlowObjective, TrainingBatch, recompute_activations, set_dropout
@@ -59,7 +60,7 @@ class Trainer:
         self.preparation = Preparation(policy, settings.seed, settings.batch.size)
         self.network = policy.network
         self._prepare_network()
-        self.objective = FlowObjective(self.network)
+        self.objective = FlowObjective(self.network, settings.grounding, settings.flow)
         self.fingerprint = self._fingerprint()
         self.held_out = self._preparations()
         self.wrapped = wrap(self.objective, accelerator, settings)
@@ -88,6 +89,8 @@ class Trainer:
             set_dropout(network, model.dropout)
         if self.settings.method == "lora":
             add_lora(network, self.settings.lora, self.settings.seed)
+        if self.settings.grounding:
+            add_grounding(network, self.settings.seed)
         moving = trainable(network, self.settings)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in moving)
@@ -99,6 +102,11 @@ class Trainer:
         if not self.settings.features:
             return self.preparation
         held_out = Preparation(self.policy, self.settings.seed, self.settings.batch.size)
+        if self.settings.drawn is not None:
+            half = self.settings.precision == "bfloat16"
+            self.preparation.features = TowerRun(self.network, torch.bfloat16 if half else torch.float32)
+            held_out.features = self.preparation.features
+            return held_out
         with self.accelerator.main_process_first():
             self.preparation.features = self._features("train", self.source.train)
             if len(self.source.held_out):
@@ -175,7 +183,10 @@ class Trainer:
             self.folder, settings.steps, self.rows, bar=settings.log.progress, tensorboard=settings.log.tensorboard,
             silent=not main,
         )  # fmt: skip
-        stream = batches(self.source, self.preparation, self.share, settings.batch, self.step, settings.steps)
+        stream = batches(
+            self.source, self.preparation, self.share, settings.batch, self.step, settings.steps,
+            fresh=settings.drawn is not None,
+        )  # fmt: skip
         meter = Meter(self.accelerator, self.seconds)
         while self.step < self._last:
             meter.start()

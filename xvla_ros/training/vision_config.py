@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from xvla_ros.training.config import Batch, Ema, Model, Optimizer, Output, Schedule, Validation
-from xvla_ros.training.dataset_settings import DataSection
-
-
-class SceneSettings(DataSection):
-    """A simulated scene that pictures are drawn of."""
-
-    robot: str = Field(min_length=1, description="Name of a profile, or a profile file.")
-    task: str = Field("touch", min_length=1, description="Of the robot's scene: it says where things lie.")
-    weight: float = Field(1.0, gt=0.0, description="Share of this scene in every batch, relative to the others.")
-
-
-Scenes = Annotated[tuple[SceneSettings, ...], Field(strict=False)]
+from xvla_ros.training.dataset_settings import DataSection, Scenes
 
 
 class VisionSettings(DataSection):

@@ -97,6 +97,20 @@ class Labeller:
         images = {slot: self.world.render(slot, self.pixels, self.pixels) for slot in self.profile.cameras.slots}
         return images, self.labels(names)
 
+    def asked(self, rng: np.random.Generator, count: int) -> tuple[Picture, tuple[tuple[str, Floats], ...]]:
+        """Arrange the scene, and return slot 0's picture and ``count`` instructions with where what they name lies.
+
+        Places are [3] m, in the scene's frame. Where fewer can be asked for, some come again.
+
+        Raises:
+            RenderingUnavailableError: naming what to install.
+        """
+        self._arrange(rng)
+        image = self.world.render(self.profile.cameras.slots[0], self.pixels, self.pixels)
+        variants = self._task.variants
+        chosen = [variants[number % len(variants)] for number in range(count)]
+        return image, tuple((each.instruction, self.world.data.body(each.goal.prop).xpos.copy()) for each in chosen)
+
     def labels(self, names: Sequence[str]) -> Labels:
         """What is where in the present state of the world."""
         there = self._places()

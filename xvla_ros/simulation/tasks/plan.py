@@ -76,6 +76,15 @@ class Plan:
         return positions
 
     @property
+    def duration(self) -> float:
+        """Time in s until the last posture is reached."""
+        total, posture = 0.0, self.start
+        for leg in self.legs:
+            total += _duration(self._cost(posture, leg), leg.stop)
+            posture = leg.posture
+        return total
+
+    @property
     def to_stop(self) -> float:
         """Time in s at full speed to the next posture in which the arms stop."""
         total, posture = 0.0, self.start

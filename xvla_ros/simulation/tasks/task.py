@@ -127,6 +127,7 @@ class Task(ABC):
         self._names = tuple(figures.name for figures in HANDS[robot])
         self._cell: Cell | None = None
         self._layout: Layout | None = None
+        self._variants: tuple[Layout, ...] = ()
         self._success = self._wrong = False
 
     @property
@@ -168,12 +169,21 @@ class Task(ABC):
         cubes = np.isin(world.model.geom_bodyid, [world.model.body(prop).id for prop in world.scene.props])
         world.appearance.vary(world.model, cubes, rng, amount)
         world.arrange(props, self._start(cell, rng))
-        goal = in_order(goals, rng)[variant % len(goals)]
-        hand = goal.hand or self._nearest(cell, props[goal.prop])
-        robot = world.profile.name
-        self._layout = Layout(self.name, robot, self._sentence(goal), goal, hand, props, variant)
+        self._variants = tuple(
+            Layout(
+                self.name, world.profile.name, self._sentence(goal), goal,
+                goal.hand or self._nearest(cell, props[goal.prop]), props, number,
+            )
+            for number, goal in enumerate(in_order(goals, rng))
+        )  # fmt: skip
+        self._layout = self._variants[variant % len(goals)]
         self._success = self._wrong = False
         return self._layout
+
+    @property
+    def variants(self) -> tuple[Layout, ...]:
+        """Everything that may be asked for as the props lie since ``reset``, in its order of variants."""
+        return self._variants
 
     def layouts_saying(self, world: World, instruction: str, seed: int) -> Iterator[tuple[int, int]]:
         """Seeds from ``seed`` on whose layouts allow ``instruction``, each with the variant that has it; endless.

@@ -1,0 +1,73 @@
+"""Moments: pictures of a task without an episode, with the plans that lead on from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mujoco")
+pytest.importorskip("pinocchio")
+
+from xvla_ros.robots import load_profile
+from xvla_ros.simulation.tasks import NoLayoutError
+from xvla_ros.simulation.tasks.hands import hands_of
+from xvla_ros.simulation.tasks.moments import DEEP, Moments
+
+
+@pytest.fixture(scope="module", params=["so101_bimanual", "agibot", "widowx"])
+def moments(request):
+    made = Moments(load_profile(request.param)[request.param], "touch", pixels=32)
+    yield made
+    made.close()
+
+
+def named(instruction: str) -> tuple[str, str]:
+    """The cube and the arm of an instruction."""
+    words = instruction.split()
+    return f"{words[2]}_cube", words[6] if len(words) > 4 else ""
+
+
+def test_every_plan_ends_with_the_fingertips_of_the_named_arm_on_the_named_cube(moments):
+    hands = hands_of(moments.world)
+    for seed in range(8):
+        moment = moments.draw(np.random.default_rng(seed), 2, pictures=False)
+        assert len({each.instruction for each in moment.asked}) == 2
+        for each in moment.asked:
+            prop, arm = named(each.instruction)
+            cube = moments.world.data.body(prop).xpos
+            able = [hands[arm]] if arm else list(hands.values())
+            end = each.plan.at([each.plan.duration + 1.0])[0]
+            tips = [hand.point(end[hand.columns], hand.figures.tip) for hand in able]
+            assert min(np.linalg.norm(tip[:2] - cube[:2]) for tip in tips) < 0.01
+            np.testing.assert_array_equal(each.plan.at([0.0])[0], moment.positions)
+
+
+def test_a_moment_depends_on_its_generator_alone_and_shows_where_the_arms_are(moments):
+    one = moments.draw(np.random.default_rng(3), 2)
+    moments.draw(np.random.default_rng(4), 1)
+    other = moments.draw(np.random.default_rng(3), 2)
+    np.testing.assert_array_equal(one.positions, other.positions)
+    assert [each.instruction for each in one.asked] == [each.instruction for each in other.asked]
+    times = np.linspace(0.0, 3.0, 7)
+    np.testing.assert_array_equal(one.asked[1].plan.at(times), other.asked[1].plan.at(times))
+    for slot, image in one.images.items():
+        assert image.shape == (32, 32, 3)
+        np.testing.assert_array_equal(image, other.images[slot])
+        np.testing.assert_array_equal(image, moments.world.render(slot, 32, 32))
+    np.testing.assert_array_equal(list(moments.world.positions().values()), one.positions)
+
+
+def test_arms_are_at_the_start_on_the_way_and_beside_it_but_never_in_the_table(moments):
+    hands, order = hands_of(moments.world), moments.profile.joints.policy_order
+    home = np.array([moments.world.scene.home[joint] for joint in order])
+    drawn = np.array([moments.draw(np.random.default_rng(seed), 1, pictures=False).positions for seed in range(40)])
+    near = np.abs(drawn - home).max(axis=1) < 0.07
+    assert 4 <= near.sum() <= 24
+    for positions in drawn:
+        for hand in hands.values():
+            assert hand.point(positions[hand.columns], hand.figures.tip)[2] > DEEP - 0.01
+
+
+def test_more_than_can_be_asked_for_is_refused(moments):
+    with pytest.raises(NoLayoutError, match="allows 100 instructions; ask for fewer"):
+        moments.draw(np.random.default_rng(0), 100, pictures=False)

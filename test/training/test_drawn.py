@@ -1,0 +1,132 @@
+"""Samples drawn by the simulator: a function of their number, the expert's, and trained on end to end."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from recorded import changed
+from tiny import MODEL
+
+pytest.importorskip("mujoco")
+pytest.importorskip("pinocchio")
+
+from xvla_ros.model import checkpoint
+from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.profile import profile_document
+from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.dataset_settings import Drawn, SceneSettings
+from xvla_ros.training.drawn import DrawnSamples
+from xvla_ros.training.run import train
+
+SCENES = (SceneSettings(robot="so101_bimanual"), SceneSettings(robot="agibot"))
+WAYPOINTS = 8
+
+
+@pytest.fixture(scope="module")
+def source():
+    return DrawnSamples(Drawn(scenes=SCENES, goals=2, pixels=32), WAYPOINTS, 0)
+
+
+def same(one, other) -> bool:
+    return (
+        one.instruction == other.instruction and one.index == other.index and one.robot == other.robot
+        and np.array_equal(one.actions, other.actions) and np.array_equal(one.state, other.state)
+        and all(np.array_equal(one.images[slot], other.images[slot]) for slot in one.images)
+    )  # fmt: skip
+
+
+def test_a_sample_depends_on_seed_and_number_alone(source):
+    first = [source.draw(index) for index in (0, 1, 2, 7)]
+    again = DrawnSamples(Drawn(scenes=SCENES, goals=2, pixels=32), WAYPOINTS, 0)
+    assert all(same(one, again.draw(one.index)) for one in reversed(first))
+    assert again.fingerprint == source.fingerprint
+    assert DrawnSamples(Drawn(scenes=SCENES, goals=2, pixels=32), WAYPOINTS, 1).fingerprint != source.fingerprint
+    assert not same(source.held_out[0], source.held_out[1])
+
+
+def test_samples_of_a_moment_share_all_but_words_and_way(source):
+    robots = set()
+    for index in range(0, 16, 2):
+        one, other = source.draw(index), source.draw(index + 1)
+        robots.add(one.robot)
+        assert one.images is other.images and np.array_equal(one.state, other.state)
+        assert one.instruction != other.instruction
+        assert one.mask.all() and one.actions.shape == (WAYPOINTS, len(one.state))
+    assert robots == {"so101_bimanual", "agibot"}
+
+
+def test_actions_are_the_plan_in_the_units_of_the_state(source):
+    for index in range(0, 12, 2):
+        scene = source._scenes[index % 4 // 2]
+        profile, policy = scene.profile, scene.profile.policy
+        moment = scene.moments.draw(np.random.default_rng(index), 1, pictures=False)
+        (made,) = scene.samples(moment, WAYPOINTS, 0, "")
+        times = policy.first_waypoint_offset + np.arange(WAYPOINTS) * policy.waypoint_dt
+        there = StateEncoder(profile).state(moment.asked[0].plan.at(times))
+        spoken = [i for i, name in enumerate(profile.channels) if "gripper" not in name]
+        np.testing.assert_allclose(made.actions[:, spoken], there[:, spoken], atol=2e-5)
+
+
+def test_normalisation_is_that_of_what_is_drawn(source, monkeypatch):
+    monkeypatch.setattr("xvla_ros.training.drawn.MEASURED", 60)
+    statistics = source.statistics("so101_bimanual", "mean_std", "mean_std")
+    state = np.stack([source.draw(i).state for i in range(80) if source.draw(i).robot == "so101_bimanual"])
+    normalised = statistics.state.apply(state)
+    assert np.abs(normalised.mean(axis=0)).max() < 1.0 and np.abs(normalised).max() < 8.0
+    grippers = [i for i, name in enumerate(source.profiles["so101_bimanual"].channels) if "gripper" in name]
+    actions = np.random.default_rng(0).random((3, 12))
+    np.testing.assert_array_equal(statistics.action.apply(actions)[:, grippers], actions[:, grippers])
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """A training file over drawn samples, with the folder of the run as its output."""
+    monkeypatch.setattr("xvla_ros.training.drawn.MEASURED", 20)
+    monkeypatch.setattr("xvla_ros.training.drawn.HELD_OUT_MOMENTS", 4)
+    told = {
+        "model": {**MODEL, "chunk_size": WAYPOINTS, "network": {**MODEL["network"], "num_domains": 20}}, "steps": 4,
+        "drawn": {"scenes": [{"robot": "so101_bimanual"}], "goals": 2, "pixels": 32}, "schedule": {"decay": "constant"},
+        "freeze": {"vision_encoder": True}, "validation": {"every": 2, "samples": 4},
+        "batch": {"size": 4, "workers": 0}, "log": {"log_every": 1, "save_every": 2, "progress": False},
+    }  # fmt: skip
+    path = tmp_path / "train.yaml"
+    path.write_text(json.dumps(told))
+    return lambda name, *changes: (str(path), [f"output={tmp_path / name}", *changes])
+
+
+def losses(folder) -> list[float]:
+    return [float(row["loss"]) for row in csv.DictReader((folder / "curve.csv").open())]
+
+
+def test_a_run_on_the_towers_outputs_is_that_on_pictures_and_goes_on_where_it_stopped(settings, tmp_path):
+    assert train(*settings("pictures")) == 0
+    assert train(*settings("worker", "features=true", "batch.workers=1")) == 0
+    assert train(*settings("parts", "features=true", "steps=2")) == 0
+    assert train(*settings("parts", "features=true", "resume=true")) == 0
+    pictures, worker, parts = (losses(tmp_path / name) for name in ("pictures", "worker", "parts"))
+    assert len(pictures) == 4
+    np.testing.assert_allclose(worker, pictures, rtol=2e-4)
+    np.testing.assert_allclose(parts, worker, rtol=1e-6)
+    policy = checkpoint.load(tmp_path / "worker" / "checkpoint")
+    assert set(policy.robots) == {"so101_bimanual"}
+
+
+def test_recordings_and_drawn_samples_are_not_mixed_and_what_is_wrong_is_named(settings, capsys):
+    assert train(*settings("mixed", "datasets=[{paths: [x.mcap]}]")) == 1
+    assert "either recordings, in datasets, or drawn" in capsys.readouterr().err
+    assert train(*settings("light", "augmentation.brightness=0.1")) == 1
+    assert "set drawn.variation, not augmentation" in capsys.readouterr().err
+    assert train(*settings("task", "drawn.scenes=[{robot: so101, task: juggle}]")) == 1
+    assert "no task 'juggle'" in capsys.readouterr().err
+
+
+def test_two_profiles_of_one_name_are_refused(tmp_path):
+    profile = changed("so101", ("policy.waypoint_dt", 0.2))
+    other = tmp_path / "other.yaml"
+    other.write_text(profile_document([profile]))
+    scenes = (SceneSettings(robot="so101"), SceneSettings(robot=str(other)))
+    with pytest.raises(TrainingError, match="its profiles differ"):
+        DrawnSamples(Drawn(scenes=scenes, pixels=32), WAYPOINTS, 0)

@@ -1,0 +1,168 @@
+"""Moments of a task without an episode: a layout, arms somewhere on their way, and what the expert would do from there.
+
+The expert has no memory: what it wants is a function of where everything is. So any posture over any layout is as good
+as one that was reached by simulating, and a picture of it goes with a plan for each thing that may be asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.robots.profile import Profile
+from xvla_ros.simulation.tasks.catalogue import load_task
+from xvla_ros.simulation.tasks.hands import UnreachableError, hands_of
+from xvla_ros.simulation.tasks.layouts import Layout, NoLayoutError
+from xvla_ros.simulation.tasks.plan import Plan
+from xvla_ros.simulation.tasks.task import Expert
+from xvla_ros.simulation.world import World
+
+Floats = NDArray[np.float64]
+Picture = NDArray[np.uint8]
+
+BEGINNING = 0.3  # share of the moments with the arms as an episode starts: the words alone decide what is next
+ELSEWHERE = 0.2  # share of those on the way that come from what another instruction asks for
+LEAST, MOST = 0.005, 0.3  # rad: between which the spread of the joints beside the way is drawn, by its logarithm
+SHRINK = 0.5  # of that, where fingertips would be below the table
+DEEP = -0.002  # m
+TRIES = 20  # layouts until enough can be asked for
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An instruction, and the expert's plan that follows it from a moment on.
+
+    Attributes:
+        instruction: in words.
+        plan: of the expert.
+        place: [3] m, in the scene's frame, where the middle of what is named lies.
+    """
+
+    instruction: str
+    plan: Plan
+    place: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """One state of a scene.
+
+    Attributes:
+        images: slot → uint8 [H, W, 3] RGB.
+        positions: [J], rad or m, in the profile's ``policy_order``.
+        asked: instructions that differ, each with its plan.
+    """
+
+    images: Mapping[str, Picture]
+    positions: Floats
+    asked: tuple[Asked, ...]
+
+
+@dataclass(eq=False)
+class Moments:
+    """Draws moments of one robot and task. Nothing is ever held: of a task that grasps, only what comes before.
+
+    Args:
+        profile: of the robot.
+        task: of its scene.
+        variation: of light, colours and cameras, 1 as in demonstrations.
+        pixels: width and height of the pictures.
+
+    Raises:
+        UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is missing.
+    """
+
+    profile: Profile
+    task: str
+    variation: float = 1.0
+    pixels: int = 256
+    world: World = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.world = World(self.profile)
+        self._task = load_task(self.profile, self.task, variation=self.variation)
+        self._hands = hands_of(self.world)
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Every sentence that the task may say."""
+        return self._task.instructions
+
+    def draw(self, rng: np.random.Generator, asked: int, *, pictures: bool = True) -> Moment:
+        """Return a moment with ``asked`` instructions.
+
+        Args:
+            rng: decides; the same state of it gives the same moment.
+            asked: how many.
+            pictures: whether they are drawn; they take most of the time beside the expert's inverse kinematics.
+
+        Raises:
+            NoLayoutError: no layout allows as many.
+            RenderingUnavailableError: naming what to install.
+        """
+        for _ in range(TRIES):
+            self._task.reset(self.world, rng)
+            experts = self._experts(asked)
+            if len(experts) == asked:
+                return self._moment(rng, experts, pictures)
+        raise NoLayoutError(f"task {self.task!r}: no layout of {TRIES} allows {asked} instructions; ask for fewer")
+
+    def close(self) -> None:
+        """Free what drawing holds."""
+        self.world.close()
+
+    def _experts(self, asked: int) -> list[tuple[Layout, Expert]]:
+        """Experts for as many of the layout's variants as are asked for, those that can reach what is named."""
+        found: list[tuple[Layout, Expert]] = []
+        for layout in self._task.variants:
+            expert = self._task.expert(self.world, layout)
+            try:
+                expert.plan(self.world)
+            except UnreachableError:
+                continue
+            found.append((layout, expert))
+            if len(found) == asked:
+                break
+        return found
+
+    def _moment(self, rng: np.random.Generator, experts: list[tuple[Layout, Expert]], pictures: bool) -> Moment:
+        if rng.random() >= BEGINNING:
+            if len(experts) > 1 and rng.random() < ELSEWHERE:
+                self._go(experts[1][1].plan(self.world), 1.0)
+            self._go(experts[0][1].plan(self.world), rng.random())
+            self._lead_astray(rng)
+        asked = tuple(self._asked(layout, expert) for layout, expert in experts)
+        slots = self.profile.cameras.slots if pictures else ()
+        images = {slot: self.world.render(slot, self.pixels, self.pixels) for slot in slots}
+        return Moment(images, asked[0].plan.start.copy(), asked)
+
+    def _asked(self, layout: Layout, expert: Expert) -> Asked:
+        place = self.world.data.body(layout.goal.prop).xpos.copy()
+        return Asked(layout.instruction, expert.plan(self.world), place)
+
+    def _go(self, plan: Plan, share: float) -> None:
+        self._put(plan.at([share * plan.duration])[0])
+
+    def _put(self, positions: Floats) -> None:
+        order = self.profile.joints.policy_order
+        self.world.arrange({}, dict(zip(order, positions.tolist(), strict=True)))
+
+    def _lead_astray(self, rng: np.random.Generator) -> None:
+        """Moves the arms beside the way, grippers as they are; not into the table."""
+        order = self.profile.joints.policy_order
+        joints = [self.profile.joints.by_name[joint] for joint in order]
+        lower, upper = np.array([j.lower for j in joints]), np.array([j.upper for j in joints])
+        here = np.array(list(self.world.positions().values()))
+        beside = np.exp(rng.uniform(np.log(LEAST), np.log(MOST))) * rng.normal(size=len(order))
+        for hand in self._hands.values():
+            beside[hand.gripper] = 0.0
+        while True:
+            there = np.clip(here + beside, lower, upper)
+            heights = [hand.point(there[hand.columns], hand.figures.tip)[2] for hand in self._hands.values()]
+            if min(heights) > DEEP or np.abs(beside).max() < LEAST:
+                break
+            beside *= SHRINK
+        self._put(there)

@@ -1,0 +1,225 @@
+"""Samples without end from the simulator: moments of its tasks, each with several instructions and the expert's plans.
+
+Recorded layouts are soon learnt by heart by a network that sees them a hundred times; here no layout comes twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.model.data import Embodiment
+from xvla_ros.model.normalisers import Statistics
+from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.problems import Problem
+from xvla_ros.robots.profile import Profile, load_profile
+from xvla_ros.simulation.tasks.moments import Moment, Moments
+from xvla_ros.training import draws
+from xvla_ros.training.bag_paths import tool_actions
+from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.dataset_settings import Drawn, SceneSettings
+from xvla_ros.training.order import quotas
+from xvla_ros.training.sample import Sample
+from xvla_ros.training.statistics import ChannelStatistics, normaliser, untouched_actions
+from xvla_ros.training.vision_labels import Labeller
+
+MEASURED = 2000  # samples of each robot that its normalisation is taken from
+HELD_OUT = 2**40  # where the numbers of held-out moments begin
+HELD_OUT_MOMENTS = 512
+FORMAT = 1  # of what is drawn: raised when the same seed comes to give other samples
+
+
+class Scene:
+    """Samples of one robot and task; each process makes a world of its own.
+
+    Args:
+        settings: which.
+        variation, pixels: of the pictures.
+        plans: whether samples have actions; without, they have slot 0's picture alone and any posture, which is all
+            that the language encoder can be asked about, and are drawn in a tenth of the time.
+
+    Raises:
+        TrainingError: the robot's file has several robots.
+        ProfileError: the profile is wrong.
+    """
+
+    def __init__(self, settings: SceneSettings, variation: float, pixels: int, plans: bool = True) -> None:
+        self.settings, self._variation, self._pixels, self._plans = settings, variation, pixels, plans
+        self.profile = _profile(settings.robot)
+        self.embodiment = self.profile.embodiment()
+        self._made: tuple[Moments, StateEncoder] | None = None
+        self._labeller: Labeller | None = None
+
+    @property
+    def moments(self) -> Moments:
+        """What draws.
+
+        Raises:
+            UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is missing.
+        """
+        return self._open()[0]
+
+    def draw(
+        self, rng: np.random.Generator, asked: int, waypoints: int, index: int, source: str
+    ) -> list[Sample]:
+        """Return samples with ``asked`` instructions for one picture, the first with number ``index``."""
+        if self._plans:
+            return self.samples(self.moments.draw(rng, asked), waypoints, index, source)
+        if self._labeller is None:
+            self._labeller = Labeller(self.profile, self.settings.task, self._variation, self._pixels)
+        picture, told = self._labeller.asked(rng, asked)
+        images = {self.profile.cameras.slots[0]: picture}
+        state = self._open()[1].state(list(self._labeller.world.positions().values())).astype(np.float32)
+        unknown = np.zeros((waypoints, len(state)), np.float32), np.zeros(waypoints, np.bool_)
+        return [
+            Sample(
+                self.embodiment, images, state, *unknown, instruction, index + number, source, 0,
+                place=place.astype(np.float32),
+            )
+            for number, (instruction, place) in enumerate(told)
+        ]  # fmt: skip
+
+    def samples(self, moment: Moment, waypoints: int, index: int, source: str) -> list[Sample]:
+        """Return the samples of a moment, the first with number ``index``; all have the very same pictures."""
+        encoder, policy = self._open()[1], self.profile.policy
+        times = policy.first_waypoint_offset + np.arange(waypoints) * policy.waypoint_dt
+        state = encoder.state(moment.positions).astype(np.float32)
+        mask = np.ones(waypoints, dtype=np.bool_)
+        return [
+            Sample(
+                self.embodiment, moment.images, state, self._actions(each.plan.at(times), encoder), mask,
+                each.instruction, index + number, source, 0, place=each.place.astype(np.float32),
+            )
+            for number, each in enumerate(moment.asked)
+        ]  # fmt: skip
+
+    def _actions(self, positions: NDArray[np.float64], encoder: StateEncoder) -> NDArray[np.float32]:
+        if self.profile.action_spec.is_end_effector:
+            return tool_actions(positions, self.profile, encoder).astype(np.float32)
+        return encoder.state(positions).astype(np.float32)
+
+    def _open(self) -> tuple[Moments, StateEncoder]:
+        if self._made is None:
+            moments = Moments(self.profile, self.settings.task, variation=self._variation, pixels=self._pixels)
+            self._made = moments, StateEncoder(self.profile)
+        return self._made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_made": None, "_labeller": None}
+
+
+class DrawnSamples:
+    """A source of samples, as ``batches.Source`` has it.
+
+    Args:
+        settings: what is drawn.
+        waypoints: T, of a chunk.
+        seed: of everything.
+        plans: as for ``Scene``.
+
+    Raises:
+        TrainingError: two scenes have robots of one name that are not one robot.
+        ProfileError, UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is wrong.
+    """
+
+    def __init__(self, settings: Drawn, waypoints: int, seed: int, *, plans: bool = True) -> None:
+        self._settings, self._waypoints, self._seed = settings, waypoints, seed
+        self._plans = plans
+        self._scenes = tuple(Scene(each, settings.variation, settings.pixels, plans) for each in settings.scenes)
+        self._quota = np.cumsum(quotas([each.weight for each in settings.scenes]))
+        self.profiles: Mapping[str, Profile] = {each.profile.name: each.profile for each in self._scenes}
+        self.embodiments: Mapping[str, Embodiment] = {each.embodiment.robot: each.embodiment for each in self._scenes}
+        _check_alike(self._scenes, self.profiles)
+        self.instructions: Sequence[str] = sorted({s for each in self._scenes for s in each.moments.instructions})
+        self.train: Sequence[Sample] = _Numbered(self.draw, MEASURED)
+        self.held_out: Sequence[Sample] = _Numbered(self._kept_apart, HELD_OUT_MOMENTS)
+        self._last: tuple[int, list[Sample]] | None = None
+
+    def draw(self, index: int) -> Sample:
+        """Return the ``index``-th sample of the endless sequence; it depends on the seed and the index alone."""
+        number, place = divmod(index, self._settings.goals)
+        if self._last is None or self._last[0] != number:
+            self._last = number, self._drawn(number, self._settings.goals, number * self._settings.goals)
+        return self._last[1][place]
+
+    def statistics(self, robot: str, state_mode: str, action_mode: str) -> Statistics:
+        """Return how a robot's state and actions are normalised; see ``samples.Samples.statistics``."""
+        scenes = [each for each in self._scenes if each.profile.name == robot]
+        width = scenes[0].profile.state_width
+        state, action = ChannelStatistics(width), ChannelStatistics(width)
+        for scene in scenes:
+            for number in range(MEASURED // len(scenes)):
+                rng = draws.generator(self._seed, "statistics", scene.settings.task, number)
+                moment = scene.moments.draw(rng, 1, pictures=False)
+                (sample,) = scene.samples(moment, self._waypoints, 0, "")
+                state.add(sample.state[None])
+                action.add(sample.actions)
+        untouched = untouched_actions(scenes[0].profile)
+        return Statistics(normaliser(state.stats(), state_mode), normaliser(action.stats(), action_mode, untouched))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of which samples these are."""
+        told = [self._settings.model_dump(mode="json"), [each.profile.to_mapping() for each in self._scenes]]
+        text = json.dumps([FORMAT, self._seed, self._waypoints, self._plans, *told], sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def summary(self) -> list[dict[str, object]]:
+        """Return a row of a table for each scene."""
+        return [
+            {
+                "robot": each.profile.name, "domain": each.embodiment.domain_id, "task": each.settings.task,
+                "samples": "drawn", "instructions": self._settings.goals, "weight": each.settings.weight,
+            }
+            for each in self._scenes
+        ]  # fmt: skip
+
+    def _kept_apart(self, index: int) -> Sample:
+        return self._drawn(HELD_OUT + index, 1, index)[0]
+
+    def _drawn(self, number: int, asked: int, index: int) -> list[Sample]:
+        rng = draws.generator(self._seed, "drawn", number)
+        scene = self._scenes[int(np.searchsorted(self._quota, rng.integers(self._quota[-1]), side="right"))]
+        return scene.draw(rng, asked, self._waypoints, index, f"moment {number} of {scene.settings.task}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_last": None}
+
+
+class _Numbered(Sequence[Sample]):
+    """The first samples of an endless sequence, each made when it is read."""
+
+    def __init__(self, make: Callable[[int], Sample], count: int) -> None:
+        self._make, self._count = make, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        if not 0 <= index < self._count:
+            raise IndexError(f"sample {index} of {self._count}")
+        return self._make(index)
+
+
+def _profile(robot: str) -> Profile:
+    found = load_profile(robot)
+    if len(found) != 1:
+        raise TrainingError([
+            Problem("", "drawn.scenes.robot", robot, "a file with one robot", f"holds {len(found)} robots")
+        ])  # fmt: skip
+    return next(iter(found.values()))
+
+
+def _check_alike(scenes: Sequence[Scene], profiles: Mapping[str, Profile]) -> None:
+    for number, each in enumerate(scenes):
+        if each.profile != profiles[each.profile.name]:
+            message = f"two scenes have a robot {each.profile.name!r}, and its profiles differ"
+            raise TrainingError([
+                Problem("", f"drawn.scenes.{number}.robot", each.settings.robot, "one profile of a name", message)
+            ])  # fmt: skip
