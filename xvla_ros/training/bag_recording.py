@@ -216,7 +216,7 @@ class BagRecording:
             problem = self._problem("episodes", 0, "at least one episode", f"has no episode to train on: {left} "
                                     "was left out")
             if skipped:
-                raise NothingLeftError([problem])
+                raise NothingLeftError([problem], skipped)
             problems.append(problem)
         return spans
 
