@@ -1,38 +1,51 @@
 """What a new arm costs: success on WidowX touch by demonstrations and by what is trained.
 
-    python bench/adaptation.py --checkpoint BASE [--output DIR] [--demonstrations 10,25,50] [--methods prompt,lora,…]
-        [--steps N] [--batch N] [--episodes N] [--ros N] [--device D] [--like ROBOT] [--json FILE]
+    python bench/adaptation.py --checkpoint BASE [--cells prompt:50,full:50,…] [--minutes M] [--output DIR] [--steps N]
+        [--batch N] [--workers N] [--precision P] [--set METHOD:KEY=VALUE] [--episodes N] [--delay S] [--ros N]
+        [--device D] [--like ROBOT] [--json FILE]
 
 A cell is one training and one evaluation, on layouts that no demonstration has: ``prompt`` (soft prompt and action rows
-of the new domain), ``lora``, ``full``, and ``scratch``, a new network of the same sizes. Cells that are finished are
-kept, an interrupted one goes on: run the same command again. The same episodes serve every cell; the demonstrations of
-a small cell are the first of a larger one. The promise is that the prompt alone comes within 15 points of everything,
-with the most demonstrations.
+of the new domain; the tower is frozen, so what it says of each picture is kept, and pictures are not varied), ``lora``,
+``full``, and ``scratch``, a new network of the same sizes. The same episodes serve every cell; the demonstrations of a
+small cell are the first of a larger one, and all are trained on. The promise is that the prompt alone comes within 15
+points of everything, with the most demonstrations.
+
+Cells that are finished are kept, an interrupted one goes on: run the same command again. A cell that was made from
+another checkpoint, other demonstrations or with other settings is named, put aside and made anew. ``minutes`` are those
+of the training steps; ``in all`` also counts starting, reading the recordings, and the tower's outputs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import subprocess
+import shutil
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import results
+from commands import STOPPED, CommandError, Commands, StoppedError
 
 ROBOT, TASK = "widowx", "touch"
 DEMO_SEED, EVALUATION_SEED = 400000, 6000
-METHODS = ("prompt", "lora", "full", "scratch")
+METHODS = ("prompt", "full", "lora", "scratch")
+COUNTS = (50, 25, 10)
 WITHIN = 0.15
 # Rates are for networks of a few million parameters; the shipped files have those of the published one.
 RATES = {"prompt": 2e-3, "lora": 1e-3, "full": 3e-4, "scratch": 7e-4}
+VARIED = "{brightness: 0.1, contrast: 0.1, shift: 0.01}"
+PLACES = ("output", "cache", "log", "resume")  # settings of a run that do not change what it learns
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training and its evaluation."""
+    """One training and its evaluation; ``cell.json`` in its folder tells what they were made with."""
 
     method: str
     demonstrations: int
@@ -49,62 +62,120 @@ class Cell:
     def report(self, over: str) -> Path:
         return self.folder / over / "report.json"
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """``training``: its key; ``seconds``: of its commands; ``evaluations``: key of each."""
+        file = self.folder / "cell.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    def tell(self, **facts: Any) -> None:
+        """Change facts of ``cell.json``."""
+        text = json.dumps({"schema_version": 1, **self.facts, **facts}, indent=1) + "\n"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self.folder / "cell.json.part"
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(self.folder / "cell.json")
+
 
 def main() -> int:
     options = _options()
-    counts = sorted(int(text) for text in options.demonstrations.split(","))
-    demos = options.output / "demos"
-    _xvla("demos", "--robot", ROBOT, "--task", TASK, "--episodes", str(counts[-1]), "--seed", str(DEMO_SEED),
-          "--output", str(demos))
-    rows = []
-    for count in counts:
-        for method in options.methods.split(","):
-            cell = Cell(method, count, options.output / f"{method}_{count}")
-            _train(cell, options, demos)
-            _evaluate(cell, options)
-            rows.append(_row(cell, options))
-            print(json.dumps(rows[-1]), flush=True)
-    return results.finish(rows, _promises(rows, counts[-1]), options.json)
+    commands, demos = Commands(options.minutes), options.output / "demos"
+    code = 0
+    try:
+        most = max(cell.demonstrations for cell in options.cells)
+        commands.xvla("demos", "--robot", ROBOT, "--task", TASK, "--episodes", str(most), "--seed", str(DEMO_SEED),
+                      "--output", str(demos))  # fmt: skip
+        for cell in options.cells:
+            _train(cell, options, demos, commands)
+            _evaluate(cell, options, commands)
+            print(json.dumps(_row(cell, options)), flush=True)
+    except StoppedError as stop:
+        print(f"{stop}; run the same command again to go on", file=sys.stderr)
+        code = STOPPED
+    except CommandError as error:
+        print(f"bench/adaptation.py: {error}; run the same command again to go on", file=sys.stderr)
+        code = 1
+    done = [cell for cell in options.cells if _finished(cell, options, demos)]
+    rows = [_row(cell, options) for cell in done]
+    missed = results.finish(rows, _promises(rows), options.json)
+    return code or missed
 
 
 def _options() -> Any:
     parser = results.parser(__doc__ or "")
     parser.add_argument("--checkpoint", required=True, help="policy that knows other robots")
+    parser.add_argument("--cells", default=",".join(f"{method}:{count}" for count in COUNTS for method in METHODS),
+                        help="METHOD:DEMONSTRATIONS,… in the order in which they are made (default: all)")  # fmt: skip
+    parser.add_argument("--minutes", type=float, help="after which the running command saves its state and all ends")
     parser.add_argument("--output", type=Path, default=Path("xvla_out/adaptation"))
-    parser.add_argument("--demonstrations", default="10,25,50")
-    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16", help="of the training")
+    parser.add_argument("--set", action="append", default=[], metavar="METHOD:KEY=VALUE", help="of a method's training")
     parser.add_argument("--episodes", type=int, default=40)
-    parser.add_argument("--ros", type=int, default=0, help="episodes that are run again over ROS topics")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--delay", type=float, default=0.1, help="s that a chunk takes, in process")
+    parser.add_argument("--ros", type=int, default=10 if find_spec("rclpy") else 0,
+                        help="episodes that are run again over ROS topics (default: 10 where ROS is)")  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="of the policy that is evaluated")
     parser.add_argument("--like", default="agibot", help="robot of the checkpoint whose prompt and rows come first")
-    return parser.parse_args()
+    options = parser.parse_args()
+    try:
+        options.cells = cells_of(options.cells, options.output)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
 
 
-def _train(cell: Cell, options: Any, demos: Path) -> None:
-    if cell.training.exists() and json.loads(cell.training.read_text())["steps"] >= options.steps:
-        return
-    paths = [str(demos / f"episode_{number:06d}.mcap") for number in range(cell.demonstrations)]
-    data = {"paths": paths, "split": {"fraction": 0.1}, "early": {"seconds": 1.0, "times": 3}}
-    overrides = [
-        f"datasets={json.dumps([data])}", f"output={cell.folder}", "resume=true", f"steps={options.steps}",
-        f"batch.size={options.batch}", "batch.accumulation=1", "precision=float32", f"cache={options.output / 'cache'}",
-        f"optimizer.learning_rate={RATES[cell.method]}", "augmentation={brightness: 0.1, contrast: 0.1, shift: 0.01}",
-    ]  # fmt: skip
+def cells_of(text: str, output: Path) -> list[Cell]:
+    """Return the cells that ``METHOD:DEMONSTRATIONS,…`` names.
+
+    Raises:
+        ValueError: one is not of that form.
+    """
+    cells = []
+    for name in text.split(","):
+        method, _, count = name.partition(":")
+        if method not in METHODS or not count.isdecimal() or not int(count):
+            expected = f"METHOD:DEMONSTRATIONS with a method of {', '.join(METHODS)}, as prompt:50"
+            raise ValueError(f"cell {name!r} is none; expected {expected}")
+        cells.append(Cell(method, int(count), output / f"{method}_{int(count)}"))
+    return cells
+
+
+def training_of(cell: Cell, options: Any, demos: Path) -> tuple[str, ...]:
+    """Return the arguments of ``xvla train``."""
+    own = {
+        "datasets": json.dumps([{"paths": [str(path) for path in bags(cell, demos)],
+                                 "early": {"seconds": 1.0, "times": 3}}]),
+        "output": cell.folder, "cache": options.output / "cache", "resume": "true",
+        "steps": options.steps, "precision": options.precision,
+        "batch": json.dumps({"size": options.batch, "workers": options.workers}),
+        "optimizer.learning_rate": RATES[cell.method], "ema.decay": 0.999, "schedule.ramp": options.steps // 10,
+    }  # fmt: skip
+    file = f"adapt_{cell.method}.yaml"
     if cell.method == "scratch":
-        _xvla("train", "shipped/policy.yaml", *overrides, f"model={json.dumps(_sizes(options.checkpoint))}")
-        return
-    warmup = options.steps // 10
-    if cell.method != "prompt":
-        overrides += [f"schedule.prompt_warmup={warmup}", f"schedule.ramp={warmup}"]
-        overrides += ["model.activation_checkpointing=false"]
-    overrides += [f"model.checkpoint={options.checkpoint}", f"initialise.{ROBOT}={options.like}"]
-    _xvla("train", f"adapt_{cell.method}.yaml", *overrides)
+        file = "shipped/policy.yaml"
+        own |= {"model": json.dumps(sizes_of(options.checkpoint)), "augmentation": VARIED}
+    else:
+        model = {"checkpoint": options.checkpoint, "dropout": 0.0}
+        own |= {"model": json.dumps(model), f"initialise.{ROBOT}": options.like}
+    if cell.method == "prompt":
+        # Kept outputs need no process to prepare them.
+        own |= {"features": "true", "augmentation": "{}", "batch.workers": 0}
+    elif cell.method != "scratch":
+        own |= {"schedule.prompt_warmup": options.steps // 10, "augmentation": VARIED}
+    told = [each.partition(":")[2] for each in options.set if each.partition(":")[0] == cell.method]
+    return (file, *(f"{key}={value}" for key, value in own.items()), *told)
 
 
-def _sizes(checkpoint: str) -> dict[str, Any]:
-    """A network of the same sizes as that of ``checkpoint``, for training from scratch."""
+def bags(cell: Cell, demos: Path) -> list[Path]:
+    """Return the recordings that a cell trains on."""
+    return [demos / f"episode_{number:06d}.mcap" for number in range(cell.demonstrations)]
+
+
+def sizes_of(checkpoint: str) -> dict[str, Any]:
+    """Return the section ``model`` of a network of the same sizes as ``checkpoint``, for training from scratch."""
     from dataclasses import asdict
 
     from xvla_ros.model.folders import find_checkpoint
@@ -121,19 +192,135 @@ def _sizes(checkpoint: str) -> dict[str, Any]:
         "network": {**{name: getattr(config, name) for name in network}, "image_size": list(config.image_size)},
         "vision": vision,
         "text": text,
+        "dropout": 0.0,
     }
 
 
-def _evaluate(cell: Cell, options: Any) -> None:
-    for over, episodes, extra in (("process", options.episodes, ["--in-process"]), ("ros", options.ros, [])):
-        report = cell.report(over)
-        fresh = report.exists() and report.stat().st_mtime > cell.training.stat().st_mtime
-        if not episodes or (fresh and json.loads(report.read_text())["episodes"] >= episodes):
+def training_key(cell: Cell, options: Any, demos: Path) -> dict[str, Any]:
+    """Return everything that a cell's training depends on: one with another key is another training.
+
+    Args:
+        cell: whose.
+        options: of this benchmark.
+        demos: folder of the demonstrations, which must be there.
+    """
+    from xvla_ros.training.config_file import read_settings
+    from xvla_ros.training.fingerprints import sampled
+
+    file, *overrides = training_of(cell, options, demos)
+    told = read_settings(file, overrides).model_dump(mode="json")
+    settings = {key: value for key, value in told.items() if key not in PLACES}
+    settings["model"] = {key: value for key, value in told["model"].items() if key != "checkpoint"}
+    settings["datasets"] = [{**each, "paths": len(each["paths"])} for each in told["datasets"]]
+    return {
+        "method": cell.method,
+        "demonstrations": cell.demonstrations,
+        "steps": options.steps,
+        "manifest": _digest([(demos / "demos.json").read_bytes()]),
+        "recordings": _digest([sampled(path) for path in bags(cell, demos)]),
+        # From scratch only the sizes are taken over, which the settings have.
+        "checkpoint": "" if cell.method == "scratch" else checkpoint_digest(options.checkpoint),
+        "settings": settings,
+    }
+
+
+def evaluation_key(over: str, options: Any) -> dict[str, Any]:
+    """Return everything but the checkpoint that an evaluation depends on."""
+    told = {"robot": ROBOT, "task": TASK, "seed": EVALUATION_SEED, "device": options.device}
+    if over == "ros":
+        return {**told, "episodes": options.ros}
+    return {**told, "episodes": options.episodes, "delay": options.delay}
+
+
+def checkpoint_digest(checkpoint: str) -> str:
+    """Return hex digits of a checkpoint's weights, sizes, words and normalisation; its name does not count."""
+    from xvla_ros.model.folders import find_checkpoint
+
+    found = find_checkpoint(checkpoint, None)
+    folders = [found.base, *([found.adapter] if found.adapter not in (None, found.base) else [])]
+    files = [file for folder in folders for file in sorted(folder.iterdir())
+             if file.suffix in (".safetensors", ".json")]  # fmt: skip
+    return _digest([_file_digest(file, file.stat().st_size, file.stat().st_mtime_ns).encode() for file in files])
+
+
+@cache
+def _file_digest(file: Path, _size: int, _modified: int) -> str:
+    """Of name and content; large ones are read once, not for every cell."""
+    return _digest([file.name.encode(), file.read_bytes()])
+
+
+def _digest(parts: Sequence[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def differing(old: Any, new: Any, name: str = "") -> list[str]:
+    """Return the dotted names of what differs between two keys."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [name]
+    inner = [(each, f"{name}.{each}" if name else each) for each in dict.fromkeys([*old, *new])]
+    return [found for each, path in inner for found in differing(old.get(each), new.get(each), path)]
+
+
+def claim(cell: Cell, key: dict[str, Any]) -> None:
+    """Put a cell aside that was trained with another key, and say so; after this the folder is of ``key``."""
+    facts = cell.facts
+    if cell.folder.exists() and (changed := differing(facts.get("training", {}), key)):
+        aside = cell.folder.with_name(f"{cell.folder.name}_was")
+        shutil.rmtree(aside, ignore_errors=True)
+        cell.folder.rename(aside)
+        why = f"made with another {', '.join(changed)}" if facts else "does not tell what it was made with"
+        print(f"{cell.folder}: {why}; put aside as {aside.name} and made anew", flush=True)
+    if not cell.facts:
+        cell.tell(training=key, seconds=0.0, evaluations={})
+
+
+def _train(cell: Cell, options: Any, demos: Path, commands: Commands) -> None:
+    claim(cell, training_key(cell, options, demos))
+    if _trained(cell, options):
+        return
+    began = time.monotonic()
+    try:
+        commands.xvla("train", *training_of(cell, options, demos))
+    finally:
+        cell.tell(seconds=cell.facts["seconds"] + time.monotonic() - began)
+
+
+def _trained(cell: Cell, options: Any) -> bool:
+    return cell.training.exists() and json.loads(cell.training.read_text())["steps"] >= options.steps
+
+
+def _evaluate(cell: Cell, options: Any, commands: Commands) -> None:
+    for over in _ways(options):
+        key, report = evaluation_key(over, options), cell.report(over)
+        if _evaluated(cell, over, options):
             continue
-        _xvla(
-            "evaluate", "--robot", ROBOT, "--task", TASK, "--episodes", str(episodes), "--seed", str(EVALUATION_SEED),
-            "--checkpoint", str(cell.checkpoint), "--output", str(report.parent), "--device", options.device, *extra,
+        report.unlink(missing_ok=True)
+        cell.tell(evaluations={**cell.facts["evaluations"], over: key})
+        how = ("--in-process", "--delay", str(options.delay)) if over == "process" else ()
+        commands.xvla(
+            "evaluate", "--robot", ROBOT, "--task", TASK, "--episodes", str(key["episodes"]), "--seed",
+            str(EVALUATION_SEED), "--checkpoint", str(cell.checkpoint), "--output", str(report.parent), "--device",
+            options.device, *how,
         )  # fmt: skip
+
+
+def _ways(options: Any) -> tuple[str, ...]:
+    return ("process", "ros") if options.ros else ("process",)
+
+
+def _evaluated(cell: Cell, over: str, options: Any) -> bool:
+    key = cell.facts.get("evaluations", {}).get(over)
+    return cell.report(over).exists() and key == evaluation_key(over, options)
+
+
+def _finished(cell: Cell, options: Any, demos: Path) -> bool:
+    if not all(path.exists() for path in bags(cell, demos)) or not _trained(cell, options):
+        return False
+    same = cell.facts.get("training") == training_key(cell, options, demos)
+    return same and all(_evaluated(cell, over, options) for over in _ways(options))
 
 
 def _row(cell: Cell, options: Any) -> dict[str, Any]:
@@ -145,6 +332,7 @@ def _row(cell: Cell, options: Any) -> dict[str, Any]:
         "trained": trained["parameters"]["trained"],
         "of": trained["parameters"]["total"],
         "minutes": round(trained["seconds"] / 60, 1),
+        "in all": round(cell.facts["seconds"] / 60, 1),
         "success": report["success_rate"],
         "interval": f"{low:.2f} to {high:.2f}",
         "wrong": report["wrong_rate"],
@@ -154,24 +342,15 @@ def _row(cell: Cell, options: Any) -> dict[str, Any]:
     return row
 
 
-def _promises(rows: list[dict[str, Any]], most: int) -> list[results.Promise]:
-    found = {row["method"]: row["success"] for row in rows if row["demonstrations"] == most}
-    if not {"prompt", "full"} <= set(found):
+def _promises(rows: Sequence[dict[str, Any]]) -> list[results.Promise]:
+    """What the most demonstrations that both were trained on show."""
+    found = {(row["method"], row["demonstrations"]): row["success"] for row in rows}
+    both = [count for method, count in found if method == "prompt" and ("full", count) in found]
+    if not both:
         return []
-    return [results.Promise(f"full minus prompt, {most} demonstrations", found["full"] - found["prompt"], WITHIN)]
-
-
-def _xvla(*arguments: str) -> None:
-    """Run a command of ``xvla``, its output shown.
-
-    Raises:
-        SystemExit: it failed or was stopped; the same command of this benchmark goes on.
-    """
-    print("xvla", *arguments, flush=True)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    code = subprocess.run([sys.executable, "-m", "xvla_ros.cli", *arguments], env=environment, check=False).returncode
-    if code:
-        raise SystemExit(f"xvla {arguments[0]} ended with {code}; run the same command again to go on")
+    most = max(both)
+    gap = found["full", most] - found["prompt", most]
+    return [results.Promise(f"full minus prompt, {most} demonstrations", gap, WITHIN)]
 
 
 if __name__ == "__main__":

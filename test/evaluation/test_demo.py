@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from xvla_ros.evaluation.film import HEIGHT, WIDTH, read_frame
+from xvla_ros.evaluation.film import read_frame
+from xvla_ros.evaluation.film_frame import HEIGHT, WIDTH
 
 LIMIT = 120.0
 DURATION = 4.0

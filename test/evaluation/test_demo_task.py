@@ -16,7 +16,8 @@ import pytest
 
 from xvla_ros.evaluation.demo_console import Console, Progress
 from xvla_ros.evaluation.demo_task import choose_task, is_trained
-from xvla_ros.evaluation.film import DONE_COLOUR, FAILED_COLOUR, Composer, Scene, read_frame
+from xvla_ros.evaluation.film import read_frame
+from xvla_ros.evaluation.film_frame import DONE_COLOUR, FAILED_COLOUR, Composer, Scene
 from xvla_ros.evaluation.graph import SetupError, choose_profile
 from xvla_ros.evaluation.recorder import Recording, gather, joint_travel
 from xvla_ros.evaluation.report import make_report

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xvla_ros.evaluation.demo_console import Progress
-from xvla_ros.evaluation.film import HEIGHT, WIDTH, Composer, Scene, read_frame, write_film
+from xvla_ros.evaluation.film import read_frame, write_film
+from xvla_ros.evaluation.film_frame import HEIGHT, WIDTH, Composer, Scene
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, choose_profile, watch_command
 from xvla_ros.evaluation.page import write_html
 from xvla_ros.evaluation.processes import Supervisor, free_domain

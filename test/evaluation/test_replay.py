@@ -233,6 +233,21 @@ def test_what_is_skipped_is_counted_and_said(tmp_path):
     assert found["frames"] == len(figures.parts[0].rows())
 
 
+@pytest.mark.parametrize("second", [{"success": False}, {"success": True, "instruction": ""}], ids=["failed", "bare"])
+def test_episodes_of_a_bag_of_which_nothing_is_left_are_counted(tmp_path, second):
+    """The second episode failed too, or nobody said what it was to do."""
+    profile = changed("so101_bimanual", ("instruction", ""))
+    useful = Session(profile, end=1.2).record().mark(0.1, "start", instruction="fold").mark(1.1, "end", success=True)
+    useless = Session(profile, end=1.2).record().mark(0.1, "start", instruction="fold").mark(0.5, "end", success=False)
+    useless.mark(0.6, "start").mark(1.1, "end", **second)
+    bags = [each.write(tmp_path / f"{i}.mcap") for i, each in enumerate((useful, useless))]
+    _, found = document_of(profile, bags, [Off()], tmp_path, every=4)
+
+    failed = 2 if second["success"] is False else 1
+    assert found["bags"][1]["error"] and found["bags"][1]["skipped"] == {"failed": failed}
+    assert found["skipped"]["failed"] == failed
+
+
 def bag_of(tmp_path, **options):
     return Session(pair(), end=1.5, **options).record().write(tmp_path / "bag.mcap")
 

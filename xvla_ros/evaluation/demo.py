@@ -142,7 +142,8 @@ def demo(
 
 def write_results(settings: DemoSettings) -> Report:
     """Turn the recording in the output folder into the three files; the recording is deleted."""
-    from xvla_ros.evaluation.film import Scene, read_frame, write_film
+    from xvla_ros.evaluation.film import read_frame, write_film
+    from xvla_ros.evaluation.film_frame import Scene
     from xvla_ros.evaluation.page import write_html
     from xvla_ros.evaluation.recorder import read_recording
     from xvla_ros.evaluation.report import make_report, write_json

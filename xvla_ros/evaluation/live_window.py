@@ -121,7 +121,8 @@ class _LiveFrames:
 
     def frame(self) -> Any:
         """The newest frame, uint8 [H, W, 3] RGB, or None before there is something to show."""
-        from xvla_ros.evaluation.film import Composer, Scene, decode
+        from xvla_ros.evaluation.film import decode
+        from xvla_ros.evaluation.film_frame import Composer, Scene
         from xvla_ros.evaluation.recorder import gather
 
         self._take_in()

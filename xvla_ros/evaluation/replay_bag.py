@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ from xvla_ros.robots.units import to_policy
 from xvla_ros.training.action_path import Times, waypoint_times
 from xvla_ros.training.bag_paths import interpolated, tool_actions
 from xvla_ros.training.bag_recording import BagOptions, BagRecording, Seen
-from xvla_ros.training.recording import SamplesError, Survey
+from xvla_ros.training.recording import NothingLeftError, SamplesError, Survey
 
 Floats = NDArray[np.float64]
 NS = 1_000_000_000
 
 ROWS, ABLATED, RECORD = "rows.bin", "ablated.bin", "bag.json"
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 AT_THE_END = "episode_end"  # an observation whose every waypoint lies after its episode
 
 
@@ -142,15 +142,18 @@ def replay_bag(
     checked = integrity(path)
     options = BagOptions(instruction=settings.instruction, only_successes=not settings.all_episodes)
     recording = BagRecording(path, profile, options)
+    left_out: Mapping[str, int] = {}
     try:
         survey = recording.survey()
+        left_out = survey.skipped
         if not survey.episodes:
             raise SamplesError(list(survey.problems))
         replay = _Replay(recording, survey, profile, sources, settings, folder)
         replay.run(progress)
     except (SamplesError, BagError) as error:
-        record = BagRecord(str(path), error=str(error), notes=checked.damage, integrity=str(checked),
-                           damaged=bool(checked.damage))
+        skipped = error.skipped if isinstance(error, NothingLeftError) else left_out
+        record = BagRecord(str(path), skipped=dict(skipped), error=str(error), notes=checked.damage,
+                           integrity=str(checked), damaged=bool(checked.damage))
         record.write(folder, key)
         return record
     record = BagRecord(

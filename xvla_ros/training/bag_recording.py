@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,6 +24,7 @@ from xvla_ros.robots.problems import Problem
 from xvla_ros.robots.profile import Profile, profiles_of_document
 from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.training.action_path import Plans, Times, merged
+from xvla_ros.training.bag_episodes import Span, SpanFinder, find_spans
 from xvla_ros.training.bag_paths import JointTracks, PathMaker, commanded_groups, interpolated, trajectories
 from xvla_ros.training.bag_tracks import Restarts, Stretch, Tracks, read_tracks
 from xvla_ros.training.checks import joint_problems
@@ -56,17 +57,6 @@ class Seen:
     found: Observation | Fault
 
 
-@dataclass(frozen=True)
-class _Span:
-    """An episode before its path is made."""
-
-    stretch: int
-    start: int
-    end: int
-    instruction: str
-    mark: Mapping[str, Any]
-
-
 class BagRecording:
     """One bag of one robot.
 
@@ -79,7 +69,7 @@ class BagRecording:
     def __init__(self, path: Path, profile: Profile, options: BagOptions = BagOptions()) -> None:
         self._path, self._profile, self._options = path, profile, options
         self._tracks = Tracks([], {})
-        self._spans: list[_Span] = []
+        self._spans: list[Span] = []
         self._told: frozenset[str] = frozenset()
         self._kept: dict[str, tuple[int, Any]] = {}
 
@@ -132,7 +122,7 @@ class BagRecording:
         """
         if not self._tracks.stretches:
             self.survey()
-        restarts, episodes = Restarts(), _Finder(self._spans)
+        restarts, episodes = Restarts(), SpanFinder(self._spans)
         from_commands = self._profile.policy.proprio_source == "commanded"
         asked = [0, 0]
 
@@ -173,7 +163,7 @@ class BagRecording:
     def _commanded(self, episode: int) -> tuple[Times, Floats]:
         return self._once("commanded path", episode, self._commanded_path)
 
-    def _once(self, what: str, episode: int, make: Callable[[_Span], Made]) -> Made:
+    def _once(self, what: str, episode: int, make: Callable[[Span], Made]) -> Made:
         """What is made of an episode, kept until it is asked of another."""
         number, made = self._kept.get(what, (-1, None))
         if number != episode:
@@ -183,19 +173,19 @@ class BagRecording:
         found: Made = made
         return found
 
-    def _measured_path(self, span: _Span) -> tuple[Times, Floats]:
+    def _measured_path(self, span: Span) -> tuple[Times, Floats]:
         tracks = JointTracks(self._profile, self._stretch(span))
         return (times := merged(tracks.knots(), span.start, span.end)), tracks.at(times)
 
-    def _commanded_path(self, span: _Span) -> tuple[Times, Floats]:
+    def _commanded_path(self, span: Span) -> tuple[Times, Floats]:
         stretch = self._stretch(span)
         return self._path_maker().positions(stretch, JointTracks(self._profile, stretch), span.start, span.end)
 
-    def _planned_positions(self, span: _Span) -> Plans:
+    def _planned_positions(self, span: Span) -> Plans:
         stretch = self._stretch(span)
         return self._path_maker().planned_positions(stretch, JointTracks(self._profile, stretch), span.start, span.end)
 
-    def _stretch(self, span: _Span) -> Stretch:
+    def _stretch(self, span: Span) -> Stretch:
         return self._tracks.stretches[span.stretch]
 
     def fingerprint(self) -> str:
@@ -218,31 +208,19 @@ class BagRecording:
             raise self._error(f"a bag of robot {self._profile.name}", str(error)) from error
         return summary
 
-    def _find_spans(self, tracks: Tracks, skipped: dict[str, int], problems: list[Problem]) -> list[_Span]:
-        marked = any(stretch.marks for stretch in tracks.stretches)
-        spans = []
-        for number, stretch in enumerate(tracks.stretches):
-            joints = JointTracks(self._profile, stretch)
-            if not joints.complete():
-                continue
-            first, last = joints.span()
-            for start, end, mark in _marked(stretch, skipped) if marked else [(first, last, {})]:
-                told = self._options.instruction or str(mark.get("instruction") or "") or _told(stretch, start)
-                span = _Span(number, max(start, first), min(end, last), told or self._profile.instruction, mark)
-                if self._options.only_successes and mark.get("success") is False:
-                    skipped["failed"] = skipped.get("failed", 0) + 1
-                elif self._usable(span, stretch, problems):
-                    spans.append(span)
+    def _find_spans(self, tracks: Tracks, skipped: dict[str, int], problems: list[Problem]) -> list[Span]:
+        found = find_spans(tracks, self._profile, self._options.instruction, self._options.only_successes, skipped)
+        spans = [span for span in found if self._usable(span, tracks.stretches[span.stretch], problems)]
         if not spans and not problems:
             left = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "nothing"
             problem = self._problem("episodes", 0, "at least one episode", f"has no episode to train on: {left} "
                                     "was left out")
             if skipped:
-                raise NothingLeftError([problem])
+                raise NothingLeftError([problem], skipped)
             problems.append(problem)
         return spans
 
-    def _usable(self, span: _Span, stretch: Stretch, problems: list[Problem]) -> bool:
+    def _usable(self, span: Span, stretch: Stretch, problems: list[Problem]) -> bool:
         name = f"episode at {span.start / NS:.2f} s"
         pictures = stretch.pictures.get(self._profile.cameras.slots[0], [])
         if span.end <= span.start or not any(span.start <= stamp <= span.end for stamp in pictures):
@@ -280,7 +258,7 @@ class BagRecording:
         self._spans = kept
         return episodes, actions
 
-    def _episode(self, number: int, span: _Span, actions: ActionSource, maker: PathMaker) -> Episode:
+    def _episode(self, number: int, span: Span, actions: ActionSource, maker: PathMaker) -> Episode:
         stretch = self._stretch(span)
         tracks = JointTracks(self._profile, stretch)
         path = maker.measured(tracks, span.start, span.end) if actions == "measured" else maker.commanded(
@@ -299,7 +277,7 @@ class BagRecording:
             return "planned"
         return "commanded" if self._spans and not lacking else "measured"
 
-    def _lacking(self, span: _Span, actions: ActionSource) -> set[str]:
+    def _lacking(self, span: Span, actions: ActionSource) -> set[str]:
         """The groups of which an episode does not tell what is wanted of it."""
         groups, stretch = set(self._profile.commands.groups), self._stretch(span)
         if actions == "planned":
@@ -307,7 +285,7 @@ class BagRecording:
                 len(command.times) < 2 for _, command in trajectories(stretch, group, span.start, span.end))}
         return groups - commanded_groups(stretch, span.start, span.end)
 
-    def _uncommanded(self, span: _Span, lacking: set[str], actions: ActionSource) -> Problem:
+    def _uncommanded(self, span: Span, lacking: set[str], actions: ActionSource) -> Problem:
         topics = ", ".join(self._profile.commands.by_name[group].topic for group in sorted(lacking))
         name = f"episode at {span.start / NS:.2f} s"
         if actions == "planned":
@@ -338,19 +316,6 @@ class BagRecording:
         return SamplesError([self._problem("", None, expected, message.removeprefix(f"{self._path}: "))])
 
 
-class _Finder:
-    """Which episode an instant belongs to."""
-
-    def __init__(self, spans: list[_Span]) -> None:
-        self._spans = spans
-
-    def at(self, stretch: int, stamp: int) -> int | None:
-        for number, span in enumerate(self._spans):
-            if span.stretch == stretch and span.start <= stamp <= span.end:
-                return number
-        return None
-
-
 def profile_of_bag(path: Path) -> Profile:
     """Return the profile that was recorded with a bag.
 
@@ -368,37 +333,6 @@ def profile_of_bag(path: Path) -> Profile:
         raise SamplesError([Problem(str(path), PROFILE_TOPIC, found, "one robot",
                                     f"the bag holds the profiles of {found}: set robot for this data set")])
     return next(iter(profiles.values()))
-
-
-def _marked(stretch: Stretch, skipped: dict[str, int]) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
-    """Yield start, end and marks of the episodes of a stretch; one that was never ended goes to the end."""
-    kept: list[tuple[int, int, dict[str, Any]]] = []
-    begun: tuple[int, dict[str, Any]] | None = None
-    for time, mark in stretch.marks:
-        if mark["event"] == "discard" and (begun or kept):
-            begun = None if begun else kept.pop() and None
-            skipped["discarded"] = skipped.get("discarded", 0) + 1
-        elif begun is not None:
-            kept.append((begun[0], time, {**begun[1], **_given(mark)}))
-            begun = None
-        if mark["event"] == "start":
-            begun = time, mark
-    if begun is not None:
-        kept.append((begun[0], 1 << 62, begun[1]))
-    yield from kept
-
-
-def _given(mark: Mapping[str, Any]) -> dict[str, Any]:
-    """What the mark of an end adds to that of the start."""
-    if mark["event"] != "end":
-        return {}
-    return {key: value for key, value in mark.items() if value not in (None, "") and key != "event"}
-
-
-def _told(stretch: Stretch, start: int) -> str:
-    """The instruction that was published last before an episode or else first in it."""
-    before = [text for time, text in stretch.instructions if time <= start]
-    return before[-1] if before else next((text for _, text in stretch.instructions), "")
 
 
 def _rate(stamps: Sequence[Sequence[int]]) -> float:

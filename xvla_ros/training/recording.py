@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,17 @@ class SamplesError(ProfileError):
 
 
 class NothingLeftError(SamplesError):
-    """A recording whose every episode is left out for what it is: a failure, a discarded one."""
+    """A recording whose every episode is left out for what it is: a failure, a discarded one.
+
+    ``skipped``: why episodes were left out → how many, as in ``Survey``.
+    """
+
+    def __init__(self, problems: Sequence[Problem], skipped: Mapping[str, int]) -> None:
+        super().__init__(problems)
+        self.skipped = dict(skipped)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems, self.skipped)
 
 
 @dataclass(frozen=True, eq=False)
