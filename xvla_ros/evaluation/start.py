@@ -164,8 +164,8 @@ def print_report(document: dict[str, Any]) -> None:
     print(f"{settings['checkpoint'] or settings['size']}: the policy runs {document['runs']}")
     starts = document["starts_s"]
     print(
-        f"{settings['runs']} starts; the first, {document['first_s'][TOTAL]:.2f} s, brought files into the page cache and "
-        "is left out of the medians\n"
+        f"{settings['runs']} starts; the first, {document['first_s'][TOTAL]:.2f} s, brought files into the page cache "
+        "and is left out of the medians\n"
     )
     lines = [("part", "s", "least", "most", "processor s", "share", "")]
     for part, median in medians.items():
