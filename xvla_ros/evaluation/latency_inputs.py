@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,16 @@ WAYPOINTS = 30
 
 class BenchError(ValueError):
     """What was asked for cannot be measured; the message says why."""
+
+
+def require_robot(checkpoint: str, robots: Collection[str]) -> None:
+    """Refuse a checkpoint that remembers no robot.
+
+    Raises:
+        BenchError: naming it.
+    """
+    if not robots:
+        raise BenchError(f"{checkpoint} names no robot, so there is nobody to look for; one that xvla train wrote does")
 
 
 def make_policy(
@@ -85,8 +96,7 @@ def _loaded(checkpoint: str, views: int | None, steps: int) -> Policy:
     from xvla_ros.model.checkpoint import PROFILE_STEPS, load
 
     policy = load(checkpoint, dtype="float32", assume=PROFILE_STEPS)
-    if not policy.robots:
-        raise BenchError(f"{checkpoint} names no robot, so there is nobody to look for; one that xvla train wrote does")
+    require_robot(checkpoint, policy.robots)
     robot, record = next(iter(policy.robots.items()))
     slots = record.embodiment.slots
     if views not in (None, len(slots)):

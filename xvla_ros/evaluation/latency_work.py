@@ -164,19 +164,20 @@ class PeakMemory:
         if self.device.type == "cuda":
             self.rise = torch.cuda.max_memory_allocated(self.device) - self._before
         elif self._before:
-            self.rise = max(0, _resident("VmHWM") - self._before)
+            self.rise = max(0, resident("VmHWM") - self._before)
 
 
 def _reset_resident_peak() -> int:
     """Forget the peak so far; bytes now, or 0 where the system does not say."""
     try:
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
-        return _resident("VmRSS")
+        return resident("VmRSS")
     except OSError:
         return 0
 
 
-def _resident(key: str) -> int:
+def resident(key: str) -> int:
+    """Memory of this process in bytes: ``VmRSS`` now, ``VmHWM`` its peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
             return int(line.split()[1]) << 10

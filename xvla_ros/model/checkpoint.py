@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     assume: Collection[str] = (),
 ) -> Policy:
-    """Load a checkpoint.
+    """Load a checkpoint: ``read_files``, then ``build``.
 
     Args:
         folder_or_id: a local folder, or an id on the Hugging Face hub.
@@ -63,19 +63,69 @@ def load(
     """
     if dtype == INT8 and torch.device(device).type != "cpu":
         raise ValueError(f"device is {str(device)!r} with dtype {INT8!r}, expected cpu: use bfloat16 on a GPU")
+    policy = build(read_files(folder_or_id, revision=revision, assume=assume), device=device, dtype=_dtype(dtype))
+    return quantise(policy) if dtype == INT8 else policy
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """All of a checkpoint but its weights.
+
+    Attributes:
+        source: as the user named it.
+        folders: where its files lie.
+        described: what its JSON files say.
+        tokenizer: its own, or the one it names.
+    """
+
+    source: str
+    folders: CheckpointFolders
+    described: Description
+    tokenizer: Tokenizer
+
+
+def read_files(
+    folder_or_id: str | Path, *, revision: str | None = None, assume: Collection[str] = ()
+) -> CheckpointFiles:
+    """Find a checkpoint and read everything but its weights.
+
+    Args:
+        folder_or_id, revision, assume: as for ``load``.
+
+    Raises:
+        CheckpointError: as ``load``, for everything but the weights.
+    """
     folders = find_checkpoint(folder_or_id, revision)
     try:
         described = describe(folders, assume)
         if described.problems:
             raise CheckpointError("", described.problems)
-        tokenizer = _tokenizer(folders, described.config)
-        network = load_network(folders.base, described.config, device=device, dtype=_dtype(dtype))
-        if folders.adapter is not None:
-            merge_adapter(network, folders.adapter)
-        policy = _policy(network, tokenizer, described, str(folder_or_id))
-        return quantise(policy) if dtype == INT8 else policy
+        return CheckpointFiles(str(folder_or_id), folders, described, _tokenizer(folders, described.config))
     except CheckpointError as error:
         raise error.at(str(folder_or_id)) from None
+
+
+def build(
+    files: CheckpointFiles, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> Policy:
+    """Read the weights of a checkpoint, straight from the mapped files to the device, and make a policy of them.
+
+    Args:
+        files: from ``read_files``.
+        device: where the network runs.
+        dtype: precision to run in; what config.json says if None.
+
+    Raises:
+        CheckpointError: as ``load``, for the weights.
+    """
+    described, folders = files.described, files.folders
+    try:
+        network = load_network(folders.base, described.config, device=device, dtype=dtype)
+        if folders.adapter is not None:
+            merge_adapter(network, folders.adapter)
+    except CheckpointError as error:
+        raise error.at(files.source) from None
+    return _policy(network, files.tokenizer, described, files.source)
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -68,18 +68,23 @@ def _on_cpu(network: XvlaNetwork) -> Way:
 
 
 def warm_up(policy: Policy, observations: Sequence[Observation], *, steps: int | None = None) -> None:
-    """Get ready for chunks of any of the observations' robots together, so that no later one waits.
+    """Get ready for chunks of any of the observations' robots together and answer one, so that no later one waits.
 
     Args:
         policy: from ``accelerate`` or not.
         observations: one of every robot, with all its cameras.
         steps: as for ``Policy.predict``.
     """
+    get_ready(policy, observations, steps=steps)
+    policy.predict(observations, steps=steps, seed=0)
+
+
+def get_ready(policy: Policy, observations: Sequence[Observation], *, steps: int | None = None) -> None:
+    """``warm_up`` without the chunk: what is compiled and captured, for every shape."""
     for (_, count), rows in policy.groups(observations, steps).items():
         for chosen in _of_each_shape([observations[row] for row in rows]):
             modes = [policy.action_mode(each.embodiment) for each in chosen]
             policy.runner.get_ready(policy.prepare(chosen), modes, count)
-    policy.predict(observations, steps=steps, seed=0)
 
 
 def _of_each_shape(observations: Sequence[Observation]) -> Iterator[list[Observation]]:

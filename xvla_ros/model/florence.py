@@ -12,6 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from .config import TextConfig, VisionConfig, XvlaConfig
+from .imports import collector_paused
+
+
+def import_backbone() -> None:
+    """Import transformers' classes, which building a network does if nobody did before.
+
+    The longest part of a cold start: each of these models' modules asks for the base class of all models, and that one
+    for generation, quantisation, distributed tensors and the compiler.
+    """
+    with collector_paused():
+        import transformers.models.bart.modeling_bart
+        import transformers.models.florence2.modeling_florence2  # noqa: F401
 
 
 class LanguageEncoder(nn.Module):
@@ -33,6 +45,7 @@ class FlorenceEncoder(nn.Module):
 
     def __init__(self, config: XvlaConfig) -> None:
         super().__init__()
+        import_backbone()
         from transformers.models.florence2.modeling_florence2 import (
             Florence2MultiModalProjector,
             Florence2VisionBackbone,

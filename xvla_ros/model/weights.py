@@ -1,7 +1,7 @@
 """Weights from safetensors files into a network, tensor by tensor, and back.
 
-A network is built without memory, every tensor is copied once out of the mapped file in the precision it will run in,
-and the pages it lay in are given back, so loading peaks at the size of the weights.
+A network is built without memory, every tensor is copied once, from the mapped file to the device it will run on and in
+the precision it will run in, and the pages it lay in are given back, so loading peaks at the size of the weights.
 """
 
 from __future__ import annotations

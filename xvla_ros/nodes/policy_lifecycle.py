@@ -28,6 +28,7 @@ from rclpy.signals import SignalHandlerOptions
 from xvla_ros.control.engine import INFERENCE_THREAD, Engine
 from xvla_ros.control.policy_source import PolicySourceError, load_policy
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
+from xvla_ros.model.imports import kept_for_good
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.diagnostics import robot_diagnostics
 from xvla_ros.nodes.grippers import OutletError, require_outlets
@@ -223,7 +224,11 @@ class PolicyNode(GuardedLifecycleNode):
         return policy
 
     def _load_and_warm_up(self) -> Policy:
-        from xvla_ros.model.fast import warm_up
+        with kept_for_good():
+            from xvla_ros.model.fast import warm_up
+            from xvla_ros.model.florence import import_backbone
+
+            import_backbone()
 
         log = self.get_logger()
         checkpoint = str(self.get_parameter("checkpoint").value)

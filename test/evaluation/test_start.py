@@ -1,0 +1,64 @@
+"""``xvla bench start`` on the small network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from xvla_ros import cli
+from xvla_ros.evaluation.latency_inputs import make_policy
+from xvla_ros.evaluation.start import SECOND, TOTAL, WHAT, StartOptions, start
+from xvla_ros.evaluation.start_process import PARTS
+from xvla_ros.model import checkpoint
+
+
+def made_checkpoint(folder: Path) -> Path:
+    checkpoint.save(make_policy(views=2), folder)
+    return folder
+
+
+def test_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "made" / "start.json"
+    assert start(StartOptions(runs=2, threads=1, json=str(file))) == 0
+    printed = capsys.readouterr().out
+    assert "2 starts; the first, " in printed and "peak memory" in printed
+    assert all(f"\n{part}" in printed for part in WHAT)
+    document = json.loads(file.read_text())
+    (counted,) = document["starts_s"]
+    assert list(counted) == [*PARTS, TOTAL, SECOND] and counted == document["medians_s"]
+    assert counted[TOTAL] == pytest.approx(sum(counted[part] for part in PARTS))
+    assert all(seconds > 0 for seconds in counted.values())
+    assert document["processors_s"][TOTAL] > 0
+    # torch and transformers alone take more than this, and nothing of the process that asked counts
+    assert 100e6 < document["peak_bytes"] < 2e9
+    assert document["runs"] and document["machine"]["threads"] == 1
+    assert str(tmp_path) not in json.dumps(document)
+
+
+def test_what_cannot_be_started_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    without_robots = made_checkpoint(tmp_path / "made")
+    (without_robots / "xvla_ros.json").unlink()
+    for options, said in [
+        (StartOptions(runs=1), "runs is 1, expected 2 or more"),
+        (StartOptions(checkpoint="not/a/checkpoint"), "not/a/checkpoint"),
+        (StartOptions(checkpoint=str(without_robots)), "names no robot"),
+    ]:
+        assert start(options) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("xvla bench start: ") and said in error
+
+
+def test_error_of_the_process_is_passed_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = made_checkpoint(tmp_path / "made")
+    assert start(StartOptions(checkpoint=str(folder), device="nowhere")) == 1
+    error = capsys.readouterr().err
+    assert "nowhere" in error and "Traceback" not in error
+
+
+def test_wrong_usage_of_the_command() -> None:
+    for arguments in (["bench", "start", "--runs", "0"], ["bench", "start", "--dtype", "int4"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == 2

@@ -1,0 +1,188 @@
+"""``xvla bench start``: how long a policy takes from the start of its process to its first chunk, part by part."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from xvla_ros.evaluation.latency_inputs import BenchError, require_robot
+from xvla_ros.evaluation.start_process import (
+    DEVICE,
+    FILES,
+    FIRST,
+    INTERPRETER,
+    OURS,
+    PARTS,
+    PREPARE,
+    SECOND,
+    TORCH,
+    TRANSFORMERS,
+    WEIGHTS,
+)
+from xvla_ros.model.inspection import inspect
+from xvla_ros.model.pipelines import PROFILE_STEPS
+from xvla_ros.model.problems import CheckpointError
+
+Say = Callable[[str], None]
+PROCESS = "xvla_ros.evaluation.start_process"
+TOTAL = "total"
+WHAT = {
+    INTERPRETER: "from the start of the process to its first line of ours",
+    TORCH: "imported, numpy with it",
+    TRANSFORMERS: "imported: the classes of DaViT and BART",
+    OURS: "imported: what the network and its files need",
+    DEVICE: "its first use",
+    FILES: "config, processors, tokenizer",
+    WEIGHTS: "the network built, its weights copied from the mapped file to the device",
+    PREPARE: "the fast path chosen; packed, rounded, compiled, captured as far as it needs that",
+    FIRST: "frames to actions",
+    TOTAL: "to the first chunk",
+    SECOND: "beside the first; not in the total",
+}
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """What to start; the fields are the options of the command."""
+
+    size: str = "small"
+    checkpoint: str = ""
+    device: str = "cpu"
+    dtype: str = ""
+    threads: int = 0
+    compile: str = "auto"
+    runs: int = 5
+    json: str = ""
+
+
+def start(options: StartOptions) -> int:
+    """Measure, print the table, write the JSON; return the exit code, 1 where it could not be measured."""
+    try:
+        document = measure(options, _progress)
+    except (BenchError, CheckpointError) as error:
+        print(f"xvla bench start: {error}", file=sys.stderr)
+        return 1
+    print_report(document)
+    if options.json:
+        path = Path(options.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(options: StartOptions, say: Say = lambda text: None) -> dict[str, Any]:
+    """Start processes one after the other; the first brings files into the page cache and is left out of the medians.
+
+    Returns:
+        What goes into the JSON: ``machine``, ``settings``, ``runs`` (what ran, in words), ``first_s`` of the start that
+        was left out, ``starts_s`` of the others, by part, ``medians_s``, ``processors_s``, medians of all processors'
+        time together, ``peak_bytes`` and ``device_peak_bytes``, the largest of all.
+
+    Raises:
+        BenchError: on what cannot be measured.
+        CheckpointError: naming what is wrong with the checkpoint.
+    """
+    if options.runs < 2:
+        raise BenchError(f"runs is {options.runs}, expected 2 or more: the first only brings files into the page cache")
+    found = []
+    with _checkpoint(options, say) as checkpoint:
+        for index in range(options.runs):
+            say(f"start {index + 1} of {options.runs}")
+            found.append(_start_process(options, checkpoint))
+    first, *starts = [_with_total(each["seconds"]) for each in found]
+    processors = [_with_total(each["processors"]) for each in found[1:]]
+    settings = asdict(options)
+    del settings["json"]
+    return {
+        "schema_version": 1, "date": datetime.date.today().isoformat(), "machine": found[0]["machine"],
+        "settings": settings, "runs": found[0]["runs"], "first_s": first, "starts_s": starts,
+        "medians_s": _medians(starts), "processors_s": _medians(processors),
+        "peak_bytes": _largest(found, "peak_bytes"), "device_peak_bytes": _largest(found, "device_peak_bytes"),
+    }  # fmt: skip
+
+
+@contextmanager
+def _checkpoint(options: StartOptions, say: Say) -> Iterator[str]:
+    """The one asked for, or random weights in a folder that is there meanwhile."""
+    if options.checkpoint:
+        require_robot(options.checkpoint, inspect(options.checkpoint, assume=PROFILE_STEPS).robots)
+        yield options.checkpoint
+        return
+    from xvla_ros.evaluation.latency_inputs import make_policy
+    from xvla_ros.model import checkpoint
+
+    say("making the policy")
+    with tempfile.TemporaryDirectory(prefix="xvla-bench-") as folder:
+        dtype = "bfloat16" if options.dtype == "bfloat16" else "float32"
+        checkpoint.save(make_policy(options.size, dtype=dtype), folder)
+        yield folder
+
+
+def _start_process(options: StartOptions, checkpoint: str) -> dict[str, Any]:
+    chosen = {name: getattr(options, name) for name in ("device", "dtype", "threads", "compile")}
+    command = [sys.executable, "-m", PROCESS]
+    arguments = json.dumps({"checkpoint": checkpoint, **chosen})
+    ended = subprocess.run(
+        [*command, repr(time.monotonic()), arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if ended.returncode:
+        said = ended.stderr.strip() or f"the process ended with code {ended.returncode} and said nothing"
+        raise BenchError(said)
+    result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return result
+
+
+def _with_total(seconds: dict[str, float]) -> dict[str, float]:
+    parts = {part: seconds[part] for part in PARTS}
+    return {**parts, TOTAL: sum(parts.values()), SECOND: seconds[SECOND]}
+
+
+def _medians(starts: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {part: statistics.median(each[part] for each in starts) for part in starts[0]}
+
+
+def _largest(found: Sequence[dict[str, Any]], key: str) -> int | None:
+    return max((each[key] for each in found if each[key] is not None), default=None)
+
+
+def print_report(document: dict[str, Any]) -> None:
+    """Print the settings, the table, and the peak of the memory."""
+    machine, settings, medians, spent = (document[key] for key in ("machine", "settings", "medians_s", "processors_s"))
+    device = machine["device"] if machine["device"] != "cpu" else f"{machine['cores']} cores {machine['vectors']}"
+    print(f"{device}, {machine['threads']} threads of torch {machine['torch']}")
+    print(f"{settings['checkpoint'] or settings['size']}: the policy runs {document['runs']}")
+    starts = document["starts_s"]
+    print(
+        f"{settings['runs']} starts; the first, {document['first_s'][TOTAL]:.2f} s, brought files into the page cache "
+        "and is left out of the medians\n"
+    )
+    lines = [("part", "s", "least", "most", "processor s", "share", "")]
+    for part, median in medians.items():
+        taken = [each[part] for each in starts]
+        share = "" if part in (TOTAL, SECOND) else f"{median / medians[TOTAL]:.0%}"
+        figures = (median, min(taken), max(taken), spent[part])
+        lines.append((part, *(f"{value:.3f}" for value in figures), share, WHAT[part]))
+    widths = [max(len(line[i]) for line in lines) for i in range(6)]
+    for *cells, what in lines:
+        shown = [text.rjust(width) if i else text.ljust(width)
+                 for i, (text, width) in enumerate(zip(cells, widths, strict=True))]  # fmt: skip
+        print("  ".join([*shown, what]).rstrip())
+    on_device = document["device_peak_bytes"]
+    said = "" if on_device is None else f", on the device {on_device / 1e6:.0f} MB"
+    print(f"\npeak memory: {document['peak_bytes'] / 1e6:.0f} MB{said}")
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,106 @@
+"""One cold start: a process that goes the policy node's way to its first chunk and says where the time went.
+
+    python -m xvla_ros.evaluation.start_process BEGUN OPTIONS
+
+``BEGUN`` is the steady clock's time, in seconds, at which somebody started this process; it is one clock for all
+processes of a machine. ``OPTIONS`` is JSON: checkpoint, device, dtype, threads, compile. The last line printed is JSON
+too. Nothing is imported above that the node would not import before it loads a policy.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+# In this order; the first chunk is the last of the start, the second shows what the first still had to do.
+INTERPRETER, TORCH, TRANSFORMERS, OURS = "interpreter", "torch", "transformers", "xvla_ros"
+DEVICE, FILES, WEIGHTS, PREPARE, FIRST, SECOND = "device", "files", "weights", "prepare", "first chunk", "second chunk"
+PARTS = (INTERPRETER, TORCH, TRANSFORMERS, OURS, DEVICE, FILES, WEIGHTS, PREPARE, FIRST)
+
+
+def start(begun: float, options: dict[str, Any]) -> dict[str, Any]:
+    """Start a policy as the node does and let it answer twice.
+
+    Returns:
+        ``seconds`` of each part on the clock, and those of all ``processors`` together; ``runs``, what runs in words;
+        ``peak_bytes`` of the process and ``device_peak_bytes``; ``machine``.
+    """
+    seconds, processors = {INTERPRETER: time.monotonic() - begun}, {INTERPRETER: time.process_time()}
+    wait: Callable[[], object] = lambda: None  # noqa: E731
+
+    @contextmanager
+    def part(name: str) -> Iterator[None]:
+        begun, spent = time.monotonic(), time.process_time()
+        yield
+        wait()
+        seconds[name], processors[name] = time.monotonic() - begun, time.process_time() - spent
+
+    from xvla_ros.model.imports import collector_paused, kept_for_good
+
+    with part(TORCH), collector_paused():
+        import torch
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    with part(TRANSFORMERS), kept_for_good():
+        from xvla_ros.model.florence import import_backbone
+
+        import_backbone()
+    with part(OURS):
+        from xvla_ros.model.checkpoint import PROFILE_STEPS, build, read_files
+        from xvla_ros.model.fast import accelerate, get_ready
+        from xvla_ros.model.int8 import INT8, quantise
+        from xvla_ros.model.weights import DTYPES
+    device = torch.device(options["device"])
+    if device.type == "cuda":
+        wait = lambda: torch.cuda.synchronize(device)  # noqa: E731
+    with part(DEVICE):
+        torch.empty(0, device=device)
+    with part(FILES):
+        files = read_files(options["checkpoint"], assume=PROFILE_STEPS)
+    with part(WEIGHTS):
+        policy = build(files, device=device, dtype=DTYPES.get(options["dtype"]))
+    from xvla_ros.evaluation.latency_inputs import make_observations
+
+    observations = make_observations(policy)  # before the next part begins: no camera node makes frames
+    with part(PREPARE):
+        if options["dtype"] == INT8:
+            policy = quantise(policy)
+        policy = accelerate(policy, compile=options["compile"])
+        get_ready(policy, observations)
+    for name in (FIRST, SECOND):
+        with part(name):
+            policy.predict(observations, seed=0)
+    said = {"seconds": seconds, "processors": processors, "runs": policy.runner.description}
+    return said | _surroundings(device)
+
+
+def _surroundings(device: torch.device) -> dict[str, Any]:
+    import torch
+
+    from xvla_ros.evaluation.latency import machine
+    from xvla_ros.evaluation.latency_work import resident
+
+    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {"peak_bytes": resident("VmHWM"), "device_peak_bytes": on_device, "machine": machine(device)}
+
+
+def main() -> int:
+    begun, options = float(sys.argv[1]), json.loads(sys.argv[2])
+    try:
+        found = start(begun, options)
+    except (ValueError, RuntimeError, AssertionError) as error:  # the last where torch has no such kind of device
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
