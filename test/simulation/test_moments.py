@@ -9,7 +9,6 @@ pytest.importorskip("mujoco")
 pytest.importorskip("pinocchio")
 
 from xvla_ros.robots import load_profile
-from xvla_ros.simulation.tasks import NoLayoutError
 from xvla_ros.simulation.tasks.hands import hands_of
 from xvla_ros.simulation.tasks.moments import DEEP, Moments
 
@@ -30,7 +29,7 @@ def named(instruction: str) -> tuple[str, str]:
 def test_every_plan_ends_with_the_fingertips_of_the_named_arm_on_the_named_cube(moments):
     hands = hands_of(moments.world)
     for seed in range(8):
-        moment = moments.draw(np.random.default_rng(seed), 2, pictures=False)
+        (moment,) = moments.draw(np.random.default_rng(seed), 2, pictures=False)
         assert len({each.instruction for each in moment.asked}) == 2
         for each in moment.asked:
             prop, arm = named(each.instruction)
@@ -43,9 +42,9 @@ def test_every_plan_ends_with_the_fingertips_of_the_named_arm_on_the_named_cube(
 
 
 def test_a_moment_depends_on_its_generator_alone_and_shows_where_the_arms_are(moments):
-    one = moments.draw(np.random.default_rng(3), 2)
+    (one,) = moments.draw(np.random.default_rng(3), 2)
     moments.draw(np.random.default_rng(4), 1)
-    other = moments.draw(np.random.default_rng(3), 2)
+    (other,) = moments.draw(np.random.default_rng(3), 2)
     np.testing.assert_array_equal(one.positions, other.positions)
     assert [each.instruction for each in one.asked] == [each.instruction for each in other.asked]
     times = np.linspace(0.0, 3.0, 7)
@@ -60,7 +59,7 @@ def test_a_moment_depends_on_its_generator_alone_and_shows_where_the_arms_are(mo
 def test_arms_are_at_the_start_on_the_way_and_beside_it_but_never_in_the_table(moments):
     hands, order = hands_of(moments.world), moments.profile.joints.policy_order
     home = np.array([moments.world.scene.home[joint] for joint in order])
-    drawn = np.array([moments.draw(np.random.default_rng(seed), 1, pictures=False).positions for seed in range(40)])
+    drawn = np.array([moments.draw(np.random.default_rng(seed), 1, pictures=False)[0].positions for seed in range(40)])
     near = np.abs(drawn - home).max(axis=1) < 0.07
     assert 4 <= near.sum() <= 24
     for positions in drawn:
@@ -68,6 +67,38 @@ def test_arms_are_at_the_start_on_the_way_and_beside_it_but_never_in_the_table(m
             assert hand.point(positions[hand.columns], hand.figures.tip)[2] > DEEP - 0.01
 
 
-def test_more_than_can_be_asked_for_is_refused(moments):
-    with pytest.raises(NoLayoutError, match="allows 100 instructions; ask for fewer"):
-        moments.draw(np.random.default_rng(0), 100, pictures=False)
+@pytest.fixture(scope="module")
+def grasping():
+    made = Moments(load_profile("so101_bimanual")["so101_bimanual"], "pick_place", pixels=32)
+    yield made
+    made.close()
+
+
+def test_of_a_task_that_grasps_the_cube_is_on_the_table_in_the_hand_or_in_the_bowl(grasping):
+    """And the plan from there grasps it, lets it go over the bowl, or goes home."""
+    world, hands = grasping.world, hands_of(grasping.world)
+    home = np.array([world.scene.home[joint] for joint in grasping.profile.joints.policy_order])
+    found = {"table": 0, "hand": 0, "bowl": 0}
+    for seed in range(30):
+        (moment,) = grasping.draw(np.random.default_rng(seed), 1, pictures=False)
+        (asked,) = moment.asked
+        cube = world.data.body(f"{asked.instruction.split()[2]}_cube").xpos
+        held = [hand for hand in hands.values() if np.linalg.norm(
+            hand.point(moment.positions[hand.columns], hand.figures.held) - cube) < 0.006]  # fmt: skip
+        end = asked.plan.at([asked.plan.duration + 1.0])[0]
+        np.testing.assert_allclose(end, home, atol=1e-6)
+        path = asked.plan.at(np.linspace(0.0, asked.plan.duration, 400))
+        if held:
+            found["hand"] += 1
+            (hand,) = held
+            gripper = path[:, hand.gripper]
+            opening = int(np.argmax(gripper > hand.figures.holding + 0.05))
+            tip = hand.point(path[opening][hand.columns], hand.figures.held)
+            assert np.linalg.norm(tip[:2] - world.data.body("bowl").xpos[:2]) < 0.03
+        elif np.linalg.norm(cube[:2] - world.data.body("bowl").xpos[:2]) < 0.03:
+            found["bowl"] += 1
+            assert cube[2] > world.data.body("bowl").xpos[2] and path[:, [5, 11]].min() > 0.1
+        else:
+            found["table"] += 1
+            assert cube[2] < 0.02 and path[:, [5, 11]].min() < 0.0
+    assert min(found.values()) >= 2, found

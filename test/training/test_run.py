@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import shlex
 import signal
@@ -85,6 +86,7 @@ def test_a_file_and_bags_become_a_checkpoint_that_needs_nothing_else(write, tmp_
 def test_workers_change_nothing(write, tmp_path):
     assert main(["train", write()]) == 0
     assert main(["train", write(), "batch.workers=2", f"output={tmp_path / 'workers'}"]) == 0
+    assert not multiprocessing.active_children()
     here, there = ((tmp_path / name / "curve.csv").read_text() for name in ("run", "workers"))
     losses = [[row["loss"] for row in csv.DictReader(text.splitlines())] for text in (here, there)]
     assert losses[0] == losses[1]

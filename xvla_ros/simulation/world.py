@@ -139,6 +139,15 @@ class World:
             controller.hold(self.data.qpos[at.qpos])
             self.data.ctrl[at.ctrl] = self.data.qpos[at.qpos]
 
+    def put(self, prop: str, place: NDArray[np.float64], turn: NDArray[np.float64]) -> None:
+        """Puts a free prop at ``place`` [3] m, turned by ``turn`` [3, 3], at rest, as into a hand."""
+        body = self.model.body(prop)
+        start, speed = self.model.jnt_qposadr[body.jntadr[0]], self.model.jnt_dofadr[body.jntadr[0]]
+        self.data.qpos[start : start + 3] = place
+        mujoco.mju_mat2Quat(self.data.qpos[start + 3 : start + 7], np.ascontiguousarray(turn).ravel())
+        self.data.qvel[speed : speed + 6] = 0.0
+        mujoco.mj_forward(self.model, self.data)
+
     def step(self, steps: int = 1) -> None:
         """Advances by ``steps`` physics steps; controllers act every 5 ms."""
         for _ in range(steps):

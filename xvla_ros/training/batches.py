@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -156,8 +156,10 @@ class _Schedule:
 def batches(
     source: Source, preparation: Preparation, share: Share, settings: BatchSettings, first: int, last: int,
     *, fresh: bool = False,
-) -> Iterator[TrainingBatch]:
+) -> Generator[TrainingBatch, None, None]:
     """Yield this process's batches from step ``first`` to before ``last``, ``share.accumulation`` a step.
+
+    Close it to end the workers.
 
     Args:
         fresh: start the loading processes anew instead of forking them: a renderer does not survive a fork.

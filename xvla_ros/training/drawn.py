@@ -68,7 +68,7 @@ class Scene:
     def draw(
         self, rng: np.random.Generator, asked: int, waypoints: int, index: int, source: str
     ) -> list[Sample]:
-        """Return samples with ``asked`` instructions for one picture, the first with number ``index``."""
+        """Return ``asked`` samples of one or more moments, the first with number ``index``."""
         if self._plans:
             return self.samples(self.moments.draw(rng, asked), waypoints, index, source)
         if self._labeller is None:
@@ -85,8 +85,14 @@ class Scene:
             for number, (instruction, place) in enumerate(told)
         ]  # fmt: skip
 
-    def samples(self, moment: Moment, waypoints: int, index: int, source: str) -> list[Sample]:
-        """Return the samples of a moment, the first with number ``index``; all have the very same pictures."""
+    def samples(self, moments: Sequence[Moment], waypoints: int, index: int, source: str) -> list[Sample]:
+        """Return the samples of moments, the first with number ``index``; those of one share its pictures."""
+        made: list[Sample] = []
+        for moment in moments:
+            made += self._samples(moment, waypoints, index + len(made), source)
+        return made
+
+    def _samples(self, moment: Moment, waypoints: int, index: int, source: str) -> list[Sample]:
         encoder, policy = self._open()[1], self.profile.policy
         times = policy.first_waypoint_offset + np.arange(waypoints) * policy.waypoint_dt
         state = encoder.state(moment.positions).astype(np.float32)
@@ -156,8 +162,7 @@ class DrawnSamples:
         for scene in scenes:
             for number in range(MEASURED // len(scenes)):
                 rng = draws.generator(self._seed, "statistics", scene.settings.task, number)
-                moment = scene.moments.draw(rng, 1, pictures=False)
-                (sample,) = scene.samples(moment, self._waypoints, 0, "")
+                (sample,) = scene.samples(scene.moments.draw(rng, 1, pictures=False), self._waypoints, 0, "")
                 state.add(sample.state[None])
                 action.add(sample.actions)
         untouched = untouched_actions(scenes[0].profile)

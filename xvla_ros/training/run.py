@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from xvla_ros.training.samples import Samples
 
 if TYPE_CHECKING:
     from xvla_ros.model.config import XvlaConfig
+    from xvla_ros.training.dataset_settings import Drawn
     from xvla_ros.training.drawn import DrawnSamples
 
 SETTINGS_FILE = "train.yaml"
@@ -81,14 +83,32 @@ def _train(settings: TrainSettings, dry_run: bool) -> int:
 
 def _source(settings: TrainSettings, config: XvlaConfig, say: Callable[[str], None]) -> Samples | DrawnSamples:
     if settings.drawn is not None:
-        from xvla_ros.training.drawn import DrawnSamples
-
-        return DrawnSamples(settings.drawn, config.chunk_size, settings.seed, plans=settings.flow)
+        return _drawn(settings.drawn, config.chunk_size, settings.seed, settings.flow)
     return open_datasets(
         settings.datasets, waypoints=config.chunk_size, image_size=config.image_size, cache=settings.cache,
         augmentation=settings.augmentation, seed=settings.seed, workers=max(1, settings.batch.workers),
         progress=lambda text: say(f"reading {text}"),
     )  # fmt: skip
+
+
+def _drawn(settings: Drawn, waypoints: int, seed: int, plans: bool) -> DrawnSamples:
+    missing = [extra for module, extra in (("mujoco", "sim"), ("pinocchio", "kinematics")) if find_spec(module) is None]
+    if missing:
+        message = "samples are drawn by a simulator, which is not installed"
+        raise TrainingError([Problem("", "drawn", None, f"pip install xvla_ros[{','.join(missing)}]", message)])
+    from xvla_ros.robots.kinematics import KinematicsError
+    from xvla_ros.simulation.scenes import UnknownSceneError
+    from xvla_ros.simulation.tasks import UnknownTaskError
+    from xvla_ros.simulation.world import SceneMismatchError
+    from xvla_ros.training.drawn import DrawnSamples
+
+    try:
+        return DrawnSamples(settings, waypoints, seed, plans=plans)
+    except (KinematicsError, SceneMismatchError, UnknownSceneError, UnknownTaskError) as error:
+        scenes = ", ".join(f"{scene.task} of {scene.robot}" for scene in settings.scenes)
+        raise TrainingError([
+            Problem("", "drawn.scenes", scenes, "simulated robots and their tasks", str(error))
+        ]) from error  # fmt: skip
 
 
 def _check_output(settings: TrainSettings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -188,19 +189,21 @@ class Trainer:
             fresh=settings.drawn is not None,
         )  # fmt: skip
         meter = Meter(self.accelerator, self.seconds)
-        while self.step < self._last:
-            meter.start()
-            self._step(stream, meter)
-            progress.advance()
-            is_last = self.step >= self._last
-            held_out = self._held_out() if is_last or due(self.step, settings.validation.every) else None
-            if is_last or held_out is not None or due(self.step, settings.log.log_every):
-                progress.row(meter.row(self.step, self._phase(), self._rates(self.step - 1), held_out))
-            self.rows, self.seconds = progress.rows, meter.seconds
-            if is_last or due(self.step, settings.log.save_every):
-                self.save()
-            if on_step is not None:
-                on_step(self.step)
+        # Drawing the curve leaves this frame, and so the workers, alive until the end of Python, which would kill them.
+        with closing(stream):
+            while self.step < self._last:
+                meter.start()
+                self._step(stream, meter)
+                progress.advance()
+                is_last = self.step >= self._last
+                held_out = self._held_out() if is_last or due(self.step, settings.validation.every) else None
+                if is_last or held_out is not None or due(self.step, settings.log.log_every):
+                    progress.row(meter.row(self.step, self._phase(), self._rates(self.step - 1), held_out))
+                self.rows, self.seconds = progress.rows, meter.seconds
+                if is_last or due(self.step, settings.log.save_every):
+                    self.save()
+                if on_step is not None:
+                    on_step(self.step)
         progress.close()
         return self.summary()
 

@@ -47,6 +47,12 @@ class Grasper:
         """Joint positions [K] of the hand over the cube."""
         return self._line[-1]
 
+    @property
+    def grasped(self) -> Floats:
+        """Positions [J] with the fingers closed on the cube where it lies, everything else at home."""
+        self._look()
+        return self._posture(0.0, self.closed)
+
     def way(self, legs: Sequence[Leg]) -> Plan:
         """A plan from where the joints are; a gripper that holds the cube goes on squeezing it."""
         start = self._cell.positions

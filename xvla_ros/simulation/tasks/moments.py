@@ -7,6 +7,7 @@ as one that was reached by simulating, and a picture of it goes with a plan for 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,11 +25,13 @@ Floats = NDArray[np.float64]
 Picture = NDArray[np.uint8]
 
 BEGINNING = 0.3  # share of the moments with the arms as an episode starts: the words alone decide what is next
+BEYOND = 0.45  # share of those in which the hand has grasped, where a task grasps
+MISSED = 0.1  # share of the others that go on although nothing was grasped
 ELSEWHERE = 0.2  # share of those on the way that come from what another instruction asks for
 LEAST, MOST = 0.005, 0.3  # rad: between which the spread of the joints beside the way is drawn, by its logarithm
 SHRINK = 0.5  # of that, where fingertips would be below the table
 DEEP = -0.002  # m
-TRIES = 20  # layouts until enough can be asked for
+TRIES = 20  # layouts until something can be asked for
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Moment:
 
 @dataclass(eq=False)
 class Moments:
-    """Draws moments of one robot and task. Nothing is ever held: of a task that grasps, only what comes before.
+    """Draws moments of one robot and task.
 
     Args:
         profile: of the robot.
@@ -85,66 +88,87 @@ class Moments:
         self.world = World(self.profile)
         self._task = load_task(self.profile, self.task, variation=self.variation)
         self._hands = hands_of(self.world)
+        self._start = self._positions()
 
     @property
     def instructions(self) -> tuple[str, ...]:
         """Every sentence that the task may say."""
         return self._task.instructions
 
-    def draw(self, rng: np.random.Generator, asked: int, *, pictures: bool = True) -> Moment:
-        """Return a moment with ``asked`` instructions.
+    def draw(self, rng: np.random.Generator, asked: int, *, pictures: bool = True) -> list[Moment]:
+        """Return moments of one layout, of which ``asked`` instructions are asked in all.
+
+        It is one moment where the hands are empty and as much can be asked for.
 
         Args:
-            rng: decides; the same state of it gives the same moment.
+            rng: decides; the same state of it gives the same moments.
             asked: how many.
             pictures: whether they are drawn; they take most of the time beside the expert's inverse kinematics.
 
         Raises:
-            NoLayoutError: no layout allows as many.
+            NoLayoutError: the expert reaches nothing.
             RenderingUnavailableError: naming what to install.
         """
-        for _ in range(TRIES):
-            self._task.reset(self.world, rng)
-            experts = self._experts(asked)
-            if len(experts) == asked:
-                return self._moment(rng, experts, pictures)
-        raise NoLayoutError(f"task {self.task!r}: no layout of {TRIES} allows {asked} instructions; ask for fewer")
+        layout, experts = self._layout(rng, asked)
+        made: list[Moment] = []
+        while asked > 0:
+            self._put(self._start)
+            self.world.arrange(layout.props)
+            if rng.random() < BEYOND and experts[0][1].take_hold(self.world, rng):
+                chosen = experts[:1]
+            else:
+                chosen = experts[:asked]
+                if rng.random() >= BEGINNING:
+                    self._set_out(rng, chosen)
+            made.append(self._moment(chosen, pictures))
+            asked -= len(chosen)
+        return made
 
     def close(self) -> None:
         """Free what drawing holds."""
         self.world.close()
 
-    def _experts(self, asked: int) -> list[tuple[Layout, Expert]]:
-        """Experts for as many of the layout's variants as are asked for, those that can reach what is named."""
-        found: list[tuple[Layout, Expert]] = []
-        for layout in self._task.variants:
-            expert = self._task.expert(self.world, layout)
-            try:
-                expert.plan(self.world)
-            except UnreachableError:
-                continue
-            found.append((layout, expert))
-            if len(found) == asked:
-                break
-        return found
+    def _layout(self, rng: np.random.Generator, asked: int) -> tuple[Layout, list[tuple[Layout, Expert]]]:
+        """A layout, and experts for as many of its variants as are asked for, of those that they reach."""
+        for _ in range(TRIES):
+            self._task.reset(self.world, rng)
+            self._start = self._positions()
+            found: list[tuple[Layout, Expert]] = []
+            for layout in self._task.variants:
+                with suppress(UnreachableError):
+                    expert = self._task.expert(self.world, layout)
+                    expert.plan(self.world)
+                    found.append((layout, expert))
+                if len(found) == asked:
+                    break
+            if found:
+                return found[0][0], found
+        raise NoLayoutError(f"task {self.task!r}: of {TRIES} layouts the expert reaches nothing; move the regions")
 
-    def _moment(self, rng: np.random.Generator, experts: list[tuple[Layout, Expert]], pictures: bool) -> Moment:
-        if rng.random() >= BEGINNING:
-            if len(experts) > 1 and rng.random() < ELSEWHERE:
-                self._go(experts[1][1].plan(self.world), 1.0)
-            self._go(experts[0][1].plan(self.world), rng.random())
-            self._lead_astray(rng)
+    def _moment(self, experts: list[tuple[Layout, Expert]], pictures: bool) -> Moment:
         asked = tuple(self._asked(layout, expert) for layout, expert in experts)
         slots = self.profile.cameras.slots if pictures else ()
         images = {slot: self.world.render(slot, self.pixels, self.pixels) for slot in slots}
-        return Moment(images, asked[0].plan.start.copy(), asked)
+        return Moment(images, self._positions(), asked)
+
+    def _set_out(self, rng: np.random.Generator, experts: list[tuple[Layout, Expert]]) -> None:
+        """Moves the arms on their way, and beside it."""
+        if len(experts) > 1 and rng.random() < ELSEWHERE:
+            self._go(experts[1][1], 1.0)
+        self._go(experts[0][1], rng.random(), empty=rng.random() >= MISSED)
+        self._lead_astray(rng)
 
     def _asked(self, layout: Layout, expert: Expert) -> Asked:
         place = self.world.data.body(layout.goal.prop).xpos.copy()
         return Asked(layout.instruction, expert.plan(self.world), place)
 
-    def _go(self, plan: Plan, share: float) -> None:
-        self._put(plan.at([share * plan.duration])[0])
+    def _go(self, expert: Expert, share: float, *, empty: bool = True) -> None:
+        """Moves the arms along a share of the way; of a way with something in the hand only if not ``empty``."""
+        plan = expert.plan(self.world)
+        self._put(plan.at([share * (expert.empty_until(plan) if empty else plan.duration)])[0])
+
+    def _positions(self) -> Floats:
+        return np.array(list(self.world.positions().values()))
 
     def _put(self, positions: Floats) -> None:
         order = self.profile.joints.policy_order
@@ -155,7 +179,7 @@ class Moments:
         order = self.profile.joints.policy_order
         joints = [self.profile.joints.by_name[joint] for joint in order]
         lower, upper = np.array([j.lower for j in joints]), np.array([j.upper for j in joints])
-        here = np.array(list(self.world.positions().values()))
+        here = self._positions()
         beside = np.exp(rng.uniform(np.log(LEAST), np.log(MOST))) * rng.normal(size=len(order))
         for hand in self._hands.values():
             beside[hand.gripper] = 0.0

@@ -25,6 +25,9 @@ LOW = 0.04  # m: a held cube below this is lifted before it is carried
 IN_BOWL = 0.045, 0.045  # m beside the bowl's middle and m over the table within which a cube lies in it
 LIFTED = 0.05  # m over the table, where another cube must not be
 ASTRAY = 0.05  # m by which another cube may be pushed about
+BOWL_FLOOR = 0.006  # m over the table
+OPENING = 0.05  # of the gripper beyond what holds a cube, with which it falls
+SWAY = 0.003, 0.1  # rad: between which the spread of the joints beside the way of a drawn moment is
 UNDECIDED = 0.04  # m: a cube this near to both arms is not asked for
 
 
@@ -98,6 +101,47 @@ class PickPlaceExpert(Expert):
         if cube[2] < LOW and beside > IN_BOWL[0]:
             return grasper.way([grasper.lifted(), *carry])
         return grasper.way(carry)
+
+    def empty_until(self, plan: Plan) -> float:
+        """See ``Expert.empty_until``: until the closing fingers meet the cube."""
+        gripper, figures = self._hand.gripper, self._hand.figures
+        if figures.holding is None or plan.start[gripper] < figures.holding:
+            return plan.duration
+        closing = next((i for i, leg in enumerate(plan.legs) if leg.posture[gripper] == self._grasper.closed), 0)
+        begin = float(plan.ends[closing - 1]) if closing else 0.0
+        return begin + (figures.opened - figures.holding) / float(plan.speeds[gripper])
+
+    def take_hold(self, world: World, rng: np.random.Generator) -> bool:
+        """See ``Expert.take_hold``: the cube is in the hand on its way, or in the bowl and the hand on its way home."""
+        holding = self._hand.figures.holding
+        if holding is None:
+            return False
+        self._put(world, self._grasper.grasped, holding)
+        plan = self.plan(world)
+        let_go = next(i for i, leg in enumerate(plan.legs) if leg.posture[self._hand.gripper] > holding)
+        time = rng.random() * plan.duration
+        positions = plan.at([time])[0]
+        if time > plan.ends[let_go - 1] and positions[self._hand.gripper] > holding + OPENING:
+            world.arrange({}, self._named(positions))
+            beside = np.array([*rng.uniform(-IN_BOWL[0] / 3, IN_BOWL[0] / 3, 2), BOWL_FLOOR])
+            turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+            world.put(self._prop, self._cell.place("bowl") + beside + [0.0, 0.0, self._cell.half(self._prop)], turn)
+        else:
+            beside = np.exp(rng.uniform(np.log(SWAY[0]), np.log(SWAY[1]))) * rng.normal(size=len(self._hand.columns))
+            positions[self._hand.columns] += beside * min(1.0, time / plan.ends[0])
+            self._put(world, positions, holding)
+        return True
+
+    def _put(self, world: World, positions: Floats, holding: float) -> None:
+        """The hand with the cube in it."""
+        positions = positions.copy()
+        positions[self._hand.gripper] = holding
+        world.arrange({}, self._named(positions))
+        joints = positions[self._hand.columns]
+        world.put(self._prop, self._hand.point(joints, self._hand.figures.held), self._hand.pose(joints)[1])
+
+    def _named(self, positions: Floats) -> dict[str, float]:
+        return dict(zip(self._cell.order, positions.tolist(), strict=True))
 
     def _over_bowl(self, bowl: Floats) -> tuple[Floats, Floats]:
         """Postures high over the bowl, and where the cube is let go."""

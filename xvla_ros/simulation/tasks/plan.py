@@ -78,11 +78,14 @@ class Plan:
     @property
     def duration(self) -> float:
         """Time in s until the last posture is reached."""
-        total, posture = 0.0, self.start
-        for leg in self.legs:
-            total += _duration(self._cost(posture, leg), leg.stop)
-            posture = leg.posture
-        return total
+        return float(self.ends[-1])
+
+    @property
+    def ends(self) -> Floats:
+        """Times [L] in s at which the legs end."""
+        postures = [self.start, *(leg.posture for leg in self.legs)]
+        spent = [_duration(self._cost(a, leg), leg.stop) for a, leg in zip(postures, self.legs, strict=False)]
+        return np.cumsum(spent)
 
     @property
     def to_stop(self) -> float:

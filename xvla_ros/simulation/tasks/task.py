@@ -51,6 +51,14 @@ class Expert(ABC):
     def plan(self, world: World) -> Plan:
         """The clean plan from the present state of ``world``: no memory, no noise."""
 
+    def empty_until(self, plan: Plan) -> float:
+        """Time in s of a plan until which the hand holds nothing, if it held nothing before."""
+        return plan.duration
+
+    def take_hold(self, world: World, rng: np.random.Generator) -> bool:
+        """Brings ``world``, without physics, to a moment after the hand has grasped; False where nothing is grasped."""
+        return False
+
 
 class Cell:
     """A world with the arms, props and contacts that a task asks about."""
