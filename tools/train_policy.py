@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the policy that ships with the package: demonstrations, vision tower, policy, evaluation, and its place.
+"""Makes the policy that ships with the package: vision tower, words, policy, evaluation, and its place.
 
     python tools/train_policy.py cpu|gpu [--output DIR] [--minutes M] [--until STAGE] [--episodes N] [--ship]
 
@@ -30,7 +30,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "config" / "training" / "shipped" / "recipe.yaml"
-STAGES = ("demos", "vision", "train", "evaluate")
+STAGES = ("vision", "words", "train", "evaluate")
 STOPPED = 130
 
 
@@ -54,8 +54,8 @@ class Recipe:
 
     def __init__(self, scale: str, output: Path, episodes: int | None, extra: Mapping[str, Sequence[str]]) -> None:
         told = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
-        self.demos, self.evaluations, self.scale = told["demos"], told["evaluations"], told["scales"][scale]
-        self.output, self.folder, self.extra = output, output / scale, extra
+        self.scenes, self.evaluations, self.scale = told["scenes"], told["evaluations"], told["scales"][scale]
+        self.folder, self.extra = output / scale, extra
         self.count = episodes or self.scale["evaluate"]
 
     @property
@@ -65,26 +65,19 @@ class Recipe:
 
     def steps(self) -> Iterator[Step]:
         """Every command in order. Each is made when the one before it has run, as it may depend on what that left."""
-        for name, episodes in self.scale["episodes"].items():
-            yield self._demos(name, episodes)
         for number in range(len(self.scale["vision"])):
             yield self._vision(number)
-        yield self._train()
-        for told in self._evaluated():
+        tower = self._tower(len(self.scale["vision"]) - 1) / "checkpoint"
+        yield self._train("words", f"model.vision_from={tower}")
+        yield self._train("train", f"model.checkpoint={self.folder / 'words' / 'checkpoint'}")
+        for told in self.evaluations:
             yield self._evaluate(told, "process")
             if find_spec("rclpy") is not None and self.scale["device"] == "cpu":
                 yield self._evaluate(told, "ros")
 
     def reports(self) -> list[tuple[Mapping[str, Any], Path]]:
         """The evaluations that count towards shipping, with their reports."""
-        return [(told, self._report(told, "process")) for told in self._evaluated()]
-
-    def _demos(self, name: str, episodes: int) -> Step:
-        folder, told = self.output / "demos" / name, self.demos[name]
-        arguments = ["demos", "--robot", told["robot"], "--task", told["task"], "--seed", str(told["seed"])]
-        arguments += ["--episodes", str(episodes), "--jobs", str(self.scale["jobs"]), "--output", str(folder)]
-        there = len(list(folder.glob("episode_*.mcap")))
-        return Step("demos", tuple(arguments), there >= episodes)
+        return [(told, self._report(told, "process")) for told in self.evaluations]
 
     def _vision(self, number: int) -> Step:
         """The tower's part ``number``; every part but the first goes on from the tower of the one before."""
@@ -98,34 +91,11 @@ class Recipe:
     def _tower(self, number: int) -> Path:
         return self.folder / f"vision_{number + 1}"
 
-    def _train(self) -> Step:
-        folder = self.folder / "train"
-        overrides = [
-            *self.scale["train"],
-            f"datasets={json.dumps(self._datasets())}",
-            f"model.vision_from={self._tower(len(self.scale['vision']) - 1) / 'checkpoint'}",
-            f"cache={self.output / 'cache'}",
-            *self.extra["train"],
-        ]
-        arguments = ("train", "shipped/policy.yaml", f"output={folder}", "resume=true", *overrides)
-        return Step("train", arguments, _steps(folder / "train.json") >= _wanted(overrides))
-
-    def _datasets(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "paths": [str(self.output / "demos" / name / "episode_*.mcap")],
-                "weight": self.scale["weights"][name],
-                "rate": self.scale["rates"][name],
-                "actions": "planned",
-                "split": {"fraction": 0.03},
-                "early": {"seconds": 1.0, "times": 3},
-            }
-            for name in self.scale["episodes"]
-        ]
-
-    def _evaluated(self) -> list[Mapping[str, Any]]:
-        trained = {(self.demos[name]["robot"], self.demos[name]["task"]) for name in self.scale["episodes"]}
-        return [told for told in self.evaluations if (told["robot"], told["task"]) in trained]
+    def _train(self, stage: str, start: str) -> Step:
+        folder, file = self.folder / stage, "policy" if stage == "train" else stage
+        overrides = [start, f"drawn.scenes={json.dumps(self.scenes)}", *self.scale[stage], *self.extra[stage]]
+        arguments = ("train", f"shipped/{file}.yaml", f"output={folder}", "resume=true", *overrides)
+        return Step(stage, arguments, _steps(folder / "train.json") >= _wanted(overrides))
 
     def _report(self, told: Mapping[str, Any], over: str) -> Path:
         return self.folder / "evaluate" / f"{told['robot']}_{told['task']}_{over}" / "report.json"
@@ -135,7 +105,7 @@ class Recipe:
         arguments = ["evaluate", "--robot", told["robot"], "--task", told["task"], "--seed", str(told["seed"])]
         arguments += ["--episodes", str(self.count), "--checkpoint", str(self.checkpoint)]
         arguments += ["--device", self.scale["device"], "--output", str(report.parent)]
-        arguments += ["--in-process"] if over == "process" else []
+        arguments += ["--in-process", "--delay", "0.1"] if over == "process" else []
         weights = self.checkpoint / "model.safetensors"
         fresh = report.exists() and weights.exists() and report.stat().st_mtime > weights.stat().st_mtime
         return Step("evaluate", tuple(arguments), fresh and json.loads(report.read_text())["episodes"] >= self.count)
@@ -145,8 +115,9 @@ def main() -> int:
     """Run what is left of the stages."""
     options = _options()
     recipe = Recipe(
-        options.scale, options.output, options.episodes, {"vision": options.vision, "train": options.train}
-    )
+        options.scale, options.output, options.episodes,
+        {"vision": options.vision, "words": options.words, "train": options.train},
+    )  # fmt: skip
     end = time.monotonic() + 60.0 * options.minutes if options.minutes else None
     wanted = STAGES[: STAGES.index(options.until) + 1]
     for step in recipe.steps():
@@ -173,6 +144,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage")
     parser.add_argument("--episodes", type=int, help="of each evaluation (default: the recipe's)")
     parser.add_argument("--vision", action="append", default=[], metavar="KEY=VALUE", help="of shipped/vision.yaml")
+    parser.add_argument("--words", action="append", default=[], metavar="KEY=VALUE", help="of shipped/words.yaml")
     parser.add_argument("--train", action="append", default=[], metavar="KEY=VALUE", help="of shipped/policy.yaml")
     parser.add_argument(
         "--ship", nargs="?", const="if good", choices=("if good", "anyway"), help="copy the policy to policy/"
