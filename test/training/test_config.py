@@ -80,7 +80,8 @@ def test_a_missing_file_and_one_that_is_no_yaml_are_named(tmp_path, read):
         read_settings(tmp_path / "absent.yaml")
     with pytest.raises(TrainingError, match="cannot be read"):
         read("a: [1\n")
-    assert problems(read, "steps: 3\n")["datasets"].message == "is missing"
+    with pytest.raises(TrainingError, match="either recordings, in datasets, or drawn"):
+        read("steps: 3\n")
 
 
 def test_the_reference_page_is_that_of_the_schema():

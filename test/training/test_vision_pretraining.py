@@ -72,5 +72,5 @@ def test_a_head_knows_which_cell_a_place_is_in():
 
 def test_the_sizes_of_the_shipped_tower_and_policy_are_one():
     tower = scratch_config(read_as(VisionSettings, "shipped/vision.yaml").model)
-    policy = scratch_config(read_settings("shipped/policy.yaml").model)
+    policy = scratch_config(read_settings("shipped/words.yaml").model)
     assert (tower.vision, tower.image_size) == (policy.vision, policy.image_size)
