@@ -102,7 +102,6 @@ def losses(folder) -> list[float]:
     return [float(row["loss"]) for row in csv.DictReader((folder / "curve.csv").open())]
 
 
-@pytest.mark.slow
 def test_a_run_on_the_towers_outputs_is_that_on_pictures_and_goes_on_where_it_stopped(settings, tmp_path):
     assert train(*settings("pictures")) == 0
     assert train(*settings("worker", "features=true", "batch.workers=1")) == 0
