@@ -155,7 +155,7 @@ def training_of(cell: Cell, options: Any, demos: Path) -> tuple[str, ...]:
     }  # fmt: skip
     file = f"adapt_{cell.method}.yaml"
     if cell.method == "scratch":
-        file = "shipped/policy.yaml"
+        file = "phase1.yaml"
         own |= {"model": json.dumps(sizes_of(options.checkpoint)), "augmentation": VARIED}
     else:
         model = {"checkpoint": options.checkpoint, "dropout": 0.0}
