@@ -22,9 +22,10 @@ from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
@@ -34,7 +35,7 @@ from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.messages import NS
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.recording import PROGRESS
-from xvla_ros.nodes.shutdown import shut_down
+from xvla_ros.nodes.stop_request import StoppedError, StopRequest
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
@@ -86,12 +87,12 @@ class Order:
 class EvaluateNode(Node):  # type: ignore[misc]
     """Leads one policy node with one robot, and counts."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, stop: StopRequest) -> None:
         # Imported here: the generated messages need the built package, and a plain import of this module does not.
         from xvla_ros.msg import PolicyStatus
 
         super().__init__("xvla_evaluate")
-        self._order, profile = order, order.profile
+        self._order, self._stop, profile = order, stop, order.profile
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
         self.time = 0
@@ -122,6 +123,7 @@ class EvaluateNode(Node):  # type: ignore[misc]
 
         Raises:
             LeadError: naming what did not happen.
+            StoppedError: by a signal.
         """
         self._wait(lambda: self.time > 0, START_LIMIT, "the simulation's /clock")
         for client in (self._change, self._state, self._set, self._reset):
@@ -202,6 +204,7 @@ class EvaluateNode(Node):  # type: ignore[misc]
                 raise LeadError(f"waited {seconds:.0f} s for {what}")
 
     def _spin(self) -> None:
+        self._stop.check()
         self._executor.spin_once(timeout_sec=0.1)
         if self.time and time.monotonic() - self._moved > IDLE_LIMIT:
             raise LeadError(f"the simulation's clock has stood still for {IDLE_LIMIT:.0f} s")
@@ -259,23 +262,25 @@ def main(arguments: list[str] | None = None) -> int:
     """
     from xvla_ros.robots import load_profile
 
-    rclpy.init(args=arguments)
+    stop = StopRequest()
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     values = given_parameters("xvla_evaluate_parameters")
     profile = load_profile(values["profile"])[values["robot"]]
     order = Order(
         profile, values["task"], int(values["episodes"]), int(values["seed"]), float(values["variation"]),
         float(values.get("pause", 0.0)), values.get("instruction", ""),
     )
-    node = EvaluateNode(order)
+    node = EvaluateNode(order, stop)
     try:
         node.lead()
     except LeadError as error:
         tell({"failed": str(error)})
         return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except StoppedError:
         return 1
     finally:
-        shut_down(node.destroy_node)
+        node.destroy_node()
+        rclpy.try_shutdown()
     return 0
 
 

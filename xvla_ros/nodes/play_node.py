@@ -21,9 +21,10 @@ import numpy as np
 import rclpy
 from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import GetState
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
@@ -32,7 +33,7 @@ from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_type
 from xvla_ros.nodes.messages import NS
 from xvla_ros.nodes.parameters import given_parameters
-from xvla_ros.nodes.shutdown import shut_down
+from xvla_ros.nodes.stop_request import StoppedError, StopRequest
 from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages
 from xvla_ros.observation.bag_writer import EPISODE_TOPIC
 from xvla_ros.observation.bags import BagClock
@@ -56,12 +57,12 @@ class PlayError(RuntimeError):
 class PlayNode(Node):  # type: ignore[misc]
     """Plays one bag once."""
 
-    def __init__(self, bag: Path, profile: Profile, rate: float) -> None:
+    def __init__(self, bag: Path, profile: Profile, rate: float, stop: StopRequest) -> None:
         # Imported here: the generated messages need the built package, and a plain import of this module does not.
         from xvla_ros.msg import ActionChunk, PolicyStatus
 
         super().__init__("xvla_play")
-        self._bag, self._profile, self._rate = bag, profile, rate
+        self._bag, self._profile, self._rate, self._stop = bag, profile, rate, stop
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
         self.chunks: list[Any] = []
@@ -91,6 +92,7 @@ class PlayNode(Node):  # type: ignore[misc]
 
         Raises:
             PlayError: the policy does not become active, or the bag cannot be read.
+            StoppedError: by a signal.
         """
         topics = {*self._outlets, EPISODE_TOPIC}
         try:
@@ -135,7 +137,7 @@ class PlayNode(Node):  # type: ignore[misc]
         last = time.monotonic()
         heard = len(self.chunks)
         while time.monotonic() - last < 1.0 and self._time:
-            self._executor.spin_once(timeout_sec=0.05)
+            self._spin(0.05)
             if len(self.chunks) > heard:
                 heard, last = len(self.chunks), time.monotonic()
 
@@ -146,7 +148,7 @@ class PlayNode(Node):  # type: ignore[misc]
     def _spin_until(self, deadline: float) -> None:
         while True:
             left = deadline - time.monotonic()
-            self._executor.spin_once(timeout_sec=max(left, 0.0))
+            self._spin(max(left, 0.0))
             if left <= 0.0:
                 return
 
@@ -160,10 +162,14 @@ class PlayNode(Node):  # type: ignore[misc]
     def _until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            self._executor.spin_once(timeout_sec=0.1)
+            self._spin(0.1)
             self._tick(self._time)
             if time.monotonic() > deadline:
                 raise PlayError(f"waited {seconds:.0f} s for {what}")
+
+    def _spin(self, seconds: float) -> None:
+        self._stop.check()
+        self._executor.spin_once(timeout_sec=seconds)
 
     def _on_status(self, message: Any) -> None:
         self._said = f"{message.state} {message.reason} {message.detail}".strip()
@@ -196,20 +202,22 @@ def main(arguments: list[str] | None = None) -> int:
     """
     from xvla_ros.robots import load_profile
 
-    rclpy.init(args=arguments)
+    stop = StopRequest()
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     values = given_parameters("xvla_play_parameters")
     profile = load_profile(values["profile"])[values["robot"]]
-    node = PlayNode(Path(values["bag"]), profile, float(values.get("rate", 1.0)))
+    node = PlayNode(Path(values["bag"]), profile, float(values.get("rate", 1.0)), stop)
     try:
         node.play()
         node.write(Path(values["chunks_file"]))
     except PlayError as error:
         node.get_logger().error(str(error))
         return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except StoppedError:
         return 1
     finally:
-        shut_down(node.destroy_node)
+        node.destroy_node()
+        rclpy.try_shutdown()
     return 0
 
 

@@ -1,9 +1,17 @@
-"""SIGINT and SIGTERM as a flag, taken before anything slow is imported."""
+"""SIGINT and SIGTERM as a flag, taken before anything slow is imported.
+
+No exception, and nothing that shuts ROS down: where rclpy turns a message into Python, a KeyboardInterrupt becomes a
+RuntimeError that says nothing of it.
+"""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType
+
+
+class StoppedError(Exception):
+    """What a node was doing is ended by SIGINT or SIGTERM."""
 
 
 class StopRequest:
@@ -17,3 +25,8 @@ class StopRequest:
 
     def _make(self, signum: int, frame: FrameType | None) -> None:
         self.made = True
+
+    def check(self) -> None:
+        """Raise StoppedError once one has come."""
+        if self.made:
+            raise StoppedError

@@ -10,7 +10,6 @@ processor time.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import sys
@@ -20,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
@@ -31,7 +31,7 @@ from xvla_ros.nodes.commands import command_type, commanded_points
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.polled_topics import PolledTopics
 from xvla_ros.nodes.recording import PROGRESS, RecordingWriter
-from xvla_ros.nodes.shutdown import shut_down
+from xvla_ros.nodes.stop_request import StopRequest
 from xvla_ros.robots.schema import GRIPPER_ACTIONS
 
 if TYPE_CHECKING:
@@ -182,7 +182,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     from xvla_ros.robots import load_profile
 
-    rclpy.init(args=arguments)
+    stop = StopRequest()
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     values = given_parameters("xvla_watch_parameters")
     profile = load_profile(values["profile"])[values["robot"]]
     duration, film_rate = float(values.get("duration", 20.0)), float(values.get("film_rate", 15.0))
@@ -190,10 +191,10 @@ def main(arguments: list[str] | None = None) -> int:
     node = WatchNode(profile, Path(values["folder"]), duration, film_rate, *names)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
-        while rclpy.ok() and not node.done:
-            executor.spin_once(timeout_sec=0.5)
-    shut_down(node.close)
+    while not (stop.made or node.done):
+        executor.spin_once(timeout_sec=0.5)
+    node.close()
+    rclpy.try_shutdown()
     return 0
 
 
