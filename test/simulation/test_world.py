@@ -1,5 +1,7 @@
 """The world: a profile's scene stepped, commanded, drawn and reset."""
 
+import gc
+
 import mujoco
 import numpy as np
 import pytest
@@ -313,3 +315,15 @@ def test_an_unknown_camera_is_refused_with_those_that_exist(world):
         world.render("back", 64, 64)
     with pytest.raises(UnknownCameraError, match=r"'back'.*front"):
         CameraRig(world.model, ["back"], 64, 64)
+
+
+def test_a_world_that_is_dropped_takes_no_pictures_from_another():
+    profile = load_profile("so101")["so101"]
+    kept, dropped = World(profile), World(profile)
+    dropped.render("front", 32, 32)
+    front, wrist = kept.render("front", 32, 32), kept.render("wrist", 32, 32)
+    del dropped
+    gc.collect()
+    np.testing.assert_array_equal(kept.render("front", 32, 32), front)
+    np.testing.assert_array_equal(kept.render("wrist", 32, 32), wrist)
+    kept.close()

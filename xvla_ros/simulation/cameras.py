@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import mujoco
@@ -31,13 +32,13 @@ class CameraRig:
         Raises:
             UnknownCameraError: naming the camera and those of the scene.
         """
+        self._gl: Any = None
+        self._context: Any = None
         self._model, self.width, self.height = model, width, height
         self._views = {name: self._view(name) for name in cameras}
         self._option = mujoco.MjvOption()
         self._rect = mujoco.MjrRect(0, 0, width, height)
         self._upside_down = np.empty((height, width, 3), np.uint8)
-        self._gl: Any = None
-        self._context: Any = None
 
     def capture(self, data: Any) -> None:
         """Takes the state of ``data`` as what every camera sees."""
@@ -70,6 +71,11 @@ class CameraRig:
         if self._gl is not None:
             self._gl.free()
         self._context = self._gl = None
+
+    def __del__(self) -> None:
+        # MuJoCo would free its objects in whichever GL context is current, and so those of another rig.
+        with suppress(Exception):
+            self.close()
 
     def _make_current(self) -> None:
         if self._gl is None:
