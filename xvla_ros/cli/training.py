@@ -94,10 +94,9 @@ def add_pretrain_vision(commands: Commands) -> None:
 
 
 def _pretrain_vision(options: argparse.Namespace) -> int:
-    from importlib.util import find_spec
+    from xvla_ros.simulation.requirements import missing_extras
 
-    missing = [extra for module, extra in (("mujoco", "sim"), ("pinocchio", "kinematics")) if find_spec(module) is None]
-    if missing:
+    if missing := missing_extras():
         print(f"xvla pretrain-vision: needs a simulator; install xvla_ros[{','.join(missing)}]", file=sys.stderr)
         return 1
     from xvla_ros.training.vision_pretraining import pretrain_vision

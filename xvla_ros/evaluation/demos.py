@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,6 @@ from xvla_ros.evaluation.graph import SetupError, choose_profile
 
 if TYPE_CHECKING:
     from xvla_ros.simulation.demonstrations import Demonstration, DemoSettings
-
-NEEDED = {"mujoco": "sim", "pinocchio": "kinematics"}
 
 
 @dataclass
@@ -67,10 +64,10 @@ def demos(
     from xvla_ros.observation.bag_writer import BagWriteError
     from xvla_ros.robots import ProfileError
     from xvla_ros.robots.kinematics import KinematicsError
+    from xvla_ros.simulation.requirements import missing_extras
 
     try:
-        missing = [extra for module, extra in NEEDED.items() if find_spec(module) is None]
-        if missing:
+        if missing := missing_extras():
             raise SetupError(f"demonstrations need a simulator and kinematics; install xvla_ros[{','.join(missing)}]")
         from xvla_ros.simulation.demonstrations import DemonstrationsError, DemoSettings
         from xvla_ros.simulation.offscreen import RenderingUnavailableError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,9 +178,9 @@ def changed(profile: Profile, overrides: Sequence[str]) -> Profile:
 
 
 def _require(in_process: bool) -> None:
-    needed = {"mujoco": "sim", "pinocchio": "kinematics"} | ({} if in_process else {"rclpy": "ros"})
-    missing = [extra for module, extra in needed.items() if find_spec(module) is None]
-    if missing:
+    from xvla_ros.simulation.requirements import missing_extras
+
+    if missing := missing_extras(**({} if in_process else {"rclpy": "ros"})):
         raise SetupError(f"an evaluation needs more than is installed; install xvla_ros[{','.join(missing)}]")
 
 

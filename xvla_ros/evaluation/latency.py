@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from xvla_ros.evaluation.latency_inputs import BenchError, make_noise, make_observations, make_policy
+from xvla_ros.evaluation import measurement
+from xvla_ros.evaluation.latency_inputs import make_noise, make_observations, make_policy
+from xvla_ros.evaluation.measurement import BenchError, Say
 from xvla_ros.model.problems import CheckpointError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from xvla_ros.evaluation.latency_paths import Path_
     from xvla_ros.evaluation.latency_work import Peaks, Work
 
-Say = Callable[[str], None]
 PEERS = ("lerobot",)
 # Of all chunks, how many are also timed part by part.
 PARTS_EVERY = 2
@@ -52,17 +51,9 @@ def latency(options: LatencyOptions) -> int:
     """Measure, print the table, write the JSON; return the exit code, 1 where it could not be measured."""
     from xvla_ros.evaluation.peer.lerobot_peer import PeerError
 
-    try:
-        document = measure(options, _progress)
-    except (BenchError, PeerError, CheckpointError) as error:
-        print(f"xvla bench latency: {error}", file=sys.stderr)
-        return 1
-    print_report(document)
-    if options.json:
-        path = Path(options.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    return 0
+    return measurement.run(
+        "xvla bench latency", partial(measure, options), print_report, options.json, (PeerError, CheckpointError)
+    )
 
 
 def measure(options: LatencyOptions, say: Say = lambda text: None) -> dict[str, Any]:
@@ -234,8 +225,7 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
 def print_report(document: dict[str, Any]) -> None:
     """Print the settings, the table, and what each path is."""
     machine_, settings, work, peaks = (document[key] for key in ("machine", "settings", "work", "peaks"))
-    device = machine_["device"] if machine_["device"] != "cpu" else f"{machine_['cores']} cores {machine_['vectors']}"
-    print(f"{device}, {machine_['threads']} threads of torch {machine_['torch']}")
+    print(measurement.on(machine_))
     print(
         f"{settings['checkpoint'] or settings['size']}: {settings['parameters'] / 1e6:.1f} M parameters, batch "
         f"{settings['batch']}, {settings['views']} views of {settings['frames'][0]}×{settings['frames'][1]}, "
@@ -263,7 +253,3 @@ def _number(value: float | None, unit: float = 1.0) -> str:
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
-
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.evaluation.measurement import BenchError
 from xvla_ros.model.data import Embodiment, Observation
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ FRONT, FURTHER = "front", "view{}"
 WAYPOINT_DT = 1 / 30
 VIEWS = 3
 WAYPOINTS = 30
-
-
-class BenchError(ValueError):
-    """What was asked for cannot be measured; the message says why."""
 
 
 def require_robot(checkpoint: str, robots: Collection[str]) -> None:

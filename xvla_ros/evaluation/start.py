@@ -9,13 +9,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from xvla_ros.evaluation.latency_inputs import BenchError, require_robot
+from xvla_ros.evaluation import measurement
+from xvla_ros.evaluation.latency_inputs import require_robot
+from xvla_ros.evaluation.measurement import BenchError, Say
 from xvla_ros.evaluation.start_process import (
     DEVICE,
     FILES,
@@ -33,7 +35,6 @@ from xvla_ros.model.inspection import inspect
 from xvla_ros.model.pipelines import PROFILE_STEPS
 from xvla_ros.model.problems import CheckpointError
 
-Say = Callable[[str], None]
 PROCESS = "xvla_ros.evaluation.start_process"
 TOTAL = "total"
 WHAT = {
@@ -67,17 +68,9 @@ class StartOptions:
 
 def start(options: StartOptions) -> int:
     """Measure, print the table, write the JSON; return the exit code, 1 where it could not be measured."""
-    try:
-        document = measure(options, _progress)
-    except (BenchError, CheckpointError) as error:
-        print(f"xvla bench start: {error}", file=sys.stderr)
-        return 1
-    print_report(document)
-    if options.json:
-        path = Path(options.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    return 0
+    return measurement.run(
+        "xvla bench start", partial(measure, options), print_report, options.json, (CheckpointError,)
+    )
 
 
 def measure(options: StartOptions, say: Say = lambda text: None) -> dict[str, Any]:
@@ -159,8 +152,7 @@ def _largest(found: Sequence[dict[str, Any]], key: str) -> int | None:
 def print_report(document: dict[str, Any]) -> None:
     """Print the settings, the table, and the peak of the memory."""
     machine, settings, medians, spent = (document[key] for key in ("machine", "settings", "medians_s", "processors_s"))
-    device = machine["device"] if machine["device"] != "cpu" else f"{machine['cores']} cores {machine['vectors']}"
-    print(f"{device}, {machine['threads']} threads of torch {machine['torch']}")
+    print(measurement.on(machine))
     print(f"{settings['checkpoint'] or settings['size']}: the policy runs {document['runs']}")
     starts = document["starts_s"]
     print(
@@ -182,7 +174,3 @@ def print_report(document: dict[str, Any]) -> None:
     said = "" if on_device is None else f", on the device {on_device / 1e6:.0f} MB"
     print(f"\npeak memory: {document['peak_bytes'] / 1e6:.0f} MB{said}")
 
-
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

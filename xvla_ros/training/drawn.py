@@ -18,14 +18,14 @@ from xvla_ros.model.data import Embodiment
 from xvla_ros.model.normalisers import Statistics
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.problems import Problem
-from xvla_ros.robots.profile import Profile, load_profile
+from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.tasks.moments import Moment, Moments
 from xvla_ros.training import draws
 from xvla_ros.training.bag_paths import tool_actions
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.dataset_settings import Drawn, SceneSettings
-from xvla_ros.training.order import quotas
 from xvla_ros.training.sample import Sample
+from xvla_ros.training.scenes import Shares, profile_of
 from xvla_ros.training.statistics import ChannelStatistics, normaliser, untouched_actions
 from xvla_ros.training.vision_labels import Labeller
 
@@ -40,6 +40,7 @@ class Scene:
 
     Args:
         settings: which.
+        key: where it is in the training file.
         variation, pixels: of the pictures.
         plans: whether samples have actions; without, they have slot 0's picture alone and any posture, which is all
             that the language encoder can be asked about, and are drawn in a tenth of the time.
@@ -49,11 +50,12 @@ class Scene:
         ProfileError: the profile is wrong.
     """
 
-    def __init__(self, settings: SceneSettings, variation: float, pixels: int, plans: bool = True) -> None:
+    def __init__(self, settings: SceneSettings, key: str, variation: float, pixels: int, plans: bool = True) -> None:
         self.settings, self._variation, self._pixels, self._plans = settings, variation, pixels, plans
-        self.profile = _profile(settings.robot)
+        self.profile = profile_of(settings, key)
         self.embodiment = self.profile.embodiment()
-        self._made: tuple[Moments, StateEncoder] | None = None
+        self._encoder = StateEncoder(self.profile)
+        self._moments: Moments | None = None
         self._labeller: Labeller | None = None
 
     @property
@@ -63,7 +65,9 @@ class Scene:
         Raises:
             UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is missing.
         """
-        return self._open()[0]
+        if self._moments is None:
+            self._moments = Moments(self.profile, self.settings.task, self._variation, self._pixels)
+        return self._moments
 
     def draw(
         self, rng: np.random.Generator, asked: int, waypoints: int, index: int, source: str
@@ -73,9 +77,8 @@ class Scene:
             return self.samples(self.moments.draw(rng, asked), waypoints, index, source)
         if self._labeller is None:
             self._labeller = Labeller(self.profile, self.settings.task, self._variation, self._pixels)
-        picture, told = self._labeller.asked(rng, asked)
-        images = {self.profile.cameras.slots[0]: picture}
-        state = self._open()[1].state(list(self._labeller.world.positions().values())).astype(np.float32)
+        images, told = self._labeller.asked(rng, asked)
+        state = self._encoder.state(self._labeller.positions).astype(np.float32)
         unknown = np.zeros((waypoints, len(state)), np.float32), np.zeros(waypoints, np.bool_)
         return [
             Sample(
@@ -93,31 +96,29 @@ class Scene:
         return made
 
     def _samples(self, moment: Moment, waypoints: int, index: int, source: str) -> list[Sample]:
-        encoder, policy = self._open()[1], self.profile.policy
+        policy = self.profile.policy
         times = policy.first_waypoint_offset + np.arange(waypoints) * policy.waypoint_dt
-        state = encoder.state(moment.positions).astype(np.float32)
+        state = self._encoder.state(moment.positions).astype(np.float32)
         mask = np.ones(waypoints, dtype=np.bool_)
         return [
             Sample(
-                self.embodiment, moment.images, state, self._actions(each.plan.at(times), encoder), mask,
+                self.embodiment, moment.images, state, self._actions(each.plan.at(times)), mask,
                 each.instruction, index + number, source, 0, place=each.place.astype(np.float32),
             )
             for number, each in enumerate(moment.asked)
         ]  # fmt: skip
 
-    def _actions(self, positions: NDArray[np.float64], encoder: StateEncoder) -> NDArray[np.float32]:
+    def _actions(self, positions: NDArray[np.float64]) -> NDArray[np.float32]:
         if self.profile.action_spec.is_end_effector:
-            return tool_actions(positions, self.profile, encoder).astype(np.float32)
-        return encoder.state(positions).astype(np.float32)
-
-    def _open(self) -> tuple[Moments, StateEncoder]:
-        if self._made is None:
-            moments = Moments(self.profile, self.settings.task, variation=self._variation, pixels=self._pixels)
-            self._made = moments, StateEncoder(self.profile)
-        return self._made
+            return tool_actions(positions, self.profile, self._encoder).astype(np.float32)
+        return self._encoder.state(positions).astype(np.float32)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_made": None, "_labeller": None}
+        return {**vars(self), "_encoder": None, "_moments": None, "_labeller": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._encoder = StateEncoder(self.profile)
 
 
 class DrawnSamples:
@@ -137,8 +138,11 @@ class DrawnSamples:
     def __init__(self, settings: Drawn, waypoints: int, seed: int, *, plans: bool = True) -> None:
         self._settings, self._waypoints, self._seed = settings, waypoints, seed
         self._plans = plans
-        self._scenes = tuple(Scene(each, settings.variation, settings.pixels, plans) for each in settings.scenes)
-        self._quota = np.cumsum(quotas([each.weight for each in settings.scenes]))
+        self._scenes = tuple(
+            Scene(each, f"drawn.scenes.{number}", settings.variation, settings.pixels, plans)
+            for number, each in enumerate(settings.scenes)
+        )
+        self._shares = Shares(settings.scenes)
         self.profiles: Mapping[str, Profile] = {each.profile.name: each.profile for each in self._scenes}
         self.embodiments: Mapping[str, Embodiment] = {each.embodiment.robot: each.embodiment for each in self._scenes}
         _check_alike(self._scenes, self.profiles)
@@ -190,7 +194,7 @@ class DrawnSamples:
 
     def _drawn(self, number: int, asked: int, index: int) -> list[Sample]:
         rng = draws.generator(self._seed, "drawn", number)
-        scene = self._scenes[int(np.searchsorted(self._quota, rng.integers(self._quota[-1]), side="right"))]
+        scene = self._scenes[self._shares.draw(rng)]
         return scene.draw(rng, asked, self._waypoints, index, f"moment {number} of {scene.settings.task}")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -210,15 +214,6 @@ class _Numbered(Sequence[Sample]):
         if not 0 <= index < self._count:
             raise IndexError(f"sample {index} of {self._count}")
         return self._make(index)
-
-
-def _profile(robot: str) -> Profile:
-    found = load_profile(robot)
-    if len(found) != 1:
-        raise TrainingError([
-            Problem("", "drawn.scenes.robot", robot, "a file with one robot", f"holds {len(found)} robots")
-        ])  # fmt: skip
-    return next(iter(found.values()))
 
 
 def _check_alike(scenes: Sequence[Scene], profiles: Mapping[str, Profile]) -> None:

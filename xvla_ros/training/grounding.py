@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xvla_ros.model.network import XvlaNetwork
+from xvla_ros.training.vision_task import PLACE_UNIT, SHARP
 
 NAME = "grounding"  # of the layer in the network
-PLACE_UNIT = 0.2  # m: about the spread of places on a table
-SHARP = 0.05  # of that unit: errors above it count linearly, not by their square
 
 
 class Grounding(nn.Module):

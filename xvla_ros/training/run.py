@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +91,9 @@ def _source(settings: TrainSettings, config: XvlaConfig, say: Callable[[str], No
 
 
 def _drawn(settings: Drawn, waypoints: int, seed: int, plans: bool) -> DrawnSamples:
-    missing = [extra for module, extra in (("mujoco", "sim"), ("pinocchio", "kinematics")) if find_spec(module) is None]
-    if missing:
+    from xvla_ros.simulation.requirements import missing_extras
+
+    if missing := missing_extras():
         message = "samples are drawn by a simulator, which is not installed"
         raise TrainingError([Problem("", "drawn", None, f"pip install xvla_ros[{','.join(missing)}]", message)])
     from xvla_ros.robots.kinematics import KinematicsError

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.robots.profile import Profile
-from xvla_ros.simulation.tasks import load_task
-from xvla_ros.simulation.tasks.hands import UnreachableError, hands_of
-from xvla_ros.simulation.world import World
+from xvla_ros.simulation.tasks.drawn_scene import DrawnScene, Picture
+from xvla_ros.simulation.tasks.hands import UnreachableError
 
 Floats = NDArray[np.float64]
-Picture = NDArray[np.uint8]
 
 AWAY = 0.8  # share of the arms that are not drawn at home
 POSTURES = 48  # of each hand over the cubes' region, from which others are mixed: solving each took longer than to draw
@@ -52,35 +49,12 @@ def object_names(worlds: Sequence[Labeller]) -> tuple[str, ...]:
 
 
 @dataclass(eq=False)
-class Labeller:
-    """Draws labelled pictures of one robot and task.
-
-    Args:
-        profile: of the robot.
-        task: of its scene.
-        variation: of light, colours and cameras, 1 as in demonstrations.
-        pixels: width and height of the pictures.
-
-    Raises:
-        UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is missing.
-    """
-
-    profile: Profile
-    task: str
-    variation: float = 1.0
-    pixels: int = 256
-    world: World = field(init=False)
+class Labeller(DrawnScene):
+    """Draws labelled pictures of one robot and task; see ``DrawnScene``."""
 
     def __post_init__(self) -> None:
-        self.world = World(self.profile)
-        self._task = load_task(self.profile, self.task, variation=self.variation)
-        self._hands = hands_of(self.world)
+        super().__post_init__()
         self._postures = self._solve(np.random.default_rng(0))
-
-    @property
-    def instructions(self) -> tuple[str, ...]:
-        """Every sentence that the task may say."""
-        return self._task.instructions
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -94,10 +68,9 @@ class Labeller:
             RenderingUnavailableError: naming what to install.
         """
         self._arrange(rng)
-        images = {slot: self.world.render(slot, self.pixels, self.pixels) for slot in self.profile.cameras.slots}
-        return images, self.labels(names)
+        return self.pictures(self.profile.cameras.slots), self.labels(names)
 
-    def asked(self, rng: np.random.Generator, count: int) -> tuple[Picture, tuple[tuple[str, Floats], ...]]:
+    def asked(self, rng: np.random.Generator, count: int) -> tuple[dict[str, Picture], tuple[tuple[str, Floats], ...]]:
         """Arrange the scene, and return slot 0's picture and ``count`` instructions with where what they name lies.
 
         Places are [3] m, in the scene's frame. Where fewer can be asked for, some come again.
@@ -106,10 +79,10 @@ class Labeller:
             RenderingUnavailableError: naming what to install.
         """
         self._arrange(rng)
-        image = self.world.render(self.profile.cameras.slots[0], self.pixels, self.pixels)
+        images = self.pictures(self.profile.cameras.slots[:1])
         variants = self._task.variants
         chosen = [variants[number % len(variants)] for number in range(count)]
-        return image, tuple((each.instruction, self.world.data.body(each.goal.prop).xpos.copy()) for each in chosen)
+        return images, tuple((each.instruction, self.world.data.body(each.goal.prop).xpos.copy()) for each in chosen)
 
     def labels(self, names: Sequence[str]) -> Labels:
         """What is where in the present state of the world."""
@@ -121,13 +94,9 @@ class Labeller:
         inside = (np.abs(seen[..., :2]) <= 1.0).all(axis=-1) & (seen[..., 2] > 0.0) & known
         return Labels(seen.astype(np.float32), inside, places.astype(np.float32), known)
 
-    def close(self) -> None:
-        """Free what drawing holds."""
-        self.world.close()
-
     def _arrange(self, rng: np.random.Generator) -> None:
         layout = self._task.reset(self.world, rng)
-        now, joints = np.array(list(self.world.positions().values())), dict[str, float]()
+        now, joints = self.positions, dict[str, float]()
         for name, hand in self._hands.items():
             postures = self._postures[name]
             if rng.random() >= AWAY or not len(postures):
@@ -158,7 +127,7 @@ class Labeller:
         return (*self.world.scene.props, *(name for name in ("bowl",) if name in bodies))
 
     def _places(self) -> Mapping[str, Floats]:
-        positions = np.array(list(self.world.positions().values()))
+        positions = self.positions
         places = {prop: self.world.data.body(prop).xpos.copy() for prop in self._props()}
         for name, hand in self._hands.items():
             places[_tool(name)] = hand.point(positions[hand.columns], hand.figures.tip)

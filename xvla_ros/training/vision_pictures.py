@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from xvla_ros.model.images import image_pipeline
-from xvla_ros.robots import load_profile
-from xvla_ros.robots.problems import Problem
 from xvla_ros.training import draws
-from xvla_ros.training.config_file import TrainingError
-from xvla_ros.training.order import quotas
+from xvla_ros.training.scenes import Shares, profile_of
 from xvla_ros.training.vision_config import VisionSettings
 from xvla_ros.training.vision_labels import Labeller
 from xvla_ros.training.vision_task import LabelledBatch
@@ -26,12 +22,12 @@ class Pictures(Dataset[dict[str, Tensor]]):
 
     def __init__(self, settings: VisionSettings, size: tuple[int, int], views: int, names: Sequence[str]) -> None:
         self._settings, self._size, self._views, self._names = settings, size, views, tuple(names)
-        self._quota = np.cumsum(quotas([scene.weight for scene in settings.scenes]))
+        self._shares = Shares(settings.scenes)
         self._labellers: dict[int, Labeller] = {}
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = draws.generator(self._settings.seed, "vision", index)
-        scene = int(np.searchsorted(self._quota, rng.integers(self._quota[-1]), side="right"))
+        scene = self._shares.draw(rng)
         labeller = self._labeller(scene)
         images, labels = labeller.draw(rng, self._names)
         pipeline = image_pipeline(labeller.profile.policy.image_pipeline)
@@ -67,11 +63,7 @@ def labeller_of(settings: VisionSettings, scene: int) -> Labeller:
         TrainingError, UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is wrong.
     """
     told = settings.scenes[scene]
-    found = load_profile(told.robot)
-    if len(found) != 1:
-        message = "a scene has one robot"
-        raise TrainingError([Problem("", f"scenes.{scene}.robot", told.robot, "a file with one robot", message)])
-    return Labeller(next(iter(found.values())), told.task, settings.variation, settings.pixels)
+    return Labeller(profile_of(told, f"scenes.{scene}"), told.task, settings.variation, settings.pixels)
 
 
 def collate(samples: Sequence[Mapping[str, Tensor]]) -> LabelledBatch:

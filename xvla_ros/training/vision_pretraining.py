@@ -12,7 +12,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,21 +134,22 @@ class VisionPretraining:
         progress = Progress(
             self.folder, settings.steps, self.rows, bar=log.progress, tensorboard=log.tensorboard, silent=False
         )
-        stream, told = self._stream(self.step, settings.steps), _Told(self.seconds)
-        while self.step < self._last:
-            told.wait()
-            batch = next(stream).to(self.device)
-            told.work()
-            self._step(batch, told)
-            progress.advance()
-            last = self.step >= self._last
-            held_out = self.measure() if last or due(self.step, settings.validation.every) else None
-            if last or held_out or due(self.step, log.log_every):
-                now = rate(settings.optimizer, settings.schedule, "policy", self.step - 1, settings.steps)
-                progress.row(told.row(self.step, settings.batch.size, now, held_out))
-                self.rows, self.seconds = progress.rows, told.seconds
-            if last or due(self.step, log.save_every):
-                self.save()
+        told = _Told(self.seconds)
+        with closing(self._stream(self.step, settings.steps)) as stream:
+            while self.step < self._last:
+                told.wait()
+                batch = next(stream).to(self.device)
+                told.work()
+                self._step(batch, told)
+                progress.advance()
+                last = self.step >= self._last
+                held_out = self.measure() if last or due(self.step, settings.validation.every) else None
+                if last or held_out or due(self.step, log.log_every):
+                    now = rate(settings.optimizer, settings.schedule, "policy", self.step - 1, settings.steps)
+                    progress.row(told.row(self.step, settings.batch.size, now, held_out))
+                    self.rows, self.seconds = progress.rows, told.seconds
+                if last or due(self.step, log.save_every):
+                    self.save()
         progress.close()
         return self.summary()
 
@@ -230,11 +232,11 @@ class VisionPretraining:
         self.step += 1
         told.add(float(loss.detach()), {name: float(term.detach()) for name, term in terms.items()}, float(norm))
 
-    def _stream(self, first: int, last: int) -> Iterator[LabelledBatch]:
+    def _stream(self, first: int, last: int) -> Generator[LabelledBatch, None, None]:
         size = self.settings.batch.size
         yield from self._batches(range(first * size, last * size))
 
-    def _batches(self, numbers: range) -> Iterator[LabelledBatch]:
+    def _batches(self, numbers: range) -> Generator[LabelledBatch, None, None]:
         batch = self.settings.batch
         ahead = {"prefetch_factor": batch.prefetch, "worker_init_fn": begin_worker} if batch.workers else {}
         yield from DataLoader(

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.robots.profile import Profile
-from xvla_ros.simulation.tasks.catalogue import load_task
-from xvla_ros.simulation.tasks.hands import UnreachableError, hands_of
+from xvla_ros.simulation.tasks.drawn_scene import DrawnScene, Picture
+from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.simulation.tasks.layouts import Layout, NoLayoutError
 from xvla_ros.simulation.tasks.plan import Plan
 from xvla_ros.simulation.tasks.task import Expert
-from xvla_ros.simulation.world import World
 
 Floats = NDArray[np.float64]
-Picture = NDArray[np.uint8]
 
 BEGINNING = 0.3  # share of the moments with the arms as an episode starts: the words alone decide what is next
 BEYOND = 0.45  # share of those in which the hand has grasped, where a task grasps
@@ -65,35 +62,12 @@ class Moment:
 
 
 @dataclass(eq=False)
-class Moments:
-    """Draws moments of one robot and task.
-
-    Args:
-        profile: of the robot.
-        task: of its scene.
-        variation: of light, colours and cameras, 1 as in demonstrations.
-        pixels: width and height of the pictures.
-
-    Raises:
-        UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is missing.
-    """
-
-    profile: Profile
-    task: str
-    variation: float = 1.0
-    pixels: int = 256
-    world: World = field(init=False)
+class Moments(DrawnScene):
+    """Draws moments of one robot and task; see ``DrawnScene``."""
 
     def __post_init__(self) -> None:
-        self.world = World(self.profile)
-        self._task = load_task(self.profile, self.task, variation=self.variation)
-        self._hands = hands_of(self.world)
-        self._start = self._positions()
-
-    @property
-    def instructions(self) -> tuple[str, ...]:
-        """Every sentence that the task may say."""
-        return self._task.instructions
+        super().__post_init__()
+        self._start = self.positions
 
     def draw(self, rng: np.random.Generator, asked: int, *, pictures: bool = True) -> list[Moment]:
         """Return moments of one layout, of which ``asked`` instructions are asked in all.
@@ -109,11 +83,12 @@ class Moments:
             NoLayoutError: the expert reaches nothing.
             RenderingUnavailableError: naming what to install.
         """
-        layout, experts = self._layout(rng, asked)
+        experts = self._experts(rng, asked)
+        props = experts[0][0].props
         made: list[Moment] = []
         while asked > 0:
             self._put(self._start)
-            self.world.arrange(layout.props)
+            self.world.arrange(props)
             if rng.random() < BEYOND and experts[0][1].take_hold(self.world, rng):
                 chosen = experts[:1]
             else:
@@ -124,15 +99,11 @@ class Moments:
             asked -= len(chosen)
         return made
 
-    def close(self) -> None:
-        """Free what drawing holds."""
-        self.world.close()
-
-    def _layout(self, rng: np.random.Generator, asked: int) -> tuple[Layout, list[tuple[Layout, Expert]]]:
-        """A layout, and experts for as many of its variants as are asked for, of those that they reach."""
+    def _experts(self, rng: np.random.Generator, asked: int) -> list[tuple[Layout, Expert]]:
+        """Experts for as many variants of one layout as are asked for, of those that they reach."""
         for _ in range(TRIES):
             self._task.reset(self.world, rng)
-            self._start = self._positions()
+            self._start = self.positions
             found: list[tuple[Layout, Expert]] = []
             for layout in self._task.variants:
                 with suppress(UnreachableError):
@@ -142,14 +113,12 @@ class Moments:
                 if len(found) == asked:
                     break
             if found:
-                return found[0][0], found
+                return found
         raise NoLayoutError(f"task {self.task!r}: of {TRIES} layouts the expert reaches nothing; move the regions")
 
     def _moment(self, experts: list[tuple[Layout, Expert]], pictures: bool) -> Moment:
         asked = tuple(self._asked(layout, expert) for layout, expert in experts)
-        slots = self.profile.cameras.slots if pictures else ()
-        images = {slot: self.world.render(slot, self.pixels, self.pixels) for slot in slots}
-        return Moment(images, self._positions(), asked)
+        return Moment(self.pictures(self.profile.cameras.slots if pictures else ()), self.positions, asked)
 
     def _set_out(self, rng: np.random.Generator, experts: list[tuple[Layout, Expert]]) -> None:
         """Moves the arms on their way, and beside it."""
@@ -167,9 +136,6 @@ class Moments:
         plan = expert.plan(self.world)
         self._put(plan.at([share * (expert.empty_until(plan) if empty else plan.duration)])[0])
 
-    def _positions(self) -> Floats:
-        return np.array(list(self.world.positions().values()))
-
     def _put(self, positions: Floats) -> None:
         order = self.profile.joints.policy_order
         self.world.arrange({}, dict(zip(order, positions.tolist(), strict=True)))
@@ -179,7 +145,7 @@ class Moments:
         order = self.profile.joints.policy_order
         joints = [self.profile.joints.by_name[joint] for joint in order]
         lower, upper = np.array([j.lower for j in joints]), np.array([j.upper for j in joints])
-        here = self._positions()
+        here = self.positions
         beside = np.exp(rng.uniform(np.log(LEAST), np.log(MOST))) * rng.normal(size=len(order))
         for hand in self._hands.values():
             beside[hand.gripper] = 0.0
