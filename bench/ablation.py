@@ -3,11 +3,11 @@
     python bench/ablation.py [--checkpoint C] [--robot R] [--task T] [--episodes N] [--seed S] [--limits] [--output DIR]
         [--device D] [--json FILE]
 
-Uses: as it is; told the layout's other goal, while the judge stays with the first, so that a policy that listens does
-wrong; the soft prompt and rows of every other trained domain; each camera black. With ``--limits``: denoising steps,
-the part of a chunk that is executed, delay, light and colours beyond those of training. The same layouts serve every
-row. Rows that are finished are kept in the output folder: run the same command again to go on. A checkpoint that was
-trained further since begins anew.
+Uses: as it is; told another cube than the judge waits for, so that a policy that listens does wrong; the soft prompt
+and rows of every other trained domain; each camera black. With ``--limits``: denoising steps, the part of a chunk that
+is executed, delay, light and colours beyond those of training. The same layouts serve every row. Rows that are finished
+are kept in the output folder: run the same command again to go on. A checkpoint that was trained further since begins
+anew.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Case:
 
     name: str
     change: Change = lambda seen: seen
-    other_goal: bool = False
+    other_cube: bool = False
     settings: Sequence[str] = ()
     delay: float = 0.0
     variation: float = 1.0
@@ -79,7 +79,7 @@ def _options() -> Any:
 
 def _uses(policy: Any, profile: Any) -> Iterator[Case]:
     yield Case("as it is")
-    yield Case("told the other goal", other_goal=True)
+    yield Case("told another cube", other_cube=True)
     for domain in policy.training.trained_domains or ():
         if domain != profile.policy.domain_id:
             yield Case(f"prompt of domain {domain}", change=_as_domain(domain))
@@ -127,12 +127,13 @@ def _measure(case: Case, policy: Any, profile: Any, options: Any) -> dict[str, A
 
     own = changed(profile, case.settings)
     runner = InProcess(own, load_task(own, options.task, variation=case.variation), predict, delay=case.delay)
-    others = _OtherGoals(own, options.task) if case.other_goal else None
+    others = _OtherCubes(own, options.task) if case.other_cube else None
     outcomes = []
     try:
         for seed in tqdm(range(options.seed, options.seed + options.episodes), desc=case.name, disable=None):
-            instruct = None if others is None else others.of(seed)
-            outcomes.append(runner.episode(seed, instruct=instruct))
+            told = None if others is None else others.of(seed)
+            if others is None or told is not None:
+                outcomes.append(runner.episode(seed, instruct=told))
     finally:
         runner.close()
     right, wrong = (sum(getattr(each, name) for each in outcomes) for name in ("success", "wrong"))
@@ -144,8 +145,8 @@ def _measure(case: Case, policy: Any, profile: Any, options: Any) -> dict[str, A
     }  # fmt: skip
 
 
-class _OtherGoals:
-    """The second instruction of each layout, which differs from the first in the cube or in the arm alone."""
+class _OtherCubes:
+    """For each layout an instruction with another cube than that of its first goal; None where there is none."""
 
     def __init__(self, profile: Any, task: str) -> None:
         from xvla_ros.simulation.tasks import load_task
@@ -153,9 +154,10 @@ class _OtherGoals:
 
         self._world, self._task = World(profile), load_task(profile, task)
 
-    def of(self, seed: int) -> Callable[[Any], str]:
-        told = self._task.reset(self._world, np.random.default_rng(seed), 1).instruction
-        return lambda layout: told
+    def of(self, seed: int) -> Callable[[Any], str] | None:
+        layout = self._task.reset(self._world, np.random.default_rng(seed))
+        others = [each for each in self._task.variants if each.goal.prop != layout.goal.prop]
+        return (lambda _layout: others[0].instruction) if others else None
 
 
 if __name__ == "__main__":
