@@ -28,7 +28,7 @@ def frozen(trained, tmp_path):
     return made
 
 
-@pytest.mark.parametrize("method", ["full", "prompt"])
+@pytest.mark.parametrize("method", ["full", "lora", "prompt"])
 def test_a_run_on_kept_features_is_that_on_pictures(begin, tmp_path, frozen, method):
     begin("pictures", **frozen(method)).run()
     trainer = begin("features", **frozen(method, features=True))

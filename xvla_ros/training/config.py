@@ -205,7 +205,7 @@ class TrainSettings(DataSection):
     def _check_features(self) -> None:
         if not self.features:
             return
-        if self.method == "lora" or not (self.freeze.vision_encoder or self.method == "prompt"):
+        if not (self.freeze.vision_encoder or self.method == "prompt"):
             raise ValueError("features wants the vision tower frozen: set freeze.vision_encoder, or method to prompt")
         if self.augmentation != Augmentation():
             raise ValueError("features keeps one output of each picture: leave augmentation out")
