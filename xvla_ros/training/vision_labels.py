@@ -71,7 +71,7 @@ class Labeller(DrawnScene):
         return self.pictures(self.profile.cameras.slots), self.labels(names)
 
     def asked(self, rng: np.random.Generator, count: int) -> tuple[dict[str, Picture], tuple[tuple[str, Floats], ...]]:
-        """Arrange the scene, and return slot 0's picture and ``count`` instructions with where what they name lies.
+        """Arrange the scene; return slot 0's picture by its slot, and ``count`` instructions with the places they name.
 
         Places are [3] m, in the scene's frame. Where fewer can be asked for, some come again.
 
