@@ -93,9 +93,12 @@ def test_workers_change_nothing(write, tmp_path):
 
 
 def test_a_dry_run_says_what_would_be_trained_and_writes_no_checkpoint(write, tmp_path, capsys):
-    assert main(["train", write(), "--dry-run"]) == 0
+    assert main(["train", write(), "--dry-run", f"output={tmp_path / 'other'}"]) == 0
     assert "full: trains" in capsys.readouterr().out
-    assert not (tmp_path / "run" / "checkpoint").exists()
+    assert not list(tmp_path.glob("*/checkpoint")) and (tmp_path / "other").exists()
+    with pytest.raises(SystemExit):
+        main(["robots", "output=other"])
+    assert "unrecognized arguments: output=other" in capsys.readouterr().err
 
 
 def test_a_run_asked_to_stop_saves_and_goes_on(write, tmp_path, monkeypatch, capsys):

@@ -29,8 +29,7 @@ COMMANDS = (  # in the order of ``xvla --help``
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, 1 after an error (said on stderr), 2 on wrong usage."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parse(_parser(), arguments)
     command: Command = options.command
     try:
         return command(options)
@@ -40,6 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the reader of our output has gone, as in `xvla robots | head`
         sys.stderr.close()
         return 1
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """As argparse does, but KEY=VALUE of a training file may also come after an option."""
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (any(each.startswith("-") for each in rest) or not hasattr(options, "config")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
