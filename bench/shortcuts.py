@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from xvla_ros.training.sample import Sample
 
 STEPS = 10
-Way = tuple[str, int]  # dtype, as of xvla evaluate, and steps
 
 
 def main() -> int:
@@ -47,19 +46,19 @@ def main() -> int:
 
     profile = choose_profile(options.robot)
     moments = _moments(options)
-    exact, rows = None, []
+    plans = np.stack([each.actions for each in moments])
+    stored = load_policy({profile.name: profile}, options.checkpoint)
+    exact, _ = _answers(stored, moments, STEPS)
+    rows = []
     for name in options.ways.split(","):
         dtype, steps = ("int8", STEPS) if name == "int8" else ("", int(name))
-        policy = load_policy({profile.name: profile}, options.checkpoint, dtype=dtype)
-        if exact is None:
-            stored = load_policy({profile.name: profile}, options.checkpoint) if dtype else policy
-            exact, _ = _answers(stored, moments, STEPS)
+        policy = load_policy({profile.name: profile}, options.checkpoint, dtype=dtype) if dtype else stored
         answers, took = _answers(policy, moments, steps)
         rows.append({
             "way": "int8" if dtype else f"{steps} steps", "ms": took,
-            "from the expert": _rms(answers - np.stack([each.actions for each in moments])),
+            "from the expert": _rms(answers - plans),
             f"from {STEPS} steps": _rms(answers - exact),
-            **_success((dtype, steps), options),
+            **_success(dtype, steps, options),
         })  # fmt: skip
         print(json.dumps(rows[-1]), flush=True)
     return results.finish(rows, [], options.json)
@@ -88,8 +87,7 @@ def _rms(error: np.ndarray) -> float:
     return float(np.sqrt((error**2).mean()))
 
 
-def _success(way: Way, options: Any) -> dict[str, Any]:
-    dtype, steps = way
+def _success(dtype: str, steps: int, options: Any) -> dict[str, Any]:
     folder = options.output / f"{options.robot}_{options.task}_{dtype or 'stored'}_{steps}"
     asked = {"checkpoint": options.checkpoint, "seed": options.seed, "episodes": options.episodes,
              "delay": options.delay, "weights": _weights(options.checkpoint)}  # fmt: skip

@@ -252,4 +252,3 @@ def _number(value: float | None, unit: float = 1.0) -> str:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
-

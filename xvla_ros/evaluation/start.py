@@ -173,4 +173,3 @@ def print_report(document: dict[str, Any]) -> None:
     on_device = document["device_peak_bytes"]
     said = "" if on_device is None else f", on the device {on_device / 1e6:.0f} MB"
     print(f"\npeak memory: {document['peak_bytes'] / 1e6:.0f} MB{said}")
-

@@ -54,20 +54,23 @@ class Scene:
         self.settings, self._variation, self._pixels, self._plans = settings, variation, pixels, plans
         self.profile = profile_of(settings, key)
         self.embodiment = self.profile.embodiment()
-        self._encoder = StateEncoder(self.profile)
-        self._moments: Moments | None = None
-        self._labeller: Labeller | None = None
 
-    @property
+    @cached_property
     def moments(self) -> Moments:
         """What draws.
 
         Raises:
             UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is missing.
         """
-        if self._moments is None:
-            self._moments = Moments(self.profile, self.settings.task, self._variation, self._pixels)
-        return self._moments
+        return Moments(self.profile, self.settings.task, self._variation, self._pixels)
+
+    @cached_property
+    def _labeller(self) -> Labeller:
+        return Labeller(self.profile, self.settings.task, self._variation, self._pixels)
+
+    @cached_property
+    def _encoder(self) -> StateEncoder:
+        return StateEncoder(self.profile)
 
     def draw(
         self, rng: np.random.Generator, asked: int, waypoints: int, index: int, source: str
@@ -75,8 +78,6 @@ class Scene:
         """Return ``asked`` samples of one or more moments, the first with number ``index``."""
         if self._plans:
             return self.samples(self.moments.draw(rng, asked), waypoints, index, source)
-        if self._labeller is None:
-            self._labeller = Labeller(self.profile, self.settings.task, self._variation, self._pixels)
         images, told = self._labeller.asked(rng, asked)
         state = self._encoder.state(self._labeller.positions).astype(np.float32)
         unknown = np.zeros((waypoints, len(state)), np.float32), np.zeros(waypoints, np.bool_)
@@ -114,11 +115,8 @@ class Scene:
         return self._encoder.state(positions).astype(np.float32)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_encoder": None, "_moments": None, "_labeller": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._encoder = StateEncoder(self.profile)
+        made_here = ("moments", "_labeller", "_encoder")
+        return {name: value for name, value in vars(self).items() if name not in made_here}
 
 
 class DrawnSamples:
