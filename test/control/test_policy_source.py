@@ -60,7 +60,10 @@ def test_a_checkpoint_by_name_or_as_the_profiles_agree(pair, untrained, saved):
     for profiles, name in (({PAIR: pair}, str(saved)), ({PAIR: changed(pair, checkpoint=str(saved))}, "")):
         policy = load_policy(profiles, name)
         assert policy.source == str(saved)
-        np.testing.assert_allclose(policy.predict([seen], seed=3)[0].actions, expected, atol=1e-5)
+        # Each policy chooses its linear layers by their speed when it is loaded, so two may round differently.
+        np.testing.assert_allclose(
+            policy.predict([seen], seed=3)[0].actions, expected, atol=1e-5 * np.abs(expected).max()
+        )
 
 
 def test_profiles_that_disagree_are_named_with_what_to_do(pair):
