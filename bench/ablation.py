@@ -6,7 +6,7 @@
 Uses: as it is; told another cube than the judge waits for, so that a policy that listens does wrong; the soft prompt
 and rows of every other trained domain; each camera black. With ``--limits``: denoising steps, the part of a chunk that
 is executed, delay, light and colours beyond those of training. The same layouts serve every row. Rows that are finished
-are kept in the output folder: run the same command again to go on. A checkpoint that was trained further since begins
+are kept in the output folder: run the same command again to go on. With other weights all begins
 anew.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import results
+from checkpoints import checkpoint_digest
 
 Change = Callable[[Any], Any]
 
@@ -50,7 +51,7 @@ def main() -> int:
     profile = choose_profile(options.robot)
     policy = load_policy({profile.name: profile}, options.checkpoint, device=options.device)
     asked = {"checkpoint": policy.source, "robot": profile.name, "task": options.task, "episodes": options.episodes,
-             "seed": options.seed, "trained": policy.training.details.get("steps")}  # fmt: skip
+             "seed": options.seed, "weights": checkpoint_digest(options.checkpoint)}  # fmt: skip
     options.output.mkdir(parents=True, exist_ok=True)
     rows = []
     for case in [*_uses(policy, profile), *(_limits() if options.limits else ())]:

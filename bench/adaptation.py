@@ -17,19 +17,18 @@ of the training steps; ``in all`` also counts starting, reading the recordings, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import results
+from checkpoints import checkpoint_digest, digest
 from commands import STOPPED, CommandError, Commands, StoppedError
 
 ROBOT, TASK = "widowx", "touch"
@@ -216,8 +215,8 @@ def training_key(cell: Cell, options: Any, demos: Path) -> dict[str, Any]:
         "method": cell.method,
         "demonstrations": cell.demonstrations,
         "steps": options.steps,
-        "manifest": _digest([(demos / "demos.json").read_bytes()]),
-        "recordings": _digest([sampled(path) for path in bags(cell, demos)]),
+        "manifest": digest([(demos / "demos.json").read_bytes()]),
+        "recordings": digest([sampled(path) for path in bags(cell, demos)]),
         # From scratch only the sizes are taken over, which the settings have.
         "checkpoint": "" if cell.method == "scratch" else checkpoint_digest(options.checkpoint),
         "settings": settings,
@@ -230,30 +229,6 @@ def evaluation_key(over: str, options: Any) -> dict[str, Any]:
     if over == "ros":
         return {**told, "episodes": options.ros}
     return {**told, "episodes": options.episodes, "delay": options.delay}
-
-
-def checkpoint_digest(checkpoint: str) -> str:
-    """Return hex digits of a checkpoint's weights, sizes, words and normalisation; its name does not count."""
-    from xvla_ros.model.folders import find_checkpoint
-
-    found = find_checkpoint(checkpoint, None)
-    folders = [found.base, *([found.adapter] if found.adapter not in (None, found.base) else [])]
-    files = [file for folder in folders for file in sorted(folder.iterdir())
-             if file.suffix in (".safetensors", ".json")]  # fmt: skip
-    return _digest([_file_digest(file, file.stat().st_size, file.stat().st_mtime_ns).encode() for file in files])
-
-
-@cache
-def _file_digest(file: Path, _size: int, _modified: int) -> str:
-    """Of name and content; large ones are read once, not for every cell."""
-    return _digest([file.name.encode(), file.read_bytes()])
-
-
-def _digest(parts: Sequence[bytes]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()
 
 
 def differing(old: Any, new: Any, name: str = "") -> list[str]:

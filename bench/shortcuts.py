@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import results
+from checkpoints import checkpoint_digest
 from commands import Commands
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _rms(error: np.ndarray) -> float:
 def _success(dtype: str, steps: int, options: Any) -> dict[str, Any]:
     folder = options.output / f"{options.robot}_{options.task}_{dtype or 'stored'}_{steps}"
     asked = {"checkpoint": options.checkpoint, "seed": options.seed, "episodes": options.episodes,
-             "delay": options.delay, "weights": _weights(options.checkpoint)}  # fmt: skip
+             "delay": options.delay, "weights": checkpoint_digest(options.checkpoint)}  # fmt: skip
     kept = folder / "asked.json"
     if not kept.exists() or json.loads(kept.read_text()) != asked:
         Commands().xvla(
@@ -104,14 +105,6 @@ def _success(dtype: str, steps: int, options: Any) -> dict[str, Any]:
     low, high = report["interval"]
     return {"success": report["success_rate"], "interval": f"{low:.2f} to {high:.2f}", "wrong": report["wrong_rate"],
             "episodes": report["episodes"]}  # fmt: skip
-
-
-def _weights(checkpoint: str) -> str:
-    from adaptation import checkpoint_digest
-
-    from xvla_ros.resources import policy_dir
-
-    return checkpoint_digest(checkpoint or str(policy_dir()))
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def stays_quiet(pair):
 def is_left_alone(pair):
     """Whether an arm that stands gets the last of its commands within the lookahead, and then none."""
     stood = pair.count()
-    pair.wait_for(lambda: time.monotonic() > max(pair.commands[group][-1][0] for group in stood) + 0.3, "the end")
+    pair.wait_for(lambda: time.monotonic() > max(pair.commands[group][-1][0] for group in stood) + SLACK, "the end")
     sent = max(count - stood[group] for group, count in pair.count().items())
     return sent <= (LOOKAHEAD + SLACK) * RATE and stays_quiet(pair)
 
@@ -241,9 +241,14 @@ def test_a_camera_stops_and_returns(graph, running):
     assert graph.node.said().count("holding: camera_stale: left_wrist") == lines + 1, "one line on the edge"
 
 
+def held_for(pair, begin):
+    """What it held for since so many statuses: a machine with other work may add reasons of its own."""
+    return {status.reason for status in pair.heard[STATUS_TOPIC][begin:] if status.state == "holding"}
+
+
 def test_a_camera_changes_size(running):
     """Larger pictures are seen as they are; ones that are cut off make it hold."""
-    holds = running.status.holds
+    begin = len(running.heard[STATUS_TOPIC])
 
     def larger():
         image = whole_image()
@@ -252,18 +257,19 @@ def test_a_camera_changes_size(running):
 
     running.make_image = larger
     running.wait_chunks(2, seed=whole_image().height * 2)
-    assert running.status.holds == holds
+    assert "camera_missing" not in held_for(running, begin)
     held(running, lambda: setattr(running, "make_image", short_image), "camera_missing", "front", AGE)
     running.make_image = whole_image
     went_on(running)
 
 
 def test_joint_names_in_another_order_are_the_same_joints(running):
-    holds = running.status.holds
+    begin = len(running.heard[STATUS_TOPIC])
     running.make_names = lambda names: ["another_joint", *reversed(names)]
     running.wait_chunks(3)
     running.wait_commands(20)
-    assert running.status.holds == holds and running.status.state == "running"
+    assert "joints_invalid" not in held_for(running, begin)
+    running.wait_status("running")
 
 
 def test_joint_names_that_are_missing(running):
@@ -336,12 +342,13 @@ def test_a_first_step_that_is_too_far_is_not_made(graph):
 
 
 def test_the_instruction_changes_in_mid_motion(running):
-    holds = running.status.holds
+    begin = len(running.heard[STATUS_TOPIC])
     before = running.count()
     running.instruct("sway to the other side")
     running.wait_chunks(2, instruction="sway to the other side")
     running.wait_commands(10)
-    assert running.status.holds == holds and running.status.state == "running"
+    assert held_for(running, begin) <= {"camera_stale", "joints_stale"}
+    running.wait_status("running")
     for group, first in before.items():
         messages = [message for _, message in running.commands[group][first:]]
         for message, following in pairwise(messages):
