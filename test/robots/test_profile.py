@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvla_ros.robots import Problem, Profile, ProfileError, load_profile, load_profiles
+from xvla_ros.robots import Problem, Profile, ProfileError, load_profile, load_profiles, load_robot
 from xvla_ros.robots.profile import shipped_files
 
 SHIPPED = (
@@ -250,6 +250,14 @@ def test_several_robots_in_one_file_and_several_files_merge(tmp_path: Path):
     profiles = load_profiles([pair, "agibot"])
     assert list(profiles) == ["first", "second", "agibot"]
     assert profiles["second"].source == pair
+
+
+def test_where_one_robot_is_meant_a_file_of_several_names_them(tmp_path: Path):
+    one = load_robot(write(tmp_path / "one.yaml", {"widowx": mapping_of("widowx")}))
+    assert one.to_mapping() == load_robot("widowx").to_mapping()
+    pair = write(tmp_path / "pair.yaml", {"first": mapping_of("widowx"), "second": mapping_of("so101_bimanual")})
+    with pytest.raises(ProfileError, match=r"pair\.yaml: holds 2 robots \(first, second\).*expected one robot"):
+        load_robot(pair)
 
 
 def test_a_robot_in_two_files_is_refused_naming_both(tmp_path: Path):

@@ -29,17 +29,11 @@ def choose_profile(robot: str) -> Profile:
     """Return the profile called ``robot``, or the only one of the file ``robot``.
 
     Raises:
-        SetupError: the file holds several robots.
-        ProfileError: there is no such profile, or it is wrong.
+        ProfileError: there is no such profile, it is wrong, or the file holds several robots.
     """
-    from xvla_ros.robots import load_profile
+    from xvla_ros.robots import load_robot
 
-    profiles = load_profile(robot)
-    if robot in profiles:
-        return profiles[robot]
-    if len(profiles) == 1:
-        return next(iter(profiles.values()))
-    raise SetupError(f"{robot} holds {len(profiles)} robots ({', '.join(sorted(profiles))}); one was expected")
+    return load_robot(robot)
 
 
 def choose_profiles(robots: str) -> list[Profile]:

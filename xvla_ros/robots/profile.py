@@ -210,6 +210,20 @@ def load_profile(name_or_file: str | Path) -> dict[str, Profile]:
     raise ProfileError([problem])
 
 
+def load_robot(name_or_file: str | Path) -> Profile:
+    """Return the profile of a shipped robot, or the only one of a file.
+
+    Raises:
+        ProfileError: as ``load_profile``, and when a file holds several robots.
+    """
+    profiles = load_profile(name_or_file)
+    if len(profiles) == 1:
+        return next(iter(profiles.values()))
+    names = ", ".join(sorted(profiles))
+    message = f"holds {len(profiles)} robots ({names}); give the one that is meant a file of its own"
+    raise ProfileError([Problem(str(name_or_file), "", sorted(profiles), "one robot", message)])
+
+
 def profile_document(profiles: Iterable[Profile]) -> str:
     """Return the text of a profile file that holds these robots, as it travels in bags and checkpoints."""
     robots = {profile.name: profile.to_mapping() for profile in profiles}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.robots.problems import Problem, ProfileError
-from xvla_ros.robots.profile import Profile, load_profile
+from xvla_ros.robots.profile import load_robot
 from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 from xvla_ros.training.instructions import Paraphrases, read_paraphrases
 from xvla_ros.training.recording import NothingLeftError, Recording, SamplesError
@@ -97,11 +97,11 @@ def recordings_of(entry: DatasetSettings) -> Iterator[Recording]:
         if entry.kind == "lerobot":
             from xvla_ros.training.lerobot_recording import LeRobotRecording
 
-            yield LeRobotRecording(path, _profile(entry), entry)
+            yield LeRobotRecording(path, load_robot(entry.robot), entry)
         else:
             from xvla_ros.training.bag_recording import BagOptions, BagRecording, profile_of_bag
 
-            profile = _profile(entry) if entry.robot else profile_of_bag(path)
+            profile = load_robot(entry.robot) if entry.robot else profile_of_bag(path)
             options = BagOptions(entry.actions, entry.rate, entry.instruction, entry.only_successes)
             yield BagRecording(path, profile, options)
 
@@ -181,16 +181,6 @@ def _paths(entry: DatasetSettings) -> list[Path]:
 def _may_be_bag(path: Path) -> bool:
     return path.suffix in (".mcap", ".db3") or (path.is_dir() and any(
         file.suffix in (".mcap", ".db3") for file in path.iterdir()))
-
-
-def _profile(entry: DatasetSettings) -> Profile:
-    profiles = load_profile(entry.robot)
-    if entry.robot in profiles:
-        return profiles[entry.robot]
-    if len(profiles) != 1:
-        raise SamplesError([Problem(entry.robot, "robot", sorted(profiles), "a file of one robot",
-                                    f"holds {len(profiles)} robots: name one of the shipped ones, or split the file")])
-    return next(iter(profiles.values()))
 
 
 def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, str]]) -> list[Problem]:

@@ -18,21 +18,21 @@ from xvla_ros.model.data import Embodiment
 from xvla_ros.model.normalisers import Statistics
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.problems import Problem
-from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.simulation.tasks.moments import Moment, Moments
 from xvla_ros.training import draws
 from xvla_ros.training.bag_paths import tool_actions
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.dataset_settings import Drawn, SceneSettings
 from xvla_ros.training.sample import Sample
-from xvla_ros.training.scenes import Shares, profile_of
+from xvla_ros.training.scenes import Shares
 from xvla_ros.training.statistics import ChannelStatistics, normaliser, untouched_actions
 from xvla_ros.training.vision_labels import Labeller
 
 MEASURED = 2000  # samples of each robot that its normalisation is taken from
 HELD_OUT = 2**40  # where the numbers of held-out moments begin
 HELD_OUT_MOMENTS = 512
-FORMAT = 1  # of what is drawn: raised when the same seed comes to give other samples
+FORMAT = 2  # of what is drawn: raised when the same seed comes to give other samples
 
 
 class Scene:
@@ -40,19 +40,17 @@ class Scene:
 
     Args:
         settings: which.
-        key: where it is in the training file.
         variation, pixels: of the pictures.
         plans: whether samples have actions; without, they have slot 0's picture alone and any posture, which is all
             that the language encoder can be asked about, and are drawn in a tenth of the time.
 
     Raises:
-        TrainingError: the robot's file has several robots.
-        ProfileError: the profile is wrong.
+        ProfileError: the profile is wrong, or the robot's file has several robots.
     """
 
-    def __init__(self, settings: SceneSettings, key: str, variation: float, pixels: int, plans: bool = True) -> None:
+    def __init__(self, settings: SceneSettings, variation: float, pixels: int, plans: bool = True) -> None:
         self.settings, self._variation, self._pixels, self._plans = settings, variation, pixels, plans
-        self.profile = profile_of(settings, key)
+        self.profile = load_robot(settings.robot)
         self.embodiment = self.profile.embodiment()
 
     @cached_property
@@ -136,10 +134,7 @@ class DrawnSamples:
     def __init__(self, settings: Drawn, waypoints: int, seed: int, *, plans: bool = True) -> None:
         self._settings, self._waypoints, self._seed = settings, waypoints, seed
         self._plans = plans
-        self._scenes = tuple(
-            Scene(each, f"drawn.scenes.{number}", settings.variation, settings.pixels, plans)
-            for number, each in enumerate(settings.scenes)
-        )
+        self._scenes = tuple(Scene(each, settings.variation, settings.pixels, plans) for each in settings.scenes)
         self._shares = Shares(settings.scenes)
         self.profiles: Mapping[str, Profile] = {each.profile.name: each.profile for each in self._scenes}
         self.embodiments: Mapping[str, Embodiment] = {each.embodiment.robot: each.embodiment for each in self._scenes}

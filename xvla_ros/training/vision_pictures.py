@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xvla_ros.model.images import image_pipeline
+from xvla_ros.robots import load_robot
 from xvla_ros.training import draws
-from xvla_ros.training.scenes import Shares, profile_of
+from xvla_ros.training.scenes import Shares
 from xvla_ros.training.vision_config import VisionSettings
 from xvla_ros.training.vision_labels import Labeller
 from xvla_ros.training.vision_task import LabelledBatch
@@ -60,10 +61,10 @@ def labeller_of(settings: VisionSettings, scene: int) -> Labeller:
     """Return what draws the pictures of one of the settings' scenes.
 
     Raises:
-        TrainingError, UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is wrong.
+        ProfileError, UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is wrong.
     """
     told = settings.scenes[scene]
-    return Labeller(profile_of(told, f"scenes.{scene}"), told.task, settings.variation, settings.pixels)
+    return Labeller(load_robot(told.robot), told.task, settings.variation, settings.pixels)
 
 
 def collate(samples: Sequence[Mapping[str, Tensor]]) -> LabelledBatch:
