@@ -25,12 +25,12 @@ class Bench:
         self.pilot.controller.start()
         self.measured = HOME
 
-    def run(self, seconds):
+    def run(self, seconds, blocked=False):
         for _ in range(round(seconds / PERIOD)):
             self.clock.advance(PERIOD)
             self.look()
             window = self.pilot.tick()
-            if window is not None:
+            if window is not None and not blocked:
                 self.measured = window.position_at(self.clock.ros)
 
     def look(self):
@@ -71,6 +71,21 @@ def test_the_first_chunk_is_free_and_the_next_agrees_with_what_is_carried_out(be
     # 0.2 s of inference and the lead pass before it counts
     assert (times[held] <= seen.stamp + 0.27 * SECOND).all()
     assert prefix.guidance == 0.0
+
+
+def test_a_plan_that_the_arm_does_not_follow_need_not_be_agreed_with(bench):
+    """Something is in its way: what the policy sees from there counts, not where the plan believes the arm to be."""
+    bench.ask(slope=0.1)
+    bench.run(0.1)
+    bench.pilot.observe()
+    assert bench.pilot.prefix() is not None
+    bench.run(0.5, blocked=True)
+    bench.pilot.observe()
+    assert bench.pilot.prefix() is None and bench.pilot.controller.is_executing
+    bench.measured = bench.pilot.controller.last_window.position_at(bench.clock.ros)
+    bench.look()
+    bench.pilot.observe()
+    assert bench.pilot.prefix() is not None
 
 
 def test_what_is_to_be_agreed_with_is_the_chunk_as_it_is_carried_out(bench):

@@ -181,8 +181,10 @@ class Pilot(Generic[Raw]):
         return replace(seen, state=state), planned[0], then - seen.stamp
 
     def _make_prefix(self, seen: Observation, shift: int, now: int) -> Prefix | None:
-        """What must be agreed with: the chunk that is being carried out."""
+        """What must be agreed with: the chunk that is being carried out, unless something is in the arm's way."""
         chunk, policy = self._chunk, self.profile.policy
+        if not self.controller.is_followed:
+            return None
         if chunk is None or self.profile.smoothing.method not in CONDITIONED or not self.controller.is_executing:
             return None
         after = policy.first_waypoint_offset + np.arange(len(chunk.times)) * policy.waypoint_dt

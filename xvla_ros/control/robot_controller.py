@@ -66,7 +66,7 @@ class RobotController:
         self._clock = clock
         limits, timing, smoothing = JointLimits.of(profile), profile.timing, profile.smoothing
         self._plan = Plan(profile, limits, workspace or Workspace({}))
-        self._whereabouts = Whereabouts(limits, profile.safety, grippers)
+        self._whereabouts = Whereabouts(limits, profile.safety, smoothing.followed, grippers)
         self._lead_ns = round(timing.lead * S_TO_NS)
         self._ensemble = Ensemble(smoothing.ensemble_decay, tuple(grippers)) if smoothing.method == "ensemble" else None
         self._lock = threading.RLock()
@@ -90,6 +90,7 @@ class RobotController:
     def _restart_plan(self) -> None:
         """Forget plan and last command: the next motion starts from where the arm is measured to be."""
         self._plan.clear()
+        self._whereabouts.forget()
         self._void_chunks()
 
     def _void_chunks(self) -> None:
@@ -122,6 +123,12 @@ class RobotController:
         """Whether a chunk is being carried out, so that the next one must agree with it."""
         with self._lock:
             return self._renew_at is not None and self._plan.lasts(self._clock.ros_ns())
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether the arm is where its commands lead it, as far as is measured."""
+        with self._lock:
+            return self._measured is None or self._whereabouts.is_followed(self._measured)
 
     @property
     def shift(self) -> int:
@@ -328,6 +335,8 @@ class RobotController:
             self._change_state(now, steady, trouble)
             if waiting_for and self._status.state == HOLDING and not self._status.reason:
                 self._status = replace(self._status, detail=f"waiting for {waiting_for}")
+            if self._plan.window is not None:
+                self._whereabouts.command(now, self._plan.window.position_at(now))
             start = self._plan.state_at(now, measured)
             if self._plan.end is None or start is None or self._yields(now):
                 return None

@@ -86,6 +86,15 @@ class Smoothing(Section):
     guidance: float = setting(
         5.0, gt=0.0, le=1000.0, changeable=True, description="guided: highest weight of a guidance step."
     )
+    followed: float = setting(
+        0.02,
+        gt=0.0,
+        le=1.0,
+        changeable=True,
+        description="An arm further than this share of a joint's range from all that it was commanded to within the "
+        "last 0.3 s does not follow its plan, since something is in its way: the next chunk need not agree with that "
+        "plan (realtime_chunking, guided). 1 switches it off.",
+    )
     ensemble_decay: float = setting(
         0.01, ge=0.0, le=100.0, changeable=True,
         description="ensemble: the i-th oldest chunk counts exp(-decay · i); 0 counts all alike.",
