@@ -61,15 +61,19 @@ class Recipe:
     @property
     def checkpoint(self) -> Path:
         """Of the trained policy."""
-        return self.folder / "train" / "checkpoint"
+        return self._part("train", len(self.scale["train"]) - 1) / "checkpoint"
 
     def steps(self) -> Iterator[Step]:
         """Every command in order. Each is made when the one before it has run, as it may depend on what that left."""
         for number in range(len(self.scale["vision"])):
             yield self._vision(number)
-        tower = self._tower(len(self.scale["vision"]) - 1) / "checkpoint"
-        yield self._train("words", f"model.vision_from={tower}")
-        yield self._train("train", f"model.checkpoint={self.folder / 'words' / 'checkpoint'}")
+        tower = self._part("vision", len(self.scale["vision"]) - 1) / "checkpoint"
+        words = self.folder / "words"
+        yield self._train("words", "words", words, self.scale["words"], f"model.vision_from={tower}")
+        for number, told in enumerate(self.scale["train"]):
+            before = self._part("train", number - 1) if number else words
+            start = f"model.checkpoint={before / 'checkpoint'}"
+            yield self._train("train", "policy", self._part("train", number), told, start)
         for told in self.evaluations:
             yield self._evaluate(told, "process")
             if find_spec("rclpy") is not None and self.scale["device"] == "cpu":
@@ -81,19 +85,20 @@ class Recipe:
 
     def _vision(self, number: int) -> Step:
         """The tower's part ``number``; every part but the first goes on from the tower of the one before."""
-        told, folder = self.scale["vision"][number], self._tower(number)
+        told, folder = self.scale["vision"][number], self._part("vision", number)
         overrides = [*told["set"], f"scenes={json.dumps(told['scenes'])}", *self.extra["vision"]]
         if number:
-            overrides.append(f"model.vision_from={self._tower(number - 1) / 'checkpoint'}")
+            overrides.append(f"model.vision_from={self._part('vision', number - 1) / 'checkpoint'}")
         arguments = ("pretrain-vision", "shipped/vision.yaml", f"output={folder}", "resume=true", *overrides)
         return Step("vision", arguments, _steps(folder / "vision.json") >= _wanted(overrides))
 
-    def _tower(self, number: int) -> Path:
-        return self.folder / f"vision_{number + 1}"
+    def _part(self, stage: str, number: int) -> Path:
+        """Folder of one part of a stage that has several; each goes on from what the one before it left."""
+        return self.folder / f"{stage}_{number + 1}"
 
-    def _train(self, stage: str, start: str) -> Step:
-        folder, file = self.folder / stage, "policy" if stage == "train" else stage
-        overrides = [start, f"drawn.scenes={json.dumps(self.scenes)}", *self.scale[stage], *self.extra[stage]]
+    def _train(self, stage: str, file: str, folder: Path, told: Mapping[str, Any], start: str) -> Step:
+        scenes = json.dumps(told.get("scenes", self.scenes))
+        overrides = [start, f"drawn.scenes={scenes}", *told["set"], *self.extra[stage]]
         arguments = ("train", f"shipped/{file}.yaml", f"output={folder}", "resume=true", *overrides)
         return Step(stage, arguments, _steps(folder / "train.json") >= _wanted(overrides))
 
@@ -124,7 +129,7 @@ def main() -> int:
         if step.stage not in wanted:
             break
         line = " ".join(("xvla", *(_quoted(argument) for argument in step.arguments)))
-        print(f"{'done' if step.done else '====' } {step.stage}: {line}", flush=True)
+        print(f"{'done' if step.done else '===='} {step.stage}: {line}", flush=True)
         if step.done or options.dry_run:
             continue
         code = _run(step, recipe.folder / f"{step.stage}.log", end)
@@ -160,9 +165,10 @@ def _run(step: Step, log: Path, end: float | None) -> int:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     began = time.monotonic()
-    with log.open("ab") as kept, subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
+    with (
+        log.open("ab") as kept,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process,
+    ):
         previous = signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
         stopper = _Alarm(process, end)
         try:

@@ -2,6 +2,9 @@
 
 The expert has no memory: what it wants is a function of where everything is. So any posture over any layout is as good
 as one that was reached by simulating, and a picture of it goes with a plan for each thing that may be asked for.
+
+Where a task grasps, that is not all: fingers that come down beside a cube rest on it, and a cube between them slips and
+turns. So part of its moments come from a few seconds of physics, in which the arm does what the expert wants, badly.
 """
 
 from __future__ import annotations
@@ -18,11 +21,21 @@ from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.simulation.tasks.layouts import Layout, NoLayoutError
 from xvla_ros.simulation.tasks.plan import Plan
 from xvla_ros.simulation.tasks.task import Expert
+from xvla_ros.simulation.world import CONTROL_PERIOD
 
 Floats = NDArray[np.float64]
 
 BEGINNING = 0.3  # share of the moments with the arms as an episode starts: the words alone decide what is next
 BEYOND = 0.45  # share of those in which the hand has grasped, where a task grasps
+PLAYED = 0.6  # share of the layouts whose moments are played, where a task grasps
+HELD = 0.35  # share of those that begin with the cube in the hand, and
+ABOUT = 0.45  # with the hand about to grasp it; the others begin as an episode does
+PAUSE = 0.1, 0.6  # s between two of them
+BIAS = 0.004, 0.06  # rad: between which the spread of the arm's error there is drawn, by its logarithm
+KEPT = 0.7  # share of those times after which the error is still the same
+FUMBLE = 0.2  # share of those times in which the gripper goes anywhere
+NEARING = 0.6  # share of the others of a task that grasps in which the hand is about to: there a grasp is won or lost
+LAST = 1.2  # s before the fingers meet the cube that those are drawn from
 MISSED = 0.1  # share of the others that go on although nothing was grasped
 ELSEWHERE = 0.2  # share of those on the way that come from what another instruction asks for
 LEAST, MOST = 0.005, 0.3  # rad: between which the spread of the joints beside the way is drawn, by its logarithm
@@ -68,11 +81,13 @@ class Moments(DrawnScene):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._start = self.positions
+        self._grippers = np.zeros(len(self._start), np.bool_)
+        self._grippers[[hand.gripper for hand in self._hands.values()]] = True
 
     def draw(self, rng: np.random.Generator, asked: int, *, pictures: bool = True) -> list[Moment]:
         """Return moments of one layout, of which ``asked`` instructions are asked in all.
 
-        It is one moment where the hands are empty and as much can be asked for.
+        Each moment asks for one thing, but those with empty hands that are far from grasping for as much as they can.
 
         Args:
             rng: decides; the same state of it gives the same moments.
@@ -83,15 +98,16 @@ class Moments(DrawnScene):
             NoLayoutError: the expert reaches nothing.
             RenderingUnavailableError: naming what to install.
         """
-        experts = self._experts(rng, asked)
+        playing = self._task.grasps and rng.random() < PLAYED
+        experts = self._experts(rng, 1 if playing else asked)
         props = experts[0][0].props
-        made: list[Moment] = []
+        made = self._played(rng, experts[0], asked, pictures) if playing else []
+        asked -= len(made)
         while asked > 0:
             self._put(self._start)
             self.world.arrange(props)
-            if rng.random() < BEYOND and experts[0][1].take_hold(self.world, rng):
-                chosen = experts[:1]
-            else:
+            chosen = experts[:1]
+            if not (self._task.grasps and self._grasp(rng, experts[0][1])):
                 chosen = experts[:asked]
                 if rng.random() >= BEGINNING:
                     self._set_out(rng, chosen)
@@ -117,8 +133,55 @@ class Moments(DrawnScene):
         raise NoLayoutError(f"task {self.task!r}: of {TRIES} layouts the expert reaches nothing; move the regions")
 
     def _moment(self, experts: list[tuple[Layout, Expert]], pictures: bool) -> Moment:
-        asked = tuple(self._asked(layout, expert) for layout, expert in experts)
+        return self._seen(tuple(self._asked(layout, expert.plan(self.world)) for layout, expert in experts), pictures)
+
+    def _seen(self, asked: tuple[Asked, ...], pictures: bool) -> Moment:
         return Moment(self.pictures(self.profile.cameras.slots if pictures else ()), self.positions, asked)
+
+    def _played(
+        self, rng: np.random.Generator, chosen: tuple[Layout, Expert], count: int, pictures: bool
+    ) -> list[Moment]:
+        """Up to ``count`` moments of an arm that follows the expert with an error."""
+        layout, expert = chosen
+        begin = rng.random()
+        if not (begin < HELD and expert.take_hold(self.world, rng)) and begin < HELD + ABOUT:
+            self._approach(rng, expert)
+        spread = np.exp(rng.uniform(np.log(BIAS[0]), np.log(BIAS[1])))
+        astray = np.zeros(len(self._start))
+        made: list[Moment] = []
+        with suppress(UnreachableError):  # it was knocked away: nothing more can be shown
+            for number in range(count):
+                if number == 0 or rng.random() >= KEPT:
+                    astray = spread * rng.normal(size=len(self._start)) * ~self._grippers
+                self._drive(rng, expert.plan(self.world), astray, rng.uniform(*PAUSE))
+                made.append(self._seen((self._asked(layout, expert.plan(self.world)),), pictures))
+        return made
+
+    def _drive(self, rng: np.random.Generator, plan: Plan, astray: Floats, seconds: float) -> None:
+        """Lets the arm follow a plan, beside it by ``astray``; at times with the gripper anywhere."""
+        order = self.profile.joints.policy_order
+        joints = [self.profile.joints.by_name[joint] for joint in order]
+        lower, upper = np.array([j.lower for j in joints]), np.array([j.upper for j in joints])
+        fumbled = self._grippers & (rng.random() < FUMBLE)
+        anywhere = rng.uniform(lower, upper)
+        wanted = plan.at(np.arange(0.0, seconds, CONTROL_PERIOD)) + astray
+        self.world.drive(np.clip(np.where(fumbled, anywhere, wanted), lower, upper))
+
+    def _grasp(self, rng: np.random.Generator, expert: Expert) -> bool:
+        """By chance moves the arms to after a grasp, or to shortly before it; False where they stay."""
+        if rng.random() < BEYOND and expert.take_hold(self.world, rng):
+            return True
+        if rng.random() >= NEARING:
+            return False
+        self._approach(rng, expert)
+        self._lead_astray(rng)
+        return True
+
+    def _approach(self, rng: np.random.Generator, expert: Expert) -> None:
+        """Moves the arms to where the hand is about to grasp."""
+        plan = expert.plan(self.world)
+        until = expert.empty_until(plan)
+        self._put(plan.at([until - rng.random() * min(LAST, until)])[0])
 
     def _set_out(self, rng: np.random.Generator, experts: list[tuple[Layout, Expert]]) -> None:
         """Moves the arms on their way, and beside it."""
@@ -127,9 +190,9 @@ class Moments(DrawnScene):
         self._go(experts[0][1], rng.random(), empty=rng.random() >= MISSED)
         self._lead_astray(rng)
 
-    def _asked(self, layout: Layout, expert: Expert) -> Asked:
+    def _asked(self, layout: Layout, plan: Plan) -> Asked:
         place = self.world.data.body(layout.goal.prop).xpos.copy()
-        return Asked(layout.instruction, expert.plan(self.world), place)
+        return Asked(layout.instruction, plan, place)
 
     def _go(self, expert: Expert, share: float, *, empty: bool = True) -> None:
         """Moves the arms along a share of the way; of a way with something in the hand only if not ``empty``."""

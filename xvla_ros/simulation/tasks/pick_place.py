@@ -37,6 +37,7 @@ class PickPlace(Task):
     name: ClassVar[str] = "pick_place"
     done: ClassVar[str] = "in the bowl"
     time_limit: ClassVar[float] = 12.0
+    grasps: ClassVar[bool] = True
 
     @property
     def instructions(self) -> tuple[str, ...]:

@@ -121,12 +121,14 @@ class Task(ABC):
         done: what a success is called, in a word or two.
         profile: the robot's.
         time_limit: s of simulated time after which an episode has failed.
+        grasps: whether its experts say when the hand is empty, and can bring it to hold something.
         variation: how much light, colours and cameras vary: 0 not at all, 1 as for training, more beyond that.
     """
 
     name: ClassVar[str]
     done: ClassVar[str]
     time_limit: ClassVar[float]
+    grasps: ClassVar[bool] = False
 
     def __init__(self, profile: Profile, robot: str, regions: Regions, *, variation: float = 1.0) -> None:
         """A task of ``profile``, in the scene of ``robot``."""
