@@ -120,6 +120,6 @@ class Drawn(DataSection):
     """Samples without end from the simulator: no layout comes twice. Not together with data sets."""
 
     scenes: Scenes = Field(min_length=1, description="What is drawn.")
-    goals: int = Field(2, ge=1, le=16, description="Instructions for every picture, each a sample of its own.")
+    goals: int = Field(2, ge=1, le=16, description="Samples of every layout: instructions of a picture, or pictures.")
     variation: float = Field(1.0, ge=0.0, description="Of light, colours and cameras; 1 as in demonstrations.")
     pixels: int = Field(256, ge=16, le=2048, description="Of the pictures as drawn; the network's size comes after.")
