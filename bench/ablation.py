@@ -6,8 +6,7 @@
 Uses: as it is; told another cube than the judge waits for, so that a policy that listens does wrong; the soft prompt
 and rows of every other trained domain; each camera black. With ``--limits``: denoising steps, the part of a chunk that
 is executed, delay, light and colours beyond those of training. The same layouts serve every row. Rows that are finished
-are kept in the output folder: run the same command again to go on. With other weights all begins
-anew.
+are kept in the output folder: run the same command again to go on. With other weights all begins anew.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ class Case:
 def main() -> int:
     options = _options()
     from xvla_ros.control.policy_source import load_policy
-    from xvla_ros.evaluation.graph import choose_profile
+    from xvla_ros.robots import load_robot
 
-    profile = choose_profile(options.robot)
+    profile = load_robot(options.robot)
     policy = load_policy({profile.name: profile}, options.checkpoint, device=options.device)
     asked = {"checkpoint": policy.source, "robot": profile.name, "task": options.task, "episodes": options.episodes,
              "seed": options.seed, "weights": checkpoint_digest(options.checkpoint)}  # fmt: skip

@@ -43,9 +43,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("xvla_out/shortcuts"))
     options = parser.parse_args()
     from xvla_ros.control.policy_source import load_policy
-    from xvla_ros.evaluation.graph import choose_profile
+    from xvla_ros.robots import load_robot
 
-    profile = choose_profile(options.robot)
+    profile = load_robot(options.robot)
     moments = _moments(options)
     plans = np.stack([each.actions for each in moments])
     stored = load_policy({profile.name: profile}, options.checkpoint)

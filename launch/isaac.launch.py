@@ -16,8 +16,7 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, LogInfo, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 
-from xvla_ros.evaluation.graph import choose_profile
-from xvla_ros.robots import Profile
+from xvla_ros.robots import Profile, load_robot
 from xvla_ros.simulation.isaac import isaac_profile, topic_table, write_profile
 
 PASSED_ON = ("checkpoint", "instruction", "device", "autostart")
@@ -48,7 +47,7 @@ def generate_launch_description() -> LaunchDescription:
 def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Write the profile for Isaac Sim and start the policy node with it."""
     argument = context.launch_configurations
-    profile = isaac_profile(choose_profile(argument["robot"]))
+    profile = isaac_profile(load_robot(argument["robot"]))
     folder = Path(tempfile.gettempdir()) / "xvla_isaac"
     file = write_profile(profile, Path(argument["profile_file"] or folder / f"{profile.name}.yaml"))
     arguments = {name: argument[name] for name in PASSED_ON}

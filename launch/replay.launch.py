@@ -25,8 +25,9 @@ from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch_ros.actions import LifecycleNode, Node
 
-from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, choose_profile
+from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY
 from xvla_ros.evaluation.replay_live import CHUNKS, check_live, remapped_commands, replay_settings
+from xvla_ros.robots import load_robot
 from xvla_ros.ros_env import prepare
 
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -59,7 +60,7 @@ def generate_launch_description() -> LaunchDescription:
 def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return environment, policy node, player, and the report that follows when the bag is over."""
     argument = context.launch_configurations
-    profile = choose_profile(argument["robot"])
+    profile = load_robot(argument["robot"])
     check_live(profile)
     chunks = Path(argument["output"]) / CHUNKS
     parameters = {

@@ -25,8 +25,8 @@ from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
 
-from xvla_ros.evaluation.graph import choose_profile, choose_profiles, settings_in_simulation, sources
-from xvla_ros.robots import Profile
+from xvla_ros.evaluation.graph import choose_profiles, settings_in_simulation, sources
+from xvla_ros.robots import Profile, load_robot
 from xvla_ros.ros_env import prepare
 
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -76,7 +76,7 @@ def generate_launch_description() -> LaunchDescription:
 def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Read the profile and return environment, nodes and what takes the policy node from state to state."""
     argument = context.launch_configurations
-    profiles = choose_profiles(argument["robots"]) if argument["robots"] else [choose_profile(argument["robot"])]
+    profiles = choose_profiles(argument["robots"]) if argument["robots"] else [load_robot(argument["robot"])]
     simulated = BOOLEANS[argument["sim"]]
     parameters = {
         "robots": [profile.name for profile in profiles],

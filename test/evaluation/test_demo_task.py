@@ -18,10 +18,10 @@ from xvla_ros.evaluation.demo_console import Console, Progress
 from xvla_ros.evaluation.demo_task import choose_task, is_trained
 from xvla_ros.evaluation.film import read_frame
 from xvla_ros.evaluation.film_frame import DONE_COLOUR, FAILED_COLOUR, Composer, Scene
-from xvla_ros.evaluation.graph import SetupError, choose_profile
+from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.recorder import Recording, gather, joint_travel
 from xvla_ros.evaluation.report import make_report
-from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.simulation.tasks import UnknownTaskError, load_task
 from xvla_ros.simulation.world import World
 
@@ -39,7 +39,7 @@ VIEW = (75, 200)  # a pixel on the upper edge of the first camera's picture, whe
 
 @pytest.fixture(scope="module")
 def profile() -> Profile:
-    return choose_profile(ROBOT)
+    return load_robot(ROBOT)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_policy_that_was_trained_for_the_robot_is_led_through_a_task(
     profile: Profile, trained: tuple[str, int], untrained: str
 ) -> None:
     assert is_trained(profile, trained[0]) and not is_trained(profile, untrained)
-    assert not is_trained(profile, "someone/checkpoint") and not is_trained(choose_profile("widowx"), trained[0])
+    assert not is_trained(profile, "someone/checkpoint") and not is_trained(load_robot("widowx"), trained[0])
     assert choose_task(profile, trained[0], None, None) == "touch"
     assert choose_task(profile, untrained, None, None) is None
     assert choose_task(profile, trained[0], None, "none") is None

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from xvla_ros.evaluation.demo_console import Progress
 from xvla_ros.evaluation.film import read_frame, write_film
 from xvla_ros.evaluation.film_frame import HEIGHT, WIDTH, Composer, Scene
-from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, choose_profile, watch_command
+from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, watch_command
 from xvla_ros.evaluation.page import write_html
 from xvla_ros.evaluation.processes import Supervisor, free_domain
 from xvla_ros.evaluation.recorder import (
@@ -31,7 +31,7 @@ from xvla_ros.evaluation.recorder import (
 from xvla_ros.evaluation.report import Frames, Percentiles, count_frames, make_report, summary, write_json
 from xvla_ros.nodes.recording import RecordingReader, RecordingWriter
 from xvla_ros.robots.encode import StateEncoder
-from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.ros_env import child_environment
 
 ROBOT = "so101_bimanual"
@@ -41,7 +41,7 @@ STAND_IN = Path(__file__).with_name("stand_in_robot.py")
 
 @pytest.fixture(scope="module")
 def profile() -> Profile:
-    return choose_profile(ROBOT)
+    return load_robot(ROBOT)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def record_of_tool_poses(profile: Profile, home: np.ndarray, ways: np.ndarray) -
 
 def test_chunks_of_tool_poses_become_joints_from_where_the_arm_was_sent() -> None:
     pytest.importorskip("pinocchio")
-    profile = choose_profile("widowx")
+    profile = load_robot("widowx")
     # inside the box, pointing down
     home = np.array([0.0, 0.1, 0.3, 0.0, 1.17, 0.0, 0.037])
     names = [joint.name for joint in profile.joints.ordered]

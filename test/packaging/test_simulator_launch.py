@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from xvla_ros.robots import load_profile
+from xvla_ros.robots import load_profile, load_robot
 
 pytest.importorskip("launch", reason="launch comes with a ROS 2 distribution, not from PyPI")
 pytest.importorskip("launch_ros", reason="launch_ros comes with a ROS 2 distribution, not from PyPI")
@@ -79,13 +79,12 @@ def test_the_policy_node_is_brought_up_alone_or_with_the_simulation(arguments: d
 
 
 def test_a_replay_sends_no_command_to_an_arm():
-    from xvla_ros.evaluation.graph import choose_profile
     from xvla_ros.evaluation.replay_live import remapped_commands
 
     entities = bring_up("replay", bag="run.mcap", robot="widowx", output="out")
     nodes = {node.node_executable: node for node in entities if isinstance(node, Node)}
     assert set(nodes) == {"policy_node", "play_node"}
-    moved = remapped_commands(choose_profile("widowx"))
+    moved = remapped_commands(load_robot("widowx"))
     assert moved and all(other == f"/replay{topic}" for topic, other in moved)
     alone = bring_up("replay", bag="run.mcap", robot="widowx", output="out", play="false")
     assert [node.node_executable for node in alone if isinstance(node, Node)] == ["policy_node"]

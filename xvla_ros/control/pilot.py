@@ -183,9 +183,9 @@ class Pilot(Generic[Raw]):
     def _make_prefix(self, seen: Observation, shift: int, now: int) -> Prefix | None:
         """What must be agreed with: the chunk that is being carried out, unless something is in the arm's way."""
         chunk, policy = self._chunk, self.profile.policy
-        if not self.controller.is_followed:
+        if chunk is None or self.profile.smoothing.method not in CONDITIONED:
             return None
-        if chunk is None or self.profile.smoothing.method not in CONDITIONED or not self.controller.is_executing:
+        if not (self.controller.is_executing and self.controller.is_followed):
             return None
         after = policy.first_waypoint_offset + np.arange(len(chunk.times)) * policy.waypoint_dt
         times = seen.stamp + shift + np.rint(after * S_TO_NS).astype(np.int64)

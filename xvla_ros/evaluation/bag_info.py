@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from xvla_ros.evaluation.graph import SetupError, choose_profile
 from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages, bag_summary
 from xvla_ros.observation.bag_integrity import Integrity, integrity
 from xvla_ros.observation.bag_writer import EPISODE_TOPIC, PROFILE_TOPIC
@@ -20,7 +19,7 @@ from xvla_ros.observation.bags import IMAGE_TYPES, JOINT_TYPE
 from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
 from xvla_ros.observation.commands import command_type
 from xvla_ros.robots.problems import ProfileError
-from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.profile import Profile, load_robot
 
 SCHEMA_VERSION = 1
 NS = 1_000_000_000
@@ -111,7 +110,7 @@ def bag_info(bag: str, robot: str = "", *, as_json: bool = False) -> int:
     """
     try:
         info = inspect(Path(bag), _profile(robot, bag))
-    except (BagError, ProfileError, SetupError, OSError) as error:
+    except (BagError, ProfileError, OSError) as error:
         print(f"xvla bag info: {error}", file=sys.stderr)
         return 1
     print(json.dumps(info.to_mapping(), indent=2) if as_json else text_of(info))
@@ -260,7 +259,7 @@ def _held_against(profile: Profile, topics: tuple[TopicInfo, ...]) -> tuple[tupl
 
 def _profile(robot: str, bag: str) -> Profile | None:
     if robot:
-        return choose_profile(robot)
+        return load_robot(robot)
     from xvla_ros.training.bag_recording import profile_of_bag
     from xvla_ros.training.recording import SamplesError
 

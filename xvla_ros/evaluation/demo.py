@@ -19,7 +19,6 @@ from xvla_ros.evaluation.demo_task import choose_task
 from xvla_ros.evaluation.graph import (
     THIS_MACHINE_ONLY,
     SetupError,
-    choose_profile,
     lead_command,
     policy_command,
     settings_in_simulation,
@@ -102,7 +101,7 @@ def demo(
     from xvla_ros.evaluation.live_window import WindowError, require_display
     from xvla_ros.evaluation.recorder import RecordingError
     from xvla_ros.model.problems import CheckpointError
-    from xvla_ros.robots import ProfileError
+    from xvla_ros.robots import ProfileError, load_robot
     from xvla_ros.simulation.scenes import UnknownSceneError
     from xvla_ros.simulation.tasks.catalogue import UnknownTaskError
 
@@ -110,7 +109,7 @@ def demo(
     try:
         if window:
             require_display()
-        profile = choose_profile(robot)
+        profile = load_robot(robot)
         led = choose_task(profile, checkpoint, instruction, task)
         wording = instruction or ("" if led else profile.instruction or DEFAULT_INSTRUCTION)
         folder = Path(output) if output is not None else Path("xvla_out/demo")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xvla_ros.evaluation.graph import SetupError, choose_profile
+from xvla_ros.evaluation.graph import SetupError
 
 if TYPE_CHECKING:
     from xvla_ros.simulation.demonstrations import Demonstration, DemoSettings
@@ -62,7 +62,7 @@ def demos(
         0; 1 after an error (said on stderr), or where more than one episode of twenty failed.
     """
     from xvla_ros.observation.bag_writer import BagWriteError
-    from xvla_ros.robots import ProfileError
+    from xvla_ros.robots import ProfileError, load_robot
     from xvla_ros.robots.kinematics import KinematicsError
     from xvla_ros.simulation.requirements import missing_extras
 
@@ -79,7 +79,7 @@ def demos(
         return 1
     try:
         settings = DemoSettings(
-            choose_profile(robot), task, seed, variants, rate, image_size, image_size, noise, variation
+            load_robot(robot), task, seed, variants, rate, image_size, image_size, noise, variation
         )
         tally = _record(settings, episodes, Path(output), jobs)
     except (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xvla_ros.evaluation.graph import SetupError, choose_profile, settings_in_simulation
+from xvla_ros.evaluation.graph import SetupError, settings_in_simulation
 from xvla_ros.evaluation.processes import ChildError, Interrupted
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def evaluate(
     """
     from xvla_ros.control.policy_source import PolicySourceError
     from xvla_ros.model.problems import CheckpointError
-    from xvla_ros.robots import ProfileError
+    from xvla_ros.robots import ProfileError, load_robot
     from xvla_ros.robots.kinematics import KinematicsError
 
     try:
@@ -112,7 +112,7 @@ def evaluate(
         return 1
     folder = Path(output) if output is not None else Path(OUTPUT)
     try:
-        profile = changed(choose_profile(robot), overrides)
+        profile = changed(load_robot(robot), overrides)
         settings = EvaluationSettings(
             profile, task, episodes, seed, checkpoint, folder, image_size, variation, device, delay, expert, dtype
         )

@@ -25,17 +25,6 @@ class SetupError(ValueError):
     """What was asked for cannot be started; the message says what to change."""
 
 
-def choose_profile(robot: str) -> Profile:
-    """Return the profile called ``robot``, or the only one of the file ``robot``.
-
-    Raises:
-        ProfileError: there is no such profile, it is wrong, or the file holds several robots.
-    """
-    from xvla_ros.robots import load_robot
-
-    return load_robot(robot)
-
-
 def choose_profiles(robots: str) -> list[Profile]:
     """Return the profiles of ``robots``: names and files with commas between them; a file stands for all it holds.
 

@@ -8,8 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from xvla_ros.evaluation.graph import SetupError, choose_profile
-
 
 def record(
     robot: str,
@@ -35,13 +33,13 @@ def record(
         duration: s.
     """
     from xvla_ros.nodes.stop_request import StopRequest
-    from xvla_ros.robots import ProfileError
+    from xvla_ros.robots import ProfileError, load_robot
     from xvla_ros.ros_env import prepare
 
     stop = StopRequest()
     try:
-        profile = choose_profile(robot)
-    except (ProfileError, SetupError) as error:
+        profile = load_robot(robot)
+    except ProfileError as error:
         print(f"xvla record: {error}", file=sys.stderr)
         return 1
     prepare()

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xvla_ros.evaluation.graph import SetupError, choose_profile
+from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.observation.bag_files import BagError, storage_files
 
 if TYPE_CHECKING:
@@ -163,9 +163,11 @@ def _numbered(files: Sequence[Path]) -> bool:
 
 
 def _profile(robot: str, bag: Path) -> Profile:
-    if robot:
-        return choose_profile(robot)
+    from xvla_ros.robots import load_robot
     from xvla_ros.training.bag_recording import profile_of_bag
+
+    if robot:
+        return load_robot(robot)
 
     return profile_of_bag(bag)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from xvla_ros.evaluation.graph import (
     SetupError,
-    choose_profile,
     choose_profiles,
     policy_command,
     settings_in_simulation,
@@ -38,11 +37,11 @@ def run(
     Returns:
         0 when ended by Ctrl-C or SIGTERM, 1 when a node ended by itself or could not start (said on stderr).
     """
-    from xvla_ros.robots import ProfileError
+    from xvla_ros.robots import ProfileError, load_robot
     from xvla_ros.ros_env import child_environment
 
     try:
-        profiles = choose_profiles(robots) if robots else [choose_profile(robot)]
+        profiles = choose_profiles(robots) if robots else [load_robot(robot)]
         simulated = profiles if sim else []
         settings = {
             name: value

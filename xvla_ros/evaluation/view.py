@@ -6,8 +6,6 @@ import contextlib
 import sys
 from pathlib import Path
 
-from xvla_ros.evaluation.graph import SetupError, choose_profile
-
 
 def view(
     robot: str = "so101_bimanual",
@@ -35,7 +33,7 @@ def view(
     Returns:
         0, or 1 where it cannot be shown (said on stderr).
     """
-    from xvla_ros.robots import ProfileError
+    from xvla_ros.robots import ProfileError, load_robot
     from xvla_ros.ros_env import prepare
 
     prepare()
@@ -43,12 +41,12 @@ def view(
     from xvla_ros.nodes.stop_request import StopRequest
 
     try:
-        profile = choose_profile(robot)
+        profile = load_robot(robot)
         stream = RerunStream(
             profile, save=Path(save) if save is not None else None, connect=connect,
             spawn=spawn or (save is None and connect is None),
         )
-    except (ProfileError, SetupError, ViewError) as error:
+    except (ProfileError, ViewError) as error:
         print(f"xvla view: {error}", file=sys.stderr)
         return 1
     stop = StopRequest()

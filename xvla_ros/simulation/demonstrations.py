@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from xvla_ros.observation import serialize
 from xvla_ros.observation.bag_writer import BagWriter
 from xvla_ros.observation.commands import command_type
+from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.profile import Profile, profile_document
 from xvla_ros.simulation.controllers import JointTrajectoryController
 from xvla_ros.simulation.stepper import Joints, Pictures, Stepper
@@ -125,8 +126,7 @@ class Demonstrator:
             )
             for name, group in profile.commands.by_name.items()
         }
-        self._lower = np.array([joint.lower for joint in profile.joints.ordered])
-        self._upper = np.array([joint.upper for joint in profile.joints.ordered])
+        self._limits = JointLimits.of(profile)
         self._times = policy.first_waypoint_offset + np.arange(WAYPOINTS) * policy.waypoint_dt
         transports = {camera.transport for camera in profile.cameras.by_name.values()}
         kinds = {command_type(profile, group) for group in self._groups}
@@ -215,7 +215,7 @@ class Demonstrator:
     def _execute(self, plan: Plan, astray: Floats) -> None:
         """What the plan and the noise together ask of the controllers until the next plan, and a little beyond."""
         period = 1.0 / self._settings.rate
-        positions = np.clip(plan.at([period, 2 * period]) + astray, self._lower, self._upper)
+        positions = np.clip(plan.at([period, 2 * period]) + astray, self._limits.lower, self._limits.upper)
         for group, (columns, names) in self._groups.items():
             if isinstance(self._world.controllers[group], JointTrajectoryController):
                 points = tuple(

@@ -161,7 +161,7 @@ class World:
 
         Columns are in the policy's order. What follows depends on positions and speeds alone, and the time stands.
         """
-        actuators = [self.model.actuator(joint).id for joint in self.profile.joints.policy_order]
+        actuators = _addresses(self.model, self.profile.joints.policy_order).ctrl
         self.data.qacc_warmstart[:] = 0.0
         for row in positions:
             self.data.ctrl[actuators] = row

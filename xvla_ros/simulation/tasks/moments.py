@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.robots.limits import JointLimits
 from xvla_ros.simulation.tasks.drawn_scene import DrawnScene, Picture
 from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.simulation.tasks.layouts import Layout, NoLayoutError
@@ -81,6 +82,7 @@ class Moments(DrawnScene):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._start = self.positions
+        self._limits = JointLimits.of(self.profile)
         self._grippers = np.zeros(len(self._start), np.bool_)
         self._grippers[[hand.gripper for hand in self._hands.values()]] = True
 
@@ -146,22 +148,22 @@ class Moments(DrawnScene):
         begin = rng.random()
         if not (begin < HELD and expert.take_hold(self.world, rng)) and begin < HELD + ABOUT:
             self._approach(rng, expert)
-        spread = np.exp(rng.uniform(np.log(BIAS[0]), np.log(BIAS[1])))
+        spread = _by_logarithm(rng, *BIAS)
         astray = np.zeros(len(self._start))
         made: list[Moment] = []
         with suppress(UnreachableError):  # it was knocked away: nothing more can be shown
+            plan = expert.plan(self.world)
             for number in range(count):
                 if number == 0 or rng.random() >= KEPT:
-                    astray = spread * rng.normal(size=len(self._start)) * ~self._grippers
-                self._drive(rng, expert.plan(self.world), astray, rng.uniform(*PAUSE))
-                made.append(self._seen((self._asked(layout, expert.plan(self.world)),), pictures))
+                    astray = self._beside(rng, spread)
+                self._drive(rng, plan, astray, rng.uniform(*PAUSE))
+                plan = expert.plan(self.world)
+                made.append(self._seen((self._asked(layout, plan),), pictures))
         return made
 
     def _drive(self, rng: np.random.Generator, plan: Plan, astray: Floats, seconds: float) -> None:
         """Lets the arm follow a plan, beside it by ``astray``; at times with the gripper anywhere."""
-        order = self.profile.joints.policy_order
-        joints = [self.profile.joints.by_name[joint] for joint in order]
-        lower, upper = np.array([j.lower for j in joints]), np.array([j.upper for j in joints])
+        lower, upper = self._limits.lower, self._limits.upper
         fumbled = self._grippers & (rng.random() < FUMBLE)
         anywhere = rng.uniform(lower, upper)
         wanted = plan.at(np.arange(0.0, seconds, CONTROL_PERIOD)) + astray
@@ -199,23 +201,27 @@ class Moments(DrawnScene):
         plan = expert.plan(self.world)
         self._put(plan.at([share * (expert.empty_until(plan) if empty else plan.duration)])[0])
 
+    def _beside(self, rng: np.random.Generator, spread: float) -> Floats:
+        """Errors [J] of the arms, none of the grippers."""
+        return spread * rng.normal(size=len(self._start)) * ~self._grippers
+
     def _put(self, positions: Floats) -> None:
         order = self.profile.joints.policy_order
         self.world.arrange({}, dict(zip(order, positions.tolist(), strict=True)))
 
     def _lead_astray(self, rng: np.random.Generator) -> None:
         """Moves the arms beside the way, grippers as they are; not into the table."""
-        order = self.profile.joints.policy_order
-        joints = [self.profile.joints.by_name[joint] for joint in order]
-        lower, upper = np.array([j.lower for j in joints]), np.array([j.upper for j in joints])
         here = self.positions
-        beside = np.exp(rng.uniform(np.log(LEAST), np.log(MOST))) * rng.normal(size=len(order))
-        for hand in self._hands.values():
-            beside[hand.gripper] = 0.0
+        beside = self._beside(rng, _by_logarithm(rng, LEAST, MOST))
         while True:
-            there = np.clip(here + beside, lower, upper)
+            there = np.clip(here + beside, self._limits.lower, self._limits.upper)
             heights = [hand.point(there[hand.columns], hand.figures.tip)[2] for hand in self._hands.values()]
             if min(heights) > DEEP or np.abs(beside).max() < LEAST:
                 break
             beside *= SHRINK
         self._put(there)
+
+
+def _by_logarithm(rng: np.random.Generator, least: float, most: float) -> float:
+    """Draw a number between two whose logarithm is uniform."""
+    return float(np.exp(rng.uniform(np.log(least), np.log(most))))
