@@ -52,7 +52,7 @@ def write_checkpoint(folder: Path) -> None:
     policy = random_policy(
         [robot], state_mean=centre, state_std=spread, action_mean=centre, action_std=spread, size="full"
     )
-    policy.network.to(torch.bfloat16)
+    policy.network.cast(torch.bfloat16)
     checkpoint.save(policy, folder)
 
 

@@ -69,12 +69,12 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     options = parser.parse_args()
+    import torch
+
     from xvla_ros.evaluation.latency_inputs import make_policy
 
-    policy, rounded = (
-        make_policy(options.size, options.checkpoint, steps=options.steps, dtype=dtype)
-        for dtype in ("float32", "bfloat16")
-    )
+    policy, rounded = (make_policy(options.size, options.checkpoint, steps=options.steps) for _ in range(2))
+    rounded.network.cast(torch.bfloat16)
     for each in (policy, rounded):
         each.network.to(options.device)
     rows = differences(policy, ways(policy, rounded, compile=options.compile), options.inputs, options.steps)

@@ -22,7 +22,7 @@ from launch_ros.substitutions import FindPackageShare
 from xvla_ros.simulation.gazebo import GazeboArm, GazeboSetup, describe, load_setup
 
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-PASSED_ON = ("robot", "checkpoint", "instruction", "device", "autostart")
+PASSED_ON = ("robot", "checkpoint", "instruction", "device", "autostart", "dtype", "seed", "rviz", "params_file")
 SIM_TIME = {"use_sim_time": True}
 
 
@@ -40,6 +40,10 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("instruction", default_value="", description="as for xvla.launch.py"),
             DeclareLaunchArgument("device", default_value="cpu", description="as for xvla.launch.py"),
             DeclareLaunchArgument("autostart", default_value="true", description="as for xvla.launch.py"),
+            DeclareLaunchArgument("dtype", default_value="", description="as for xvla.launch.py"),
+            DeclareLaunchArgument("seed", default_value="", description="as for xvla.launch.py"),
+            DeclareLaunchArgument("rviz", default_value="false", description="as for xvla.launch.py"),
+            DeclareLaunchArgument("params_file", default_value="", description="as for xvla.launch.py"),
             DeclareLaunchArgument(
                 "gui", default_value="true", choices=list(BOOLEANS), description="show Gazebo's window"
             ),

@@ -19,7 +19,7 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from xvla_ros.robots import Profile, load_robot
 from xvla_ros.simulation.isaac import isaac_profile, topic_table, write_profile
 
-PASSED_ON = ("checkpoint", "instruction", "device", "autostart")
+PASSED_ON = ("checkpoint", "instruction", "device", "autostart", "dtype", "seed", "task", "rviz", "params_file")
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -33,6 +33,11 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("instruction", default_value="", description="as for xvla.launch.py"),
             DeclareLaunchArgument("device", default_value="cpu", description="as for xvla.launch.py"),
             DeclareLaunchArgument("autostart", default_value="true", description="as for xvla.launch.py"),
+            DeclareLaunchArgument("dtype", default_value="", description="as for xvla.launch.py"),
+            DeclareLaunchArgument("seed", default_value="", description="as for xvla.launch.py"),
+            DeclareLaunchArgument("task", default_value="", description="as for xvla.launch.py"),
+            DeclareLaunchArgument("rviz", default_value="false", description="as for xvla.launch.py"),
+            DeclareLaunchArgument("params_file", default_value="", description="as for xvla.launch.py"),
             DeclareLaunchArgument(
                 "profile_file", default_value="", description="where to write the profile; empty: a temporary folder"
             ),

@@ -27,6 +27,7 @@ from launch_ros.actions import LifecycleNode, Node
 
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY
 from xvla_ros.evaluation.replay_live import CHUNKS, check_live, remapped_commands, replay_settings
+from xvla_ros.resources import config_dir
 from xvla_ros.robots import load_robot
 from xvla_ros.ros_env import prepare
 
@@ -49,6 +50,11 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("seed", default_value="0", description="of the sampler's noise"),
             DeclareLaunchArgument("rate", default_value="1.0", description="times the recorded speed"),
             DeclareLaunchArgument("device", default_value="cpu", description="of the policy: cpu, cuda, cuda:1, …"),
+            DeclareLaunchArgument("dtype", default_value="", description="as for xvla.launch.py"),
+            DeclareLaunchArgument("params_file", default_value="", description="as for xvla.launch.py"),
+            DeclareLaunchArgument(
+                "rviz", default_value="false", choices=list(BOOLEANS), description="as for xvla.launch.py"
+            ),
             DeclareLaunchArgument(
                 "play", default_value="true", choices=list(BOOLEANS), description="play the bag, then report"
             ),
@@ -65,15 +71,22 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     chunks = Path(argument["output"]) / CHUNKS
     parameters = {
         "robots": [profile.name], "device": argument["device"], "checkpoint": argument["checkpoint"],
-        "seed": int(argument["seed"]), "use_sim_time": True, "autostart": True, **replay_settings(profile),
+        "seed": int(argument["seed"]), "use_sim_time": True, "autostart": True, "dtype": argument["dtype"],
+        **replay_settings(profile),
     }
     policy = LifecycleNode(
         package="xvla_ros", executable="policy_node", name="xvla", namespace="",
-        parameters=[*([str(profile.source)] if profile.source else []), parameters],
+        parameters=[
+            *([str(profile.source)] if profile.source else []), parameters,
+            *([argument["params_file"]] if argument["params_file"] else []),
+        ],
         remappings=remapped_commands(profile), output="screen", emulate_tty=True,
     )
+    shown = []
+    if BOOLEANS[argument["rviz"]]:
+        shown = [Node(package="rviz2", executable="rviz2", arguments=["-d", str(config_dir() / "rviz" / "xvla.rviz")])]
     if not BOOLEANS[argument["play"]]:
-        return [*environment(), policy]
+        return [*environment(), *shown, policy]
     player = Node(
         package="xvla_ros", executable="play_node", name="xvla_play", output="screen", emulate_tty=True,
         parameters=[{
@@ -86,10 +99,11 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             sys.executable, "-m", "xvla_ros.cli", "replay", argument["bag"], "--robot", argument["robot"],
             "--checkpoint", argument["checkpoint"], "--output", argument["output"], "--every", argument["every"],
             "--seed", argument["seed"], "--device", argument["device"], "--live-chunks", str(chunks),
+            *(["--dtype", argument["dtype"]] if argument["dtype"] else []),
         ],
         output="screen",
     )
-    return [*environment(), *after_each_other(player, report), policy, player]
+    return [*environment(), *shown, *after_each_other(player, report), policy, player]
 
 
 def environment() -> list[LaunchDescriptionEntity]:

@@ -1,6 +1,7 @@
 """Brings up the policy node ``/xvla`` for one robot or several and, with ``sim:=true``, the simulation of them.
 
 ros2 launch xvla_ros xvla.launch.py robot:=so101_bimanual sim:=true instruction:="touch the red cube"
+ros2 launch xvla_ros xvla.launch.py sim:=true task:=touch rviz:=true
 ros2 launch xvla_ros xvla.launch.py robots:=so101_bimanual,widowx checkpoint:=my_checkpoint
 """
 
@@ -25,7 +26,8 @@ from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
 
-from xvla_ros.evaluation.graph import choose_profiles, settings_in_simulation, sources
+from xvla_ros.evaluation.graph import SetupError, choose_profiles, settings_in_simulation, sources
+from xvla_ros.resources import config_dir
 from xvla_ros.robots import Profile, load_robot
 from xvla_ros.ros_env import prepare
 
@@ -63,6 +65,29 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("namespace", default_value="", description="ROS namespace of the nodes"),
             DeclareLaunchArgument("device", default_value="cpu", description="of the policy: cpu, cuda, cuda:1, …"),
             DeclareLaunchArgument(
+                "dtype",
+                default_value="",
+                choices=["", "float32", "bfloat16", "int8"],
+                description="what the policy computes in; empty: the fastest here, but never int8",
+            ),
+            DeclareLaunchArgument(
+                "seed", default_value="", description="of the sampler's noise and the simulated scene; empty: fresh, 0"
+            ),
+            DeclareLaunchArgument(
+                "task",
+                default_value="",
+                description="with sim:=true and one robot: lead episodes of it (touch, pick_place, …) and log what "
+                "each came to; needs autostart and no namespace",
+            ),
+            DeclareLaunchArgument(
+                "rviz", default_value="false", choices=list(BOOLEANS), description="show robot and plan in RViz"
+            ),
+            DeclareLaunchArgument(
+                "params_file",
+                default_value="",
+                description="further parameters of the policy node; they win over profile and arguments",
+            ),
+            DeclareLaunchArgument(
                 "autostart",
                 default_value="true",
                 choices=list(BOOLEANS),
@@ -83,8 +108,11 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         "device": argument["device"],
         "use_sim_time": BOOLEANS.get(argument["use_sim_time"], simulated),
         "autostart": False,  # the events below do it, and other launch files may hook into them
+        "paced": simulated and BOOLEANS.get(argument["use_sim_time"], True),
     }
-    parameters |= {name: argument[name] for name in ("checkpoint", "instruction") if argument[name]}
+    parameters |= {name: argument[name] for name in ("checkpoint", "instruction", "dtype") if argument[name]}
+    parameters |= {"seed": int(argument["seed"])} if argument["seed"] else {}
+    led = argument["task"] and leader(argument, profiles)
     if simulated:
         for profile in profiles:
             parameters |= settings_in_simulation(profile, argument["checkpoint"])
@@ -93,14 +121,48 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         executable="policy_node",
         name="xvla",
         namespace=argument["namespace"],
-        parameters=[*map(str, sources(profiles)), parameters],
+        parameters=[
+            *map(str, sources(profiles)), parameters, *([argument["params_file"]] if argument["params_file"] else []),
+        ],
         output="screen",
         emulate_tty=True,
     )
-    entities = [*environment(), *(started(policy) if BOOLEANS[argument["autostart"]] else []), policy]
+    by_itself = BOOLEANS[argument["autostart"]] and not led
+    entities = [*environment(), *(started(policy) if by_itself else []), policy]
     if simulated:
-        entities.append(simulation(profiles, argument["namespace"]))
+        entities.append(simulation(profiles, argument["namespace"], int(argument["seed"] or 0)))
+    if led:
+        entities.append(led)
+    if BOOLEANS[argument["rviz"]]:
+        entities.append(rviz())
     return entities
+
+
+def leader(argument: dict[str, str], profiles: Sequence[Profile]) -> Node:
+    """The node that takes policy and simulation through episodes of a task, without end.
+
+    Raises:
+        SetupError: if there is nothing it could lead.
+    """
+    ready = BOOLEANS[argument["sim"]] and BOOLEANS[argument["autostart"]] and not argument["namespace"]
+    if len(profiles) != 1 or not ready:
+        raise SetupError(
+            f"task is {argument['task']!r}, which needs sim:=true with one robot, autostart and no namespace; leave it "
+            "out to give instructions yourself"
+        )
+    (profile,) = profiles
+    order = {"profile": str(profile.source or profile.name), "robot": profile.name, "task": argument["task"],
+             "episodes": 0, "seed": int(argument["seed"] or 0), "variation": 1.0, "pause": 1.0}
+    order |= {"instruction": argument["instruction"]} if argument["instruction"] else {}
+    return Node(
+        package="xvla_ros", executable="evaluate_node", name="xvla_evaluate", parameters=[order], output="screen",
+        emulate_tty=True,
+    )
+
+
+def rviz() -> Node:
+    """RViz with the plan of the policy; it comes with ROS (apt: ros-$ROS_DISTRO-rviz2)."""
+    return Node(package="rviz2", executable="rviz2", arguments=["-d", str(config_dir() / "rviz" / "xvla.rviz")])
 
 
 def environment() -> list[LaunchDescriptionEntity]:
@@ -110,7 +172,7 @@ def environment() -> list[LaunchDescriptionEntity]:
     return [SetEnvironmentVariable(name, value) for name, value in prepared.items() if os.environ.get(name) != value]
 
 
-def simulation(profiles: Sequence[Profile], namespace: str) -> Node:
+def simulation(profiles: Sequence[Profile], namespace: str, seed: int) -> Node:
     """The node that simulates the robots as their files describe them, and publishes ``/clock``."""
     return Node(
         package="xvla_ros",
@@ -121,6 +183,7 @@ def simulation(profiles: Sequence[Profile], namespace: str) -> Node:
             {
                 "robot": ",".join(profile.name for profile in profiles),
                 "profile": ",".join(map(str, sources(profiles))),
+                "seed": seed,
             }
         ],
         output="screen",

@@ -4,7 +4,7 @@
 set -eu
 command -v dpkg-query >/dev/null || exit 0
 
-wanted="libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6"
+wanted="libegl1 libegl-mesa0 libgl1-mesa-dri"
 command -v c++ >/dev/null || wanted="$wanted g++"
 "${1:-python3}" -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || wanted="$wanted python3-dev"

@@ -10,6 +10,13 @@ from pathlib import Path
 PACKAGE = "xvla_ros"
 
 
+def usable_cores() -> int:
+    """Processor cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def config_dir() -> Path:
     """Return the folder of the shipped profiles, scenes and DDS settings.
 

@@ -71,7 +71,7 @@ def write_zeros(folder: Path, config: XvlaConfig, dtype: torch.dtype) -> None:
         for parameter in network.parameters():
             parameter.zero_()
     (folder / "config.json").write_text(json.dumps(lerobot_dict(config)))
-    save_weights(network.to(dtype), folder / "model.safetensors")
+    save_weights(network.cast(dtype), folder / "model.safetensors")
 
 
 def peak(folder: Path, dtype: str) -> tuple[int, int, int]:

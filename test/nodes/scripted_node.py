@@ -36,6 +36,9 @@ class ScriptedPolicy:
     def is_trained(self, domain_id):
         return True
 
+    def computing(self):
+        return {"dtype": "float32"}
+
     def predict(self, observations, **_):
         return [self._answer(seen, self._profiles[seen.embodiment.robot]) for seen in observations]
 

@@ -335,13 +335,13 @@ def topics_in_use(code: str, *arguments: str) -> dict[str, dict[str, str]]:
 
 LINK = """
 import json, sys, rclpy
-from xvla_ros.control.clock import SystemClock
+from xvla_ros.nodes.node_clock import NodeClock
 from xvla_ros.nodes.robot_link import RobotLink
 from xvla_ros.robots import load_profile
 rclpy.init()
 node = rclpy.create_node("xvla")
 (profile,) = load_profile(sys.argv[1]).values()
-link = RobotLink(node, profile, SystemClock())
+link = RobotLink(node, profile, NodeClock(node))
 here = (node.get_name(), node.get_namespace())
 say = lambda pairs: {topic: types[0] for topic, types in pairs}
 print(json.dumps({"out": say(node.get_publisher_names_and_types_by_node(*here)),

@@ -13,7 +13,8 @@ pytest.importorskip("pinocchio", reason="needs the kinematics extra")
 import rclpy
 
 from xvla_ros.evaluation.processes import free_domain
-from xvla_ros.nodes.policy_lifecycle import NodeClock, PolicyNode
+from xvla_ros.nodes.node_clock import NodeClock
+from xvla_ros.nodes.policy_lifecycle import PolicyNode
 from xvla_ros.nodes.robot_link import RobotLink
 from xvla_ros.resources import config_dir
 from xvla_ros.robots import load_profile

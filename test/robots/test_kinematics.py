@@ -200,6 +200,14 @@ def test_inverse_kinematics_undoes_forward_kinematics(arm: str, data: st.DataObj
     assert np.all(found.positions >= chain(arm).lower) and np.all(found.positions <= chain(arm).upper)
 
 
+@pytest.mark.parametrize("share", [0.00195312, 0.00030596])
+def test_an_arm_held_by_nearly_all_of_its_limits_is_solved(share: float):
+    limits = chain("agibot_right")
+    joints = limits.lower.copy()
+    joints[1] += share * (limits.upper - limits.lower)[1]
+    assert inverse("agibot_right").solve(limits.poses(joints), joints + 0.015625).converged
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_reachable_pose_is_reached_warm_and_nearly_every_one_cold(arm: str):
     joints = random_joints(arm, 150)

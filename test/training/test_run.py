@@ -78,8 +78,9 @@ def test_a_file_and_bags_become_a_checkpoint_that_needs_nothing_else(write, tmp_
     assert [row["step"] for row in rows] == ["2", "4"] and rows[-1]["held_out"]
     assert {row["phase"] for row in rows} == {"ramp"} and rows[0]["term.gripper_loss"] and rows[0]["rate.vlm"]
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG") and list((run / "tensorboard").iterdir())
+    assert "precision: computes in float32" in said
     assert read_settings(run / "train.yaml") == read_settings(
-        write(), ["optimizer.learning_rate=1e-3", "ema.decay=0.9", "log.tensorboard=true"]
+        write(), ["optimizer.learning_rate=1e-3", "ema.decay=0.9", "log.tensorboard=true", "precision=float32"]
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from xvla_ros.cli.options import Commands, add_command, add_device, count, seed
+from xvla_ros.cli.options import Commands, add_command, add_device, add_dtype, count, seed
 
 
 def add_bench(commands: Commands) -> None:
@@ -26,7 +26,7 @@ def _add_latency(measured: Commands) -> None:
     )
     _add_policy(parser)
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default float32)"
+        "--dtype", choices=("float32", "bfloat16"), default="", help="to compute in (default: the fastest here)"
     )
     parser.add_argument("--views", type=count, help="cameras (default 3, or the checkpoint's)")
     parser.add_argument("--batch", type=count, default=1, help="observations answered at once (default 1)")
@@ -50,9 +50,7 @@ def _add_start(measured: Commands) -> None:
         "  xvla bench start --size full --device cuda --dtype bfloat16",
     )
     _add_policy(parser)
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "int8"), default="", help="of the weights (default the checkpoint's)"
-    )
+    add_dtype(parser)
     _add_running(parser)
     parser.add_argument(
         "--runs", type=count, default=5,

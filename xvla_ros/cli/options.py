@@ -40,6 +40,19 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="of the policy: cpu, cuda (default cpu)")
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "int8"), default="",
+        help="what the policy computes in (default: the fastest here, but int8 only where it is asked for)",
+    )
+
+
+def add_real_time(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--real-time", action="store_true", help="let simulated time run on while a policy too slow for it computes"
+    )
+
+
 def add_image_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=count, default=256, help="pixels, square (default 256)")
 

@@ -9,6 +9,7 @@ from xvla_ros.cli.options import (
     add_checkpoint,
     add_command,
     add_device,
+    add_dtype,
     add_image_size,
     add_json,
     add_robot,
@@ -103,6 +104,7 @@ def add_replay(commands: Commands) -> None:
     parser.add_argument("--batch", type=count, default=1, help="observations answered at once (default 1)")
     parser.add_argument("--jobs", type=count, default=1, help="processes, a bag each (default 1)")
     add_device(parser)
+    add_dtype(parser)
     live = parser.add_mutually_exclusive_group()
     live.add_argument("--live", action="store_true", help="also play the first bag to a node, and compare")
     live.add_argument("--live-chunks", default="", metavar="FILE", help="compare with what a node answered before")

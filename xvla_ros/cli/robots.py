@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from xvla_ros.cli.options import Commands, add_checkpoint, add_command, add_device, add_json, add_robot, positive
+from xvla_ros.cli.options import (
+    Commands,
+    add_checkpoint,
+    add_command,
+    add_device,
+    add_dtype,
+    add_json,
+    add_real_time,
+    add_robot,
+    positive,
+)
 
 
 def add_demo(commands: Commands) -> None:
@@ -29,6 +39,8 @@ def add_demo(commands: Commands) -> None:
     )
     parser.add_argument("--output", help="folder of film and report (default xvla_out/demo)")
     add_device(parser)
+    add_dtype(parser)
+    add_real_time(parser)
     window = parser.add_mutually_exclusive_group()
     window.add_argument("--window", action="store_true", default=None, help="show the film while it is made")
     window.add_argument("--headless", dest="window", action="store_false", help="show nothing, even on a display")
@@ -39,7 +51,7 @@ def _demo(options: argparse.Namespace) -> int:
 
     return demo(
         options.robot, options.duration, options.seed, options.instruction, options.output, options.checkpoint,
-        options.window, options.device, options.task,
+        options.window, options.device, options.task, options.dtype, options.real_time,
     )
 
 
@@ -61,6 +73,8 @@ def add_run(commands: Commands) -> None:
     parser.add_argument("--sim", action="store_true", help="also simulate the robot, and follow its clock")
     parser.add_argument("--namespace", default="", help="of both nodes")
     add_device(parser)
+    add_dtype(parser)
+    add_real_time(parser)
     parser.add_argument("--no-autostart", dest="autostart", action="store_false", help="leave the node unconfigured")
     parser.add_argument("--instruction", help="what to do, in words (default: the profile's, then the topic)")
     parser.add_argument("--seed", type=int, default=0, help="of the simulated scene (default 0)")
@@ -73,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
     return run(
         options.robot, options.checkpoint, sim=options.sim, namespace=options.namespace, device=options.device,
         autostart=options.autostart, instruction=options.instruction, seed=options.seed, output=options.output,
-        robots=options.robots,
+        robots=options.robots, dtype=options.dtype, real_time=options.real_time,
     )
 
 

@@ -10,7 +10,9 @@ from xvla_ros.cli.options import (
     add_checkpoint,
     add_command,
     add_device,
+    add_dtype,
     add_image_size,
+    add_real_time,
     add_robot,
     add_task,
     add_variation,
@@ -38,9 +40,8 @@ def add_evaluate(commands: Commands) -> None:
     add_image_size(parser)
     add_variation(parser)
     add_device(parser)
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "int8"), default="", help="of its weights (default: as stored)"
-    )
+    add_dtype(parser)
+    add_real_time(parser)
     parser.add_argument("--delay", type=share, default=0.0, help="s that a chunk takes, in process (default 0)")
     parser.add_argument("--expert", action="store_true", help="let the scripted expert drive, in process")
     parser.add_argument(
@@ -56,7 +57,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         options.robot, options.task, options.episodes, options.seed, options.checkpoint,
         in_process=options.in_process, output=options.output, image_size=options.image_size,
         variation=options.variation, device=options.device, dtype=options.dtype, delay=options.delay,
-        expert=options.expert, overrides=options.overrides,
+        expert=options.expert, real_time=options.real_time, overrides=options.overrides,
     )
 
 

@@ -76,7 +76,7 @@ class Pilot(Generic[Raw]):
         self.controller = RobotController(profile, clock, Workspace(arms), _grippers(profile, arms))
         self._decoder = Decoder(profile, arms)
         self._clock = clock
-        self._overhead = LatencyWindow()
+        self._inference, self._overhead = LatencyWindow(), LatencyWindow()
         self._asked: _Question | None = None
         self._prefix: Prefix | None = None
         self._chunk: ActionChunk | None = None
@@ -88,8 +88,8 @@ class Pilot(Generic[Raw]):
 
     @property
     def inference_ms(self) -> Percentiles:
-        """From observation to chunk."""
-        return self.controller.inference_ms
+        """Wall time of the forward passes that made the newest chunks."""
+        return self._inference.percentiles()
 
     @property
     def overhead_ms(self) -> Percentiles:
@@ -152,6 +152,7 @@ class Pilot(Generic[Raw]):
         begun, asked = time.perf_counter(), self._asked
         if asked is None:
             return False
+        self._inference.add(chunk.inference_ms)
         chunk = replace(chunk, times=chunk.times + asked.shift / S_TO_NS)
         try:
             accepted = self.controller.accept(self._decoder.decode(chunk, asked.start), asked.generation)

@@ -50,11 +50,12 @@ def load_policy(
             comes with the package, if it was trained for all of them; else random weights: the same classes,
             untrained, which ``Policy.is_trained`` tells.
         device: as torch names it.
-        dtype: of the weights (``float32``, ``bfloat16``, ``int8`` on the CPU); empty keeps the checkpoint's.
+        dtype: what it computes in (``float32``, ``bfloat16``, ``int8`` on the CPU); empty takes the fastest here, see
+            ``precision.choose``.
         seed: of random weights.
         descriptions: what ``robot_description`` said of each robot; where nothing, the URDFs of its profile count.
             Random weights keep tools about home, which takes kinematics.
-        log: takes lines that say how the policy runs.
+        log: takes lines that say how the policy runs, what it computes in among them.
 
     Raises:
         PolicySourceError: the profiles name different checkpoints, the policy does not fit a robot, or there is no
@@ -75,6 +76,8 @@ def load_policy(
                 from error
     from xvla_ros.model.fast import accelerate
 
+    if log is not None:
+        log(f"the policy {policy.precision}")
     return accelerate(policy, log=log)
 
 
@@ -149,18 +152,16 @@ def _untrained(
 
 
 def _in_dtype(policy: Policy, dtype: str) -> Policy:
-    from xvla_ros.model.int8 import INT8, quantise
-    from xvla_ros.model.weights import DTYPES
+    from xvla_ros.model.int8 import quantise
+    from xvla_ros.model.precision import DTYPES, INT8, choose
 
-    if dtype == INT8:
-        try:
-            return quantise(policy)
-        except ValueError as error:
-            raise PolicySourceError(f"dtype {dtype}: {error}") from error
-    if dtype and dtype not in DTYPES:
-        raise PolicySourceError(f"dtype {dtype!r} is unknown, expected {', '.join(DTYPES)} or {INT8}")
-    if dtype:
-        policy.network.cast(DTYPES[dtype])
+    try:
+        policy.precision = choose(policy.network.config, policy.network.device, dtype)
+    except ValueError as error:
+        raise PolicySourceError(str(error)) from error
+    if policy.precision.dtype == INT8:
+        return quantise(policy)
+    policy.network.cast(DTYPES[policy.precision.dtype])
     return policy
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from xvla_ros.evaluation.demo_console import Console, Progress
 from xvla_ros.evaluation.demo_task import choose_task
+from xvla_ros.evaluation.episodes import NANOSECONDS
 from xvla_ros.evaluation.graph import (
     THIS_MACHINE_ONLY,
     SetupError,
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 DEFAULT_INSTRUCTION = "touch the red cube"
 FILM_RATE = 15
 # On the steady clock. Loading 0.9 B weights from a slow disk takes minutes, a simulation seconds.
-CLOCK_LIMIT, POLICY_LIMIT, COMMAND_LIMIT, STALL_LIMIT = 90.0, 900.0, 120.0, 60.0
+CLOCK_LIMIT, POLICY_LIMIT, STALL_LIMIT = 300.0, 900.0, 900.0
+# s of simulated time that a policy which is active may take to command.
+COMMAND_LIMIT = 60.0
 # s of simulated time that the end of an episode stays to be seen.
 PAUSE = 0.8
 RECORDING, STATS = "recording", "sim.json"
@@ -49,6 +52,8 @@ class DemoSettings:
         duration: s of simulated time from the first command.
         instruction: from beginning to end, or with a task the only one its episodes have; empty there for any.
         task: whose episodes are led; None leads none.
+        dtype: what the policy computes in; empty takes the fastest here.
+        real_time: simulated time goes on while a policy too slow for it computes.
     """
 
     profile: Profile
@@ -60,6 +65,8 @@ class DemoSettings:
     checkpoint: str | None
     device: str
     window: bool | None
+    dtype: str = ""
+    real_time: bool = False
 
 
 def demo(
@@ -72,10 +79,14 @@ def demo(
     window: bool | None = None,
     device: str = "cpu",
     task: str | None = None,
+    dtype: str = "",
+    real_time: bool = False,
 ) -> int:
     """Run the policy against a simulated robot and write ``report.json``, ``film.mp4`` and ``report.html``.
 
-    The nodes run as processes on a ROS domain of their own and are gone when this returns, however it returns.
+    The nodes run as processes on a ROS domain of their own and are gone when this returns, however it returns. The
+    simulation waits for the policy, so that a slow machine shows what a fast one does, later. A run that ends early
+    leaves film and report of what was recorded too.
 
     Args:
         robot: name of a profile, or a profile file with one robot.
@@ -88,6 +99,8 @@ def demo(
         device: of the policy, "cpu" or "cuda".
         task: whose episodes are led, one after the other; "none" leads none; None leads those of touch or another task
             of the scene, where the policy was trained for the robot.
+        dtype: what the policy computes in: float32, bfloat16, int8; empty takes the fastest here.
+        real_time: let simulated time go on while a policy too slow for it computes.
 
     Returns:
         0; 1 after an error (said on stderr); 130 after Ctrl-C, 143 after SIGTERM.
@@ -99,13 +112,13 @@ def demo(
         return 1
     from xvla_ros.evaluation.film import FilmError
     from xvla_ros.evaluation.live_window import WindowError, require_display
-    from xvla_ros.evaluation.recorder import RecordingError
+    from xvla_ros.evaluation.recorder import RecordingError, can_be_shown
     from xvla_ros.model.problems import CheckpointError
     from xvla_ros.robots import ProfileError, load_robot
     from xvla_ros.simulation.scenes import UnknownSceneError
     from xvla_ros.simulation.tasks.catalogue import UnknownTaskError
 
-    console = Console()
+    console, ended = Console(), None
     try:
         if window:
             require_display()
@@ -113,13 +126,22 @@ def demo(
         led = choose_task(profile, checkpoint, instruction, task)
         wording = instruction or ("" if led else profile.instruction or DEFAULT_INSTRUCTION)
         folder = Path(output) if output is not None else Path("xvla_out/demo")
-        settings = DemoSettings(profile, float(duration), seed, wording, led, folder, checkpoint, device, window)
+        settings = DemoSettings(
+            profile, float(duration), seed, wording, led, folder, checkpoint, device, window, dtype, real_time
+        )
         _prepare(folder)
-        _drive(settings, console)
+        try:
+            _drive(settings, console)
+        except (ChildError, Interrupted) as error:
+            if not can_be_shown(folder / RECORDING):
+                raise
+            ended = error
+            said = "stopped" if isinstance(error, Interrupted) else f"ended early: {error}"
+            print(f"\nxvla demo: {said}; film and report show what was recorded", file=sys.stderr, flush=True)
         console.say("writing the report and the film")
         report = write_results(settings)
     except (Interrupted, KeyboardInterrupt) as stop:
-        print("\nstopped; no process is left", file=sys.stderr)
+        print("\nstopped before anything was recorded; no process is left", file=sys.stderr)
         return stop.exit_code if isinstance(stop, Interrupted) else 130
     except (
         CheckpointError,
@@ -136,7 +158,12 @@ def demo(
         print(f"xvla demo: {error}", file=sys.stderr)
         return 1
     _say_end(console, report, folder)
-    return 0
+    if ended is None:
+        return 0
+    if isinstance(ended, Interrupted):
+        return ended.exit_code
+    print(f"xvla demo: ended early; what the nodes said: {folder / 'logs'}", file=sys.stderr)
+    return 1
 
 
 def write_results(settings: DemoSettings) -> Report:
@@ -156,7 +183,7 @@ def write_results(settings: DemoSettings) -> Report:
     poster = read_frame(film, _telling_moment(recording))
     write_html(report, recording, profile, output / "report.html", film=film, poster=poster)
     shutil.rmtree(output / RECORDING)
-    (output / STATS).unlink()
+    (output / STATS).unlink(missing_ok=True)
     return report
 
 
@@ -199,7 +226,9 @@ def _drive(settings: DemoSettings, console: Console) -> None:
         console.say(f"ROS_DOMAIN_ID={domain}, logs in {folder / 'logs'}")
         with Supervisor(folder / "logs", environment, echo=console.echo) as supervisor:
             recording = folder / RECORDING
-            watch = watch_command(profile, recording, duration=settings.duration, film_rate=FILM_RATE)
+            watch = watch_command(
+                profile, recording, duration=settings.duration, film_rate=FILM_RATE, paced=not settings.real_time
+            )
             watcher = supervisor.start("watch", watch, on_line=progress.hear, may_end=True)
             sim = supervisor.start("sim", sim_command(profile, seed=settings.seed, stats=folder / STATS))
             policy = supervisor.start("policy", _policy(settings))
@@ -236,7 +265,9 @@ def _policy(settings: DemoSettings) -> list[str]:
         instruction=settings.instruction or None,
         seed=settings.seed,
         device=settings.device,
+        dtype=settings.dtype,
         sim_time=True,
+        paced=not settings.real_time,
         autostart=settings.task is None,
         settings=overridden,
     )
@@ -254,12 +285,19 @@ def _await_first_command(supervisor: Supervisor, progress: Progress, console: Co
         lambda: f"the policy node to become active; it is {progress.policy()}",
         each=each,
     )
-    supervisor.wait_for(
-        lambda: progress.start > 0,
-        COMMAND_LIMIT,
-        lambda: f"the first command; the policy is {progress.policy()}",
-        each=each,
-    )
+    active_since = progress.time
+
+    def each_until_first() -> None:
+        each()
+        if progress.time - active_since > COMMAND_LIMIT * NANOSECONDS:
+            raise ChildError(
+                f"no command within {COMMAND_LIMIT:.0f} s of simulated time; the policy is {progress.policy()}; "
+                f"its log: {supervisor.logs / 'policy.log'}"
+            )
+        if progress.standing_still > STALL_LIMIT:
+            raise _stalled(supervisor)
+
+    supervisor.wait_for(lambda: progress.start > 0, None, "the first command", each=each_until_first)
     console.say("first command; measuring")
 
 
@@ -272,10 +310,16 @@ def _follow(
         console.episodes(progress)
         console.progress(progress, duration)
         if progress.standing_still > STALL_LIMIT:
-            raise ChildError(f"the simulation's clock has stood still for {STALL_LIMIT:.0f} s; see logs/sim.log")
+            raise _stalled(supervisor)
 
     supervisor.wait_for(lambda: progress.done, None, "the end", each=each)
     console.episodes(progress)
+
+
+def _stalled(supervisor: Supervisor) -> ChildError:
+    return ChildError(
+        f"simulated time has stood still for {STALL_LIMIT:.0f} s; {supervisor.logs / 'sim.log'} says for whom it waits"
+    )
 
 
 def _require_leader(progress: Progress) -> None:
@@ -293,10 +337,11 @@ def _take_down(supervisor: Supervisor, others: Sequence[Child], sim: Child) -> N
 
 
 def _read_stats(path: Path) -> dict[str, Any]:
+    """What the simulation counted; nothing where it was killed."""
     try:
         stats: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise ChildError(f"the simulation left no readable statistics in {path}: {error}; see logs/sim.log") from error
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
     return stats
 
 

@@ -33,9 +33,10 @@ class EvaluationSettings:
         image_size: pixels of the pictures, square.
         variation: of light, colours and cameras, 1 as in demonstrations.
         device: of the policy.
-        dtype: of its weights, ``float32``, ``bfloat16`` or ``int8``; empty keeps the checkpoint's.
+        dtype: what it computes in, ``float32``, ``bfloat16`` or ``int8``; empty takes the fastest here.
         delay: s of simulated time from an observation to its chunk, where there is no real one.
         expert: whether the task's scripted expert drives instead of a policy.
+        real_time: whether simulated time goes on over ROS while a policy too slow for it computes.
     """
 
     profile: Profile
@@ -50,6 +51,7 @@ class EvaluationSettings:
     delay: float = 0.0
     expert: bool = False
     dtype: str = ""
+    real_time: bool = False
 
     def to_mapping(self) -> dict[str, Any]:
         """What the report tells of how it was run."""
@@ -80,6 +82,7 @@ def evaluate(
     dtype: str = "",
     delay: float = 0.0,
     expert: bool = False,
+    real_time: bool = False,
     overrides: Sequence[str] = (),
 ) -> int:
     """Run episodes of a task and write ``report.json``; see ``EvaluationSettings`` for the arguments.
@@ -114,7 +117,8 @@ def evaluate(
     try:
         profile = changed(load_robot(robot), overrides)
         settings = EvaluationSettings(
-            profile, task, episodes, seed, checkpoint, folder, image_size, variation, device, delay, expert, dtype
+            profile, task, episodes, seed, checkpoint, folder, image_size, variation, device, delay, expert, dtype,
+            real_time,
         )
         load_task(settings.profile, task)
         result = _in_process(settings) if in_process or expert else _over_ros(settings)
@@ -192,7 +196,7 @@ def _in_process(settings: EvaluationSettings) -> Evaluation:
     from xvla_ros.simulation.tasks import load_task
 
     profile = for_simulation(settings.profile, settings.checkpoint)
-    predict, source, trained = (None, EXPERT, True) if settings.expert else _policy(settings, profile)
+    predict, source, trained, computing = (None, EXPERT, True, {}) if settings.expert else _policy(settings, profile)
     runner = InProcess(
         profile,
         load_task(profile, settings.task, variation=settings.variation),
@@ -210,6 +214,7 @@ def _in_process(settings: EvaluationSettings) -> Evaluation:
                 bar.set_postfix_str(f"{sum(each.success for each in results)} succeeded")
     finally:
         runner.close()
+    runner.counters.computing = computing
     return Evaluation(
         profile.name,
         settings.task,
@@ -223,18 +228,21 @@ def _in_process(settings: EvaluationSettings) -> Evaluation:
     )
 
 
-def _policy(settings: EvaluationSettings, profile: Profile) -> tuple[Any, str, bool]:
-    """What answers observations, where it comes from, and whether it was trained for this robot."""
+def _policy(settings: EvaluationSettings, profile: Profile) -> tuple[Any, str, bool, dict[str, str]]:
+    """What answers observations, where it comes from, whether it was trained for this robot, and how it computes."""
     from xvla_ros.control.policy_source import load_policy
 
     policy = load_policy(
         {profile.name: profile}, settings.checkpoint or "", device=settings.device, dtype=settings.dtype
     )
 
+    if policy.precision.is_slow:
+        print(f"xvla evaluate: warning: the policy {policy.precision}", file=sys.stderr)
+
     def predict(observations: list[Any], prefixes: list[Any]) -> list[Any]:
         return policy.predict(observations, seed=settings.seed, prefix=prefixes)
 
-    return predict, policy.source, policy.is_trained(profile.policy.domain_id)
+    return predict, policy.source, policy.is_trained(profile.policy.domain_id), policy.computing()
 
 
 def _over_ros(settings: EvaluationSettings) -> Evaluation:

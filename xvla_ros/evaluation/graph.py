@@ -65,16 +65,26 @@ def policy_command(
     instruction: str | None = None,
     seed: int | None = None,
     device: str = "cpu",
+    dtype: str = "",
     sim_time: bool,
+    paced: bool = False,
     autostart: bool = True,
     namespace: str = "",
     settings: Mapping[str, Value] | None = None,
 ) -> list[str]:
-    """Return the command line of the policy node ``/xvla`` for some robots; ``settings`` override their profiles."""
+    """Return the command line of the policy node ``/xvla`` for some robots.
+
+    Args:
+        sim_time: take the time from ``/clock``.
+        paced: let simulated time wait for the node, where xvla_ros simulates.
+        settings: override the profiles.
+    """
     values: dict[str, Value | None] = {
         "robots": [profile.name for profile in profiles],
         "use_sim_time": sim_time,
         "device": device,
+        "dtype": dtype or None,
+        "paced": paced,
         "autostart": autostart,
         "checkpoint": checkpoint,
         "instruction": instruction,
@@ -101,14 +111,17 @@ def sim_command(*profiles: Profile, seed: int, stats: Path | None = None, namesp
     return ros_command("sim_node", values, namespace=namespace)
 
 
-def watch_command(profile: Profile, folder: Path, *, duration: float, film_rate: float) -> list[str]:
-    """Return the command line of the node that records a run."""
+def watch_command(
+    profile: Profile, folder: Path, *, duration: float, film_rate: float, paced: bool = False
+) -> list[str]:
+    """Return the command line of the node that records a run; ``paced`` lets simulated time wait for it."""
     values: dict[str, Value | None] = {
         "profile": str(profile.source) if profile.source is not None else profile.name,
         "robot": profile.name,
         "folder": str(folder),
         "duration": float(duration),
         "film_rate": float(film_rate),
+        "paced": paced,
     }
     return ros_command("watch_node", values)
 

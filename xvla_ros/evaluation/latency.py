@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from xvla_ros.evaluation import measurement
 from xvla_ros.evaluation.latency_inputs import make_noise, make_observations, make_policy
 from xvla_ros.evaluation.measurement import BenchError, Say
 from xvla_ros.model.problems import CheckpointError
+from xvla_ros.resources import usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class LatencyOptions:
     size: str = "small"
     checkpoint: str = ""
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: str = ""
     views: int | None = None
     batch: int = 1
     steps: int = 10
@@ -69,25 +69,30 @@ def measure(options: LatencyOptions, say: Say = lambda text: None) -> dict[str, 
     """
     import torch
 
-    from xvla_ros.evaluation.latency_paths import LeRobotPath, policy_paths
+    from xvla_ros.evaluation.latency_paths import LeRobotPath, left_out, policy_paths
     from xvla_ros.evaluation.latency_work import count_work, measure_peaks
+    from xvla_ros.model.precision import DTYPES, choose
 
     device = _device(options)
     if options.threads:
         torch.set_num_threads(options.threads)
     say("making the policy")
     policy = make_policy(
-        options.size, options.checkpoint, views=options.views, steps=options.steps, dtype=options.dtype,
-        seed=options.seed,
-    )  # fmt: skip
-    policy.network.to(device)
+        options.size, options.checkpoint, views=options.views, steps=options.steps, seed=options.seed
+    )
+    try:
+        policy.precision = choose(policy.network.config, device, options.dtype)
+    except ValueError as error:
+        raise BenchError(str(error)) from error
+    dtype = policy.precision.dtype
+    policy.network.cast(DTYPES[dtype]).to(device)
     observations = make_observations(policy, options.batch, seed=options.seed)
     noise = make_noise(policy, options.batch, options.seed)
     with ExitStack() as opened:
-        paths: list[Path_] = [*policy_paths(policy, options.dtype, compile=options.compile, int8=options.int8)]
+        paths: list[Path_] = [*policy_paths(policy, dtype, compile=options.compile, int8=options.int8)]
         if options.peer:
             say("loading the same weights in LeRobot")
-            paths.append(LeRobotPath(policy, options.dtype, options.peer_python, torch.get_num_threads()))
+            paths.append(LeRobotPath(policy, dtype, options.peer_python, torch.get_num_threads()))
             opened.callback(paths[-1].close)
         for path in paths:
             say(f"warming up: {path.name}")
@@ -101,14 +106,14 @@ def measure(options: LatencyOptions, say: Say = lambda text: None) -> dict[str, 
     _compare(rows)
     settings = asdict(options) | {
         "views": len(observations[0].embodiment.slots), "parameters": _parameters(policy.network),
-        "frames": list(policy.network.config.image_size),
+        "frames": list(policy.network.config.image_size), "dtype": dtype, "dtype_reason": policy.precision.reason,
     }
     for private in ("peer_python", "json"):
         del settings[private]
     return {
         "schema_version": 1, "date": datetime.date.today().isoformat(), "machine": machine(device),
         "settings": settings, "work": {**asdict(work), "chunk": work.chunk(options.steps)}, "peaks": asdict(peaks),
-        "rows": rows,
+        "rows": rows, "left_out": left_out(policy, int8=options.int8),
     }
 
 
@@ -161,11 +166,15 @@ def _row(path: Path_, work: Work, peaks: Peaks, steps: int, difference: float) -
         "p50_ms": p50 * 1e3, "p99_ms": float(np.percentile(times.chunk, 99)) * 1e3, "chunks": len(times.chunk),
         "processor_ms": middle(times.processors),
         "weight_bytes": path.weights, "chunk_bytes": path.rise,
-        "flops_per_s": rate, "matmul_share": rate / peaks.matmul[path.dtype],
-        "step_matmul_share": None if step is None else work.step / step / peaks.matmul[path.dtype],
+        "flops_per_s": rate, "matmul_share": _of(rate, peaks.matmul[path.dtype]),
+        "step_matmul_share": None if step is None else _of(work.step / step, peaks.matmul[path.dtype]),
         "copy_share": _copy_share(path, step, peaks),
         "difference": difference,
     }  # fmt: skip
+
+
+def _of(rate: float, peak: float | None) -> float | None:
+    return None if peak is None else rate / peak
 
 
 def _copy_share(path: Path_, step: float | None, peaks: Peaks) -> float | None:
@@ -196,7 +205,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -232,7 +241,7 @@ def print_report(document: dict[str, Any]) -> None:
         f"{settings['steps']} steps; encoder {work['encode'] / 1e9:.3g} GFLOP, step {work['step'] / 1e9:.3g}, "
         f"chunk {work['chunk'] / 1e9:.4g}"
     )
-    matmul = ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in peaks["matmul"].items())
+    matmul = ", ".join(f"{dtype} {_number(rate, 1e9)} GFLOP/s" for dtype, rate in peaks["matmul"].items())
     print(f"peaks: matmul {matmul}; copy {peaks['copy'] / 1e9:.1f} GB/s\n")
     lines = [[title for title, _ in _COLUMNS], *([cell(row) for _, cell in _COLUMNS] for row in document["rows"])]
     widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
@@ -240,8 +249,11 @@ def print_report(document: dict[str, Any]) -> None:
         print("  ".join(text.rjust(width) if i > 1 else text.ljust(width) for i, (text, width) in
                         enumerate(zip(line, widths, strict=True))))  # fmt: skip
     print()
+    print(f"in {settings['dtype']}: {settings['dtype_reason']}")
     for row in document["rows"]:
         print(f"{row['path']}: {row['runs']}")
+    for what in document["left_out"]:
+        print(f"left out: {what}")
 
 
 def _number(value: float | None, unit: float = 1.0) -> str:

@@ -37,28 +37,22 @@ def require_robot(checkpoint: str, robots: Collection[str]) -> None:
 
 
 def make_policy(
-    size: str = "small", checkpoint: str = "", *, views: int | None = None, steps: int = 10, dtype: str = "float32",
-    seed: int = 0,
+    size: str = "small", checkpoint: str = "", *, views: int | None = None, steps: int = 10, seed: int = 0
 ) -> Policy:
-    """A policy on the CPU: a checkpoint's, or random weights.
+    """A policy in float32 on the CPU: a checkpoint's, or random weights.
 
     Args:
         size: ``small``, the network that ships, or ``full``, the published 0.9 B; of random weights.
         checkpoint: folder or hub id instead of random weights.
         views: cameras; three if None, or as many as the checkpoint's first robot has.
         steps: denoising steps that the first robot has from now on.
-        dtype: ``float32`` or ``bfloat16``.
         seed: of random weights.
 
     Raises:
         BenchError: if the size is unknown, or the network has another number of views.
         CheckpointError: naming what is wrong with the checkpoint.
     """
-    from xvla_ros.model.weights import DTYPES
-
-    policy = _loaded(checkpoint, views, steps) if checkpoint else _random(size, views or VIEWS, steps, seed)
-    policy.network.cast(DTYPES[dtype])
-    return policy
+    return _loaded(checkpoint, views, steps) if checkpoint else _random(size, views or VIEWS, steps, seed)
 
 
 def make_observations(policy: Policy, batch: int = 1, *, seed: int = 0) -> list[Observation]:

@@ -139,8 +139,17 @@ def policy_paths(policy: Policy, dtype: str, *, compile: str = "auto", int8: boo
     """The reference, its fast path, and its int8 form; they share the tensors they have in common."""
     from xvla_ros.model.fast import accelerate
     from xvla_ros.model.int8 import quantise
+    from xvla_ros.model.precision import missing
 
     paths = [PolicyPath(REFERENCE, dtype, policy), PolicyPath(FAST, dtype, accelerate(policy, compile=compile))]
-    if int8:
+    if int8 and INT8 not in missing(policy.network.device):
         paths.append(PolicyPath(INT8, INT8, accelerate(quantise(policy), compile=compile)))
     return paths
+
+
+def left_out(policy: Policy, *, int8: bool) -> list[str]:
+    """What was not measured, and why, in words."""
+    from xvla_ros.model.precision import missing
+
+    lacking = missing(policy.network.device)
+    return [f"int8: {lacking[INT8]}"] if int8 and INT8 in lacking else []

@@ -29,11 +29,11 @@ class Peaks:
     """What was measured of the device, with the threads of this run.
 
     Attributes:
-        matmul: data type → operations a second of its best product of two square matrices.
+        matmul: data type → operations a second of its best product of two square matrices; None where torch has none.
         copy: bytes a second, read and written ones both counted.
     """
 
-    matmul: dict[str, float]
+    matmul: dict[str, float | None]
     copy: float
 
 
@@ -59,22 +59,31 @@ def measure_peaks(device: torch.device, dtypes: tuple[str, ...]) -> Peaks:
     source = torch.ones(COPY_BYTES[kind] // 4, device=device)
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / shortest(lambda: target.copy_(source), device)
-    return Peaks({dtype: max(_matmul(dtype, width, device) for width in PEAK_WIDTHS[kind]) for dtype in dtypes}, copy)
+    rates = {dtype: [_matmul(dtype, width, device) for width in PEAK_WIDTHS[kind]] for dtype in dtypes}
+    return Peaks({dtype: max((rate for rate in of if rate), default=None) for dtype, of in rates.items()}, copy)
 
 
-def _matmul(dtype: str, width: int, device: torch.device) -> float:
-    return 2 * width**3 / min(shortest(product, device) for product in _products(dtype, width, device))
+def _matmul(dtype: str, width: int, device: torch.device) -> float | None:
+    products = _products(dtype, width, device)
+    return 2 * width**3 / min(shortest(each, device) for each in products) if products else None
 
 
 def _products(dtype: str, width: int, device: torch.device) -> list[Callable[[], object]]:
     """Every kernel of torch for this product: which one is best depends on the machine."""
     if dtype == "int8":
         left = torch.randint(-127, 128, (width, width), dtype=torch.int8, device=device)
+        try:
+            torch._int_mm(left, left.t())
+        except RuntimeError:  # torch has no kernel for it on this processor
+            return []
         return [lambda: torch._int_mm(left, left.t())]
     a = torch.randn(width, width, dtype=getattr(torch, dtype), device=device)
     products: list[Callable[[], object]] = [lambda: torch.matmul(a, a.t())]
     if device.type == "cpu" and torch.backends.mkldnn.is_available():
-        packed = torch.ops.mkldnn._reorder_linear_weight(a, width)
+        try:
+            packed = torch.ops.mkldnn._reorder_linear_weight(a, width)
+        except (AttributeError, RuntimeError):  # oneDNN has no kernel for this type on this processor
+            return products
         products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], ""))
     return products
 
@@ -177,8 +186,9 @@ def _reset_resident_peak() -> int:
 
 
 def resident(key: str) -> int:
-    """Memory of this process in bytes: ``VmRSS`` now, ``VmHWM`` its peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    """Memory of this process in bytes: ``VmRSS`` now, ``VmHWM`` its peak; 0 where the system does not say."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith(key + ":"):
             return int(line.split()[1]) << 10
     return 0

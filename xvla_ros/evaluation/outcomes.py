@@ -39,6 +39,8 @@ class Counters:
         frames_sent, frames_received: pictures of all cameras.
         travel: command group → rad (m where a joint slides) that its joints have gone in all.
         inference_ms, overhead_ms: of each chunk.
+        real_time_factor: simulated seconds per wall second over ROS; None in process.
+        computing: how the policy computes, see ``Policy.computing``.
     """
 
     chunks: int = 0
@@ -49,6 +51,8 @@ class Counters:
     travel: dict[str, float] = field(default_factory=dict)
     inference_ms: Percentiles = field(default_factory=lambda: Percentiles.of([]))
     overhead_ms: Percentiles = field(default_factory=lambda: Percentiles.of([]))
+    real_time_factor: float | None = None
+    computing: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ class Evaluation:
             "holds": counted.holds,
             "inference_ms": _finite(counted.inference_ms),
             "overhead_ms": _finite(counted.overhead_ms),
+            "real_time_factor": None if counted.real_time_factor is None else round(counted.real_time_factor, 3),
+            **counted.computing,
             "per_episode": [episode.to_mapping() for episode in self.episodes],
         }
 
@@ -121,7 +127,14 @@ class Evaluation:
         return (
             f"{self.robot}, {self.task}: {self.successes} of {len(self.episodes)} succeeded{took}; "
             f"{self.wrongs} did something else\n"
-            f"success {self.successes / len(self.episodes):.1%}, 95 % interval {low:.1%} to {high:.1%}"
+            f"success {self.successes / len(self.episodes):.1%}, 95 % interval {low:.1%} to {high:.1%}{self._ran()}"
+        )
+
+    def _ran(self) -> str:
+        counted = self.counters
+        dtype = f", in {counted.computing['dtype']}" if counted.computing else ""
+        return "" if counted.real_time_factor is None else (
+            f"\nsimulated at {counted.real_time_factor:.2f} times real time{dtype}"
         )
 
 

@@ -17,7 +17,7 @@ from xvla_ros.evaluation.graph import (
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, Evaluation
 from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
 from xvla_ros.evaluation.recorder import travel_by_group
-from xvla_ros.evaluation.report import Percentiles
+from xvla_ros.evaluation.report import Percentiles, computing_of
 from xvla_ros.nodes.recording import read_progress
 
 if TYPE_CHECKING:
@@ -101,9 +101,11 @@ def _policy(settings: EvaluationSettings) -> list[str]:
         checkpoint=settings.checkpoint,
         seed=settings.seed,
         device=settings.device,
+        dtype=settings.dtype,
         sim_time=True,
+        paced=not settings.real_time,
         autostart=False,
-        settings={**settings_in_simulation(settings.profile, settings.checkpoint), "dtype": settings.dtype or None},
+        settings=settings_in_simulation(settings.profile, settings.checkpoint),
     )
 
 
@@ -121,7 +123,8 @@ def _evaluation(
     settings: EvaluationSettings, episodes: list[EpisodeResult], counted: dict[str, Any], stats: Path
 ) -> Evaluation:
     said = counted["diagnostics"]
-    sent = json.loads(stats.read_text(encoding="utf-8"))["stamps"]
+    simulated = json.loads(stats.read_text(encoding="utf-8"))
+    sent = simulated["stamps"]
     stats.unlink()
     counters = Counters(
         counted["chunks"],
@@ -132,6 +135,8 @@ def _evaluation(
         travel=travel_by_group(counted["travel"], settings.profile),
         inference_ms=_percentiles(said, "inference_ms"),
         overhead_ms=_percentiles(said, "overhead_ms"),
+        real_time_factor=simulated["real_time_factor"],
+        computing=computing_of(said),
     )
     return Evaluation(
         settings.profile.name,

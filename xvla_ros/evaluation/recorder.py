@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.evaluation.episodes import NANOSECONDS, Episode, at, read_episodes
 from xvla_ros.model.data import ActionChunk
-from xvla_ros.nodes.recording import RecordingReader
+from xvla_ros.nodes.recording import RECORDS, RecordingReader
 
 if TYPE_CHECKING:
     from xvla_ros.robots.decode import Decoder
@@ -130,11 +130,24 @@ class Recording:
 def read_recording(folder: Path, profile: Profile, duration: float | None = None) -> Recording:
     """Read the recording in ``folder``.
 
+    Where no command came, the first record takes its place.
+
     Args:
         duration: leave out what came later than this many seconds after the first command.
     """
     with RecordingReader(folder) as reader:
-        return gather(list(reader.new()), profile, duration)
+        records = list(reader.new())
+    commanded = any(record["kind"] == "command" for record in records)
+    start = None if commanded else next((record["time"] for record in records if record["time"]), None)
+    return gather(records, profile, duration, start=start)
+
+
+def can_be_shown(folder: Path) -> bool:
+    """Whether the recording in ``folder`` holds joints, pictures, and what the policy said of itself."""
+    if not (folder / RECORDS).is_file():
+        return False
+    with RecordingReader(folder) as reader:
+        return {record["kind"] for record in reader.new()} >= {"joints", "image", "diagnostics"}
 
 
 def gather(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.observation.bag_files import BagError, storage_files
+from xvla_ros.resources import usable_cores
 
 if TYPE_CHECKING:
     from xvla_ros.evaluation.replay_bag import ReplaySettings
@@ -34,6 +34,7 @@ class ReplayOptions:
         every, batch, instruction, all_episodes, ablations, seed: see ``ReplaySettings``.
         steps: denoising steps; None takes the profile's.
         device: of the policy.
+        dtype: what it computes in; empty takes the fastest here.
         jobs: processes.
         live: also play the first bag to a policy node, and compare.
         live_chunks: file of chunks that a live node answered the bag with, to hold against these.
@@ -54,6 +55,7 @@ class ReplayOptions:
     seed: int = 0
     steps: int | None = None
     device: str = "cpu"
+    dtype: str = ""
     jobs: int = 1
     live: bool = False
     live_chunks: str = ""
@@ -102,15 +104,16 @@ def _replay(options: ReplayOptions) -> int:
     settings = _settings(options)
     output = Path(options.output)
     names = () if options.baseline else (options.checkpoint, *([options.compare] if options.compare else []))
-    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs) if options.jobs > 1 else 0
-    policies = Policies(names, device_of(options.device), options.steps, threads)
+    threads = max(1, usable_cores() // options.jobs) if options.jobs > 1 else 0
+    policies = Policies(names, device_of(options.device), options.steps, threads, options.dtype)
     sources = policies.load(profile, options.seed)
     live = _live(options, bags, profile, output) if is_first() else None
     parts = run_jobs(make_jobs(bags, profile, policies, settings, output), options.jobs, sources)
     if not is_first():
         return 0
     figures = Figures(profile, parts, len(sources))
-    told = {**asdict(settings), "steps": options.steps or profile.policy.denoising_steps, "device": options.device}
+    told = {**asdict(settings), "steps": options.steps or profile.policy.denoising_steps, "device": options.device,
+            "computing": sources[0].policy.computing() if sources[0].policy is not None else {}}
     document = metrics(figures, parts, [(source.name, source.trained) for source in sources], told)
     if live:
         from xvla_ros.evaluation.replay_live import compare_live
@@ -188,8 +191,8 @@ def _live(options: ReplayOptions, bags: Sequence[Path], profile: Profile, output
         return None
     from xvla_ros.evaluation.replay_live import run_live
 
-    return run_live(bags[0], profile, options.checkpoint, output, device=options.device, seed=options.seed,
-                    steps=options.steps)
+    return run_live(bags[0], profile, options.checkpoint, output, device=options.device, dtype=options.dtype,
+                    seed=options.seed, steps=options.steps)
 
 
 def summary(document: dict[str, Any]) -> str:

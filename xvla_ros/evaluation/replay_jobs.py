@@ -31,12 +31,14 @@ class Policies:
         device: as torch names it.
         steps: denoising steps; None: the profile's.
         threads: of torch; 0 leaves it.
+        dtype: what they compute in; empty takes the fastest here.
     """
 
     checkpoints: tuple[str, ...]
     device: str = "cpu"
     steps: int | None = None
     threads: int = 0
+    dtype: str = ""
 
     def load(self, profile: Profile, seed: int) -> list[Source]:
         """Return the sources.
@@ -54,7 +56,10 @@ class Policies:
         if self.threads:
             torch.set_num_threads(self.threads)
         sources: list[Source] = [
-            PolicySource(load_policy({profile.name: profile}, name, device=self.device), profile, seed, self.steps)
+            PolicySource(
+                load_policy({profile.name: profile}, name, device=self.device, dtype=self.dtype),
+                profile, seed, self.steps,
+            )
             for name in self.checkpoints
         ]
         lengths = {source.name: source.waypoints for source in sources}

@@ -54,7 +54,7 @@ def remapped_commands(profile: Profile) -> list[tuple[str, str]]:
 
 
 def run_live(
-    bag: Path, profile: Profile, checkpoint: str, output: Path, *, device: str = "cpu", seed: int = 0,
+    bag: Path, profile: Profile, checkpoint: str, output: Path, *, device: str = "cpu", dtype: str = "", seed: int = 0,
     steps: int | None = None, rate: float = 1.0,
 ) -> Path:
     """Play a bag to a policy node on a domain of its own; return the file of the chunks.
@@ -71,7 +71,7 @@ def run_live(
     file = output / CHUNKS
     file.unlink(missing_ok=True)
     policy = policy_command(
-        profile, checkpoint=checkpoint or None, seed=seed, device=device, sim_time=True,
+        profile, checkpoint=checkpoint or None, seed=seed, device=device, dtype=dtype, sim_time=True,
         settings=replay_settings(profile, steps),
     )
     for topic, other in remapped_commands(profile):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 UNTRAINED = "untrained"
 _NUMBERS = ("p50", "p95", "p99", "max")
+# What a policy says of how it computes, see ``Policy.computing``.
+COMPUTING = ("dtype", "dtype_reason", "engine", "device", "threads", "instruction_set")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Report:
     overhead_ms: Percentiles
     real_time_factor: float
     episodes: tuple[Episode, ...] = ()
+    computing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -115,7 +118,8 @@ class Report:
             "holds": self.holds,
             "inference_ms": _finite(asdict(self.inference_ms)),
             "overhead_ms": _finite(asdict(self.overhead_ms)),
-            "real_time_factor": round(self.real_time_factor, 3),
+            "real_time_factor": round(self.real_time_factor, 3) if math.isfinite(self.real_time_factor) else None,
+            **self.computing,
             "task": self.task,
             "episodes": [episode.to_mapping() for episode in self.episodes],
             "success_rate": self.successes / len(self.episodes) if self.episodes else None,
@@ -157,7 +161,13 @@ def make_report(recording: Recording, profile: Profile, sent: Mapping[str, Any],
         overhead_ms=Percentiles(**{name: float(values.get(f"overhead_ms_{name}", "nan")) for name in _NUMBERS}),
         real_time_factor=float(sent.get("real_time_factor", math.nan)),
         episodes=tuple(episode for episode in recording.episodes if episode.ended is not None),
+        computing=computing_of(values),
     )
+
+
+def computing_of(diagnostics: Mapping[str, str]) -> dict[str, str]:
+    """How the policy computes, as far as its diagnostics say."""
+    return {name: diagnostics[name] for name in COMPUTING if name in diagnostics}
 
 
 def count_frames(
@@ -188,6 +198,7 @@ def summary(report: Report) -> str:
     rows = [
         ("weights", "trained" if report.trained else "untrained: random weights, the motion means nothing"),
         ("measured", f"{report.duration:.1f} s of simulated time at {report.real_time_factor:.2f} times real time"),
+        ("computes in", "{dtype}: {dtype_reason}".format(**report.computing) if report.computing else "not said"),
         *_episodes_in_words(report),
         ("chunks", str(report.chunks)),
         ("trajectories", str(report.trajectories)),

@@ -27,10 +27,13 @@ def run(
     seed: int = 0,
     output: Path | str = "xvla_out/run",
     robots: str = "",
+    dtype: str = "",
+    real_time: bool = False,
 ) -> int:
     """Bring up the policy node, and with ``sim`` what simulates its arms, and follow them until Ctrl-C.
 
     ``robots`` are several, by name or file with commas between them, in the place of ``robot``: one node drives all.
+    What is simulated waits for the policy, unless ``real_time`` says no.
 
     The nodes join the graph of the surrounding ROS_DOMAIN_ID, as launched ones do. Their logs go to ``output``/logs.
 
@@ -53,7 +56,9 @@ def run(
             checkpoint=checkpoint,
             instruction=instruction,
             device=device,
+            dtype=dtype,
             sim_time=sim,
+            paced=sim and not real_time,
             autostart=autostart,
             namespace=namespace,
             settings=settings,

@@ -44,8 +44,8 @@ WHAT = {
     OURS: "imported: what the network and its files need",
     DEVICE: "its first use",
     FILES: "config, processors, tokenizer",
-    WEIGHTS: "the network built, its weights copied from the mapped file to the device",
-    PREPARE: "the fast path chosen; packed, rounded, compiled, captured as far as it needs that",
+    WEIGHTS: "the type chosen, the network built, its weights copied from the mapped file to the device, rounded",
+    PREPARE: "the fast path chosen; packed, compiled, captured as far as it needs that",
     FIRST: "frames to actions",
     TOTAL: "to the first chunk",
     SECOND: "beside the first; not in the total",
@@ -113,11 +113,14 @@ def _checkpoint(options: StartOptions, say: Say) -> Iterator[str]:
         return
     from xvla_ros.evaluation.latency_inputs import make_policy
     from xvla_ros.model import checkpoint
+    from xvla_ros.model.precision import BFLOAT16, DTYPES
 
     say("making the policy")
     with tempfile.TemporaryDirectory(prefix="xvla-bench-") as folder:
-        dtype = "bfloat16" if options.dtype == "bfloat16" else "float32"
-        checkpoint.save(make_policy(options.size, dtype=dtype), folder)
+        policy = make_policy(options.size)
+        if options.dtype == BFLOAT16:
+            policy.network.cast(DTYPES[BFLOAT16])
+        checkpoint.save(policy, folder)
         yield folder
 
 

@@ -55,8 +55,6 @@ def start(begun: float, options: dict[str, Any]) -> dict[str, Any]:
     with part(OURS):
         from xvla_ros.model.checkpoint import PROFILE_STEPS, build, read_files
         from xvla_ros.model.fast import accelerate, get_ready
-        from xvla_ros.model.int8 import INT8, quantise
-        from xvla_ros.model.weights import DTYPES
     device = torch.device(options["device"])
     if device.type == "cuda":
         wait = lambda: torch.cuda.synchronize(device)  # noqa: E731
@@ -65,19 +63,17 @@ def start(begun: float, options: dict[str, Any]) -> dict[str, Any]:
     with part(FILES):
         files = read_files(options["checkpoint"], assume=PROFILE_STEPS)
     with part(WEIGHTS):
-        policy = build(files, device=device, dtype=DTYPES.get(options["dtype"]))
+        policy = build(files, device=device, dtype=options["dtype"])
     from xvla_ros.evaluation.latency_inputs import make_observations
 
     observations = make_observations(policy)  # before the next part begins: no camera node makes frames
     with part(PREPARE):
-        if options["dtype"] == INT8:
-            policy = quantise(policy)
         policy = accelerate(policy, compile=options["compile"])
         get_ready(policy, observations)
     for name in (FIRST, SECOND):
         with part(name):
             policy.predict(observations, seed=0)
-    said = {"seconds": seconds, "processors": processors, "runs": policy.runner.description}
+    said = {"seconds": seconds, "processors": processors, "runs": f"{policy.runner.description}, {policy.precision}"}
     return said | _surroundings(device)
 
 

@@ -21,17 +21,18 @@ from .config import ACTION_FEATURE, IMAGE_FEATURES, STATE_FEATURE, XvlaConfig
 from .config_files import lerobot_dict
 from .folders import CheckpointFolders, find_checkpoint
 from .inspection import CheckpointInfo, Description, describe, inspect
-from .int8 import INT8, is_int8, quantise
+from .int8 import is_int8, quantise
 from .lora import merge_adapter
 from .network import XvlaNetwork
 from .pipelines import ALL_STEPS, PROFILE_STEPS, write_pipelines
 from .policy import Policy
+from .precision import DTYPES, INT8, Precision, choose
 from .problems import CheckpointError, Problem
 from .processor import Processor
 from .record import Record, RobotRecord, write_record
 from .tensor_files import WEIGHTS
 from .text import TOKENIZER_FILE, Tokenizer, load_tokenizer
-from .weights import DTYPES, load_network, save_weights
+from .weights import load_network, save_weights
 
 __all__ = ["ALL_STEPS", "PROFILE_STEPS", "CheckpointError", "CheckpointInfo", "inspect", "load", "save"]
 
@@ -50,8 +51,9 @@ def load(
         folder_or_id: a local folder, or an id on the Hugging Face hub.
         revision: branch, tag or commit on the hub.
         device: where the network runs.
-        dtype: ``float32``, ``bfloat16``, or on the CPU ``int8``, see ``int8.quantise``; what config.json says if None.
-            The entrance and exit of the actions run in float32 in any case.
+        dtype: what it computes in: ``float32``, ``bfloat16``, or on the CPU ``int8``, see ``int8.quantise``. None or
+            empty takes the fastest on the device whose error does not depend on the weights, however they are stored:
+            see ``precision.choose``. The entrance and exit of the actions run in float32 in any case.
         assume: processor steps that LeRobot's files may lack because the caller does their work. ``PROFILE_STEPS`` are
             those a robot profile always covers; a missing normaliser that is assumed leaves numbers as they are.
 
@@ -60,11 +62,9 @@ def load(
 
     Raises:
         CheckpointError: naming file, key, what was found and what was expected, for everything that does not fit.
+        ValueError: if the device cannot run the type.
     """
-    if dtype == INT8 and torch.device(device).type != "cpu":
-        raise ValueError(f"device is {str(device)!r} with dtype {INT8!r}, expected cpu: use bfloat16 on a GPU")
-    policy = build(read_files(folder_or_id, revision=revision, assume=assume), device=device, dtype=_dtype(dtype))
-    return quantise(policy) if dtype == INT8 else policy
+    return build(read_files(folder_or_id, revision=revision, assume=assume), device=device, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -106,36 +106,30 @@ def read_files(
 
 
 def build(
-    files: CheckpointFiles, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    files: CheckpointFiles, *, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
 ) -> Policy:
     """Read the weights of a checkpoint, straight from the mapped files to the device, and make a policy of them.
 
     Args:
         files: from ``read_files``.
-        device: where the network runs.
-        dtype: precision to run in; what config.json says if None.
+        device, dtype: as for ``load``. A type that is asked for is also the one that ``save`` stores.
 
     Raises:
-        CheckpointError: as ``load``, for the weights.
+        CheckpointError, ValueError: as ``load``, for the weights and the type.
     """
     described, folders = files.described, files.folders
+    wanted = "" if dtype is None else str(dtype).removeprefix("torch.")
+    precision = choose(described.config, device, wanted)
     try:
-        network = load_network(folders.base, described.config, device=device, dtype=dtype)
+        network = load_network(folders.base, described.config, device=device, dtype=DTYPES.get(precision.dtype))
         if folders.adapter is not None:
             merge_adapter(network, folders.adapter)
     except CheckpointError as error:
         raise error.at(files.source) from None
-    return _policy(network, files.tokenizer, described, files.source)
-
-
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if not isinstance(dtype, str):
-        return dtype
-    if dtype == INT8:
-        return torch.float32
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is unknown, expected {', '.join(DTYPES)} or {INT8}")
-    return DTYPES[dtype]
+    if wanted in DTYPES:
+        network.config = replace(network.config, dtype=wanted)
+    policy = _policy(network, files.tokenizer, described, files.source, precision)
+    return quantise(policy) if precision.dtype == INT8 else policy
 
 
 def _tokenizer(folders: CheckpointFolders, config: XvlaConfig) -> Tokenizer:
@@ -149,7 +143,9 @@ def _tokenizer(folders: CheckpointFolders, config: XvlaConfig) -> Tokenizer:
     return tokenizer
 
 
-def _policy(network: XvlaNetwork, tokenizer: Tokenizer, described: Description, source: str) -> Policy:
+def _policy(
+    network: XvlaNetwork, tokenizer: Tokenizer, described: Description, source: str, precision: Precision
+) -> Policy:
     robots = described.record.robots
     processor = Processor(
         network.config,
@@ -157,7 +153,8 @@ def _policy(network: XvlaNetwork, tokenizer: Tokenizer, described: Description, 
         {name: robot.statistics for name, robot in robots.items()},
         default=described.pipelines.statistics,
     )
-    return Policy(network, processor, robots=robots, training=described.record.training, source=source)
+    training = described.record.training
+    return Policy(network, processor, robots=robots, training=training, source=source, precision=precision)
 
 
 def save(policy: Policy, folder: str | Path) -> None:
@@ -165,7 +162,8 @@ def save(policy: Policy, folder: str | Path) -> None:
 
     config.json holds LeRobot's keys only, with the published action mode that decodes alike; ``xvla_ros.json`` holds
     ours, every robot's statistics and the training summary. LeRobot's processor files carry the statistics of the
-    first robot. Each file appears whole or not at all.
+    first robot. Weights are stored in ``network.config.dtype``: as they were, or as was asked for when they were
+    loaded or cast. Each file appears whole or not at all.
 
     Args:
         policy: to save.
@@ -190,8 +188,7 @@ def _write(policy: Policy, folder: Path) -> None:
     first = next(iter(policy.robots.values()), None)
     statistics = first.statistics if first is not None else policy.processor.default
     modes = {"VISUAL": "IDENTITY", "STATE": statistics.state.mode, "ACTION": statistics.action.mode}
-    stored = "bfloat16" if network.vlm.dtype == torch.bfloat16 else "float32"
-    config = replace(network.config, action_mode=network.action_mode.published_name, normalization=modes, dtype=stored)
+    config = replace(network.config, action_mode=network.action_mode.published_name, normalization=modes)
     described = lerobot_dict(config)
     if not described.get("input_features"):
         described.update(_features(policy, first))

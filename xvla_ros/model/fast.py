@@ -36,9 +36,7 @@ def accelerate(policy: Policy, *, compile: str = "auto", log: Log | None = None)
     if compile not in CHOICES:
         raise ValueError(f"compile is {compile!r}, expected {', '.join(CHOICES)}")
     log = log or logging.getLogger(__name__).info
-    made = Policy(
-        policy.network, policy.processor, robots=policy.robots, training=policy.training, source=policy.source
-    )
+    made = policy.like(policy.network)
     if compile != "off":
         made.runner = FastRunner(policy.network, ways(policy.network, compile), log)
     log(f"the policy runs {made.runner.description}")

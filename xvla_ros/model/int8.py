@@ -8,19 +8,20 @@ every call, with a scale for every row, so that a token with large numbers does 
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .network import XvlaNetwork
 from .onednn import variant
 from .policy import Policy
+from .precision import INT8_ENGINES
 
 QUANTISED_PARTS = ("transformer.blocks.", "vlm.vision_tower.", "vlm.language_model.encoder.layers.")
-INT8 = "int8"
+M = TypeVar("M", bound=nn.Module)
 _LARGEST = 127
 # A row of zeros keeps its zeros when it is divided by this.
 _TINY = 1e-20
@@ -97,7 +98,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def quantise(policy: Policy) -> Policy:
-    """Make an int8 copy of a policy, which shares every tensor that is not rounded.
+    """Make an int8 copy of a policy, which shares every float32 tensor that is not rounded.
 
     Args:
         policy: on the CPU, float32 or bfloat16; stays as it is.
@@ -113,10 +114,10 @@ def quantise(policy: Policy) -> Policy:
         raise ValueError(f"the policy is on {network.device}, expected cpu: int8 has kernels there only")
     if is_int8(network):
         raise ValueError("the policy is int8 already")
-    rounded = _round_linears(variant(network))
-    return Policy(
-        rounded, policy.processor, robots=policy.robots, training=policy.training, source=f"{policy.source}, int8"
-    )
+    rounded = variant(network) if network.vlm.dtype == torch.float32 else copy.deepcopy(network).cast(torch.float32)
+    for part in QUANTISED_PARTS:
+        round_linears(rounded, part)
+    return policy.like(rounded, source=f"{policy.source}, int8")
 
 
 def is_int8(network: nn.Module) -> bool:
@@ -124,20 +125,24 @@ def is_int8(network: nn.Module) -> bool:
     return any(isinstance(module, Int8Linear) for module in network.modules())
 
 
-def _round_linears(network: XvlaNetwork) -> XvlaNetwork:
-    for path, module in list(network.named_modules()):
-        if not (path.startswith(QUANTISED_PARTS) and isinstance(module, nn.Linear)):
+def round_linears(module: M, part: str = "") -> M:
+    """Replace the linear layers of ``module`` whose path begins with ``part``; return it."""
+    for path, layer in list(module.named_modules()):
+        if not (path.startswith(part) and isinstance(layer, nn.Linear)):
             continue
         parent, _, name = path.rpartition(".")
         try:
-            setattr(network.get_submodule(parent), name, Int8Linear(module))
+            setattr(module.get_submodule(parent), name, Int8Linear(layer))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    return network
+    return module
 
 
 def _pack(weight: Tensor) -> Any:
     """Round [out, in] by output channel and lay it out for the kernel."""
+    engines = torch.backends.quantized
+    if engines.engine == "none":  # as some builds for ARM leave it
+        engines.engine = next(each for each in INT8_ENGINES if each in engines.supported_engines)
     scale = weight.abs().amax(1).double().clamp_(min=_TINY) / _LARGEST
     with warnings.catch_warnings():
         # torch 2.13 announces that quantised tensors will go; pyproject's torch has them, and a test says when not

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,8 @@ class XvlaNetwork(nn.Module):
         return self.transformer.context(*self.vlm.mix(features, input_ids), domain_id, self.config.chunk_size)
 
     def cast(self, dtype: torch.dtype) -> XvlaNetwork:
-        """Set the precision in place; the entrance and exit of the actions stay float32."""
+        """Set the precision in place, and what is saved; the entrance and exit of the actions stay float32."""
+        self.config = replace(self.config, dtype=str(dtype).removeprefix("torch."))
         for name, parameter in self.named_parameters():
             parameter.data = parameter.data.to(part_dtype(name, dtype))
         for name, buffer in self.named_buffers():

@@ -71,15 +71,24 @@ def on_onednn(network: XvlaNetwork) -> XvlaNetwork:
     Layers that are no plain ``nn.Linear``, such as quantised ones, stay as they are.
     """
     made = variant(network)
-    layers = [module for module in made.modules() if type(module) is nn.Linear]
+    to_onednn(made)
+    return made
+
+
+def to_onednn(module: nn.Module) -> None:
+    """Make the plain linear layers of ``module`` oneDNN's, in place.
+
+    Raises:
+        RuntimeError: if the processor has no kernel for their type.
+    """
+    layers = [each for each in module.modules() if type(each) is nn.Linear]
     fits = sum(layer.weight.nbytes for layer in layers) <= PACKED_BYTES
     for layer in layers:
         layer.__class__ = OneDnnLinear
         if fits:
             cast(OneDnnLinear, layer).pack()
-    for module in made.modules():
-        _fuse_gelu(module)
-    return made
+    for each in module.modules():
+        _fuse_gelu(each)
 
 
 def _fuse_gelu(module: nn.Module) -> None:
@@ -106,13 +115,17 @@ def onednn_gain(network: XvlaNetwork) -> tuple[float, str]:
         return 0.0, f"the layers are {type(layer).__name__}"
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return 0.0, "this torch has no oneDNN"
-    fast = copy.copy(layer)
+    fast = cast(OneDnnLinear, copy.copy(layer))
     fast.__class__ = OneDnnLinear
     x = torch.zeros(network.config.sequence_length(2), layer.in_features, dtype=layer.weight.dtype)
     seconds: dict[nn.Module, list[float]] = {layer: [], fast: []}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        fast.post = ("gelu", "tanh")
+        fast.pack()  # what cannot be packed or fused here is found before it is relied on
+        fast(x)
+        fast.post, fast.packed = OneDnnLinear.post, None
         for _ in range(_ROUNDS):
             for each, taken in seconds.items():
                 begun = time.thread_time()

@@ -16,6 +16,7 @@ from torch import Tensor
 from .action_modes import ActionMode
 from .data import ActionChunk, Embodiment, Observation, Prefix
 from .network import XvlaNetwork
+from .precision import Precision, instruction_set
 from .processor import Batch, Processor
 from .record import RobotRecord, TrainingSummary
 from .runner import Runner
@@ -30,6 +31,7 @@ class Policy:
         robots: by name, those the checkpoint was made for.
         training: its history.
         source: folder or hub id, for messages.
+        precision: what it computes in, and why; None where nobody chose.
     """
 
     def __init__(
@@ -40,12 +42,36 @@ class Policy:
         robots: Mapping[str, RobotRecord] | None = None,
         training: TrainingSummary | None = None,
         source: str = "",
+        precision: Precision | None = None,
     ) -> None:
         self.network, self.processor = network, processor
         self.runner = Runner(network)
         self.robots = dict(robots or {})
         self.training = training or TrainingSummary()
         self.source = source
+        self.precision = precision or Precision(str(network.vlm.dtype).removeprefix("torch."), "as it was made")
+
+    def like(self, network: XvlaNetwork, *, source: str = "", precision: Precision | None = None) -> Policy:
+        """Make a policy with another network and everything else of this one."""
+        return Policy(
+            network,
+            self.processor,
+            robots=self.robots,
+            training=self.training,
+            source=source or self.source,
+            precision=precision or self.precision,
+        )
+
+    def computing(self) -> dict[str, str]:
+        """Say what it computes in, why, how, and on what, for reports and diagnostics."""
+        return {
+            "dtype": self.precision.dtype,
+            "dtype_reason": self.precision.reason,
+            "engine": self.runner.description,
+            "device": str(self.network.device),
+            "threads": str(torch.get_num_threads()),
+            "instruction_set": instruction_set(),
+        }
 
     @property
     def chunk_size(self) -> int:

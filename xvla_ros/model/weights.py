@@ -18,10 +18,10 @@ from .config import XvlaConfig
 from .keymap import Place, published_place
 from .layout import Placed, config_from_weights, place_tensors, shape_of
 from .network import XvlaNetwork, meta_network, part_dtype, unmaterialised
+from .precision import DTYPES
 from .problems import CheckpointError, Problem
 from .tensor_files import WEIGHTS, StoredTensor, stored_tensors
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GENERATION_BIAS = "model.vlm.language_model.final_logits_bias"
 STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAPPED_AT_ONCE = 16 * 2**20
@@ -121,13 +121,15 @@ def assign(network: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def save_weights(network: XvlaNetwork, path: Path) -> None:
-    """Write the network under the published names, in the precision it has, as one safetensors file."""
+    """Write the network under the published names, in its config's precision, as one safetensors file."""
     from safetensors.torch import save_file
 
     state = {}
     for name, tensor in network.state_dict().items():
         place = published_place(name)
         stored = tensor.detach().cpu()
+        if stored.is_floating_point():
+            stored = stored.to(part_dtype(name, DTYPES[network.config.dtype]))
         state[place.name] = (stored.t() if place.transposed else stored).contiguous()
     # Nobody uses it, but LeRobot's strict loading asks for it.
     state[GENERATION_BIAS] = torch.zeros(1, network.config.text.vocab_size)

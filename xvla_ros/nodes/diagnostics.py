@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from xvla_ros.control.latency import Percentiles
 from xvla_ros.control.status import HOLDING, INACTIVE, RUNNING, STOPPED
 from xvla_ros.nodes.robot_link import RobotLink
+
+if TYPE_CHECKING:
+    from xvla_ros.model.policy import Policy
 
 _LEVELS = {
     RUNNING: DiagnosticStatus.OK,
@@ -16,12 +21,13 @@ _LEVELS = {
 }
 
 
-def robot_diagnostics(link: RobotLink, *, node: str, checkpoint: str, trained: bool, stop: str) -> DiagnosticStatus:
-    """State, cause of a ``stop``, counters, latencies (ms) and frames (stamps in ns of ROS time) of one robot."""
+def robot_diagnostics(link: RobotLink, *, node: str, policy: Policy | None, stop: str) -> DiagnosticStatus:
+    """Policy, state, cause of a ``stop``, counters, latencies (ms) and frames (stamps in ns of ROS time) of a robot."""
     status = link.pilot.status
     values: dict[str, object] = {
-        "checkpoint": checkpoint,
-        "trained": str(trained).lower(),
+        "checkpoint": policy.source if policy is not None else "",
+        "trained": str(policy is not None and policy.is_trained(link.profile.policy.domain_id)).lower(),
+        **(policy.computing() if policy is not None else {}),
         "instruction": link.pilot.instruction,
         "stop": stop,
         "domain_id": link.profile.policy.domain_id,

@@ -40,9 +40,10 @@ from xvla_ros.nodes.stop_request import StoppedError, StopRequest
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
-START_LIMIT, CONFIGURE_LIMIT, SERVICE_LIMIT = 90.0, 900.0, 30.0  # s on the steady clock
+START_LIMIT, CONFIGURE_LIMIT, SERVICE_LIMIT = 300.0, 900.0, 300.0  # s on the steady clock, to end what hangs
 SETTLE = 0.25  # s of simulated time between a reset and the policy's start: what was seen before it is gone by then
-IDLE_LIMIT = 60.0  # s on the steady clock without a command, or of a clock that stands still
+IDLE_LIMIT = 60.0  # s of simulated time without a command
+STILL_LIMIT = 900.0  # s on the steady clock of a /clock that stands still: a chunk of a large policy may take minutes
 POLICY, SIMULATION = "/xvla", "/sim"
 
 
@@ -131,7 +132,10 @@ class EvaluateNode(Node):  # type: ignore[misc]
         if self._policy_state() == State.PRIMARY_STATE_UNCONFIGURED:
             self._transition(Transition.TRANSITION_CONFIGURE, CONFIGURE_LIMIT)
         for seed, variant in self._order.layouts():
-            tell({"episode": self._episode(seed, variant)})
+            episode = self._episode(seed, variant)
+            tell({"episode": episode})
+            came = "succeeded" if episode["success"] else "did something else" if episode["wrong"] else "time is up"
+            self.get_logger().info(f"{episode['instruction']!r}: {came}, {episode['elapsed']:.1f} s (seed {seed})")
             self._pause(self._order.pause)
         self._wait(lambda: "trained" in self._diagnostics, SERVICE_LIMIT, "the policy's diagnostics")
         tell({"counters": self._counters()})
@@ -165,14 +169,16 @@ class EvaluateNode(Node):  # type: ignore[misc]
         return {key: self._outcome[key] for key in ("seed", "instruction", "success", "wrong", "elapsed")}
 
     def _wait_until_over(self) -> None:
-        instruction, begun = self._outcome["instruction"], time.monotonic()
+        instruction, begun = self._outcome["instruction"], self.time
         while not self._outcome["over"]:
             self._spin()
-            now = time.monotonic()
             told = self._status.instruction if self._status is not None else ""
-            if self._outcome["elapsed"] == 0.0 and now - begun > IDLE_LIMIT:
+            if self._outcome["elapsed"] == 0.0 and self.time - begun > IDLE_LIMIT * NS:
                 said = "nothing" if self._status is None else " ".join((self._status.reason, self._status.detail))
-                raise LeadError(f"no command within {IDLE_LIMIT:.0f} s; the policy says: {said.strip() or 'nothing'}")
+                raise LeadError(
+                    f"no command within {IDLE_LIMIT:.0f} s of simulated time; the policy says: "
+                    f"{said.strip() or 'nothing'}"
+                )
             if self._outcome["elapsed"] > 0.0 and told != instruction:
                 raise LeadError(f"the policy does {told!r}, and was told {instruction!r}")
 
@@ -206,8 +212,8 @@ class EvaluateNode(Node):  # type: ignore[misc]
     def _spin(self) -> None:
         self._stop.check()
         self._executor.spin_once(timeout_sec=0.1)
-        if self.time and time.monotonic() - self._moved > IDLE_LIMIT:
-            raise LeadError(f"the simulation's clock has stood still for {IDLE_LIMIT:.0f} s")
+        if self.time and time.monotonic() - self._moved > STILL_LIMIT:
+            raise LeadError(f"the simulation's clock has stood still for {STILL_LIMIT:.0f} s")
 
     def _call(self, client: Any, request: Any, seconds: float = SERVICE_LIMIT) -> Any:
         future = client.call_async(request)
@@ -225,8 +231,9 @@ class EvaluateNode(Node):  # type: ignore[misc]
     # what is heard
 
     def _on_clock(self, message: Any) -> None:
-        self.time = messages.stamp_ns(message.clock)
-        self._moved = time.monotonic()
+        now = messages.stamp_ns(message.clock)
+        if now != self.time:  # a simulation that waits says its time again
+            self.time, self._moved = now, time.monotonic()
 
     def _on_outcome(self, message: Any) -> None:
         self._outcome = json.loads(message.data)

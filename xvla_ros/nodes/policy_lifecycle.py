@@ -7,7 +7,6 @@ commands; deactivate brings the arms to rest; cleanup frees the memory.
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import threading
 import time
@@ -33,10 +32,13 @@ from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.diagnostics import robot_diagnostics
 from xvla_ros.nodes.grippers import OutletError, require_outlets
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError
+from xvla_ros.nodes.node_clock import NodeClock
 from xvla_ros.nodes.parameters import read_profile
 from xvla_ros.nodes.robot_description import DescriptionTopics
 from xvla_ros.nodes.robot_link import RobotLink
 from xvla_ros.nodes.stop_topics import StopTopics
+from xvla_ros.nodes.time_limit import TimeLimit
+from xvla_ros.resources import usable_cores
 from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
 from xvla_ros.robots.problems import ProfileError
 from xvla_ros.robots.profile import Profile
@@ -48,35 +50,23 @@ if TYPE_CHECKING:
 NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
     ("robots", ["so101_bimanual"], "Names of the robots to drive, each a profile; their keys are under their names."),
     ("device", "cpu", "Where the policy runs, as torch names it: cpu, cuda, cuda:1."),
-    ("dtype", "", "Type of the weights: float32, bfloat16, int8 (CPU only); empty keeps the checkpoint's."),
+    ("dtype", "", "What the policy computes in: float32, bfloat16, int8 (CPU only); empty takes the fastest here."),
     ("threads", 0, "Processor threads of the policy; 0 takes half of the cores and leaves the rest to the topics."),
     ("autostart", False, "Whether the node configures and activates itself; a launch file does it from outside."),
     ("checkpoint", "", "Folder or hub id of the checkpoint; empty takes the one the profiles name."),
     ("instruction", "", "What to do until an instruction arrives on a topic; empty takes the profiles'."),
+    ("paced", False, "Whether simulated time waits for this node, where xvla_ros simulates; needs use_sim_time."),
     ("batch_wait", 0.01, "s that a robot waits at most for others about to ask, to share a pass of the policy."),
     ("seed", -1, "Seed of the sampler's noise; below 0 draws a fresh one for every chunk."),
 )
 # what a loaded policy depends on
-LOADED_WITH = ("robots", "device", "dtype", "threads", "checkpoint")
+LOADED_WITH = ("robots", "device", "dtype", "threads", "checkpoint", "paced")
 PROGRESS_PERIOD_S = 5.0
 ANSWER_TIMEOUT_S = 2.0
 LONGEST_BATCH_WAIT_S = 1.0
 POLL_S = 0.05
 END_POLL_S = 0.2
 LOADING_THREAD = "loading"
-
-
-class NodeClock:
-    """ROS time of a node, which follows ``/clock`` under ``use_sim_time``, and the steady clock beside it."""
-
-    def __init__(self, node: rclpy.node.Node) -> None:
-        self._clock = node.get_clock()
-
-    def ros_ns(self) -> int:
-        return int(self._clock.now().nanoseconds)
-
-    def steady_s(self) -> float:
-        return time.monotonic()
 
 
 class PolicyNode(GuardedLifecycleNode):
@@ -94,12 +84,14 @@ class PolicyNode(GuardedLifecycleNode):
         self._descriptions: dict[str, RobotDescription | None] = {}
         self._policy: Policy | None = None
         self._engine: Engine | None = None
+        self._time_limit: TimeLimit | None = None
         self._stops = StopTopics(self, lambda: self._links, lambda: self.state_label() == "active")
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.EVENTS)
         self.create_timer(1.0, self._publish_diagnostics, clock=RosClock(clock_type=ClockType.STEADY_TIME))
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
     def set_up(self) -> None:
+        self._clock_of_robots.paced = self._paced()
         self._profiles = self._read_profiles()
         self._descriptions = self._hear_descriptions()
         self._policy = self._load()
@@ -113,12 +105,19 @@ class PolicyNode(GuardedLifecycleNode):
         self._engine = Engine(self._predict, self._links, self._batch_wait())
         for link in self._links:
             link.start()
+        if self._clock_of_robots.paced:
+            self._time_limit = TimeLimit(self, self._allowed_until)
+            for link in self._links:
+                link.on_tick = self._time_limit.say
         self._engine.start()
 
     def halt(self) -> None:
         # the arms first: a pass of the network may take seconds to end
         for link in self._links:
             link.stop()
+        if self._time_limit is not None:
+            self._time_limit.close()
+            self._time_limit = None
         if self._engine is not None and not self._engine.stop():
             self.get_logger().warning("the policy is still in a forward pass; its chunk will be dropped")
         self._engine = None
@@ -164,6 +163,16 @@ class PolicyNode(GuardedLifecycleNode):
             origins = ", ".join(dict.fromkeys(arm.chain.description.origin for arm in arms.values()))
             self.get_logger().info(f"{profile.name}: kinematics of {origins}")
         return {profile.name: heard[profile.namespace] for profile in with_tools}
+
+    def _paced(self) -> bool:
+        paced = bool(self.get_parameter("paced").value)
+        if paced and not self.get_parameter("use_sim_time").value:
+            raise TransitionError("parameter paced is true without use_sim_time: only simulated time can wait")
+        return paced
+
+    def _allowed_until(self) -> int | None:
+        """Up to when simulated time may run, ns; None for ever."""
+        return min((link.allowed_until() for link in self._links), default=None)
 
     def _batch_wait(self) -> float:
         wait = float(self.get_parameter("batch_wait").value)
@@ -248,6 +257,8 @@ class PolicyNode(GuardedLifecycleNode):
                     f"{profile.name}: untrained: {policy.source} has no trained row {profile.policy.domain_id}; "
                     "the arm will move, but not to a purpose"
                 )
+        if policy.precision.is_slow:
+            log.warning(f"parameter dtype: the policy {policy.precision}; leave dtype empty for the fastest")
         log.info("warming up")
         warm_up(policy, [blank_observation(profile) for profile in self._profiles.values()])
         return policy
@@ -258,7 +269,7 @@ class PolicyNode(GuardedLifecycleNode):
         import torch
 
         threads = int(self.get_parameter("threads").value)
-        torch.set_num_threads(threads if threads > 0 else max(1, len(os.sched_getaffinity(0)) // 2))
+        torch.set_num_threads(threads if threads > 0 else max(1, usable_cores() // 2))
 
     def _predict(self, observations: list[Observation], prefixes: list[Prefix | None]) -> list[ActionChunk]:
         policy = self._policy
@@ -286,8 +297,7 @@ class PolicyNode(GuardedLifecycleNode):
             robot_diagnostics(
                 link,
                 node=self.get_name(),
-                checkpoint=policy.source if policy is not None else "",
-                trained=policy is not None and policy.is_trained(link.profile.policy.domain_id),
+                policy=policy,
                 stop=self._stops.cause,
             )
             for link in list(self._links)

@@ -15,7 +15,6 @@ from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
-from xvla_ros.control.clock import Clock
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.control.status import CONTROLLER_LOST, INACTIVE, RUNNING, ControlStatus
 from xvla_ros.control.window import CommandWindow
@@ -23,6 +22,7 @@ from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_messages, command_type
 from xvla_ros.nodes.grippers import gripper_outlet, has_gripper_outlet
+from xvla_ros.nodes.node_clock import NodeClock
 from xvla_ros.nodes.plan_markers import PlanMarkers
 from xvla_ros.nodes.rivals import Rivals
 from xvla_ros.nodes.run_policy import RunPolicyServer
@@ -34,6 +34,10 @@ from xvla_ros.msg import ActionChunk as ActionChunkMsg  # isort: skip
 from xvla_ros.msg import PolicyStatus  # isort: skip
 
 STATUS_PERIOD_S = 0.1
+# Where simulated time waits: how much of it a chunk takes at most, as on a machine that is fast enough, and how many
+# command periods it may be ahead, so that the next one is reached.
+CHUNK_S = 0.1
+PERIODS_AHEAD = 1.5
 
 
 @dataclass
@@ -57,13 +61,16 @@ class RobotLink:
     The inference thread calls the engine's side (``wants_chunk``, ``due_in``, ``observe``, ``prefix``, ``deliver``,
     ``policy_failed``), the executor calls ``tick``. What goes out is encoded for every group before any is published,
     so that both arms of a pair move together or not at all.
+
+    Attributes:
+        on_tick: called after every tick.
     """
 
     def __init__(
         self,
         node: Node,
         profile: Profile,
-        clock: Clock,
+        clock: NodeClock,
         instruction: str = "",
         description: RobotDescription | None = None,
     ) -> None:
@@ -82,6 +89,8 @@ class RobotLink:
         self._rivals = Rivals(node, {name: self._publishers[name] for name in profile.commands.groups})
         self._runs = RunPolicyServer(node, self.pilot, clock, self._group)
         self._timer: Any = None
+        self._asked_ns: int | None = None
+        self.on_tick: Callable[[], None] = lambda: None
         self._subscriptions = self._make_subscriptions()  # last: messages come at once, to a thread of its own
         self._publish_status()
 
@@ -90,16 +99,17 @@ class RobotLink:
     def start(self) -> None:
         """Begin to command the robot."""
         self.pilot.controller.start()
-        period, steady = 1.0 / self.profile.timing.command_rate, RosClock(clock_type=ClockType.STEADY_TIME)
-        self._timer = self._node.create_timer(
-            period, self._guarded(self.tick), callback_group=self._group, clock=steady
-        )
+        period, clock = 1.0 / self.profile.timing.command_rate, RosClock(clock_type=ClockType.STEADY_TIME)
+        if self._clock.paced:
+            clock = self._node.get_clock()
+        self._timer = self._node.create_timer(period, self._guarded(self.tick), callback_group=self._group, clock=clock)
 
     def stop(self) -> None:
         """Bring the arm to rest on its path and send no more."""
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
             self._timer = None
+        self._asked_ns, self.on_tick = None, lambda: None
         with self._sending:
             window = self.pilot.controller.stop()
             if window is not None:
@@ -140,13 +150,18 @@ class RobotLink:
         return self.pilot.due_in()
 
     def observe(self) -> Observation | None:
-        return self.pilot.observe()
+        begun = self._clock.ros_ns()
+        seen = self.pilot.observe()
+        self._asked_ns = None if seen is None else begun
+        return seen
 
     def prefix(self) -> Prefix | None:
         return self.pilot.prefix()
 
     def deliver(self, chunk: ActionChunk) -> None:
-        if not self.pilot.deliver(chunk):
+        accepted = self.pilot.deliver(chunk)
+        self._asked_ns = None
+        if not accepted:
             return
         self.tick()
         with self._sending:
@@ -156,7 +171,14 @@ class RobotLink:
             self._publishers["action_chunk"].publish(messages.chunk_message(accepted))
 
     def policy_failed(self, error: Exception) -> None:
+        self._asked_ns = None
         self.pilot.policy_failed(error)
+
+    def allowed_until(self) -> int:
+        """Up to when simulated time may run, ns: a little ahead, and no further than a chunk under way may take."""
+        timing, asked = self.profile.timing, self._asked_ns
+        ahead = self._clock.ros_ns() + round(max(timing.lead, PERIODS_AHEAD / timing.command_rate) * messages.NS)
+        return ahead if asked is None else min(ahead, asked + round(CHUNK_S * messages.NS))
 
     # every command period
 
@@ -168,6 +190,7 @@ class RobotLink:
             if window is not None:
                 self._publish(window)
             self._report(steady)
+        self.on_tick()
 
     def _controller_fault(self, steady: float) -> Fault | None:
         topics = {name: self._publishers[name] for name in self.profile.commands.groups}

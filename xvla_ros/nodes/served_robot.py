@@ -44,6 +44,11 @@ class ServedRobot:
             node.create_subscription(kind, group.topic, partial(callback, name), qos.COMMAND)
         self._images = ImageSender(node, world, image_width, image_height)
 
+    @property
+    def commanded(self) -> bool:
+        """Whether any command was accepted."""
+        return any(controller.accepted for controller in self.world.controllers.values())
+
     def close(self) -> None:
         """Stops the drawing thread; nothing is published afterwards."""
         self._images.close()

@@ -24,20 +24,24 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
+from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from xvla_ros.nodes import messages, qos
+from xvla_ros.nodes import messages, qos, time_limit
 from xvla_ros.nodes.served_robot import ServedRobot
 from xvla_ros.nodes.task_server import BAD_TASK, TaskServer, declare_parameters
 from xvla_ros.robots import Profile, ProfileError, load_profile, load_profiles
 from xvla_ros.simulation.cameras import UnknownCameraError
 from xvla_ros.simulation.controllers import ControllerOptions
 from xvla_ros.simulation.offscreen import RenderingUnavailableError
-from xvla_ros.simulation.pacing import Pacer, Ticker
+from xvla_ros.simulation.pacing import Pacer, RealTime, Ticker, TimeLimits
 from xvla_ros.simulation.scenes import UnknownSceneError
 from xvla_ros.simulation.world import SceneMismatchError, World
 
-RESET_TIMEOUT = 5.0
+RESET_TIMEOUT = 60.0
+HELD_LOOK_S = 0.02
+HELD_REPEAT_S = 0.1  # of /clock, whose subscribers take the newest message and may have lost that
+HELD_WORTH_A_LINE_S = 1.0
 STATS_VERSION = 1
 
 
@@ -81,7 +85,9 @@ class SimNode(Node):  # type: ignore[misc]
         profiles = choose_profiles(self._value("robot"), self._value("profile"))
         options = ControllerOptions(interpolate_from_desired_state=self._value("interpolate_from_desired_state"))
         worlds = [World(profile, seed=self._value("seed"), options=options) for profile in profiles]
-        self._started = time.monotonic()
+        self._real_time, self._commanded = RealTime(), False
+        self._limits, self._limits_changed = TimeLimits(), threading.Event()
+        self._said_held = False
         self._reset_wanted, self._reset_done = threading.Event(), threading.Event()
         self._reset_said: tuple[bool, str] = (False, "")
         self._tasks = [TaskServer(self, world) for world in worlds]
@@ -103,13 +109,16 @@ class SimNode(Node):  # type: ignore[misc]
             Ticker(self._value(name), timestep) for name in ("clock_rate", "joint_rate", "image_rate")
         )
         pacer = Pacer(self._value("realtime_factor"))
-        self._started = time.monotonic()
+        self._real_time.begin(self.time / messages.NS)
         while not self._stopping():
             due = min(clock.next_step, joints.next_step, images.next_step)
             time.sleep(pacer.delay(due * timestep))
             self._reset_if_wanted()
+            if not self._wait_until_allowed(self.time + round((due - step) * timestep * messages.NS)):
+                break
             for robot in self.robots:
                 robot.world.step(due - step)
+            self._look_for_the_first_command()
             for task in self._tasks:
                 task.look()
             step = due
@@ -126,6 +135,30 @@ class SimNode(Node):  # type: ignore[misc]
             if due == clock.next_step:
                 clock.advance()
 
+    def _wait_until_allowed(self, due: int) -> bool:
+        """Wait while somebody holds simulated time before ``due`` (ns); return False if asked to stop meanwhile."""
+        begun = repeated = time.monotonic()
+        while holders := self._limits.holders(due):
+            self._limits_changed.wait(HELD_LOOK_S)
+            self._limits_changed.clear()
+            if self._stopping():
+                return False
+            self._reset_if_wanted()
+            now = time.monotonic()
+            if now - repeated > HELD_REPEAT_S:
+                repeated = now
+                self._publish_clock()
+            if now - begun > HELD_WORTH_A_LINE_S and not self._said_held:
+                self._said_held = True
+                self.get_logger().info(f"simulated time waits for {', '.join(holders)}, which this machine slows down")
+        return True
+
+    def _look_for_the_first_command(self) -> None:
+        """Real time is measured from it: before, a policy may be loading."""
+        if not self._commanded and any(robot.commanded for robot in self.robots):
+            self._commanded = True
+            self._real_time.begin(self.time / messages.NS)
+
     def close(self) -> None:
         """Stops the drawing threads; nothing is published afterwards."""
         for robot in self.robots:
@@ -138,7 +171,6 @@ class SimNode(Node):  # type: ignore[misc]
             "schema_version": STATS_VERSION,
             **(robots[0] if len(robots) == 1 else {"robots": robots}),
             "sim_time_s": self.time / messages.NS,
-            "wall_s": self._wall(),
             "real_time_factor": self._real_time_factor(),
         }
 
@@ -174,7 +206,7 @@ class SimNode(Node):  # type: ignore[misc]
         declare(
             "realtime_factor",
             1.0,
-            "Simulated seconds per wall second; less where the machine cannot keep up.",
+            "Simulated seconds per wall second; less where the machine, or who holds sim/time_limit, cannot keep up.",
             floating_point_range=between(0.01, 100.0),
         )
         declare_parameters(self)
@@ -188,11 +220,16 @@ class SimNode(Node):  # type: ignore[misc]
         self._clock_message = Clock()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.EVENTS)
         self.create_service(Trigger, "~/reset", self._on_reset)
+        self.create_subscription(Header, time_limit.TOPIC, self._on_time_limit, qos.EVENTS)
         self.create_timer(1.0, self._publish_diagnostics, clock=RclpyClock(clock_type=ClockType.STEADY_TIME))
 
     def _publish_clock(self) -> None:
         self._clock_message.clock = messages.stamp_message(self.time)
         self._clock_publisher.publish(self._clock_message)
+
+    def _on_time_limit(self, message: Header) -> None:
+        self._limits.allow(message.frame_id, messages.stamp_ns(message.stamp))
+        self._limits_changed.set()
 
     def _on_reset(self, request: Any, response: Any) -> Any:
         del request
@@ -221,11 +258,8 @@ class SimNode(Node):  # type: ignore[misc]
         array.header.stamp = messages.stamp_message(self.time)
         self._diagnostics.publish(array)
 
-    def _wall(self) -> float:
-        return time.monotonic() - self._started
-
     def _real_time_factor(self) -> float:
-        return self.time / messages.NS / max(self._wall(), 1e-9)
+        return self._real_time.factor(self.time / messages.NS)
 
 
 def choose_profiles(robots: str, files: str = "") -> list[Profile]:

@@ -32,12 +32,14 @@ from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.polled_topics import PolledTopics
 from xvla_ros.nodes.recording import PROGRESS, RecordingWriter
 from xvla_ros.nodes.stop_request import StopRequest
+from xvla_ros.nodes.time_limit import TimeLimit
 from xvla_ros.robots.schema import GRIPPER_ACTIONS
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
 PROGRESS_PERIOD = 0.25
+AHEAD = messages.NS // 2  # ns of simulated time: what the queues of joints and commands hold several times over
 # Deeper than what the publishers keep: the watcher may be late, the count must not be.
 EVERY = QoSProfile(depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
 EVERY_LATCHED = QoSProfile(
@@ -55,10 +57,12 @@ class WatchNode(Node):  # type: ignore[misc]
         duration: seconds of ROS time to go on after the first command.
         film_rate: pictures kept per second and camera.
         policy, simulation: absolute names of their nodes; of the latter only episodes of a task are heard.
+        paced: whether the simulation waits for what is written down.
     """
 
     def __init__(
-        self, profile: Profile, folder: Path, duration: float, film_rate: float, policy: str, simulation: str
+        self, profile: Profile, folder: Path, duration: float, film_rate: float, policy: str, simulation: str,
+        paced: bool = False,
     ) -> None:
         # Imported here: the generated messages need the built package, and a plain import of this module does not.
         from xvla_ros.msg import ActionChunk, PolicyStatus
@@ -89,11 +93,15 @@ class WatchNode(Node):  # type: ignore[misc]
         self.create_subscription(String, f"{simulation}/{profile.name}/outcome", self._on_outcome, EVERY_LATCHED)
         self._polled = PolledTopics(profile, "xvla_watch_cameras", self.get_logger())
         steady = rclpy.clock.Clock(clock_type=rclpy.clock.ClockType.STEADY_TIME)
+        self._between_pictures, self._pictures_due = round(messages.NS / film_rate), 0
         self.create_timer(1.0 / film_rate, self._keep_pictures, clock=steady)
+        self._limit = TimeLimit(self, self._allowed_until) if paced else None
         self.create_timer(PROGRESS_PERIOD, self._tell_progress, clock=steady)
 
     def close(self) -> None:
         """Finish the files and free both nodes."""
+        if self._limit is not None:
+            self._limit.close()
         self._writer.close()
         self._polled.destroy_node()
         self.destroy_node()
@@ -160,8 +168,16 @@ class WatchNode(Node):  # type: ignore[misc]
 
     def _keep_pictures(self) -> None:
         now = self._time()
+        if self._limit is not None:
+            self._limit.say()
+        if now < self._pictures_due:  # simulated time may run slower than the timer
+            return
+        self._pictures_due = max(self._pictures_due + self._between_pictures, now)
         for picture in self._polled.pictures():
             self._writer.add_image(now, picture.camera, picture.stamp, picture.encoded)
+
+    def _allowed_until(self) -> int | None:
+        return self._time() + AHEAD if self._now else None
 
     def _tell_progress(self) -> None:
         now = self._time()
@@ -178,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Record until the duration is over or a signal comes; return the exit code.
 
     Parameters of the node: ``profile`` (name or file), ``robot`` (name in it), ``folder``, ``duration`` (s),
-    ``film_rate`` (pictures a second), ``policy`` and ``simulation`` (names of their nodes).
+    ``film_rate`` (pictures a second), ``policy`` and ``simulation`` (names of their nodes), ``paced``.
     """
     from xvla_ros.robots import load_profile
 
@@ -188,7 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
     profile = load_profile(values["profile"])[values["robot"]]
     duration, film_rate = float(values.get("duration", 20.0)), float(values.get("film_rate", 15.0))
     names = values.get("policy", "/xvla"), values.get("simulation", "/sim")
-    node = WatchNode(profile, Path(values["folder"]), duration, film_rate, *names)
+    paced = bool(values.get("paced", False))
+    node = WatchNode(profile, Path(values["folder"]), duration, film_rate, *names, paced=paced)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     while not (stop.made or node.done):

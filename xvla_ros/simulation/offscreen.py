@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import sys
 from typing import Any
 
 PACKAGES = {"egl": "libegl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
@@ -20,6 +22,9 @@ def choose() -> str:
 
     Where nothing works it is ``disabled``: MuJoCo still imports and simulates; only rendering raises.
     """
+    _import_triton()
+    if sys.platform == "darwin":
+        os.environ.setdefault("MUJOCO_GL", "cgl")
     if not os.environ.get("MUJOCO_GL"):
         os.environ["MUJOCO_GL"] = "egl" if _egl_has_a_display() else "osmesa" if _has_osmesa() else DISABLED
     if os.environ["MUJOCO_GL"] == "egl":
@@ -27,6 +32,12 @@ def choose() -> str:
         # thread they take the same time and a quarter less of a processor.
         os.environ.setdefault("LP_NUM_THREADS", "0")
     return os.environ["MUJOCO_GL"]
+
+
+def _import_triton() -> None:
+    """Load the LLVM of triton, which torch for CUDA brings, before that of Mesa: the other way round it crashes."""
+    with contextlib.suppress(ImportError):
+        import triton._C.libtriton  # type: ignore[import-not-found]  # noqa: F401
 
 
 def context(width: int, height: int) -> Any:

@@ -1,9 +1,10 @@
-"""When a simulation does what: rates counted in physics steps, and simulated time tied to the wall clock."""
+"""When a simulation does what: rates in physics steps, simulated time tied to the wall clock and to who takes part."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 # Delays up to this many wall seconds are made up for, so that a busy scheduler does not slow simulated time down.
 SLACK = 0.05
@@ -44,3 +45,42 @@ class Pacer:
         if ahead < -SLACK:
             self._origin -= ahead
         return max(0.0, ahead)
+
+
+class TimeLimits:
+    """How far simulated time may run: no further than each of those who hold it allows.
+
+    Who has said nothing for ``patience`` wall seconds is taken for gone, and holds nothing any more.
+    """
+
+    def __init__(self, patience: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._patience, self._clock = patience, clock
+        self._limits: dict[str, tuple[int, float]] = {}
+
+    def allow(self, who: str, until: int) -> None:
+        """Take note that ``who`` allows time to run up to ``until`` (ns)."""
+        self._limits = {**self._limits, who: (until, self._clock())}
+
+    def holders(self, due: int) -> list[str]:
+        """Who does not allow time to reach ``due`` (ns)."""
+        oldest = self._clock() - self._patience
+        return sorted(who for who, (until, said) in self._limits.items() if until < due and said >= oldest)
+
+
+@dataclass
+class RealTime:
+    """Simulated seconds per wall second since the last ``begin``, or since it was made."""
+
+    clock: Callable[[], float] = time.monotonic
+    simulated: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.wall = self.clock()
+
+    def begin(self, simulated: float) -> None:
+        """Count from now on; ``simulated`` is the time now, s."""
+        self.simulated, self.wall = simulated, self.clock()
+
+    def factor(self, simulated: float) -> float:
+        """The factor up to ``simulated``, s."""
+        return (simulated - self.simulated) / max(self.clock() - self.wall, 1e-9)

@@ -161,8 +161,9 @@ class TrainSettings(DataSection):
     action_normalisation: Normalisation = Field(
         "auto", description="Of robots new to the checkpoint; auto: identity for tool poses, mean_std for joints."
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Of the computation; weights, action entrance and exit stay float32."
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Of the computation; auto: the fastest here. Weights, action entrance and exit stay float32.",
     )
     strategy: Literal["ddp", "fsdp"] = Field("ddp", description="Of several processes: copies, or shards.")
     model: Model = Field(Model(), description="The network.")

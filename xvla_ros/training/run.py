@@ -44,21 +44,28 @@ def train(path: str, overrides: Sequence[str] = (), *, dry_run: bool = False) ->
     try:
         return _train(read_settings(path, overrides), dry_run)
     except (TrainingError, ProfileError, CheckpointError) as error:
-        if os.environ.get("RANK", "0") == "0":
+        if _is_first():
             print(f"xvla train: {error}", file=sys.stderr)
         return 1
+
+
+def _is_first() -> bool:
+    """Whether this is the process that speaks, of those that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _train(settings: TrainSettings, dry_run: bool) -> int:
     _check_output(settings)
     from xvla_ros.training.parallel import connect
+    from xvla_ros.training.precision import with_precision
     from xvla_ros.training.start import load_start, make_policy, scratch_config
     from xvla_ros.training.trainer import Trainer
 
     start = load_start(settings.model)
     config = start.network.config if start is not None else scratch_config(settings.model)
+    say = _speaker(_is_first())
+    settings = with_precision(settings, config, settings.batch.size // settings.batch.accumulation, say)
     accelerator = connect(settings)
-    say = _speaker(accelerator.is_main_process)
     # One process decodes the recordings; the others then find them decoded.
     with accelerator.main_process_first():
         source = _source(settings, config, say)

@@ -13,8 +13,9 @@ from torch import Tensor
 from xvla_ros.model import checkpoint
 from xvla_ros.model.network import XvlaNetwork, meta_network
 from xvla_ros.model.policy import Policy
+from xvla_ros.model.precision import DTYPES
 from xvla_ros.model.record import TrainingSummary
-from xvla_ros.model.weights import DTYPES, assign
+from xvla_ros.model.weights import assign
 from xvla_ros.training.adapters import merged
 from xvla_ros.training.config import Lora
 from xvla_ros.training.ema import Average
@@ -38,7 +39,9 @@ def policy_of(weights: dict[str, Tensor], policy: Policy, lora: Lora, dtype: str
     for name, value in merged(weights, lora).items():
         assign(network, name, value)
     network.cast(DTYPES[dtype])
-    return Policy(network.eval(), policy.processor, robots=policy.robots, training=training, source=policy.source)
+    made = policy.like(network.eval())
+    made.training = training
+    return made
 
 
 def replace_checkpoint(policy: Policy, folder: Path) -> None:

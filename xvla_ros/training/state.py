@@ -24,7 +24,7 @@ from xvla_ros.robots.problems import Problem
 from xvla_ros.training.config_file import TrainingError
 
 SCHEMA_VERSION = 1
-TENSORS, FACTS = "state.safetensors", "state.json"
+STATES, TENSORS, FACTS = "state", "state.safetensors", "state.json"  # the folder within the output, and its files
 _NAME = re.compile(r"^step-(\d+)$")
 _UNFINISHED = ".writing-"
 # What may change between a run and its continuation; anything else would make it another run.

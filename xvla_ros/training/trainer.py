@@ -34,10 +34,10 @@ from xvla_ros.training.progress import Progress, due
 from xvla_ros.training.sample import Sample
 from xvla_ros.training.saving import gather, policy_of, replace_checkpoint
 from xvla_ros.training.start import trained_domains
-from xvla_ros.training.state import State, last_state, require_same, write_state
+from xvla_ros.training.state import STATES, State, last_state, require_same, write_state
 from xvla_ros.training.validation import held_out_batches, held_out_loss
 
-CHECKPOINT, ADAPTER, STATES = "checkpoint", "adapter", "state"
+CHECKPOINT, ADAPTER = "checkpoint", "adapter"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 

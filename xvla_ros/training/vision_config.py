@@ -21,7 +21,9 @@ class VisionSettings(DataSection):
     scenes: Scenes = Field(min_length=1, description="What is drawn.")
     variation: float = Field(1.0, ge=0.0, description="Of light, colours and cameras; 1 as in demonstrations.")
     pixels: int = Field(256, ge=16, le=2048, description="Of the pictures as drawn; the network's size comes after.")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the computation.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Of the computation; auto: the fastest on the device."
+    )
     model: Model = Field(Model(), description="The network whose tower is trained.")
     optimizer: Optimizer = Field(Optimizer(learning_rate=1e-3, clip=1.0), description="AdamW, one rate for all.")
     schedule: Schedule = Field(Schedule(ramp=200), description="Of it ramp, decay and final_scale count.")

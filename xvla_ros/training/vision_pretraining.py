@@ -12,9 +12,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,18 @@ from xvla_ros.training.batches import begin_worker
 from xvla_ros.training.config_file import TrainingError, read_as
 from xvla_ros.training.ema import Average
 from xvla_ros.training.phases import rate
+from xvla_ros.training.precision import with_precision
 from xvla_ros.training.progress import Progress, Row, due
 from xvla_ros.training.run import INTERRUPTED, stop_on_signal
 from xvla_ros.training.saving import replace_checkpoint
 from xvla_ros.training.start import scratch_config, take_vision
-from xvla_ros.training.state import State, last_state, require_same, write_state
+from xvla_ros.training.state import STATES, State, last_state, require_same, write_state
 from xvla_ros.training.vision_config import VisionSettings
 from xvla_ros.training.vision_labels import object_names
 from xvla_ros.training.vision_pictures import Pictures, collate, labeller_of
 from xvla_ros.training.vision_task import PLACE_UNIT, LabelledBatch, VisionTask, first_views
 
-CHECKPOINT, STATES, SUMMARY = "checkpoint", "state", "vision.json"
+CHECKPOINT, SUMMARY = "checkpoint", "vision.json"
 HELD_OUT = 2**40  # where the numbers of held-out pictures begin
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -59,14 +61,15 @@ class VisionPretraining:
 
     Args:
         settings: of it.
+        say: takes a line that says what it computes in.
 
     Raises:
         TrainingError: naming what does not fit.
         UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is missing.
     """
 
-    def __init__(self, settings: VisionSettings) -> None:
-        self.settings, self.folder = settings, Path(settings.output)
+    def __init__(self, settings: VisionSettings, say: Callable[[str], object] = lambda text: None) -> None:
+        self.folder = Path(settings.output)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         labellers = [labeller_of(settings, number) for number in range(len(settings.scenes))]
         self.names = object_names(labellers)
@@ -77,6 +80,7 @@ class VisionPretraining:
             scratch_config(settings.model), action_mode=first.policy.action_mode, num_image_views=views,
             image_pipeline=first.policy.image_pipeline,
         )  # fmt: skip
+        self.settings = settings = with_precision(settings, config, settings.batch.size, say)
         torch.manual_seed(settings.seed)
         self.network = XvlaNetwork(config)
         if settings.model.vision_from:
@@ -302,7 +306,7 @@ def pretrain_vision(path: str, overrides: Sequence[str] = ()) -> int:
         if not settings.resume and any(Path(settings.output).glob(f"{STATES}/step-*")):
             expected = "resume=true to go on with it, or another folder"
             raise TrainingError([Problem("", "output", settings.output, expected, "holds the state of a run")])
-        run = VisionPretraining(settings)
+        run = VisionPretraining(settings, partial(print, flush=True))
         count = sum(weight.numel() for name, weight in run.moving.items() if not name.startswith("head."))
         print(f"vision tower of {count:,} parameters, {len(run.names)} objects: {', '.join(run.names)}", flush=True)
         if settings.resume and run.resume():

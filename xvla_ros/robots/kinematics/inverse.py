@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 POSITION_REACHED = 1e-5  # m
 ROTATION_REACHED = 1e-4  # rad
 ITERATIONS = 60
+NUDGES = (0.05, 0.15, 0.3)  # rad towards home, where a solution is held by limits
 COLD_SEEDS = 40
 MAX_STEP = 0.5  # rad or m of one joint in one iteration; the linear model holds no further
 STANDSTILL = 1e-7  # a step smaller than this in every joint ends the search,
@@ -106,8 +107,18 @@ class InverseKinematics:
         wanted = self.chain.placement(target)
         low = self.lower if lower is None else np.maximum(lower, self.lower)
         high = self.upper if upper is None else np.minimum(upper, self.upper)
+        begin = np.asarray(start, dtype=np.float64)
         with self.chain.lock:
-            return self._descend(wanted, np.asarray(start, dtype=np.float64), low, high, homeward)
+            found = self._descend(wanted, begin, low, high, homeward)
+            if found.converged or not np.any((found.positions <= low) | (found.positions >= high)):
+                return found
+            # held by several limits at once, a step may lead nowhere that one from a little further inside does not
+            for nudge in NUDGES:
+                inside = begin + np.clip(self.home - begin, -nudge, nudge)
+                again = self._descend(wanted, inside, low, high, homeward)
+                if again.converged:
+                    return again
+            return found
 
     def solve_cold(self, target: Poses, near: ArrayLike | None = None, seeds: int = COLD_SEEDS) -> Solution:
         """Return joint positions for one target, whatever the branch: from ``near``, from home, then from elsewhere.

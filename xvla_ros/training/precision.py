@@ -1,0 +1,40 @@
+"""What a run computes in: a decision of the device, unless the settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from xvla_ros.model.config import XvlaConfig
+from xvla_ros.model.precision import choose
+from xvla_ros.training.config import TrainSettings
+from xvla_ros.training.state import STATES, last_state
+from xvla_ros.training.vision_config import VisionSettings
+
+S = TypeVar("S", TrainSettings, VisionSettings)
+
+
+def with_precision(settings: S, config: XvlaConfig, batch: int, say: Callable[[str], object]) -> S:
+    """Decide what a run computes in: what it says, what it has computed in so far, or the fastest on the device.
+
+    Args:
+        settings: of the run.
+        config: of its network.
+        batch: samples that a process computes at once.
+        say: takes a line that says what was decided, and a warning where another type is faster.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    PartialState(cpu=device.type == "cpu")
+    state = last_state(Path(settings.output) / STATES) if settings.resume else None
+    wanted = settings.precision
+    if wanted == "auto" and state is not None:
+        wanted = state.facts["settings"]["precision"]
+    found = [choose(config, device, "" if wanted == "auto" else wanted, batch=batch)]
+    broadcast_object_list(found)  # every process takes what the first has found
+    say(f"{'warning: ' if found[0].is_slow else ''}precision: {found[0]}")
+    return settings.model_copy(update={"precision": found[0].dtype})
