@@ -33,13 +33,11 @@ unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH _ROS_WHE
 demo: venv
 	$(BIN)/xvla demo
 
-# Rooms without ROS and without deadlines, whose tests may share the machine; the others run one after the other.
-PARALLEL := $(addprefix test/,control model observation robots simulation training)
-TESTED := $(filter-out $(PARALLEL),$(patsubst %/,%,$(dir $(wildcard test/*/conftest.py test/*/test_*.py))))
+# Two processes, a file of tests each at a time: none has a deadline, and each takes a ROS domain of its own.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PARALLEL)
-	$(BIN)/python -m pytest $(sort $(TESTED))
+	$(PYTEST)
 
 test-all: lint
 	$(BIN)/python -m pytest -m "slow or gpu or not slow"

@@ -116,6 +116,10 @@ class InstantPolicy:
     def __init__(self, profiles: Mapping[str, Profile]) -> None:
         self._profiles = profiles
 
+    def computing(self) -> dict[str, str]:
+        """Nothing is computed."""
+        return {}
+
     def is_trained(self, domain_id: int) -> bool:
         """Always: there is nothing to train."""
         return True

@@ -42,7 +42,8 @@ Floats = NDArray[np.float64]
 ROBOTS = ("widowx", "agibot", "so101_bimanual")
 LENGTH = 0.2  # m
 APPROACH_S, LINE_S, REST_S = 3.0, 4.0, 0.5
-INFERENCE_S = 0.1
+INFERENCE_S = 0.1  # of simulated time, which waits once a chunk has taken so much
+POLL_S, STANDING_S = 0.001, 0.05  # of wall time: between looks at the clock, and without a change until it stands
 WAYPOINTS = 30
 STEP_S = 0.02  # of the joints that a script without tool poses plans
 POSITION_LIMIT_MM, ROTATION_LIMIT_DEG = 5.0, 2.0
@@ -136,6 +137,7 @@ class ScriptedPolicy:
 
     Attributes:
         begun: ROS time in ns of the first observation, None before.
+        clock: of the node that asks, in whose time the forward pass takes what it takes.
     """
 
     source = "a script"
@@ -144,6 +146,11 @@ class ScriptedPolicy:
         self._profile, self._lines = profile, lines
         self._start: Floats = np.empty(0)
         self.begun: int | None = None
+        self.clock: Any = None
+
+    def computing(self) -> dict[str, str]:
+        """Nothing is computed."""
+        return {}
 
     def is_trained(self, domain_id: int) -> bool:
         """Always: there is nothing to train."""
@@ -154,12 +161,22 @@ class ScriptedPolicy:
         [seen] = observations
         if self.begun is None:
             self.begun, self._start = seen.stamp, np.asarray(seen.state, np.float64)
-        time.sleep(INFERENCE_S)  # the forward pass
+        self._take_time()
         policy = self._profile.policy
         times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(WAYPOINTS)
         actions = self._actions((seen.stamp - self.begun) / 1e9 + times).astype(np.float32)
         return [ActionChunk(self._profile.name, policy.domain_id, policy.action_mode, seen.instruction, seen.stamp,
                             times, actions, INFERENCE_S * 1e3, 0)]
+
+    def _take_time(self) -> None:
+        """What a forward pass takes, or as much of it as simulated time gives."""
+        newest = self.clock.now().nanoseconds
+        done, moved = newest + round(INFERENCE_S * 1e9), time.monotonic()
+        while newest < done and time.monotonic() - moved < STANDING_S:
+            time.sleep(POLL_S)
+            now = self.clock.now().nanoseconds
+            if now != newest:
+                newest, moved = now, time.monotonic()
 
     def _actions(self, times: Floats) -> Floats:
         if not self._profile.action_spec.is_end_effector:
@@ -220,7 +237,7 @@ def draw(robot: str) -> list[Drawn]:
 
 def _drive(profile: Profile, policy: ScriptedPolicy) -> tuple[Recorder, ControlStatus, int]:
     span = round((APPROACH_S + LINE_S + REST_S) * 1e9)
-    with driven_robot(profile, policy, seed=1) as robot:
+    with driven_robot(profile, policy, seed=1, paced=True) as robot:
         robot.drive(lambda: policy.begun is not None and robot.recorder.newest >= policy.begun + span,
                     "the end of the line")
         status = robot.status

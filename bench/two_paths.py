@@ -174,6 +174,10 @@ class TwoPathPolicy:
         """Whether the last observation was at the end of the task."""
         return self.progress >= self._task.duration - END_S
 
+    def computing(self) -> dict[str, str]:
+        """Nothing is computed."""
+        return {}
+
     def is_trained(self, domain_id: int) -> bool:
         """Always: it knows its paths."""
         return True

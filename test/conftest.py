@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from xvla_ros.evaluation.processes import free_domain
 from xvla_ros.ros_env import prepare
 from xvla_ros.simulation import offscreen
 
 # A busy machine is no failure of a property.
-settings.register_profile("xvla_ros", deadline=None)
+settings.register_profile("xvla_ros", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("xvla_ros")
 
 

@@ -1,7 +1,6 @@
 """The inference thread: who is served together, and what happens when something breaks."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -10,7 +9,25 @@ from xvla_ros.control import engine as engine_module
 from xvla_ros.control.engine import Engine
 from xvla_ros.model.data import ActionChunk, Observation
 
-DEADLINE = 30.0
+DEADLINE = 120.0  # s, only ends a hang
+
+
+class Clock:
+    """Time that passes only while the engine waits; stands for its ``time`` module and its stop event."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def wait(self, seconds):
+        assert seconds > 0.0
+        self.now += seconds
+        return False
+
+    def is_set(self):
+        return False
 
 
 class Robot:
@@ -19,15 +36,15 @@ class Robot:
     def __init__(self, profile, *, wants=True, sees=True):
         self.embodiment = profile.embodiment()
         self.wants, self.sees = wants, sees
-        self.asks_at = None  # monotonic s; None: nobody can say
+        self.clock, self.asks_at = None, None  # asks_at in s of the clock; None: nobody can say
         self.chunks, self.errors = [], []
         self.heard = threading.Event()
 
     def wants_chunk(self):
-        return self.wants or (self.asks_at is not None and time.monotonic() >= self.asks_at)
+        return self.wants or (self.asks_at is not None and self.clock.now >= self.asks_at)
 
     def due_in(self):
-        return None if self.asks_at is None else self.asks_at - time.monotonic()
+        return None if self.asks_at is None else self.asks_at - self.clock.now
 
     def observe(self):
         return Observation(self.embodiment, 0, {}, np.zeros(2, np.float32), "go") if self.sees else None
@@ -84,6 +101,27 @@ def no_pause(monkeypatch):
     monkeypatch.setattr(engine_module, "ERROR_PAUSE_S", 0.0)
 
 
+@pytest.fixture
+def clock(monkeypatch, robots):
+    made = Clock()
+    monkeypatch.setattr(engine_module, "time", made)
+    for robot in robots:
+        robot.clock = made
+    return made
+
+
+@pytest.fixture
+def timed(robots, policy, clock):
+    """Makes an engine whose waits move the clock: timed(batch_wait)."""
+
+    def make(batch_wait):
+        made = Engine(policy, robots, batch_wait)
+        made._stop = clock
+        return made
+
+    return make
+
+
 def test_all_who_wait_share_a_batch_and_each_gets_its_own_chunk(robots, policy):
     assert Engine(policy, robots).step()
     assert policy.batches == [["left", "middle", "right"]]
@@ -104,37 +142,38 @@ def test_one_who_does_not_want_is_not_observed(robots, policy):
     assert policy.batches == [["middle", "right"]]
 
 
-def test_who_will_ask_soon_is_waited_for_and_who_will_ask_later_is_not(robots, policy):
+def test_who_will_ask_soon_is_waited_for_and_who_will_ask_later_is_not(robots, policy, clock, timed):
     _left, middle, right = robots
     middle.wants = right.wants = False
-    middle.asks_at, right.asks_at = time.monotonic() + 0.05, time.monotonic() + 60.0
-    Engine(policy, robots, batch_wait=10.0).step()
+    middle.asks_at, right.asks_at = clock.now + 0.05, clock.now + 60.0
+    begun = clock.now
+    timed(batch_wait=10.0).step()
     assert policy.batches == [["left", "middle"]]
-    assert time.monotonic() < right.asks_at - 40.0
+    assert clock.now - begun == pytest.approx(0.05, abs=1e-6)
 
 
-def test_nobody_is_waited_for_longer_than_said(robots, policy):
+def test_nobody_is_waited_for_longer_than_said(robots, policy, clock, timed):
     """Nor one who is always about to ask."""
     _left, middle, right = robots
     middle.wants = right.wants = False
     middle.due_in = lambda: 0.001
-    right.asks_at = time.monotonic() + 60.0
-    begun = time.monotonic()
-    Engine(policy, robots, batch_wait=0.05).step()
+    right.asks_at = clock.now + 60.0
+    begun = clock.now
+    timed(batch_wait=0.05).step()
     assert policy.batches == [["left"]]
-    assert 0.04 <= time.monotonic() - begun < 30.0
+    assert clock.now - begun == pytest.approx(0.05, abs=0.0011), "to one look"
 
 
 @pytest.mark.parametrize("batch_wait", [0.0, 60.0])
-def test_who_cannot_say_when_is_not_waited_for(robots, policy, batch_wait):
+def test_who_cannot_say_when_is_not_waited_for(robots, policy, clock, timed, batch_wait):
     """A robot that holds says None; and with a wait of 0 nobody waits."""
     robots[1].wants, robots[2].sees = False, False
     if not batch_wait:
-        robots[1].asks_at = time.monotonic() + 0.5
-    begun = time.monotonic()
-    Engine(policy, robots, batch_wait).step()
+        robots[1].asks_at = clock.now + 0.5
+    begun = clock.now
+    timed(batch_wait).step()
     assert policy.batches == [["left"]]
-    assert time.monotonic() - begun < 0.4
+    assert clock.now == begun
 
 
 def test_without_anybody_the_policy_is_left_alone(robots, policy):
@@ -178,14 +217,14 @@ def test_the_thread_serves_until_it_is_stopped_and_may_start_again(robots, polic
     with pytest.raises(RuntimeError, match="already running"):
         served.start()
     assert all(robot.heard.wait(DEADLINE) for robot in robots)
-    assert served.stop()
+    assert served.stop(DEADLINE)
     count = len(policy.batches)
-    assert served.stop()
+    assert served.stop(DEADLINE)
     assert len(policy.batches) == count
     robots[0].heard.clear()
     served.start()
     assert robots[0].heard.wait(DEADLINE)
-    assert served.stop()
+    assert served.stop(DEADLINE)
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("late failure")])
@@ -202,4 +241,4 @@ def test_what_comes_of_a_pass_that_outlasts_the_stop_is_dropped(robots, policy, 
 
 
 def test_an_engine_that_was_never_started_stops(robots, policy):
-    assert Engine(policy, robots).stop()
+    assert Engine(policy, robots).stop(DEADLINE)

@@ -1,6 +1,7 @@
 """The limiter: every path can be stopped in time and stays inside every limit, whatever was planned."""
 
-import time
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,10 @@ from xvla_ros.control.limiter import Limiter
 from xvla_ros.control.motion import MotionState
 from xvla_ros.control.window import command_window, window_times
 from xvla_ros.robots.limits import JointLimits
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+
+import limiter as limiter_bench
 
 LEAD, LOOKAHEAD, RATE = 0.05, 0.5, 30.0
 TIMES = window_times(LEAD, LOOKAHEAD, RATE)
@@ -255,18 +260,9 @@ def test_joints_are_limited_each_for_itself():
     assert alone.limited == 0 and beside.limited > 0
 
 
-@pytest.mark.parametrize("jerk", JERKS)
-def test_a_window_of_twelve_joints_costs_a_small_part_of_a_command_period(jerk, capsys):
-    limiter, random = Limiter(limits_of(12, reach=2.0, jerk=jerk)), np.random.default_rng(0)
-    rates, phases = random.uniform(0.5, 3.0, 12), random.uniform(0.0, 6.0, 12)
-    angles = rates * TIMES[:, None] + phases
-    plan, velocities = 0.5 * np.sin(angles), 0.5 * rates * np.cos(angles)
-    start = MotionState(0.5 * np.sin(phases), 0.5 * rates * np.cos(phases), -0.5 * rates**2 * np.sin(phases))
-    spent = []
-    for _ in range(60):
-        begin = time.thread_time()
-        limiter.follow(start, TIMES, plan, velocities)
-        spent.append(time.thread_time() - begin)
-    with capsys.disabled():
-        print(f"\nlimiter, 12 joints, 14 points, jerk {jerk:g}: {np.median(spent) * 1e6:.0f} µs of CPU a window")
-    assert np.median(spent) < 0.2 / RATE
+def test_the_benchmark_holds_the_share_of_the_command_period_against_its_limit():
+    row = limiter_bench.measure(100.0, windows=1)
+    assert (row["joints"], row["points"], row["limit of jerk"]) == (12, len(TIMES), "100")
+    assert row["share_of_period"] == pytest.approx(row["p50_us"] * 1e-6 * RATE, rel=0.01)
+    verdicts = [limiter_bench.promises([row | {"share_of_period": share}])[0].holds for share in (0.1, 0.3)]
+    assert verdicts == [True, False]

@@ -237,7 +237,7 @@ def observed(environment: dict[str, str]) -> dict[str, Any]:
         "json.dump({'graph': graph and asdict(graph), 'report': report}, sys.stdout)"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

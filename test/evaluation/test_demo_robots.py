@@ -15,7 +15,7 @@ from xvla_ros.evaluation.film import read_frame
 from xvla_ros.evaluation.film_frame import HEIGHT, WIDTH
 from xvla_ros.robots import load_profile
 
-LIMIT = 120.0
+LIMIT = 300.0  # s, only ends a hang
 DURATION = 2.0
 
 

@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, profile: Profile) -> Iterat
             command = watch_command(profile, output, duration=DURATION, film_rate=15)
             watcher = supervisor.start("watch", command, on_line=progress.hear, may_end=True)
             supervisor.start("robot", [sys.executable, str(STAND_IN)])
-            supervisor.wait_for(lambda: not watcher.running, 60, "the end of the watched time")
+            supervisor.wait_for(lambda: not watcher.running, 300, "the end of the watched time")
             assert watcher.process.returncode == 0
     yield output
 

@@ -235,9 +235,19 @@ def test_names_map_one_to_one(case_folder: Path, case: Case) -> None:
 def test_noisy_action_lies_between(case: Case) -> None:
     io = case.io
     assert isinstance(case.network, XvlaNetwork)
-    ends = interpolate(io["loss.noise"], io["in.action_target"], torch.tensor([0.0, 1.0]))
-    torch.testing.assert_close(ends[0], io["in.action_target"][0])
-    torch.testing.assert_close(ends[1], io["loss.noise"][1])
+    check_ends(io["loss.noise"], io["in.action_target"])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_noisy_action_lies_between_for_any_number_of_rows(rows: int) -> None:
+    check_ends(*torch.randn(2, rows, 8, 20, generator=torch.Generator().manual_seed(rows)))
+
+
+def check_ends(noise: torch.Tensor, target: torch.Tensor) -> None:
+    """At time 0 every row is the action, at time 1 the noise, and rows have times of their own."""
+    for times in (torch.zeros(len(noise)), torch.ones(len(noise)), torch.arange(len(noise)) % 2.0):
+        ends = torch.where(times[:, None, None] == 1.0, noise, target)
+        torch.testing.assert_close(interpolate(noise, target, times), ends)
 
 
 @pytest.fixture(scope="module")

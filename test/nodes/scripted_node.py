@@ -2,7 +2,7 @@
 
     sway        every joint swings by SWING rad about MIDDLE, SWAYS times a second, by ROS time
     raise       an exception
-    stall S     an answer after S seconds
+    stall FILE  an answer as soon as there is a file of that name
     nan, inf    a chunk that holds one of these
     leap        from one end of the joints' ranges to the other and beyond at every waypoint
     far         swings about the far end of the joints' ranges
@@ -12,6 +12,7 @@ The height of the front camera's picture is told as the chunk's seed.
 
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -44,7 +45,9 @@ class ScriptedPolicy:
 
     def _answer(self, seen, profile):
         policy, (word, *more) = profile.policy, seen.instruction.split()
-        time.sleep(float(more[0]) if word == "stall" else FORWARD_PASS_S)
+        time.sleep(FORWARD_PASS_S)
+        while word == "stall" and not Path(more[0]).exists():
+            time.sleep(FORWARD_PASS_S)
         if word == "raise":
             raise RuntimeError("so says the script")
         times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(WAYPOINTS)

@@ -1,7 +1,8 @@
 """Stand-in for a pair of SO-101 arms and their cameras: publishes them at will and follows the commands it gets.
 
 Not a simulation: a joint goes straight from where it was when a window came to the window's first point, and on. Time
-is that of the machine, or, where a ``SimulatedTime`` is given, of a ``/clock`` that the test may stop and set.
+is that of a ``/clock``: ``PacedTime`` runs as fast as the node and this machine allow, so that a busy machine makes
+nothing late; ``SimulatedTime`` runs with the machine's, and the test may stop and set it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
+from contextlib import nullcontext
 
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState, GetState
+from paced_time import PacedTime
 from rcl_interfaces.msg import Log
 from rcl_interfaces.srv import DescribeParameters, ListParameters, SetParameters
 from rclpy.executors import SingleThreadedExecutor
@@ -31,7 +34,7 @@ from xvla_ros.robots import load_profile
 
 ROBOT = "so101_bimanual"
 BASE = f"/xvla/{ROBOT}"
-DEADLINE = 90.0
+DEADLINE = 240.0  # ends what hangs
 RATE = 30.0
 SIZE = (24, 32)
 ANSWER = 5.0  # s; an answer sent before this side is known to the node is lost, so a first question is repeated
@@ -67,7 +70,7 @@ class SimulatedTime:
 class StandInPair:
     """The arms, and all that a user of ``/xvla`` would ask of it. A thread of its own serves its topics."""
 
-    def __init__(self, domain, simulated_time=None):
+    def __init__(self, domain, simulated_time):
         self.simulated_time = simulated_time
         self.profile = load_profile(ROBOT)[ROBOT]
         self.context = rclpy.Context()
@@ -77,6 +80,7 @@ class StandInPair:
         self.commands = defaultdict(list)
         self.restore()
         self._lock = threading.Lock()
+        self._ended = threading.Event()
         self._connect()
         self._services = {
             name: self.node.create_client(kind, f"/xvla/{name}") for name, kind in (
@@ -87,9 +91,36 @@ class StandInPair:
         }
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
-        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
+        if self.is_paced:
+            self.simulated_time.start()
+
+    @property
+    def is_paced(self):
+        return isinstance(self.simulated_time, PacedTime)
+
+    def seconds(self):
+        """Time in s: the simulated one where that waits for the node, else the machine's steady one."""
+        return self.simulated_time.ns() / 1e9 if self.is_paced else time.monotonic()
+
+    def stopped_time(self):
+        """Let no time pass in a ``with`` block, where it is paced."""
+        return self.simulated_time.stepping if self.is_paced else nullcontext()
+
+    def pass_time(self, seconds):
+        """Wait until so many seconds have passed."""
+        end = self.seconds() + seconds
+        self.wait_for(lambda: self.seconds() >= end, f"{seconds} s to pass")
+
+    def wait_more(self, topic, more):
+        """Wait for some more messages of a topic that is heard."""
+        before = len(self.heard[topic])
+        self.wait_for(lambda: len(self.heard[topic]) >= before + more, f"{more} messages on {topic}")
+
+    def forget_limits(self):
+        """Let time go on though the node that held it is gone."""
+        self.simulated_time.forget_limits()
 
     def restore(self):
         """Let everything be as it should be."""
@@ -123,10 +154,12 @@ class StandInPair:
             (DiagnosticArray, "/diagnostics", qos.EVENTS), (Log, "/rosout", qos.EVENTS),
         ):
             node.create_subscription(kind, topic, self.heard[topic].append, quality)
+        if self.is_paced:
+            self.simulated_time.join(node, self._publish, RATE)
+            return
+        self._clock = node.create_publisher(Clock, "/clock", qos.EVENTS)
+        node.create_timer(0.01, self._publish_clock)
         node.create_timer(1.0 / RATE, self._publish)
-        if self.simulated_time is not None:
-            self._clock = node.create_publisher(Clock, "/clock", qos.SENSOR)
-            node.create_timer(0.01, self._publish_clock)
 
     def home(self):
         """Stand where the arms stood at first, whatever was commanded before."""
@@ -149,20 +182,18 @@ class StandInPair:
     def _obey(self, group, message):
         with self._lock:
             self._positions[group] = self._position(group)  # from where it is now on, the new window counts
-            self._obeyed[group] = time.monotonic(), message
+            self._obeyed[group] = self.seconds(), message
             self.commands[group].append(self._obeyed[group])
 
     def now(self):
         """ROS time in ns, as the node should see it."""
-        if self.simulated_time is not None:
-            return self.simulated_time.ns()
-        return self.node.get_clock().now().nanoseconds
+        return self.simulated_time.ns()
 
     def _publish_clock(self):
         self._clock.publish(Clock(clock=Time(nanoseconds=self.now()).to_msg()))
 
     def _publish(self):
-        if self.simulated_time is not None and not self.simulated_time.runs:
+        if isinstance(self.simulated_time, SimulatedTime) and not self.simulated_time.runs:
             return
         now = Time(nanoseconds=self.now()).to_msg()
         for group, publisher in self._state_topics.items():
@@ -191,7 +222,7 @@ class StandInPair:
         path = np.array([point.positions for point in message.points])
         order = [message.joint_names.index(joint) for joint in self.names[group]]
         knots, places = [0.0, *times], np.vstack([self._positions[group], path[:, order]])
-        at = time.monotonic() - received
+        at = self.seconds() - received
         return np.array([np.interp(at, knots, places[:, j]) for j in range(len(order))])
 
     def wait_for(self, condition, what):
@@ -240,9 +271,9 @@ class StandInPair:
         return self.call("set_parameters", SetParameters.Request(parameters=parameters)).results
 
     def press(self, pressed):
-        """Say on ``/estop`` whether it is pressed; return when, on the steady clock."""
+        """Say on ``/estop`` whether it is pressed; return when, as ``seconds`` has it."""
         self._estop.publish(Bool(data=pressed))
-        return time.monotonic()
+        return self.seconds()
 
     def instruct(self, text):
         self._instructions.publish(String(data=text))
@@ -287,6 +318,8 @@ class StandInPair:
 
     def close(self):
         self._ended.set()
+        if self.is_paced:
+            self.simulated_time.stop()
         self._thread.join(DEADLINE)
         self.executor.shutdown()
         self.node.destroy_node()

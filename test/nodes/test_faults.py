@@ -2,12 +2,13 @@
 
 After each fault the arm is held or stopped in the time promised (docs/reference/faults.md), nothing that was sent is
 past a limit, and it goes on by itself or stays stopped as documented. The policy is a script (scripted_node.py); the
-robot, its cameras and its clock are a stand-in (stand_in_pair.py).
+robot, its cameras and its clock are a stand-in (stand_in_pair.py). Time is simulated and waits for the node, so what is
+promised can be held to whatever else the machine does; the deadlines that the steady clock has are held to the fake
+clock in ``test/control``, and here only come.
 """
 
 import signal
 import sys
-import time
 from itertools import count, pairwise
 from pathlib import Path
 
@@ -24,9 +25,9 @@ from trajectory_msgs.msg import JointTrajectory
 sys.path.append(str(Path(__file__).parent))
 
 from node_process import NodeProcess, check_window, points_of
+from paced_time import PacedTime
 from stand_in_pair import (
     CHUNK_TOPIC,
-    RATE,
     ROBOT,
     STATUS_TOPIC,
     SimulatedTime,
@@ -41,14 +42,20 @@ from xvla_ros.nodes import qos
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
 PERIOD = 1 / 30  # s, of the commands
 AGE, PATIENCE, LOOKAHEAD = 1.0, 1.0, 0.5  # s: of what is seen, with the policy, of a window
-# s; what a machine with other work may add to a time that is promised
-SLACK = 0.5
-EXECUTED = 0.25 * 2.0  # s of a chunk, when the next is asked for
+AHEAD = 0.05 + 0.005  # s that time may be ahead of what the node has seen, and a step of it
+CHUNK = 0.1  # s of simulated time that a chunk takes at most
+HORIZON = 2.0  # s of a chunk
+EXECUTED = 0.25 * HORIZON  # when the next is asked for
 SHORT = {
     "policy.waypoint_dt": 0.0667, "smoothing.execute": 0.25, "safety.first_step": 0.25,
     "timing.observation_timeout": AGE, "timing.inference_timeout": PATIENCE, "timing.clock_timeout": 1.0,
     "timing.controller_timeout": 0.5, "timing.lookahead": LOOKAHEAD,
     **{f"cameras.{slot}.max_age": AGE for slot in ("front", "left_wrist", "right_wrist")},
+}
+# Where time does not wait, nothing but what a test does may make the robot hold.
+PATIENT = {
+    "timing.observation_timeout": 30.0,
+    **{f"cameras.{slot}.max_age": 30.0 for slot in ("front", "left_wrist", "right_wrist")},
 }
 
 
@@ -57,23 +64,24 @@ class ScriptedNode(NodeProcess):
 
     command = (sys.executable, str(Path(__file__).with_name("scripted_node.py")))
 
-    def __init__(self, domain, folder, **parameters):
-        super().__init__(domain, folder, **{f"{ROBOT}.{name}": value for name, value in SHORT.items()}, **parameters)
+    def __init__(self, domain, folder, *, paced):
+        settings = SHORT if paced else SHORT | PATIENT
+        super().__init__(domain, folder, paced=paced,
+                         **{f"{ROBOT}.{name}": value for name, value in settings.items()})
 
 
 class Graph:
     """The pair and the node beside it, which may be killed and started again."""
 
-    def __init__(self, folder, domain, simulated_time=None):
+    def __init__(self, folder, domain, simulated_time):
         self.folder, self.domain, self._starts = folder, domain, count()
-        self.simulated_time = simulated_time
         self.pair = StandInPair(domain, simulated_time)
         self.node = self.start_node()
 
     def start_node(self):
         folder = self.folder / str(next(self._starts))
         folder.mkdir()
-        self.node = ScriptedNode(self.domain, folder, use_sim_time=self.simulated_time is not None)
+        self.node = ScriptedNode(self.domain, folder, paced=self.pair.is_paced)
         self.pair.meet()
         return self.node
 
@@ -82,7 +90,7 @@ class Graph:
         self.pair.close()
 
 
-def graph_of(tmp_path_factory, simulated_time=None):
+def graph_of(tmp_path_factory, simulated_time):
     with free_domain() as domain:
         graph = Graph(tmp_path_factory.mktemp("faults"), domain, simulated_time)
         try:
@@ -93,7 +101,7 @@ def graph_of(tmp_path_factory, simulated_time=None):
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
-    yield from graph_of(tmp_path_factory)
+    yield from graph_of(tmp_path_factory, PacedTime())
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +177,7 @@ def wait_rest(pair):
 
 
 def leading_to(commands):
-    """When the first of the commands came that end where the last one stands, in s of the steady clock."""
+    """When the first of the commands came that end where the last one stands, as ``seconds`` has it."""
     rest = points_of(commands[-1][1])[1][-1]
     first = len(commands)
     while first and np.abs(points_of(commands[first - 1][1])[1][-1] - rest).max() < 1e-3:
@@ -179,15 +187,15 @@ def leading_to(commands):
 
 def held(pair, make_fault, reason, detail, within, earliest=0.0):
     """Make a fault; wait for the hold, which comes between ``earliest`` and ``within`` s after, and for the rest."""
-    began, holds, commands = pair.now() / 1e9, pair.status.holds, pair.count()
-    make_fault()
+    with pair.stopped_time():
+        began, holds = pair.now() / 1e9, pair.status.holds
+        make_fault()
     status = pair.wait_status("holding", reason, detail)
     after = seconds(status.header.stamp) - began
-    assert earliest - PERIOD <= after <= within + PERIOD + SLACK
+    assert earliest - PERIOD - AHEAD <= after <= within + PERIOD + 2 * AHEAD
     assert status.holds == holds + 1
-    wait_rest(pair)
-    sent = max(len(pair.commands[group]) - first for group, first in commands.items())
-    assert sent <= (within + LOOKAHEAD + 2 * SLACK) * RATE, "at rest within the lookahead, by the count of commands"
+    rest = max(wait_rest(pair).values())
+    assert rest <= began + within + LOOKAHEAD + PERIOD + 2 * AHEAD, "at rest within the lookahead"
     return status
 
 
@@ -199,17 +207,15 @@ def went_on(pair):
 
 
 def stays_quiet(pair):
-    before, heard = pair.count(), len(pair.heard["/diagnostics"])
-    pair.wait_for(lambda: len(pair.heard["/diagnostics"]) >= heard + 2, "diagnostics")
+    before = pair.count()
+    pair.pass_time(1.0)
     return pair.count() == before
 
 
 def is_left_alone(pair):
     """Whether an arm that stands gets the last of its commands within the lookahead, and then none."""
-    stood = pair.count()
-    pair.wait_for(lambda: time.monotonic() > max(pair.commands[group][-1][0] for group in stood) + SLACK, "the end")
-    sent = max(count - stood[group] for group, count in pair.count().items())
-    return sent <= (LOOKAHEAD + SLACK) * RATE and stays_quiet(pair)
+    pair.pass_time(LOOKAHEAD + PERIOD + AHEAD)
+    return stays_quiet(pair)
 
 
 def call(pair, service):
@@ -242,7 +248,7 @@ def test_a_camera_stops_and_returns(graph, running):
 
 
 def held_for(pair, begin):
-    """What it held for since so many statuses: a machine with other work may add reasons of its own."""
+    """What it held for since so many statuses."""
     return {status.reason for status in pair.heard[STATUS_TOPIC][begin:] if status.state == "holding"}
 
 
@@ -257,7 +263,7 @@ def test_a_camera_changes_size(running):
 
     running.make_image = larger
     running.wait_chunks(2, seed=whole_image().height * 2)
-    assert "camera_missing" not in held_for(running, begin)
+    assert not held_for(running, begin)
     held(running, lambda: setattr(running, "make_image", short_image), "camera_missing", "front", AGE)
     running.make_image = whole_image
     went_on(running)
@@ -268,8 +274,7 @@ def test_joint_names_in_another_order_are_the_same_joints(running):
     running.make_names = lambda names: ["another_joint", *reversed(names)]
     running.wait_chunks(3)
     running.wait_commands(20)
-    assert "joints_invalid" not in held_for(running, begin)
-    running.wait_status("running")
+    assert not held_for(running, begin)
 
 
 def test_joint_names_that_are_missing(running):
@@ -296,28 +301,41 @@ def test_joint_states_of_nan(running):
 ])
 def test_a_policy_that_fails(running, word, reason, detail):
     dropped = running.status.dropped_chunks
-    held(running, lambda: running.instruct(word), reason, detail, EXECUTED)
+    held(running, lambda: running.instruct(word), reason, detail, EXECUTED + CHUNK)
     assert running.status.dropped_chunks > dropped
     running.instruct("sway")
     went_on(running)
 
 
-def stall(running, for_s):
-    """The policy is asked when a share of a chunk has passed, and then has ``PATIENCE``."""
-    dropped = running.status.dropped_chunks
-    held(running, lambda: running.instruct(f"stall {for_s}"), "policy_late", "", EXECUTED + PATIENCE)
+def test_a_policy_that_stalls(in_simulation, tmp_path):
+    """Time does not wait for it here; its answer comes only once the hold has been seen."""
+    pair, answer = in_simulation, tmp_path / "answer"
+    dropped = pair.status.dropped_chunks
+    pair.instruct(f"stall {answer}")
+    pair.wait_status("holding", "policy_late")
+    wait_rest(pair)
+    pair.instruct("sway")
+    pair.pass_time(HORIZON)
+    answer.touch()
+    pair.wait_for(lambda: pair.status.dropped_chunks > dropped, "the answer, which comes too late")
+    went_on(pair)
+
+
+def test_time_waits_for_a_policy_that_stalls(running, tmp_path):
+    """No chunk is late there, whatever the machine takes for it."""
+    answer, begin = tmp_path / "answer", len(running.heard[STATUS_TOPIC])
+    running.instruct(f"stall {answer}")
+
+    def stands_still():
+        before = running.now()
+        running.wait_more("/diagnostics", 1)
+        return running.now() == before
+
+    running.wait_for(stands_still, "time to stand still")
     running.instruct("sway")
-    running.wait_for(lambda: running.status.dropped_chunks > dropped, "the answer, which comes too late")
-    went_on(running)
-
-
-def test_a_policy_that_stalls(running):
-    stall(running, 2.5)
-
-
-@pytest.mark.slow
-def test_a_policy_that_stalls_for_10_s(running):
-    stall(running, 10.0)
+    answer.touch()
+    running.wait_chunks(2, instruction="sway")
+    assert not held_for(running, begin)
 
 
 def test_a_policy_that_leaps_beyond_every_limit(running):
@@ -347,8 +365,7 @@ def test_the_instruction_changes_in_mid_motion(running):
     running.instruct("sway to the other side")
     running.wait_chunks(2, instruction="sway to the other side")
     running.wait_commands(10)
-    assert held_for(running, begin) <= {"camera_stale", "joints_stale"}
-    running.wait_status("running")
+    assert not held_for(running, begin)
     for group, first in before.items():
         messages = [message for _, message in running.commands[group][first:]]
         for message, following in pairwise(messages):
@@ -406,12 +423,15 @@ def test_whoever_is_tolerated_does_not_stop_it(graph):
 
 
 def test_the_emergency_stop_inside_a_chunk(graph, running):
-    latencies = []
-    for _ in range(5):
+    """The window that brakes is out before time has gone on: it does not wait for the next period."""
+    stops = 5
+    for _ in range(stops):
         running.wait_commands(10)
-        pressed = running.press(True)
-        running.wait_status("stopped", "estop", "/estop is true")
-        latencies.append(max(wait_rest(running).values()) - pressed)
+        with running.stopped_time():
+            before, pressed = running.count(), running.press(True)
+            running.wait_status("stopped", "estop", "/estop is true")
+            running.wait_for(lambda before=before: all(n > before[g] for g, n in running.count().items()), "to brake")
+        assert max(wait_rest(running).values()) <= pressed + PERIOD
 
         refused = call(running, "clear_stop")
         assert not refused.success and "/estop is still true" in refused.message
@@ -419,8 +439,7 @@ def test_the_emergency_stop_inside_a_chunk(graph, running):
         assert running.status.state == "stopped", "released is not cleared"
         assert clear(running)
         went_on(running)
-    assert np.median(latencies) <= PERIOD, latencies
-    assert graph.node.said().count("stopped: estop: /estop is true") >= len(latencies)
+    assert graph.node.said().count("stopped: estop: /estop is true") >= stops
 
 
 def test_a_stop_keeps_its_first_cause_and_the_arm_is_left_to_others(running):
@@ -435,6 +454,7 @@ def test_a_stop_keeps_its_first_cause_and_the_arm_is_left_to_others(running):
     wait_rest(running)
     assert is_left_alone(running)
     assert running.status.reason == "operator"
+    running.wait_more("/diagnostics", 1)
     diagnosis = running.heard["/diagnostics"][-1].status[0]
     assert diagnosis.level == b"\x02" and diagnosis.message.startswith("stopped operator")
     assert {item.key: item.value for item in diagnosis.values}["stop"] == "operator: ~/stop was called"
@@ -468,10 +488,8 @@ def test_a_stop_that_comes_before_the_activation_counts(graph):
 
 def test_the_clock_stands_still(in_simulation):
     pair, time_of = in_simulation, in_simulation.simulated_time
-    stood = time.monotonic()
     time_of.stop()
     pair.wait_status("holding", "clock_stopped", "has stood still")
-    assert time.monotonic() - stood <= 1.0 + PERIOD + 2 * SLACK
     commands = pair.wait_commands(10)
     for messages in commands.values():
         paths = [points_of(message)[1] for message in messages[5:]]
@@ -499,11 +517,12 @@ def test_a_node_that_is_killed_and_started_again(graph):
     pair.wait_commands(20)
     graph.node.send(signal.SIGKILL)
     graph.node.end()
+    pair.forget_limits()
     left = {group: pair.last(group) for group in pair.names}
     for message in left.values():
         times, _, speeds = points_of(message)
         assert times[-1] <= LOOKAHEAD + 1e-6 and not speeds[-1].any(), "the last window ends at rest"
-    pair.wait_for(lambda: all(time.monotonic() > pair.commands[group][-1][0] + LOOKAHEAD for group in left), "the end")
+    pair.pass_time(LOOKAHEAD)
     rest = {group: pair.position(group) for group in pair.names}
     for group, message in left.items():
         np.testing.assert_allclose(rest[group], points_of(message)[1][-1])

@@ -17,7 +17,7 @@ from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError  # noqa: E402
 
-DEADLINE = 60.0
+DEADLINE = 240.0  # ends what hangs
 ANSWER = 5.0  # s; an answer sent before the caller's side is known to the node is lost, so a first question is repeated
 SHUTDOWNS = {
     "unconfigured": Transition.TRANSITION_UNCONFIGURED_SHUTDOWN,

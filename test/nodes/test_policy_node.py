@@ -16,6 +16,7 @@ from rcl_interfaces.srv import DescribeParameters, ListParameters
 sys.path.append(str(Path(__file__).parent))
 
 from node_process import NodeProcess, check_all, check_window
+from paced_time import PacedTime
 from stand_in_pair import CHUNK_TOPIC, ROBOT, StandInPair, deep_image, short_image, whole_image
 
 from xvla_ros.evaluation.processes import free_domain
@@ -25,7 +26,7 @@ from xvla_ros.robots import load_profile
 
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
 SHUTDOWN = Transition.TRANSITION_ACTIVE_SHUTDOWN
-DEADLINE = 90.0
+DEADLINE = 240.0  # ends what hangs
 TASK = "lift the cube"
 
 
@@ -54,7 +55,7 @@ def domain():
 
 @pytest.fixture(scope="module")
 def shared_pair(domain):
-    made = StandInPair(domain)
+    made = StandInPair(domain, PacedTime())
     yield made
     made.close()
 
@@ -117,9 +118,9 @@ def comes_to_rest(message):
 
 
 def stays_quiet(pair):
-    """Nothing is commanded while two seconds' diagnostics come."""
-    before, heard = pair.count(), len(pair.heard["/diagnostics"])
-    pair.wait_for(lambda: len(pair.heard["/diagnostics"]) >= heard + 2, "diagnostics")
+    """Nothing is commanded for two seconds."""
+    before = pair.count()
+    pair.pass_time(2.0)
     return pair.count() == before
 
 
@@ -185,7 +186,7 @@ def test_the_instruction_of_the_topic_goes_with_the_chunks(running):
 def test_without_an_instruction_the_robot_waits(domain, checkpoint, tmp_path):
     """In a graph of its own: the topic keeps the last instruction for whoever comes later."""
     with free_domain() as other:
-        pair, node = StandInPair(other), NodeProcess(other, tmp_path, checkpoint=str(checkpoint))
+        pair, node = StandInPair(other, PacedTime()), NodeProcess(other, tmp_path, checkpoint=str(checkpoint))
         try:
             pair.meet()
             assert pair.make(CONFIGURE) and pair.make(ACTIVATE)
@@ -379,7 +380,8 @@ def slow_checkpoint(tmp_path_factory):
 def test_a_shutdown_cancels_the_loading(slow_checkpoint, tmp_path, ending):
     with free_domain() as other:
         steps = {f"{ROBOT}.policy.denoising_steps": 100}
-        pair, node = StandInPair(other), NodeProcess(other, tmp_path, checkpoint=str(slow_checkpoint), **steps)
+        pair = StandInPair(other, PacedTime())
+        node = NodeProcess(other, tmp_path, checkpoint=str(slow_checkpoint), **steps)
         try:
             pair.meet()
             configure = pair.ask(CONFIGURE)
@@ -402,7 +404,7 @@ def test_a_shutdown_cancels_the_loading(slow_checkpoint, tmp_path, ending):
 
 def test_autostart_drives_and_a_shutdown_brings_the_arms_to_rest(checkpoint, tmp_path):
     with free_domain() as other:
-        pair = StandInPair(other)
+        pair = StandInPair(other, PacedTime())
         node = NodeProcess(other, tmp_path, checkpoint=str(checkpoint), autostart=True, instruction=TASK)
         try:
             pair.wait_status("running")

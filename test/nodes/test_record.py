@@ -24,7 +24,7 @@ from xvla_ros.ros_env import child_environment
 from xvla_ros.training.dataset_settings import DatasetSettings
 from xvla_ros.training.datasets import open_datasets
 
-DEADLINE = 60.0
+DEADLINE = 240.0  # ends what hangs
 TASK = "touch the red cube"
 IMAGE = "/front/image_raw"
 

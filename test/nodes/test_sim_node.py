@@ -35,7 +35,7 @@ ARM = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll"
 CAMERAS = ("front", "left_wrist", "right_wrist")
 HOME = [0.0, -0.5, 0.45, 1.3, 0.0, 0.6]
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
-DEADLINE = 40.0
+DEADLINE = 240.0  # ends what hangs
 
 
 def nanoseconds(stamp):

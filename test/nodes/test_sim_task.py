@@ -29,7 +29,7 @@ from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint  # noqa: E402
 
 ROBOT = "widowx"
-LIMIT = 60.0
+LIMIT = 240.0  # ends what hangs
 CONTROLLERS = {
     "arm_controller": ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate"],
     "gripper_controller": ["left_finger"],

@@ -13,7 +13,7 @@ pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 
 from xvla_ros.ros_env import child_environment
 
-DEADLINE = 60.0
+DEADLINE = 240.0  # ends what hangs
 
 # The signal arrives while the first message with text is turned into Python.
 STOPPED = """

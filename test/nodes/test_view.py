@@ -31,7 +31,7 @@ from xvla_ros.robots.units import to_policy
 ROBOT = "so101_bimanual"
 PROFILE = load_profile(ROBOT)[ROBOT]
 SECOND = 1_000_000_000
-DEADLINE = 60.0
+DEADLINE = 240.0  # ends what hangs
 SIZE = (24, 32)
 
 

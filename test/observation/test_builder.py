@@ -444,6 +444,6 @@ def test_messages_and_builds_from_several_threads(rig):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert failures == []
     assert done.is_set()

@@ -325,7 +325,7 @@ def topics_in_use(code: str, *arguments: str) -> dict[str, dict[str, str]]:
         env=child_environment() | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -67,8 +67,8 @@ def test_messages_cross_from_process_to_process(ros_domain):
     pytest.importorskip("rclpy", reason="needs ROS 2: pip install '.[ros]'")
     listener, talker = start(LISTENER), start(TALKER)
     try:
-        heard, _ = listener.communicate(timeout=60)
-        said, _ = talker.communicate(timeout=60)
+        heard, _ = listener.communicate(timeout=300)
+        said, _ = talker.communicate(timeout=300)
     finally:
         listener.kill()
         talker.kill()

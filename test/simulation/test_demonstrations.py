@@ -126,6 +126,6 @@ def test_the_command_says_what_it_did(tmp_path, capsys):
 
 def test_wrong_usage_ends_with_2():
     command = [sys.executable, "-m", "xvla_ros.cli", "demos", "--output", "x", "--episodes", "0"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2
     assert "0 is not a whole number above 0" in ended.stderr

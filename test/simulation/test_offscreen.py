@@ -18,7 +18,7 @@ def run(code, **variables):
         env=environment | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -84,7 +84,7 @@ def test_normalisation_is_that_of_what_is_drawn(source, monkeypatch):
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
     """A training file over drawn samples, with the folder of the run as its output."""
-    monkeypatch.setattr("xvla_ros.training.drawn.MEASURED", 20)
+    monkeypatch.setattr("xvla_ros.training.drawn.MEASURED", 8)
     monkeypatch.setattr("xvla_ros.training.drawn.HELD_OUT_MOMENTS", 4)
     told = {
         "model": {**MODEL, "chunk_size": WAYPOINTS, "network": {**MODEL["network"], "num_domains": 20}}, "steps": 4,

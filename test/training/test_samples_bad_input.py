@@ -187,7 +187,7 @@ def test_processes_that_start_together_make_one_store(tmp_path, pair):
     running = [context.Process(target=_open, args=(str(bag), str(tmp_path / "cache"), results)) for _ in range(3)]
     for process in running:
         process.start()
-    found = {results.get(timeout=60) for _ in running}
+    found = {results.get(timeout=300) for _ in running}
     for process in running:
         process.join()
     assert len(found) == 1

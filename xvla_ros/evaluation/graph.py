@@ -99,13 +99,20 @@ def sources(profiles: Iterable[Profile]) -> list[Path]:
     return list(dict.fromkeys(profile.source for profile in profiles if profile.source is not None))
 
 
-def sim_command(*profiles: Profile, seed: int, stats: Path | None = None, namespace: str = "") -> list[str]:
-    """Return the command line of the simulation node, which simulates some robots on one clock."""
+def sim_command(
+    *profiles: Profile, seed: int, stats: Path | None = None, namespace: str = "", factor: float = 1.0
+) -> list[str]:
+    """Return the command line of the simulation node, which simulates some robots on one clock.
+
+    Args:
+        factor: simulated seconds per wall second, at most.
+    """
     files = ",".join(map(str, sources(profiles)))
     values: dict[str, Value | None] = {
         "robot": ",".join(profile.name for profile in profiles),
         "profile": files or None,
         "seed": seed,
+        "realtime_factor": factor,
         "stats_file": str(stats) if stats is not None else None,
     }
     return ros_command("sim_node", values, namespace=namespace)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from rclpy.clock import Clock as RosClock
+from rclpy.clock import ClockType
 from rclpy.node import Node
 
 from xvla_ros.control.clock import S_TO_NS
@@ -19,7 +21,13 @@ class NodeClock:
 
     def __init__(self, node: Node) -> None:
         self._clock = node.get_clock()
+        self._steady = RosClock(clock_type=ClockType.STEADY_TIME)
         self.paced = False
+
+    @property
+    def of_timers(self) -> RosClock:
+        """The clock that periodic work runs by: steady, so that it goes on when simulated time stands, unless paced."""
+        return self._clock if self.paced else self._steady
 
     def ros_ns(self) -> int:
         return int(self._clock.now().nanoseconds)

@@ -9,8 +9,6 @@ from functools import partial
 from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.clock import Clock as RosClock
-from rclpy.clock import ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
@@ -89,6 +87,7 @@ class RobotLink:
         self._rivals = Rivals(node, {name: self._publishers[name] for name in profile.commands.groups})
         self._runs = RunPolicyServer(node, self.pilot, clock, self._group)
         self._timer: Any = None
+        self._due_ns: int | None = None  # since when the inference thread has had a chunk to ask for
         self._asked_ns: int | None = None
         self.on_tick: Callable[[], None] = lambda: None
         self._subscriptions = self._make_subscriptions()  # last: messages come at once, to a thread of its own
@@ -99,17 +98,17 @@ class RobotLink:
     def start(self) -> None:
         """Begin to command the robot."""
         self.pilot.controller.start()
-        period, clock = 1.0 / self.profile.timing.command_rate, RosClock(clock_type=ClockType.STEADY_TIME)
-        if self._clock.paced:
-            clock = self._node.get_clock()
-        self._timer = self._node.create_timer(period, self._guarded(self.tick), callback_group=self._group, clock=clock)
+        period = 1.0 / self.profile.timing.command_rate
+        self._timer = self._node.create_timer(
+            period, self._guarded(self.tick), callback_group=self._group, clock=self._clock.of_timers
+        )
 
     def stop(self) -> None:
         """Bring the arm to rest on its path and send no more."""
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
             self._timer = None
-        self._asked_ns, self.on_tick = None, lambda: None
+        self._due_ns, self._asked_ns, self.on_tick = None, None, lambda: None
         with self._sending:
             window = self.pilot.controller.stop()
             if window is not None:
@@ -152,7 +151,7 @@ class RobotLink:
     def observe(self) -> Observation | None:
         begun = self._clock.ros_ns()
         seen = self.pilot.observe()
-        self._asked_ns = None if seen is None else begun
+        self._due_ns, self._asked_ns = None, None if seen is None else begun
         return seen
 
     def prefix(self) -> Prefix | None:
@@ -160,7 +159,7 @@ class RobotLink:
 
     def deliver(self, chunk: ActionChunk) -> None:
         accepted = self.pilot.deliver(chunk)
-        self._asked_ns = None
+        self._due_ns, self._asked_ns = None, None
         if not accepted:
             return
         self.tick()
@@ -171,14 +170,15 @@ class RobotLink:
             self._publishers["action_chunk"].publish(messages.chunk_message(accepted))
 
     def policy_failed(self, error: Exception) -> None:
-        self._asked_ns = None
+        self._due_ns, self._asked_ns = None, None
         self.pilot.policy_failed(error)
 
     def allowed_until(self) -> int:
         """Up to when simulated time may run, ns: a little ahead, and no further than a chunk under way may take."""
-        timing, asked = self.profile.timing, self._asked_ns
+        timing = self.profile.timing
         ahead = self._clock.ros_ns() + round(max(timing.lead, PERIODS_AHEAD / timing.command_rate) * messages.NS)
-        return ahead if asked is None else min(ahead, asked + round(CHUNK_S * messages.NS))
+        begun = [since for since in (self._due_ns, self._asked_ns) if since is not None]
+        return min([ahead, *(since + round(CHUNK_S * messages.NS) for since in begun)])
 
     # every command period
 
@@ -190,6 +190,8 @@ class RobotLink:
             if window is not None:
                 self._publish(window)
             self._report(steady)
+        if self._asked_ns is None and self._due_ns is None and self.pilot.wants_chunk():
+            self._due_ns = self._clock.ros_ns()
         self.on_tick()
 
     def _controller_fault(self, steady: float) -> Fault | None:

@@ -9,15 +9,13 @@ from typing import Any
 from builtin_interfaces.msg import Duration
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import CallbackGroup
-from rclpy.clock import Clock as RosClock
-from rclpy.clock import ClockType
 from rclpy.node import Node
 from rclpy.task import Future
 
-from xvla_ros.control.clock import Clock
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.control.status import INACTIVE, RUNNING, STOPPED
 from xvla_ros.nodes.messages import NS, stamp_ns
+from xvla_ros.nodes.node_clock import NodeClock
 
 from xvla_ros.action import RunPolicy  # isort: skip
 
@@ -58,7 +56,7 @@ class RunPolicyServer:
         group: of the robot's callbacks.
     """
 
-    def __init__(self, node: Node, pilot: Pilot[Any], clock: Clock, group: CallbackGroup) -> None:
+    def __init__(self, node: Node, pilot: Pilot[Any], clock: NodeClock, group: CallbackGroup) -> None:
         self._node, self._pilot, self._clock = node, pilot, clock
         self._name = pilot.profile.name
         self._lock = threading.Lock()
@@ -66,8 +64,7 @@ class RunPolicyServer:
         self._settled = threading.Event()
         self._settled.set()
         self._timer = node.create_timer(
-            PERIOD_S, self._on_timer, callback_group=group, clock=RosClock(clock_type=ClockType.STEADY_TIME),
-            autostart=False,
+            PERIOD_S, self._on_timer, callback_group=group, clock=clock.of_timers, autostart=False
         )
         self._server = ActionServer(
             node, RunPolicy, f"~/{self._name}/run_policy", self._execute, callback_group=group,

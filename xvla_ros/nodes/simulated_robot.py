@@ -165,12 +165,16 @@ class SimNode(Node):  # type: ignore[misc]
             robot.close()
 
     def stats(self) -> dict[str, Any]:
-        """What was sent and refused since the start, as the statistics file holds it; ``robots`` where several are."""
+        """What was sent and refused since the start, as the statistics file holds it; ``robots`` where several are.
+
+        Wall time and real-time factor count from the first command, or from the start where there was none.
+        """
         robots = [robot.stats() for robot in self.robots]
         return {
             "schema_version": STATS_VERSION,
             **(robots[0] if len(robots) == 1 else {"robots": robots}),
             "sim_time_s": self.time / messages.NS,
+            "wall_s": self._real_time.elapsed,
             "real_time_factor": self._real_time_factor(),
         }
 

@@ -81,6 +81,11 @@ class RealTime:
         """Count from now on; ``simulated`` is the time now, s."""
         self.simulated, self.wall = simulated, self.clock()
 
+    @property
+    def elapsed(self) -> float:
+        """Wall seconds since then."""
+        return self.clock() - self.wall
+
     def factor(self, simulated: float) -> float:
         """The factor up to ``simulated``, s."""
-        return (simulated - self.simulated) / max(self.clock() - self.wall, 1e-9)
+        return (simulated - self.simulated) / max(self.elapsed, 1e-9)

@@ -1,0 +1,69 @@
+"""Simulated time that a test drives: as fast as the node under test allows, and standing where the test says so."""
+
+import threading
+import time
+
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
+from std_msgs.msg import Header
+
+from xvla_ros.nodes import messages, qos, time_limit
+from xvla_ros.simulation.pacing import TimeLimits
+
+STEP = 5_000_000  # ns between two messages of /clock
+FASTEST = 10.0  # times the machine's time, where nobody holds the simulated one
+REPEAT_S = 0.1  # of /clock while it stands: its subscribers take the newest, and may have lost that
+
+
+class PacedTime:
+    """The time of a simulator that waits for who takes part, in a thread of its own; ``stepping`` held stops it."""
+
+    def __init__(self, start=1000.0):
+        self._ns = round(start * 1e9)
+        self.stepping = threading.RLock()
+        self._limits = TimeLimits()
+        self._changed, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="time", daemon=True)
+
+    def join(self, node, publish, rate):
+        """Publish /clock on ``node``, and call ``publish`` ``rate`` times a second."""
+        self._publish, self._rate = publish, rate
+        self._clock = node.create_publisher(Clock, "/clock", qos.EVENTS)
+        node.create_subscription(Header, time_limit.TOPIC, self._on_limit, qos.EVENTS)
+
+    def start(self):
+        self._thread.start()
+
+    def stop(self):
+        self._ended.set()
+        self._thread.join()
+
+    def ns(self):
+        return self._ns
+
+    def forget_limits(self):
+        """Go on though the node that held time is gone."""
+        self._limits = TimeLimits()
+
+    def _on_limit(self, message):
+        self._limits.allow(message.frame_id, messages.stamp_ns(message.stamp))
+        self._changed.set()
+
+    def _run(self):
+        frames = 0
+        while not self._ended.is_set():
+            if self._limits.holders(self._ns + STEP):
+                if not self._changed.wait(REPEAT_S):
+                    self._publish_clock()
+                self._changed.clear()
+                continue
+            with self.stepping:
+                self._ns += STEP
+                self._publish_clock()
+                if self._ns * self._rate // 10**9 > frames:
+                    frames = self._ns * self._rate // 10**9
+                    self._publish()
+            time.sleep(STEP / 1e9 / FASTEST)
+
+    def _publish_clock(self):
+        self._clock.publish(Clock(clock=Time(nanoseconds=self._ns).to_msg()))
