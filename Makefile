@@ -1,4 +1,4 @@
-# make demo | test | test-all | policy | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
+# make demo | test | test-all | test-machines | policy | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
 # ROS_DISTRO=kilted make … uses the wheels of ROS 2 Kilted instead of Jazzy, in .venv-kilted.
 
 PYTHON ?= python3
@@ -27,17 +27,33 @@ MESSAGES := xvla_ros/msg/.built-for-$(ROS_DISTRO)
 # A sourced ROS would be mixed with the wheels.
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test test-all policy lint venv clean
+.PHONY: demo test test-all test-machines policy lint venv clean
 .DELETE_ON_ERROR:
 
 demo: venv
 	$(BIN)/xvla demo
 
-# Two processes, a file of tests each at a time: none has a deadline, and each takes a ROS domain of its own.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Processes that take a file of tests each: none has a deadline, and each takes a ROS domain of its own. One more than
+# two cores, as nodes wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 test: lint
 	$(PYTEST)
+
+# As other machines would: the rooms that compute on one core of a processor with AVX2 and no more, and of an older one;
+# the nodes, and the demo, beside two busy loops.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 FBGEMM_ENABLE_INSTRUCTIONS=AVX2
+SSE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
+COMPUTING := $(addprefix test/,model control training)
+ONE_CORE := taskset -c 0 env OMP_NUM_THREADS=1
+
+test-machines: venv
+	@echo "== one core with AVX2"
+	$(ONE_CORE) $(AVX2) $(BIN)/python -m pytest $(COMPUTING)
+	@echo "== one core with SSE4.1"
+	$(ONE_CORE) $(SSE) $(BIN)/python -m pytest $(COMPUTING)
+	@echo "== beside two busy loops"
+	tools/busy.sh 2 $(PYTEST) test/nodes test/evaluation
 
 test-all: lint
 	$(BIN)/python -m pytest -m "slow or gpu or not slow"

@@ -373,6 +373,14 @@ def test_a_controller_lost_and_back_starts_again_from_where_the_robot_is(running
     np.testing.assert_array_equal(running.tick(moved_by_hand).start.position, moved_by_hand)
 
 
+def test_who_else_commands_the_arm_is_told_once_it_is_known(running):
+    running.run(PERIOD, controller=Fault(CONTROLLER_LOST, "somebody also publishes /arm"))
+    holds = running.controller.status.holds
+    running.run(PERIOD, controller=Fault(CONTROLLER_LOST, "/teleop also publishes /arm"))
+    assert running.controller.status.detail == "/teleop also publishes /arm"
+    assert running.controller.status.holds == holds
+
+
 def test_the_first_reason_an_operator_would_look_for_is_told(running):
     running.controller.policy_failed("broken")
     running.run(PERIOD, fault=STALE, controller=GONE)

@@ -119,7 +119,9 @@ def test_the_figures_hold_together(finished: tuple[Path, str]) -> None:
     for name in ("inference_ms", "overhead_ms"):
         numbers = report[name]
         assert 0 < numbers["p50"] <= numbers["p95"] <= numbers["p99"] <= numbers["max"]
-    assert isinstance(report["holds"], int)
+    assert report["holds"] == 0
+    assert 0.0 < report["real_time_factor"] <= 1.01
+    assert (report["dtype"], report["device"]) == ("float32", "cpu") and report["dtype_reason"]
 
 
 def test_console_film_and_page_say_the_same_of_the_weights(finished: tuple[Path, str]) -> None:
@@ -159,6 +161,23 @@ def test_a_demo_told_to_stop_leaves_no_process(tmp_path: Path, signum: int, code
         assert returned == code
         assert "Traceback" not in errors
         assert not command.alive()
+    if moment == "first command":
+        assert "film and report show what was recorded" in errors
+        assert {"film.mp4", "report.html", "report.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_demo_whose_policy_dies_leaves_film_and_report_and_says_where_to_look(tmp_path: Path) -> None:
+    with started(CODE, duration=600, task="none", output=str(tmp_path)) as command:
+        command.read_until("first command")
+        (policy,) = [pid for pid in command.alive() if b"policy_node" in _read(Path(f"/proc/{pid}/cmdline"))]
+        os.kill(policy, signal.SIGKILL)
+        code, errors = command.end()
+        assert not command.alive()
+    assert code == 1
+    assert "ended early: policy" in errors and str(tmp_path / "logs") in errors and "Traceback" not in errors
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["dtype"] == "float32" and report["dtype_reason"] and report["instruction_set"]
+    assert read_frame(tmp_path / "film.mp4", 0.0).shape == (HEIGHT, WIDTH, 3)
 
 
 def test_a_demo_killed_outright_leaves_no_process(tmp_path: Path) -> None:

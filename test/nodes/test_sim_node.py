@@ -27,6 +27,7 @@ from rclpy.parameter_client import AsyncParameterClient  # noqa: E402
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from sensor_msgs.msg import CompressedImage, Image, JointState  # noqa: E402
+from std_msgs.msg import Header  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint  # noqa: E402
 
@@ -260,6 +261,29 @@ def test_reset_brings_the_arms_home_and_never_turns_time_back(at_home):
     np.testing.assert_allclose(at_home.positions("left"), HOME, atol=0.01)
     assert at_home.now() > before
     assert (np.diff(at_home.heard["/clock"]) > 0).all()
+
+
+def test_time_waits_for_whoever_says_so_and_goes_on_when_released(probe):
+    """While it stands its time is said again, commands and resets are taken, and nothing else is published."""
+    limit = probe.node.create_publisher(Header, "/sim/time_limit", RELIABLE)
+    probe.wait_for(limit.get_subscription_count, "a subscriber of /sim/time_limit")
+
+    def allow(until):
+        limit.publish(Header(frame_id="/probe", stamp=Time(sec=until // 10**9, nanosec=until % 10**9)))
+
+    held_at = probe.now() + round(0.2e9)
+    allow(held_at)
+    probe.wait_for(lambda: probe.heard["/clock"][-3:].count(probe.now()) == 3, "the time said again")
+    assert held_at - 5_000_001 <= probe.now() <= held_at
+    stood, heard = probe.now(), len(probe.heard["/left/joint_states"])
+    assert probe.call_reset().success
+    probe.wait_for(lambda: len(probe.heard["/clock"]) > 20, "more of the same")
+    assert probe.now() == stood and len(probe.heard["/left/joint_states"]) == heard
+    allow(stood + round(0.1e9))
+    probe.wait_for(lambda: probe.now() >= stood + round(0.095e9), "a little more time")
+    assert probe.now() <= stood + round(0.1e9)
+    allow(2**31 * 10**9 - 10**9)
+    probe.wait_simulated(0.5)
 
 
 def test_the_seed_parameter_decides_the_layout_of_the_next_reset(probe):

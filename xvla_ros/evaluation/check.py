@@ -31,12 +31,14 @@ class CheckReport:
         checked: the parts that were compared: ``profile``, ``checkpoint``, ``graph``.
         errors: what keeps a robot from running.
         warnings: what it runs with, but should be known.
+        computing: what the checked checkpoints would compute in on this machine's CPU, and why.
     """
 
     robots: tuple[str, ...]
     checked: tuple[str, ...]
     errors: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
+    computing: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -52,6 +54,7 @@ class CheckReport:
             "checked": list(self.checked),
             "errors": [problem.to_dict() for problem in self.errors],
             "warnings": [problem.to_dict() for problem in self.warnings],
+            "computing": list(self.computing),
         }
 
 
@@ -59,6 +62,7 @@ class CheckReport:
 class _Findings:
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
+    computing: dict[str, None] = field(default_factory=dict)
 
     def add(self, problem: Problem, is_error: bool = True) -> None:
         (self.errors if is_error else self.warnings).append(problem)
@@ -91,7 +95,7 @@ def check(
             for finding in graph_findings(profile, graph):
                 found.add(finding.problem, finding.is_error)
     parts = tuple(part for part in PARTS if part in checked)
-    return CheckReport(tuple(profiles), parts, tuple(found.errors), tuple(found.warnings))
+    return CheckReport(tuple(profiles), parts, tuple(found.errors), tuple(found.warnings), tuple(found.computing))
 
 
 def observe(robot_or_file: str | Path, seconds: float = 2.0) -> GraphSnapshot | None:
@@ -119,6 +123,8 @@ def print_report(report: CheckReport, json_form: bool = False, stream: TextIO | 
             for name, value in rows:
                 if value is not None:
                     print(f"  {name + ':':<10}{value}", file=out)
+    for text in report.computing:
+        print(text, file=out)
     robots = ", ".join(report.robots) or "no robot"
     counts = f"{_count(len(report.errors), 'error')}, {_count(len(report.warnings), 'warning')}"
     left_out = [part for part in PARTS if part not in report.checked]
@@ -191,9 +197,11 @@ def _check_executable(profile: Profile, found: _Findings) -> None:
 
 
 def _check_checkpoint(profile: Profile, checkpoint: str | Path | None, found: _Findings) -> None:
-    from xvla_ros.evaluation.checkpoint_checks import checkpoint_findings
+    from xvla_ros.evaluation.checkpoint_checks import checkpoint_findings, computing
 
     own = profile.policy
     given = (str(checkpoint), "") if checkpoint else (own.checkpoint, own.revision)
     for finding in checkpoint_findings(profile, *given):
         found.add(finding.problem, finding.is_error)
+    if said := computing(*given):
+        found.computing[said] = None

@@ -35,6 +35,21 @@ def checkpoint_findings(profile: Profile, checkpoint: str, revision: str = "") -
     yield from Comparison(profile, info, checkpoint).findings()
 
 
+def computing(checkpoint: str, revision: str = "") -> str:
+    """Say what a checkpoint would compute in on this machine's CPU, and why; empty where it cannot be read."""
+    from xvla_ros.model.folders import find_checkpoint
+    from xvla_ros.model.inspection import describe
+    from xvla_ros.model.pipelines import PROFILE_STEPS
+    from xvla_ros.model.precision import choose
+    from xvla_ros.model.problems import CheckpointError
+
+    try:
+        config = describe(find_checkpoint(checkpoint, revision or None), PROFILE_STEPS).config
+    except CheckpointError:
+        return ""
+    return f"{checkpoint} {choose(config)}"
+
+
 def _of_the_files(checkpoint: str, problems: Iterable[CheckpointProblem]) -> Iterator[Finding]:
     """Yield what is wrong with the checkpoint by itself: broken files, misfitting tensors, missing processor steps."""
     for problem in problems:

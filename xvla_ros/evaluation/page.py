@@ -143,6 +143,7 @@ def _run_table(report: Report, recording: Recording) -> str:
         ("seed", str(report.seed)),
         ("duration", f"{report.duration:.2f} s of simulated time"),
         ("speed", f"{report.real_time_factor:.2f} times real time"),
+        *((name.replace("_", " "), value) for name, value in report.computing.items()),
         *((f"trajectories to {group}", str(count)) for group, count in recording.trajectories.items()),
         ("late chunks dropped", str(recording.counted("dropped_chunks"))),
         ("points moved by a limit", str(recording.counted("limited_points"))),

@@ -103,26 +103,25 @@ class PolicyNode(GuardedLifecycleNode):
             self._close_links()
             self._make_links()
         self._engine = Engine(self._predict, self._links, self._batch_wait())
-        for link in self._links:
-            link.start()
-        if self._clock_of_robots.paced:
+        if self._clock_of_robots.paced and self._time_limit is None:
             self._time_limit = TimeLimit(self, self._allowed_until)
-            for link in self._links:
-                link.on_tick = self._time_limit.say
+        for link in self._links:
+            link.start(on_tick=self._say_time_limit)
         self._engine.start()
 
     def halt(self) -> None:
         # the arms first: a pass of the network may take seconds to end
         for link in self._links:
             link.stop()
-        if self._time_limit is not None:
-            self._time_limit.close()
-            self._time_limit = None
+        self._say_time_limit()
         if self._engine is not None and not self._engine.stop():
             self.get_logger().warning("the policy is still in a forward pass; its chunk will be dropped")
         self._engine = None
 
     def tear_down(self) -> None:
+        if self._time_limit is not None:
+            self._time_limit.close()
+            self._time_limit = None
         self._close_links()
         self._policy = None
         gc.collect()
@@ -172,7 +171,12 @@ class PolicyNode(GuardedLifecycleNode):
 
     def _allowed_until(self) -> int | None:
         """Up to when simulated time may run, ns; None for ever."""
-        return min((link.allowed_until() for link in self._links), default=None)
+        limits = (link.allowed_until() for link in self._links)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def _say_time_limit(self) -> None:
+        if self._time_limit is not None:
+            self._time_limit.say()
 
     def _batch_wait(self) -> float:
         wait = float(self.get_parameter("batch_wait").value)

@@ -59,9 +59,6 @@ class RobotLink:
     The inference thread calls the engine's side (``wants_chunk``, ``due_in``, ``observe``, ``prefix``, ``deliver``,
     ``policy_failed``), the executor calls ``tick``. What goes out is encoded for every group before any is published,
     so that both arms of a pair move together or not at all.
-
-    Attributes:
-        on_tick: called after every tick.
     """
 
     def __init__(
@@ -89,14 +86,15 @@ class RobotLink:
         self._timer: Any = None
         self._due_ns: int | None = None  # since when the inference thread has had a chunk to ask for
         self._asked_ns: int | None = None
-        self.on_tick: Callable[[], None] = lambda: None
+        self._on_tick: Callable[[], None] = lambda: None
         self._subscriptions = self._make_subscriptions()  # last: messages come at once, to a thread of its own
         self._publish_status()
 
     # what the node calls
 
-    def start(self) -> None:
-        """Begin to command the robot."""
+    def start(self, on_tick: Callable[[], None] = lambda: None) -> None:
+        """Begin to command the robot; ``on_tick`` is called after every tick."""
+        self._on_tick = on_tick
         self.pilot.controller.start()
         period = 1.0 / self.profile.timing.command_rate
         self._timer = self._node.create_timer(
@@ -108,7 +106,7 @@ class RobotLink:
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
             self._timer = None
-        self._due_ns, self._asked_ns, self.on_tick = None, None, lambda: None
+        self._due_ns, self._asked_ns = None, None
         with self._sending:
             window = self.pilot.controller.stop()
             if window is not None:
@@ -173,8 +171,13 @@ class RobotLink:
         self._due_ns, self._asked_ns = None, None
         self.pilot.policy_failed(error)
 
-    def allowed_until(self) -> int:
-        """Up to when simulated time may run, ns: a little ahead, and no further than a chunk under way may take."""
+    def allowed_until(self) -> int | None:
+        """Up to when simulated time may run, ns: a little ahead, and no further than a chunk under way may take.
+
+        None while the robot is not commanded.
+        """
+        if self.pilot.status.state == INACTIVE:
+            return None
         timing = self.profile.timing
         ahead = self._clock.ros_ns() + round(max(timing.lead, PERIODS_AHEAD / timing.command_rate) * messages.NS)
         begun = [since for since in (self._due_ns, self._asked_ns) if since is not None]
@@ -192,7 +195,7 @@ class RobotLink:
             self._report(steady)
         if self._asked_ns is None and self._due_ns is None and self.pilot.wants_chunk():
             self._due_ns = self._clock.ros_ns()
-        self.on_tick()
+        self._on_tick()
 
     def _controller_fault(self, steady: float) -> Fault | None:
         topics = {name: self._publishers[name] for name in self.profile.commands.groups}

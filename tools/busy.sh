@@ -1,0 +1,13 @@
+#!/bin/sh
+# Runs a command beside busy loops: tools/busy.sh NUMBER COMMAND…
+set -u
+number=$1
+shift
+loops=""
+trap 'kill $loops 2>/dev/null' EXIT
+while [ "$number" -gt 0 ]; do
+  (while :; do :; done) &
+  loops="$loops $!"
+  number=$((number - 1))
+done
+env "$@"
