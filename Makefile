@@ -41,10 +41,10 @@ test: lint
 	$(PYTEST)
 
 # As other machines would: the rooms that compute on one core of a processor with AVX2 and no more, and of an older one;
-# the nodes, and the demo, beside two busy loops.
+# the nodes beside two busy loops.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 FBGEMM_ENABLE_INSTRUCTIONS=AVX2
 SSE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
-COMPUTING := $(addprefix test/,model control training)
+COMPUTING := test/model test/training test/control/test_policy_source.py test/control/test_shipped_policy.py
 ONE_CORE := taskset -c 0 env OMP_NUM_THREADS=1
 
 test-machines: venv
@@ -53,7 +53,7 @@ test-machines: venv
 	@echo "== one core with SSE4.1"
 	$(ONE_CORE) $(SSE) $(BIN)/python -m pytest $(COMPUTING)
 	@echo "== beside two busy loops"
-	tools/busy.sh 2 $(PYTEST) test/nodes test/evaluation
+	tools/busy.sh 2 $(PYTEST) test/nodes
 
 test-all: lint
 	$(BIN)/python -m pytest -m "slow or gpu or not slow"

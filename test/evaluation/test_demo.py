@@ -120,7 +120,7 @@ def test_the_figures_hold_together(finished: tuple[Path, str]) -> None:
         numbers = report[name]
         assert 0 < numbers["p50"] <= numbers["p95"] <= numbers["p99"] <= numbers["max"]
     assert report["holds"] == 0
-    assert 0.0 < report["real_time_factor"] <= 1.01
+    assert 0.0 < report["real_time_factor"] <= 1.05
     assert (report["dtype"], report["device"]) == ("float32", "cpu") and report["dtype_reason"]
 
 
@@ -151,7 +151,7 @@ def test_nothing_but_results_and_logs_is_left(finished: tuple[Path, str]) -> Non
 
 @pytest.mark.parametrize(
     ("signum", "code", "moment"),
-    [(signal.SIGINT, 130, "first command"), (signal.SIGTERM, 143, "the simulation runs")],
+    [(signal.SIGINT, 130, "of 600 s"), (signal.SIGTERM, 143, "the simulation runs")],
 )
 def test_a_demo_told_to_stop_leaves_no_process(tmp_path: Path, signum: int, code: int, moment: str) -> None:
     with started(CODE, duration=600, task="none", output=str(tmp_path)) as command:
@@ -161,14 +161,14 @@ def test_a_demo_told_to_stop_leaves_no_process(tmp_path: Path, signum: int, code
         assert returned == code
         assert "Traceback" not in errors
         assert not command.alive()
-    if moment == "first command":
+    if moment == "of 600 s":
         assert "film and report show what was recorded" in errors
         assert {"film.mp4", "report.html", "report.json"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_a_demo_whose_policy_dies_leaves_film_and_report_and_says_where_to_look(tmp_path: Path) -> None:
     with started(CODE, duration=600, task="none", output=str(tmp_path)) as command:
-        command.read_until("first command")
+        command.read_until("of 600 s")
         (policy,) = [pid for pid in command.alive() if b"policy_node" in _read(Path(f"/proc/{pid}/cmdline"))]
         os.kill(policy, signal.SIGKILL)
         code, errors = command.end()

@@ -9,13 +9,13 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xvla_ros.evaluation.demo_console import Console, Progress
-from xvla_ros.evaluation.demo_task import choose_task
+from xvla_ros.evaluation.demo_task import choose_task, is_trained
 from xvla_ros.evaluation.episodes import NANOSECONDS
 from xvla_ros.evaluation.graph import (
     THIS_MACHINE_ONLY,
@@ -176,6 +176,9 @@ def write_results(settings: DemoSettings) -> Report:
 
     output, profile = settings.output, settings.profile
     recording = read_recording(output / RECORDING, profile, settings.duration)
+    if not recording.diagnostics:  # ended before the policy had said anything of itself
+        told = str(is_trained(profile, settings.checkpoint)).lower()
+        recording = replace(recording, diagnostics={"trained": told})
     report = make_report(recording, profile, _read_stats(output / STATS), settings.seed)
     write_json(report, output / "report.json")
     film = output / "film.mp4"

@@ -143,11 +143,11 @@ def read_recording(folder: Path, profile: Profile, duration: float | None = None
 
 
 def can_be_shown(folder: Path) -> bool:
-    """Whether the recording in ``folder`` holds joints, pictures, and what the policy said of itself."""
+    """Whether the recording in ``folder`` holds joints and pictures."""
     if not (folder / RECORDS).is_file():
         return False
     with RecordingReader(folder) as reader:
-        return {record["kind"] for record in reader.new()} >= {"joints", "image", "diagnostics"}
+        return {record["kind"] for record in reader.new()} >= {"joints", "image"}
 
 
 def gather(
