@@ -77,8 +77,8 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     policy = LifecycleNode(
         package="xvla_ros", executable="policy_node", name="xvla", namespace="",
         parameters=[
-            *([str(profile.source)] if profile.source else []), parameters,
-            *([argument["params_file"]] if argument["params_file"] else []),
+            *([str(profile.source)] if profile.source else []),
+            *([argument["params_file"]] if argument["params_file"] else []), parameters,
         ],
         remappings=remapped_commands(profile), output="screen", emulate_tty=True,
     )

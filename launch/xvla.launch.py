@@ -85,7 +85,7 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "params_file",
                 default_value="",
-                description="further parameters of the policy node; they win over profile and arguments",
+                description="further parameters of the policy node; they win over the profile, arguments over them",
             ),
             DeclareLaunchArgument(
                 "autostart",
@@ -105,12 +105,12 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     simulated = BOOLEANS[argument["sim"]]
     parameters = {
         "robots": [profile.name for profile in profiles],
-        "device": argument["device"],
         "use_sim_time": BOOLEANS.get(argument["use_sim_time"], simulated),
         "autostart": False,  # the events below do it, and other launch files may hook into them
         "paced": simulated and BOOLEANS.get(argument["use_sim_time"], True),
     }
     parameters |= {name: argument[name] for name in ("checkpoint", "instruction", "dtype") if argument[name]}
+    parameters |= {"device": argument["device"]} if argument["device"] != "cpu" else {}
     parameters |= {"seed": int(argument["seed"])} if argument["seed"] else {}
     led = argument["task"] and leader(argument, profiles)
     if simulated:
@@ -122,7 +122,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         name="xvla",
         namespace=argument["namespace"],
         parameters=[
-            *map(str, sources(profiles)), parameters, *([argument["params_file"]] if argument["params_file"] else []),
+            *map(str, sources(profiles)), *([argument["params_file"]] if argument["params_file"] else []), parameters,
         ],
         output="screen",
         emulate_tty=True,

@@ -20,6 +20,7 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from lifecycle_msgs.msg import State, Transition, TransitionEvent
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import qos_profile_sensor_data
 from trajectory_msgs.msg import JointTrajectory
 
@@ -28,7 +29,7 @@ from xvla_ros.ros_env import child_environment
 from xvla_ros.msg import PolicyStatus  # isort: skip
 
 LAUNCH_FILE = Path(__file__).parents[2] / "launch" / "xvla.launch.py"
-DEADLINE = 120.0
+DEADLINE = 300.0  # ends what hangs
 LAUNCH = """
 import sys
 from launch import LaunchDescription, LaunchService
@@ -125,6 +126,7 @@ def test_the_arguments_are_those_promised():
     description = PythonLaunchDescriptionSource(str(LAUNCH_FILE)).get_launch_description(LaunchContext())
     declared = {argument.name: argument.default_value for argument in description.get_launch_arguments()}
     assert {"robot", "robots", "checkpoint", "sim", "namespace", "device", "autostart"} <= set(declared)
+    assert {"dtype", "params_file", "seed", "task", "rviz"} <= set(declared)
 
 
 def test_the_policy_reaches_active_and_commands_the_simulated_arm(bring_up):
@@ -141,6 +143,27 @@ def test_the_policy_reaches_active_and_commands_the_simulated_arm(bring_up):
     said = bringup.interrupt()
     assert "escalating" not in said, said
     assert "Traceback" not in said, said
+
+
+def test_a_task_is_led_and_what_came_of_each_episode_is_logged(bring_up):
+    bringup = bring_up("sim:=true", "task:=touch", "seed:=901", "dtype:=float32")
+    bringup.wait_for(lambda: bringup.log.read_text().count("(seed 90") >= 2, "two episodes")
+    said = bringup.interrupt()
+    assert "succeeded" in said and "computes in float32: as asked for" in said
+    assert "Traceback" not in said, said
+
+
+@pytest.mark.parametrize(("arguments", "dtype"), [([], "bfloat16"), (["dtype:=float32"], "float32")])
+def test_parameters_of_a_file_count_where_no_argument_says_otherwise(bring_up, tmp_path, arguments, dtype):
+    file = tmp_path / "more.yaml"
+    file.write_text("/**: {ros__parameters: {dtype: bfloat16, threads: 1}}")
+    bringup = bring_up("autostart:=false", f"params_file:={file}", *arguments)
+    client = AsyncParameterClient(bringup.node, "/xvla")
+    bringup.wait_for(client.services_are_ready, "the parameter services")
+    future = client.get_parameters(["dtype", "threads"])
+    bringup.wait_for(future.done, "the parameters")
+    found = future.result().values
+    assert (found[0].string_value, found[1].integer_value) == (dtype, 1)
 
 
 def test_without_autostart_the_node_waits_in_its_namespace(bring_up):

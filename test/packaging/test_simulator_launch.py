@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.robots import load_profile, load_robot
 
 pytest.importorskip("launch", reason="launch comes with a ROS 2 distribution, not from PyPI")
@@ -76,6 +77,22 @@ def test_isaac_gets_a_profile_with_setpoints(robot: str, tmp_path: Path):
 def test_the_policy_node_is_brought_up_alone_or_with_the_simulation(arguments: dict[str, str], expected: int):
     entities = bring_up("xvla", robot="so101", **arguments)
     assert len([entity for entity in entities if isinstance(entity, Node)]) == expected
+
+
+@pytest.mark.parametrize("name", ["xvla", "gazebo", "isaac", "replay"])
+def test_every_launch_file_takes_type_parameters_and_rviz(name: str):
+    declared = {each.name for each in load(name).generate_launch_description().entities
+                if isinstance(each, DeclareLaunchArgument)}
+    assert {"dtype", "params_file", "seed", "rviz"} <= declared
+    shown = bring_up(name, robot="so101", bag="run.mcap", rviz="true", dtype="float32", seed="3")
+    assert len([node for node in shown if isinstance(node, Node) and node.node_package == "rviz2"]) == 1 or any(
+        included(each).get("rviz") == "true" for each in shown if isinstance(each, IncludeLaunchDescription))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"sim": "true", "namespace": "cell"}, {"sim": "true", "autostart": "false"}])
+def test_a_task_that_cannot_be_led_is_said(arguments: dict[str, str]):
+    with pytest.raises(SetupError, match="needs sim:=true with one robot"):
+        bring_up("xvla", robot="so101", task="touch", **arguments)
 
 
 def test_a_replay_sends_no_command_to_an_arm():
