@@ -56,7 +56,7 @@ test-machines: venv
 	tools/busy.sh 2 $(PYTEST) test/nodes
 
 test-all: lint
-	$(BIN)/python -m pytest -m "slow or gpu or not slow"
+	HYPOTHESIS_PROFILE=anew $(BIN)/python -m pytest -m "slow or gpu or not slow"
 
 # Trains the policy that ships and evaluates it; goes on where it was stopped. SCALE=gpu on a machine with one.
 SCALE ?= cpu

@@ -12,9 +12,12 @@ from xvla_ros.evaluation.processes import free_domain
 from xvla_ros.ros_env import prepare
 from xvla_ros.simulation import offscreen
 
-# A busy machine is no failure of a property.
-settings.register_profile("xvla_ros", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("xvla_ros")
+# A busy machine is no failure of a property. What is drawn depends on the test alone, so a run is the same anywhere;
+# make test-all draws anew.
+anywhere = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", anywhere, derandomize=True)
+settings.register_profile("anew", anywhere)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
