@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import rclpy
 from lifecycle_msgs.msg import Transition
 from numpy.typing import NDArray
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 
@@ -145,7 +146,8 @@ def _policy_node(profile: Profile, policy: Any, domain: int, paced: bool) -> Ite
 
     def spin() -> None:
         while not ended.is_set():
-            executor.spin_once(timeout_sec=0.1)
+            with suppress(rclpy_implementation.InvalidHandle):  # the node gives a topic back while rclpy looks at it
+                executor.spin_once(timeout_sec=0.1)
 
     spinning = threading.Thread(target=spin, daemon=True)
     spinning.start()
