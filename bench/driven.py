@@ -21,7 +21,6 @@ import rclpy
 from lifecycle_msgs.msg import Transition
 from numpy.typing import NDArray
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 
@@ -146,7 +145,7 @@ def _policy_node(profile: Profile, policy: Any, domain: int, paced: bool) -> Ite
 
     def spin() -> None:
         while not ended.is_set():
-            with suppress(rclpy_implementation.InvalidHandle):  # the node gives a topic back while rclpy looks at it
+            with suppress(Exception):  # rclpy's, of many types: the node gives a topic back while it is looked at
                 executor.spin_once(timeout_sec=0.1)
 
     spinning = threading.Thread(target=spin, daemon=True)

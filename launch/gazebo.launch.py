@@ -38,7 +38,7 @@ def generate_launch_description() -> LaunchDescription:
             ),
             DeclareLaunchArgument("checkpoint", default_value="", description="as for xvla.launch.py"),
             DeclareLaunchArgument("instruction", default_value="", description="as for xvla.launch.py"),
-            DeclareLaunchArgument("device", default_value="cpu", description="as for xvla.launch.py"),
+            DeclareLaunchArgument("device", default_value="", description="as for xvla.launch.py"),
             DeclareLaunchArgument("autostart", default_value="true", description="as for xvla.launch.py"),
             DeclareLaunchArgument("dtype", default_value="", description="as for xvla.launch.py"),
             DeclareLaunchArgument("seed", default_value="", description="as for xvla.launch.py"),

@@ -49,7 +49,7 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("every", default_value="1", description="the report answers each N-th picture"),
             DeclareLaunchArgument("seed", default_value="0", description="of the sampler's noise"),
             DeclareLaunchArgument("rate", default_value="1.0", description="times the recorded speed"),
-            DeclareLaunchArgument("device", default_value="cpu", description="of the policy: cpu, cuda, cuda:1, …"),
+            DeclareLaunchArgument("device", default_value="", description="of the policy; empty: the CPU"),
             DeclareLaunchArgument("dtype", default_value="", description="as for xvla.launch.py"),
             DeclareLaunchArgument("params_file", default_value="", description="as for xvla.launch.py"),
             DeclareLaunchArgument(
@@ -70,8 +70,8 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     check_live(profile)
     chunks = Path(argument["output"]) / CHUNKS
     parameters = {
-        "robots": [profile.name], "device": argument["device"], "checkpoint": argument["checkpoint"],
-        "seed": int(argument["seed"]), "use_sim_time": True, "autostart": True, "dtype": argument["dtype"],
+        "robots": [profile.name], "seed": int(argument["seed"]), "use_sim_time": True, "autostart": True,
+        **{name: argument[name] for name in ("device", "checkpoint", "dtype") if argument[name]},
         **replay_settings(profile),
     }
     policy = LifecycleNode(
@@ -98,7 +98,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         cmd=[
             sys.executable, "-m", "xvla_ros.cli", "replay", argument["bag"], "--robot", argument["robot"],
             "--checkpoint", argument["checkpoint"], "--output", argument["output"], "--every", argument["every"],
-            "--seed", argument["seed"], "--device", argument["device"], "--live-chunks", str(chunks),
+            "--seed", argument["seed"], "--device", argument["device"] or "cpu", "--live-chunks", str(chunks),
             *(["--dtype", argument["dtype"]] if argument["dtype"] else []),
         ],
         output="screen",

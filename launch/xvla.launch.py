@@ -63,7 +63,9 @@ def generate_launch_description() -> LaunchDescription:
                 description="take the time from /clock; empty: with sim:=true only",
             ),
             DeclareLaunchArgument("namespace", default_value="", description="ROS namespace of the nodes"),
-            DeclareLaunchArgument("device", default_value="cpu", description="of the policy: cpu, cuda, cuda:1, …"),
+            DeclareLaunchArgument(
+                "device", default_value="", description="of the policy: cpu, cuda, cuda:1, …; empty: the CPU"
+            ),
             DeclareLaunchArgument(
                 "dtype",
                 default_value="",
@@ -78,6 +80,12 @@ def generate_launch_description() -> LaunchDescription:
                 default_value="",
                 description="with sim:=true and one robot: lead episodes of it (touch, pick_place, …) and log what "
                 "each came to; needs autostart and no namespace",
+            ),
+            DeclareLaunchArgument(
+                "real_time",
+                default_value="false",
+                choices=list(BOOLEANS),
+                description="with sim:=true: let simulated time run on while a policy too slow for it computes",
             ),
             DeclareLaunchArgument(
                 "rviz", default_value="false", choices=list(BOOLEANS), description="show robot and plan in RViz"
@@ -107,10 +115,10 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         "robots": [profile.name for profile in profiles],
         "use_sim_time": BOOLEANS.get(argument["use_sim_time"], simulated),
         "autostart": False,  # the events below do it, and other launch files may hook into them
-        "paced": simulated and BOOLEANS.get(argument["use_sim_time"], True),
+        "paced": simulated and BOOLEANS.get(argument["use_sim_time"], True) and not BOOLEANS[argument["real_time"]],
     }
-    parameters |= {name: argument[name] for name in ("checkpoint", "instruction", "dtype") if argument[name]}
-    parameters |= {"device": argument["device"]} if argument["device"] != "cpu" else {}
+    given = ("checkpoint", "instruction", "device", "dtype")
+    parameters |= {name: argument[name] for name in given if argument[name]}
     parameters |= {"seed": int(argument["seed"])} if argument["seed"] else {}
     led = argument["task"] and leader(argument, profiles)
     if simulated:

@@ -5,6 +5,8 @@ number=$1
 shift
 loops=""
 trap 'kill $loops 2>/dev/null' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 while [ "$number" -gt 0 ]; do
   (while :; do :; done) &
   loops="$loops $!"

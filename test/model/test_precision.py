@@ -107,6 +107,18 @@ def test_weights_in_half_compute_in_full_where_half_is_emulated(stored_half: Pat
     assert asked.startswith("bfloat16 torch.bfloat16 True") and "times as long as in float32" in asked
 
 
+def test_weights_that_were_rounded_to_run_are_not_saved_as_if_they_were_whole(
+    policy: Policy, tmp_path: Path, block_takes
+) -> None:
+    checkpoint.save(policy, tmp_path / "float")
+    block_takes(0.1, 0.01)
+    rounded = checkpoint.load(tmp_path / "float", assume=checkpoint.PROFILE_STEPS)
+    assert rounded.precision.dtype == "bfloat16"
+    with pytest.raises(ValueError, match=r"stored in float32 and were rounded to bfloat16.*with dtype='float32'"):
+        checkpoint.save(rounded, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 def test_what_is_saved_is_as_it_was_stored_or_as_was_asked_for(stored_half: Path, tmp_path: Path, block_takes) -> None:
     block_takes(0.1, 0.2)
     for wanted, stored in ((None, {"BF16", "F32"}), ("float32", {"F32"})):

@@ -28,8 +28,16 @@ class PacedTime:
     def join(self, node, publish, rate):
         """Publish /clock on ``node``, and call ``publish`` ``rate`` times a second."""
         self._publish, self._rate = publish, rate
-        self._clock = node.create_publisher(Clock, "/clock", qos.EVENTS)
-        node.create_subscription(Header, time_limit.TOPIC, self._on_limit, qos.EVENTS)
+        self._node, self._clock = node, node.create_publisher(Clock, "/clock", qos.EVENTS)
+        self.come_back()
+
+    def go_away(self):
+        """Hear nobody any more, and let time stand, as a simulation does that has ended."""
+        self.stepping.acquire()
+        self._node.destroy_subscription(self._subscription)
+
+    def come_back(self):
+        self._subscription = self._node.create_subscription(Header, time_limit.TOPIC, self._on_limit, qos.EVENTS)
 
     def start(self):
         self._thread.start()

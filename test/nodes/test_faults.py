@@ -486,6 +486,18 @@ def test_a_stop_that_comes_before_the_activation_counts(graph):
 # the clock of a simulator
 
 
+def test_a_simulation_that_ends_under_a_node_that_it_waits_for(running):
+    """Nothing counts simulated time any more: the machine's time does, until it is there again."""
+    time_of = running.simulated_time
+    time_of.go_away()
+    try:
+        running.wait_status("holding", "clock_stopped", "has stood still")
+    finally:
+        time_of.come_back()
+        time_of.stepping.release()
+    went_on(running)
+
+
 def test_the_clock_stands_still(in_simulation):
     pair, time_of = in_simulation, in_simulation.simulated_time
     time_of.stop()

@@ -141,7 +141,7 @@ def demo(
         console.say("writing the report and the film")
         report = write_results(settings)
     except (Interrupted, KeyboardInterrupt) as stop:
-        print("\nstopped before anything was recorded; no process is left", file=sys.stderr)
+        print("\nstopped; no process is left", file=sys.stderr)
         return stop.exit_code if isinstance(stop, Interrupted) else 130
     except (
         CheckpointError,

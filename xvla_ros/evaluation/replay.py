@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,9 +105,11 @@ def _replay(options: ReplayOptions) -> int:
     output = Path(options.output)
     names = () if options.baseline else (options.checkpoint, *([options.compare] if options.compare else []))
     threads = max(1, usable_cores() // options.jobs) if options.jobs > 1 else 0
-    policies = Policies(names, device_of(options.device), options.steps, threads, options.dtype)
+    policies = Policies(names, device_of(options.device), options.steps, threads, _dtype(options))
     sources = policies.load(profile, options.seed)
-    live = _live(options, bags, profile, output) if is_first() else None
+    if sources[0].policy is not None:  # whoever else answers bags of this report computes alike
+        policies = replace(policies, dtype=sources[0].policy.precision.dtype)
+    live = _live(options, bags, profile, output, policies.dtype) if is_first() else None
     parts = run_jobs(make_jobs(bags, profile, policies, settings, output), options.jobs, sources)
     if not is_first():
         return 0
@@ -184,14 +186,23 @@ def _settings(options: ReplayOptions) -> ReplaySettings:
                           options.ablations, options.seed)
 
 
-def _live(options: ReplayOptions, bags: Sequence[Path], profile: Profile, output: Path) -> Path | None:
+def _dtype(options: ReplayOptions) -> str:
+    """What policies compute in: of several processes that do not meet, none may choose by a trial of its own."""
+    from xvla_ros.evaluation.replay_jobs import has_others
+
+    return options.dtype or ("float32" if has_others() and options.device == "cpu" else "")
+
+
+def _live(
+    options: ReplayOptions, bags: Sequence[Path], profile: Profile, output: Path, dtype: str
+) -> Path | None:
     if options.live_chunks:
         return Path(options.live_chunks)
     if not options.live:
         return None
     from xvla_ros.evaluation.replay_live import run_live
 
-    return run_live(bags[0], profile, options.checkpoint, output, device=options.device, dtype=options.dtype,
+    return run_live(bags[0], profile, options.checkpoint, output, device=options.device, dtype=dtype,
                     seed=options.seed, steps=options.steps)
 
 

@@ -85,7 +85,8 @@ def make_jobs(
 ) -> list[Job]:
     """Return a job for each bag, its folder named by what its rows depend on."""
     identities = [_identity(name or profile.policy.checkpoint) for name in policies.checkpoints]
-    told = [identities, policies.steps, asdict(settings), profile.policy.model_dump(mode="json"), profile.instruction]
+    computed = [policies.steps, policies.dtype, asdict(settings)]
+    told = [identities, *computed, profile.policy.model_dump(mode="json"), profile.instruction]
     jobs = []
     for path in bags:
         digest = hashlib.blake2b(digest_size=12)
@@ -110,6 +111,11 @@ def run_jobs(jobs: Sequence[Job], workers: int, sources: Sequence[Source]) -> li
     if rank:
         return []
     return [Part(_awaited(job), job.folder) for job in jobs]
+
+
+def has_others() -> bool:
+    """Whether torchrun started more processes than this one."""
+    return _place()[1] > 1
 
 
 def is_first() -> bool:

@@ -26,7 +26,7 @@ from .lora import merge_adapter
 from .network import XvlaNetwork
 from .pipelines import ALL_STEPS, PROFILE_STEPS, write_pipelines
 from .policy import Policy
-from .precision import DTYPES, INT8, Precision, choose
+from .precision import DTYPES, FLOAT32, INT8, Precision, choose
 from .problems import CheckpointError, Problem
 from .processor import Processor
 from .record import Record, RobotRecord, write_record
@@ -170,10 +170,15 @@ def save(policy: Policy, folder: str | Path) -> None:
         folder: made if it is not there; files of the same names are replaced.
 
     Raises:
-        ValueError: if the policy is int8, which no file holds.
+        ValueError: if the policy is int8, which no file holds, or if its weights were rounded when they were loaded.
     """
     if is_int8(policy.network):
         raise ValueError(f"{policy.source}: an int8 policy cannot be saved, expected the float32 one it was made of")
+    if policy.network.config.dtype == FLOAT32 and policy.network.vlm.dtype != torch.float32:
+        raise ValueError(
+            f"{policy.source}: its weights are stored in float32 and were rounded to {policy.precision.dtype} to run "
+            "here; load it with dtype='float32' to save it as it was, or with that type to save it rounded"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as made:

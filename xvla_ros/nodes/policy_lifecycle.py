@@ -37,7 +37,7 @@ from xvla_ros.nodes.parameters import read_profile
 from xvla_ros.nodes.robot_description import DescriptionTopics
 from xvla_ros.nodes.robot_link import RobotLink
 from xvla_ros.nodes.stop_topics import StopTopics
-from xvla_ros.nodes.time_limit import TimeLimit
+from xvla_ros.nodes.time_limit import TOPIC, TimeLimit
 from xvla_ros.resources import usable_cores
 from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
 from xvla_ros.robots.problems import ProfileError
@@ -65,6 +65,7 @@ PROGRESS_PERIOD_S = 5.0
 ANSWER_TIMEOUT_S = 2.0
 LONGEST_BATCH_WAIT_S = 1.0
 POLL_S = 0.05
+SIMULATION_WAIT_S = 120.0  # on a busy machine a simulation takes long to start
 END_POLL_S = 0.2
 LOADING_THREAD = "loading"
 
@@ -103,8 +104,7 @@ class PolicyNode(GuardedLifecycleNode):
             self._close_links()
             self._make_links()
         self._engine = Engine(self._predict, self._links, self._batch_wait())
-        if self._clock_of_robots.paced and self._time_limit is None:
-            self._time_limit = TimeLimit(self, self._allowed_until)
+        self._require_simulation()
         for link in self._links:
             link.start(on_tick=self._say_time_limit)
         self._engine.start()
@@ -168,6 +168,31 @@ class PolicyNode(GuardedLifecycleNode):
         if paced and not self.get_parameter("use_sim_time").value:
             raise TransitionError("parameter paced is true without use_sim_time: only simulated time can wait")
         return paced
+
+    def _require_simulation(self) -> None:
+        """Let no watchdog count simulated time unless that waits for this node.
+
+        Raises:
+            TransitionError: nobody hears how far time may run.
+        """
+        if not self._clock_of_robots.paced:
+            return
+        if self._time_limit is None:
+            self._time_limit = TimeLimit(self, self._allowed_until)
+        deadline = time.monotonic() + SIMULATION_WAIT_S
+        while not self._time_limit.is_heard:
+            if time.monotonic() > deadline or self.cancelled.is_set():
+                message = f"paced is true, but no simulation of xvla_ros hears {TOPIC}: start it, or set paced false"
+                raise TransitionError(f"parameter {message}")
+            time.sleep(POLL_S)
+
+    def _look_for_the_simulation(self) -> None:
+        """Look after the robots where the simulation is gone: no timer of theirs goes off any more."""
+        limit = self._time_limit
+        self._clock_of_robots.alone = limit is not None and not limit.is_heard
+        if self._clock_of_robots.alone and self.state_label() == "active":
+            for link in list(self._links):
+                link.tick()
 
     def _allowed_until(self) -> int | None:
         """Up to when simulated time may run, ns; None for ever."""
@@ -284,7 +309,11 @@ class PolicyNode(GuardedLifecycleNode):
 
     def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         state = self.state_label()
-        changes = [parameter.name for parameter in parameters if parameter.name != "use_sim_time"]
+        changes = [
+            parameter.name
+            for parameter in parameters
+            if parameter.name != "use_sim_time" or self._clock_of_robots.paced
+        ]
         if state == "active" and changes:
             return SetParametersResult(successful=False, reason=f"{', '.join(changes)}: deactivate /xvla first")
         loaded_with = [name for name in changes if name in LOADED_WITH]
@@ -294,6 +323,7 @@ class PolicyNode(GuardedLifecycleNode):
         return SetParametersResult(successful=True)
 
     def _publish_diagnostics(self) -> None:
+        self._look_for_the_simulation()
         message = DiagnosticArray()
         message.header.stamp = messages.stamp_message(self._clock_of_robots.ros_ns())
         policy = self._policy

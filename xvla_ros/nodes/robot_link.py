@@ -95,6 +95,7 @@ class RobotLink:
     def start(self, on_tick: Callable[[], None] = lambda: None) -> None:
         """Begin to command the robot; ``on_tick`` is called after every tick."""
         self._on_tick = on_tick
+        self._due_ns, self._asked_ns = None, None
         self.pilot.controller.start()
         period = 1.0 / self.profile.timing.command_rate
         self._timer = self._node.create_timer(
@@ -168,8 +169,8 @@ class RobotLink:
             self._publishers["action_chunk"].publish(messages.chunk_message(accepted))
 
     def policy_failed(self, error: Exception) -> None:
-        self._due_ns, self._asked_ns = None, None
         self.pilot.policy_failed(error)
+        self._due_ns, self._asked_ns = None, None
 
     def allowed_until(self) -> int | None:
         """Up to when simulated time may run, ns: a little ahead, and no further than a chunk under way may take.
@@ -180,7 +181,9 @@ class RobotLink:
             return None
         timing = self.profile.timing
         ahead = self._clock.ros_ns() + round(max(timing.lead, PERIODS_AHEAD / timing.command_rate) * messages.NS)
-        begun = [since for since in (self._due_ns, self._asked_ns) if since is not None]
+        # a chunk that was due may be wanted no longer, after a stop for one
+        due = self._due_ns if self.pilot.wants_chunk() else None
+        begun = [since for since in (due, self._asked_ns) if since is not None]
         return min([ahead, *(since + round(CHUNK_S * messages.NS) for since in begun)])
 
     # every command period
@@ -193,7 +196,9 @@ class RobotLink:
             if window is not None:
                 self._publish(window)
             self._report(steady)
-        if self._asked_ns is None and self._due_ns is None and self.pilot.wants_chunk():
+        if self._asked_ns is not None or not self.pilot.wants_chunk():
+            self._due_ns = None
+        elif self._due_ns is None:
             self._due_ns = self._clock.ros_ns()
         self._on_tick()
 

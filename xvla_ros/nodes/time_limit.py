@@ -36,6 +36,11 @@ class TimeLimit:
         self._publisher = node.create_publisher(Header, TOPIC, qos.EVENTS)
         self._timer = node.create_timer(REPEAT_S, self.say, clock=RosClock(clock_type=ClockType.STEADY_TIME))
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether a simulation listens, as far as discovery has found."""
+        return bool(self._publisher.get_subscription_count())
+
     def say(self) -> None:
         """Say what is allowed now."""
         with self._lock:

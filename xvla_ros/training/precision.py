@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from xvla_ros.model.config import XvlaConfig
 from xvla_ros.model.precision import choose
 from xvla_ros.training.config import TrainSettings
-from xvla_ros.training.state import STATES, last_state
+from xvla_ros.training.state import STATES, last_settings
 from xvla_ros.training.vision_config import VisionSettings
 
 S = TypeVar("S", TrainSettings, VisionSettings)
@@ -30,11 +30,10 @@ def with_precision(settings: S, config: XvlaConfig, batch: int, say: Callable[[s
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     PartialState(cpu=device.type == "cpu")
-    state = last_state(Path(settings.output) / STATES) if settings.resume else None
-    wanted = settings.precision
-    if wanted == "auto" and state is not None:
-        wanted = state.facts["settings"]["precision"]
-    found = [choose(config, device, "" if wanted == "auto" else wanted, batch=batch)]
+    wanted = "" if settings.precision == "auto" else settings.precision
+    if not wanted and settings.resume:
+        wanted = last_settings(Path(settings.output) / STATES).get("precision", "")
+    found = [choose(config, device, wanted, batch=batch)]
     broadcast_object_list(found)  # every process takes what the first has found
     say(f"{'warning: ' if found[0].is_slow else ''}precision: {found[0]}")
     return settings.model_copy(update={"precision": found[0].dtype})

@@ -95,6 +95,15 @@ def last_state(folder: Path) -> State | None:
     return State(int(facts["step"]), tensors, facts)
 
 
+def last_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of the newest state in ``folder``; empty where there is none that can be read."""
+    try:
+        settings: dict[str, Any] = json.loads((_states(folder)[-1] / FACTS).read_text(encoding="utf-8"))["settings"]
+    except (IndexError, KeyError, OSError, ValueError):
+        return {}  # last_state says what is wrong
+    return settings
+
+
 def require_same(before: Mapping[str, Any], settings: BaseModel, file: str) -> None:
     """Refuse to go on with a run under settings that would make it another one.
 
