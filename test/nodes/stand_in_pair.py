@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import rclpy
@@ -177,7 +177,8 @@ class StandInPair:
 
     def _spin(self):
         while not self._ended.is_set():
-            self.executor.spin_once(timeout_sec=0.05)
+            with suppress(Exception):  # rclpy's, of many types, where a topic is given back while it is looked at
+                self.executor.spin_once(timeout_sec=0.05)
 
     def _obey(self, group, message):
         with self._lock:

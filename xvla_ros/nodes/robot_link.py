@@ -32,10 +32,9 @@ from xvla_ros.msg import ActionChunk as ActionChunkMsg  # isort: skip
 from xvla_ros.msg import PolicyStatus  # isort: skip
 
 STATUS_PERIOD_S = 0.1
-# Where simulated time waits: how much of it a chunk takes at most, as on a machine that is fast enough, and how many
-# command periods it may be ahead, so that the next one is reached.
-CHUNK_S = 0.1
-PERIODS_AHEAD = 1.5
+# Where simulated time waits: how much of it a chunk takes at most, as on a machine that is fast enough, and how far
+# beyond the next command it may be ahead, so that this is reached, and none is left out.
+CHUNK_S, AHEAD_S = 0.1, 0.01
 
 
 @dataclass
@@ -179,8 +178,8 @@ class RobotLink:
         """
         if self.pilot.status.state == INACTIVE:
             return None
-        timing = self.profile.timing
-        ahead = self._clock.ros_ns() + round(max(timing.lead, PERIODS_AHEAD / timing.command_rate) * messages.NS)
+        period = 1.0 / self.profile.timing.command_rate
+        ahead = self._clock.ros_ns() + round((period + AHEAD_S) * messages.NS)
         # a chunk that was due may be wanted no longer, after a stop for one
         due = self._due_ns if self.pilot.wants_chunk() else None
         begun = [since for since in (due, self._asked_ns) if since is not None]

@@ -202,7 +202,7 @@ class SimNode(Node):  # type: ignore[misc]
         declare("image_rate", 30.0, "Images per simulated second and camera.", **rates)
         declare("joint_rate", 50.0, "Joint states per simulated second and topic.", **rates)
         # a step between two messages is to be shorter than what a node allows ahead of what it has seen
-        often = {"floating_point_range": between(50.0, 600.0)}
+        often = {"floating_point_range": between(100.0, 600.0)}
         declare("clock_rate", 200.0, "Least number of /clock messages per simulated second.", **often)
         declare(
             "interpolate_from_desired_state",
