@@ -540,6 +540,8 @@ def test_a_node_that_is_killed_and_started_again(graph):
         np.testing.assert_allclose(rest[group], points_of(message)[1][-1])
         assert pair.last(group) is message
     before = pair.count()
+    # One that starts while its dead forerunner is still looked for can find its shared memory locked, and stay deaf.
+    pair.wait_for(lambda: "xvla" not in pair.node.get_node_names(), "the dead node to be forgotten")
     graph.start_node()
     take_up(graph, at_home=False)
     went_on(pair)
