@@ -115,9 +115,7 @@ def quantise(policy: Policy) -> Policy:
     if is_int8(network):
         raise ValueError("the policy is int8 already")
     rounded = variant(network) if network.vlm.dtype == torch.float32 else copy.deepcopy(network).cast(torch.float32)
-    for part in QUANTISED_PARTS:
-        round_linears(rounded, part)
-    return policy.like(rounded, source=f"{policy.source}, int8")
+    return policy.like(round_linears(rounded, QUANTISED_PARTS), source=f"{policy.source}, int8")
 
 
 def is_int8(network: nn.Module) -> bool:
@@ -125,10 +123,10 @@ def is_int8(network: nn.Module) -> bool:
     return any(isinstance(module, Int8Linear) for module in network.modules())
 
 
-def round_linears(module: M, part: str = "") -> M:
-    """Replace the linear layers of ``module`` whose path begins with ``part``; return it."""
+def round_linears(module: M, parts: tuple[str, ...] = ("",)) -> M:
+    """Replace the linear layers of ``module`` whose path begins with one of ``parts``; return it."""
     for path, layer in list(module.named_modules()):
-        if not (path.startswith(part) and isinstance(layer, nn.Linear)):
+        if not (path.startswith(parts) and isinstance(layer, nn.Linear)):
             continue
         parent, _, name = path.rpartition(".")
         try:

@@ -51,7 +51,7 @@ class Policy:
         self.source = source
         self.precision = precision or Precision(str(network.vlm.dtype).removeprefix("torch."), "as it was made")
 
-    def like(self, network: XvlaNetwork, *, source: str = "", precision: Precision | None = None) -> Policy:
+    def like(self, network: XvlaNetwork, *, source: str = "") -> Policy:
         """Make a policy with another network and everything else of this one."""
         return Policy(
             network,
@@ -59,7 +59,7 @@ class Policy:
             robots=self.robots,
             training=self.training,
             source=source or self.source,
-            precision=precision or self.precision,
+            precision=self.precision,
         )
 
     def computing(self) -> dict[str, str]:
