@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
+from xvla_ros.observation.measured import MeasuredJoints
 from xvla_ros.robots.profile import Profile
 
 SECOND = 1_000_000_000
@@ -55,6 +57,11 @@ class HandClock:
         self.steady += seconds
         if ros:
             self.ros += round(seconds * SECOND)
+
+
+def standing(positions, stamp, still_for=1.0):
+    """What is measured of an arm that has stood still for so long, s."""
+    return MeasuredJoints(stamp, np.asarray(positions, float), np.zeros(len(positions)), still_for)
 
 
 @pytest.fixture

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from xvla_ros.control.robot_controller import RobotController
 from xvla_ros.control.status import CONTROLLER_LOST
 from xvla_ros.observation.faults import CAMERA_STALE, Fault
+from xvla_ros.observation.joints import JointTopic
+from xvla_ros.observation.measured import MeasuredTopic
 from xvla_ros.robots.trajectory import Trajectory
 
-from .conftest import HandClock, profile_of
+from .conftest import JOINTS, HandClock, profile_of
 
 SECOND = 1_000_000_000
 PERIOD = 1 / 30
@@ -51,6 +53,8 @@ class Ride:
         self.arm = np.array([0.2, -0.3])
         self.window = None
         self.leapt = False
+        self.heard = MeasuredTopic(JointTopic("/joint_states", self.profile), self.profile, 1.0)
+        self.newest = 0
 
     def play(self, event):
         kind, *rest = event
@@ -75,7 +79,7 @@ class Ride:
     def chunk(self, seed, wild, gap, waypoints, inference):
         random = np.random.default_rng(seed)
         times = self.clock.ros + np.cumsum(np.full(waypoints, round(gap * SECOND)))
-        self.controller.settle(self.arm)
+        self.controller.see(self.measured())
         generation = self.controller.ask()
         for _ in range(round(inference / PERIOD)):
             self.tick()
@@ -88,7 +92,7 @@ class Ride:
     def tick(self, fault=None, controller=None, ros=True):
         self.clock.advance(PERIOD, ros=ros)
         before = self.window
-        sent = self.controller.tick(self.arm, fault, controller)
+        sent = self.controller.tick(self.measured(), fault, controller)
         if sent is not None:
             self.check(sent)
             if self.controller.last_window is sent and before is not None and sent.start is not None:
@@ -97,6 +101,13 @@ class Ride:
         if self.window is not None:
             self.arm = self.window.position_at(self.clock.ros)
         self.leapt = False
+
+    def measured(self):
+        if self.clock.ros < self.newest:
+            self.heard.clear()
+        self.newest = self.clock.ros
+        self.heard.add(self.clock.ros, JOINTS, self.arm, self.clock.steady)
+        return self.heard.measured()
 
     def check(self, window):
         knots = np.concatenate([window.start.position[None], window.positions])

@@ -11,9 +11,12 @@ from xvla_ros.control.status import CONTROLLER_LOST, HOLDING, INACTIVE, RUNNING,
 from xvla_ros.observation.faults import CAMERA_STALE, JOINTS_INVALID, Fault
 from xvla_ros.robots.trajectory import Trajectory
 
+from .conftest import standing
+
 SECOND = 1_000_000_000
 PERIOD = 1 / 30
 HOME = np.array([0.2, -0.3])
+FOLLOWS = object()
 GONE = Fault(CONTROLLER_LOST, "nobody subscribes to /arm")
 STALE = Fault(CAMERA_STALE, "front: newest message is 0.31 s old")
 
@@ -25,6 +28,7 @@ class Bench:
         self.profile, self.clock = profile, clock
         self.controller = RobotController(profile, clock)
         self.sent = []
+        self._obeyed = None
 
     @property
     def status(self):
@@ -48,11 +52,27 @@ class Bench:
         self.run(inference)
         return self.controller.accept(self.trajectory(seen, target, waypoints=waypoints), asked)
 
-    def tick(self, measured=HOME, fault=None, **kwargs):
+    def tick(self, measured=FOLLOWS, fault=None, **kwargs):
+        """``measured``: [J], None, or where an arm would be that follows what it is sent."""
+        if measured is FOLLOWS:
+            measured = self.followed()
+        if measured is not None:
+            measured = standing(measured, self.clock.ros)
         window = self.controller.tick(measured, fault, **kwargs)
         if window is not None:
+            self._obeyed = self.clock.steady, window
             self.sent.append(window)
         return window
+
+    def followed(self):
+        """Where an arm is that does what it is sent, whatever ROS time does."""
+        if self._obeyed is None:
+            return HOME
+        received, window = self._obeyed
+        return window.position_at(window.stamp + round((self.clock.steady - received) * SECOND))
+
+    def see(self, measured):
+        self.controller.see(standing(measured, self.clock.ros))
 
     def run(self, seconds, *, ros=True, **kwargs):
         """Tick through some seconds; return the last window."""
@@ -137,7 +157,7 @@ def test_the_first_command_starts_where_the_robot_is_measured(bench):
 def test_later_commands_start_where_the_one_before_is_by_then(running):
     before = running.controller.last_window
     running.clock.advance(PERIOD)
-    window = running.tick(np.array([0.9, 0.9]))
+    window = running.tick()
     expected = before.state_at(running.clock.ros)
     np.testing.assert_allclose(window.start.position, expected.position)
     np.testing.assert_allclose(window.start.velocity, expected.velocity)
@@ -456,7 +476,7 @@ def test_a_gripper_may_begin_anywhere_and_need_not_be_where_it_was_sent(profile,
     bench.run(0.2)
     bench.run(3.0, fault=STALE)
     stood = bench.controller.last_window
-    bench.controller.settle(np.array([*stood.positions[-1, :1], -0.9]))
+    bench.see([*stood.positions[-1, :1], -0.9])
     assert bench.controller.last_window.positions[-1, 1] == stood.positions[-1, 1]
 
 
@@ -465,7 +485,7 @@ def test_a_motion_that_begins_implausibly_far_away_is_refused(bench, ticked):
     """The first chunk of a quick policy comes before the first tick."""
     if ticked:
         bench.tick()
-    bench.controller.settle(HOME)
+    bench.see(HOME)
     assert not bench.chunk(target=(9.0, -0.3)), "as a policy in degrees would ask"
     bench.run(PERIOD)
     assert bench.reason == (HOLDING, "limit")
@@ -490,7 +510,7 @@ def test_an_arm_found_away_from_where_it_was_left_starts_from_there(running):
     running.run(0.6, fault=STALE)
     pushed = running.controller.last_window.positions[-1] + [0.0, 0.25]
     running.run(0.2, measured=pushed)
-    running.controller.settle(pushed)
+    running.see(pushed)
     assert running.chunk(generation=running.controller.ask())
     np.testing.assert_array_equal(running.tick(pushed).start.position, pushed)
 
@@ -498,10 +518,10 @@ def test_an_arm_found_away_from_where_it_was_left_starts_from_there(running):
 def test_an_arm_that_sags_a_little_goes_on_from_its_command(running):
     running.run(0.6, fault=STALE)
     left = running.controller.last_window.positions[-1]
-    running.run(0.2, measured=left + 0.1)
-    running.controller.settle(left + 0.1)
+    running.run(0.2, measured=left + 0.09)
+    running.see(left + 0.09)
     assert running.chunk(generation=running.controller.ask())
-    np.testing.assert_allclose(running.tick(left + 0.1).start.position, left)
+    np.testing.assert_allclose(running.tick(left + 0.09).start.position, left)
 
 
 def test_a_stop_latches_its_first_cause_and_is_silent_once_the_arm_stands(running):

@@ -15,6 +15,8 @@ from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.decode import Decoder
 from xvla_ros.robots.encode import StateEncoder
 
+from .conftest import standing
+
 S = 1_000_000_000
 NEUTRAL = np.array([-0.13, -0.76, 0.44, -0.02, 1.76, -0.16, 0.037])
 
@@ -51,14 +53,14 @@ def test_a_chunk_out_of_reach_holds_for_the_limit_and_the_next_goes_on():
     controller, decoder = RobotController(profile, clock), Decoder(profile)
     controller.start()
     assert not controller.accept(decoder.decode(chunk(profile, clock, [1.0] * 10), NEUTRAL), controller.ask())
-    controller.tick(NEUTRAL, None)
+    controller.tick(standing(NEUTRAL, clock.ros_ns()), None)
     assert (controller.status.state, controller.status.reason) == (HOLDING, LIMIT)
     assert "tool 'arm' cannot reach any of 10 waypoints" in controller.status.detail
     clock.now += 0.1
     assert controller.wants_chunk()
     near = decoder.decode(chunk(profile, clock, [0.01] * 10), NEUTRAL)
     assert not near.out_of_reach().any() and controller.accept(near, controller.ask())
-    controller.tick(NEUTRAL, None)
+    controller.tick(standing(NEUTRAL, clock.ros_ns()), None)
     assert controller.status.state == RUNNING
 
 

@@ -127,10 +127,10 @@ def test_the_order_of_the_slots_does_not_matter(make_rig, session, slots):
 @given(order=st.permutations(NAMES), more=st.lists(st.text(max_size=5), max_size=3))
 def test_the_order_of_the_names_does_not_matter(make_rig, order, more):
     rig = make_rig()
-    rig.everything(0)
-    positions = {name: place / 10 for place, name in enumerate(NAMES)}
+    rig.everything(0, value=0.0)
+    positions = {name: place / 100 for place, name in enumerate(NAMES)}
     names = [*order, *(f"/{name}" for name in more)]
-    rig.joints("right", 1)
+    rig.joints("right", 1, 0.0)
     for camera in CAMERAS:
         rig.image(camera, 1)
     rig.builder.add_joints("/left/joint_states", START + MS, names, [positions.get(name, 9.0) for name in names], 0.001)

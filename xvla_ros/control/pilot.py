@@ -115,7 +115,7 @@ class Pilot(Generic[Raw]):
         """Look for faults and return the next window to send, if any; ``controller``: what is wrong on its topics."""
         fault = self.builder.check(self._clock.ros_ns(), self._clock.steady_s())
         missing = "" if self.instruction else "an instruction"
-        return self.controller.tick(self.builder.latest_positions(), fault, controller, waiting_for=missing)
+        return self.controller.tick(self.builder.measured(), fault, controller, waiting_for=missing)
 
     # the engine's side
 
@@ -130,13 +130,14 @@ class Pilot(Generic[Raw]):
     def observe(self) -> Observation | None:
         """The newest observation, None while something is missing or stale."""
         begun = time.perf_counter()
-        self.controller.settle(self.builder.latest_positions())
+        measured = self.builder.measured()
+        self.controller.see(measured)
         window, now = self.controller.last_window, self._clock.ros_ns()
         commanded = None if window is None else window.position_at(now)
         seen = self.builder.build(now, self._clock.steady_s(), self.instruction, commanded)
         if isinstance(seen, Fault):
             return None
-        start = self.builder.latest_positions() if commanded is None else commanded
+        start = measured.positions if commanded is None and measured is not None else commanded
         seen, start, shift = self._rolled_forward(seen, start, now)
         self._prefix = self._make_prefix(seen, shift, now)
         generation = self.controller.ask()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.workspace import Workspace
 
 Stamps = NDArray[np.int64]
+PULLS = 4  # rounds in which a command is brought within reach of the arm; to rest within reach is the last resort
 
 
 class Plan:
@@ -31,7 +33,7 @@ class Plan:
         workspace: the boxes its tools stay in.
 
     Attributes:
-        window: the last command, None before the first.
+        window: the last command that was sent, None before the first.
     """
 
     def __init__(self, profile: Profile, limits: JointLimits, workspace: Workspace) -> None:
@@ -42,11 +44,12 @@ class Plan:
             len(profile.joints.policy_order), lambda speeds: stopping_time(speeds, limits, profile.timing)
         )
         self.window: CommandWindow | None = None
+        self._before: CommandWindow | None = None
 
     def clear(self) -> None:
         """Forget plan and last command: the next motion starts from where the arm is measured to be."""
         self._timeline.clear()
-        self.window = None
+        self.window = self._before = None
 
     @property
     def end(self) -> int | None:
@@ -82,23 +85,52 @@ class Plan:
         """Whether a controller that follows the last command still moves at ``now``."""
         return self.window is not None and bool(np.abs(self.window.state_at(now).velocity).max() >= STANDING)
 
-    def state_at(self, now: int, measured: Floats | None) -> MotionState | None:
-        """Where the controller should be and how fast: on the last command, or before it, at rest as ``measured``."""
-        if self.window is not None:
-            return self.window.state_at(now)
-        return None if measured is None else MotionState.at_rest(measured)
+    def command_at(
+        self, now: int, start: MotionState, excess: Callable[[Floats], Floats]
+    ) -> tuple[CommandWindow, str, bool]:
+        """Work out a command from ``start`` at ``now`` whose first point is within reach of the arm.
 
-    def advance(self, now: int, start: MotionState) -> tuple[CommandWindow, str]:
-        """Make the next command, from ``start`` at ``now``.
+        Where the arm has not come along, the command starts nearer to it.
+
+        Args:
+            now: ROS time in ns.
+            start: where the controller should be, and how it should move.
+            excess: first point [J] → by how much it is out of reach [J], zero where it is within.
 
         Returns:
-            The command, and which tool would have left its box, empty where none: the command is a brake then.
+            The command; which tool would have left its box, empty where none: the command is a brake then; and whether
+            the arm had not come along.
         """
+        window, outside = self._limited(now, start)
+        away = excess(window.positions[0])
+        came_along = not away.any()
+        for _ in range(PULLS):
+            if not away.any():
+                return window, outside, not came_along
+            start = replace(start, position=start.position - away)
+            window, outside = self._limited(now, start)
+            away = excess(window.positions[0])
+        if away.any():
+            at_rest = MotionState.at_rest(start.position - excess(start.position))
+            window = brake_window(now, at_rest, self._window_times, self._limiter)
+        return window, outside, not came_along
+
+    def _limited(self, now: int, start: MotionState) -> tuple[CommandWindow, str]:
         at = now + np.round(self._window_times * S_TO_NS).astype(np.int64)
         window = command_window(now, start, self._window_times, *self._timeline.sample(at), self._limiter)
         outside = self._workspace.left_by(window.positions, start.position)
         if outside:
             window = brake_window(now, start, self._window_times, self._limiter)
-        self._timeline.forget_before(now)
-        self.window = window
         return window, outside
+
+    def send(self, window: CommandWindow) -> None:
+        """Go on from ``window`` from now on."""
+        self._timeline.forget_before(window.stamp)
+        self._before, self.window = self.window, window
+
+    def take_back(self, window: CommandWindow) -> bool:
+        """Go on from the command before ``window``, as that was not sent; return whether it was the last."""
+        if self.window is not window:
+            return False
+        self.window, self._before = self._before, None
+        return True

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from xvla_ros.control.chunking import Ensemble
 from xvla_ros.control.clock import S_TO_NS, Clock, ClockGuard
 from xvla_ros.control.engine import ERROR_PAUSE_S
+from xvla_ros.control.following import Following, is_still
 from xvla_ros.control.latency import Percentiles
 from xvla_ros.control.motion import Floats, MotionState
 from xvla_ros.control.pace import Pace
@@ -30,9 +31,9 @@ from xvla_ros.control.status import (
     ControlStatus,
 )
 from xvla_ros.control.stops import StopLatch
-from xvla_ros.control.whereabouts import Whereabouts
 from xvla_ros.control.window import CommandWindow
 from xvla_ros.observation.faults import Fault
+from xvla_ros.observation.measured import MeasuredJoints
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.trajectory import Trajectory
@@ -40,13 +41,17 @@ from xvla_ros.robots.workspace import Workspace
 
 Stamps = NDArray[np.int64]
 
+STAND_STILL = "the arm to stand still"
+
 
 class RobotController:
     """The state of one robot's motion: its plan, its last command and the reason it holds, if any.
 
     Chunks come from the inference thread, ticks, faults and stops from the executor; a lock keeps them apart. Nothing
     here knows a message or a network: a chunk arrives as a decoded ``Trajectory``, a command leaves as a
-    ``CommandWindow``, and every command has gone through the ``Limiter`` and the ``Workspace``.
+    ``CommandWindow``, and every command has gone through the ``Limiter`` and the ``Workspace``. Its first point is
+    within reach of where the arm was last believed to be (``Following``), and it goes on from the last command that was
+    sent, or starts from the arm where that stands still.
 
     A chunk that was asked for while the arm stood counts from when it lands: what was seen still holds. A policy too
     slow for its chunks to overlap (``Pace``) has each run to its end, and the arm stands until the next one lands.
@@ -66,7 +71,7 @@ class RobotController:
         self._clock = clock
         limits, timing, smoothing = JointLimits.of(profile), profile.timing, profile.smoothing
         self._plan = Plan(profile, limits, workspace or Workspace({}))
-        self._whereabouts = Whereabouts(limits, profile.safety, smoothing.followed, grippers)
+        self._following = Following(limits, profile.safety, timing.lead, grippers)
         self._lead_ns = round(timing.lead * S_TO_NS)
         self._ensemble = Ensemble(smoothing.ensemble_decay, tuple(grippers)) if smoothing.method == "ensemble" else None
         self._lock = threading.RLock()
@@ -85,12 +90,13 @@ class RobotController:
         self._waiting_since_s: float | None = None
         self._paused_until_s = -np.inf
         self._policy_trouble: Fault | None = None
-        self._measured: Floats | None = None
+        self._measured: MeasuredJoints | None = None
+        self._strayed: Fault | None = None
 
     def _restart_plan(self) -> None:
         """Forget plan and last command: the next motion starts from where the arm is measured to be."""
         self._plan.clear()
-        self._whereabouts.forget()
+        self._following.forget()
         self._void_chunks()
 
     def _void_chunks(self) -> None:
@@ -128,7 +134,7 @@ class RobotController:
     def is_followed(self) -> bool:
         """Whether the arm is where its commands lead it, as far as is measured."""
         with self._lock:
-            return self._measured is None or self._whereabouts.is_followed(self._measured)
+            return self._following.is_followed
 
     @property
     def shift(self) -> int:
@@ -171,7 +177,7 @@ class RobotController:
             self._follow_clock(now, self._clock.steady_s())
             if self._plan.window is not None and not self._yields(now):
                 self._plan_stop(now)
-                window = self._next_window(now, self._plan.window.state_at(now))
+                window = self._next_window(now, self._plan.window.state_at(now), self._measured)
             self._status = self._status.to(INACTIVE)
             return window
 
@@ -212,7 +218,7 @@ class RobotController:
             status = self._status
             if status.state in (INACTIVE, STOPPED) or status.reason in (CLOCK_STOPPED, CONTROLLER_LOST):
                 return False
-            if self._clock.steady_s() < self._paused_until_s:
+            if self._clock.steady_s() < self._paused_until_s or self._waits_for_the_arm():
                 return False
             if self._renew_at is None:
                 return True
@@ -227,20 +233,11 @@ class RobotController:
                 return None
             return (self._renew_at - self._pace.inference_ns - self._clock.ros_ns()) / S_TO_NS
 
-    def settle(self, measured: Floats | None) -> None:
-        """Before an observation: an arm found away from where it was left standing starts from where it is.
-
-        Args:
-            measured: [J] newest joint positions in ROS units, or None.
-        """
+    def see(self, measured: MeasuredJoints | None) -> None:
+        """Take note of where the arm is before an observation: the first chunk may come before the first tick."""
         with self._lock:
-            # the first chunk may come before the first tick, and its first step is compared with this
             self._measured = measured
-            now, window = self._clock.ros_ns(), self._plan.window
-            if window is None or measured is None or self._renew_at is not None or self._plan.is_moving(now):
-                return
-            if self._whereabouts.were_left(window.position_at(now), measured):
-                self._restart_plan()
+            self._leave_if_elsewhere(self._clock.ros_ns())
 
     def ask(self) -> int:
         """Note that inference starts; the number returned goes with the chunk, and is void after a hold."""
@@ -306,17 +303,22 @@ class RobotController:
         usable = trajectory.times > now + self._lead_ns
         if self._plan.window is not None or self._measured is None or not usable.any():
             return ""
-        return self._whereabouts.too_far(trajectory.positions[int(np.argmax(usable))], self._measured)
+        first = trajectory.positions[int(np.argmax(usable))]
+        return self._following.too_far(first, self._measured.positions)
 
     # every command period
 
     def tick(
-        self, measured: Floats | None, fault: Fault | None, controller: Fault | None = None, waiting_for: str = ""
+        self,
+        measured: MeasuredJoints | None,
+        fault: Fault | None,
+        controller: Fault | None = None,
+        waiting_for: str = "",
     ) -> CommandWindow | None:
         """Advance one command period; return the window to send, None where nothing may be sent.
 
         Args:
-            measured: [J] newest joint positions in ROS units, or None. Motions that begin need them.
+            measured: where the joints were last believed to be, or None. Motions that begin need them.
             fault: what is wrong with the observation now, or None.
             controller: what is wrong on the command topics, or None.
             waiting_for: what the robot needs before it may ask for a chunk, in words; empty if nothing.
@@ -327,6 +329,7 @@ class RobotController:
                 return None
             now, steady = self._clock.ros_ns(), self._clock.steady_s()
             self._follow_clock(now, steady)
+            waiting_for = waiting_for or (STAND_STILL if self._waits_for_the_arm() else "")
             if waiting_for:
                 self._waiting_since_s = steady
             trouble = self._trouble(now, steady, fault, controller)
@@ -335,12 +338,37 @@ class RobotController:
             self._change_state(now, steady, trouble)
             if waiting_for and self._status.state == HOLDING and not self._status.reason:
                 self._status = replace(self._status, detail=f"waiting for {waiting_for}")
-            if self._plan.window is not None:
-                self._whereabouts.command(now, self._plan.window.position_at(now))
-            start = self._plan.state_at(now, measured)
+            self._leave_if_elsewhere(now)
+            start = self._start(now)
             if self._plan.end is None or start is None or self._yields(now):
                 return None
-            return self._next_window(now, start)
+            return self._next_window(now, start, measured)
+
+    def not_sent(self, window: CommandWindow) -> None:
+        """The last window was not sent, so the next one goes on from the one before it."""
+        with self._lock:
+            if self._plan.take_back(window):
+                self._status = self._status.plus(trajectories=-1)
+
+    def _start(self, now: int) -> MotionState | None:
+        """How the arm should move now: on the last command, or before it at rest where it is measured to stand."""
+        if self._plan.window is not None:
+            return self._plan.window.state_at(now)
+        if self._measured is None or not is_still(self._measured):
+            return None
+        return MotionState.at_rest(self._measured.positions)
+
+    def _waits_for_the_arm(self) -> bool:
+        """Whether a motion would begin from the arm, and that moves, or has not been seen to stand for long enough."""
+        return self._plan.window is None and self._measured is not None and not is_still(self._measured)
+
+    def _leave_if_elsewhere(self, now: int) -> None:
+        """Start anew from the arm where that should stand, but is out of reach of where it was left, or went astray."""
+        window, measured = self._plan.window, self._measured
+        if window is None or measured is None or self._renew_at is not None or self._plan.is_moving(now):
+            return
+        if self._strayed or self._following.excess(window.position_at(now), measured, now).any():
+            self._restart_plan()
 
     def _follow_clock(self, now: int, steady: float) -> None:
         jump = self._guard.update(now, steady)
@@ -350,6 +378,7 @@ class RobotController:
         elif jump > 0:
             # the arm is where it was: the last command goes on from there, and comes to rest
             self._void_chunks()
+            self._following.forget()
             self._plan.follow_jump(jump)
             self._plan_stop(now)
 
@@ -359,7 +388,7 @@ class RobotController:
             return self._stops.cause
         if stood := self._guard.stopped_for(steady):
             return Fault(CLOCK_STOPPED, f"ROS time has stood still for {stood:.1f} s")
-        if known := controller or fault or self._policy_trouble:
+        if known := controller or fault or self._astray(now) or self._policy_trouble:
             return known
         waited = 0.0 if self._waiting_since_s is None else steady - self._waiting_since_s
         if waited > self._profile.timing.inference_timeout:
@@ -367,6 +396,17 @@ class RobotController:
         if self._status.state == RUNNING and self._plan.end is not None and not self._plan.lasts(now):
             self._policy_trouble = Fault(POLICY_LATE, self._pace.why_late())
         return self._policy_trouble
+
+    def _astray(self, now: int) -> Fault | None:
+        """Why the arm is held that did not follow, until it stands still where it is."""
+        measured = self._measured
+        if measured is None:
+            return self._strayed
+        if self._strayed is not None and self._plan.window is None and is_still(measured):
+            self._strayed = None
+        elif self._strayed is None and self._status.state == RUNNING and self._plan.window is not None:
+            self._strayed = self._following.fault(self._plan.window.position_at(now), measured, now)
+        return self._strayed
 
     def _change_state(self, now: int, steady: float, trouble: Fault | None) -> None:
         if self._status.reason == CONTROLLER_LOST and (trouble is None or trouble.reason != CONTROLLER_LOST):
@@ -401,8 +441,13 @@ class RobotController:
             return False
         return not self._plan.lasts(now, spare=round(self._profile.timing.lookahead * S_TO_NS))
 
-    def _next_window(self, now: int, start: MotionState) -> CommandWindow:
-        window, outside = self._plan.advance(now, start)
+    def _next_window(self, now: int, start: MotionState, measured: MeasuredJoints | None) -> CommandWindow:
+        def excess(first: Floats) -> Floats:
+            return np.zeros_like(first) if measured is None else self._following.excess(first, measured, now)
+
+        window, outside, out_of_reach = self._plan.command_at(now, start, excess)
+        self._following.note(out_of_reach, now)
+        self._plan.send(window)
         if outside:
             self._policy_trouble = Fault(LIMIT, outside)
         self._status = self._status.plus(trajectories=1, limited_points=window.limited)

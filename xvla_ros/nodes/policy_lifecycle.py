@@ -309,11 +309,7 @@ class PolicyNode(GuardedLifecycleNode):
 
     def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         state = self.state_label()
-        changes = [
-            parameter.name
-            for parameter in parameters
-            if parameter.name != "use_sim_time" or self._clock_of_robots.paced
-        ]
+        changes = [parameter.name for parameter in parameters]
         if state == "active" and changes:
             return SetParametersResult(successful=False, reason=f"{', '.join(changes)}: deactivate /xvla first")
         loaded_with = [name for name in changes if name in LOADED_WITH]

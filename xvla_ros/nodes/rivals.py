@@ -1,4 +1,4 @@
-"""Whether somebody else commands the same controllers."""
+"""Who publishes a topic, and whether somebody else commands the same controllers."""
 
 from __future__ import annotations
 
@@ -65,3 +65,10 @@ class Rivals:
         if twins > self._own[topic]:
             names.add(f"a second {ours[1].rstrip('/')}/{ours[0]}")
         return sorted(names)
+
+
+def publishers_of(node: Node, topic: str) -> list[str]:
+    """Full names of the nodes that publish a topic, as far as they are known."""
+    return sorted({f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}"
+                   for endpoint in node.get_publishers_info_by_topic(topic)
+                   if endpoint.node_name != UNKNOWN_NODE})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,9 +22,9 @@ from xvla_ros.nodes.commands import command_messages, command_type
 from xvla_ros.nodes.grippers import gripper_outlet, has_gripper_outlet
 from xvla_ros.nodes.node_clock import NodeClock
 from xvla_ros.nodes.plan_markers import PlanMarkers
-from xvla_ros.nodes.rivals import Rivals
+from xvla_ros.nodes.rivals import Rivals, publishers_of
 from xvla_ros.nodes.run_policy import RunPolicyServer
-from xvla_ros.observation.faults import Fault
+from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
 
@@ -108,9 +108,9 @@ class RobotLink:
             self._timer = None
         self._due_ns, self._asked_ns = None, None
         with self._sending:
-            window = self.pilot.controller.stop()
+            begun, window = self._clock.steady_s(), self.pilot.controller.stop()
             if window is not None:
-                self._publish(window)
+                self._publish(window, begun)
             self._plan.clear()
         self._publish_status()
         self._runs.abort(INACTIVE)
@@ -192,8 +192,8 @@ class RobotLink:
         steady = self._clock.steady_s()
         with self._sending:
             window = self.pilot.tick(self._controller_fault(steady))
-            if window is not None:
-                self._publish(window)
+            if window is not None and not self._publish(window, steady):
+                self.pilot.controller.not_sent(window)
             self._report(steady)
         if self._asked_ns is not None or not self.pilot.wants_chunk():
             self._due_ns = None
@@ -209,12 +209,36 @@ class RobotLink:
             return Fault(CONTROLLER_LOST, f"nobody subscribes to {', '.join(unheard)}")
         return self._rivals.fault(steady) if self.profile.safety.exclusive else None
 
-    def _publish(self, window: CommandWindow) -> None:
-        for name, message in command_messages(self.profile, window, self.pilot.encoder).items():
-            self._publishers[name].publish(message)
+    def _publish(self, window: CommandWindow, begun: float) -> bool:
+        """Send a window made at steady time ``begun``; return whether it was: one that this process slept over is not.
+
+        A controller counts the window from its receipt, so a late one would lead the arm back to where it was due.
+        """
+        outgoing = [(self._publishers[name], message) for name, message in
+                    command_messages(self.profile, window, self.pilot.encoder).items()]
+        lead = self.profile.timing.lead
+        for sent, (publisher, message) in enumerate(outgoing):
+            late = max(self._clock.steady_s() - begun, (self._clock.ros_ns() - window.stamp) / messages.NS)
+            if late > lead:
+                self._node.get_logger().warning(
+                    f"{self.profile.name}: a command was ready {late:.2f} s late, expected within lead {lead:g} s, and "
+                    "was not sent: this process was paused, or the machine is too busy", throttle_duration_sec=1.0)
+                return sent > 0
+            publisher.publish(message)
+        return True
+
+    def _status(self) -> ControlStatus:
+        """What the robot does, with who publishes its joints where that matters."""
+        status = self.pilot.status
+        if status.reason != JOINTS_IMPLAUSIBLE:
+            return status
+        topics = dict.fromkeys(joint.topic for joint in self.profile.joints.ordered)
+        published = "; ".join(f"{topic} is published by {', '.join(publishers_of(self._node, topic)) or 'nobody'}"
+                              for topic in topics if topic in status.detail)
+        return replace(status, detail=f"{status.detail} {published}")
 
     def _report(self, steady: float) -> None:
-        status = self.pilot.status
+        status = self._status()
         edge = (status.state, status.reason)
         if edge == self._last_status and steady < self._status_due:
             return
@@ -238,7 +262,7 @@ class RobotLink:
         publisher = self._publishers.get("status")
         if publisher is None:
             return
-        status, latency, chunk = self.pilot.status, self.pilot.inference_ms, self.pilot.chunk
+        status, latency, chunk = self._status(), self.pilot.inference_ms, self.pilot.chunk
         now = self._clock.ros_ns()
         message = PolicyStatus(
             robot=self.profile.name, state=status.state, reason=status.reason, detail=status.detail,

@@ -7,7 +7,7 @@ messages came in, so that a source that stops is noticed even while ROS time sta
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -17,7 +17,6 @@ from xvla_ros.observation.buffer import Stamped, in_order, neighbours, newest_at
 from xvla_ros.observation.faults import (
     CAMERA_MISSING,
     CAMERA_STALE,
-    JOINTS_INVALID,
     JOINTS_MISSING,
     JOINTS_STALE,
     Fault,
@@ -43,7 +42,8 @@ class Source(Generic[T]):
         max_silence: s, steady clock, within which a new message must have come in.
         required: without it there is no observation.
         missing, stale: the reasons of its faults.
-        invalid: what is wrong with its last message; empty while that is fine.
+        fault: why its messages are not to be used; None while they are.
+        heard: what came instead where there are no messages; empty for nothing.
     """
 
     name: str
@@ -54,15 +54,17 @@ class Source(Generic[T]):
     required: bool = True
     missing: str = CAMERA_MISSING
     stale: str = CAMERA_STALE
-    invalid: str = ""
+    fault: Fault | None = None
+    heard: str = ""
 
 
 @dataclass(frozen=True)
 class JointSource(Source[NDArray[np.float64]]):
-    """A joint topic."""
+    """Joints of one topic that come in the same messages; ``places``: theirs in policy order."""
 
     missing: str = JOINTS_MISSING
     stale: str = JOINTS_STALE
+    places: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, dtype=np.intp))
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,13 @@ class Alignment:
     Attributes:
         stamp: the common stamp.
         frames: camera → its newest frame at or before the stamp. Optional cameras without one have no entry.
-        positions: joint topic → float64 [J], rad or m, interpolated to the stamp.
-        age: camera or joint topic → s between its newest message at or before the stamp, and the stamp.
+        positions: float64 [J], rad or m, interpolated to the stamp, in policy order.
+        age: camera or joint source → s between its newest message at or before the stamp, and the stamp.
     """
 
     stamp: int
     frames: dict[str, Stamped[Any]]
-    positions: dict[str, NDArray[np.float64]]
+    positions: NDArray[np.float64]
     age: dict[str, float]
 
 
@@ -121,10 +123,10 @@ def align(
 
 def _fault_of(source: Source[Any], ordered: Sequence[Stamped[Any]], now: int, steady_now: float) -> Fault | None:
     """Return what is wrong with one source taken by itself."""
-    if source.invalid:
-        return Fault(JOINTS_INVALID, source.invalid)
+    if source.fault is not None:
+        return source.fault
     if not source.messages:
-        return Fault(source.missing, f"{source.name}: nothing received on {source.topic}")
+        return Fault(source.missing, f"{source.name}: {source.heard or f'nothing received on {source.topic}'}")
     if not ordered:
         ahead = min(message.stamp for message in source.messages) - now
         return Fault(source.stale, f"{source.name}: messages on {source.topic} are stamped {_ago(ahead)} ahead of ROS "
@@ -151,14 +153,14 @@ def _gather_at(
     ordered: dict[str, list[Stamped[Any]]],
     timeout: float,
 ) -> Alignment | Fault:
-    result = Alignment(stamp, {}, {}, {})
+    result = Alignment(stamp, {}, np.empty(sum(source.places.size for source in joints)), {})
     faults: list[Fault] = []
-    for joint_topic in joints:
-        found = _joints_at(stamp, joint_topic, ordered[joint_topic.name], timeout)
+    for source in joints:
+        found = _joints_at(stamp, source, ordered[source.name], timeout)
         if isinstance(found, Fault):
             faults.append(found)
             continue
-        result.positions[joint_topic.name], result.age[joint_topic.name] = found
+        result.positions[source.places], result.age[source.name] = found
     for camera in cameras:
         frame = newest_at(ordered[camera.name], stamp)
         fault = _frame_fault(stamp, camera, frame)

@@ -14,7 +14,8 @@ from xvla_ros.model.data import Observation
 from xvla_ros.observation.align import NS, Alignment, JointSource, Source, align
 from xvla_ros.observation.buffer import RecentMessages, Stamped
 from xvla_ros.observation.faults import CAMERA_MISSING, JOINTS_INVALID, Fault
-from xvla_ros.observation.joints import JointsError, joint_topics, shown
+from xvla_ros.observation.joints import joint_topics, shown
+from xvla_ros.observation.measured import MeasuredJoints, MeasuredTopic, together
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.profile import Profile
 
@@ -24,7 +25,6 @@ Floats = NDArray[np.float64]
 
 KEPT_SECONDS = 1.0  # of every topic, at least
 KEPT_FRAMES = 256
-KEPT_JOINT_MESSAGES = 2048
 CLOCK_BACK = 0.1  # s; less is the jitter of a simulated clock, more is a simulation that began again
 
 
@@ -58,7 +58,6 @@ class ObservationBuilder(Generic[Raw]):
         self._decode = decode_image
         self._embodiment = profile.embodiment()
         self._cameras = {slot: profile.cameras.by_name[slot] for slot in profile.cameras.slots}
-        self._topics = joint_topics(profile)
         timing = profile.timing
         oldest_frame = max(camera.max_age for camera in self._cameras.values())
         horizon = max(KEPT_SECONDS, timing.observation_timeout + oldest_frame)
@@ -66,11 +65,8 @@ class ObservationBuilder(Generic[Raw]):
         self._frames: dict[str, RecentMessages[Raw]] = {
             slot: RecentMessages(horizon, KEPT_FRAMES) for slot in self._cameras
         }
-        self._joints: dict[str, RecentMessages[Floats]] = {
-            topic: RecentMessages(horizon, KEPT_JOINT_MESSAGES) for topic in self._topics
-        }
-        self._latest_joints: dict[str, Floats] = {}
-        self._invalid: dict[str, str] = {}
+        self._joints = {topic: MeasuredTopic(layout, profile, horizon)
+                        for topic, layout in joint_topics(profile).items()}
         self._undecodable: dict[str, str] = {}
         self._decoded: dict[str, _Decoded] = {}
         self._last_call: tuple[float, int] | None = None
@@ -101,31 +97,21 @@ class ObservationBuilder(Generic[Raw]):
     def add_joints(self, topic: str, stamp: int, names: Sequence[str], positions: ArrayLike, received: float) -> None:
         """Take a joint state of ``topic``: names in any order, further joints allowed, positions in rad or m.
 
-        A message that cannot be used makes the observation invalid until the next good one of that topic.
+        A message that cannot be used, or that physics forbids, makes the observation invalid until messages of that
+        topic have been well for half a second (``measured``).
         """
-        problem, values = "", None
-        try:
-            values = self._topics[topic].read(names, positions)
-        except JointsError as error:
-            problem = str(error)
-        if values is None and not problem:
-            return
         with self._lock:
-            self._invalid[topic] = problem
-            if values is not None:
-                self._joints[topic].add(Stamped(stamp, received, values))
-                self._latest_joints[topic] = values
+            self._joints[topic].add(stamp, names, positions, received)
 
     def clear(self) -> None:
         """Forget all messages, as after a jump of ROS time."""
         with self._lock:
             self._forget()
 
-    def latest_positions(self) -> Floats | None:
-        """Return float64 [J], the newest position of every joint in ``policy_order`` (rad or m), or None."""
+    def measured(self) -> MeasuredJoints | None:
+        """Return where the joints were last believed to be, None until each has been heard of."""
         with self._lock:
-            newest = dict(self._latest_joints)
-        return self._in_policy_order(newest) if len(newest) == len(self._topics) else None
+            return together(list(self._joints.values()), len(self._profile.joints.policy_order))
 
     def check(self, now: int, steady_now: float) -> Fault | None:
         """Return what ``build`` would have to complain about, decoding nothing: cheap enough for every command."""
@@ -164,7 +150,7 @@ class ObservationBuilder(Generic[Raw]):
         if isinstance(found, Fault):
             return found
         if self._profile.policy.proprio_source == "measured" or commanded is None:
-            state = self._state(self._in_policy_order(found.positions))
+            state = self._state(found.positions)
         else:
             state = self._state(commanded)
         if isinstance(state, Fault):
@@ -181,20 +167,20 @@ class ObservationBuilder(Generic[Raw]):
         with self._lock:
             self._follow_clock(now, steady_now)
             frames = {slot: messages.snapshot() for slot, messages in self._frames.items()}
-            joints = {topic: messages.snapshot() for topic, messages in self._joints.items()}
-            invalid = dict(self._invalid)
+            parts = [(topic.layout.topic, topic.fault, part) for topic in self._joints.values()
+                     for part in topic.parts()]
         cameras = [
             Source(slot, camera.topic, frames[slot], camera.max_age, max(camera.max_age, timing.clock_timeout),
                    required=camera.required)
             for slot, camera in self._cameras.items()
         ]
         max_silence = max(timing.observation_timeout, timing.clock_timeout)
-        topics = [
-            JointSource(topic, topic, joints[topic], timing.observation_timeout, max_silence,
-                        invalid=invalid.get(topic, ""))
-            for topic in self._topics
+        joints = [
+            JointSource(part.name, topic, part.messages, timing.observation_timeout, max_silence, fault=fault,
+                        heard=part.heard, places=part.places)
+            for topic, fault, part in parts
         ]
-        return align(cameras, topics, now, steady_now, timing.observation_timeout, not_after)
+        return align(cameras, joints, now, steady_now, timing.observation_timeout, not_after)
 
     def _follow_clock(self, now: int, steady_now: float) -> None:
         # of two threads the one that read its clocks earlier may come later; that is no jump
@@ -210,16 +196,8 @@ class ObservationBuilder(Generic[Raw]):
             frames.clear()
         for joints in self._joints.values():
             joints.clear()
-        self._latest_joints.clear()
-        self._invalid.clear()
         self._undecodable.clear()
         self._decoded.clear()
-
-    def _in_policy_order(self, by_topic: dict[str, Floats]) -> Floats:
-        positions = np.empty(len(self._profile.joints.policy_order))
-        for topic, values in by_topic.items():
-            positions[self._topics[topic].indices] = values
-        return positions
 
     def _state(self, positions: ArrayLike) -> NDArray[np.float32] | Fault:
         order = self._profile.joints.policy_order

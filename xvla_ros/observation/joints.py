@@ -1,4 +1,4 @@
-"""From the joint names and positions of a message to the vector of a profile's joints, and between two of them."""
+"""From the names and positions of a joint message to the vector of a profile's joints, and between two of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 NAMES_SHOWN = 6
+# A joint may be read outside its limits, as encoders, offsets and narrow limits have it, but no further than its range
+# or a turn: what is beyond comes in another unit, or is no position.
+TURN = 2 * np.pi
 
 
 class JointsError(ValueError):
@@ -26,33 +29,41 @@ class JointTopic:
     Attributes:
         topic: its name.
         indices: int [J], the places of these joints in ``policy_order``.
+        names: J names as the messages have them.
     """
 
-    def __init__(self, topic: str, names: Sequence[str], indices: Sequence[int]) -> None:
+    def __init__(self, topic: str, profile: Profile) -> None:
+        found = [(place, joint) for place, joint in enumerate(profile.joints.ordered) if joint.topic == topic]
+        joints = [joint for _, joint in found]
         self.topic = topic
-        self.indices = np.array(indices, dtype=np.intp)
-        self._names = tuple(names)
-        self._last_layout: tuple[tuple[str, ...], NDArray[np.intp]] | None = None
+        self.indices = np.array([place for place, _ in found], dtype=np.intp)
+        self.names = tuple(joint.name for joint in joints)
+        self._lower, self._upper = np.array([[joint.lower, joint.upper] for joint in joints], dtype=np.float64).T
+        self._beyond = np.maximum(self._upper - self._lower, TURN)
+        self._last_layout: tuple[tuple[str, ...], NDArray[np.intp], NDArray[np.intp]] | None = None
 
     def read(self, names: Sequence[str], positions: ArrayLike) -> Floats | None:
-        """Return float64 [J], the positions of this profile's joints (rad or m); None if the message has none of them.
+        """Return float64 [J], the positions of this profile's joints (rad or m), NaN for those not in the message.
 
-        The order of ``names`` is free and further joints may be among them. A message without any of the profile's
-        joints comes from another publisher on a shared topic.
+        The order of ``names`` is free, further joints may be among them, and joints may come in messages of their own.
+
+        Returns:
+            None for a message without any of the profile's joints, or without positions, as another publisher on a
+            shared topic may send.
 
         Raises:
-            JointsError: joints missing or named twice, as many positions as names not there, NaN or Inf.
+            JointsError: joints named twice, as many positions as names not there, NaN, Inf or what no joint can have.
         """
         found = tuple(names)
         values = self._as_vector(found, positions)
-        columns = self._columns(found)
-        if columns is None:
+        if not values.size:
             return None
-        chosen = values[columns]
-        if not np.isfinite(chosen).all():
-            bad = ", ".join(f"{name} = {value}" for name, value in zip(self._names, chosen, strict=True)
-                            if not np.isfinite(value))
-            raise JointsError(f"{self.topic}: {bad}; expected finite positions")
+        places, columns = self._layout(found)
+        if not places.size:
+            return None
+        chosen = np.full(len(self.names), np.nan)
+        chosen[places] = values[columns]
+        self._check(chosen, places)
         return chosen
 
     def _as_vector(self, names: tuple[str, ...], positions: ArrayLike) -> Floats:
@@ -60,37 +71,44 @@ class JointTopic:
             values = np.asarray(positions, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise JointsError(f"{self.topic}: positions are not numbers ({error})") from None
-        if values.shape != (len(names),):
+        if values.size and values.shape != (len(names),):
             raise JointsError(f"{self.topic}: {values.size} positions for {len(names)} names; expected one for each")
         return values
 
-    def _columns(self, names: tuple[str, ...]) -> NDArray[np.intp] | None:
+    def _layout(self, names: tuple[str, ...]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The places among these joints that a message has, and the columns it has them in."""
         # publishers keep their order, so the last layout nearly always serves again
         if self._last_layout is not None and self._last_layout[0] == names:
-            return self._last_layout[1]
-        places = {name: place for place, name in enumerate(names)}
-        missing = [name for name in self._names if name not in places]
-        if len(missing) == len(self._names):
-            return None
-        if missing:
-            raise JointsError(f"{self.topic}: no joint {', '.join(missing)} among {shown(names)}; expected each of "
-                                f"{', '.join(self._names)} in every message")
-        twice = [name for name in self._names if names.count(name) > 1]
+            return self._last_layout[1:]
+        held = set(names)
+        places = [place for place, name in enumerate(self.names) if name in held]
+        twice = [self.names[place] for place in places if names.count(self.names[place]) > 1]
         if twice:
             raise JointsError(f"{self.topic}: {', '.join(twice)} named more than once; expected once")
-        columns = np.array([places[name] for name in self._names], dtype=np.intp)
-        self._last_layout = (names, columns)
-        return columns
+        columns = [names.index(self.names[place]) for place in places]
+        self._last_layout = names, np.array(places, dtype=np.intp), np.array(columns, dtype=np.intp)
+        return self._last_layout[1:]
+
+    def _check(self, chosen: Floats, places: NDArray[np.intp]) -> None:
+        found = chosen[places]
+        if not np.isfinite(found).all():
+            bad = places[~np.isfinite(found)]
+            raise JointsError(f"{self.topic}: {self._listed(bad, chosen)}; expected finite positions")
+        far = (found < (self._lower - self._beyond)[places]) | (found > (self._upper + self._beyond)[places])
+        if far.any():
+            worst = places[far]
+            between = f"{self._lower[worst[0]]:.3g} to {self._upper[worst[0]]:.3g} rad or m"
+            raise JointsError(f"{self.topic}: {self._listed(worst, chosen)}; {self.names[worst[0]]} goes from "
+                              f"{between}: check the unit of its driver")
+
+    def _listed(self, places: NDArray[np.intp], chosen: Floats) -> str:
+        return ", ".join(f"{self.names[place]} = {chosen[place]:g}" for place in places)
 
 
 def joint_topics(profile: Profile) -> dict[str, JointTopic]:
     """Return the joint topics of a profile, in the order of their first joint."""
-    places: dict[str, list[int]] = {}
-    joints = [profile.joints.by_name[name] for name in profile.joints.policy_order]
-    for place, joint in enumerate(joints):
-        places.setdefault(joint.topic, []).append(place)
-    return {topic: JointTopic(topic, [joints[place].name for place in of_topic], of_topic)
-            for topic, of_topic in places.items()}
+    return {topic: JointTopic(topic, profile)
+            for topic in dict.fromkeys(joint.topic for joint in profile.joints.ordered)}
 
 
 def interpolate(before: Floats, after: Floats, share: float) -> Floats:

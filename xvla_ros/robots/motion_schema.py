@@ -86,15 +86,6 @@ class Smoothing(Section):
     guidance: float = setting(
         5.0, gt=0.0, le=1000.0, changeable=True, description="guided: highest weight of a guidance step."
     )
-    followed: float = setting(
-        0.02,
-        gt=0.0,
-        le=1.0,
-        changeable=True,
-        description="An arm further than this share of a joint's range from all that it was commanded to within the "
-        "last 0.3 s does not follow its plan, since something is in its way: the next chunk need not agree with that "
-        "plan (realtime_chunking, guided). 1 switches it off.",
-    )
     ensemble_decay: float = setting(
         0.01, ge=0.0, le=100.0, changeable=True,
         description="ensemble: the i-th oldest chunk counts exp(-decay · i); 0 counts all alike.",
@@ -115,6 +106,27 @@ class Smoothing(Section):
     )
 
 
+class FollowingError(Section):
+    """How far an arm may be from its commands, and for how long, before it holds."""
+
+    distance: float = setting(
+        0.02,
+        gt=0.0,
+        le=1.0,
+        changeable=True,
+        description="As a share of a joint's range; more where max_velocity goes further within lead. Raise it for an "
+        "arm that sags.",
+    )
+    time: float = setting(
+        0.5,
+        gt=0.0,
+        le=60.0,
+        unit="s",
+        changeable=True,
+        description="Until then commands wait for the arm; then it holds and starts from where it is measured.",
+    )
+
+
 class Safety(Section):
     """Checks beyond the limits of the joints."""
 
@@ -126,13 +138,8 @@ class Safety(Section):
         description="Where a motion starts from the measured joints, its first waypoint may be this share of a "
         "joint's range away, grippers aside; a chunk that asks for more is refused.",
     )
-    deviation: float = setting(
-        0.1,
-        gt=0.0,
-        le=1.0,
-        changeable=True,
-        description="An arm found further than this share of a joint's range from where it was left standing starts "
-        "from where it is measured.",
+    following_error: FollowingError = setting(
+        FollowingError(), changeable=True, description="How far an arm may be from its commands, and for how long."
     )
     exclusive: bool = setting(
         True,

@@ -38,6 +38,7 @@ from xvla_ros.robots.validation import find_problems
 
 SCHEMA_VERSION = 1
 WITH_TOPICS = ("cameras", "joints", "commands")
+RETIRED = ("smoothing.followed", "safety.deviation")  # safety.following_error says what both said
 TOOL_CHANNELS = ("x", "y", "z", *(f"rot6d_{index}" for index in range(6)), "gripper")
 
 
@@ -121,6 +122,7 @@ class Profile(Section):
         Raises:
             ProfileError: naming everything that is wrong, in ``file``.
         """
+        raw = _without_retired(raw)
         problems = find_problems(cls, raw, robot=name, file=file)
         if problems:
             raise ProfileError(problems)
@@ -151,6 +153,17 @@ class Profile(Section):
         file = "node parameters"
         raw = with_likeness(name, _tree(name, values), neighbour, shipped_settings, file=file)
         return cls.from_mapping(name, raw, file=file)
+
+
+def _without_retired(raw: Any) -> Any:
+    """The settings of a robot without those that files of earlier versions have and that mean nothing any more."""
+    if not isinstance(raw, Mapping):
+        return raw
+    return {
+        section: {name: value for name, value in settings.items() if f"{section}.{name}" not in RETIRED}
+        if isinstance(settings, Mapping) else settings
+        for section, settings in raw.items()
+    }
 
 
 def _tree(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

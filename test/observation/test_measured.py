@@ -1,0 +1,163 @@
+"""Which measured joints are believed, and joints that come in parts."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xvla_ros.model.data import Observation
+from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, JOINTS_MISSING, JOINTS_STALE
+from xvla_ros.observation.joints import joint_topics
+from xvla_ros.observation.measured import JITTER, SETTLED, MeasuredTopic
+
+from .conftest import JOINTS, MS, START, changed_pair
+
+LEFT = "/left/joint_states"
+ARM, GRIPPER = JOINTS[:5], JOINTS[5:]
+FASTEST = 2.0  # rad/s, of every joint of the pair
+
+
+class Driver:
+    """One topic of the pair, and whoever publishes there. Times in ms after START."""
+
+    def __init__(self):
+        profile = changed_pair()
+        self.topic = MeasuredTopic(joint_topics(profile)[LEFT], profile, 1.0)
+
+    def say(self, ms, value, names=JOINTS):
+        positions = np.broadcast_to(value, len(names))
+        return self.topic.add(START + round(ms * MS), names, positions, ms / 1e3)
+
+    @property
+    def positions(self):
+        return self.topic.measured().positions
+
+    @property
+    def fault(self):
+        return self.topic.fault
+
+
+@pytest.fixture
+def driver():
+    return Driver()
+
+
+def test_a_second_publisher_of_zeros_is_noticed_at_once_and_not_believed(driver):
+    """The case of a joint_state_publisher that was left running."""
+    believed = [driver.say(20 * k + 5 * (k % 5 == 4), 0.0 if k % 5 == 4 else 0.8) for k in range(50)]
+    assert believed[:4] == [True] * 4 and not any(believed[4:])
+    np.testing.assert_array_equal(driver.positions, 0.8)
+    assert driver.fault.reason == JOINTS_IMPLAUSIBLE
+    for told in ("shoulder_pan leaps by 0.800, from 0.800 to 0.000, within 0.025 s", "max_velocity is 2", LEFT):
+        assert told in driver.fault.detail
+
+
+def test_what_was_moved_while_nobody_looked_is_believed_once_it_is_settled(driver):
+    driver.say(0, 0.8)
+    assert not driver.say(20, 0.1)
+    for ms in range(40, 20 + round(SETTLED * 1e3), 20):
+        assert not driver.say(ms, 0.1)
+    np.testing.assert_array_equal(driver.positions, 0.8)
+    assert driver.say(20 + SETTLED * 1e3, 0.1)
+    np.testing.assert_array_equal(driver.positions, 0.1)
+    assert driver.topic.measured().still_for == pytest.approx(SETTLED)
+
+
+@given(st.lists(st.tuples(st.floats(1.0, 400.0), st.floats(-1.0, 1.0)), min_size=1, max_size=40),
+       st.integers(0, 5), st.booleans())
+def test_an_arm_within_its_speed_is_believed_whatever_the_rate(steps, joint, twice):
+    driver, ms, positions = Driver(), 0.0, np.zeros(6)
+    for passed, share in steps:
+        ms += passed
+        positions[joint] = np.clip(positions[joint] + share * FASTEST * passed / 1e3, -1.5, 1.5)
+        for _ in range(1 + twice):
+            assert driver.say(ms, positions)
+    np.testing.assert_array_equal(driver.positions, positions)
+
+
+@given(st.lists(st.tuples(st.floats(-200.0, 300.0), st.floats(-3.0, 3.0)), min_size=2, max_size=60))
+def test_what_is_believed_moves_no_faster_than_the_arm_or_has_settled(messages):
+    driver, ms, before = Driver(), 0.0, None
+    for passed, value in messages:
+        ms += passed
+        doubted = driver.fault is not None
+        if driver.say(ms, value) and before is not None and not doubted:
+            most = FASTEST * (abs(ms - before[0]) / 1e3 + JITTER) + 1e-6
+            assert np.abs(driver.positions - before[1]).max() <= most
+        if driver.fault is None:
+            before = ms, driver.positions
+
+
+def test_the_velocity_is_that_of_the_last_tenth_of_a_second(driver):
+    for ms in range(0, 1000, 20):
+        driver.say(ms, 0.5 * ms / 1e3)
+    np.testing.assert_allclose(driver.topic.measured().velocities, 0.5, atol=1e-9)
+    assert driver.topic.measured().still_for < 0.2
+    for ms in range(1000, 1200, 20):
+        driver.say(ms, 0.49)
+    np.testing.assert_array_equal(driver.topic.measured().velocities, 0.0)
+
+
+def in_parts(rig, ms, *, gripper=True):
+    for camera in rig.profile.cameras.slots:
+        rig.image(camera, ms)
+    rig.joints("right", ms)
+    rig.builder.add_joints(LEFT, START + round(ms * MS), ARM, [0.5] * 5, ms / 1e3)
+    if gripper:
+        rig.builder.add_joints(LEFT, START + round(ms * MS), GRIPPER, [0.2], ms / 1e3)
+
+
+def test_joints_of_several_publishers_are_merged(rig):
+    for ms in range(0, 100, 20):
+        in_parts(rig, ms)
+    assert isinstance(rig.build(90), Observation)
+    np.testing.assert_array_equal(rig.builder.measured().positions[:6], [0.5] * 5 + [0.2])
+
+
+def test_each_part_has_its_own_age(rig):
+    in_parts(rig, 0)
+    for ms in range(20, 400, 20):
+        in_parts(rig, ms, gripper=False)
+    fault = rig.fault(381)
+    assert fault.reason == JOINTS_STALE
+    assert f"{LEFT} (gripper)" in fault.detail and "shoulder" not in fault.detail
+
+
+def test_a_part_that_never_came_is_named_with_what_came(rig):
+    in_parts(rig, 0, gripper=False)
+    fault = rig.fault(1)
+    assert fault.reason == JOINTS_MISSING
+    assert "with shoulder_pan" in fault.detail and "expected gripper" in fault.detail
+
+
+@pytest.mark.parametrize(("names", "positions", "expected"), [
+    ([f"robot1/{name}" for name in JOINTS], [0.0] * 6, "messages come on /left/joint_states, with robot1/shoulder_pan"),
+    (JOINTS, [], "messages come on /left/joint_states, without positions; expected shoulder_pan"),
+])
+def test_messages_that_hold_nothing_of_the_robot_are_missing_with_what_they_hold(rig, names, positions, expected):
+    for camera in rig.profile.cameras.slots:
+        rig.image(camera, 0)
+    rig.joints("right", 0)
+    rig.builder.add_joints(LEFT, START, names, positions, 0.0)
+    fault = rig.fault(1)
+    assert fault.reason == JOINTS_MISSING and expected in fault.detail
+
+
+def test_a_publisher_without_positions_beside_the_driver_does_no_harm(rig):
+    for ms in range(0, 200, 20):
+        rig.everything(ms)
+        rig.builder.add_joints(LEFT, START + ms * MS, JOINTS, [], ms / 1e3)
+        assert rig.builder.check(START + ms * MS, ms / 1e3) is None
+
+
+def test_a_fault_that_comes_and_goes_is_one_fault(rig):
+    """Two publishers, one of NaN: the node would log and hold at their rate."""
+    rig.everything(0)
+    faults = []
+    for ms in range(20, 400, 20):
+        rig.everything(ms)
+        if ms % 60 == 0:
+            rig.joints("left", ms + 1, float("nan"))
+        faults.append(rig.builder.check(START + (ms + 2) * MS, (ms + 2) / 1e3))
+    found = {fault.reason if fault else "" for fault in faults[2:]}
+    assert found == {JOINTS_INVALID}

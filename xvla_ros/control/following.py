@@ -1,0 +1,117 @@
+"""Whether an arm follows its commands, and how far the next one may be from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from xvla_ros.control.clock import S_TO_NS
+from xvla_ros.control.motion import Floats
+from xvla_ros.control.status import NOT_FOLLOWING
+from xvla_ros.observation.faults import Fault
+from xvla_ros.observation.measured import MeasuredJoints
+from xvla_ros.robots.limits import JointLimits
+from xvla_ros.robots.motion_schema import Safety
+
+LAG = 0.3  # s by which an arm in motion may be behind its commands
+STILL_FOR = 0.5  # s for which an arm must have stood where a motion begins
+UNSEEN_AT_MOST = 1.0  # s of motion since the last joint state that is allowed for
+GRIPPERS_AFTER = 0.1  # s
+CAUGHT_UP = 0.2  # s in which every command must have been within reach before the arm counts as following again
+
+
+class Following:
+    """Holds commands against where the joints are measured to be.
+
+    A joint can be reached within ``lead`` by its ``max_velocity``, or is within ``safety.following_error.distance``,
+    which is for an arm that sags. One that moves may be ``LAG`` behind. Grippers may be anywhere, since what they hold
+    stops them, unless the arm itself does not follow.
+
+    Args:
+        limits: of the joints.
+        safety: how far away is too far, and for how long.
+        lead: s until the first point of a window.
+        grippers: columns of the grippers.
+    """
+
+    def __init__(self, limits: JointLimits, safety: Safety, lead: float, grippers: Sequence[int]) -> None:
+        self._limits, self._first_step, self._allowed = limits, safety.first_step, safety.following_error
+        self._grippers = list(grippers)
+        self._at_rest = np.maximum(limits.max_velocity * lead, self._allowed.distance * (limits.upper - limits.lower))
+        self._behind_since: int | None = None
+        self._behind_until = 0
+
+    def forget(self) -> None:
+        """Begin anew: the next command starts from where the arm is."""
+        self._behind_since = None
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether the newest command could go on from the one before it, as the arm had come along."""
+        return self._behind_since is None
+
+    def excess(self, first: Floats, measured: MeasuredJoints, now: int) -> Floats:
+        """Return [J] by how much the first point of a window is out of reach of the arm, zero where it is within.
+
+        Args:
+            first: [J] rad or m, due ``lead`` after ``now``.
+            measured: where the arm was last believed to be.
+            now: ROS time in ns.
+        """
+        limits = self._limits
+        unseen = float(np.clip((now - measured.stamp) / S_TO_NS, 0.0, UNSEEN_AT_MOST))
+        velocities = np.clip(measured.velocities, -limits.max_velocity, limits.max_velocity)
+        here = measured.positions + velocities * unseen
+        drift = np.minimum(limits.max_acceleration * unseen / 2, limits.max_velocity) * unseen
+        reach = self._at_rest + LAG * np.abs(velocities) + drift
+        found = first - np.clip(first, here - reach, here + reach)
+        if self._grippers and not self._has_been_behind(now):
+            found[self._grippers] = 0.0
+        return found
+
+    def note(self, out_of_reach: bool, now: int) -> None:
+        """Take note of whether the arm had not come along by the command of ROS time ``now`` in ns."""
+        if out_of_reach:
+            self._behind_until = now
+        if self._behind_since is None:
+            self._behind_since = now if out_of_reach else None
+        elif not 0 <= now - self._behind_until <= CAUGHT_UP * S_TO_NS:
+            self._behind_since = None
+
+    def fault(self, first: Floats, measured: MeasuredJoints, now: int) -> Fault | None:
+        """Return what keeps the arm from moving on where it has been out of reach for too long.
+
+        Args:
+            first: [J] what the last command has for ``now``, rad or m.
+        """
+        if self._behind_since is None or now - self._behind_since < self._allowed.time * S_TO_NS:
+            return None
+        away = np.abs(first - measured.positions)
+        away[self._grippers] = 0.0
+        worst = int(np.argmax(away - self._at_rest))
+        return Fault(NOT_FOLLOWING, (
+            f"{self._limits.joints[worst]} has been {away[worst]:.3f} rad or m from its commands for "
+            f"{(now - self._behind_since) / S_TO_NS:.1f} s; expected at most {self._at_rest[worst]:.3f} for "
+            f"{self._allowed.time:g} s (safety.following_error). Is the arm powered, blocked, or does it sag?"))
+
+    def _has_been_behind(self, now: int) -> bool:
+        return self._behind_since is not None and now - self._behind_since > GRIPPERS_AFTER * S_TO_NS
+
+    def too_far(self, first: Floats, measured: Floats) -> str:
+        """Say which joint the ``first`` waypoint of a motion from rest leads implausibly far away; empty where none."""
+        away = np.abs(first - measured) / (self._limits.upper - self._limits.lower)
+        away[self._grippers] = 0.0
+        worst = int(np.argmax(away))
+        if away[worst] <= self._first_step:
+            return ""
+        return (
+            f"the first waypoint of {self._limits.joints[worst]!r} is {first[worst]:.3f}, and it is measured at "
+            f"{measured[worst]:.3f}: {away[worst]:.0%} of its range, expected at most "
+            f"{self._first_step:.0%} (safety.first_step); check units, offsets and the checkpoint"
+        )
+
+
+def is_still(measured: MeasuredJoints) -> bool:
+    """Whether the arm stands, so that a motion may begin where it is measured to be."""
+    return measured.still_for >= STILL_FOR

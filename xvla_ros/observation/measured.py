@@ -1,0 +1,239 @@
+"""Which measured joints are believed: a joint moves no faster than it can, and what contradicts that holds the arm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xvla_ros.observation.buffer import RecentMessages, Stamped
+from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, Fault
+from xvla_ros.observation.joints import JointsError, JointTopic, shown
+from xvla_ros.robots.profile import Profile
+
+Floats = NDArray[np.float64]
+
+NS = 1_000_000_000
+JITTER = 0.05  # s by which the stamps of two messages may be wrong, beside each other
+SETTLED = 0.5  # s for which messages must have been without fault before they are believed again
+STILL = 0.01  # share of a joint's range within which it stands still
+VELOCITY_SPAN = 0.05  # s at least, over which velocities are measured
+KEPT_MESSAGES = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class JointPart:
+    """Joints of one topic that come in the same messages.
+
+    Attributes:
+        name: of the topic, and of the joints where the topic has several parts.
+        places: int [J], theirs in ``policy_order``.
+        messages: what has lately arrived; values are float64 [J], rad or m.
+        heard: what came instead where there are none; empty for nothing.
+    """
+
+    name: str
+    places: NDArray[np.intp]
+    messages: tuple[Stamped[Floats], ...]
+    heard: str
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredJoints:
+    """Where J joints were last believed to be, in policy order.
+
+    Attributes:
+        stamp: ROS time in ns of the joint that was heard of longest ago.
+        positions: float64 [J] rad or m.
+        velocities: float64 [J] rad/s or m/s, over the last 0.05 to 0.1 s.
+        still_for: s for which every joint has stayed within ``STILL`` of its range.
+    """
+
+    stamp: int
+    positions: Floats
+    velocities: Floats
+    still_for: float
+
+
+class MeasuredTopic:
+    """What came on one joint topic, by whichever publishers: kept for interpolation, and held against physics.
+
+    Joints that come in messages of their own are parts of the topic, each with its own age. A message that cannot be
+    used, or that physics forbids, is a fault of the topic until its messages have been well for ``SETTLED``.
+
+    Args:
+        layout: the joints expected there.
+        profile: the robot.
+        horizon: s for which messages are kept at least.
+
+    Attributes:
+        fault: why its messages are not believed now, None while they are.
+    """
+
+    def __init__(self, layout: JointTopic, profile: Profile, horizon: float) -> None:
+        joints = [profile.joints.ordered[place] for place in layout.indices]
+        self.layout = layout
+        self._horizon = horizon
+        self._fastest = np.array([joint.max_velocity for joint in joints], dtype=np.float64)
+        self._still_within = STILL * np.array([joint.upper - joint.lower for joint in joints], dtype=np.float64)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        joints = len(self.layout.names)
+        self.fault: Fault | None = None
+        self._ill_at = 0  # stamp of the last message that was not believed
+        self._heard = ""
+        self._parts = [_Part(np.arange(joints), RecentMessages(self._horizon, KEPT_MESSAGES))]
+        # of the last message of each joint; as it was when last believed; of two earlier ones; where it stood still
+        self._last, self._believed = _Readings(joints), _Readings(joints)
+        self._earlier, self._between, self._anchor = (_Readings(joints) for _ in range(3))
+
+    def add(self, stamp: int, names: Sequence[str], positions: ArrayLike, received: float) -> bool:
+        """Take a message; return whether it is believed.
+
+        Args:
+            stamp: ns of ROS time.
+            names, positions: as they came, rad or m.
+            received: steady clock, s.
+        """
+        try:
+            values = self.layout.read(names, positions)
+        except JointsError as error:
+            self._doubt(stamp, Fault(JOINTS_INVALID, str(error)))
+            return False
+        if values is None:
+            self._heard = f"with {shown(tuple(names))}" if np.size(positions) else "without positions"
+            return False
+        leap = self._leap(stamp, values)
+        if leap:
+            for part in self._parts:
+                part.messages.clear()  # nothing is interpolated across a leap
+            self._doubt(stamp, Fault(JOINTS_IMPLAUSIBLE, leap))
+        elif self.fault is not None and stamp - self._ill_at >= SETTLED * NS:
+            self.fault = None
+        self._note(stamp, values)
+        self._keep(Stamped(stamp, received, values))
+        return self.fault is None
+
+    def measured(self) -> MeasuredJoints | None:
+        """What is believed of this topic's joints, None until each has been heard of."""
+        believed = self._believed
+        if not believed.known.all():
+            return None
+        passed = np.maximum(self._last.stamps - self._earlier.stamps, 1) / NS
+        velocities = np.where(self._earlier.known & (passed >= VELOCITY_SPAN / 2),
+                              (self._last.values - self._earlier.values) / passed, 0.0)
+        still = float((self._last.stamps - self._anchor.stamps).min()) / NS
+        return MeasuredJoints(int(believed.stamps.min()), believed.values.copy(), velocities, max(still, 0.0))
+
+    def parts(self) -> Iterator[JointPart]:
+        """Yield the parts of this topic."""
+        for part in self._parts:
+            names = [self.layout.names[column] for column in part.columns]
+            name = self.layout.topic if len(self._parts) == 1 else f"{self.layout.topic} ({shown(names)})"
+            messages = part.messages.snapshot()
+            heard = "" if messages else self._instead_of(names)
+            yield JointPart(name, self.layout.indices[part.columns], messages, heard)
+
+    def _instead_of(self, names: Sequence[str]) -> str:
+        heard = self._heard
+        if len(self._parts) > 1:
+            others = [name for part in self._parts if part.messages.snapshot()
+                      for name in (self.layout.names[column] for column in part.columns)]
+            heard = f"with {shown(others)}" if others else heard
+        return f"messages come on {self.layout.topic}, {heard}; expected {shown(names)}" if heard else ""
+
+    def _doubt(self, stamp: int, fault: Fault) -> None:
+        if self.fault is None or self.fault.reason != fault.reason:
+            self.fault = fault
+        self._ill_at = stamp
+
+    def _leap(self, stamp: int, values: Floats) -> str:
+        """Say which joint moved faster than it can since it was heard of last; empty where none."""
+        last = self._last
+        passed = np.abs(stamp - last.stamps) / NS
+        moved = np.abs(values - last.values)
+        with np.errstate(invalid="ignore"):  # joints that this message does not have are NaN
+            excess = np.where(last.known, moved - self._fastest * (passed + JITTER), 0.0)
+        excess = np.nan_to_num(excess, nan=0.0)
+        worst = int(np.argmax(excess))
+        if excess[worst] <= 0.0:
+            return ""
+        return (f"{self.layout.topic}: {self.layout.names[worst]} leaps by {moved[worst]:.3f}, from "
+                f"{last.values[worst]:.3f} to {values[worst]:.3f}, within {passed[worst]:.3f} s; its max_velocity is "
+                f"{self._fastest[worst]:g} rad/s or m/s. Does a second node publish these joints?")
+
+    def _note(self, stamp: int, values: Floats) -> None:
+        here = ~np.isnan(values)
+        self._last.set(here, stamp, values)
+        if self.fault is None:
+            self._believed.set(self._last.known, self._last.stamps, self._last.values)
+        leapt = ~self._between.known | (stamp < self._between.stamps)
+        due = here & (leapt | (stamp - self._between.stamps >= VELOCITY_SPAN * NS))
+        self._earlier.set(due & ~leapt, self._between.stamps, self._between.values)
+        self._between.set(due, stamp, values)
+        with np.errstate(invalid="ignore"):
+            moved = ~self._anchor.known | (np.abs(values - self._anchor.values) > self._still_within)
+        self._anchor.set(here & (moved | (stamp < self._anchor.stamps)), stamp, values)
+
+    def _keep(self, message: Stamped[Floats]) -> None:
+        """Put a message with its parts; a part of which it has some joints only becomes two."""
+        here = ~np.isnan(message.value)
+        for part in list(self._parts):
+            mine = here[part.columns]
+            if not mine.any():
+                continue
+            if not mine.all():
+                self._parts.remove(part)
+                part, rest = part.split(mine, self._horizon)
+                self._parts += [part, rest]
+            part.messages.add(Stamped(message.stamp, message.received, message.value[part.columns]))
+
+
+class _Readings:
+    """A stamp in ns and a value of each of J joints, as far as they are known."""
+
+    def __init__(self, joints: int) -> None:
+        self.known: NDArray[np.bool_] = np.zeros(joints, dtype=bool)
+        self.stamps: NDArray[np.int64] = np.zeros(joints, dtype=np.int64)
+        self.values: Floats = np.zeros(joints)
+
+    def set(self, which: NDArray[np.bool_], stamps: int | NDArray[np.int64], values: Floats) -> None:
+        self.known |= which
+        self.stamps = np.where(which, stamps, self.stamps)
+        self.values = np.where(which, values, self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Joints of a topic that come in the same messages: their columns there, and what came."""
+
+    columns: NDArray[np.intp]
+    messages: RecentMessages[Floats]
+
+    def split(self, which: NDArray[np.bool_], horizon: float) -> tuple[_Part, _Part]:
+        """The part of the columns ``which`` and that of the others, each with what came so far."""
+        halves = []
+        for mine in (which, ~which):
+            messages: RecentMessages[Floats] = RecentMessages(horizon, KEPT_MESSAGES)
+            for message in self.messages.snapshot():
+                messages.add(Stamped(message.stamp, message.received, message.value[mine]))
+            halves.append(_Part(self.columns[mine], messages))
+        return halves[0], halves[1]
+
+
+def together(topics: Sequence[MeasuredTopic], joints: int) -> MeasuredJoints | None:
+    """Return what is believed of all J joints of a robot, None until each has been heard of."""
+    found = [(topic.layout.indices, topic.measured()) for topic in topics]
+    positions, velocities = np.empty(joints), np.empty(joints)
+    known: list[MeasuredJoints] = []
+    for indices, measured in found:
+        if measured is None:
+            return None
+        positions[indices], velocities[indices] = measured.positions, measured.velocities
+        known.append(measured)
+    return MeasuredJoints(
+        min(each.stamp for each in known), positions, velocities, min(each.still_for for each in known))
