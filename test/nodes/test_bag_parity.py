@@ -34,7 +34,8 @@ KINDS = {Image: "sensor_msgs/msg/Image", CompressedImage: "sensor_msgs/msg/Compr
 def pair():
     settings = load_profile("so101_bimanual")["so101_bimanual"].to_mapping()
     settings["cameras"]["left_wrist"]["transport"] = "compressed"
-    settings["cameras"]["right_wrist"]["required"] = False
+    settings["cameras"]["left_wrist"]["rotate"] = 180
+    settings["cameras"]["right_wrist"] |= {"required": False, "rotate": 90, "crop": [3, 2, 20, 15]}
     return Profile.from_mapping("so101_bimanual", settings)
 
 
@@ -48,7 +49,7 @@ def session():
         out.append((START + (ms + delay) * MS, topic, type(message), serialize_message(message)))
 
     for ms in range(0, 1500, 33):
-        picture = Image(height=24, width=20, encoding="bgr8", step=64)
+        picture = Image(height=24, width=20, encoding="yuv422_yuy2", step=64)
         picture.data = rng.integers(0, 256, 24 * 64, dtype=np.uint8).tobytes()
         send(ms, 12, "/front/image_raw", picture)
         content = io.BytesIO()
@@ -70,7 +71,7 @@ def session():
 
 
 def live(profile, recorded):
-    """What a node sees: deserialised joints, pictures decoded by cv_bridge, a build after every message."""
+    """What a node sees: deserialised joints, pictures as rclpy has them, a build after every message."""
     builder = ObservationBuilder(profile, messages.decode_image)
     cameras = {camera.topic: name for name, camera in profile.cameras.by_name.items()}
     seen = {}
@@ -117,6 +118,8 @@ def test_live_and_bag_give_identical_observations(tmp_path, storage):
         assert one.images.keys() == other.images.keys()
         for slot, picture in one.images.items():
             np.testing.assert_array_equal(picture, other.images[slot])
+        if "right_wrist" in one.images:
+            assert one.images["right_wrist"].shape == (15, 20, 3)
 
 
 @pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])

@@ -14,7 +14,8 @@ from PIL import Image as PilImage
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.observation import bags, images
 from xvla_ros.observation.cdr import peek_stamp, read_joint_state
-from xvla_ros.observation.images import CHANNELS, ImageError
+from xvla_ros.observation.images import ENCODINGS, ImageError
+from xvla_ros.robots.schema import Camera
 
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 
@@ -29,13 +30,19 @@ PICTURE = RNG.integers(0, 256, (36, 50, 3), dtype=np.uint8)
 
 
 def image(encoding, *, padding=0, height=36, width=50, big_endian=0):
-    row = width * CHANNELS[encoding]
-    rows = RNG.integers(0, 256, (height, row + padding), dtype=np.uint8)
+    """A message of noise, and its values [rows, W, bytes of a pixel] without padding."""
+    layout = ENCODINGS[encoding]
+    row = width * layout.pixel
+    rows = RNG.integers(0, 256, (height * 3 // 2 if layout.colours_apart else height, row + padding), dtype=np.uint8)
     message = Image(height=height, width=width, encoding=encoding, step=row + padding, is_bigendian=big_endian)
     message.data = rows.tobytes()
     message.header.stamp = messages.stamp_message(1_700_000_000_123_456_789)
     message.header.frame_id = "camera"
-    return message, rows[:, :row].reshape(height, width, -1)
+    return message, rows[:, :row].reshape(len(rows), width, -1)
+
+
+def camera(transport="raw", encoding=""):
+    return Camera(topic="/front/image_raw", transport=transport, encoding=encoding)
 
 
 def compressed(content, name="jpeg"):
@@ -51,9 +58,9 @@ def encoded(kind, picture=PICTURE, **options):
     return stream.getvalue()
 
 
-def both(message, transport):
-    serialized = serialize_message(message)
-    live, from_bag = messages.decode_image(serialized, transport), bags.decode_image(serialized, transport)
+def both(message, transport, encoding=""):
+    serialized, sender = serialize_message(message), camera(transport, encoding)
+    live, from_bag = messages.decode_image(serialized, sender), bags.decode_image(serialized, sender)
     for picture in (live, from_bag):
         assert picture.dtype == np.uint8
         assert picture.shape[2] == 3
@@ -63,7 +70,7 @@ def both(message, transport):
 
 @pytest.mark.parametrize("padding", [0, 1, 14])
 @pytest.mark.parametrize("big_endian", [0, 1])
-@pytest.mark.parametrize("encoding", CHANNELS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_live_and_bag_give_the_same_bytes(encoding, padding, big_endian):
     message, pixels = image(encoding, padding=padding, big_endian=big_endian)
     picture = both(message, "raw")
@@ -74,6 +81,41 @@ def test_live_and_bag_give_the_same_bytes(encoding, padding, big_endian):
     }
     if encoding in expected:
         np.testing.assert_array_equal(picture, expected[encoding])
+    if "yuv" in encoding or encoding in ("uyvy", "nv12", "nv21"):
+        # within one: some builds of OpenCV round otherwise
+        np.testing.assert_allclose(picture.astype(float), rgb_of_yuv(encoding, pixels), atol=1.0)
+
+
+def rgb_of_yuv(encoding, values):
+    """[H, W, 3] by ITU-R BT.601: brightness from 16 to 235, colours from 16 to 240 about 128."""
+    if encoding in ("nv12", "nv21"):
+        height = len(values) * 2 // 3
+        y, colours = values[:height, :, 0], values[height:, :, 0].reshape(height // 2, -1, 2).repeat(2, axis=0)
+        u, v = np.moveaxis(colours if encoding == "nv12" else colours[..., ::-1], 2, 0)
+    else:
+        bright, coloured = (0, 1) if encoding in ("yuyv", "yuv422_yuy2") else (1, 0)
+        y, u, v = values[..., bright], values[:, 0::2, coloured], values[:, 1::2, coloured]
+    y, u, v = 1.164 * (y.astype(float).clip(16) - 16), *(each.repeat(2, axis=1) - 128.0 for each in (u, v))
+    return np.stack([y + 1.596 * v, y - 0.813 * v - 0.391 * u, y + 2.018 * u], axis=2).clip(0, 255)
+
+
+@pytest.mark.parametrize(("encoding", "code"), [
+    ("uyvy", "UYVY"), ("yuv422", "UYVY"), ("yuyv", "YUY2"), ("yuv422_yuy2", "YUY2"), ("nv12", "NV12"), ("nv21", "NV21"),
+])
+def test_yuv_is_what_opencv_makes_of_it(encoding, code):
+    import cv2
+
+    message, values = image(encoding, padding=6)
+    np.testing.assert_array_equal(both(message, "raw"), cv2.cvtColor(values, getattr(cv2, f"COLOR_YUV2RGB_{code}")))
+
+
+def test_a_buffer_may_be_longer_than_its_picture_and_needs_no_padding_at_its_end():
+    message, _ = image("nv12", padding=14)
+    whole = both(message, "raw")
+    message.data = message.data[:-14]
+    np.testing.assert_array_equal(both(message, "raw"), whole)
+    message.data = bytes(message.data) + bytes(4096)
+    np.testing.assert_array_equal(both(message, "raw"), whole)
 
 
 @pytest.mark.parametrize(("encoding", "red_at", "blue_at"), [
@@ -89,12 +131,62 @@ def test_bayer_patterns_put_red_where_it_is(encoding, red_at, blue_at):
     np.testing.assert_array_equal(both(message, "raw")[4:12, 4:12], np.broadcast_to([200, 100, 10], (8, 8, 3)))
 
 
-def test_rgb8_is_what_cv_bridge_would_give():
-    from cv_bridge import CvBridge
+# the cv_bridge of PyPI knows bayer_grbg8 only under a name that ROS does not have, and of YUV nothing
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8", "bayer_rggb8", "bayer_bggr8",
+                                      "bayer_gbrg8"])
+def test_it_is_what_cv_bridge_would_give(encoding):
+    cv_bridge = pytest.importorskip("cv_bridge")
+    message, _ = image(encoding)
+    np.testing.assert_array_equal(both(message, "raw"), cv_bridge.CvBridge().imgmsg_to_cv2(message, "rgb8"))
 
+
+@pytest.mark.parametrize(("said", "answer"), [
+    ("8UC1", "mono8"), ("8UC1", "bayer_grbg8"), ("8UC2", "yuyv"), ("8UC2", "uyvy"), ("8UC3", "rgb8"), ("8UC3", "bgr8"),
+    ("8UC4", "rgba8"), ("8UC4", "bgra8"),
+])
+def test_the_profile_answers_what_an_encoding_leaves_open(said, answer):
+    message, _ = image(answer, padding=2)
+    wanted = both(message, "raw")
+    message.encoding = said
+    np.testing.assert_array_equal(both(message, "raw", answer), wanted)
+
+
+def test_a_message_that_names_its_encoding_is_believed():
+    message, pixels = image("bgr8")
+    np.testing.assert_array_equal(both(message, "raw", "rgb8"), pixels[..., ::-1])
+
+
+def test_every_answer_the_profile_allows_is_of_use():
+    from typing import get_args
+
+    allowed = get_args(Camera.model_fields["encoding"].annotation)
+    assert set(allowed) == {"", *(name for pixel in range(1, 5) for name in images.answers(pixel))}
+
+
+@pytest.mark.parametrize("decode", [messages.decode_image, bags.decode_image])
+@pytest.mark.parametrize(("said", "answer", "expected"), [
+    ("8UC3", "", "'8UC3' leaves open what its bytes mean: is it rgb8 or bgr8[?] Set encoding of this camera in the "
+                 "profile"),
+    ("8UC1", "", "is it mono8 or bayer_rggb8 or"),
+    ("8UC3", "mono8", "'8UC3' cannot be mono8, as the profile says; is it rgb8 or bgr8[?]"),
+    ("8UC5", "rgb8", "'8UC5'; expected one of rgb8"),
+    ("", "rgb8", "''; expected one of rgb8"),
+])
+def test_what_is_left_open_is_asked(decode, said, answer, expected):
     message, _ = image("rgb8")
-    np.testing.assert_array_equal(
-        messages.decode_image(serialize_message(message), "raw"), CvBridge().imgmsg_to_cv2(message, "rgb8"))
+    message.encoding = said
+    with pytest.raises(ImageError, match=expected):
+        decode(serialize_message(message), camera(encoding=answer))
+
+
+@pytest.mark.parametrize("name", ["8UC3; jpeg compressed ", "8UC3; png compressed "])
+def test_colours_that_were_open_before_compression_are_asked_and_answered(name):
+    content = encoded("png" if "png" in name else "jpeg")
+    with pytest.raises(ImageError, match=r"'8UC3' leaves open.*rgb8 or bgr8"):
+        both(compressed(content, name), "compressed")
+    as_bgr = both(compressed(content, name), "compressed", "bgr8")
+    np.testing.assert_array_equal(as_bgr, both(compressed(content, "jpeg"), "compressed"))
+    np.testing.assert_array_equal(both(compressed(content, name), "compressed", "rgb8"), as_bgr[..., ::-1])
 
 
 @pytest.mark.parametrize(("content", "name", "tolerance"), [
@@ -121,13 +213,17 @@ def test_more_than_eight_bits_are_refused_by_name(decode, encoding):
     message = Image(height=2, width=2, encoding=encoding, step=16)
     message.data = bytes(32)
     with pytest.raises(ImageError, match=f"{encoding}.*8 bits"):
-        decode(serialize_message(message), "raw")
+        decode(serialize_message(message), camera())
 
 
 @pytest.mark.parametrize("decode", [messages.decode_image, bags.decode_image])
 @pytest.mark.parametrize(("change", "expected"), [
-    ({"encoding": "yuv422"}, "'yuv422'; expected one of rgb8"),
-    ({"encoding": ""}, "expected one of rgb8"),
+    ({"encoding": "nv24"}, "'nv24'; expected one of rgb8"),
+    ({"encoding": "yuyv", "width": 51}, "width is 51 pixels; expected an even number, since yuyv"),
+    ({"encoding": "nv12", "width": 51}, "width is 51 pixels; expected an even number"),
+    ({"encoding": "nv21", "height": 35}, "height is 35 pixels; expected an even number"),
+    ({"encoding": "uyvy", "step": 99}, "step is 99 bytes; expected at least 100"),
+    ({"encoding": "nv12", "data": bytes(36 * 150)}, "5400 bytes of data; expected 8100 for 50x36 nv12 with step 150"),
     ({"height": 0}, "at least one"),
     ({"width": 0}, "at least one"),
     ({"height": 37}, "the message was cut"),
@@ -140,7 +236,7 @@ def test_sizes_that_contradict_each_other_are_named(decode, change, expected):
     for name, value in change.items():
         setattr(message, name, value)
     with pytest.raises(ImageError, match=expected):
-        decode(serialize_message(message), "raw")
+        decode(serialize_message(message), camera())
 
 
 @pytest.mark.parametrize("decode", [messages.decode_image, bags.decode_image])
@@ -156,7 +252,7 @@ def test_sizes_that_contradict_each_other_are_named(decode, change, expected):
 ])
 def test_compressed_data_that_are_not_one_whole_picture(decode, content, expected):
     with pytest.raises(ImageError, match=expected):
-        decode(serialize_message(compressed(content)), "compressed")
+        decode(serialize_message(compressed(content)), camera("compressed"))
 
 
 def test_a_flipped_byte_in_a_png_is_found():
@@ -166,23 +262,46 @@ def test_a_flipped_byte_in_a_png_is_found():
         images.check_compressed(bytes(content))
 
 
-@pytest.mark.parametrize("decode", [messages.decode_image, bags.decode_image])
-def test_other_transports_are_refused(decode):
-    with pytest.raises(ImageError, match="'theora'; expected raw or compressed"):
-        decode(b"", "theora")
+def outcome(decode, serialized, sender):
+    try:
+        return decode(serialized, sender).tolist()
+    except ImageError as error:
+        return str(error)
+
+
+sizes = st.one_of(st.integers(0, 9), st.sampled_from([2**16, 2**31, 2**32 - 1]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    encoding=st.one_of(st.sampled_from([*ENCODINGS, "8UC1", "8UC2", "8UC3", "8UC4"]), st.text("8UC12nv", max_size=5)),
+    answer=st.sampled_from(["", "rgb8", "bgr8", "mono8", "uyvy", "rgba8"]),
+    height=sizes, width=sizes, step=sizes, data=st.binary(max_size=300), big_endian=st.integers(0, 1),
+)
+def test_whatever_the_sizes_say_it_is_a_whole_picture_or_refused(
+    encoding, answer, height, width, step, data, big_endian
+):
+    message = Image(height=height, width=width, encoding=encoding, step=step, is_bigendian=big_endian)
+    message.data = data
+    serialized, sender = serialize_message(message), camera(encoding=answer)
+    live, from_bag = (outcome(decode, serialized, sender) for decode in (messages.decode_image, bags.decode_image))
+    assert live == from_bag
+    if not isinstance(live, str):
+        assert np.shape(live) == (height, width, 3)
+        assert height * width * ENCODINGS.get(encoding, images.Encoding(1, "")).pixel <= len(data)
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_damaged_messages_are_decoded_or_refused(data):
-    message, _ = image("bgr8", height=4, width=5)
+@given(data=st.data(), encoding=st.sampled_from(["bgr8", "uyvy", "nv12"]))
+def test_damaged_messages_are_decoded_or_refused(data, encoding):
+    message, _ = image(encoding, height=4, width=6)
     content = bytearray(serialize_message(message))
     for _ in range(data.draw(st.integers(0, 4))):
         content[data.draw(st.integers(4, len(content) - 1))] = data.draw(st.integers(0, 255))
     content = bytes(content[: data.draw(st.integers(0, len(content)))])
     for decode in (messages.decode_image, bags.decode_image):
         try:
-            picture = decode(content, "raw")
+            picture = decode(content, camera())
         except ImageError:
             continue
         assert picture.ndim == 3

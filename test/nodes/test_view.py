@@ -22,9 +22,11 @@ from xvla_ros.model.data import ActionChunk
 from xvla_ros.msg import ActionChunk as ActionChunkMsg
 from xvla_ros.msg import PolicyStatus
 from xvla_ros.nodes import messages, qos, rerun_stream
+from xvla_ros.nodes.polled_topics import PolledTopics
 from xvla_ros.nodes.rerun_stream import TURNS, RerunStream, ViewError
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.decode import Decoder
+from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.trajectory import Trajectory
 from xvla_ros.robots.units import to_policy
 
@@ -164,6 +166,33 @@ def test_a_run_is_seen_whole_in_the_file_and_nothing_is_commanded(robot, tmp_pat
         np.testing.assert_allclose(np.diff(values) / np.diff(times), 0.05 / SECOND, rtol=1e-3)
         assert any(f"/joints/{joint}/predicted/{turn}" in seen for turn in range(TURNS))
     assert list(seen["/status"][1]) == ["running: wave", "holding: camera_stale: front: 0.5 s old"]
+
+
+def test_pictures_are_shown_as_the_policy_sees_them(ros_domain):
+    import cv2
+
+    mapping = PROFILE.to_mapping()
+    mapping["cameras"]["front"] |= {"encoding": "bgr8", "rotate": 180, "crop": [0, 0, 16, 12]}
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=ros_domain)
+    watcher = PolledTopics(Profile.from_mapping(ROBOT, mapping), "watcher", None, context=context)
+    robot = rclpy.create_node("robot", context=context)
+    try:
+        camera = robot.create_publisher(Image, "/front/image_raw", qos.SENSOR)
+        sent = np.zeros((*SIZE, 3), np.uint8)
+        sent[12:, 16:] = (250, 10, 10)  # blue, where the picture begins once it is turned
+        message = Image(height=SIZE[0], width=SIZE[1], encoding="8UC3", step=3 * SIZE[1], data=sent.tobytes())
+        found, ends = [], time.monotonic() + DEADLINE
+        while not found and time.monotonic() < ends:
+            camera.publish(message)
+            found = list(watcher.pictures())
+    finally:
+        watcher.destroy_node()
+        robot.destroy_node()
+        rclpy.shutdown(context=context)
+    shown = cv2.imdecode(np.frombuffer(found[0].encoded, np.uint8), cv2.IMREAD_COLOR)
+    assert shown.shape == (12, 16, 3)
+    assert np.abs(shown.astype(int) - (250, 10, 10)).max() < 8
 
 
 def test_chunks_take_turns_and_none_is_joined_to_the_next_but_one(tmp_path):

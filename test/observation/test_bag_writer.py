@@ -22,6 +22,7 @@ from xvla_ros.observation.bags import decode_image
 from xvla_ros.observation.cdr import read_joint_state
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.profile import Profile, profile_document
+from xvla_ros.robots.schema import Camera
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 NS = 1_000_000_000
@@ -64,10 +65,10 @@ def test_what_is_written_is_read_back_by_rosbags(tmp_path, profile, compression)
 
 def test_pictures_survive(tmp_path):
     rgb = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
-    np.testing.assert_array_equal(decode_image(serialize.image(7, rgb), "raw"), rgb)
+    np.testing.assert_array_equal(decode_image(serialize.image(7, rgb), Camera(topic="/c")), rgb)
     smooth = np.full((24, 32, 3), (200, 60, 30), np.uint8)
-    back = decode_image(serialize.compressed_image(7, smooth), "compressed").astype(int)
-    assert np.abs(back - smooth).max() < 6
+    back = decode_image(serialize.compressed_image(7, smooth), Camera(topic="/c", transport="compressed"))
+    assert np.abs(back.astype(int) - smooth).max() < 6
 
 
 def test_trajectories_survive():

@@ -313,12 +313,41 @@ def test_a_picture_that_cannot_be_decoded_is_missing_until_the_next(rig):
 
     fault = rig.fault(2)
     assert fault.reason == CAMERA_MISSING
-    assert "front: picture on /front/image_raw cannot be decoded: the data are damaged" in fault.detail
+    assert "front: picture on /front/image_raw cannot be used: the data are damaged" in fault.detail
     assert rig.builder.check(START + 2 * MS, 0.002) == fault
 
     rig.everything(3)
     assert isinstance(rig.build(4), Observation)
     assert rig.builder.check(START + 4 * MS, 0.004) is None
+
+
+def test_pictures_are_turned_clockwise_and_then_cropped(make_rig):
+    rig = make_rig(**{"cameras.left_wrist.rotate": 180, "cameras.right_wrist.rotate": 90,
+                      "cameras.right_wrist.crop": (1, 0, 3, 4)})
+    sent = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    rig.everything(0, sent)
+
+    seen = rig.seen(1)
+
+    np.testing.assert_array_equal(seen.images["front"], sent)
+    np.testing.assert_array_equal(seen.images["left_wrist"], sent[::-1, ::-1])
+    turned = sent[::-1].transpose(1, 0, 2)  # what was at the left is at the top
+    np.testing.assert_array_equal(seen.images["right_wrist"], turned[0:4, 1:4])
+    assert not any(picture.flags.writeable for picture in seen.images.values())
+
+
+def test_a_crop_that_does_not_fit_is_said_with_slot_and_sizes(make_rig):
+    rig = make_rig(**{"cameras.left_wrist.rotate": 90, "cameras.left_wrist.crop": (2, 0, 3, 6)})
+    rig.everything(0, np.zeros((4, 6, 3), np.uint8))
+
+    fault = rig.fault(1)
+
+    assert fault.reason == CAMERA_MISSING
+    assert fault.detail.startswith("left_wrist: picture on /left_wrist/image_raw")
+    assert "crop [2, 0, 3, 6] reaches to 5x6" in fault.detail
+    assert "4x6 pixels, turned by 90 degrees" in fault.detail
+    rig.everything(2, np.zeros((5, 6, 3), np.uint8))
+    assert rig.seen(3).images["left_wrist"].shape == (6, 3, 3)
 
 
 def test_an_optional_picture_that_cannot_be_decoded_masks_its_slot(make_rig):

@@ -14,7 +14,9 @@ from xvla_ros.model.data import Observation
 from xvla_ros.observation.buffer import Stamped, in_order, neighbours, newest_at
 from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
 from xvla_ros.observation.faults import OBSERVATION_REASONS, Fault
+from xvla_ros.observation.images import ImageError, points_in_view, view_of
 from xvla_ros.observation.joints import interpolate
+from xvla_ros.robots.schema import Camera
 from xvla_ros.robots.units import from_policy
 
 MS = 1_000_000
@@ -53,6 +55,43 @@ def test_messages_in_order(stamps, limit, at):
     else:
         assert enclosing[0].stamp <= at <= enclosing[1].stamp
         assert not [stamp for stamp in kept if enclosing[0].stamp < stamp < enclosing[1].stamp]
+
+
+@given(data=st.data(), width=st.integers(1, 9), height=st.integers(1, 9), rotate=st.sampled_from([0, 90, 180, 270]))
+def test_a_point_is_in_the_view_where_its_pixel_is(data, width, height, rotate):
+    columns, rows = (height, width) if rotate in (90, 270) else (width, height)
+    x, y = data.draw(st.integers(0, columns - 1)), data.draw(st.integers(0, rows - 1))
+    crop = data.draw(st.sampled_from([(), (x, y, columns - x, rows - y)]))
+    camera = Camera(topic="/front", rotate=rotate, crop=crop)
+    marked = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[marked[1], marked[0]] = 255
+
+    view = view_of(picture, camera)
+    size = np.array([width, height])
+    found = points_in_view((np.array(marked) + 0.5) / size * 2.0 - 1.0, (width, height), camera)
+
+    assert view.shape == ((rows - y, columns - x, 3) if crop else (rows, columns, 3))
+    shown = np.argwhere(view[..., 0])[:, ::-1]
+    assert (np.abs(found) < 1.0).all() == bool(len(shown))
+    if len(shown):
+        np.testing.assert_allclose((found + 1.0) / 2.0 * view.shape[1::-1], shown[0] + 0.5)
+
+
+@given(data=st.data(), width=st.integers(1, 9), height=st.integers(1, 9), rotate=st.sampled_from([0, 90, 180, 270]))
+def test_a_crop_is_a_part_of_the_picture_or_refused(data, width, height, rotate):
+    columns, rows = (height, width) if rotate in (90, 270) else (width, height)
+    x, y = data.draw(st.integers(0, 10)), data.draw(st.integers(0, 10))
+    wide, high = data.draw(st.integers(1, 10)), data.draw(st.integers(1, 10))
+    camera = Camera(topic="/front", rotate=rotate, crop=(x, y, wide, high))
+    try:
+        view = view_of(np.zeros((height, width, 3), np.uint8), camera)
+    except ImageError as error:
+        assert x + wide > columns or y + high > rows
+        assert f"{columns}x{rows} pixels" in str(error)
+    else:
+        assert view.shape == (high, wide, 3)
+        assert view.flags.c_contiguous
 
 
 @st.composite

@@ -12,10 +12,12 @@ import pytest
 
 from xvla_ros.robots import Profile, ProfileError, load_profile
 from xvla_ros.robots.parameters import parameters
+from xvla_ros.robots.profile import profile_document, profiles_of_document
 from xvla_ros.robots.reference import render
 from xvla_ros.ros_env import child_environment
 
-TYPES = {"bool": bool, "integer": int, "double": float, "string": str, "string_array": list, "double_array": list}
+TYPES = {"bool": bool, "integer": int, "double": float, "string": str, "string_array": list, "integer_array": list,
+         "double_array": list}
 
 
 @pytest.mark.parametrize("robot", ["so101_bimanual", "widowx", "agibot"])
@@ -42,6 +44,24 @@ def test_arrays_of_ros_and_names_without_the_robot_are_understood():
     values = {spec.name.removeprefix("widowx."): spec.value for spec in parameters(profile)}
     values["tools.arm.workspace_min"] = array.array("d", [0.1, -0.15, -0.1])
     assert Profile.from_parameters("widowx", values).to_mapping() == profile.to_mapping()
+
+
+def test_what_is_said_of_a_camera_survives_parameters_and_documents():
+    profile = load_profile("widowx")["widowx"]
+    specs = {spec.name: spec for spec in parameters(profile)}
+    assert specs["widowx.cameras.front.crop"].type == "integer_array"
+    assert specs["widowx.cameras.front.rotate"].type == "integer"
+    values = {name: spec.value for name, spec in specs.items()} | {
+        "widowx.cameras.front.crop": array.array("q", [8, 0, 320, 240]), "widowx.cameras.front.rotate": 270,
+        "widowx.cameras.front.encoding": "bgr8",
+    }
+    changed = Profile.from_parameters("widowx", values)
+    again = profiles_of_document(profile_document([changed]), "bag")["widowx"]
+    for one in (changed, again):
+        camera = one.cameras.by_name["front"]
+        assert (camera.crop, camera.rotate, camera.encoding) == ((8, 0, 320, 240), 270, "bgr8")
+    assert {spec.name: spec.value for spec in parameters(again)} == values | {
+        "widowx.cameras.front.crop": [8, 0, 320, 240]}
 
 
 def test_bad_parameters_are_refused_by_name():

@@ -91,6 +91,7 @@ def test_every_error_is_reported_at_once_by_file_key_value_and_allowed():
         raw["policy"]["image_pipeline"] = "letterbx"
         raw["cameras"]["slot"] = ["front"]
         raw["cameras"]["front"]["topic"] = "front//image"
+        raw["cameras"]["front"] |= {"rotate": 45, "crop": [0, 0, 320.5, 240], "encoding": "rgb"}
         raw["joints"]["waist"]["scale"] = 0
         raw["joints"]["elbow"]["lower"] = 4.0
         raw["joints"]["shoulder"]["max_velocity"] = -1.0
@@ -110,6 +111,9 @@ def test_every_error_is_reported_at_once_by_file_key_value_and_allowed():
             "policy.rot6d",
             "cameras.slot",
             "cameras.front.topic",
+            "cameras.front.rotate",
+            "cameras.front.crop",
+            "cameras.front.encoding",
             "joints.waist.scale",
             "joints.elbow.lower",
             "joints.shoulder.max_velocity",
@@ -125,6 +129,9 @@ def test_every_error_is_reported_at_once_by_file_key_value_and_allowed():
     assert found["widowx.policy.waypoint_dt"].expected == "a number in (0, 10], s"
     assert found["widowx.smoothing.method"].expected == "one of realtime_chunking, guided, ensemble, switch"
     assert found["widowx.policy.domain_id"].value is None
+    assert found["widowx.cameras.front.rotate"].expected == "one of 0, 90, 180, 270"
+    assert found["widowx.cameras.front.crop"].expected == "a list of integers, pixels"
+    assert "did you mean 'rgb8'" in found["widowx.cameras.front.encoding"].message
 
 
 CONTRADICTIONS: list[tuple[str, str, Callable[[dict[str, Any]], object]]] = [
@@ -144,6 +151,9 @@ CONTRADICTIONS: list[tuple[str, str, Callable[[dict[str, Any]], object]]] = [
         "cameras.front.transport",
         lambda raw: raw["cameras"]["front"].update(topic="/front/compressed"),
     ),
+    ("so101_bimanual", "cameras.front.crop", lambda raw: raw["cameras"]["front"].update(crop=[0, 0, 320])),
+    ("so101_bimanual", "cameras.front.crop", lambda raw: raw["cameras"]["front"].update(crop=[0, -1, 320, 240])),
+    ("so101_bimanual", "cameras.front.crop", lambda raw: raw["cameras"]["front"].update(crop=[0, 0, 320, 0])),
     (
         "so101_bimanual",
         "joints.left_wrist_roll.name",

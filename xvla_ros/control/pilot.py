@@ -23,6 +23,7 @@ from xvla_ros.robots.decode import Decoder
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.schema import Camera
 from xvla_ros.robots.tool_arm import ToolArm, tool_arms
 from xvla_ros.robots.workspace import Workspace
 
@@ -52,7 +53,7 @@ class Pilot(Generic[Raw]):
     Args:
         profile: the robot.
         clock: where time is read.
-        decode_image: (raw, transport of the camera) → uint8 [H, W, 3] RGB; may raise.
+        decode_image: (raw, camera that sent it) → uint8 [H, W, 3] RGB, as it was sent; may raise.
         instruction: what to do; empty takes the profile's.
         description: what ``robot_description`` said; None takes the URDFs the profile names.
 
@@ -64,7 +65,7 @@ class Pilot(Generic[Raw]):
         self,
         profile: Profile,
         clock: Clock,
-        decode_image: Callable[[Raw, str], NDArray[np.uint8]],
+        decode_image: Callable[[Raw, Camera], NDArray[np.uint8]],
         instruction: str = "",
         description: RobotDescription | None = None,
     ) -> None:

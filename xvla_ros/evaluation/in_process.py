@@ -23,6 +23,7 @@ from xvla_ros.evaluation.simulated import NS, SimulatedClock, SimulatedCommands
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.schema import Camera
 from xvla_ros.robots.units import to_policy
 from xvla_ros.simulation.stepper import Joints, Pictures, Stepper
 from xvla_ros.simulation.tasks import Expert, Layout, Task
@@ -240,6 +241,6 @@ class InProcess:
 EXPERT_WAYPOINTS = 30
 
 
-def _as_it_is(raw: Picture, transport: str) -> Picture:
-    del transport
+def _as_it_is(raw: Picture, camera: Camera) -> Picture:
+    del camera
     return raw

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,85 +15,31 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.observation.cdr import peek_stamp
-from xvla_ros.observation.images import COMPRESSED, RAW, ImageError, check_compressed, plain_rows, rgb_of_decompressed
+from xvla_ros.observation.images import COMPRESSED, RAW, ImageError, rgb_of_message
+from xvla_ros.robots.schema import Camera
 
 if TYPE_CHECKING:
-    from cv_bridge import CvBridge
-
     from xvla_ros.msg import ActionChunk as ActionChunkMsg
 
 __all__ = ["chunk_message", "chunk_of", "decode_image", "joint_positions", "joint_trajectory_message", "peek_stamp",
            "stamp_message", "stamp_ns"]
 
 NS = 1_000_000_000
+IMAGE_KINDS = {RAW: Image, COMPRESSED: CompressedImage}
 
 
-def decode_image(serialized: bytes, transport: str) -> NDArray[np.uint8]:
-    """Return uint8 [H, W, 3] RGB of a serialized ``sensor_msgs/Image`` (raw) or ``CompressedImage`` (compressed).
-
-    Conversion by cv_bridge; ``observation.images`` says which encodings are taken.
+def decode_image(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:
+    """Return uint8 [H, W, 3] RGB of a message of a camera, serialized; ``observation.images`` says what is taken.
 
     Raises:
         ImageError: naming what was found and what is expected.
     """
-    kinds = {RAW: (Image, _rgb_of_image), COMPRESSED: (CompressedImage, _rgb_of_compressed)}
-    if transport not in kinds:
-        raise ImageError(f"transport {transport!r}; expected {RAW} or {COMPRESSED}")
-    kind, convert = kinds[transport]
+    kind = IMAGE_KINDS[camera.transport]
     try:
         message = deserialize_message(serialized, kind)
     except Exception as error:  # rclpy raises RCLError, RuntimeError or MemoryError by where the message breaks off
         raise ImageError(f"not a whole {kind.__name__}: {error}") from error
-    return convert(message)
-
-
-def _rgb_of_image(message: Image) -> NDArray[np.uint8]:
-    rows = plain_rows(message.encoding, message.height, message.width, message.step, message.data)
-    size = (message.height, message.width)
-    if message.encoding == "rgb8":
-        return rows.reshape(*size, 3)  # cv_bridge gives these very bytes; see the test of both
-    if message.encoding == "bayer_grbg8":
-        return _demosaic_grbg(rows.reshape(size))
-    plain = Image(encoding=message.encoding, height=size[0], width=size[1], step=rows.size // size[0])
-    plain.data = _as_array(rows)
-    try:
-        return np.asarray(_bridge().imgmsg_to_cv2(plain, "rgb8"), dtype=np.uint8)
-    except Exception as error:  # cv_bridge lets through what OpenCV and numpy raise
-        raise ImageError(f"cv_bridge cannot convert {size[1]}x{size[0]} {message.encoding}: {error}") from error
-
-
-def _rgb_of_compressed(message: CompressedImage) -> NDArray[np.uint8]:
-    check_compressed(message.data, message.format)
-    try:
-        # passthrough: asked for rgb8, cv_bridge takes a grey picture for a coloured one and raises
-        picture = _bridge().compressed_imgmsg_to_cv2(message, "passthrough")
-    except Exception as error:
-        raise ImageError(f"cv_bridge cannot decode {message.format!r}: {error}") from error
-    return rgb_of_decompressed(picture)
-
-
-def _demosaic_grbg(mosaic: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    # the cv_bridge of PyPI knows this pattern only under a name that ROS does not have
-    import cv2
-
-    try:
-        return np.asarray(cv2.cvtColor(mosaic, cv2.COLOR_BayerGB2RGB), dtype=np.uint8)
-    except cv2.error as error:
-        raise ImageError(f"OpenCV cannot convert {mosaic.shape[1]}x{mosaic.shape[0]} bayer_grbg8: {error}") from error
-
-
-@cache
-def _bridge() -> CvBridge:
-    from cv_bridge import CvBridge
-
-    return CvBridge()
-
-
-def _as_array(values: NDArray[np.uint8]) -> array.array[int]:
-    # rclpy takes an array.array as it is, and checks anything else number by number
-    data = array.array("B")
-    data.frombytes(memoryview(np.ascontiguousarray(values)).cast("B"))
-    return data
+    return rgb_of_message(message, camera)
 
 
 def joint_positions(message: JointState) -> tuple[int, Sequence[str], NDArray[np.float64]]:

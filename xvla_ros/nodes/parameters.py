@@ -23,6 +23,7 @@ _TYPES = {
     "double": Parameter.Type.DOUBLE,
     "string": Parameter.Type.STRING,
     "string_array": Parameter.Type.STRING_ARRAY,
+    "integer_array": Parameter.Type.INTEGER_ARRAY,
     "double_array": Parameter.Type.DOUBLE_ARRAY,
 }
 

@@ -12,10 +12,11 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
 from xvla_ros.nodes import messages
-from xvla_ros.observation.images import COMPRESSED, ImageError
+from xvla_ros.observation.images import COMPRESSED, ImageError, view_of
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
+    from xvla_ros.robots.schema import Camera
 
 JPEG_QUALITY = 92
 LATEST = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -23,7 +24,7 @@ LATEST = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=Reliab
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a camera: its stamp in ns of ROS time, and the picture as JPEG."""
+    """One picture of a camera as the policy sees it: its stamp in ns of ROS time, and the picture as JPEG."""
 
     camera: str
     stamp: int
@@ -50,7 +51,7 @@ class PolledTopics(Node):  # type: ignore[misc]
             source = profile.cameras.by_name[camera]
             kind = CompressedImage if source.transport == COMPRESSED else Image
             subscription = self.create_subscription(kind, source.topic, lambda _: None, LATEST)
-            self._cameras[camera] = (source.transport, subscription)
+            self._cameras[camera] = (source, subscription)
 
     def clock(self) -> int:
         """ROS time in ns of the newest /clock since the last call, or 0."""
@@ -59,17 +60,17 @@ class PolledTopics(Node):  # type: ignore[misc]
 
     def pictures(self) -> Iterator[Picture]:
         """The newest picture of each camera that has one since the last call."""
-        for camera, (transport, subscription) in self._cameras.items():
+        for camera, (source, subscription) in self._cameras.items():
             serialized = _take(subscription, raw=True)
-            encoded = self._encode(camera, transport, serialized) if serialized is not None else b""
+            encoded = self._encode(camera, source, serialized) if serialized is not None else b""
             if encoded:
                 yield Picture(camera, messages.peek_stamp(serialized), encoded)
 
-    def _encode(self, camera: str, transport: str, serialized: bytes) -> bytes:
+    def _encode(self, camera: str, source: Camera, serialized: bytes) -> bytes:
         import cv2
 
         try:
-            image = messages.decode_image(serialized, transport)
+            image = view_of(messages.decode_image(serialized, source), source)
         except ImageError as error:  # the others go on without this camera
             if camera not in self._refused:
                 self._refused.add(camera)

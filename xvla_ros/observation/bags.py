@@ -24,8 +24,9 @@ from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages, b
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
 from xvla_ros.observation.faults import Fault
-from xvla_ros.observation.images import COMPRESSED, RAW, ImageError, check_compressed, plain_rows, rgb_of_decompressed
+from xvla_ros.observation.images import COMPRESSED, RAW, ImageError, rgb_of_message
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.schema import Camera
 
 if TYPE_CHECKING:
     from rosbags.typesys.store import Typestore
@@ -92,45 +93,18 @@ def check_topics(path: str | Path, profile: Profile) -> None:
         raise BagError(f"{path}: does not fit robot {profile.name}: {'; '.join(problems)}. The bag holds {held}")
 
 
-def decode_image(serialized: bytes, transport: str) -> NDArray[np.uint8]:
-    """Return uint8 [H, W, 3] RGB of a serialized ``sensor_msgs/Image`` (raw) or ``CompressedImage`` (compressed).
-
-    Conversion by rosbags-image; the same bytes as by cv_bridge, see ``images``.
+def decode_image(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:
+    """Return uint8 [H, W, 3] RGB of a message of a camera, serialized; the same bytes as live, see ``images``.
 
     Raises:
         ImageError: naming what was found and what is expected.
     """
-    if transport not in IMAGE_TYPES:
-        raise ImageError(f"transport {transport!r}; expected {RAW} or {COMPRESSED}")
+    kind = IMAGE_TYPES[camera.transport]
     try:
-        message: Any = _typestore().deserialize_cdr(serialized, IMAGE_TYPES[transport])
+        message: Any = _typestore().deserialize_cdr(serialized, kind)
     except Exception as error:  # rosbags lets through what struct and numpy raise
-        raise ImageError(f"not a whole {IMAGE_TYPES[transport]}: {error}") from error
-    return _rgb_of_compressed(message) if transport == COMPRESSED else _rgb_of_image(message)
-
-
-def _rgb_of_image(message: Any) -> NDArray[np.uint8]:
-    from rosbags.image import image_to_cvimage
-
-    rows = plain_rows(message.encoding, message.height, message.width, message.step, message.data)
-    plain = type(message)(message.header, message.height, message.width, message.encoding, 0,
-                          rows.size // message.height, rows)
-    try:
-        return np.asarray(image_to_cvimage(plain, "rgb8"), dtype=np.uint8)
-    except Exception as error:  # rosbags-image lets through what OpenCV raises
-        raise ImageError(f"rosbags-image cannot convert {message.width}x{message.height} {message.encoding}: "
-                         f"{error}") from error
-
-
-def _rgb_of_compressed(message: Any) -> NDArray[np.uint8]:
-    from rosbags.image import compressed_image_to_cvimage
-
-    check_compressed(message.data, message.format)
-    try:
-        picture: Any = compressed_image_to_cvimage(message)
-    except Exception as error:  # among them a bare AssertionError where OpenCV decodes nothing
-        raise ImageError(f"rosbags-image cannot decode {message.format!r}: {str(error) or 'damaged data'}") from error
-    return rgb_of_decompressed(picture)
+        raise ImageError(f"not a whole {kind}: {error}") from error
+    return rgb_of_message(message, camera)
 
 
 @cache

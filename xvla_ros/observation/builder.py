@@ -14,10 +14,12 @@ from xvla_ros.model.data import Observation
 from xvla_ros.observation.align import NS, Alignment, JointSource, Source, align
 from xvla_ros.observation.buffer import RecentMessages, Stamped
 from xvla_ros.observation.faults import CAMERA_MISSING, JOINTS_INVALID, Fault
+from xvla_ros.observation.images import view_of
 from xvla_ros.observation.joints import joint_topics, shown
 from xvla_ros.observation.measured import MeasuredJoints, MeasuredTopic, together
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.schema import Camera
 
 Raw = TypeVar("Raw")
 Picture = NDArray[np.uint8]
@@ -43,7 +45,8 @@ class ObservationBuilder(Generic[Raw]):
 
     Args:
         profile: the robot.
-        decode_image: (raw, transport of the camera) → uint8 [H, W, 3] RGB; may raise.
+        decode_image: (raw, camera that sent it) → uint8 [H, W, 3] RGB, as it was sent; may raise. What its ``rotate``
+            and ``crop`` leave of it goes into observations.
         encoder: of that robot; None makes one from the URDFs the profile names.
 
     Raises:
@@ -51,7 +54,7 @@ class ObservationBuilder(Generic[Raw]):
     """
 
     def __init__(
-        self, profile: Profile, decode_image: Callable[[Raw, str], Picture], encoder: StateEncoder | None = None
+        self, profile: Profile, decode_image: Callable[[Raw, Camera], Picture], encoder: StateEncoder | None = None
     ) -> None:
         self._encoder = encoder or StateEncoder(profile)
         self._profile = profile
@@ -220,7 +223,7 @@ class ObservationBuilder(Generic[Raw]):
             try:
                 pictures[slot] = self._picture(slot, frame)
             except Exception as error:  # a decoder may raise anything on broken data, and that is a hold
-                text = f"{slot}: picture on {self._cameras[slot].topic} cannot be decoded: {error}"
+                text = f"{slot}: picture on {self._cameras[slot].topic} cannot be used: {error}"
                 with self._lock:
                     self._undecodable[slot] = text
                 if self._cameras[slot].required:
@@ -231,11 +234,12 @@ class ObservationBuilder(Generic[Raw]):
         kept = self._decoded.get(slot)
         if kept is not None and kept.frame is frame:
             return kept.picture
-        picture = self._decode(frame.value, self._cameras[slot].transport)
+        camera = self._cameras[slot]
+        picture = self._decode(frame.value, camera)
         if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3
                 and picture.shape[2] == 3 and picture.size):
             raise ValueError(f"decoded to {_described(picture)}; expected uint8 [H, W, 3]")
-        picture = picture.view()
+        picture = view_of(picture, camera).view()
         picture.flags.writeable = False
         with self._lock:
             self._decoded[slot] = _Decoded(frame, picture)

@@ -1,35 +1,73 @@
-"""Which pictures are taken, and what they become: uint8 [H, W, 3] RGB, the same bytes by whichever library.
+"""Which pictures are taken, and what they become: uint8 [H, W, 3] RGB, the same bytes live and from a bag.
 
-cv_bridge (live) and rosbags-image (bags) convert. Here is what both leave to their caller: row padding and the byte
-order flag, which not every version heeds; encodings they fold to 8 bits without a word; data that ends too early, of
-which they make a picture that is half grey.
+OpenCV converts. Here is what it leaves to its caller: row padding; encodings that leave their colours open; more than 8
+bits, which would be folded without a word; data that end too early, of which it would make a picture that is half grey.
+The byte order flag means nothing for values of one byte, and is not heeded. ``view_of`` then makes of a camera's
+picture what a policy sees of it.
 """
 
 from __future__ import annotations
 
+import re
 import zlib
 from array import array
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from xvla_ros.robots.schema import Camera
 
 Bytes = NDArray[np.uint8]
 Data: TypeAlias = "bytes | bytearray | memoryview | array[int] | Bytes"
 
 RAW, COMPRESSED = "raw", "compressed"
 
-CHANNELS = {
-    "rgb8": 3,
-    "bgr8": 3,
-    "rgba8": 4,
-    "bgra8": 4,
-    "mono8": 1,
-    "bayer_rggb8": 1,
-    "bayer_bggr8": 1,
-    "bayer_gbrg8": 1,
-    "bayer_grbg8": 1,
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the bytes of an encoding lie.
+
+    Attributes:
+        pixel: bytes per pixel of a row; of brightness alone, where the colours have rows of their own.
+        code: OpenCV's name of the conversion to RGB; empty where it is RGB.
+        even: whether width, and height, must be even, since two pixels share a colour.
+    """
+
+    pixel: int
+    code: str
+    even: tuple[bool, bool] = (False, False)
+
+    @property
+    def colours_apart(self) -> bool:
+        """Whether half as many rows of colours follow those of brightness, with the same step."""
+        return self.even[1]
+
+
+_UYVY = Encoding(2, "YUV2RGB_UYVY", (True, False))
+_YUYV = Encoding(2, "YUV2RGB_YUY2", (True, False))
+
+ENCODINGS = {
+    "rgb8": Encoding(3, ""),
+    "bgr8": Encoding(3, "BGR2RGB"),
+    "rgba8": Encoding(4, "RGBA2RGB"),
+    "bgra8": Encoding(4, "BGRA2RGB"),
+    "mono8": Encoding(1, "GRAY2RGB"),
+    # OpenCV names a pattern by its second row, ROS by its first
+    "bayer_rggb8": Encoding(1, "BayerBG2RGB"),
+    "bayer_bggr8": Encoding(1, "BayerRG2RGB"),
+    "bayer_gbrg8": Encoding(1, "BayerGR2RGB"),
+    "bayer_grbg8": Encoding(1, "BayerGB2RGB"),
+    "uyvy": _UYVY,
+    "yuv422": _UYVY,
+    "yuyv": _YUYV,
+    "yuv422_yuy2": _YUYV,
+    "nv12": Encoding(1, "YUV2RGB_NV12", (True, True)),
+    "nv21": Encoding(1, "YUV2RGB_NV21", (True, True)),
 }
+
+OPEN = re.compile(r"8UC([1-4])")  # what OpenCV calls an array of so many bytes per pixel, whatever they mean
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -40,44 +78,114 @@ class ImageError(ValueError):
     """A picture that cannot be used; the text says what was found, what is expected and what to do."""
 
 
-def plain_rows(encoding: str, height: int, width: int, step: int, data: Data) -> Bytes:
-    """Return uint8 [height · width · channels], the pixels of a ``sensor_msgs/Image`` without row padding.
+def rgb_of_message(message: Any, camera: Camera) -> Bytes:
+    """Return uint8 [H, W, 3] RGB of a ``sensor_msgs/Image`` or ``CompressedImage``, by the camera's transport.
 
     Args:
+        message: as rclpy or rosbags deserialises it.
+        camera: that sent it.
+
+    Raises:
+        ImageError: naming what was found and what is expected.
+    """
+    if camera.transport == COMPRESSED:
+        return _rgb_of_compressed(message.data, message.format, camera.encoding)
+    name = resolved(message.encoding, camera.encoding)
+    rows = plain_rows(name, message.height, message.width, message.step, message.data)
+    encoding = ENCODINGS[name]
+    if not encoding.code:
+        return rows.reshape(message.height, message.width, 3)
+    return _converted(rows.reshape(-1, message.width, encoding.pixel), encoding.code)
+
+
+def resolved(said: str, answer: str) -> str:
+    """Return the encoding of a picture: what its message says, or where that leaves it open what the profile answers.
+
+    Raises:
+        ImageError: it is not taken; or it is open, and the profile does not answer it.
+    """
+    if said in ENCODINGS:
+        return said
+    found = OPEN.fullmatch(said)
+    if found is None:
+        advice = "publish one of those"
+        if any(depth in said for depth in ("16", "32", "64")):
+            advice = ("its values have more than 8 bits and would be folded; convert it to 8 bits where the camera "
+                      "publishes")
+        raise ImageError(f"encoding {said!r}; expected one of {', '.join(ENCODINGS)}: {advice}")
+    options = answers(int(found[1]))
+    if answer in options:
+        return answer
+    asked = f"is it {' or '.join(options)}? Set encoding of this camera in the profile to that"
+    if answer:
+        raise ImageError(f"encoding {said!r} cannot be {answer}, as the profile says; {asked}")
+    raise ImageError(f"encoding {said!r} leaves open what its bytes mean: {asked}")
+
+
+def answers(pixel: int) -> list[str]:
+    """Return what pixels of so many bytes may be, each by one name."""
+    names: dict[Encoding, str] = {}
+    for name, each in ENCODINGS.items():
+        if each.pixel == pixel and not each.colours_apart:
+            names.setdefault(each, name)
+    return list(names.values())
+
+
+def plain_rows(name: str, height: int, width: int, step: int, data: Data) -> Bytes:
+    """Return uint8 [rows · bytes], the pixels of a ``sensor_msgs/Image`` without row padding.
+
+    Drivers of nv12 and nv21 give the height of the picture and the step of its rows of brightness; half as many rows of
+    colours follow with the same step. What comes after the last row, such as a buffer's rest, is left out.
+
+    Args:
+        name: of the encoding, one of ``ENCODINGS``.
         step: bytes from one row to the next.
 
     Raises:
-        ImageError: an encoding that is not taken, sizes that contradict each other, data that end too early.
+        ImageError: sizes that contradict each other, data that end too early.
     """
-    channels = channels_of(encoding)
-    row = width * channels
+    encoding = ENCODINGS[name]
+    row = width * encoding.pixel
     if height < 1 or width < 1:
         raise ImageError(f"{width}x{height} pixels; expected at least one")
+    for what, size, even in zip(("width", "height"), (width, height), encoding.even, strict=True):
+        if even and size % 2:
+            raise ImageError(f"{what} is {size} pixels; expected an even number, since {name} has one colour for two "
+                             "pixels: set another size where the camera publishes")
     if step < row:
-        raise ImageError(f"step is {step} bytes; expected at least {row} for {width} pixels of {encoding}")
+        raise ImageError(f"step is {step} bytes; expected at least {row} for {width} pixels of {name}")
+    rows = height * 3 // 2 if encoding.colours_apart else height
     pixels = np.frombuffer(data, np.uint8)
-    needed = (height - 1) * step + row  # the last row needs no padding
+    needed = (rows - 1) * step + row  # the last row needs no padding
     if pixels.size < needed:
-        raise ImageError(f"{pixels.size} bytes of data; expected {height * step} for {width}x{height} {encoding} with "
+        raise ImageError(f"{pixels.size} bytes of data; expected {rows * step} for {width}x{height} {name} with "
                          f"step {step}: the message was cut")
     if step == row:
         return pixels[:needed]
-    rows = np.lib.stride_tricks.as_strided(pixels, (height, row), (step, 1), writeable=False)
-    return np.ascontiguousarray(rows).reshape(-1)
+    padded = np.lib.stride_tricks.as_strided(pixels, (rows, row), (step, 1), writeable=False)
+    return np.ascontiguousarray(padded).reshape(-1)
 
 
-def channels_of(encoding: str) -> int:
-    """Return the bytes per pixel of an encoding.
+def view_of(picture: Bytes, camera: Camera) -> Bytes:
+    """Return what a policy sees of a camera's picture [H, W, 3]: turned by its ``rotate``, then cut to its ``crop``.
 
     Raises:
-        ImageError: naming the encodings that are taken.
+        ImageError: the crop does not fit the turned picture.
     """
-    if encoding in CHANNELS:
-        return CHANNELS[encoding]
-    advice = "publish one of those"
-    if any(depth in encoding for depth in ("16", "32", "64")):
-        advice = "its values have more than 8 bits and would be folded; convert it to 8 bits where the camera publishes"
-    raise ImageError(f"encoding {encoding!r}; expected one of {', '.join(CHANNELS)}: {advice}")
+    import cv2
+
+    codes = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+    if camera.rotate:
+        picture = np.asarray(cv2.rotate(picture, codes[camera.rotate]), dtype=np.uint8)
+    if not camera.crop:
+        return picture
+    x, y, width, height = camera.crop
+    rows, columns = picture.shape[:2]
+    if x + width > columns or y + height > rows:
+        turned = f", turned by {camera.rotate} degrees" if camera.rotate else ""
+        raise ImageError(f"crop {list(camera.crop)} reaches to {x + width}x{y + height}; expected within the picture's "
+                         f"{columns}x{rows} pixels{turned}: change crop of this camera in the profile")
+    return np.ascontiguousarray(picture[y : y + height, x : x + width])
 
 
 def check_compressed(data: Data, format_name: str = "") -> None:
@@ -117,16 +225,47 @@ def _check_png(content: bytes) -> None:
                          "convert it to 8 bits where the camera publishes")
 
 
-def rgb_of_decompressed(picture: NDArray[np.uint8] | None) -> Bytes:
-    """Return uint8 [H, W, 3] RGB from what OpenCV decodes a JPEG or PNG to: BGR, or grey [H, W].
+def points_in_view(points: NDArray[np.float64], size: tuple[int, int], camera: Camera) -> NDArray[np.float64]:
+    """Return where points [..., 2] of a camera's picture are in the view that ``view_of`` makes of it.
 
-    Raises:
-        ImageError: OpenCV decoded nothing.
+    Both go from −1 to 1 from left to right and from top to bottom; a point outside has more.
+
+    Args:
+        size: width and height of the picture.
     """
-    if picture is None:
-        raise ImageError("the compressed data cannot be decoded: they are damaged")
-    if picture.ndim == 2:
-        return np.repeat(picture[:, :, None], 3, axis=2)
+    across, down = points[..., 0], points[..., 1]
+    turned = {0: (across, down), 90: (-down, across), 180: (-across, -down), 270: (down, -across)}[camera.rotate]
+    found = np.stack(turned, axis=-1)
+    if not camera.crop:
+        return found
+    whole = np.array(size if camera.rotate in (0, 180) else size[::-1])
+    corner, part = np.array(camera.crop[:2]), np.array(camera.crop[2:])
+    cut: NDArray[np.float64] = ((found + 1.0) / 2.0 * whole - corner) / part * 2.0 - 1.0
+    return cut
+
+
+def _rgb_of_compressed(data: Data, format_name: str, answer: str) -> Bytes:
     import cv2
 
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    check_compressed(data, format_name)
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR)
+    except cv2.error as error:
+        raise ImageError(f"OpenCV cannot decode {format_name!r}: {error}") from error
+    if picture is None:
+        raise ImageError(f"OpenCV cannot decode {format_name!r}: the data are damaged")
+    if picture.ndim == 2:
+        return _converted(picture, "GRAY2RGB")
+    # who compresses takes for blue, green, red what it was sent without names
+    sent = format_name.partition(";")[0].strip()
+    swapped = OPEN.fullmatch(sent) is not None and resolved(sent, answer).startswith("rgb")
+    return np.asarray(picture, dtype=np.uint8) if swapped else _converted(picture, "BGR2RGB")
+
+
+def _converted(picture: NDArray[Any], code: str) -> Bytes:
+    import cv2
+
+    try:
+        return np.asarray(cv2.cvtColor(picture, getattr(cv2, f"COLOR_{code}")), dtype=np.uint8)
+    except cv2.error as error:
+        raise ImageError(f"OpenCV cannot convert {picture.shape[1]}x{picture.shape[0]} by {code}: {error}") from error

@@ -94,6 +94,7 @@ def _cameras(draft: Draft) -> Iterator[Finding]:
         yield f"cameras.{slots[0]}.required", False, "true for the first slot", message
     seen: dict[str, str] = {}
     for name, camera in draft.entries("cameras").items():
+        yield from _crop(f"cameras.{name}.crop", camera.get("crop") or ())
         topic, transport = camera.get("topic"), camera.get("transport")
         if topic is None:
             continue
@@ -103,6 +104,14 @@ def _cameras(draft: Draft) -> Iterator[Finding]:
         if transport == "raw" and topic.endswith("/compressed"):
             message = f"topic {topic} carries compressed images but transport is raw"
             yield f"cameras.{name}.transport", transport, "compressed", message
+
+
+def _crop(key: str, crop: tuple[int, ...]) -> Iterator[Finding]:
+    expected = "[x, y, width, height] with x and y from 0 and width and height from 1, pixels; or empty"
+    if crop and len(crop) != 4:
+        yield key, list(crop), expected, f"crop has {len(crop)} numbers"
+    elif crop and (min(crop[:2]) < 0 or min(crop[2:]) < 1):
+        yield key, list(crop), expected, f"crop {list(crop)} is not a part of any picture"
 
 
 def _joints(draft: Draft) -> Iterator[Finding]:

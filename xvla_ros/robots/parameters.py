@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.validation import allowed_text, bounds, is_changeable, settings, unit_of
 
-ParameterValue = bool | int | float | str | list[str] | list[float]
+ParameterValue = bool | int | float | str | list[str] | list[int] | list[float]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ParameterSpec:
 
     Attributes:
         name: dotted, beginning with the robot's name.
-        type: ``bool``, ``integer``, ``double``, ``string``, ``string_array`` or ``double_array``.
+        type: ``bool``, ``integer``, ``double``, ``string``, ``string_array``, ``integer_array`` or ``double_array``.
         value: from the profile; it is the declared default.
         description: with unit.
         constraints: what is allowed, in words.
@@ -77,7 +77,7 @@ def parameter_type(field: FieldInfo) -> str:
     """Return the ROS 2 parameter type of a setting."""
     annotation = field.annotation
     if get_origin(annotation) is tuple:
-        return "string_array" if get_args(annotation)[0] is str else "double_array"
+        return {str: "string_array", int: "integer_array"}.get(get_args(annotation)[0], "double_array")
     if annotation is bool:
         return "bool"
     if annotation is int or (get_args(annotation) and isinstance(get_args(annotation)[0], int)):

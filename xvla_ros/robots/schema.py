@@ -17,6 +17,7 @@ MAX_WAYPOINTS = 512  # the transformer's position embedding has 512 rows, so no 
 Topic = Annotated[str, StringConstraints(pattern=TOPIC_PATTERN)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+Integers = Annotated[tuple[int, ...], Field(strict=False)]
 Xyz = Annotated[tuple[float, float, float], Field(strict=False)]
 
 
@@ -92,6 +93,23 @@ class Camera(Section):
         True, description="Without a required camera the robot holds; an optional one that is absent masks its slot."
     )
     max_age: float = setting(0.2, gt=0.0, le=60.0, unit="s", changeable=True, description="Older frames are stale.")
+    encoding: Literal[
+        "", "rgb8", "bgr8", "rgba8", "bgra8", "mono8", "bayer_rggb8", "bayer_bggr8", "bayer_gbrg8", "bayer_grbg8",
+        "uyvy", "yuyv",
+    ] = setting(
+        "",
+        description="What the bytes mean where a message leaves it open: encoding 8UC1, 8UC2, 8UC3 or 8UC4. A message "
+        "that names its encoding is believed.",
+    )
+    rotate: Literal[0, 90, 180, 270] = setting(
+        0, unit="degrees",
+        description="Clockwise turn of a picture before the policy sees it: 180 for a camera upside down.",
+    )
+    crop: Integers = setting(
+        (),
+        unit="pixels",
+        description="[x, y, width, height] of the part of the turned picture that the policy sees; empty is all of it.",
+    )
 
 
 class Cameras(NamedSection):

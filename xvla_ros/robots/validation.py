@@ -85,7 +85,7 @@ def type_text(field: FieldInfo) -> str:
     items = get_args(field.annotation)
     if get_origin(field.annotation) is tuple:
         if items[1] is Ellipsis:
-            return "a list of names" if items[0] is str else "a list of numbers"
+            return {str: "a list of names", int: "a list of integers"}.get(items[0], "a list of numbers")
         return f"a list of {len(items)} numbers"
     return _TYPE_NAMES.get(field.annotation, "a string")
 
