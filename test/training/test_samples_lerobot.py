@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).parent))
 
 import lerobot_written as written
 
+from xvla_ros.robots.profile import Profile, load_robot, profile_document
 from xvla_ros.training.dataset_settings import DatasetSettings
 from xvla_ros.training.datasets import open_datasets, survey
 from xvla_ros.training.recording import SamplesError
@@ -30,7 +31,8 @@ VERSIONS = ("v2.1", "v3.0")
 
 def settings(folder, **changes):
     mapping = {**MAPPING, **changes.pop("mapping", {})}
-    return DatasetSettings(kind="lerobot", paths=(str(folder),), robot=ROBOT, mapping=mapping, **changes)
+    robot = changes.pop("robot", ROBOT)
+    return DatasetSettings(kind="lerobot", paths=(str(folder),), robot=robot, mapping=mapping, **changes)
 
 
 def opened(tmp_path, folder, **changes):
@@ -78,6 +80,43 @@ def test_measured_states_and_fewer_frames(tmp_path):
     wanted = in_policy_units(written.state(0.2 + 0.0333 * np.arange(1, 5)))
     np.testing.assert_allclose(one.actions[:4], wanted, atol=0.05)
     assert abs(float(one.images["front"].mean()) - written.grey(0, 4, 0)) < 1.5
+
+
+def turned(tmp_path):
+    """A profile whose front camera is turned and whose left wrist shows a part."""
+    mapping = load_robot(ROBOT).to_mapping()
+    mapping["cameras"]["front"]["rotate"] = 90
+    mapping["cameras"]["left_wrist"]["crop"] = [4, 2, 40, 30]
+    file = tmp_path / "turned.yaml"
+    file.write_text(profile_document([Profile.from_mapping(ROBOT, mapping)]))
+    return str(file)
+
+
+@pytest.mark.parametrize(("said", "shapes"), [
+    ("as_sent", {"front": (64, 48, 3), "left_wrist": (30, 40, 3), "right_wrist": (48, 64, 3)}),
+    ("as_seen", dict.fromkeys(("front", "left_wrist", "right_wrist"), (48, 64, 3))),
+])
+@pytest.mark.parametrize("video", [True, False])
+def test_pictures_are_turned_and_cropped_where_the_data_set_has_them_as_sent(tmp_path, said, shapes, video):
+    folder = written.write(tmp_path / "set", "v3.0", video=video)
+    samples = opened(tmp_path, folder, robot=turned(tmp_path), mapping={"pictures": said})
+    assert {slot: picture.shape for slot, picture in samples.train[0].images.items()} == shapes
+
+
+def test_whether_pictures_are_turned_already_is_asked(tmp_path):
+    folder = written.write(tmp_path / "set", "v3.0")
+    with pytest.raises(SamplesError, match=r"mapping\.pictures.*turns or crops front, left_wrist.*as_sent or as_seen"):
+        opened(tmp_path, folder, robot=turned(tmp_path))
+
+
+def test_a_crop_beyond_the_pictures_of_a_data_set_is_named(tmp_path):
+    mapping = load_robot(ROBOT).to_mapping()
+    mapping["cameras"]["front"]["crop"] = [0, 0, 640, 480]
+    file = tmp_path / "cropped.yaml"
+    file.write_text(profile_document([Profile.from_mapping(ROBOT, mapping)]))
+    folder = written.write(tmp_path / "set", "v3.0", video=False)
+    with pytest.raises(SamplesError, match=r"cameras\.front\.crop.*reaches to 640x480.*64x48 pixels"):
+        opened(tmp_path, folder, robot=str(file), mapping={"pictures": "as_sent"})
 
 
 def test_versions_agree(tmp_path):

@@ -55,6 +55,11 @@ class LeRobotMapping(DataSection):
         description="Of the features after channels' scales: policy (joints as the profile's scale makes them), ros "
         "(joints in rad or m) or vector (the policy's own vector, as tool poses written by another program).",
     )
+    pictures: Literal["", "as_sent", "as_seen"] = Field(
+        "",
+        description="as_sent (by the camera: the profile's rotate and crop are applied) or as_seen (they were applied "
+        "before the data set was written). To be said where the profile turns or crops a camera.",
+    )
 
 
 class DatasetSettings(DataSection):

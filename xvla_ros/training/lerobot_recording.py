@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.observation.images import ImageError, view_of
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.problems import Problem, did_you_mean
@@ -166,7 +167,8 @@ class LeRobotRecording:
                     continue
                 due += round(NS / self._settings.rate)
             images = {
-                slot: inside[slot] if slot in inside else self._picture(files, feature, time / NS, videos)
+                slot: self._view(
+                    slot, inside[slot] if slot in inside else self._picture(files, feature, time / NS, videos))
                 for slot, feature in cameras.items()
             }
             yield Frame(number, int(time), states[row].astype(np.float32), images)
@@ -182,6 +184,17 @@ class LeRobotRecording:
             videos[feature] = clip.file, Video(clip.file, self._files.fps)
         return videos[feature][1].at(clip.start + time)
 
+    def _view(self, slot: str, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A picture of a slot as the policy sees it."""
+        if self._settings.mapping.pictures != "as_sent":
+            return picture
+        camera = self._profile.cameras.by_name[slot]
+        try:
+            return view_of(picture, camera)
+        except ImageError as error:
+            raise SamplesError([self._problem(f"cameras.{slot}.crop", list(camera.crop), "a part of the pictures",
+                                              str(error))]) from error
+
     def _cameras(self) -> dict[str, str]:
         """Slot → feature."""
         told = self._settings.mapping.cameras
@@ -190,7 +203,7 @@ class LeRobotRecording:
 
     def _camera_problems(self) -> list[Problem]:
         known = [name for name, told in self._files.features.items() if told.get("dtype") in ("video", "image")]
-        slots = self._profile.cameras.slots
+        slots, cameras = self._profile.cameras.slots, self._profile.cameras.by_name
         problems = [
             self._problem(f"mapping.cameras.{slot}", slot, f"a camera slot of {self._profile.name}: {', '.join(slots)}",
                           f"{self._profile.name} has no camera slot {slot!r}{did_you_mean(slot, slots)}")
@@ -199,11 +212,16 @@ class LeRobotRecording:
         found = self._cameras()
         for slot in slots:
             feature = self._settings.mapping.cameras.get(slot, f"observation.images.{slot}")
-            asked = slot in self._settings.mapping.cameras or self._profile.cameras.by_name[slot].required
+            asked = slot in self._settings.mapping.cameras or cameras[slot].required
             if asked and (slot not in found or feature not in known):
                 problems.append(self._problem(
                     f"mapping.cameras.{slot}", feature, "one of " + (", ".join(known) or "its features, which have no "
                     "pictures"), f"has no pictures {feature!r} for slot {slot!r}{did_you_mean(feature, known)}"))
+        changed = [slot for slot in found if cameras[slot].rotate or cameras[slot].crop]
+        if changed and not self._settings.mapping.pictures:
+            problems.append(self._problem(
+                "mapping.pictures", "", "as_sent or as_seen", f"the profile turns or crops {', '.join(changed)}: say "
+                "whether the data set has these pictures as the camera sent them, or as the policy sees them"))
         if self._settings.mapping.state not in self._files.features:
             problems.append(self._problem("mapping.state", self._settings.mapping.state, "one of " + ", ".join(
                 self._files.features), f"has no feature {self._settings.mapping.state!r}"))

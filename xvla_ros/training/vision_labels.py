@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.observation.images import points_in_view
 from xvla_ros.simulation.tasks.drawn_scene import DrawnScene, Picture
 from xvla_ros.simulation.tasks.hands import UnreachableError
 
@@ -134,14 +135,16 @@ class Labeller(DrawnScene):
         return places
 
     def _seen(self, slot: str, places: Floats) -> Floats:
-        """(u, v, depth) [K, 3] of some places [K, 3] in the square picture of a slot."""
+        """(u, v, depth) [K, 3] of some places [K, 3] in the view of a slot, made of a square picture."""
         model, camera = self.world.model, self.world.data.camera(slot)
         # MuJoCo's cameras look along −z, x to the right, y up
         x, y, z = ((places - camera.xpos) @ camera.xmat.reshape(3, 3)).T
         depth = -z
         half = np.tan(np.radians(model.cam_fovy[model.camera(slot).id]) / 2)
         half *= np.where(np.abs(depth) < 1e-6, 1e-6, depth)
-        return np.stack([x / half, -y / half, depth], axis=-1)
+        shown = points_in_view(np.stack([x / half, -y / half], axis=-1), (self.pixels, self.pixels),
+                               self.profile.cameras.by_name[slot])
+        return np.column_stack([shown, depth])
 
 
 def _tool(hand: str) -> str:

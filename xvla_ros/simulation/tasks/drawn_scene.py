@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.observation.images import ImageError, view_of
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.tasks.catalogue import load_task
 from xvla_ros.simulation.tasks.hands import hands_of
-from xvla_ros.simulation.world import World
+from xvla_ros.simulation.world import SceneMismatchError, World
 
 Picture = NDArray[np.uint8]
 
@@ -39,6 +40,12 @@ class DrawnScene:
         self.world = World(self.profile)
         self._task = load_task(self.profile, self.task, variation=self.variation)
         self._hands = hands_of(self.world)
+        blank = np.zeros((self.pixels, self.pixels, 3), np.uint8)
+        for slot in self.profile.cameras.slots:
+            try:
+                view_of(blank, self.profile.cameras.by_name[slot])
+            except ImageError as error:
+                raise SceneMismatchError(f"{self.profile.name}: camera {slot}: {error}") from error
 
     @property
     def instructions(self) -> tuple[str, ...]:
@@ -51,12 +58,13 @@ class DrawnScene:
         return np.array(list(self.world.positions().values()))
 
     def pictures(self, slots: tuple[str, ...]) -> dict[str, Picture]:
-        """Slot → uint8 [H, W, 3] RGB of the present state.
+        """Slot → uint8 [H, W, 3] RGB of the present state, as a policy sees it: turned and cropped by the profile.
 
         Raises:
             RenderingUnavailableError: naming what to install.
         """
-        return {slot: self.world.render(slot, self.pixels, self.pixels) for slot in slots}
+        cameras = self.profile.cameras.by_name
+        return {slot: view_of(self.world.render(slot, self.pixels, self.pixels), cameras[slot]) for slot in slots}
 
     def close(self) -> None:
         """Free what drawing holds."""
