@@ -165,8 +165,8 @@ def test_every_answer_the_profile_allows_is_of_use():
 
 @pytest.mark.parametrize("decode", [messages.decode_image, bags.decode_image])
 @pytest.mark.parametrize(("said", "answer", "expected"), [
-    ("8UC3", "", "'8UC3' leaves open what its bytes mean: is it rgb8 or bgr8[?] Set encoding of this camera in the "
-                 "profile"),
+    ("8UC3", "", "'8UC3' leaves open what its bytes mean: is it rgb8 or bgr8[?] Set cameras[.]<slot>[.]encoding in "
+                 "the profile"),
     ("8UC1", "", "is it mono8 or bayer_rggb8 or"),
     ("8UC3", "mono8", "'8UC3' cannot be mono8, as the profile says; is it rgb8 or bgr8[?]"),
     ("8UC5", "rgb8", "'8UC5'; expected one of rgb8"),

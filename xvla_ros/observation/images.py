@@ -116,7 +116,7 @@ def resolved(said: str, answer: str) -> str:
     options = answers(int(found[1]))
     if answer in options:
         return answer
-    asked = f"is it {' or '.join(options)}? Set encoding of this camera in the profile to that"
+    asked = f"is it {' or '.join(options)}? Set cameras.<slot>.encoding in the profile to that"
     if answer:
         raise ImageError(f"encoding {said!r} cannot be {answer}, as the profile says; {asked}")
     raise ImageError(f"encoding {said!r} leaves open what its bytes mean: {asked}")
@@ -184,8 +184,27 @@ def view_of(picture: Bytes, camera: Camera) -> Bytes:
     if x + width > columns or y + height > rows:
         turned = f", turned by {camera.rotate} degrees" if camera.rotate else ""
         raise ImageError(f"crop {list(camera.crop)} reaches to {x + width}x{y + height}; expected within the picture's "
-                         f"{columns}x{rows} pixels{turned}: change crop of this camera in the profile")
+                         f"{columns}x{rows} pixels{turned}: change cameras.<slot>.crop in the profile")
     return np.ascontiguousarray(picture[y : y + height, x : x + width])
+
+
+def points_in_view(points: NDArray[np.float64], size: tuple[int, int], camera: Camera) -> NDArray[np.float64]:
+    """Return where points [..., 2] of a camera's picture are in the view that ``view_of`` makes of it.
+
+    Both go from −1 to 1 from left to right and from top to bottom; a point outside has more.
+
+    Args:
+        size: width and height of the picture.
+    """
+    across, down = points[..., 0], points[..., 1]
+    turned = {0: (across, down), 90: (-down, across), 180: (-across, -down), 270: (down, -across)}[camera.rotate]
+    found = np.stack(turned, axis=-1)
+    if not camera.crop:
+        return found
+    whole = np.array(size if camera.rotate in (0, 180) else size[::-1])
+    corner, part = np.array(camera.crop[:2]), np.array(camera.crop[2:])
+    cut: NDArray[np.float64] = ((found + 1.0) / 2.0 * whole - corner) / part * 2.0 - 1.0
+    return cut
 
 
 def check_compressed(data: Data, format_name: str = "") -> None:
@@ -223,25 +242,6 @@ def _check_png(content: bytes) -> None:
     if content[PNG_DEPTH_AT] > 8:
         raise ImageError(f"a PNG of {content[PNG_DEPTH_AT]} bits per channel; expected 8: more would be folded; "
                          "convert it to 8 bits where the camera publishes")
-
-
-def points_in_view(points: NDArray[np.float64], size: tuple[int, int], camera: Camera) -> NDArray[np.float64]:
-    """Return where points [..., 2] of a camera's picture are in the view that ``view_of`` makes of it.
-
-    Both go from −1 to 1 from left to right and from top to bottom; a point outside has more.
-
-    Args:
-        size: width and height of the picture.
-    """
-    across, down = points[..., 0], points[..., 1]
-    turned = {0: (across, down), 90: (-down, across), 180: (-across, -down), 270: (down, -across)}[camera.rotate]
-    found = np.stack(turned, axis=-1)
-    if not camera.crop:
-        return found
-    whole = np.array(size if camera.rotate in (0, 180) else size[::-1])
-    corner, part = np.array(camera.crop[:2]), np.array(camera.crop[2:])
-    cut: NDArray[np.float64] = ((found + 1.0) / 2.0 * whole - corner) / part * 2.0 - 1.0
-    return cut
 
 
 def _rgb_of_compressed(data: Data, format_name: str, answer: str) -> Bytes:
