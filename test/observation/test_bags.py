@@ -12,8 +12,10 @@ from rosbags.typesys import Stores, get_typestore
 
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.bag_files import BagError, bag_messages, bag_summary
-from xvla_ros.observation.bags import observations
-from xvla_ros.observation.faults import CAMERA_MISSING, CAMERA_STALE, Fault
+from xvla_ros.observation.bags import decode_image, observations
+from xvla_ros.observation.builder import ObservationBuilder
+from xvla_ros.observation.cdr import peek_stamp, read_joint_state
+from xvla_ros.observation.faults import CAMERA_MISSING, CAMERA_STALE, JOINTS_STALE, Fault
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.units import from_policy
@@ -62,12 +64,12 @@ class Recording:
         return path
 
 
-def session(milliseconds=1000, size=8, skip=lambda source, ms: False):
+def session(milliseconds=1000, size=8, skip=lambda source, ms: False, camera_ahead=0):
     recording = Recording()
     for ms in range(0, milliseconds, 10):
         for number, camera in enumerate(CAMERAS):
             if ms % 30 == 10 * number and not skip(camera, ms):
-                recording.image(camera, ms, size=size)
+                recording.image(camera, ms + camera_ahead, delay=1 - camera_ahead, size=size)
         for side in ("left", "right"):
             if ms % 20 == 0 and not skip(side, ms):
                 recording.joints(side, ms)
@@ -142,6 +144,64 @@ def test_a_simulation_that_begins_again_within_the_bag(tmp_path, profile, rate):
     assert times[:restart] == sorted(times[:restart])
     assert times[restart:] == sorted(times[restart:])
     assert min(restart, len(times) - restart) > 30
+
+
+def live_stamps(bag, profile):
+    """Stamps at which a live node that was asked at every message built an observation."""
+    builder, built = ObservationBuilder(profile, decode_image), []
+    slots = {profile.cameras.by_name[slot].topic: slot for slot in profile.cameras.slots}
+    for message in bag_messages(bag):
+        steady = message.log_time / 1e9
+        if message.topic in slots:
+            builder.add_image(slots[message.topic], peek_stamp(message.data), message.data, steady)
+        else:
+            builder.add_joints(message.topic, *read_joint_state(message.data), steady)
+        found = builder.build(message.log_time, steady, "")
+        built += [found.stamp] if isinstance(found, Observation) else []
+    return built
+
+
+@pytest.mark.parametrize("ahead", [-0.1, 0.05, 0.15, 0.3, 0.6])
+@pytest.mark.parametrize("rate", [None, 20.0])
+def test_pictures_stamped_ahead_wait_for_their_time_as_they_do_live(tmp_path, profile, ahead, rate):
+    bag = session(3000, camera_ahead=round(ahead * 1000)).write(tmp_path / "bag")
+    live = live_stamps(bag, profile)
+    assert len(set(live)) > 80
+
+    found = list(observations(bag, profile, rate=rate))
+
+    seen = [one.stamp for one in found if isinstance(one, Observation)]
+    assert len(seen) >= (rate or 1000 / 30) * (3.0 - max(ahead, 0.0)) - 6
+    assert max(seen) >= max(live) - 60 * MS
+    assert sum(isinstance(one, Fault) for one in found) <= 6 + (rate or 0.0) * max(ahead, 0.0)
+
+
+@pytest.mark.parametrize("rate", [None, 20.0])
+def test_pictures_whose_time_never_comes_are_faults_in_the_words_of_the_node(tmp_path, profile, rate):
+    bag = session(1000, camera_ahead=3600_000).write(tmp_path / "bag")
+    assert live_stamps(bag, profile) == []
+    found = list(observations(bag, profile, rate=rate))
+    assert len(found) >= 10
+    assert {one.reason for one in found} <= {CAMERA_STALE, CAMERA_MISSING, "joints_missing"}
+    assert "front: messages on /front/image_raw are stamped 3599." in found[-1].detail
+
+
+def test_one_wrong_stamp_does_not_hold_up_those_behind_it(tmp_path, profile):
+    recording = session(1000)
+    recording.image("front", 400_000, delay=-399_795)
+    found = [one for one in observations(recording.write(tmp_path / "bag"), profile) if isinstance(one, Observation)]
+    assert [ms_of(one) for one in found] == list(range(30, 970, 30))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_joint_states_without_stamps_are_no_other_clock(tmp_path, profile, first):
+    recording = session(1000, skip=lambda source, ms: source == "left" or (first and ms < 5))
+    for ms in range(0, 1000, 20):
+        recording.joints("left", -START // MS, delay=START // MS + ms)
+    found = list(observations(recording.write(tmp_path / "bag"), profile))
+    assert len(found) > 20
+    assert {one.reason for one in found[3:]} == {JOINTS_STALE}
+    assert "their clock is not this node's" in found[-1].detail
 
 
 def test_summary_of_a_whole_bag(tmp_path):

@@ -99,7 +99,7 @@ class PlayNode(Node):  # type: ignore[misc]
             first = next(iter(bag_messages(self._bag, set(self._outlets))), None)
             if first is None:
                 raise PlayError(f"{self._bag}: none of {', '.join(self._outlets)} is in it")
-            self._tick(BagClock().now(first.log_time, peek_stamp(first.data)))
+            self._tick(BagClock().now(first.topic, first.log_time, peek_stamp(first.data)))
             self._until(self._policy_is_active, READY_LIMIT, f"{POLICY} to become active")
             wanted = list(self._outlets.values())
             self._until(lambda: all(outlet.get_subscription_count() for outlet in wanted), ANSWER_LIMIT,
@@ -115,7 +115,7 @@ class PlayNode(Node):  # type: ignore[misc]
             if message.topic == EPISODE_TOPIC:
                 self._mark(message)
                 continue
-            now = clock.now(message.log_time, peek_stamp(message.data))
+            now = clock.now(message.topic, message.log_time, peek_stamp(message.data))
             if now < self._time - NS or now - self._time > LONGEST_PAUSE * NS:
                 begun, origin = time.monotonic(), now  # time began again, or nothing was recorded for long
             while self._time < now and now - self._time < LONGEST_PAUSE * NS:

@@ -2,16 +2,19 @@
 
 A bag knows what came later, so an observation is built for a chosen instant as soon as every required source has got
 there: the stamp of each picture of slot 0, or the points of a regular grid. Joints are then interpolated to that very
-instant, and the pictures are the newest at or before it.
+instant, and the pictures are the newest at or before it. A message from the future waits for its time, as it does live.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.align import FUTURE_TOLERANCE, NS, OTHER_CLOCK
 from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages, bag_summary
-from xvla_ros.observation.builder import ObservationBuilder
+from xvla_ros.observation.builder import CLOCK_BACK, ObservationBuilder
 from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
 from xvla_ros.observation.faults import Fault
 from xvla_ros.observation.images import COMPRESSED, RAW, ImageError, rgb_of_message
@@ -33,7 +36,8 @@ if TYPE_CHECKING:
 
 IMAGE_TYPES = {RAW: "sensor_msgs/msg/Image", COMPRESSED: "sensor_msgs/msg/CompressedImage"}
 JOINT_TYPE = "sensor_msgs/msg/JointState"
-RESTART = 1.0  # s by which stamps fall back when a simulation begins again; less is the delay between two topics
+LOOKED_AT = 64  # messages at most, to learn whether the log has the clock of the stamps
+RESTART = 1.0  # s by which the stamps of a topic fall back when a simulation begins again
 
 
 def observations(
@@ -134,15 +138,20 @@ def _play(
         cameras.setdefault(profile.cameras.by_name[slot].topic, []).append(slot)
     first_slot = profile.cameras.by_name[profile.cameras.slots[0]].topic
     topics = {*cameras, *(joint.topic for joint in profile.joints.ordered)}
-    clock, timeout = BagClock(), round(profile.timing.observation_timeout * NS)
+    clock, messages = _with_clock(bag_messages(path, topics), topics)
+    timeout = round(profile.timing.observation_timeout * NS)
     asked: tuple[int, bool] | None = None  # about the instant that is due: whether it is wanted
-    for message in bag_messages(path, topics):
+    now, received = 0, 0.0
+    for message in messages:
         received = message.log_time / NS
         stamp = _feed(builder, cameras.get(message.topic, []), message, received)
         listener.heard(message, stamp)
-        now = clock.now(message.log_time, stamp)
+        before, now = now, clock.now(message.topic, message.log_time, stamp)
+        if now < before - CLOCK_BACK * NS:  # the builder forgets what came before, too
+            instants.restart()
+            asked = None
         if message.topic == first_slot:
-            instants.picture(stamp)
+            instants.picture(stamp, now)
         while (due := instants.due(now)) is not None:
             # asked first: to see whether every source has got there takes long
             if asked is None or asked[0] != due:
@@ -156,6 +165,23 @@ def _play(
                 )
             instants.done(now - timeout)
             asked = None
+    ahead = [stamp for stamp in instants.ahead(now) if listener.wanted(stamp)]
+    fault = builder.check(now, received) if ahead else None
+    yield from [fault] * len(ahead) if fault is not None else ()
+
+
+def _with_clock(messages: Iterator[BagMessage], topics: Collection[str]) -> tuple[BagClock, Iterator[BagMessage]]:
+    """Return the clock of a bag, which has seen the first message of each topic, and all of its messages."""
+    clock, first, unseen = BagClock(), [], set(topics)
+    for message in messages:
+        first.append(message)
+        unseen.discard(message.topic)
+        with suppress(CdrError):  # told of when the message is read
+            if clock.look_at(message.log_time, peek_stamp(message.data)):
+                break
+        if not unseen or len(first) == LOOKED_AT:
+            break
+    return clock, chain(first, messages)
 
 
 def _feed(builder: ObservationBuilder[bytes], cameras: list[str], message: BagMessage, received: float) -> int:
@@ -173,45 +199,78 @@ def _feed(builder: ObservationBuilder[bytes], cameras: list[str], message: BagMe
     return stamp
 
 
+class Restarts:
+    """Counts how often a simulation began again: the same messages in the same order give the same count."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._newest: dict[str, int] = {}
+
+    def heard(self, topic: str, stamp: int) -> bool:
+        """Take note of a stamp; return whether time began again with it.
+
+        Topics are told apart: one without stamps, or with those of another clock, is no restart beside the others.
+        """
+        newest = self._newest.get(topic)
+        if newest is not None and stamp < newest - RESTART * NS:
+            self._newest = {topic: stamp}
+            self.count += 1
+            return True
+        self._newest[topic] = stamp if newest is None else max(stamp, newest)
+        return False
+
+
 class BagClock:
     """ROS time as it was when a message was recorded.
 
-    That is the log time, unless the log has another clock than the stamps, as a recorder without use_sim_time has;
+    That is the log time, unless the log has another clock than all stamps, as a recorder without use_sim_time has;
     then it is the newest stamp so far.
     """
 
     def __init__(self) -> None:
-        self._logs_ros_time: bool | None = None
-        self._newest: int | None = None
+        self._logs_ros_time = False
+        self._restarts = Restarts()
+        self._newest = 0
 
-    def now(self, log_time: int, stamp: int) -> int:
+    def look_at(self, log_time: int, stamp: int) -> bool:
+        """Return whether the log has been found to have the clock of stamps, now with these of a message."""
+        self._logs_ros_time = self._logs_ros_time or abs(log_time - stamp) < OTHER_CLOCK * NS
+        return self._logs_ros_time
+
+    def now(self, topic: str, log_time: int, stamp: int) -> int:
         """Return ROS time in ns at a message with this log time and stamp."""
-        if self._logs_ros_time is None:
-            self._logs_ros_time = abs(log_time - stamp) < OTHER_CLOCK * NS
-        if self._logs_ros_time:
-            return log_time
-        if self._newest is None or stamp > self._newest or stamp < self._newest - RESTART * NS:
-            self._newest = stamp
-        return self._newest
+        self.look_at(log_time, stamp)
+        again = self._restarts.heard(topic, stamp)
+        self._newest = stamp if again else max(stamp, self._newest)
+        return log_time if self._logs_ros_time else self._newest
 
 
 class _Frames:
-    """An observation is wanted at the stamp of every picture of slot 0."""
+    """An observation is wanted at the stamp of every picture of slot 0, when its time has come."""
 
     def __init__(self) -> None:
-        self._waiting: deque[int] = deque()
+        self._waiting: list[int] = []  # a heap
+        self._due: int | None = None
 
-    def picture(self, stamp: int) -> None:
-        self._waiting.append(stamp)
+    def restart(self) -> None:
+        self._waiting, self._due = [], None
+
+    def picture(self, stamp: int, now: int) -> None:
+        del now
+        heapq.heappush(self._waiting, stamp)
 
     def due(self, now: int) -> int | None:
-        # a stamp that has not come yet is from before a restart of the clock, or wrong
-        while self._waiting and self._waiting[0] > now + FUTURE_TOLERANCE * NS:
-            self._waiting.popleft()
-        return self._waiting[0] if self._waiting else None
+        if self._due is None and self._waiting and self._waiting[0] <= now + FUTURE_TOLERANCE * NS:
+            self._due = heapq.heappop(self._waiting)
+        return self._due
 
     def done(self, too_old: int) -> None:
-        self._waiting.popleft()
+        del too_old
+        self._due = None
+
+    def ahead(self, now: int) -> list[int]:
+        """Stamps whose time had not come when the bag ended."""
+        return sorted(stamp for stamp in self._waiting if stamp > now + FUTURE_TOLERANCE * NS)
 
 
 class _Given:
@@ -220,8 +279,11 @@ class _Given:
     def __init__(self, stamps: Sequence[int]) -> None:
         self._waiting = deque(stamps)
 
-    def picture(self, stamp: int) -> None:
-        del stamp
+    def restart(self) -> None:
+        pass
+
+    def picture(self, stamp: int, now: int) -> None:
+        del stamp, now
 
     def due(self, now: int) -> int | None:
         return self._waiting[0] if self._waiting and self._waiting[0] <= now else None
@@ -229,6 +291,10 @@ class _Given:
     def done(self, too_old: int) -> None:
         del too_old
         self._waiting.popleft()
+
+    def ahead(self, now: int) -> list[int]:
+        del now
+        return []
 
 
 class _Grid:
@@ -239,17 +305,17 @@ class _Grid:
         self._start: int | None = None
         self._count = 0
 
-    def picture(self, stamp: int) -> None:
+    def restart(self) -> None:
+        self._start = None
+
+    def picture(self, stamp: int, now: int) -> None:
         if self._start is None:
-            self._start, self._count = stamp, 0
+            self._start, self._count = min(stamp, now + round(FUTURE_TOLERANCE * NS)), 0
 
     def due(self, now: int) -> int | None:
         if self._start is None:
             return None
         due = self._start + round(self._count * NS / self._rate)
-        if due - now > NS / self._rate + RESTART * NS:  # the clock has begun again: the next picture is the first
-            self._start = None
-            return None
         return due if due <= now else None
 
     def done(self, too_old: int) -> None:
@@ -257,3 +323,7 @@ class _Grid:
         self._count += 1
         if self._start is not None:
             self._count = max(self._count, math.ceil((too_old - self._start) * self._rate / NS))
+
+    def ahead(self, now: int) -> list[int]:
+        del now
+        return []

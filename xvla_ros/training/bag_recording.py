@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.bag_files import BagError, BagMessage, BagSummary, bag_messages, bag_summary, storage_files
 from xvla_ros.observation.bag_writer import PROFILE_TOPIC
-from xvla_ros.observation.bags import check_topics, observations
+from xvla_ros.observation.bags import Restarts, check_topics, observations
 from xvla_ros.observation.cdr import read_string
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.encode import StateEncoder
@@ -26,7 +26,7 @@ from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.training.action_path import Plans, Times, merged
 from xvla_ros.training.bag_episodes import Span, SpanFinder, find_spans
 from xvla_ros.training.bag_paths import JointTracks, PathMaker, commanded_groups, interpolated, trajectories
-from xvla_ros.training.bag_tracks import Restarts, Stretch, Tracks, read_tracks
+from xvla_ros.training.bag_tracks import Stretch, Tracks, read_tracks
 from xvla_ros.training.checks import joint_problems
 from xvla_ros.training.fingerprints import profile_essence, sampled
 from xvla_ros.training.recording import ActionSource, Episode, Frame, NothingLeftError, SamplesError, Survey
@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 Made = TypeVar("Made")
 
 NS = 1_000_000_000
-READER_VERSION = 1  # of what this module makes of a bag; a new one makes caches anew
+READER_VERSION = 2  # of what this module makes of a bag; a new one makes caches anew
 
 
 @dataclass(frozen=True)

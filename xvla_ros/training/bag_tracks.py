@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from xvla_ros.observation.align import NS, OTHER_CLOCK
 from xvla_ros.observation.bag_files import BagMessage, bag_messages
 from xvla_ros.observation.bag_writer import EPISODE_TOPIC, EVENTS
+from xvla_ros.observation.bags import RESTART, Restarts
 from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state, read_string
 from xvla_ros.observation.commands import JointCommand, PoseCommand, read_command
 from xvla_ros.observation.commands import command_type as type_of_command
@@ -27,7 +28,6 @@ from xvla_ros.robots.profile import Profile
 Floats = NDArray[np.float64]
 Times = NDArray[np.int64]
 
-RESTART = NS  # a topic whose stamps fall back by more begins anew
 NEVER = -(1 << 62)
 
 
@@ -169,24 +169,6 @@ class Tracks:
 Put = Callable[[Stretch, int], None]  # what to do with a message once its ROS time is known
 
 
-class Restarts:
-    """Counts the stretches: the same messages in the same order give the same count."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._newest: dict[str, int] = {}
-
-    def heard(self, topic: str, stamp: int) -> bool:
-        """Take note of a stamp; return whether time began again with it."""
-        newest = self._newest.get(topic)
-        if newest is not None and stamp < newest - RESTART:
-            self._newest = {topic: stamp}
-            self.count += 1
-            return True
-        self._newest[topic] = stamp if newest is None else max(stamp, newest)
-        return False
-
-
 def read_tracks(path: Path, profile: Profile, instructions: Collection[str], *, whole: bool | None = None) -> Tracks:
     """Read through a bag once.
 
@@ -290,7 +272,7 @@ class _Reader:
             self._pending.append((message.log_time, put))
         elif not self._same_clock:
             put(self._stretch, self._newest)
-        elif message.log_time < self._newest - RESTART:
+        elif message.log_time < self._newest - RESTART * NS:
             self._pending.append((message.log_time, put))  # logged when time had begun again
         else:
             put(self._stretch, message.log_time)
