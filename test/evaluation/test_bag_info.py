@@ -10,9 +10,10 @@ import pytest
 
 from xvla_ros.cli import main
 from xvla_ros.evaluation.bag_info import inspect
+from xvla_ros.observation.bags import MOST_DECODED
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from recorded import MS, START, Session, changed
+from recorded import MS, START, Session, changed, leaping
 
 PAIR = changed("so101_bimanual", ("instruction", "fold"))
 FRONT = "/front/image_raw"
@@ -57,3 +58,45 @@ def test_what_a_profile_misses_is_named(tmp_path, capsys):
     assert found["robot"] == "widowx" and "/left/joint_states" in found["unused"]
     assert main(["bag", "info", str(tmp_path / "none")]) == 1
     assert "no such bag" in capsys.readouterr().err
+
+
+def test_the_reader_of_the_node_has_the_last_word(tmp_path, capsys):
+    bag = Session(PAIR, end=2.0).record().encoded("8UC3").write(tmp_path / "bag.mcap")
+    assert main(["bag", "info", str(bag)]) == 1
+    said = capsys.readouterr().out
+    assert "observations: 0 of 40" in said and "lacks nothing" not in said
+    assert "camera_missing: front: picture on /front/image_raw cannot be decoded: encoding '8UC3'" in said
+    assert main(["bag", "info", str(bag), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)["observations"]
+    assert (found["asked"], found["built"]) == (40, 0)
+    assert {each["reason"] for each in found["faults"]} == {"camera_missing"}
+
+
+def test_what_can_be_built_is_counted(tmp_path, capsys):
+    session = Session(PAIR, end=3.0).record().encoded("8UC3", 1.0, 2.0)
+    found = inspect(session.write(tmp_path / "bag.mcap"), PAIR)
+    assert 35 <= found.observations.built <= 50 and found.observations.asked == 60
+    assert found.exit_code == 0
+    assert main(["bag", "info", str(tmp_path / "bag.mcap")]) == 0
+    said = capsys.readouterr().out
+    assert f"observations: {found.observations.built} of 60" in said and "lacks nothing" in said
+    assert "camera_missing: front: picture" in said
+
+
+def test_a_sample_of_the_pictures_is_decoded(tmp_path, monkeypatch):
+    bag = Session(PAIR, end=6.0).record().write(tmp_path / "bag.mcap")
+    found = inspect(bag, PAIR).observations
+    assert found.built == found.asked == 120
+    assert found.decoded <= 3 * 13 < 3 * MOST_DECODED
+    monkeypatch.setattr("xvla_ros.observation.bags.MOST_DECODED", 2)
+    monkeypatch.setattr("xvla_ros.observation.bags.MOST_ASKED", 40)
+    found = inspect(bag, PAIR).observations
+    assert found.built == found.asked == 40 and found.decoded <= 9
+
+
+def test_joints_that_leap_are_reported(tmp_path, monkeypatch):
+    leaping(monkeypatch)
+    found = inspect(Session(PAIR, end=3.0).record().zeros(1.0, 2.0).write(tmp_path / "bag.mcap"), PAIR).observations
+    assert 30 <= found.built <= 40
+    assert "shoulder_pan leaps" in next(each["detail"] for each in found.faults
+                                        if each["reason"] == "joints_implausible")

@@ -23,7 +23,7 @@ from xvla_ros.evaluation.replay_rows import SHIFTS
 from xvla_ros.evaluation.replay_sources import Answer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from recorded import MS, START, Session, changed, curve
+from recorded import MS, START, Session, changed, curve, leaping
 
 pytest.importorskip("pinocchio")
 
@@ -434,3 +434,60 @@ def test_a_policy_trained_on_the_expert_beats_persistence(tmp_path):
     assert found["trained"] and found["beats_persistence"]["holds"]
     assert found["headline"]["mae"] < 0.7 * found["baselines"]["persistence"]["headline"]["mae"]
     assert found["headline"]["mae"] < found["baselines"]["mean"]["headline"]["mae"]
+
+
+def test_why_nothing_could_be_replayed_is_said_once_in_the_words_of_the_node(tmp_path, capsys):
+    bag = Session(pair(), end=1.0).record().encoded("8UC3").write(tmp_path / "bag.mcap")
+    assert main(["replay", str(bag), "--baseline", "--output", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("cannot be decoded: encoding '8UC3'") == 3  # a slot each
+    assert said.count(str(bag)) == 1
+    assert "camera_missing: front: picture on /front/image_raw" in said
+
+
+def test_faults_are_kept_with_their_details(tmp_path, capsys):
+    bag = Session(pair(), end=2.0).record().encoded("8UC3", 1.0, 1.5).write(tmp_path / "bag.mcap")
+    assert main(["replay", str(bag), "--baseline", "--output", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for each in (found, found["bags"][0]):
+        details = each["skipped_details"]
+        assert sum(kind["count"] for kind in details) == sum(
+            count for reason, count in each["skipped"].items() if reason != "episode_end")
+        assert any("encoding '8UC3'" in kind["detail"] for kind in details)
+    said = capsys.readouterr().out
+    assert "skipped: " in said and "camera_missing: front: picture on" in said
+    assert "encoding" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_an_instruction_is_asked_for_once_and_only_of_a_policy(tmp_path, capsys):
+    silent = changed("so101_bimanual", ("instruction", ""))
+    bag = Session(silent, end=1.0).record().write(tmp_path / "bag.mcap")
+    assert main(["replay", str(bag), "--baseline", "--every", "4", "--output", str(tmp_path / "out")]) == 0
+    record = replay_bag(bag, silent, [Off()], ReplaySettings(), tmp_path / "part")
+    assert record.error.count("has no instruction: give it with --instruction TEXT") == 1
+    assert str(bag) not in record.error and "data set" not in record.error
+    capsys.readouterr()
+
+
+def test_episodes_that_all_failed_are_counted_where_nothing_is_left(tmp_path, capsys):
+    bag = Session(pair(), end=1.0).record().mark(0.1, "start").mark(0.9, "end", success=False)
+    assert main(["replay", str(bag.write(tmp_path / "bag.mcap")), "--baseline", "--output", str(tmp_path / "out")]) == 1
+    assert "skipped: 1 failed" in capsys.readouterr().err
+
+
+def test_bags_that_could_not_be_replayed_are_counted(tmp_path, capsys):
+    Session(pair(), end=1.0).record().write(tmp_path / "bags" / "good.mcap")
+    Session(pair(), end=1.0).record().encoded("8UC3").write(tmp_path / "bags" / "bad.mcap")
+    assert main(["replay", str(tmp_path / "bags"), "--baseline", "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "1 of 2 bags could not be replayed" in said and "no observation could be built" in said
+
+
+def test_joints_that_leap_are_left_out_or_refused(tmp_path, monkeypatch):
+    leaping(monkeypatch)
+    for commands in (True, False):
+        bag = Session(pair(), end=3.0, commands=commands).record().zeros(1.0, 2.0).write(tmp_path / f"{commands}.mcap")
+        record = replay_bag(bag, pair(), [Off()], ReplaySettings(), tmp_path / f"part{commands}")
+        assert record.skipped["joints_implausible"] >= 20
+        assert (25 <= record.frames <= 40) if commands else (record.frames == 0)
+        assert commands or "joints leap as no joint can" in record.error

@@ -10,4 +10,8 @@ def test_faults_that_differ_in_numbers_only_are_one():
     assert len(tally) == 5
     assert next((fault.detail, count) for fault, count in tally.commonest()) == (
         "front: newest message on /front is 0.31 s old", 3)
+    assert FaultTally(tally.records()).commonest() == tally.commonest()
+    assert tally.lines(1) == ["3 camera_stale: front: newest message on /front is 0.31 s old",
+                              "2 more, of 2 other kinds"]
+    assert len(tally.lines()) == 3
     assert tally.by_reason() == {CAMERA_STALE: 4, JOINTS_INVALID: 1}

@@ -15,6 +15,8 @@ from rosbags.typesys import Stores, get_typestore
 from xvla_ros.observation import serialize
 from xvla_ros.observation.bag_files import bag_messages
 from xvla_ros.observation.bag_writer import EPISODE_TOPIC, BagWriter
+from xvla_ros.observation.builder import ObservationBuilder
+from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
 
 MS = 1_000_000
@@ -115,6 +117,24 @@ class Session:
         self.add(seconds, EPISODE_TOPIC, serialize.STRING, serialize.string(text))
         return self
 
+    def encoded(self, encoding: str, begin: float = 0.0, end: float = 1e9) -> Session:
+        """Give raw pictures between two instants, s after START, an encoding whose name is as long as rgb8."""
+        self.messages = [
+            (at, topic, kind, data.replace(b"rgb8\0", encoding.encode() + b"\0", 1))
+            if kind == serialize.IMAGE and START + begin * 1e9 <= at < START + end * 1e9 else (at, topic, kind, data)
+            for at, topic, kind, data in self.messages
+        ]
+        return self
+
+    def zeros(self, begin: float, end: float) -> Session:
+        """Add joint states of zeros between two instants, s after START: a second publisher of the same joints."""
+        for at in np.arange(begin, end, 0.1):
+            for topic in dict.fromkeys(joint.topic for joint in self.profile.joints.ordered):
+                names = [joint.name for joint in self.profile.joints.ordered if joint.topic == topic]
+                data = serialize.joint_state(_ns(at + 0.005), names, np.zeros(len(names)))
+                self.add(at + 0.007, topic, serialize.JOINT_STATE, data)
+        return self
+
     def ordered(self) -> list[tuple[int, str, str, bytes]]:
         return sorted(self.messages, key=lambda entry: entry[0])
 
@@ -132,6 +152,20 @@ class Session:
                     connections[topic] = bag.add_connection(topic, kind, typestore=serialize.typestore())
                 bag.write(connections[topic], log_time + log_offset, data)
         return path
+
+
+def leaping(monkeypatch: Any) -> None:
+    """Let the node's reader refuse joints that leap to zero, for two tenths of a second."""
+    align = ObservationBuilder._align
+
+    def judged(self: Any, now: int, steady: float, not_after: int | None = None) -> Any:
+        for topic, messages in self._joints.items():
+            recent = [each for each in messages.snapshot() if steady - each.received < 0.2]
+            if any(not each.value.any() for each in recent):
+                return Fault(JOINTS_IMPLAUSIBLE, f"{topic}: joint shoulder_pan leaps by 0.8 rad in 5 ms")
+        return align(self, now, steady, not_after)
+
+    monkeypatch.setattr(ObservationBuilder, "_align", judged)
 
 
 def _ns(seconds: float) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from recorded import Session, changed, curve
+from recorded import Session, changed, curve, leaping
 
 from xvla_ros.observation import serialize
 from xvla_ros.observation.bag_writer import BagWriter
@@ -229,3 +229,45 @@ def test_another_bag_or_profile_gets_another_store(tmp_path, pair):
     again = Session(pair, end=1.05).record().write(tmp_path / "bag.mcap")
     assert again == bag
     assert stores() == 5
+
+
+def opened(bag, tmp_path, **settings):
+    return open_datasets([DatasetSettings(paths=(str(bag),), **settings)], waypoints=4, image_size=None,
+                         cache=tmp_path / "cache")
+
+
+def test_why_there_is_no_observation_is_said_in_the_words_of_the_node(tmp_path, pair):
+    bag = Session(pair, end=1.0).record().encoded("8UC3").write(tmp_path / "bag.mcap")
+    with pytest.raises(SamplesError, match=r"no observation can be built: \d+ camera_missing: front: picture on "
+                                           r"/front/image_raw cannot be decoded: encoding '8UC3'"):
+        opened(bag, tmp_path)
+    far = Session(pair, end=1.0).record()
+    far.messages = [(at - 3600 * 10**9 if "joint_states" in topic else at, topic, kind, data)
+                    for at, topic, kind, data in far.messages]
+    early = Session(pair, begin=-3600.0, end=-3599.0).record().messages
+    far.messages = [each for each in far.messages if "image" in each[1]] + [
+        (at + 3600 * 10**9, *rest) for at, *rest in early if "image" not in rest[0]]
+    text = said(far.write(tmp_path / "far.mcap"))
+    assert "has no picture between its joint states" in text
+    assert "joints_stale: /left/joint_states: newest message on /left/joint_states is 3600." in text
+
+
+def test_some_skipped_instants_are_told_with_their_reasons(tmp_path, pair):
+    bag = Session(pair, end=2.0).record().encoded("8UC3", 1.0, 1.5).write(tmp_path / "bag.mcap")
+    for samples in (opened(bag, tmp_path), opened(bag, tmp_path)):  # made, and read from the store
+        assert samples.summary()[0]["no observation"] >= 8
+        assert any("so101_bimanual: no observation: " in line and "encoding '8UC3'" in line
+                   for line in samples.left_out())
+
+
+def test_joints_that_leap_are_cut_out_or_refused(tmp_path, pair, monkeypatch):
+    leaping(monkeypatch)
+    for commands in (True, False):
+        bag = Session(pair, end=3.0, commands=commands).record().zeros(1.0, 2.0).write(tmp_path / f"{commands}.mcap")
+        if commands:
+            samples = opened(bag, tmp_path)
+            assert 25 <= len(samples.train) <= 40
+            assert any("shoulder_pan leaps" in line for line in samples.left_out())
+        else:
+            with pytest.raises(SamplesError, match="joints leap as no joint can, and what was measured counts"):
+                opened(bag, tmp_path)

@@ -15,13 +15,15 @@ import numpy as np
 from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages, bag_summary
 from xvla_ros.observation.bag_integrity import Integrity, integrity
 from xvla_ros.observation.bag_writer import EPISODE_TOPIC, PROFILE_TOPIC
-from xvla_ros.observation.bags import IMAGE_TYPES, JOINT_TYPE
+from xvla_ros.observation.bags import IMAGE_TYPES, JOINT_TYPE, check_topics, verdict
 from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
 from xvla_ros.observation.commands import command_type
+from xvla_ros.observation.faults import FaultTally
+from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.problems import ProfileError
 from xvla_ros.robots.profile import Profile, load_robot
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NS = 1_000_000_000
 STAMPED = (*IMAGE_TYPES.values(), JOINT_TYPE)
 GAP = 2.5  # usual periods without a message
@@ -69,6 +71,29 @@ class JointInfo:
 
 
 @dataclass(frozen=True)
+class Observations:
+    """What the node's own reader makes of the bag.
+
+    Attributes:
+        asked: pictures of slot 0 that an observation was wanted at; ``built``: those at which there was one.
+        decoded: pictures that were decoded, a sample.
+        faults: {reason, detail, count} of the others, the commonest first.
+        unknown: why the reader could not be asked; empty where it was.
+    """
+
+    asked: int = 0
+    built: int = 0
+    decoded: int = 0
+    faults: tuple[dict[str, Any], ...] = ()
+    unknown: str = ""
+
+    def __str__(self) -> str:
+        if self.unknown:
+            return f"observations: unknown: {self.unknown}"
+        return f"observations: {self.built} of {self.asked}"
+
+
+@dataclass(frozen=True)
 class BagInfo:
     """Everything that is said of a bag.
 
@@ -78,6 +103,7 @@ class BagInfo:
         topics: all of them; joints: those of the profile.
         missing: what the profile needs and the bag lacks; required things keep the robot from running.
         unused: topics the profile does not know.
+        observations: what the robot's node would make of it; None without a robot, or where topics are missing.
     """
 
     path: str
@@ -91,6 +117,15 @@ class BagInfo:
     joints: tuple[JointInfo, ...] = ()
     missing: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    observations: Observations | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """1 where it is damaged, lacks something, or no observation can be built; 2 where that is not known."""
+        found = self.observations
+        if self.missing or self.damaged or (found is not None and not found.built and not found.unknown):
+            return 1
+        return 2 if found is not None and found.unknown else 0
 
     def to_mapping(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
@@ -106,7 +141,8 @@ def bag_info(bag: str, robot: str = "", *, as_json: bool = False) -> int:
         as_json: as one JSON document.
 
     Returns:
-        0; 1 where it cannot be read, is damaged, or lacks what the profile requires.
+        0; 1 where it cannot be read, is damaged, lacks what the profile requires, or gives no observation; 2 where
+        nobody can say, as the robot's kinematics cannot be had.
     """
     try:
         info = inspect(Path(bag), _profile(robot, bag))
@@ -114,7 +150,7 @@ def bag_info(bag: str, robot: str = "", *, as_json: bool = False) -> int:
         print(f"xvla bag info: {error}", file=sys.stderr)
         return 1
     print(json.dumps(info.to_mapping(), indent=2) if as_json else text_of(info))
-    return 1 if info.missing or info.damaged else 0
+    return info.exit_code
 
 
 def inspect(path: Path, profile: Profile | None) -> BagInfo:
@@ -143,7 +179,22 @@ def inspect(path: Path, profile: Profile | None) -> BagInfo:
         str(path), summary.storage, (summary.end - summary.start) / NS, summary.cut, str(checked),
         bool(checked.damage), profile.name if profile is not None else "", topics,
         tuple(ranges.found()) if ranges is not None else (), missing, unused,
+        _observations(path, profile) if profile is not None else None,
     )
+
+
+def _observations(path: Path, profile: Profile) -> Observations | None:
+    try:
+        check_topics(path, profile)
+    except BagError:
+        return None  # what is missing is told topic by topic
+    try:
+        found = verdict(path, profile)
+    except BagError as error:
+        return Observations(faults=({"reason": "", "detail": str(error), "count": 1},))
+    except KinematicsError as error:
+        return Observations(unknown=str(error))
+    return Observations(found.asked, found.built, found.decoded, tuple(found.faults.records()))
 
 
 def _messages(path: Path, checked: Integrity) -> Iterator[BagMessage]:
@@ -167,11 +218,21 @@ def text_of(info: BagInfo) -> str:
                          f"{each.outside:.1%}") for each in info.joints)]
         lines += ["", *_aligned(rows)]
     if info.robot:
-        lines += ["", f"for {info.robot}: {'lacks nothing' if not info.missing else 'lacks:'}"]
-        lines += [f"  {each}" for each in info.missing]
+        lines += ["", *_for_robot(info)]
         if info.unused:
             lines.append(f"not of this robot: {', '.join(info.unused)}")
     return "\n".join(lines)
+
+
+def _for_robot(info: BagInfo) -> list[str]:
+    found = info.observations
+    lines = [f"for {info.robot}: {found}"] if found is not None else []
+    lines += [f"  {line}" for line in FaultTally(found.faults).lines()] if found is not None else []
+    if info.missing:
+        lines.append(f"for {info.robot}: lacks:")
+    elif found is not None and found.built:
+        lines.append(f"for {info.robot}: lacks nothing")
+    return [*lines, *(f"  {each}" for each in info.missing)]
 
 
 @dataclass
@@ -251,6 +312,8 @@ def _held_against(profile: Profile, topics: tuple[TopicInfo, ...]) -> tuple[tupl
         topic = profile.commands.by_name[group].topic
         known.add(topic)
         kind = command_type(profile, group)
+        if not kind:
+            continue  # goals of an action are on no topic
         if found.get(topic) != kind:
             missing.append(f"commands of {group}: {topic} ({kind}); the bag has {found.get(topic, 'no such topic')}. "
                            "Without them what was measured counts as what was to be done")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.observation.bag_files import BagError, storage_files
+from xvla_ros.observation.faults import FaultTally
 from xvla_ros.resources import usable_cores
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def _settings(options: ReplayOptions) -> ReplaySettings:
     if options.baseline and (options.compare or options.ablations or options.live or options.live_chunks):
         raise SetupError("--baseline leaves the policy out, so there is nothing to compare, ablate or run live")
     return ReplaySettings(options.every, options.batch, options.instruction, options.all_episodes,
-                          options.ablations, options.seed)
+                          options.ablations, options.seed, options.baseline)
 
 
 def _dtype(options: ReplayOptions) -> str:
@@ -228,8 +229,12 @@ def summary(document: dict[str, Any]) -> str:
               for name, found in document["ablations"].items()]
     skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(document["skipped"].items())) or "nothing"
     lines.append(f"  skipped: {skipped}")
+    lines += [f"    {line}" for line in FaultTally(document["skipped_details"]).lines()]
+    failed = sum(bool(bag["error"]) for bag in document["bags"])
+    lines += [f"  {failed} of {len(document['bags'])} bags could not be replayed"] if failed else []
     for bag in document["bags"]:
-        lines += [f"  {bag['path']}: {text}" for text in (bag["error"], *bag["notes"]) if text]
+        lines += ["  {}: {}".format(bag["path"], text.replace("\n", "\n  "))
+                  for text in (bag["error"], *bag["notes"]) if text]
     if "live" in document:
         lines.append(f"  {document['live']['text']}")
     lines.append("  a low error in replay does not promise success: the arm will see what its own motion leads to")

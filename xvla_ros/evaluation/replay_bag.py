@@ -20,6 +20,7 @@ from xvla_ros.evaluation.replay_worst import Worst
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.observation.bag_integrity import integrity
 from xvla_ros.observation.bags import BagError
+from xvla_ros.observation.faults import FaultTally
 from xvla_ros.robots.decode import Decoder
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.profile import Profile
@@ -28,13 +29,13 @@ from xvla_ros.robots.units import to_policy
 from xvla_ros.training.action_path import Times, waypoint_times
 from xvla_ros.training.bag_paths import interpolated, tool_actions
 from xvla_ros.training.bag_recording import BagOptions, BagRecording, Seen
-from xvla_ros.training.recording import NothingLeftError, SamplesError, Survey
+from xvla_ros.training.recording import NothingLeftError, SamplesError, Survey, joint_leaps
 
 Floats = NDArray[np.float64]
 NS = 1_000_000_000
 
 ROWS, ABLATED, RECORD = "rows.bin", "ablated.bin", "bag.json"
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 AT_THE_END = "episode_end"  # an observation whose every waypoint lies after its episode
 
 
@@ -49,6 +50,7 @@ class ReplaySettings:
         all_episodes: whether episodes that failed count too.
         ablations: whether to look what cameras, soft prompt and instruction contribute.
         seed: of the sampler's noise.
+        baseline: no policy answers, so that no instruction is needed.
     """
 
     every: int = 1
@@ -57,6 +59,7 @@ class ReplaySettings:
     all_episodes: bool = False
     ablations: bool = False
     seed: int = 0
+    baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class BagRecord:
         frames: rows written.
         episodes: {key, instruction, success, start, end} of each, start and end in ns.
         skipped: reason → how many observations or episodes were left out for it.
+        skipped_details: {reason, detail, count} of the faults among them, the commonest first.
         notes: what a person should know.
         actions: what the rows hold: whole plans, what was commanded, or what was measured.
         error: why nothing of it could be used; empty for a bag that was replayed.
@@ -82,6 +86,7 @@ class BagRecord:
     frames: int = 0
     episodes: tuple[dict[str, Any], ...] = ()
     skipped: dict[str, int] | None = None
+    skipped_details: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     actions: str = "measured"
     error: str = ""
@@ -107,7 +112,7 @@ class BagRecord:
             return None
         if found.pop("version", 0) != RECORD_VERSION or found.pop("key", "") != key:
             return None
-        for name in ("episodes", "notes", "worst", "ablations"):
+        for name in ("episodes", "skipped_details", "notes", "worst", "ablations"):
             found[name] = tuple(found[name])
         return BagRecord(**found)
 
@@ -140,7 +145,10 @@ def replay_bag(
     """
     folder.mkdir(parents=True, exist_ok=True)
     checked = integrity(path)
-    options = BagOptions(instruction=settings.instruction, only_successes=not settings.all_episodes)
+    options = BagOptions(
+        instruction=settings.instruction, only_successes=not settings.all_episodes,
+        instruction_hint="" if settings.baseline else "give it with --instruction TEXT",
+    )
     recording = BagRecording(path, profile, options)
     left_out: Mapping[str, int] = {}
     try:
@@ -152,15 +160,18 @@ def replay_bag(
         replay.run(progress)
     except (SamplesError, BagError) as error:
         skipped = error.skipped if isinstance(error, NothingLeftError) else left_out
-        record = BagRecord(str(path), skipped=dict(skipped), error=str(error), notes=checked.damage,
+        told = str(error).replace(f"{path}: ", "")
+        record = BagRecord(str(path), skipped=dict(skipped), error=told, notes=checked.damage,
                            integrity=str(checked), damaged=bool(checked.damage))
         record.write(folder, key)
         return record
+    error = replay.error()
     record = BagRecord(
-        str(path), replay.frames, replay.episodes(), dict(replay.skipped),
+        str(path), 0 if error else replay.frames, replay.episodes(), dict(replay.skipped),
+        tuple(replay.faults.records()),
         (*survey.notes, *(problem.message for problem in survey.problems), *checked.damage),
-        survey.actions, "" if replay.frames else "no observation could be built", str(checked),
-        bool(checked.damage), tuple(replay.worst.found()), asdict(replay.layout), replay.ablation_names,
+        survey.actions, error, str(checked), bool(checked.damage),
+        tuple(replay.worst.found()), asdict(replay.layout), replay.ablation_names,
     )
     record.write(folder, key)
     return record
@@ -180,6 +191,7 @@ class _Replay:
         self._arms = tool_arms(profile)
         self._encoder, self._decoder = StateEncoder(profile, self._arms), Decoder(profile, self._arms)
         self.skipped: Counter[str] = Counter(survey.skipped)
+        self.faults = FaultTally()
         self.worst = Worst(folder)
         self.frames = 0
         self._ablations = self._make_ablations()
@@ -198,6 +210,12 @@ class _Replay:
                 self._answer(waiting, rows, ablated)
                 progress(len(waiting))
             self.frames = rows.count
+
+    def error(self) -> str:
+        """Why nothing of the bag can be used; empty where something can."""
+        if self.frames:
+            return joint_leaps(self.faults, self._survey)
+        return "\n".join(["no observation could be built", *(f"  {line}" for line in self.faults.lines())])
 
     def episodes(self) -> tuple[dict[str, Any], ...]:
         return tuple(
@@ -228,6 +246,7 @@ class _Replay:
     def _question(self, seen: Seen, waypoints: int) -> Question | None:
         if not isinstance(seen.found, Observation):
             self.skipped[seen.found.reason] += 1
+            self.faults.add(seen.found)
             return None
         episode = self._survey.episodes[seen.episode]
         due = waypoint_times(seen.found.stamp, self._profile, waypoints)

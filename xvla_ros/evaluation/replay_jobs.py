@@ -144,10 +144,8 @@ def _show(jobs: Sequence[Job], workers: int, sources: Sequence[Source], *, quiet
             bar.set_postfix_str(f"{frames} observations", refresh=False)
             bar.update(0)
 
-        for record in _replayed(jobs, workers, sources, progress):
+        for _ in _replayed(jobs, workers, sources, progress):
             bar.update()
-            if record.error:
-                bar.write(f"{record.path}: {record.error}", file=sys.stderr)
 
 
 def _replayed(

@@ -19,6 +19,7 @@ from xvla_ros.evaluation.replay_measures import GRIPPER, JOINT, RAD, Measure, Me
 from xvla_ros.evaluation.replay_motion import MotionSums
 from xvla_ros.evaluation.replay_rows import SHIFTS, Rows, blocks
 from xvla_ros.evaluation.replay_sums import EpisodeSums, ErrorSums
+from xvla_ros.observation.faults import FaultTally
 from xvla_ros.robots.profile import Profile
 
 Floats = NDArray[np.float64]
@@ -75,8 +76,8 @@ class Figures:
         self.profile, self.parts = profile, [part for part in parts if part.record.frames]
         self.measures = Measures(profile)
         if not self.parts:
-            raise ReplayError("no observation of any bag could be replayed: " + "; ".join(
-                f"{part.record.path}: {part.record.error or part.record.skipped}" for part in parts))
+            raise ReplayError("no observation of any bag could be replayed\n" + "\n".join(
+                _why_not(part.record) for part in parts))
         self.layout = layout_of(self.parts[0].record)
         if any(layout_of(part.record) != self.layout for part in self.parts):
             raise ReplayError("the bags were replayed with different chunks; replay them anew")
@@ -269,6 +270,7 @@ def metrics(
     """
     (checkpoint, trained), *others = names
     skipped: dict[str, int] = {}
+    faults = FaultTally(record for part in parts for record in part.record.skipped_details)
     for part in parts:
         for reason, count in (part.record.skipped or {}).items():
             skipped[reason] = skipped.get(reason, 0) + count
@@ -281,6 +283,7 @@ def metrics(
         "bags": [_bag(part.record) for part in parts],
         "frames": sum(part.record.frames for part in parts),
         "skipped": skipped,
+        "skipped_details": faults.records(),
         **figures.of_run(0),
         "by_horizon": figures.by_horizon(len(names)),
         "baselines": figures.of_baselines(),
@@ -297,10 +300,18 @@ def metrics(
     return document
 
 
+def _why_not(record: BagRecord) -> str:
+    told = {each["reason"] for each in record.skipped_details}
+    left_out = ", ".join(f"{count} {reason}" for reason, count in (record.skipped or {}).items() if reason not in told)
+    error = record.error.replace("\n", "\n  ")
+    return f"  {record.path}: {error}" + (f"\n    skipped: {left_out}" if left_out else "")
+
+
 def _bag(record: BagRecord) -> dict[str, Any]:
     return {
         "path": record.path, "frames": record.frames, "episodes": len(record.episodes),
         "actions": record.actions, "skipped": record.skipped or {},
+        "skipped_details": list(record.skipped_details),
         "error": record.error, "integrity": record.integrity, "damaged": record.damaged, "notes": list(record.notes),
     }
 

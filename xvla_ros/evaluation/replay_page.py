@@ -15,6 +15,7 @@ from xvla_ros.evaluation import replay_plots as plots
 from xvla_ros.evaluation.html_page import embed, table
 from xvla_ros.evaluation.replay_metrics import Figures
 from xvla_ros.evaluation.replay_worst import KEPT
+from xvla_ros.observation.faults import FaultTally
 
 NS = 1_000_000_000
 MOST_EPISODES = 60
@@ -209,7 +210,8 @@ def _bags(document: Mapping[str, Any]) -> str:
     rows = []
     for bag in document["bags"]:
         skipped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in bag["skipped"].items()) or "–"
-        notes = [each for each in (bag["error"], *bag["notes"]) if each]
+        faults = FaultTally(bag["skipped_details"]).lines() if bag["frames"] else []
+        notes = [each for each in (bag["error"], *faults, *bag["notes"]) if each]
         rows.append((bag["path"], str(bag["frames"]), str(bag["episodes"]), bag["actions"], skipped,
                      bag["integrity"], "; ".join(notes) or "–"))
     return table(("bag", "observations", "episodes", "actions", "skipped", "integrity", "notes"), rows)

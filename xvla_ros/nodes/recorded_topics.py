@@ -32,13 +32,16 @@ class RecordedTopic:
 
 
 def recorded_topics(profile: Profile, policy: str = "/xvla") -> tuple[RecordedTopic, ...]:
-    """Return the topics of a robot: cameras, joints, commands, its instruction at the node ``policy``, episodes."""
+    """Return the topics of a robot: cameras, joints, commands, its instruction at the node ``policy``, episodes.
+
+    Goals of actions are on no topic; what such a gripper did is what was measured.
+    """
     cameras = [profile.cameras.by_name[slot] for slot in profile.cameras.slots]
     topics = [RecordedTopic(each.topic, IMAGE_TYPES[each.transport], SENSOR, each.required) for each in cameras]
     topics += [RecordedTopic(joint.topic, JOINT_TYPE, SENSOR, True) for joint in profile.joints.ordered]
     topics += [
-        RecordedTopic(profile.commands.by_name[group].topic, command_type(profile, group), COMMAND)
-        for group in profile.commands.groups
+        RecordedTopic(profile.commands.by_name[group].topic, kind, COMMAND)
+        for group in profile.commands.groups if (kind := command_type(profile, group))
     ]
     topics.append(RecordedTopic(f"{policy}/{profile.name}/instruction", STRING, LATCHED))
     topics.append(RecordedTopic(EPISODE_TOPIC, STRING, COMMAND))

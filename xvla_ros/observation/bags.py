@@ -26,7 +26,7 @@ from xvla_ros.observation.align import FUTURE_TOLERANCE, NS, OTHER_CLOCK
 from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages, bag_summary
 from xvla_ros.observation.builder import CLOCK_BACK, ObservationBuilder
 from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
-from xvla_ros.observation.faults import Fault
+from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault, FaultTally
 from xvla_ros.observation.images import COMPRESSED, RAW, ImageError, rgb_of_message
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.schema import Camera
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 IMAGE_TYPES = {RAW: "sensor_msgs/msg/Image", COMPRESSED: "sensor_msgs/msg/CompressedImage"}
 JOINT_TYPE = "sensor_msgs/msg/JointState"
+DECODE_PERIOD, MOST_DECODED, MOST_ASKED = 0.5, 600, 20_000  # s, instants and instants: what a verdict looks at
 LOOKED_AT = 64  # messages at most, to learn whether the log has the clock of the stamps
 RESTART = 1.0  # s by which the stamps of a topic fall back when a simulation begins again
 
@@ -72,9 +73,65 @@ def observations(
     if rate is not None and not rate > 0.0:
         raise BagError(f"rate is {rate}; expected a positive number of observations a second")
     check_topics(path, profile)
-    listener = _Listener(profile.instruction if instruction is None else instruction, wanted, commanded, heard)
-    instants = _Given(at) if at is not None else _Grid(rate) if rate else _Frames()
-    return _play(path, ObservationBuilder(profile, decode_image), instants, listener)
+    builder = ObservationBuilder(profile, decode_image)
+    schedule = _Given(at) if at is not None else _Grid(rate) if rate else _Frames()
+    told = profile.instruction if instruction is None else instruction
+    return (builder.build(each.now, each.received, told, commanded(each.due), not_after=each.due)
+            for each in _instants(path, builder, schedule, wanted, heard))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the node's reader says of a bag.
+
+    Attributes:
+        asked: instants at which an observation was wanted: the pictures of slot 0, of very many each so many-th.
+        faults: why there was none at some of them.
+        decoded: pictures that were decoded; in between they are taken to be as the last one.
+    """
+
+    asked: int
+    faults: FaultTally
+    decoded: int
+
+    @property
+    def built(self) -> int:
+        """At how many of them there was one."""
+        return self.asked - len(self.faults)
+
+
+def verdict(path: str | Path, profile: Profile) -> Verdict:
+    """Say what the node's reader makes of a bag: all joint states, and of the pictures a sample, or it takes long.
+
+    Raises:
+        BagError, KinematicsError: as ``observations``.
+    """
+    check_topics(path, profile)
+    summary, count, decoded, due = bag_summary(path), 0, 0, -math.inf
+    first_slot = profile.cameras.by_name[profile.cameras.slots[0]].topic
+    every = math.ceil(sum(topic.count for topic in summary.topics if topic.name == first_slot) / MOST_ASKED)
+    period = max(DECODE_PERIOD, (summary.end - summary.start) / NS / MOST_DECODED)
+
+    def decode(serialized: bytes, transport: str) -> NDArray[np.uint8]:
+        nonlocal decoded
+        decoded += 1
+        return decode_image(serialized, transport)
+
+    def wanted(stamp: int) -> bool:
+        nonlocal count
+        count += 1
+        return (count - 1) % every == 0
+
+    builder, faults, asked = ObservationBuilder(profile, decode), FaultTally(), 0
+    for each in _instants(path, builder, _Frames(), wanted, lambda message, stamp: None):
+        before = decoded
+        found = (builder.build(each.now, each.received, "", not_after=each.due) if each.received >= due
+                 else builder.check(each.now, each.received))
+        due = due if decoded == before else each.received + period
+        asked += 1
+        if isinstance(found, Fault):
+            faults.add(found)
+    return Verdict(asked, faults, decoded)
 
 
 def check_topics(path: str | Path, profile: Profile) -> None:
@@ -120,18 +177,22 @@ def _typestore() -> Typestore:
 
 
 @dataclass(frozen=True)
-class _Listener:
-    """What the caller of ``observations`` wants."""
+class _Instant:
+    """When the builder is to be asked: ROS time in ns, steady time in s, and the stamp that is due, in ns."""
 
-    instruction: str
-    wanted: Callable[[int], bool]
-    commanded: Callable[[int], NDArray[np.float64] | None]
-    heard: Callable[[BagMessage, int], None]
+    now: int
+    received: float
+    due: int
 
 
-def _play(
-    path: str | Path, builder: ObservationBuilder[bytes], instants: _Frames | _Grid | _Given, listener: _Listener
-) -> Iterator[Observation | Fault]:
+def _instants(
+    path: str | Path,
+    builder: ObservationBuilder[bytes],
+    schedule: _Frames | _Grid | _Given,
+    wanted: Callable[[int], bool],
+    heard: Callable[[BagMessage, int], None],
+) -> Iterator[_Instant]:
+    """Feed a bag to a builder; yield when it has what there will be for a stamp that is due and wanted."""
     profile = builder.profile
     cameras: dict[str, list[str]] = {}
     for slot in profile.cameras.slots:
@@ -145,29 +206,34 @@ def _play(
     for message in messages:
         received = message.log_time / NS
         stamp = _feed(builder, cameras.get(message.topic, []), message, received)
-        listener.heard(message, stamp)
+        heard(message, stamp)
         before, now = now, clock.now(message.topic, message.log_time, stamp)
         if now < before - CLOCK_BACK * NS:  # the builder forgets what came before, too
-            instants.restart()
+            schedule.restart()
             asked = None
         if message.topic == first_slot:
-            instants.picture(stamp, now)
-        while (due := instants.due(now)) is not None:
+            schedule.picture(stamp, now)
+        while (due := schedule.due(now)) is not None:
             # asked first: to see whether every source has got there takes long
             if asked is None or asked[0] != due:
-                asked = due, listener.wanted(due)
+                asked = due, wanted(due)
             if asked[1]:
                 aligned = builder.aligned_stamp(now, received)
-                if (aligned is None or aligned < due) and now - due <= timeout:
+                if (aligned is None or aligned < due) and now - due <= timeout and not (
+                    aligned is None and _leaps(builder.check(now, received))
+                ):
                     break
-                yield builder.build(
-                    now, received, listener.instruction, listener.commanded(due), not_after=due
-                )
-            instants.done(now - timeout)
+                yield _Instant(now, received, due)
+            schedule.done(now - timeout)
             asked = None
-    ahead = [stamp for stamp in instants.ahead(now) if listener.wanted(stamp)]
-    fault = builder.check(now, received) if ahead else None
-    yield from [fault] * len(ahead) if fault is not None else ()
+    for due in schedule.ahead(now) if builder.check(now, received) is not None else ():
+        if wanted(due):
+            yield _Instant(now, received, due)
+
+
+def _leaps(fault: Fault | None) -> bool:
+    """Whether joints are not believed: what is wrong at an instant is not made good by what comes after it."""
+    return fault is not None and fault.reason == JOINTS_IMPLAUSIBLE
 
 
 def _with_clock(messages: Iterator[BagMessage], topics: Collection[str]) -> tuple[BagClock, Iterator[BagMessage]]:

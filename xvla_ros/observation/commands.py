@@ -17,6 +17,7 @@ COMMAND_TYPES = {
     "forward_command": "std_msgs/msg/Float64MultiArray",
     "joint_state": "sensor_msgs/msg/JointState",
     "pose": "geometry_msgs/msg/PoseStamped",
+    "gripper_command": "std_msgs/msg/Float64MultiArray",
 }
 
 
@@ -53,8 +54,11 @@ class PoseCommand:
 
 
 def command_type(profile: Profile, group: str) -> str:
-    """Return the message type of a group's topic, as bags write it: ``trajectory_msgs/msg/JointTrajectory``."""
-    return COMMAND_TYPES[profile.commands.interface_of(group)]
+    """Return the message type of a group's topic, as bags write it: ``trajectory_msgs/msg/JointTrajectory``.
+
+    It is empty for a group that an action commands: no topic has its goals.
+    """
+    return COMMAND_TYPES.get(profile.commands.interface_of(group), "")
 
 
 def read_command(profile: Profile, group: str, serialized: bytes) -> JointCommand | PoseCommand:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 CAMERA_MISSING = "camera_missing"
 CAMERA_STALE = "camera_stale"
@@ -34,14 +36,17 @@ class Fault:
 class FaultTally:
     """Counts faults; those that differ in their numbers only ("0.31 s old", "0.32 s old") are one."""
 
-    def __init__(self) -> None:
+    def __init__(self, records: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Empty, or with what ``records`` gave."""
         self._counts: Counter[tuple[str, str]] = Counter()
         self._first: dict[tuple[str, str], Fault] = {}
+        for each in records:
+            self.add(Fault(each["reason"], each["detail"]), each["count"])
 
-    def add(self, fault: Fault) -> None:
-        """Count one fault."""
+    def add(self, fault: Fault, count: int = 1) -> None:
+        """Count one fault, or several of its kind."""
         kind = fault.reason, _NUMBER.sub("#", fault.detail)
-        self._counts[kind] += 1
+        self._counts[kind] += count
         self._first.setdefault(kind, fault)
 
     def __len__(self) -> int:
@@ -51,6 +56,18 @@ class FaultTally:
     def commonest(self) -> list[tuple[Fault, int]]:
         """Return the first fault of every kind and how many there were, the commonest kind first."""
         return [(self._first[kind], count) for kind, count in self._counts.most_common()]
+
+    def records(self, most: int = 20) -> list[dict[str, Any]]:
+        """Return {reason, detail, count} of the commonest kinds, as JSON holds them."""
+        return [{"reason": fault.reason, "detail": fault.detail, "count": count}
+                for fault, count in self.commonest()[:most]]
+
+    def lines(self, most: int = 3) -> list[str]:
+        """Return the commonest kinds in words, a line each, and how many there were of others."""
+        kinds = self.commonest()
+        told = [f"{count} {fault.reason}: {fault.detail}" for fault, count in kinds[:most]]
+        more, left = sum(count for _, count in kinds[most:]), len(kinds) - most
+        return [*told, f"{more} more, of {left} other kind{'s' if left > 1 else ''}"] if left > 0 else told
 
     def by_reason(self) -> dict[str, int]:
         """Return how many there were of each reason, the commonest first."""

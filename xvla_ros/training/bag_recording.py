@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.bag_files import BagError, BagMessage, BagSummary, bag_messages, bag_summary, storage_files
 from xvla_ros.observation.bag_writer import PROFILE_TOPIC
-from xvla_ros.observation.bags import Restarts, check_topics, observations
+from xvla_ros.observation.bags import Restarts, check_topics, observations, verdict
 from xvla_ros.observation.cdr import read_string
+from xvla_ros.observation.commands import command_type
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError
@@ -40,12 +41,16 @@ READER_VERSION = 2  # of what this module makes of a bag; a new one makes caches
 
 @dataclass(frozen=True)
 class BagOptions:
-    """How a bag is read; see ``DatasetSettings``."""
+    """How a bag is read; see ``DatasetSettings``.
+
+    ``instruction_hint``: what to do about an episode without an instruction; empty where none is needed.
+    """
 
     actions: Literal["auto", "planned", "commanded", "measured"] = "auto"
     rate: float | None = None
     instruction: str = ""
     only_successes: bool = True
+    instruction_hint: str = "set instruction for the data set, or record one"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +108,11 @@ class BagRecording:
         rate = _rate([stretch.pictures.get(self._profile.cameras.slots[0], []) for stretch in self._tracks.stretches])
         return Survey(tuple(episodes), tuple(problems), rate, actions, skipped, tuple(notes))
 
-    def frames(self, survey: Survey) -> Iterator[Frame]:
+    def frames(self, survey: Survey) -> Iterator[Frame | Fault]:
         """Yield what ``observations`` makes of the bag within the episodes."""
         for seen in self.seen(survey):
-            if isinstance(seen.found, Observation):
-                yield Frame(seen.episode, seen.found.stamp, seen.found.state, seen.found.images)
+            found = seen.found
+            yield found if isinstance(found, Fault) else Frame(seen.episode, found.stamp, found.state, found.images)
 
     def seen(
         self, survey: Survey, chosen: Callable[[int, int], bool] = lambda episode, stamp: True,
@@ -224,14 +229,22 @@ class BagRecording:
         name = f"episode at {span.start / NS:.2f} s"
         pictures = stretch.pictures.get(self._profile.cameras.slots[0], [])
         if span.end <= span.start or not any(span.start <= stamp <= span.end for stamp in pictures):
-            problems.append(self._problem(name, 0, "pictures of slot 0 and joint states within the episode",
-                                          f"{name} has no picture between its joint states"))
+            problems.append(self._problem("episodes", 0, "pictures of slot 0 and joint states within the episode",
+                                          f"{name} has no picture between its joint states{self._said()}"))
             return False
-        if not span.instruction:
-            problems.append(self._problem(name, "", "an instruction in words", f"{name} has no instruction: set "
-                                          "instruction for the data set, or record one"))
+        if not span.instruction and self._options.instruction_hint:
+            problems.append(self._problem("episodes", "", "an instruction in words",
+                                          f"{name} has no instruction: {self._options.instruction_hint}"))
             return False
         return True
+
+    def _said(self) -> str:
+        """What the node's reader says of a bag that it can build nothing from."""
+        try:
+            found = verdict(self._path, self._profile)
+        except (BagError, KinematicsError):  # said elsewhere
+            return ""
+        return "" if found.built else f" ({'; '.join(found.faults.lines(1))})"
 
     def _read(self, whole: bool | None) -> Tracks:
         self._tracks = Tracks([], {})  # two at once would take the memory of two
@@ -278,8 +291,9 @@ class BagRecording:
         return "commanded" if self._spans and not lacking else "measured"
 
     def _lacking(self, span: Span, actions: ActionSource) -> set[str]:
-        """The groups of which an episode does not tell what is wanted of it."""
-        groups, stretch = set(self._profile.commands.groups), self._stretch(span)
+        """The groups of which an episode does not tell what is wanted of it; of actions no bag does."""
+        groups = {group for group in self._profile.commands.groups if command_type(self._profile, group)}
+        groups, stretch = groups or set(self._profile.commands.groups), self._stretch(span)
         if actions == "planned":
             return {group for group in groups if all(
                 len(command.times) < 2 for _, command in trajectories(stretch, group, span.start, span.end))}

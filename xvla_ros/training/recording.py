@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault, FaultTally
 from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.training.action_path import ActionPath, Plans, Times
@@ -113,6 +114,18 @@ class Survey:
     notes: tuple[str, ...] = ()
 
 
+def joint_leaps(faults: FaultTally, survey: Survey) -> str:
+    """Return why a recording whose joints leap must not be used; empty where leaving those observations out is enough.
+
+    Commands tell what was to be done; without them it is what was measured, and nobody can have done that.
+    """
+    found = [(fault, count) for fault, count in faults.commonest() if fault.reason == JOINTS_IMPLAUSIBLE]
+    if not found or survey.actions != "measured":
+        return ""
+    return (f"at {sum(count for _, count in found)} instants joints leap as no joint can, and what was measured counts "
+            f"as what was to be done: {found[0][0].detail}. Find out who publishes what is wrong, and record again")
+
+
 class Recording(Protocol):
     """A bag or a LeRobot data set of one robot."""
 
@@ -127,8 +140,8 @@ class Recording(Protocol):
     def survey(self) -> Survey:
         """Return what it holds. Problems are returned; only what cannot be read at all raises ``SamplesError``."""
 
-    def frames(self, survey: Survey) -> Iterator[Frame]:
-        """Yield the observations of the episodes of a survey, decoded."""
+    def frames(self, survey: Survey) -> Iterator[Frame | Fault]:
+        """Yield the observations of the episodes of a survey, decoded; a fault where there is none."""
 
     def fingerprint(self) -> str:
         """Return hex digits that change when anything the frames or the survey depend on does."""

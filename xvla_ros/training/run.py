@@ -146,6 +146,8 @@ def _speaker(is_main: bool) -> Any:
 def _announce(say: Any, source: Samples | DrawnSamples, summary: dict[str, Any]) -> None:
     for row in source.summary():
         say("  ".join(f"{key}: {value}" for key, value in row.items()))
+    for line in source.left_out() if isinstance(source, Samples) else ():
+        say(f"  {line}")
     counts = summary["parameters"]
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if name not in ("total", "trained"))
     say(f"{summary['method']}: trains {counts['trained']:,} of {counts['total']:,} parameters ({parts})")

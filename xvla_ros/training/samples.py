@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.model.data import Embodiment
 from xvla_ros.model.normalisers import Statistics
+from xvla_ros.observation.faults import FaultTally
 from xvla_ros.robots.problems import Problem
 from xvla_ros.robots.profile import Profile
 from xvla_ros.training.action_path import waypoint_times
@@ -139,7 +140,10 @@ class Samples:
         return digest.hexdigest()
 
     def summary(self) -> list[dict[str, object]]:
-        """Return a row of a table for each data set: robot, domain, episodes, samples, actions, what was left out."""
+        """Return a row of a table for each data set: robot, domain, episodes, samples, actions, what was left out.
+
+        Left out are episodes and recordings; ``no observation`` counts the instants at which there was none.
+        """
         return [
             {
                 "robot": each.profile.name, "domain": each.embodiment.domain_id, "recordings": len(each.stores),
@@ -147,9 +151,19 @@ class Samples:
                 "held out": len(each.held_out), "weight": each.settings.weight,
                 "actions": " and ".join(sorted({store.actions for store in each.stores})),
                 "left out": sum(sum(store.skipped.values()) for store in each.stores) + len(each.left_out),
+                "no observation": sum(len(store.faults) for store in each.stores),
             }
             for each in self.datasets
         ]
+
+    def left_out(self) -> list[str]:
+        """Return in words what was left out and why: recordings, and the commonest faults of each data set."""
+        lines = []
+        for each in self.datasets:
+            lines += [f"left out: {problem}" for problem in each.left_out]
+            faults = FaultTally(record for store in each.stores for record in store.faults.records())
+            lines += [f"{each.profile.name}: no observation: {line}" for line in faults.lines()]
+        return lines
 
     def _plain(self, dataset: DataSet, place: Rows, index: int, number: int) -> Sample:
         store, row = dataset.stores[int(place[0])], int(place[1])

@@ -27,12 +27,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault, FaultTally
 from xvla_ros.robots.problems import Problem
 from xvla_ros.training.action_path import ActionPath, Channels, Plans
-from xvla_ros.training.recording import ActionSource, Episode, Frame, Recording, SamplesError, Survey
+from xvla_ros.training.recording import ActionSource, Episode, Frame, Recording, SamplesError, Survey, joint_leaps
 from xvla_ros.training.resize import Resizer
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 META, NUMBERS = "store.json", "numbers.npz"
 
 Size = tuple[int, int]
@@ -70,6 +71,7 @@ class Store:
         slots: S names.
         pictures: slot → its file; a slot that never had a picture has none.
         frame_rate, actions, skipped, notes: as in ``Survey``.
+        faults: why there was no observation where one was wanted.
     """
 
     folder: Path
@@ -85,6 +87,7 @@ class Store:
     actions: ActionSource
     skipped: dict[str, int]
     notes: tuple[str, ...]
+    faults: FaultTally
 
     def __len__(self) -> int:
         return len(self.stamps)
@@ -215,18 +218,17 @@ class _Pictures:
 def _write(recording: Recording, survey: Survey, folder: Path, resizer: Resizer) -> None:
     slots = recording.profile.cameras.slots
     rows: list[tuple[int, int, NDArray[np.float32], list[bool]]] = []
+    faults = FaultTally()
     with ExitStack() as stack:
         pictures = _Pictures(folder, slots, recording.source, stack)
         for frame in recording.frames(survey):
+            if isinstance(frame, Fault):
+                faults.add(frame)
+                continue
             _check_state(recording, frame)
             kept = {slot: resizer(image) for slot, image in frame.images.items()}
             rows.append((frame.episode, frame.stamp, frame.state, pictures.add(kept)))
-    if not rows:
-        raise SamplesError([Problem(
-            recording.source, "observations", 0, "at least one complete observation",
-            "no observation is complete: cameras or joints are missing or too far apart in time (max_age, "
-            "observation_timeout)",
-        )])
+    _check_faults(recording, survey, faults, len(rows))
     # the frames of an episode lie together, in order of time
     order = sorted(range(len(rows)), key=lambda row: (rows[row][0], rows[row][1]))
     if order != list(range(len(rows))):
@@ -236,7 +238,8 @@ def _write(recording: Recording, survey: Survey, folder: Path, resizer: Resizer)
     meta = {
         "schema_version": SCHEMA_VERSION, "source": recording.source, "robot": recording.profile.name,
         "frame_rate": survey.frame_rate, "actions": survey.actions, "skipped": dict(survey.skipped),
-        "notes": list(survey.notes), "shapes": {slot: pictures.shapes.get(slot) for slot in slots},
+        "faults": faults.records(), "notes": list(survey.notes),
+        "shapes": {slot: pictures.shapes.get(slot) for slot in slots},
         "channels": vars(survey.episodes[0].path.channels),
         "episodes": [
             {"key": e.key, "instruction": e.instruction, "success": e.success, "start": e.start, "end": e.end,
@@ -244,6 +247,18 @@ def _write(recording: Recording, survey: Survey, folder: Path, resizer: Resizer)
         ],
     }
     (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+
+
+def _check_faults(recording: Recording, survey: Survey, faults: FaultTally, frames: int) -> None:
+    if not frames:
+        raise SamplesError([Problem(
+            recording.source, "observations", 0, "at least one complete observation",
+            "no observation can be built: " + ("; ".join(faults.lines()) or "no episode has a picture of slot 0"),
+        )])
+    if leap := joint_leaps(faults, survey):
+        raise SamplesError([Problem(
+            recording.source, "joints", faults.by_reason()[JOINTS_IMPLAUSIBLE], "joints that move as they can", leap
+        )])
 
 
 def _check_state(recording: Recording, frame: Frame) -> None:
@@ -336,6 +351,7 @@ def _read(folder: Path, recording: Recording) -> Store:
     return Store(
         folder, recording.source, episodes, first, found["stamps"], found["state"], found["present"],
         tuple(meta["shapes"]), pictures, meta["frame_rate"], meta["actions"], meta["skipped"], tuple(meta["notes"]),
+        FaultTally(meta["faults"]),
     )
 
 
