@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,12 +18,19 @@ from mcap.reader import make_reader
 
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 
+from xvla_ros.nodes.commands import command_type
 from xvla_ros.nodes.episode_marks import EpisodeMarks, MarkError
+from xvla_ros.nodes.record_check import RecordCheck
+from xvla_ros.nodes.recorded_topics import recorded_topics
 from xvla_ros.observation.bag_files import bag_messages, bag_summary
 from xvla_ros.observation.cdr import peek_stamp, read_string
+from xvla_ros.robots.schema import GRIPPER_ACTIONS, Group
 from xvla_ros.ros_env import child_environment
 from xvla_ros.training.dataset_settings import DatasetSettings
 from xvla_ros.training.datasets import open_datasets
+
+sys.path.append(str(Path(__file__).parents[1] / "training"))
+from recorded import START, Session, changed
 
 DEADLINE = 240.0  # ends what hangs
 TASK = "touch the red cube"
@@ -52,7 +60,8 @@ while True:
     now = node.get_clock().now().to_msg()
     for camera in cameras:
         if count % 2 == 0:
-            image = Image(height=24, width=32, encoding="rgb8", step=96, data=bytes([count % 256]) * 24 * 96)
+            encoding = sys.argv[2] if len(sys.argv) > 2 and not (ready and count > 150) else "rgb8"
+            image = Image(height=24, width=32, encoding=encoding, step=96, data=bytes([count % 256]) * 24 * 96)
             image.header.stamp = now
             camera.publish(image)
     position = [0.5 * math.sin(count / 20 + k) for k in range(6)]
@@ -147,6 +156,36 @@ def test_what_is_published_is_recorded_byte_by_byte_and_gives_samples(processes,
     assert len(samples.train) > 10
     assert {sample.instruction for sample in samples.train} == {TASK}
     assert samples.datasets[0].stores[0].actions == "commanded"
+    assert "observations: could be built at" in output
+
+
+def test_what_cannot_be_used_is_said_while_it_is_recorded(processes):
+    recorder = processes.recorder("--instruction", TASK)
+    line_of(recorder, "recording so101_bimanual to")
+    processes.publisher(TASK, "8UC3")
+    lines = []
+    while not any("can be used again" in line for line in lines):
+        lines.append(line_of(recorder, ""))
+    recorder.send_signal(signal.SIGINT)
+    output = recorder.communicate(timeout=DEADLINE)[0]
+    bad = [line for line in lines if "cannot be used: camera_missing: front: picture on /front/image_raw cannot be "
+                                     "decoded: encoding '8UC3'" in line]
+    assert len(bad) == 1, lines
+    assert sum("episode 1 cannot be used, no observation could be built in it" in line for line in lines) == 1, lines
+    assert "episodes that cannot be used: 1 of 1 (1)" in output
+    assert recorder.returncode == 0, output
+
+
+def test_a_recording_of_which_nothing_can_be_used_says_so_in_its_exit_code(processes):
+    recorder = processes.recorder("--instruction", TASK)
+    line_of(recorder, "recording so101_bimanual to")
+    publisher = processes.publisher("", "8UC3")
+    line_of(recorder, "cannot be used: camera_missing: front: picture")
+    publisher.kill()
+    recorder.send_signal(signal.SIGINT)
+    output = recorder.communicate(timeout=DEADLINE)[0]
+    assert recorder.returncode == 1
+    assert "so the bag gives no samples" in output
 
 
 def test_a_killed_recorder_loses_at_most_the_last_second(processes):
@@ -215,6 +254,81 @@ def test_a_disk_that_fills_up_ends_the_recording(processes):
     output = recorder.communicate(timeout=DEADLINE)[0]
     assert recorder.returncode == 1
     assert "MiB are free: the recording ends here" in output
+
+
+class Looked:
+    """A check that is fed and asked by hand, at 10 messages a second of each topic."""
+
+    def __init__(self):
+        self.profile = changed("so101_bimanual", ("instruction", TASK))
+        self.session = Session(self.profile, end=60.0, camera_rate=10.0, joint_rate=10.0, commands=False).record()
+        self.messages = iter(self.session.ordered())
+        self.seconds = 0.0
+        self.check = RecordCheck(self.profile, lambda: START + int(self.seconds * 1e9), lambda: self.seconds)
+
+    def run(self, seconds, encoding="rgb8", only=""):
+        """Feed what comes in some seconds, and look twice in each."""
+        end = self.seconds + seconds
+        while self.seconds < end - 1e-9:
+            self.seconds += 0.5
+            while (message := next(self.messages))[0] <= START + self.seconds * 1e9:
+                if only in message[1]:
+                    self.check.take(message[1], message[3].replace(b"rgb8\0", encoding.encode() + b"\0"))
+            self.check.look()
+        return self.check.lines()
+
+
+def test_a_change_is_said_once():
+    looked = Looked()
+    assert looked.run(3.0) == []
+    (line,) = looked.run(5.0, "8UC3")
+    assert "warning: what is recorded cannot be used: camera_missing" in line and "encoding '8UC3'" in line
+    assert looked.run(3.0) == ["what is recorded can be used again"]
+    (line,) = looked.run(4.0, only="image")
+    assert "joints_stale" in line
+    assert not looked.check.useless
+    assert "observations: could be built at 1" in looked.check.summary()[0]
+
+
+def test_a_robot_that_comes_up_is_waited_for():
+    looked = Looked()
+    assert looked.run(2.5, only="nothing") == []
+    assert looked.run(3.0) == []
+    assert looked.check.summary() == ["observations: could be built at 6 of 6 looks"]
+    silent = Looked()
+    (line,) = silent.run(6.0, only="nothing")
+    assert "joints_missing: /left/joint_states: nothing received" in line
+    assert silent.check.useless
+
+
+def test_episodes_of_which_nothing_can_be_used_are_counted():
+    looked, check = Looked(), None
+    check = looked.check
+    looked.run(3.0)
+    for encoding in ("rgb8", "8UC3", "8UC3", "8UC3"):
+        check.mark("start")
+        looked.run(2.0, encoding)
+        check.mark("end")
+    assert sum("cannot be used, no observation" in line for line in check.lines()) == 1  # the others were said before
+    check.mark("discard")
+    check.mark("start")
+    looked.run(1.0, "8UC3")
+    check.mark("discard")
+    assert check.summary()[-1] == "episodes that cannot be used: 2 of 3 (2, 3)"
+
+
+@pytest.mark.parametrize("interface", get_args(Group.model_fields["interface"].annotation)[1:])
+def test_every_interface_is_recorded(interface):
+    """An action has no topic for its goals; the types are those that the node publishes."""
+    joints = ("left_gripper",)
+    group = {"topic": "/left/gripper", "interface": interface, "joints": list(joints)}
+    profile = changed("so101_bimanual_split", ("commands.left_gripper", group))
+    topics = {each.name: each.type for each in recorded_topics(profile)}
+    if interface in GRIPPER_ACTIONS:
+        assert "/left/gripper" not in topics
+    else:
+        published = command_type(profile, "left_gripper")
+        assert topics["/left/gripper"] == f"{published.__module__.split('.')[0]}/msg/{published.__name__}"
 
 
 def test_marks_that_are_none_are_refused():

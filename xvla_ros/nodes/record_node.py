@@ -2,7 +2,7 @@
 
 Keys where standard input is a terminal: s start, e end (success), f end (failed), d discard, q quit. Marks on
 ``/xvla/episode`` count as well. What is written is flushed every second, so that neither a full disk nor a killed
-process costs more than the last one.
+process costs more than the last one. Twice a second the reader of the policy's node is asked what it makes of it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from xvla_ros.nodes import qos
 from xvla_ros.nodes.episode_marks import EpisodeMarks, MarkError
 from xvla_ros.nodes.keyboard import Keyboard
 from xvla_ros.nodes.parameters import given_parameters
+from xvla_ros.nodes.record_check import check_of
 from xvla_ros.nodes.recorded_topics import COMMAND, LATCHED, SENSOR, RecordedTopic, recorded_topics
 from xvla_ros.observation.bag_writer import EPISODE_TOPIC, BagWriteError, BagWriter, Compression, UnknownTypeError
 from xvla_ros.observation.cdr import CdrError, read_string
@@ -105,6 +107,10 @@ class RecordNode(Node):  # type: ignore[misc]
         self._subscribed: dict[str, Any] = {}
         for topic in recorded_topics(profile, options.policy):
             self._subscribe(topic, QUALITY[topic.kind])
+        self.check = check_of(profile, lambda: self.get_clock().now().nanoseconds, say)
+        self._thread = threading.Thread(target=self.check.run, daemon=True) if self.check is not None else None
+        if self._thread is not None:
+            self._thread.start()
         steady = rclpy.clock.Clock(clock_type=rclpy.clock.ClockType.STEADY_TIME)
         self.create_timer(FLUSH_PERIOD, self._watch, clock=steady)
 
@@ -140,6 +146,10 @@ class RecordNode(Node):  # type: ignore[misc]
         mark = None if self.failed else self.marks.end(None)
         if mark is not None:
             self._write_mark(mark)
+        if self.check is not None and self._thread is not None:
+            self.check.stop()
+            self._thread.join()
+            self._tell()
         try:
             self._bag.close()
         except BagWriteError as error:
@@ -198,11 +208,15 @@ class RecordNode(Node):  # type: ignore[misc]
             except (MarkError, CdrError) as error:
                 self._say(f"{EPISODE_TOPIC}: not recorded: {error}")
             return
+        data = bytes(serialized)
         try:
-            self._bag.write(topic.name, topic.type, now, bytes(serialized))
+            self._bag.write(topic.name, topic.type, now, data)
             self.counts[topic.name] += 1
         except BagWriteError as error:
             self._fail(error)
+            return
+        if self.check is not None:
+            self.check.take(topic.name, data)
 
     def _write_mark(self, mark: dict[str, Any]) -> None:
         try:
@@ -213,6 +227,13 @@ class RecordNode(Node):  # type: ignore[misc]
             return
         told = f" {mark['success']}" if mark.get("success") is not None else ""
         self._say(f"episode {mark['event']}{told}: {self.state()}")
+        if self.check is not None and mark["robot"] == self.marks.robot:
+            self.check.mark(mark["event"])
+            self._tell()
+
+    def _tell(self) -> None:
+        for line in self.check.lines() if self.check is not None else ():
+            self._say(line)
 
     def _watch(self) -> None:
         """Flush, look for topics and for space."""
@@ -224,6 +245,7 @@ class RecordNode(Node):  # type: ignore[misc]
             self._fail(error)
             return
         self._look_for_extra()
+        self._tell()
         if not self._told_silent and self.seconds > SILENT_AFTER:
             self._told_silent = True
             for topic in self.silent():
@@ -250,7 +272,8 @@ class RecordNode(Node):  # type: ignore[misc]
 def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool] = lambda: False) -> int:
     """Record until a key, a signal, ``stopped`` or the duration says so; return the exit code.
 
-    Exit code 1 where the file could not be written to its end, or a required topic never came.
+    Exit code 1 where the file could not be written to its end, a required topic never came, or no observation could
+    be built of what came.
     """
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
@@ -280,9 +303,15 @@ def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool]
         _say(f"  {topic}: {node.counts[topic]} messages, {rate:.1f} Hz")
     for topic in silent:
         print(f"xvla record: nothing came on {topic}, without which the bag gives no samples", file=sys.stderr)
+    for line in node.check.summary() if node.check is not None else ():
+        _say(f"  {line}")
+    useless = node.check is not None and node.check.useless
+    if useless:
+        print("xvla record: no observation could be built of what was recorded, so the bag gives no samples",
+              file=sys.stderr)
     executor.shutdown()
     rclpy.try_shutdown()
-    return 1 if node.failed or silent else 0
+    return 1 if node.failed or silent or useless else 0
 
 
 class _StatusLine:

@@ -1,0 +1,162 @@
+"""While a robot is recorded: what its node's reader makes of what is recorded, said when that changes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from xvla_ros.model.data import Observation
+from xvla_ros.nodes.messages import decode_image
+from xvla_ros.observation.builder import ObservationBuilder
+from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
+from xvla_ros.observation.faults import Fault, FaultTally
+from xvla_ros.robots.profile import Profile
+
+PERIOD = 0.5  # s between two looks; a picture is decoded at a look alone
+SHARE = 10.0  # a look is followed by a pause of this many times what it took: the recording comes first
+GRACE = 3.0  # s in which a robot may come up
+SURE = 2  # looks that agree before a change is said
+
+
+class Looks:
+    """How often an observation could be built, and why not the other times."""
+
+    def __init__(self) -> None:
+        self.count, self.faults = 0, FaultTally()
+
+    def add(self, found: Observation | Fault) -> None:
+        self.count += 1
+        if isinstance(found, Fault):
+            self.faults.add(found)
+
+    @property
+    def useless(self) -> bool:
+        """Whether there was none at any of them."""
+        return bool(self.count) and len(self.faults) == self.count
+
+
+class RecordCheck:
+    """Feeds the reader with what is recorded and asks it now and then; ``run`` does so in a thread of its own.
+
+    Args:
+        profile: the robot.
+        now: ROS time in ns, 0 where there is none yet.
+        steady: steady clock, s.
+
+    Raises:
+        KinematicsError: the action mode has tool poses, and the arms cannot be had.
+    """
+
+    def __init__(
+        self, profile: Profile, now: Callable[[], int], steady: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._builder: ObservationBuilder[bytes] = ObservationBuilder(profile, decode_image)
+        self._cameras: dict[str, list[str]] = {}
+        for slot in profile.cameras.slots:
+            self._cameras.setdefault(profile.cameras.by_name[slot].topic, []).append(slot)
+        self._joints = {joint.topic for joint in profile.joints.ordered}
+        self._now, self._steady, self._begun = now, steady, steady()
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._lines: deque[str] = deque()
+        self._said, self._seen, self._times = "", "", 0  # reasons, empty while it is well; looks that saw the last
+        self._all = Looks()
+        self._open: Looks | None = None
+        self._episodes: list[Looks] = []
+
+    def take(self, topic: str, data: bytes) -> None:
+        """Take a message that is recorded; those of other topics are passed over."""
+        with suppress(CdrError):  # then it is missing, which is said
+            received = self._steady()
+            for slot in self._cameras.get(topic, ()):
+                self._builder.add_image(slot, peek_stamp(data), data, received)
+            if topic in self._joints:
+                self._builder.add_joints(topic, *read_joint_state(data), received)
+
+    def run(self) -> None:
+        """Look until ``stop``."""
+        pause = PERIOD
+        while not self._stopped.wait(pause):
+            begun = self._steady()
+            self.look()
+            pause = max(PERIOD, SHARE * (self._steady() - begun))
+
+    def stop(self) -> None:
+        """End ``run``."""
+        self._stopped.set()
+
+    def look(self) -> None:
+        """Ask the reader once."""
+        now, steady = self._now(), self._steady()
+        if not now:
+            return
+        found = self._builder.build(now, steady, "")
+        with self._lock:
+            coming_up = len(self._all.faults) == self._all.count and steady - self._begun < GRACE
+            if isinstance(found, Fault) and coming_up and self._open is None:
+                return
+            for looks in (self._all, self._open):
+                if looks is not None:
+                    looks.add(found)
+            self._judge(found)
+
+    def _judge(self, found: Observation | Fault) -> None:
+        reason = found.reason if isinstance(found, Fault) else ""
+        self._seen, self._times = reason, self._times + 1 if reason == self._seen else 1
+        if self._times < SURE or reason == self._said:
+            return
+        self._said = reason
+        self._lines.append(f"warning: what is recorded cannot be used: {found.reason}: {found.detail}"
+                           if isinstance(found, Fault) else "what is recorded can be used again")
+
+    def mark(self, event: str) -> None:
+        """Take note of a mark of this robot's episodes: ``start``, ``end`` or ``discard``."""
+        with self._lock:
+            if event == "discard":
+                if self._open is None and self._episodes:
+                    self._episodes.pop()
+            elif self._open is not None:
+                self._episodes.append(self._open)
+                if self._open.useless:
+                    self._lines.append(
+                        f"warning: episode {len(self._episodes)} cannot be used, no observation could be built "
+                        f"in it: {'; '.join(self._open.faults.lines(1))}")
+            self._open = Looks() if event == "start" else None
+
+    def lines(self) -> list[str]:
+        """Return what is to be said since the last time."""
+        with self._lock:
+            told = list(self._lines)
+            self._lines.clear()
+        return told
+
+    @property
+    def useless(self) -> bool:
+        """Whether no observation could be built at any time."""
+        return self._all.useless
+
+    def summary(self) -> list[str]:
+        """Return what it came to, in lines; none where it was never asked."""
+        looks, bad = self._all, [number for number, each in enumerate(self._episodes, 1) if each.useless]
+        if not looks.count:
+            return []
+        lines = [f"observations: could be built at {looks.count - len(looks.faults)} of {looks.count} looks"]
+        lines += [f"  {line}" for line in looks.faults.lines()]
+        if bad:
+            lines.append(f"episodes that cannot be used: {len(bad)} of {len(self._episodes)} "
+                         f"({', '.join(map(str, bad))})")
+        return lines
+
+
+def check_of(profile: Profile, now: Callable[[], int], say: Callable[[str], None]) -> RecordCheck | None:
+    """Return the check of a robot's recording; None, and the reason said, where its kinematics cannot be had."""
+    from xvla_ros.robots.kinematics import KinematicsError
+
+    try:
+        return RecordCheck(profile, now)
+    except KinematicsError as error:
+        say(f"whether what is recorded can be used is not looked at: {error}")
+        return None
