@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from xvla_ros.cli import main
-from xvla_ros.evaluation.bag_info import inspect
+from xvla_ros.evaluation.bag_info import inspect, text_of
 from xvla_ros.observation.bags import MOST_DECODED
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -100,3 +100,22 @@ def test_joints_that_leap_are_reported(tmp_path, monkeypatch):
     assert 30 <= found.built <= 40
     assert "shoulder_pan leaps" in next(each["detail"] for each in found.faults
                                         if each["reason"] == "joints_implausible")
+
+
+def test_a_reader_that_cannot_be_had_is_no_success(tmp_path, capsys):
+    arm = changed("widowx", ("instruction", "go"))
+    bag = Session(arm, end=1.0).record().write(tmp_path / "bag.mcap")
+    lost = changed("widowx", ("instruction", "go"), ("tools.arm.urdf", "no_such.urdf"))
+    info = inspect(bag, lost)
+    assert info.exit_code == 2 and "no_such.urdf" in str(info.observations)
+    assert inspect(bag, arm).exit_code in (0, 2)  # 2 without Pinocchio
+    assert "lacks nothing" not in text_of(info) and "observations: unknown" in text_of(info)
+
+
+def test_a_gripper_that_takes_actions_lacks_no_topic(tmp_path):
+    group = {"topic": "/left/gripper", "interface": "gripper_action", "joints": ["left_gripper"]}
+    robot = changed("so101_bimanual_split", ("instruction", "go"), ("commands.left_gripper", group))
+    session = Session(robot, end=1.0).record()
+    session.messages = [each for each in session.messages if each[1] != "/left/gripper"]
+    info = inspect(session.write(tmp_path / "bag.mcap"), robot)
+    assert info.missing == () and info.exit_code == 0

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.bag_files import BagError, bag_messages, bag_summary
-from xvla_ros.observation.bags import decode_image, observations
+from xvla_ros.observation.bags import BagClock, _Frames, decode_image, observations
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.cdr import peek_stamp, read_joint_state
 from xvla_ros.observation.faults import CAMERA_MISSING, CAMERA_STALE, JOINTS_STALE, Fault
@@ -202,6 +204,32 @@ def test_joint_states_without_stamps_are_no_other_clock(tmp_path, profile, first
     assert len(found) > 20
     assert {one.reason for one in found[3:]} == {JOINTS_STALE}
     assert "their clock is not this node's" in found[-1].detail
+
+
+@given(steps=st.lists(st.tuples(st.integers(0, 200), st.integers(-1000, 100_000)), max_size=40))
+def test_every_stamp_is_due_once_as_soon_as_its_time_has_come(steps):
+    """(ms after the one before it, ms by which it is stamped ahead) of pictures; whatever else is waiting."""
+    schedule, now, given_stamps, due_at = _Frames(), 0, [], {}
+    for gap, ahead in steps:
+        now += gap * MS
+        schedule.picture(now + ahead * MS, now)
+        given_stamps.append(now + ahead * MS)
+        while (due := schedule.due(now)) is not None:
+            schedule.done(now)
+            due_at.setdefault(due, []).append(now)
+    came = [stamp for stamp in given_stamps if stamp <= now + 100 * MS]
+    assert sorted(stamp for stamp, times in due_at.items() for _ in times) == sorted(came)
+    assert all(stamp <= time + 100 * MS for stamp, times in due_at.items() for time in times)
+    assert schedule.ahead(now) == sorted(stamp for stamp in given_stamps if stamp > now + 100 * MS)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["/a", "/b", "/zero"]), st.integers(0, 300)), min_size=1, max_size=40))
+def test_the_clock_of_a_bag_is_the_log_where_any_topic_has_it(messages):
+    clock, log = BagClock(), START
+    clock.look_at(START, START - 5 * MS)
+    for topic, gap in messages:
+        log += gap * MS
+        assert clock.now(topic, log, 0 if topic == "/zero" else log - 5 * MS) == log
 
 
 def test_summary_of_a_whole_bag(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from test.training.recorded import MS, START, Session, changed
+from test.training.recorded import MS, START, Session, changed, curve
 from xvla_ros.observation.commands import JointCommand, PoseCommand
 from xvla_ros.training.bag_paths import followed, interpolated, trajectories
 from xvla_ros.training.bag_recording import BagOptions, BagRecording
@@ -145,3 +145,20 @@ def test_frames_go_to_their_own_episode_where_another_was_left_out(tmp_path):
     seen = list(recording.seen(survey))
     assert {each.episode for each in seen} == {0} and len(seen) > 20
     assert all(episode.start <= each.stamp <= episode.end for each in seen)
+
+
+def test_a_gripper_that_an_action_commands_is_as_it_was_measured(tmp_path):
+    group = {"topic": "/left/gripper", "interface": "gripper_action", "joints": ["left_gripper"]}
+    robot = changed("so101_bimanual_split", ("instruction", "go"), ("commands.left_gripper", group))
+    session = Session(robot, end=1.0).record()
+    session.messages = [each for each in session.messages if each[1] != "/left/gripper"]
+    recording = BagRecording(session.write(tmp_path / "bag.mcap"), robot)
+    survey = recording.survey()
+    assert (survey.actions, survey.problems) == ("commanded", ())
+    times, joints = recording.joint_path(survey, 0)
+    seconds = (times - START) / 1e9
+    later = seconds > 0.3
+    column = robot.joints.policy_order.index("left_gripper")
+    np.testing.assert_allclose(joints[later, column], curve(robot, seconds[later])[:, column], atol=1e-3)
+    other = robot.joints.policy_order.index("left_elbow_flex")
+    assert np.abs(joints[later, other] - curve(robot, seconds[later])[:, other]).max() > 0.01

@@ -191,7 +191,7 @@ def _observations(path: Path, profile: Profile) -> Observations | None:
     try:
         found = verdict(path, profile)
     except BagError as error:
-        return Observations(faults=({"reason": "", "detail": str(error), "count": 1},))
+        return Observations(faults=({"reason": "unreadable", "detail": str(error), "count": 1},))
     except KinematicsError as error:
         return Observations(unknown=str(error))
     return Observations(found.asked, found.built, found.decoded, tuple(found.faults.records()))
