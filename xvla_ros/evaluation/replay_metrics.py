@@ -25,6 +25,7 @@ from xvla_ros.robots.profile import Profile
 Floats = NDArray[np.float64]
 
 SCHEMA_VERSION = 1
+MOST_KINDS = 20  # of faults that are written
 PERSISTENCE, MEAN, LAST_COMMAND = "persistence", "mean", "last_command"
 Key = tuple[int, int]
 
@@ -283,7 +284,7 @@ def metrics(
         "bags": [_bag(part.record) for part in parts],
         "frames": sum(part.record.frames for part in parts),
         "skipped": skipped,
-        "skipped_details": faults.records(),
+        "skipped_details": faults.records()[:MOST_KINDS],
         **figures.of_run(0),
         "by_horizon": figures.by_horizon(len(names)),
         "baselines": figures.of_baselines(),
@@ -311,7 +312,7 @@ def _bag(record: BagRecord) -> dict[str, Any]:
     return {
         "path": record.path, "frames": record.frames, "episodes": len(record.episodes),
         "actions": record.actions, "skipped": record.skipped or {},
-        "skipped_details": list(record.skipped_details),
+        "skipped_details": list(record.skipped_details[:MOST_KINDS]),
         "error": record.error, "integrity": record.integrity, "damaged": record.damaged, "notes": list(record.notes),
     }
 

@@ -57,10 +57,9 @@ class FaultTally:
         """Return the first fault of every kind and how many there were, the commonest kind first."""
         return [(self._first[kind], count) for kind, count in self._counts.most_common()]
 
-    def records(self, most: int = 20) -> list[dict[str, Any]]:
-        """Return {reason, detail, count} of the commonest kinds, as JSON holds them."""
-        return [{"reason": fault.reason, "detail": fault.detail, "count": count}
-                for fault, count in self.commonest()[:most]]
+    def records(self) -> list[dict[str, Any]]:
+        """Return {reason, detail, count} of every kind, the commonest first, as JSON holds them."""
+        return [{"reason": fault.reason, "detail": fault.detail, "count": count} for fault, count in self.commonest()]
 
     def lines(self, most: int = 3) -> list[str]:
         """Return the commonest kinds in words, a line each, and how many there were of others."""
