@@ -221,14 +221,14 @@ def test_without_an_answer_the_robot_holds_within_the_inference_timeout(bench):
 @pytest.mark.parametrize("reason", [CAMERA_STALE, JOINTS_INVALID])
 def test_a_fault_brings_the_robot_to_rest_on_its_path(running, reason):
     path = running.controller.last_window
-    running.run(PERIOD, fault=Fault(reason, "detail"))
+    running.run(PERIOD, fault=Fault(reason, "0.31 s old"))
     begun = running.clock.ros
     assert running.reason == (HOLDING, reason)
     stopping = np.abs(path.velocities).max() / 10.0 + 2 * PERIOD
-    running.run(stopping + PERIOD, fault=Fault(reason, "other words"))
+    running.run(stopping + PERIOD, fault=Fault(reason, "0.52 s old"))
     at_rest = running.controller.last_window
     assert stands(at_rest)
-    assert running.status.detail == "detail", "a reason is told once, not with every change of its figures"
+    assert running.status.detail == "0.31 s old", "a reason is told once, not with every change of its figures"
     assert (running.clock.ros - begun) / SECOND < 0.3
     on_path = np.array([path.position_at(path.stamp + round(s * SECOND)) for s in np.arange(0, 0.5, 0.001)])
     assert np.abs(on_path - at_rest.start.position).max(axis=1).min() < 2e-3

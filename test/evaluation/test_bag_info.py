@@ -13,7 +13,7 @@ from xvla_ros.evaluation.bag_info import inspect, text_of
 from xvla_ros.observation.bags import MOST_DECODED
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from recorded import MS, START, Session, changed, leaping
+from recorded import MS, START, Session, changed
 
 PAIR = changed("so101_bimanual", ("instruction", "fold"))
 FRONT = "/front/image_raw"
@@ -95,7 +95,6 @@ def test_a_sample_of_the_pictures_is_decoded(tmp_path, monkeypatch):
 
 
 def test_joints_that_leap_are_reported(tmp_path, monkeypatch):
-    leaping(monkeypatch)
     found = inspect(Session(PAIR, end=3.0).record().zeros(1.0, 2.0).write(tmp_path / "bag.mcap"), PAIR).observations
     assert 30 <= found.built <= 40
     assert "shoulder_pan leaps" in next(each["detail"] for each in found.faults

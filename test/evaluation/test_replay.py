@@ -23,7 +23,7 @@ from xvla_ros.evaluation.replay_rows import SHIFTS
 from xvla_ros.evaluation.replay_sources import Answer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from recorded import MS, START, Session, changed, curve, leaping
+from recorded import MS, START, Session, changed, curve
 
 pytest.importorskip("pinocchio")
 
@@ -484,7 +484,6 @@ def test_bags_that_could_not_be_replayed_are_counted(tmp_path, capsys):
 
 
 def test_joints_that_leap_are_left_out_or_refused(tmp_path, monkeypatch):
-    leaping(monkeypatch)
     for commands in (True, False):
         bag = Session(pair(), end=3.0, commands=commands).record().zeros(1.0, 2.0).write(tmp_path / f"{commands}.mcap")
         record = replay_bag(bag, pair(), [Off()], ReplaySettings(), tmp_path / f"part{commands}")

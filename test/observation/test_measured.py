@@ -26,7 +26,9 @@ class Driver:
 
     def say(self, ms, value, names=JOINTS):
         positions = np.broadcast_to(value, len(names))
-        return self.topic.add(START + round(ms * MS), names, positions, ms / 1e3)
+        """Return whether it is believed."""
+        self.topic.add(START + round(ms * MS), names, positions, ms / 1e3)
+        return self.fault is None
 
     @property
     def positions(self):

@@ -154,20 +154,6 @@ class Session:
         return path
 
 
-def leaping(monkeypatch: Any) -> None:
-    """Let the node's reader refuse joints that leap to zero, for two tenths of a second."""
-    align = ObservationBuilder._align
-
-    def judged(self: Any, now: int, steady: float, not_after: int | None = None) -> Any:
-        for topic, messages in self._joints.items():
-            recent = [each for each in messages.snapshot() if steady - each.received < 0.2]
-            if any(not each.value.any() for each in recent):
-                return Fault(JOINTS_IMPLAUSIBLE, f"{topic}: joint shoulder_pan leaps by 0.8 rad in 5 ms")
-        return align(self, now, steady, not_after)
-
-    monkeypatch.setattr(ObservationBuilder, "_align", judged)
-
-
 def _ns(seconds: float) -> int:
     return START + round(float(seconds) * 1000) * MS
 

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from recorded import Session, changed, curve, leaping
+from recorded import Session, changed, curve
 
 from xvla_ros.observation import serialize
 from xvla_ros.observation.bag_writer import BagWriter
@@ -261,7 +261,6 @@ def test_some_skipped_instants_are_told_with_their_reasons(tmp_path, pair):
 
 
 def test_joints_that_leap_are_cut_out_or_refused(tmp_path, pair, monkeypatch):
-    leaping(monkeypatch)
     for commands in (True, False):
         bag = Session(pair, end=3.0, commands=commands).record().zeros(1.0, 2.0).write(tmp_path / f"{commands}.mcap")
         if commands:

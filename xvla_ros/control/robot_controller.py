@@ -424,7 +424,7 @@ class RobotController:
         state = HOLDING if self._stops.cause is None else STOPPED
         if (status.state, status.reason) != (state, trouble.reason):
             self._status = status.to(state, trouble)
-        elif trouble.reason == CONTROLLER_LOST:  # who else commands the arm becomes known by and by
+        elif not trouble.is_like(status.detail):  # who else commands the arm, or what is wrong with a picture at last
             self._status = replace(status, detail=trouble.detail)
         if trouble.reason not in OF_POLICY:
             # what was seen before a hold says nothing of the world after it

@@ -112,10 +112,10 @@ def verdict(path: str | Path, profile: Profile) -> Verdict:
     every = math.ceil(sum(topic.count for topic in summary.topics if topic.name == first_slot) / MOST_ASKED)
     period = max(DECODE_PERIOD, (summary.end - summary.start) / NS / MOST_DECODED)
 
-    def decode(serialized: bytes, transport: str) -> NDArray[np.uint8]:
+    def decode(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:
         nonlocal decoded
         decoded += 1
-        return decode_image(serialized, transport)
+        return decode_image(serialized, camera)
 
     def wanted(stamp: int) -> bool:
         nonlocal count

@@ -32,6 +32,14 @@ class Fault:
     reason: str
     detail: str
 
+    def is_like(self, detail: str) -> bool:
+        """Whether ``detail`` says the same but for its numbers."""
+        return _kind(self.detail) == _kind(detail)
+
+
+def _kind(detail: str) -> str:
+    return _NUMBER.sub("#", detail)
+
 
 class FaultTally:
     """Counts faults; those that differ in their numbers only ("0.31 s old", "0.32 s old") are one."""
@@ -45,7 +53,7 @@ class FaultTally:
 
     def add(self, fault: Fault, count: int = 1) -> None:
         """Count one fault, or several of its kind."""
-        kind = fault.reason, _NUMBER.sub("#", fault.detail)
+        kind = fault.reason, _kind(fault.detail)
         self._counts[kind] += count
         self._first.setdefault(kind, fault)
 

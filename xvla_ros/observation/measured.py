@@ -91,22 +91,25 @@ class MeasuredTopic:
         self._last, self._believed = _Readings(joints), _Readings(joints)
         self._earlier, self._between, self._anchor = (_Readings(joints) for _ in range(3))
 
-    def add(self, stamp: int, names: Sequence[str], positions: ArrayLike, received: float) -> bool:
-        """Take a message; return whether it is believed.
+    def add(self, stamp: int, names: Sequence[str], positions: ArrayLike, received: float) -> Floats | None:
+        """Take a message; ``fault`` says whether it is believed.
 
         Args:
             stamp: ns of ROS time.
             names, positions: as they came, rad or m.
             received: steady clock, s.
+
+        Returns:
+            float64 [J of the topic], NaN for joints that it does not have; None for one that holds nothing of them.
         """
         try:
             values = self.layout.read(names, positions)
         except JointsError as error:
             self._doubt(stamp, Fault(JOINTS_INVALID, str(error)))
-            return False
+            return None
         if values is None:
             self._heard = f"with {shown(tuple(names))}" if np.size(positions) else "without positions"
-            return False
+            return None
         leap = self._leap(stamp, values)
         if leap:
             for part in self._parts:
@@ -116,7 +119,7 @@ class MeasuredTopic:
             self.fault = None
         self._note(stamp, values)
         self._keep(Stamped(stamp, received, values))
-        return self.fault is None
+        return values
 
     def measured(self) -> MeasuredJoints | None:
         """What is believed of this topic's joints, None until each has been heard of."""

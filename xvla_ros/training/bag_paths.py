@@ -44,7 +44,7 @@ class JointTracks:
         for topic, layout in joint_topics(profile).items():
             found = stretch.joints.get(topic)
             if found:
-                self._columns.append((layout.indices, found.stamps, found.positions))
+                self._columns += _in_parts(layout.indices, found.stamps, found.positions)
 
     def complete(self) -> bool:
         """Whether every joint has been heard of."""
@@ -72,6 +72,21 @@ class JointTracks:
         for indices, _, positions in self._columns:
             low[indices], high[indices] = positions.min(axis=0), positions.max(axis=0)
         return low, high
+
+
+def _in_parts(
+    indices: NDArray[np.intp], stamps: Times, positions: Floats
+) -> Iterator[tuple[NDArray[np.intp], Times, Floats]]:
+    """Yield the joints of a topic that came in the same messages, with those; one part where all always did."""
+    here = ~np.isnan(positions)
+    if here.all():
+        yield indices, stamps, positions
+        return
+    patterns, part_of = np.unique(here, axis=1, return_inverse=True)
+    for part in range(patterns.shape[1]):
+        columns, rows = np.flatnonzero(part_of.ravel() == part), patterns[:, part]
+        if rows.any():
+            yield indices[columns], stamps[rows], positions[np.ix_(rows, columns)]
 
 
 def followed(commands: Iterable[tuple[int, JointCommand]], before: Floats) -> tuple[Times, Floats]:

@@ -22,13 +22,15 @@ from xvla_ros.observation.bags import RESTART, Restarts
 from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state, read_string
 from xvla_ros.observation.commands import JointCommand, PoseCommand, read_command
 from xvla_ros.observation.commands import command_type as type_of_command
-from xvla_ros.observation.joints import JointsError, joint_topics
+from xvla_ros.observation.joints import joint_topics
+from xvla_ros.observation.measured import MeasuredTopic
 from xvla_ros.robots.profile import Profile
 
 Floats = NDArray[np.float64]
 Times = NDArray[np.int64]
 
 NEVER = -(1 << 62)
+KEPT_S = 1.0  # of joint messages, by the node's reader
 
 
 class Readings:
@@ -144,7 +146,7 @@ class Stretch:
     """One run of ROS time.
 
     Attributes:
-        joints: topic → stamps in ns with the positions [J of the topic] there.
+        joints: topic → stamps in ns with the positions [J of the topic] there, NaN for joints not in that message.
         commands: group → what it was sent.
         marks: [(ROS time ns, mark)] of the profile's robot.
         instructions: [(ROS time ns, text)].
@@ -195,7 +197,8 @@ class _Reader:
         self._cameras: dict[str, list[str]] = {}
         for slot in profile.cameras.slots:
             self._cameras.setdefault(profile.cameras.by_name[slot].topic, []).append(slot)
-        self._joints = joint_topics(profile)
+        self._joints = {topic: MeasuredTopic(layout, profile, KEPT_S)
+                        for topic, layout in joint_topics(profile).items()}
         self._groups: dict[str, list[str]] = {}
         for group in profile.commands.groups:
             self._groups.setdefault(profile.commands.by_name[group].topic, []).append(group)
@@ -217,9 +220,12 @@ class _Reader:
     def take(self, message: BagMessage) -> None:
         try:
             self._take(message)
-        except (CdrError, JointsError, ValueError) as error:
-            count, first = self.broken.get(message.topic, (0, str(error)))
-            self.broken[message.topic] = count + 1, first
+        except (CdrError, ValueError) as error:
+            self._count_broken(message.topic, str(error))
+
+    def _count_broken(self, topic: str, problem: str) -> None:
+        count, first = self.broken.get(topic, (0, problem))
+        self.broken[topic] = count + 1, first
 
     def _take(self, message: BagMessage) -> None:
         topic, data = message.topic, message.data
@@ -230,9 +236,7 @@ class _Reader:
         if topic in self._joints:
             stamp, names, positions = read_joint_state(data)
             self._stamped(message, stamp)
-            values = self._joints[topic].read(names, positions)
-            if values is not None:
-                self._stretch.joints.setdefault(topic, Readings()).add(stamp, values)
+            self._measured(topic, stamp, self._joints[topic].add(stamp, names, positions, message.log_time / NS))
         for group in self._groups.get(topic, []):
             if message.type == type_of_command(self._profile, group):
                 self._command(message, group)
@@ -241,6 +245,14 @@ class _Reader:
             self._unstamped(message, lambda stretch, now: stretch.instructions.append((now, text)))
         if topic == EPISODE_TOPIC:
             self._mark(message)
+
+    def _measured(self, topic: str, stamp: int, values: Floats | None) -> None:
+        """Keep what was measured, where the node's reader believes it."""
+        fault = self._joints[topic].fault
+        if fault is not None:
+            self._count_broken(topic, fault.detail)
+        elif values is not None:
+            self._stretch.joints.setdefault(topic, Readings()).add(stamp, values)
 
     def _command(self, message: BagMessage, group: str) -> None:
         command, whole = read_command(self._profile, group, message.data), self._whole
@@ -287,6 +299,8 @@ class _Reader:
         """Close this run of time and begin another, with what was logged in it before its first stamp."""
         for readings in self._stretch.joints.values():
             readings.settle()
+        for joints in self._joints.values():
+            joints.clear()
         self.stretches.append(self._stretch)
         self._stretch, self._newest = Stretch(), None
         self._place_pending(0)
