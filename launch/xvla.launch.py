@@ -8,7 +8,7 @@ ros2 launch xvla_ros xvla.launch.py robots:=so101_bimanual,widowx checkpoint:=my
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import (
@@ -225,7 +225,29 @@ def started(policy: LifecycleNode) -> list[LaunchDescriptionEntity]:
                 entities=[LogInfo(msg="xvla could not be configured; its log says why. Nothing moves.")],
             )
         ),
+        *_ended_where_refused(policy),
     ]
+
+
+def _ended_where_refused(policy: LifecycleNode) -> list[LaunchDescriptionEntity]:
+    """End the launch with exit code 1 where the first activation is refused, as for untrained weights."""
+    was_active: list[bool] = []
+
+    def end(_: LaunchContext) -> None:
+        if not was_active:  # a later activation is somebody's own, who gets the answer
+            raise RuntimeError("xvla could not be activated; its log says why. Nothing moves.")
+
+    def came(goal_state: str, function: Callable[[LaunchContext], None]) -> RegisterEventHandler:
+        return RegisterEventHandler(
+            OnStateTransition(
+                target_lifecycle_node=policy,
+                start_state="activating",
+                goal_state=goal_state,
+                entities=[OpaqueFunction(function=function)],
+            )
+        )
+
+    return [came("active", lambda _: was_active.append(True)), came("inactive", end)]
 
 
 def _change(policy: LifecycleNode, transition: int) -> EmitEvent:

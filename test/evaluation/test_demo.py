@@ -24,6 +24,7 @@ LIMIT = 300.0  # s, only ends a hang
 DURATION = 4.0
 CODE = "import json, sys; from xvla_ros.evaluation.demo import demo; sys.exit(demo(**json.loads(sys.argv[1])))"
 RUN = "import json, sys; from xvla_ros.evaluation.run import run; sys.exit(run(**json.loads(sys.argv[1])))"
+CLI = "import json, sys; from xvla_ros.cli import main; sys.exit(main(json.loads(sys.argv[1])['arguments']))"
 MARK = "XVLA_TEST_MARK"
 
 
@@ -213,3 +214,16 @@ def test_run_follows_its_nodes_until_it_is_told_to_stop(tmp_path: Path, ros_doma
         code, errors = command.end(signal.SIGINT)
         assert code == 0, errors
         assert not command.alive()
+
+
+def test_run_moves_an_untrained_arm_in_simulated_time_only(tmp_path: Path, ros_domain: int) -> None:
+    arguments = ["run", "--robot", "so101", "--output", str(tmp_path)]
+    with started(CLI, arguments=arguments) as command:
+        code, errors = command.end()
+        assert code == 1
+        assert "cannot activate: so101: untrained: no trained row 28" in errors and "allow_untrained" in errors
+    with started(CLI, arguments=[*arguments, "--use-sim-time"]) as command:
+        command.read_until("running so101")
+        assert becomes(lambda: "inactive → active" in (tmp_path / "logs" / "policy.log").read_text())
+        code, errors = command.end(signal.SIGINT)
+        assert code == 0, errors

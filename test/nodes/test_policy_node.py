@@ -441,3 +441,28 @@ def test_an_autostart_that_fails_ends_with_1_and_says_why(tmp_path):
             assert "Traceback" not in node.said()
         finally:
             node.kill()
+
+
+REAL_TIME = {"use_sim_time": False, "paced": False}
+
+
+def test_untrained_weights_move_no_arm_outside_a_simulation(checkpoint, tmp_path):
+    with free_domain() as other:
+        pair = StandInPair(other, PacedTime())
+        node = NodeProcess(other, tmp_path, checkpoint=str(checkpoint), instruction=TASK, **REAL_TIME)
+        try:
+            pair.meet()
+            assert pair.make(CONFIGURE) and not pair.make(ACTIVATE)
+            status = pair.wait_for(lambda: pair.status if pair.status.reason else None, "the reason")
+            assert (status.state, status.reason) == ("inactive", "untrained")
+            assert "no trained row 19" in status.detail and "allow_untrained: true" in status.detail
+            assert pair.state() == "inactive" and not any(pair.count().values())
+            assert pair.set(**{f"{ROBOT}__safety__allow_untrained": True})[0].successful
+            assert pair.make(ACTIVATE)
+            assert pair.wait_for(lambda: pair.status if pair.status.state == "holding" else None, "to hold").reason != \
+                "untrained"
+            assert pair.make(SHUTDOWN) and node.end() == 0
+            assert "cannot activate: so101_bimanual: untrained: no trained row 19" in node.said()
+        finally:
+            node.kill()
+            pair.close()

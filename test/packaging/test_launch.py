@@ -20,6 +20,7 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from lifecycle_msgs.msg import State, Transition, TransitionEvent
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import qos_profile_sensor_data
 from trajectory_msgs.msg import JointTrajectory
@@ -196,3 +197,25 @@ def test_an_unknown_robot_starts_nothing_and_says_which_there_are(bring_up):
     assert "no_such_arm" in said
     assert "so101_bimanual" in said
     assert "process started" not in said
+
+
+def test_untrained_weights_end_the_launch_of_a_real_arm(bring_up):
+    bringup = bring_up("robot:=so101")
+    assert bringup.process.wait(timeout=DEADLINE) == 1
+    said = bringup.log.read_text()
+    assert "cannot activate: so101: untrained: no trained row 28 in random weights" in said
+    assert "xvla could not be activated" in said
+
+
+def test_an_activation_that_is_refused_later_ends_nothing(bring_up, tmp_path):
+    file = tmp_path / "allowed.yaml"
+    file.write_text("/**: {ros__parameters: {so101: {safety: {allow_untrained: true}}}}")
+    bringup = bring_up("robot:=so101", f"params_file:={file}")
+    bringup.wait_for(lambda: bringup.states and bringup.states[-1] == "active", "the activation")
+    client = AsyncParameterClient(bringup.node, "/xvla")
+    bringup.wait_for(client.services_are_ready, "the parameter services")
+    assert bringup.change(Transition.TRANSITION_DEACTIVATE)
+    future = client.set_parameters([Parameter("so101.safety.allow_untrained", value=False)])
+    bringup.wait_for(future.done, "the parameter")
+    assert not bringup.change(Transition.TRANSITION_ACTIVATE)
+    assert bringup.state() == State.PRIMARY_STATE_INACTIVE

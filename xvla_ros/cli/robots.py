@@ -75,6 +75,9 @@ def add_run(commands: Commands) -> None:
     add_device(parser)
     add_dtype(parser)
     add_real_time(parser)
+    parser.add_argument(
+        "--use-sim-time", action="store_true", help="take the time from the /clock of a simulator that runs already"
+    )
     parser.add_argument("--no-autostart", dest="autostart", action="store_false", help="leave the node unconfigured")
     parser.add_argument("--instruction", help="what to do, in words (default: the profile's, then the topic)")
     parser.add_argument("--seed", type=int, default=0, help="of the simulated scene (default 0)")
@@ -88,6 +91,7 @@ def _run(options: argparse.Namespace) -> int:
         options.robot, options.checkpoint, sim=options.sim, namespace=options.namespace, device=options.device,
         autostart=options.autostart, instruction=options.instruction, seed=options.seed, output=options.output,
         robots=options.robots, dtype=options.dtype, real_time=options.real_time,
+        use_sim_time=options.use_sim_time,
     )
 
 

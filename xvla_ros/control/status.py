@@ -10,6 +10,7 @@ from xvla_ros.observation.faults import Fault
 INACTIVE, RUNNING, HOLDING, STOPPED = "inactive", "running", "holding", "stopped"
 POLICY_LATE, POLICY_ERROR = "policy_late", "policy_error"
 CLOCK_STOPPED, CONTROLLER_LOST = "clock_stopped", "controller_lost"
+UNTRAINED = "untrained"
 LIMIT, NOT_FOLLOWING = "limit", "not_following"
 OF_POLICY = (POLICY_LATE, POLICY_ERROR, LIMIT)  # faults of a chunk, which the next one may mend
 

@@ -29,11 +29,13 @@ def run(
     robots: str = "",
     dtype: str = "",
     real_time: bool = False,
+    use_sim_time: bool = False,
 ) -> int:
     """Bring up the policy node, and with ``sim`` what simulates its arms, and follow them until Ctrl-C.
 
     ``robots`` are several, by name or file with commas between them, in the place of ``robot``: one node drives all.
-    What is simulated waits for the policy, unless ``real_time`` says no.
+    What is simulated waits for the policy, unless ``real_time`` says no. ``use_sim_time`` takes the time from the
+    ``/clock`` of a simulator that runs already.
 
     The nodes join the graph of the surrounding ROS_DOMAIN_ID, as launched ones do. Their logs go to ``output``/logs.
 
@@ -57,7 +59,7 @@ def run(
             instruction=instruction,
             device=device,
             dtype=dtype,
-            sim_time=sim,
+            sim_time=sim or use_sim_time,
             paced=sim and not real_time,
             autostart=autostart,
             namespace=namespace,

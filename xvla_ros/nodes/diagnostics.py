@@ -23,7 +23,7 @@ _LEVELS = {
 
 def robot_diagnostics(link: RobotLink, *, node: str, policy: Policy | None, stop: str) -> DiagnosticStatus:
     """Policy, state, cause of a ``stop``, counters, latencies (ms) and frames (stamps in ns of ROS time) of a robot."""
-    status = link.pilot.status
+    status = link.status
     values: dict[str, object] = {
         "checkpoint": policy.source if policy is not None else "",
         "trained": str(policy is not None and policy.is_trained(link.profile.policy.domain_id)).lower(),

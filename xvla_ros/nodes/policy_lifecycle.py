@@ -26,6 +26,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from xvla_ros.control.engine import INFERENCE_THREAD, Engine
 from xvla_ros.control.policy_source import PolicySourceError, load_policy
+from xvla_ros.control.status import UNTRAINED
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.model.imports import kept_for_good
 from xvla_ros.nodes import messages, qos
@@ -38,6 +39,7 @@ from xvla_ros.nodes.robot_description import DescriptionTopics
 from xvla_ros.nodes.robot_link import RobotLink
 from xvla_ros.nodes.stop_topics import StopTopics
 from xvla_ros.nodes.time_limit import TOPIC, TimeLimit
+from xvla_ros.observation.faults import Fault
 from xvla_ros.resources import usable_cores
 from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
 from xvla_ros.robots.problems import ProfileError
@@ -103,6 +105,7 @@ class PolicyNode(GuardedLifecycleNode):
         if self._linked_for != self._to_link():
             self._close_links()
             self._make_links()
+        self._refuse_untrained()
         self._engine = Engine(self._predict, self._links, self._batch_wait())
         self._require_simulation()
         for link in self._links:
@@ -168,6 +171,26 @@ class PolicyNode(GuardedLifecycleNode):
         if paced and not self.get_parameter("use_sim_time").value:
             raise TransitionError("parameter paced is true without use_sim_time: only simulated time can wait")
         return paced
+
+    def _refuse_untrained(self) -> None:
+        """Let random weights move no arm outside a simulation, unless its profile allows that.
+
+        Raises:
+            TransitionError: naming every robot the policy was not trained for, and what to do.
+        """
+        policy = self._policy
+        if policy is None or self.get_parameter("use_sim_time").value:
+            return
+        refused = []
+        for link in self._links:
+            profile = link.profile
+            if policy.is_trained(profile.policy.domain_id) or profile.safety.allow_untrained:
+                continue
+            detail = untrained(profile, policy)
+            link.refuse(Fault(UNTRAINED, detail))
+            refused.append(f"{profile.name}: {UNTRAINED}: {detail}")
+        if refused:
+            raise TransitionError("; ".join(refused))
 
     def _require_simulation(self) -> None:
         """Let no watchdog count simulated time unless that waits for this node.
@@ -282,10 +305,7 @@ class PolicyNode(GuardedLifecycleNode):
         )
         for profile in self._profiles.values():
             if not policy.is_trained(profile.policy.domain_id):
-                log.warning(
-                    f"{profile.name}: untrained: {policy.source} has no trained row {profile.policy.domain_id}; "
-                    "the arm will move, but not to a purpose"
-                )
+                log.warning(f"{profile.name}: {UNTRAINED}: {untrained(profile, policy)}")
         if policy.precision.is_slow:
             log.warning(f"parameter dtype: the policy {policy.precision}; leave dtype empty for the fastest")
         log.info("warming up")
@@ -340,6 +360,15 @@ def blank_observation(profile: Profile) -> Observation:
     state = np.zeros(profile.state_width, np.float32)
     images = {slot: np.zeros((240, 320, 3), np.uint8) for slot in profile.cameras.slots}
     return Observation(profile.embodiment(), 0, images, state, profile.instruction or "warm up")
+
+
+def untrained(profile: Profile, policy: Policy) -> str:
+    """Say what an untrained policy would do with the robot, and what to do about it."""
+    return (
+        f"no trained row {profile.policy.domain_id} in {policy.source}: the arm would move at random, which it may "
+        "in a simulation only (use_sim_time). Train the policy for this robot, or name a checkpoint and the domain_id "
+        f"it was trained with; {profile.name}.safety.allow_untrained: true lets the arm move all the same"
+    )
 
 
 def serve(stop: Callable[[], bool], args: list[str] | None = None) -> int:

@@ -76,6 +76,7 @@ class RobotLink:
         self._sending = threading.Lock()
         self._lost_since: float | None = None
         self._last_status: tuple[str, str] = ("", "")
+        self._refused: Fault | None = None
         self._status_due = 0.0
         self._group = MutuallyExclusiveCallbackGroup()
         self._publishers = self._make_publishers()
@@ -93,13 +94,31 @@ class RobotLink:
 
     def start(self, on_tick: Callable[[], None] = lambda: None) -> None:
         """Begin to command the robot; ``on_tick`` is called after every tick."""
-        self._on_tick = on_tick
+        self._on_tick, self._refused = on_tick, None
         self._due_ns, self._asked_ns = None, None
         self.pilot.controller.start()
         period = 1.0 / self.profile.timing.command_rate
         self._timer = self._node.create_timer(
             period, self._guarded(self.tick), callback_group=self._group, clock=self._clock.of_timers
         )
+
+    def refuse(self, cause: Fault) -> None:
+        """Say in the status why the robot was not started, until it is."""
+        self._refused = cause
+        self._publish_status()
+
+    @property
+    def status(self) -> ControlStatus:
+        """State and counters; also why an inactive robot was refused, and who publishes joints that leap."""
+        status = self.pilot.status
+        if status.state == INACTIVE:
+            return status.to(INACTIVE, self._refused)
+        if status.reason != JOINTS_IMPLAUSIBLE:
+            return status
+        topics = dict.fromkeys(joint.topic for joint in self.profile.joints.ordered)
+        published = "; ".join(f"{topic} is published by {', '.join(publishers_of(self._node, topic)) or 'nobody'}"
+                              for topic in topics if topic in status.detail)
+        return replace(status, detail=f"{status.detail} {published}")
 
     def stop(self) -> None:
         """Bring the arm to rest on its path and send no more."""
@@ -227,18 +246,8 @@ class RobotLink:
             publisher.publish(message)
         return True
 
-    def _status(self) -> ControlStatus:
-        """What the robot does, with who publishes its joints where that matters."""
-        status = self.pilot.status
-        if status.reason != JOINTS_IMPLAUSIBLE:
-            return status
-        topics = dict.fromkeys(joint.topic for joint in self.profile.joints.ordered)
-        published = "; ".join(f"{topic} is published by {', '.join(publishers_of(self._node, topic)) or 'nobody'}"
-                              for topic in topics if topic in status.detail)
-        return replace(status, detail=f"{status.detail} {published}")
-
     def _report(self, steady: float) -> None:
-        status = self._status()
+        status = self.status
         edge = (status.state, status.reason)
         if edge == self._last_status and steady < self._status_due:
             return
@@ -262,7 +271,7 @@ class RobotLink:
         publisher = self._publishers.get("status")
         if publisher is None:
             return
-        status, latency, chunk = self._status(), self.pilot.inference_ms, self.pilot.chunk
+        status, latency, chunk = self.status, self.pilot.inference_ms, self.pilot.chunk
         now = self._clock.ros_ns()
         message = PolicyStatus(
             robot=self.profile.name, state=status.state, reason=status.reason, detail=status.detail,

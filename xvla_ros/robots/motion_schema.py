@@ -146,3 +146,9 @@ class Safety(Section):
         changeable=True,
         description="Hold while another node publishes on a command topic of this robot.",
     )
+    allow_untrained: bool = setting(
+        False,
+        changeable=True,
+        description="Whether the node activates outside a simulation (`use_sim_time` false) though the policy has no "
+        "trained row for this robot: the arm then moves at random.",
+    )
