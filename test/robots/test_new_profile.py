@@ -355,7 +355,8 @@ def test_the_how_to_prints_what_it_says(tmp_path: Path):
         if words[0] == "xvla":
             words[:1] = [sys.executable, "-m", "xvla_ros.cli"]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        # without checkpoint and graph a check is incomplete
+        assert done.returncode == (3 if words[3:4] == ["check"] else 0), f"{command}\n{done.stderr}"
         whole = "(?:.*\n)*?".join(re.escape(part) for part in re.split(r"(?m)^…\n", expected))
         assert re.fullmatch(whole, done.stdout), f"{command}\nprinted\n{done.stdout}\nexpected\n{expected}"
 

@@ -28,7 +28,7 @@ COMMANDS = (  # in the order of ``xvla --help``
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code: 0, 1 after an error (said on stderr), 2 on wrong usage."""
+    """Run one command; return its exit code: 0, 1 after an error (said on stderr), 2 on wrong usage, 3 incomplete."""
     options = _parse(_parser(), arguments)
     command: Command = options.command
     try:

@@ -147,22 +147,29 @@ def add_check(commands: Commands) -> None:
     """Add ``xvla check``."""
     parser = add_command(
         commands, "check", _check, "check a profile against its checkpoint and the running graph, before any arm moves",
-        "  xvla check --robot so101_bimanual\n  xvla check --robot my_arm.yaml --checkpoint my_checkpoint --json",
+        "  xvla check --robot so101_bimanual\n  xvla check --robot my_arm.yaml --checkpoint my_checkpoint --json\n"
+        "exit code 0: the robot can run; 1: there are errors; 3: something could not be checked, and is named",
     )
     add_robot(parser)
     add_checkpoint(parser)
     add_json(parser)
     parser.add_argument("--offline", action="store_true", help="leave the running graph out")
-    parser.add_argument("--seconds", type=positive, default=2.0, help="for which rates are measured (default 2)")
+    parser.add_argument(
+        "--seconds", type=positive, default=2.0, help="for which rates are measured and observations built (default 2)"
+    )
+    parser.add_argument(
+        "--use-sim-time", action=argparse.BooleanOptionalAction,
+        help="judge stamps by /clock, or by this machine's clock (default: by /clock where somebody publishes it)",
+    )
 
 
 def _check(options: argparse.Namespace) -> int:
-    from xvla_ros.evaluation.check import check, observe, print_report
+    from xvla_ros.evaluation.check import LEFT_OUT, check, observe, print_report
 
-    graph = None if options.offline else observe(options.robot, options.seconds)
+    graph = LEFT_OUT if options.offline else observe(options.robot, options.seconds, options.use_sim_time)
     report = check(options.robot, options.checkpoint, graph)
     print_report(report, options.json)
-    return 0 if report.ok else 1
+    return report.exit_code
 
 
 def add_new_robot(commands: Commands) -> None:

@@ -1,25 +1,30 @@
-"""``xvla check``: does a profile fit its checkpoint and the running graph, before any arm moves."""
+"""``xvla check``: does a profile fit its checkpoint and the running graph, before any arm moves.
+
+A check that could not look at all of it is no success: what is missing is said, and the exit code is not 0.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-from xvla_ros.evaluation.graph_checks import graph_findings, topics_of
+from xvla_ros.control.shipped_policy import shipped_policy
+from xvla_ros.evaluation.graph_checks import Finding, graph_findings, topics_of
+from xvla_ros.nodes.graph import GraphSnapshot, NoGraph, Reading, snapshot
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.marks import open_marks
 from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.robots.profile import Profile, load_profile, shipped_files
 from xvla_ros.robots.tool_arm import tool_arms
 
-if TYPE_CHECKING:
-    from xvla_ros.nodes.graph import GraphSnapshot
-
 SCHEMA_VERSION = 1
 PARTS = ("profile", "checkpoint", "graph")
+OK, WRONG, INCOMPLETE = 0, 1, 3  # exit codes
+LEFT_OUT = NoGraph("it was left out")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,9 @@ class CheckReport:
         errors: what keeps a robot from running.
         warnings: what it runs with, but should be known.
         computing: what the checked checkpoints would compute in on this machine's CPU, and why.
+        missing: what the check cannot vouch for, and why: ``checkpoint: …``, ``graph: …``.
+        readings: robot → what the reader of the node made of its messages.
+        clock: what ROS time was taken from for that: ``/clock`` or ``system``; empty without a graph.
     """
 
     robots: tuple[str, ...]
@@ -39,23 +47,43 @@ class CheckReport:
     errors: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
     computing: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    clock: str = ""
 
     @property
     def ok(self) -> bool:
         """Whether there is no error."""
         return not self.errors
 
+    @property
+    def complete(self) -> bool:
+        """Whether everything was looked at; with ``ok`` the robot can run."""
+        return not self.missing
+
+    @property
+    def exit_code(self) -> int:
+        """0: the robot can run; 1: there are errors; 3: there are none in what could be checked."""
+        return WRONG if self.errors else OK if self.complete else INCOMPLETE
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as ``xvla check --json`` prints it."""
         return {
             "schema_version": SCHEMA_VERSION,
             "ok": self.ok,
+            "complete": self.complete,
+            "missing": list(self.missing),
             "robots": list(self.robots),
             "checked": list(self.checked),
             "errors": [problem.to_dict() for problem in self.errors],
             "warnings": [problem.to_dict() for problem in self.warnings],
             "computing": list(self.computing),
+            "observations": {robot: self._observations(reading) for robot, reading in self.readings.items()},
         }
+
+    def _observations(self, reading: Reading) -> dict[str, Any]:
+        faults = [{**vars(fault), "count": count} for fault, count in reading.faults]
+        return {"tried": reading.tried, "built": reading.built, "clock": self.clock, "faults": faults}
 
 
 @dataclass
@@ -63,50 +91,66 @@ class _Findings:
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     computing: dict[str, None] = field(default_factory=dict)
+    missing: dict[str, None] = field(default_factory=dict)
 
-    def add(self, problem: Problem, is_error: bool = True) -> None:
-        (self.errors if is_error else self.warnings).append(problem)
+    def add(self, finding: Finding) -> None:
+        (self.errors if finding.is_error else self.warnings).append(finding.problem)
+        if finding.missing:
+            self.missing[finding.missing] = None
 
 
 def check(
-    robot_or_file: str | Path, checkpoint: str | Path | None = None, graph: GraphSnapshot | None = None
+    robot_or_file: str | Path, checkpoint: str | Path | None = None, graph: GraphSnapshot | NoGraph = LEFT_OUT
 ) -> CheckReport:
     """Check a shipped robot or every robot of a file.
 
     Args:
         robot_or_file: as for ``load_profile``.
-        checkpoint: folder or hub id; None takes what each profile names, and nothing where it names none.
-        graph: of the running graph, see ``observe``; None leaves it out.
+        checkpoint: folder or hub id; None takes what each profile names; where it names none, the policy that comes
+            with the package, if it was trained for all of them.
+        graph: of the running graph, see ``observe``.
     """
     try:
         profiles = load_profile(robot_or_file)
     except ProfileError as error:
-        return CheckReport((), ("profile",), tuple(error.problems))
+        return CheckReport((), ("profile",), tuple(error.problems), missing=("checkpoint, graph: after the profile",))
     found = _Findings()
     checked = {"profile"}
+    shipped = _shipped(profiles.values(), found)
     for profile in profiles.values():
         _check_executable(profile, found)
-        found.warnings += open_marks(profile)
-        if checkpoint or profile.policy.checkpoint:
+        _check_marks(profile, found)
+        if _check_checkpoint(profile, checkpoint, shipped, found):
             checked.add("checkpoint")
-            _check_checkpoint(profile, checkpoint, found)
-        if graph is not None:
-            checked.add("graph")
-            for finding in graph_findings(profile, graph):
-                found.add(finding.problem, finding.is_error)
-    parts = tuple(part for part in PARTS if part in checked)
-    return CheckReport(tuple(profiles), parts, tuple(found.errors), tuple(found.warnings), tuple(found.computing))
+        if isinstance(graph, NoGraph):
+            found.missing[f"graph: {graph.why}"] = None
+            continue
+        checked.add("graph")
+        for finding in graph_findings(profile, graph):
+            found.add(finding)
+    seen = graph if isinstance(graph, GraphSnapshot) else None
+    return CheckReport(
+        robots=tuple(profiles),
+        checked=tuple(part for part in PARTS if part in checked),
+        errors=tuple(found.errors),
+        warnings=tuple(found.warnings),
+        computing=tuple(found.computing),
+        missing=tuple(found.missing),
+        readings=seen.readings if seen else {},
+        clock=seen.clock if seen else "",
+    )
 
 
-def observe(robot_or_file: str | Path, seconds: float = 2.0) -> GraphSnapshot | None:
-    """Watch the running graph for what the robots need; None when no other node is up or the profile is wrong."""
+def observe(
+    robot_or_file: str | Path, seconds: float = 2.0, use_sim_time: bool | None = None
+) -> GraphSnapshot | NoGraph:
+    """Watch the running graph for what the robots need; see ``snapshot`` for seconds and time."""
     try:
-        profiles = load_profile(robot_or_file)
+        profiles = load_profile(robot_or_file).values()
     except ProfileError:
-        return None
-    from xvla_ros.nodes.graph import snapshot
-
-    return snapshot([topic for profile in profiles.values() for topic in topics_of(profile)], seconds)
+        return NoGraph("the profile says not what to look for")
+    topics = [topic for profile in profiles for topic in topics_of(profile)]
+    return snapshot(topics, seconds, profiles, use_sim_time)
 
 
 def print_report(report: CheckReport, json_form: bool = False, stream: TextIO | None = None) -> None:
@@ -125,8 +169,13 @@ def print_report(report: CheckReport, json_form: bool = False, stream: TextIO | 
                     print(f"  {name + ':':<10}{value}", file=out)
     for text in report.computing:
         print(text, file=out)
+    for robot, reading in report.readings.items():
+        print(f"{robot}: observations: {reading.built} of {reading.tried} (ROS time: {report.clock})", file=out)
+    for text in report.missing:
+        print(f"incomplete: {text}", file=out)
     robots = ", ".join(report.robots) or "no robot"
     counts = f"{_count(len(report.errors), 'error')}, {_count(len(report.warnings), 'warning')}"
+    counts += "" if report.complete else ", incomplete"
     left_out = [part for part in PARTS if part not in report.checked]
     scope = f"checked {', '.join(report.checked)}" + (f"; not checked: {', '.join(left_out)}" if left_out else "")
     print(f"{robots}: {counts} ({scope})", file=out)
@@ -193,15 +242,46 @@ def _check_executable(profile: Profile, found: _Findings) -> None:
     except KinematicsError as error:
         tools = ", ".join(profile.tools)
         expected = "a URDF with the joints and limits of the profile, and Pinocchio"
-        found.add(Problem(str(profile.source), f"{profile.name}.tools", tools, expected, str(error)))
+        found.add(Finding(Problem(str(profile.source), f"{profile.name}.tools", tools, expected, str(error))))
 
 
-def _check_checkpoint(profile: Profile, checkpoint: str | Path | None, found: _Findings) -> None:
-    from xvla_ros.evaluation.checkpoint_checks import checkpoint_findings, computing
+def _shipped(profiles: Iterable[Profile], found: _Findings) -> Path | None:
+    from xvla_ros.evaluation.checkpoint_checks import of_the_files
+    from xvla_ros.model.problems import CheckpointError
+
+    try:
+        return shipped_policy(profiles)
+    except CheckpointError as error:
+        for finding in of_the_files("the policy that comes with the package", error.problems):
+            found.add(finding)
+    return None
+
+
+def _check_marks(profile: Profile, found: _Findings) -> None:
+    if marks := open_marks(profile):
+        found.warnings += marks
+        found.missing[f"marks: {_count(len(marks), 'setting')} of {profile.name} still to be made right"] = None
+
+
+def _check_checkpoint(
+    profile: Profile, checkpoint: str | Path | None, shipped: Path | None, found: _Findings
+) -> bool:
+    """Compare a profile with the checkpoint that the node would load; return whether there is one."""
+    from xvla_ros.evaluation.checkpoint_checks import REFUSED, checkpoint_findings, computing
 
     own = profile.policy
     given = (str(checkpoint), "") if checkpoint else (own.checkpoint, own.revision)
-    for finding in checkpoint_findings(profile, *given):
-        found.add(finding.problem, finding.is_error)
+    is_shipped = not given[0] and shipped is not None
+    if is_shipped:
+        given = (str(shipped), "")
+    if not given[0]:
+        consequence = "as safety.allow_untrained allows" if profile.safety.allow_untrained else REFUSED
+        trained = f"none that comes with the package was trained for it (domain {own.domain_id})"
+        text = f"checkpoint: {profile.name} names none, and {trained}: it moves at random, {consequence}"
+        found.missing[text] = None
+        return False
+    for finding in checkpoint_findings(profile, *given, is_shipped=is_shipped):
+        found.add(finding)
     if said := computing(*given):
         found.computing[said] = None
+    return True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from xvla_ros.control.shipped_policy import known_as
 from xvla_ros.evaluation.graph_checks import Finding
 from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec, action_spec
 from xvla_ros.robots.problems import Problem
@@ -15,13 +17,20 @@ if TYPE_CHECKING:
     from xvla_ros.model.inspection import CheckpointInfo
     from xvla_ros.model.normalisers import Statistics
     from xvla_ros.model.problems import Problem as CheckpointProblem
+    from xvla_ros.model.record import RobotRecord
 
 # A profile rounds 1/30 s to 0.0333.
 TIME_TOLERANCE = 0.02
+REFUSED = "and /xvla refuses to activate outside a simulation"
 
 
-def checkpoint_findings(profile: Profile, checkpoint: str, revision: str = "") -> Iterator[Finding]:
-    """Yield what keeps ``checkpoint`` (folder or hub id) from driving the robot, and what should be known of it."""
+def checkpoint_findings(
+    profile: Profile, checkpoint: str, revision: str = "", *, is_shipped: bool = False
+) -> Iterator[Finding]:
+    """Yield what keeps ``checkpoint`` (folder or hub id) from driving the robot, and what should be known of it.
+
+    ``is_shipped``: it is the one that comes with the package, which knows other profiles of its robots by their domain.
+    """
     from xvla_ros.model.inspection import inspect
     from xvla_ros.model.pipelines import PROFILE_STEPS
     from xvla_ros.model.problems import CheckpointError
@@ -29,10 +38,11 @@ def checkpoint_findings(profile: Profile, checkpoint: str, revision: str = "") -
     try:
         info = inspect(checkpoint, revision=revision or None, assume=PROFILE_STEPS)
     except CheckpointError as error:
-        yield from _of_the_files(checkpoint, error.problems)
+        yield from of_the_files(checkpoint, error.problems)
         return
-    yield from _of_the_files(checkpoint, info.problems)
-    yield from Comparison(profile, info, checkpoint).findings()
+    yield from of_the_files(checkpoint, info.problems)
+    record = known_as(profile, info.robots.values()) if is_shipped else info.robots.get(profile.name)
+    yield from Comparison(profile, info, checkpoint, record).findings()
 
 
 def computing(checkpoint: str, revision: str = "") -> str:
@@ -50,7 +60,7 @@ def computing(checkpoint: str, revision: str = "") -> str:
     return f"{checkpoint} {choose(config)}"
 
 
-def _of_the_files(checkpoint: str, problems: Iterable[CheckpointProblem]) -> Iterator[Finding]:
+def of_the_files(checkpoint: str, problems: Iterable[CheckpointProblem]) -> Iterator[Finding]:
     """Yield what is wrong with the checkpoint by itself: broken files, misfitting tensors, missing processor steps."""
     for problem in problems:
         file = f"{checkpoint}/{problem.file}" if problem.file != checkpoint else checkpoint
@@ -61,9 +71,10 @@ def _of_the_files(checkpoint: str, problems: Iterable[CheckpointProblem]) -> Ite
 class Comparison:
     """One robot's profile beside what was read of a checkpoint without loading its network."""
 
-    def __init__(self, profile: Profile, info: CheckpointInfo, checkpoint: str) -> None:
+    def __init__(
+        self, profile: Profile, info: CheckpointInfo, checkpoint: str, record: RobotRecord | None
+    ) -> None:
         self._profile, self._info, self._checkpoint = profile, info, checkpoint
-        record = info.robots.get(profile.name)
         self._trained_as: Embodiment | None = record.embodiment if record is not None else None
         self._statistics: Statistics | None = record.statistics if record is not None else None
 
@@ -104,7 +115,9 @@ class Comparison:
         elif trained is not None and domain not in trained:
             expected = "one of " + ", ".join(map(str, trained)) if trained else "a trained checkpoint"
             message = f"domain {domain} of this checkpoint is untrained: the robot moves at random"
-            yield self._finding("policy.domain_id", domain, expected, message, is_error=False)
+            finding = self._finding("policy.domain_id", domain, expected, message, is_error=False)
+            consequence = "which safety.allow_untrained allows" if self._profile.safety.allow_untrained else REFUSED
+            yield replace(finding, missing=f"trained weights: {self._profile.name} moves at random, {consequence}")
 
     def _views(self) -> Iterator[Finding]:
         slots, views = self._profile.cameras.slots, self._info.views

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from xvla_ros.nodes.graph import IMAGE_TYPES, JOINT_STATE
 from xvla_ros.robots.problems import Problem, did_you_mean
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.schema import GRIPPER_ACTIONS
@@ -13,8 +14,6 @@ from xvla_ros.robots.schema import GRIPPER_ACTIONS
 if TYPE_CHECKING:
     from xvla_ros.nodes.graph import Endpoint, GraphSnapshot
 
-JOINT_STATE = "sensor_msgs/msg/JointState"
-IMAGE_TYPES = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
 COMMAND_TYPES = {
     "joint_trajectory": "trajectory_msgs/msg/JointTrajectory",
     "forward_command": "std_msgs/msg/Float64MultiArray",
@@ -31,10 +30,17 @@ POLICY_NODE = "xvla"
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem of the graph, and whether the robot cannot run with it."""
+    """A problem of the graph or the checkpoint.
+
+    Attributes:
+        problem: what it is.
+        is_error: whether the robot cannot run with it.
+        missing: what the check cannot vouch for because of it; empty where it can.
+    """
 
     problem: Problem
     is_error: bool = True
+    missing: str = ""
 
 
 def topics_of(profile: Profile) -> list[str]:
@@ -59,6 +65,7 @@ def graph_findings(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
     yield from _cameras(profile, graph)
     yield from _joint_states(profile, graph)
     yield from _controllers(profile, graph)
+    yield from _observations(profile, graph)
 
 
 def _cameras(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
@@ -79,6 +86,11 @@ def _joint_states(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
         names = [name for name in profile.joints.policy_order if profile.joints.by_name[name].topic == topic]
         key = f"{profile.name}.joints.{names[0]}"
         yield from _sensor(graph, key, topic, JOINT_STATE, profile.timing.observation_timeout, "observation_timeout")
+        if len(publishers := graph.publishers.get(topic, ())) > 1:
+            nodes = ", ".join(sorted(endpoint.node for endpoint in publishers))
+            expected = "one publisher, or several of which each has other joints"
+            message = f"{topic} has several publishers: {nodes}"
+            yield Finding(_problem(f"{key}.topic", nodes, expected, message), is_error=False)
         carried = graph.joint_names.get(topic)
         if carried is None:
             continue
@@ -142,6 +154,21 @@ def _controllers(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
             message = f"another node commands {topic} too" + (", which /xvla does not stand" if exclusive else "")
             expected = "no other publisher, or safety.exclusive false" if exclusive else "no other publisher"
             yield Finding(_problem(key, _nodes(rivals), expected, message), is_error=exclusive)
+
+
+def _observations(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
+    """Yield why the node would hold, in its own words: it holds at every fault, however rare."""
+    reading = graph.readings.get(profile.name)
+    if reading is None:
+        return
+    key = f"{profile.name}.observations"
+    for fault, count in reading.faults:
+        found = f"{count} of {reading.tried} observations could not be built"
+        yield Finding(_problem(key, found, "none, or the node holds", f"{fault.reason}: {fault.detail}"))
+    for slot, count in reading.absent.items():
+        message = f"{slot}, which is not required, had no picture that can be used"
+        found = f"in {count} of {reading.built} observations"
+        yield Finding(_problem(f"{profile.name}.cameras.{slot}", found, "a picture in each", message), is_error=False)
 
 
 def _mismatch(*, offered: tuple[str, str], requested: tuple[str, str]) -> str:

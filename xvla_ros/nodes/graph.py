@@ -1,4 +1,5 @@
-"""A look at the running ROS graph: who publishes and subscribes what, how often, with which quality of service.
+"""A look at the running ROS graph: who publishes and subscribes what, how often, with which quality of service, and
+what the reader of the node ``/xvla`` makes of it.
 
 ``GraphSnapshot`` is plain data; rclpy is imported only while a snapshot is taken.
 """
@@ -6,19 +7,36 @@
 from __future__ import annotations
 
 import importlib
+import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from xvla_ros.observation.faults import Fault
 
 if TYPE_CHECKING:
     from rclpy.node import Node
     from rclpy.topic_endpoint_info import TopicEndpointInfo
 
+    from xvla_ros.nodes.trial import Trial
+    from xvla_ros.robots.profile import Profile
+
 JOINT_STATE = "sensor_msgs/msg/JointState"
+IMAGE_TYPES = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
+CLOCK_TOPIC = "/clock"
 # Fast DDS announces a participant every 3 s when its first announcements were missed.
 DISCOVERY_SECONDS = 4.0
-_SPIN_SECONDS = 0.05
+# /clock may be found a little later than the other topics of its process.
+CLOCK_SECONDS = 0.2
+# What is not yet there when a robot is first looked at, such as a second picture, is no fault of it.
+SETTLING_SECONDS = 2.0
+_SPIN_SECONDS = 0.02
+# (topic, type) → who takes its messages: pictures serialized, joint states as messages.
+Listeners: TypeAlias = "dict[tuple[str, str], list[Callable[[Any], None]]]"
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,30 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What the reader of the node ``/xvla`` made of a robot's messages.
+
+    Attributes:
+        tried: how often an observation was asked for.
+        built: how often there was one.
+        faults: why there was none, in the words of the node, and how often; the commonest first.
+        absent: camera that is not required → how many observations were without it.
+    """
+
+    tried: int
+    built: int
+    faults: tuple[tuple[Fault, int], ...] = ()
+    absent: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NoGraph:
+    """Nothing could be seen; ``why`` is for a person."""
+
+    why: str
+
+
+@dataclass(frozen=True)
 class GraphSnapshot:
     """What was seen of the graph.
 
@@ -47,6 +89,8 @@ class GraphSnapshot:
         publishers, subscribers: the asked topics that have any → their endpoints.
         rates: the asked topics that are published → messages a second (wall time); 0 when none came.
         joint_names: joint state topics → names that their messages carried.
+        readings: robot → what came of its messages; without one whose arms cannot be had.
+        clock: what ROS time was taken from: ``/clock`` or ``system``.
     """
 
     topics: Mapping[str, tuple[str, ...]]
@@ -54,15 +98,25 @@ class GraphSnapshot:
     subscribers: Mapping[str, tuple[Endpoint, ...]] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     joint_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    clock: str = "system"
 
 
-def snapshot(topics: Iterable[str], seconds: float = 2.0) -> GraphSnapshot | None:
-    """Watch the graph and count the messages of ``topics`` for ``seconds``.
+def snapshot(
+    topics: Iterable[str],
+    seconds: float = 2.0,
+    profiles: Iterable[Profile] = (),
+    use_sim_time: bool | None = None,
+) -> GraphSnapshot | NoGraph:
+    """Watch the graph for ``seconds``: count the messages of ``topics``, and build the observations of robots.
 
-    Subscribes with sensor-data quality of service, and publishes nothing.
+    Subscribes with the quality of service of the node ``/xvla``, and publishes nothing.
 
-    Returns:
-        What was seen; None when no other node is up, or there is no ROS 2 here.
+    Args:
+        topics: whose messages are counted.
+        seconds: for how long, once every robot was seen or ``SETTLING_SECONDS`` are over.
+        profiles: the robots whose observations are built, of messages on ``topics``.
+        use_sim_time: whether ROS time is that of ``/clock``; None takes it where somebody publishes it.
     """
     from xvla_ros.ros_env import prepare
 
@@ -71,8 +125,8 @@ def snapshot(topics: Iterable[str], seconds: float = 2.0) -> GraphSnapshot | Non
         from rclpy.context import Context
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.node import Node
-    except ImportError:
-        return None
+    except ImportError as error:
+        return NoGraph(f"{error}: source a ROS distribution, or pip install 'xvla_ros[ros]'")
     context = Context()
     context.init()
     try:
@@ -80,7 +134,7 @@ def snapshot(topics: Iterable[str], seconds: float = 2.0) -> GraphSnapshot | Non
         executor = SingleThreadedExecutor(context=context)
         executor.add_node(node)
         try:
-            return _watch(node, executor, sorted(set(topics)), seconds)
+            return _watch(node, executor, sorted(set(topics)), seconds, list(profiles), use_sim_time)
         finally:
             executor.shutdown()
             node.destroy_node()  # type: ignore[no-untyped-call]
@@ -88,15 +142,31 @@ def snapshot(topics: Iterable[str], seconds: float = 2.0) -> GraphSnapshot | Non
         context.try_shutdown()
 
 
-def _watch(node: Node, executor: Any, topics: list[str], seconds: float) -> GraphSnapshot | None:
+def _watch(
+    node: Node, executor: Any, topics: list[str], seconds: float, profiles: list[Profile], use_sim_time: bool | None
+) -> GraphSnapshot | NoGraph:
     def is_complete() -> bool:
         return _has_company(node) and all(_has_endpoint(node, topic) for topic in topics)
 
     _spin(executor, DISCOVERY_SECONDS, is_complete)
     if not _has_company(node):
-        return None
-    counters = [_Counter(node, topic) for topic in topics if node.get_publishers_info_by_topic(topic)]
-    _spin(executor, seconds)
+        return NoGraph(f"no other node is up (ROS_DOMAIN_ID {os.environ.get('ROS_DOMAIN_ID') or 0})")
+    _spin(executor, CLOCK_SECONDS, lambda: node.count_publishers(CLOCK_TOPIC) > 0)
+    clock = _follow_clock(node, use_sim_time)
+    trials = _trials(node, profiles)
+    listeners = _listeners(trials)
+    counters = [_Counter(node, topic, listeners) for topic in topics if node.get_publishers_info_by_topic(topic)]
+
+    def look() -> None:
+        for trial in trials:
+            trial.look()
+
+    _spin(executor, SETTLING_SECONDS, lambda: all(trial.has_seen for trial in trials), look)
+    for counter in counters:
+        counter.begin()
+    for trial in trials:
+        trial.begin()
+    _spin(executor, seconds, each=look)
     own = node.get_fully_qualified_name()
     return GraphSnapshot(
         topics={name: tuple(types) for name, types in node.get_topic_names_and_types()},
@@ -104,7 +174,41 @@ def _watch(node: Node, executor: Any, topics: list[str], seconds: float) -> Grap
         subscribers=_endpoints(topics, node.get_subscriptions_info_by_topic, own),
         rates={counter.topic: counter.rate(seconds) for counter in counters},
         joint_names={counter.topic: tuple(counter.joints) for counter in counters if counter.joints},
+        readings={trial.profile.name: trial.reading() for trial in trials},
+        clock=clock,
     )
+
+
+def _follow_clock(node: Node, use_sim_time: bool | None) -> str:
+    """Let the node take ROS time from where a node ``/xvla`` would; return what that is."""
+    from rclpy.parameter import Parameter
+
+    follows = node.count_publishers(CLOCK_TOPIC) > 0 if use_sim_time is None else use_sim_time
+    node.set_parameters([Parameter("use_sim_time", value=follows)])
+    return CLOCK_TOPIC if follows else "system"
+
+
+def _trials(node: Node, profiles: list[Profile]) -> list[Trial]:
+    from xvla_ros.nodes.node_clock import NodeClock
+    from xvla_ros.nodes.trial import Trial
+    from xvla_ros.robots.kinematics import KinematicsError
+
+    trials = []
+    for profile in profiles:
+        with suppress(KinematicsError):  # which the check of the profile itself tells
+            trials.append(Trial(profile, NodeClock(node)))
+    return trials
+
+
+def _listeners(trials: list[Trial]) -> Listeners:
+    listeners: Listeners = defaultdict(list)
+    for trial in trials:
+        for slot in trial.profile.cameras.slots:
+            camera = trial.profile.cameras.by_name[slot]
+            listeners[camera.topic, IMAGE_TYPES[camera.transport]].append(partial(trial.add_image, slot))
+        for topic in dict.fromkeys(joint.topic for joint in trial.profile.joints.ordered):
+            listeners[topic, JOINT_STATE].append(partial(trial.add_joints, topic))
+    return listeners
 
 
 def _has_company(node: Node) -> bool:
@@ -115,17 +219,20 @@ def _has_endpoint(node: Node, topic: str) -> bool:
     return node.count_publishers(topic) + node.count_subscribers(topic) > 0
 
 
-def _spin(executor: Any, seconds: float, done: Callable[[], bool] = lambda: False) -> None:
+def _spin(
+    executor: Any, seconds: float, done: Callable[[], bool] = lambda: False, each: Callable[[], None] = lambda: None
+) -> None:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and not done():
         executor.spin_once(timeout_sec=min(left, _SPIN_SECONDS))
+        each()
 
 
 class _Counter:
-    """Counts the messages of one topic, and collects the joint names of joint states."""
+    """Counts the messages of one topic, collects the joint names of joint states, and hands both on."""
 
-    def __init__(self, node: Node, topic: str) -> None:
-        from rclpy.qos import qos_profile_sensor_data
+    def __init__(self, node: Node, topic: str, listeners: Listeners) -> None:
+        from xvla_ros.nodes.qos import SENSOR
 
         self.topic = topic
         self.joints: dict[str, None] = {}
@@ -134,10 +241,12 @@ class _Counter:
             message = _message_class(kind)
             if message is None:
                 continue
-            if kind == JOINT_STATE:
-                node.create_subscription(message, topic, self._on_joints, qos_profile_sensor_data)
-            else:
-                node.create_subscription(message, topic, self._on_bytes, qos_profile_sensor_data, raw=True)
+            callback = partial(self._on_message, kind, listeners.get((topic, kind), ()))
+            node.create_subscription(message, topic, callback, SENSOR, raw=kind != JOINT_STATE)
+
+    def begin(self) -> None:
+        """Count from now on."""
+        self._arrivals.clear()
 
     def rate(self, seconds: float) -> float:
         """Return messages a second."""
@@ -145,12 +254,12 @@ class _Counter:
             return len(self._arrivals) / seconds
         return (len(self._arrivals) - 1) / max(self._arrivals[-1] - self._arrivals[0], 1e-6)
 
-    def _on_bytes(self, _: bytes) -> None:
+    def _on_message(self, kind: str, listeners: Iterable[Callable[[Any], None]], message: Any) -> None:
         self._arrivals.append(time.monotonic())
-
-    def _on_joints(self, message: Any) -> None:
-        self._arrivals.append(time.monotonic())
-        self.joints.update(dict.fromkeys(message.name))
+        if kind == JOINT_STATE:
+            self.joints.update(dict.fromkeys(message.name))
+        for listener in listeners:
+            listener(message)
 
 
 def _message_class(kind: str) -> Any:
