@@ -16,7 +16,7 @@ import pytest
 
 from xvla_ros.cli import main
 from xvla_ros.evaluation import graph_checks
-from xvla_ros.evaluation.check import CheckReport, check, list_robots, print_report, print_robots
+from xvla_ros.evaluation.check import CheckReport, check, list_robots, observe, print_report, print_robots
 from xvla_ros.nodes.graph import Endpoint, GraphSnapshot, NoGraph, Reading
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots import load_profile
@@ -345,6 +345,13 @@ def test_a_running_graph_is_seen_as_it_is(ros_environment: dict[str, str]):
         "commands.right_arm.topic",
         "observations",
     }
+
+
+def test_without_rclpy_the_graph_is_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "rclpy.context", None)
+    seen = observe("so101_bimanual", 0.1)
+    assert isinstance(seen, NoGraph) and "source a ROS distribution" in seen.why
+    assert check("so101_bimanual", graph=seen).exit_code == 3
 
 
 def test_a_graph_without_other_nodes_is_missing(ros_environment: dict[str, str]):

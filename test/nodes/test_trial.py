@@ -1,0 +1,112 @@
+"""A robot's messages in the reader of the node: what is counted, by a clock of the test's."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from xvla_ros import ros_env
+
+ros_env.prepare()
+pytest.importorskip("rclpy")
+
+from rclpy.serialization import serialize_message  # noqa: E402
+from sensor_msgs.msg import Image, JointState  # noqa: E402
+
+from xvla_ros.nodes.messages import stamp_message  # noqa: E402
+from xvla_ros.nodes.trial import LATE_S, LOOK_PERIOD_S, Trial  # noqa: E402
+from xvla_ros.robots import Profile, load_profile  # noqa: E402
+
+SO101 = load_profile("so101")["so101"]
+TOPIC = "/follower/joint_states"
+
+
+@dataclass
+class SetClock:
+    now: float = 1000.0
+    ros: float = 1000.0
+
+    def steady_s(self):
+        return self.now
+
+    def ros_ns(self):
+        return round(self.ros * 1e9)
+
+    def run(self, seconds):
+        self.now += seconds
+        self.ros += seconds
+
+
+def with_optional_wrist():
+    raw = SO101.to_mapping()
+    raw["cameras"]["wrist"]["required"] = False
+    return Profile.from_mapping("so101", raw)
+
+
+def send(trial, clock, encoding="rgb8", slots=("front", "wrist")):
+    stamp = stamp_message(clock.ros_ns())
+    for slot in slots:
+        image = Image(height=2, width=2, step=6, encoding=encoding if slot == "wrist" else "rgb8", data=bytes(12))
+        image.header.stamp = stamp
+        trial.add_image(slot, serialize_message(image))
+    joints = JointState(name=list(SO101.joints.policy_order), position=[0.1] * 6)
+    joints.header.stamp = stamp
+    trial.add_joints(TOPIC, joints)
+
+
+def drive(trial, clock, seconds, **traits):
+    end = clock.now + seconds
+    while clock.now < end:
+        clock.run(LOOK_PERIOD_S)
+        send(trial, clock, **traits)
+        trial.look()
+
+
+def test_what_is_built_is_counted_from_the_beginning_on():
+    clock = SetClock()
+    trial = Trial(SO101, clock)
+    drive(trial, clock, 1.0, slots=("front",))
+    assert not trial.has_seen and not trial.reading().built
+    drive(trial, clock, 1.0)
+    assert trial.has_seen
+    trial.begin()
+    drive(trial, clock, 1.0)
+    reading = trial.reading()
+    assert reading.tried == reading.built >= 25 and not reading.faults
+
+
+def test_a_process_that_was_kept_from_running_blames_no_robot():
+    clock = SetClock()
+    trial = Trial(SO101, clock)
+    drive(trial, clock, 1.0)
+    clock.run(5.0)
+    trial.look()
+    clock.run(LATE_S / 2)
+    send(trial, clock)
+    trial.look()
+    drive(trial, clock, 1.0)
+    assert not trial.reading().faults
+
+
+def test_a_picture_that_need_not_be_there_is_missed_and_no_fault():
+    clock = SetClock()
+    trial = Trial(with_optional_wrist(), clock)
+    drive(trial, clock, 1.0, encoding="8UC3")
+    reading = trial.reading()
+    assert reading.built == reading.tried and reading.absent == {"wrist": reading.built}
+
+
+def test_ros_time_that_stands_still_is_said():
+    clock = SetClock()
+    trial = Trial(SO101, clock)
+    drive(trial, clock, 0.2)
+    for _ in range(90):
+        clock.now += LOOK_PERIOD_S
+        trial.look()
+    assert "clock_stopped" in {fault.reason for fault, _ in trial.reading().faults}
+
+
+def test_a_picture_too_short_for_a_stamp_is_left_out():
+    trial = Trial(SO101, SetClock())
+    trial.add_image("front", b"\0\1")
+    fault, count = trial.reading().faults[0]
+    assert count == 1 and "nothing received" in fault.detail
