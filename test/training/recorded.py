@@ -15,8 +15,6 @@ from rosbags.typesys import Stores, get_typestore
 from xvla_ros.observation import serialize
 from xvla_ros.observation.bag_files import bag_messages
 from xvla_ros.observation.bag_writer import EPISODE_TOPIC, BagWriter
-from xvla_ros.observation.builder import ObservationBuilder
-from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
 
 MS = 1_000_000

@@ -76,6 +76,7 @@ class RobotLink:
         self._sending = threading.Lock()
         self._lost_since: float | None = None
         self._last_status: tuple[str, str] = ("", "")
+        self._told = ""
         self._refused: Fault | None = None
         self._status_due = 0.0
         self._group = MutuallyExclusiveCallbackGroup()
@@ -253,9 +254,13 @@ class RobotLink:
             return
         if edge != self._last_status:
             self._log_edge(status)
-            self._last_status = edge
+            self._last_status, self._told = edge, status.detail
             if status.state != RUNNING:
                 self._plan.clear()
+        elif status.reason and not Fault(status.reason, status.detail).is_like(self._told):
+            self._told = status.detail  # of the same reason, as when a picture comes at last, and cannot be used
+            self._node.get_logger().warning(
+                f"{self.profile.name}: {status.reason}: {status.detail}", throttle_duration_sec=1.0)
         # from the time it was due, or ticks that do not divide the period would stretch it
         self._status_due = max(self._status_due + STATUS_PERIOD_S, steady)
         self._publish_status()
