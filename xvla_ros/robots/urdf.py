@@ -1,6 +1,7 @@
-"""The tree of links and joints of a URDF, as written: what Pinocchio does not keep or refuses without a name.
+"""The tree of links and joints of a URDF: the one reader of them, for new profiles and for kinematics.
 
-Forward and inverse kinematics are in ``kinematics``; this is for reading a robot nobody has described yet.
+Whatever ``robot_state_publisher`` takes is taken, and a little more: nothing is looked at but links and joints, and
+Pinocchio gets these as they were read here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from xvla_ros.resources import config_dir
+from xvla_ros.robots import xml_text
 from xvla_ros.robots.problems import Problem, ProfileError, did_you_mean
+from xvla_ros.robots.xacro_file import expand
 
 KINDS = ("revolute", "continuous", "prismatic", "fixed", "floating", "planar")
 LIMITED = ("revolute", "prismatic")
@@ -24,7 +27,7 @@ class UrdfJoint:
 
     Attributes:
         name, kind, parent, child: as written; parent and child are links.
-        mimics: the joint it follows, or None.
+        mimics: the joint it follows, or None; it may be one that does not exist.
         lower, upper: rad or m, the narrower of its limits and soft limits; None where there are none.
         velocity: rad/s or m/s; 0.0 where none is said.
         length: m from the parent link's origin to its own.
@@ -60,12 +63,14 @@ class Urdf:
         root: the link that no joint carries.
         links: names in the file's order.
         joints: by name, in the file's order.
+        text: a URDF of these links and joints and nothing else, complete where the file is not, as Pinocchio asks.
     """
 
     file: str
     root: str
     links: tuple[str, ...]
     joints: dict[str, UrdfJoint]
+    text: str = field(repr=False)
     _above: dict[str, UrdfJoint] = field(repr=False)
 
     def path(self, link: str) -> tuple[UrdfJoint, ...]:
@@ -101,20 +106,38 @@ def read_urdf(name: str | Path) -> Urdf:
         ProfileError: naming everything that is wrong with the file.
     """
     path = find_urdf(name)
+    return parse_urdf(urdf_text(path), str(path))
+
+
+def urdf_text(path: Path) -> str:
+    """Return the text of a URDF file, expanded where it holds xacro.
+
+    Raises:
+        ProfileError: it cannot be read, or expanded.
+    """
+    try:
+        text = xml_text.decode(path.read_bytes())
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+        raise ProfileError([Problem(str(path), "", None, "a readable file", message)]) from error
+    return expand(path) if path.suffix == ".xacro" or _holds_xacro(text) else text
+
+
+def parse_urdf(text: str, origin: str) -> Urdf:
+    """Read the text of a URDF; ``origin`` is for messages.
+
+    Raises:
+        ProfileError: naming everything that is wrong with it.
+    """
     problems: list[Problem] = []
-    element = _parse(path)
-    links = _names(element, "link", path, problems)
-    joints = _joints(element, path, problems)
-    above = _parents(joints, links, path, problems)
-    for joint in joints.values():
-        if joint.mimics is not None and joint.mimics not in joints:
-            message = f"joint {joint.name!r} follows {joint.mimics!r}, which does not exist"
-            hint = did_you_mean(joint.mimics, joints)
-            problems.append(Problem(str(path), joint.name, joint.mimics, "a joint of the file", message + hint))
-    root = _root(links, above, path, problems)
+    element = _robot(text, origin)
+    links = _names(element, "link", origin, problems)
+    joints = _joints(element, origin, problems)
+    above = _parents(joints, links, origin, problems)
+    root = _root(links, above, origin, problems)
     if problems:
         raise ProfileError(problems)
-    return Urdf(str(path), root, links, joints, above)
+    return Urdf(origin, root, links, joints, _bare(element, joints), above)
 
 
 def find_urdf(name: str | Path) -> Path:
@@ -134,47 +157,74 @@ def find_urdf(name: str | Path) -> Path:
     raise ProfileError([Problem(str(name), "", None, expected, message)])
 
 
-def _parse(path: Path) -> ElementTree.Element:
-    def refuse(found: object, expected: str, message: str) -> ProfileError:
-        return ProfileError([Problem(str(path), "", found, expected, message)])
-
+def _robot(text: str, origin: str) -> ElementTree.Element:
     try:
-        text = path.read_text(encoding="utf-8")
-        element = ElementTree.fromstring(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise refuse(None, "a readable file in UTF-8", f"cannot be read: {error}") from error
-    except ElementTree.ParseError as error:
-        raise refuse(None, "a URDF", f"is not valid XML: {error}") from error
-    # Xacro expands to URDF; its macros look like a robot with few or no joints.
-    if path.suffix == ".xacro" or any("xacro" in each.tag for each in element.iter()):
-        raise refuse("xacro", "a URDF; expand it first: xacro FILE.xacro > FILE.urdf", "holds xacro, not plain URDF")
-    if element.tag != "robot":
-        raise refuse(element.tag, "<robot>", f"the outermost element is <{element.tag}>")
+        document = xml_text.parse(text)
+    except xml_text.XmlError as error:
+        raise ProfileError([Problem(origin, "", None, "a URDF", f"is not valid XML: {error}")]) from error
+    element = document.find("robot")
+    if element is None:
+        found = ", ".join(f"<{each.tag}>" for each in document) or "no element"
+        message = f"the outermost element is {found}"
+        raise ProfileError([Problem(origin, "", found, "<robot>", message)])
+    if _holds_xacro(text):
+        expected = "a URDF; expand it first: xacro FILE.xacro > FILE.urdf"
+        raise ProfileError([Problem(origin, "", "xacro", expected, "holds xacro, not plain URDF")])
     return element
 
 
-def _names(element: ElementTree.Element, tag: str, path: Path, problems: list[Problem]) -> tuple[str, ...]:
+def _holds_xacro(text: str) -> bool:
+    if "<xacro:" not in text:
+        return False
+    try:
+        return any(each.tag.startswith("xacro:") for each in xml_text.parse(text).iter())
+    except xml_text.XmlError:
+        return False
+
+
+def _bare(element: ElementTree.Element, joints: dict[str, UrdfJoint]) -> str:
+    """Return a URDF of links and joints alone, each limit complete: urdfdom refuses one without effort."""
+    about = {key: value for key in ("name", "version") if (value := element.get(key))}
+    robot = ElementTree.Element("robot", {"name": "robot", **about})
+    for link in element.findall("link"):
+        ElementTree.SubElement(robot, "link", name=link.get("name", ""))
+    for each in element.findall("joint"):
+        joint = joints[each.get("name", "")]
+        bare = ElementTree.SubElement(robot, "joint", name=joint.name, type=joint.kind)
+        ElementTree.SubElement(bare, "parent", link=joint.parent)
+        ElementTree.SubElement(bare, "child", link=joint.child)
+        kept = ("origin", "axis") if joint.moves else ("origin",)
+        bare.extend(found for tag in kept if (found := each.find(tag)) is not None)
+        if joint.kind in LIMITED or (joint.moves and each.find("limit") is not None):
+            written = each.find("limit")
+            limit = {"lower": "0", "upper": "0", "velocity": "0", "effort": "0"}
+            limit |= {key: written.get(key, value) for key, value in limit.items()} if written is not None else {}
+            ElementTree.SubElement(bare, "limit", limit)
+    return ElementTree.tostring(robot, encoding="unicode")
+
+
+def _names(element: ElementTree.Element, tag: str, origin: str, problems: list[Problem]) -> tuple[str, ...]:
     names = [each.get("name", "") for each in element.findall(tag)]
     for name in dict.fromkeys(names):
         if not name:
             message = f"a <{tag}> has no name"
-            problems.append(Problem(str(path), tag, None, f'<{tag} name="…">', message))
+            problems.append(Problem(origin, tag, None, f'<{tag} name="…">', message))
         elif names.count(name) > 1:
             message = f"{tag} {name!r} is there {names.count(name)} times"
-            problems.append(Problem(str(path), name, name, f"each {tag} once", message))
+            problems.append(Problem(origin, name, name, f"each {tag} once", message))
     return tuple(dict.fromkeys(names))
 
 
-def _joints(element: ElementTree.Element, path: Path, problems: list[Problem]) -> dict[str, UrdfJoint]:
+def _joints(element: ElementTree.Element, origin: str, problems: list[Problem]) -> dict[str, UrdfJoint]:
     # Elements of transmissions and of ros2_control are called joint too, but do not stand directly in the robot.
-    _names(element, "joint", path, problems)
-    reader = _JointReader(path, problems)
+    _names(element, "joint", origin, problems)
+    reader = _JointReader(origin, problems)
     return {each.get("name", ""): reader.read(each) for each in element.findall("joint")}
 
 
 class _JointReader:
-    def __init__(self, path: Path, problems: list[Problem]) -> None:
-        self._path, self._problems, self._joint = path, problems, ""
+    def __init__(self, origin: str, problems: list[Problem]) -> None:
+        self._origin, self._problems, self._joint = origin, problems, ""
 
     def read(self, element: ElementTree.Element) -> UrdfJoint:
         self._joint = element.get("name", "")
@@ -183,7 +233,10 @@ class _JointReader:
             self._add(kind or None, "one of " + ", ".join(KINDS), f"joint {self._joint!r} has type {kind!r}")
         mimic = element.find("mimic")
         lower, upper = self._range(element)
-        origin = self._numbers(element, "origin", "xyz") or (0.0,)
+        origin = self._numbers(element, "origin", "xyz", 3) or (0.0,)
+        self._numbers(element, "origin", "rpy", 3)
+        if kind not in ("fixed", "floating"):
+            self._numbers(element, "axis", "xyz", 3)
         return UrdfJoint(
             name=self._joint, kind=kind, parent=self._link(element, "parent"), child=self._link(element, "child"),
             mimics=mimic.get("joint") if mimic is not None else None, lower=lower, upper=upper,
@@ -209,10 +262,10 @@ class _JointReader:
         return link
 
     def _number(self, element: ElementTree.Element, tag: str, key: str) -> float | None:
-        numbers = self._numbers(element, tag, key)
+        numbers = self._numbers(element, tag, key, 1)
         return numbers[0] if numbers else None
 
-    def _numbers(self, element: ElementTree.Element, tag: str, key: str) -> tuple[float, ...]:
+    def _numbers(self, element: ElementTree.Element, tag: str, key: str, count: int) -> tuple[float, ...]:
         child = element.find(tag)
         text = child.get(key) if child is not None else None
         if text is None:
@@ -221,17 +274,18 @@ class _JointReader:
             numbers = tuple(float(word) for word in text.split())
         except ValueError:
             numbers = ()
-        if not numbers or not all(map(math.isfinite, numbers)):
-            self._add(text, "finite numbers", f"joint {self._joint!r}: {key} of <{tag}> is {text!r}")
+        if len(numbers) != count or not all(map(math.isfinite, numbers)):
+            expected = f"{count} finite numbers" if count > 1 else "a finite number"
+            self._add(text, expected, f"joint {self._joint!r}: {key} of <{tag}> is {text!r}")
             return ()
         return numbers
 
     def _add(self, value: object, expected: str, message: str) -> None:
-        self._problems.append(Problem(str(self._path), self._joint, value, expected, message))
+        self._problems.append(Problem(self._origin, self._joint, value, expected, message))
 
 
 def _parents(
-    joints: dict[str, UrdfJoint], links: tuple[str, ...], path: Path, problems: list[Problem]
+    joints: dict[str, UrdfJoint], links: tuple[str, ...], origin: str, problems: list[Problem]
 ) -> dict[str, UrdfJoint]:
     above: dict[str, UrdfJoint] = {}
     for joint in joints.values():
@@ -239,26 +293,26 @@ def _parents(
             link = getattr(joint, role)
             if link and link not in links:
                 message = f"{role} link {link!r} of joint {joint.name!r} does not exist{did_you_mean(link, links)}"
-                problems.append(Problem(str(path), joint.name, link, "a link of the file", message))
+                problems.append(Problem(origin, joint.name, link, "a link of the file", message))
         if joint.child in above:
             message = f"link {joint.child!r} is carried by joints {above[joint.child].name!r} and {joint.name!r}"
-            problems.append(Problem(str(path), joint.name, joint.child, "a tree: one joint above each link", message))
+            problems.append(Problem(origin, joint.name, joint.child, "a tree: one joint above each link", message))
         above.setdefault(joint.child, joint)
     return above
 
 
-def _root(links: tuple[str, ...], above: dict[str, UrdfJoint], path: Path, problems: list[Problem]) -> str:
+def _root(links: tuple[str, ...], above: dict[str, UrdfJoint], origin: str, problems: list[Problem]) -> str:
     roots = [link for link in links if link not in above]
     if not links:
-        problems.append(Problem(str(path), "robot", None, "links and joints", "the robot has no link"))
+        problems.append(Problem(origin, "robot", None, "links and joints", "the robot has no link"))
     elif not roots:
-        problems.append(Problem(str(path), "robot", None, "one link that no joint carries", "the joints form a circle"))
+        problems.append(Problem(origin, "robot", None, "one link that no joint carries", "the joints form a circle"))
     elif len(roots) > 1:
         message = f"there are {len(roots)} trees, with the roots {', '.join(roots)}"
         expected = "one tree; join them with fixed joints, or name the missing joints' links alike"
-        problems.append(Problem(str(path), "robot", roots, expected, message))
+        problems.append(Problem(origin, "robot", roots, expected, message))
     elif _has_circle(above):
-        problems.append(Problem(str(path), "robot", None, "one tree", "some joints form a circle beside the tree"))
+        problems.append(Problem(origin, "robot", None, "one tree", "some joints form a circle beside the tree"))
     return roots[0] if roots else ""
 
 

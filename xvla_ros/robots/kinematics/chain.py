@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.robots.kinematics.description import KinematicsError, RobotDescription
 from xvla_ros.robots.kinematics.poses import Poses
-from xvla_ros.robots.problems import did_you_mean
+from xvla_ros.robots.problems import ProfileError, did_you_mean
+from xvla_ros.robots.urdf import parse_urdf
 
 Floats = NDArray[np.float64]
 
@@ -89,7 +90,11 @@ class Chain:
 
     def _read(self, description: RobotDescription) -> Any:
         try:
-            return self._pin.buildModelFromXML(description.text)
+            urdf = parse_urdf(description.text, description.origin)
+        except ProfileError as error:
+            raise KinematicsError(f"{description.origin} is no URDF: {error}") from error
+        try:
+            return self._pin.buildModelFromXML(urdf.text)
         except Exception as error:  # Pinocchio raises what its parser raises
             raise KinematicsError(f"{description.origin} is no URDF that Pinocchio reads: {error}") from error
 

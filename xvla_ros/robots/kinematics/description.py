@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xvla_ros.resources import config_dir
+from xvla_ros.robots.problems import ProfileError
+from xvla_ros.robots.urdf import urdf_text
 
 
 class KinematicsError(ValueError):
@@ -29,14 +31,17 @@ class RobotDescription:
         """Read a URDF file: ``name`` itself, or in the folder ``beside``, or among the shipped ones.
 
         Raises:
-            KinematicsError: naming every place looked at.
+            KinematicsError: naming every place looked at, or why the file cannot be read.
         """
         tried = [Path(name)]
         if not tried[0].is_absolute():
             tried = ([beside / name] if beside is not None else []) + [config_dir() / "urdf" / name, tried[0]]
         for path in tried:
             if path.is_file():
-                return cls(path.read_text(encoding="utf-8"), str(path))
+                try:
+                    return cls(urdf_text(path), str(path))
+                except ProfileError as error:
+                    raise KinematicsError(str(error)) from error
         raise KinematicsError(f"no URDF {str(name)!r}; looked for {', '.join(str(path) for path in tried)}")
 
 
