@@ -145,6 +145,98 @@ def test_a_pair_of_nameless_fingers_is_a_gripper(urdf):
     assert len(arm.joints) == 6
 
 
+def hand(place: str, fingers: int, joints: int, prefix: str = "p") -> list[str]:
+    return [each for index in range(fingers) for each in chain(joints, f"{prefix}{index}", place)]
+
+
+@pytest.mark.parametrize(
+    ("joints", "words", "tip", "arm"),
+    [
+        (chain(4) + hand("l4", 4, 3), "4 branches begin at the end of 4 joints, j1 … j4: arms, or a hand", "l4", 4),
+        (chain(6) + hand("l6", 2, 3), "2 branches begin at the end of 6 joints", "l6", 6),
+        (chain(6) + chain(5, "t", "l6") + hand("l6", 2, 2), "3 branches begin at the end of 6 joints", "l6", 6),
+        (hand("base", 4, 3), "4 branches could be arms", "p2l3", 3),
+        (hand("base", 4, 2), "4 branches could be the arm, none longer than the others", "p2l2", 2),
+        (chain(3, "left_hip_") + chain(3, "right_knee_"), "no arm is to be seen, only a leg", "left_hip_l3", 3),
+        (chain(2, "head_") + chain(2, "left_wheel_"), "only a head, a leg or a wheel by", "head_l2", 2),
+        (chain(2, "finger_"), "no arm is to be seen, only a gripper or a hand", "finger_l2", 2),
+    ],
+)
+def test_what_could_be_arms_or_not_is_asked(urdf, joints: list[str], words: str, tip: str, arm: int):
+    path = urdf(robot(*joints))
+    message = refusal(path)
+    assert words in message
+    assert f"{tip} ({arm} joints, " in message.partition("expected --tip-link for each arm, one of ")[2]
+    (found,) = new_profile(path, "robot", tip_links=[tip]).arms.arms
+    assert len(found.joints) == arm
+
+
+@pytest.mark.parametrize(
+    ("joints", "arms", "marks"),
+    [
+        (chain(6) + hand("l6", 3, 2), [6], ["6 for part of a hand"]),
+        (chain(6) + hand("l6", 2, 2), [6], ["4 for part of a hand"]),
+        (chain(6) + chain(2, "palm_", "l6") + chain(1, "finger_", "l6"), [6], ["2 for part of a hand"]),
+        (chain(6) + chain(3, "neck_"), [6], ["3 for a head"]),
+        (chain(6) + [each for leg in "abcd" for each in chain(3, f"{leg}_thigh_")], [6], ["12 for a leg or a wheel"]),
+        (chain(6, "a") + chain(6, "b"), [6, 6], ["the order of the arms"]),
+        (chain(3, "waist_") + chain(6, "a", "waist_l3") + chain(6, "b", "waist_l3"), [6, 6], ["the order of the arms"]),
+        (chain(3) + chain(6, "l_", "l3") + chain(6, "r_", "l3"), [6, 6], []),
+        (chain(1, "torso_") + chain(6, "a", "torso_l1"), [7], ["whether torso_j1 is part of the arm"]),
+    ],
+)
+def test_what_is_assumed_is_marked(urdf, joints: list[str], arms: list[int], marks: list[str]):
+    new = new_profile(urdf(robot(*joints)), "robot")
+    assert [len(arm.joints) for arm in new.arms.arms] == arms
+    found = [line for line in new.text.splitlines() if MARK in line]
+    assert all(any(words in line for line in found) for words in marks)
+    assert len(new.arms.doubts) == len(marks)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("left_", "right_"), ("Left", "Right"), ("LEFT_", "RIGHT_"), ("l_", "r_"), ("L_", "R_"), ("arm_l_", "arm_r_"),
+        ("arm_L_", "arm_R_"), ("LArm", "RArm"), ("LARM_", "RARM_"), ("larm_", "rarm_"), ("armLeft", "armRight"),
+        ("LShoulder", "RShoulder"), ("robot/left/", "robot/right/"),
+    ],
+)
+def test_sides_are_found_in_any_case(urdf, left: str, right: str):
+    new = new_profile(urdf(robot(*chain(4, right), *chain(4, left))), "robot")
+    assert [(arm.name, arm.joints[0].name) for arm in new.arms.arms] == [
+        ("left_arm", f"{left}j1"), ("right_arm", f"{right}j1")
+    ]
+
+
+def test_letters_that_are_no_side_are_none(urdf):
+    new = new_profile(urdf(robot(*chain(4, "lbr_upright"), *chain(4, "rail_bright"))), "robot")
+    assert [arm.name for arm in new.arms.arms] == ["arm_1", "arm_2"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "kind", "words", "speed"),
+    [
+        ('lower="-90" upper="90" velocity="180"', "revolute", "upper, -90 and 90 rad; are they degrees?", 0.5),
+        ('lower="-1" upper="1" velocity="180"', "revolute", "of which the URDF says 180, as no arm has", 0.5),
+        ('lower="-1" upper="1" velocity="10"', "revolute", "max_velocity, of which the URDF says 10, as", 0.5),
+        ('lower="0" upper="40" velocity="1"', "prismatic", "lower and upper, 0 and 40 m; are they millimetres?", 0.5),
+        ('lower="0" upper="0.04" velocity="10"', "prismatic", "max_velocity, of which the URDF says 10", 0.05),
+        ('lower="-1" upper="1" velocity="-1"', "revolute", "max_velocity, of which the URDF says nothing", 0.5),
+        ('lower="-6.2832" upper="6.2832" velocity="3.14"', "revolute", "", 1.57),
+    ],
+)
+def test_degrees_and_speeds_that_no_arm_has_are_marked(urdf, limit: str, kind: str, words: str, speed: float):
+    new = new_profile(urdf(robot(joint("j1", "base", "l1", kind, f"<limit {limit}/>"))), "robot")
+    (row,) = [line for line in new.text.splitlines() if "name: j1" in line]
+    assert words in row.partition(MARK)[2] and (MARK in row) == bool(words)
+    assert new.profile.joints.by_name["j1"].max_velocity == speed
+
+
+def test_a_range_without_end_is_none(urdf):
+    message = refusal(urdf(robot(joint("j1", "base", "l1", inside='<limit lower="-1e16" upper="1e16" velocity="1"/>'))))
+    assert "joint 'j1' has limits -1e+16 … 1e+16, which is none; expected what it can do" in message
+
+
 def test_soft_limits_count_and_a_speed_of_zero_is_marked(urdf):
     soft = '<safety_controller soft_lower_limit="-1" soft_upper_limit="1.5"/>'
     inside = '<limit lower="-2" upper="2" velocity="0"/>'
@@ -154,21 +246,43 @@ def test_soft_limits_count_and_a_speed_of_zero_is_marked(urdf):
     assert f"{MARK} max_velocity, of which the URDF says nothing" in new.text
 
 
-NAME = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "Zs"]), min_size=1)
+TEXT = st.text(st.characters(codec="utf-8") | st.sampled_from(" #:{}[],&*!|>'\"%@`\n\t\x85\u2028"), min_size=1)
 
 
-@given(st.lists(NAME, min_size=1, max_size=8))
-def test_any_joint_name_survives(tmp_path_factory: pytest.TempPathFactory, names: list[str]):
-    names = list(dict.fromkeys(names))
-    links = ["base", *(f"l{index}" for index in range(len(names)))]
-    joints = [joint(name, links[i], links[i + 1]) for i, name in enumerate(names)]
-    path = tmp_path_factory.mktemp("names") / "arm.urdf"
-    path.write_text(robot(*joints), encoding="utf-8")
-    new = new_profile(path, "robot", tip_links=[links[-1]], output=path.with_suffix(".yaml"))
-    known = {each.name for each in new.profile.joints.ordered}
-    assert known | set(new.arms.left_out) == set(names)
-    again = load_profile(written(new, path.with_suffix(".yaml")))["robot"]
-    assert again == new.profile
+@given(st.lists(TEXT, min_size=1, max_size=8), st.lists(TEXT, min_size=3, max_size=3, unique=True))
+def test_any_name_survives(tmp_path_factory: pytest.TempPathFactory, names: list[str], ends: list[str]):
+    names, (base, tip, file) = list(dict.fromkeys(names)), ends
+    links = [base, *(f"{base}{tip}{index}" for index in range(len(names) - 1)), tip, f"{tip}{base} finger"]
+    finger = joint("finger" * 30, *links[-2:], "prismatic", LIMIT)
+    bodies = "".join(f"<link name={quoteattr(link)}/>" for link in links)
+    stem = re.sub(r"[/\x00]", "", file)[:40]
+    path = tmp_path_factory.mktemp("names") / f"a{stem}.urdf"
+    joints = "".join(joint(name, *links[i : i + 2]) for i, name in enumerate(names))
+    path.write_text(f'<robot name="r">{bodies}{joints}{finger}</robot>', encoding="utf-8")
+    target = path.parent / "robot.yaml"
+    new = new_profile(path, "robot", tip_links=[tip], output=target, action_mode="ee6d")
+    assert {each.name for each in new.profile.joints.ordered} | set(new.arms.left_out) >= set(names)
+    assert new.profile.tools["arm"].tip_link == tip and new.profile.tools["arm"].urdf == path.name
+    assert load_profile(written(new, target))["robot"] == new.profile
+    assert len(open_marks(new.profile)) == len(re.findall(rf"(?m)(?:^|\s){MARK}", new.text))
+
+
+@pytest.mark.parametrize("length", range(1, 60))
+def test_no_comment_is_glued_to_a_value(urdf, length: int):
+    link, tip = "b" * length, "t" * length
+    fingers = joint("finger", tip, "f", "prismatic", LIMIT)
+    new = new_profile(urdf(robot(joint("j1", link, tip), fingers)), "robot", tip_links=[tip], action_mode="ee6d")
+    tool = new.profile.tools["arm"]
+    assert (tool.base_link, tool.tip_link) == (link, tip)
+    assert not [line for line in new.text.splitlines() if re.search(r"[^\s]# ", line)]
+
+
+def test_a_file_name_that_is_no_text_survives(tmp_path: Path):
+    path = tmp_path / "arm\udcff.urdf"
+    path.write_text(robot(*chain(6), joint("finger", "l6", "f")))
+    target = tmp_path / "robot.yaml"
+    new = new_profile(path, "robot", action_mode="ee6d", output=target)
+    assert check(written(new, target)).ok
 
 
 @pytest.mark.parametrize(("names", "policy_names"), [(["1", "2", "3"], ("joint_1", "joint_2", "joint_3"))])

@@ -1,19 +1,33 @@
-"""Which joints of a URDF are an arm, which its gripper, and which neither: recognised by the tree and by names."""
+"""Which joints of a URDF are an arm, which its gripper, and which neither: recognised by the tree and by names.
+
+Where tree and names leave it open, or say that nothing is an arm, the question is asked: which ``--tip-link``.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from xvla_ros.robots.branches import BODIES, FINGERS, HEAD, HEADS, LEG, Branch, Chain, branches_from, words_of
 from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.robots.urdf import Urdf, UrdfJoint
 
-GRIPPER_NAME = re.compile(r"grip|finger|jaw|claw|knuckle|thumb", re.IGNORECASE)
+GRIPPER_NAME = re.compile(r"grip|finger|jaw|claw|knuckle|thumb|pinky", re.IGNORECASE)
 # Names of the frame at a tool's working point, the likeliest first.
 TIP_NAMES = ("tcp", "grasp", "tool", "ee", "eef", "effector", "tip", "frame", "center", "flange")
-SIDES = {"left": re.compile(r"(^|[_/])(left|l)([_/]|$)"), "right": re.compile(r"(^|[_/])(right|r)([_/]|$)")}
+_SIDE = r"{word}|(?<![^\W_])(?i:{letter})(?=_|\b|arm|hand)|(?<![^\W_]){letter}(?=[A-Z][a-z]|ARM|HAND|SHOULDER)"
+SIDES = {
+    "left": re.compile(_SIDE.format(word="(?i:left)", letter="L")),
+    "right": re.compile(_SIDE.format(word="(?i:(?<![bfp])right)", letter="R")),
+}
 SHORTEST_ARM = 3  # joints; shorter branches are heads, wheels and camera mounts
+HAND = "part of a hand"
+GUESSES = (LEG, HEAD, HAND)  # reasons for leaving joints out that may be wrong
+MOST_FINGERS = 3  # that move on their own; more are a hand, which one channel does not move
+WIDEST_JOINT = 1000.0  # rad or m, as profiles allow
+MOST_ARMS = 2  # that are taken without a question
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,7 @@ class Arm:
         gripper: the joint that opens and closes its gripper, or None.
         tip_link: the link at its tool's working point, as given or as likely.
         reach: m, at most, from the first joint to tip_link.
+        gripper_doubts: what was assumed of the gripper.
     """
 
     name: str
@@ -33,6 +48,7 @@ class Arm:
     gripper: UrdfJoint | None
     tip_link: str
     reach: float
+    gripper_doubts: tuple[str, ...] = ()
 
     @property
     def gripper_name(self) -> str:
@@ -48,11 +64,13 @@ class Arms:
         arms: left before right, or in the order asked for.
         base_link: as given, or the last link that carries them all.
         left_out: reason for every other moving joint, by name.
+        doubts: what was assumed where nobody was asked.
     """
 
     arms: tuple[Arm, ...]
     base_link: str
     left_out: dict[str, str] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
 
 def find_arms(urdf: Urdf, base_link: str | None = None, tip_links: Sequence[str] = ()) -> Arms:
@@ -61,24 +79,26 @@ def find_arms(urdf: Urdf, base_link: str | None = None, tip_links: Sequence[str]
     Args:
         urdf: the robot.
         base_link: joints above it are left alone; None takes the whole robot.
-        tip_links: one for each arm; none finds every branch of at least three joints, or else the longest.
+        tip_links: one for each arm; none finds them, see ``_Search``.
 
     Raises:
-        ProfileError: a link does not exist or does not lie above the other, no joint moves there, or a joint of an arm
-            has no limits.
+        ProfileError: a link does not exist or does not lie above the other, no joint moves there, a joint of an arm
+            has no limits, or it is not clear what the arms are; the message has the tip links to choose from.
     """
     grippers = _gripper_joints(urdf)
-    chains = _asked_for(urdf, grippers, base_link, tip_links) if tip_links else _branches(urdf, grippers, base_link)
+    search = _Search(urdf, grippers, base_link)
+    chains = _asked_for(urdf, grippers, base_link, tip_links) if tip_links else search.arms()
     shared = {joint.name for chain in chains for joint in chain if sum(joint in other for other in chains) > 1}
     own = [tuple(joint for joint in chain if joint.name not in shared) for chain in chains]
     _refuse_unfit(urdf, own, tip_links)
     tips = list(tip_links) or [_likely_tip(urdf, chain[-1]) for chain in own]
-    names = _arm_names([(chain[0].name, tip) for chain, tip in zip(own, tips, strict=True)])
+    names = _arm_names([_side((*chain, *urdf.path(tip)[-1:]), tip) for chain, tip in zip(own, tips, strict=True)])
     arms = [_arm(urdf, name, chain, tip, grippers) for name, chain, tip in zip(names, own, tips, strict=True)]
     if not tip_links:
         arms.sort(key=lambda arm: arm.name)  # left before right, arm_1 before arm_2
-    left_out = _left_out(urdf, arms, grippers, shared)
-    return Arms(tuple(arms), base_link or _common_base(urdf, own), left_out)
+    left_out = _left_out(urdf, arms, grippers, shared) | search.left_out
+    doubts = [] if tip_links else _doubts(arms, left_out)
+    return Arms(tuple(arms), base_link or _common_base(urdf, own), left_out, tuple(doubts))
 
 
 def _gripper_joints(urdf: Urdf) -> set[str]:
@@ -87,7 +107,7 @@ def _gripper_joints(urdf: Urdf) -> set[str]:
         joint.name
         for joint in urdf.joints.values()
         if joint.moves
-        and (GRIPPER_NAME.search(joint.name) or _is_followed(urdf, joint) or _is_one_of_a_pair(urdf, joint))
+        and (_is_finger(joint) or _is_followed(urdf, joint) or _is_one_of_a_pair(urdf, joint))
     }
 
     def carries_an_arm(name: str) -> bool:
@@ -95,6 +115,11 @@ def _gripper_joints(urdf: Urdf) -> set[str]:
         return any(other.moves and other.mimics is None and other.name not in likely for other in below)
 
     return {name for name in likely if not carries_an_arm(name)}
+
+
+def _is_finger(joint: UrdfJoint) -> bool:
+    words = words_of([joint])
+    return bool(GRIPPER_NAME.search(joint.name)) or bool(words & FINGERS and not words & (BODIES | HEADS))
 
 
 def _is_followed(urdf: Urdf, joint: UrdfJoint) -> bool:
@@ -109,16 +134,18 @@ def _is_one_of_a_pair(urdf: Urdf, joint: UrdfJoint) -> bool:
     return ends_there(joint) and len(twins) == 2 and any(above.moves for above in urdf.path(joint.parent))
 
 
-def _arm_joints(urdf: Urdf, link: str, grippers: set[str], base_link: str | None) -> tuple[UrdfJoint, ...]:
-    """Return the moving joints from the base (None: the root) to ``link``, without grippers and followers."""
+def _arm_joints(urdf: Urdf, link: str, grippers: set[str], base_link: str | None) -> Chain:
+    """Return the moving joints from the base (None: the root) to ``link``, without followers, and without grippers
+    unless nothing else moves there."""
     path = urdf.path(link)
     above = len(urdf.path(base_link)) if base_link is not None else 0
-    return tuple(each for each in path[above:] if each.moves and each.mimics is None and each.name not in grippers)
+    moving = tuple(each for each in path[above:] if each.moves and each.mimics is None)
+    return tuple(each for each in moving if each.name not in grippers) or moving
 
 
 def _asked_for(
     urdf: Urdf, grippers: set[str], base_link: str | None, tip_links: Sequence[str]
-) -> list[tuple[UrdfJoint, ...]]:
+) -> list[Chain]:
     if base_link is not None:
         urdf.ensure_link(base_link, "--base-link")
     for link in tip_links:
@@ -133,25 +160,87 @@ def _asked_for(
     return [_arm_joints(urdf, link, grippers, base_link) for link in tip_links]
 
 
-def _branches(urdf: Urdf, grippers: set[str], base_link: str | None) -> list[tuple[UrdfJoint, ...]]:
-    """Return the branches of the tree that are long enough for arms, or the longest one."""
-    if base_link is not None:
-        urdf.ensure_link(base_link, "--base-link")
-    links = [link for link in urdf.links if base_link is None or _carries(urdf, base_link, link)]
-    chains = list(dict.fromkeys(_arm_joints(urdf, link, grippers, base_link) for link in links))
-    ends = [chain for chain in chains if chain and not any(chain == other[: len(chain)] != other for other in chains)]
-    while len(ends) > 1:
-        lengths = [
-            sum(all(joint not in other for other in ends if other != chain) for joint in chain) for chain in ends
-        ]
-        if min(lengths) >= SHORTEST_ARM:
-            break
-        del ends[lengths.index(min(lengths))]
-    return ends
+class _Search:
+    """Looks for the arms of a robot: the long branches of its tree.
+
+    A branch goes on where it parts with less than an arm beside it, such as a camera's servo. Where several of an arm's
+    length begin, they are arms if what carries them is short, named like a body, or has a left and a right at its end.
+    Several at the end of something of an arm's length may be the fingers of a hand: that is asked, unless they are
+    short. Legs and heads are known by their names.
+    """
+
+    def __init__(self, urdf: Urdf, grippers: set[str], base_link: str | None) -> None:
+        if base_link is not None:
+            urdf.ensure_link(base_link, "--base-link")
+        self._urdf = urdf
+        self._base = branches_from(urdf, base_link or urdf.root, grippers)
+        self._all = branches_from(urdf, base_link or urdf.root, set())
+        self.left_out: dict[str, str] = {}
+
+    def arms(self) -> list[Chain]:
+        """Return the joints of each arm, those that several share among them."""
+        found = self._beyond(self._base, self._base.run, 0)
+        if not found or len(found[0]) < SHORTEST_ARM:
+            if self.left_out:
+                named = ", ".join(dict.fromkeys(self.left_out.values()))
+                raise self._question(f"no arm is to be seen, only {named} by the names", self._all.ends())
+            if self._base.has_fingers:
+                raise self._question("no arm is to be seen, only a gripper or a hand", self._all.ends())
+        if len(found) > MOST_ARMS:
+            raise self._question(f"{len(found)} branches could be arms", found)
+        return found
+
+    def _beyond(self, place: Branch, above: Chain, shared: int) -> list[Chain]:
+        """Return the arms that ``above`` goes on to at the end of a branch; the first ``shared`` are shared."""
+        children = [child for child in place.children if not self._is_named_otherwise(child)]
+        arms = [child for child in children if child.length >= SHORTEST_ARM]
+        ends_an_arm = len(above) - shared >= SHORTEST_ARM
+        ways = [above, *(above + end for child in children for end in child.ends())]
+        if len(arms) > 1:
+            if ends_an_arm and not _is_body(above, arms):
+                raise self._question(f"{len(arms)} branches begin at the end of {_span(above)}: arms, or a hand", ways)
+            return [chain for arm in arms for chain in self._beyond(arm, above + arm.run, len(above))]
+        if ends_an_arm and (len(children) > 2 or (children and place.has_fingers)):
+            if arms:
+                raise self._question(f"{len(children)} branches begin at the end of {_span(above)}: a hand", ways)
+            return [self._without_hand(above, children)]
+        longest = [child for child in children if child.length == max(each.length for each in children)]
+        if len(longest) > 1:
+            if ends_an_arm:
+                return [self._without_hand(above, children)]
+            raise self._question(f"{len(longest)} branches could be the arm, none longer than the others", ways)
+        if longest:
+            return self._beyond(longest[0], above + longest[0].run, shared)
+        return [above] if above else []
+
+    def _is_named_otherwise(self, child: Branch) -> bool:
+        if child.other:
+            self._leave_out([child], child.other)
+        return bool(child.other)
+
+    def _without_hand(self, above: Chain, fingers: Iterable[Branch]) -> Chain:
+        self._leave_out(fingers, HAND)
+        return above
+
+    def _leave_out(self, branches: Iterable[Branch], reason: str) -> None:
+        self.left_out |= {joint.name: reason for each in branches for end in each.ends() for joint in end}
+
+    def _question(self, message: str, ways: Iterable[Chain]) -> ProfileError:
+        options = [f"{_likely_tip(self._urdf, way[-1])} ({_span(way)})" for way in dict.fromkeys(ways) if way]
+        expected = "--tip-link for each arm, one of " + ", ".join(options)
+        return ProfileError([Problem(self._urdf.file, "--tip-link", None, expected, message)])
 
 
-def _carries(urdf: Urdf, base_link: str, link: str) -> bool:
-    return link == base_link or any(joint.parent == base_link for joint in urdf.path(link))
+def _is_body(above: Chain, arms: Sequence[Branch]) -> bool:
+    if words_of(above) & BODIES:
+        return True
+    sides = sorted(_side([joint for end in arm.ends() for joint in end]) for arm in arms)
+    return sides == ["left", "right"] and not _side(above)
+
+
+def _span(chain: Chain) -> str:
+    names = f"{chain[0].name} … {chain[-1].name}" if len(chain) > 1 else chain[0].name
+    return f"{len(chain)} joint{'' if len(chain) == 1 else 's'}, {names}"
 
 
 def _refuse_unfit(urdf: Urdf, chains: Sequence[Sequence[UrdfJoint]], tip_links: Sequence[str]) -> None:
@@ -182,6 +271,9 @@ def _unfit(urdf: Urdf, joint: UrdfJoint) -> list[Problem]:
     if not joint.has_range:
         message = f"joint {joint.name!r} has limits {joint.lower:g} … {joint.upper:g}, between which it cannot move"
         return [Problem(urdf.file, joint.name, [joint.lower, joint.upper], "lower below upper", message)]
+    if max(-joint.lower, joint.upper) > WIDEST_JOINT:
+        message = f"joint {joint.name!r} has limits {joint.lower:g} … {joint.upper:g}, which is none"
+        return [Problem(urdf.file, joint.name, [joint.lower, joint.upper], f"what it can do; {expected}", message)]
     return []
 
 
@@ -194,23 +286,35 @@ def _likely_tip(urdf: Urdf, last: UrdfJoint) -> str:
     return last.child
 
 
-def _arm_names(hints: Sequence[tuple[str, str]]) -> list[str]:
-    """Return names for arms by the names of their first joint and tip."""
-    if len(hints) == 1:
+def _side(joints: Iterable[UrdfJoint], tip: str = "") -> str:
+    """Return the side that most names of joints and tip tell: ``left``, ``right``, or nothing."""
+    names = [*(joint.name for joint in joints), tip]
+    votes = {side: sum(bool(word.search(name)) for name in names) for side, word in SIDES.items()}
+    if votes["left"] == votes["right"]:
+        return ""
+    return max(votes, key=lambda side: votes[side])
+
+
+def _arm_names(sides: Sequence[str]) -> list[str]:
+    if len(sides) == 1:
         return ["arm"]
-    sides = [[side for side, word in SIDES.items() if any(word.search(text) for text in hint)] for hint in hints]
-    if sorted(sides) == [["left"], ["right"]]:
-        return [f"{side}_arm" for (side,) in sides]
-    return [f"arm_{index + 1}" for index in range(len(hints))]
+    if sorted(sides) == ["left", "right"]:
+        return [f"{side}_arm" for side in sides]
+    return [f"arm_{index + 1}" for index in range(len(sides))]
 
 
-def _arm(urdf: Urdf, name: str, chain: tuple[UrdfJoint, ...], tip: str, grippers: set[str]) -> Arm:
-    fingers = [joint for joint in urdf.below(chain[-1]) if joint.name in grippers and joint.mimics is None]
+def _arm(urdf: Urdf, name: str, chain: Chain, tip: str, grippers: set[str]) -> Arm:
+    below = list(urdf.below(chain[-1]))
+    fingers = [joint for joint in below if joint.name in grippers and joint.mimics is None]
     usable = [joint for joint in fingers if joint.kind in ("revolute", "prismatic") and joint.has_range]
-    usable.sort(key=lambda joint: not _is_followed(urdf, joint))
+    usable.sort(key=lambda joint: (not _is_followed(urdf, joint), any(other.moves for other in urdf.below(joint))))
     path = urdf.path(tip)
     reach = sum(joint.length + _travel(joint) for joint in path[path.index(chain[0]) + 1 :])
-    return Arm(name, chain, usable[0] if usable else None, tip, reach)
+    if len(usable) > MOST_FINGERS:
+        return Arm(name, chain, None, tip, reach)
+    beside = ", ".join(joint.name for joint in usable[1:])
+    doubts = (f"whether this opens the gripper; {beside} beside it stays as it is",) if beside else ()
+    return Arm(name, chain, usable[0] if usable else None, tip, reach, doubts)
 
 
 def _travel(joint: UrdfJoint) -> float:
@@ -224,6 +328,21 @@ def _common_base(urdf: Urdf, chains: Sequence[Sequence[UrdfJoint]]) -> str:
     return [link for link in paths[0] if all(link in path for path in paths)][-1]
 
 
+def _doubts(arms: Sequence[Arm], left_out: Mapping[str, str]) -> list[str]:
+    """Return what was assumed of arms that were found."""
+    found = []
+    counts = Counter(left_out.values())
+    if told := [f"{counts[reason]} for {reason}" for reason in GUESSES if counts[reason]]:
+        found.append(f"what the arms are: joints were taken, {', '.join(told)}, see above; --tip-link asks for others")
+    if len(arms) > 1 and arms[0].name == "arm_1":
+        found.append("the order of the arms: no name tells left from right")
+    for arm in arms:
+        body = [joint.name for joint in arm.joints if words_of([joint]) & BODIES]
+        if body and len(arm.joints) - len(body) >= SHORTEST_ARM:
+            found.append(f"whether {', '.join(body)} is part of the {arm.name}; --base-link begins it further out")
+    return found
+
+
 def _left_out(urdf: Urdf, arms: Sequence[Arm], grippers: set[str], shared: set[str]) -> dict[str, str]:
     used = {joint.name for arm in arms for joint in (*arm.joints, arm.gripper) if joint is not None}
     reasons = {}
@@ -234,8 +353,12 @@ def _left_out(urdf: Urdf, arms: Sequence[Arm], grippers: set[str], shared: set[s
             reasons[joint.name] = f"follows {joint.mimics}"
         elif joint.name in shared:
             reasons[joint.name] = "carries more than one arm"
+        elif joint.name in grippers and not joint.has_range:
+            reasons[joint.name] = "has no range"
         elif joint.name in grippers:
-            reasons[joint.name] = "a finger beside the one that is commanded" if joint.has_range else "has no range"
+            carriers = urdf.path(joint.parent)
+            commanded = any(arm.joints[-1] in carriers and arm.gripper is not None for arm in arms)
+            reasons[joint.name] = "a finger beside the one that is commanded" if commanded else HAND
         else:
             reasons[joint.name] = "not of these arms"
     return reasons

@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from xvla_ros.model.action_specs import ACTION_SPECS, GRIPPER, JOINT, ActionSpec
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.arms import Arms, find_arms
+from xvla_ros.robots.commented_yaml import Page
 from xvla_ros.robots.consistency import Draft, contradictions
+from xvla_ros.robots.parameter_file import WILDCARD, read_parameters
 from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile_text import DraftJoint, ProfileDraft, render
@@ -72,9 +75,26 @@ def new_profile(
         arms=arms,
         joints=_policy_joints(arms, spec),
     )
-    text = render(draft)
-    raw = yaml.safe_load(text)["/**"]["ros__parameters"][name]
-    return NewProfile(text, Profile.from_mapping(name, raw, file=str(target), source=target), arms)
+    text, settings = _written(render(draft), name, target)
+    return NewProfile(text, Profile.from_mapping(name, settings, file=str(target), source=target), arms)
+
+
+def _written(page: Page, name: str, target: Path) -> tuple[str, Any]:
+    """Return the text of a profile, and its settings as they are read back from it."""
+    try:
+        text = page.text()
+        text.encode("utf-8")
+        read = read_parameters(text, target)
+    except (yaml.YAMLError, UnicodeError) as error:
+        message = f"cannot hold what the URDF says: {' '.join(str(error).split())}"
+        expected = "other names in the URDF, or of its path"
+        raise ProfileError([Problem(str(target), "", None, expected, message)]) from error
+    meant = page.settings[WILDCARD]["ros__parameters"]
+    if read.problems or read.robots != meant:
+        message = "does not read back as it was meant; please report it with the URDF"
+        problem = Problem(str(target), name, None, "what the URDF says", message)
+        raise ProfileError([*read.problems, problem])
+    return text, meant[name]
 
 
 def write_profile(new: NewProfile, output: str | Path) -> None:

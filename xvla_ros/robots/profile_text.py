@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-
-import yaml
+from typing import Any
 
 from xvla_ros.model.action_specs import ActionSpec
 from xvla_ros.robots.arms import Arm, Arms
+from xvla_ros.robots.commented_yaml import Page, Row
 from xvla_ros.robots.marks import MARK
+from xvla_ros.robots.parameter_file import WILDCARD
 from xvla_ros.robots.urdf import UrdfJoint
 
 JOINT_STATES = "/joint_states"
 FREE_DOMAIN = 28  # free in the released checkpoints, as are 19 and 29
+CHECK = MARK.removeprefix("# ")
 SPEED_SHARE = 0.5  # of the URDF's velocity, as in the shipped profiles
+FASTEST = {"revolute": 10.0, "prismatic": 2.0}  # rad/s, m/s: what exporters write who do not know, and degrees
+WIDEST = {"revolute": 4 * math.pi, "prismatic": 3.0}  # rad, m from zero: beyond are degrees and millimetres
 UNKNOWN_SPEED = {"revolute": 0.5, "prismatic": 0.05}  # rad/s, m/s: slow
 ACCELERATION = {"revolute": 5.0, "prismatic": 1.0}  # rad/s², m/s²: as in the shipped profiles
 JERK_PER_ACCELERATION = 20.0  # 1/s; full acceleration builds up in 50 ms
+LEAST_REACH = 0.1  # m, of a workspace whose arm only turns
 SPARE_JOINTS_FROM = 7  # an arm with this many joints has a posture to choose
 
 
@@ -58,46 +62,68 @@ class ProfileDraft:
         return [each for each in self.joints if each.arm == arm and each.is_gripper == gripper]
 
 
-def render(draft: ProfileDraft) -> str:
+def render(draft: ProfileDraft) -> Page:
     """Return the file."""
-    sections = [_policy(draft), _cameras(draft), _joints(draft), _tools(draft), _commands(draft), _timing()]
-    lines = [*_head(draft), "/**:", "  ros__parameters:", f"    {draft.name}:", "      schema_version: 1"]
-    lines.append("    " + _row("instruction", '""', f"nothing moves until one arrives on ~/{draft.name}/instruction"))
-    for section in sections:
-        block = [f"      {line}".rstrip() for line in section]
-        lines += ["", *block] if block else []
-    return "\n".join(lines) + "\n"
+    page = Page(head=list(_head(draft)))
+    robot = _Robot(page, (WILDCARD, "ros__parameters", draft.name))
+    robot.put("schema_version", 1)
+    robot.put("instruction", "", f"nothing moves until one arrives on ~/{draft.name}/instruction")
+    for write in (_policy, _cameras, _joints, _tools, _commands, _timing):
+        write(robot, draft)
+    return page
+
+
+class _Robot:
+    """A section of a page, with dotted keys."""
+
+    def __init__(self, page: Page, path: tuple[str, ...]) -> None:
+        self._page, self._path = page, path
+
+    def section(self, *keys: str) -> _Robot:
+        return _Robot(self._page, (*self._path, *keys))
+
+    def put(self, key: str, value: Any, note: str = "", mark: bool = False) -> None:
+        self._page.put((*self._path, key), value, f"{CHECK} {note}" if mark else note)
+
+    def say(self, *notes: str) -> None:
+        self._page.say(self._path, *notes)
+
+    def mark(self, *notes: str) -> None:
+        self.say(*(f"{CHECK} {note}" for note in notes))
 
 
 def _head(draft: ProfileDraft) -> Iterator[str]:
-    yield f"# {draft.name}, begun from {draft.urdf_name} by xvla new-robot."
-    yield "#"
-    yield "# Joint names and limits are the URDF's; max_velocity is half of its velocity. Settings that no URDF holds"
-    yield f'# have a usual value and the mark "{MARK.removeprefix("# ")}". Make them right, then remove the mark;'
-    yield "# xvla check lists those that are left."
+    yield f"{draft.name}, begun from {draft.urdf_name} by xvla new-robot."
+    yield ""
+    yield "Joint names and limits are the URDF's; max_velocity is half of its velocity. Settings that no URDF holds"
+    yield f'have a usual value and the mark "{CHECK}". Make them right, then remove the mark;'
+    yield "xvla check lists those that are left."
     unused = [arm.gripper.name for arm in draft.arms.arms if arm.gripper and not draft.joints_of(arm, gripper=True)]
     reasons = draft.arms.left_out | dict.fromkeys(unused, f"a gripper, for which {draft.spec.name} has no channel")
     if reasons:
-        yield "#"
-        yield "# Joints that are not commanded:"
-        yield from (f"#   {name}: {reason}" for name, reason in reasons.items())
+        yield ""
+        yield "Joints that are not commanded:"
+        yield from (f"  {name}: {reason}" for name, reason in reasons.items())
 
 
-def _policy(draft: ProfileDraft) -> Iterator[str]:
+def _policy(robot: _Robot, draft: ProfileDraft) -> None:
     tools = draft.spec.is_end_effector
-    yield "policy:"
-    yield _row("checkpoint", '""', "one trained for this robot; empty is untrained: random motion", True)
-    yield _row("revision", '""')
-    yield _row("action_mode", draft.spec.name, _mode_note(draft))
-    yield _row("domain_id", FREE_DOMAIN, "the checkpoint's; 19, 28 and 29 are free in the released ones", True)
-    yield _row("waypoint_dt", 0.0333, "as in the training data; too short is abrupt", True)
-    yield _row("first_waypoint_offset", 0.0333, "waypoint_dt; 0.0 where the first action is of the frame itself", True)
-    yield _row("denoising_steps", 10)
+    policy = robot.section("policy")
+    policy.say("")
+    policy.put("checkpoint", "", "one trained for this robot; empty is untrained: random motion", True)
+    policy.put("revision", "")
+    policy.put("action_mode", draft.spec.name, _mode_note(draft))
+    policy.put("domain_id", FREE_DOMAIN, "the checkpoint's; 19, 28 and 29 are free in the released ones", True)
+    policy.put("waypoint_dt", 0.0333, "as in the training data; too short is abrupt", True)
+    offset = "waypoint_dt; 0.0 where the first action is of the frame itself"
+    policy.put("first_waypoint_offset", 0.0333, offset, True)
+    policy.put("denoising_steps", 10)
     if tools:
-        yield _row("rot6d", "interleaved", "as in the training data: columns for LIBERO, interleaved for most", True)
+        rot6d = "as in the training data: columns for LIBERO, interleaved for most"
+        policy.put("rot6d", "interleaved", rot6d, True)
     pipeline, source = ("squash", "commanded") if tools else ("letterbox", "measured")
-    yield _row("image_pipeline", pipeline, "letterbox for checkpoints of LeRobot, squash for the original ones", True)
-    yield _row("proprio_source", source, "measured for checkpoints of LeRobot, commanded for the original ones", True)
+    policy.put("image_pipeline", pipeline, "letterbox for checkpoints of LeRobot, squash for the original ones", True)
+    policy.put("proprio_source", source, "measured for checkpoints of LeRobot, commanded for the original ones", True)
 
 
 def _mode_note(draft: ProfileDraft) -> str:
@@ -107,125 +133,120 @@ def _mode_note(draft: ProfileDraft) -> str:
     return f"{draft.spec.decoded_width} numbers a waypoint"
 
 
-def _cameras(draft: ProfileDraft) -> Iterator[str]:
+def _cameras(robot: _Robot, draft: ProfileDraft) -> None:
     wrists = [arm.name.replace("arm", "wrist") for arm in draft.arms.arms]
-    yield f"{MARK} the cameras you have, in the order of the checkpoint's views; the first goes with the instruction"
-    yield "cameras:"
-    yield f"  slots: [{', '.join(['front', *wrists])}]"
+    cameras = robot.section("cameras")
+    cameras.say("")
+    cameras.mark("the cameras you have, in the order of the checkpoint's views; the first goes with the instruction")
+    cameras.put("slots", ["front", *wrists])
     for camera in ("front", *wrists):
-        yield f"  {camera}: {{topic: /{camera}/image_raw, transport: raw, required: true, max_age: 0.2}}"
+        row = {"topic": f"/{camera}/image_raw", "transport": "raw", "required": True, "max_age": 0.2}
+        cameras.put(camera, Row(row))
 
 
-def _joints(draft: ProfileDraft) -> Iterator[str]:
-    yield "# policy value = ROS position (rad, or m where prismatic) * scale + offset"
-    yield f"{MARK} topic of the joint states, and the names in them: a driver may have its own"
-    yield f"{MARK} scale and offset, for the units of the training data: 1.0 is rad, 57.29577951 degrees"
-    yield f"{MARK} max_acceleration, which no URDF has"
-    yield "joints:"
-    yield f"  policy_order: [{', '.join(each.name for each in draft.joints)}]"
-    yield from (_joint(each) for each in draft.joints)
+def _joints(robot: _Robot, draft: ProfileDraft) -> None:
+    joints = robot.section("joints")
+    joints.say("", "policy value = ROS position (rad, or m where prismatic) * scale + offset")
+    joints.mark(
+        "topic of the joint states, and the names in them: a driver may have its own",
+        "scale and offset, for the units of the training data: 1.0 is rad, 57.29577951 degrees",
+        "max_acceleration, which no URDF has",
+    )
+    joints.section("policy_order").mark(*draft.arms.doubts)
+    joints.put("policy_order", [each.name for each in draft.joints])
+    for each in draft.joints:
+        settings, notes = _joint(each)
+        joints.put(each.name, Row(settings), "; ".join(notes), bool(notes))
 
 
-def _joint(each: DraftJoint) -> str:
+def _joint(each: DraftJoint) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings of a joint, and what of them is to be looked at."""
     joint, scale, offset = each.joint, 1.0, 0.0
     lower, upper = joint.lower or 0.0, joint.upper or 0.0
-    notes = []
+    notes = list(each.arm.gripper_doubts) if each.is_gripper else []
     if each.as_share:
         scale, offset = 1.0 / (upper - lower), -lower / (upper - lower)
         notes.append("0 is lower and 1 upper here; the other way round in some data")
+    if max(-lower, upper) > WIDEST[joint.kind]:
+        guess = "rad; are they degrees?" if joint.kind == "revolute" else "m; are they millimetres?"
+        notes.append(f"lower and upper, {lower:g} and {upper:g} {guess}")
     speed = joint.velocity * SPEED_SHARE
-    if not 0.0 < speed < math.inf:
+    if not 0.0 < joint.velocity < FASTEST[joint.kind]:
         speed = UNKNOWN_SPEED[joint.kind]
-        notes.append("max_velocity, of which the URDF says nothing")
-    fields = {
-        "topic": JOINT_STATES, "name": _scalar(joint.name), "scale": _number(scale), "offset": _number(offset),
-        "lower": _number(lower), "upper": _number(upper), "max_velocity": _number(speed),
-        "max_acceleration": _number(ACCELERATION[joint.kind]),
-        "max_jerk": _number(JERK_PER_ACCELERATION * ACCELERATION[joint.kind]),
+        told = f"says {joint.velocity:g}, as no arm has" if joint.velocity > 0.0 else "says nothing"
+        notes.append(f"max_velocity, of which the URDF {told}")
+    acceleration = ACCELERATION[joint.kind]
+    settings = {
+        "topic": JOINT_STATES, "name": joint.name, "scale": _rounded(scale), "offset": _rounded(offset),
+        "lower": _rounded(lower), "upper": _rounded(upper), "max_velocity": _rounded(speed),
+        "max_acceleration": acceleration, "max_jerk": JERK_PER_ACCELERATION * acceleration,
     }
-    row = f"  {each.name}: {{{', '.join(f'{key}: {value}' for key, value in fields.items())}}}"
-    return row + (f"  {MARK} {'; '.join(notes)}" if notes else "")
+    return settings, notes
 
 
-def _tools(draft: ProfileDraft) -> Iterator[str]:
+def _tools(robot: _Robot, draft: ProfileDraft) -> None:
     if not draft.spec.is_end_effector:
         return
-    yield "tools:"
-    yield f"  order: [{', '.join(arm.name for arm in draft.arms.arms)}]"
+    robot.section("tools").say("")
+    robot.section("tools").put("order", [arm.name for arm in draft.arms.arms])
     for arm in draft.arms.arms:
-        yield f"  {arm.name}:"
-        yield from (f"  {line}" for line in _tool(draft, arm))
+        _tool(robot.section("tools", arm.name), draft, arm)
 
 
-def _tool(draft: ProfileDraft, arm: Arm) -> Iterator[str]:
+def _tool(tool: _Robot, draft: ProfileDraft, arm: Arm) -> None:
     joints = draft.joints_of(arm, gripper=False)
-    reach = math.ceil(arm.reach * 10.0) / 10.0
-    yield _row("urdf", _scalar(draft.urdf), "a robot_description topic comes first")
-    yield _row("base_link", _scalar(draft.arms.base_link), "the frame of the poses in the training data", True)
-    yield _row("tip_link", _scalar(arm.tip_link), "the link whose pose they are", True)
-    yield _row("joints", f"[{', '.join(each.name for each in joints)}]")
+    reach = max(math.ceil(arm.reach * 10.0) / 10.0, LEAST_REACH)
+    tool.put("urdf", draft.urdf, "a robot_description topic comes first")
+    tool.put("base_link", draft.arms.base_link, "the frame of the poses in the training data", True)
+    tool.put("tip_link", arm.tip_link, "the link whose pose they are", True)
+    tool.put("joints", [each.name for each in joints])
     if len(joints) >= SPARE_JOINTS_FROM:
-        middle = ", ".join(_number(((each.joint.lower or 0.0) + (each.joint.upper or 0.0)) / 2.0) for each in joints)
-        yield f"  {MARK} the posture that spare joints are drawn to; this is the middle of the ranges"
-        yield f"  home: [{middle}]"
-    yield _row("policy_rpy", "[0.0, 0.0, 0.0]", "the turn from tip_link to the tool frame of the training data", True)
-    yield _row("workspace_min", f"[{-reach}, {-reach}, 0.0]", "the box to stay in: table, walls, people", True)
-    yield _row("workspace_max", f"[{reach}, {reach}, {reach}]")
+        middle = [_rounded(((each.joint.lower or 0.0) + (each.joint.upper or 0.0)) / 2.0) for each in joints]
+        tool.section("home").mark("the posture that spare joints are drawn to; this is the middle of the ranges")
+        tool.put("home", middle)
+    tool.put("policy_rpy", [0.0, 0.0, 0.0], "the turn from tip_link to the tool frame of the training data", True)
+    tool.put("workspace_min", [-reach, -reach, 0.0], "the box to stay in: table, walls, people", True)
+    tool.put("workspace_max", [reach, reach, reach])
     gripper = draft.joints_of(arm, gripper=True)[0]
-    low, high = _number(gripper.joint.lower or 0.0), _number(gripper.joint.upper or 0.0)
-    yield f"  {MARK} which end is open, and which channel values mean it"
-    yield f"  gripper: {{joint: {gripper.name}, rule: binary, open_position: {high}, closed_position: {low},"
-    yield "            open_value: 0.0, closed_value: 1.0, state_open: 0.0, state_closed: 1.0,"
-    yield "            close_above: 0.8, open_below: 0.5}"
+    tool.section("gripper").mark("which end is open, and which channel values mean it")
+    settings = {
+        "joint": gripper.name, "rule": "binary", "open_position": _rounded(gripper.joint.upper or 0.0),
+        "closed_position": _rounded(gripper.joint.lower or 0.0), "open_value": 0.0, "closed_value": 1.0,
+        "state_open": 0.0, "state_closed": 1.0, "close_above": 0.8, "open_below": 0.5,
+    }
+    tool.put("gripper", settings)
 
 
-def _commands(draft: ProfileDraft) -> Iterator[str]:
+def _commands(robot: _Robot, draft: ProfileDraft) -> None:
     groups = [
         (arm.gripper_name if gripper else arm.name, [each.name for each in draft.joints_of(arm, gripper=gripper)])
         for arm in draft.arms.arms
         for gripper in (False, True)
     ]
     groups = [(name, joints) for name, joints in groups if joints]
-    yield f"{MARK} interface and topics your controllers listen to, and the joints of each, in its order"
-    yield "commands:"
-    yield "  interface: joint_trajectory"
-    yield f"  groups: [{', '.join(name for name, _ in groups)}]"
+    commands = robot.section("commands")
+    commands.say("")
+    commands.mark("interface and topics your controllers listen to, and the joints of each, in its order")
+    commands.put("interface", "joint_trajectory")
+    commands.put("groups", [name for name, _ in groups])
     for name, joints in groups:
-        yield f"  {name}:"
-        yield f"    topic: /{name}_controller/joint_trajectory"
-        yield f"    joints: [{', '.join(joints)}]"
+        commands.put(name, {"topic": f"/{name}_controller/joint_trajectory", "joints": joints})
 
 
-def _timing() -> Iterable[str]:
-    return (
-        "timing:",
-        _row("command_rate", 30.0),
-        _row("lead", 0.05),
-        _row("lookahead", 0.5, "a node that dies stops the arm within this time"),
-        _row("observation_timeout", 0.3),
-        _row("inference_timeout", 2.0),
-        _row("clock_timeout", 1.0),
-        _row("controller_timeout", 0.5),
-        "",
-        "smoothing:",
-        _row("method", "realtime_chunking"),
-        _row("execute", 0.5, "the next chunk takes over when half of one has passed"),
-    )
+def _timing(robot: _Robot, draft: ProfileDraft) -> None:
+    timing, smoothing = robot.section("timing"), robot.section("smoothing")
+    timing.say("")
+    timing.put("command_rate", 30.0)
+    timing.put("lead", 0.05)
+    timing.put("lookahead", 0.5, "a node that dies stops the arm within this time")
+    timing.put("observation_timeout", 0.3)
+    timing.put("inference_timeout", 2.0)
+    timing.put("clock_timeout", 1.0)
+    timing.put("controller_timeout", 0.5)
+    smoothing.say("")
+    smoothing.put("method", "realtime_chunking")
+    smoothing.put("execute", 0.5, "the next chunk takes over when half of one has passed")
 
 
-def _row(key: str, value: object, note: str = "", mark: bool = False) -> str:
-    """Return one setting, its note in a column of its own."""
-    row = f"  {key}: {value}"
-    return f"{row.ljust(36)}{MARK if mark else '#'} {note}" if note else row
-
-
-def _number(value: float) -> str:
-    # No exponent: YAML 1.1 reads 1e-05 as text.
-    text = f"{value:.10f}".rstrip("0")
-    return f"{text}0" if text.endswith(".") else text
-
-
-def _scalar(text: str) -> str:
-    """Return text as YAML reads it back, plain where that is possible."""
-    plain = all(letter.isalnum() or letter in "_-./" for letter in text) and yaml.safe_load(text) == text
-    return text if plain else json.dumps(text, ensure_ascii=False)
+def _rounded(value: float) -> float:
+    return round(value, 10) + 0.0

@@ -92,6 +92,10 @@ class Urdf:
             found += [each.child for each in self.joints.values() if each.parent == carrier and not each.moves]
         return found
 
+    def body(self, link: str) -> str:
+        """Return the name of a link in ``text``: another than its own where a joint has that, as Pinocchio asks."""
+        return _body(link, self.joints)
+
     def ensure_link(self, link: str, role: str) -> None:
         """Raise ProfileError when there is no such link; ``role`` says what it was to be."""
         if link not in self.links:
@@ -182,17 +186,23 @@ def _holds_xacro(text: str) -> bool:
         return False
 
 
+def _body(link: str, joints: dict[str, UrdfJoint]) -> str:
+    while link in joints:
+        link += " (link)"
+    return link
+
+
 def _bare(element: ElementTree.Element, joints: dict[str, UrdfJoint]) -> str:
     """Return a URDF of links and joints alone, each limit complete: urdfdom refuses one without effort."""
     about = {key: value for key in ("name", "version") if (value := element.get(key))}
     robot = ElementTree.Element("robot", {"name": "robot", **about})
     for link in element.findall("link"):
-        ElementTree.SubElement(robot, "link", name=link.get("name", ""))
+        ElementTree.SubElement(robot, "link", name=_body(link.get("name", ""), joints))
     for each in element.findall("joint"):
         joint = joints[each.get("name", "")]
         bare = ElementTree.SubElement(robot, "joint", name=joint.name, type=joint.kind)
-        ElementTree.SubElement(bare, "parent", link=joint.parent)
-        ElementTree.SubElement(bare, "child", link=joint.child)
+        ElementTree.SubElement(bare, "parent", link=_body(joint.parent, joints))
+        ElementTree.SubElement(bare, "child", link=_body(joint.child, joints))
         kept = ("origin", "axis") if joint.moves else ("origin",)
         bare.extend(found for tag in kept if (found := each.find(tag)) is not None)
         if joint.kind in LIMITED or (joint.moves and each.find("limit") is not None):

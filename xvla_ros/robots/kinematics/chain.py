@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from xvla_ros.robots.kinematics.description import KinematicsError, RobotDescription
 from xvla_ros.robots.kinematics.poses import Poses
 from xvla_ros.robots.problems import ProfileError, did_you_mean
-from xvla_ros.robots.urdf import parse_urdf
+from xvla_ros.robots.urdf import Urdf, parse_urdf
 
 Floats = NDArray[np.float64]
 
@@ -38,27 +38,27 @@ class Chain:
     def __init__(self, description: RobotDescription, base_link: str, tip_link: str) -> None:
         self.description, self.base_link, self.tip_link = description, base_link, tip_link
         self._pin = _pinocchio()
-        whole = self._read(description)
+        urdf = _read(description)
+        whole = self._model(urdf)
         for link in (base_link, tip_link):
-            if not whole.existBodyName(link):
-                links = [frame.name for frame in whole.frames if frame.type == self._pin.FrameType.BODY]
-                raise KinematicsError(
-                    f"{description.origin} has no link {link!r}{did_you_mean(link, links)}; it has {', '.join(links)}"
-                )
-        between = _joints_between(whole, self._body(whole, base_link), self._body(whole, tip_link))
+            if link not in urdf.links:
+                known = f"{did_you_mean(link, urdf.links)}; it has {', '.join(urdf.links)}"
+                raise KinematicsError(f"{description.origin} has no link {link!r}{known}")
+        base_body, tip_body = urdf.body(base_link), urdf.body(tip_link)
+        between = _joints_between(whole, self._body(whole, base_body), self._body(whole, tip_body))
         self._refuse_what_cannot_be(whole, between)
         others = [joint for joint in range(1, whole.njoints) if joint not in between]
         self.limits = _limits(whole)
         self.model: Any = self._pin.buildReducedModel(whole, others, self._pin.neutral(whole))
         self.data: Any = self.model.createData()
         self.lock = threading.Lock()
-        self.tip: int = self._body(self.model, tip_link)
+        self.tip: int = self._body(self.model, tip_body)
         self.joints = tuple(self.model.names)[1:]
         self.lower = np.array(self.model.lowerPositionLimit)
         self.upper = np.array(self.model.upperPositionLimit)
         self.max_velocity = np.array(self.model.velocityLimit)
         self._pin.framesForwardKinematics(self.model, self.data, self._pin.neutral(self.model))
-        self.base: Any = self.data.oMf[self._body(self.model, base_link)].copy()
+        self.base: Any = self.data.oMf[self._body(self.model, base_body)].copy()
 
     def poses(self, positions: ArrayLike) -> Poses:
         """Forward kinematics: poses of the tip in the base link for joint positions [..., J] in rad or m.
@@ -88,15 +88,11 @@ class Chain:
         quaternion.normalize()
         return self.base * self._pin.SE3(quaternion, np.ascontiguousarray(pose.positions))
 
-    def _read(self, description: RobotDescription) -> Any:
-        try:
-            urdf = parse_urdf(description.text, description.origin)
-        except ProfileError as error:
-            raise KinematicsError(f"{description.origin} is no URDF: {error}") from error
+    def _model(self, urdf: Urdf) -> Any:
         try:
             return self._pin.buildModelFromXML(urdf.text)
         except Exception as error:  # Pinocchio raises what its parser raises
-            raise KinematicsError(f"{description.origin} is no URDF that Pinocchio reads: {error}") from error
+            raise KinematicsError(f"{urdf.file} is no URDF that Pinocchio reads: {error}") from error
 
     def _body(self, model: Any, link: str) -> int:
         return int(model.getFrameId(link, self._pin.FrameType.BODY))
@@ -111,6 +107,13 @@ class Chain:
                     f"joint {whole.names[joint]!r} between {ends} is {whole.joints[joint].shortname()}; expected "
                     "revolute with limits, or prismatic: give a continuous joint the limits of its cables"
                 )
+
+
+def _read(description: RobotDescription) -> Urdf:
+    try:
+        return parse_urdf(description.text, description.origin)
+    except ProfileError as error:
+        raise KinematicsError(f"{description.origin} is no URDF: {error}") from error
 
 
 def _limits(model: Any) -> dict[str, tuple[float, float, float]]:
