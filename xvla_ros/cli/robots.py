@@ -180,7 +180,7 @@ def add_new_robot(commands: Commands) -> None:
         "  xvla new-robot --urdf panda.urdf --name franka --action-mode franka_joint7\n"
         "  xvla new-robot --urdf two_arms.urdf --name pair --tip-link left_tcp --tip-link right_tcp",
     )
-    parser.add_argument("--urdf", required=True, help="file, or the name of a shipped one, such as panda.urdf")
+    parser.add_argument("--urdf", required=True, help="URDF or xacro file, or the name of a shipped one: panda.urdf")
     parser.add_argument("--name", required=True, help="of the robot, part of its topics")
     parser.add_argument("--output", help="profile to write (default NAME.yaml)")
     parser.add_argument("--action-mode", default="auto", help="as the checkpoint was trained (default auto)")
