@@ -97,7 +97,7 @@ def find_arms(urdf: Urdf, base_link: str | None = None, tip_links: Sequence[str]
     if not tip_links:
         arms.sort(key=lambda arm: arm.name)  # left before right, arm_1 before arm_2
     left_out = _left_out(urdf, arms, grippers, shared) | search.left_out
-    doubts = [] if tip_links else _doubts(arms, left_out)
+    doubts = [] if tip_links else [*search.doubts, *_doubts(arms, left_out)]
     return Arms(tuple(arms), base_link or _common_base(urdf, own), left_out, tuple(doubts))
 
 
@@ -176,6 +176,7 @@ class _Search:
         self._base = branches_from(urdf, base_link or urdf.root, grippers)
         self._all = branches_from(urdf, base_link or urdf.root, set())
         self.left_out: dict[str, str] = {}
+        self.doubts: list[str] = []
 
     def arms(self) -> list[Chain]:
         """Return the joints of each arm, those that several share among them."""
@@ -210,6 +211,9 @@ class _Search:
                 return [self._without_hand(above, children)]
             raise self._question(f"{len(longest)} branches could be the arm, none longer than the others", ways)
         if longest:
+            if ends_an_arm and len(children) > 1:
+                others = ", ".join(child.run[0].name for child in children if child is not longest[0])
+                self.doubts.append(f"whether the arm goes on with {longest[0].run[0].name}, where {others} begins too")
             return self._beyond(longest[0], above + longest[0].run, shared)
         return [above] if above else []
 
