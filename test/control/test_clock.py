@@ -24,6 +24,18 @@ def test_a_step_back_and_a_leap_ahead_are_jumps_and_a_fast_simulation_is_none():
     assert [guard.update(ros * ms, steady) for ros, steady in readings] == [0, 0, 0, 0, 367 * ms, -33 * ms, 0]
 
 
+def test_a_clock_that_went_on_while_nobody_listened_has_not_jumped_and_is_settled_a_little_later():
+    ms = 1_000_000
+    guard = ClockGuard(1.0, 0.033)
+    assert guard.update(0, 0.0) == 0 and guard.update(33 * ms, 0.033) == 0 and guard.is_settled(0.033, 0.05)
+    assert guard.update(40 * ms, 1.6) == 0, "woken, and the first it hears is old"
+    assert not guard.is_settled(1.6, 0.05)
+    assert guard.update(1630 * ms, 1.633) == 0 and not guard.is_settled(1.633, 0.05)
+    assert guard.update(1730 * ms, 1.733) == 0 and guard.is_settled(1.733, 0.05)
+    guard.update(1730 * ms, 1.79)
+    assert not guard.is_settled(1.79, 0.05), "it stands"
+
+
 def test_the_clocks_of_this_machine_run():
     clock = SystemClock()
     ros, steady = clock.ros_ns(), clock.steady_s()

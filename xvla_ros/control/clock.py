@@ -31,6 +31,9 @@ class SystemClock:
 # A clock that gains this much between two readings, and this many times what the steady clock gained, has been set; a
 # simulator that runs faster than life gains less, and less at once.
 LEAP_S, LEAP_RATIO = 0.2, 5.0
+# A process that was late by this much takes a while to hear what was said meanwhile; one that is late all the time has
+# to do with what it has heard in between.
+SLEPT_S, SETTLE_S, SETTLED_FOR_S = 0.15, 0.1, 0.4
 
 
 class ClockGuard:
@@ -40,18 +43,33 @@ class ClockGuard:
     In each case what was planned in ROS time is no longer due when it says.
     """
 
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, timeout_s: float, period_s: float = 0.0) -> None:
+        """Watch for ROS time that stands for ``timeout_s``; readings come every ``period_s`` or so."""
+        self._timeout_s, self._sleep_s = timeout_s, SLEPT_S + period_s
         self._last_ros_ns: int | None = None
         self._last_advance_s = self._last_s = 0.0
+        self._settled_at_s = -SETTLED_FOR_S
 
     def update(self, ros_ns: int, steady_s: float) -> int:
         """Take a reading of both clocks; return by how many ns ROS time has jumped since the last, 0 where not."""
-        jump = 0 if self._last_ros_ns is None else self._jump(ros_ns - self._last_ros_ns, steady_s - self._last_s)
+        # a clock that was not heard while it went on, as by a node that was paused, has not jumped
+        jump = 0 if self._last_ros_ns is None else self._jump(
+            ros_ns - self._last_ros_ns, steady_s - self._last_advance_s)
         if self._last_ros_ns is None or ros_ns != self._last_ros_ns:
             self._last_advance_s = steady_s
+        slept = self._last_ros_ns is not None and steady_s - self._last_s > self._sleep_s
+        if slept and steady_s - self._settled_at_s > SETTLED_FOR_S:
+            self._settled_at_s = steady_s + SETTLE_S
         self._last_ros_ns, self._last_s = ros_ns, steady_s
         return jump
+
+    def is_settled(self, steady_s: float, allowed_s: float) -> bool:
+        """Whether ROS time as it was read last is what it is now.
+
+        It is not where it has not advanced for ``allowed_s``, nor just after this process slept: what was said
+        meanwhile, the clock among it, comes late and in turn.
+        """
+        return steady_s - self._last_advance_s <= allowed_s and steady_s >= self._settled_at_s
 
     @staticmethod
     def _jump(gained_ns: int, elapsed_s: float) -> int:

@@ -14,10 +14,11 @@ from xvla_ros.observation.measured import MeasuredJoints
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.motion_schema import Safety
 
-LAG = 0.3  # s by which an arm in motion may be behind its commands
+# s by which an arm in motion may be behind its commands: so far without a hold, and so far that they do not wait for it
+LAG, LAG_AT_ONCE = 0.3, 0.15
 STILL_FOR = 0.5  # s for which an arm must have stood where a motion begins
 UNSEEN_AT_MOST = 1.0  # s of motion since the last joint state that is allowed for
-GRIPPERS_AFTER = 0.1  # s
+GRIPPERS_AFTER = 0.05  # s
 CAUGHT_UP = 0.2  # s in which every command must have been within reach before the arm counts as following again
 
 
@@ -25,8 +26,8 @@ class Following:
     """Holds commands against where the joints are measured to be.
 
     A joint can be reached within ``lead`` by its ``max_velocity``, or is within ``safety.following_error.distance``,
-    which is for an arm that sags. One that moves may be ``LAG`` behind. Grippers may be anywhere, since what they hold
-    stops them, unless the arm itself does not follow.
+    which is for an arm that sags. One that moves may be ``LAG_AT_ONCE`` behind, where it moves to. Grippers may be
+    anywhere, since what they hold stops them, unless the arm itself does not follow.
 
     Args:
         limits: of the joints.
@@ -51,31 +52,33 @@ class Following:
         """Whether the newest command could go on from the one before it, as the arm had come along."""
         return self._behind_since is None
 
-    def excess(self, first: Floats, measured: MeasuredJoints, now: int) -> Floats:
+    def excess(self, first: Floats, measured: MeasuredJoints, now: int, lag: float = LAG_AT_ONCE) -> Floats:
         """Return [J] by how much the first point of a window is out of reach of the arm, zero where it is within.
 
         Args:
             first: [J] rad or m, due ``lead`` after ``now``.
             measured: where the arm was last believed to be.
             now: ROS time in ns.
+            lag: s by which an arm in motion may be behind.
         """
         limits = self._limits
         unseen = float(np.clip((now - measured.stamp) / S_TO_NS, 0.0, UNSEEN_AT_MOST))
         velocities = np.clip(measured.velocities, -limits.max_velocity, limits.max_velocity)
         here = measured.positions + velocities * unseen
-        drift = np.minimum(limits.max_acceleration * unseen / 2, limits.max_velocity) * unseen
-        reach = self._at_rest + LAG * np.abs(velocities) + drift
-        found = first - np.clip(first, here - reach, here + reach)
+        around = self._at_rest + np.minimum(limits.max_acceleration * unseen / 2, limits.max_velocity) * unseen
+        ahead = lag * velocities
+        found = first - np.clip(first, here - around + np.minimum(ahead, 0.0), here + around + np.maximum(ahead, 0.0))
         if self._grippers and not self._has_been_behind(now):
             found[self._grippers] = 0.0
         return found
 
-    def note(self, out_of_reach: bool, now: int) -> None:
-        """Take note of whether the arm had not come along by the command of ROS time ``now`` in ns."""
-        if out_of_reach:
+    def note(self, first: Floats, measured: MeasuredJoints, now: int) -> None:
+        """Take note of whether the arm has come along by ROS time ``now`` in ns, to reach the ``first`` point [J]."""
+        behind = self.excess(first, measured, now, LAG).any()
+        if behind:
             self._behind_until = now
         if self._behind_since is None:
-            self._behind_since = now if out_of_reach else None
+            self._behind_since = now if behind else None
         elif not 0 <= now - self._behind_until <= CAUGHT_UP * S_TO_NS:
             self._behind_since = None
 

@@ -87,7 +87,7 @@ class Plan:
 
     def command_at(
         self, now: int, start: MotionState, excess: Callable[[Floats], Floats]
-    ) -> tuple[CommandWindow, str, bool]:
+    ) -> tuple[CommandWindow, str, Floats]:
         """Work out a command from ``start`` at ``now`` whose first point is within reach of the arm.
 
         Where the arm has not come along, the command starts nearer to it.
@@ -98,22 +98,22 @@ class Plan:
             excess: first point [J] → by how much it is out of reach [J], zero where it is within.
 
         Returns:
-            The command; which tool would have left its box, empty where none: the command is a brake then; and whether
-            the arm had not come along.
+            The command; which tool would have left its box, empty where none: the command is a brake then; and the
+            first point [J] that it would have, had the arm come along.
         """
         window, outside = self._limited(now, start)
-        away = excess(window.positions[0])
-        came_along = not away.any()
+        wanted = window.positions[0]
+        away = excess(wanted)
         for _ in range(PULLS):
             if not away.any():
-                return window, outside, not came_along
+                return window, outside, wanted
             start = replace(start, position=start.position - away)
             window, outside = self._limited(now, start)
             away = excess(window.positions[0])
         if away.any():
             at_rest = MotionState.at_rest(start.position - excess(start.position))
             window = brake_window(now, at_rest, self._window_times, self._limiter)
-        return window, outside, not came_along
+        return window, outside, wanted
 
     def _limited(self, now: int, start: MotionState) -> tuple[CommandWindow, str]:
         at = now + np.round(self._window_times * S_TO_NS).astype(np.int64)

@@ -72,7 +72,7 @@ class RobotController:
         limits, timing, smoothing = JointLimits.of(profile), profile.timing, profile.smoothing
         self._plan = Plan(profile, limits, workspace or Workspace({}))
         self._following = Following(limits, profile.safety, timing.lead, grippers)
-        self._lead_ns = round(timing.lead * S_TO_NS)
+        self._lead_s, self._lead_ns = timing.lead, round(timing.lead * S_TO_NS)
         self._ensemble = Ensemble(smoothing.ensemble_decay, tuple(grippers)) if smoothing.method == "ensemble" else None
         self._lock = threading.RLock()
         self._pace = Pace(timing.lead)
@@ -82,7 +82,8 @@ class RobotController:
         self._reset_motion()
 
     def _reset_motion(self) -> None:
-        self._guard = ClockGuard(self._profile.timing.clock_timeout)
+        timing = self._profile.timing
+        self._guard = ClockGuard(timing.clock_timeout, 1.0 / timing.command_rate)
         self._restart_plan()
         self._asked_s: float | None = None
         self._asked_standing = False
@@ -342,6 +343,8 @@ class RobotController:
             start = self._start(now)
             if self._plan.end is None or start is None or self._yields(now):
                 return None
+            if not self._guard.is_settled(steady, self._lead_s):
+                return None
             return self._next_window(now, start, measured)
 
     def not_sent(self, window: CommandWindow) -> None:
@@ -445,8 +448,9 @@ class RobotController:
         def excess(first: Floats) -> Floats:
             return np.zeros_like(first) if measured is None else self._following.excess(first, measured, now)
 
-        window, outside, out_of_reach = self._plan.command_at(now, start, excess)
-        self._following.note(out_of_reach, now)
+        window, outside, wanted = self._plan.command_at(now, start, excess)
+        if measured is not None:
+            self._following.note(wanted, measured, now)
         self._plan.send(window)
         if outside:
             self._policy_trouble = Fault(LIMIT, outside)
