@@ -47,21 +47,25 @@ class ClockGuard:
         """Watch for ROS time that stands for ``timeout_s``; readings come every ``period_s`` or so."""
         self._timeout_s, self._sleep_s = timeout_s, SLEPT_S + period_s
         self._last_ros_ns: int | None = None
-        self._last_advance_s = self._last_s = 0.0
+        self._last_advance_s = self._last_s = self._slept_from_s = 0.0
         self._settled_at_s = -SETTLED_FOR_S
 
     def update(self, ros_ns: int, steady_s: float) -> int:
         """Take a reading of both clocks; return by how many ns ROS time has jumped since the last, 0 where not."""
-        # a clock that was not heard while it went on, as by a node that was paused, has not jumped
-        jump = 0 if self._last_ros_ns is None else self._jump(
-            ros_ns - self._last_ros_ns, steady_s - self._last_advance_s)
-        if self._last_ros_ns is None or ros_ns != self._last_ros_ns:
+        if self._last_ros_ns is not None and self._sleeps(steady_s):
+            self._slept_from_s, self._settled_at_s = self._last_s, steady_s + SETTLE_S
+        jump = 0
+        if self._last_ros_ns is not None:
+            # a clock that was not heard while it went on has not jumped
+            since = self._slept_from_s if steady_s < self._settled_at_s else self._last_advance_s
+            jump = self._jump(ros_ns - self._last_ros_ns, steady_s - since)
+        if ros_ns != self._last_ros_ns:
             self._last_advance_s = steady_s
-        slept = self._last_ros_ns is not None and steady_s - self._last_s > self._sleep_s
-        if slept and steady_s - self._settled_at_s > SETTLED_FOR_S:
-            self._settled_at_s = steady_s + SETTLE_S
         self._last_ros_ns, self._last_s = ros_ns, steady_s
         return jump
+
+    def _sleeps(self, steady_s: float) -> bool:
+        return steady_s - self._last_s > self._sleep_s and steady_s - self._settled_at_s > SETTLED_FOR_S
 
     def is_settled(self, steady_s: float, allowed_s: float) -> bool:
         """Whether ROS time as it was read last is what it is now.
