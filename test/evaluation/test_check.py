@@ -412,7 +412,7 @@ def test_messages_are_read_as_the_node_reads_them(ros_environment: dict[str, str
             assert fault["reason"].startswith(reason) and words in fault["detail"], (robot, fault)
         told = [error["message"] for error in errors if error["key"] == f"{robot}.observations"]
         assert told == [f"{fault['reason']}: {fault['detail']}" for fault in faults]
-        assert bool(reading["built"]) == (robot in ("whole", "flickering"))
+        assert bool(reading["built"]) == (robot == "whole")
 
 
 def test_ros_time_is_that_of_the_clock_where_somebody_publishes_it(ros_environment: dict[str, str], tmp_path: Path):

@@ -50,7 +50,7 @@ class Recording:
     def joints(self, side: str, ms: int, delay: int = 1) -> None:
         nothing = np.zeros(0)
         message = STORE.types["sensor_msgs/msg/JointState"](
-            stamped(START + ms * MS), NAMES, np.full(6, ms / 1000), nothing, nothing)
+            stamped(START + ms * MS), NAMES, np.full(6, max(ms, 0) / 1000), nothing, nothing)
         self._add(ms + delay, f"/{side}/joint_states", message)
 
     def _add(self, ms: int, topic: str, message: object) -> None:

@@ -80,8 +80,8 @@ def test_mixed_rates_of_two_bags(tmp_path, pair):
 def test_wrong_units(tmp_path, pair):
     degrees = Session(pair, end=1.0, commands=False, joints_of=lambda t: np.degrees(curve(pair, t))).record()
     text = said(degrees.write(tmp_path / "degrees.mcap"))
-    assert "far outside of their limits" in text
-    assert "they fit as degrees, ROS has radians" in text
+    assert "messages cannot be used" in text
+    assert "as degrees it fits, and ROS has radians" in text
     small = Session(pair, end=1.0, commands=False, joints_of=lambda t: np.radians(curve(pair, t))).record()
     assert "radians taken for degrees" in said(small.write(tmp_path / "small.mcap"))
     still = Session(pair, end=1.0, commands=False, joints_of=lambda t: curve(pair, 0.0)).record()
@@ -239,7 +239,7 @@ def opened(bag, tmp_path, **settings):
 def test_why_there_is_no_observation_is_said_in_the_words_of_the_node(tmp_path, pair):
     bag = Session(pair, end=1.0).record().encoded("8UC3").write(tmp_path / "bag.mcap")
     with pytest.raises(SamplesError, match=r"no observation can be built: \d+ camera_missing: front: picture on "
-                                           r"/front/image_raw cannot be decoded: encoding '8UC3'"):
+                                           r"/front/image_raw cannot be used: encoding '8UC3'"):
         opened(bag, tmp_path)
     far = Session(pair, end=1.0).record()
     far.messages = [(at - 3600 * 10**9 if "joint_states" in topic else at, topic, kind, data)
@@ -260,13 +260,13 @@ def test_some_skipped_instants_are_told_with_their_reasons(tmp_path, pair):
                    for line in samples.left_out())
 
 
-def test_joints_that_leap_are_cut_out_or_refused(tmp_path, pair, monkeypatch):
+def test_joints_that_leap_are_cut_out_or_refused(tmp_path, pair):
     for commands in (True, False):
         bag = Session(pair, end=3.0, commands=commands).record().zeros(1.0, 2.0).write(tmp_path / f"{commands}.mcap")
         if commands:
             samples = opened(bag, tmp_path)
             assert 25 <= len(samples.train) <= 40
-            assert any("shoulder_pan leaps" in line for line in samples.left_out())
+            assert any(" leaps by " in line for line in samples.left_out())
         else:
             with pytest.raises(SamplesError, match="joints leap as no joint can, and what was measured counts"):
                 opened(bag, tmp_path)

@@ -40,6 +40,7 @@ class Following:
         self._limits, self._first_step, self._allowed = limits, safety.first_step, safety.following_error
         self._grippers = list(grippers)
         self._at_rest = np.maximum(limits.max_velocity * lead, self._allowed.distance * (limits.upper - limits.lower))
+        self._is_off = self._allowed.distance >= 1.0
         self._behind_since: int | None = None
         self._behind_until = 0
 
@@ -52,6 +53,10 @@ class Following:
         """Whether the newest command could go on from the one before it, as the arm had come along."""
         return self._behind_since is None
 
+    def may_begin(self, measured: MeasuredJoints) -> bool:
+        """Whether the arm stands, so that a motion may begin where it is measured to be."""
+        return self._is_off or measured.still_for >= STILL_FOR
+
     def excess(self, first: Floats, measured: MeasuredJoints, now: int, lag: float = LAG_AT_ONCE) -> Floats:
         """Return [J] by how much the first point of a window is out of reach of the arm, zero where it is within.
 
@@ -61,6 +66,8 @@ class Following:
             now: ROS time in ns.
             lag: s by which an arm in motion may be behind.
         """
+        if self._is_off:
+            return np.zeros_like(first)
         limits = self._limits
         unseen = float(np.clip((now - measured.stamp) / S_TO_NS, 0.0, UNSEEN_AT_MOST))
         velocities = np.clip(measured.velocities, -limits.max_velocity, limits.max_velocity)
@@ -113,8 +120,3 @@ class Following:
             f"{measured[worst]:.3f}: {away[worst]:.0%} of its range, expected at most "
             f"{self._first_step:.0%} (safety.first_step); check units, offsets and the checkpoint"
         )
-
-
-def is_still(measured: MeasuredJoints) -> bool:
-    """Whether the arm stands, so that a motion may begin where it is measured to be."""
-    return measured.still_for >= STILL_FOR

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from xvla_ros.control.chunking import Ensemble
 from xvla_ros.control.clock import S_TO_NS, Clock, ClockGuard
 from xvla_ros.control.engine import ERROR_PAUSE_S
-from xvla_ros.control.following import Following, is_still
+from xvla_ros.control.following import Following
 from xvla_ros.control.latency import Percentiles
 from xvla_ros.control.motion import Floats, MotionState
 from xvla_ros.control.pace import Pace
@@ -357,13 +357,13 @@ class RobotController:
         """How the arm should move now: on the last command, or before it at rest where it is measured to stand."""
         if self._plan.window is not None:
             return self._plan.window.state_at(now)
-        if self._measured is None or not is_still(self._measured):
+        if self._measured is None or not self._following.may_begin(self._measured):
             return None
         return MotionState.at_rest(self._measured.positions)
 
     def _waits_for_the_arm(self) -> bool:
         """Whether a motion would begin from the arm, and that moves, or has not been seen to stand for long enough."""
-        return self._plan.window is None and self._measured is not None and not is_still(self._measured)
+        return self._plan.window is None and self._measured is not None and not self._following.may_begin(self._measured)
 
     def _leave_if_elsewhere(self, now: int) -> None:
         """Start anew from the arm where that should stand, but is out of reach of where it was left, or went astray."""
@@ -405,7 +405,7 @@ class RobotController:
         measured = self._measured
         if measured is None:
             return self._strayed
-        if self._strayed is not None and self._plan.window is None and is_still(measured):
+        if self._strayed is not None and self._plan.window is None and self._following.may_begin(measured):
             self._strayed = None
         elif self._strayed is None and self._status.state == RUNNING and self._plan.window is not None:
             self._strayed = self._following.fault(self._plan.window.position_at(now), measured, now)

@@ -120,6 +120,7 @@ class InProcess:
         self._delay = round(delay * NS)
         rates = {"engine": ENGINE_RATE, "tick": profile.timing.command_rate, "judge": JUDGE_RATE}
         self._stepper = Stepper(self.world, width=width, height=height, image_rate=image_rate, others=rates)
+        self._begun, self._commanded = 0, False
         self._ways = np.zeros(len(profile.joints.policy_order))
         self._inference: list[float] = []
         self._overhead: list[Percentiles] = []
@@ -146,7 +147,7 @@ class InProcess:
         pilot.controller.start()
         success, wrong = self._run(pilot, client, engine)
         self._count(pilot, client)
-        return EpisodeResult(seed, layout.instruction, success, wrong, self.world.time / NS)
+        return EpisodeResult(seed, layout.instruction, success, wrong, (self.world.time - self._begun) / NS)
 
     def close(self) -> None:
         """Frees what drawing holds."""
@@ -154,6 +155,7 @@ class InProcess:
 
     def _run(self, pilot: Pilot[Picture], client: _LateClient, engine: Engine) -> tuple[bool, bool]:
         limit, before = round(self._task.time_limit * NS), self._positions()
+        self._begun, self._commanded = 0, False  # time counts from the first command, as over ROS
         for event in self._stepper.events():
             if isinstance(event, Pictures):
                 for slot, rgb in event.images.items():
@@ -172,7 +174,7 @@ class InProcess:
                 self._send(pilot.tick())
             else:
                 outcome = self._task.outcome(self.world)
-                if outcome.done or event.time >= limit:
+                if outcome.done or event.time - self._begun >= limit:
                     return outcome.success, outcome.wrong
         raise EvaluationError("the simulation ended before the episode")
 
@@ -187,6 +189,8 @@ class InProcess:
         """What the node publishes for a window, and a controller makes of it."""
         if window is None:
             return
+        if not self._commanded:
+            self._begun, self._commanded = self.world.time, True
         refused = self._commands.send(window)
         if refused is not None:
             raise EvaluationError(f"the simulated controller refuses a command: {refused.reason}")

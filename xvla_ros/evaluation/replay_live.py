@@ -41,7 +41,7 @@ def replay_settings(profile: Profile, steps: int | None = None) -> dict[str, Val
     name = profile.name
     settings: dict[str, Value] = {
         f"{name}.smoothing.method": "switch", f"{name}.smoothing.roll_forward": False,
-        f"{name}.safety.first_step": 1.0,  # no arm moves
+        f"{name}.safety.first_step": 1.0, f"{name}.safety.following_error.distance": 1.0,  # no arm moves
         f"{name}.policy.proprio_source": MEASURED,
     }
     return settings | ({} if steps is None else {f"{name}.policy.denoising_steps": steps})

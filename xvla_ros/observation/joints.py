@@ -98,8 +98,11 @@ class JointTopic:
         if far.any():
             worst = places[far]
             between = f"{self._lower[worst[0]]:.3g} to {self._upper[worst[0]]:.3g} rad or m"
+            as_degrees = np.radians(chosen[worst])
+            fits = ((as_degrees >= self._lower[worst]) & (as_degrees <= self._upper[worst])).all()
+            hint = "as degrees it fits, and ROS has radians" if fits else "check the unit of its driver"
             raise JointsError(f"{self.topic}: {self._listed(worst, chosen)}; {self.names[worst[0]]} goes from "
-                              f"{between}: check the unit of its driver")
+                              f"{between}: {hint}")
 
     def _listed(self, places: NDArray[np.intp], chosen: Floats) -> str:
         return ", ".join(f"{self.names[place]} = {chosen[place]:g}" for place in places)

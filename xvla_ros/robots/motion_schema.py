@@ -115,7 +115,7 @@ class FollowingError(Section):
         le=1.0,
         changeable=True,
         description="As a share of a joint's range; more where max_velocity goes further within lead. Raise it for an "
-        "arm that sags.",
+        "arm that sags. 1 switches the check off, for a replay, where no arm follows.",
     )
     time: float = setting(
         0.5,

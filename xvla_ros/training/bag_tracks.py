@@ -22,6 +22,7 @@ from xvla_ros.observation.bags import RESTART, Restarts
 from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state, read_string
 from xvla_ros.observation.commands import JointCommand, PoseCommand, read_command
 from xvla_ros.observation.commands import command_type as type_of_command
+from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE
 from xvla_ros.observation.joints import joint_topics
 from xvla_ros.observation.measured import MeasuredTopic
 from xvla_ros.robots.profile import Profile
@@ -247,11 +248,11 @@ class _Reader:
             self._mark(message)
 
     def _measured(self, topic: str, stamp: int, values: Floats | None) -> None:
-        """Keep what was measured, where the node's reader believes it."""
+        """Keep what was measured, where the node's reader believes it; leaps are told of by its observations."""
         fault = self._joints[topic].fault
-        if fault is not None:
+        if fault is not None and fault.reason != JOINTS_IMPLAUSIBLE:
             self._count_broken(topic, fault.detail)
-        elif values is not None:
+        elif fault is None and values is not None:
             self._stretch.joints.setdefault(topic, Readings()).add(stamp, values)
 
     def _command(self, message: BagMessage, group: str) -> None:
