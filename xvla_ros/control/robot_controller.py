@@ -363,7 +363,8 @@ class RobotController:
 
     def _waits_for_the_arm(self) -> bool:
         """Whether a motion would begin from the arm, and that moves, or has not been seen to stand for long enough."""
-        return self._plan.window is None and self._measured is not None and not self._following.may_begin(self._measured)
+        measured = self._measured
+        return self._plan.window is None and measured is not None and not self._following.may_begin(measured)
 
     def _leave_if_elsewhere(self, now: int) -> None:
         """Start anew from the arm where that should stand, but is out of reach of where it was left, or went astray."""

@@ -120,7 +120,7 @@ class InProcess:
         self._delay = round(delay * NS)
         rates = {"engine": ENGINE_RATE, "tick": profile.timing.command_rate, "judge": JUDGE_RATE}
         self._stepper = Stepper(self.world, width=width, height=height, image_rate=image_rate, others=rates)
-        self._begun, self._commanded = 0, False
+        self._begun = 0
         self._ways = np.zeros(len(profile.joints.policy_order))
         self._inference: list[float] = []
         self._overhead: list[Percentiles] = []
@@ -155,7 +155,7 @@ class InProcess:
 
     def _run(self, pilot: Pilot[Picture], client: _LateClient, engine: Engine) -> tuple[bool, bool]:
         limit, before = round(self._task.time_limit * NS), self._positions()
-        self._begun, self._commanded = 0, False  # time counts from the first command, as over ROS
+        self._begun, asked = 0, False  # time counts from when the arm has been seen to stand, so that it may begin
         for event in self._stepper.events():
             if isinstance(event, Pictures):
                 for slot, rgb in event.images.items():
@@ -165,6 +165,8 @@ class InProcess:
             elif isinstance(event, Joints):
                 before = self._measure(pilot, event, before)
             elif event.what == "engine":
+                if not asked and pilot.wants_chunk():
+                    self._begun, asked = event.time, True
                 if client.arrive():
                     self._send(pilot.tick())
                 engine.step()
@@ -189,8 +191,6 @@ class InProcess:
         """What the node publishes for a window, and a controller makes of it."""
         if window is None:
             return
-        if not self._commanded:
-            self._begun, self._commanded = self.world.time, True
         refused = self._commands.send(window)
         if refused is not None:
             raise EvaluationError(f"the simulated controller refuses a command: {refused.reason}")
