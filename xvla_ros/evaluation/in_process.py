@@ -155,7 +155,7 @@ class InProcess:
 
     def _run(self, pilot: Pilot[Picture], client: _LateClient, engine: Engine) -> tuple[bool, bool]:
         limit, before = round(self._task.time_limit * NS), self._positions()
-        self._begun, asked = 0, False  # time counts from when the arm has been seen to stand, so that it may begin
+        self._begun, asked = 0, False  # time counts from when the policy is asked: the arm must be seen to stand before
         for event in self._stepper.events():
             if isinstance(event, Pictures):
                 for slot, rgb in event.images.items():
@@ -165,11 +165,11 @@ class InProcess:
             elif isinstance(event, Joints):
                 before = self._measure(pilot, event, before)
             elif event.what == "engine":
-                if not asked and pilot.wants_chunk():
-                    self._begun, asked = event.time, True
                 if client.arrive():
                     self._send(pilot.tick())
                 engine.step()
+                if not asked and client.inference_ms:
+                    self._begun, asked = event.time, True
                 if client.errors:
                     raise EvaluationError(f"the policy failed: {client.errors[0]}") from client.errors[0]
             elif event.what == "tick":
