@@ -129,10 +129,11 @@ class Pilot(Generic[Raw]):
         return self.controller.due_in() if self.instruction else None
 
     def observe(self) -> Observation | None:
-        """The newest observation, None while something is missing or stale."""
+        """The newest observation, None while something is missing or stale, or the arm has to stand still first."""
         begun = time.perf_counter()
         measured = self.builder.measured()
-        self.controller.see(measured)
+        if not self.controller.see(measured):
+            return None
         window, now = self.controller.last_window, self._clock.ros_ns()
         commanded = None if window is None else window.position_at(now)
         seen = self.builder.build(now, self._clock.steady_s(), self.instruction, commanded)

@@ -234,11 +234,16 @@ class RobotController:
                 return None
             return (self._renew_at - self._pace.inference_ns - self._clock.ros_ns()) / S_TO_NS
 
-    def see(self, measured: MeasuredJoints | None) -> None:
-        """Take note of where the arm is before an observation: the first chunk may come before the first tick."""
+    def see(self, measured: MeasuredJoints | None) -> bool:
+        """Take note of where the arm is before an observation: the first chunk may come before the first tick.
+
+        Returns:
+            False where that chunk would be in vain, as the arm has to stand still first.
+        """
         with self._lock:
             self._measured = measured
             self._leave_if_elsewhere(self._clock.ros_ns())
+            return not self._waits_for_the_arm()
 
     def ask(self) -> int:
         """Note that inference starts; the number returned goes with the chunk, and is void after a hold."""
