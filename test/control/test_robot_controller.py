@@ -616,6 +616,20 @@ def test_a_slow_policy_asked_between_two_ticks_is_asked_standing_too(bench):
     assert (np.abs(after - here) < 0.03).all(), "its first waypoints come first"
 
 
+def test_joints_that_get_no_windows_stand_where_they_are(bench):
+    """And are led from there as soon as they get some."""
+    assert bench.chunk()
+    for _ in range(10):
+        bench.clock.advance(PERIOD)
+        window = bench.tick(measured=HOME)
+        bench.controller.not_sent(window, [1])
+        assert abs(window.positions[0, 1] - HOME[1]) < 0.02
+    assert bench.controller.last_window.position_at(bench.clock.ros)[0] > HOME[0] + 0.01
+    sent = bench.status.trajectories
+    bench.controller.not_sent(bench.controller.last_window, [1])
+    assert bench.status.trajectories == sent == 10, "the others got theirs"
+
+
 def test_a_path_out_of_the_workspace_is_not_sent(profile, clock):
     class Wall:
         """Forbids the first joint beyond 0.3."""

@@ -112,6 +112,21 @@ def test_before_its_stamp_a_window_is_at_its_start_and_after_its_end_it_stands()
     assert not end.velocity.any() and not end.acceleration.any()
 
 
+def test_joints_that_a_window_was_not_sent_to_go_on_by_the_one_before():
+    random, at = np.random.default_rng(5), SECOND // 30
+    before = random_window(random, MotionState.at_rest(np.zeros(3)))
+    window = random_window(random, before.state_at(at), at)
+    mixed = window.with_others([1], before)
+    for time in range(0, SECOND, 10_000_000):
+        there = mixed.state_at(at + time)
+        for joint, expected in enumerate((window, before, window)):
+            np.testing.assert_allclose(there.position[joint], expected.position_at(at + time)[joint], atol=2e-3)
+    assert not mixed.velocities[-1].any()
+    still = window.with_others([0, 2], None)
+    assert (still.positions[:, [0, 2]] == window.start.position[[0, 2]]).all()
+    np.testing.assert_allclose(still.positions[:, 1], window.positions[:, 1], atol=1e-6)
+
+
 @pytest.mark.parametrize("part", ["start", "plan", "velocities"])
 def test_nothing_is_made_of_numbers_that_are_not_finite(part):
     start, plan, velocities = MotionState.at_rest(np.zeros(3)), np.zeros((len(TIMES), 3)), np.zeros((len(TIMES), 3))

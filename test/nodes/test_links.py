@@ -1,6 +1,12 @@
-"""The topics of a robot are made once: at configure."""
+"""The topics of a robot are made once, at configure, and what is sent there is not late."""
 
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
+
+sys.path.append(str(Path(__file__).parent))
 
 from xvla_ros import ros_env
 
@@ -80,3 +86,72 @@ def test_use_sim_time_is_not_changed_under_an_active_node_that_time_waits_for(pa
     monkeypatch.setattr(paced, "state_label", lambda: "active")
     answer = paced._on_set_parameters([Parameter("use_sim_time", value=False)])
     assert not answer.successful and "deactivate /xvla first" in answer.reason
+
+
+class SlowOutlet:
+    """A command topic, and how long it takes to publish there."""
+
+    def __init__(self, clock):
+        self.topic_name, self.clock, self.takes, self.sent = "/arm", clock, 0.0, []
+
+    def get_subscription_count(self):
+        return 1
+
+    def publish(self, message):
+        self.sent.append(np.array([point.positions for point in message.points]))
+        self.clock.now += self.takes
+
+
+@pytest.fixture
+def slow_pair(ros_domain):
+    """The link of a pair of arms that stand, with a plan, and its two outlets."""
+    from hand_clock import SECOND, HandClock
+
+    from xvla_ros.nodes.robot_link import RobotLink
+    from xvla_ros.robots import load_profile
+    from xvla_ros.robots.trajectory import Trajectory
+
+    rclpy.init(domain_id=ros_domain)
+    node, clock, profile = rclpy.create_node("xvla"), HandClock(), load_profile("so101_bimanual")["so101_bimanual"]
+    link = RobotLink(node, profile, clock, "wave")
+    outlets = [SlowOutlet(clock) for _ in profile.commands.groups]
+    link._publishers.update(zip(profile.commands.groups, outlets, strict=True))
+    link.pilot.builder.check = lambda *_: None
+    topics = {joint.topic: [each.name for each in profile.joints.ordered if each.topic == joint.topic]
+              for joint in profile.joints.ordered}
+
+    def tick():
+        clock.now += 1 / 30
+        for topic, names in topics.items():
+            link.pilot.add_joints(topic, clock.ros_ns(), names, np.zeros(len(names)))
+        link.tick()
+
+    link.pilot.controller.start()
+    for _ in range(30):
+        tick()
+    times = clock.ros_ns() + np.round(np.linspace(0.1, 2.0, 20) * SECOND).astype(np.int64)
+    path = np.linspace(0.0, 0.6, 20)[:, None] + np.zeros(12)
+    controller = link.pilot.controller
+    assert controller.accept(Trajectory(profile.name, profile.joints.policy_order, times, path), controller.ask())
+    yield tick, outlets
+    link.stop()
+    for group in profile.commands.groups:
+        del link._publishers[group]
+    link.close()
+    node.destroy_node()
+    rclpy.try_shutdown()
+
+
+def test_an_arm_whose_windows_are_too_late_gets_its_next_one_from_where_it_is(slow_pair):
+    """The other got its own, and goes first the next time no more."""
+    tick, (left, right) = slow_pair
+    left.takes = right.takes = 0.06  # the second is always too late
+    for _ in range(6):
+        tick()
+    assert len(left.sent) == len(right.sent) == 3
+    tick()
+    for outlet in (left, right):
+        for before, after in zip(outlet.sent, outlet.sent[1:], strict=False):
+            near = np.abs(before - after[0]).max(axis=1).min()
+            assert near < 0.03, "it begins on the way of the one that came before"
+    assert np.abs(left.sent[0][0]).max() < 0.02 and np.abs(right.sent[0][0]).max() < 0.02

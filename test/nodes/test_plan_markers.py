@@ -1,6 +1,8 @@
 """The plan of the tools as markers: where the line lies, when it is shown and when it goes."""
 
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +11,14 @@ pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 pytest.importorskip("pinocchio", reason="needs the kinematics extra")
 
 import rclpy
-from rclpy.clock import Clock as RosClock
-from rclpy.clock import ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 from visualization_msgs.msg import Marker, MarkerArray
+
+sys.path.append(str(Path(__file__).parent))
+
+from hand_clock import SECOND, HandClock
 
 from xvla_ros.control.robot_controller import RobotController
 from xvla_ros.control.status import HOLDING, RUNNING
@@ -22,6 +26,7 @@ from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.plan_markers import COLOURS, POINTS, PlanMarkers
 from xvla_ros.nodes.robot_link import RobotLink
+from xvla_ros.observation.measured import MeasuredJoints
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import load_profiles, shipped_files
@@ -30,24 +35,7 @@ from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.robots.trajectory import Trajectory
 from xvla_ros.robots.units import to_policy
 
-SECOND = 1_000_000_000
 DEADLINE = 240.0  # ends what hangs
-
-
-class HandClock:
-    """A clock that a test sets."""
-
-    paced = False
-
-    def __init__(self):
-        self.now = 1000.0
-        self.of_timers = RosClock(clock_type=ClockType.STEADY_TIME)
-
-    def ros_ns(self):
-        return round(self.now * SECOND)
-
-    def steady_s(self):
-        return self.now
 
 
 class Listener:
@@ -99,9 +87,10 @@ def planning(profile, clock):
     end = start + 0.1
     times = clock.ros_ns() + np.round(np.linspace(0.1, 1.0, 20) * SECOND).astype(np.int64)
     path = start + np.linspace(0.0, 1.0, 20)[:, None] * (end - start)
-    controller.tick(start, None)
+    standing = MeasuredJoints(clock.ros_ns(), start, np.zeros_like(start), 1.0)
+    controller.tick(standing, None)
     assert controller.accept(Trajectory(profile.name, profile.joints.policy_order, times, path), controller.ask())
-    controller.tick(start, None)
+    controller.tick(standing, None)
     return controller, start, end
 
 
@@ -211,8 +200,9 @@ def test_a_link_shows_what_it_accepts_and_takes_it_back_when_it_holds(listen):
             pilot.add_image(camera, clock.ros_ns(), serialize_message(picture))
         pilot.add_joints(profile.joints.ordered[0].topic, clock.ros_ns(), names, start)
 
-    see()
-    clock.now += 0.01
+    for _ in range(60):  # the arm is seen to stand
+        see()
+        clock.now += 0.01
     see()
     link.tick()
     assert link.observe() is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -128,9 +128,14 @@ class Plan:
         self._timeline.forget_before(window.stamp)
         self._before, self.window = self.window, window
 
-    def take_back(self, window: CommandWindow) -> bool:
-        """Go on from the command before ``window``, as that was not sent; return whether it was the last."""
+    def take_back(self, window: CommandWindow, joints: Sequence[int] | None = None) -> bool:
+        """Go on from the command before ``window``, as that was not sent, or not to the columns ``joints``.
+
+        Returns:
+            Whether it was the last.
+        """
         if self.window is not window:
             return False
-        self.window, self._before = self._before, None
+        before, self._before = self._before, None
+        self.window = before if joints is None else window.with_others(joints, before)
         return True

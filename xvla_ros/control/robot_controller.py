@@ -352,10 +352,15 @@ class RobotController:
                 return None
             return self._next_window(now, start, measured)
 
-    def not_sent(self, window: CommandWindow) -> None:
-        """The last window was not sent, so the next one goes on from the one before it."""
+    def not_sent(self, window: CommandWindow, joints: Sequence[int] | None = None) -> None:
+        """The last window was not sent, so the next one goes on from the one before it.
+
+        Args:
+            window: the last.
+            joints: columns of the joints that it was not sent to, None for all.
+        """
         with self._lock:
-            if self._plan.take_back(window):
+            if self._plan.take_back(window, joints) and joints is None:
                 self._status = self._status.plus(trajectories=-1)
 
     def _start(self, now: int) -> MotionState | None:

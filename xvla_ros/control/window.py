@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 
@@ -55,6 +57,23 @@ class CommandWindow:
             at - since, duration, before.position, after.position, before.velocity, after.velocity)
         share = (at - since) / duration
         return MotionState(position, velocity, (1 - share) * before.acceleration + share * after.acceleration)
+
+    def with_others(self, joints: Sequence[int], other: CommandWindow | None) -> CommandWindow:
+        """This command, but for the columns ``joints``, which go on by ``other``, or stand still where that is None."""
+        times, chosen = self.times, list(joints)
+        if other is not None:
+            late = other.times + (other.stamp - self.stamp) / 1e9
+            times = np.append(times, late[late > times[-1]])
+
+        def mixed(time: int) -> Floats:
+            rows = self.state_at(time).rows()
+            still = MotionState.at_rest(self.start.position) if other is None else other.state_at(time)
+            rows[:, chosen] = still.rows()[:, chosen]
+            return rows
+
+        states = np.stack([mixed(self.stamp + ceil(at * 1e9)) for at in times])
+        return replace(self, start=MotionState(*mixed(self.stamp)), times=times, positions=states[:, 0],
+                       velocities=states[:, 1], accelerations=states[:, 2])
 
     def _point(self, k: int) -> MotionState:
         return MotionState(self.positions[k], self.velocities[k], self.accelerations[k])

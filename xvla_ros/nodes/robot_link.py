@@ -74,6 +74,7 @@ class RobotLink:
         self._node = node
         self._clock = clock
         self._sending = threading.Lock()
+        self._missed: list[str] = []  # groups that the last window was not sent to
         self._lost_since: float | None = None
         self._last_status: tuple[str, str] = ("", "")
         self._told = ""
@@ -212,8 +213,8 @@ class RobotLink:
         steady = self._clock.steady_s()
         with self._sending:
             window = self.pilot.tick(self._controller_fault(steady))
-            if window is not None and not self._publish(window, steady):
-                self.pilot.controller.not_sent(window)
+            if window is not None:
+                self._publish(window, steady)
             self._report(steady)
         if self._asked_ns is not None or not self.pilot.wants_chunk():
             self._due_ns = None
@@ -229,23 +230,33 @@ class RobotLink:
             return Fault(CONTROLLER_LOST, f"nobody subscribes to {', '.join(unheard)}")
         return self._rivals.fault(steady) if self.profile.safety.exclusive else None
 
-    def _publish(self, window: CommandWindow, begun: float) -> bool:
-        """Send a window made at steady time ``begun``; return whether it was: one that this process slept over is not.
+    def _publish(self, window: CommandWindow, begun: float) -> None:
+        """Send a window made at steady time ``begun``, but not to groups it is too late for, as this process slept.
 
         A controller counts the window from its receipt, so a late one would lead the arm back to where it was due.
         """
-        outgoing = [(self._publishers[name], message) for name, message in
-                    command_messages(self.profile, window, self.pilot.encoder).items()]
+        outgoing = command_messages(self.profile, window, self.pilot.encoder)
         lead = self.profile.timing.lead
-        for sent, (publisher, message) in enumerate(outgoing):
+        missed = []
+        for group in sorted(outgoing, key=lambda name: name not in self._missed):  # who got none comes first
             late = max(self._clock.steady_s() - begun, (self._clock.ros_ns() - window.stamp) / messages.NS)
-            if late > lead:
-                self._node.get_logger().warning(
-                    f"{self.profile.name}: a command was ready {late:.2f} s late, expected within lead {lead:g} s, and "
-                    "was not sent: this process was paused, or the machine is too busy", throttle_duration_sec=1.0)
-                return sent > 0
-            publisher.publish(message)
-        return True
+            if late <= lead:
+                self._publishers[group].publish(outgoing[group])
+                continue
+            missed.append(group)
+            self._node.get_logger().warning(
+                f"{self.profile.name}: a command was ready {late:.2f} s late, expected within lead {lead:g} s, and "
+                "was not sent: this process was paused, or the machine is too busy", throttle_duration_sec=1.0)
+        self._missed = missed
+        if missed:
+            joints = None if len(missed) == len(outgoing) else [j for group in missed for j in self._columns(group)]
+            self.pilot.controller.not_sent(window, joints)
+
+    def _columns(self, group: str) -> list[int]:
+        """The places of a group's joints in ``policy_order``."""
+        settings = self.profile.commands.by_name[group]
+        tool = self.pilot.arms.get(settings.tool)
+        return list(map(self.profile.joints.policy_order.index, settings.joints)) if tool is None else [*tool.columns]
 
     def _report(self, steady: float) -> None:
         status = self.status
