@@ -5,6 +5,7 @@ publisher, messages late, twice, with wrong stamps, in degrees, from the future,
 an arm without power, a node that was paused between two commands.
 """
 
+import sys
 from collections import deque
 
 import numpy as np
@@ -25,11 +26,11 @@ FASTEST, LEAD = 2.0, 0.05  # of profile_of
 SWING, SWAYS = 0.5, 0.5  # rad, Hz: up to 1.6 rad/s
 HOME = np.array([0.1, -0.1])
 
-TRAITS = st.sampled_from((
+TRAITS = (
     "well", "zeros", "zeros often", "other", "late", "twice", "swapped", "degrees", "gap", "future", "unstamped", "nan",
     "huge", "parts", "lost", "no power", "paused", "pushed",
-))
-EVENTS = st.lists(st.tuples(TRAITS, st.integers(1, 25)), min_size=2, max_size=8)
+)
+EVENTS = st.lists(st.tuples(st.sampled_from(TRAITS), st.integers(1, 25)), min_size=2, max_size=8)
 
 
 class Ride:
@@ -43,8 +44,10 @@ class Ride:
         self.arm, self.speed = HOME, deque([0.0], maxlen=8)
         self.obeyed = None
         self.late = deque()
-        self.honest_s = -1.0  # steady time of the last message that said where the arm is
+        self.honest_s = self.clock.steady  # of the last message that said where the arm is
+        self.deceived = False  # for so long nobody said it that what was said is believed
         self.before, self.sent = None, 0
+        self.share = 0.0  # of the reach, that was used at most
 
     def play(self, trait, ticks):
         if trait == "paused":
@@ -120,6 +123,7 @@ class Ride:
             self.pilot.add_joints("/joint_states", stamp, names, positions)
         if said and trait not in ("gap", "degrees"):
             self.honest_s = steady
+        self.deceived |= steady - self.honest_s >= SETTLED - PERIOD
 
     def think(self):
         if not self.pilot.wants_chunk():
@@ -141,11 +145,14 @@ class Ride:
 
     def check(self, window):
         believed = self.pilot.builder.measured()
+        if self.clock.steady == self.honest_s and np.abs(believed.positions - self.arm).max() < FASTEST * JITTER:
+            self.deceived = False
         first, now = window.positions[0], self.clock.ros
         unseen = FASTEST * np.clip((now - believed.stamp) / SECOND, 0.0, 1.0)
         speeds = np.minimum(np.abs(believed.velocities), FASTEST)
         reach = FASTEST * LEAD + LAG * speeds + 2 * unseen + 1e-6
-        assert (np.abs(first - believed.positions) <= reach).all(), "within reach of where the arm is believed to be"
+        self.share = max(self.share, float((np.abs(first - believed.positions) / reach).max()))
+        assert self.share <= 1.0, "within reach of where the arm is believed to be"
         if self.before is None:
             assert believed.still_for >= STILL_FOR
             np.testing.assert_array_equal(window.start.position, believed.positions)
@@ -154,18 +161,18 @@ class Ride:
             expected, start = self.before.state_at(window.stamp), window.start
             nearer = np.abs(start.position - believed.positions) <= np.abs(expected.position - believed.positions)
             assert (nearer | (start.position == expected.position)).all(), "goes on, or from nearer to the arm"
-        if self.clock.steady - self.honest_s < min(SETTLED, STILL_FOR) / 2:
+        if not self.deceived:
             away = np.abs(first - self.arm).max()
             most = FASTEST * (LEAD + JITTER + PERIOD) + LAG * max(self.speed) + unseen
             assert away <= most, f"{away:.2f} rad from where the arm is, expected at most {most:.2f}"
 
 
-def play(events):
+def play(events, before=20, after=40):
     ride = Ride()
     for _ in range(20):
         ride.advance(PERIOD, "well")
         ride.measure("well", 0)
-    for trait, ticks in [("well", 20), *events, ("well", 40)]:
+    for trait, ticks in [("well", before), *events, ("well", after)]:
         ride.play(trait, ticks)
     return ride
 
@@ -182,3 +189,23 @@ def test_an_arm_that_is_seen_again_goes_on():
         ride = play([(trait, 25)])
         ride.play("well", 60)
         assert (ride.pilot.status.state, ride.pilot.status.reason) == ("running", ""), (trait, ride.pilot.status)
+
+
+def main(sequences, seed=0):
+    """Play so many short sequences; print what came of them. Run as ``python -m test_hostile_joints 10000``."""
+    windows, worst, runs = 0, 0.0, 0
+    for number in range(seed, seed + sequences):
+        random = np.random.default_rng(number)
+        events = [(str(trait), int(ticks)) for trait, ticks in
+                  zip(random.choice(TRAITS, 4), random.integers(1, 13, 4), strict=True)]
+        try:
+            ride = play(events, before=8, after=15)
+        except AssertionError as error:
+            print(f"sequence {number}: {events}: {error}")
+            raise
+        windows, worst, runs = windows + ride.sent, max(worst, ride.share), runs + 1
+    print(f"{runs} sequences, {windows} windows, none out of reach; at most {worst:.2f} of it was used")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

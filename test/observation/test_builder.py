@@ -252,7 +252,7 @@ def test_a_stamp_far_in_the_future_is_left_aside(rig):
     for ms in range(0, 50, 10):
         rig.everything(ms, ms)
     rig.image("front", 3_600_000, 255, received_ms=45)
-    rig.joints("left", 3_600_000, 3.0, received_ms=45)
+    rig.joints("left", 3_600_000, 0.55, received_ms=45)
     seen = rig.seen(50)
     assert seen.stamp == START + 40 * MS
     assert int(seen.images["front"][0, 0, 0]) == 40

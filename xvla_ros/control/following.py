@@ -17,7 +17,8 @@ from xvla_ros.robots.motion_schema import Safety
 # s by which an arm in motion may be behind its commands: so far without a hold, and so far that they do not wait for it
 LAG, LAG_AT_ONCE = 0.3, 0.15
 STILL_FOR = 0.5  # s for which an arm must have stood where a motion begins
-UNSEEN_AT_MOST = 1.0  # s of motion since the last joint state that is allowed for
+OUTSIDE = 0.1  # share of its range by which a joint may be outside its limits where a motion begins
+UNSEEN_AT_MOST, GOES_ON = 1.0, 0.1  # s since the last joint state for which motion is allowed for, and taken to go on
 GRIPPERS_AFTER = 0.05  # s
 CAUGHT_UP = 0.2  # s in which every command must have been within reach before the arm counts as following again
 
@@ -53,9 +54,17 @@ class Following:
         """Whether the newest command could go on from the one before it, as the arm had come along."""
         return self._behind_since is None
 
-    def may_begin(self, measured: MeasuredJoints) -> bool:
-        """Whether the arm stands, so that a motion may begin where it is measured to be."""
-        return self._is_off or measured.still_for >= STILL_FOR
+    def awaits(self, measured: MeasuredJoints) -> str:
+        """Say what a motion that begins where the arm is measured to be has to wait for; empty where it may begin."""
+        if self._is_off:
+            return ""
+        beyond = np.maximum(self._limits.lower - measured.positions, measured.positions - self._limits.upper)
+        beyond /= self._limits.upper - self._limits.lower
+        worst = int(np.argmax(beyond))
+        if beyond[worst] > OUTSIDE:
+            return (f"{self._limits.joints[worst]} to be within its limits, {self._limits.lower[worst]:.3g} … "
+                    f"{self._limits.upper[worst]:.3g}; it is measured at {measured.positions[worst]:.3g} rad or m")
+        return "" if measured.still_for >= STILL_FOR else "the arm to stand still"
 
     def excess(self, first: Floats, measured: MeasuredJoints, now: int, lag: float = LAG_AT_ONCE) -> Floats:
         """Return [J] by how much the first point of a window is out of reach of the arm, zero where it is within.
@@ -71,7 +80,7 @@ class Following:
         limits = self._limits
         unseen = float(np.clip((now - measured.stamp) / S_TO_NS, 0.0, UNSEEN_AT_MOST))
         velocities = np.clip(measured.velocities, -limits.max_velocity, limits.max_velocity)
-        here = measured.positions + velocities * unseen
+        here = measured.positions + velocities * min(unseen, GOES_ON)
         around = self._at_rest + np.minimum(limits.max_acceleration * unseen / 2, limits.max_velocity) * unseen
         ahead = lag * velocities
         found = first - np.clip(first, here - around + np.minimum(ahead, 0.0), here + around + np.maximum(ahead, 0.0))

@@ -41,8 +41,6 @@ from xvla_ros.robots.workspace import Workspace
 
 Stamps = NDArray[np.int64]
 
-STAND_STILL = "the arm to stand still"
-
 
 class RobotController:
     """The state of one robot's motion: its plan, its last command and the reason it holds, if any.
@@ -219,7 +217,7 @@ class RobotController:
             status = self._status
             if status.state in (INACTIVE, STOPPED) or status.reason in (CLOCK_STOPPED, CONTROLLER_LOST):
                 return False
-            if self._clock.steady_s() < self._paused_until_s or self._waits_for_the_arm():
+            if self._clock.steady_s() < self._paused_until_s or self._awaited_of_the_arm():
                 return False
             if self._renew_at is None:
                 return True
@@ -243,7 +241,7 @@ class RobotController:
         with self._lock:
             self._measured = measured
             self._leave_if_elsewhere(self._clock.ros_ns())
-            return not self._waits_for_the_arm()
+            return not self._awaited_of_the_arm()
 
     def ask(self) -> int:
         """Note that inference starts; the number returned goes with the chunk, and is void after a hold."""
@@ -335,7 +333,7 @@ class RobotController:
                 return None
             now, steady = self._clock.ros_ns(), self._clock.steady_s()
             self._follow_clock(now, steady)
-            waiting_for = waiting_for or (STAND_STILL if self._waits_for_the_arm() else "")
+            waiting_for = waiting_for or self._awaited_of_the_arm()
             if waiting_for:
                 self._waiting_since_s = steady
             trouble = self._trouble(now, steady, fault, controller)
@@ -367,14 +365,15 @@ class RobotController:
         """How the arm should move now: on the last command, or before it at rest where it is measured to stand."""
         if self._plan.window is not None:
             return self._plan.window.state_at(now)
-        if self._measured is None or not self._following.may_begin(self._measured):
+        if self._measured is None or self._following.awaits(self._measured):
             return None
         return MotionState.at_rest(self._measured.positions)
 
-    def _waits_for_the_arm(self) -> bool:
-        """Whether a motion would begin from the arm, and that moves, or has not been seen to stand for long enough."""
-        measured = self._measured
-        return self._plan.window is None and measured is not None and not self._following.may_begin(measured)
+    def _awaited_of_the_arm(self) -> str:
+        """What a motion has to wait for that would begin from the arm, in words; empty where there is nothing."""
+        if self._plan.window is not None or self._measured is None:
+            return ""
+        return self._following.awaits(self._measured)
 
     def _leave_if_elsewhere(self, now: int) -> None:
         """Start anew from the arm where that should stand, but is out of reach of where it was left, or went astray."""
@@ -416,7 +415,7 @@ class RobotController:
         measured = self._measured
         if measured is None:
             return self._strayed
-        if self._strayed is not None and self._plan.window is None and self._following.may_begin(measured):
+        if self._strayed is not None and self._plan.window is None and not self._following.awaits(measured):
             self._strayed = None
         elif self._strayed is None and self._status.state == RUNNING and self._plan.window is not None:
             self._strayed = self._following.fault(self._plan.window.position_at(now), measured, now)

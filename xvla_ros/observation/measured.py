@@ -17,6 +17,9 @@ Floats = NDArray[np.float64]
 
 NS = 1_000_000_000
 JITTER = 0.05  # s by which the stamps of two messages may be wrong, beside each other
+LONGEST = 1.0  # s between two messages; further apart, their stamps do not say how far a joint may have moved
+FASTEST_TIME = 3.0  # times the steady clock's, of stamps; a simulation may be faster, its messages are then close
+BURST = 0.1  # s between the stamps of messages that come in together, as over a network
 SETTLED = 0.5  # s for which messages must have been without fault before they are believed again
 STILL = 0.01  # share of a joint's range within which it stands still
 VELOCITY_SPAN = 0.05  # s at least, over which velocities are measured
@@ -47,7 +50,7 @@ class MeasuredJoints:
     Attributes:
         stamp: ROS time in ns of the joint that was heard of longest ago.
         positions: float64 [J] rad or m.
-        velocities: float64 [J] rad/s or m/s, over the last 0.05 to 0.1 s.
+        velocities: float64 [J] rad/s or m/s, over the last 0.05 to 0.1 s; zero while messages are not believed.
         still_for: s for which every joint has stayed within ``STILL`` of its range.
     """
 
@@ -90,6 +93,7 @@ class MeasuredTopic:
         # of the last message of each joint; as it was when last believed; of two earlier ones; where it stood still
         self._last, self._believed = _Readings(joints), _Readings(joints)
         self._earlier, self._between, self._anchor = (_Readings(joints) for _ in range(3))
+        self._received = np.zeros(joints)
 
     def add(self, stamp: int, names: Sequence[str], positions: ArrayLike, received: float) -> Floats | None:
         """Take a message; ``fault`` says whether it is believed.
@@ -110,14 +114,14 @@ class MeasuredTopic:
         if values is None:
             self._heard = f"with {shown(tuple(names))}" if np.size(positions) else "without positions"
             return None
-        leap = self._leap(stamp, values)
+        leap = self._leap(stamp, received, values)
         if leap:
             for part in self._parts:
                 part.messages.clear()  # nothing is interpolated across a leap
             self._doubt(stamp, Fault(JOINTS_IMPLAUSIBLE, leap))
         elif self.fault is not None and stamp - self._ill_at >= SETTLED * NS:
             self.fault = None
-        self._note(stamp, values)
+        self._note(stamp, received, values)
         self._keep(Stamped(stamp, received, values))
         return values
 
@@ -127,8 +131,8 @@ class MeasuredTopic:
         if not believed.known.all():
             return None
         passed = np.maximum(self._last.stamps - self._earlier.stamps, 1) / NS
-        velocities = np.where(self._earlier.known & (passed >= VELOCITY_SPAN / 2),
-                              (self._last.values - self._earlier.values) / passed, 0.0)
+        seen = self._earlier.known & (passed >= VELOCITY_SPAN / 2) & (self.fault is None)
+        velocities = np.where(seen, (self._last.values - self._earlier.values) / passed, 0.0)
         still = float((self._last.stamps - self._anchor.stamps).min()) / NS
         return MeasuredJoints(int(believed.stamps.min()), believed.values.copy(), velocities, max(still, 0.0))
 
@@ -154,10 +158,13 @@ class MeasuredTopic:
             self.fault = fault
         self._ill_at = stamp
 
-    def _leap(self, stamp: int, values: Floats) -> str:
+    def _leap(self, stamp: int, received: float, values: Floats) -> str:
         """Say which joint moved faster than it can since it was heard of last; empty where none."""
         last = self._last
         passed = np.abs(stamp - last.stamps) / NS
+        # of stamps that are far apart nothing is known, and none goes far ahead of when messages come in
+        since = FASTEST_TIME * np.abs(received - self._received) + BURST
+        passed = np.where(passed > LONGEST, 0.0, np.minimum(passed, since))
         moved = np.abs(values - last.values)
         with np.errstate(invalid="ignore"):  # joints that this message does not have are NaN
             excess = np.where(last.known, moved - self._fastest * (passed + JITTER), 0.0)
@@ -169,8 +176,9 @@ class MeasuredTopic:
                 f"{last.values[worst]:.3f} to {values[worst]:.3f}, within {passed[worst]:.3f} s; its max_velocity is "
                 f"{self._fastest[worst]:g} rad/s or m/s. Does a second node publish these joints?")
 
-    def _note(self, stamp: int, values: Floats) -> None:
+    def _note(self, stamp: int, received: float, values: Floats) -> None:
         here = ~np.isnan(values)
+        self._received = np.where(here, received, self._received)
         self._last.set(here, stamp, values)
         if self.fault is None:
             self._believed.set(self._last.known, self._last.stamps, self._last.values)
