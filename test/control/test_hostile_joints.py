@@ -159,8 +159,8 @@ class Ride:
             assert not window.start.velocity.any()
         else:
             expected, start = self.before.state_at(window.stamp), window.start
-            nearer = np.abs(start.position - believed.positions) <= np.abs(expected.position - believed.positions)
-            assert (nearer | (start.position == expected.position)).all(), "goes on, or from nearer to the arm"
+            away, was = (np.abs(each.position - believed.positions) for each in (start, expected))
+            assert (away <= np.maximum(was, reach) + 1e-9).all(), "goes on, or from nearer to the arm"
         if not self.deceived:
             away = np.abs(first - self.arm).max()
             most = FASTEST * (LEAD + JITTER + PERIOD) + LAG * max(self.speed) + unseen

@@ -93,7 +93,7 @@ class MeasuredTopic:
         # of the last message of each joint; as it was when last believed; of two earlier ones; where it stood still
         self._last, self._believed = _Readings(joints), _Readings(joints)
         self._earlier, self._between, self._anchor = (_Readings(joints) for _ in range(3))
-        self._received = np.zeros(joints)
+        self._received: Floats = np.zeros(joints)
 
     def add(self, stamp: int, names: Sequence[str], positions: ArrayLike, received: float) -> Floats | None:
         """Take a message; ``fault`` says whether it is believed.
