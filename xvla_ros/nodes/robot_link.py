@@ -118,8 +118,9 @@ class RobotLink:
         if status.reason != JOINTS_IMPLAUSIBLE:
             return status
         topics = dict.fromkeys(joint.topic for joint in self.profile.joints.ordered)
-        published = "; ".join(f"{topic} is published by {', '.join(publishers_of(self._node, topic)) or 'nobody'}"
-                              for topic in topics if topic in status.detail)
+        names = {topic: publishers_of(self._node, topic) or ["a node not known yet"]
+                 for topic in topics if topic in status.detail}
+        published = "; ".join(f"{topic} is published by {', '.join(nodes)}" for topic, nodes in names.items())
         return replace(status, detail=f"{status.detail} {published}")
 
     def stop(self) -> None:
