@@ -80,7 +80,7 @@ def test_mixed_rates_of_two_bags(tmp_path, pair):
 def test_wrong_units(tmp_path, pair):
     degrees = Session(pair, end=1.0, commands=False, joints_of=lambda t: np.degrees(curve(pair, t))).record()
     text = said(degrees.write(tmp_path / "degrees.mcap"))
-    assert "messages cannot be used" in text
+    assert "messages cannot be used, the first because: joints_invalid: " in text
     assert "as degrees it fits, and ROS has radians" in text
     small = Session(pair, end=1.0, commands=False, joints_of=lambda t: np.radians(curve(pair, t))).record()
     assert "radians taken for degrees" in said(small.write(tmp_path / "small.mcap"))
@@ -250,6 +250,16 @@ def test_why_there_is_no_observation_is_said_in_the_words_of_the_node(tmp_path, 
     text = said(far.write(tmp_path / "far.mcap"))
     assert "has no picture between its joint states" in text
     assert "joints_stale: /left/joint_states: newest message on /left/joint_states is 3600." in text
+
+
+def test_joints_that_never_come_are_named(tmp_path, pair):
+    bag = Session(pair, end=1.0, commands=False).record().write(tmp_path / "bag.mcap")
+    other = tmp_path / "other.yaml"
+    prefixed = [(f"joints.left_{joint}.name", f"robot1/{joint}") for joint in ("shoulder_pan", "gripper")]
+    other.write_text(profile_document([changed("so101_bimanual", ("instruction", TASK), *prefixed)]))
+    text = said(bag, robot=str(other))
+    assert "has no episode to train on" in text
+    assert "joints_missing: /left/joint_states" in text and "expected robot1/shoulder_pan, robot1/gripper" in text
 
 
 def test_some_skipped_instants_are_told_with_their_reasons(tmp_path, pair):

@@ -219,7 +219,7 @@ class BagRecording:
         if not spans and not problems:
             left = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "nothing"
             problem = self._problem("episodes", 0, "at least one episode", f"has no episode to train on: {left} "
-                                    "was left out")
+                                    f"was left out{'' if skipped else self._said()}")
             if skipped:
                 raise NothingLeftError([problem], skipped)
             problems.append(problem)

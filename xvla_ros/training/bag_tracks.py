@@ -251,7 +251,7 @@ class _Reader:
         """Keep what was measured, where the node's reader believes it; leaps are told of by its observations."""
         fault = self._joints[topic].fault
         if fault is not None and fault.reason != JOINTS_IMPLAUSIBLE:
-            self._count_broken(topic, fault.detail)
+            self._count_broken(topic, f"{fault.reason}: {fault.detail}")
         elif fault is None and values is not None:
             self._stretch.joints.setdefault(topic, Readings()).add(stamp, values)
 
