@@ -169,7 +169,7 @@ def test_what_cannot_be_used_is_said_while_it_is_recorded(processes):
     recorder.send_signal(signal.SIGINT)
     output = recorder.communicate(timeout=DEADLINE)[0]
     bad = [line for line in lines if "cannot be used: camera_missing: front: picture on /front/image_raw cannot be "
-                                     "decoded: encoding '8UC3'" in line]
+                                     "used: encoding '8UC3'" in line]
     assert len(bad) == 1, lines
     assert sum("episode 1 cannot be used, no observation could be built in it" in line for line in lines) == 1, lines
     assert "episodes that cannot be used: 1 of 1 (1)" in output
@@ -288,6 +288,16 @@ def test_a_change_is_said_once():
     assert "joints_stale" in line
     assert not looked.check.useless
     assert "observations: could be built at 1" in looked.check.summary()[0]
+
+
+def test_joints_that_leap_are_said_though_it_is_well_again_at_the_next_look():
+    looked = Looked()
+    looked.session.zeros(4.1, 4.2)
+    looked.messages = iter(looked.session.ordered())
+    (line, again) = looked.run(7.0)
+    assert "warning: what is recorded cannot be used: joints_implausible" in line and "leaps" in line
+    assert again == "what is recorded can be used again"
+    assert looked.check.summary()[0] == "observations: could be built at 13 of 14 looks"
 
 
 def test_a_robot_that_comes_up_is_waited_for():

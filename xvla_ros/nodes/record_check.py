@@ -12,13 +12,14 @@ from xvla_ros.model.data import Observation
 from xvla_ros.nodes.messages import decode_image
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
-from xvla_ros.observation.faults import Fault, FaultTally
+from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, Fault, FaultTally
 from xvla_ros.robots.profile import Profile
 
 PERIOD = 0.5  # s between two looks; a picture is decoded at a look alone
 SHARE = 10.0  # a look is followed by a pause of this many times what it took: the recording comes first
 GRACE = 3.0  # s in which a robot may come up
 SURE = 2  # looks that agree before a change is said
+AT_ONCE = (JOINTS_INVALID, JOINTS_IMPLAUSIBLE)  # said at one look: that is no matter of the moment at which it was
 
 
 class Looks:
@@ -106,7 +107,7 @@ class RecordCheck:
     def _judge(self, found: Observation | Fault) -> None:
         reason = found.reason if isinstance(found, Fault) else ""
         self._seen, self._times = reason, self._times + 1 if reason == self._seen else 1
-        if self._times < SURE or reason == self._said:
+        if (self._times < SURE and reason not in AT_ONCE) or reason == self._said:
             return
         self._said = reason
         self._lines.append(f"warning: what is recorded cannot be used: {found.reason}: {found.detail}"
