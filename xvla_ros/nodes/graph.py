@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from rclpy.node import Node
     from rclpy.topic_endpoint_info import TopicEndpointInfo
 
+    from xvla_ros.control.clock import Clock
     from xvla_ros.nodes.trial import Trial
     from xvla_ros.robots.profile import Profile
 
 JOINT_STATE = "sensor_msgs/msg/JointState"
 IMAGE_TYPES = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
 CLOCK_TOPIC = "/clock"
+NS = 1_000_000_000
 # Fast DDS announces a participant every 3 s when its first announcements were missed.
 DISCOVERY_SECONDS = 4.0
 # /clock may be found a little later than the other topics of its process.
@@ -87,7 +89,7 @@ class GraphSnapshot:
     Attributes:
         topics: every topic → its message types.
         publishers, subscribers: the asked topics that have any → their endpoints.
-        rates: the asked topics that are published → messages a second (wall time); 0 when none came.
+        rates: the asked topics that are published → messages a second of ROS time; 0 when none came.
         joint_names: joint state topics → names that their messages carried.
         readings: robot → what came of its messages; without one whose arms cannot be had.
         clock: what ROS time was taken from: ``/clock`` or ``system``.
@@ -145,6 +147,8 @@ def snapshot(
 def _watch(
     node: Node, executor: Any, topics: list[str], seconds: float, profiles: list[Profile], use_sim_time: bool | None
 ) -> GraphSnapshot | NoGraph:
+    from xvla_ros.nodes.node_clock import NodeClock
+
     def is_complete() -> bool:
         return _has_company(node) and all(_has_endpoint(node, topic) for topic in topics)
 
@@ -153,30 +157,62 @@ def _watch(
         return NoGraph(f"no other node is up (ROS_DOMAIN_ID {os.environ.get('ROS_DOMAIN_ID') or 0})")
     _spin(executor, CLOCK_SECONDS, lambda: node.count_publishers(CLOCK_TOPIC) > 0)
     clock = _follow_clock(node, use_sim_time)
-    trials = _trials(node, profiles)
-    listeners = _listeners(trials)
-    counters = [_Counter(node, topic, listeners) for topic in topics if node.get_publishers_info_by_topic(topic)]
+    watch = Watch(node, topics, profiles, NodeClock(node))
+    _spin(executor, SETTLING_SECONDS, lambda: watch.has_seen, watch.look)
+    watch.begin()
+    _spin(executor, seconds, each=watch.look)
+    return watch.snapshot(clock)
 
-    def look() -> None:
-        for trial in trials:
+
+class Watch:
+    """Listens to topics that are published, and builds the observations of robots.
+
+    Whoever spins the node calls ``look`` in between.
+
+    Args:
+        node: that subscribes.
+        topics: whose messages are counted.
+        profiles: the robots.
+        clock: where time is read.
+    """
+
+    def __init__(self, node: Node, topics: list[str], profiles: Iterable[Profile], clock: Clock) -> None:
+        self._node, self._topics, self._clock = node, topics, clock
+        self._trials = _trials(profiles, clock)
+        listeners = _listeners(self._trials)
+        self._counters = [_Counter(node, topic, listeners, clock)
+                          for topic in topics if node.get_publishers_info_by_topic(topic)]
+        self.begin()
+
+    @property
+    def has_seen(self) -> bool:
+        """Whether every robot has been seen."""
+        return all(trial.has_seen for trial in self._trials)
+
+    def begin(self) -> None:
+        """Count from now on."""
+        self._begun = self._clock.ros_ns()
+        for each in (*self._counters, *self._trials):
+            each.begin()
+
+    def look(self) -> None:
+        """Build the observations that are due."""
+        for trial in self._trials:
             trial.look()
 
-    _spin(executor, SETTLING_SECONDS, lambda: all(trial.has_seen for trial in trials), look)
-    for counter in counters:
-        counter.begin()
-    for trial in trials:
-        trial.begin()
-    _spin(executor, seconds, each=look)
-    own = node.get_fully_qualified_name()
-    return GraphSnapshot(
-        topics={name: tuple(types) for name, types in node.get_topic_names_and_types()},
-        publishers=_endpoints(topics, node.get_publishers_info_by_topic, own),
-        subscribers=_endpoints(topics, node.get_subscriptions_info_by_topic, own),
-        rates={counter.topic: counter.rate(seconds) for counter in counters},
-        joint_names={counter.topic: tuple(counter.joints) for counter in counters if counter.joints},
-        readings={trial.profile.name: trial.reading() for trial in trials},
-        clock=clock,
-    )
+    def snapshot(self, clock: str) -> GraphSnapshot:
+        """Return what was seen since the beginning; ``clock``: what ROS time was taken from."""
+        node, seconds = self._node, max((self._clock.ros_ns() - self._begun) / NS, 1e-6)
+        own = node.get_fully_qualified_name()
+        return GraphSnapshot(
+            topics={name: tuple(types) for name, types in node.get_topic_names_and_types()},
+            publishers=_endpoints(self._topics, node.get_publishers_info_by_topic, own),
+            subscribers=_endpoints(self._topics, node.get_subscriptions_info_by_topic, own),
+            rates={counter.topic: counter.rate(seconds) for counter in self._counters},
+            joint_names={counter.topic: tuple(counter.joints) for counter in self._counters if counter.joints},
+            readings={trial.profile.name: trial.reading() for trial in self._trials},
+            clock=clock,
+        )
 
 
 def _follow_clock(node: Node, use_sim_time: bool | None) -> str:
@@ -188,15 +224,14 @@ def _follow_clock(node: Node, use_sim_time: bool | None) -> str:
     return CLOCK_TOPIC if follows else "system"
 
 
-def _trials(node: Node, profiles: list[Profile]) -> list[Trial]:
-    from xvla_ros.nodes.node_clock import NodeClock
+def _trials(profiles: Iterable[Profile], clock: Clock) -> list[Trial]:
     from xvla_ros.nodes.trial import Trial
     from xvla_ros.robots.kinematics import KinematicsError
 
     trials = []
     for profile in profiles:
         with suppress(KinematicsError):  # which the check of the profile itself tells
-            trials.append(Trial(profile, NodeClock(node)))
+            trials.append(Trial(profile, clock))
     return trials
 
 
@@ -231,12 +266,13 @@ def _spin(
 class _Counter:
     """Counts the messages of one topic, collects the joint names of joint states, and hands both on."""
 
-    def __init__(self, node: Node, topic: str, listeners: Listeners) -> None:
+    def __init__(self, node: Node, topic: str, listeners: Listeners, clock: Clock) -> None:
         from xvla_ros.nodes.qos import SENSOR
 
         self.topic = topic
         self.joints: dict[str, None] = {}
-        self._arrivals: list[float] = []
+        self._clock = clock
+        self._arrivals: list[int] = []
         for kind in sorted({info.topic_type for info in node.get_publishers_info_by_topic(topic)}):
             message = _message_class(kind)
             if message is None:
@@ -252,10 +288,10 @@ class _Counter:
         """Return messages a second."""
         if len(self._arrivals) < 2:
             return len(self._arrivals) / seconds
-        return (len(self._arrivals) - 1) / max(self._arrivals[-1] - self._arrivals[0], 1e-6)
+        return (len(self._arrivals) - 1) / max((self._arrivals[-1] - self._arrivals[0]) / NS, 1e-6)
 
     def _on_message(self, kind: str, listeners: Iterable[Callable[[Any], None]], message: Any) -> None:
-        self._arrivals.append(time.monotonic())
+        self._arrivals.append(self._clock.ros_ns())
         if kind == JOINT_STATE:
             self.joints.update(dict.fromkeys(message.name))
         for listener in listeners:
