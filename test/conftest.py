@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="folder of golden vectors; else $XVLA_GOLDENS, else shared/goldens in or above the repository",
     )
+    parser.addoption("--write-docs", action="store_true", help="write the pages that tests compare with what they find")
 
 
 def pytest_configure(config: pytest.Config) -> None:
