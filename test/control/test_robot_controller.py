@@ -354,9 +354,9 @@ def test_a_clock_that_stands_is_noticed_by_the_steady_clock(running):
     running.run(0.3, ros=False)
     assert running.reason == (HOLDING, "clock_stopped")
     assert not running.controller.wants_chunk()
-    running.run(0.5)
+    assert running.run(0.5) is None
     assert running.reason == (HOLDING, "")
-    assert stands(running.controller.last_window)
+    assert running.controller.last_window is None, "the next motion starts from where the arm is"
     assert running.controller.wants_chunk()
     assert running.chunk()
     running.run(0.1)
@@ -423,6 +423,25 @@ def test_deactivation_brings_the_robot_to_rest_on_its_path_and_then_nothing_is_s
     assert np.abs(on_path - window.positions[-1]).max(axis=1).min() < 2e-3
     assert running.tick() is None
     assert running.controller.stop() is None
+
+
+def test_after_the_clock_has_stood_a_command_waits_to_see_where_the_arm_is(running):
+    """One that has a clock of its own has gone on, one of the simulation has waited."""
+    seen = running.followed()
+    assert running.run(0.3, ros=False) is None
+    stood, gone = running.clock.ros, running.followed()
+    assert np.abs(gone - seen).max() > 0.05
+    running.clock.advance(PERIOD)
+    assert running.controller.tick(standing(seen, stood), None) is None
+    window = running.controller.tick(standing(gone, running.clock.ros), None)
+    assert (np.abs(window.positions[0] - gone) <= 2.0 * 0.05 + 1e-9).all()
+
+
+def test_a_deactivation_while_the_clock_stands_sends_nothing(running):
+    """The arm has gone on since: it is not led back to where it was when the clock stopped."""
+    running.clock.advance(0.4, ros=False)
+    assert running.controller.stop() is None
+    assert running.reason == (INACTIVE, "")
 
 
 def test_a_chunk_asked_for_before_a_deactivation_is_void_after_the_next_activation(running):

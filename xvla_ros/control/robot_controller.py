@@ -82,6 +82,7 @@ class RobotController:
     def _reset_motion(self) -> None:
         timing = self._profile.timing
         self._guard = ClockGuard(timing.clock_timeout, 1.0 / timing.command_rate)
+        self._unknown_until: int | None = None  # ROS time in ns at which it was last not known what time it is
         self._restart_plan()
         self._asked_s: float | None = None
         self._asked_standing = False
@@ -168,13 +169,17 @@ class RobotController:
             self._waiting_since_s = self._clock.steady_s()
 
     def stop(self) -> CommandWindow | None:
-        """End: return the window that brings the arm to rest on its path, None where none was ever sent."""
+        """End: return the window that brings the arm to rest on its path, None where none was ever sent.
+
+        Nor is there one while it is not known what time it is: the last command ends at rest.
+        """
         with self._lock:
             if self._status.state == INACTIVE:
                 return None
-            now, window = self._clock.ros_ns(), None
-            self._follow_clock(now, self._clock.steady_s())
-            if self._plan.window is not None and not self._yields(now):
+            now, steady, window = self._clock.ros_ns(), self._clock.steady_s(), None
+            self._follow_clock(now, steady)
+            known = self._guard.is_settled(steady, self._lead_s)
+            if known and self._plan.window is not None and not self._yields(now):
                 self._plan_stop(now)
                 window = self._next_window(now, self._plan.window.state_at(now), self._measured)
             self._status = self._status.to(INACTIVE)
@@ -347,7 +352,10 @@ class RobotController:
             if self._plan.end is None or start is None or self._yields(now):
                 return None
             if not self._guard.is_settled(steady, self._lead_s):
+                self._unknown_until = now
                 return None
+            if measured is not None and self._unknown_until is not None and measured.stamp <= self._unknown_until:
+                return None  # the arm may have gone on while the clock stood, or have waited for it
             return self._next_window(now, start, measured)
 
     def not_sent(self, window: CommandWindow, joints: Sequence[int] | None = None) -> None:
@@ -385,6 +393,8 @@ class RobotController:
 
     def _follow_clock(self, now: int, steady: float) -> None:
         jump = self._guard.update(now, steady)
+        if jump:
+            self._unknown_until = None
         if jump < 0:
             # the plan and the last command are keyed by a time that has not come yet
             self._restart_plan()
@@ -422,8 +432,9 @@ class RobotController:
         return self._strayed
 
     def _change_state(self, now: int, steady: float, trouble: Fault | None) -> None:
-        if self._status.reason == CONTROLLER_LOST and (trouble is None or trouble.reason != CONTROLLER_LOST):
-            # whatever held the arm meanwhile, it need not be where it was last sent
+        lost = self._status.reason
+        if lost in (CONTROLLER_LOST, CLOCK_STOPPED) and (trouble is None or trouble.reason != lost):
+            # whatever held the arm meanwhile, or let it go on, it need not be where it was last sent
             self._restart_plan()
         status = self._status
         if trouble is None:
