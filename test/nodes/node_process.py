@@ -8,6 +8,7 @@ import sys
 import numpy as np
 from scipy.interpolate import CubicHermiteSpline
 from stand_in_pair import ROBOT
+from window_monitor import points_of
 
 from xvla_ros import ros_env
 
@@ -48,13 +49,6 @@ class NodeProcess:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(DEADLINE)
-
-
-def points_of(message):
-    """Times [K] s, positions and velocities [K, J] of a trajectory."""
-    times = [point.time_from_start.sec + point.time_from_start.nanosec / 1e9 for point in message.points]
-    path, speeds = ([getattr(point, name) for point in message.points] for name in ("positions", "velocities"))
-    return np.array(times), np.array(path), np.array(speeds)
 
 
 def check_window(pair, group, message):

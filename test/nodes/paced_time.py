@@ -2,6 +2,8 @@
 
 import threading
 import time
+from bisect import bisect_right
+from collections import deque
 
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
@@ -11,8 +13,15 @@ from xvla_ros.nodes import messages, qos, time_limit
 from xvla_ros.simulation.pacing import TimeLimits
 
 STEP = 5_000_000  # ns between two messages of /clock
+AHEAD_S = 0.01 + STEP / 1e9  # by which time may be beyond the command after the one that the node has seen it come to
 FASTEST = 10.0  # times the machine's time, where nobody holds the simulated one
+KEPT = 4096  # steps whose wall time is known
 REPEAT_S = 0.1  # of /clock while it stands: its subscribers take the newest, and may have lost that
+
+
+def uncertainty(timing):
+    """S by which time may have gone on between the node's reading of it and what it sends."""
+    return 1 / timing.command_rate + AHEAD_S
 
 
 class PacedTime:
@@ -21,6 +30,7 @@ class PacedTime:
     def __init__(self, start=1000.0):
         self._ns = round(start * 1e9)
         self.stepping = threading.RLock()
+        self._steps = deque([(time.time_ns(), self._ns)], maxlen=KEPT)
         self._limits = TimeLimits()
         self._changed, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="time", daemon=True)
@@ -49,6 +59,11 @@ class PacedTime:
     def ns(self):
         return self._ns
 
+    def seconds_at(self, wall_ns):
+        """The time in s when the machine's wall clock had ``wall_ns``."""
+        steps = list(self._steps)
+        return steps[max(bisect_right(steps, wall_ns, key=lambda step: step[0]) - 1, 0)][1] / 1e9
+
     def forget_limits(self):
         """Go on though the node that held time is gone."""
         self._limits = TimeLimits()
@@ -67,6 +82,7 @@ class PacedTime:
                 continue
             with self.stepping:
                 self._ns += STEP
+                self._steps.append((time.time_ns(), self._ns))
                 self._publish_clock()
                 if self._ns * self._rate // 10**9 > frames:
                     frames = self._ns * self._rate // 10**9

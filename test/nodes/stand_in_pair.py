@@ -1,8 +1,9 @@
 """Stand-in for a pair of SO-101 arms and their cameras: publishes them at will and follows the commands it gets.
 
-Not a simulation: a joint goes straight from where it was when a window came to the window's first point, and on. Time
-is that of a ``/clock``: ``PacedTime`` runs as fast as the node and this machine allow, so that a busy machine makes
-nothing late; ``SimulatedTime`` runs with the machine's, and the test may stop and set it.
+Not a simulation: the arms go straight where they are told (commanded_arm.py), and every window is held against the one
+before and the arm (window_monitor.py). Time is that of a ``/clock``: ``PacedTime`` runs as fast as the node and this
+machine allow, so that a busy machine makes nothing late; ``SimulatedTime`` runs with the machine's, and the test may
+stop and set it.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import time
 from collections import defaultdict
 from contextlib import nullcontext, suppress
 
-import numpy as np
 import rclpy
+from commanded_arm import CommandedArm
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState, GetState
-from paced_time import PacedTime
+from paced_time import PacedTime, uncertainty
 from rcl_interfaces.msg import Log
 from rcl_interfaces.srv import DescribeParameters, ListParameters, SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
@@ -37,6 +39,8 @@ BASE = f"/xvla/{ROBOT}"
 DEADLINE = 240.0  # ends what hangs
 RATE = 30.0
 SIZE = (24, 32)
+EVERY_WINDOW = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)  # however late this side looks at them
+HOME = 0.1  # rad, of every joint
 ANSWER = 5.0  # s; an answer sent before this side is known to the node is lost, so a first question is repeated
 STATUS_TOPIC, CHUNK_TOPIC = f"{BASE}/status", f"{BASE}/action_chunk"
 
@@ -50,6 +54,10 @@ class SimulatedTime:
     def ns(self):
         ahead, stood = self._ahead_and_stood
         return round(((time.monotonic() if stood is None else stood) + ahead) * 1e9)
+
+    def seconds_at(self, wall_ns):
+        """The machine's steady time in s when its wall clock had ``wall_ns``."""
+        return time.monotonic() - (time.time_ns() - wall_ns) / 1e9
 
     @property
     def runs(self):
@@ -77,9 +85,11 @@ class StandInPair:
         rclpy.init(context=self.context, domain_id=domain)
         self.node = rclpy.create_node("stand_in_pair", context=self.context)
         self.heard = defaultdict(list)
-        self.commands = defaultdict(list)
+        self.arms = self._make_arms()
+        self.names = {group: arm.names for group, arm in self.arms.items()}
+        self.limits = {group: arm.limits for group, arm in self.arms.items()}
+        self.commands = {group: arm.windows for group, arm in self.arms.items()}
         self.restore()
-        self._lock = threading.Lock()
         self._ended = threading.Event()
         self._connect()
         self._services = {
@@ -127,18 +137,29 @@ class StandInPair:
         self.cameras, self.joint_states = set(self.profile.cameras.slots), True
         self.make_image, self.make_positions = whole_image, lambda positions: positions
         self.make_names = lambda names: names
+        self.be_alone()
+        self.lose_commands(False)
+        self.power(True)
+        for arm in self.arms.values():
+            arm.monitor.misled = False
+
+    def be_alone(self):
+        """Let nobody else publish joint states after each of the pair's."""
+        self.beside = lambda group, stamp, positions: None
+
+    def _make_arms(self):
+        profile, timing = self.profile, self.profile.timing
+        # where time does not wait, nothing is sent that is older than lead
+        inside = uncertainty(timing) if self.is_paced else timing.lead
+        joints = {name: [profile.joints.by_name[joint] for joint in profile.commands.by_name[name].joints]
+                  for name in profile.commands.groups}
+        return {name: CommandedArm(name, mine, [HOME] * len(mine), timing, inside) for name, mine in joints.items()}
 
     def _connect(self):
         joints, node = self.profile.joints.by_name, self.node
-        groups = {name: self.profile.commands.by_name[name] for name in self.profile.commands.groups}
-        self.names = {name: [joints[joint].name for joint in group.joints] for name, group in groups.items()}
-        figures = ("lower", "upper", "max_velocity", "max_acceleration")
-        self.limits = {name: np.array([[getattr(joints[joint], figure) for figure in figures]
-                                       for joint in group.joints]) for name, group in groups.items()}
-        self.home()
         self._state_topics = {
             name: node.create_publisher(JointState, joints[group.joints[0]].topic, qos.SENSOR)
-            for name, group in groups.items()
+            for name, group in self.profile.commands.by_name.items()
         }
         self._image_topics = {
             slot: node.create_publisher(Image, self.profile.cameras.by_name[slot].topic, qos.SENSOR)
@@ -147,7 +168,7 @@ class StandInPair:
         self._instructions = node.create_publisher(String, f"{BASE}/instruction", qos.LATCHED)
         self._estop = node.create_publisher(Bool, "/estop", qos.LATCHED)
         self._controllers = {}
-        for name in groups:
+        for name in self.arms:
             self.connect_controller(name)
         for kind, topic, quality in (
             (PolicyStatus, STATUS_TOPIC, qos.LATCHED), (ActionChunk, CHUNK_TOPIC, qos.EVENTS),
@@ -162,15 +183,29 @@ class StandInPair:
         node.create_timer(1.0 / RATE, self._publish)
 
     def home(self):
-        """Stand where the arms stood at first, whatever was commanded before."""
-        with self._lock:
-            self._positions = {name: np.full(len(joints), 0.1) for name, joints in self.names.items()}
-            self._obeyed = dict.fromkeys(self.names)
+        """Be moved by hand to where the arms stood at first, whatever was commanded before."""
+        for arm in self.arms.values():
+            arm.go_home(self.seconds())
+
+    def lose_commands(self, lost):
+        """Let commands get lost on their way to the arms, or arrive."""
+        for arm in self.arms.values():
+            arm.loses = lost
+
+    def power(self, on):
+        """Cut the arms' power or give it back."""
+        for arm in self.arms.values():
+            arm.power(on, self.seconds())
+
+    @property
+    def state_topics(self):
+        """The topic of the joint states, by group."""
+        return {group: publisher.topic_name for group, publisher in self._state_topics.items()}
 
     def connect_controller(self, group):
         topic = self.profile.commands.by_name[group].topic
         self._controllers[group] = self.node.create_subscription(
-            JointTrajectory, topic, lambda message: self._obey(group, message), qos.COMMAND)
+            JointTrajectory, topic, lambda message, info: self._obey(group, message, info), EVERY_WINDOW)
 
     def lose_controller(self, group):
         self.node.destroy_subscription(self._controllers.pop(group))
@@ -180,11 +215,9 @@ class StandInPair:
             with suppress(Exception):  # rclpy's, of many types, where a topic is given back while it is looked at
                 self.executor.spin_once(timeout_sec=0.05)
 
-    def _obey(self, group, message):
-        with self._lock:
-            self._positions[group] = self._position(group)  # from where it is now on, the new window counts
-            self._obeyed[group] = self.seconds(), message
-            self.commands[group].append(self._obeyed[group])
+    def _obey(self, group, message, info):
+        sent = self.simulated_time.seconds_at(info["source_timestamp"])
+        self.arms[group].receive(message, sent, self.seconds(), info["publication_sequence_number"])
 
     def now(self):
         """ROS time in ns, as the node should see it."""
@@ -199,12 +232,13 @@ class StandInPair:
         now = Time(nanoseconds=self.now()).to_msg()
         for group, publisher in self._state_topics.items():
             if self.joint_states:
-                position = self.make_positions(self.position(group)).tolist()
+                position = self.make_positions(self.arms[group].say(self.seconds())).tolist()
                 named = dict(zip(self.names[group], position, strict=True))
                 names = self.make_names(self.names[group])
                 message = JointState(name=names, position=[named.get(name, 0.0) for name in names])
                 message.header.stamp = now
                 publisher.publish(message)
+                self.beside(group, now, named)
         for slot in list(self.cameras):
             message = self.make_image()
             message.header.stamp = now
@@ -212,19 +246,7 @@ class StandInPair:
 
     def position(self, group):
         """Where a group is now, on the window that came last."""
-        with self._lock:
-            return self._position(group)
-
-    def _position(self, group):
-        if self._obeyed[group] is None:
-            return self._positions[group]
-        received, message = self._obeyed[group]
-        times = [point.time_from_start.sec + point.time_from_start.nanosec / 1e9 for point in message.points]
-        path = np.array([point.positions for point in message.points])
-        order = [message.joint_names.index(joint) for joint in self.names[group]]
-        knots, places = [0.0, *times], np.vstack([self._positions[group], path[:, order]])
-        at = self.seconds() - received
-        return np.array([np.interp(at, knots, places[:, j]) for j in range(len(order))])
+        return self.arms[group].position(self.seconds())
 
     def wait_for(self, condition, what):
         """Wait until something is true; return what it was."""

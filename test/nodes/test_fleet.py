@@ -7,6 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from trajectory_msgs.msg import JointTrajectory
 
 sys.path.append(str(Path(__file__).parent))
 
-from paced_time import PacedTime
+from commanded_arm import CommandedArm
+from paced_time import PacedTime, uncertainty
 
 from xvla_ros import ros_env
 from xvla_ros.evaluation.processes import free_domain
@@ -43,7 +45,7 @@ SETTINGS = {
 
 
 class Robots:
-    """The robots of some profiles, standing still: publishes what they see and hears what they are told."""
+    """The robots of some profiles, which follow what they are told: publishes what they see and hears the node."""
 
     def __init__(self, domain, profiles):
         self.profiles = profiles
@@ -52,7 +54,7 @@ class Robots:
         self.node = rclpy.create_node("robots", context=self.context)
         self.blind = set()
         self.heard = defaultdict(list)
-        self.instructions, self.cameras, self.joints = {}, {}, {}
+        self.instructions, self.cameras, self.joints, self.arms = {}, {}, {}, {}
         self._change = self.node.create_client(ChangeState, "/xvla/change_state")
         self._state = self.node.create_client(GetState, "/xvla/get_state")
         for name, profile in profiles.items():
@@ -74,12 +76,22 @@ class Robots:
         self.instructions[name] = create(String, f"/xvla/{name}/instruction", qos.LATCHED)
         self.cameras[name] = [create(Image, camera.topic, qos.SENSOR) for camera in profile.cameras.by_name.values()]
         [topic] = {joint.topic for joint in profile.joints.ordered}
-        home = [*profile.tools["arm"].home, 0.03] if profile.tools else [0.0] * len(profile.joints.ordered)
-        self.joints[name] = create(JointState, topic, qos.SENSOR), home
-        for group in profile.commands.by_name.values():
-            subscribe(JointTrajectory, group.topic, self.heard[name, "commands"].append, qos.COMMAND)
+        order = profile.joints.policy_order
+        home = [*profile.tools["arm"].home, 0.03] if profile.tools else [0.0] * len(order)
+        self.joints[name], self.arms[name] = create(JointState, topic, qos.SENSOR), []
+        for group, settings in profile.commands.by_name.items():
+            joints = [profile.joints.by_name[joint] for joint in settings.joints]
+            at_home = [home[order.index(joint)] for joint in settings.joints]
+            arm = CommandedArm(f"{name} {group}", joints, at_home, profile.timing, uncertainty(profile.timing))
+            self.arms[name].append(arm)
+            subscribe(JointTrajectory, settings.topic, partial(self._obey, name, arm), qos.COMMAND)
         subscribe(ActionChunk, f"/xvla/{name}/action_chunk", self.heard[name, "chunks"].append, qos.EVENTS)
         subscribe(PolicyStatus, f"/xvla/{name}/status", self.heard[name, "status"].append, qos.LATCHED)
+
+    def _obey(self, name, arm, message, info):
+        self.heard[name, "commands"].append(message)
+        sent = self.time.seconds_at(info["source_timestamp"])
+        arm.receive(message, sent, self.time.ns() / 1e9, info["publication_sequence_number"])
 
     def _spin(self):
         while not self._ended.is_set():
@@ -88,11 +100,12 @@ class Robots:
 
     def _publish(self):
         now = Time(nanoseconds=self.time.ns()).to_msg()
-        for name, profile in self.profiles.items():
-            publisher, positions = self.joints[name]
-            state = JointState(name=[joint.name for joint in profile.joints.ordered], position=positions)
+        for name in self.profiles:
+            said = {joint: place for arm in self.arms[name]
+                    for joint, place in zip(arm.names, arm.say(self.time.ns() / 1e9).tolist(), strict=True)}
+            state = JointState(name=list(said), position=list(said.values()))
             state.header.stamp = now
-            publisher.publish(state)
+            self.joints[name].publish(state)
             for camera in [] if name in self.blind else self.cameras[name]:
                 image = Image(height=24, width=32, encoding="rgb8", step=96, data=bytes(range(96)) * 24)
                 image.header.stamp = now

@@ -1,0 +1,97 @@
+"""The monitor of the commands is itself looked at: a window that leaps is caught, one that goes on is not."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+
+from window_monitor import Window, WindowMonitor
+
+LEAD, INSIDE, PERIOD, FASTEST = 0.05, 0.05, 1 / 30, 2.0
+LIMITS = [[-2.0, 2.0, FASTEST, 10.0]] * 2
+TIMES = LEAD + PERIOD * np.arange(14)
+
+
+def window(start, speed, sent, late=0.0, number=1):
+    """A window in which the first joint moves evenly from ``start`` at ``sent`` s, and the second stands at 1."""
+    points = [SimpleNamespace(
+        time_from_start=SimpleNamespace(sec=0, nanosec=round(at * 1e9)),
+        positions=[1.0, start + speed * at], velocities=[0.0, speed],
+    ) for at in TIMES]
+    message = SimpleNamespace(joint_names=["lift", "pan"], points=points)
+    return Window(message, ["pan", "lift"], sent, sent + late, number)
+
+
+@pytest.fixture
+def monitor():
+    return WindowMonitor("arm", ["pan", "lift"], LIMITS, LEAD, INSIDE)
+
+
+def swing(monitor, windows=10, speed=0.8):
+    """An arm that follows windows that go on; return where it is and the time of the next."""
+    for count in range(windows):
+        sent = 10.0 + count * PERIOD
+        monitor.see(window(speed * count * PERIOD, speed, sent), np.array([speed * count * PERIOD, 1.0]))
+        if not count:
+            monitor.leaps()  # it starts in full motion
+    return speed * windows * PERIOD, 10.0 + windows * PERIOD
+
+
+def test_windows_that_go_on_are_no_leaps(monitor):
+    swing(monitor)
+    assert monitor.seen == 10 and not monitor.leaps()
+
+
+@pytest.mark.parametrize("leap", [0.2, -0.2, 0.09])
+def test_a_window_that_leaps_is_caught(monitor, leap):
+    at, now = swing(monitor, speed=0.0)
+    monitor.see(window(at + leap, 0.0, now, number=11), np.array([at, 1.0]))
+    found = monitor.leaps()
+    assert {each.joint for each in found} == {"arm pan"} and all(each.time == now for each in found)
+    assert f"begins at {leap:.3f}, 0.050 s ahead, and is at 0.000" in str(found[0])
+    assert not monitor.leaps(), "each is told once"
+
+
+def test_a_first_window_starts_where_the_arm_is(monitor):
+    monitor.see(window(0.5, 0.0, 10.0), np.array([0.0, 1.0]))
+    assert monitor.leaps()
+    monitor.forget()
+    monitor.see(window(0.5, 0.0, 20.0), np.array([0.5, 1.0]))
+    assert not monitor.leaps()
+
+
+def test_one_of_before_a_pause_is_caught(monitor):
+    """It leads back to where the arm was when it was made."""
+    at, now = swing(monitor)
+    end = at + 0.8 * (TIMES[-1] - PERIOD)
+    monitor.see(window(at, 0.8, now + 1.5), np.array([end, 1.0]))
+    assert monitor.leaps()
+
+
+def test_one_that_leads_back_to_an_arm_that_stayed_behind_is_no_leap(monitor):
+    """Nearer to the arm than the window before was: as where an arm without power is waited for."""
+    at, now = swing(monitor)
+    monitor.see(window(at - 0.15, 0.0, now), np.array([at - 0.2, 1.0]))
+    assert not monitor.leaps()
+
+
+def test_one_that_is_out_of_reach_of_an_arm_that_stayed_behind_is_caught_where_it_arrives(monitor):
+    at, now = swing(monitor)
+    monitor.see(window(at, 0.8, now), np.array([at - 0.4, 1.0]), arrives=False)
+    assert not monitor.leaps(), "it goes on from the one before, and leads nobody"
+    monitor.see(window(at + 0.8 * PERIOD, 0.8, now + PERIOD), np.array([at - 0.4, 1.0]))
+    assert any("can be reached" in str(leap) for leap in monitor.leaps())
+
+
+def test_windows_that_come_late_are_no_leaps(monitor):
+    """The arm is behind by what they were late."""
+    at, now = swing(monitor)
+    late = 0.2
+    for count in range(5):
+        sent, behind = now + count * PERIOD, at + 0.8 * (count * PERIOD - (late if count else 0.0))
+        monitor.see(window(at + 0.8 * count * PERIOD, 0.8, sent, late), np.array([behind, 1.0]))
+    assert not monitor.leaps()
