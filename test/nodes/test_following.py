@@ -1,0 +1,178 @@
+"""Arms that do not follow, joint states that physics forbids, and a node that is paused, over DDS.
+
+Whatever happens, no command leaps: ``window_monitor`` looks at each where it arrives, and ``conftest.py`` asks it after
+every test. The node, its policy and the time are those of ``test_faults.py``.
+"""
+
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
+
+import rclpy
+from sensor_msgs.msg import JointState
+
+sys.path.append(str(Path(__file__).parent))
+
+from node_process import points_of
+from paced_time import PacedTime
+from scripted_graph import edges, graph_of, leave, take_up, went_on
+from stand_in_pair import STATUS_TOPIC, SimulatedTime
+
+from xvla_ros.nodes import qos
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    yield from graph_of(tmp_path_factory, PacedTime())
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    yield from graph_of(tmp_path_factory, SimulatedTime())
+
+
+@pytest.fixture
+def running(graph):
+    begun = take_up(graph)
+    graph.pair.wait_status("running")
+    yield graph.pair
+    leave(graph, begun)
+
+
+@contextmanager
+def published_beside(pair, name, say):
+    """A second node publishes after each joint state of the pair what ``say`` makes of {joint: position}."""
+    node = rclpy.create_node(name, context=pair.context)
+    topics = {group: node.create_publisher(JointState, topic, qos.SENSOR) for group, topic in pair.state_topics.items()}
+
+    def publish(group, stamp, positions):
+        message = say(positions)
+        message.header.stamp = stamp
+        topics[group].publish(message)
+
+    with pair.stopped_time():
+        pair.beside = publish
+    try:
+        yield
+    finally:
+        with pair.stopped_time():
+            pair.be_alone()
+        node.destroy_node()
+
+
+def moves(pair):
+    """Wait until each arm has gone some way."""
+    before = {group: pair.position(group) for group in pair.names}
+    pair.wait_for(lambda: all(np.abs(pair.position(g) - place).max() > 0.1 for g, place in before.items()), "motion")
+
+
+# joint states
+
+
+@pytest.mark.parametrize("place", [0.0, 0.9])
+def test_a_second_publisher_of_the_same_joints(running, place):
+    """As a joint_state_publisher that was left running, whose joints all are at zero: where the arm is, now and then.
+
+    Within what stamps may be wrong by, an arm could be there.
+    """
+    for arm in running.arms.values():
+        arm.monitor.misled = place == 0.0
+
+    def elsewhere(positions):
+        return JointState(name=list(positions), position=[place] * len(positions))
+
+    with published_beside(running, "joint_state_publisher", elsewhere):
+        status = running.wait_status("holding", "joints_implausible", "/joint_state_publisher, /stand_in_pair")
+        assert "leaps by" in status.detail and "its max_velocity is 2 rad/s" in status.detail
+        running.pass_time(2.0)
+    went_on(running)
+    moves(running)
+
+
+def test_joints_of_a_topic_that_come_in_parts_from_two_publishers(running):
+    begin = len(running.heard[STATUS_TOPIC])
+
+    def gripper(positions):
+        return JointState(name=["gripper"], position=[positions["gripper"]])
+
+    with published_beside(running, "gripper_driver", gripper):
+        running.make_names = lambda names: [name for name in names if name != "gripper"]
+        running.wait_chunks(4)
+        moves(running)
+        running.make_names = lambda names: names
+    assert edges(running, begin) == [("running", "")]
+
+
+def test_a_publisher_without_positions_beside_the_driver(running, graph):
+    begin, said = len(running.heard[STATUS_TOPIC]), graph.node.said()
+
+    def speeds(positions):
+        return JointState(name=list(positions), velocity=[0.0] * len(positions))
+
+    with published_beside(running, "speed_estimator", speeds):
+        running.wait_chunks(4)
+        moves(running)
+    assert edges(running, begin) == [("running", "")]
+    assert "WARN" not in graph.node.said().removeprefix(said)
+
+
+# the arm
+
+
+def test_an_arm_without_power_is_held_and_led_from_where_it_is(running):
+    for seconds in (0.3, 0.6, 4.0):
+        running.power(False)
+        if seconds > 1.0:
+            status = running.wait_status("holding", "not_following", "rad or m from its commands for")
+            assert status.detail.split()[0].removeprefix("left_").removeprefix("right_") in running.names["left_arm"]
+        running.pass_time(seconds)
+        running.power(True)
+        went_on(running)
+        moves(running)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.5, 1.0, 2.0])
+def test_commands_that_get_lost(running, seconds):
+    """The arm comes to rest on the last that came, and what comes next leads from there."""
+    begin = len(running.heard[STATUS_TOPIC])
+    for _ in range(3):
+        running.lose_commands(True)
+        running.pass_time(seconds)
+        running.lose_commands(False)
+        went_on(running)
+        moves(running)
+    assert seconds < 2.0 or ("holding", "not_following") in edges(running, begin)
+
+
+# the node
+
+
+def test_a_node_that_is_paused_sends_nothing_of_before(simulated):
+    pair, begun = simulated.pair, take_up(simulated)
+    pair.wait_status("running")
+    for pause in range(6):
+        pair.wait_commands(10 + 3 * pause)
+        simulated.node.send(signal.SIGSTOP)
+        pair.pass_time(1.0)  # longer than a window
+        rest, count = {group: pair.position(group) for group in pair.names}, pair.count()
+        for group, place in rest.items():
+            np.testing.assert_array_equal(place, points_of(pair.last(group))[1][-1], "it followed the last")
+        simulated.node.send(signal.SIGCONT)
+        pair.wait_commands(3)
+        for group, place in rest.items():
+            first = points_of(pair.commands[group][count[group]][1])[1][0]
+            assert np.abs(first - place).max() < 0.05, "it starts from where the arm is"
+        went_on(pair)
+    leave(simulated, begun)
+
+
+def test_whose_time_it_is_does_not_change_under_way(running):
+    [refused] = running.set(use_sim_time=False)
+    assert not refused.successful and "use_sim_time: deactivate /xvla first" in refused.reason
+    went_on(running)
