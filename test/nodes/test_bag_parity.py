@@ -61,10 +61,11 @@ def session():
             mosaic = Image(height=24, width=20, encoding="bayer_grbg8", step=20)
             mosaic.data = rng.integers(0, 256, 24 * 20, dtype=np.uint8).tobytes()
             send(ms + 9, 12, "/right_wrist/image_raw", mosaic)
+    places = {side: rng.uniform(-1, 1, 6) for side in ("left", "right")}
     for ms in range(0, 1500, 20):
-        for side in ("left", "right"):
+        for side, positions in places.items():
             order = rng.permutation(6)
-            positions = rng.uniform(-1, 1, 6)
+            positions += rng.uniform(-0.03, 0.03, 6)  # no faster than an arm moves
             send(ms, 2, f"/{side}/joint_states", JointState(
                 name=[NAMES[i] for i in order], position=[float(positions[i]) for i in order]))
     return sorted(out, key=lambda entry: entry[0])
