@@ -65,6 +65,12 @@ def test_what_was_moved_while_nobody_looked_is_believed_once_it_is_settled(drive
     assert driver.topic.measured().still_for == pytest.approx(SETTLED)
 
 
+def test_a_fault_that_is_stamped_far_ahead_does_not_last_until_then(driver):
+    driver.topic.add(START + 3_600_000 * MS, JOINTS, [float("nan")] * 6, 0.0)
+    assert driver.fault.reason == JOINTS_INVALID
+    assert not driver.say(480, 0.1) and driver.say(520, 0.1)
+
+
 @given(st.lists(st.tuples(st.floats(1.0, 400.0), st.floats(-1.0, 1.0)), min_size=1, max_size=40),
        st.integers(0, 5), st.booleans())
 def test_an_arm_within_its_speed_is_believed_whatever_the_rate(steps, joint, twice):

@@ -87,7 +87,7 @@ class MeasuredTopic:
         """Forget everything."""
         joints = len(self.layout.names)
         self.fault: Fault | None = None
-        self._ill_at = 0  # stamp of the last message that was not believed
+        self._ill_at = 0, 0.0  # stamp and receipt of the last message that was not believed
         self._heard = ""
         self._parts = [_Part(np.arange(joints), RecentMessages(self._horizon, KEPT_MESSAGES))]
         # of the last message of each joint; as it was when last believed; of two earlier ones; where it stood still
@@ -109,7 +109,7 @@ class MeasuredTopic:
         try:
             values = self.layout.read(names, positions)
         except JointsError as error:
-            self._doubt(stamp, Fault(JOINTS_INVALID, str(error)))
+            self._doubt(stamp, received, Fault(JOINTS_INVALID, str(error)))
             return None
         if values is None:
             self._heard = f"with {shown(tuple(names))}" if np.size(positions) else "without positions"
@@ -118,8 +118,8 @@ class MeasuredTopic:
         if leap:
             for part in self._parts:
                 part.messages.clear()  # nothing is interpolated across a leap
-            self._doubt(stamp, Fault(JOINTS_IMPLAUSIBLE, leap))
-        elif self.fault is not None and stamp - self._ill_at >= SETTLED * NS:
+            self._doubt(stamp, received, Fault(JOINTS_IMPLAUSIBLE, leap))
+        elif self._has_settled(stamp, received):
             self.fault = None
         self._note(stamp, received, values)
         self._keep(Stamped(stamp, received, values))
@@ -153,10 +153,15 @@ class MeasuredTopic:
             heard = f"with {shown(others)}" if others else heard
         return f"messages come on {self.layout.topic}, {heard}; expected {shown(names)}" if heard else ""
 
-    def _doubt(self, stamp: int, fault: Fault) -> None:
-        if self.fault is None or self.fault.reason != fault.reason:
-            self.fault = fault
-        self._ill_at = stamp
+    def _doubt(self, stamp: int, received: float, fault: Fault) -> None:
+        if self.fault is None:
+            self.fault = fault  # kept until they are well: several faults at once would come and go at their rates
+        self._ill_at = stamp, received
+
+    def _has_settled(self, stamp: int, received: float) -> bool:
+        """Whether all has been well for long enough, by the stamps and by when messages came in: stamps may lie."""
+        ill_stamp, ill_received = self._ill_at
+        return abs(stamp - ill_stamp) >= SETTLED * NS and received - ill_received >= SETTLED
 
     def _leap(self, stamp: int, received: float, values: Floats) -> str:
         """Say which joint moved faster than it can since it was heard of last; empty where none."""
