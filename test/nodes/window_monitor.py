@@ -4,7 +4,8 @@
 for every joint of every window:
 
 - what arrives can be reached: its first point is no further from where the arm is than ``max_velocity`` goes until
-  then, and, for an arm in motion, than it goes while windows are late;
+  then, and, for an arm in motion, than it goes while windows are late; a gripper is waited for only once the arm itself
+  has been behind for a while (``GRIPPER_LATE``), since what it holds stops it;
 - it goes on: its first point lies between where the arm is, or was said to be of late, and where the window sent before
   leads by then, as far as the acceleration limit leaves it (from full braking to full speeding up:
   ``max_acceleration * lead²``).
@@ -24,6 +25,7 @@ from scipy.interpolate import CubicHermiteSpline
 SPARE = 1.05
 SMALL = 0.005  # rad or m: the stand-in goes straight between points, the node along cubics
 WATCHED = []  # monitors since they were judged last
+GRIPPER_LATE = 0.1  # s; the node's own 0.05, and a period or two until it is seen
 OF_LATE = 0.1  # s within which what was said is the newest that the node knows
 PLACES = 9  # at which the window before is looked at, within what times are uncertain by
 
@@ -84,6 +86,7 @@ class WindowMonitor:
 
     def __init__(self, group, joints, limits, lead, inside):
         self._joints, self._lead, self._inside = [f"{group} {joint}" for joint in joints], lead, inside
+        self._gripper = np.array(["gripper" in joint for joint in joints])
         _, _, self._fastest, self._hardest = np.asarray(limits).T
         self._before, self._leaps, self._said = None, [], deque(maxlen=16)
         self.seen, self.misled = 0, False
@@ -115,7 +118,7 @@ class WindowMonitor:
         if before is not None:
             speed = np.abs(before.speeds).max(axis=0)
             late = self._inside + before.on_its_way + window.on_its_way
-        allowed = SPARE * self._fastest * self._lead + speed * late + SMALL
+        allowed = SPARE * self._fastest * self._lead + speed * (late + GRIPPER_LATE * self._gripper) + SMALL
         away = np.abs(window.path[0] - arm)
         for joint in np.flatnonzero(away > allowed):
             self._note(window, before, joint, away[joint] - allowed[joint], (
