@@ -24,7 +24,8 @@ from xvla_ros.nodes.record_check import RecordCheck
 from xvla_ros.nodes.recorded_topics import recorded_topics
 from xvla_ros.observation.bag_files import bag_messages, bag_summary
 from xvla_ros.observation.cdr import peek_stamp, read_string
-from xvla_ros.robots.schema import GRIPPER_ACTIONS, Group
+from xvla_ros.robots.interfaces import INTERFACES
+from xvla_ros.robots.schema import Group
 from xvla_ros.ros_env import child_environment
 from xvla_ros.training.dataset_settings import DatasetSettings
 from xvla_ros.training.datasets import open_datasets
@@ -334,7 +335,7 @@ def test_every_interface_is_recorded(interface):
     group = {"topic": "/left/gripper", "interface": interface, "joints": list(joints)}
     profile = changed("so101_bimanual_split", ("commands.left_gripper", group))
     topics = {each.name: each.type for each in recorded_topics(profile)}
-    if interface in GRIPPER_ACTIONS:
+    if INTERFACES[interface].is_action:
         assert "/left/gripper" not in topics
     else:
         published = command_type(profile, "left_gripper")

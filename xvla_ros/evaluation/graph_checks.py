@@ -7,21 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from xvla_ros.nodes.graph import IMAGE_TYPES, JOINT_STATE
+from xvla_ros.robots.interfaces import ACTION_STATUS
 from xvla_ros.robots.problems import Problem, did_you_mean
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.schema import GRIPPER_ACTIONS
 
 if TYPE_CHECKING:
     from xvla_ros.nodes.graph import Endpoint, GraphSnapshot
 
-COMMAND_TYPES = {
-    "joint_trajectory": "trajectory_msgs/msg/JointTrajectory",
-    "forward_command": "std_msgs/msg/Float64MultiArray",
-    "joint_state": "sensor_msgs/msg/JointState",
-    "pose": "geometry_msgs/msg/PoseStamped",
-    "gripper_command": "std_msgs/msg/Float64MultiArray",
-}
-ACTION_STATUS = "action_msgs/msg/GoalStatusArray"
 # What the node /xvla asks of cameras and joints, and offers with its commands: xvla_ros/nodes/qos.py.
 SENSOR_QOS = ("best_effort", "volatile")
 COMMAND_QOS = ("reliable", "volatile")
@@ -53,8 +45,7 @@ def topics_of(profile: Profile) -> list[str]:
 
 def command_topic(profile: Profile, group: str) -> str:
     """Return the topic of a command group; of an action the one on which its server tells of goals."""
-    topic = profile.commands.by_name[group].topic
-    return f"{topic}/_action/status" if profile.commands.interface_of(group) in GRIPPER_ACTIONS else topic
+    return profile.commands.kind_of(group).graph_topic(profile.commands.by_name[group].topic)
 
 
 def graph_findings(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
@@ -126,14 +117,14 @@ def _sensor(graph: GraphSnapshot, key: str, topic: str, kind: str, longest: floa
 
 def _controllers(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
     for name in profile.commands.groups:
-        interface, topic = profile.commands.interface_of(name), profile.commands.by_name[name].topic
+        interface, topic = profile.commands.kind_of(name), profile.commands.by_name[name].topic
         key = f"{profile.name}.commands.{name}.topic"
-        if interface in GRIPPER_ACTIONS:
+        if interface.is_action:
             if not graph.publishers.get(command_topic(profile, name), ()):
                 message = f"nobody serves the action {topic}"
                 yield Finding(_problem(key, topic, f"an action server that publishes {ACTION_STATUS}", message))
             continue
-        kind = COMMAND_TYPES[interface]
+        kind = interface.message_type
         subscribers = graph.subscribers.get(topic, ())
         if not subscribers:
             message = f"no controller listens to {topic}{did_you_mean(topic, _topics_of_type(graph, kind))}"

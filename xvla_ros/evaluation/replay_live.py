@@ -28,6 +28,7 @@ from xvla_ros.evaluation.replay_metrics import Part
 from xvla_ros.evaluation.replay_sources import Source
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.bags import observations
+from xvla_ros.robots.interfaces import INTERFACES
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
 
 TOLERANCE = 1e-5  # rad, m or shares; another number of threads adds in another order, which costs about 1e-6
@@ -98,7 +99,7 @@ def check_live(profile: Profile) -> None:
     Raises:
         SetupError: see ``run_live``.
     """
-    known = {"joint_trajectory", "forward_command", "joint_state", "pose", "gripper_command"}
+    known = [name for name, kind in INTERFACES.items() if not kind.is_action]
     served = {group: profile.commands.interface_of(group) for group in profile.commands.groups}
     actions = {group: kind for group, kind in served.items() if kind not in known}
     if actions:

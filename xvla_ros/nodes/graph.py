@@ -6,7 +6,6 @@ what the reader of the node ``/xvla`` makes of it.
 
 from __future__ import annotations
 
-import importlib
 import os
 import time
 from collections import defaultdict
@@ -267,6 +266,7 @@ class _Counter:
     """Counts the messages of one topic, collects the joint names of joint states, and hands both on."""
 
     def __init__(self, node: Node, topic: str, listeners: Listeners, clock: Clock) -> None:
+        from xvla_ros.nodes.messages import message_class
         from xvla_ros.nodes.qos import SENSOR
 
         self.topic = topic
@@ -274,8 +274,9 @@ class _Counter:
         self._clock = clock
         self._arrivals: list[int] = []
         for kind in sorted({info.topic_type for info in node.get_publishers_info_by_topic(topic)}):
-            message = _message_class(kind)
-            if message is None:
+            try:
+                message = message_class(kind)
+            except ImportError:  # its package is not installed
                 continue
             callback = partial(self._on_message, kind, listeners.get((topic, kind), ()))
             node.create_subscription(message, topic, callback, SENSOR, raw=kind != JOINT_STATE)
@@ -296,15 +297,6 @@ class _Counter:
             self.joints.update(dict.fromkeys(message.name))
         for listener in listeners:
             listener(message)
-
-
-def _message_class(kind: str) -> Any:
-    """Return the Python class of a message type, or None where its package is not installed."""
-    package, _, name = kind.partition("/msg/")
-    try:
-        return getattr(importlib.import_module(f"{package}.msg"), name)
-    except (ImportError, AttributeError):
-        return None
 
 
 def _endpoints(topics: list[str], lookup: Any, own: str) -> dict[str, tuple[Endpoint, ...]]:

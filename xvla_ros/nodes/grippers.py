@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rclpy.action import ActionClient
@@ -16,8 +16,9 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
 from xvla_ros.nodes import qos
+from xvla_ros.nodes.messages import message_class
+from xvla_ros.robots.interfaces import GRIPPER_COMMAND, INTERFACES, PARALLEL_GRIPPER_COMMAND
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.schema import GRIPPER_ACTIONS, GRIPPER_INTERFACES
 
 PAUSE_S = 0.5  # without setpoints for this long, others may have moved the gripper
 SAME = 1e-6  # of a range
@@ -109,8 +110,7 @@ class GripperAction:
     ) -> None:
         self._node, self._gate = node, gate
         self._joint, self._max_effort = joint, max_effort
-        self._is_parallel = interface == "parallel_gripper_action"
-        self._type = _action_type(interface, topic)
+        self._type, self._fill = _action_type(interface, topic), GOALS[INTERFACES[interface].type]
         self._client = ActionClient(node, self._type, topic, callback_group=group)
         self.topic_name = str(node.resolve_topic_name(topic))
 
@@ -128,11 +128,7 @@ class GripperAction:
 
     def _goal(self, setpoint: float) -> Any:
         goal = self._type.Goal()
-        if self._is_parallel:
-            effort = [self._max_effort] if self._max_effort else []
-            goal.command = JointState(name=[self._joint], position=[setpoint], effort=effort)
-        else:
-            goal.command.position, goal.command.max_effort = setpoint, self._max_effort
+        self._fill(goal, self._joint, setpoint, self._max_effort)
         return goal
 
     def _on_answer(self, future: Any) -> None:
@@ -148,7 +144,7 @@ def gripper_outlet(node: Node, profile: Profile, group: str, callbacks: Callback
     settings, interface = profile.commands.by_name[group], profile.commands.interface_of(group)
     joint = profile.joints.by_name[settings.joints[0]]
     gate = ChangeGate(joint.upper - joint.lower, settings.min_change)
-    if interface == "gripper_command":
+    if not INTERFACES[interface].is_action:
         return GripperTopic(node, settings.topic, gate)
     return GripperAction(node, settings.topic, interface, joint.name, settings.max_effort, gate, callbacks)
 
@@ -161,21 +157,36 @@ def require_outlets(profile: Profile) -> None:
     """
     for group in profile.commands.groups:
         interface = profile.commands.interface_of(group)
-        if interface in GRIPPER_ACTIONS:
+        if INTERFACES[interface].is_action:
             _action_type(interface, profile.commands.by_name[group].topic)
 
 
 def has_gripper_outlet(profile: Profile, group: str) -> bool:
     """Whether a group's setpoints go through a ``gripper_outlet``."""
-    return profile.commands.interface_of(group) in GRIPPER_INTERFACES
+    return profile.commands.kind_of(group).is_gripper
+
+
+def _fill_gripper_command(goal: Any, joint: str, setpoint: float, max_effort: float) -> None:
+    goal.command.position, goal.command.max_effort = setpoint, max_effort
+
+
+def _fill_parallel_gripper_command(goal: Any, joint: str, setpoint: float, max_effort: float) -> None:
+    effort = [max_effort] if max_effort else []
+    goal.command = JointState(name=[joint], position=[setpoint], effort=effort)
+
+
+# action type → (goal, name of the joint in ROS, setpoint, max_effort): puts the setpoint into the goal
+GOALS: Mapping[str, Callable[[Any, str, float, float], None]] = {
+    GRIPPER_COMMAND: _fill_gripper_command,
+    PARALLEL_GRIPPER_COMMAND: _fill_parallel_gripper_command,
+}
 
 
 def _action_type(interface: str, topic: str) -> Any:
     try:
-        from control_msgs.action import GripperCommand, ParallelGripperCommand
+        return message_class(INTERFACES[interface].type)
     except ImportError as error:
         raise OutletError(
             f"the interface {interface} of {topic} needs the package control_msgs, which cannot be imported ({error}): "
             "install ros-$ROS_DISTRO-control-msgs, or command the gripper by gripper_command or joint_trajectory"
         ) from error
-    return ParallelGripperCommand if interface == "parallel_gripper_action" else GripperCommand

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,11 +22,24 @@ from xvla_ros.robots.schema import Camera
 if TYPE_CHECKING:
     from xvla_ros.msg import ActionChunk as ActionChunkMsg
 
-__all__ = ["chunk_message", "chunk_of", "decode_image", "joint_positions", "joint_trajectory_message", "peek_stamp",
-           "stamp_message", "stamp_ns"]
+__all__ = ["chunk_message", "chunk_of", "decode_image", "joint_positions", "joint_trajectory_message", "message_class",
+           "peek_stamp", "stamp_message", "stamp_ns"]
 
 NS = 1_000_000_000
 IMAGE_KINDS = {RAW: Image, COMPRESSED: CompressedImage}
+
+
+def message_class(kind: str) -> Any:
+    """Return the class of a message or action type by its name: ``std_msgs/msg/String``.
+
+    Raises:
+        ImportError: its package is not installed, or has no such type.
+    """
+    module, _, name = kind.replace("/", ".").rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ImportError(f"no package has the type {kind!r}") from error
 
 
 def decode_image(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:

@@ -7,7 +7,6 @@ process costs more than the last one. Twice a second the reader of the policy's 
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import sys
 import threading
@@ -30,6 +29,7 @@ from rclpy.signals import SignalHandlerOptions
 from xvla_ros.nodes import qos
 from xvla_ros.nodes.episode_marks import EpisodeMarks, MarkError
 from xvla_ros.nodes.keyboard import Keyboard
+from xvla_ros.nodes.messages import message_class
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.record_check import check_of
 from xvla_ros.nodes.recorded_topics import COMMAND, LATCHED, SENSOR, RecordedTopic, recorded_topics
@@ -185,7 +185,7 @@ class RecordNode(Node):  # type: ignore[misc]
         self._topics[topic.name] = topic
         events = SubscriptionEventCallbacks(incompatible_qos=partial(self._on_incompatible, topic))
         self._subscribed[topic.name] = self.create_subscription(
-            _message_class(topic.type), topic.name, partial(self._on_message, topic), quality, raw=True,
+            message_class(topic.type), topic.name, partial(self._on_message, topic), quality, raw=True,
             event_callbacks=events,
         )
 
@@ -195,7 +195,7 @@ class RecordNode(Node):  # type: ignore[misc]
         if old is not None:
             self.destroy_subscription(old)
             self._subscribed[topic.name] = self.create_subscription(
-                _message_class(topic.type), topic.name, partial(self._on_message, topic), MODEST, raw=True)
+                message_class(topic.type), topic.name, partial(self._on_message, topic), MODEST, raw=True)
 
     def _on_message(self, topic: RecordedTopic, serialized: bytes) -> None:
         now = self.get_clock().now().nanoseconds
@@ -328,11 +328,6 @@ class _StatusLine:
     def clear(self) -> None:
         if self._shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _message_class(kind: str) -> Any:
-    package, _, name = kind.replace("/msg/", "/").partition("/")
-    return getattr(importlib.import_module(f"{package}.msg"), name)
 
 
 def _say(text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -10,11 +10,10 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray
-from trajectory_msgs.msg import JointTrajectory as JointTrajectoryMessage
 
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.image_sender import ImageSender
+from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
 from xvla_ros.simulation.controllers import Rejection
 from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
@@ -40,8 +39,9 @@ class ServedRobot:
             for reading in world.joint_states()
         }
         for name, group in world.profile.commands.by_name.items():
-            kind, callback = self._command_type(world.profile.commands.interface_of(name))
-            node.create_subscription(kind, group.topic, partial(callback, name), qos.COMMAND)
+            kind = world.profile.commands.kind_of(name).message_type
+            callback = partial(HANDLERS[kind], self, name)
+            node.create_subscription(messages.message_class(kind), group.topic, callback, qos.COMMAND)
         self._images = ImageSender(node, world, image_width, image_height)
 
     @property
@@ -100,15 +100,6 @@ class ServedRobot:
         status.values.append(KeyValue(key="real_time_factor", value=f"{real_time_factor:.3f}"))
         return status
 
-    def _command_type(self, interface: str) -> tuple[type, Callable[[str, Any], None]]:
-        """The message type of a command interface, and what takes its messages."""
-        return {
-            "joint_trajectory": (JointTrajectoryMessage, self._on_trajectory),
-            "forward_command": (Float64MultiArray, self._on_array),
-            "joint_state": (JointState, self._on_setpoints),
-            "gripper_command": (Float64MultiArray, self._on_array),
-        }[interface]
-
     def _on_trajectory(self, group: str, message: Any) -> None:
         self._warn(self.world.command(group, from_message(message)))
 
@@ -121,6 +112,14 @@ class ServedRobot:
     def _warn(self, rejection: Rejection | None) -> None:
         if rejection is not None:
             self._log.warning(rejection.reason)
+
+
+# message type → what takes a group's commands
+HANDLERS: Mapping[str, Callable[[ServedRobot, str, Any], None]] = {
+    JOINT_TRAJECTORY: ServedRobot._on_trajectory,
+    FLOAT_ARRAY: ServedRobot._on_array,
+    JOINT_STATE: ServedRobot._on_setpoints,
+}
 
 
 def from_message(message: Any) -> JointTrajectory:

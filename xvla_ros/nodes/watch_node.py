@@ -33,7 +33,6 @@ from xvla_ros.nodes.polled_topics import PolledTopics
 from xvla_ros.nodes.recording import PROGRESS, RecordingWriter
 from xvla_ros.nodes.stop_request import StopRequest
 from xvla_ros.nodes.time_limit import TimeLimit
-from xvla_ros.robots.schema import GRIPPER_ACTIONS
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
@@ -82,7 +81,7 @@ class WatchNode(Node):  # type: ignore[misc]
             self.create_subscription(JointState, topic, partial(self._on_joints, topic), qos.SENSOR)
         self._profile = profile
         for group in profile.commands.groups:
-            if profile.commands.interface_of(group) in GRIPPER_ACTIONS:
+            if profile.commands.kind_of(group).is_action:
                 continue  # goals of an action are nobody's but its server's to hear
             topic, kind = profile.commands.by_name[group].topic, command_type(profile, group)
             self.create_subscription(kind, topic, partial(self._on_command, group), EVERY)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.observation.cdr import CdrError, read_float_array, read_joint_state, read_joint_trajectory, read_pose
+from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY, POSE
 from xvla_ros.robots.profile import Profile
 
 NS = 1_000_000_000
-
-COMMAND_TYPES = {
-    "joint_trajectory": "trajectory_msgs/msg/JointTrajectory",
-    "forward_command": "std_msgs/msg/Float64MultiArray",
-    "joint_state": "sensor_msgs/msg/JointState",
-    "pose": "geometry_msgs/msg/PoseStamped",
-    "gripper_command": "std_msgs/msg/Float64MultiArray",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +52,7 @@ def command_type(profile: Profile, group: str) -> str:
 
     It is empty for a group that an action commands: no topic has its goals.
     """
-    return COMMAND_TYPES.get(profile.commands.interface_of(group), "")
+    return profile.commands.kind_of(group).message_type
 
 
 def read_command(profile: Profile, group: str, serialized: bytes) -> JointCommand | PoseCommand:
@@ -69,25 +63,42 @@ def read_command(profile: Profile, group: str, serialized: bytes) -> JointComman
     Raises:
         CdrError: the message is cut, or its joints, times or values are not what the group expects.
     """
-    interface = profile.commands.interface_of(group)
-    lead = np.array([round(profile.timing.lead * NS)], dtype=np.int64)
-    if interface == "pose":
-        stamp, position, quaternion = read_pose(serialized)
-        if not np.isfinite([*position, *quaternion]).all() or np.linalg.norm(quaternion) < 0.5:
-            raise CdrError(f"a pose at {position.tolist()} turned by {quaternion.tolist()}; expected finite numbers "
-                           "and a unit quaternion")
-        return PoseCommand(stamp, int(lead[0]), position, quaternion)
     names = [profile.joints.by_name[joint].name for joint in profile.commands.by_name[group].joints]
-    if interface == "joint_trajectory":
-        start, found, times, positions = read_joint_trajectory(serialized)
-        return JointCommand(start, _increasing(times), _ordered(names, found, positions))
-    if interface == "joint_state":
-        _, found, values = read_joint_state(serialized)
-        return JointCommand(0, lead, _ordered(names, found, values[None]))
+    return DECODERS[command_type(profile, group)](serialized, names, round(profile.timing.lead * NS))
+
+
+def _trajectory(serialized: bytes, names: list[str], lead: int) -> JointCommand:
+    start, found, times, positions = read_joint_trajectory(serialized)
+    return JointCommand(start, _increasing(times), _ordered(names, found, positions))
+
+
+def _array(serialized: bytes, names: list[str], lead: int) -> JointCommand:
     values = read_float_array(serialized)
     if values.size != len(names):
         raise CdrError(f"{values.size} values for the joints {', '.join(names)}; expected one for each")
-    return JointCommand(0, lead, _ordered(names, tuple(names), values[None]))
+    return JointCommand(0, np.array([lead], dtype=np.int64), _ordered(names, tuple(names), values[None]))
+
+
+def _joint_state(serialized: bytes, names: list[str], lead: int) -> JointCommand:
+    _, found, values = read_joint_state(serialized)
+    return JointCommand(0, np.array([lead], dtype=np.int64), _ordered(names, found, values[None]))
+
+
+def _pose(serialized: bytes, names: list[str], lead: int) -> PoseCommand:
+    stamp, position, quaternion = read_pose(serialized)
+    if not np.isfinite([*position, *quaternion]).all() or np.linalg.norm(quaternion) < 0.5:
+        raise CdrError(f"a pose at {position.tolist()} turned by {quaternion.tolist()}; expected finite numbers "
+                       "and a unit quaternion")
+    return PoseCommand(stamp, lead, position, quaternion)
+
+
+# message type → (serialized, names of the joints, lead in ns) → the command
+DECODERS: Mapping[str, Callable[[bytes, list[str], int], JointCommand | PoseCommand]] = {
+    JOINT_TRAJECTORY: _trajectory,
+    FLOAT_ARRAY: _array,
+    JOINT_STATE: _joint_state,
+    POSE: _pose,
+}
 
 
 def _increasing(times: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -7,8 +7,9 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec
+from xvla_ros.robots.interfaces import INTERFACES
 from xvla_ros.robots.problems import did_you_mean
-from xvla_ros.robots.schema import GRIPPER_INTERFACES, MAX_WAYPOINTS
+from xvla_ros.robots.schema import MAX_WAYPOINTS
 
 Finding = tuple[str, Any, str, str]  # key, value, expected, message
 ENTRY_POINT_GROUP = "xvla_ros.action_modes"
@@ -245,7 +246,7 @@ def _commands(draft: Draft) -> Iterator[Finding]:
 def _own_interfaces(draft: Draft) -> Iterator[Finding]:
     for name, group in draft.entries("commands").items():
         own, joints = group.get("interface") or "", group.get("joints") or ()
-        if own in GRIPPER_INTERFACES and len(joints) != 1:
+        if own in INTERFACES and INTERFACES[own].is_gripper and len(joints) != 1:
             message = f"{own} commands one gripper joint, and the group has {len(joints)}"
             yield f"commands.{name}.joints", list(joints), "one joint", message
         if own and group.get("tool"):
@@ -322,7 +323,7 @@ def _timing(draft: Draft) -> Iterator[Finding]:
         yield "timing.command_rate", rate, f"at least {LEAST_POSE_RATE:g} Hz", message
     groups = draft.entries("commands").values()
     used = {group.get("interface") or draft.get("commands.interface") for group in groups}
-    single = not used.isdisjoint(("forward_command", "joint_state", "pose"))
+    single = any(INTERFACES[each].sends == "setpoint" for each in used if each in INTERFACES)
     if single and None not in (rate, dt) and 1.0 / rate > dt * RATE_TOLERANCE:
         message = f"one setpoint every {1.0 / rate:.3g} s skips waypoints {dt:g} s apart"
         yield "timing.command_rate", rate, f"at least {1.0 / dt:.3g} Hz", message

@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from xvla_ros.robots.interfaces import INTERFACES, CommandInterface, GroupInterface, RobotInterface
+
 TOPIC_PATTERN = r"^(/[A-Za-z](_?[A-Za-z0-9])*_?)+$"
 NAMESPACE_PATTERN = r"^((/[A-Za-z](_?[A-Za-z0-9])*_?)+)?$"
 NAME_PATTERN = r"^[A-Za-z](_?[A-Za-z0-9])*$"
@@ -267,21 +269,13 @@ class View(NamedSection):
     by_name: dict[str, ShownTool] = setting({}, description="The tools.")
 
 
-# An action server takes what these groups are commanded; their topic is the action's name.
-GRIPPER_ACTIONS = ("gripper_action", "parallel_gripper_action")
-GRIPPER_INTERFACES = ("gripper_command", *GRIPPER_ACTIONS)
-
-
 class Group(Section):
     """Joints or a tool commanded on one topic."""
 
     topic: Topic = setting(
         description="Topic of the commands, or name of the action; its type follows from the interface."
     )
-    interface: Literal[
-        "", "joint_trajectory", "forward_command", "joint_state", "gripper_command", "gripper_action",
-        "parallel_gripper_action",
-    ] = setting(
+    interface: GroupInterface = setting(
         "",
         description="What goes out for this group; empty takes commands.interface. For one gripper joint: "
         "gripper_command (std_msgs/Float64MultiArray), gripper_action (control_msgs/action/GripperCommand) and "
@@ -309,7 +303,7 @@ class Commands(NamedSection):
     order_key: ClassVar[str] = "groups"
     entry: ClassVar[str] = "command group"
 
-    interface: Literal["joint_trajectory", "forward_command", "joint_state", "pose"] = setting(
+    interface: RobotInterface = setting(
         description="joint_trajectory (trajectory_msgs/JointTrajectory), forward_command (std_msgs/Float64MultiArray), "
         "joint_state (sensor_msgs/JointState) or pose (geometry_msgs/PoseStamped; grippers by joint_trajectory)."
     )
@@ -323,3 +317,7 @@ class Commands(NamedSection):
         if self.interface == "pose" and not self.by_name[group].tool:
             return "joint_trajectory"
         return self.interface
+
+    def kind_of(self, group: str) -> CommandInterface:
+        """Return what there is to know of a group's interface."""
+        return INTERFACES[self.interface_of(group)]

@@ -15,6 +15,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.robots.interfaces import INTERFACES
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.appearance import Appearance
 from xvla_ros.simulation.cameras import CameraRig
@@ -26,7 +27,7 @@ from xvla_ros.simulation.trajectory import JointTrajectory
 # A whole number of steps of 1/600 s lies between clock ticks at 200 Hz, joint states at 50 Hz and images at 30 Hz.
 TIMESTEP = 1.0 / 600.0
 CONTROL_PERIOD = 0.005
-SERVED = ("joint_trajectory", "forward_command", "joint_state", "gripper_command")
+SERVED = tuple(name for name, interface in INTERFACES.items() if interface.simulated)
 
 
 class SceneMismatchError(ValueError):
@@ -277,7 +278,7 @@ def _controller(
     profile: Profile, group: str, options: ControllerOptions | None
 ) -> JointTrajectoryController | SetpointController:
     joints = [profile.joints.by_name[joint].name for joint in profile.commands.by_name[group].joints]
-    if profile.commands.interface_of(group) == "joint_trajectory":
+    if profile.commands.kind_of(group).sends == "window":
         return JointTrajectoryController(group, joints, options)
     return SetpointController(group, joints)
 
