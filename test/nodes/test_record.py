@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,14 +17,10 @@ from mcap.reader import make_reader
 
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 
-from xvla_ros.nodes.commands import command_type
 from xvla_ros.nodes.episode_marks import EpisodeMarks, MarkError
 from xvla_ros.nodes.record_check import RecordCheck
-from xvla_ros.nodes.recorded_topics import recorded_topics
 from xvla_ros.observation.bag_files import bag_messages, bag_summary
 from xvla_ros.observation.cdr import peek_stamp, read_string
-from xvla_ros.robots.interfaces import INTERFACES
-from xvla_ros.robots.schema import Group
 from xvla_ros.ros_env import child_environment
 from xvla_ros.training.dataset_settings import DatasetSettings
 from xvla_ros.training.datasets import open_datasets
@@ -326,20 +321,6 @@ def test_episodes_of_which_nothing_can_be_used_are_counted():
     looked.run(1.0, "8UC3")
     check.mark("discard")
     assert check.summary()[-1] == "episodes that cannot be used: 2 of 3 (2, 3)"
-
-
-@pytest.mark.parametrize("interface", get_args(Group.model_fields["interface"].annotation)[1:])
-def test_every_interface_is_recorded(interface):
-    """An action has no topic for its goals; the types are those that the node publishes."""
-    joints = ("left_gripper",)
-    group = {"topic": "/left/gripper", "interface": interface, "joints": list(joints)}
-    profile = changed("so101_bimanual_split", ("commands.left_gripper", group))
-    topics = {each.name: each.type for each in recorded_topics(profile)}
-    if INTERFACES[interface].is_action:
-        assert "/left/gripper" not in topics
-    else:
-        published = command_type(profile, "left_gripper")
-        assert topics["/left/gripper"] == f"{published.__module__.split('.')[0]}/msg/{published.__name__}"
 
 
 def test_marks_that_are_none_are_refused():

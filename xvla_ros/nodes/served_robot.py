@@ -18,6 +18,8 @@ from xvla_ros.simulation.controllers import Rejection
 from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
 
+Handler = Callable[[World, str, Any], Rejection | None]
+
 
 class ServedRobot:
     """Joins a world to the topics of its profile; the node steps the world and says when to publish.
@@ -40,7 +42,7 @@ class ServedRobot:
         }
         for name, group in world.profile.commands.by_name.items():
             kind = world.profile.commands.kind_of(name).message_type
-            callback = partial(HANDLERS[kind], self, name)
+            callback = partial(self._on_command, HANDLERS[kind], name)
             node.create_subscription(messages.message_class(kind), group.topic, callback, qos.COMMAND)
         self._images = ImageSender(node, world, image_width, image_height)
 
@@ -100,26 +102,10 @@ class ServedRobot:
         status.values.append(KeyValue(key="real_time_factor", value=f"{real_time_factor:.3f}"))
         return status
 
-    def _on_trajectory(self, group: str, message: Any) -> None:
-        self._warn(self.world.command(group, from_message(message)))
-
-    def _on_array(self, group: str, message: Any) -> None:
-        self._warn(self.world.set_positions(group, (), message.data))
-
-    def _on_setpoints(self, group: str, message: Any) -> None:
-        self._warn(self.world.set_positions(group, message.name, message.position))
-
-    def _warn(self, rejection: Rejection | None) -> None:
+    def _on_command(self, handler: Handler, group: str, message: Any) -> None:
+        rejection = handler(self.world, group, message)
         if rejection is not None:
             self._log.warning(rejection.reason)
-
-
-# message type → what takes a group's commands
-HANDLERS: Mapping[str, Callable[[ServedRobot, str, Any], None]] = {
-    JOINT_TRAJECTORY: ServedRobot._on_trajectory,
-    FLOAT_ARRAY: ServedRobot._on_array,
-    JOINT_STATE: ServedRobot._on_setpoints,
-}
 
 
 def from_message(message: Any) -> JointTrajectory:
@@ -136,3 +122,10 @@ def from_message(message: Any) -> JointTrajectory:
     )
     return JointTrajectory(tuple(message.joint_names), points, messages.stamp_ns(message.header.stamp))
 
+
+# message type → (world, group, message) → why the simulated controller refuses it, or None
+HANDLERS: Mapping[str, Handler] = {
+    JOINT_TRAJECTORY: lambda world, group, message: world.command(group, from_message(message)),
+    FLOAT_ARRAY: lambda world, group, message: world.set_positions(group, (), message.data),
+    JOINT_STATE: lambda world, group, message: world.set_positions(group, message.name, message.position),
+}

@@ -8,7 +8,7 @@ shows how to come back from where noise has led, and nowhere the noise itself as
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.observation import serialize
 from xvla_ros.observation.bag_writer import BagWriter
-from xvla_ros.observation.commands import command_type
+from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.profile import Profile, profile_document
 from xvla_ros.simulation.controllers import JointTrajectoryController
@@ -37,6 +37,13 @@ JUDGE_RATE = 100.0  # Hz at which the judge looks: a touch lasts longer
 START = NS  # stamp of an episode's first picture; 0 would mean "now" in a trajectory
 AFTERWARDS = 0.5  # s that an episode goes on after its success, so that staying there is shown too
 MANIFEST, SCHEMA_VERSION = "demos.json", 1
+
+# message type → (stamp ns, names, ns after it, positions [K, J], of setpoints [1, J]) → the message, serialized
+WRITERS: Mapping[str, Callable[[int, Sequence[str], NDArray[np.int64], Floats], bytes]] = {
+    JOINT_TRAJECTORY: serialize.joint_trajectory,
+    FLOAT_ARRAY: lambda stamp, names, due, positions: serialize.float_array(positions[0]),
+    JOINT_STATE: lambda stamp, names, due, positions: serialize.joint_state(stamp, names, positions[0]),
+}
 
 
 class DemonstrationsError(ValueError):
@@ -98,6 +105,7 @@ class Demonstration:
     duration: float
 
 
+
 class Demonstrator:
     """Records episodes of one task, one after the other, in any order; each depends on its number alone."""
 
@@ -129,8 +137,8 @@ class Demonstrator:
         self._limits = JointLimits.of(profile)
         self._times = policy.first_waypoint_offset + np.arange(WAYPOINTS) * policy.waypoint_dt
         transports = {camera.transport for camera in profile.cameras.by_name.values()}
-        kinds = {command_type(profile, group) for group in self._groups}
-        self._recorded = "planned" if kinds == {serialize.JOINT_TRAJECTORY} else "commanded"
+        sends = {profile.commands.kind_of(group).sends for group in self._groups}
+        self._recorded = "planned" if sends == {"window"} else "commanded"
         self._compression = "lz4" if "raw" in transports else "none"
 
     def record(self, index: int, path: Path) -> Demonstration:
@@ -199,18 +207,13 @@ class Demonstrator:
         """The clean plan, on the topic of each group: waypoints, or the setpoint that is due after the lead."""
         profile, stamp = self._settings.profile, START + time
         waypoints = np.concatenate([[0.0], self._times])
-        positions = plan.at(waypoints)
-        (setpoint,) = plan.at([profile.timing.lead])
+        due, positions = np.rint(waypoints * NS).astype(np.int64), plan.at(waypoints)
+        setpoint = plan.at([profile.timing.lead])
         for group, (columns, names) in self._groups.items():
-            topic, kind = profile.commands.by_name[group].topic, command_type(profile, group)
-            if kind == serialize.JOINT_TRAJECTORY:
-                due = np.rint(waypoints * NS).astype(np.int64)
-                data = serialize.joint_trajectory(stamp, names, due, positions[:, columns])
-            elif kind == serialize.FLOAT_ARRAY:
-                data = serialize.float_array(setpoint[columns])
-            else:
-                data = serialize.joint_state(stamp, names, setpoint[columns])
-            bag.write(topic, kind, stamp, data)
+            topic, kind = profile.commands.by_name[group].topic, profile.commands.kind_of(group)
+            told = positions if kind.sends == "window" else setpoint
+            data = WRITERS[kind.message_type](stamp, names, due, told[:, columns])
+            bag.write(topic, kind.message_type, stamp, data)
 
     def _execute(self, plan: Plan, astray: Floats) -> None:
         """What the plan and the noise together ask of the controllers until the next plan, and a little beyond."""
