@@ -183,6 +183,28 @@ def test_a_bag_of_it_is_trained_on(name, tmp_path):
         assert reached == pytest.approx(curve(profile, due)[column])
 
 
+@pytest.mark.parametrize("name", [name for name, kind in INTERFACES.items() if kind.is_gripper and kind.message_type])
+def test_a_gripper_that_was_to_stand_in_an_episode_was_commanded(name, tmp_path):
+    """It is sent when it changes, so what was sent last holds; where nothing ever was, its topic was not recorded."""
+    profile, group = robot(name)
+    column = profile.joints.policy_order.index(profile.commands.by_name[group].joints[0])
+    session = Session(profile, end=2.0, commands=False).record().mark(0.5, "start").mark(1.9, "end")
+    for seconds in np.arange(0.0, 2.0, 0.1):
+        for of, message in sent_at(profile, seconds):
+            if of != group or seconds == 0.2:
+                topic = profile.commands.by_name[of].topic
+                session.add(seconds, topic, recorded_type(profile, of), serialize_message(message))
+    bag = BagRecording(session.write(tmp_path / "bag.mcap"), profile, BagOptions())
+    survey = bag.survey()
+    assert survey.problems == () and survey.actions == "commanded"
+    _, told = bag.joint_path(survey, 0)
+    assert told[:, column] == pytest.approx(curve(profile, 0.2 + profile.timing.lead)[column])
+
+    silent = recorded(profile, tmp_path / "silent.mcap", silent=(group,))
+    (problem,) = BagRecording(silent, profile, BagOptions("commanded")).survey().problems
+    assert "nothing was commanded on" in problem.message
+
+
 @every
 def test_a_bag_of_it_is_replayed(name, tmp_path):
     profile, _ = robot(name)

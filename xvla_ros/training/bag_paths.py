@@ -133,9 +133,21 @@ def interpolated(times: Times, knots: Times, values: Floats) -> Floats:
     return np.stack([np.interp(times - knots[begin], near, column) for column in values[begin:end].T], axis=1)
 
 
-def commanded_groups(stretch: Stretch, start: int, end: int) -> set[str]:
-    """Return the groups that have commands within an episode."""
-    return {group for group, found in stretch.commands.items() if found.within(start, end)}
+def commanded_groups(profile: Profile, stretch: Stretch, start: int, end: int) -> set[str]:
+    """Return the groups that have commands within an episode, or one before it that holds."""
+    return {group for group, found in stretch.commands.items()
+            if found.within(told_from(profile, stretch, group, start), end)}
+
+
+def told_from(profile: Profile, stretch: Stretch, group: str, start: int) -> int:
+    """Return the ROS time in ns from which commands count in an episode that begins at ``start``.
+
+    A gripper that is sent its setpoint when it changes holds the newest one before the episode.
+    """
+    if not profile.commands.kind_of(group).is_gripper:
+        return start
+    commands = stretch.commands.get(group, Commands())
+    return max((commands.receipt(number) for number in commands.within(NEVER, start)), default=start)
 
 
 def trajectories(stretch: Stretch, group: str, start: int, end: int) -> Iterator[tuple[int, JointCommand]]:
@@ -250,11 +262,12 @@ class PathMaker:
     ) -> dict[str, tuple[Times, Floats]]:
         joints = {}
         for group in self._profile.commands.groups:
-            first = next(trajectories(stretch, group, start, end), None)
+            since = told_from(self._profile, stretch, group, start)
+            first = next(trajectories(stretch, group, since, end), None)
             if first is not None:
                 begin = np.array([max(first[0], first[1].start)])
                 before = tracks.at(begin)[0, self._columns(group)]
-                joints[group] = followed(trajectories(stretch, group, start, end), before)
+                joints[group] = followed(trajectories(stretch, group, since, end), before)
         return joints
 
     def _columns(self, group: str) -> list[int]:

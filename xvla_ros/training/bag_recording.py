@@ -36,7 +36,7 @@ Floats = NDArray[np.float64]
 Made = TypeVar("Made")
 
 NS = 1_000_000_000
-READER_VERSION = 2  # of what this module makes of a bag; a new one makes caches anew
+READER_VERSION = 3  # of what this module makes of a bag; a new one makes caches anew
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ class BagRecording:
         if actions == "planned":
             return {group for group in groups if all(
                 len(command.times) < 2 for _, command in trajectories(stretch, group, span.start, span.end))}
-        return groups - commanded_groups(stretch, span.start, span.end)
+        return groups - commanded_groups(self._profile, stretch, span.start, span.end)
 
     def _uncommanded(self, span: Span, lacking: set[str], actions: ActionSource) -> Problem:
         topics = ", ".join(self._profile.commands.by_name[group].topic for group in sorted(lacking))
