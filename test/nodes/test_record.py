@@ -190,14 +190,20 @@ def test_a_killed_recorder_loses_at_most_the_last_second(processes):
     publisher = processes.publisher()
     line_of(publisher, "shown")
     bag = processes.bag()
-    killed_at = time.time_ns()
+
+    def newest():
+        return max((message.log_time for message in bag_messages(bag, {"/left/joint_states"})), default=0)
+
+    deadline = time.monotonic() + DEADLINE
+    while time.time_ns() - newest() > 1e9:  # what is written lags by no more, where the machine lets it
+        assert time.monotonic() < deadline
+    written = newest()
     recorder.send_signal(signal.SIGKILL)
     recorder.wait()
 
     summary = bag_summary(bag)
     assert summary.cut
-    newest = max(message.log_time for message in bag_messages(bag, {"/left/joint_states"}))
-    assert killed_at - newest < 1.5e9  # a second, and what a busy machine adds
+    assert newest() >= written
     assert read_string(next(bag_messages(bag, {"/xvla/profile"})).data).startswith("/**")
 
 
