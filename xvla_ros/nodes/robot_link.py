@@ -234,7 +234,8 @@ class RobotLink:
     def _publish(self, window: CommandWindow, begun: float) -> None:
         """Send a window made at steady time ``begun``, but not to groups it is too late for, as this process slept.
 
-        A controller counts the window from its receipt, so a late one would lead the arm back to where it was due.
+        A controller counts the window from its receipt, so a late one would lead the arm back to where it was due. One
+        that nobody listens for has not arrived either.
         """
         outgoing = command_messages(self.profile, window, self.pilot.encoder)
         lead = self.profile.timing.lead
@@ -243,6 +244,8 @@ class RobotLink:
             late = max(self._clock.steady_s() - begun, (self._clock.ros_ns() - window.stamp) / messages.NS)
             if late <= lead:
                 self._publishers[group].publish(outgoing[group])
+                if not self._publishers[group].get_subscription_count():
+                    missed.append(group)
                 continue
             missed.append(group)
             self._node.get_logger().warning(
