@@ -88,8 +88,11 @@ def test_a_second_publisher_of_the_same_joints(running, place):
         return JointState(name=list(positions), position=[place] * len(positions))
 
     with published_beside(running, "joint_state_publisher", elsewhere):
-        status = running.wait_status("holding", "joints_implausible", "/joint_state_publisher, /stand_in_pair")
-        assert "leaps by" in status.detail and "its max_velocity is 2 rad/s" in status.detail
+        if place:
+            status = running.wait_status("holding", "joints_implausible", "/joint_state_publisher, /stand_in_pair")
+            assert "leaps by" in status.detail and "its max_velocity is 2 rad/s" in status.detail
+        else:  # joints_implausible, or not_following where the arm was as near to zero as stamps may be wrong
+            running.wait_for(lambda: running.status.state == "holding" and running.status.reason, "a hold")
         running.pass_time(2.0)
     went_on(running)
     moves(running)

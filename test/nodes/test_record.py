@@ -152,7 +152,6 @@ def test_what_is_published_is_recorded_byte_by_byte_and_gives_samples(processes,
     assert len(samples.train) > 10
     assert {sample.instruction for sample in samples.train} == {TASK}
     assert samples.datasets[0].stores[0].actions == "commanded"
-    assert "observations: could be built at" in output
 
 
 def test_what_cannot_be_used_is_said_while_it_is_recorded(processes):
@@ -310,7 +309,7 @@ def test_a_robot_that_comes_up_is_waited_for():
     silent = Looked()
     (line,) = silent.run(6.0, only="nothing")
     assert "joints_missing: /left/joint_states: nothing received" in line
-    assert silent.check.useless
+    assert silent.check.summary() == [], "that it never came is said besides"
 
 
 def test_episodes_of_which_nothing_can_be_used_are_counted():

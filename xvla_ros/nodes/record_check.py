@@ -60,6 +60,7 @@ class RecordCheck:
             self._cameras.setdefault(profile.cameras.by_name[slot].topic, []).append(slot)
         self._joints = {joint.topic for joint in profile.joints.ordered}
         self._now, self._steady, self._begun = now, steady, steady()
+        self._has_come = False
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._lines: deque[str] = deque()
@@ -72,6 +73,7 @@ class RecordCheck:
         """Take a message that is recorded; those of other topics are passed over."""
         with suppress(CdrError):  # then it is missing, which is said
             received = self._steady()
+            self._has_come |= topic in self._joints or topic in self._cameras
             for slot in self._cameras.get(topic, ()):
                 self._builder.add_image(slot, peek_stamp(data), data, received)
             if topic in self._joints:
@@ -100,7 +102,7 @@ class RecordCheck:
             if isinstance(found, Fault) and coming_up and self._open is None:
                 return
             for looks in (self._all, self._open):
-                if looks is not None:
+                if looks is not None and self._has_come:  # of one that never came something else is said
                     looks.add(found)
             self._judge(found)
 

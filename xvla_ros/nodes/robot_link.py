@@ -10,6 +10,8 @@ from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
@@ -237,7 +239,9 @@ class RobotLink:
         A controller counts the window from its receipt, so a late one would lead the arm back to where it was due. One
         that nobody listens for has not arrived either.
         """
-        outgoing = command_messages(self.profile, window, self.pilot.encoder)
+        # serialised before the clock is read: between that and the sending lies as little as can be
+        outgoing = {group: serialize_message(message) if isinstance(self._publishers[group], Publisher) else message
+                    for group, message in command_messages(self.profile, window, self.pilot.encoder).items()}
         lead = self.profile.timing.lead
         missed = []
         for group in sorted(outgoing, key=lambda name: name not in self._missed):  # who got none comes first
