@@ -15,17 +15,19 @@ import numpy as np
 from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages, bag_summary
 from xvla_ros.observation.bag_integrity import Integrity, integrity
 from xvla_ros.observation.bag_writer import EPISODE_TOPIC, PROFILE_TOPIC
-from xvla_ros.observation.bags import IMAGE_TYPES, JOINT_TYPE, check_topics, verdict
+from xvla_ros.observation.bags import check_topics, verdict
 from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
 from xvla_ros.observation.commands import command_type
 from xvla_ros.observation.faults import FaultTally
+from xvla_ros.observation.images import IMAGE_TYPES
+from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.problems import ProfileError
 from xvla_ros.robots.profile import Profile, load_robot
 
 SCHEMA_VERSION = 2
 NS = 1_000_000_000
-STAMPED = (*IMAGE_TYPES.values(), JOINT_TYPE)
+STAMPED = (*IMAGE_TYPES.values(), JOINT_STATE)
 GAP = 2.5  # usual periods without a message
 EXPECTED_MOST = 1e6
 ROOM = 1e-3  # rad or m; encoders and simulators overshoot a stop by that much
@@ -167,7 +169,7 @@ def inspect(path: Path, profile: Profile | None) -> BagInfo:
         track = tracks[message.topic]
         try:
             stamp = peek_stamp(message.data) if track.type in STAMPED else None
-            if ranges is not None and track.type == JOINT_TYPE:
+            if ranges is not None and track.type == JOINT_STATE:
                 ranges.add(message.topic, message.data)
         except CdrError:
             track.broken += 1
@@ -302,7 +304,7 @@ def _held_against(profile: Profile, topics: tuple[TopicInfo, ...]) -> tuple[tupl
     cameras = [(slot, profile.cameras.by_name[slot]) for slot in profile.cameras.slots]
     wanted = [(f"camera {slot}" + ("" if camera.required else " (optional)"), camera.topic,
                IMAGE_TYPES[camera.transport]) for slot, camera in cameras]
-    wanted += [(f"joint {name}", joint.topic, JOINT_TYPE)
+    wanted += [(f"joint {name}", joint.topic, JOINT_STATE)
                for name, joint in zip(profile.joints.policy_order, profile.joints.ordered, strict=True)]
     for what, topic, kind in wanted:
         known.add(topic)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from xvla_ros.nodes.graph import IMAGE_TYPES, JOINT_STATE
-from xvla_ros.robots.interfaces import ACTION_STATUS
+from xvla_ros.observation.images import IMAGE_TYPES
+from xvla_ros.robots.interfaces import ACTION_STATUS, JOINT_STATE
 from xvla_ros.robots.problems import Problem, did_you_mean
 from xvla_ros.robots.profile import Profile
 
@@ -73,7 +73,7 @@ def _cameras(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
 
 
 def _joint_states(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
-    for topic in dict.fromkeys(joint.topic for joint in profile.joints.ordered):
+    for topic in profile.joints.topics:
         names = [name for name in profile.joints.policy_order if profile.joints.by_name[name].topic == topic]
         key = f"{profile.name}.joints.{names[0]}"
         yield from _sensor(graph, key, topic, JOINT_STATE, profile.timing.observation_timeout, "observation_timeout")

@@ -49,7 +49,7 @@ class Layout:
     @staticmethod
     def of(profile: Profile, waypoints: int, runs: int) -> Layout:
         """Return the layout of a robot's rows."""
-        topics = dict.fromkeys(joint.topic for joint in profile.joints.ordered)
+        topics = profile.joints.topics
         joints = len(profile.joints.policy_order) if profile.action_spec.is_end_effector else 0
         return Layout(waypoints, profile.state_width, runs, len(Measures(profile).all), joints,
                       (*profile.cameras.slots, *topics), len(profile.cameras.slots))

@@ -111,7 +111,7 @@ class EvaluateNode(Node):  # type: ignore[misc]
         self.create_subscription(String, f"{SIMULATION}/{name}/outcome", self._on_outcome, qos.LATCHED)
         self.create_subscription(PolicyStatus, f"{POLICY}/{name}/status", self._on_status, qos.LATCHED)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, qos.EVENTS)
-        for topic in dict.fromkeys(joint.topic for joint in profile.joints.ordered):
+        for topic in profile.joints.topics:
             self.create_subscription(JointState, topic, partial(self._on_joints, topic), qos.SENSOR)
         self._say = self.create_publisher(String, f"{POLICY}/{name}/instruction", qos.LATCHED)
         self._change = self.create_client(ChangeState, f"{POLICY}/change_state")

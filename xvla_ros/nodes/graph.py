@@ -16,6 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xvla_ros.observation.faults import Fault
+from xvla_ros.observation.images import IMAGE_TYPES
+from xvla_ros.robots.interfaces import JOINT_STATE
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from xvla_ros.nodes.trial import Trial
     from xvla_ros.robots.profile import Profile
 
-JOINT_STATE = "sensor_msgs/msg/JointState"
-IMAGE_TYPES = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
 CLOCK_TOPIC = "/clock"
 NS = 1_000_000_000
 # Fast DDS announces a participant every 3 s when its first announcements were missed.
@@ -240,7 +240,7 @@ def _listeners(trials: list[Trial]) -> Listeners:
         for slot in trial.profile.cameras.slots:
             camera = trial.profile.cameras.by_name[slot]
             listeners[camera.topic, IMAGE_TYPES[camera.transport]].append(partial(trial.add_image, slot))
-        for topic in dict.fromkeys(joint.topic for joint in trial.profile.joints.ordered):
+        for topic in trial.profile.joints.topics:
             listeners[topic, JOINT_STATE].append(partial(trial.add_joints, topic))
     return listeners
 

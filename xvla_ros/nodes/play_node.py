@@ -76,7 +76,7 @@ class PlayNode(Node):  # type: ignore[misc]
             self._outlets.setdefault(camera.topic, None)
             self._outlets[camera.topic] = self._outlets[camera.topic] or self.create_publisher(
                 kind, camera.topic, RELIABLE)
-        for topic in dict.fromkeys(joint.topic for joint in profile.joints.ordered):
+        for topic in profile.joints.topics:
             self._outlets[topic] = self.create_publisher(JointState, topic, RELIABLE)
         base = f"{POLICY}/{profile.name}"
         self._instruction = self.create_publisher(String, f"{base}/instruction", qos.LATCHED)

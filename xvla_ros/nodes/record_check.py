@@ -10,8 +10,9 @@ from contextlib import suppress
 
 from xvla_ros.model.data import Observation
 from xvla_ros.nodes.messages import decode_image
+from xvla_ros.observation.bags import feed
 from xvla_ros.observation.builder import ObservationBuilder
-from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
+from xvla_ros.observation.cdr import CdrError
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, Fault, FaultTally
 from xvla_ros.robots.profile import Profile
 
@@ -55,10 +56,7 @@ class RecordCheck:
         self, profile: Profile, now: Callable[[], int], steady: Callable[[], float] = time.monotonic
     ) -> None:
         self._builder: ObservationBuilder[bytes] = ObservationBuilder(profile, decode_image)
-        self._cameras: dict[str, list[str]] = {}
-        for slot in profile.cameras.slots:
-            self._cameras.setdefault(profile.cameras.by_name[slot].topic, []).append(slot)
-        self._joints = {joint.topic for joint in profile.joints.ordered}
+        self._cameras, self._joints = profile.cameras.by_topic, set(profile.joints.topics)
         self._now, self._steady, self._begun = now, steady, steady()
         self._has_come = False
         self._lock = threading.Lock()
@@ -71,13 +69,11 @@ class RecordCheck:
 
     def take(self, topic: str, data: bytes) -> None:
         """Take a message that is recorded; those of other topics are passed over."""
+        if topic not in self._joints and topic not in self._cameras:
+            return
+        self._has_come = True
         with suppress(CdrError):  # then it is missing, which is said
-            received = self._steady()
-            self._has_come |= topic in self._joints or topic in self._cameras
-            for slot in self._cameras.get(topic, ()):
-                self._builder.add_image(slot, peek_stamp(data), data, received)
-            if topic in self._joints:
-                self._builder.add_joints(topic, *read_joint_state(data), received)
+            feed(self._builder, self._cameras.get(topic, ()), topic, data, self._steady())
 
     def run(self) -> None:
         """Look until ``stop``."""

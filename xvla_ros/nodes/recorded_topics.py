@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xvla_ros.observation.bag_writer import EPISODE_TOPIC
-from xvla_ros.observation.bags import IMAGE_TYPES, JOINT_TYPE
 from xvla_ros.observation.commands import command_type
+from xvla_ros.observation.images import IMAGE_TYPES
+from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.profile import Profile
 
 STRING = "std_msgs/msg/String"
@@ -38,7 +39,7 @@ def recorded_topics(profile: Profile, policy: str = "/xvla") -> tuple[RecordedTo
     """
     cameras = [profile.cameras.by_name[slot] for slot in profile.cameras.slots]
     topics = [RecordedTopic(each.topic, IMAGE_TYPES[each.transport], SENSOR, each.required) for each in cameras]
-    topics += [RecordedTopic(joint.topic, JOINT_TYPE, SENSOR, True) for joint in profile.joints.ordered]
+    topics += [RecordedTopic(joint.topic, JOINT_STATE, SENSOR, True) for joint in profile.joints.ordered]
     topics += [
         RecordedTopic(profile.commands.by_name[group].topic, kind, COMMAND)
         for group in profile.commands.groups if (kind := command_type(profile, group))

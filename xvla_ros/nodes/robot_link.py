@@ -119,7 +119,7 @@ class RobotLink:
             return status.to(INACTIVE, self._refused)
         if status.reason != JOINTS_IMPLAUSIBLE:
             return status
-        topics = dict.fromkeys(joint.topic for joint in self.profile.joints.ordered)
+        topics = self.profile.joints.topics
         names = {topic: publishers_of(self._node, topic) or ["a node not known yet"]
                  for topic in topics if topic in status.detail}
         published = "; ".join(f"{topic} is published by {', '.join(nodes)}" for topic, nodes in names.items())
@@ -333,7 +333,7 @@ class RobotLink:
             kind = CompressedImage if source.transport == "compressed" else Image
             made.append(subscribe(
                 kind, source.topic, self._guarded(partial(self._on_image, camera)), qos.SENSOR, raw=True))
-        for topic in dict.fromkeys(joint.topic for joint in self.profile.joints.ordered):
+        for topic in self.profile.joints.topics:
             made.append(subscribe(JointState, topic, self._guarded(partial(self._on_joints, topic)), qos.SENSOR))
         return made
 

@@ -45,7 +45,7 @@ class ViewNode(Node):  # type: ignore[misc]
         self._profile, self._stream = profile, stream
         self._decoder = self._make_decoder()
         self._positions = dict.fromkeys(profile.joints.policy_order, float("nan"))
-        for topic in dict.fromkeys(joint.topic for joint in profile.joints.ordered):
+        for topic in profile.joints.topics:
             names = {profile.joints.by_name[joint].name: joint for joint in profile.joints.policy_order
                      if profile.joints.by_name[joint].topic == topic}
             self.create_subscription(JointState, topic, partial(self._on_joints, names), qos.SENSOR)

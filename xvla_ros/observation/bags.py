@@ -27,15 +27,14 @@ from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages, b
 from xvla_ros.observation.builder import CLOCK_BACK, ObservationBuilder
 from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault, FaultTally
-from xvla_ros.observation.images import COMPRESSED, RAW, ImageError, rgb_of_message
+from xvla_ros.observation.images import IMAGE_TYPES, ImageError, rgb_of_message
+from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.schema import Camera
 
 if TYPE_CHECKING:
     from rosbags.typesys.store import Typestore
 
-IMAGE_TYPES = {RAW: "sensor_msgs/msg/Image", COMPRESSED: "sensor_msgs/msg/CompressedImage"}
-JOINT_TYPE = "sensor_msgs/msg/JointState"
 DECODE_PERIOD, MOST_DECODED, MOST_ASKED = 0.5, 600, 20_000  # s, instants and instants: what a verdict looks at
 LOOKED_AT = 64  # messages at most, to learn whether the log has the clock of the stamps
 RESTART = 1.0  # s by which the stamps of a topic fall back when a simulation begins again
@@ -143,7 +142,7 @@ def check_topics(path: str | Path, profile: Profile) -> None:
     found = {topic.name: topic.type for topic in bag_summary(path).topics if topic.count}
     cameras = [profile.cameras.by_name[slot] for slot in profile.cameras.slots]
     wanted = {camera.topic: (IMAGE_TYPES[camera.transport], camera.required) for camera in cameras}
-    wanted |= {joint.topic: (JOINT_TYPE, True) for joint in profile.joints.ordered}
+    wanted |= {joint.topic: (JOINT_STATE, True) for joint in profile.joints.ordered}
     problems = [
         f"{topic} is {found.get(topic, 'missing')}, expected {kind}"
         for topic, (kind, required) in wanted.items()
@@ -194,18 +193,19 @@ def _instants(
 ) -> Iterator[_Instant]:
     """Feed a bag to a builder; yield when it has what there will be for a stamp that is due and wanted."""
     profile = builder.profile
-    cameras: dict[str, list[str]] = {}
-    for slot in profile.cameras.slots:
-        cameras.setdefault(profile.cameras.by_name[slot].topic, []).append(slot)
+    cameras = profile.cameras.by_topic
     first_slot = profile.cameras.by_name[profile.cameras.slots[0]].topic
-    topics = {*cameras, *(joint.topic for joint in profile.joints.ordered)}
+    topics = {*cameras, *profile.joints.topics}
     clock, messages = _with_clock(bag_messages(path, topics), topics)
     timeout = round(profile.timing.observation_timeout * NS)
     asked: tuple[int, bool] | None = None  # about the instant that is due: whether it is wanted
     now, received = 0, 0.0
     for message in messages:
         received = message.log_time / NS
-        stamp = _feed(builder, cameras.get(message.topic, []), message, received)
+        try:
+            stamp = feed(builder, cameras.get(message.topic, ()), message.topic, message.data, received)
+        except CdrError as error:
+            raise BagError(f"{message.topic}: message logged at {message.log_time} ns: {error}") from error
         heard(message, stamp)
         before, now = now, clock.now(message.topic, message.log_time, stamp)
         if now < before - CLOCK_BACK * NS:  # the builder forgets what came before, too
@@ -250,18 +250,24 @@ def _with_clock(messages: Iterator[BagMessage], topics: Collection[str]) -> tupl
     return clock, chain(first, messages)
 
 
-def _feed(builder: ObservationBuilder[bytes], cameras: list[str], message: BagMessage, received: float) -> int:
-    """Hand a message to the builder as a subscription does; return its stamp."""
-    try:
-        if cameras:
-            stamp = peek_stamp(message.data)
-            for camera in cameras:
-                builder.add_image(camera, stamp, message.data, received)
-        else:
-            stamp, names, positions = read_joint_state(message.data)
-            builder.add_joints(message.topic, stamp, names, positions, received)
-    except CdrError as error:
-        raise BagError(f"{message.topic}: message logged at {message.log_time} ns: {error}") from error
+def feed(
+    builder: ObservationBuilder[bytes], cameras: Collection[str], topic: str, data: bytes, received: float
+) -> int:
+    """Hand a serialized message to the builder as a subscription does: a picture of ``cameras``, else a joint state.
+
+    Returns:
+        Its stamp in ns.
+
+    Raises:
+        CdrError: it cannot be read.
+    """
+    if cameras:
+        stamp = peek_stamp(data)
+        for camera in cameras:
+            builder.add_image(camera, stamp, data, received)
+        return stamp
+    stamp, names, positions = read_joint_state(data)
+    builder.add_joints(topic, stamp, names, positions, received)
     return stamp
 
 

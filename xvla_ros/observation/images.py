@@ -23,6 +23,7 @@ Bytes = NDArray[np.uint8]
 Data: TypeAlias = "bytes | bytearray | memoryview | array[int] | Bytes"
 
 RAW, COMPRESSED = "raw", "compressed"
+IMAGE_TYPES = {RAW: "sensor_msgs/msg/Image", COMPRESSED: "sensor_msgs/msg/CompressedImage"}  # by transport
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class JointTopic:
 def joint_topics(profile: Profile) -> dict[str, JointTopic]:
     """Return the joint topics of a profile, in the order of their first joint."""
     return {topic: JointTopic(topic, profile)
-            for topic in dict.fromkeys(joint.topic for joint in profile.joints.ordered)}
+            for topic in profile.joints.topics}
 
 
 def interpolate(before: Floats, after: Floats, share: float) -> Floats:

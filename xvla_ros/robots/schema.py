@@ -125,6 +125,14 @@ class Cameras(NamedSection):
     )
     by_name: dict[str, Camera] = setting(description="The cameras.")
 
+    @property
+    def by_topic(self) -> dict[str, list[str]]:
+        """Topic → the slots whose pictures come there."""
+        found: dict[str, list[str]] = {}
+        for slot in self.slots:
+            found.setdefault(self.by_name[slot].topic, []).append(slot)
+        return found
+
 
 class Joint(Section):
     """One joint. The policy sees position · scale + offset; limits are in ROS units (rad or m)."""
@@ -164,6 +172,11 @@ class Joints(NamedSection):
     def ordered(self) -> tuple[Joint, ...]:
         """The joints in policy order."""
         return tuple(self.by_name[name] for name in self.policy_order)
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The topics they are measured on, each once, in the order of their first joint."""
+        return tuple(dict.fromkeys(joint.topic for joint in self.ordered))
 
 
 class Gripper(Section):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from xvla_ros.observation.images import IMAGE_TYPES
+from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.profile import Profile
 
 COMMAND_TOPIC = "joint_command"
@@ -54,15 +56,14 @@ def write_profile(profile: Profile, file: Path) -> Path:
 
 def topic_table(profile: Profile) -> tuple[IsaacTopic, ...]:
     """The topics that Isaac Sim has to publish and obey for a profile made by ``isaac_profile``."""
-    images = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
     cameras = [profile.cameras.by_name[slot] for slot in profile.cameras.slots]
-    states = dict.fromkeys(joint.topic for joint in profile.joints.ordered)
+    states = profile.joints.topics
     return (
         IsaacTopic("/clock", "rosgraph_msgs/msg/Clock", "ROS2 Publish Clock", True),
-        *(IsaacTopic(topic, "sensor_msgs/msg/JointState", "ROS2 Publish Joint State", True) for topic in states),
-        *(IsaacTopic(camera.topic, images[camera.transport], "ROS2 Camera Helper", True) for camera in cameras),
+        *(IsaacTopic(topic, JOINT_STATE, "ROS2 Publish Joint State", True) for topic in states),
+        *(IsaacTopic(camera.topic, IMAGE_TYPES[camera.transport], "ROS2 Camera Helper", True) for camera in cameras),
         *(
-            IsaacTopic(group.topic, "sensor_msgs/msg/JointState", "ROS2 Subscribe Joint State", False)
+            IsaacTopic(group.topic, JOINT_STATE, "ROS2 Subscribe Joint State", False)
             for group in (profile.commands.by_name[name] for name in profile.commands.groups)
         ),
     )

@@ -195,9 +195,7 @@ def read_tracks(path: Path, profile: Profile, instructions: Collection[str], *, 
 class _Reader:
     def __init__(self, profile: Profile, instructions: Collection[str], whole: bool | None) -> None:
         self._profile = profile
-        self._cameras: dict[str, list[str]] = {}
-        for slot in profile.cameras.slots:
-            self._cameras.setdefault(profile.cameras.by_name[slot].topic, []).append(slot)
+        self._cameras = profile.cameras.by_topic
         self._joints = {topic: MeasuredTopic(layout, profile, KEPT_S)
                         for topic, layout in joint_topics(profile).items()}
         self._groups: dict[str, list[str]] = {}
