@@ -191,12 +191,12 @@ def _observations(path: Path, profile: Profile) -> Observations | None:
     except BagError:
         return None  # what is missing is told topic by topic
     try:
-        found = verdict(path, profile)
+        found, decoded = verdict(path, profile)
     except BagError as error:
         return Observations(faults=({"reason": "unreadable", "detail": str(error), "count": 1},))
     except KinematicsError as error:
         return Observations(unknown=str(error))
-    return Observations(found.asked, found.built, found.decoded, tuple(found.faults.records()))
+    return Observations(found.tried, found.built, decoded, tuple(found.faults.records()))
 
 
 def _messages(path: Path, checked: Integrity) -> Iterator[BagMessage]:

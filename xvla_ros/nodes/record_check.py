@@ -13,7 +13,7 @@ from xvla_ros.nodes.messages import decode_image
 from xvla_ros.observation.bags import feed
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.cdr import CdrError
-from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, Fault, FaultTally
+from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, BuildTally, Fault
 from xvla_ros.robots.profile import Profile
 
 PERIOD = 0.5  # s between two looks; a picture is decoded at a look alone
@@ -21,23 +21,6 @@ SHARE = 10.0  # a look is followed by a pause of this many times what it took: t
 GRACE = 3.0  # s in which a robot may come up
 SURE = 2  # looks that agree before a change is said
 AT_ONCE = (JOINTS_INVALID, JOINTS_IMPLAUSIBLE)  # said at one look: that is no matter of the moment at which it was
-
-
-class Looks:
-    """How often an observation could be built, and why not the other times."""
-
-    def __init__(self) -> None:
-        self.count, self.faults = 0, FaultTally()
-
-    def add(self, found: Observation | Fault) -> None:
-        self.count += 1
-        if isinstance(found, Fault):
-            self.faults.add(found)
-
-    @property
-    def useless(self) -> bool:
-        """Whether there was none at any of them."""
-        return bool(self.count) and len(self.faults) == self.count
 
 
 class RecordCheck:
@@ -63,9 +46,9 @@ class RecordCheck:
         self._stopped = threading.Event()
         self._lines: deque[str] = deque()
         self._said, self._seen, self._times = "", "", 0  # reasons, empty while it is well; looks that saw the last
-        self._all = Looks()
-        self._open: Looks | None = None
-        self._episodes: list[Looks] = []
+        self._all = BuildTally()
+        self._open: BuildTally | None = None
+        self._episodes: list[BuildTally] = []
 
     def take(self, topic: str, data: bytes) -> None:
         """Take a message that is recorded; those of other topics are passed over."""
@@ -94,7 +77,7 @@ class RecordCheck:
             return
         found = self._builder.build(now, steady, "")
         with self._lock:
-            coming_up = len(self._all.faults) == self._all.count and steady - self._begun < GRACE
+            coming_up = not self._all.built and steady - self._begun < GRACE
             if isinstance(found, Fault) and coming_up and self._open is None:
                 return
             for looks in (self._all, self._open):
@@ -119,11 +102,11 @@ class RecordCheck:
                     self._episodes.pop()
             elif self._open is not None:
                 self._episodes.append(self._open)
-                if self._open.useless:
+                if _is_useless(self._open):
                     self._lines.append(
                         f"warning: episode {len(self._episodes)} cannot be used, no observation could be built "
                         f"in it: {'; '.join(self._open.faults.lines(1))}")
-            self._open = Looks() if event == "start" else None
+            self._open = BuildTally() if event == "start" else None
 
     def lines(self) -> list[str]:
         """Return what is to be said since the last time."""
@@ -135,19 +118,24 @@ class RecordCheck:
     @property
     def useless(self) -> bool:
         """Whether no observation could be built at any time."""
-        return self._all.useless
+        return _is_useless(self._all)
 
     def summary(self) -> list[str]:
         """Return what it came to, in lines; none where it was never asked."""
-        looks, bad = self._all, [number for number, each in enumerate(self._episodes, 1) if each.useless]
-        if not looks.count:
+        looks, bad = self._all, [number for number, each in enumerate(self._episodes, 1) if _is_useless(each)]
+        if not looks.tried:
             return []
-        lines = [f"observations: could be built at {looks.count - len(looks.faults)} of {looks.count} looks"]
+        lines = [f"observations: could be built at {looks.built} of {looks.tried} looks"]
         lines += [f"  {line}" for line in looks.faults.lines()]
         if bad:
             lines.append(f"episodes that cannot be used: {len(bad)} of {len(self._episodes)} "
                          f"({', '.join(map(str, bad))})")
         return lines
+
+
+def _is_useless(looks: BuildTally) -> bool:
+    """Whether there was no observation at any look."""
+    return bool(looks.tried) and not looks.built
 
 
 def check_of(profile: Profile, now: Callable[[], int], say: Callable[[str], None]) -> RecordCheck | None:

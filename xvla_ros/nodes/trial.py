@@ -13,7 +13,7 @@ from xvla_ros.model.data import Observation
 from xvla_ros.nodes import messages
 from xvla_ros.nodes.graph import Reading
 from xvla_ros.observation.builder import ObservationBuilder
-from xvla_ros.observation.faults import Fault, FaultTally
+from xvla_ros.observation.faults import BuildTally, Fault
 from xvla_ros.robots.profile import Profile
 
 LOOK_PERIOD_S = 1 / 30
@@ -45,7 +45,7 @@ class Trial:
 
     def begin(self) -> None:
         """Count from now on."""
-        self._built, self._faults, self._absent = 0, FaultTally(), Counter[str]()
+        self._tally, self._absent = BuildTally(), Counter[str]()
 
     def add_image(self, slot: str, serialized: bytes) -> None:
         """Take a picture of a camera, as it came."""
@@ -68,10 +68,10 @@ class Trial:
 
     def reading(self) -> Reading:
         """Return what was counted; one observation is tried where none was due."""
-        if not self._built + len(self._faults):
+        tally = self._tally
+        if not tally.tried:
             self._count(self._build(self._clock.steady_s()))
-        tried = self._built + len(self._faults)
-        return Reading(tried, self._built, tuple(self._faults.commonest()), dict(self._absent))
+        return Reading(tally.tried, tally.built, tuple(tally.faults.commonest()), dict(self._absent))
 
     def _build(self, steady: float) -> Observation | Fault:
         now = self._clock.ros_ns()
@@ -81,9 +81,7 @@ class Trial:
         return self._builder.build(now, steady, self.profile.instruction)
 
     def _count(self, found: Observation | Fault) -> None:
-        if isinstance(found, Fault):
-            self._faults.add(found)
-            return
-        self.has_seen = True
-        self._built += 1
-        self._absent.update(set(self.profile.cameras.slots) - found.images.keys())
+        self._tally.add(found)
+        if isinstance(found, Observation):
+            self.has_seen = True
+            self._absent.update(set(self.profile.cameras.slots) - found.images.keys())

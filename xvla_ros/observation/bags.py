@@ -26,7 +26,7 @@ from xvla_ros.observation.align import FUTURE_TOLERANCE, NS, OTHER_CLOCK
 from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages, bag_summary
 from xvla_ros.observation.builder import CLOCK_BACK, ObservationBuilder
 from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
-from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault, FaultTally
+from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, BuildTally, Fault
 from xvla_ros.observation.images import IMAGE_TYPES, ImageError, rgb_of_message
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.profile import Profile
@@ -79,28 +79,12 @@ def observations(
             for each in _instants(path, builder, schedule, wanted, heard))
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the node's reader says of a bag.
-
-    Attributes:
-        asked: instants at which an observation was wanted: the pictures of slot 0, of very many each so many-th.
-        faults: why there was none at some of them.
-        decoded: pictures that were decoded; in between they are taken to be as the last one.
-    """
-
-    asked: int
-    faults: FaultTally
-    decoded: int
-
-    @property
-    def built(self) -> int:
-        """At how many of them there was one."""
-        return self.asked - len(self.faults)
-
-
-def verdict(path: str | Path, profile: Profile) -> Verdict:
+def verdict(path: str | Path, profile: Profile) -> tuple[BuildTally, int]:
     """Say what the node's reader makes of a bag: all joint states, and of the pictures a sample, or it takes long.
+
+    Returns:
+        What came of the pictures of slot 0, of very many each so many-th; and how many pictures were decoded, as in
+        between they are taken to be as the last one.
 
     Raises:
         BagError, KinematicsError: as ``observations``.
@@ -121,16 +105,14 @@ def verdict(path: str | Path, profile: Profile) -> Verdict:
         count += 1
         return (count - 1) % every == 0
 
-    builder, faults, asked = ObservationBuilder(profile, decode), FaultTally(), 0
+    builder, tally = ObservationBuilder(profile, decode), BuildTally()
     for each in _instants(path, builder, _Frames(), wanted, lambda message, stamp: None):
         before = decoded
         found = (builder.build(each.now, each.received, "", not_after=each.due) if each.received >= due
                  else builder.check(each.now, each.received))
         due = due if decoded == before else each.received + period
-        asked += 1
-        if isinstance(found, Fault):
-            faults.add(found)
-    return Verdict(asked, faults, decoded)
+        tally.add(found)
+    return tally, decoded
 
 
 def check_topics(path: str | Path, profile: Profile) -> None:

@@ -82,3 +82,27 @@ class FaultTally:
         for (reason, _), count in self._counts.items():
             reasons[reason] += count
         return dict(reasons.most_common())
+
+
+class BuildTally:
+    """Counts how often an observation was asked for, and why there was none the other times.
+
+    Attributes:
+        built: how often there was one.
+        faults: why there was none.
+    """
+
+    def __init__(self) -> None:
+        self.built, self.faults = 0, FaultTally()
+
+    def add(self, found: object) -> None:
+        """Count what a builder gave: an observation, or a ``Fault``."""
+        if isinstance(found, Fault):
+            self.faults.add(found)
+        else:
+            self.built += 1
+
+    @property
+    def tried(self) -> int:
+        """How often one was asked for."""
+        return self.built + len(self.faults)

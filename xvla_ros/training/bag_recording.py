@@ -241,7 +241,7 @@ class BagRecording:
     def _said(self) -> str:
         """What the node's reader says of a bag that it can build nothing from."""
         try:
-            found = verdict(self._path, self._profile)
+            found, _ = verdict(self._path, self._profile)
         except (BagError, KinematicsError):  # said elsewhere
             return ""
         return "" if found.built else f" ({'; '.join(found.faults.lines(1))})"
