@@ -24,7 +24,6 @@ from trajectory_msgs.msg import JointTrajectory
 sys.path.append(str(Path(__file__).parent))
 
 from node_process import points_of
-from paced_time import PacedTime
 from scripted_graph import (
     ACTIVATE,
     AGE,
@@ -38,7 +37,6 @@ from scripted_graph import (
     call,
     clear,
     edges,
-    graph_of,
     held,
     is_left_alone,
     leave,
@@ -48,32 +46,9 @@ from scripted_graph import (
     wait_rest,
     went_on,
 )
-from stand_in_pair import CHUNK_TOPIC, ROBOT, STATUS_TOPIC, SimulatedTime, short_image, whole_image
+from stand_in_pair import CHUNK_TOPIC, ROBOT, STATUS_TOPIC, short_image, whole_image
 
 from xvla_ros.nodes import qos
-
-
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory):
-    yield from graph_of(tmp_path_factory, PacedTime())
-
-
-@pytest.fixture(scope="module")
-def simulated(tmp_path_factory):
-    yield from graph_of(tmp_path_factory, SimulatedTime())
-
-
-@pytest.fixture
-def active(graph):
-    begun = take_up(graph)
-    yield graph.pair
-    leave(graph, begun)
-
-
-@pytest.fixture
-def running(active):
-    active.wait_status("running")
-    return active
 
 
 @pytest.fixture

@@ -20,29 +20,10 @@ from sensor_msgs.msg import JointState
 sys.path.append(str(Path(__file__).parent))
 
 from node_process import points_of
-from paced_time import PacedTime
-from scripted_graph import edges, graph_of, leave, take_up, went_on
-from stand_in_pair import STATUS_TOPIC, SimulatedTime
+from scripted_graph import edges, leave, take_up, went_on
+from stand_in_pair import STATUS_TOPIC
 
 from xvla_ros.nodes import qos
-
-
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory):
-    yield from graph_of(tmp_path_factory, PacedTime())
-
-
-@pytest.fixture(scope="module")
-def simulated(tmp_path_factory):
-    yield from graph_of(tmp_path_factory, SimulatedTime())
-
-
-@pytest.fixture
-def running(graph):
-    begun = take_up(graph)
-    graph.pair.wait_status("running")
-    yield graph.pair
-    leave(graph, begun)
 
 
 @contextmanager
