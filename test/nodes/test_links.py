@@ -117,13 +117,15 @@ def slow_pair(ros_domain):
     outlets = [SlowOutlet(clock) for _ in profile.commands.groups]
     link._publishers.update(zip(profile.commands.groups, outlets, strict=True))
     link.pilot.builder.check = lambda *_: None
-    topics = {joint.topic: [each.name for each in profile.joints.ordered if each.topic == joint.topic]
-              for joint in profile.joints.ordered}
+    joints = list(enumerate(profile.joints.ordered))
 
     def tick():
         clock.now += 1 / 30
-        for topic, names in topics.items():
-            link.pilot.add_joints(topic, clock.ros_ns(), names, np.zeros(len(names)))
+        last = link.pilot.controller.last_window
+        arm = np.zeros(len(joints)) if last is None else last.position_at(clock.ros_ns())
+        for topic in {joint.topic for _, joint in joints}:
+            names, columns = zip(*[(joint.name, k) for k, joint in joints if joint.topic == topic], strict=True)
+            link.pilot.add_joints(topic, clock.ros_ns(), names, arm[list(columns)])
         link.tick()
 
     link.pilot.controller.start()
@@ -155,3 +157,26 @@ def test_an_arm_whose_windows_are_too_late_gets_its_next_one_from_where_it_is(sl
             near = np.abs(before - after[0]).max(axis=1).min()
             assert near < 0.03, "it begins on the way of the one that came before"
     assert np.abs(left.sent[0][0]).max() < 0.02 and np.abs(right.sent[0][0]).max() < 0.02
+
+
+def test_a_window_that_left_late_is_undone_at_once(slow_pair):
+    """A pause amid the sending: after it the window leaves, and would lead the arm back to where it was due before."""
+    tick, (left, right) = slow_pair
+    for _ in range(12):
+        tick()
+    stands, sent = left.sent[-1][-1], len(right.sent)
+    left.takes = 0.75  # longer than a window: the arm stands at the end of the one before
+    tick()
+    assert left.sent[-2][0][0] < stands[0] - 0.08, "it left late"
+    np.testing.assert_allclose(left.sent[-1], np.broadcast_to(stands, left.sent[-1].shape), atol=1e-9)
+    assert len(right.sent) == sent, "it got none"
+
+
+def test_a_window_that_leaves_late_amid_a_motion_goes_on_by_the_one_before(slow_pair):
+    tick, (left, _) = slow_pair
+    for _ in range(12):
+        tick()
+    left.takes = 0.2
+    tick()
+    before, undone = left.sent[-3], left.sent[-1]  # 7 command periods lie between them
+    np.testing.assert_allclose(undone[:-7], before[7:], atol=1e-6)

@@ -58,6 +58,12 @@ class CommandWindow:
         share = (at - since) / duration
         return MotionState(position, velocity, (1 - share) * before.acceleration + share * after.acceleration)
 
+    def seen_from(self, time: int) -> CommandWindow:
+        """The command that leads along the same path from ROS time ``time`` in ns on, at rest where that has ended."""
+        states = np.stack([self.state_at(time + ceil(at * 1e9)).rows() for at in self.times])
+        return replace(self, stamp=time, start=self.state_at(time), positions=states[:, 0], velocities=states[:, 1],
+                       accelerations=states[:, 2])
+
     def with_others(self, joints: Sequence[int], other: CommandWindow | None) -> CommandWindow:
         """This command, but for the columns ``joints``, which go on by ``other``, or stand still where that is None."""
         times, chosen = self.times, list(joints)

@@ -239,26 +239,37 @@ class RobotLink:
         A controller counts the window from its receipt, so a late one would lead the arm back to where it was due. One
         that nobody listens for has not arrived either.
         """
-        # serialised before the clock is read: between that and the sending lies as little as can be
-        outgoing = {group: serialize_message(message) if isinstance(self._publishers[group], Publisher) else message
-                    for group, message in command_messages(self.profile, window, self.pilot.encoder).items()}
-        lead = self.profile.timing.lead
-        missed = []
-        for group in sorted(outgoing, key=lambda name: name not in self._missed):  # who got none comes first
-            late = max(self._clock.steady_s() - begun, (self._clock.ros_ns() - window.stamp) / messages.NS)
-            if late <= lead:
-                self._publishers[group].publish(outgoing[group])
-                if not self._publishers[group].get_subscription_count():
-                    missed.append(group)
+        outgoing, lead = self._outgoing(window), self.profile.timing.lead
+        before, self._missed, interrupted = self._missed, [], []
+        for group in sorted(outgoing, key=lambda name: name not in before):  # who got none comes first
+            if (late := self._late(window, begun)) > lead:
+                self._missed.append(group)
+                self._node.get_logger().warning(
+                    f"{self.profile.name}: a command was ready {late:.2f} s late, expected within lead {lead:g} s, and "
+                    "was not sent: this process was paused, or the machine is too busy", throttle_duration_sec=1.0)
                 continue
-            missed.append(group)
-            self._node.get_logger().warning(
-                f"{self.profile.name}: a command was ready {late:.2f} s late, expected within lead {lead:g} s, and "
-                "was not sent: this process was paused, or the machine is too busy", throttle_duration_sec=1.0)
-        self._missed = missed
-        if missed:
+            self._publishers[group].publish(outgoing[group])
+            if not self._publishers[group].get_subscription_count():
+                self._missed.append(group)
+            elif self._late(window, begun) > lead:
+                interrupted.append(group)
+        if missed := [*self._missed, *interrupted]:
             joints = None if len(missed) == len(outgoing) else [j for group in missed for j in self._columns(group)]
             self.pilot.controller.not_sent(window, joints)
+        last = self.pilot.controller.last_window
+        if interrupted and last is not None:  # the pause fell into the sending, so that it leaves only now: undo it
+            outgoing = self._outgoing(last.seen_from(self._clock.ros_ns()))
+            for group in interrupted:
+                self._publishers[group].publish(outgoing[group])
+
+    def _outgoing(self, window: CommandWindow) -> dict[str, Any]:
+        """A window's messages by group, serialised: between reading the clock and sending lies as little as can be."""
+        return {group: serialize_message(message) if isinstance(self._publishers[group], Publisher) else message
+                for group, message in command_messages(self.profile, window, self.pilot.encoder).items()}
+
+    def _late(self, window: CommandWindow, begun: float) -> float:
+        """Seconds since a window was made, by the clock that says more."""
+        return max(self._clock.steady_s() - begun, (self._clock.ros_ns() - window.stamp) / messages.NS)
 
     def _columns(self, group: str) -> list[int]:
         """The places of a group's joints in ``policy_order``."""
