@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from xvla_ros.errors import CheckpointError
 from xvla_ros.model import checkpoint
 from xvla_ros.model.config import VisionConfig
 from xvla_ros.model.config_files import lerobot_dict, parse_config
@@ -22,7 +23,6 @@ from xvla_ros.model.inspection import inspect
 from xvla_ros.model.keymap import native_place
 from xvla_ros.model.pipelines import ALL_STEPS, PROFILE_STEPS
 from xvla_ros.model.policy import Policy
-from xvla_ros.model.problems import CheckpointError
 
 WEIGHTS = "model.safetensors"
 SHARED = "model.vlm.language_model.model.shared.weight"
@@ -251,7 +251,7 @@ def test_misfits_are_named_with_both_shapes(folder: Path) -> None:
 
     edit_weights(folder, spoil)
     found = sorted(problems_of(folder))
-    assert [f.split(" ")[1] for f in found] == [
+    assert [f.split(": ")[1] for f in found] == [
         "model.transformer.extra", "model.transformer.norm.bias", "model.transformer.pos_emb",
         "model.transformer.vlm_proj.weight", "model.vlm.image_projection",
     ]  # fmt: skip
@@ -289,14 +289,14 @@ def test_garbled_header_is_named(folder: Path) -> None:
 def test_pickles_are_refused_by_name(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
     (problem,) = problems_of(folder)
-    assert "pytorch_model.bin is a pickle" in problem and "convert it to safetensors" in problem
+    assert "pytorch_model.bin: is a pickle" in problem and "convert it to safetensors" in problem
 
 
 def test_folder_without_weights_or_config_is_named(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
-    assert "model.safetensors is missing" in problems_of(folder)[0]
+    assert "model.safetensors: is missing" in problems_of(folder)[0]
     (folder / "config.json").unlink()
-    assert "config.json is missing" in problems_of(folder)[0]
+    assert "config.json: is missing" in problems_of(folder)[0]
 
 
 def steps(data: dict[str, Any]) -> dict[str, Any]:
@@ -315,7 +315,7 @@ def test_missing_step_is_an_error_unless_assumed(folder: Path, step: str) -> Non
     file = "policy_postprocessor.json" if step == "unnormalizer_processor" else "policy_preprocessor.json"
     edit_json(folder / file, drop(step))
     (problem,) = problems_of(folder)
-    assert problem.startswith(f"{file}: step {step} is missing")
+    assert problem.startswith(f"{file}: step {step}: is missing")
     assert checkpoint.load(folder, assume=[step]).network is not None
     assert checkpoint.inspect(folder).missing_steps == (step,)
 
@@ -323,7 +323,7 @@ def test_missing_step_is_an_error_unless_assumed(folder: Path, step: str) -> Non
 def test_missing_processor_file_names_all_its_steps(folder: Path) -> None:
     (folder / "policy_preprocessor.json").unlink()
     (problem,) = problems_of(folder, assume=PROFILE_STEPS)
-    assert problem.startswith("policy_preprocessor.json is missing") and "normalizer_processor" in problem
+    assert problem.startswith("policy_preprocessor.json: is missing") and "normalizer_processor" in problem
     assert checkpoint.load(folder, assume=ALL_STEPS).processor.default.state.mode == "IDENTITY"
 
 
@@ -333,22 +333,22 @@ def test_doubled_and_unknown_steps_are_errors(folder: Path) -> None:
 
     edit_json(folder / "policy_preprocessor.json", change)
     doubled, unknown = problems_of(folder)
-    assert "step xvla_imagenet_normalize is doubled" in doubled and "step mystery is unknown" in unknown
+    assert "step xvla_imagenet_normalize: is doubled" in doubled and "step mystery: is unknown" in unknown
 
 
 def test_statistics_that_are_promised_but_absent_are_an_error(folder: Path) -> None:
     edit_json(folder / "policy_preprocessor.json", lambda data: steps(data)["normalizer_processor"].pop("state_file"))
     (problem,) = problems_of(folder)
-    assert "observation.state fails: normalisation mode MEAN_STD lacks its statistics mean, std" in problem
+    assert "observation.state: fails: normalisation mode MEAN_STD lacks its statistics mean, std" in problem
     assert checkpoint.load(folder, assume=["normalizer_processor"]).processor.default.state.mode == "IDENTITY"
 
 
 def test_missing_or_truncated_state_file_is_named(folder: Path) -> None:
     whole = (folder / NORMALISER).read_bytes()
     (folder / NORMALISER).write_bytes(whole[:-4])
-    assert f"{NORMALISER} is truncated" in problems_of(folder)[0]
+    assert f"{NORMALISER}: is truncated" in problems_of(folder)[0]
     (folder / NORMALISER).unlink()
-    assert f"{NORMALISER} is missing" in problems_of(folder)[0]
+    assert f"{NORMALISER}: is missing" in problems_of(folder)[0]
 
 
 @pytest.mark.parametrize(("mode", "names"), [("MIN_MAX", ("min", "max")), ("QUANTILES", ("q01", "q99"))])
@@ -370,7 +370,7 @@ def test_images_normalised_twice_are_an_error(folder: Path) -> None:
         steps(data)["normalizer_processor"]["config"]["norm_map"]["VISUAL"] = "MEAN_STD"
 
     edit_json(folder / "policy_preprocessor.json", change)
-    assert "norm_map.VISUAL would normalise images a second time" in problems_of(folder)[0]
+    assert "norm_map.VISUAL: would normalise images a second time" in problems_of(folder)[0]
 
 
 def test_length_of_text_is_that_of_the_processor(folder: Path) -> None:
@@ -383,7 +383,7 @@ def test_text_too_long_for_the_positions_is_named(folder: Path) -> None:
         steps(data)["tokenizer_processor"]["config"]["max_length"] = 150
 
     edit_json(folder / "policy_preprocessor.json", change)
-    assert "config.json: max_len_seq is too short; found 160; expected at least 188" in problems_of(folder)[0]
+    assert "config.json: max_len_seq: is too short; found 160; expected at least 188" in problems_of(folder)[0]
 
 
 def test_tokenizer_of_another_checkpoint_is_refused(folder: Path) -> None:
@@ -400,7 +400,7 @@ def test_tokenizer_that_cannot_be_had_is_named(folder: Path, monkeypatch: pytest
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (folder / "tokenizer.json").unlink()
     found = problems_of(folder)[0]
-    assert found.startswith("tokenizer.json is missing") and "cannot be had" in found
+    assert found.startswith("tokenizer.json: is missing") and "cannot be had" in found
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a b", "org/name/too/deep"])
@@ -413,13 +413,13 @@ def test_hub_that_cannot_be_reached_is_one_clear_error() -> None:
     """In a process of its own: whether the hub is offline is decided when its client is imported."""
     code = (
         "from xvla_ros.model.inspection import inspect\n"
-        "from xvla_ros.model.problems import CheckpointError\n"
+        "from xvla_ros.errors import CheckpointError\n"
         "try:\n    inspect('nobody/nothing', revision='v9')\n"
         "except CheckpointError as error:\n    print(error.problems[0])\n"
     )
     environment = {"HF_HUB_OFFLINE": "1", "PATH": "", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert done.stdout.startswith("nobody/nothing: v9 is neither a folder nor a hub id that can be had"), done.stderr
+    assert done.stdout.startswith("nobody/nothing: v9: is neither a folder nor a hub id that can be had"), done.stderr
 
 
 def test_record_that_does_not_fit_is_named(folder: Path) -> None:
@@ -430,11 +430,11 @@ def test_record_that_does_not_fit_is_named(folder: Path) -> None:
 
     edit_json(folder / "xvla_ros.json", change)
     found = problems_of(folder)
-    assert "robots.pair lacks 'action'" in found[0]
-    assert "robots.arm cannot be read" in found[1] and "colour" in found[1]
-    assert "training.trained_domains is not one" in found[2]
+    assert "robots.pair: lacks 'action'" in found[0]
+    assert "robots.arm: cannot be read" in found[1] and "colour" in found[1]
+    assert "training.trained_domains: is not one" in found[2]
     edit_json(folder / "xvla_ros.json", lambda data: data.update(schema_version=9))
-    assert "schema_version is of another version" in problems_of(folder)[0]
+    assert "schema_version: is of another version" in problems_of(folder)[0]
 
 
 def test_unknown_dtype_is_refused(saved: Path) -> None:

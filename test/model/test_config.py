@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from xvla_ros.errors import CheckpointError
 from xvla_ros.model.config import TextConfig, VisionConfig, XvlaConfig
 from xvla_ros.model.config_files import lerobot_dict, parse_config, read_config
-from xvla_ros.model.problems import CheckpointError
 
 VENDORED_VISION = {
     "model_type": "davit",
@@ -129,5 +129,5 @@ def test_written_config_reads_back(tmp_path: Path) -> None:
 
 def test_garbled_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"type": "xvla",')
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be parsed"):
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be parsed"):
         read_config(tmp_path / "config.json")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from xvla_ros.errors import CheckpointError
 from xvla_ros.model import checkpoint
 from xvla_ros.model.policy import Policy
-from xvla_ros.model.problems import CheckpointError
 
 QKV = "model.transformer.blocks.1.attn.qkv"
 Q_PROJ = "model.vlm.language_model.model.encoder.layers.0.self_attn.q_proj"
@@ -103,9 +103,9 @@ def test_adapters_own_record_counts_before_the_bases(saved: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"peft_type": "IA3"}, "peft_type is not supported"),
-        ({"use_dora": True}, "use_dora is not supported; merge the adapter with peft"),
-        ({"r": None}, "r, lora_alpha do not fit"),
+        ({"peft_type": "IA3"}, "peft_type: is not supported"),
+        ({"use_dora": True}, "use_dora: is not supported; merge the adapter with peft"),
+        ({"r": None}, "r, lora_alpha: do not fit"),
     ],
 )
 def test_kinds_of_adapter_that_are_not_merged_are_named(
@@ -137,5 +137,5 @@ def test_adapter_of_another_network_is_named_key_by_key(saved: Path, tmp_path: P
 
 def test_adapter_without_a_base_is_named(saved: Path, tmp_path: Path) -> None:
     write_adapter(tmp_path / "adapter", lora_tensors(saved))
-    with pytest.raises(CheckpointError, match=r"adapter_config\.json: base_model_name_or_path is missing"):
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: base_model_name_or_path: is missing"):
         checkpoint.load(tmp_path / "adapter")

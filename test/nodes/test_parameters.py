@@ -9,9 +9,9 @@ rclpy = pytest.importorskip("rclpy")
 
 from rclpy.parameter import Parameter  # noqa: E402
 
+from xvla_ros.errors import ProfileError  # noqa: E402
 from xvla_ros.nodes.parameters import read_profile  # noqa: E402
 from xvla_ros.robots.parameters import parameters  # noqa: E402
-from xvla_ros.robots.problems import ProfileError  # noqa: E402
 from xvla_ros.robots.profile import Profile, load_profile  # noqa: E402
 
 ROBOTS = ("so101_bimanual", "widowx", "agibot")

@@ -132,8 +132,8 @@ def add_robots(commands: Commands) -> None:
 
 
 def _robots(options: argparse.Namespace) -> int:
+    from xvla_ros.errors import ProfileError
     from xvla_ros.evaluation.check import list_robots, print_robots
-    from xvla_ros.robots.problems import ProfileError
 
     try:
         print_robots(list_robots(), options.json)
@@ -191,8 +191,8 @@ def add_new_robot(commands: Commands) -> None:
 
 
 def _new_robot(options: argparse.Namespace) -> int:
+    from xvla_ros.errors import ProfileError
     from xvla_ros.robots.new_profile import new_profile, summary, write_profile
-    from xvla_ros.robots.problems import ProfileError
 
     output = options.output or f"{options.name}.yaml"
     try:

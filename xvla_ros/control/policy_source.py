@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.control.shipped_policy import known_as, shipped_policy
-from xvla_ros.model.problems import CheckpointError
+from xvla_ros.errors import CheckpointError
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
 from xvla_ros.robots.limits import JointLimits

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from xvla_ros.errors import ProfileError
 from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages, bag_summary
 from xvla_ros.observation.bag_integrity import Integrity, integrity
 from xvla_ros.observation.bag_writer import EPISODE_TOPIC, PROFILE_TOPIC
@@ -22,7 +23,6 @@ from xvla_ros.observation.faults import FaultTally
 from xvla_ros.observation.images import IMAGE_TYPES
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.kinematics import KinematicsError
-from xvla_ros.robots.problems import ProfileError
 from xvla_ros.robots.profile import Profile, load_robot
 
 SCHEMA_VERSION = 2

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from xvla_ros.control.shipped_policy import shipped_policy
+from xvla_ros.errors import CheckpointError, Problem, ProfileError
 from xvla_ros.evaluation.graph_checks import Finding, graph_findings, topics_of
 from xvla_ros.nodes.graph import GraphSnapshot, NoGraph, Reading, snapshot
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.marks import open_marks
-from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.robots.profile import Profile, load_profile, shipped_files
 from xvla_ros.robots.tool_arm import tool_arms
 
@@ -247,7 +247,6 @@ def _check_executable(profile: Profile, found: _Findings) -> None:
 
 def _shipped(profiles: Iterable[Profile], found: _Findings) -> Path | None:
     from xvla_ros.evaluation.checkpoint_checks import of_the_files
-    from xvla_ros.model.problems import CheckpointError
 
     try:
         return shipped_policy(profiles)

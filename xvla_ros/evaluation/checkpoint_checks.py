@@ -7,16 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xvla_ros.control.shipped_policy import known_as
+from xvla_ros.errors import CheckpointError, Problem
 from xvla_ros.evaluation.graph_checks import Finding
 from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec, action_spec
-from xvla_ros.robots.problems import Problem
 from xvla_ros.robots.profile import Profile
 
 if TYPE_CHECKING:
     from xvla_ros.model.data import Embodiment
     from xvla_ros.model.inspection import CheckpointInfo
     from xvla_ros.model.normalisers import Statistics
-    from xvla_ros.model.problems import Problem as CheckpointProblem
     from xvla_ros.model.record import RobotRecord
 
 # A profile rounds 1/30 s to 0.0333.
@@ -33,7 +32,6 @@ def checkpoint_findings(
     """
     from xvla_ros.model.inspection import inspect
     from xvla_ros.model.pipelines import PROFILE_STEPS
-    from xvla_ros.model.problems import CheckpointError
 
     try:
         info = inspect(checkpoint, revision=revision or None, assume=PROFILE_STEPS)
@@ -51,7 +49,6 @@ def computing(checkpoint: str, revision: str = "") -> str:
     from xvla_ros.model.inspection import describe
     from xvla_ros.model.pipelines import PROFILE_STEPS
     from xvla_ros.model.precision import choose
-    from xvla_ros.model.problems import CheckpointError
 
     try:
         config = describe(find_checkpoint(checkpoint, revision or None), PROFILE_STEPS).config
@@ -60,12 +57,12 @@ def computing(checkpoint: str, revision: str = "") -> str:
     return f"{checkpoint} {choose(config)}"
 
 
-def of_the_files(checkpoint: str, problems: Iterable[CheckpointProblem]) -> Iterator[Finding]:
+def of_the_files(checkpoint: str, problems: Iterable[Problem]) -> Iterator[Finding]:
     """Yield what is wrong with the checkpoint by itself: broken files, misfitting tensors, missing processor steps."""
     for problem in problems:
         file = f"{checkpoint}/{problem.file}" if problem.file != checkpoint else checkpoint
         message = f"{problem.key or problem.file} {problem.message}"
-        yield Finding(Problem(file, problem.key, problem.value, str(problem.expected), message))
+        yield Finding(Problem(file, problem.key, problem.value, problem.expected, message))
 
 
 class Comparison:

@@ -110,10 +110,10 @@ def demo(
     except SetupError as error:
         print(f"xvla demo: {error}", file=sys.stderr)
         return 1
+    from xvla_ros.errors import CheckpointError
     from xvla_ros.evaluation.film import FilmError
     from xvla_ros.evaluation.live_window import WindowError, require_display
     from xvla_ros.evaluation.recorder import RecordingError, can_be_shown
-    from xvla_ros.model.problems import CheckpointError
     from xvla_ros.robots import ProfileError, load_robot
     from xvla_ros.simulation.scenes import UnknownSceneError
     from xvla_ros.simulation.tasks.catalogue import UnknownTaskError

@@ -94,7 +94,7 @@ def evaluate(
         0; 1 after an error (said on stderr); 130 after Ctrl-C, 143 after SIGTERM.
     """
     from xvla_ros.control.policy_source import PolicySourceError
-    from xvla_ros.model.problems import CheckpointError
+    from xvla_ros.errors import CheckpointError
     from xvla_ros.robots import ProfileError, load_robot
     from xvla_ros.robots.kinematics import KinematicsError
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from xvla_ros.errors import Problem, did_you_mean
 from xvla_ros.observation.images import IMAGE_TYPES
 from xvla_ros.robots.interfaces import ACTION_STATUS, JOINT_STATE
-from xvla_ros.robots.problems import Problem, did_you_mean
 from xvla_ros.robots.profile import Profile
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from xvla_ros.errors import CheckpointError
 from xvla_ros.evaluation import measurement
 from xvla_ros.evaluation.latency_inputs import make_noise, make_observations, make_policy
 from xvla_ros.evaluation.measurement import BenchError, Say
-from xvla_ros.model.problems import CheckpointError
 from xvla_ros.resources import usable_cores
 
 if TYPE_CHECKING:

@@ -70,9 +70,9 @@ def replay(options: ReplayOptions) -> int:
         0; 1 where nothing could be replayed, or the live node's answers differ (said on stderr).
     """
     from xvla_ros.control.policy_source import PolicySourceError
+    from xvla_ros.errors import CheckpointError
     from xvla_ros.evaluation.processes import ChildError, Interrupted
     from xvla_ros.evaluation.replay_metrics import ReplayError
-    from xvla_ros.model.problems import CheckpointError
     from xvla_ros.robots import ProfileError
     from xvla_ros.robots.kinematics import KinematicsError
 

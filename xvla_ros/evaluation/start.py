@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from xvla_ros.errors import CheckpointError
 from xvla_ros.evaluation import measurement
 from xvla_ros.evaluation.latency_inputs import require_robot
 from xvla_ros.evaluation.measurement import BenchError, Say
@@ -33,7 +34,6 @@ from xvla_ros.evaluation.start_process import (
 )
 from xvla_ros.model.inspection import inspect
 from xvla_ros.model.pipelines import PROFILE_STEPS
-from xvla_ros.model.problems import CheckpointError
 
 PROCESS = "xvla_ros.evaluation.start_process"
 TOTAL = "total"

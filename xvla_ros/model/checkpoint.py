@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from xvla_ros.errors import CheckpointError, Problem
+
 from .config import ACTION_FEATURE, IMAGE_FEATURES, STATE_FEATURE, XvlaConfig
 from .config_files import lerobot_dict
 from .folders import CheckpointFolders, find_checkpoint
@@ -27,7 +29,6 @@ from .network import XvlaNetwork
 from .pipelines import ALL_STEPS, PROFILE_STEPS, write_pipelines
 from .policy import Policy
 from .precision import DTYPES, FLOAT32, INT8, Precision, choose
-from .problems import CheckpointError, Problem
 from .processor import Processor
 from .record import Record, RobotRecord, write_record
 from .tensor_files import WEIGHTS

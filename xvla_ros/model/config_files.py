@@ -13,8 +13,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from xvla_ros.errors import CheckpointError, Problem
+
 from .config import ACTION_FEATURE, DEFAULT_IMAGE_SIZE, ORIGINAL, TextConfig, VisionConfig, XvlaConfig
-from .problems import CheckpointError, Problem
 
 # Length the original processor pads its text to; the original config.json does not say it.
 ORIGINAL_TEXT_LENGTH = 50
@@ -291,9 +292,8 @@ def _parse_vision(reader: _Reader) -> VisionConfig:
     )
     lengths = {len(config.embed_dim), len(config.patch_prenorm), *(len(value) for value in stages.values())}
     if len(lengths) != 1:
-        reader.problems.append(
-            Problem(reader.file, reader.prefix.rstrip("."), sorted(lengths), "one value per stage", "has uneven lists")
-        )
+        key, found = reader.prefix.rstrip("."), tuple(sorted(lengths))
+        reader.problems.append(Problem(reader.file, key, found, "one value per stage", "has uneven lists"))
     return config
 
 

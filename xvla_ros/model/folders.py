@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from xvla_ros.errors import CheckpointError, Problem
+
 from .config_files import read_json
-from .problems import CheckpointError, Problem
 from .tensor_files import INDEX, WEIGHTS
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from xvla_ros.errors import CheckpointError, Problem
+
 from .config import IMAGENET_MEAN, IMAGENET_STD, ORIGINAL, XvlaConfig
 from .config_files import read_config, read_json
 from .folders import CheckpointFolders, find_checkpoint
 from .layout import Placed, config_from_weights, place_tensors, stored_shape
 from .pipelines import PREPROCESSOR, Pipelines, read_pipelines
-from .problems import CheckpointError, Problem
 from .record import RECORD_FILE, Record, read_record
 from .tensor_files import stored_tensors
 from .text import TOKENIZER_FILE
@@ -134,7 +135,7 @@ def _original_images(folder: Path, config: XvlaConfig) -> tuple[XvlaConfig, list
         return config, []
     data = read_json(path)
     problems = [
-        Problem(ORIGINAL_PROCESSOR, key, data[key], list(values), "is not the normalisation this network knows")
+        Problem(ORIGINAL_PROCESSOR, key, tuple(data[key]), str(values), "is not the normalisation this network knows")
         for key, values in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
         if key in data and [round(float(v), 3) for v in data[key]] != list(values)
     ]

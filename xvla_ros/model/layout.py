@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from xvla_ros.errors import Problem
+
 from .config import XvlaConfig
 from .keymap import Place, native_place
-from .problems import Problem
 from .tensor_files import FLOATS, StoredTensor
 
 Placed = dict[str, tuple[Place, StoredTensor]]

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xvla_ros.errors import CheckpointError, Problem
+
 from .config_files import read_json
 from .folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .keymap import native_place
-from .problems import CheckpointError, Problem
 from .tensor_files import read_header
 
 _KEY = re.compile(
@@ -66,9 +67,9 @@ def _refuse_settings(settings: Mapping[str, Any]) -> list[Problem]:
     for key in ("use_dora", "fan_in_fan_out"):
         if settings.get(key):
             message = "is not supported; merge the adapter with peft and save the whole network"
-            problems.append(Problem(ADAPTER_CONFIG, key, settings[key], False, message))
+            problems.append(Problem(ADAPTER_CONFIG, key, settings[key], "false", message))
     if not isinstance(settings.get("r"), int) or not isinstance(settings.get("lora_alpha"), (int, float)):
-        found = {key: settings.get(key) for key in ("r", "lora_alpha")}
+        found = f"{settings.get('r')}, {settings.get('lora_alpha')}"
         problems.append(Problem(ADAPTER_CONFIG, "r, lora_alpha", found, "two numbers", "do not fit"))
     return problems
 
@@ -94,15 +95,15 @@ def _read_updates(folder: Path) -> dict[str, _Update]:
 
 
 def _misfit(name: str, update: _Update, parameter: Tensor | None) -> list[Problem]:
-    def problem(found: object, expected: object, message: str) -> list[Problem]:
+    def problem(found: object, expected: str, message: str) -> list[Problem]:
         return [Problem(ADAPTER_WEIGHTS, update.key, found, expected, message)]
 
     if parameter is None:
-        return problem(name, None, "changes no weight of this network")
+        return problem(name, "", "changes no weight of this network")
     shape = tuple(parameter.shape)
     if update.whole is not None:
         found = tuple(update.whole.shape)
-        return [] if found == shape else problem(found, shape, "has the wrong shape")
+        return [] if found == shape else problem(found, str(shape), "has the wrong shape")
     if update.down is None or update.up is None:
         return problem("only one of lora_A and lora_B", "both", "is incomplete")
     if update.down.dim() != 2 or len(shape) != 2:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import CheckpointError, Problem
+
 from .config import ACTION_FEATURE, STATE_FEATURE, XvlaConfig
 from .config_files import read_json
 from .normalisers import EPS, IDENTITY, MODES, Normaliser, Statistics
-from .problems import CheckpointError, Problem
 from .tensor_files import read_header
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
@@ -117,7 +118,7 @@ def _steps(folder: Path, pipeline: str, assume: Collection[str], missing: list[s
             problems.append(Problem(file, f"step {step}", None, f"one of {known}", "is unknown"))
         elif step in REQUIRED[pipeline] and names.count(step) > 1:
             message = "is doubled: the numbers would be changed twice"
-            problems.append(Problem(file, f"step {step}", names.count(step), 1, message))
+            problems.append(Problem(file, f"step {step}", names.count(step), "one", message))
     return found
 
 

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from xvla_ros.errors import CheckpointError, Problem
+
 from .config_files import read_json
 from .data import Embodiment
 from .normalisers import Normaliser, Statistics
-from .problems import CheckpointError, Problem
 
 RECORD_FILE = "xvla_ros.json"
 SCHEMA_VERSION = 1
@@ -75,7 +76,7 @@ def read_record(folder: Path) -> Record:
     data = read_json(path)
     if data.get("schema_version") != SCHEMA_VERSION:
         message = "is of another version; update xvla_ros or save the checkpoint again"
-        problem = Problem(RECORD_FILE, "schema_version", data.get("schema_version"), SCHEMA_VERSION, message)
+        problem = Problem(RECORD_FILE, "schema_version", data.get("schema_version"), str(SCHEMA_VERSION), message)
         raise CheckpointError(str(folder), [problem])
     problems: list[Problem] = []
     robots = _robots(data.get("robots") or {}, problems)

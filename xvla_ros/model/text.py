@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .problems import CheckpointError, Problem
+from xvla_ros.errors import CheckpointError, Problem
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from xvla_ros.errors import CheckpointError, Problem
+
 from .config import XvlaConfig
 from .keymap import Place, published_place
 from .layout import Placed, config_from_weights, place_tensors, shape_of
 from .network import XvlaNetwork, meta_network, part_dtype, unmaterialised
 from .precision import DTYPES
-from .problems import CheckpointError, Problem
 from .tensor_files import WEIGHTS, StoredTensor, stored_tensors
 
 GENERATION_BIAS = "model.vlm.language_model.final_logits_bias"
@@ -46,7 +47,7 @@ def load_network(
     try:
         network = meta_network(config)
     except KeyError as error:
-        known = Problem("config.json", "action_mode", config.action_mode, None, str(error.args[0]))
+        known = Problem("config.json", "action_mode", config.action_mode, "", str(error.args[0]))
         raise CheckpointError(str(folder), [known, *problems]) from None
     problems += misfits(network, placed)
     if problems:
@@ -64,17 +65,17 @@ def misfits(network: nn.Module, placed: Placed) -> list[Problem]:
     wanted = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     optional = {name: tuple(buffer.shape) for name, buffer in network.named_buffers()}
     problems = [
-        Problem(WEIGHTS, published_place(name).name, None, shape, "is missing")
+        Problem(WEIGHTS, published_place(name).name, None, str(shape), "is missing")
         for name, shape in wanted.items()
         if name not in placed
     ]
     for name, (place, stored) in placed.items():
         shape = wanted.get(name, optional.get(name))
         if shape is None:
-            problems.append(Problem(stored.file.name, stored.key, stored.shape, None, "is no weight of this network"))
+            problems.append(Problem(stored.file.name, stored.key, stored.shape, "", "is no weight of this network"))
         elif shape != shape_of(place, stored):
             expected = tuple(reversed(shape)) if place.transposed else shape
-            problems.append(Problem(stored.file.name, stored.key, stored.shape, expected, "has the wrong shape"))
+            problems.append(Problem(stored.file.name, stored.key, stored.shape, str(expected), "has the wrong shape"))
     return problems
 
 

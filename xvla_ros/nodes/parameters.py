@@ -13,8 +13,8 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from xvla_ros.errors import ProfileError
 from xvla_ros.robots.parameters import ParameterSpec, parameters
-from xvla_ros.robots.problems import ProfileError
 from xvla_ros.robots.profile import Profile, load_profile
 
 _TYPES = {

@@ -27,6 +27,7 @@ from rclpy.signals import SignalHandlerOptions
 from xvla_ros.control.engine import INFERENCE_THREAD, Engine
 from xvla_ros.control.policy_source import PolicySourceError, load_policy
 from xvla_ros.control.status import UNTRAINED
+from xvla_ros.errors import CheckpointError, ProfileError
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.model.imports import kept_for_good
 from xvla_ros.nodes import messages, qos
@@ -42,7 +43,6 @@ from xvla_ros.nodes.time_limit import TOPIC, TimeLimit
 from xvla_ros.observation.faults import Fault
 from xvla_ros.resources import usable_cores
 from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
-from xvla_ros.robots.problems import ProfileError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tool_arm import tool_arms
 
@@ -254,8 +254,6 @@ class PolicyNode(GuardedLifecycleNode):
 
     def _load(self) -> Policy:
         """Load and warm up in a thread of its own, so that a shutdown can cancel the wait."""
-        from xvla_ros.model.problems import CheckpointError
-
         outcome: list[Any] = []
 
         def work() -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
+from xvla_ros.errors import did_you_mean
 from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec
 from xvla_ros.robots.interfaces import INTERFACES
-from xvla_ros.robots.problems import did_you_mean
 from xvla_ros.robots.schema import MAX_WAYPOINTS
 
 Finding = tuple[str, Any, str, str]  # key, value, expected, message

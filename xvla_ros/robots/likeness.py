@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from xvla_ros.robots.problems import Problem, ProfileError
+from xvla_ros.errors import Problem, ProfileError
 
 # Sections whose entries are listed in an order of their own, and the key of that list.
 LISTED = (

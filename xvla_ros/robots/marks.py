@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from xvla_ros.errors import Problem
 from xvla_ros.robots.parameter_file import WILDCARD
-from xvla_ros.robots.problems import Problem
 from xvla_ros.robots.profile import Profile
 
 MARK = "# CHECK:"

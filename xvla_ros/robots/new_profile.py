@@ -12,13 +12,13 @@ from typing import Any
 
 import yaml
 
+from xvla_ros.errors import Problem, ProfileError
 from xvla_ros.model.action_specs import ACTION_SPECS, GRIPPER, JOINT, ActionSpec
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.arms import Arms, find_arms
 from xvla_ros.robots.commented_yaml import Page
 from xvla_ros.robots.consistency import Draft, contradictions
 from xvla_ros.robots.parameter_file import WILDCARD, read_parameters
-from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile_text import DraftJoint, ProfileDraft, render
 from xvla_ros.robots.schema import NAME_PATTERN

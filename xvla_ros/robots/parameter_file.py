@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from xvla_ros.robots.problems import Problem, did_you_mean
+from xvla_ros.errors import Problem, did_you_mean
 
 WILDCARD = "/**"
 NODE_PARAMETERS = (

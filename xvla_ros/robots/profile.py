@@ -14,13 +14,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import ConfigDict, Field, StringConstraints
 
+from xvla_ros.errors import Problem, ProfileError, did_you_mean
 from xvla_ros.model.action_specs import ActionSpec, action_spec
 from xvla_ros.model.data import Embodiment
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.likeness import with_likeness
 from xvla_ros.robots.motion_schema import Safety, Smoothing, Timing
 from xvla_ros.robots.parameter_file import WILDCARD, read_parameter_file, read_parameters
-from xvla_ros.robots.problems import Problem, ProfileError, did_you_mean
 from xvla_ros.robots.schema import (
     NAME_PATTERN,
     NAMESPACE_PATTERN,

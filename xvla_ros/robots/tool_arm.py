@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import did_you_mean
 from xvla_ros.robots.kinematics import Chain, InverseKinematics, KinematicsError, PathFollower, RobotDescription
-from xvla_ros.robots.problems import did_you_mean
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.schema import Tool
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
+from xvla_ros.errors import Problem, ProfileError, did_you_mean
 from xvla_ros.resources import config_dir
 from xvla_ros.robots import xml_text
-from xvla_ros.robots.problems import Problem, ProfileError, did_you_mean
 from xvla_ros.robots.xacro_file import expand
 
 KINDS = ("revolute", "continuous", "prismatic", "fixed", "floating", "planar")

@@ -14,8 +14,8 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from xvla_ros.errors import Problem, did_you_mean
 from xvla_ros.robots.consistency import Draft, contradictions
-from xvla_ros.robots.problems import Problem, did_you_mean
 from xvla_ros.robots.schema import NAME_PATTERN, NAMESPACE_PATTERN, TOPIC_PATTERN, NamedSection
 
 _TYPE_NAMES: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}

@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from xvla_ros.robots.problems import Problem, ProfileError
+from xvla_ros.errors import Problem, ProfileError
 
 TIMEOUT = 60.0  # s
 

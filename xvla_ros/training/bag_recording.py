@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import Problem
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.bag_files import BagError, BagMessage, BagSummary, bag_messages, bag_summary, storage_files
 from xvla_ros.observation.bag_writer import PROFILE_TOPIC
@@ -21,7 +22,6 @@ from xvla_ros.observation.commands import command_type
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError
-from xvla_ros.robots.problems import Problem
 from xvla_ros.robots.profile import Profile, profiles_of_document
 from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.training.action_path import Plans, Times, merged

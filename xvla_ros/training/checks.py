@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.robots.problems import Problem
+from xvla_ros.errors import Problem
 from xvla_ros.robots.profile import Profile
 from xvla_ros.training.action_path import ActionPath
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from xvla_ros.errors import Problem, did_you_mean
 from xvla_ros.resources import config_dir
-from xvla_ros.robots.problems import Problem, did_you_mean
 from xvla_ros.training.config import TrainSettings
 
 Schema = TypeVar("Schema", bound=BaseModel)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.robots.problems import Problem, ProfileError
+from xvla_ros.errors import Problem, ProfileError
 from xvla_ros.robots.profile import load_robot
 from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 from xvla_ros.training.instructions import Paraphrases, read_paraphrases

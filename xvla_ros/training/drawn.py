@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import Problem
 from xvla_ros.model.data import Embodiment
 from xvla_ros.model.normalisers import Statistics
 from xvla_ros.robots.encode import StateEncoder
-from xvla_ros.robots.problems import Problem
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.simulation.tasks.moments import Moment, Moments
 from xvla_ros.training import draws

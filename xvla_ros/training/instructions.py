@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from xvla_ros.robots.problems import Problem
+from xvla_ros.errors import Problem
 from xvla_ros.training.recording import SamplesError
 
 FORM = "a mapping of each instruction to a list of other words for it"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.robots.problems import Problem
+from xvla_ros.errors import Problem
 from xvla_ros.training.recording import SamplesError
 
 INFO = "meta/info.json"

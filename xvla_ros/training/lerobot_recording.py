@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import Problem, did_you_mean
 from xvla_ros.observation.images import ImageError, view_of
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError
-from xvla_ros.robots.problems import Problem, did_you_mean
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.robots.units import from_policy, to_policy

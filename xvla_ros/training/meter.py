@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from xvla_ros.robots.problems import Problem
+from xvla_ros.errors import Problem
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.objective import TrainingBatch
 from xvla_ros.training.parallel import whole

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from xvla_ros.robots.problems import Problem
+from xvla_ros.errors import Problem
 from xvla_ros.training.batches import Share
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xvla_ros.robots.problems import Problem
+from xvla_ros.errors import Problem
 from xvla_ros.training.config_file import TrainingError
 
 _COLUMNS = (

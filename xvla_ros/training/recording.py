@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import Problem, ProfileError
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault, FaultTally
-from xvla_ros.robots.problems import Problem, ProfileError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.training.action_path import ActionPath, Plans, Times
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xvla_ros.model.problems import CheckpointError
-from xvla_ros.robots.problems import Problem, ProfileError
+from xvla_ros.errors import CheckpointError, Problem, ProfileError
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError, read_settings
 from xvla_ros.training.datasets import open_datasets

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import Problem
 from xvla_ros.model.data import Embodiment
 from xvla_ros.model.normalisers import Statistics
 from xvla_ros.observation.faults import FaultTally
-from xvla_ros.robots.problems import Problem
 from xvla_ros.robots.profile import Profile
 from xvla_ros.training.action_path import waypoint_times
 from xvla_ros.training.augment import Augmenter

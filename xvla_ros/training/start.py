@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from xvla_ros.errors import Problem
 from xvla_ros.model import checkpoint
 from xvla_ros.model.action_modes import action_mode, repaired_mode
 from xvla_ros.model.action_specs import action_spec
@@ -20,7 +21,6 @@ from xvla_ros.model.processor import Processor
 from xvla_ros.model.random_policy import SIZES
 from xvla_ros.model.record import RobotRecord, TrainingSummary
 from xvla_ros.model.text import train_tokenizer
-from xvla_ros.robots.problems import Problem
 from xvla_ros.training.batches import Source
 from xvla_ros.training.config import Model, TrainSettings
 from xvla_ros.training.config_file import TrainingError

@@ -18,9 +18,8 @@ from typing import Any
 from pydantic import BaseModel
 from torch import Tensor
 
-from xvla_ros.model.problems import CheckpointError
+from xvla_ros.errors import CheckpointError, Problem
 from xvla_ros.model.tensor_files import read_header
-from xvla_ros.robots.problems import Problem
 from xvla_ros.training.config_file import TrainingError
 
 SCHEMA_VERSION = 1

@@ -27,8 +27,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import Problem
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault, FaultTally
-from xvla_ros.robots.problems import Problem
 from xvla_ros.training.action_path import ActionPath, Channels, Plans
 from xvla_ros.training.recording import ActionSource, Episode, Frame, Recording, SamplesError, Survey, joint_leaps
 from xvla_ros.training.resize import Resizer

@@ -23,15 +23,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from xvla_ros.errors import CheckpointError, Problem
 from xvla_ros.model.network import XvlaNetwork
 from xvla_ros.model.policy import Policy
-from xvla_ros.model.problems import CheckpointError
 from xvla_ros.model.processor import Processor
 from xvla_ros.model.record import TrainingSummary
 from xvla_ros.model.text import train_tokenizer
 from xvla_ros.robots import ProfileError
 from xvla_ros.robots.kinematics import KinematicsError
-from xvla_ros.robots.problems import Problem
 from xvla_ros.simulation.offscreen import RenderingUnavailableError
 from xvla_ros.simulation.scenes import UnknownSceneError
 from xvla_ros.simulation.tasks import NoLayoutError, UnknownTaskError

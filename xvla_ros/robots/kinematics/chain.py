@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xvla_ros.errors import ProfileError, did_you_mean
 from xvla_ros.robots.kinematics.description import KinematicsError, RobotDescription
 from xvla_ros.robots.kinematics.poses import Poses
-from xvla_ros.robots.problems import ProfileError, did_you_mean
 from xvla_ros.robots.urdf import Urdf, parse_urdf
 
 Floats = NDArray[np.float64]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from xvla_ros.errors import ProfileError
 from xvla_ros.resources import config_dir
-from xvla_ros.robots.problems import ProfileError
 from xvla_ros.robots.urdf import urdf_text
 
 
