@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.control.shipped_policy import known_as, shipped_policy
-from xvla_ros.errors import CheckpointError
+from xvla_ros.errors import CheckpointError, XvlaError
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
 from xvla_ros.robots.limits import JointLimits
@@ -28,7 +28,7 @@ RANDOM_SPREAD = 0.25  # standard deviation of an untrained policy's actions, in 
 RANDOM_WAY, RANDOM_TURN = 0.02, 0.05  # the same of tool poses: m about home, and of the rotation's numbers
 
 
-class PolicySourceError(ValueError):
+class PolicySourceError(XvlaError, ValueError):
     """The policy asked for cannot be had for these robots; the message says what to change."""
 
 

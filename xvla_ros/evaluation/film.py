@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.evaluation.film_frame import HEIGHT, WIDTH, Composer, Image, Scene
 from xvla_ros.evaluation.recorder import Recording
 from xvla_ros.nodes.recording import RecordingReader
@@ -16,7 +17,7 @@ from xvla_ros.nodes.recording import RecordingReader
 RATE = 15
 
 
-class FilmError(RuntimeError):
+class FilmError(XvlaError, RuntimeError):
     """The film cannot be written."""
 
 

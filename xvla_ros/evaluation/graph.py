@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.evaluation.processes import python_module
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ THIS_MACHINE_ONLY = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
 Value = bool | int | float | str | list[str]
 
 
-class SetupError(ValueError):
+class SetupError(XvlaError, ValueError):
     """What was asked for cannot be started; the message says what to change."""
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.control.engine import Engine
 from xvla_ros.control.pilot import Pilot
+from xvla_ros.errors import XvlaError
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, median_of
 from xvla_ros.evaluation.recorder import travel_by_group
 from xvla_ros.evaluation.report import Percentiles
@@ -42,7 +43,7 @@ JUDGE_RATE = 100.0
 ENGINE_RATE = 200.0  # Hz at which the inference thread looks whether a robot waits
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(XvlaError, RuntimeError):
     """An evaluation that cannot go on; the message says why."""
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.nodes.recording import RecordingReader
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ OUTCOMES_KEPT = 32  # of the episodes in those seconds, and some more
 NANOSECONDS = 1e9
 
 
-class WindowError(RuntimeError):
+class WindowError(XvlaError, RuntimeError):
     """A window was asked for and cannot be had."""
 
 

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from xvla_ros.errors import XvlaError
+
 Say = Callable[[str], None]
 
 
-class BenchError(ValueError):
+class BenchError(XvlaError, ValueError):
     """What was asked for cannot be measured; the message says why."""
 
 

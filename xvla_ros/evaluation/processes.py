@@ -27,6 +27,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TextIO
 
+from xvla_ros.errors import XvlaError
+
 PR_SET_PDEATHSIG = 1
 KEPT_LINES = 30
 POLL = 0.2
@@ -39,7 +41,7 @@ DOMAIN_PORT_BASE, DOMAIN_PORT_GAIN = 7400, 250
 DOMAIN_PORT_OFFSETS = (0, 10, 12, 14, 16)
 
 
-class ChildError(RuntimeError):
+class ChildError(XvlaError, RuntimeError):
     """A child ended before it was asked to, or a condition did not come true in time."""
 
 

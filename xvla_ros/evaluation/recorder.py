@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.evaluation.episodes import NANOSECONDS, Episode, at, read_episodes
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes.recording import RECORDS, RecordingReader
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 TRAVEL_DEADBAND = 1e-3
 
 
-class RecordingError(RuntimeError):
+class RecordingError(XvlaError, RuntimeError):
     """The recording lacks something the report must say."""
 
 

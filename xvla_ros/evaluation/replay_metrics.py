@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.evaluation.replay_ablations import ablated_rows, ablation_table
 from xvla_ros.evaluation.replay_bag import ABLATED, ROWS, BagRecord, layout_of
 from xvla_ros.evaluation.replay_bootstrap import interval_of
@@ -30,7 +31,7 @@ PERSISTENCE, MEAN, LAST_COMMAND = "persistence", "mean", "last_command"
 Key = tuple[int, int]
 
 
-class ReplayError(ValueError):
+class ReplayError(XvlaError, ValueError):
     """Nothing could be replayed; the message says why."""
 
 

@@ -6,10 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.observation.bag_writer import EVENTS
 
 
-class MarkError(ValueError):
+class MarkError(XvlaError, ValueError):
     """A mark that cannot be taken; the text says what was found and what is expected."""
 
 

@@ -31,6 +31,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.messages import NS
 from xvla_ros.nodes.parameters import given_parameters
@@ -47,7 +48,7 @@ STILL_LIMIT = 900.0  # s on the steady clock of a /clock that stands still: a ch
 POLICY, SIMULATION = "/xvla", "/sim"
 
 
-class LeadError(RuntimeError):
+class LeadError(XvlaError, RuntimeError):
     """An episode that cannot be led to its end; the message says what did not happen."""
 
 

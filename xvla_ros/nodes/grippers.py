@@ -15,6 +15,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.nodes import qos
 from xvla_ros.nodes.messages import message_class
 from xvla_ros.robots.interfaces import GRIPPER_COMMAND, INTERFACES, PARALLEL_GRIPPER_COMMAND
@@ -25,7 +26,7 @@ SAME = 1e-6  # of a range
 STANDS_S = 0.1  # this long the same: the motion has ended
 
 
-class OutletError(RuntimeError):
+class OutletError(XvlaError, RuntimeError):
     """A command group's interface cannot be had here; the message says what is missing."""
 
 

@@ -13,6 +13,8 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.task import Future
 
+from xvla_ros.errors import XvlaError
+
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 ERROR = TransitionCallbackReturn.ERROR
 
@@ -34,7 +36,7 @@ _LABELS = {
 }
 
 
-class TransitionError(Exception):
+class TransitionError(XvlaError):
     """A transition cannot be made for a reason the user can mend; its message is logged without a traceback."""
 
 

@@ -29,6 +29,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_type
 from xvla_ros.nodes.messages import NS
@@ -50,7 +51,7 @@ LONGEST_PAUSE = 2.0  # s; a longer one in the bag is played as this
 RELIABLE = QoSProfile(depth=100)  # a policy's best effort subscription takes it as well
 
 
-class PlayError(RuntimeError):
+class PlayError(XvlaError, RuntimeError):
     """A bag that could not be played to a policy; the message says what did not happen."""
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.trajectory import Trajectory
 
@@ -34,7 +35,7 @@ LEVELS = {"running": "INFO", "holding": "WARN", "stopped": "ERROR"}
 WITHOUT_RERUN = "the Rerun SDK cannot be imported ({}); install it with: pip install 'xvla_ros[view]'"
 
 
-class ViewError(RuntimeError):
+class ViewError(XvlaError, RuntimeError):
     """A stream cannot be had; the message says what to change."""
 
 

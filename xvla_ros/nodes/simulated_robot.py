@@ -27,6 +27,7 @@ from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.nodes import messages, qos, time_limit
 from xvla_ros.nodes.served_robot import ServedRobot
 from xvla_ros.nodes.task_server import BAD_TASK, TaskServer, declare_parameters
@@ -45,7 +46,7 @@ HELD_WORTH_A_LINE_S = 1.0
 STATS_VERSION = 1
 
 
-class SettingError(ValueError):
+class SettingError(XvlaError, ValueError):
     """A parameter of the node that cannot be used; names it, its value and what is expected."""
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from xvla_ros.errors import XvlaError
+
 if TYPE_CHECKING:
     from mcap.records import McapRecord
 
@@ -23,7 +25,7 @@ STORAGES = {".mcap": "mcap", ".db3": "sqlite3"}
 COMPRESSED = ".zstd"
 
 
-class BagError(ValueError):
+class BagError(XvlaError, ValueError):
     """A bag that cannot be read, or not for what it is wanted for."""
 
 

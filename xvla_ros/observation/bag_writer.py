@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.observation.serialize import STRING, string, typestore
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ CHUNK_BYTES = 4 << 20
 Compression = Literal["none", "lz4", "zstd"]
 
 
-class BagWriteError(OSError):
+class BagWriteError(XvlaError, OSError):
     """A bag that cannot be written; the message names the file and the reason."""
 
 
@@ -36,7 +37,7 @@ class DiskFullError(BagWriteError):
     """No space is left for the bag. What was written before is readable."""
 
 
-class UnknownTypeError(LookupError):
+class UnknownTypeError(XvlaError, LookupError):
     """A message type whose definition is not at hand; the message says how to give it."""
 
 

@@ -11,11 +11,13 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import XvlaError
+
 NS = 1_000_000_000
 ENCAPSULATION = 4
 
 
-class CdrError(ValueError):
+class CdrError(XvlaError, ValueError):
     """A message that does not hold what its type says."""
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.robots.schema import Camera
 
 Bytes = NDArray[np.uint8]
@@ -75,7 +76,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH_AT = 24
 
 
-class ImageError(ValueError):
+class ImageError(XvlaError, ValueError):
     """A picture that cannot be used; the text says what was found, what is expected and what to do."""
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xvla_ros.errors import XvlaError
+
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
@@ -19,7 +21,7 @@ NAMES_SHOWN = 6
 TURN = 2 * np.pi
 
 
-class JointsError(ValueError):
+class JointsError(XvlaError, ValueError):
     """A joint message that cannot be used; the text names the topic, what was found and what was expected."""
 
 

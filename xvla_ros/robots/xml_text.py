@@ -10,6 +10,8 @@ import codecs
 import re
 from xml.etree.ElementTree import Element, SubElement
 
+from xvla_ros.errors import XvlaError
+
 _NAME = r"[A-Za-z_:\x80-\U0010FFFF][A-Za-z0-9_:.\-\x80-\U0010FFFF]*+"
 _BESIDE = re.compile(r"(?:[^<]+|<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<!(?!--|\[CDATA\[)[^>]*>)*+", re.DOTALL)
 _OPEN = re.compile(rf"<\s*({_NAME})")
@@ -21,7 +23,7 @@ _NAMED = {"lt": "<", "gt": ">", "amp": "&", "quot": '"', "apos": "'"}
 _DECLARED = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._-]+)")
 
 
-class XmlError(ValueError):
+class XmlError(XvlaError, ValueError):
     """Text that no parser makes elements of; the message names the line."""
 
 

@@ -10,12 +10,13 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.simulation import offscreen
 
 MAX_GEOMS = 2000
 
 
-class UnknownCameraError(LookupError):
+class UnknownCameraError(XvlaError, LookupError):
     """The scene has no camera of that name; the message lists those it has."""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.observation import serialize
 from xvla_ros.observation.bag_writer import BagWriter
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
@@ -46,7 +47,7 @@ WRITERS: Mapping[str, Callable[[int, Sequence[str], NDArray[np.int64], Floats], 
 }
 
 
-class DemonstrationsError(ValueError):
+class DemonstrationsError(XvlaError, ValueError):
     """Demonstrations that cannot be recorded; the message says why."""
 
 

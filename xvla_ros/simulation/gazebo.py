@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.rotations import axis_angle_to_matrix, rpy_to_matrix
 
@@ -27,7 +28,7 @@ IMAGE_SIZE = 256
 IMAGE_RATE = 30
 
 
-class GazeboSetupError(LookupError):
+class GazeboSetupError(XvlaError, LookupError):
     """A robot has no Gazebo setup, or it does not fit the robot's URDF; the message says what there is."""
 
 

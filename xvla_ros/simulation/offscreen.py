@@ -8,12 +8,14 @@ import os
 import sys
 from typing import Any
 
+from xvla_ros.errors import XvlaError
+
 PACKAGES = {"egl": "libegl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 OSMESA_LIBRARIES = ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")
 DISABLED = "disabled"
 
 
-class RenderingUnavailableError(RuntimeError):
+class RenderingUnavailableError(XvlaError, RuntimeError):
     """No way to render without a window was found on this machine."""
 
 

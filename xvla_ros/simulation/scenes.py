@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.simulation import agibot, so101, widowx
 from xvla_ros.simulation.links import Colour, Vec3
 from xvla_ros.simulation.room import (
@@ -30,7 +31,7 @@ TEAL: Colour = (0.10, 0.58, 0.62, 1.0)
 GRAPHITE: Colour = (0.24, 0.25, 0.29, 1.0)
 
 
-class UnknownSceneError(LookupError):
+class UnknownSceneError(XvlaError, LookupError):
     """There is no scene for a robot; the message lists those that exist."""
 
 

@@ -15,6 +15,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.robots.interfaces import INTERFACES
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.appearance import Appearance
@@ -30,7 +31,7 @@ CONTROL_PERIOD = 0.005
 SERVED = tuple(name for name, interface in INTERFACES.items() if interface.simulated)
 
 
-class SceneMismatchError(ValueError):
+class SceneMismatchError(XvlaError, ValueError):
     """The profile asks for what its scene does not have; the message names it and what there is."""
 
 

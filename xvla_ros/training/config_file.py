@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from xvla_ros.errors import Problem, did_you_mean
+from xvla_ros.errors import Problem, ProblemsError, did_you_mean
 from xvla_ros.resources import config_dir
 from xvla_ros.training.config import TrainSettings
 
@@ -25,12 +25,8 @@ _WORDS = {
 }  # fmt: skip
 
 
-class TrainingError(ValueError):
-    """A run that cannot begin or go on. ``problems`` holds every one that was found."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = list(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+class TrainingError(ProblemsError):
+    """A run that cannot begin or go on."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.model.data import Observation
 
 PYTHON_VARIABLE = "XVLA_LEROBOT_PYTHON"
@@ -28,7 +29,7 @@ LeRobot needs another transformers than we do, so it lives in an environment of 
 then name its interpreter: export {PYTHON_VARIABLE}=PEER/bin/python"""
 
 
-class PeerError(RuntimeError):
+class PeerError(XvlaError, RuntimeError):
     """LeRobot is not there, or did not answer; the message says what to do or what it said."""
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from xvla_ros.errors import ProfileError
+from xvla_ros.errors import ProfileError, XvlaError
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.urdf import urdf_text
 
 
-class KinematicsError(ValueError):
+class KinematicsError(XvlaError, ValueError):
     """A description that cannot be had, or that does not fit a profile; the message says what to change."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.scenes import scene_for
 from xvla_ros.simulation.tasks.handover import Handover
@@ -66,7 +67,7 @@ REGIONS: dict[str, dict[str, Regions]] = {
 }
 
 
-class UnknownTaskError(LookupError):
+class UnknownTaskError(XvlaError, LookupError):
     """There is no such task for the robot; the message lists those there are."""
 
 

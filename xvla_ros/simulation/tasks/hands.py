@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xvla_ros.errors import XvlaError
 from xvla_ros.robots.kinematics import Chain, InverseKinematics, Poses, RobotDescription
 from xvla_ros.simulation.world import World
 
@@ -186,7 +187,7 @@ HANDS: dict[str, tuple[HandFigures, ...]] = {
 }
 
 
-class UnreachableError(ValueError):
+class UnreachableError(XvlaError, ValueError):
     """No joint positions bring the hand where it is wanted; the message says where that is."""
 
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xvla_ros.errors import XvlaError
+
 Place = tuple[float, float, float]
 Rectangle = tuple[tuple[float, float], tuple[float, float]]
 
 TRIES = 200
 
 
-class NoLayoutError(RuntimeError):
+class NoLayoutError(XvlaError, RuntimeError):
     """Nothing fits: the regions of a task leave no room for its props, or for two goals."""
 
 
