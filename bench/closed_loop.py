@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from two_paths import TwoPathPolicy
 
+from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.control.status import ControlStatus
 from xvla_ros.evaluation.simulated import SimulatedClock, SimulatedCommands
@@ -89,7 +90,7 @@ class ClosedLoop:
         self._clock = SimulatedClock(self.world)
         self._pilot: Pilot[NDArray[np.uint8]] = Pilot(profile, self._clock, lambda raw, _: raw, "pass the goals")
         self._command_steps = round(1.0 / (profile.timing.command_rate * self.world.timestep))
-        self._due: tuple[int, ActionChunk, ActionChunk] | None = None
+        self._due: tuple[int, ChunkRequest, ActionChunk, ActionChunk] | None = None
         self._taken: list[Taken] = []
         self._rows: list[tuple[float, Floats, Floats, Floats, Floats]] = []
         model, order = self.world.model, profile.joints.policy_order
@@ -125,16 +126,17 @@ class ClosedLoop:
                 self._pilot.add_image(camera, now, PICTURE)
 
     def _infer(self) -> None:
-        if self._due is None and self._pilot.wants_chunk() and (seen := self._pilot.observe()):
-            [chunk] = self._policy.predict([seen], prefix=[self._pilot.prefix()])
-            self._due = self.world.time + round(chunk.inference_ms * 1e6), chunk, self._policy.plan(seen)
+        if self._due is None and self._pilot.wants_chunk() and (request := self._pilot.observe()):
+            [chunk] = self._policy.predict([request.observation], prefix=[request.prefix])
+            free = self._policy.plan(request.observation)
+            self._due = self.world.time + round(chunk.inference_ms * 1e6), request, chunk, free
         if self._due is not None and self.world.time >= self._due[0]:
-            (_, chunk, free), self._due = self._due, None
-            self._deliver(chunk, free)
+            (_, request, chunk, free), self._due = self._due, None
+            self._deliver(request, chunk, free)
 
-    def _deliver(self, chunk: ActionChunk, free: ActionChunk) -> None:
+    def _deliver(self, request: ChunkRequest, chunk: ActionChunk, free: ActionChunk) -> None:
         now, follows = self.world.time / 1e9, self._pilot.controller.is_executing
-        if self._pilot.deliver(chunk):
+        if self._pilot.deliver(request, chunk):
             self._taken.append(Taken(self._pilot.chunk or chunk, free, now, now + self._profile.timing.lead, follows))
             self._tick()
 

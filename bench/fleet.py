@@ -27,7 +27,7 @@ import results
 import yaml
 from numpy.typing import NDArray
 
-from xvla_ros.control.engine import Engine
+from xvla_ros.control.engine import ChunkRequest, Engine
 from xvla_ros.control.policy_source import load_policy
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.robots import Profile, load_profile
@@ -60,13 +60,10 @@ class Waiting:
     def due_in(self) -> float | None:
         return None
 
-    def observe(self) -> Observation:
-        return self.seen
+    def observe(self) -> ChunkRequest:
+        return ChunkRequest(self.seen)
 
-    def prefix(self) -> None:
-        return None
-
-    def deliver(self, chunk: ActionChunk) -> None:
+    def deliver(self, request: ChunkRequest, chunk: ActionChunk) -> None:
         self.chunk, self.served_s = chunk, time.perf_counter()
 
     def policy_failed(self, error: Exception) -> None:

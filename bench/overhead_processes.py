@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.units import to_policy
@@ -177,20 +178,20 @@ def traced_link(notes: Notes, every_frame: bool) -> type:
             complete = len(self._newest) == len(self.frames) and min(self._newest.values()) > self._asked_stamp
             return complete and bool(self.pilot.instruction)
 
-        def observe(self) -> Observation | None:
-            asked_at, seen = time.monotonic_ns(), super().observe()
-            if seen is not None:
-                self._asked_stamp, self._asked_at = seen.stamp, asked_at
-            return seen
+        def observe(self) -> ChunkRequest | None:
+            asked_at, request = time.monotonic_ns(), super().observe()
+            if request is not None:
+                self._asked_stamp, self._asked_at = request.observation.stamp, asked_at
+            return request
 
-        def _noted_deliver(self, chunk: ActionChunk) -> bool:
-            taken = self._deliver(chunk)
+        def _noted_deliver(self, request: ChunkRequest, chunk: ActionChunk) -> bool:
+            taken = self._deliver(request, chunk)
             if taken:
                 self._follows = chunk.stamp, self._clock.ros_ns(), self._asked_at
             return taken
 
-        def _publish(self, window: Any) -> None:
-            super()._publish(window)
+        def _publish(self, window: Any, *args: Any) -> None:
+            super()._publish(window, *args)
             follows = self._follows
             # a window that was worked out before the chunk was taken does not follow from it
             if follows is not None and window.stamp >= follows[1]:

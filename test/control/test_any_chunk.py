@@ -80,11 +80,11 @@ class Ride:
         random = np.random.default_rng(seed)
         times = self.clock.ros + np.cumsum(np.full(waypoints, round(gap * SECOND)))
         self.controller.see(self.measured())
-        generation = self.controller.ask()
+        ticket = self.controller.ask()
         for _ in range(round(inference / PERIOD)):
             self.tick()
         positions = random.normal(0.0, wild, (waypoints, 2))
-        self.controller.accept(self.trajectory(times, positions), generation)
+        self.controller.accept(self.trajectory(times, positions), ticket)
 
     def trajectory(self, times, positions):
         return Trajectory("twin", ("pan", "lift"), np.asarray(times, np.int64), positions)

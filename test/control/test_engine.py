@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xvla_ros.control import engine as engine_module
-from xvla_ros.control.engine import Engine
+from xvla_ros.control.engine import ChunkRequest, Engine
 from xvla_ros.model.data import ActionChunk, Observation
 
 DEADLINE = 120.0  # s, only ends a hang
@@ -47,12 +47,11 @@ class Robot:
         return None if self.asks_at is None else self.asks_at - self.clock.now
 
     def observe(self):
-        return Observation(self.embodiment, 0, {}, np.zeros(2, np.float32), "go") if self.sees else None
+        seen = Observation(self.embodiment, 0, {}, np.zeros(2, np.float32), "go")
+        return ChunkRequest(seen) if self.sees else None
 
-    def prefix(self):
-        return None
-
-    def deliver(self, chunk):
+    def deliver(self, request, chunk):
+        assert request.observation.embodiment is self.embodiment, "each gets back what it asked"
         self.chunks.append(chunk)
         self.heard.set()
 
@@ -202,7 +201,7 @@ def test_a_policy_that_forgets_a_robot_is_an_error_of_the_policy(robots, policy)
 
 
 def test_a_robot_that_cannot_take_its_chunk_keeps_nobody_from_theirs(robots, policy):
-    def refuse(chunk):
+    def refuse(request, chunk):
         raise OSError("no publisher")
 
     robots[0].deliver = refuse

@@ -128,14 +128,16 @@ class Ride:
     def think(self):
         if not self.pilot.wants_chunk():
             return
-        seen = self.pilot.observe()
-        if seen is None:
+        request = self.pilot.observe()
+        if request is None:
             return
+        seen = request.observation
         policy = self.profile.policy
         after = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(10)
         swing = SWING * np.sin(2 * np.pi * SWAYS * (seen.stamp / SECOND + after))[:, None]
-        self.pilot.deliver(ActionChunk("twin", policy.domain_id, policy.action_mode, "sway", seen.stamp, after,
-                                       (HOME + swing).astype(np.float32), 1.0, 0))
+        chunk = ActionChunk("twin", policy.domain_id, policy.action_mode, "sway", seen.stamp, after,
+                            (HOME + swing).astype(np.float32), 1.0, 0)
+        self.pilot.deliver(request, chunk)
 
     def receive(self, window, lost):
         self.check(window)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from xvla_ros.control.chunking import waypoint_times
+from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.model.data import ActionChunk
 
@@ -51,11 +52,10 @@ class Bench:
                            actions.astype(np.float32), 1.0, 0)
 
     def ask(self, inference=0.2, **kwargs):
-        seen = self.pilot.observe()
-        prefix = self.pilot.prefix()
+        request = self.pilot.observe()
         self.run(inference)
-        assert self.pilot.deliver(self.chunk(seen, **kwargs))
-        return seen, prefix
+        assert self.pilot.deliver(request, self.chunk(request.observation, **kwargs))
+        return request.observation, request.prefix
 
 
 @pytest.fixture
@@ -83,14 +83,11 @@ def test_a_plan_that_the_arm_does_not_follow_need_not_be_agreed_with(bench):
     """Something is in its way: what the policy sees from there counts, not where the plan believes the arm to be."""
     bench.ask(slope=0.1)
     bench.run(0.1)
-    bench.pilot.observe()
-    assert bench.pilot.prefix() is not None
+    assert bench.pilot.observe().prefix is not None
     bench.run(0.3, blocked=True)
-    bench.pilot.observe()
-    assert bench.pilot.prefix() is None and bench.pilot.controller.is_executing
+    assert bench.pilot.observe().prefix is None and bench.pilot.controller.is_executing
     bench.run(0.34)
-    bench.pilot.observe()
-    assert bench.pilot.prefix() is not None
+    assert bench.pilot.observe().prefix is not None
 
 
 def test_what_is_to_be_agreed_with_is_the_chunk_as_it_is_carried_out(bench):
@@ -100,8 +97,8 @@ def test_what_is_to_be_agreed_with_is_the_chunk_as_it_is_carried_out(bench):
     landed = bench.clock.ros
     assert waypoint_times(carried_out)[0] == pytest.approx(landed + 0.05 * SECOND, abs=1e6)
     bench.run(0.3)
-    seen = bench.pilot.observe()
-    prefix = bench.pilot.prefix()
+    request = bench.pilot.observe()
+    seen, prefix = request.observation, request.prefix
     planned = bench.pilot.controller.planned(
         seen.stamp + np.rint((0.1 + 0.1 * np.arange(10)) * SECOND).astype(np.int64))
     held = prefix.weights == 1.0
@@ -125,17 +122,18 @@ def test_a_rolled_forward_state_is_that_of_the_plan_when_the_chunk_arrives():
     bench.run(0.2)
     then = bench.pilot.controller.committed_until(bench.clock.ros)
     expected = bench.pilot.controller.planned(np.array([then]))[0]
-    seen = bench.pilot.observe()
+    request = bench.pilot.observe()
+    seen = request.observation
     np.testing.assert_allclose(seen.state, expected, atol=1e-6)
     assert (seen.state > bench.measured + 0.01).all()
     bench.run(0.2)
-    assert bench.pilot.deliver(bench.chunk(seen))
+    assert bench.pilot.deliver(request, bench.chunk(seen))
     assert waypoint_times(bench.pilot.chunk)[0] == then + round(0.1 * SECOND)
 
 
 def test_an_answer_to_no_question_is_ignored(bench):
     seen = bench.pilot.builder.build(bench.clock.ros, bench.clock.steady, "climb")
-    assert not bench.pilot.deliver(bench.chunk(seen))
+    assert not bench.pilot.deliver(ChunkRequest(seen), bench.chunk(seen))
     bench.run(0.2)
     assert bench.pilot.controller.last_window is None
 

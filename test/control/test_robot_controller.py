@@ -45,10 +45,10 @@ class Bench:
         return Trajectory(self.profile.name, self.profile.joints.policy_order, times,
                           HOME + share * (np.asarray(target) - HOME))
 
-    def chunk(self, target=(0.5, 0.1), *, inference=0.0, generation=None, waypoints=10):
+    def chunk(self, target=(0.5, 0.1), *, inference=0.0, ticket=None, waypoints=10):
         """Ask now, answer ``inference`` s later."""
         seen = self.clock.ros
-        asked = self.controller.ask() if generation is None else generation
+        asked = self.controller.ask() if ticket is None else ticket
         self.run(inference)
         return self.controller.accept(self.trajectory(seen, target, waypoints=waypoints), asked)
 
@@ -128,12 +128,12 @@ def test_what_runs_says_when_it_will_ask_and_what_holds_does_not(running):
 
 def test_an_instruction_that_ends_brings_the_arm_to_rest(running):
     """And what was asked for before is void."""
-    generation = running.controller.ask()
+    ticket = running.controller.ask()
     windows = [running.tick(waiting_for="an instruction") for _ in range(2)]
     assert running.reason == (HOLDING, "")
     assert running.controller.status.detail == "waiting for an instruction"
     assert not windows[-1].velocities[-1].any()
-    assert not running.chunk(generation=generation)
+    assert not running.chunk(ticket=ticket)
     running.run(1.0, waiting_for="an instruction")
     assert running.reason == (HOLDING, "") and stands(running.sent[-1])
 
@@ -242,7 +242,7 @@ def test_after_a_fault_only_a_chunk_asked_for_since_moves_the_robot(running):
     running.run(0.3, fault=STALE)
     running.run(0.1)
     assert running.reason == (HOLDING, "")
-    assert not running.chunk(generation=before)
+    assert not running.chunk(ticket=before)
     assert stands(running.run(0.2))
     assert running.status.dropped_chunks == 1
     assert running.controller.wants_chunk()
@@ -369,7 +369,7 @@ def test_a_clock_that_jumps_back_voids_the_plan(running):
     assert running.run(0.2) is None
     assert running.reason == (HOLDING, "")
     assert running.status.holds == 1
-    assert not running.chunk(generation=asked)
+    assert not running.chunk(ticket=asked)
     measured = np.array([-0.1, 0.0])
     assert running.chunk()
     np.testing.assert_array_equal(running.tick(measured).start.position, measured)
@@ -388,7 +388,7 @@ def test_a_controller_lost_and_back_starts_again_from_where_the_robot_is(running
     moved_by_hand = np.array([-0.1, 0.0])
     assert running.run(0.3, measured=moved_by_hand) is None, "the old command would pull the arm back"
     assert running.reason == (HOLDING, "")
-    assert not running.chunk(generation=asked)
+    assert not running.chunk(ticket=asked)
     assert running.chunk()
     np.testing.assert_array_equal(running.tick(moved_by_hand).start.position, moved_by_hand)
 
@@ -447,9 +447,9 @@ def test_a_deactivation_while_the_clock_stands_sends_nothing(running):
 def test_a_chunk_asked_for_before_a_deactivation_is_void_after_the_next_activation(running):
     asked = running.controller.ask()
     running.controller.stop()
-    assert not running.chunk(generation=asked)
+    assert not running.chunk(ticket=asked)
     running.controller.start()
-    assert not running.chunk(generation=asked)
+    assert not running.chunk(ticket=asked)
     assert running.run(0.2) is None
 
 
@@ -530,7 +530,7 @@ def test_an_arm_found_away_from_where_it_was_left_starts_from_there(running):
     pushed = running.controller.last_window.positions[-1] + [0.0, 0.25]
     running.run(0.2, measured=pushed)
     running.see(pushed)
-    assert running.chunk(generation=running.controller.ask())
+    assert running.chunk(ticket=running.controller.ask())
     np.testing.assert_array_equal(running.tick(pushed).start.position, pushed)
 
 
@@ -539,7 +539,7 @@ def test_an_arm_that_sags_a_little_goes_on_from_its_command(running):
     left = running.controller.last_window.positions[-1]
     running.run(0.2, measured=left + 0.09)
     running.see(left + 0.09)
-    assert running.chunk(generation=running.controller.ask())
+    assert running.chunk(ticket=running.controller.ask())
     np.testing.assert_allclose(running.tick(left + 0.09).start.position, left)
 
 
@@ -599,11 +599,11 @@ def test_a_policy_slower_than_chunks_can_overlap_moves_and_waits_by_turns(bench)
         asked = bench.clock.ros
         assert bench.controller.wants_chunk()
         here = HOME if bench.controller.last_window is None else bench.controller.last_window.position_at(asked)
-        generation = bench.controller.ask()
+        ticket = bench.controller.ask()
         chunk = bench.trajectory(asked, (0.0, 0.0))
         way = np.linspace(0.01, 0.1, len(chunk.times))[:, None]
         bench.run(1.2, measured=here)
-        assert bench.controller.accept(replace(chunk, positions=here + way), generation)
+        assert bench.controller.accept(replace(chunk, positions=here + way), ticket)
         moved = []
         while not bench.controller.wants_chunk():
             bench.run(PERIOD, measured=here)
@@ -627,10 +627,10 @@ def test_a_slow_policy_asked_between_two_ticks_is_asked_standing_too(bench):
     assert not bench.controller.is_executing
     here = bench.controller.last_window.position_at(bench.clock.ros)
     chunk = bench.trajectory(bench.clock.ros, (0.0, 0.0))
-    generation = bench.controller.ask()
+    ticket = bench.controller.ask()
     bench.run(0.6, measured=here)
     way = np.linspace(0.01, 0.1, len(chunk.times))[:, None]
-    assert bench.controller.accept(replace(chunk, positions=here + way), generation)
+    assert bench.controller.accept(replace(chunk, positions=here + way), ticket)
     after = bench.controller.planned(np.array([bench.clock.ros + round(0.1 * SECOND)]))
     assert (np.abs(after - here) < 0.03).all(), "its first waypoints come first"
 

@@ -205,12 +205,14 @@ def test_a_link_shows_what_it_accepts_and_takes_it_back_when_it_holds(listen):
         clock.now += 0.01
     see()
     link.tick()
-    assert link.observe() is not None
+    request = link.observe()
+    assert request is not None
     times = profile.policy.waypoint_dt * (1 + np.arange(30))
     path = start + 0.2 * times[:, None]
     policy = profile.policy
-    link.deliver(ActionChunk("so101", policy.domain_id, policy.action_mode, "wave", clock.ros_ns(), times,
-                             to_policy(path, profile).astype(np.float32), 1.0, 0))
+    chunk = ActionChunk("so101", policy.domain_id, policy.action_mode, "wave", clock.ros_ns(), times,
+                        to_policy(path, profile).astype(np.float32), 1.0, 0)
+    link.deliver(request, chunk)
     assert pilot.status.state == RUNNING, pilot.status
     listener.wait(lambda: listener.heard)
     assert len(listener.heard[0].markers[0].points) == POINTS

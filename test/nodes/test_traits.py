@@ -217,8 +217,8 @@ class Graph:
     def _ask(self, links, counts):
         """Let a policy that stays where the arm is answer whoever asks; count what states there are."""
         for name, link in links.items():
-            if link.wants_chunk() and (seen := link.observe()) is not None:
-                link.deliver(stay(seen, link.profile))
+            if link.wants_chunk() and (request := link.observe()) is not None:
+                link.deliver(request, stay(request.observation, link.profile))
             status = link.status
             if counts and status.state == RUNNING:
                 self.ran[name] += 1

@@ -205,7 +205,8 @@ class Stand:
             assert (np.abs(window.positions[0] - self.measured) <= self.speed * (window.times[0] + PERIOD) + 1e-6).all()
             self.measured = window.position_at(self.clock.ros)
             self.windows += 1
-        if self.pilot.wants_chunk() and (seen := self.pilot.observe()) is not None:
+        if self.pilot.wants_chunk() and (request := self.pilot.observe()) is not None:
+            seen = request.observation
             policy = self.profile.policy
             times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(30)
             actions = np.repeat(np.asarray(seen.state)[None], 30, axis=0)
@@ -213,7 +214,7 @@ class Stand:
                 actions += 0.01 * (self.upper - self.lower) * np.linspace(0.0, 1.0, 30)[:, None]
             chunk = ActionChunk(self.profile.name, policy.domain_id, policy.action_mode, seen.instruction, seen.stamp,
                                 times, actions.astype(np.float32), 1.0, 0)
-            assert self.pilot.deliver(chunk)
+            assert self.pilot.deliver(request, chunk)
 
 
 @pytest.mark.parametrize(("package", "row"), TABLE)

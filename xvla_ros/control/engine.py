@@ -5,7 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 
@@ -14,6 +18,45 @@ BATCH_WAIT_S = 0.01
 SHORTEST_WAIT_S = 0.0005  # between looks at who asks
 ERROR_PAUSE_S = 1.0
 INFERENCE_THREAD = "inference"
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """Says when a chunk was asked for.
+
+    Attributes:
+        generation: of the robot's chunks then; once there is another the answer is void.
+        asked_s: steady time in s.
+        is_standing: whether no chunk was being carried out, so that what was seen still holds when the answer lands.
+    """
+
+    generation: int
+    asked_s: float
+    is_standing: bool
+
+
+NO_TICKET = Ticket(-1, 0.0, False)  # whose answer is void
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkRequest:
+    """An observation on its way through the policy, with all that its answer must be taken with.
+
+    Attributes:
+        observation: what is seen.
+        prefix: what the answer must agree with, None where it is free.
+        ticket: when it was asked for.
+        start: float64 [J] rad or m, where the joints were commanded to be; None where that is unknown.
+        shift: ns from the observation to the state that the policy is told.
+        observe_ms: what it took to make this.
+    """
+
+    observation: Observation
+    prefix: Prefix | None = None
+    ticket: Ticket = NO_TICKET
+    start: NDArray[np.float64] | None = None
+    shift: int = 0
+    observe_ms: float = 0.0
 
 
 class EngineClient(Protocol):
@@ -25,14 +68,11 @@ class EngineClient(Protocol):
     def due_in(self) -> float | None:
         """Seconds until the plan is to be renewed; None while the robot holds, or where nobody can say."""
 
-    def observe(self) -> Observation | None:
-        """The newest observation, None while something is missing or stale."""
+    def observe(self) -> ChunkRequest | None:
+        """Ask about the newest observation; None while something is missing or stale."""
 
-    def prefix(self) -> Prefix | None:
-        """What the answer to the last observation must agree with, None where it is free."""
-
-    def deliver(self, chunk: ActionChunk) -> object:
-        """Take the answer to the last observation."""
+    def deliver(self, request: ChunkRequest, chunk: ActionChunk) -> object:
+        """Take the answer to a request."""
 
     def policy_failed(self, error: Exception) -> None:
         """The policy raised on a batch that held this robot's observation."""
@@ -91,22 +131,23 @@ class Engine:
         """Serve the robots that wait, once; return whether there was any."""
         if any(client.wants_chunk() for client in self._clients):
             self._wait_for_others()
-        waiting = [(client, seen) for client in self._clients if client.wants_chunk() and (seen := client.observe())]
-        if not waiting:
+        asked = [(client, request) for client in self._clients
+                 if client.wants_chunk() and (request := client.observe()) is not None]
+        if not asked:
             return False
-        clients = [client for client, _ in waiting]
+        requests = [request for _, request in asked]
         try:
-            chunks = self._predict([seen for _, seen in waiting], [client.prefix() for client in clients])
-            answers = list(zip(clients, chunks, strict=True))
+            chunks = self._predict([each.observation for each in requests], [each.prefix for each in requests])
+            answers = list(zip(asked, chunks, strict=True))
         except Exception as error:
-            self._fail(clients, error)
+            self._fail([client for client, _ in asked], error)
             self._stop.wait(ERROR_PAUSE_S)
             return True
-        for client, chunk in answers:
+        for (client, request), chunk in answers:
             if self._stop.is_set():
                 break
             try:
-                client.deliver(chunk)
+                client.deliver(request, chunk)
             except Exception as error:  # one robot's trouble must not end the thread that serves the others
                 self._fail([client], error)
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.control.chunking import CONDITIONED, chunk_prefix
 from xvla_ros.control.clock import S_TO_NS, Clock
+from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.control.latency import LatencyWindow, Percentiles
 from xvla_ros.control.robot_controller import RobotController
 from xvla_ros.control.status import ControlStatus
@@ -31,23 +32,10 @@ Raw = TypeVar("Raw")
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
-class _Question:
-    """An observation on its way through the policy.
-
-    ``shift`` is the time in ns from the observation to the state that the policy was told.
-    """
-
-    generation: int
-    start: Floats | None  # where the joints were commanded to be
-    shift: int
-    observe_ms: float
-
-
 class Pilot(Generic[Raw]):
     """Builds a robot's observations, asks for chunks in time, and turns them into commands.
 
-    The inference thread calls the engine's side (``wants_chunk``, ``observe``, ``prefix``, ``deliver``,
+    The inference thread calls the engine's side (``wants_chunk``, ``due_in``, ``observe``, ``deliver``,
     ``policy_failed``), another thread the messages' side (``add_image``, ``add_joints``, ``tick``, stops).
 
     Args:
@@ -78,8 +66,6 @@ class Pilot(Generic[Raw]):
         self._decoder = Decoder(profile, arms)
         self._clock = clock
         self._inference, self._overhead = LatencyWindow(), LatencyWindow()
-        self._asked: _Question | None = None
-        self._prefix: Prefix | None = None
         self._chunk: ActionChunk | None = None
 
     @property
@@ -128,8 +114,8 @@ class Pilot(Generic[Raw]):
         """Seconds until the plan is to be renewed; None while the robot holds."""
         return self.controller.due_in() if self.instruction else None
 
-    def observe(self) -> Observation | None:
-        """The newest observation, None while something is missing or stale, or the arm has to stand still first."""
+    def observe(self) -> ChunkRequest | None:
+        """Ask about the newest observation; None while something is missing or stale, or the arm must stand first."""
         begun = time.perf_counter()
         measured = self.builder.measured()
         if not self.controller.see(measured):
@@ -141,30 +127,22 @@ class Pilot(Generic[Raw]):
             return None
         start = measured.positions if commanded is None and measured is not None else commanded
         seen, start, shift = self._rolled_forward(seen, start, now)
-        self._prefix = self._make_prefix(seen, shift, now)
-        generation = self.controller.ask()
-        self._asked = _Question(generation, start, shift, (time.perf_counter() - begun) * 1e3)
-        return seen
+        prefix, ticket = self._prefix(seen, shift, now), self.controller.ask()
+        return ChunkRequest(seen, prefix, ticket, start, shift, (time.perf_counter() - begun) * 1e3)
 
-    def prefix(self) -> Prefix | None:
-        """What the answer to the last observation must agree with."""
-        return self._prefix
-
-    def deliver(self, chunk: ActionChunk) -> bool:
-        """Take the answer to the last observation; return whether it is carried out."""
-        begun, asked = time.perf_counter(), self._asked
-        if asked is None:
-            return False
+    def deliver(self, request: ChunkRequest, chunk: ActionChunk) -> bool:
+        """Take the answer to a request; return whether it is carried out."""
+        begun = time.perf_counter()
         self._inference.add(chunk.inference_ms)
-        chunk = replace(chunk, times=chunk.times + asked.shift / S_TO_NS)
+        chunk = replace(chunk, times=chunk.times + request.shift / S_TO_NS)
         try:
-            accepted = self.controller.accept(self._decoder.decode(chunk, asked.start), asked.generation)
+            accepted = self.controller.accept(self._decoder.decode(chunk, request.start), request.ticket)
         except ValueError as error:
             self.policy_failed(error)
             return False
         if accepted:
             self._chunk = replace(chunk, times=chunk.times + self.controller.shift / S_TO_NS)
-            self._overhead.add(asked.observe_ms + (time.perf_counter() - begun) * 1e3)
+            self._overhead.add(request.observe_ms + (time.perf_counter() - begun) * 1e3)
         return accepted
 
     def policy_failed(self, error: Exception) -> None:
@@ -184,7 +162,7 @@ class Pilot(Generic[Raw]):
         state = self.encoder.state(planned[0]).astype(np.float32)
         return replace(seen, state=state), planned[0], then - seen.stamp
 
-    def _make_prefix(self, seen: Observation, shift: int, now: int) -> Prefix | None:
+    def _prefix(self, seen: Observation, shift: int, now: int) -> Prefix | None:
         """What must be agreed with: the chunk that is being carried out, unless something is in the arm's way."""
         chunk, policy = self._chunk, self.profile.policy
         if chunk is None or self.profile.smoothing.method not in CONDITIONED:

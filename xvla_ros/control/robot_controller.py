@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.control.chunking import Ensemble
 from xvla_ros.control.clock import S_TO_NS, Clock, ClockGuard
-from xvla_ros.control.engine import ERROR_PAUSE_S
+from xvla_ros.control.engine import ERROR_PAUSE_S, Ticket
 from xvla_ros.control.following import Following
 from xvla_ros.control.latency import Percentiles
 from xvla_ros.control.motion import Floats, MotionState
@@ -76,7 +76,7 @@ class RobotController:
         self._pace = Pace(timing.lead)
         self._stops = StopLatch()
         self._status = ControlStatus()
-        self._generation = 0
+        self._generation = self._first_generation = 0
         self._reset_motion()
 
     def _reset_motion(self) -> None:
@@ -84,8 +84,7 @@ class RobotController:
         self._guard = ClockGuard(timing.clock_timeout, 1.0 / timing.command_rate)
         self._unknown_until: int | None = None  # ROS time in ns at which it was last not known what time it is
         self._restart_plan()
-        self._asked_s: float | None = None
-        self._asked_standing = False
+        self._first_generation = self._generation
         self._shift = 0
         self._waiting_since_s: float | None = None
         self._paused_until_s = -np.inf
@@ -248,32 +247,30 @@ class RobotController:
             self._leave_if_elsewhere(self._clock.ros_ns())
             return not self._awaited_of_the_arm()
 
-    def ask(self) -> int:
-        """Note that inference starts; the number returned goes with the chunk, and is void after a hold."""
+    def ask(self) -> Ticket:
+        """Note that inference starts; what is returned comes back with the chunk, and is void after a hold."""
         with self._lock:
-            self._asked_s = self._waiting_since_s = self._clock.steady_s()
-            self._asked_standing = not self.is_executing
-            return self._generation
+            self._waiting_since_s = asked_s = self._clock.steady_s()
+            return Ticket(self._generation, asked_s, not self.is_executing)
 
-    def accept(self, trajectory: Trajectory, generation: int) -> bool:
+    def accept(self, trajectory: Trajectory, ticket: Ticket) -> bool:
         """Put a decoded chunk on the timeline; return False where it came too late, or after a hold, and is dropped."""
         with self._lock:
             if self._status.state == INACTIVE:
                 return False
-            now, waited_s = self._clock.ros_ns(), 0.0
-            if self._asked_s is not None:
-                waited_s = self._clock.steady_s() - self._asked_s
+            now, waited_s = self._clock.ros_ns(), self._clock.steady_s() - ticket.asked_s
+            if ticket.generation >= self._first_generation:
                 self._pace.add(waited_s)
-            self._asked_s = self._waiting_since_s = None
+            self._waiting_since_s = None
             if not np.isfinite(trajectory.positions).all():
                 return self._drop(Fault(POLICY_ERROR, "the policy's chunk holds NaN or Inf"))
-            if generation != self._generation or self._stops.cause is not None:
+            if ticket.generation != self._generation or self._stops.cause is not None:
                 return self._drop(None)
             if stuck := trajectory.nothing_reached():
                 return self._drop(Fault(LIMIT, stuck))
             self._pace.horizon = float(trajectory.times[-1] - trajectory.times[0]) / S_TO_NS
             shift = 0
-            if self._asked_standing and waited_s <= self._profile.timing.inference_timeout:
+            if ticket.is_standing and waited_s <= self._profile.timing.inference_timeout:
                 # what was seen still holds, and to begin amid the chunk would be a leap
                 shift = max(now + self._lead_ns + 1 - int(trajectory.times[0]), 0)
                 trajectory = replace(trajectory, times=trajectory.times + shift)

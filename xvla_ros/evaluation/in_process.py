@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.control.engine import Engine
+from xvla_ros.control.engine import ChunkRequest, Engine
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.errors import XvlaError
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, median_of
@@ -54,22 +54,19 @@ class _LateClient:
     pilot: Pilot[Picture]
     clock: SimulatedClock
     delay: int
-    waiting: list[tuple[int, ActionChunk]] = field(default_factory=list)
+    waiting: list[tuple[int, ChunkRequest, ActionChunk]] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
     inference_ms: list[float] = field(default_factory=list)
 
     def wants_chunk(self) -> bool:
         return not self.waiting and self.pilot.wants_chunk()
 
-    def observe(self) -> Observation | None:
+    def observe(self) -> ChunkRequest | None:
         return self.pilot.observe()
 
-    def prefix(self) -> Prefix | None:
-        return self.pilot.prefix()
-
-    def deliver(self, chunk: ActionChunk) -> None:
+    def deliver(self, request: ChunkRequest, chunk: ActionChunk) -> None:
         self.inference_ms.append(chunk.inference_ms)
-        self.waiting.append((self.clock.ros_ns() + self.delay, chunk))
+        self.waiting.append((self.clock.ros_ns() + self.delay, request, chunk))
 
     def policy_failed(self, error: Exception) -> None:
         self.errors.append(error)
@@ -78,7 +75,7 @@ class _LateClient:
         """Hands over the chunk that is due; returns whether it is carried out."""
         if not self.waiting or self.waiting[0][0] > self.clock.ros_ns():
             return False
-        return self.pilot.deliver(self.waiting.pop(0)[1])
+        return self.pilot.deliver(*self.waiting.pop(0)[1:])
 
 
 class InProcess:

@@ -15,10 +15,11 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
+from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.control.status import CONTROLLER_LOST, INACTIVE, RUNNING, ControlStatus
 from xvla_ros.control.window import CommandWindow
-from xvla_ros.model.data import ActionChunk, Observation, Prefix
+from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_messages, command_type
 from xvla_ros.nodes.grippers import gripper_outlet, has_gripper_outlet
@@ -57,9 +58,10 @@ class FrameCount:
 class RobotLink:
     """Joins a robot's topics to its ``Pilot``.
 
-    The inference thread calls the engine's side (``wants_chunk``, ``due_in``, ``observe``, ``prefix``, ``deliver``,
+    The inference thread calls the engine's side (``wants_chunk``, ``due_in``, ``observe``, ``deliver``,
     ``policy_failed``), the executor calls ``tick``. What goes out is encoded for every group before any is published,
-    so that both arms of a pair move together or not at all.
+    so that both arms of a pair move together or not at all. One thread at a time works out a command and sends it; the
+    locks and their order are told in ``xvla_ros.control``.
     """
 
     def __init__(
@@ -170,17 +172,14 @@ class RobotLink:
     def due_in(self) -> float | None:
         return self.pilot.due_in()
 
-    def observe(self) -> Observation | None:
+    def observe(self) -> ChunkRequest | None:
         begun = self._clock.ros_ns()
-        seen = self.pilot.observe()
-        self._due_ns, self._asked_ns = None, None if seen is None else begun
-        return seen
+        request = self.pilot.observe()
+        self._due_ns, self._asked_ns = None, None if request is None else begun
+        return request
 
-    def prefix(self) -> Prefix | None:
-        return self.pilot.prefix()
-
-    def deliver(self, chunk: ActionChunk) -> None:
-        accepted = self.pilot.deliver(chunk)
+    def deliver(self, request: ChunkRequest, chunk: ActionChunk) -> None:
+        accepted = self.pilot.deliver(request, chunk)
         self._due_ns, self._asked_ns = None, None
         if not accepted:
             return
