@@ -11,26 +11,33 @@ from numpy.typing import NDArray
 
 from xvla_ros.control.chunking import Ensemble
 from xvla_ros.control.clock import S_TO_NS, Clock, ClockGuard
-from xvla_ros.control.engine import ERROR_PAUSE_S, Ticket
+from xvla_ros.control.engine import Ticket
 from xvla_ros.control.following import Following
 from xvla_ros.control.latency import Percentiles
 from xvla_ros.control.motion import Floats, MotionState
 from xvla_ros.control.pace import Pace
 from xvla_ros.control.plan import Plan
-from xvla_ros.control.status import (
-    CLOCK_STOPPED,
-    CONTROLLER_LOST,
-    HOLDING,
-    INACTIVE,
-    LIMIT,
-    OF_POLICY,
-    POLICY_ERROR,
-    POLICY_LATE,
-    RUNNING,
-    STOPPED,
-    ControlStatus,
+from xvla_ros.control.state import (
+    ArmSeen,
+    ChunkAsked,
+    ChunkDropped,
+    ChunkTaken,
+    ClockJumped,
+    CommandDue,
+    ControlState,
+    Effect,
+    Ended,
+    Event,
+    PolicyFailed,
+    Started,
+    StopCleared,
+    StopSet,
+    Ticked,
+    WindowSent,
+    WindowTakenBack,
+    transition,
 )
-from xvla_ros.control.stops import StopLatch
+from xvla_ros.control.status import LIMIT, POLICY_ERROR, POLICY_LATE, RUNNING, ControlStatus
 from xvla_ros.control.window import CommandWindow
 from xvla_ros.observation.faults import Fault
 from xvla_ros.observation.measured import MeasuredJoints
@@ -43,16 +50,19 @@ Stamps = NDArray[np.int64]
 
 
 class RobotController:
-    """The state of one robot's motion: its plan, its last command and the reason it holds, if any.
+    """The motion of one robot: its plan, its last command and the reason it holds, if any.
 
-    Chunks come from the inference thread, ticks, faults and stops from the executor; a lock keeps them apart. Nothing
-    here knows a message or a network: a chunk arrives as a decoded ``Trajectory``, a command leaves as a
-    ``CommandWindow``, and every command has gone through the ``Limiter`` and the ``Workspace``. Its first point is
-    within reach of where the arm was last believed to be (``Following``), and it goes on from the last command that was
-    sent, or starts from the arm where that stands still.
+    What it does next is decided by ``state.transition``; this class tells that function what has happened, and does to
+    plan, arm and clock guard what comes of it. Nothing here knows a message or a network: a chunk arrives as a decoded
+    ``Trajectory``, a command leaves as a ``CommandWindow``, and every command has gone through the ``Limiter`` and the
+    ``Workspace``. Its first point is within reach of where the arm was last believed to be (``Following``), and it goes
+    on from the last command that was sent, or starts from the arm where that stands still.
 
     A chunk that was asked for while the arm stood counts from when it lands: what was seen still holds. A policy too
     slow for its chunks to overlap (``Pace``) has each run to its end, and the arm stands until the next one lands.
+
+    Chunks come from the inference thread, ticks, faults and stops from the executor; a lock keeps them apart. Which
+    locks there are, and their order, is told in ``xvla_ros.control``.
 
     Args:
         profile: the robot.
@@ -71,45 +81,39 @@ class RobotController:
         self._plan = Plan(profile, limits, workspace or Workspace({}))
         self._following = Following(limits, profile.safety, timing.lead, grippers)
         self._lead_s, self._lead_ns = timing.lead, round(timing.lead * S_TO_NS)
+        self._lookahead_ns = round(timing.lookahead * S_TO_NS)
         self._ensemble = Ensemble(smoothing.ensemble_decay, tuple(grippers)) if smoothing.method == "ensemble" else None
         self._lock = threading.RLock()
         self._pace = Pace(timing.lead)
-        self._stops = StopLatch()
-        self._status = ControlStatus()
-        self._generation = self._first_generation = 0
-        self._reset_motion()
-
-    def _reset_motion(self) -> None:
-        timing = self._profile.timing
-        self._guard = ClockGuard(timing.clock_timeout, 1.0 / timing.command_rate)
-        self._unknown_until: int | None = None  # ROS time in ns at which it was last not known what time it is
-        self._restart_plan()
-        self._first_generation = self._generation
-        self._shift = 0
-        self._waiting_since_s: float | None = None
-        self._paused_until_s = -np.inf
-        self._policy_trouble: Fault | None = None
+        self._guard = self._new_guard()
         self._measured: MeasuredJoints | None = None
-        self._strayed: Fault | None = None
+        self._state = ControlState()
 
-    def _restart_plan(self) -> None:
-        """Forget plan and last command: the next motion starts from where the arm is measured to be."""
-        self._plan.clear()
-        self._following.forget()
-        self._void_chunks()
+    def _new_guard(self) -> ClockGuard:
+        timing = self._profile.timing
+        return ClockGuard(timing.clock_timeout, 1.0 / timing.command_rate)
 
-    def _void_chunks(self) -> None:
-        self._generation += 1
-        self._renew_at: int | None = None
-        if self._ensemble is not None:
-            self._ensemble.clear()
+    def _advance(self, event: Event, now: int = 0) -> tuple[Effect, ...]:
+        """Go on to the state after ``event``, and do what comes of it but for sending; ``now`` in ns of ROS time."""
+        self._state, effects = transition(self._state, event)
+        for effect in effects:
+            match effect:
+                case Effect.FORGET_PLAN:
+                    self._plan.clear()
+                case Effect.FORGET_LAG:
+                    self._following.forget()
+                case Effect.FORGET_CHUNKS if self._ensemble is not None:
+                    self._ensemble.clear()
+                case Effect.BRAKE:
+                    self._plan.stop(now)
+        return effects
 
     # what others read
 
     @property
     def status(self) -> ControlStatus:
         with self._lock:
-            return self._status
+            return self._state.status
 
     @property
     def inference_ms(self) -> Percentiles:
@@ -127,7 +131,7 @@ class RobotController:
     def is_executing(self) -> bool:
         """Whether a chunk is being carried out, so that the next one must agree with it."""
         with self._lock:
-            return self._renew_at is not None and self._plan.lasts(self._clock.ros_ns())
+            return self._state.renew_at is not None and self._plan.lasts(self._clock.ros_ns())
 
     @property
     def is_followed(self) -> bool:
@@ -139,7 +143,7 @@ class RobotController:
     def shift(self) -> int:
         """By how many ns later than its times said the chunk taken last is carried out."""
         with self._lock:
-            return self._shift
+            return self._state.shift
 
     def committed_until(self, now: int) -> int:
         """ROS time in ns up to which commands will have been sent before a chunk that is asked for now arrives."""
@@ -156,16 +160,13 @@ class RobotController:
         with self._lock:
             return self._plan.end
 
-    # transitions
+    # starts and stops
 
     def start(self) -> None:
         """Begin: the first command starts from where the arm is measured to be."""
         with self._lock:
-            self._reset_motion()
-            self._status = ControlStatus(HOLDING, "", "waiting for the first chunk")
-            if (cause := self._stops.cause) is not None:
-                self._status = self._status.to(STOPPED, cause)
-            self._waiting_since_s = self._clock.steady_s()
+            self._guard, self._measured = self._new_guard(), None
+            self._advance(Started(self._clock.steady_s()))
 
     def stop(self) -> CommandWindow | None:
         """End: return the window that brings the arm to rest on its path, None where none was ever sent.
@@ -173,16 +174,15 @@ class RobotController:
         Nor is there one while it is not known what time it is: the last command ends at rest.
         """
         with self._lock:
-            if self._status.state == INACTIVE:
+            if not self._state.is_active:
                 return None
-            now, steady, window = self._clock.ros_ns(), self._clock.steady_s(), None
+            now, steady = self._clock.ros_ns(), self._clock.steady_s()
             self._follow_clock(now, steady)
-            known = self._guard.is_settled(steady, self._lead_s)
-            if known and self._plan.window is not None and not self._yields(now):
-                self._plan_stop(now)
-                window = self._next_window(now, self._plan.window.state_at(now), self._measured)
-            self._status = self._status.to(INACTIVE)
-            return window
+            is_time_known = self._guard.is_settled(steady, self._lead_s)
+            ended = Ended(self._plan.window is not None, self._is_over(now), is_time_known)
+            if Effect.SEND not in self._advance(ended, now) or self._plan.window is None:
+                return None
+            return self._next_window(now, self._plan.window.state_at(now), self._measured)
 
     def latch_stop(self, reason: str, detail: str) -> bool:
         """Stop until ``clear_stop``, whatever state it is in; return False where it is stopped already.
@@ -190,7 +190,9 @@ class RobotController:
         The next tick sends the way to rest; once the arm stands nothing more is sent.
         """
         with self._lock:
-            return self._stops.set(reason, detail)
+            is_new = self._state.stop is None
+            self._advance(StopSet(Fault(reason, detail)))
+            return is_new
 
     def clear_stop(self) -> bool:
         """End a stop; return whether there was one.
@@ -198,17 +200,9 @@ class RobotController:
         An arm that stands goes on from where it is measured to be, one that still brakes from its last command.
         """
         with self._lock:
-            if not self._stops.clear():
-                return False
-            if self._status.state != INACTIVE:
-                if self._plan.is_moving(self._clock.ros_ns()):
-                    self._void_chunks()
-                else:
-                    self._restart_plan()
-                self._policy_trouble = None
-                self._waiting_since_s = self._clock.steady_s()
-                self._status = replace(self._status, state=HOLDING, reason="", detail="waiting for a new chunk")
-            return True
+            was_stopped = self._state.stop is not None
+            self._advance(StopCleared(self._clock.steady_s(), self._plan.is_moving(self._clock.ros_ns())))
+            return was_stopped
 
     # the policy's side
 
@@ -218,23 +212,21 @@ class RobotController:
         None is for ``ERROR_PAUSE_S`` after an error of the policy, so that one whose every answer is wrong cannot spin.
         """
         with self._lock:
-            status = self._status
-            if status.state in (INACTIVE, STOPPED) or status.reason in (CLOCK_STOPPED, CONTROLLER_LOST):
+            if not self._state.may_ask(self._clock.steady_s()) or self._awaited_of_the_arm():
                 return False
-            if self._clock.steady_s() < self._paused_until_s or self._awaited_of_the_arm():
-                return False
-            if self._renew_at is None:
+            if self._state.renew_at is None:
                 return True
             if self._pace.is_too_slow:
                 return not self.is_executing
-            return self._clock.ros_ns() >= self._renew_at - self._pace.inference_ns
+            return self._clock.ros_ns() >= self._state.renew_at - self._pace.inference_ns
 
     def due_in(self) -> float | None:
         """Seconds until a new chunk will be due; None while the arm holds, or waits for a chunk to end."""
         with self._lock:
-            if self._status.state != RUNNING or self._renew_at is None or self._pace.is_too_slow:
+            renew_at = self._state.renew_at
+            if self._state.status.state != RUNNING or renew_at is None or self._pace.is_too_slow:
                 return None
-            return (self._renew_at - self._pace.inference_ns - self._clock.ros_ns()) / S_TO_NS
+            return (renew_at - self._pace.inference_ns - self._clock.ros_ns()) / S_TO_NS
 
     def see(self, measured: MeasuredJoints | None) -> bool:
         """Take note of where the arm is before an observation: the first chunk may come before the first tick.
@@ -250,59 +242,52 @@ class RobotController:
     def ask(self) -> Ticket:
         """Note that inference starts; what is returned comes back with the chunk, and is void after a hold."""
         with self._lock:
-            self._waiting_since_s = asked_s = self._clock.steady_s()
-            return Ticket(self._generation, asked_s, not self.is_executing)
+            steady = self._clock.steady_s()
+            self._advance(ChunkAsked(steady))
+            return Ticket(self._state.generation, steady, not self.is_executing)
 
     def accept(self, trajectory: Trajectory, ticket: Ticket) -> bool:
         """Put a decoded chunk on the timeline; return False where it came too late, or after a hold, and is dropped."""
         with self._lock:
-            if self._status.state == INACTIVE:
+            if not self._state.is_active:
                 return False
-            now, waited_s = self._clock.ros_ns(), self._clock.steady_s() - ticket.asked_s
-            if ticket.generation >= self._first_generation:
-                self._pace.add(waited_s)
-            self._waiting_since_s = None
-            if not np.isfinite(trajectory.positions).all():
-                return self._drop(Fault(POLICY_ERROR, "the policy's chunk holds NaN or Inf"))
-            if ticket.generation != self._generation or self._stops.cause is not None:
-                return self._drop(None)
-            if stuck := trajectory.nothing_reached():
-                return self._drop(Fault(LIMIT, stuck))
-            self._pace.horizon = float(trajectory.times[-1] - trajectory.times[0]) / S_TO_NS
-            shift = 0
-            if ticket.is_standing and waited_s <= self._profile.timing.inference_timeout:
-                # what was seen still holds, and to begin amid the chunk would be a leap
-                shift = max(now + self._lead_ns + 1 - int(trajectory.times[0]), 0)
-                trajectory = replace(trajectory, times=trajectory.times + shift)
-            if too_far := self._too_far(trajectory, now):
-                return self._drop(Fault(LIMIT, too_far))
-            if self._ensemble is not None:
-                trajectory = self._ensemble.blend(trajectory)
-            if not self._plan.splice(trajectory.times, trajectory.positions, now + self._lead_ns):
-                late = (now + self._lead_ns - int(trajectory.times[-1])) / S_TO_NS
-                detail = f"the chunk's last waypoint was due {late:.2f} s before now + lead"
-                return self._drop(Fault(POLICY_LATE, detail))
-            self._take(trajectory, now, shift)
-            return True
+            now, steady = self._clock.ros_ns(), self._clock.steady_s()
+            if ticket.generation >= self._state.first_generation:
+                self._pace.add(steady - ticket.asked_s)
+            joined = self._join(trajectory, ticket, now, steady)
+            self._advance(joined)
+            return isinstance(joined, ChunkTaken)
 
-    def _take(self, trajectory: Trajectory, now: int, shift: int) -> None:
+    def _join(self, trajectory: Trajectory, ticket: Ticket, now: int, steady: float) -> ChunkTaken | ChunkDropped:
+        """Join a chunk to the plan, if that can be."""
+        if not np.isfinite(trajectory.positions).all():
+            return ChunkDropped(steady, Fault(POLICY_ERROR, "the policy's chunk holds NaN or Inf"))
+        if not self._state.takes(ticket):
+            return ChunkDropped(steady, None)
+        if stuck := trajectory.nothing_reached():
+            return ChunkDropped(steady, Fault(LIMIT, stuck))
+        self._pace.horizon = float(trajectory.times[-1] - trajectory.times[0]) / S_TO_NS
+        shift = 0
+        if ticket.is_standing and steady - ticket.asked_s <= self._profile.timing.inference_timeout:
+            # what was seen still holds, and to begin amid the chunk would be a leap
+            shift = max(now + self._lead_ns + 1 - int(trajectory.times[0]), 0)
+            trajectory = replace(trajectory, times=trajectory.times + shift)
+        if too_far := self._too_far(trajectory, now):
+            return ChunkDropped(steady, Fault(LIMIT, too_far))
+        if self._ensemble is not None:
+            trajectory = self._ensemble.blend(trajectory)
+        if not self._plan.splice(trajectory.times, trajectory.positions, now + self._lead_ns):
+            late = (now + self._lead_ns - int(trajectory.times[-1])) / S_TO_NS
+            detail = f"the chunk's last waypoint was due {late:.2f} s before now + lead"
+            return ChunkDropped(steady, Fault(POLICY_LATE, detail))
         committed = round(self._profile.smoothing.execute * self._pace.horizon * S_TO_NS)
-        self._renew_at = max(now, int(trajectory.times[0]) + committed)
-        self._policy_trouble, self._shift = None, shift
         missed = int(np.count_nonzero(trajectory.out_of_reach() & (trajectory.times > now + self._lead_ns)))
-        self._status = self._status.plus(chunks=1, limited_points=missed)
+        return ChunkTaken(max(now, int(trajectory.times[0]) + committed), shift, missed)
 
     def policy_failed(self, message: str) -> None:
         """The policy raised: hold until a chunk comes."""
         with self._lock:
-            self._drop(Fault(POLICY_ERROR, message))
-
-    def _drop(self, trouble: Fault | None) -> bool:
-        self._status = self._status.plus(dropped_chunks=1)
-        self._policy_trouble = trouble or self._policy_trouble
-        if trouble is not None and trouble.reason == POLICY_ERROR:
-            self._paused_until_s = self._clock.steady_s() + ERROR_PAUSE_S
-        return False
+            self._advance(PolicyFailed(self._clock.steady_s(), message))
 
     def _too_far(self, trajectory: Trajectory, now: int) -> str:
         """Say which joint a motion that starts from rest asks to be implausibly far away; empty where none."""
@@ -331,29 +316,44 @@ class RobotController:
         """
         with self._lock:
             self._measured = measured
-            if self._status.state == INACTIVE:
+            if not self._state.is_active:
                 return None
             now, steady = self._clock.ros_ns(), self._clock.steady_s()
             self._follow_clock(now, steady)
-            waiting_for = waiting_for or self._awaited_of_the_arm()
-            if waiting_for:
-                self._waiting_since_s = steady
-            trouble = self._trouble(now, steady, fault, controller)
-            if trouble is None and waiting_for and self._renew_at is not None:
-                trouble = Fault("", f"waiting for {waiting_for}")  # what was asked for is over: the arm comes to rest
-            self._change_state(now, steady, trouble)
-            if waiting_for and self._status.state == HOLDING and not self._status.reason:
-                self._status = replace(self._status, detail=f"waiting for {waiting_for}")
+            self._advance(self._ticked(now, steady, fault, controller, waiting_for), now)
             self._leave_if_elsewhere(now)
             start = self._start(now)
-            if self._plan.end is None or start is None or self._yields(now):
+            due = CommandDue(
+                now,
+                can_start=self._plan.end is not None and start is not None,
+                is_over=self._is_over(now),
+                is_time_known=self._guard.is_settled(steady, self._lead_s),
+                measured=None if measured is None else measured.stamp,
+            )
+            if Effect.SEND not in self._advance(due) or start is None:
                 return None
-            if not self._guard.is_settled(steady, self._lead_s):
-                self._unknown_until = now
-                return None
-            if measured is not None and self._unknown_until is not None and measured.stamp <= self._unknown_until:
-                return None  # the arm may have gone on while the clock stood, or have waited for it
             return self._next_window(now, start, measured)
+
+    def _ticked(
+        self, now: int, steady: float, fault: Fault | None, controller: Fault | None, waiting_for: str
+    ) -> Ticked:
+        measured, window, lasts = self._measured, self._plan.window, self._plan.lasts(now)
+        not_following = None
+        if measured is not None and window is not None:
+            not_following = self._following.fault(window.position_at(now), measured, now)
+        return Ticked(
+            steady,
+            self._profile.timing.inference_timeout,
+            fault,
+            controller,
+            stood_s=self._guard.stopped_for(steady),
+            waiting_for=waiting_for,
+            has_command=window is not None,
+            awaited=None if measured is None else self._following.awaits(measured),
+            not_following=not_following,
+            plan_lasts=lasts,
+            ran_out="" if self._plan.end is None or lasts else self._pace.why_late(),
+        )
 
     def not_sent(self, window: CommandWindow, joints: Sequence[int] | None = None) -> None:
         """The last window was not sent, so the next one goes on from the one before it.
@@ -364,7 +364,7 @@ class RobotController:
         """
         with self._lock:
             if self._plan.take_back(window, joints) and joints is None:
-                self._status = self._status.plus(trajectories=-1)
+                self._advance(WindowTakenBack())
 
     def _start(self, now: int) -> MotionState | None:
         """How the arm should move now: on the last command, or before it at rest where it is measured to stand."""
@@ -383,84 +383,19 @@ class RobotController:
     def _leave_if_elsewhere(self, now: int) -> None:
         """Start anew from the arm where that should stand, but is out of reach of where it was left, or went astray."""
         window, measured = self._plan.window, self._measured
-        if window is None or measured is None or self._renew_at is not None or self._plan.is_moving(now):
-            return
-        if self._strayed or self._following.excess(window.position_at(now), measured, now).any():
-            self._restart_plan()
+        if window is not None and measured is not None and not self._plan.is_moving(now):
+            self._advance(ArmSeen(bool(self._following.excess(window.position_at(now), measured, now).any())))
 
     def _follow_clock(self, now: int, steady: float) -> None:
         jump = self._guard.update(now, steady)
-        if jump:
-            self._unknown_until = None
-        if jump < 0:
-            # the plan and the last command are keyed by a time that has not come yet
-            self._restart_plan()
-        elif jump > 0:
-            # the arm is where it was: the last command goes on from there, and comes to rest
-            self._void_chunks()
-            self._following.forget()
+        if jump > 0:
             self._plan.follow_jump(jump)
-            self._plan_stop(now)
+        if jump:
+            self._advance(ClockJumped(is_back=jump < 0), now)
 
-    def _trouble(self, now: int, steady: float, fault: Fault | None, controller: Fault | None) -> Fault | None:
-        """The first reason not to move, in the order in which an operator would look for it."""
-        if self._stops.cause is not None:
-            return self._stops.cause
-        if stood := self._guard.stopped_for(steady):
-            return Fault(CLOCK_STOPPED, f"ROS time has stood still for {stood:.1f} s")
-        if known := controller or fault or self._astray(now) or self._policy_trouble:
-            return known
-        waited = 0.0 if self._waiting_since_s is None else steady - self._waiting_since_s
-        if waited > self._profile.timing.inference_timeout:
-            return Fault(POLICY_LATE, f"no chunk for {waited:.1f} s")
-        if self._status.state == RUNNING and self._plan.end is not None and not self._plan.lasts(now):
-            self._policy_trouble = Fault(POLICY_LATE, self._pace.why_late())
-        return self._policy_trouble
-
-    def _astray(self, now: int) -> Fault | None:
-        """Why the arm is held that did not follow, until it stands still where it is."""
-        measured = self._measured
-        if measured is None:
-            return self._strayed
-        if self._strayed is not None and self._plan.window is None and not self._following.awaits(measured):
-            self._strayed = None
-        elif self._strayed is None and self._status.state == RUNNING and self._plan.window is not None:
-            self._strayed = self._following.fault(self._plan.window.position_at(now), measured, now)
-        return self._strayed
-
-    def _change_state(self, now: int, steady: float, trouble: Fault | None) -> None:
-        lost = self._status.reason
-        if lost in (CONTROLLER_LOST, CLOCK_STOPPED) and (trouble is None or trouble.reason != lost):
-            # whatever held the arm meanwhile, or let it go on, it need not be where it was last sent
-            self._restart_plan()
-        status = self._status
-        if trouble is None:
-            if self._plan.lasts(now) and self._renew_at is not None:
-                self._status = status.to(RUNNING)
-            elif status.reason or status.state == RUNNING:
-                self._status = status.to(HOLDING, Fault("", "waiting for a new chunk"))
-            return
-        if self._renew_at is not None:
-            self._plan_stop(now)
-        state = HOLDING if self._stops.cause is None else STOPPED
-        if (status.state, status.reason) != (state, trouble.reason):
-            self._status = status.to(state, trouble)
-        elif not trouble.is_like(status.detail):  # who else commands the arm, or what is wrong with a picture at last
-            self._status = replace(status, detail=trouble.detail)
-        if trouble.reason not in OF_POLICY:
-            # what was seen before a hold says nothing of the world after it
-            self._void_chunks()
-            self._waiting_since_s = steady
-
-    def _plan_stop(self, now: int) -> None:
-        self._plan.stop(now)
-        self._renew_at = None
-
-    def _yields(self, now: int) -> bool:
-        """Whether the arm stands and others may move it: nothing is to be sent."""
-        if self._status.state != STOPPED and self._status.reason != CONTROLLER_LOST:
-            return False
-        return not self._plan.lasts(now, spare=round(self._profile.timing.lookahead * S_TO_NS))
+    def _is_over(self, now: int) -> bool:
+        """Whether the plan has been over for the length of a window."""
+        return not self._plan.lasts(now, spare=self._lookahead_ns)
 
     def _next_window(self, now: int, start: MotionState, measured: MeasuredJoints | None) -> CommandWindow:
         def excess(first: Floats) -> Floats:
@@ -470,7 +405,5 @@ class RobotController:
         if measured is not None:
             self._following.note(wanted, measured, now)
         self._plan.send(window)
-        if outside:
-            self._policy_trouble = Fault(LIMIT, outside)
-        self._status = self._status.plus(trajectories=1, limited_points=window.limited)
+        self._advance(WindowSent(window.limited, outside))
         return window
