@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xvla_ros.control.robot_controller import RobotController
+from xvla_ros.control.controller import RobotController
 from xvla_ros.control.status import CONTROLLER_LOST
 from xvla_ros.observation.faults import CAMERA_STALE, Fault
 from xvla_ros.observation.joints import JointTopic

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from xvla_ros.control.controller import RobotController
 from xvla_ros.control.policy_source import PolicySourceError, load_policy
-from xvla_ros.control.robot_controller import RobotController
 from xvla_ros.control.status import HOLDING, LIMIT, RUNNING
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.robots import Profile, load_profile

@@ -1,6 +1,6 @@
 """Control of one robot in time: from chunks to windows of commands, without ROS.
 
-Read ``pilot`` first (messages in, commands out), then ``robot_controller`` and ``state`` (what is sent, held and
+Read ``pilot`` first (messages in, commands out), then ``controller`` and ``state`` (what is sent, held and
 stopped), ``plan`` (from a path to a command), ``limiter`` (the limits), ``engine`` (the policy beside it).
 
 Two threads meet here: the inference thread asks and delivers, the executor takes messages, ticks and stops. These locks

@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.control.chunking import CONDITIONED, chunk_prefix
 from xvla_ros.control.clock import S_TO_NS, Clock
+from xvla_ros.control.controller import RobotController
 from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.control.latency import LatencyWindow, Percentiles
-from xvla_ros.control.robot_controller import RobotController
 from xvla_ros.control.status import ControlStatus
 from xvla_ros.control.window import CommandWindow
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
