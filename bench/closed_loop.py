@@ -16,7 +16,7 @@ from two_paths import TwoPathPolicy
 
 from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.control.status import ControlStatus
+from xvla_ros.control.state import ControlStatus
 from xvla_ros.evaluation.simulated import SimulatedClock, SimulatedCommands
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import Profile

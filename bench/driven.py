@@ -25,7 +25,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.control.status import ControlStatus
+from xvla_ros.control.state import ControlStatus
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, sim_command
 from xvla_ros.evaluation.processes import Supervisor, free_domain
 from xvla_ros.nodes import messages, qos

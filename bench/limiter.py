@@ -17,8 +17,7 @@ import numpy as np
 import results
 
 from xvla_ros.control.limiter import Limiter
-from xvla_ros.control.motion import MotionState
-from xvla_ros.control.window import window_times
+from xvla_ros.control.motion import MotionState, window_times
 from xvla_ros.robots.limits import JointLimits
 
 JOINTS = 12

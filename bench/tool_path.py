@@ -28,7 +28,7 @@ from driven import Recorder, driven_robot
 from numpy.typing import NDArray
 
 from xvla_ros.control.motion import on_lines
-from xvla_ros.control.status import ControlStatus
+from xvla_ros.control.state import ControlStatus
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.kinematics import Chain, InverseKinematics, Poses, shipped_description

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from xvla_ros import resources
-from xvla_ros.control.policy_source import load_policy
-from xvla_ros.control.shipped_policy import shipped_policy
+from xvla_ros.control.policy_source import load_policy, shipped_policy
 from xvla_ros.evaluation.graph import settings_in_simulation
 from xvla_ros.model.checkpoint import save
 from xvla_ros.model.policy import Policy

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 
 from xvla_ros.control.engine import ERROR_PAUSE_S, Ticket
 from xvla_ros.control.state import (
+    CLOCK_STOPPED,
+    CONTROLLER_LOST,
+    HOLDING,
+    INACTIVE,
+    LIMIT,
+    NOT_FOLLOWING,
+    OF_POLICY,
+    POLICY_ERROR,
+    POLICY_LATE,
     RESTART,
+    RUNNING,
+    STOPPED,
     ArmSeen,
     ChunkAsked,
     ChunkDropped,
@@ -27,19 +38,6 @@ from xvla_ros.control.state import (
     WindowSent,
     WindowTakenBack,
     transition,
-)
-from xvla_ros.control.status import (
-    CLOCK_STOPPED,
-    CONTROLLER_LOST,
-    HOLDING,
-    INACTIVE,
-    LIMIT,
-    NOT_FOLLOWING,
-    OF_POLICY,
-    POLICY_ERROR,
-    POLICY_LATE,
-    RUNNING,
-    STOPPED,
 )
 from xvla_ros.observation.faults import CAMERA_STALE, JOINTS_MISSING, Fault
 

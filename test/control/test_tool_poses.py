@@ -9,7 +9,7 @@ import pytest
 
 from xvla_ros.control.controller import RobotController
 from xvla_ros.control.policy_source import PolicySourceError, load_policy
-from xvla_ros.control.status import HOLDING, LIMIT, RUNNING
+from xvla_ros.control.state import HOLDING, LIMIT, RUNNING
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.decode import Decoder

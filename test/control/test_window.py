@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xvla_ros.control.limiter import Limiter
-from xvla_ros.control.motion import MotionState
-from xvla_ros.control.window import CommandWindow, brake_window, command_window, window_times
+from xvla_ros.control.limiter import Limiter, brake_window, command_window
+from xvla_ros.control.motion import CommandWindow, MotionState, window_times
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.simulation.controllers import ControllerOptions, JointTrajectoryController
 from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint

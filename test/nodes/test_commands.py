@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from xvla_ros.control.motion import MotionState
-from xvla_ros.control.window import CommandWindow
+from xvla_ros.control.motion import CommandWindow, MotionState
 from xvla_ros.robots import Profile, ProfileError, load_profile
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.rotations import rpy_to_matrix

@@ -19,8 +19,7 @@ pytest.importorskip("pinocchio", reason="the tool that interface pose commands n
 from rclpy.serialization import serialize_message
 from std_msgs.msg import Float64MultiArray
 
-from xvla_ros.control.motion import MotionState
-from xvla_ros.control.window import CommandWindow
+from xvla_ros.control.motion import CommandWindow, MotionState
 from xvla_ros.evaluation.bag_info import inspect
 from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.graph_checks import graph_findings, topics_of

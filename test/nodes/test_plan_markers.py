@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parent))
 from hand_clock import SECOND, HandClock
 
 from xvla_ros.control.controller import RobotController
-from xvla_ros.control.status import HOLDING, RUNNING
+from xvla_ros.control.state import HOLDING, RUNNING
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.plan_markers import COLOURS, POINTS, PlanMarkers

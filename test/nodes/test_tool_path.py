@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 import tool_path
 
-from xvla_ros.control.status import ControlStatus
+from xvla_ros.control.state import ControlStatus
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.kinematics import Poses
 

@@ -45,7 +45,7 @@ from odd_robots import (
     sent,
 )
 
-from xvla_ros.control.status import HOLDING, RUNNING
+from xvla_ros.control.state import HOLDING, RUNNING
 from xvla_ros.evaluation import bag_info
 from xvla_ros.evaluation.check import check
 from xvla_ros.evaluation.graph_checks import topics_of

@@ -13,11 +13,14 @@ from xvla_ros.control.chunking import Ensemble
 from xvla_ros.control.clock import S_TO_NS, Clock, ClockGuard
 from xvla_ros.control.engine import Ticket
 from xvla_ros.control.following import Following
-from xvla_ros.control.latency import Percentiles
-from xvla_ros.control.motion import Floats, MotionState
-from xvla_ros.control.pace import Pace
+from xvla_ros.control.latency import Pace, Percentiles
+from xvla_ros.control.motion import CommandWindow, Floats, MotionState
 from xvla_ros.control.plan import Plan
 from xvla_ros.control.state import (
+    LIMIT,
+    POLICY_ERROR,
+    POLICY_LATE,
+    RUNNING,
     ArmSeen,
     ChunkAsked,
     ChunkDropped,
@@ -25,6 +28,7 @@ from xvla_ros.control.state import (
     ClockJumped,
     CommandDue,
     ControlState,
+    ControlStatus,
     Effect,
     Ended,
     Event,
@@ -37,8 +41,6 @@ from xvla_ros.control.state import (
     WindowTakenBack,
     transition,
 )
-from xvla_ros.control.status import LIMIT, POLICY_ERROR, POLICY_LATE, RUNNING, ControlStatus
-from xvla_ros.control.window import CommandWindow
 from xvla_ros.observation.faults import Fault
 from xvla_ros.observation.measured import MeasuredJoints
 from xvla_ros.robots.limits import JointLimits

@@ -8,7 +8,7 @@ import numpy as np
 
 from xvla_ros.control.clock import S_TO_NS
 from xvla_ros.control.motion import Floats
-from xvla_ros.control.status import NOT_FOLLOWING
+from xvla_ros.control.state import NOT_FOLLOWING
 from xvla_ros.observation.faults import Fault
 from xvla_ros.observation.measured import MeasuredJoints
 from xvla_ros.robots.limits import JointLimits

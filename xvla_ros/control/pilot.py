@@ -15,8 +15,8 @@ from xvla_ros.control.clock import S_TO_NS, Clock
 from xvla_ros.control.controller import RobotController
 from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.control.latency import LatencyWindow, Percentiles
-from xvla_ros.control.status import ControlStatus
-from xvla_ros.control.window import CommandWindow
+from xvla_ros.control.motion import CommandWindow
+from xvla_ros.control.state import ControlStatus
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import Fault

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from xvla_ros.control.shipped_policy import shipped_policy
+from xvla_ros.control.policy_source import shipped_policy
 from xvla_ros.errors import CheckpointError, Problem, ProfileError
 from xvla_ros.evaluation.graph_checks import Finding, graph_findings, topics_of
 from xvla_ros.nodes.graph import GraphSnapshot, NoGraph, Reading, snapshot

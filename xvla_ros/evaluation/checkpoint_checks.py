@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xvla_ros.control.shipped_policy import known_as
+from xvla_ros.control.policy_source import known_as
 from xvla_ros.errors import CheckpointError, Problem
 from xvla_ros.evaluation.graph_checks import Finding
 from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec, action_spec

@@ -32,7 +32,7 @@ from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.simulation.world import World
 
 if TYPE_CHECKING:
-    from xvla_ros.control.window import CommandWindow
+    from xvla_ros.control.motion import CommandWindow
 
 Floats = NDArray[np.float64]
 Picture = NDArray[np.uint8]

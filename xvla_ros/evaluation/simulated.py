@@ -14,7 +14,7 @@ from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
 
 if TYPE_CHECKING:
-    from xvla_ros.control.window import CommandWindow
+    from xvla_ros.control.motion import CommandWindow
 
 NS = 1_000_000_000
 

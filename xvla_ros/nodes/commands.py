@@ -10,7 +10,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
-from xvla_ros.control.window import CommandWindow
+from xvla_ros.control.motion import CommandWindow
 from xvla_ros.nodes import messages
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY, POSE

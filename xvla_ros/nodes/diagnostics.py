@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from xvla_ros.control.latency import Percentiles
-from xvla_ros.control.status import HOLDING, INACTIVE, RUNNING, STOPPED
+from xvla_ros.control.state import HOLDING, INACTIVE, RUNNING, STOPPED
 from xvla_ros.nodes.robot_link import RobotLink
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from xvla_ros.control.engine import INFERENCE_THREAD, Engine
 from xvla_ros.control.policy_source import PolicySourceError, load_policy
-from xvla_ros.control.status import UNTRAINED
+from xvla_ros.control.state import UNTRAINED
 from xvla_ros.errors import CheckpointError, ProfileError
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.model.imports import kept_for_good

@@ -7,7 +7,7 @@ from typing import Any
 
 from rclpy.node import Node
 
-from xvla_ros.control.status import CONTROLLER_LOST
+from xvla_ros.control.state import CONTROLLER_LOST
 from xvla_ros.observation.faults import Fault
 
 POLL_PERIOD_S = 0.2

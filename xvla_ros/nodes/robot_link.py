@@ -16,9 +16,9 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from xvla_ros.control.engine import ChunkRequest
+from xvla_ros.control.motion import CommandWindow
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.control.status import CONTROLLER_LOST, INACTIVE, RUNNING, ControlStatus
-from xvla_ros.control.window import CommandWindow
+from xvla_ros.control.state import CONTROLLER_LOST, INACTIVE, RUNNING, ControlStatus
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_messages, command_type

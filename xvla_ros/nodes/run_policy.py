@@ -13,7 +13,7 @@ from rclpy.node import Node
 from rclpy.task import Future
 
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.control.status import INACTIVE, RUNNING, STOPPED
+from xvla_ros.control.state import INACTIVE, RUNNING, STOPPED
 from xvla_ros.nodes.messages import NS, stamp_ns
 from xvla_ros.nodes.node_clock import NodeClock
 

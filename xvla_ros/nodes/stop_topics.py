@@ -10,11 +10,35 @@ from rclpy.node import Node
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
-from xvla_ros.control.stops import ESTOP, OPERATOR, StopLatch
 from xvla_ros.nodes import qos
 from xvla_ros.observation.faults import Fault
 
 ESTOP_TOPIC = "/estop"
+ESTOP, OPERATOR = "estop", "operator"  # reasons
+
+
+class StopLatch:
+    """Remembers why a robot was stopped; later causes do not replace the first."""
+
+    def __init__(self) -> None:
+        self._cause: Fault | None = None
+
+    @property
+    def cause(self) -> Fault | None:
+        """Why the robot is stopped, None while it is not."""
+        return self._cause
+
+    def set(self, reason: str, detail: str) -> bool:
+        """Stop for ``reason``; return whether that is new."""
+        if self._cause is not None:
+            return False
+        self._cause = Fault(reason, detail)
+        return True
+
+    def clear(self) -> bool:
+        """End the stop; return whether there was one."""
+        stopped, self._cause = self._cause is not None, None
+        return stopped
 
 
 class Stoppable(Protocol):

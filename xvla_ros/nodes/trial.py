@@ -8,7 +8,7 @@ from contextlib import suppress
 from sensor_msgs.msg import JointState
 
 from xvla_ros.control.clock import Clock, ClockGuard
-from xvla_ros.control.status import CLOCK_STOPPED
+from xvla_ros.control.state import CLOCK_STOPPED
 from xvla_ros.model.data import Observation
 from xvla_ros.nodes import messages
 from xvla_ros.nodes.graph import Reading
