@@ -112,7 +112,7 @@ def _black(slot: str) -> Change:
 def _measure(case: Case, policy: Any, profile: Any, options: Any) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from xvla_ros.evaluation.evaluate import changed
+    from xvla_ros.commands.evaluate import changed
     from xvla_ros.evaluation.in_process import InProcess
     from xvla_ros.evaluation.outcomes import wilson
     from xvla_ros.simulation.tasks import load_task

@@ -36,7 +36,7 @@ class Commands:
     def xvla(self, *arguments: str) -> None:
         """Run a command of ``xvla``; errors as of ``run``."""
         print("xvla", *arguments, flush=True)
-        self.run([sys.executable, "-m", "xvla_ros.cli", *arguments])
+        self.run([sys.executable, "-m", "xvla_ros", *arguments])
 
     def run(self, command: Sequence[str]) -> None:
         """Run a command to its end.

@@ -80,7 +80,7 @@ def _stamped(message: bytes, stamp: int) -> bytes:
 
 def replayed(bag: Path, folder: Path, seconds: float) -> dict[str, Any]:
     """Replay in a process of its own and watch its memory: one row of the table."""
-    command = [sys.executable, "-m", "xvla_ros.cli", "replay", str(bag), "--baseline", "--every", str(EVERY),
+    command = [sys.executable, "-m", "xvla_ros", "replay", str(bag), "--baseline", "--every", str(EVERY),
                "--output", str(folder)]
     begun = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -96,7 +96,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     )
     report = ExecuteProcess(
         cmd=[
-            sys.executable, "-m", "xvla_ros.cli", "replay", argument["bag"], "--robot", argument["robot"],
+            sys.executable, "-m", "xvla_ros", "replay", argument["bag"], "--robot", argument["robot"],
             "--checkpoint", argument["checkpoint"], "--output", argument["output"], "--every", argument["every"],
             "--seed", argument["seed"], "--device", argument["device"] or "cpu", "--live-chunks", str(chunks),
             *(["--dtype", argument["dtype"]] if argument["dtype"] else []),

@@ -161,7 +161,7 @@ def _options() -> argparse.Namespace:
 def _run(step: Step, log: Path, end: float | None) -> int:
     """Run one command, its output shown and kept; at ``end`` it is told to stop, which saves its state."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "xvla_ros.cli", *step.arguments]
+    command = [sys.executable, "-m", "xvla_ros", *step.arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     began = time.monotonic()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from xvla_ros.cli import main
+from xvla_ros.commands import main
 from xvla_ros.evaluation.bag_info import inspect, text_of
 from xvla_ros.observation.bags import MOST_DECODED
 

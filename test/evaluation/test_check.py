@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from xvla_ros.cli import main
-from xvla_ros.evaluation import graph_checks
-from xvla_ros.evaluation.check import CheckReport, check, list_robots, observe, print_report, print_robots
+from xvla_ros.commands import graph_checks, main
+from xvla_ros.commands.check import CheckReport, check, list_robots, observe, print_report, print_robots
 from xvla_ros.nodes.graph import Endpoint, GraphSnapshot, NoGraph, Reading
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots import load_profile
@@ -297,7 +296,7 @@ def running(plan: dict[str, Any], environment: dict[str, str]) -> Iterator[None]
 
 def observed(environment: dict[str, str], robot: str = "so101_bimanual", *use_sim_time: bool) -> dict[str, Any]:
     code = (
-        "import json, sys; from dataclasses import asdict; from xvla_ros.evaluation.check import check, observe\n"
+        "import json, sys; from dataclasses import asdict; from xvla_ros.commands.check import check, observe\n"
         "robot, *use_sim_time = json.loads(sys.argv[1])\n"
         "graph = observe(robot, 1.5, *use_sim_time)\n"
         "report = check(robot, graph=graph).to_json()\n"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xvla_ros.evaluation.check import CheckReport, check, print_report
+from xvla_ros.commands.check import CheckReport, check, print_report
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.units import to_policy

@@ -23,7 +23,7 @@ DURATION = 2.0
 def test_a_demo_ends_with_film_and_report(robot: str, tmp_path: Path) -> None:
     profile = load_profile(robot)[robot]
     ended = subprocess.run(
-        [sys.executable, "-m", "xvla_ros.cli", "demo", "--robot", robot, "--duration", f"{DURATION:g}", "--headless",
+        [sys.executable, "-m", "xvla_ros", "demo", "--robot", robot, "--duration", f"{DURATION:g}", "--headless",
          "--output", str(tmp_path)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=LIMIT, check=False,
     )

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xvla_ros.evaluation.demo_console import Console, Progress
-from xvla_ros.evaluation.demo_task import choose_task, is_trained
+from xvla_ros.commands.demo_console import Console, Progress
+from xvla_ros.commands.demo_task import choose_task, is_trained
 from xvla_ros.evaluation.film import read_frame
 from xvla_ros.evaluation.film_frame import DONE_COLOUR, FAILED_COLOUR, Composer, Scene
 from xvla_ros.evaluation.graph import SetupError
@@ -170,7 +170,7 @@ def finished(trained: tuple[str, int], tmp_path_factory: pytest.TempPathFactory)
     pytest.importorskip("rclpy")
     folder = tmp_path_factory.mktemp("demo")
     ended = subprocess.run(
-        [sys.executable, "-m", "xvla_ros.cli", "demo", "--checkpoint", trained[0], "--seed", str(trained[1]),
+        [sys.executable, "-m", "xvla_ros", "demo", "--checkpoint", trained[0], "--seed", str(trained[1]),
          "--duration", f"{DURATION:g}", "--headless", "--output", str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=LIMIT, check=False,
     )  # fmt: skip

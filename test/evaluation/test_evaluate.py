@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvla_ros.evaluation.evaluate import evaluate
+from xvla_ros.commands.evaluate import evaluate
 from xvla_ros.evaluation.in_process import EvaluationError, InProcess
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, Evaluation, wilson
 from xvla_ros.robots import load_profile
@@ -159,7 +159,7 @@ def test_what_cannot_be_evaluated_is_named(tmp_path, capsys):
     assert evaluate(ROBOT, "touch", 1, output=tmp_path, delay=0.1) == 1
     assert "add --in-process" in capsys.readouterr().err
     ended = subprocess.run(
-        [sys.executable, "-m", "xvla_ros.cli", "evaluate", "--seed", "-1"], capture_output=True, text=True, timeout=300,
+        [sys.executable, "-m", "xvla_ros", "evaluate", "--seed", "-1"], capture_output=True, text=True, timeout=300,
         check=False,
     )  # fmt: skip
     assert ended.returncode == 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from xvla_ros.evaluation.evaluate import changed, evaluate
+from xvla_ros.commands.evaluate import changed, evaluate
 from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.robots import ProfileError, load_profile
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from xvla_ros import cli
+from xvla_ros import commands as cli
 from xvla_ros.evaluation.latency import LatencyOptions, latency, measure
 from xvla_ros.evaluation.latency_inputs import BenchError, make_noise, make_observations, make_policy
 from xvla_ros.evaluation.latency_work import count_work

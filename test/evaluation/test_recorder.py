@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvla_ros.evaluation.demo_console import Progress
+from xvla_ros.commands.demo_console import Progress
 from xvla_ros.evaluation.film import read_frame, write_film
 from xvla_ros.evaluation.film_frame import HEIGHT, WIDTH, Composer, Scene
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, watch_command

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xvla_ros.cli import main
-from xvla_ros.evaluation.replay import find_bags
+from xvla_ros.commands import main
+from xvla_ros.commands.replay import find_bags
 from xvla_ros.evaluation.replay_ablations import swapped
 from xvla_ros.evaluation.replay_bag import BagRecord, ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay_bootstrap import interval_of
@@ -348,7 +348,7 @@ def test_torchrun_shares_the_bags(tmp_path):
     for number in range(3):
         Session(pair(), begin=0.1 * number, end=0.8).record().write(tmp_path / "bags" / f"bag_{number}.mcap")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "xvla_ros.cli",
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "xvla_ros",
          "replay", str(tmp_path / "bags"), "--output", str(tmp_path / "out"), "--every", "4", "--baseline"],
         capture_output=True, text=True, timeout=600, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from xvla_ros.cli import main
-from xvla_ros.evaluation.replay import find_bags
+from xvla_ros.commands import main
+from xvla_ros.commands.replay import find_bags
 from xvla_ros.observation import serialize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

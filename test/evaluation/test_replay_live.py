@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xvla_ros.cli import main
+from xvla_ros.commands import main
 from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.replay_live import CHUNKS, check_live, compare_live, remapped_commands, replay_settings
 from xvla_ros.evaluation.replay_sources import PolicySource

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xvla_ros import cli
+from xvla_ros import commands as cli
 from xvla_ros.evaluation.latency_inputs import make_policy
 from xvla_ros.evaluation.start import SECOND, TOTAL, WHAT, StartOptions, start
 from xvla_ros.evaluation.start_process import PARTS

@@ -19,10 +19,10 @@ pytest.importorskip("pinocchio", reason="the tool that interface pose commands n
 from rclpy.serialization import serialize_message
 from std_msgs.msg import Float64MultiArray
 
+from xvla_ros.commands.graph_checks import graph_findings, topics_of
 from xvla_ros.control.motion import CommandWindow, MotionState
 from xvla_ros.evaluation.bag_info import inspect
 from xvla_ros.evaluation.graph import SetupError
-from xvla_ros.evaluation.graph_checks import graph_findings, topics_of
 from xvla_ros.evaluation.replay_bag import ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay_live import check_live
 from xvla_ros.evaluation.replay_sources import Answer

@@ -91,7 +91,7 @@ class Processes:
         return self._start([sys.executable, "-c", PUBLISHER, *arguments], stdout=subprocess.PIPE)
 
     def recorder(self, *arguments, **options):
-        command = [sys.executable, "-m", "xvla_ros.cli", "record", "--output", str(self.folder), *arguments]
+        command = [sys.executable, "-m", "xvla_ros", "record", "--output", str(self.folder), *arguments]
         return self._start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
 
     def _start(self, command, **options):
@@ -250,7 +250,7 @@ def test_a_disk_that_fills_up_ends_the_recording(processes):
     processes.folder.mkdir()
     if subprocess.run([*small, "true"], capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
-    recorder = processes._start([*small, sys.executable, "-m", "xvla_ros.cli", "record", "--output",
+    recorder = processes._start([*small, sys.executable, "-m", "xvla_ros", "record", "--output",
                                  str(processes.folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output = recorder.communicate(timeout=DEADLINE)[0]
     assert recorder.returncode == 1

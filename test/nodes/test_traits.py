@@ -45,10 +45,10 @@ from odd_robots import (
     sent,
 )
 
+from xvla_ros.commands.check import check
+from xvla_ros.commands.graph_checks import topics_of
 from xvla_ros.control.state import HOLDING, RUNNING
 from xvla_ros.evaluation import bag_info
-from xvla_ros.evaluation.check import check
-from xvla_ros.evaluation.graph_checks import topics_of
 from xvla_ros.evaluation.processes import free_domain
 from xvla_ros.evaluation.replay_bag import ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay_sources import HoldStill

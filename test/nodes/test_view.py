@@ -138,7 +138,7 @@ def read(file):
 def test_a_run_is_seen_whole_in_the_file_and_nothing_is_commanded(robot, tmp_path):
     file = tmp_path / "deep" / "run.rrd"
     watcher = subprocess.Popen(
-        [sys.executable, "-m", "xvla_ros.cli", "view", "--robot", ROBOT, "--save", str(file)],
+        [sys.executable, "-m", "xvla_ros", "view", "--robot", ROBOT, "--save", str(file)],
         env=ros_env.child_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + DEADLINE
@@ -242,7 +242,7 @@ def test_a_viewer_that_cannot_be_had_is_said(monkeypatch, how, message):
 
 
 def test_without_rerun_it_says_what_to_install():
-    hidden = "import sys; sys.modules['rerun'] = None; from xvla_ros.cli import main; sys.exit(main(['view']))"
+    hidden = "import sys; sys.modules['rerun'] = None; from xvla_ros.commands import main; sys.exit(main(['view']))"
     done = subprocess.run([sys.executable, "-c", hidden], env={**os.environ, **ros_env.child_environment()},
                           capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 1

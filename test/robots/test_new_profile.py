@@ -15,8 +15,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvla_ros.cli import main
-from xvla_ros.evaluation.check import check
+from xvla_ros.commands import main
+from xvla_ros.commands.check import check
 from xvla_ros.model.data import Observation
 from xvla_ros.model.random_policy import random_policy
 from xvla_ros.robots import ProfileError, load_profile
@@ -461,7 +461,7 @@ def test_the_how_to_prints_what_it_says(tmp_path: Path):
     for command, expected in steps:
         words = shlex.split(command)
         if words[0] == "xvla":
-            words[:1] = [sys.executable, "-m", "xvla_ros.cli"]
+            words[:1] = [sys.executable, "-m", "xvla_ros"]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
         # without checkpoint and graph a check is incomplete
         assert done.returncode == (3 if words[3:4] == ["check"] else 0), f"{command}\n{done.stderr}"

@@ -11,8 +11,8 @@ import numpy as np
 import pinocchio
 import pytest
 
+from xvla_ros.commands.check import check
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.evaluation.check import check
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import ProfileError, load_robot
 from xvla_ros.robots.marks import MARK

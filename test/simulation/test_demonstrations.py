@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rosbags.typesys import Stores, get_typestore
 
-from xvla_ros.evaluation.demos import demos
+from xvla_ros.commands.demos import demos
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.bag_files import bag_messages
 from xvla_ros.observation.bags import observations
@@ -125,7 +125,7 @@ def test_the_command_says_what_it_did(tmp_path, capsys):
 
 
 def test_wrong_usage_ends_with_2():
-    command = [sys.executable, "-m", "xvla_ros.cli", "demos", "--output", "x", "--episodes", "0"]
+    command = [sys.executable, "-m", "xvla_ros", "demos", "--output", "x", "--episodes", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2
     assert "0 is not a whole number above 0" in ended.stderr

@@ -16,7 +16,7 @@ import yaml
 from recorded import Session, changed
 from tiny import MODEL
 
-from xvla_ros.cli import main
+from xvla_ros.commands import main
 from xvla_ros.model import checkpoint
 from xvla_ros.training.config_file import read_settings
 from xvla_ros.training.datasets import open_datasets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from xvla_ros.cli.options import Commands, add_command, add_device, add_dtype, count, seed
+from xvla_ros.commands.options import Commands, add_command, add_device, add_dtype, count, seed
 
 
 def add_bench(commands: Commands) -> None:

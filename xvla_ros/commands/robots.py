@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from xvla_ros.cli.options import (
+from xvla_ros.commands.options import (
     Commands,
     add_checkpoint,
     add_command,
@@ -47,7 +47,7 @@ def add_demo(commands: Commands) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from xvla_ros.evaluation.demo import demo
+    from xvla_ros.commands.demo import demo
 
     return demo(
         options.robot, options.duration, options.seed, options.instruction, options.output, options.checkpoint,
@@ -85,7 +85,7 @@ def add_run(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from xvla_ros.evaluation.run import run
+    from xvla_ros.commands.run import run
 
     return run(
         options.robot, options.checkpoint, sim=options.sim, namespace=options.namespace, device=options.device,
@@ -115,7 +115,7 @@ def add_view(commands: Commands) -> None:
 
 
 def _view(options: argparse.Namespace) -> int:
-    from xvla_ros.evaluation.view import view
+    from xvla_ros.commands.view import view
 
     return view(
         options.robot, save=options.save, connect=options.connect, spawn=options.spawn, duration=options.duration,
@@ -132,8 +132,8 @@ def add_robots(commands: Commands) -> None:
 
 
 def _robots(options: argparse.Namespace) -> int:
+    from xvla_ros.commands.check import list_robots, print_robots
     from xvla_ros.errors import ProfileError
-    from xvla_ros.evaluation.check import list_robots, print_robots
 
     try:
         print_robots(list_robots(), options.json)
@@ -164,7 +164,7 @@ def add_check(commands: Commands) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from xvla_ros.evaluation.check import LEFT_OUT, check, observe, print_report
+    from xvla_ros.commands.check import LEFT_OUT, check, observe, print_report
 
     graph = LEFT_OUT if options.offline else observe(options.robot, options.seconds, options.use_sim_time)
     report = check(options.robot, options.checkpoint, graph)

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from xvla_ros.commands.graph_checks import Finding
 from xvla_ros.control.policy_source import known_as
 from xvla_ros.errors import CheckpointError, Problem
-from xvla_ros.evaluation.graph_checks import Finding
 from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec, action_spec
 from xvla_ros.robots.profile import Profile
 

@@ -246,6 +246,6 @@ def _policy(settings: EvaluationSettings, profile: Profile) -> tuple[Any, str, b
 
 
 def _over_ros(settings: EvaluationSettings) -> Evaluation:
-    from xvla_ros.evaluation.over_ros import run
+    from xvla_ros.commands.over_ros import run
 
     return run(settings)

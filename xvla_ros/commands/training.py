@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from xvla_ros.cli.options import (
+from xvla_ros.commands.options import (
     Commands,
     add_checkpoint,
     add_command,
@@ -51,7 +51,7 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from xvla_ros.evaluation.evaluate import evaluate
+    from xvla_ros.commands.evaluate import evaluate
 
     return evaluate(
         options.robot, options.task, options.episodes, options.seed, options.checkpoint,
@@ -68,7 +68,7 @@ def add_train(commands: Commands) -> None:
         "  xvla train my_arm.yaml\n"
         "  xvla train adapt_prompt.yaml model.checkpoint=base datasets.0.paths='[demos/*]' steps=2000\n"
         "  xvla train my_arm.yaml resume=true\n"
-        "  accelerate launch -m xvla_ros.cli train my_arm.yaml strategy=fsdp\n\n"
+        "  accelerate launch -m xvla_ros train my_arm.yaml strategy=fsdp\n\n"
         "files to begin with: phase1.yaml, adapt_prompt.yaml, adapt_lora.yaml, adapt_full.yaml, found by these names",
     )
     parser.add_argument("config", metavar="CONFIG", help="training file (YAML), or the name of a shipped one")

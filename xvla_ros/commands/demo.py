@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xvla_ros.evaluation.demo_console import Console, Progress
-from xvla_ros.evaluation.demo_task import choose_task, is_trained
+from xvla_ros.commands.demo_console import Console, Progress
+from xvla_ros.commands.demo_task import choose_task, is_trained
 from xvla_ros.evaluation.episodes import NANOSECONDS
 from xvla_ros.evaluation.graph import (
     THIS_MACHINE_ONLY,
@@ -110,9 +110,9 @@ def demo(
     except SetupError as error:
         print(f"xvla demo: {error}", file=sys.stderr)
         return 1
+    from xvla_ros.commands.live_window import WindowError, require_display
     from xvla_ros.errors import CheckpointError
     from xvla_ros.evaluation.film import FilmError
-    from xvla_ros.evaluation.live_window import WindowError, require_display
     from xvla_ros.evaluation.recorder import RecordingError, can_be_shown
     from xvla_ros.robots import ProfileError, load_robot
     from xvla_ros.simulation.scenes import UnknownSceneError
@@ -216,7 +216,7 @@ def _prepare(folder: Path) -> None:
 
 def _drive(settings: DemoSettings, console: Console) -> None:
     """Bring the graph up, wait until the watched time is over, take the graph down."""
-    from xvla_ros.evaluation.live_window import open_window
+    from xvla_ros.commands.live_window import open_window
     from xvla_ros.ros_env import child_environment
 
     folder, profile = settings.output, settings.profile

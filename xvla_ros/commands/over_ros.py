@@ -21,7 +21,7 @@ from xvla_ros.evaluation.report import Percentiles, computing_of
 from xvla_ros.nodes.recording import read_progress
 
 if TYPE_CHECKING:
-    from xvla_ros.evaluation.evaluate import EvaluationSettings
+    from xvla_ros.commands.evaluate import EvaluationSettings
 
 STATS = "sim.json"
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from xvla_ros.commands.graph_checks import Finding, graph_findings, topics_of
 from xvla_ros.control.policy_source import shipped_policy
 from xvla_ros.errors import CheckpointError, Problem, ProfileError
-from xvla_ros.evaluation.graph_checks import Finding, graph_findings, topics_of
 from xvla_ros.nodes.graph import GraphSnapshot, NoGraph, Reading, snapshot
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.marks import open_marks
@@ -246,7 +246,7 @@ def _check_executable(profile: Profile, found: _Findings) -> None:
 
 
 def _shipped(profiles: Iterable[Profile], found: _Findings) -> Path | None:
-    from xvla_ros.evaluation.checkpoint_checks import of_the_files
+    from xvla_ros.commands.checkpoint_checks import of_the_files
 
     try:
         return shipped_policy(profiles)
@@ -266,7 +266,7 @@ def _check_checkpoint(
     profile: Profile, checkpoint: str | Path | None, shipped: Path | None, found: _Findings
 ) -> bool:
     """Compare a profile with the checkpoint that the node would load; return whether there is one."""
-    from xvla_ros.evaluation.checkpoint_checks import REFUSED, checkpoint_findings, computing
+    from xvla_ros.commands.checkpoint_checks import REFUSED, checkpoint_findings, computing
 
     own = profile.policy
     given = (str(checkpoint), "") if checkpoint else (own.checkpoint, own.revision)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from xvla_ros.cli.options import (
+from xvla_ros.commands.options import (
     Commands,
     add_checkpoint,
     add_command,
@@ -43,7 +43,7 @@ def add_demos(commands: Commands) -> None:
 
 
 def _demos(options: argparse.Namespace) -> int:
-    from xvla_ros.evaluation.demos import demos
+    from xvla_ros.commands.demos import demos
 
     return demos(
         options.robot, options.task, options.episodes, options.output, seed=options.seed,
@@ -72,7 +72,7 @@ def add_record(commands: Commands) -> None:
 
 
 def _record(options: argparse.Namespace) -> int:
-    from xvla_ros.evaluation.record import record
+    from xvla_ros.commands.record import record
 
     return record(
         options.robot, options.output, instruction=options.instruction, topics=options.topic, policy=options.policy,
@@ -87,7 +87,7 @@ def add_replay(commands: Commands) -> None:
         "  xvla replay recordings/touch --robot so101_bimanual --checkpoint my_checkpoint --every 10\n"
         "  xvla replay run.mcap --checkpoint old --compare new --ablations\n"
         "  xvla replay run.mcap --baseline\n"
-        "  torchrun --nproc-per-node 8 -m xvla_ros.cli replay bags --checkpoint my_checkpoint --device cuda",
+        "  torchrun --nproc-per-node 8 -m xvla_ros replay bags --checkpoint my_checkpoint --device cuda",
     )
     parser.add_argument("bags", nargs="+", metavar="BAG", help="bag, its file, or a folder of bags")
     parser.add_argument("--robot", default="", help="profile or its file (default: the one recorded in the bag)")
@@ -112,7 +112,7 @@ def add_replay(commands: Commands) -> None:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from xvla_ros.evaluation.replay import ReplayOptions, replay
+    from xvla_ros.commands.replay import ReplayOptions, replay
 
     given = {name: value for name, value in vars(options).items() if name not in ("command", "bags")}
     return replay(ReplayOptions(tuple(options.bags), **given))

@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from xvla_ros.cli import bench, recordings, robots, training
-from xvla_ros.cli.options import Command
+from xvla_ros.commands import bench, recordings, robots, training
+from xvla_ros.commands.options import Command
 
 COMMANDS = (  # in the order of ``xvla --help``
     robots.add_demo,
