@@ -1,4 +1,4 @@
-"""``python -m xvla_ros``, as launchers of several processes need it."""
+"""``python -m xvla_ros``: the command ``xvla``, as launchers of several processes need it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from xvla_ros.commands import graph_checks, main
-from xvla_ros.commands.check import CheckReport, check, list_robots, observe, print_report, print_robots
+from xvla_ros.commands.check import CheckReport, check, observe, text_of
 from xvla_ros.nodes.graph import Endpoint, GraphSnapshot, NoGraph, Reading
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots import load_profile
@@ -114,9 +113,7 @@ def test_why_the_node_would_hold_is_an_error_in_its_own_words():
     assert error.message == f"{stale.reason}: {stale.detail}"
     assert error.value == "2 of 60 observations could not be built"
     assert warning.key == "so101_bimanual.cameras.right_wrist"
-    text = io.StringIO()
-    print_report(report, stream=text)
-    assert "so101_bimanual: observations: 58 of 60 (ROS time: /clock)" in text.getvalue().splitlines()
+    assert "so101_bimanual: observations: 58 of 60 (ROS time: /clock)" in text_of(report).splitlines()
     assert report.to_json()["observations"] == {"so101_bimanual": {
         "tried": 60, "built": 58, "clock": "/clock", "faults": [{**vars(stale), "count": 2}]}}
 
@@ -257,11 +254,8 @@ def test_quality_of_service_is_that_of_the_node():
 
 def test_the_report_reads_as_text_and_as_json():
     report = check("so101_bimanual", graph=changed("rates", "/front/image_raw", 2.0))
-    text, document = io.StringIO(), io.StringIO()
-    print_report(report, stream=text)
-    print_report(report, json_form=True, stream=document)
-    assert json.loads(document.getvalue()) == json.loads(json.dumps(report.to_json()))
-    assert text.getvalue().splitlines() == [
+    assert json.loads(text_of(report, as_json=True)) == json.loads(json.dumps(report.to_json()))
+    assert text_of(report).splitlines() == [
         "error: so101_bimanual.cameras.front.topic",
         "  /front/image_raw comes at 2 Hz and is stale in between",
         "  file:     ROS graph",
@@ -272,14 +266,15 @@ def test_the_report_reads_as_text_and_as_json():
     ]
 
 
-def test_the_shipped_robots_are_listed():
-    text, document = io.StringIO(), io.StringIO()
-    print_robots(list_robots(), stream=text)
-    print_robots(list_robots(), json_form=True, stream=document)
+def test_the_shipped_robots_are_listed(capsys: pytest.CaptureFixture[str]):
+    assert main(["robots"]) == 0
+    text = capsys.readouterr().out
+    assert main(["robots", "--json"]) == 0
+    document = capsys.readouterr().out
     names = [path.stem for path in shipped_files()]
     assert {"agibot", "so101", "so101_bimanual", "widowx"} < set(names)
-    assert [line.split()[0] for line in text.getvalue().splitlines()] == ["robot", *names]
-    assert [robot["name"] for robot in json.loads(document.getvalue())["robots"]] == names
+    assert [line.split()[0] for line in text.splitlines()] == ["robot", *names]
+    assert [robot["name"] for robot in json.loads(document)["robots"]] == names
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xvla_ros.commands.check import CheckReport, check, print_report
+from xvla_ros.commands.check import CheckReport, check, text_of
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.units import to_policy
@@ -57,11 +57,10 @@ def keys(report: CheckReport) -> tuple[set[str], set[str]]:
     return errors, warnings
 
 
-def test_what_it_computes_in_on_this_machine_is_said(checkpoint: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_it_computes_in_on_this_machine_is_said(checkpoint: Path):
     report = check(PAIR.name, checkpoint)
     assert report.computing[0].startswith(f"{checkpoint} computes in float32: ")
-    print_report(report)
-    assert report.computing[0] in capsys.readouterr().out
+    assert report.computing[0] in text_of(report)
 
 
 def test_a_checkpoint_made_for_the_robot_fits_and_says_that_it_is_untrained(checkpoint: Path):

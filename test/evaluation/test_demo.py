@@ -22,9 +22,10 @@ from xvla_ros.evaluation.film_frame import HEIGHT, WIDTH
 
 LIMIT = 300.0  # s, only ends a hang
 DURATION = 4.0
-CODE = "import json, sys; from xvla_ros.commands.demo import demo; sys.exit(demo(**json.loads(sys.argv[1])))"
-RUN = "import json, sys; from xvla_ros.commands.run import run; sys.exit(run(**json.loads(sys.argv[1])))"
-CLI = "import json, sys; from xvla_ros.commands import main; sys.exit(main(json.loads(sys.argv[1])['arguments']))"
+BEGIN = "import json, sys; from xvla_ros.commands import main, run; given = json.loads(sys.argv[1]); "
+CODE = BEGIN + "from xvla_ros.commands.demo import Demo; sys.exit(run(Demo(**given), 'demo'))"
+RUN = BEGIN + "from xvla_ros.commands.live import Run; sys.exit(run(Run(**given), 'run'))"
+CLI = BEGIN + "sys.exit(main(given['arguments']))"
 MARK = "XVLA_TEST_MARK"
 
 

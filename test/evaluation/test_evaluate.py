@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvla_ros.commands.evaluate import evaluate
+from xvla_ros.commands import run
+from xvla_ros.commands.evaluate import Evaluate
 from xvla_ros.evaluation.in_process import EvaluationError, InProcess
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, Evaluation, wilson
 from xvla_ros.robots import load_profile
@@ -113,6 +114,12 @@ def steadfast(profile, tmp_path_factory):
     """A checkpoint that wants one posture whatever it sees, a seed for which that is a success, and one of another."""
     folder = tmp_path_factory.mktemp("steadfast")
     return folder, save_steadfast(profile, folder)
+
+
+def evaluate(robot, task, episodes, seed=0, checkpoint=None, **options):
+    return run(
+        Evaluate(robot=robot, task=task, episodes=episodes, seed=seed, checkpoint=checkpoint, **options), "evaluate"
+    )
 
 
 def report_of(folder):

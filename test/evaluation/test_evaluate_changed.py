@@ -2,7 +2,8 @@
 
 import pytest
 
-from xvla_ros.commands.evaluate import changed, evaluate
+from xvla_ros.commands import main
+from xvla_ros.commands.evaluate import changed
 from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.robots import ProfileError, load_profile
 
@@ -33,5 +34,5 @@ def test_a_value_that_the_profile_refuses_is_named(profile):
 def test_over_ros_nothing_is_changed(capsys):
     pytest.importorskip("rclpy")
     pytest.importorskip("pinocchio")
-    assert evaluate(overrides=["policy.denoising_steps=4"]) == 1
+    assert main(["evaluate", "--set", "policy.denoising_steps=4"]) == 1
     assert "--in-process" in capsys.readouterr().err

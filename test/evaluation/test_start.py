@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from xvla_ros import commands as cli
 from xvla_ros.evaluation.latency_inputs import make_policy
 from xvla_ros.evaluation.start import SECOND, TOTAL, WHAT, StartOptions, start
 from xvla_ros.evaluation.start_process import PARTS
@@ -55,10 +54,3 @@ def test_error_of_the_process_is_passed_on(tmp_path: Path, capsys: pytest.Captur
     assert start(StartOptions(checkpoint=str(folder), device="nowhere")) == 1
     error = capsys.readouterr().err
     assert "nowhere" in error and "Traceback" not in error
-
-
-def test_wrong_usage_of_the_command() -> None:
-    for arguments in (["bench", "start", "--runs", "0"], ["bench", "start", "--dtype", "int4"]):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(arguments)
-        assert ended.value.code == 2

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from rosbags.typesys import Stores, get_typestore
 
-from xvla_ros.commands.demos import demos
+from xvla_ros.commands import run
+from xvla_ros.commands.demos import Demos
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.bag_files import bag_messages
 from xvla_ros.observation.bags import observations
@@ -107,6 +108,10 @@ def test_two_processes_record_the_same(recorded, tmp_path):
     for each in made:
         theirs = [m.data for m in bag_messages(tmp_path / each.path.name)]
         assert theirs == [m.data for m in bag_messages(folder / each.path.name)]
+
+
+def demos(robot, task, episodes, output, **options):
+    return run(Demos(robot=robot, task=task, episodes=episodes, output=output, **options), "demos")
 
 
 def test_the_command_says_what_it_did(tmp_path, capsys):

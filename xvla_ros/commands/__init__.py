@@ -1,61 +1,74 @@
-"""The command ``xvla``. What a command needs is imported when it runs, so that ``xvla --help`` is instant."""
+"""The command ``xvla``. A command's module is imported when the command is asked for, so that ``xvla --help`` is fast.
+
+A command is a dataclass in a module of this folder, see ``xvla_ros.commands.options``. What goes wrong is raised, and
+said here.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from xvla_ros.commands import bench, recordings, robots, training
-from xvla_ros.commands.options import Command
+from xvla_ros.commands.options import Command, parse
+from xvla_ros.errors import XvlaError
 
-COMMANDS = (  # in the order of ``xvla --help``
-    robots.add_demo,
-    robots.add_run,
-    robots.add_view,
-    robots.add_robots,
-    robots.add_check,
-    robots.add_new_robot,
-    recordings.add_demos,
-    training.add_evaluate,
-    recordings.add_record,
-    training.add_pretrain_vision,
-    recordings.add_replay,
-    recordings.add_bag,
-    training.add_train,
-    bench.add_bench,
-)
+COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --help``
+    "demo": ("demo", "Demo", "drive a simulated robot over real ROS 2 topics; leaves a film and a report"),
+    "run": ("live", "Run", "bring up the policy node, as the launch file does where there is launch_ros"),
+    "view": ("live", "View", "show a running robot in the Rerun viewer: cameras, chunks against joints, state"),
+    "robots": ("robots", "Robots", "list the robots that have a profile"),
+    "check": ("check", "Check", "check a profile against its checkpoint and the running graph, before any arm moves"),
+    "new-robot": ("robots", "NewRobot", "begin a profile for an arm from its URDF, with marks at what no URDF holds"),
+    "demos": ("demos", "Demos", "record demonstrations of a task in simulation, by a scripted expert, as bags"),
+    "evaluate": ("evaluate", "Evaluate", "measure how often a policy does a task in simulation"),
+    "record": ("live", "Record", "record a robot's topics, with marks of episodes, for training and replay"),
+    "pretrain-vision": (
+        "training", "PretrainVision",
+        "train a vision tower on what a simulator knows of its own pictures, before any demonstration",
+    ),
+    "replay": ("replay", "Replay", "hold a policy's answers against recordings, before it moves an arm"),
+    "bag": ("replay", "Bag", "say what a recording holds, and what a robot would miss in it"),
+    "train": ("training", "Train", "train a policy from recordings, or adapt a checkpoint to a robot"),
+}  # fmt: skip
+FAILED, STOPPED = 1, 130  # exit codes; 2, wrong usage, is argparse's
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code: 0, 1 after an error (said on stderr), 2 on wrong usage, 3 incomplete."""
-    options = _parse(_parser(), arguments)
-    command: Command = options.command
+    """Run one command; return its exit code: 0, 1 after an error (said on stderr), 3 incomplete, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: with 2 on wrong usage, 0 after ``--help``.
+    """
+    name, *rest = _split(sys.argv[1:] if arguments is None else arguments)
+    module, kind, _ = COMMANDS[name]
+    return run(parse(getattr(import_module(f"{__name__}.{module}"), kind), f"xvla {name}", rest), name)
+
+
+def run(command: Command, name: str) -> int:
+    """Run a command; say on stderr what went wrong, and return the exit code."""
     try:
-        return command(options)
-    except KeyboardInterrupt:
-        return 130
+        return command.run()
+    except KeyboardInterrupt as stop:
+        print("\nstopped" + f"; {stop}" * bool(str(stop)), file=sys.stderr)
+        return getattr(stop, "exit_code", STOPPED)
     except BrokenPipeError:
         # the reader of our output has gone, as in `xvla robots | head`
         sys.stderr.close()
-        return 1
+        return FAILED
+    except (XvlaError, OSError) as error:
+        print(f"xvla {name}: {error}", file=sys.stderr)
+        return FAILED
 
 
-def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """As argparse does, but KEY=VALUE of a training file may also come after an option."""
-    options, rest = parser.parse_known_args(arguments)
-    if rest and (any(each.startswith("-") for each in rest) or not hasattr(options, "config")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.overrides += rest
-    return options
-
-
-def _parser() -> argparse.ArgumentParser:
+def _split(arguments: Sequence[str]) -> list[str]:
+    """The name of a command and its arguments; end the process where help, or what is no command, is asked for."""
     parser = argparse.ArgumentParser(
         prog="xvla", description="Run and adapt X-VLA, one policy for many robot arms, under ROS 2."
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in COMMANDS:
-        add(commands)
-    return parser
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="name")
+    for name, (_, _, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    name = parser.parse_known_args(arguments)[0].name
+    return [name, *arguments[list(arguments).index(name) + 1 :]]

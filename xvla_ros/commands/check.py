@@ -6,25 +6,55 @@ A check that could not look at all of it is no success: what is missing is said,
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any
 
+from xvla_ros.commands.checkpoint_checks import REFUSED, checkpoint_findings, computing, of_the_files
 from xvla_ros.commands.graph_checks import Finding, graph_findings, topics_of
+from xvla_ros.commands.options import Checkpoint, Command, Json, Positive, Robot
 from xvla_ros.control.policy_source import shipped_policy
 from xvla_ros.errors import CheckpointError, Problem, ProfileError
 from xvla_ros.nodes.graph import GraphSnapshot, NoGraph, Reading, snapshot
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.marks import open_marks
-from xvla_ros.robots.profile import Profile, load_profile, shipped_files
+from xvla_ros.robots.profile import Profile, load_profile
 from xvla_ros.robots.tool_arm import tool_arms
 
 SCHEMA_VERSION = 1
 PARTS = ("profile", "checkpoint", "graph")
 OK, WRONG, INCOMPLETE = 0, 1, 3  # exit codes
 LEFT_OUT = NoGraph("it was left out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Command):
+    """Check a profile against its checkpoint and the running graph, before any arm moves.
+
+    examples:
+      xvla check --robot so101_bimanual
+      xvla check --robot my_arm.yaml --checkpoint my_checkpoint --json
+
+    exit code 0: the robot can run; 1: there are errors; 3: something could not be checked, and is named
+    """
+
+    robot: Robot = "so101_bimanual"
+    checkpoint: Checkpoint = None
+    json: Json = False
+    offline: Annotated[bool, "leave the running graph out"] = False
+    seconds: Annotated[Positive, "seconds for which rates are measured and observations built"] = 2.0
+    use_sim_time: Annotated[
+        bool | None,
+        "judge stamps by /clock, or by this machine's clock (default: by /clock where somebody publishes it)",
+    ] = None
+
+    def run(self) -> int:
+        """Print the report; its exit code is the command's."""
+        graph = LEFT_OUT if self.offline else observe(self.robot, self.seconds, self.use_sim_time)
+        report = check(self.robot, self.checkpoint, graph)
+        print(text_of(report, as_json=self.json))
+        return report.exit_code
 
 
 @dataclass(frozen=True)
@@ -153,83 +183,32 @@ def observe(
     return snapshot(topics, seconds, profiles, use_sim_time)
 
 
-def print_report(report: CheckReport, json_form: bool = False, stream: TextIO | None = None) -> None:
-    """Print a report for people, or as JSON."""
-    out = stream or sys.stdout
-    if json_form:
-        print(json.dumps(report.to_json(), indent=2, ensure_ascii=False, default=str), file=out)
-        return
+def text_of(report: CheckReport, *, as_json: bool = False) -> str:
+    """Return a report for people, in lines, or as JSON."""
+    if as_json:
+        return json.dumps(report.to_json(), indent=2, ensure_ascii=False, default=str)
+    return "\n".join(_lines(report))
+
+
+def _lines(report: CheckReport) -> Iterator[str]:
     for title, problems in (("error", report.errors), ("warning", report.warnings)):
         for problem in problems:
-            print(f"{title}: {problem.key or problem.file}", file=out)
-            print(f"  {problem.message}", file=out)
-            rows = [("file", problem.file), ("found", problem.value), ("expected", problem.expected)]
-            for name, value in rows:
+            yield f"{title}: {problem.key or problem.file}"
+            yield f"  {problem.message}"
+            for name, value in (("file", problem.file), ("found", problem.value), ("expected", problem.expected)):
                 if value is not None:
-                    print(f"  {name + ':':<10}{value}", file=out)
-    for text in report.computing:
-        print(text, file=out)
+                    yield f"  {name + ':':<10}{value}"
+    yield from report.computing
     for robot, reading in report.readings.items():
-        print(f"{robot}: observations: {reading.built} of {reading.tried} (ROS time: {report.clock})", file=out)
+        yield f"{robot}: observations: {reading.built} of {reading.tried} (ROS time: {report.clock})"
     for text in report.missing:
-        print(f"incomplete: {text}", file=out)
+        yield f"incomplete: {text}"
     robots = ", ".join(report.robots) or "no robot"
     counts = f"{_count(len(report.errors), 'error')}, {_count(len(report.warnings), 'warning')}"
     counts += "" if report.complete else ", incomplete"
     left_out = [part for part in PARTS if part not in report.checked]
     scope = f"checked {', '.join(report.checked)}" + (f"; not checked: {', '.join(left_out)}" if left_out else "")
-    print(f"{robots}: {counts} ({scope})", file=out)
-
-
-@dataclass(frozen=True)
-class RobotSummary:
-    """One line of ``xvla robots``."""
-
-    name: str
-    file: str
-    action_mode: str
-    domain_id: int
-    joints: int
-    cameras: tuple[str, ...]
-    checkpoint: str
-
-
-def list_robots() -> list[RobotSummary]:
-    """Return the shipped robots.
-
-    Raises:
-        ProfileError: when one of the files is wrong.
-    """
-    profiles = [profile for path in shipped_files() for profile in load_profile(path).values()]
-    return [
-        RobotSummary(
-            name=profile.name,
-            file=str(profile.source),
-            action_mode=profile.policy.action_mode,
-            domain_id=profile.policy.domain_id,
-            joints=len(profile.joints.policy_order),
-            cameras=profile.cameras.slots,
-            checkpoint=profile.policy.checkpoint,
-        )
-        for profile in profiles
-    ]
-
-
-def print_robots(robots: list[RobotSummary], json_form: bool = False, stream: TextIO | None = None) -> None:
-    """Print the robots as a table, or as JSON."""
-    out = stream or sys.stdout
-    if json_form:
-        document = {"schema_version": SCHEMA_VERSION, "robots": [vars(robot) for robot in robots]}
-        print(json.dumps(document, indent=2, ensure_ascii=False), file=out)
-        return
-    head = ("robot", "action mode", "domain", "joints", "cameras", "file")
-    rows = [
-        (each.name, each.action_mode, str(each.domain_id), str(each.joints), " ".join(each.cameras), each.file)
-        for each in robots
-    ]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), file=out)
+    yield f"{robots}: {counts} ({scope})"
 
 
 def _count(number: int, noun: str) -> str:
@@ -246,8 +225,6 @@ def _check_executable(profile: Profile, found: _Findings) -> None:
 
 
 def _shipped(profiles: Iterable[Profile], found: _Findings) -> Path | None:
-    from xvla_ros.commands.checkpoint_checks import of_the_files
-
     try:
         return shipped_policy(profiles)
     except CheckpointError as error:
@@ -266,8 +243,6 @@ def _check_checkpoint(
     profile: Profile, checkpoint: str | Path | None, shipped: Path | None, found: _Findings
 ) -> bool:
     """Compare a profile with the checkpoint that the node would load; return whether there is one."""
-    from xvla_ros.commands.checkpoint_checks import REFUSED, checkpoint_findings, computing
-
     own = profile.policy
     given = (str(checkpoint), "") if checkpoint else (own.checkpoint, own.revision)
     is_shipped = not given[0] and shipped is not None

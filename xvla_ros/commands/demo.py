@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from xvla_ros.commands.demo_console import Console, Progress
 from xvla_ros.commands.demo_task import choose_task, is_trained
+from xvla_ros.commands.options import Checkpoint, Command, Device, Dtype, Option, Positive, RealTime, Robot
 from xvla_ros.evaluation.episodes import NANOSECONDS
 from xvla_ros.evaluation.graph import (
     THIS_MACHINE_ONLY,
@@ -44,94 +45,62 @@ PAUSE = 0.8
 RECORDING, STATS = "recording", "sim.json"
 
 
-@dataclass(frozen=True)
-class DemoSettings:
-    """What a demo runs with.
+@dataclass(frozen=True, kw_only=True)
+class Demo(Command):
+    """Drive a simulated robot over real ROS 2 topics; leave a film and a report.
 
-    Attributes:
-        duration: s of simulated time from the first command.
-        instruction: from beginning to end, or with a task the only one its episodes have; empty there for any.
-        task: whose episodes are led; None leads none.
-        dtype: what the policy computes in; empty takes the fastest here.
-        real_time: simulated time goes on while a policy too slow for it computes.
+    examples:
+      xvla demo
+      xvla demo --task pick_place --checkpoint my_checkpoint
+      xvla demo --duration 20 --seed 7 --instruction 'touch the red cube'
     """
 
-    profile: Profile
-    duration: float
-    seed: int
-    instruction: str
-    task: str | None
-    output: Path
-    checkpoint: str | None
-    device: str
-    window: bool | None
-    dtype: str = ""
-    real_time: bool = False
+    robot: Robot = "so101_bimanual"
+    checkpoint: Checkpoint = None
+    duration: Annotated[Positive, "seconds of simulated time from the first command"] = 20.0
+    seed: Annotated[int, "seed of the scene and of the sampler's noise"] = 7
+    task: Annotated[
+        str | None,
+        "lead episodes of it: touch, pick_place, …; none for one run with one instruction (default: touch, where the "
+        "policy was trained for the robot)",
+    ] = None
+    instruction: Annotated[
+        str | None,
+        "what to do, in words (default: what each layout asks for; without a task the profile's)",
+    ] = None
+    output: Annotated[str, "folder of film and report"] = "xvla_out/demo"
+    device: Device = "cpu"
+    dtype: Dtype = ""
+    real_time: RealTime = False
+    window: Annotated[
+        bool | None, Option(denied=("--headless", "show nothing, even on a display")), "show the film while it is made"
+    ] = None
 
+    def run(self) -> int:
+        """Run the nodes, then write ``report.json``, ``film.mp4`` and ``report.html``.
 
-def demo(
-    robot: str = "so101_bimanual",
-    duration: float = 20.0,
-    seed: int = 7,
-    instruction: str | None = None,
-    output: Path | str | None = None,
-    checkpoint: str | None = None,
-    window: bool | None = None,
-    device: str = "cpu",
-    task: str | None = None,
-    dtype: str = "",
-    real_time: bool = False,
-) -> int:
-    """Run the policy against a simulated robot and write ``report.json``, ``film.mp4`` and ``report.html``.
+        The nodes run as processes on a ROS domain of their own and are gone when this returns, however it returns. The
+        simulation waits for the policy, so that a slow machine shows what a fast one does, later. A run that ends early
+        leaves film and report of what was recorded too.
 
-    The nodes run as processes on a ROS domain of their own and are gone when this returns, however it returns. The
-    simulation waits for the policy, so that a slow machine shows what a fast one does, later. A run that ends early
-    leaves film and report of what was recorded too.
+        Returns:
+            0; 1 or 128 + signal where the run ended early.
+        """
+        _require(self.duration)
+        from xvla_ros.commands.live_window import require_display
+        from xvla_ros.evaluation.recorder import can_be_shown
+        from xvla_ros.robots import load_robot
 
-    Args:
-        robot: name of a profile, or a profile file with one robot.
-        duration: s of simulated time from the first command to the end.
-        seed: of the scene and of the sampler's noise.
-        instruction: what to do; None takes what the task's layouts ask for, without a task the profile's.
-        output: folder of the results; None is ``xvla_out/demo``.
-        checkpoint: folder or hub id; None takes the profile's.
-        window: show the film while it is made; None does so where there is a display.
-        device: of the policy, "cpu" or "cuda".
-        task: whose episodes are led, one after the other; "none" leads none; None leads those of touch or another task
-            of the scene, where the policy was trained for the robot.
-        dtype: what the policy computes in: float32, bfloat16, int8; empty takes the fastest here.
-        real_time: let simulated time go on while a policy too slow for it computes.
-
-    Returns:
-        0; 1 after an error (said on stderr); 130 after Ctrl-C, 143 after SIGTERM.
-    """
-    try:
-        _require(duration)
-    except SetupError as error:
-        print(f"xvla demo: {error}", file=sys.stderr)
-        return 1
-    from xvla_ros.commands.live_window import WindowError, require_display
-    from xvla_ros.errors import CheckpointError
-    from xvla_ros.evaluation.film import FilmError
-    from xvla_ros.evaluation.recorder import RecordingError, can_be_shown
-    from xvla_ros.robots import ProfileError, load_robot
-    from xvla_ros.simulation.scenes import UnknownSceneError
-    from xvla_ros.simulation.tasks.catalogue import UnknownTaskError
-
-    console, ended = Console(), None
-    try:
-        if window:
+        console, ended, folder = Console(), None, Path(self.output)
+        if self.window:
             require_display()
-        profile = load_robot(robot)
-        led = choose_task(profile, checkpoint, instruction, task)
-        wording = instruction or ("" if led else profile.instruction or DEFAULT_INSTRUCTION)
-        folder = Path(output) if output is not None else Path("xvla_out/demo")
-        settings = DemoSettings(
-            profile, float(duration), seed, wording, led, folder, checkpoint, device, window, dtype, real_time
-        )
+        profile = load_robot(self.robot)
+        task = choose_task(profile, self.checkpoint, self.instruction, self.task)
+        instruction = self.instruction or ("" if task else profile.instruction or DEFAULT_INSTRUCTION)
+        demo = replace(self, task=task, instruction=instruction)
         _prepare(folder)
         try:
-            _drive(settings, console)
+            _drive(demo, profile, console)
         except (ChildError, Interrupted) as error:
             if not can_be_shown(folder / RECORDING):
                 raise
@@ -139,34 +108,17 @@ def demo(
             said = "stopped" if isinstance(error, Interrupted) else f"ended early: {error}"
             print(f"\nxvla demo: {said}; film and report show what was recorded", file=sys.stderr, flush=True)
         console.say("writing the report and the film")
-        report = write_results(settings)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print("\nstopped; no process is left", file=sys.stderr)
-        return stop.exit_code if isinstance(stop, Interrupted) else 130
-    except (
-        CheckpointError,
-        ChildError,
-        FilmError,
-        OSError,
-        ProfileError,
-        RecordingError,
-        SetupError,
-        UnknownSceneError,
-        UnknownTaskError,
-        WindowError,
-    ) as error:
-        print(f"xvla demo: {error}", file=sys.stderr)
+        report = write_results(demo, profile)
+        _say_end(console, report, folder)
+        if ended is None:
+            return 0
+        if isinstance(ended, Interrupted):
+            return ended.exit_code
+        print(f"xvla demo: ended early; what the nodes said: {folder / 'logs'}", file=sys.stderr)
         return 1
-    _say_end(console, report, folder)
-    if ended is None:
-        return 0
-    if isinstance(ended, Interrupted):
-        return ended.exit_code
-    print(f"xvla demo: ended early; what the nodes said: {folder / 'logs'}", file=sys.stderr)
-    return 1
 
 
-def write_results(settings: DemoSettings) -> Report:
+def write_results(demo: Demo, profile: Profile) -> Report:
     """Turn the recording in the output folder into the three files; the recording is deleted."""
     from xvla_ros.evaluation.film import read_frame, write_film
     from xvla_ros.evaluation.film_frame import Scene
@@ -174,12 +126,12 @@ def write_results(settings: DemoSettings) -> Report:
     from xvla_ros.evaluation.recorder import read_recording
     from xvla_ros.evaluation.report import make_report, write_json
 
-    output, profile = settings.output, settings.profile
-    recording = read_recording(output / RECORDING, profile, settings.duration)
+    output = Path(demo.output)
+    recording = read_recording(output / RECORDING, profile, demo.duration)
     if not recording.diagnostics:  # ended before the policy had said anything of itself
-        told = str(is_trained(profile, settings.checkpoint)).lower()
+        told = str(is_trained(profile, demo.checkpoint)).lower()
         recording = replace(recording, diagnostics={"trained": told})
-    report = make_report(recording, profile, _read_stats(output / STATS), settings.seed)
+    report = make_report(recording, profile, _read_stats(output / STATS), demo.seed)
     write_json(report, output / "report.json")
     film = output / "film.mp4"
     write_film(output / RECORDING, recording, Scene.of(profile, trained=report.trained), film, FILM_RATE)
@@ -214,64 +166,63 @@ def _prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _drive(settings: DemoSettings, console: Console) -> None:
+def _drive(demo: Demo, profile: Profile, console: Console) -> None:
     """Bring the graph up, wait until the watched time is over, take the graph down."""
     from xvla_ros.commands.live_window import open_window
     from xvla_ros.ros_env import child_environment
 
-    folder, profile = settings.output, settings.profile
-    progress = Progress()
+    folder, progress = Path(demo.output), Progress()
     with free_domain() as domain:
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
-        console.say(f"{profile.name}, seed {settings.seed}: {_asked(settings)}")
-        if settings_in_simulation(profile, settings.checkpoint):
+        console.say(f"{profile.name}, seed {demo.seed}: {_asked(demo)}")
+        if settings_in_simulation(profile, demo.checkpoint):
             console.say("no checkpoint: random weights, which may begin anywhere (safety.first_step 1.0)")
         console.say(f"ROS_DOMAIN_ID={domain}, logs in {folder / 'logs'}")
         with Supervisor(folder / "logs", environment, echo=console.echo) as supervisor:
             recording = folder / RECORDING
             watch = watch_command(
-                profile, recording, duration=settings.duration, film_rate=FILM_RATE, paced=not settings.real_time
+                profile, recording, duration=demo.duration, film_rate=FILM_RATE, paced=not demo.real_time
             )
             watcher = supervisor.start("watch", watch, on_line=progress.hear, may_end=True)
-            sim = supervisor.start("sim", sim_command(profile, seed=settings.seed, stats=folder / STATS))
-            policy = supervisor.start("policy", _policy(settings))
+            sim = supervisor.start("sim", sim_command(profile, seed=demo.seed, stats=folder / STATS))
+            policy = supervisor.start("policy", _policy(demo, profile))
             leaders = []
-            if settings.task is not None:
-                leaders = [supervisor.start("lead", _leader(settings), on_line=progress.hear_leader)]
+            if demo.task is not None:
+                leaders = [supervisor.start("lead", _leader(demo, profile), on_line=progress.hear_leader)]
             _await_first_command(supervisor, progress, console)
             supervisor.verbose = False
-            with open_window(settings.window, recording, profile) as refresh:
-                _follow(supervisor, progress, console, settings.duration, refresh)
+            with open_window(demo.window, recording, profile) as refresh:
+                _follow(supervisor, progress, console, demo.duration, refresh)
             _take_down(supervisor, [watcher, *leaders, policy], sim)
 
 
-def _asked(settings: DemoSettings) -> str:
-    said = f"“{settings.instruction}”" if settings.instruction else "a new instruction each"
-    return said if settings.task is None else f"episodes of {settings.task}, {said}"
+def _asked(demo: Demo) -> str:
+    said = f"“{demo.instruction}”" if demo.instruction else "a new instruction each"
+    return said if demo.task is None else f"episodes of {demo.task}, {said}"
 
 
-def _leader(settings: DemoSettings) -> list[str]:
+def _leader(demo: Demo, profile: Profile) -> list[str]:
     return lead_command(
-        settings.profile,
-        settings.task or "",
-        seed=settings.seed,
+        profile,
+        demo.task or "",
+        seed=demo.seed,
         pause=PAUSE,
-        instruction=settings.instruction or None,
+        instruction=demo.instruction or None,
     )
 
 
-def _policy(settings: DemoSettings) -> list[str]:
-    overridden = settings_in_simulation(settings.profile, settings.checkpoint)
+def _policy(demo: Demo, profile: Profile) -> list[str]:
+    overridden = settings_in_simulation(profile, demo.checkpoint)
     return policy_command(
-        settings.profile,
-        checkpoint=settings.checkpoint,
-        instruction=settings.instruction or None,
-        seed=settings.seed,
-        device=settings.device,
-        dtype=settings.dtype,
+        profile,
+        checkpoint=demo.checkpoint,
+        instruction=demo.instruction or None,
+        seed=demo.seed,
+        device=demo.device,
+        dtype=demo.dtype,
         sim_time=True,
-        paced=not settings.real_time,
-        autostart=settings.task is None,
+        paced=not demo.real_time,
+        autostart=demo.task is None,
         settings=overridden,
     )
 

@@ -2,15 +2,63 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from xvla_ros.commands.options import (
+    Command,
+    Count,
+    ImageSize,
+    Positive,
+    Robot,
+    Seed,
+    Share,
+    Task,
+    Variation,
+)  # fmt: skip
 from xvla_ros.evaluation.graph import SetupError
 
 if TYPE_CHECKING:
     from xvla_ros.simulation.demonstrations import Demonstration, DemoSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demos(Command):
+    """Record demonstrations of a task in simulation, by a scripted expert, as bags; those that are there are kept.
+
+    examples:
+      xvla demos --task touch --episodes 400 --output demos/touch
+      xvla demos --robot widowx --task pick_place --episodes 50 --image-size 128 --jobs 4 --output demos/pick
+    """
+
+    robot: Robot = "so101_bimanual"
+    task: Task = "touch"
+    episodes: Annotated[Count, "how many there shall be"] = 100
+    seed: Annotated[Seed, "seed of the first layout"] = 0
+    output: Annotated[str, "folder of the bags"]
+    image_size: ImageSize = 256
+    rate: Annotated[Positive, "pictures and plans per second"] = 20.0
+    variants: Annotated[Count, "instructions for each layout"] = 2
+    noise: Annotated[Share, "how much the execution is disturbed, 0 not at all"] = 1.0
+    variation: Variation = 1.0
+    jobs: Annotated[Count, "processes that record at once"] = 1
+
+    def run(self) -> int:
+        """Record, and say what was; 1 where more than one episode of twenty failed."""
+        from xvla_ros.robots import load_robot
+        from xvla_ros.simulation.requirements import missing_extras
+
+        if missing := missing_extras():
+            raise SetupError(f"demonstrations need a simulator and kinematics; install xvla_ros[{','.join(missing)}]")
+        from xvla_ros.simulation.demonstrations import DemoSettings
+
+        settings = DemoSettings(
+            load_robot(self.robot), self.task, self.seed, self.variants, self.rate, self.image_size, self.image_size,
+            self.noise, self.variation,
+        )  # fmt: skip
+        tally = _record(settings, self.episodes, Path(self.output), self.jobs)
+        return _say_end(tally, Path(self.output))
 
 
 @dataclass
@@ -31,72 +79,6 @@ class _Tally:
             self.succeeded += 1
         else:
             self.failed.append(demonstration.path.name)
-
-
-def demos(
-    robot: str,
-    task: str,
-    episodes: int,
-    output: str | Path,
-    *,
-    seed: int = 0,
-    image_size: int = 256,
-    rate: float = 20.0,
-    variants: int = 2,
-    noise: float = 1.0,
-    variation: float = 1.0,
-    jobs: int = 1,
-) -> int:
-    """Record demonstrations of a task; those that are there already are kept.
-
-    Args:
-        robot: name of a profile, or a profile file with one robot.
-        task: of the robot's scene.
-        episodes: how many there shall be.
-        output: folder of the bags.
-        seed, variants, rate, noise, variation: see ``DemoSettings``.
-        image_size: width and height of the pictures.
-        jobs: processes that record at once.
-
-    Returns:
-        0; 1 after an error (said on stderr), or where more than one episode of twenty failed.
-    """
-    from xvla_ros.observation.bag_writer import BagWriteError
-    from xvla_ros.robots import ProfileError, load_robot
-    from xvla_ros.robots.kinematics import KinematicsError
-    from xvla_ros.simulation.requirements import missing_extras
-
-    try:
-        if missing := missing_extras():
-            raise SetupError(f"demonstrations need a simulator and kinematics; install xvla_ros[{','.join(missing)}]")
-        from xvla_ros.simulation.demonstrations import DemonstrationsError, DemoSettings
-        from xvla_ros.simulation.offscreen import RenderingUnavailableError
-        from xvla_ros.simulation.scenes import UnknownSceneError
-        from xvla_ros.simulation.tasks import NoLayoutError, UnknownTaskError
-        from xvla_ros.simulation.world import SceneMismatchError
-    except SetupError as error:
-        print(f"xvla demos: {error}", file=sys.stderr)
-        return 1
-    try:
-        settings = DemoSettings(
-            load_robot(robot), task, seed, variants, rate, image_size, image_size, noise, variation
-        )
-        tally = _record(settings, episodes, Path(output), jobs)
-    except (
-        BagWriteError,
-        DemonstrationsError,
-        KinematicsError,
-        NoLayoutError,
-        ProfileError,
-        RenderingUnavailableError,
-        SceneMismatchError,
-        SetupError,
-        UnknownSceneError,
-        UnknownTaskError,
-    ) as error:
-        print(f"xvla demos: {error}", file=sys.stderr)
-        return 1
-    return _say_end(tally, Path(output))
 
 
 def _record(settings: DemoSettings, episodes: int, folder: Path, jobs: int) -> _Tally:

@@ -1,97 +1,145 @@
-"""How commands are added to ``xvla``, and the options that several of them have."""
+"""Options of a command, made from the fields of its dataclass, and those that several commands share.
+
+A field says everything once: its type how a text is read, its annotation what it is for, its default what it is else::
+
+    rate: Annotated[Positive, "pictures per second and camera"] = 10.0
+
+becomes ``--rate RATE  pictures per second and camera (default 10)``. A flag is a ``bool``, with a default of True
+``--no-FIELD``; a ``bool | None`` may be said and denied; what may be given several times is a tuple; a ``Literal``
+names what can be chosen, without the empty text, which stands for nothing chosen; a field without a default is needed.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import TypeAlias
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import partial
+from inspect import cleandoc
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-Command = Callable[[argparse.Namespace], int]
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Read = TypeVar("Read")
 
 
-def add_command(
-    commands: Commands, name: str, command: Command, summary: str, examples: str
-) -> argparse.ArgumentParser:
-    """Add a command: what runs it, what it does in half a sentence, and lines to try."""
-    parser = commands.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+@dataclass(frozen=True)
+class Option:
+    """How an option differs from what its field's name and type make of it.
+
+    Attributes:
+        flag: in place of the field's name.
+        metavar: name of the value in the help text.
+        positional: the value stands by itself, without a flag.
+        choice: of options with the same word here only one may be given.
+        denied: flag and help text that set a flag to False.
+    """
+
+    flag: str = ""
+    metavar: str | None = None
+    positional: bool = False
+    choice: str = ""
+    denied: tuple[str, str] | None = None
+
+
+class Command:
+    """A command: a dataclass whose fields are its options and whose docstring is its help text."""
+
+    def run(self) -> int:
+        """Do it; return the exit code. An ``XvlaError`` or ``OSError`` is said by who called."""
+        raise NotImplementedError
+
+
+def parse(kind: type[Read], program: str, arguments: Sequence[str]) -> Read:
+    """Read the arguments of a command into its dataclass; end the process on ``--help`` and on wrong usage."""
+    description, _, more = cleandoc(kind.__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        program, description=description, epilog=more, argument_default=argparse.SUPPRESS,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=36),
     )
-    parser.set_defaults(command=command)
-    return parser
+    hints = get_type_hints(kind, include_extras=True)
+    choices: dict[str, argparse._MutuallyExclusiveGroup] = {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        _add(parser, choices, field, hints[field.name])
+    given = vars(parser.parse_intermixed_args(arguments))
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
-def add_robot(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--robot", default="so101_bimanual", help="name of a profile, or a profile file (default so101_bimanual)"
-    )
+def _add(
+    parser: argparse.ArgumentParser, choices: dict[str, argparse._MutuallyExclusiveGroup], field: Field[Any], hint: Any
+) -> None:
+    kind, may_be_none, said = _unwrapped(hint)
+    option = next((each for each in said if isinstance(each, Option)), Option())
+    text = next((each for each in said if isinstance(each, str)), "")
+    flag, needed = option.flag or f"--{field.name.replace('_', '-')}", field.default is MISSING
+    settings: dict[str, Any] = {} if option.positional else {"dest": field.name, "required": needed}
+    if kind is bool:
+        if may_be_none and not option.denied:
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            settings["action"] = "store_false" if field.default else "store_true"
+            flag = f"--no-{field.name.replace('_', '-')}" if field.default else flag
+    else:
+        settings["metavar"] = option.metavar or option.flag.removeprefix("--").replace("-", "_").upper() or None
+        settings["type"] = next((each for each in said if isinstance(each, types.FunctionType)), kind)
+        if get_origin(kind) is Literal:
+            settings |= {"type": str, "choices": tuple(filter(None, get_args(kind)))}
+        elif get_origin(kind) is tuple:
+            settings["type"] = get_args(kind)[0]
+            several = {"nargs": "+"} if needed else {"nargs": "*", "default": ()}
+            settings |= several if option.positional else {"action": "append"}
+        if not needed and field.default not in (None, "", ()):
+            shown = f"{field.default:g}" if isinstance(field.default, float) else field.default
+            text += f" (default {shown})"
+    if option.choice or option.denied:
+        name = option.choice or field.name
+        target: Any = choices.get(name) or choices.setdefault(name, parser.add_mutually_exclusive_group())
+    else:
+        target = parser
+    target.add_argument(field.name if option.positional else flag, help=text.replace("%", "%%"), **settings)
+    if option.denied:
+        denied, why = option.denied
+        target.add_argument(denied, dest=field.name, action="store_false", help=why)
 
 
-def add_task(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", default="touch", help="of the robot's scene: touch, pick_place, … (default touch)")
+def _unwrapped(hint: Any) -> tuple[Any, bool, list[Any]]:
+    """A type without its annotations, whether it may be None, and what the annotations say, the outermost first."""
+    said, may_be_none = [], False
+    while get_origin(hint) in (Annotated, Union, types.UnionType):
+        if get_origin(hint) is Annotated:
+            hint, *more = get_args(hint)
+            said += more
+        else:
+            (hint,) = (each for each in get_args(hint) if each is not types.NoneType)
+            may_be_none = True
+    return hint, may_be_none, said
 
 
-def add_checkpoint(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    parser.add_argument("--checkpoint", default=default, help="folder or hub id (default: the profile's)")
+def _number(kind: Callable[[str], float], least: float, above: bool, what: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        value = kind(text)
+        if not (least < value if above else least <= value) or value == float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a {what}")
+        return value
+
+    read.__name__ = kind.__name__  # "invalid int value: 'x'"
+    return read
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help="of the policy: cpu, cuda (default cpu)")
+Positive = Annotated[float, _number(float, 0, True, "number above 0")]
+Share = Annotated[float, _number(float, 0, False, "number from 0 on")]
+Count = Annotated[int, _number(int, 1, False, "whole number above 0")]
+Seed = Annotated[int, _number(int, 0, False, "whole number from 0 on")]
 
-
-def add_dtype(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "int8"), default="",
-        help="what the policy computes in (default: the fastest here, but int8 only where it is asked for)",
-    )
-
-
-def add_real_time(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--real-time", action="store_true", help="let simulated time run on while a policy too slow for it computes"
-    )
-
-
-def add_image_size(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image-size", type=count, default=256, help="pixels, square (default 256)")
-
-
-def add_variation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--variation", type=share, default=1.0, help="of light and colours, 0 none (default 1)")
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="as JSON")
-
-
-def positive(text: str) -> float:
-    """Read a number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
-
-
-def count(text: str) -> int:
-    """Read a whole number above 0."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return value
-
-
-def seed(text: str) -> int:
-    """Read a whole number from 0 on."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 on")
-    return value
-
-
-def share(text: str) -> float:
-    """Read a number from 0 on."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
-    return value
+Robot = Annotated[str, "name of a profile, or a profile file"]
+BagRobot = Annotated[str, "name of a profile, or a profile file (default: the profile recorded in the bag)"]
+Task = Annotated[str, "task of the robot's scene: touch, pick_place, …"]
+Checkpoint = Annotated[str | None, "folder or hub id of the checkpoint (default: the profile's)"]
+Device = Annotated[str, "device that the policy computes on: cpu, cuda"]
+Dtype = Annotated[
+    Literal["", "float32", "bfloat16", "int8"],
+    "what the policy computes in (default: the fastest here, but int8 only where it is asked for)",
+]
+RealTime = Annotated[bool, "let simulated time run on while a policy too slow for it computes"]
+ImageSize = Annotated[Count, "width and height of the pictures, in pixels"]
+Variation = Annotated[Share, "how much light and colours vary, 0 not at all"]
+Json = Annotated[bool, "print JSON"]

@@ -21,7 +21,8 @@ from xvla_ros.evaluation.report import Percentiles, computing_of
 from xvla_ros.nodes.recording import read_progress
 
 if TYPE_CHECKING:
-    from xvla_ros.commands.evaluate import EvaluationSettings
+    from xvla_ros.commands.evaluate import Evaluate
+    from xvla_ros.robots.profile import Profile
 
 STATS = "sim.json"
 
@@ -54,7 +55,7 @@ class _Heard:
         return self.counters is not None or bool(self.failed)
 
 
-def run(settings: EvaluationSettings) -> Evaluation:
+def evaluate_over_ros(command: Evaluate, profile: Profile) -> Evaluation:
     """Bring the graph up, run every episode, take the graph down.
 
     Raises:
@@ -65,15 +66,15 @@ def run(settings: EvaluationSettings) -> Evaluation:
 
     from xvla_ros.ros_env import child_environment
 
-    heard, folder = _Heard(), settings.output
+    heard, folder = _Heard(), Path(command.output)
     folder.mkdir(parents=True, exist_ok=True)
-    label = f"{settings.profile.name} {settings.task}"
-    with free_domain() as domain, tqdm(total=settings.episodes, desc=label, unit="episode", disable=None) as bar:
+    label = f"{profile.name} {command.task}"
+    with free_domain() as domain, tqdm(total=command.episodes, desc=label, unit="episode", disable=None) as bar:
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
         with Supervisor(folder / "logs", environment, echo=bar.write, verbose=False) as supervisor:
-            sim = supervisor.start("sim", _sim(settings))
-            policy = supervisor.start("policy", _policy(settings))
-            leader = supervisor.start("evaluate", _leader(settings), on_line=heard.hear, may_end=True)
+            sim = supervisor.start("sim", _sim(command, profile))
+            policy = supervisor.start("policy", _policy(command, profile))
+            leader = supervisor.start("evaluate", _leader(command, profile), on_line=heard.hear, may_end=True)
 
             def each() -> None:
                 bar.update(len(heard.episodes) - bar.n)
@@ -84,43 +85,45 @@ def run(settings: EvaluationSettings) -> Evaluation:
             for child in (leader, policy, sim):
                 supervisor.stop(child)
     if heard.failed or heard.counters is None:
-        number = f"episode {len(heard.episodes) + 1} of {settings.episodes}"
+        number = f"episode {len(heard.episodes) + 1} of {command.episodes}"
         raise ChildError(f"{number}: {heard.failed}; logs of the processes: {folder / 'logs'}")
-    return _evaluation(settings, heard.episodes, heard.counters, folder / STATS)
+    return _evaluation(command, profile, heard.episodes, heard.counters, folder / STATS)
 
 
-def _sim(settings: EvaluationSettings) -> list[str]:
-    command = sim_command(settings.profile, seed=settings.seed, stats=settings.output / STATS)
-    size = settings.image_size
-    return [*command, "-p", f"image_width:={size}", "-p", f"image_height:={size}", "-p", f"task:={settings.task}"]
+def _sim(command: Evaluate, profile: Profile) -> list[str]:
+    size = command.image_size
+    return [
+        *sim_command(profile, seed=command.seed, stats=Path(command.output) / STATS),
+        "-p", f"image_width:={size}", "-p", f"image_height:={size}", "-p", f"task:={command.task}",
+    ]  # fmt: skip
 
 
-def _policy(settings: EvaluationSettings) -> list[str]:
+def _policy(command: Evaluate, profile: Profile) -> list[str]:
     return policy_command(
-        settings.profile,
-        checkpoint=settings.checkpoint,
-        seed=settings.seed,
-        device=settings.device,
-        dtype=settings.dtype,
+        profile,
+        checkpoint=command.checkpoint,
+        seed=command.seed,
+        device=command.device,
+        dtype=command.dtype,
         sim_time=True,
-        paced=not settings.real_time,
+        paced=not command.real_time,
         autostart=False,
-        settings=settings_in_simulation(settings.profile, settings.checkpoint),
+        settings=settings_in_simulation(profile, command.checkpoint),
     )
 
 
-def _leader(settings: EvaluationSettings) -> list[str]:
+def _leader(command: Evaluate, profile: Profile) -> list[str]:
     return lead_command(
-        settings.profile,
-        settings.task,
-        seed=settings.seed,
-        episodes=settings.episodes,
-        variation=settings.variation,
+        profile,
+        command.task,
+        seed=command.seed,
+        episodes=command.episodes,
+        variation=command.variation,
     )
 
 
 def _evaluation(
-    settings: EvaluationSettings, episodes: list[EpisodeResult], counted: dict[str, Any], stats: Path
+    command: Evaluate, profile: Profile, episodes: list[EpisodeResult], counted: dict[str, Any], stats: Path
 ) -> Evaluation:
     said = counted["diagnostics"]
     simulated = json.loads(stats.read_text(encoding="utf-8"))
@@ -130,24 +133,24 @@ def _evaluation(
         counted["chunks"],
         counted["trajectories"],
         counted["holds"],
-        frames_sent=sum(_sent_while_heard(sent[camera], said, camera) for camera in settings.profile.cameras.slots),
-        frames_received=sum(int(said[f"frames_received/{camera}"]) for camera in settings.profile.cameras.slots),
-        travel=travel_by_group(counted["travel"], settings.profile),
+        frames_sent=sum(_sent_while_heard(sent[camera], said, camera) for camera in profile.cameras.slots),
+        frames_received=sum(int(said[f"frames_received/{camera}"]) for camera in profile.cameras.slots),
+        travel=travel_by_group(counted["travel"], profile),
         inference_ms=_percentiles(said, "inference_ms"),
         overhead_ms=_percentiles(said, "overhead_ms"),
         real_time_factor=simulated["real_time_factor"],
         computing=computing_of(said),
     )
     return Evaluation(
-        settings.profile.name,
-        settings.task,
+        profile.name,
+        command.task,
         counted["checkpoint"],
         counted["trained"],
-        settings.seed,
+        command.seed,
         "ros",
         tuple(episodes),
         counters,
-        settings.to_mapping(),
+        command.settings(profile),
     )
 
 

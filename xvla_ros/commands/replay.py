@@ -1,15 +1,26 @@
-"""``xvla replay``: recordings answered by a policy and held against what followed, before it moves an arm."""
+"""``xvla replay``: recordings answered by a policy and held against what followed; ``xvla bag``: what they hold."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from xvla_ros.commands.options import (
+    BagRobot,
+    Checkpoint,
+    Command,
+    Count,
+    Device,
+    Dtype,
+    Json,
+    Option,
+    Seed,
+)  # fmt: skip
 from xvla_ros.evaluation.graph import SetupError
+from xvla_ros.evaluation.processes import Interrupted
 from xvla_ros.observation.bag_files import BagError, storage_files
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.resources import usable_cores
@@ -18,81 +29,74 @@ if TYPE_CHECKING:
     from xvla_ros.evaluation.replay_bag import ReplaySettings
     from xvla_ros.robots.profile import Profile
 
-OUTPUT = "xvla_out/replay"
 
+@dataclass(frozen=True, kw_only=True)
+class Replay(Command):
+    """Hold a policy's answers against recordings, before it moves an arm.
 
-@dataclass(frozen=True)
-class ReplayOptions:
-    """What ``xvla replay`` was asked for.
-
-    Attributes:
-        bags: bags, or folders of bags.
-        robot: profile or its file; empty takes the one recorded in the first bag.
-        checkpoint: folder or hub id; empty takes the profile's.
-        compare: a second one; empty for none.
-        baseline: leave the policy out: only what a policy must beat.
-        output: folder of the report.
-        every, batch, instruction, all_episodes, ablations, seed: see ``ReplaySettings``.
-        steps: denoising steps; None takes the profile's.
-        device: of the policy.
-        dtype: what it computes in; empty takes the fastest here.
-        jobs: processes.
-        live: also play the first bag to a policy node, and compare.
-        live_chunks: file of chunks that a live node answered the bag with, to hold against these.
-        rerun: file for the Rerun viewer to write; None for none.
+    examples:
+      xvla replay recordings/touch --robot so101_bimanual --checkpoint my_checkpoint --every 10
+      xvla replay run.mcap --checkpoint old --compare new --ablations
+      xvla replay run.mcap --baseline
+      torchrun --nproc-per-node 8 -m xvla_ros replay bags --checkpoint my_checkpoint --device cuda
     """
 
-    bags: tuple[str, ...]
-    robot: str = ""
-    checkpoint: str = ""
-    compare: str = ""
-    baseline: bool = False
-    output: str = OUTPUT
-    every: int = 1
-    batch: int = 1
-    instruction: str = ""
-    all_episodes: bool = False
-    ablations: bool = False
-    seed: int = 0
-    steps: int | None = None
-    device: str = "cpu"
-    dtype: str = ""
-    jobs: int = 1
-    live: bool = False
-    live_chunks: str = ""
-    rerun: str = ""
+    bags: Annotated[tuple[str, ...], Option(metavar="BAG", positional=True), "bag, its file, or a folder of bags"]
+    robot: BagRobot = ""
+    checkpoint: Checkpoint = None
+    compare: Annotated[str, Option(metavar="C2"), "a second checkpoint on the same observations"] = ""
+    baseline: Annotated[bool, "no policy: only what one must beat"] = False
+    output: Annotated[str, "folder of the report"] = "xvla_out/replay"
+    every: Annotated[Count, "answer each N-th picture of slot 0"] = 1
+    ablations: Annotated[bool, "also answer with cameras black, another soft prompt, other words"] = False
+    instruction: Annotated[str, "instruction in place of the recorded one"] = ""
+    all_episodes: Annotated[bool, "also replay the episodes that failed"] = False
+    seed: Annotated[Seed, "seed of the sampler's noise"] = 0
+    steps: Annotated[Count | None, "denoising steps (default: the profile's)"] = None
+    batch: Annotated[Count, "observations answered at once"] = 1
+    jobs: Annotated[Count, "processes, a bag each"] = 1
+    device: Device = "cpu"
+    dtype: Dtype = ""
+    live: Annotated[bool, Option(choice="live"), "also play the first bag to a node, and compare"] = False
+    live_chunks: Annotated[
+        str, Option(metavar="FILE", choice="live"), "compare with what a node answered before"
+    ] = ""
+    rerun: Annotated[str, Option(metavar="FILE"), "also write a .rrd file for the Rerun viewer"] = ""
+
+    def run(self) -> int:
+        """Write ``metrics.json``, ``metrics.csv`` and ``report.html``; 1 where the live node's answers differ."""
+        try:
+            return _replay(self)
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on with the bags that are left") from None
 
 
-def replay(options: ReplayOptions) -> int:
-    """Replay bags and write ``metrics.json``, ``metrics.csv`` and ``report.html``.
+@dataclass(frozen=True, kw_only=True)
+class Bag(Command):
+    """Say what a recording holds, and what a robot would miss in it.
 
-    Returns:
-        0; 1 where nothing could be replayed, or the live node's answers differ (said on stderr).
+    examples:
+      xvla bag info run.mcap
+      xvla bag info recordings/monday --robot my_arm.yaml --json
     """
-    from xvla_ros.control.policy_source import PolicySourceError
-    from xvla_ros.errors import CheckpointError
-    from xvla_ros.evaluation.processes import ChildError, Interrupted
-    from xvla_ros.evaluation.replay_metrics import ReplayError
-    from xvla_ros.robots import ProfileError
-    from xvla_ros.robots.kinematics import KinematicsError
 
-    try:
-        return _replay(options)
-    except Interrupted as stop:
-        print("\nstopped; no process is left", file=sys.stderr)
-        return stop.exit_code
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with the bags that are left", file=sys.stderr)
-        return 130
-    except (
-        BagError, CheckpointError, ChildError, KinematicsError, OSError, PolicySourceError, ProfileError, ReplayError,
-        SetupError, ValueError,
-    ) as error:
-        print(f"xvla replay: {error}", file=sys.stderr)
-        return 1
+    what: Annotated[
+        Literal["info"], Option(positional=True), "topics, rates, gaps, clocks, ranges of joints, integrity"
+    ]
+    bag: Annotated[str, Option(metavar="BAG", positional=True), "bag or its file"]
+    robot: BagRobot = ""
+    json: Json = False
+
+    def run(self) -> int:
+        """See ``xvla_ros.evaluation.bag_info``."""
+        from xvla_ros.evaluation.bag_info import bag_info
+
+        return bag_info(self.bag, self.robot, as_json=self.json)
 
 
-def _replay(options: ReplayOptions) -> int:
+def _replay(options: Replay) -> int:
     if find_spec("matplotlib") is None or find_spec("tqdm") is None:
         raise SetupError("the report has plots; install xvla_ros[replay]")
     from xvla_ros.evaluation.replay_files import write_metrics
@@ -104,7 +108,7 @@ def _replay(options: ReplayOptions) -> int:
     profile = _profile(options.robot, bags[0])
     settings = _settings(options)
     output = Path(options.output)
-    names = () if options.baseline else (options.checkpoint, *([options.compare] if options.compare else []))
+    names = () if options.baseline else (options.checkpoint or "", *([options.compare] if options.compare else []))
     threads = max(1, usable_cores() // options.jobs) if options.jobs > 1 else 0
     policies = Policies(names, device_of(options.device), options.steps, threads, _dtype(options))
     sources = policies.load(profile, options.seed)
@@ -178,7 +182,7 @@ def _profile(robot: str, bag: Path) -> Profile:
     return profile_of_bag(bag)
 
 
-def _settings(options: ReplayOptions) -> ReplaySettings:
+def _settings(options: Replay) -> ReplaySettings:
     from xvla_ros.evaluation.replay_bag import ReplaySettings
 
     if options.baseline and (options.compare or options.ablations or options.live or options.live_chunks):
@@ -187,7 +191,7 @@ def _settings(options: ReplayOptions) -> ReplaySettings:
                           options.ablations, options.seed, options.baseline)
 
 
-def _dtype(options: ReplayOptions) -> str:
+def _dtype(options: Replay) -> str:
     """What policies compute in: of several processes that do not meet, none may choose by a trial of its own."""
     from xvla_ros.evaluation.replay_jobs import has_others
 
@@ -195,7 +199,7 @@ def _dtype(options: ReplayOptions) -> str:
 
 
 def _live(
-    options: ReplayOptions, bags: Sequence[Path], profile: Profile, output: Path, dtype: str
+    options: Replay, bags: Sequence[Path], profile: Profile, output: Path, dtype: str
 ) -> Path | None:
     if options.live_chunks:
         return Path(options.live_chunks)
@@ -203,7 +207,7 @@ def _live(
         return None
     from xvla_ros.evaluation.replay_live import run_live
 
-    return run_live(bags[0], profile, options.checkpoint, output, device=options.device, dtype=dtype,
+    return run_live(bags[0], profile, options.checkpoint or "", output, device=options.device, dtype=dtype,
                     seed=options.seed, steps=options.steps)
 
 

@@ -45,11 +45,11 @@ class ChildError(XvlaError, RuntimeError):
     """A child ended before it was asked to, or a condition did not come true in time."""
 
 
-class Interrupted(Exception):  # noqa: N818 - no error: somebody asked
+class Interrupted(KeyboardInterrupt):
     """The user (Ctrl-C) or the system (SIGTERM, SIGHUP) asked the run to end."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        super().__init__("no process is left")
         self.signum = signum
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.replay_ablations import Ablations
 from xvla_ros.evaluation.replay_measures import Measures
 from xvla_ros.evaluation.replay_rows import SHIFTS, Layout, RowWriter
@@ -141,7 +142,7 @@ def replay_bag(
         progress: told how many observations have been answered since the last time.
 
     Raises:
-        ValueError: a source's answer does not fit the robot.
+        SetupError: a source's answer does not fit the robot.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checked = integrity(path)
@@ -320,7 +321,7 @@ class _Replay:
     def _checked(self, answer: Answer) -> None:
         expected = (self.layout.waypoints, self.layout.width)
         if answer.actions.shape != expected or not np.isfinite(answer.actions).all():
-            raise ValueError(
+            raise SetupError(
                 f"{self._profile.name}: a chunk of shape {list(answer.actions.shape)}; expected {list(expected)} "
                 "finite numbers, waypoints by channels of the profile"
             )

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.replay_bag import BagRecord, ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay_metrics import Part
 from xvla_ros.evaluation.replay_sources import HoldStill, PolicySource, Source
@@ -45,7 +46,7 @@ class Policies:
 
         Raises:
             CheckpointError, PolicySourceError: a checkpoint cannot be had, or does not fit the robot.
-            ValueError: the policies answer with chunks of different lengths.
+            SetupError: the policies answer with chunks of different lengths.
         """
         if not self.checkpoints:
             return [HoldStill()]
@@ -64,7 +65,7 @@ class Policies:
         ]
         lengths = {source.name: source.waypoints for source in sources}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"chunks of different lengths cannot be compared: {lengths} waypoints")
+            raise SetupError(f"chunks of different lengths cannot be compared: {lengths} waypoints")
         return sources
 
 

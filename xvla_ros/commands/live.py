@@ -1,0 +1,152 @@
+"""Commands that join the running graph: ``xvla run``, ``xvla view``, ``xvla record``."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+from xvla_ros.commands.options import Checkpoint, Command, Device, Dtype, Option, Positive, RealTime, Robot
+from xvla_ros.evaluation.graph import SetupError, choose_profiles, policy_command, settings_in_simulation, sim_command
+from xvla_ros.evaluation.processes import Interrupted, Supervisor
+
+Policy = Annotated[str, "absolute name of the policy node"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Command):
+    """Bring up the policy node, as the launch file does where there is launch_ros, until Ctrl-C.
+
+    examples:
+      xvla run --robot so101_bimanual --instruction 'touch the red cube'
+      xvla run --robot so101_bimanual --sim --checkpoint my_checkpoint
+      xvla run --robots so101_bimanual,widowx --checkpoint my_checkpoint
+      xvla run --robots my_fleet.yaml --sim
+    """
+
+    robot: Robot = "so101_bimanual"
+    robots: Annotated[
+        str, Option(metavar="A,B"),
+        "several robots on one policy: names and files with commas between them, a file for all it holds",
+    ] = ""  # fmt: skip
+    checkpoint: Checkpoint = None
+    sim: Annotated[bool, "also simulate the robot, and follow its clock"] = False
+    namespace: Annotated[str, "namespace of the policy node and of the simulation"] = ""
+    device: Device = "cpu"
+    dtype: Dtype = ""
+    real_time: RealTime = False
+    use_sim_time: Annotated[bool, "take the time from the /clock of a simulator that runs already"] = False
+    autostart: Annotated[bool, "leave the node unconfigured"] = True
+    instruction: Annotated[str | None, "what to do, in words (default: the profile's, then the topic)"] = None
+    seed: Annotated[int, "seed of the simulated scene"] = 0
+    output: Annotated[str, "folder of the logs"] = "xvla_out/run"
+
+    def run(self) -> int:
+        """The nodes join the graph of the surrounding ROS_DOMAIN_ID, as launched ones do."""
+        from xvla_ros.robots import load_robot
+        from xvla_ros.ros_env import child_environment
+
+        profiles = choose_profiles(self.robots) if self.robots else [load_robot(self.robot)]
+        simulated = profiles if self.sim else []
+        overridden = [settings_in_simulation(profile, self.checkpoint, simulated) for profile in simulated]
+        policy = policy_command(
+            *profiles, checkpoint=self.checkpoint, instruction=self.instruction, device=self.device, dtype=self.dtype,
+            sim_time=self.sim or self.use_sim_time, paced=self.sim and not self.real_time, autostart=self.autostart,
+            namespace=self.namespace, settings={name: value for each in overridden for name, value in each.items()},
+        )  # fmt: skip
+        try:
+            with Supervisor(Path(self.output) / "logs", child_environment()) as supervisor:
+                if self.sim:
+                    supervisor.start("sim", sim_command(*profiles, seed=self.seed, namespace=self.namespace))
+                supervisor.start("policy", policy)
+                print(f"running {', '.join(profile.name for profile in profiles)}; Ctrl-C ends it", flush=True)
+                supervisor.wait_for(lambda: False, None, "the end")
+        except Interrupted:
+            print("stopped", flush=True)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class View(Command):
+    """Show a running robot in the Rerun viewer: cameras, chunks against joints, state. It only listens.
+
+    examples:
+      xvla view --robot so101_bimanual
+      xvla view --robot so101_bimanual --save run.rrd --duration 60
+      xvla view --robot so101_bimanual --connect rerun+http://192.168.0.7:9876/proxy
+    """
+
+    robot: Robot = "so101_bimanual"
+    save: Annotated[str | None, Option(metavar="FILE"), "write a .rrd file"] = None
+    connect: Annotated[str | None, Option(metavar="URL"), "send to a viewer that runs"] = None
+    spawn: Annotated[bool, "open a viewer here (default without --save and --connect)"] = False
+    duration: Annotated[Positive | None, "seconds after which it ends (default: at Ctrl-C)"] = None
+    rate: Annotated[Positive, "pictures per second and camera"] = 10.0
+    policy: Policy = "/xvla"
+
+    def run(self) -> int:
+        """It joins the graph of the surrounding ROS_DOMAIN_ID."""
+        from xvla_ros.robots import load_robot
+        from xvla_ros.ros_env import prepare
+
+        prepare()
+        from xvla_ros.nodes.rerun_stream import RerunStream
+        from xvla_ros.nodes.stop_request import StopRequest
+
+        profile = load_robot(self.robot)
+        stream = RerunStream(
+            profile, save=Path(self.save) if self.save is not None else None, connect=self.connect,
+            spawn=self.spawn or (self.save is None and self.connect is None),
+        )  # fmt: skip
+        stop = StopRequest()
+        try:
+            from xvla_ros.nodes.view_node import serve
+        except ImportError as error:
+            raise SetupError(f"needs ROS 2: {error}") from error
+        print(f"showing {profile.name}; Ctrl-C ends it", flush=True)
+        with contextlib.closing(stream):
+            chunks = serve(
+                profile, stream, lambda: stop.made, rate=self.rate, policy=self.policy, duration=self.duration
+            )
+        print(f"{chunks} chunks" + (f"; {self.save}" if self.save is not None else ""), flush=True)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Command):
+    """Record a robot's topics, with marks of episodes by keys and by topic, for training and replay.
+
+    examples:
+      xvla record --robot so101_bimanual --output recordings --instruction 'touch the red cube'
+      xvla record --robot my_arm.yaml --sim-time --duration 60 --topic /tf
+    """
+
+    robot: Robot = "so101_bimanual"
+    output: Annotated[str, "folder of the bags"] = "xvla_out/record"
+    instruction: Annotated[str, "instruction of the episodes, in words (default: the profile's)"] = ""
+    topics: Annotated[tuple[str, ...], Option("--topic"), "a further topic; may be given several times"] = ()
+    policy: Policy = "/xvla"
+    sim_time: Annotated[bool, "let log times follow /clock"] = False
+    compression: Annotated[Literal["none", "lz4", "zstd"], "compression of the file"] = "none"
+    duration: Annotated[Positive | None, "seconds after which it ends (default: at q, Ctrl-C)"] = None
+
+    def run(self) -> int:
+        """It ends at q, Ctrl-C, SIGTERM or after the duration."""
+        from xvla_ros.nodes.stop_request import StopRequest
+        from xvla_ros.robots import load_robot
+        from xvla_ros.ros_env import prepare
+
+        stop = StopRequest()
+        profile = load_robot(self.robot)
+        prepare()
+        if find_spec("rclpy") is None:
+            raise SetupError("there is no ROS 2 here: source one, or pip install 'xvla_ros[ros]'")
+        from xvla_ros.nodes.record_node import RecordOptions, record
+
+        options = RecordOptions(
+            Path(self.output), self.instruction, self.policy, self.topics, self.sim_time, self.compression,
+            self.duration,
+        )  # fmt: skip
+        return record(profile, options, lambda: stop.made)
