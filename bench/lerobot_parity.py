@@ -39,7 +39,8 @@ def untrained(folder: Path) -> Path:
 
 def compare(python: str, folder: Path, work: Path) -> list[dict[str, Any]]:
     """Answer with both programs, before and after LeRobot's training; two rows of the table."""
-    from xvla_ros.evaluation.peer.lerobot_peer import LeRobotPeer
+    from lerobot_peer import LeRobotPeer
+
     from xvla_ros.model import checkpoint
     from xvla_ros.model.data import Observation
 

@@ -38,7 +38,7 @@ def differences(
     reference: Policy, others: Sequence[tuple[str, Policy]], inputs: int, steps: int
 ) -> list[dict[str, Any]]:
     """One row a way: the size of the differences from the reference, in standard deviations."""
-    from xvla_ros.evaluation.latency_inputs import make_noise, make_observations
+    from latency_inputs import make_noise, make_observations
 
     scale = next(iter(reference.robots.values())).statistics.action
     width = reference.network.action_mode.decoded_width
@@ -70,8 +70,7 @@ def main() -> int:
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     options = parser.parse_args()
     import torch
-
-    from xvla_ros.evaluation.latency_inputs import make_policy
+    from latency_inputs import make_policy
 
     policy, rounded = (make_policy(options.size, options.checkpoint, steps=options.steps) for _ in range(2))
     rounded.network.cast(torch.bfloat16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from xvla_ros.evaluation.latency import LatencyOptions, latency, measure
-from xvla_ros.evaluation.latency_inputs import BenchError, make_noise, make_observations, make_policy
-from xvla_ros.evaluation.latency_work import count_work
-from xvla_ros.evaluation.peer.lerobot_peer import PYTHON_VARIABLE
 from xvla_ros.model import checkpoint
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+from latency import LatencyOptions, latency, measure
+from latency_inputs import BenchError, make_noise, make_observations, make_policy
+from latency_work import count_work
+from lerobot_peer import PYTHON_VARIABLE
 
 QUICK = LatencyOptions(chunks=2, steps=2, views=2, threads=1)
 EXACT = 1e-4  # standard deviations of the actions

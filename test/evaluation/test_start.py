@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from xvla_ros.evaluation.latency_inputs import make_policy
-from xvla_ros.evaluation.start import SECOND, TOTAL, WHAT, StartOptions, start
-from xvla_ros.evaluation.start_process import PARTS
 from xvla_ros.model import checkpoint
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+from latency_inputs import make_policy
+from start import SECOND, TOTAL, WHAT, StartOptions, start
+from start_process import PARTS
 
 
 def made_checkpoint(folder: Path) -> Path:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from latency_work import PeakMemory, timed, weight_bytes
+from lerobot_peer import LeRobotPeer
 from numpy.typing import NDArray
 
-from xvla_ros.evaluation.latency_work import PeakMemory, timed, weight_bytes
-from xvla_ros.evaluation.peer.lerobot_peer import LeRobotPeer
 from xvla_ros.model.data import Observation
 
 if TYPE_CHECKING:

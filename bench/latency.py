@@ -9,17 +9,17 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import measurement
+from latency_inputs import make_noise, make_observations, make_policy
+from measurement import BenchError, Say
+
 from xvla_ros.errors import CheckpointError
-from xvla_ros.evaluation import measurement
-from xvla_ros.evaluation.latency_inputs import make_noise, make_observations, make_policy
-from xvla_ros.evaluation.measurement import BenchError, Say
 from xvla_ros.resources import usable_cores
 
 if TYPE_CHECKING:
     import torch
-
-    from xvla_ros.evaluation.latency_paths import Path_
-    from xvla_ros.evaluation.latency_work import Peaks, Work
+    from latency_paths import Path_
+    from latency_work import Peaks, Work
 
 PEERS = ("lerobot",)
 # Of all chunks, how many are also timed part by part.
@@ -49,7 +49,7 @@ class LatencyOptions:
 
 def latency(options: LatencyOptions) -> int:
     """Measure, print the table, write the JSON; return the exit code, 1 where it could not be measured."""
-    from xvla_ros.evaluation.peer.lerobot_peer import PeerError
+    from lerobot_peer import PeerError
 
     return measurement.run(
         "xvla bench latency", partial(measure, options), print_report, options.json, (PeerError, CheckpointError)
@@ -68,9 +68,9 @@ def measure(options: LatencyOptions, say: Say = lambda text: None) -> dict[str, 
         CheckpointError: naming what is wrong with the checkpoint.
     """
     import torch
+    from latency_paths import LeRobotPath, left_out, policy_paths
+    from latency_work import count_work, measure_peaks
 
-    from xvla_ros.evaluation.latency_paths import LeRobotPath, left_out, policy_paths
-    from xvla_ros.evaluation.latency_work import count_work, measure_peaks
     from xvla_ros.model.precision import DTYPES, choose
 
     device = _device(options)
@@ -179,8 +179,8 @@ def _of(rate: float, peak: float | None) -> float | None:
 
 def _copy_share(path: Path_, step: float | None, peaks: Peaks) -> float | None:
     """How much of a copy's bandwidth reading the blocks' weights once a step takes."""
-    from xvla_ros.evaluation.latency_paths import PolicyPath
-    from xvla_ros.evaluation.latency_work import weight_bytes
+    from latency_paths import PolicyPath
+    from latency_work import weight_bytes
 
     if step is None or not isinstance(path, PolicyPath):
         return None

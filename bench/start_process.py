@@ -1,6 +1,6 @@
 """One cold start: a process that goes the policy node's way to its first chunk and says where the time went.
 
-    python -m xvla_ros.evaluation.start_process BEGUN OPTIONS
+    python bench/start_process.py BEGUN OPTIONS
 
 ``BEGUN`` is the steady clock's time, in seconds, at which somebody started this process; it is one clock for all
 processes of a machine. ``OPTIONS`` is JSON: checkpoint, device, dtype, threads, compile. The last line printed is JSON
@@ -64,7 +64,7 @@ def start(begun: float, options: dict[str, Any]) -> dict[str, Any]:
         files = read_files(options["checkpoint"], assume=PROFILE_STEPS)
     with part(WEIGHTS):
         policy = build(files, device=device, dtype=options["dtype"])
-    from xvla_ros.evaluation.latency_inputs import make_observations
+    from latency_inputs import make_observations
 
     observations = make_observations(policy)  # before the next part begins: no camera node makes frames
     with part(PREPARE):
@@ -79,9 +79,8 @@ def start(begun: float, options: dict[str, Any]) -> dict[str, Any]:
 
 def _surroundings(device: torch.device) -> dict[str, Any]:
     import torch
-
-    from xvla_ros.evaluation.latency import machine
-    from xvla_ros.evaluation.latency_work import resident
+    from latency import machine
+    from latency_work import resident
 
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {"peak_bytes": resident("VmHWM"), "device_peak_bytes": on_device, "machine": machine(device)}

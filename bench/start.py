@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from xvla_ros.errors import CheckpointError
-from xvla_ros.evaluation import measurement
-from xvla_ros.evaluation.latency_inputs import require_robot
-from xvla_ros.evaluation.measurement import BenchError, Say
-from xvla_ros.evaluation.start_process import (
+import measurement
+from latency_inputs import require_robot
+from measurement import BenchError, Say
+from start_process import (
     DEVICE,
     FILES,
     FIRST,
@@ -32,10 +32,12 @@ from xvla_ros.evaluation.start_process import (
     TRANSFORMERS,
     WEIGHTS,
 )
+
+from xvla_ros.errors import CheckpointError
 from xvla_ros.model.inspection import inspect
 from xvla_ros.model.pipelines import PROFILE_STEPS
 
-PROCESS = "xvla_ros.evaluation.start_process"
+PROCESS = Path(__file__).with_name("start_process.py")
 TOTAL = "total"
 WHAT = {
     INTERPRETER: "from the start of the process to its first line of ours",
@@ -111,7 +113,8 @@ def _checkpoint(options: StartOptions, say: Say) -> Iterator[str]:
         require_robot(options.checkpoint, inspect(options.checkpoint, assume=PROFILE_STEPS).robots)
         yield options.checkpoint
         return
-    from xvla_ros.evaluation.latency_inputs import make_policy
+    from latency_inputs import make_policy
+
     from xvla_ros.model import checkpoint
     from xvla_ros.model.precision import BFLOAT16, DTYPES
 
@@ -126,7 +129,7 @@ def _checkpoint(options: StartOptions, say: Say) -> Iterator[str]:
 
 def _start_process(options: StartOptions, checkpoint: str) -> dict[str, Any]:
     chosen = {name: getattr(options, name) for name in ("device", "dtype", "threads", "compile")}
-    command = [sys.executable, "-m", PROCESS]
+    command = [sys.executable, str(PROCESS)]
     arguments = json.dumps({"checkpoint": checkpoint, **chosen})
     ended = subprocess.run(
         [*command, repr(time.monotonic()), arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,

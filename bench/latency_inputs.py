@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from measurement import BenchError
 from numpy.typing import NDArray
 
-from xvla_ros.evaluation.measurement import BenchError
 from xvla_ros.model.data import Embodiment, Observation
 
 if TYPE_CHECKING:
