@@ -14,7 +14,7 @@ from xvla_ros.nodes.parameters import read_profile  # noqa: E402
 from xvla_ros.robots.parameters import parameters  # noqa: E402
 from xvla_ros.robots.profile import Profile, load_profile  # noqa: E402
 
-ROBOTS = ("so101_bimanual", "widowx", "agibot")
+ROBOTS = ("so101_bimanual", "so101_bimanual_split", "widowx", "agibot")
 PAIR = "so101_bimanual"
 
 
@@ -101,6 +101,13 @@ def test_equal_arms_are_like_one_and_say_what_differs(make_node):
     assert profile.cameras.by_name["wrist"].topic == "/a/wrist/image_raw"
     assert node.get_parameter("arm_a.cameras.wrist.topic").value == "/wrist/image_raw"
     assert read_profile(node, "arm_a") == profile, "as activate reads it again"
+
+
+def test_a_copy_of_a_shipped_file_that_says_less_is_filled_by_what_it_is_like(make_node):
+    """Not by the shipped robot of its own name, so that file and node agree."""
+    copied = "so101_bimanual_split"
+    profile = read_profile(make_node(**{f"{copied}__like": PAIR, f"{copied}__instruction": "fold"}), copied)
+    assert profile.to_mapping() == load_profile(PAIR)[PAIR].to_mapping() | {"instruction": "fold"}
 
 
 def test_being_like_nobody_is_refused(make_node):

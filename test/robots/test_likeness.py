@@ -46,6 +46,27 @@ def test_neighbours_come_first_and_may_be_like_others(tmp_path: Path):
     assert robots["far_left"].cameras.by_name["front"].topic == "/far/left/front/image_raw"
 
 
+def test_a_shipped_robot_that_is_like_another_is_like_the_shipped_one(tmp_path: Path):
+    """A profile that a user copied from the package is another's base, whatever its file calls the same."""
+    pair = load_profile("so101_bimanual")["so101_bimanual"]
+    robots = read(
+        tmp_path,
+        so101_bimanual={"like": "so101_bimanual_split", "timing": {"lead": 0.1}},
+        so101_bimanual_split={"like": "so101_bimanual_split", "namespace": "/b"},
+    )
+    assert [robot.timing.lead for robot in robots.values()] == [0.1, pair.timing.lead]
+    for robot in robots.values():
+        assert robot.joints.by_name["left_gripper"].name == "jaw_joint"
+        assert robot.commands.groups == ("left_arm", "left_gripper", "right_arm", "right_gripper")
+        assert robot.cameras.slots == pair.cameras.slots
+
+
+def test_entries_stand_in_the_order_of_their_list(tmp_path: Path):
+    slots = ["left_wrist", "side", "front"]
+    arm = read(tmp_path, arm={"like": "so101_bimanual", "cameras": {"slots": slots, "side": {"topic": "/side"}}})
+    assert list(arm["arm"].cameras.by_name) == slots
+
+
 def test_a_list_of_names_leaves_out_the_others(tmp_path: Path):
     arm = read(tmp_path, arm={"like": "so101", "cameras": {"slots": ["front", "side"], "side": {"topic": "/side"}}})
     assert list(arm["arm"].cameras.by_name) == ["front", "side"]

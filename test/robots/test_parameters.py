@@ -95,7 +95,7 @@ def test_ros_reads_the_shipped_files_as_we_do():
         "json.dump({name: value if isinstance(value, (bool, int, float, str)) else list(value)\n"
         "           for name, value in values.items()}, sys.stdout)\n"
     )
-    for robot in ("so101_bimanual", "widowx", "agibot"):
+    for robot in ("so101_bimanual", "so101_bimanual_split", "widowx", "agibot"):
         profile = load_profile(robot)[robot]
         command = [sys.executable, "-c", code, str(profile.source), robot]
         done = subprocess.run(

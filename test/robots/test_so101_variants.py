@@ -32,28 +32,70 @@ def ends(robot: str, side: int) -> np.ndarray:
 
 
 def test_the_variants_that_the_documentation_names_are_there():
-    assert {name.removeprefix(f"{PAIR}_") for name in VARIANTS} == {
-        "forward", "lerobot", "numbered", "radians", "range", "split",
-    }  # fmt: skip
+    assert {name.removeprefix(f"{PAIR}_") for name in VARIANTS} == set(DIFFERENCES)
+
+
+def joints(key: str, *values: float | str) -> dict[str, float | str]:
+    """A setting of the joints of both arms, or of their first few."""
+    named = list(zip(ARM, values, strict=False))
+    return {f"joints.{side}_{joint}.{key}": value for side in ("left", "right") for joint, value in named}
+
+
+def grippers(**settings: float) -> dict[str, float]:
+    return {f"joints.{side}_gripper.{key}": value for side in ("left", "right") for key, value in settings.items()}
+
+
+def split(side: str) -> dict[str, object]:
+    return {
+        f"commands.{side}_arm.joints": [f"{side}_{joint}" for joint in ARM[:-1]],
+        f"commands.{side}_gripper": {
+            "topic": f"/{side}/gripper_controller/joint_trajectory", "joints": [f"{side}_gripper"],
+            "interface": "", "min_change": 0.05, "max_effort": 0.0, "tool": "",
+        },
+    }
+
+
+# Everything in which a variant is not the pair, by dotted key.
+DIFFERENCES: dict[str, dict[str, object]] = {
+    "forward": {
+        "commands.interface": "forward_command",
+        "commands.left_arm.topic": "/left/forward_controller/commands",
+        "commands.right_arm.topic": "/right/forward_controller/commands",
+        "timing.command_rate": 50.0,
+    },
+    "lerobot": {"policy.action_mode": "auto", **grippers(scale=52.0870500, offset=9.0909091)},
+    "numbered": joints("name", *"123456"),
+    "radians": joints("scale", 1.0, 1.0, 1.0, 1.0, 1.0),
+    "range": {
+        **joints("scale", 52.08713135, 57.29575496, 59.17159763, 60.31144832, 35.80982120),
+        "joints.left_wrist_roll.offset": -1.74322210,
+        "joints.right_wrist_roll.offset": -1.74322210,
+    },
+    "split": {
+        **joints(
+            "name", "shoulder_pan_joint", "shoulder_lift_joint", "elbow_joint", "wrist_pitch_joint",
+            "wrist_roll_joint", "jaw_joint",
+        ),
+        "commands.groups": ["left_arm", "left_gripper", "right_arm", "right_gripper"],
+        **split("left"), **split("right"),
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("robot", VARIANTS)
 def test_a_variant_is_the_pair_but_for_what_it_is_named_after(robot: str):
-    pair, variant = load(PAIR).to_mapping(), load(robot).to_mapping()
-    differing = {
-        "forward": {"commands", "timing"},
-        "lerobot": {"joints", "policy"},
-        "numbered": {"joints"},
-        "radians": {"joints"},
-        "range": {"joints"},
-        "split": {"joints", "commands"},
-    }[robot.removeprefix(f"{PAIR}_")]
-    assert {key for key in pair if pair[key] != variant[key]} == differing
-    for name in pair["joints"]["policy_order"]:
-        same = {"topic", "lower", "upper", "max_velocity", "max_acceleration"}
-        assert {k: pair["joints"][name][k] for k in same} == {k: variant["joints"][name][k] for k in same}
-    policy = {key for key in pair["policy"] if pair["policy"][key] != variant["policy"][key]}
-    assert policy <= {"action_mode"}
+    """Value for value, and its entries in the order of their lists."""
+    expected = load(PAIR).to_mapping()
+    for path, value in DIFFERENCES[robot.removeprefix(f"{PAIR}_")].items():
+        *sections, key = path.split(".")
+        node = expected
+        for section in sections:
+            node = node[section]
+        node[key] = value
+    found = load(robot)
+    assert found.to_mapping() == expected
+    assert tuple(found.joints.by_name) == found.joints.policy_order
+    assert tuple(found.commands.by_name) == found.commands.groups
 
 
 @pytest.mark.parametrize("robot", [PAIR, *VARIANTS, "so101"])

@@ -67,8 +67,8 @@ def _given(node: Node, robot: str) -> dict[str, Any]:
 
 
 def _shipped(robot: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The shipped values to fill in, none where a whole profile is given."""
-    if f"{robot}.schema_version" in given:
+    """The shipped values to fill in, none where a whole profile is given, or one that says what it is like."""
+    if f"{robot}.schema_version" in given or given.get(f"{robot}.like"):
         return {}
     try:
         return {spec.name: spec.value for spec in parameters(load_profile(robot)[robot])}

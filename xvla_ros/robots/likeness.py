@@ -22,41 +22,41 @@ def with_likeness(name: str, raw: Any, neighbours: Find, shipped: Find, *, file:
     """Return the settings of the robot ``name`` with those of the robot it is like below them.
 
     A list of names given here leaves out what it does not name: with ``cameras: {slots: [front]}`` the other's wrist
-    camera is gone.
+    camera is gone. Any other list takes the place of the other's.
 
     Args:
         name: of the robot.
         raw: its settings as read.
         neighbours: robots of the same file or node; they come before shipped ones, except the robot itself.
-        shipped: robots of the package.
+        shipped: robots of the package, which are like one another only.
         file: for messages.
 
     Raises:
         ProfileError: there is no robot of that name, or it is like this one.
     """
-    return _resolved(name, raw, neighbours, shipped, file, (name,))
+    return _resolved(raw, [neighbours, shipped], file, [(name, 0)])
 
 
-def _resolved(name: str, raw: Any, neighbours: Find, shipped: Find, file: str, chain: tuple[str, ...]) -> Any:
+def _resolved(raw: Any, places: list[Find], file: str, chain: list[tuple[str, int]]) -> Any:
+    """Return the settings of the last robot of ``chain``, which holds names and the number of the place of each."""
     other = raw.get("like") if isinstance(raw, Mapping) else None
     if not isinstance(other, str) or not other:
         return raw
-    if other not in chain and (found := neighbours(other)) is not None:
-        base = _resolved(other, found, neighbours, shipped, file, (*chain, other))
-    else:
-        base = shipped(other)
-    if not isinstance(base, Mapping):
-        raise ProfileError([_missing(name, other, file, chain)])
-    return _without_unlisted(_merged(base, raw), raw)
+    for place in range(chain[-1][1], len(places)):
+        found = None if (other, place) in chain else places[place](other)
+        if isinstance(found, Mapping):
+            base = _resolved(found, places, file, [*chain, (other, place)])
+            return _listed(_merged(base, raw), raw)
+    raise ProfileError([_missing(other, file, [name for name, _ in chain])])
 
 
-def _missing(name: str, other: str, file: str, chain: tuple[str, ...]) -> Problem:
+def _missing(other: str, file: str, chain: list[str]) -> Problem:
     expected = "the name of a shipped robot (xvla robots lists them), or of another robot beside it"
     if other in chain:
         message = f"{' is like '.join((*chain, other))}: nobody says what they are like"
     else:
         message = f"there is no robot {other!r} to be like"
-    return Problem(file, f"{name}.like", other, expected, message)
+    return Problem(file, f"{chain[-1]}.like", other, expected, message)
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,14 +67,14 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _without_unlisted(merged: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop inherited entries that a list given here does not name."""
+def _listed(merged: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop inherited entries that a list given here does not name, and put the others in its order."""
     for section, key in LISTED:
         own = given.get(section)
         if not isinstance(own, Mapping) or not isinstance(own.get(key), list | tuple):
             continue
-        kept = {key, *own, *own[key]}
-        merged[section] = {
-            name: value for name, value in merged[section].items() if name in kept or not isinstance(value, Mapping)
-        }
+        whole = merged[section]
+        plain = {name: value for name, value in whole.items() if not isinstance(value, Mapping)}
+        names = [name for name in (*own[key], *own) if isinstance(name, str) and name in whole]
+        merged[section] = {**plain, **{name: whole[name] for name in names}}
     return merged
