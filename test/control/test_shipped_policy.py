@@ -1,18 +1,45 @@
 """The policy that comes with the package: found where it lies, used for the robots it was trained for."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from xvla_ros import resources
-from xvla_ros.control.policy_source import load_policy, shipped_policy
+from xvla_ros.control.policy_source import load_policy
+from xvla_ros.control.shipped_policy import shipped_policy
+from xvla_ros.evaluation.check import check
+from xvla_ros.evaluation.demo_task import is_trained
 from xvla_ros.evaluation.graph import settings_in_simulation
 from xvla_ros.model.checkpoint import save
 from xvla_ros.model.policy import Policy
-from xvla_ros.robots.profile import load_profile
+from xvla_ros.model.record import RECORD_FILE
+from xvla_ros.robots.problems import ProfileError
+from xvla_ros.robots.profile import Profile, load_profile
 
-PAIR, RADIANS = "so101_bimanual", "so101_bimanual_radians"
+PAIR, NUMBERED = "so101_bimanual", "so101_bimanual_numbered"
+MISFITS = {
+    "radians": (
+        "joints.left_shoulder_pan",
+        "the policy that comes with xvla_ros has other units of left_shoulder_pan, left_shoulder_lift, "
+        "left_elbow_flex, left_wrist_flex, left_wrist_roll, right_shoulder_pan, right_shoulder_lift, "
+        "right_elbow_flex, right_wrist_flex, right_wrist_roll: the first is position · 1 here",
+    ),
+    "range": (
+        "joints.left_shoulder_pan",
+        "has other units of left_shoulder_pan, left_elbow_flex, left_wrist_flex, left_wrist_roll, "
+        "right_shoulder_pan, right_elbow_flex, right_wrist_flex, right_wrist_roll: "
+        "the first is position · 52.0871 here",
+    ),
+    "lerobot": (
+        "policy.action_mode",
+        "the policy that comes with xvla_ros was made for action mode so101_bimanual_bce, which reads its channels "
+        "differently",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +48,9 @@ def trained(tmp_path_factory):
     profile = load_profile(PAIR)[PAIR]
     made = load_policy({PAIR: profile}, seed=3)
     training = replace(made.training, trained_domains=(profile.policy.domain_id,))
+    robots = {PAIR: replace(made.robots[PAIR], profile=profile.to_mapping())}
     folder = tmp_path_factory.mktemp("package") / "policy"
-    save(Policy(made.network, made.processor, robots=made.robots, training=training, source=""), folder)
+    save(Policy(made.network, made.processor, robots=robots, training=training, source=""), folder)
     return folder
 
 
@@ -42,10 +70,74 @@ def test_it_is_used_where_no_checkpoint_is_named(packaged):
     assert settings_in_simulation(profile, None) == {}
 
 
+def changed(change) -> Profile:
+    raw = load_profile(PAIR)[PAIR].to_mapping()
+    change(raw)
+    return Profile.from_mapping(PAIR, raw, file="mine.yaml")
+
+
+@pytest.mark.parametrize("variant", MISFITS)
+def test_a_robot_of_its_domain_in_other_units_or_another_mode_is_refused_in_the_same_words(
+    packaged, variant, monkeypatch
+):
+    """The domain alone would have an arm take degrees for radians."""
+    name, (key, words) = f"{PAIR}_{variant}", MISFITS[variant]
+    profile = load_profile(name)[name]
+    refusals = []
+    for refuse in (
+        lambda: shipped_policy([profile]), lambda: load_policy({name: profile}),
+        lambda: settings_in_simulation(profile, None), lambda: is_trained(profile, None),
+    ):
+        with pytest.raises(ProfileError) as caught:
+            refuse()
+        refusals.append(caught.value.problems)
+    report = check(name)
+    assert all(tuple(refusal) == report.errors for refusal in refusals)
+    [problem] = report.errors
+    assert (problem.file, problem.key) == (str(profile.source), f"{name}.{key}")
+    assert words in problem.message and "--checkpoint" in problem.expected
+    assert not any("moves at random" in text for text in report.missing)
+    assert shipped_policy([profile, load_profile("so101")["so101"]]) is None, "not trained for both anyway"
+    monkeypatch.setattr("xvla_ros.control.policy_source._load", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(ProfileError):
+        load_policy({name: profile, PAIR: load_profile(PAIR)[PAIR]})
+
+
+def test_joints_in_another_order_are_refused(packaged):
+    def swap(raw):
+        order = raw["joints"]["policy_order"]
+        raw["joints"]["policy_order"] = [*order[6:], *order[:6]]
+
+    with pytest.raises(ProfileError, match="was trained for other joints, or in another order") as caught:
+        shipped_policy([changed(swap)])
+    assert caught.value.problems[0].key == f"{PAIR}.joints.policy_order"
+
+
+@pytest.mark.parametrize(("setting", "fits"), [
+    ({"offset": 4.0}, True), ({"scale": 57.3}, True), ({"offset": 90.0}, False), ({"scale": -57.29577951}, False)])
+def test_a_calibrated_joint_is_none_of_other_units(packaged, setting, fits):
+    profile = changed(lambda raw: raw["joints"]["right_elbow_flex"].update(setting))
+    if fits:
+        assert shipped_policy([profile]) == packaged
+    else:
+        with pytest.raises(ProfileError, match="other units of right_elbow_flex: "):
+            shipped_policy([profile])
+
+
+def test_a_policy_that_does_not_say_its_units_is_refused(packaged, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(packaged, tmp_path / "policy"))
+    record = json.loads((folder / RECORD_FILE).read_text())
+    record["robots"][PAIR]["profile"] = None
+    (folder / RECORD_FILE).write_text(json.dumps(record))
+    monkeypatch.setattr("xvla_ros.control.shipped_policy.policy_dir", lambda: folder)
+    with pytest.raises(ProfileError, match="does not say in which units"):
+        shipped_policy([load_profile(PAIR)[PAIR]])
+
+
 def test_another_profile_of_the_same_arms_is_normalised_alike(packaged):
-    profile = load_profile(RADIANS)[RADIANS]
-    policy = load_policy({RADIANS: profile})
-    known, other = (policy.processor.statistics_of(name).state for name in (PAIR, RADIANS))
+    profile = load_profile(NUMBERED)[NUMBERED]
+    policy = load_policy({NUMBERED: profile})
+    known, other = (policy.processor.statistics_of(name).state for name in (PAIR, NUMBERED))
     state = np.arange(12, dtype=np.float32)
     np.testing.assert_array_equal(known.normalise(state), other.normalise(state))
 

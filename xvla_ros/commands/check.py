@@ -6,7 +6,7 @@ A check that could not look at all of it is no success: what is missing is said,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from xvla_ros.commands.checkpoint_checks import REFUSED, checkpoint_findings, computing, of_the_files
 from xvla_ros.commands.graph_checks import Finding, graph_findings, topics_of
 from xvla_ros.commands.options import Checkpoint, Command, Json, Positive, Robot
-from xvla_ros.control.policy_source import shipped_policy
+from xvla_ros.control.shipped_policy import shipped_policy
 from xvla_ros.errors import CheckpointError, Problem, ProfileError
 from xvla_ros.nodes.graph import GraphSnapshot, NoGraph, Reading, snapshot
 from xvla_ros.robots.kinematics import KinematicsError
@@ -146,11 +146,11 @@ def check(
         return CheckReport((), ("profile",), tuple(error.problems), missing=("checkpoint, graph: after the profile",))
     found = _Findings()
     checked = {"profile"}
-    shipped = _shipped(profiles.values(), found)
+    shipped, is_refused = _shipped(profiles.values(), checkpoint, found)
     for profile in profiles.values():
         _check_executable(profile, found)
         _check_marks(profile, found)
-        if _check_checkpoint(profile, checkpoint, shipped, found):
+        if (is_refused and not profile.policy.checkpoint) or _check_checkpoint(profile, checkpoint, shipped, found):
             checked.add("checkpoint")
         if isinstance(graph, NoGraph):
             found.missing[f"graph: {graph.why}"] = None
@@ -224,13 +224,20 @@ def _check_executable(profile: Profile, found: _Findings) -> None:
         found.add(Finding(Problem(str(profile.source), f"{profile.name}.tools", tools, expected, str(error))))
 
 
-def _shipped(profiles: Iterable[Profile], found: _Findings) -> Path | None:
+def _shipped(
+    profiles: Collection[Profile], checkpoint: str | Path | None, found: _Findings
+) -> tuple[Path | None, bool]:
+    """Return the policy that comes with the package, where the node would take it, and whether it would refuse it."""
+    if checkpoint or all(profile.policy.checkpoint for profile in profiles):
+        return None, False
     try:
-        return shipped_policy(profiles)
+        return shipped_policy(profiles), False
+    except ProfileError as error:
+        found.errors += error.problems
     except CheckpointError as error:
         for finding in of_the_files("the policy that comes with the package", error.problems):
             found.add(finding)
-    return None
+    return None, True
 
 
 def _check_marks(profile: Profile, found: _Findings) -> None:

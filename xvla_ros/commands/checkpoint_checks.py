@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xvla_ros.commands.graph_checks import Finding
-from xvla_ros.control.policy_source import known_as
+from xvla_ros.control.shipped_policy import decode_alike, known_as
 from xvla_ros.errors import CheckpointError, Problem
-from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec, action_spec
+from xvla_ros.model.action_specs import ACTION_SPECS, action_spec
 from xvla_ros.robots.profile import Profile
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Comparison:
         elif theirs is None:
             message = f"the checkpoint's action mode {stored} is unknown here"
             yield self._finding("policy.action_mode", mode, "the package that brings it, installed", message)
-        elif not _decode_alike(own, theirs):
+        elif not decode_alike(own, theirs):
             message = f"the checkpoint was made for action mode {stored}, which reads its channels differently"
             yield self._finding("policy.action_mode", mode, stored, message, is_error=self._trained_as is not None)
 
@@ -182,8 +182,3 @@ class Comparison:
         return Finding(
             Problem(self._checkpoint, f"{self._profile.name}.{key}", value, str(expected), message), is_error
         )
-
-
-def _decode_alike(one: ActionSpec, other: ActionSpec) -> bool:
-    same = (one.roles, one.gripper, one.gripper_is_probability)
-    return same == (other.roles, other.gripper, other.gripper_is_probability)

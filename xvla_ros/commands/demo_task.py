@@ -52,7 +52,7 @@ def choose_task(profile: Profile, checkpoint: str | None, instruction: str | Non
 
 def is_trained(profile: Profile, checkpoint: str | None) -> bool:
     """Whether the policy that will run says that it was trained for this robot; a hub id is not looked up."""
-    from xvla_ros.control.policy_source import known_as, shipped_policy
+    from xvla_ros.control.shipped_policy import known_as, shipped_policy
     from xvla_ros.model.record import read_record
 
     name = checkpoint or profile.policy.checkpoint

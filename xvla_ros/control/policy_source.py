@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.control.shipped_policy import known_as, shipped_policy
 from xvla_ros.errors import CheckpointError, XvlaError
-from xvla_ros.model.record import RobotRecord, read_record
-from xvla_ros.resources import policy_dir
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
 from xvla_ros.robots.limits import JointLimits
@@ -63,6 +61,7 @@ def load_policy(
         PolicySourceError: the profiles name different checkpoints, the policy does not fit a robot, or there is no
             such device.
         CheckpointError: naming what is wrong with the checkpoint.
+        ProfileError: the policy that comes with the package was trained in other units, see ``shipped_policy``.
     """
     name, revision = (checkpoint, "") if checkpoint else _agreed(profiles)
     _ensure_device(device)
@@ -128,29 +127,6 @@ def _shipped(profiles: Mapping[str, Profile], device: str, dtype: str) -> Policy
         if record is not None:
             policy.processor.statistics.setdefault(profile.name, record.statistics)
     return policy
-
-
-def shipped_policy(profiles: Iterable[Profile]) -> Path | None:
-    """Return the folder of the policy that comes with the package.
-
-    None where the package has none, or one that was not trained for the domain of every given robot.
-
-    Raises:
-        CheckpointError: what lies there cannot be read.
-    """
-    folder = policy_dir()
-    if folder is None:
-        return None
-    trained = read_record(folder).training.trained_domains or ()
-    return folder if all(profile.policy.domain_id in trained for profile in profiles) else None
-
-
-def known_as(profile: Profile, robots: Iterable[RobotRecord]) -> RobotRecord | None:
-    """Return the record of a robot by name, else of one with its domain: another profile of the same arms."""
-    there = list(robots)
-    by_name = (each for each in there if each.embodiment.robot == profile.name)
-    by_domain = (each for each in there if each.embodiment.domain_id == profile.policy.domain_id)
-    return next(by_name, None) or next(by_domain, None)
 
 
 def _untrained(

@@ -274,7 +274,7 @@ class PolicyNode(GuardedLifecycleNode):
                 said = time.monotonic()
                 self.get_logger().info(f"still loading the policy, {said - begun:.0f} s")
         result = outcome[0]
-        if isinstance(result, CheckpointError | PolicySourceError):
+        if isinstance(result, CheckpointError | PolicySourceError | ProfileError):
             raise TransitionError(str(result)) from result
         if isinstance(result, Exception):
             raise result

@@ -56,7 +56,9 @@ class PolicySettings(Section):
     """The policy that drives the robot, and how its vectors are to be read."""
 
     checkpoint: str = setting(
-        "", description="Folder or hub id of the checkpoint; empty is the policy shipped with xvla_ros."
+        "",
+        description="Folder or hub id of the checkpoint; empty is the policy shipped with xvla_ros, where it was "
+        "trained for the domain, and is refused where mode, joints or units differ from what it was trained with.",
     )
     revision: str = setting("", description="Branch, tag or commit of a hub checkpoint; empty is its default branch.")
     action_mode: str = setting(description="Name of the action mode: what each channel of an action means.")
