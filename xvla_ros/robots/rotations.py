@@ -5,12 +5,16 @@ numbers in another order, so the layout is always an argument, never a guess:
 
 - ``columns``: the first column, then the second, ``[R[:, 0] | R[:, 1]]``; identity 1 0 0 0 1 0. LIBERO checkpoints.
 - ``interleaved``: row by row, ``R[:, :2].reshape(6)``; identity 1 0 0 1 0 0. Bridge, AgiBot, Calvin, RoboTwin, AgileX.
+
+SciPy turns one form into another. rot6d is kept by hand: SciPy has none, and its orthogonalisation is not the
+Gram-Schmidt of the published code.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
 
 COLUMNS, INTERLEAVED = "columns", "interleaved"
 ROT6D_LAYOUTS = (COLUMNS, INTERLEAVED)
@@ -19,8 +23,6 @@ ROT6D_LAYOUTS = (COLUMNS, INTERLEAVED)
 _NORM_EPS = 1e-6
 # A second vector that keeps less than this of its length beside the first is parallel to it.
 _PARALLEL = 1e-5
-# Below this angle in radians the axis is noise; sin(x)/x is 1 to double precision.
-_SMALL_ANGLE = 1e-9
 
 Array = NDArray[np.float64]
 
@@ -44,10 +46,7 @@ def rot6d_to_matrix(rot6d: ArrayLike, layout: str) -> Array:
     Raises:
         ValueError: on an unknown layout or a wrong shape, or where the two vectors are zero or parallel.
     """
-    found = _shaped(rot6d, (6,), "rot6d")
-    shape = (2, 3) if _known(layout) == COLUMNS else (3, 2)
-    pairs = found.reshape(*found.shape[:-1], *shape)
-    columns = pairs if layout == COLUMNS else np.swapaxes(pairs, -1, -2)
+    columns = _columns(rot6d, layout)
     first = _unit(columns[..., 0, :], "first")
     along = np.sum(first * columns[..., 1, :], axis=-1, keepdims=True)
     length = np.linalg.norm(columns[..., 1, :], axis=-1, keepdims=True)
@@ -61,41 +60,16 @@ def rot6d_misfit(rot6d: ArrayLike, layout: str) -> Array:
     It is the largest deviation of their squared lengths from 1 and of their product from 0. A rotation written in the
     one layout and read in the other is far from 0 at most poses.
     """
-    found = _shaped(rot6d, (6,), "rot6d")
-    shape = (2, 3) if _known(layout) == COLUMNS else (3, 2)
-    pairs = found.reshape(*found.shape[:-1], *shape)
-    columns = pairs if layout == COLUMNS else np.swapaxes(pairs, -1, -2)
+    columns = _columns(rot6d, layout)
     off = columns @ np.swapaxes(columns, -1, -2) - np.eye(2)
     return np.asarray(np.abs(off).max(axis=(-1, -2)), dtype=np.float64)
 
 
-def convert_rot6d(rot6d: ArrayLike, source: str, target: str) -> Array:
-    """Reorder rot6d [..., 6] from one layout to the other, numbers untouched."""
-    found = _shaped(rot6d, (6,), "rot6d")
-    if _known(source) == _known(target):
-        return found.copy()
-    shape = (2, 3) if source == COLUMNS else (3, 2)
-    return np.swapaxes(found.reshape(*found.shape[:-1], *shape), -1, -2).reshape(found.shape).copy()
-
-
 def matrix_to_quaternion(matrix: ArrayLike) -> Array:
-    """Turn rotation matrices [..., 3, 3] into unit quaternions [..., 4], x y z w, with w ≥ 0.
-
-    The quaternion is the eigenvector of the largest eigenvalue of a symmetric 4×4 matrix (Bar-Itzhack, 2000), which is
-    stable at every angle and takes the nearest rotation where the matrix is slightly off.
-    """
-    r = _shaped(matrix, (3, 3), "matrix")
-    k = np.empty((*r.shape[:-2], 4, 4))
-    trace = np.trace(r, axis1=-2, axis2=-1)
-    for i in range(3):
-        k[..., i, i] = 2.0 * r[..., i, i] - trace
-        j, l = (i + 1) % 3, (i + 2) % 3  # noqa: E741 - indices of a matrix
-        k[..., i, j] = k[..., j, i] = r[..., i, j] + r[..., j, i]
-        k[..., i, 3] = k[..., 3, i] = r[..., l, j] - r[..., j, l]
-    k[..., 3, 3] = trace
-    _, vectors = np.linalg.eigh(k)
-    quaternion: Array = vectors[..., :, -1]
-    return np.where(quaternion[..., 3:] < 0.0, -quaternion, quaternion)
+    """Turn rotation matrices [..., 3, 3] into unit quaternions [..., 4], x y z w, with w ≥ 0; the nearest rotation
+    where a matrix is slightly off."""
+    found = _shaped(matrix, (3, 3), "matrix")
+    return _reshaped(_of_matrices(found).as_quat(canonical=True), found.shape[:-2], 4)
 
 
 def quaternion_to_matrix(quaternion: ArrayLike) -> Array:
@@ -105,46 +79,21 @@ def quaternion_to_matrix(quaternion: ArrayLike) -> Array:
         ValueError: on a quaternion of length zero.
     """
     found = _shaped(quaternion, (4,), "quaternion")
-    norm = np.linalg.norm(found, axis=-1, keepdims=True)
-    if np.any(norm == 0.0):
+    if not found.any(axis=-1).all():
         raise ValueError("quaternion has length 0, expected a rotation: x y z w with at least one of them not 0")
-    x, y, z, w = np.moveaxis(found / norm, -1, 0)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-
-
-def quaternion_to_axis_angle(quaternion: ArrayLike) -> Array:
-    """Turn unit quaternions [..., 4], x y z w, into rotation vectors [..., 3] in radians, at most π long."""
-    found = _shaped(quaternion, (4,), "quaternion")
-    found = np.where(found[..., 3:] < 0.0, -found, found)
-    vector = found[..., :3]
-    sine = np.linalg.norm(vector, axis=-1, keepdims=True)
-    angle = 2.0 * np.arctan2(sine, found[..., 3:])
-    # Near zero the angle over the sine of its half tends to 2.
-    scale = np.where(sine > _SMALL_ANGLE, angle / np.where(sine > _SMALL_ANGLE, sine, 1.0), 2.0)
-    return np.asarray(vector * scale, dtype=np.float64)
-
-
-def axis_angle_to_quaternion(axis_angle: ArrayLike) -> Array:
-    """Turn rotation vectors [..., 3] in radians into unit quaternions [..., 4], x y z w."""
-    found = _shaped(axis_angle, (3,), "axis_angle")
-    angle = np.linalg.norm(found, axis=-1, keepdims=True)
-    # sinc is sin(πx)/(πx) in numpy, and finite at 0.
-    return np.concatenate([found * 0.5 * np.sinc(angle / (2.0 * np.pi)), np.cos(angle / 2.0)], axis=-1)
+    return _reshaped(Rotation.from_quat(found.reshape(-1, 4)).as_matrix(), found.shape[:-1], 3, 3)
 
 
 def matrix_to_axis_angle(matrix: ArrayLike) -> Array:
-    """Turn rotation matrices [..., 3, 3] into rotation vectors [..., 3] in radians."""
-    return quaternion_to_axis_angle(matrix_to_quaternion(matrix))
+    """Turn rotation matrices [..., 3, 3] into rotation vectors [..., 3] in radians, at most π long."""
+    found = _shaped(matrix, (3, 3), "matrix")
+    return _reshaped(_of_matrices(found).as_rotvec(), found.shape[:-2], 3)
 
 
 def axis_angle_to_matrix(axis_angle: ArrayLike) -> Array:
     """Turn rotation vectors [..., 3] in radians into rotation matrices [..., 3, 3]."""
-    return quaternion_to_matrix(axis_angle_to_quaternion(axis_angle))
+    found = _shaped(axis_angle, (3,), "axis_angle")
+    return _reshaped(Rotation.from_rotvec(found.reshape(-1, 3)).as_matrix(), found.shape[:-1], 3, 3)
 
 
 def rot6d_to_axis_angle(rot6d: ArrayLike, layout: str) -> Array:
@@ -152,24 +101,27 @@ def rot6d_to_axis_angle(rot6d: ArrayLike, layout: str) -> Array:
     return matrix_to_axis_angle(rot6d_to_matrix(rot6d, layout))
 
 
-def rot6d_to_quaternion(rot6d: ArrayLike, layout: str) -> Array:
-    """Turn rot6d [..., 6] into unit quaternions [..., 4], x y z w."""
-    return matrix_to_quaternion(rot6d_to_matrix(rot6d, layout))
-
-
 def rpy_to_matrix(rpy: ArrayLike) -> Array:
     """Turn roll, pitch, yaw [..., 3] in radians about fixed axes, as URDFs write them, into matrices [..., 3, 3]."""
     found = _shaped(rpy, (3,), "rpy")
-    about = np.zeros((3, *found.shape))
-    for axis in range(3):
-        about[axis, ..., axis] = found[..., axis]
-    roll, pitch, yaw = axis_angle_to_matrix(about)
-    return np.asarray(yaw @ pitch @ roll, dtype=np.float64)
+    return _reshaped(Rotation.from_euler("xyz", found.reshape(-1, 3)).as_matrix(), found.shape[:-1], 3, 3)
 
 
-def quaternion_to_rot6d(quaternion: ArrayLike, layout: str) -> Array:
-    """Turn quaternions [..., 4], x y z w, into rot6d [..., 6]."""
-    return matrix_to_rot6d(quaternion_to_matrix(quaternion), layout)
+def _of_matrices(matrices: Array) -> Rotation:
+    return Rotation.from_matrix(matrices.reshape(-1, 3, 3))
+
+
+def _reshaped(values: Array, leading: tuple[int, ...], *own: int) -> Array:
+    # SciPy takes several leading axes only from release 1.17 on
+    return np.asarray(values, dtype=np.float64).reshape(*leading, *own)
+
+
+def _columns(rot6d: ArrayLike, layout: str) -> Array:
+    """The two columns [..., 2, 3] that rot6d [..., 6] holds."""
+    found = _shaped(rot6d, (6,), "rot6d")
+    if _known(layout) == COLUMNS:
+        return found.reshape(*found.shape[:-1], 2, 3)
+    return np.swapaxes(found.reshape(*found.shape[:-1], 3, 2), -1, -2)
 
 
 def _unit(vector: Array, which: str, least: ArrayLike = 0.0) -> Array:
