@@ -203,8 +203,8 @@ def training_key(cell: Cell, options: Any, demos: Path) -> dict[str, Any]:
         options: of this benchmark.
         demos: folder of the demonstrations, which must be there.
     """
+    from xvla_ros.recordings.fingerprints import sampled
     from xvla_ros.training.config_file import read_settings
-    from xvla_ros.training.fingerprints import sampled
 
     file, *overrides = training_of(cell, options, demos)
     told = read_settings(file, overrides).model_dump(mode="json")

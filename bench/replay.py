@@ -31,8 +31,8 @@ JOINT_RATE, COMMAND_RATE = 50, 10
 
 def write_bag(path: Path, seconds: float, shrink: int = 1) -> None:
     """Write a bag as long as wanted, message by message; ``shrink`` takes every so many pixels of its pictures."""
-    from xvla_ros.observation import serialize
-    from xvla_ros.observation.bag_writer import BagWriter
+    from xvla_ros.recordings import serialize
+    from xvla_ros.recordings.bag_writer import BagWriter
     from xvla_ros.robots.profile import Profile, load_profile, profile_document
 
     settings = load_profile("so101_bimanual")["so101_bimanual"].to_mapping()
@@ -58,7 +58,7 @@ def write_bag(path: Path, seconds: float, shrink: int = 1) -> None:
 
 
 def _write_joints(bag: Any, profile: Any, groups: dict[str, Any], tick: int) -> None:
-    from xvla_ros.observation import serialize
+    from xvla_ros.recordings import serialize
 
     at = tick / JOINT_RATE
     stamp = samples.START + round(at * 1e9)

@@ -31,8 +31,8 @@ START = 1_700_000_000_000_000_000
 
 def write_bag(path: Path, seconds: float) -> Any:
     """Record cameras, joints and commands; return the profile."""
-    from xvla_ros.observation import serialize
-    from xvla_ros.observation.bag_writer import BagWriter
+    from xvla_ros.recordings import serialize
+    from xvla_ros.recordings.bag_writer import BagWriter
     from xvla_ros.robots.profile import Profile, load_profile, profile_document
 
     settings = load_profile("so101_bimanual")["so101_bimanual"].to_mapping()

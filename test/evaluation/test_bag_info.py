@@ -10,7 +10,7 @@ import pytest
 
 from xvla_ros.commands import main
 from xvla_ros.evaluation.bag_info import inspect, text_of
-from xvla_ros.observation.bags import MOST_DECODED
+from xvla_ros.recordings.observations import MOST_DECODED
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from recorded import MS, START, Session, changed
@@ -88,8 +88,8 @@ def test_a_sample_of_the_pictures_is_decoded(tmp_path, monkeypatch):
     found = inspect(bag, PAIR).observations
     assert found.built == found.asked == 120
     assert found.decoded <= 3 * 13 < 3 * MOST_DECODED
-    monkeypatch.setattr("xvla_ros.observation.bags.MOST_DECODED", 2)
-    monkeypatch.setattr("xvla_ros.observation.bags.MOST_ASKED", 40)
+    monkeypatch.setattr("xvla_ros.recordings.observations.MOST_DECODED", 2)
+    monkeypatch.setattr("xvla_ros.recordings.observations.MOST_ASKED", 40)
     found = inspect(bag, PAIR).observations
     assert found.built == found.asked == 40 and found.decoded <= 9
 

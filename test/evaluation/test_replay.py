@@ -281,7 +281,7 @@ def test_a_cut_bag_gives_every_whole_message(tmp_path):
 def test_compressed_and_split_bags_are_replayed(tmp_path, kind):
     from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-    from xvla_ros.observation import serialize
+    from xvla_ros.recordings import serialize
 
     session = Session(pair(), end=1.0).record()
     writer = Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.SQLITE3)

@@ -12,7 +12,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 
 from xvla_ros.commands import main
 from xvla_ros.commands.replay import find_bags
-from xvla_ros.observation import serialize
+from xvla_ros.recordings import serialize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from recorded import START, Session, changed

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image as PilImage
 
 from xvla_ros.model.data import Observation
-from xvla_ros.observation.bags import observations
 from xvla_ros.observation.builder import ObservationBuilder
+from xvla_ros.recordings.observations import observations
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
 from xvla_ros.training.dataset_settings import DatasetSettings
 from xvla_ros.training.datasets import open_datasets

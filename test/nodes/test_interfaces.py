@@ -30,16 +30,16 @@ from xvla_ros.nodes.commands import command_messages, command_type, commanded_po
 from xvla_ros.nodes.graph import Endpoint, GraphSnapshot
 from xvla_ros.nodes.grippers import GOALS, has_gripper_outlet
 from xvla_ros.nodes.messages import message_class
-from xvla_ros.nodes.recorded_topics import recorded_topics
 from xvla_ros.nodes.served_robot import HANDLERS
-from xvla_ros.observation.cdr import CdrError
-from xvla_ros.observation.commands import JointCommand, read_command
-from xvla_ros.observation.commands import command_type as recorded_type
+from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
+from xvla_ros.recordings.cdr import CdrError
+from xvla_ros.recordings.commands import JointCommand, read_command
+from xvla_ros.recordings.commands import command_type as recorded_type
+from xvla_ros.recordings.topics import recorded_topics
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.interfaces import ACTION_STATUS, INTERFACES, GroupInterface, RobotInterface
 from xvla_ros.simulation.demonstrations import WRITERS
 from xvla_ros.simulation.world import SceneMismatchError, World
-from xvla_ros.training.bag_recording import BagOptions, BagRecording
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
 from recorded import START, Session, changed, curve

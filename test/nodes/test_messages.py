@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image as PilImage
 
 from xvla_ros.model.data import ActionChunk
-from xvla_ros.observation import bags, images
-from xvla_ros.observation.cdr import peek_stamp, read_joint_state
+from xvla_ros.observation import images
 from xvla_ros.observation.images import ENCODINGS, ImageError
+from xvla_ros.recordings import observations as bags
+from xvla_ros.recordings.cdr import peek_stamp, read_joint_state
 from xvla_ros.robots.schema import Camera
 
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")

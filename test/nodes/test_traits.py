@@ -59,13 +59,13 @@ from xvla_ros.nodes.messages import stamp_message
 from xvla_ros.nodes.node_clock import NodeClock
 from xvla_ros.nodes.record_check import RecordCheck
 from xvla_ros.nodes.robot_link import RobotLink
-from xvla_ros.observation import serialize
-from xvla_ros.observation.bag_writer import BagWriter
 from xvla_ros.observation.faults import Fault, FaultTally
+from xvla_ros.recordings import serialize
+from xvla_ros.recordings.bag_writer import BagWriter
+from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import profile_document
 from xvla_ros.training.dataset_settings import DatasetSettings
 from xvla_ros.training.datasets import open_datasets
-from xvla_ros.training.recording import SamplesError
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "traits.md"
 NODE, CHECK, RECORD, INFO, REPLAY, TRAIN = "/xvla", "check", "record", "bag info", "replay", "train"

@@ -15,11 +15,11 @@ from mcap.reader import make_reader
 from mcap.stream_reader import CRCValidationError
 from rosbags.typesys import Stores, get_typestore
 
-from xvla_ros.observation import serialize
-from xvla_ros.observation.bag_files import bag_messages, bag_summary
-from xvla_ros.observation.bag_writer import BagWriteError, BagWriter, DiskFullError, UnknownTypeError
-from xvla_ros.observation.bags import decode_image
-from xvla_ros.observation.cdr import read_joint_state
+from xvla_ros.recordings import serialize
+from xvla_ros.recordings.bag_writer import BagWriteError, BagWriter, DiskFullError, UnknownTypeError
+from xvla_ros.recordings.bags import bag_messages, bag_summary
+from xvla_ros.recordings.cdr import read_joint_state
+from xvla_ros.recordings.observations import decode_image
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.profile import Profile, profile_document
 from xvla_ros.robots.schema import Camera
@@ -105,8 +105,8 @@ def test_a_second_after_the_last_flush_the_next_message_closes_the_chunk(tmp_pat
 
 KILLED = """
 import os, signal, sys
-from xvla_ros.observation import serialize
-from xvla_ros.observation.bag_writer import BagWriter
+from xvla_ros.recordings import serialize
+from xvla_ros.recordings.bag_writer import BagWriter
 bag = BagWriter(sys.argv[1], "{}")
 for stamp in range(1, 51):
     bag.write("/joint_states", serialize.JOINT_STATE, stamp, serialize.joint_state(stamp, ["a"], [1.0]))

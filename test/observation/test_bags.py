@@ -13,11 +13,11 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from xvla_ros.model.data import Observation
-from xvla_ros.observation.bag_files import BagError, bag_messages, bag_summary
-from xvla_ros.observation.bags import BagClock, _Frames, decode_image, observations
 from xvla_ros.observation.builder import ObservationBuilder
-from xvla_ros.observation.cdr import peek_stamp, read_joint_state
 from xvla_ros.observation.faults import CAMERA_MISSING, CAMERA_STALE, JOINTS_STALE, Fault
+from xvla_ros.recordings.bags import BagError, bag_messages, bag_summary
+from xvla_ros.recordings.cdr import peek_stamp, read_joint_state
+from xvla_ros.recordings.observations import BagClock, _Frames, decode_image, observations
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.units import from_policy

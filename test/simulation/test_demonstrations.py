@@ -13,9 +13,9 @@ from rosbags.typesys import Stores, get_typestore
 from xvla_ros.commands import run
 from xvla_ros.commands.demos import Demos
 from xvla_ros.model.data import Observation
-from xvla_ros.observation.bag_files import bag_messages
-from xvla_ros.observation.bags import observations
-from xvla_ros.observation.cdr import read_joint_state
+from xvla_ros.recordings.bags import bag_messages
+from xvla_ros.recordings.cdr import read_joint_state
+from xvla_ros.recordings.observations import observations
 from xvla_ros.robots import load_profile
 from xvla_ros.simulation.demonstrations import DemonstrationsError, DemoSettings, record_all
 

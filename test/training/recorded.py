@@ -12,9 +12,9 @@ import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from xvla_ros.observation import serialize
-from xvla_ros.observation.bag_files import bag_messages
-from xvla_ros.observation.bag_writer import EPISODE_TOPIC, BagWriter
+from xvla_ros.recordings import serialize
+from xvla_ros.recordings.bag_writer import EPISODE_TOPIC, BagWriter
+from xvla_ros.recordings.bags import bag_messages
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
 
 MS = 1_000_000

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from test.training.recorded import MS, START, Session, changed, curve
-from xvla_ros.observation.commands import JointCommand, PoseCommand
-from xvla_ros.training.bag_paths import followed, interpolated, trajectories
-from xvla_ros.training.bag_recording import BagOptions, BagRecording
-from xvla_ros.training.bag_tracks import Commands, Readings, Stretch
+from xvla_ros.recordings.bag_paths import followed, interpolated, trajectories
+from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
+from xvla_ros.recordings.commands import JointCommand, PoseCommand
+from xvla_ros.recordings.tracks import Commands, Readings, Stretch
 
 PAIR = changed("so101_bimanual", ("instruction", "fold the cloth"))
 BEFORE = np.array([0.25, -0.5])

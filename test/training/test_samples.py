@@ -13,13 +13,13 @@ sys.path.append(str(Path(__file__).parent))
 from recorded import AHEAD, MS, START, Session, changed, curve, picture
 
 from xvla_ros.model.images import image_pipeline
+from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.profile import profile_document
 from xvla_ros.robots.rotations import rot6d_to_matrix
 from xvla_ros.robots.units import to_policy
 from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 from xvla_ros.training.datasets import open_datasets
-from xvla_ros.training.recording import SamplesError
 
 TASK = "put the cube in the bowl"
 WAYPOINTS = 12
@@ -280,7 +280,7 @@ def test_statistics_are_those_of_the_samples(tmp_path, pair):
 
 
 def test_a_second_run_reads_the_store(tmp_path, pair, monkeypatch):
-    from xvla_ros.training.bag_recording import BagRecording
+    from xvla_ros.recordings.bag_recording import BagRecording
 
     bag = Session(pair, end=1.0).record().write(tmp_path / "bag.mcap")
     first = opened(tmp_path, bag, size=(32, 32))

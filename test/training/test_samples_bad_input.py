@@ -15,12 +15,12 @@ sys.path.append(str(Path(__file__).parent))
 
 from recorded import Session, changed, curve
 
-from xvla_ros.observation import serialize
-from xvla_ros.observation.bag_writer import BagWriter
+from xvla_ros.recordings import serialize
+from xvla_ros.recordings.bag_writer import BagWriter
+from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import profile_document
 from xvla_ros.training.dataset_settings import DatasetSettings
 from xvla_ros.training.datasets import open_datasets, survey
-from xvla_ros.training.recording import SamplesError
 
 TASK = "put the cube in the bowl"
 
@@ -154,7 +154,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, pair):
         from pathlib import Path
         from xvla_ros.training.dataset_settings import DatasetSettings
         from xvla_ros.training.datasets import open_datasets
-        from xvla_ros.training.recording import SamplesError
+        from xvla_ros.recordings.recording import SamplesError
         for size in ((512, 512), None):
             try:
                 open_datasets([DatasetSettings(paths=({str(bag)!r},))], waypoints=4, image_size=size,

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvla_ros.observation.commands import JointCommand
+from xvla_ros.recordings.action_path import ActionPath, Channels, at_most_apart
+from xvla_ros.recordings.bag_paths import followed
+from xvla_ros.recordings.commands import JointCommand
+from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rot6d, rot6d_to_matrix
 from xvla_ros.training import statistics
-from xvla_ros.training.action_path import ActionPath, Channels, at_most_apart
 from xvla_ros.training.augment import Augmenter
-from xvla_ros.training.bag_paths import followed
 from xvla_ros.training.dataset_settings import Augmentation
 from xvla_ros.training.instructions import Paraphrases, read_paraphrases
 from xvla_ros.training.order import BLOCK, WeightedOrder, quotas
-from xvla_ros.training.recording import SamplesError
 from xvla_ros.training.statistics import ChannelStatistics, normaliser
 from xvla_ros.training.store import PictureFile
 

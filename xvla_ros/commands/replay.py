@@ -21,8 +21,8 @@ from xvla_ros.commands.options import (
 )  # fmt: skip
 from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.processes import Interrupted
-from xvla_ros.observation.bag_files import BagError, storage_files
 from xvla_ros.observation.faults import FaultTally
+from xvla_ros.recordings.bags import BagError, storage_files
 from xvla_ros.resources import usable_cores
 
 if TYPE_CHECKING:
@@ -173,8 +173,8 @@ def _numbered(files: Sequence[Path]) -> bool:
 
 
 def _profile(robot: str, bag: Path) -> Profile:
+    from xvla_ros.recordings.bag_recording import profile_of_bag
     from xvla_ros.robots import load_robot
-    from xvla_ros.training.bag_recording import profile_of_bag
 
     if robot:
         return load_robot(robot)

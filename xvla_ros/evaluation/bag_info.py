@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from xvla_ros.errors import ProfileError
-from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages, bag_summary
-from xvla_ros.observation.bag_integrity import Integrity, integrity
-from xvla_ros.observation.bag_writer import EPISODE_TOPIC, PROFILE_TOPIC
-from xvla_ros.observation.bags import check_topics, verdict
-from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
-from xvla_ros.observation.commands import command_type
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.observation.images import IMAGE_TYPES
+from xvla_ros.recordings.bag_integrity import Integrity, integrity
+from xvla_ros.recordings.bag_writer import EPISODE_TOPIC, PROFILE_TOPIC
+from xvla_ros.recordings.bags import BagError, BagMessage, bag_messages, bag_summary
+from xvla_ros.recordings.cdr import CdrError, peek_stamp, read_joint_state
+from xvla_ros.recordings.commands import command_type
+from xvla_ros.recordings.observations import check_topics, verdict
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile, load_robot
@@ -325,8 +325,8 @@ def _held_against(profile: Profile, topics: tuple[TopicInfo, ...]) -> tuple[tupl
 def _profile(robot: str, bag: str) -> Profile | None:
     if robot:
         return load_robot(robot)
-    from xvla_ros.training.bag_recording import profile_of_bag
-    from xvla_ros.training.recording import SamplesError
+    from xvla_ros.recordings.bag_recording import profile_of_bag
+    from xvla_ros.recordings.recording import SamplesError
 
     try:
         return profile_of_bag(Path(bag))

@@ -235,7 +235,7 @@ class InProcess:
     def _actions(self, positions: Floats) -> NDArray[np.float32]:
         if not self._profile.action_spec.is_end_effector:
             return to_policy(positions, self._profile).astype(np.float32)
-        from xvla_ros.training.bag_paths import tool_actions
+        from xvla_ros.recordings.bag_paths import tool_actions
 
         return tool_actions(positions, self._profile, self._encoder).astype(np.float32)
 

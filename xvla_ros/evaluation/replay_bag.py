@@ -19,18 +19,18 @@ from xvla_ros.evaluation.replay_rows import SHIFTS, Layout, RowWriter
 from xvla_ros.evaluation.replay_sources import Answer, Question, Source
 from xvla_ros.evaluation.replay_worst import Worst
 from xvla_ros.model.data import ActionChunk, Observation
-from xvla_ros.observation.bag_integrity import integrity
-from xvla_ros.observation.bags import BagError
 from xvla_ros.observation.faults import FaultTally
+from xvla_ros.recordings.action_path import Times, waypoint_times
+from xvla_ros.recordings.bag_integrity import integrity
+from xvla_ros.recordings.bag_paths import interpolated, tool_actions
+from xvla_ros.recordings.bag_recording import BagOptions, BagRecording, Seen
+from xvla_ros.recordings.observations import BagError
+from xvla_ros.recordings.recording import NothingLeftError, SamplesError, Survey, joint_leaps
 from xvla_ros.robots.decode import Decoder
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.robots.units import to_policy
-from xvla_ros.training.action_path import Times, waypoint_times
-from xvla_ros.training.bag_paths import interpolated, tool_actions
-from xvla_ros.training.bag_recording import BagOptions, BagRecording, Seen
-from xvla_ros.training.recording import NothingLeftError, SamplesError, Survey, joint_leaps
 
 Floats = NDArray[np.float64]
 NS = 1_000_000_000

@@ -16,8 +16,8 @@ from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.replay_bag import BagRecord, ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay_metrics import Part
 from xvla_ros.evaluation.replay_sources import HoldStill, PolicySource, Source
+from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
 from xvla_ros.robots.profile import Profile
-from xvla_ros.training.bag_recording import BagOptions, BagRecording
 
 PARTS = "parts"
 POLL, SAY_AFTER = 0.5, 20.0  # s

@@ -27,7 +27,7 @@ from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
 from xvla_ros.evaluation.replay_metrics import Part
 from xvla_ros.evaluation.replay_sources import Source
 from xvla_ros.model.data import Observation
-from xvla_ros.observation.bags import observations
+from xvla_ros.recordings.observations import observations
 from xvla_ros.robots.interfaces import INTERFACES
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
 

@@ -12,10 +12,10 @@ from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.replay_metrics import Figures
 from xvla_ros.evaluation.replay_rows import Rows
 from xvla_ros.nodes.rerun_stream import RerunStream, ViewError
+from xvla_ros.recordings.action_path import waypoint_times
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.trajectory import Trajectory
 from xvla_ros.robots.units import from_policy
-from xvla_ros.training.action_path import waypoint_times
 
 
 def write_rerun(figures: Figures, path: Path) -> None:

@@ -15,8 +15,8 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from xvla_ros.model.data import ActionChunk
-from xvla_ros.observation.cdr import peek_stamp
 from xvla_ros.observation.images import COMPRESSED, RAW, ImageError, rgb_of_message
+from xvla_ros.recordings.cdr import peek_stamp
 from xvla_ros.robots.schema import Camera
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from contextlib import suppress
 
 from xvla_ros.model.data import Observation
 from xvla_ros.nodes.messages import decode_image
-from xvla_ros.observation.bags import feed
 from xvla_ros.observation.builder import ObservationBuilder
-from xvla_ros.observation.cdr import CdrError
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, BuildTally, Fault
+from xvla_ros.recordings.cdr import CdrError
+from xvla_ros.recordings.observations import feed
 from xvla_ros.robots.profile import Profile
 
 PERIOD = 0.5  # s between two looks; a picture is decoded at a look alone

@@ -2,7 +2,7 @@
 
 Whoever encodes, decodes, records, checks or simulates commands asks here, and looks up the message type in a table of
 its own: ``ENCODERS`` and ``POINTS`` in nodes/commands.py, ``GOALS`` in nodes/grippers.py, ``DECODERS`` in
-observation/commands.py, ``HANDLERS`` in nodes/served_robot.py and ``WRITERS`` in simulation/demonstrations.py. A new
+recordings/commands.py, ``HANDLERS`` in nodes/served_robot.py and ``WRITERS`` in simulation/demonstrations.py. A new
 interface is an entry here, and of a new message type an entry in each of those. test/nodes/test_interfaces.py takes
 every interface through all of them.
 """

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import XvlaError
-from xvla_ros.observation import serialize
-from xvla_ros.observation.bag_writer import BagWriter
+from xvla_ros.recordings import serialize
+from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
 from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.profile import Profile, profile_document

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem, ProfileError
+from xvla_ros.recordings.recording import NothingLeftError, Recording, SamplesError
 from xvla_ros.robots.profile import load_robot
 from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 from xvla_ros.training.instructions import Paraphrases, read_paraphrases
-from xvla_ros.training.recording import NothingLeftError, Recording, SamplesError
 from xvla_ros.training.samples import DataSet, Rows, Samples
 from xvla_ros.training.store import Store, make_store, open_store
 
@@ -95,11 +95,11 @@ def recordings_of(entry: DatasetSettings) -> Iterator[Recording]:
     """
     for path in _paths(entry):
         if entry.kind == "lerobot":
-            from xvla_ros.training.lerobot_recording import LeRobotRecording
+            from xvla_ros.recordings.lerobot_recording import LeRobotRecording
 
             yield LeRobotRecording(path, load_robot(entry.robot), entry)
         else:
-            from xvla_ros.training.bag_recording import BagOptions, BagRecording, profile_of_bag
+            from xvla_ros.recordings.bag_recording import BagOptions, BagRecording, profile_of_bag
 
             profile = load_robot(entry.robot) if entry.robot else profile_of_bag(path)
             options = BagOptions(entry.actions, entry.rate, entry.instruction, entry.only_successes)

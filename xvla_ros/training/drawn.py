@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from xvla_ros.errors import Problem
 from xvla_ros.model.data import Embodiment
 from xvla_ros.model.normalisers import Statistics
+from xvla_ros.recordings.bag_paths import tool_actions
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.simulation.tasks.moments import Moment, Moments
 from xvla_ros.training import draws
-from xvla_ros.training.bag_paths import tool_actions
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.dataset_settings import Drawn, SceneSettings
 from xvla_ros.training.sample import Sample

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from xvla_ros.errors import Problem
-from xvla_ros.training.recording import SamplesError
+from xvla_ros.recordings.recording import SamplesError
 
 FORM = "a mapping of each instruction to a list of other words for it"
 

@@ -13,8 +13,8 @@ from xvla_ros.errors import Problem
 from xvla_ros.model.data import Embodiment
 from xvla_ros.model.normalisers import Statistics
 from xvla_ros.observation.faults import FaultTally
+from xvla_ros.recordings.action_path import waypoint_times
 from xvla_ros.robots.profile import Profile
-from xvla_ros.training.action_path import waypoint_times
 from xvla_ros.training.augment import Augmenter
 from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 from xvla_ros.training.instructions import Paraphrases

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault, FaultTally
-from xvla_ros.training.action_path import ActionPath, Channels, Plans
-from xvla_ros.training.recording import ActionSource, Episode, Frame, Recording, SamplesError, Survey, joint_leaps
+from xvla_ros.recordings.action_path import ActionPath, Channels, Plans
+from xvla_ros.recordings.recording import ActionSource, Episode, Frame, Recording, SamplesError, Survey, joint_leaps
 from xvla_ros.training.resize import Resizer
 
 SCHEMA_VERSION = 3

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.align import FUTURE_TOLERANCE, NS, OTHER_CLOCK
-from xvla_ros.observation.bag_files import BagError, BagMessage, bag_messages, bag_summary
 from xvla_ros.observation.builder import CLOCK_BACK, ObservationBuilder
-from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, BuildTally, Fault
 from xvla_ros.observation.images import IMAGE_TYPES, ImageError, rgb_of_message
+from xvla_ros.recordings.bags import BagError, BagMessage, bag_messages, bag_summary
+from xvla_ros.recordings.cdr import CdrError, peek_stamp, read_joint_state
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.schema import Camera

@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.observation.align import NS, OTHER_CLOCK
-from xvla_ros.observation.bag_files import BagMessage, bag_messages
-from xvla_ros.observation.bag_writer import EPISODE_TOPIC, EVENTS
-from xvla_ros.observation.bags import RESTART, Restarts
-from xvla_ros.observation.cdr import CdrError, peek_stamp, read_joint_state, read_string
-from xvla_ros.observation.commands import JointCommand, PoseCommand, read_command
-from xvla_ros.observation.commands import command_type as type_of_command
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE
 from xvla_ros.observation.joints import joint_topics
 from xvla_ros.observation.measured import MeasuredTopic
+from xvla_ros.recordings.bag_writer import EPISODE_TOPIC, EVENTS
+from xvla_ros.recordings.bags import BagMessage, bag_messages
+from xvla_ros.recordings.cdr import CdrError, peek_stamp, read_joint_state, read_string
+from xvla_ros.recordings.commands import JointCommand, PoseCommand, read_command
+from xvla_ros.recordings.commands import command_type as type_of_command
+from xvla_ros.recordings.observations import RESTART, Restarts
 from xvla_ros.robots.profile import Profile
 
 Floats = NDArray[np.float64]

@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem, did_you_mean
 from xvla_ros.observation.images import ImageError, view_of
+from xvla_ros.recordings.action_path import ActionPath, Channels
+from xvla_ros.recordings.bag_paths import tool_actions
+from xvla_ros.recordings.checks import joint_problems, path_problems
+from xvla_ros.recordings.fingerprints import profile_essence, sampled
+from xvla_ros.recordings.lerobot_files import EpisodeFiles, LeRobotFiles, Video
+from xvla_ros.recordings.recording import Episode, Frame, SamplesError, Survey
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.robots.units import from_policy, to_policy
-from xvla_ros.training.action_path import ActionPath, Channels
-from xvla_ros.training.bag_paths import tool_actions
-from xvla_ros.training.checks import joint_problems, path_problems
 from xvla_ros.training.dataset_settings import ChannelSource, DatasetSettings
-from xvla_ros.training.fingerprints import profile_essence, sampled
-from xvla_ros.training.lerobot_files import EpisodeFiles, LeRobotFiles, Video
-from xvla_ros.training.recording import Episode, Frame, SamplesError, Survey
 
 NS = 1_000_000_000
 READER_VERSION = 1

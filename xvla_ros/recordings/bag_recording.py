@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem
 from xvla_ros.model.data import Observation
-from xvla_ros.observation.bag_files import BagError, BagMessage, BagSummary, bag_messages, bag_summary, storage_files
-from xvla_ros.observation.bag_writer import PROFILE_TOPIC
-from xvla_ros.observation.bags import Restarts, check_topics, observations, verdict
-from xvla_ros.observation.cdr import read_string
-from xvla_ros.observation.commands import command_type
 from xvla_ros.observation.faults import Fault
+from xvla_ros.recordings.action_path import Plans, Times, merged
+from xvla_ros.recordings.bag_paths import JointTracks, PathMaker, commanded_groups, interpolated, trajectories
+from xvla_ros.recordings.bag_writer import PROFILE_TOPIC
+from xvla_ros.recordings.bags import BagError, BagMessage, BagSummary, bag_messages, bag_summary, storage_files
+from xvla_ros.recordings.cdr import read_string
+from xvla_ros.recordings.checks import joint_problems
+from xvla_ros.recordings.commands import command_type
+from xvla_ros.recordings.fingerprints import profile_essence, sampled
+from xvla_ros.recordings.marks import Span, SpanFinder, find_spans
+from xvla_ros.recordings.observations import Restarts, check_topics, observations, verdict
+from xvla_ros.recordings.recording import ActionSource, Episode, Frame, NothingLeftError, SamplesError, Survey
+from xvla_ros.recordings.tracks import Stretch, Tracks, read_tracks
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile, profiles_of_document
 from xvla_ros.robots.tool_arm import tool_arms
-from xvla_ros.training.action_path import Plans, Times, merged
-from xvla_ros.training.bag_episodes import Span, SpanFinder, find_spans
-from xvla_ros.training.bag_paths import JointTracks, PathMaker, commanded_groups, interpolated, trajectories
-from xvla_ros.training.bag_tracks import Stretch, Tracks, read_tracks
-from xvla_ros.training.checks import joint_problems
-from xvla_ros.training.fingerprints import profile_essence, sampled
-from xvla_ros.training.recording import ActionSource, Episode, Frame, NothingLeftError, SamplesError, Survey
 
 Floats = NDArray[np.float64]
 Made = TypeVar("Made")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem
-from xvla_ros.training.recording import SamplesError
+from xvla_ros.recordings.recording import SamplesError
 
 INFO = "meta/info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")

@@ -1,6 +1,6 @@
 """Where the episodes of a bag lie: what its marks say, or without any mark each stretch of time as one.
 
-A mark is a message of the recorder: an episode starts, ends, or is discarded; see ``observation.bag_writer``.
+A mark is a message of the recorder: an episode starts, ends, or is discarded; see ``recordings.bag_writer``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xvla_ros.recordings.bag_paths import JointTracks
+from xvla_ros.recordings.tracks import Stretch, Tracks
 from xvla_ros.robots.profile import Profile
-from xvla_ros.training.bag_paths import JointTracks
-from xvla_ros.training.bag_tracks import Stretch, Tracks
 
 NEVER_ENDED = 1 << 62  # ns; what is measured ends before
 

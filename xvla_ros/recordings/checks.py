@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem
+from xvla_ros.recordings.action_path import ActionPath
 from xvla_ros.robots.profile import Profile
-from xvla_ros.training.action_path import ActionPath
 
 Floats = NDArray[np.float64]
 

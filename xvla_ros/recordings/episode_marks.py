@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xvla_ros.errors import XvlaError
-from xvla_ros.observation.bag_writer import EVENTS
+from xvla_ros.recordings.bag_writer import EVENTS
 
 
 class MarkError(XvlaError, ValueError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.observation.cdr import CdrError, read_float_array, read_joint_state, read_joint_trajectory, read_pose
+from xvla_ros.recordings.cdr import CdrError, read_float_array, read_joint_state, read_joint_trajectory, read_pose
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY, POSE
 from xvla_ros.robots.profile import Profile
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from xvla_ros.errors import XvlaError
-from xvla_ros.observation.serialize import STRING, string, typestore
+from xvla_ros.recordings.serialize import STRING, string, typestore
 
 if TYPE_CHECKING:
     from mcap.writer import Writer

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from xvla_ros.observation.bag_writer import EPISODE_TOPIC
-from xvla_ros.observation.commands import command_type
 from xvla_ros.observation.images import IMAGE_TYPES
+from xvla_ros.recordings.bag_writer import EPISODE_TOPIC
+from xvla_ros.recordings.commands import command_type
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.profile import Profile
 

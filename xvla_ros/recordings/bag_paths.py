@@ -17,16 +17,16 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.observation.commands import JointCommand, PoseCommand
 from xvla_ros.observation.joints import joint_topics
+from xvla_ros.recordings.action_path import ActionPath, Channels, Plans, Times, at_most_apart, merged
+from xvla_ros.recordings.commands import JointCommand, PoseCommand
+from xvla_ros.recordings.tracks import NEVER, Commands, Readings, Stretch
 from xvla_ros.robots import tool_pose
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics.poses import Poses
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.rotations import matrix_to_rot6d, quaternion_to_matrix, rot6d_to_matrix
 from xvla_ros.robots.units import to_policy
-from xvla_ros.training.action_path import ActionPath, Channels, Plans, Times, at_most_apart, merged
-from xvla_ros.training.bag_tracks import NEVER, Commands, Readings, Stretch
 
 Floats = NDArray[np.float64]
 NS = 1_000_000_000

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from xvla_ros.observation.bag_files import storage_files
+from xvla_ros.recordings.bags import storage_files
 
 MAGIC = b"\x89MCAP0\r\n"
 CHUNK, DATA_END, FOOTER = 0x06, 0x0F, 0x02

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem, ProfileError
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault, FaultTally
+from xvla_ros.recordings.action_path import ActionPath, Plans, Times
 from xvla_ros.robots.profile import Profile
-from xvla_ros.training.action_path import ActionPath, Plans, Times
 
 ActionSource = Literal["planned", "commanded", "measured"]
 
