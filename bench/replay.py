@@ -31,7 +31,7 @@ JOINT_RATE, COMMAND_RATE = 50, 10
 
 def write_bag(path: Path, seconds: float, shrink: int = 1) -> None:
     """Write a bag as long as wanted, message by message; ``shrink`` takes every so many pixels of its pictures."""
-    from xvla_ros.recordings import serialize
+    from xvla_ros.recordings import cdr
     from xvla_ros.recordings.bag_writer import BagWriter
     from xvla_ros.robots.profile import Profile, load_profile, profile_document
 
@@ -41,7 +41,7 @@ def write_bag(path: Path, seconds: float, shrink: int = 1) -> None:
         settings["cameras"][slot]["transport"] = "compressed"
     profile = Profile.from_mapping("so101_bimanual", settings)
     encoded = {
-        slot: [serialize.compressed_image(0, samples._picture(number, index)[::shrink, ::shrink])
+        slot: [cdr.compressed_image(0, samples._picture(number, index)[::shrink, ::shrink])
                for number in range(PICTURES)]
         for index, slot in enumerate(profile.cameras.slots)
     }
@@ -53,23 +53,23 @@ def write_bag(path: Path, seconds: float, shrink: int = 1) -> None:
                 _write_joints(bag, profile, groups, tick)
             stamp = samples.START + round(begin * 1e9)
             for slot in profile.cameras.slots:
-                bag.write(profile.cameras.by_name[slot].topic, serialize.COMPRESSED_IMAGE, stamp,
+                bag.write(profile.cameras.by_name[slot].topic, cdr.COMPRESSED_IMAGE, stamp,
                           _stamped(encoded[slot][frame % PICTURES], stamp))
 
 
 def _write_joints(bag: Any, profile: Any, groups: dict[str, Any], tick: int) -> None:
-    from xvla_ros.recordings import serialize
+    from xvla_ros.recordings import cdr
 
     at = tick / JOINT_RATE
     stamp = samples.START + round(at * 1e9)
     for group in groups.values():
         names = [profile.joints.by_name[joint].name for joint in group.joints]
         topic = profile.joints.by_name[group.joints[0]].topic
-        bag.write(topic, serialize.JOINT_STATE, stamp, serialize.joint_state(stamp, names, samples._joints(at)))
+        bag.write(topic, cdr.JOINT_STATE, stamp, cdr.joint_state(stamp, names, samples._joints(at)))
         if tick % (JOINT_RATE // COMMAND_RATE) == 0:
             ahead = np.stack([samples._joints(at + 0.05 * k) for k in range(1, 11)])
-            message = serialize.joint_trajectory(0, names, np.arange(1, 11) * 50_000_000, ahead)
-            bag.write(group.topic, serialize.JOINT_TRAJECTORY, stamp, message)
+            message = cdr.joint_trajectory(0, names, np.arange(1, 11) * 50_000_000, ahead)
+            bag.write(group.topic, cdr.JOINT_TRAJECTORY, stamp, message)
 
 
 def _stamped(message: bytes, stamp: int) -> bytes:

@@ -31,7 +31,7 @@ START = 1_700_000_000_000_000_000
 
 def write_bag(path: Path, seconds: float) -> Any:
     """Record cameras, joints and commands; return the profile."""
-    from xvla_ros.recordings import serialize
+    from xvla_ros.recordings import cdr
     from xvla_ros.recordings.bag_writer import BagWriter
     from xvla_ros.robots.profile import Profile, load_profile, profile_document
 
@@ -45,8 +45,8 @@ def write_bag(path: Path, seconds: float) -> Any:
         topic = profile.cameras.by_name[slot].topic
         for frame in range(int(seconds * RATE)):
             stamp = START + round(frame / RATE * 1e9)
-            picture = serialize.compressed_image(stamp, _picture(frame, number))
-            messages.append((stamp, topic, serialize.COMPRESSED_IMAGE, picture))
+            picture = cdr.compressed_image(stamp, _picture(frame, number))
+            messages.append((stamp, topic, cdr.COMPRESSED_IMAGE, picture))
     for group in profile.commands.groups:
         joints = profile.commands.by_name[group].joints
         names = [profile.joints.by_name[joint].name for joint in joints]
@@ -54,11 +54,11 @@ def write_bag(path: Path, seconds: float) -> Any:
         for tick in range(int(seconds * 50)):
             at = tick / 50
             stamp = START + round(at * 1e9)
-            messages.append((stamp, topic, serialize.JOINT_STATE, serialize.joint_state(stamp, names, _joints(at))))
+            messages.append((stamp, topic, cdr.JOINT_STATE, cdr.joint_state(stamp, names, _joints(at))))
             if tick % 2 == 0:
                 path_ahead = np.stack([_joints(at + 0.05 * k) for k in range(1, 11)])
-                command = serialize.joint_trajectory(0, names, np.arange(1, 11) * 50_000_000, path_ahead)
-                messages.append((stamp, profile.commands.by_name[group].topic, serialize.JOINT_TRAJECTORY, command))
+                command = cdr.joint_trajectory(0, names, np.arange(1, 11) * 50_000_000, path_ahead)
+                messages.append((stamp, profile.commands.by_name[group].topic, cdr.JOINT_TRAJECTORY, command))
     with BagWriter(path, profile_document([profile]), stamp_ns=START) as bag:
         for stamp, topic, kind, data in sorted(messages, key=lambda message: message[0]):
             bag.write(topic, kind, stamp, data)

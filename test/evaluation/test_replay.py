@@ -281,7 +281,7 @@ def test_a_cut_bag_gives_every_whole_message(tmp_path):
 def test_compressed_and_split_bags_are_replayed(tmp_path, kind):
     from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-    from xvla_ros.recordings import serialize
+    from xvla_ros.recordings import cdr
 
     session = Session(pair(), end=1.0).record()
     writer = Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.SQLITE3)
@@ -290,7 +290,7 @@ def test_compressed_and_split_bags_are_replayed(tmp_path, kind):
         connections = {}
         for log_time, topic, msgtype, data in session.ordered():
             if topic not in connections:
-                connections[topic] = writer.add_connection(topic, msgtype, typestore=serialize.typestore())
+                connections[topic] = writer.add_connection(topic, msgtype, typestore=cdr.typestore())
             writer.write(connections[topic], log_time, data)
     record = replay_bag(tmp_path / "bag", pair(), [Off()], ReplaySettings(every=2), tmp_path / "part")
     assert record.error == "" and record.frames >= 8

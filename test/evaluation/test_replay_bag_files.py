@@ -12,7 +12,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 
 from xvla_ros.commands import main
 from xvla_ros.commands.replay import find_bags
-from xvla_ros.recordings import serialize
+from xvla_ros.recordings import cdr
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from recorded import START, Session, changed
@@ -32,7 +32,7 @@ def write_part(folder, messages, storage, compression):
         connections = {}
         for log_time, topic, kind, data in messages:
             if topic not in connections:
-                connections[topic] = writer.add_connection(topic, kind, typestore=serialize.typestore())
+                connections[topic] = writer.add_connection(topic, kind, typestore=cdr.typestore())
             writer.write(connections[topic], log_time, data)
     told = yaml.safe_load((folder / "metadata.yaml").read_text())["rosbag2_bagfile_information"]
     return told

@@ -60,7 +60,7 @@ from xvla_ros.nodes.node_clock import NodeClock
 from xvla_ros.nodes.record_check import RecordCheck
 from xvla_ros.nodes.robot_link import RobotLink
 from xvla_ros.observation.faults import Fault, FaultTally
-from xvla_ros.recordings import serialize
+from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import profile_document
@@ -273,8 +273,8 @@ def write_bag(path, profile, trait):
     topic = profile.commands.by_name["arm"].topic
     for at in range(START, START + round(SECONDS * 1000) * MS, 100 * MS):
         poses = [pose_at(at + ahead, SWAY) for ahead in AHEAD]
-        command = serialize.joint_trajectory(0, NAMES, AHEAD, poses)
-        messages.append((at, topic, serialize.JOINT_TRAJECTORY, command))
+        command = cdr.joint_trajectory(0, NAMES, AHEAD, poses)
+        messages.append((at, topic, cdr.JOINT_TRAJECTORY, command))
     with BagWriter(path, profile_document([profile]), stamp_ns=START) as bag:
         for at, *message in sorted(messages, key=lambda each: each[0]):
             bag.write(message[0], message[1], at, message[2])

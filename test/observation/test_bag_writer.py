@@ -15,7 +15,7 @@ from mcap.reader import make_reader
 from mcap.stream_reader import CRCValidationError
 from rosbags.typesys import Stores, get_typestore
 
-from xvla_ros.recordings import serialize
+from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriteError, BagWriter, DiskFullError, UnknownTypeError
 from xvla_ros.recordings.bags import bag_messages, bag_summary
 from xvla_ros.recordings.cdr import read_joint_state
@@ -34,7 +34,7 @@ def profile() -> Profile:
 
 
 def joints(stamp):
-    return serialize.joint_state(stamp, ["a", "b"], [stamp / NS, 2.0], [0.5, 0.25])
+    return cdr.joint_state(stamp, ["a", "b"], [stamp / NS, 2.0], [0.5, 0.25])
 
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
@@ -44,7 +44,7 @@ def test_what_is_written_is_read_back_by_rosbags(tmp_path, profile, compression)
     with BagWriter(path, profile_document([profile]), stamp_ns=5, compression=compression) as bag:
         bag.episode(start, 10)
         for stamp in range(20, 60, 10):
-            bag.write("/left/joint_states", serialize.JOINT_STATE, stamp, joints(stamp))
+            bag.write("/left/joint_states", cdr.JOINT_STATE, stamp, joints(stamp))
         bag.episode(start | {"event": "end", "success": True}, 70)
 
     summary = bag_summary(path)
@@ -65,27 +65,27 @@ def test_what_is_written_is_read_back_by_rosbags(tmp_path, profile, compression)
 
 def test_pictures_survive(tmp_path):
     rgb = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
-    np.testing.assert_array_equal(decode_image(serialize.image(7, rgb), Camera(topic="/c")), rgb)
+    np.testing.assert_array_equal(decode_image(cdr.image(7, rgb), Camera(topic="/c")), rgb)
     smooth = np.full((24, 32, 3), (200, 60, 30), np.uint8)
-    back = decode_image(serialize.compressed_image(7, smooth), Camera(topic="/c", transport="compressed"))
+    back = decode_image(cdr.compressed_image(7, smooth), Camera(topic="/c", transport="compressed"))
     assert np.abs(back.astype(int) - smooth).max() < 6
 
 
 def test_trajectories_survive():
-    data = serialize.joint_trajectory(3 * NS + 1, ["a", "b"], [NS // 2, NS * 3 // 2], [[1.0, 2.0], [3.0, 4.0]])
-    message = STORE.deserialize_cdr(data, serialize.JOINT_TRAJECTORY)
+    data = cdr.joint_trajectory(3 * NS + 1, ["a", "b"], [NS // 2, NS * 3 // 2], [[1.0, 2.0], [3.0, 4.0]])
+    message = STORE.deserialize_cdr(data, cdr.JOINT_TRAJECTORY)
     assert (message.header.stamp.sec, message.header.stamp.nanosec) == (3, 1)
     assert message.joint_names == ["a", "b"]
     assert [list(point.positions) for point in message.points] == [[1.0, 2.0], [3.0, 4.0]]
     assert [(p.time_from_start.sec, p.time_from_start.nanosec) for p in message.points] == [(0, NS // 2), (1, NS // 2)]
-    assert list(STORE.deserialize_cdr(serialize.float_array([1.0, 2.5]), serialize.FLOAT_ARRAY).data) == [1.0, 2.5]
+    assert list(STORE.deserialize_cdr(cdr.float_array([1.0, 2.5]), cdr.FLOAT_ARRAY).data) == [1.0, 2.5]
 
 
 def test_a_flipped_byte_is_found(tmp_path):
     path = tmp_path / "bag.mcap"
     with BagWriter(path, "{}") as bag:
         for stamp in range(100):
-            bag.write("/joint_states", serialize.JOINT_STATE, stamp, joints(stamp))
+            bag.write("/joint_states", cdr.JOINT_STATE, stamp, joints(stamp))
     content = bytearray(path.read_bytes())
     content[content.index(b"/joint_states") + 5000] ^= 1
     path.write_bytes(content)
@@ -97,7 +97,7 @@ def test_a_second_after_the_last_flush_the_next_message_closes_the_chunk(tmp_pat
     now = [0.0]
     bag = BagWriter(tmp_path / "bag.mcap", "{}", clock=lambda: now[0])
     for stamp, now[0] in ((1, 0.5), (2, 1.1), (3, 1.2)):
-        bag.write("/joint_states", serialize.JOINT_STATE, stamp, joints(stamp))
+        bag.write("/joint_states", cdr.JOINT_STATE, stamp, joints(stamp))
     assert [message.log_time for message in bag_messages(bag.path)] == [0, 1, 2]
     bag.close()
     assert bag_summary(bag.path).messages == 4
@@ -105,13 +105,13 @@ def test_a_second_after_the_last_flush_the_next_message_closes_the_chunk(tmp_pat
 
 KILLED = """
 import os, signal, sys
-from xvla_ros.recordings import serialize
+from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter
 bag = BagWriter(sys.argv[1], "{}")
 for stamp in range(1, 51):
-    bag.write("/joint_states", serialize.JOINT_STATE, stamp, serialize.joint_state(stamp, ["a"], [1.0]))
+    bag.write("/joint_states", cdr.JOINT_STATE, stamp, cdr.joint_state(stamp, ["a"], [1.0]))
 bag.flush()
-bag.write("/joint_states", serialize.JOINT_STATE, 51, serialize.joint_state(51, ["a"], [1.0]))
+bag.write("/joint_states", cdr.JOINT_STATE, 51, cdr.joint_state(51, ["a"], [1.0]))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -127,17 +127,17 @@ def test_a_recorder_that_is_killed_leaves_what_it_had_flushed(tmp_path):
 def test_a_full_disk_is_named_and_leaves_a_readable_bag(tmp_path):
     path = tmp_path / "bag.mcap"
     with BagWriter(path, "{}") as bag:
-        bag.write("/joint_states", serialize.JOINT_STATE, 1, joints(1))
+        bag.write("/joint_states", cdr.JOINT_STATE, 1, joints(1))
         bag.flush()
         # /dev/full takes the place of the file: every further write finds no space
         full = os.open("/dev/full", os.O_WRONLY)
         os.dup2(full, bag._stream.fileno())
         os.close(full)
-        bag.write("/joint_states", serialize.JOINT_STATE, 2, joints(2))
+        bag.write("/joint_states", cdr.JOINT_STATE, 2, joints(2))
         with pytest.raises(DiskFullError, match=r"bag\.mcap: no space is left") as caught:
             bag.flush()
         with pytest.raises(BagWriteError, match="takes no more"):
-            bag.write("/joint_states", serialize.JOINT_STATE, 3, joints(3))
+            bag.write("/joint_states", cdr.JOINT_STATE, 3, joints(3))
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOSPC
     assert [message.log_time for message in bag_messages(path)] == [0, 1]
@@ -153,7 +153,7 @@ def test_bad_input_is_named(tmp_path):
         bag.add_topic("/odd", "my_msgs/msg/Odd", definition="int32 x\n")
         bag.write("/odd", "my_msgs/msg/Odd", 1, b"\0\1\0\0\1\0\0\0")
         with pytest.raises(BagWriteError, match="topic /odd has type my_msgs/msg/Odd"):
-            bag.write("/odd", serialize.STRING, 1, serialize.string("x"))
+            bag.write("/odd", cdr.STRING, 1, cdr.string("x"))
         with pytest.raises(ValueError, match="start, end, discard"):
             bag.episode({"event": "begin", "robot": "r"}, 1)
         with pytest.raises(ValueError, match="names no robot"):

@@ -12,7 +12,7 @@ import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from xvla_ros.recordings import serialize
+from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import EPISODE_TOPIC, BagWriter
 from xvla_ros.recordings.bags import bag_messages
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
@@ -76,9 +76,9 @@ class Session:
         for number, slot in enumerate(profile.cameras.slots):
             camera = profile.cameras.by_name[slot]
             make, kind = (
-                (serialize.image, serialize.IMAGE)
+                (cdr.image, cdr.IMAGE)
                 if camera.transport == "raw"
-                else (serialize.compressed_image, serialize.COMPRESSED_IMAGE)
+                else (cdr.compressed_image, cdr.COMPRESSED_IMAGE)
             )
             for at in np.arange(self.begin, self.end, 1 / self.camera_rate):
                 self.add(at + 0.004, camera.topic, kind, make(_ns(at), picture(at, number, self.size)))
@@ -91,8 +91,8 @@ class Session:
                 self.add(
                     at + 0.002,
                     topic,
-                    serialize.JOINT_STATE,
-                    serialize.joint_state(_ns(at), names, joints_of(at)[indices]),
+                    cdr.JOINT_STATE,
+                    cdr.joint_state(_ns(at), names, joints_of(at)[indices]),
                 )
         for at in np.arange(self.begin, self.end, 1 / self.command_rate) if self.commands else ():
             self._command(at)
@@ -105,21 +105,21 @@ class Session:
             columns = [self.profile.joints.policy_order.index(joint) for joint in settings.joints]
             names = [self.profile.joints.by_name[joint].name for joint in settings.joints]
             wanted = curve(self.profile, at + times + AHEAD)[:, columns]
-            data = serialize.joint_trajectory(0, names, np.rint(times * 1e9), wanted)
-            self.add(at, settings.topic, serialize.JOINT_TRAJECTORY, data)
+            data = cdr.joint_trajectory(0, names, np.rint(times * 1e9), wanted)
+            self.add(at, settings.topic, cdr.JOINT_TRAJECTORY, data)
 
     def mark(self, seconds: float, event: str, **fields: Any) -> Session:
         import json
 
         text = json.dumps({"event": event, "robot": self.profile.name, **fields})
-        self.add(seconds, EPISODE_TOPIC, serialize.STRING, serialize.string(text))
+        self.add(seconds, EPISODE_TOPIC, cdr.STRING, cdr.string(text))
         return self
 
     def encoded(self, encoding: str, begin: float = 0.0, end: float = 1e9) -> Session:
         """Give raw pictures between two instants, s after START, an encoding whose name is as long as rgb8."""
         self.messages = [
             (at, topic, kind, data.replace(b"rgb8\0", encoding.encode() + b"\0", 1))
-            if kind == serialize.IMAGE and START + begin * 1e9 <= at < START + end * 1e9 else (at, topic, kind, data)
+            if kind == cdr.IMAGE and START + begin * 1e9 <= at < START + end * 1e9 else (at, topic, kind, data)
             for at, topic, kind, data in self.messages
         ]
         return self
@@ -129,8 +129,8 @@ class Session:
         for at in np.arange(begin, end, 0.1):
             for topic in dict.fromkeys(joint.topic for joint in self.profile.joints.ordered):
                 names = [joint.name for joint in self.profile.joints.ordered if joint.topic == topic]
-                data = serialize.joint_state(_ns(at + 0.005), names, np.zeros(len(names)))
-                self.add(at + 0.007, topic, serialize.JOINT_STATE, data)
+                data = cdr.joint_state(_ns(at + 0.005), names, np.zeros(len(names)))
+                self.add(at + 0.007, topic, cdr.JOINT_STATE, data)
         return self
 
     def ordered(self) -> list[tuple[int, str, str, bytes]]:
@@ -147,7 +147,7 @@ class Session:
             connections = {}
             for log_time, topic, kind, data in self.ordered():
                 if topic not in connections:
-                    connections[topic] = bag.add_connection(topic, kind, typestore=serialize.typestore())
+                    connections[topic] = bag.add_connection(topic, kind, typestore=cdr.typestore())
                 bag.write(connections[topic], log_time + log_offset, data)
         return path
 

@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parent))
 
 from recorded import Session, changed, curve
 
-from xvla_ros.recordings import serialize
+from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import profile_document
@@ -101,8 +101,8 @@ def test_nan_in_joints_and_commands(tmp_path, pair):
     session = Session(pair, end=1.0).record()
     group = pair.commands.by_name["left_arm"]
     names = [pair.joints.by_name[joint].name for joint in group.joints]
-    session.add(0.5, group.topic, serialize.JOINT_TRAJECTORY,
-                serialize.joint_trajectory(0, names, [10**8], np.full((1, 6), np.inf)))
+    session.add(0.5, group.topic, cdr.JOINT_TRAJECTORY,
+                cdr.joint_trajectory(0, names, [10**8], np.full((1, 6), np.inf)))
     text = said(session.write(tmp_path / "commands.mcap"))
     assert group.topic in text
     assert "shoulder_pan that is not a finite number" in text

@@ -1,6 +1,6 @@
 """Bags written so that little is lost and damage is found: mcap with a CRC of every chunk, whole chunks once a second.
 
-What goes in are serialized ROS 2 messages (CDR), as a subscription receives them or ``serialize`` makes them. The
+What goes in are serialized ROS 2 messages (CDR), as a subscription receives them or ``cdr`` makes them. The
 profile comes first, on ``/xvla/profile``; marks on ``/xvla/episode`` say where episodes begin and end.
 """
 
@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from xvla_ros.errors import XvlaError
-from xvla_ros.recordings.serialize import STRING, string, typestore
+from xvla_ros.recordings.cdr import STRING, string, typestore
 
 if TYPE_CHECKING:
     from mcap.writer import Writer

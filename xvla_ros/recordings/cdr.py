@@ -1,164 +1,159 @@
-"""The few fields of serialized messages that are read without a ROS installation, and without reading the rest.
+"""Recorded messages without a ROS installation: encapsulated CDR in, plain data out, and back.
 
-CDR as OMG DDSI-RTPS 10.2.1.2 and DDS-XTypes 7.4.1 have it: four bytes of encapsulation, the second of them odd for
-little endian; then the fields in order, each aligned to its own size counted from the end of the encapsulation.
+rosbags' types of ROS 2 Jazzy read and write them. Stamps are integer ns of ROS time; joints are in rad or m.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
+
+if TYPE_CHECKING:
+    from rosbags.typesys.store import Typestore
 
 from xvla_ros.errors import XvlaError
 
 NS = 1_000_000_000
-ENCAPSULATION = 4
+ENCAPSULATION = 4  # bytes before the fields; the second of them is odd for little endian
+STRING = "std_msgs/msg/String"
+IMAGE = "sensor_msgs/msg/Image"
+COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
+JPEG_QUALITY = 90
 
 
 class CdrError(XvlaError, ValueError):
     """A message that does not hold what its type says."""
 
 
+@cache
+def typestore() -> Typestore:
+    """Return the types that ROS 2 Jazzy brings."""
+    from rosbags.typesys import Stores, get_typestore
+
+    return get_typestore(Stores.ROS2_JAZZY)
+
+
+def read(serialized: bytes, kind: str) -> Any:
+    """Return a message of a type, as rosbags makes it.
+
+    Raises:
+        CdrError: it is cut, or does not hold what the type says.
+    """
+    if len(serialized) < ENCAPSULATION:
+        raise CdrError(f"a message of {len(serialized)} bytes; expected at least {ENCAPSULATION}: it was cut")
+    definition = typestore().get_msgdef(kind)
+    # not deserialize_cdr: it refuses the padding that rclpy leaves behind an empty effort
+    decode = definition.deserialize_cdr_le if serialized[1] & 1 else definition.deserialize_cdr_be
+    try:
+        message, end = decode(bytes(serialized[ENCAPSULATION:]), 0, definition.cls, typestore())
+    except Exception as error:  # it lets through what struct, numpy and str raise
+        raise CdrError(f"not a whole {kind} in {len(serialized)} bytes: {error}") from error
+    if end + ENCAPSULATION > len(serialized):
+        raise CdrError(f"a {kind} of {len(serialized)} bytes; expected at least {end + ENCAPSULATION}: it was cut")
+    return message
+
+
 def peek_stamp(serialized: bytes) -> int:
     """Return the header stamp in ns of a message whose first field is ``std_msgs/Header``.
+
+    By hand, as a picture is megabytes, and eight bytes of it are wanted.
 
     Raises:
         CdrError: fewer bytes than a stamp takes.
     """
-    return _Reader(serialized).stamp()
+    if len(serialized) < ENCAPSULATION + 8:
+        raise CdrError(f"a message of {len(serialized)} bytes; expected at least {ENCAPSULATION + 8}: it was cut")
+    seconds, nanoseconds = struct.unpack_from("<iI" if serialized[1] & 1 else ">iI", serialized, ENCAPSULATION)
+    return int(seconds) * NS + int(nanoseconds)
+
+
+def nanoseconds(time: Any) -> int:
+    """Return a ``Time`` or ``Duration`` in ns."""
+    return int(time.sec) * NS + int(time.nanosec)
 
 
 def read_joint_state(serialized: bytes) -> tuple[int, tuple[str, ...], NDArray[np.float64]]:
-    """Return stamp in ns, names and positions of a serialized ``sensor_msgs/JointState``.
-
-    What follows the positions is not looked at: rclpy leaves padding behind an empty effort, and rosbags refuses
-    such a message.
+    """Return stamp in ns, names and positions of a ``sensor_msgs/JointState``.
 
     Raises:
-        CdrError: the message ends too early, or a name is not UTF-8.
+        CdrError: see ``read``.
     """
-    reader = _Reader(serialized)
-    stamp = reader.stamp()
-    reader.string()
-    names = tuple(reader.string() for _ in range(reader.count(at_least=4)))
-    return stamp, names, reader.doubles()
+    message = read(serialized, JOINT_STATE)
+    return nanoseconds(message.header.stamp), tuple(message.name), np.asarray(message.position, dtype=np.float64)
 
 
 def read_string(serialized: bytes) -> str:
-    """Return the text of a serialized ``std_msgs/String``.
+    """Return the text of a ``std_msgs/String``.
 
     Raises:
-        CdrError: the message ends too early, or is not UTF-8.
+        CdrError: see ``read``.
     """
-    return _Reader(serialized).string()
+    return str(read(serialized, STRING).data)
 
 
-def read_joint_trajectory(
-    serialized: bytes,
-) -> tuple[int, tuple[str, ...], NDArray[np.int64], NDArray[np.float64]]:
-    """Return stamp in ns, J names, times [K] in ns after the start, and positions [K, J] of a ``JointTrajectory``.
-
-    Velocities, accelerations and efforts are passed over.
-
-    Raises:
-        CdrError: the message ends too early, a name is not UTF-8, or a point has not one position for each name.
-    """
-    reader = _Reader(serialized)
-    stamp = reader.stamp()
-    reader.string()
-    names = tuple(reader.string() for _ in range(reader.count(at_least=4)))
-    times, rows = [], []
-    for index in range(reader.count(at_least=4)):
-        row = reader.doubles()
-        if row.size != len(names):
-            raise CdrError(f"point {index} of a trajectory has {row.size} positions for {len(names)} joints")
-        for _ in range(3):
-            reader.doubles()
-        rows.append(row)
-        times.append(reader.stamp())
-    return stamp, names, np.array(times, dtype=np.int64), np.array(rows, dtype=np.float64).reshape(-1, len(names))
+def string(text: str) -> bytes:
+    """Return a ``std_msgs/String``."""
+    return _serialized(STRING, text)
 
 
-def read_float_array(serialized: bytes) -> NDArray[np.float64]:
-    """Return the data of a serialized ``std_msgs/Float64MultiArray``, flat; its layout is passed over.
-
-    Raises:
-        CdrError: the message ends too early.
-    """
-    reader = _Reader(serialized)
-    for _ in range(reader.count(at_least=12)):
-        reader.string()
-        reader.words(2)
-    reader.words(1)
-    return reader.doubles()
+def joint_state(stamp: int, names: Sequence[str], positions: ArrayLike, velocities: ArrayLike = ()) -> bytes:
+    """Return a ``sensor_msgs/JointState``; efforts are left out."""
+    measured = _doubles(positions), _doubles(velocities), _doubles(())
+    return _serialized(JOINT_STATE, _header(stamp), list(names), *measured)
 
 
-def read_pose(serialized: bytes) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
-    """Return stamp in ns, position [3] in m and quaternion [4], x y z w, of a ``geometry_msgs/PoseStamped``.
-
-    Raises:
-        CdrError: the message ends too early.
-    """
-    reader = _Reader(serialized)
-    stamp = reader.stamp()
-    reader.string()
-    numbers = reader.fixed_doubles(7)
-    return stamp, numbers[:3], numbers[3:]
+def joint_trajectory(stamp: int, names: Sequence[str], times: ArrayLike, positions: ArrayLike) -> bytes:
+    """Return a ``trajectory_msgs/JointTrajectory`` of positions [K, J] at ``times`` [K], ns after ``stamp``."""
+    nothing = _doubles(())
+    points = [
+        _make("trajectory_msgs/msg/JointTrajectoryPoint", _doubles(row), nothing, nothing, nothing,
+              _make("builtin_interfaces/msg/Duration", *divmod(time, NS)))
+        for time, row in zip(np.asarray(times, np.int64).tolist(), np.asarray(positions, np.float64), strict=True)
+    ]
+    return _serialized(JOINT_TRAJECTORY, _header(stamp), list(names), points)
 
 
-class _Reader:
-    """Reads fields one after the other."""
+def float_array(values: ArrayLike) -> bytes:
+    """Return a ``std_msgs/Float64MultiArray`` of one dimension, as forward_command_controller takes it."""
+    return _serialized(FLOAT_ARRAY, _make("std_msgs/msg/MultiArrayLayout", [], 0), _doubles(values))
 
-    def __init__(self, serialized: bytes) -> None:
-        self._data = serialized
-        if len(serialized) < ENCAPSULATION:
-            raise CdrError(f"a message of {len(serialized)} bytes; expected at least {ENCAPSULATION}: it was cut")
-        self._order = "<" if serialized[1] & 1 else ">"
-        self._at = ENCAPSULATION
 
-    def stamp(self) -> int:
-        self._align(4)
-        seconds, nanoseconds = struct.unpack(f"{self._order}iI", self._take(8))
-        return int(seconds) * NS + int(nanoseconds)
+def image(stamp: int, rgb: NDArray[np.uint8], frame: str = "") -> bytes:
+    """Return a ``sensor_msgs/Image`` in rgb8 of uint8 [H, W, 3] RGB."""
+    height, width = rgb.shape[:2]
+    return _serialized(
+        IMAGE, _header(stamp, frame), height, width, "rgb8", 0, width * 3, np.ascontiguousarray(rgb).reshape(-1)
+    )
 
-    def count(self, at_least: int) -> int:
-        """The length of a sequence whose elements take ``at_least`` bytes each."""
-        self._align(4)
-        (count,) = struct.unpack(f"{self._order}I", self._take(4))
-        if count * at_least > len(self._data) - self._at:
-            raise CdrError(f"a sequence of {count} in a message of {len(self._data)} bytes: it was cut or is of "
-                           "another type")
-        return int(count)
 
-    def string(self) -> str:
-        text = self._take(self.count(at_least=1))
-        try:
-            return text.removesuffix(b"\0").decode()
-        except UnicodeDecodeError as error:
-            raise CdrError(f"a string that is not UTF-8 ({error}): the message is damaged or of another type") from None
+def compressed_image(stamp: int, rgb: NDArray[np.uint8], frame: str = "", quality: int = JPEG_QUALITY) -> bytes:
+    """Return a ``sensor_msgs/CompressedImage``, JPEG, of uint8 [H, W, 3] RGB."""
+    import cv2
 
-    def doubles(self) -> NDArray[np.float64]:
-        count = self.count(at_least=8)
-        return self.fixed_doubles(count) if count else np.zeros(0)
+    done, picture = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError(f"OpenCV cannot encode an image of shape {list(rgb.shape)} as JPEG; expected [H, W, 3] uint8")
+    return _serialized(COMPRESSED_IMAGE, _header(stamp, frame), "rgb8; jpeg compressed bgr8", picture.reshape(-1))
 
-    def fixed_doubles(self, count: int) -> NDArray[np.float64]:
-        self._align(8)
-        return np.frombuffer(self._take(8 * count), f"{self._order}f8").astype(np.float64)
 
-    def words(self, count: int) -> None:
-        """Pass over fields of four bytes."""
-        self._align(4)
-        self._take(4 * count)
+def _serialized(kind: str, *values: Any) -> bytes:
+    return bytes(typestore().serialize_cdr(_make(kind, *values), kind))
 
-    def _align(self, size: int) -> None:
-        self._at += -(self._at - ENCAPSULATION) % size
 
-    def _take(self, size: int) -> bytes:
-        end = self._at + size
-        if end > len(self._data):
-            raise CdrError(f"a message of {len(self._data)} bytes; expected at least {end}: it was cut")
-        taken = bytes(self._data[self._at : end])
-        self._at = end
-        return taken
+def _make(kind: str, *values: Any) -> Any:
+    return typestore().types[kind](*values)
+
+
+def _header(stamp: int, frame: str = "") -> Any:
+    return _make("std_msgs/msg/Header", _make("builtin_interfaces/msg/Time", *divmod(stamp, NS)), frame)
+
+
+def _doubles(values: ArrayLike) -> NDArray[np.float64]:
+    return np.ascontiguousarray(values, dtype=np.float64).reshape(-1)

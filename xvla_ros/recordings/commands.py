@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.recordings.cdr import CdrError, read_float_array, read_joint_state, read_joint_trajectory, read_pose
+from xvla_ros.recordings.cdr import NS, CdrError, nanoseconds, read
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY, POSE
 from xvla_ros.robots.profile import Profile
-
-NS = 1_000_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,47 +63,50 @@ def read_command(profile: Profile, group: str, serialized: bytes) -> JointComman
         CdrError: the message is cut, or its joints, times or values are not what the group expects.
     """
     names = [profile.joints.by_name[joint].name for joint in profile.commands.by_name[group].joints]
-    return DECODERS[command_type(profile, group)](serialized, names, round(profile.timing.lead * NS))
+    kind = command_type(profile, group)
+    return DECODERS[kind](read(serialized, kind), names, round(profile.timing.lead * NS))
 
 
-def _trajectory(serialized: bytes, names: list[str], lead: int) -> JointCommand:
-    start, found, times, positions = read_joint_trajectory(serialized)
-    return JointCommand(start, _increasing(times), _ordered(names, found, positions))
+def _trajectory(message: Any, names: list[str], lead: int) -> JointCommand:
+    found = tuple(message.joint_names)
+    for index, point in enumerate(message.points):
+        if len(point.positions) != len(found):
+            raise CdrError(f"point {index} of a trajectory has {len(point.positions)} positions for {len(found)} "
+                           "joints")
+    times = np.array([nanoseconds(point.time_from_start) for point in message.points], dtype=np.int64)
+    if times.size and (times[0] < 0 or (np.diff(times) <= 0).any()):
+        raise CdrError(f"points of a trajectory due at {(times / NS).tolist()} s; expected increasing times")
+    rows = np.array([point.positions for point in message.points], dtype=np.float64).reshape(-1, len(found))
+    return JointCommand(nanoseconds(message.header.stamp), times, _ordered(names, found, rows))
 
 
-def _array(serialized: bytes, names: list[str], lead: int) -> JointCommand:
-    values = read_float_array(serialized)
-    if values.size != len(names):
-        raise CdrError(f"{values.size} values for the joints {', '.join(names)}; expected one for each")
-    return JointCommand(0, np.array([lead], dtype=np.int64), _ordered(names, tuple(names), values[None]))
+def _array(message: Any, names: list[str], lead: int) -> JointCommand:
+    if len(message.data) != len(names):
+        raise CdrError(f"{len(message.data)} values for the joints {', '.join(names)}; expected one for each")
+    return JointCommand(0, np.array([lead], dtype=np.int64), _ordered(names, tuple(names), message.data[None]))
 
 
-def _joint_state(serialized: bytes, names: list[str], lead: int) -> JointCommand:
-    _, found, values = read_joint_state(serialized)
-    return JointCommand(0, np.array([lead], dtype=np.int64), _ordered(names, found, values[None]))
+def _joint_state(message: Any, names: list[str], lead: int) -> JointCommand:
+    rows = _ordered(names, tuple(message.name), np.asarray(message.position, dtype=np.float64)[None])
+    return JointCommand(0, np.array([lead], dtype=np.int64), rows)
 
 
-def _pose(serialized: bytes, names: list[str], lead: int) -> PoseCommand:
-    stamp, position, quaternion = read_pose(serialized)
+def _pose(message: Any, names: list[str], lead: int) -> PoseCommand:
+    place, turn = message.pose.position, message.pose.orientation
+    position, quaternion = np.array([place.x, place.y, place.z]), np.array([turn.x, turn.y, turn.z, turn.w])
     if not np.isfinite([*position, *quaternion]).all() or np.linalg.norm(quaternion) < 0.5:
         raise CdrError(f"a pose at {position.tolist()} turned by {quaternion.tolist()}; expected finite numbers "
                        "and a unit quaternion")
-    return PoseCommand(stamp, lead, position, quaternion)
+    return PoseCommand(nanoseconds(message.header.stamp), lead, position, quaternion)
 
 
-# message type → (serialized, names of the joints, lead in ns) → the command
-DECODERS: Mapping[str, Callable[[bytes, list[str], int], JointCommand | PoseCommand]] = {
+# message type → (message, names of the joints, lead in ns) → the command
+DECODERS: Mapping[str, Callable[[Any, list[str], int], JointCommand | PoseCommand]] = {
     JOINT_TRAJECTORY: _trajectory,
     FLOAT_ARRAY: _array,
     JOINT_STATE: _joint_state,
     POSE: _pose,
 }
-
-
-def _increasing(times: NDArray[np.int64]) -> NDArray[np.int64]:
-    if times.size and (times[0] < 0 or (np.diff(times) <= 0).any()):
-        raise CdrError(f"points of a trajectory due at {(times / NS).tolist()} s; expected increasing times")
-    return times
 
 
 def _ordered(names: list[str], found: tuple[str, ...], positions: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import XvlaError
-from xvla_ros.recordings import serialize
+from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
 from xvla_ros.robots.limits import JointLimits
@@ -41,9 +41,9 @@ MANIFEST, SCHEMA_VERSION = "demos.json", 1
 
 # message type → (stamp ns, names, ns after it, positions [K, J], of setpoints [1, J]) → the message, serialized
 WRITERS: Mapping[str, Callable[[int, Sequence[str], NDArray[np.int64], Floats], bytes]] = {
-    JOINT_TRAJECTORY: serialize.joint_trajectory,
-    FLOAT_ARRAY: lambda stamp, names, due, positions: serialize.float_array(positions[0]),
-    JOINT_STATE: lambda stamp, names, due, positions: serialize.joint_state(stamp, names, positions[0]),
+    JOINT_TRAJECTORY: cdr.joint_trajectory,
+    FLOAT_ARRAY: lambda stamp, names, due, positions: cdr.float_array(positions[0]),
+    JOINT_STATE: lambda stamp, names, due, positions: cdr.joint_state(stamp, names, positions[0]),
 }
 
 
@@ -193,16 +193,16 @@ class Demonstrator:
         stamp = START + event.time
         if isinstance(event, Joints):
             for reading in event.readings:
-                data = serialize.joint_state(stamp, reading.names, reading.positions, reading.velocities)
-                bag.write(reading.topic, serialize.JOINT_STATE, stamp, data)
+                data = cdr.joint_state(stamp, reading.names, reading.positions, reading.velocities)
+                bag.write(reading.topic, cdr.JOINT_STATE, stamp, data)
             return
         for slot, rgb in event.images.items():
             camera = self._settings.profile.cameras.by_name[slot]
             if camera.transport == "raw":
-                bag.write(camera.topic, serialize.IMAGE, stamp, serialize.image(stamp, rgb, slot))
+                bag.write(camera.topic, cdr.IMAGE, stamp, cdr.image(stamp, rgb, slot))
             else:
-                data = serialize.compressed_image(stamp, rgb, slot)
-                bag.write(camera.topic, serialize.COMPRESSED_IMAGE, stamp, data)
+                data = cdr.compressed_image(stamp, rgb, slot)
+                bag.write(camera.topic, cdr.COMPRESSED_IMAGE, stamp, data)
 
     def _write_plan(self, bag: BagWriter, time: int, plan: Plan) -> None:
         """The clean plan, on the topic of each group: waypoints, or the setpoint that is due after the lead."""
