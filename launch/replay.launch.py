@@ -26,7 +26,7 @@ from launch.events import Shutdown
 from launch_ros.actions import LifecycleNode, Node
 
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY
-from xvla_ros.evaluation.replay_live import CHUNKS, check_live, remapped_commands, replay_settings
+from xvla_ros.evaluation.replay.live import CHUNKS, check_live, remapped_commands, replay_settings
 from xvla_ros.resources import config_dir
 from xvla_ros.robots import load_robot
 from xvla_ros.ros_env import prepare

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from xvla_ros.evaluation.film import read_frame
-from xvla_ros.evaluation.film_frame import HEIGHT, WIDTH
+from xvla_ros.evaluation.report.film import read_frame
+from xvla_ros.evaluation.report.film_frame import HEIGHT, WIDTH
 
 LIMIT = 300.0  # s, only ends a hang
 DURATION = 4.0

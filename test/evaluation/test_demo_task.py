@@ -16,11 +16,11 @@ import pytest
 
 from xvla_ros.commands.demo_console import Console, Progress
 from xvla_ros.commands.demo_task import choose_task, is_trained
-from xvla_ros.evaluation.film import read_frame
-from xvla_ros.evaluation.film_frame import DONE_COLOUR, FAILED_COLOUR, Composer, Scene
 from xvla_ros.evaluation.graph import SetupError
-from xvla_ros.evaluation.recorder import Recording, gather, joint_travel
-from xvla_ros.evaluation.report import make_report
+from xvla_ros.evaluation.report.figures import make_report
+from xvla_ros.evaluation.report.film import read_frame
+from xvla_ros.evaluation.report.film_frame import DONE_COLOUR, FAILED_COLOUR, Composer, Scene
+from xvla_ros.evaluation.report.recording import Recording, gather, joint_travel
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.simulation.tasks import UnknownTaskError, load_task
 from xvla_ros.simulation.world import World

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xvla_ros.commands.demo_console import Progress
-from xvla_ros.evaluation.film import read_frame, write_film
-from xvla_ros.evaluation.film_frame import HEIGHT, WIDTH, Composer, Scene
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, watch_command
-from xvla_ros.evaluation.page import write_html
 from xvla_ros.evaluation.processes import Supervisor, free_domain
-from xvla_ros.evaluation.recorder import (
+from xvla_ros.evaluation.report.figures import Frames, Percentiles, count_frames, make_report, summary, write_json
+from xvla_ros.evaluation.report.film import read_frame, write_film
+from xvla_ros.evaluation.report.film_frame import HEIGHT, WIDTH, Composer, Scene
+from xvla_ros.evaluation.report.page import write_html
+from xvla_ros.evaluation.report.recording import (
     TRAVEL_DEADBAND,
     Recording,
     RecordingError,
@@ -28,7 +29,6 @@ from xvla_ros.evaluation.recorder import (
     read_recording,
     travel,
 )
-from xvla_ros.evaluation.report import Frames, Percentiles, count_frames, make_report, summary, write_json
 from xvla_ros.nodes.recording import RecordingReader, RecordingWriter
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.profile import Profile, load_robot

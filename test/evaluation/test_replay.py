@@ -14,12 +14,12 @@ import pytest
 
 from xvla_ros.commands import main
 from xvla_ros.commands.replay import find_bags
-from xvla_ros.evaluation.replay_ablations import swapped
+from xvla_ros.evaluation.replay.ablations import swapped
+from xvla_ros.evaluation.replay.bootstrap import interval_of
+from xvla_ros.evaluation.replay.files import write_metrics
+from xvla_ros.evaluation.replay.metrics import Figures, Part, metrics
+from xvla_ros.evaluation.replay.rows import SHIFTS
 from xvla_ros.evaluation.replay_bag import BagRecord, ReplaySettings, replay_bag
-from xvla_ros.evaluation.replay_bootstrap import interval_of
-from xvla_ros.evaluation.replay_files import write_metrics
-from xvla_ros.evaluation.replay_metrics import Figures, Part, metrics
-from xvla_ros.evaluation.replay_rows import SHIFTS
 from xvla_ros.evaluation.replay_sources import Answer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

@@ -23,8 +23,8 @@ from xvla_ros.commands.graph_checks import graph_findings, topics_of
 from xvla_ros.control.motion import CommandWindow, MotionState
 from xvla_ros.evaluation.bag_info import inspect
 from xvla_ros.evaluation.graph import SetupError
+from xvla_ros.evaluation.replay.live import check_live
 from xvla_ros.evaluation.replay_bag import ReplaySettings, replay_bag
-from xvla_ros.evaluation.replay_live import check_live
 from xvla_ros.evaluation.replay_sources import Answer
 from xvla_ros.nodes.commands import command_messages, command_type, commanded_points
 from xvla_ros.nodes.graph import Endpoint, GraphSnapshot

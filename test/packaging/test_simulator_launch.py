@@ -96,7 +96,7 @@ def test_a_task_that_cannot_be_led_is_said(arguments: dict[str, str]):
 
 
 def test_a_replay_sends_no_command_to_an_arm():
-    from xvla_ros.evaluation.replay_live import remapped_commands
+    from xvla_ros.evaluation.replay.live import remapped_commands
 
     entities = bring_up("replay", bag="run.mcap", robot="widowx", output="out")
     nodes = {node.node_executable: node for node in entities if isinstance(node, Node)}

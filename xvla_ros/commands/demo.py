@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from xvla_ros.commands.demo_console import Console, Progress
 from xvla_ros.commands.demo_task import choose_task, is_trained
 from xvla_ros.commands.options import Checkpoint, Command, Device, Dtype, Option, Positive, RealTime, Robot
-from xvla_ros.evaluation.episodes import NANOSECONDS
 from xvla_ros.evaluation.graph import (
     THIS_MACHINE_ONLY,
     SetupError,
@@ -28,10 +27,11 @@ from xvla_ros.evaluation.graph import (
     watch_command,
 )
 from xvla_ros.evaluation.processes import Child, ChildError, Interrupted, Supervisor, free_domain
+from xvla_ros.evaluation.report.episodes import NANOSECONDS
 
 if TYPE_CHECKING:
-    from xvla_ros.evaluation.recorder import Recording
-    from xvla_ros.evaluation.report import Report
+    from xvla_ros.evaluation.report.figures import Report
+    from xvla_ros.evaluation.report.recording import Recording
     from xvla_ros.robots.profile import Profile
 
 DEFAULT_INSTRUCTION = "touch the red cube"
@@ -88,7 +88,7 @@ class Demo(Command):
         """
         _require(self.duration)
         from xvla_ros.commands.live_window import require_display
-        from xvla_ros.evaluation.recorder import can_be_shown
+        from xvla_ros.evaluation.report.recording import can_be_shown
         from xvla_ros.robots import load_robot
 
         console, ended, folder = Console(), None, Path(self.output)
@@ -120,11 +120,11 @@ class Demo(Command):
 
 def write_results(demo: Demo, profile: Profile) -> Report:
     """Turn the recording in the output folder into the three files; the recording is deleted."""
-    from xvla_ros.evaluation.film import read_frame, write_film
-    from xvla_ros.evaluation.film_frame import Scene
-    from xvla_ros.evaluation.page import write_html
-    from xvla_ros.evaluation.recorder import read_recording
-    from xvla_ros.evaluation.report import make_report, write_json
+    from xvla_ros.evaluation.report.figures import make_report, write_json
+    from xvla_ros.evaluation.report.film import read_frame, write_film
+    from xvla_ros.evaluation.report.film_frame import Scene
+    from xvla_ros.evaluation.report.page import write_html
+    from xvla_ros.evaluation.report.recording import read_recording
 
     output = Path(demo.output)
     recording = read_recording(output / RECORDING, profile, demo.duration)
@@ -300,7 +300,7 @@ def _read_stats(path: Path) -> dict[str, Any]:
 
 
 def _say_end(console: Console, report: Report, folder: Path) -> None:
-    from xvla_ros.evaluation.report import summary
+    from xvla_ros.evaluation.report.figures import summary
 
     files = "\n".join(f"  {folder / name}" for name in ("report.html", "film.mp4", "report.json"))
     console.say(f"\n{summary(report)}\n\n{files}")

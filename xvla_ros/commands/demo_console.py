@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from xvla_ros.evaluation.episodes import in_words
+from xvla_ros.evaluation.report.episodes import in_words
 from xvla_ros.nodes.recording import read_progress
 
 

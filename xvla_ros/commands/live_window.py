@@ -122,9 +122,9 @@ class _LiveFrames:
 
     def frame(self) -> Any:
         """The newest frame, uint8 [H, W, 3] RGB, or None before there is something to show."""
-        from xvla_ros.evaluation.film import decode
-        from xvla_ros.evaluation.film_frame import Composer, Scene
-        from xvla_ros.evaluation.recorder import gather
+        from xvla_ros.evaluation.report.film import decode
+        from xvla_ros.evaluation.report.film_frame import Composer, Scene
+        from xvla_ros.evaluation.report.recording import gather
 
         self._take_in()
         if not self._records or not self._start:

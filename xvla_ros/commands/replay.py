@@ -99,10 +99,10 @@ class Bag(Command):
 def _replay(options: Replay) -> int:
     if find_spec("matplotlib") is None or find_spec("tqdm") is None:
         raise SetupError("the report has plots; install xvla_ros[replay]")
-    from xvla_ros.evaluation.replay_files import write_metrics
-    from xvla_ros.evaluation.replay_jobs import Policies, device_of, is_first, make_jobs, run_jobs
-    from xvla_ros.evaluation.replay_metrics import Figures, metrics
-    from xvla_ros.evaluation.replay_page import write_page
+    from xvla_ros.evaluation.replay.files import write_metrics
+    from xvla_ros.evaluation.replay.jobs import Policies, device_of, is_first, make_jobs, run_jobs
+    from xvla_ros.evaluation.replay.metrics import Figures, metrics
+    from xvla_ros.evaluation.replay.page import write_page
 
     bags = find_bags(options.bags)
     profile = _profile(options.robot, bags[0])
@@ -123,13 +123,13 @@ def _replay(options: Replay) -> int:
             "computing": sources[0].policy.computing() if sources[0].policy is not None else {}}
     document = metrics(figures, parts, [(source.name, source.trained) for source in sources], told)
     if live:
-        from xvla_ros.evaluation.replay_live import compare_live
+        from xvla_ros.evaluation.replay.live import compare_live
 
         document["live"] = compare_live(live, parts, bags[0], profile, sources[0], options.steps)
     write_metrics(document, output)
     write_page(document, figures, output / "report.html")
     if options.rerun:
-        from xvla_ros.evaluation.replay_rerun import write_rerun
+        from xvla_ros.evaluation.replay.rerun import write_rerun
 
         write_rerun(figures, Path(options.rerun))
     print(summary(document))
@@ -193,7 +193,7 @@ def _settings(options: Replay) -> ReplaySettings:
 
 def _dtype(options: Replay) -> str:
     """What policies compute in: of several processes that do not meet, none may choose by a trial of its own."""
-    from xvla_ros.evaluation.replay_jobs import has_others
+    from xvla_ros.evaluation.replay.jobs import has_others
 
     return options.dtype or ("float32" if has_others() and options.device == "cpu" else "")
 
@@ -205,7 +205,7 @@ def _live(
         return Path(options.live_chunks)
     if not options.live:
         return None
-    from xvla_ros.evaluation.replay_live import run_live
+    from xvla_ros.evaluation.replay.live import run_live
 
     return run_live(bags[0], profile, options.checkpoint or "", output, device=options.device, dtype=dtype,
                     seed=options.seed, steps=options.steps)

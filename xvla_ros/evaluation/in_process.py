@@ -18,8 +18,8 @@ from xvla_ros.control.engine import ChunkRequest, Engine
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.errors import XvlaError
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, median_of
-from xvla_ros.evaluation.recorder import travel_by_group
-from xvla_ros.evaluation.report import Percentiles
+from xvla_ros.evaluation.report.figures import Percentiles
+from xvla_ros.evaluation.report.recording import travel_by_group
 from xvla_ros.evaluation.simulated import NS, SimulatedClock, SimulatedCommands
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.robots.encode import StateEncoder

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from xvla_ros.evaluation.report import SCHEMA_VERSION, Percentiles
+from xvla_ros.evaluation.report.figures import SCHEMA_VERSION, Percentiles
 
 CONFIDENCE = 0.95
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from xvla_ros.evaluation.graph import SetupError
+from xvla_ros.evaluation.replay.metrics import Part
 from xvla_ros.evaluation.replay_bag import BagRecord, ReplaySettings, replay_bag
-from xvla_ros.evaluation.replay_metrics import Part
 from xvla_ros.evaluation.replay_sources import HoldStill, PolicySource, Source
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
 from xvla_ros.robots.profile import Profile

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from xvla_ros.evaluation.graph import SetupError
-from xvla_ros.evaluation.replay_metrics import Figures
-from xvla_ros.evaluation.replay_rows import Rows
+from xvla_ros.evaluation.replay.metrics import Figures
+from xvla_ros.evaluation.replay.rows import Rows
 from xvla_ros.nodes.rerun_stream import RerunStream, ViewError
 from xvla_ros.recordings.action_path import waypoint_times
 from xvla_ros.robots.profile import Profile

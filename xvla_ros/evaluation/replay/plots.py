@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.evaluation.plots import COMMANDED, LIMIT, MEASURED, PREDICTED, figure, png
-from xvla_ros.evaluation.replay_rows import Rows
+from xvla_ros.evaluation.replay.rows import Rows
+from xvla_ros.evaluation.report.plots import COMMANDED, LIMIT, MEASURED, PREDICTED, figure, png
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.units import from_policy
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.evaluation.html_page import cards, document, embed, table
-from xvla_ros.evaluation.recorder import Recording
-from xvla_ros.evaluation.report import Report
+from xvla_ros.evaluation.report.figures import Report
+from xvla_ros.evaluation.report.html_page import cards, document, embed, table
+from xvla_ros.evaluation.report.recording import Recording
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
@@ -39,7 +39,7 @@ def write_html(
         film: a film in the same folder to link to.
         poster: one frame of it, uint8 [H, W, 3] RGB, shown where the film cannot play (print, mail).
     """
-    from xvla_ros.evaluation import plots
+    from xvla_ros.evaluation.report import plots
 
     joints = [
         (joint, embed(plots.joint_plot(joint, recording, profile)))

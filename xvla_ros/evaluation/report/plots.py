@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xvla_ros.evaluation.recorder import Recording, Series, StatusRecord
+from xvla_ros.evaluation.report.recording import Recording, Series, StatusRecord
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.evaluation.episodes import Episode, at
-from xvla_ros.evaluation.recorder import Series, StatusRecord
+from xvla_ros.evaluation.report.episodes import Episode, at
+from xvla_ros.evaluation.report.recording import Series, StatusRecord
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont

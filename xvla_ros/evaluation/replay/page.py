@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from xvla_ros.evaluation import html_page
-from xvla_ros.evaluation import replay_plots as plots
-from xvla_ros.evaluation.html_page import embed, table
-from xvla_ros.evaluation.replay_metrics import Figures
-from xvla_ros.evaluation.replay_worst import KEPT
+from xvla_ros.evaluation.replay import plots
+from xvla_ros.evaluation.replay.metrics import Figures
+from xvla_ros.evaluation.replay.worst import KEPT
+from xvla_ros.evaluation.report import html_page
+from xvla_ros.evaluation.report.html_page import embed, table
 from xvla_ros.observation.faults import FaultTally
 
 NS = 1_000_000_000

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.evaluation.replay_measures import Measures
-from xvla_ros.evaluation.replay_rows import Rows
+from xvla_ros.evaluation.replay.measures import Measures
+from xvla_ros.evaluation.replay.rows import Rows
 from xvla_ros.evaluation.replay_sources import Question, Source
 from xvla_ros.model.data import Observation
 from xvla_ros.robots.profile import Profile
@@ -126,6 +126,6 @@ def _other_domain(source: Source, domain: int) -> int | None:
 
 def ablated_rows(path: Any, ablations: int, measures: int) -> NDArray[Any]:
     """Return the ablated rows of a file."""
-    from xvla_ros.evaluation.replay_rows import read_rows
+    from xvla_ros.evaluation.replay.rows import read_rows
 
     return read_rows(path, ablated_dtype(ablations, measures))

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.evaluation.replay_measures import Measures
+from xvla_ros.evaluation.replay.measures import Measures
 from xvla_ros.robots.profile import Profile
 
 Rows = NDArray[Any]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xvla_ros.evaluation.episodes import Episode
-from xvla_ros.evaluation.recorder import Recording, RecordingError, joint_travel
+from xvla_ros.evaluation.report.episodes import Episode
+from xvla_ros.evaluation.report.recording import Recording, RecordingError, joint_travel
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile

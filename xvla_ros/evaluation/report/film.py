@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from xvla_ros.errors import XvlaError
-from xvla_ros.evaluation.film_frame import HEIGHT, WIDTH, Composer, Image, Scene
-from xvla_ros.evaluation.recorder import Recording
+from xvla_ros.evaluation.report.film_frame import HEIGHT, WIDTH, Composer, Image, Scene
+from xvla_ros.evaluation.report.recording import Recording
 from xvla_ros.nodes.recording import RecordingReader
 
 RATE = 15

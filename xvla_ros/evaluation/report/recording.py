@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import XvlaError
-from xvla_ros.evaluation.episodes import NANOSECONDS, Episode, at, read_episodes
+from xvla_ros.evaluation.report.episodes import NANOSECONDS, Episode, at, read_episodes
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes.recording import RECORDS, RecordingReader
 

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import XvlaError
-from xvla_ros.evaluation.replay_ablations import ablated_rows, ablation_table
+from xvla_ros.evaluation.replay.ablations import ablated_rows, ablation_table
+from xvla_ros.evaluation.replay.bootstrap import interval_of
+from xvla_ros.evaluation.replay.grippers import GripperSums, gripper_channels
+from xvla_ros.evaluation.replay.measures import GRIPPER, JOINT, RAD, Measure, Measures, joint_factors, joint_measures
+from xvla_ros.evaluation.replay.motion import MotionSums
+from xvla_ros.evaluation.replay.rows import SHIFTS, Rows, blocks
+from xvla_ros.evaluation.replay.sums import EpisodeSums, ErrorSums
 from xvla_ros.evaluation.replay_bag import ABLATED, ROWS, BagRecord, layout_of
-from xvla_ros.evaluation.replay_bootstrap import interval_of
-from xvla_ros.evaluation.replay_grippers import GripperSums, gripper_channels
-from xvla_ros.evaluation.replay_measures import GRIPPER, JOINT, RAD, Measure, Measures, joint_factors, joint_measures
-from xvla_ros.evaluation.replay_motion import MotionSums
-from xvla_ros.evaluation.replay_rows import SHIFTS, Rows, blocks
-from xvla_ros.evaluation.replay_sums import EpisodeSums, ErrorSums
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.robots.profile import Profile
 
@@ -339,4 +339,3 @@ def _number(value: Any) -> float | None:
 
 def _numbers(values: Any) -> list[float | None]:
     return [_number(value) for value in values]
-

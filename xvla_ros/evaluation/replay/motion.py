@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.evaluation.replay_measures import Measures, joint_factors
-from xvla_ros.evaluation.replay_rows import Rows
+from xvla_ros.evaluation.replay.measures import Measures, joint_factors
+from xvla_ros.evaluation.replay.rows import Rows
 from xvla_ros.robots import tool_pose
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.units import from_policy

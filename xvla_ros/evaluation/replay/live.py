@@ -24,7 +24,7 @@ from xvla_ros.evaluation.graph import (
     ros_command,
 )
 from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
-from xvla_ros.evaluation.replay_metrics import Part
+from xvla_ros.evaluation.replay.metrics import Part
 from xvla_ros.evaluation.replay_sources import Source
 from xvla_ros.model.data import Observation
 from xvla_ros.recordings.observations import observations
