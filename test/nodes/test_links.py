@@ -92,10 +92,10 @@ class SlowOutlet:
     """A command topic, and how long it takes to publish there."""
 
     def __init__(self, clock):
-        self.topic_name, self.clock, self.takes, self.sent = "/arm", clock, 0.0, []
+        self.topic_name, self.clock, self.takes, self.sent, self.heard = "/arm", clock, 0.0, [], 1
 
     def get_subscription_count(self):
-        return 1
+        return self.heard
 
     def publish(self, message):
         self.sent.append(np.array([point.positions for point in message.points]))
@@ -135,6 +135,7 @@ def slow_pair(ros_domain):
     path = np.linspace(0.0, 0.6, 20)[:, None] + np.zeros(12)
     controller = link.pilot.controller
     assert controller.accept(Trajectory(profile.name, profile.joints.policy_order, times, path), controller.ask())
+    tick.link = link
     yield tick, outlets
     link.stop()
     for group in profile.commands.groups:
@@ -180,3 +181,18 @@ def test_a_window_that_leaves_late_amid_a_motion_goes_on_by_the_one_before(slow_
     tick()
     before, undone = left.sent[-3], left.sent[-1]  # 7 command periods lie between them
     np.testing.assert_allclose(undone[:-7], before[7:], atol=1e-6)
+
+
+def test_a_controller_that_is_back_gets_nothing_until_it_surely_hears(slow_pair):
+    """It is seen before what is sent reaches it: the arm would begin with the second or third window of a motion."""
+    tick, (left, right) = slow_pair
+    left.heard = 0
+    for _ in range(40):
+        tick()
+    left.heard, sent = 1, len(right.sent)
+    for _ in range(3):
+        tick()
+    assert len(right.sent) == sent
+    assert tick.link.status.reason == "controller_lost"
+    tick()
+    assert tick.link.status.reason != "controller_lost"

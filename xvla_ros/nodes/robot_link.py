@@ -38,6 +38,7 @@ STATUS_PERIOD_S = 0.1
 # Where simulated time waits: how much of it a chunk takes at most, as on a machine that is fast enough, and how far
 # beyond the next command it may be ahead, so that this is reached, and none is left out.
 CHUNK_S, AHEAD_S = 0.1, 0.01
+MATCHING_S = 0.1  # from when a controller that was lost is seen again until what is sent surely reaches it
 
 
 @dataclass
@@ -79,7 +80,7 @@ class RobotLink:
         self._clock = clock
         self._sending = threading.Lock()
         self._missed: list[str] = []  # groups that the last window was not sent to
-        self._lost_since: float | None = None
+        self._unheard: tuple[float, float, str] | None = None  # since when, and when last, nobody took what commands
         self._last_status: tuple[str, str] = ("", "")
         self._told = ""
         self._refused: Fault | None = None
@@ -227,9 +228,13 @@ class RobotLink:
     def _controller_fault(self, steady: float) -> Fault | None:
         topics = {name: self._publishers[name] for name in self.profile.commands.groups}
         unheard = [publisher.topic_name for publisher in topics.values() if not publisher.get_subscription_count()]
-        self._lost_since = None if not unheard else self._lost_since if self._lost_since is not None else steady
-        if self._lost_since is not None and steady - self._lost_since > self.profile.timing.controller_timeout:
-            return Fault(CONTROLLER_LOST, f"nobody subscribes to {', '.join(unheard)}")
+        if unheard:
+            since = steady if self._unheard is None else self._unheard[0]
+            self._unheard = (since, steady, ", ".join(unheard))
+        elif self._unheard is not None and steady - self._unheard[1] > MATCHING_S:
+            self._unheard = None
+        if self._unheard is not None and self._unheard[1] - self._unheard[0] > self.profile.timing.controller_timeout:
+            return Fault(CONTROLLER_LOST, f"nobody subscribes to {self._unheard[2]}")
         return self._rivals.fault(steady) if self.profile.safety.exclusive else None
 
     def _publish(self, window: CommandWindow, begun: float) -> None:
