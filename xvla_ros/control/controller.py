@@ -96,8 +96,8 @@ class RobotController:
         return ClockGuard(timing.clock_timeout, 1.0 / timing.command_rate)
 
     def _advance(self, event: Event, now: int = 0) -> tuple[Effect, ...]:
-        """Go on to the state after ``event``, and do what comes of it but for sending; ``now`` in ns of ROS time."""
-        self._state, effects = transition(self._state, event)
+        """Do what comes of ``event`` but for sending, and go on to the state after it; ``now`` in ns of ROS time."""
+        state, effects = transition(self._state, event)
         for effect in effects:
             match effect:
                 case Effect.FORGET_PLAN:
@@ -108,6 +108,7 @@ class RobotController:
                     self._ensemble.clear()
                 case Effect.BRAKE:
                     self._plan.stop(now)
+        self._state = state  # only now: what raises is tried again
         return effects
 
     # what others read
