@@ -1,19 +1,29 @@
-"""``xvla bench latency``: how long a chunk takes, part by part, against the hardware's peaks and another program."""
+"""How long a chunk takes, part by part, against the hardware's peaks and another program."""
 
 from __future__ import annotations
 
 import datetime
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import measurement
 from latency_inputs import make_noise, make_observations, make_policy
-from measurement import BenchError, Say
+from measurement import (
+    BenchError,
+    Checkpoint,
+    Compile,
+    JsonFile,
+    Measurement,
+    Size,
+    Threads,
+    main,
+    on,
+    say,
+)
 
-from xvla_ros.errors import CheckpointError
+from xvla_ros.commands.options import Count, Device, Option, Seed
 from xvla_ros.resources import usable_cores
 
 if TYPE_CHECKING:
@@ -21,109 +31,127 @@ if TYPE_CHECKING:
     from latency_paths import Path_
     from latency_work import Peaks, Work
 
-PEERS = ("lerobot",)
 # Of all chunks, how many are also timed part by part.
 PARTS_EVERY = 2
 
 
-@dataclass(frozen=True)
-class LatencyOptions:
-    """What to measure; the fields are the options of the command."""
+@dataclass(frozen=True, kw_only=True)
+class Latency(Measurement):
+    """Time a chunk of a policy, part by part, against the hardware and LeRobot.
 
-    size: str = "small"
-    checkpoint: str = ""
-    device: str = "cpu"
-    dtype: str = ""
-    views: int | None = None
-    batch: int = 1
-    steps: int = 10
-    chunks: int = 20
-    threads: int = 0
-    compile: str = "auto"
-    int8: bool = False
-    peer: str = ""
-    peer_python: str = ""
-    seed: int = 0
-    json: str = ""
-
-
-def latency(options: LatencyOptions) -> int:
-    """Measure, print the table, write the JSON; return the exit code, 1 where it could not be measured."""
-    from lerobot_peer import PeerError
-
-    return measurement.run(
-        "xvla bench latency", partial(measure, options), print_report, options.json, (PeerError, CheckpointError)
-    )
-
-
-def measure(options: LatencyOptions, say: Say = lambda text: None) -> dict[str, Any]:
-    """Run every path, one chunk of each in turn, so that whatever else the machine does strikes all alike.
-
-    Returns:
-        What goes into the JSON: ``machine``, ``settings``, ``work``, ``peaks``, ``rows``.
-
-    Raises:
-        BenchError: on what cannot be measured.
-        PeerError: if the peer is not there.
-        CheckpointError: naming what is wrong with the checkpoint.
+    examples:
+      python bench/latency.py --int8
+      python bench/latency.py --size full --chunks 10 --peer lerobot --json latency.json
+      python bench/latency.py --checkpoint my_checkpoint --steps 4 --threads 1
+      python bench/latency.py --size full --device cuda --dtype bfloat16 --batch 8 --chunks 1000
     """
-    import torch
-    from latency_paths import LeRobotPath, left_out, policy_paths
-    from latency_work import count_work, measure_peaks
 
-    from xvla_ros.model.precision import DTYPES, choose
+    size: Size = "small"
+    checkpoint: Checkpoint = ""
+    device: Device = "cpu"
+    dtype: Annotated[Literal["", "float32", "bfloat16"], "what to compute in (default: the fastest here)"] = ""
+    views: Annotated[Count | None, "cameras (default 3, or the checkpoint's)"] = None
+    batch: Annotated[Count, "observations answered at once"] = 1
+    steps: Annotated[Count, "denoising steps"] = 10
+    chunks: Annotated[Count, "chunks of each way, taken in turn"] = 20
+    threads: Threads = 0
+    compile: Compile = "auto"
+    int8: Annotated[bool, "also with int8 weights and activations, on the CPU"] = False
+    peer: Annotated[Literal["", "lerobot"], "also by another program, same weights"] = ""
+    peer_python: Annotated[
+        str, Option(metavar="PYTHON"), "interpreter of the other program (default: of XVLA_LEROBOT_PYTHON)"
+    ] = ""
+    seed: Annotated[Seed, "seed of random weights, frames and noise"] = 0
+    json: JsonFile = ""
 
-    device = _device(options)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    say("making the policy")
-    policy = make_policy(
-        options.size, options.checkpoint, views=options.views, steps=options.steps, seed=options.seed
-    )
-    try:
-        policy.precision = choose(policy.network.config, device, options.dtype)
-    except ValueError as error:
-        raise BenchError(str(error)) from error
-    dtype = policy.precision.dtype
-    policy.network.cast(DTYPES[dtype]).to(device)
-    observations = make_observations(policy, options.batch, seed=options.seed)
-    noise = make_noise(policy, options.batch, options.seed)
-    with ExitStack() as opened:
-        paths: list[Path_] = [*policy_paths(policy, dtype, compile=options.compile, int8=options.int8)]
-        if options.peer:
-            say("loading the same weights in LeRobot")
-            paths.append(LeRobotPath(policy, dtype, options.peer_python, torch.get_num_threads()))
-            opened.callback(paths[-1].close)
-        for path in paths:
-            say(f"warming up: {path.name}")
-            path.warm_up(observations, noise, options.steps)
-        say("measuring products and copies")
-        peaks = measure_peaks(device, tuple(dict.fromkeys(path.dtype for path in paths)))
-        start = torch.from_numpy(noise).to(device)
-        work = count_work(policy.runner, policy.prepare(observations), start)
-        differences = _interleaved(paths, policy, options, say)
-    rows = [_row(path, work, peaks, options.steps, differences[path.name]) for path in paths]
-    _compare(rows)
-    settings = asdict(options) | {
-        "views": len(observations[0].embodiment.slots), "parameters": _parameters(policy.network),
-        "frames": list(policy.network.config.image_size), "dtype": dtype, "dtype_reason": policy.precision.reason,
-    }
-    for private in ("peer_python", "json"):
-        del settings[private]
-    return {
-        "schema_version": 1, "date": datetime.date.today().isoformat(), "machine": machine(device),
-        "settings": settings, "work": {**asdict(work), "chunk": work.chunk(options.steps)}, "peaks": asdict(peaks),
-        "rows": rows, "left_out": left_out(policy, int8=options.int8),
-    }
+    def measure(self) -> dict[str, Any]:
+        """Run every path, one chunk of each in turn, so that whatever else the machine does strikes all alike.
+
+        Returns:
+            ``machine``, ``settings``, ``work``, ``peaks``, ``rows``.
+
+        Raises:
+            BenchError: on what cannot be measured.
+            PeerError: if the peer is not there.
+            CheckpointError: naming what is wrong with the checkpoint.
+        """
+        import torch
+        from latency_paths import LeRobotPath, left_out, policy_paths
+        from latency_work import count_work, measure_peaks
+
+        from xvla_ros.model.precision import DTYPES, choose
+
+        device = _device(self)
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        say("making the policy")
+        policy = make_policy(self.size, self.checkpoint, views=self.views, steps=self.steps, seed=self.seed)
+        try:
+            policy.precision = choose(policy.network.config, device, self.dtype)
+        except ValueError as error:
+            raise BenchError(str(error)) from error
+        dtype = policy.precision.dtype
+        policy.network.cast(DTYPES[dtype]).to(device)
+        observations = make_observations(policy, self.batch, seed=self.seed)
+        noise = make_noise(policy, self.batch, self.seed)
+        with ExitStack() as opened:
+            paths: list[Path_] = [*policy_paths(policy, dtype, compile=self.compile, int8=self.int8)]
+            if self.peer:
+                say("loading the same weights in LeRobot")
+                paths.append(LeRobotPath(policy, dtype, self.peer_python, torch.get_num_threads()))
+                opened.callback(paths[-1].close)
+            for path in paths:
+                say(f"warming up: {path.name}")
+                path.warm_up(observations, noise, self.steps)
+            say("measuring products and copies")
+            peaks = measure_peaks(device, tuple(dict.fromkeys(path.dtype for path in paths)))
+            start = torch.from_numpy(noise).to(device)
+            work = count_work(policy.runner, policy.prepare(observations), start)
+            differences = _interleaved(paths, policy, self)
+        rows = [_row(path, work, peaks, self.steps, differences[path.name]) for path in paths]
+        _compare(rows)
+        settings = asdict(self) | {
+            "views": len(observations[0].embodiment.slots), "parameters": _parameters(policy.network),
+            "frames": list(policy.network.config.image_size), "dtype": dtype, "dtype_reason": policy.precision.reason,
+        }
+        for private in ("peer_python", "json"):
+            del settings[private]
+        return {
+            "schema_version": 1, "date": datetime.date.today().isoformat(), "machine": machine(device),
+            "settings": settings, "work": {**asdict(work), "chunk": work.chunk(self.steps)}, "peaks": asdict(peaks),
+            "rows": rows, "left_out": left_out(policy, int8=self.int8),
+        }
+
+    def show(self, document: dict[str, Any]) -> None:
+        """Print the settings, the table, and what each path is."""
+        machine_, settings, work, peaks = (document[key] for key in ("machine", "settings", "work", "peaks"))
+        print(on(machine_))
+        print(
+            f"{settings['checkpoint'] or settings['size']}: {settings['parameters'] / 1e6:.1f} M parameters, batch "
+            f"{settings['batch']}, {settings['views']} views of {settings['frames'][0]}×{settings['frames'][1]}, "
+            f"{settings['steps']} steps; encoder {work['encode'] / 1e9:.3g} GFLOP, step {work['step'] / 1e9:.3g}, "
+            f"chunk {work['chunk'] / 1e9:.4g}"
+        )
+        matmul = ", ".join(f"{dtype} {_number(rate, 1e9)} GFLOP/s" for dtype, rate in peaks["matmul"].items())
+        print(f"peaks: matmul {matmul}; copy {peaks['copy'] / 1e9:.1f} GB/s\n")
+        lines = [[title for title, _ in _COLUMNS], *([cell(row) for _, cell in _COLUMNS] for row in document["rows"])]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
+        for line in lines:
+            print("  ".join(text.rjust(width) if i > 1 else text.ljust(width) for i, (text, width) in
+                            enumerate(zip(line, widths, strict=True))))  # fmt: skip
+        print()
+        print(f"in {settings['dtype']}: {settings['dtype_reason']}")
+        for row in document["rows"]:
+            print(f"{row['path']}: {row['runs']}")
+        for what in document["left_out"]:
+            print(f"left out: {what}")
 
 
-def _device(options: LatencyOptions) -> torch.device:
+def _device(options: Latency) -> torch.device:
     import torch
 
     if options.int8 and not options.device.startswith("cpu"):
         raise BenchError(f"int8 has kernels on the CPU only, and device is {options.device!r}: leave one of them out")
-    if options.peer not in ("", *PEERS):
-        raise BenchError(f"peer {options.peer!r} is unknown, expected {' or '.join(PEERS)}")
     try:
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:  # the second where torch was built without that kind of device
@@ -131,7 +159,7 @@ def _device(options: LatencyOptions) -> torch.device:
     return torch.device(options.device)
 
 
-def _interleaved(paths: Sequence[Path_], policy: Any, options: LatencyOptions, say: Say) -> dict[str, float]:
+def _interleaved(paths: Sequence[Path_], policy: Any, options: Latency) -> dict[str, float]:
     """Let every path answer every chunk; the largest difference of each from the first."""
     import numpy as np
 
@@ -231,31 +259,6 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
 )
 
 
-def print_report(document: dict[str, Any]) -> None:
-    """Print the settings, the table, and what each path is."""
-    machine_, settings, work, peaks = (document[key] for key in ("machine", "settings", "work", "peaks"))
-    print(measurement.on(machine_))
-    print(
-        f"{settings['checkpoint'] or settings['size']}: {settings['parameters'] / 1e6:.1f} M parameters, batch "
-        f"{settings['batch']}, {settings['views']} views of {settings['frames'][0]}×{settings['frames'][1]}, "
-        f"{settings['steps']} steps; encoder {work['encode'] / 1e9:.3g} GFLOP, step {work['step'] / 1e9:.3g}, "
-        f"chunk {work['chunk'] / 1e9:.4g}"
-    )
-    matmul = ", ".join(f"{dtype} {_number(rate, 1e9)} GFLOP/s" for dtype, rate in peaks["matmul"].items())
-    print(f"peaks: matmul {matmul}; copy {peaks['copy'] / 1e9:.1f} GB/s\n")
-    lines = [[title for title, _ in _COLUMNS], *([cell(row) for _, cell in _COLUMNS] for row in document["rows"])]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
-    for line in lines:
-        print("  ".join(text.rjust(width) if i > 1 else text.ljust(width) for i, (text, width) in
-                        enumerate(zip(line, widths, strict=True))))  # fmt: skip
-    print()
-    print(f"in {settings['dtype']}: {settings['dtype_reason']}")
-    for row in document["rows"]:
-        print(f"{row['path']}: {row['runs']}")
-    for what in document["left_out"]:
-        print(f"left out: {what}")
-
-
 def _number(value: float | None, unit: float = 1.0) -> str:
     if value is None:
         return "–"
@@ -264,3 +267,7 @@ def _number(value: float | None, unit: float = 1.0) -> str:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(Latency, __file__))

@@ -4,46 +4,54 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from xvla_ros.commands import run
+from xvla_ros.commands.options import Command, Count, Option, parse
 from xvla_ros.errors import XvlaError
 
-Say = Callable[[str], None]
+Size = Annotated[
+    Literal["small", "full"], "random weights of this size: the network that ships, or the published 0.9 B"
+]
+Checkpoint = Annotated[str, "folder or hub id of a checkpoint, in place of random weights"]
+Threads = Annotated[Count, "threads of torch (default: as torch chooses)"]
+Compile = Annotated[Literal["auto", "on", "off"], "whether the fast path is compiled"]
+JsonFile = Annotated[str, Option(metavar="FILE"), "also write the figures as JSON"]
 
 
 class BenchError(XvlaError, ValueError):
     """What was asked for cannot be measured; the message says why."""
 
 
-def run(
-    command: str,
-    measure: Callable[[Say], dict[str, Any]],
-    show: Callable[[dict[str, Any]], None],
-    file: str,
-    errors: tuple[type[Exception], ...],
-) -> int:
-    """Measure, print the table, write the JSON; return the exit code, 1 where it could not be measured.
+class Measurement(Command):
+    """A command that measures; its field ``json`` names the file of the figures, empty for none."""
 
-    Args:
-        command: as the user calls it.
-        measure: says what it does, and returns what goes into the JSON.
-        show: prints that.
-        file: of the JSON; none if empty.
-        errors: with which ``measure`` says that it cannot, beside ``BenchError``.
-    """
-    try:
-        document = measure(_progress)
-    except (BenchError, *errors) as error:
-        print(f"{command}: {error}", file=sys.stderr)
-        return 1
-    show(document)
-    if file:
-        path = Path(file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    return 0
+    json: str
+
+    def measure(self) -> dict[str, Any]:
+        """Return what goes into the JSON."""
+        raise NotImplementedError
+
+    def show(self, document: dict[str, Any]) -> None:
+        """Print it."""
+        raise NotImplementedError
+
+    def run(self) -> int:
+        """Measure, print the table, write the JSON."""
+        document = self.measure()
+        self.show(document)
+        if self.json:
+            path = Path(self.json)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        return 0
+
+
+def main(kind: type[Measurement], file: str) -> int:
+    """Run what a script of this folder measures, as its command line says; return the exit code."""
+    program = f"bench/{Path(file).name}"
+    return run(parse(kind, program, sys.argv[1:]), program)
 
 
 def on(machine: dict[str, Any]) -> str:
@@ -52,6 +60,7 @@ def on(machine: dict[str, Any]) -> str:
     return f"{device}, {machine['threads']} threads of torch {machine['torch']}"
 
 
-def _progress(text: str) -> None:
+def say(text: str) -> None:
+    """Say on a terminal what goes on, in the place of what was said before."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

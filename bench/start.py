@@ -1,4 +1,4 @@
-"""``xvla bench start``: how long a policy takes from the start of its process to its first chunk, part by part."""
+"""How long a policy takes from the start of its process to its first chunk, part by part."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import measurement
 from latency_inputs import require_robot
-from measurement import BenchError, Say
+from measurement import (
+    BenchError,
+    Checkpoint,
+    Compile,
+    JsonFile,
+    Measurement,
+    Size,
+    Threads,
+    main,
+    on,
+    say,
+)
 from start_process import (
     DEVICE,
     FILES,
@@ -33,7 +42,7 @@ from start_process import (
     WEIGHTS,
 )
 
-from xvla_ros.errors import CheckpointError
+from xvla_ros.commands.options import Count, Device, Dtype
 from xvla_ros.model.inspection import inspect
 from xvla_ros.model.pipelines import PROFILE_STEPS
 
@@ -54,60 +63,87 @@ WHAT = {
 }
 
 
-@dataclass(frozen=True)
-class StartOptions:
-    """What to start; the fields are the options of the command."""
+@dataclass(frozen=True, kw_only=True)
+class Start(Measurement):
+    """Time a policy from the start of its process to its first chunk, part by part.
 
-    size: str = "small"
-    checkpoint: str = ""
-    device: str = "cpu"
-    dtype: str = ""
-    threads: int = 0
-    compile: str = "auto"
-    runs: int = 5
-    json: str = ""
-
-
-def start(options: StartOptions) -> int:
-    """Measure, print the table, write the JSON; return the exit code, 1 where it could not be measured."""
-    return measurement.run(
-        "xvla bench start", partial(measure, options), print_report, options.json, (CheckpointError,)
-    )
-
-
-def measure(options: StartOptions, say: Say = lambda text: None) -> dict[str, Any]:
-    """Start processes one after the other; the first brings files into the page cache and is left out of the medians.
-
-    Returns:
-        What goes into the JSON: ``machine``, ``settings``, ``runs`` (what ran, in words), ``first_s`` of the start that
-        was left out, ``starts_s`` of the others, by part, ``medians_s``, ``processors_s``, medians of all processors'
-        time together, ``peak_bytes`` and ``device_peak_bytes``, the largest of all.
-
-    Raises:
-        BenchError: on what cannot be measured.
-        CheckpointError: naming what is wrong with the checkpoint.
+    examples:
+      python bench/start.py --checkpoint policy
+      python bench/start.py --size full --runs 4 --json start.json
+      python bench/start.py --size full --device cuda --dtype bfloat16
     """
-    if options.runs < 2:
-        raise BenchError(f"runs is {options.runs}, expected 2 or more: the first only brings files into the page cache")
-    found = []
-    with _checkpoint(options, say) as checkpoint:
-        for index in range(options.runs):
-            say(f"start {index + 1} of {options.runs}")
-            found.append(_start_process(options, checkpoint))
-    first, *starts = [_with_total(each["seconds"]) for each in found]
-    processors = [_with_total(each["processors"]) for each in found[1:]]
-    settings = asdict(options)
-    del settings["json"]
-    return {
-        "schema_version": 1, "date": datetime.date.today().isoformat(), "machine": found[0]["machine"],
-        "settings": settings, "runs": found[0]["runs"], "first_s": first, "starts_s": starts,
-        "medians_s": _medians(starts), "processors_s": _medians(processors),
-        "peak_bytes": _largest(found, "peak_bytes"), "device_peak_bytes": _largest(found, "device_peak_bytes"),
-    }  # fmt: skip
+
+    size: Size = "small"
+    checkpoint: Checkpoint = ""
+    device: Device = "cpu"
+    dtype: Dtype = ""
+    threads: Threads = 0
+    compile: Compile = "auto"
+    runs: Annotated[
+        Count, "processes started; the first brings files into the page cache and is left out of the medians"
+    ] = 5
+    json: JsonFile = ""
+
+    def measure(self) -> dict[str, Any]:
+        """Start processes one after the other.
+
+        Returns:
+            ``machine``, ``settings``, ``runs`` (what ran, in words), ``first_s`` of the start that was left out,
+            ``starts_s`` of the others, by part, ``medians_s``, ``processors_s``, medians of all processors' time
+            together, ``peak_bytes`` and ``device_peak_bytes``, the largest of all.
+
+        Raises:
+            BenchError: on what cannot be measured.
+            CheckpointError: naming what is wrong with the checkpoint.
+        """
+        if self.runs < 2:
+            expected = "2 or more: the first only brings files into the page cache"
+            raise BenchError(f"runs is {self.runs}, expected {expected}")
+        found = []
+        with _checkpoint(self) as checkpoint:
+            for index in range(self.runs):
+                say(f"start {index + 1} of {self.runs}")
+                found.append(_start_process(self, checkpoint))
+        first, *starts = [_with_total(each["seconds"]) for each in found]
+        processors = [_with_total(each["processors"]) for each in found[1:]]
+        settings = asdict(self)
+        del settings["json"]
+        return {
+            "schema_version": 1, "date": datetime.date.today().isoformat(), "machine": found[0]["machine"],
+            "settings": settings, "runs": found[0]["runs"], "first_s": first, "starts_s": starts,
+            "medians_s": _medians(starts), "processors_s": _medians(processors),
+            "peak_bytes": _largest(found, "peak_bytes"), "device_peak_bytes": _largest(found, "device_peak_bytes"),
+        }  # fmt: skip
+
+    def show(self, document: dict[str, Any]) -> None:
+        """Print the settings, the table, and the peak of the memory."""
+        keys = ("machine", "settings", "medians_s", "processors_s")
+        machine, settings, medians, spent = (document[key] for key in keys)
+        print(on(machine))
+        print(f"{settings['checkpoint'] or settings['size']}: the policy runs {document['runs']}")
+        starts = document["starts_s"]
+        print(
+            f"{settings['runs']} starts; the first, {document['first_s'][TOTAL]:.2f} s, brought files into the page "
+            "cache and is left out of the medians\n"
+        )
+        lines = [("part", "s", "least", "most", "processor s", "share", "")]
+        for part, median in medians.items():
+            taken = [each[part] for each in starts]
+            share = "" if part in (TOTAL, SECOND) else f"{median / medians[TOTAL]:.0%}"
+            figures = (median, min(taken), max(taken), spent[part])
+            lines.append((part, *(f"{value:.3f}" for value in figures), share, WHAT[part]))
+        widths = [max(len(line[i]) for line in lines) for i in range(6)]
+        for *cells, what in lines:
+            shown = [text.rjust(width) if i else text.ljust(width)
+                     for i, (text, width) in enumerate(zip(cells, widths, strict=True))]  # fmt: skip
+            print("  ".join([*shown, what]).rstrip())
+        on_device = document["device_peak_bytes"]
+        said = "" if on_device is None else f", on the device {on_device / 1e6:.0f} MB"
+        print(f"\npeak memory: {document['peak_bytes'] / 1e6:.0f} MB{said}")
 
 
 @contextmanager
-def _checkpoint(options: StartOptions, say: Say) -> Iterator[str]:
+def _checkpoint(options: Start) -> Iterator[str]:
     """The one asked for, or random weights in a folder that is there meanwhile."""
     if options.checkpoint:
         require_robot(options.checkpoint, inspect(options.checkpoint, assume=PROFILE_STEPS).robots)
@@ -127,7 +163,7 @@ def _checkpoint(options: StartOptions, say: Say) -> Iterator[str]:
         yield folder
 
 
-def _start_process(options: StartOptions, checkpoint: str) -> dict[str, Any]:
+def _start_process(options: Start, checkpoint: str) -> dict[str, Any]:
     chosen = {name: getattr(options, name) for name in ("device", "dtype", "threads", "compile")}
     command = [sys.executable, str(PROCESS)]
     arguments = json.dumps({"checkpoint": checkpoint, **chosen})
@@ -155,27 +191,5 @@ def _largest(found: Sequence[dict[str, Any]], key: str) -> int | None:
     return max((each[key] for each in found if each[key] is not None), default=None)
 
 
-def print_report(document: dict[str, Any]) -> None:
-    """Print the settings, the table, and the peak of the memory."""
-    machine, settings, medians, spent = (document[key] for key in ("machine", "settings", "medians_s", "processors_s"))
-    print(measurement.on(machine))
-    print(f"{settings['checkpoint'] or settings['size']}: the policy runs {document['runs']}")
-    starts = document["starts_s"]
-    print(
-        f"{settings['runs']} starts; the first, {document['first_s'][TOTAL]:.2f} s, brought files into the page cache "
-        "and is left out of the medians\n"
-    )
-    lines = [("part", "s", "least", "most", "processor s", "share", "")]
-    for part, median in medians.items():
-        taken = [each[part] for each in starts]
-        share = "" if part in (TOTAL, SECOND) else f"{median / medians[TOTAL]:.0%}"
-        figures = (median, min(taken), max(taken), spent[part])
-        lines.append((part, *(f"{value:.3f}" for value in figures), share, WHAT[part]))
-    widths = [max(len(line[i]) for line in lines) for i in range(6)]
-    for *cells, what in lines:
-        shown = [text.rjust(width) if i else text.ljust(width)
-                 for i, (text, width) in enumerate(zip(cells, widths, strict=True))]  # fmt: skip
-        print("  ".join([*shown, what]).rstrip())
-    on_device = document["device_peak_bytes"]
-    said = "" if on_device is None else f", on the device {on_device / 1e6:.0f} MB"
-    print(f"\npeak memory: {document['peak_bytes'] / 1e6:.0f} MB{said}")
+if __name__ == "__main__":
+    sys.exit(main(Start, __file__))

@@ -23,8 +23,8 @@ from xvla_ros.evaluation.report.film_frame import HEIGHT, WIDTH
 LIMIT = 300.0  # s, only ends a hang
 DURATION = 4.0
 BEGIN = "import json, sys; from xvla_ros.commands import main, run; given = json.loads(sys.argv[1]); "
-CODE = BEGIN + "from xvla_ros.commands.demo import Demo; sys.exit(run(Demo(**given), 'demo'))"
-RUN = BEGIN + "from xvla_ros.commands.live import Run; sys.exit(run(Run(**given), 'run'))"
+CODE = BEGIN + "from xvla_ros.commands.demo import Demo; sys.exit(run(Demo(**given), 'xvla demo'))"
+RUN = BEGIN + "from xvla_ros.commands.live import Run; sys.exit(run(Run(**given), 'xvla run'))"
 CLI = BEGIN + "sys.exit(main(given['arguments']))"
 MARK = "XVLA_TEST_MARK"
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xvla_ros.commands.demo import choose_task, is_trained
 from xvla_ros.commands.demo_console import Console, Progress
-from xvla_ros.commands.demo_task import choose_task, is_trained
 from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.report.figures import make_report
 from xvla_ros.evaluation.report.film import read_frame

@@ -117,9 +117,8 @@ def steadfast(profile, tmp_path_factory):
 
 
 def evaluate(robot, task, episodes, seed=0, checkpoint=None, **options):
-    return run(
-        Evaluate(robot=robot, task=task, episodes=episodes, seed=seed, checkpoint=checkpoint, **options), "evaluate"
-    )
+    given = {"robot": robot, "task": task, "episodes": episodes, "seed": seed, "checkpoint": checkpoint, **options}
+    return run(Evaluate(**given), "xvla evaluate")
 
 
 def report_of(folder):

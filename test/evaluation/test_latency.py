@@ -1,4 +1,4 @@
-"""``xvla bench latency`` on the small network, and beside LeRobot where it is installed."""
+"""bench/latency.py on the small network, and beside LeRobot where it is installed."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ import numpy as np
 import pytest
 import torch
 
+from xvla_ros.commands import main, run
+from xvla_ros.commands.options import parse
 from xvla_ros.model import checkpoint
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
-from latency import LatencyOptions, latency, measure
+from latency import Latency
 from latency_inputs import BenchError, make_noise, make_observations, make_policy
 from latency_work import count_work
 from lerobot_peer import PYTHON_VARIABLE
 
-QUICK = LatencyOptions(chunks=2, steps=2, views=2, threads=1)
+PROGRAM = "bench/latency.py"
+QUICK = Latency(chunks=2, steps=2, views=2, threads=1)
 EXACT = 1e-4  # standard deviations of the actions
 
 
 def test_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "made" / "latency.json"
-    assert latency(replace(QUICK, int8=True, json=str(file))) == 0
+    assert run(replace(QUICK, int8=True, json=str(file)), PROGRAM) == 0
     printed = capsys.readouterr().out
     document = json.loads(file.read_text())
     assert document["schema_version"] == 1
@@ -72,10 +75,10 @@ def test_operations_are_those_of_the_network() -> None:
     ],
 )
 def test_what_cannot_be_measured_is_said(
-    options: LatencyOptions, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    options: Latency, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
-    assert latency(options) == 1
+    assert run(options, PROGRAM) == 1
     assert said in capsys.readouterr().err
 
 
@@ -98,10 +101,20 @@ def test_frames_are_the_networks_own_size() -> None:
 
 
 
+def test_wrong_usage_of_the_command() -> None:
+    for arguments in (["--steps", "0"], ["--size", "huge"]):
+        with pytest.raises(SystemExit) as ended:
+            parse(Latency, PROGRAM, arguments)
+        assert ended.value.code == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["bench"])
+    assert ended.value.code == 2
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(PYTHON_VARIABLE not in os.environ, reason=f"{PYTHON_VARIABLE} names no environment with LeRobot")
 def test_beside_lerobot() -> None:
-    rows = {row["path"]: row for row in measure(replace(QUICK, views=3, batch=2, peer="lerobot"))["rows"]}
+    rows = {row["path"]: row for row in replace(QUICK, views=3, batch=2, peer="lerobot").measure()["rows"]}
     assert rows["lerobot"]["difference"] < EXACT
     assert rows["lerobot"]["p50_ms"] >= rows["lerobot"]["network_ms"] > 0
     assert rows["eager"]["times_lerobot"] == pytest.approx(rows["lerobot"]["p50_ms"] / rows["eager"]["p50_ms"])

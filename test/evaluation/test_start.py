@@ -1,19 +1,24 @@
-"""``xvla bench start`` on the small network."""
+"""bench/start.py on the small network."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from xvla_ros.commands import run
+from xvla_ros.commands.options import parse
 from xvla_ros.model import checkpoint
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 from latency_inputs import make_policy
-from start import SECOND, TOTAL, WHAT, StartOptions, start
+from start import SECOND, TOTAL, WHAT, Start
 from start_process import PARTS
+
+PROGRAM = "bench/start.py"
 
 
 def made_checkpoint(folder: Path) -> Path:
@@ -23,7 +28,7 @@ def made_checkpoint(folder: Path) -> Path:
 
 def test_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "made" / "start.json"
-    assert start(StartOptions(runs=2, threads=1, json=str(file))) == 0
+    assert run(Start(runs=2, threads=1, json=str(file)), PROGRAM) == 0
     printed = capsys.readouterr().out
     assert "2 starts; the first, " in printed and "peak memory" in printed
     assert all(f"\n{part}" in printed for part in WHAT)
@@ -43,17 +48,31 @@ def test_what_cannot_be_started_is_said(tmp_path: Path, capsys: pytest.CaptureFi
     without_robots = made_checkpoint(tmp_path / "made")
     (without_robots / "xvla_ros.json").unlink()
     for options, said in [
-        (StartOptions(runs=1), "runs is 1, expected 2 or more"),
-        (StartOptions(checkpoint="not/a/checkpoint"), "not/a/checkpoint"),
-        (StartOptions(checkpoint=str(without_robots)), "names no robot"),
+        (Start(runs=1), "runs is 1, expected 2 or more"),
+        (Start(checkpoint="not/a/checkpoint"), "not/a/checkpoint"),
+        (Start(checkpoint=str(without_robots)), "names no robot"),
     ]:
-        assert start(options) == 1
+        assert run(options, PROGRAM) == 1
         error = capsys.readouterr().err
-        assert error.startswith("xvla bench start: ") and said in error
+        assert error.startswith("bench/start.py: ") and said in error
 
 
 def test_error_of_the_process_is_passed_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = made_checkpoint(tmp_path / "made")
-    assert start(StartOptions(checkpoint=str(folder), device="nowhere")) == 1
+    assert run(Start(checkpoint=str(folder), device="nowhere"), PROGRAM) == 1
     error = capsys.readouterr().err
     assert "nowhere" in error and "Traceback" not in error
+
+
+def test_wrong_usage_of_the_command() -> None:
+    for arguments in (["--runs", "0"], ["--dtype", "int4"]):
+        with pytest.raises(SystemExit) as ended:
+            parse(Start, PROGRAM, arguments)
+        assert ended.value.code == 2
+
+
+def test_it_is_run_by_its_path() -> None:
+    script = Path(__file__).parents[2] / "bench" / "start.py"
+    ended = subprocess.run([sys.executable, script, "--runs", "1"], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("bench/start.py: runs is 1, expected 2 or more")

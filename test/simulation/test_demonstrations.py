@@ -111,7 +111,7 @@ def test_two_processes_record_the_same(recorded, tmp_path):
 
 
 def demos(robot, task, episodes, output, **options):
-    return run(Demos(robot=robot, task=task, episodes=episodes, output=output, **options), "demos")
+    return run(Demos(robot=robot, task=task, episodes=episodes, output=output, **options), "xvla demos")
 
 
 def test_the_command_says_what_it_did(tmp_path, capsys):

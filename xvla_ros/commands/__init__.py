@@ -19,7 +19,7 @@ COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --he
     "run": ("live", "Run", "bring up the policy node, as the launch file does where there is launch_ros"),
     "view": ("live", "View", "show a running robot in the Rerun viewer: cameras, chunks against joints, state"),
     "robots": ("robots", "Robots", "list the robots that have a profile"),
-    "check": ("check", "Check", "check a profile against its checkpoint and the running graph, before any arm moves"),
+    "check": ("robots", "Check", "check a profile against its checkpoint and the running graph, before any arm moves"),
     "new-robot": ("robots", "NewRobot", "begin a profile for an arm from its URDF, with marks at what no URDF holds"),
     "demos": ("demos", "Demos", "record demonstrations of a task in simulation, by a scripted expert, as bags"),
     "evaluate": ("evaluate", "Evaluate", "measure how often a policy does a task in simulation"),
@@ -43,11 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     name, *rest = _split(sys.argv[1:] if arguments is None else arguments)
     module, kind, _ = COMMANDS[name]
-    return run(parse(getattr(import_module(f"{__name__}.{module}"), kind), f"xvla {name}", rest), name)
+    program = f"xvla {name}"
+    return run(parse(getattr(import_module(f"{__name__}.{module}"), kind), program, rest), program)
 
 
-def run(command: Command, name: str) -> int:
-    """Run a command; say on stderr what went wrong, and return the exit code."""
+def run(command: Command, program: str) -> int:
+    """Run a command; say on stderr what went wrong, with the program's name before it, and return the exit code."""
     try:
         return command.run()
     except KeyboardInterrupt as stop:
@@ -58,7 +59,7 @@ def run(command: Command, name: str) -> int:
         sys.stderr.close()
         return FAILED
     except (XvlaError, OSError) as error:
-        print(f"xvla {name}: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return FAILED
 
 

@@ -9,11 +9,10 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from xvla_ros.commands.checkpoint_checks import REFUSED, checkpoint_findings, computing, of_the_files
 from xvla_ros.commands.graph_checks import Finding, graph_findings, topics_of
-from xvla_ros.commands.options import Checkpoint, Command, Json, Positive, Robot
 from xvla_ros.control.shipped_policy import shipped_policy
 from xvla_ros.errors import CheckpointError, Problem, ProfileError
 from xvla_ros.nodes.graph import GraphSnapshot, NoGraph, Reading, snapshot
@@ -26,35 +25,6 @@ SCHEMA_VERSION = 1
 PARTS = ("profile", "checkpoint", "graph")
 OK, WRONG, INCOMPLETE = 0, 1, 3  # exit codes
 LEFT_OUT = NoGraph("it was left out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check(Command):
-    """Check a profile against its checkpoint and the running graph, before any arm moves.
-
-    examples:
-      xvla check --robot so101_bimanual
-      xvla check --robot my_arm.yaml --checkpoint my_checkpoint --json
-
-    exit code 0: the robot can run; 1: there are errors; 3: something could not be checked, and is named
-    """
-
-    robot: Robot = "so101_bimanual"
-    checkpoint: Checkpoint = None
-    json: Json = False
-    offline: Annotated[bool, "leave the running graph out"] = False
-    seconds: Annotated[Positive, "seconds for which rates are measured and observations built"] = 2.0
-    use_sim_time: Annotated[
-        bool | None,
-        "judge stamps by /clock, or by this machine's clock (default: by /clock where somebody publishes it)",
-    ] = None
-
-    def run(self) -> int:
-        """Print the report; its exit code is the command's."""
-        graph = LEFT_OUT if self.offline else observe(self.robot, self.seconds, self.use_sim_time)
-        report = check(self.robot, self.checkpoint, graph)
-        print(text_of(report, as_json=self.json))
-        return report.exit_code
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from xvla_ros.commands.options import (
     Share,
     Task,
     Variation,
-)  # fmt: skip
+)
 from xvla_ros.evaluation.graph import SetupError
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from xvla_ros.commands.options import (
     Share,
     Task,
     Variation,
-)  # fmt: skip
+)
 from xvla_ros.evaluation.graph import SetupError, settings_in_simulation
 
 if TYPE_CHECKING:

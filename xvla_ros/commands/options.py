@@ -51,6 +51,12 @@ class Command:
 
 def parse(kind: type[Read], program: str, arguments: Sequence[str]) -> Read:
     """Read the arguments of a command into its dataclass; end the process on ``--help`` and on wrong usage."""
+    given = vars(parser_of(kind, program).parse_intermixed_args(arguments))
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+def parser_of(kind: type[Any], program: str) -> argparse.ArgumentParser:
+    """Return the parser of a command; what is not given is not in its answer, as the dataclass has the defaults."""
     description, _, more = cleandoc(kind.__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         program, description=description, epilog=more, argument_default=argparse.SUPPRESS,
@@ -58,10 +64,9 @@ def parse(kind: type[Read], program: str, arguments: Sequence[str]) -> Read:
     )
     hints = get_type_hints(kind, include_extras=True)
     choices: dict[str, argparse._MutuallyExclusiveGroup] = {}
-    for field in fields(kind):  # type: ignore[arg-type]
+    for field in fields(kind):
         _add(parser, choices, field, hints[field.name])
-    given = vars(parser.parse_intermixed_args(arguments))
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    return parser
 
 
 def _add(
@@ -87,7 +92,7 @@ def _add(
             settings["type"] = get_args(kind)[0]
             several = {"nargs": "+"} if needed else {"nargs": "*", "default": ()}
             settings |= several if option.positional else {"action": "append"}
-        if not needed and field.default not in (None, "", ()):
+        if not (needed or field.default in (None, "", ()) or "(default" in text):
             shown = f"{field.default:g}" if isinstance(field.default, float) else field.default
             text += f" (default {shown})"
     if option.choice or option.denied:

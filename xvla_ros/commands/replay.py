@@ -18,7 +18,7 @@ from xvla_ros.commands.options import (
     Json,
     Option,
     Seed,
-)  # fmt: skip
+)
 from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.processes import Interrupted
 from xvla_ros.observation.faults import FaultTally

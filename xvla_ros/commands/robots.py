@@ -1,4 +1,4 @@
-"""Commands about profiles: ``xvla robots``, ``xvla new-robot``."""
+"""Commands about profiles: ``xvla robots``, ``xvla check``, ``xvla new-robot``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated
 
-from xvla_ros.commands.options import Command, Json, Option
+from xvla_ros.commands.options import Checkpoint, Command, Json, Option, Positive, Robot
 
 SCHEMA_VERSION = 1
 
@@ -79,6 +79,37 @@ def table_of(robots: list[RobotSummary]) -> str:
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in [head, *rows])
     return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Command):
+    """Check a profile against its checkpoint and the running graph, before any arm moves.
+
+    examples:
+      xvla check --robot so101_bimanual
+      xvla check --robot my_arm.yaml --checkpoint my_checkpoint --json
+
+    exit code 0: the robot can run; 1: there are errors; 3: something could not be checked, and is named
+    """
+
+    robot: Robot = "so101_bimanual"
+    checkpoint: Checkpoint = None
+    json: Json = False
+    offline: Annotated[bool, "leave the running graph out"] = False
+    seconds: Annotated[Positive, "seconds for which rates are measured and observations built"] = 2.0
+    use_sim_time: Annotated[
+        bool | None,
+        "judge stamps by /clock, or by this machine's clock (default: by /clock where somebody publishes it)",
+    ] = None
+
+    def run(self) -> int:
+        """Print the report; its exit code is the command's."""
+        from xvla_ros.commands.check import LEFT_OUT, check, observe, text_of
+
+        graph = LEFT_OUT if self.offline else observe(self.robot, self.seconds, self.use_sim_time)
+        report = check(self.robot, self.checkpoint, graph)
+        print(text_of(report, as_json=self.json))
+        return report.exit_code
 
 
 @dataclass(frozen=True, kw_only=True)
