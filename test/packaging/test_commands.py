@@ -156,7 +156,7 @@ def test_a_mistake_of_ours_is_not_hidden():
         run(Fails(ZeroDivisionError()), "xvla show")
 
 
-@pytest.mark.parametrize("arguments", [[], ["bench"], ["--nothing"]])
+@pytest.mark.parametrize("arguments", [[], ["bench"], ["--nothing"], ["--nothing", "robots"]])
 def test_what_is_no_command_is_wrong_usage(arguments: list[str]):
     with pytest.raises(SystemExit) as ended:
         main(arguments)

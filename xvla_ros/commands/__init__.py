@@ -64,7 +64,7 @@ def run(command: Command, program: str) -> int:
 
 
 def _split(arguments: Sequence[str]) -> list[str]:
-    """The name of a command and its arguments; end the process where help, or what is no command, is asked for."""
+    """The arguments, which begin with the name of a command; end the process on ``--help`` and where there is none."""
     parser = argparse.ArgumentParser(
         prog="xvla", description="Run and adapt X-VLA, one policy for many robot arms, under ROS 2."
     )
@@ -72,4 +72,6 @@ def _split(arguments: Sequence[str]) -> list[str]:
     for name, (_, _, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
     name = parser.parse_known_args(arguments)[0].name
-    return [name, *arguments[list(arguments).index(name) + 1 :]]
+    if arguments[0] != name:
+        parser.error(f"unrecognized arguments: {arguments[0]}")
+    return list(arguments)
