@@ -203,7 +203,7 @@ def training_key(cell: Cell, options: Any, demos: Path) -> dict[str, Any]:
         options: of this benchmark.
         demos: folder of the demonstrations, which must be there.
     """
-    from xvla_ros.recordings.fingerprints import sampled
+    from xvla_ros.recordings.bags import sampled
     from xvla_ros.training.config_file import read_settings
 
     file, *overrides = training_of(cell, options, demos)
@@ -211,12 +211,16 @@ def training_key(cell: Cell, options: Any, demos: Path) -> dict[str, Any]:
     settings = {key: value for key, value in told.items() if key not in PLACES}
     settings["model"] = {key: value for key, value in told["model"].items() if key != "checkpoint"}
     settings["datasets"] = [{**each, "paths": len(each["paths"])} for each in told["datasets"]]
+    read = []
+    for path in bags(cell, demos):
+        with path.open("rb") as stream:
+            read.append(sampled(stream))
     return {
         "method": cell.method,
         "demonstrations": cell.demonstrations,
         "steps": options.steps,
         "manifest": digest([(demos / "demos.json").read_bytes()]),
-        "recordings": digest([sampled(path) for path in bags(cell, demos)]),
+        "recordings": digest(read),
         # From scratch only the sizes are taken over, which the settings have.
         "checkpoint": "" if cell.method == "scratch" else checkpoint_digest(options.checkpoint),
         "settings": settings,

@@ -20,7 +20,7 @@ pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 from xvla_ros.nodes.record_check import RecordCheck
 from xvla_ros.recordings.bags import bag_messages, bag_summary
 from xvla_ros.recordings.cdr import peek_stamp, read_string
-from xvla_ros.recordings.episode_marks import EpisodeMarks, MarkError
+from xvla_ros.recordings.marks import EpisodeMarks, MarkError
 from xvla_ros.ros_env import child_environment
 from xvla_ros.training.dataset_settings import DatasetSettings
 from xvla_ros.training.datasets import open_datasets

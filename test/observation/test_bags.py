@@ -15,9 +15,10 @@ from rosbags.typesys import Stores, get_typestore
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import CAMERA_MISSING, CAMERA_STALE, JOINTS_STALE, Fault
-from xvla_ros.recordings.bags import BagError, bag_messages, bag_summary
+from xvla_ros.recordings.bags import Bag, BagError, bag_messages, bag_summary
 from xvla_ros.recordings.cdr import peek_stamp, read_joint_state
 from xvla_ros.recordings.observations import BagClock, _Frames, decode_image, observations
+from xvla_ros.recordings.tracks import read_tracks
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.units import from_policy
@@ -362,7 +363,7 @@ def test_what_is_no_bag_is_refused(tmp_path, profile):
         observations(bag, widowx)
 
 
-def test_a_message_that_is_no_joint_state_is_named(tmp_path, profile):
+def test_a_message_that_is_no_joint_state_is_counted_and_passed_over(tmp_path, profile):
     recording = session(300)
     bag = tmp_path / "bag"
     with Writer(bag, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
@@ -371,7 +372,14 @@ def test_a_message_that_is_no_joint_state_is_named(tmp_path, profile):
             if topic not in connections:
                 connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
             content = STORE.serialize_cdr(message, kind)
-            cut = topic == "/left/joint_states" and log_time > START + 200 * MS
+            cut = topic == "/left/joint_states" and log_time == START + 201 * MS
             writer.write(connections[topic], log_time, content[:20] if cut else content)
-    with pytest.raises(BagError, match="/left/joint_states: message logged at"):
-        list(observations(bag, profile))
+    seen = [ms_of(one) for one in observations(bag, profile) if isinstance(one, Observation)]
+    assert seen == list(range(30, 280, 30))
+    read = read_tracks(Bag(bag), profile)
+    broken = {topic.name: topic for topic in read.summary.topics if topic.broken}
+    assert set(broken) == {"/left/joint_states"}
+    (topic,) = broken.values()
+    assert (topic.broken, topic.problem_at) == (1, START + 201 * MS)
+    assert "sensor_msgs/msg/JointState in 20 bytes" in topic.problem
+    assert len(read.stretches[0].joints["/left/joint_states"]) == 14

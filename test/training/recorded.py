@@ -13,8 +13,9 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from xvla_ros.recordings import cdr
-from xvla_ros.recordings.bag_writer import EPISODE_TOPIC, BagWriter
+from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.bags import bag_messages
+from xvla_ros.recordings.marks import EPISODE_TOPIC
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
 
 MS = 1_000_000

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from xvla_ros.recordings.lerobot_recording import ChannelSource, LeRobotMapping
 from xvla_ros.training import dataset_settings as settings
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "samples.md"
 
 
 @pytest.mark.parametrize(
-    "section", [settings.DatasetSettings, settings.LeRobotMapping, settings.ChannelSource, settings.Split,
+    "section", [settings.DatasetSettings, LeRobotMapping, ChannelSource, settings.Split,
                 settings.Early, settings.Augmentation]
 )
 def test_every_setting_is_in_the_reference(section):

@@ -22,7 +22,7 @@ from xvla_ros.commands.options import (
 from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.processes import Interrupted
 from xvla_ros.observation.faults import FaultTally
-from xvla_ros.recordings.bags import BagError, storage_files
+from xvla_ros.recordings.bags import Bag, BagError, storage_files
 from xvla_ros.resources import usable_cores
 
 if TYPE_CHECKING:
@@ -97,6 +97,12 @@ class Bag(Command):
 
 
 def _replay(options: Replay) -> int:
+    bags = [Bag(path) for path in find_bags(options.bags)]
+    with bags[0]:  # asked for its profile and its fingerprint before it is replayed
+        return _replay_bags(options, bags)
+
+
+def _replay_bags(options: Replay, bags: Sequence[Bag]) -> int:
     if find_spec("matplotlib") is None or find_spec("tqdm") is None:
         raise SetupError("the report has plots; install xvla_ros[replay]")
     from xvla_ros.evaluation.replay.files import write_metrics
@@ -104,7 +110,6 @@ def _replay(options: Replay) -> int:
     from xvla_ros.evaluation.replay.metrics import Figures, metrics
     from xvla_ros.evaluation.replay.page import write_page
 
-    bags = find_bags(options.bags)
     profile = _profile(options.robot, bags[0])
     settings = _settings(options)
     output = Path(options.output)
@@ -125,7 +130,7 @@ def _replay(options: Replay) -> int:
     if live:
         from xvla_ros.evaluation.replay.live import compare_live
 
-        document["live"] = compare_live(live, parts, bags[0], profile, sources[0], options.steps)
+        document["live"] = compare_live(live, parts, bags[0].path, profile, sources[0], options.steps)
     write_metrics(document, output)
     write_page(document, figures, output / "report.html")
     if options.rerun:
@@ -172,14 +177,11 @@ def _numbered(files: Sequence[Path]) -> bool:
     return [file.name.split(".")[0].rsplit("_", 1)[-1] for file in files] == [str(i) for i in range(len(files))]
 
 
-def _profile(robot: str, bag: Path) -> Profile:
+def _profile(robot: str, bag: Bag) -> Profile:
     from xvla_ros.recordings.bag_recording import profile_of_bag
     from xvla_ros.robots import load_robot
 
-    if robot:
-        return load_robot(robot)
-
-    return profile_of_bag(bag)
+    return load_robot(robot) if robot else profile_of_bag(bag)
 
 
 def _settings(options: Replay) -> ReplaySettings:
@@ -199,7 +201,7 @@ def _dtype(options: Replay) -> str:
 
 
 def _live(
-    options: Replay, bags: Sequence[Path], profile: Profile, output: Path, dtype: str
+    options: Replay, bags: Sequence[Bag], profile: Profile, output: Path, dtype: str
 ) -> Path | None:
     if options.live_chunks:
         return Path(options.live_chunks)
@@ -207,7 +209,7 @@ def _live(
         return None
     from xvla_ros.evaluation.replay.live import run_live
 
-    return run_live(bags[0], profile, options.checkpoint or "", output, device=options.device, dtype=dtype,
+    return run_live(bags[0].path, profile, options.checkpoint or "", output, device=options.device, dtype=dtype,
                     seed=options.seed, steps=options.steps)
 
 

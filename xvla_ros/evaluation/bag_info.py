@@ -15,12 +15,16 @@ import numpy as np
 from xvla_ros.errors import ProfileError
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.observation.images import IMAGE_TYPES
-from xvla_ros.recordings.bag_integrity import Integrity, integrity
-from xvla_ros.recordings.bag_writer import EPISODE_TOPIC, PROFILE_TOPIC
-from xvla_ros.recordings.bags import BagError, BagMessage, bag_messages, bag_summary
-from xvla_ros.recordings.cdr import CdrError, peek_stamp, read_joint_state
+from xvla_ros.recordings.bag_files import BagMessage
+from xvla_ros.recordings.bag_recording import profile_of_bag
+from xvla_ros.recordings.bag_writer import PROFILE_TOPIC
+from xvla_ros.recordings.bags import Bag, BagError, TopicSummary
+from xvla_ros.recordings.cdr import peek_stamp, read_joint_state
 from xvla_ros.recordings.commands import command_type
-from xvla_ros.recordings.observations import check_topics, verdict
+from xvla_ros.recordings.marks import EPISODE_TOPIC
+from xvla_ros.recordings.observations import verdict
+from xvla_ros.recordings.recording import SamplesError
+from xvla_ros.recordings.topics import check_topics
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile, load_robot
@@ -44,7 +48,7 @@ class TopicInfo:
         dropped: messages that are missing in the gaps.
         back: messages stamped before the one before them.
         offset: log time minus stamp, the median; None without stamps. ``jitter``: its 95 % range.
-        broken: messages that cannot be read.
+        broken: messages that cannot be read; ``problem``: when the first was logged, and what is wrong with it.
     """
 
     name: str
@@ -58,6 +62,7 @@ class TopicInfo:
     offset: float | None = None
     jitter: float | None = None
     broken: int = 0
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,8 @@ def bag_info(bag: str, robot: str = "", *, as_json: bool = False) -> int:
         nobody can say, as the robot's kinematics cannot be had.
     """
     try:
-        info = inspect(Path(bag), _profile(robot, bag))
+        with Bag(bag) as opened:
+            info = inspect(opened, _profile(robot, opened))
     except (BagError, ProfileError, OSError) as error:
         print(f"xvla bag info: {error}", file=sys.stderr)
         return 1
@@ -155,55 +161,43 @@ def bag_info(bag: str, robot: str = "", *, as_json: bool = False) -> int:
     return info.exit_code
 
 
-def inspect(path: Path, profile: Profile | None) -> BagInfo:
-    """Read through a bag and return what it holds.
+def inspect(bag: Path | Bag, profile: Profile | None) -> BagInfo:
+    """Read a bag, once for all messages and once for a sample of the pictures, and return what it holds.
 
     Raises:
-        BagError: there is none, or nothing in it can be read.
+        BagError: there is none, it is damaged, or nothing in it can be read.
     """
-    summary = bag_summary(path)
-    checked = integrity(path)
-    tracks = {topic.name: _Track(topic.name, topic.type) for topic in summary.topics}
+    bag, tracks = Bag.of(bag), dict[str, _Track]()
     ranges = _Ranges(profile) if profile is not None else None
-    for message in _messages(path, checked):
-        track = tracks[message.topic]
-        try:
-            stamp = peek_stamp(message.data) if track.type in STAMPED else None
-            if ranges is not None and track.type == JOINT_STATE:
-                ranges.add(message.topic, message.data)
-        except CdrError:
-            track.broken += 1
-            continue
-        track.add(message.log_time, stamp)
-    topics = tuple(track.info() for track in tracks.values())
-    missing, unused = _held_against(profile, topics) if profile is not None else ((), ())
-    return BagInfo(
-        str(path), summary.storage, (summary.end - summary.start) / NS, summary.cut, str(checked),
-        bool(checked.damage), profile.name if profile is not None else "", topics,
-        tuple(ranges.found()) if ranges is not None else (), missing, unused,
-        _observations(path, profile) if profile is not None else None,
-    )
+
+    def take(message: BagMessage) -> None:
+        stamp = peek_stamp(message.data) if message.type in STAMPED else None
+        if ranges is not None and message.type == JOINT_STATE:
+            ranges.add(message.topic, message.data)
+        tracks.setdefault(message.topic, _Track()).add(message.log_time, stamp)
+
+    with bag:
+        summary = bag.survey(take)
+        topics = tuple(tracks.get(topic.name, _Track()).info(topic) for topic in summary.topics)
+        missing, unused = _held_against(profile, topics) if profile is not None else ((), ())
+        return BagInfo(
+            str(bag.path), summary.storage, (summary.end - summary.start) / NS, summary.cut, str(bag.integrity),
+            bool(bag.integrity.damage), profile.name if profile is not None else "", topics,
+            tuple(ranges.found()) if ranges is not None else (), missing, unused,
+            _observations(bag, profile) if profile is not None else None,
+        )
 
 
-def _observations(path: Path, profile: Profile) -> Observations | None:
+def _observations(bag: Bag, profile: Profile) -> Observations | None:
     try:
-        check_topics(path, profile)
+        check_topics(bag.summary(), profile)
     except BagError:
         return None  # what is missing is told topic by topic
     try:
-        found, decoded = verdict(path, profile)
-    except BagError as error:
-        return Observations(faults=({"reason": "unreadable", "detail": str(error), "count": 1},))
+        found, decoded = verdict(bag, profile)
     except KinematicsError as error:
         return Observations(unknown=str(error))
     return Observations(found.tried, found.built, decoded, tuple(found.faults.records()))
-
-
-def _messages(path: Path, checked: Integrity) -> Iterator[BagMessage]:
-    try:
-        yield from bag_messages(path)
-    except BagError as error:
-        raise BagError(f"{error}; {checked}" if checked.damage else str(error)) from error
 
 
 def text_of(info: BagInfo) -> str:
@@ -239,19 +233,15 @@ def _for_robot(info: BagInfo) -> list[str]:
 
 @dataclass
 class _Track:
-    name: str
-    type: str
     times: array[int] = field(default_factory=lambda: array("q"))
     offsets: array[float] = field(default_factory=lambda: array("d"))
-    broken: int = 0
 
     def add(self, log_time: int, stamp: int | None) -> None:
         self.times.append(log_time if stamp is None else stamp)
         if stamp is not None:
             self.offsets.append((log_time - stamp) / NS)
 
-    def info(self) -> TopicInfo:
-        count = len(self.times) + self.broken
+    def info(self, topic: TopicSummary) -> TopicInfo:
         steps = np.diff(np.frombuffer(self.times, dtype=np.int64)) / NS if self.times else np.zeros(0)
         ahead = steps[steps > 0]
         usual = float(np.median(ahead)) if ahead.size else 0.0
@@ -261,12 +251,13 @@ class _Track:
             low, middle, high = np.percentile(np.frombuffer(self.offsets), (2.5, 50, 97.5))
             offset, jitter = float(middle), float(high - low)
         # a topic without a rhythm, such as marks, has no gaps
-        regular = ahead.size >= 10 and self.type in STAMPED
+        regular = ahead.size >= 10 and topic.type in STAMPED
         return TopicInfo(
-            self.name, self.type, count, 1 / usual if usual else 0.0, len(long) if regular else 0,
+            topic.name, topic.type, topic.count, 1 / usual if usual else 0.0, len(long) if regular else 0,
             float(ahead.max()) if ahead.size else 0.0,
             int(np.rint(long / usual - 1).clip(0, EXPECTED_MOST).sum()) if regular else 0,
-            int((steps < 0).sum()), offset, jitter, self.broken,
+            int((steps < 0).sum()), offset, jitter, topic.broken,
+            f"logged at {topic.problem_at} ns: {topic.problem}" if topic.broken else "",
         )
 
 
@@ -322,20 +313,18 @@ def _held_against(profile: Profile, topics: tuple[TopicInfo, ...]) -> tuple[tupl
     return tuple(dict.fromkeys(missing)), tuple(sorted(set(found) - known))
 
 
-def _profile(robot: str, bag: str) -> Profile | None:
+def _profile(robot: str, bag: Bag) -> Profile | None:
     if robot:
         return load_robot(robot)
-    from xvla_ros.recordings.bag_recording import profile_of_bag
-    from xvla_ros.recordings.recording import SamplesError
-
     try:
-        return profile_of_bag(Path(bag))
+        return profile_of_bag(bag)
     except SamplesError:
         return None
 
 
 def _topic_row(topic: TopicInfo) -> tuple[str, ...]:
-    notes = [f"{topic.back} stamped back in time"] * bool(topic.back) + [f"{topic.broken} broken"] * bool(topic.broken)
+    notes = [f"{topic.back} stamped back in time"] * bool(topic.back)
+    notes += [f"{topic.broken} broken, the first {topic.problem}"] * bool(topic.broken)
     offset = "–" if topic.offset is None else f"{topic.offset * 1e3:.1f} ± {(topic.jitter or 0) * 500:.1f} ms"
     if topic.offset is not None and abs(topic.offset) > 60:
         offset, notes = "another clock", [*notes, "the log has another clock than the stamps"]

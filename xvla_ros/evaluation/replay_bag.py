@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ from xvla_ros.evaluation.replay_sources import Answer, Question, Source
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.recordings.action_path import Times, waypoint_times
-from xvla_ros.recordings.bag_integrity import integrity
 from xvla_ros.recordings.bag_paths import interpolated, tool_actions
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording, Seen
-from xvla_ros.recordings.observations import BagError
+from xvla_ros.recordings.bags import Bag, BagError
 from xvla_ros.recordings.recording import NothingLeftError, SamplesError, Survey, joint_leaps
 from xvla_ros.robots.decode import Decoder
 from xvla_ros.robots.encode import StateEncoder
@@ -119,7 +118,7 @@ class BagRecord:
 
 
 def replay_bag(
-    path: Path,
+    bag: Path | Bag,
     profile: Profile,
     sources: Sequence[Source],
     settings: ReplaySettings,
@@ -133,7 +132,7 @@ def replay_bag(
     A bag that cannot be used is no error here: its record says why.
 
     Args:
-        path: of the bag.
+        bag: or its path.
         profile: the robot.
         sources: what answers; all with equally many waypoints.
         settings: how.
@@ -145,28 +144,29 @@ def replay_bag(
         SetupError: a source's answer does not fit the robot.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    checked = integrity(path)
     options = BagOptions(
         instruction=settings.instruction, only_successes=not settings.all_episodes,
         instruction_hint="" if settings.baseline else "give it with --instruction TEXT",
     )
-    recording = BagRecording(path, profile, options)
-    left_out: Mapping[str, int] = {}
+    bag = Bag.of(bag)
+    path, left_out = bag.path, dict[str, int]()
     try:
-        survey = recording.survey()
-        left_out = survey.skipped
-        if not survey.episodes:
-            raise SamplesError(list(survey.problems))
-        replay = _Replay(recording, survey, profile, sources, settings, folder)
-        replay.run(progress)
+        with bag:
+            recording = BagRecording(bag, profile, options)
+            survey = recording.survey()
+            left_out = dict(survey.skipped)
+            if not survey.episodes:
+                raise SamplesError(list(survey.problems))
+            replay = _Replay(recording, survey, profile, sources, settings, folder)
+            replay.run(progress)
     except (SamplesError, BagError) as error:
-        skipped = error.skipped if isinstance(error, NothingLeftError) else left_out
+        skipped, checked = error.skipped if isinstance(error, NothingLeftError) else left_out, bag.integrity
         told = str(error).replace(f"{path}: ", "")
         record = BagRecord(str(path), skipped=dict(skipped), error=told, notes=checked.damage,
                            integrity=str(checked), damaged=bool(checked.damage))
         record.write(folder, key)
         return record
-    error = replay.error()
+    error, checked = replay.error(), bag.integrity
     record = BagRecord(
         str(path), 0 if error else replay.frames, replay.episodes(), dict(replay.skipped),
         tuple(replay.faults.records()),

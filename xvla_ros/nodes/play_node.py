@@ -35,9 +35,10 @@ from xvla_ros.nodes.commands import command_type
 from xvla_ros.nodes.messages import NS
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.stop_request import StoppedError, StopRequest
-from xvla_ros.recordings.bag_writer import EPISODE_TOPIC
-from xvla_ros.recordings.bags import BagError, BagMessage, bag_messages
+from xvla_ros.recordings.bag_files import BagMessage
+from xvla_ros.recordings.bags import BagError, bag_messages
 from xvla_ros.recordings.cdr import CdrError, peek_stamp, read_string
+from xvla_ros.recordings.marks import EPISODE_TOPIC
 from xvla_ros.recordings.observations import BagClock
 
 if TYPE_CHECKING:

@@ -31,9 +31,9 @@ from xvla_ros.nodes.keyboard import Keyboard
 from xvla_ros.nodes.messages import message_class
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.record_check import check_of
-from xvla_ros.recordings.bag_writer import EPISODE_TOPIC, BagWriteError, BagWriter, Compression, UnknownTypeError
+from xvla_ros.recordings.bag_writer import BagWriteError, BagWriter, Compression, UnknownTypeError
 from xvla_ros.recordings.cdr import CdrError, read_string
-from xvla_ros.recordings.episode_marks import EpisodeMarks, MarkError
+from xvla_ros.recordings.marks import EPISODE_TOPIC, EpisodeMarks, MarkError
 from xvla_ros.recordings.topics import COMMAND, LATCHED, SENSOR, RecordedTopic, recorded_topics
 from xvla_ros.robots.profile import Profile, profile_document
 

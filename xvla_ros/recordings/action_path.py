@@ -93,7 +93,7 @@ class ActionPath:
         for start in self.channels.rotations:
             part = slice(start, start + ROT6D)
             result[:, part] = _between_rotations(first[:, part], last[:, part], share, self.channels.layout)
-        return result.astype(np.float32).reshape(*wanted.shape, self.values.shape[1])
+        return np.asarray(result, np.float32).reshape(*wanted.shape, self.values.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,20 +150,20 @@ def slerp(first: Floats, last: Floats, share: Floats) -> Floats:
     left = np.where(straight, 1.0 - share, np.sin((1.0 - share) * angle) / sine)
     right = np.where(straight, share, np.sin(share * angle) / sine)
     mixed = left * first + right * last
-    return mixed / np.linalg.norm(mixed, axis=-1, keepdims=True)
+    return np.asarray(mixed / np.linalg.norm(mixed, axis=-1, keepdims=True))
 
 
 def waypoint_times(stamp: int, profile: Profile, waypoints: int) -> Times:
     """Return int64 [T], ROS times in ns at which the waypoints of a chunk observed at ``stamp`` are due."""
     policy = profile.policy
     offsets = policy.first_waypoint_offset + np.arange(waypoints) * policy.waypoint_dt
-    return stamp + np.rint(offsets * 1e9).astype(np.int64)
+    return np.asarray(stamp + np.rint(offsets * 1e9).astype(np.int64))
 
 
 def merged(times: Sequence[Times], start: int, end: int) -> Times:
     """Return the union of knots within [start, end], both ends included."""
     joined = np.unique(np.concatenate([*times, np.array([start, end], dtype=np.int64)]))
-    return joined[(joined >= start) & (joined <= end)]
+    return np.asarray(joined[(joined >= start) & (joined <= end)])
 
 
 def at_most_apart(times: Times, gap: int) -> Times:

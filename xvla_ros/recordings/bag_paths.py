@@ -121,7 +121,7 @@ def followed(commands: Iterable[tuple[int, JointCommand]], before: Floats) -> tu
 
 def _interpolate(times: Times, values: Floats, at: int) -> Floats:
     if not times.size:
-        return values[0]
+        return np.asarray(values[0])
     return np.array([np.interp(at - times[0], times - times[0], column) for column in values.T])
 
 
@@ -188,7 +188,7 @@ def _ints(values: array[int]) -> Times:
 
 
 def _knots(joints: Mapping[str, tuple[Times, Floats]]) -> Times:
-    return np.unique(np.concatenate([times for times, _ in joints.values()]))
+    return np.asarray(np.unique(np.concatenate([times for times, _ in joints.values()])))
 
 
 class PathMaker:

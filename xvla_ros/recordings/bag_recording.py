@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,16 +15,25 @@ from xvla_ros.errors import Problem
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.faults import Fault
 from xvla_ros.recordings.action_path import Plans, Times, merged
+from xvla_ros.recordings.bag_files import BagMessage
 from xvla_ros.recordings.bag_paths import JointTracks, PathMaker, commanded_groups, interpolated, trajectories
 from xvla_ros.recordings.bag_writer import PROFILE_TOPIC
-from xvla_ros.recordings.bags import BagError, BagMessage, BagSummary, bag_messages, bag_summary, storage_files
+from xvla_ros.recordings.bags import Bag, BagError, BagSummary
 from xvla_ros.recordings.cdr import read_string
-from xvla_ros.recordings.checks import joint_problems
 from xvla_ros.recordings.commands import command_type
-from xvla_ros.recordings.fingerprints import profile_essence, sampled
-from xvla_ros.recordings.marks import Span, SpanFinder, find_spans
-from xvla_ros.recordings.observations import Restarts, check_topics, observations, verdict
-from xvla_ros.recordings.recording import ActionSource, Episode, Frame, NothingLeftError, SamplesError, Survey
+from xvla_ros.recordings.marks import marked_episodes
+from xvla_ros.recordings.observations import Restarts, observations, verdict
+from xvla_ros.recordings.recording import (
+    ActionSource,
+    Episode,
+    Frame,
+    NothingLeftError,
+    SamplesError,
+    Survey,
+    joint_problems,
+    profile_essence,
+)
+from xvla_ros.recordings.topics import check_topics
 from xvla_ros.recordings.tracks import Stretch, Tracks, read_tracks
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError
@@ -53,6 +61,64 @@ class BagOptions:
     instruction_hint: str = "set instruction for the data set, or record one"
 
 
+@dataclass(frozen=True)
+class Span:
+    """An episode before its path is made.
+
+    Attributes:
+        stretch: number of the stretch it lies in.
+        start, end: ns, within what is known of the joints.
+        instruction: what was to be done; empty where nobody said.
+        mark: what the marks of its start and end say.
+    """
+
+    stretch: int
+    start: int
+    end: int
+    instruction: str
+    mark: Mapping[str, Any]
+
+
+class SpanFinder:
+    """Which episode an instant belongs to."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self._spans = spans
+
+    def at(self, stretch: int, stamp: int) -> int | None:
+        """Return the number of the span that holds a stamp in ns of a stretch."""
+        for number, span in enumerate(self._spans):
+            if span.stretch == stretch and span.start <= stamp <= span.end:
+                return number
+        return None
+
+
+def find_spans(
+    tracks: Tracks, profile: Profile, instruction: str, only_successes: bool, skipped: dict[str, int]
+) -> Iterator[Span]:
+    """Yield the episodes of a bag in order; without a mark, every stretch in which all joints are known.
+
+    Args:
+        tracks: of the bag.
+        profile: of the robot.
+        instruction: counts before what was recorded, unless empty; the profile's counts after it.
+        only_successes: leave out what is marked as failed.
+        skipped: why an episode is left out → how many, counted up here.
+    """
+    marked = any(stretch.marks for stretch in tracks.stretches)
+    for number, stretch in enumerate(tracks.stretches):
+        joints = JointTracks(profile, stretch)
+        if not joints.complete():
+            continue
+        first, last = joints.span()
+        for start, end, mark in marked_episodes(stretch.marks, skipped) if marked else [(first, last, {})]:
+            if only_successes and mark.get("success") is False:
+                skipped["failed"] = skipped.get("failed", 0) + 1
+                continue
+            told = instruction or str(mark.get("instruction") or "") or _told(stretch, start) or profile.instruction
+            yield Span(number, max(start, first), min(end, last), told, mark)
+
+
 @dataclass(frozen=True, eq=False)
 class Seen:
     """What there is at an instant of an episode."""
@@ -66,47 +132,52 @@ class BagRecording:
     """One bag of one robot.
 
     Args:
-        path: folder or file.
+        bag: or its path.
         profile: the robot.
         options: how to read it.
     """
 
-    def __init__(self, path: Path, profile: Profile, options: BagOptions = BagOptions()) -> None:
-        self._path, self._profile, self._options = path, profile, options
-        self._tracks = Tracks([], {})
+    def __init__(self, bag: Path | Bag, profile: Profile, options: BagOptions = BagOptions()) -> None:
+        self._bag, self._profile, self._options = Bag.of(bag), profile, options
+        self._tracks = Tracks()
         self._spans: list[Span] = []
-        self._told: frozenset[str] = frozenset()
+        self._fingerprint = ""
         self._kept: dict[str, tuple[int, Any]] = {}
 
     @property
     def source(self) -> str:
-        return str(self._path)
+        return str(self._bag.path)
 
     @property
     def profile(self) -> Profile:
         return self._profile
 
     def survey(self) -> Survey:
-        """Read through the bag without decoding a picture.
+        """Read through the bag once, without decoding a picture.
 
         Raises:
             SamplesError: the bag cannot be read, is empty, or has not the topics of the profile.
             NothingLeftError: every episode is marked as failed, or discarded.
         """
+        self._kept = {}
+        self._tracks = self._read({"auto": None, "planned": True}.get(self._options.actions, False))
         summary = self._checked_summary()
-        self._told = frozenset(
-            topic.name for topic in summary.topics if topic.name.endswith(f"/{self._profile.name}/instruction"))
-        self._tracks, self._kept = self._read({"auto": None, "planned": True}.get(self._options.actions, False)), {}
-        problems = [self._problem(topic, f"{count} messages", "messages of the profile's joints, groups and marks",
-                                  f"{count} messages cannot be used, the first because: {text}")
-                    for topic, (count, text) in self._tracks.broken.items()]
+        problems = [self._problem(topic.name, f"{topic.broken} messages",
+                                  "messages of the profile's joints, groups and marks",
+                                  f"{topic.broken} messages cannot be used, the first because: {topic.problem} "
+                                  f"(logged at {topic.problem_at} ns)")
+                    for topic in summary.topics if topic.broken]
         skipped: dict[str, int] = {}
         self._spans = self._find_spans(self._tracks, skipped, problems)
         episodes, actions = self._episodes(problems)
         problems += self._joint_problems()
-        notes = [f"{self._path}: cut short: {summary.cut}"] if summary.cut else []
+        notes = [f"{self._bag.path}: cut short: {summary.cut}"] if summary.cut else []
         rate = _rate([stretch.pictures.get(self._profile.cameras.slots[0], []) for stretch in self._tracks.stretches])
         return Survey(tuple(episodes), tuple(problems), rate, actions, skipped, tuple(notes))
+
+    def opened(self) -> Bag:
+        """Return the bag, which as a context stays open."""
+        return self._bag
 
     def frames(self, survey: Survey) -> Iterator[Frame | Fault]:
         """Yield what ``observations`` makes of the bag within the episodes."""
@@ -146,7 +217,7 @@ class BagRecording:
             asked[:] = episode, stamp
             return True
 
-        for one in observations(self._path, self._profile, rate=self._options.rate, at=at, commanded=commanded,
+        for one in observations(self._bag, self._profile, rate=self._options.rate, at=at, commanded=commanded,
                                 heard=heard, wanted=wanted):
             yield Seen(asked[0], asked[1], one)
 
@@ -162,8 +233,8 @@ class BagRecording:
     def measured(self, survey: Survey, episode: int, stamp: int) -> Floats:
         """Return where the joints [J] were measured at an instant of an episode, rad or m."""
         del survey
-        return self._once("tracks", episode, lambda span: JointTracks(self._profile, self._stretch(span))).at(
-            np.array([stamp]))[0]
+        tracks = self._once("tracks", episode, lambda span: JointTracks(self._profile, self._stretch(span)))
+        return np.asarray(tracks.at(np.array([stamp]))[0])
 
     def _commanded(self, episode: int) -> tuple[Times, Floats]:
         return self._once("commanded path", episode, self._commanded_path)
@@ -195,20 +266,19 @@ class BagRecording:
 
     def fingerprint(self) -> str:
         """Return hex digits of the bag's content, the profile, its URDFs and the options."""
-        digest = hashlib.blake2b(digest_size=16)
-        for file in _files(self._path):
-            digest.update(f"{file.name} {file.stat().st_size}".encode())
-            digest.update(sampled(file))
-        told = [READER_VERSION, profile_essence(self._profile), vars(self._options)]
-        digest.update(json.dumps(told, sort_keys=True).encode())
-        return digest.hexdigest()
+        if not self._fingerprint:
+            digest = self._bag.digest()
+            told = [READER_VERSION, profile_essence(self._profile), vars(self._options)]
+            digest.update(json.dumps(told, sort_keys=True).encode())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     def _checked_summary(self) -> BagSummary:
+        summary = self._bag.summary()
+        if not summary.messages:
+            raise self._error("a bag with messages", "is empty: it holds no message")
         try:
-            summary = bag_summary(self._path)
-            if not summary.messages:
-                raise self._error("a bag with messages", "is empty: it holds no message")
-            check_topics(self._path, self._profile)
+            check_topics(summary, self._profile)
         except BagError as error:
             raise self._error(f"a bag of robot {self._profile.name}", str(error)) from error
         return summary
@@ -227,7 +297,7 @@ class BagRecording:
 
     def _usable(self, span: Span, stretch: Stretch, problems: list[Problem]) -> bool:
         name = f"episode at {span.start / NS:.2f} s"
-        pictures = stretch.pictures.get(self._profile.cameras.slots[0], [])
+        pictures = stretch.pictures.get(self._profile.cameras.slots[0], ())
         if span.end <= span.start or not any(span.start <= stamp <= span.end for stamp in pictures):
             problems.append(self._problem("episodes", 0, "pictures of slot 0 and joint states within the episode",
                                           f"{name} has no picture between its joint states{self._said()}"))
@@ -241,15 +311,15 @@ class BagRecording:
     def _said(self) -> str:
         """What the node's reader says of a bag that it can build nothing from."""
         try:
-            found, _ = verdict(self._path, self._profile)
+            found, _ = verdict(self._bag, self._profile)
         except (BagError, KinematicsError):  # said elsewhere
             return ""
         return "" if found.built else f" ({'; '.join(found.faults.lines(1))})"
 
     def _read(self, whole: bool | None) -> Tracks:
-        self._tracks = Tracks([], {})  # two at once would take the memory of two
+        self._tracks = Tracks()  # two at once would take the memory of two
         try:
-            return read_tracks(self._path, self._profile, self._told, whole=whole)
+            return read_tracks(self._bag, self._profile, whole=whole)
         except BagError as error:
             raise self._error("a bag that can be read", str(error)) from error
 
@@ -327,24 +397,27 @@ class BagRecording:
         return Problem(self.source, key, value, expected, message)
 
     def _error(self, expected: str, message: str) -> SamplesError:
-        return SamplesError([self._problem("", None, expected, message.removeprefix(f"{self._path}: "))])
+        return SamplesError([self._problem("", None, expected, message.removeprefix(f"{self._bag.path}: "))])
 
 
-def profile_of_bag(path: Path) -> Profile:
+def profile_of_bag(bag: Path | Bag) -> Profile:
     """Return the profile that was recorded with a bag.
 
     Raises:
         SamplesError: the bag cannot be read, or holds none or several.
         ProfileError: what it holds is no profile.
     """
+    bag = Bag.of(bag)
+    source = str(bag.path)
     try:
-        message = next(iter(bag_messages(path, {PROFILE_TOPIC})), None)
-        profiles = {} if message is None else profiles_of_document(read_string(message.data), f"{path}:{PROFILE_TOPIC}")
+        message = next(bag.messages({PROFILE_TOPIC}), None)
+        text = read_string(message.data) if message is not None else None
+        profiles = profiles_of_document(text, f"{source}:{PROFILE_TOPIC}") if text is not None else {}
     except (BagError, ValueError) as error:
-        raise SamplesError([Problem(str(path), PROFILE_TOPIC, None, "a profile", str(error))]) from error
+        raise SamplesError([Problem(source, PROFILE_TOPIC, None, "a profile", str(error))]) from error
     if len(profiles) != 1:
         found = ", ".join(profiles) or "none"
-        raise SamplesError([Problem(str(path), PROFILE_TOPIC, found, "one robot",
+        raise SamplesError([Problem(source, PROFILE_TOPIC, found, "one robot",
                                     f"the bag holds the profiles of {found}: set robot for this data set")])
     return next(iter(profiles.values()))
 
@@ -355,6 +428,7 @@ def _rate(stamps: Sequence[Sequence[int]]) -> float:
     return float(NS / np.median(steps)) if steps.size else 0.0
 
 
-def _files(path: Path) -> list[Path]:
-    metadata = path / "metadata.yaml"
-    return sorted([*storage_files(path), *([metadata] if metadata.exists() else [])])
+def _told(stretch: Stretch, start: int) -> str:
+    """The instruction that was published last before an episode or else first in it."""
+    before = [text for time, text in stretch.instructions if time <= start]
+    return before[-1] if before else next((text for _, text in stretch.instructions), "")

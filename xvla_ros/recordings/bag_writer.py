@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from xvla_ros.errors import XvlaError
 from xvla_ros.recordings.cdr import STRING, string, typestore
+from xvla_ros.recordings.marks import EPISODE_TOPIC, EVENTS
 
 if TYPE_CHECKING:
     from mcap.writer import Writer
 
-PROFILE_TOPIC, EPISODE_TOPIC = "/xvla/profile", "/xvla/episode"
-EVENTS = ("start", "end", "discard")
+PROFILE_TOPIC = "/xvla/profile"
 FLUSH_PERIOD = 1.0  # s on the steady clock: what a recorder that is killed can lose
 CHUNK_BYTES = 4 << 20
 

@@ -226,7 +226,7 @@ class Video:
         self._frame: Any = None
         try:
             self._container = av.open(str(file))
-            self._stream = self._container.streams.video[0]
+            self._stream: Any = self._container.streams.video[0]
             self._stream.thread_type = "AUTO"
             self._frames = self._container.decode(self._stream)
         except (OSError, IndexError, av.error.FFmpegError) as error:

@@ -5,33 +5,84 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from xvla_ros.errors import Problem, did_you_mean
 from xvla_ros.observation.images import ImageError, view_of
 from xvla_ros.recordings.action_path import ActionPath, Channels
 from xvla_ros.recordings.bag_paths import tool_actions
-from xvla_ros.recordings.checks import joint_problems, path_problems
-from xvla_ros.recordings.fingerprints import profile_essence, sampled
+from xvla_ros.recordings.bags import sampled
 from xvla_ros.recordings.lerobot_files import EpisodeFiles, LeRobotFiles, Video
-from xvla_ros.recordings.recording import Episode, Frame, SamplesError, Survey
+from xvla_ros.recordings.recording import (
+    Episode,
+    Frame,
+    SamplesError,
+    Survey,
+    joint_problems,
+    path_problems,
+    profile_essence,
+)
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.robots.units import from_policy, to_policy
-from xvla_ros.training.dataset_settings import ChannelSource, DatasetSettings
 
 NS = 1_000_000_000
 READER_VERSION = 1
 SUFFIX = ".pos"  # of the names that LeRobot's drivers give to joint positions
 
 Floats = NDArray[np.float64]
+
+
+class ChannelSource(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+    """Where one channel comes from in a LeRobot data set: value = feature[name] · scale + offset."""
+
+    name: str = Field(min_length=1, description="Name of the channel in the feature's names, or its index as text.")
+    scale: float = Field(default=1.0, description="Factor to the unit that `units` says.")
+    offset: float = Field(default=0.0, description="Added after scaling.")
+
+
+class LeRobotMapping(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+    """How the features of a LeRobot data set become what a profile expects."""
+
+    cameras: dict[str, str] = Field(
+        default={}, description="Camera slot of the profile → feature, observation.images.front."
+    )
+    state: str = Field(default="observation.state", description="Feature with the measured state.")
+    action: str = Field(default="action", description="Feature with the commanded action.")
+    channels: dict[str, ChannelSource | str] = Field(
+        default={},
+        description="Joint (units ros or policy) or channel (units vector) of the profile → name in the feature, or "
+        "{name, scale, offset}; what is not listed is sought by its own name, with or without .pos.",
+    )
+    units: Literal["policy", "ros", "vector"] = Field(
+        default="policy",
+        description="Of the features after channels' scales: policy (joints as the profile's scale makes them), ros "
+        "(joints in rad or m) or vector (the policy's own vector, as tool poses written by another program).",
+    )
+    pictures: Literal["", "as_sent", "as_seen"] = Field(
+        default="",
+        description="as_sent (by the camera: the profile's rotate and crop are applied) or as_seen (they were applied "
+        "before the data set was written). To be said where the profile turns or crops a camera.",
+    )
+
+
+@dataclass(frozen=True)
+class LeRobotOptions:
+    """How a LeRobot data set is read; see ``DatasetSettings``."""
+
+    mapping: LeRobotMapping = field(default_factory=LeRobotMapping)
+    actions: Literal["auto", "planned", "commanded", "measured"] = "auto"
+    rate: float | None = None
+    instruction: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,11 +103,11 @@ class LeRobotRecording:
     Args:
         folder: with ``meta/info.json``.
         profile: the robot.
-        settings: how to read it, its ``mapping`` above all.
+        options: how to read it, its ``mapping`` above all.
     """
 
-    def __init__(self, folder: Path, profile: Profile, settings: DatasetSettings) -> None:
-        self._folder, self._profile, self._settings = folder, profile, settings
+    def __init__(self, folder: Path, profile: Profile, options: LeRobotOptions = LeRobotOptions()) -> None:
+        self._folder, self._profile, self._options = folder, profile, options
         self._opened: LeRobotFiles | None = None
         self._states: list[Floats] = []
         self._kept: list[EpisodeFiles] = []
@@ -75,6 +126,10 @@ class LeRobotRecording:
             self._opened = LeRobotFiles(self._folder)
         return self._opened
 
+    def opened(self) -> AbstractContextManager[object]:
+        """Return a context that does nothing: its files are opened one by one."""
+        return nullcontext()
+
     def survey(self) -> Survey:
         """Read the numbers of every episode.
 
@@ -84,42 +139,42 @@ class LeRobotRecording:
         problems = [*self._camera_problems(), *self._video_problems()]
         if not self._files.episodes:
             problems.append(self._problem("meta/episodes", 0, "at least one episode", "has no episode"))
-        commanded = self._settings.actions != "measured" and self._settings.mapping.action in self._files.features
-        if self._settings.actions == "planned":
+        commanded = self._options.actions != "measured" and self._options.mapping.action in self._files.features
+        if self._options.actions == "planned":
             problems.append(self._problem("actions", "planned", "commanded or measured",
                                           "holds one action an instant and no plans: set actions to commanded"))
-        if self._settings.actions == "commanded" and not commanded:
-            problems.append(self._problem("features", self._settings.mapping.action, "a feature of the data set",
-                                          f"has no {self._settings.mapping.action}: set mapping.action"))
+        if self._options.actions == "commanded" and not commanded:
+            problems.append(self._problem("features", self._options.mapping.action, "a feature of the data set",
+                                          f"has no {self._options.mapping.action}: set mapping.action"))
         if problems:
             raise SamplesError(problems)
-        encoder, state = self._encoder(), self._columns(self._settings.mapping.state)
-        action = self._columns(self._settings.mapping.action) if commanded else state
+        encoder, state = self._encoder(), self._columns(self._options.mapping.state)
+        action = self._columns(self._options.mapping.action) if commanded else state
         self._states, self._kept = [], []
         episodes, extremes, notes = [], [], []
         for files in self._files.episodes:
             name = f"episode {files.index}"
-            wanted = [self._settings.mapping.state, *([self._settings.mapping.action] if commanded else [])]
+            wanted = [self._options.mapping.state, *([self._options.mapping.action] if commanded else [])]
             rows = self._files.rows(files, ["timestamp", *wanted])
             # they are float32 s: beyond a microsecond the digits mean nothing
             times = np.rint(rows["timestamp"] * 1e6).astype(np.int64) * 1000
             found = self._row_problems(name, rows, times)
-            if not (self._settings.instruction or files.task or self._profile.instruction):
+            if not (self._options.instruction or files.task or self._profile.instruction):
                 found.append(self._problem(name, "", "a task in words", f"{name} has no task: set instruction"))
             if found:
                 problems += found
                 continue
-            measured = self._joints(state.take(rows[self._settings.mapping.state]))
+            measured = self._joints(state.take(rows[self._options.mapping.state]))
             self._states.append(self._state(measured, encoder))
             self._kept.append(files)
-            values = self._joints(action.take(rows[self._settings.mapping.action])) if commanded else measured
+            values = self._joints(action.take(rows[self._options.mapping.action])) if commanded else measured
             path = ActionPath(times, self._actions(values, encoder).astype(np.float32), Channels.of(self._profile))
             problems += path_problems(self.source, name, path, self._profile.channels)
-            told = self._settings.instruction or files.task or self._profile.instruction
+            told = self._options.instruction or files.task or self._profile.instruction
             if files.tasks > 1:
                 notes.append(f"{self._folder}: {name} has {files.tasks} tasks; the first counts: {files.task!r}")
             episodes.append(Episode(str(files.index), told, None, int(times[0]), int(times[-1]), path))
-            if self._settings.mapping.units != "vector":
+            if self._options.mapping.units != "vector":
                 extremes.append((measured.min(axis=0), measured.max(axis=0)))
         if extremes:
             low, high = np.min([low for low, _ in extremes], axis=0), np.max([high for _, high in extremes], axis=0)
@@ -145,10 +200,11 @@ class LeRobotRecording:
         for file in self._files.files():
             if file.is_file():
                 digest.update(f"{file.relative_to(self._folder)} {file.stat().st_size}".encode())
-                digest.update(sampled(file, blocks=4))
-        settings = self._settings
-        told = [READER_VERSION, profile_essence(self._profile), settings.mapping.model_dump(), settings.actions,
-                settings.rate, settings.instruction]
+                with file.open("rb") as stream:
+                    digest.update(sampled(stream, blocks=4))
+        options = self._options
+        told = [READER_VERSION, profile_essence(self._profile), options.mapping.model_dump(), options.actions,
+                options.rate, options.instruction]
         digest.update(json.dumps(told, sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -162,10 +218,10 @@ class LeRobotRecording:
         due = times[0]
         for row, time in enumerate(times):
             inside = {slot: next(pictures) for slot, pictures in kept.items()}
-            if self._settings.rate is not None:
+            if self._options.rate is not None:
                 if time < due - 0.5 * NS / self._files.fps:
                     continue
-                due += round(NS / self._settings.rate)
+                due += round(NS / self._options.rate)
             images = {
                 slot: self._view(
                     slot, inside[slot] if slot in inside else self._picture(files, feature, time / NS, videos))
@@ -186,7 +242,7 @@ class LeRobotRecording:
 
     def _view(self, slot: str, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A picture of a slot as the policy sees it."""
-        if self._settings.mapping.pictures != "as_sent":
+        if self._options.mapping.pictures != "as_sent":
             return picture
         camera = self._profile.cameras.by_name[slot]
         try:
@@ -197,7 +253,7 @@ class LeRobotRecording:
 
     def _cameras(self) -> dict[str, str]:
         """Slot → feature."""
-        told = self._settings.mapping.cameras
+        told = self._options.mapping.cameras
         candidates = {slot: told.get(slot, f"observation.images.{slot}") for slot in self._profile.cameras.slots}
         return {slot: feature for slot, feature in candidates.items() if feature in self._files.features}
 
@@ -207,24 +263,24 @@ class LeRobotRecording:
         problems = [
             self._problem(f"mapping.cameras.{slot}", slot, f"a camera slot of {self._profile.name}: {', '.join(slots)}",
                           f"{self._profile.name} has no camera slot {slot!r}{did_you_mean(slot, slots)}")
-            for slot in self._settings.mapping.cameras if slot not in slots
+            for slot in self._options.mapping.cameras if slot not in slots
         ]
         found = self._cameras()
         for slot in slots:
-            feature = self._settings.mapping.cameras.get(slot, f"observation.images.{slot}")
-            asked = slot in self._settings.mapping.cameras or cameras[slot].required
+            feature = self._options.mapping.cameras.get(slot, f"observation.images.{slot}")
+            asked = slot in self._options.mapping.cameras or cameras[slot].required
             if asked and (slot not in found or feature not in known):
                 problems.append(self._problem(
                     f"mapping.cameras.{slot}", feature, "one of " + (", ".join(known) or "its features, which have no "
                     "pictures"), f"has no pictures {feature!r} for slot {slot!r}{did_you_mean(feature, known)}"))
         changed = [slot for slot in found if cameras[slot].rotate or cameras[slot].crop]
-        if changed and not self._settings.mapping.pictures:
+        if changed and not self._options.mapping.pictures:
             problems.append(self._problem(
                 "mapping.pictures", "", "as_sent or as_seen", f"the profile turns or crops {', '.join(changed)}: say "
                 "whether the data set has these pictures as the camera sent them, or as the policy sees them"))
-        if self._settings.mapping.state not in self._files.features:
-            problems.append(self._problem("mapping.state", self._settings.mapping.state, "one of " + ", ".join(
-                self._files.features), f"has no feature {self._settings.mapping.state!r}"))
+        if self._options.mapping.state not in self._files.features:
+            problems.append(self._problem("mapping.state", self._options.mapping.state, "one of " + ", ".join(
+                self._files.features), f"has no feature {self._options.mapping.state!r}"))
         return problems
 
     def _video_problems(self) -> list[Problem]:
@@ -236,7 +292,7 @@ class LeRobotRecording:
 
     def _row_problems(self, name: str, rows: dict[str, Floats], times: NDArray[np.int64]) -> list[Problem]:
         problems = []
-        for feature in (self._settings.mapping.state, self._settings.mapping.action):
+        for feature in (self._options.mapping.state, self._options.mapping.action):
             values = rows.get(feature, np.zeros(len(times))).reshape(len(times), -1)
             bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
             if bad.size:
@@ -260,12 +316,12 @@ class LeRobotRecording:
         """
         names = self._files.names(feature)
         wanted = self._wanted()
-        if self._settings.mapping.units == "vector" and len(names) in (len(wanted), 10 * len(self._profile.tools)):
+        if self._options.mapping.units == "vector" and len(names) in (len(wanted), 10 * len(self._profile.tools)):
             index = np.arange(len(names))
             return _Columns(index, np.ones(len(index)), np.zeros(len(index)))
         sources, problems = [], []
         for channel in wanted:
-            told = self._settings.mapping.channels.get(channel, channel)
+            told = self._options.mapping.channels.get(channel, channel)
             source = ChannelSource(name=told) if isinstance(told, str) else told
             place = _place(source.name, names)
             if place is None:
@@ -274,7 +330,7 @@ class LeRobotRecording:
                     f"{feature} has no channel {source.name!r}{did_you_mean(source.name, names)}"))
             else:
                 sources.append((place, source.scale, source.offset))
-        unknown = [name for name in self._settings.mapping.channels if name not in wanted]
+        unknown = [name for name in self._options.mapping.channels if name not in wanted]
         problems += [
             self._problem(f"mapping.channels.{name}", name, f"one of {', '.join(wanted)}",
                           f"{self._profile.name} has no channel {name!r}{did_you_mean(name, wanted)}")
@@ -282,22 +338,22 @@ class LeRobotRecording:
         ]
         if problems:
             raise SamplesError(problems)
-        index, scale, offset = zip(*sources, strict=True)
-        return _Columns(np.array(index, dtype=np.intp), np.array(scale), np.array(offset))
+        places, scale, offset = zip(*sources, strict=True)
+        return _Columns(np.array(places, dtype=np.intp), np.array(scale), np.array(offset))
 
     def _wanted(self) -> Sequence[str]:
-        vector = self._settings.mapping.units == "vector"
+        vector = self._options.mapping.units == "vector"
         return self._profile.channels if vector else self._profile.joints.policy_order
 
     def _joints(self, values: Floats) -> Floats:
         """Values of a feature as joints in rad or m, or as the vectors they are."""
-        return from_policy(values, self._profile) if self._settings.mapping.units == "policy" else values
+        return from_policy(values, self._profile) if self._options.mapping.units == "policy" else values
 
     def _state(self, joints: Floats, encoder: StateEncoder) -> Floats:
-        return self._vector(joints) if self._settings.mapping.units == "vector" else encoder.state(joints)
+        return self._vector(joints) if self._options.mapping.units == "vector" else encoder.state(joints)
 
     def _actions(self, joints: Floats, encoder: StateEncoder) -> Floats:
-        if self._settings.mapping.units == "vector":
+        if self._options.mapping.units == "vector":
             return self._vector(joints)
         if not self._profile.action_spec.is_end_effector:
             return to_policy(joints, self._profile)
@@ -308,7 +364,7 @@ class LeRobotRecording:
 
     def _encoder(self) -> StateEncoder:
         try:
-            arms = {} if self._settings.mapping.units == "vector" else tool_arms(self._profile)
+            arms = {} if self._options.mapping.units == "vector" else tool_arms(self._profile)
             return StateEncoder(self._profile, arms)
         except KinematicsError as error:
             raise SamplesError([self._problem("robot", self._profile.name, "URDFs and Pinocchio for tool poses",

@@ -1,84 +1,48 @@
-"""Where the episodes of a bag lie: what its marks say, or without any mark each stretch of time as one.
-
-A mark is a message of the recorder: an episode starts, ends, or is discarded; see ``recordings.bag_writer``.
-"""
+"""Marks of episodes, ``{"event": "start|end|discard", "robot": …}``: made and followed live, and read from a bag."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xvla_ros.recordings.bag_paths import JointTracks
-from xvla_ros.recordings.tracks import Stretch, Tracks
-from xvla_ros.robots.profile import Profile
-
+EPISODE_TOPIC = "/xvla/episode"
+EVENTS = ("start", "end", "discard")
 NEVER_ENDED = 1 << 62  # ns; what is measured ends before
 
 
-@dataclass(frozen=True)
-class Span:
-    """An episode before its path is made.
+class MarkError(XvlaError, ValueError):
+    """A mark that cannot be taken; the text says what was found and what is expected."""
 
-    Attributes:
-        stretch: number of the stretch it lies in.
-        start, end: ns, within what is known of the joints.
-        instruction: what was to be done; empty where nobody said.
-        mark: what the marks of its start and end say.
+
+def read_mark(text: str) -> dict[str, Any]:
+    """Return the mark that a message holds.
+
+    Raises:
+        MarkError: it is no mark.
     """
-
-    stretch: int
-    start: int
-    end: int
-    instruction: str
-    mark: Mapping[str, Any]
-
-
-class SpanFinder:
-    """Which episode an instant belongs to."""
-
-    def __init__(self, spans: Sequence[Span]) -> None:
-        self._spans = spans
-
-    def at(self, stretch: int, stamp: int) -> int | None:
-        """Return the number of the span that holds a stamp in ns of a stretch."""
-        for number, span in enumerate(self._spans):
-            if span.stretch == stretch and span.start <= stamp <= span.end:
-                return number
-        return None
+    try:
+        mark = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise MarkError(f"{text[:80]!r} is not JSON ({error})") from None
+    if not isinstance(mark, dict) or mark.get("event") not in EVENTS:
+        raise MarkError(f"{text[:80]!r}; expected an object with event {', '.join(EVENTS)}")
+    return mark
 
 
-def find_spans(
-    tracks: Tracks, profile: Profile, instruction: str, only_successes: bool, skipped: dict[str, int]
-) -> Iterator[Span]:
-    """Yield the episodes of a bag in order; without a mark, every stretch in which all joints are known.
+def marked_episodes(
+    marks: Iterable[tuple[int, dict[str, Any]]], skipped: dict[str, int]
+) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
+    """Yield start, end and marks of the episodes between these marks, in order; one that was never ended goes on.
 
     Args:
-        tracks: of the bag.
-        profile: of the robot.
-        instruction: counts before what was recorded, unless empty; the profile's counts after it.
-        only_successes: leave out what is marked as failed.
+        marks: [(ROS time ns, mark)].
         skipped: why an episode is left out → how many, counted up here.
     """
-    marked = any(stretch.marks for stretch in tracks.stretches)
-    for number, stretch in enumerate(tracks.stretches):
-        joints = JointTracks(profile, stretch)
-        if not joints.complete():
-            continue
-        first, last = joints.span()
-        for start, end, mark in _marked(stretch, skipped) if marked else [(first, last, {})]:
-            if only_successes and mark.get("success") is False:
-                skipped["failed"] = skipped.get("failed", 0) + 1
-                continue
-            told = instruction or str(mark.get("instruction") or "") or _told(stretch, start) or profile.instruction
-            yield Span(number, max(start, first), min(end, last), told, mark)
-
-
-def _marked(stretch: Stretch, skipped: dict[str, int]) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
-    """Yield start, end and marks of the episodes of a stretch; one that was never ended goes to the end."""
     kept: list[tuple[int, int, dict[str, Any]]] = []
     begun: tuple[int, dict[str, Any]] | None = None
-    for time, mark in stretch.marks:
+    for time, mark in marks:
         if mark["event"] == "discard" and (begun or kept):
             begun = None if begun else kept.pop() and None
             skipped["discarded"] = skipped.get("discarded", 0) + 1
@@ -99,7 +63,86 @@ def _given(mark: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in mark.items() if value not in (None, "") and key != "event"}
 
 
-def _told(stretch: Stretch, start: int) -> str:
-    """The instruction that was published last before an episode or else first in it."""
-    before = [text for time, text in stretch.instructions if time <= start]
-    return before[-1] if before else next((text for _, text in stretch.instructions), "")
+@dataclass
+class Count:
+    """Episodes so far."""
+
+    succeeded: int = 0
+    failed: int = 0
+    unjudged: int = 0
+    discarded: int = 0
+
+    @property
+    def kept(self) -> int:
+        return self.succeeded + self.failed + self.unjudged
+
+
+class EpisodeMarks:
+    """Follows the marks of one robot and makes new ones.
+
+    Args:
+        robot: its name.
+        instruction: of episodes that no mark gives another.
+    """
+
+    def __init__(self, robot: str, instruction: str = "") -> None:
+        self.robot, self.instruction = robot, instruction
+        self.open = False
+        self.count = Count()
+        self._last: bool | None = None
+        self._any_ended = False
+
+    def read(self, text: str) -> dict[str, Any]:
+        """Return the mark that a message holds, and follow it where it is of this robot.
+
+        Raises:
+            MarkError: it is no mark.
+        """
+        mark = read_mark(text)
+        if mark.get("success") not in (True, False, None):
+            raise MarkError(f"success is {mark['success']!r}; expected true, false or null")
+        if mark.setdefault("robot", self.robot) == self.robot:
+            self._follow(mark)
+        return mark
+
+    def start(self) -> dict[str, Any]:
+        """Return the mark that begins an episode; one that is open ends there, unjudged."""
+        return self._made(event="start", instruction=self.instruction)
+
+    def end(self, success: bool | None) -> dict[str, Any] | None:
+        """Return the mark that ends the open episode, None where none is open."""
+        return self._made(event="end", instruction=self.instruction, success=success) if self.open else None
+
+    def discard(self) -> dict[str, Any] | None:
+        """Return the mark that drops the open episode, else the last one; None where there is neither."""
+        return self._made(event="discard") if self.open or self._any_ended else None
+
+    def _made(self, **fields: Any) -> dict[str, Any]:
+        mark = {"robot": self.robot, **fields}
+        self._follow(mark)
+        return mark
+
+    def _follow(self, mark: dict[str, Any]) -> None:
+        event = mark["event"]
+        if event == "discard":
+            if not self.open and self._any_ended:
+                self._judged(self._last, -1)
+                self._any_ended = False
+                self.count.discarded += 1
+            elif self.open:
+                self.count.discarded += 1
+            self.open = False
+            return
+        if self.open:
+            self._last = mark.get("success") if event == "end" else None
+            self._judged(self._last, 1)
+            self._any_ended = True
+        self.open = event == "start"
+
+    def _judged(self, success: bool | None, count: int) -> None:
+        if success is None:
+            self.count.unjudged += count
+        elif success:
+            self.count.succeeded += count
+        else:
+            self.count.failed += count

@@ -13,10 +13,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +25,12 @@ from xvla_ros.observation.align import FUTURE_TOLERANCE, NS, OTHER_CLOCK
 from xvla_ros.observation.builder import CLOCK_BACK, ObservationBuilder
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, BuildTally, Fault
 from xvla_ros.observation.images import IMAGE_TYPES, ImageError, rgb_of_message
-from xvla_ros.recordings.bags import BagError, BagMessage, bag_messages, bag_summary
-from xvla_ros.recordings.cdr import CdrError, peek_stamp, read_joint_state
-from xvla_ros.robots.interfaces import JOINT_STATE
+from xvla_ros.recordings.bag_files import BagMessage
+from xvla_ros.recordings.bags import Bag, BagError
+from xvla_ros.recordings.cdr import CdrError, peek_stamp, read_joint_state, typestore
+from xvla_ros.recordings.topics import check_topics
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.schema import Camera
-
-if TYPE_CHECKING:
-    from rosbags.typesys.store import Typestore
 
 DECODE_PERIOD, MOST_DECODED, MOST_ASKED = 0.5, 600, 20_000  # s, instants and instants: what a verdict looks at
 LOOKED_AT = 64  # messages at most, to learn whether the log has the clock of the stamps
@@ -41,7 +38,7 @@ RESTART = 1.0  # s by which the stamps of a topic fall back when a simulation be
 
 
 def observations(
-    path: str | Path,
+    bag: str | Path | Bag,
     profile: Profile,
     *,
     rate: float | None = None,
@@ -53,10 +50,11 @@ def observations(
 ) -> Iterator[Observation | Fault]:
     """Yield one observation for every picture of slot 0, or ``rate`` times a second; a ``Fault`` where there is none.
 
-    Only the pictures of observations that are yielded are decoded.
+    Only the pictures of observations that are yielded are decoded. A message that cannot be read is passed over; the
+    survey of a bag counts them.
 
     Args:
-        path: the bag; of one that was cut short, every whole message before the cut counts.
+        bag: or its path; of one that was cut short, every whole message before the cut counts.
         profile: the robot.
         rate: Hz, in the time of the stamps.
         at: stamps, ns, increasing, in the place of pictures and ``rate``: those that a live node answered, say.
@@ -66,20 +64,21 @@ def observations(
         heard: told of every message of the profile's cameras and joints, with its stamp, once it has been taken in.
 
     Raises:
-        BagError: no bag, topics missing or of another type, a message that cannot be read, a rate that is not positive.
+        BagError: no bag or a damaged one, topics missing or of another type, a rate that is not positive.
         KinematicsError: the profile's action mode reads tool poses, and its URDFs or Pinocchio cannot be had.
     """
     if rate is not None and not rate > 0.0:
         raise BagError(f"rate is {rate}; expected a positive number of observations a second")
-    check_topics(path, profile)
+    bag = Bag.of(bag)
+    check_topics(bag.summary(), profile)
     builder = ObservationBuilder(profile, decode_image)
     schedule = _Given(at) if at is not None else _Grid(rate) if rate else _Frames()
     told = profile.instruction if instruction is None else instruction
     return (builder.build(each.now, each.received, told, commanded(each.due), not_after=each.due)
-            for each in _instants(path, builder, schedule, wanted, heard))
+            for each in _instants(bag, builder, schedule, wanted, heard))
 
 
-def verdict(path: str | Path, profile: Profile) -> tuple[BuildTally, int]:
+def verdict(bag: str | Path | Bag, profile: Profile) -> tuple[BuildTally, int]:
     """Say what the node's reader makes of a bag: all joint states, and of the pictures a sample, or it takes long.
 
     Returns:
@@ -89,8 +88,9 @@ def verdict(path: str | Path, profile: Profile) -> tuple[BuildTally, int]:
     Raises:
         BagError, KinematicsError: as ``observations``.
     """
-    check_topics(path, profile)
-    summary, count, decoded, due = bag_summary(path), 0, 0, -math.inf
+    bag = Bag.of(bag)
+    summary, count, decoded, due = bag.summary(), 0, 0, -math.inf
+    check_topics(summary, profile)
     first_slot = profile.cameras.by_name[profile.cameras.slots[0]].topic
     every = math.ceil(sum(topic.count for topic in summary.topics if topic.name == first_slot) / MOST_ASKED)
     period = max(DECODE_PERIOD, (summary.end - summary.start) / NS / MOST_DECODED)
@@ -106,33 +106,13 @@ def verdict(path: str | Path, profile: Profile) -> tuple[BuildTally, int]:
         return (count - 1) % every == 0
 
     builder, tally = ObservationBuilder(profile, decode), BuildTally()
-    for each in _instants(path, builder, _Frames(), wanted, lambda message, stamp: None):
+    for each in _instants(bag, builder, _Frames(), wanted, lambda message, stamp: None):
         before = decoded
         found = (builder.build(each.now, each.received, "", not_after=each.due) if each.received >= due
                  else builder.check(each.now, each.received))
         due = due if decoded == before else each.received + period
         tally.add(found)
     return tally, decoded
-
-
-def check_topics(path: str | Path, profile: Profile) -> None:
-    """Check that a bag has the topics a profile requires, each of the right type.
-
-    Raises:
-        BagError: naming every topic that is missing or of another type, and what the bag holds.
-    """
-    found = {topic.name: topic.type for topic in bag_summary(path).topics if topic.count}
-    cameras = [profile.cameras.by_name[slot] for slot in profile.cameras.slots]
-    wanted = {camera.topic: (IMAGE_TYPES[camera.transport], camera.required) for camera in cameras}
-    wanted |= {joint.topic: (JOINT_STATE, True) for joint in profile.joints.ordered}
-    problems = [
-        f"{topic} is {found.get(topic, 'missing')}, expected {kind}"
-        for topic, (kind, required) in wanted.items()
-        if found.get(topic, kind if not required else "") != kind
-    ]
-    if problems:
-        held = ", ".join(f"{topic} ({kind})" for topic, kind in found.items())
-        raise BagError(f"{path}: does not fit robot {profile.name}: {'; '.join(problems)}. The bag holds {held}")
 
 
 def decode_image(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:
@@ -142,19 +122,11 @@ def decode_image(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:
         ImageError: naming what was found and what is expected.
     """
     kind = IMAGE_TYPES[camera.transport]
-    try:
-        message: Any = _typestore().deserialize_cdr(serialized, kind)
+    try:  # the two image types are the same in every ROS 2 distribution
+        message: Any = typestore().deserialize_cdr(serialized, kind)
     except Exception as error:  # rosbags lets through what struct and numpy raise
         raise ImageError(f"not a whole {kind}: {error}") from error
     return rgb_of_message(message, camera)
-
-
-@cache
-def _typestore() -> Typestore:
-    from rosbags.typesys import Stores, get_typestore
-
-    # the two image types are the same in every ROS 2 distribution
-    return get_typestore(Stores.ROS2_JAZZY)
 
 
 @dataclass(frozen=True)
@@ -167,7 +139,7 @@ class _Instant:
 
 
 def _instants(
-    path: str | Path,
+    bag: Bag,
     builder: ObservationBuilder[bytes],
     schedule: _Frames | _Grid | _Given,
     wanted: Callable[[int], bool],
@@ -178,7 +150,7 @@ def _instants(
     cameras = profile.cameras.by_topic
     first_slot = profile.cameras.by_name[profile.cameras.slots[0]].topic
     topics = {*cameras, *profile.joints.topics}
-    clock, messages = _with_clock(bag_messages(path, topics), topics)
+    clock, messages = _with_clock(bag.messages(topics), topics)
     timeout = round(profile.timing.observation_timeout * NS)
     asked: tuple[int, bool] | None = None  # about the instant that is due: whether it is wanted
     now, received = 0, 0.0
@@ -186,8 +158,8 @@ def _instants(
         received = message.log_time / NS
         try:
             stamp = feed(builder, cameras.get(message.topic, ()), message.topic, message.data, received)
-        except CdrError as error:
-            raise BagError(f"{message.topic}: message logged at {message.log_time} ns: {error}") from error
+        except CdrError:
+            continue
         heard(message, stamp)
         before, now = now, clock.now(message.topic, message.log_time, stamp)
         if now < before - CLOCK_BACK * NS:  # the builder forgets what came before, too
@@ -224,7 +196,7 @@ def _with_clock(messages: Iterator[BagMessage], topics: Collection[str]) -> tupl
     for message in messages:
         first.append(message)
         unseen.discard(message.topic)
-        with suppress(CdrError):  # told of when the message is read
+        with suppress(CdrError):
             if clock.look_at(message.log_time, peek_stamp(message.data)):
                 break
         if not unseen or len(first) == LOOKED_AT:

@@ -1,8 +1,12 @@
-"""What every kind of recording gives, whatever format it is in: episodes with their paths, and frames to decode."""
+"""What every kind of recording gives, whatever format it is in: episodes with their paths, and frames to decode.
+
+What is wrong with recorded joints is seen from their extremes: values in other units than the profile says.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -12,9 +16,22 @@ from numpy.typing import NDArray
 from xvla_ros.errors import Problem, ProfileError
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault, FaultTally
 from xvla_ros.recordings.action_path import ActionPath, Plans, Times
+from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
 from xvla_ros.robots.profile import Profile
 
+Floats = NDArray[np.float64]
 ActionSource = Literal["planned", "commanded", "measured"]
+
+FAR = 0.5  # of a joint's range: calibration differs from robot to robot, units do by a factor
+DEGREES = 180.0 / np.pi
+STILL = 1e-4  # of a joint's range
+NEAR_ZERO = 2.0  # degrees; no arm stays that close to zero with most of its joints
+MOST = 0.75  # of the joints; grippers have units of their own
+# What of a profile does not change a frame, a state or a path.
+BESIDE = {"instruction", "smoothing", "schema_version"}
+BESIDE_OF_POLICY = {
+    "checkpoint", "revision", "domain_id", "waypoint_dt", "first_waypoint_offset", "denoising_steps", "image_pipeline",
+}
 
 
 class SamplesError(ProfileError):
@@ -137,6 +154,9 @@ class Recording(Protocol):
     def profile(self) -> Profile:
         """Its robot."""
 
+    def opened(self) -> AbstractContextManager[object]:
+        """Return a context in which it stays open from one of these calls to the next."""
+
     def survey(self) -> Survey:
         """Return what it holds. Problems are returned; only what cannot be read at all raises ``SamplesError``."""
 
@@ -145,3 +165,61 @@ class Recording(Protocol):
 
     def fingerprint(self) -> str:
         """Return hex digits that change when anything the frames or the survey depend on does."""
+
+
+def joint_problems(source: str, profile: Profile, low: Floats, high: Floats) -> list[Problem]:
+    """Return what the extremes [J] of recorded positions, read as rad or m, say of their units."""
+    joints = profile.joints.ordered
+    lower, upper = np.array([j.lower for j in joints]), np.array([j.upper for j in joints])
+    margin = FAR * (upper - lower)
+    outside = np.flatnonzero((low < lower - margin) | (high > upper + margin))
+    if outside.size:
+        return [_outside(source, profile, outside, low, high, lower, upper, margin)]
+    if ((high - low) < STILL * (upper - lower)).all():
+        return [Problem(source, "joints", float((high - low).max()), "a recording in which the robot moves",
+                        "no joint moves: every one of them stays where it is")]
+    reach = np.maximum(np.abs(low), np.abs(high))
+    turning = np.array([(j.upper - j.lower) > 1.0 for j in joints])
+    near = turning & (reach < NEAR_ZERO / DEGREES)
+    if turning.sum() > 1 and near.sum() >= MOST * turning.sum():
+        return [Problem(source, "joints", float(reach[near].max()), "positions in rad once read by their scales",
+                        f"{near.sum()} of {turning.sum()} joints are never further than {reach[near].max():.3g} rad "
+                        "from zero: these are radians taken for degrees; set the scales, or units, to what was "
+                        "recorded")]
+    return []
+
+
+def _outside(
+    source: str, profile: Profile, outside: NDArray[np.intp], low: Floats, high: Floats, lower: Floats, upper: Floats,
+    margin: Floats,
+) -> Problem:
+    names = [profile.joints.policy_order[i] for i in outside]
+    spans = ", ".join(f"{name} {low[i]:.4g} … {high[i]:.4g}" for name, i in zip(names[:3], outside[:3], strict=True))
+    fits = ((low / DEGREES >= lower - margin) & (high / DEGREES <= upper + margin)).all()
+    hint = ": they fit as degrees, ROS has radians; convert them where they are published" if fits else ""
+    first = outside[0]
+    return Problem(source, ".".join(("joints", names[0])), [float(low[first]), float(high[first])],
+                   f"about {lower[first]:g} … {upper[first]:g}",
+                   f"{len(names)} joints are recorded far outside of their limits ({spans}), as in other units{hint}")
+
+
+def path_problems(source: str, key: str, path: ActionPath, channels: tuple[str, ...]) -> list[Problem]:
+    """Return whether a path holds numbers that are not finite, by channel."""
+    bad = [channels[i] for i in np.flatnonzero(~np.isfinite(path.values).all(axis=0))]
+    if not bad:
+        return []
+    return [Problem(source, key, "NaN", "finite numbers", f"{', '.join(bad)}: not a finite number in the actions")]
+
+
+def profile_essence(profile: Profile) -> dict[str, Any]:
+    """Return the settings of a profile that frames, states and paths depend on, its URDFs among them."""
+    settings = {key: value for key, value in profile.to_mapping().items() if key not in BESIDE}
+    settings["policy"] = {key: value for key, value in settings["policy"].items() if key not in BESIDE_OF_POLICY}
+    beside = profile.source.parent if profile.source is not None else None
+    urdfs = {}
+    for name, tool in profile.tools.items():
+        try:
+            urdfs[name] = RobotDescription.from_file(tool.urdf, beside).text if tool.urdf else ""
+        except KinematicsError:  # named where the arm is needed
+            urdfs[name] = ""
+    return {**settings, "urdfs": urdfs}

@@ -1,4 +1,4 @@
-"""Which topics a recording of a robot has, and how each is subscribed."""
+"""Which topics a recording of a robot has, how each is subscribed, and what a bag lacks of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xvla_ros.observation.images import IMAGE_TYPES
-from xvla_ros.recordings.bag_writer import EPISODE_TOPIC
+from xvla_ros.recordings.bags import BagError, BagSummary
+from xvla_ros.recordings.cdr import STRING
 from xvla_ros.recordings.commands import command_type
+from xvla_ros.recordings.marks import EPISODE_TOPIC
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.profile import Profile
 
-STRING = "std_msgs/msg/String"
 SENSOR, COMMAND, LATCHED = "sensor", "command", "latched"
 
 
@@ -54,3 +55,24 @@ def _unique(topics: Iterable[RecordedTopic]) -> tuple[RecordedTopic, ...]:
     for topic in topics:
         found.setdefault(topic.name, topic)
     return tuple(found.values())
+
+
+def check_topics(summary: BagSummary, profile: Profile) -> None:
+    """Check that a bag has the topics a profile requires, each of the right type.
+
+    Raises:
+        BagError: naming every topic that is missing or of another type, and what the bag holds.
+    """
+    found = {topic.name: topic.type for topic in summary.topics if topic.count}
+    cameras = [profile.cameras.by_name[slot] for slot in profile.cameras.slots]
+    wanted = {camera.topic: (IMAGE_TYPES[camera.transport], camera.required) for camera in cameras}
+    wanted |= {joint.topic: (JOINT_STATE, True) for joint in profile.joints.ordered}
+    problems = [
+        f"{topic} is {found.get(topic, 'missing')}, expected {kind}"
+        for topic, (kind, required) in wanted.items()
+        if found.get(topic, kind if not required else "") != kind
+    ]
+    if problems:
+        held = ", ".join(f"{topic} ({kind})" for topic, kind in found.items())
+        raise BagError(f"{summary.path}: does not fit robot {profile.name}: {'; '.join(problems)}. "
+                       f"The bag holds {held}")

@@ -5,11 +5,9 @@ A simulation that begins again within a bag makes its time run twice; each run i
 
 from __future__ import annotations
 
-import json
 from array import array
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +17,12 @@ from xvla_ros.observation.align import NS, OTHER_CLOCK
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE
 from xvla_ros.observation.joints import joint_topics
 from xvla_ros.observation.measured import MeasuredTopic
-from xvla_ros.recordings.bag_writer import EPISODE_TOPIC, EVENTS
-from xvla_ros.recordings.bags import BagMessage, bag_messages
-from xvla_ros.recordings.cdr import CdrError, peek_stamp, read_joint_state, read_string
+from xvla_ros.recordings.bag_files import BagMessage
+from xvla_ros.recordings.bags import Bag, BagSummary
+from xvla_ros.recordings.cdr import peek_stamp, read_joint_state, read_string
 from xvla_ros.recordings.commands import JointCommand, PoseCommand, read_command
 from xvla_ros.recordings.commands import command_type as type_of_command
+from xvla_ros.recordings.marks import EPISODE_TOPIC, read_mark
 from xvla_ros.recordings.observations import RESTART, Restarts
 from xvla_ros.robots.profile import Profile
 
@@ -161,39 +160,37 @@ class Stretch:
     pictures: dict[str, array[int]] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tracks:
-    """All stretches of a bag, and what could not be read: topic → [messages, the first one's problem]."""
+    """All stretches of a bag, and what the pass that read them found, messages that cannot be used among it."""
 
-    stretches: list[Stretch]
-    broken: dict[str, tuple[int, str]]
+    stretches: tuple[Stretch, ...] = ()
+    summary: BagSummary | None = None
 
 
 Put = Callable[[Stretch, int], None]  # what to do with a message once its ROS time is known
 
 
-def read_tracks(path: Path, profile: Profile, instructions: Collection[str], *, whole: bool | None = None) -> Tracks:
+def read_tracks(bag: Bag, profile: Profile, *, whole: bool | None = None) -> Tracks:
     """Read through a bag once.
 
     Args:
-        path: of the bag.
+        bag: to read.
         profile: the robot.
-        instructions: topics on which its instructions were recorded.
         whole: whether to keep commands after the next one took over; None: where the mark of the episode's start says
             that they are plans.
 
     Raises:
         BagError: it cannot be read.
     """
-    reader = _Reader(profile, instructions, whole)
-    for message in bag_messages(path, reader.topics):
-        reader.take(message)
+    reader = _Reader(profile, whole)
+    summary = bag.survey(reader.take)
     reader.end_stretch()
-    return Tracks(reader.stretches, reader.broken)
+    return Tracks(tuple(reader.stretches), summary)
 
 
 class _Reader:
-    def __init__(self, profile: Profile, instructions: Collection[str], whole: bool | None) -> None:
+    def __init__(self, profile: Profile, whole: bool | None) -> None:
         self._profile = profile
         self._cameras = profile.cameras.by_topic
         self._joints = {topic: MeasuredTopic(layout, profile, KEPT_S)
@@ -201,7 +198,7 @@ class _Reader:
         self._groups: dict[str, list[str]] = {}
         for group in profile.commands.groups:
             self._groups.setdefault(profile.commands.by_name[group].topic, []).append(group)
-        self._instructions = set(instructions)
+        self._instruction = f"/{profile.name}/instruction"
         self._as_marked, self._whole = whole is None, bool(whole)
         self._restarts = Restarts()
         self._same_clock: bool | None = None
@@ -210,23 +207,13 @@ class _Reader:
         self._pending: list[tuple[int, Put]] = []
         self._stretch = Stretch()
         self.stretches: list[Stretch] = []
-        self.broken: dict[str, tuple[int, str]] = {}
-
-    @property
-    def topics(self) -> set[str]:
-        return {*self._cameras, *self._joints, *self._groups, *self._instructions, EPISODE_TOPIC}
 
     def take(self, message: BagMessage) -> None:
-        try:
-            self._take(message)
-        except (CdrError, ValueError) as error:
-            self._count_broken(message.topic, str(error))
+        """Take note of a message.
 
-    def _count_broken(self, topic: str, problem: str) -> None:
-        count, first = self.broken.get(topic, (0, problem))
-        self.broken[topic] = count + 1, first
-
-    def _take(self, message: BagMessage) -> None:
+        Raises:
+            ValueError: it cannot be used.
+        """
         topic, data = message.topic, message.data
         if topic in self._cameras:
             self._stamped(message, stamp := peek_stamp(data))
@@ -239,7 +226,7 @@ class _Reader:
         for group in self._groups.get(topic, []):
             if message.type == type_of_command(self._profile, group):
                 self._command(message, group)
-        if topic in self._instructions:
+        if topic.endswith(self._instruction):
             text = read_string(data).strip()
             self._unstamped(message, lambda stretch, now: stretch.instructions.append((now, text)))
         if topic == EPISODE_TOPIC:
@@ -249,8 +236,8 @@ class _Reader:
         """Keep what was measured, where the node's reader believes it; leaps are told of by its observations."""
         fault = self._joints[topic].fault
         if fault is not None and fault.reason != JOINTS_IMPLAUSIBLE:
-            self._count_broken(topic, f"{fault.reason}: {fault.detail}")
-        elif fault is None and values is not None:
+            raise ValueError(f"{fault.reason}: {fault.detail}")
+        if fault is None and values is not None:
             self._stretch.joints.setdefault(topic, Readings()).add(stamp, values)
 
     def _command(self, message: BagMessage, group: str) -> None:
@@ -259,9 +246,7 @@ class _Reader:
             now, command, whole=whole))
 
     def _mark(self, message: BagMessage) -> None:
-        mark = json.loads(read_string(message.data))
-        if not isinstance(mark, dict) or mark.get("event") not in EVENTS:
-            raise CdrError(f"a mark {mark!r}; expected an object whose event is one of {', '.join(EVENTS)}")
+        mark = read_mark(read_string(message.data))
         if mark.get("robot", self._profile.name) == self._profile.name:
             if self._as_marked and mark["event"] == "start":
                 self._whole = mark.get("actions") == "planned"

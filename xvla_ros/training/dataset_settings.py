@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from xvla_ros.recordings.lerobot_recording import LeRobotMapping
+
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
 Size = Annotated[tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]], Field(strict=False)]
 Range = Annotated[tuple[float, float], Field(strict=False)]
@@ -29,37 +31,6 @@ class Early(DataSection):
 
     seconds: float = Field(0.0, ge=0.0, description="From the first picture of an episode; 0 prefers none.")
     times: int = Field(3, ge=1, le=100, description="How often such a sample comes where another comes once.")
-
-
-class ChannelSource(DataSection):
-    """Where one channel comes from in a LeRobot data set: value = feature[name] · scale + offset."""
-
-    name: str = Field(min_length=1, description="Name of the channel in the feature's names, or its index as text.")
-    scale: float = Field(1.0, description="Factor to the unit that `units` says.")
-    offset: float = Field(0.0, description="Added after scaling.")
-
-
-class LeRobotMapping(DataSection):
-    """How the features of a LeRobot data set become what a profile expects."""
-
-    cameras: dict[str, str] = Field({}, description="Camera slot of the profile → feature, observation.images.front.")
-    state: str = Field("observation.state", description="Feature with the measured state.")
-    action: str = Field("action", description="Feature with the commanded action.")
-    channels: dict[str, ChannelSource | str] = Field(
-        {},
-        description="Joint (units ros or policy) or channel (units vector) of the profile → name in the feature, or "
-        "{name, scale, offset}; what is not listed is sought by its own name, with or without .pos.",
-    )
-    units: Literal["policy", "ros", "vector"] = Field(
-        "policy",
-        description="Of the features after channels' scales: policy (joints as the profile's scale makes them), ros "
-        "(joints in rad or m) or vector (the policy's own vector, as tool poses written by another program).",
-    )
-    pictures: Literal["", "as_sent", "as_seen"] = Field(
-        "",
-        description="as_sent (by the camera: the profile's rotate and crop are applied) or as_seen (they were applied "
-        "before the data set was written). To be said where the profile turns or crops a camera.",
-    )
 
 
 class DatasetSettings(DataSection):

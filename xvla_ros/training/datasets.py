@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem, ProfileError
+from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.recording import NothingLeftError, Recording, SamplesError
 from xvla_ros.robots.profile import load_robot
 from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
@@ -74,7 +75,8 @@ def survey(settings: Sequence[DatasetSettings]) -> list[Problem]:
         rates, left_out = {}, []
         for recording in recordings:
             try:
-                found = recording.survey()
+                with recording.opened():
+                    found = recording.survey()
             except NothingLeftError as error:
                 left_out += error.problems
                 continue
@@ -95,15 +97,21 @@ def recordings_of(entry: DatasetSettings) -> Iterator[Recording]:
     """
     for path in _paths(entry):
         if entry.kind == "lerobot":
-            from xvla_ros.recordings.lerobot_recording import LeRobotRecording
+            from xvla_ros.recordings.lerobot_recording import LeRobotOptions, LeRobotRecording
 
-            yield LeRobotRecording(path, load_robot(entry.robot), entry)
+            told = LeRobotOptions(entry.mapping, entry.actions, entry.rate, entry.instruction)
+            yield LeRobotRecording(path, load_robot(entry.robot), told)
         else:
             from xvla_ros.recordings.bag_recording import BagOptions, BagRecording, profile_of_bag
 
-            profile = load_robot(entry.robot) if entry.robot else profile_of_bag(path)
             options = BagOptions(entry.actions, entry.rate, entry.instruction, entry.only_successes)
-            yield BagRecording(path, profile, options)
+            if entry.robot:
+                yield BagRecording(path, load_robot(entry.robot), options)
+                continue
+            with Bag(path) as bag:
+                recording = BagRecording(bag, profile_of_bag(bag), options)
+                recording.fingerprint()  # while it is open
+            yield recording
 
 
 def _open(

@@ -124,14 +124,15 @@ def open_store(recording: Recording, cache: Path, size: Size | None, pipeline: s
 
 def make_store(recording: Recording, cache: Path, size: Size | None, pipeline: str) -> Path:
     """Make the store of a recording where there is none, and return its folder; arguments and errors as above."""
-    folder = cache / store_name(recording, size, pipeline)
-    if not (folder / META).is_file():
-        try:
-            with _locked(cache, folder.name):
-                if not (folder / META).is_file():
-                    _make(recording, folder, Resizer(size, pipeline))
-        except OSError as error:
-            raise _full(folder, error) from error
+    with recording.opened():
+        folder = cache / store_name(recording, size, pipeline)
+        if not (folder / META).is_file():
+            try:
+                with _locked(cache, folder.name):
+                    if not (folder / META).is_file():
+                        _make(recording, folder, Resizer(size, pipeline))
+            except OSError as error:
+                raise _full(folder, error) from error
     return folder
 
 

@@ -17,6 +17,7 @@ from xvla_ros.evaluation.replay.metrics import Part
 from xvla_ros.evaluation.replay_bag import BagRecord, ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay_sources import HoldStill, PolicySource, Source
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
+from xvla_ros.recordings.bags import Bag
 from xvla_ros.robots.profile import Profile
 
 PARTS = "parts"
@@ -73,7 +74,7 @@ class Policies:
 class Job:
     """One bag to replay."""
 
-    path: Path
+    bag: Bag
     folder: Path
     key: str
     profile: Profile
@@ -82,19 +83,19 @@ class Job:
 
 
 def make_jobs(
-    bags: Sequence[Path], profile: Profile, policies: Policies, settings: ReplaySettings, output: Path
+    bags: Sequence[Bag], profile: Profile, policies: Policies, settings: ReplaySettings, output: Path
 ) -> list[Job]:
     """Return a job for each bag, its folder named by what its rows depend on."""
     identities = [_identity(name or profile.policy.checkpoint) for name in policies.checkpoints]
     computed = [policies.steps, policies.dtype, asdict(settings)]
     told = [identities, *computed, profile.policy.model_dump(mode="json"), profile.instruction]
     jobs = []
-    for path in bags:
+    for bag in bags:
         digest = hashlib.blake2b(digest_size=12)
-        digest.update(json.dumps([*told, str(path.resolve())], sort_keys=True).encode())
-        digest.update(BagRecording(path, profile, BagOptions()).fingerprint().encode())
+        digest.update(json.dumps([*told, str(bag.path.resolve())], sort_keys=True).encode())
+        digest.update(BagRecording(bag, profile, BagOptions()).fingerprint().encode())
         key = digest.hexdigest()
-        jobs.append(Job(path, output / PARTS / key, key, profile, policies, settings))
+        jobs.append(Job(bag, output / PARTS / key, key, profile, policies, settings))
     return jobs
 
 
@@ -154,7 +155,7 @@ def _replayed(
 ) -> Iterator[BagRecord]:
     if workers <= 1 or len(jobs) <= 1:
         for job in jobs:
-            yield replay_bag(job.path, job.profile, sources, job.settings, job.folder, key=job.key, progress=progress)
+            yield replay_bag(job.bag, job.profile, sources, job.settings, job.folder, key=job.key, progress=progress)
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -175,14 +176,14 @@ def _work(job: Job) -> BagRecord:
     """In a process of the pool: replay one bag with policies that are loaded once."""
     if job.policies not in _loaded:
         _loaded[job.policies] = job.policies.load(job.profile, job.settings.seed)
-    return replay_bag(job.path, job.profile, _loaded[job.policies], job.settings, job.folder, key=job.key)
+    return replay_bag(job.bag, job.profile, _loaded[job.policies], job.settings, job.folder, key=job.key)
 
 
 def _awaited(job: Job) -> BagRecord:
     begun, said = time.monotonic(), False
     while (record := BagRecord.read(job.folder, job.key)) is None:
         if not said and time.monotonic() - begun > SAY_AFTER:
-            print(f"waiting for the process that replays {job.path}", file=sys.stderr)
+            print(f"waiting for the process that replays {job.bag.path}", file=sys.stderr)
             said = True
         time.sleep(POLL)
     return record
