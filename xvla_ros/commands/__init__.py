@@ -29,7 +29,7 @@ COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --he
         "train a vision tower on what a simulator knows of its own pictures, before any demonstration",
     ),
     "replay": ("replay", "Replay", "hold a policy's answers against recordings, before it moves an arm"),
-    "bag": ("replay", "Bag", "say what a recording holds, and what a robot would miss in it"),
+    "bag": ("replay", "BagInfo", "say what a recording holds, and what a robot would miss in it"),
     "train": ("training", "Train", "train a policy from recordings, or adapt a checkpoint to a robot"),
 }  # fmt: skip
 FAILED, STOPPED = 1, 130  # exit codes; 2, wrong usage, is argparse's

@@ -74,7 +74,7 @@ class Replay(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bag(Command):
+class BagInfo(Command):
     """Say what a recording holds, and what a robot would miss in it.
 
     examples:

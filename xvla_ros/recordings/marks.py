@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from xvla_ros.errors import XvlaError
+
 EPISODE_TOPIC = "/xvla/episode"
 EVENTS = ("start", "end", "discard")
 NEVER_ENDED = 1 << 62  # ns; what is measured ends before
