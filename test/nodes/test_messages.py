@@ -16,7 +16,7 @@ from xvla_ros.observation import images
 from xvla_ros.observation.images import ENCODINGS, ImageError
 from xvla_ros.recordings import observations as bags
 from xvla_ros.recordings.cdr import peek_stamp, read_joint_state
-from xvla_ros.robots.schema import Camera
+from xvla_ros.robots.profile.schema import Camera
 
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 

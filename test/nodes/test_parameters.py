@@ -11,8 +11,8 @@ from rclpy.parameter import Parameter  # noqa: E402
 
 from xvla_ros.errors import ProfileError  # noqa: E402
 from xvla_ros.nodes.parameters import read_profile  # noqa: E402
-from xvla_ros.robots.parameters import parameters  # noqa: E402
 from xvla_ros.robots.profile import Profile, load_profile  # noqa: E402
+from xvla_ros.robots.profile.parameters import parameters  # noqa: E402
 
 ROBOTS = ("so101_bimanual", "so101_bimanual_split", "widowx", "agibot")
 PAIR = "so101_bimanual"

@@ -22,7 +22,7 @@ from xvla_ros.recordings.cdr import read_joint_state
 from xvla_ros.recordings.observations import decode_image
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.profile import Profile, profile_document
-from xvla_ros.robots.schema import Camera
+from xvla_ros.robots.profile.schema import Camera
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 NS = 1_000_000_000

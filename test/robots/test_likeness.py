@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from xvla_ros.robots import Profile, ProfileError, load_profile
-from xvla_ros.robots.parameters import parameters
+from xvla_ros.robots.profile.parameters import parameters
 
 SO101 = load_profile("so101")["so101"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from xvla_ros.robots import Profile, ProfileError, load_profile
-from xvla_ros.robots.parameters import parameters
 from xvla_ros.robots.profile import profile_document, profiles_of_document
-from xvla_ros.robots.reference import render
+from xvla_ros.robots.profile.parameters import parameters
+from xvla_ros.robots.profile.reference import render
 from xvla_ros.ros_env import child_environment
 
 TYPES = {"bool": bool, "integer": int, "double": float, "string": str, "string_array": list, "integer_array": list,
@@ -81,7 +81,7 @@ def test_a_parameter_that_is_a_section_elsewhere_is_refused_by_name():
 
 def test_the_page_of_settings_is_up_to_date():
     page = Path(__file__).parents[2] / "docs" / "reference" / "profile.md"
-    assert page.read_text(encoding="utf-8") == render(), "run: python -m xvla_ros.robots.reference " + str(page)
+    assert page.read_text(encoding="utf-8") == render(), "run: python -m xvla_ros.robots.profile.reference " + str(page)
 
 
 def test_ros_reads_the_shipped_files_as_we_do():

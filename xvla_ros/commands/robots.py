@@ -133,7 +133,7 @@ class NewRobot(Command):
 
     def run(self) -> int:
         """Write the profile, and say what is left to do."""
-        from xvla_ros.robots.new_profile import new_profile, summary, write_profile
+        from xvla_ros.robots.new_robot import new_profile, summary, write_profile
 
         output = self.output or f"{self.name}.yaml"
         new = new_profile(

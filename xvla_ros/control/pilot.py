@@ -24,7 +24,7 @@ from xvla_ros.robots.decode import Decoder
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.schema import Camera
+from xvla_ros.robots.profile.schema import Camera
 from xvla_ros.robots.tool_arm import ToolArm, tool_arms
 from xvla_ros.robots.workspace import Workspace
 

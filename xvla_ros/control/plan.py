@@ -13,8 +13,8 @@ from xvla_ros.control.limiter import Limiter, brake_window, command_window
 from xvla_ros.control.motion import CommandWindow, Floats, MotionState, window_times
 from xvla_ros.control.timeline import Timeline, slowing
 from xvla_ros.robots.limits import JointLimits
-from xvla_ros.robots.motion_schema import Timing
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.profile.motion import Timing
 from xvla_ros.robots.workspace import Workspace
 
 Stamps = NDArray[np.int64]

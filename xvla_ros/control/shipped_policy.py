@@ -10,7 +10,7 @@ from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec
 from xvla_ros.model.record import RECORD_FILE, RobotRecord, read_record
 from xvla_ros.resources import policy_dir
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.schema import Joint
+from xvla_ros.robots.profile.schema import Joint
 
 WHICH = "the policy that comes with xvla_ros"
 ANOTHER = "or another policy, named by --checkpoint or policy.checkpoint"

@@ -16,7 +16,7 @@ from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY, POSE
 from xvla_ros.robots.kinematics import Poses
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.schema import Tool
+from xvla_ros.robots.profile.schema import Tool
 
 Points = tuple[list[str], list[tuple[float, list[float]]]]
 

@@ -17,7 +17,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.observation.images import COMPRESSED, RAW, ImageError, rgb_of_message
 from xvla_ros.recordings.cdr import peek_stamp
-from xvla_ros.robots.schema import Camera
+from xvla_ros.robots.profile.schema import Camera
 
 if TYPE_CHECKING:
     from xvla_ros.msg import ActionChunk as ActionChunkMsg

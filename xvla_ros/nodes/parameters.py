@@ -14,8 +14,8 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from xvla_ros.errors import ProfileError
-from xvla_ros.robots.parameters import ParameterSpec, parameters
 from xvla_ros.robots.profile import Profile, load_profile
+from xvla_ros.robots.profile.parameters import ParameterSpec, parameters
 
 _TYPES = {
     "bool": Parameter.Type.BOOL,

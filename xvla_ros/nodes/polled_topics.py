@@ -16,7 +16,7 @@ from xvla_ros.observation.images import COMPRESSED, ImageError, view_of
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
-    from xvla_ros.robots.schema import Camera
+    from xvla_ros.robots.profile.schema import Camera
 
 JPEG_QUALITY = 92
 LATEST = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)

@@ -19,7 +19,7 @@ from xvla_ros.observation.joints import joint_topics, shown
 from xvla_ros.observation.measured import MeasuredJoints, MeasuredTopic, together
 from xvla_ros.robots.encode import StateEncoder
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.schema import Camera
+from xvla_ros.robots.profile.schema import Camera
 
 Raw = TypeVar("Raw")
 Picture = NDArray[np.uint8]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import XvlaError
-from xvla_ros.robots.schema import Camera
+from xvla_ros.robots.profile.schema import Camera
 
 Bytes = NDArray[np.uint8]
 Data: TypeAlias = "bytes | bytearray | memoryview | array[int] | Bytes"

@@ -30,7 +30,7 @@ from xvla_ros.recordings.bags import Bag, BagError
 from xvla_ros.recordings.cdr import CdrError, peek_stamp, read_joint_state, typestore
 from xvla_ros.recordings.topics import check_topics
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.schema import Camera
+from xvla_ros.robots.profile.schema import Camera
 
 DECODE_PERIOD, MOST_DECODED, MOST_ASKED = 0.5, 600, 20_000  # s, instants and instants: what a verdict looks at
 LOOKED_AT = 64  # messages at most, to learn whether the log has the clock of the stamps

@@ -12,8 +12,8 @@ from xvla_ros.robots import tool_pose
 from xvla_ros.robots.gripper_play import GripperPlay
 from xvla_ros.robots.kinematics import FollowedPath, Poses
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.profile.schema import Gripper
 from xvla_ros.robots.resample import last_before
-from xvla_ros.robots.schema import Gripper
 from xvla_ros.robots.tool_arm import ToolArm, tool_arms
 from xvla_ros.robots.trajectory import Trajectory
 from xvla_ros.robots.units import from_policy

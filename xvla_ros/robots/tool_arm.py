@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from xvla_ros.errors import did_you_mean
 from xvla_ros.robots.kinematics import Chain, InverseKinematics, KinematicsError, PathFollower, RobotDescription
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.schema import Tool
+from xvla_ros.robots.profile.schema import Tool
 
 Floats = NDArray[np.float64]
 

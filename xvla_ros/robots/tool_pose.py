@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.robots.kinematics.poses import Poses
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.profile.schema import Gripper, Tool
 from xvla_ros.robots.rotations import (
     ROT6D_LAYOUTS,
     matrix_to_rot6d,
@@ -22,7 +23,6 @@ from xvla_ros.robots.rotations import (
     rot6d_to_matrix,
     rpy_to_matrix,
 )
-from xvla_ros.robots.schema import Gripper, Tool
 
 Floats = NDArray[np.float64]
 

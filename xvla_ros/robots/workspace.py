@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.robots.schema import Tool
+from xvla_ros.robots.profile.schema import Tool
 from xvla_ros.robots.tool_arm import ToolArm
 
 Floats = NDArray[np.float64]

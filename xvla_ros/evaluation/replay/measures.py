@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.robots import tool_pose
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.profile.schema import Joint
 from xvla_ros.robots.rotations import rot6d_to_matrix
-from xvla_ros.robots.schema import Joint
 
 Floats = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xvla_ros.errors import Problem, ProfileError
-from xvla_ros.robots.branches import BODIES, FINGERS, HEAD, HEADS, LEG, Branch, Chain, branches_from, words_of
+from xvla_ros.robots.new_robot.branches import BODIES, FINGERS, HEAD, HEADS, LEG, Branch, Chain, branches_from, words_of
 from xvla_ros.robots.urdf import Urdf, UrdfJoint
 
 GRIPPER_NAME = re.compile(r"grip|finger|jaw|claw|knuckle|thumb|pinky", re.IGNORECASE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from xvla_ros.robots.schema import Section, setting
+from xvla_ros.robots.profile.schema import Section, setting
 
 
 class Timing(Section):

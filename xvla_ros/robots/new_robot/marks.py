@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from xvla_ros.errors import Problem
-from xvla_ros.robots.parameter_file import WILDCARD
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.profile.files import WILDCARD
 
 MARK = "# CHECK:"
 _MARK = re.compile(rf"(?:^|\s){MARK}\s*(?P<text>.*)$")

@@ -18,10 +18,10 @@ from xvla_ros.errors import Problem, ProfileError, did_you_mean
 from xvla_ros.model.action_specs import ActionSpec, action_spec
 from xvla_ros.model.data import Embodiment
 from xvla_ros.resources import config_dir
-from xvla_ros.robots.likeness import with_likeness
-from xvla_ros.robots.motion_schema import Safety, Smoothing, Timing
-from xvla_ros.robots.parameter_file import WILDCARD, read_parameter_file, read_parameters
-from xvla_ros.robots.schema import (
+from xvla_ros.robots.profile.files import WILDCARD, read_parameter_file, read_parameters
+from xvla_ros.robots.profile.likeness import with_likeness
+from xvla_ros.robots.profile.motion import Safety, Smoothing, Timing
+from xvla_ros.robots.profile.schema import (
     NAME_PATTERN,
     NAMESPACE_PATTERN,
     Cameras,
@@ -34,7 +34,7 @@ from xvla_ros.robots.schema import (
     View,
     setting,
 )
-from xvla_ros.robots.validation import find_problems
+from xvla_ros.robots.profile.validation import find_problems
 
 SCHEMA_VERSION = 1
 WITH_TOPICS = ("cameras", "joints", "commands")

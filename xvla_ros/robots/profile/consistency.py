@@ -9,7 +9,7 @@ from typing import Any
 from xvla_ros.errors import did_you_mean
 from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec
 from xvla_ros.robots.interfaces import INTERFACES
-from xvla_ros.robots.schema import MAX_WAYPOINTS
+from xvla_ros.robots.profile.schema import MAX_WAYPOINTS
 
 Finding = tuple[str, Any, str, str]  # key, value, expected, message
 ENTRY_POINT_GROUP = "xvla_ros.action_modes"

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from xvla_ros.robots.parameters import parameter_type
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.validation import allowed_text, choices, is_changeable, settings, type_text
+from xvla_ros.robots.profile.parameters import parameter_type
+from xvla_ros.robots.profile.validation import allowed_text, choices, is_changeable, settings, type_text
 
 _HEAD = """# Settings of a robot's profile
 
-Written from the schema by `python -m xvla_ros.robots.reference docs/reference/profile.md`; change
-`xvla_ros/robots/schema.py`, not this page.
+Written from the schema by `python -m xvla_ros.robots.profile.reference docs/reference/profile.md`; change
+`xvla_ros/robots/profile/schema.py`, not this page.
 
 A profile is a ROS 2 parameters file. Settings stand under the robot's name, and every one is a parameter of the node
 `/xvla`: `waypoint_dt` of the robot `so101_bimanual` is `so101_bimanual.policy.waypoint_dt`. `<camera>`, `<joint>`,

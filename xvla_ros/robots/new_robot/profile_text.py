@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from xvla_ros.model.action_specs import ActionSpec
-from xvla_ros.robots.arms import Arm, Arms
-from xvla_ros.robots.commented_yaml import Page, Row
-from xvla_ros.robots.marks import MARK
-from xvla_ros.robots.parameter_file import WILDCARD
+from xvla_ros.robots.new_robot.arms import Arm, Arms
+from xvla_ros.robots.new_robot.commented_yaml import Page, Row
+from xvla_ros.robots.new_robot.marks import MARK
+from xvla_ros.robots.profile.files import WILDCARD
 from xvla_ros.robots.urdf import UrdfJoint
 
 JOINT_STATES = "/joint_states"

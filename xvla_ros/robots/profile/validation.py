@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from xvla_ros.errors import Problem, did_you_mean
-from xvla_ros.robots.consistency import Draft, contradictions
-from xvla_ros.robots.schema import NAME_PATTERN, NAMESPACE_PATTERN, TOPIC_PATTERN, NamedSection
+from xvla_ros.robots.profile.consistency import Draft, contradictions
+from xvla_ros.robots.profile.schema import NAME_PATTERN, NAMESPACE_PATTERN, TOPIC_PATTERN, NamedSection
 
 _TYPE_NAMES: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 _ENTRIES = "by_name"
