@@ -18,7 +18,7 @@ import results
 
 from xvla_ros.control.limiter import Limiter
 from xvla_ros.control.motion import MotionState, window_times
-from xvla_ros.robots.limits import JointLimits
+from xvla_ros.robots.joints import JointLimits
 
 JOINTS = 12
 LEAD_S, LOOKAHEAD_S, RATE_HZ = 0.05, 0.5, 30.0

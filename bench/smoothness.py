@@ -43,7 +43,7 @@ from two_paths import Task, TwoPathPolicy, pair_task
 from xvla_ros.control.motion import on_lines
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import Profile, load_profile
-from xvla_ros.robots.units import from_policy
+from xvla_ros.robots.joints import from_policy
 from xvla_ros.simulation.controllers import ControllerOptions
 
 Floats = NDArray[np.float64]

@@ -28,7 +28,7 @@ from xvla_ros.model.action_modes import action_mode
 from xvla_ros.model.data import ActionChunk, Embodiment, Observation, Prefix
 from xvla_ros.model.flow import postprocess, sample
 from xvla_ros.robots import Profile
-from xvla_ros.robots.units import from_policy, to_policy
+from xvla_ros.robots.joints import from_policy, to_policy
 
 Floats = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from xvla_ros.control.state import CONTROLLER_LOST
 from xvla_ros.observation.faults import CAMERA_STALE, Fault
 from xvla_ros.observation.joints import JointTopic
 from xvla_ros.observation.measured import MeasuredTopic
-from xvla_ros.robots.trajectory import Trajectory
+from xvla_ros.robots.actions import Trajectory
 
 from .conftest import JOINTS, HandClock, profile_of
 

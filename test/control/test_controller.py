@@ -9,7 +9,7 @@ from xvla_ros.control.controller import RobotController
 from xvla_ros.control.engine import ERROR_PAUSE_S
 from xvla_ros.control.state import CONTROLLER_LOST, HOLDING, INACTIVE, RUNNING, STOPPED
 from xvla_ros.observation.faults import CAMERA_STALE, JOINTS_INVALID, Fault
-from xvla_ros.robots.trajectory import Trajectory
+from xvla_ros.robots.actions import Trajectory
 
 from .conftest import standing
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from xvla_ros.control.brakes import Brakes
 from xvla_ros.control.limiter import Limiter, command_window
 from xvla_ros.control.motion import MotionState, window_times
-from xvla_ros.robots.limits import JointLimits
+from xvla_ros.robots.joints import JointLimits
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 

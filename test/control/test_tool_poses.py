@@ -12,8 +12,7 @@ from xvla_ros.control.policy_source import PolicySourceError, load_policy
 from xvla_ros.control.state import HOLDING, LIMIT, RUNNING
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.robots import Profile, load_profile
-from xvla_ros.robots.decode import Decoder
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import Decoder, StateEncoder
 
 from .conftest import standing
 

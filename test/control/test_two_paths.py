@@ -13,8 +13,7 @@ import two_paths
 
 from xvla_ros.model.data import Observation, Prefix
 from xvla_ros.robots import load_profile
-from xvla_ros.robots.limits import JointLimits
-from xvla_ros.robots.units import from_policy, to_policy
+from xvla_ros.robots.joints import JointLimits, from_policy, to_policy
 
 HALFWAY_S = 0.9  # along the first leg, where the ways are furthest apart
 

@@ -10,8 +10,8 @@ import numpy as np
 from xvla_ros.model.checkpoint import save
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.random_policy import random_policy
+from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.units import to_policy
 from xvla_ros.simulation.tasks import load_task
 from xvla_ros.simulation.tasks.task import Cell
 from xvla_ros.simulation.world import World

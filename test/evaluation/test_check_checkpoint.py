@@ -13,8 +13,7 @@ import pytest
 
 from xvla_ros.commands.check import CheckReport, check, text_of
 from xvla_ros.robots import load_profile
-from xvla_ros.robots.limits import JointLimits
-from xvla_ros.robots.units import to_policy
+from xvla_ros.robots.joints import JointLimits, to_policy
 
 PAIR = load_profile("so101_bimanual")["so101_bimanual"]
 

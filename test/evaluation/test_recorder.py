@@ -30,7 +30,7 @@ from xvla_ros.evaluation.report.recording import (
     travel,
 )
 from xvla_ros.nodes.recording import RecordingReader, RecordingWriter
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.ros_env import child_environment
 

@@ -12,8 +12,8 @@ from xvla_ros.evaluation.replay.metrics import Figures, Part, metrics
 from xvla_ros.evaluation.replay_bag import ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay_sources import Answer
 from xvla_ros.robots import load_profile
-from xvla_ros.robots.encode import StateEncoder
-from xvla_ros.robots.kinematics.poses import Poses
+from xvla_ros.robots.actions import StateEncoder
+from xvla_ros.robots.kinematics.chain import Poses
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from recorded import AHEAD, START, Session, changed, curve, recorded_plans

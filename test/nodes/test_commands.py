@@ -5,7 +5,7 @@ import pytest
 
 from xvla_ros.control.motion import CommandWindow, MotionState
 from xvla_ros.robots import Profile, ProfileError, load_profile
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.rotations import rpy_to_matrix
 
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")

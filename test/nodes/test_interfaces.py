@@ -36,7 +36,7 @@ from xvla_ros.recordings.cdr import CdrError
 from xvla_ros.recordings.commands import JointCommand, read_command
 from xvla_ros.recordings.commands import command_type as recorded_type
 from xvla_ros.recordings.topics import recorded_topics
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.interfaces import ACTION_STATUS, INTERFACES, GroupInterface, RobotInterface
 from xvla_ros.simulation.demonstrations import WRITERS
 from xvla_ros.simulation.world import SceneMismatchError, World

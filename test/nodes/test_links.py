@@ -109,7 +109,7 @@ def slow_pair(ros_domain):
 
     from xvla_ros.nodes.robot_link import RobotLink
     from xvla_ros.robots import load_profile
-    from xvla_ros.robots.trajectory import Trajectory
+    from xvla_ros.robots.actions import Trajectory
 
     rclpy.init(domain_id=ros_domain)
     node, clock, profile = rclpy.create_node("xvla"), HandClock(), load_profile("so101_bimanual")["so101_bimanual"]

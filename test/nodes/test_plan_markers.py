@@ -28,12 +28,11 @@ from xvla_ros.nodes.plan_markers import COLOURS, POINTS, PlanMarkers
 from xvla_ros.nodes.robot_link import RobotLink
 from xvla_ros.observation.measured import MeasuredJoints
 from xvla_ros.robots import Profile, load_profile
+from xvla_ros.robots.actions import Trajectory
+from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import load_profiles, shipped_files
-from xvla_ros.robots.shown_arms import shown_arms
-from xvla_ros.robots.tool_arm import tool_arms
-from xvla_ros.robots.trajectory import Trajectory
-from xvla_ros.robots.units import to_policy
+from xvla_ros.robots.tools import shown_arms, tool_arms
 
 DEADLINE = 240.0  # ends what hangs
 

@@ -25,10 +25,9 @@ from xvla_ros.nodes import messages, qos, rerun_stream
 from xvla_ros.nodes.polled_topics import PolledTopics
 from xvla_ros.nodes.rerun_stream import TURNS, RerunStream, ViewError
 from xvla_ros.robots import load_profile
-from xvla_ros.robots.decode import Decoder
+from xvla_ros.robots.actions import Decoder, Trajectory
+from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.trajectory import Trajectory
-from xvla_ros.robots.units import to_policy
 
 ROBOT = "so101_bimanual"
 PROFILE = load_profile(ROBOT)[ROBOT]
@@ -214,7 +213,7 @@ def test_chunks_take_turns_and_none_is_joined_to_the_next_but_one(tmp_path):
 
 def test_chunks_of_tool_poses_are_shown_as_joints(tmp_path):
     pytest.importorskip("pinocchio", reason="needs the kinematics extra")
-    from xvla_ros.robots.encode import StateEncoder
+    from xvla_ros.robots.actions import StateEncoder
 
     profile = load_profile("widowx")["widowx"]
     home = np.array([-0.13, -0.76, 0.44, -0.02, 1.76, -0.16, 0.037])

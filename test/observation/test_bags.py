@@ -20,8 +20,8 @@ from xvla_ros.recordings.cdr import peek_stamp, read_joint_state
 from xvla_ros.recordings.observations import BagClock, _Frames, decode_image, observations
 from xvla_ros.recordings.tracks import read_tracks
 from xvla_ros.robots import load_profile
+from xvla_ros.robots.joints import from_policy
 from xvla_ros.robots.kinematics import KinematicsError
-from xvla_ros.robots.units import from_policy
 
 MS = 1_000_000
 START = 1_700_000_000_000 * MS

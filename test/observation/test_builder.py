@@ -18,8 +18,8 @@ from xvla_ros.observation.faults import (
     Fault,
 )
 from xvla_ros.robots import Profile, load_profile
+from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.kinematics import KinematicsError
-from xvla_ros.robots.units import to_policy
 
 MS = 1_000_000
 START = 1_000_000 * MS

@@ -16,8 +16,8 @@ from xvla_ros.observation.faults import OBSERVATION_REASONS, Fault
 from xvla_ros.observation.images import ImageError, points_in_view, view_of
 from xvla_ros.observation.joints import interpolate
 from xvla_ros.recordings.cdr import CdrError, peek_stamp, read_joint_state
+from xvla_ros.robots.joints import from_policy
 from xvla_ros.robots.profile.schema import Camera
-from xvla_ros.robots.units import from_policy
 
 MS = 1_000_000
 START = 1_000_000 * MS

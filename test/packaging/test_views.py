@@ -18,7 +18,7 @@ from xvla_ros.nodes.policy_lifecycle import PolicyNode
 from xvla_ros.nodes.robot_link import RobotLink
 from xvla_ros.resources import config_dir
 from xvla_ros.robots import load_profile
-from xvla_ros.robots.shown_arms import shown_arms
+from xvla_ros.robots.tools import shown_arms
 
 PROFILE = load_profile("so101_bimanual")["so101_bimanual"]
 TYPES = {"Image": "sensor_msgs/msg/Image", "3D": "visualization_msgs/msg/MarkerArray",

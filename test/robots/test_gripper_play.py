@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from xvla_ros.robots import load_profile
-from xvla_ros.robots.gripper_play import GripperPlay, with_play
+from xvla_ros.robots.actions import GripperPlay, with_play
 
 Floats = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from xvla_ros.robots import Profile, ProfileError, load_profile
-from xvla_ros.robots.profile.parameters import parameters
+from xvla_ros.robots.profile.parameters import parameters, profile_of_parameters
 
 SO101 = load_profile("so101")["so101"]
 
@@ -84,7 +84,7 @@ def test_parameters_lead_back_to_the_same_profile(tmp_path: Path):
     arm = read(tmp_path, arm_a={"like": "so101", "namespace": "/a"})["arm_a"]
     values = {spec.name: spec.value for spec in parameters(arm)}
     assert values["arm_a.like"] == "so101" and values["arm_a.commands.arm.topic"] == SO101.commands.by_name["arm"].topic
-    back = Profile.from_parameters("arm_a", values)
+    back = profile_of_parameters("arm_a", values)
     assert back.model_copy(update={"source": arm.source}) == arm
 
 

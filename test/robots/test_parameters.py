@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from xvla_ros.robots import Profile, ProfileError, load_profile
+from xvla_ros.robots import ProfileError, load_profile
 from xvla_ros.robots.profile import profile_document, profiles_of_document
-from xvla_ros.robots.profile.parameters import parameters
+from xvla_ros.robots.profile.parameters import parameters, profile_of_parameters
 from xvla_ros.robots.profile.reference import render
 from xvla_ros.ros_env import child_environment
 
@@ -27,7 +27,7 @@ def test_parameters_lead_back_to_the_same_profile(robot: str):
     assert all(type(spec.value) is TYPES[spec.type] for spec in specs)
     assert all(spec.name.startswith(f"{robot}.") and spec.description for spec in specs)
     assert len({spec.name for spec in specs}) == len(specs)
-    back = Profile.from_parameters(robot, {spec.name: spec.value for spec in specs})
+    back = profile_of_parameters(robot, {spec.name: spec.value for spec in specs})
     assert back.to_mapping() == profile.to_mapping()
 
 
@@ -43,7 +43,7 @@ def test_arrays_of_ros_and_names_without_the_robot_are_understood():
     profile = load_profile("widowx")["widowx"]
     values = {spec.name.removeprefix("widowx."): spec.value for spec in parameters(profile)}
     values["tools.arm.workspace_min"] = array.array("d", [0.1, -0.15, -0.1])
-    assert Profile.from_parameters("widowx", values).to_mapping() == profile.to_mapping()
+    assert profile_of_parameters("widowx", values).to_mapping() == profile.to_mapping()
 
 
 def test_what_is_said_of_a_camera_survives_parameters_and_documents():
@@ -55,7 +55,7 @@ def test_what_is_said_of_a_camera_survives_parameters_and_documents():
         "widowx.cameras.front.crop": array.array("q", [8, 0, 320, 240]), "widowx.cameras.front.rotate": 270,
         "widowx.cameras.front.encoding": "bgr8",
     }
-    changed = Profile.from_parameters("widowx", values)
+    changed = profile_of_parameters("widowx", values)
     again = profiles_of_document(profile_document([changed]), "bag")["widowx"]
     for one in (changed, again):
         camera = one.cameras.by_name["front"]
@@ -69,14 +69,14 @@ def test_bad_parameters_are_refused_by_name():
     values["widowx.policy.domain_id"] = -1
     values["widowx.timing.lead"] = 2.0
     with pytest.raises(ProfileError) as caught:
-        Profile.from_parameters("widowx", values)
+        profile_of_parameters("widowx", values)
     assert [problem.key for problem in caught.value.problems] == ["widowx.policy.domain_id", "widowx.timing.lead"]
 
 
 def test_a_parameter_that_is_a_section_elsewhere_is_refused_by_name():
     values = {spec.name: spec.value for spec in parameters(load_profile("widowx")["widowx"])}
     with pytest.raises(ProfileError, match=r"widowx\.policy: 'x-vla' is not a mapping"):
-        Profile.from_parameters("widowx", {"widowx.policy": "x-vla"} | values)
+        profile_of_parameters("widowx", {"widowx.policy": "x-vla"} | values)
 
 
 def test_the_page_of_settings_is_up_to_date():
@@ -102,4 +102,4 @@ def test_ros_reads_the_shipped_files_as_we_do():
             command, env=child_environment(), capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stderr
-        assert Profile.from_parameters(robot, json.loads(done.stdout)).to_mapping() == profile.to_mapping()
+        assert profile_of_parameters(robot, json.loads(done.stdout)).to_mapping() == profile.to_mapping()

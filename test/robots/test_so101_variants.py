@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xvla_ros.robots import Profile, load_profile
+from xvla_ros.robots.joints import from_policy, to_policy
 from xvla_ros.robots.profile import shipped_files
-from xvla_ros.robots.units import from_policy, to_policy
 
 PAIR = "so101_bimanual"
 VARIANTS = tuple(path.stem for path in shipped_files() if path.stem.startswith(f"{PAIR}_"))

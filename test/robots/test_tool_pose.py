@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import Profile, load_profile
-from xvla_ros.robots.decode import Decoder
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import Decoder, StateEncoder, Trajectory, resample
 from xvla_ros.robots.kinematics import KinematicsError, RobotDescription, shipped_description
 from xvla_ros.robots.kinematics.path import HELD, REACHED
-from xvla_ros.robots.resample import resample
 from xvla_ros.robots.rotations import (
     COLUMNS,
     INTERLEAVED,
@@ -30,7 +28,6 @@ from xvla_ros.robots.rotations import (
     rot6d_to_matrix,
     rpy_to_matrix,
 )
-from xvla_ros.robots.tool_arm import ToolArm, tool_arms
 from xvla_ros.robots.tool_pose import (
     gripper_action,
     gripper_positions,
@@ -40,7 +37,7 @@ from xvla_ros.robots.tool_pose import (
     policy_turn,
     split,
 )
-from xvla_ros.robots.trajectory import Trajectory
+from xvla_ros.robots.tools import ToolArm, tool_arms
 
 Floats = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvla_ros.robots import ProfileError, xacro_file, xml_text
+from xvla_ros.robots import ProfileError, urdf_file
 from xvla_ros.robots.kinematics import Chain, KinematicsError, RobotDescription
 from xvla_ros.robots.urdf import parse_urdf, read_urdf
 
@@ -121,7 +121,7 @@ def test_the_tree_is_the_one_that_urdfdom_reads(names: list[str], between: list[
     assert [str(place) for place in ours.jointPlacements] == [str(place) for place in theirs.jointPlacements]
 
 
-@given(st.text(alphabet="<>/'\"=-![]? \nab:&;#x1") | st.binary().map(xml_text.decode))
+@given(st.text(alphabet="<>/'\"=-![]? \nab:&;#x1") | st.binary().map(urdf_file.decode))
 def test_any_text_is_read_or_refused(text: str):
     with pytest.raises(ProfileError):
         parse_urdf(text, "arm.urdf")
@@ -157,7 +157,7 @@ def test_the_command_does_where_the_module_is_missing(tmp_path: Path, monkeypatc
     command.chmod(0o755)
     path = tmp_path / "a.xacro"
     path.write_text(MACRO)
-    monkeypatch.setattr(xacro_file, "find_spec", lambda name: None)
+    monkeypatch.setattr(urdf_file, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(command.parent))
     assert list(read_urdf(path).joints) == ["j1", "j2", "j3"]
     shutil.rmtree(command.parent)

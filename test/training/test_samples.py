@@ -14,10 +14,10 @@ from recorded import AHEAD, MS, START, Session, changed, curve, picture
 
 from xvla_ros.model.images import image_pipeline
 from xvla_ros.recordings.recording import SamplesError
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import StateEncoder
+from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import profile_document
 from xvla_ros.robots.rotations import rot6d_to_matrix
-from xvla_ros.robots.units import to_policy
 from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 from xvla_ros.training.datasets import open_datasets
 

@@ -9,8 +9,8 @@ from test.training.recorded import AHEAD, START, Session, changed, curve, record
 from xvla_ros.recordings.action_path import waypoint_times
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots import load_profile
-from xvla_ros.robots.encode import StateEncoder
-from xvla_ros.robots.units import to_policy
+from xvla_ros.robots.actions import StateEncoder
+from xvla_ros.robots.joints import to_policy
 from xvla_ros.simulation.demonstrations import DemoSettings, record_all
 from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 from xvla_ros.training.datasets import open_datasets

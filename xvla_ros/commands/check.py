@@ -17,9 +17,9 @@ from xvla_ros.control.shipped_policy import shipped_policy
 from xvla_ros.errors import CheckpointError, Problem, ProfileError
 from xvla_ros.nodes.graph import GraphSnapshot, NoGraph, Reading, snapshot
 from xvla_ros.robots.kinematics import KinematicsError
-from xvla_ros.robots.new_robot.marks import open_marks
+from xvla_ros.robots.new_robot.profile_text import open_marks
 from xvla_ros.robots.profile import Profile, load_profile
-from xvla_ros.robots.tool_arm import tool_arms
+from xvla_ros.robots.tools import tool_arms
 
 SCHEMA_VERSION = 1
 PARTS = ("profile", "checkpoint", "graph")

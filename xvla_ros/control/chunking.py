@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from xvla_ros.control.clock import S_TO_NS
 from xvla_ros.control.motion import Floats, on_lines
 from xvla_ros.model.data import ActionChunk, Prefix
+from xvla_ros.robots.actions import Trajectory, resample
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.resample import resample
-from xvla_ros.robots.trajectory import Trajectory
 
 Stamps = NDArray[np.int64]
 

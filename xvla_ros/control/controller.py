@@ -43,10 +43,10 @@ from xvla_ros.control.state import (
 )
 from xvla_ros.observation.faults import Fault
 from xvla_ros.observation.measured import MeasuredJoints
-from xvla_ros.robots.limits import JointLimits
+from xvla_ros.robots.actions import Trajectory
+from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.trajectory import Trajectory
-from xvla_ros.robots.workspace import Workspace
+from xvla_ros.robots.tools import Workspace
 
 Stamps = NDArray[np.int64]
 

@@ -11,7 +11,7 @@ from xvla_ros.control.motion import Floats
 from xvla_ros.control.state import NOT_FOLLOWING
 from xvla_ros.observation.faults import Fault
 from xvla_ros.observation.measured import MeasuredJoints
-from xvla_ros.robots.limits import JointLimits
+from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile.motion import Safety
 
 # s by which an arm in motion may be behind its commands: so far without a hold, and so far that they do not wait for it

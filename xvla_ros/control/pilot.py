@@ -20,13 +20,11 @@ from xvla_ros.control.state import ControlStatus
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import Fault
-from xvla_ros.robots.decode import Decoder
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import Decoder, StateEncoder
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
-from xvla_ros.robots.tool_arm import ToolArm, tool_arms
-from xvla_ros.robots.workspace import Workspace
+from xvla_ros.robots.tools import ToolArm, Workspace, tool_arms
 
 Raw = TypeVar("Raw")
 Floats = NDArray[np.float64]

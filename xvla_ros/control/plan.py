@@ -12,10 +12,10 @@ from xvla_ros.control.clock import S_TO_NS
 from xvla_ros.control.limiter import Limiter, brake_window, command_window
 from xvla_ros.control.motion import CommandWindow, Floats, MotionState, window_times
 from xvla_ros.control.timeline import Timeline, slowing
-from xvla_ros.robots.limits import JointLimits
+from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.motion import Timing
-from xvla_ros.robots.workspace import Workspace
+from xvla_ros.robots.tools import Workspace
 
 Stamps = NDArray[np.int64]
 PULLS = 4  # rounds in which a command is brought within reach of the arm; to rest within reach is the last resort

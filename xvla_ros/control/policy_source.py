@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from xvla_ros.control.shipped_policy import known_as, shipped_policy
 from xvla_ros.errors import CheckpointError, XvlaError
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import StateEncoder
+from xvla_ros.robots.joints import JointLimits, to_policy
 from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
-from xvla_ros.robots.limits import JointLimits
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.tool_arm import tool_arms
 from xvla_ros.robots.tool_pose import CHANNELS, GRIPPER, POSITION, ROTATION
-from xvla_ros.robots.units import to_policy
+from xvla_ros.robots.tools import tool_arms
 
 if TYPE_CHECKING:
     from xvla_ros.model.policy import Policy

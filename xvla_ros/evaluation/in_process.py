@@ -22,10 +22,10 @@ from xvla_ros.evaluation.report.figures import Percentiles
 from xvla_ros.evaluation.report.recording import travel_by_group
 from xvla_ros.evaluation.simulated import NS, SimulatedClock, SimulatedCommands
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import StateEncoder
+from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
-from xvla_ros.robots.units import to_policy
 from xvla_ros.simulation.stepper import Joints, Pictures, Stepper
 from xvla_ros.simulation.tasks import Expert, Layout, Task
 from xvla_ros.simulation.tasks.hands import UnreachableError

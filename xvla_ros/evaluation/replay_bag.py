@@ -25,11 +25,10 @@ from xvla_ros.recordings.bag_paths import interpolated, tool_actions
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording, Seen
 from xvla_ros.recordings.bags import Bag, BagError
 from xvla_ros.recordings.recording import NothingLeftError, SamplesError, Survey, joint_leaps
-from xvla_ros.robots.decode import Decoder
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import Decoder, StateEncoder
+from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.tool_arm import tool_arms
-from xvla_ros.robots.units import to_policy
+from xvla_ros.robots.tools import tool_arms
 
 Floats = NDArray[np.float64]
 NS = 1_000_000_000

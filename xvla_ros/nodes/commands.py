@@ -12,7 +12,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from xvla_ros.control.motion import CommandWindow
 from xvla_ros.nodes import messages
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY, POSE
 from xvla_ros.robots.kinematics import Poses
 from xvla_ros.robots.profile import Profile

@@ -15,7 +15,7 @@ from rclpy.parameter import Parameter
 
 from xvla_ros.errors import ProfileError
 from xvla_ros.robots.profile import Profile, load_profile
-from xvla_ros.robots.profile.parameters import ParameterSpec, parameters
+from xvla_ros.robots.profile.parameters import ParameterSpec, parameters, profile_of_parameters
 
 _TYPES = {
     "bool": Parameter.Type.BOOL,
@@ -46,7 +46,7 @@ def read_profile(node: Node, robot: str) -> Profile:
     if values is None:
         profile = load_profile(robot)[robot]
     else:
-        profile = Profile.from_parameters(robot, values, partial(_values, node))
+        profile = profile_of_parameters(robot, values, partial(_values, node))
     for spec in parameters(profile):
         _declare(node, spec)
     return profile

@@ -18,8 +18,7 @@ from xvla_ros.control.state import HOLDING, RUNNING, STOPPED
 from xvla_ros.nodes import messages, qos
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.shown_arms import ShownArm, shown_arms
-from xvla_ros.robots.tool_arm import ToolArm
+from xvla_ros.robots.tools import ShownArm, ToolArm, shown_arms
 
 POINTS = 20
 WIDTH_M = 0.004

@@ -44,7 +44,7 @@ from xvla_ros.observation.faults import Fault
 from xvla_ros.resources import usable_cores
 from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.tool_arm import tool_arms
+from xvla_ros.robots.tools import tool_arms
 
 if TYPE_CHECKING:
     from xvla_ros.model.policy import Policy

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from xvla_ros.errors import XvlaError
+from xvla_ros.robots.actions import Trajectory
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.trajectory import Trajectory
 
 TIMELINE = "ros_time"
 ANSWER_S = 5.0  # within which a viewer must take what it is sent

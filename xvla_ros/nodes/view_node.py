@@ -20,7 +20,7 @@ from sensor_msgs.msg import JointState
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.polled_topics import PolledTopics
 from xvla_ros.nodes.rerun_stream import RerunStream
-from xvla_ros.robots.decode import Decoder
+from xvla_ros.robots.actions import Decoder
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile
 

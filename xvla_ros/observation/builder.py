@@ -17,7 +17,7 @@ from xvla_ros.observation.faults import CAMERA_MISSING, JOINTS_INVALID, Fault
 from xvla_ros.observation.images import view_of
 from xvla_ros.observation.joints import joint_topics, shown
 from xvla_ros.observation.measured import MeasuredJoints, MeasuredTopic, together
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
 

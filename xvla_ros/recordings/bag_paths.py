@@ -22,11 +22,11 @@ from xvla_ros.recordings.action_path import ActionPath, Channels, Plans, Times, 
 from xvla_ros.recordings.commands import JointCommand, PoseCommand
 from xvla_ros.recordings.tracks import NEVER, Commands, Readings, Stretch
 from xvla_ros.robots import tool_pose
-from xvla_ros.robots.encode import StateEncoder
-from xvla_ros.robots.kinematics.poses import Poses
+from xvla_ros.robots.actions import StateEncoder
+from xvla_ros.robots.joints import to_policy
+from xvla_ros.robots.kinematics.chain import Poses
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.rotations import matrix_to_rot6d, quaternion_to_matrix, rot6d_to_matrix
-from xvla_ros.robots.units import to_policy
 
 Floats = NDArray[np.float64]
 NS = 1_000_000_000

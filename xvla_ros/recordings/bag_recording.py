@@ -35,10 +35,10 @@ from xvla_ros.recordings.recording import (
 )
 from xvla_ros.recordings.topics import check_topics
 from xvla_ros.recordings.tracks import Stretch, Tracks, read_tracks
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile, profiles_of_document
-from xvla_ros.robots.tool_arm import tool_arms
+from xvla_ros.robots.tools import tool_arms
 
 Floats = NDArray[np.float64]
 Made = TypeVar("Made")

@@ -29,11 +29,11 @@ from xvla_ros.recordings.recording import (
     path_problems,
     profile_essence,
 )
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import StateEncoder
+from xvla_ros.robots.joints import from_policy, to_policy
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.tool_arm import tool_arms
-from xvla_ros.robots.units import from_policy, to_policy
+from xvla_ros.robots.tools import tool_arms
 
 NS = 1_000_000_000
 READER_VERSION = 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xvla_ros.robots.kinematics.poses import Poses
+from xvla_ros.robots.kinematics.chain import Poses
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Gripper, Tool
 from xvla_ros.robots.rotations import (

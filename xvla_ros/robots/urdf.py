@@ -13,9 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from xvla_ros.errors import Problem, ProfileError, did_you_mean
-from xvla_ros.resources import config_dir
-from xvla_ros.robots import xml_text
-from xvla_ros.robots.xacro_file import expand
+from xvla_ros.robots.urdf_file import XmlError, find_urdf, holds_xacro, parse, urdf_text
 
 KINDS = ("revolute", "continuous", "prismatic", "fixed", "floating", "planar")
 LIMITED = ("revolute", "prismatic")
@@ -113,20 +111,6 @@ def read_urdf(name: str | Path) -> Urdf:
     return parse_urdf(urdf_text(path), str(path))
 
 
-def urdf_text(path: Path) -> str:
-    """Return the text of a URDF file, expanded where it holds xacro.
-
-    Raises:
-        ProfileError: it cannot be read, or expanded.
-    """
-    try:
-        text = xml_text.decode(path.read_bytes())
-    except OSError as error:
-        message = f"cannot be read: {error.strerror}"
-        raise ProfileError([Problem(str(path), "", None, "a readable file", message)]) from error
-    return expand(path) if path.suffix == ".xacro" or _holds_xacro(text) else text
-
-
 def parse_urdf(text: str, origin: str) -> Urdf:
     """Read the text of a URDF; ``origin`` is for messages.
 
@@ -144,46 +128,20 @@ def parse_urdf(text: str, origin: str) -> Urdf:
     return Urdf(origin, root, links, joints, _bare(element, joints), above)
 
 
-def find_urdf(name: str | Path) -> Path:
-    """Return the path of a URDF: ``name`` itself, or the shipped file of that name.
-
-    Raises:
-        ProfileError: naming the shipped ones.
-    """
-    own, shipped = Path(name), config_dir() / "urdf" / Path(name).name
-    if own.is_file():
-        return own
-    if own == Path(own.name) and shipped.is_file():
-        return shipped
-    known = ", ".join(sorted(path.name for path in shipped.parent.glob("*.urdf")))
-    message = "no such file" if not own.exists() else "is not a file"
-    expected = f"the path of a URDF, or one of the shipped {known}"
-    raise ProfileError([Problem(str(name), "", None, expected, message)])
-
-
 def _robot(text: str, origin: str) -> ElementTree.Element:
     try:
-        document = xml_text.parse(text)
-    except xml_text.XmlError as error:
+        document = parse(text)
+    except XmlError as error:
         raise ProfileError([Problem(origin, "", None, "a URDF", f"is not valid XML: {error}")]) from error
     element = document.find("robot")
     if element is None:
         found = ", ".join(f"<{each.tag}>" for each in document) or "no element"
         message = f"the outermost element is {found}"
         raise ProfileError([Problem(origin, "", found, "<robot>", message)])
-    if _holds_xacro(text):
+    if holds_xacro(text):
         expected = "a URDF; expand it first: xacro FILE.xacro > FILE.urdf"
         raise ProfileError([Problem(origin, "", "xacro", expected, "holds xacro, not plain URDF")])
     return element
-
-
-def _holds_xacro(text: str) -> bool:
-    if "<xacro:" not in text:
-        return False
-    try:
-        return any(each.tag.startswith("xacro:") for each in xml_text.parse(text).iter())
-    except xml_text.XmlError:
-        return False
 
 
 def _body(link: str, joints: dict[str, UrdfJoint]) -> str:

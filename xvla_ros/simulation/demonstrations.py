@@ -20,7 +20,7 @@ from xvla_ros.errors import XvlaError
 from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
-from xvla_ros.robots.limits import JointLimits
+from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile import Profile, profile_document
 from xvla_ros.simulation.controllers import JointTrajectoryController
 from xvla_ros.simulation.stepper import Joints, Pictures, Stepper

@@ -18,7 +18,7 @@ from xvla_ros.errors import Problem
 from xvla_ros.model.data import Embodiment
 from xvla_ros.model.normalisers import Statistics
 from xvla_ros.recordings.bag_paths import tool_actions
-from xvla_ros.robots.encode import StateEncoder
+from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.simulation.tasks.moments import Moment, Moments
 from xvla_ros.training import draws

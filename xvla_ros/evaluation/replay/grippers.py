@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.robots import tool_pose
+from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.units import to_policy
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from xvla_ros.evaluation.replay.rows import Rows
 from xvla_ros.evaluation.report.plots import COMMANDED, LIMIT, MEASURED, PREDICTED, figure, png
+from xvla_ros.robots.joints import from_policy
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.units import from_policy
 
 Floats = NDArray[np.float64]
 NS = 1_000_000_000

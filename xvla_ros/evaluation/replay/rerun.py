@@ -13,9 +13,9 @@ from xvla_ros.evaluation.replay.metrics import Figures
 from xvla_ros.evaluation.replay.rows import Rows
 from xvla_ros.nodes.rerun_stream import RerunStream, ViewError
 from xvla_ros.recordings.action_path import waypoint_times
+from xvla_ros.robots.actions import Trajectory
+from xvla_ros.robots.joints import from_policy
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.trajectory import Trajectory
-from xvla_ros.robots.units import from_policy
 
 
 def write_rerun(figures: Figures, path: Path) -> None:

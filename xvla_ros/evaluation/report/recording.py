@@ -21,9 +21,8 @@ from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes.recording import RECORDS, RecordingReader
 
 if TYPE_CHECKING:
-    from xvla_ros.robots.decode import Decoder
+    from xvla_ros.robots.actions import Decoder, Trajectory
     from xvla_ros.robots.profile import Profile
-    from xvla_ros.robots.trajectory import Trajectory
 
 # Encoder noise and servo hum stay below this; without it, standing still for an hour would count as travel.
 TRAVEL_DEADBAND = 1e-3
@@ -319,7 +318,7 @@ def _chunks(
 
 def _decoder(profile: Profile) -> Decoder | None:
     """What turns the robot's chunks into joints; None where that cannot be had, as without Pinocchio."""
-    from xvla_ros.robots.decode import Decoder
+    from xvla_ros.robots.actions import Decoder
     from xvla_ros.robots.kinematics import KinematicsError
 
     try:

@@ -4,11 +4,9 @@ Everything here runs on Pinocchio, which the extra ``kinematics`` installs and w
 made.
 """
 
-from xvla_ros.robots.kinematics.chain import Chain
-from xvla_ros.robots.kinematics.description import KinematicsError, RobotDescription, shipped_description
+from xvla_ros.robots.kinematics.chain import Chain, KinematicsError, Poses, RobotDescription, shipped_description
 from xvla_ros.robots.kinematics.inverse import InverseKinematics, Solution
 from xvla_ros.robots.kinematics.path import FollowedPath, PathFollower
-from xvla_ros.robots.kinematics.poses import Poses
 
 __all__ = [
     "Chain",

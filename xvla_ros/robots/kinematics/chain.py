@@ -1,20 +1,122 @@
-"""The joints between two links of a robot, and the pose of the one seen from the other."""
+"""Robot descriptions, poses, and the chain of joints between two links."""
 
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.interpolate import PchipInterpolator
+from scipy.spatial.transform import Rotation, Slerp
 
 from xvla_ros.errors import ProfileError, did_you_mean
-from xvla_ros.robots.kinematics.description import KinematicsError, RobotDescription
-from xvla_ros.robots.kinematics.poses import Poses
+from xvla_ros.resources import config_dir
+from xvla_ros.robots.rotations import matrix_to_quaternion
 from xvla_ros.robots.urdf import Urdf, parse_urdf
+from xvla_ros.robots.urdf_file import urdf_text
 
 Floats = NDArray[np.float64]
+
+
+class KinematicsError(XvlaError, ValueError):
+    """A description that cannot be had, or that does not fit a profile; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class RobotDescription:
+    """A robot's URDF.
+
+    Attributes:
+        text: the XML.
+        origin: where it came from, for messages: a path or a topic.
+    """
+
+    text: str
+    origin: str
+
+    @classmethod
+    def from_file(cls, name: str | Path, beside: Path | None = None) -> RobotDescription:
+        """Read a URDF file: ``name`` itself, or in the folder ``beside``, or among the shipped ones.
+
+        Raises:
+            KinematicsError: naming every place looked at, or why the file cannot be read.
+        """
+        tried = [Path(name)]
+        if not tried[0].is_absolute():
+            tried = ([beside / name] if beside is not None else []) + [config_dir() / "urdf" / name, tried[0]]
+        for path in tried:
+            if path.is_file():
+                try:
+                    return cls(urdf_text(path), str(path))
+                except ProfileError as error:
+                    raise KinematicsError(str(error)) from error
+        raise KinematicsError(f"no URDF {str(name)!r}; looked for {', '.join(str(path) for path in tried)}")
+
+
+def shipped_description(name: str) -> RobotDescription:
+    """Return the description that comes with the package as ``config/urdf/<name>.urdf``.
+
+    Raises:
+        KinematicsError: there is none of that name; the message lists those that exist.
+    """
+    path = config_dir() / "urdf" / f"{name}.urdf"
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.urdf")))
+        raise KinematicsError(f"no URDF called {name!r} comes with xvla_ros; there are {known}")
+    return RobotDescription.from_file(path)
+
+
+@dataclass(frozen=True, eq=False)
+class Poses:
+    """One pose or many: any number of leading axes, the same for both parts.
+
+    Attributes:
+        positions: float64 [..., 3], m.
+        rotations: float64 [..., 3, 3]; columns are the tool's axes.
+    """
+
+    positions: Floats
+    rotations: Floats
+
+    def __post_init__(self) -> None:
+        if self.positions.shape[-1:] != (3,) or self.rotations.shape != (*self.positions.shape, 3):
+            raise ValueError(
+                f"poses have positions {list(self.positions.shape)} and rotations {list(self.rotations.shape)}, "
+                "expected [..., 3] and [..., 3, 3]"
+            )
+
+    def __getitem__(self, index: int | slice) -> Poses:
+        return Poses(self.positions[index], self.rotations[index])
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def between(self, times: Floats, at: Floats) -> Poses:
+        """The path through T poses at ``times`` [T], seen at ``at`` [K]; before its begin and after its end it stands.
+
+        Positions follow a cubic that overshoots no pose (Fritsch and Carlson 1980), rotations the great circle.
+
+        Args:
+            times: strictly increasing, in any unit, that of ``at``.
+        """
+        where = np.clip(at, times[0], times[-1])
+        if len(self) == 1:
+            return Poses(np.repeat(self.positions, len(where), axis=0), np.repeat(self.rotations, len(where), axis=0))
+        positions: Floats = PchipInterpolator(times, self.positions, axis=0)(where)
+        rotations: Floats = Slerp(times, Rotation.from_matrix(self.rotations))(where).as_matrix()
+        return Poses(positions, rotations)
+
+    def quaternions_xyzw(self) -> Floats:
+        """The rotations as unit quaternions [..., 4] in the order of ROS and of AgiBot's data: x, y, z, w ≥ 0."""
+        return matrix_to_quaternion(self.rotations)
+
+    def quaternions_wxyz(self) -> Floats:
+        """The rotations as unit quaternions [..., 4] in the order of MuJoCo and genie_sim: w ≥ 0, x, y, z."""
+        return np.roll(self.quaternions_xyzw(), 1, axis=-1)
 
 
 class Chain:

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xvla_ros.robots.kinematics.chain import Chain
-from xvla_ros.robots.kinematics.poses import Poses
+from xvla_ros.robots.kinematics.chain import Chain, Poses
 
 Floats = NDArray[np.float64]
 

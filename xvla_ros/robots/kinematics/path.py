@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import PchipInterpolator
 
+from xvla_ros.robots.kinematics.chain import Poses
 from xvla_ros.robots.kinematics.inverse import InverseKinematics, Solution
-from xvla_ros.robots.kinematics.poses import Poses
 
 Floats = NDArray[np.float64]
 

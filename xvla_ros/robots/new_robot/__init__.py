@@ -16,13 +16,13 @@ from xvla_ros.errors import Problem, ProfileError
 from xvla_ros.model.action_specs import ACTION_SPECS, GRIPPER, JOINT, ActionSpec
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.new_robot.arms import Arms, find_arms
-from xvla_ros.robots.new_robot.commented_yaml import Page
-from xvla_ros.robots.new_robot.profile_text import DraftJoint, ProfileDraft, render
+from xvla_ros.robots.new_robot.profile_text import DraftJoint, Page, ProfileDraft, render
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.consistency import Draft, contradictions
-from xvla_ros.robots.profile.files import WILDCARD, read_parameters
+from xvla_ros.robots.profile.loading import WILDCARD, read_parameters
 from xvla_ros.robots.profile.schema import NAME_PATTERN
-from xvla_ros.robots.urdf import Urdf, UrdfJoint, find_urdf, read_urdf
+from xvla_ros.robots.urdf import Urdf, UrdfJoint, read_urdf
+from xvla_ros.robots.urdf_file import find_urdf
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import yaml
 
 from xvla_ros.model.action_specs import ActionSpec
 from xvla_ros.robots.new_robot.arms import Arm, Arms
-from xvla_ros.robots.new_robot.commented_yaml import Page, Row
-from xvla_ros.robots.new_robot.marks import MARK
-from xvla_ros.robots.profile.files import WILDCARD
+from xvla_ros.robots.problems import Problem
+from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.profile.loading import WILDCARD
 from xvla_ros.robots.urdf import UrdfJoint
 
+MARK = "# CHECK:"
+_MARK = re.compile(rf"(?:^|\s){MARK}\s*(?P<text>.*)$")
+NOTE_COLUMN = 42
 JOINT_STATES = "/joint_states"
 FREE_DOMAIN = 28  # free in the released checkpoints, as are 19 and 29
 CHECK = MARK.removeprefix("# ")
@@ -25,6 +31,132 @@ ACCELERATION = {"revolute": 5.0, "prismatic": 1.0}  # rad/s², m/s²: as in the 
 JERK_PER_ACCELERATION = 20.0  # 1/s; full acceleration builds up in 50 ms
 LEAST_REACH = 0.1  # m, of a workspace whose arm only turns
 SPARE_JOINTS_FROM = 7  # an arm with this many joints has a posture to choose
+
+KeyPath = tuple[str, ...]
+
+
+class Row(dict[str, Any]):
+    """A mapping that is written on one line."""
+
+
+@dataclass
+class Page:
+    """A mapping to be written, and what is to be said about its keys.
+
+    Attributes:
+        settings: key → value; mappings within are blocks, or lines where they are ``Row``.
+        head: lines on top.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    head: list[str] = field(default_factory=list)
+    _above: dict[KeyPath, list[str]] = field(default_factory=dict)
+    _beside: dict[KeyPath, str] = field(default_factory=dict)
+
+    def put(self, path: KeyPath, value: Any, note: str = "") -> None:
+        """Set a value, its comment beside it."""
+        mapping = self.settings
+        for key in path[:-1]:
+            mapping = mapping.setdefault(key, {})
+        mapping[path[-1]] = value
+        if note:
+            self._beside[path] = note
+
+    def say(self, path: KeyPath, *notes: str) -> None:
+        """Put comments above a key; an empty one is an empty line."""
+        self._above.setdefault(path, []).extend(notes)
+
+    def text(self) -> str:
+        """Return the page.
+
+        Raises:
+            yaml.YAMLError: a value that YAML cannot hold.
+        """
+        written = yaml.dump(
+            self.settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"),
+            default_flow_style=False,
+        )
+        lines = written.splitlines()
+        above: dict[int, list[str]] = {}
+        for path, first, last in _places(yaml.compose(written, Loader=yaml.SafeLoader)):
+            indent = " " * 2 * (len(path) - 1)
+            above[first] = [f"{indent}# {_line(note)}" if note else "" for note in self._above.get(path, ())]
+            if path in self._beside:
+                lines[last] = f"{lines[last].ljust(NOTE_COLUMN - 2)}  # {_line(self._beside[path])}"
+        body = [line for number, line in enumerate(lines) for line in (*above.get(number, ()), lines[number])]
+        return "\n".join([*(f"# {_line(note)}".rstrip() for note in self.head), *body]) + "\n"
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _mapping(dumper: _Dumper, row: Row) -> Any:
+    return dumper.represent_mapping("tag:yaml.org,2002:map", row, flow_style=True)
+
+
+def _sequence(dumper: _Dumper, items: list[Any]) -> Any:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+
+
+def _scalar(dumper: _Dumper, text: str) -> Any:
+    # On one line whatever is in it: line breaks and the like as escapes.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(Row, _mapping)
+_Dumper.add_representer(list, _sequence)
+_Dumper.add_representer(str, _scalar)
+
+
+def _places(node: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, int, int]]:
+    """Yield path, first and last line of every key; the last of a block is that of the key."""
+    for key, value in node.value:
+        path = (*prefix, key.value)
+        is_block = isinstance(value, yaml.MappingNode) and not value.flow_style
+        yield path, key.start_mark.line, (key if is_block else value).end_mark.line
+        if is_block:
+            yield from _places(value, path)
+
+
+def _line(note: str) -> str:
+    """Return a comment as one line that YAML takes."""
+    return "".join(letter if letter.isprintable() else " " for letter in note)
+
+
+def open_marks(profile: Profile) -> list[Problem]:
+    """Return what is still marked in the file a robot was read from, each with the key of its setting.
+
+    A mark on a line of its own belongs to the next setting.
+    """
+    if profile.source is None or MARK not in (text := profile.source.read_text(encoding="utf-8")):
+        return []
+    settings = dict(reversed(list(_settings(yaml.compose(text, Loader=yaml.SafeLoader)))))  # the outermost of a line
+    problems = []
+    for number, line in enumerate(text.splitlines()):
+        found = _MARK.search(line)
+        if found is None:
+            continue
+        place = min((row for row in settings if row >= number), default=None)
+        key, value = settings[place] if place is not None else ("", None)
+        if key.partition(".")[0] != profile.name:
+            continue
+        message = f"line {number + 1} is still marked: {found['text']}"
+        problems.append(Problem(str(profile.source), key, value, f'the right setting, and "{MARK} …" removed', message))
+    return problems
+
+
+def _settings(node: Any, prefix: str = "") -> Iterator[tuple[int, tuple[str, Any]]]:
+    """Yield line and (dotted key from the robot's name, value if it is a plain one) of every setting."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for name, value in node.value:
+        is_frame = not prefix and name.value in (WILDCARD, "ros__parameters")
+        key = "" if is_frame else f"{prefix}{name.value}"
+        if not is_frame:
+            yield name.start_mark.line, (key, value.value if isinstance(value, yaml.ScalarNode) else None)
+        yield from _settings(value, f"{key}." if key else "")
 
 
 @dataclass(frozen=True)

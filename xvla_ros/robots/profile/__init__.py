@@ -1,23 +1,16 @@
 """A robot's profile: what differs between two arms. The settings are declared in ``schema``."""
 
-from xvla_ros.robots.profile.profile import (
-    Profile,
+from xvla_ros.robots.profile.loading import (
     load_profile,
     load_profiles,
     load_robot,
     profile_document,
     profiles_of_document,
     shipped_files,
-    shipped_settings,
 )
+from xvla_ros.robots.profile.profile import Profile
 
 __all__ = [
-    "Profile",
-    "load_profile",
-    "load_profiles",
-    "load_robot",
-    "profile_document",
-    "profiles_of_document",
+    "Profile", "load_profile", "load_profiles", "load_robot", "profile_document", "profiles_of_document",
     "shipped_files",
-    "shipped_settings",
 ]

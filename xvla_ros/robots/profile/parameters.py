@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.profile.loading import shipped_settings, with_likeness
+from xvla_ros.robots.profile.profile import Profile
 from xvla_ros.robots.profile.validation import allowed_text, bounds, is_changeable, settings, unit_of
 
 ParameterValue = bool | int | float | str | list[str] | list[int] | list[float]
@@ -39,13 +41,55 @@ class ParameterSpec:
 
 
 def parameters(profile: Profile) -> list[ParameterSpec]:
-    """Return every setting of ``profile`` as a parameter, in the order of the schema; ``from_parameters`` undoes it."""
+    """Return every setting of ``profile`` as a parameter, in its order; ``profile_of_parameters`` undoes it."""
     mapping = profile.to_mapping() | {"like": profile.like}
     specs = []
     for pattern, field in settings(Profile):
         for path, value in _matches(mapping, pattern.split("."), ()):
             specs.append(_spec(f"{profile.name}.{path}", field, value))
     return specs
+
+
+def profile_of_parameters(
+    name: str,
+    values: Mapping[str, Any],
+    neighbours: Callable[[str], Mapping[str, Any] | None] = lambda name: None,
+) -> Profile:
+    """Return the profile of the robot called ``name`` from ROS parameters.
+
+    Args:
+        values: plain values by dotted path, with or without the robot's name in front; arrays of any kind count as
+            lists.
+        neighbours: the values of another robot that this one may be like, None where there is none.
+
+    Raises:
+        ProfileError: naming everything that is wrong.
+    """
+    def neighbour(other: str) -> dict[str, Any] | None:
+        found = neighbours(other)
+        return None if found is None else _tree(other, found)
+
+    file = "node parameters"
+    raw = with_likeness(name, _tree(name, values), neighbour, shipped_settings, file=file)
+    return Profile.from_mapping(name, raw, file=file)
+
+
+def _tree(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in sorted(values.items()):
+        _insert(tree, path.removeprefix(f"{name}.").split("."), value)
+    return tree
+
+
+def _insert(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    """Put a parameter's value at ``path``. Where a value stands in a section's place it stays, to be refused there."""
+    *sections, last = path
+    for section in sections:
+        child = tree.setdefault(section, {})
+        if not isinstance(child, dict):
+            return
+        tree = child
+    tree[last] = value if isinstance(value, bool | int | float | str) else list(value)
 
 
 def _matches(node: Any, pattern: list[str], done: tuple[str, ...]) -> list[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.robots.limits import JointLimits
+from xvla_ros.robots.joints import JointLimits
 from xvla_ros.simulation.tasks.drawn_scene import DrawnScene, Picture
 from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.simulation.tasks.layouts import Layout, NoLayoutError

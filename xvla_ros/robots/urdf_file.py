@@ -1,16 +1,24 @@
-"""XML as the parser of URDFs in ROS takes it: tinyxml2, which asks less of a file than XML does.
+"""URDF files: found by name, read as ROS reads them, and expanded where they hold xacro.
 
-Prefixes need no namespace, a default namespace changes no name, ``<`` and ``&`` may stand in values, text may come
-before the XML declaration, and a document may have several outermost elements.
+The parser of ROS, tinyxml2, asks less of a file than XML does: prefixes need no namespace, a default namespace changes
+no name, ``<`` and ``&`` may stand in values, text may come before the XML declaration, and a document may have several
+outermost elements.
 """
 
 from __future__ import annotations
 
 import codecs
 import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement
 
 from xvla_ros.errors import XvlaError
+from xvla_ros.resources import config_dir
+from xvla_ros.robots.problems import Problem, ProfileError
 
 _NAME = r"[A-Za-z_:\x80-\U0010FFFF][A-Za-z0-9_:.\-\x80-\U0010FFFF]*+"
 _BESIDE = re.compile(r"(?:[^<]+|<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<!(?!--|\[CDATA\[)[^>]*>)*+", re.DOTALL)
@@ -25,6 +33,37 @@ _DECLARED = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._-]+)")
 
 class XmlError(XvlaError, ValueError):
     """Text that no parser makes elements of; the message names the line."""
+
+
+def find_urdf(name: str | Path) -> Path:
+    """Return the path of a URDF: ``name`` itself, or the shipped file of that name.
+
+    Raises:
+        ProfileError: naming the shipped ones.
+    """
+    own, shipped = Path(name), config_dir() / "urdf" / Path(name).name
+    if own.is_file():
+        return own
+    if own == Path(own.name) and shipped.is_file():
+        return shipped
+    known = ", ".join(sorted(path.name for path in shipped.parent.glob("*.urdf")))
+    message = "no such file" if not own.exists() else "is not a file"
+    expected = f"the path of a URDF, or one of the shipped {known}"
+    raise ProfileError([Problem(str(name), "", None, expected, message)])
+
+
+def urdf_text(path: Path) -> str:
+    """Return the text of a URDF file, expanded where it holds xacro.
+
+    Raises:
+        ProfileError: it cannot be read, or expanded.
+    """
+    try:
+        text = decode(path.read_bytes())
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+        raise ProfileError([Problem(str(path), "", None, "a readable file", message)]) from error
+    return expand(path) if path.suffix == ".xacro" or holds_xacro(text) else text
 
 
 def decode(data: bytes) -> str:
@@ -97,3 +136,52 @@ def _line(text: str, at: int) -> int:
 
 def _open(text: str, stack: list[Element], begins: list[int]) -> str:
     return f"; <{stack[-1].tag}> of line {_line(text, begins[-1])} is open" if len(stack) > 1 else ""
+
+
+TIMEOUT = 60.0  # s
+
+
+def expand(path: Path) -> str:
+    """Return the URDF that a xacro file expands to, its arguments as they stand in it.
+
+    Raises:
+        ProfileError: xacro is not at hand, or refuses the file; the message has its words.
+    """
+    command = _command()
+    if command is None:
+        expected = (
+            "a URDF, or xacro at hand: pip install xacro, or from a ROS distribution ros-<distro>-xacro; elsewhere: "
+            "xacro FILE.xacro > FILE.urdf"
+        )
+        raise ProfileError([Problem(str(path), "", "xacro", expected, "holds xacro, which is not installed here")])
+    try:
+        done = subprocess.run([*command, str(path)], capture_output=True, timeout=TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _refusal(path, str(error)) from error
+    if done.returncode:
+        raise _refusal(path, done.stderr.decode("utf-8", "replace"))
+    return done.stdout.decode("utf-8", "replace")
+
+
+def _command() -> list[str] | None:
+    spec = find_spec("xacro")
+    if spec is not None and spec.origin is not None:  # a folder of that name, as descriptions have, is no module
+        return [sys.executable, "-c", "import sys, xacro; sys.exit(xacro.main())"]
+    found = shutil.which("xacro")
+    return [found] if found is not None else None
+
+
+def _refusal(path: Path, words: str) -> ProfileError:
+    told = "; ".join(line.strip() for line in words.splitlines() if line.strip()) or "no word of why"
+    expected = "a file that xacro expands without arguments; else: xacro FILE.xacro NAME:=VALUE > FILE.urdf"
+    return ProfileError([Problem(str(path), "", "xacro", expected, f"xacro cannot expand it: {told}")])
+
+
+def holds_xacro(text: str) -> bool:
+    """Return whether some element is xacro's."""
+    if "<xacro:" not in text:
+        return False
+    try:
+        return any(each.tag.startswith("xacro:") for each in parse(text).iter())
+    except XmlError:
+        return False

@@ -1,7 +1,8 @@
-"""The arms of a profile whose actions are tool poses: its tools joined with the joints of a robot description."""
+"""The tools of a robot: the arms that carry them, those that are only shown, and the boxes they stay in."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from xvla_ros.robots.profile.schema import Tool
 
 Floats = NDArray[np.float64]
 
+BOX_TOLERANCE = 0.01  # m; waypoints are kept inside exactly, the way between them and lagging joints not
 LIMIT_TOLERANCE = 1e-3  # rad, m or a share of a speed; profiles and URDFs round
 
 
@@ -151,3 +153,81 @@ def _refuse_differences(profile: Profile, name: str, chain: Chain, joints: tuple
             f"{profile.name}: tool {name!r} does not fit {chain.description.origin}: {'; '.join(problems)}; the "
             "profile's limits must lie within the robot's"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class ShownArm:
+    """One arm whose tool is shown.
+
+    Attributes:
+        name: of the tool in the profile.
+        frame: frame_id of the tool's positions.
+        chain: joints from its base link to its tip link.
+        columns: int [K], the places of these joints in ``policy_order``.
+    """
+
+    name: str
+    frame: str
+    chain: Chain
+    columns: NDArray[np.intp]
+
+    def path(self, joints: Floats) -> Floats:
+        """Return the tool's positions [T, 3] in m in ``frame`` for joint positions [T, J] in rad or m."""
+        return self.chain.poses(joints[:, self.columns]).positions
+
+
+def shown_arms(profile: Profile, arms: Mapping[str, ToolArm]) -> tuple[ShownArm, ...]:
+    """Return what is shown of a robot: the tools of its ``arms``, or in joint space those of the section ``view``.
+
+    Raises:
+        KinematicsError: Pinocchio or a URDF of that section is missing, or its joints are not the profile's.
+    """
+    if arms:
+        return tuple(
+            ShownArm(name, arm.tool.frame or arm.tool.base_link, arm.chain, arm.columns) for name, arm in arms.items()
+        )
+    beside = profile.source.parent if profile.source is not None else None
+    found = []
+    for name in profile.view.order:
+        tool = profile.view.by_name[name]
+        chain = Chain(RobotDescription.from_file(tool.urdf, beside), tool.base_link, tool.tip_link)
+        order = profile.joints.policy_order
+        # a URDF of two equal arms gives their joints the policy's names, where ROS may give them the same
+        listed = tool.joints or (chain.joints if set(chain.joints) <= set(order) else ())
+        joints = policy_joints(profile, chain, listed, f"view.{name}")
+        columns = np.array([order.index(joint) for joint in joints], dtype=np.intp)
+        found.append(ShownArm(name, tool.frame or tool.base_link, chain, columns))
+    return tuple(found)
+
+
+class Workspace:
+    """The boxes of a robot's tools.
+
+    Args:
+        arms: by tool name; without any there is nothing to leave.
+    """
+
+    def __init__(self, arms: Mapping[str, ToolArm]) -> None:
+        self._arms = dict(arms)
+
+    def left_by(self, path: Floats, start: Floats) -> str:
+        """Say which tool leaves its box on a path [K, J] in rad or m from ``start`` [J]; empty where none does.
+
+        A tool that is outside at the start may come back or stay, but goes no further out.
+        """
+        for name, arm in self._arms.items():
+            positions = arm.chain.poses(np.concatenate([start[None], path])[:, arm.columns]).positions
+            depth = _outside(positions, arm.tool)
+            farthest = int(np.argmax(depth))
+            if depth[farthest] > max(float(depth[0]), 0.0) + BOX_TOLERANCE:
+                where = ", ".join(f"{value:.3f}" for value in positions[farthest])
+                return f"tool {name!r} would leave its workspace box by {depth[farthest]:.3f} m, at ({where})"
+        return ""
+
+
+def _outside(positions: Floats, tool: Tool) -> Floats:
+    """How far [K] in m positions [K, 3] are outside the tool's box, 0 inside."""
+    low, high = np.array(tool.workspace_min), np.array(tool.workspace_max)
+    beyond = np.maximum(np.maximum(low - positions, positions - high), 0.0)
+    outside: Floats = beyond.max(axis=1)
+    return outside
