@@ -16,9 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import Problem, ProfileError, XvlaError
 from xvla_ros.resources import config_dir
-from xvla_ros.robots.problems import Problem, ProfileError
 
 _NAME = r"[A-Za-z_:\x80-\U0010FFFF][A-Za-z0-9_:.\-\x80-\U0010FFFF]*+"
 _BESIDE = re.compile(r"(?:[^<]+|<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<!(?!--|\[CDATA\[)[^>]*>)*+", re.DOTALL)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import PchipInterpolator
 from scipy.spatial.transform import Rotation, Slerp
 
-from xvla_ros.errors import ProfileError, did_you_mean
+from xvla_ros.errors import ProfileError, XvlaError, did_you_mean
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.rotations import matrix_to_quaternion
 from xvla_ros.robots.urdf import Urdf, parse_urdf

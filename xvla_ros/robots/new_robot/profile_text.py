@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
+from xvla_ros.errors import Problem
 from xvla_ros.model.action_specs import ActionSpec
 from xvla_ros.robots.new_robot.arms import Arm, Arms
-from xvla_ros.robots.problems import Problem
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.loading import WILDCARD
 from xvla_ros.robots.urdf import UrdfJoint

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
+from xvla_ros.errors import Problem, ProfileError, did_you_mean
 from xvla_ros.resources import config_dir
-from xvla_ros.robots.problems import Problem, ProfileError, did_you_mean
 from xvla_ros.robots.profile.profile import Profile
 from xvla_ros.robots.profile.schema import NAME_PATTERN
 
