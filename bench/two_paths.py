@@ -27,6 +27,7 @@ from torch import Tensor
 from xvla_ros.model.action_modes import action_mode
 from xvla_ros.model.data import ActionChunk, Embodiment, Observation, Prefix
 from xvla_ros.model.flow import postprocess, sample
+from xvla_ros.model.network import Predict
 from xvla_ros.robots import Profile
 from xvla_ros.robots.joints import from_policy, to_policy
 
@@ -138,6 +139,10 @@ class TwoPathNetwork:
         likelihood = torch.softmax(-(off**2 / (2 * spread)).sum((2, 3)), dim=1)[..., None, None]
         each = self._paths + keep * self._variance / spread * off
         return (likelihood * each).sum(1) * self._read + self._rest * (1.0 - self._read)
+
+    def predictor(self, context: object, state: Tensor, shown: Tensor, times: Tensor) -> Predict:
+        """As ``XvlaNetwork.predictor``."""
+        return lambda noisy, step: self.transformer(noisy * shown, state, times[step])
 
 
 class TwoPathPolicy:

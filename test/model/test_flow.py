@@ -128,11 +128,11 @@ def test_shortcuts_of_the_first_and_last_block_are_exact(network, inputs, depth:
     t = torch.tensor([0.1, 0.5, 1.0])
     with torch.no_grad():
         context = head.context(vlm, aux, inputs["domain"], 8)
-        tokens = head.action_tokens(inputs["noise"], inputs["state"], t, inputs["domain"])
-        x = torch.cat([tokens, context.tokens], dim=1)
+        ends = head.ends(inputs["state"], t[None], inputs["domain"], 8)
+        x = torch.cat([head.tokens(inputs["noise"], 0, ends), context.tokens], dim=1)
         for block in head.blocks:
             x = block(x)
-        plain = head.decode(x[:, :8], inputs["domain"])
+        plain = head.action(x[:, :8], ends)
         torch.testing.assert_close(head(inputs["noise"], inputs["state"], t, context), plain, atol=1e-5, rtol=1e-5)
 
 

@@ -18,13 +18,13 @@ from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file
 
 from xvla_ros.model.config_files import read_config
-from xvla_ros.model.fast_runner import FastRunner, Way
 from xvla_ros.model.flow import flow_loss, interpolate, postprocess, preprocess, sample, training_times
 from xvla_ros.model.images import letterbox, normalise, resize_with_pad
 from xvla_ros.model.keymap import native_place, published_place
 from xvla_ros.model.network import XvlaNetwork
 from xvla_ros.model.onednn import on_onednn
 from xvla_ros.model.processor import Batch
+from xvla_ros.model.runner import Runner, Way
 from xvla_ros.model.transformer import time_embedding
 from xvla_ros.model.weights import load_network
 from xvla_ros.robots import rotations
@@ -102,12 +102,13 @@ def step_arrays(case: Case) -> Arrays:
     io, transformer = case.io, case.network.transformer
     state, noisy = preprocess(case.modes, io["in.proprio"], io["step.x_t"])
     context = case.context()
-    tokens = torch.cat([transformer.action_tokens(noisy, state, io["step.t"], io["in.domain_id"]), context.tokens], 1)
+    ends = transformer.ends(state, io["step.t"][None], io["in.domain_id"], noisy.shape[1])
+    tokens = torch.cat([transformer.tokens(noisy, 0, ends), context.tokens], 1)
     outputs = [tokens]
     for block in transformer.blocks:
         outputs.append(block(outputs[-1]))
     predicted = transformer(noisy, state, io["step.t"], context)
-    unhurried = transformer.decode(outputs[-1][:, : noisy.shape[1]], io["in.domain_id"])
+    unhurried = transformer.action(outputs[-1][:, : noisy.shape[1]], ends)
     torch.testing.assert_close(predicted, unhurried, atol=1e-5, rtol=0)
     return {
         "step.t": io["step.t"],
@@ -203,7 +204,7 @@ def test_fast_path_gives_the_chunk(case: Case, onednn: bool) -> None:
     if onednn and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
     io, network = case.io, case.network
-    runner = FastRunner(network, [Way("fast", on_onednn(network) if onednn else network)], print)
+    runner = Runner(network, [Way("fast", on_onednn(network) if onednn else network)], print)
     batch = Batch(io["in.images"], io["in.image_mask"], io["in.input_ids"], io["in.domain_id"], io["in.proprio"])
     raw = runner.chunk(batch, io["gen.noise_x1"], case.modes, steps=case.steps)
     torch.testing.assert_close(torch.stack(postprocess(case.modes, raw)), io["gen.actions"], rtol=0, atol=ATOL)

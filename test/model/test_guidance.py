@@ -16,7 +16,7 @@ from xvla_ros.model.action_modes import action_mode
 from xvla_ros.model.data import Observation, Prefix
 from xvla_ros.model.flow import preprocess, sample
 from xvla_ros.model.guidance import START, HeldWaypoints, guidance_weight
-from xvla_ros.model.network import XvlaNetwork
+from xvla_ros.model.network import Predict, XvlaNetwork
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.transformer import Context
 
@@ -61,7 +61,7 @@ def drawn(network: XvlaNetwork, inputs: SimpleNamespace, rows: slice = slice(Non
 
 def test_guiding_moves_by_the_jacobian_of_the_network(double, inputs) -> None:
     """At t = 1 a becomes W Y + (1 − W)(a + β Jᵀ[W (Y − a)]); with any direction J is a finite difference."""
-    held = HeldWaypoints.of((inputs.committed, inputs.weight), MODES, BETA)
+    held = HeldWaypoints.of((inputs.committed, inputs.weight), MODES, BETA, inputs.noise)
     t = torch.ones(len(MODES), dtype=torch.float64)
     point = inputs.noise.clone().requires_grad_()
     state, action = preprocess(MODES, inputs.state, point)
@@ -108,9 +108,12 @@ def test_rows_that_are_clamped_guided_or_free_share_a_batch(double, inputs) -> N
 class Recording:
     """Predicts zeros and keeps what it was shown."""
 
-    def transformer(self, noisy: Tensor, state: Tensor, t: Tensor, context: object) -> Tensor:
-        self.seen, self.t = noisy.detach().clone(), t.clone()
-        return noisy * 0.0
+    def predictor(self, context: object, state: Tensor, shown: Tensor, times: Tensor) -> Predict:
+        def predict(noisy: Tensor, step: int) -> Tensor:
+            self.seen, self.t = (noisy * shown).detach().clone(), times[step].clone()
+            return noisy * 0.0
+
+        return predict
 
 
 def test_rows_begin_at_the_earlier_chunk_where_there_is_one(inputs) -> None:
@@ -137,10 +140,13 @@ class SmoothChunks:
         at = torch.arange(WAYPOINTS, dtype=torch.float64)
         self.covariance = torch.exp(-((at[:, None] - at) ** 2) / (2 * length**2)) + 1e-6 * torch.eye(WAYPOINTS)
 
-    def transformer(self, noisy: Tensor, state: Tensor, t: Tensor, context: object) -> Tensor:
-        keep = 1.0 - float(t[0])
-        seen = keep**2 * self.covariance + float(t[0]) ** 2 * torch.eye(WAYPOINTS)
-        return torch.einsum("ij,bjd->bid", keep * self.covariance @ torch.linalg.inv(seen), noisy)
+    def predictor(self, context: object, state: Tensor, shown: Tensor, times: Tensor) -> Predict:
+        def predict(noisy: Tensor, step: int) -> Tensor:
+            t = float(times[step, 0])
+            seen = (1.0 - t) ** 2 * self.covariance + t**2 * torch.eye(WAYPOINTS)
+            return torch.einsum("ij,bjd->bid", (1.0 - t) * self.covariance @ torch.linalg.inv(seen), noisy * shown)
+
+        return predict
 
 
 @pytest.mark.parametrize("beta", [1.0, 5.0, 50.0])

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .fast_runner import Body
 from .network import XvlaNetwork
 from .onednn import variant
-from .runner import ChunkInputs
+from .runner import Body, ChunkInputs
 
 # Compiled one by one: all blocks of a kind share their code, so that minutes become seconds.
 COMPILED_BLOCKS = ("Block", "Florence2VisionBlock", "BartEncoderLayer")

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from .capture import Capture, CudaGraphs, compiled, with_compiled_blocks
 from .data import Observation
-from .fast_runner import FastRunner, Log, Way
 from .network import XvlaNetwork
 from .onednn import WORTHWHILE, on_onednn, onednn_gain
 from .policy import Policy
+from .runner import Log, Runner, Way
 
 CHOICES = ("auto", "on", "off")
 
@@ -38,7 +38,7 @@ def accelerate(policy: Policy, *, compile: str = "auto", log: Log | None = None)
     log = log or logging.getLogger(__name__).info
     made = policy.like(policy.network)
     if compile != "off":
-        made.runner = FastRunner(policy.network, ways(policy.network, compile), log)
+        made.runner = Runner(policy.network, ways(policy.network, compile), log)
     log(f"the policy runs {made.runner.description}")
     return made
 

@@ -75,56 +75,49 @@ class FlorenceEncoder(nn.Module):
         features: Tensor = self.multi_modal_projector(self.vision_grid(images))
         return features
 
-    def view_features(self, images: Tensor, image_mask: Tensor, grids: Tensor | None = None) -> Tensor:
-        """Encode the views of a batch; a masked view costs nothing and gives exact zeros.
+    def forward(
+        self, images: Tensor, image_mask: Tensor, input_ids: Tensor, grids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encode what the robots see and were told; a masked view costs nothing and gives exact zeros.
 
         Args:
-            images: [B, V, 3, H, W].
+            images: [B, V, 3, H, W] normalised pixels.
             image_mask: bool [B, V], False where there is no image; one on the CPU costs a GPU no wait.
+            input_ids: int64 [B, L].
             grids: what ``vision_grid`` says of the images that are not masked, in their order; ``images`` is then not
                 read.
 
         Returns:
-            [B, V, 1 + h·w, width].
+            As ``mix``.
         """
         seen = image_mask.flatten().nonzero()[:, 0].to(images.device if grids is None else grids.device)
         if grids is None:
             features = self.image_features(images.flatten(0, 1)[seen])
         else:
             features = self.multi_modal_projector(grids.to(self.dtype))
-        return placed(features, seen, *image_mask.shape)
+        return self.mix(features, seen, input_ids, image_mask.shape[1])
 
-    def forward(
-        self, images: Tensor, image_mask: Tensor, input_ids: Tensor, grids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Encode what the robot sees and was told.
+    def mix(self, features: Tensor, seen: Tensor, input_ids: Tensor, views: int) -> tuple[Tensor, Tensor]:
+        """Encode the first view of each robot with its text. No shape depends on values.
 
         Args:
-            images: [B, V, 3, H, W] normalised pixels.
-            image_mask: bool [B, V].
+            features: [N, n, width] of the images that are there, of all rows.
+            seen: int64 [N], ascending: the slot of each among the B·V of the batch.
             input_ids: int64 [B, L]. Padding is attended, as in training: L belongs to the checkpoint.
-            grids: as for ``view_features``.
+            views: V.
 
         Returns:
             The language encoder's output over [view 0 | text], [B, n + L, width], and the features of the other views,
             which skip it, [B, (V-1)·n, width].
         """
-        return self.mix(self.view_features(images, image_mask, grids), input_ids)
-
-    def mix(self, views: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode the first of the views' features, [B, V, n, width], with the text; what ``forward`` returns."""
-        encoder = self.language_model.encoder
-        tokens = torch.cat([views[:, 0], encoder.embed_tokens(input_ids)], dim=1)
+        batch, encoder = len(input_ids), self.language_model.encoder
+        if len(seen) < batch * views:
+            slots = features.new_zeros(batch * views, *features.shape[1:])
+            features = slots.index_copy(0, seen, features)
+        by_view = features.view(batch, views, *features.shape[1:])
+        tokens = torch.cat([by_view[:, 0], encoder.embed_tokens(input_ids)], dim=1)
         mixed: Tensor = encoder(inputs_embeds=tokens, attention_mask=None)[0]
-        return mixed, views[:, 1:].flatten(1, 2)
-
-
-def placed(features: Tensor, seen: Tensor, batch: int, views: int) -> Tensor:
-    """Put the features of N seen views, [N, n, width], in their slots, int64 [N] of B·V: → [B, V, n, width]."""
-    if len(seen) < batch * views:
-        slots = features.new_zeros(batch * views, *features.shape[1:])
-        features = slots.index_copy(0, seen, features)
-    return features.view(batch, views, *features.shape[1:])
+        return mixed, by_view[:, 1:].flatten(1, 2)
 
 
 def cosine_positions(length: int, width: int) -> Tensor:

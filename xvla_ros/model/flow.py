@@ -6,6 +6,7 @@ All of it runs in float32 whatever the precision of the network. Rows of a batch
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from .action_modes import ActionMode, Losses
 from .guidance import HeldWaypoints
-from .network import XvlaNetwork
+from .network import Predict, XvlaNetwork
 from .transformer import Context
 
 # The published code keeps t just below one, so that no row is pure noise twice.
 TIME_CEILING = 1.0 - 1e-5
 
 Modes = Sequence[ActionMode]
+Predictor = Callable[[Tensor], Predict]
 StepHook = Callable[[int, Tensor], None]
 
 
@@ -83,7 +85,6 @@ def loss_terms(modes: Modes, predicted: Tensor, target: Tensor) -> tuple[Tensor,
     return torch.stack(list(terms.values())).sum(), terms
 
 
-@torch.no_grad()
 def sample(
     network: XvlaNetwork,
     context: Context,
@@ -96,9 +97,7 @@ def sample(
     guidance: float | Tensor | None = None,
     on_step: StepHook | None = None,
 ) -> Tensor:
-    """Draw a chunk: start from noise, predict the clean action, go part of the way, again.
-
-    Not an Euler integration: every step starts from the same noise. Call ``postprocess`` on what comes back.
+    """Draw a chunk. Call ``postprocess`` on what comes back.
 
     Args:
         network: in evaluation mode.
@@ -113,7 +112,7 @@ def sample(
             ``guidance.HeldWaypoints``.
         guidance: β, of all rows or [B]: rows where it is above 0 are also pulled towards the prefix through the
             network's Jacobian. None pulls at none.
-        on_step: called with (step index, raw head output) after each evaluation, before the prefix is applied.
+        on_step: as for ``denoise``.
 
     Returns:
         The raw clean action, float32 [B, T, D].
@@ -121,23 +120,72 @@ def sample(
     Raises:
         ValueError: if ``steps`` is below 1.
     """
+    held = HeldWaypoints.of(prefix, modes, guidance, noise)
+    return denoise(predictor(network, context, state, noise, modes), noise, held, steps, on_step=on_step)
+
+
+def predictor(network: XvlaNetwork, context: Context, state: Tensor, noise: Tensor, modes: Modes) -> Predictor:
+    """Make what ``denoise`` asks; see ``sample`` for the arguments."""
+    if hides_only(modes):
+        seen = preprocess(modes, state, noise)[0]
+        return functools.partial(network.predictor, context, seen, shown(modes, noise))
+
+    def seeing_anew(times: Tensor) -> Predict:
+        def predict(noisy: Tensor, index: int) -> Tensor:
+            seen_state, seen_action = preprocess(modes, state, noisy)
+            predicted: Tensor = network.transformer(seen_action, seen_state, times[index], context)
+            return predicted
+
+        return predict
+
+    return seeing_anew
+
+
+@torch.no_grad()  # not inference_mode: guided rows differentiate, and tensors made there can not be
+def denoise(
+    predictor: Predictor, noise: Tensor, held: HeldWaypoints, steps: int, *, on_step: StepHook | None = None
+) -> Tensor:
+    """The sampler: start from noise, predict the clean action, go part of the way, again. No shape depends on values.
+
+    Not an Euler integration: every step starts from the same noise.
+
+    Args:
+        predictor: given the times [N, B] of all steps, makes what predicts at one of them.
+        noise: float32 [B, T, D].
+        held: what the chunk must agree with.
+        steps: N.
+        on_step: called with (step index, raw head output) after each evaluation, before the prefix is applied.
+
+    Returns, Raises:
+        As ``sample``.
+    """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
-    held = None if prefix is None else HeldWaypoints.of(prefix, modes, 0.0 if guidance is None else guidance)
-    differentiate = held is not None and held.guided
-    action, start = (torch.zeros_like(noise), noise.new_ones(len(noise))) if held is None else held.begin()
-    for index in range(steps):
-        t = start * ((steps - index) / steps)
-        point = interpolate(noise, action, t).requires_grad_(differentiate)
-        with torch.set_grad_enabled(differentiate):
-            seen_state, seen_action = preprocess(modes, state, point)
-            predicted = network.transformer(seen_action, seen_state, t, context).to(noise.dtype)
-        action = predicted.detach()
+    action, start = held.begin()
+    left = torch.arange(steps, 0, -1, dtype=start.dtype, device=start.device)
+    times = (left / steps)[:, None] * start
+    predict = predictor(times)
+    for index, t in enumerate(times):
+        point = interpolate(noise, action, t).requires_grad_(held.guided)
+        with torch.set_grad_enabled(held.guided):
+            predicted = predict(point, index).to(noise.dtype)
         if on_step is not None:
-            on_step(index, action)
-        if held is not None:
-            action = held.apply(predicted, point, t)
+            on_step(index, predicted.detach())
+        action = held.apply(predicted, point, t)
     return action
+
+
+def hides_only(modes: Modes) -> bool:
+    """Whether the modes hide channels and do nothing else before the network."""
+    return all(type(mode).preprocess is ActionMode.preprocess for mode in modes)
+
+
+def shown(modes: Modes, noise: Tensor) -> Tensor:
+    """Say which channels of the noise [B, T, D] the network may see: [B, 1, D], 1 or 0."""
+    found = torch.ones(len(modes), 1, noise.shape[2], dtype=noise.dtype)
+    for row, mode in enumerate(modes):
+        found[row, :, list(mode.hidden)] = 0.0
+    return found.to(noise.device)
 
 
 def preprocess(modes: Modes, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,20 +35,33 @@ class HeldWaypoints:
         committed: [B, T, D], Y: an earlier chunk's clean action at this chunk's times.
         weight: [B, T, D], W in 0..1, zero for gripper channels, which are logits in the network and values in Y, and
             for channels that the row's action mode does not use.
-        limit: [B], β: the highest weight of a guidance step; 0 only clamps the row.
-        guided: whether any row is guided.
+        limit: [B], β: the highest weight of a guidance step; 0 only clamps the row. None where no row is guided.
     """
 
     committed: Tensor
     weight: Tensor
-    limit: Tensor
-    guided: bool
+    limit: Tensor | None = None
+
+    @property
+    def guided(self) -> bool:
+        """Whether any row is guided, so that the network must be differentiated."""
+        return self.limit is not None
 
     @classmethod
     def of(
-        cls, prefix: tuple[Tensor, Tensor], modes: Sequence[ActionMode], guidance: float | Tensor
+        cls,
+        prefix: tuple[Tensor, Tensor] | None,
+        modes: Sequence[ActionMode],
+        guidance: float | Tensor | None,
+        noise: Tensor,
     ) -> HeldWaypoints:
-        """Make it of (Y, W) with W [B, T] or [B, T, D], one mode a row, and β of all rows or [B]."""
+        """Make it of (Y, W) with W [B, T] or [B, T, D], one mode a row, and β of all rows or [B]; see ``flow.sample``.
+
+        Without a prefix nothing is held.
+        """
+        if prefix is None:
+            nothing = torch.zeros_like(noise)
+            return cls(nothing, nothing)
         committed, weight = prefix
         if weight.dim() == 2:
             weight = weight[..., None]
@@ -56,8 +69,9 @@ class HeldWaypoints:
         for row, mode in enumerate(modes):
             weight[row][:, list(mode.spec.gripper)] = 0.0
             weight[row][:, mode.decoded_width :] = 0.0
-        limit = torch.as_tensor(guidance, dtype=committed.dtype, device=committed.device).expand(len(committed))
-        return cls(committed, weight, limit, bool((limit > 0).any()))
+        limit = torch.as_tensor(0.0 if guidance is None else guidance, dtype=noise.dtype, device=noise.device)
+        limit = limit.expand(len(committed))
+        return cls(committed, weight, limit if (limit > 0).any() else None)
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """Where the sampler begins: a clean action [B, T, D] and the time [B] to which it is noised.
@@ -70,7 +84,7 @@ class HeldWaypoints:
         held_on = torch.gather(self.committed, 1, torch.minimum(index, last)[..., None].expand_as(self.committed))
         known = covered.any(1)
         action = torch.where(known[:, None, None] & (self.weight > 0).any(1, keepdim=True), held_on, 0.0)
-        return action, torch.where(known, action.new_tensor(START), action.new_ones(()))
+        return action, torch.where(known, START, torch.ones_like(action[:, 0, 0]))
 
     def apply(self, predicted: Tensor, point: Tensor, t: Tensor) -> Tensor:
         """Bring an evaluation into agreement.
@@ -86,7 +100,7 @@ class HeldWaypoints:
             ``t · min(β, (t² + (1 − t)²) / (t (1 − t))) · (∂a/∂x_t)ᵀ [W (Y − a)]``.
         """
         action = predicted.detach()
-        if self.guided:
+        if self.limit is not None:
             # rows do not depend on one another, so those that are only clamped leave the others alone
             (pull,) = torch.autograd.grad(predicted, point, self.weight * (self.committed - action))
             action = action + (t * guidance_weight(t, self.limit))[:, None, None] * pull

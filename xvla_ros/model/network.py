@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from .action_modes import ActionMode, action_mode
 from .config import XvlaConfig
-from .florence import FlorenceEncoder, cosine_positions, placed
+from .florence import FlorenceEncoder, cosine_positions
 from .transformer import Context, SoftPromptedTransformer
+
+Predict = Callable[[Tensor, int], Tensor]
 
 # Quantising these to bfloat16 would move a tool by about a millimetre at half a metre.
 FLOAT32_PARTS = ("transformer.action_encoder.", "transformer.action_decoder.", "transformer.norm.")
@@ -69,8 +71,23 @@ class XvlaNetwork(nn.Module):
             input_ids, domain_id: as for ``encode``.
             views: V.
         """
-        features = placed(self.vlm.image_features(images), seen, len(domain_id), views)
-        return self.transformer.context(*self.vlm.mix(features, input_ids), domain_id, self.config.chunk_size)
+        vlm, aux = self.vlm.mix(self.vlm.image_features(images), seen, input_ids, views)
+        return self.transformer.context(vlm, aux, domain_id, self.config.chunk_size)
+
+    def predictor(self, context: Context, state: Tensor, shown: Tensor, times: Tensor) -> Predict:
+        """Make ready for the steps of a chunk: what the noisy action does not change is computed once for all.
+
+        Args:
+            context: from ``encode``.
+            state: [B, P], after the action mode's preprocess.
+            shown: [B, 1, D], 0 for channels of the noisy action that the network must not see, else 1.
+            times: [N, B], of every step.
+
+        Returns:
+            A function from noisy action, [B, T, D], and number of the step to the raw clean action.
+        """
+        ends = self.transformer.ends(state, times, context.domain_id, self.config.chunk_size)
+        return lambda noisy, index: self.transformer.step(noisy * shown, index, ends, context)
 
     def cast(self, dtype: torch.dtype) -> XvlaNetwork:
         """Set the precision in place, and what is saved; the entrance and exit of the actions stay float32."""

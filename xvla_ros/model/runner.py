@@ -1,26 +1,33 @@
-"""From the tensors of a batch to raw chunks: the reference, and the same with everything done once that can be.
+"""From the tensors of a batch to raw chunks, in the fastest of several ways that works on this machine.
 
-The reference is ``network.encode`` and ``flow.sample``. The functions beside it do the work at both ends of the
-network that no step changes once for all steps, hide channels by a product instead of by indices, and take no shape
-from values, so that a whole chunk can be captured. Rows that are guided ask for gradients, and so for the reference.
+Every way is the same sampler over the same network; they differ in how its layers run, and in what is captured. A body
+takes no shape from values, so that a whole chunk can be captured. Rows that are guided ask for gradients, which fast
+layers have none of, and modes that do more than hide channels run their own code: both run on the network as it is.
 
 Shapes: B batch, V views, N views that are there, T waypoints, D action width, P state width, L text tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
 from .action_modes import ActionMode
-from .flow import interpolate, preprocess, sample
+from .flow import denoise, hides_only, predictor, preprocess, shown
 from .guidance import HeldWaypoints
 from .network import XvlaNetwork
 from .processor import Batch
 from .transformer import Context
+
+_LINES_OF_A_REASON = 2  # compilers name the culprit in the second
+
+Log = Callable[[str], object]
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,6 @@ class ChunkInputs:
         noise: [B, T, D].
         shown: [B, 1, D], 0 for channels the network must not see, else 1.
         committed, weight: [B, T, D], as HeldWaypoints; zeros where nothing is held.
-        begin: [B, T, D], the clean action the first step starts from.
-        start: [B], the time of the first step.
     """
 
     images: Tensor
@@ -49,88 +54,107 @@ class ChunkInputs:
     shown: Tensor
     committed: Tensor
     weight: Tensor
-    begin: Tensor
-    start: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-
-def chunk_inputs(batch: Batch, noise: Tensor, modes: Sequence[ActionMode], held: HeldWaypoints | None) -> ChunkInputs:
-    """Gather what a chunk depends on from a batch on the network's device."""
-    images, device = batch.images.flatten(0, 1), batch.images.device
-    seen = batch.image_mask.cpu().flatten().nonzero()[:, 0]
-    every = len(seen) == len(images)
-    seen = seen.to(device)
-    blank = torch.zeros_like(noise)
-    begin, start = (blank, noise.new_ones(len(noise))) if held is None else held.begin()
-    return ChunkInputs(
-        images=images if every else images[seen],
-        seen=seen,
-        input_ids=batch.input_ids,
-        domain_id=batch.domain_id,
-        state=preprocess(modes, batch.state, blank)[0],
-        noise=noise,
-        shown=_shown(modes, noise.shape[2]).to(device),
-        committed=blank if held is None else held.committed,
-        weight=blank if held is None else held.weight,
-        begin=begin,
-        start=start,
-    )
+    @classmethod
+    def of(cls, batch: Batch, noise: Tensor, modes: Sequence[ActionMode], held: HeldWaypoints) -> ChunkInputs:
+        """Gather them from a batch on the network's device."""
+        images, device = batch.images.flatten(0, 1), batch.images.device
+        seen = batch.image_mask.cpu().flatten().nonzero()[:, 0]
+        every = len(seen) == len(images)
+        seen = seen.to(device)
+        return cls(
+            images if every else images[seen],
+            seen,
+            batch.input_ids,
+            batch.domain_id,
+            preprocess(modes, batch.state, noise)[0],
+            noise,
+            shown(modes, noise),
+            held.committed,
+            held.weight,
+        )
 
 
-def _shown(modes: Sequence[ActionMode], width: int) -> Tensor:
-    shown = torch.ones(len(modes), 1, width)
-    for row, mode in enumerate(modes):
-        shown[row, :, list(mode.hidden)] = 0.0
-    return shown
+Body = Callable[[ChunkInputs], Tensor]
 
 
-def encode(network: XvlaNetwork, inputs: ChunkInputs, views: int) -> Context:
-    """Do everything that comes before the steps."""
-    return network.encode_seen(inputs.images, inputs.seen, inputs.input_ids, inputs.domain_id, views)
+@dataclass(frozen=True)
+class Shape:
+    """What decides the shapes of a chunk's tensors, as far as a checkpoint leaves it open."""
+
+    batch: int
+    views: int
+    images: int
+    steps: int
+
+    @classmethod
+    def of(cls, inputs: ChunkInputs, batch: Batch, steps: int) -> Shape:
+        """Read it off a batch and what was gathered from it."""
+        return cls(len(inputs.noise), batch.image_mask.shape[1], len(inputs.images), steps)
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, {self.views} views, {self.images} images, {self.steps} steps"
 
 
-def denoise(network: XvlaNetwork, context: Context, inputs: ChunkInputs, steps: int) -> Tensor:
-    """Do all steps, as ``flow.sample`` without guidance: → raw clean action [B, T, D]."""
-    left = torch.arange(steps, 0, -1, dtype=inputs.start.dtype, device=inputs.start.device)
-    times = (left / steps)[:, None] * inputs.start
-    transformer = network.transformer
-    entrance = transformer.entrance(inputs.state, times, inputs.domain_id, inputs.noise.shape[1])
-    action = inputs.begin
-    for index in range(steps):
-        point = interpolate(inputs.noise, action, times[index]) * inputs.shown
-        predicted = transformer.step(point, index, entrance, context).to(action.dtype)
-        action = inputs.weight * inputs.committed + (1.0 - inputs.weight) * predicted
-    return action
+@dataclass(frozen=True)
+class Way:
+    """One way to run a network.
 
+    Attributes:
+        description: in words.
+        network: whose layers are called.
+        ready: turns the body of a chunk into one for inputs of the same shape only, given an example; None where the
+            body runs as it is, on any shape.
+    """
 
-def has_fast_path(modes: Sequence[ActionMode]) -> bool:
-    """Whether the modes hide channels and do nothing else before the network."""
-    return all(type(mode).preprocess is ActionMode.preprocess for mode in modes)
+    description: str
+    network: XvlaNetwork
+    ready: Callable[[Body, ChunkInputs], Body] | None = None
+    bodies: dict[Shape, Body] = field(default_factory=dict)
+
+    def body(self, shape: Shape) -> Body:
+        """A whole chunk of this shape as a function."""
+        return functools.partial(self._run, shape)
+
+    def _run(self, shape: Shape, inputs: ChunkInputs) -> Tensor:
+        network = self.network
+        context = network.encode_seen(inputs.images, inputs.seen, inputs.input_ids, inputs.domain_id, shape.views)
+        ask = functools.partial(network.predictor, context, inputs.state, inputs.shown)
+        return denoise(ask, inputs.noise, HeldWaypoints(inputs.committed, inputs.weight), shape.steps)
 
 
 class Runner:
-    """Runs a network as it is.
+    """Takes the first way that works; a shape it was not made ready for takes the last.
 
     Args:
         network: in evaluation mode.
+        ways: fastest first; the last must need no readiness. The network as it is, if none is given.
+        log: takes a line for every way that fell out and every shape that came unannounced.
 
+    Raises:
+        ValueError: if the last way does not run any shape.
     """
 
-    def __init__(self, network: XvlaNetwork) -> None:
-        self.network = network
+    def __init__(self, network: XvlaNetwork, ways: Sequence[Way] = (), log: Log = _LOG.info) -> None:
+        self.network, self._log = network, log
+        self._ways = list(ways) or [Way("eagerly", network)]
+        if self._ways[-1].ready is not None:
+            raise ValueError("the last way must run any shape as it comes, so that something always runs")
+        self._unannounced: set[Shape] = set()
 
     @property
     def description(self) -> str:
         """What runs."""
-        return "eagerly"
+        return self._ways[0].description
 
     @property
     def running(self) -> XvlaNetwork:
         """The network whose layers are called, with the weights of ``network``."""
-        return self.network
+        return self._ways[0].network
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Context:
@@ -143,7 +167,7 @@ class Runner:
         predicted: Tensor = self.running.transformer(noisy, state, t, context)
         return predicted
 
-    @torch.no_grad()  # not inference_mode: guided rows differentiate, and tensors made there can not be
+    @torch.no_grad()
     def chunk(
         self,
         batch: Batch,
@@ -155,9 +179,50 @@ class Runner:
         guidance: Tensor | None = None,
     ) -> Tensor:
         """Encode and do all steps; see ``flow.sample`` for the arguments: → raw clean action, float32 [B, T, D]."""
-        return sample(
-            self.network, self.encode(batch), batch.state, noise, modes, steps=steps, prefix=prefix, guidance=guidance
-        )
+        held = HeldWaypoints.of(prefix, modes, guidance, noise)
+        if held.guided or not hides_only(modes):
+            ask = predictor(self.network, self.encode(batch), batch.state, noise, modes)
+            return denoise(ask, noise, held, steps)
+        inputs = ChunkInputs.of(batch, noise, modes, held)
+        return self._body(Shape.of(inputs, batch, steps))(inputs)
 
+    @torch.no_grad()
     def get_ready(self, batch: Batch, modes: Sequence[ActionMode], steps: int) -> None:
         """Do beforehand what a batch of this shape needs but once."""
+        if self._ways[0].ready is None or not hides_only(modes):
+            return
+        config = self.network.config
+        noise = torch.zeros(len(modes), config.chunk_size, self.network.action_mode.width, device=batch.images.device)
+        inputs = ChunkInputs.of(batch, noise, modes, HeldWaypoints.of(None, modes, None, noise))
+        shape = Shape.of(inputs, batch, steps)
+        while (ready := self._ways[0].ready) is not None and shape not in self._ways[0].bodies:
+            way = self._ways[0]
+            try:
+                way.bodies[shape] = ready(way.body(shape), inputs)
+            except Exception as error:  # compilers, drivers and kernels fail in ways of their own
+                self._give_up(way, shape, error)
+                if way is self._ways[0]:
+                    return
+
+    def _give_up(self, way: Way, shape: Shape, error: Exception) -> None:
+        """On the way, or on this shape only where others are ready."""
+        said = " ".join(line.strip() for line in str(error).splitlines()[:_LINES_OF_A_REASON])
+        reason = f"{type(error).__name__}: {said}"
+        if way.bodies:
+            self._unannounced.add(shape)
+            last = self._ways[-1].description
+            self._log(f"{shape} does not run {way.description} ({reason}): such chunks run {last}")
+            return
+        self._ways.remove(way)
+        self._log(f"{way.description} does not work here ({reason}); the policy runs {self.description}")
+
+    def _body(self, shape: Shape) -> Body:
+        way = self._ways[0]
+        if way.ready is None:
+            return way.body(shape)
+        if shape in way.bodies:
+            return way.bodies[shape]
+        if shape not in self._unannounced:
+            self._unannounced.add(shape)
+            self._log(f"nothing is ready for {shape}: such chunks run {self._ways[-1].description}")
+        return self._ways[-1].body(shape)

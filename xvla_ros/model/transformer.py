@@ -44,10 +44,14 @@ class DomainAwareLinear(nn.Module):
         nn.init.xavier_uniform_(self.fc.weight)
         nn.init.zeros_(self.bias.weight)
 
-    def forward(self, x: Tensor, domain_id: Tensor) -> Tensor:
-        """Map [B, S, in] → [B, S, out], row b by the weights of ``domain_id[b]``."""
+    def rows(self, domain_id: Tensor) -> tuple[Tensor, Tensor]:
+        """Look up weight, [B, in, out], and bias, [B, 1, out], of the domains [B]."""
         weight = self.fc(domain_id).view(-1, self.in_width, self.out_width)
-        return torch.baddbmm(self.bias(domain_id)[:, None], x, weight)
+        return weight, self.bias(domain_id)[:, None]
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Map [B, S, in] → [B, S, out] by weights that ``rows`` gave, or some of their inputs' and what those add."""
+        return torch.baddbmm(bias, x, weight)
 
 
 class Attention(nn.Module):
@@ -128,8 +132,8 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Entrance:
-    """The entrance and exit of the actions for the rows, states and times of one chunk; N is the number of steps.
+class Ends:
+    """Where the actions of one chunk enter and leave the blocks, for its rows, states and times; N steps.
 
     Attributes:
         weight: what the noisy action is multiplied by, [B, D, H].
@@ -205,32 +209,50 @@ class SoftPromptedTransformer(nn.Module):
         first = self._block(0)
         return Context(tokens, first.attn.project(first.norm1(tokens)), domain_id)
 
-    def action_tokens(self, noisy: Tensor, state: Tensor, t: Tensor, domain_id: Tensor) -> Tensor:
-        """Encode [noisy action D | state P | time] of every waypoint, with its position: → [B, T, H].
+    def ends(self, state: Tensor, times: Tensor, domain_id: Tensor, num_actions: int) -> Ends:
+        """Do the work at both ends that the noisy action does not change, for all steps at once.
 
         Runs in the encoder's precision, which stays float32: bfloat16 would quantise positions to about a millimetre.
-        """
-        steps = noisy.shape[1]
-        weight = self.action_encoder.fc.weight
-        time = time_embedding(t.to(weight.dtype), self.time_width)
-        around = torch.cat([state.to(weight.dtype), time], dim=-1)[:, None].expand(-1, steps, -1)
-        with torch.autocast(weight.device.type, enabled=False):
-            tokens: Tensor = self.action_encoder(torch.cat([noisy.to(weight.dtype), around], dim=-1), domain_id)
-        return tokens + self.pos_emb[:, :steps].to(weight.dtype)
-
-    def forward(self, noisy: Tensor, state: Tensor, t: Tensor, context: Context) -> Tensor:
-        """Predict the clean chunk, raw head output.
 
         Args:
-            noisy: [B, T, D] and state: [B, P], both after the action mode's preprocess.
-            t: [B], 1 is pure noise.
-            context: of the same rows.
+            state: [B, P], after the action mode's preprocess.
+            times: [N, B] of the steps, 1 is pure noise.
+            domain_id: int64 [B].
+            num_actions: T.
+        """
+        encoder, decoder = self.action_encoder, self.action_decoder
+        with _exact(state.device):
+            weight, bias = encoder.rows(domain_id)
+            width = decoder.out_width
+            noisy_weight, around_weight = weight[:, :width], weight[:, width:]
+            time = time_embedding(times.to(weight.dtype).flatten(), self.time_width).view(*times.shape, -1)
+            around = torch.cat([state.to(weight.dtype).expand(len(times), -1, -1), time], dim=-1)
+            added = torch.bmm(around.transpose(0, 1), around_weight) + bias
+        offsets = added.transpose(0, 1)[:, :, None] + self.pos_emb[:, :num_actions].to(weight.dtype)
+        return Ends(noisy_weight, offsets, *decoder.rows(domain_id))
+
+    def tokens(self, noisy: Tensor, index: int, ends: Ends) -> Tensor:
+        """Encode [noisy action D | state P | time] of every waypoint at a step, with its position: → [B, T, H]."""
+        with _exact(noisy.device):
+            encoded: Tensor = self.action_encoder(noisy.to(ends.weight.dtype), ends.weight, ends.offsets[index])
+        return encoded
+
+    def step(self, noisy: Tensor, index: int, ends: Ends, context: Context) -> Tensor:
+        """Predict the clean chunk from a noisy one, raw head output.
+
+        Args:
+            noisy: [B, T, D], after the action mode's preprocess.
+            index: of the step, of which ``ends`` knows the time and state.
+            ends, context: of the same rows.
 
         Returns:
             [B, T, D], in the precision of the action decoder.
         """
-        tokens = self.action_tokens(noisy, state, t, context.domain_id)
-        return self.decode(self.run(tokens, context), context.domain_id)
+        return self.action(self.run(self.tokens(noisy, index, ends), context), ends)
+
+    def forward(self, noisy: Tensor, state: Tensor, t: Tensor, context: Context) -> Tensor:
+        """Do a single step at the times [B]; see ``ends`` and ``step`` for the shapes."""
+        return self.step(noisy, 0, self.ends(state, t[None], context.domain_id, noisy.shape[1]), context)
 
     def run(self, tokens: Tensor, context: Context) -> Tensor:
         """Run the blocks on the waypoints' tokens, [B, T, H] → [B, T, H], in the precision of the context."""
@@ -246,40 +268,18 @@ class SoftPromptedTransformer(nn.Module):
         done: Tensor = x
         return done
 
-    def entrance(self, state: Tensor, times: Tensor, domain_id: Tensor, num_actions: int) -> Entrance:
-        """Do the work at both ends that the noisy action does not change, for all steps at once.
-
-        Args:
-            state: [B, P], after the action mode's preprocess.
-            times: [N, B], of every step.
-            domain_id: int64 [B].
-            num_actions: T.
-        """
-        encoder, decoder = self.action_encoder, self.action_decoder
-        weight = encoder.fc(domain_id).view(-1, encoder.in_width, encoder.out_width)
-        noisy_weight, around_weight = weight.split([decoder.out_width, encoder.in_width - decoder.out_width], dim=1)
-        time = time_embedding(times.to(weight.dtype).flatten(), self.time_width).view(*times.shape, -1)
-        around = torch.cat([state.to(weight.dtype).expand(len(times), -1, -1), time], dim=-1)
-        added = torch.bmm(around.transpose(0, 1), around_weight).transpose(0, 1) + encoder.bias(domain_id)
-        offsets = added[:, :, None] + self.pos_emb[:, :num_actions].to(weight.dtype)
-        out_weight = decoder.fc(domain_id).view(-1, decoder.in_width, decoder.out_width)
-        return Entrance(noisy_weight, offsets, out_weight, decoder.bias(domain_id)[:, None])
-
-    def step(self, noisy: Tensor, index: int, entrance: Entrance, context: Context) -> Tensor:
-        """Predict what ``forward`` does at the time of step ``index``, without the work that ``entrance`` holds."""
-        tokens = torch.baddbmm(entrance.offsets[index], noisy.to(entrance.weight.dtype), entrance.weight)
-        x = self.norm(self.run(tokens, context).to(self.norm.weight.dtype))
-        predicted: Tensor = torch.baddbmm(entrance.out_bias, x, entrance.out_weight)
-        return predicted
-
     def _block(self, index: int) -> Block:
         return cast(Block, self.blocks[index])
 
-    def decode(self, x: Tensor, domain_id: Tensor) -> Tensor:
-        """Read the action off the waypoint tokens: [B, T, H] → [B, T, D]."""
-        with torch.autocast(x.device.type, enabled=False):
-            decoded: Tensor = self.action_decoder(self.norm(x.to(self.norm.weight.dtype)), domain_id)
-        return decoded
+    def action(self, x: Tensor, ends: Ends) -> Tensor:
+        """Read the action off the waypoints' tokens: [B, T, H] → [B, T, D]."""
+        with _exact(x.device):
+            read: Tensor = self.action_decoder(self.norm(x.to(self.norm.weight.dtype)), ends.out_weight, ends.out_bias)
+        return read
+
+
+def _exact(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, enabled=False)
 
 
 def _projection(config: XvlaConfig) -> nn.Module:
@@ -290,5 +290,5 @@ def _projection(config: XvlaConfig) -> nn.Module:
 
 
 def _project(layer: nn.Module, x: Tensor, domain_id: Tensor) -> Tensor:
-    out: Tensor = layer(x, domain_id) if isinstance(layer, DomainAwareLinear) else layer(x)
+    out: Tensor = layer(x, *layer.rows(domain_id)) if isinstance(layer, DomainAwareLinear) else layer(x)
     return out
