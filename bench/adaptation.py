@@ -177,9 +177,9 @@ def sizes_of(checkpoint: str) -> dict[str, Any]:
     """Return the section ``model`` of a network of the same sizes as ``checkpoint``, for training from scratch."""
     from dataclasses import asdict
 
-    from xvla_ros.model.folders import find_checkpoint
-    from xvla_ros.model.inspection import describe
-    from xvla_ros.model.pipelines import PROFILE_STEPS
+    from xvla_ros.model.checkpoint.folders import find_checkpoint
+    from xvla_ros.model.checkpoint.inspection import describe
+    from xvla_ros.model.checkpoint.pipelines import PROFILE_STEPS
 
     config = describe(find_checkpoint(checkpoint, None), PROFILE_STEPS).config
     network = ("hidden_size", "depth", "num_heads", "num_domains", "len_soft_prompts", "tokenizer_max_length")

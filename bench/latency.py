@@ -79,7 +79,7 @@ class Latency(Measurement):
         from latency_paths import LeRobotPath, left_out, policy_paths
         from latency_work import count_work, measure_peaks
 
-        from xvla_ros.model.precision import DTYPES, choose
+        from xvla_ros.model.runtime.precision import DTYPES, choose
 
         device = _device(self)
         if self.threads:

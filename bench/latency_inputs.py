@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from xvla_ros.model.data import Embodiment, Observation
 
 if TYPE_CHECKING:
-    from xvla_ros.model.config import XvlaConfig
+    from xvla_ros.model.network.config import XvlaConfig
     from xvla_ros.model.policy import Policy
 
 SIZES = ("small", "full")
@@ -84,7 +84,7 @@ def _slots(views: int) -> tuple[str, ...]:
 
 
 def _loaded(checkpoint: str, views: int | None, steps: int) -> Policy:
-    from xvla_ros.model.checkpoint import PROFILE_STEPS, load
+    from xvla_ros.model.checkpoint.loading import PROFILE_STEPS, load
 
     policy = load(checkpoint, dtype="float32", assume=PROFILE_STEPS)
     require_robot(checkpoint, policy.robots)

@@ -101,7 +101,7 @@ class LeRobotPath:
     name = LEROBOT
 
     def __init__(self, policy: Policy, dtype: str, python: str, threads: int) -> None:
-        from xvla_ros.model import checkpoint
+        from xvla_ros.model.checkpoint import loading as checkpoint
 
         self.dtype, self.times = dtype, Times()
         self.weights = self.rise = None
@@ -137,9 +137,9 @@ Path_ = PolicyPath | LeRobotPath
 
 def policy_paths(policy: Policy, dtype: str, *, compile: str = "auto", int8: bool = False) -> list[PolicyPath]:
     """The reference, its fast path, and its int8 form; they share the tensors they have in common."""
-    from xvla_ros.model.fast import accelerate
-    from xvla_ros.model.int8 import quantise
-    from xvla_ros.model.precision import missing
+    from xvla_ros.model.runtime.fast import accelerate
+    from xvla_ros.model.runtime.int8 import quantise
+    from xvla_ros.model.runtime.precision import missing
 
     paths = [PolicyPath(REFERENCE, dtype, policy), PolicyPath(FAST, dtype, accelerate(policy, compile=compile))]
     if int8 and INT8 not in missing(policy.network.device):
@@ -149,7 +149,7 @@ def policy_paths(policy: Policy, dtype: str, *, compile: str = "auto", int8: boo
 
 def left_out(policy: Policy, *, int8: bool) -> list[str]:
     """What was not measured, and why, in words."""
-    from xvla_ros.model.precision import missing
+    from xvla_ros.model.runtime.precision import missing
 
     lacking = missing(policy.network.device)
     return [f"int8: {lacking[INT8]}"] if int8 and INT8 in lacking else []

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from xvla_ros.model.processor import Batch
-    from xvla_ros.model.runner import Runner
+    from xvla_ros.model.inputs.processor import Batch
+    from xvla_ros.model.runtime.runner import Runner
 
 T = TypeVar("T")
 
@@ -144,7 +144,7 @@ def _attention_flops(
 
 def weight_bytes(module: nn.Module) -> int:
     """Memory of a module's weights, those in int8 included; shared ones count once."""
-    from xvla_ros.model.int8 import Int8Linear
+    from xvla_ros.model.runtime.int8 import Int8Linear
 
     seen = {tensor.data_ptr(): tensor.nbytes for tensor in (*module.parameters(), *module.buffers())}
     return sum(seen.values()) + sum(each.nbytes for each in module.modules() if isinstance(each, Int8Linear))

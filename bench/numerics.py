@@ -24,8 +24,8 @@ EXACT_LIMIT = 1e-4
 
 def ways(policy: Policy, rounded: Policy, *, compile: str) -> list[tuple[str, Policy]]:
     """Every way to run a policy on its device, the exact one first; ``rounded`` is the same in bfloat16."""
-    from xvla_ros.model.fast import accelerate
-    from xvla_ros.model.int8 import quantise
+    from xvla_ros.model.runtime.fast import accelerate
+    from xvla_ros.model.runtime.int8 import quantise
 
     fast, short = accelerate(policy, compile=compile), accelerate(rounded, compile=compile)
     found = [(f"float32 {fast.runner.description}", fast), (f"bfloat16 {short.runner.description}", short)]

@@ -91,7 +91,7 @@ def measure(folder: Path, seconds: float) -> list[dict[str, Any]]:
     """Write the bag and take every row."""
     import torch
 
-    from xvla_ros.model.processor import Processor
+    from xvla_ros.model.inputs.processor import Processor
     from xvla_ros.model.random_policy import random_policy
     from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
     from xvla_ros.training.datasets import Samples, open_datasets

@@ -43,8 +43,8 @@ from start_process import (
 )
 
 from xvla_ros.commands.options import Count, Device, Dtype
-from xvla_ros.model.inspection import inspect
-from xvla_ros.model.pipelines import PROFILE_STEPS
+from xvla_ros.model.checkpoint.inspection import inspect
+from xvla_ros.model.checkpoint.pipelines import PROFILE_STEPS
 
 PROCESS = Path(__file__).with_name("start_process.py")
 TOTAL = "total"
@@ -151,8 +151,8 @@ def _checkpoint(options: Start) -> Iterator[str]:
         return
     from latency_inputs import make_policy
 
-    from xvla_ros.model import checkpoint
-    from xvla_ros.model.precision import BFLOAT16, DTYPES
+    from xvla_ros.model.checkpoint import loading as checkpoint
+    from xvla_ros.model.runtime.precision import BFLOAT16, DTYPES
 
     say("making the policy")
     with tempfile.TemporaryDirectory(prefix="xvla-bench-") as folder:

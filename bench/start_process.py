@@ -49,12 +49,12 @@ def start(begun: float, options: dict[str, Any]) -> dict[str, Any]:
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     with part(TRANSFORMERS), kept_for_good():
-        from xvla_ros.model.florence import import_backbone
+        from xvla_ros.model.network.encoder import import_backbone
 
         import_backbone()
     with part(OURS):
-        from xvla_ros.model.checkpoint import PROFILE_STEPS, build, read_files
-        from xvla_ros.model.fast import accelerate, get_ready
+        from xvla_ros.model.checkpoint.loading import PROFILE_STEPS, build, read_files
+        from xvla_ros.model.runtime.fast import accelerate, get_ready
     device = torch.device(options["device"])
     if device.type == "cuda":
         wait = lambda: torch.cuda.synchronize(device)  # noqa: E731

@@ -64,7 +64,7 @@ class RandomSamples:
         return replace(self.train[index % len(self.train)], index=index)
 
     def statistics(self, robot: str, state_mode: str, action_mode: str) -> Any:
-        from xvla_ros.model.normalisers import Statistics
+        from xvla_ros.model.inputs.normalisers import Statistics
 
         return Statistics()
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from xvla_ros.model.action_modes import action_mode
 from xvla_ros.model.data import ActionChunk, Embodiment, Observation, Prefix
-from xvla_ros.model.flow import postprocess, sample
-from xvla_ros.model.network import Predict
+from xvla_ros.model.network.flow import postprocess, sample
+from xvla_ros.model.network.xvla import Predict
 from xvla_ros.robots import Profile
 from xvla_ros.robots.joints import from_policy, to_policy
 

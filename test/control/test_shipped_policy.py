@@ -15,9 +15,9 @@ from xvla_ros.errors import ProfileError
 from xvla_ros.evaluation.check import check
 from xvla_ros.evaluation.demo_task import is_trained
 from xvla_ros.evaluation.graph import settings_in_simulation
-from xvla_ros.model.checkpoint import save
+from xvla_ros.model.checkpoint.loading import save
+from xvla_ros.model.checkpoint.record import RECORD_FILE
 from xvla_ros.model.policy import Policy
-from xvla_ros.model.record import RECORD_FILE
 from xvla_ros.robots.profile import Profile, load_profile
 
 PAIR, NUMBERED = "so101_bimanual", "so101_bimanual_numbered"

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xvla_ros.errors import CheckpointError
-from xvla_ros.model import checkpoint
-from xvla_ros.model.config import VisionConfig
-from xvla_ros.model.config_files import lerobot_dict, parse_config
-from xvla_ros.model.inspection import inspect
-from xvla_ros.model.keymap import native_place
-from xvla_ros.model.pipelines import ALL_STEPS, PROFILE_STEPS
+from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model.checkpoint.dialects import lerobot_dict, parse_config
+from xvla_ros.model.checkpoint.inspection import inspect
+from xvla_ros.model.checkpoint.keymap import native_place
+from xvla_ros.model.checkpoint.pipelines import ALL_STEPS, PROFILE_STEPS
+from xvla_ros.model.network.config import VisionConfig
 from xvla_ros.model.policy import Policy
 
 WEIGHTS = "model.safetensors"
@@ -412,7 +412,7 @@ def test_name_that_is_neither_folder_nor_id_is_said_so(name: str) -> None:
 def test_hub_that_cannot_be_reached_is_one_clear_error() -> None:
     """In a process of its own: whether the hub is offline is decided when its client is imported."""
     code = (
-        "from xvla_ros.model.inspection import inspect\n"
+        "from xvla_ros.model.checkpoint.inspection import inspect\n"
         "from xvla_ros.errors import CheckpointError\n"
         "try:\n    inspect('nobody/nothing', revision='v9')\n"
         "except CheckpointError as error:\n    print(error.problems[0])\n"
@@ -457,7 +457,7 @@ def test_inspection_reads_headers_alone(saved: Path, policy: Policy) -> None:
 
 def test_inspection_needs_no_torch(saved: Path) -> None:
     code = (
-        "import sys; from xvla_ros.model.inspection import inspect; inspect(sys.argv[1]);"
+        "import sys; from xvla_ros.model.checkpoint.inspection import inspect; inspect(sys.argv[1]);"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True)
@@ -472,6 +472,6 @@ def test_inspection_collects_what_loading_would_refuse(folder: Path) -> None:
 
 def test_full_size_description_is_the_published_one() -> None:
     """lerobot_dict writes Florence-2-large in words that read back to the published sizes."""
-    from xvla_ros.model.config import XvlaConfig
+    from xvla_ros.model.network.config import XvlaConfig
 
     assert parse_config(lerobot_dict(XvlaConfig())).vision == VisionConfig()

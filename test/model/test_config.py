@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from xvla_ros.errors import CheckpointError
-from xvla_ros.model.config import TextConfig, VisionConfig, XvlaConfig
-from xvla_ros.model.config_files import lerobot_dict, parse_config, read_config
+from xvla_ros.model.checkpoint.dialects import lerobot_dict, parse_config, read_config
+from xvla_ros.model.network.config import TextConfig, VisionConfig, XvlaConfig
 
 VENDORED_VISION = {
     "model_type": "davit",

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from xvla_ros.model import checkpoint
 from xvla_ros.model.action_modes import ActionMode, action_mode
-from xvla_ros.model.capture import Capture, compiled, with_compiled_blocks
+from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.model.data import Embodiment, Observation, Prefix
-from xvla_ros.model.fast import accelerate, warm_up
-from xvla_ros.model.flow import hides_only
-from xvla_ros.model.onednn import OneDnnLinear, on_onednn, onednn_gain, variant
+from xvla_ros.model.network.flow import hides_only
 from xvla_ros.model.policy import Policy
-from xvla_ros.model.runner import Runner, Way
+from xvla_ros.model.runtime.capture import Capture, compiled, with_compiled_blocks
+from xvla_ros.model.runtime.fast import accelerate, warm_up
+from xvla_ros.model.runtime.onednn import OneDnnLinear, on_onednn, onednn_gain, variant
+from xvla_ros.model.runtime.runner import Runner, Way
 
 Look = Callable[..., Observation]
 INPUTS = 100

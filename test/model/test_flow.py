@@ -9,10 +9,18 @@ import pytest
 import torch
 
 from xvla_ros.model.action_modes import action_mode
-from xvla_ros.model.flow import flow_loss, interpolate, loss_terms, postprocess, preprocess, sample, training_times
-from xvla_ros.model.network import XvlaNetwork
+from xvla_ros.model.network.flow import (
+    flow_loss,
+    interpolate,
+    loss_terms,
+    postprocess,
+    preprocess,
+    sample,
+    training_times,
+)
+from xvla_ros.model.network.transformer import Context, SoftPromptedTransformer
+from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.model.policy import Policy
-from xvla_ros.model.transformer import Context, SoftPromptedTransformer
 
 BATCH = 3
 

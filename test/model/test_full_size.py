@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from xvla_ros.model import checkpoint
-from xvla_ros.model.config import TextConfig, XvlaConfig
-from xvla_ros.model.config_files import lerobot_dict
+from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model.checkpoint.dialects import lerobot_dict
+from xvla_ros.model.checkpoint.weights import save_weights
 from xvla_ros.model.data import Embodiment, Observation
-from xvla_ros.model.network import XvlaNetwork, meta_network
+from xvla_ros.model.network.config import TextConfig, XvlaConfig
+from xvla_ros.model.network.xvla import XvlaNetwork, meta_network
 from xvla_ros.model.random_policy import random_policy
-from xvla_ros.model.weights import save_weights
 
 PARAMETERS = 879_482_456
 PARTS = {
@@ -37,9 +37,9 @@ LOADING = """
 import sys
 from pathlib import Path
 import torch
-from xvla_ros.model.config_files import read_config
-from xvla_ros.model.network import meta_network
-from xvla_ros.model.weights import load_network
+from xvla_ros.model.checkpoint.dialects import read_config
+from xvla_ros.model.network.xvla import meta_network
+from xvla_ros.model.checkpoint.weights import load_network
 
 def memory(field):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from xvla_ros.model.action_modes import action_mode
 from xvla_ros.model.data import Observation, Prefix
-from xvla_ros.model.flow import preprocess, sample
-from xvla_ros.model.guidance import START, HeldWaypoints, guidance_weight
-from xvla_ros.model.network import Predict, XvlaNetwork
+from xvla_ros.model.network.flow import preprocess, sample
+from xvla_ros.model.network.guidance import START, HeldWaypoints, guidance_weight
+from xvla_ros.model.network.transformer import Context
+from xvla_ros.model.network.xvla import Predict, XvlaNetwork
 from xvla_ros.model.policy import Policy
-from xvla_ros.model.transformer import Context
 
 WAYPOINTS, WIDTH = 8, 20
 MODES = [action_mode(name) for name in ("so101_bimanual_bce", "ee6d", "agibot_ee6d")]

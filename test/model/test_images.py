@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from xvla_ros.model.config import IMAGENET_MEAN, IMAGENET_STD
-from xvla_ros.model.images import (
+from xvla_ros.model.inputs.pictures import (
     ACROSS_FIRST,
     DOWN_FIRST,
     _order_of_pil,
@@ -19,6 +18,7 @@ from xvla_ros.model.images import (
     letterbox,
     squash,
 )
+from xvla_ros.model.network.config import IMAGENET_MEAN, IMAGENET_STD
 
 sides = st.integers(8, 120)
 

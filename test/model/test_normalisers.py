@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from xvla_ros.model.normalisers import MODES, Normaliser, mean_std
+from xvla_ros.model.inputs.normalisers import MODES, Normaliser, mean_std
 
 CHANNELS = 4
 numbers = arrays(np.float32, (3, CHANNELS), elements=st.floats(-100, 100, width=32))

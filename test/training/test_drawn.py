@@ -13,7 +13,7 @@ from tiny import MODEL
 pytest.importorskip("mujoco")
 pytest.importorskip("pinocchio")
 
-from xvla_ros.model import checkpoint
+from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import profile_document
 from xvla_ros.training.config_file import TrainingError

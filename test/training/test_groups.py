@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import tiny_settings
 
-from xvla_ros.model.config import XvlaConfig
-from xvla_ros.model.network import meta_network
+from xvla_ros.model.network.config import XvlaConfig
+from xvla_ros.model.network.xvla import meta_network
 from xvla_ros.training.adapters import add_lora
 from xvla_ros.training.config import Lora
 from xvla_ros.training.groups import (

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parent))
 
 from recorded import AHEAD, MS, START, Session, changed, curve, picture
 
-from xvla_ros.model.images import image_pipeline
+from xvla_ros.model.inputs.pictures import image_pipeline
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import to_policy

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("mujoco")
 pytest.importorskip("pinocchio")
 
-from xvla_ros.model import checkpoint
+from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.training.config_file import TrainingError, read_as, read_settings
 from xvla_ros.training.start import scratch_config
 from xvla_ros.training.vision_config import VisionSettings

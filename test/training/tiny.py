@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xvla_ros.model.data import Embodiment
-from xvla_ros.model.normalisers import IDENTITY, Normaliser, Statistics, mean_std
+from xvla_ros.model.inputs.normalisers import IDENTITY, Normaliser, Statistics, mean_std
 from xvla_ros.robots.profile import Profile
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import settings_from

@@ -13,10 +13,10 @@ from xvla_ros.model.action_specs import ACTION_SPECS, action_spec
 from xvla_ros.robots.profile import Profile
 
 if TYPE_CHECKING:
+    from xvla_ros.model.checkpoint.inspection import CheckpointInfo
+    from xvla_ros.model.checkpoint.record import RobotRecord
     from xvla_ros.model.data import Embodiment
-    from xvla_ros.model.inspection import CheckpointInfo
-    from xvla_ros.model.normalisers import Statistics
-    from xvla_ros.model.record import RobotRecord
+    from xvla_ros.model.inputs.normalisers import Statistics
 
 # A profile rounds 1/30 s to 0.0333.
 TIME_TOLERANCE = 0.02
@@ -30,8 +30,8 @@ def checkpoint_findings(
 
     ``is_shipped``: it is the one that comes with the package, which knows other profiles of its robots by their domain.
     """
-    from xvla_ros.model.inspection import inspect
-    from xvla_ros.model.pipelines import PROFILE_STEPS
+    from xvla_ros.model.checkpoint.inspection import inspect
+    from xvla_ros.model.checkpoint.pipelines import PROFILE_STEPS
 
     try:
         info = inspect(checkpoint, revision=revision or None, assume=PROFILE_STEPS)
@@ -45,10 +45,10 @@ def checkpoint_findings(
 
 def computing(checkpoint: str, revision: str = "") -> str:
     """Say what a checkpoint would compute in on this machine's CPU, and why; empty where it cannot be read."""
-    from xvla_ros.model.folders import find_checkpoint
-    from xvla_ros.model.inspection import describe
-    from xvla_ros.model.pipelines import PROFILE_STEPS
-    from xvla_ros.model.precision import choose
+    from xvla_ros.model.checkpoint.folders import find_checkpoint
+    from xvla_ros.model.checkpoint.inspection import describe
+    from xvla_ros.model.checkpoint.pipelines import PROFILE_STEPS
+    from xvla_ros.model.runtime.precision import choose
 
     try:
         config = describe(find_checkpoint(checkpoint, revision or None), PROFILE_STEPS).config

@@ -157,7 +157,7 @@ def choose_task(profile: Profile, checkpoint: str | None, instruction: str | Non
 def is_trained(profile: Profile, checkpoint: str | None) -> bool:
     """Whether the policy that will run says that it was trained for this robot; a hub id is not looked up."""
     from xvla_ros.control.shipped_policy import known_as, shipped_policy
-    from xvla_ros.model.record import read_record
+    from xvla_ros.model.checkpoint.record import read_record
 
     name = checkpoint or profile.policy.checkpoint
     folder = Path(name) if name else shipped_policy([profile])

@@ -74,7 +74,7 @@ def load_policy(
         except ValueError as error:
             raise PolicySourceError(f"checkpoint {name or 'of random weights'} cannot drive {profile.name}: {error}") \
                 from error
-    from xvla_ros.model.fast import accelerate
+    from xvla_ros.model.runtime.fast import accelerate
 
     if log is not None:
         log(f"the policy {policy.precision}")
@@ -104,7 +104,7 @@ def _ensure_device(device: str) -> None:
 
 
 def _load(name: str, revision: str, device: str, dtype: str) -> Policy:
-    from xvla_ros.model.checkpoint import PROFILE_STEPS, load
+    from xvla_ros.model.checkpoint.loading import PROFILE_STEPS, load
 
     try:
         # a profile states the image pipeline and the domain, so a checkpoint's files need not
@@ -152,8 +152,8 @@ def _untrained(
 
 
 def _in_dtype(policy: Policy, dtype: str) -> Policy:
-    from xvla_ros.model.int8 import quantise
-    from xvla_ros.model.precision import DTYPES, INT8, choose
+    from xvla_ros.model.runtime.int8 import quantise
+    from xvla_ros.model.runtime.precision import DTYPES, INT8, choose
 
     try:
         policy.precision = choose(policy.network.config, policy.network.device, dtype)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from xvla_ros.errors import Problem, ProfileError
 from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec
-from xvla_ros.model.record import RECORD_FILE, RobotRecord, read_record
+from xvla_ros.model.checkpoint.record import RECORD_FILE, RobotRecord, read_record
 from xvla_ros.resources import policy_dir
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Joint

@@ -14,12 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .action_modes import ActionMode
+from .checkpoint.record import RobotRecord, TrainingSummary
 from .data import ActionChunk, Embodiment, Observation, Prefix
-from .network import XvlaNetwork
-from .precision import Precision, instruction_set
-from .processor import Batch, Processor
-from .record import RobotRecord, TrainingSummary
-from .runner import Runner
+from .inputs.processor import Batch, Processor
+from .network.xvla import XvlaNetwork
+from .runtime.precision import Precision, instruction_set
+from .runtime.runner import Runner
 
 
 class Policy:

@@ -15,14 +15,14 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from .action_modes import ActionMode, action_mode
-from .config import TextConfig, VisionConfig, XvlaConfig
+from .checkpoint.record import RobotRecord, TrainingSummary
 from .data import Embodiment
-from .network import XvlaNetwork
-from .normalisers import MEAN_STD, Normaliser, Statistics, mean_std
+from .inputs.normalisers import MEAN_STD, Normaliser, Statistics, mean_std
+from .inputs.processor import Processor
+from .inputs.words import train_tokenizer
+from .network.config import TextConfig, VisionConfig, XvlaConfig
+from .network.xvla import XvlaNetwork
 from .policy import Policy
-from .processor import Processor
-from .record import RobotRecord, TrainingSummary
-from .text import train_tokenizer
 
 PerRobot = Mapping[str, ArrayLike]
 

@@ -284,8 +284,8 @@ class PolicyNode(GuardedLifecycleNode):
 
     def _load_and_warm_up(self) -> Policy:
         with kept_for_good():
-            from xvla_ros.model.fast import warm_up
-            from xvla_ros.model.florence import import_backbone
+            from xvla_ros.model.network.encoder import import_backbone
+            from xvla_ros.model.runtime.fast import warm_up
 
             import_backbone()
 

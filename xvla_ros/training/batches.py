@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from xvla_ros.model.data import Embodiment
-from xvla_ros.model.normalisers import Statistics
+from xvla_ros.model.inputs.normalisers import Statistics
 from xvla_ros.model.policy import Policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.training import draws

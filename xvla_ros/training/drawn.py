@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem
 from xvla_ros.model.data import Embodiment
-from xvla_ros.model.normalisers import Statistics
+from xvla_ros.model.inputs.normalisers import Statistics
 from xvla_ros.recordings.bag_paths import tool_actions
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import Profile, load_robot

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xvla_ros.model.flow import training_times
+from xvla_ros.model.network.flow import training_times
 
 
 def generator(*key: object) -> np.random.Generator:

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xvla_ros.model.network import XvlaNetwork
-from xvla_ros.model.processor import Batch, Processor
+from xvla_ros.model.inputs.processor import Batch, Processor
+from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.training.sample import Sample
 
 _AT_ONCE = 16

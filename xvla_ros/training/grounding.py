@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xvla_ros.model.network import XvlaNetwork
+from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.training.vision_task import PLACE_UNIT, SHARP
 
 NAME = "grounding"  # of the layer in the network

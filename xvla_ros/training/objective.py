@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from xvla_ros.model.action_modes import Losses
-from xvla_ros.model.flow import flow_loss
-from xvla_ros.model.network import XvlaNetwork
-from xvla_ros.model.processor import Batch
-from xvla_ros.model.transformer import Block
+from xvla_ros.model.inputs.processor import Batch
+from xvla_ros.model.network.flow import flow_loss
+from xvla_ros.model.network.transformer import Block
+from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.training.grounding import grounding_of
 
 

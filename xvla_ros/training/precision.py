@@ -10,8 +10,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from xvla_ros.model.config import XvlaConfig
-from xvla_ros.model.precision import choose
+from xvla_ros.model.network.config import XvlaConfig
+from xvla_ros.model.runtime.precision import choose
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.state import STATES, last_settings
 from xvla_ros.training.vision_config import VisionSettings

@@ -19,7 +19,7 @@ from xvla_ros.training.datasets import open_datasets
 from xvla_ros.training.samples import Samples
 
 if TYPE_CHECKING:
-    from xvla_ros.model.config import XvlaConfig
+    from xvla_ros.model.network.config import XvlaConfig
     from xvla_ros.training.dataset_settings import Drawn
     from xvla_ros.training.drawn import DrawnSamples
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem
 from xvla_ros.model.data import Embodiment
-from xvla_ros.model.normalisers import Statistics
+from xvla_ros.model.inputs.normalisers import Statistics
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.recordings.action_path import waypoint_times
 from xvla_ros.robots.profile import Profile

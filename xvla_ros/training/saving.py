@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xvla_ros.model import checkpoint
-from xvla_ros.model.network import XvlaNetwork, meta_network
+from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model.checkpoint.record import TrainingSummary
+from xvla_ros.model.checkpoint.weights import assign
+from xvla_ros.model.network.xvla import XvlaNetwork, meta_network
 from xvla_ros.model.policy import Policy
-from xvla_ros.model.precision import DTYPES
-from xvla_ros.model.record import TrainingSummary
-from xvla_ros.model.weights import assign
+from xvla_ros.model.runtime.precision import DTYPES
 from xvla_ros.training.adapters import merged
 from xvla_ros.training.config import Lora
 from xvla_ros.training.ema import Average

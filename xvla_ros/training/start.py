@@ -9,18 +9,18 @@ from typing import Any
 import torch
 
 from xvla_ros.errors import Problem
-from xvla_ros.model import checkpoint
 from xvla_ros.model.action_modes import action_mode, repaired_mode
 from xvla_ros.model.action_specs import action_spec
-from xvla_ros.model.config import XvlaConfig
+from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model.checkpoint.record import RobotRecord, TrainingSummary
 from xvla_ros.model.data import Embodiment
-from xvla_ros.model.network import XvlaNetwork
-from xvla_ros.model.normalisers import IDENTITY, MEAN_STD
+from xvla_ros.model.inputs.normalisers import IDENTITY, MEAN_STD
+from xvla_ros.model.inputs.processor import Processor
+from xvla_ros.model.inputs.words import train_tokenizer
+from xvla_ros.model.network.config import XvlaConfig
+from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.model.policy import Policy
-from xvla_ros.model.processor import Processor
 from xvla_ros.model.random_policy import SIZES
-from xvla_ros.model.record import RobotRecord, TrainingSummary
-from xvla_ros.model.text import train_tokenizer
 from xvla_ros.training.batches import Source
 from xvla_ros.training.config import Model, TrainSettings
 from xvla_ros.training.config_file import TrainingError

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from xvla_ros.errors import CheckpointError, Problem
-from xvla_ros.model.tensor_files import read_header
+from xvla_ros.model.checkpoint.tensors import read_header
 from xvla_ros.training.config_file import TrainingError
 
 SCHEMA_VERSION = 1

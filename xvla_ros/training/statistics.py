@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.model.action_specs import GRIPPER
-from xvla_ros.model.normalisers import IDENTITY, MEAN_STD, MODES, Normaliser
+from xvla_ros.model.inputs.normalisers import IDENTITY, MEAN_STD, MODES, Normaliser
 from xvla_ros.robots.profile import Profile
 
 Floats = NDArray[np.float64]

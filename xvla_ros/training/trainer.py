@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from xvla_ros.errors import Problem
+from xvla_ros.model.checkpoint.record import Record, TrainingSummary, write_record
 from xvla_ros.model.policy import Policy
-from xvla_ros.model.record import Record, TrainingSummary, write_record
 from xvla_ros.training import draws
 from xvla_ros.training.adapters import add_lora, write_adapter
 from xvla_ros.training.batches import Preparation, Source, batches

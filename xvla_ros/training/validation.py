@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from xvla_ros.model.flow import training_times
+from xvla_ros.model.network.flow import training_times
 from xvla_ros.training import draws
 from xvla_ros.training.batches import Preparation, Share, Source
 from xvla_ros.training.config import TrainSettings

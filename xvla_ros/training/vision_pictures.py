@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from xvla_ros.model.images import image_pipeline
+from xvla_ros.model.inputs.pictures import image_pipeline
 from xvla_ros.robots import load_robot
 from xvla_ros.training import draws
 from xvla_ros.training.scenes import Shares

@@ -24,11 +24,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from xvla_ros.errors import CheckpointError, Problem
-from xvla_ros.model.network import XvlaNetwork
+from xvla_ros.model.checkpoint.record import TrainingSummary
+from xvla_ros.model.inputs.processor import Processor
+from xvla_ros.model.inputs.words import train_tokenizer
+from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.model.policy import Policy
-from xvla_ros.model.processor import Processor
-from xvla_ros.model.record import TrainingSummary
-from xvla_ros.model.text import train_tokenizer
 from xvla_ros.robots import ProfileError
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.simulation.offscreen import RenderingUnavailableError

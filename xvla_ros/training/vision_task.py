@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xvla_ros.model.network import XvlaNetwork
+from xvla_ros.model.network.xvla import XvlaNetwork
 
 SHARP = 0.05  # of half a picture, or of a length unit below: errors above it count linearly, not by their square
 PLACE_UNIT = 0.2  # m: about the spread of places on a table

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from xvla_ros.errors import CheckpointError, Problem
 
-from .config_files import read_json
+from .dialects import read_json
 from .folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .keymap import native_place
-from .tensor_files import read_header
+from .tensors import read_header
 
 _KEY = re.compile(
     r"^(?:base_model\.model\.)?(?P<module>.+?)\.lora_(?P<part>[AB]|embedding_[AB])(?:\.default)?(?:\.weight)?$"

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from xvla_ros.errors import Problem
 
-from .config import XvlaConfig
+from ..network.config import XvlaConfig
 from .keymap import Place, native_place
-from .tensor_files import FLOATS, StoredTensor
+from .tensors import FLOATS, StoredTensor
 
 Placed = dict[str, tuple[Place, StoredTensor]]
 

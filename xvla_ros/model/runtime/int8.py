@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..policy import Policy
 from .onednn import variant
-from .policy import Policy
 from .precision import INT8_ENGINES
 
 QUANTISED_PARTS = ("transformer.blocks.", "vlm.vision_tower.", "vlm.language_model.encoder.layers.")

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from xvla_ros.errors import CheckpointError, Problem
 
-from .config import ACTION_FEATURE, STATE_FEATURE, XvlaConfig
-from .config_files import read_json
-from .normalisers import EPS, IDENTITY, MODES, Normaliser, Statistics
-from .tensor_files import read_header
+from ..inputs.normalisers import EPS, IDENTITY, MODES, Normaliser, Statistics
+from ..network.config import ACTION_FEATURE, STATE_FEATURE, XvlaConfig
+from .dialects import read_json
+from .tensors import read_header
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .action_modes import ActionMode, action_mode
+from ..action_modes import ActionMode, action_mode
 from .config import XvlaConfig
-from .florence import FlorenceEncoder, cosine_positions
+from .encoder import FlorenceEncoder, cosine_positions
 from .transformer import Context, SoftPromptedTransformer
 
 Predict = Callable[[Tensor, int], Tensor]

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .action_modes import ActionMode
-from .config import XvlaConfig
-from .data import Embodiment, Observation
-from .images import CPU, image_pipeline
+from ..action_modes import ActionMode
+from ..data import Embodiment, Observation
+from ..network.config import XvlaConfig
 from .normalisers import Statistics
-from .text import Tokenizer
+from .pictures import CPU, image_pipeline
+from .words import Tokenizer
 
 
 @dataclass(frozen=True)

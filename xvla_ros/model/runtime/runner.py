@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from .action_modes import ActionMode
-from .flow import denoise, hides_only, predictor, preprocess, shown
-from .guidance import HeldWaypoints
-from .network import XvlaNetwork
-from .processor import Batch
-from .transformer import Context
+from ..action_modes import ActionMode
+from ..inputs.processor import Batch
+from ..network.flow import denoise, hides_only, predictor, preprocess, shown
+from ..network.guidance import HeldWaypoints
+from ..network.transformer import Context
+from ..network.xvla import XvlaNetwork
 
 _LINES_OF_A_REASON = 2  # compilers name the culprit in the second
 

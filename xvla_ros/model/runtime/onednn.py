@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .network import XvlaNetwork
-from .transformer import Block, Mlp
+from ..network.transformer import Block, Mlp
+from ..network.xvla import XvlaNetwork
 
 # Well above what measuring twice differs by, so that a machine decides alike every time.
 WORTHWHILE = 1.3

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .network import XvlaNetwork
+from ..network.xvla import XvlaNetwork
 from .onednn import variant
 from .runner import Body, ChunkInputs
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from xvla_ros.errors import CheckpointError, Problem
 
-from .config import XvlaConfig
+from ..network.config import XvlaConfig
+from ..network.xvla import XvlaNetwork, meta_network, part_dtype, unmaterialised
+from ..runtime.precision import DTYPES
 from .keymap import Place, published_place
 from .layout import Placed, config_from_weights, place_tensors, shape_of
-from .network import XvlaNetwork, meta_network, part_dtype, unmaterialised
-from .precision import DTYPES
-from .tensor_files import WEIGHTS, StoredTensor, stored_tensors
+from .tensors import WEIGHTS, StoredTensor, stored_tensors
 
 GENERATION_BIAS = "model.vlm.language_model.final_logits_bias"
 STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

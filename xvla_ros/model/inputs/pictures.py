@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from .config import IMAGENET_MEAN, IMAGENET_STD
+from ..network.config import IMAGENET_MEAN, IMAGENET_STD
 
 Rgb = NDArray[np.uint8]
 Pipeline = Callable[[Rgb, tuple[int, int], torch.device], Tensor]

@@ -15,7 +15,7 @@ from typing import Any
 
 from xvla_ros.errors import CheckpointError, Problem
 
-from .config import ACTION_FEATURE, DEFAULT_IMAGE_SIZE, ORIGINAL, TextConfig, VisionConfig, XvlaConfig
+from ..network.config import ACTION_FEATURE, DEFAULT_IMAGE_SIZE, ORIGINAL, TextConfig, VisionConfig, XvlaConfig
 
 # Length the original processor pads its text to; the original config.json does not say it.
 ORIGINAL_TEXT_LENGTH = 50

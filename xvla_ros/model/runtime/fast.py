@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
+from ..data import Observation
+from ..network.xvla import XvlaNetwork
+from ..policy import Policy
 from .capture import Capture, CudaGraphs, compiled, with_compiled_blocks
-from .data import Observation
-from .network import XvlaNetwork
 from .onednn import WORTHWHILE, on_onednn, onednn_gain
-from .policy import Policy
 from .runner import Log, Runner, Way
 
 CHOICES = ("auto", "on", "off")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .config import XvlaConfig
+from ..network.config import XvlaConfig
+from ..network.transformer import Block
 from .onednn import to_onednn
-from .transformer import Block
 
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
 DTYPES = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16}

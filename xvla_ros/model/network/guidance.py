@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .action_modes import ActionMode
+from ..action_modes import ActionMode
 
 # The time t at which such rows begin. Of two ways that lie D apart in the network's units, all waypoints together,
 # that of the earlier chunk is then kept with probability Φ(D (1 − t) / 2t): 95 % for D = 3.3, over 99 % for 5.

@@ -10,14 +10,14 @@ from typing import Any
 
 from xvla_ros.errors import CheckpointError, Problem
 
-from .config import IMAGENET_MEAN, IMAGENET_STD, ORIGINAL, XvlaConfig
-from .config_files import read_config, read_json
+from ..inputs.words import TOKENIZER_FILE
+from ..network.config import IMAGENET_MEAN, IMAGENET_STD, ORIGINAL, XvlaConfig
+from .dialects import read_config, read_json
 from .folders import CheckpointFolders, find_checkpoint
 from .layout import Placed, config_from_weights, place_tensors, stored_shape
 from .pipelines import PREPROCESSOR, Pipelines, read_pipelines
 from .record import RECORD_FILE, Record, read_record
-from .tensor_files import stored_tensors
-from .text import TOKENIZER_FILE
+from .tensors import stored_tensors
 
 ORIGINAL_PROCESSOR = "preprocessor_config.json"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from xvla_ros.errors import CheckpointError, Problem
 
-from .config_files import read_json
+from .dialects import read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

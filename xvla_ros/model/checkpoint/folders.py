@@ -8,8 +8,8 @@ from pathlib import Path
 
 from xvla_ros.errors import CheckpointError, Problem
 
-from .config_files import read_json
-from .tensor_files import INDEX, WEIGHTS
+from .dialects import read_json
+from .tensors import INDEX, WEIGHTS
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Never *.bin, *.pt or *.py: no pickle and no code is fetched.

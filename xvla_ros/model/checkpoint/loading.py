@@ -1,9 +1,4 @@
-"""Load a checkpoint into a policy, look at one, save one.
-
-Accepted are LeRobot's folders and the original authors', with or without the ``model.`` prefix, with vendored or native
-Florence-2 names, in float32 or bfloat16, in one file or in shards, with a LoRA adapter or without. Weights are read
-from safetensors only. What does not fit fails by name, all at once.
-"""
+"""Load a checkpoint into a policy, save one."""
 
 from __future__ import annotations
 
@@ -19,23 +14,21 @@ import torch
 
 from xvla_ros.errors import CheckpointError, Problem
 
-from .config import ACTION_FEATURE, IMAGE_FEATURES, STATE_FEATURE, XvlaConfig
-from .config_files import lerobot_dict
+from ..inputs.processor import Processor
+from ..inputs.words import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from ..network.config import ACTION_FEATURE, IMAGE_FEATURES, STATE_FEATURE, XvlaConfig
+from ..network.xvla import XvlaNetwork
+from ..policy import Policy
+from ..runtime.int8 import is_int8, quantise
+from ..runtime.precision import DTYPES, FLOAT32, INT8, Precision, choose
+from .dialects import lerobot_dict
 from .folders import CheckpointFolders, find_checkpoint
-from .inspection import CheckpointInfo, Description, describe, inspect
-from .int8 import is_int8, quantise
+from .inspection import Description, describe
 from .lora import merge_adapter
-from .network import XvlaNetwork
-from .pipelines import ALL_STEPS, PROFILE_STEPS, write_pipelines
-from .policy import Policy
-from .precision import DTYPES, FLOAT32, INT8, Precision, choose
-from .processor import Processor
+from .pipelines import write_pipelines
 from .record import Record, RobotRecord, write_record
-from .tensor_files import WEIGHTS
-from .text import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from .tensors import WEIGHTS
 from .weights import load_network, save_weights
-
-__all__ = ["ALL_STEPS", "PROFILE_STEPS", "CheckpointError", "CheckpointInfo", "inspect", "load", "save"]
 
 
 def load(

@@ -10,9 +10,9 @@ from typing import Any
 
 from xvla_ros.errors import CheckpointError, Problem
 
-from .config_files import read_json
-from .data import Embodiment
-from .normalisers import Normaliser, Statistics
+from ..data import Embodiment
+from ..inputs.normalisers import Normaliser, Statistics
+from .dialects import read_json
 
 RECORD_FILE = "xvla_ros.json"
 SCHEMA_VERSION = 1

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..imports import collector_paused
 from .config import TextConfig, VisionConfig, XvlaConfig
-from .imports import collector_paused
 
 
 def import_backbone() -> None:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .action_modes import ActionMode, Losses
+from ..action_modes import ActionMode, Losses
 from .guidance import HeldWaypoints
-from .network import Predict, XvlaNetwork
 from .transformer import Context
+from .xvla import Predict, XvlaNetwork
 
 # The published code keeps t just below one, so that no row is pure noise twice.
 TIME_CEILING = 1.0 - 1e-5

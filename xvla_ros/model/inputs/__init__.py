@@ -1,0 +1,1 @@
+"""What enters the network and leaves it: pictures, words, numbers."""

@@ -1,0 +1,1 @@
+"""The network: sizes, Florence-2 in front, the soft-prompted transformer behind, flow matching."""

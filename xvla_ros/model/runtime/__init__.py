@@ -1,0 +1,1 @@
+"""How a network runs: eagerly, on oneDNN, in int8, compiled, in CUDA graphs, and in which type."""
