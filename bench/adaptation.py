@@ -177,8 +177,7 @@ def sizes_of(checkpoint: str) -> dict[str, Any]:
     """Return the section ``model`` of a network of the same sizes as ``checkpoint``, for training from scratch."""
     from dataclasses import asdict
 
-    from xvla_ros.model.checkpoint.folders import find_checkpoint
-    from xvla_ros.model.checkpoint.inspection import describe
+    from xvla_ros.model.checkpoint.inspection import describe, find_checkpoint
     from xvla_ros.model.checkpoint.pipelines import PROFILE_STEPS
 
     config = describe(find_checkpoint(checkpoint, None), PROFILE_STEPS).config

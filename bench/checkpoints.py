@@ -10,7 +10,7 @@ from pathlib import Path
 
 def checkpoint_digest(checkpoint: str = "") -> str:
     """Return hex digits of a checkpoint's weights, sizes, words and normalisation; empty is the policy that ships."""
-    from xvla_ros.model.checkpoint.folders import find_checkpoint
+    from xvla_ros.model.checkpoint.inspection import find_checkpoint
     from xvla_ros.resources import policy_dir
 
     found = find_checkpoint(checkpoint or str(policy_dir()), None)

@@ -19,8 +19,8 @@ from xvla_ros.errors import CheckpointError
 from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.model.checkpoint.dialects import lerobot_dict, parse_config
 from xvla_ros.model.checkpoint.inspection import inspect
-from xvla_ros.model.checkpoint.keymap import native_place
 from xvla_ros.model.checkpoint.pipelines import ALL_STEPS, PROFILE_STEPS
+from xvla_ros.model.checkpoint.tensors import native_place
 from xvla_ros.model.network.config import VisionConfig
 from xvla_ros.model.policy import Policy
 

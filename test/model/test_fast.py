@@ -15,8 +15,7 @@ from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.model.data import Embodiment, Observation, Prefix
 from xvla_ros.model.network.flow import hides_only
 from xvla_ros.model.policy import Policy
-from xvla_ros.model.runtime.capture import Capture, compiled, with_compiled_blocks
-from xvla_ros.model.runtime.fast import accelerate, warm_up
+from xvla_ros.model.runtime.fast import Capture, accelerate, compiled, warm_up, with_compiled_blocks
 from xvla_ros.model.runtime.onednn import OneDnnLinear, on_onednn, onednn_gain, variant
 from xvla_ros.model.runtime.runner import Runner, Way
 

@@ -18,8 +18,7 @@ from xvla_ros.model.network.flow import (
     sample,
     training_times,
 )
-from xvla_ros.model.network.transformer import Context, SoftPromptedTransformer
-from xvla_ros.model.network.xvla import XvlaNetwork
+from xvla_ros.model.network.xvla import Context, SoftPromptedTransformer, XvlaNetwork
 from xvla_ros.model.policy import Policy
 
 BATCH = 3

@@ -18,13 +18,12 @@ from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file
 
 from xvla_ros.model.checkpoint.dialects import read_config
-from xvla_ros.model.checkpoint.keymap import native_place, published_place
+from xvla_ros.model.checkpoint.tensors import native_place, published_place
 from xvla_ros.model.checkpoint.weights import load_network
 from xvla_ros.model.inputs.pictures import letterbox, normalise, resize_with_pad
 from xvla_ros.model.inputs.processor import Batch
 from xvla_ros.model.network.flow import flow_loss, interpolate, postprocess, preprocess, sample, training_times
-from xvla_ros.model.network.transformer import time_embedding
-from xvla_ros.model.network.xvla import XvlaNetwork
+from xvla_ros.model.network.xvla import XvlaNetwork, time_embedding
 from xvla_ros.model.runtime.onednn import on_onednn
 from xvla_ros.model.runtime.runner import Runner, Way
 from xvla_ros.robots import rotations

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from xvla_ros.model.action_modes import action_mode
 from xvla_ros.model.data import Observation, Prefix
-from xvla_ros.model.network.flow import preprocess, sample
-from xvla_ros.model.network.guidance import START, HeldWaypoints, guidance_weight
-from xvla_ros.model.network.transformer import Context
-from xvla_ros.model.network.xvla import Predict, XvlaNetwork
+from xvla_ros.model.network.flow import START, HeldWaypoints, guidance_weight, preprocess, sample
+from xvla_ros.model.network.xvla import Context, Predict, XvlaNetwork
 from xvla_ros.model.policy import Policy
 
 WAYPOINTS, WIDTH = 8, 20

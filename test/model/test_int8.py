@@ -14,7 +14,7 @@ from torch import nn
 
 from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.model.data import Observation, Prefix
-from xvla_ros.model.network.transformer import DomainAwareLinear
+from xvla_ros.model.network.xvla import DomainAwareLinear
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.runtime import int8
 from xvla_ros.model.runtime.int8 import Int8Linear, quantise

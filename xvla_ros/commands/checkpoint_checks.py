@@ -45,8 +45,7 @@ def checkpoint_findings(
 
 def computing(checkpoint: str, revision: str = "") -> str:
     """Say what a checkpoint would compute in on this machine's CPU, and why; empty where it cannot be read."""
-    from xvla_ros.model.checkpoint.folders import find_checkpoint
-    from xvla_ros.model.checkpoint.inspection import describe
+    from xvla_ros.model.checkpoint.inspection import describe, find_checkpoint
     from xvla_ros.model.checkpoint.pipelines import PROFILE_STEPS
     from xvla_ros.model.runtime.precision import choose
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from xvla_ros.model.checkpoint.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from xvla_ros.model.checkpoint.keymap import published_place
+from xvla_ros.model.checkpoint.tensors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, published_place
 from xvla_ros.training.config import Lora
 from xvla_ros.training.groups import LORA
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from xvla_ros.model.network.transformer import DomainAwareLinear
+from xvla_ros.model.network.xvla import DomainAwareLinear
 from xvla_ros.training.config import Freeze, TrainSettings
 
 SOFT_PROMPTS, ACTION_ROWS, POLICY, VLM = "soft_prompts", "action_rows", "policy", "vlm"

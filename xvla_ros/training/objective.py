@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from xvla_ros.model.action_modes import Losses
 from xvla_ros.model.inputs.processor import Batch
 from xvla_ros.model.network.flow import flow_loss
-from xvla_ros.model.network.transformer import Block
-from xvla_ros.model.network.xvla import XvlaNetwork
+from xvla_ros.model.network.xvla import Block, XvlaNetwork
 from xvla_ros.training.grounding import grounding_of
 
 

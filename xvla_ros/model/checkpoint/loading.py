@@ -22,13 +22,11 @@ from ..policy import Policy
 from ..runtime.int8 import is_int8, quantise
 from ..runtime.precision import DTYPES, FLOAT32, INT8, Precision, choose
 from .dialects import lerobot_dict
-from .folders import CheckpointFolders, find_checkpoint
-from .inspection import Description, describe
-from .lora import merge_adapter
+from .inspection import CheckpointFolders, Description, describe, find_checkpoint
 from .pipelines import write_pipelines
 from .record import Record, RobotRecord, write_record
 from .tensors import WEIGHTS
-from .weights import load_network, save_weights
+from .weights import load_network, merge_adapter, save_weights
 
 
 def load(

@@ -1,27 +1,65 @@
-"""What a folder's safetensors files hold, read from their headers alone. No torch, no weights in memory.
+"""What a folder's safetensors files hold, read from their headers alone, and which weight of our network each is.
 
-Format: 8 bytes little-endian header length, a JSON header, the tensors' bytes.
+Names of weights are published ones (Florence-2 as in Microsoft's remote code) or ours (as in transformers). Format of a
+file: 8 bytes little-endian header length, a JSON header, the tensors' bytes. No torch, no weights in memory.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from xvla_ros.errors import CheckpointError, Problem
 
+from ..network.config import XvlaConfig
 from .dialects import read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HEADER_LIMIT = 100_000_000
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F64", "F32", "F16", "BF16")
+
+_PREFIX = re.compile(r"^model\.(?=vlm\.|transformer\.)")
+# Generation only; X-VLA has no decoder. The two vision_tower entries are a classifier nobody trained.
+_DROPPED = re.compile(
+    r"^vlm\.(lm_head\.|vision_tower\.(norms|head)\.|language_model\.(final_logits_bias$|lm_head\.|(model\.)?decoder\.))"
+)
+_EMBEDDING = "vlm.language_model.encoder.embed_tokens.weight"
+_SHARED = re.compile(r"^vlm\.language_model\.(model\.)?shared\.weight$")
+_PROJECTION = "vlm.multi_modal_projector.image_projection.weight"
+
+_TO_NATIVE = (
+    (re.compile(r"^vlm\.model\."), "vlm."),
+    (re.compile(r"^(vlm\.vision_tower\.convs\.\d+)\.proj\."), r"\1.conv."),
+    (re.compile(r"(_block\.conv[12])\.fn\.dw\."), r"\1."),
+    (re.compile(r"(_block)\.(?:window|channel)_attn\.norm\."), r"\1.norm1."),
+    (re.compile(r"(_block\.(?:window|channel)_attn)\.fn\."), r"\1."),
+    (re.compile(r"(_block)\.ffn\.norm\."), r"\1.norm2."),
+    (re.compile(r"(_block\.ffn)\.fn\.net\."), r"\1."),
+    (re.compile(r"^vlm\.(image_proj_norm|visual_temporal_embed)\."), r"vlm.multi_modal_projector.\1."),
+    (re.compile(r"^vlm\.image_pos_embed\."), "vlm.multi_modal_projector.image_position_embed."),
+    (re.compile(r"^vlm\.language_model\.model\."), "vlm.language_model."),
+)
+_TO_PUBLISHED = (
+    (re.compile(r"^(vlm\.vision_tower\.convs\.\d+)\.conv\."), r"\1.proj."),
+    (re.compile(r"(_block\.conv[12])\."), r"\1.fn.dw."),
+    (re.compile(r"(_block\.(?:window|channel)_attn)\."), r"\1.fn."),
+    (re.compile(r"(spatial_block)\.norm1\."), r"\1.window_attn.norm."),
+    (re.compile(r"(channel_block)\.norm1\."), r"\1.channel_attn.norm."),
+    (re.compile(r"(_block\.ffn)\."), r"\1.fn.net."),
+    (re.compile(r"(_block)\.norm2\."), r"\1.ffn.norm."),
+    (re.compile(r"^vlm\.multi_modal_projector\.(image_proj_norm|visual_temporal_embed)\."), r"vlm.\1."),
+    (re.compile(r"^vlm\.multi_modal_projector\.image_position_embed\."), "vlm.image_pos_embed."),
+    (re.compile(r"^vlm\.language_model\."), "vlm.language_model.model."),
+)
 
 
 @dataclass(frozen=True)
@@ -114,3 +152,94 @@ def _entry(path: Path, key: str, entry: Mapping[str, Any], base: int) -> StoredT
 
 def _fail(path: Path, found: object, expected: str, message: str) -> None:
     raise CheckpointError(str(path.parent), [Problem(path.name, "", found, expected, message)])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stored tensor belongs.
+
+    Attributes:
+        name: in our network.
+        transposed: it is stored the other way round.
+        is_alias: another key of the same file may hold the same tensor, and then counts.
+    """
+
+    name: str
+    transposed: bool = False
+    is_alias: bool = False
+
+
+def native_place(key: str) -> Place | None:
+    """Map a stored key of any accepted layout to its place; None for weights X-VLA does not use."""
+    key = _PREFIX.sub("", key)
+    if key.startswith("vlm.model."):
+        key = "vlm." + key[len("vlm.model.") :]
+    if _DROPPED.match(key):
+        return None
+    if _SHARED.match(key):
+        return Place(_EMBEDDING, is_alias=True)
+    if key == "vlm.image_projection":
+        return Place(_PROJECTION, transposed=True)
+    for pattern, replacement in _TO_NATIVE:
+        key = pattern.sub(replacement, key)
+    return Place(key)
+
+
+def published_place(name: str) -> Place:
+    """Map a name of our network to its key in a published checkpoint, the inverse of ``native_place``."""
+    if name == _PROJECTION:
+        return Place("model.vlm.image_projection", transposed=True)
+    for pattern, replacement in _TO_PUBLISHED:
+        name = pattern.sub(replacement, name)
+    return Place(f"model.{name}")
+
+
+Placed = dict[str, tuple[Place, StoredTensor]]
+
+
+def place_tensors(stored: Mapping[str, StoredTensor]) -> tuple[Placed, list[Problem]]:
+    """Sort stored tensors by the name they have in our network; leave out what X-VLA does not use."""
+    placed: Placed = {}
+    problems = []
+    for key, tensor in stored.items():
+        place = native_place(key)
+        if place is None or (place.is_alias and place.name in placed):
+            continue
+        earlier = placed.get(place.name)
+        if earlier is not None and not earlier[0].is_alias:
+            message = f"is the same weight as {earlier[1].key}"
+            problems.append(Problem(tensor.file.name, key, None, "one of the two", message))
+        elif tensor.dtype not in FLOATS:
+            problems.append(Problem(tensor.file.name, key, tensor.dtype, " or ".join(FLOATS), "has the wrong dtype"))
+        placed[place.name] = (place, tensor)
+    return placed, problems
+
+
+def shape_of(place: Place, stored: StoredTensor) -> tuple[int, ...]:
+    """Shape the tensor has once it lies as our network wants it."""
+    return tuple(reversed(stored.shape)) if place.transposed else stored.shape
+
+
+def config_from_weights(config: XvlaConfig, placed: Placed) -> XvlaConfig:
+    """Take from the weights what config.json is known to misstate: state width P and number of domains.
+
+    ``P = fc.shape[1] / hidden − D − dim_time``. Shapes that give no whole P leave the config as it is, and the check
+    of shapes then names them.
+    """
+    encoder, decoder = (stored_shape(placed, f"transformer.action_{part}") for part in ("encoder.fc", "decoder.bias"))
+    if encoder is None or decoder is None:
+        return config
+    width, rest = divmod(encoder[1], config.hidden_size)
+    state = width - decoder[1] - config.dim_time
+    if rest or state < 0:
+        return config
+    return replace(config, state_dim=state, num_domains=encoder[0])
+
+
+def stored_shape(placed: Placed, module: str) -> tuple[int, int] | None:
+    """Shape of a stored matrix ``module.weight``, or None where there is no such matrix."""
+    entry = placed.get(f"{module}.weight")
+    if entry is None or len(entry[1].shape) != 2:
+        return None
+    rows, columns = shape_of(*entry)
+    return rows, columns

@@ -13,8 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..network.transformer import Block, Mlp
-from ..network.xvla import XvlaNetwork
+from ..network.xvla import Block, Mlp, XvlaNetwork
 
 # Well above what measuring twice differs by, so that a machine decides alike every time.
 WORTHWHILE = 1.3

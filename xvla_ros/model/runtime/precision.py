@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..network.config import XvlaConfig
-from ..network.transformer import Block
+from ..network.xvla import Block
 from .onednn import to_onednn
 
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"

@@ -19,10 +19,8 @@ from torch import Tensor
 
 from ..action_modes import ActionMode
 from ..inputs.processor import Batch
-from ..network.flow import denoise, hides_only, predictor, preprocess, shown
-from ..network.guidance import HeldWaypoints
-from ..network.transformer import Context
-from ..network.xvla import XvlaNetwork
+from ..network.flow import HeldWaypoints, denoise, hides_only, predictor, preprocess, shown
+from ..network.xvla import Context, XvlaNetwork
 
 _LINES_OF_A_REASON = 2  # compilers name the culprit in the second
 
