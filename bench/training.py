@@ -93,11 +93,10 @@ def cases(size: str, batch: int, work: Path) -> list[dict[str, Any]]:
         trainer = Trainer(
             settings, source, make_policy(settings, source, load_start(settings.model)), connect(settings)
         )
-        ready = [
-            trainer.preparation.batch([source.draw(n) for n in range(k * batch, (k + 1) * batch)]) for k in range(4)
-        ]
+        collate = trainer.objective.collate
+        ready = [collate([source.draw(n) for n in range(k * batch, (k + 1) * batch)]) for k in range(4)]
         begun = time.process_time()
-        trainer.preparation.batch([source.draw(index) for index in range(batch)])
+        collate([source.draw(index) for index in range(batch)])
         prepared = time.process_time() - begun
         spent = steps(trainer, ready)
         count = trainer.summary()["parameters"]["trained"]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from xvla_ros import resources
+from xvla_ros.commands.check import check
+from xvla_ros.commands.demo_task import is_trained
 from xvla_ros.control.policy_source import load_policy
 from xvla_ros.control.shipped_policy import shipped_policy
 from xvla_ros.errors import ProfileError
-from xvla_ros.evaluation.check import check
-from xvla_ros.evaluation.demo_task import is_trained
 from xvla_ros.evaluation.graph import settings_in_simulation
 from xvla_ros.model.checkpoint.loading import save
 from xvla_ros.model.checkpoint.record import RECORD_FILE

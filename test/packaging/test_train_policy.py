@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xvla_ros.training.config_file import read_as, read_settings
-from xvla_ros.training.vision_config import VisionSettings
+from xvla_ros.training.config_file import read_settings, read_vision_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +34,7 @@ def test_every_stage_is_valid_and_goes_on_from_the_one_before(scale, tmp_path):
             continue
         file, *overrides = arguments
         if command == "pretrain-vision":
-            settings = read_as(VisionSettings, file, overrides)
+            settings = read_vision_settings(file, overrides)
             start = settings.model.vision_from
         else:
             assert command == "train"

@@ -53,7 +53,7 @@ def test_features_are_computed_once(begin, tmp_path, frozen, monkeypatch):
 def test_masked_views_have_none(begin, tmp_path, frozen):
     source = TinySource(PAIR, ARM)
     trainer = begin(source=source, **frozen("prompt", features=True))
-    features = trainer.preparation.features
+    features = trainer.objective.preparation.features
     assert isinstance(features, Features) and len(features) == len(source.train)
     assert np.load(mask_file(features.file))[:2].tolist() == [[True, True], [True, False]]
     kept = features.batch(source.train[:2], trainer.policy.processor)
@@ -61,7 +61,7 @@ def test_masked_views_have_none(begin, tmp_path, frozen):
 
 
 def test_what_is_left_of_an_unfinished_file_is_not_taken_for_one(begin, tmp_path, frozen):
-    features = begin("one", **frozen("prompt", features=True)).preparation.features
+    features = begin("one", **frozen("prompt", features=True)).objective.preparation.features
     mask_file(features.file).unlink()
-    again = begin("two", **frozen("prompt", features=True)).preparation.features
+    again = begin("two", **frozen("prompt", features=True)).objective.preparation.features
     assert mask_file(again.file).is_file()

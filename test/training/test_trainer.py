@@ -93,7 +93,7 @@ def test_applying_an_average_is_undone():
 
 def test_the_held_out_loss_is_the_same_for_the_same_weights(begin, tmp_path):
     trainer = begin(validation={"every": 3, "samples": 5}, steps=6)
-    measured = [trainer._held_out() for _ in range(2)]
+    measured = [trainer._held_out()[0] for _ in range(2)]
     assert measured[0] == measured[1]
     trainer.run()
     rows = [row for row in curve(tmp_path / "run") if row["held_out"]]

@@ -12,11 +12,10 @@ pytest.importorskip("mujoco")
 pytest.importorskip("pinocchio")
 
 from xvla_ros.model.checkpoint import loading as checkpoint
-from xvla_ros.training.config_file import TrainingError, read_as, read_settings
+from xvla_ros.training.config_file import TrainingError, read_settings, read_vision_settings
+from xvla_ros.training.run import pretrain_vision, train
 from xvla_ros.training.start import scratch_config
-from xvla_ros.training.vision_config import VisionSettings
-from xvla_ros.training.vision_pretraining import pretrain_vision
-from xvla_ros.training.vision_task import LabelHead
+from xvla_ros.training.vision import LabelHead
 
 TINY = [
     "pixels=64", "model.network={image_size: [64, 64]}", "batch={size: 2, workers: 0}", "schedule.ramp=2",
@@ -42,6 +41,21 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
     assert any(name.endswith("cube mm") for name in summary["held_out"])
 
 
+def test_a_run_of_an_earlier_version_goes_on_and_as_xvla_train_too(tmp_path):
+    settings = [*TINY, "schedule.decay=constant", f"output={tmp_path}"]
+    assert pretrain_vision("shipped/vision.yaml", [*settings, "steps=2"]) == 0
+    (file,) = tmp_path.glob("state/*/state.json")
+    facts = json.loads(file.read_text())
+    del facts["fingerprint"]
+    drawn = facts["settings"].pop("drawn")
+    assert facts["settings"].pop("objective") == "vision"
+    facts["settings"].update({key: drawn[key] for key in ("scenes", "variation", "pixels")})
+    file.write_text(json.dumps(facts))
+    assert pretrain_vision("shipped/vision.yaml", [*settings, "steps=3", "resume=true"]) == 0
+    assert train(str(tmp_path / "train.yaml"), ["steps=4", "resume=true"]) == 0
+    assert json.loads((tmp_path / "vision.json").read_text())["steps"] == 4
+
+
 def test_half_precision_trains_too_and_another_run_begins_from_its_tower(tmp_path):
     settings = [*TINY, "steps=2", "precision=bfloat16", f"output={tmp_path / 'half'}"]
     assert pretrain_vision("shipped/vision.yaml", settings) == 0
@@ -56,7 +70,7 @@ def test_half_precision_trains_too_and_another_run_begins_from_its_tower(tmp_pat
 
 def test_what_is_wrong_is_named_with_what_is_allowed(tmp_path, capsys):
     with pytest.raises(TrainingError, match=r"scenes\.0\.tusk.*one of robot, task, weight"):
-        read_as(VisionSettings, "shipped/vision.yaml", ["scenes=[{robot: so101, tusk: touch}]"])
+        read_vision_settings("shipped/vision.yaml", ["scenes=[{robot: so101, tusk: touch}]"])
     settings = [*TINY, "scenes=[{robot: so101, task: juggle}]", f"output={tmp_path / 'run'}"]
     assert pretrain_vision("shipped/vision.yaml", settings) == 1
     assert "no task 'juggle'" in capsys.readouterr().err
@@ -71,6 +85,6 @@ def test_a_head_knows_which_cell_a_place_is_in():
 
 
 def test_the_sizes_of_the_shipped_tower_and_policy_are_one():
-    tower = scratch_config(read_as(VisionSettings, "shipped/vision.yaml").model)
+    tower = scratch_config(read_vision_settings("shipped/vision.yaml").model)
     policy = scratch_config(read_settings("shipped/words.yaml").model)
     assert (tower.vision, tower.image_size) == (policy.vision, policy.image_size)

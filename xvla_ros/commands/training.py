@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from xvla_ros.commands.options import Command, Option
-from xvla_ros.evaluation.graph import SetupError
 
 Config = Annotated[
     str, Option(metavar="CONFIG", positional=True), "file of settings (YAML), or the name of a shipped one"
@@ -53,11 +52,7 @@ class PretrainVision(Command):
     overrides: Overrides = ()
 
     def run(self) -> int:
-        """See ``xvla_ros.training.vision_pretraining``."""
-        from xvla_ros.simulation.requirements import missing_extras
-
-        if missing := missing_extras():
-            raise SetupError(f"needs a simulator; install xvla_ros[{','.join(missing)}]")
-        from xvla_ros.training.vision_pretraining import pretrain_vision
+        """See ``xvla_ros.training.run``."""
+        from xvla_ros.training.run import pretrain_vision
 
         return pretrain_vision(self.config, self.overrides)

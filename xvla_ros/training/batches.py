@@ -3,27 +3,76 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from xvla_ros.model.data import Embodiment
 from xvla_ros.model.inputs.normalisers import Statistics
+from xvla_ros.model.inputs.processor import Batch
 from xvla_ros.model.policy import Policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.training import draws
 from xvla_ros.training.config import Batch as BatchSettings
 from xvla_ros.training.features import Features, TowerRun
-from xvla_ros.training.objective import TrainingBatch
 from xvla_ros.training.sample import Sample
 
+B = TypeVar("B")
 
-class Source(Protocol):
-    """Where samples come from; ``datasets.open_datasets`` and ``drawn.DrawnSamples`` make one.
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Tensors of B samples, and what is drawn for them.
+
+    Attributes:
+        seen: observations; ``images`` may be empty where ``grids`` are given.
+        action: float32 [B, T, D], normalised and padded.
+        noise: float32 [B, T, D].
+        times: float32 [B], this batch's part of the times of the whole step.
+        modes: B names of action modes.
+        grids: outputs of the vision tower for the views that are not masked, [N, C, h, w], in their order; None where
+            the tower runs.
+        places: float32 [B, 3] m, where what is named lies; None where that is not known of every sample.
+    """
+
+    seen: Batch
+    action: Tensor
+    noise: Tensor
+    times: Tensor
+    modes: tuple[str, ...]
+    grids: Tensor | None = None
+    places: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.modes)
+
+    def to(self, device: torch.device) -> TrainingBatch:
+        """Copy to ``device``."""
+        return replace(
+            self,
+            seen=self.seen.to(device),
+            action=self.action.to(device, non_blocking=True),
+            noise=self.noise.to(device, non_blocking=True),
+            times=self.times.to(device),
+            grids=None if self.grids is None else self.grids.to(device, non_blocking=True),
+            places=None if self.places is None else self.places.to(device),
+        )
+
+
+class Drawing(Protocol):
+    """An endless, shuffled sequence of samples of any kind."""
+
+    def draw(self, index: int) -> Any:
+        """The sample with this number, which depends on nothing else."""
+
+
+class Source(Drawing, Protocol):
+    """Where a policy's samples come from; ``datasets.open_datasets`` and ``drawn.DrawnSamples`` make one.
 
     Attributes:
         train, held_out: the samples in order.
@@ -42,13 +91,14 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def draw(self, index: int) -> Sample:
-        """The ``index``-th sample of an endless, shuffled sequence."""
-        ...
-
     def statistics(self, robot: str, state_mode: str, action_mode: str) -> Statistics:
         """Normalisation of a robot's state and actions in the training samples."""
-        ...
+
+    def summary(self) -> list[dict[str, object]]:
+        """A row of a table for each part of the data."""
+
+    def left_out(self) -> list[str]:
+        """What was left out and why, in words."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +124,15 @@ class Share:
         first = step * self.size + (part * self.processes + self.process) * self.rows
         return range(first, first + self.rows)
 
+    def cuts(self, count: int) -> list[tuple[range, float]]:
+        """Share out ``count`` samples that are measured: places of this process's batches, and the weight of each.
+
+        Every process gets as many batches, as shards need it; one that has none left repeats the first with weight 0.
+        """
+        cuts = [range(first, min(first + self.rows, count)) for first in range(0, count, self.rows)]
+        indices = range(self.process, -(-len(cuts) // self.processes) * self.processes, self.processes)
+        return [(cuts[i], float(len(cuts[i]))) if i < len(cuts) else (cuts[0], 0.0) for i in indices]
+
 
 class Preparation:
     """Turns samples into what the objective takes.
@@ -98,12 +157,12 @@ class Preparation:
         drawn = torch.stack([times[each.index // self.size][each.index % self.size] for each in samples])
         return self.tensors(samples, self.noise([each.index for each in samples]), drawn)
 
-    def noise(self, indices: Sequence[int]) -> torch.Tensor:
+    def noise(self, indices: Sequence[int]) -> Tensor:
         """Noise [B, T, D] of the samples with these numbers."""
         shape = (self.config.chunk_size, self.width)
         return torch.from_numpy(np.stack([draws.noise(self.seed, index, shape) for index in indices]))
 
-    def tensors(self, samples: Sequence[Sample], noise: torch.Tensor, times: torch.Tensor) -> TrainingBatch:
+    def tensors(self, samples: Sequence[Sample], noise: Tensor, times: Tensor) -> TrainingBatch:
         """Prepare samples with given noise and times.
 
         Raises:
@@ -119,7 +178,7 @@ class Preparation:
         seen = self.processor.batch([sample.observation() for sample in samples])
         return TrainingBatch(seen, actions, noise, times, modes, places=places)
 
-    def _action(self, sample: Sample) -> torch.Tensor:
+    def _action(self, sample: Sample) -> Tensor:
         if len(sample.actions) != self.config.chunk_size or not np.isfinite(sample.actions).all():
             raise ValueError(
                 f"{sample.source}: actions have shape {list(sample.actions.shape)}, expected "
@@ -128,13 +187,13 @@ class Preparation:
         return self.processor.action(sample.embodiment, self.modes[sample.robot], sample.actions)
 
 
-class _Draws(Dataset[Sample]):
+class _Draws(Dataset[Any]):
     """The endless sequence as torch's loader wants it."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Drawing) -> None:
         self.source = source
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Any:
         return self.source.draw(index)
 
 
@@ -154,28 +213,29 @@ class _Schedule:
 
 
 def batches(
-    source: Source, preparation: Preparation, share: Share, settings: BatchSettings, first: int, last: int,
-    *, fresh: bool = False,
-) -> Generator[TrainingBatch, None, None]:
+    source: Drawing, collate: Callable[[Sequence[Any]], B], share: Share, settings: BatchSettings, first: int,
+    last: int, *, fresh: bool = False,
+) -> Generator[B, None, None]:
     """Yield this process's batches from step ``first`` to before ``last``, ``share.accumulation`` a step.
 
     Close it to end the workers.
 
     Args:
+        collate: samples to a batch.
         fresh: start the loading processes anew instead of forking them: a renderer does not survive a fork.
     """  # fmt: skip
     ahead: dict[str, Any] = {}
     if settings.workers:
-        ahead = {"prefetch_factor": settings.prefetch, "persistent_workers": True, "worker_init_fn": begin_worker}
+        ahead = {"prefetch_factor": settings.prefetch, "persistent_workers": True, "worker_init_fn": _begin_worker}
         ahead["multiprocessing_context"] = "spawn" if fresh else None
     loader = DataLoader(
-        _Draws(source), batch_sampler=_Schedule(share, first, last), collate_fn=preparation.batch,
+        _Draws(source), batch_sampler=_Schedule(share, first, last), collate_fn=collate,
         num_workers=settings.workers, **ahead,
     )  # fmt: skip
     yield from loader
 
 
-def begin_worker(_worker: int) -> None:
+def _begin_worker(_worker: int) -> None:
     """Make a loading process ready: one thread, and no end of its own by Ctrl-C."""
     torch.set_num_threads(1)
     # Ctrl-C reaches the workers too, which the training process still needs to finish its step.

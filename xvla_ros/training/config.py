@@ -126,6 +126,12 @@ class TrainSettings(DataSection):
     resume: bool = Field(False, description="Go on from the folder's last training state, if it has one.")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Of weights, samples, noise, times, dropout.")
     steps: int = Field(20000, ge=1, description="Steps of the optimiser.")
+    objective: Literal["flow", "vision"] = Field(
+        "flow",
+        description="flow: a policy; vision: a vision tower alone, which learns what is where in the pictures that "
+        "`drawn` describes, as `xvla pretrain-vision` does. Of `model` then only sizes and vision_from count, of the "
+        "rates the base rate.",
+    )
     method: Literal["full", "lora", "prompt"] = Field(
         "full",
         description="full: every weight; lora: low-rank updates, soft prompts, action rows; prompt: soft prompts and "
@@ -200,6 +206,14 @@ class TrainSettings(DataSection):
             raise ValueError("grounding wants drawn samples, method full and a language encoder that moves")
         if not self.flow and not self.grounding:
             raise ValueError("without flow nothing is trained: set grounding")
+        if self.objective == "vision" and (
+            self.drawn is None or self.method != "full" or self.features or self.model.checkpoint
+            or self.grounding or not self.flow or self.freeze.vision_encoder
+        ):  # fmt: skip
+            raise ValueError(
+                "objective vision trains a tower on what a simulator draws: set drawn, and leave method, features, "
+                "grounding, flow, freeze and model.checkpoint out"
+            )
         self._check_features()
         return self
 

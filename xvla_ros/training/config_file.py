@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,9 +16,12 @@ from xvla_ros.errors import Problem, ProblemsError, did_you_mean
 from xvla_ros.resources import config_dir
 from xvla_ros.training.config import TrainSettings
 
-Schema = TypeVar("Schema", bound=BaseModel)
-
 COMMAND_LINE = "command line"
+# Of a run of ``xvla pretrain-vision``, where the file has no such section.
+VISION = {
+    "output": "xvla_out/vision", "optimizer": {"learning_rate": 1e-3, "clip": 1.0}, "schedule": {"ramp": 200},
+}  # fmt: skip
+_DRAWN = ("scenes", "variation", "pixels")  # which may stand at the top of its file
 _BRANCH = re.compile(r"^(str|int|float|bool|list\[.*|constrained-.*|ChannelSource)$")
 _WORDS = {
     "string_type": "a string", "bool_type": "true or false", "int_type": "an integer", "float_type": "a number",
@@ -40,17 +44,39 @@ _Loader.add_implicit_resolver(
 
 
 def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> TrainSettings:
-    """Read a training file; see ``read_as``."""
-    return read_as(TrainSettings, path, overrides)
-
-
-def read_as(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
-    """Read a file of settings and apply ``key.sub=value`` overrides, whose values are YAML; lists are indexed by
-    number.
+    """Read a training file and apply ``key.sub=value`` overrides, whose values are YAML; lists are indexed by number.
 
     Raises:
         TrainingError: naming file, key, value and what is allowed, for everything that is wrong.
     """
+    return _settings(_read(path), str(path), overrides)
+
+
+def read_vision_settings(path: str | Path, overrides: Sequence[str] = ()) -> TrainSettings:
+    """Read a file of ``xvla pretrain-vision``: a training file with the objective vision and defaults of its own.
+
+    Raises:
+        TrainingError: as ``read_settings``.
+    """
+    told = ["drawn." + each if re.split(r"[.=]", each)[0] in _DRAWN else each for each in overrides]
+    return _settings(_with_drawn({**deepcopy(VISION), **_read(path), "objective": "vision"}), str(path), told)
+
+
+def settings_from(raw: dict[str, Any], file: str = "") -> TrainSettings:
+    """Turn a mapping into settings; errors as of ``read_settings``."""
+    return _settings(raw, file, ())
+
+
+def completed(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that an earlier version wrote, with those it did not have at their defaults."""
+    raw = {**_with_drawn(dict(told)), "objective": "vision"} if "scenes" in told else dict(told)
+    try:
+        return settings_from(raw).model_dump(mode="json")
+    except TrainingError:  # of another version altogether
+        return raw
+
+
+def _read(path: str | Path) -> dict[str, Any]:
     file = str(path)
     try:
         raw = yaml.load(_found(path).read_text(encoding="utf-8"), Loader=_Loader)
@@ -61,8 +87,13 @@ def read_as(schema: type[Schema], path: str | Path, overrides: Sequence[str] = (
         raise TrainingError([Problem(file, "", None, "YAML", message)]) from None
     if not isinstance(raw, dict):
         raise TrainingError([Problem(file, "", raw, "a mapping of settings", "holds no settings")])
-    problems = [problem for override in overrides for problem in _apply(raw, override)]
-    return _validated(schema, raw, file, _keys(overrides), problems)
+    return raw
+
+
+def _with_drawn(raw: dict[str, Any]) -> dict[str, Any]:
+    """Put what may stand at the top of a file of ``xvla pretrain-vision`` into the section ``drawn``."""
+    moved = {key: raw.pop(key) for key in _DRAWN if key in raw}
+    return {**raw, "drawn": {**(raw.get("drawn") or {}), **moved}} if moved else raw
 
 
 def _found(path: str | Path) -> Path:
@@ -72,18 +103,13 @@ def _found(path: str | Path) -> Path:
     return shipped if is_name and not Path(path).exists() and shipped.is_file() else Path(path)
 
 
-def settings_from(raw: dict[str, Any], file: str = "") -> TrainSettings:
-    """Turn a mapping into settings; errors as of ``read_settings``."""
-    return _validated(TrainSettings, raw, file, (), [])
-
-
-def _validated(
-    schema: type[Schema], raw: dict[str, Any], file: str, overridden: Sequence[str], problems: list[Problem]
-) -> Schema:
+def _settings(raw: dict[str, Any], file: str, overrides: Sequence[str]) -> TrainSettings:
+    problems = [problem for override in overrides for problem in _apply(raw, override)]
+    overridden = [override.partition("=")[0] for override in overrides]
     try:
-        settings = schema.model_validate(raw)
+        settings = TrainSettings.model_validate(raw)
     except ValidationError as error:
-        problems += _merged([_problem(schema, item, file, overridden) for item in error.errors()])
+        problems += _merged([_problem(item, file, overridden) for item in error.errors()])
     if problems:
         raise TrainingError(problems)
     return settings
@@ -99,10 +125,6 @@ def _merged(problems: Sequence[Problem]) -> list[Problem]:
         replace(found[0], expected=" or ".join(dict.fromkeys(problem.expected for problem in found)))
         for found in by_key.values()
     ]
-
-
-def _keys(overrides: Sequence[str]) -> tuple[str, ...]:
-    return tuple(override.partition("=")[0] for override in overrides)
 
 
 def _apply(raw: dict[str, Any], override: str) -> list[Problem]:
@@ -125,17 +147,17 @@ def _apply(raw: dict[str, Any], override: str) -> list[Problem]:
     return []
 
 
-def _problem(schema: type[BaseModel], item: Any, file: str, overridden: Sequence[str]) -> Problem:
+def _problem(item: Any, file: str, overridden: Sequence[str]) -> Problem:
     names = [str(part) for part in item["loc"] if not _is_branch(part)]
     key = ".".join(names)
     source = COMMAND_LINE if any(key == each or key.startswith(f"{each}.") for each in overridden) else file
     kind, value = item["type"], item["input"]
     if kind == "extra_forbidden":
-        known = _siblings(schema, names[:-1])
+        known = _siblings(names[:-1])
         message = f"is no setting{did_you_mean(names[-1], known)}"
         return Problem(source, key, value, "one of " + ", ".join(known), message)
     if kind == "missing":
-        return Problem(source, key, None, _described(schema, names), "is missing")
+        return Problem(source, key, None, _described(names), "is missing")
     if kind == "value_error":
         return Problem(source, key, None, "settings that agree", str(item["msg"]).removeprefix("Value error, "))
     expected = _WORDS.get(kind, str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid "))
@@ -147,8 +169,8 @@ def _is_branch(part: str | int) -> bool:
     return isinstance(part, str) and bool(_BRANCH.match(part))
 
 
-def _section(schema: type[BaseModel], names: Sequence[str]) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = schema
+def _section(names: Sequence[str]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = TrainSettings
     for name in names:
         if name.isdigit():
             continue
@@ -163,12 +185,12 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
     return next((found for part in getattr(annotation, "__args__", ()) if (found := _model_of(part))), None)
 
 
-def _siblings(schema: type[BaseModel], names: Sequence[str]) -> list[str]:
-    model = _section(schema, names)
+def _siblings(names: Sequence[str]) -> list[str]:
+    model = _section(names)
     return list(model.model_fields) if model is not None else []
 
 
-def _described(schema: type[BaseModel], names: Sequence[str]) -> str:
-    model = _section(schema, names[:-1])
+def _described(names: Sequence[str]) -> str:
+    model = _section(names[:-1])
     field = model.model_fields.get(names[-1]) if model is not None else None
     return (field.description or "a value").rstrip(".") if field is not None else "a value"

@@ -182,6 +182,10 @@ class DrawnSamples:
             for each in self._scenes
         ]  # fmt: skip
 
+    def left_out(self) -> list[str]:
+        """Nothing is."""
+        return []
+
     def _kept_apart(self, index: int) -> Sample:
         return self._drawn(HELD_OUT + index, 1, index)[0]
 

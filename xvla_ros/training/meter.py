@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 from xvla_ros.errors import Problem
 from xvla_ros.training.config_file import TrainingError
-from xvla_ros.training.objective import TrainingBatch
 from xvla_ros.training.parallel import whole
 from xvla_ros.training.progress import Row
 
@@ -36,7 +37,7 @@ class Meter:
         """Begin a step; what was done since the last one, saving and measuring, is not counted."""
         self._begun = time.perf_counter()
 
-    def waited(self, work: Callable[[], TrainingBatch]) -> TrainingBatch:
+    def waited(self, work: Callable[[], Any]) -> Any:
         """Do ``work``, whose time counts as waiting for data."""
         begun = time.perf_counter()
         batch = work()
@@ -56,8 +57,10 @@ class Meter:
         self._time += took
         self.seconds += took
 
-    def row(self, step: int, phase: str, rates: Mapping[str, float], held_out: float | None) -> Row:
-        """Close the interval. Every process must take part.
+    def row(
+        self, step: int, phase: str, rates: Mapping[str, float], held_out: float | None, errors: Mapping[str, float]
+    ) -> Row:
+        """Close the interval; ``errors`` stand beside the terms of the loss. Every process must take part.
 
         Raises:
             TrainingError: if the loss is no number any more.
@@ -79,7 +82,34 @@ class Meter:
         row = Row(
             step, phase, loss, norm, dict(rates),
             self._samples * processes / max(self._time, 1e-9), self._waiting / max(self._time, 1e-9), self.seconds,
-            held_out, mean,
+            held_out, {**mean, **errors},
         )  # fmt: skip
         self._clear()
         return row
+
+
+@torch.no_grad()
+def measure(
+    wrapped: nn.Module, batches: Sequence[tuple[Any, float]], errors: Callable[[Any], Mapping[str, list[float]]],
+    accelerator: Accelerator,
+) -> tuple[float, dict[str, float]]:
+    """Mean loss over the samples of all processes, and the median of every error; the module must be evaluating.
+
+    Args:
+        wrapped: a batch in, its loss and terms out.
+        batches: of this process, and their weights; as many as every other's.
+        errors: of the samples of a batch, by name.
+        accelerator: of the run.
+    """  # fmt: skip
+    total = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    found: dict[str, list[float]] = {}
+    for batch, weight in ((batch.to(accelerator.device), weight) for batch, weight in batches):
+        loss, _ = wrapped(batch)
+        total += torch.tensor([float(loss) * weight, weight], dtype=torch.float64, device=accelerator.device)
+        for name, values in errors(batch).items() if weight else ():
+            found.setdefault(name, []).extend(values)
+    summed = accelerator.reduce(total, "sum")
+    everyone = gather_object([found])
+    names = dict.fromkeys(name for each in everyone for name in each)
+    medians = {name: float(np.median(np.concatenate([each.get(name, []) for each in everyone]))) for name in names}
+    return float(summed[0] / summed[1]), medians

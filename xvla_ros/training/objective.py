@@ -1,64 +1,229 @@
-"""What is minimised, as one module that a wrapper for several processes can take: a batch in, the loss out."""
+"""What a run minimises: the flow-matching loss of a policy, and where the named thing is (grounding).
+
+``vision`` has the other objective. A trainer knows an objective by ``Objective`` alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from xvla_ros.errors import Problem
 from xvla_ros.model.action_modes import Losses
-from xvla_ros.model.inputs.processor import Batch
-from xvla_ros.model.network.flow import flow_loss
+from xvla_ros.model.network.flow import flow_loss, training_times
 from xvla_ros.model.network.xvla import Block, XvlaNetwork
-from xvla_ros.training.grounding import grounding_of
+from xvla_ros.model.policy import Policy
+from xvla_ros.training import draws
+from xvla_ros.training.adapters import add_lora
+from xvla_ros.training.batches import Preparation, Share, Source, TrainingBatch
+from xvla_ros.training.config import TrainSettings
+from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.features import Features, TowerRun, compute, features_name
+from xvla_ros.training.groups import Group, make_groups, trainable
+from xvla_ros.training.phases import phase
+from xvla_ros.training.sample import Sample
+
+GROUNDING = "grounding"  # name of its layer in the network
+SHARP = 0.05  # of a length unit below, or of half a picture: errors above it count linearly, not by their square
+PLACE_UNIT = 0.2  # m: about the spread of places on a table
+_HELD_OUT = 2**62  # where the numbers of held-out samples begin in the draws of noise, beyond those of any run
 
 
-@dataclass(frozen=True)
-class TrainingBatch:
-    """Tensors of B samples, and what is drawn for them.
+class Objective(Protocol):
+    """What a run minimises, with all of a run that depends on it.
 
     Attributes:
-        seen: observations; ``images`` may be empty where ``grids`` are given.
-        action: float32 [B, T, D], normalised and padded.
-        noise: float32 [B, T, D].
-        times: float32 [B], this batch's part of the times of the whole step.
-        modes: B names of action modes.
-        grids: outputs of the vision tower for the views that are not masked, [N, C, h, w], in their order; None where
-            the tower runs.
-        places: float32 [B, 3] m, where what is named lies; None where that is not known of every sample.
+        domains: that the run trains.
+        summary_file: name of the file with the summary.
     """
 
-    seen: Batch
-    action: Tensor
-    noise: Tensor
-    times: Tensor
-    modes: tuple[str, ...]
-    grids: Tensor | None = None
-    places: Tensor | None = None
+    domains: tuple[int, ...]
+    summary_file: str
 
-    def __len__(self) -> int:
-        return len(self.modes)
+    @property
+    def module(self) -> nn.Module:
+        """A batch in, its loss and terms out; one module, which a wrapper for several processes can take."""
 
-    def to(self, device: torch.device) -> TrainingBatch:
-        """Copy to ``device``."""
-        return replace(
-            self,
-            seen=self.seen.to(device),
-            action=self.action.to(device, non_blocking=True),
-            noise=self.noise.to(device, non_blocking=True),
-            times=self.times.to(device),
-            grids=None if self.grids is None else self.grids.to(device, non_blocking=True),
-            places=None if self.places is None else self.places.to(device),
-        )
+    @property
+    def collate(self) -> Callable[[Sequence[Any]], Any]:
+        """Samples of the source to a batch, in the loading processes too."""
+
+    def groups(self) -> dict[str, Group]:
+        """The weights that move, by name of their group, as the wrapper has left them."""
+
+    def phase(self, step: int) -> str:
+        """What the step with this number, from 0, is part of."""
+
+    def held_out(self, share: Share) -> Sequence[tuple[Any, float]]:
+        """This process's batches of held-out samples, as many as every other's, and the weight of each."""
+
+    def errors(self, batch: Any) -> Mapping[str, list[float]]:
+        """What is measured on held-out samples beside the loss, by name; the row has its median."""
+
+    def summary(self, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the summary's file holds, given what the trainer knows and the rows of the table."""
+
+    def history(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """What the checkpoint remembers of the training."""
+
+    def about(self, summary: Mapping[str, Any]) -> list[str]:
+        """Lines for a person, before the run."""
+
+    def outcome(self, summary: Mapping[str, Any]) -> list[str]:
+        """Lines for a person, after it."""
 
 
-class FlowObjective(nn.Module):
-    """The flow-matching loss of a network, and that of ``grounding.Grounding`` where the network was given one.
+class Flow:
+    """The loss of a policy's flow and that of ``Grounding``, one of them or both; see ``Objective``.
+
+    Args:
+        settings: of the run.
+        source: the data.
+        policy: from ``start.make_policy``; its network is trained in place.
+        accelerator: from ``parallel.connect``.
+
+    Raises:
+        TrainingError: ``train_domains`` names a robot that the data does not have.
+    """
+
+    summary_file = "train.json"
+
+    def __init__(self, settings: TrainSettings, source: Source, policy: Policy, accelerator: Accelerator) -> None:
+        self.settings, self.source, self.policy, self.accelerator = settings, source, policy, accelerator
+        self.network = policy.network
+        self.preparation = Preparation(policy, settings.seed, settings.batch.size)
+        self.collate = self.preparation.batch
+        self.domains = self._domains()
+        if settings.method == "lora":
+            add_lora(self.network, settings.lora, settings.seed)
+        if settings.grounding:
+            add_grounding(self.network, settings.seed)
+        self._held_out = self._preparations()
+        self.module = FlowLoss(self.network, settings.grounding, settings.flow)
+
+    def _domains(self) -> tuple[int, ...]:
+        embodiments = self.source.embodiments
+        chosen = self.settings.train_domains if self.settings.method == "prompt" else ()
+        unknown = [name for name in chosen if name not in embodiments]
+        if unknown:
+            expected = "robots of the data: " + ", ".join(embodiments)
+            raise TrainingError([Problem("", "train_domains", unknown, expected, "names no robot of the data")])
+        return tuple(sorted(embodiments[name].domain_id for name in chosen or embodiments))
+
+    def _preparations(self) -> Preparation:
+        """Let samples come with kept features, where they are asked for; return how held-out samples are prepared."""
+        if not self.settings.features:
+            return self.preparation
+        held_out = Preparation(self.policy, self.settings.seed, self.settings.batch.size)
+        if self.settings.drawn is not None:
+            half = self.settings.precision == "bfloat16"
+            self.preparation.features = TowerRun(self.network, torch.bfloat16 if half else torch.float32)
+            held_out.features = self.preparation.features
+            return held_out
+        with self.accelerator.main_process_first():
+            self.preparation.features = self._features("train", self.source.train)
+            if len(self.source.held_out):
+                held_out.features = self._features("held_out", self.source.held_out)
+        return held_out
+
+    def _features(self, part: str, samples: Sequence[Sample]) -> Features:
+        views = self.network.config.num_image_views or 1
+        file = Path(self.settings.cache) / features_name(self.network, self.source.fingerprint, part, views)
+        say = print if self.accelerator.is_main_process else lambda text: None
+        return compute(self.network, self.policy.processor, samples, file, self.accelerator.device, say)
+
+    def groups(self) -> dict[str, Group]:
+        return make_groups(self.network, trainable(self.network, self.settings))
+
+    def phase(self, step: int) -> str:
+        return "prompt" if self.settings.method == "prompt" else phase(self.settings.schedule, step)
+
+    def held_out(self, share: Share) -> list[tuple[TrainingBatch, float]]:
+        """The same samples, noise and times every time, so that two measurements compare."""
+        source, settings, preparation = self.source, self.settings, self._held_out
+        chosen = _spread(len(source.held_out), settings.validation.samples)
+        if not chosen:
+            return []
+        offset = draws.generator(settings.seed, "held out").random(1, dtype=np.float32)
+        times = training_times(len(chosen), torch.from_numpy(offset))
+        made = []
+        for cut, weight in share.cuts(len(chosen)):
+            samples = [source.held_out[chosen[place]] for place in cut]
+            noise = preparation.noise([_HELD_OUT + place for place in cut])
+            made.append((preparation.tensors(samples, noise, times[cut.start : cut.stop]), weight))
+        return made
+
+    def errors(self, batch: TrainingBatch) -> dict[str, list[float]]:
+        return {}
+
+    def summary(self, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        settings, held_out = self.settings, [row["held_out"] for row in rows if row.get("held_out") is not None]
+        return {
+            "schema_version": 1,
+            "method": settings.method,
+            "from": settings.model.checkpoint or f"scratch ({settings.model.size})",
+            "robots": {
+                name: {"domain_id": each.domain_id, "action_mode": self.preparation.modes[name].name}
+                for name, each in self.source.embodiments.items()
+            },
+            "domains": list(self.domains),
+            "training_samples": len(self.source.train),
+            "held_out_samples": len(self.source.held_out),
+            **facts,
+            "loss": rows[-1]["loss"] if rows else None,
+            "held_out_loss": held_out[-1] if held_out else None,
+            "settings": settings.model_dump(mode="json"),
+        }
+
+    def history(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """The summary, with that of the checkpoint it came from."""
+        own = {key: value for key, value in summary.items() if key != "schema_version"}
+        # Where things lay on the machine that trained is nobody's business.
+        settings = {key: value for key, value in own["settings"].items() if key not in ("output", "cache", "log")}
+        named = {key: _name(settings["model"][key]) for key in ("checkpoint", "vision_from")}
+        settings["model"] = {**settings["model"], **named}
+        settings["datasets"] = [
+            {**each, "paths": [_name(path) for path in each["paths"]]} for each in settings["datasets"]
+        ]
+        own.update({"settings": settings, "from": _name(own["from"])})
+        before = {key: value for key, value in self.policy.training.details.items() if key != "settings"}
+        return {**own, "before": before} if before else own
+
+    def about(self, summary: Mapping[str, Any]) -> list[str]:
+        lines = ["  ".join(f"{key}: {value}" for key, value in row.items()) for row in self.source.summary()]
+        lines += [f"  {line}" for line in self.source.left_out()]
+        counts = summary["parameters"]
+        parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if name not in ("total", "trained"))
+        return [
+            *lines, f"{summary['method']}: trains {counts['trained']:,} of {counts['total']:,} parameters ({parts})"
+        ]  # fmt: skip
+
+    def outcome(self, summary: Mapping[str, Any]) -> list[str]:
+        steps, loss, took = summary["steps"], summary["loss"], summary["seconds"]
+        return [f"{self.settings.output}/checkpoint: {steps} steps, loss {loss:.5g}, {took:.0f} s"]
+
+
+def _spread(count: int, most: int) -> Sequence[int]:
+    """Choose at most ``most`` of ``count`` places, evenly."""
+    return range(count) if count <= most else [place * count // most for place in range(most)]
+
+
+def _name(path: str) -> str:
+    """The last part of a path of this machine; anything else, such as a hub id, as it is."""
+    return Path(path).name if Path(path).is_absolute() or Path(path).exists() else path
+
+
+class FlowLoss(nn.Module):
+    """The flow-matching loss of a network, and that of ``Grounding`` where the network was given one.
 
     Args:
         network: to train.
@@ -77,7 +242,8 @@ class FlowObjective(nn.Module):
         loss, terms = self._flow(vlm, aux, batch) if self.flow else (vlm.new_zeros(()), {})
         if self.grounding and batch.places is not None:
             words = vlm[:, -seen.input_ids.shape[1] :]
-            terms = {**terms, "grounding": self.grounding * grounding_of(network)(words, batch.places)}
+            layer = cast(Grounding, network.get_submodule(GROUNDING))
+            terms = {**terms, "grounding": self.grounding * layer(words, batch.places)}
             loss = loss + terms["grounding"]
         return loss, terms
 
@@ -86,6 +252,38 @@ class FlowObjective(nn.Module):
         context = network.transformer.context(vlm, aux, seen.domain_id, network.config.chunk_size)
         modes = [network.mode(name) for name in batch.modes]
         return flow_loss(network, context, seen.state, batch.action, modes, times=batch.times, noise=batch.noise)
+
+
+class Grounding(nn.Module):
+    """Reads from the encoded words where the thing is that they name.
+
+    The flow's loss says only how far a chunk is off, under noise, so it teaches slowly which of several things is meant
+    and where exactly that is. Asked for outright, the encoder soon carries the answer in the tokens that the policy
+    reads. This layer is part of the network while it is trained, and of no checkpoint.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.read = nn.Linear(width, 3)
+
+    def forward(self, words: Tensor, places: Tensor) -> Tensor:
+        """The loss of what is read.
+
+        Args:
+            words: [B, L, W], the encoder's output for the text.
+            places: [B, 3] m.
+        """
+        with torch.autocast(words.device.type, enabled=False):
+            found: Tensor = self.read(self.norm(words.float().mean(dim=1)))
+            return functional.smooth_l1_loss(found, places / PLACE_UNIT, beta=SHARP)
+
+
+def add_grounding(network: XvlaNetwork, seed: int) -> None:
+    """Give a network the layer that is asked."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network.add_module(GROUNDING, Grounding(network.config.text.d_model))
 
 
 def set_dropout(network: nn.Module, probability: float) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -17,11 +18,13 @@ from xvla_ros.errors import Problem
 from xvla_ros.training.batches import Share
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError
-from xvla_ros.training.objective import FlowObjective, blocks
+from xvla_ros.training.objective import blocks
 
 
 def connect(settings: TrainSettings) -> Accelerator:
     """Join the processes of this run."""
+    # Accelerate keeps what it was told for the whole process, which may train again, in another precision.
+    AcceleratorState._reset_state()
     mixed = "bf16" if settings.precision == "bfloat16" else "no"
     return Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
 
@@ -39,7 +42,7 @@ def share_of(settings: TrainSettings, accelerator: Accelerator) -> Share:
     return Share(settings.batch.size, settings.batch.accumulation, accelerator.num_processes, accelerator.process_index)
 
 
-def wrap(objective: FlowObjective, accelerator: Accelerator, settings: TrainSettings) -> nn.Module:
+def wrap(objective: nn.Module, accelerator: Accelerator, settings: TrainSettings) -> nn.Module:
     """Put the objective on this process's device and join it with those of the others.
 
     With ``fsdp`` every block of the network is a unit whose weights are sharded over all processes and brought together

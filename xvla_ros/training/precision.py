@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from accelerate import PartialState
@@ -14,12 +13,11 @@ from xvla_ros.model.network.config import XvlaConfig
 from xvla_ros.model.runtime.precision import choose
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.state import STATES, last_settings
-from xvla_ros.training.vision_config import VisionSettings
-
-S = TypeVar("S", TrainSettings, VisionSettings)
 
 
-def with_precision(settings: S, config: XvlaConfig, batch: int, say: Callable[[str], object]) -> S:
+def with_precision(
+    settings: TrainSettings, config: XvlaConfig, batch: int, say: Callable[[str], object]
+) -> TrainSettings:
     """Decide what a run computes in: what it says, what it has computed in so far, or the fastest on the device.
 
     Args:

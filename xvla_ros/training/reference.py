@@ -41,6 +41,12 @@ A step moves only the groups whose rate is above 0. Weight decay is for matrices
 | `lora` | a low-rank update of every linear layer, soft prompts, action rows: at full size with rank 8, 8.05 M + 0.98 M + 2.86 M of 879 M; merged in the checkpoint |
 | `prompt` | of the trained domains alone, to the bit: soft prompt and action rows, 128,020 parameters for each at full size |
 
+## Pretraining a vision tower
+
+`xvla pretrain-vision FILE` is `xvla train FILE` with `objective: vision`, with `output: xvla_out/vision`,
+`optimizer: {learning_rate: 0.001, clip: 1.0}` and `schedule: {ramp: 200}` where the file has none. All weights of the tower
+are one group, with the base rate and weight decay.
+
 ## What a run leaves in its folder
 
 | file | what |
@@ -49,6 +55,7 @@ A step moves only the groups whose rate is above 0. Weight decay is for matrices
 | `state/step-N/` | what a resumed run needs: weights, moments, average (safetensors), the rest (JSON). It appears whole or not at all |
 | `curve.csv`, `curve.png` | loss, its terms, held-out loss, gradient, rates, speed |
 | `train.json` | `schema_version`, `method`, `robots`, `domains`, `steps`, `samples`, `seconds`, `parameters`, `loss`, `held_out_loss`, `settings` |
+| `vision.json` | in its place with the objective vision: `scenes`, `objects`, `steps`, `seconds`, `held_out` with the median errors |
 | `train.yaml` | all settings as they were, to repeat the run |
 | `tensorboard/` | with `log.tensorboard` |
 

@@ -1,4 +1,4 @@
-"""``xvla train``: a training file to a checkpoint."""
+"""``xvla train`` and ``xvla pretrain-vision``: a training file to a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 
 from xvla_ros.errors import CheckpointError, Problem, ProfileError
 from xvla_ros.training.config import TrainSettings
-from xvla_ros.training.config_file import TrainingError, read_settings
+from xvla_ros.training.config_file import TrainingError, read_settings, read_vision_settings
 from xvla_ros.training.datasets import open_datasets
 from xvla_ros.training.samples import Samples
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xvla_ros.model.network.config import XvlaConfig
     from xvla_ros.training.dataset_settings import Drawn
     from xvla_ros.training.drawn import DrawnSamples
+    from xvla_ros.training.vision_pictures import LabelledPictures
 
 SETTINGS_FILE = "train.yaml"
 INTERRUPTED = 130
@@ -38,13 +39,22 @@ def train(path: str, overrides: Sequence[str] = (), *, dry_run: bool = False) ->
     Returns:
         The exit code: 0, 1 after an error, 130 when asked to stop.
     """
+    return _run("train", lambda: _train(read_settings(path, overrides), dry_run))
+
+
+def pretrain_vision(path: str, overrides: Sequence[str] = ()) -> int:
+    """Train with the objective vision; otherwise as ``train``."""
+    return _run("pretrain-vision", lambda: _train(read_vision_settings(path, overrides), False))
+
+
+def _run(command: str, work: Callable[[], int]) -> int:
     # Tokenizers warn, for every worker, that they will not use several threads in it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return _train(read_settings(path, overrides), dry_run)
+        return work()
     except (TrainingError, ProfileError, CheckpointError) as error:
         if _is_first():
-            print(f"xvla train: {error}", file=sys.stderr)
+            print(f"xvla {command}: {error}", file=sys.stderr)
         return 1
 
 
@@ -65,56 +75,74 @@ def _train(settings: TrainSettings, dry_run: bool) -> int:
     say = _speaker(_is_first())
     settings = with_precision(settings, config, settings.batch.size // settings.batch.accumulation, say)
     accelerator = connect(settings)
-    # One process decodes the recordings; the others then find them decoded.
-    with accelerator.main_process_first():
-        source = _source(settings, config, say)
-    trainer = Trainer(settings, source, make_policy(settings, source, start), accelerator)
-    _announce(say, source, trainer.summary())
-    if dry_run:
-        return 0
-    if settings.resume and trainer.resume():
-        say(f"going on after step {trainer.step} of {settings.steps}")
-    if accelerator.is_main_process:
-        _keep_settings(settings)
-    with stop_on_signal(trainer, accelerator.num_processes):
-        summary = trainer.run()
+    with _simulator(settings.drawn):
+        # One process decodes the recordings; the others then find them decoded.
+        with accelerator.main_process_first():
+            source = _source(settings, config, say)
+        trainer = Trainer(settings, source, make_policy(settings, source, start), accelerator)
+        for line in trainer.objective.about(trainer.summary()):
+            say(line)
+        if dry_run:
+            return 0
+        if settings.resume and trainer.resume():
+            say(f"going on after step {trainer.step} of {settings.steps}")
+        if accelerator.is_main_process:
+            _keep_settings(settings)
+        with stop_on_signal(trainer, accelerator.num_processes):
+            summary = trainer.run()
     if summary["steps"] < settings.steps:
         say(f"stopped after step {summary['steps']}; go on with resume=true")
         return INTERRUPTED
-    took, loss = summary["seconds"], summary["loss"]
-    say(f"{settings.output}/checkpoint: {summary['steps']} steps, loss {loss:.5g}, {took:.0f} s")
+    for line in trainer.objective.outcome(summary):
+        say(line)
     return 0
 
 
-def _source(settings: TrainSettings, config: XvlaConfig, say: Callable[[str], None]) -> Samples | DrawnSamples:
-    if settings.drawn is not None:
-        return _drawn(settings.drawn, config.chunk_size, settings.seed, settings.flow)
-    return open_datasets(
-        settings.datasets, waypoints=config.chunk_size, image_size=config.image_size, cache=settings.cache,
-        augmentation=settings.augmentation, seed=settings.seed, workers=max(1, settings.batch.workers),
-        progress=lambda text: say(f"reading {text}"),
-    )  # fmt: skip
-
-
-def _drawn(settings: Drawn, waypoints: int, seed: int, plans: bool) -> DrawnSamples:
+@contextmanager
+def _simulator(drawn: Drawn | None) -> Iterator[None]:
+    """Say what a simulator lacks, or cannot do, as what is wrong with the settings of what is drawn."""
+    if drawn is None:
+        yield
+        return
     from xvla_ros.simulation.requirements import missing_extras
 
     if missing := missing_extras():
         message = "samples are drawn by a simulator, which is not installed"
         raise TrainingError([Problem("", "drawn", None, f"pip install xvla_ros[{','.join(missing)}]", message)])
     from xvla_ros.robots.kinematics import KinematicsError
+    from xvla_ros.simulation.offscreen import RenderingUnavailableError
     from xvla_ros.simulation.scenes import UnknownSceneError
-    from xvla_ros.simulation.tasks import UnknownTaskError
+    from xvla_ros.simulation.tasks import NoLayoutError, UnknownTaskError
     from xvla_ros.simulation.world import SceneMismatchError
-    from xvla_ros.training.drawn import DrawnSamples
 
     try:
-        return DrawnSamples(settings, waypoints, seed, plans=plans)
-    except (KinematicsError, SceneMismatchError, UnknownSceneError, UnknownTaskError) as error:
-        scenes = ", ".join(f"{scene.task} of {scene.robot}" for scene in settings.scenes)
+        yield
+    except (
+        KinematicsError, NoLayoutError, RenderingUnavailableError, SceneMismatchError, UnknownSceneError,
+        UnknownTaskError,
+    ) as error:  # fmt: skip
+        scenes = ", ".join(f"{scene.task} of {scene.robot}" for scene in drawn.scenes)
         raise TrainingError([
             Problem("", "drawn.scenes", scenes, "simulated robots and their tasks", str(error))
         ]) from error  # fmt: skip
+
+
+def _source(
+    settings: TrainSettings, config: XvlaConfig, say: Callable[[str], None]
+) -> Samples | DrawnSamples | LabelledPictures:
+    if settings.drawn is None:
+        return open_datasets(
+            settings.datasets, waypoints=config.chunk_size, image_size=config.image_size, cache=settings.cache,
+            augmentation=settings.augmentation, seed=settings.seed, workers=max(1, settings.batch.workers),
+            progress=lambda text: say(f"reading {text}"),
+        )  # fmt: skip
+    if settings.objective == "vision":
+        from xvla_ros.training.vision_pictures import LabelledPictures
+
+        return LabelledPictures(settings.drawn, config.image_size, settings.seed)
+    from xvla_ros.training.drawn import DrawnSamples
+
+    return DrawnSamples(settings.drawn, config.chunk_size, settings.seed, plans=settings.flow)
 
 
 def _check_output(settings: TrainSettings) -> None:
@@ -140,16 +168,6 @@ def _keep_settings(settings: TrainSettings) -> None:
 
 def _speaker(is_main: bool) -> Any:
     return (lambda text: print(text, flush=True)) if is_main else (lambda text: None)
-
-
-def _announce(say: Any, source: Samples | DrawnSamples, summary: dict[str, Any]) -> None:
-    for row in source.summary():
-        say("  ".join(f"{key}: {value}" for key, value in row.items()))
-    for line in source.left_out() if isinstance(source, Samples) else ():
-        say(f"  {line}")
-    counts = summary["parameters"]
-    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if name not in ("total", "trained"))
-    say(f"{summary['method']}: trains {counts['trained']:,} of {counts['total']:,} parameters ({parts})")
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,8 +18,12 @@ from xvla_ros.model.runtime.precision import DTYPES
 from xvla_ros.training.adapters import merged
 from xvla_ros.training.config import Lora
 from xvla_ros.training.ema import Average
-from xvla_ros.training.grounding import NAME as GROUNDING
+from xvla_ros.training.objective import GROUNDING
 from xvla_ros.training.parallel import whole
+from xvla_ros.training.vision import HEAD
+
+# Layers of a network that are there for its training alone.
+_ASIDE = (f"{GROUNDING}.", f"{HEAD}.")
 
 
 def gather(network: XvlaNetwork, average: Average) -> dict[str, Tensor]:
@@ -30,7 +33,7 @@ def gather(network: XvlaNetwork, average: Average) -> dict[str, Tensor]:
     """
     named = [*network.named_parameters(), *network.named_buffers()]
     found = {name: whole(average.values.get(name, value)) for name, value in named}
-    return {name: value for name, value in found.items() if not name.startswith(f"{GROUNDING}.")}
+    return {name: value for name, value in found.items() if not name.startswith(_ASIDE)}
 
 
 def policy_of(weights: dict[str, Tensor], policy: Policy, lora: Lora, dtype: str, training: TrainingSummary) -> Policy:
@@ -55,8 +58,3 @@ def replace_checkpoint(policy: Policy, folder: Path) -> None:
         os.rename(folder, before)
     os.rename(made, folder)
     shutil.rmtree(before, ignore_errors=True)
-
-
-def count_parameters(weights: Mapping[str, Tensor]) -> int:
-    """Number of scalars in ``weights``."""
-    return sum(value.numel() for value in weights.values())

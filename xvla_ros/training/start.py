@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,10 @@ from xvla_ros.training.batches import Source
 from xvla_ros.training.config import Model, TrainSettings
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.domain_rows import copy_rows
+from xvla_ros.training.vision import HEAD, LabelHead
+
+if TYPE_CHECKING:
+    from xvla_ros.training.vision_pictures import LabelledPictures
 
 # Settled by the data, so not for model.network.
 _OF_THE_DATA = ("vision", "text", "chunk_size", "action_mode", "action_dim", "image_pipeline", "dialect", "extra")
@@ -73,17 +77,19 @@ def _fitted(base: Any, changes: Mapping[str, Any], key: str, problems: list[Prob
     }
 
 
-def make_policy(settings: TrainSettings, source: Source, start: Policy | None) -> Policy:
+def make_policy(settings: TrainSettings, source: Any, start: Policy | None) -> Policy:
     """Return the policy to train: ``start`` with the robots of the data, or a new one.
 
     Args:
         settings: of the run.
-        source: the data.
+        source: the data: ``batches.Source``, or for the objective vision ``vision_pictures.LabelledPictures``.
         start: from ``load_start``.
 
     Raises:
         TrainingError: naming robots that do not fit the network or each other.
     """
+    if settings.objective == "vision":
+        return _tower(settings, source)
     embodiments = {name: _trained_as(each, settings.model) for name, each in source.embodiments.items()}
     policy = start if start is not None else _from_scratch(settings, source, list(embodiments.values()))
     problems = _domain_problems(policy, embodiments)
@@ -99,6 +105,24 @@ def make_policy(settings: TrainSettings, source: Source, start: Policy | None) -
     if settings.model.vision_from:
         take_vision(policy.network, settings.model.vision_from)
     return policy
+
+
+def _tower(settings: TrainSettings, source: LabelledPictures) -> Policy:
+    """A policy of no robot, whose network has the layer that the objective ``vision`` asks."""
+    pipeline = source.profiles[0].policy
+    config = replace(
+        scratch_config(settings.model), action_mode=pipeline.action_mode, num_image_views=source.views,
+        image_pipeline=pipeline.image_pipeline,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = XvlaNetwork(config)
+        if settings.model.vision_from:
+            take_vision(network, settings.model.vision_from)
+        network.add_module(HEAD, LabelHead(config.vision.embed_dim[-1], config.grid, len(source.names)))
+    tokenizer = train_tokenizer(source.instructions, config.tokenizer_max_length, config.text.vocab_size)
+    summary = TrainingSummary(trained_domains=(), details={})
+    return Policy(network.eval(), Processor(config, tokenizer), robots={}, training=summary, source="")
 
 
 def _trained_as(embodiment: Embodiment, model: Model) -> Embodiment:

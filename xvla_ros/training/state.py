@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
 from torch import Tensor
 
 from xvla_ros.errors import CheckpointError, Problem
 from xvla_ros.model.checkpoint.tensors import read_header
-from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.config import TrainSettings
+from xvla_ros.training.config_file import TrainingError, completed
 
 SCHEMA_VERSION = 1
 STATES, TENSORS, FACTS = "state", "state.safetensors", "state.json"  # the folder within the output, and its files
@@ -103,14 +103,14 @@ def last_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def require_same(before: Mapping[str, Any], settings: BaseModel, file: str) -> None:
+def require_same(before: Mapping[str, Any], settings: TrainSettings, file: str) -> None:
     """Refuse to go on with a run under settings that would make it another one.
 
     Raises:
         TrainingError: naming every setting that differs.
     """
     now = _flat(settings.model_dump(mode="json"))
-    then = _flat(before)
+    then = _flat(completed(before))
     message = "cannot change within a run; choose another output"
     problems = [
         Problem(file, key, now.get(key), f"{then.get(key)!r}, as the run began", message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,22 @@ from xvla_ros.errors import Problem
 from xvla_ros.model.checkpoint.record import Record, TrainingSummary, write_record
 from xvla_ros.model.policy import Policy
 from xvla_ros.training import draws
-from xvla_ros.training.adapters import add_lora, write_adapter
-from xvla_ros.training.batches import Preparation, Source, batches
+from xvla_ros.training.adapters import write_adapter
+from xvla_ros.training.batches import batches
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.domain_rows import RowMask, row_weights
 from xvla_ros.training.ema import Average
-from xvla_ros.training.features import Features, TowerRun, compute, features_name
-from xvla_ros.training.grounding import add_grounding
-from xvla_ros.training.groups import LORA, Group, make_groups, trainable
-from xvla_ros.training.meter import Meter
-from xvla_ros.training.objective import FlowObjective, TrainingBatch, recompute_activations, set_dropout
+from xvla_ros.training.groups import LORA, Group
+from xvla_ros.training.meter import Meter, measure
+from xvla_ros.training.objective import Flow, Objective, recompute_activations, set_dropout
 from xvla_ros.training.parallel import like, share_of, whole, without_sync, wrap
-from xvla_ros.training.phases import active_groups, phase, rate
+from xvla_ros.training.phases import active_groups, rate
 from xvla_ros.training.progress import Progress, due
-from xvla_ros.training.sample import Sample
 from xvla_ros.training.saving import gather, policy_of, replace_checkpoint
 from xvla_ros.training.start import trained_domains
 from xvla_ros.training.state import STATES, State, last_state, require_same, write_state
-from xvla_ros.training.validation import held_out_batches, held_out_loss
+from xvla_ros.training.vision import Vision
 
 CHECKPOINT, ADAPTER = "checkpoint", "adapter"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -46,7 +43,7 @@ class Trainer:
 
     Args:
         settings: of the run.
-        source: the data.
+        source: the data: ``batches.Source``, or for the objective vision ``vision_pictures.LabelledPictures``.
         policy: from ``start.make_policy``; its network is trained in place.
         accelerator: from ``parallel.connect``.
 
@@ -54,71 +51,31 @@ class Trainer:
         TrainingError: if a step cannot be shared out, or an earlier part of the run does not fit.
     """
 
-    def __init__(self, settings: TrainSettings, source: Source, policy: Policy, accelerator: Accelerator) -> None:
+    def __init__(self, settings: TrainSettings, source: Any, policy: Policy, accelerator: Accelerator) -> None:
         self.settings, self.source, self.policy, self.accelerator = settings, source, policy, accelerator
         self.folder = Path(settings.output)
         self.share = share_of(settings, accelerator)
-        self.preparation = Preparation(policy, settings.seed, settings.batch.size)
         self.network = policy.network
-        self._prepare_network()
-        self.objective = FlowObjective(self.network, settings.grounding, settings.flow)
+        if settings.model.dropout is not None:
+            set_dropout(self.network, settings.model.dropout)
+        self.objective: Objective = (
+            Vision(settings, source, policy) if settings.objective == "vision"
+            else Flow(settings, source, policy, accelerator)
+        )  # fmt: skip
+        moving = {name for group in self.objective.groups().values() for name, _ in group}
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name in moving)
+        if settings.model.activation_checkpointing:
+            recompute_activations(self.network)
         self.fingerprint = self._fingerprint()
-        self.held_out = self._preparations()
-        self.wrapped = wrap(self.objective, accelerator, settings)
-        moving = trainable(self.network, settings)
-        self.groups = make_groups(self.network, moving)
-        self.mask = RowMask(row_weights(self.network).values(), self.domains) if settings.method == "prompt" else None
+        self.wrapped = wrap(self.objective.module, accelerator, settings)
+        self.groups = self.objective.groups()
+        domains = self.objective.domains
+        self.mask = RowMask(row_weights(self.network).values(), domains) if settings.method == "prompt" else None
         self.optimizer = _optimizer(self.groups, settings)
-        self.average = Average(moving, settings.ema.decay)
+        self.average = Average(dict(each for group in self.groups.values() for each in group), settings.ema.decay)
         self.step, self.seconds, self.rows = 0, 0.0, list[dict[str, Any]]()
         self._last = settings.steps
-
-    @property
-    def domains(self) -> tuple[int, ...]:
-        """Domains that this run trains."""
-        embodiments = self.source.embodiments
-        chosen = self.settings.train_domains if self.settings.method == "prompt" else ()
-        unknown = [name for name in chosen if name not in embodiments]
-        if unknown:
-            expected = "robots of the data: " + ", ".join(embodiments)
-            raise TrainingError([Problem("", "train_domains", unknown, expected, "names no robot of the data")])
-        return tuple(sorted(embodiments[name].domain_id for name in chosen or embodiments))
-
-    def _prepare_network(self) -> None:
-        model, network = self.settings.model, self.network
-        if model.dropout is not None:
-            set_dropout(network, model.dropout)
-        if self.settings.method == "lora":
-            add_lora(network, self.settings.lora, self.settings.seed)
-        if self.settings.grounding:
-            add_grounding(network, self.settings.seed)
-        moving = trainable(network, self.settings)
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(name in moving)
-        if model.activation_checkpointing:
-            recompute_activations(network)
-
-    def _preparations(self) -> Preparation:
-        """Let samples come with kept features, where they are asked for; return how held-out samples are prepared."""
-        if not self.settings.features:
-            return self.preparation
-        held_out = Preparation(self.policy, self.settings.seed, self.settings.batch.size)
-        if self.settings.drawn is not None:
-            half = self.settings.precision == "bfloat16"
-            self.preparation.features = TowerRun(self.network, torch.bfloat16 if half else torch.float32)
-            held_out.features = self.preparation.features
-            return held_out
-        with self.accelerator.main_process_first():
-            self.preparation.features = self._features("train", self.source.train)
-            if len(self.source.held_out):
-                held_out.features = self._features("held_out", self.source.held_out)
-        return held_out
-
-    def _features(self, part: str, samples: Sequence[Sample]) -> Features:
-        views = self.network.config.num_image_views or 1
-        file = Path(self.settings.cache) / features_name(self.network, self.source.fingerprint, part, views)
-        say = print if self.accelerator.is_main_process else lambda text: None
-        return compute(self.network, self.policy.processor, samples, file, self.accelerator.device, say)
 
     def _fingerprint(self) -> str:
         """What must be the same when a run goes on and is not in its states: still weights, words, normalisation."""
@@ -145,7 +102,7 @@ class Trainer:
             return False
         file = str(self.folder / STATES)
         require_same(state.facts["settings"], self.settings, file)
-        if state.facts["fingerprint"] != self.fingerprint:
+        if state.facts.get("fingerprint", self.fingerprint) != self.fingerprint:
             message = "the checkpoint, the recordings or their profiles have changed since the run began"
             raise TrainingError([Problem(file, "", None, "what it began with, or another output", message)])
         self._restore(state)
@@ -185,7 +142,7 @@ class Trainer:
             silent=not main,
         )  # fmt: skip
         stream = batches(
-            self.source, self.preparation, self.share, settings.batch, self.step, settings.steps,
+            self.source, self.objective.collate, self.share, settings.batch, self.step, settings.steps,
             fresh=settings.drawn is not None,
         )  # fmt: skip
         meter = Meter(self.accelerator, self.seconds)
@@ -196,9 +153,11 @@ class Trainer:
                 self._step(stream, meter)
                 progress.advance()
                 is_last = self.step >= self._last
-                held_out = self._held_out() if is_last or due(self.step, settings.validation.every) else None
+                measured = is_last or due(self.step, settings.validation.every)
+                held_out, errors = self._held_out() if measured else (None, {})
                 if is_last or held_out is not None or due(self.step, settings.log.log_every):
-                    progress.row(meter.row(self.step, self._phase(), self._rates(self.step - 1), held_out))
+                    name, rates = self.objective.phase(self.step - 1), self._rates(self.step - 1)
+                    progress.row(meter.row(self.step, name, rates, held_out, errors))
                 self.rows, self.seconds = progress.rows, meter.seconds
                 if is_last or due(self.step, settings.log.save_every):
                     self.save()
@@ -207,7 +166,7 @@ class Trainer:
         progress.close()
         return self.summary()
 
-    def _step(self, stream: Iterator[TrainingBatch], meter: Meter) -> None:
+    def _step(self, stream: Iterator[Any], meter: Meter) -> None:
         """One step of the optimiser, over all accumulated parts."""
         settings, parts = self.settings, self.share.accumulation
         self._set_phase()
@@ -257,21 +216,18 @@ class Trainer:
         self.average.update(self.step)
         return norm
 
-    def _phase(self) -> str:
-        """Name what the last step was part of."""
-        return "prompt" if self.settings.method == "prompt" else phase(self.settings.schedule, self.step - 1)
-
     def _rates(self, step: int) -> dict[str, float]:
         settings = self.settings
         return {name: rate(settings.optimizer, settings.schedule, name, step, settings.steps) for name in self.groups}
 
-    def _held_out(self) -> float | None:
-        made = held_out_batches(self.source, self.held_out, self.share, self.settings)
+    def _held_out(self) -> tuple[float | None, dict[str, float]]:
+        """The loss on held-out samples and the errors beside it; None and none where there are no such samples."""
+        made = self.objective.held_out(self.share)
         if not made:
-            return None
+            return None, {}
         self.wrapped.eval()
         with self.average.applied():
-            return held_out_loss(self.wrapped, made, self.accelerator)
+            return measure(self.wrapped, made, self.objective.errors, self.accelerator)
 
     def save(self) -> None:
         """Write the state, then the checkpoint; every process must take part."""
@@ -284,8 +240,10 @@ class Trainer:
             }  # fmt: skip
             write_state(self.folder / STATES, State(self.step, tensors, facts), self.settings.log.keep_states)
             summary = self.summary()
-            (self.folder / "train.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-            training = TrainingSummary(trained_domains(self.policy, self.domains), _history(self.policy, summary))
+            text = json.dumps(summary, indent=2) + "\n"
+            (self.folder / self.objective.summary_file).write_text(text, encoding="utf-8")
+            domains = trained_domains(self.policy, self.objective.domains)
+            training = TrainingSummary(domains, self.objective.history(summary))
             made = policy_of(weights, self.policy, self.settings.lora, self.settings.log.dtype, training)
             replace_checkpoint(made, self.folder / CHECKPOINT)
             if self.settings.method == "lora" and self.settings.log.adapter:
@@ -314,35 +272,21 @@ class Trainer:
 
     def summary(self) -> dict[str, Any]:
         """What was trained, on what, for how long, and how far."""
-        settings = self.settings
-        held_out = [row["held_out"] for row in self.rows if row.get("held_out") is not None]
-        return {
-            "schema_version": 1,
-            "method": settings.method,
-            "from": settings.model.checkpoint or f"scratch ({settings.model.size})",
-            "robots": {
-                name: {"domain_id": each.domain_id, "action_mode": self.preparation.modes[name].name}
-                for name, each in self.source.embodiments.items()
-            },
-            "domains": list(self.domains),
+        facts = {
             "steps": self.step,
-            "samples": self.step * settings.batch.size,
-            "training_samples": len(self.source.train),
-            "held_out_samples": len(self.source.held_out),
+            "samples": self.step * self.settings.batch.size,
             "seconds": round(self.seconds, 1),
             "processes": self.share.processes,
             "device": self.accelerator.device.type,
             "parameters": self._parameters(),
-            "loss": self.rows[-1]["loss"] if self.rows else None,
-            "held_out_loss": held_out[-1] if held_out else None,
-            "settings": settings.model_dump(mode="json"),
         }
+        return self.objective.summary(facts, self.rows)
 
     def _parameters(self) -> dict[str, Any]:
         groups = {name: sum(weight.numel() for _, weight in group) for name, group in self.groups.items()}
         total = sum(weight.numel() for weight in self.network.parameters())
-        rows = len(self.domains) if self.mask is not None else None
-        if rows is not None:
+        if self.mask is not None:
+            rows = len(self.objective.domains)
             groups = {name: count * rows // self.network.config.num_domains for name, count in groups.items()}
         return {"total": total, "trained": sum(groups.values()), **groups}
 
@@ -356,23 +300,3 @@ def _optimizer(groups: Mapping[str, Group], settings: TrainSettings) -> torch.op
         if weights
     ]
     return torch.optim.AdamW(parts, betas=given.betas, eps=given.eps)
-
-
-def _history(policy: Policy, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary for the checkpoint, with that of the checkpoint it came from."""
-    own = {key: value for key, value in summary.items() if key != "schema_version"}
-    # Where things lay on the machine that trained is nobody's business.
-    settings = {key: value for key, value in own["settings"].items() if key not in ("output", "cache", "log")}
-    settings["model"] = {
-        **settings["model"],
-        **{key: _name(settings["model"][key]) for key in ("checkpoint", "vision_from")},
-    }
-    settings["datasets"] = [{**each, "paths": [_name(path) for path in each["paths"]]} for each in settings["datasets"]]
-    own.update({"settings": settings, "from": _name(own["from"])})
-    before = {key: value for key, value in policy.training.details.items() if key != "settings"}
-    return {**own, "before": before} if before else own
-
-
-def _name(path: str) -> str:
-    """The last part of a path of this machine; anything else, such as a hub id, as it is."""
-    return Path(path).name if Path(path).is_absolute() or Path(path).exists() else path
