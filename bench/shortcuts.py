@@ -66,8 +66,8 @@ def main() -> int:
 
 
 def _moments(options: Any) -> list[Sample]:
+    from xvla_ros.training.data.drawn import DrawnSamples
     from xvla_ros.training.dataset_settings import Drawn, SceneSettings
-    from xvla_ros.training.drawn import DrawnSamples
 
     scene = SceneSettings(robot=options.robot, task=options.task)
     drawn = DrawnSamples(Drawn(scenes=(scene,)), 30, options.seed)

@@ -17,8 +17,8 @@ from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import profile_document
 from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.data.drawn import DrawnSamples
 from xvla_ros.training.dataset_settings import Drawn, SceneSettings
-from xvla_ros.training.drawn import DrawnSamples
 from xvla_ros.training.run import train
 
 SCENES = (SceneSettings(robot="so101_bimanual"), SceneSettings(robot="agibot"))
@@ -71,7 +71,7 @@ def test_actions_are_the_plan_in_the_units_of_the_state(source):
 
 
 def test_normalisation_is_that_of_what_is_drawn(source, monkeypatch):
-    monkeypatch.setattr("xvla_ros.training.drawn.MEASURED", 60)
+    monkeypatch.setattr("xvla_ros.training.data.drawn.MEASURED", 60)
     statistics = source.statistics("so101_bimanual", "mean_std", "mean_std")
     state = np.stack([source.draw(i).state for i in range(80) if source.draw(i).robot == "so101_bimanual"])
     normalised = statistics.state.normalise(state)
@@ -84,8 +84,8 @@ def test_normalisation_is_that_of_what_is_drawn(source, monkeypatch):
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
     """A training file over drawn samples, with the folder of the run as its output."""
-    monkeypatch.setattr("xvla_ros.training.drawn.MEASURED", 8)
-    monkeypatch.setattr("xvla_ros.training.drawn.HELD_OUT_MOMENTS", 4)
+    monkeypatch.setattr("xvla_ros.training.data.drawn.MEASURED", 8)
+    monkeypatch.setattr("xvla_ros.training.data.drawn.HELD_OUT_MOMENTS", 4)
     told = {
         "model": {**MODEL, "chunk_size": WAYPOINTS, "network": {**MODEL["network"], "num_domains": 20}}, "steps": 4,
         "drawn": {"scenes": [{"robot": "so101_bimanual"}], "goals": 2, "pixels": 32},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import ARM, MODEL, PAIR, TinySource
 
-from xvla_ros.training.features import Features, mask_file
+from xvla_ros.training.data.features import Features, mask_file
 
 
 def losses(folder: Path) -> list[tuple[float, ...]]:

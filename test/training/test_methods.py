@@ -10,7 +10,7 @@ import torch
 from tiny import ARM, PAIR, TinySource
 
 from xvla_ros.model.checkpoint import loading as checkpoint
-from xvla_ros.training.groups import ACTION_ROWS, OF_DOMAINS, domain_layers, group_of
+from xvla_ros.training.optim import ACTION_ROWS, OF_DOMAINS, domain_layers, group_of
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import MODEL
 
-from xvla_ros.training import draws
 from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.data import draws
 from xvla_ros.training.ema import Average
 from xvla_ros.training.objective import set_dropout
 

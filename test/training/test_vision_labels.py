@@ -11,7 +11,7 @@ pytest.importorskip("mujoco")
 pytest.importorskip("pinocchio")
 
 from xvla_ros.simulation.world import SceneMismatchError
-from xvla_ros.training.vision_labels import Labeller, object_names
+from xvla_ros.training.data.labels import Labeller, object_names
 
 PAIR = "so101_bimanual"
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xvla_ros.model.checkpoint.tensors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, published_place
 from xvla_ros.training.config import Lora
-from xvla_ros.training.groups import LORA
+from xvla_ros.training.optim import LORA
 
 ADAPTER = "default"
 _BASE = ".base_layer."

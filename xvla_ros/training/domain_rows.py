@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from xvla_ros.training.groups import OF_DOMAINS, domain_layers, group_of
+from xvla_ros.training.optim import OF_DOMAINS, domain_layers, group_of
 
 
 def row_weights(network: nn.Module) -> dict[str, nn.Parameter]:

@@ -22,13 +22,13 @@ from xvla_ros.model.action_modes import Losses
 from xvla_ros.model.network.flow import flow_loss, training_times
 from xvla_ros.model.network.xvla import Block, XvlaNetwork
 from xvla_ros.model.policy import Policy
-from xvla_ros.training import draws
 from xvla_ros.training.adapters import add_lora
-from xvla_ros.training.batches import Preparation, Share, Source, TrainingBatch
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError
-from xvla_ros.training.features import Features, TowerRun, compute, features_name
-from xvla_ros.training.groups import Group, make_groups, trainable
+from xvla_ros.training.data import draws
+from xvla_ros.training.data.batches import Preparation, Share, Source, TrainingBatch
+from xvla_ros.training.data.features import Features, TowerRun, compute, features_name
+from xvla_ros.training.optim import Group, make_groups, trainable
 from xvla_ros.training.phases import phase
 from xvla_ros.training.sample import Sample
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from xvla_ros.errors import Problem
-from xvla_ros.training.batches import Share
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.data.batches import Share
 from xvla_ros.training.objective import blocks
 
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Collection
 
 from xvla_ros.training.config import Optimizer, Schedule
-from xvla_ros.training.groups import ACTION_ROWS, GROUPS, OF_DOMAINS, POLICY, SOFT_PROMPTS, VLM
+from xvla_ros.training.optim import ACTION_ROWS, GROUPS, OF_DOMAINS, POLICY, SOFT_PROMPTS, VLM
 
 PROMPT_WARMUP, RAMP, JOINT = "prompt warm-up", "ramp", "joint"
 

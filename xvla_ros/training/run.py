@@ -15,13 +15,13 @@ import yaml
 from xvla_ros.errors import CheckpointError, Problem, ProfileError
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError, read_settings, read_vision_settings
-from xvla_ros.training.datasets import open_datasets
-from xvla_ros.training.samples import Samples
+from xvla_ros.training.data.datasets import open_datasets
+from xvla_ros.training.data.samples import Samples
 
 if TYPE_CHECKING:
     from xvla_ros.model.network.config import XvlaConfig
+    from xvla_ros.training.data.drawn import DrawnSamples
     from xvla_ros.training.dataset_settings import Drawn
-    from xvla_ros.training.drawn import DrawnSamples
     from xvla_ros.training.vision_pictures import LabelledPictures
 
 SETTINGS_FILE = "train.yaml"
@@ -140,7 +140,7 @@ def _source(
         from xvla_ros.training.vision_pictures import LabelledPictures
 
         return LabelledPictures(settings.drawn, config.image_size, settings.seed)
-    from xvla_ros.training.drawn import DrawnSamples
+    from xvla_ros.training.data.drawn import DrawnSamples
 
     return DrawnSamples(settings.drawn, config.chunk_size, settings.seed, plans=settings.flow)
 

@@ -21,9 +21,9 @@ from xvla_ros.model.network.config import XvlaConfig
 from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.random_policy import SIZES
-from xvla_ros.training.batches import Source
 from xvla_ros.training.config import Model, TrainSettings
 from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.data.batches import Source
 from xvla_ros.training.domain_rows import copy_rows
 from xvla_ros.training.vision import HEAD, LabelHead
 

@@ -16,16 +16,16 @@ from torch import Tensor
 from xvla_ros.errors import Problem
 from xvla_ros.model.checkpoint.record import Record, TrainingSummary, write_record
 from xvla_ros.model.policy import Policy
-from xvla_ros.training import draws
 from xvla_ros.training.adapters import write_adapter
-from xvla_ros.training.batches import batches
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.data import draws
+from xvla_ros.training.data.batches import batches
 from xvla_ros.training.domain_rows import RowMask, row_weights
 from xvla_ros.training.ema import Average
-from xvla_ros.training.groups import LORA, Group
 from xvla_ros.training.meter import Meter, measure
 from xvla_ros.training.objective import Flow, Objective, recompute_activations, set_dropout
+from xvla_ros.training.optim import LORA, Group
 from xvla_ros.training.parallel import like, share_of, whole, without_sync, wrap
 from xvla_ros.training.phases import active_groups, rate
 from xvla_ros.training.progress import Progress, due

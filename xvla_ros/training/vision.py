@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.model.policy import Policy
-from xvla_ros.training.batches import Share
 from xvla_ros.training.config import TrainSettings
-from xvla_ros.training.groups import POLICY, Group
+from xvla_ros.training.data.batches import Share
 from xvla_ros.training.objective import PLACE_UNIT, SHARP
+from xvla_ros.training.optim import POLICY, Group
 
 if TYPE_CHECKING:
     from xvla_ros.training.vision_pictures import LabelledPictures

@@ -12,10 +12,10 @@ from torch import Tensor
 from xvla_ros.model.data import Embodiment
 from xvla_ros.model.inputs.pictures import image_pipeline
 from xvla_ros.robots import load_robot
-from xvla_ros.training import draws
+from xvla_ros.training.data import draws
+from xvla_ros.training.data.labels import Labeller, object_names
 from xvla_ros.training.dataset_settings import Drawn
 from xvla_ros.training.scenes import Shares
-from xvla_ros.training.vision_labels import Labeller, object_names
 
 
 class LabelledPictures:

@@ -16,10 +16,10 @@ from xvla_ros.errors import Problem, ProfileError
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.recording import NothingLeftError, Recording, SamplesError
 from xvla_ros.robots.profile import load_robot
+from xvla_ros.training.data.samples import DataSet, Rows, Samples
+from xvla_ros.training.data.store import Store, make_store, open_store
 from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 from xvla_ros.training.instructions import Paraphrases, read_paraphrases
-from xvla_ros.training.samples import DataSet, Rows, Samples
-from xvla_ros.training.store import Store, make_store, open_store
 
 MIXED_RATES = 1.5  # two recordings whose pictures come at rates this far apart are not of one kind
 

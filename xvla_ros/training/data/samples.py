@@ -16,12 +16,12 @@ from xvla_ros.observation.faults import FaultTally
 from xvla_ros.recordings.action_path import waypoint_times
 from xvla_ros.robots.profile import Profile
 from xvla_ros.training.augment import Augmenter
+from xvla_ros.training.data.statistics import ChannelStatistics, normaliser, untouched_actions
+from xvla_ros.training.data.store import Store
 from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 from xvla_ros.training.instructions import Paraphrases
 from xvla_ros.training.order import WeightedOrder
 from xvla_ros.training.sample import Sample
-from xvla_ros.training.statistics import ChannelStatistics, normaliser, untouched_actions
-from xvla_ros.training.store import Store
 
 _WORDS, _PICTURES = 3, 4  # streams of random numbers, beside those of ``order``
 

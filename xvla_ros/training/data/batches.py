@@ -17,9 +17,9 @@ from xvla_ros.model.inputs.normalisers import Statistics
 from xvla_ros.model.inputs.processor import Batch
 from xvla_ros.model.policy import Policy
 from xvla_ros.robots.profile import Profile
-from xvla_ros.training import draws
 from xvla_ros.training.config import Batch as BatchSettings
-from xvla_ros.training.features import Features, TowerRun
+from xvla_ros.training.data import draws
+from xvla_ros.training.data.features import Features, TowerRun
 from xvla_ros.training.sample import Sample
 
 B = TypeVar("B")
