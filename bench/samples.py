@@ -93,8 +93,9 @@ def measure(folder: Path, seconds: float) -> list[dict[str, Any]]:
 
     from xvla_ros.model.inputs.processor import Processor
     from xvla_ros.model.random_policy import random_policy
-    from xvla_ros.training.data.datasets import Samples, open_datasets
-    from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
+    from xvla_ros.training.config import Augmentation, DatasetSettings
+    from xvla_ros.training.data.datasets import open_datasets
+    from xvla_ros.training.data.samples import Samples
 
     torch.set_num_threads(1)
     bag = folder / "bag.mcap"

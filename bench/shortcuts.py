@@ -25,7 +25,7 @@ from commands import Commands
 
 if TYPE_CHECKING:
     from xvla_ros.model.policy import Policy
-    from xvla_ros.training.sample import Sample
+    from xvla_ros.training.data.samples import Sample
 
 STEPS = 10
 
@@ -66,8 +66,8 @@ def main() -> int:
 
 
 def _moments(options: Any) -> list[Sample]:
+    from xvla_ros.training.config import Drawn, SceneSettings
     from xvla_ros.training.data.drawn import DrawnSamples
-    from xvla_ros.training.dataset_settings import Drawn, SceneSettings
 
     scene = SceneSettings(robot=options.robot, task=options.task)
     drawn = DrawnSamples(Drawn(scenes=(scene,)), 30, options.seed)

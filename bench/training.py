@@ -35,7 +35,7 @@ class RandomSamples:
 
     def __init__(self, count: int, size: tuple[int, int]) -> None:
         from xvla_ros.model.data import Embodiment
-        from xvla_ros.training.sample import Sample
+        from xvla_ros.training.data.samples import Sample
 
         pair = Embodiment("pair", 19, "so101_bimanual_bce", ("front", "left", "right"), 0.0333, 0.0333)
         random = np.random.default_rng(0)
@@ -110,7 +110,7 @@ def cases(size: str, batch: int, work: Path) -> list[dict[str, Any]]:
 
 def steps(trainer: Any, ready: list[Any]) -> float:
     """Processor time of a step, the warm ones left out."""
-    from xvla_ros.training.meter import Meter
+    from xvla_ros.training.progress import Meter
 
     meter, stream = Meter(trainer.accelerator, 0.0), iter(ready)
     for _ in range(WARM):

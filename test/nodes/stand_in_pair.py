@@ -309,6 +309,7 @@ class StandInPair:
     def wait_status(self, state, reason="", detail=""):
         """Wait for a status that is sent from now on; return it."""
         begin = len(self.heard[STATUS_TOPIC])
+
         def reached():
             return next((status for status in self.heard[STATUS_TOPIC][begin:]
                          if (status.state, status.reason) == (state, reason) and detail in status.detail), None)
@@ -317,6 +318,7 @@ class StandInPair:
     def wait_chunks(self, count, **fields):
         """Wait for some chunks that are sent from now on, with the fields given."""
         begin = len(self.heard[CHUNK_TOPIC])
+
         def found():
             return [chunk for chunk in self.heard[CHUNK_TOPIC][begin:]
                     if all(getattr(chunk, name) == value for name, value in fields.items())]

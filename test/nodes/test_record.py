@@ -22,8 +22,8 @@ from xvla_ros.recordings.bags import bag_messages, bag_summary
 from xvla_ros.recordings.cdr import peek_stamp, read_string
 from xvla_ros.recordings.marks import EpisodeMarks, MarkError
 from xvla_ros.ros_env import child_environment
+from xvla_ros.training.config import DatasetSettings
 from xvla_ros.training.data.datasets import open_datasets
-from xvla_ros.training.dataset_settings import DatasetSettings
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
 from recorded import START, Session, changed

@@ -64,8 +64,8 @@ from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import profile_document
+from xvla_ros.training.config import DatasetSettings
 from xvla_ros.training.data.datasets import open_datasets
-from xvla_ros.training.dataset_settings import DatasetSettings
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "traits.md"
 NODE, CHECK, RECORD, INFO, REPLAY, TRAIN = "/xvla", "check", "record", "bag info", "replay", "train"

@@ -41,6 +41,7 @@ ARMS: dict[str, tuple[str, str, str, tuple[float, ...] | None]] = {
 }
 PI, HALF = math.pi, math.pi / 2
 
+
 @cache
 def chain(arm: str) -> Chain:
     urdf, base, tip, _ = ARMS[arm]

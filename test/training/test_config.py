@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from xvla_ros.training.config_file import COMMAND_LINE, TrainingError, read_settings
-from xvla_ros.training.reference import render
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+from training_reference import render
 
 MINIMAL = "datasets: [{paths: [demos/*]}]\n"
 
@@ -87,5 +91,5 @@ def test_a_missing_file_and_one_that_is_no_yaml_are_named(tmp_path, read):
 def test_the_reference_page_is_that_of_the_schema():
     page = Path(__file__).parents[2] / "docs" / "reference" / "training.md"
     assert page.read_text(encoding="utf-8") == render(), (
-        "python -m xvla_ros.training.reference docs/reference/training.md"
+        "python tools/training_reference.py docs/reference/training.md"
     )

@@ -16,9 +16,9 @@ pytest.importorskip("pinocchio")
 from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import profile_document
+from xvla_ros.training.config import Drawn, SceneSettings
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.data.drawn import DrawnSamples
-from xvla_ros.training.dataset_settings import Drawn, SceneSettings
 from xvla_ros.training.run import train
 
 SCENES = (SceneSettings(robot="so101_bimanual"), SceneSettings(robot="agibot"))

@@ -8,13 +8,13 @@ from tiny import tiny_settings
 
 from xvla_ros.model.network.config import XvlaConfig
 from xvla_ros.model.network.xvla import meta_network
-from xvla_ros.training.adapters import add_lora
 from xvla_ros.training.config import Lora
 from xvla_ros.training.optim import (
     ACTION_ROWS,
     POLICY,
     SOFT_PROMPTS,
     VLM,
+    add_lora,
     domain_layers,
     group_of,
     make_groups,

@@ -7,8 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xvla_ros.training.config import Optimizer, Schedule
-from xvla_ros.training.optim import ACTION_ROWS, GROUPS, OF_DOMAINS, POLICY, SOFT_PROMPTS, VLM
-from xvla_ros.training.phases import JOINT, PROMPT_WARMUP, RAMP, active_groups, factor, phase, rate
+from xvla_ros.training.optim import (
+    ACTION_ROWS,
+    GROUPS,
+    JOINT,
+    OF_DOMAINS,
+    POLICY,
+    PROMPT_WARMUP,
+    RAMP,
+    SOFT_PROMPTS,
+    VLM,
+    active_groups,
+    factor,
+    phase,
+    rate,
+)
 
 SECOND = Schedule(prompt_warmup=1000, ramp=1000, soft_prompt_warmup=200, soft_prompt_warmup_scale=0.1)
 STEPS = 10_000

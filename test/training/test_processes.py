@@ -15,7 +15,7 @@ from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.data.batches import Share
 from xvla_ros.training.parallel import share_of
-from xvla_ros.training.state import last_state
+from xvla_ros.training.saving import last_state
 
 PROGRAM = Path(__file__).with_name("tiny_run.py")
 STEPS = {"ddp": 50, "fsdp": 20}

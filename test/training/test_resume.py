@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from xvla_ros.training.config_file import TrainingError
-from xvla_ros.training.state import State, last_state, write_state
+from xvla_ros.training.saving import State, last_state, write_state
 
 PROGRAM = Path(__file__).with_name("tiny_run.py")
 # Dropout, an average and a phase change within the run: all that could depend on what went before.

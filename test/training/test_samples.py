@@ -18,8 +18,8 @@ from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import profile_document
 from xvla_ros.robots.rotations import rot6d_to_matrix
+from xvla_ros.training.config import Augmentation, DatasetSettings
 from xvla_ros.training.data.datasets import open_datasets
-from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 
 TASK = "put the cube in the bowl"
 WAYPOINTS = 12

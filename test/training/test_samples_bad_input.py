@@ -19,8 +19,8 @@ from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import profile_document
+from xvla_ros.training.config import DatasetSettings
 from xvla_ros.training.data.datasets import open_datasets, survey
-from xvla_ros.training.dataset_settings import DatasetSettings
 
 TASK = "put the cube in the bowl"
 
@@ -152,8 +152,8 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, pair):
     bag = Session(pair, end=2.0).record().write(tmp_path / "bag.mcap")
     script = textwrap.dedent(f"""
         from pathlib import Path
-        from xvla_ros.training.dataset_settings import DatasetSettings
         from xvla_ros.recordings.recording import SamplesError
+        from xvla_ros.training.config import DatasetSettings
         from xvla_ros.training.data.datasets import open_datasets
         for size in ((512, 512), None):
             try:

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parent))
 
 from recorded import Session, changed
 
-from xvla_ros.training.dataset_settings import Early
+from xvla_ros.training.config import Early
 
 
 def early_share(samples, seconds):
@@ -33,8 +33,8 @@ def bag(tmp_path):
 
 
 def opened(bag, tmp_path, **settings):
+    from xvla_ros.training.config import DatasetSettings
     from xvla_ros.training.data.datasets import open_datasets
-    from xvla_ros.training.dataset_settings import DatasetSettings
 
     entry = DatasetSettings(paths=[str(bag)], **settings)
     return open_datasets([entry], waypoints=8, image_size=(16, 16), cache=tmp_path / "cache")

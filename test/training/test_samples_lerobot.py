@@ -17,8 +17,8 @@ import lerobot_written as written
 
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import Profile, load_robot, profile_document
+from xvla_ros.training.config import DatasetSettings
 from xvla_ros.training.data.datasets import open_datasets, survey
-from xvla_ros.training.dataset_settings import DatasetSettings
 
 ROBOT = "so101_bimanual"  # arm joints in degrees, grippers 0..1
 MAPPING = {

@@ -16,13 +16,12 @@ from xvla_ros.recordings.bag_paths import followed
 from xvla_ros.recordings.commands import JointCommand
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rot6d, rot6d_to_matrix
-from xvla_ros.training.augment import Augmenter
+from xvla_ros.training.config import Augmentation
 from xvla_ros.training.data import statistics
+from xvla_ros.training.data.datasets import read_paraphrases
+from xvla_ros.training.data.draws import BLOCK, Augmenter, Paraphrases, WeightedOrder, quotas
 from xvla_ros.training.data.statistics import ChannelStatistics, normaliser
 from xvla_ros.training.data.store import PictureFile
-from xvla_ros.training.dataset_settings import Augmentation
-from xvla_ros.training.instructions import Paraphrases, read_paraphrases
-from xvla_ros.training.order import BLOCK, WeightedOrder, quotas
 
 MS = 1_000_000
 

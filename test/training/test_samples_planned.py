@@ -12,8 +12,8 @@ from xvla_ros.robots import load_profile
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import to_policy
 from xvla_ros.simulation.demonstrations import DemoSettings, record_all
+from xvla_ros.training.config import Augmentation, DatasetSettings
 from xvla_ros.training.data.datasets import open_datasets
-from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
 
 WAYPOINTS = 30
 PLAN = 0.5  # s that a recorded trajectory of ``Session`` reaches

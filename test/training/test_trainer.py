@@ -12,8 +12,8 @@ from tiny import MODEL
 
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.data import draws
-from xvla_ros.training.ema import Average
-from xvla_ros.training.objective import set_dropout
+from xvla_ros.training.optim import Average
+from xvla_ros.training.start import set_dropout
 
 
 def curve(folder: Path) -> list[dict[str, str]]:

@@ -106,7 +106,6 @@ class Demonstration:
     duration: float
 
 
-
 class Demonstrator:
     """Records episodes of one task, one after the other, in any order; each depends on its number alone."""
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -15,24 +14,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from xvla_ros.errors import Problem
 from xvla_ros.model.action_modes import Losses
 from xvla_ros.model.network.flow import flow_loss, training_times
-from xvla_ros.model.network.xvla import Block, XvlaNetwork
+from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.model.policy import Policy
-from xvla_ros.training.adapters import add_lora
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.batches import Preparation, Share, Source, TrainingBatch
 from xvla_ros.training.data.features import Features, TowerRun, compute, features_name
-from xvla_ros.training.optim import Group, make_groups, trainable
-from xvla_ros.training.phases import phase
-from xvla_ros.training.sample import Sample
+from xvla_ros.training.data.samples import Sample
+from xvla_ros.training.optim import GROUNDING, Group, add_lora, make_groups, phase, trainable
 
-GROUNDING = "grounding"  # name of its layer in the network
 SHARP = 0.05  # of a length unit below, or of half a picture: errors above it count linearly, not by their square
 PLACE_UNIT = 0.2  # m: about the spread of places on a table
 _HELD_OUT = 2**62  # where the numbers of held-out samples begin in the draws of noise, beyond those of any run
@@ -284,39 +279,3 @@ def add_grounding(network: XvlaNetwork, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network.add_module(GROUNDING, Grounding(network.config.text.d_model))
-
-
-def set_dropout(network: nn.Module, probability: float) -> None:
-    """Set every dropout of the network to ``probability``; 0 also ends the stochastic depth of the vision tower."""
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = probability
-        for name in ("dropout", "activation_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, probability)
-        if probability == 0.0 and hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0
-
-
-def recompute_activations(network: nn.Module) -> None:
-    """Keep only what enters each block, and compute the rest again in the backward pass."""
-    for module in blocks(network):
-        module.forward = partial(_recomputed, module.forward)  # type: ignore[method-assign]
-
-
-def _recomputed(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*arguments, **named)
-    return checkpoint(forward, *arguments, use_reentrant=False, **named)
-
-
-def blocks(network: nn.Module) -> list[nn.Module]:
-    """Return the repeated parts of the network, the largest that are called as modules."""
-    from transformers.models.bart.modeling_bart import BartEncoderLayer
-    from transformers.models.florence2.modeling_florence2 import Florence2VisionBlock
-
-    kinds = (Block, BartEncoderLayer, Florence2VisionBlock)
-    found = [module for module in network.modules() if isinstance(module, kinds)]
-    # The first block of the policy is not called as a module: its context is computed before the denoising steps.
-    first = next(module for module in found if isinstance(module, Block))
-    return [module for module in found if module is not first]

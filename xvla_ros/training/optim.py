@@ -1,20 +1,37 @@
-"""Which weights move, in which group of the optimiser: exact by place in the network, never by a part of a name."""
+"""Which weights move, in which group of the optimiser and at what rate, and their running average.
+
+Groups are exact by place in the network, never by a part of a name. A rate is a plain function of the step, so that a
+resumed run goes on exactly:
+
+    soft prompts, action rows   ╱‾‾‾‾‾‾‾‾‾‾‾‾‾‾‾‾‾‾‾‾╲___
+    policy, vision, language    ________╱‾‾‾‾‾‾‾‾‾‾‾‾‾╲___
+                                warm-up  ramp  joint, cosine
+
+Source: X-VLA (arXiv 2510.10274), the second phase; the first phase is the case without a prompt warm-up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from xvla_ros.model.network.xvla import DomainAwareLinear
-from xvla_ros.training.config import Freeze, TrainSettings
+from xvla_ros.training.config import Freeze, Lora, Optimizer, Schedule, TrainSettings
+from xvla_ros.training.parallel import local
 
 SOFT_PROMPTS, ACTION_ROWS, POLICY, VLM = "soft_prompts", "action_rows", "policy", "vlm"
 GROUPS = (SOFT_PROMPTS, ACTION_ROWS, POLICY, VLM)
 # What belongs to a domain; these move alone during the prompt warm-up.
 OF_DOMAINS = (SOFT_PROMPTS, ACTION_ROWS)
+PROMPT_WARMUP, RAMP, JOINT = "prompt warm-up", "ramp", "joint"
 LORA = ".lora_"
+GROUNDING, HEAD = "grounding", "head"  # layers that a network has for an objective alone; no checkpoint has them
 
 _PROMPTS = "transformer.soft_prompt_hub."
 _VISION = "vlm.vision_tower."
@@ -105,3 +122,134 @@ def make_groups(network: nn.Module, moving: Mapping[str, nn.Parameter]) -> dict[
 def _decaying(network: nn.Module) -> set[str]:
     kinds = (nn.Linear, nn.Conv2d)
     return {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, kinds)}
+
+
+def row_weights(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights whose first axis is the domain: soft prompts and domain-aware layers."""
+    layers = domain_layers(network)
+    return {name: weight for name, weight in network.named_parameters() if group_of(name, layers) in OF_DOMAINS}
+
+
+@torch.no_grad()
+def copy_rows(network: nn.Module, source: int, target: int) -> None:
+    """Let domain ``target`` start as a copy of domain ``source``."""
+    for weight in row_weights(network).values():
+        weight[target] = weight[source]
+
+
+class RowMask:
+    """Clears the gradients of every row but those of some domains.
+
+    Args:
+        weights: as of ``row_weights``.
+        domains: whose rows may move.
+    """
+
+    def __init__(self, weights: Iterable[nn.Parameter], domains: Collection[int]) -> None:
+        self._masks = [(weight, _mask(weight, domains)) for weight in weights]
+
+    def apply(self) -> None:
+        """Clear them, after the backward pass and before the norm is taken."""
+        for weight, mask in self._masks:
+            if weight.grad is not None:
+                weight.grad.mul_(mask)
+
+
+def _mask(weight: nn.Parameter, domains: Collection[int]) -> Tensor:
+    mask = torch.zeros(len(weight), *[1] * (weight.dim() - 1), device=weight.device)
+    mask[sorted(domains)] = 1.0
+    if isinstance(weight, DTensor):
+        return distribute_tensor(mask.expand(weight.shape).contiguous(), weight.device_mesh, weight.placements)
+    return mask
+
+
+def phase(schedule: Schedule, step: int) -> str:
+    """Name the phase that ``step`` (from 0) belongs to."""
+    if step < schedule.prompt_warmup:
+        return PROMPT_WARMUP
+    return RAMP if step < schedule.prompt_warmup + schedule.ramp else JOINT
+
+
+def active_groups(schedule: Schedule, step: int) -> Collection[str]:
+    """Name the groups that move in ``step``."""
+    return OF_DOMAINS if phase(schedule, step) == PROMPT_WARMUP else GROUPS
+
+
+def factor(schedule: Schedule, group: str, step: int, steps: int) -> float:
+    """The part of its own rate, 0..1, at which ``group`` moves in ``step`` of ``steps``."""
+    if group not in active_groups(schedule, step):
+        return 0.0
+    if group == SOFT_PROMPTS:
+        rise = _rise(step, schedule.soft_prompt_warmup, schedule.soft_prompt_warmup_scale)
+    elif group == ACTION_ROWS:
+        rise = _rise(step, schedule.row_warmup, 0.0)
+    else:
+        rise = _rise(step - schedule.prompt_warmup, schedule.ramp, 0.0)
+    return rise * _decay(schedule, step, steps)
+
+
+def rate(optimizer: Optimizer, schedule: Schedule, group: str, step: int, steps: int) -> float:
+    """Learning rate of ``group`` in ``step`` of ``steps``."""
+    scale = {SOFT_PROMPTS: optimizer.soft_prompt_scale, ACTION_ROWS: 1.0, POLICY: 1.0, VLM: optimizer.vlm_scale}
+    return optimizer.learning_rate * scale[group] * factor(schedule, group, step, steps)
+
+
+def _rise(step: int, length: int, low: float) -> float:
+    """Straight from ``low`` to 1; the first step is above ``low``, the last of ``length`` at 1."""
+    return 1.0 if step + 1 >= length else low + (1.0 - low) * (step + 1) / length
+
+
+def _decay(schedule: Schedule, step: int, steps: int) -> float:
+    start = schedule.prompt_warmup + schedule.ramp
+    if schedule.decay == "constant" or step < start or steps <= start:
+        return 1.0
+    done = (step - start) / max(1, steps - start)
+    return schedule.final_scale + (1.0 - schedule.final_scale) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+class Average:
+    """Exponential moving average; with decay 0 there is none and the weights themselves count.
+
+    It follows faster at first: the decay of update n is at most (1 + n) / (10 + n).
+
+    Args:
+        weights: by name; a shard is averaged where it lies.
+        decay: of the average.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
+        self.weights, self.decay = dict(weights), decay
+        self.values = {name: weight.detach().clone() for name, weight in self.weights.items()} if decay else {}
+
+    @torch.no_grad()
+    def update(self, count: int) -> None:
+        """Take the weights after update number ``count``, from 0, into the average."""
+        decay = min(self.decay, (1 + count) / (10 + count))
+        for name, value in self.values.items():
+            local(value).lerp_(local(self.weights[name].detach()), 1.0 - decay)
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """Put the average in the place of the weights for a while."""
+        kept = {name: local(self.weights[name].detach()).clone() for name in self.values}
+        for name, value in self.values.items():
+            local(self.weights[name].detach()).copy_(local(value))
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                local(self.weights[name].detach()).copy_(value)
+
+
+def add_lora(network: nn.Module, settings: Lora, seed: int) -> None:
+    """Put an update beside every linear layer of ``network``, in place; it starts as zero."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, bias="none"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, network, adapter_name="default")

@@ -1,11 +1,14 @@
-"""One process or many: wrapping the objective, and bringing shards together. Accelerate starts and connects them.
+"""One process or many, and what they compute in: wrapping the objective, and bringing shards together.
 
-Launch several with ``accelerate launch`` or ``torchrun``; otherwise there is one process, on a GPU if there is one.
+Accelerate starts and connects processes. Launch several with ``accelerate launch`` or ``torchrun``; otherwise there is
+one, on a GPU if there is one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +16,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
 from xvla_ros.errors import Problem
+from xvla_ros.model.network.xvla import Block
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.data.batches import Share
-from xvla_ros.training.objective import blocks
 
 
 def connect(settings: TrainSettings) -> Accelerator:
@@ -90,3 +94,27 @@ def like(value: Tensor, weight: Tensor) -> Tensor:
 
         return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
     return value.to(weight.device)
+
+
+def recompute_activations(network: nn.Module) -> None:
+    """Keep only what enters each block, and compute the rest again in the backward pass."""
+    for module in blocks(network):
+        module.forward = partial(_recomputed, module.forward)  # type: ignore[method-assign]
+
+
+def _recomputed(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*arguments, **named)
+    return checkpoint(forward, *arguments, use_reentrant=False, **named)
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """Return the repeated parts of the network, the largest that are called as modules."""
+    from transformers.models.bart.modeling_bart import BartEncoderLayer
+    from transformers.models.florence2.modeling_florence2 import Florence2VisionBlock
+
+    kinds = (Block, BartEncoderLayer, Florence2VisionBlock)
+    found = [module for module in network.modules() if isinstance(module, kinds)]
+    # The first block of the policy is not called as a module: its context is computed before the denoising steps.
+    first = next(module for module in found if isinstance(module, Block))
+    return [module for module in found if module is not first]

@@ -20,9 +20,9 @@ from xvla_ros.training.data.samples import Samples
 
 if TYPE_CHECKING:
     from xvla_ros.model.network.config import XvlaConfig
+    from xvla_ros.training.config import Drawn
     from xvla_ros.training.data.drawn import DrawnSamples
-    from xvla_ros.training.dataset_settings import Drawn
-    from xvla_ros.training.vision_pictures import LabelledPictures
+    from xvla_ros.training.data.labels import LabelledPictures
 
 SETTINGS_FILE = "train.yaml"
 INTERRUPTED = 130
@@ -66,8 +66,7 @@ def _is_first() -> bool:
 def _train(settings: TrainSettings, dry_run: bool) -> int:
     _check_output(settings)
     from xvla_ros.training.parallel import connect
-    from xvla_ros.training.precision import with_precision
-    from xvla_ros.training.start import load_start, make_policy, scratch_config
+    from xvla_ros.training.start import load_start, make_policy, scratch_config, with_precision
     from xvla_ros.training.trainer import Trainer
 
     start = load_start(settings.model)
@@ -137,7 +136,7 @@ def _source(
             progress=lambda text: say(f"reading {text}"),
         )  # fmt: skip
     if settings.objective == "vision":
-        from xvla_ros.training.vision_pictures import LabelledPictures
+        from xvla_ros.training.data.labels import LabelledPictures
 
         return LabelledPictures(settings.drawn, config.image_size, settings.seed)
     from xvla_ros.training.data.drawn import DrawnSamples

@@ -1,29 +1,163 @@
-"""The checkpoint a run leaves: a plain policy folder, which the node and LeRobot load."""
+"""What a run leaves on disk: its state, the checkpoint, and the low-rank update alone.
+
+A state is whole or not there at all, so that a killed run goes on from the last one: it is written into a folder of
+another name, flushed to the disk, and renamed. Weights, moments and averages are one safetensors file, everything else
+JSON; nothing is pickled. The checkpoint is a plain policy folder, which the node and LeRobot load.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from xvla_ros.errors import CheckpointError, Problem
 from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model.checkpoint.inspection import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from xvla_ros.model.checkpoint.record import TrainingSummary
+from xvla_ros.model.checkpoint.tensors import published_place, read_header
 from xvla_ros.model.checkpoint.weights import assign
 from xvla_ros.model.network.xvla import XvlaNetwork, meta_network
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.runtime.precision import DTYPES
-from xvla_ros.training.adapters import merged
-from xvla_ros.training.config import Lora
-from xvla_ros.training.ema import Average
-from xvla_ros.training.objective import GROUNDING
+from xvla_ros.training.config import Lora, TrainSettings
+from xvla_ros.training.config_file import TrainingError, completed
+from xvla_ros.training.optim import GROUNDING, HEAD, LORA, Average
 from xvla_ros.training.parallel import whole
-from xvla_ros.training.vision import HEAD
 
+SCHEMA_VERSION = 1
+STATES, TENSORS, FACTS = "state", "state.safetensors", "state.json"  # the folder within the output, and its files
+_NAME = re.compile(r"^step-(\d+)$")
+_UNFINISHED = ".writing-"
 # Layers of a network that are there for its training alone.
 _ASIDE = (f"{GROUNDING}.", f"{HEAD}.")
+_BASE = ".base_layer."
+# What may change between a run and its continuation; anything else would make it another run.
+MAY_CHANGE = ("resume", "steps", "cache", "log", "validation", "batch.workers", "batch.prefetch", "batch.accumulation",
+              "strategy", "model.activation_checkpointing")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class State:
+    """A run between two steps.
+
+    Attributes:
+        step: steps done.
+        tensors: by name.
+        facts: anything else, as plain JSON.
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+
+def write_state(folder: Path, state: State, keep: int) -> Path:
+    """Write a state into ``folder`` and remove all but the last ``keep``."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(left)
+    made, final = folder / f"{_UNFINISHED}{state.step}", folder / f"step-{state.step:08d}"
+    made.mkdir()
+    save_file(dict(state.tensors), made / TENSORS)
+    facts = {"schema_version": SCHEMA_VERSION, "step": state.step, **state.facts}
+    (made / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    for path in (*made.iterdir(), made):
+        _flush(path)
+    if final.exists():
+        shutil.rmtree(final)
+    os.rename(made, final)
+    _flush(folder)
+    for old in _states(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def last_state(folder: Path) -> State | None:
+    """Read the newest state in ``folder``; None where there is none.
+
+    Raises:
+        TrainingError: naming the file that cannot be read.
+    """
+    from safetensors.torch import load_file
+
+    states = _states(folder)
+    if not states:
+        return None
+    path = states[-1]
+    try:
+        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        read_header(path / TENSORS)
+        tensors = load_file(path / TENSORS)
+    except (OSError, ValueError, CheckpointError) as error:
+        message = f"cannot be read: {' '.join(str(error).split())}"
+        raise TrainingError([Problem(str(path), "", None, "a training state; remove the folder", message)]) from None
+    if facts.get("schema_version") != SCHEMA_VERSION:
+        found, message = facts.get("schema_version"), "is of another version of xvla_ros"
+        raise TrainingError([Problem(str(path / FACTS), "schema_version", found, str(SCHEMA_VERSION), message)])
+    return State(int(facts["step"]), tensors, facts)
+
+
+def last_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of the newest state in ``folder``; empty where there is none that can be read."""
+    try:
+        settings: dict[str, Any] = json.loads((_states(folder)[-1] / FACTS).read_text(encoding="utf-8"))["settings"]
+    except (IndexError, KeyError, OSError, ValueError):
+        return {}  # last_state says what is wrong
+    return settings
+
+
+def require_same(before: Mapping[str, Any], settings: TrainSettings, file: str) -> None:
+    """Refuse to go on with a run under settings that would make it another one.
+
+    Raises:
+        TrainingError: naming every setting that differs.
+    """
+    now = _flat(settings.model_dump(mode="json"))
+    then = _flat(completed(before))
+    message = "cannot change within a run; choose another output"
+    problems = [
+        Problem(file, key, now.get(key), f"{then.get(key)!r}, as the run began", message)
+        for key in sorted({*now, *then})
+        if now.get(key) != then.get(key) and not _may_change(key)
+    ]
+    if problems:
+        raise TrainingError(problems)
+
+
+def _may_change(key: str) -> bool:
+    return any(key == each or key.startswith(f"{each}.") for each in MAY_CHANGE)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inside = isinstance(value, Mapping) and value
+        flat.update(_flat(value, f"{prefix}{name}.") if inside else {prefix + name: value})
+    return flat
+
+
+def _states(folder: Path) -> list[Path]:
+    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.match(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def gather(network: XvlaNetwork, average: Average) -> dict[str, Tensor]:
@@ -58,3 +192,52 @@ def replace_checkpoint(policy: Policy, folder: Path) -> None:
         os.rename(folder, before)
     os.rename(made, folder)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def merged(weights: dict[str, Tensor], settings: Lora) -> dict[str, Tensor]:
+    """Return the weights of the plain network: W + (alpha / rank) · B A, under their own names.
+
+    Args:
+        weights: every weight of a network with updates, or without, by name.
+        settings: of the updates.
+    """
+    plain = {name.replace(_BASE, "."): value for name, value in weights.items() if LORA not in name}
+    scale = settings.alpha / settings.rank
+    for name, down in weights.items():
+        if f"{LORA}A." in name:
+            target = f"{name.split(LORA)[0]}.weight"
+            up = weights[name.replace(f"{LORA}A.", f"{LORA}B.")]
+            plain[target] = plain[target] + scale * (up.float() @ down.float()).to(plain[target].dtype)
+    return plain
+
+
+def write_adapter(folder: Path, weights: dict[str, Tensor], whole: Collection[str], settings: Lora, base: str) -> None:
+    """Write the updates alone, in peft's format, which ``checkpoint.load`` merges into ``base``.
+
+    Args:
+        folder: made if it is not there.
+        weights: every weight of a network with updates, by name.
+        whole: names of the weights that moved without an update, soft prompts and action rows.
+        settings: of the updates.
+        base: checkpoint that was adapted, folder or hub id.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"base_model.model.{published_place(name).name}": weights[name] for name in whole}
+    targets = []
+    for name, value in weights.items():
+        if LORA in name:
+            module, _, part = name.partition(LORA)
+            place = published_place(f"{module}.weight")
+            # A weight that is stored the other way round is no linear layer there; ours keeps its own name.
+            path = f"model.{module}" if place.transposed else place.name.removesuffix(".weight")
+            tensors[f"base_model.model.{path}{LORA}{part[0]}.weight"] = value
+            targets.append(path)
+    described = {
+        "peft_type": "LORA", "r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout,
+        "bias": "none", "target_modules": sorted(set(targets)), "base_model_name_or_path": base,
+    }  # fmt: skip
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / ADAPTER_WEIGHTS)
+    (folder / ADAPTER_WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner may read

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import nn
 
 from xvla_ros.errors import Problem
 from xvla_ros.model.action_modes import action_mode, repaired_mode
@@ -21,14 +25,16 @@ from xvla_ros.model.network.config import XvlaConfig
 from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.random_policy import SIZES
+from xvla_ros.model.runtime.precision import choose
 from xvla_ros.training.config import Model, TrainSettings
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.data.batches import Source
-from xvla_ros.training.domain_rows import copy_rows
-from xvla_ros.training.vision import HEAD, LabelHead
+from xvla_ros.training.optim import HEAD, copy_rows
+from xvla_ros.training.saving import STATES, last_settings
+from xvla_ros.training.vision import LabelHead
 
 if TYPE_CHECKING:
-    from xvla_ros.training.vision_pictures import LabelledPictures
+    from xvla_ros.training.data.labels import LabelledPictures
 
 # Settled by the data, so not for model.network.
 _OF_THE_DATA = ("vision", "text", "chunk_size", "action_mode", "action_dim", "image_pipeline", "dialect", "extra")
@@ -82,7 +88,7 @@ def make_policy(settings: TrainSettings, source: Any, start: Policy | None) -> P
 
     Args:
         settings: of the run.
-        source: the data: ``batches.Source``, or for the objective vision ``vision_pictures.LabelledPictures``.
+        source: the data: ``batches.Source``, or for the objective vision ``labels.LabelledPictures``.
         start: from ``load_start``.
 
     Raises:
@@ -260,3 +266,37 @@ def trained_domains(policy: Policy, domains: Sequence[int]) -> tuple[int, ...] |
     """Rows that count as trained once ``domains`` were; None where the checkpoint does not say which were before."""
     before = policy.training.trained_domains
     return None if before is None else tuple(sorted({*before, *domains}))
+
+
+def set_dropout(network: nn.Module, probability: float) -> None:
+    """Set every dropout of the network to ``probability``; 0 also ends the stochastic depth of the vision tower."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        for name in ("dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, probability)
+        if probability == 0.0 and hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
+
+
+def with_precision(
+    settings: TrainSettings, config: XvlaConfig, batch: int, say: Callable[[str], object]
+) -> TrainSettings:
+    """Decide what a run computes in: what it says, what it has computed in so far, or the fastest on the device.
+
+    Args:
+        settings: of the run.
+        config: of its network.
+        batch: samples that a process computes at once.
+        say: takes a line that says what was decided, and a warning where another type is faster.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    PartialState(cpu=device.type == "cpu")
+    wanted = "" if settings.precision == "auto" else settings.precision
+    if not wanted and settings.resume:
+        wanted = last_settings(Path(settings.output) / STATES).get("precision", "")
+    found = [choose(config, device, wanted, batch=batch)]
+    broadcast_object_list(found)  # every process takes what the first has found
+    say(f"{'warning: ' if found[0].is_slow else ''}precision: {found[0]}")
+    return settings.model_copy(update={"precision": found[0].dtype})

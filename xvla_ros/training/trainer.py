@@ -16,22 +16,26 @@ from torch import Tensor
 from xvla_ros.errors import Problem
 from xvla_ros.model.checkpoint.record import Record, TrainingSummary, write_record
 from xvla_ros.model.policy import Policy
-from xvla_ros.training.adapters import write_adapter
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.batches import batches
-from xvla_ros.training.domain_rows import RowMask, row_weights
-from xvla_ros.training.ema import Average
-from xvla_ros.training.meter import Meter, measure
-from xvla_ros.training.objective import Flow, Objective, recompute_activations, set_dropout
-from xvla_ros.training.optim import LORA, Group
-from xvla_ros.training.parallel import like, share_of, whole, without_sync, wrap
-from xvla_ros.training.phases import active_groups, rate
-from xvla_ros.training.progress import Progress, due
-from xvla_ros.training.saving import gather, policy_of, replace_checkpoint
-from xvla_ros.training.start import trained_domains
-from xvla_ros.training.state import STATES, State, last_state, require_same, write_state
+from xvla_ros.training.objective import Flow, Objective
+from xvla_ros.training.optim import LORA, Average, Group, RowMask, active_groups, rate, row_weights
+from xvla_ros.training.parallel import like, recompute_activations, share_of, whole, without_sync, wrap
+from xvla_ros.training.progress import Meter, Progress, due, measure
+from xvla_ros.training.saving import (
+    STATES,
+    State,
+    gather,
+    last_state,
+    policy_of,
+    replace_checkpoint,
+    require_same,
+    write_adapter,
+    write_state,
+)
+from xvla_ros.training.start import set_dropout, trained_domains
 from xvla_ros.training.vision import Vision
 
 CHECKPOINT, ADAPTER = "checkpoint", "adapter"
@@ -43,7 +47,7 @@ class Trainer:
 
     Args:
         settings: of the run.
-        source: the data: ``batches.Source``, or for the objective vision ``vision_pictures.LabelledPictures``.
+        source: the data: ``batches.Source``, or for the objective vision ``labels.LabelledPictures``.
         policy: from ``start.make_policy``; its network is trained in place.
         accelerator: from ``parallel.connect``.
 

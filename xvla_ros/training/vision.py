@@ -21,12 +21,11 @@ from xvla_ros.model.policy import Policy
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.data.batches import Share
 from xvla_ros.training.objective import PLACE_UNIT, SHARP
-from xvla_ros.training.optim import POLICY, Group
+from xvla_ros.training.optim import HEAD, POLICY, Group
 
 if TYPE_CHECKING:
-    from xvla_ros.training.vision_pictures import LabelledPictures
+    from xvla_ros.training.data.labels import LabelledPictures
 
-HEAD = "head"  # name of the layer in the network
 HELD_OUT = 2**40  # where the numbers of held-out pictures begin
 _TOWER = "vlm.vision_tower."
 
@@ -115,7 +114,7 @@ class Vision:
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """B samples of V views and K objects; see ``vision_labels.Labels``.
+    """B samples of V views and K objects; see ``labels.Labels``.
 
     Attributes:
         images: float32 [B, V, 3, H, W], normalised; zeros where the robot has fewer views.

@@ -22,7 +22,6 @@ def import_backbone() -> None:
     for generation, quantisation, distributed tensors and the compiler.
     """
     with collector_paused():
-        import transformers.models.bart.modeling_bart
         import transformers.models.florence2.modeling_florence2  # noqa: F401
 
 

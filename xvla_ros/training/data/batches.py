@@ -20,7 +20,7 @@ from xvla_ros.robots.profile import Profile
 from xvla_ros.training.config import Batch as BatchSettings
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.features import Features, TowerRun
-from xvla_ros.training.sample import Sample
+from xvla_ros.training.data.samples import Sample
 
 B = TypeVar("B")
 

@@ -10,17 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem, ProfileError
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.recording import NothingLeftError, Recording, SamplesError
 from xvla_ros.robots.profile import load_robot
+from xvla_ros.training.config import Augmentation, DatasetSettings
+from xvla_ros.training.data.draws import Paraphrases
 from xvla_ros.training.data.samples import DataSet, Rows, Samples
 from xvla_ros.training.data.store import Store, make_store, open_store
-from xvla_ros.training.dataset_settings import Augmentation, DatasetSettings
-from xvla_ros.training.instructions import Paraphrases, read_paraphrases
 
+FORM = "a mapping of each instruction to a list of other words for it"  # of a file of paraphrases
 MIXED_RATES = 1.5  # two recordings whose pictures come at rates this far apart are not of one kind
 
 
@@ -263,3 +265,26 @@ def _drawn(stores: Sequence[Store], train: Rows, entry: DatasetSettings) -> NDAr
 
 def _joined(parts: Sequence[Rows]) -> Rows:
     return np.concatenate(parts).astype(np.int64) if parts else np.zeros((0, 2), dtype=np.int64)
+
+
+def read_paraphrases(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return the paraphrases of a YAML file: a mapping of each instruction to a list.
+
+    Raises:
+        SamplesError: the file cannot be read or has another form.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise SamplesError([Problem(str(path), "", None, FORM, f"cannot be read: {text}")]) from error
+    if not isinstance(raw, dict):
+        raise SamplesError([Problem(str(path), "", type(raw).__name__, FORM, "holds no mapping")])
+    problems = [
+        Problem(str(path), str(text), words, "a list of texts", "is no list of other words")
+        for text, words in raw.items()
+        if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words)
+    ]
+    if problems:
+        raise SamplesError(problems)
+    return {str(text): tuple(words) for text, words in raw.items()}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from xvla_ros.model.inputs.processor import Batch, Processor
 from xvla_ros.model.network.xvla import XvlaNetwork
-from xvla_ros.training.sample import Sample
+from xvla_ros.training.data.samples import Sample
 
 _AT_ONCE = 16
 

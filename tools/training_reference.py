@@ -15,7 +15,7 @@ from xvla_ros.training.config import TrainSettings
 
 _HEAD = """# Settings of a training file
 
-Written from the schema by `python -m xvla_ros.training.reference docs/reference/training.md`; change
+Written from the schema by `python tools/training_reference.py docs/reference/training.md`; change
 `xvla_ros/training/config.py`, not this page. What one does with it: [train a policy](../how-to/train.md).
 
 `xvla train FILE [key.sub=value …]`: every setting can be given on the command line, its value in YAML, lists indexed by
