@@ -84,7 +84,7 @@ def _slots(views: int) -> tuple[str, ...]:
 
 
 def _loaded(checkpoint: str, views: int | None, steps: int) -> Policy:
-    from xvla_ros.model.checkpoint.loading import PROFILE_STEPS, load
+    from xvla_ros.model.checkpoint import PROFILE_STEPS, load
 
     policy = load(checkpoint, dtype="float32", assume=PROFILE_STEPS)
     require_robot(checkpoint, policy.robots)

@@ -53,7 +53,7 @@ def start(begun: float, options: dict[str, Any]) -> dict[str, Any]:
 
         import_backbone()
     with part(OURS):
-        from xvla_ros.model.checkpoint.loading import PROFILE_STEPS, build, read_files
+        from xvla_ros.model.checkpoint import PROFILE_STEPS, build, read_files
         from xvla_ros.model.runtime.fast import accelerate, get_ready
     device = torch.device(options["device"])
     if device.type == "cuda":

@@ -6,7 +6,7 @@ import torch
 
 from xvla_ros.control.policy_source import PolicySourceError, load_policy
 from xvla_ros.errors import CheckpointError
-from xvla_ros.model.checkpoint.loading import save
+from xvla_ros.model.checkpoint import save
 from xvla_ros.model.data import Observation
 from xvla_ros.robots.actions import Decoder
 from xvla_ros.robots.profile import load_profile

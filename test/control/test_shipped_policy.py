@@ -10,12 +10,12 @@ import pytest
 
 from xvla_ros import resources
 from xvla_ros.commands.check import check
-from xvla_ros.commands.demo_task import is_trained
+from xvla_ros.commands.demo import is_trained
 from xvla_ros.control.policy_source import load_policy
 from xvla_ros.control.shipped_policy import shipped_policy
 from xvla_ros.errors import ProfileError
 from xvla_ros.evaluation.graph import settings_in_simulation
-from xvla_ros.model.checkpoint.loading import save
+from xvla_ros.model.checkpoint import save
 from xvla_ros.model.checkpoint.record import RECORD_FILE
 from xvla_ros.model.policy import Policy
 from xvla_ros.robots.profile import Profile, load_profile

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xvla_ros.model.checkpoint.loading import save
+from xvla_ros.model.checkpoint import save
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.random_policy import random_policy
 from xvla_ros.robots.joints import to_policy

@@ -22,7 +22,7 @@ PAIR = load_profile("so101_bimanual")["so101_bimanual"]
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights for the SO-101 pair."""
     pytest.importorskip("torch")
-    from xvla_ros.model.checkpoint.loading import save
+    from xvla_ros.model.checkpoint import save
     from xvla_ros.model.random_policy import random_policy
 
     limits = JointLimits.of(PAIR)

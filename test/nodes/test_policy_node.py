@@ -21,7 +21,7 @@ from stand_in_pair import CHUNK_TOPIC, ROBOT, StandInPair, deep_image, short_ima
 
 from xvla_ros.evaluation.processes import free_domain
 from xvla_ros.model import random_policy
-from xvla_ros.model.checkpoint.loading import save
+from xvla_ros.model.checkpoint import save
 from xvla_ros.robots import load_profile
 
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4

@@ -12,8 +12,8 @@ from xvla_ros.cli import main
 from xvla_ros.recordings.bag_writer import PROFILE_TOPIC
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.robots.profile import profile_document
+from xvla_ros.training.config import DatasetSettings
 from xvla_ros.training.data.datasets import open_datasets
-from xvla_ros.training.dataset_settings import DatasetSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from recorded import Session, changed

@@ -104,7 +104,7 @@ def _ensure_device(device: str) -> None:
 
 
 def _load(name: str, revision: str, device: str, dtype: str) -> Policy:
-    from xvla_ros.model.checkpoint.loading import PROFILE_STEPS, load
+    from xvla_ros.model.checkpoint import PROFILE_STEPS, load
 
     try:
         # a profile states the image pipeline and the domain, so a checkpoint's files need not

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from xvla_ros.errors import CheckpointError, Problem
 from xvla_ros.model.checkpoint import loading as checkpoint
-from xvla_ros.model.checkpoint.inspection import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from xvla_ros.model.checkpoint.record import TrainingSummary
-from xvla_ros.model.checkpoint.tensors import published_place, read_header
+from xvla_ros.model.checkpoint.tensors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, published_place, read_header
 from xvla_ros.model.checkpoint.weights import assign
 from xvla_ros.model.network.xvla import XvlaNetwork, meta_network
 from xvla_ros.model.policy import Policy
