@@ -41,6 +41,11 @@ def policy_dir() -> Path | None:
     return next((folder for folder in _candidates("policy") if (folder / "config.json").is_file()), None)
 
 
+def messages_dir() -> Path | None:
+    """Return the folder of the package's own message definitions; None where it was installed without."""
+    return next((folder for folder in _candidates("msg") if folder.is_dir()), None)
+
+
 def _candidates(name: str = "config") -> Iterator[Path]:
     package = Path(__file__).parent  # not resolved: colcon --symlink-install links back to the source tree
     if (package.parent / "pyproject.toml").is_file():

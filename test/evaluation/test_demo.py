@@ -148,7 +148,7 @@ def test_the_film_shows_the_simulation(finished: tuple[Path, str]) -> None:
 
 def test_nothing_but_results_and_logs_is_left(finished: tuple[Path, str]) -> None:
     names = {path.name for path in finished[0].iterdir()}
-    assert names == {"report.json", "report.html", "film.mp4", "logs"}
+    assert names == {"report.json", "report.html", "film.mp4", "run.mcap", "logs"}
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,6 @@ def test_a_demo_killed_outright_leaves_no_process(tmp_path: Path) -> None:
         ({"robot": "no_such_arm"}, "no_such_arm"),
         ({"duration": -1.0}, "duration is -1.0 s"),
         ({"checkpoint": "no/such/folder"}, "no/such/folder"),
-        ({"window": True}, "no display"),
     ],
 )
 def test_what_cannot_be_run_is_one_clear_message(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:

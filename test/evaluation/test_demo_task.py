@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +19,13 @@ from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.report.figures import make_report
 from xvla_ros.evaluation.report.film import read_frame
 from xvla_ros.evaluation.report.film_frame import DONE_COLOUR, FAILED_COLOUR, Composer, Scene
-from xvla_ros.evaluation.report.recording import Recording, gather, joint_travel
+from xvla_ros.evaluation.report.recording import Recording, joint_travel, read_recording
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.simulation.tasks import UnknownTaskError, load_task
 from xvla_ros.simulation.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))
+from recorded_run import RecordedRun
 from steadfast import save_steadfast
 
 pytest.importorskip("pinocchio")
@@ -33,7 +33,6 @@ pytest.importorskip("pinocchio")
 ROBOT = "so101_bimanual"
 LIMIT = 300.0  # s, only ends a hang
 DURATION = 3.0
-SECOND = 1_000_000_000
 VIEW = (75, 200)  # a pixel on the upper edge of the first camera's picture, where nothing says "untrained"
 
 
@@ -87,35 +86,24 @@ def test_layouts_are_found_that_an_instruction_can_be_given_in(profile: Profile)
         next(task.layouts_saying(world, "dance", 7))
 
 
-def outcome(episode: int, begun: float, stamp: float, **said: Any) -> dict[str, Any]:
-    return {
-        "kind": "outcome", "time": round(stamp * SECOND), "episode": episode, "task": "touch", "seed": 6 + episode,
-        "instruction": f"touch cube {episode}", "success": False, "wrong": False, "elapsed": max(0.0, stamp - begun),
-        "over": False, "begun": round(begun * SECOND), "stamp": round(stamp * SECOND), **said,
-    }  # fmt: skip
-
-
 @pytest.fixture(scope="module")
-def recording(profile: Profile) -> Recording:
+def recording(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Recording:
     """Two episodes of two seconds, in each of which every joint goes 0.5 rad on from 0, and one that is cut short."""
-    names = [joint.name for joint in profile.joints.ordered if joint.topic == profile.joints.ordered[0].topic]
-    records: list[dict[str, Any]] = [
-        {"kind": "diagnostics", "time": 10 * SECOND, "values": {"trained": "true"}},
-        outcome(1, 9.9, 9.9), outcome(1, 9.9, 11.9, over=True, success=True),
-        outcome(2, 11.995, 11.995), outcome(2, 11.995, 13.9, over=True, wrong=True),
-        outcome(3, 13.995, 13.995), outcome(3, 13.995, 15.5, over=True, success=True),
-    ]  # fmt: skip
-    for tick in range(1000, 1500):
-        time = tick * SECOND // 100
-        positions = [0.25 * ((tick / 100) % 2.0)] * len(names)
-        common = {"time": time, "topic": profile.joints.ordered[0].topic, "names": names}
-        records.append({"kind": "joints", "stamp": time, "positions": positions, **common})
-    group = profile.commands.by_name[profile.commands.groups[0]]
-    command = {"kind": "command", "time": 10 * SECOND, "topic": group.topic, "names": names, "points": [], "horizon": 0}
-    status = {"kind": "status", "state": "running", "reason": "", "detail": "", "instruction": "touch cube 1",
-              "chunks": 0, "trajectories": 0, "dropped_chunks": 0, "limited_points": 0}  # fmt: skip
-    holds = [status | {"time": time * SECOND, "holds": holds} for time, holds in ((11, 1), (12, 3), (13, 0), (14, 2))]
-    return gather([command, *records, *holds], profile, 5.0)
+    bag = tmp_path_factory.mktemp("recorded") / "run.mcap"
+    with RecordedRun(bag, profile) as run:
+        run.command(10.0, [0.0] * 6)
+        run.diagnostics(10.0, {"trained": "true"})
+        run.outcome(1, 9.9, 9.9)
+        run.outcome(1, 9.9, 11.9, over=True, success=True)
+        run.outcome(2, 11.995, 11.995)
+        run.outcome(2, 11.995, 13.9, over=True, wrong=True)
+        run.outcome(3, 13.995, 13.995)
+        run.outcome(3, 13.995, 15.5, over=True, success=True)
+        for tick in range(1000, 1500):
+            run.joints(tick / 100, [0.25 * ((tick / 100) % 2.0)] * 6)
+        for time, holds in ((11, 1), (12, 3), (13, 0), (14, 2)):
+            run.status(time, holds=holds, instruction="touch cube 1")
+    return read_recording(bag, profile, 5.0)
 
 
 def test_episodes_are_read_out_of_a_recording(recording: Recording, profile: Profile) -> None:
@@ -123,7 +111,7 @@ def test_episodes_are_read_out_of_a_recording(recording: Recording, profile: Pro
     assert (first.begun, first.ended, first.outcome) == (pytest.approx(-0.1), pytest.approx(1.9), "touched")
     assert (second.instruction, second.outcome) == ("touch cube 2", "did something else")
     assert (third.ended, third.success, third.outcome) == (None, False, "")
-    mapping = make_report(recording, profile, {}, seed=7).to_mapping()
+    mapping = make_report(recording, profile).to_mapping()
     assert mapping["task"] == "touch" and mapping["success_rate"] == 0.5
     assert mapping["episodes"] == [
         {"seed": 7, "instruction": "touch cube 1", "success": True, "wrong": False, "duration": 2.0},
@@ -154,7 +142,9 @@ def test_the_console_has_a_line_for_every_episode(capsys: pytest.CaptureFixture[
     progress, console = Progress(), Console()
     console.episodes(progress)
     for ended in ({"success": True}, {"wrong": True}, {}):
-        progress.episodes.append(outcome(len(progress.episodes) + 1, 0.0, 2.25, over=True, **ended))
+        number = len(progress.episodes) + 1
+        told = {"task": "touch", "seed": 6 + number, "instruction": f"touch cube {number}", "elapsed": 2.25}
+        progress.episodes.append({**told, "success": False, "wrong": False, **ended})
         console.episodes(progress)
     assert capsys.readouterr().out.splitlines() == [
         "  ✓ “touch cube 1”: touched, 2.2 s (seed 7)",

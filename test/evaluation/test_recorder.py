@@ -1,10 +1,11 @@
-"""The watching node against known publishers over DDS, and what is read out of its recording."""
+"""The watching node against known publishers over DDS, and what is read out of its bag."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xvla_ros.cli import main
 from xvla_ros.commands.demo_console import Progress
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, watch_command
 from xvla_ros.evaluation.processes import Supervisor, free_domain
@@ -24,15 +26,19 @@ from xvla_ros.evaluation.report.recording import (
     Recording,
     RecordingError,
     Series,
-    gather,
     grippers,
     read_recording,
     travel,
 )
-from xvla_ros.nodes.recording import RecordingReader, RecordingWriter
+from xvla_ros.recordings.bag_writer import BagWriter
+from xvla_ros.recordings.bags import bag_messages
+from xvla_ros.recordings.topics import DIAGNOSTICS
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.ros_env import child_environment
+
+sys.path.insert(0, str(Path(__file__).parent))
+from recorded_run import RecordedRun
 
 ROBOT = "so101_bimanual"
 DURATION = 4.0
@@ -45,24 +51,24 @@ def profile() -> Profile:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, profile: Profile) -> Iterator[Path]:
-    """A recording of the stand-in robot, made over DDS by the real node."""
+def bag(tmp_path_factory: pytest.TempPathFactory, profile: Profile) -> Iterator[Path]:
+    """A bag of the stand-in robot, made over DDS by the real node."""
     output = tmp_path_factory.mktemp("watched")
     progress = Progress()
     with free_domain() as domain:
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
         with Supervisor(output / "logs", environment) as supervisor:
-            command = watch_command(profile, output, duration=DURATION, film_rate=15)
+            command = watch_command(profile, output / "run.mcap", duration=DURATION)
             watcher = supervisor.start("watch", command, on_line=progress.hear, may_end=True)
             supervisor.start("robot", [sys.executable, str(STAND_IN)])
             supervisor.wait_for(lambda: not watcher.running, 300, "the end of the watched time")
             assert watcher.process.returncode == 0
-    yield output
+    yield output / "run.mcap"
 
 
 @pytest.fixture(scope="module")
-def recording(folder: Path, profile: Profile) -> Recording:
-    return read_recording(folder, profile, DURATION)
+def recording(bag: Path, profile: Profile) -> Recording:
+    return read_recording(bag, profile, DURATION)
 
 
 def test_joints_are_read_by_time_and_policy_name(recording: Recording, profile: Profile) -> None:
@@ -91,55 +97,41 @@ def test_chunks_come_back_in_joint_units(recording: Recording) -> None:
         np.testing.assert_allclose(chunk.position[:, 6], expected, atol=1e-4)
 
 
-def record_of_tool_poses(profile: Profile, home: np.ndarray, ways: np.ndarray) -> dict[str, object]:
-    """A chunk of WidowX that goes ``ways`` m along x from home, seen at 9 s of ROS time."""
-    actions = np.tile(StateEncoder(profile).state(home), (len(ways), 1))
-    actions[:, 0] += ways
-    times = profile.policy.waypoint_dt * (1 + np.arange(len(ways)))
-    return {
-        "kind": "chunk", "time": 9_100_000_000, "stamp": 9_000_000_000, "times": times.tolist(),
-        "width": actions.shape[1], "actions": actions.ravel().tolist(), "inference_ms": 80.0, "instruction": "",
-        "action_mode": "ee6d",
-    }
-
-
-def test_chunks_of_tool_poses_become_joints_from_where_the_arm_was_sent() -> None:
+def test_chunks_of_tool_poses_become_joints_from_where_the_arm_was_sent(tmp_path: Path) -> None:
     pytest.importorskip("pinocchio")
     profile = load_robot("widowx")
     # inside the box, pointing down
     home = np.array([0.0, 0.1, 0.3, 0.0, 1.17, 0.0, 0.037])
-    names = [joint.name for joint in profile.joints.ordered]
-    topic = profile.joints.ordered[0].topic
-    joints = {"kind": "joints", "time": 9_000_000_000, "topic": topic, "stamp": 9_000_000_000, "names": names,
-              "positions": home.tolist()}
     ways = np.linspace(0.01, 0.05, 5)
-    [chunk] = gather([joints, record_of_tool_poses(profile, home, ways)], profile, start=8_000_000_000).chunks
+    actions = np.tile(StateEncoder(profile).state(home), (len(ways), 1))
+    actions[:, 0] += ways
+    times = profile.policy.waypoint_dt * (1 + np.arange(len(ways)))
+    with RecordedRun(tmp_path / "run.mcap", profile) as run:
+        run.picture(8.0, profile.cameras.slots[0])
+        run.joints(9.0, home)
+        run.chunk(9.1, 9.0, times, actions, "ee6d")
+        run.chunk(9.2, 9.0, times, actions * np.nan, "ee6d")
+    chunk, broken = read_recording(tmp_path / "run.mcap", profile).chunks
     due = 1.0 + profile.policy.waypoint_dt * (1 + np.arange(5))
     np.testing.assert_allclose(chunk.time[::5], due)
     assert chunk.position is not None and np.abs(np.diff(chunk.position, axis=0)).max() < 0.1
     begun, reached = (StateEncoder(profile).tool_poses(where)["arm"] for where in (home, chunk.position))
     along = begun.positions[0] + np.interp(chunk.time, due, ways)
     np.testing.assert_allclose(reached.positions[:, 0], along, atol=1e-4)
-
-    broken = record_of_tool_poses(profile, home, ways)
-    broken["actions"] = [None] * (5 * 20)
-    [chunk] = gather([joints, broken], profile, start=8_000_000_000).chunks
-    assert chunk.position is None
+    assert broken.position is None
 
 
-def test_pictures_are_kept_for_every_camera(recording: Recording, folder: Path, profile: Profile) -> None:
-    cameras = [picture.camera for picture in recording.pictures]
+def test_pictures_are_kept_for_every_camera(recording: Recording, profile: Profile) -> None:
     for camera in profile.cameras.slots:
-        assert cameras.count(camera) > 0.5 * DURATION * 15
-    with RecordingReader(folder) as reader:
-        assert reader.picture(dict(recording.pictures[0].record)).startswith(b"\xff\xd8")
+        assert len(recording.stamps[camera]) > 0.5 * DURATION * 15
 
 
 def test_the_three_outputs_agree_and_say_untrained(
-    recording: Recording, folder: Path, profile: Profile, tmp_path: Path
+    recording: Recording, bag: Path, profile: Profile, tmp_path: Path
 ) -> None:
     stamps = {camera: list(range(-3, 103)) for camera in profile.cameras.slots}
-    report = make_report(recording, profile, {"stamps": stamps, "real_time_factor": 1.0}, seed=7)
+    recording = replace(recording, stamps=stamps, simulation={"real_time_factor": "1.0"})
+    report = make_report(recording, profile)
     write_json(report, tmp_path / "report.json")
     figures = json.loads((tmp_path / "report.json").read_text())
     assert figures["schema_version"] == 1
@@ -153,7 +145,7 @@ def test_the_three_outputs_agree_and_say_untrained(
     assert all(0.6 * DURATION < way < 2.5 * DURATION for way in figures["joint_travel_rad"].values())
 
     film = tmp_path / "film.mp4"
-    write_film(folder, recording, Scene.of(profile, trained=report.trained), film, rate=5)
+    write_film(bag, recording, profile, Scene.of(profile, trained=report.trained), film, rate=5)
     frame = read_frame(film, 2.0)
     assert frame.shape == (HEIGHT, WIDTH, 3)
     red, green, blue = frame[70, 20].astype(int)
@@ -173,29 +165,51 @@ def test_holding_is_in_the_timeline(recording: Recording) -> None:
     assert {record.reason for record in held} == {"camera_stale"}
 
 
-def test_a_policy_that_never_says_what_it_is_is_an_error(folder: Path, profile: Profile, tmp_path: Path) -> None:
-    with RecordingReader(folder) as reader:
-        records = [record for record in reader.new() if record["kind"] not in ("diagnostics", "image")]
-    writer = RecordingWriter(tmp_path)
-    for record in records:
-        writer.add(record.pop("kind"), record.pop("time"), **record)
-    writer.close()
+def test_a_policy_that_never_says_what_it_is_is_an_error(bag: Path, profile: Profile, tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "run.mcap", "") as writer:
+        for message in bag_messages(bag):
+            if message.type != DIAGNOSTICS:
+                writer.write(message.topic, message.type, message.log_time, message.data)
     with pytest.raises(RecordingError, match="trained"):
-        make_report(read_recording(tmp_path, profile), profile, {}, seed=7)
+        make_report(read_recording(tmp_path / "run.mcap", profile), profile)
 
 
-def test_a_record_cut_short_is_left_for_later(tmp_path: Path) -> None:
-    writer = RecordingWriter(tmp_path)
-    writer.add("status", 5, state="running")
-    writer.flush()
-    with RecordingReader(tmp_path) as reader:
-        with (tmp_path / "records.jsonl").open("a") as other:
-            other.write('{"kind": "sta')
-        assert [record["time"] for record in reader.new()] == [5]
-        with (tmp_path / "records.jsonl").open("a") as other:
-            other.write('tus", "time": 6}\n')
-        assert [record["time"] for record in reader.new()] == [6]
-    writer.close()
+def test_a_bag_of_a_real_arm_gives_page_and_film_of_what_it_holds(
+    profile: Profile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Demonstrations of a person: no policy, no simulation, episodes by marks."""
+    with RecordedRun(tmp_path / "run.mcap", profile) as run:
+        run.mark(10.0, event="start", instruction="pick up the cup")
+        for tick in range(300):
+            time = 10.0 + 0.02 * tick
+            for topic in profile.joints.topics:
+                run.joints(time, [0.01 * tick] * 6, topic)
+            run.command(time, [0.01 * tick] * 6)
+            run.picture(time, "front", shade=tick % 256)
+            if tick == 100:
+                run.mark(time, event="end", success=True)
+            if tick in (150, 200):
+                run.mark(time, event="start" if tick == 150 else "end", instruction="pick up the plate")
+    assert main(["report", str(tmp_path / "run.mcap"), "--output", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "  no policy" in told and "1 of 2 succeeded" in told and "inference" not in told
+    figures = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (figures["robot"], figures["trained"], figures["seed"]) == (ROBOT, None, None)
+    assert figures["duration"] == pytest.approx(5.98) and figures["real_time_factor"] is None
+    assert figures["joint_travel_rad"]["left_arm"] == pytest.approx(5 * 2.99, rel=0.01)
+    assert [(each["success"], each["seed"], each["duration"]) for each in figures["episodes"]] == [
+        (True, None, 2.0), (None, None, 1.0)]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<td>pick up the cup</td><td>✓ succeeded</td>" in page
+    assert "<td>pick up the plate</td><td>– not judged</td>" in page
+    assert page.count("data:image/png;base64,") == len(profile.joints.policy_order) + 1
+    for absent in ("weights", "Latency", "simulated", "frames dropped", "Untrained", "X-VLA"):
+        assert absent not in page, absent
+    early, late = (read_frame(tmp_path / "out" / "film.mp4", second) for second in (0.2, 4.0))
+    views = slice(130, 400)
+    assert late[views, 100].mean() > early[views, 100].mean() + 50
+    assert main(["report", str(tmp_path / "none.mcap")]) == 1
+    assert "xvla report: " in capsys.readouterr().err
 
 
 def test_a_trained_film_has_no_banner(profile: Profile) -> None:

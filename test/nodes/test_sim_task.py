@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -24,9 +23,10 @@ pytest.importorskip("pinocchio")
 from rcl_interfaces.srv import SetParameters  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
-from std_msgs.msg import String  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint  # noqa: E402
+
+from xvla_ros.msg import EpisodeOutcome  # noqa: E402
 
 ROBOT = "widowx"
 LIMIT = 240.0  # ends what hangs
@@ -52,8 +52,8 @@ class Graph:
         self.node = rclpy.create_node("probe", context=self.context)
         self.executor = rclpy.executors.SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
-        self.outcome = {}
-        self.node.create_subscription(String, f"/sim/{ROBOT}/outcome", self._hear, LATCHED)
+        self.outcome = None
+        self.node.create_subscription(EpisodeOutcome, f"/sim/{ROBOT}/outcome", self._hear, LATCHED)
         self.controllers = {
             topic: (self.node.create_publisher(JointTrajectory, f"/wx250s/{topic}/joint_trajectory", 1), names)
             for topic, names in CONTROLLERS.items()
@@ -62,7 +62,7 @@ class Graph:
         self.trigger = self.node.create_client(Trigger, "/sim/reset")
 
     def _hear(self, message):
-        self.outcome = json.loads(message.data)
+        self.outcome = message
 
     def wait(self, condition, what):
         deadline = time.monotonic() + LIMIT
@@ -78,13 +78,13 @@ class Graph:
 
     def reset(self, **settings):
         """Sets parameters and resets; returns the answer, and once it succeeded the new episode is heard."""
-        before = self.outcome.get("episode", 0)
+        before = self.outcome.episode
         parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in settings.items()]
         changed = self.call(self.set, SetParameters.Request(parameters=parameters))
         assert all(result.successful for result in changed.results)
         answer = self.call(self.trigger, Trigger.Request())
         if answer.success and settings.get("task", "touch"):
-            self.wait(lambda: self.outcome.get("episode", 0) > before, "the next episode")
+            self.wait(lambda: self.outcome.episode > before, "the next episode")
         return answer
 
     def move(self, posture):
@@ -116,23 +116,23 @@ def test_episodes_of_a_task_from_reset_to_outcome(graph):
     task, world = load_task(profile, "touch"), World(profile)
 
     graph.wait(lambda: graph.outcome, "the first episode, which the parameters asked for")
-    assert (graph.outcome["seed"], graph.outcome["task"], graph.outcome["over"]) == (4, "touch", False)
+    assert (graph.outcome.seed, graph.outcome.task, graph.outcome.over) == (4, "touch", False)
 
     answer = graph.reset(seed=11, variant=1)
     layout = task.reset(world, np.random.default_rng(11), 1)
     assert answer.success and answer.message == f"task touch, seed 11: {layout.instruction}"
-    assert (graph.outcome["seed"], graph.outcome["variant"]) == (11, 1)
-    assert graph.outcome["instruction"] == layout.instruction
-    assert (graph.outcome["success"], graph.outcome["wrong"], graph.outcome["elapsed"]) == (False, False, 0.0)
+    assert (graph.outcome.seed, graph.outcome.variant) == (11, 1)
+    assert graph.outcome.instruction == layout.instruction
+    assert (graph.outcome.success, graph.outcome.wrong, graph.outcome.elapsed) == (False, False, 0.0)
 
     plan = task.expert(world, layout).plan(world)
     graph.move(plan.legs[0].posture.tolist())
-    graph.wait(lambda: graph.outcome["elapsed"] > 1.2, "the arm over the cube")
-    assert not graph.outcome["over"]
+    graph.wait(lambda: graph.outcome.elapsed > 1.2, "the arm over the cube")
+    assert not graph.outcome.over
     graph.move(plan.legs[-1].posture.tolist())
-    graph.wait(lambda: graph.outcome["over"], "the touch")
-    assert graph.outcome["success"] and not graph.outcome["wrong"]
-    assert 1.2 < graph.outcome["elapsed"] < 4.0
+    graph.wait(lambda: graph.outcome.over, "the touch")
+    assert graph.outcome.success and not graph.outcome.wrong and graph.outcome.reason == EpisodeOutcome.DONE
+    assert 1.2 < graph.outcome.elapsed < 4.0
 
     refused = graph.reset(task="juggle")
     assert not refused.success

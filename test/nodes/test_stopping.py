@@ -15,17 +15,17 @@ from xvla_ros.ros_env import child_environment
 
 DEADLINE = 240.0  # ends what hangs
 
-# The signal arrives while the first message with text is turned into Python.
+# The signal arrives while the first outcome is turned into Python.
 STOPPED = """
 import os, sys
-from std_msgs.msg import String
+from xvla_ros.msg import EpisodeOutcome
 
-made = String.__init__
+made = EpisodeOutcome.__init__
 def interrupted(self, *args, **kwargs):
     made(self, *args, **kwargs)
-    if sys._getframe(1).f_code.co_name == "_take_subscription":
+    if sys._getframe(1).f_code.co_name in ("_take_subscription", "deserialize_message"):
         os.kill(os.getpid(), int(sys.argv[2]))
-String.__init__ = interrupted
+EpisodeOutcome.__init__ = interrupted
 
 from importlib import import_module
 sys.exit(import_module("xvla_ros.nodes." + sys.argv[1]).main(["node", *sys.argv[3:]]))
@@ -34,13 +34,16 @@ sys.exit(import_module("xvla_ros.nodes." + sys.argv[1]).main(["node", *sys.argv[
 PUBLISHER = """
 import time
 import rclpy
-from std_msgs.msg import String
+from rosgraph_msgs.msg import Clock
+from xvla_ros.msg import EpisodeOutcome
 from xvla_ros.nodes import qos
 rclpy.init()
 node = rclpy.create_node("sim")
-outcome = node.create_publisher(String, "/sim/so101/outcome", qos.LATCHED)
+outcome = node.create_publisher(EpisodeOutcome, "/sim/so101/outcome", qos.LATCHED)
+clock = node.create_publisher(Clock, "/clock", qos.SENSOR)
 while True:
-    outcome.publish(String(data='{"over": false, "stamp": 0, "episode": 0}'))
+    clock.publish(Clock(clock=node.get_clock().now().to_msg()))
+    outcome.publish(EpisodeOutcome(robot="so101"))
     time.sleep(0.05)
 """
 
@@ -52,7 +55,7 @@ def test_a_signal_while_a_message_is_read_ends_a_node_quietly(
 ) -> None:
     environment = child_environment() | {"ROS_DOMAIN_ID": str(ros_domain)}
     told = {"profile": "so101", "robot": "so101", "task": "touch", "episodes": 1, "seed": 0, "variation": 1.0,
-            "folder": str(tmp_path / "watched")}
+            "file": str(tmp_path / "watched.mcap")}
     parameters = [part for name, value in told.items() for part in ("-p", f"{name}:={value}")]
     publisher = subprocess.Popen([sys.executable, "-c", PUBLISHER], env=environment)
     try:

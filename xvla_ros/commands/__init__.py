@@ -28,6 +28,7 @@ COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --he
         "training", "PretrainVision",
         "train a vision tower on what a simulator knows of its own pictures, before any demonstration",
     ),
+    "report": ("report", "MakeReport", "make the page and the film of a recorded run, of a real arm or of a demo"),
     "replay": ("replay", "Replay", "hold a policy's answers against recordings, before it moves an arm"),
     "bag": ("replay", "BagInfo", "say what a recording holds, and what a robot would miss in it"),
     "train": ("training", "Train", "train a policy from recordings, or adapt a checkpoint to a robot"),

@@ -5,17 +5,16 @@ A policy that was trained for the robot is led through episodes of a task, anoth
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from xvla_ros.commands.demo_console import Console, Progress
-from xvla_ros.commands.options import Checkpoint, Command, Device, Dtype, Option, Positive, RealTime, Robot
+from xvla_ros.commands.options import HIDDEN, Checkpoint, Command, Device, Dtype, Positive, RealTime, Robot
 from xvla_ros.evaluation.graph import (
     THIS_MACHINE_ONLY,
     SetupError,
@@ -26,24 +25,22 @@ from xvla_ros.evaluation.graph import (
     watch_command,
 )
 from xvla_ros.evaluation.processes import Child, ChildError, Interrupted, Supervisor, free_domain
-from xvla_ros.evaluation.report.episodes import NANOSECONDS
+from xvla_ros.evaluation.report.recording import NS
 
 if TYPE_CHECKING:
     from xvla_ros.evaluation.report.figures import Report
-    from xvla_ros.evaluation.report.recording import Recording
     from xvla_ros.robots.profile import Profile
 
 DEFAULT_INSTRUCTION = "touch the red cube"
 DEFAULT_TASK = "touch"
 NO_TASK = "none"
-FILM_RATE = 15
 # On the steady clock. Loading 0.9 B weights from a slow disk takes minutes, a simulation seconds.
 CLOCK_LIMIT, POLICY_LIMIT, STALL_LIMIT = 300.0, 900.0, 900.0
 # s of simulated time that a policy which is active may take to command.
 COMMAND_LIMIT = 60.0
 # s of simulated time that the end of an episode stays to be seen.
 PAUSE = 0.8
-RECORDING, STATS = "recording", "sim.json"
+BAG = "run.mcap"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +70,10 @@ class Demo(Command):
     device: Device = "cpu"
     dtype: Dtype = ""
     real_time: RealTime = False
-    window: Annotated[
-        bool | None, Option(denied=("--headless", "show nothing, even on a display")), "show the film while it is made"
-    ] = None
+    headless: Annotated[bool, HIDDEN] = False  # as it always is; scripts say it
 
     def run(self) -> int:
-        """Run the nodes, then write ``report.json``, ``film.mp4`` and ``report.html``.
+        """Run the nodes, which write the bag; then ``report.json``, ``film.mp4`` and ``report.html`` from it.
 
         The nodes run as processes on a ROS domain of their own and are gone when this returns, however it returns. The
         simulation waits for the policy, so that a slow machine shows what a fast one does, later. A run that ends early
@@ -88,13 +83,11 @@ class Demo(Command):
             0; 1 or 128 + signal where the run ended early.
         """
         _require(self.duration)
-        from xvla_ros.commands.live_window import require_display
+        from xvla_ros.commands.report import write_report
         from xvla_ros.evaluation.report.recording import can_be_shown
         from xvla_ros.robots import load_robot
 
         console, ended, folder = Console(), None, Path(self.output)
-        if self.window:
-            require_display()
         profile = load_robot(self.robot)
         task = choose_task(profile, self.checkpoint, self.instruction, self.task)
         instruction = self.instruction or ("" if task else profile.instruction or DEFAULT_INSTRUCTION)
@@ -103,13 +96,14 @@ class Demo(Command):
         try:
             _drive(demo, profile, console)
         except (ChildError, Interrupted) as error:
-            if not can_be_shown(folder / RECORDING):
+            if not can_be_shown(folder / BAG, profile):
                 raise
             ended = error
             said = "stopped" if isinstance(error, Interrupted) else f"ended early: {error}"
             print(f"\nxvla demo: {said}; film and report show what was recorded", file=sys.stderr, flush=True)
         console.say("writing the report and the film")
-        report = write_results(demo, profile)
+        assumed = {"trained": str(is_trained(profile, self.checkpoint)).lower(), "seed": str(self.seed)}
+        report = write_report(folder / BAG, profile, folder, duration=self.duration, assumed=assumed)
         _say_end(console, report, folder)
         if ended is None:
             return 0
@@ -169,36 +163,6 @@ def is_trained(profile: Profile, checkpoint: str | None) -> bool:
     return known and (domains is None or profile.policy.domain_id in domains)
 
 
-def write_results(demo: Demo, profile: Profile) -> Report:
-    """Turn the recording in the output folder into the three files; the recording is deleted."""
-    from xvla_ros.evaluation.report.figures import make_report, write_json
-    from xvla_ros.evaluation.report.film import read_frame, write_film
-    from xvla_ros.evaluation.report.film_frame import Scene
-    from xvla_ros.evaluation.report.page import write_html
-    from xvla_ros.evaluation.report.recording import read_recording
-
-    output = Path(demo.output)
-    recording = read_recording(output / RECORDING, profile, demo.duration)
-    if not recording.diagnostics:  # ended before the policy had said anything of itself
-        told = str(is_trained(profile, demo.checkpoint)).lower()
-        recording = replace(recording, diagnostics={"trained": told})
-    report = make_report(recording, profile, _read_stats(output / STATS), demo.seed)
-    write_json(report, output / "report.json")
-    film = output / "film.mp4"
-    write_film(output / RECORDING, recording, Scene.of(profile, trained=report.trained), film, FILM_RATE)
-    poster = read_frame(film, _telling_moment(recording))
-    write_html(report, recording, profile, output / "report.html", film=film, poster=poster)
-    shutil.rmtree(output / RECORDING)
-    (output / STATS).unlink(missing_ok=True)
-    return report
-
-
-def _telling_moment(recording: Recording) -> float:
-    """The end of the first episode that succeeded, else the middle."""
-    ends = [each.ended for each in recording.episodes if each.success and each.ended is not None]
-    return min(ends[0] + PAUSE / 2, recording.duration) if ends else recording.duration / 2
-
-
 def _require(duration: float) -> None:
     """Say before anything starts what would fail at the end."""
     if not 0 < duration < float("inf"):
@@ -209,17 +173,14 @@ def _require(duration: float) -> None:
 
 
 def _prepare(folder: Path) -> None:
-    for name in ("report.json", "film.mp4", "report.html", STATS):
+    for name in ("report.json", "film.mp4", "report.html", BAG):
         (folder / name).unlink(missing_ok=True)
-    for name in (RECORDING, "logs"):
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
+    shutil.rmtree(folder / "logs", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def _drive(demo: Demo, profile: Profile, console: Console) -> None:
     """Bring the graph up, wait until the watched time is over, take the graph down."""
-    from xvla_ros.commands.live_window import open_window
     from xvla_ros.ros_env import child_environment
 
     folder, progress = Path(demo.output), Progress()
@@ -230,20 +191,16 @@ def _drive(demo: Demo, profile: Profile, console: Console) -> None:
             console.say("no checkpoint: random weights, which may begin anywhere (safety.first_step 1.0)")
         console.say(f"ROS_DOMAIN_ID={domain}, logs in {folder / 'logs'}")
         with Supervisor(folder / "logs", environment, echo=console.echo) as supervisor:
-            recording = folder / RECORDING
-            watch = watch_command(
-                profile, recording, duration=demo.duration, film_rate=FILM_RATE, paced=not demo.real_time
-            )
+            watch = watch_command(profile, folder / BAG, duration=demo.duration, paced=not demo.real_time)
             watcher = supervisor.start("watch", watch, on_line=progress.hear, may_end=True)
-            sim = supervisor.start("sim", sim_command(profile, seed=demo.seed, stats=folder / STATS))
+            sim = supervisor.start("sim", sim_command(profile, seed=demo.seed))
             policy = supervisor.start("policy", _policy(demo, profile))
             leaders = []
             if demo.task is not None:
                 leaders = [supervisor.start("lead", _leader(demo, profile), on_line=progress.hear_leader)]
             _await_first_command(supervisor, progress, console)
             supervisor.verbose = False
-            with open_window(demo.window, recording, profile) as refresh:
-                _follow(supervisor, progress, console, demo.duration, refresh)
+            _follow(supervisor, progress, console, demo.duration)
             _take_down(supervisor, [watcher, *leaders, policy], sim)
 
 
@@ -294,7 +251,7 @@ def _await_first_command(supervisor: Supervisor, progress: Progress, console: Co
 
     def each_until_first() -> None:
         each()
-        if progress.time - active_since > COMMAND_LIMIT * NANOSECONDS:
+        if progress.time - active_since > COMMAND_LIMIT * NS:
             raise ChildError(
                 f"no command within {COMMAND_LIMIT:.0f} s of simulated time; the policy is {progress.policy()}; "
                 f"its log: {supervisor.logs / 'policy.log'}"
@@ -306,11 +263,8 @@ def _await_first_command(supervisor: Supervisor, progress: Progress, console: Co
     console.say("first command; measuring")
 
 
-def _follow(
-    supervisor: Supervisor, progress: Progress, console: Console, duration: float, refresh: Callable[[], None]
-) -> None:
+def _follow(supervisor: Supervisor, progress: Progress, console: Console, duration: float) -> None:
     def each() -> None:
-        refresh()
         _require_leader(progress)
         console.episodes(progress)
         console.progress(progress, duration)
@@ -341,17 +295,8 @@ def _take_down(supervisor: Supervisor, others: Sequence[Child], sim: Child) -> N
         raise ChildError(sim.describe_end())
 
 
-def _read_stats(path: Path) -> dict[str, Any]:
-    """What the simulation counted; nothing where it was killed."""
-    try:
-        stats: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return stats
-
-
 def _say_end(console: Console, report: Report, folder: Path) -> None:
     from xvla_ros.evaluation.report.figures import summary
 
-    files = "\n".join(f"  {folder / name}" for name in ("report.html", "film.mp4", "report.json"))
+    files = "\n".join(f"  {folder / name}" for name in ("report.html", "film.mp4", "report.json", BAG))
     console.say(f"\n{summary(report)}\n\n{files}")

@@ -7,8 +7,8 @@ import sys
 import time
 from typing import Any
 
-from xvla_ros.evaluation.report.episodes import in_words
-from xvla_ros.nodes.recording import read_progress
+from xvla_ros.evaluation.report.recording import in_words
+from xvla_ros.nodes.progress import read_progress
 
 
 class Progress:

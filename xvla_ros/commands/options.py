@@ -147,4 +147,5 @@ Dtype = Annotated[
 RealTime = Annotated[bool, "let simulated time run on while a policy too slow for it computes"]
 ImageSize = Annotated[Count, "width and height of the pictures, in pixels"]
 Variation = Annotated[Share, "how much light and colours vary, 0 not at all"]
+HIDDEN = argparse.SUPPRESS  # in place of a help text: an option that is still taken, and no longer shown
 Json = Annotated[bool, "print JSON"]

@@ -119,16 +119,14 @@ def sim_command(
     return ros_command("sim_node", values, namespace=namespace)
 
 
-def watch_command(
-    profile: Profile, folder: Path, *, duration: float, film_rate: float, paced: bool = False
-) -> list[str]:
+def watch_command(profile: Profile, bag: Path, *, duration: float, paced: bool = False) -> list[str]:
     """Return the command line of the node that records a run; ``paced`` lets simulated time wait for it."""
     values: dict[str, Value | None] = {
         "profile": str(profile.source) if profile.source is not None else profile.name,
         "robot": profile.name,
-        "folder": str(folder),
+        "file": str(bag),
         "duration": float(duration),
-        "film_rate": float(film_rate),
+        "use_sim_time": True,
         "paced": paced,
     }
     return ros_command("watch_node", values)

@@ -21,13 +21,19 @@ _LEVELS = {
 }
 
 
-def robot_diagnostics(link: RobotLink, *, node: str, policy: Policy | None, stop: str) -> DiagnosticStatus:
-    """Policy, state, cause of a ``stop``, counters, latencies (ms) and frames (stamps in ns of ROS time) of a robot."""
+def robot_diagnostics(
+    link: RobotLink, *, node: str, policy: Policy | None, stop: str, seed: int
+) -> DiagnosticStatus:
+    """Policy, seed of its noise, state, cause of a ``stop``, counters, latencies (ms) and frames of a robot.
+
+    Stamps of frames are in ns of ROS time; a seed below 0 is no seed.
+    """
     status = link.status
     values: dict[str, object] = {
         "checkpoint": policy.source if policy is not None else "",
         "trained": str(policy is not None and policy.is_trained(link.profile.policy.domain_id)).lower(),
         **(policy.computing() if policy is not None else {}),
+        **({"seed": seed} if seed >= 0 else {}),
         "instruction": link.pilot.instruction,
         "stop": stop,
         "domain_id": link.profile.policy.domain_id,

@@ -8,7 +8,6 @@ not happen (``failed``).
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +34,7 @@ from xvla_ros.errors import XvlaError
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.messages import NS
 from xvla_ros.nodes.parameters import given_parameters
-from xvla_ros.nodes.recording import PROGRESS
+from xvla_ros.nodes.progress import tell
 from xvla_ros.nodes.stop_request import StoppedError, StopRequest
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class EvaluateNode(Node):  # type: ignore[misc]
 
     def __init__(self, order: Order, stop: StopRequest) -> None:
         # Imported here: the generated messages need the built package, and a plain import of this module does not.
-        from xvla_ros.msg import PolicyStatus
+        from xvla_ros.msg import EpisodeOutcome, PolicyStatus
 
         super().__init__("xvla_evaluate")
         self._order, self._stop, profile = order, stop, order.profile
@@ -99,7 +98,7 @@ class EvaluateNode(Node):  # type: ignore[misc]
         self._executor.add_node(self)
         self.time = 0
         self._moved = time.monotonic()
-        self._outcome: dict[str, Any] = {}
+        self._outcome: Any = None
         self._status: Any = None
         self._diagnostics: dict[str, str] = {}
         self._measuring = False
@@ -109,7 +108,7 @@ class EvaluateNode(Node):  # type: ignore[misc]
         self._totals = {"chunks": 0, "trajectories": 0, "holds": 0}
         name = profile.name
         self.create_subscription(Clock, "/clock", self._on_clock, qos.SENSOR)
-        self.create_subscription(String, f"{SIMULATION}/{name}/outcome", self._on_outcome, qos.LATCHED)
+        self.create_subscription(EpisodeOutcome, f"{SIMULATION}/{name}/outcome", self._on_outcome, qos.LATCHED)
         self.create_subscription(PolicyStatus, f"{POLICY}/{name}/status", self._on_status, qos.LATCHED)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, qos.EVENTS)
         for topic in profile.joints.topics:
@@ -144,7 +143,7 @@ class EvaluateNode(Node):  # type: ignore[misc]
     def _episode(self, seed: int, variant: int) -> dict[str, Any]:
         if self._policy_state() == State.PRIMARY_STATE_ACTIVE:
             self._transition(Transition.TRANSITION_DEACTIVATE, SERVICE_LIMIT)
-        before = self._outcome.get("episode", 0)
+        before = self._begun()
         settings = {"task": self._order.task, "seed": seed, "variant": variant, "variation": self._order.variation}
         parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in settings.items()]
         for result in self._call(self._set, SetParameters.Request(parameters=parameters)).results:
@@ -154,11 +153,11 @@ class EvaluateNode(Node):  # type: ignore[misc]
         if not answer.success:
             raise LeadError(f"the simulation does not reset: {answer.message}")
         self._wait(
-            lambda: self._outcome.get("episode", 0) > before and self._outcome["seed"] == seed,
+            lambda: self._begun() > before and self._outcome.seed == seed,
             SERVICE_LIMIT,
             f"the outcome topic to tell of seed {seed}",
         )
-        self._say.publish(String(data=self._outcome["instruction"]))
+        self._say.publish(String(data=self._outcome.instruction))
         self._pause(SETTLE)
         self._last.clear()
         self._measuring = True
@@ -167,20 +166,24 @@ class EvaluateNode(Node):  # type: ignore[misc]
         self._measuring = False
         self._transition(Transition.TRANSITION_DEACTIVATE, SERVICE_LIMIT)
         self._add_status()
-        return {key: self._outcome[key] for key in ("seed", "instruction", "success", "wrong", "elapsed")}
+        return {key: getattr(self._outcome, key) for key in ("seed", "instruction", "success", "wrong", "elapsed")}
+
+    def _begun(self) -> int:
+        """Episodes that the simulation has told of."""
+        return 0 if self._outcome is None else int(self._outcome.episode)
 
     def _wait_until_over(self) -> None:
-        instruction, begun = self._outcome["instruction"], self.time
-        while not self._outcome["over"]:
+        instruction, begun = self._outcome.instruction, self.time
+        while not self._outcome.over:
             self._spin()
             told = self._status.instruction if self._status is not None else ""
-            if self._outcome["elapsed"] == 0.0 and self.time - begun > IDLE_LIMIT * NS:
+            if self._outcome.elapsed == 0.0 and self.time - begun > IDLE_LIMIT * NS:
                 said = "nothing" if self._status is None else " ".join((self._status.reason, self._status.detail))
                 raise LeadError(
                     f"no command within {IDLE_LIMIT:.0f} s of simulated time; the policy says: "
                     f"{said.strip() or 'nothing'}"
                 )
-            if self._outcome["elapsed"] > 0.0 and told != instruction:
+            if self._outcome.elapsed > 0.0 and told != instruction:
                 raise LeadError(f"the policy does {told!r}, and was told {instruction!r}")
 
     def _add_status(self) -> None:
@@ -237,7 +240,7 @@ class EvaluateNode(Node):  # type: ignore[misc]
             self.time, self._moved = now, time.monotonic()
 
     def _on_outcome(self, message: Any) -> None:
-        self._outcome = json.loads(message.data)
+        self._outcome = message
 
     def _on_status(self, message: Any) -> None:
         self._status = message
@@ -256,11 +259,6 @@ class EvaluateNode(Node):  # type: ignore[misc]
                 way = abs(position - self._last.get(joint, position))
                 self._travel[joint] = self._travel.get(joint, 0.0) + way
                 self._last[joint] = position
-
-
-def tell(progress: dict[str, Any]) -> None:
-    """Print one progress line."""
-    print(PROGRESS + json.dumps(progress), flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

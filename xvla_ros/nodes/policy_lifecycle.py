@@ -347,6 +347,7 @@ class PolicyNode(GuardedLifecycleNode):
                 node=self.get_name(),
                 policy=policy,
                 stop=self._stops.cause,
+                seed=int(self.get_parameter("seed").value),
             )
             for link in list(self._links)
         ]

@@ -1,4 +1,4 @@
-"""Cameras and ``/clock`` for who watches a robot: asked for their newest message, and never spun."""
+"""Cameras for who watches a robot: asked for their newest message, and never spun."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
 from xvla_ros.nodes import messages
@@ -45,18 +44,12 @@ class PolledTopics(Node):  # type: ignore[misc]
         super().__init__(name, **node_arguments)
         self._logger = logger
         self._refused: set[str] = set()
-        self._clock = self.create_subscription(Clock, "/clock", lambda _: None, LATEST)
         self._cameras = {}
         for camera in profile.cameras.slots:
             source = profile.cameras.by_name[camera]
             kind = CompressedImage if source.transport == COMPRESSED else Image
             subscription = self.create_subscription(kind, source.topic, lambda _: None, LATEST)
             self._cameras[camera] = (source, subscription)
-
-    def clock(self) -> int:
-        """ROS time in ns of the newest /clock since the last call, or 0."""
-        message = _take(self._clock)
-        return messages.stamp_ns(message.clock) if message is not None else 0
 
     def pictures(self) -> Iterator[Picture]:
         """The newest picture of each camera that has one since the last call."""

@@ -3,6 +3,9 @@
 Keys where standard input is a terminal: s start, e end (success), f end (failed), d discard, q quit. Marks on
 ``/xvla/episode`` count as well. What is written is flushed every second, so that neither a full disk nor a killed
 process costs more than the last one. Twice a second the reader of the policy's node is asked what it makes of it.
+
+No executor is woken by a message: the queues are emptied a hundred times a second, and the middleware knows when each
+message came. So a busy machine neither loses messages nor shifts their times.
 """
 
 from __future__ import annotations
@@ -11,46 +14,57 @@ import shutil
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import rclpy
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
+from rosgraph_msgs.msg import Clock
 
-from xvla_ros.nodes import qos
 from xvla_ros.nodes.keyboard import Keyboard
 from xvla_ros.nodes.messages import message_class
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.record_check import check_of
 from xvla_ros.recordings.bag_writer import BagWriteError, BagWriter, Compression, UnknownTypeError
-from xvla_ros.recordings.cdr import CdrError, read_string
+from xvla_ros.recordings.cdr import CdrError, peek_stamp, read_string
 from xvla_ros.recordings.marks import EPISODE_TOPIC, EpisodeMarks, MarkError
 from xvla_ros.recordings.topics import COMMAND, LATCHED, SENSOR, RecordedTopic, recorded_topics
 from xvla_ros.robots.profile import Profile, profile_document
 
-FLUSH_PERIOD, KEY_PERIOD, SPIN = 0.25, 0.05, 0.02  # s
+FLUSH_PERIOD, TAKE_PERIOD, SPIN = 0.25, 0.01, 0.02  # s
 SILENT_AFTER = 3.0  # s; a topic that has not come by then is named
 FULL_BELOW = 200 << 20  # bytes free at which the recording ends by itself
 HELP = "keys: s start, e end (success), f end (failed), d discard, q quit"
-QUALITY = {
-    SENSOR: qos.SENSOR,
-    # deeper than controllers keep: no command is to be missed while a picture is written
-    COMMAND: QoSProfile(depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE),
-    LATCHED: qos.LATCHED,
-}
-MODEST = QoSProfile(
-    depth=100, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT,
-    durability=DurabilityPolicy.VOLATILE,
+DEPTH = 100  # messages of a topic; more than who publishes or controls keeps: none is missed while a picture is written
+
+
+def _quality(reliability: ReliabilityPolicy, durability: DurabilityPolicy = DurabilityPolicy.VOLATILE) -> QoSProfile:
+    return QoSProfile(depth=DEPTH, history=HistoryPolicy.KEEP_LAST, reliability=reliability, durability=durability)
+
+
+CLOCKS_KEPT = 2000  # of /clock, ten seconds at its usual rate
+EVERY_CLOCK = QoSProfile(
+    depth=CLOCKS_KEPT, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT
 )
+MODEST = _quality(ReliabilityPolicy.BEST_EFFORT)
+QUALITY = {
+    SENSOR: MODEST,
+    COMMAND: _quality(ReliabilityPolicy.RELIABLE),
+    LATCHED: _quality(ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL),
+}
 
 
 @dataclass(frozen=True)
@@ -60,11 +74,14 @@ class RecordOptions:
     Attributes:
         folder: receives ``<robot>_<date>_<time>.mcap``.
         instruction: of the episodes, where marks give no other; empty takes the profile's.
-        policy: full name of the policy node, on whose topic instructions come.
+        policy: full name of the policy node, whose instructions, chunks and status are recorded.
         extra: further topics, of whatever types are published there.
         sim_time: whether log times follow ``/clock``.
         compression: of the file.
         duration: s after which the recording ends; None goes on until asked.
+        file: to write, in the place of one in ``folder``.
+        simulation: full name of a simulation, which judges episodes.
+        checked: whether the reader of the policy's node is asked what it makes of the recording.
     """
 
     folder: Path
@@ -74,6 +91,51 @@ class RecordOptions:
     sim_time: bool = False
     compression: Compression = "none"
     duration: float | None = None
+    file: Path | None = None
+    simulation: str = "/sim"
+    checked: bool = True
+
+
+class _TakenByHand(ReentrantCallbackGroup):  # type: ignore[misc]
+    """Of subscriptions that no executor empties; their events are handled as ever."""
+
+    def can_execute(self, entity: Any) -> bool:
+        return not isinstance(entity, Subscription) and bool(super().can_execute(entity))
+
+
+def _taken(subscription: Any) -> Iterator[tuple[int, bytes]]:
+    """What waits in a queue: when it came, ns of the system's clock, and its bytes."""
+    with subscription.handle:
+        while (found := subscription.handle.take_message(subscription.msg_type, True)) is not None:
+            yield found[1]["received_timestamp"] or time.time_ns(), bytes(found[0])
+
+
+class RosTime:
+    """ROS time when a message came: the system's clock, or by ``/clock`` what it had said up to then, 0 before."""
+
+    def __init__(self, clock: Any = None) -> None:
+        self._clock = clock
+        self._came: deque[int] = deque(maxlen=CLOCKS_KEPT)
+        self._said: deque[int] = deque(maxlen=CLOCKS_KEPT)
+
+    def look(self) -> None:
+        """Take what ``/clock`` has said since."""
+        for came, data in _taken(self._clock) if self._clock is not None else ():
+            self._came.append(came)
+            self._said.append(peek_stamp(data))
+
+    def at(self, came: int) -> int:
+        """Return ROS time in ns at a time of the system's clock."""
+        if self._clock is None:
+            return came
+        place = bisect_right(self._came, came)
+        return self._said[place - 1] if place else 0
+
+    def now(self) -> int:
+        """Return ROS time in ns."""
+        if self._clock is None:
+            return time.time_ns()
+        return self._said[-1] if self._said else 0
 
 
 class RecordNode(Node):  # type: ignore[misc]
@@ -89,14 +151,14 @@ class RecordNode(Node):  # type: ignore[misc]
     """
 
     def __init__(self, profile: Profile, options: RecordOptions, say: Callable[[str], None]) -> None:
-        override = [Parameter("use_sim_time", value=options.sim_time)]
-        super().__init__("xvla_record", parameter_overrides=override)
+        # with it, rclpy would wake this node at every tick of /clock
+        super().__init__("xvla_record", parameter_overrides=[Parameter("use_sim_time", value=False)])
         self.done, self.failed = False, False
         self.counts: Counter[str] = Counter()
         self.marks = EpisodeMarks(profile.name, options.instruction or profile.instruction)
         self._say, self._options = say, options
         self._bag = BagWriter(
-            _free_name(options.folder, profile.name), profile_document([profile]),
+            options.file or _free_name(options.folder, profile.name), profile_document([profile]),
             # before everything else: simulated time begins at 0
             stamp_ns=0 if options.sim_time else time.time_ns(), compression=options.compression,
         )
@@ -105,13 +167,19 @@ class RecordNode(Node):  # type: ignore[misc]
         self._waiting = set(options.extra)
         self._topics: dict[str, RecordedTopic] = {}
         self._subscribed: dict[str, Any] = {}
-        for topic in recorded_topics(profile, options.policy):
+        self._by_hand = _TakenByHand()
+        clock = self._subscription(Clock, "/clock", EVERY_CLOCK) if options.sim_time else None
+        self._ros_time = RosTime(clock)
+        for topic in recorded_topics(profile, options.policy, options.simulation):
             self._subscribe(topic, QUALITY[topic.kind])
-        self.check = check_of(profile, lambda: self.get_clock().now().nanoseconds, say)
+        self.check = None
+        if options.checked:
+            self.check = check_of(profile, self._ros_time.now, say)
         self._thread = threading.Thread(target=self.check.run, daemon=True) if self.check is not None else None
         if self._thread is not None:
             self._thread.start()
         steady = rclpy.clock.Clock(clock_type=rclpy.clock.ClockType.STEADY_TIME)
+        self.create_timer(TAKE_PERIOD, self._take, clock=steady)
         self.create_timer(FLUSH_PERIOD, self._watch, clock=steady)
 
     @property
@@ -142,7 +210,8 @@ class RecordNode(Node):  # type: ignore[misc]
             self._say(HELP)
 
     def close(self) -> None:
-        """End an open episode, unjudged, and finish the file."""
+        """Write what has come, end an open episode, unjudged, and finish the file."""
+        self._take()
         mark = None if self.failed else self.marks.end(None)
         if mark is not None:
             self._write_mark(mark)
@@ -178,15 +247,18 @@ class RecordNode(Node):  # type: ignore[misc]
         if topic.name in self._topics:
             return
         try:
+            kind = message_class(topic.type)
             self._bag.add_topic(topic.name, topic.type)
-        except (UnknownTypeError, BagWriteError) as error:
+        except (ImportError, UnknownTypeError, BagWriteError) as error:  # our own messages may not have been built
             self._say(f"{topic.name} is not recorded: {error}")
             return
         self._topics[topic.name] = topic
         events = SubscriptionEventCallbacks(incompatible_qos=partial(self._on_incompatible, topic))
-        self._subscribed[topic.name] = self.create_subscription(
-            message_class(topic.type), topic.name, partial(self._on_message, topic), quality, raw=True,
-            event_callbacks=events,
+        self._subscribed[topic.name] = self._subscription(kind, topic.name, quality, event_callbacks=events)
+
+    def _subscription(self, kind: Any, topic: str, quality: QoSProfile, **settings: Any) -> Any:
+        return self.create_subscription(
+            kind, topic, lambda _: None, quality, raw=True, callback_group=self._by_hand, **settings
         )
 
     def _on_incompatible(self, topic: RecordedTopic, _event: object) -> None:
@@ -194,21 +266,25 @@ class RecordNode(Node):  # type: ignore[misc]
         old = self._subscribed.pop(topic.name, None)
         if old is not None:
             self.destroy_subscription(old)
-            self._subscribed[topic.name] = self.create_subscription(
-                message_class(topic.type), topic.name, partial(self._on_message, topic), MODEST, raw=True)
+            self._subscribed[topic.name] = self._subscription(message_class(topic.type), topic.name, MODEST)
 
-    def _on_message(self, topic: RecordedTopic, serialized: bytes) -> None:
-        now = self.get_clock().now().nanoseconds
-        if self.failed or not now:  # under sim time before the first /clock
-            return
+    def _take(self) -> None:
+        """Write what has come since, in the order in which it came."""
+        came = [(when, name, data) for name, topic in self._subscribed.items() for when, data in _taken(topic)]
+        self._ros_time.look()
+        for when, name, data in sorted(came, key=itemgetter(0)):
+            now = self._ros_time.at(when)
+            if now and not self.failed:  # under sim time before the first /clock there is none
+                self._on_message(self._topics[name], now, data)
+
+    def _on_message(self, topic: RecordedTopic, now: int, data: bytes) -> None:
         if topic.name == EPISODE_TOPIC:
             try:
-                self._write_mark(self.marks.read(read_string(serialized)))
+                self._write_mark(self.marks.read(read_string(data)))
                 self.counts[topic.name] += 1
             except (MarkError, CdrError) as error:
                 self._say(f"{EPISODE_TOPIC}: not recorded: {error}")
             return
-        data = bytes(serialized)
         try:
             self._bag.write(topic.name, topic.type, now, data)
             self.counts[topic.name] += 1
@@ -220,7 +296,7 @@ class RecordNode(Node):  # type: ignore[misc]
 
     def _write_mark(self, mark: dict[str, Any]) -> None:
         try:
-            self._bag.episode(mark, self.get_clock().now().nanoseconds)
+            self._bag.episode(mark, self._ros_time.now())
             self._bag.flush()
         except BagWriteError as error:
             self._fail(error)

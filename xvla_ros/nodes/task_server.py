@@ -1,35 +1,16 @@
 """A task in the simulation node: ``~/reset`` begins one of its episodes, ``~/<robot>/outcome`` says how it stands.
 
-The outcome is a ``std_msgs/String`` with one JSON object, latched, sent on every change and a few times a second:
-
-===========  =================================================================================================
-key          meaning
-===========  =================================================================================================
-episode      how many resets there were
-robot, task  which
-seed         of the layout
-variant      which of the layout's instructions
-instruction  what to do, in words
-success      the instruction was followed; wrong: something else was done; neither is taken back
-elapsed      s of simulated time since the first command after the reset, 0 before
-over         decided, or the task's time is up: nothing changes any more
-begun        ns of simulated time at the reset: what is stamped up to then was before it
-stamp        ns of simulated time at which it stood so; once it is over, when that came
-===========  =================================================================================================
+The outcome is an ``xvla_ros/EpisodeOutcome``, latched, sent on every change and a few times a second.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import numpy as np
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
-from std_msgs.msg import String
 
 from xvla_ros.nodes import qos
-from xvla_ros.nodes.messages import NS
+from xvla_ros.nodes.messages import NS, stamp_message
 from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.simulation.tasks import Layout, NoLayoutError, Outcome, Task, UnknownTaskError, load_task
 from xvla_ros.simulation.world import World
@@ -62,8 +43,11 @@ class TaskServer:
     """The episodes of one world."""
 
     def __init__(self, node: Node, world: World) -> None:
-        self._node, self._world = node, world
-        self._publisher = node.create_publisher(String, f"~/{world.profile.name}/outcome", qos.LATCHED)
+        # Imported here: the generated messages need the built package, and a plain import of this module does not.
+        from xvla_ros.msg import EpisodeOutcome
+
+        self._node, self._world, self._message = node, world, EpisodeOutcome
+        self._publisher = node.create_publisher(EpisodeOutcome, f"~/{world.profile.name}/outcome", qos.LATCHED)
         self._task: Task | None = None
         self._loaded: tuple[str, float] = ("", 0.0)
         self._layout: Layout | None = None
@@ -133,18 +117,20 @@ class TaskServer:
         if layout is None:
             return
         self._said = self._world.time
-        message: dict[str, Any] = {
-            "episode": self._episode,
-            "robot": layout.robot,
-            "task": layout.task,
-            "seed": self._seed,
-            "variant": layout.variant,
-            "instruction": layout.instruction,
-            "success": self._outcome.success,
-            "wrong": self._outcome.wrong,
-            "elapsed": round(self._elapsed(), 4),
-            "over": self._ended is not None,
-            "begun": self._begun,
-            "stamp": self._now(),
-        }
-        self._publisher.publish(String(data=json.dumps(message)))
+        message = self._message(
+            robot=layout.robot, task=layout.task, episode=self._episode, seed=self._seed, variant=layout.variant,
+            instruction=layout.instruction, success=self._outcome.success, wrong=self._outcome.wrong,
+            over=self._ended is not None, reason=self._reason(), begun=stamp_message(self._begun),
+            elapsed=self._elapsed(),
+        )
+        message.header.stamp = stamp_message(self._now())
+        self._publisher.publish(message)
+
+    def _reason(self) -> str:
+        if self._ended is None:
+            return str(self._message.NOT_OVER)
+        return str(
+            self._message.DONE if self._outcome.success
+            else self._message.SOMETHING_ELSE if self._outcome.wrong
+            else self._message.TIME_IS_UP
+        )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from xvla_ros.errors import XvlaError
 from xvla_ros.recordings.cdr import STRING, string, typestore
 from xvla_ros.recordings.marks import EPISODE_TOPIC, EVENTS
+from xvla_ros.resources import PACKAGE, messages_dir
 
 if TYPE_CHECKING:
     from mcap.writer import Writer
@@ -215,4 +216,10 @@ def _definition(msgtype: str) -> str:
         raise UnknownTypeError(
             f"message type {msgtype!r} is not among those of ROS 2; expected one, or its definition with add_topic"
         ) from error
-    return str(text)
+    package, _, name = msgtype.partition("/msg/")
+    own = messages_dir() if package == PACKAGE else None
+    if own is None:
+        return str(text)
+    # as it stands in its file, where constants have their quotes and everything its comment
+    written, (_, separator, others) = (own / f"{name}.msg").read_text(encoding="utf-8"), text.partition("=" * 80)
+    return written + separator + others

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rosbags.typesys.store import Typestore
 
 from xvla_ros.errors import XvlaError
+from xvla_ros.resources import messages_dir
 
 NS = 1_000_000_000
 ENCAPSULATION = 4  # bytes before the fields; the second of them is odd for little endian
@@ -34,10 +35,13 @@ class CdrError(XvlaError, ValueError):
 
 @cache
 def typestore() -> Typestore:
-    """Return the types that ROS 2 Jazzy brings."""
-    from rosbags.typesys import Stores, get_typestore
+    """Return the types that ROS 2 Jazzy brings, and those of this package."""
+    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-    return get_typestore(Stores.ROS2_JAZZY)
+    store, own = get_typestore(Stores.ROS2_JAZZY), messages_dir()
+    for file in sorted(own.glob("*.msg")) if own is not None else ():
+        store.register(get_types_from_msg(file.read_text(encoding="utf-8"), f"xvla_ros/msg/{file.stem}"))
+    return store
 
 
 def read(serialized: bytes, kind: str) -> Any:

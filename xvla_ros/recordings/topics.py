@@ -13,6 +13,9 @@ from xvla_ros.recordings.marks import EPISODE_TOPIC
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.profile import Profile
 
+DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
+CHUNK, STATUS = "xvla_ros/msg/ActionChunk", "xvla_ros/msg/PolicyStatus"
+OUTCOME = "xvla_ros/msg/EpisodeOutcome"
 SENSOR, COMMAND, LATCHED = "sensor", "command", "latched"
 
 
@@ -33,8 +36,9 @@ class RecordedTopic:
     required: bool = False
 
 
-def recorded_topics(profile: Profile, policy: str = "/xvla") -> tuple[RecordedTopic, ...]:
-    """Return the topics of a robot: cameras, joints, commands, its instruction at the node ``policy``, episodes.
+def recorded_topics(profile: Profile, policy: str = "/xvla", simulation: str = "/sim") -> tuple[RecordedTopic, ...]:
+    """Return the topics of a robot: cameras, joints, commands; what the node ``policy`` is told and says of it;
+    episodes, and what the node ``simulation`` says of them.
 
     Goals of actions are on no topic; what such a gripper did is what was measured.
     """
@@ -45,8 +49,13 @@ def recorded_topics(profile: Profile, policy: str = "/xvla") -> tuple[RecordedTo
         RecordedTopic(profile.commands.by_name[group].topic, kind, COMMAND)
         for group in profile.commands.groups if (kind := command_type(profile, group))
     ]
-    topics.append(RecordedTopic(f"{policy}/{profile.name}/instruction", STRING, LATCHED))
-    topics.append(RecordedTopic(EPISODE_TOPIC, STRING, COMMAND))
+    own = f"{policy}/{profile.name}"
+    topics += [
+        RecordedTopic(f"{own}/instruction", STRING, LATCHED), RecordedTopic(f"{own}/status", STATUS, LATCHED),
+        RecordedTopic(f"{own}/action_chunk", CHUNK, COMMAND), RecordedTopic("/diagnostics", DIAGNOSTICS, COMMAND),
+        RecordedTopic(EPISODE_TOPIC, STRING, COMMAND),
+        RecordedTopic(f"{simulation}/{profile.name}/outcome", OUTCOME, LATCHED),
+    ]
     return _unique(topics)
 
 

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xvla_ros.evaluation.report.episodes import Episode
-from xvla_ros.evaluation.report.recording import Recording, RecordingError, joint_travel
+from xvla_ros.evaluation.report.recording import Episode, Recording, RecordingError, joint_travel
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
 SCHEMA_VERSION = 1
-UNTRAINED = "untrained"
+UNTRAINED, NO_POLICY = "untrained", "no policy"
 _NUMBERS = ("p50", "p95", "p99", "max")
 # What a policy says of how it computes, see ``Policy.computing``.
 COMPUTING = ("dtype", "dtype_reason", "engine", "device", "threads", "instruction_set")
@@ -62,13 +61,14 @@ class Frames:
 class Report:
     """What a run amounted to. Units: duration in s of ROS time, travel in rad (m for a prismatic gripper group).
 
-    ``episodes`` are those that came to their end; a run without a task has none.
+    ``trained`` is None where no policy ran, ``seed`` where none is known, ``real_time_factor`` NaN where nothing was
+    simulated. ``episodes`` are those that came to their end; a run without a task has none.
     """
 
     robot: str
     checkpoint: str
-    trained: bool
-    seed: int
+    trained: bool | None
+    seed: int | None
     instruction: str
     duration: float
     chunks: int
@@ -84,18 +84,23 @@ class Report:
 
     @property
     def label(self) -> str:
-        """One word on the weights: "trained", or "untrained" where they are random."""
-        return "trained" if self.trained else UNTRAINED
+        """One word on the weights: "trained", "untrained" where they are random, or "no policy"."""
+        return NO_POLICY if self.trained is None else "trained" if self.trained else UNTRAINED
+
+    @property
+    def simulated(self) -> bool:
+        """Whether a simulation took part."""
+        return math.isfinite(self.real_time_factor)
 
     @property
     def task(self) -> str | None:
-        """Of the episodes; None where none came to its end."""
-        return self.episodes[0].task if self.episodes else None
+        """Of the episodes; None where none came to its end, or they were marked without a task."""
+        return (self.episodes[0].task or None) if self.episodes else None
 
     @property
     def successes(self) -> int:
         """How many episodes succeeded."""
-        return sum(episode.success for episode in self.episodes)
+        return sum(bool(episode.success) for episode in self.episodes)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return what ``report.json`` holds."""
@@ -118,7 +123,7 @@ class Report:
             "holds": self.holds,
             "inference_ms": _finite(asdict(self.inference_ms)),
             "overhead_ms": _finite(asdict(self.overhead_ms)),
-            "real_time_factor": round(self.real_time_factor, 3) if math.isfinite(self.real_time_factor) else None,
+            "real_time_factor": round(self.real_time_factor, 3) if self.simulated else None,
             **self.computing,
             "task": self.task,
             "episodes": [episode.to_mapping() for episode in self.episodes],
@@ -126,40 +131,36 @@ class Report:
         }
 
 
-def make_report(recording: Recording, profile: Profile, sent: Mapping[str, Any], seed: int) -> Report:
+def make_report(recording: Recording, profile: Profile) -> Report:
     """Draw up the report of a recording.
 
-    Args:
-        sent: the statistics file of the simulation: ``stamps`` {camera: [ns of every frame sent]} and
-            ``real_time_factor``.
-
     Raises:
-        RecordingError: the policy never said what it is (no diagnostics), or no command was recorded.
+        RecordingError: a policy ran and never said what it is (no diagnostics), or nothing was recorded.
     """
     values = recording.diagnostics
-    if "trained" not in values:
+    if "trained" not in values and (recording.chunks or recording.statuses):
         raise RecordingError(
             "the policy node sent no diagnostics that say whether its weights are trained; "
             "expected /diagnostics with the key 'trained' once a second"
         )
     if not recording.start:
-        raise RecordingError("no command was recorded, so there is no run to report")
+        raise RecordingError(f"no joints, pictures or commands of {profile.name} were recorded: there is no run")
     last = recording.statuses[-1] if recording.statuses else None
     return Report(
         robot=profile.name,
         checkpoint=values.get("checkpoint", ""),
-        trained=values["trained"] == "true",
-        seed=seed,
-        instruction=last.instruction if last else "",
+        trained=values["trained"] == "true" if "trained" in values else None,
+        seed=int(values["seed"]) if "seed" in values else None,
+        instruction=last.instruction if last else profile.instruction,
         duration=recording.duration,
         chunks=len(recording.chunks),
         trajectories=sum(recording.trajectories.values()),
         joint_travel_rad=joint_travel(recording, profile),
-        frames=count_frames(values, sent.get("stamps", {}), tuple(profile.cameras.slots)),
+        frames=count_frames(values, recording.stamps, tuple(profile.cameras.slots)),
         holds=recording.counted("holds"),
         inference_ms=Percentiles.of([chunk.inference_ms for chunk in recording.chunks]),
         overhead_ms=Percentiles(**{name: float(values.get(f"overhead_ms_{name}", "nan")) for name in _NUMBERS}),
-        real_time_factor=float(sent.get("real_time_factor", math.nan)),
+        real_time_factor=float(recording.simulation.get("real_time_factor", math.nan)),
         episodes=tuple(episode for episode in recording.episodes if episode.ended is not None),
         computing=computing_of(values),
     )
@@ -175,14 +176,15 @@ def count_frames(
 ) -> dict[str, Frames]:
     """Count, per camera, what was sent while the policy listened and what of it arrived.
 
-    Only frames between the first and the last stamp the policy received count: before, it was not there yet.
+    Only frames between the first and the last stamp the policy received count: before, it was not there yet. What was
+    sent is what was recorded, or what the policy received where the recorder missed more of it.
     """
     counts = {}
     for camera in cameras:
         received = int(diagnostics.get(f"frames_received/{camera}", "0"))
         first, last = (int(diagnostics.get(f"{which}_stamp/{camera}", "0")) for which in ("first", "last"))
         sent = sum(first <= stamp <= last for stamp in stamps.get(camera, ())) if received else 0
-        counts[camera] = Frames(sent, received)
+        counts[camera] = Frames(max(sent, received), received)
     return counts
 
 
@@ -192,12 +194,13 @@ def write_json(report: Report, path: Path) -> None:
 
 
 def summary(report: Report) -> str:
-    """Return the short table that ends a demo on the console."""
+    """Return the short table that ends a demo on the console; of a run without a policy only what was measured."""
     frames = report.to_mapping()
     dropped = 100.0 * frames["frames_dropped"] / max(1, frames["frames_sent"])
+    clock = f"simulated time at {report.real_time_factor:.2f} times real time" if report.simulated else "time"
     rows = [
-        ("weights", "trained" if report.trained else "untrained: random weights, the motion means nothing"),
-        ("measured", f"{report.duration:.1f} s of simulated time at {report.real_time_factor:.2f} times real time"),
+        ("weights", "untrained: random weights, the motion means nothing" if report.trained is False else report.label),
+        ("measured", f"{report.duration:.1f} s of {clock}"),
         ("computes in", "{dtype}: {dtype_reason}".format(**report.computing) if report.computing else "not said"),
         *_episodes_in_words(report),
         ("chunks", str(report.chunks)),
@@ -208,6 +211,8 @@ def summary(report: Report) -> str:
         ("inference", _in_words(report.inference_ms)),
         ("overhead", _in_words(report.overhead_ms)),
     ]
+    absent = ("computes in", "chunks", "frames", "holds", "inference", "overhead") if report.trained is None else ()
+    rows = [(name, value) for name, value in rows if name not in absent]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
@@ -216,7 +221,8 @@ def _episodes_in_words(report: Report) -> list[tuple[str, str]]:
     if not report.episodes:
         return []
     wrong = sum(episode.wrong for episode in report.episodes)
-    return [(f"{report.task}", f"{report.successes} of {len(report.episodes)} succeeded, {wrong} did something else")]
+    other = f", {wrong} did something else" if report.task else ""
+    return [(report.task or "episodes", f"{report.successes} of {len(report.episodes)} succeeded{other}")]
 
 
 def _in_words(values: Percentiles) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import bisect
-from collections import defaultdict
+import math
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xvla_ros.errors import XvlaError
 from xvla_ros.evaluation.report.film_frame import HEIGHT, WIDTH, Composer, Image, Scene
-from xvla_ros.evaluation.report.recording import Recording
-from xvla_ros.nodes.recording import RecordingReader
+from xvla_ros.evaluation.report.recording import NS, Recording
+from xvla_ros.observation.images import ImageError, view_of
+from xvla_ros.recordings.bags import bag_messages
+from xvla_ros.recordings.cdr import CdrError, peek_stamp
+from xvla_ros.recordings.observations import decode_image
+
+if TYPE_CHECKING:
+    from xvla_ros.robots.profile import Profile
 
 RATE = 15
 
@@ -21,8 +28,10 @@ class FilmError(XvlaError, RuntimeError):
     """The film cannot be written."""
 
 
-def write_film(folder: Path, recording: Recording, scene: Scene, path: Path, rate: int = RATE) -> str:
-    """Write the film of the recording in ``folder`` to ``path`` (MP4); return the name of the video codec.
+def write_film(
+    bag: Path, recording: Recording, profile: Profile, scene: Scene, path: Path, rate: int = RATE
+) -> str:
+    """Write the film of a recording to ``path`` (MP4), with the pictures of its bag; return the name of the codec.
 
     H.264 where PyAV has an encoder for it, else MPEG-4 part 2.
 
@@ -32,11 +41,11 @@ def write_film(folder: Path, recording: Recording, scene: Scene, path: Path, rat
     import av
 
     if not recording.start:
-        raise FilmError("there is nothing to film: no command was recorded")
+        raise FilmError("there is nothing to film: nothing of the robot was recorded")
     composer = Composer(scene)
     codec, options = _encoder(av)
     frames = max(1, int(recording.duration * rate))
-    views = _Views(folder, recording)
+    views = _Views(bag, profile, recording.start)
     times = [record.time for record in recording.statuses]
     try:
         with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
@@ -53,8 +62,6 @@ def write_film(folder: Path, recording: Recording, scene: Scene, path: Path, rat
             container.mux(stream.encode(None))
     except (OSError, av.error.FFmpegError) as error:
         raise FilmError(f"the film {path} cannot be written: {error}") from error
-    finally:
-        views.close()
     return codec
 
 
@@ -74,35 +81,32 @@ def read_frame(path: Path, time: float) -> Image:
 
 
 class _Views:
-    """The newest picture of every camera at a given time; each is decoded once."""
+    """The newest picture of every camera at times that go up, as a policy sees it; only those shown are decoded."""
 
-    def __init__(self, folder: Path, recording: Recording) -> None:
-        self._reader = RecordingReader(folder)
-        self._pictures = defaultdict(list)
-        for picture in sorted(recording.pictures, key=lambda picture: picture.time):
-            self._pictures[picture.camera].append(picture)
-        self._times = {camera: [picture.time for picture in found] for camera, found in self._pictures.items()}
-        self._decoded: dict[str, tuple[int, Image]] = {}
+    def __init__(self, bag: Path, profile: Profile, start: int) -> None:
+        self._cameras, self._start = profile.cameras, start
+        self._messages = bag_messages(bag, set(profile.cameras.by_topic))
+        self._next = next(self._messages, None)
+        self._undecoded: dict[str, bytes] = {}
+        self._shown: dict[str, Image] = {}
 
     def at(self, time: float) -> dict[str, Image]:
-        for camera, times in self._times.items():
-            index = bisect.bisect_right(times, time) - 1
-            if index >= 0 and self._decoded.get(camera, (-1, None))[0] != index:
-                image = decode(self._reader.picture(dict(self._pictures[camera][index].record)))
-                if image is not None:
-                    self._decoded[camera] = (index, image)
-        return {camera: image for camera, (_, image) in self._decoded.items()}
+        while self._next is not None and self._due(self._next.data) <= time:
+            for slot in self._cameras.by_topic[self._next.topic]:
+                self._undecoded[slot] = self._next.data
+            self._next = next(self._messages, None)
+        for slot, data in self._undecoded.items():
+            camera = self._cameras.by_name[slot]
+            with suppress(ImageError):  # the picture before it stays
+                self._shown[slot] = view_of(decode_image(data, camera), camera)
+        self._undecoded.clear()
+        return self._shown
 
-    def close(self) -> None:
-        self._reader.close()
-
-
-def decode(picture: bytes) -> Image | None:
-    """Return an encoded picture as uint8 [H, W, 3] RGB, or None where it is broken."""
-    import cv2
-
-    image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
-    return None if image is None else np.asarray(image[..., ::-1], dtype=np.uint8).copy()
+    def _due(self, data: bytes) -> float:
+        try:
+            return (peek_stamp(data) - self._start) / NS
+        except CdrError:
+            return -math.inf
 
 
 def _encoder(av: Any) -> tuple[str, dict[str, str]]:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.evaluation.report.episodes import Episode, at
-from xvla_ros.evaluation.report.recording import Series, StatusRecord
+from xvla_ros.evaluation.report.recording import Episode, Series, StatusRecord, at
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
@@ -51,15 +50,20 @@ UNTRAINED_LABEL = "UNTRAINED: random weights, the motion means nothing"
 
 @dataclass(frozen=True)
 class Scene:
-    """What of a run does not change from frame to frame."""
+    """What of a run does not change from frame to frame; ``trained`` is None where no policy runs."""
 
     robot: str
-    trained: bool
+    trained: bool | None
     cameras: tuple[str, ...]
     joints: tuple[str, ...]
 
+    @property
+    def labelled(self) -> bool:
+        """Whether every frame says that the weights are random."""
+        return self.trained is False
+
     @classmethod
-    def of(cls, profile: Profile, *, trained: bool) -> Scene:
+    def of(cls, profile: Profile, *, trained: bool | None) -> Scene:
         """The scene of one robot, with the joints it commands, in the order of its groups."""
         groups = profile.commands.groups
         joints = tuple(joint for group in groups for joint in profile.commands.by_name[group].joints)
@@ -94,7 +98,8 @@ class Composer:
         """
         canvas = self._background.copy()
         episode, resets = at(episodes, time), tuple(each.begun for each in episodes)
-        ended = episode if episode is not None and episode.ended is not None and episode.ended <= time else None
+        judged = episode is not None and episode.ended is not None and episode.success is not None
+        ended = episode if judged and episode.ended <= time else None
         for camera, box in self._views.items():
             if camera in views:
                 _place(canvas, box, views[camera])
@@ -117,7 +122,7 @@ class Composer:
         picture = Pictures.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
         draw = ImageDraw.Draw(picture)
         draw.text((MARGIN, 6), self.scene.robot, font=font(24, bold=True), fill=INK)
-        if not self.scene.trained:
+        if self.scene.labelled:
             box = (0, TITLE_HEIGHT, WIDTH, TITLE_HEIGHT + LABEL_HEIGHT)
             draw.rectangle(box, fill=UNTRAINED_COLOUR)
             centre = (WIDTH / 2, TITLE_HEIGHT + LABEL_HEIGHT / 2)
@@ -158,10 +163,12 @@ class Composer:
         state = status.state if status else "inactive"
         words = f"{state}: {status.reason.replace('_', ' ')}" if status and status.reason else state
         draw.text((WIDTH - MARGIN, 31), f"{max(time, 0.0):6.1f} s", font=font(24, bold=True), fill=INK, anchor="rm")
-        left = _draw_pill(draw, WIDTH - MARGIN - 124, words, STATE_COLOURS.get(state, GRID))
+        left = WIDTH - MARGIN - 124.0
+        if self.scene.trained is not None:
+            left = _draw_pill(draw, left, words, STATE_COLOURS.get(state, GRID))
         if ended is not None:
-            sign, colour = ("✓", DONE_COLOUR) if ended.success else ("✗", FAILED_COLOUR)
-            left = _draw_pill(draw, left - 10, f"{sign} {ended.outcome}", colour)
+            colour = DONE_COLOUR if ended.success else FAILED_COLOUR
+            left = _draw_pill(draw, left - 10, f"{ended.sign} {ended.outcome}", colour)
         instruction = f"“{told}”" if told else "no instruction yet"
         draw.text((MARGIN, 38), _shorten(draw, instruction, left - 2 * MARGIN, 18), font=font(18), fill=INK)
         for joint, (x, y, width, _) in self._plots.items():
@@ -195,7 +202,7 @@ def _plot_boxes(scene: Scene) -> dict[str, Box]:
 
 
 def _view_boxes(scene: Scene) -> dict[str, Box]:
-    top = TITLE_HEIGHT + (0 if scene.trained else LABEL_HEIGHT) + MARGIN // 2
+    top = TITLE_HEIGHT + (LABEL_HEIGHT if scene.labelled else 0) + MARGIN // 2
     bottom = min((y for _, y, _, _ in _plot_boxes(scene).values()), default=HEIGHT) - 30
     count = max(1, len(scene.cameras))
     side = min((WIDTH - MARGIN * (count + 1)) // count, bottom - top - 4)

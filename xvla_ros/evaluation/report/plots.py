@@ -79,10 +79,11 @@ def status_plot(recording: Recording) -> bytes:
 
 
 def _draw_episodes(axes: Any, recording: Recording, row: int) -> None:
-    """A bar from each reset to the episode's end, numbered as the table has them; grey where the run ended first."""
+    """A bar from each reset to the episode's end, numbered as the table has them; grey where nobody judged it."""
     for number, episode in enumerate(recording.episodes, start=1):
         end = recording.duration if episode.ended is None else episode.ended
-        colour = UNDECIDED if episode.ended is None else DONE if episode.success else FAILED
+        undecided = episode.ended is None or episode.success is None
+        colour = UNDECIDED if undecided else DONE if episode.success else FAILED
         begin = max(episode.begun, 0.0)
         axes.barh(row, end - begin, left=begin, height=0.8, color=colour)
         axes.text((begin + end) / 2, row, str(number), ha="center", va="center", fontsize=8, color="white")

@@ -1,31 +1,44 @@
-"""A watched run as arrays: what was measured, commanded, predicted and reported, on one time axis.
+"""A run read from its bag, as arrays: what was measured, commanded, predicted, reported and judged, on one time axis.
 
-The records come from ``nodes.watch_node`` by way of ``nodes.recording``; no rclpy here.
+The bag is of ``xvla record``, of a demo, or of another recorder. What it does not hold stays empty: chunks, status and
+diagnostics where no policy ran, outcomes where nobody judged. No rclpy here.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import XvlaError
-from xvla_ros.evaluation.report.episodes import NANOSECONDS, Episode, at, read_episodes
 from xvla_ros.model.data import ActionChunk
-from xvla_ros.nodes.recording import RECORDS, RecordingReader
+from xvla_ros.recordings.bag_writer import EPISODE_TOPIC
+from xvla_ros.recordings.bags import BagError, BagMessage, bag_messages, bag_summary
+from xvla_ros.recordings.cdr import CdrError, peek_stamp, read, read_joint_state, read_string
+from xvla_ros.recordings.commands import JointCommand, read_command
+from xvla_ros.recordings.observations import BagClock
+from xvla_ros.recordings.topics import CHUNK, DIAGNOSTICS, OUTCOME, STATUS, STRING
+from xvla_ros.robots.interfaces import JOINT_STATE
 
 if TYPE_CHECKING:
     from xvla_ros.robots.actions import Decoder, Trajectory
     from xvla_ros.robots.profile import Profile
 
+NS = 1_000_000_000
 # Encoder noise and servo hum stay below this; without it, standing still for an hour would count as travel.
 TRAVEL_DEADBAND = 1e-3
+TIME_IS_UP, SOMETHING_ELSE, NOT_JUDGED = "time is up", "did something else", "not judged"
 
 
 class RecordingError(XvlaError, RuntimeError):
@@ -85,12 +98,48 @@ class StatusRecord:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Where one encoded camera picture lies: ``time`` in s since the first command."""
+class Episode:
+    """One episode; times in s since the first command of the run.
 
-    camera: str
-    time: float
-    record: Mapping[str, Any]
+    Attributes:
+        task, seed, instruction: which, of what layout, and what to do; task and seed are empty and None where it was
+            marked, not led.
+        begun: of the reset, or of the mark.
+        ended: when it was decided or its time was up; None where the run ended first.
+        success, wrong: whether it did what it was told, or something else; success is None where nobody judged.
+        duration: s from the episode's first command to its end.
+    """
+
+    task: str
+    seed: int | None
+    instruction: str
+    begun: float
+    ended: float | None
+    success: bool | None
+    wrong: bool
+    duration: float
+
+    @property
+    def outcome(self) -> str:
+        """What it came to, in words; empty before its end."""
+        if self.ended is None:
+            return ""
+        return NOT_JUDGED if self.success is None else in_words(self.task, success=self.success, wrong=self.wrong)
+
+    @property
+    def sign(self) -> str:
+        """What it came to, in one character."""
+        return "–" if self.success is None else "✓" if self.success else "✗"
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return its entry in ``report.json``."""
+        return {
+            "seed": self.seed,
+            "instruction": self.instruction,
+            "success": self.success,
+            "wrong": self.wrong,
+            "duration": round(self.duration, 3),
+        }
 
 
 @dataclass(frozen=True)
@@ -98,11 +147,14 @@ class Recording:
     """One run of one robot, from its first command to its end.
 
     Attributes:
-        start: ROS time of the first command in ns; 0 when none came.
-        duration: s of ROS time from the first command to the last record.
+        start: ROS time of the first command in ns, or of the first message where none came; 0 of an empty bag.
+        duration: s of ROS time from there to the last message.
         trajectories: commands seen on each command topic.
-        diagnostics: the policy's newest diagnostic values.
-        episodes: of a task, where one was led.
+        diagnostics: the policy's newest diagnostic values; empty where no policy ran.
+        simulation: a simulation's newest ones.
+        stamps: of the recorded pictures of each camera, ns of ROS time.
+        episodes: of a task, where one was led, else those that were marked.
+        resets: when a simulation set the arms and everything else anew, s since the first command.
     """
 
     start: int
@@ -113,13 +165,10 @@ class Recording:
     statuses: tuple[StatusRecord, ...]
     trajectories: dict[str, int]
     diagnostics: dict[str, str]
-    pictures: tuple[Picture, ...] = field(repr=False)
+    simulation: dict[str, str]
+    stamps: dict[str, Sequence[int]]
     episodes: tuple[Episode, ...] = ()
-
-    @property
-    def resets(self) -> tuple[float, ...]:
-        """When the simulation set the arms and everything else anew, s since the first command."""
-        return tuple(episode.begun for episode in self.episodes)
+    resets: tuple[float, ...] = ()
 
     def counted(self, what: str) -> int:
         """A counter of ``PolicyStatus`` over the whole run; each activation of the policy begins anew."""
@@ -127,72 +176,244 @@ class Recording:
         return sum(after - before if after >= before else after for before, after in pairwise(values))
 
 
-def read_recording(folder: Path, profile: Profile, duration: float | None = None) -> Recording:
-    """Read the recording in ``folder``.
-
-    Where no command came, the first record takes its place.
+def read_recording(bag: Path, profile: Profile, duration: float | None = None) -> Recording:
+    """Read a run of one robot from a bag.
 
     Args:
         duration: leave out what came later than this many seconds after the first command.
+
+    Raises:
+        BagError: there is no bag, or it is damaged.
     """
-    with RecordingReader(folder) as reader:
-        records = list(reader.new())
-    commanded = any(record["kind"] == "command" for record in records)
-    start = None if commanded else next((record["time"] for record in records if record["time"]), None)
-    return gather(records, profile, duration, start=start)
+    reader = _Reader(profile)
+    for message in bag_messages(bag):
+        reader.take(message)
+    return reader.recording(duration)
 
 
-def can_be_shown(folder: Path) -> bool:
-    """Whether the recording in ``folder`` holds joints and pictures."""
-    if not (folder / RECORDS).is_file():
+def can_be_shown(bag: Path, profile: Profile) -> bool:
+    """Whether a bag holds joints and pictures of a robot."""
+    try:
+        held = {topic.name for topic in bag_summary(bag).topics if topic.count}
+    except BagError:
         return False
-    with RecordingReader(folder) as reader:
-        return {record["kind"] for record in reader.new()} >= {"joints", "image"}
+    return bool(held & set(profile.joints.topics)) and bool(held & set(profile.cameras.by_topic))
 
 
-def gather(
-    records: Iterable[Mapping[str, Any]], profile: Profile, duration: float | None = None, *, start: int | None = None
-) -> Recording:
-    """Sort records into arrays; see :func:`read_recording`.
+class _Reader:
+    """Takes the messages of a bag in their order."""
 
-    Args:
-        start: ROS time in ns that counts as the first command; None takes the first command among the records.
-    """
-    by_kind: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for record in records:
-        by_kind[record["kind"]].append(record)
-    commands = by_kind["command"]
-    if start is None:
-        start = commands[0]["time"] if commands else 0
-    last = max((records[-1]["time"] for records in by_kind.values() if records), default=start)
-    length = max(0.0, (last - start) / NANOSECONDS) if start else 0.0
-    length = length if duration is None else min(length, duration)
-    end = start + length * NANOSECONDS if start else float("inf")
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._clock, self._offset = BagClock(), 0  # of ROS time from the log's, where that has another clock
+        self._first, self._last, self._commanded_at = 0, 0, 0
+        by_name = profile.joints.by_name
+        self._joint_names = {(by_name[j].topic, by_name[j].name): j for j in profile.joints.policy_order}
+        self._measured = {joint: _Samples() for joint in profile.joints.policy_order}
+        self._commanded = {joint: _Samples() for joint in profile.joints.policy_order}
+        self._groups: dict[str, list[str]] = {}
+        for group in profile.commands.groups:
+            self._groups.setdefault(profile.commands.by_name[group].topic, []).append(group)
+        self._commands = {topic: array("q") for topic in self._groups}
+        self._stamps = {topic: array("q") for topic in profile.cameras.by_topic}
+        self._heard: dict[str, list[tuple[int, Any]]] = {kind: [] for kind in (CHUNK, STATUS, DIAGNOSTICS, OUTCOME)}
+        self._marks: list[tuple[int, dict[str, Any]]] = []
+        self._takers: dict[str, Callable[[BagMessage], None]] = dict.fromkeys(self._stamps, self._on_picture)
+        self._takers |= dict.fromkeys(profile.joints.topics, self._on_joints)
+        self._takers |= dict.fromkeys(self._groups, self._on_command)
+        self._takers[EPISODE_TOPIC] = self._on_mark
 
-    def until_end(kind: str) -> list[Mapping[str, Any]]:
-        return [record for record in by_kind[kind] if record["time"] <= end]
+    def take(self, message: BagMessage) -> None:
+        taker = self._takers.get(message.topic, self._on_other)
+        with suppress(CdrError):  # the message was cut, and the others are whole
+            taker(message)
 
-    commands = until_end("command")
-    diagnostics = until_end("diagnostics") or by_kind["diagnostics"]
-    measured, commanded = _measured(until_end("joints"), profile, start), _commanded(commands, profile, start)
-    episodes = read_episodes(by_kind["outcome"], start, end)
-    return Recording(
-        start=start,
-        duration=length,
-        measured=measured,
-        commanded=commanded,
-        chunks=_chunks(until_end("chunk"), profile, start, measured, commanded, episodes),
-        statuses=tuple(_status(record, start) for record in until_end("status")),
-        trajectories={
-            group: sum(record["topic"] == profile.commands.by_name[group].topic for record in commands)
-            for group in profile.commands.groups
-        },
-        diagnostics=dict(diagnostics[-1]["values"]) if diagnostics else {},
-        pictures=tuple(
-            Picture(record["camera"], (record["stamp"] - start) / NANOSECONDS, record) for record in until_end("image")
-        ),
-        episodes=episodes,
+    def recording(self, duration: float | None) -> Recording:
+        profile, start = self._profile, self._commanded_at or self._first
+        length = max(0.0, (self._last - start) / NS)
+        length = length if duration is None else min(length, duration)
+        end = start + length * NS if start else np.inf
+        statuses = self._until(STATUS, end)
+        episodes = _judged(self._until(OUTCOME, np.inf), start, end)
+        resets = tuple(episode.begun for episode in episodes)
+        measured, commanded = (
+            {joint: samples.series(start, end) for joint, samples in of.items()}
+            for of in (self._measured, self._commanded)
+        )
+        return Recording(
+            start=start,
+            duration=length,
+            measured=measured,
+            commanded=commanded,
+            chunks=_chunks(self._until(CHUNK, end), profile, start, measured, commanded, episodes),
+            statuses=tuple(_status(time, said, start) for time, said in statuses),
+            trajectories={
+                group: bisect_right(self._commands[topic], end)
+                for topic, groups in self._groups.items() for group in groups
+            },
+            diagnostics=self._diagnostics("trained", end),
+            simulation=self._diagnostics("real_time_factor", np.inf),
+            stamps={
+                slot: self._stamps[profile.cameras.by_name[slot].topic] for slot in profile.cameras.slots
+            },
+            episodes=episodes or _marked(self._marks, start, end),
+            resets=resets,
+        )
+
+    def _until(self, kind: str, end: float) -> list[tuple[int, Any]]:
+        return [(time, said) for time, said in self._heard[kind] if time <= end]
+
+    def _diagnostics(self, key: str, end: float) -> dict[str, str]:
+        """The newest values that hold ``key``, of this robot: up to the end, else the newest of all."""
+        found = [(time, values) for time, values in self._heard[DIAGNOSTICS] if key in values]
+        within = [values for time, values in found if time <= end]
+        return within[-1] if within else found[-1][1] if found else {}
+
+    def _time(self, message: BagMessage, stamp: int | None = None) -> int:
+        """ROS time of a message in ns."""
+        if stamp is not None:
+            self._offset = self._clock.now(message.topic, message.log_time, stamp) - message.log_time
+        now = message.log_time + self._offset
+        if message.type != DIAGNOSTICS:  # those of a run come a second late
+            self._first, self._last = self._first or now, max(self._last, now)
+        return now
+
+    def _on_picture(self, message: BagMessage) -> None:
+        stamp = peek_stamp(message.data)
+        self._time(message, stamp)
+        self._stamps[message.topic].append(stamp)
+
+    def _on_joints(self, message: BagMessage) -> None:
+        if message.type != JOINT_STATE:
+            return
+        stamp, names, positions = read_joint_state(message.data)
+        self._time(message, stamp)
+        for name, position in zip(names, positions.tolist(), strict=False):
+            joint = self._joint_names.get((message.topic, name))
+            if joint is not None:
+                self._measured[joint].add(stamp, position)
+
+    def _on_command(self, message: BagMessage) -> None:
+        """The first point of every command, at the time it was due: together they are the path asked for."""
+        now = self._time(message)
+        self._commanded_at = self._commanded_at or now
+        self._commands[message.topic].append(now)
+        for group in self._groups[message.topic]:
+            command = read_command(self._profile, group, message.data)
+            if isinstance(command, JointCommand) and command.times.size:
+                due = (command.start or now) + int(command.times[0])
+                joints = self._profile.commands.by_name[group].joints
+                for joint, position in zip(joints, command.positions[0].tolist(), strict=True):
+                    self._commanded[joint].add(due, position, received=now)
+
+    def _on_mark(self, message: BagMessage) -> None:
+        with suppress(ValueError):
+            mark = json.loads(read_string(message.data))
+            if mark.get("robot", self._profile.name) == self._profile.name:
+                self._marks.append((self._time(message), mark))
+
+    def _on_other(self, message: BagMessage) -> None:
+        """What policy and simulation say, on whatever topic; outcomes were JSON in a String once."""
+        if message.type == STRING and message.topic.endswith(f"/{self._profile.name}/outcome"):
+            said = SimpleNamespace(**json.loads(read_string(message.data)))
+            self._heard[OUTCOME].append((self._time(message), said))
+        elif message.type in self._heard:
+            said = read(message.data, message.type)
+            if message.type == DIAGNOSTICS:
+                for status in said.status:
+                    if status.name.endswith(f": {self._profile.name}"):
+                        values = {item.key: item.value for item in status.values}
+                        self._heard[DIAGNOSTICS].append((self._time(message), values))
+            elif said.robot in ("", self._profile.name):
+                self._heard[message.type].append((self._time(message), said))
+
+
+class _Samples:
+    """Positions of one joint as they come, held as plain numbers."""
+
+    def __init__(self) -> None:
+        self._times, self._received, self._positions = array("q"), array("q"), array("d")
+
+    def add(self, time: int, position: float, received: int | None = None) -> None:
+        if np.isfinite(position):
+            self._times.append(time)
+            self._received.append(time if received is None else received)
+            self._positions.append(position)
+
+    def series(self, start: int, end: float) -> Series:
+        times, positions = np.array(self._times, dtype=np.int64), np.array(self._positions, dtype=np.float64)
+        kept = np.array(self._received, dtype=np.int64) <= end
+        order = np.argsort(times[kept], kind="stable")
+        return Series((times[kept][order] - start) / NS, positions[kept][order])
+
+
+def _nanoseconds(time: Any) -> int:
+    return time if isinstance(time, int) else int(time.sec) * NS + int(time.nanosec)
+
+
+def _status(time: int, said: Any, start: int) -> StatusRecord:
+    names = [name for name in StatusRecord.__dataclass_fields__ if name != "time"]
+    return StatusRecord(time=(time - start) / NS, **{name: getattr(said, name) for name in names})
+
+
+def _judged(outcomes: Sequence[tuple[int, Any]], start: int, end: float) -> tuple[Episode, ...]:
+    """The episodes that outcomes tell of, in order; nothing counts after ``end``, ns of ROS time."""
+    newest: dict[int, tuple[Any, int, int]] = {}
+    for _, said in outcomes:
+        stamp = _nanoseconds(said.stamp if hasattr(said, "stamp") else said.header.stamp)
+        begun = _nanoseconds(said.begun)
+        # an end that came too late leaves the episode as it was
+        if begun <= end and (stamp <= end or said.episode not in newest):
+            newest[said.episode] = said, begun, stamp
+    episodes = []
+    for number in sorted(newest):
+        said, begun, stamp = newest[number]
+        over = bool(said.over) and stamp <= end
+        episodes.append(Episode(
+            said.task, int(said.seed), said.instruction, (begun - start) / NS, (stamp - start) / NS if over else None,
+            over and bool(said.success), over and bool(said.wrong), float(said.elapsed),
+        ))
+    return tuple(episodes)
+
+
+def _marked(marks: Sequence[tuple[int, Mapping[str, Any]]], start: int, end: float) -> tuple[Episode, ...]:
+    """The episodes that a recorder's marks tell of, as training has them: ``discard`` drops the open or last one."""
+    kept: list[Episode] = []
+    begun: tuple[float, Mapping[str, Any]] | None = None
+    for stamp, mark in marks:
+        time, event = (stamp - start) / NS, mark.get("event")
+        if event == "discard":
+            if begun is None and kept:
+                kept.pop()
+        elif begun is not None:
+            kept.append(_marked_episode(*begun, mark if event == "end" else {}, time))
+        begun = (time, mark) if event == "start" else None
+    if begun is not None:
+        kept.append(_marked_episode(*begun, {}, None))
+    return tuple(episode for episode in kept if start + episode.begun * NS <= end)
+
+
+def _marked_episode(begun: float, first: Mapping[str, Any], last: Mapping[str, Any], ended: float | None) -> Episode:
+    said = {**first, **{key: value for key, value in last.items() if value not in (None, "")}}
+    return Episode(
+        str(said.get("task") or ""), said.get("seed"), str(said.get("instruction") or ""), begun, ended,
+        said.get("success"), False, 0.0 if ended is None else ended - begun,
     )
+
+
+def at(episodes: Sequence[Episode], time: float) -> Episode | None:
+    """Return the episode of ``time``: the last that had begun."""
+    return next((episode for episode in reversed(episodes) if episode.begun <= time), None)
+
+
+@cache
+def in_words(task: str, *, success: bool, wrong: bool) -> str:
+    """Return what the end of an episode is called; a task that is not of the catalogue succeeds or fails."""
+    from xvla_ros.simulation.tasks.catalogue import TASKS
+
+    if task not in TASKS:
+        return "succeeded" if success else "failed"
+    return TASKS[task].done if success else SOMETHING_ELSE if wrong else TIME_IS_UP
 
 
 def travel(series: Series, deadband: float = TRAVEL_DEADBAND) -> float:
@@ -249,70 +470,25 @@ def _after_start(series: Series) -> Series:
     return Series(series.time[later], series.position[later])
 
 
-def _measured(records: list[Mapping[str, Any]], profile: Profile, start: int) -> dict[str, Series]:
-    samples = _Samples(profile)
-    for record in records:
-        samples.add(record["topic"], (record["stamp"] - start) / NANOSECONDS, record["names"], record["positions"])
-    return samples.series()
-
-
-def _commanded(records: list[Mapping[str, Any]], profile: Profile, start: int) -> dict[str, Series]:
-    """The first point of every command, at the time it was due: together they are the path asked for."""
-    topics = {}
-    for group in profile.commands.groups:
-        command = profile.commands.by_name[group]
-        for joint in command.joints:
-            topics[(command.topic, profile.joints.by_name[joint].name)] = joint
-    samples = _Samples(profile, topics)
-    for record in records:
-        for offset, positions in record["points"][:1]:
-            time = (record["time"] - start) / NANOSECONDS + offset
-            samples.add(record["topic"], time, record["names"], positions)
-    return samples.series()
-
-
-class _Samples:
-    """Collects positions by policy name from messages that name joints as ROS does."""
-
-    def __init__(self, profile: Profile, joints: dict[tuple[str, str], str] | None = None) -> None:
-        by_name = profile.joints.by_name
-        self._joints = joints or {(by_name[j].topic, by_name[j].name): j for j in profile.joints.policy_order}
-        self._values: dict[str, list[tuple[float, float]]] = {name: [] for name in profile.joints.policy_order}
-
-    def add(self, topic: str, time: float, names: list[str], positions: list[float | None]) -> None:
-        for name, position in zip(names, positions, strict=False):
-            joint = self._joints.get((topic, name))
-            if joint is not None and position is not None:
-                self._values[joint].append((time, position))
-
-    def series(self) -> dict[str, Series]:
-        arrays = {name: np.array(sorted(values), dtype=float).reshape(-1, 2) for name, values in self._values.items()}
-        return {name: Series(array[:, 0], array[:, 1]) for name, array in arrays.items()}
-
-
 def _chunks(
-    records: list[Mapping[str, Any]],
+    messages: Sequence[tuple[int, Any]],
     profile: Profile,
     start: int,
     measured: Mapping[str, Series],
     commanded: Mapping[str, Series],
     episodes: Sequence[Episode],
 ) -> tuple[ChunkRecord, ...]:
-    decoder = _decoder(profile) if records else None
+    decoder = _decoder(profile) if messages else None
     made = []
-    for record in records:
-        asked = (record["stamp"] - start) / NANOSECONDS
-        path = None
+    for time, said in messages:
+        stamp, times = _nanoseconds(said.header.stamp), np.array(said.times, dtype=float)
+        asked, path = (stamp - start) / NS, None
         if decoder is not None:
             episode = at(episodes, asked)
             since = -np.inf if episode is None else episode.begun
-            path = _path(record, profile, decoder, _where(asked, since, profile, measured, commanded))
-        if path is None:
-            times, positions = asked + np.array(record["times"], dtype=float), None
-        else:
-            times, positions = (path.times - start) / NANOSECONDS, path.positions
-        received = (record["time"] - start) / NANOSECONDS
-        made.append(ChunkRecord(received, times, positions, float(record["inference_ms"])))
+            path = _path(said, stamp, profile, decoder, _where(asked, since, profile, measured, commanded))
+        due, positions = (asked + times, None) if path is None else ((path.times - start) / NS, path.positions)
+        made.append(ChunkRecord((time - start) / NS, due, positions, float(said.inference_ms)))
     return tuple(made)
 
 
@@ -328,14 +504,14 @@ def _decoder(profile: Profile) -> Decoder | None:
 
 
 def _path(
-    record: Mapping[str, Any], profile: Profile, decoder: Decoder, begin: NDArray[np.float64] | None
+    said: Any, stamp: int, profile: Profile, decoder: Decoder, begin: NDArray[np.float64] | None
 ) -> Trajectory | None:
-    actions = np.array(record["actions"], dtype=np.float32).reshape(-1, record["width"])
-    chunk = ActionChunk(
-        profile.name, profile.policy.domain_id, record["action_mode"], record["instruction"], record["stamp"],
-        np.array(record["times"], dtype=float), actions, record["inference_ms"], 0,
-    )
     try:
+        chunk = ActionChunk(
+            profile.name, profile.policy.domain_id, said.action_mode, said.instruction, stamp,
+            np.array(said.times, dtype=float), np.array(said.actions, np.float32).reshape(-1, said.width),
+            float(said.inference_ms), 0,
+        )
         return decoder.decode(chunk, begin)
     except ValueError:  # of another width or mode than the profile, or not finite: the node held, and said so
         return None
@@ -354,8 +530,3 @@ def _where(
             return None
         found.append(float(np.interp(time, series.time, series.position)))
     return np.array(found)
-
-
-def _status(record: Mapping[str, Any], start: int) -> StatusRecord:
-    fields = {name: record[name] for name in StatusRecord.__dataclass_fields__ if name != "time"}
-    return StatusRecord(time=(record["time"] - start) / NANOSECONDS, **fields)
