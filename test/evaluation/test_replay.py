@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,10 +13,9 @@ import pytest
 from xvla_ros.commands import main
 from xvla_ros.commands.replay import find_bags
 from xvla_ros.evaluation.replay.ablations import swapped
-from xvla_ros.evaluation.replay.bootstrap import interval_of
-from xvla_ros.evaluation.replay.files import write_metrics
-from xvla_ros.evaluation.replay.metrics import Figures, Part, metrics
+from xvla_ros.evaluation.replay.metrics import Figures, Part, metrics, write_metrics
 from xvla_ros.evaluation.replay.rows import SHIFTS
+from xvla_ros.evaluation.replay.sums import interval_of
 from xvla_ros.evaluation.replay_bag import BagRecord, ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay_sources import Answer
 
@@ -326,36 +323,6 @@ def test_the_command_goes_on_where_it_was_and_compares(tmp_path, capsys):
     assert main(command) == 0
     assert "4 of 4 bags were replayed before" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == found
-
-
-def test_shares_of_ranks_make_one_report(tmp_path, monkeypatch):
-    for number in range(2):
-        Session(pair(), end=0.8).record().write(tmp_path / "bags" / f"bag_{number}.mcap")
-    command = ["replay", str(tmp_path / "bags"), "--output", str(tmp_path / "out"), "--every", "4", "--baseline"]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    assert main(command) == 0
-    assert not (tmp_path / "out" / "metrics.json").exists()
-    monkeypatch.setenv("RANK", "0")
-    assert main(command) == 0
-    assert len(json.loads((tmp_path / "out" / "metrics.json").read_text())["episodes"]) == 2
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_torchrun_shares_the_bags(tmp_path):
-    """As documented, with two processes; each writes its bags down, and the first one the report."""
-    for number in range(3):
-        Session(pair(), begin=0.1 * number, end=0.8).record().write(tmp_path / "bags" / f"bag_{number}.mcap")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "xvla_ros",
-         "replay", str(tmp_path / "bags"), "--output", str(tmp_path / "out"), "--every", "4", "--baseline"],
-        capture_output=True, text=True, timeout=600, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("does not promise success") == 1
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert len(found["episodes"]) == 3 and len(list((tmp_path / "out" / "parts").iterdir())) == 3
 
 
 def test_predictions_over_time_for_rerun(tmp_path):

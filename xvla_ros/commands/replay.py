@@ -38,7 +38,7 @@ class Replay(Command):
       xvla replay recordings/touch --robot so101_bimanual --checkpoint my_checkpoint --every 10
       xvla replay run.mcap --checkpoint old --compare new --ablations
       xvla replay run.mcap --baseline
-      torchrun --nproc-per-node 8 -m xvla_ros replay bags --checkpoint my_checkpoint --device cuda
+      xvla replay bags --checkpoint my_checkpoint --device cuda --jobs 8
     """
 
     bags: Annotated[tuple[str, ...], Option(metavar="BAG", positional=True), "bag, its file, or a folder of bags"]
@@ -103,11 +103,10 @@ def _replay(options: Replay) -> int:
 
 
 def _replay_bags(options: Replay, bags: Sequence[Bag]) -> int:
-    if find_spec("matplotlib") is None or find_spec("tqdm") is None:
+    if any(find_spec(name) is None for name in ("jinja2", "matplotlib", "tqdm")):
         raise SetupError("the report has plots; install xvla_ros[replay]")
-    from xvla_ros.evaluation.replay.files import write_metrics
-    from xvla_ros.evaluation.replay.jobs import Policies, device_of, is_first, make_jobs, run_jobs
-    from xvla_ros.evaluation.replay.metrics import Figures, metrics
+    from xvla_ros.evaluation.replay.jobs import Policies, make_jobs, run_jobs
+    from xvla_ros.evaluation.replay.metrics import Figures, metrics, write_metrics
     from xvla_ros.evaluation.replay.page import write_page
 
     profile = _profile(options.robot, bags[0])
@@ -115,14 +114,12 @@ def _replay_bags(options: Replay, bags: Sequence[Bag]) -> int:
     output = Path(options.output)
     names = () if options.baseline else (options.checkpoint or "", *([options.compare] if options.compare else []))
     threads = max(1, usable_cores() // options.jobs) if options.jobs > 1 else 0
-    policies = Policies(names, device_of(options.device), options.steps, threads, _dtype(options))
+    policies = Policies(names, options.device, options.steps, threads, options.dtype)
     sources = policies.load(profile, options.seed)
     if sources[0].policy is not None:  # whoever else answers bags of this report computes alike
         policies = replace(policies, dtype=sources[0].policy.precision.dtype)
-    live = _live(options, bags, profile, output, policies.dtype) if is_first() else None
+    live = _live(options, bags, profile, output, policies.dtype)
     parts = run_jobs(make_jobs(bags, profile, policies, settings, output), options.jobs, sources)
-    if not is_first():
-        return 0
     figures = Figures(profile, parts, len(sources))
     told = {**asdict(settings), "steps": options.steps or profile.policy.denoising_steps, "device": options.device,
             "computing": sources[0].policy.computing() if sources[0].policy is not None else {}}
@@ -134,7 +131,7 @@ def _replay_bags(options: Replay, bags: Sequence[Bag]) -> int:
     write_metrics(document, output)
     write_page(document, figures, output / "report.html")
     if options.rerun:
-        from xvla_ros.evaluation.replay.rerun import write_rerun
+        from xvla_ros.evaluation.replay.page import write_rerun
 
         write_rerun(figures, Path(options.rerun))
     print(summary(document))
@@ -191,13 +188,6 @@ def _settings(options: Replay) -> ReplaySettings:
         raise SetupError("--baseline leaves the policy out, so there is nothing to compare, ablate or run live")
     return ReplaySettings(options.every, options.batch, options.instruction, options.all_episodes,
                           options.ablations, options.seed, options.baseline)
-
-
-def _dtype(options: Replay) -> str:
-    """What policies compute in: of several processes that do not meet, none may choose by a trial of its own."""
-    from xvla_ros.evaluation.replay.jobs import has_others
-
-    return options.dtype or ("float32" if has_others() and options.device == "cpu" else "")
 
 
 def _live(

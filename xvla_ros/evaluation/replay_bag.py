@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.replay.ablations import Ablations
 from xvla_ros.evaluation.replay.measures import Measures
-from xvla_ros.evaluation.replay.rows import SHIFTS, Layout, RowWriter
-from xvla_ros.evaluation.replay.worst import Worst
+from xvla_ros.evaluation.replay.rows import SHIFTS, Layout, RowWriter, Worst
 from xvla_ros.evaluation.replay_sources import Answer, Question, Source
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.observation.faults import FaultTally

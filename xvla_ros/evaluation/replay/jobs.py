@@ -1,14 +1,12 @@
-"""Bags replayed one after the other or by several processes, each remembered, so that a run that was cut goes on."""
+"""Which bags are left to replay, and the processes that do it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from xvla_ros.recordings.bags import Bag
 from xvla_ros.robots.profile import Profile
 
 PARTS = "parts"
-POLL, SAY_AFTER = 0.5, 20.0  # s
 
 
 @dataclass(frozen=True)
@@ -100,45 +97,15 @@ def make_jobs(
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, sources: Sequence[Source]) -> list[Part]:
-    """Replay what has not been replayed yet, with a bar; return all bags in order.
-
-    Under torchrun (``RANK`` and ``WORLD_SIZE`` are set) each process takes its share; the first waits for the others.
-    """
-    rank, world = _place()
-    mine = [job for job in jobs[rank::world] if BagRecord.read(job.folder, job.key) is None]
-    there = len(jobs[rank::world]) - len(mine)
-    if there:
-        print(f"{there} of {len(jobs[rank::world])} bags were replayed before", file=sys.stderr)
-    _show(mine, workers, sources, quiet=rank != 0)
-    if rank:
-        return []
-    return [Part(_awaited(job), job.folder) for job in jobs]
-
-
-def has_others() -> bool:
-    """Whether torchrun started more processes than this one."""
-    return _place()[1] > 1
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes the report."""
-    return _place()[0] == 0
-
-
-def device_of(device: str) -> str:
-    """Return the device of this process: under torchrun ``cuda`` is the process's own."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and _place()[1] > 1 else device
-
-
-def _place() -> tuple[int, int]:
-    return int(os.environ.get("RANK", "0")), max(1, int(os.environ.get("WORLD_SIZE", "1")))
-
-
-def _show(jobs: Sequence[Job], workers: int, sources: Sequence[Source], *, quiet: bool) -> None:
+    """Replay what has not been replayed yet, with a bar; return all bags in order."""
     from tqdm import tqdm
 
+    found = {job.key: BagRecord.read(job.folder, job.key) for job in jobs}
+    left = [job for job in jobs if found[job.key] is None]
+    if len(left) < len(jobs):
+        print(f"{len(jobs) - len(left)} of {len(jobs)} bags were replayed before", file=sys.stderr)
     frames = 0
-    with tqdm(total=len(jobs), desc="replay", unit="bag", disable=True if quiet else None) as bar:
+    with tqdm(total=len(left), desc="replay", unit="bag", disable=None) as bar:
 
         def progress(count: int) -> None:
             nonlocal frames
@@ -146,47 +113,58 @@ def _show(jobs: Sequence[Job], workers: int, sources: Sequence[Source], *, quiet
             bar.set_postfix_str(f"{frames} observations", refresh=False)
             bar.update(0)
 
-        for _ in _replayed(jobs, workers, sources, progress):
+        for job, record in _replayed(left, workers, sources, progress):
+            found[job.key] = record
             bar.update()
+    return [Part(record, job.folder) for job in jobs if (record := found[job.key]) is not None]
 
 
 def _replayed(
     jobs: Sequence[Job], workers: int, sources: Sequence[Source], progress: Callable[[int], None]
-) -> Iterator[BagRecord]:
+) -> Iterator[tuple[Job, BagRecord]]:
     if workers <= 1 or len(jobs) <= 1:
         for job in jobs:
-            yield replay_bag(job.bag, job.profile, sources, job.settings, job.folder, key=job.key, progress=progress)
+            yield job, replay_bag(
+                job.bag, job.profile, sources, job.settings, job.folder, key=job.key, progress=progress
+            )
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
     # a forked process would have torch's locks and none of its threads
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        for done in as_completed([pool.submit(_work, job) for job in jobs]):
+    numbers = context.Value("i", 0)
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _take_number, (numbers,)) as pool:
+        asked = {pool.submit(_work, job): job for job in jobs}
+        for done in as_completed(asked):
             record = done.result()
             progress(record.frames)
-            yield record
+            yield asked[done], record
 
 
+_number = 0  # of this process in the pool
 _loaded: dict[Policies, list[Source]] = {}
 
 
+def _take_number(numbers: Any) -> None:
+    global _number
+    with numbers.get_lock():
+        _number, numbers.value = numbers.value, numbers.value + 1
+
+
 def _work(job: Job) -> BagRecord:
-    """In a process of the pool: replay one bag with policies that are loaded once."""
+    """In a process of the pool: replay one bag with policies that are loaded once, on a GPU of its own if it can be."""
     if job.policies not in _loaded:
-        _loaded[job.policies] = job.policies.load(job.profile, job.settings.seed)
+        own = replace(job.policies, device=_device(job.policies.device, _number))
+        _loaded[job.policies] = own.load(job.profile, job.settings.seed)
     return replay_bag(job.bag, job.profile, _loaded[job.policies], job.settings, job.folder, key=job.key)
 
 
-def _awaited(job: Job) -> BagRecord:
-    begun, said = time.monotonic(), False
-    while (record := BagRecord.read(job.folder, job.key)) is None:
-        if not said and time.monotonic() - begun > SAY_AFTER:
-            print(f"waiting for the process that replays {job.bag.path}", file=sys.stderr)
-            said = True
-        time.sleep(POLL)
-    return record
+def _device(device: str, number: int) -> str:
+    """The processes of a pool take the GPUs in turn."""
+    import torch
+
+    return f"cuda:{number % max(1, torch.cuda.device_count())}" if device == "cuda" else device
 
 
 def _identity(checkpoint: str) -> Any:

@@ -1,7 +1,9 @@
-"""The figures of a replay, ``metrics.json``: rows of all bags added up, with baselines beside every error."""
+"""The figures of a replay, ``metrics.json`` and ``metrics.csv``: rows of all bags added up, and baselines."""
 
 from __future__ import annotations
 
+import csv
+import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +15,16 @@ from numpy.typing import NDArray
 
 from xvla_ros.errors import XvlaError
 from xvla_ros.evaluation.replay.ablations import ablated_rows, ablation_table
-from xvla_ros.evaluation.replay.bootstrap import interval_of
-from xvla_ros.evaluation.replay.grippers import GripperSums, gripper_channels
 from xvla_ros.evaluation.replay.measures import GRIPPER, JOINT, RAD, Measure, Measures, joint_factors, joint_measures
-from xvla_ros.evaluation.replay.motion import MotionSums
 from xvla_ros.evaluation.replay.rows import SHIFTS, Rows, blocks
-from xvla_ros.evaluation.replay.sums import EpisodeSums, ErrorSums
+from xvla_ros.evaluation.replay.sums import (
+    EpisodeSums,
+    ErrorSums,
+    GripperSums,
+    MotionSums,
+    gripper_channels,
+    interval_of,
+)
 from xvla_ros.evaluation.replay_bag import ABLATED, ROWS, BagRecord, layout_of
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.robots.profile import Profile
@@ -26,6 +32,7 @@ from xvla_ros.robots.profile import Profile
 Floats = NDArray[np.float64]
 
 SCHEMA_VERSION = 1
+COLUMNS = ("policy", "part", "kind", "measure", "value", "unit")
 MOST_KINDS = 20  # of faults that are written
 PERSISTENCE, MEAN, LAST_COMMAND = "persistence", "mean", "last_command"
 Key = tuple[int, int]
@@ -339,3 +346,55 @@ def _number(value: Any) -> float | None:
 
 def _numbers(values: Any) -> list[float | None]:
     return [_number(value) for value in values]
+
+
+def write_metrics(document: Mapping[str, Any], folder: Path) -> None:
+    """Write both files, each in one piece."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "metrics.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
+    draft = folder / "metrics.csv.part"
+    with draft.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(COLUMNS)
+        writer.writerows(table(document))
+    draft.replace(folder / "metrics.csv")
+
+
+def table(document: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of ``metrics.csv``: one figure each."""
+    yield from _csv_errors(document["checkpoint"], document)
+    if "compare" in document:
+        yield from _csv_errors(document["compare"]["checkpoint"], document["compare"])
+    for name, baseline in document["baselines"].items():
+        yield from _csv_errors(name, baseline)
+    horizon = document["by_horizon"]
+    for time, value in zip(horizon["times"], horizon["runs"][0], strict=True):
+        yield document["checkpoint"], f"horizon {time:.4f} s", "headline", "mae", _text(value), horizon["unit"]
+
+
+def _csv_errors(policy: str, found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    headline = found["headline"]
+    yield policy, "all", "headline", "mae", _text(headline["mae"]), headline["unit"]
+    for name, entry in found["per_joint"].items():
+        yield from _csv_entry(policy, name, "joint", entry)
+    for tool, kinds in found["per_tool"].items():
+        for kind, entry in kinds.items():
+            yield from _csv_entry(policy, tool, kind, entry)
+    for name, entry in found.get("gripper", {}).items():
+        yield policy, name, "gripper", "f1", _text(entry["f1"]), ""
+        yield policy, name, "gripper", "timing_mae", _text(entry["timing_mae_s"]), "s"
+
+
+def _csv_entry(policy: str, part: str, kind: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for measure in ("mae", "rmse"):
+        yield policy, part, kind, measure, _text(entry[measure]), entry["unit"]
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.9g}"
+
+
+def _replace(path: Path, text: str) -> None:
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

@@ -1,23 +1,32 @@
-"""The page of a replay, ``report.html``: one file that holds everything it shows."""
+"""What a replay shows: ``report.html`` with its plots, in one file, and what the Rerun viewer opens."""
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from xvla_ros.evaluation.replay import plots
+from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.replay.metrics import Figures
-from xvla_ros.evaluation.replay.worst import KEPT
-from xvla_ros.evaluation.report import html_page
-from xvla_ros.evaluation.report.html_page import embed, table
+from xvla_ros.evaluation.replay.rows import KEPT, Rows
+from xvla_ros.evaluation.report import page
+from xvla_ros.evaluation.report.plots import COMMANDED, LIMIT, MEASURED, PREDICTED, figure, png
+from xvla_ros.nodes.rerun_stream import RerunStream, ViewError
 from xvla_ros.observation.faults import FaultTally
+from xvla_ros.recordings.action_path import waypoint_times
+from xvla_ros.robots.actions import Trajectory
+from xvla_ros.robots.joints import from_policy
+from xvla_ros.robots.profile import Profile
+
+Floats = NDArray[np.float64]
 
 NS = 1_000_000_000
+SECOND, STILL = "#7a4fb5", "#8d97a5"
+MOST_CHUNKS = 40
 MOST_EPISODES = 60
 MOST_ROWS = 900  # of one episode in a plot; an hour of them is neither legible nor small
 
@@ -30,38 +39,36 @@ def write_page(document: Mapping[str, Any], figures: Figures, path: Path) -> Non
         figures: that it was drawn up from, for the plots.
         path: of the page.
     """
-    names = _names(document)
-    unit = document["headline"]["unit"]
-    shown, key = _shown_episode(figures)
-    body = _BODY.format(
-        robot=html.escape(document["robot"]),
-        checkpoint=html.escape(" against ".join(names)),
+    names, unit = _names(document), document["headline"]["unit"]
+    shown, episode = _shown_episode(figures)
+    page.write_page(
+        "replay.html",
+        path,
+        title=f"{document['robot']}: replay of {_short(document['checkpoint'])}",
+        document=document,
+        names=names,
         verdict=_verdict(document),
-        damage=_damage(document),
-        cards=html_page.cards(_cards(document)),
+        beats=document["beats_persistence"]["holds"] and document["trained"],
+        damaged=[f"{bag['path']}: {bag['integrity']}" for bag in document["bags"] if bag["damaged"]],
+        figures=_cards(document),
         errors=_errors(document),
         compare=_compare(document),
-        side="".join([
-            _picture(plots.horizon_plot(document["by_horizon"], names), "Error against how far ahead"),
-            _picture(plots.episodes_plot(document["episodes"][:MOST_EPISODES], names, unit), "Error by episode"),
-            _picture(plots.shift_plot(document["latency_shift"], unit), "Error when late"),
-        ]),
-        episode=html.escape(key),
-        joints="".join(_picture(plots.course_plot(each), each.name) for each in plots.courses(shown, figures.profile)),
+        plots=[
+            ("Error against how far ahead", horizon_plot(document["by_horizon"], names)),
+            ("Error by episode", episodes_plot(document["episodes"][:MOST_EPISODES], names, unit)),
+            ("Error when late", shift_plot(document["latency_shift"], unit)),
+        ],
+        episode=episode,
+        joints=[(each.name, course_plot(each)) for each in courses(shown, figures.profile)],
         worst=_worst(figures, unit),
-        gripper=_gripper(document),
+        grippers=_grippers(document),
         smooth=_smooth(document),
         timing=_timing(document),
         ablations=_ablations(document),
         bags=_bags(document),
-        live=f"<h2>Live</h2><p>{html.escape(document['live']['text'])}</p>" if "live" in document else "",
-        settings=table(("", ""), [(name, str(value)) for name, value in document["settings"].items()]),
+        live=document["live"]["text"] if "live" in document else "",
+        settings=list(document["settings"].items()),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    title = f"{document['robot']}: replay of {_short(document['checkpoint'])}"
-    draft.write_text(html_page.document(title, body, _STYLE), encoding="utf-8")
-    draft.replace(path)
 
 
 def _names(document: Mapping[str, Any]) -> list[str]:
@@ -83,18 +90,7 @@ def _verdict(document: Mapping[str, Any]) -> str:
              f"where it is, {held:.3g} {unit}.")
     if not sure:
         words += " With these episodes the difference may be chance."
-    note = "" if document["trained"] else (
-        "<strong>Untrained.</strong> The checkpoint has no trained row for this robot; its answers mean nothing. ")
-    return (f'<p class="note {"good" if found["holds"] and document["trained"] else "bad"}">{note}'
-            f"{html.escape(words)}</p>")
-
-
-def _damage(document: Mapping[str, Any]) -> str:
-    bad = [bag for bag in document["bags"] if bag["damaged"]]
-    if not bad:
-        return ""
-    listed = "; ".join(html.escape(f"{bag['path']}: {bag['integrity']}") for bag in bad)
-    return f'<p class="note bad"><strong>Damaged bags.</strong> {listed}</p>'
+    return words
 
 
 def _cards(document: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -112,7 +108,7 @@ def _cards(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _errors(document: Mapping[str, Any]) -> str:
+def _errors(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     still, mean = document["baselines"]["persistence"], document["baselines"]["mean"]
     rows = []
     for name, entry in document["per_joint"].items():
@@ -122,7 +118,7 @@ def _errors(document: Mapping[str, Any]) -> str:
         for kind, entry in kinds.items():
             rows.append(_error_row(f"{tool} {kind}", entry, still["per_tool"][tool][kind],
                                    mean["per_tool"][tool][kind]))
-    return table(("", "mean error", "RMSE", "staying still", "mean of the recording"), rows)
+    return rows
 
 
 def _error_row(name: str, entry: Mapping[str, Any], *baselines: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -132,9 +128,9 @@ def _error_row(name: str, entry: Mapping[str, Any], *baselines: Mapping[str, Any
     return (name, shown, _number(entry["rmse"]), *("–" if each is None else _number(each["mae"]) for each in baselines))
 
 
-def _compare(document: Mapping[str, Any]) -> str:
+def _compare(document: Mapping[str, Any]) -> dict[str, Any]:
     if "compare" not in document:
-        return ""
+        return {}
     other, unit = document["compare"], document["headline"]["unit"]
     names, apart = _names(document), document["compare"]["difference"]
     rows = [("mean error", *(f"{_number(each['headline']['mae'])} {unit}" for each in (document, other)))]
@@ -148,23 +144,18 @@ def _compare(document: Mapping[str, Any]) -> str:
     words = f"{names[1]} minus {names[0]}: {apart['mean']:+.3g} {unit}"
     words += "; one episode tells nothing of chance." if low_high is None else (
         f", 95 % interval {low_high[0]:+.3g} to {low_high[1]:+.3g} (bootstrap over {apart['episodes']} episodes).")
-    return (f"<h2>Side by side</h2><p>{html.escape(words)}</p><div class=scroll>"
-            f"{table(('', *names), rows)}</div>")
+    return {"words": words, "rows": rows}
 
 
-def _gripper(document: Mapping[str, Any]) -> str:
-    rows = [
+def _grippers(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
         (name.replace("_", " "), _number(each["f1"]), str(each["changes"]), str(each["missed"]), str(each["spurious"]),
          _seconds(each["timing_mae_s"]), _seconds(each["timing_mean_s"]))
         for name, each in document["gripper"].items()
     ]
-    if not rows:
-        return ""
-    head = ("", "F1", "changes", "missed", "out of nowhere", "off by", "late by")
-    return f"<h2>Grippers</h2><div class=scroll>{table(head, rows)}</div>"
 
 
-def _smooth(document: Mapping[str, Any]) -> str:
+def _smooth(document: Mapping[str, Any]) -> dict[str, Any]:
     jump, clip = document["boundary_jump"], document["limit_clip_rate"]
     rows = [
         (name.replace("_", " "), f"{_number(each['predicted'])} {each['unit']}", _number(each["recorded"]),
@@ -177,11 +168,10 @@ def _smooth(document: Mapping[str, Any]) -> str:
     if "out_of_reach" in clip:
         outside = ", ".join(f"{tool} {share:.1%}" for tool, share in clip["outside_workspace"].items())
         words += f" Outside of the workspace: {outside}; out of reach: {clip['out_of_reach']:.1%}."
-    head = ("", "jerk, predicted", "recorded", "beyond its range", "beyond its speed")
-    return f"<p>{html.escape(words)}</p><div class=scroll>{table(head, rows)}</div>"
+    return {"words": words, "rows": rows}
 
 
-def _timing(document: Mapping[str, Any]) -> str:
+def _timing(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     timing = document["timing"]
     rows = [
         ("inference, ms", timing["inference_ms"], 1.0),
@@ -189,24 +179,17 @@ def _timing(document: Mapping[str, Any]) -> str:
         ("between its cameras, ms", timing["camera_skew_s"], 1e3),
         *((f"age of {part}, ms", each, 1e3) for part, each in timing["age_by_part_s"].items()),
     ]
-    cells = [(name, *(_number(None if each[key] is None else each[key] * factor)
+    return [(name, *(_number(None if each[key] is None else each[key] * factor)
                       for key in ("p50", "p95", "p99", "max"))) for name, each, factor in rows]
-    return table(("", "median", "95 %", "99 %", "most"), cells)
 
 
-def _ablations(document: Mapping[str, Any]) -> str:
-    if not document["ablations"]:
-        return ""
+def _ablations(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     unit = document["headline"]["unit"]
-    rows = [(name, f"{_number(each['mae'])} {unit}", f"{each['mae'] - each['mae_unchanged']:+.3g}",
+    return [(name, f"{_number(each['mae'])} {unit}", f"{each['mae'] - each['mae_unchanged']:+.3g}",
              f"{_number(each['answers_moved'])} {unit}") for name, each in document["ablations"].items()]
-    words = ("What the policy takes from each input: the same observations and noise, one thing changed. An input "
-             "whose change leaves the answers where they are is not looked at.")
-    head = ("", "error", "more than before", "answers moved by")
-    return f"<h2>Ablations</h2><p class=quiet>{words}</p><div class=scroll>{table(head, rows)}</div>"
 
 
-def _bags(document: Mapping[str, Any]) -> str:
+def _bags(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows = []
     for bag in document["bags"]:
         skipped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in bag["skipped"].items()) or "–"
@@ -214,24 +197,21 @@ def _bags(document: Mapping[str, Any]) -> str:
         notes = [each for each in (bag["error"], *faults, *bag["notes"]) if each]
         rows.append((bag["path"], str(bag["frames"]), str(bag["episodes"]), bag["actions"], skipped,
                      bag["integrity"], "; ".join(notes) or "–"))
-    return table(("bag", "observations", "episodes", "actions", "skipped", "integrity", "notes"), rows)
+    return rows
 
 
-def _worst(figures: Figures, unit: str) -> str:
+def _worst(figures: Figures, unit: str) -> list[dict[str, Any]]:
     moments = sorted(
         ((each, part) for part in figures.parts for each in part.record.worst), key=lambda found: -found[0]["score"])
     shown = []
     for moment, part in moments[:KEPT]:
         episode = part.record.episodes[moment["episode"]]
-        pictures = "".join(
-            f'<img src="data:image/jpeg;base64,{base64.b64encode((part.folder / name).read_bytes()).decode()}" '
-            f'alt="{html.escape(slot)}">' for slot, name in moment["pictures"].items())
+        pictures = [(slot, (part.folder / name).read_bytes()) for slot, name in moment["pictures"].items()]
         words = (f"{moment['score']:.3g} {unit} off, {(moment['stamp'] - episode['start']) / NS:.1f} s into "
                  f"the episode “{episode['instruction']}” of {Path(part.record.path).name}; "
                  f"{', '.join(moment['pictures'])}")
-        caption = f"<figcaption>{html.escape(words)}</figcaption>"
-        shown.append(f"<figure class=moment><div>{pictures}</div>{caption}</figure>")
-    return "".join(shown)
+        shown.append({"pictures": pictures, "words": words})
+    return shown
 
 
 def _shown_episode(figures: Figures) -> tuple[Any, str]:
@@ -246,10 +226,6 @@ def _shown_episode(figures: Figures) -> tuple[Any, str]:
     return rows, words if len(rows) < MOST_ROWS else f"{words}, its first {MOST_ROWS} observations"
 
 
-def _picture(content: bytes, caption: str) -> str:
-    return f'<figure><img src="{embed(content)}" alt="{html.escape(caption)}"></figure>'
-
-
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
@@ -258,48 +234,155 @@ def _seconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f} s"
 
 
-_STYLE = """
-.scroll td, .scroll th { white-space: nowrap; overflow-wrap: normal; }
-.notes th, .notes td { white-space: normal; overflow-wrap: break-word; }
-.notes tr > :first-child { min-width: 10em; overflow-wrap: anywhere; }
-.notes tr > :last-child { min-width: 8em; }
-.moment { margin: 0 0 16px; }
-.moment div { display: flex; gap: 6px; }
-.moment img { flex: 0 1 200px; width: auto; min-width: 0; height: auto; object-fit: contain; border-radius: 6px; }
-@media print { .moment img { flex-basis: 150px; } .scroll { overflow: visible; }
-  .scroll td, .scroll th { white-space: normal; } }
-"""
+@dataclass(frozen=True, eq=False)
+class Course:
+    """One channel over an episode.
 
-_BODY = """<h1>{robot}: replay</h1>
-<p class="quiet">{checkpoint}</p>
-{verdict}
-<p class="note"><strong>A low error here does not promise success.</strong> A recording does not answer: it never shows
-what the policy's own motion would have led to, and it counts another good way of doing the task as an error. Before an
-arm moves alone, measure success: <code>xvla evaluate</code> in simulation, then a few supervised runs.</p>
-{damage}
-<div class="cards">{cards}</div>
-<h2>Errors</h2>
-<p class="quiet">Mean of what predicted and recorded waypoints are apart. An arm that stays where it was measured, and
-one that always goes to the mean of everything recorded, know nothing: a policy must be below both.</p>
-<div class="scroll">{errors}</div>
-{compare}
-<h2>Error by time, episode and delay</h2>
-<div class="joints">{side}</div>
-<h2>Recorded against predicted</h2>
-<p class="quiet">{episode}. Blue: recorded. Orange, dashed: first waypoint of each chunk. Grey: whole chunks. Red:
-limits.</p>
-<div class="joints">{joints}</div>
-<h2>Worst moments</h2>
-{worst}
-{gripper}
-<h2>Smoothness and limits</h2>
-{smooth}
-<h2>Timing</h2>
-<div class="scroll">{timing}</div>
-{ablations}
-{live}
-<h2>Bags</h2>
-<div class="scroll notes">{bags}</div>
-<h2>Settings</h2>
-<div class="scroll notes">{settings}</div>
-"""
+    Attributes:
+        name, unit: of it.
+        times: [N] s since the first row.
+        recorded: [N, T]; predicted: [N, T]; mask: [N, T].
+        due: [T] s from a row to its waypoints.
+        limits: lowest and highest position; None for tools.
+    """
+
+    name: str
+    unit: str
+    times: Floats
+    recorded: Floats
+    predicted: Floats
+    mask: NDArray[np.bool_]
+    due: Floats
+    limits: tuple[float, float] | None = None
+
+
+def courses(rows: Rows, profile: Profile) -> list[Course]:
+    """Return every joint over the rows of one episode; of tool poses the positions and the gripper of each tool."""
+    policy = profile.policy
+    due = policy.first_waypoint_offset + np.arange(rows["recorded"].shape[1]) * policy.waypoint_dt
+    times = (rows["stamp"] - rows["stamp"][0]) / NS
+    predicted = rows["predicted"][:, 0].astype(np.float64)
+    recorded = rows["recorded"].astype(np.float64)
+    if profile.action_spec.is_end_effector:
+        names = [(column, name) for column, name in enumerate(profile.channels)
+                 if "rot6d" not in name and not name.startswith("unused")]
+        return [
+            Course(name, "" if name.endswith("gripper") else "m", times, recorded[..., column],
+                   predicted[..., column], rows["mask"], due)
+            for column, name in names
+        ]
+    ours, theirs = from_policy(predicted, profile), from_policy(recorded, profile)
+    return [
+        Course(name.replace("_", " "), "rad", times, theirs[..., column], ours[..., column], rows["mask"], due,
+               (joint.lower, joint.upper))
+        for column, (name, joint) in enumerate(
+            zip(profile.joints.policy_order, profile.joints.ordered, strict=True))
+    ]
+
+
+def course_plot(course: Course) -> bytes:
+    """Recorded against predicted: the first waypoint of every chunk, and whole chunks in grey."""
+    drawn, axes = figure(4.4, 2.3)
+    step = max(1, len(course.times) // MOST_CHUNKS)
+    for index in range(0, len(course.times), step):
+        known = course.mask[index]
+        axes.plot(course.times[index] + course.due[known], course.predicted[index][known], color=PREDICTED, lw=0.7,
+                  zorder=1)
+    instants = course.times + course.due[0]
+    axes.plot(instants, course.recorded[:, 0], color=MEASURED, lw=1.8, zorder=3)
+    axes.plot(instants, course.predicted[:, 0], color=COMMANDED, lw=1.2, ls=(0, (4, 2)), zorder=4)
+    low, high = axes.get_ylim()
+    for limit in course.limits or ():
+        if low <= limit <= high:
+            axes.axhline(limit, color=LIMIT, lw=1.0)
+    axes.set_title(course.name, loc="left", fontsize=10)
+    axes.set_xlabel("s")
+    axes.set_ylabel(course.unit, fontsize=8)
+    return png(drawn)
+
+
+def horizon_plot(horizon: Mapping[str, Any], labels: Sequence[str]) -> bytes:
+    """Error against how far ahead a waypoint lies, with the baselines."""
+    drawn, axes = figure(4.4, 2.3)
+    times = _floats(horizon["times"])
+    lines = [*zip(labels, horizon["runs"], (COMMANDED, SECOND), strict=False),
+             ("stays where it is", horizon["persistence"], STILL),
+             ("mean of the recording", horizon["mean"], "#c9ced6")]
+    for label, values, colour in lines:
+        axes.plot(times, _floats(values), color=colour, lw=1.8 if colour in (COMMANDED, SECOND) else 1.3, label=label)
+    axes.set_ylim(bottom=0.0)
+    axes.set_xlabel("s from the observation to the waypoint")
+    axes.set_ylabel(horizon["unit"])
+    axes.set_title("error by how far ahead", loc="left", fontsize=10)
+    axes.legend(frameon=False, fontsize=7)
+    return png(drawn)
+
+
+def shift_plot(shifts: Sequence[Mapping[str, Any]], unit: str) -> bytes:
+    """Error when everything predicted happens later or earlier."""
+    drawn, axes = figure(4.4, 2.3)
+    axes.plot([each["shift_s"] for each in shifts], _floats([each["mae"] for each in shifts]), "o-", ms=3.5,
+              color=COMMANDED)
+    axes.axvline(0.0, color=STILL, lw=0.8)
+    axes.set_xlabel("s late")
+    axes.set_ylabel(unit)
+    axes.set_title("error of a robot that is late", loc="left", fontsize=10)
+    return png(drawn)
+
+
+def episodes_plot(episodes: Sequence[Mapping[str, Any]], labels: Sequence[str], unit: str) -> bytes:
+    """Error of every episode, of each policy and of staying still."""
+    drawn, axes = figure(4.4, 2.3)
+    places = np.arange(len(episodes))
+    for run, (label, colour) in enumerate(zip(labels, (COMMANDED, SECOND), strict=False)):
+        axes.plot(places, _floats([each["mae"][run] for each in episodes]), "o", ms=4, color=colour, label=label)
+    axes.plot(places, _floats([each["persistence"] for each in episodes]), "_", ms=9, color=STILL)
+    axes.set_ylim(bottom=0.0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("episode")
+    axes.set_ylabel(unit)
+    axes.set_title("error by episode; grey: staying still", loc="left", fontsize=10)
+    return png(drawn)
+
+
+def _floats(values: Sequence[float | None]) -> Floats:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def write_rerun(figures: Figures, path: Path) -> None:
+    """Write a ``.rrd`` file with the timeline of the recordings.
+
+    Raises:
+        SetupError: Rerun is not installed, or the file cannot be written.
+    """
+    try:
+        stream = RerunStream(figures.profile, save=path)
+    except ViewError as error:
+        raise SetupError(str(error)) from error
+    try:
+        for part in figures.parts:
+            for rows in part.blocks():
+                _show(stream, figures.profile, rows)
+                stream.flush()
+            for moment in part.record.worst:
+                for slot, name in moment["pictures"].items():
+                    stream.picture(slot, moment["stamp"], (part.folder / name).read_bytes())
+    finally:
+        stream.close()
+
+
+def _show(stream: RerunStream, profile: Profile, rows: Rows) -> None:
+    for row, recorded, predicted in _positions(profile, rows):
+        due = waypoint_times(int(row["stamp"]), profile, len(predicted))
+        for column, joint in enumerate(profile.joints.policy_order):
+            stream.executed(joint, int(due[0]), float(recorded[0, column]))
+        stream.predicted(Trajectory(profile.name, profile.joints.policy_order, due, predicted))
+
+
+def _positions(profile: Profile, rows: Rows) -> Iterator[tuple[Any, Rows, Rows]]:
+    """Yield rows with the joints [T, J] that were recorded and predicted, rad or m."""
+    if profile.action_spec.is_end_effector:
+        yield from ((row, row["joints_recorded"], row["joints"][0].astype(np.float64)) for row in rows)
+    else:
+        yield from ((row, from_policy(row["recorded"], profile), from_policy(row["predicted"][0], profile))
+                    for row in rows)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.evaluation.replay.measures import Measures
+from xvla_ros.model.data import Observation
 from xvla_ros.robots.profile import Profile
 
 Rows = NDArray[Any]
@@ -22,6 +23,10 @@ Rows = NDArray[Any]
 # s by which what was predicted is held against what was recorded later (or earlier): a robot answers late by this much
 SHIFTS = (-0.2, -0.1, 0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 BLOCK = 256
+
+# Of the worst moments: how many, how far apart in s within an episode, and their pictures in pixels and JPEG quality.
+KEPT, APART, WIDTH, QUALITY = 6, 1.0, 320, 80
+NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -104,3 +109,56 @@ def blocks(path: Path, dtype: np.dtype[Any]) -> Iterator[Rows]:
     with path.open("rb") as stream:
         while content := stream.read(dtype.itemsize * BLOCK):
             yield np.frombuffer(content, dtype=dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Moment:
+    row: int
+    score: float
+    episode: int
+    seen: Observation
+
+
+class Worst:
+    """Keeps a few moments of a bag.
+
+    Args:
+        folder: where their pictures are written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._kept: list[_Moment] = []
+
+    def offer(self, row: int, score: float, episode: int, seen: Observation) -> None:
+        """Take note of a moment; its pictures are kept only while it is among the worst."""
+        if len(self._kept) == KEPT and score <= self._kept[-1].score:
+            return
+        rival = next((each for each in self._kept if each.episode == episode
+                      and abs(each.seen.stamp - seen.stamp) < APART * NS), None)
+        if rival is not None:
+            if score <= rival.score:
+                return
+            self._kept.remove(rival)
+        self._kept.append(_Moment(row, score, episode, seen))
+        self._kept.sort(key=lambda each: -each.score)
+        del self._kept[KEPT:]
+
+    def found(self) -> list[dict[str, Any]]:
+        """Write the pictures and return what is kept, worst first."""
+        return [
+            {
+                "row": each.row, "score": each.score, "episode": each.episode, "stamp": each.seen.stamp,
+                "pictures": {slot: self._write(number, slot, picture) for slot, picture in each.seen.images.items()},
+            }
+            for number, each in enumerate(self._kept)
+        ]
+
+    def _write(self, number: int, slot: str, picture: NDArray[np.uint8]) -> str:
+        from PIL import Image
+
+        name = f"worst_{number}_{slot}.jpg"
+        image = Image.fromarray(picture)
+        image.thumbnail((WIDTH, WIDTH))
+        image.save(self._folder / name, "JPEG", quality=QUALITY)
+        return name
