@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from xvla_ros.evaluation.report.film import read_frame
-from xvla_ros.evaluation.report.film_frame import HEIGHT, WIDTH
+from xvla_ros.evaluation.report.film import HEIGHT, WIDTH, read_frame
 
 LIMIT = 300.0  # s, only ends a hang
 DURATION = 4.0

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from xvla_ros.control.shipped_policy import shipped_policy
-from xvla_ros.evaluation.report.film import read_frame
-from xvla_ros.evaluation.report.film_frame import HEIGHT, WIDTH
+from xvla_ros.evaluation.report.film import HEIGHT, WIDTH, read_frame
 from xvla_ros.robots import load_profile
 
 LIMIT = 300.0  # s, only ends a hang

@@ -16,10 +16,10 @@ import pytest
 from xvla_ros.commands.demo import choose_task, is_trained
 from xvla_ros.commands.demo_console import Console, Progress
 from xvla_ros.evaluation.graph import SetupError
-from xvla_ros.evaluation.report.figures import make_report
-from xvla_ros.evaluation.report.film import read_frame
-from xvla_ros.evaluation.report.film_frame import DONE_COLOUR, FAILED_COLOUR, Composer, Scene
-from xvla_ros.evaluation.report.recording import Recording, joint_travel, read_recording
+from xvla_ros.evaluation.report.figures import joint_travel, make_report
+from xvla_ros.evaluation.report.film import DONE_COLOUR, FAILED_COLOUR, Composer, Scene, read_frame
+from xvla_ros.evaluation.report.recording import Recording, read_recording
+from xvla_ros.recordings.cdr import STRING, string
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.simulation.tasks import UnknownTaskError, load_task
 from xvla_ros.simulation.world import World
@@ -118,6 +118,17 @@ def test_episodes_are_read_out_of_a_recording(recording: Recording, profile: Pro
         {"seed": 8, "instruction": "touch cube 2", "success": False, "wrong": True, "duration": 1.905},
     ]
     assert mapping["holds"] == 5
+
+
+def test_outcomes_of_an_older_bag_are_read_too(recording: Recording, profile: Profile, tmp_path: Path) -> None:
+    """They were JSON in a String."""
+    said = {"robot": ROBOT, "task": "touch", "episode": 1, "seed": 7, "variant": 0, "instruction": "touch cube 1",
+            "success": True, "wrong": False, "elapsed": 2.0, "over": True, "begun": 9_900_000_000,
+            "stamp": 11_900_000_000}  # fmt: skip
+    with RecordedRun(tmp_path / "run.mcap", profile) as run:
+        run.command(10.0, [0.0] * 6)
+        run.write(f"/sim/{ROBOT}/outcome", STRING, 11.9, string(json.dumps(said)))
+    assert read_recording(tmp_path / "run.mcap", profile).episodes == recording.episodes[:1]
 
 
 def test_a_reset_is_no_motion(recording: Recording, profile: Profile) -> None:

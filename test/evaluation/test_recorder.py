@@ -17,19 +17,20 @@ from xvla_ros.cli import main
 from xvla_ros.commands.demo_console import Progress
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, watch_command
 from xvla_ros.evaluation.processes import Supervisor, free_domain
-from xvla_ros.evaluation.report.figures import Frames, Percentiles, count_frames, make_report, summary, write_json
-from xvla_ros.evaluation.report.film import read_frame, write_film
-from xvla_ros.evaluation.report.film_frame import HEIGHT, WIDTH, Composer, Scene
-from xvla_ros.evaluation.report.page import write_html
-from xvla_ros.evaluation.report.recording import (
+from xvla_ros.evaluation.report.figures import (
     TRAVEL_DEADBAND,
-    Recording,
-    RecordingError,
-    Series,
+    Frames,
+    Percentiles,
+    count_frames,
     grippers,
-    read_recording,
+    make_report,
+    summary,
     travel,
+    write_json,
 )
+from xvla_ros.evaluation.report.film import HEIGHT, WIDTH, Composer, Scene, read_frame, write_film
+from xvla_ros.evaluation.report.page import write_html
+from xvla_ros.evaluation.report.recording import Recording, RecordingError, Series, read_recording
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.bags import bag_messages
 from xvla_ros.recordings.topics import DIAGNOSTICS

@@ -22,8 +22,8 @@ from xvla_ros.model.data import ActionChunk
 from xvla_ros.msg import ActionChunk as ActionChunkMsg
 from xvla_ros.msg import PolicyStatus
 from xvla_ros.nodes import messages, qos, rerun_stream
-from xvla_ros.nodes.polled_topics import PolledTopics
 from xvla_ros.nodes.rerun_stream import TURNS, RerunStream, ViewError
+from xvla_ros.nodes.view_node import PolledTopics
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.actions import Decoder, Trajectory
 from xvla_ros.robots.joints import to_policy

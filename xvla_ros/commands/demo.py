@@ -167,7 +167,7 @@ def _require(duration: float) -> None:
     """Say before anything starts what would fail at the end."""
     if not 0 < duration < float("inf"):
         raise SetupError(f"the duration is {duration} s; expected a number of seconds above 0")
-    missing = [name for name in ("av", "matplotlib", "mujoco", "rclpy") if find_spec(name) is None]
+    missing = [name for name in ("av", "jinja2", "matplotlib", "mujoco", "rclpy") if find_spec(name) is None]
     if missing:
         raise SetupError(f"a demo needs {', '.join(missing)}; install xvla_ros with its extras ros and sim")
 

@@ -16,8 +16,7 @@ from xvla_ros.evaluation.graph import (
 )
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, Evaluation
 from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
-from xvla_ros.evaluation.report.figures import Percentiles, computing_of
-from xvla_ros.evaluation.report.recording import travel_by_group
+from xvla_ros.evaluation.report.figures import Percentiles, computing_of, travel_by_group
 from xvla_ros.nodes.progress import read_progress
 
 if TYPE_CHECKING:

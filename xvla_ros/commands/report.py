@@ -40,7 +40,8 @@ class MakeReport(Command):
         from xvla_ros.recordings.bag_recording import profile_of_bag
         from xvla_ros.robots import load_robot
 
-        missing = [name for name in ("matplotlib", *(["av"] if self.film else [])) if find_spec(name) is None]
+        needed = ("jinja2", "matplotlib", *(["av"] if self.film else []))
+        missing = [name for name in needed if find_spec(name) is None]
         if missing:
             raise SetupError(f"needs {', '.join(missing)}; install xvla_ros[replay], and xvla_ros[sim] for the film")
         bag, output = Path(self.bag), Path(self.output)
@@ -74,8 +75,7 @@ def write_report(
         BagError, FilmError, RecordingError: see there.
     """
     from xvla_ros.evaluation.report.figures import make_report, write_json
-    from xvla_ros.evaluation.report.film import read_frame, write_film
-    from xvla_ros.evaluation.report.film_frame import Scene
+    from xvla_ros.evaluation.report.film import Scene, read_frame, write_film
     from xvla_ros.evaluation.report.page import write_html
     from xvla_ros.evaluation.report.recording import read_recording
 

@@ -18,17 +18,17 @@ from xvla_ros.control.engine import ChunkRequest, Engine
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.errors import XvlaError
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, median_of
-from xvla_ros.evaluation.report.figures import Percentiles
-from xvla_ros.evaluation.report.recording import travel_by_group
-from xvla_ros.evaluation.simulated import NS, SimulatedClock, SimulatedCommands
+from xvla_ros.evaluation.report.figures import Percentiles, travel_by_group
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
+from xvla_ros.simulation.controllers import JointTrajectoryController, Rejection
 from xvla_ros.simulation.stepper import Joints, Pictures, Stepper
 from xvla_ros.simulation.tasks import Expert, Layout, Task
 from xvla_ros.simulation.tasks.hands import UnreachableError
+from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ Floats = NDArray[np.float64]
 Picture = NDArray[np.uint8]
 Predict = Callable[[list[Observation], list[Prefix | None]], list[ActionChunk]]
 
+NS = 1_000_000_000
 START = NS  # ROS time at which an episode begins; 0 stands for no time at all
 JUDGE_RATE = 100.0
 ENGINE_RATE = 200.0  # Hz at which the inference thread looks whether a robot waits
@@ -45,6 +46,56 @@ ENGINE_RATE = 200.0  # Hz at which the inference thread looks whether a robot wa
 
 class EvaluationError(XvlaError, RuntimeError):
     """An evaluation that cannot go on; the message says why."""
+
+
+class SimulatedClock:
+    """Both clocks of a robot whose time is that of a world.
+
+    Args:
+        world: the simulation.
+        start: ROS time in ns at its beginning.
+    """
+
+    def __init__(self, world: World, start: int = 0) -> None:
+        self._world, self._start = world, start
+
+    def ros_ns(self) -> int:
+        return self._start + self._world.time
+
+    def steady_s(self) -> float:
+        return self._world.time / NS
+
+
+class SimulatedCommands:
+    """Hands windows to the controllers of a world, as messages that the node publishes and they read."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        order = world.profile.joints.policy_order
+        self._groups = {
+            name: (
+                tuple(world.profile.joints.by_name[joint].name for joint in group.joints),
+                np.array([order.index(joint) for joint in group.joints]),
+            )
+            for name, group in world.profile.commands.by_name.items()
+        }
+
+    def send(self, window: CommandWindow) -> Rejection | None:
+        """Command every group; return the first refusal, None where there is none."""
+        refusals = [self._send(group, window) for group in self._groups]
+        return next((refused for refused in refusals if refused is not None), None)
+
+    def _send(self, group: str, window: CommandWindow) -> Rejection | None:
+        names, columns = self._groups[group]
+        if not isinstance(self._world.controllers[group], JointTrajectoryController):
+            return self._world.set_positions(group, names, window.positions[0, columns].tolist())
+        points = tuple(
+            TrajectoryPoint(round(float(due) * NS), tuple(position.tolist()), tuple(velocity.tolist()))
+            for due, position, velocity in zip(
+                window.times, window.positions[:, columns], window.velocities[:, columns], strict=True
+            )
+        )
+        return self._world.command(group, JointTrajectory(names, points))
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xvla_ros.evaluation.report.recording import Episode, Recording, RecordingError, joint_travel
+from xvla_ros.evaluation.report.recording import Episode, Recording, RecordingError, Series
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
@@ -24,6 +24,8 @@ UNTRAINED, NO_POLICY = "untrained", "no policy"
 _NUMBERS = ("p50", "p95", "p99", "max")
 # What a policy says of how it computes, see ``Policy.computing``.
 COMPUTING = ("dtype", "dtype_reason", "engine", "device", "threads", "instruction_set")
+# Encoder noise and servo hum stay below this; without it, standing still for an hour would count as travel.
+TRAVEL_DEADBAND = 1e-3
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,60 @@ def make_report(recording: Recording, profile: Profile) -> Report:
         episodes=tuple(episode for episode in recording.episodes if episode.ended is not None),
         computing=computing_of(values),
     )
+
+
+def travel(series: Series, deadband: float = TRAVEL_DEADBAND) -> float:
+    """Length of the way one joint went: the sum of its movements, counted in steps of at least ``deadband``.
+
+    A movement counts once the joint is ``deadband`` away from where the last counted movement ended.
+    """
+    total = 0.0
+    if not series.position.size:
+        return total
+    anchor = float(series.position[0])
+    for position in series.position.tolist():
+        step = abs(position - anchor)
+        if step >= deadband:
+            total += step
+            anchor = position
+    return total
+
+
+def joint_travel(recording: Recording, profile: Profile) -> dict[str, float]:
+    """Way the joints of each command group went, in rad: the sum over its joints, grippers left out.
+
+    A group that holds nothing but grippers counts those. Only what was measured after the first command counts,
+    and no reset.
+    """
+    ways = {
+        joint: sum(travel(_after_start(part)) for part in track.stretches(recording.resets))
+        for joint, track in recording.measured.items()
+    }
+    return travel_by_group(ways, profile)
+
+
+def travel_by_group(ways: Mapping[str, float], profile: Profile) -> dict[str, float]:
+    """Way of each command group, for the way of each joint, by the rule of ``joint_travel``."""
+    skipped, sums = grippers(profile), {}
+    for group in profile.commands.groups:
+        joints = profile.commands.by_name[group].joints
+        counted = [joint for joint in joints if joint not in skipped] or list(joints)
+        sums[group] = sum(ways[joint] for joint in counted)
+    return sums
+
+
+def grippers(profile: Profile) -> frozenset[str]:
+    """Policy names of the joints that are grippers, by the action mode or the tools of the profile."""
+    spec = profile.action_spec
+    if spec.is_end_effector:
+        return frozenset(tool.gripper.joint for tool in profile.tools.values())
+    order = profile.joints.policy_order
+    return frozenset(order[index] for index in spec.gripper if index < len(order))
+
+
+def _after_start(series: Series) -> Series:
+    later = series.time >= 0.0
+    return Series(series.time[later], series.position[later])
 
 
 def computing_of(diagnostics: Mapping[str, str]) -> dict[str, str]:

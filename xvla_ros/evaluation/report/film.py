@@ -1,27 +1,62 @@
-"""The film of a run, in ROS time whatever the speed of the simulation was; ``film_frame`` draws its frames."""
+"""The film of a run, in ROS time whatever the speed of the simulation was: cameras side by side, what the policy is
+doing, every joint measured against commanded.
+
+A frame is composed of a background that never changes (drawn once) and of what moves: views, curves, state, time.
+"""
 
 from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xvla_ros.errors import XvlaError
-from xvla_ros.evaluation.report.film_frame import HEIGHT, WIDTH, Composer, Image, Scene
-from xvla_ros.evaluation.report.recording import NS, Recording
+from xvla_ros.evaluation.report.recording import NS, Episode, Recording, Series, StatusRecord, at
 from xvla_ros.observation.images import ImageError, view_of
 from xvla_ros.recordings.bags import bag_messages
 from xvla_ros.recordings.cdr import CdrError, peek_stamp
 from xvla_ros.recordings.observations import decode_image
 
 if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
+
     from xvla_ros.robots.profile import Profile
 
-RATE = 15
+
+Image = NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+Colour = tuple[int, int, int]
+
+WIDTH, HEIGHT, MARGIN = 1280, 720, 16
+TITLE_HEIGHT, LABEL_HEIGHT, CAPTION_HEIGHT = 64, 44, 22
+PLOT_HEIGHT = 84
+EDGE = 6
+MOST_COLUMNS = 8
+SECONDS_SHOWN = 6.0
+LEAST_SPAN = 0.3  # rad or m: a joint that stands still is drawn as a line, not as its noise
+
+BACKGROUND, PANEL, GRID = (17, 21, 28), (27, 33, 43), (52, 61, 76)
+INK, FAINT = (236, 240, 246), (146, 157, 174)
+MEASURED, COMMANDED = (92, 200, 255), (255, 176, 72)
+STATE_COLOURS = {
+    "running": (46, 160, 96),
+    "holding": (214, 138, 24),
+    "stopped": (206, 58, 58),
+    "inactive": (96, 106, 122),
+}
+DONE_COLOUR, FAILED_COLOUR = (46, 160, 96), (206, 58, 58)
+UNTRAINED_COLOUR = (196, 46, 92)
+UNTRAINED_LABEL = "UNTRAINED: random weights, the motion means nothing"
+
+RATE = 15  # pictures a second
 
 
 class FilmError(XvlaError, RuntimeError):
@@ -122,3 +157,252 @@ def _encoder(av: Any) -> tuple[str, dict[str, str]]:
             continue
         return name, options
     raise FilmError("PyAV has neither an H.264 nor an MPEG-4 encoder; install the av wheel from PyPI")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What of a run does not change from frame to frame; ``trained`` is None where no policy runs."""
+
+    robot: str
+    trained: bool | None
+    cameras: tuple[str, ...]
+    joints: tuple[str, ...]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every frame says that the weights are random."""
+        return self.trained is False
+
+    @classmethod
+    def of(cls, profile: Profile, *, trained: bool | None) -> Scene:
+        """The scene of one robot, with the joints it commands, in the order of its groups."""
+        groups = profile.commands.groups
+        joints = tuple(joint for group in groups for joint in profile.commands.by_name[group].joints)
+        return cls(profile.name, trained, tuple(profile.cameras.slots), joints)
+
+
+class Composer:
+    """Draws frames of one scene: uint8 [720, 1280, 3] RGB."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self._views = _view_boxes(scene)
+        self._plots = _plot_boxes(scene)
+        self._background = self._draw_background()
+
+    def frame(
+        self,
+        time: float,
+        views: dict[str, Image],
+        status: StatusRecord | None,
+        measured: dict[str, Series],
+        commanded: dict[str, Series],
+        episodes: Sequence[Episode] = (),
+    ) -> Image:
+        """Draw the frame of ``time`` (s since the first command).
+
+        Args:
+            views: newest picture of each camera, uint8 [H, W, 3] RGB; a missing one stays empty.
+            status: newest report of the policy.
+            measured, commanded: the whole curves; only the seconds before ``time`` are drawn.
+            episodes: of a task. What one came to is shown from its end to the next reset; curves break at resets.
+        """
+        canvas = self._background.copy()
+        episode, resets = at(episodes, time), tuple(each.begun for each in episodes)
+        judged = episode is not None and episode.ended is not None and episode.success is not None
+        ended = episode if judged and episode.ended <= time else None
+        for camera, box in self._views.items():
+            if camera in views:
+                _place(canvas, box, views[camera])
+        if ended is not None:
+            _draw_edges(canvas, self._views.values(), DONE_COLOUR if ended.success else FAILED_COLOUR)
+        for joint, box in self._plots.items():
+            curves = commanded.get(joint), measured.get(joint)
+            shown = _shown_range(*curves)
+            for curve, colour, thickness in ((curves[1], MEASURED, 2), (curves[0], COMMANDED, 1)):
+                for part in curve.stretches(resets) if curve is not None else ():
+                    _draw_curve(canvas, box, part, time, shown, colour, thickness=thickness)
+        # a policy that is not active does not tell of the instruction it has been given
+        told = episode.instruction if episode is not None else status.instruction if status is not None else ""
+        return self._draw_words(canvas, time, status, told, ended, measured)
+
+    def _draw_background(self) -> Image:
+        from PIL import Image as Pictures
+        from PIL import ImageDraw
+
+        picture = Pictures.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
+        draw = ImageDraw.Draw(picture)
+        draw.text((MARGIN, 6), self.scene.robot, font=font(24, bold=True), fill=INK)
+        if self.scene.labelled:
+            box = (0, TITLE_HEIGHT, WIDTH, TITLE_HEIGHT + LABEL_HEIGHT)
+            draw.rectangle(box, fill=UNTRAINED_COLOUR)
+            centre = (WIDTH / 2, TITLE_HEIGHT + LABEL_HEIGHT / 2)
+            draw.text(centre, UNTRAINED_LABEL, font=font(25, bold=True), fill=INK, anchor="mm")
+        for camera, (x, y, width, height) in self._views.items():
+            draw.rectangle((x, y, x + width - 1, y + height - 1), fill=PANEL)
+            draw.text((x + width / 2, y + height / 2), "no picture", font=font(15), fill=FAINT, anchor="mm")
+            draw.text((x, y + height + 4), camera.replace("_", " "), font=font(13), fill=FAINT)
+        for joint, box in self._plots.items():
+            _draw_plot_frame(draw, joint, box)
+        self._draw_legend(draw)
+        return np.asarray(picture).copy()
+
+    def _draw_legend(self, draw: Any) -> None:
+        x, y = WIDTH - MARGIN, min(y for _, y, _, _ in self._plots.values()) - 30
+        for text, colour in ((f"last {SECONDS_SHOWN:.0f} s", None), ("commanded", COMMANDED), ("measured", MEASURED)):
+            x -= int(draw.textlength(text, font=font(13)))
+            draw.text((x, y), text, font=font(13), fill=FAINT)
+            if colour is not None:
+                draw.line((x - 24, y + 9, x - 6, y + 9), fill=colour, width=3)
+                x -= 24
+            x -= 20
+
+    def _draw_words(
+        self,
+        canvas: Image,
+        time: float,
+        status: StatusRecord | None,
+        told: str,
+        ended: Episode | None,
+        measured: dict[str, Series],
+    ) -> Image:
+        from PIL import Image as Pictures
+        from PIL import ImageDraw
+
+        picture = Pictures.fromarray(canvas)
+        draw = ImageDraw.Draw(picture)
+        state = status.state if status else "inactive"
+        words = f"{state}: {status.reason.replace('_', ' ')}" if status and status.reason else state
+        draw.text((WIDTH - MARGIN, 31), f"{max(time, 0.0):6.1f} s", font=font(24, bold=True), fill=INK, anchor="rm")
+        left = WIDTH - MARGIN - 124.0
+        if self.scene.trained is not None:
+            left = _draw_pill(draw, left, words, STATE_COLOURS.get(state, GRID))
+        if ended is not None:
+            colour = DONE_COLOUR if ended.success else FAILED_COLOUR
+            left = _draw_pill(draw, left - 10, f"{ended.sign} {ended.outcome}", colour)
+        instruction = f"“{told}”" if told else "no instruction yet"
+        draw.text((MARGIN, 38), _shorten(draw, instruction, left - 2 * MARGIN, 18), font=font(18), fill=INK)
+        for joint, (x, y, width, _) in self._plots.items():
+            position = _value_at(measured.get(joint), time)
+            if position is not None:
+                draw.text((x + width - 5, y + 3), f"{position:+.2f}", font=font(11), fill=INK, anchor="ra")
+        return np.asarray(picture)
+
+
+@cache
+def font(size: int, *, bold: bool = False) -> FreeTypeFont:
+    """Return DejaVu Sans, which matplotlib brings along."""
+    from matplotlib import get_data_path
+    from PIL import ImageFont
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def _plot_boxes(scene: Scene) -> dict[str, Box]:
+    count = max(1, len(scene.joints))
+    rows = math.ceil(count / MOST_COLUMNS)
+    columns = math.ceil(count / rows)
+    width = (WIDTH - MARGIN * 2 - 8 * (columns - 1)) // columns
+    top = HEIGHT - MARGIN - rows * PLOT_HEIGHT - (rows - 1) * 8
+    boxes = {}
+    for index, joint in enumerate(scene.joints):
+        row, column = divmod(index, columns)
+        boxes[joint] = (MARGIN + column * (width + 8), top + row * (PLOT_HEIGHT + 8), width, PLOT_HEIGHT)
+    return boxes
+
+
+def _view_boxes(scene: Scene) -> dict[str, Box]:
+    top = TITLE_HEIGHT + (LABEL_HEIGHT if scene.labelled else 0) + MARGIN // 2
+    bottom = min((y for _, y, _, _ in _plot_boxes(scene).values()), default=HEIGHT) - 30
+    count = max(1, len(scene.cameras))
+    side = min((WIDTH - MARGIN * (count + 1)) // count, bottom - top - 4)
+    space = (WIDTH - count * side) // (count + 1)
+    return {camera: (space + index * (side + space), top, side, side) for index, camera in enumerate(scene.cameras)}
+
+
+def _draw_plot_frame(draw: Any, joint: str, box: Box) -> None:
+    x, y, width, height = box
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=PANEL)
+    middle = y + height // 2 + 9
+    draw.line((x + 1, middle, x + width - 2, middle), fill=GRID)
+    draw.text((x + 5, y + 3), _shorten(draw, joint.replace("_", " "), width - 52, 11), font=font(11), fill=FAINT)
+
+
+def _place(canvas: Image, box: Box, view: Image) -> None:
+    """Draw a picture into its box, as large as fits, in its own proportions."""
+    import cv2
+
+    x, y, width, height = box
+    scale = min(width / view.shape[1], height / view.shape[0])
+    columns, rows = max(1, int(view.shape[1] * scale)), max(1, int(view.shape[0] * scale))
+    left, top = x + (width - columns) // 2, y + (height - rows) // 2
+    canvas[y : y + height, x : x + width] = PANEL
+    canvas[top : top + rows, left : left + columns] = cv2.resize(view, (columns, rows), interpolation=cv2.INTER_CUBIC)
+
+
+def _draw_edges(canvas: Image, boxes: Iterable[Box], colour: Colour) -> None:
+    import cv2
+
+    for x, y, width, height in boxes:
+        far = x + width - 1 - EDGE // 2, y + height - 1 - EDGE // 2
+        cv2.rectangle(canvas, (x + EDGE // 2, y + EDGE // 2), far, colour, EDGE)
+
+
+def _draw_pill(draw: Any, right: float, words: str, colour: Colour) -> float:
+    """Draw words in the title, on a colour, up to ``right``; return where that begins."""
+    left = right - 26 - float(draw.textlength(words, font=font(17, bold=True)))
+    draw.rounded_rectangle((left, 14, right, 48), radius=17, fill=colour)
+    draw.text(((left + right) / 2, 31), words, font=font(17, bold=True), fill=INK, anchor="mm")
+    return left
+
+
+def _shown_range(*curves: Series | None) -> tuple[float, float]:
+    """Lowest and highest position that a plot shows: all that occurred, at least ``LEAST_SPAN`` wide."""
+    found = [curve.position for curve in curves if curve is not None and curve.position.size]
+    if not found:
+        return -LEAST_SPAN / 2, LEAST_SPAN / 2
+    low, high = min(float(values.min()) for values in found), max(float(values.max()) for values in found)
+    room = max(0.0, LEAST_SPAN - (high - low)) / 2
+    return low - room, high + room
+
+
+def _draw_curve(
+    canvas: Image,
+    box: Box,
+    series: Series,
+    now: float,
+    shown: tuple[float, float],
+    colour: Colour,
+    *,
+    thickness: int,
+) -> None:
+    """Draw the seconds before ``now``; the height of the plot spans the positions ``shown``."""
+    import cv2
+
+    first, last = np.searchsorted(series.time, [now - SECONDS_SHOWN, now])
+    if last - first < 2:
+        return
+    x, y, width, height = box
+    low, high = shown
+    across = x + 2 + (width - 4) * (series.time[first:last] - now + SECONDS_SHOWN) / SECONDS_SHOWN
+    down = y + height - 6 - (height - 30) * (series.position[first:last] - low) / (high - low)
+    # in 1/16 pixel: without it slow curves look like stairs
+    points = np.rint(np.stack([across, down], axis=1) * 16).astype(np.int32).reshape(-1, 1, 2)
+    cv2.polylines(canvas, [points], False, colour, thickness, cv2.LINE_AA, 4)
+
+
+def _value_at(series: Series | None, time: float) -> float | None:
+    if series is None:
+        return None
+    index = int(np.searchsorted(series.time, time, side="right")) - 1
+    return float(series.position[index]) if index >= 0 else None
+
+
+def _shorten(draw: Any, text: str, width: float, size: int = 15) -> str:
+    length: Callable[[str], float] = lambda words: float(draw.textlength(words, font=font(size)))  # noqa: E731
+    if length(text) <= width:
+        return text
+    while text and length(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
