@@ -253,10 +253,10 @@ def summary(report: Report) -> str:
     """Return the short table that ends a demo on the console; of a run without a policy only what was measured."""
     frames = report.to_mapping()
     dropped = 100.0 * frames["frames_dropped"] / max(1, frames["frames_sent"])
-    clock = f"simulated time at {report.real_time_factor:.2f} times real time" if report.simulated else "time"
+    clock = f" of simulated time at {report.real_time_factor:.2f} times real time" if report.simulated else ""
     rows = [
         ("weights", "untrained: random weights, the motion means nothing" if report.trained is False else report.label),
-        ("measured", f"{report.duration:.1f} s of {clock}"),
+        ("measured", f"{report.duration:.1f} s{clock}"),
         ("computes in", "{dtype}: {dtype_reason}".format(**report.computing) if report.computing else "not said"),
         *_episodes_in_words(report),
         ("chunks", str(report.chunks)),

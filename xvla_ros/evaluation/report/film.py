@@ -161,12 +161,18 @@ def _encoder(av: Any) -> tuple[str, dict[str, str]]:
 
 @dataclass(frozen=True)
 class Scene:
-    """What of a run does not change from frame to frame; ``trained`` is None where no policy runs."""
+    """What of a run does not change from frame to frame.
+
+    Attributes:
+        trained: None where no policy runs.
+        instruction: that of the robot, where neither a policy nor an episode says one.
+    """
 
     robot: str
     trained: bool | None
     cameras: tuple[str, ...]
     joints: tuple[str, ...]
+    instruction: str = ""
 
     @property
     def labelled(self) -> bool:
@@ -178,7 +184,8 @@ class Scene:
         """The scene of one robot, with the joints it commands, in the order of its groups."""
         groups = profile.commands.groups
         joints = tuple(joint for group in groups for joint in profile.commands.by_name[group].joints)
-        return cls(profile.name, trained, tuple(profile.cameras.slots), joints)
+        told = profile.instruction if trained is None else ""
+        return cls(profile.name, trained, tuple(profile.cameras.slots), joints, told)
 
 
 class Composer:
@@ -224,6 +231,7 @@ class Composer:
                     _draw_curve(canvas, box, part, time, shown, colour, thickness=thickness)
         # a policy that is not active does not tell of the instruction it has been given
         told = episode.instruction if episode is not None else status.instruction if status is not None else ""
+        told = told or self.scene.instruction
         return self._draw_words(canvas, time, status, told, ended, measured)
 
     def _draw_background(self) -> Image:
