@@ -58,10 +58,14 @@ test-machines: venv
 test-all: lint
 	HYPOTHESIS_PROFILE=anew $(BIN)/python -m pytest -m "slow or gpu or not slow"
 
-# Trains the policy that ships and evaluates it; goes on where it was stopped. SCALE=gpu on a machine with one.
-SCALE ?= cpu
+# Trains the policy that ships, stage by stage, and evaluates it; goes on where it was stopped: examples/shipped_policy.
+STAGES = vision vision_2 words policy policy_2
+TRAINED = xvla_out/policy
 policy: venv
-	$(BIN)/python tools/train_policy.py $(SCALE) --ship $(POLICY_OPTIONS)
+	for stage in $(STAGES); do $(BIN)/xvla train shipped/$$stage.yaml resume=true || exit; done
+	for each in "so101_bimanual touch" "agibot touch" "so101_bimanual pick_place"; do set -- $$each; \
+	  $(BIN)/xvla evaluate --robot $$1 --task $$2 --episodes 100 --seed 5000 --in-process --delay 0.1 \
+	    --checkpoint $(TRAINED)/policy_2/checkpoint --output $(TRAINED)/evaluate/$$1_$$2 || exit; done
 
 lint: venv
 	$(BIN)/ruff check -q

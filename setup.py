@@ -168,9 +168,9 @@ class BuildMessages(build_ext):
 
 
 def shared_files() -> list[tuple[str, list[str]]]:
-    """What CMakeLists.txt installs in ``share/xvla_ros``: profiles, launch files, messages, the policy if there."""
+    """What CMakeLists.txt installs in ``share/xvla_ros``, the policy if it is there."""
     folders: dict[str, list[str]] = defaultdict(list)
-    for name in ("config", "launch", "msg", "policy"):
+    for name in ("config", "examples", "launch", "msg", "policy"):
         for file in sorted((ROOT / name).rglob("*")):
             if file.is_file() and "__pycache__" not in file.parts:
                 relative = file.relative_to(ROOT)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from xvla_ros.cli import main
+from xvla_ros.commands import main
 from xvla_ros.recordings.bag_writer import PROFILE_TOPIC
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.robots.profile import profile_document

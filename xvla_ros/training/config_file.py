@@ -97,10 +97,17 @@ def _with_drawn(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _found(path: str | Path) -> Path:
-    """The file at ``path``, or the shipped one of that name, as ``phase1.yaml`` or ``shipped/policy.yaml``."""
-    shipped = config_dir() / "training" / path
-    is_name = Path(path).parent in (Path(), Path("shipped"))
-    return shipped if is_name and not Path(path).exists() and shipped.is_file() else Path(path)
+    """The file at ``path``, or that of this name which comes with the package.
+
+    ``phase1.yaml`` is one of ``config/training``, ``shipped/policy.yaml`` one of ``examples/shipped_policy``.
+    """
+    folders = {
+        Path(): config_dir() / "training",
+        Path("shipped"): config_dir().parent / "examples" / "shipped_policy",
+    }
+    folder = folders.get(Path(path).parent)
+    ours = folder / Path(path).name if folder is not None else Path(path)
+    return ours if ours.is_file() and not Path(path).exists() else Path(path)
 
 
 def _settings(raw: dict[str, Any], file: str, overrides: Sequence[str]) -> TrainSettings:
