@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.draws import Shares
 from xvla_ros.training.data.labels import Labeller
-from xvla_ros.training.data.samples import Sample
+from xvla_ros.training.data.samples import Numbered, Sample
 from xvla_ros.training.data.statistics import ChannelStatistics, normaliser, untouched_actions
 
 MEASURED = 2000  # samples of each robot that its normalisation is taken from
@@ -140,8 +140,8 @@ class DrawnSamples:
         self.embodiments: Mapping[str, Embodiment] = {each.embodiment.robot: each.embodiment for each in self._scenes}
         _check_alike(self._scenes, self.profiles)
         self.instructions: Sequence[str] = sorted({s for each in self._scenes for s in each.moments.instructions})
-        self.train: Sequence[Sample] = _Numbered(self.draw, MEASURED)
-        self.held_out: Sequence[Sample] = _Numbered(self._kept_apart, HELD_OUT_MOMENTS)
+        self.train: Sequence[Sample] = Numbered(self.draw, MEASURED)
+        self.held_out: Sequence[Sample] = Numbered(self._kept_apart, HELD_OUT_MOMENTS)
         self._last: tuple[int, list[Sample]] | None = None
 
     def draw(self, index: int) -> Sample:
@@ -196,21 +196,6 @@ class DrawnSamples:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_last": None}
-
-
-class _Numbered(Sequence[Sample]):
-    """The first samples of an endless sequence, each made when it is read."""
-
-    def __init__(self, make: Callable[[int], Sample], count: int) -> None:
-        self._make, self._count = make, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        if not 0 <= index < self._count:
-            raise IndexError(f"sample {index} of {self._count}")
-        return self._make(index)
 
 
 def _check_alike(scenes: Sequence[Scene], profiles: Mapping[str, Profile]) -> None:

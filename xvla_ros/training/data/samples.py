@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,21 @@ _WORDS, _PICTURES = 3, 4  # streams of random numbers, beside those of ``order``
 Rows = NDArray[np.int64]
 
 
+class Numbered(Sequence[Sample]):
+    """Samples by number, each made when it is read."""
+
+    def __init__(self, make: Callable[[int], Sample], count: int) -> None:
+        self._make, self._count = make, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        if not -self._count <= index < self._count:
+            raise IndexError(f"sample {index} of {self._count}")
+        return self._make(index % self._count)
+
+
 @dataclass(frozen=True, eq=False)
 class DataSet:
     """One entry of the settings, opened.
@@ -117,8 +133,8 @@ class Samples:
         self._augmenter = Augmenter(augmentation)
         self._order = WeightedOrder([len(each.drawn) for each in datasets], [e.settings.weight for e in datasets], seed)
         self._first = np.concatenate([[0], np.cumsum([len(each.train) for each in datasets])])
-        self.train: Sequence[Sample] = _Rows(self.datasets, [each.train for each in datasets], self._plain)
-        self.held_out: Sequence[Sample] = _Rows(self.datasets, [each.held_out for each in datasets], self._plain)
+        self.train: Sequence[Sample] = self._numbered([each.train for each in datasets])
+        self.held_out: Sequence[Sample] = self._numbered([each.held_out for each in datasets])
         self.instructions: Sequence[str] = sorted({
             text for each in datasets for store in each.stores for episode in store.episodes
             for text in each.paraphrases.of(episode.instruction)
@@ -209,6 +225,15 @@ class Samples:
             lines += [f"{each.profile.name}: no observation: {line}" for line in faults.lines()]
         return lines
 
+    def _numbered(self, rows: Sequence[Rows]) -> Numbered:
+        """Samples of some rows of every data set, one after the other."""
+        first = np.concatenate([[0], np.cumsum([len(each) for each in rows])])
+        return Numbered(partial(self._at, rows, first), int(first[-1]))
+
+    def _at(self, rows: Sequence[Rows], first: NDArray[np.intp], index: int) -> Sample:
+        number = int(np.searchsorted(first, index, side="right")) - 1
+        return self._plain(self.datasets[number], rows[number][index - int(first[number])], index, index)
+
     def _plain(self, dataset: DataSet, place: Rows, index: int, number: int) -> Sample:
         store, row = dataset.stores[int(place[0])], int(place[1])
         episode = store.episodes[int(np.searchsorted(store.first, row, side="right")) - 1]
@@ -218,27 +243,6 @@ class Samples:
             dataset.embodiment, store.images(row), np.array(store.state[row]), actions, known,
             episode.instruction, index, f"{store.source}, episode {episode.key}", stamp, number,
         )
-
-
-class _Rows(Sequence[Sample]):
-    """Samples of some rows of every data set, one after the other."""
-
-    def __init__(
-        self, datasets: Sequence[DataSet], rows: Sequence[Rows], make: Callable[[DataSet, Rows, int, int], Sample]
-    ) -> None:
-        self._datasets, self._rows, self._make = datasets, rows, make
-        self._first = np.concatenate([[0], np.cumsum([len(each) for each in rows])])
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        index %= len(self)
-        number = int(np.searchsorted(self._first, index, side="right")) - 1
-        place = self._rows[number][index - int(self._first[number])]
-        return self._make(self._datasets[number], place, index, index)
 
 
 def _by_episode(store: Store, rows: Rows) -> Iterator[tuple[int, NDArray[np.int64]]]:
