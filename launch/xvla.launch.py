@@ -26,7 +26,8 @@ from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
 
-from xvla_ros.evaluation.graph import SetupError, choose_profiles, settings_in_simulation, sources
+from xvla_ros.errors import SetupError
+from xvla_ros.evaluation.graph import choose_profiles, settings_in_simulation, sources
 from xvla_ros.resources import config_dir
 from xvla_ros.robots import Profile, load_robot
 from xvla_ros.ros_env import prepare

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -89,6 +90,47 @@ class CheckpointError(ProblemsError):
     def at(self, source: str) -> Self:
         """Return the same problems with the folder or hub id they belong to."""
         return type(self)(source, self.problems)
+
+
+class Interrupted(Exception):  # noqa: N818 - no error, and no XvlaError: somebody asked
+    """The user (Ctrl-C) or the system (SIGTERM, SIGHUP) asked the run to end."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code by the convention of shells: 128 + signal."""
+        return 128 + self.signum
+
+
+class KinematicsError(XvlaError, ValueError):
+    """A robot's description that cannot be had, or that does not fit its profile; the message says what to change."""
+
+
+class MessageError(XvlaError, ValueError):
+    """A message that cannot be used; the text says what was found, what is expected and what to do."""
+
+
+class BagError(XvlaError, ValueError):
+    """A bag that cannot be read, or not for what it is wanted for."""
+
+
+class BagWriteError(XvlaError, OSError):
+    """A bag, or a message of it, that cannot be written; the text names the file or the type, and the reason."""
+
+
+class SimulationError(XvlaError, ValueError):
+    """A scene, task or camera that is not there, or does not fit the robot; or no way to draw it."""
+
+
+class SetupError(XvlaError, ValueError):
+    """What was asked for cannot be started; the message says what to change."""
+
+
+class EvaluationError(XvlaError, RuntimeError):
+    """An evaluation or a replay that cannot go on, or a report that cannot be made of it; the message says why."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

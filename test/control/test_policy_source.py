@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from xvla_ros.control.policy_source import PolicySourceError, load_policy
-from xvla_ros.errors import CheckpointError
+from xvla_ros.control.policy_source import load_policy
+from xvla_ros.errors import CheckpointError, SetupError
 from xvla_ros.model.checkpoint import save
 from xvla_ros.model.data import Observation
 from xvla_ros.robots.actions import Decoder
@@ -68,13 +68,13 @@ def test_a_checkpoint_by_name_or_as_the_profiles_agree(pair, untrained, saved):
 
 def test_profiles_that_disagree_are_named_with_what_to_do(pair):
     other = changed(pair, checkpoint="someone/xvla").model_copy(update={"name": "other"})
-    with pytest.raises(PolicySourceError, match=r"so101_bimanual: none, other: someone/xvla.*parameter checkpoint"):
+    with pytest.raises(SetupError, match=r"so101_bimanual: none, other: someone/xvla.*parameter checkpoint"):
         load_policy({PAIR: pair, "other": other})
 
 
 def test_a_robot_that_the_policy_does_not_fit_is_named(pair, saved):
     misfit = changed(pair, domain_id=60000)
-    with pytest.raises(PolicySourceError, match=r"cannot drive so101_bimanual.*domain_id 60000") as caught:
+    with pytest.raises(SetupError, match=r"cannot drive so101_bimanual.*domain_id 60000") as caught:
         load_policy({PAIR: misfit}, str(saved))
     assert str(saved) in str(caught.value)
 
@@ -85,7 +85,7 @@ def test_a_checkpoint_that_is_not_there_is_named(pair, tmp_path):
 
 
 def test_a_dtype_that_is_none_is_named(pair, saved):
-    with pytest.raises(PolicySourceError, match="dtype 'float99' is unknown, expected float32"):
+    with pytest.raises(SetupError, match="dtype 'float99' is unknown, expected float32"):
         load_policy({PAIR: pair}, str(saved), dtype="float99")
 
 
@@ -97,14 +97,14 @@ def test_int8_is_asked_for_by_dtype(pair, saved, trained):
     near, far = (policy.predict([seen], seed=1)[0].actions for policy in (exact, rounded))
     assert 0 < abs(near - far).max() < 0.1 * abs(near).max()
     assert load_policy({PAIR: pair}, dtype="bfloat16").network.vlm.dtype == torch.bfloat16
-    with pytest.raises(PolicySourceError, match="dtype 'float99' is unknown, expected float32"):
+    with pytest.raises(SetupError, match="dtype 'float99' is unknown, expected float32"):
         load_policy({PAIR: pair}, dtype="float99")
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99"])
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_device_that_is_not_there_is_named(pair, saved, device, trained):
-    with pytest.raises(PolicySourceError, match=f"device is '{device}'.*expected cpu, cuda"):
+    with pytest.raises(SetupError, match=f"device is '{device}'.*expected cpu, cuda"):
         load_policy({PAIR: pair}, str(saved) if trained else "", device=device)
 
 
@@ -120,5 +120,5 @@ def test_robots_of_mixed_modes_share_one_untrained_policy(pair):
 def test_robots_that_no_one_network_drives_are_named_with_what_to_do(pair):
     single = load_profile("so101")["so101"]
     both = changed(pair, action_mode="auto")
-    with pytest.raises(PolicySourceError, match=r"have so101_bimanual 12, so101 6; give them a node each"):
+    with pytest.raises(SetupError, match=r"have so101_bimanual 12, so101 6; give them a node each"):
         load_policy({PAIR: both, "so101": single})

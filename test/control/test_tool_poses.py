@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from xvla_ros.control.controller import RobotController
-from xvla_ros.control.policy_source import PolicySourceError, load_policy
+from xvla_ros.control.policy_source import load_policy
 from xvla_ros.control.state import HOLDING, LIMIT, RUNNING
+from xvla_ros.errors import SetupError
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.actions import Decoder, StateEncoder
@@ -98,5 +99,5 @@ def test_an_untrained_policy_gives_poses_that_can_be_followed(robot: str):
 def test_a_robot_without_a_urdf_gets_no_untrained_policy():
     raw = load_profile("widowx")["widowx"].to_mapping()
     raw["tools"]["arm"]["urdf"] = ""
-    with pytest.raises(PolicySourceError, match=r"widowx: tools\.arm\.urdf is empty"):
+    with pytest.raises(SetupError, match=r"widowx: tools\.arm\.urdf is empty"):
         load_policy({"widowx": Profile.from_mapping("widowx", raw)})

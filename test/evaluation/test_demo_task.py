@@ -15,13 +15,13 @@ import pytest
 
 from xvla_ros.commands.demo import choose_task, is_trained
 from xvla_ros.commands.demo_console import Console, Progress
-from xvla_ros.evaluation.graph import SetupError
+from xvla_ros.errors import SetupError, SimulationError
 from xvla_ros.evaluation.report.figures import joint_travel, make_report
 from xvla_ros.evaluation.report.film import DONE_COLOUR, FAILED_COLOUR, Composer, Scene, read_frame
 from xvla_ros.evaluation.report.recording import Recording, read_recording
 from xvla_ros.recordings.cdr import STRING, string
 from xvla_ros.robots.profile import Profile, load_robot
-from xvla_ros.simulation.tasks import UnknownTaskError, load_task
+from xvla_ros.simulation.tasks import load_task
 from xvla_ros.simulation.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -70,7 +70,7 @@ def test_a_policy_that_was_trained_for_the_robot_is_led_through_a_task(
 
 
 def test_a_task_that_cannot_be_led_is_named(profile: Profile) -> None:
-    with pytest.raises(UnknownTaskError, match="no task 'juggle'"):
+    with pytest.raises(SimulationError, match="no task 'juggle'"):
         choose_task(profile, None, None, "juggle")
     with pytest.raises(SetupError, match="the task touch never says 'dance'; expected one of: touch the red cube"):
         choose_task(profile, None, "dance", "touch")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from xvla_ros.commands import run
 from xvla_ros.commands.evaluate import Evaluate
-from xvla_ros.evaluation.in_process import EvaluationError, InProcess
+from xvla_ros.errors import EvaluationError
+from xvla_ros.evaluation.in_process import InProcess
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, Evaluation, wilson
 from xvla_ros.robots import load_profile
 from xvla_ros.simulation.tasks import load_task

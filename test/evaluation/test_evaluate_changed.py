@@ -4,7 +4,7 @@ import pytest
 
 from xvla_ros.commands import main
 from xvla_ros.commands.evaluate import changed
-from xvla_ros.evaluation.graph import SetupError
+from xvla_ros.errors import SetupError
 from xvla_ros.robots import ProfileError, load_profile
 
 

@@ -14,14 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from xvla_ros.evaluation.processes import (
-    ChildError,
-    Interrupted,
-    StopTimes,
-    Supervisor,
-    free_domain,
-    line_to_show,
-)
+from xvla_ros.errors import Interrupted
+from xvla_ros.evaluation.processes import ChildError, StopTimes, Supervisor, free_domain, line_to_show
 
 QUICK = StopTimes(interrupt=1.0, terminate=0.5)
 LIMIT = 120.0  # s, only ends a hang

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from xvla_ros.commands import main
 from xvla_ros.commands.demo_console import Progress
+from xvla_ros.errors import EvaluationError
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, watch_command
 from xvla_ros.evaluation.processes import Supervisor, free_domain
 from xvla_ros.evaluation.report.figures import (
@@ -30,7 +31,7 @@ from xvla_ros.evaluation.report.figures import (
 )
 from xvla_ros.evaluation.report.film import HEIGHT, WIDTH, Composer, Scene, read_frame, write_film
 from xvla_ros.evaluation.report.page import write_html
-from xvla_ros.evaluation.report.recording import Recording, RecordingError, Series, read_recording
+from xvla_ros.evaluation.report.recording import Recording, Series, read_recording
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.bags import bag_messages
 from xvla_ros.recordings.topics import DIAGNOSTICS
@@ -171,7 +172,7 @@ def test_a_policy_that_never_says_what_it_is_is_an_error(bag: Path, profile: Pro
         for message in bag_messages(bag):
             if message.type != DIAGNOSTICS:
                 writer.write(message.topic, message.type, message.log_time, message.data)
-    with pytest.raises(RecordingError, match="trained"):
+    with pytest.raises(EvaluationError, match="trained"):
         make_report(read_recording(tmp_path / "run.mcap", profile), profile)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xvla_ros.commands import main
-from xvla_ros.evaluation.graph import SetupError
+from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.replay.live import CHUNKS, check_live, compare_live, remapped_commands, replay_settings
 from xvla_ros.evaluation.replay_sources import PolicySource
 

@@ -16,8 +16,9 @@ from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
+from xvla_ros.errors import SetupError
 from xvla_ros.nodes import grippers, qos
-from xvla_ros.nodes.grippers import ChangeGate, OutletError, gripper_outlet, require_outlets
+from xvla_ros.nodes.grippers import ChangeGate, gripper_outlet, require_outlets
 from xvla_ros.robots import Profile, load_profile
 
 PAIR = load_profile("so101_bimanual_split")["so101_bimanual_split"]
@@ -156,5 +157,5 @@ def test_what_was_refused_or_not_served_is_sent_again(node, stand_in_control_msg
 def test_without_control_msgs_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "control_msgs", None)
     require_outlets(with_gripper("gripper_command"))
-    with pytest.raises(OutletError, match=r"gripper_action of /right/gripper needs the package control_msgs.*install"):
+    with pytest.raises(SetupError, match=r"gripper_action of /right/gripper needs the package control_msgs.*install"):
         require_outlets(with_gripper("gripper_action"))

@@ -21,8 +21,8 @@ from std_msgs.msg import Float64MultiArray
 
 from xvla_ros.commands.graph_checks import graph_findings, topics_of
 from xvla_ros.control.motion import CommandWindow, MotionState
+from xvla_ros.errors import MessageError, SetupError, SimulationError
 from xvla_ros.evaluation.bag_info import inspect
-from xvla_ros.evaluation.graph import SetupError
 from xvla_ros.evaluation.replay.live import check_live
 from xvla_ros.evaluation.replay_bag import ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay_sources import Answer
@@ -32,14 +32,13 @@ from xvla_ros.nodes.grippers import GOALS, has_gripper_outlet
 from xvla_ros.nodes.messages import message_class
 from xvla_ros.nodes.served_robot import HANDLERS
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
-from xvla_ros.recordings.cdr import CdrError
 from xvla_ros.recordings.commands import JointCommand, read_command
 from xvla_ros.recordings.commands import command_type as recorded_type
 from xvla_ros.recordings.topics import recorded_topics
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.interfaces import ACTION_STATUS, INTERFACES, GroupInterface, RobotInterface
 from xvla_ros.simulation.demonstrations import WRITERS
-from xvla_ros.simulation.world import SceneMismatchError, World
+from xvla_ros.simulation.world import World
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
 from recorded import START, Session, changed, curve
@@ -133,7 +132,7 @@ def test_what_is_sent_is_read_alike_live_and_from_a_bag(name):
         assert (names, points) == ([], [])
         place = message.pose.position
         np.testing.assert_array_equal(found.position, [place.x, place.y, place.z])
-    with pytest.raises(CdrError):
+    with pytest.raises(MessageError):
         read_command(profile, group, serialize_message(message)[:9])
 
 
@@ -226,7 +225,7 @@ def test_the_player_serves_it_or_says_so(name):
 def test_it_is_simulated_or_refused_by_name(name):
     profile, group = robot(name)
     if not INTERFACES[name].simulated:
-        with pytest.raises(SceneMismatchError, match=f"{group}.*'{name}'.*serve 'joint_trajectory'"):
+        with pytest.raises(SimulationError, match=f"{group}.*'{name}'.*serve 'joint_trajectory'"):
             World(profile)
         return
     world = World(profile)

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PilImage
 
+from xvla_ros.errors import MessageError
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.observation import images
-from xvla_ros.observation.images import ENCODINGS, ImageError
+from xvla_ros.observation.images import ENCODINGS
 from xvla_ros.recordings import observations as bags
 from xvla_ros.recordings.cdr import peek_stamp, read_joint_state
 from xvla_ros.robots.profile.schema import Camera
@@ -176,14 +177,14 @@ def test_every_answer_the_profile_allows_is_of_use():
 def test_what_is_left_open_is_asked(decode, said, answer, expected):
     message, _ = image("rgb8")
     message.encoding = said
-    with pytest.raises(ImageError, match=expected):
+    with pytest.raises(MessageError, match=expected):
         decode(serialize_message(message), camera(encoding=answer))
 
 
 @pytest.mark.parametrize("name", ["8UC3; jpeg compressed ", "8UC3; png compressed "])
 def test_colours_that_were_open_before_compression_are_asked_and_answered(name):
     content = encoded("png" if "png" in name else "jpeg")
-    with pytest.raises(ImageError, match=r"'8UC3' leaves open.*rgb8 or bgr8"):
+    with pytest.raises(MessageError, match=r"'8UC3' leaves open.*rgb8 or bgr8"):
         both(compressed(content, name), "compressed")
     as_bgr = both(compressed(content, name), "compressed", "bgr8")
     np.testing.assert_array_equal(as_bgr, both(compressed(content, "jpeg"), "compressed"))
@@ -213,7 +214,7 @@ def test_compressed_pictures_are_the_same_live_and_from_bags(content, name, tole
 def test_more_than_eight_bits_are_refused_by_name(decode, encoding):
     message = Image(height=2, width=2, encoding=encoding, step=16)
     message.data = bytes(32)
-    with pytest.raises(ImageError, match=f"{encoding}.*8 bits"):
+    with pytest.raises(MessageError, match=f"{encoding}.*8 bits"):
         decode(serialize_message(message), camera())
 
 
@@ -236,7 +237,7 @@ def test_sizes_that_contradict_each_other_are_named(decode, change, expected):
     message, _ = image("rgb8")
     for name, value in change.items():
         setattr(message, name, value)
-    with pytest.raises(ImageError, match=expected):
+    with pytest.raises(MessageError, match=expected):
         decode(serialize_message(message), camera())
 
 
@@ -252,21 +253,21 @@ def test_sizes_that_contradict_each_other_are_named(decode, change, expected):
     (b"\xff\xd8\xff" + bytes(20) + b"\xff\xda\xff\xd9", "cannot (be )?decode"),
 ])
 def test_compressed_data_that_are_not_one_whole_picture(decode, content, expected):
-    with pytest.raises(ImageError, match=expected):
+    with pytest.raises(MessageError, match=expected):
         decode(serialize_message(compressed(content)), camera("compressed"))
 
 
 def test_a_flipped_byte_in_a_png_is_found():
     content = bytearray(encoded("png"))
     content[len(content) // 2] ^= 1
-    with pytest.raises(ImageError, match="checksum"):
+    with pytest.raises(MessageError, match="checksum"):
         images.check_compressed(bytes(content))
 
 
 def outcome(decode, serialized, sender):
     try:
         return decode(serialized, sender).tolist()
-    except ImageError as error:
+    except MessageError as error:
         return str(error)
 
 
@@ -303,7 +304,7 @@ def test_damaged_messages_are_decoded_or_refused(data, encoding):
     for decode in (messages.decode_image, bags.decode_image):
         try:
             picture = decode(content, camera())
-        except ImageError:
+        except MessageError:
             continue
         assert picture.ndim == 3
 

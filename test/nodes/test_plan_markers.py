@@ -22,6 +22,7 @@ from hand_clock import SECOND, HandClock
 
 from xvla_ros.control.controller import RobotController
 from xvla_ros.control.state import HOLDING, RUNNING
+from xvla_ros.errors import KinematicsError
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.plan_markers import COLOURS, POINTS, PlanMarkers
@@ -30,7 +31,6 @@ from xvla_ros.observation.measured import MeasuredJoints
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.actions import Trajectory
 from xvla_ros.robots.joints import to_policy
-from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import load_profiles, shipped_files
 from xvla_ros.robots.tools import shown_arms, tool_arms
 

@@ -17,10 +17,11 @@ from mcap.reader import make_reader
 
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 
+from xvla_ros.errors import MessageError
 from xvla_ros.nodes.record_check import RecordCheck
 from xvla_ros.recordings.bags import bag_messages, bag_summary
 from xvla_ros.recordings.cdr import peek_stamp, read_string
-from xvla_ros.recordings.marks import EpisodeMarks, MarkError
+from xvla_ros.recordings.marks import EpisodeMarks
 from xvla_ros.ros_env import child_environment
 from xvla_ros.training.config import DatasetSettings
 from xvla_ros.training.data.datasets import open_datasets
@@ -331,7 +332,7 @@ def test_episodes_of_which_nothing_can_be_used_are_counted():
 def test_marks_that_are_none_are_refused():
     marks = EpisodeMarks("arm", TASK)
     for text in ("{", "[]", '{"event": "begin"}', '{"event": "end", "success": "yes"}'):
-        with pytest.raises(MarkError):
+        with pytest.raises(MessageError):
             marks.read(text)
     assert marks.end(True) is None
     assert marks.discard() is None

@@ -10,9 +10,9 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import JointState
 
-from xvla_ros.evaluation.graph import SetupError, choose_profiles, policy_command, sim_command
+from xvla_ros.errors import SetupError
+from xvla_ros.evaluation.graph import choose_profiles, policy_command, sim_command
 from xvla_ros.nodes import simulated_robot
-from xvla_ros.nodes.simulated_robot import SettingError
 from xvla_ros.robots import ProfileError
 from xvla_ros.ros_env import child_environment
 
@@ -46,9 +46,9 @@ def test_the_command_lines_name_every_robot_and_each_file_once(fleet):
 
 def test_robots_that_would_publish_on_one_topic_are_not_simulated_together(fleet):
     assert [each.name for each in simulated_robot.choose_profiles("arm_b,arm_a", str(fleet))] == ["arm_b", "arm_a"]
-    with pytest.raises(SettingError, match=r"so101_bimanual and widowx both have /front/image_raw.*namespace"):
+    with pytest.raises(SetupError, match=r"so101_bimanual and widowx both have /front/image_raw.*namespace"):
         simulated_robot.choose_profiles("so101_bimanual,widowx")
-    with pytest.raises(SettingError, match="expected one of arm_a, arm_b"):
+    with pytest.raises(SetupError, match="expected one of arm_a, arm_b"):
         simulated_robot.choose_profiles("arm_c", str(fleet))
 
 

@@ -18,11 +18,12 @@ from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import Image, JointState
 
 from xvla_ros import ros_env
+from xvla_ros.errors import SetupError
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.msg import ActionChunk as ActionChunkMsg
 from xvla_ros.msg import PolicyStatus
 from xvla_ros.nodes import messages, qos, rerun_stream
-from xvla_ros.nodes.rerun_stream import TURNS, RerunStream, ViewError
+from xvla_ros.nodes.rerun_stream import TURNS, RerunStream
 from xvla_ros.nodes.view_node import PolledTopics
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.actions import Decoder, Trajectory
@@ -236,7 +237,7 @@ def test_a_viewer_that_cannot_be_had_is_said(monkeypatch, how, message):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(rerun_stream, "ANSWER_S", 0.5)
-    with pytest.raises(ViewError, match=message):
+    with pytest.raises(SetupError, match=message):
         RerunStream(PROFILE, **how)
 
 

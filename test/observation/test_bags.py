@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from xvla_ros.errors import BagError, KinematicsError
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import CAMERA_MISSING, CAMERA_STALE, JOINTS_STALE, Fault
-from xvla_ros.recordings.bags import Bag, BagError, bag_messages, bag_summary
+from xvla_ros.recordings.bags import Bag, bag_messages, bag_summary
 from xvla_ros.recordings.cdr import peek_stamp, read_joint_state
 from xvla_ros.recordings.observations import BagClock, _Frames, decode_image, observations
 from xvla_ros.recordings.tracks import read_tracks
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.joints import from_policy
-from xvla_ros.robots.kinematics import KinematicsError
 
 MS = 1_000_000
 START = 1_700_000_000_000 * MS

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 import yaml
 
+from xvla_ros.errors import SimulationError
 from xvla_ros.resources import config_dir
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.rotations import rpy_to_matrix
 from xvla_ros.ros_env import child_environment
 from xvla_ros.simulation import isaac
-from xvla_ros.simulation.gazebo import GazeboSetupError, describe, load_setup, setup_names
+from xvla_ros.simulation.gazebo import describe, load_setup, setup_names
 from xvla_ros.simulation.scenes import build_scene
 
 ROBOTS = setup_names()
@@ -103,7 +104,7 @@ def test_every_arm_with_a_urdf_has_a_setup():
 
 
 def test_a_robot_without_a_setup_is_named_with_those_that_have_one():
-    with pytest.raises(GazeboSetupError, match=r"'toaster'.*agibot, so101, so101_bimanual, widowx"):
+    with pytest.raises(SimulationError, match=r"'toaster'.*agibot, so101, so101_bimanual, widowx"):
         load_setup("toaster")
 
 
@@ -299,7 +300,7 @@ def test_a_setup_that_does_not_fit_its_urdf_is_named():
     from dataclasses import replace
 
     setup = load_setup("so101")
-    with pytest.raises(GazeboSetupError, match=r"'follower'.*so101\.urdf has no joint 'elbow'.*elbow_flex"):
+    with pytest.raises(SimulationError, match=r"'follower'.*so101\.urdf has no joint 'elbow'.*elbow_flex"):
         describe(replace(setup.arms[0], start={"elbow": 0.1}), setup.controllers)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from xvla_ros.evaluation.graph import SetupError
+from xvla_ros.errors import SetupError
 from xvla_ros.robots import load_profile, load_robot
 
 pytest.importorskip("launch", reason="launch comes with a ROS 2 distribution, not from PyPI")

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from xvla_ros.errors import KinematicsError
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.kinematics import (
     Chain,
     InverseKinematics,
-    KinematicsError,
     PathFollower,
     Poses,
     RobotDescription,

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from xvla_ros.errors import KinematicsError
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.actions import Decoder, StateEncoder, Trajectory, resample
-from xvla_ros.robots.kinematics import KinematicsError, RobotDescription, shipped_description
+from xvla_ros.robots.kinematics import RobotDescription, shipped_description
 from xvla_ros.robots.kinematics.path import HELD, REACHED
 from xvla_ros.robots.rotations import (
     COLUMNS,

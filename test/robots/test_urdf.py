@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xvla_ros.errors import KinematicsError
 from xvla_ros.robots import ProfileError, urdf_file
-from xvla_ros.robots.kinematics import Chain, KinematicsError, RobotDescription
+from xvla_ros.robots.kinematics import Chain, RobotDescription
 from xvla_ros.robots.urdf import parse_urdf, read_urdf
 
 LIMIT = '<limit lower="-1.5" upper="2.5" velocity="3" effort="1"/>'

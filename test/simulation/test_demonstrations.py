@@ -12,12 +12,13 @@ from rosbags.typesys import Stores, get_typestore
 
 from xvla_ros.commands import run
 from xvla_ros.commands.demos import Demos
+from xvla_ros.errors import SimulationError
 from xvla_ros.model.data import Observation
 from xvla_ros.recordings.bags import bag_messages
 from xvla_ros.recordings.cdr import read_joint_state
 from xvla_ros.recordings.observations import observations
 from xvla_ros.robots import load_profile
-from xvla_ros.simulation.demonstrations import DemonstrationsError, DemoSettings, record_all
+from xvla_ros.simulation.demonstrations import DemoSettings, record_all
 
 pytest.importorskip("pinocchio")
 
@@ -97,7 +98,7 @@ def test_what_is_there_is_kept_and_a_folder_of_other_settings_refused(recorded, 
     assert list(record_all(settings, 3, folder)) == [None] * 3
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.mcap")} == before
     other = DemoSettings(profile, "touch", seed=21, width=32, height=24)
-    with pytest.raises(DemonstrationsError, match="seed is 20, now 21"):
+    with pytest.raises(SimulationError, match="seed is 20, now 21"):
         next(record_all(other, 3, folder))
 
 

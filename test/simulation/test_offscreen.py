@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from xvla_ros.errors import SimulationError
 from xvla_ros.simulation import offscreen
-from xvla_ros.simulation.offscreen import RenderingUnavailableError
 
 
 def run(code, **variables):
@@ -39,9 +39,10 @@ def test_the_users_choice_stands():
 
 def test_a_choice_that_fails_names_the_package_to_install():
     code = (
+        "from xvla_ros.errors import SimulationError\n"
         "from xvla_ros.simulation import offscreen\n"
         "try: offscreen.context(32, 32)\n"
-        "except offscreen.RenderingUnavailableError as error: print(error)"
+        "except SimulationError as error: print(error)"
     )
     said = run(code, MUJOCO_GL="egl", PYOPENGL_PLATFORM="glx")
     assert "MUJOCO_GL=egl" in said and "libegl1" in said
@@ -51,5 +52,5 @@ def test_without_any_library_the_message_names_debians_packages(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "")
     monkeypatch.setattr(offscreen, "_egl_has_a_display", lambda: False)
     monkeypatch.setattr(offscreen, "_has_osmesa", lambda: False)
-    with pytest.raises(RenderingUnavailableError, match=r"libegl1 libegl-mesa0 libgl1-mesa-dri.*libosmesa6"):
+    with pytest.raises(SimulationError, match=r"libegl1 libegl-mesa0 libgl1-mesa-dri.*libosmesa6"):
         offscreen.context(32, 32)

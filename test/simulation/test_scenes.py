@@ -4,11 +4,12 @@ import mujoco
 import numpy as np
 import pytest
 
+from xvla_ros.errors import SimulationError
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.profile import shipped_files
 from xvla_ros.simulation import room
 from xvla_ros.simulation.controllers import ControllerOptions
-from xvla_ros.simulation.scenes import UnknownSceneError, build_scene, scene_for, scene_names
+from xvla_ros.simulation.scenes import build_scene, scene_for, scene_names
 from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
 
@@ -52,7 +53,7 @@ def test_every_shipped_profile_has_a_scene():
 def test_a_robot_of_another_name_takes_the_scene_of_its_joints():
     order = load("widowx").joints.policy_order
     assert scene_for("my_widowx", order[::-1], 1 / 600).robot == "widowx"
-    with pytest.raises(UnknownSceneError, match="'my_widowx'"):
+    with pytest.raises(SimulationError, match="'my_widowx'"):
         scene_for("my_widowx", order[:-1], 1 / 600)
 
 

@@ -6,10 +6,11 @@ import mujoco
 import numpy as np
 import pytest
 
+from xvla_ros.errors import SimulationError
 from xvla_ros.robots import load_profile
 from xvla_ros.simulation.demonstrations import Demonstrator, DemoSettings
 from xvla_ros.simulation.room import CUBES
-from xvla_ros.simulation.tasks import UnknownTaskError, load_task, task_names
+from xvla_ros.simulation.tasks import load_task, task_names
 from xvla_ros.simulation.world import World
 
 pytest.importorskip("pinocchio")
@@ -132,7 +133,7 @@ def test_a_profile_of_other_names_and_units_has_the_same_tasks():
 
 
 def test_an_unknown_task_is_answered_with_those_there_are():
-    with pytest.raises(UnknownTaskError, match=r"'juggle' for robot 'widowx'; expected one of: touch, pick_place"):
+    with pytest.raises(SimulationError, match=r"'juggle' for robot 'widowx'; expected one of: touch, pick_place"):
         load_task(profile_of("widowx"), "juggle")
 
 

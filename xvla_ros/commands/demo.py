@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from xvla_ros.commands.demo_console import Console, Progress
 from xvla_ros.commands.options import HIDDEN, Checkpoint, Command, Device, Dtype, Positive, RealTime, Robot
+from xvla_ros.errors import Interrupted, SetupError
 from xvla_ros.evaluation.graph import (
     THIS_MACHINE_ONLY,
-    SetupError,
     lead_command,
     policy_command,
     settings_in_simulation,
     sim_command,
     watch_command,
 )
-from xvla_ros.evaluation.processes import Child, ChildError, Interrupted, Supervisor, free_domain
+from xvla_ros.evaluation.processes import Child, ChildError, Supervisor, free_domain
 from xvla_ros.evaluation.report.recording import NS
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def choose_task(profile: Profile, checkpoint: str | None, instruction: str | Non
 
     Raises:
         SetupError: the task cannot be led here, or never says the instruction.
-        UnknownTaskError, UnknownSceneError: the robot has no such task.
+        SimulationError, SimulationError: the robot has no such task.
         CheckpointError: the checkpoint's record cannot be read.
     """
     if wanted == NO_TASK or (wanted is None and not is_trained(profile, checkpoint)):

@@ -17,7 +17,7 @@ from xvla_ros.commands.options import (
     Task,
     Variation,
 )
-from xvla_ros.evaluation.graph import SetupError
+from xvla_ros.errors import SetupError
 
 if TYPE_CHECKING:
     from xvla_ros.simulation.demonstrations import Demonstration, DemoSettings

@@ -23,7 +23,8 @@ from xvla_ros.commands.options import (
     Task,
     Variation,
 )
-from xvla_ros.evaluation.graph import SetupError, settings_in_simulation
+from xvla_ros.errors import SetupError
+from xvla_ros.evaluation.graph import settings_in_simulation
 
 if TYPE_CHECKING:
     from xvla_ros.evaluation.outcomes import Evaluation

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from xvla_ros.commands.options import Checkpoint, Command, Device, Dtype, Option, Positive, RealTime, Robot
-from xvla_ros.evaluation.graph import SetupError, choose_profiles, policy_command, settings_in_simulation, sim_command
-from xvla_ros.evaluation.processes import Interrupted, Supervisor
+from xvla_ros.errors import Interrupted, SetupError
+from xvla_ros.evaluation.graph import choose_profiles, policy_command, settings_in_simulation, sim_command
+from xvla_ros.evaluation.processes import Supervisor
 
 Policy = Annotated[str, "absolute name of the policy node"]
 

@@ -8,21 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from xvla_ros.commands.options import (
-    BagRobot,
-    Checkpoint,
-    Command,
-    Count,
-    Device,
-    Dtype,
-    Json,
-    Option,
-    Seed,
-)
-from xvla_ros.evaluation.graph import SetupError
-from xvla_ros.evaluation.processes import Interrupted
+from xvla_ros.commands.options import BagRobot, Checkpoint, Command, Count, Device, Dtype, Json, Option, Seed
+from xvla_ros.errors import BagError, Interrupted, SetupError
 from xvla_ros.observation.faults import FaultTally
-from xvla_ros.recordings.bags import Bag, BagError, storage_files
+from xvla_ros.recordings.bags import Bag, storage_files
 from xvla_ros.resources import usable_cores
 
 if TYPE_CHECKING:

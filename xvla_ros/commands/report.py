@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from xvla_ros.commands.options import BagRobot, Command, Option, Positive
-from xvla_ros.evaluation.graph import SetupError
+from xvla_ros.errors import SetupError
 
 if TYPE_CHECKING:
     from xvla_ros.evaluation.report.figures import Report
@@ -72,7 +72,7 @@ def write_report(
         assumed: diagnostics of the policy in the place of those of a run that ended before it had said any.
 
     Raises:
-        BagError, FilmError, RecordingError: see there.
+        BagError, EvaluationError, EvaluationError: see there.
     """
     from xvla_ros.evaluation.report.figures import make_report, write_json
     from xvla_ros.evaluation.report.film import Scene, read_frame, write_film

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.control.shipped_policy import known_as, shipped_policy
-from xvla_ros.errors import CheckpointError, XvlaError
+from xvla_ros.errors import CheckpointError, KinematicsError, SetupError
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import JointLimits, to_policy
-from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
+from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tool_pose import CHANNELS, GRIPPER, POSITION, ROTATION
 from xvla_ros.robots.tools import tool_arms
@@ -25,10 +25,6 @@ Floats = NDArray[np.float64]
 NO_DESCRIPTIONS: Mapping[str, RobotDescription | None] = {}
 RANDOM_SPREAD = 0.25  # standard deviation of an untrained policy's actions, in ranges of motion
 RANDOM_WAY, RANDOM_TURN = 0.02, 0.05  # the same of tool poses: m about home, and of the rotation's numbers
-
-
-class PolicySourceError(XvlaError, ValueError):
-    """The policy asked for cannot be had for these robots; the message says what to change."""
 
 
 def load_policy(
@@ -57,7 +53,7 @@ def load_policy(
         log: takes lines that say how the policy runs, what it computes in among them.
 
     Raises:
-        PolicySourceError: the profiles name different checkpoints, the policy does not fit a robot, or there is no
+        SetupError: the profiles name different checkpoints, the policy does not fit a robot, or there is no
             such device.
         CheckpointError: naming what is wrong with the checkpoint.
         ProfileError: the policy that comes with the package was trained in other units, see ``shipped_policy``.
@@ -72,7 +68,7 @@ def load_policy(
         try:
             policy.check(profile.embodiment())
         except ValueError as error:
-            raise PolicySourceError(f"checkpoint {name or 'of random weights'} cannot drive {profile.name}: {error}") \
+            raise SetupError(f"checkpoint {name or 'of random weights'} cannot drive {profile.name}: {error}") \
                 from error
     from xvla_ros.model.runtime.fast import accelerate
 
@@ -85,7 +81,7 @@ def _agreed(profiles: Mapping[str, Profile]) -> tuple[str, str]:
     named = {profile.name: (profile.policy.checkpoint, profile.policy.revision) for profile in profiles.values()}
     if len(set(named.values())) > 1:
         listed = ", ".join(f"{robot}: {name or 'none'}" for robot, (name, _) in named.items())
-        raise PolicySourceError(
+        raise SetupError(
             f"the profiles name different checkpoints ({listed}), but one node runs one policy; name it with the "
             "parameter checkpoint, or start a node for each"
         )
@@ -99,7 +95,7 @@ def _ensure_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the second where torch was built without that kind of device
         found = str(error).splitlines()[0]
-        raise PolicySourceError(f"device is {device!r}: {found}; expected cpu, cuda or another device that is there") \
+        raise SetupError(f"device is {device!r}: {found}; expected cpu, cuda or another device that is there") \
             from error
 
 
@@ -112,7 +108,7 @@ def _load(name: str, revision: str, device: str, dtype: str) -> Policy:
     except CheckpointError:
         raise
     except ValueError as error:
-        raise PolicySourceError(str(error)) from error
+        raise SetupError(str(error)) from error
 
 
 def _shipped(profiles: Mapping[str, Profile], device: str, dtype: str) -> Policy | None:
@@ -139,14 +135,14 @@ def _untrained(
         try:
             mean[name], std[name] = _range(profile, descriptions.get(name))
         except KinematicsError as error:
-            raise PolicySourceError(str(error)) from error
+            raise SetupError(str(error)) from error
     try:
         policy = random_policy(
             [profile.embodiment() for profile in profiles.values()],
             state_mean=mean, state_std=std, action_mean=mean, action_std=std, seed=seed,
         )
     except ValueError as error:
-        raise PolicySourceError(f"random weights cannot drive these robots together: {error}") from error
+        raise SetupError(f"random weights cannot drive these robots together: {error}") from error
     policy.network.to(device)
     return _in_dtype(policy, dtype)
 
@@ -158,7 +154,7 @@ def _in_dtype(policy: Policy, dtype: str) -> Policy:
     try:
         policy.precision = choose(policy.network.config, policy.network.device, dtype)
     except ValueError as error:
-        raise PolicySourceError(str(error)) from error
+        raise SetupError(str(error)) from error
     if policy.precision.dtype == INT8:
         return quantise(policy)
     policy.network.cast(DTYPES[policy.precision.dtype])

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from xvla_ros.errors import ProfileError
+from xvla_ros.errors import BagError, KinematicsError, ProfileError
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.observation.images import IMAGE_TYPES
 from xvla_ros.recordings.bag_files import BagMessage
 from xvla_ros.recordings.bag_recording import profile_of_bag
 from xvla_ros.recordings.bag_writer import PROFILE_TOPIC
-from xvla_ros.recordings.bags import Bag, BagError, TopicSummary
+from xvla_ros.recordings.bags import Bag, TopicSummary
 from xvla_ros.recordings.cdr import peek_stamp, read_joint_state
 from xvla_ros.recordings.commands import command_type
 from xvla_ros.recordings.marks import EPISODE_TOPIC
@@ -26,7 +26,6 @@ from xvla_ros.recordings.observations import verdict
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.recordings.topics import check_topics
 from xvla_ros.robots.interfaces import JOINT_STATE
-from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile, load_robot
 
 SCHEMA_VERSION = 2

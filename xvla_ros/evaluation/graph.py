@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.processes import python_module
 
 if TYPE_CHECKING:
@@ -20,10 +20,6 @@ NODES = "xvla_ros.nodes"
 # What a run of its own needs on top of the ROS environment: nobody outside this machine hears it.
 THIS_MACHINE_ONLY = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
 Value = bool | int | float | str | list[str]
-
-
-class SetupError(XvlaError, ValueError):
-    """What was asked for cannot be started; the message says what to change."""
 
 
 def choose_profiles(robots: str) -> list[Profile]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.control.engine import ChunkRequest, Engine
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import EvaluationError
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, median_of
 from xvla_ros.evaluation.report.figures import Percentiles, travel_by_group
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
@@ -42,10 +42,6 @@ NS = 1_000_000_000
 START = NS  # ROS time at which an episode begins; 0 stands for no time at all
 JUDGE_RATE = 100.0
 ENGINE_RATE = 200.0  # Hz at which the inference thread looks whether a robot waits
-
-
-class EvaluationError(XvlaError, RuntimeError):
-    """An evaluation that cannot go on; the message says why."""
 
 
 class SimulatedClock:
@@ -158,7 +154,7 @@ class InProcess:
             delay: s of simulated time from an observation to its chunk.
 
         Raises:
-            SceneMismatchError, UnknownSceneError, KinematicsError, RenderingUnavailableError: naming what is missing.
+            SimulationError, KinematicsError: naming what is missing.
         """
         self.world = World(profile)
         self.counters = Counters()

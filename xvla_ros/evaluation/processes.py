@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TextIO
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import Interrupted, XvlaError
 
 PR_SET_PDEATHSIG = 1
 KEPT_LINES = 30
@@ -43,19 +43,6 @@ DOMAIN_PORT_OFFSETS = (0, 10, 12, 14, 16)
 
 class ChildError(XvlaError, RuntimeError):
     """A child ended before it was asked to, or a condition did not come true in time."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user (Ctrl-C) or the system (SIGTERM, SIGHUP) asked the run to end."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__("no process is left")
-        self.signum = signum
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code by the convention of shells: 128 + signal."""
-        return 128 + self.signum
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.evaluation.graph import SetupError
+from xvla_ros.errors import BagError, SetupError
 from xvla_ros.evaluation.replay.ablations import Ablations
 from xvla_ros.evaluation.replay.measures import Measures
 from xvla_ros.evaluation.replay.rows import SHIFTS, Layout, RowWriter, Worst
@@ -22,7 +22,7 @@ from xvla_ros.observation.faults import FaultTally
 from xvla_ros.recordings.action_path import Times, waypoint_times
 from xvla_ros.recordings.bag_paths import interpolated, tool_actions
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording, Seen
-from xvla_ros.recordings.bags import Bag, BagError
+from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.recording import NothingLeftError, SamplesError, Survey, joint_leaps
 from xvla_ros.robots.actions import Decoder, StateEncoder
 from xvla_ros.robots.joints import to_policy

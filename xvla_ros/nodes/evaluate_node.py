@@ -30,12 +30,12 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import EvaluationError, Interrupted
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.messages import NS
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.progress import tell
-from xvla_ros.nodes.stop_request import StoppedError, StopRequest
+from xvla_ros.nodes.stop_request import StopRequest
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
@@ -45,10 +45,6 @@ SETTLE = 0.25  # s of simulated time between a reset and the policy's start: wha
 IDLE_LIMIT = 60.0  # s of simulated time without a command
 STILL_LIMIT = 900.0  # s on the steady clock of a /clock that stands still: a chunk of a large policy may take minutes
 POLICY, SIMULATION = "/xvla", "/sim"
-
-
-class LeadError(XvlaError, RuntimeError):
-    """An episode that cannot be led to its end; the message says what did not happen."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +119,8 @@ class EvaluateNode(Node):  # type: ignore[misc]
         """Run every episode.
 
         Raises:
-            LeadError: naming what did not happen.
-            StoppedError: by a signal.
+            EvaluationError: naming what did not happen.
+            Interrupted: by a signal.
         """
         self._wait(lambda: self.time > 0, START_LIMIT, "the simulation's /clock")
         for client in (self._change, self._state, self._set, self._reset):
@@ -148,10 +144,10 @@ class EvaluateNode(Node):  # type: ignore[misc]
         parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in settings.items()]
         for result in self._call(self._set, SetParameters.Request(parameters=parameters)).results:
             if not result.successful:
-                raise LeadError(f"the simulation refuses {settings}: {result.reason}")
+                raise EvaluationError(f"the simulation refuses {settings}: {result.reason}")
         answer = self._call(self._reset, Trigger.Request())
         if not answer.success:
-            raise LeadError(f"the simulation does not reset: {answer.message}")
+            raise EvaluationError(f"the simulation does not reset: {answer.message}")
         self._wait(
             lambda: self._begun() > before and self._outcome.seed == seed,
             SERVICE_LIMIT,
@@ -179,12 +175,12 @@ class EvaluateNode(Node):  # type: ignore[misc]
             told = self._status.instruction if self._status is not None else ""
             if self._outcome.elapsed == 0.0 and self.time - begun > IDLE_LIMIT * NS:
                 said = "nothing" if self._status is None else " ".join((self._status.reason, self._status.detail))
-                raise LeadError(
+                raise EvaluationError(
                     f"no command within {IDLE_LIMIT:.0f} s of simulated time; the policy says: "
                     f"{said.strip() or 'nothing'}"
                 )
             if self._outcome.elapsed > 0.0 and told != instruction:
-                raise LeadError(f"the policy does {told!r}, and was told {instruction!r}")
+                raise EvaluationError(f"the policy does {told!r}, and was told {instruction!r}")
 
     def _add_status(self) -> None:
         for key in self._totals:
@@ -211,13 +207,13 @@ class EvaluateNode(Node):  # type: ignore[misc]
         while not condition():
             self._spin()
             if time.monotonic() > deadline:
-                raise LeadError(f"waited {seconds:.0f} s for {what}")
+                raise EvaluationError(f"waited {seconds:.0f} s for {what}")
 
     def _spin(self) -> None:
         self._stop.check()
         self._executor.spin_once(timeout_sec=0.1)
         if self.time and time.monotonic() - self._moved > STILL_LIMIT:
-            raise LeadError(f"the simulation's clock has stood still for {STILL_LIMIT:.0f} s")
+            raise EvaluationError(f"the simulation's clock has stood still for {STILL_LIMIT:.0f} s")
 
     def _call(self, client: Any, request: Any, seconds: float = SERVICE_LIMIT) -> Any:
         future = client.call_async(request)
@@ -230,7 +226,7 @@ class EvaluateNode(Node):  # type: ignore[misc]
     def _transition(self, transition: int, seconds: float) -> None:
         request = ChangeState.Request(transition=Transition(id=transition))
         if not self._call(self._change, request, seconds).success:
-            raise LeadError(f"the policy node fails at transition {transition}: its log says why")
+            raise EvaluationError(f"the policy node fails at transition {transition}: its log says why")
 
     # what is heard
 
@@ -279,10 +275,10 @@ def main(arguments: list[str] | None = None) -> int:
     node = EvaluateNode(order, stop)
     try:
         node.lead()
-    except LeadError as error:
+    except EvaluationError as error:
         tell({"failed": str(error)})
         return 1
-    except StoppedError:
+    except Interrupted:
         return 1
     finally:
         node.destroy_node()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from xvla_ros.errors import KinematicsError
 from xvla_ros.observation.faults import Fault
 from xvla_ros.observation.images import IMAGE_TYPES
 from xvla_ros.robots.interfaces import JOINT_STATE
@@ -225,7 +226,6 @@ def _follow_clock(node: Node, use_sim_time: bool | None) -> str:
 
 def _trials(profiles: Iterable[Profile], clock: Clock) -> list[Trial]:
     from xvla_ros.nodes.trial import Trial
-    from xvla_ros.robots.kinematics import KinematicsError
 
     trials = []
     for profile in profiles:

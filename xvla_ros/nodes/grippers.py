@@ -15,7 +15,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import SetupError
 from xvla_ros.nodes import qos
 from xvla_ros.nodes.messages import message_class
 from xvla_ros.robots.interfaces import GRIPPER_COMMAND, INTERFACES, PARALLEL_GRIPPER_COMMAND
@@ -24,10 +24,6 @@ from xvla_ros.robots.profile import Profile
 PAUSE_S = 0.5  # without setpoints for this long, others may have moved the gripper
 SAME = 1e-6  # of a range
 STANDS_S = 0.1  # this long the same: the motion has ended
-
-
-class OutletError(XvlaError, RuntimeError):
-    """A command group's interface cannot be had here; the message says what is missing."""
 
 
 class ChangeGate:
@@ -102,7 +98,7 @@ class GripperAction:
         group: of the client's callbacks.
 
     Raises:
-        OutletError: control_msgs is not installed.
+        SetupError: control_msgs is not installed.
     """
 
     def __init__(
@@ -154,7 +150,7 @@ def require_outlets(profile: Profile) -> None:
     """Say what a robot's grippers need that is not installed, before anything is made.
 
     Raises:
-        OutletError: naming it.
+        SetupError: naming it.
     """
     for group in profile.commands.groups:
         interface = profile.commands.interface_of(group)
@@ -187,7 +183,7 @@ def _action_type(interface: str, topic: str) -> Any:
     try:
         return message_class(INTERFACES[interface].type)
     except ImportError as error:
-        raise OutletError(
+        raise SetupError(
             f"the interface {interface} of {topic} needs the package control_msgs, which cannot be imported ({error}): "
             "install ros-$ROS_DISTRO-control-msgs, or command the gripper by gripper_command or joint_trajectory"
         ) from error

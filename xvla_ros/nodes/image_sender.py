@@ -35,7 +35,7 @@ class ImageSender:
         """Starts the thread and draws once, so that a machine that cannot render says so here.
 
         Raises:
-            RenderingUnavailableError: naming what to install.
+            SimulationError: naming what to install.
         """
         self._rig = world.camera_rig(width, height)
         self._outlets = {

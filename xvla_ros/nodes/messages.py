@@ -14,8 +14,9 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from xvla_ros.errors import MessageError
 from xvla_ros.model.data import ActionChunk
-from xvla_ros.observation.images import COMPRESSED, RAW, ImageError, rgb_of_message
+from xvla_ros.observation.images import COMPRESSED, RAW, rgb_of_message
 from xvla_ros.recordings.cdr import peek_stamp
 from xvla_ros.robots.profile.schema import Camera
 
@@ -46,13 +47,13 @@ def decode_image(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:
     """Return uint8 [H, W, 3] RGB of a message of a camera, serialized; ``observation.images`` says what is taken.
 
     Raises:
-        ImageError: naming what was found and what is expected.
+        MessageError: naming what was found and what is expected.
     """
     kind = IMAGE_KINDS[camera.transport]
     try:
         message = deserialize_message(serialized, kind)
     except Exception as error:  # rclpy raises RCLError, RuntimeError or MemoryError by where the message breaks off
-        raise ImageError(f"not a whole {kind.__name__}: {error}") from error
+        raise MessageError(f"not a whole {kind.__name__}: {error}") from error
     return rgb_of_message(message, camera)
 
 

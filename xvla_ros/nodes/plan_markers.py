@@ -15,8 +15,8 @@ from visualization_msgs.msg import Marker, MarkerArray
 from xvla_ros.control.clock import S_TO_NS
 from xvla_ros.control.controller import RobotController
 from xvla_ros.control.state import HOLDING, RUNNING, STOPPED
+from xvla_ros.errors import KinematicsError
 from xvla_ros.nodes import messages, qos
-from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tools import ShownArm, ToolArm, shown_arms
 

@@ -29,15 +29,15 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import BagError, EvaluationError, Interrupted, MessageError
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_type
 from xvla_ros.nodes.messages import NS
 from xvla_ros.nodes.parameters import given_parameters
-from xvla_ros.nodes.stop_request import StoppedError, StopRequest
+from xvla_ros.nodes.stop_request import StopRequest
 from xvla_ros.recordings.bag_files import BagMessage
-from xvla_ros.recordings.bags import BagError, bag_messages
-from xvla_ros.recordings.cdr import CdrError, peek_stamp, read_string
+from xvla_ros.recordings.bags import bag_messages
+from xvla_ros.recordings.cdr import peek_stamp, read_string
 from xvla_ros.recordings.marks import EPISODE_TOPIC
 from xvla_ros.recordings.observations import BagClock
 
@@ -50,10 +50,6 @@ READY_LIMIT, ANSWER_LIMIT = 900.0, 10.0  # s on the steady clock: loading a poli
 CLOCK_STEP = NS // 100
 LONGEST_PAUSE = 2.0  # s; a longer one in the bag is played as this
 RELIABLE = QoSProfile(depth=100)  # a policy's best effort subscription takes it as well
-
-
-class PlayError(XvlaError, RuntimeError):
-    """A bag that could not be played to a policy; the message says what did not happen."""
 
 
 class PlayNode(Node):  # type: ignore[misc]
@@ -93,22 +89,22 @@ class PlayNode(Node):  # type: ignore[misc]
         """Wait for the policy, then play.
 
         Raises:
-            PlayError: the policy does not become active, or the bag cannot be read.
-            StoppedError: by a signal.
+            EvaluationError: the policy does not become active, or the bag cannot be read.
+            Interrupted: by a signal.
         """
         topics = {*self._outlets, EPISODE_TOPIC}
         try:
             first = next(iter(bag_messages(self._bag, set(self._outlets))), None)
             if first is None:
-                raise PlayError(f"{self._bag}: none of {', '.join(self._outlets)} is in it")
+                raise EvaluationError(f"{self._bag}: none of {', '.join(self._outlets)} is in it")
             self._tick(BagClock().now(first.topic, first.log_time, peek_stamp(first.data)))
             self._until(self._policy_is_active, READY_LIMIT, f"{POLICY} to become active")
             wanted = list(self._outlets.values())
             self._until(lambda: all(outlet.get_subscription_count() for outlet in wanted), ANSWER_LIMIT,
                         f"{POLICY} to subscribe to {', '.join(self._outlets)}")
             self._play(topics)
-        except (BagError, CdrError) as error:
-            raise PlayError(f"{self._bag}: {error}") from error
+        except (BagError, MessageError) as error:
+            raise EvaluationError(f"{self._bag}: {error}") from error
         self._rest()
 
     def _play(self, topics: set[str]) -> None:
@@ -167,7 +163,7 @@ class PlayNode(Node):  # type: ignore[misc]
             self._spin(0.1)
             self._tick(self._time)
             if time.monotonic() > deadline:
-                raise PlayError(f"waited {seconds:.0f} s for {what}")
+                raise EvaluationError(f"waited {seconds:.0f} s for {what}")
 
     def _spin(self, seconds: float) -> None:
         self._stop.check()
@@ -180,10 +176,10 @@ class PlayNode(Node):  # type: ignore[misc]
         """Write the chunks that were heard.
 
         Raises:
-            PlayError: there was none; what the policy said of itself.
+            EvaluationError: there was none; what the policy said of itself.
         """
         if not self.chunks:
-            raise PlayError(f"{POLICY} answered nothing; it said: {self._said or 'nothing'}")
+            raise EvaluationError(f"{POLICY} answered nothing; it said: {self._said or 'nothing'}")
         chunks = [messages.chunk_of(message) for message in self.chunks]
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(path.name + ".part")
@@ -212,10 +208,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         node.play()
         node.write(Path(values["chunks_file"]))
-    except PlayError as error:
+    except EvaluationError as error:
         node.get_logger().error(str(error))
         return 1
-    except StoppedError:
+    except Interrupted:
         return 1
     finally:
         node.destroy_node()

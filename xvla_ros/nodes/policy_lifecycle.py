@@ -25,14 +25,14 @@ from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from xvla_ros.control.engine import INFERENCE_THREAD, Engine
-from xvla_ros.control.policy_source import PolicySourceError, load_policy
+from xvla_ros.control.policy_source import load_policy
 from xvla_ros.control.state import UNTRAINED
-from xvla_ros.errors import CheckpointError, ProfileError
+from xvla_ros.errors import CheckpointError, KinematicsError, ProfileError, SetupError
 from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.model.imports import kept_for_good
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.diagnostics import robot_diagnostics
-from xvla_ros.nodes.grippers import OutletError, require_outlets
+from xvla_ros.nodes.grippers import require_outlets
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError
 from xvla_ros.nodes.node_clock import NodeClock
 from xvla_ros.nodes.parameters import read_profile
@@ -42,7 +42,7 @@ from xvla_ros.nodes.stop_topics import StopTopics
 from xvla_ros.nodes.time_limit import TOPIC, TimeLimit
 from xvla_ros.observation.faults import Fault
 from xvla_ros.resources import usable_cores
-from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
+from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tools import tool_arms
 
@@ -145,7 +145,7 @@ class PolicyNode(GuardedLifecycleNode):
             profiles = {robot: read_profile(self, robot) for robot in robots}
             for profile in profiles.values():
                 require_outlets(profile)
-        except (ProfileError, OutletError) as error:
+        except (ProfileError, SetupError) as error:
             raise TransitionError(str(error)) from error
         return profiles
 
@@ -274,7 +274,7 @@ class PolicyNode(GuardedLifecycleNode):
                 said = time.monotonic()
                 self.get_logger().info(f"still loading the policy, {said - begun:.0f} s")
         result = outcome[0]
-        if isinstance(result, CheckpointError | PolicySourceError | ProfileError):
+        if isinstance(result, CheckpointError | SetupError | ProfileError):
             raise TransitionError(str(result)) from result
         if isinstance(result, Exception):
             raise result

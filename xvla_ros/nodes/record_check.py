@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
+from xvla_ros.errors import KinematicsError, MessageError
 from xvla_ros.model.data import Observation
 from xvla_ros.nodes.messages import decode_image
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, BuildTally, Fault
-from xvla_ros.recordings.cdr import CdrError
 from xvla_ros.recordings.observations import feed
 from xvla_ros.robots.profile import Profile
 
@@ -55,7 +55,7 @@ class RecordCheck:
         if topic not in self._joints and topic not in self._cameras:
             return
         self._has_come = True
-        with suppress(CdrError):  # then it is missing, which is said
+        with suppress(MessageError):  # then it is missing, which is said
             feed(self._builder, self._cameras.get(topic, ()), topic, data, self._steady())
 
     def run(self) -> None:
@@ -140,7 +140,6 @@ def _is_useless(looks: BuildTally) -> bool:
 
 def check_of(profile: Profile, now: Callable[[], int], say: Callable[[str], None]) -> RecordCheck | None:
     """Return the check of a robot's recording; None, and the reason said, where its kinematics cannot be had."""
-    from xvla_ros.robots.kinematics import KinematicsError
 
     try:
         return RecordCheck(profile, now)

@@ -34,13 +34,14 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 from rosgraph_msgs.msg import Clock
 
+from xvla_ros.errors import BagWriteError, MessageError
 from xvla_ros.nodes.keyboard import Keyboard
 from xvla_ros.nodes.messages import message_class
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.record_check import check_of
-from xvla_ros.recordings.bag_writer import BagWriteError, BagWriter, Compression, UnknownTypeError
-from xvla_ros.recordings.cdr import CdrError, peek_stamp, read_string
-from xvla_ros.recordings.marks import EPISODE_TOPIC, EpisodeMarks, MarkError
+from xvla_ros.recordings.bag_writer import BagWriter, Compression
+from xvla_ros.recordings.cdr import peek_stamp, read_string
+from xvla_ros.recordings.marks import EPISODE_TOPIC, EpisodeMarks
 from xvla_ros.recordings.topics import COMMAND, LATCHED, SENSOR, RecordedTopic, recorded_topics
 from xvla_ros.robots.profile import Profile, profile_document
 
@@ -249,7 +250,7 @@ class RecordNode(Node):  # type: ignore[misc]
         try:
             kind = message_class(topic.type)
             self._bag.add_topic(topic.name, topic.type)
-        except (ImportError, UnknownTypeError, BagWriteError) as error:  # our own messages may not have been built
+        except (ImportError, BagWriteError) as error:  # our own messages may not have been built
             self._say(f"{topic.name} is not recorded: {error}")
             return
         self._topics[topic.name] = topic
@@ -282,7 +283,7 @@ class RecordNode(Node):  # type: ignore[misc]
             try:
                 self._write_mark(self.marks.read(read_string(data)))
                 self.counts[topic.name] += 1
-            except (MarkError, CdrError) as error:
+            except MessageError as error:
                 self._say(f"{EPISODE_TOPIC}: not recorded: {error}")
             return
         try:

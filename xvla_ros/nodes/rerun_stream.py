@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import SetupError
 from xvla_ros.robots.actions import Trajectory
 from xvla_ros.robots.profile import Profile
 
@@ -33,10 +33,6 @@ TURNS = 4  # chunks that may cover the same time
 EXECUTED, PREDICTED = (46, 160, 96), (66, 135, 245)
 LEVELS = {"running": "INFO", "holding": "WARN", "stopped": "ERROR"}
 WITHOUT_RERUN = "the Rerun SDK cannot be imported ({}); install it with: pip install 'xvla_ros[view]'"
-
-
-class ViewError(XvlaError, RuntimeError):
-    """A stream cannot be had; the message says what to change."""
 
 
 class RerunStream:
@@ -49,7 +45,7 @@ class RerunStream:
         spawn: whether to open a viewer on this machine.
 
     Raises:
-        ViewError: Rerun is not installed, the file cannot be written, there is no display for a viewer, or no viewer
+        SetupError: Rerun is not installed, the file cannot be written, there is no display for a viewer, or no viewer
             answers.
     """
 
@@ -68,12 +64,12 @@ class RerunStream:
             self._open(save, connect, spawn)
             self._name_series()
         except (OSError, RuntimeError, ValueError) as error:
-            raise ViewError(f"the stream cannot be opened: {error}") from error
+            raise SetupError(f"the stream cannot be opened: {error}") from error
         try:
             # Rerun would wait for a viewer that never answers, and with it whoever shows something
             self._stream.flush(timeout_sec=ANSWER_S)
         except RuntimeError as error:
-            raise ViewError(f"no viewer answers at {connect or 'this machine'}: {error}") from error
+            raise SetupError(f"no viewer answers at {connect or 'this machine'}: {error}") from error
 
     def _open(self, save: Path | None, connect: str | None, spawn: bool) -> None:
         sinks: list[Any] = []
@@ -158,14 +154,14 @@ def require_rerun() -> None:
     """Check that Rerun is installed.
 
     Raises:
-        ViewError: it is not.
+        SetupError: it is not.
     """
     _import_rerun()
 
 
 def _require_display() -> None:
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise ViewError("a viewer needs a display, and DISPLAY is not set; use --save FILE, or --connect to another's")
+        raise SetupError("a viewer needs a display, and DISPLAY is not set; use --save FILE, or --connect to another's")
 
 
 def _predicted(joint: str, turn: int) -> str:
@@ -176,5 +172,5 @@ def _import_rerun() -> Any:
     try:
         import rerun
     except ImportError as error:
-        raise ViewError(WITHOUT_RERUN.format(error)) from error
+        raise SetupError(WITHOUT_RERUN.format(error)) from error
     return rerun

@@ -32,7 +32,7 @@ class ServedRobot:
         """Makes the topics and draws once.
 
         Raises:
-            RenderingUnavailableError: naming what to install.
+            SimulationError: naming what to install.
         """
         self.world = world
         self._log = node.get_logger()

@@ -27,17 +27,14 @@ from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import SetupError, SimulationError
 from xvla_ros.nodes import messages, qos, time_limit
 from xvla_ros.nodes.served_robot import ServedRobot
 from xvla_ros.nodes.task_server import BAD_TASK, TaskServer, declare_parameters
 from xvla_ros.robots import Profile, ProfileError, load_profile, load_profiles
-from xvla_ros.simulation.cameras import UnknownCameraError
 from xvla_ros.simulation.controllers import ControllerOptions
-from xvla_ros.simulation.offscreen import RenderingUnavailableError
 from xvla_ros.simulation.pacing import Pacer, RealTime, Ticker, TimeLimits
-from xvla_ros.simulation.scenes import UnknownSceneError
-from xvla_ros.simulation.world import SceneMismatchError, World
+from xvla_ros.simulation.world import World
 
 RESET_TIMEOUT = 60.0
 HELD_LOOK_S = 0.02
@@ -46,18 +43,14 @@ HELD_WORTH_A_LINE_S = 1.0
 STATS_VERSION = 1
 
 
-class SettingError(XvlaError, ValueError):
-    """A parameter of the node that cannot be used; names it, its value and what is expected."""
-
-
 BAD_SETTINGS = (
     *BAD_TASK,
     ProfileError,
-    RenderingUnavailableError,
-    SceneMismatchError,
-    SettingError,
-    UnknownCameraError,
-    UnknownSceneError,
+    SimulationError,
+    SimulationError,
+    SetupError,
+    SimulationError,
+    SimulationError,
     rclpy.exceptions.ParameterException,
     rclpy.exceptions.InvalidParameterTypeException,
     rclpy.exceptions.InvalidParameterValueException,
@@ -76,8 +69,8 @@ class SimNode(Node):  # type: ignore[misc]
         """Reads the parameters and builds the worlds; ``run`` ends once ``stop_requested`` returns true.
 
         Raises:
-            SettingError, ProfileError, UnknownSceneError, SceneMismatchError: naming what cannot be simulated.
-            RenderingUnavailableError: naming what to install.
+            SetupError, ProfileError, SimulationError: naming what cannot be simulated.
+            SimulationError: naming what to install.
         """
         super().__init__("sim")
         self.failed = False
@@ -273,12 +266,12 @@ def choose_profiles(robots: str, files: str = "") -> list[Profile]:
     """The profiles of ``robots``: names with commas between them, from ``files`` or shipped, or files of one robot.
 
     Raises:
-        SettingError: no robot is named, or no single one, or two of them would publish on one topic.
+        SetupError: no robot is named, or no single one, or two of them would publish on one topic.
         ProfileError: naming everything that is wrong with a profile.
     """
     names, known = _listed(robots), load_profiles(_listed(files))
     if not names:
-        raise SettingError("parameter robot is empty, expected the name of a robot: pass -p robot:=NAME")
+        raise SetupError("parameter robot is empty, expected the name of a robot: pass -p robot:=NAME")
     chosen = [known[name] if name in known else _profile(name, known, files) for name in names]
     _refuse_shared_topics(chosen)
     return chosen
@@ -290,7 +283,7 @@ def _profile(robot: str, known: Mapping[str, Profile], files: str) -> Profile:
         return profiles[robot]
     if len(profiles) == 1 and not files:
         return next(iter(profiles.values()))
-    raise SettingError(
+    raise SetupError(
         f"parameter robot is {robot!r}, expected one of {', '.join(sorted(profiles))}, which {files or robot} holds; "
         "name the file in parameter profile and the robot in parameter robot"
     )
@@ -302,7 +295,7 @@ def _refuse_shared_topics(profiles: Sequence[Profile]) -> None:
         sources = (*profile.cameras.by_name.values(), *profile.joints.ordered, *profile.commands.by_name.values())
         for topic in dict.fromkeys(source.topic for source in sources):
             if topic in owners:
-                raise SettingError(
+                raise SetupError(
                     f"{owners[topic]} and {profile.name} both have {topic}; to simulate them together give one a "
                     f"namespace: a profile with {{like: {profile.name}, namespace: /second}}"
                 )

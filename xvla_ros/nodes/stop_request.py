@@ -9,24 +9,27 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-
-class StoppedError(Exception):
-    """What a node was doing is ended by SIGINT or SIGTERM."""
+from xvla_ros.errors import Interrupted
 
 
 class StopRequest:
     """Whether SIGINT or SIGTERM has come since this was made, in the main thread."""
 
     def __init__(self) -> None:
-        # A plain flag: the main thread may be interrupted while it holds the lock of an Event.
-        self.made = False
+        # A plain value: the main thread may be interrupted while it holds the lock of an Event.
+        self._signum: int | None = None
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self._make)
 
+    @property
+    def made(self) -> bool:
+        """Whether one has come."""
+        return self._signum is not None
+
     def _make(self, signum: int, frame: FrameType | None) -> None:
-        self.made = True
+        self._signum = signum
 
     def check(self) -> None:
-        """Raise StoppedError once one has come."""
-        if self.made:
-            raise StoppedError
+        """Raise Interrupted once one has come."""
+        if self._signum is not None:
+            raise Interrupted(self._signum)

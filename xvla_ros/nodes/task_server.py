@@ -9,14 +9,14 @@ import numpy as np
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
+from xvla_ros.errors import KinematicsError, SimulationError
 from xvla_ros.nodes import qos
 from xvla_ros.nodes.messages import NS, stamp_message
-from xvla_ros.robots.kinematics import KinematicsError
-from xvla_ros.simulation.tasks import Layout, NoLayoutError, Outcome, Task, UnknownTaskError, load_task
+from xvla_ros.simulation.tasks import Layout, Outcome, Task, load_task
 from xvla_ros.simulation.world import World
 
 SAY_PERIOD = NS // 5  # of simulated time
-BAD_TASK = (KinematicsError, NoLayoutError, UnknownTaskError)
+BAD_TASK = (KinematicsError, SimulationError)
 
 
 def declare_parameters(node: Node) -> None:
@@ -64,7 +64,7 @@ class TaskServer:
         """Begin an episode, or lay the scene out where the parameter ``task`` is empty; return what was done.
 
         Raises:
-            UnknownTaskError, NoLayoutError, KinematicsError: naming what is missing; the world is as it was.
+            SimulationError, KinematicsError: naming what is missing; the world is as it was.
         """
         name, variation = (self._node.get_parameter(key).value for key in ("task", "variation"))
         if not name:

@@ -20,11 +20,11 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
+from xvla_ros.errors import KinematicsError, MessageError
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.rerun_stream import RerunStream
-from xvla_ros.observation.images import COMPRESSED, ImageError, view_of
+from xvla_ros.observation.images import COMPRESSED, view_of
 from xvla_ros.robots.actions import Decoder
-from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
 
@@ -171,7 +171,7 @@ class PolledTopics(Node):  # type: ignore[misc]
 
         try:
             image = view_of(messages.decode_image(serialized, source), source)
-        except ImageError as error:  # the others go on without this camera
+        except MessageError as error:  # the others go on without this camera
             if camera not in self._refused:
                 self._refused.add(camera)
                 self._logger.warning(f"{camera} cannot be shown: {error}")

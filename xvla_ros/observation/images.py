@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import MessageError
 from xvla_ros.robots.profile.schema import Camera
 
 Bytes = NDArray[np.uint8]
@@ -76,10 +76,6 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH_AT = 24
 
 
-class ImageError(XvlaError, ValueError):
-    """A picture that cannot be used; the text says what was found, what is expected and what to do."""
-
-
 def rgb_of_message(message: Any, camera: Camera) -> Bytes:
     """Return uint8 [H, W, 3] RGB of a ``sensor_msgs/Image`` or ``CompressedImage``, by the camera's transport.
 
@@ -88,7 +84,7 @@ def rgb_of_message(message: Any, camera: Camera) -> Bytes:
         camera: that sent it.
 
     Raises:
-        ImageError: naming what was found and what is expected.
+        MessageError: naming what was found and what is expected.
     """
     if camera.transport == COMPRESSED:
         return _rgb_of_compressed(message.data, message.format, camera.encoding)
@@ -104,7 +100,7 @@ def resolved(said: str, answer: str) -> str:
     """Return the encoding of a picture: what its message says, or where that leaves it open what the profile answers.
 
     Raises:
-        ImageError: it is not taken; or it is open, and the profile does not answer it.
+        MessageError: it is not taken; or it is open, and the profile does not answer it.
     """
     if said in ENCODINGS:
         return said
@@ -114,14 +110,14 @@ def resolved(said: str, answer: str) -> str:
         if any(depth in said for depth in ("16", "32", "64")):
             advice = ("its values have more than 8 bits and would be folded; convert it to 8 bits where the camera "
                       "publishes")
-        raise ImageError(f"encoding {said!r}; expected one of {', '.join(ENCODINGS)}: {advice}")
+        raise MessageError(f"encoding {said!r}; expected one of {', '.join(ENCODINGS)}: {advice}")
     options = answers(int(found[1]))
     if answer in options:
         return answer
     asked = f"is it {' or '.join(options)}? Set cameras.<slot>.encoding in the profile to that"
     if answer:
-        raise ImageError(f"encoding {said!r} cannot be {answer}, as the profile says; {asked}")
-    raise ImageError(f"encoding {said!r} leaves open what its bytes mean: {asked}")
+        raise MessageError(f"encoding {said!r} cannot be {answer}, as the profile says; {asked}")
+    raise MessageError(f"encoding {said!r} leaves open what its bytes mean: {asked}")
 
 
 def answers(pixel: int) -> list[str]:
@@ -144,23 +140,23 @@ def plain_rows(name: str, height: int, width: int, step: int, data: Data) -> Byt
         step: bytes from one row to the next.
 
     Raises:
-        ImageError: sizes that contradict each other, data that end too early.
+        MessageError: sizes that contradict each other, data that end too early.
     """
     encoding = ENCODINGS[name]
     row = width * encoding.pixel
     if height < 1 or width < 1:
-        raise ImageError(f"{width}x{height} pixels; expected at least one")
+        raise MessageError(f"{width}x{height} pixels; expected at least one")
     for what, size, even in zip(("width", "height"), (width, height), encoding.even, strict=True):
         if even and size % 2:
-            raise ImageError(f"{what} is {size} pixels; expected an even number, since {name} has one colour for two "
+            raise MessageError(f"{what} is {size} pixels; expected an even number, since {name} has one colour for two "
                              "pixels: set another size where the camera publishes")
     if step < row:
-        raise ImageError(f"step is {step} bytes; expected at least {row} for {width} pixels of {name}")
+        raise MessageError(f"step is {step} bytes; expected at least {row} for {width} pixels of {name}")
     rows = height * 3 // 2 if encoding.colours_apart else height
     pixels = np.frombuffer(data, np.uint8)
     needed = (rows - 1) * step + row  # the last row needs no padding
     if pixels.size < needed:
-        raise ImageError(f"{pixels.size} bytes of data; expected {rows * step} for {width}x{height} {name} with "
+        raise MessageError(f"{pixels.size} bytes of data; expected {rows * step} for {width}x{height} {name} with "
                          f"step {step}: the message was cut")
     if step == row:
         return pixels[:needed]
@@ -172,7 +168,7 @@ def view_of(picture: Bytes, camera: Camera) -> Bytes:
     """Return what a policy sees of a camera's picture [H, W, 3]: turned by its ``rotate``, then cut to its ``crop``.
 
     Raises:
-        ImageError: the crop does not fit the turned picture.
+        MessageError: the crop does not fit the turned picture.
     """
     import cv2
 
@@ -185,8 +181,8 @@ def view_of(picture: Bytes, camera: Camera) -> Bytes:
     rows, columns = picture.shape[:2]
     if x + width > columns or y + height > rows:
         turned = f", turned by {camera.rotate} degrees" if camera.rotate else ""
-        raise ImageError(f"crop {list(camera.crop)} reaches to {x + width}x{y + height}; expected within the picture's "
-                         f"{columns}x{rows} pixels{turned}: change cameras.<slot>.crop in the profile")
+        raise MessageError(f"crop {list(camera.crop)} reaches to {x + width}x{y + height}; expected within the "
+                           f"picture's {columns}x{rows} pixels{turned}: change cameras.<slot>.crop in the profile")
     return np.ascontiguousarray(picture[y : y + height, x : x + width])
 
 
@@ -215,19 +211,19 @@ def check_compressed(data: Data, format_name: str = "") -> None:
     A JPEG carries no checksum: damage within its pixels goes unnoticed. A PNG's checksums are verified.
 
     Raises:
-        ImageError: another format, more than 8 bits, data that end too early, a checksum that does not match.
+        MessageError: another format, more than 8 bits, data that end too early, a checksum that does not match.
     """
     content = bytes(data)
     if content.startswith(JPEG_START):
         # within the pixels neither marker can occur, and thumbnails come before the last scan begins
         if content.rfind(JPEG_END) < content.rfind(JPEG_SCAN):
-            raise ImageError(f"a JPEG of {len(content)} bytes without end: the message was cut")
+            raise MessageError(f"a JPEG of {len(content)} bytes without end: the message was cut")
     elif content.startswith(PNG_START):
         _check_png(content)
     else:
         named = f" (format {format_name!r})" if format_name else ""
-        raise ImageError(f"compressed data beginning with {content[:8].hex(' ') or 'nothing'}{named}; expected JPEG or "
-                         "PNG: set the image transport to one of these")
+        raise MessageError(f"compressed data beginning with {content[:8].hex(' ') or 'nothing'}{named}; expected JPEG "
+                           "or PNG: set the image transport to one of these")
 
 
 def _check_png(content: bytes) -> None:
@@ -237,12 +233,12 @@ def _check_png(content: bytes) -> None:
         name = content[position + 4 : position + 8]
         end = position + 12 + length
         if end > len(content):
-            raise ImageError(f"a PNG of {len(content)} bytes without end: the message was cut")
+            raise MessageError(f"a PNG of {len(content)} bytes without end: the message was cut")
         if zlib.crc32(content[position + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
-            raise ImageError(f"a PNG whose checksum of {name!r} does not match: the data are damaged")
+            raise MessageError(f"a PNG whose checksum of {name!r} does not match: the data are damaged")
         position = end
     if content[PNG_DEPTH_AT] > 8:
-        raise ImageError(f"a PNG of {content[PNG_DEPTH_AT]} bits per channel; expected 8: more would be folded; "
+        raise MessageError(f"a PNG of {content[PNG_DEPTH_AT]} bits per channel; expected 8: more would be folded; "
                          "convert it to 8 bits where the camera publishes")
 
 
@@ -253,9 +249,9 @@ def _rgb_of_compressed(data: Data, format_name: str, answer: str) -> Bytes:
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR)
     except cv2.error as error:
-        raise ImageError(f"OpenCV cannot decode {format_name!r}: {error}") from error
+        raise MessageError(f"OpenCV cannot decode {format_name!r}: {error}") from error
     if picture is None:
-        raise ImageError(f"OpenCV cannot decode {format_name!r}: the data are damaged")
+        raise MessageError(f"OpenCV cannot decode {format_name!r}: the data are damaged")
     if picture.ndim == 2:
         return _converted(picture, "GRAY2RGB")
     # who compresses takes for blue, green, red what it was sent without names
@@ -270,4 +266,4 @@ def _converted(picture: NDArray[Any], code: str) -> Bytes:
     try:
         return np.asarray(cv2.cvtColor(picture, getattr(cv2, f"COLOR_{code}")), dtype=np.uint8)
     except cv2.error as error:
-        raise ImageError(f"OpenCV cannot convert {picture.shape[1]}x{picture.shape[0]} by {code}: {error}") from error
+        raise MessageError(f"OpenCV cannot convert {picture.shape[1]}x{picture.shape[0]} by {code}: {error}") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import MessageError
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
@@ -19,10 +19,6 @@ NAMES_SHOWN = 6
 # A joint may be read outside its limits, as encoders, offsets and narrow limits have it, but no further than its range
 # or a turn: what is beyond comes in another unit, or is no position.
 TURN = 2 * np.pi
-
-
-class JointsError(XvlaError, ValueError):
-    """A joint message that cannot be used; the text names the topic, what was found and what was expected."""
 
 
 class JointTopic:
@@ -54,7 +50,7 @@ class JointTopic:
             shared topic may send.
 
         Raises:
-            JointsError: joints named twice, as many positions as names not there, NaN, Inf or what no joint can have.
+            MessageError: joints named twice, as many positions as names not there, NaN, Inf or what no joint can have.
         """
         found = tuple(names)
         values = self._as_vector(found, positions)
@@ -72,9 +68,9 @@ class JointTopic:
         try:
             values = np.asarray(positions, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise JointsError(f"{self.topic}: positions are not numbers ({error})") from None
+            raise MessageError(f"{self.topic}: positions are not numbers ({error})") from None
         if values.size and values.shape != (len(names),):
-            raise JointsError(f"{self.topic}: {values.size} positions for {len(names)} names; expected one for each")
+            raise MessageError(f"{self.topic}: {values.size} positions for {len(names)} names; expected one for each")
         return values
 
     def _layout(self, names: tuple[str, ...]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -86,7 +82,7 @@ class JointTopic:
         places = [place for place, name in enumerate(self.names) if name in held]
         twice = [self.names[place] for place in places if names.count(self.names[place]) > 1]
         if twice:
-            raise JointsError(f"{self.topic}: {', '.join(twice)} named more than once; expected once")
+            raise MessageError(f"{self.topic}: {', '.join(twice)} named more than once; expected once")
         columns = [names.index(self.names[place]) for place in places]
         self._last_layout = names, np.array(places, dtype=np.intp), np.array(columns, dtype=np.intp)
         return self._last_layout[1:]
@@ -95,7 +91,7 @@ class JointTopic:
         found = chosen[places]
         if not np.isfinite(found).all():
             bad = places[~np.isfinite(found)]
-            raise JointsError(f"{self.topic}: {self._listed(bad, chosen)}; expected finite positions")
+            raise MessageError(f"{self.topic}: {self._listed(bad, chosen)}; expected finite positions")
         far = (found < (self._lower - self._beyond)[places]) | (found > (self._upper + self._beyond)[places])
         if far.any():
             worst = places[far]
@@ -103,7 +99,7 @@ class JointTopic:
             as_degrees = np.radians(chosen[worst])
             fits = ((as_degrees >= self._lower[worst]) & (as_degrees <= self._upper[worst])).all()
             hint = "as degrees it fits, and ROS has radians" if fits else "check the unit of its driver"
-            raise JointsError(f"{self.topic}: {self._listed(worst, chosen)}; {self.names[worst[0]]} goes from "
+            raise MessageError(f"{self.topic}: {self._listed(worst, chosen)}; {self.names[worst[0]]} goes from "
                               f"{between}: {hint}")
 
     def _listed(self, places: NDArray[np.intp], chosen: Floats) -> str:

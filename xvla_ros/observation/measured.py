@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xvla_ros.errors import MessageError
 from xvla_ros.observation.buffer import RecentMessages, Stamped
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, Fault
-from xvla_ros.observation.joints import JointsError, JointTopic, shown
+from xvla_ros.observation.joints import JointTopic, shown
 from xvla_ros.robots.profile import Profile
 
 Floats = NDArray[np.float64]
@@ -108,7 +109,7 @@ class MeasuredTopic:
         """
         try:
             values = self.layout.read(names, positions)
-        except JointsError as error:
+        except MessageError as error:
             self._doubt(stamp, received, Fault(JOINTS_INVALID, str(error)))
             return None
         if values is None:

@@ -11,14 +11,14 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import Problem
+from xvla_ros.errors import BagError, KinematicsError, Problem
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.faults import Fault
 from xvla_ros.recordings.action_path import Plans, Times, merged
 from xvla_ros.recordings.bag_files import BagMessage
 from xvla_ros.recordings.bag_paths import JointTracks, PathMaker, commanded_groups, interpolated, trajectories
 from xvla_ros.recordings.bag_writer import PROFILE_TOPIC
-from xvla_ros.recordings.bags import Bag, BagError, BagSummary
+from xvla_ros.recordings.bags import Bag, BagSummary
 from xvla_ros.recordings.cdr import read_string
 from xvla_ros.recordings.commands import command_type
 from xvla_ros.recordings.marks import marked_episodes
@@ -36,7 +36,6 @@ from xvla_ros.recordings.recording import (
 from xvla_ros.recordings.topics import check_topics
 from xvla_ros.recordings.tracks import Stretch, Tracks, read_tracks
 from xvla_ros.robots.actions import StateEncoder
-from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile, profiles_of_document
 from xvla_ros.robots.tools import tool_arms
 

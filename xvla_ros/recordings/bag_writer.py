@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import BagWriteError
 from xvla_ros.recordings.cdr import STRING, string, typestore
 from xvla_ros.recordings.marks import EPISODE_TOPIC, EVENTS
 from xvla_ros.resources import PACKAGE, messages_dir
@@ -28,18 +28,6 @@ FLUSH_PERIOD = 1.0  # s on the steady clock: what a recorder that is killed can 
 CHUNK_BYTES = 4 << 20
 
 Compression = Literal["none", "lz4", "zstd"]
-
-
-class BagWriteError(XvlaError, OSError):
-    """A bag that cannot be written; the message names the file and the reason."""
-
-
-class DiskFullError(BagWriteError):
-    """No space is left for the bag. What was written before is readable."""
-
-
-class UnknownTypeError(XvlaError, LookupError):
-    """A message type whose definition is not at hand; the message says how to give it."""
 
 
 class BagWriter:
@@ -102,8 +90,8 @@ class BagWriter:
             qos: the offered QoS profiles as rosbag2 writes them, YAML.
 
         Raises:
-            UnknownTypeError: no definition is given or known.
-            BagWriteError: the topic was announced with another type, or the file cannot be written.
+            BagWriteError: no definition is given or known, the topic was announced with another type, or the file
+                cannot be written.
         """
         if topic in self._channels:
             known = self._channels[topic][1]
@@ -129,8 +117,7 @@ class BagWriter:
             publish_ns: when it was sent; None takes ``stamp_ns``.
 
         Raises:
-            UnknownTypeError: see ``add_topic``.
-            DiskFullError, BagWriteError: naming the file; nothing more can be written then.
+            BagWriteError: see ``add_topic``; or naming the file, and nothing more can be written then.
         """
         if topic not in self._channels or self._channels[topic][1] != msgtype:
             self.add_topic(topic, msgtype)
@@ -150,7 +137,7 @@ class BagWriter:
 
         Raises:
             ValueError: the event is none of these, or has no robot.
-            DiskFullError, BagWriteError: as ``write``.
+            BagWriteError: as ``write``.
         """
         if event.get("event") not in EVENTS:
             raise ValueError(f"an episode's event is {event.get('event')!r}; expected one of {', '.join(EVENTS)}")
@@ -201,7 +188,7 @@ class BagWriter:
 
 def _named(path: Path, error: OSError) -> BagWriteError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(
+        return BagWriteError(
             f"{path}: no space is left on the disk; what was written before is readable: free some space, or record "
             "to another folder"
         )
@@ -213,7 +200,7 @@ def _definition(msgtype: str) -> str:
     try:
         text, _ = typestore().generate_msgdef(msgtype, ros_version=2)
     except Exception as error:  # rosbags raises a KeyError of its own for what it does not know
-        raise UnknownTypeError(
+        raise BagWriteError(
             f"message type {msgtype!r} is not among those of ROS 2; expected one, or its definition with add_topic"
         ) from error
     package, _, name = msgtype.partition("/msg/")

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import BagError
 from xvla_ros.recordings.bag_files import (
     BagMessage,
     DamageError,
@@ -33,10 +33,6 @@ STORAGES = {".mcap": "mcap", ".db3": "sqlite3"}
 COMPRESSED = ".zstd"
 METADATA = "metadata.yaml"
 BLOCKS, BLOCK = 16, 1 << 16  # of each file, at most: what tells it from another
-
-
-class BagError(XvlaError, ValueError):
-    """A bag that cannot be read, or not for what it is wanted for."""
 
 
 @dataclass(frozen=True)

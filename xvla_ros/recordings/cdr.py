@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xvla_ros.errors import MessageError
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
 
 if TYPE_CHECKING:
     from rosbags.typesys.store import Typestore
 
-from xvla_ros.errors import XvlaError
 from xvla_ros.resources import messages_dir
 
 NS = 1_000_000_000
@@ -27,10 +27,6 @@ STRING = "std_msgs/msg/String"
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 JPEG_QUALITY = 90
-
-
-class CdrError(XvlaError, ValueError):
-    """A message that does not hold what its type says."""
 
 
 @cache
@@ -48,19 +44,19 @@ def read(serialized: bytes, kind: str) -> Any:
     """Return a message of a type, as rosbags makes it.
 
     Raises:
-        CdrError: it is cut, or does not hold what the type says.
+        MessageError: it is cut, or does not hold what the type says.
     """
     if len(serialized) < ENCAPSULATION:
-        raise CdrError(f"a message of {len(serialized)} bytes; expected at least {ENCAPSULATION}: it was cut")
+        raise MessageError(f"a message of {len(serialized)} bytes; expected at least {ENCAPSULATION}: it was cut")
     definition = typestore().get_msgdef(kind)
     # not deserialize_cdr: it refuses the padding that rclpy leaves behind an empty effort
     decode = definition.deserialize_cdr_le if serialized[1] & 1 else definition.deserialize_cdr_be
     try:
         message, end = decode(bytes(serialized[ENCAPSULATION:]), 0, definition.cls, typestore())
     except Exception as error:  # it lets through what struct, numpy and str raise
-        raise CdrError(f"not a whole {kind} in {len(serialized)} bytes: {error}") from error
+        raise MessageError(f"not a whole {kind} in {len(serialized)} bytes: {error}") from error
     if end + ENCAPSULATION > len(serialized):
-        raise CdrError(f"a {kind} of {len(serialized)} bytes; expected at least {end + ENCAPSULATION}: it was cut")
+        raise MessageError(f"a {kind} of {len(serialized)} bytes; expected at least {end + ENCAPSULATION}: it was cut")
     return message
 
 
@@ -70,10 +66,10 @@ def peek_stamp(serialized: bytes) -> int:
     By hand, as a picture is megabytes, and eight bytes of it are wanted.
 
     Raises:
-        CdrError: fewer bytes than a stamp takes.
+        MessageError: fewer bytes than a stamp takes.
     """
     if len(serialized) < ENCAPSULATION + 8:
-        raise CdrError(f"a message of {len(serialized)} bytes; expected at least {ENCAPSULATION + 8}: it was cut")
+        raise MessageError(f"a message of {len(serialized)} bytes; expected at least {ENCAPSULATION + 8}: it was cut")
     seconds, nanoseconds = struct.unpack_from("<iI" if serialized[1] & 1 else ">iI", serialized, ENCAPSULATION)
     return int(seconds) * NS + int(nanoseconds)
 
@@ -87,7 +83,7 @@ def read_joint_state(serialized: bytes) -> tuple[int, tuple[str, ...], NDArray[n
     """Return stamp in ns, names and positions of a ``sensor_msgs/JointState``.
 
     Raises:
-        CdrError: see ``read``.
+        MessageError: see ``read``.
     """
     message = read(serialized, JOINT_STATE)
     return nanoseconds(message.header.stamp), tuple(message.name), np.asarray(message.position, dtype=np.float64)
@@ -97,7 +93,7 @@ def read_string(serialized: bytes) -> str:
     """Return the text of a ``std_msgs/String``.
 
     Raises:
-        CdrError: see ``read``.
+        MessageError: see ``read``.
     """
     return str(read(serialized, STRING).data)
 

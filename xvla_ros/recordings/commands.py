@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.recordings.cdr import NS, CdrError, nanoseconds, read
+from xvla_ros.errors import MessageError
+from xvla_ros.recordings.cdr import NS, nanoseconds, read
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY, POSE
 from xvla_ros.robots.profile import Profile
 
@@ -60,7 +61,7 @@ def read_command(profile: Profile, group: str, serialized: bytes) -> JointComman
     A setpoint without a time of its own is due ``lead`` after its receipt, as ``nodes.commands`` sends it.
 
     Raises:
-        CdrError: the message is cut, or its joints, times or values are not what the group expects.
+        MessageError: the message is cut, or its joints, times or values are not what the group expects.
     """
     names = [profile.joints.by_name[joint].name for joint in profile.commands.by_name[group].joints]
     kind = command_type(profile, group)
@@ -71,18 +72,18 @@ def _trajectory(message: Any, names: list[str], lead: int) -> JointCommand:
     found = tuple(message.joint_names)
     for index, point in enumerate(message.points):
         if len(point.positions) != len(found):
-            raise CdrError(f"point {index} of a trajectory has {len(point.positions)} positions for {len(found)} "
+            raise MessageError(f"point {index} of a trajectory has {len(point.positions)} positions for {len(found)} "
                            "joints")
     times = np.array([nanoseconds(point.time_from_start) for point in message.points], dtype=np.int64)
     if times.size and (times[0] < 0 or (np.diff(times) <= 0).any()):
-        raise CdrError(f"points of a trajectory due at {(times / NS).tolist()} s; expected increasing times")
+        raise MessageError(f"points of a trajectory due at {(times / NS).tolist()} s; expected increasing times")
     rows = np.array([point.positions for point in message.points], dtype=np.float64).reshape(-1, len(found))
     return JointCommand(nanoseconds(message.header.stamp), times, _ordered(names, found, rows))
 
 
 def _array(message: Any, names: list[str], lead: int) -> JointCommand:
     if len(message.data) != len(names):
-        raise CdrError(f"{len(message.data)} values for the joints {', '.join(names)}; expected one for each")
+        raise MessageError(f"{len(message.data)} values for the joints {', '.join(names)}; expected one for each")
     return JointCommand(0, np.array([lead], dtype=np.int64), _ordered(names, tuple(names), message.data[None]))
 
 
@@ -95,7 +96,7 @@ def _pose(message: Any, names: list[str], lead: int) -> PoseCommand:
     place, turn = message.pose.position, message.pose.orientation
     position, quaternion = np.array([place.x, place.y, place.z]), np.array([turn.x, turn.y, turn.z, turn.w])
     if not np.isfinite([*position, *quaternion]).all() or np.linalg.norm(quaternion) < 0.5:
-        raise CdrError(f"a pose at {position.tolist()} turned by {quaternion.tolist()}; expected finite numbers "
+        raise MessageError(f"a pose at {position.tolist()} turned by {quaternion.tolist()}; expected finite numbers "
                        "and a unit quaternion")
     return PoseCommand(nanoseconds(message.header.stamp), lead, position, quaternion)
 
@@ -111,12 +112,13 @@ DECODERS: Mapping[str, Callable[[Any, list[str], int], JointCommand | PoseComman
 
 def _ordered(names: list[str], found: tuple[str, ...], positions: NDArray[np.float64]) -> NDArray[np.float64]:
     if positions.shape[1] != len(found):
-        raise CdrError(f"{positions.shape[1]} positions for {len(found)} joints; expected one for each")
+        raise MessageError(f"{positions.shape[1]} positions for {len(found)} joints; expected one for each")
     missing = [name for name in names if name not in found]
     if missing:
-        raise CdrError(f"no joint {', '.join(missing)} among {', '.join(found)}; expected each of {', '.join(names)}")
+        expected = f"expected each of {', '.join(names)}"
+        raise MessageError(f"no joint {', '.join(missing)} among {', '.join(found)}; {expected}")
     chosen = positions[:, [found.index(name) for name in names]]
     if not np.isfinite(chosen).all():
         bad = names[int(np.flatnonzero(~np.isfinite(chosen).all(axis=0))[0])]
-        raise CdrError(f"a command of {bad} that is not a finite number")
+        raise MessageError(f"a command of {bad} that is not a finite number")
     return chosen

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from xvla_ros.errors import Problem, did_you_mean
-from xvla_ros.observation.images import ImageError, view_of
+from xvla_ros.errors import KinematicsError, MessageError, Problem, did_you_mean
+from xvla_ros.observation.images import view_of
 from xvla_ros.recordings.action_path import ActionPath, Channels
 from xvla_ros.recordings.bag_paths import tool_actions
 from xvla_ros.recordings.bags import sampled
@@ -31,7 +31,6 @@ from xvla_ros.recordings.recording import (
 )
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import from_policy, to_policy
-from xvla_ros.robots.kinematics import KinematicsError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tools import tool_arms
 
@@ -247,7 +246,7 @@ class LeRobotRecording:
         camera = self._profile.cameras.by_name[slot]
         try:
             return view_of(picture, camera)
-        except ImageError as error:
+        except MessageError as error:
             raise SamplesError([self._problem(f"cameras.{slot}.crop", list(camera.crop), "a part of the pictures",
                                               str(error))]) from error
 

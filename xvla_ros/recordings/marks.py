@@ -7,29 +7,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import MessageError
 
 EPISODE_TOPIC = "/xvla/episode"
 EVENTS = ("start", "end", "discard")
 NEVER_ENDED = 1 << 62  # ns; what is measured ends before
 
 
-class MarkError(XvlaError, ValueError):
-    """A mark that cannot be taken; the text says what was found and what is expected."""
-
-
 def read_mark(text: str) -> dict[str, Any]:
     """Return the mark that a message holds.
 
     Raises:
-        MarkError: it is no mark.
+        MessageError: it is no mark.
     """
     try:
         mark = json.loads(text)
     except json.JSONDecodeError as error:
-        raise MarkError(f"{text[:80]!r} is not JSON ({error})") from None
+        raise MessageError(f"{text[:80]!r} is not JSON ({error})") from None
     if not isinstance(mark, dict) or mark.get("event") not in EVENTS:
-        raise MarkError(f"{text[:80]!r}; expected an object with event {', '.join(EVENTS)}")
+        raise MessageError(f"{text[:80]!r}; expected an object with event {', '.join(EVENTS)}")
     return mark
 
 
@@ -98,11 +94,11 @@ class EpisodeMarks:
         """Return the mark that a message holds, and follow it where it is of this robot.
 
         Raises:
-            MarkError: it is no mark.
+            MessageError: it is no mark.
         """
         mark = read_mark(text)
         if mark.get("success") not in (True, False, None):
-            raise MarkError(f"success is {mark['success']!r}; expected true, false or null")
+            raise MessageError(f"success is {mark['success']!r}; expected true, false or null")
         if mark.setdefault("robot", self.robot) == self.robot:
             self._follow(mark)
         return mark

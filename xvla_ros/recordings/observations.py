@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import BagError, MessageError
 from xvla_ros.model.data import Observation
 from xvla_ros.observation.align import FUTURE_TOLERANCE, NS, OTHER_CLOCK
 from xvla_ros.observation.builder import CLOCK_BACK, ObservationBuilder
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, BuildTally, Fault
-from xvla_ros.observation.images import IMAGE_TYPES, ImageError, rgb_of_message
+from xvla_ros.observation.images import IMAGE_TYPES, rgb_of_message
 from xvla_ros.recordings.bag_files import BagMessage
-from xvla_ros.recordings.bags import Bag, BagError
-from xvla_ros.recordings.cdr import CdrError, peek_stamp, read_joint_state, typestore
+from xvla_ros.recordings.bags import Bag
+from xvla_ros.recordings.cdr import peek_stamp, read_joint_state, typestore
 from xvla_ros.recordings.topics import check_topics
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
@@ -119,13 +120,13 @@ def decode_image(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:
     """Return uint8 [H, W, 3] RGB of a message of a camera, serialized; the same bytes as live, see ``images``.
 
     Raises:
-        ImageError: naming what was found and what is expected.
+        MessageError: naming what was found and what is expected.
     """
     kind = IMAGE_TYPES[camera.transport]
     try:  # the two image types are the same in every ROS 2 distribution
         message: Any = typestore().deserialize_cdr(serialized, kind)
     except Exception as error:  # rosbags lets through what struct and numpy raise
-        raise ImageError(f"not a whole {kind}: {error}") from error
+        raise MessageError(f"not a whole {kind}: {error}") from error
     return rgb_of_message(message, camera)
 
 
@@ -158,7 +159,7 @@ def _instants(
         received = message.log_time / NS
         try:
             stamp = feed(builder, cameras.get(message.topic, ()), message.topic, message.data, received)
-        except CdrError:
+        except MessageError:
             continue
         heard(message, stamp)
         before, now = now, clock.now(message.topic, message.log_time, stamp)
@@ -196,7 +197,7 @@ def _with_clock(messages: Iterator[BagMessage], topics: Collection[str]) -> tupl
     for message in messages:
         first.append(message)
         unseen.discard(message.topic)
-        with suppress(CdrError):
+        with suppress(MessageError):
             if clock.look_at(message.log_time, peek_stamp(message.data)):
                 break
         if not unseen or len(first) == LOOKED_AT:
@@ -213,7 +214,7 @@ def feed(
         Its stamp in ns.
 
     Raises:
-        CdrError: it cannot be read.
+        MessageError: it cannot be read.
     """
     if cameras:
         stamp = peek_stamp(data)

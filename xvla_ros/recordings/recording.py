@@ -13,10 +13,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import Problem, ProfileError
+from xvla_ros.errors import KinematicsError, Problem, ProfileError
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault, FaultTally
 from xvla_ros.recordings.action_path import ActionPath, Plans, Times
-from xvla_ros.robots.kinematics import KinematicsError, RobotDescription
+from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
 
 Floats = NDArray[np.float64]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from xvla_ros.errors import BagError
 from xvla_ros.observation.images import IMAGE_TYPES
-from xvla_ros.recordings.bags import BagError, BagSummary
+from xvla_ros.recordings.bags import BagSummary
 from xvla_ros.recordings.cdr import STRING
 from xvla_ros.recordings.commands import command_type
 from xvla_ros.recordings.marks import EPISODE_TOPIC

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import did_you_mean
-from xvla_ros.robots.kinematics import Chain, InverseKinematics, KinematicsError, PathFollower, RobotDescription
+from xvla_ros.errors import KinematicsError, did_you_mean
+from xvla_ros.robots.kinematics import Chain, InverseKinematics, PathFollower, RobotDescription
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Tool
 

@@ -10,14 +10,10 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import SimulationError
 from xvla_ros.simulation import offscreen
 
 MAX_GEOMS = 2000
-
-
-class UnknownCameraError(XvlaError, LookupError):
-    """The scene has no camera of that name; the message lists those it has."""
 
 
 class CameraRig:
@@ -31,7 +27,7 @@ class CameraRig:
         """A rig for the named cameras, for images of ``width`` × ``height`` pixels.
 
         Raises:
-            UnknownCameraError: naming the camera and those of the scene.
+            SimulationError: naming the camera and those of the scene.
         """
         self._gl: Any = None
         self._context: Any = None
@@ -52,11 +48,11 @@ class CameraRig:
         """The captured view of ``camera``: uint8 [height, width, 3] RGB, into ``out`` where given.
 
         Raises:
-            UnknownCameraError: if the rig was not made for it.
-            RenderingUnavailableError: naming what to install.
+            SimulationError: if the rig was not made for it.
+            SimulationError: naming what to install.
         """
         if camera not in self._views:
-            raise UnknownCameraError(f"no camera {camera!r} in this rig; it has: {', '.join(self._views)}")
+            raise SimulationError(f"no camera {camera!r} in this rig; it has: {', '.join(self._views)}")
         self._make_current()
         mujoco.mjr_render(self._rect, self._views[camera][1], self._context)
         mujoco.mjr_readPixels(self._upside_down, None, self._rect, self._context)
@@ -91,7 +87,7 @@ class CameraRig:
         number = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA.value, name)
         if number < 0:
             known = [self._model.camera(i).name for i in range(self._model.ncam)]
-            raise UnknownCameraError(f"the scene has no camera {name!r}; it has: {', '.join(known)}")
+            raise SimulationError(f"the scene has no camera {name!r}; it has: {', '.join(known)}")
         camera = mujoco.MjvCamera()
         camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         camera.fixedcamid = number

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import SimulationError
 from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
@@ -45,10 +45,6 @@ WRITERS: Mapping[str, Callable[[int, Sequence[str], NDArray[np.int64], Floats], 
     FLOAT_ARRAY: lambda stamp, names, due, positions: cdr.float_array(positions[0]),
     JOINT_STATE: lambda stamp, names, due, positions: cdr.joint_state(stamp, names, positions[0]),
 }
-
-
-class DemonstrationsError(XvlaError, ValueError):
-    """Demonstrations that cannot be recorded; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,7 @@ class Demonstrator:
         """Makes the world.
 
         Raises:
-            UnknownTaskError, UnknownSceneError, SceneMismatchError, KinematicsError: naming what is missing.
+            SimulationError, KinematicsError: naming what is missing.
         """
         self._settings, profile = settings, settings.profile
         self._task: Task = load_task(profile, settings.task, variation=settings.variation)
@@ -145,8 +141,8 @@ class Demonstrator:
         """Records episode ``index`` to ``path``, which exists only once it is whole.
 
         Raises:
-            BagWriteError, DiskFullError: naming the file.
-            NoLayoutError: the task's regions leave no room.
+            BagWriteError, BagWriteError: naming the file.
+            SimulationError: the task's regions leave no room.
         """
         seed, variant = self._settings.of_episode(index)
         self._world.restart()
@@ -229,7 +225,7 @@ class Demonstrator:
             else:
                 refused = self._world.set_positions(group, names, positions[0, columns].tolist())
             if refused is not None:
-                raise DemonstrationsError(f"the simulated controller refuses the expert's plan: {refused.reason}")
+                raise SimulationError(f"the simulated controller refuses the expert's plan: {refused.reason}")
 
 
 def record_all(settings: DemoSettings, episodes: int, folder: Path, jobs: int = 1) -> Iterator[Demonstration | None]:
@@ -242,9 +238,9 @@ def record_all(settings: DemoSettings, episodes: int, folder: Path, jobs: int = 
         jobs: processes that record at once.
 
     Raises:
-        DemonstrationsError: the folder holds demonstrations of other settings.
-        UnknownTaskError, UnknownSceneError, SceneMismatchError, KinematicsError: naming what is missing.
-        BagWriteError, DiskFullError: naming the file.
+        SimulationError: the folder holds demonstrations of other settings.
+        SimulationError, KinematicsError: naming what is missing.
+        BagWriteError, BagWriteError: naming the file.
     """
     load_task(settings.profile, settings.task)  # what cannot be done leaves no folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -273,7 +269,7 @@ def _agree(settings: DemoSettings, manifest: Path) -> None:
     different = [key for key in wanted if found.get(key) != wanted[key]]
     if different:
         said = "; ".join(f"{key} is {_short(found.get(key))}, now {_short(wanted[key])}" for key in different)
-        raise DemonstrationsError(
+        raise SimulationError(
             f"{manifest.parent} holds demonstrations of other settings: {said}; name another folder, or delete it"
         )
 

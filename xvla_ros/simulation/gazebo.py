@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import SimulationError
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.rotations import axis_angle_to_matrix, rpy_to_matrix
 
@@ -26,10 +26,6 @@ Element = ElementTree.Element
 POSITION_GAIN = 0.5
 IMAGE_SIZE = 256
 IMAGE_RATE = 30
-
-
-class GazeboSetupError(XvlaError, LookupError):
-    """A robot has no Gazebo setup, or it does not fit the robot's URDF; the message says what there is."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +84,10 @@ def load_setup(robot: str) -> GazeboSetup:
     """The Gazebo setup of ``robot``.
 
     Raises:
-        GazeboSetupError: listing the robots that have one, or naming the key that the file lacks.
+        SimulationError: listing the robots that have one, or naming the key that the file lacks.
     """
     if robot not in setup_names():
-        raise GazeboSetupError(
+        raise SimulationError(
             f"robot {robot!r} has no Gazebo setup; there is one for: {', '.join(setup_names())}; "
             f"choose one of these or write {config_dir() / 'gazebo' / robot}.yaml"
         )
@@ -107,7 +103,7 @@ def load_setup(robot: str) -> GazeboSetup:
             arms=tuple(_arm(arm, folder / "urdf") for arm in settings["arms"]),
         )
     except (KeyError, TypeError) as error:
-        raise GazeboSetupError(f"{file} is incomplete or holds an unknown key: {error}") from error
+        raise SimulationError(f"{file} is incomplete or holds an unknown key: {error}") from error
 
 
 def _arm(settings: Mapping[str, Any], urdfs: Path) -> GazeboArm:
@@ -122,7 +118,7 @@ def describe(arm: GazeboArm, controllers: Path) -> str:
     """The arm's URDF as Gazebo wants it: fixed to the world, under gz_ros2_control, with its cameras.
 
     Raises:
-        GazeboSetupError: if the setup names a joint or link that the URDF lacks.
+        SimulationError: if the setup names a joint or link that the URDF lacks.
     """
     root = ElementTree.parse(arm.urdf).getroot()
     joints = {joint.attrib["name"]: joint for joint in root.findall("joint")}
@@ -143,7 +139,7 @@ def describe(arm: GazeboArm, controllers: Path) -> str:
 def _check_names(arm: GazeboArm, kind: str, asked: list[str], there: Any) -> None:
     missing = [name for name in asked if name not in there]
     if missing:
-        raise GazeboSetupError(
+        raise SimulationError(
             f"Gazebo model {arm.name!r}: {arm.urdf.name} has no {kind} {missing[0]!r}; "
             f"expected one of: {', '.join(sorted(there))}"
         )

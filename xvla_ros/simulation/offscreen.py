@@ -8,15 +8,11 @@ import os
 import sys
 from typing import Any
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import SimulationError
 
 PACKAGES = {"egl": "libegl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 OSMESA_LIBRARIES = ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")
 DISABLED = "disabled"
-
-
-class RenderingUnavailableError(XvlaError, RuntimeError):
-    """No way to render without a window was found on this machine."""
 
 
 def choose() -> str:
@@ -46,11 +42,11 @@ def context(width: int, height: int) -> Any:
     """A GL context of the chosen kind; it belongs to the thread that first makes it current.
 
     Raises:
-        RenderingUnavailableError: naming what was tried and the Debian packages to install.
+        SimulationError: naming what was tried and the Debian packages to install.
     """
     kind = choose()
     if kind == DISABLED:
-        raise RenderingUnavailableError(
+        raise SimulationError(
             "cannot render: neither EGL nor OSMesa works on this machine; "
             f"expected one of them; install Debian's {PACKAGES['egl']}, or {PACKAGES['osmesa']}"
         )
@@ -58,7 +54,7 @@ def context(width: int, height: int) -> Any:
         return _context_class(kind)(width, height)
     except Exception as error:  # every backend fails in its own way: AttributeError, GLError, ImportError, OSError
         wanted = PACKAGES.get(kind, f"{PACKAGES['egl']} and unset MUJOCO_GL")
-        raise RenderingUnavailableError(
+        raise SimulationError(
             f"cannot render with MUJOCO_GL={kind}: {type(error).__name__}: {error}; install Debian's {wanted}"
         ) from error
 

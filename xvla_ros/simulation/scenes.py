@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import SimulationError
 from xvla_ros.simulation import agibot, so101, widowx
 from xvla_ros.simulation.links import Colour, Vec3
 from xvla_ros.simulation.room import (
@@ -29,10 +29,6 @@ from xvla_ros.simulation.room import (
 AMBER: Colour = (0.95, 0.60, 0.10, 1.0)
 TEAL: Colour = (0.10, 0.58, 0.62, 1.0)
 GRAPHITE: Colour = (0.24, 0.25, 0.29, 1.0)
-
-
-class UnknownSceneError(XvlaError, LookupError):
-    """There is no scene for a robot; the message lists those that exist."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +77,10 @@ def build_scene(robot: str, timestep: float) -> Scene:
     """The scene of ``robot`` with a physics step of ``timestep`` s.
 
     Raises:
-        UnknownSceneError: listing the robots that have one.
+        SimulationError: listing the robots that have one.
     """
     if robot not in _BUILDERS:
-        raise UnknownSceneError(
+        raise SimulationError(
             f"no simulated scene for robot {robot!r}; there is one for: {', '.join(scene_names())}; "
             "choose one of these or register a builder with xvla_ros.simulation.scenes.scene"
         )
@@ -97,7 +93,7 @@ def scene_for(robot: str, joints: Sequence[str], timestep: float) -> Scene:
     So a profile of other units, names or topics is simulated like the robot it describes.
 
     Raises:
-        UnknownSceneError: listing the robots that have one.
+        SimulationError: listing the robots that have one.
     """
     if robot not in _BUILDERS:
         scenes = [build_scene(name, timestep) for name in scene_names()]

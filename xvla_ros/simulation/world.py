@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import SimulationError
 from xvla_ros.robots.interfaces import INTERFACES
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.appearance import Appearance
@@ -29,10 +29,6 @@ from xvla_ros.simulation.trajectory import JointTrajectory
 TIMESTEP = 1.0 / 600.0
 CONTROL_PERIOD = 0.005
 SERVED = tuple(name for name, interface in INTERFACES.items() if interface.simulated)
-
-
-class SceneMismatchError(XvlaError, ValueError):
-    """The profile asks for what its scene does not have; the message names it and what there is."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +71,8 @@ class World:
         """A world at time 0, arms at home, props laid out by ``seed``; ``timestep`` of the physics in s.
 
         Raises:
-            UnknownSceneError: if no scene exists for the robot; lists those that do.
-            SceneMismatchError: if the profile names joints, cameras or a command interface that the scene lacks.
+            SimulationError: if no scene exists for the robot; lists those that do.
+            SimulationError: if the profile names joints, cameras or a command interface that the scene lacks.
         """
         self.profile = profile
         self.scene: Scene = scene_for(profile.name, profile.joints.policy_order, timestep)
@@ -176,7 +172,7 @@ class World:
         May be called while another thread steps. The joints' names are those of the profile's topics.
 
         Raises:
-            SceneMismatchError: if the profile commands its groups by setpoints.
+            SimulationError: if the profile commands its groups by setpoints.
         """
         controller = self.controllers[group]
         if not isinstance(controller, JointTrajectoryController):
@@ -190,7 +186,7 @@ class World:
         order. May be called while another thread steps.
 
         Raises:
-            SceneMismatchError: if the profile commands its groups by trajectories.
+            SimulationError: if the profile commands its groups by trajectories.
         """
         controller = self.controllers[group]
         if not isinstance(controller, SetpointController):
@@ -209,8 +205,8 @@ class World:
         """What ``camera`` sees now: uint8 [height, width, 3] RGB.
 
         Raises:
-            UnknownCameraError: naming the camera and those of the profile.
-            RenderingUnavailableError: naming what to install.
+            SimulationError: naming the camera and those of the profile.
+            SimulationError: naming what to install.
         """
         if (width, height) not in self._rigs:
             self._rigs[width, height] = self.camera_rig(width, height)
@@ -228,8 +224,8 @@ class World:
             rig.close()
         self._rigs.clear()
 
-    def _another_interface(self, group: str, given: str) -> SceneMismatchError:
-        return SceneMismatchError(
+    def _another_interface(self, group: str, given: str) -> SimulationError:
+        return SimulationError(
             f"command group {group!r} of {self.profile.name!r} was given {given}, "
             f"but its interface is {self.profile.commands.interface_of(group)!r}"
         )
@@ -285,7 +281,7 @@ def _controller(
 
 
 def _check_fit(profile: Profile, scene: Scene) -> None:
-    """Raises SceneMismatchError where the scene cannot serve the profile."""
+    """Raises SimulationError where the scene cannot serve the profile."""
     cameras = [scene.model.camera(i).name for i in range(scene.model.ncam)]
     for kind, asked, there in (
         ("joint", profile.joints.policy_order, scene.driven),
@@ -293,14 +289,14 @@ def _check_fit(profile: Profile, scene: Scene) -> None:
     ):
         missing = [name for name in asked if name not in there]
         if missing:
-            raise SceneMismatchError(
+            raise SimulationError(
                 f"the scene of {profile.name!r} has no {kind} {missing[0]!r}, which its profile names; "
                 f"expected one of: {', '.join(there)}"
             )
     for group in profile.commands.groups:
         interface = profile.commands.interface_of(group)
         if interface not in SERVED:
-            raise SceneMismatchError(
+            raise SimulationError(
                 f"command group {group!r} of {profile.name!r} has the interface {interface!r}; the simulated "
                 f"controllers serve {', '.join(map(repr, SERVED))}: set one of these to simulate the robot"
             )

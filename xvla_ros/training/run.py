@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xvla_ros.errors import CheckpointError, Problem, ProfileError
+from xvla_ros.errors import CheckpointError, KinematicsError, Problem, ProfileError, SimulationError
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError, read_settings, read_vision_settings
 from xvla_ros.training.data.datasets import open_datasets
@@ -108,18 +108,10 @@ def _simulator(drawn: Drawn | None) -> Iterator[None]:
     if missing := missing_extras():
         message = "samples are drawn by a simulator, which is not installed"
         raise TrainingError([Problem("", "drawn", None, f"pip install xvla_ros[{','.join(missing)}]", message)])
-    from xvla_ros.robots.kinematics import KinematicsError
-    from xvla_ros.simulation.offscreen import RenderingUnavailableError
-    from xvla_ros.simulation.scenes import UnknownSceneError
-    from xvla_ros.simulation.tasks import NoLayoutError, UnknownTaskError
-    from xvla_ros.simulation.world import SceneMismatchError
 
     try:
         yield
-    except (
-        KinematicsError, NoLayoutError, RenderingUnavailableError, SceneMismatchError, UnknownSceneError,
-        UnknownTaskError,
-    ) as error:  # fmt: skip
+    except (KinematicsError, SimulationError) as error:  # fmt: skip
         scenes = ", ".join(f"{scene.task} of {scene.robot}" for scene in drawn.scenes)
         raise TrainingError([
             Problem("", "drawn.scenes", scenes, "simulated robots and their tasks", str(error))

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xvla_ros.evaluation.graph import SetupError
+from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.replay.metrics import Part
 from xvla_ros.evaluation.replay_bag import BagRecord, ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay_sources import HoldStill, PolicySource, Source
@@ -43,7 +43,7 @@ class Policies:
         """Return the sources.
 
         Raises:
-            CheckpointError, PolicySourceError: a checkpoint cannot be had, or does not fit the robot.
+            CheckpointError, SetupError: a checkpoint cannot be had, or does not fit the robot.
             SetupError: the policies answer with chunks of different lengths.
         """
         if not self.checkpoints:

@@ -16,13 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from xvla_ros.evaluation.graph import (
-    THIS_MACHINE_ONLY,
-    SetupError,
-    Value,
-    policy_command,
-    ros_command,
-)
+from xvla_ros.errors import SetupError
+from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, Value, policy_command, ros_command
 from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
 from xvla_ros.evaluation.replay.metrics import Part
 from xvla_ros.evaluation.replay_sources import Source

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import EvaluationError
 from xvla_ros.evaluation.replay.ablations import ablated_rows, ablation_table
 from xvla_ros.evaluation.replay.measures import GRIPPER, JOINT, RAD, Measure, Measures, joint_factors, joint_measures
 from xvla_ros.evaluation.replay.rows import SHIFTS, Rows, blocks
@@ -36,10 +36,6 @@ COLUMNS = ("policy", "part", "kind", "measure", "value", "unit")
 MOST_KINDS = 20  # of faults that are written
 PERSISTENCE, MEAN, LAST_COMMAND = "persistence", "mean", "last_command"
 Key = tuple[int, int]
-
-
-class ReplayError(XvlaError, ValueError):
-    """Nothing could be replayed; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +74,18 @@ class Figures:
         runs: how many policies answered.
 
     Raises:
-        ReplayError: no bag has rows, or they were made by policies with other chunks.
+        EvaluationError: no bag has rows, or they were made by policies with other chunks.
     """
 
     def __init__(self, profile: Profile, parts: Sequence[Part], runs: int) -> None:
         self.profile, self.parts = profile, [part for part in parts if part.record.frames]
         self.measures = Measures(profile)
         if not self.parts:
-            raise ReplayError("no observation of any bag could be replayed\n" + "\n".join(
+            raise EvaluationError("no observation of any bag could be replayed\n" + "\n".join(
                 _why_not(part.record) for part in parts))
         self.layout = layout_of(self.parts[0].record)
         if any(layout_of(part.record) != self.layout for part in self.parts):
-            raise ReplayError("the bags were replayed with different chunks; replay them anew")
+            raise EvaluationError("the bags were replayed with different chunks; replay them anew")
         sizes = self.layout.waypoints, self.layout.measures
         self.errors = [ErrorSums(*sizes) for _ in range(runs)]
         self.joint_errors = [ErrorSums(sizes[0], self.layout.joints) for _ in range(runs)]

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.evaluation.graph import SetupError
+from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.replay.metrics import Figures
 from xvla_ros.evaluation.replay.rows import KEPT, Rows
 from xvla_ros.evaluation.report import page
 from xvla_ros.evaluation.report.plots import COMMANDED, LIMIT, MEASURED, PREDICTED, figure, png
-from xvla_ros.nodes.rerun_stream import RerunStream, ViewError
+from xvla_ros.nodes.rerun_stream import RerunStream
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.recordings.action_path import waypoint_times
 from xvla_ros.robots.actions import Trajectory
@@ -357,7 +357,7 @@ def write_rerun(figures: Figures, path: Path) -> None:
     """
     try:
         stream = RerunStream(figures.profile, save=path)
-    except ViewError as error:
+    except SetupError as error:
         raise SetupError(str(error)) from error
     try:
         for part in figures.parts:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xvla_ros.evaluation.report.recording import Episode, Recording, RecordingError, Series
+from xvla_ros.errors import EvaluationError
+from xvla_ros.evaluation.report.recording import Episode, Recording, Series
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
@@ -137,16 +138,16 @@ def make_report(recording: Recording, profile: Profile) -> Report:
     """Draw up the report of a recording.
 
     Raises:
-        RecordingError: a policy ran and never said what it is (no diagnostics), or nothing was recorded.
+        EvaluationError: a policy ran and never said what it is (no diagnostics), or nothing was recorded.
     """
     values = recording.diagnostics
     if "trained" not in values and (recording.chunks or recording.statuses):
-        raise RecordingError(
+        raise EvaluationError(
             "the policy node sent no diagnostics that say whether its weights are trained; "
             "expected /diagnostics with the key 'trained' once a second"
         )
     if not recording.start:
-        raise RecordingError(f"no joints, pictures or commands of {profile.name} were recorded: there is no run")
+        raise EvaluationError(f"no joints, pictures or commands of {profile.name} were recorded: there is no run")
     last = recording.statuses[-1] if recording.statuses else None
     return Report(
         robot=profile.name,

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import EvaluationError, MessageError
 from xvla_ros.evaluation.report.recording import NS, Episode, Recording, Series, StatusRecord, at
-from xvla_ros.observation.images import ImageError, view_of
+from xvla_ros.observation.images import view_of
 from xvla_ros.recordings.bags import bag_messages
-from xvla_ros.recordings.cdr import CdrError, peek_stamp
+from xvla_ros.recordings.cdr import peek_stamp
 from xvla_ros.recordings.observations import decode_image
 
 if TYPE_CHECKING:
@@ -59,10 +59,6 @@ UNTRAINED_LABEL = "UNTRAINED: random weights, the motion means nothing"
 RATE = 15  # pictures a second
 
 
-class FilmError(XvlaError, RuntimeError):
-    """The film cannot be written."""
-
-
 def write_film(
     bag: Path, recording: Recording, profile: Profile, scene: Scene, path: Path, rate: int = RATE
 ) -> str:
@@ -71,12 +67,12 @@ def write_film(
     H.264 where PyAV has an encoder for it, else MPEG-4 part 2.
 
     Raises:
-        FilmError: no encoder, or nothing to show.
+        EvaluationError: no encoder, or nothing to show.
     """
     import av
 
     if not recording.start:
-        raise FilmError("there is nothing to film: nothing of the robot was recorded")
+        raise EvaluationError("there is nothing to film: nothing of the robot was recorded")
     composer = Composer(scene)
     codec, options = _encoder(av)
     frames = max(1, int(recording.duration * rate))
@@ -96,7 +92,7 @@ def write_film(
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode(None))
     except (OSError, av.error.FFmpegError) as error:
-        raise FilmError(f"the film {path} cannot be written: {error}") from error
+        raise EvaluationError(f"the film {path} cannot be written: {error}") from error
     return codec
 
 
@@ -111,7 +107,7 @@ def read_frame(path: Path, time: float) -> Image:
             if frame.time is not None and frame.time >= time:
                 break
     if found is None:
-        raise FilmError(f"the film {path} holds no frame")
+        raise EvaluationError(f"the film {path} holds no frame")
     return np.asarray(found.to_ndarray(format="rgb24"), dtype=np.uint8)
 
 
@@ -132,7 +128,7 @@ class _Views:
             self._next = next(self._messages, None)
         for slot, data in self._undecoded.items():
             camera = self._cameras.by_name[slot]
-            with suppress(ImageError):  # the picture before it stays
+            with suppress(MessageError):  # the picture before it stays
                 self._shown[slot] = view_of(decode_image(data, camera), camera)
         self._undecoded.clear()
         return self._shown
@@ -140,7 +136,7 @@ class _Views:
     def _due(self, data: bytes) -> float:
         try:
             return (peek_stamp(data) - self._start) / NS
-        except CdrError:
+        except MessageError:
             return -math.inf
 
 
@@ -156,7 +152,7 @@ def _encoder(av: Any) -> tuple[str, dict[str, str]]:
         except ValueError:  # av.codec.codec.UnknownCodecError
             continue
         return name, options
-    raise FilmError("PyAV has neither an H.264 nor an MPEG-4 encoder; install the av wheel from PyPI")
+    raise EvaluationError("PyAV has neither an H.264 nor an MPEG-4 encoder; install the av wheel from PyPI")
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import BagError, MessageError
 from xvla_ros.model.data import ActionChunk
 from xvla_ros.recordings.bag_writer import EPISODE_TOPIC
-from xvla_ros.recordings.bags import BagError, BagMessage, bag_messages, bag_summary
-from xvla_ros.recordings.cdr import CdrError, peek_stamp, read, read_joint_state, read_string
+from xvla_ros.recordings.bags import BagMessage, bag_messages, bag_summary
+from xvla_ros.recordings.cdr import peek_stamp, read, read_joint_state, read_string
 from xvla_ros.recordings.commands import JointCommand, read_command
 from xvla_ros.recordings.observations import BagClock
 from xvla_ros.recordings.topics import CHUNK, DIAGNOSTICS, OUTCOME, STATUS, STRING
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
 NS = 1_000_000_000
 TIME_IS_UP, SOMETHING_ELSE, NOT_JUDGED = "time is up", "did something else", "not judged"
-
-
-class RecordingError(XvlaError, RuntimeError):
-    """The recording lacks something the report must say."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +219,7 @@ class _Reader:
 
     def take(self, message: BagMessage) -> None:
         taker = self._takers.get(message.topic, self._on_other)
-        with suppress(CdrError):  # the message was cut, and the others are whole
+        with suppress(MessageError):  # the message was cut, and the others are whole
             taker(message)
 
     def recording(self, duration: float | None) -> Recording:
@@ -438,8 +434,8 @@ def _chunks(
 
 def _decoder(profile: Profile) -> Decoder | None:
     """What turns the robot's chunks into joints; None where that cannot be had, as without Pinocchio."""
+    from xvla_ros.errors import KinematicsError
     from xvla_ros.robots.actions import Decoder
-    from xvla_ros.robots.kinematics import KinematicsError
 
     try:
         return Decoder(profile)

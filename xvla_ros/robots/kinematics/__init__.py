@@ -4,7 +4,8 @@ Everything here runs on Pinocchio, which the extra ``kinematics`` installs and w
 made.
 """
 
-from xvla_ros.robots.kinematics.chain import Chain, KinematicsError, Poses, RobotDescription, shipped_description
+from xvla_ros.errors import KinematicsError
+from xvla_ros.robots.kinematics.chain import Chain, Poses, RobotDescription, shipped_description
 from xvla_ros.robots.kinematics.inverse import InverseKinematics, Solution
 from xvla_ros.robots.kinematics.path import FollowedPath, PathFollower
 

@@ -13,17 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import PchipInterpolator
 from scipy.spatial.transform import Rotation, Slerp
 
-from xvla_ros.errors import ProfileError, XvlaError, did_you_mean
+from xvla_ros.errors import KinematicsError, ProfileError, did_you_mean
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.rotations import matrix_to_quaternion
 from xvla_ros.robots.urdf import Urdf, parse_urdf
 from xvla_ros.robots.urdf_file import urdf_text
 
 Floats = NDArray[np.float64]
-
-
-class KinematicsError(XvlaError, ValueError):
-    """A description that cannot be had, or that does not fit a profile; the message says what to change."""
 
 
 @dataclass(frozen=True)

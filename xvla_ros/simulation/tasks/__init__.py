@@ -1,7 +1,7 @@
 """Tasks of the simulated arms: randomised layouts, instructions, judges and scripted experts."""
 
-from xvla_ros.simulation.tasks.catalogue import UnknownTaskError, load_task, task_names
-from xvla_ros.simulation.tasks.layouts import Goal, Layout, NoLayoutError
+from xvla_ros.simulation.tasks.catalogue import load_task, task_names
+from xvla_ros.simulation.tasks.layouts import Goal, Layout
 from xvla_ros.simulation.tasks.plan import Plan
 from xvla_ros.simulation.tasks.task import Expert, Outcome, Task
 
@@ -9,11 +9,10 @@ __all__ = [
     "Expert",
     "Goal",
     "Layout",
-    "NoLayoutError",
     "Outcome",
     "Plan",
+    "SimulationError",
     "Task",
-    "UnknownTaskError",
     "load_task",
     "task_names",
 ]

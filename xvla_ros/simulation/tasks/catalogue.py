@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import SimulationError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.scenes import scene_for
 from xvla_ros.simulation.tasks.handover import Handover
@@ -67,15 +67,11 @@ REGIONS: dict[str, dict[str, Regions]] = {
 }
 
 
-class UnknownTaskError(XvlaError, LookupError):
-    """There is no such task for the robot; the message lists those there are."""
-
-
 def task_names(profile: Profile) -> tuple[str, ...]:
     """The tasks of a robot's scene.
 
     Raises:
-        UnknownSceneError: the robot has no scene.
+        SimulationError: the robot has no scene.
     """
     return tuple(REGIONS.get(_scene(profile), {}))
 
@@ -87,14 +83,14 @@ def load_task(profile: Profile, name: str, *, variation: float = 1.0) -> Task:
         variation: how much light, colours and cameras vary, 1 as for training.
 
     Raises:
-        UnknownTaskError: listing the robot's tasks.
-        UnknownSceneError: the robot has no scene.
+        SimulationError: listing the robot's tasks.
+        SimulationError: the robot has no scene.
     """
     robot = _scene(profile)
     regions = REGIONS.get(robot, {})
     if name not in regions:
         there = ", ".join(regions) or "none"
-        raise UnknownTaskError(f"no task {name!r} for robot {profile.name!r}; expected one of: {there}")
+        raise SimulationError(f"no task {name!r} for robot {profile.name!r}; expected one of: {there}")
     return TASKS[name](profile, robot, regions[name], variation=variation)
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.observation.images import ImageError, view_of
+from xvla_ros.errors import MessageError, SimulationError
+from xvla_ros.observation.images import view_of
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.tasks.catalogue import load_task
 from xvla_ros.simulation.tasks.hands import hands_of
-from xvla_ros.simulation.world import SceneMismatchError, World
+from xvla_ros.simulation.world import World
 
 Picture = NDArray[np.uint8]
 
@@ -27,7 +28,7 @@ class DrawnScene:
         pixels: width and height of the pictures.
 
     Raises:
-        UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is missing.
+        SimulationError, KinematicsError: naming what is missing.
     """
 
     profile: Profile
@@ -44,8 +45,8 @@ class DrawnScene:
         for slot in self.profile.cameras.slots:
             try:
                 view_of(blank, self.profile.cameras.by_name[slot])
-            except ImageError as error:
-                raise SceneMismatchError(f"{self.profile.name}: camera {slot}: {error}") from error
+            except MessageError as error:
+                raise SimulationError(f"{self.profile.name}: camera {slot}: {error}") from error
 
     @property
     def instructions(self) -> tuple[str, ...]:
@@ -61,7 +62,7 @@ class DrawnScene:
         """Slot → uint8 [H, W, 3] RGB of the present state, as a policy sees it: turned and cropped by the profile.
 
         Raises:
-            RenderingUnavailableError: naming what to install.
+            SimulationError: naming what to install.
         """
         cameras = self.profile.cameras.by_name
         return {slot: view_of(self.world.render(slot, self.pixels, self.pixels), cameras[slot]) for slot in slots}

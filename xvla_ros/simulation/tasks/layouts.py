@@ -7,16 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import SimulationError
 
 Place = tuple[float, float, float]
 Rectangle = tuple[tuple[float, float], tuple[float, float]]
 
 TRIES = 200
-
-
-class NoLayoutError(XvlaError, RuntimeError):
-    """Nothing fits: the regions of a task leave no room for its props, or for two goals."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Regions:
         """Props at random places, none on another.
 
         Raises:
-            NoLayoutError: there is no room.
+            SimulationError: there is no room.
         """
         for _ in range(TRIES):
             props: dict[str, Place] = {}
@@ -89,7 +85,8 @@ class Regions:
                 props[cube] = (x, y, float(rng.uniform(-np.pi, np.pi)))
             if self._fit(props):
                 return props
-        raise NoLayoutError(f"{len(cubes)} cubes {self.apart} m apart do not fit into {self.cubes}; widen the regions")
+        message = f"{len(cubes)} cubes {self.apart} m apart do not fit into {self.cubes}; widen the regions"
+        raise SimulationError(message)
 
     def _fit(self, props: Mapping[str, Place]) -> bool:
         cubes = np.array([place[:2] for prop, place in props.items() if prop != "bowl"])

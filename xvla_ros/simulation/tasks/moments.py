@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import SimulationError
 from xvla_ros.robots.joints import JointLimits
 from xvla_ros.simulation.tasks.drawn_scene import DrawnScene, Picture
 from xvla_ros.simulation.tasks.hands import UnreachableError
-from xvla_ros.simulation.tasks.layouts import Layout, NoLayoutError
+from xvla_ros.simulation.tasks.layouts import Layout
 from xvla_ros.simulation.tasks.plan import Plan
 from xvla_ros.simulation.tasks.task import Expert
 from xvla_ros.simulation.world import CONTROL_PERIOD
@@ -97,8 +98,8 @@ class Moments(DrawnScene):
             pictures: whether they are drawn; they take most of the time beside the expert's inverse kinematics.
 
         Raises:
-            NoLayoutError: the expert reaches nothing.
-            RenderingUnavailableError: naming what to install.
+            SimulationError: the expert reaches nothing.
+            SimulationError: naming what to install.
         """
         playing = self._task.grasps and rng.random() < PLAYED
         experts = self._experts(rng, 1 if playing else asked)
@@ -132,7 +133,7 @@ class Moments(DrawnScene):
                     break
             if found:
                 return found
-        raise NoLayoutError(f"task {self.task!r}: of {TRIES} layouts the expert reaches nothing; move the regions")
+        raise SimulationError(f"task {self.task!r}: of {TRIES} layouts the expert reaches nothing; move the regions")
 
     def _moment(self, experts: list[tuple[Layout, Expert]], pictures: bool) -> Moment:
         return self._seen(tuple(self._asked(layout, expert.plan(self.world)) for layout, expert in experts), pictures)

@@ -11,10 +11,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros.errors import SimulationError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.tasks.contacts import Contacts
 from xvla_ros.simulation.tasks.hands import HANDS, Hand, hands_of
-from xvla_ros.simulation.tasks.layouts import TRIES, Goal, Layout, NoLayoutError, Regions, in_order
+from xvla_ros.simulation.tasks.layouts import TRIES, Goal, Layout, Regions, in_order
 from xvla_ros.simulation.tasks.plan import Leg, Plan, speeds
 from xvla_ros.simulation.world import World
 
@@ -170,7 +171,7 @@ class Task(ABC):
             variant: which of the goals that the layout allows; all else is the same for each of them.
 
         Raises:
-            NoLayoutError: the regions leave no room.
+            SimulationError: the regions leave no room.
         """
         world.reset()
         cell = self._cell_of(world)
@@ -240,7 +241,8 @@ class Task(ABC):
             goals = self._goals(cell, props)
             if len({goal.prop for goal in goals}) > 1:
                 return props, goals
-        raise NoLayoutError(f"task {self.name!r}: no layout of {TRIES} has two cubes in reach; move the regions nearer")
+        message = f"task {self.name!r}: no layout of {TRIES} has two cubes in reach; move the regions nearer"
+        raise SimulationError(message)
 
     def _start(self, cell: Cell, rng: np.random.Generator) -> dict[str, float]:
         joints: dict[str, float] = {}

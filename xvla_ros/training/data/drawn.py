@@ -58,7 +58,7 @@ class Scene:
         """What draws.
 
         Raises:
-            UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is missing.
+            SimulationError, KinematicsError: naming what is missing.
         """
         return Moments(self.profile, self.settings.task, self._variation, self._pixels)
 
@@ -128,7 +128,7 @@ class DrawnSamples:
 
     Raises:
         TrainingError: two scenes have robots of one name that are not one robot.
-        ProfileError, UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is wrong.
+        ProfileError, SimulationError, KinematicsError: naming what is wrong.
     """
 
     def __init__(self, settings: Drawn, waypoints: int, seed: int, *, plans: bool = True) -> None:

@@ -77,7 +77,7 @@ class Labeller(DrawnScene):
         """Arrange the scene, and return pictures by slot with the labels of the objects called ``names``.
 
         Raises:
-            RenderingUnavailableError: naming what to install.
+            SimulationError: naming what to install.
         """
         self._arrange(rng)
         return self.pictures(self.profile.cameras.slots), self.labels(names)
@@ -88,7 +88,7 @@ class Labeller(DrawnScene):
         Places are [3] m, in the scene's frame. Where fewer can be asked for, some come again.
 
         Raises:
-            RenderingUnavailableError: naming what to install.
+            SimulationError: naming what to install.
         """
         self._arrange(rng)
         images = self.pictures(self.profile.cameras.slots[:1])
@@ -179,7 +179,7 @@ class LabelledPictures:
         fingerprint: changes with the robots.
 
     Raises:
-        ProfileError, UnknownSceneError, UnknownTaskError, SceneMismatchError, KinematicsError: naming what is wrong.
+        ProfileError, SimulationError, SimulationError, SimulationError, KinematicsError: naming what is wrong.
     """
 
     def __init__(self, settings: Drawn, size: tuple[int, int], seed: int) -> None:
