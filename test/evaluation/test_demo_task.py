@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from xvla_ros.commands.demo import choose_task, is_trained
-from xvla_ros.commands.demo_console import Console, Progress
+from xvla_ros.commands.demo_console import Console, DemoProgress
 from xvla_ros.errors import SetupError, SimulationError
 from xvla_ros.evaluation.report.figures import joint_travel, make_report
-from xvla_ros.evaluation.report.film import DONE_COLOUR, FAILED_COLOUR, Composer, Scene, read_frame
-from xvla_ros.evaluation.report.recording import Recording, read_recording
+from xvla_ros.evaluation.report.film import DONE_COLOUR, FAILED_COLOUR, Composer, FilmedRun, read_frame
+from xvla_ros.evaluation.report.recording import RunRecording, read_recording
 from xvla_ros.recordings.cdr import STRING, string
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.simulation.tasks import load_task
@@ -87,7 +87,7 @@ def test_layouts_are_found_that_an_instruction_can_be_given_in(profile: Profile)
 
 
 @pytest.fixture(scope="module")
-def recording(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Recording:
+def recording(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> RunRecording:
     """Two episodes of two seconds, in each of which every joint goes 0.5 rad on from 0, and one that is cut short."""
     bag = tmp_path_factory.mktemp("recorded") / "run.mcap"
     with RecordedRun(bag, profile) as run:
@@ -106,7 +106,7 @@ def recording(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Rec
     return read_recording(bag, profile, 5.0)
 
 
-def test_episodes_are_read_out_of_a_recording(recording: Recording, profile: Profile) -> None:
+def test_episodes_are_read_out_of_a_recording(recording: RunRecording, profile: Profile) -> None:
     first, second, third = recording.episodes
     assert (first.begun, first.ended, first.outcome) == (pytest.approx(-0.1), pytest.approx(1.9), "touched")
     assert (second.instruction, second.outcome) == ("touch cube 2", "did something else")
@@ -120,7 +120,7 @@ def test_episodes_are_read_out_of_a_recording(recording: Recording, profile: Pro
     assert mapping["holds"] == 5
 
 
-def test_outcomes_of_an_older_bag_are_read_too(recording: Recording, profile: Profile, tmp_path: Path) -> None:
+def test_outcomes_of_an_older_bag_are_read_too(recording: RunRecording, profile: Profile, tmp_path: Path) -> None:
     """They were JSON in a String."""
     said = {"robot": ROBOT, "task": "touch", "episode": 1, "seed": 7, "variant": 0, "instruction": "touch cube 1",
             "success": True, "wrong": False, "elapsed": 2.0, "over": True, "begun": 9_900_000_000,
@@ -131,15 +131,15 @@ def test_outcomes_of_an_older_bag_are_read_too(recording: Recording, profile: Pr
     assert read_recording(tmp_path / "run.mcap", profile).episodes == recording.episodes[:1]
 
 
-def test_a_reset_is_no_motion(recording: Recording, profile: Profile) -> None:
+def test_a_reset_is_no_motion(recording: RunRecording, profile: Profile) -> None:
     parts = recording.measured[profile.joints.policy_order[0]].stretches(recording.resets)
     assert [len(part.time) for part in parts[1:]] == [200, 200, 100]
     # five joints and no gripper
     assert joint_travel(recording, profile)[profile.commands.groups[0]] == pytest.approx(5 * (0.4975 * 2 + 0.2475))
 
 
-def test_the_film_marks_what_an_episode_came_to(recording: Recording, profile: Profile) -> None:
-    composer = Composer(Scene.of(profile, trained=True))
+def test_the_film_marks_what_an_episode_came_to(recording: RunRecording, profile: Profile) -> None:
+    composer = Composer(FilmedRun.of(profile, trained=True))
 
     def edge(time: float) -> tuple[int, ...]:
         return tuple(composer.frame(time, {}, None, recording.measured, {}, recording.episodes)[VIEW].tolist())
@@ -150,7 +150,7 @@ def test_the_film_marks_what_an_episode_came_to(recording: Recording, profile: P
 
 
 def test_the_console_has_a_line_for_every_episode(capsys: pytest.CaptureFixture[str]) -> None:
-    progress, console = Progress(), Console()
+    progress, console = DemoProgress(), Console()
     console.episodes(progress)
     for ended in ({"success": True}, {"wrong": True}, {}):
         number = len(progress.episodes) + 1

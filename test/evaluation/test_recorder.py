@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xvla_ros.commands import main
-from xvla_ros.commands.demo_console import Progress
+from xvla_ros.commands.demo_console import DemoProgress
 from xvla_ros.errors import EvaluationError
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, watch_command
 from xvla_ros.evaluation.processes import Supervisor, free_domain
@@ -29,9 +29,9 @@ from xvla_ros.evaluation.report.figures import (
     travel,
     write_json,
 )
-from xvla_ros.evaluation.report.film import HEIGHT, WIDTH, Composer, Scene, read_frame, write_film
+from xvla_ros.evaluation.report.film import HEIGHT, WIDTH, Composer, FilmedRun, read_frame, write_film
 from xvla_ros.evaluation.report.page import write_html
-from xvla_ros.evaluation.report.recording import Recording, Series, read_recording
+from xvla_ros.evaluation.report.recording import RunRecording, Series, read_recording
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.bags import bag_messages
 from xvla_ros.recordings.topics import DIAGNOSTICS
@@ -56,7 +56,7 @@ def profile() -> Profile:
 def bag(tmp_path_factory: pytest.TempPathFactory, profile: Profile) -> Iterator[Path]:
     """A bag of the stand-in robot, made over DDS by the real node."""
     output = tmp_path_factory.mktemp("watched")
-    progress = Progress()
+    progress = DemoProgress()
     with free_domain() as domain:
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
         with Supervisor(output / "logs", environment) as supervisor:
@@ -69,11 +69,11 @@ def bag(tmp_path_factory: pytest.TempPathFactory, profile: Profile) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def recording(bag: Path, profile: Profile) -> Recording:
+def recording(bag: Path, profile: Profile) -> RunRecording:
     return read_recording(bag, profile, DURATION)
 
 
-def test_joints_are_read_by_time_and_policy_name(recording: Recording, profile: Profile) -> None:
+def test_joints_are_read_by_time_and_policy_name(recording: RunRecording, profile: Profile) -> None:
     first = recording.start / 1e9
     for index, joint in enumerate(profile.joints.policy_order):
         series = recording.measured[joint]
@@ -81,7 +81,7 @@ def test_joints_are_read_by_time_and_policy_name(recording: Recording, profile: 
         np.testing.assert_allclose(series.position, 0.5 * np.sin(series.time + first + index % 6), atol=1e-9)
 
 
-def test_commands_lie_where_they_are_due(recording: Recording, profile: Profile) -> None:
+def test_commands_lie_where_they_are_due(recording: RunRecording, profile: Profile) -> None:
     for index, joint in enumerate(profile.joints.policy_order):
         series = recording.commanded[joint]
         expected = 0.5 * np.sin(series.time + recording.start / 1e9 + index % 6)
@@ -90,7 +90,7 @@ def test_commands_lie_where_they_are_due(recording: Recording, profile: Profile)
     assert all(count > 0.9 * DURATION * 100 / 3 for count in recording.trajectories.values())
 
 
-def test_chunks_come_back_in_joint_units(recording: Recording) -> None:
+def test_chunks_come_back_in_joint_units(recording: RunRecording) -> None:
     assert 7 <= len(recording.chunks) <= 9
     for chunk in recording.chunks:
         assert chunk.position is not None
@@ -123,13 +123,13 @@ def test_chunks_of_tool_poses_become_joints_from_where_the_arm_was_sent(tmp_path
     assert broken.position is None
 
 
-def test_pictures_are_kept_for_every_camera(recording: Recording, profile: Profile) -> None:
+def test_pictures_are_kept_for_every_camera(recording: RunRecording, profile: Profile) -> None:
     for camera in profile.cameras.slots:
         assert len(recording.stamps[camera]) > 0.5 * DURATION * 15
 
 
 def test_the_three_outputs_agree_and_say_untrained(
-    recording: Recording, bag: Path, profile: Profile, tmp_path: Path
+    recording: RunRecording, bag: Path, profile: Profile, tmp_path: Path
 ) -> None:
     stamps = {camera: list(range(-3, 103)) for camera in profile.cameras.slots}
     recording = replace(recording, stamps=stamps, simulation={"real_time_factor": "1.0"})
@@ -147,7 +147,7 @@ def test_the_three_outputs_agree_and_say_untrained(
     assert all(0.6 * DURATION < way < 2.5 * DURATION for way in figures["joint_travel_rad"].values())
 
     film = tmp_path / "film.mp4"
-    write_film(bag, recording, profile, Scene.of(profile, trained=report.trained), film, rate=5)
+    write_film(bag, recording, profile, FilmedRun.of(profile, trained=report.trained), film, rate=5)
     frame = read_frame(film, 2.0)
     assert frame.shape == (HEIGHT, WIDTH, 3)
     red, green, blue = frame[70, 20].astype(int)
@@ -161,7 +161,7 @@ def test_the_three_outputs_agree_and_say_untrained(
     assert "untrained" in summary(report)
 
 
-def test_holding_is_in_the_timeline(recording: Recording) -> None:
+def test_holding_is_in_the_timeline(recording: RunRecording) -> None:
     held = [record for record in recording.statuses if record.state == "holding"]
     assert held
     assert {record.reason for record in held} == {"camera_stale"}
@@ -215,7 +215,7 @@ def test_a_bag_of_a_real_arm_gives_page_and_film_of_what_it_holds(
 
 
 def test_a_trained_film_has_no_banner(profile: Profile) -> None:
-    frame = Composer(Scene.of(profile, trained=True)).frame(0.0, {}, None, {}, {})
+    frame = Composer(FilmedRun.of(profile, trained=True)).frame(0.0, {}, None, {}, {})
     assert frame[70, 20].max() < 60
 
 

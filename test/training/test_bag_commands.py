@@ -13,7 +13,7 @@ from test.training.recorded import MS, START, Session, changed, curve
 from xvla_ros.recordings.bag_paths import followed, interpolated, trajectories
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
 from xvla_ros.recordings.commands import JointCommand, PoseCommand
-from xvla_ros.recordings.tracks import Commands, Readings, Stretch
+from xvla_ros.recordings.tracks import Readings, SentCommands, Stretch
 
 PAIR = changed("so101_bimanual", ("instruction", "fold the cloth"))
 BEFORE = np.array([0.25, -0.5])
@@ -41,7 +41,7 @@ def commands_of(sent):
 
 def held(sent, whole):
     stretch = Stretch()
-    stretch.commands["arm"] = Commands()
+    stretch.commands["arm"] = SentCommands()
     for now, command in sent:
         stretch.commands["arm"].add(now, command, whole=whole)
     return stretch
@@ -77,7 +77,7 @@ def test_whole_commands_are_given_back_as_they_were_sent(sent):
 
 def test_a_command_out_of_order_leaves_the_one_before_it_whole():
     times, positions = np.arange(1, 31) * 10 * MS, np.zeros((30, 2))
-    commands = Commands()
+    commands = SentCommands()
     for now in (5000 * MS, 4000 * MS, 6000 * MS, 6100 * MS):
         commands.add(now, JointCommand(0, times, positions), whole=False)
     assert [len(commands[number].times) for number in range(4)] == [30, 30, 10, 30]
@@ -85,7 +85,7 @@ def test_a_command_out_of_order_leaves_the_one_before_it_whole():
 
 
 def test_poses_are_given_back():
-    commands = Commands()
+    commands = SentCommands()
     sent = PoseCommand(7, 40 * MS, np.array([0.1, 0.2, 0.3]), np.array([0.0, 0.0, 0.6, 0.8]))
     commands.add(START, sent, whole=False)
     found = commands[0]
@@ -98,7 +98,7 @@ def test_an_hour_of_plans_takes_a_few_megabytes():
     times, positions = np.arange(1, 31) * 50 * MS, np.zeros((30, 6))
     tracemalloc.start()
     try:
-        commands = Commands()
+        commands = SentCommands()
         for number in range(36_000):
             commands.add(START + number * 100 * MS, JointCommand(0, times, positions), whole=False)
         assert tracemalloc.get_traced_memory()[0] < 8e6

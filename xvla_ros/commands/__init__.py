@@ -17,20 +17,20 @@ from xvla_ros.errors import XvlaError
 COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --help``
     "demo": ("demo", "Demo", "drive a simulated robot over real ROS 2 topics; leaves a film and a report"),
     "run": ("live", "Run", "bring up the policy node, as the launch file does where there is launch_ros"),
-    "view": ("live", "View", "show a running robot in the Rerun viewer: cameras, chunks against joints, state"),
+    "view": ("live", "ViewCommand", "show a running robot in the Rerun viewer: cameras, chunks against joints, state"),
     "robots": ("robots", "Robots", "list the robots that have a profile"),
     "check": ("robots", "Check", "check a profile against its checkpoint and the running graph, before any arm moves"),
     "new-robot": ("robots", "NewRobot", "begin a profile for an arm from its URDF, with marks at what no URDF holds"),
     "demos": ("demos", "Demos", "record demonstrations of a task in simulation, by a scripted expert, as bags"),
     "evaluate": ("evaluate", "Evaluate", "measure how often a policy does a task in simulation"),
-    "record": ("live", "Record", "record a robot's topics, with marks of episodes, for training and replay"),
+    "record": ("live", "RecordCommand", "record a robot's topics, with marks of episodes, for training and replay"),
     "pretrain-vision": (
         "training", "PretrainVision",
         "train a vision tower on what a simulator knows of its own pictures, before any demonstration",
     ),
     "report": ("report", "MakeReport", "make the page and the film of a recorded run, of a real arm or of a demo"),
     "replay": ("replay", "Replay", "hold a policy's answers against recordings, before it moves an arm"),
-    "bag": ("replay", "BagInfo", "say what a recording holds, and what a robot would miss in it"),
+    "bag": ("replay", "BagInfoCommand", "say what a recording holds, and what a robot would miss in it"),
     "train": ("training", "Train", "train a policy from recordings, or adapt a checkpoint to a robot"),
 }  # fmt: skip
 FAILED, STOPPED = 1, 130  # exit codes; 2, wrong usage, is argparse's

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from xvla_ros.commands.demo_console import Console, Progress
+from xvla_ros.commands.demo_console import Console, DemoProgress
 from xvla_ros.commands.options import HIDDEN, Checkpoint, Command, Device, Dtype, Positive, RealTime, Robot
 from xvla_ros.errors import Interrupted, SetupError
 from xvla_ros.evaluation.graph import (
@@ -183,7 +183,7 @@ def _drive(demo: Demo, profile: Profile, console: Console) -> None:
     """Bring the graph up, wait until the watched time is over, take the graph down."""
     from xvla_ros.ros_env import child_environment
 
-    folder, progress = Path(demo.output), Progress()
+    folder, progress = Path(demo.output), DemoProgress()
     with free_domain() as domain:
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
         console.say(f"{profile.name}, seed {demo.seed}: {_asked(demo)}")
@@ -235,7 +235,7 @@ def _policy(demo: Demo, profile: Profile) -> list[str]:
     )
 
 
-def _await_first_command(supervisor: Supervisor, progress: Progress, console: Console) -> None:
+def _await_first_command(supervisor: Supervisor, progress: DemoProgress, console: Console) -> None:
     def each() -> None:
         _require_leader(progress)
 
@@ -263,7 +263,7 @@ def _await_first_command(supervisor: Supervisor, progress: Progress, console: Co
     console.say("first command; measuring")
 
 
-def _follow(supervisor: Supervisor, progress: Progress, console: Console, duration: float) -> None:
+def _follow(supervisor: Supervisor, progress: DemoProgress, console: Console, duration: float) -> None:
     def each() -> None:
         _require_leader(progress)
         console.episodes(progress)
@@ -281,7 +281,7 @@ def _stalled(supervisor: Supervisor) -> ChildError:
     )
 
 
-def _require_leader(progress: Progress) -> None:
+def _require_leader(progress: DemoProgress) -> None:
     if progress.failed:
         raise ChildError(f"episode {len(progress.episodes) + 1}: {progress.failed}; see logs/lead.log")
 

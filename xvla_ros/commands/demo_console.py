@@ -11,7 +11,7 @@ from xvla_ros.evaluation.report.recording import in_words
 from xvla_ros.nodes.progress import read_progress
 
 
-class Progress:
+class DemoProgress:
     """What the watching node, and the leading one where there is one, say about the run."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Console:
         text = line if len(line) <= width else line[: width - 1] + "…"
         print(f"{self._clear()}  {text}", file=sys.stderr, flush=True)
 
-    def episodes(self, progress: Progress) -> None:
+    def episodes(self, progress: DemoProgress) -> None:
         """A line for every episode that came to its end since the last call."""
         for each in progress.episodes[self._told :]:
             self._told += 1
@@ -85,7 +85,7 @@ class Console:
             sign = "✓" if each["success"] else "✗"
             self.say(f"  {sign} “{each['instruction']}”: {outcome}, {each['elapsed']:.1f} s (seed {each['seed']})")
 
-    def progress(self, progress: Progress, duration: float) -> None:
+    def progress(self, progress: DemoProgress, duration: float) -> None:
         if progress.elapsed - self._shown < (0.2 if self._terminal else 5.0):
             return
         self._shown = progress.elapsed

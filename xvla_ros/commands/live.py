@@ -70,7 +70,7 @@ class Run(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class View(Command):
+class ViewCommand(Command):
     """Show a running robot in the Rerun viewer: cameras, chunks against joints, state. It only listens.
 
     examples:
@@ -116,7 +116,7 @@ class View(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record(Command):
+class RecordCommand(Command):
     """Record a robot's topics, with marks of episodes by keys and by topic, for training and replay.
 
     examples:

@@ -63,7 +63,7 @@ class Replay(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BagInfo(Command):
+class BagInfoCommand(Command):
     """Say what a recording holds, and what a robot would miss in it.
 
     examples:

@@ -13,7 +13,7 @@ from xvla_ros.errors import SetupError
 
 if TYPE_CHECKING:
     from xvla_ros.evaluation.report.figures import Report
-    from xvla_ros.evaluation.report.recording import Recording
+    from xvla_ros.evaluation.report.recording import RunRecording
     from xvla_ros.robots.profile import Profile
 
 AFTER_SUCCESS = 0.4  # s, at which the picture that stands for the film is taken
@@ -75,7 +75,7 @@ def write_report(
         BagError, EvaluationError, EvaluationError: see there.
     """
     from xvla_ros.evaluation.report.figures import make_report, write_json
-    from xvla_ros.evaluation.report.film import Scene, read_frame, write_film
+    from xvla_ros.evaluation.report.film import FilmedRun, read_frame, write_film
     from xvla_ros.evaluation.report.page import write_html
     from xvla_ros.evaluation.report.recording import read_recording
 
@@ -87,13 +87,13 @@ def write_report(
     write_json(made, output / "report.json")
     path, poster = output / "film.mp4", None
     if film:
-        write_film(bag, recording, profile, Scene.of(profile, trained=made.trained), path)
+        write_film(bag, recording, profile, FilmedRun.of(profile, trained=made.trained), path)
         poster = read_frame(path, _telling_moment(recording))
     write_html(made, recording, profile, output / "report.html", film=path if film else None, poster=poster)
     return made
 
 
-def _telling_moment(recording: Recording) -> float:
+def _telling_moment(recording: RunRecording) -> float:
     """The end of the first episode that succeeded, else the middle."""
     ends = [each.ended for each in recording.episodes if each.success and each.ended is not None]
     return min(ends[0] + AFTER_SUCCESS, recording.duration) if ends else recording.duration / 2

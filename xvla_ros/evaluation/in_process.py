@@ -25,7 +25,7 @@ from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
 from xvla_ros.simulation.controllers import JointTrajectoryController, Rejection
-from xvla_ros.simulation.stepper import Joints, Pictures, Stepper
+from xvla_ros.simulation.stepper import JointStates, Pictures, Stepper
 from xvla_ros.simulation.tasks import Expert, Layout, Task
 from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
@@ -207,7 +207,7 @@ class InProcess:
                     pilot.add_image(slot, START + event.time, rgb)
                 self.counters.frames_sent += len(event.images)
                 self.counters.frames_received += len(event.images)
-            elif isinstance(event, Joints):
+            elif isinstance(event, JointStates):
                 before = self._measure(pilot, event, before)
             elif event.what == "engine":
                 if client.arrive():
@@ -225,7 +225,7 @@ class InProcess:
                     return outcome.success, outcome.wrong
         raise EvaluationError("the simulation ended before the episode")
 
-    def _measure(self, pilot: Pilot[Picture], event: Joints, before: Floats) -> Floats:
+    def _measure(self, pilot: Pilot[Picture], event: JointStates, before: Floats) -> Floats:
         for reading in event.readings:
             pilot.add_joints(reading.topic, START + event.time, reading.names, reading.positions)
         now = self._positions()

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from xvla_ros.errors import BagError, SetupError
 from xvla_ros.evaluation.replay.ablations import Ablations
 from xvla_ros.evaluation.replay.measures import Measures
-from xvla_ros.evaluation.replay.rows import SHIFTS, Layout, RowWriter, Worst
-from xvla_ros.evaluation.replay_sources import Answer, Question, Source
+from xvla_ros.evaluation.replay.rows import SHIFTS, RowLayout, RowWriter, Worst
+from xvla_ros.evaluation.replay_sources import Answer, AnswerSource, Question
 from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.recordings.action_path import Times, waypoint_times
@@ -118,7 +118,7 @@ class BagRecord:
 def replay_bag(
     bag: Path | Bag,
     profile: Profile,
-    sources: Sequence[Source],
+    sources: Sequence[AnswerSource],
     settings: ReplaySettings,
     folder: Path,
     *,
@@ -180,12 +180,12 @@ class _Replay:
     """One bag on its way through."""
 
     def __init__(
-        self, recording: BagRecording, survey: Survey, profile: Profile, sources: Sequence[Source],
+        self, recording: BagRecording, survey: Survey, profile: Profile, sources: Sequence[AnswerSource],
         settings: ReplaySettings, folder: Path,
     ) -> None:
         self._recording, self._survey, self._profile = recording, survey, profile
         self._sources, self._settings, self._folder = sources, settings, folder
-        self.layout = Layout.of(profile, sources[0].waypoints, len(sources))
+        self.layout = RowLayout.of(profile, sources[0].waypoints, len(sources))
         self._measures = Measures(profile)
         self._arms = tool_arms(profile)
         self._encoder, self._decoder = StateEncoder(profile, self._arms), Decoder(profile, self._arms)
@@ -325,8 +325,8 @@ class _Replay:
             )
 
 
-def layout_of(record: BagRecord) -> Layout:
+def layout_of(record: BagRecord) -> RowLayout:
     """Return the layout of a record's rows."""
     stored = dict(record.layout or {})
     stored["parts"] = tuple(stored["parts"])
-    return Layout(**stored)
+    return RowLayout(**stored)

@@ -44,7 +44,7 @@ class Answer:
     inference_ms: float
 
 
-class Source(Protocol):
+class AnswerSource(Protocol):
     """What answers.
 
     Attributes:

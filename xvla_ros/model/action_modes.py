@@ -220,7 +220,7 @@ class Ee6d(_GripperMode):
 
 
 @register("joint")
-class Joint(_GripperMode):
+class JointMode(_GripperMode):
     """Two arms of six joints, grippers as logits. D is 14: it cannot share a checkpoint with the modes of 20."""
 
     def loss(self, predicted: Tensor, target: Tensor) -> Losses:

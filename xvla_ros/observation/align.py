@@ -31,7 +31,7 @@ OTHER_CLOCK = 60.0  # s; a stamp this far from now comes from another clock rath
 
 
 @dataclass(frozen=True)
-class Source(Generic[T]):
+class TopicSource(Generic[T]):
     """What is known of one topic at one moment.
 
     Attributes:
@@ -59,7 +59,7 @@ class Source(Generic[T]):
 
 
 @dataclass(frozen=True)
-class JointSource(Source[NDArray[np.float64]]):
+class JointSource(TopicSource[NDArray[np.float64]]):
     """Joints of one topic that come in the same messages; ``places``: theirs in policy order."""
 
     missing: str = JOINTS_MISSING
@@ -85,7 +85,7 @@ class Alignment:
 
 
 def align(
-    cameras: Sequence[Source[Any]],
+    cameras: Sequence[TopicSource[Any]],
     joints: Sequence[JointSource],
     now: int,
     steady_now: float,
@@ -121,7 +121,7 @@ def align(
     return _gather_at(stamp, fresh, joints, ordered, timeout)
 
 
-def _fault_of(source: Source[Any], ordered: Sequence[Stamped[Any]], now: int, steady_now: float) -> Fault | None:
+def _fault_of(source: TopicSource[Any], ordered: Sequence[Stamped[Any]], now: int, steady_now: float) -> Fault | None:
     """Return what is wrong with one source taken by itself."""
     if source.fault is not None:
         return source.fault
@@ -148,7 +148,7 @@ def _fault_of(source: Source[Any], ordered: Sequence[Stamped[Any]], now: int, st
 
 def _gather_at(
     stamp: int,
-    cameras: Sequence[Source[Any]],
+    cameras: Sequence[TopicSource[Any]],
     joints: Sequence[JointSource],
     ordered: dict[str, list[Stamped[Any]]],
     timeout: float,
@@ -188,7 +188,7 @@ def _joints_at(
     return interpolate(before.value, after.value, share), (stamp - before.stamp) / NS
 
 
-def _frame_fault(stamp: int, camera: Source[Any], frame: Stamped[Any] | None) -> Fault | None:
+def _frame_fault(stamp: int, camera: TopicSource[Any], frame: Stamped[Any] | None) -> Fault | None:
     if frame is None:
         return Fault(CAMERA_MISSING, f"{camera.name}: no picture yet at or before the newest joint states and pictures "
                                      "of the others; waiting for them")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.model.data import Observation
-from xvla_ros.observation.align import NS, Alignment, JointSource, Source, align
+from xvla_ros.observation.align import NS, Alignment, JointSource, TopicSource, align
 from xvla_ros.observation.buffer import RecentMessages, Stamped
 from xvla_ros.observation.faults import CAMERA_MISSING, JOINTS_INVALID, Fault
 from xvla_ros.observation.images import view_of
@@ -173,7 +173,7 @@ class ObservationBuilder(Generic[Raw]):
             parts = [(topic.layout.topic, topic.fault, part) for topic in self._joints.values()
                      for part in topic.parts()]
         cameras = [
-            Source(slot, camera.topic, frames[slot], camera.max_age, max(camera.max_age, timing.clock_timeout),
+            TopicSource(slot, camera.topic, frames[slot], camera.max_age, max(camera.max_age, timing.clock_timeout),
                    required=camera.required)
             for slot, camera in self._cameras.items()
         ]

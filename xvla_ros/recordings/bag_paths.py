@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from xvla_ros.observation.joints import joint_topics
 from xvla_ros.recordings.action_path import ActionPath, Channels, Plans, Times, at_most_apart, merged
 from xvla_ros.recordings.commands import JointCommand, PoseCommand
-from xvla_ros.recordings.tracks import NEVER, Commands, Readings, Stretch
+from xvla_ros.recordings.tracks import NEVER, Readings, SentCommands, Stretch
 from xvla_ros.robots import tool_pose
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import to_policy
@@ -146,27 +146,27 @@ def told_from(profile: Profile, stretch: Stretch, group: str, start: int) -> int
     """
     if not profile.commands.kind_of(group).is_gripper:
         return start
-    commands = stretch.commands.get(group, Commands())
+    commands = stretch.commands.get(group, SentCommands())
     return max((commands.receipt(number) for number in commands.within(NEVER, start)), default=start)
 
 
 def trajectories(stretch: Stretch, group: str, start: int, end: int) -> Iterator[tuple[int, JointCommand]]:
     """Yield what a group was sent within an episode and has points of time: (receipt in ns, command)."""
-    commands = stretch.commands.get(group, Commands())
+    commands = stretch.commands.get(group, SentCommands())
     for number in commands.within(start, end):
         command = _trajectory(commands, number)
         if command is not None:
             yield commands.receipt(number), command
 
 
-def _trajectory(commands: Commands, number: int) -> JointCommand | None:
+def _trajectory(commands: SentCommands, number: int) -> JointCommand | None:
     command = commands[number]
     return command if isinstance(command, JointCommand) and command.times.size else None
 
 
 def _begun(stretch: Stretch, group: str, start: int, end: int) -> list[tuple[int, int]]:
     """When each trajectory of an episode begins, in ns, and its number; in order of that."""
-    commands = stretch.commands.get(group, Commands())
+    commands = stretch.commands.get(group, SentCommands())
     found = ((number, _trajectory(commands, number)) for number in commands.within(start, end))
     return sorted((command.start or commands.receipt(number), number) for number, command in found if command)
 
@@ -354,7 +354,7 @@ def _replaced(pose: Poses, times: Times, path: ActionPath) -> Poses:
 
 def _pose_path(stretch: Stretch, group: str, start: int, end: int) -> ActionPath | None:
     """Return [xyz | rot6d] over the times at which the poses of an episode are due; None where none was commanded."""
-    commands = stretch.commands.get(group, Commands())
+    commands = stretch.commands.get(group, SentCommands())
     found = [(number, command) for number in commands.within(start, end)
              if isinstance(command := commands[number], PoseCommand)]
     if not found:

@@ -73,7 +73,7 @@ class Readings:
         return np.frombuffer(self._values, dtype=np.float64).reshape(len(self._stamps), -1)
 
 
-class Commands:
+class SentCommands:
     """What one group was sent, in order of receipt, held as plain numbers.
 
     A controller follows a trajectory until the next one takes over, and policies send plans of a second ten times a
@@ -154,7 +154,7 @@ class Stretch:
     """
 
     joints: dict[str, Readings] = field(default_factory=dict)
-    commands: dict[str, Commands] = field(default_factory=dict)
+    commands: dict[str, SentCommands] = field(default_factory=dict)
     marks: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     instructions: list[tuple[int, str]] = field(default_factory=list)
     pictures: dict[str, array[int]] = field(default_factory=dict)
@@ -183,13 +183,13 @@ def read_tracks(bag: Bag, profile: Profile, *, whole: bool | None = None) -> Tra
     Raises:
         BagError: it cannot be read.
     """
-    reader = _Reader(profile, whole)
+    reader = _TrackReader(profile, whole)
     summary = bag.survey(reader.take)
     reader.end_stretch()
     return Tracks(tuple(reader.stretches), summary)
 
 
-class _Reader:
+class _TrackReader:
     def __init__(self, profile: Profile, whole: bool | None) -> None:
         self._profile = profile
         self._cameras = profile.cameras.by_topic
@@ -242,7 +242,7 @@ class _Reader:
 
     def _command(self, message: BagMessage, group: str) -> None:
         command, whole = read_command(self._profile, group, message.data), self._whole
-        self._unstamped(message, lambda stretch, now: stretch.commands.setdefault(group, Commands()).add(
+        self._unstamped(message, lambda stretch, now: stretch.commands.setdefault(group, SentCommands()).add(
             now, command, whole=whole))
 
     def _mark(self, message: BagMessage) -> None:

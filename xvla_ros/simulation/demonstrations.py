@@ -23,8 +23,8 @@ from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTOR
 from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile import Profile, profile_document
 from xvla_ros.simulation.controllers import JointTrajectoryController
-from xvla_ros.simulation.stepper import Joints, Pictures, Stepper
-from xvla_ros.simulation.tasks import Layout, Outcome, Plan, Task, load_task
+from xvla_ros.simulation.stepper import JointStates, Pictures, Stepper
+from xvla_ros.simulation.tasks import ExpertPlan, Layout, Outcome, Task, load_task
 from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.simulation.tasks.noise import ExecutionNoise
 from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
@@ -169,7 +169,7 @@ class Demonstrator:
         events, outcome, end = self._stepper.events(), Outcome(False, False), round(task.time_limit * NS)
         while world.time < end:
             event = next(events)
-            if isinstance(event, Joints | Pictures):
+            if isinstance(event, JointStates | Pictures):
                 self._write(bag, event)
             elif event.what == "plan":
                 try:
@@ -184,9 +184,9 @@ class Demonstrator:
                     end = min(end, event.time + round(AFTERWARDS * NS) * outcome.success)
         return outcome
 
-    def _write(self, bag: BagWriter, event: Joints | Pictures) -> None:
+    def _write(self, bag: BagWriter, event: JointStates | Pictures) -> None:
         stamp = START + event.time
-        if isinstance(event, Joints):
+        if isinstance(event, JointStates):
             for reading in event.readings:
                 data = cdr.joint_state(stamp, reading.names, reading.positions, reading.velocities)
                 bag.write(reading.topic, cdr.JOINT_STATE, stamp, data)
@@ -199,7 +199,7 @@ class Demonstrator:
                 data = cdr.compressed_image(stamp, rgb, slot)
                 bag.write(camera.topic, cdr.COMPRESSED_IMAGE, stamp, data)
 
-    def _write_plan(self, bag: BagWriter, time: int, plan: Plan) -> None:
+    def _write_plan(self, bag: BagWriter, time: int, plan: ExpertPlan) -> None:
         """The clean plan, on the topic of each group: waypoints, or the setpoint that is due after the lead."""
         profile, stamp = self._settings.profile, START + time
         waypoints = np.concatenate([[0.0], self._times])
@@ -211,7 +211,7 @@ class Demonstrator:
             data = WRITERS[kind.message_type](stamp, names, due, told[:, columns])
             bag.write(topic, kind.message_type, stamp, data)
 
-    def _execute(self, plan: Plan, astray: Floats) -> None:
+    def _execute(self, plan: ExpertPlan, astray: Floats) -> None:
         """What the plan and the noise together ask of the controllers until the next plan, and a little beyond."""
         period = 1.0 / self._settings.rate
         positions = np.clip(plan.at([period, 2 * period]) + astray, self._limits.lower, self._limits.upper)

@@ -19,7 +19,7 @@ NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class Joints:
+class JointStates:
     """The joint states at ``time`` (ns of simulated time), one reading a topic."""
 
     time: int
@@ -42,7 +42,7 @@ class Due:
     what: str
 
 
-Event = Joints | Pictures | Due
+Event = JointStates | Pictures | Due
 
 
 class Stepper:
@@ -97,7 +97,7 @@ class Stepper:
 
     def _event(self, what: str) -> Event:
         if what == "joints":
-            return Joints(self.world.time, self.world.joint_states())
+            return JointStates(self.world.time, self.world.joint_states())
         if what == "images":
             return Pictures(self.world.time, self._draw())
         return Due(self.world.time, what)

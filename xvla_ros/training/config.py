@@ -175,7 +175,7 @@ class Schedule(DataSection):
     final_scale: float = Field(0.1, ge=0.0, le=1.0, description="Where the cosine ends, of each group's rate.")
 
 
-class Batch(DataSection):
+class BatchSettings(DataSection):
     """How samples make a step. The sequence of samples does not depend on processes or accumulation."""
 
     size: int = Field(64, ge=1, description="Samples of one step, over all processes and accumulated parts.")
@@ -268,7 +268,7 @@ class TrainSettings(DataSection):
     lora: Lora = Field(Lora(), description="Low-rank updates.")
     optimizer: Optimizer = Field(Optimizer(), description="AdamW.")
     schedule: Schedule = Field(Schedule(), description="Rates over the steps.")
-    batch: Batch = Field(Batch(), description="Samples of a step.")
+    batch: BatchSettings = Field(BatchSettings(), description="Samples of a step.")
     ema: Ema = Field(Ema(), description="Average of the weights.")
     validation: Validation = Field(Validation(), description="Loss on held-out episodes.")
     log: Output = Field(Output(), description="What the run writes.")

@@ -33,12 +33,14 @@ class TrainingError(ProblemsError):
     """A run that cannot begin or go on."""
 
 
-class _Loader(yaml.SafeLoader):
+class _TrainingLoader(yaml.SafeLoader):
     """YAML whose 1e-4 is a number, as in every newer version of YAML."""
 
 
-_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
+_TrainingLoader.yaml_implicit_resolvers = {
+    key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_TrainingLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
@@ -79,7 +81,7 @@ def completed(told: Mapping[str, Any]) -> dict[str, Any]:
 def _read(path: str | Path) -> dict[str, Any]:
     file = str(path)
     try:
-        raw = yaml.load(_found(path).read_text(encoding="utf-8"), Loader=_Loader)
+        raw = yaml.load(_found(path).read_text(encoding="utf-8"), Loader=_TrainingLoader)
     except FileNotFoundError:
         raise TrainingError([Problem(file, "", None, "the path of a .yaml file", "there is no such file")]) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -139,7 +141,7 @@ def _apply(raw: dict[str, Any], override: str) -> list[Problem]:
     if not equals or not key:
         return [Problem(COMMAND_LINE, "", override, "key.sub=value", f"{override!r} sets nothing")]
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_TrainingLoader)
     except yaml.YAMLError:
         return [Problem(COMMAND_LINE, key, text, "a value in YAML", f"{text!r} cannot be read")]
     place: Any = raw

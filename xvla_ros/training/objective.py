@@ -23,10 +23,10 @@ from xvla_ros.model.policy import Policy
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.data import draws
-from xvla_ros.training.data.batches import Preparation, Share, Source, TrainingBatch
+from xvla_ros.training.data.batches import Preparation, SampleSource, Share, TrainingBatch
 from xvla_ros.training.data.features import Features, TowerRun, compute, features_name
 from xvla_ros.training.data.samples import Sample
-from xvla_ros.training.optim import GROUNDING, Group, add_lora, make_groups, phase, trainable
+from xvla_ros.training.optim import GROUNDING, WeightGroup, add_lora, make_groups, phase, trainable
 
 SHARP = 0.05  # of a length unit below, or of half a picture: errors above it count linearly, not by their square
 PLACE_UNIT = 0.2  # m: about the spread of places on a table
@@ -52,7 +52,7 @@ class Objective(Protocol):
     def collate(self) -> Callable[[Sequence[Any]], Any]:
         """Samples of the source to a batch, in the loading processes too."""
 
-    def groups(self) -> dict[str, Group]:
+    def groups(self) -> dict[str, WeightGroup]:
         """The weights that move, by name of their group, as the wrapper has left them."""
 
     def phase(self, step: int) -> str:
@@ -92,7 +92,7 @@ class Flow:
 
     summary_file = "train.json"
 
-    def __init__(self, settings: TrainSettings, source: Source, policy: Policy, accelerator: Accelerator) -> None:
+    def __init__(self, settings: TrainSettings, source: SampleSource, policy: Policy, accelerator: Accelerator) -> None:
         self.settings, self.source, self.policy, self.accelerator = settings, source, policy, accelerator
         self.network = policy.network
         self.preparation = Preparation(policy, settings.seed, settings.batch.size)
@@ -136,7 +136,7 @@ class Flow:
         say = print if self.accelerator.is_main_process else lambda text: None
         return compute(self.network, self.policy.processor, samples, file, self.accelerator.device, say)
 
-    def groups(self) -> dict[str, Group]:
+    def groups(self) -> dict[str, WeightGroup]:
         return make_groups(self.network, trainable(self.network, self.settings))
 
     def phase(self, step: int) -> str:

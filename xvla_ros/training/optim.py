@@ -39,7 +39,7 @@ _LANGUAGE = "vlm.language_model."
 
 
 @dataclass(frozen=True)
-class Group:
+class WeightGroup:
     """Weights that share a rate.
 
     Attributes:
@@ -105,14 +105,14 @@ def _frozen(name: str, layers: tuple[str, ...], freeze: Freeze) -> bool:
     )
 
 
-def make_groups(network: nn.Module, moving: Mapping[str, nn.Parameter]) -> dict[str, Group]:
+def make_groups(network: nn.Module, moving: Mapping[str, nn.Parameter]) -> dict[str, WeightGroup]:
     """Sort the moving weights into groups; empty ones are left out.
 
     Only matrices of linear layers and convolutions decay: a decayed row would move although its domain is not trained.
     """
     layers = domain_layers(network)
     decaying = _decaying(network)
-    groups = {name: Group(name) for name in GROUPS}
+    groups = {name: WeightGroup(name) for name in GROUPS}
     for name, parameter in moving.items():
         group = groups[group_of(name, layers)]
         (group.decayed if name in decaying else group.kept)[name] = parameter

@@ -33,7 +33,7 @@ def due(step: int, every: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Row:
+class ProgressRow:
     """One line of the table: the mean over the steps since the line before.
 
     Attributes:
@@ -76,7 +76,7 @@ class Progress:
     Args:
         folder: of the run.
         steps: of the run.
-        rows: of an earlier part of it, as ``Row.flat`` made them.
+        rows: of an earlier part of it, as ``ProgressRow.flat`` made them.
         bar: show a bar on a terminal.
         tensorboard: write events too.
         silent: do nothing.
@@ -106,7 +106,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
 
-    def row(self, row: Row) -> None:
+    def row(self, row: ProgressRow) -> None:
         """Show a row and keep it."""
         flat = row.flat()
         self.rows.append(flat)
@@ -132,7 +132,7 @@ class Progress:
             plot(self.rows, self.folder / "curve.png")
 
 
-def _line(row: Row, steps: int) -> str:
+def _line(row: ProgressRow, steps: int) -> str:
     left = (steps - row.step) * row.seconds / max(1, row.step)
     cells = (
         str(row.step), row.phase, f"{row.loss:.5g}", "" if row.held_out is None else f"{row.held_out:.5g}",
@@ -228,7 +228,7 @@ class Meter:
 
     def row(
         self, step: int, phase: str, rates: Mapping[str, float], held_out: float | None, errors: Mapping[str, float]
-    ) -> Row:
+    ) -> ProgressRow:
         """Close the interval; ``errors`` stand beside the terms of the loss. Every process must take part.
 
         Raises:
@@ -248,7 +248,7 @@ class Meter:
             raise TrainingError([Problem("", "optimizer.learning_rate", max(rates.values()), "a lower rate", message)])
         norm = float(torch.stack(self._norms).mean())
         processes = self.accelerator.num_processes
-        row = Row(
+        row = ProgressRow(
             step, phase, loss, norm, dict(rates),
             self._samples * processes / max(self._time, 1e-9), self._waiting / max(self._time, 1e-9), self.seconds,
             held_out, {**mean, **errors},

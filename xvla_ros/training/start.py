@@ -28,7 +28,7 @@ from xvla_ros.model.random_policy import SIZES
 from xvla_ros.model.runtime.precision import choose
 from xvla_ros.training.config import Model, TrainSettings
 from xvla_ros.training.config_file import TrainingError
-from xvla_ros.training.data.batches import Source
+from xvla_ros.training.data.batches import SampleSource
 from xvla_ros.training.optim import HEAD, copy_rows
 from xvla_ros.training.saving import STATES, last_settings
 from xvla_ros.training.vision import LabelHead
@@ -136,7 +136,7 @@ def _trained_as(embodiment: Embodiment, model: Model) -> Embodiment:
     return replace(embodiment, action_mode=mode)
 
 
-def _from_scratch(settings: TrainSettings, source: Source, embodiments: Sequence[Embodiment]) -> Policy:
+def _from_scratch(settings: TrainSettings, source: SampleSource, embodiments: Sequence[Embodiment]) -> Policy:
     first = embodiments[0]
     config = scratch_config(settings.model)
     widths = [_width(source, each) for each in embodiments]
@@ -162,11 +162,13 @@ def _from_scratch(settings: TrainSettings, source: Source, embodiments: Sequence
     return Policy(network.eval(), Processor(config, tokenizer), robots={}, training=summary, source="")
 
 
-def _width(source: Source, embodiment: Embodiment) -> int:
+def _width(source: SampleSource, embodiment: Embodiment) -> int:
     return action_spec(embodiment.action_mode).decoded_width or len(source.train[0].state)
 
 
-def _record(settings: TrainSettings, source: Source, known: RobotRecord | None, embodiment: Embodiment) -> RobotRecord:
+def _record(
+    settings: TrainSettings, source: SampleSource, known: RobotRecord | None, embodiment: Embodiment
+) -> RobotRecord:
     """What the checkpoint shall remember of a robot; one it knows keeps the normalisation it was trained with."""
     profile = source.profiles.get(embodiment.robot)
     plain: Mapping[str, Any] | None = known.profile if known is not None else None

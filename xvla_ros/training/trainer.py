@@ -21,7 +21,7 @@ from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.batches import batches
 from xvla_ros.training.objective import Flow, Objective
-from xvla_ros.training.optim import LORA, Average, Group, RowMask, active_groups, rate, row_weights
+from xvla_ros.training.optim import LORA, Average, RowMask, WeightGroup, active_groups, rate, row_weights
 from xvla_ros.training.parallel import like, recompute_activations, share_of, whole, without_sync, wrap
 from xvla_ros.training.progress import Meter, Progress, due, measure
 from xvla_ros.training.saving import (
@@ -295,7 +295,7 @@ class Trainer:
         return {"total": total, "trained": sum(groups.values()), **groups}
 
 
-def _optimizer(groups: Mapping[str, Group], settings: TrainSettings) -> torch.optim.AdamW:
+def _optimizer(groups: Mapping[str, WeightGroup], settings: TrainSettings) -> torch.optim.AdamW:
     given = settings.optimizer
     parts = [
         {"params": list(weights.values()), "name": name, "weight_decay": decay, "lr": 0.0}

@@ -21,7 +21,7 @@ from xvla_ros.model.policy import Policy
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.data.batches import Share
 from xvla_ros.training.objective import PLACE_UNIT, SHARP
-from xvla_ros.training.optim import HEAD, POLICY, Group
+from xvla_ros.training.optim import HEAD, POLICY, WeightGroup
 
 if TYPE_CHECKING:
     from xvla_ros.training.data.labels import LabelledPictures
@@ -48,10 +48,10 @@ class Vision:
         self.module = VisionLoss(self.network)
         self._held_out: list[tuple[LabelledBatch, float]] = []
 
-    def groups(self) -> dict[str, Group]:
+    def groups(self) -> dict[str, WeightGroup]:
         """All weights in one group, with weight decay and the base rate."""
         named = self.network.named_parameters()
-        return {POLICY: Group(POLICY, {name: w for name, w in named if name.startswith((_TOWER, f"{HEAD}."))})}
+        return {POLICY: WeightGroup(POLICY, {name: w for name, w in named if name.startswith((_TOWER, f"{HEAD}."))})}
 
     def phase(self, step: int) -> str:
         return "vision"
@@ -145,7 +145,7 @@ def collate(samples: Sequence[Mapping[str, Tensor]]) -> LabelledBatch:
 
 
 @dataclass(frozen=True)
-class Reading:
+class VisionReading:
     """What is read of N pictures. K objects, G cells of the grid, row by row.
 
     Attributes:
@@ -187,12 +187,12 @@ class LabelHead(nn.Module):
         centres[..., 0], centres[..., 1] = across, down[:, None]
         self.register_buffer("centres", centres.view(-1, 1, 6), persistent=False)
 
-    def forward(self, grid: Tensor) -> Reading:
+    def forward(self, grid: Tensor) -> VisionReading:
         tokens = self.norm(grid.flatten(2).transpose(1, 2))
         none = self.none[:, None].expand(len(grid), -1, 1)
         scores = torch.cat([self.score(tokens).transpose(1, 2), none], dim=-1)
         values = self.value(tokens).view(*tokens.shape[:2], self.objects, 6) + self.place + self.centres
-        return Reading(scores, values.transpose(1, 2))
+        return VisionReading(scores, values.transpose(1, 2))
 
     def cells(self, seen: Tensor, inside: Tensor) -> Tensor:
         """The cell [..., K] that (u, v, …) [..., K, 3] is in; the number of cells where ``inside`` is not."""
@@ -214,12 +214,12 @@ class VisionLoss(nn.Module):
         """The layer that reads."""
         return cast(LabelHead, self.network.get_submodule(HEAD))
 
-    def read(self, batch: LabelledBatch) -> Reading:
+    def read(self, batch: LabelledBatch) -> VisionReading:
         """What is read of the views there are, [N] of B × V."""
         grid = self.network.vlm.vision_grid(batch.images[batch.viewed]).float()
         # half a percent of a picture, which is what bfloat16 holds near its edge, is too much
         with torch.autocast(grid.device.type, enabled=False):
-            return cast(Reading, self.head(grid))
+            return cast(VisionReading, self.head(grid))
 
     def forward(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch and its terms."""

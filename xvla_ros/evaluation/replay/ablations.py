@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.evaluation.replay.measures import Measures
 from xvla_ros.evaluation.replay.rows import Rows
-from xvla_ros.evaluation.replay_sources import Question, Source
+from xvla_ros.evaluation.replay_sources import AnswerSource, Question
 from xvla_ros.model.data import Observation
 from xvla_ros.robots.profile import Profile
 
@@ -60,7 +60,7 @@ class Ablations:
     every = EVERY
 
     def __init__(
-        self, profile: Profile, source: Source, measures: Measures, instructions: Sequence[str]
+        self, profile: Profile, source: AnswerSource, measures: Measures, instructions: Sequence[str]
     ) -> None:
         self._source, self._measures = source, measures
         self._changes = [_Change(f"camera {slot} black", "camera", slot) for slot in profile.cameras.slots]
@@ -114,7 +114,7 @@ def swapped(told: str, instructions: Sequence[str]) -> str:
     return OTHERWISE
 
 
-def _other_domain(source: Source, domain: int) -> int | None:
+def _other_domain(source: AnswerSource, domain: int) -> int | None:
     """A soft prompt that was trained for another robot, else the next row."""
     if source.policy is None:
         return None

@@ -13,7 +13,7 @@ from typing import Any
 from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.replay.metrics import Part
 from xvla_ros.evaluation.replay_bag import BagRecord, ReplaySettings, replay_bag
-from xvla_ros.evaluation.replay_sources import HoldStill, PolicySource, Source
+from xvla_ros.evaluation.replay_sources import AnswerSource, HoldStill, PolicySource
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.robots.profile import Profile
@@ -39,7 +39,7 @@ class Policies:
     threads: int = 0
     dtype: str = ""
 
-    def load(self, profile: Profile, seed: int) -> list[Source]:
+    def load(self, profile: Profile, seed: int) -> list[AnswerSource]:
         """Return the sources.
 
         Raises:
@@ -54,7 +54,7 @@ class Policies:
 
         if self.threads:
             torch.set_num_threads(self.threads)
-        sources: list[Source] = [
+        sources: list[AnswerSource] = [
             PolicySource(
                 load_policy({profile.name: profile}, name, device=self.device, dtype=self.dtype),
                 profile, seed, self.steps,
@@ -96,7 +96,7 @@ def make_jobs(
     return jobs
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, sources: Sequence[Source]) -> list[Part]:
+def run_jobs(jobs: Sequence[Job], workers: int, sources: Sequence[AnswerSource]) -> list[Part]:
     """Replay what has not been replayed yet, with a bar; return all bags in order."""
     from tqdm import tqdm
 
@@ -120,7 +120,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, sources: Sequence[Source]) -> li
 
 
 def _replayed(
-    jobs: Sequence[Job], workers: int, sources: Sequence[Source], progress: Callable[[int], None]
+    jobs: Sequence[Job], workers: int, sources: Sequence[AnswerSource], progress: Callable[[int], None]
 ) -> Iterator[tuple[Job, BagRecord]]:
     if workers <= 1 or len(jobs) <= 1:
         for job in jobs:
@@ -143,7 +143,7 @@ def _replayed(
 
 
 _number = 0  # of this process in the pool
-_loaded: dict[Policies, list[Source]] = {}
+_loaded: dict[Policies, list[AnswerSource]] = {}
 
 
 def _take_number(numbers: Any) -> None:

@@ -20,7 +20,7 @@ from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, Value, policy_command, ros_command
 from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
 from xvla_ros.evaluation.replay.metrics import Part
-from xvla_ros.evaluation.replay_sources import Source
+from xvla_ros.evaluation.replay_sources import AnswerSource
 from xvla_ros.model.data import Observation
 from xvla_ros.recordings.observations import observations
 from xvla_ros.robots.interfaces import INTERFACES
@@ -103,7 +103,7 @@ def check_live(profile: Profile) -> None:
 
 
 def compare_live(
-    file: Path, parts: Sequence[Part], bag: Path, profile: Profile, source: Source, steps: int | None = None
+    file: Path, parts: Sequence[Part], bag: Path, profile: Profile, source: AnswerSource, steps: int | None = None
 ) -> dict[str, Any]:
     """Answer the stamps of live chunks again, and return how the answers compare.
 

@@ -30,7 +30,7 @@ NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """The sizes of a row.
 
     Attributes:
@@ -52,11 +52,11 @@ class Layout:
     cameras: int
 
     @staticmethod
-    def of(profile: Profile, waypoints: int, runs: int) -> Layout:
+    def of(profile: Profile, waypoints: int, runs: int) -> RowLayout:
         """Return the layout of a robot's rows."""
         topics = profile.joints.topics
         joints = len(profile.joints.policy_order) if profile.action_spec.is_end_effector else 0
-        return Layout(waypoints, profile.state_width, runs, len(Measures(profile).all), joints,
+        return RowLayout(waypoints, profile.state_width, runs, len(Measures(profile).all), joints,
                       (*profile.cameras.slots, *topics), len(profile.cameras.slots))
 
     @property

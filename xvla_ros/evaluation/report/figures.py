@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xvla_ros.errors import EvaluationError
-from xvla_ros.evaluation.report.recording import Episode, Recording, Series
+from xvla_ros.evaluation.report.recording import RunEpisode, RunRecording, Series
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
@@ -82,7 +82,7 @@ class Report:
     inference_ms: Percentiles
     overhead_ms: Percentiles
     real_time_factor: float
-    episodes: tuple[Episode, ...] = ()
+    episodes: tuple[RunEpisode, ...] = ()
     computing: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -134,7 +134,7 @@ class Report:
         }
 
 
-def make_report(recording: Recording, profile: Profile) -> Report:
+def make_report(recording: RunRecording, profile: Profile) -> Report:
     """Draw up the report of a recording.
 
     Raises:
@@ -186,7 +186,7 @@ def travel(series: Series, deadband: float = TRAVEL_DEADBAND) -> float:
     return total
 
 
-def joint_travel(recording: Recording, profile: Profile) -> dict[str, float]:
+def joint_travel(recording: RunRecording, profile: Profile) -> dict[str, float]:
     """Way the joints of each command group went, in rad: the sum over its joints, grippers left out.
 
     A group that holds nothing but grippers counts those. Only what was measured after the first command counts,

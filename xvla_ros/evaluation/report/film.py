@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import EvaluationError, MessageError
-from xvla_ros.evaluation.report.recording import NS, Episode, Recording, Series, StatusRecord, at
+from xvla_ros.evaluation.report.recording import NS, RunEpisode, RunRecording, Series, StatusRecord, at
 from xvla_ros.observation.images import view_of
 from xvla_ros.recordings.bags import bag_messages
 from xvla_ros.recordings.cdr import peek_stamp
@@ -60,7 +60,7 @@ RATE = 15  # pictures a second
 
 
 def write_film(
-    bag: Path, recording: Recording, profile: Profile, scene: Scene, path: Path, rate: int = RATE
+    bag: Path, recording: RunRecording, profile: Profile, scene: FilmedRun, path: Path, rate: int = RATE
 ) -> str:
     """Write the film of a recording to ``path`` (MP4), with the pictures of its bag; return the name of the codec.
 
@@ -156,7 +156,7 @@ def _encoder(av: Any) -> tuple[str, dict[str, str]]:
 
 
 @dataclass(frozen=True)
-class Scene:
+class FilmedRun:
     """What of a run does not change from frame to frame.
 
     Attributes:
@@ -176,7 +176,7 @@ class Scene:
         return self.trained is False
 
     @classmethod
-    def of(cls, profile: Profile, *, trained: bool | None) -> Scene:
+    def of(cls, profile: Profile, *, trained: bool | None) -> FilmedRun:
         """The scene of one robot, with the joints it commands, in the order of its groups."""
         groups = profile.commands.groups
         joints = tuple(joint for group in groups for joint in profile.commands.by_name[group].joints)
@@ -187,7 +187,7 @@ class Scene:
 class Composer:
     """Draws frames of one scene: uint8 [720, 1280, 3] RGB."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: FilmedRun) -> None:
         self.scene = scene
         self._views = _view_boxes(scene)
         self._plots = _plot_boxes(scene)
@@ -200,7 +200,7 @@ class Composer:
         status: StatusRecord | None,
         measured: dict[str, Series],
         commanded: dict[str, Series],
-        episodes: Sequence[Episode] = (),
+        episodes: Sequence[RunEpisode] = (),
     ) -> Image:
         """Draw the frame of ``time`` (s since the first command).
 
@@ -267,7 +267,7 @@ class Composer:
         time: float,
         status: StatusRecord | None,
         told: str,
-        ended: Episode | None,
+        ended: RunEpisode | None,
         measured: dict[str, Series],
     ) -> Image:
         from PIL import Image as Pictures
@@ -303,7 +303,7 @@ def font(size: int, *, bold: bool = False) -> FreeTypeFont:
     return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / name), size)
 
 
-def _plot_boxes(scene: Scene) -> dict[str, Box]:
+def _plot_boxes(scene: FilmedRun) -> dict[str, Box]:
     count = max(1, len(scene.joints))
     rows = math.ceil(count / MOST_COLUMNS)
     columns = math.ceil(count / rows)
@@ -316,7 +316,7 @@ def _plot_boxes(scene: Scene) -> dict[str, Box]:
     return boxes
 
 
-def _view_boxes(scene: Scene) -> dict[str, Box]:
+def _view_boxes(scene: FilmedRun) -> dict[str, Box]:
     top = TITLE_HEIGHT + (LABEL_HEIGHT if scene.labelled else 0) + MARGIN // 2
     bottom = min((y for _, y, _, _ in _plot_boxes(scene).values()), default=HEIGHT) - 30
     count = max(1, len(scene.cameras))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.evaluation.report.figures import Report
-from xvla_ros.evaluation.report.recording import Recording
+from xvla_ros.evaluation.report.recording import RunRecording
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
@@ -41,7 +41,7 @@ def write_page(template: str, path: Path, **values: Any) -> None:
 
 def write_html(
     report: Report,
-    recording: Recording,
+    recording: RunRecording,
     profile: Profile,
     path: Path,
     *,
@@ -100,7 +100,7 @@ def _cards(report: Report) -> list[tuple[str, str]]:
     return [(value, name) for value, name in found if report.trained is not None or name not in of_policy]
 
 
-def _settings(report: Report, recording: Recording) -> list[tuple[str, str]]:
+def _settings(report: Report, recording: RunRecording) -> list[tuple[str, str]]:
     clock = " of simulated time" if report.simulated else ""
     policy = [("weights", report.label), ("checkpoint", report.checkpoint or "(none)")]
     counted = [

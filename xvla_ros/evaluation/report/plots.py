@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xvla_ros.evaluation.report.recording import Recording, Series, StatusRecord
+from xvla_ros.evaluation.report.recording import RunRecording, Series, StatusRecord
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
@@ -20,7 +20,7 @@ LEAST_SPAN = 0.1  # rad or m: below, a plot would magnify noise
 MOST_CHUNKS = 60
 
 
-def joint_plot(joint: str, recording: Recording, profile: Profile) -> bytes:
+def joint_plot(joint: str, recording: RunRecording, profile: Profile) -> bytes:
     """Position of one joint (rad or m) over the run: measured, commanded, predicted, and the limits that are near."""
     drawn, axes = figure(4.4, 2.3)
     order = profile.joints.policy_order
@@ -51,7 +51,7 @@ def joint_plot(joint: str, recording: Recording, profile: Profile) -> bytes:
     return png(drawn)
 
 
-def status_plot(recording: Recording) -> bytes:
+def status_plot(recording: RunRecording) -> bytes:
     """States of the policy as a coloured bar, arrivals of chunks as ticks below, episodes of a task above."""
     drawn, axes = figure(8.8, 2.0 if recording.episodes else 1.5)
     for begin, end, status in _spans(recording):
@@ -78,7 +78,7 @@ def status_plot(recording: Recording) -> bytes:
     return png(drawn)
 
 
-def _draw_episodes(axes: Any, recording: Recording, row: int) -> None:
+def _draw_episodes(axes: Any, recording: RunRecording, row: int) -> None:
     """A bar from each reset to the episode's end, numbered as the table has them; grey where nobody judged it."""
     for number, episode in enumerate(recording.episodes, start=1):
         end = recording.duration if episode.ended is None else episode.ended
@@ -89,7 +89,7 @@ def _draw_episodes(axes: Any, recording: Recording, row: int) -> None:
         axes.text((begin + end) / 2, row, str(number), ha="center", va="center", fontsize=8, color="white")
 
 
-def latency_plot(recording: Recording) -> bytes:
+def latency_plot(recording: RunRecording) -> bytes:
     """Inference time of every chunk over the run."""
     drawn, axes = figure(8.8, 2.2)
     values = [chunk.inference_ms for chunk in recording.chunks]
@@ -104,7 +104,7 @@ def latency_plot(recording: Recording) -> bytes:
     return png(drawn)
 
 
-def _spans(recording: Recording) -> list[tuple[float, float, StatusRecord]]:
+def _spans(recording: RunRecording) -> list[tuple[float, float, StatusRecord]]:
     """Stretches of equal state and reason within the run: begin, end, and the report that opened them."""
     spans: list[tuple[float, float, StatusRecord]] = []
     for status in recording.statuses:

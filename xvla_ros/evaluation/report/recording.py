@@ -92,7 +92,7 @@ class StatusRecord:
 
 
 @dataclass(frozen=True)
-class Episode:
+class RunEpisode:
     """One episode; times in s since the first command of the run.
 
     Attributes:
@@ -137,7 +137,7 @@ class Episode:
 
 
 @dataclass(frozen=True)
-class Recording:
+class RunRecording:
     """One run of one robot, from its first command to its end.
 
     Attributes:
@@ -161,7 +161,7 @@ class Recording:
     diagnostics: dict[str, str]
     simulation: dict[str, str]
     stamps: dict[str, Sequence[int]]
-    episodes: tuple[Episode, ...] = ()
+    episodes: tuple[RunEpisode, ...] = ()
     resets: tuple[float, ...] = ()
 
     def counted(self, what: str) -> int:
@@ -170,7 +170,7 @@ class Recording:
         return sum(after - before if after >= before else after for before, after in pairwise(values))
 
 
-def read_recording(bag: Path, profile: Profile, duration: float | None = None) -> Recording:
+def read_recording(bag: Path, profile: Profile, duration: float | None = None) -> RunRecording:
     """Read a run of one robot from a bag.
 
     Args:
@@ -179,7 +179,7 @@ def read_recording(bag: Path, profile: Profile, duration: float | None = None) -
     Raises:
         BagError: there is no bag, or it is damaged.
     """
-    reader = _Reader(profile)
+    reader = _RunReader(profile)
     for message in bag_messages(bag):
         reader.take(message)
     return reader.recording(duration)
@@ -194,7 +194,7 @@ def can_be_shown(bag: Path, profile: Profile) -> bool:
     return bool(held & set(profile.joints.topics)) and bool(held & set(profile.cameras.by_topic))
 
 
-class _Reader:
+class _RunReader:
     """Takes the messages of a bag in their order."""
 
     def __init__(self, profile: Profile) -> None:
@@ -222,7 +222,7 @@ class _Reader:
         with suppress(MessageError):  # the message was cut, and the others are whole
             taker(message)
 
-    def recording(self, duration: float | None) -> Recording:
+    def recording(self, duration: float | None) -> RunRecording:
         profile, start = self._profile, self._commanded_at or self._first
         length = max(0.0, (self._last - start) / NS)
         length = length if duration is None else min(length, duration)
@@ -234,7 +234,7 @@ class _Reader:
             {joint: samples.series(start, end) for joint, samples in of.items()}
             for of in (self._measured, self._commanded)
         )
-        return Recording(
+        return RunRecording(
             start=start,
             duration=length,
             measured=measured,
@@ -350,7 +350,7 @@ def _status(time: int, said: Any, start: int) -> StatusRecord:
     return StatusRecord(time=(time - start) / NS, **{name: getattr(said, name) for name in names})
 
 
-def _judged(outcomes: Sequence[tuple[int, Any]], start: int, end: float) -> tuple[Episode, ...]:
+def _judged(outcomes: Sequence[tuple[int, Any]], start: int, end: float) -> tuple[RunEpisode, ...]:
     """The episodes that outcomes tell of, in order; nothing counts after ``end``, ns of ROS time."""
     newest: dict[int, tuple[Any, int, int]] = {}
     for _, said in outcomes:
@@ -363,16 +363,16 @@ def _judged(outcomes: Sequence[tuple[int, Any]], start: int, end: float) -> tupl
     for number in sorted(newest):
         said, begun, stamp = newest[number]
         over = bool(said.over) and stamp <= end
-        episodes.append(Episode(
+        episodes.append(RunEpisode(
             said.task, int(said.seed), said.instruction, (begun - start) / NS, (stamp - start) / NS if over else None,
             over and bool(said.success), over and bool(said.wrong), float(said.elapsed),
         ))
     return tuple(episodes)
 
 
-def _marked(marks: Sequence[tuple[int, Mapping[str, Any]]], start: int, end: float) -> tuple[Episode, ...]:
+def _marked(marks: Sequence[tuple[int, Mapping[str, Any]]], start: int, end: float) -> tuple[RunEpisode, ...]:
     """The episodes that a recorder's marks tell of, as training has them: ``discard`` drops the open or last one."""
-    kept: list[Episode] = []
+    kept: list[RunEpisode] = []
     begun: tuple[float, Mapping[str, Any]] | None = None
     for stamp, mark in marks:
         time, event = (stamp - start) / NS, mark.get("event")
@@ -387,15 +387,15 @@ def _marked(marks: Sequence[tuple[int, Mapping[str, Any]]], start: int, end: flo
     return tuple(episode for episode in kept if start + episode.begun * NS <= end)
 
 
-def _marked_episode(begun: float, first: Mapping[str, Any], last: Mapping[str, Any], ended: float | None) -> Episode:
+def _marked_episode(begun: float, first: Mapping[str, Any], last: Mapping[str, Any], ended: float | None) -> RunEpisode:
     said = {**first, **{key: value for key, value in last.items() if value not in (None, "")}}
-    return Episode(
+    return RunEpisode(
         str(said.get("task") or ""), said.get("seed"), str(said.get("instruction") or ""), begun, ended,
         said.get("success"), False, 0.0 if ended is None else ended - begun,
     )
 
 
-def at(episodes: Sequence[Episode], time: float) -> Episode | None:
+def at(episodes: Sequence[RunEpisode], time: float) -> RunEpisode | None:
     """Return the episode of ``time``: the last that had begun."""
     return next((episode for episode in reversed(episodes) if episode.begun <= time), None)
 
@@ -416,7 +416,7 @@ def _chunks(
     start: int,
     measured: Mapping[str, Series],
     commanded: Mapping[str, Series],
-    episodes: Sequence[Episode],
+    episodes: Sequence[RunEpisode],
 ) -> tuple[ChunkRecord, ...]:
     decoder = _decoder(profile) if messages else None
     made = []

@@ -50,7 +50,7 @@ _TEXT_RATES = ("dropout", "attention_dropout", "activation_dropout")
 _TRANSFORMERS_KEYS = {"architectures", "auto_map", "model_type", "torch_dtype", "dtype", "transformers_version"}
 
 
-class _Reader:
+class _ConfigReader:
     """Typed access to one JSON object that collects every problem instead of stopping at the first."""
 
     def __init__(self, data: Mapping[str, Any], file: str, problems: list[Problem], prefix: str = "") -> None:
@@ -98,14 +98,14 @@ class _Reader:
             return default
         return tuple(value)
 
-    def section(self, key: str) -> _Reader | None:
+    def section(self, key: str) -> _ConfigReader | None:
         value = self.data.get(key)
         if value is None:
             self.miss(key, "an object")
         elif not isinstance(value, Mapping):
             self.wrong(key, "an object")
         else:
-            return _Reader(value, self.file, self.problems, f"{self.prefix}{key}.")
+            return _ConfigReader(value, self.file, self.problems, f"{self.prefix}{key}.")
         return None
 
 
@@ -140,7 +140,7 @@ def parse_config(data: Mapping[str, Any], file: str = "config.json") -> XvlaConf
         CheckpointError: naming every missing, unknown or ill-typed key at once.
     """
     problems: list[Problem] = []
-    reader = _Reader(data, file, problems)
+    reader = _ConfigReader(data, file, problems)
     is_original = "num_actions" in data
     if data.get("type", "xvla") != "xvla" or data.get("model_type", "xvla") != "xvla":
         key = "type" if "type" in data else "model_type"
@@ -163,7 +163,7 @@ def _refuse_unknown(data: Mapping[str, Any], known: Iterable[str], file: str, pr
     problems.extend(Problem(file, key, data[key], expected, "is unknown") for key in sorted(set(data) - set(known)))
 
 
-def _parse_shared(reader: _Reader, vision: VisionConfig, text: TextConfig) -> XvlaConfig:
+def _parse_shared(reader: _ConfigReader, vision: VisionConfig, text: TextConfig) -> XvlaConfig:
     base = XvlaConfig(vision=vision, text=text)
     counts: dict[str, Any] = {
         key: reader.integer(key, getattr(base, key), least=0 if key == "len_soft_prompts" else 1)
@@ -179,7 +179,7 @@ def _parse_shared(reader: _Reader, vision: VisionConfig, text: TextConfig) -> Xv
     )
 
 
-def _parse_lerobot(reader: _Reader, config: XvlaConfig) -> XvlaConfig:
+def _parse_lerobot(reader: _ConfigReader, config: XvlaConfig) -> XvlaConfig:
     views = reader.data.get("num_image_views")
     dtype = reader.text("dtype", "float32")
     if dtype not in ("float32", "bfloat16"):
@@ -202,7 +202,7 @@ def _parse_lerobot(reader: _Reader, config: XvlaConfig) -> XvlaConfig:
     )
 
 
-def _parse_original(reader: _Reader, config: XvlaConfig) -> XvlaConfig:
+def _parse_original(reader: _ConfigReader, config: XvlaConfig) -> XvlaConfig:
     # Both names are written; the network is built from the first.
     prompts = reader.data.get("len_soft_prompts", reader.data.get("soft_prompt_length", config.len_soft_prompts))
     dtype = str(reader.data.get("torch_dtype") or reader.data.get("dtype") or "float32")
@@ -220,17 +220,17 @@ def _parse_original(reader: _Reader, config: XvlaConfig) -> XvlaConfig:
     )
 
 
-def _feature_width(reader: _Reader, group: str, name: str) -> int | None:
+def _feature_width(reader: _ConfigReader, group: str, name: str) -> int | None:
     feature = (reader.data.get(group) or {}).get(name)
     return int(feature["shape"][-1]) if isinstance(feature, Mapping) and feature.get("shape") else None
 
 
-def _visual_shapes(reader: _Reader) -> list[tuple[int, ...]]:
+def _visual_shapes(reader: _ConfigReader) -> list[tuple[int, ...]]:
     features = reader.data.get("input_features") or {}
     return [tuple(f["shape"]) for f in features.values() if isinstance(f, Mapping) and f.get("type") == "VISUAL"]
 
 
-def _lerobot_views(reader: _Reader, stated: Any) -> int | None:
+def _lerobot_views(reader: _ConfigReader, stated: Any) -> int | None:
     """LeRobot pads to ``num_image_views``, or to cameras plus ``empty_cameras`` where that is more."""
     names = (reader.data.get("input_features") or {}).items()
     cameras = [k for k, f in names if isinstance(f, Mapping) and f.get("type") == "VISUAL" and "empty_camera" not in k]
@@ -240,7 +240,7 @@ def _lerobot_views(reader: _Reader, stated: Any) -> int | None:
     return max(reader.integer("num_image_views", 1), counted)
 
 
-def _image_size(reader: _Reader) -> tuple[int, int]:
+def _image_size(reader: _ConfigReader) -> tuple[int, int]:
     """Pixels at the entrance: the stated resize, else what the cameras deliver, else 224."""
     if reader.data.get("resize_imgs_with_padding") is not None:
         height, width = reader.integers("resize_imgs_with_padding", DEFAULT_IMAGE_SIZE, count=2)
@@ -252,7 +252,7 @@ def _image_size(reader: _Reader) -> tuple[int, int]:
     return DEFAULT_IMAGE_SIZE
 
 
-def _parse_florence(reader: _Reader) -> tuple[VisionConfig, TextConfig]:
+def _parse_florence(reader: _ConfigReader) -> tuple[VisionConfig, TextConfig]:
     florence = reader.section("florence_config")
     if florence is None:
         return VisionConfig(), TextConfig()
@@ -261,7 +261,7 @@ def _parse_florence(reader: _Reader) -> tuple[VisionConfig, TextConfig]:
     return vision_config, _parse_text(text) if text is not None else TextConfig()
 
 
-def _parse_vision(reader: _Reader) -> VisionConfig:
+def _parse_vision(reader: _ConfigReader) -> VisionConfig:
     is_vendored = "dim_embed" in reader.data
     # Left-out keys fall back to the defaults of the dialect's own class, which are not Florence-2-large's.
     base = VisionConfig(max_position_embeddings=1000) if is_vendored else VisionConfig()
@@ -297,7 +297,7 @@ def _parse_vision(reader: _Reader) -> VisionConfig:
     return config
 
 
-def _nested(reader: _Reader, section: str, key: str, default: int) -> int:
+def _nested(reader: _ConfigReader, section: str, key: str, default: int) -> int:
     value = reader.data.get(section)
     if value is None:
         return default
@@ -305,7 +305,7 @@ def _nested(reader: _Reader, section: str, key: str, default: int) -> int:
     return default if inner is None else inner.integer(key, default)
 
 
-def _parse_text(reader: _Reader) -> TextConfig:
+def _parse_text(reader: _ConfigReader) -> TextConfig:
     # Left-out keys fall back to the defaults of BART's class, which are not Florence-2-large's.
     base = TextConfig(max_position_embeddings=1024, attention_dropout=0.0, activation_dropout=0.0)
     values: dict[str, Any] = {key: reader.integer(key, getattr(base, key)) for key in _TEXT_COUNTS}

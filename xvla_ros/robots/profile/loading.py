@@ -169,7 +169,7 @@ class ParameterFile:
         self.problems.append(Problem(str(self.path), key, value, expected, message))
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+class _ProfileLoader(yaml.SafeLoader):  # type: ignore[misc]
     """SafeLoader that notes keys given twice, of which plain YAML keeps the last without a word."""
 
     duplicates: list[tuple[str, int]]
@@ -221,7 +221,7 @@ def read_parameters(text: str, path: Path) -> ParameterFile:
 
 def _parse(text: str, result: ParameterFile) -> Any:
     try:
-        loader = _Loader(text)
+        loader = _ProfileLoader(text)
     except yaml.YAMLError as error:
         result.add("", None, "a readable YAML file in UTF-8", f"cannot be read: {error}")
         return None

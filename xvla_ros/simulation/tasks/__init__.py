@@ -2,15 +2,15 @@
 
 from xvla_ros.simulation.tasks.catalogue import load_task, task_names
 from xvla_ros.simulation.tasks.layouts import Goal, Layout
-from xvla_ros.simulation.tasks.plan import Plan
+from xvla_ros.simulation.tasks.plan import ExpertPlan
 from xvla_ros.simulation.tasks.task import Expert, Outcome, Task
 
 __all__ = [
     "Expert",
+    "ExpertPlan",
     "Goal",
     "Layout",
     "Outcome",
-    "Plan",
     "SimulationError",
     "Task",
     "load_task",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.simulation.tasks.plan import Leg, Plan
+from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg
 from xvla_ros.simulation.tasks.task import Cell
 
 Floats = NDArray[np.float64]
@@ -53,7 +53,7 @@ class Grasper:
         self._look()
         return self._posture(0.0, self.closed)
 
-    def way(self, legs: Sequence[Leg]) -> Plan:
+    def way(self, legs: Sequence[Leg]) -> ExpertPlan:
         """A plan from where the joints are; a gripper that holds the cube goes on squeezing it."""
         start = self._cell.positions
         if self.holds and legs[0].posture[self._hand.gripper] == self.closed:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from xvla_ros.simulation.room import CUBES
 from xvla_ros.simulation.tasks.grasping import Grasper
 from xvla_ros.simulation.tasks.layouts import Goal, Layout
-from xvla_ros.simulation.tasks.plan import Leg, Plan
+from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg
 from xvla_ros.simulation.tasks.task import Cell, Expert, Task, spoken, within
 from xvla_ros.simulation.world import World
 
@@ -91,7 +91,7 @@ class HandoverExpert(Expert):
         self._level = _towards(taking.shoulder)
         self._look(MEETING)
 
-    def plan(self, world: World) -> Plan:
+    def plan(self, world: World) -> ExpertPlan:
         """From wherever the cube and the hands are."""
         cell, grasper = self._cell, self._grasper
         low = cell.place(self._prop)[2] < ALOFT
@@ -149,7 +149,7 @@ class HandoverExpert(Expert):
         drawn = float(np.abs(now[self._giving.columns] - self._free).max()) < 2 * ARRIVED
         return away[1:] if drawn or self._is_behind(now) else away
 
-    def _squeezing(self, legs: Sequence[Leg], *, taker: bool) -> Plan:
+    def _squeezing(self, legs: Sequence[Leg], *, taker: bool) -> ExpertPlan:
         """A plan whose closed grippers are commanded closed from its first instant on."""
         start = self._cell.positions
         grippers = [self._taking.gripper] if taker else [self._giving.gripper]

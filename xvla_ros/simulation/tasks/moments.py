@@ -21,7 +21,7 @@ from xvla_ros.robots.joints import JointLimits
 from xvla_ros.simulation.tasks.drawn_scene import DrawnScene, Picture
 from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.simulation.tasks.layouts import Layout
-from xvla_ros.simulation.tasks.plan import Plan
+from xvla_ros.simulation.tasks.plan import ExpertPlan
 from xvla_ros.simulation.tasks.task import Expert
 from xvla_ros.simulation.world import CONTROL_PERIOD
 
@@ -57,7 +57,7 @@ class Asked:
     """
 
     instruction: str
-    plan: Plan
+    plan: ExpertPlan
     place: Floats
 
 
@@ -162,7 +162,7 @@ class Moments(DrawnScene):
                 made.append(self._seen((self._asked(layout, plan),), pictures))
         return made
 
-    def _drive(self, rng: np.random.Generator, plan: Plan, astray: Floats, seconds: float) -> None:
+    def _drive(self, rng: np.random.Generator, plan: ExpertPlan, astray: Floats, seconds: float) -> None:
         """Lets the arm follow a plan, beside it by ``astray``; at times with the gripper anywhere."""
         lower, upper = self._limits.lower, self._limits.upper
         fumbled = self._grippers & (rng.random() < FUMBLE)
@@ -193,7 +193,7 @@ class Moments(DrawnScene):
         self._go(experts[0][1], rng.random(), empty=rng.random() >= MISSED)
         self._lead_astray(rng)
 
-    def _asked(self, layout: Layout, plan: Plan) -> Asked:
+    def _asked(self, layout: Layout, plan: ExpertPlan) -> Asked:
         place = self.world.data.body(layout.goal.prop).xpos.copy()
         return Asked(layout.instruction, plan, place)
 

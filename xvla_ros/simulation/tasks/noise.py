@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.tasks.hands import HANDS
-from xvla_ros.simulation.tasks.plan import Plan
+from xvla_ros.simulation.tasks.plan import ExpertPlan
 
 Floats = NDArray[np.float64]
 
@@ -38,7 +38,7 @@ class ExecutionNoise:
         self._period, self._rng = period, rng
         self._speed = self._spread * rng.normal(size=len(order))
 
-    def next(self, plan: Plan) -> Floats:
+    def next(self, plan: ExpertPlan) -> Floats:
         """How far [J] each joint goes astray within the next period, in rad or m; little just before a stop."""
         fresh = self._rng.normal(size=len(self._speed)) * np.sqrt(1.0 - self._keep**2)
         self._speed = self._keep * self._speed + self._spread * fresh

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from xvla_ros.simulation.room import CUBES
 from xvla_ros.simulation.tasks.grasping import Grasper
 from xvla_ros.simulation.tasks.layouts import Goal, Layout
-from xvla_ros.simulation.tasks.plan import Leg, Plan
+from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg
 from xvla_ros.simulation.tasks.task import Cell, Expert, Task, spoken, within
 from xvla_ros.simulation.world import World
 
@@ -83,7 +83,7 @@ class PickPlaceExpert(Expert):
         self._drop: Floats | None = None
         self._high = self._hand.home
 
-    def plan(self, world: World) -> Plan:
+    def plan(self, world: World) -> ExpertPlan:
         """From wherever the cube and the hand are."""
         cell, grasper = self._cell, self._grasper
         cube, bowl = cell.place(self._prop), cell.place("bowl")
@@ -103,7 +103,7 @@ class PickPlaceExpert(Expert):
             return grasper.way([grasper.lifted(), *carry])
         return grasper.way(carry)
 
-    def empty_until(self, plan: Plan) -> float:
+    def empty_until(self, plan: ExpertPlan) -> float:
         """See ``Expert.empty_until``: until the closing fingers meet the cube."""
         gripper, figures = self._hand.gripper, self._hand.figures
         if figures.holding is None or plan.start[gripper] < figures.holding:

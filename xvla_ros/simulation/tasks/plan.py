@@ -39,7 +39,7 @@ class Leg:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ExpertPlan:
     """A way through postures.
 
     Attributes:

@@ -16,7 +16,7 @@ from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.tasks.contacts import Contacts
 from xvla_ros.simulation.tasks.hands import HANDS, Hand, hands_of
 from xvla_ros.simulation.tasks.layouts import TRIES, Goal, Layout, Regions, in_order
-from xvla_ros.simulation.tasks.plan import Leg, Plan, speeds
+from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg, speeds
 from xvla_ros.simulation.world import World
 
 Floats = NDArray[np.float64]
@@ -49,10 +49,10 @@ class Expert(ABC):
     """Knows where everything is and what to do from any state."""
 
     @abstractmethod
-    def plan(self, world: World) -> Plan:
+    def plan(self, world: World) -> ExpertPlan:
         """The clean plan from the present state of ``world``: no memory, no noise."""
 
-    def empty_until(self, plan: Plan) -> float:
+    def empty_until(self, plan: ExpertPlan) -> float:
         """Time in s of a plan until which the hand holds nothing, if it held nothing before."""
         return plan.duration
 
@@ -78,9 +78,9 @@ class Cell:
         """[J], rad or m, in the order of the profile's joints."""
         return np.array(list(self.world.positions().values()))
 
-    def way(self, start: Floats, legs: Sequence[Leg]) -> Plan:
+    def way(self, start: Floats, legs: Sequence[Leg]) -> ExpertPlan:
         """A plan from ``start`` [J], at the speeds that experts use."""
-        return Plan(start, tuple(legs), self.speeds, self.grippers)
+        return ExpertPlan(start, tuple(legs), self.speeds, self.grippers)
 
     def place(self, prop: str) -> Floats:
         """Where the middle of a prop is."""

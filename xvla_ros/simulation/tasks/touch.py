@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.simulation.room import CUBES
 from xvla_ros.simulation.tasks.layouts import Goal, Layout
-from xvla_ros.simulation.tasks.plan import Leg, Plan
+from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg
 from xvla_ros.simulation.tasks.task import Cell, Expert, Task, spoken, within
 from xvla_ros.simulation.world import World
 
@@ -71,7 +71,7 @@ class TouchExpert(Expert):
         self._at = np.full(3, np.inf)
         self._over = self._on = cell.home
 
-    def plan(self, world: World) -> Plan:
+    def plan(self, world: World) -> ExpertPlan:
         """Over the cube, then down; straight down from where that is near enough."""
         cell, hand = self._cell, self._hand
         self._look()

@@ -17,7 +17,7 @@ from xvla_ros.model.inputs.normalisers import Statistics
 from xvla_ros.model.inputs.processor import Batch
 from xvla_ros.model.policy import Policy
 from xvla_ros.robots.profile import Profile
-from xvla_ros.training.config import Batch as BatchSettings
+from xvla_ros.training.config import BatchSettings
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.features import Features, TowerRun
 from xvla_ros.training.data.samples import Sample
@@ -71,7 +71,7 @@ class Drawing(Protocol):
         """The sample with this number, which depends on nothing else."""
 
 
-class Source(Drawing, Protocol):
+class SampleSource(Drawing, Protocol):
     """Where a policy's samples come from; ``datasets.open_datasets`` and ``drawn.DrawnSamples`` make one.
 
     Attributes:

@@ -35,7 +35,7 @@ HELD_OUT_MOMENTS = 512
 FORMAT = 2  # of what is drawn: raised when the same seed comes to give other samples
 
 
-class Scene:
+class SceneSamples:
     """Samples of one robot and task; each process makes a world of its own.
 
     Args:
@@ -124,7 +124,7 @@ class DrawnSamples:
         settings: what is drawn.
         waypoints: T, of a chunk.
         seed: of everything.
-        plans: as for ``Scene``.
+        plans: as for ``SceneSamples``.
 
     Raises:
         TrainingError: two scenes have robots of one name that are not one robot.
@@ -134,7 +134,7 @@ class DrawnSamples:
     def __init__(self, settings: Drawn, waypoints: int, seed: int, *, plans: bool = True) -> None:
         self._settings, self._waypoints, self._seed = settings, waypoints, seed
         self._plans = plans
-        self._scenes = tuple(Scene(each, settings.variation, settings.pixels, plans) for each in settings.scenes)
+        self._scenes = tuple(SceneSamples(each, settings.variation, settings.pixels, plans) for each in settings.scenes)
         self._shares = Shares(settings.scenes)
         self.profiles: Mapping[str, Profile] = {each.profile.name: each.profile for each in self._scenes}
         self.embodiments: Mapping[str, Embodiment] = {each.embodiment.robot: each.embodiment for each in self._scenes}
@@ -198,7 +198,7 @@ class DrawnSamples:
         return {**vars(self), "_last": None}
 
 
-def _check_alike(scenes: Sequence[Scene], profiles: Mapping[str, Profile]) -> None:
+def _check_alike(scenes: Sequence[SceneSamples], profiles: Mapping[str, Profile]) -> None:
     for number, each in enumerate(scenes):
         if each.profile != profiles[each.profile.name]:
             message = f"two scenes have a robot {each.profile.name!r}, and its profiles differ"
