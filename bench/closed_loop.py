@@ -18,10 +18,10 @@ from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.control.state import ControlStatus
 from xvla_ros.evaluation.in_process import SimulatedClock, SimulatedCommands
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import Profile
 from xvla_ros.simulation.controllers import ControllerOptions
 from xvla_ros.simulation.world import World
+from xvla_ros.types import ActionChunk
 
 Floats = NDArray[np.float64]
 

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from xvla_ros.control.engine import ChunkRequest, Engine
 from xvla_ros.control.policy_source import load_policy
-from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.robots import Profile, load_profile
+from xvla_ros.types import ActionChunk, Observation
 
 KINDS = ("so101_bimanual", "so101", "widowx", "agibot")
 FLEETS = (1, 2, 4, 8)

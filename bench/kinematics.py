@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import results
 
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.actions import Decoder, StateEncoder
 from xvla_ros.robots.kinematics import Chain, InverseKinematics, shipped_description
 from xvla_ros.robots.tools import tool_arms
+from xvla_ros.types import ActionChunk
 
 AWAY = 0.03  # rad between a warm start and the solution
 REACHED = 1e-4  # m and rad

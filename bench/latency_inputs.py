@@ -10,7 +10,7 @@ import numpy as np
 from measurement import BenchError
 from numpy.typing import NDArray
 
-from xvla_ros.model.data import Embodiment, Observation
+from xvla_ros.types import Embodiment, Observation
 
 if TYPE_CHECKING:
     from xvla_ros.model.network.config import XvlaConfig

@@ -14,7 +14,7 @@ from latency_work import PeakMemory, timed, weight_bytes
 from lerobot_peer import LeRobotPeer
 from numpy.typing import NDArray
 
-from xvla_ros.model.data import Observation
+from xvla_ros.types import Observation
 
 if TYPE_CHECKING:
     from xvla_ros.model.policy import Policy

@@ -25,8 +25,8 @@ SEED = 3
 def untrained(folder: Path) -> Path:
     """Save a small policy of random weights."""
     from xvla_ros.model.checkpoint import loading as checkpoint
-    from xvla_ros.model.data import Embodiment
     from xvla_ros.model.random_policy import random_policy
+    from xvla_ros.types import Embodiment
 
     pair = Embodiment("pair", 19, "so101_bimanual_bce", ("front", "left", "right"), 0.0333, 0.0333)
     centre, spread = {"pair": np.linspace(-3, 3, 12)}, {"pair": np.linspace(0.5, 40, 12)}
@@ -42,7 +42,7 @@ def compare(python: str, folder: Path, work: Path) -> list[dict[str, Any]]:
     from lerobot_peer import LeRobotPeer
 
     from xvla_ros.model.checkpoint import loading as checkpoint
-    from xvla_ros.model.data import Observation
+    from xvla_ros.types import Observation
 
     policy = checkpoint.load(folder)
     record = next(iter(policy.robots.values()))

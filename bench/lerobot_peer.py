@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.errors import XvlaError
-from xvla_ros.model.data import Observation
+from xvla_ros.types import Observation
 
 PYTHON_VARIABLE = "XVLA_LEROBOT_PYTHON"
 SERVER = Path(__file__).with_name("lerobot_server.py")

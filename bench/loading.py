@@ -44,8 +44,8 @@ def write_checkpoint(folder: Path) -> None:
     import torch
 
     from xvla_ros.model.checkpoint import loading as checkpoint
-    from xvla_ros.model.data import Embodiment
     from xvla_ros.model.random_policy import random_policy
+    from xvla_ros.types import Embodiment
 
     robot = Embodiment("arm", 0, "ee6d", ("front", "left", "right"), 0.167, 0.167)
     spread, centre = {"arm": [0.1] * 20}, {"arm": [0.0] * 20}

@@ -14,9 +14,9 @@ from sensor_msgs.msg import JointState
 from two_paths import Task, TwoPathPolicy
 
 from xvla_ros.control.motion import on_lines
-from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.nodes import messages, qos
 from xvla_ros.robots import Profile
+from xvla_ros.types import ActionChunk, Observation
 
 Floats = NDArray[np.float64]
 

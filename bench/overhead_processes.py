@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from xvla_ros.control.engine import ChunkRequest
-from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.joints import to_policy
+from xvla_ros.types import ActionChunk, Observation
 
 ROBOT = "so101_bimanual"
 HEIGHT, WIDTH, FRAME_RATE, JOINT_RATE = 480, 640, 30.0, 100.0

@@ -41,10 +41,10 @@ from numpy.typing import NDArray
 from two_paths import Task, TwoPathPolicy, pair_task
 
 from xvla_ros.control.motion import on_lines
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.joints import from_policy
 from xvla_ros.simulation.controllers import ControllerOptions
+from xvla_ros.types import ActionChunk
 
 Floats = NDArray[np.float64]
 

@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 
 from xvla_ros.control.motion import on_lines
 from xvla_ros.control.state import ControlStatus
-from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.joints import from_policy, to_policy
 from xvla_ros.robots.kinematics import Chain, InverseKinematics, Poses, shipped_description
 from xvla_ros.robots.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from xvla_ros.robots.tool_pose import ToolStates, join, split
 from xvla_ros.robots.tools import tool_arms
+from xvla_ros.types import ActionChunk, Observation
 
 Floats = NDArray[np.float64]
 

@@ -34,8 +34,8 @@ class RandomSamples:
     """A pair of arms that sees noise and moves at random, in memory."""
 
     def __init__(self, count: int, size: tuple[int, int]) -> None:
-        from xvla_ros.model.data import Embodiment
         from xvla_ros.training.data.samples import Sample
+        from xvla_ros.types import Embodiment
 
         pair = Embodiment("pair", 19, "so101_bimanual_bce", ("front", "left", "right"), 0.0333, 0.0333)
         random = np.random.default_rng(0)

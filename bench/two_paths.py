@@ -25,11 +25,11 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from xvla_ros.model.action_modes import action_mode
-from xvla_ros.model.data import ActionChunk, Embodiment, Observation, Prefix
 from xvla_ros.model.network.flow import postprocess, sample
 from xvla_ros.model.network.xvla import Predict
 from xvla_ros.robots import Profile
 from xvla_ros.robots.joints import from_policy, to_policy
+from xvla_ros.types import ActionChunk, Embodiment, Observation, Prefix
 
 Floats = NDArray[np.float64]
 

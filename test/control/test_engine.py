@@ -7,7 +7,7 @@ import pytest
 
 from xvla_ros.control import engine as engine_module
 from xvla_ros.control.engine import ChunkRequest, Engine
-from xvla_ros.model.data import ActionChunk, Observation
+from xvla_ros.types import ActionChunk, Observation
 
 DEADLINE = 120.0  # s, only ends a hang
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from xvla_ros.control.following import LAG, STILL_FOR
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.observation.measured import JITTER, SETTLED
+from xvla_ros.types import ActionChunk
 
 from .conftest import JOINTS, HandClock, profile_of
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvla_ros.control.latency import LatencyWindow, Percentiles
+from xvla_ros.control.latency import LatencyWindow
+from xvla_ros.types import Percentiles
 
 
 def test_without_values_every_percentile_is_zero():

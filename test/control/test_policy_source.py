@@ -7,9 +7,9 @@ import torch
 from xvla_ros.control.policy_source import load_policy
 from xvla_ros.errors import CheckpointError, SetupError
 from xvla_ros.model.checkpoint import save
-from xvla_ros.model.data import Observation
 from xvla_ros.robots.actions import Decoder
 from xvla_ros.robots.profile import load_profile
+from xvla_ros.types import Observation
 
 PAIR = "so101_bimanual"
 

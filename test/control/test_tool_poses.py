@@ -11,9 +11,9 @@ from xvla_ros.control.controller import RobotController
 from xvla_ros.control.policy_source import load_policy
 from xvla_ros.control.state import HOLDING, LIMIT, RUNNING
 from xvla_ros.errors import SetupError
-from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.actions import Decoder, StateEncoder
+from xvla_ros.types import ActionChunk, Observation
 
 from .conftest import standing
 

@@ -11,9 +11,9 @@ sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 import two_paths
 
-from xvla_ros.model.data import Observation, Prefix
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.joints import JointLimits, from_policy, to_policy
+from xvla_ros.types import Observation, Prefix
 
 HALFWAY_S = 0.9  # along the first leg, where the ways are furthest apart
 

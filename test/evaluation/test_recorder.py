@@ -21,7 +21,6 @@ from xvla_ros.evaluation.processes import Supervisor, free_domain
 from xvla_ros.evaluation.report.figures import (
     TRAVEL_DEADBAND,
     Frames,
-    Percentiles,
     count_frames,
     grippers,
     make_report,
@@ -38,6 +37,7 @@ from xvla_ros.recordings.topics import DIAGNOSTICS
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.ros_env import child_environment
+from xvla_ros.types import Percentiles
 
 sys.path.insert(0, str(Path(__file__).parent))
 from recorded_run import RecordedRun

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from xvla_ros.model.checkpoint import loading as checkpoint
-from xvla_ros.model.data import Embodiment, Observation
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.random_policy import random_policy
+from xvla_ros.types import Embodiment, Observation
 
 SO101 = Embodiment("pair", 19, "so101_bimanual_bce", ("front", "left", "right"), 0.0333, 0.0333, denoising_steps=3)
 WIDOWX = Embodiment("arm", 0, "ee6d", ("front",), 0.167, 0.167, denoising_steps=3, image_pipeline="letterbox")

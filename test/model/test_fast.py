@@ -12,12 +12,12 @@ import torch
 
 from xvla_ros.model.action_modes import ActionMode, action_mode
 from xvla_ros.model.checkpoint import loading as checkpoint
-from xvla_ros.model.data import Embodiment, Observation, Prefix
 from xvla_ros.model.network.flow import hides_only
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.runtime.fast import Capture, accelerate, compiled, warm_up, with_compiled_blocks
 from xvla_ros.model.runtime.onednn import OneDnnLinear, on_onednn, onednn_gain, variant
 from xvla_ros.model.runtime.runner import Runner, Way
+from xvla_ros.types import Embodiment, Observation, Prefix
 
 Look = Callable[..., Observation]
 INPUTS = 100

@@ -17,10 +17,10 @@ import torch
 from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.model.checkpoint.dialects import lerobot_dict
 from xvla_ros.model.checkpoint.weights import save_weights
-from xvla_ros.model.data import Embodiment, Observation
 from xvla_ros.model.network.config import TextConfig, XvlaConfig
 from xvla_ros.model.network.xvla import XvlaNetwork, meta_network
 from xvla_ros.model.random_policy import random_policy
+from xvla_ros.types import Embodiment, Observation
 
 PARAMETERS = 879_482_456
 PARTS = {

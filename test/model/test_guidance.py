@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from xvla_ros.model.action_modes import action_mode
-from xvla_ros.model.data import Observation, Prefix
 from xvla_ros.model.network.flow import START, HeldWaypoints, guidance_weight, preprocess, sample
 from xvla_ros.model.network.xvla import Context, Predict, XvlaNetwork
 from xvla_ros.model.policy import Policy
+from xvla_ros.types import Observation, Prefix
 
 WAYPOINTS, WIDTH = 8, 20
 MODES = [action_mode(name) for name in ("so101_bimanual_bce", "ee6d", "agibot_ee6d")]

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from xvla_ros.model.checkpoint import loading as checkpoint
-from xvla_ros.model.data import Observation, Prefix
 from xvla_ros.model.network.xvla import DomainAwareLinear
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.runtime import int8
 from xvla_ros.model.runtime.int8 import Int8Linear, quantise
+from xvla_ros.types import Observation, Prefix
 
 Look = Callable[..., Observation]
 INPUTS = 100

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from xvla_ros.model.data import Embodiment, Observation, Prefix
 from xvla_ros.model.policy import Policy
+from xvla_ros.types import Embodiment, Observation, Prefix
 
 Look = Callable[..., Observation]
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes import policy_node
 from xvla_ros.robots.joints import JointLimits, to_policy
+from xvla_ros.types import ActionChunk
 
 WAYPOINTS = 30
 MIDDLE, SWING, SWAYS = 0.1, 0.3, 0.4

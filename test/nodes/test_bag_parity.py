@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from xvla_ros.model.data import Observation
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.recordings.observations import observations
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
 from xvla_ros.training.config import DatasetSettings
 from xvla_ros.training.data.datasets import open_datasets
+from xvla_ros.types import Observation
 
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image as PilImage
 
 from xvla_ros.errors import MessageError
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.observation import images
 from xvla_ros.observation.images import ENCODINGS
 from xvla_ros.recordings import observations as bags
 from xvla_ros.recordings.cdr import peek_stamp, read_joint_state
 from xvla_ros.robots.profile.schema import Camera
+from xvla_ros.types import ActionChunk
 
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 

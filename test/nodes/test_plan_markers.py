@@ -23,7 +23,6 @@ from hand_clock import SECOND, HandClock
 from xvla_ros.control.controller import RobotController
 from xvla_ros.control.state import HOLDING, RUNNING
 from xvla_ros.errors import KinematicsError
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.plan_markers import COLOURS, POINTS, PlanMarkers
 from xvla_ros.nodes.robot_link import RobotLink
@@ -33,6 +32,7 @@ from xvla_ros.robots.actions import Trajectory
 from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import load_profiles, shipped_files
 from xvla_ros.robots.tools import shown_arms, tool_arms
+from xvla_ros.types import ActionChunk
 
 DEADLINE = 240.0  # ends what hangs
 

@@ -52,7 +52,6 @@ from xvla_ros.evaluation import bag_info
 from xvla_ros.evaluation.processes import free_domain
 from xvla_ros.evaluation.replay_bag import ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay_sources import HoldStill
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes import qos
 from xvla_ros.nodes.graph import Watch
 from xvla_ros.nodes.messages import stamp_message
@@ -66,6 +65,7 @@ from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import profile_document
 from xvla_ros.training.config import DatasetSettings
 from xvla_ros.training.data.datasets import open_datasets
+from xvla_ros.types import ActionChunk
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "traits.md"
 NODE, CHECK, RECORD, INFO, REPLAY, TRAIN = "/xvla", "check", "record", "bag info", "replay", "train"

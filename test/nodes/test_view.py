@@ -19,7 +19,6 @@ from sensor_msgs.msg import Image, JointState
 
 from xvla_ros import ros_env
 from xvla_ros.errors import SetupError
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.msg import ActionChunk as ActionChunkMsg
 from xvla_ros.msg import PolicyStatus
 from xvla_ros.nodes import messages, qos, rerun_stream
@@ -29,6 +28,7 @@ from xvla_ros.robots import load_profile
 from xvla_ros.robots.actions import Decoder, Trajectory
 from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
+from xvla_ros.types import ActionChunk
 
 ROBOT = "so101_bimanual"
 PROFILE = load_profile(ROBOT)[ROBOT]

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xvla_ros.model.data import Observation
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.profile import Profile, load_profile
+from xvla_ros.types import Observation
 
 MS = 1_000_000
 START = 1_000_000 * MS

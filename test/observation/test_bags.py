@@ -13,7 +13,6 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from xvla_ros.errors import BagError, KinematicsError
-from xvla_ros.model.data import Observation
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import CAMERA_MISSING, CAMERA_STALE, JOINTS_STALE, Fault
 from xvla_ros.recordings.bags import Bag, bag_messages, bag_summary
@@ -22,6 +21,7 @@ from xvla_ros.recordings.observations import BagClock, _Frames, decode_image, ob
 from xvla_ros.recordings.tracks import read_tracks
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.joints import from_policy
+from xvla_ros.types import Observation
 
 MS = 1_000_000
 START = 1_700_000_000_000 * MS

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from xvla_ros.errors import KinematicsError
-from xvla_ros.model.data import Observation
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import (
     CAMERA_MISSING,
@@ -20,6 +19,7 @@ from xvla_ros.observation.faults import (
 )
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.joints import to_policy
+from xvla_ros.types import Observation
 
 MS = 1_000_000
 START = 1_000_000 * MS

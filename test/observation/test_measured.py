@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvla_ros.model.data import Observation
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, JOINTS_MISSING, JOINTS_STALE
 from xvla_ros.observation.joints import joint_topics
 from xvla_ros.observation.measured import JITTER, SETTLED, MeasuredTopic
+from xvla_ros.types import Observation
 
 from .conftest import JOINTS, MS, START, changed_pair
 

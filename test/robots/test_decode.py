@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.actions import Decoder, Trajectory
 from xvla_ros.robots.joints import JointLimits, from_policy, to_policy
+from xvla_ros.types import ActionChunk
 
 PAIR = load_profile("so101_bimanual")["so101_bimanual"]
 WITHOUT_PLAY = Profile.from_mapping(PAIR.name, PAIR.to_mapping() | {"smoothing": {"gripper_play": 0.0}})

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from xvla_ros.commands import main
 from xvla_ros.commands.check import check
-from xvla_ros.model.data import Observation
 from xvla_ros.model.random_policy import random_policy
 from xvla_ros.robots import ProfileError, load_profile
 from xvla_ros.robots.new_robot import NewProfile, new_profile, summary, write_profile
 from xvla_ros.robots.new_robot.profile_text import MARK, open_marks
 from xvla_ros.robots.profile import shipped_files
+from xvla_ros.types import Observation
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "add-an-arm.md"
 PANDA = tuple(f"panda_joint{number}" for number in range(1, 8))

@@ -13,12 +13,12 @@ import pytest
 
 from xvla_ros.commands.check import check
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import ProfileError, load_robot
 from xvla_ros.robots.new_robot import NewProfile, new_profile, write_profile
 from xvla_ros.robots.new_robot.profile_text import MARK
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.urdf import read_urdf
+from xvla_ros.types import ActionChunk
 
 SECOND = 1_000_000_000
 PERIOD = 1 / 30

@@ -13,7 +13,6 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from xvla_ros.errors import KinematicsError
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.actions import Decoder, StateEncoder, Trajectory, resample
 from xvla_ros.robots.kinematics import RobotDescription, shipped_description
@@ -39,6 +38,7 @@ from xvla_ros.robots.tool_pose import (
     split,
 )
 from xvla_ros.robots.tools import ToolArm, tool_arms
+from xvla_ros.types import ActionChunk
 
 Floats = NDArray[np.float64]
 

@@ -13,12 +13,12 @@ from rosbags.typesys import Stores, get_typestore
 from xvla_ros.commands import run
 from xvla_ros.commands.demos import Demos
 from xvla_ros.errors import SimulationError
-from xvla_ros.model.data import Observation
 from xvla_ros.recordings.bags import bag_messages
 from xvla_ros.recordings.cdr import read_joint_state
 from xvla_ros.recordings.observations import observations
 from xvla_ros.robots import load_profile
 from xvla_ros.simulation.demonstrations import DemoSettings, record_all
+from xvla_ros.types import Observation
 
 pytest.importorskip("pinocchio")
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from xvla_ros.model.data import Embodiment
 from xvla_ros.model.inputs.normalisers import IDENTITY, Normaliser, Statistics, mean_std
 from xvla_ros.robots.profile import Profile
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import settings_from
 from xvla_ros.training.data.samples import Sample
+from xvla_ros.types import Embodiment
 
 PAIR = Embodiment("pair", 3, "so101_bimanual_bce", ("front", "left"), 0.1, 0.1, denoising_steps=4)
 ARM = Embodiment("arm", 1, "ee6d", ("front",), 0.1, 0.1, denoising_steps=4)

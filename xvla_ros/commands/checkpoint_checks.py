@@ -15,8 +15,8 @@ from xvla_ros.robots.profile import Profile
 if TYPE_CHECKING:
     from xvla_ros.model.checkpoint.inspection import CheckpointInfo
     from xvla_ros.model.checkpoint.record import RobotRecord
-    from xvla_ros.model.data import Embodiment
     from xvla_ros.model.inputs.normalisers import Statistics
+    from xvla_ros.types import Embodiment
 
 # A profile rounds 1/30 s to 0.0333.
 TIME_TOLERANCE = 0.02

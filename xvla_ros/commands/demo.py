@@ -25,7 +25,7 @@ from xvla_ros.evaluation.graph import (
     watch_command,
 )
 from xvla_ros.evaluation.processes import Child, ChildError, Supervisor, free_domain
-from xvla_ros.evaluation.report.recording import NS
+from xvla_ros.types import NS
 
 if TYPE_CHECKING:
     from xvla_ros.evaluation.report.figures import Report

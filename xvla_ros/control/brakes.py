@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from ruckig import ControlInterface, InputParameter, Result, Ruckig, RuckigError, Synchronization, Trajectory
 
-from xvla_ros.control.motion import Flags, Floats
+from xvla_ros.control.motion import Flags
 from xvla_ros.robots.joints import JointLimits
+from xvla_ros.types import Floats
 
 # Motion that follows a plan uses this share of the acceleration and jerk limits, and so does the brake that must
 # always fit. The rest is for a joint that a controller's cubic left a little off the motion that was worked out.

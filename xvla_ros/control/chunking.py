@@ -6,22 +6,18 @@ from collections import deque
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from xvla_ros.control.clock import S_TO_NS
-from xvla_ros.control.motion import Floats, on_lines
-from xvla_ros.model.data import ActionChunk, Prefix
+from xvla_ros.control.motion import on_lines
 from xvla_ros.robots.actions import Trajectory, resample
 from xvla_ros.robots.profile import Profile
-
-Stamps = NDArray[np.int64]
+from xvla_ros.types import NS, ActionChunk, Floats, Prefix, Stamps
 
 CONDITIONED = ("realtime_chunking", "guided")
 
 
 def waypoint_times(chunk: ActionChunk) -> Stamps:
     """ROS times [T] in ns at which a chunk's waypoints are due."""
-    return chunk.stamp + np.rint(np.asarray(chunk.times) * S_TO_NS).astype(np.int64)
+    return chunk.stamp + np.rint(np.asarray(chunk.times) * NS).astype(np.int64)
 
 
 def prefix_weights(times: Stamps, committed_until: int, overlap_end: int, shape: str) -> Floats:
@@ -60,7 +56,7 @@ def chunk_prefix(previous: ActionChunk, times: Stamps, committed_until: int, pro
     if not weights.any():
         return None
     origin = int(before[0])
-    actions = resample(previous.actions, (before - origin) / S_TO_NS, (times - origin) / S_TO_NS, profile)
+    actions = resample(previous.actions, (before - origin) / NS, (times - origin) / NS, profile)
     guidance = smoothing.guidance if smoothing.method == "guided" else 0.0
     return Prefix(actions.astype(np.float32), weights.astype(np.float32), guidance)
 
@@ -101,4 +97,4 @@ class Ensemble:
 
 def _positions_at(chunk: Trajectory, times: Stamps) -> Floats:
     origin = chunk.times[0]
-    return on_lines((times - origin) / S_TO_NS, (chunk.times - origin) / S_TO_NS, chunk.positions)
+    return on_lines((times - origin) / NS, (chunk.times - origin) / NS, chunk.positions)

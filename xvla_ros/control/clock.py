@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-S_TO_NS = 1_000_000_000
-
 
 class Clock(Protocol):
     """Where control reads time, so that tests can hand it a clock of their own."""

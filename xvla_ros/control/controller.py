@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xvla_ros.control.chunking import Ensemble
-from xvla_ros.control.clock import S_TO_NS, Clock, ClockGuard
+from xvla_ros.control.clock import Clock, ClockGuard
 from xvla_ros.control.engine import Ticket
 from xvla_ros.control.following import Following
-from xvla_ros.control.latency import Pace, Percentiles
-from xvla_ros.control.motion import CommandWindow, Floats, MotionState
+from xvla_ros.control.latency import Pace
+from xvla_ros.control.motion import CommandWindow, MotionState
 from xvla_ros.control.plan import Plan
 from xvla_ros.control.state import (
     LIMIT,
@@ -47,8 +46,7 @@ from xvla_ros.robots.actions import Trajectory
 from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tools import Workspace
-
-Stamps = NDArray[np.int64]
+from xvla_ros.types import NS, Floats, Percentiles, Stamps
 
 
 class RobotController:
@@ -82,8 +80,8 @@ class RobotController:
         limits, timing, smoothing = JointLimits.of(profile), profile.timing, profile.smoothing
         self._plan = Plan(profile, limits, workspace or Workspace({}))
         self._following = Following(limits, profile.safety, timing.lead, grippers)
-        self._lead_s, self._lead_ns = timing.lead, round(timing.lead * S_TO_NS)
-        self._lookahead_ns = round(timing.lookahead * S_TO_NS)
+        self._lead_s, self._lead_ns = timing.lead, round(timing.lead * NS)
+        self._lookahead_ns = round(timing.lookahead * NS)
         self._ensemble = Ensemble(smoothing.ensemble_decay, tuple(grippers)) if smoothing.method == "ensemble" else None
         self._lock = threading.RLock()
         self._pace = Pace(timing.lead)
@@ -229,7 +227,7 @@ class RobotController:
             renew_at = self._state.renew_at
             if self._state.status.state != RUNNING or renew_at is None or self._pace.is_too_slow:
                 return None
-            return (renew_at - self._pace.inference_ns - self._clock.ros_ns()) / S_TO_NS
+            return (renew_at - self._pace.inference_ns - self._clock.ros_ns()) / NS
 
     def see(self, measured: MeasuredJoints | None) -> bool:
         """Take note of where the arm is before an observation: the first chunk may come before the first tick.
@@ -269,7 +267,7 @@ class RobotController:
             return ChunkDropped(steady, None)
         if stuck := trajectory.nothing_reached():
             return ChunkDropped(steady, Fault(LIMIT, stuck))
-        self._pace.horizon = float(trajectory.times[-1] - trajectory.times[0]) / S_TO_NS
+        self._pace.horizon = float(trajectory.times[-1] - trajectory.times[0]) / NS
         shift = 0
         if ticket.is_standing and steady - ticket.asked_s <= self._profile.timing.inference_timeout:
             # what was seen still holds, and to begin amid the chunk would be a leap
@@ -280,10 +278,10 @@ class RobotController:
         if self._ensemble is not None:
             trajectory = self._ensemble.blend(trajectory)
         if not self._plan.splice(trajectory.times, trajectory.positions, now + self._lead_ns):
-            late = (now + self._lead_ns - int(trajectory.times[-1])) / S_TO_NS
+            late = (now + self._lead_ns - int(trajectory.times[-1])) / NS
             detail = f"the chunk's last waypoint was due {late:.2f} s before now + lead"
             return ChunkDropped(steady, Fault(POLICY_LATE, detail))
-        committed = round(self._profile.smoothing.execute * self._pace.horizon * S_TO_NS)
+        committed = round(self._profile.smoothing.execute * self._pace.horizon * NS)
         missed = int(np.count_nonzero(trajectory.out_of_reach() & (trajectory.times > now + self._lead_ns)))
         return ChunkTaken(max(now, int(trajectory.times[0]) + committed), shift, missed)
 

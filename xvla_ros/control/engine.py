@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.model.data import ActionChunk, Observation, Prefix
+from xvla_ros.types import ActionChunk, Observation, Prefix
 
 POLL_S = 0.005
 BATCH_WAIT_S = 0.01

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xvla_ros.control.clock import S_TO_NS
-from xvla_ros.control.motion import Floats
 from xvla_ros.control.state import NOT_FOLLOWING
 from xvla_ros.observation.faults import Fault
 from xvla_ros.observation.measured import MeasuredJoints
 from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile.motion import Safety
+from xvla_ros.types import NS, Floats
 
 # s by which an arm in motion may be behind its commands: so far without a hold, and so far that they do not wait for it
 LAG, LAG_AT_ONCE = 0.3, 0.15
@@ -78,7 +77,7 @@ class Following:
         if self._is_off:
             return np.zeros_like(first)
         limits = self._limits
-        unseen = float(np.clip((now - measured.stamp) / S_TO_NS, 0.0, UNSEEN_AT_MOST))
+        unseen = float(np.clip((now - measured.stamp) / NS, 0.0, UNSEEN_AT_MOST))
         velocities = np.clip(measured.velocities, -limits.max_velocity, limits.max_velocity)
         here = measured.positions + velocities * min(unseen, GOES_ON)
         around = self._at_rest + np.minimum(limits.max_acceleration * unseen / 2, limits.max_velocity) * unseen
@@ -95,7 +94,7 @@ class Following:
             self._behind_until = now
         if self._behind_since is None:
             self._behind_since = now if behind else None
-        elif not 0 <= now - self._behind_until <= CAUGHT_UP * S_TO_NS:
+        elif not 0 <= now - self._behind_until <= CAUGHT_UP * NS:
             self._behind_since = None
 
     def fault(self, first: Floats, measured: MeasuredJoints, now: int) -> Fault | None:
@@ -104,18 +103,18 @@ class Following:
         Args:
             first: [J] what the last command has for ``now``, rad or m.
         """
-        if self._behind_since is None or now - self._behind_since < self._allowed.time * S_TO_NS:
+        if self._behind_since is None or now - self._behind_since < self._allowed.time * NS:
             return None
         away = np.abs(first - measured.positions)
         away[self._grippers] = 0.0
         worst = int(np.argmax(away - self._at_rest))
         return Fault(NOT_FOLLOWING, (
             f"{self._limits.joints[worst]} has been {away[worst]:.3f} rad or m from its commands for "
-            f"{(now - self._behind_since) / S_TO_NS:.1f} s; expected at most {self._at_rest[worst]:.3f} for "
+            f"{(now - self._behind_since) / NS:.1f} s; expected at most {self._at_rest[worst]:.3f} for "
             f"{self._allowed.time:g} s (safety.following_error). Is the arm powered, blocked, or does it sag?"))
 
     def _has_been_behind(self, now: int) -> bool:
-        return self._behind_since is not None and now - self._behind_since > GRIPPERS_AFTER * S_TO_NS
+        return self._behind_since is not None and now - self._behind_since > GRIPPERS_AFTER * NS
 
     def too_far(self, first: Floats, measured: Floats) -> str:
         """Say which joint the ``first`` waypoint of a motion from rest leads implausibly far away; empty where none."""

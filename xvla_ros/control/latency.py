@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
-import numpy as np
+from xvla_ros.types import Percentiles
 
 # Conditioning needs d ≤ s ≤ H − d: a policy that takes more than half of its horizon cannot overlap it in time.
 OVERLAP_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class Percentiles:
-    """p50, p95, p99 and the largest of a set of times in ms; zeros while there is none."""
-
-    p50: float = 0.0
-    p95: float = 0.0
-    p99: float = 0.0
-    max: float = 0.0
 
 
 class LatencyWindow:
@@ -38,9 +27,7 @@ class LatencyWindow:
         counted, summary = self._summary
         if counted != self._added:
             counted = self._added
-            values = np.array(self._values)
-            p50, p95, p99 = (float(v) for v in np.percentile(values, [50, 95, 99]))
-            summary = Percentiles(p50, p95, p99, float(values.max()))
+            summary = Percentiles.of(self._values)
             self._summary = counted, summary
         return summary
 

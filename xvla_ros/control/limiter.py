@@ -11,8 +11,9 @@ import numpy as np
 from ruckig import InputParameter, Ruckig, Synchronization
 
 from xvla_ros.control.brakes import TOLERANCE, Bounds, Brake, Brakes, solve
-from xvla_ros.control.motion import CommandWindow, Flags, Floats, MotionState, cubic_inside, slopes_of
+from xvla_ros.control.motion import CommandWindow, Flags, MotionState, cubic_inside, slopes_of
 from xvla_ros.robots.joints import JointLimits
+from xvla_ros.types import Floats
 
 # A point further from the plan than this share of a joint's range, and than twice the margin, counts as limited.
 LIMITED = 1e-4

@@ -9,7 +9,8 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
+
 Flags = NDArray[np.bool_]
 
 

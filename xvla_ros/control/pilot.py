@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.control.chunking import CONDITIONED, chunk_prefix
-from xvla_ros.control.clock import S_TO_NS, Clock
+from xvla_ros.control.clock import Clock
 from xvla_ros.control.controller import RobotController
 from xvla_ros.control.engine import ChunkRequest
-from xvla_ros.control.latency import LatencyWindow, Percentiles
+from xvla_ros.control.latency import LatencyWindow
 from xvla_ros.control.motion import CommandWindow
 from xvla_ros.control.state import ControlStatus
-from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.actions import Decoder, StateEncoder
@@ -25,9 +24,9 @@ from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
 from xvla_ros.robots.tools import ToolArm, Workspace, tool_arms
+from xvla_ros.types import NS, ActionChunk, Floats, Observation, Percentiles, Prefix
 
 Raw = TypeVar("Raw")
-Floats = NDArray[np.float64]
 
 
 class Pilot(Generic[Raw]):
@@ -132,14 +131,14 @@ class Pilot(Generic[Raw]):
         """Take the answer to a request; return whether it is carried out."""
         begun = time.perf_counter()
         self._inference.add(chunk.inference_ms)
-        chunk = replace(chunk, times=chunk.times + request.shift / S_TO_NS)
+        chunk = replace(chunk, times=chunk.times + request.shift / NS)
         try:
             accepted = self.controller.accept(self._decoder.decode(chunk, request.start), request.ticket)
         except ValueError as error:
             self.policy_failed(error)
             return False
         if accepted:
-            self._chunk = replace(chunk, times=chunk.times + self.controller.shift / S_TO_NS)
+            self._chunk = replace(chunk, times=chunk.times + self.controller.shift / NS)
             self._overhead.add(request.observe_ms + (time.perf_counter() - begun) * 1e3)
         return accepted
 
@@ -168,7 +167,7 @@ class Pilot(Generic[Raw]):
         if not (self.controller.is_executing and self.controller.is_followed):
             return None
         after = policy.first_waypoint_offset + np.arange(len(chunk.times)) * policy.waypoint_dt
-        times = seen.stamp + shift + np.rint(after * S_TO_NS).astype(np.int64)
+        times = seen.stamp + shift + np.rint(after * NS).astype(np.int64)
         return chunk_prefix(chunk, times, self.controller.committed_until(now), self.profile)
 
 

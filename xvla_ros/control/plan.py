@@ -6,18 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from xvla_ros.control.clock import S_TO_NS
 from xvla_ros.control.limiter import Limiter, brake_window, command_window
-from xvla_ros.control.motion import CommandWindow, Floats, MotionState, window_times
+from xvla_ros.control.motion import CommandWindow, MotionState, window_times
 from xvla_ros.control.timeline import Timeline, slowing
 from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.motion import Timing
 from xvla_ros.robots.tools import Workspace
+from xvla_ros.types import NS, Floats, Stamps
 
-Stamps = NDArray[np.int64]
 PULLS = 4  # rounds in which a command is brought within reach of the arm; to rest within reach is the last resort
 # A clock that runs down by ``slowing`` brakes at most 3/2 and jerks at most 6 times the mean of its time.
 SLOWING_PEAK, SLOWING_JERK, SPARE = 1.5, 6.0, 1.1
@@ -118,7 +116,7 @@ class Plan:
         return window, outside, wanted
 
     def _limited(self, now: int, start: MotionState) -> tuple[CommandWindow, str]:
-        at = now + np.round(self._window_times * S_TO_NS).astype(np.int64)
+        at = now + np.round(self._window_times * NS).astype(np.int64)
         window = command_window(now, start, self._window_times, *self._timeline.sample(at), self._limiter)
         outside = self._workspace.left_by(window.positions, start.position)
         if outside:
@@ -163,5 +161,5 @@ def way_to_rest(
     points = max(int(duration * timing.command_rate), 2) + 1
     share = np.linspace(0.0, 1.0, points, dtype=np.float64)
     along = slowing(share)[0] * duration
-    positions = np.stack([window.position_at(now + round(s * S_TO_NS)) for s in along])
-    return now + np.round(share * duration * S_TO_NS).astype(np.int64), positions
+    positions = np.stack([window.position_at(now + round(s * NS)) for s in along])
+    return now + np.round(share * duration * NS).astype(np.int64), positions

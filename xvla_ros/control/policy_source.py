@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xvla_ros.control.shipped_policy import known_as, shipped_policy
 from xvla_ros.errors import CheckpointError, KinematicsError, SetupError
@@ -16,11 +15,11 @@ from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tool_pose import CHANNELS, GRIPPER, POSITION, ROTATION
 from xvla_ros.robots.tools import tool_arms
+from xvla_ros.types import Floats
 
 if TYPE_CHECKING:
     from xvla_ros.model.policy import Policy
 
-Floats = NDArray[np.float64]
 
 NO_DESCRIPTIONS: Mapping[str, RobotDescription | None] = {}
 RANDOM_SPREAD = 0.25  # standard deviation of an untrained policy's actions, in ranges of motion

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
 
-from xvla_ros.control.clock import S_TO_NS
-
-Floats = NDArray[np.float64]
-Stamps = NDArray[np.int64]
+from xvla_ros.types import NS, Floats, Stamps
 
 EASED_KNOTS = 12  # that stand for the part of a path that was to be run slowly
 END_SHARE = 0.25  # of a second before the end: how far back the speed counts that must be lost there
@@ -76,7 +72,7 @@ class Timeline:
             new_velocities = np.concatenate([kept[2], new_velocities])
         self._set(new_times, new_positions, new_velocities)
         # what is due before is settled, so the end is not run slowly from there on
-        self._ease = min(self._ease, 2 * float(new_times[-1] - max(not_before, int(new_times[0]))) / S_TO_NS)
+        self._ease = min(self._ease, 2 * float(new_times[-1] - max(not_before, int(new_times[0]))) / NS)
         return taken
 
     def forget_before(self, time: int) -> None:
@@ -93,8 +89,8 @@ class Timeline:
         """Positions and velocities [K, J] planned at ``times`` (int64 [K] ns); the timeline must not be empty."""
         if self.is_empty:
             raise ValueError("nothing is planned: splice a chunk before sampling the timeline")
-        at = (times - self._times[0]) / S_TO_NS
-        end = float(self._times[-1] - self._times[0]) / S_TO_NS
+        at = (times - self._times[0]) / NS
+        end = float(self._times[-1] - self._times[0]) / NS
         over = times >= self._end()
         at, rate = _slowed(at, end, self._ease)
         rate = np.where((at < 0.0) | over, 0.0, rate)
@@ -105,7 +101,7 @@ class Timeline:
 
     def _until(self, time: int) -> tuple[Stamps, Floats, Floats]:
         """Knots that lead along the present path to ``time``: times, positions, velocities."""
-        end, begin = self._end(), self._end() - round(self._ease * S_TO_NS)
+        end, begin = self._end(), self._end() - round(self._ease * NS)
         keep = self._times < min(time, begin)
         # a path that is run slowly has no knots of its own
         # counted from its begin: a float holds no ns of the time of day
@@ -119,7 +115,7 @@ class Timeline:
         if len(times) == 1:
             velocities = np.zeros_like(velocities)
         self._times, self._positions, self._velocities = times, positions, velocities
-        at = (times - times[0]) / S_TO_NS
+        at = (times - times[0]) / NS
         self._spline = CubicHermiteSpline(at, positions, velocities, axis=0) if len(times) > 1 else None
         self._ease = self._easing(at) if ease is None else ease
 
@@ -132,11 +128,11 @@ class Timeline:
         return float(min(self._stopping_time(speeds), 2 * at[-1])) if speeds.any() else 0.0
 
     def _before_easing(self) -> int:
-        begin = self._end() - round(self._ease * S_TO_NS)
+        begin = self._end() - round(self._ease * NS)
         return max(int(np.searchsorted(self._times, begin, side="right")) - 1, 0)
 
     def _end(self) -> int:
-        return int(self._times[-1]) + round(self._ease / 2 * S_TO_NS)
+        return int(self._times[-1]) + round(self._ease / 2 * NS)
 
 
 def slowing(share: Floats) -> tuple[Floats, Floats]:
@@ -166,6 +162,6 @@ def _slopes(times: Stamps, positions: Floats) -> Floats:
     """Velocities [T, J] of the path through a chunk's waypoints."""
     if len(times) < 2:
         return np.zeros_like(positions)
-    at = (times - times[0]) / S_TO_NS
+    at = (times - times[0]) / NS
     slopes: Floats = PchipInterpolator(at, positions, axis=0).derivative()(at)
     return slopes

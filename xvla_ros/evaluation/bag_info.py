@@ -27,9 +27,9 @@ from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.recordings.topics import check_topics
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.profile import Profile, load_robot
+from xvla_ros.types import NS
 
 SCHEMA_VERSION = 2
-NS = 1_000_000_000
 STAMPED = (*IMAGE_TYPES.values(), JOINT_STATE)
 GAP = 2.5  # usual periods without a message
 EXPECTED_MOST = 1e6

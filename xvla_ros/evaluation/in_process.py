@@ -18,8 +18,7 @@ from xvla_ros.control.engine import ChunkRequest, Engine
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.errors import EvaluationError
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, median_of
-from xvla_ros.evaluation.report.figures import Percentiles, travel_by_group
-from xvla_ros.model.data import ActionChunk, Observation, Prefix
+from xvla_ros.evaluation.report.figures import travel_by_group
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
@@ -30,15 +29,14 @@ from xvla_ros.simulation.tasks import Expert, Layout, Task
 from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
+from xvla_ros.types import NS, ActionChunk, Floats, Observation, Percentiles, Prefix
 
 if TYPE_CHECKING:
     from xvla_ros.control.motion import CommandWindow
 
-Floats = NDArray[np.float64]
 Picture = NDArray[np.uint8]
 Predict = Callable[[list[Observation], list[Prefix | None]], list[ActionChunk]]
 
-NS = 1_000_000_000
 START = NS  # ROS time at which an episode begins; 0 stands for no time at all
 JUDGE_RATE = 100.0
 ENGINE_RATE = 200.0  # Hz at which the inference thread looks whether a robot waits

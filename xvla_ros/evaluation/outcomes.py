@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from xvla_ros.evaluation.report.figures import SCHEMA_VERSION, Percentiles
+from xvla_ros.evaluation.report.figures import SCHEMA_VERSION
+from xvla_ros.types import Percentiles
 
 CONFIDENCE = 0.95
 

@@ -17,7 +17,6 @@ from xvla_ros.evaluation.replay.ablations import Ablations
 from xvla_ros.evaluation.replay.measures import Measures
 from xvla_ros.evaluation.replay.rows import SHIFTS, RowLayout, RowWriter, Worst
 from xvla_ros.evaluation.replay_sources import Answer, AnswerSource, Question
-from xvla_ros.model.data import ActionChunk, Observation
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.recordings.action_path import Times, waypoint_times
 from xvla_ros.recordings.bag_paths import interpolated, tool_actions
@@ -28,9 +27,7 @@ from xvla_ros.robots.actions import Decoder, StateEncoder
 from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tools import tool_arms
-
-Floats = NDArray[np.float64]
-NS = 1_000_000_000
+from xvla_ros.types import NS, ActionChunk, Floats, Observation
 
 ROWS, ABLATED, RECORD = "rows.bin", "ablated.bin", "bag.json"
 RECORD_VERSION = 4

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.model.data import Observation
 from xvla_ros.robots.profile import Profile
+from xvla_ros.types import Observation
 
 if TYPE_CHECKING:
     from xvla_ros.model.policy import Policy

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from xvla_ros.types import ActionChunk, Embodiment, Observation, Prefix
+
 from .action_modes import ActionMode
 from .checkpoint.record import RobotRecord, TrainingSummary
-from .data import ActionChunk, Embodiment, Observation, Prefix
 from .inputs.processor import Batch, Processor
 from .network.xvla import XvlaNetwork
 from .runtime.precision import Precision, instruction_set

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
+from xvla_ros.types import Embodiment
+
 from .action_modes import ActionMode, action_mode
 from .checkpoint.record import RobotRecord, TrainingSummary
-from .data import Embodiment
 from .inputs.normalisers import MEAN_STD, Normaliser, Statistics, mean_std
 from .inputs.processor import Processor
 from .inputs.words import train_tokenizer

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from xvla_ros.control.latency import Percentiles
 from xvla_ros.control.state import HOLDING, INACTIVE, RUNNING, STOPPED
 from xvla_ros.nodes.robot_link import RobotLink
+from xvla_ros.types import Percentiles
 
 if TYPE_CHECKING:
     from xvla_ros.model.policy import Policy

@@ -19,6 +19,7 @@ from xvla_ros.errors import KinematicsError
 from xvla_ros.observation.faults import Fault
 from xvla_ros.observation.images import IMAGE_TYPES
 from xvla_ros.robots.interfaces import JOINT_STATE
+from xvla_ros.types import NS
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
 CLOCK_TOPIC = "/clock"
-NS = 1_000_000_000
 # Fast DDS announces a participant every 3 s when its first announcements were missed.
 DISCOVERY_SECONDS = 4.0
 # /clock may be found a little later than the other topics of its process.

@@ -15,10 +15,10 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from xvla_ros.errors import MessageError
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.observation.images import COMPRESSED, RAW, rgb_of_message
 from xvla_ros.recordings.cdr import peek_stamp
 from xvla_ros.robots.profile.schema import Camera
+from xvla_ros.types import NS, ActionChunk
 
 if TYPE_CHECKING:
     from xvla_ros.msg import ActionChunk as ActionChunkMsg
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["chunk_message", "chunk_of", "decode_image", "joint_positions", "joint_trajectory_message", "message_class",
            "peek_stamp", "stamp_message", "stamp_ns"]
 
-NS = 1_000_000_000
 IMAGE_KINDS = {RAW: Image, COMPRESSED: CompressedImage}
 
 

@@ -9,7 +9,7 @@ from rclpy.clock import Clock as RosClock
 from rclpy.clock import ClockType
 from rclpy.node import Node
 
-from xvla_ros.control.clock import S_TO_NS
+from xvla_ros.types import NS
 
 
 class NodeClock:
@@ -43,4 +43,4 @@ class NodeClock:
             before, self._newest = self._newest, (self.ros_ns(), time.monotonic_ns())
             gained = self._newest[1] - before[1] if self.alone else self._newest[0] - before[0]
             self._gained += max(0, gained)
-            return self._gained / S_TO_NS
+            return self._gained / NS

@@ -12,13 +12,13 @@ from rclpy.node import Node
 from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker, MarkerArray
 
-from xvla_ros.control.clock import S_TO_NS
 from xvla_ros.control.controller import RobotController
 from xvla_ros.control.state import HOLDING, RUNNING, STOPPED
 from xvla_ros.errors import KinematicsError
 from xvla_ros.nodes import messages, qos
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tools import ShownArm, ToolArm, shown_arms
+from xvla_ros.types import NS
 
 POINTS = 20
 WIDTH_M = 0.004
@@ -87,5 +87,5 @@ def _line(
     line.color = ColorRGBA(r=red, g=green, b=blue, a=1.0)
     line.points = [Point(x=x, y=y, z=z) for x, y, z in path.tolist()]
     # the plan of a node that died is no plan
-    line.lifetime = Duration(sec=(end - now) // S_TO_NS, nanosec=(end - now) % S_TO_NS)
+    line.lifetime = Duration(sec=(end - now) // NS, nanosec=(end - now) % NS)
     return line

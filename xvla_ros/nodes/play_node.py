@@ -32,7 +32,6 @@ from std_msgs.msg import String
 from xvla_ros.errors import BagError, EvaluationError, Interrupted, MessageError
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_type
-from xvla_ros.nodes.messages import NS
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.stop_request import StopRequest
 from xvla_ros.recordings.bag_files import BagMessage
@@ -40,6 +39,7 @@ from xvla_ros.recordings.bags import bag_messages
 from xvla_ros.recordings.cdr import peek_stamp, read_string
 from xvla_ros.recordings.marks import EPISODE_TOPIC
 from xvla_ros.recordings.observations import BagClock
+from xvla_ros.types import NS
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile

@@ -28,7 +28,6 @@ from xvla_ros.control.engine import INFERENCE_THREAD, Engine
 from xvla_ros.control.policy_source import load_policy
 from xvla_ros.control.state import UNTRAINED
 from xvla_ros.errors import CheckpointError, KinematicsError, ProfileError, SetupError
-from xvla_ros.model.data import ActionChunk, Observation, Prefix
 from xvla_ros.model.imports import kept_for_good
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.diagnostics import robot_diagnostics
@@ -45,6 +44,7 @@ from xvla_ros.resources import usable_cores
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tools import tool_arms
+from xvla_ros.types import ActionChunk, Observation, Prefix
 
 if TYPE_CHECKING:
     from xvla_ros.model.policy import Policy

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from xvla_ros.errors import KinematicsError, MessageError
-from xvla_ros.model.data import Observation
 from xvla_ros.nodes.messages import decode_image
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, BuildTally, Fault
 from xvla_ros.recordings.observations import feed
 from xvla_ros.robots.profile import Profile
+from xvla_ros.types import Observation
 
 PERIOD = 0.5  # s between two looks; a picture is decoded at a look alone
 SHARE = 10.0  # a look is followed by a pause of this many times what it took: the recording comes first

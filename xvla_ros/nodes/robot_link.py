@@ -19,7 +19,6 @@ from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.control.motion import CommandWindow
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.control.state import CONTROLLER_LOST, INACTIVE, RUNNING, ControlStatus
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.commands import command_messages, command_type
 from xvla_ros.nodes.grippers import gripper_outlet, has_gripper_outlet
@@ -30,6 +29,7 @@ from xvla_ros.nodes.run_policy import RunPolicyServer
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
+from xvla_ros.types import ActionChunk
 
 from xvla_ros.msg import ActionChunk as ActionChunkMsg  # isort: skip
 from xvla_ros.msg import PolicyStatus  # isort: skip

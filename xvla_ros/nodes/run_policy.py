@@ -14,8 +14,9 @@ from rclpy.task import Future
 
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.control.state import INACTIVE, RUNNING, STOPPED
-from xvla_ros.nodes.messages import NS, stamp_ns
+from xvla_ros.nodes.messages import stamp_ns
 from xvla_ros.nodes.node_clock import NodeClock
+from xvla_ros.types import NS
 
 from xvla_ros.action import RunPolicy  # isort: skip
 

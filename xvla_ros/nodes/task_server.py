@@ -11,9 +11,10 @@ from rclpy.node import Node
 
 from xvla_ros.errors import KinematicsError, SimulationError
 from xvla_ros.nodes import qos
-from xvla_ros.nodes.messages import NS, stamp_message
+from xvla_ros.nodes.messages import stamp_message
 from xvla_ros.simulation.tasks import Layout, Outcome, Task, load_task
 from xvla_ros.simulation.world import World
+from xvla_ros.types import NS
 
 SAY_PERIOD = NS // 5  # of simulated time
 BAD_TASK = (KinematicsError, SimulationError)

@@ -9,12 +9,12 @@ from sensor_msgs.msg import JointState
 
 from xvla_ros.control.clock import Clock, ClockGuard
 from xvla_ros.control.state import CLOCK_STOPPED
-from xvla_ros.model.data import Observation
 from xvla_ros.nodes import messages
 from xvla_ros.nodes.graph import Reading
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import BuildTally, Fault
 from xvla_ros.robots.profile import Profile
+from xvla_ros.types import Observation
 
 LOOK_PERIOD_S = 1 / 30
 # A process that was kept from running for longer has messages waiting: it takes those before it calls a robot silent.

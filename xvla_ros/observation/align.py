@@ -22,10 +22,10 @@ from xvla_ros.observation.faults import (
     Fault,
 )
 from xvla_ros.observation.joints import interpolate
+from xvla_ros.types import NS
 
 T = TypeVar("T")
 
-NS = 1_000_000_000
 FUTURE_TOLERANCE = 0.1  # s; a simulator's messages may overtake its /clock, and two machines' clocks differ a little
 OTHER_CLOCK = 60.0  # s; a stamp this far from now comes from another clock rather than from a slow source
 

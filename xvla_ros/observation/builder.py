@@ -10,8 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xvla_ros.model.data import Observation
-from xvla_ros.observation.align import NS, Alignment, JointSource, TopicSource, align
+from xvla_ros.observation.align import Alignment, JointSource, TopicSource, align
 from xvla_ros.observation.buffer import RecentMessages, Stamped
 from xvla_ros.observation.faults import CAMERA_MISSING, JOINTS_INVALID, Fault
 from xvla_ros.observation.images import view_of
@@ -20,10 +19,10 @@ from xvla_ros.observation.measured import MeasuredJoints, MeasuredTopic, togethe
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
+from xvla_ros.types import NS, Floats, Observation
 
 Raw = TypeVar("Raw")
 Picture = NDArray[np.uint8]
-Floats = NDArray[np.float64]
 
 KEPT_SECONDS = 1.0  # of every topic, at least
 KEPT_FRAMES = 256

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.errors import MessageError
+from xvla_ros.types import Floats
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
-Floats = NDArray[np.float64]
 
 NAMES_SHOWN = 6
 # A joint may be read outside its limits, as encoders, offsets and narrow limits have it, but no further than its range

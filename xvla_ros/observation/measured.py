@@ -13,10 +13,8 @@ from xvla_ros.observation.buffer import RecentMessages, Stamped
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, Fault
 from xvla_ros.observation.joints import JointTopic, shown
 from xvla_ros.robots.profile import Profile
+from xvla_ros.types import NS, Floats
 
-Floats = NDArray[np.float64]
-
-NS = 1_000_000_000
 JITTER = 0.05  # s by which the stamps of two messages may be wrong, beside each other
 LONGEST = 1.0  # s between two messages; further apart, their stamps do not say how far a joint may have moved
 FASTEST_TIME = 3.0  # times the steady clock's, of stamps; a simulation may be faster, its messages are then close

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from xvla_ros.model.action_specs import GRIPPER, ROTATION
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.rotations import matrix_to_quaternion, quaternion_to_matrix, rot6d_to_matrix
+from xvla_ros.types import Floats
 
-Floats = NDArray[np.float64]
 Times = NDArray[np.int64]
 
 LINEAR, NEAREST = "linear", "nearest"

@@ -27,9 +27,8 @@ from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.kinematics.chain import Poses
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.rotations import matrix_to_rot6d, quaternion_to_matrix, rot6d_to_matrix
+from xvla_ros.types import Floats
 
-Floats = NDArray[np.float64]
-NS = 1_000_000_000
 POSE_GAP = 20_000_000  # ns; between knots this close a straight line of the tool is as good as one of the joints
 PART = 4096  # knots made at once
 _LAYOUT = "columns"  # of poses on their way, whatever the profile's

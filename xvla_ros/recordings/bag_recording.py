@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xvla_ros.errors import BagError, KinematicsError, Problem
-from xvla_ros.model.data import Observation
 from xvla_ros.observation.faults import Fault
 from xvla_ros.recordings.action_path import Plans, Times, merged
 from xvla_ros.recordings.bag_files import BagMessage
@@ -38,11 +36,10 @@ from xvla_ros.recordings.tracks import Stretch, Tracks, read_tracks
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import Profile, profiles_of_document
 from xvla_ros.robots.tools import tool_arms
+from xvla_ros.types import NS, Floats, Observation
 
-Floats = NDArray[np.float64]
 Made = TypeVar("Made")
 
-NS = 1_000_000_000
 READER_VERSION = 3  # of what this module makes of a bag; a new one makes caches anew
 
 

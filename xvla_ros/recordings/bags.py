@@ -27,8 +27,8 @@ from xvla_ros.recordings.bag_files import (
     decompressed,
     reason,
 )
+from xvla_ros.types import NS
 
-NS = 1_000_000_000
 STORAGES = {".mcap": "mcap", ".db3": "sqlite3"}
 COMPRESSED = ".zstd"
 METADATA = "metadata.yaml"

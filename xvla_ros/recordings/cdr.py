@@ -15,13 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.errors import MessageError
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
+from xvla_ros.types import NS
 
 if TYPE_CHECKING:
     from rosbags.typesys.store import Typestore
 
 from xvla_ros.resources import messages_dir
 
-NS = 1_000_000_000
 ENCAPSULATION = 4  # bytes before the fields; the second of them is odd for little endian
 STRING = "std_msgs/msg/String"
 IMAGE = "sensor_msgs/msg/Image"

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import MessageError
-from xvla_ros.recordings.cdr import NS, nanoseconds, read
+from xvla_ros.recordings.cdr import nanoseconds, read
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY, POSE
 from xvla_ros.robots.profile import Profile
+from xvla_ros.types import NS
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,12 +33,11 @@ from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import from_policy, to_policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tools import tool_arms
+from xvla_ros.types import NS, Floats
 
-NS = 1_000_000_000
 READER_VERSION = 1
 SUFFIX = ".pos"  # of the names that LeRobot's drivers give to joint positions
 
-Floats = NDArray[np.float64]
 
 
 class ChannelSource(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):

@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import BagError, MessageError
-from xvla_ros.model.data import Observation
-from xvla_ros.observation.align import FUTURE_TOLERANCE, NS, OTHER_CLOCK
+from xvla_ros.observation.align import FUTURE_TOLERANCE, OTHER_CLOCK
 from xvla_ros.observation.builder import CLOCK_BACK, ObservationBuilder
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, BuildTally, Fault
 from xvla_ros.observation.images import IMAGE_TYPES, rgb_of_message
@@ -32,6 +31,7 @@ from xvla_ros.recordings.cdr import peek_stamp, read_joint_state, typestore
 from xvla_ros.recordings.topics import check_topics
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
+from xvla_ros.types import NS, Observation
 
 DECODE_PERIOD, MOST_DECODED, MOST_ASKED = 0.5, 600, 20_000  # s, instants and instants: what a verdict looks at
 LOOKED_AT = 64  # messages at most, to learn whether the log has the clock of the stamps

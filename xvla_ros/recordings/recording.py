@@ -18,8 +18,8 @@ from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault, FaultTally
 from xvla_ros.recordings.action_path import ActionPath, Plans, Times
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
+from xvla_ros.types import Floats
 
-Floats = NDArray[np.float64]
 ActionSource = Literal["planned", "commanded", "measured"]
 
 FAR = 0.5  # of a joint's range: calibration differs from robot to robot, units do by a factor

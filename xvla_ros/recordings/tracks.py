@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.observation.align import NS, OTHER_CLOCK
+from xvla_ros.observation.align import OTHER_CLOCK
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE
 from xvla_ros.observation.joints import joint_topics
 from xvla_ros.observation.measured import MeasuredTopic
@@ -25,8 +25,8 @@ from xvla_ros.recordings.commands import command_type as type_of_command
 from xvla_ros.recordings.marks import EPISODE_TOPIC, read_mark
 from xvla_ros.recordings.observations import RESTART, Restarts
 from xvla_ros.robots.profile import Profile
+from xvla_ros.types import NS, Floats
 
-Floats = NDArray[np.float64]
 Times = NDArray[np.int64]
 
 NEVER = -(1 << 62)

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import PchipInterpolator
 
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.robots import tool_pose
 from xvla_ros.robots.joints import from_policy, to_policy
 from xvla_ros.robots.kinematics import Poses
@@ -18,10 +17,8 @@ from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Gripper
 from xvla_ros.robots.tool_pose import ToolStates
 from xvla_ros.robots.tools import ToolArm, tool_arms
+from xvla_ros.types import NS, ActionChunk, Floats
 
-Floats = NDArray[np.float64]
-
-NANOSECONDS = 1_000_000_000
 FAR_APART = 1.5  # command periods; waypoints further apart get points between them
 
 
@@ -214,7 +211,7 @@ def _gripper_between(positions: Floats, gripper: Gripper, due: Floats, at: Float
 
 
 def _stamps(stamp: int, seconds: Floats) -> NDArray[np.int64]:
-    return stamp + np.rint(seconds * NANOSECONDS).astype(np.int64)
+    return stamp + np.rint(seconds * NS).astype(np.int64)
 
 
 def _ensure_matching(chunk: ActionChunk, profile: Profile) -> None:

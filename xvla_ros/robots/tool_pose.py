@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from xvla_ros.robots.kinematics.chain import Poses
 from xvla_ros.robots.profile import Profile
@@ -23,8 +23,7 @@ from xvla_ros.robots.rotations import (
     rot6d_to_matrix,
     rpy_to_matrix,
 )
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 CHANNELS = 10  # of one tool
 POSITION, ROTATION, GRIPPER = slice(0, 3), slice(3, 9), 9

@@ -12,8 +12,7 @@ from xvla_ros.errors import KinematicsError, did_you_mean
 from xvla_ros.robots.kinematics import Chain, InverseKinematics, PathFollower, RobotDescription
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Tool
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 BOX_TOLERANCE = 0.01  # m; waypoints are kept inside exactly, the way between them and lagging joints not
 LIMIT_TOLERANCE = 1e-3  # rad, m or a share of a speed; profiles and URDFs round

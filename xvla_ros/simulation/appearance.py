@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 LIGHT = 0.25  # share by which each light is brighter or darker,
 TINT = 0.08  # and share of that in each colour

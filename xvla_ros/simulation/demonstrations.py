@@ -29,10 +29,8 @@ from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.simulation.tasks.noise import ExecutionNoise
 from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
+from xvla_ros.types import NS, Floats
 
-Floats = NDArray[np.float64]
-
-NS = 1_000_000_000
 WAYPOINTS = 30  # in a recorded plan, as X-VLA predicts
 JUDGE_RATE = 100.0  # Hz at which the judge looks: a touch lasts longer
 START = NS  # stamp of an episode's first picture; 0 would mean "now" in a trajectory

@@ -15,8 +15,6 @@ from xvla_ros.simulation.cameras import CameraRig
 from xvla_ros.simulation.pacing import Ticker
 from xvla_ros.simulation.world import JointReading, World
 
-NS = 1_000_000_000
-
 
 @dataclass(frozen=True)
 class JointStates:

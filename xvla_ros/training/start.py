@@ -17,7 +17,6 @@ from xvla_ros.model.action_modes import action_mode, repaired_mode
 from xvla_ros.model.action_specs import action_spec
 from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.model.checkpoint.record import RobotRecord, TrainingSummary
-from xvla_ros.model.data import Embodiment
 from xvla_ros.model.inputs.normalisers import IDENTITY, MEAN_STD
 from xvla_ros.model.inputs.processor import Processor
 from xvla_ros.model.inputs.words import train_tokenizer
@@ -32,6 +31,7 @@ from xvla_ros.training.data.batches import SampleSource
 from xvla_ros.training.optim import HEAD, copy_rows
 from xvla_ros.training.saving import STATES, last_settings
 from xvla_ros.training.vision import LabelHead
+from xvla_ros.types import Embodiment
 
 if TYPE_CHECKING:
     from xvla_ros.training.data.labels import LabelledPictures

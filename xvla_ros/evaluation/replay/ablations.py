@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from xvla_ros.evaluation.replay.measures import Measures
 from xvla_ros.evaluation.replay.rows import Rows
 from xvla_ros.evaluation.replay_sources import AnswerSource, Question
-from xvla_ros.model.data import Observation
 from xvla_ros.robots.profile import Profile
+from xvla_ros.types import Observation
 
 EVERY = 5  # of the rows; each costs as many passes of the policy as there are ablations
 SWAPS = (("left", "right"), ("red", "blue"), ("green", "yellow"), ("open", "close"), ("up", "down"), ("pick", "push"))

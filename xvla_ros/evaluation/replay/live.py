@@ -21,10 +21,10 @@ from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, Value, policy_command, 
 from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
 from xvla_ros.evaluation.replay.metrics import Part
 from xvla_ros.evaluation.replay_sources import AnswerSource
-from xvla_ros.model.data import Observation
 from xvla_ros.recordings.observations import observations
 from xvla_ros.robots.interfaces import INTERFACES
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
+from xvla_ros.types import Observation
 
 TOLERANCE = 1e-5  # rad, m or shares; another number of threads adds in another order, which costs about 1e-6
 CHUNKS = "live_chunks.npz"

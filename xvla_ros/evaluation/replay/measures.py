@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from xvla_ros.robots import tool_pose
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Joint
 from xvla_ros.robots.rotations import rot6d_to_matrix
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 RAD, MM, DEGREES, SHARE = "rad", "mm", "degrees", "share"
 JOINT, POSITION, ROTATION, GRIPPER = "joint", "position", "rotation", "gripper"

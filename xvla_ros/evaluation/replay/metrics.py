@@ -28,8 +28,7 @@ from xvla_ros.evaluation.replay.sums import (
 from xvla_ros.evaluation.replay_bag import ABLATED, ROWS, BagRecord, layout_of
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.robots.profile import Profile
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 SCHEMA_VERSION = 1
 COLUMNS = ("policy", "part", "kind", "measure", "value", "unit")

@@ -21,10 +21,8 @@ from xvla_ros.recordings.action_path import waypoint_times
 from xvla_ros.robots.actions import Trajectory
 from xvla_ros.robots.joints import from_policy
 from xvla_ros.robots.profile import Profile
+from xvla_ros.types import NS, Floats
 
-Floats = NDArray[np.float64]
-
-NS = 1_000_000_000
 SECOND, STILL = "#7a4fb5", "#8d97a5"
 MOST_CHUNKS = 40
 MOST_EPISODES = 60

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.evaluation.replay.measures import Measures
-from xvla_ros.model.data import Observation
 from xvla_ros.robots.profile import Profile
+from xvla_ros.types import NS, Observation
 
 Rows = NDArray[Any]
 
@@ -26,7 +26,6 @@ BLOCK = 256
 
 # Of the worst moments: how many, how far apart in s within an episode, and their pictures in pixels and JPEG quality.
 KEPT, APART, WIDTH, QUALITY = 6, 1.0, 320, 80
-NS = 1_000_000_000
 
 
 @dataclass(frozen=True)

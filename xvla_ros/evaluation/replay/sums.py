@@ -15,11 +15,10 @@ from xvla_ros.evaluation.replay.rows import Rows
 from xvla_ros.robots import tool_pose
 from xvla_ros.robots.joints import from_policy, to_policy
 from xvla_ros.robots.profile import Profile
+from xvla_ros.types import NS, Floats
 
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-NS = 1_000_000_000
 DRAWS, SEED = 2000, 0
 CONFIDENCE = 0.95
 LIMIT_ROOM = 1e-6  # rad or m; float32 rounds

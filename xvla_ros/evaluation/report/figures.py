@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from xvla_ros.errors import EvaluationError
 from xvla_ros.evaluation.report.recording import RunEpisode, RunRecording, Series
+from xvla_ros.types import Percentiles
 
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
@@ -27,24 +26,6 @@ _NUMBERS = ("p50", "p95", "p99", "max")
 COMPUTING = ("dtype", "dtype_reason", "engine", "device", "threads", "instruction_set")
 # Encoder noise and servo hum stay below this; without it, standing still for an hour would count as travel.
 TRAVEL_DEADBAND = 1e-3
-
-
-@dataclass(frozen=True)
-class Percentiles:
-    """A distribution in four numbers, all in ms."""
-
-    p50: float
-    p95: float
-    p99: float
-    max: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Percentiles:
-        """The percentiles of ``values``; NaN where there are none."""
-        if not values:
-            return cls(math.nan, math.nan, math.nan, math.nan)
-        p50, p95, p99 = np.percentile(values, (50, 95, 99)).tolist()
-        return cls(p50, p95, p99, float(max(values)))
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import EvaluationError, MessageError
-from xvla_ros.evaluation.report.recording import NS, RunEpisode, RunRecording, Series, StatusRecord, at
+from xvla_ros.evaluation.report.recording import RunEpisode, RunRecording, Series, StatusRecord, at
 from xvla_ros.observation.images import view_of
 from xvla_ros.recordings.bags import bag_messages
 from xvla_ros.recordings.cdr import peek_stamp
 from xvla_ros.recordings.observations import decode_image
+from xvla_ros.types import NS
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont

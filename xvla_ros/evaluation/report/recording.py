@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import BagError, MessageError
-from xvla_ros.model.data import ActionChunk
 from xvla_ros.recordings.bag_writer import EPISODE_TOPIC
 from xvla_ros.recordings.bags import BagMessage, bag_messages, bag_summary
 from xvla_ros.recordings.cdr import peek_stamp, read, read_joint_state, read_string
@@ -30,12 +29,12 @@ from xvla_ros.recordings.commands import JointCommand, read_command
 from xvla_ros.recordings.observations import BagClock
 from xvla_ros.recordings.topics import CHUNK, DIAGNOSTICS, OUTCOME, STATUS, STRING
 from xvla_ros.robots.interfaces import JOINT_STATE
+from xvla_ros.types import NS, ActionChunk
 
 if TYPE_CHECKING:
     from xvla_ros.robots.actions import Decoder, Trajectory
     from xvla_ros.robots.profile import Profile
 
-NS = 1_000_000_000
 TIME_IS_UP, SOMETHING_ELSE, NOT_JUDGED = "time is up", "did something else", "not judged"
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from xvla_ros.errors import CheckpointError, Problem
+from xvla_ros.types import Embodiment
 
-from ..data import Embodiment
 from ..inputs.normalisers import Normaliser, Statistics
 from .dialects import read_json
 

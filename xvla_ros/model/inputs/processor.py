@@ -14,8 +14,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from xvla_ros.types import Embodiment, Observation
+
 from ..action_modes import ActionMode
-from ..data import Embodiment, Observation
 from ..network.config import XvlaConfig
 from .normalisers import Statistics
 from .pictures import CPU, image_pipeline

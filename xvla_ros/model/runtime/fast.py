@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data import Observation
+from xvla_ros.types import Observation
+
 from ..network.xvla import XvlaNetwork
 from ..policy import Policy
 from .onednn import WORTHWHILE, on_onednn, onednn_gain, variant

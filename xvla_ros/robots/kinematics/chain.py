@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator
 from scipy.spatial.transform import Rotation, Slerp
 
@@ -18,8 +18,7 @@ from xvla_ros.resources import config_dir
 from xvla_ros.robots.rotations import matrix_to_quaternion
 from xvla_ros.robots.urdf import Urdf, parse_urdf
 from xvla_ros.robots.urdf_file import urdf_text
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 
 @dataclass(frozen=True)

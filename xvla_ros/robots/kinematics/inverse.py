@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.robots.kinematics.chain import Chain, Poses
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 POSITION_REACHED = 1e-5  # m
 ROTATION_REACHED = 1e-4  # rad

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator
 
 from xvla_ros.robots.kinematics.chain import Poses
 from xvla_ros.robots.kinematics.inverse import InverseKinematics, Solution
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 REACHED, NEAR, LAGGING, HELD = "reached", "near", "lagging", "held"
 STATUSES = (REACHED, NEAR, LAGGING, HELD)

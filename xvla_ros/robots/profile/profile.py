@@ -10,7 +10,6 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from xvla_ros.errors import ProfileError
 from xvla_ros.model.action_specs import ActionSpec, action_spec
-from xvla_ros.model.data import Embodiment
 from xvla_ros.robots.profile.motion import Safety, Smoothing, Timing
 from xvla_ros.robots.profile.schema import (
     NAMESPACE_PATTERN,
@@ -25,6 +24,7 @@ from xvla_ros.robots.profile.schema import (
     setting,
 )
 from xvla_ros.robots.profile.validation import find_problems
+from xvla_ros.types import Embodiment
 
 SCHEMA_VERSION = 1
 WITH_TOPICS = ("cameras", "joints", "commands")

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg
 from xvla_ros.simulation.tasks.task import Cell
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 HEIGHTS = (0.0, 0.022, 0.044, 0.066)  # m over a lying cube at which postures are sought, for a straight way
 HOVER = HEIGHTS[-1]  # m over a lying cube's middle from where the hand goes down, and to where it lifts

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xvla_ros.simulation.room import CUBES
 from xvla_ros.simulation.tasks.grasping import Grasper
@@ -14,8 +13,7 @@ from xvla_ros.simulation.tasks.layouts import Goal, Layout
 from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg
 from xvla_ros.simulation.tasks.task import Cell, Expert, Task, spoken, within
 from xvla_ros.simulation.world import World
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 MEETING = np.array([0.25, 0.0, 0.16])  # where the cube changes hands, both hands level and pointing at it
 BACK = 0.07  # m along its fingers that a hand stays behind the cube, before it takes it and after it has given it

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from xvla_ros.errors import XvlaError
 from xvla_ros.robots.kinematics import Chain, InverseKinematics, Poses, RobotDescription
 from xvla_ros.simulation.world import World
+from xvla_ros.types import Floats
 
-Floats = NDArray[np.float64]
 Vec3 = tuple[float, float, float]
 
 ROLLS = 12  # turns about the approach axis that are tried where the roll does not matter

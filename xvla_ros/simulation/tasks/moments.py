@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xvla_ros.errors import SimulationError
 from xvla_ros.robots.joints import JointLimits
@@ -24,8 +23,7 @@ from xvla_ros.simulation.tasks.layouts import Layout
 from xvla_ros.simulation.tasks.plan import ExpertPlan
 from xvla_ros.simulation.tasks.task import Expert
 from xvla_ros.simulation.world import CONTROL_PERIOD
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 BEGINNING = 0.3  # share of the moments with the arms as an episode starts: the words alone decide what is next
 BEYOND = 0.45  # share of those in which the hand has grasped, where a task grasps

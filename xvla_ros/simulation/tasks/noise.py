@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.tasks.hands import HANDS
 from xvla_ros.simulation.tasks.plan import ExpertPlan
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 SPREAD = 0.15  # of the greatest speed of each joint: standard deviation of the speed with which it is led astray
 MEMORY = 0.3  # s over which that speed stays alike

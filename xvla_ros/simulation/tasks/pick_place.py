@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xvla_ros.simulation.room import CUBES
 from xvla_ros.simulation.tasks.grasping import Grasper
@@ -14,8 +13,7 @@ from xvla_ros.simulation.tasks.layouts import Goal, Layout
 from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg
 from xvla_ros.simulation.tasks.task import Cell, Expert, Task, spoken, within
 from xvla_ros.simulation.world import World
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 CARRIED = np.array([0.0, 0.0, 0.06])  # m over the bowl's foot at which a cube's middle is let go above the bowl
 HIGH = np.array([0.0, 0.0, 0.085])  # m over it through which it is carried there: ways between postures sag

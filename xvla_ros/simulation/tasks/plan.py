@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from xvla_ros.robots.profile import Profile
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 SPEED = 0.5  # share of the profile's greatest speeds that an expert uses
 BRAKING = 0.12  # s: half of the time that the last part of a way before a stop takes

@@ -9,7 +9,6 @@ from itertools import count
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xvla_ros.errors import SimulationError
 from xvla_ros.robots.profile import Profile
@@ -18,8 +17,7 @@ from xvla_ros.simulation.tasks.hands import HANDS, Hand, hands_of
 from xvla_ros.simulation.tasks.layouts import TRIES, Goal, Layout, Regions, in_order
 from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg, speeds
 from xvla_ros.simulation.world import World
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 START_SPREAD = 0.06  # rad by which each joint of an arm starts beside home
 

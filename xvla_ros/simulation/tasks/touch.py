@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xvla_ros.simulation.room import CUBES
 from xvla_ros.simulation.tasks.layouts import Goal, Layout
 from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg
 from xvla_ros.simulation.tasks.task import Cell, Expert, Task, spoken, within
 from xvla_ros.simulation.world import World
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Floats
 
 HOVER = 3.5  # halves of a cube above what is to be touched: higher than another cube
 PRESS = 0.003  # m below the top of the cube: the fingers shall meet it

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from xvla_ros.model.data import Embodiment
 from xvla_ros.model.inputs.normalisers import Statistics
 from xvla_ros.model.inputs.processor import Batch
 from xvla_ros.model.policy import Policy
@@ -21,6 +20,7 @@ from xvla_ros.training.config import BatchSettings
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.features import Features, TowerRun
 from xvla_ros.training.data.samples import Sample
+from xvla_ros.types import Embodiment
 
 B = TypeVar("B")
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem
-from xvla_ros.model.data import Embodiment
 from xvla_ros.model.inputs.normalisers import Statistics
 from xvla_ros.recordings.bag_paths import tool_actions
 from xvla_ros.robots.actions import StateEncoder
@@ -28,6 +27,7 @@ from xvla_ros.training.data.draws import Shares
 from xvla_ros.training.data.labels import Labeller
 from xvla_ros.training.data.samples import Numbered, Sample
 from xvla_ros.training.data.statistics import ChannelStatistics, normaliser, untouched_actions
+from xvla_ros.types import Embodiment
 
 MEASURED = 2000  # samples of each robot that its normalisation is taken from
 HELD_OUT = 2**40  # where the numbers of held-out moments begin

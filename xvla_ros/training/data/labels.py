@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xvla_ros.model.data import Embodiment
 from xvla_ros.model.inputs.pictures import image_pipeline
 from xvla_ros.observation.images import points_in_view
 from xvla_ros.robots import load_robot
@@ -27,8 +26,7 @@ from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.training.config import Drawn
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.draws import Shares
-
-Floats = NDArray[np.float64]
+from xvla_ros.types import Embodiment, Floats
 
 AWAY = 0.8  # share of the arms that are not drawn at home
 POSTURES = 48  # of each hand over the cubes' region, from which others are mixed: solving each took longer than to draw

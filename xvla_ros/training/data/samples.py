@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem
-from xvla_ros.model.data import Embodiment, Observation
 from xvla_ros.model.inputs.normalisers import Statistics
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.recordings.action_path import waypoint_times
@@ -20,6 +19,7 @@ from xvla_ros.training.config import Augmentation, DatasetSettings
 from xvla_ros.training.data.draws import Augmenter, Paraphrases, WeightedOrder
 from xvla_ros.training.data.statistics import ChannelStatistics, normaliser, untouched_actions
 from xvla_ros.training.data.store import Store
+from xvla_ros.types import Embodiment, Observation
 
 
 @dataclass(frozen=True)

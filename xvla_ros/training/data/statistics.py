@@ -11,8 +11,6 @@ from xvla_ros.model.action_specs import GRIPPER
 from xvla_ros.model.inputs.normalisers import IDENTITY, MEAN_STD, MODES, Normaliser
 from xvla_ros.robots.profile import Profile
 
-Floats = NDArray[np.float64]
-
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 KEPT = 65_536  # rows that quantiles are taken of: the 1 % quantile is then met to about 0.04 % of the rows
 STILL = 1e-6  # a channel whose spread is below this share of its size never moves

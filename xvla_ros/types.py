@@ -1,15 +1,35 @@
-"""The two plain records that enter and leave a policy.
+"""What passes between rooms: observations and chunks of actions, arrays by what they hold, times, percentiles.
 
-Times are ROS time in integer nanoseconds where they are absolute, seconds where they are relative.
+Absolute times are ROS time in integer nanoseconds, relative ones seconds. Nothing of this package is imported here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+NS = 1_000_000_000  # in a second
+
+Floats = NDArray[np.float64]
+Stamps = NDArray[np.int64]  # ROS times in ns
+Flags = NDArray[np.bool_]
+Picture = NDArray[np.uint8]  # [H, W, 3] RGB
+
+
+def to_ns(seconds: float) -> int:
+    """Return a time in s as whole nanoseconds, the nearest."""
+    return round(seconds * NS)
+
+
+def stamps_after(stamp: int, seconds: NDArray[np.floating[Any]]) -> Stamps:
+    """Return the ROS times in ns that lie ``seconds`` [T] after ``stamp``."""
+    after: Stamps = np.rint(seconds * NS).astype(np.int64)
+    return stamp + after
 
 
 @dataclass(frozen=True)
@@ -91,3 +111,21 @@ class Prefix:
     actions: NDArray[np.float32]
     weights: NDArray[np.float32]
     guidance: float = 0.0
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """The median, p95, p99 and the largest of a set of times in ms; zeros before there is one."""
+
+    p50: float = 0.0
+    p95: float = 0.0
+    p99: float = 0.0
+    max: float = 0.0
+
+    @classmethod
+    def of(cls, values: Collection[float] | Floats) -> Percentiles:
+        """Return the percentiles of ``values``; NaN where there are none."""
+        if not len(values):
+            return cls(math.nan, math.nan, math.nan, math.nan)
+        p50, p95, p99 = np.percentile(list(values), (50, 95, 99)).tolist()
+        return cls(p50, p95, p99, float(max(values)))
