@@ -27,7 +27,7 @@ RANDOM_WAY, RANDOM_TURN = 0.02, 0.05  # the same of tool poses: m about home, an
 
 
 def load_policy(
-    profiles: Mapping[str, Profile],
+    profiles: Profile | Mapping[str, Profile],
     checkpoint: str = "",
     *,
     device: str = "cpu",
@@ -39,7 +39,7 @@ def load_policy(
     """Load the policy for some robots, check that it can serve each, and choose the fastest way to run it.
 
     Args:
-        profiles: by name, at least one.
+        profiles: the robot, or several by name.
         checkpoint: folder or hub id; empty takes the one the profiles agree on; where they name none, the policy that
             comes with the package, if it was trained for all of them; else random weights: the same classes,
             untrained, which ``Policy.is_trained`` tells.
@@ -57,6 +57,8 @@ def load_policy(
         CheckpointError: naming what is wrong with the checkpoint.
         ProfileError: the policy that comes with the package was trained in other units, see ``shipped_policy``.
     """
+    if isinstance(profiles, Profile):
+        profiles = {profiles.name: profiles}
     name, revision = (checkpoint, "") if checkpoint else _agreed(profiles)
     _ensure_device(device)
     if name:

@@ -1,0 +1,1 @@
+"""How well a policy does: in closed loop on tasks, and on recorded bags; the reports of both."""

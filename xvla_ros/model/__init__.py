@@ -4,11 +4,10 @@
   not fit is named, file and key, all at once.
 - ``policy``: ``Policy``, with ``predict`` for any robots, instructions and action modes together.
 - ``random_policy``: an untrained one, where there is no checkpoint.
-- ``data``: the plain records that enter and leave, ``Observation``, ``Embodiment``, ``ActionChunk``, ``Prefix``.
 - ``action_modes`` and ``action_specs``: what an action means; other packages register their own.
 - ``runtime.fast`` and ``runtime.int8``: the same policy faster, exactly or with an error.
 - ``network`` and ``inputs``: what it is made of, for training.
 
-``action_specs``, ``data``, ``imports``, ``network.config``, ``inputs.normalisers`` and ``checkpoint`` until it loads
+``action_specs``, ``imports``, ``network.config``, ``inputs.normalisers`` and ``checkpoint`` until it loads
 something import no torch.
 """

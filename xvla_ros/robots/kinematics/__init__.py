@@ -13,7 +13,6 @@ __all__ = [
     "Chain",
     "FollowedPath",
     "InverseKinematics",
-    "KinematicsError",
     "PathFollower",
     "Poses",
     "RobotDescription",

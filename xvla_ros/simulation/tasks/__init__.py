@@ -11,7 +11,6 @@ __all__ = [
     "Goal",
     "Layout",
     "Outcome",
-    "SimulationError",
     "Task",
     "load_task",
     "task_names",
