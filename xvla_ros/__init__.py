@@ -30,10 +30,8 @@ if TYPE_CHECKING:
     from xvla_ros.control.policy_source import load_policy
     from xvla_ros.errors import XvlaError
     from xvla_ros.model.policy import Policy
-    from xvla_ros.robots.decode import Decoder
-    from xvla_ros.robots.encode import StateEncoder
+    from xvla_ros.robots.actions import Decoder, StateEncoder, Trajectory
     from xvla_ros.robots.profile import Profile, load_robot
-    from xvla_ros.robots.trajectory import Trajectory
     from xvla_ros.types import ActionChunk, Observation
 
 __all__ = [
@@ -52,12 +50,12 @@ __all__ = [
 # Importing torch takes seconds, which who asks for a profile or for help does not have to wait for.
 _HOMES = {
     "ActionChunk": "types",
-    "Decoder": "robots.decode",
+    "Decoder": "robots.actions",
     "Observation": "types",
     "Policy": "model.policy",
     "Profile": "robots.profile",
-    "StateEncoder": "robots.encode",
-    "Trajectory": "robots.trajectory",
+    "StateEncoder": "robots.actions",
+    "Trajectory": "robots.actions",
     "XvlaError": "errors",
     "load_policy": "control.policy_source",
     "load_robot": "robots.profile",

@@ -13,6 +13,7 @@ __all__ = [
     "Chain",
     "FollowedPath",
     "InverseKinematics",
+    "KinematicsError",
     "PathFollower",
     "Poses",
     "RobotDescription",
