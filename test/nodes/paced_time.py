@@ -47,7 +47,7 @@ class PacedTime:
         self._node.destroy_subscription(self._subscription)
 
     def come_back(self):
-        self._subscription = self._node.create_subscription(Header, time_limit.TOPIC, self._on_limit, qos.EVENTS)
+        self._subscription = self._node.create_subscription(Header, time_limit.TIME_LIMIT_TOPIC, self._on_limit, qos.EVENTS)
 
     def start(self):
         self._thread.start()

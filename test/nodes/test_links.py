@@ -42,7 +42,7 @@ def paced(ros_domain):
 
     rclpy.init(domain_id=ros_domain, args=["xvla", "--ros-args", "-p", "use_sim_time:=true", "-p", "paced:=true"])
     node, simulation = PolicyNode(), rclpy.create_node("sim")
-    node.hear = lambda: simulation.create_subscription(Header, time_limit.TOPIC, lambda _: None, qos.EVENTS)
+    node.hear = lambda: simulation.create_subscription(Header, time_limit.TIME_LIMIT_TOPIC, lambda _: None, qos.EVENTS)
     try:
         node.set_up()
         yield node

@@ -220,7 +220,7 @@ class SimNode(Node):  # type: ignore[misc]
         self._clock_message = Clock()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.EVENTS)
         self.create_service(Trigger, "~/reset", self._on_reset)
-        self.create_subscription(Header, time_limit.TOPIC, self._on_time_limit, qos.EVENTS)
+        self.create_subscription(Header, time_limit.TIME_LIMIT_TOPIC, self._on_time_limit, qos.EVENTS)
         self.create_timer(1.0, self._publish_diagnostics, clock=RclpyClock(clock_type=ClockType.STEADY_TIME))
 
     def _publish_clock(self) -> None:

@@ -17,7 +17,7 @@ from std_msgs.msg import Header
 
 from xvla_ros.nodes import messages, qos
 
-TOPIC = "sim/time_limit"  # beside the node ``sim`` of the same namespace
+TIME_LIMIT_TOPIC = "sim/time_limit"  # beside the node ``sim`` of the same namespace
 REPEAT_S = 0.2  # wall time: a message that was lost, or that came before the simulation, must not stop it for good
 NO_LIMIT = (2**31 - 1) * messages.NS
 
@@ -33,7 +33,7 @@ class TimeLimit:
     def __init__(self, node: Node, until: Callable[[], int | None]) -> None:
         self._node, self._until = node, until
         self._lock = threading.Lock()
-        self._publisher = node.create_publisher(Header, TOPIC, qos.EVENTS)
+        self._publisher = node.create_publisher(Header, TIME_LIMIT_TOPIC, qos.EVENTS)
         self._timer = node.create_timer(REPEAT_S, self.say, clock=RosClock(clock_type=ClockType.STEADY_TIME))
 
     @property

@@ -18,7 +18,7 @@ FUNNEL = 0.003, 0.1  # m beside the cube, and m more for each m above it, from w
 NEARBY = 0.04  # m beside the cube within which the execution is steady
 STEADY = 0.25  # share of the usual noise
 BETWEEN = 0.009  # m by which a cube may be off the fingers' middle, along the hand and across it, to be grasped
-LIFTED = 0.012  # m over the table that only a held cube is
+HELD = 0.012  # m over the table that only a held cube is
 WIDE = 0.8  # share of the opening that is wide enough to go down with
 SLOW = 0.7  # of the usual speed, for going down beside a cube
 
@@ -107,7 +107,7 @@ class Grasper:
         self._line = line[::-1]
 
     def _is_lifted(self) -> bool:
-        return bool(self._cell.place(self._prop)[2] > self._cell.half(self._prop) + LIFTED)
+        return bool(self._cell.place(self._prop)[2] > self._cell.half(self._prop) + HELD)
 
     def _is_above(self, now: Floats, beside: Floats) -> bool:
         """Whether the open hand may go straight down, being ``beside`` the cube's middle by so much."""
