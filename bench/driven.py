@@ -29,7 +29,7 @@ from xvla_ros.control.state import ControlStatus
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, sim_command
 from xvla_ros.evaluation.processes import Supervisor, free_domain
 from xvla_ros.nodes import messages, qos
-from xvla_ros.nodes.policy_lifecycle import PolicyNode
+from xvla_ros.nodes.policy.node import PolicyNode
 from xvla_ros.robots import Profile
 from xvla_ros.ros_env import child_environment, prepare
 

@@ -157,7 +157,7 @@ class Notes:
 
 def traced_link(notes: Notes, every_frame: bool) -> type:
     """A ``RobotLink`` that takes notes; with ``every_frame`` it asks whenever all cameras have a new one."""
-    from xvla_ros.nodes.robot_link import RobotLink
+    from xvla_ros.nodes.policy.robot_link import RobotLink
 
     class TracedLink(RobotLink):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -203,7 +203,7 @@ def traced_link(notes: Notes, every_frame: bool) -> type:
 
 def run_node(trace: Path, policy: str) -> int:
     """The policy node with an instant policy, until SIGINT."""
-    from xvla_ros.nodes import policy_lifecycle
+    from xvla_ros.nodes.policy import node as policy_lifecycle
     from xvla_ros.nodes.stop_request import StopRequest
 
     stop, notes = StopRequest(), Notes()

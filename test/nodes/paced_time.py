@@ -9,8 +9,8 @@ from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Header
 
-from xvla_ros.nodes import messages, qos, time_limit
-from xvla_ros.simulation.pacing import TimeLimits
+from xvla_ros.nodes import messages, node_clock, qos
+from xvla_ros.simulation.stepper import TimeLimits
 
 STEP = 5_000_000  # ns between two messages of /clock
 AHEAD_S = 0.01 + STEP / 1e9  # by which time may be beyond the command after the one that the node has seen it come to
@@ -47,7 +47,8 @@ class PacedTime:
         self._node.destroy_subscription(self._subscription)
 
     def come_back(self):
-        self._subscription = self._node.create_subscription(Header, time_limit.TIME_LIMIT_TOPIC, self._on_limit, qos.EVENTS)
+        topic = node_clock.TIME_LIMIT_TOPIC
+        self._subscription = self._node.create_subscription(Header, topic, self._on_limit, qos.EVENTS)
 
     def start(self):
         self._thread.start()

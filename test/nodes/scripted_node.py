@@ -68,7 +68,7 @@ def path(word, times, limits):
 
 
 def main():
-    from xvla_ros.nodes import policy_lifecycle
+    from xvla_ros.nodes.policy import node as policy_lifecycle
 
     class ScriptedNode(policy_lifecycle.PolicyNode):
         def _load(self):

@@ -15,7 +15,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
-from xvla_ros.nodes.commands import command_messages, command_type, commanded_points
+from xvla_ros.nodes.policy.commands import command_messages, command_type, commanded_points
 
 PAIR = load_profile("so101_bimanual_split")["so101_bimanual_split"]
 WIDOWX = load_profile("widowx")["widowx"]

@@ -17,8 +17,8 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
 from xvla_ros.errors import SetupError
-from xvla_ros.nodes import grippers, qos
-from xvla_ros.nodes.grippers import ChangeGate, gripper_outlet, require_outlets
+from xvla_ros.nodes import qos
+from xvla_ros.nodes.policy.commands import ChangeGate, gripper_outlet, require_outlets
 from xvla_ros.robots import Profile, load_profile
 
 PAIR = load_profile("so101_bimanual_split")["so101_bimanual_split"]
@@ -121,7 +121,7 @@ def stand_in_control_msgs(monkeypatch):
     actions.GripperCommand, actions.ParallelGripperCommand = GripperCommand, ParallelGripperCommand
     monkeypatch.setitem(sys.modules, "control_msgs", module)
     monkeypatch.setitem(sys.modules, "control_msgs.action", actions)
-    monkeypatch.setattr(grippers, "ActionClient", StandInClient)
+    monkeypatch.setattr(commands, "ActionClient", StandInClient)
 
 
 def test_goals_of_both_actions_carry_the_setpoint(node, stand_in_control_msgs):

@@ -26,11 +26,10 @@ from xvla_ros.evaluation.bag_info import inspect
 from xvla_ros.evaluation.replay.live import check_live
 from xvla_ros.evaluation.replay_bag import ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay_sources import Answer
-from xvla_ros.nodes.commands import command_messages, command_type, commanded_points
 from xvla_ros.nodes.graph import Endpoint, GraphSnapshot
-from xvla_ros.nodes.grippers import GOALS, has_gripper_outlet
 from xvla_ros.nodes.messages import message_class
-from xvla_ros.nodes.served_robot import HANDLERS
+from xvla_ros.nodes.policy.commands import GOALS, command_messages, command_type, commanded_points, has_gripper_outlet
+from xvla_ros.nodes.sim.served_robot import HANDLERS
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
 from xvla_ros.recordings.commands import JointCommand, read_command
 from xvla_ros.recordings.commands import command_type as recorded_type

@@ -15,7 +15,7 @@ rclpy = pytest.importorskip("rclpy")
 
 
 def test_activation_keeps_the_links_that_configure_made(ros_domain):
-    from xvla_ros.nodes.policy_lifecycle import PolicyNode
+    from xvla_ros.nodes.policy.node import PolicyNode
 
     rclpy.init(domain_id=ros_domain)
     node = PolicyNode()
@@ -37,12 +37,12 @@ def paced(ros_domain):
     """A node whose simulated time waits for it, set up, and a participant that hears how far it may run."""
     from std_msgs.msg import Header
 
-    from xvla_ros.nodes import qos, time_limit
-    from xvla_ros.nodes.policy_lifecycle import PolicyNode
+    from xvla_ros.nodes import node_clock, qos
+    from xvla_ros.nodes.policy.node import PolicyNode
 
     rclpy.init(domain_id=ros_domain, args=["xvla", "--ros-args", "-p", "use_sim_time:=true", "-p", "paced:=true"])
     node, simulation = PolicyNode(), rclpy.create_node("sim")
-    node.hear = lambda: simulation.create_subscription(Header, time_limit.TIME_LIMIT_TOPIC, lambda _: None, qos.EVENTS)
+    node.hear = lambda: simulation.create_subscription(Header, node_clock.TIME_LIMIT_TOPIC, lambda _: None, qos.EVENTS)
     try:
         node.set_up()
         yield node
@@ -55,8 +55,8 @@ def paced(ros_domain):
 
 
 def test_a_node_that_nobody_waits_for_is_not_activated(paced, monkeypatch):
-    from xvla_ros.nodes import policy_lifecycle
     from xvla_ros.nodes.lifecycle import TransitionError
+    from xvla_ros.nodes.policy import node as policy_lifecycle
 
     monkeypatch.setattr(policy_lifecycle, "SIMULATION_WAIT_S", 0.0)
     with pytest.raises(TransitionError, match="no simulation of xvla_ros hears sim/time_limit"):
@@ -107,7 +107,7 @@ def slow_pair(ros_domain):
     """The link of a pair of arms that stand, with a plan, and its two outlets."""
     from hand_clock import SECOND, HandClock
 
-    from xvla_ros.nodes.robot_link import RobotLink
+    from xvla_ros.nodes.policy.robot_link import RobotLink
     from xvla_ros.robots import load_profile
     from xvla_ros.robots.actions import Trajectory
 

@@ -24,8 +24,8 @@ from xvla_ros.control.controller import RobotController
 from xvla_ros.control.state import HOLDING, RUNNING
 from xvla_ros.errors import KinematicsError
 from xvla_ros.nodes import messages, qos
-from xvla_ros.nodes.plan_markers import COLOURS, POINTS, PlanMarkers
-from xvla_ros.nodes.robot_link import RobotLink
+from xvla_ros.nodes.policy.robot_link import RobotLink
+from xvla_ros.nodes.policy.shown import COLOURS, POINTS, PlanMarkers
 from xvla_ros.observation.measured import MeasuredJoints
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.actions import Trajectory

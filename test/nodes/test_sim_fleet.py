@@ -12,7 +12,7 @@ from sensor_msgs.msg import JointState
 
 from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.graph import choose_profiles, policy_command, sim_command
-from xvla_ros.nodes import simulated_robot
+from xvla_ros.nodes.sim import simulated_robot
 from xvla_ros.robots import ProfileError
 from xvla_ros.ros_env import child_environment
 

@@ -56,8 +56,8 @@ from xvla_ros.nodes import qos
 from xvla_ros.nodes.graph import Watch
 from xvla_ros.nodes.messages import stamp_message
 from xvla_ros.nodes.node_clock import NodeClock
+from xvla_ros.nodes.policy.robot_link import RobotLink
 from xvla_ros.nodes.record_check import RecordCheck
-from xvla_ros.nodes.robot_link import RobotLink
 from xvla_ros.observation.faults import Fault, FaultTally
 from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter

@@ -12,8 +12,8 @@ pytest.importorskip("rclpy")
 from rclpy.serialization import serialize_message  # noqa: E402
 from sensor_msgs.msg import Image, JointState  # noqa: E402
 
+from xvla_ros.nodes.graph import LATE_S, LOOK_PERIOD_S, Trial  # noqa: E402
 from xvla_ros.nodes.messages import stamp_message  # noqa: E402
-from xvla_ros.nodes.trial import LATE_S, LOOK_PERIOD_S, Trial  # noqa: E402
 from xvla_ros.robots import Profile, load_profile  # noqa: E402
 
 SO101 = load_profile("so101")["so101"]

@@ -337,7 +337,7 @@ def topics_in_use(code: str, *arguments: str) -> dict[str, dict[str, str]]:
 LINK = """
 import json, sys, rclpy
 from xvla_ros.nodes.node_clock import NodeClock
-from xvla_ros.nodes.robot_link import RobotLink
+from xvla_ros.nodes.policy.robot_link import RobotLink
 from xvla_ros.robots import load_profile
 rclpy.init()
 node = rclpy.create_node("xvla")
@@ -350,7 +350,7 @@ print(json.dumps({"out": say(node.get_publisher_names_and_types_by_node(*here)),
 """
 SIM = """
 import json, sys, rclpy
-from xvla_ros.nodes.simulated_robot import SimNode
+from xvla_ros.nodes.sim.simulated_robot import SimNode
 rclpy.init(args=["sim", "--ros-args", "-p", f"robot:={sys.argv[1]}", "-p", f"profile:={sys.argv[2]}"])
 node = SimNode(lambda: True)
 here = (node.get_name(), node.get_namespace())

@@ -14,8 +14,8 @@ import rclpy
 
 from xvla_ros.evaluation.processes import free_domain
 from xvla_ros.nodes.node_clock import NodeClock
-from xvla_ros.nodes.policy_lifecycle import PolicyNode
-from xvla_ros.nodes.robot_link import RobotLink
+from xvla_ros.nodes.policy.node import PolicyNode
+from xvla_ros.nodes.policy.robot_link import RobotLink
 from xvla_ros.resources import config_dir
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.tools import shown_arms

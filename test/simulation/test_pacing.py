@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvla_ros.simulation.pacing import SLACK, Pacer, RealTime, Ticker, TimeLimits
+from xvla_ros.simulation.stepper import SLACK, Pacer, RealTime, Ticker, TimeLimits
 
 TIMESTEP = 1 / 600
 

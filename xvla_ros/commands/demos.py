@@ -47,7 +47,7 @@ class Demos(Command):
     def run(self) -> int:
         """Record, and say what was; 1 where more than one episode of twenty failed."""
         from xvla_ros.robots import load_robot
-        from xvla_ros.simulation.requirements import missing_extras
+        from xvla_ros.simulation.offscreen import missing_extras
 
         if missing := missing_extras():
             raise SetupError(f"demonstrations need a simulator and kinematics; install xvla_ros[{','.join(missing)}]")

@@ -65,7 +65,7 @@ class Evaluate(Command):
     def run(self) -> int:
         """Run the episodes and write ``report.json``."""
         from xvla_ros.robots import load_robot
-        from xvla_ros.simulation.requirements import missing_extras
+        from xvla_ros.simulation.offscreen import missing_extras
 
         here = self.in_process or self.expert
         if missing := missing_extras(**({} if here else {"rclpy": "ros"})):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from rclpy.clock import Clock as RosClock
 from rclpy.clock import ClockType
 from rclpy.node import Node
+from std_msgs.msg import Header
 
+from xvla_ros.nodes import messages, qos
 from xvla_ros.types import NS
 
 
@@ -44,3 +47,48 @@ class NodeClock:
             gained = self._newest[1] - before[1] if self.alone else self._newest[0] - before[0]
             self._gained += max(0, gained)
             return self._gained / NS
+
+
+TIME_LIMIT_TOPIC = "sim/time_limit"  # beside the node ``sim`` of the same namespace
+REPEAT_S = 0.2  # wall time: a message that was lost, or that came before the simulation, must not stop it for good
+NO_LIMIT = (2**31 - 1) * messages.NS
+
+
+class TimeLimit:
+    """What one node allows.
+
+    Args:
+        node: whose name it is said in.
+        until: called by the node's executor and by ``say``: the time in ns, None for no limit.
+    """
+
+    def __init__(self, node: Node, until: Callable[[], int | None]) -> None:
+        self._node, self._until = node, until
+        self._lock = threading.Lock()
+        self._publisher = node.create_publisher(Header, TIME_LIMIT_TOPIC, qos.EVENTS)
+        self._timer = node.create_timer(REPEAT_S, self.say, clock=RosClock(clock_type=ClockType.STEADY_TIME))
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether a simulation listens, as far as discovery has found."""
+        return bool(self._publisher.get_subscription_count())
+
+    def say(self) -> None:
+        """Say what is allowed now."""
+        with self._lock:
+            if self._timer is not None:
+                self._send(self._until())
+
+    def close(self) -> None:
+        """Hold nothing any more, and be silent."""
+        with self._lock:
+            if self._timer is None:
+                return
+            self._node.destroy_timer(self._timer)
+            self._timer = None
+            self._send(None)
+            self._node.destroy_publisher(self._publisher)
+
+    def _send(self, until: int | None) -> None:
+        stamp = messages.stamp_message(NO_LIMIT if until is None else until)
+        self._publisher.publish(Header(stamp=stamp, frame_id=self._node.get_fully_qualified_name()))

@@ -31,8 +31,8 @@ from std_msgs.msg import String
 
 from xvla_ros.errors import BagError, EvaluationError, Interrupted, MessageError
 from xvla_ros.nodes import messages, qos
-from xvla_ros.nodes.commands import command_type
 from xvla_ros.nodes.parameters import given_parameters
+from xvla_ros.nodes.policy.commands import command_type
 from xvla_ros.nodes.stop_request import StopRequest
 from xvla_ros.recordings.bag_files import BagMessage
 from xvla_ros.recordings.bags import bag_messages

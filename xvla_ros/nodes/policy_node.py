@@ -18,7 +18,7 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; return its exit code."""
     stop = StopRequest()
     ros_env.prepare()
-    from xvla_ros.nodes.policy_lifecycle import network_is_busy, serve
+    from xvla_ros.nodes.policy.node import network_is_busy, serve
 
     code = serve(lambda: stop.made, args)
     if network_is_busy():

@@ -10,6 +10,9 @@ message came. So a busy machine neither loses messages nor shifts their times.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import shutil
 import sys
 import threading
@@ -35,7 +38,6 @@ from rclpy.subscription import Subscription
 from rosgraph_msgs.msg import Clock
 
 from xvla_ros.errors import BagWriteError, MessageError
-from xvla_ros.nodes.keyboard import Keyboard
 from xvla_ros.nodes.messages import message_class
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.record_check import check_of
@@ -44,6 +46,49 @@ from xvla_ros.recordings.cdr import peek_stamp, read_string
 from xvla_ros.recordings.marks import EPISODE_TOPIC, EpisodeMarks
 from xvla_ros.recordings.topics import COMMAND, LATCHED, SENSOR, RecordedTopic, recorded_topics
 from xvla_ros.robots.profile import Profile, profile_document
+
+
+class Keyboard:
+    """Reads keys from standard input where that is a terminal; else there are none.
+
+    In a ``with`` block the terminal hands over each key at once and does not show it; afterwards it is as it was.
+    """
+
+    def __init__(self) -> None:
+        self.present = sys.stdin is not None and sys.stdin.isatty()
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Keyboard:
+        if self.present:
+            self._stack.enter_context(_single_keys(sys.stdin.fileno()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def pressed(self) -> str:
+        """Return the keys pressed since the last call, in order."""
+        keys = b""
+        while self.present and select.select([sys.stdin], [], [], 0.0)[0]:
+            some = os.read(sys.stdin.fileno(), 64)
+            if not some:  # the terminal has gone
+                self.present = False
+            keys += some
+        return keys.decode(errors="ignore")
+
+
+@contextlib.contextmanager
+def _single_keys(descriptor: int) -> Iterator[None]:
+    import termios
+    import tty
+
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor)
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
 
 FLUSH_PERIOD, TAKE_PERIOD, SPIN = 0.25, 0.01, 0.02  # s
 SILENT_AFTER = 3.0  # s; a topic that has not come by then is named

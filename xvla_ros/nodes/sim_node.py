@@ -20,7 +20,7 @@ def main(args: list[str] | None = None) -> int:
     """Simulates until SIGINT or SIGTERM; returns 0, or 1 after saying what cannot be simulated."""
     stop = StopRequest()
     ros_env.prepare()
-    from xvla_ros.nodes.simulated_robot import serve
+    from xvla_ros.nodes.sim.simulated_robot import serve
 
     return serve(lambda: stop.made, args)
 

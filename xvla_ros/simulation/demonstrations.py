@@ -26,7 +26,7 @@ from xvla_ros.simulation.controllers import JointTrajectoryController
 from xvla_ros.simulation.stepper import JointStates, Pictures, Stepper
 from xvla_ros.simulation.tasks import ExpertPlan, Layout, Outcome, Task, load_task
 from xvla_ros.simulation.tasks.hands import UnreachableError
-from xvla_ros.simulation.tasks.noise import ExecutionNoise
+from xvla_ros.simulation.tasks.plan import ExecutionNoise
 from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
 from xvla_ros.types import NS, Floats

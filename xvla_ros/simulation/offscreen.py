@@ -6,9 +6,24 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from xvla_ros.errors import SimulationError
+
+NEEDED = {"mujoco": "sim", "pinocchio": "kinematics"}
+
+
+def missing_extras(**also: str) -> list[str]:
+    """Return the extras of the package that are to be installed for a simulation.
+
+    Args:
+        also: module → extra, what else is needed.
+    """
+    needed: Mapping[str, str] = NEEDED | also
+    return [extra for module, extra in needed.items() if find_spec(module) is None]
+
 
 PACKAGES = {"egl": "libegl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 OSMESA_LIBRARIES = ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")

@@ -103,7 +103,7 @@ def _simulator(drawn: Drawn | None) -> Iterator[None]:
     if drawn is None:
         yield
         return
-    from xvla_ros.simulation.requirements import missing_extras
+    from xvla_ros.simulation.offscreen import missing_extras
 
     if missing := missing_extras():
         message = "samples are drawn by a simulator, which is not installed"

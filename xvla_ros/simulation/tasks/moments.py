@@ -11,19 +11,80 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from xvla_ros.errors import SimulationError
+from xvla_ros.errors import MessageError, SimulationError
+from xvla_ros.observation.images import view_of
 from xvla_ros.robots.joints import JointLimits
-from xvla_ros.simulation.tasks.drawn_scene import DrawnScene, Picture
-from xvla_ros.simulation.tasks.hands import UnreachableError
+from xvla_ros.robots.profile import Profile
+from xvla_ros.simulation.tasks.catalogue import load_task
+from xvla_ros.simulation.tasks.hands import UnreachableError, hands_of
 from xvla_ros.simulation.tasks.layouts import Layout
 from xvla_ros.simulation.tasks.plan import ExpertPlan
 from xvla_ros.simulation.tasks.task import Expert
-from xvla_ros.simulation.world import CONTROL_PERIOD
+from xvla_ros.simulation.world import CONTROL_PERIOD, World
 from xvla_ros.types import Floats
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(eq=False)
+class DrawnScene:
+    """One robot before one task.
+
+    Args:
+        profile: of the robot.
+        task: of its scene.
+        variation: of light, colours and cameras, 1 as in demonstrations.
+        pixels: width and height of the pictures.
+
+    Raises:
+        SimulationError, KinematicsError: naming what is missing.
+    """
+
+    profile: Profile
+    task: str
+    variation: float = 1.0
+    pixels: int = 256
+    world: World = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.world = World(self.profile)
+        self._task = load_task(self.profile, self.task, variation=self.variation)
+        self._hands = hands_of(self.world)
+        blank = np.zeros((self.pixels, self.pixels, 3), np.uint8)
+        for slot in self.profile.cameras.slots:
+            try:
+                view_of(blank, self.profile.cameras.by_name[slot])
+            except MessageError as error:
+                raise SimulationError(f"{self.profile.name}: camera {slot}: {error}") from error
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Every sentence that the task may say."""
+        return self._task.instructions
+
+    @property
+    def positions(self) -> NDArray[np.float64]:
+        """[J], rad or m, in the profile's ``policy_order``."""
+        return np.array(list(self.world.positions().values()))
+
+    def pictures(self, slots: tuple[str, ...]) -> dict[str, Picture]:
+        """Slot → uint8 [H, W, 3] RGB of the present state, as a policy sees it: turned and cropped by the profile.
+
+        Raises:
+            SimulationError: naming what to install.
+        """
+        cameras = self.profile.cameras.by_name
+        return {slot: view_of(self.world.render(slot, self.pixels, self.pixels), cameras[slot]) for slot in slots}
+
+    def close(self) -> None:
+        """Free what drawing holds."""
+        self.world.close()
+
 
 BEGINNING = 0.3  # share of the moments with the arms as an episode starts: the words alone decide what is next
 BEYOND = 0.45  # share of those in which the hand has grasped, where a task grasps

@@ -21,8 +21,8 @@ from torch import Tensor
 from xvla_ros.model.inputs.pictures import image_pipeline
 from xvla_ros.observation.images import points_in_view
 from xvla_ros.robots import load_robot
-from xvla_ros.simulation.tasks.drawn_scene import DrawnScene, Picture
 from xvla_ros.simulation.tasks.hands import UnreachableError
+from xvla_ros.simulation.tasks.moments import DrawnScene, Picture
 from xvla_ros.training.config import Drawn
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.draws import Shares

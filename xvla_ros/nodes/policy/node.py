@@ -30,15 +30,13 @@ from xvla_ros.control.state import UNTRAINED
 from xvla_ros.errors import CheckpointError, KinematicsError, ProfileError, SetupError
 from xvla_ros.model.imports import kept_for_good
 from xvla_ros.nodes import messages, qos
-from xvla_ros.nodes.diagnostics import robot_diagnostics
-from xvla_ros.nodes.grippers import require_outlets
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError
-from xvla_ros.nodes.node_clock import NodeClock
+from xvla_ros.nodes.node_clock import TIME_LIMIT_TOPIC, NodeClock, TimeLimit
 from xvla_ros.nodes.parameters import read_profile
-from xvla_ros.nodes.robot_description import DescriptionTopics
-from xvla_ros.nodes.robot_link import RobotLink
-from xvla_ros.nodes.stop_topics import StopTopics
-from xvla_ros.nodes.time_limit import TOPIC, TimeLimit
+from xvla_ros.nodes.policy.commands import require_outlets
+from xvla_ros.nodes.policy.robot_link import RobotLink
+from xvla_ros.nodes.policy.shown import robot_diagnostics
+from xvla_ros.nodes.policy.surroundings import DescriptionTopics, StopTopics
 from xvla_ros.observation.faults import Fault
 from xvla_ros.resources import usable_cores
 from xvla_ros.robots.kinematics import RobotDescription
@@ -205,7 +203,7 @@ class PolicyNode(GuardedLifecycleNode):
         deadline = time.monotonic() + SIMULATION_WAIT_S
         while not self._time_limit.is_heard:
             if time.monotonic() > deadline or self.cancelled.is_set():
-                message = f"paced is true, but no simulation of xvla_ros hears {TOPIC}: start it, or set paced false"
+                message = f"paced is true, but no simulation of xvla_ros hears {TIME_LIMIT_TOPIC}: start it, or set paced false"
                 raise TransitionError(f"parameter {message}")
             time.sleep(POLL_S)
 

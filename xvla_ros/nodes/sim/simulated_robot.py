@@ -28,12 +28,12 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from xvla_ros.errors import SetupError, SimulationError
-from xvla_ros.nodes import messages, qos, time_limit
-from xvla_ros.nodes.served_robot import ServedRobot
-from xvla_ros.nodes.task_server import BAD_TASK, TaskServer, declare_parameters
+from xvla_ros.nodes import messages, node_clock, qos
+from xvla_ros.nodes.sim.served_robot import ServedRobot
+from xvla_ros.nodes.sim.task_server import BAD_TASK, TaskServer, declare_parameters
 from xvla_ros.robots import Profile, ProfileError, load_profile, load_profiles
 from xvla_ros.simulation.controllers import ControllerOptions
-from xvla_ros.simulation.pacing import Pacer, RealTime, Ticker, TimeLimits
+from xvla_ros.simulation.stepper import Pacer, RealTime, Ticker, TimeLimits
 from xvla_ros.simulation.world import World
 
 RESET_TIMEOUT = 60.0
@@ -220,7 +220,7 @@ class SimNode(Node):  # type: ignore[misc]
         self._clock_message = Clock()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.EVENTS)
         self.create_service(Trigger, "~/reset", self._on_reset)
-        self.create_subscription(Header, time_limit.TIME_LIMIT_TOPIC, self._on_time_limit, qos.EVENTS)
+        self.create_subscription(Header, node_clock.TIME_LIMIT_TOPIC, self._on_time_limit, qos.EVENTS)
         self.create_timer(1.0, self._publish_diagnostics, clock=RclpyClock(clock_type=ClockType.STEADY_TIME))
 
     def _publish_clock(self) -> None:

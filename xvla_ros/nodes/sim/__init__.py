@@ -1,0 +1,1 @@
+"""The node of a simulated robot, behind the topics of its profile."""
