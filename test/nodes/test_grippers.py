@@ -18,6 +18,7 @@ from std_msgs.msg import Float64MultiArray
 
 from xvla_ros.errors import SetupError
 from xvla_ros.nodes import qos
+from xvla_ros.nodes.policy import commands
 from xvla_ros.nodes.policy.commands import ChangeGate, gripper_outlet, require_outlets
 from xvla_ros.robots import Profile, load_profile
 

@@ -203,8 +203,10 @@ class PolicyNode(GuardedLifecycleNode):
         deadline = time.monotonic() + SIMULATION_WAIT_S
         while not self._time_limit.is_heard:
             if time.monotonic() > deadline or self.cancelled.is_set():
-                message = f"paced is true, but no simulation of xvla_ros hears {TIME_LIMIT_TOPIC}: start it, or set paced false"
-                raise TransitionError(f"parameter {message}")
+                raise TransitionError(
+                    f"parameter paced is true, but no simulation of xvla_ros hears {TIME_LIMIT_TOPIC}: start it, or set "
+                    "paced false"
+                )
             time.sleep(POLL_S)
 
     def _look_for_the_simulation(self) -> None:
