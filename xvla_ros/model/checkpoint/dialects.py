@@ -40,6 +40,11 @@ _LEROBOT_PASSED_ON = {
 _COMMON = {
     *_SHARED_INTS, "mlp_ratio", "use_hetero_proj", "action_mode", "use_proprio", "max_action_dim", "florence_config",
 }  # fmt: skip
+# What LeRobot's dialect calls as we do.
+_WRITTEN_ALIKE = (
+    "chunk_size", "dtype", "mlp_ratio", "use_hetero_proj", "action_mode", "num_denoising_steps", "max_action_dim",
+    "tokenizer_name", "tokenizer_max_length", "num_image_views",
+)  # fmt: skip
 _ORIGINAL_ONLY = {"num_actions", "soft_prompt_length", "real_action_dim"}
 _TEXT_COUNTS = (
     "vocab_size", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "max_position_embeddings",
@@ -62,33 +67,29 @@ class _ConfigReader:
     def wrong(self, key: str, expected: str) -> None:
         self.problems.append(Problem(self.file, self.prefix + key, self.data.get(key), expected, "has the wrong value"))
 
-    def integer(self, key: str, default: int, least: int = 1) -> int:
+    def _value(self, key: str, default: Any, kinds: type | tuple[type, ...], expected: str) -> Any:
         value = self.data.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            self.wrong(key, f"an integer of at least {least}")
-            return default
-        return value
+        if isinstance(value, kinds) and (kinds is bool or not isinstance(value, bool)):
+            return value
+        self.wrong(key, expected)
+        return default
+
+    def integer(self, key: str, default: int, least: int = 1) -> int:
+        expected = f"an integer of at least {least}"
+        value = int(self._value(key, default, int, expected))
+        if value >= least:
+            return value
+        self.wrong(key, expected)
+        return default
 
     def number(self, key: str, default: float) -> float:
-        value = self.data.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            self.wrong(key, "a number")
-            return default
-        return float(value)
+        return float(self._value(key, default, (int, float), "a number"))
 
     def flag(self, key: str, default: bool) -> bool:
-        value = self.data.get(key, default)
-        if not isinstance(value, bool):
-            self.wrong(key, "true or false")
-            return default
-        return value
+        return bool(self._value(key, default, bool, "true or false"))
 
     def text(self, key: str, default: str) -> str:
-        value = self.data.get(key, default)
-        if not isinstance(value, str):
-            self.wrong(key, "a string")
-            return default
-        return value
+        return str(self._value(key, default, str, "a string"))
 
     def integers(self, key: str, default: tuple[int, ...], count: int | None = None) -> tuple[int, ...]:
         value = self.data.get(key, list(default))
@@ -356,29 +357,16 @@ def lerobot_dict(config: XvlaConfig) -> dict[str, Any]:
     florence = {
         "model_type": "florence2",
         "projection_dim": config.vision.projection_dim,
-        "vocab_size": config.text.vocab_size,
-        "bos_token_id": config.text.bos_token_id,
-        "eos_token_id": config.text.eos_token_id,
-        "pad_token_id": config.text.pad_token_id,
+        **{key: text[key] for key in ("vocab_size", *_TEXT_IDS)},
         "text_config": {**text, **decoder},
         "vision_config": florence_vision,
     }
     own = {
         "type": "xvla",
-        "chunk_size": config.chunk_size,
-        "dtype": config.dtype,
+        **{key: getattr(config, key) for key in (*_SHARED_INTS, *_WRITTEN_ALIKE)},
         "florence_config": florence,
-        **{key: getattr(config, key) for key in _SHARED_INTS},
-        "mlp_ratio": config.mlp_ratio,
-        "use_hetero_proj": config.use_hetero_proj,
-        "action_mode": config.action_mode,
-        "num_denoising_steps": config.num_denoising_steps,
         "use_proprio": config.state_dim > 0,
         "max_state_dim": max(config.state_dim, 1),
-        "max_action_dim": config.max_action_dim,
-        "tokenizer_name": config.tokenizer_name,
-        "tokenizer_max_length": config.tokenizer_max_length,
-        "num_image_views": config.num_image_views,
         "resize_imgs_with_padding": list(config.image_size),
         "normalization_mapping": dict(config.normalization),
     }

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import CheckpointError, Problem
+from xvla_ros.errors import Problem
 
 from ..inputs.normalisers import EPS, IDENTITY, MODES, Normaliser, Statistics
 from ..network.config import ACTION_FEATURE, STATE_FEATURE, XvlaConfig
@@ -245,14 +245,3 @@ def _write(folder: Path, pipeline: str, steps: list[tuple[str, dict[str, Any]]],
         entries.append(entry)
     content = json.dumps({"name": pipeline, "steps": entries}, indent=2, sort_keys=True)
     (folder / f"{pipeline}.json").write_text(content + "\n", encoding="utf-8")
-
-
-def require(pipelines: Pipelines, folder: Path) -> Pipelines:
-    """Return ``pipelines`` if nothing is wrong with them.
-
-    Raises:
-        CheckpointError: with all their problems.
-    """
-    if pipelines.problems:
-        raise CheckpointError(str(folder), pipelines.problems)
-    return pipelines

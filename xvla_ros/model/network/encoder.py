@@ -6,13 +6,14 @@ parameters for nothing. Works with transformers 4.57 and 5.x, which differ in wh
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..imports import collector_paused
-from .config import TextConfig, VisionConfig, XvlaConfig
+from .config import TextConfig, XvlaConfig
 
 
 def import_backbone() -> None:
@@ -133,33 +134,15 @@ def cosine_positions(length: int, width: int) -> Tensor:
 def _florence_config(config: XvlaConfig) -> Any:
     from transformers.models.florence2.configuration_florence2 import Florence2Config
 
+    vision = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config.vision).items()}
     return Florence2Config(
-        vision_config=_vision_dict(config.vision),
+        vision_config={"model_type": "florence_vision", **vision},
         # The decoder is never built from this; one layer keeps the object valid.
-        text_config={"model_type": "bart", **_text_dict(config.text), "decoder_layers": 1},
+        text_config={"model_type": "bart", **asdict(config.text), "decoder_layers": 1},
     )
-
-
-def _vision_dict(vision: VisionConfig) -> dict[str, Any]:
-    lists = ("embed_dim", "depths", "num_heads", "num_groups", "patch_size", "patch_stride", "patch_padding")
-    scalars = ("window_size", "drop_path_rate", "projection_dim", "max_position_embeddings", "max_temporal_embeddings")
-    return {
-        "model_type": "florence_vision",
-        **{name: list(getattr(vision, name)) for name in (*lists, "patch_prenorm")},
-        **{name: getattr(vision, name) for name in scalars},
-    }
-
-
-def _text_dict(text: TextConfig) -> dict[str, Any]:
-    names = (
-        "vocab_size", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim",
-        "max_position_embeddings", "dropout", "attention_dropout", "activation_dropout", "activation_function",
-        "scale_embedding", "pad_token_id", "bos_token_id", "eos_token_id",
-    )  # fmt: skip
-    return {name: getattr(text, name) for name in names}
 
 
 def _bart_config(text: TextConfig) -> Any:
     from transformers.models.bart.configuration_bart import BartConfig
 
-    return BartConfig(**_text_dict(text), decoder_layers=1, encoder_layerdrop=0.0)
+    return BartConfig(**asdict(text), decoder_layers=1, encoder_layerdrop=0.0)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -117,21 +119,32 @@ def onednn_gain(network: XvlaNetwork) -> tuple[float, str]:
     fast = cast(OneDnnLinear, copy.copy(layer))
     fast.__class__ = OneDnnLinear
     x = torch.zeros(network.config.sequence_length(2), layer.in_features, dtype=layer.weight.dtype)
-    seconds: dict[nn.Module, list[float]] = {layer: [], fast: []}
+    try:
+        with one_thread():
+            fast.post = ("gelu", "tanh")
+            fast.pack()  # what cannot be packed or fused here is found before it is relied on
+            fast(x)
+            fast.post, fast.packed = OneDnnLinear.post, None
+            rounds = [(seconds(layer, x), seconds(fast, x)) for _ in range(_ROUNDS)]
+    except (AttributeError, RuntimeError) as error:  # an operator of torch's own, which a release may change
+        return 0.0, str(error).splitlines()[0]
+    plain, faster = map(min, zip(*rounds, strict=True))
+    return plain / faster, ""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread of the processor in a block, whose time others on the machine disturb least."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        fast.post = ("gelu", "tanh")
-        fast.pack()  # what cannot be packed or fused here is found before it is relied on
-        fast(x)
-        fast.post, fast.packed = OneDnnLinear.post, None
-        for _ in range(_ROUNDS):
-            for each, taken in seconds.items():
-                begun = time.thread_time()
-                each(x)
-                taken.append(time.thread_time() - begun)
-    except (AttributeError, RuntimeError) as error:  # an operator of torch's own, which a release may change
-        return 0.0, str(error).splitlines()[0]
+        yield
     finally:
         torch.set_num_threads(threads)
-    return min(seconds[layer]) / min(seconds[fast]), ""
+
+
+def seconds(layer: nn.Module, x: Tensor) -> float:
+    """Processor time of this thread that a layer takes."""
+    begun = time.thread_time()
+    layer(x)
+    return time.thread_time() - begun

@@ -7,7 +7,6 @@ where it is asked for. ``docs/explanation/speed.md`` has the errors measured.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from ..network.config import XvlaConfig
 from ..network.xvla import Block
-from .onednn import to_onednn
+from .onednn import one_thread, seconds, to_onednn
 
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
 DTYPES = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16}
@@ -130,24 +129,20 @@ def _trial(config: XvlaConfig, dtype: str, batch: int, least: float = 0.0) -> tu
     Processor time of one thread, which others on the machine disturb least. Where float32 takes less than ``least``,
     the other is not tried.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         x = torch.zeros(min(batch, _TRIAL_BATCH), config.sequence_length(_TRIAL_VIEWS), config.hidden_size)
         ways = _ways(config, FLOAT32, x)
-        exact = min(_seconds(way, x) for _ in range(_ROUNDS) for way in ways)
+        exact = min(seconds(way, x) for _ in range(_ROUNDS) for way in ways)
         if exact < least:
             return exact, float("inf")
         narrow = x.to(DTYPES.get(dtype, torch.float32))
         other = _ways(config, dtype, narrow)
         rounded = float("inf")
         for _ in range(_ROUNDS):
-            rounded = min([rounded, *(_seconds(way, narrow) for way in other)])
-            exact = min([exact, *(_seconds(way, x) for way in ways)])
+            rounded = min([rounded, *(seconds(way, narrow) for way in other)])
+            exact = min([exact, *(seconds(way, x) for way in ways)])
             if rounded > _HOPELESS * exact:
                 break
-    finally:
-        torch.set_num_threads(threads)
     return exact, rounded
 
 
@@ -170,9 +165,3 @@ def _ways(config: XvlaConfig, dtype: str, x: Tensor) -> list[nn.Module]:
     except (AttributeError, RuntimeError):  # this torch, or this processor, has it not
         return [plain]
     return [plain, fused]
-
-
-def _seconds(block: nn.Module, x: Tensor) -> float:
-    begun = time.thread_time()
-    block(x)
-    return time.thread_time() - begun
