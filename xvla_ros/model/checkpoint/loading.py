@@ -17,10 +17,9 @@ from xvla_ros.errors import CheckpointError, Problem
 from ..inputs.processor import Processor
 from ..inputs.words import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from ..network.config import ACTION_FEATURE, IMAGE_FEATURES, STATE_FEATURE, XvlaConfig
-from ..network.xvla import XvlaNetwork
 from ..policy import Policy
 from ..runtime.int8 import is_int8, quantise
-from ..runtime.precision import DTYPES, FLOAT32, INT8, Precision, choose
+from ..runtime.precision import DTYPES, FLOAT32, INT8, choose
 from .dialects import lerobot_dict
 from .inspection import CheckpointFolders, Description, describe, find_checkpoint
 from .pipelines import write_pipelines
@@ -64,13 +63,11 @@ class CheckpointFiles:
     """All of a checkpoint but its weights.
 
     Attributes:
-        source: as the user named it.
-        folders: where its files lie.
+        folders: where its files lie, and how the user named it.
         described: what its JSON files say.
         tokenizer: its own, or the one it names.
     """
 
-    source: str
     folders: CheckpointFolders
     described: Description
     tokenizer: Tokenizer
@@ -92,7 +89,7 @@ def read_files(
         described = describe(folders, assume)
         if described.problems:
             raise CheckpointError("", described.problems)
-        return CheckpointFiles(str(folder_or_id), folders, described, _tokenizer(folders, described.config))
+        return CheckpointFiles(folders, described, _tokenizer(folders, described.config))
     except CheckpointError as error:
         raise error.at(str(folder_or_id)) from None
 
@@ -117,10 +114,18 @@ def build(
         if folders.adapter is not None:
             merge_adapter(network, folders.adapter)
     except CheckpointError as error:
-        raise error.at(files.source) from None
+        raise error.at(folders.source) from None
     if wanted in DTYPES:
         network.config = replace(network.config, dtype=wanted)
-    policy = _policy(network, files.tokenizer, described, files.source, precision)
+    robots = described.record.robots
+    processor = Processor(
+        network.config,
+        files.tokenizer,
+        {name: robot.statistics for name, robot in robots.items()},
+        default=described.pipelines.statistics,
+    )
+    training = described.record.training
+    policy = Policy(network, processor, robots=robots, training=training, source=folders.source, precision=precision)
     return quantise(policy) if precision.dtype == INT8 else policy
 
 
@@ -133,20 +138,6 @@ def _tokenizer(folders: CheckpointFolders, config: XvlaConfig) -> Tokenizer:
         problem = Problem(TOKENIZER_FILE, "", tokenizer.vocab_size, f"at most {text.vocab_size}", message)
         raise CheckpointError(str(folder), [problem])
     return tokenizer
-
-
-def _policy(
-    network: XvlaNetwork, tokenizer: Tokenizer, described: Description, source: str, precision: Precision
-) -> Policy:
-    robots = described.record.robots
-    processor = Processor(
-        network.config,
-        tokenizer,
-        {name: robot.statistics for name, robot in robots.items()},
-        default=described.pipelines.statistics,
-    )
-    training = described.record.training
-    return Policy(network, processor, robots=robots, training=training, source=source, precision=precision)
 
 
 def save(policy: Policy, folder: str | Path) -> None:

@@ -170,8 +170,11 @@ def denoise(
         steps: N.
         on_step: called with (step index, raw head output) after each evaluation, before the prefix is applied.
 
-    Returns, Raises:
-        As ``sample``.
+    Returns:
+        What ``sample`` does.
+
+    Raises:
+        ValueError: if there are no steps.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
@@ -283,9 +286,9 @@ class HeldWaypoints:
         index = torch.arange(covered.shape[1], device=covered.device)
         last = (covered * index).amax(1, keepdim=True)
         held_on = torch.gather(self.committed, 1, torch.minimum(index, last)[..., None].expand_as(self.committed))
-        known = covered.any(1)
-        action = torch.where(known[:, None, None] & (self.weight > 0).any(1, keepdim=True), held_on, 0.0)
-        return action, torch.where(known, START, torch.ones_like(action[:, 0, 0]))
+        # Products instead of a choice between numbers, which a capture on a GPU forbids.
+        action = held_on * (self.weight > 0).any(1, keepdim=True)
+        return action, 1.0 - (1.0 - START) * covered.any(1).to(action.dtype)
 
     def apply(self, predicted: Tensor, point: Tensor, t: Tensor) -> Tensor:
         """Bring an evaluation into agreement.
