@@ -73,6 +73,7 @@ def test_everything_wrong_is_named_at_once_with_where_it_stands(read, tmp_path):
         ("batch.accumulation=3", "64 does not divide by batch.accumulation 3"),
         ("schedule.prompt_warmup=20000", "leaves none of the 20000 steps"),
         ("features=true", "features wants the vision tower frozen"),
+        ("objective=vision", "objective vision trains a tower on what a simulator draws"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(read, override, words):
