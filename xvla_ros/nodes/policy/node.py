@@ -204,8 +204,8 @@ class PolicyNode(GuardedLifecycleNode):
         while not self._time_limit.is_heard:
             if time.monotonic() > deadline or self.cancelled.is_set():
                 raise TransitionError(
-                    f"parameter paced is true, but no simulation of xvla_ros hears {TIME_LIMIT_TOPIC}: start it, or set "
-                    "paced false"
+                    f"parameter paced is true, but no simulation of xvla_ros hears {TIME_LIMIT_TOPIC}: start it, or "
+                    "set paced false"
                 )
             time.sleep(POLL_S)
 
