@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import PchipInterpolator
 
 from xvla_ros.robots import tool_pose
-from xvla_ros.robots.joints import from_policy, to_policy
+from xvla_ros.robots.joints import ensure_width, from_policy, to_policy
 from xvla_ros.robots.kinematics import Poses
 from xvla_ros.robots.kinematics.path import HELD, LAGGING, FollowedPath
 from xvla_ros.robots.profile import Profile
@@ -92,7 +92,7 @@ class StateEncoder:
         """
         if not self._arms:
             return to_policy(positions, self._profile)
-        values = _checked(positions, self._profile)
+        values = ensure_width(positions, self._profile)
         poses = self.tool_poses(values)
         states = {
             name: ToolStates(
@@ -104,19 +104,8 @@ class StateEncoder:
 
     def tool_poses(self, positions: ArrayLike) -> dict[str, Poses]:
         """Return the poses [...] of every tool, tip_link in base_link, for joint positions [..., J]."""
-        values = _checked(positions, self._profile)
+        values = ensure_width(positions, self._profile)
         return {name: arm.chain.poses(values[..., arm.columns]) for name, arm in self._arms.items()}
-
-
-def _checked(positions: ArrayLike, profile: Profile) -> Floats:
-    values = np.asarray(positions, dtype=np.float64)
-    joints = len(profile.joints.policy_order)
-    if values.shape[-1:] != (joints,):
-        raise ValueError(
-            f"{profile.name}: got an array of shape {list(values.shape)}, expected [..., {joints}], "
-            "one value for each joint of policy_order"
-        )
-    return values
 
 
 class Decoder:

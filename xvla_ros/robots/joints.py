@@ -18,8 +18,8 @@ def to_policy(positions: ArrayLike, profile: Profile) -> NDArray[np.float64]:
     Raises:
         ValueError: when the last axis is not the number of the profile's joints.
     """
-    values, scale, offset = _prepare(positions, profile)
-    return values * scale + offset
+    values = ensure_width(positions, profile)
+    return values * _column(profile, "scale") + _column(profile, "offset")
 
 
 def from_policy(values: ArrayLike, profile: Profile) -> NDArray[np.float64]:
@@ -28,23 +28,26 @@ def from_policy(values: ArrayLike, profile: Profile) -> NDArray[np.float64]:
     Raises:
         ValueError: when the last axis is not the number of the profile's joints.
     """
-    values, scale, offset = _prepare(values, profile)
-    return (values - offset) / scale
+    return (ensure_width(values, profile) - _column(profile, "offset")) / _column(profile, "scale")
 
 
-def _prepare(
-    values: ArrayLike, profile: Profile
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    array = np.asarray(values, dtype=np.float64)
-    joints = profile.joints.ordered
-    if array.ndim == 0 or array.shape[-1] != len(joints):
+def ensure_width(values: ArrayLike, profile: Profile) -> NDArray[np.float64]:
+    """Return values [..., J], one for each joint of a profile, as an array.
+
+    Raises:
+        ValueError: when the last axis is not the number of the profile's joints.
+    """
+    array, joints = np.asarray(values, dtype=np.float64), len(profile.joints.policy_order)
+    if array.shape[-1:] != (joints,):
         raise ValueError(
-            f"{profile.name}: got an array of shape {list(array.shape)}, expected [..., {len(joints)}], "
+            f"{profile.name}: got an array of shape {list(array.shape)}, expected [..., {joints}], "
             "one value for each joint of policy_order"
         )
-    scale = np.array([joint.scale for joint in joints], dtype=np.float64)
-    offset = np.array([joint.offset for joint in joints], dtype=np.float64)
-    return array, scale, offset
+    return array
+
+
+def _column(profile: Profile, setting: str) -> NDArray[np.float64]:
+    return np.array([getattr(joint, setting) for joint in profile.joints.ordered], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -69,18 +72,9 @@ class JointLimits:
     @classmethod
     def of(cls, profile: Profile) -> JointLimits:
         """Return the limits of a profile's joints; the arrays are read-only."""
-        joints = profile.joints.ordered
-        return cls(
-            joints=profile.joints.policy_order,
-            lower=_frozen([joint.lower for joint in joints]),
-            upper=_frozen([joint.upper for joint in joints]),
-            max_velocity=_frozen([joint.max_velocity for joint in joints]),
-            max_acceleration=_frozen([joint.max_acceleration for joint in joints]),
-            max_jerk=_frozen([joint.max_jerk or np.inf for joint in joints]),
-        )
-
-
-def _frozen(values: list[float]) -> NDArray[np.float64]:
-    array = np.array(values, dtype=np.float64)
-    array.setflags(write=False)
-    return array
+        names = ("lower", "upper", "max_velocity", "max_acceleration", "max_jerk")
+        arrays = {name: _column(profile, name) for name in names}
+        arrays["max_jerk"][arrays["max_jerk"] == 0.0] = np.inf
+        for array in arrays.values():
+            array.setflags(write=False)
+        return cls(profile.joints.policy_order, **arrays)

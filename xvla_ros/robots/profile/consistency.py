@@ -9,7 +9,7 @@ from typing import Any
 from xvla_ros.errors import did_you_mean
 from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec
 from xvla_ros.robots.interfaces import INTERFACES
-from xvla_ros.robots.profile.schema import MAX_WAYPOINTS
+from xvla_ros.robots.profile.schema import MAX_WAYPOINTS, NAMED
 
 Finding = tuple[str, Any, str, str]  # key, value, expected, message
 ENTRY_POINT_GROUP = "xvla_ros.action_modes"
@@ -64,18 +64,11 @@ def _action_mode(draft: Draft) -> Iterator[Finding]:
 
 
 def _orders(draft: Draft) -> Iterator[Finding]:
-    for section, key, entry in (
-        ("cameras", "slots", "camera"),
-        ("joints", "policy_order", "joint"),
-        ("commands", "groups", "command group"),
-        ("tools", "order", "tool"),
-        ("view", "order", "shown tool"),
-    ):
-        order = draft.get(f"{section}.{key}")
+    for section, model in NAMED.items():
+        path, entry = f"{section}.{model.order_key}", model.entry
+        order, declared = draft.get(path), draft.entries(section)
         if order is None:
             continue
-        declared = draft.entries(section)
-        path = f"{section}.{key}"
         allowed = "declared names: " + (", ".join(declared) or "none")
         for name in dict.fromkeys(order):
             if name not in declared:
@@ -185,10 +178,8 @@ def _tool(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]
         yield f"tools.{name}.workspace_min", list(low), f"below {list(high)}", message
     yield from _tool_joints(draft, name, tool)
     gripper = tool.get("gripper") or {}
-    joint, order = gripper.get("joint"), draft.get("joints.policy_order")
-    if joint is not None and order is not None and joint not in order:
-        message = f"gripper joint {joint!r} is not in joints.policy_order{did_you_mean(joint, order)}"
-        yield f"tools.{name}.gripper.joint", joint, "one of " + ", ".join(order), message
+    if gripper.get("joint") is not None:
+        yield from _known(draft, f"tools.{name}.gripper.joint", (gripper["joint"],), "gripper joint")
     for a, b in (("open_position", "closed_position"), ("open_value", "closed_value"), ("state_open", "state_closed")):
         if gripper.get(a) is not None and gripper.get(a) == gripper.get(b):
             yield f"tools.{name}.gripper.{a}", gripper[a], f"other than {b}", f"{a} and {b} are both {gripper[a]:g}"
@@ -208,12 +199,17 @@ def _tool_joints(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[F
         yield f"tools.{name}.approach", list(tool["approach"]), "a direction", "approach is zero and points nowhere"
 
 
-def _arm_joints(draft: Draft, key: str, joints: tuple[str, ...]) -> Iterator[Finding]:
+def _known(draft: Draft, key: str, joints: tuple[str, ...], what: str = "joint") -> Iterator[Finding]:
     order = draft.get("joints.policy_order")
     for joint in joints:
         if order is not None and joint not in order:
-            message = f"joint {joint!r} is not in joints.policy_order{did_you_mean(joint, order)}"
+            message = f"{what} {joint!r} is not in joints.policy_order{did_you_mean(joint, order)}"
             yield key, joint, "one of " + ", ".join(order), message
+
+
+def _arm_joints(draft: Draft, key: str, joints: tuple[str, ...]) -> Iterator[Finding]:
+    yield from _known(draft, key, joints)
+    for joint in joints:
         if joints.count(joint) > 1:
             yield key, joint, "each joint once", f"joint {joint!r} is listed more than once"
 
@@ -288,11 +284,9 @@ def _joint_groups(draft: Draft, spec: ActionSpec | None) -> Iterator[Finding]:
         joints = group.get("joints")
         if joints is not None and not joints:
             yield f"commands.{name}.joints", [], "at least one joint", "the group commands no joint"
+        yield from _known(draft, f"commands.{name}.joints", joints or ())
         for joint in joints or ():
             owners.setdefault(joint, []).append(name)
-            if joint not in order:
-                message = f"joint {joint!r} is not in joints.policy_order{did_you_mean(joint, order)}"
-                yield f"commands.{name}.joints", joint, "one of " + ", ".join(order), message
     for joint, groups in owners.items():
         if len(groups) > 1:
             message = f"joint {joint!r} is commanded {len(groups)} times, in {', '.join(dict.fromkeys(groups))}"

@@ -18,7 +18,7 @@ import yaml
 from xvla_ros.errors import Problem, ProfileError, did_you_mean
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.profile.profile import Profile
-from xvla_ros.robots.profile.schema import NAME_PATTERN
+from xvla_ros.robots.profile.schema import NAME_PATTERN, NAMED
 
 WILDCARD = "/**"
 NODE_PARAMETERS = (
@@ -26,10 +26,6 @@ NODE_PARAMETERS = (
     "use_sim_time",
 )
 _FORM = "/**: {ros__parameters: {<robot>: {…}}}"
-# Sections whose entries are listed in an order of their own, and the key of that list.
-LISTED = (
-    ("cameras", "slots"), ("joints", "policy_order"), ("commands", "groups"), ("tools", "order"), ("view", "order"),
-)
 # Settings as read of a robot by its name, None where there is no such robot.
 Find = Callable[[str], Any]
 
@@ -291,8 +287,8 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _listed(merged: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Drop inherited entries that a list given here does not name, and put the others in its order."""
-    for section, key in LISTED:
-        own = given.get(section)
+    for section, model in NAMED.items():
+        key, own = model.order_key, given.get(section)
         if not isinstance(own, Mapping) or not isinstance(own.get(key), list | tuple):
             continue
         whole = merged[section]

@@ -5,6 +5,7 @@ Node parameters with their descriptors, validation messages and the table in doc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -38,7 +39,10 @@ class Section(BaseModel):
 
 
 class NamedSection(Section):
-    """A section that holds settings of its own and, beside them, entries under names the user chooses (``by_name``)."""
+    """A section that holds settings of its own and, beside them, entries under names the user chooses (``by_name``).
+
+    ``order_key`` is the setting that lists the entries, ``entry`` what one of them is called.
+    """
 
     order_key: ClassVar[str]
     entry: ClassVar[str]
@@ -336,3 +340,9 @@ class Commands(NamedSection):
     def kind_of(self, group: str) -> CommandInterface:
         """Return what there is to know of a group's interface."""
         return INTERFACES[self.interface_of(group)]
+
+
+# The sections with named entries, under the names a file gives them.
+NAMED: Mapping[str, type[NamedSection]] = {
+    "cameras": Cameras, "joints": Joints, "commands": Commands, "tools": Tools, "view": View,
+}
