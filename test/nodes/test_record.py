@@ -19,7 +19,7 @@ pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 
 from xvla_ros.errors import MessageError
 from xvla_ros.nodes.record_check import RecordCheck
-from xvla_ros.recordings.bags import bag_messages, bag_summary
+from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import peek_stamp, read_string
 from xvla_ros.recordings.marks import EpisodeMarks
 from xvla_ros.ros_env import child_environment
@@ -135,7 +135,7 @@ def test_what_is_published_is_recorded_byte_by_byte_and_gives_samples(processes,
     assert "1 succeeded" in output
 
     bag = processes.bag()
-    summary = bag_summary(bag)
+    summary = Bag(bag).summary()
     assert not summary.cut
     counts = {topic.name: topic.count for topic in summary.topics}
     assert counts["/xvla/profile"] == 1
@@ -144,7 +144,7 @@ def test_what_is_published_is_recorded_byte_by_byte_and_gives_samples(processes,
     with bag.open("rb") as stream:
         topics = [channel.topic for _, channel, _ in make_reader(stream, validate_crcs=True).iter_messages()]
     assert topics[0] == "/xvla/profile"
-    pictures = [message for message in bag_messages(bag, {IMAGE})]
+    pictures = [message for message in Bag(bag).messages({IMAGE})]
     assert all(set(message.data[-24 * 96:]) == {message.data[-1]} for message in pictures)
     assert np.median([message.log_time - peek_stamp(message.data) for message in pictures]) < 0.2e9
 
@@ -192,7 +192,7 @@ def test_a_killed_recorder_loses_at_most_the_last_second(processes):
     bag = processes.bag()
 
     def newest():
-        return max((message.log_time for message in bag_messages(bag, {"/left/joint_states"})), default=0)
+        return max((message.log_time for message in Bag(bag).messages({"/left/joint_states"})), default=0)
 
     deadline = time.monotonic() + DEADLINE
     while time.time_ns() - newest() > 1e9:  # what is written lags by no more, where the machine lets it
@@ -201,10 +201,10 @@ def test_a_killed_recorder_loses_at_most_the_last_second(processes):
     recorder.send_signal(signal.SIGKILL)
     recorder.wait()
 
-    summary = bag_summary(bag)
+    summary = Bag(bag).summary()
     assert summary.cut
     assert newest() >= written
-    assert read_string(next(bag_messages(bag, {"/xvla/profile"})).data).startswith("/**")
+    assert read_string(next(Bag(bag).messages({"/xvla/profile"})).data).startswith("/**")
 
 
 def test_keys_mark_episodes(processes):
@@ -223,7 +223,7 @@ def test_keys_mark_episodes(processes):
     output = recorder.communicate(timeout=DEADLINE)[0]
     os.close(main)
     assert "1 succeeded, 1 failed, 0 unjudged, 1 discarded" in output
-    marks = [json.loads(read_string(m.data)) for m in bag_messages(processes.bag(), {"/xvla/episode"})]
+    marks = [json.loads(read_string(m.data)) for m in Bag(processes.bag()).messages({"/xvla/episode"})]
     assert [(mark["event"], mark.get("success")) for mark in marks] == [
         ("start", None), ("end", True), ("start", None), ("end", False), ("start", None), ("discard", None)]
     assert {mark["robot"] for mark in marks} == {"so101_bimanual"}

@@ -18,7 +18,7 @@ from rosbags.typesys import Stores, get_typestore
 from xvla_ros.errors import BagWriteError
 from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter
-from xvla_ros.recordings.bags import bag_messages, bag_summary
+from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import read_joint_state
 from xvla_ros.recordings.observations import decode_image
 from xvla_ros.robots import load_profile
@@ -48,14 +48,14 @@ def test_what_is_written_is_read_back_by_rosbags(tmp_path, profile, compression)
             bag.write("/left/joint_states", cdr.JOINT_STATE, stamp, joints(stamp))
         bag.episode(start | {"event": "end", "success": True}, 70)
 
-    summary = bag_summary(path)
+    summary = Bag(path).summary()
     assert (summary.start, summary.cut) == (5, "")
     assert {topic.name: (topic.type, topic.count) for topic in summary.topics} == {
         "/xvla/profile": ("std_msgs/msg/String", 1),
         "/xvla/episode": ("std_msgs/msg/String", 2),
         "/left/joint_states": ("sensor_msgs/msg/JointState", 4),
     }
-    first, *messages = bag_messages(path)
+    first, *messages = Bag(path).messages()
     assert first.topic == "/xvla/profile"
     (tmp_path / "read.yaml").write_text(STORE.deserialize_cdr(first.data, first.type).data)
     assert load_profile(tmp_path / "read.yaml")["so101_bimanual"].to_mapping() == profile.to_mapping()
@@ -99,9 +99,9 @@ def test_a_second_after_the_last_flush_the_next_message_closes_the_chunk(tmp_pat
     bag = BagWriter(tmp_path / "bag.mcap", "{}", clock=lambda: now[0])
     for stamp, now[0] in ((1, 0.5), (2, 1.1), (3, 1.2)):
         bag.write("/joint_states", cdr.JOINT_STATE, stamp, joints(stamp))
-    assert [message.log_time for message in bag_messages(bag.path)] == [0, 1, 2]
+    assert [message.log_time for message in Bag(bag.path).messages()] == [0, 1, 2]
     bag.close()
-    assert bag_summary(bag.path).messages == 4
+    assert Bag(bag.path).summary().messages == 4
 
 
 KILLED = """
@@ -121,8 +121,8 @@ def test_a_recorder_that_is_killed_leaves_what_it_had_flushed(tmp_path):
     path = tmp_path / "bag.mcap"
     ended = subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=300, check=False)
     assert ended.returncode == -signal.SIGKILL
-    assert bag_summary(path).cut
-    assert [message.log_time for message in bag_messages(path)] == list(range(51))
+    assert Bag(path).summary().cut
+    assert [message.log_time for message in Bag(path).messages()] == list(range(51))
 
 
 def test_a_full_disk_is_named_and_leaves_a_readable_bag(tmp_path):
@@ -141,7 +141,7 @@ def test_a_full_disk_is_named_and_leaves_a_readable_bag(tmp_path):
             bag.write("/joint_states", cdr.JOINT_STATE, 3, joints(3))
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOSPC
-    assert [message.log_time for message in bag_messages(path)] == [0, 1]
+    assert [message.log_time for message in Bag(path).messages()] == [0, 1]
 
 
 def test_bad_input_is_named(tmp_path):
@@ -159,4 +159,4 @@ def test_bad_input_is_named(tmp_path):
             bag.episode({"event": "begin", "robot": "r"}, 1)
         with pytest.raises(ValueError, match="names no robot"):
             bag.episode({"event": "start"}, 1)
-    assert bag_summary(tmp_path / "bag.mcap").messages == 2
+    assert Bag(tmp_path / "bag.mcap").summary().messages == 2

@@ -15,7 +15,7 @@ from rosbags.typesys import Stores, get_typestore
 from xvla_ros.errors import BagError, KinematicsError
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import CAMERA_MISSING, CAMERA_STALE, JOINTS_STALE, Fault
-from xvla_ros.recordings.bags import Bag, bag_messages, bag_summary
+from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import peek_stamp, read_joint_state
 from xvla_ros.recordings.observations import BagClock, _Frames, decode_image, observations
 from xvla_ros.recordings.tracks import read_tracks
@@ -153,7 +153,7 @@ def live_stamps(bag, profile):
     """Stamps at which a live node that was asked at every message built an observation."""
     builder, built = ObservationBuilder(profile, decode_image), []
     slots = {profile.cameras.by_name[slot].topic: slot for slot in profile.cameras.slots}
-    for message in bag_messages(bag):
+    for message in Bag(bag).messages():
         steady = message.log_time / 1e9
         if message.topic in slots:
             builder.add_image(slots[message.topic], peek_stamp(message.data), message.data, steady)
@@ -235,7 +235,7 @@ def test_the_clock_of_a_bag_is_the_log_where_any_topic_has_it(messages):
 
 def test_summary_of_a_whole_bag(tmp_path):
     bag = session(300).write(tmp_path / "bag")
-    summary = bag_summary(bag)
+    summary = Bag(bag).summary()
     assert summary.cut == ""
     assert summary.storage == "mcap"
     assert {topic.name: topic.count for topic in summary.topics} == {
@@ -250,7 +250,7 @@ def test_a_file_alone_is_a_bag_too(tmp_path, profile):
     for storage, suffix in (("mcap", "mcap"), ("sqlite3", "db3")):
         bag = session(300).write(tmp_path / storage, storage)
         (file,) = bag.glob(f"*.{suffix}")
-        assert bag_summary(file).messages == 60
+        assert Bag(file).summary().messages == 60
         assert any(isinstance(one, Observation) for one in observations(file, profile))
 
 
@@ -258,13 +258,13 @@ def test_a_file_alone_is_a_bag_too(tmp_path, profile):
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_a_cut_bag_gives_every_whole_message_before_the_cut(tmp_path, profile, storage, share):
     bag = session(3000, size=48).write(tmp_path / "bag", storage)
-    whole = list(bag_messages(bag))
+    whole = list(Bag(bag).messages())
     (file,) = (file for file in bag.iterdir() if file.suffix in (".mcap", ".db3"))
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * share)])
 
-    summary = bag_summary(bag)
-    salvaged = list(bag_messages(bag))
+    summary = Bag(bag).summary()
+    salvaged = list(Bag(bag).messages())
 
     assert summary.cut
     assert "cut short" in str(summary)
@@ -294,8 +294,8 @@ def test_the_chunk_that_the_cut_goes_through_is_read_too(tmp_path, compression):
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * 0.5)])
 
-    assert bag_summary(file).messages >= (49 if not compression else 35)
-    assert [message.log_time for message in bag_messages(file)] == list(range(bag_summary(file).messages))
+    assert Bag(file).summary().messages >= (49 if not compression else 35)
+    assert [message.log_time for message in Bag(file).messages()] == list(range(Bag(file).summary().messages))
 
 
 def test_messages_of_a_cut_bag_come_in_order_of_time(tmp_path):
@@ -309,8 +309,8 @@ def test_messages_of_a_cut_bag_come_in_order_of_time(tmp_path):
                     connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
                 writer.write(connections[topic], log_time, STORE.serialize_cdr(message, kind))
     (bag / "metadata.yaml").unlink()
-    assert "metadata.yaml is missing" in bag_summary(bag).cut
-    times = [message.log_time for message in bag_messages(bag)]
+    assert "metadata.yaml is missing" in Bag(bag).summary().cut
+    times = [message.log_time for message in Bag(bag).messages()]
     assert times == sorted(times)
     assert len(times) == len(recording.messages)
 
@@ -319,7 +319,7 @@ def test_messages_of_a_cut_bag_come_in_order_of_time(tmp_path):
 def test_a_recorder_that_died_left_no_metadata(tmp_path, profile, storage):
     bag = session(600).write(tmp_path / "bag", storage)
     (bag / "metadata.yaml").unlink()
-    summary = bag_summary(bag)
+    summary = Bag(bag).summary()
     assert "metadata.yaml is missing" in summary.cut
     assert summary.messages == 120
     assert sum(isinstance(one, Observation) for one in observations(bag, profile)) > 10
@@ -345,15 +345,15 @@ def test_a_topic_of_another_type_is_named(tmp_path, profile):
 
 def test_what_is_no_bag_is_refused(tmp_path, profile):
     with pytest.raises(BagError, match="no such bag"):
-        bag_summary(tmp_path / "nowhere")
+        Bag(tmp_path / "nowhere").summary()
     with pytest.raises(BagError, match=r"no bag; expected a folder with \.mcap or \.db3"):
-        bag_summary(tmp_path)
+        Bag(tmp_path).summary()
     for suffix in (".mcap", ".db3"):
         junk = tmp_path / f"junk{suffix}"
         for content in (b"", b"no bag at all", bytes(range(256)) * 20):
             junk.write_bytes(content)
             with pytest.raises(BagError, match="nothing in it can be read"):
-                bag_summary(junk)
+                Bag(junk).summary()
     bag = session(300).write(tmp_path / "bag")
     with pytest.raises(BagError, match="rate is -1"):
         observations(bag, profile, rate=-1)

@@ -13,7 +13,7 @@ from rosbags.typesys import Stores, get_typestore
 from xvla_ros.commands import run
 from xvla_ros.commands.demos import Demos
 from xvla_ros.errors import SimulationError
-from xvla_ros.recordings.bags import bag_messages
+from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import read_joint_state
 from xvla_ros.recordings.observations import observations
 from xvla_ros.robots import load_profile
@@ -39,7 +39,7 @@ def recorded(profile, tmp_path_factory):
 
 
 def messages(path, topic):
-    return [message for message in bag_messages(path) if message.topic == topic]
+    return [message for message in Bag(path).messages() if message.topic == topic]
 
 
 def test_an_episode_is_one_bag_with_profile_marks_and_topics(recorded, profile):
@@ -48,7 +48,7 @@ def test_an_episode_is_one_bag_with_profile_marks_and_topics(recorded, profile):
         "demos.json", *(f"episode_{index:06d}.mcap" for index in range(3)),
     ]
     path = made[0].path
-    first = next(iter(bag_messages(path)))
+    first = next(iter(Bag(path).messages()))
     assert first.topic == "/xvla/profile"
     marks = messages(path, "/xvla/episode")
     start, end = (json.loads(STORE.deserialize_cdr(mark.data, mark.type).data) for mark in marks)
@@ -89,7 +89,7 @@ def test_two_runs_are_equal_bit_for_bit_whatever_was_recorded_before(recorded, t
     (tmp_path / "episode_000001.mcap").touch()
     list(record_all(settings, 3, tmp_path))
     name = "episode_000002.mcap"
-    assert [m.data for m in bag_messages(tmp_path / name)] == [m.data for m in bag_messages(folder / name)]
+    assert [m.data for m in Bag(tmp_path / name).messages()] == [m.data for m in Bag(folder / name).messages()]
 
 
 def test_what_is_there_is_kept_and_a_folder_of_other_settings_refused(recorded, profile):
@@ -107,8 +107,8 @@ def test_two_processes_record_the_same(recorded, tmp_path):
     again = list(record_all(settings, 3, tmp_path, jobs=2))
     assert {each.path.name for each in again} == {each.path.name for each in made}
     for each in made:
-        theirs = [m.data for m in bag_messages(tmp_path / each.path.name)]
-        assert theirs == [m.data for m in bag_messages(folder / each.path.name)]
+        theirs = [m.data for m in Bag(tmp_path / each.path.name).messages()]
+        assert theirs == [m.data for m in Bag(folder / each.path.name).messages()]
 
 
 def demos(robot, task, episodes, output, **options):

@@ -14,7 +14,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter
-from xvla_ros.recordings.bags import bag_messages
+from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.marks import EPISODE_TOPIC
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
 
@@ -160,7 +160,7 @@ def _ns(seconds: float) -> int:
 def recorded_plans(profile: Profile, path: Path) -> dict[int, np.ndarray]:
     """What the bag has on the command topics, read by another library: stamp → positions [K, J], rad or m."""
     store, plans = get_typestore(Stores.ROS2_JAZZY), {}
-    for message in bag_messages(path):
+    for message in Bag(path).messages():
         for group in profile.commands.by_name.values():
             if message.topic == group.topic:
                 told = store.deserialize_cdr(message.data, message.type)

@@ -10,7 +10,6 @@ the policy node with ``replay_settings`` and ``remapped_commands``; ``xvla repla
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -35,9 +34,9 @@ from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.policy.commands import command_type
 from xvla_ros.nodes.stop_request import StopRequest
 from xvla_ros.recordings.bag_files import BagMessage
-from xvla_ros.recordings.bags import bag_messages
+from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import peek_stamp, read_string
-from xvla_ros.recordings.marks import EPISODE_TOPIC
+from xvla_ros.recordings.marks import EPISODE_TOPIC, read_mark
 from xvla_ros.recordings.observations import BagClock
 from xvla_ros.types import NS
 
@@ -92,28 +91,37 @@ class PlayNode(Node):  # type: ignore[misc]
             EvaluationError: the policy does not become active, or the bag cannot be read.
             Interrupted: by a signal.
         """
-        topics = {*self._outlets, EPISODE_TOPIC}
         try:
-            first = next(iter(bag_messages(self._bag, set(self._outlets))), None)
-            if first is None:
-                raise EvaluationError(f"{self._bag}: none of {', '.join(self._outlets)} is in it")
-            self._tick(BagClock().now(first.topic, first.log_time, peek_stamp(first.data)))
-            self._until(self._policy_is_active, READY_LIMIT, f"{POLICY} to become active")
-            wanted = list(self._outlets.values())
-            self._until(lambda: all(outlet.get_subscription_count() for outlet in wanted), ANSWER_LIMIT,
-                        f"{POLICY} to subscribe to {', '.join(self._outlets)}")
-            self._play(topics)
-        except (BagError, MessageError) as error:
+            with Bag(self._bag) as bag:
+                self._prepare(bag)
+                self._play(bag)
+        except BagError as error:
             raise EvaluationError(f"{self._bag}: {error}") from error
         self._rest()
 
-    def _play(self, topics: set[str]) -> None:
+    def _prepare(self, bag: Bag) -> None:
+        """Set the clock to the first message, and wait for the policy to be active and to listen."""
+        stamped = ((each, stamp) for each in bag.messages(set(self._outlets))
+                   if (stamp := self._stamp(each)) is not None)
+        first, stamp = next(stamped, (None, 0))
+        if first is None:
+            raise EvaluationError(f"{self._bag}: none of {', '.join(self._outlets)} is in it")
+        self._tick(BagClock().now(first.topic, first.log_time, stamp))
+        self._until(self._policy_is_active, READY_LIMIT, f"{POLICY} to become active")
+        wanted = list(self._outlets.values())
+        self._until(lambda: all(outlet.get_subscription_count() for outlet in wanted), ANSWER_LIMIT,
+                    f"{POLICY} to subscribe to {', '.join(self._outlets)}")
+
+    def _play(self, bag: Bag) -> None:
         clock, begun, origin = BagClock(), time.monotonic(), self._time
-        for message in bag_messages(self._bag, topics):
+        for message in bag.messages({*self._outlets, EPISODE_TOPIC}):
             if message.topic == EPISODE_TOPIC:
                 self._mark(message)
                 continue
-            now = clock.now(message.topic, message.log_time, peek_stamp(message.data))
+            stamp = self._stamp(message)
+            if stamp is None:
+                continue
+            now = clock.now(message.topic, message.log_time, stamp)
             if now < self._time - NS or now - self._time > LONGEST_PAUSE * NS:
                 begun, origin = time.monotonic(), now  # time began again, or nothing was recorded for long
             while self._time < now and now - self._time < LONGEST_PAUSE * NS:
@@ -125,10 +133,25 @@ class PlayNode(Node):  # type: ignore[misc]
             self._outlets[message.topic].publish(message.data)
 
     def _mark(self, message: BagMessage) -> None:
-        mark = json.loads(read_string(message.data))
-        told = isinstance(mark, dict) and mark.get("event") == "start" and mark.get("instruction")
+        try:
+            mark = read_mark(read_string(message.data))
+        except ValueError as error:
+            self._pass_over(message, error)
+            return
+        told = mark["event"] == "start" and mark.get("instruction")
         if told and mark.get("robot", self._profile.name) == self._profile.name:
             self._instruction.publish(String(data=str(told)))
+
+    def _stamp(self, message: BagMessage) -> int | None:
+        """Return the stamp of a message in ns; None, and say so, where it cannot be read."""
+        try:
+            return peek_stamp(message.data)
+        except MessageError as error:
+            self._pass_over(message, error)
+            return None
+
+    def _pass_over(self, message: BagMessage, error: ValueError) -> None:
+        self.get_logger().warning(f"{message.topic}: the message logged at {message.log_time} ns is left out: {error}")
 
     def _rest(self) -> None:
         """Let the policy answer what it has begun."""

@@ -114,13 +114,6 @@ class Plans:
     values: NDArray[np.floating]
     channels: Channels = Channels()
 
-    @staticmethod
-    def joined(stamps: Times, paths: Sequence[ActionPath]) -> Plans:
-        """Return the plans [N] of these stamps, N at least 1."""
-        first = np.concatenate([[0], np.cumsum([len(path.times) for path in paths])]).astype(np.int64)
-        times, values = np.concatenate([path.times for path in paths]), np.concatenate([path.values for path in paths])
-        return Plans(stamps, first, times, values, paths[0].channels)
-
     def newest(self, stamp: int) -> ActionPath | None:
         """Return the newest plan at or before ``stamp`` ns, None before the first."""
         number = int(np.searchsorted(self.stamps, stamp, side="right")) - 1

@@ -13,10 +13,11 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mcap.records import ChunkIndex, McapRecord
+    from mcap.reader import McapReader
+    from mcap.records import McapRecord
     from mcap.summary import Summary
 
 REORDER_NS = 1_000_000_000  # without an index: a recorder writes messages in nearly the order of their times
@@ -42,39 +43,72 @@ class DamageError(Exception):
 
 
 class McapFile:
-    """An mcap file: by its index where it has one, else record after record."""
+    """An mcap file: by its index where it has one, else record after record.
+
+    Attributes:
+        path: of it.
+        cut: how it is incomplete; empty where it is whole.
+        checked: how many checksums the last pass through all of it has compared.
+        stream: the open file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.checked, self.cut = path, 0, ""
         self.stream = path.open("rb")
+        self._reader: McapReader | None = None  # where the index lists all chunks and channels
         self._index: Summary | None = None
         self._read_index()
 
     @property
     def topics(self) -> list[tuple[str, str]]:
-        return [] if self._index is None else [self._channel(number) for number in self._index.channels]
+        """Topics and their types that the index names."""
+        if self._index is None:
+            return []
+        names = {schema.id: schema.name for schema in self._index.schemas.values()}
+        return [(each.topic, names.get(each.schema_id, "")) for each in self._index.channels.values()]
 
     def close(self) -> None:
+        """Close the file."""
         self.stream.close()
 
-    def counts(self) -> list[tuple[str, str, int, int, int]] | None:
-        """Return topic, type, messages, and first and last log time of the file; None where it does not say."""
-        if self._index is None or self._index.statistics is None:
-            return None
-        told = self._index.statistics
-        return [(*self._channel(number), told.channel_message_counts.get(number, 0), told.message_start_time,
-                 told.message_end_time) for number in self._index.channels]
+    def messages(self, topics: Collection[str]) -> Iterator[BagMessage]:
+        """Yield the messages in order, of the given topics or of all.
 
-    def messages(self, topics: Collection[str], every_chunk: bool) -> Iterator[BagMessage]:
-        found = self._in_chunks(topics, every_chunk) if self._index is not None else _in_order(self._one_by_one())
-        return (message for message in found if message.topic in topics) if topics else found
+        Raises:
+            DamageError: a part is not what was written.
+        """
+        from mcap.records import Chunk
+        from mcap.stream_reader import CRCValidationError
+
+        self.checked = 0
+        try:
+            if self._reader is None:
+                yield from (each for each in _in_order(self._one_by_one()) if not topics or each.topic in topics)
+                return
+            for schema, channel, message in self._reader.iter_messages(topics or None):
+                kind = schema.name if schema is not None else ""
+                yield BagMessage(channel.topic, kind, message.log_time, message.data)
+        except CRCValidationError as error:
+            part = error.record
+            place = (f"the chunk of log times {part.message_start_time} to {part.message_end_time}"
+                     if isinstance(part, Chunk) else "its data section")
+            raise DamageError(f"{self.path.name}: {place} is not what was written: {error}") from error
+        except Exception as error:  # each library says in its own way that it cannot go on
+            raise DamageError(f"{self.path.name}: cannot be read: {reason(error)}") from error
+        if self._index is not None:
+            self.checked = sum(self._has_checksum(chunk.chunk_start_offset) for chunk in self._index.chunk_indexes)
+
+    def _has_checksum(self, chunk: int) -> bool:
+        """Whether the chunk at this byte states a checksum; the library compares it and does not say so."""
+        self.stream.seek(chunk + 9 + 24)
+        return any(self.stream.read(4))
 
     def _read_index(self) -> None:
-        """Read the index, if it lists all chunks and channels."""
         from mcap.reader import make_reader
 
         try:
-            found = make_reader(self.stream).get_summary()
+            reader = make_reader(self.stream, validate_crcs=True)
+            found = reader.get_summary()
             self.stream.seek(-len(MAGIC), 2)
             if self.stream.read() != MAGIC:
                 self.cut = "it does not end as an mcap file does"
@@ -86,58 +120,7 @@ class McapFile:
         if found is not None and told is not None and told.chunk_count and (
             (told.chunk_count, told.channel_count) == (len(found.chunk_indexes), len(found.channels))
         ):
-            self._index = found
-
-    def _channel(self, number: int) -> tuple[str, str]:
-        assert self._index is not None
-        channel = self._index.channels[number]
-        schema = self._index.schemas.get(channel.schema_id)
-        return channel.topic, schema.name if schema is not None else ""
-
-    def _in_chunks(self, topics: Collection[str], every_chunk: bool) -> Iterator[BagMessage]:
-        """Yield all messages in order, each chunk read when its time has come."""
-        assert self._index is not None
-        known = {number: self._channel(number) for number in self._index.channels}
-        wanted = {number for number, (topic, _) in known.items() if not topics or topic in topics}
-        waiting: list[tuple[int, int, int, Any]] = [
-            (chunk.message_start_time, chunk.chunk_start_offset, -1, chunk) for chunk in self._index.chunk_indexes
-            if every_chunk or not chunk.message_index_offsets or wanted.intersection(chunk.message_index_offsets)
-        ]
-        heapq.heapify(waiting)
-        while waiting:
-            _, at, number, item = heapq.heappop(waiting)
-            if number >= 0:
-                yield item
-                continue
-            for number, (channel, log_time, data) in enumerate(self._chunk(item)):
-                if channel in wanted:
-                    heapq.heappush(waiting, (log_time, at, number, BagMessage(*known[channel], log_time, data)))
-
-    def _chunk(self, index: ChunkIndex) -> Iterator[tuple[int, int, bytes]]:
-        """Yield channel, log time and data of the messages of a chunk."""
-        from mcap.data_stream import ReadDataStream
-        from mcap.records import Chunk
-        from mcap.stream_reader import CRCValidationError, get_chunk_data_stream
-
-        place = (f"{self.path.name}: the chunk at byte {index.chunk_start_offset}, log times "
-                 f"{index.message_start_time} to {index.message_end_time}")
-        self.stream.seek(index.chunk_start_offset + 9)
-        try:
-            chunk = Chunk.read(ReadDataStream(self.stream))
-            stream, size = get_chunk_data_stream(chunk, validate_crc=True)
-            self.checked += chunk.uncompressed_crc != 0
-            content, at = stream.read(size), 0
-            while at < len(content):  # by hand: the library takes several times as long for each record
-                kind, length = struct.unpack_from("<BQ", content, at)
-                at += 9
-                if kind == 0x05:
-                    channel, _, log_time = struct.unpack_from("<HIQ", content, at)
-                    yield channel, log_time, content[at + 22 : at + length]
-                at += length
-        except CRCValidationError as error:
-            raise DamageError(f"{place}, is not what was written: {error}") from error
-        except Exception as error:  # each library says in its own way that it cannot go on
-            raise DamageError(f"{place}, cannot be read: {reason(error)}") from error
+            self._reader, self._index = reader, found
 
     def _one_by_one(self) -> Iterator[BagMessage]:
         from mcap.records import Channel, Message, Schema
@@ -169,9 +152,8 @@ class McapFile:
                     yield record
                     self.checked += isinstance(record, DataEnd) and record.data_section_crc != 0
             return
-        except CRCValidationError as error:
-            raise DamageError(f"{self.path.name}: up to byte {self.stream.tell()}, it is not what was written: "
-                               f"{error}") from error
+        except CRCValidationError:
+            raise
         except Exception:  # in whatever way the remainder fails to be a record, it is looked at below
             self.stream.seek(end_of_whole)
         yield from _records_of_cut_chunk(self.stream.read())
@@ -205,18 +187,8 @@ class SqliteFile:
     def close(self) -> None:
         self._connection.close()
 
-    def counts(self) -> list[tuple[str, str, int, int, int]] | None:
-        """As of an mcap file."""
-        told = "SELECT topic_id, count(*), min(timestamp), max(timestamp) FROM messages GROUP BY topic_id"
-        try:
-            found = {number: rest for number, *rest in self._connection.execute(told)}
-        except sqlite3.DatabaseError as error:
-            self.cut = self.cut or str(error)
-            return None
-        return [(*each, *found.get(number, (0, 0, 0))) for number, each in self._topics.items()]
-
-    def messages(self, topics: Collection[str], every_chunk: bool) -> Iterator[BagMessage]:
-        del every_chunk
+    def messages(self, topics: Collection[str]) -> Iterator[BagMessage]:
+        """Yield the messages in order, as of an mcap file."""
         wanted = {number: each for number, each in self._topics.items() if not topics or each[0] in topics}
         found = self._rows(wanted, "id" if self.cut else "timestamp, id")
         return _in_order(found) if self.cut else found

@@ -174,14 +174,14 @@ class Bag:
         Raises:
             BagError: it is damaged, or nothing in it can be read.
         """
+        counts, broken, problems = Counter[tuple[str, str]](), Counter[str](), dict[str, tuple[str, int]]()
+        start = end = 0
         with self:
-            for file in self._files:
-                file.checked = 0
-            counts, broken, problems, times = Counter[tuple[str, str]](), Counter[str](), dict[str, Any](), _Range()
             try:
-                for message in self._pass((), every_chunk=True):
+                for message in self._pass(()):
+                    start = min(start, message.log_time) if counts else message.log_time
+                    end = max(end, message.log_time)
                     counts[message.topic, message.type] += 1
-                    times.add(message.log_time)
                     try:
                         take(message)
                     except ValueError as error:
@@ -192,32 +192,22 @@ class Bag:
                 raise BagError(f"{self.path}: damaged: {error}") from error
             unchecked = tuple(file.path.name for file in self._files if not file.checked)
             self._integrity = Integrity(sum(file.checked for file in self._files), (), unchecked)
-            found = self._summarised(counts, times)
-        self._summary = replace(found, topics=tuple(
-            TopicSummary(each.name, each.type, each.count, broken[each.name], *problems.get(each.name, ()))
-            for each in found.topics))
+            cut = self._missing or "; ".join(f"{file.path.name}: {file.cut}" for file in self._files if file.cut)
+            if cut and not counts:
+                raise BagError(f"{self.path}: nothing in it can be read: {cut}")
+            kinds: dict[str, set[str]] = {}
+            for topic, kind in [*counts, *(each for file in self._files for each in file.topics)]:
+                kinds.setdefault(topic, set()).add(kind)
+            topics = tuple(
+                TopicSummary(name, min(found) if len(found) == 1 else "several types",
+                             sum(counts[name, kind] for kind in found), broken[name], *problems.get(name, ()))
+                for name, found in sorted(kinds.items()))
+            self._summary = BagSummary(self.path, _storage(self._files[0].path), topics, start, end, cut)
         return self._summary
 
     def summary(self) -> BagSummary:
-        """Return what a survey found; else what the index says, or a pass where there is none.
-
-        Raises:
-            BagError: it is damaged, or nothing in it can be read.
-        """
-        if self._summary is None:
-            with self:
-                counts, times = Counter[tuple[str, str]](), _Range()
-                for file in self._files:
-                    indexed = file.counts()
-                    if indexed is None or self._cut():
-                        return self.survey()
-                    for topic, kind, count, start, end in indexed:
-                        counts[topic, kind] += count
-                        if count:
-                            times.add(start)
-                            times.add(end)
-                self._summary = self._summarised(counts, times)
-        return self._summary
+        """Return what a survey found, which is made where there was none; errors are its."""
+        return self._summary or self.survey()
 
     def messages(self, topics: Collection[str] = ()) -> Iterator[BagMessage]:
         """Yield the messages in order of log time, of the given topics or of all.
@@ -227,7 +217,7 @@ class Bag:
         """
         with self:
             try:
-                yield from self._pass(topics, every_chunk=False)
+                yield from self._pass(topics)
             except DamageError as error:
                 raise BagError(f"{self.path}: damaged: {error}") from error
 
@@ -281,50 +271,11 @@ class Bag:
         self._stack.callback(file.close)
         return file
 
-    def _cut(self) -> str:
-        """How the bag is incomplete; empty for a whole one."""
-        return self._missing or "; ".join(f"{file.path.name}: {file.cut}" for file in self._files if file.cut)
-
-    def _pass(self, topics: Collection[str], *, every_chunk: bool) -> Iterator[BagMessage]:
+    def _pass(self, topics: Collection[str]) -> Iterator[BagMessage]:
         compressed = str(self._metadata.get("compression_mode", "")).lower() == "message"
         for file in self._files:
-            for message in file.messages(topics, every_chunk):
+            for message in file.messages(topics):
                 yield replace(message, data=decompressed(message.data, "zstd")) if compressed else message
-
-    def _summarised(self, counts: Counter[tuple[str, str]], times: _Range) -> BagSummary:
-        cut = self._cut()
-        if cut and not counts.total():
-            raise BagError(f"{self.path}: nothing in it can be read: {cut}")
-        kinds: dict[str, set[str]] = {}
-        for topic, kind in [*counts, *(each for file in self._files for each in file.topics)]:
-            kinds.setdefault(topic, set()).add(kind)
-        topics = tuple(
-            TopicSummary(name, found.copy().pop() if len(found) == 1 else "several types",
-                         sum(counts[name, kind] for kind in found))
-            for name, found in sorted(kinds.items()))
-        return BagSummary(self.path, _storage(self._files[0].path), topics, times.low, times.high, cut)
-
-
-class _Range:
-    """The lowest and the highest of some times, 0 of none."""
-
-    def __init__(self) -> None:
-        self.low = self.high = 0
-        self._any = False
-
-    def add(self, time: int) -> None:
-        self.low, self.high = (min(self.low, time), max(self.high, time)) if self._any else (time, time)
-        self._any = True
-
-
-def bag_summary(path: str | Path) -> BagSummary:
-    """Return topics, counts and duration of a bag, and whether it is whole; see ``Bag.summary``."""
-    return Bag(path).summary()
-
-
-def bag_messages(path: str | Path, topics: Collection[str] = ()) -> Iterator[BagMessage]:
-    """Yield the messages of a bag in order of log time; see ``Bag.messages``."""
-    return Bag(path).messages(topics)
 
 
 def storage_files(path: Path) -> list[Path]:
