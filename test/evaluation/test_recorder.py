@@ -32,7 +32,7 @@ from xvla_ros.evaluation.report.film import HEIGHT, WIDTH, Composer, FilmedRun, 
 from xvla_ros.evaluation.report.page import write_html
 from xvla_ros.evaluation.report.recording import RunRecording, Series, read_recording
 from xvla_ros.recordings.bag_writer import BagWriter
-from xvla_ros.recordings.bags import bag_messages
+from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.topics import DIAGNOSTICS
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import Profile, load_robot
@@ -169,7 +169,7 @@ def test_holding_is_in_the_timeline(recording: RunRecording) -> None:
 
 def test_a_policy_that_never_says_what_it_is_is_an_error(bag: Path, profile: Profile, tmp_path: Path) -> None:
     with BagWriter(tmp_path / "run.mcap", "") as writer:
-        for message in bag_messages(bag):
+        for message in Bag(bag).messages():
             if message.type != DIAGNOSTICS:
                 writer.write(message.topic, message.type, message.log_time, message.data)
     with pytest.raises(EvaluationError, match="trained"):

@@ -13,6 +13,7 @@ from tiny import MODEL
 pytest.importorskip("mujoco")
 pytest.importorskip("pinocchio")
 
+from xvla_ros.cli import main
 from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import profile_document
@@ -116,11 +117,15 @@ def test_a_run_on_the_towers_outputs_is_that_on_pictures_and_goes_on_where_it_st
 
 
 def test_recordings_and_drawn_samples_are_not_mixed_and_what_is_wrong_is_named(settings, capsys):
-    assert train(*settings("mixed", "datasets=[{paths: [x.mcap]}]")) == 1
+    def say(name, *changes):
+        path, overrides = settings(name, *changes)
+        return main(["train", str(path), *overrides])
+
+    assert say("mixed", "datasets=[{paths: [x.mcap]}]") == 1
     assert "either recordings, in datasets, or drawn" in capsys.readouterr().err
-    assert train(*settings("light", "augmentation.brightness=0.1")) == 1
+    assert say("light", "augmentation.brightness=0.1") == 1
     assert "set drawn.variation, not augmentation" in capsys.readouterr().err
-    assert train(*settings("task", "drawn.scenes=[{robot: so101, task: juggle}]")) == 1
+    assert say("task", "drawn.scenes=[{robot: so101, task: juggle}]") == 1
     assert "no task 'juggle'" in capsys.readouterr().err
 
 

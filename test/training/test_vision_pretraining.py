@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("mujoco")
 pytest.importorskip("pinocchio")
 
+from xvla_ros.cli import main
 from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.training.config_file import TrainingError, read_settings, read_vision_settings
 from xvla_ros.training.run import pretrain_vision, train
@@ -72,7 +73,7 @@ def test_what_is_wrong_is_named_with_what_is_allowed(tmp_path, capsys):
     with pytest.raises(TrainingError, match=r"scenes\.0\.tusk.*one of robot, task, weight"):
         read_vision_settings("shipped/vision.yaml", ["scenes=[{robot: so101, tusk: touch}]"])
     settings = [*TINY, "scenes=[{robot: so101, task: juggle}]", f"output={tmp_path / 'run'}"]
-    assert pretrain_vision("shipped/vision.yaml", settings) == 1
+    assert main(["pretrain-vision", "shipped/vision.yaml", *settings]) == 1
     assert "no task 'juggle'" in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ said here.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -48,8 +49,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(parse(getattr(import_module(f"{__name__}.{module}"), kind), program, rest), program)
 
 
+class _Terminal(logging.Handler):
+    """Writes what is logged as plain lines: to stdout, a warning to stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # whatever they are at this moment: a test exchanges them
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        print(self.format(record), file=stream, flush=True)
+
+
+def show_log(room: str = "training") -> None:
+    """Let the log of a room, whose commands run for long, appear on the terminal; a second call changes nothing."""
+    log = logging.getLogger(f"xvla_ros.{room}")
+    if not any(isinstance(handler, _Terminal) for handler in log.handlers):
+        log.addHandler(_Terminal())
+    log.setLevel(logging.INFO)
+
+
 def run(command: Command, program: str) -> int:
     """Run a command; say on stderr what went wrong, with the program's name before it, and return the exit code."""
+    show_log()
     try:
         return command.run()
     except KeyboardInterrupt as stop:

@@ -28,6 +28,9 @@ from xvla_ros.training.data.features import Features, TowerRun, compute, feature
 from xvla_ros.training.data.samples import Sample
 from xvla_ros.training.optim import GROUNDING, WeightGroup, add_lora, make_groups, phase, trainable
 
+log = logging.getLogger(__name__)
+
+
 SHARP = 0.05  # of a length unit below, or of half a picture: errors above it count linearly, not by their square
 PLACE_UNIT = 0.2  # m: about the spread of places on a table
 _HELD_OUT = 2**62  # where the numbers of held-out samples begin in the draws of noise, beyond those of any run
@@ -133,7 +136,7 @@ class Flow:
     def _features(self, part: str, samples: Sequence[Sample]) -> Features:
         views = self.network.config.num_image_views or 1
         file = Path(self.settings.cache) / features_name(self.network, self.source.fingerprint, part, views)
-        say = print if self.accelerator.is_main_process else lambda text: None
+        say = log.info if self.accelerator.is_main_process else lambda text: None
         return compute(self.network, self.policy.processor, samples, file, self.accelerator.device, say)
 
     def groups(self) -> dict[str, WeightGroup]:

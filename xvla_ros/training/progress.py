@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import sys
 import time
@@ -21,6 +22,7 @@ from xvla_ros.errors import Problem
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.parallel import whole
 
+log = logging.getLogger(__name__)
 _COLUMNS = (
     ("step", 8), ("phase", 14), ("loss", 10), ("held out", 10), ("gradient", 10), ("rate", 9), ("samples/s", 10),
     ("data wait", 10), ("left", 9),
@@ -95,11 +97,11 @@ class Progress:
         self._headed = False
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
+        """Log a line, above the bar."""
         if not self.silent:
             if self._bar is not None:
                 self._bar.clear()
-            print(text, flush=True)
+            log.info(text)
 
     def advance(self) -> None:
         """Count a step."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xvla_ros.errors import CheckpointError, KinematicsError, Problem, ProfileError, SimulationError
+from xvla_ros.errors import KinematicsError, Problem, SimulationError, XvlaError
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.config_file import TrainingError, read_settings, read_vision_settings
 from xvla_ros.training.data.datasets import open_datasets
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from xvla_ros.training.data.drawn import DrawnSamples
     from xvla_ros.training.data.labels import LabelledPictures
 
+log = logging.getLogger(__name__)
 SETTINGS_FILE = "train.yaml"
 INTERRUPTED = 130
 
 
 def train(path: str, overrides: Sequence[str] = (), *, dry_run: bool = False) -> int:
-    """Train as a file says; print what goes on.
+    """Train as a file says; log what goes on, in the first of several processes.
 
     Args:
         path: of the training file.
@@ -37,24 +38,27 @@ def train(path: str, overrides: Sequence[str] = (), *, dry_run: bool = False) ->
         dry_run: open everything, say what would be trained, and stop.
 
     Returns:
-        The exit code: 0, 1 after an error, 130 when asked to stop.
+        The exit code: 0, 130 when asked to stop; 1 in the processes that leave an error to the first to raise.
+
+    Raises:
+        XvlaError: naming everything that is wrong with the settings, the data or the checkpoint.
     """
-    return _run("train", lambda: _train(read_settings(path, overrides), dry_run))
+    return _run(lambda: _train(read_settings(path, overrides), dry_run))
 
 
 def pretrain_vision(path: str, overrides: Sequence[str] = ()) -> int:
     """Train with the objective vision; otherwise as ``train``."""
-    return _run("pretrain-vision", lambda: _train(read_vision_settings(path, overrides), False))
+    return _run(lambda: _train(read_vision_settings(path, overrides), False))
 
 
-def _run(command: str, work: Callable[[], int]) -> int:
+def _run(work: Callable[[], int]) -> int:
     # Tokenizers warn, for every worker, that they will not use several threads in it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return work()
-    except (TrainingError, ProfileError, CheckpointError) as error:
+    except XvlaError:
         if _is_first():
-            print(f"xvla {command}: {error}", file=sys.stderr)
+            raise
         return 1
 
 
@@ -71,7 +75,7 @@ def _train(settings: TrainSettings, dry_run: bool) -> int:
 
     start = load_start(settings.model)
     config = start.network.config if start is not None else scratch_config(settings.model)
-    say = _speaker(_is_first())
+    say = log.info if _is_first() else _nobody_hears
     settings = with_precision(settings, config, settings.batch.size // settings.batch.accumulation, say)
     accelerator = connect(settings)
     with _simulator(settings.drawn):
@@ -157,8 +161,8 @@ def _keep_settings(settings: TrainSettings) -> None:
     Path(settings.output, SETTINGS_FILE).write_text(text, encoding="utf-8")
 
 
-def _speaker(is_main: bool) -> Any:
-    return (lambda text: print(text, flush=True)) if is_main else (lambda text: None)
+def _nobody_hears(text: str) -> None:
+    """Take what the other processes would log as well."""
 
 
 @contextmanager

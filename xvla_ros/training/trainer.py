@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -39,6 +40,7 @@ from xvla_ros.training.start import set_dropout, trained_domains
 from xvla_ros.training.vision import Vision
 
 CHECKPOINT, ADAPTER = "checkpoint", "adapter"
+log = logging.getLogger(__name__)
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 

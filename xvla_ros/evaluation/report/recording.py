@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.errors import BagError, MessageError
 from xvla_ros.recordings.bag_writer import EPISODE_TOPIC
-from xvla_ros.recordings.bags import BagMessage, bag_messages, bag_summary
+from xvla_ros.recordings.bags import Bag, BagMessage
 from xvla_ros.recordings.cdr import peek_stamp, read, read_joint_state, read_string
 from xvla_ros.recordings.commands import JointCommand, read_command
 from xvla_ros.recordings.observations import BagClock
@@ -179,15 +179,16 @@ def read_recording(bag: Path, profile: Profile, duration: float | None = None) -
         BagError: there is no bag, or it is damaged.
     """
     reader = _RunReader(profile)
-    for message in bag_messages(bag):
-        reader.take(message)
+    with Bag(bag) as opened:
+        for message in opened.messages():
+            reader.take(message)
     return reader.recording(duration)
 
 
 def can_be_shown(bag: Path, profile: Profile) -> bool:
     """Whether a bag holds joints and pictures of a robot."""
     try:
-        held = {topic.name for topic in bag_summary(bag).topics if topic.count}
+        held = {topic.name for topic in Bag(bag).summary().topics if topic.count}
     except BagError:
         return False
     return bool(held & set(profile.joints.topics)) and bool(held & set(profile.cameras.by_topic))
