@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -29,7 +30,6 @@ from xvla_ros.training.data.samples import Sample
 from xvla_ros.training.optim import GROUNDING, WeightGroup, add_lora, make_groups, phase, trainable
 
 log = logging.getLogger(__name__)
-
 
 SHARP = 0.05  # of a length unit below, or of half a picture: errors above it count linearly, not by their square
 PLACE_UNIT = 0.2  # m: about the spread of places on a table

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from xvla_ros.errors import EvaluationError, MessageError
 from xvla_ros.evaluation.report.recording import RunEpisode, RunRecording, Series, StatusRecord, at
 from xvla_ros.observation.images import view_of
-from xvla_ros.recordings.bags import Bag, BagMessage
+from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import peek_stamp
 from xvla_ros.recordings.observations import decode_image
 from xvla_ros.types import NS
@@ -117,7 +117,7 @@ class _Views:
 
     def __init__(self, bag: Path, profile: Profile, start: int) -> None:
         self._cameras, self._start = profile.cameras, start
-        self._messages = _messages(bag, set(profile.cameras.by_topic))
+        self._messages = Bag(bag).messages(set(profile.cameras.by_topic))
         self._next = next(self._messages, None)
         self._undecoded: dict[str, bytes] = {}
         self._shown: dict[str, Image] = {}
@@ -411,8 +411,3 @@ def _shorten(draw: Any, text: str, width: float, size: int = 15) -> str:
     while text and length(text + "…") > width:
         text = text[:-1]
     return text + "…"
-
-
-def _messages(bag: Path, topics: Collection[str]) -> Iterator[BagMessage]:
-    with Bag(bag) as opened:
-        yield from opened.messages(topics)

@@ -179,9 +179,8 @@ def read_recording(bag: Path, profile: Profile, duration: float | None = None) -
         BagError: there is no bag, or it is damaged.
     """
     reader = _RunReader(profile)
-    with Bag(bag) as opened:
-        for message in opened.messages():
-            reader.take(message)
+    for message in Bag(bag).messages():
+        reader.take(message)
     return reader.recording(duration)
 
 
