@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import re
 import signal
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+# What pydantic puts into a path to say which member of a union it tried.
+_BRANCH = re.compile(r"^(str|int|float|bool|list\[.*|constrained-.*|ChannelSource)$")
+_WORDS = {
+    "string_type": "a string", "bool_type": "true or false", "int_type": "an integer", "float_type": "a number",
+    "tuple_type": "a list", "list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping",
+}  # fmt: skip
 
 
 class XvlaError(Exception):
@@ -140,3 +151,74 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         item for item in options if name and item.startswith(name)
     ]
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def problems_of(error: ValidationError, schema: type[BaseModel], file_of: Callable[[str], str]) -> list[Problem]:
+    """Translate what pydantic says of settings: each problem with what is allowed there, and the closest name.
+
+    Args:
+        error: of validating ``schema``.
+        schema: which settings there are.
+        file_of: dotted key → where that setting was read from.
+    """
+    return _merged([_problem(schema, item, file_of) for item in error.errors()])
+
+
+def _merged(problems: Sequence[Problem]) -> list[Problem]:
+    """Join what each branch of a union says of one value; leave out lists that are wrong only because an item is."""
+    by_key: dict[str, list[Problem]] = {}
+    for problem in problems:
+        if not (problem.key and any(other.key.startswith(f"{problem.key}.") for other in problems)):
+            by_key.setdefault(problem.key, []).append(problem)
+    return [
+        replace(found[0], expected=" or ".join(dict.fromkeys(problem.expected for problem in found)))
+        for found in by_key.values()
+    ]
+
+
+def _problem(schema: type[BaseModel], item: Any, file_of: Callable[[str], str]) -> Problem:
+    names = [str(part) for part in item["loc"] if not _is_branch(part)]
+    key = ".".join(names)
+    file, kind, value = file_of(key), item["type"], item["input"]
+    if kind == "extra_forbidden":
+        known = _siblings(schema, names[:-1])
+        message = f"is no setting{did_you_mean(names[-1], known)}"
+        return Problem(file, key, value, "one of " + ", ".join(known), message)
+    if kind == "missing":
+        return Problem(file, key, None, _described(schema, names), "is missing")
+    if kind == "value_error":
+        return Problem(file, key, None, "settings that agree", str(item["msg"]).removeprefix("Value error, "))
+    expected = _WORDS.get(kind, str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid "))
+    return Problem(file, key, value, expected, f"{value!r} is not allowed")
+
+
+def _is_branch(part: str | int) -> bool:
+    """Whether pydantic put this into the path to say which member of a union it tried."""
+    return isinstance(part, str) and bool(_BRANCH.match(part))
+
+
+def _section(schema: type[BaseModel], names: Sequence[str]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = schema
+    for name in names:
+        if name.isdigit():
+            continue
+        field = model.model_fields.get(name) if model is not None else None
+        model = _model_of(field.annotation) if field is not None else None
+    return model
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
+        return annotation
+    return next((found for part in getattr(annotation, "__args__", ()) if (found := _model_of(part))), None)
+
+
+def _siblings(schema: type[BaseModel], names: Sequence[str]) -> list[str]:
+    model = _section(schema, names)
+    return list(model.model_fields) if model is not None else []
+
+
+def _described(schema: type[BaseModel], names: Sequence[str]) -> str:
+    model = _section(schema, names[:-1])
+    field = model.model_fields.get(names[-1]) if model is not None else None
+    return (field.description or "a value").rstrip(".") if field is not None else "a value"

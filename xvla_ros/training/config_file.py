@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from xvla_ros.errors import Problem, ProblemsError, did_you_mean
+from xvla_ros.errors import Problem, ProblemsError, problems_of
 from xvla_ros.resources import config_dir
 from xvla_ros.training.config import TrainSettings
 
@@ -22,11 +21,6 @@ VISION = {
     "output": "xvla_out/vision", "optimizer": {"learning_rate": 1e-3, "clip": 1.0}, "schedule": {"ramp": 200},
 }  # fmt: skip
 _DRAWN = ("scenes", "variation", "pixels")  # which may stand at the top of its file
-_BRANCH = re.compile(r"^(str|int|float|bool|list\[.*|constrained-.*|ChannelSource)$")
-_WORDS = {
-    "string_type": "a string", "bool_type": "true or false", "int_type": "an integer", "float_type": "a number",
-    "tuple_type": "a list", "list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping",
-}  # fmt: skip
 
 
 class TrainingError(ProblemsError):
@@ -118,22 +112,16 @@ def _settings(raw: dict[str, Any], file: str, overrides: Sequence[str]) -> Train
     try:
         settings = TrainSettings.model_validate(raw)
     except ValidationError as error:
-        problems += _merged([_problem(item, file, overridden) for item in error.errors()])
+        problems += problems_of(
+            error, TrainSettings, lambda key: COMMAND_LINE if _is_overridden(key, overridden) else file
+        )
     if problems:
         raise TrainingError(problems)
     return settings
 
 
-def _merged(problems: Sequence[Problem]) -> list[Problem]:
-    """Join what each branch of a union says of one value; leave out lists that are wrong only because an item is."""
-    by_key: dict[str, list[Problem]] = {}
-    for problem in problems:
-        if not (problem.key and any(other.key.startswith(f"{problem.key}.") for other in problems)):
-            by_key.setdefault(problem.key, []).append(problem)
-    return [
-        replace(found[0], expected=" or ".join(dict.fromkeys(problem.expected for problem in found)))
-        for found in by_key.values()
-    ]
+def _is_overridden(key: str, overridden: Sequence[str]) -> bool:
+    return any(key == each or key.startswith(f"{each}.") for each in overridden)
 
 
 def _apply(raw: dict[str, Any], override: str) -> list[Problem]:
@@ -154,52 +142,3 @@ def _apply(raw: dict[str, Any], override: str) -> list[Problem]:
         message = "leads through a value that holds no settings"
         return [Problem(COMMAND_LINE, key, text, "the path of a setting", message)]
     return []
-
-
-def _problem(item: Any, file: str, overridden: Sequence[str]) -> Problem:
-    names = [str(part) for part in item["loc"] if not _is_branch(part)]
-    key = ".".join(names)
-    source = COMMAND_LINE if any(key == each or key.startswith(f"{each}.") for each in overridden) else file
-    kind, value = item["type"], item["input"]
-    if kind == "extra_forbidden":
-        known = _siblings(names[:-1])
-        message = f"is no setting{did_you_mean(names[-1], known)}"
-        return Problem(source, key, value, "one of " + ", ".join(known), message)
-    if kind == "missing":
-        return Problem(source, key, None, _described(names), "is missing")
-    if kind == "value_error":
-        return Problem(source, key, None, "settings that agree", str(item["msg"]).removeprefix("Value error, "))
-    expected = _WORDS.get(kind, str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid "))
-    return Problem(source, key, value, expected, f"{value!r} is not allowed")
-
-
-def _is_branch(part: str | int) -> bool:
-    """Whether pydantic put this into the path to say which member of a union it tried."""
-    return isinstance(part, str) and bool(_BRANCH.match(part))
-
-
-def _section(names: Sequence[str]) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = TrainSettings
-    for name in names:
-        if name.isdigit():
-            continue
-        field = model.model_fields.get(name) if model is not None else None
-        model = _model_of(field.annotation) if field is not None else None
-    return model
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in getattr(annotation, "__args__", ()) if (found := _model_of(part))), None)
-
-
-def _siblings(names: Sequence[str]) -> list[str]:
-    model = _section(names)
-    return list(model.model_fields) if model is not None else []
-
-
-def _described(names: Sequence[str]) -> str:
-    model = _section(names[:-1])
-    field = model.model_fields.get(names[-1]) if model is not None else None
-    return (field.description or "a value").rstrip(".") if field is not None else "a value"
