@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -103,11 +102,11 @@ class CheckpointError(ProblemsError):
         return type(self)(source, self.problems)
 
 
-class Interrupted(Exception):  # noqa: N818 - no error, and no XvlaError: somebody asked
+class Interrupted(KeyboardInterrupt):  # no XvlaError: somebody asked, and ``except Exception`` must not swallow it
     """The user (Ctrl-C) or the system (SIGTERM, SIGHUP) asked the run to end."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        super().__init__("no process is left")
         self.signum = signum
 
     @property

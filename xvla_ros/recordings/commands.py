@@ -59,7 +59,7 @@ def command_type(profile: Profile, group: str) -> str:
 def read_command(profile: Profile, group: str, serialized: bytes) -> JointCommand | PoseCommand:
     """Return what a recorded message commands a group of a profile.
 
-    A setpoint without a time of its own is due ``lead`` after its receipt, as ``nodes.commands`` sends it.
+    A setpoint without a time of its own is due ``lead`` after its receipt, as ``nodes.policy.commands`` sends it.
 
     Raises:
         MessageError: the message is cut, or its joints, times or values are not what the group expects.

@@ -1,10 +1,10 @@
 """Every command interface, once: what goes out, when, and who can take it.
 
 Whoever encodes, decodes, records, checks or simulates commands asks here, and looks up the message type in a table of
-its own: ``ENCODERS`` and ``POINTS`` in nodes/commands.py, ``GOALS`` in nodes/grippers.py, ``DECODERS`` in
-recordings/commands.py, ``HANDLERS`` in nodes/served_robot.py and ``WRITERS`` in simulation/demonstrations.py. A new
-interface is an entry here, and of a new message type an entry in each of those. test/nodes/test_interfaces.py takes
-every interface through all of them.
+its own: ``ENCODERS``, ``POINTS`` and ``GOALS`` in nodes/policy/commands.py, ``DECODERS`` in recordings/commands.py,
+``HANDLERS`` in nodes/sim/served_robot.py and ``WRITERS`` in simulation/demonstrations.py. A new interface is an entry
+here, and of a new message type an entry in each of those. test/nodes/test_interfaces.py takes every interface through
+all of them.
 """
 
 from __future__ import annotations

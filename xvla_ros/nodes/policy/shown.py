@@ -75,7 +75,7 @@ def _percentiles(name: str, values: Percentiles) -> dict[str, object]:
     return {f"{name}_{key}": round(value, 3) for key, value in vars(values).items()}
 
 
-POINTS = 20
+MARKER_POINTS = 20
 WIDTH_M = 0.004
 COLOURS = {RUNNING: (0.18, 0.63, 0.38), HOLDING: (0.95, 0.6, 0.1), STOPPED: (0.8, 0.2, 0.2)}
 
@@ -108,7 +108,7 @@ class PlanMarkers:
         end = controller.plan_end()
         if self._publisher is None or end is None or end <= now or not self._publisher.get_subscription_count():
             return
-        joints = controller.planned(np.linspace(now, end, POINTS).astype(np.int64))
+        joints = controller.planned(np.linspace(now, end, MARKER_POINTS).astype(np.int64))
         if joints is None:
             return
         colour = COLOURS.get(controller.status.state, COLOURS[HOLDING])
