@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from xvla_ros.commands import main
+from xvla_ros.evaluation.bag_info import inspect, text_of
+from xvla_ros.evaluation.replay_bag import ReplaySettings, replay_bag
+from xvla_ros.evaluation.replay_sources import HoldStill
 from xvla_ros.recordings.bag_writer import PROFILE_TOPIC
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.robots.profile import profile_document
@@ -69,3 +72,18 @@ def test_a_cut_bag_is_opened_no_more_often(tmp_path):
     opened.clear()
     train(bag, [], tmp_path / "made")
     assert sum(str(bag) in path for path in opened) == 2
+
+
+def test_one_message_that_cannot_be_decoded_is_told_and_ends_nothing(tmp_path):
+    session = Session(PAIR, end=1.0).record()
+    number, (at, *rest) = next(each for each in enumerate(session.messages) if each[1][1] == "/left/joint_states")
+    session.messages[number] = (at, rest[0], rest[1], rest[2][:20])
+    bag = session.write(tmp_path / "bag.mcap")
+    found = inspect(bag, PAIR)
+    (topic,) = (each for each in found.topics if each.broken)
+    assert (topic.name, topic.broken) == ("/left/joint_states", 1)
+    assert f"1 broken, the first logged at {at} ns: not a whole sensor_msgs/msg/JointState" in text_of(found)
+    assert found.observations.built > 15 and found.exit_code == 0
+    record = replay_bag(bag, PAIR, [HoldStill()], ReplaySettings(every=5, baseline=True), tmp_path / "made")
+    assert record.frames >= 3 and not record.error
+    assert any("1 messages cannot be used, the first because" in note for note in record.notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -171,9 +172,19 @@ class BagRecording:
         rate = _rate([stretch.pictures.get(self._profile.cameras.slots[0], []) for stretch in self._tracks.stretches])
         return Survey(tuple(episodes), tuple(problems), rate, actions, skipped, tuple(notes))
 
-    def opened(self) -> Bag:
-        """Return the bag, which as a context stays open."""
-        return self._bag
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Keep the bag open.
+
+        Raises:
+            SamplesError: it cannot be read.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._bag)
+            except BagError as error:
+                raise self._error("a bag that can be read", str(error)) from error
+            yield
 
     def frames(self, survey: Survey) -> Iterator[Frame | Fault]:
         """Yield what ``observations`` makes of the bag within the episodes."""

@@ -246,7 +246,10 @@ class Bag:
             self._missing = f"{', '.join(lost)} {'is' if len(lost) == 1 else 'are'} missing"
         elif listed:
             paths = [self.path / name for name in listed]
-        self._files = [self._opened(path) for path in paths]
+        try:
+            self._files = [self._opened(path) for path in paths]
+        except OSError as error:
+            raise BagError(f"{self.path}: cannot be read: {error.strerror or error}") from error
 
     def _read_metadata(self) -> None:
         import yaml
@@ -275,7 +278,15 @@ class Bag:
         compressed = str(self._metadata.get("compression_mode", "")).lower() == "message"
         for file in self._files:
             for message in file.messages(topics):
-                yield replace(message, data=decompressed(message.data, "zstd")) if compressed else message
+                yield replace(message, data=_plain(message.data)) if compressed else message
+
+
+def _plain(data: bytes) -> bytes:
+    """Return a message that was compressed by itself; of a damaged one nothing, which no type can be read from."""
+    try:
+        return decompressed(data, "zstd")
+    except Exception:  # the library has errors of its own
+        return b""
 
 
 def storage_files(path: Path) -> list[Path]:

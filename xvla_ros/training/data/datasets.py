@@ -14,7 +14,7 @@ import yaml
 from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem, ProfileError
-from xvla_ros.recordings.bags import Bag
+from xvla_ros.recordings.bags import Bag, BagError
 from xvla_ros.recordings.recording import NothingLeftError, Recording, SamplesError
 from xvla_ros.robots.profile import load_robot
 from xvla_ros.training.config import Augmentation, DatasetSettings
@@ -110,9 +110,12 @@ def recordings_of(entry: DatasetSettings) -> Iterator[Recording]:
             if entry.robot:
                 yield BagRecording(path, load_robot(entry.robot), options)
                 continue
-            with Bag(path) as bag:
-                recording = BagRecording(bag, profile_of_bag(bag), options)
-                recording.fingerprint()  # while it is open
+            try:
+                with Bag(path) as bag:
+                    recording = BagRecording(bag, profile_of_bag(bag), options)
+                    recording.fingerprint()  # while it is open
+            except BagError as error:
+                raise SamplesError([Problem(str(path), "", None, "a bag that can be read", str(error))]) from error
             yield recording
 
 
