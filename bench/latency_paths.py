@@ -101,7 +101,7 @@ class LeRobotPath:
     name = LEROBOT
 
     def __init__(self, policy: Policy, dtype: str, python: str, threads: int) -> None:
-        from xvla_ros.model.checkpoint import loading as checkpoint
+        from xvla_ros.model import checkpoint
 
         self.dtype, self.times = dtype, Times()
         self.weights = self.rise = None

@@ -24,7 +24,7 @@ SEED = 3
 
 def untrained(folder: Path) -> Path:
     """Save a small policy of random weights."""
-    from xvla_ros.model.checkpoint import loading as checkpoint
+    from xvla_ros.model import checkpoint
     from xvla_ros.model.random_policy import random_policy
     from xvla_ros.types import Embodiment
 
@@ -41,7 +41,7 @@ def compare(python: str, folder: Path, work: Path) -> list[dict[str, Any]]:
     """Answer with both programs, before and after LeRobot's training; two rows of the table."""
     from lerobot_peer import LeRobotPeer
 
-    from xvla_ros.model.checkpoint import loading as checkpoint
+    from xvla_ros.model import checkpoint
     from xvla_ros.types import Observation
 
     policy = checkpoint.load(folder)

@@ -22,7 +22,7 @@ LOADER = """
 import sys, time
 from pathlib import Path
 import torch
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 
 def memory(field):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -43,7 +43,7 @@ def write_checkpoint(folder: Path) -> None:
     """Save random weights of the published size in bfloat16."""
     import torch
 
-    from xvla_ros.model.checkpoint import loading as checkpoint
+    from xvla_ros.model import checkpoint
     from xvla_ros.model.random_policy import random_policy
     from xvla_ros.types import Embodiment
 

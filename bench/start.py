@@ -151,7 +151,7 @@ def _checkpoint(options: Start) -> Iterator[str]:
         return
     from latency_inputs import make_policy
 
-    from xvla_ros.model.checkpoint import loading as checkpoint
+    from xvla_ros.model import checkpoint
     from xvla_ros.model.runtime.precision import BFLOAT16, DTYPES
 
     say("making the policy")

@@ -14,7 +14,7 @@ import torch
 
 from xvla_ros.commands import main, run
 from xvla_ros.commands.options import parse
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 from latency import Latency

@@ -11,7 +11,7 @@ import pytest
 
 from xvla_ros.commands import run
 from xvla_ros.commands.options import parse
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 from latency_inputs import make_policy

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.random_policy import random_policy
 from xvla_ros.types import Embodiment, Observation

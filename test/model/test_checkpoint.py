@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xvla_ros.errors import CheckpointError
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 from xvla_ros.model.checkpoint.dialects import lerobot_dict, parse_config
 from xvla_ros.model.checkpoint.inspection import inspect
 from xvla_ros.model.checkpoint.pipelines import ALL_STEPS, PROFILE_STEPS

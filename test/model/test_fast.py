@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from xvla_ros.model import checkpoint
 from xvla_ros.model.action_modes import ActionMode, action_mode
-from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.model.network.flow import hides_only
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.runtime.fast import Capture, accelerate, compiled, warm_up, with_compiled_blocks

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 from xvla_ros.model.checkpoint.dialects import lerobot_dict
 from xvla_ros.model.checkpoint.weights import save_weights
 from xvla_ros.model.network.config import TextConfig, XvlaConfig

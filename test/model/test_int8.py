@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 from xvla_ros.model.network.xvla import DomainAwareLinear
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.runtime import int8

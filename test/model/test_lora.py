@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xvla_ros.errors import CheckpointError
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 from xvla_ros.model.policy import Policy
 
 QKV = "model.transformer.blocks.1.attn.qkv"

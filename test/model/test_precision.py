@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 from xvla_ros.model.checkpoint.inspection import inspect
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.random_policy import SIZES
@@ -22,7 +22,7 @@ CONFIG = SIZES["small"]
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 LOAD = """
 import sys
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 for wanted in (None, "bfloat16"):
     policy = checkpoint.load(sys.argv[1], dtype=wanted, assume=checkpoint.PROFILE_STEPS)
     print(policy.precision.dtype, policy.network.vlm.dtype, policy.precision.is_slow, policy.precision)

@@ -25,7 +25,7 @@ from xvla_ros.control.state import HOLDING, RUNNING
 from xvla_ros.errors import KinematicsError
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.policy.robot_link import RobotLink
-from xvla_ros.nodes.policy.shown import COLOURS, POINTS, PlanMarkers
+from xvla_ros.nodes.policy.shown import COLOURS, MARKER_POINTS, PlanMarkers
 from xvla_ros.observation.measured import MeasuredJoints
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.actions import Trajectory
@@ -113,7 +113,7 @@ def test_the_line_leads_from_where_the_tool_is_to_the_end_of_the_plan(listen, ro
         assert (line.type, line.action, line.ns, line.header.frame_id) == (
             Marker.LINE_STRIP, Marker.ADD, arm.name, arm.frame)
         points = np.array([(point.x, point.y, point.z) for point in line.points])
-        assert len(points) == POINTS
+        assert len(points) == MARKER_POINTS
         np.testing.assert_allclose(points[[0, -1]], arm.path(np.array([start, end])), atol=1e-6)
         assert line.scale.x > 0.0 and line.color.a == 1.0 and line.pose.orientation.w == 1.0
         assert line.color.g == pytest.approx(COLOURS["running"][1])
@@ -214,7 +214,7 @@ def test_a_link_shows_what_it_accepts_and_takes_it_back_when_it_holds(listen):
     link.deliver(request, chunk)
     assert pilot.status.state == RUNNING, pilot.status
     listener.wait(lambda: listener.heard)
-    assert len(listener.heard[0].markers[0].points) == POINTS
+    assert len(listener.heard[0].markers[0].points) == MARKER_POINTS
     clock.now += 2.0
     link.tick()
     assert pilot.status.state == HOLDING

@@ -14,7 +14,7 @@ pytest.importorskip("mujoco")
 pytest.importorskip("pinocchio")
 
 from xvla_ros.cli import main
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import profile_document
 from xvla_ros.training.config import Drawn, SceneSettings

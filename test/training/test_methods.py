@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import ARM, PAIR, TinySource
 
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 from xvla_ros.training.optim import ACTION_ROWS, OF_DOMAINS, domain_layers, group_of
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import ARM, PAIR, TinySource, tiny_settings
 
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 from xvla_ros.training.config_file import TrainingError
 from xvla_ros.training.data.batches import Share
 from xvla_ros.training.parallel import share_of

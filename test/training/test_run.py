@@ -17,7 +17,7 @@ from recorded import Session, changed
 from tiny import MODEL
 
 from xvla_ros.commands import main
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 from xvla_ros.training.config_file import read_settings
 from xvla_ros.training.data.datasets import open_datasets
 from xvla_ros.training.trainer import Trainer

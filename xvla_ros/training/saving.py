@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from xvla_ros.errors import CheckpointError, Problem
-from xvla_ros.model.checkpoint import loading as checkpoint
+from xvla_ros.model import checkpoint
 from xvla_ros.model.checkpoint.record import TrainingSummary
 from xvla_ros.model.checkpoint.tensors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, published_place, read_header
 from xvla_ros.model.checkpoint.weights import assign

@@ -13,9 +13,9 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from xvla_ros.errors import Problem
+from xvla_ros.model import checkpoint
 from xvla_ros.model.action_modes import action_mode, repaired_mode
 from xvla_ros.model.action_specs import action_spec
-from xvla_ros.model.checkpoint import loading as checkpoint
 from xvla_ros.model.checkpoint.record import RobotRecord, TrainingSummary
 from xvla_ros.model.inputs.normalisers import IDENTITY, MEAN_STD
 from xvla_ros.model.inputs.processor import Processor
