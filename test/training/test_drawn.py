@@ -13,7 +13,7 @@ from tiny import MODEL
 pytest.importorskip("mujoco")
 pytest.importorskip("pinocchio")
 
-from xvla_ros.cli import main
+from xvla_ros.commands import main
 from xvla_ros.model import checkpoint
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import profile_document

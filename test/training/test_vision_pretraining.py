@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("mujoco")
 pytest.importorskip("pinocchio")
 
-from xvla_ros.cli import main
+from xvla_ros.commands import main
 from xvla_ros.model import checkpoint
 from xvla_ros.training.config_file import TrainingError, read_settings, read_vision_settings
 from xvla_ros.training.run import pretrain_vision, train
