@@ -203,7 +203,7 @@ def training_key(cell: Cell, options: Any, demos: Path) -> dict[str, Any]:
         demos: folder of the demonstrations, which must be there.
     """
     from xvla_ros.recordings.bags import sampled
-    from xvla_ros.training.config_file import read_settings
+    from xvla_ros.training.config import read_settings
 
     file, *overrides = training_of(cell, options, demos)
     told = read_settings(file, overrides).model_dump(mode="json")

@@ -117,7 +117,7 @@ def _random(size: str, views: int, steps: int, seed: int) -> Policy:
 
 
 def _shipped() -> tuple[XvlaConfig, int]:
-    from xvla_ros.training.config_file import read_settings
+    from xvla_ros.training.config import read_settings
     from xvla_ros.training.start import scratch_config
 
     model = read_settings(SHIPPED).model

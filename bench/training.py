@@ -74,7 +74,7 @@ def cases(size: str, batch: int, work: Path) -> list[dict[str, Any]]:
     import torch
 
     from xvla_ros.model.random_policy import SIZES
-    from xvla_ros.training.config_file import settings_from
+    from xvla_ros.training.config import settings_from
     from xvla_ros.training.parallel import connect
     from xvla_ros.training.start import load_start, make_policy
     from xvla_ros.training.trainer import Trainer

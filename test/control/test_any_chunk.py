@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from xvla_ros.control.controller import RobotController
 from xvla_ros.control.state import CONTROLLER_LOST
+from xvla_ros.observation.align import JointTopic
 from xvla_ros.observation.faults import CAMERA_STALE, Fault
-from xvla_ros.observation.joints import JointTopic
 from xvla_ros.observation.measured import MeasuredTopic
 from xvla_ros.robots.actions import Trajectory
 

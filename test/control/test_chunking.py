@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvla_ros.control.chunking import Ensemble, chunk_prefix, prefix_weights, waypoint_times
+from xvla_ros.control.timeline import Ensemble, chunk_prefix, prefix_weights, waypoint_times
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.actions import Trajectory
 from xvla_ros.types import ActionChunk

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvla_ros.control.latency import LatencyWindow
+from xvla_ros.control.clock import LatencyWindow
 from xvla_ros.types import Percentiles
 
 

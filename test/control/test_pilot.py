@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from xvla_ros.control.chunking import waypoint_times
 from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.control.pilot import Pilot
+from xvla_ros.control.timeline import waypoint_times
 from xvla_ros.types import ActionChunk
 
 from .conftest import JOINTS, HandClock, profile_of

@@ -22,7 +22,7 @@ def pair():
 @pytest.fixture(scope="module")
 def untrained(pair):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("xvla_ros.control.shipped_policy.policy_dir", lambda: None)
+        patched.setattr("xvla_ros.control.policy_source.policy_dir", lambda: None)
         return load_policy({PAIR: pair})
 
 

@@ -11,8 +11,7 @@ import pytest
 from xvla_ros import resources
 from xvla_ros.commands.check import check
 from xvla_ros.commands.demo import is_trained
-from xvla_ros.control.policy_source import load_policy
-from xvla_ros.control.shipped_policy import shipped_policy
+from xvla_ros.control.policy_source import load_policy, shipped_policy
 from xvla_ros.errors import ProfileError
 from xvla_ros.evaluation.graph import settings_in_simulation
 from xvla_ros.model.checkpoint import save
@@ -129,7 +128,7 @@ def test_a_policy_that_does_not_say_its_units_is_refused(packaged, tmp_path, mon
     record = json.loads((folder / RECORD_FILE).read_text())
     record["robots"][PAIR]["profile"] = None
     (folder / RECORD_FILE).write_text(json.dumps(record))
-    monkeypatch.setattr("xvla_ros.control.shipped_policy.policy_dir", lambda: folder)
+    monkeypatch.setattr("xvla_ros.control.policy_source.policy_dir", lambda: folder)
     with pytest.raises(ProfileError, match="does not say in which units"):
         shipped_policy([load_profile(PAIR)[PAIR]])
 

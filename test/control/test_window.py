@@ -8,8 +8,12 @@ from hypothesis import strategies as st
 from xvla_ros.control.limiter import Limiter, brake_window, command_window
 from xvla_ros.control.motion import CommandWindow, MotionState, window_times
 from xvla_ros.robots.joints import JointLimits
-from xvla_ros.simulation.controllers import ControllerOptions, JointTrajectoryController
-from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
+from xvla_ros.simulation.controllers import (
+    ControllerOptions,
+    JointTrajectory,
+    JointTrajectoryController,
+    TrajectoryPoint,
+)
 
 LEAD, LOOKAHEAD, RATE = 0.05, 0.5, 30.0
 TIMES = window_times(LEAD, LOOKAHEAD, RATE)

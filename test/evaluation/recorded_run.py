@@ -12,7 +12,7 @@ import numpy as np
 from xvla_ros.recordings import cdr as serialize
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.cdr import IMAGE, JOINT_STATE, JOINT_TRAJECTORY
-from xvla_ros.recordings.topics import CHUNK, DIAGNOSTICS, OUTCOME, STATUS
+from xvla_ros.recordings.marks import CHUNK, DIAGNOSTICS, OUTCOME, STATUS
 from xvla_ros.robots.profile import Profile, profile_document
 
 SECOND = 1_000_000_000

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from xvla_ros.control.shipped_policy import shipped_policy
+from xvla_ros.control.policy_source import shipped_policy
 from xvla_ros.evaluation.report.film import HEIGHT, WIDTH, read_frame
 from xvla_ros.robots import load_profile
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xvla_ros.commands.demo import choose_task, is_trained
-from xvla_ros.commands.demo_console import Console, DemoProgress
+from xvla_ros.commands.demo import Console, DemoProgress, choose_task, is_trained
 from xvla_ros.errors import SetupError, SimulationError
 from xvla_ros.evaluation.report.figures import joint_travel, make_report
 from xvla_ros.evaluation.report.film import DONE_COLOUR, FAILED_COLOUR, Composer, FilmedRun, read_frame

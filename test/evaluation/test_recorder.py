@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xvla_ros.commands import main
-from xvla_ros.commands.demo_console import DemoProgress
+from xvla_ros.commands.demo import DemoProgress
 from xvla_ros.errors import EvaluationError
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, watch_command
 from xvla_ros.evaluation.processes import Supervisor, free_domain
@@ -33,7 +33,7 @@ from xvla_ros.evaluation.report.page import write_html
 from xvla_ros.evaluation.report.recording import RunRecording, Series, read_recording
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.bags import Bag
-from xvla_ros.recordings.topics import DIAGNOSTICS
+from xvla_ros.recordings.marks import DIAGNOSTICS
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.ros_env import child_environment

@@ -12,7 +12,7 @@ import pytest
 from xvla_ros.commands import main
 from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.replay.live import CHUNKS, check_live, compare_live, remapped_commands, replay_settings
-from xvla_ros.evaluation.replay_sources import PolicySource
+from xvla_ros.evaluation.replay.sources import PolicySource
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from recorded import Session, changed

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from xvla_ros.evaluation.replay.bag import ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay.metrics import Figures, Part, metrics
-from xvla_ros.evaluation.replay_bag import ReplaySettings, replay_bag
-from xvla_ros.evaluation.replay_sources import Answer
+from xvla_ros.evaluation.replay.sources import Answer
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.kinematics.chain import Poses

@@ -23,17 +23,17 @@ from xvla_ros.commands.graph_checks import graph_findings, topics_of
 from xvla_ros.control.motion import CommandWindow, MotionState
 from xvla_ros.errors import MessageError, SetupError, SimulationError
 from xvla_ros.evaluation.bag_info import inspect
+from xvla_ros.evaluation.replay.bag import ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay.live import check_live
-from xvla_ros.evaluation.replay_bag import ReplaySettings, replay_bag
-from xvla_ros.evaluation.replay_sources import Answer
+from xvla_ros.evaluation.replay.sources import Answer
 from xvla_ros.nodes.graph import Endpoint, GraphSnapshot
 from xvla_ros.nodes.messages import message_class
 from xvla_ros.nodes.policy.commands import GOALS, command_messages, command_type, commanded_points, has_gripper_outlet
 from xvla_ros.nodes.sim.served_robot import HANDLERS
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
-from xvla_ros.recordings.commands import JointCommand, read_command
-from xvla_ros.recordings.commands import command_type as recorded_type
-from xvla_ros.recordings.topics import recorded_topics
+from xvla_ros.recordings.cdr import JointCommand, read_command
+from xvla_ros.recordings.cdr import command_type as recorded_type
+from xvla_ros.recordings.marks import recorded_topics
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.interfaces import ACTION_STATUS, INTERFACES, GroupInterface, RobotInterface
 from xvla_ros.simulation.demonstrations import WRITERS

@@ -50,8 +50,8 @@ from xvla_ros.commands.graph_checks import topics_of
 from xvla_ros.control.state import HOLDING, RUNNING
 from xvla_ros.evaluation import bag_info
 from xvla_ros.evaluation.processes import free_domain
-from xvla_ros.evaluation.replay_bag import ReplaySettings, replay_bag
-from xvla_ros.evaluation.replay_sources import HoldStill
+from xvla_ros.evaluation.replay.bag import ReplaySettings, replay_bag
+from xvla_ros.evaluation.replay.sources import HoldStill
 from xvla_ros.nodes import qos
 from xvla_ros.nodes.graph import Watch
 from xvla_ros.nodes.messages import stamp_message

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xvla_ros.observation.align import joint_topics
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, JOINTS_MISSING, JOINTS_STALE
-from xvla_ros.observation.joints import joint_topics
 from xvla_ros.observation.measured import JITTER, SETTLED, MeasuredTopic
 from xvla_ros.types import Observation
 

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from xvla_ros.errors import MessageError
-from xvla_ros.observation.buffer import Stamped, in_order, neighbours, newest_at
+from xvla_ros.observation.align import Stamped, in_order, interpolate, neighbours, newest_at
 from xvla_ros.observation.faults import OBSERVATION_REASONS, Fault
 from xvla_ros.observation.images import points_in_view, view_of
-from xvla_ros.observation.joints import interpolate
 from xvla_ros.recordings.cdr import peek_stamp, read_joint_state
 from xvla_ros.robots.joints import from_policy
 from xvla_ros.robots.profile.schema import Camera

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from xvla_ros.training.config_file import read_settings
+from xvla_ros.training.config import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "shipped_policy"

@@ -10,8 +10,8 @@ import pytest
 
 from xvla_ros.commands import main
 from xvla_ros.evaluation.bag_info import inspect, text_of
-from xvla_ros.evaluation.replay_bag import ReplaySettings, replay_bag
-from xvla_ros.evaluation.replay_sources import HoldStill
+from xvla_ros.evaluation.replay.bag import ReplaySettings, replay_bag
+from xvla_ros.evaluation.replay.sources import HoldStill
 from xvla_ros.recordings.bag_writer import PROFILE_TOPIC
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.robots.profile import profile_document

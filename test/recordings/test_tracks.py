@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test.training.recorded import MS, START, Session, changed, curve
 from xvla_ros.recordings.bag_paths import followed, interpolated, trajectories
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
-from xvla_ros.recordings.commands import JointCommand, PoseCommand
+from xvla_ros.recordings.cdr import JointCommand, PoseCommand
 from xvla_ros.recordings.tracks import Readings, SentCommands, Stretch
 
 PAIR = changed("so101_bimanual", ("instruction", "fold the cloth"))

@@ -26,7 +26,7 @@ from xvla_ros.robots.kinematics import (
     RobotDescription,
     shipped_description,
 )
-from xvla_ros.robots.kinematics.path import HELD, LAGGING, NEAR, REACHED
+from xvla_ros.robots.kinematics.inverse import HELD, LAGGING, NEAR, REACHED
 from xvla_ros.robots.rotations import rpy_to_matrix
 
 Floats = NDArray[np.float64]

@@ -16,7 +16,7 @@ from xvla_ros.errors import KinematicsError
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.actions import Decoder, StateEncoder, Trajectory, resample
 from xvla_ros.robots.kinematics import RobotDescription, shipped_description
-from xvla_ros.robots.kinematics.path import HELD, REACHED
+from xvla_ros.robots.kinematics.inverse import HELD, REACHED
 from xvla_ros.robots.rotations import (
     COLUMNS,
     INTERLEAVED,

@@ -7,8 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvla_ros.simulation.controllers import ControllerOptions, JointTrajectoryController
-from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
+from xvla_ros.simulation.controllers import (
+    ControllerOptions,
+    JointTrajectory,
+    JointTrajectoryController,
+    TrajectoryPoint,
+)
 
 MS = 1_000_000
 SECOND = 1000 * MS

@@ -8,9 +8,8 @@ from xvla_ros.errors import SimulationError
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.profile import shipped_files
 from xvla_ros.simulation import room
-from xvla_ros.simulation.controllers import ControllerOptions
+from xvla_ros.simulation.controllers import ControllerOptions, JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.scenes import build_scene, scene_for, scene_names
-from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
 
 SECOND = 1_000_000_000

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvla_ros.simulation.trajectory import Knot, Spline, interpolate
+from xvla_ros.simulation.controllers import Knot, Spline, interpolate
 
 SECOND = 1_000_000_000
 angles = st.floats(-3.0, 3.0)

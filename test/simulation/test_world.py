@@ -10,9 +10,8 @@ from xvla_ros.errors import SimulationError
 from xvla_ros.robots import load_profile
 from xvla_ros.simulation import room, scenes
 from xvla_ros.simulation.cameras import CameraRig
-from xvla_ros.simulation.controllers import ControllerOptions
+from xvla_ros.simulation.controllers import ControllerOptions, JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.scenes import build_scene, scene_names
-from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
 
 SECOND = 1_000_000_000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xvla_ros.training.config_file import COMMAND_LINE, TrainingError, read_settings
+from xvla_ros.training.config import COMMAND_LINE, TrainingError, read_settings
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 

@@ -17,8 +17,7 @@ from xvla_ros.commands import main
 from xvla_ros.model import checkpoint
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import profile_document
-from xvla_ros.training.config import Drawn, SceneSettings
-from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.config import Drawn, SceneSettings, TrainingError
 from xvla_ros.training.data.drawn import DrawnSamples
 from xvla_ros.training.run import train
 

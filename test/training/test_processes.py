@@ -12,7 +12,7 @@ import pytest
 from tiny import ARM, PAIR, TinySource, tiny_settings
 
 from xvla_ros.model import checkpoint
-from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.config import TrainingError
 from xvla_ros.training.data.batches import Share
 from xvla_ros.training.parallel import share_of
 from xvla_ros.training.saving import last_state

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.config import TrainingError
 from xvla_ros.training.saving import State, last_state, write_state
 
 PROGRAM = Path(__file__).with_name("tiny_run.py")

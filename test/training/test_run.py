@@ -18,7 +18,7 @@ from tiny import MODEL
 
 from xvla_ros.commands import main
 from xvla_ros.model import checkpoint
-from xvla_ros.training.config_file import read_settings
+from xvla_ros.training.config import read_settings
 from xvla_ros.training.data.datasets import open_datasets
 from xvla_ros.training.trainer import Trainer
 

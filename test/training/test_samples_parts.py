@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from xvla_ros.recordings.action_path import ActionPath, Channels, at_most_apart
 from xvla_ros.recordings.bag_paths import followed
-from xvla_ros.recordings.commands import JointCommand
+from xvla_ros.recordings.cdr import JointCommand
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rot6d, rot6d_to_matrix
 from xvla_ros.training.config import Augmentation
-from xvla_ros.training.data import statistics
+from xvla_ros.training.data import samples as statistics
 from xvla_ros.training.data.datasets import read_paraphrases
 from xvla_ros.training.data.draws import BLOCK, Augmenter, Paraphrases, WeightedOrder, quotas
-from xvla_ros.training.data.statistics import ChannelStatistics, normaliser
+from xvla_ros.training.data.samples import ChannelStatistics, normaliser
 from xvla_ros.training.data.store import PictureFile
 
 MS = 1_000_000

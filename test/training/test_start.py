@@ -11,7 +11,7 @@ import torch
 from tiny import ARM, MODEL, TEXTS, TinySource, tiny_settings
 
 from xvla_ros.model import checkpoint
-from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.config import TrainingError
 from xvla_ros.training.optim import row_weights
 from xvla_ros.training.start import load_start, make_policy, scratch_config
 

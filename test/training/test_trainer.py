@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import MODEL
 
-from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.config import TrainingError
 from xvla_ros.training.data import draws
 from xvla_ros.training.optim import Average
 from xvla_ros.training.start import set_dropout

@@ -13,7 +13,7 @@ pytest.importorskip("pinocchio")
 
 from xvla_ros.commands import main
 from xvla_ros.model import checkpoint
-from xvla_ros.training.config_file import TrainingError, read_settings, read_vision_settings
+from xvla_ros.training.config import TrainingError, read_settings, read_vision_settings
 from xvla_ros.training.run import pretrain_vision, train
 from xvla_ros.training.start import scratch_config
 from xvla_ros.training.vision import LabelHead

@@ -12,8 +12,7 @@ import numpy as np
 
 from xvla_ros.model.inputs.normalisers import IDENTITY, Normaliser, Statistics, mean_std
 from xvla_ros.robots.profile import Profile
-from xvla_ros.training.config import TrainSettings
-from xvla_ros.training.config_file import settings_from
+from xvla_ros.training.config import TrainSettings, settings_from
 from xvla_ros.training.data.samples import Sample
 from xvla_ros.types import Embodiment
 

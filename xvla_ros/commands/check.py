@@ -13,7 +13,7 @@ from typing import Any
 
 from xvla_ros.commands.checkpoint_checks import REFUSED, checkpoint_findings, computing, of_the_files
 from xvla_ros.commands.graph_checks import Finding, graph_findings, topics_of
-from xvla_ros.control.shipped_policy import shipped_policy
+from xvla_ros.control.policy_source import shipped_policy
 from xvla_ros.errors import CheckpointError, KinematicsError, Problem, ProfileError
 from xvla_ros.nodes.graph import GraphSnapshot, NoGraph, Reading, snapshot
 from xvla_ros.robots.new_robot.profile_text import open_marks

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xvla_ros.commands.graph_checks import Finding
-from xvla_ros.control.shipped_policy import decode_alike, known_as
+from xvla_ros.control.policy_source import decode_alike, known_as
 from xvla_ros.errors import CheckpointError, Problem
 from xvla_ros.model.action_specs import ACTION_SPECS, action_spec
 from xvla_ros.robots.profile import Profile

@@ -15,7 +15,7 @@ from xvla_ros.recordings.bags import Bag, storage_files
 from xvla_ros.resources import usable_cores
 
 if TYPE_CHECKING:
-    from xvla_ros.evaluation.replay_bag import ReplaySettings
+    from xvla_ros.evaluation.replay.bag import ReplaySettings
     from xvla_ros.robots.profile import Profile
 
 
@@ -171,7 +171,7 @@ def _profile(robot: str, bag: Bag) -> Profile:
 
 
 def _settings(options: Replay) -> ReplaySettings:
-    from xvla_ros.evaluation.replay_bag import ReplaySettings
+    from xvla_ros.evaluation.replay.bag import ReplaySettings
 
     if options.baseline and (options.compare or options.ablations or options.live or options.live_chunks):
         raise SetupError("--baseline leaves the policy out, so there is nothing to compare, ablate or run live")

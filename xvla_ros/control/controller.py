@@ -8,11 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from xvla_ros.control.chunking import Ensemble
-from xvla_ros.control.clock import Clock, ClockGuard
+from xvla_ros.control.clock import Clock, ClockGuard, Pace
 from xvla_ros.control.engine import Ticket
 from xvla_ros.control.following import Following
-from xvla_ros.control.latency import Pace
 from xvla_ros.control.motion import CommandWindow, MotionState
 from xvla_ros.control.plan import Plan
 from xvla_ros.control.state import (
@@ -40,6 +38,7 @@ from xvla_ros.control.state import (
     WindowTakenBack,
     transition,
 )
+from xvla_ros.control.timeline import Ensemble
 from xvla_ros.observation.faults import Fault
 from xvla_ros.observation.measured import MeasuredJoints
 from xvla_ros.robots.actions import Trajectory

@@ -10,7 +10,7 @@ from xvla_ros.control.state import NOT_FOLLOWING
 from xvla_ros.observation.faults import Fault
 from xvla_ros.observation.measured import MeasuredJoints
 from xvla_ros.robots.joints import JointLimits
-from xvla_ros.robots.profile.motion import Safety
+from xvla_ros.robots.profile.schema import Safety
 from xvla_ros.types import NS, Floats
 
 # s by which an arm in motion may be behind its commands: so far without a hold, and so far that they do not wait for it

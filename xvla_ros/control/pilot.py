@@ -10,13 +10,12 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xvla_ros.control.chunking import CONDITIONED, chunk_prefix
-from xvla_ros.control.clock import Clock
+from xvla_ros.control.clock import Clock, LatencyWindow
 from xvla_ros.control.controller import RobotController
 from xvla_ros.control.engine import ChunkRequest
-from xvla_ros.control.latency import LatencyWindow
 from xvla_ros.control.motion import CommandWindow
 from xvla_ros.control.state import ControlStatus
+from xvla_ros.control.timeline import CONDITIONED, chunk_prefix
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.actions import Decoder, StateEncoder

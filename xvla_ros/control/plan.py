@@ -12,7 +12,7 @@ from xvla_ros.control.motion import CommandWindow, MotionState, window_times
 from xvla_ros.control.timeline import Timeline, slowing
 from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.profile.motion import Timing
+from xvla_ros.robots.profile.schema import Timing
 from xvla_ros.robots.tools import Workspace
 from xvla_ros.types import NS, Floats, Stamps
 

@@ -19,12 +19,10 @@ from xvla_ros.recordings.bag_files import BagMessage
 from xvla_ros.recordings.bag_recording import profile_of_bag
 from xvla_ros.recordings.bag_writer import PROFILE_TOPIC
 from xvla_ros.recordings.bags import Bag, TopicSummary
-from xvla_ros.recordings.cdr import peek_stamp, read_joint_state
-from xvla_ros.recordings.commands import command_type
-from xvla_ros.recordings.marks import EPISODE_TOPIC
+from xvla_ros.recordings.cdr import command_type, peek_stamp, read_joint_state
+from xvla_ros.recordings.marks import EPISODE_TOPIC, check_topics
 from xvla_ros.recordings.observations import verdict
 from xvla_ros.recordings.recording import SamplesError
-from xvla_ros.recordings.topics import check_topics
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.types import NS

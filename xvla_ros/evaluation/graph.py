@@ -49,7 +49,7 @@ def settings_in_simulation(
         checkpoint: as on the command line.
         beside: robots that the same policy drives.
     """
-    from xvla_ros.control.shipped_policy import shipped_policy
+    from xvla_ros.control.policy_source import shipped_policy
 
     if checkpoint or profile.policy.checkpoint or shipped_policy([profile, *beside]):
         return {}

@@ -23,11 +23,10 @@ from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
-from xvla_ros.simulation.controllers import JointTrajectoryController, Rejection
+from xvla_ros.simulation.controllers import JointTrajectory, JointTrajectoryController, Rejection, TrajectoryPoint
 from xvla_ros.simulation.stepper import JointStates, Pictures, Stepper
 from xvla_ros.simulation.tasks import Expert, Layout, Task
 from xvla_ros.simulation.tasks.hands import UnreachableError
-from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
 from xvla_ros.types import NS, ActionChunk, Floats, Observation, Percentiles, Prefix
 

@@ -43,8 +43,15 @@ from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.record_check import check_of
 from xvla_ros.recordings.bag_writer import BagWriter, Compression
 from xvla_ros.recordings.cdr import peek_stamp, read_string
-from xvla_ros.recordings.marks import EPISODE_TOPIC, EpisodeMarks
-from xvla_ros.recordings.topics import COMMAND, LATCHED, SENSOR, RecordedTopic, recorded_topics
+from xvla_ros.recordings.marks import (
+    COMMAND,
+    EPISODE_TOPIC,
+    LATCHED,
+    SENSOR,
+    EpisodeMarks,
+    RecordedTopic,
+    recorded_topics,
+)
 from xvla_ros.robots.profile import Profile, profile_document
 
 

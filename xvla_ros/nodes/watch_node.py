@@ -22,7 +22,7 @@ from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.progress import tell
 from xvla_ros.nodes.record_node import RecordNode, RecordOptions
 from xvla_ros.nodes.stop_request import StopRequest
-from xvla_ros.recordings.topics import CHUNK, DIAGNOSTICS, OUTCOME, STATUS, RecordedTopic
+from xvla_ros.recordings.marks import CHUNK, DIAGNOSTICS, OUTCOME, STATUS, RecordedTopic
 from xvla_ros.types import NS
 
 if TYPE_CHECKING:

@@ -10,11 +10,18 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xvla_ros.observation.align import Alignment, JointSource, TopicSource, align
-from xvla_ros.observation.buffer import RecentMessages, Stamped
+from xvla_ros.observation.align import (
+    Alignment,
+    JointSource,
+    RecentMessages,
+    Stamped,
+    TopicSource,
+    align,
+    joint_topics,
+    shown,
+)
 from xvla_ros.observation.faults import CAMERA_MISSING, JOINTS_INVALID, Fault
 from xvla_ros.observation.images import view_of
-from xvla_ros.observation.joints import joint_topics, shown
 from xvla_ros.observation.measured import MeasuredJoints, MeasuredTopic, together
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import Profile

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.errors import MessageError
-from xvla_ros.observation.buffer import RecentMessages, Stamped
+from xvla_ros.observation.align import JointTopic, RecentMessages, Stamped, shown
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, Fault
-from xvla_ros.observation.joints import JointTopic, shown
 from xvla_ros.robots.profile import Profile
 from xvla_ros.types import NS, Floats
 

@@ -17,9 +17,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.observation.joints import joint_topics
+from xvla_ros.observation.align import joint_topics
 from xvla_ros.recordings.action_path import ActionPath, Channels, Plans, Times, at_most_apart, merged
-from xvla_ros.recordings.commands import JointCommand, PoseCommand
+from xvla_ros.recordings.cdr import JointCommand, PoseCommand
 from xvla_ros.recordings.tracks import NEVER, Readings, SentCommands, Stretch
 from xvla_ros.robots import tool_pose
 from xvla_ros.robots.actions import StateEncoder

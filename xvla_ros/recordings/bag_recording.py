@@ -18,9 +18,8 @@ from xvla_ros.recordings.bag_files import BagMessage
 from xvla_ros.recordings.bag_paths import JointTracks, PathMaker, commanded_groups, interpolated, trajectories
 from xvla_ros.recordings.bag_writer import PROFILE_TOPIC
 from xvla_ros.recordings.bags import Bag, BagSummary
-from xvla_ros.recordings.cdr import read_string
-from xvla_ros.recordings.commands import command_type
-from xvla_ros.recordings.marks import marked_episodes
+from xvla_ros.recordings.cdr import command_type, read_string
+from xvla_ros.recordings.marks import check_topics, marked_episodes
 from xvla_ros.recordings.observations import Restarts, observations, verdict
 from xvla_ros.recordings.recording import (
     ActionSource,
@@ -32,7 +31,6 @@ from xvla_ros.recordings.recording import (
     joint_problems,
     profile_essence,
 )
-from xvla_ros.recordings.topics import check_topics
 from xvla_ros.recordings.tracks import Stretch, Tracks, read_tracks
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import Profile, profiles_of_document

@@ -28,7 +28,7 @@ from xvla_ros.observation.images import IMAGE_TYPES, rgb_of_message
 from xvla_ros.recordings.bag_files import BagMessage
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import peek_stamp, read_joint_state, typestore
-from xvla_ros.recordings.topics import check_topics
+from xvla_ros.recordings.marks import check_topics
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
 from xvla_ros.types import NS, Observation

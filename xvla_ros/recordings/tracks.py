@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.observation.align import OTHER_CLOCK
+from xvla_ros.observation.align import OTHER_CLOCK, joint_topics
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE
-from xvla_ros.observation.joints import joint_topics
 from xvla_ros.observation.measured import MeasuredTopic
 from xvla_ros.recordings.bag_files import BagMessage
 from xvla_ros.recordings.bags import Bag, BagSummary
-from xvla_ros.recordings.cdr import peek_stamp, read_joint_state, read_string
-from xvla_ros.recordings.commands import JointCommand, PoseCommand, read_command
-from xvla_ros.recordings.commands import command_type as type_of_command
+from xvla_ros.recordings.cdr import JointCommand, PoseCommand, peek_stamp, read_command, read_joint_state, read_string
+from xvla_ros.recordings.cdr import command_type as type_of_command
 from xvla_ros.recordings.marks import EPISODE_TOPIC, read_mark
 from xvla_ros.recordings.observations import RESTART, Restarts
 from xvla_ros.robots.profile import Profile

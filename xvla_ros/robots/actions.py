@@ -12,7 +12,7 @@ from scipy.interpolate import PchipInterpolator
 from xvla_ros.robots import tool_pose
 from xvla_ros.robots.joints import ensure_width, from_policy, to_policy
 from xvla_ros.robots.kinematics import Poses
-from xvla_ros.robots.kinematics.path import HELD, LAGGING, FollowedPath
+from xvla_ros.robots.kinematics.inverse import HELD, LAGGING, FollowedPath
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Gripper
 from xvla_ros.robots.tool_pose import ToolStates

@@ -22,12 +22,11 @@ from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
 from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile import Profile, profile_document
-from xvla_ros.simulation.controllers import JointTrajectoryController
+from xvla_ros.simulation.controllers import JointTrajectory, JointTrajectoryController, TrajectoryPoint
 from xvla_ros.simulation.stepper import JointStates, Pictures, Stepper
 from xvla_ros.simulation.tasks import ExpertPlan, Layout, Outcome, Task, load_task
 from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.simulation.tasks.plan import ExecutionNoise
-from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.world import World
 from xvla_ros.types import NS, Floats
 

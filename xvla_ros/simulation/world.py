@@ -19,9 +19,14 @@ from xvla_ros.errors import SimulationError
 from xvla_ros.robots.interfaces import INTERFACES
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.cameras import CameraRig
-from xvla_ros.simulation.controllers import ControllerOptions, JointTrajectoryController, Rejection, SetpointController
+from xvla_ros.simulation.controllers import (
+    ControllerOptions,
+    JointTrajectory,
+    JointTrajectoryController,
+    Rejection,
+    SetpointController,
+)
 from xvla_ros.simulation.scenes import Scene, scene_for
-from xvla_ros.simulation.trajectory import JointTrajectory
 from xvla_ros.types import Floats
 
 LIGHT = 0.25  # share by which each light is brighter or darker,

@@ -21,8 +21,7 @@ from xvla_ros.model.action_modes import Losses
 from xvla_ros.model.network.flow import flow_loss, training_times
 from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.model.policy import Policy
-from xvla_ros.training.config import TrainSettings
-from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.config import TrainingError, TrainSettings
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.batches import Preparation, SampleSource, Share, TrainingBatch
 from xvla_ros.training.data.features import Features, TowerRun, compute, features_name

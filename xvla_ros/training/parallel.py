@@ -20,8 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xvla_ros.errors import Problem
 from xvla_ros.model.network.xvla import Block
-from xvla_ros.training.config import TrainSettings
-from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.config import TrainingError, TrainSettings
 from xvla_ros.training.data.batches import Share
 
 

@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from xvla_ros.errors import Problem
-from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.config import TrainingError
 from xvla_ros.training.parallel import whole
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from xvla_ros.errors import KinematicsError, Problem, SimulationError, XvlaError
-from xvla_ros.training.config import TrainSettings
-from xvla_ros.training.config_file import TrainingError, read_settings, read_vision_settings
+from xvla_ros.training.config import TrainingError, TrainSettings, read_settings, read_vision_settings
 from xvla_ros.training.data.datasets import open_datasets
 from xvla_ros.training.data.samples import Samples
 

@@ -27,8 +27,7 @@ from xvla_ros.model.checkpoint.weights import assign
 from xvla_ros.model.network.xvla import XvlaNetwork, meta_network
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.runtime.precision import DTYPES
-from xvla_ros.training.config import Lora, TrainSettings
-from xvla_ros.training.config_file import TrainingError, completed
+from xvla_ros.training.config import Lora, TrainingError, TrainSettings, completed
 from xvla_ros.training.optim import GROUNDING, HEAD, LORA, Average
 from xvla_ros.training.parallel import whole
 

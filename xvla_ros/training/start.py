@@ -25,8 +25,7 @@ from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.random_policy import SIZES
 from xvla_ros.model.runtime.precision import choose
-from xvla_ros.training.config import Model, TrainSettings
-from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.config import Model, TrainingError, TrainSettings
 from xvla_ros.training.data.batches import SampleSource
 from xvla_ros.training.optim import HEAD, copy_rows
 from xvla_ros.training.saving import STATES, last_settings

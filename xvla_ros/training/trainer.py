@@ -17,8 +17,7 @@ from torch import Tensor
 from xvla_ros.errors import Problem
 from xvla_ros.model.checkpoint.record import Record, TrainingSummary, write_record
 from xvla_ros.model.policy import Policy
-from xvla_ros.training.config import TrainSettings
-from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.config import TrainingError, TrainSettings
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.batches import batches
 from xvla_ros.training.objective import Flow, Objective

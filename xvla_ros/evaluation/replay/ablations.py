@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.evaluation.replay.measures import Measures
 from xvla_ros.evaluation.replay.rows import Rows
-from xvla_ros.evaluation.replay_sources import AnswerSource, Question
+from xvla_ros.evaluation.replay.sources import AnswerSource, Question
 from xvla_ros.robots.profile import Profile
 from xvla_ros.types import Observation
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from xvla_ros.errors import SetupError
+from xvla_ros.evaluation.replay.bag import BagRecord, ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay.metrics import Part
-from xvla_ros.evaluation.replay_bag import BagRecord, ReplaySettings, replay_bag
-from xvla_ros.evaluation.replay_sources import AnswerSource, HoldStill, PolicySource
+from xvla_ros.evaluation.replay.sources import AnswerSource, HoldStill, PolicySource
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.robots.profile import Profile

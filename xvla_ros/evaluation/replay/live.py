@@ -20,7 +20,7 @@ from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.graph import THIS_MACHINE_ONLY, Value, policy_command, ros_command
 from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
 from xvla_ros.evaluation.replay.metrics import Part
-from xvla_ros.evaluation.replay_sources import AnswerSource
+from xvla_ros.evaluation.replay.sources import AnswerSource
 from xvla_ros.recordings.observations import observations
 from xvla_ros.robots.interfaces import INTERFACES
 from xvla_ros.robots.profile import Profile, load_profile, profile_document

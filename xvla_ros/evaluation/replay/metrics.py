@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.errors import EvaluationError
 from xvla_ros.evaluation.replay.ablations import ablated_rows, ablation_table
+from xvla_ros.evaluation.replay.bag import ABLATED, ROWS, BagRecord, layout_of
 from xvla_ros.evaluation.replay.measures import GRIPPER, JOINT, RAD, Measure, Measures, joint_factors, joint_measures
 from xvla_ros.evaluation.replay.rows import SHIFTS, Rows, blocks
 from xvla_ros.evaluation.replay.sums import (
@@ -25,7 +26,6 @@ from xvla_ros.evaluation.replay.sums import (
     gripper_channels,
     interval_of,
 )
-from xvla_ros.evaluation.replay_bag import ABLATED, ROWS, BagRecord, layout_of
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.robots.profile import Profile
 from xvla_ros.types import Floats

@@ -24,10 +24,9 @@ from numpy.typing import NDArray
 from xvla_ros.errors import BagError, MessageError
 from xvla_ros.recordings.bag_writer import EPISODE_TOPIC
 from xvla_ros.recordings.bags import Bag, BagMessage
-from xvla_ros.recordings.cdr import peek_stamp, read, read_joint_state, read_string
-from xvla_ros.recordings.commands import JointCommand, read_command
+from xvla_ros.recordings.cdr import JointCommand, peek_stamp, read, read_command, read_joint_state, read_string
+from xvla_ros.recordings.marks import CHUNK, DIAGNOSTICS, OUTCOME, STATUS, STRING
 from xvla_ros.recordings.observations import BagClock
-from xvla_ros.recordings.topics import CHUNK, DIAGNOSTICS, OUTCOME, STATUS, STRING
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.types import NS, ActionChunk
 

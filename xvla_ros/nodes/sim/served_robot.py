@@ -17,8 +17,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from xvla_ros.nodes import messages, qos
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
-from xvla_ros.simulation.controllers import Rejection
-from xvla_ros.simulation.trajectory import JointTrajectory, TrajectoryPoint
+from xvla_ros.simulation.controllers import JointTrajectory, Rejection, TrajectoryPoint
 from xvla_ros.simulation.world import World
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ made.
 
 from xvla_ros.errors import KinematicsError
 from xvla_ros.robots.kinematics.chain import Chain, Poses, RobotDescription, shipped_description
-from xvla_ros.robots.kinematics.inverse import InverseKinematics, Solution
-from xvla_ros.robots.kinematics.path import FollowedPath, PathFollower
+from xvla_ros.robots.kinematics.inverse import FollowedPath, InverseKinematics, PathFollower, Solution
 
 __all__ = [
     "Chain",

@@ -10,14 +10,16 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from xvla_ros.errors import ProfileError
 from xvla_ros.model.action_specs import ActionSpec, action_spec
-from xvla_ros.robots.profile.motion import Safety, Smoothing, Timing
 from xvla_ros.robots.profile.schema import (
     NAMESPACE_PATTERN,
     Cameras,
     Commands,
     Joints,
     PolicySettings,
+    Safety,
     Section,
+    Smoothing,
+    Timing,
     Tool,
     Tools,
     View,

@@ -20,13 +20,11 @@ from xvla_ros.recordings.bag_paths import tool_actions
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.simulation.tasks.moments import Moment, Moments
-from xvla_ros.training.config import Drawn, SceneSettings
-from xvla_ros.training.config_file import TrainingError
+from xvla_ros.training.config import Drawn, SceneSettings, TrainingError
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.draws import Shares
 from xvla_ros.training.data.labels import Labeller
-from xvla_ros.training.data.samples import Numbered, Sample
-from xvla_ros.training.data.statistics import ChannelStatistics, normaliser, untouched_actions
+from xvla_ros.training.data.samples import ChannelStatistics, Numbered, Sample, normaliser, untouched_actions
 from xvla_ros.types import Embodiment
 
 MEASURED = 2000  # samples of each robot that its normalisation is taken from
