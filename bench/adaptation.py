@@ -29,7 +29,7 @@ from typing import Any
 
 import results
 from checkpoints import checkpoint_digest, digest
-from commands import STOPPED, CommandError, Commands, Interrupted
+from commands import STOPPED, CommandError, Commands, StoppedError
 
 ROBOT, TASK = "widowx", "touch"
 DEMO_SEED, EVALUATION_SEED = 400000, 6000
@@ -88,7 +88,7 @@ def main() -> int:
             _train(cell, options, demos, commands)
             _evaluate(cell, options, commands)
             print(json.dumps(_row(cell, options)), flush=True)
-    except Interrupted as stop:
+    except StoppedError as stop:
         print(f"{stop}; run the same command again to go on", file=sys.stderr)
         code = STOPPED
     except CommandError as error:
