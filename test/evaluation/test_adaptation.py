@@ -13,7 +13,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 import adaptation
-from commands import CommandError, Commands, Interrupted
+from commands import CommandError, Commands, StoppedError
 
 SHIPPED = Path(__file__).parents[2] / "policy"
 
@@ -129,15 +129,15 @@ def test_a_stop_is_passed_on_to_the_command_which_saves(tmp_path):
         "while True: signal.pause()\n"
     )
     commands = Commands()
-    with pytest.raises(Interrupted, match="was stopped"):
+    with pytest.raises(StoppedError, match="was stopped"):
         commands.run([sys.executable, "-c", child])
     assert saved.exists()
-    with pytest.raises(Interrupted, match="the time is over"):  # nothing more begins
+    with pytest.raises(StoppedError, match="the time is over"):  # nothing more begins
         commands.run([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 def test_a_command_is_ended_by_the_clock_and_its_failure_is_none_of_that():
-    with pytest.raises(Interrupted, match="was stopped"):
+    with pytest.raises(StoppedError, match="was stopped"):
         Commands(minutes=0.01).run([sys.executable, "-c", "import signal\nwhile True: signal.pause()"])
     with pytest.raises(CommandError, match="ended with 3"):
         Commands().run([sys.executable, "-c", "raise SystemExit(3)"])
