@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from xvla_ros.commands.options import Command, parse
 from xvla_ros.errors import XvlaError
@@ -83,11 +84,20 @@ def run(command: Command, program: str) -> int:
         return FAILED
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version  # read only where it is asked for: it takes a while
+
+        print(f"xvla_ros {version('xvla_ros')}")
+        parser.exit()
+
+
 def _split(arguments: Sequence[str]) -> list[str]:
     """The arguments, which begin with the name of a command; end the process on ``--help`` and where there is none."""
     parser = argparse.ArgumentParser(
         prog="xvla", description="Run and adapt X-VLA, one policy for many robot arms, under ROS 2."
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="name")
     for name, (_, _, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)

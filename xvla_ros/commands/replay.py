@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -79,10 +80,18 @@ class BagInfoCommand(Command):
     json: Json = False
 
     def run(self) -> int:
-        """See ``xvla_ros.evaluation.bag_info``."""
-        from xvla_ros.evaluation.bag_info import bag_info
+        """Print it.
 
-        return bag_info(self.bag, self.robot, as_json=self.json)
+        Returns:
+            0; 1 where it is damaged, lacks what the profile requires, or gives no observation; 2 where nobody can say,
+            as the robot's kinematics cannot be had.
+        """
+        from xvla_ros.evaluation.bag_info import inspect, profile_for, text_of
+
+        with Bag(self.bag) as opened:
+            info = inspect(opened, profile_for(opened, self.robot))
+        print(json.dumps(info.to_mapping(), indent=2) if self.json else text_of(info))
+        return info.exit_code
 
 
 def _replay(options: Replay) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -12,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xvla_ros.errors import BagError, KinematicsError, ProfileError
+from xvla_ros.errors import BagError, KinematicsError
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.observation.images import IMAGE_TYPES
 from xvla_ros.recordings.bag_files import BagMessage
@@ -134,28 +132,6 @@ class BagInfo:
     def to_mapping(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
-
-
-def bag_info(bag: str, robot: str = "", *, as_json: bool = False) -> int:
-    """Print what a bag holds.
-
-    Args:
-        bag: folder or file.
-        robot: profile or its file; empty takes the recorded one, if there is one.
-        as_json: as one JSON document.
-
-    Returns:
-        0; 1 where it cannot be read, is damaged, lacks what the profile requires, or gives no observation; 2 where
-        nobody can say, as the robot's kinematics cannot be had.
-    """
-    try:
-        with Bag(bag) as opened:
-            info = inspect(opened, _profile(robot, opened))
-    except (BagError, ProfileError, OSError) as error:
-        print(f"xvla bag info: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(info.to_mapping(), indent=2) if as_json else text_of(info))
-    return info.exit_code
 
 
 def inspect(bag: Path | Bag, profile: Profile | None) -> BagInfo:
@@ -310,7 +286,8 @@ def _held_against(profile: Profile, topics: tuple[TopicInfo, ...]) -> tuple[tupl
     return tuple(dict.fromkeys(missing)), tuple(sorted(set(found) - known))
 
 
-def _profile(robot: str, bag: Bag) -> Profile | None:
+def profile_for(bag: Bag, robot: str = "") -> Profile | None:
+    """Return the profile ``robot``, a name or a file; else the one in the bag, None where it has none."""
     if robot:
         return load_robot(robot)
     try:
