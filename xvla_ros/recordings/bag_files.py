@@ -38,7 +38,7 @@ def reason(error: Exception) -> str:
     return str(error).strip() or type(error).__name__
 
 
-class DamageError(Exception):
+class DamageError(XvlaError):
     """A part of a file that is not what was written."""
 
 

@@ -1,0 +1,1 @@
+"""Recordings answered by a policy, and held against what followed."""

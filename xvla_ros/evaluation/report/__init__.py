@@ -1,0 +1,1 @@
+"""The page, plots and film of a recorded run, from its bag."""

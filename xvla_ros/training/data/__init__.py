@@ -1,0 +1,1 @@
+"""Samples: read, drawn, stored, augmented and put into batches."""
