@@ -15,6 +15,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xvla_ros.errors import XvlaError
+
 if TYPE_CHECKING:
     from mcap.reader import McapReader
     from mcap.records import McapRecord
