@@ -124,7 +124,7 @@ def register(name: str, spec: ActionSpec | None = None) -> Callable[[Factory], F
 
 
 def known_modes() -> tuple[str, ...]:
-    """Names of all registered modes, those of installed packages included."""
+    """Return the names of all registered modes, those of installed packages included."""
     _load_entry_points()
     return tuple(sorted(_REGISTRY))
 
@@ -196,7 +196,7 @@ def _zeroed(x: Tensor, channels: tuple[int, ...]) -> Tensor:
 
 
 def _channels(spec: ActionSpec, role: str) -> list[list[int]]:
-    """Channels of ``role``, one list per arm: each half of the vector is an arm."""
+    """Return the channels of ``role``, one list per arm: each half of the vector is an arm."""
     half = len(spec.roles) // 2
     found = [index for index, each in enumerate(spec.roles) if each == role]
     return [[i for i in found if i < half], [i for i in found if i >= half]]

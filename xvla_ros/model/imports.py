@@ -25,7 +25,7 @@ def collector_paused() -> Iterator[None]:
 
 @contextmanager
 def kept_for_good() -> Iterator[None]:
-    """``collector_paused``, and nothing that is there at the end is ever looked at by the collector again.
+    """Pause the collector as ``collector_paused`` does; objects that exist at the end are never collected again.
 
     For a process that needs its imports until it ends, before it makes anything that it will free: a full collection
     over the half million objects of torch and transformers stops all threads for tenths of a second. Only the first

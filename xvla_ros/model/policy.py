@@ -80,12 +80,12 @@ class Policy:
         return self.network.config.chunk_size
 
     def is_trained(self, domain_id: int) -> bool:
-        """Whether the soft prompt of ``domain_id`` was trained, as far as the files say."""
+        """Return whether the soft prompt of ``domain_id`` was trained; True where the files do not say."""
         trained = self.training.trained_domains
         return trained is None or domain_id in trained
 
     def action_mode(self, embodiment: Embodiment) -> ActionMode:
-        """The robot's action mode over this network's width.
+        """Return the robot's action mode over this network's width.
 
         Raises:
             ValueError: if the checkpoint cannot serve it.
@@ -153,7 +153,7 @@ class Policy:
         return [_chunk(each, actions[row], elapsed, seed) for row, each in enumerate(observations)]
 
     def groups(self, observations: Sequence[Observation], steps: int | None) -> dict[tuple[int, int], list[int]]:
-        """Rows that can share a forward pass, by number of views and of steps."""
+        """Group the rows that can share a forward pass, by (number of views, number of steps)."""
         groups: dict[tuple[int, int], list[int]] = {}
         for row, observation in enumerate(observations):
             count = observation.embodiment.denoising_steps if steps is None else steps
@@ -195,7 +195,7 @@ class Policy:
     def _held(
         self, observations: Sequence[Observation], modes: Sequence[ActionMode], prefix: Sequence[Prefix | None]
     ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Prefixes in the network's units, their weights and guidance; rows without one get weight 0."""
+        """Return prefixes in the network's units, weights and guidance, 0 in rows without one; None if none has any."""
         if all(each is None for each in prefix):
             return None
         committed = torch.zeros(len(modes), self.chunk_size, self.network.action_mode.width)

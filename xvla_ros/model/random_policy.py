@@ -132,7 +132,7 @@ def _config(
 
 
 def _decoded_width(embodiments: Sequence[Embodiment], state_mean: PerRobot) -> int:
-    """Channels of a decoded action where the mode leaves them open (``auto``); else those of the first robot's mode."""
+    """Return the decoded width: of the robots whose mode leaves it open (``auto``), else of the first robot's mode."""
     spec = action_mode(embodiments[0].action_mode).spec
     left_open = [each for each in embodiments if action_mode(each.action_mode).spec.decoded_width is None]
     widths = {each.robot: np.size(state_mean[each.robot]) for each in left_open}

@@ -151,7 +151,7 @@ class JointTopic:
         return values
 
     def _layout(self, names: tuple[str, ...]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """The places among these joints that a message has, and the columns it has them in."""
+        """Return which of these joints a message has, and in which of its columns."""
         # publishers keep their order, so the last layout nearly always serves again
         if self._last_layout is not None and self._last_layout[0] == names:
             return self._last_layout[1:]
@@ -269,15 +269,15 @@ def align(
     timeout: float,
     not_after: int | None = None,
 ) -> Alignment | Fault:
-    """Return what can be seen together at the newest instant for which every required source has answered.
+    """Return frames and joints at the newest instant that every required source has reached, or a fault.
 
-    That instant is the oldest among the newest stamps of the required cameras and the joint topics, or ``not_after``
-    where that is older.
+    That instant is the oldest of the newest stamps of the required cameras and the joint topics, or ``not_after`` if
+    that is older.
 
     Args:
-        now: ROS time, ns. Messages stamped more than ``FUTURE_TOLERANCE`` later are left aside.
+        now: ROS time, ns. Messages stamped more than ``FUTURE_TOLERANCE`` later are ignored.
         steady_now: steady clock, s.
-        timeout: s by which that instant may lie before ``now``, and by which two joint messages may lie apart to be
+        timeout: s that the instant may lie before ``now``, and that two joint messages may lie apart to be
             interpolated between.
     """
     latest = now + round(FUTURE_TOLERANCE * NS)

@@ -118,12 +118,12 @@ class ObservationBuilder(Generic[Raw]):
             self._forget()
 
     def measured(self) -> MeasuredJoints | None:
-        """Return where the joints were last believed to be, None until each has been heard of."""
+        """Return where the joints were last believed to be; None until each has been in a message."""
         with self._lock:
             return together(list(self._joints.values()), len(self._profile.joints.policy_order))
 
     def check(self, now: int, steady_now: float) -> Fault | None:
-        """Return what ``build`` would have to complain about, decoding nothing: cheap enough for every command."""
+        """Return the fault that ``build`` would return, without decoding: cheap enough for every command."""
         found = self._align(now, steady_now)
         if isinstance(found, Fault):
             return found
@@ -132,7 +132,7 @@ class ObservationBuilder(Generic[Raw]):
         return Fault(CAMERA_MISSING, "; ".join(broken)) if broken else None
 
     def aligned_stamp(self, now: int, steady_now: float) -> int | None:
-        """Return the stamp an observation built now would carry, None where there would be a fault."""
+        """Return the stamp that an observation built now would have; None where ``build`` would return a fault."""
         found = self._align(now, steady_now)
         return None if isinstance(found, Fault) else found.stamp
 

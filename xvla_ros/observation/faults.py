@@ -33,7 +33,7 @@ class Fault:
     detail: str
 
     def is_like(self, detail: str) -> bool:
-        """Whether ``detail`` says the same but for its numbers."""
+        """Return whether ``detail`` is the same text apart from its numbers."""
         return _kind(self.detail) == _kind(detail)
 
 
@@ -45,7 +45,7 @@ class FaultTally:
     """Counts faults; those that differ in their numbers only ("0.31 s old", "0.32 s old") are one."""
 
     def __init__(self, records: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Empty, or with what ``records`` gave."""
+        """Start empty, or with what ``records`` returned."""
         self._counts: Counter[tuple[str, str]] = Counter()
         self._first: dict[tuple[str, str], Fault] = {}
         for each in records:
@@ -62,7 +62,7 @@ class FaultTally:
         return self._counts.total()
 
     def commonest(self) -> list[tuple[Fault, int]]:
-        """Return the first fault of every kind and how many there were, the commonest kind first."""
+        """Return the first fault of every kind and their number, the commonest kind first."""
         return [(self._first[kind], count) for kind, count in self._counts.most_common()]
 
     def records(self) -> list[dict[str, Any]]:

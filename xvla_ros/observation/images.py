@@ -97,10 +97,10 @@ def rgb_of_message(message: Any, camera: Camera) -> Bytes:
 
 
 def resolved(said: str, answer: str) -> str:
-    """Return the encoding of a picture: what its message says, or where that leaves it open what the profile answers.
+    """Return the encoding of a picture: what its message says or, where that leaves it open, what the profile says.
 
     Raises:
-        MessageError: it is not taken; or it is open, and the profile does not answer it.
+        MessageError: the encoding is not supported; or it is open, and the profile does not settle it.
     """
     if said in ENCODINGS:
         return said
@@ -121,7 +121,7 @@ def resolved(said: str, answer: str) -> str:
 
 
 def answers(pixel: int) -> list[str]:
-    """Return what pixels of so many bytes may be, each by one name."""
+    """Return the encodings that pixels of ``pixel`` bytes may have, each by one name."""
     names: dict[Encoding, str] = {}
     for name, each in ENCODINGS.items():
         if each.pixel == pixel and not each.colours_apart:
@@ -133,7 +133,7 @@ def plain_rows(name: str, height: int, width: int, step: int, data: Data) -> Byt
     """Return uint8 [rows · bytes], the pixels of a ``sensor_msgs/Image`` without row padding.
 
     Drivers of nv12 and nv21 give the height of the picture and the step of its rows of brightness; half as many rows of
-    colours follow with the same step. What comes after the last row, such as a buffer's rest, is left out.
+    colours follow with the same step. Data after the last row, such as the rest of a buffer, is ignored.
 
     Args:
         name: of the encoding, one of ``ENCODINGS``.

@@ -102,7 +102,7 @@ class MeasuredTopic:
             received: steady clock, s.
 
         Returns:
-            float64 [J of the topic], NaN for joints that it does not have; None for one that holds nothing of them.
+            float64 [J of the topic], NaN for joints that the message lacks; None where it has none of them.
         """
         try:
             values = self.layout.read(names, positions)
@@ -124,7 +124,7 @@ class MeasuredTopic:
         return values
 
     def measured(self) -> MeasuredJoints | None:
-        """What is believed of this topic's joints, None until each has been heard of."""
+        """Return what is believed of this topic's joints, None until each has been heard of."""
         believed = self._believed
         if not believed.known.all():
             return None
@@ -153,19 +153,19 @@ class MeasuredTopic:
 
     def _doubt(self, stamp: int, received: float, fault: Fault) -> None:
         if self.fault is None:
-            self.fault = fault  # kept until they are well: several faults at once would come and go at their rates
+            self.fault = fault  # the first one stays until all is well: several would alternate at their rates
         self._ill_at = stamp, received
 
     def _has_settled(self, stamp: int, received: float) -> bool:
-        """Whether all has been well for long enough, by the stamps and by when messages came in: stamps may lie."""
+        """Return whether all has been well for long enough, by stamp and by time of arrival: stamps may lie."""
         ill_stamp, ill_received = self._ill_at
         return abs(stamp - ill_stamp) >= SETTLED * NS and received - ill_received >= SETTLED
 
     def _leap(self, stamp: int, received: float, values: Floats) -> str:
-        """Say which joint moved faster than it can since it was heard of last; empty where none."""
+        """Say which joint moved faster than it can since its last message; empty where none did."""
         last = self._last
         passed = np.abs(stamp - last.stamps) / NS
-        # of stamps that are far apart nothing is known, and none goes far ahead of when messages come in
+        # stamps that lie far apart say nothing about speed, and no stamp runs far ahead of the time of arrival
         since = FASTEST_TIME * np.abs(received - self._received) + BURST
         passed = np.where(passed > LONGEST, 0.0, np.minimum(passed, since))
         moved = np.abs(values - last.values)
@@ -194,7 +194,7 @@ class MeasuredTopic:
         self._anchor.set(here & (moved | (stamp < self._anchor.stamps)), stamp, values)
 
     def _keep(self, message: Stamped[Floats]) -> None:
-        """Put a message with its parts; a part of which it has some joints only becomes two."""
+        """Keep a message with the parts it has joints of; a part with only some joints in it is split in two."""
         here = ~np.isnan(message.value)
         for part in list(self._parts):
             mine = here[part.columns]
@@ -229,7 +229,7 @@ class _Part:
     messages: RecentMessages[Floats]
 
     def split(self, which: NDArray[np.bool_], horizon: float) -> tuple[_Part, _Part]:
-        """The part of the columns ``which`` and that of the others, each with what came so far."""
+        """Split into the part of the columns ``which`` and that of the others, each with what came so far."""
         halves = []
         for mine in (which, ~which):
             messages: RecentMessages[Floats] = RecentMessages(horizon, KEPT_MESSAGES)

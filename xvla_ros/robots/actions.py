@@ -50,7 +50,7 @@ class Trajectory:
             raise ValueError(f"{self.robot}: the times of a trajectory must increase from waypoint to waypoint")
 
     def out_of_reach(self) -> NDArray[np.bool_]:
-        """Which points [T] are waypoints that some tool does not meet: held, or lagging behind."""
+        """Return which points [T] are waypoints that some tool does not meet: held, or lagging behind."""
         missed = np.zeros(len(self.times), dtype=np.bool_)
         given = np.arange(len(self.times)) if self.waypoints is None else self.waypoints
         for path in self.reach.values():
@@ -168,7 +168,7 @@ class Decoder:
         return Trajectory(chunk.robot, profile.joints.policy_order, times, positions, reach, waypoints)
 
     def _steps(self) -> int:
-        """Into how many parts the way from one waypoint to the next is divided."""
+        """Return into how many parts the way from one waypoint to the next is divided."""
         periods = self._profile.policy.waypoint_dt * self._profile.timing.command_rate
         return round(periods) if periods > FAR_APART else 1
 
@@ -193,7 +193,7 @@ def _follow(arm: ToolArm, targets: Poses, durations: Floats, start: Floats | Non
 
 
 def _gripper_between(positions: Floats, gripper: Gripper, due: Floats, at: Floats) -> Floats:
-    """Gripper positions [K] at times ``at``: one that is open or closed changes at a waypoint, another on the way."""
+    """Return gripper positions [K] at times ``at``: interpolated by the rule linear, else changed at a waypoint."""
     if gripper.rule == "linear":
         return np.interp(at, due, positions)
     return positions[last_before(due, at)]
@@ -305,5 +305,5 @@ def resample(actions: ArrayLike, times: ArrayLike, at: ArrayLike, profile: Profi
 
 
 def last_before(knots: Floats, at: Floats) -> NDArray[np.intp]:
-    """Which of the times ``knots`` [T] is the last at or before each of ``at`` [K]; the first where none is."""
+    """Return the index of the last of ``knots`` [T] at or before each of ``at`` [K]; 0 where there is none."""
     return np.maximum(np.searchsorted(knots, at, side="right") - 1, 0)

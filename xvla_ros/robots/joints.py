@@ -1,6 +1,7 @@
 """Joint vectors in policy order: between ROS units (rad, m) and the policy's, and their limits as arrays.
 
-policy = ROS * scale + offset, joint by joint."""
+policy = ROS * scale + offset, joint by joint.
+"""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ def rot6d_to_matrix(rot6d: ArrayLike, layout: str) -> Array:
 def rot6d_misfit(rot6d: ArrayLike, layout: str) -> Array:
     """Return how far rot6d [..., 6], read in ``layout``, is from two orthogonal unit vectors: [...], 0 for a rotation.
 
-    It is the largest deviation of their squared lengths from 1 and of their product from 0. A rotation written in the
-    one layout and read in the other is far from 0 at most poses.
+    It is the largest deviation of their squared lengths from 1 and of their product from 0. A rotation written in one
+    layout and read in the other is far from 0 at most poses.
     """
     columns = _columns(rot6d, layout)
     off = columns @ np.swapaxes(columns, -1, -2) - np.eye(2)
@@ -66,8 +66,10 @@ def rot6d_misfit(rot6d: ArrayLike, layout: str) -> Array:
 
 
 def matrix_to_quaternion(matrix: ArrayLike) -> Array:
-    """Turn rotation matrices [..., 3, 3] into unit quaternions [..., 4], x y z w, with w ≥ 0; the nearest rotation
-    where a matrix is slightly off."""
+    """Turn rotation matrices [..., 3, 3] into unit quaternions [..., 4], x y z w, with w ≥ 0.
+
+    A matrix that is slightly off counts as the nearest rotation.
+    """
     found = _shaped(matrix, (3, 3), "matrix")
     return _reshaped(_of_matrices(found).as_quat(canonical=True), found.shape[:-2], 4)
 
@@ -117,7 +119,7 @@ def _reshaped(values: Array, leading: tuple[int, ...], *own: int) -> Array:
 
 
 def _columns(rot6d: ArrayLike, layout: str) -> Array:
-    """The two columns [..., 2, 3] that rot6d [..., 6] holds."""
+    """Return the two columns [..., 2, 3] that rot6d [..., 6] holds."""
     found = _shaped(rot6d, (6,), "rot6d")
     if _known(layout) == COLUMNS:
         return found.reshape(*found.shape[:-1], 2, 3)

@@ -42,11 +42,11 @@ class ToolArm:
 
 
 def tool_arms(profile: Profile, description: RobotDescription | None = None) -> dict[str, ToolArm]:
-    """Return the arms of a profile by tool name; of a profile in joint space, none.
+    """Return the arms of a profile by tool name; none for a profile in joint space.
 
     Args:
         profile: the robot.
-        description: what its ``robot_description`` topic said; it comes before the ``urdf`` the tools name.
+        description: from its ``robot_description`` topic; it comes before the ``urdf`` that the tools name.
 
     Raises:
         KinematicsError: Pinocchio or a URDF is missing, or joints or limits of profile and URDF differ; the message
@@ -130,7 +130,7 @@ def policy_joints(profile: Profile, chain: Chain, listed: tuple[str, ...], key: 
 
 
 def _refuse_differences(profile: Profile, name: str, chain: Chain, joints: tuple[str, ...]) -> None:
-    """Compare the limits of the arm's joints, and of the gripper's where the URDF knows it by its ROS name."""
+    """Refuse limits wider than the URDF's, of the arm's joints and of a gripper the URDF knows by its ROS name."""
     gripper = profile.tools[name].gripper.joint
     pairs = [*zip(joints, chain.joints, strict=True), (gripper, profile.joints.by_name[gripper].name)]
     problems = []
@@ -176,7 +176,7 @@ class ShownArm:
 
 
 def shown_arms(profile: Profile, arms: Mapping[str, ToolArm]) -> tuple[ShownArm, ...]:
-    """Return what is shown of a robot: the tools of its ``arms``, or in joint space those of the section ``view``.
+    """Return the tools to show of a robot: those of its ``arms``, or in joint space those of the section ``view``.
 
     Raises:
         KinematicsError: Pinocchio or a URDF of that section is missing, or its joints are not the profile's.
@@ -225,7 +225,7 @@ class Workspace:
 
 
 def _outside(positions: Floats, tool: Tool) -> Floats:
-    """How far [K] in m positions [K, 3] are outside the tool's box, 0 inside."""
+    """Return how far [K] in m positions [K, 3] are outside the tool's box, 0 inside."""
     low, high = np.array(tool.workspace_min), np.array(tool.workspace_max)
     beyond = np.maximum(np.maximum(low - positions, positions - high), 0.0)
     outside: Floats = beyond.max(axis=1)

@@ -232,7 +232,7 @@ def _visual_shapes(reader: _ConfigReader) -> list[tuple[int, ...]]:
 
 
 def _lerobot_views(reader: _ConfigReader, stated: Any) -> int | None:
-    """LeRobot pads to ``num_image_views``, or to cameras plus ``empty_cameras`` where that is more."""
+    """Return how many views LeRobot pads to: ``num_image_views``, or cameras plus ``empty_cameras`` if that is more."""
     names = (reader.data.get("input_features") or {}).items()
     cameras = [k for k, f in names if isinstance(f, Mapping) and f.get("type") == "VISUAL" and "empty_camera" not in k]
     counted = len(cameras) + reader.integer("empty_cameras", 0, least=0)
@@ -242,7 +242,7 @@ def _lerobot_views(reader: _ConfigReader, stated: Any) -> int | None:
 
 
 def _image_size(reader: _ConfigReader) -> tuple[int, int]:
-    """Pixels at the entrance: the stated resize, else what the cameras deliver, else 224."""
+    """Return (height, width) of the network's pictures: the stated resize, else what the cameras deliver, else 224."""
     if reader.data.get("resize_imgs_with_padding") is not None:
         height, width = reader.integers("resize_imgs_with_padding", DEFAULT_IMAGE_SIZE, count=2)
         return height, width

@@ -51,7 +51,7 @@ class CheckpointFolders:
     source: str
 
     def holding(self, name: str) -> Path:
-        """The folder whose file ``name`` counts: the adapter's, where it brings its own, else the base."""
+        """Return the folder from which to read the file ``name``: the adapter's if it is there, else the base's."""
         if self.adapter is not None and (self.adapter / name).is_file():
             return self.adapter
         return self.base

@@ -190,7 +190,7 @@ def _write(policy: Policy, folder: Path) -> None:
 
 
 def _features(policy: Policy, first: RobotRecord | None) -> dict[str, Any]:
-    """LeRobot's declaration of inputs and outputs, for a policy that was not loaded from such a folder."""
+    """Declare inputs and outputs as LeRobot does, for a policy whose config does not declare them."""
     config = policy.network.config
     slots = first.embodiment.slots if first else tuple(f"image{n}" for n in range(config.num_image_views or 1))
     state = first.statistics.state.width if first else None

@@ -216,7 +216,7 @@ def place_tensors(stored: Mapping[str, StoredTensor]) -> tuple[Placed, list[Prob
 
 
 def shape_of(place: Place, stored: StoredTensor) -> tuple[int, ...]:
-    """Shape the tensor has once it lies as our network wants it."""
+    """Return the shape that the tensor has in our network."""
     return tuple(reversed(stored.shape)) if place.transposed else stored.shape
 
 
@@ -237,7 +237,7 @@ def config_from_weights(config: XvlaConfig, placed: Placed) -> XvlaConfig:
 
 
 def stored_shape(placed: Placed, module: str) -> tuple[int, int] | None:
-    """Shape of a stored matrix ``module.weight``, or None where there is no such matrix."""
+    """Return the shape of the stored matrix ``module.weight``, None where there is no such matrix."""
     entry = placed.get(f"{module}.weight")
     if entry is None or len(entry[1].shape) != 2:
         return None

@@ -79,7 +79,7 @@ class Normaliser:
         return (found + np.float32(1)) / np.float32(2) * self._span(low, high) + low
 
     def to_json(self) -> dict[str, Any]:
-        """The form kept in ``xvla_ros.json``."""
+        """Return the form kept in ``xvla_ros.json``."""
         stats = {name: [float(v) for v in values] for name, values in self.stats.items()}
         return {"mode": self.mode, "eps": self.eps, **stats}
 

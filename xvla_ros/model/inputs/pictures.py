@@ -77,7 +77,7 @@ def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
 
 @functools.lru_cache(maxsize=64)
 def _order_of_pil(found: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int] | None:
-    """Whether PIL resizes across or down first, which its releases decide differently; None if it does neither."""
+    """Find the order in which this PIL resizes, across or down first (releases differ); None if neither fits."""
     image = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (*found, 3))
     expected = torch.from_numpy(np.array(_by_pil(image, wanted))).permute(2, 0, 1)
     orders = (ACROSS_FIRST, DOWN_FIRST)
@@ -102,7 +102,7 @@ def _resampled(pixels: Tensor, axis: int, length: int) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _taps(found: int, wanted: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which pixels make a new one and in what shares of 2²²: int64 and int32 [wanted, taps].
+    """Return which pixels make a new one, and their shares in units of 2⁻²²: int64 and int32 [wanted, taps].
 
     Catmull-Rom's cubic, widened where the image shrinks, cut off at the borders and normalised, all as in PIL.
     """

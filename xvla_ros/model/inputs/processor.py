@@ -74,11 +74,11 @@ class Processor:
         self.default = default or Statistics()
 
     def statistics_of(self, robot: str) -> Statistics:
-        """How ``robot`` is normalised in this checkpoint."""
+        """Return the statistics that normalise ``robot``; the default ones where the checkpoint has none of it."""
         return self.statistics.get(robot, self.default)
 
     def views(self, embodiment: Embodiment) -> int:
-        """V, slots fed for this robot: the checkpoint's number where it states one, else the robot's.
+        """Return V, the slots fed for this robot: the checkpoint's number where it states one, else the robot's.
 
         Two slots and three slots of which one is masked are different functions of the network.
 

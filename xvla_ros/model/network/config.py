@@ -127,5 +127,5 @@ class XvlaConfig:
         return -(-self.image_size[0] // stride), -(-self.image_size[1] // stride)
 
     def sequence_length(self, views: int) -> int:
-        """Tokens that take a position embedding when ``views`` slots are fed."""
+        """Return how many tokens take a position embedding when ``views`` slots are fed."""
         return self.chunk_size + views * self.tokens_per_view + self.tokenizer_max_length

@@ -46,7 +46,7 @@ def training_times(batch: int, offset: Tensor) -> Tensor:
 
 
 def interpolate(noise: Tensor, action: Tensor, t: Tensor) -> Tensor:
-    """The point between noise (t = 1) and action (t = 0): [B, T, D], [B, T, D], [B] → [B, T, D]."""
+    """Return the point between noise (t = 1) and action (t = 0): [B, T, D], [B, T, D], [B] → [B, T, D]."""
     t = t[:, None, None]
     return noise * t + action * (1.0 - t)
 
@@ -125,7 +125,7 @@ def sample(
             channels, which are logits in the network and values in Y. Rows with a weight begin at Y noised, see
             ``HeldWaypoints.begin``.
         guidance: β, of all rows or [B]: rows where it is above 0 are also pulled towards the prefix through the
-            network's Jacobian. None pulls at none.
+            network's Jacobian. None pulls no row.
         on_step: as for ``denoise``.
 
     Returns:
@@ -139,7 +139,7 @@ def sample(
 
 
 def predictor(network: XvlaNetwork, context: Context, state: Tensor, noise: Tensor, modes: Modes) -> Predictor:
-    """Make what ``denoise`` asks; see ``sample`` for the arguments."""
+    """Make the predictor for ``denoise``; see ``sample`` for the arguments."""
     if hides_only(modes):
         seen = preprocess(modes, state, noise)[0]
         return functools.partial(network.predictor, context, seen, shown(modes, noise))
@@ -159,19 +159,19 @@ def predictor(network: XvlaNetwork, context: Context, state: Tensor, noise: Tens
 def denoise(
     predictor: Predictor, noise: Tensor, held: HeldWaypoints, steps: int, *, on_step: StepHook | None = None
 ) -> Tensor:
-    """The sampler: start from noise, predict the clean action, go part of the way, again. No shape depends on values.
+    """Start from noise, predict the clean action, go part of the way, repeat. No shape depends on values.
 
     Not an Euler integration: every step starts from the same noise.
 
     Args:
-        predictor: given the times [N, B] of all steps, makes what predicts at one of them.
+        predictor: given the times [N, B] of all steps, returns the function that predicts at one of them.
         noise: float32 [B, T, D].
         held: what the chunk must agree with.
         steps: N.
         on_step: called with (step index, raw head output) after each evaluation, before the prefix is applied.
 
     Returns:
-        What ``sample`` does.
+        What ``sample`` returns.
 
     Raises:
         ValueError: if there are no steps.
@@ -193,7 +193,7 @@ def denoise(
 
 
 def hides_only(modes: Modes) -> bool:
-    """Whether the modes hide channels and do nothing else before the network."""
+    """Return whether the modes hide channels and do nothing else before the network."""
     return all(type(mode).preprocess is ActionMode.preprocess for mode in modes)
 
 
@@ -222,7 +222,7 @@ def postprocess(modes: Modes, raw: Tensor) -> list[Tensor]:
 
 
 def _groups(modes: Modes) -> list[tuple[ActionMode, list[int]]]:
-    """Rows by mode, in order of first appearance."""
+    """Group rows by mode, in order of first appearance."""
     rows: dict[str, list[int]] = {}
     first: dict[str, ActionMode] = {}
     for index, mode in enumerate(modes):
@@ -259,7 +259,7 @@ class HeldWaypoints:
         guidance: float | Tensor | None,
         noise: Tensor,
     ) -> HeldWaypoints:
-        """Make it of (Y, W) with W [B, T] or [B, T, D], one mode a row, and β of all rows or [B]; see ``flow.sample``.
+        """Make it from (Y, W), W [B, T] or [B, T, D], one mode a row, and β of all rows or [B]; see ``sample``.
 
         Without a prefix nothing is held.
         """
@@ -278,9 +278,9 @@ class HeldWaypoints:
         return cls(committed, weight, limit if (limit > 0).any() else None)
 
     def begin(self) -> tuple[Tensor, Tensor]:
-        """Where the sampler begins: a clean action [B, T, D] and the time [B] to which it is noised.
+        """Return where the sampler begins: a clean action [B, T, D] and the time [B] to which it is noised.
 
-        Rows begin at their committed waypoints, the last of them held on; those that have none at pure noise.
+        A row with committed waypoints begins at them, the last one repeated; a row without begins at pure noise.
         """
         covered = (self.weight > 0).any(-1)
         index = torch.arange(covered.shape[1], device=covered.device)
@@ -291,7 +291,7 @@ class HeldWaypoints:
         return action, 1.0 - (1.0 - START) * covered.any(1).to(action.dtype)
 
     def apply(self, predicted: Tensor, point: Tensor, t: Tensor) -> Tensor:
-        """Bring an evaluation into agreement.
+        """Make an evaluation of the network agree with the held waypoints.
 
         Args:
             predicted: [B, T, D], the clean action that the network gave for ``point``; where a row is guided, with
@@ -300,7 +300,7 @@ class HeldWaypoints:
             t: [B], 1 is pure noise.
 
         Returns:
-            [B, T, D], ``W·Y + (1 − W)·a``, where in guided rows ``a`` is before that increased by
+            [B, T, D], ``W·Y + (1 − W)·a``; in guided rows ``a`` is first increased by
             ``t · min(β, (t² + (1 − t)²) / (t (1 − t))) · (∂a/∂x_t)ᵀ [W (Y − a)]``.
         """
         action = predicted.detach()
@@ -312,10 +312,10 @@ class HeldWaypoints:
 
 
 def guidance_weight(t: Tensor, limit: Tensor) -> Tensor:
-    """Weight [B] of a guidance step at flow times ``t`` [B], never above ``limit`` [B].
+    """Return the weight [B] of a guidance step at flow times ``t`` [B], never above ``limit`` [B].
 
     With τ = 1 − t this is (1 − τ) / (τ r²), where r² = (1 − τ)² / (τ² + (1 − τ)²) is the variance of a clean action
-    of unit variance seen through the noise. It has no bound towards either end.
+    of unit variance seen through the noise. Without the limit it would grow without bound towards either end.
     """
     spread = t**2 + (1.0 - t) ** 2
     return torch.minimum(spread / (t * (1.0 - t)).clamp_min(torch.finfo(t.dtype).tiny), limit)

@@ -57,7 +57,10 @@ class DomainAwareLinear(nn.Module):
         return weight, self.bias(domain_id)[:, None]
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Map [B, S, in] → [B, S, out] by weights that ``rows`` gave, or some of their inputs' and what those add."""
+        """Map [B, S, in] → [B, S, out] with what ``rows`` returned.
+
+        Or map some of the inputs only, by their part of the weight, when ``bias`` [B, S, out] has what the rest adds.
+        """
         return torch.baddbmm(bias, x, weight)
 
 
@@ -114,7 +117,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, queries: int | None = None, qkv: Tensor | None = None) -> Tensor:
         """Map [B, S, H] → the first ``queries`` tokens of the output (all, if None).
 
-        ``qkv`` are its queries, keys and values, [B, S, 3, heads, H / heads], where they are there already.
+        ``qkv`` are its queries, keys and values, [B, S, 3, heads, H / heads], where they have been computed already.
         """
         if qkv is None:
             qkv = self.attn.project(self.norm1(x))
@@ -249,7 +252,7 @@ class SoftPromptedTransformer(nn.Module):
 
         Args:
             noisy: [B, T, D], after the action mode's preprocess.
-            index: of the step, of which ``ends`` knows the time and state.
+            index: of the step among those that ``ends`` was made for.
             ends, context: of the same rows.
 
         Returns:
@@ -345,7 +348,7 @@ class XvlaNetwork(nn.Module):
         return self.transformer.context(vlm, aux, domain_id, self.config.chunk_size)
 
     def encode_seen(self, images: Tensor, seen: Tensor, input_ids: Tensor, domain_id: Tensor, views: int) -> Context:
-        """``encode`` with shapes that do not depend on values.
+        """Encode as ``encode`` does, with shapes that do not depend on values.
 
         Args:
             images: [N, 3, H, W], those that are there, of all rows.
@@ -357,7 +360,7 @@ class XvlaNetwork(nn.Module):
         return self.transformer.context(vlm, aux, domain_id, self.config.chunk_size)
 
     def predictor(self, context: Context, state: Tensor, shown: Tensor, times: Tensor) -> Predict:
-        """Make ready for the steps of a chunk: what the noisy action does not change is computed once for all.
+        """Prepare the steps of a chunk: what the noisy action does not change is computed once for all steps.
 
         Args:
             context: from ``encode``.
@@ -372,7 +375,7 @@ class XvlaNetwork(nn.Module):
         return lambda noisy, index: self.transformer.step(noisy * shown, index, ends, context)
 
     def cast(self, dtype: torch.dtype) -> XvlaNetwork:
-        """Set the precision in place, and what is saved; the entrance and exit of the actions stay float32."""
+        """Set, in place, the precision to run and save in; the layers that take and give actions stay float32."""
         self.config = replace(self.config, dtype=str(dtype).removeprefix("torch."))
         for name, parameter in self.named_parameters():
             parameter.data = parameter.data.to(part_dtype(name, dtype))
@@ -382,7 +385,7 @@ class XvlaNetwork(nn.Module):
 
 
 def part_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """Precision of the parameter called ``name`` when the network runs in ``dtype``."""
+    """Return the precision of the parameter called ``name`` when the network runs in ``dtype``."""
     return torch.float32 if name.startswith(FLOAT32_PARTS) else dtype
 
 
@@ -401,5 +404,5 @@ def meta_network(config: XvlaConfig) -> XvlaNetwork:
 
 
 def unmaterialised(network: nn.Module) -> Sequence[str]:
-    """Names of parameters and buffers still on the meta device."""
+    """Return the names of parameters and buffers that are still on the meta device."""
     return [name for name, tensor in [*network.named_parameters(), *network.named_buffers()] if tensor.is_meta]

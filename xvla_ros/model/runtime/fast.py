@@ -56,7 +56,7 @@ def accelerate(policy: Policy, *, compile: str = "auto", log: Log | None = None)
 
 
 def ways(network: XvlaNetwork, compile: str) -> list[Way]:
-    """What to try on the network's device, fastest first."""
+    """List the ways to try on the network's device, fastest first."""
     if network.device.type == "cuda":
         capture = Capture(CudaGraphs(network.device))
         return [
@@ -78,7 +78,7 @@ def _on_cpu(network: XvlaNetwork) -> Way:
 
 
 def warm_up(policy: Policy, observations: Sequence[Observation], *, steps: int | None = None) -> None:
-    """Get ready for chunks of any of the observations' robots together and answer one, so that no later one waits.
+    """Get ready for chunks of any of these robots together and predict one, so that no later chunk waits.
 
     Args:
         policy: from ``accelerate`` or not.
@@ -90,7 +90,7 @@ def warm_up(policy: Policy, observations: Sequence[Observation], *, steps: int |
 
 
 def get_ready(policy: Policy, observations: Sequence[Observation], *, steps: int | None = None) -> None:
-    """``warm_up`` without the chunk: what is compiled and captured, for every shape."""
+    """Compile and capture for every shape, as ``warm_up`` does before it predicts."""
     for (_, count), rows in policy.groups(observations, steps).items():
         for chosen in _of_each_shape([observations[row] for row in rows]):
             modes = [policy.action_mode(each.embodiment) for each in chosen]
@@ -98,7 +98,7 @@ def get_ready(policy: Policy, observations: Sequence[Observation], *, steps: int
 
 
 def _of_each_shape(observations: Sequence[Observation]) -> Iterator[list[Observation]]:
-    """Some of the observations for every number of robots and images that some of them can have."""
+    """Yield a selection of observations for every (number of robots, number of images) there can be, largest first."""
     found: dict[tuple[int, int], list[Observation]] = {(0, 0): []}
     for each in observations:
         for (robots, images), chosen in list(found.items()):
@@ -108,7 +108,7 @@ def _of_each_shape(observations: Sequence[Observation]) -> Iterator[list[Observa
 
 
 def with_compiled_blocks(network: XvlaNetwork, backend: str | Callable[..., object] = "inductor") -> XvlaNetwork:
-    """A variant of ``network`` whose blocks are compiled by torch's ``backend`` when they are first called."""
+    """Make a variant of ``network`` whose blocks torch's ``backend`` compiles when they are first called."""
     made = variant(network)
     for module in made.modules():
         if type(module).__name__ in COMPILED_BLOCKS:

@@ -33,7 +33,7 @@ class Int8Linear(nn.Module):
     Gradients pass to the input as if the activations had not been rounded; the weights have none.
 
     Args:
-        linear: what it is made of, float32 or bfloat16 on the CPU; not kept.
+        linear: the layer to round, float32 or bfloat16 on the CPU; not kept.
 
     Raises:
         ValueError: if the layer is on another device, or has numbers that are not finite.
@@ -56,7 +56,7 @@ class Int8Linear(nn.Module):
         return self.out_features * (self.in_features + 8) + (0 if self.bias is None else self.bias.nbytes)
 
     def weight(self) -> Tensor:
-        """The rounded weights as numbers, float32 [out, in]."""
+        """Return the rounded weights as numbers, float32 [out, in]."""
         unpacked: Tensor = torch.ops.quantized.linear_unpack(self._packed)[0]
         return unpacked.dequantize()
 
@@ -68,9 +68,9 @@ class Int8Linear(nn.Module):
         return self.product(x)
 
     def product(self, x: Tensor) -> Tensor:
-        """``forward`` without gradients."""
+        """Compute ``forward`` without gradients."""
         x = x.float()
-        # The kernel has one scale for all rows, so every row comes to it with 1 as its largest number.
+        # The kernel has one scale for all rows, so every row is scaled to 1 as its largest number.
         largest = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True)).clamp_(min=_TINY)
         out: Tensor = torch.ops.quantized.linear_dynamic(x / largest, self._packed, _pairs_saturate())
         out.mul_(largest)
@@ -119,7 +119,7 @@ def quantise(policy: Policy) -> Policy:
 
 
 def is_int8(network: nn.Module) -> bool:
-    """Whether any layer of ``network`` has been rounded."""
+    """Return whether any layer of ``network`` has been rounded."""
     return any(isinstance(module, Int8Linear) for module in network.modules())
 
 
@@ -151,9 +151,9 @@ def _pack(weight: Tensor) -> Any:
 
 @functools.cache
 def _pairs_saturate() -> bool:
-    """Whether this processor's kernel loses the sum of two large products, as AVX2 without VNNI does at 16 bits.
+    """Find out whether the kernel here loses the sum of two large products, as AVX2 without VNNI does at 16 bits.
 
-    Activations then get 7 bits instead of 8. The kernel itself is asked, as which one runs depends on more than the
+    Activations then get 7 bits instead of 8. The kernel is tried out, as which one runs depends on more than the
     processor.
     """
     width = 1024

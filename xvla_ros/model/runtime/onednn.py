@@ -67,7 +67,7 @@ def variant(network: XvlaNetwork) -> XvlaNetwork:
 
 
 def on_onednn(network: XvlaNetwork) -> XvlaNetwork:
-    """A variant of ``network`` for inference whose linear layers run on oneDNN, the GELU between two of them included.
+    """Make a variant of ``network`` for inference with linear layers on oneDNN, the GELU between two of them included.
 
     Layers that are no plain ``nn.Linear``, such as quantised ones, stay as they are.
     """
@@ -106,7 +106,7 @@ def _fuse_gelu(module: nn.Module) -> None:
 
 @torch.no_grad()
 def onednn_gain(network: XvlaNetwork) -> tuple[float, str]:
-    """How many times faster oneDNN is at the largest layer of the blocks, and why not where it is 0.
+    """Measure how many times faster oneDNN runs the largest layer of a block; 0 and the reason where it does not run.
 
     Takes a few milliseconds for a small network, some hundred for the published one. Processor time of one thread is
     measured, which others on the machine disturb least.
@@ -144,7 +144,7 @@ def one_thread() -> Iterator[None]:
 
 
 def seconds(layer: nn.Module, x: Tensor) -> float:
-    """Processor time of this thread that a layer takes."""
+    """Measure the processor time in s that a layer takes in this thread."""
     begun = time.thread_time()
     layer(x)
     return time.thread_time() - begun

@@ -85,7 +85,7 @@ def choose(
 
 
 def missing(device: torch.device) -> dict[str, str]:
-    """Types that the device cannot run at all, and why."""
+    """Return the types that the device cannot run at all, and why."""
     if device.type != "cpu":
         return {INT8: "its kernels are the CPU's"}
     if not set(torch.backends.quantized.supported_engines) & set(INT8_ENGINES):
@@ -94,7 +94,7 @@ def missing(device: torch.device) -> dict[str, str]:
 
 
 def instruction_set() -> str:
-    """The widest vectors that torch uses on this CPU, e.g. ``AVX2``."""
+    """Return the name of the widest vectors that torch uses on this CPU, e.g. ``AVX2``."""
     return str(torch.backends.cpu.get_cpu_capability())
 
 
@@ -124,10 +124,10 @@ def _asked_on_cpu(config: XvlaConfig, wanted: str, batch: int) -> Precision:
 
 @torch.no_grad()
 def _trial(config: XvlaConfig, dtype: str, batch: int, least: float = 0.0) -> tuple[float, float]:
-    """Seconds that a block of the transformer takes in float32 and in ``dtype``, each in the faster of its two ways.
+    """Measure the seconds that a block of the transformer takes in float32 and in ``dtype``, each in its fastest way.
 
     Processor time of one thread, which others on the machine disturb least. Where float32 takes less than ``least``,
-    the other is not tried.
+    the other is not tried and counts as infinite.
     """
     with one_thread():
         x = torch.zeros(min(batch, _TRIAL_BATCH), config.sequence_length(_TRIAL_VIEWS), config.hidden_size)
@@ -147,7 +147,7 @@ def _trial(config: XvlaConfig, dtype: str, batch: int, least: float = 0.0) -> tu
 
 
 def _ways(config: XvlaConfig, dtype: str, x: Tensor) -> list[nn.Module]:
-    """A block as torch runs it, and through oneDNN where that takes it; each has run once, as kernels are made then."""
+    """Make a block as torch runs it, and one on oneDNN where it runs; run each once, as that makes its kernels."""
     with torch.random.fork_rng(devices=[]):
         plain = Block(config.hidden_size, config.num_heads, config.mlp_ratio).eval()
         if dtype == INT8:

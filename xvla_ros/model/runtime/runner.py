@@ -54,7 +54,7 @@ class ChunkInputs:
     weight: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by name."""
+        """Return its tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
@@ -91,7 +91,7 @@ class Shape:
 
     @classmethod
     def of(cls, inputs: ChunkInputs, batch: Batch, steps: int) -> Shape:
-        """Read it off a batch and what was gathered from it."""
+        """Read it off a batch and the inputs gathered from it."""
         return cls(len(inputs.noise), batch.image_mask.shape[1], len(inputs.images), steps)
 
     def __str__(self) -> str:
@@ -115,7 +115,7 @@ class Way:
     bodies: dict[Shape, Body] = field(default_factory=dict)
 
     def body(self, shape: Shape) -> Body:
-        """A whole chunk of this shape as a function."""
+        """Return the function that computes a whole chunk of this shape."""
         return functools.partial(self._run, shape)
 
     def _run(self, shape: Shape, inputs: ChunkInputs) -> Tensor:
@@ -186,7 +186,7 @@ class Runner:
 
     @torch.no_grad()
     def get_ready(self, batch: Batch, modes: Sequence[ActionMode], steps: int) -> None:
-        """Do beforehand what a batch of this shape needs but once."""
+        """Do beforehand what batches of this shape need only once."""
         if self._ways[0].ready is None or not hides_only(modes):
             return
         config = self.network.config
@@ -203,7 +203,7 @@ class Runner:
                     return
 
     def _give_up(self, way: Way, shape: Shape, error: Exception) -> None:
-        """On the way, or on this shape only where others are ready."""
+        """Drop the way, or only this shape where other shapes of it are ready, and log why."""
         said = " ".join(line.strip() for line in str(error).splitlines()[:_LINES_OF_A_REASON])
         reason = f"{type(error).__name__}: {said}"
         if way.bodies:

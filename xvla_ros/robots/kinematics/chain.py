@@ -91,7 +91,7 @@ class Poses:
         return len(self.positions)
 
     def between(self, times: Floats, at: Floats) -> Poses:
-        """The path through T poses at ``times`` [T], seen at ``at`` [K]; before its begin and after its end it stands.
+        """Return the poses at ``at`` [K] on the path through T poses at ``times`` [T]; outside, the first or the last.
 
         Positions follow a cubic that overshoots no pose (Fritsch and Carlson 1980), rotations the great circle.
 
@@ -106,11 +106,11 @@ class Poses:
         return Poses(positions, rotations)
 
     def quaternions_xyzw(self) -> Floats:
-        """The rotations as unit quaternions [..., 4] in the order of ROS and of AgiBot's data: x, y, z, w ≥ 0."""
+        """Return the rotations as unit quaternions [..., 4] in the order of ROS and AgiBot's data: x, y, z, w ≥ 0."""
         return matrix_to_quaternion(self.rotations)
 
     def quaternions_wxyz(self) -> Floats:
-        """The rotations as unit quaternions [..., 4] in the order of MuJoCo and genie_sim: w ≥ 0, x, y, z."""
+        """Return the rotations as unit quaternions [..., 4] in the order of MuJoCo and genie_sim: w ≥ 0, x, y, z."""
         return np.roll(self.quaternions_xyzw(), 1, axis=-1)
 
 
@@ -158,7 +158,7 @@ class Chain:
         self.base: Any = self.data.oMf[self._body(self.model, base_body)].copy()
 
     def poses(self, positions: ArrayLike) -> Poses:
-        """Forward kinematics: poses of the tip in the base link for joint positions [..., J] in rad or m.
+        """Return the poses of the tip in the base link for joint positions [..., J] in rad or m: forward kinematics.
 
         Raises:
             ValueError: when the last axis is not the number of joints.

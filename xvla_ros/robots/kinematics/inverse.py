@@ -235,7 +235,7 @@ class FollowedPath:
     rotation_error: Floats
 
     def count(self, *statuses: str) -> int:
-        """How many waypoints have one of ``statuses``."""
+        """Return how many waypoints have one of ``statuses``."""
         return sum(status in statuses for status in self.status)
 
 

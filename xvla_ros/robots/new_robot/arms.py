@@ -218,8 +218,10 @@ def _is_one_of_a_pair(urdf: Urdf, joint: UrdfJoint) -> bool:
 
 
 def _arm_joints(urdf: Urdf, link: str, grippers: set[str], base_link: str | None) -> Chain:
-    """Return the moving joints from the base (None: the root) to ``link``, without followers, and without grippers
-    unless nothing else moves there."""
+    """Return the moving joints from the base (None: the root) to ``link``, without those that follow others.
+
+    Gripper joints are left out too, unless nothing else moves there.
+    """
     path = urdf.path(link)
     above = len(urdf.path(base_link)) if base_link is not None else 0
     moving = tuple(each for each in path[above:] if each.moves and each.mimics is None)
@@ -374,7 +376,7 @@ def _likely_tip(urdf: Urdf, last: UrdfJoint) -> str:
 
 
 def _side(joints: Iterable[UrdfJoint], tip: str = "") -> str:
-    """Return the side that most names of joints and tip tell: ``left``, ``right``, or nothing."""
+    """Return the side that most names of the joints and the tip point to: ``left``, ``right``, or nothing."""
     names = [*(joint.name for joint in joints), tip]
     votes = {side: sum(bool(word.search(name)) for name in names) for side, word in SIDES.items()}
     if votes["left"] == votes["right"]:

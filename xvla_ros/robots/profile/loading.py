@@ -126,7 +126,7 @@ def shipped_settings(name: str) -> Any:
 
 
 def _shipped_robots() -> dict[Path, dict[str, Any]]:
-    """The robots of each shipped file that has any, as read; each file is read once."""
+    """Return the robots of each shipped file that has any, as read; each file is read once."""
     found = {path: read_parameter_file(path).robots for path in sorted(config_dir().glob("*.yaml"))}
     return {path: robots for path, robots in found.items() if robots}
 

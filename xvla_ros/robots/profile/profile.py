@@ -103,7 +103,7 @@ class Profile(Section):
         )
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return the settings as a profile file holds them under the robot's name; they are like no other robot's."""
+        """Return the settings as a profile file holds them under the robot's name, complete: without ``like``."""
         mapping: dict[str, Any] = _plain(self.model_dump(by_alias=True, exclude={"name", "source"}))
         return _with_topics(mapping | {"like": ""}, lambda topic: topic.removeprefix(self.namespace))
 
@@ -123,7 +123,7 @@ class Profile(Section):
 
 
 def _without_retired(raw: Any) -> Any:
-    """The settings of a robot without those that files of earlier versions have and that mean nothing any more."""
+    """Return the settings of a robot without those of earlier versions that mean nothing any more."""
     if not isinstance(raw, Mapping):
         return raw
     return {
@@ -134,7 +134,7 @@ def _without_retired(raw: Any) -> Any:
 
 
 def _with_topics(settings: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """The settings of a robot with each of its topics changed."""
+    """Return the settings of a robot with each of its topics changed."""
     changed = dict(settings)
     for section in WITH_TOPICS:
         changed[section] = {

@@ -330,7 +330,7 @@ class Commands(NamedSection):
     by_name: dict[str, Group] = setting(description="The command groups.")
 
     def interface_of(self, group: str) -> str:
-        """Return what goes out for a group: its own interface or that of all; beside poses a gripper's trajectory."""
+        """Return the interface of a group: its own, else that of all; with poses, grippers take trajectories."""
         if self.by_name[group].interface:
             return self.by_name[group].interface
         if self.interface == "pose" and not self.by_name[group].tool:
@@ -338,7 +338,7 @@ class Commands(NamedSection):
         return self.interface
 
     def kind_of(self, group: str) -> CommandInterface:
-        """Return what there is to know of a group's interface."""
+        """Return the registry's entry for the interface of a group."""
         return INTERFACES[self.interface_of(group)]
 
 
