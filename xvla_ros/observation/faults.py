@@ -85,18 +85,18 @@ class FaultTally:
 
 
 class BuildTally:
-    """Counts how often an observation was asked for, and why there was none the other times.
+    """Counts how often an observation was built, and why it was not the other times.
 
     Attributes:
-        built: how often there was one.
-        faults: why there was none.
+        built: how often one was built.
+        faults: why none was.
     """
 
     def __init__(self) -> None:
         self.built, self.faults = 0, FaultTally()
 
     def add(self, found: object) -> None:
-        """Count what a builder gave: an observation, or a ``Fault``."""
+        """Count what a builder returned: an observation or a ``Fault``."""
         if isinstance(found, Fault):
             self.faults.add(found)
         else:
@@ -104,5 +104,5 @@ class BuildTally:
 
     @property
     def tried(self) -> int:
-        """How often one was asked for."""
+        """How often one was to be built."""
         return self.built + len(self.faults)

@@ -160,7 +160,7 @@ def merged(times: Sequence[Times], start: int, end: int) -> Times:
 
 
 def at_most_apart(times: Times, gap: int) -> Times:
-    """Return knots with more between them where two lie further apart than ``gap`` ns."""
+    """Return the knots, with more in between where two are further apart than ``gap`` ns."""
     steps = np.maximum(-(-np.diff(times) // gap), 1)
     if (steps == 1).all():
         return times

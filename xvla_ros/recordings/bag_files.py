@@ -101,7 +101,7 @@ class McapFile:
             self.checked = sum(self._has_checksum(chunk.chunk_start_offset) for chunk in self._index.chunk_indexes)
 
     def _has_checksum(self, chunk: int) -> bool:
-        """Whether the chunk at this byte states a checksum; the library compares it and does not say so."""
+        """Return whether the chunk at this byte states a checksum, which the library compares without saying so."""
         self.stream.seek(chunk + 9 + 24)
         return any(self.stream.read(4))
 
@@ -211,7 +211,7 @@ class SqliteFile:
 
 
 def _in_order(messages: Iterable[BagMessage]) -> Iterator[BagMessage]:
-    """Put messages that are nearly in order of their times in order, without holding all of them."""
+    """Sort messages that are nearly in order of time, without holding all of them."""
     waiting: list[tuple[int, int, BagMessage]] = []
     for number, message in enumerate(messages):
         heapq.heappush(waiting, (message.log_time, number, message))
@@ -224,7 +224,7 @@ def _in_order(messages: Iterable[BagMessage]) -> Iterator[BagMessage]:
 def _records_of_cut_chunk(remainder: bytes) -> Iterator[McapRecord]:
     """Yield the whole records within the first part of a chunk record (mcap specification, "Chunk (op=0x06)").
 
-    By hand: the library reads whole chunks alone.
+    By hand, as the library reads only whole chunks.
     """
     from mcap.stream_reader import StreamReader
 
@@ -233,12 +233,12 @@ def _records_of_cut_chunk(remainder: bytes) -> Iterator[McapRecord]:
         compression = remainder[41 : 41 + named].decode()
         content = decompressed(remainder[41 + named + 8 :], compression) if remainder[0] == 0x06 else b""
         yield from StreamReader(BytesIO(content), skip_magic=True).records
-    except Exception:  # here the whole records end; each library says so in its own way
+    except Exception:  # here the whole records end, and each library raises an error of its own
         return
 
 
 def decompressed(part: bytes, compression: str) -> bytes:
-    """Return as much as the first part of a compressed stream gives."""
+    """Decompress the first part of a stream, as far as it goes."""
     if compression == "zstd":
         import zstandard
 
@@ -251,7 +251,7 @@ def decompressed(part: bytes, compression: str) -> bytes:
 
 
 def decompress_file(path: Path, plain: Path) -> None:
-    """Write a file as it was before rosbag2 compressed it; of one that was cut, as much as it gives."""
+    """Write a file as it was before rosbag2 compressed it; one that was cut, as far as it goes."""
     import zstandard
 
     with path.open("rb") as source, plain.open("wb") as target:

@@ -46,16 +46,16 @@ class JointTracks:
                 self._columns += _in_parts(layout.indices, found.stamps, found.positions)
 
     def complete(self) -> bool:
-        """Whether every joint has been heard of."""
+        """Return whether every joint has been measured."""
         return sum(len(indices) for indices, *_ in self._columns) == self.width
 
     def span(self) -> tuple[int, int]:
-        """The first and last ns at which every topic has been heard."""
+        """Return the first and last ns between which all joints are known."""
         known = self.knots()
         return max(int(times[0]) for times in known), min(int(times[-1]) for times in known)
 
     def knots(self) -> list[Times]:
-        """The stamps of each topic."""
+        """Return the stamps of each topic, or of each part of a topic whose joints come in separate messages."""
         return [times for _, times, _ in self._columns]
 
     def at(self, times: Times) -> Floats:
@@ -66,7 +66,7 @@ class JointTracks:
         return result
 
     def extremes(self) -> tuple[Floats, Floats]:
-        """The lowest and highest position of every joint [J]."""
+        """Return the lowest and highest position of every joint, [J] each."""
         low, high = np.empty(self.width), np.empty(self.width)
         for indices, _, positions in self._columns:
             low[indices], high[indices] = positions.min(axis=0), positions.max(axis=0)
@@ -76,7 +76,7 @@ class JointTracks:
 def _in_parts(
     indices: NDArray[np.intp], stamps: Times, positions: Floats
 ) -> Iterator[tuple[NDArray[np.intp], Times, Floats]]:
-    """Yield the joints of a topic that came in the same messages, with those; one part where all always did."""
+    """Yield (joints, stamps, positions) for the joints of a topic that came in the same messages."""
     here = ~np.isnan(positions)
     if here.all():
         yield indices, stamps, positions
@@ -125,7 +125,7 @@ def _interpolate(times: Times, values: Floats, at: int) -> Floats:
 
 
 def interpolated(times: Times, knots: Times, values: Floats) -> Floats:
-    """Return values [T, J] at increasing ``times`` [T] from those [K, J] at knots, of which only the near are read."""
+    """Return values [T, J] at increasing ``times`` [T] from those [K, J] at knots; reads only the knots it needs."""
     begin = max(int(np.searchsorted(knots, times[0])) - 1, 0)
     end = int(np.searchsorted(knots, times[-1])) + 1
     near = knots[begin:end] - knots[begin]
@@ -133,7 +133,7 @@ def interpolated(times: Times, knots: Times, values: Floats) -> Floats:
 
 
 def commanded_groups(profile: Profile, stretch: Stretch, start: int, end: int) -> set[str]:
-    """Return the groups that have commands within an episode, or one before it that holds."""
+    """Return the groups that have commands within an episode, or one before it that still counts in it."""
     return {group for group, found in stretch.commands.items()
             if found.within(told_from(profile, stretch, group, start), end)}
 
@@ -141,7 +141,7 @@ def commanded_groups(profile: Profile, stretch: Stretch, start: int, end: int) -
 def told_from(profile: Profile, stretch: Stretch, group: str, start: int) -> int:
     """Return the ROS time in ns from which commands count in an episode that begins at ``start``.
 
-    A gripper that is sent its setpoint when it changes holds the newest one before the episode.
+    A gripper may be sent its setpoint only when that changes, so the newest one before the episode counts too.
     """
     if not profile.commands.kind_of(group).is_gripper:
         return start
@@ -150,7 +150,7 @@ def told_from(profile: Profile, stretch: Stretch, group: str, start: int) -> int
 
 
 def trajectories(stretch: Stretch, group: str, start: int, end: int) -> Iterator[tuple[int, JointCommand]]:
-    """Yield what a group was sent within an episode and has points of time: (receipt in ns, command)."""
+    """Yield (receipt in ns, command) for the trajectories that a group was sent within an episode."""
     commands = stretch.commands.get(group, SentCommands())
     for number in commands.within(start, end):
         command = _trajectory(commands, number)
@@ -164,14 +164,14 @@ def _trajectory(commands: SentCommands, number: int) -> JointCommand | None:
 
 
 def _begun(stretch: Stretch, group: str, start: int, end: int) -> list[tuple[int, int]]:
-    """When each trajectory of an episode begins, in ns, and its number; in order of that."""
+    """Return (begin in ns, number) of each trajectory of an episode, in order of begin."""
     commands = stretch.commands.get(group, SentCommands())
     found = ((number, _trajectory(commands, number)) for number in commands.within(start, end))
     return sorted((command.start or commands.receipt(number), number) for number, command in found if command)
 
 
 def _joined(plans: Iterator[tuple[int, ActionPath]]) -> Plans:
-    """Put plans one after the other as they are made; there is at least one."""
+    """Join plans, one after the other as they are made; there is at least one."""
     stamps, first, times, values = array("q"), array("q", [0]), array("q"), bytearray()
     for stamp, path in plans:
         stamps.append(stamp)
@@ -202,11 +202,11 @@ class PathMaker:
         self._channels = Channels.of(profile)
 
     def measured(self, tracks: JointTracks, start: int, end: int) -> ActionPath:
-        """Return where the joints were."""
+        """Return the path of where the joints were."""
         return self._path(merged(tracks.knots(), start, end), tracks, {}, {})
 
     def commanded(self, stretch: Stretch, tracks: JointTracks, start: int, end: int) -> ActionPath:
-        """Return what was commanded."""
+        """Return the path of what was commanded; joints without commands are where they were measured."""
         joints, poses = self._followed(stretch, tracks, start, end), {}
         for group in self._profile.commands.groups:
             path = _pose_path(stretch, group, start, end)
@@ -216,7 +216,7 @@ class PathMaker:
         return self._path(merged(knots, start, end), tracks, joints, poses)
 
     def planned(self, stretch: Stretch, tracks: JointTracks, start: int, end: int) -> Plans:
-        """Return the whole plans: of every group its newest trajectory, as if nothing came after it.
+        """Return the whole plans: for every group its newest trajectory, as if no other came after it.
 
         The stretch must have been read with its commands whole, and have some within the episode.
         """
@@ -235,7 +235,7 @@ class PathMaker:
     def _planned(
         self, stretch: Stretch, tracks: JointTracks, start: int, end: int
     ) -> Iterator[tuple[int, dict[str, tuple[Times, Floats]]]]:
-        """Of every instant with a new trajectory the newest of every group: knots and positions from there on."""
+        """Yield, for every instant with a new trajectory, knots and positions of each group's newest from there on."""
         told = {group: _begun(stretch, group, start, end) for group in self._profile.commands.groups}
         for stamp in sorted({stamp for found in told.values() for stamp, _ in found}):
             before = tracks.at(np.array([stamp]))[0]
@@ -274,7 +274,7 @@ class PathMaker:
         return [order.index(joint) for joint in self._profile.commands.by_name[group].joints]
 
     def _joints(self, times: Times, tracks: JointTracks, joints: Mapping[str, tuple[Times, Floats]]) -> Floats:
-        """Return the joints [K, J] at times [K]; in parts, or an hour would take its size again on its way."""
+        """Return the joints [K, J] at times [K]; made in parts, or an hour's path would take twice its memory."""
         positions = np.empty((len(times), tracks.width))
         for part in _parts(times):
             values = tracks.at(times[part])
@@ -308,7 +308,7 @@ def _parts(times: Times) -> list[slice]:
 
 
 def _close(times: Times) -> Times:
-    """More knots where two of tool poses lie too far apart."""
+    """Add knots where two are too far apart for a path of tool poses."""
     parts = [at_most_apart(times[begin : begin + PART + 1], POSE_GAP)[:-1] for begin in range(0, len(times) - 1, PART)]
     return np.concatenate([*parts, times[-1:]])
 
@@ -327,7 +327,7 @@ def tool_actions(
         profile: the robot.
         encoder: of that robot.
         times: [K] ns; only read for ``poses``.
-        poses: tool → path of [xyz | rot6d] that comes before what its joints say, from its first knot on.
+        poses: tool → path of [xyz | rot6d], which counts instead of the joints from its first knot on.
     """
     tools = {}
     reached = encoder.tool_poses(positions)
@@ -352,7 +352,7 @@ def _replaced(pose: Poses, times: Times, path: ActionPath) -> Poses:
 
 
 def _pose_path(stretch: Stretch, group: str, start: int, end: int) -> ActionPath | None:
-    """Return [xyz | rot6d] over the times at which the poses of an episode are due; None where none was commanded."""
+    """Return the path [xyz | rot6d] of the poses that an episode commands, at the times they are due; None without."""
     commands = stretch.commands.get(group, SentCommands())
     found = [(number, command) for number in commands.within(start, end)
              if isinstance(command := commands[number], PoseCommand)]

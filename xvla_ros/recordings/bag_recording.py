@@ -81,7 +81,7 @@ class SpanFinder:
         self._spans = spans
 
     def at(self, stretch: int, stamp: int) -> int | None:
-        """Return the number of the span that holds a stamp in ns of a stretch."""
+        """Return the number of the span that holds a stamp, in ns, of a stretch; None where none does."""
         for number, span in enumerate(self._spans):
             if span.stretch == stretch and span.start <= stamp <= span.end:
                 return number
@@ -91,12 +91,12 @@ class SpanFinder:
 def find_spans(
     tracks: Tracks, profile: Profile, instruction: str, only_successes: bool, skipped: dict[str, int]
 ) -> Iterator[Span]:
-    """Yield the episodes of a bag in order; without a mark, every stretch in which all joints are known.
+    """Yield the episodes of a bag in order; in a bag without marks, every stretch in which all joints are known.
 
     Args:
         tracks: of the bag.
         profile: of the robot.
-        instruction: counts before what was recorded, unless empty; the profile's counts after it.
+        instruction: counts instead of the recorded one, unless empty; the profile's counts where none was recorded.
         only_successes: leave out what is marked as failed.
         skipped: why an episode is left out → how many, counted up here.
     """
@@ -199,7 +199,7 @@ class BagRecording:
         Args:
             survey: of this recording.
             chosen: (episode, stamp ns) → whether an observation is to be built there; asked once for each, in order.
-            at: stamps in the place of the pictures of slot 0.
+            at: stamps to use instead of those of the pictures of slot 0.
         """
         if not self._tracks.stretches:
             self.survey()
@@ -227,12 +227,12 @@ class BagRecording:
             yield Seen(asked[0], asked[1], one)
 
     def joint_path(self, survey: Survey, episode: int) -> tuple[Times, Floats]:
-        """Return knots [K] in ns and joints [K, J], rad or m: what the path of an episode says, as positions."""
+        """Return the path of an episode as joint positions: knots [K] in ns and joints [K, J], rad or m."""
         return self._commanded(episode) if survey.actions != "measured" else self._once(
             "measured path", episode, self._measured_path)
 
     def joint_plans(self, survey: Survey, episode: int) -> Plans | None:
-        """Return the plans of an episode as joints, rad or m; None where its path counts."""
+        """Return the plans of an episode as joints, rad or m; None where actions are not planned."""
         return self._once("plans", episode, self._planned_positions) if survey.actions == "planned" else None
 
     def measured(self, survey: Survey, episode: int, stamp: int) -> Floats:
@@ -245,7 +245,7 @@ class BagRecording:
         return self._once("commanded path", episode, self._commanded_path)
 
     def _once(self, what: str, episode: int, make: Callable[[Span], Made]) -> Made:
-        """What is made of an episode, kept until it is asked of another."""
+        """Return what ``make`` returns for an episode; kept until it is needed for another one."""
         number, made = self._kept.get(what, (-1, None))
         if number != episode:
             self._kept.pop(what, None)  # two at once would take the memory of two
@@ -314,7 +314,7 @@ class BagRecording:
         return True
 
     def _said(self) -> str:
-        """What the node's reader says of a bag that it can build nothing from."""
+        """Say why the node's reader builds no observation from the bag; empty where it builds some."""
         try:
             found, _ = verdict(self._bag, self._profile)
         except (BagError, KinematicsError):  # said elsewhere
@@ -366,7 +366,10 @@ class BagRecording:
         return "commanded" if self._spans and not lacking else "measured"
 
     def _lacking(self, span: Span, actions: ActionSource) -> set[str]:
-        """The groups of which an episode does not tell what is wanted of it; of actions no bag does."""
+        """Return the groups without commands in an episode; without whole plans, where ``actions`` is planned.
+
+        Groups that a ROS action commands are left out, as no bag has their goals, unless all groups are such.
+        """
         groups = {group for group in self._profile.commands.groups if command_type(self._profile, group)}
         groups, stretch = groups or set(self._profile.commands.groups), self._stretch(span)
         if actions == "planned":
@@ -434,6 +437,6 @@ def _rate(stamps: Sequence[Sequence[int]]) -> float:
 
 
 def _told(stretch: Stretch, start: int) -> str:
-    """The instruction that was published last before an episode or else first in it."""
+    """Return the last instruction published before an episode, else the first after its start; empty for none."""
     before = [text for time, text in stretch.instructions if time <= start]
     return before[-1] if before else next((text for _, text in stretch.instructions), "")

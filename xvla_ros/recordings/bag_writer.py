@@ -47,7 +47,7 @@ class BagWriter:
         compression: Compression = "none",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Creates the file, its folder too, and writes the profile into it.
+        """Create the file, and its folder, and write the profile into it.
 
         Args:
             path: a file that does not exist, or is written anew.
@@ -80,7 +80,7 @@ class BagWriter:
         self.flush()
 
     def add_topic(self, topic: str, msgtype: str, *, definition: str | None = None, qos: str = "") -> None:
-        """Announces a topic; ``write`` does so by itself for types that ROS 2 itself brings.
+        """Announce a topic; ``write`` does so by itself for types that come with ROS 2.
 
         Args:
             topic: its name.
@@ -107,7 +107,7 @@ class BagWriter:
         self._channels[topic] = channel, msgtype
 
     def write(self, topic: str, msgtype: str, stamp_ns: int, data: bytes, *, publish_ns: int | None = None) -> None:
-        """Writes one serialized message.
+        """Write one serialized message.
 
         Args:
             topic: its topic.
@@ -117,7 +117,7 @@ class BagWriter:
             publish_ns: when it was sent; None takes ``stamp_ns``.
 
         Raises:
-            BagWriteError: see ``add_topic``; or naming the file, and nothing more can be written then.
+            BagWriteError: as ``add_topic``; or the file cannot be written, and then nothing more can be.
         """
         if topic not in self._channels or self._channels[topic][1] != msgtype:
             self.add_topic(topic, msgtype)
@@ -133,7 +133,7 @@ class BagWriter:
         self.flush_if_due()
 
     def episode(self, event: Mapping[str, Any], stamp_ns: int) -> None:
-        """Writes a mark: ``{"event": "start|end|discard", "robot": …, "instruction": …, "success": …, …}``.
+        """Write a mark: ``{"event": "start|end|discard", "robot": …, "instruction": …, "success": …, …}``.
 
         Raises:
             ValueError: the event is none of these, or has no robot.
@@ -147,17 +147,17 @@ class BagWriter:
         self.write(EPISODE_TOPIC, STRING, stamp_ns, string(text))
 
     def flush_if_due(self) -> None:
-        """Flushes when the last flush is a second ago; for a timer, where messages may stop coming."""
+        """Flush when the last flush is a second ago; for a timer, as messages may stop coming."""
         if self._clock() - self._flushed >= FLUSH_PERIOD:
             self.flush()
 
     def flush(self) -> None:
-        """Gives everything written so far to the system: it survives the death of this process."""
+        """Hand everything written so far to the system, so that it survives the death of this process."""
         self._guard(self._writer.flush)
         self._flushed = self._clock()
 
     def close(self) -> None:
-        """Writes the index and closes the file; after a failure only closes it."""
+        """Write the index and close the file; after a failure only close it."""
         if self._stream.closed:
             return
         try:

@@ -282,7 +282,7 @@ class Bag:
 
 
 def _plain(data: bytes) -> bytes:
-    """Return a message that was compressed by itself; of a damaged one nothing, which no type can be read from."""
+    """Decompress a message that was compressed by itself; a damaged one becomes empty, which no reader accepts."""
     try:
         return decompressed(data, "zstd")
     except Exception:  # the library has errors of its own
@@ -297,12 +297,12 @@ def storage_files(path: Path) -> list[Path]:
 
 
 def _storage(file: Path) -> str:
-    """``mcap``, ``sqlite3``, or empty for another file; compressed as a whole it has one more suffix."""
+    """Return ``mcap``, ``sqlite3``, or empty for another file; whether it is compressed as a whole does not matter."""
     return STORAGES.get(Path(file.name.removesuffix(COMPRESSED)).suffix, "")
 
 
 def sampled(stream: BinaryIO, blocks: int = BLOCKS) -> bytes:
-    """Return blocks spread over a file: a recording of gigabytes is told from another by these and its size."""
+    """Return blocks spread over a file, which with its size tell a recording of gigabytes from another."""
     size, parts = stream.seek(0, 2), []
     for index in range(blocks):
         stream.seek(index * max(size - BLOCK, 0) // (blocks - 1))

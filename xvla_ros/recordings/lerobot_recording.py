@@ -239,7 +239,7 @@ class LeRobotRecording:
         return videos[feature][1].at(clip.start + time)
 
     def _view(self, slot: str, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A picture of a slot as the policy sees it."""
+        """Return a picture of a slot as the policy sees it."""
         if self._options.mapping.pictures != "as_sent":
             return picture
         camera = self._profile.cameras.by_name[slot]
@@ -250,7 +250,7 @@ class LeRobotRecording:
                                               str(error))]) from error
 
     def _cameras(self) -> dict[str, str]:
-        """Slot → feature."""
+        """Return the feature of each slot that the files have pictures for."""
         told = self._options.mapping.cameras
         candidates = {slot: told.get(slot, f"observation.images.{slot}") for slot in self._profile.cameras.slots}
         return {slot: feature for slot, feature in candidates.items() if feature in self._files.features}
@@ -344,7 +344,7 @@ class LeRobotRecording:
         return self._profile.channels if vector else self._profile.joints.policy_order
 
     def _joints(self, values: Floats) -> Floats:
-        """Values of a feature as joints in rad or m, or as the vectors they are."""
+        """Return values of a feature as joints in rad or m, or as the vectors they are."""
         return from_policy(values, self._profile) if self._options.mapping.units == "policy" else values
 
     def _state(self, joints: Floats, encoder: StateEncoder) -> Floats:
@@ -373,7 +373,7 @@ class LeRobotRecording:
 
 
 def _place(name: str, names: Sequence[str]) -> int | None:
-    """The number of a channel by its name, with or without the suffix of positions, or by its number."""
+    """Return the index of a channel, named with or without the suffix of positions, or numbered; None for none."""
     for candidate in (name, f"{name}{SUFFIX}", name.removesuffix(SUFFIX)):
         if candidate in names:
             return list(names).index(candidate)

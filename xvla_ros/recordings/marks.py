@@ -37,7 +37,7 @@ def read_mark(text: str) -> dict[str, Any]:
 def marked_episodes(
     marks: Iterable[tuple[int, dict[str, Any]]], skipped: dict[str, int]
 ) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
-    """Yield start, end and marks of the episodes between these marks, in order; one that was never ended goes on.
+    """Yield start, end and mark of the episodes between these marks, in order; one without an end never ends.
 
     Args:
         marks: [(ROS time ns, mark)].
@@ -60,7 +60,7 @@ def marked_episodes(
 
 
 def _given(mark: Mapping[str, Any]) -> dict[str, Any]:
-    """What the mark of an end adds to that of the start."""
+    """Return what the mark of an end adds to that of the start."""
     if mark["event"] != "end":
         return {}
     return {key: value for key, value in mark.items() if value not in (None, "") and key != "event"}
@@ -175,10 +175,11 @@ class RecordedTopic:
 
 
 def recorded_topics(profile: Profile, policy: str = "/xvla", simulation: str = "/sim") -> tuple[RecordedTopic, ...]:
-    """Return the topics of a robot: cameras, joints, commands; what the node ``policy`` is told and says of it;
-    episodes, and what the node ``simulation`` says of them.
+    """Return the topics to record of a robot.
 
-    Goals of actions are on no topic; what such a gripper did is what was measured.
+    They are its cameras, joints and commands; the instruction to the node ``policy``, and what that publishes of the
+    robot; the marks of episodes, and their outcome from the node ``simulation``. Goals of actions are on no topic;
+    what such a gripper did is what was measured.
     """
     cameras = [profile.cameras.by_name[slot] for slot in profile.cameras.slots]
     topics = [RecordedTopic(each.topic, IMAGE_TYPES[each.transport], SENSOR, each.required) for each in cameras]

@@ -58,11 +58,11 @@ def observations(
         bag: or its path; of one that was cut short, every whole message before the cut counts.
         profile: the robot.
         rate: Hz, in the time of the stamps.
-        at: stamps, ns, increasing, in the place of pictures and ``rate``: those that a live node answered, say.
+        at: stamps, ns, increasing, instead of pictures and ``rate``: those that a live node answered, say.
         instruction: what to do, in words; None takes the profile's.
         wanted: whether an observation is to be built at a stamp; asked once for each, when it is due.
         commanded: stamp → the joints [J] commanded there, rad or m in policy order, for ``proprio_source: commanded``.
-        heard: told of every message of the profile's cameras and joints, with its stamp, once it has been taken in.
+        heard: called with every message of the profile's cameras and joints and its stamp, once it is taken in.
 
     Raises:
         BagError: no bag or a damaged one, topics missing or of another type, a rate that is not positive.
@@ -80,11 +80,11 @@ def observations(
 
 
 def verdict(bag: str | Path | Bag, profile: Profile) -> tuple[BuildTally, int]:
-    """Say what the node's reader makes of a bag: all joint states, and of the pictures a sample, or it takes long.
+    """Count what the node's reader makes of a bag: of all joint states, and of a sample of the pictures, for speed.
 
     Returns:
-        What came of the pictures of slot 0, of very many each so many-th; and how many pictures were decoded, as in
-        between they are taken to be as the last one.
+        The tally over the pictures of slot 0 (of very many, every n-th), and how many pictures were decoded: those in
+        between are taken to be as good as the last one.
 
     Raises:
         BagError, KinematicsError: as ``observations``.
@@ -146,7 +146,7 @@ def _instants(
     wanted: Callable[[int], bool],
     heard: Callable[[BagMessage, int], None],
 ) -> Iterator[_Instant]:
-    """Feed a bag to a builder; yield when it has what there will be for a stamp that is due and wanted."""
+    """Feed a bag to a builder; yield when it has all there will be for a stamp that is due and wanted."""
     profile = builder.profile
     cameras = profile.cameras.by_topic
     first_slot = profile.cameras.by_name[profile.cameras.slots[0]].topic
@@ -169,7 +169,7 @@ def _instants(
         if message.topic == first_slot:
             schedule.picture(stamp, now)
         while (due := schedule.due(now)) is not None:
-            # asked first: to see whether every source has got there takes long
+            # asked first: to find out whether every source has got there takes long
             if asked is None or asked[0] != due:
                 asked = due, wanted(due)
             if asked[1]:
@@ -187,12 +187,12 @@ def _instants(
 
 
 def _leaps(fault: Fault | None) -> bool:
-    """Whether joints are not believed: what is wrong at an instant is not made good by what comes after it."""
+    """Return whether a fault is a leap of the joints; no later message mends that instant, so none is waited for."""
     return fault is not None and fault.reason == JOINTS_IMPLAUSIBLE
 
 
 def _with_clock(messages: Iterator[BagMessage], topics: Collection[str]) -> tuple[BagClock, Iterator[BagMessage]]:
-    """Return the clock of a bag, which has seen the first message of each topic, and all of its messages."""
+    """Return the clock of a bag, set by the first message of each topic, and all messages of the bag."""
     clock, first, unseen = BagClock(), [], set(topics)
     for message in messages:
         first.append(message)
@@ -236,7 +236,7 @@ class Restarts:
     def heard(self, topic: str, stamp: int) -> bool:
         """Take note of a stamp; return whether time began again with it.
 
-        Topics are told apart: one without stamps, or with those of another clock, is no restart beside the others.
+        Stamps are compared within a topic: one without stamps, or with another clock, is no restart.
         """
         newest = self._newest.get(topic)
         if newest is not None and stamp < newest - RESTART * NS:
@@ -260,7 +260,7 @@ class BagClock:
         self._newest = 0
 
     def look_at(self, log_time: int, stamp: int) -> bool:
-        """Return whether the log has been found to have the clock of stamps, now with these of a message."""
+        """Take note of a message's two times; return whether the log has been found to have the clock of stamps."""
         self._logs_ros_time = self._logs_ros_time or abs(log_time - stamp) < OTHER_CLOCK * NS
         return self._logs_ros_time
 
@@ -296,7 +296,7 @@ class _Frames:
         self._due = None
 
     def ahead(self, now: int) -> list[int]:
-        """Stamps whose time had not come when the bag ended."""
+        """Return the stamps whose time had not come when the bag ended."""
         return sorted(stamp for stamp in self._waiting if stamp > now + FUTURE_TOLERANCE * NS)
 
 

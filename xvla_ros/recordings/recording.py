@@ -134,7 +134,7 @@ class Survey:
 def joint_leaps(faults: FaultTally, survey: Survey) -> str:
     """Return why a recording whose joints leap must not be used; empty where leaving those observations out is enough.
 
-    Commands tell what was to be done; without them it is what was measured, and nobody can have done that.
+    Commands say what was to be done. Without them the measured path says it, and no arm can follow leaps.
     """
     found = [(fault, count) for fault, count in faults.commonest() if fault.reason == JOINTS_IMPLAUSIBLE]
     if not found or survey.actions != "measured":
@@ -155,10 +155,10 @@ class Recording(Protocol):
         """Its robot."""
 
     def opened(self) -> AbstractContextManager[object]:
-        """Return a context in which it stays open from one of these calls to the next."""
+        """Return a context in which the files stay open from one call to the next."""
 
     def survey(self) -> Survey:
-        """Return what it holds. Problems are returned; only what cannot be read at all raises ``SamplesError``."""
+        """Return what it holds, and its problems; only what cannot be read at all raises ``SamplesError``."""
 
     def frames(self, survey: Survey) -> Iterator[Frame | Fault]:
         """Yield the observations of the episodes of a survey, decoded; a fault where there is none."""
@@ -168,7 +168,7 @@ class Recording(Protocol):
 
 
 def joint_problems(source: str, profile: Profile, low: Floats, high: Floats) -> list[Problem]:
-    """Return what the extremes [J] of recorded positions, read as rad or m, say of their units."""
+    """Return what looks wrong with the units of recorded positions, given their extremes [J] read as rad or m."""
     joints = profile.joints.ordered
     lower, upper = np.array([j.lower for j in joints]), np.array([j.upper for j in joints])
     margin = FAR * (upper - lower)
@@ -204,7 +204,7 @@ def _outside(
 
 
 def path_problems(source: str, key: str, path: ActionPath, channels: tuple[str, ...]) -> list[Problem]:
-    """Return whether a path holds numbers that are not finite, by channel."""
+    """Return a problem that names the channels of a path with numbers that are not finite; none without such."""
     bad = [channels[i] for i in np.flatnonzero(~np.isfinite(path.values).all(axis=0))]
     if not bad:
         return []

@@ -90,7 +90,7 @@ class SentCommands:
         self._begun = NEVER
 
     def add(self, received: int, command: JointCommand | PoseCommand, *, whole: bool) -> None:
-        """Append a command received at a ROS time in ns; ``whole``: keep all of the one before it."""
+        """Append a command received at a ROS time in ns; ``whole`` keeps all points of the command before it."""
         if isinstance(command, PoseCommand):
             self._poses = True
             times, values = np.array([command.time]), np.concatenate([command.position, command.quaternion])[None]
@@ -109,7 +109,7 @@ class SentCommands:
         self._first.append(len(self._times))
 
     def _shorten(self, taken_over: int) -> None:
-        """Leave of the last command the points before it is taken over, and the one after for what lies between."""
+        """Cut the last command to the points before ``taken_over`` and one after, to interpolate up to it."""
         if self._poses:
             return
         begin, end = self._first[-2], self._first[-1]
@@ -129,11 +129,11 @@ class SentCommands:
         return JointCommand(self._starts[number], times, values.reshape(len(times), self._width))
 
     def receipt(self, number: int) -> int:
-        """Return the ROS time in ns at which one was received."""
+        """Return the ROS time in ns at which command ``number`` was received."""
         return self._received[number]
 
     def within(self, start: int, end: int) -> list[int]:
-        """Return the numbers of those that were received from ``start`` to ``end``."""
+        """Return the numbers of the commands received from ``start`` to ``end``, both included."""
         received = np.array(self._received, dtype=np.int64)
         found: list[int] = np.flatnonzero((received >= start) & (received <= end)).tolist()
         return found
@@ -160,7 +160,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Tracks:
-    """All stretches of a bag, and what the pass that read them found, messages that cannot be used among it."""
+    """All stretches of a bag, and the summary of the pass that read them, unusable messages included."""
 
     stretches: tuple[Stretch, ...] = ()
     summary: BagSummary | None = None
@@ -231,7 +231,11 @@ class _TrackReader:
             self._mark(message)
 
     def _measured(self, topic: str, stamp: int, values: Floats | None) -> None:
-        """Keep what was measured, where the node's reader believes it; leaps are told of by its observations."""
+        """Keep what was measured where the node's reader believes it; its observations report leaps.
+
+        Raises:
+            ValueError: the message cannot be used.
+        """
         fault = self._joints[topic].fault
         if fault is not None and fault.reason != JOINTS_IMPLAUSIBLE:
             raise ValueError(f"{fault.reason}: {fault.detail}")
@@ -272,13 +276,13 @@ class _TrackReader:
             put(self._stretch, message.log_time)
 
     def _place_pending(self, stamp: int) -> None:
-        """Place what came before it was known whether the log has the clock of the stamps, or before time began."""
+        """Place the messages that came before the clock of the log was known, or before the stretch began."""
         pending, self._pending = self._pending, []
         for log_time, put in pending:
             put(self._stretch, log_time if self._same_clock else stamp)
 
     def end_stretch(self) -> None:
-        """Close this run of time and begin another, with what was logged in it before its first stamp."""
+        """Close this stretch and begin the next, with what was logged in that before its first stamp."""
         for readings in self._stretch.joints.values():
             readings.settle()
         for joints in self._joints.values():
