@@ -405,9 +405,9 @@ def _with_drawn(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _found(path: str | Path) -> Path:
-    """The file at ``path``, or that of this name which comes with the package.
+    """Return the file at ``path``, else the shipped file of that name where there is one.
 
-    ``phase1.yaml`` is one of ``config/training``, ``shipped/policy.yaml`` one of ``examples/shipped_policy``.
+    ``phase1.yaml`` is shipped in ``config/training``, ``shipped/policy.yaml`` in ``examples/shipped_policy``.
     """
     folders = {
         Path(): config_dir() / "training",

@@ -55,28 +55,28 @@ class Objective(Protocol):
         """Samples of the source to a batch, in the loading processes too."""
 
     def groups(self) -> dict[str, WeightGroup]:
-        """The weights that move, by name of their group, as the wrapper has left them."""
+        """Return the weights that move, by the name of their group, as they are after wrapping."""
 
     def phase(self, step: int) -> str:
-        """What the step with this number, from 0, is part of."""
+        """Name the phase that the step with this number, from 0, belongs to."""
 
     def held_out(self, share: Share) -> Sequence[tuple[Any, float]]:
-        """This process's batches of held-out samples, as many as every other's, and the weight of each."""
+        """Return this process's batches of held-out samples and their weights; every process has the same number."""
 
     def errors(self, batch: Any) -> Mapping[str, list[float]]:
-        """What is measured on held-out samples beside the loss, by name; the row has its median."""
+        """Measure held-out samples beside the loss: values by name, whose median goes into the row."""
 
     def summary(self, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What the summary's file holds, given what the trainer knows and the rows of the table."""
+        """Return the content of the summary's file, from the trainer's facts and the rows of the table."""
 
     def history(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        """What the checkpoint remembers of the training."""
+        """Return what the checkpoint keeps of the training."""
 
     def about(self, summary: Mapping[str, Any]) -> list[str]:
-        """Lines for a person, before the run."""
+        """Return lines for a person, before the run."""
 
     def outcome(self, summary: Mapping[str, Any]) -> list[str]:
-        """Lines for a person, after it."""
+        """Return lines for a person, after the run."""
 
 
 class Flow:
@@ -117,7 +117,7 @@ class Flow:
         return tuple(sorted(embodiments[name].domain_id for name in chosen or embodiments))
 
     def _preparations(self) -> Preparation:
-        """Let samples come with kept features, where they are asked for; return how held-out samples are prepared."""
+        """Set up kept features where they are asked for; return the preparation of held-out samples."""
         if not self.settings.features:
             return self.preparation
         held_out = Preparation(self.policy, self.settings.seed, self.settings.batch.size)
@@ -145,7 +145,7 @@ class Flow:
         return "prompt" if self.settings.method == "prompt" else phase(self.settings.schedule, step)
 
     def held_out(self, share: Share) -> list[tuple[TrainingBatch, float]]:
-        """The same samples, noise and times every time, so that two measurements compare."""
+        """Return the same samples, noise and times every time, so that measurements can be compared."""
         source, settings, preparation = self.source, self.settings, self._held_out
         chosen = _spread(len(source.held_out), settings.validation.samples)
         if not chosen:
@@ -182,9 +182,9 @@ class Flow:
         }
 
     def history(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        """The summary, with that of the checkpoint it came from."""
+        """Return the summary, with that of the checkpoint the run began from."""
         own = {key: value for key, value in summary.items() if key != "schema_version"}
-        # Where things lay on the machine that trained is nobody's business.
+        # Paths of the machine that trained are private.
         settings = {key: value for key, value in own["settings"].items() if key not in ("output", "cache", "log")}
         named = {key: _name(settings["model"][key]) for key in ("checkpoint", "vision_from")}
         settings["model"] = {**settings["model"], **named}
@@ -215,7 +215,7 @@ def _spread(count: int, most: int) -> Sequence[int]:
 
 
 def _name(path: str) -> str:
-    """The last part of a path of this machine; anything else, such as a hub id, as it is."""
+    """Return the last part of a path of this machine; anything else, such as a hub id, as it is."""
     return Path(path).name if Path(path).is_absolute() or Path(path).exists() else path
 
 
@@ -265,7 +265,7 @@ class Grounding(nn.Module):
         self.read = nn.Linear(width, 3)
 
     def forward(self, words: Tensor, places: Tensor) -> Tensor:
-        """The loss of what is read.
+        """Return the loss of the places read from the words.
 
         Args:
             words: [B, L, W], the encoder's output for the text.
@@ -277,7 +277,7 @@ class Grounding(nn.Module):
 
 
 def add_grounding(network: XvlaNetwork, seed: int) -> None:
-    """Give a network the layer that is asked."""
+    """Give a network the layer ``Grounding``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network.add_module(GROUNDING, Grounding(network.config.text.d_model))

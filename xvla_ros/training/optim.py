@@ -73,7 +73,7 @@ def group_of(name: str, domain_layers: tuple[str, ...]) -> str:
 
 
 def domain_layers(network: nn.Module) -> tuple[str, ...]:
-    """Paths of the layers that have a row of weights for every domain, the soft prompts apart."""
+    """Return the paths of the layers that have a row of weights for every domain, without the soft prompts."""
     return tuple(name for name, module in network.named_modules() if isinstance(module, DomainAwareLinear))
 
 
@@ -149,7 +149,7 @@ class RowMask:
         self._masks = [(weight, _mask(weight, domains)) for weight in weights]
 
     def apply(self) -> None:
-        """Clear them, after the backward pass and before the norm is taken."""
+        """Clear the gradients, after the backward pass and before the norm is taken."""
         for weight, mask in self._masks:
             if weight.grad is not None:
                 weight.grad.mul_(mask)
@@ -176,7 +176,7 @@ def active_groups(schedule: Schedule, step: int) -> Collection[str]:
 
 
 def factor(schedule: Schedule, group: str, step: int, steps: int) -> float:
-    """The part of its own rate, 0..1, at which ``group`` moves in ``step`` of ``steps``."""
+    """Return the share, 0..1, of its own rate at which ``group`` moves in ``step`` of ``steps``."""
     if group not in active_groups(schedule, step):
         return 0.0
     if group == SOFT_PROMPTS:
@@ -189,13 +189,13 @@ def factor(schedule: Schedule, group: str, step: int, steps: int) -> float:
 
 
 def rate(optimizer: Optimizer, schedule: Schedule, group: str, step: int, steps: int) -> float:
-    """Learning rate of ``group`` in ``step`` of ``steps``."""
+    """Return the learning rate of ``group`` in ``step`` of ``steps``."""
     scale = {SOFT_PROMPTS: optimizer.soft_prompt_scale, ACTION_ROWS: 1.0, POLICY: 1.0, VLM: optimizer.vlm_scale}
     return optimizer.learning_rate * scale[group] * factor(schedule, group, step, steps)
 
 
 def _rise(step: int, length: int, low: float) -> float:
-    """Straight from ``low`` to 1; the first step is above ``low``, the last of ``length`` at 1."""
+    """Rise in a straight line from ``low`` to 1: the first step is above ``low``, the last of ``length`` at 1."""
     return 1.0 if step + 1 >= length else low + (1.0 - low) * (step + 1) / length
 
 

@@ -26,14 +26,14 @@ from xvla_ros.training.data.batches import Share
 
 def connect(settings: TrainSettings) -> Accelerator:
     """Join the processes of this run."""
-    # Accelerate keeps what it was told for the whole process, which may train again, in another precision.
+    # Accelerate keeps its settings for the whole process, which may train again in another precision.
     AcceleratorState._reset_state()
     mixed = "bf16" if settings.precision == "bfloat16" else "no"
     return Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
 
 
 def share_of(settings: TrainSettings, accelerator: Accelerator) -> Share:
-    """This process's part of each step.
+    """Return the part of each step that this process computes.
 
     Raises:
         TrainingError: if a step cannot be shared out evenly.
@@ -76,13 +76,13 @@ def without_sync(wrapped: nn.Module, accelerator: Accelerator, is_last: bool) ->
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full value of a weight on the CPU; every process must ask for it at the same time."""
+    """Return the full value of a weight on the CPU; every process must call this at the same time."""
     value = tensor.detach()
     return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a weight."""
+    """Return the part of a weight that this process has."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -96,7 +96,7 @@ def like(value: Tensor, weight: Tensor) -> Tensor:
 
 
 def recompute_activations(network: nn.Module) -> None:
-    """Keep only what enters each block, and compute the rest again in the backward pass."""
+    """Keep only the input of each block, and compute the rest again in the backward pass."""
     for module in blocks(network):
         module.forward = partial(_recomputed, module.forward)  # type: ignore[method-assign]
 

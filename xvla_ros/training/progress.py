@@ -30,7 +30,7 @@ _COLUMNS = (
 
 
 def due(step: int, every: int) -> bool:
-    """Whether a step is one of every so many; 0 is never."""
+    """Return whether something done every ``every`` steps is due at ``step``; 0 is never."""
     return every > 0 and step % every == 0
 
 
@@ -62,7 +62,7 @@ class ProgressRow:
     terms: Mapping[str, float] = field(default_factory=dict)
 
     def flat(self) -> dict[str, Any]:
-        """The row as ``curve.csv`` holds it."""
+        """Return the row as ``curve.csv`` holds it."""
         return {
             "step": self.step, "phase": self.phase, "loss": self.loss, "held_out": self.held_out,
             "gradient": self.gradient, "samples_per_second": self.samples_per_second, "data_wait": self.data_wait,
@@ -205,18 +205,18 @@ class Meter:
         self._samples, self._waiting, self._time = 0, 0.0, 0.0
 
     def start(self) -> None:
-        """Begin a step; what was done since the last one, saving and measuring, is not counted."""
+        """Begin a step; time since the last one, for saving and measuring, is not counted."""
         self._begun = time.perf_counter()
 
     def waited(self, work: Callable[[], Any]) -> Any:
-        """Do ``work``, whose time counts as waiting for data."""
+        """Do ``work`` and count its time as waiting for data."""
         begun = time.perf_counter()
         batch = work()
         self._waiting += time.perf_counter() - begun
         return batch
 
     def add(self, loss: Tensor, terms: Mapping[str, Tensor], samples: int) -> None:
-        """Take in one part of a step."""
+        """Add one part of a step."""
         self._losses.append(loss.detach())
         self._terms.append({name: value.detach() for name, value in terms.items()})
         self._samples += samples
@@ -264,11 +264,11 @@ def measure(
     wrapped: nn.Module, batches: Sequence[tuple[Any, float]], errors: Callable[[Any], Mapping[str, list[float]]],
     accelerator: Accelerator,
 ) -> tuple[float, dict[str, float]]:
-    """Mean loss over the samples of all processes, and the median of every error; the module must be evaluating.
+    """Measure the mean loss over the samples of all processes, and the median of every error, in evaluation mode.
 
     Args:
-        wrapped: a batch in, its loss and terms out.
-        batches: of this process, and their weights; as many as every other's.
+        wrapped: the module in evaluation mode: a batch in, its loss and terms out.
+        batches: of this process, with their weights; every process must have the same number.
         errors: of the samples of a batch, by name.
         accelerator: of the run.
     """  # fmt: skip

@@ -62,7 +62,7 @@ def _run(work: Callable[[], int]) -> int:
 
 
 def _is_first() -> bool:
-    """Whether this is the process that speaks, of those that torchrun or accelerate started."""
+    """Return whether this is the process that logs, of those that torchrun or accelerate started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -161,7 +161,7 @@ def _keep_settings(settings: TrainSettings) -> None:
 
 
 def _nobody_hears(text: str) -> None:
-    """Take what the other processes would log as well."""
+    """Drop a line, as the first process logs it already."""
 
 
 @contextmanager

@@ -159,9 +159,9 @@ def _flush(path: Path) -> None:
 
 
 def gather(network: XvlaNetwork, average: Average) -> dict[str, Tensor]:
-    """Every weight and buffer of a checkpoint by name, in full, on the CPU, averages in the place of what they average.
+    """Gather every weight and buffer of a checkpoint by name, in full, on the CPU; averages replace their weights.
 
-    Every process must take part. What lies on the CPU already is not copied.
+    Every process must take part. What is on the CPU already is not copied.
     """
     named = [*network.named_parameters(), *network.named_buffers()]
     found = {name: whole(average.values.get(name, value)) for name, value in named}
@@ -169,7 +169,7 @@ def gather(network: XvlaNetwork, average: Average) -> dict[str, Tensor]:
 
 
 def policy_of(weights: dict[str, Tensor], policy: Policy, lora: Lora, dtype: str, training: TrainingSummary) -> Policy:
-    """A policy like ``policy`` with the given weights, low-rank updates merged."""
+    """Make a policy like ``policy`` with the given weights, low-rank updates merged."""
     network = meta_network(policy.network.config)
     for name, value in merged(weights, lora).items():
         assign(network, name, value)

@@ -54,7 +54,7 @@ def load_start(model: Model) -> Policy | None:
 
 
 def scratch_config(model: Model) -> XvlaConfig:
-    """Sizes of a network from scratch, as far as the data does not decide them.
+    """Return the sizes of a network from scratch, as far as the data does not decide them.
 
     Raises:
         TrainingError: naming fields that do not exist.
@@ -87,7 +87,7 @@ def make_policy(settings: TrainSettings, source: Any, start: Policy | None) -> P
 
     Args:
         settings: of the run.
-        source: the data: ``batches.Source``, or for the objective vision ``labels.LabelledPictures``.
+        source: the data: ``batches.SampleSource``, or for the objective vision ``labels.LabelledPictures``.
         start: from ``load_start``.
 
     Raises:
@@ -113,7 +113,7 @@ def make_policy(settings: TrainSettings, source: Any, start: Policy | None) -> P
 
 
 def _tower(settings: TrainSettings, source: LabelledPictures) -> Policy:
-    """A policy of no robot, whose network has the layer that the objective ``vision`` asks."""
+    """Make a policy of no robot, whose network has the layer that the objective ``vision`` needs."""
     pipeline = source.profiles[0].policy
     config = replace(
         scratch_config(settings.model), action_mode=pipeline.action_mode, num_image_views=source.views,
@@ -168,7 +168,7 @@ def _width(source: SampleSource, embodiment: Embodiment) -> int:
 def _record(
     settings: TrainSettings, source: SampleSource, known: RobotRecord | None, embodiment: Embodiment
 ) -> RobotRecord:
-    """What the checkpoint shall remember of a robot; one it knows keeps the normalisation it was trained with."""
+    """Return what the checkpoint keeps of a robot; one that it knows keeps the normalisation it was trained with."""
     profile = source.profiles.get(embodiment.robot)
     plain: Mapping[str, Any] | None = known.profile if known is not None else None
     if profile is not None:
@@ -186,14 +186,14 @@ def _decode_alike(one: Embodiment, other: Embodiment) -> bool:
 
 
 def _mode(chosen: str, embodiment: Embodiment) -> str:
-    """Tool poses stay in metres, which the weights of their loss are made for; joints are scaled to their spread."""
+    """Return the normalisation: joints are scaled to their spread, tool poses stay in m, as their loss weights need."""
     if chosen != "auto":
         return chosen.upper()
     return IDENTITY if action_spec(embodiment.action_mode).is_end_effector else MEAN_STD
 
 
 def _domain_problems(policy: Policy, embodiments: Mapping[str, Embodiment]) -> list[Problem]:
-    """Name robots of the data that would overwrite, or share, another robot's domain."""
+    """Return a problem for each robot of the data that would overwrite, or share, another robot's domain."""
     owners = {record.embodiment.domain_id: robot for robot, record in policy.robots.items()}
     owners.update({embodiments[robot].domain_id: robot for robot in policy.robots if robot in embodiments})
     problems = []
@@ -207,7 +207,7 @@ def _domain_problems(policy: Policy, embodiments: Mapping[str, Embodiment]) -> l
 
 
 def _set_views(policy: Policy) -> None:
-    """Settle the number of views where the checkpoint leaves it to the robot: rows of a batch must have the same."""
+    """Set the number of views where the checkpoint leaves it to the robot: all rows of a batch need the same."""
     config = policy.network.config
     if config.num_image_views is None:
         views = max(len(record.embodiment.slots) for record in policy.robots.values())
@@ -264,7 +264,7 @@ def take_vision(network: XvlaNetwork, folder: str) -> None:
 
 
 def trained_domains(policy: Policy, domains: Sequence[int]) -> tuple[int, ...] | None:
-    """Rows that count as trained once ``domains`` were; None where the checkpoint does not say which were before."""
+    """Return the domains trained once ``domains`` are; None where the checkpoint does not say which were before."""
     before = policy.training.trained_domains
     return None if before is None else tuple(sorted({*before, *domains}))
 
@@ -284,7 +284,7 @@ def set_dropout(network: nn.Module, probability: float) -> None:
 def with_precision(
     settings: TrainSettings, config: XvlaConfig, batch: int, say: Callable[[str], object]
 ) -> TrainSettings:
-    """Decide what a run computes in: what it says, what it has computed in so far, or the fastest on the device.
+    """Decide the precision of a run: the one it sets, the one it began with, or the fastest on the device.
 
     Args:
         settings: of the run.

@@ -83,7 +83,10 @@ class Trainer:
         self._last = settings.steps
 
     def _fingerprint(self) -> str:
-        """What must be the same when a run goes on and is not in its states: still weights, words, normalisation."""
+        """Return a digest of what must be the same when a run is resumed, and is not in its states.
+
+        That is frozen weights, the data, the tokenizer and the normalisation.
+        """
         digest = hashlib.blake2b(digest_size=16)
         for name, parameter in self.network.named_parameters():
             if not parameter.requires_grad:
@@ -151,7 +154,7 @@ class Trainer:
             fresh=settings.drawn is not None,
         )  # fmt: skip
         meter = Meter(self.accelerator, self.seconds)
-        # Drawing the curve leaves this frame, and so the workers, alive until the end of Python, which would kill them.
+        # Drawing the curve keeps this frame, and so the workers, alive until Python ends, which would kill them.
         with closing(stream):
             while self.step < self._last:
                 meter.start()
@@ -172,7 +175,7 @@ class Trainer:
         return self.summary()
 
     def _step(self, stream: Iterator[Any], meter: Meter) -> None:
-        """One step of the optimiser, over all accumulated parts."""
+        """Do one step of the optimiser, over all accumulated parts."""
         settings, parts = self.settings, self.share.accumulation
         self._set_phase()
         for part in range(parts):
@@ -186,13 +189,13 @@ class Trainer:
         self.step += 1
 
     def _set_phase(self) -> None:
-        """Put weights to training and set their rates for this step."""
+        """Let the weights of this step's phase move, and set their rates."""
         active = active_groups(self.settings.schedule, self.step)
         self._training_mode()
         for name, group in self.groups.items():
             for _, weight in group:
-                # Under several processes all gradients are computed, and those that do not count dropped: the wrapper
-                # has been told once which to expect.
+                # With several processes all gradients are computed, and those that do not count are dropped: the
+                # wrapper learns only once which to expect.
                 weight.requires_grad_(name in active or self.share.processes > 1)
         rates = self._rates(self.step)
         for part in self.optimizer.param_groups:
@@ -226,7 +229,7 @@ class Trainer:
         return {name: rate(settings.optimizer, settings.schedule, name, step, settings.steps) for name in self.groups}
 
     def _held_out(self) -> tuple[float | None, dict[str, float]]:
-        """The loss on held-out samples and the errors beside it; None and none where there are no such samples."""
+        """Measure loss and errors on held-out samples; None and no errors where there are no such samples."""
         made = self.objective.held_out(self.share)
         if not made:
             return None, {}
@@ -276,7 +279,7 @@ class Trainer:
         return {name: value.contiguous() for name, value in tensors.items()}
 
     def summary(self) -> dict[str, Any]:
-        """What was trained, on what, for how long, and how far."""
+        """Return what was trained, on what, for how long, and how far."""
         facts = {
             "steps": self.step,
             "samples": self.step * self.settings.batch.size,

@@ -49,7 +49,7 @@ class Vision:
         self._held_out: list[tuple[LabelledBatch, float]] = []
 
     def groups(self) -> dict[str, WeightGroup]:
-        """All weights in one group, with weight decay and the base rate."""
+        """Return all weights that move as one group, with weight decay and the base rate."""
         named = self.network.named_parameters()
         return {POLICY: WeightGroup(POLICY, {name: w for name, w in named if name.startswith((_TOWER, f"{HEAD}."))})}
 
@@ -66,7 +66,7 @@ class Vision:
 
     @torch.no_grad()
     def errors(self, batch: LabelledBatch) -> dict[str, list[float]]:
-        """Errors by robot and kind of object: ``mm`` on the table by slot 0, ``%`` of a picture's width in all."""
+        """Measure errors by robot and kind of object: ``mm`` on the table in slot 0, ``%`` of the width in any view."""
         reading, viewed = self.module.read(batch), batch.viewed
         values = reading.at(reading.likeliest)
         places = batch.places[:, None].expand(*batch.inside.shape, 3)[viewed]
@@ -157,7 +157,7 @@ class VisionReading:
     values: Tensor
 
     def at(self, cells: Tensor) -> Tensor:
-        """The values [N, K, 6] of a cell [N, K] of each object."""
+        """Return the values [N, K, 6] in the cell [N, K] of each object."""
         index = cells[..., None, None].expand(*cells.shape, 1, 6)
         return self.values.gather(2, index)[:, :, 0]
 
@@ -195,7 +195,7 @@ class LabelHead(nn.Module):
         return VisionReading(scores, values.transpose(1, 2))
 
     def cells(self, seen: Tensor, inside: Tensor) -> Tensor:
-        """The cell [..., K] that (u, v, …) [..., K, 3] is in; the number of cells where ``inside`` is not."""
+        """Return the cell [..., K] that (u, v, …) [..., K, 3] is in; the number of cells where ``inside`` is False."""
         height, width = self.grid
         column = ((seen[..., 0] + 1) / 2 * width).long().clamp(0, width - 1)
         row = ((seen[..., 1] + 1) / 2 * height).long().clamp(0, height - 1)
@@ -215,14 +215,14 @@ class VisionLoss(nn.Module):
         return cast(LabelHead, self.network.get_submodule(HEAD))
 
     def read(self, batch: LabelledBatch) -> VisionReading:
-        """What is read of the views there are, [N] of B × V."""
+        """Read the views that there are, N of B × V."""
         grid = self.network.vlm.vision_grid(batch.images[batch.viewed]).float()
         # half a percent of a picture, which is what bfloat16 holds near its edge, is too much
         with torch.autocast(grid.device.type, enabled=False):
             return cast(VisionReading, self.head(grid))
 
     def forward(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch and its terms."""
+        """Return the loss of a batch, and its terms."""
         reading, viewed = self.read(batch), batch.viewed
         seen, inside = batch.seen[viewed], batch.inside[viewed]
         known = batch.known[:, None].expand_as(batch.inside)[viewed]
@@ -241,7 +241,7 @@ class VisionLoss(nn.Module):
 
 
 def first_views(batch: LabelledBatch) -> Tensor:
-    """bool [N, 1], which of the views there are is that of slot 0."""
+    """Return bool [N, 1], which of the N views are those of slot 0."""
     slots = torch.arange(batch.viewed.shape[1], device=batch.viewed.device).expand_as(batch.viewed)
     return (slots[batch.viewed] == 0)[:, None]
 

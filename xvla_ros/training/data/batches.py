@@ -68,7 +68,7 @@ class Drawing(Protocol):
     """An endless, shuffled sequence of samples of any kind."""
 
     def draw(self, index: int) -> Any:
-        """The sample with this number, which depends on nothing else."""
+        """Return the sample with this number, which depends on nothing else."""
 
 
 class SampleSource(Drawing, Protocol):
@@ -92,13 +92,13 @@ class SampleSource(Drawing, Protocol):
     def fingerprint(self) -> str: ...
 
     def statistics(self, robot: str, state_mode: str, action_mode: str) -> Statistics:
-        """Normalisation of a robot's state and actions in the training samples."""
+        """Return how a robot's state and actions in the training samples are normalised."""
 
     def summary(self) -> list[dict[str, object]]:
-        """A row of a table for each part of the data."""
+        """Return a row of a table for each part of the data."""
 
     def left_out(self) -> list[str]:
-        """What was left out and why, in words."""
+        """Return in words what was left out and why."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,15 @@ class Share:
         return self.size // (self.accumulation * self.processes)
 
     def indices(self, step: int, part: int) -> range:
-        """Global numbers of the samples that this process takes in ``part`` of ``step``."""
+        """Return the global numbers of the samples that this process takes in ``part`` of ``step``."""
         first = step * self.size + (part * self.processes + self.process) * self.rows
         return range(first, first + self.rows)
 
     def cuts(self, count: int) -> list[tuple[range, float]]:
-        """Share out ``count`` samples that are measured: places of this process's batches, and the weight of each.
+        """Share out ``count`` samples to be measured: the places in each batch of this process, and its weight.
 
-        Every process gets as many batches, as shards need it; one that has none left repeats the first with weight 0.
+        Every process gets the same number of batches, as sharding needs; one without enough repeats the first with
+        weight 0.
         """
         cuts = [range(first, min(first + self.rows, count)) for first in range(0, count, self.rows)]
         indices = range(self.process, -(-len(cuts) // self.processes) * self.processes, self.processes)
@@ -158,7 +159,7 @@ class Preparation:
         return self.tensors(samples, self.noise([each.index for each in samples]), drawn)
 
     def noise(self, indices: Sequence[int]) -> Tensor:
-        """Noise [B, T, D] of the samples with these numbers."""
+        """Return the noise [B, T, D] of the samples with these numbers."""
         shape = (self.config.chunk_size, self.width)
         return torch.from_numpy(np.stack([draws.noise(self.seed, index, shape) for index in indices]))
 
@@ -236,8 +237,8 @@ def batches(
 
 
 def _begin_worker(_worker: int) -> None:
-    """Make a loading process ready: one thread, and no end of its own by Ctrl-C."""
+    """Prepare a loading process: one thread, and Ctrl-C does not end it."""
     torch.set_num_threads(1)
-    # Ctrl-C reaches the workers too, which the training process still needs to finish its step.
+    # Ctrl-C reaches the workers too, but the training process still needs them to finish its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -47,7 +47,7 @@ def open_datasets(
         augmentation: of the pictures of ``Samples.draw``; None changes nothing.
         seed: of the order, the wordings and the augmentation.
         workers: processes that decode recordings which the cache does not hold yet.
-        progress: told what is being done, in one line.
+        progress: takes a line that says what is being done.
 
     Raises:
         SamplesError: naming everything that is wrong with any of the data.
@@ -161,7 +161,7 @@ def _decode_together(
     recordings: Sequence[Recording], image_size: tuple[int, int] | None, cache: Path, workers: int,
     progress: Callable[[str], None],
 ) -> None:
-    """Make the stores that are not there yet in several processes; what fails is tried, and said, by the caller."""
+    """Make the missing stores in several processes; what fails here the caller tries again, and reports."""
     if workers < 2 or len(recordings) < 2:
         return
     # a fork of a process that runs threads of torch or ROS may hang
@@ -197,7 +197,7 @@ def _may_be_bag(path: Path) -> bool:
 
 
 def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, str]]) -> list[Problem]:
-    """Whether recordings of one data set differ in what must be alike: rate of pictures, meaning of actions."""
+    """Find recordings of one data set that differ in what must be alike: rate of pictures, meaning of actions."""
     problems = []
     rates = {source: rate for source, (rate, _) in told.items() if rate > 0.0}
     if rates and entry.rate is None and max(rates.values()) > MIXED_RATES * min(rates.values()):
@@ -225,7 +225,7 @@ def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, str]]) -> lis
 
 
 def _conflicts(datasets: Sequence[DataSet]) -> list[Problem]:
-    """Robots of one name that are not one robot to the policy."""
+    """Find robots that share a name but are not the same robot to the policy."""
     known: dict[str, DataSet] = {}
     problems = []
     for each in datasets:
@@ -256,7 +256,7 @@ def _split(stores: Sequence[Store], entry: DatasetSettings) -> tuple[Rows, Rows]
 
 
 def _drawn(stores: Sequence[Store], train: Rows, entry: DatasetSettings) -> NDArray[np.int64]:
-    """Return rows of ``train``, those of the beginning of an episode ``early.times`` times."""
+    """Return the places in ``train`` to draw from, those at the beginning of an episode ``early.times`` times."""
     early = np.zeros(len(train), dtype=bool)
     for number, store in enumerate(stores):
         mine = np.flatnonzero(train[:, 0] == number)

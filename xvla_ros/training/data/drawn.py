@@ -86,7 +86,7 @@ class SceneSamples:
         ]  # fmt: skip
 
     def samples(self, moments: Sequence[Moment], waypoints: int, index: int, source: str) -> list[Sample]:
-        """Return the samples of moments, the first with number ``index``; those of one share its pictures."""
+        """Return the samples of moments, the first with number ``index``; samples of one moment share its pictures."""
         made: list[Sample] = []
         for moment in moments:
             made += self._samples(moment, waypoints, index + len(made), source)
@@ -116,7 +116,7 @@ class SceneSamples:
 
 
 class DrawnSamples:
-    """A source of samples, as ``batches.Source`` has it.
+    """A source of samples, see ``batches.SampleSource``.
 
     Args:
         settings: what is drawn.
@@ -181,7 +181,7 @@ class DrawnSamples:
         ]  # fmt: skip
 
     def left_out(self) -> list[str]:
-        """Nothing is."""
+        """Return nothing, as no sample is left out."""
         return []
 
     def _kept_apart(self, index: int) -> Sample:

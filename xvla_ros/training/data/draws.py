@@ -30,24 +30,24 @@ _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 
 
 def generator(*key: object) -> np.random.Generator:
-    """A generator that the key alone decides, such as ``(seed, "noise", index)``."""
+    """Make a random generator that depends on the key alone, such as ``(seed, "noise", index)``."""
     words = np.frombuffer(hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest(), dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=words))
 
 
 def noise(seed: int, index: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The noise [T, D] of the ``index``-th sample of a run."""
+    """Draw the noise [T, D] of the ``index``-th sample of a run."""
     return generator(seed, "noise", index).standard_normal(shape, dtype=np.float32)
 
 
 def times(seed: int, step: int, size: int) -> Tensor:
-    """The times [B] of a whole step of ``size`` samples, spread evenly; each process takes those of its rows."""
+    """Draw the times [B] of a whole step of ``size`` samples, spread evenly; each process takes those of its rows."""
     offset = generator(seed, "times", step).random(1, dtype=np.float32)
     return training_times(size, torch.from_numpy(offset))
 
 
 def seed_dropout(seed: int, step: int, part: int, process: int) -> None:
-    """Make dropout a function of where in the run it is drawn."""
+    """Seed dropout by its place in the run, so that it depends on nothing else."""
     torch.manual_seed(int(generator(seed, "dropout", step, part, process).integers(2**63)))
 
 
@@ -110,7 +110,7 @@ def quotas(weights: Sequence[float]) -> tuple[int, ...]:
     by_remainder = np.argsort(whole - exact, kind="stable")
     missing = BLOCK - int(whole.sum())
     for step in range(abs(missing)):
-        # what the minimum of one took is taken from the largest
+        # what the minimum of one adds is taken from the largest
         place = by_remainder[step % len(whole)] if missing > 0 else int(np.argmax(whole))
         whole[place] += 1 if missing > 0 else -1
     return tuple(int(count) for count in whole)
@@ -168,7 +168,7 @@ class Augmenter:
 
         Args:
             images: slot → picture; not written to.
-            random: what all that is drawn comes from, always as many numbers.
+            random: source of all that is drawn; noise apart, the settings do not change how many numbers are.
             first: slot 0, which is never dropped.
         """
         settings = self._settings
@@ -200,7 +200,7 @@ class Augmenter:
 
 
 def _recoloured(image: Rgb, brightness: float, contrast: float, saturation: float, hue: float) -> Rgb:
-    """One affine map of the colours: hue and saturation as a matrix, then brightness, then contrast about the mean."""
+    """Apply one affine map to the colours: hue and saturation (a matrix), brightness, contrast about the mean."""
     import cv2
 
     cosine, sine = math.cos(2 * math.pi * hue) * saturation, math.sin(2 * math.pi * hue) * saturation

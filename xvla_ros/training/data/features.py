@@ -57,7 +57,7 @@ class Features:
         return self._grids, self._mask
 
     def batch(self, samples: Sequence[Sample], processor: Processor) -> Kept:
-        """Prepare samples, their pictures unread."""
+        """Prepare samples without reading their pictures."""
         grids, masks = self._open()
         rows = [sample.row for sample in samples]
         mask = torch.from_numpy(np.stack([masks[row] for row in rows]))
@@ -109,12 +109,12 @@ def _without_pictures(samples: Sequence[Sample], mask: Tensor, processor: Proces
 
 
 def mask_file(file: Path) -> Path:
-    """Where the mask of a file of features lies."""
+    """Return the path of the mask that belongs to a file of features."""
     return file.with_name(f"{file.stem}-mask.npy")
 
 
 def features_name(network: XvlaNetwork, fingerprint: str, part: str, views: int) -> str:
-    """Name of the file for this tower, these samples and this many views."""
+    """Return the name of the file for this tower, these samples and this many views."""
     digest = hashlib.blake2b(f"{fingerprint} {part} {views} {network.config.image_size}".encode(), digest_size=12)
     for name, weight in network.vlm.vision_tower.state_dict().items():
         digest.update(name.encode() + weight.contiguous().cpu().numpy().tobytes())
@@ -133,7 +133,7 @@ def compute(
         samples: in order; the place of each is its ``row``.
         file: to read or to write; it appears when it is whole.
         device: where the tower runs.
-        say: told how far it is.
+        say: takes lines that say how far it is.
     """
     if file.is_file() and mask_file(file).is_file():
         return Features(file)

@@ -30,9 +30,9 @@ from xvla_ros.types import Embodiment, Floats
 
 AWAY = 0.8  # share of the arms that are not drawn at home
 POSTURES = 48  # of each hand over the cubes' region, from which others are mixed: solving each took longer than to draw
-ABOVE = 0.12  # m above a cube, at most, that the fingertips of these are,
-BESIDE = 0.04  # and m beside it
-ROLLS = 3  # turns of the hand that are tried for each
+ABOVE = 0.12  # m, at most, of their fingertips above a cube
+BESIDE = 0.04  # m, at most, of their fingertips beside it
+ROLLS = 3  # turns of the hand that are tried for each posture
 TOOL = "tool"  # what fingertips are called, with the hand's name before it where there are two
 
 
@@ -54,7 +54,7 @@ class Labels:
 
 
 def object_names(worlds: Sequence[Labeller]) -> tuple[str, ...]:
-    """Every object of some scenes, in a fixed order."""
+    """Return the names of all objects of some scenes, in a fixed order."""
     return tuple(sorted({name for world in worlds for name in world.names}))
 
 
@@ -83,7 +83,7 @@ class Labeller(DrawnScene):
     def asked(self, rng: np.random.Generator, count: int) -> tuple[dict[str, Picture], tuple[tuple[str, Floats], ...]]:
         """Arrange the scene; return slot 0's picture by its slot, and ``count`` instructions with the places they name.
 
-        Places are [3] m, in the scene's frame. Where fewer can be asked for, some come again.
+        Places are [3] m, in the scene's frame. Where the task has fewer instructions, some are repeated.
 
         Raises:
             SimulationError: naming what to install.
@@ -95,7 +95,7 @@ class Labeller(DrawnScene):
         return images, tuple((each.instruction, self.world.data.body(each.goal.prop).xpos.copy()) for each in chosen)
 
     def labels(self, names: Sequence[str]) -> Labels:
-        """What is where in the present state of the world."""
+        """Return where the objects called ``names`` are in the present state of the world."""
         there = self._places()
         known = np.array([name in there for name in names])
         places = np.array([there.get(name, np.zeros(3)) for name in names])
@@ -119,7 +119,7 @@ class Labeller(DrawnScene):
         self.world.arrange(layout.props, joints)
 
     def _solve(self, rng: np.random.Generator) -> Mapping[str, Floats]:
-        """Postures [N, K] of each hand with its fingertips over where cubes may lie."""
+        """Find postures [N, K] of each hand with its fingertips over places where cubes may lie."""
         found: dict[str, list[Floats]] = {name: [] for name in self._hands}
         for _ in range(POSTURES):
             self._task.reset(self.world, rng)
@@ -144,7 +144,7 @@ class Labeller(DrawnScene):
         return places
 
     def _seen(self, slot: str, places: Floats) -> Floats:
-        """(u, v, depth) [K, 3] of some places [K, 3] in the view of a slot, made of a square picture."""
+        """Return (u, v, depth) [K, 3] of places [K, 3] in the view of a slot, which is cut from a square picture."""
         model, camera = self.world.model, self.world.data.camera(slot)
         # MuJoCo's cameras look along −z, x to the right, y up
         x, y, z = ((places - camera.xpos) @ camera.xmat.reshape(3, 3)).T
@@ -177,7 +177,7 @@ class LabelledPictures:
         fingerprint: changes with the robots.
 
     Raises:
-        ProfileError, SimulationError, SimulationError, SimulationError, KinematicsError: naming what is wrong.
+        ProfileError, SimulationError, KinematicsError: naming what is wrong.
     """
 
     def __init__(self, settings: Drawn, size: tuple[int, int], seed: int) -> None:

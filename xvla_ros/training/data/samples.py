@@ -306,7 +306,7 @@ class Samples:
         return lines
 
     def _numbered(self, rows: Sequence[Rows]) -> Numbered:
-        """Samples of some rows of every data set, one after the other."""
+        """Return the samples of some rows of every data set, one data set after the other."""
         first = np.concatenate([[0], np.cumsum([len(each) for each in rows])])
         return Numbered(partial(self._at, rows, first), int(first[-1]))
 

@@ -325,7 +325,7 @@ def _write_numbers(folder: Path, survey: Survey, rows: list[Any]) -> None:
 
 
 def _plan_numbers(plans: list[Plans | None]) -> dict[str, NDArray[Any]]:
-    """The plans of all episodes, and of each how many it has and how many knots they have."""
+    """Return the plans of all episodes as arrays, with the number of plans and knots of each; empty without plans."""
     found = [each for each in plans if each is not None]
     if not found:
         return {}
