@@ -317,7 +317,7 @@ class BagRecording:
         """Say why the node's reader builds no observation from the bag; empty where it builds some."""
         try:
             found, _ = verdict(self._bag, self._profile)
-        except (BagError, KinematicsError):  # said elsewhere
+        except (BagError, KinematicsError):  # reported elsewhere
             return ""
         return "" if found.built else f" ({'; '.join(found.faults.lines(1))})"
 

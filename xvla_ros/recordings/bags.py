@@ -162,14 +162,14 @@ class Bag:
 
     @property
     def integrity(self) -> Integrity:
-        """What the last survey found; that it is unchecked before there was one."""
+        """What the last survey found; unchecked before the first survey."""
         return self._integrity
 
     def survey(self, take: Callable[[BagMessage], None] = _ignore) -> BagSummary:
         """Read through the bag once: hand over each message, count, and compare all checksums.
 
         Args:
-            take: told of every message; a ``ValueError`` that it raises is a message that cannot be used, and counts.
+            take: called with every message; where it raises a ``ValueError`` the message counts as unusable.
 
         Raises:
             BagError: it is damaged, or nothing in it can be read.
