@@ -93,8 +93,8 @@ if TYPE_CHECKING:
 
 
 NAMES_SHOWN = 6
-# A joint may be read outside its limits, as encoders, offsets and narrow limits have it, but no further than its range
-# or a turn: what is beyond comes in another unit, or is no position.
+# A joint may be read outside its limits, because of encoders, offsets or narrow limits, but no further than its range
+# or a turn: values beyond have another unit, or are no positions.
 TURN = 2 * np.pi
 
 
@@ -204,7 +204,7 @@ def shown(names: Sequence[str]) -> str:
 
 
 FUTURE_TOLERANCE = 0.1  # s; a simulator's messages may overtake its /clock, and two machines' clocks differ a little
-OTHER_CLOCK = 60.0  # s; a stamp this far from now comes from another clock rather than from a slow source
+OTHER_CLOCK = 60.0  # s; a stamp this far from now is from another clock, not from a slow source
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ class ObservationBuilder(Generic[Raw]):
         return align(cameras, joints, now, steady_now, timing.observation_timeout, not_after)
 
     def _follow_clock(self, now: int, steady_now: float) -> None:
-        # of two threads the one that read its clocks earlier may come later; that is no jump
+        # a thread that read its clocks earlier may get here later; that is no jump
         if self._last_call is not None and steady_now < self._last_call[0]:
             return
         if self._last_call is not None and now < self._last_call[1] - CLOCK_BACK * NS:
@@ -222,13 +222,13 @@ class ObservationBuilder(Generic[Raw]):
         return state
 
     def _pictures(self, found: Alignment) -> dict[str, Picture] | Fault:
-        """Decode the frames, the optional ones as far as that goes."""
+        """Decode the frames; optional ones that cannot be decoded are left out."""
         pictures: dict[str, Picture] = {}
         broken: list[str] = []
         for slot, frame in found.frames.items():
             try:
                 pictures[slot] = self._picture(slot, frame)
-            except Exception as error:  # a decoder may raise anything on broken data, and that is a hold
+            except Exception as error:  # a decoder may raise anything on broken data, which means hold
                 text = f"{slot}: picture on {self._cameras[slot].topic} cannot be used: {error}"
                 with self._lock:
                     self._undecodable[slot] = text

@@ -69,7 +69,7 @@ ENCODINGS = {
     "nv21": Encoding(1, "YUV2RGB_NV21", (True, True)),
 }
 
-OPEN = re.compile(r"8UC([1-4])")  # what OpenCV calls an array of so many bytes per pixel, whatever they mean
+OPEN = re.compile(r"8UC([1-4])")  # OpenCV's name for so many bytes per pixel, whatever they mean
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -215,7 +215,7 @@ def check_compressed(data: Data, format_name: str = "") -> None:
     """
     content = bytes(data)
     if content.startswith(JPEG_START):
-        # within the pixels neither marker can occur, and thumbnails come before the last scan begins
+        # neither marker can occur within the pixels, and thumbnails come before the last scan
         if content.rfind(JPEG_END) < content.rfind(JPEG_SCAN):
             raise MessageError(f"a JPEG of {len(content)} bytes without end: the message was cut")
     elif content.startswith(PNG_START):
@@ -254,7 +254,7 @@ def _rgb_of_compressed(data: Data, format_name: str, answer: str) -> Bytes:
         raise MessageError(f"OpenCV cannot decode {format_name!r}: the data are damaged")
     if picture.ndim == 2:
         return _converted(picture, "GRAY2RGB")
-    # who compresses takes for blue, green, red what it was sent without names
+    # compressors take bytes without named colours for blue, green, red
     sent = format_name.partition(";")[0].strip()
     swapped = OPEN.fullmatch(sent) is not None and resolved(sent, answer).startswith("rgb")
     return np.asarray(picture, dtype=np.uint8) if swapped else _converted(picture, "BGR2RGB")

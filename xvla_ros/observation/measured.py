@@ -14,9 +14,9 @@ from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, Faul
 from xvla_ros.robots.profile import Profile
 from xvla_ros.types import NS, Floats
 
-JITTER = 0.05  # s by which the stamps of two messages may be wrong, beside each other
+JITTER = 0.05  # s by which the time between the stamps of two messages may be wrong
 LONGEST = 1.0  # s between two messages; further apart, their stamps do not say how far a joint may have moved
-FASTEST_TIME = 3.0  # times the steady clock's, of stamps; a simulation may be faster, its messages are then close
+FASTEST_TIME = 3.0  # rate of stamps over the steady clock; a faster simulation still sends its messages close together
 BURST = 0.1  # s between the stamps of messages that come in together, as over a network
 SETTLED = 0.5  # s for which messages must have been without fault before they are believed again
 STILL = 0.01  # share of a joint's range within which it stands still
@@ -88,7 +88,7 @@ class MeasuredTopic:
         self._ill_at = 0, 0.0  # stamp and receipt of the last message that was not believed
         self._heard = ""
         self._parts = [_Part(np.arange(joints), RecentMessages(self._horizon, KEPT_MESSAGES))]
-        # of the last message of each joint; as it was when last believed; of two earlier ones; where it stood still
+        # of each joint: last message; last believed one; two earlier ones; the one since which it has stood still
         self._last, self._believed = _Readings(joints), _Readings(joints)
         self._earlier, self._between, self._anchor = (_Readings(joints) for _ in range(3))
         self._received: Floats = np.zeros(joints)

@@ -76,7 +76,7 @@ class ActionPath:
             raise ValueError("an action path whose times do not increase")
 
     def at(self, times: ArrayLike) -> NDArray[np.float32]:
-        """Return the values [..., D] at ROS times [...] in ns; before the first and after the last knot, those."""
+        """Return the values [..., D] at ROS times [...] in ns; outside of the knots those of the first or the last."""
         wanted = np.asarray(times, dtype=np.int64)
         flat = wanted.reshape(-1)
         after = np.clip(np.searchsorted(self.times, flat), 1, max(len(self.times) - 1, 1))
@@ -85,7 +85,7 @@ class ActionPath:
             after = before = np.zeros(flat.size, dtype=np.intp)
         span = np.maximum(self.times[after] - self.times[before], 1)
         share = np.clip((flat - self.times[before]) / span, 0.0, 1.0)[:, None]
-        # float64: half of the way between two float32 is not always one of them
+        # float64: the middle of two float32 is not always a float32
         first, last = self.values[before].astype(np.float64), self.values[after].astype(np.float64)
         result = first + share * (last - first)
         for channel in self.channels.nearest:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mcap.records import McapRecord
     from mcap.summary import Summary
 
-REORDER_NS = 1_000_000_000  # without an index: a recorder writes messages in nearly the order of their times
+REORDER_NS = 1_000_000_000  # for a file without index: recorders write messages nearly in order of time
 MAGIC = b"\x89MCAP0\r\n"
 
 
@@ -95,7 +95,7 @@ class McapFile:
             place = (f"the chunk of log times {part.message_start_time} to {part.message_end_time}"
                      if isinstance(part, Chunk) else "its data section")
             raise DamageError(f"{self.path.name}: {place} is not what was written: {error}") from error
-        except Exception as error:  # each library says in its own way that it cannot go on
+        except Exception as error:  # each library raises errors of its own
             raise DamageError(f"{self.path.name}: cannot be read: {reason(error)}") from error
         if self._index is not None:
             self.checked = sum(self._has_checksum(chunk.chunk_start_offset) for chunk in self._index.chunk_indexes)
@@ -115,7 +115,7 @@ class McapFile:
             if self.stream.read() != MAGIC:
                 self.cut = "it does not end as an mcap file does"
                 return
-        except Exception as error:  # in whatever way it fails to be a whole file
+        except Exception as error:  # whatever makes it no whole file
             self.cut = reason(error)
             return
         told = found.statistics if found is not None else None
@@ -156,7 +156,7 @@ class McapFile:
             return
         except CRCValidationError:
             raise
-        except Exception:  # in whatever way the remainder fails to be a record, it is looked at below
+        except Exception:  # whatever makes the remainder no record; it is read below
             self.stream.seek(end_of_whole)
         yield from _records_of_cut_chunk(self.stream.read())
 
@@ -168,14 +168,14 @@ class SqliteFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.cut = path, ""
-        # a whole file says that it is written ahead, and sqlite would make files beside it
+        # rosbag2 uses a write-ahead log, for which sqlite would make files beside a whole bag
         mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
         self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)
         try:
             self._topics = self._read_topics()
         except sqlite3.DatabaseError as error:
             self.cut = str(error)
-            # a file that ends early holds fewer pages than its header says, which only writable_schema lets pass
+            # a file that was cut has fewer pages than its header says, which only writable_schema accepts
             try:
                 self._connection.execute("PRAGMA writable_schema=ON")
                 self._topics = self._read_topics()

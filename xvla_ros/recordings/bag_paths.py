@@ -29,9 +29,9 @@ from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.rotations import matrix_to_rot6d, quaternion_to_matrix, rot6d_to_matrix
 from xvla_ros.types import Floats
 
-POSE_GAP = 20_000_000  # ns; between knots this close a straight line of the tool is as good as one of the joints
+POSE_GAP = 20_000_000  # ns; between knots this close the tool moves in a straight line, as good as the joints do
 PART = 4096  # knots made at once
-_LAYOUT = "columns"  # of poses on their way, whatever the profile's
+_LAYOUT = "columns"  # of rot6d within this module, whatever the profile's layout
 
 
 class JointTracks:

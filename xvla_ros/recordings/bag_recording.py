@@ -39,7 +39,7 @@ from xvla_ros.types import NS, Floats, Observation
 
 Made = TypeVar("Made")
 
-READER_VERSION = 3  # of what this module makes of a bag; a new one makes caches anew
+READER_VERSION = 3  # of what this module makes of a bag; raising it makes caches invalid
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class BagRecording:
         """Return what ``make`` returns for an episode; kept until it is needed for another one."""
         number, made = self._kept.get(what, (-1, None))
         if number != episode:
-            self._kept.pop(what, None)  # two at once would take the memory of two
+            self._kept.pop(what, None)  # first, as two at once would take twice the memory
             made = make(self._spans[episode])
             self._kept[what] = episode, made
         found: Made = made
@@ -322,7 +322,7 @@ class BagRecording:
         return "" if found.built else f" ({'; '.join(found.faults.lines(1))})"
 
     def _read(self, whole: bool | None) -> Tracks:
-        self._tracks = Tracks()  # two at once would take the memory of two
+        self._tracks = Tracks()  # first, as two at once would take twice the memory
         try:
             return read_tracks(self._bag, self._profile, whole=whole)
         except BagError as error:

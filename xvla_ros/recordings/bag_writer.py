@@ -165,7 +165,7 @@ class BagWriter:
                 self._guard(self._writer.finish)
                 self._guard(self._stream.flush)
         finally:
-            # a buffer that found no space would be tried again by the stream's own close
+            # after a full disk the stream's own close would try to write its buffer once more
             self._stream.raw.close() if self._failed else self._stream.close()
 
     def __enter__(self) -> Self:
@@ -207,6 +207,6 @@ def _definition(msgtype: str) -> str:
     own = messages_dir() if package == PACKAGE else None
     if own is None:
         return str(text)
-    # as it stands in its file, where constants have their quotes and everything its comment
+    # our own types as their files have them, with comments and with quotes around constants
     written, (_, separator, others) = (own / f"{name}.msg").read_text(encoding="utf-8"), text.partition("=" * 80)
     return written + separator + others

@@ -32,7 +32,7 @@ from xvla_ros.types import NS
 STORAGES = {".mcap": "mcap", ".db3": "sqlite3"}
 COMPRESSED = ".zstd"
 METADATA = "metadata.yaml"
-BLOCKS, BLOCK = 16, 1 << 16  # of each file, at most: what tells it from another
+BLOCKS, BLOCK = 16, 1 << 16  # blocks of each file, at most, and bytes of each, that go into a digest
 
 
 @dataclass(frozen=True)

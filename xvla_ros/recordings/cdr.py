@@ -55,7 +55,7 @@ def read(serialized: bytes, kind: str) -> Any:
     decode = definition.deserialize_cdr_le if serialized[1] & 1 else definition.deserialize_cdr_be
     try:
         message, end = decode(bytes(serialized[ENCAPSULATION:]), 0, definition.cls, typestore())
-    except Exception as error:  # it lets through what struct, numpy and str raise
+    except Exception as error:  # errors of struct, numpy and str come through
         raise MessageError(f"not a whole {kind} in {len(serialized)} bytes: {error}") from error
     if end + ENCAPSULATION > len(serialized):
         raise MessageError(f"a {kind} of {len(serialized)} bytes; expected at least {end + ENCAPSULATION}: it was cut")

@@ -20,7 +20,7 @@ from xvla_ros.recordings.recording import SamplesError
 
 INFO = "meta/info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
-FAR_AHEAD = 2.0  # s; a frame further on than this is looked for from a key frame on
+FAR_AHEAD = 2.0  # s; for a frame further ahead than this the reader seeks a key frame
 
 Rgb = NDArray[np.uint8]
 

@@ -16,7 +16,7 @@ from xvla_ros.robots.profile import Profile
 
 EPISODE_TOPIC = "/xvla/episode"
 EVENTS = ("start", "end", "discard")
-NEVER_ENDED = 1 << 62  # ns; what is measured ends before
+NEVER_ENDED = 1 << 62  # ns; later than any measurement
 
 
 def read_mark(text: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from xvla_ros.robots.profile.schema import Camera
 from xvla_ros.types import NS, Observation
 
 DECODE_PERIOD, MOST_DECODED, MOST_ASKED = 0.5, 600, 20_000  # s, instants and instants: what a verdict looks at
-LOOKED_AT = 64  # messages at most, to learn whether the log has the clock of the stamps
+LOOKED_AT = 64  # messages at most, to find out whether the log has the clock of the stamps
 RESTART = 1.0  # s by which the stamps of a topic fall back when a simulation begins again
 
 
@@ -125,7 +125,7 @@ def decode_image(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:
     kind = IMAGE_TYPES[camera.transport]
     try:  # the two image types are the same in every ROS 2 distribution
         message: Any = typestore().deserialize_cdr(serialized, kind)
-    except Exception as error:  # rosbags lets through what struct and numpy raise
+    except Exception as error:  # errors of struct and numpy come through rosbags
         raise MessageError(f"not a whole {kind}: {error}") from error
     return rgb_of_message(message, camera)
 

@@ -22,7 +22,7 @@ from xvla_ros.types import Floats
 
 ActionSource = Literal["planned", "commanded", "measured"]
 
-FAR = 0.5  # of a joint's range: calibration differs from robot to robot, units do by a factor
+FAR = 0.5  # of a joint's range; calibrations differ by less, other units by a factor
 DEGREES = 180.0 / np.pi
 STILL = 1e-4  # of a joint's range
 NEAR_ZERO = 2.0  # degrees; no arm stays that close to zero with most of its joints

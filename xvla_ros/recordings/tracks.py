@@ -98,7 +98,7 @@ class SentCommands:
             times, values = command.times, command.positions
         if times.size:
             begun = max(received, command.start or received, self._begun + 1)
-            # out of order, it may lie in another episode than the one before it, which then goes on
+            # one that is out of order may belong to another episode; the command before it then stays whole
             if not whole and self._received and received >= self._received[-1]:
                 self._shorten(begun)
             self._begun, self._width = begun, values.shape[1]
@@ -201,7 +201,7 @@ class _TrackReader:
         self._restarts = Restarts()
         self._same_clock: bool | None = None
         self._newest: int | None = None
-        # what has no stamp of its own and cannot be placed yet: log time, and where it goes
+        # messages without a stamp that cannot be placed yet: (log time, how to place it)
         self._pending: list[tuple[int, Put]] = []
         self._stretch = Stretch()
         self.stretches: list[Stretch] = []
@@ -271,7 +271,7 @@ class _TrackReader:
         elif not self._same_clock:
             put(self._stretch, self._newest)
         elif message.log_time < self._newest - RESTART * NS:
-            self._pending.append((message.log_time, put))  # logged when time had begun again
+            self._pending.append((message.log_time, put))  # logged after time began again
         else:
             put(self._stretch, message.log_time)
 

@@ -21,7 +21,7 @@ GRIPPER_COMMAND = "control_msgs/action/GripperCommand"
 PARALLEL_GRIPPER_COMMAND = "control_msgs/action/ParallelGripperCommand"
 ACTION_STATUS = "action_msgs/msg/GoalStatusArray"
 
-# What a profile may say: of all groups, and of one group, where empty is that of all.
+# Interfaces that a profile may name: for all groups, and for one group, where empty takes that of all.
 RobotInterface = Literal["joint_trajectory", "forward_command", "joint_state", "pose"]
 GroupInterface = Literal[
     "", "joint_trajectory", "forward_command", "joint_state", "gripper_command", "gripper_action",

@@ -14,7 +14,7 @@ from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Tool
 from xvla_ros.types import Floats
 
-BOX_TOLERANCE = 0.01  # m; waypoints are kept inside exactly, the way between them and lagging joints not
+BOX_TOLERANCE = 0.01  # m; waypoints are kept inside exactly, but the way between them and lagging joints are not
 LIMIT_TOLERANCE = 1e-3  # rad, m or a share of a speed; profiles and URDFs round
 
 
@@ -191,7 +191,7 @@ def shown_arms(profile: Profile, arms: Mapping[str, ToolArm]) -> tuple[ShownArm,
         tool = profile.view.by_name[name]
         chain = Chain(RobotDescription.from_file(tool.urdf, beside), tool.base_link, tool.tip_link)
         order = profile.joints.policy_order
-        # a URDF of two equal arms gives their joints the policy's names, where ROS may give them the same
+        # a URDF of two equal arms names their joints as the policy does; ROS may use the same name for both
         listed = tool.joints or (chain.joints if set(chain.joints) <= set(order) else ())
         joints = policy_joints(profile, chain, listed, f"view.{name}")
         columns = np.array([order.index(joint) for joint in joints], dtype=np.intp)

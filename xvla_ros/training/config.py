@@ -328,11 +328,11 @@ class TrainSettings(DataSection):
 
 
 COMMAND_LINE = "command line"
-# Of a run of ``xvla pretrain-vision``, where the file has no such section.
+# Defaults of ``xvla pretrain-vision`` for sections that its file lacks.
 VISION = {
     "output": "xvla_out/vision", "optimizer": {"learning_rate": 1e-3, "clip": 1.0}, "schedule": {"ramp": 200},
 }  # fmt: skip
-_DRAWN = ("scenes", "variation", "pixels")  # which may stand at the top of its file
+_DRAWN = ("scenes", "variation", "pixels")  # keys that may stand at the top of its file
 
 
 class TrainingError(ProblemsError):
@@ -380,7 +380,7 @@ def completed(told: Mapping[str, Any]) -> dict[str, Any]:
     raw = {**_with_drawn(dict(told)), "objective": "vision"} if "scenes" in told else dict(told)
     try:
         return settings_from(raw).model_dump(mode="json")
-    except TrainingError:  # of another version altogether
+    except TrainingError:  # written by a version too different to read
         return raw
 
 

@@ -31,7 +31,7 @@ GROUPS = (SOFT_PROMPTS, ACTION_ROWS, POLICY, VLM)
 OF_DOMAINS = (SOFT_PROMPTS, ACTION_ROWS)
 PROMPT_WARMUP, RAMP, JOINT = "prompt warm-up", "ramp", "joint"
 LORA = ".lora_"
-GROUNDING, HEAD = "grounding", "head"  # layers that a network has for an objective alone; no checkpoint has them
+GROUNDING, HEAD = "grounding", "head"  # layers that a network has only for an objective; no checkpoint has them
 
 _PROMPTS = "transformer.soft_prompt_hub."
 _VISION = "vlm.vision_tower."

@@ -35,7 +35,7 @@ from xvla_ros.types import Embodiment
 if TYPE_CHECKING:
     from xvla_ros.training.data.labels import LabelledPictures
 
-# Settled by the data, so not for model.network.
+# Decided by the data, so model.network may not set them.
 _OF_THE_DATA = ("vision", "text", "chunk_size", "action_mode", "action_dim", "image_pipeline", "dialect", "extra")
 _VISION_PARTS = ("vlm.vision_tower.", "vlm.multi_modal_projector.")
 

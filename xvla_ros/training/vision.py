@@ -217,7 +217,7 @@ class VisionLoss(nn.Module):
     def read(self, batch: LabelledBatch) -> VisionReading:
         """Read the views that there are, N of B × V."""
         grid = self.network.vlm.vision_grid(batch.images[batch.viewed]).float()
-        # half a percent of a picture, which is what bfloat16 holds near its edge, is too much
+        # bfloat16 is exact only to half a percent of a picture near its edge, which is too coarse
         with torch.autocast(grid.device.type, enabled=False):
             return cast(VisionReading, self.head(grid))
 

@@ -40,7 +40,7 @@ _LEROBOT_PASSED_ON = {
 _COMMON = {
     *_SHARED_INTS, "mlp_ratio", "use_hetero_proj", "action_mode", "use_proprio", "max_action_dim", "florence_config",
 }  # fmt: skip
-# What LeRobot's dialect calls as we do.
+# Keys that LeRobot's dialect names as we do.
 _WRITTEN_ALIKE = (
     "chunk_size", "dtype", "mlp_ratio", "use_hetero_proj", "action_mode", "num_denoising_steps", "max_action_dim",
     "tokenizer_name", "tokenizer_max_length", "num_image_views",

@@ -45,7 +45,7 @@ def letterbox(image: Rgb, size: tuple[int, int], device: torch.device = CPU) -> 
     return resize_with_pad(normalise(_planes(image).to(device))[None], size)[0]
 
 
-_FIXED_POINT = 22  # bits behind the point of PIL's weights for 8-bit images
+_FIXED_POINT = 22  # bits after the point in PIL's weights for 8-bit images
 _BICUBIC_REACH = 2.0
 ACROSS_FIRST, DOWN_FIRST = (2, 1), (1, 2)
 

@@ -155,7 +155,7 @@ def predictor(network: XvlaNetwork, context: Context, state: Tensor, noise: Tens
     return seeing_anew
 
 
-@torch.no_grad()  # not inference_mode: guided rows differentiate, and tensors made there can not be
+@torch.no_grad()  # not inference_mode: guided rows are differentiated, which its tensors cannot be
 def denoise(
     predictor: Predictor, noise: Tensor, held: HeldWaypoints, steps: int, *, on_step: StepHook | None = None
 ) -> Tensor:
@@ -286,7 +286,7 @@ class HeldWaypoints:
         index = torch.arange(covered.shape[1], device=covered.device)
         last = (covered * index).amax(1, keepdim=True)
         held_on = torch.gather(self.committed, 1, torch.minimum(index, last)[..., None].expand_as(self.committed))
-        # Products instead of a choice between numbers, which a capture on a GPU forbids.
+        # Products instead of a branch on values, which a capture on a GPU forbids.
         action = held_on * (self.weight > 0).any(1, keepdim=True)
         return action, 1.0 - (1.0 - START) * covered.any(1).to(action.dtype)
 

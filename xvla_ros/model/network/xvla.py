@@ -268,7 +268,7 @@ class SoftPromptedTransformer(nn.Module):
         """Run the blocks on the waypoints' tokens, [B, T, H] → [B, T, H], in the precision of the context."""
         steps = tokens.shape[1]
         tokens = tokens.to(context.tokens.dtype)
-        # The context's share of the first block is already there, and its share of the last is never read.
+        # The context's part of the first block is computed already, and its part of the last is never read.
         first, last = self._block(0), len(self.blocks) - 1
         qkv = torch.cat([first.attn.project(first.norm1(tokens)), context.first_qkv], dim=1)
         x = torch.cat([tokens, context.tokens], dim=1)

@@ -19,7 +19,7 @@ from .runner import Body, ChunkInputs, Log, Runner, Way
 CHOICES = ("auto", "on", "off")
 # Compiled one by one: all blocks of a kind share their code, so that minutes become seconds.
 COMPILED_BLOCKS = ("Block", "Florence2VisionBlock", "BartEncoderLayer")
-# Of compiled variants of a block: four sizes in DaViT, three uses in the transformer, each for one batch and for any.
+# Most compiled variants of a block: four sizes in DaViT, three uses in the transformer, each for one batch and any.
 _VARIANTS = 64
 _WARM_UPS = 3
 
@@ -145,7 +145,7 @@ class Captured:
         places = self.inputs.tensors()
         for name, tensor in inputs.tensors().items():
             places[name].copy_(tensor, non_blocking=True)
-        # the next replay, of any shape, writes over what this one gives
+        # the next replay, of any shape, overwrites this one's result
         return self.replay().clone()
 
 

@@ -23,7 +23,7 @@ from .precision import INT8_ENGINES
 QUANTISED_PARTS = ("transformer.blocks.", "vlm.vision_tower.", "vlm.language_model.encoder.layers.")
 M = TypeVar("M", bound=nn.Module)
 _LARGEST = 127
-# A row of zeros keeps its zeros when it is divided by this.
+# Keeps the division from failing on a row of zeros, which stays zero.
 _TINY = 1e-20
 
 
@@ -80,7 +80,7 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Int8Linear:
-        # nothing of it ever changes, and the packed weights cannot be copied everywhere
+        # it never changes, and packed weights cannot be copied on every platform
         return self
 
 
@@ -139,11 +139,11 @@ def round_linears(module: M, parts: tuple[str, ...] = ("",)) -> M:
 def _pack(weight: Tensor) -> Any:
     """Round [out, in] by output channel and lay it out for the kernel."""
     engines = torch.backends.quantized
-    if engines.engine == "none":  # as some builds for ARM leave it
+    if engines.engine == "none":  # the default of some builds for ARM
         engines.engine = next(each for each in INT8_ENGINES if each in engines.supported_engines)
     scale = weight.abs().amax(1).double().clamp_(min=_TINY) / _LARGEST
     with warnings.catch_warnings():
-        # torch 2.13 announces that quantised tensors will go; pyproject's torch has them, and a test says when not
+        # torch 2.13 warns that quantised tensors will be removed; the torch of pyproject has them, and a test checks
         warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
         rounded = torch.quantize_per_channel(weight, scale, torch.zeros_like(scale, dtype=torch.long), 0, torch.qint8)
         return torch.ops.quantized.linear_prepack(rounded, None)
@@ -158,6 +158,6 @@ def _pairs_saturate() -> bool:
     """
     width = 1024
     ones = torch.ones(width, width)
-    ones[:, ::2] = 0.999  # rows that only their minimum and maximum would not make exact
+    ones[:, ::2] = 0.999  # so that minimum and maximum alone do not make the rows exact
     found = torch.ops.quantized.linear_dynamic(ones, _pack(torch.ones(width, width)), False)
     return not torch.allclose(found, ones.sum(1, keepdim=True).expand(-1, width), rtol=0.02)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..network.xvla import Block, Mlp, XvlaNetwork
 
-# Well above what measuring twice differs by, so that a machine decides alike every time.
+# Well above the difference of two measurements, so that a machine decides alike every time.
 WORTHWHILE = 1.3
 # oneDNN reorders a weight at every call unless it is packed, which takes a copy: a quarter of the time where weights
 # are small and tokens few, a twentieth in the published network, which is not worth 3 GB.
@@ -122,7 +122,7 @@ def onednn_gain(network: XvlaNetwork) -> tuple[float, str]:
     try:
         with one_thread():
             fast.post = ("gelu", "tanh")
-            fast.pack()  # what cannot be packed or fused here is found before it is relied on
+            fast.pack()  # packed and fused once here, so that a failure shows before anything relies on it
             fast(x)
             fast.post, fast.packed = OneDnnLinear.post, None
             rounds = [(seconds(layer, x), seconds(fast, x)) for _ in range(_ROUNDS)]

@@ -20,12 +20,12 @@ FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
 DTYPES = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16}
 PRECISIONS = (*DTYPES, INT8)
 INT8_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")  # of torch, best first
-# A block of the transformer must gain this much before rounding is worth it: the rest of a chunk gains less, and twice
-# measured, a machine should decide alike. One that takes less than this in float32 belongs to a network that is fast
-# enough to stay exact.
+# A block of the transformer must gain this much before rounding is worth it: the rest of a chunk gains less, and a
+# machine should decide alike every time. A block that takes less than this in float32 belongs to a network that is
+# fast enough to stay exact.
 WORTHWHILE = 1.5
 SHORT_S = 0.01
-SLOW = 1.2  # times float32, from which on a type that was asked for is worth a warning
+SLOW = 1.2  # times as long as float32; from here on a type that was asked for is worth a warning
 _ROUNDS, _HOPELESS = 5, 3.0
 _TRIAL_VIEWS, _TRIAL_BATCH = 2, 8
 
@@ -162,6 +162,6 @@ def _ways(config: XvlaConfig, dtype: str, x: Tensor) -> list[nn.Module]:
     try:
         to_onednn(fused)
         fused(x)
-    except (AttributeError, RuntimeError):  # this torch, or this processor, has it not
+    except (AttributeError, RuntimeError):  # this torch, or this processor, lacks it
         return [plain]
     return [plain, fused]

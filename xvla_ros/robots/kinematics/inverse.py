@@ -17,10 +17,10 @@ ROTATION_REACHED = 1e-4  # rad
 ITERATIONS = 60
 NUDGES = (0.05, 0.15, 0.3)  # rad towards home, where a solution is held by limits
 COLD_SEEDS = 40
-MAX_STEP = 0.5  # rad or m of one joint in one iteration; the linear model holds no further
-STANDSTILL = 1e-7  # a step smaller than this in every joint ends the search,
-PATIENCE = 8  # and so do this many steps of which none brought the squared error
-GAIN = 0.99  # below this share of the best so far
+MAX_STEP = 0.5  # rad or m of one joint in one iteration; the linear model is not valid further
+STANDSTILL = 1e-7  # rad or m; a step smaller than this in every joint ends the search
+PATIENCE = 8  # steps that may gain nothing before the search ends
+GAIN = 0.99  # a step gains if it brings the squared error below this share of that at the last gain
 # The damping falls with the error (Sugihara 2011), so it is strong far from the target and near singularities, where
 # errors stay large, and leaves the last steps their quadratic convergence.
 DAMPING = 0.05
@@ -111,7 +111,7 @@ class InverseKinematics:
             found = self._descend(wanted, begin, low, high, homeward)
             if found.converged or not np.any((found.positions <= low) | (found.positions >= high)):
                 return found
-            # held by several limits at once, a step may lead nowhere that one from a little further inside does not
+            # where several limits hold at once, a start a little further inside may still lead to the target
             for nudge in NUDGES:
                 inside = begin + np.clip(self.home - begin, -nudge, nudge)
                 again = self._descend(wanted, inside, low, high, homeward)
@@ -330,7 +330,7 @@ class PathFollower:
             return self._stay(target, previous), HELD
         if np.all(np.abs(found.positions - previous) <= reach):
             return found, how
-        # as close as the joints come in time, which may still be close enough
+        # as close as the joints can get in time, which may be close enough
         bounded = self.inverse.solve(
             target, np.clip(found.positions, previous - reach, previous + reach),
             lower=previous - reach, upper=previous + reach,

@@ -108,9 +108,9 @@ SIDES = {
 SHORTEST_ARM = 3  # joints; shorter branches are heads, wheels and camera mounts
 HAND = "part of a hand"
 GUESSES = (LEG, HEAD, HAND)  # reasons for leaving joints out that may be wrong
-MOST_FINGERS = 3  # that move on their own; more are a hand, which one channel does not move
+MOST_FINGERS = 3  # that move on their own; more are a hand, which one channel cannot move
 WIDEST_JOINT = 1000.0  # rad or m, as profiles allow
-MOST_ARMS = 2  # that are taken without a question
+MOST_ARMS = 2  # more branches than this raise a question
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ NODE_PARAMETERS = (
     "use_sim_time",
 )
 _FORM = "/**: {ros__parameters: {<robot>: {…}}}"
-# Settings as read of a robot by its name, None where there is no such robot.
+# A robot's name → its settings as read, None where there is no such robot.
 Find = Callable[[str], Any]
 
 

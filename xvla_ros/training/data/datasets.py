@@ -23,7 +23,7 @@ from xvla_ros.training.data.samples import DataSet, Rows, Samples
 from xvla_ros.training.data.store import Store, make_store, open_store
 
 FORM = "a mapping of each instruction to a list of other words for it"  # of a file of paraphrases
-MIXED_RATES = 1.5  # two recordings whose pictures come at rates this far apart are not of one kind
+MIXED_RATES = 1.5  # ratio of picture rates from which on two recordings do not belong together
 
 
 def open_datasets(

@@ -30,7 +30,7 @@ from xvla_ros.types import Embodiment
 MEASURED = 2000  # samples of each robot that its normalisation is taken from
 HELD_OUT = 2**40  # where the numbers of held-out moments begin
 HELD_OUT_MOMENTS = 512
-FORMAT = 2  # of what is drawn: raised when the same seed comes to give other samples
+FORMAT = 2  # of what is drawn: raised whenever the same seed begins to give other samples
 
 
 class SceneSamples:

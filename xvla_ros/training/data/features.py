@@ -147,7 +147,7 @@ def compute(
         batch = processor.batch([sample.observation() for sample in part])
         seen = network.vlm.vision_grid(batch.images[batch.image_mask].to(device)).float().cpu().numpy()
         if grids is None or masks is None:
-            # one array for all: small ones kept between the batches held the memory of each batch
+            # one array for all: small arrays kept from each batch would keep the memory of the whole batch
             masks = np.zeros((len(samples), batch.image_mask.shape[1]), dtype=np.bool_)
             shape = (len(samples), batch.image_mask.shape[1], *seen.shape[1:])
             grids = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)

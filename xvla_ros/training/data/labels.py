@@ -29,11 +29,11 @@ from xvla_ros.training.data.draws import Shares
 from xvla_ros.types import Embodiment, Floats
 
 AWAY = 0.8  # share of the arms that are not drawn at home
-POSTURES = 48  # of each hand over the cubes' region, from which others are mixed: solving each took longer than to draw
+POSTURES = 48  # of each hand over the cubes' region; others are mixed from them, as solving each would take too long
 ABOVE = 0.12  # m, at most, of their fingertips above a cube
 BESIDE = 0.04  # m, at most, of their fingertips beside it
 ROLLS = 3  # turns of the hand that are tried for each posture
-TOOL = "tool"  # what fingertips are called, with the hand's name before it where there are two
+TOOL = "tool"  # name of fingertips, after the hand's name where there are two hands
 
 
 @dataclass(frozen=True, eq=False)

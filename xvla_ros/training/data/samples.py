@@ -22,12 +22,12 @@ from xvla_ros.training.data.store import Store
 from xvla_ros.types import Embodiment, Observation
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
-KEPT = 65_536  # rows that quantiles are taken of: the 1 % quantile is then met to about 0.04 % of the rows
+KEPT = 65_536  # rows that quantiles are taken from: the 1 % quantile is then right to about 0.04 % of the rows
 STILL = 1e-6  # a channel whose spread is below this share of its size never moves
 
 
 class ChannelStatistics:
-    """Statistics of rows [N, D] that come in any number of pieces, in any order but a fixed one for equal quantiles.
+    """Statistics of rows [N, D] that come in pieces; equal quantiles need the same pieces in the same order.
 
     Moments and extremes are exact; quantiles are those of a random sample of ``KEPT`` rows.
     """
@@ -41,18 +41,18 @@ class ChannelStatistics:
         self._random = np.random.default_rng([seed, width])
 
     def add(self, rows: ArrayLike) -> None:
-        """Take in rows [N, D]."""
+        """Add rows [N, D]."""
         found = np.asarray(rows, dtype=np.float64).reshape(-1, len(self._mean))
         if not len(found):
             return
         mean, total = found.mean(axis=0), self.count + len(found)
-        # two pieces' moments joined (Chan, Golub and LeVeque 1979)
+        # join the moments of two pieces (Chan, Golub and LeVeque 1979)
         apart = mean - self._mean
         self._squares += ((found - mean) ** 2).sum(axis=0) + apart**2 * (self.count * len(found) / total)
         self._mean = self._mean + apart * (len(found) / total)
         self._low, self._high = np.minimum(self._low, found.min(axis=0)), np.maximum(self._high, found.max(axis=0))
         self.count = total
-        # the rows with the smallest of random keys are a uniform sample of all of them
+        # every row gets a random key; those with the smallest keys are a uniform sample of all rows
         keys = np.concatenate([self._keys, self._random.random(len(found))])
         rows_kept = np.concatenate([self._kept, found])
         chosen = np.argpartition(keys, KEPT - 1)[:KEPT] if len(keys) > KEPT else np.arange(len(keys))
