@@ -81,7 +81,7 @@ class Order:
         return task.layouts_saying(World(self.profile), self.instruction, self.seed)
 
 
-class EvaluateNode(Node):  # type: ignore[misc]
+class EvaluateNode(Node):
     """Leads one policy node with one robot, and counts."""
 
     def __init__(self, order: Order, stop: StopRequest) -> None:

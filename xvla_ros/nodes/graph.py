@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from rclpy.node import Node
     from rclpy.topic_endpoint_info import TopicEndpointInfo
 
-    from xvla_ros.control.clock import Clock
-    from xvla_ros.nodes.graph import Trial
-    from xvla_ros.robots.profile import Profile
-
 CLOCK_TOPIC = "/clock"
 # Fast DDS announces a participant every 3 s when its first announcements were missed.
 DISCOVERY_SECONDS = 4.0
@@ -146,7 +142,7 @@ def snapshot(
             return _watch(node, executor, sorted(set(topics)), seconds, list(profiles), use_sim_time)
         finally:
             executor.shutdown()
-            node.destroy_node()  # type: ignore[no-untyped-call]
+            node.destroy_node()
     finally:
         context.try_shutdown()
 
@@ -199,7 +195,8 @@ class Watch:
     def begin(self) -> None:
         """Count from now on."""
         self._begun = self._clock.ros_ns()
-        for each in (*self._counters, *self._trials):
+        counting: tuple[_Counter | Trial, ...] = (*self._counters, *self._trials)
+        for each in counting:
             each.begin()
 
     def look(self) -> None:
@@ -232,8 +229,6 @@ def _follow_clock(node: Node, use_sim_time: bool | None) -> str:
 
 
 def _trials(profiles: Iterable[Profile], clock: Clock) -> list[Trial]:
-    from xvla_ros.nodes.graph import Trial
-
     trials = []
     for profile in profiles:
         with suppress(KinematicsError):  # which the check of the profile itself tells

@@ -56,7 +56,8 @@ class GuardedLifecycleNode(LifecycleNode):
         self._unanswered = 0
         self._all_answered = threading.Event()
         self._all_answered.set()
-        self._service_change_state.callback = self._on_change_state_request
+        # rclpy awaits a coroutine, though its type does not say so
+        self._service_change_state.callback = self._on_change_state_request  # type: ignore[assignment]
 
     def _run_transitions_beside_other_callbacks(self) -> None:
         # rclpy puts its lifecycle services into the exclusive default group, where a long configure would block
@@ -167,7 +168,8 @@ class GuardedLifecycleNode(LifecycleNode):
             transition_id = _LABELS.get(request.transition.label, -1)
         response.success = await self._in_thread(lambda: self.change_state(transition_id))
         # the executor takes up this task after the one it is in, which ends by sending the response
-        self.executor.create_task(self._count_answer)
+        if self.executor is not None:
+            self.executor.create_task(self._count_answer)
         return response
 
     def _count_answer(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from rclpy.clock import Clock as RosClock
 from rclpy.clock import ClockType
 from rclpy.node import Node
+from rclpy.timer import Timer
 from std_msgs.msg import Header
 
 from xvla_ros.nodes import messages, qos
@@ -51,7 +52,7 @@ class NodeClock:
 
 TIME_LIMIT_TOPIC = "sim/time_limit"  # beside the node ``sim`` of the same namespace
 REPEAT_S = 0.2  # wall time: a message that was lost, or that came before the simulation, must not stop it for good
-NO_LIMIT = (2**31 - 1) * messages.NS
+NO_LIMIT = (2**31 - 1) * NS
 
 
 class TimeLimit:
@@ -66,7 +67,8 @@ class TimeLimit:
         self._node, self._until = node, until
         self._lock = threading.Lock()
         self._publisher = node.create_publisher(Header, TIME_LIMIT_TOPIC, qos.EVENTS)
-        self._timer = node.create_timer(REPEAT_S, self.say, clock=RosClock(clock_type=ClockType.STEADY_TIME))
+        steady = RosClock(clock_type=ClockType.STEADY_TIME)
+        self._timer: Timer | None = node.create_timer(REPEAT_S, self.say, clock=steady)
 
     @property
     def is_heard(self) -> bool:

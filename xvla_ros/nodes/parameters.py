@@ -5,6 +5,7 @@ Nodes without descriptors read what they were given by ``given_parameters``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -31,9 +32,15 @@ _TYPES = {
 def given_parameters(name: str) -> dict[str, Any]:
     """Return what parameter files and the command line give the node ``name``, before it is made; needs rclpy.init."""
     reader = rclpy.create_node(name, automatically_declare_parameters_from_overrides=True)
-    values = {key: found.value for key, found in reader.get_parameters_by_prefix("").items()}
+    values = _values_under(reader, "")
     reader.destroy_node()
     return values
+
+
+def _values_under(node: Node, prefix: str) -> dict[str, Any]:
+    """Values of the declared parameters under ``prefix``, by the rest of their names."""
+    found: Mapping[str, Any] = node.get_parameters_by_prefix(prefix)  # Parameter, not the values that rclpy says
+    return {name: parameter.value for name, parameter in found.items()}
 
 
 def read_profile(node: Node, robot: str) -> Profile:
@@ -62,7 +69,7 @@ def _given(node: Node, robot: str) -> dict[str, Any]:
     """What files, the command line and later settings say of a robot, by full name."""
     # rclpy has no public way to list overrides that are not declared, and a profile's keys are not known before
     overrides = {name: given.value for name, given in node._parameter_overrides.items() if name.startswith(f"{robot}.")}
-    declared = {f"{robot}.{name}": now.value for name, now in node.get_parameters_by_prefix(robot).items()}
+    declared = {f"{robot}.{name}": value for name, value in _values_under(node, robot).items()}
     return {name: value for name, value in {**overrides, **declared}.items() if value is not None}
 
 

@@ -51,7 +51,7 @@ LONGEST_PAUSE = 2.0  # s; a longer one in the bag is played as this
 RELIABLE = QoSProfile(depth=100)  # a policy's best effort subscription takes it as well
 
 
-class PlayNode(Node):  # type: ignore[misc]
+class PlayNode(Node):
     """Plays one bag once."""
 
     def __init__(self, bag: Path, profile: Profile, rate: float, stop: StopRequest) -> None:
@@ -178,7 +178,7 @@ class PlayNode(Node):  # type: ignore[misc]
             return False
         future = self._state.call_async(GetState.Request())
         self._executor.spin_until_future_complete(future, timeout_sec=1.0)
-        return future.done() and future.result().current_state.id == State.PRIMARY_STATE_ACTIVE
+        return bool(future.done() and future.result().current_state.id == State.PRIMARY_STATE_ACTIVE)
 
     def _until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         deadline = time.monotonic() + seconds

@@ -149,7 +149,7 @@ class RecordOptions:
     checked: bool = True
 
 
-class _TakenByHand(ReentrantCallbackGroup):  # type: ignore[misc]
+class _TakenByHand(ReentrantCallbackGroup):
     """Of subscriptions that no executor empties; their events are handled as ever."""
 
     def can_execute(self, entity: Any) -> bool:
@@ -191,7 +191,7 @@ class RosTime:
         return self._said[-1] if self._said else 0
 
 
-class RecordNode(Node):  # type: ignore[misc]
+class RecordNode(Node):
     """Writes what its subscriptions receive.
 
     Args:
@@ -415,16 +415,16 @@ def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool]
     executor.add_node(node)
     with Keyboard() as keyboard:
         _say(f"recording {profile.name} to {node.path}" + (f"; {HELP}" if keyboard.present else "; Ctrl-C ends it"))
-        line = _StatusLine(node)
+        status = _StatusLine(node)
         try:
             while not (node.done or stopped()):
                 executor.spin_once(timeout_sec=SPIN)
                 for key in keyboard.pressed():
                     node.press(key)
-                line.show()
+                status.show()
         except (KeyboardInterrupt, ExternalShutdownException):
             pass
-        line.clear()
+        status.clear()
     silent = node.silent()
     node.close()
     _say(f"{node.path}: {node.state()}")

@@ -33,7 +33,7 @@ from xvla_ros.msg import ActionChunk, PolicyStatus  # isort: skip
 SPIN_S = 0.1
 
 
-class ViewNode(Node):  # type: ignore[misc]
+class ViewNode(Node):
     """Hears one robot and hands on to a stream what it hears.
 
     Args:
@@ -136,7 +136,7 @@ class Picture:
     encoded: bytes
 
 
-class PolledTopics(Node):  # type: ignore[misc]
+class PolledTopics(Node):
     """A node that no executor spins, with a depth of one: only what is asked for is ever copied into Python.
 
     Args:

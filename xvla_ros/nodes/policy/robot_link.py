@@ -27,7 +27,7 @@ from xvla_ros.nodes.policy.shown import PlanMarkers
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
-from xvla_ros.types import ActionChunk
+from xvla_ros.types import NS, ActionChunk
 
 from xvla_ros.msg import ActionChunk as ActionChunkMsg  # isort: skip
 from xvla_ros.msg import PolicyStatus  # isort: skip
@@ -242,9 +242,9 @@ class RobotLink:
         return request
 
     def deliver(self, request: ChunkRequest, chunk: ActionChunk) -> None:
-        accepted = self.pilot.deliver(request, chunk)
+        is_accepted = self.pilot.deliver(request, chunk)
         self._due_ns, self._asked_ns = None, None
-        if not accepted:
+        if not is_accepted:
             return
         self.tick()
         with self._sending:
@@ -265,11 +265,11 @@ class RobotLink:
         if self.pilot.status.state == INACTIVE:
             return None
         period = 1.0 / self.profile.timing.command_rate
-        ahead = self._clock.ros_ns() + round((period + AHEAD_S) * messages.NS)
+        ahead = self._clock.ros_ns() + round((period + AHEAD_S) * NS)
         # a chunk that was due may be wanted no longer, after a stop for one
         due = self._due_ns if self.pilot.wants_chunk() else None
         begun = [since for since in (due, self._asked_ns) if since is not None]
-        return min([ahead, *(since + round(CHUNK_S * messages.NS) for since in begun)])
+        return min([ahead, *(since + round(CHUNK_S * NS) for since in begun)])
 
     # every command period
 
@@ -335,7 +335,7 @@ class RobotLink:
 
     def _late(self, window: CommandWindow, begun: float) -> float:
         """Seconds since a window was made, by the clock that says more."""
-        return max(self._clock.steady_s() - begun, (self._clock.ros_ns() - window.stamp) / messages.NS)
+        return max(self._clock.steady_s() - begun, (self._clock.ros_ns() - window.stamp) / NS)
 
     def _columns(self, group: str) -> list[int]:
         """The places of a group's joints in ``policy_order``."""
@@ -389,7 +389,7 @@ class RobotLink:
 
     def _make_publishers(self) -> dict[str, Any]:
         base, create = f"~/{self.profile.name}", self._node.create_publisher
-        publishers = {
+        publishers: dict[str, Any] = {
             "action_chunk": create(ActionChunkMsg, f"{base}/action_chunk", qos.EVENTS),
             "status": create(PolicyStatus, f"{base}/status", qos.LATCHED),
         }

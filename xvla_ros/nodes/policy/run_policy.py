@@ -122,6 +122,8 @@ class RunPolicyServer:
 
     async def _execute(self, handle: Any) -> RunPolicy.Result:
         run = self._run
+        if run is None:
+            raise RuntimeError("executes a goal that was not accepted")
         end: _End = await run.ended
         if handle.is_cancel_requested:
             handle.canceled()

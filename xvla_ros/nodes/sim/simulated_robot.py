@@ -32,9 +32,11 @@ from xvla_ros.nodes import messages, node_clock, qos
 from xvla_ros.nodes.sim.served_robot import ServedRobot
 from xvla_ros.nodes.sim.task_server import BAD_TASK, TaskServer, declare_parameters
 from xvla_ros.robots import Profile, ProfileError, load_profile, load_profiles
+from xvla_ros.robots.profile.schema import Camera, Group, Joint
 from xvla_ros.simulation.controllers import ControllerOptions
 from xvla_ros.simulation.stepper import Pacer, RealTime, Ticker, TimeLimits
 from xvla_ros.simulation.world import World
+from xvla_ros.types import NS
 
 RESET_TIMEOUT = 60.0
 HELD_LOOK_S = 0.02
@@ -57,7 +59,7 @@ BAD_SETTINGS = (
 )
 
 
-class SimNode(Node):  # type: ignore[misc]
+class SimNode(Node):
     """Serves one simulated robot or several, whose worlds run on the same clock and do not meet.
 
     Attributes:
@@ -103,12 +105,12 @@ class SimNode(Node):  # type: ignore[misc]
             Ticker(self._value(name), timestep) for name in ("clock_rate", "joint_rate", "image_rate")
         )
         pacer = Pacer(self._value("realtime_factor"))
-        self._real_time.begin(self.time / messages.NS)
+        self._real_time.begin(self.time / NS)
         while not self._stopping():
             due = min(clock.next_step, joints.next_step, images.next_step)
             time.sleep(pacer.delay(due * timestep))
             self._reset_if_wanted()
-            if not self._wait_until_allowed(self.time + round((due - step) * timestep * messages.NS)):
+            if not self._wait_until_allowed(self.time + round((due - step) * timestep * NS)):
                 break
             for robot in self.robots:
                 robot.world.step(due - step)
@@ -151,7 +153,7 @@ class SimNode(Node):  # type: ignore[misc]
         """Real time is measured from it: before, a policy may be loading."""
         if not self._commanded and any(robot.commanded for robot in self.robots):
             self._commanded = True
-            self._real_time.begin(self.time / messages.NS)
+            self._real_time.begin(self.time / NS)
 
     def close(self) -> None:
         """Stops the drawing threads; nothing is published afterwards."""
@@ -167,7 +169,7 @@ class SimNode(Node):  # type: ignore[misc]
         return {
             "schema_version": STATS_VERSION,
             **(robots[0] if len(robots) == 1 else {"robots": robots}),
-            "sim_time_s": self.time / messages.NS,
+            "sim_time_s": self.time / NS,
             "wall_s": self._real_time.elapsed,
             "real_time_factor": self._real_time_factor(),
         }
@@ -259,7 +261,7 @@ class SimNode(Node):  # type: ignore[misc]
         self._diagnostics.publish(array)
 
     def _real_time_factor(self) -> float:
-        return self._real_time.factor(self.time / messages.NS)
+        return self._real_time.factor(self.time / NS)
 
 
 def choose_profiles(robots: str, files: str = "") -> list[Profile]:
@@ -292,7 +294,9 @@ def _profile(robot: str, known: Mapping[str, Profile], files: str) -> Profile:
 def _refuse_shared_topics(profiles: Sequence[Profile]) -> None:
     owners: dict[str, str] = {}
     for profile in profiles:
-        sources = (*profile.cameras.by_name.values(), *profile.joints.ordered, *profile.commands.by_name.values())
+        sources: tuple[Camera | Joint | Group, ...] = (
+            *profile.cameras.by_name.values(), *profile.joints.ordered, *profile.commands.by_name.values()
+        )
         for topic in dict.fromkeys(source.topic for source in sources):
             if topic in owners:
                 raise SetupError(
