@@ -182,10 +182,9 @@ def text_of(info: BagInfo) -> str:
     rows = [head, *(_topic_row(topic) for topic in info.topics)]
     lines += ["", *_aligned(rows)]
     if info.joints:
-        head = ("joint", "lowest", "highest", "may go", "outside")
-        rows = [head, *((each.name, f"{each.low:.3f}", f"{each.high:.3f}", f"{each.lower:.3f} … {each.upper:.3f}",
-                         f"{each.outside:.1%}") for each in info.joints)]
-        lines += ["", *_aligned(rows)]
+        joints = [(each.name, f"{each.low:.3f}", f"{each.high:.3f}", f"{each.lower:.3f} … {each.upper:.3f}",
+                   f"{each.outside:.1%}") for each in info.joints]
+        lines += ["", *_aligned([("joint", "lowest", "highest", "may go", "outside"), *joints])]
     if info.robot:
         lines += ["", *_for_robot(info)]
         if info.unused:

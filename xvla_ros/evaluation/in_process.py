@@ -105,6 +105,9 @@ class _LateClient:
     def wants_chunk(self) -> bool:
         return not self.waiting and self.pilot.wants_chunk()
 
+    def due_in(self) -> None:
+        """Nobody can say: no simulated time passes while the engine waits."""
+
     def observe(self) -> ChunkRequest | None:
         return self.pilot.observe()
 
@@ -255,7 +258,7 @@ class InProcess:
     def _of_expert(self, expert: Expert) -> Predict:
         """The expert's plans as chunks of the policy's own kind."""
         policy = self._profile.policy
-        times = policy.first_waypoint_offset + np.arange(EXPERT_WAYPOINTS) * policy.waypoint_dt
+        times = policy.first_waypoint_offset + np.arange(EXPERT_WAYPOINTS, dtype=np.float64) * policy.waypoint_dt
 
         def predict(observations: list[Observation], prefixes: Sequence[Prefix | None]) -> list[ActionChunk]:
             del prefixes

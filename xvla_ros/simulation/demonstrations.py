@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.errors import SimulationError
 from xvla_ros.recordings import cdr
-from xvla_ros.recordings.bag_writer import BagWriter
+from xvla_ros.recordings.bag_writer import BagWriter, Compression
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
 from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile import Profile, profile_document
@@ -132,7 +132,7 @@ class Demonstrator:
         transports = {camera.transport for camera in profile.cameras.by_name.values()}
         sends = {profile.commands.kind_of(group).sends for group in self._groups}
         self._recorded = "planned" if sends == {"window"} else "commanded"
-        self._compression = "lz4" if "raw" in transports else "none"
+        self._compression: Compression = "lz4" if "raw" in transports else "none"
 
     def record(self, index: int, path: Path) -> Demonstration:
         """Records episode ``index`` to ``path``, which exists only once it is whole.
@@ -186,7 +186,7 @@ class Demonstrator:
         if isinstance(event, JointStates):
             for reading in event.readings:
                 data = cdr.joint_state(stamp, reading.names, reading.positions, reading.velocities)
-                bag.write(reading.topic, cdr.JOINT_STATE, stamp, data)
+                bag.write(reading.topic, JOINT_STATE, stamp, data)
             return
         for slot, rgb in event.images.items():
             camera = self._settings.profile.cameras.by_name[slot]

@@ -248,7 +248,8 @@ def add_lora(network: nn.Module, settings: Lora, seed: int) -> None:
 
     targets = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, bias="none"
+        r=settings.rank, lora_dropout=settings.dropout, target_modules=targets, bias="none",
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft says int and divides
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -69,8 +69,8 @@ def wrap(objective: nn.Module, accelerator: Accelerator, settings: TrainSettings
 
 def without_sync(wrapped: nn.Module, accelerator: Accelerator, is_last: bool) -> AbstractContextManager[Any]:
     """Leave gradients unshared in all accumulated parts of a step but the last."""
-    if hasattr(wrapped, "set_requires_gradient_sync"):
-        wrapped.set_requires_gradient_sync(is_last)
+    if (set_sync := getattr(wrapped, "set_requires_gradient_sync", None)) is not None:  # sharded
+        set_sync(is_last)
         return nullcontext()
     return nullcontext() if is_last else accelerator.no_sync(wrapped)
 

@@ -271,14 +271,13 @@ def trained_domains(policy: Policy, domains: Sequence[int]) -> tuple[int, ...] |
 
 def set_dropout(network: nn.Module, probability: float) -> None:
     """Set every dropout of the network to ``probability``; 0 also ends the stochastic depth of the vision tower."""
+    names = ("dropout", "activation_dropout", *(("drop_prob",) if probability == 0.0 else ()))
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
-        for name in ("dropout", "activation_dropout"):
+        for name in names:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, probability)
-        if probability == 0.0 and hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0
 
 
 def with_precision(

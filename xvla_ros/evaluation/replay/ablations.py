@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -110,8 +111,12 @@ def swapped(told: str, instructions: Sequence[str]) -> str:
     for first, second in SWAPS:
         pattern = re.compile(rf"\b({first}|{second})\b", re.IGNORECASE)
         if pattern.search(told):
-            return pattern.sub(lambda found, a=first, b=second: b if found[0].lower() == a else a, told)
+            return pattern.sub(partial(_other_of, first, second), told)
     return OTHERWISE
+
+
+def _other_of(first: str, second: str, found: re.Match[str]) -> str:
+    return second if found[0].lower() == first else first
 
 
 def _other_domain(source: AnswerSource, domain: int) -> int | None:

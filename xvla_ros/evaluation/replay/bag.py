@@ -161,12 +161,12 @@ def replay_bag(
                            integrity=str(checked), damaged=bool(checked.damage))
         record.write(folder, key)
         return record
-    error, checked = replay.error(), bag.integrity
+    failure, checked = replay.error(), bag.integrity
     record = BagRecord(
-        str(path), 0 if error else replay.frames, replay.episodes(), dict(replay.skipped),
+        str(path), 0 if failure else replay.frames, replay.episodes(), dict(replay.skipped),
         tuple(replay.faults.records()),
         (*survey.notes, *(problem.message for problem in survey.problems), *checked.damage),
-        survey.actions, error, str(checked), bool(checked.damage),
+        survey.actions, failure, str(checked), bool(checked.damage),
         tuple(replay.worst.found()), asdict(replay.layout), replay.ablation_names,
     )
     record.write(folder, key)
@@ -259,7 +259,8 @@ class _Replay:
     def _as_action(self, joints: Floats) -> NDArray[np.float32]:
         if not self._arms:
             return to_policy(joints, self._profile).astype(np.float32)
-        return tool_actions(joints[None], self._profile, self._encoder)[0].astype(np.float32)
+        action: NDArray[np.float32] = tool_actions(joints[None], self._profile, self._encoder)[0].astype(np.float32)
+        return action
 
     def _answer(self, waiting: list[tuple[int, Question]], rows: RowWriter, ablated: RowWriter) -> None:
         questions = [question for _, question in waiting]
@@ -305,7 +306,7 @@ class _Replay:
     def _decode(self, row: Any, run: int, answer: Answer, seen: Observation) -> None:
         start = self._recording.measured(self._survey, int(row["episode"]), seen.stamp)
         robot, policy = seen.embodiment, self._profile.policy
-        times = policy.first_waypoint_offset + np.arange(self.layout.waypoints) * policy.waypoint_dt
+        times = policy.first_waypoint_offset + np.arange(self.layout.waypoints, dtype=np.float64) * policy.waypoint_dt
         chunk = ActionChunk(robot.robot, robot.domain_id, robot.action_mode, seen.instruction, seen.stamp, times,
                             answer.actions, 0.0, 0)
         path = self._decoder.decode(chunk, start)

@@ -113,8 +113,8 @@ def run_jobs(jobs: Sequence[Job], workers: int, sources: Sequence[AnswerSource])
             bar.set_postfix_str(f"{frames} observations", refresh=False)
             bar.update(0)
 
-        for job, record in _replayed(left, workers, sources, progress):
-            found[job.key] = record
+        for job, made in _replayed(left, workers, sources, progress):
+            found[job.key] = made
             bar.update()
     return [Part(record, job.folder) for job in jobs if (record := found[job.key]) is not None]
 

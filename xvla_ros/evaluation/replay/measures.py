@@ -69,7 +69,7 @@ class Measures:
         first, second = np.asarray(predicted, np.float64), np.asarray(recorded, np.float64)
         first, second = np.broadcast_arrays(first, second)
         if not self._tools:
-            scale = np.array([joint.scale for joint in self._profile.joints.ordered])
+            scale = np.array([joint.scale for joint in self._profile.joints.ordered], np.float64)
             return np.abs((first - second) / scale) * joint_factors(self._profile)
         parts = []
         for number, tool in enumerate(self._profile.tools.values()):
@@ -94,7 +94,8 @@ class Measures:
         axis = np.stack([between[..., 2, 1] - between[..., 1, 2], between[..., 0, 2] - between[..., 2, 0],
                          between[..., 1, 0] - between[..., 0, 1]], axis=-1)
         cosine = np.trace(between, axis1=-2, axis2=-1) - 1.0
-        return np.degrees(np.arctan2(np.linalg.norm(axis, axis=-1), cosine))
+        angle: Floats = np.degrees(np.arctan2(np.linalg.norm(axis, axis=-1), cosine))
+        return angle
 
 
 def joint_measures(profile: Profile) -> list[Measure]:

@@ -51,7 +51,8 @@ class Part:
 
     def rows(self, episode: int | None = None, most: int | None = None) -> Rows:
         """Return its rows, or those of one episode; of many the first ``most``."""
-        found, count = [], 0
+        found: list[Rows] = []
+        count = 0
         for rows in self.blocks():
             found.append(rows if episode is None else rows[rows["episode"] == episode])
             count += len(found[-1])

@@ -188,7 +188,7 @@ def _ablations(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _bags(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for bag in document["bags"]:
         skipped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in bag["skipped"].items()) or "–"
         faults = FaultTally(bag["skipped_details"]).lines() if bag["frames"] else []
@@ -257,7 +257,7 @@ class Course:
 def courses(rows: Rows, profile: Profile) -> list[Course]:
     """Return every joint over the rows of one episode; of tool poses the positions and the gripper of each tool."""
     policy = profile.policy
-    due = policy.first_waypoint_offset + np.arange(rows["recorded"].shape[1]) * policy.waypoint_dt
+    due = policy.first_waypoint_offset + np.arange(rows["recorded"].shape[1], dtype=np.float64) * policy.waypoint_dt
     times = (rows["stamp"] - rows["stamp"][0]) / NS
     predicted = rows["predicted"][:, 0].astype(np.float64)
     recorded = rows["recorded"].astype(np.float64)

@@ -213,8 +213,9 @@ class Composer:
         """
         canvas = self._background.copy()
         episode, resets = at(episodes, time), tuple(each.begun for each in episodes)
-        judged = episode is not None and episode.ended is not None and episode.success is not None
-        ended = episode if judged and episode.ended <= time else None
+        ended = None
+        if episode is not None and episode.success is not None and episode.ended is not None and episode.ended <= time:
+            ended = episode
         for camera, box in self._views.items():
             if camera in views:
                 _place(canvas, box, views[camera])

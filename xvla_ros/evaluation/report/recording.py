@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import BagError, MessageError
-from xvla_ros.recordings.bag_writer import EPISODE_TOPIC
-from xvla_ros.recordings.bags import Bag, BagMessage
-from xvla_ros.recordings.cdr import JointCommand, peek_stamp, read, read_command, read_joint_state, read_string
-from xvla_ros.recordings.marks import CHUNK, DIAGNOSTICS, OUTCOME, STATUS, STRING
+from xvla_ros.recordings.bag_files import BagMessage
+from xvla_ros.recordings.bags import Bag
+from xvla_ros.recordings.cdr import STRING, JointCommand, peek_stamp, read, read_command, read_joint_state, read_string
+from xvla_ros.recordings.marks import CHUNK, DIAGNOSTICS, EPISODE_TOPIC, OUTCOME, STATUS
 from xvla_ros.recordings.observations import BagClock
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.types import NS, ActionChunk

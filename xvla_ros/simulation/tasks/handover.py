@@ -84,7 +84,7 @@ class HandoverExpert(Expert):
         self._free = giving.facing(MEETING, giving.figures.around, level, (across, -across), self._present)
         behind = MEETING - BACK * level
         self._behind = giving.facing(behind, giving.figures.around, level, (across, -across), self._free)
-        self._at = np.full(3, np.inf)
+        self._at: Floats = np.full(3, np.inf)
         self._take = self._wait = taking.home
         self._level = _towards(taking.shoulder)
         self._look(MEETING)
@@ -192,5 +192,5 @@ class HandoverExpert(Expert):
 
 def _towards(shoulder: Floats) -> Floats:
     """The level direction from a shoulder to where the hands meet."""
-    way = np.array([*(MEETING[:2] - shoulder), 0.0])
+    way = np.array([*(MEETING[:2] - shoulder), 0.0], np.float64)
     return way / np.linalg.norm(way)

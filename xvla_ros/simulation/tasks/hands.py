@@ -223,7 +223,7 @@ class Hand:
         )
         base = world.data.body(figures.base)
         self._place, self._turn = base.xpos.copy(), base.xmat.reshape(3, 3).copy()
-        self._shoulder = (self._place + self._turn @ np.array(figures.shoulder))[:2]
+        self._shoulder: Floats = (self._place + self._turn @ np.array(figures.shoulder))[:2]
         self._pivot = self._shoulder + np.array(figures.pivot)
         self._own = _axes(np.array(figures.approach), np.array(figures.jaw))
 
@@ -251,7 +251,7 @@ class Hand:
     def point(self, joints: Floats, offset: Vec3) -> Floats:
         """Where a point of the hand is in the scene for the arm's joint positions [K]."""
         place, turn = self.pose(joints)
-        return place + turn @ np.array(offset)
+        return place + turn @ np.array(offset, np.float64)
 
     def approach_to(self, place: Floats) -> Floats:
         """The direction in which the hand should point at ``place``: down, leaning outward the further it is."""

@@ -209,7 +209,7 @@ class Moments(DrawnScene):
         if not (begin < HELD and expert.take_hold(self.world, rng)) and begin < HELD + ABOUT:
             self._approach(rng, expert)
         spread = _by_logarithm(rng, *BIAS)
-        astray = np.zeros(len(self._start))
+        astray: Floats = np.zeros(len(self._start))
         made: list[Moment] = []
         with suppress(UnreachableError):  # it was knocked away: nothing more can be shown
             plan = expert.plan(self.world)

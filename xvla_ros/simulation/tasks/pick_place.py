@@ -38,7 +38,7 @@ class Grasper:
         """Seeks the postures for where the cube lies, once it does."""
         self._cell, self._name, self._prop = cell, hand, prop
         self._hand = cell.hands[hand]
-        self._at = np.full(3, np.inf)
+        self._at: Floats = np.full(3, np.inf)
         self.closed = self._hand.figures.closed
         self._line = [self._hand.home] * len(HEIGHTS)
         if not self._is_lifted():

@@ -109,7 +109,7 @@ class ExpertPlan:
 
 def speeds(profile: Profile, grippers: Sequence[int]) -> Floats:
     """Speeds [J] that experts use; grippers, at these places, may be as fast as the profile lets them."""
-    greatest = np.array([joint.max_velocity for joint in profile.joints.ordered])
+    greatest = np.array([joint.max_velocity for joint in profile.joints.ordered], np.float64)
     share = np.full(len(greatest), SPEED)
     share[list(grippers)] = 1.0
     return share * greatest
@@ -152,8 +152,8 @@ class ExecutionNoise:
         """
         order = profile.joints.policy_order
         grippers = {figures.gripper for figures in HANDS[robot]}
-        moved = np.array([joint not in grippers for joint in order])
-        spread = np.array([profile.joints.by_name[joint].max_velocity for joint in order])
+        moved = np.array([joint not in grippers for joint in order], np.bool_)
+        spread = np.array([profile.joints.by_name[joint].max_velocity for joint in order], np.float64)
         self._spread = amount * SPREAD * spread * moved
         self._keep = float(np.exp(-period / MEMORY))
         self._period, self._rng = period, rng

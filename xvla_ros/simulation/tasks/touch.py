@@ -66,7 +66,7 @@ class TouchExpert(Expert):
     def __init__(self, cell: Cell, layout: Layout) -> None:
         self._cell, self._prop, self._name = cell, layout.goal.prop, layout.hand
         self._hand = cell.hands[layout.hand]
-        self._at = np.full(3, np.inf)
+        self._at: Floats = np.full(3, np.inf)
         self._over = self._on = cell.home
 
     def plan(self, world: World) -> ExpertPlan:
@@ -83,7 +83,7 @@ class TouchExpert(Expert):
         return cell.way(now, [Leg(self._over), down])
 
     def _target(self) -> Floats:
-        return self._at + np.array([0.0, 0.0, self._cell.half(self._prop) - PRESS])
+        return self._at + np.array([0.0, 0.0, self._cell.half(self._prop) - PRESS], np.float64)
 
     def _look(self) -> None:
         """Seeks the postures anew when the cube has moved."""

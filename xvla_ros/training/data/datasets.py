@@ -13,8 +13,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from xvla_ros.errors import Problem, ProfileError
-from xvla_ros.recordings.bags import Bag, BagError
+from xvla_ros.errors import BagError, Problem, ProfileError
+from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.recording import NothingLeftError, Recording, SamplesError
 from xvla_ros.robots.profile import load_robot
 from xvla_ros.training.config import Augmentation, DatasetSettings
@@ -247,10 +247,11 @@ def _split(stores: Sequence[Store], entry: DatasetSettings) -> tuple[Rows, Rows]
         count = min(max(count, 1), len(places) - 1)
     chosen = np.random.default_rng(entry.split.seed).permutation(len(places))[:count]
     held = {places[place] for place in chosen}
-    train, held_out = [], []
+    train: list[Rows] = []
+    held_out: list[Rows] = []
     for place in places:
         store, rows = stores[place[0]], np.arange(*stores[place[0]].first[place[1] : place[1] + 2])
-        part = np.stack([np.full(len(rows), place[0]), rows], axis=1) if len(store) else np.zeros((0, 2))
+        part = np.stack([np.full(len(rows), place[0]), rows], axis=1) if len(store) else np.zeros((0, 2), np.int64)
         (held_out if place in held else train).append(part)
     return _joined(train), _joined(held_out)
 

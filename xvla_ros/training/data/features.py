@@ -12,11 +12,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from xvla_ros.model.inputs.processor import Batch, Processor
 from xvla_ros.model.network.xvla import XvlaNetwork
@@ -138,9 +139,10 @@ def compute(
     if file.is_file() and mask_file(file).is_file():
         return Features(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    tower = network.vlm.vision_tower.to(device).eval()
+    tower: nn.Module = network.vlm.vision_tower
+    tower.to(device).eval()
     unfinished = file.with_name(f".{os.getpid()}-{file.name}")
-    grids: NDArray[np.float32] | None = None
+    grids: np.memmap[Any, np.dtype[np.float32]] | None = None
     masks: NDArray[np.bool_] | None = None
     for first in range(0, len(samples), _AT_ONCE):
         part = [samples[row] for row in range(first, min(first + _AT_ONCE, len(samples)))]

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xvla_ros.model.inputs.pictures import image_pipeline
+from xvla_ros.model.inputs.pictures import CPU, image_pipeline
 from xvla_ros.observation.images import points_in_view
 from xvla_ros.robots import load_robot
 from xvla_ros.simulation.tasks.hands import UnreachableError
@@ -199,7 +199,7 @@ class LabelledPictures:
         labeller = self._labeller(scene)
         images, labels = labeller.draw(rng, self.names)
         pipeline = image_pipeline(labeller.profile.policy.image_pipeline)
-        prepared = [pipeline(images[slot], self._size) for slot in labeller.profile.cameras.slots]
+        prepared = [pipeline(images[slot], self._size, CPU) for slot in labeller.profile.cameras.slots]
         count, objects = len(prepared), len(self.names)
         stacked = torch.zeros(self.views, 3, *self._size)
         stacked[:count] = torch.stack(prepared)

@@ -19,7 +19,7 @@ from xvla_ros.robots.profile import Profile
 from xvla_ros.training.config import Augmentation, DatasetSettings
 from xvla_ros.training.data.draws import Augmenter, Paraphrases, WeightedOrder
 from xvla_ros.training.data.store import Store
-from xvla_ros.types import Embodiment, Observation
+from xvla_ros.types import Embodiment, Floats, Observation
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 KEPT = 65_536  # rows that quantiles are taken from: the 1 % quantile is then right to about 0.04 % of the rows
@@ -36,8 +36,8 @@ class ChannelStatistics:
         self.count = 0
         self._mean, self._squares = np.zeros(width), np.zeros(width)
         self._low, self._high = np.full(width, np.inf), np.full(width, -np.inf)
-        self._kept = np.empty((0, width))
-        self._keys = np.empty(0)
+        self._kept: Floats = np.empty((0, width))
+        self._keys: Floats = np.empty(0)
         self._random = np.random.default_rng([seed, width])
 
     def add(self, rows: ArrayLike) -> None:

@@ -320,7 +320,7 @@ def _write_numbers(folder: Path, survey: Survey, rows: list[Any]) -> None:
         path_lengths=np.array([len(path.times) for path in paths], dtype=np.int64),
         path_times=np.concatenate([path.times for path in paths]),
         path_values=np.concatenate([path.values for path in paths]).astype(np.float32),
-        **_plan_numbers([episode.plans for episode in survey.episodes]),
+        **_plan_numbers([episode.plans for episode in survey.episodes]),  # type: ignore[arg-type]  # not allow_pickle
     )
 
 
@@ -369,7 +369,8 @@ def _read(folder: Path, recording: Recording) -> Store:
     meta = json.loads((folder / META).read_text(encoding="utf-8"))
     with np.load(folder / NUMBERS) as numbers:
         found = {name: numbers[name] for name in numbers.files}
-    channels = Channels(**{key: tuple(v) if isinstance(v, list) else v for key, v in meta["channels"].items()})
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in meta["channels"].items()}
+    channels = Channels(**fields)
     ends = np.cumsum(found["path_lengths"])
     episodes = tuple(
         Episode(
