@@ -244,7 +244,7 @@ def decompressed(part: bytes, compression: str) -> bytes:
 
         return zstandard.ZstdDecompressor().decompressobj().decompress(part)
     if compression == "lz4":
-        import lz4.frame  # type: ignore[import-untyped]
+        import lz4.frame
 
         return bytes(lz4.frame.LZ4FrameDecompressor().decompress(part))
     return part

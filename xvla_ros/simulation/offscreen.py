@@ -50,7 +50,7 @@ def choose() -> str:
 def _import_triton() -> None:
     """Load the LLVM of triton, which torch for CUDA brings, before that of Mesa: the other way round it crashes."""
     with contextlib.suppress(ImportError):
-        import triton._C.libtriton  # type: ignore[import-not-found]  # noqa: F401
+        import triton._C.libtriton  # noqa: F401
 
 
 def context(width: int, height: int) -> Any:

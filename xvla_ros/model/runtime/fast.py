@@ -184,7 +184,7 @@ class CudaGraphs:
 
     def _recorded(self, function: Callable[[], Tensor]) -> Replay:
         # Compilers and libraries allocate and choose kernels on the first calls, which a recording forbids.
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UPS):

@@ -114,7 +114,7 @@ def onednn_gain(network: XvlaNetwork) -> tuple[float, str]:
     layer = cast(Block, network.transformer.blocks[0]).mlp.fc1
     if type(layer) is not nn.Linear:
         return 0.0, f"the layers are {type(layer).__name__}"
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():
         return 0.0, "this torch has no oneDNN"
     fast = cast(OneDnnLinear, copy.copy(layer))
     fast.__class__ = OneDnnLinear

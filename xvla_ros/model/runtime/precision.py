@@ -99,7 +99,7 @@ def instruction_set() -> str:
 
 
 def _on_cpu(config: XvlaConfig, batch: int) -> Precision:
-    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    has_onednn = torch.backends.mkldnn.is_available()
     if not (has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return Precision(FLOAT32, f"this processor ({instruction_set()}) has no instructions for bfloat16")
     exact, rounded = _trial(config, BFLOAT16, batch, least=SHORT_S)

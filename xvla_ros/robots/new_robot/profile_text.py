@@ -87,7 +87,7 @@ class Page:
         return "\n".join([*(f"# {_line(note)}".rstrip() for note in self.head), *body]) + "\n"
 
 
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 

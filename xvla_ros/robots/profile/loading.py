@@ -165,7 +165,7 @@ class ParameterFile:
         self.problems.append(Problem(str(self.path), key, value, expected, message))
 
 
-class _ProfileLoader(yaml.SafeLoader):  # type: ignore[misc]
+class _ProfileLoader(yaml.SafeLoader):
     """SafeLoader that notes keys given twice, of which plain YAML keeps the last without a word."""
 
     duplicates: list[tuple[str, int]]
