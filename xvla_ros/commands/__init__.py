@@ -60,7 +60,7 @@ class _Terminal(logging.Handler):
 
 
 def show_log(room: str = "training") -> None:
-    """Let the log of a room, whose commands run for long, appear on the terminal; a second call changes nothing."""
+    """Show a room's log on the terminal, for commands that run for long; a second call changes nothing."""
     log = logging.getLogger(f"xvla_ros.{room}")
     if not any(isinstance(handler, _Terminal) for handler in log.handlers):
         log.addHandler(_Terminal())
@@ -68,7 +68,7 @@ def show_log(room: str = "training") -> None:
 
 
 def run(command: Command, program: str) -> int:
-    """Run a command; say on stderr what went wrong, with the program's name before it, and return the exit code."""
+    """Run a command; print what went wrong on stderr, after the program's name, and return the exit code."""
     show_log()
     try:
         return command.run()
@@ -93,7 +93,7 @@ class _Version(argparse.Action):
 
 
 def _split(arguments: Sequence[str]) -> list[str]:
-    """The arguments, which begin with the name of a command; end the process on ``--help`` and where there is none."""
+    """Return the arguments, the command's name first; end the process on ``--help`` and where no command is named."""
     parser = argparse.ArgumentParser(
         prog="xvla", description="Run and adapt X-VLA, one policy for many robot arms, under ROS 2."
     )

@@ -153,7 +153,7 @@ def observe(
 
 
 def text_of(report: CheckReport, *, as_json: bool = False) -> str:
-    """Return a report for people, in lines, or as JSON."""
+    """Return a report as lines for people, or as JSON."""
     if as_json:
         return json.dumps(report.to_json(), indent=2, ensure_ascii=False, default=str)
     return "\n".join(_lines(report))

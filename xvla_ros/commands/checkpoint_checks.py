@@ -26,7 +26,7 @@ REFUSED = "and /xvla refuses to activate outside a simulation"
 def checkpoint_findings(
     profile: Profile, checkpoint: str, revision: str = "", *, is_shipped: bool = False
 ) -> Iterator[Finding]:
-    """Yield what keeps ``checkpoint`` (folder or hub id) from driving the robot, and what should be known of it.
+    """Yield what keeps ``checkpoint`` (folder or hub id) from driving the robot, and what should be known about it.
 
     ``is_shipped``: it is the one that comes with the package, which knows other profiles of its robots by their domain.
     """

@@ -48,7 +48,7 @@ class DemoProgress:
         self._moved = time.monotonic()
 
     def hear(self, line: str) -> bool:
-        """Take in one line of the watching node; False where it is an ordinary log line."""
+        """Read one line of the watching node; return False where it is an ordinary log line."""
         said = read_progress(line)
         if said is None:
             return False
@@ -59,7 +59,7 @@ class DemoProgress:
         return True
 
     def hear_leader(self, line: str) -> bool:
-        """Take in one line of the leading node: only why it cannot go on, as the other knows of episodes."""
+        """Read one line of the leading node: only why it cannot go on; the watching node reports the episodes."""
         said = read_progress(line)
         if said is None:
             return False
@@ -72,7 +72,7 @@ class DemoProgress:
         return time.monotonic() - self._moved
 
     def policy(self) -> str:
-        """What the policy reports, in words."""
+        """Return what the policy reports, in words."""
         return ", ".join(filter(None, (self.state or "silent", self.reason.replace("_", " "), self.detail)))
 
 
@@ -97,7 +97,7 @@ class Console:
         print(f"{self._clear()}  {text}", file=sys.stderr, flush=True)
 
     def episodes(self, progress: DemoProgress) -> None:
-        """A line for every episode that came to its end since the last call."""
+        """Print a line for every episode that has ended since the last call."""
         for each in progress.episodes[self._told :]:
             self._told += 1
             outcome = in_words(each["task"], success=each["success"], wrong=each["wrong"])
@@ -128,9 +128,9 @@ DEFAULT_TASK = "touch"
 NO_TASK = "none"
 # On the steady clock. Loading 0.9 B weights from a slow disk takes minutes, a simulation seconds.
 CLOCK_LIMIT, POLICY_LIMIT, STALL_LIMIT = 300.0, 900.0, 900.0
-# s of simulated time that a policy which is active may take to command.
+# s of simulated time that an active policy may take until its first command.
 COMMAND_LIMIT = 60.0
-# s of simulated time that the end of an episode stays to be seen.
+# s of simulated time for which the end of an episode is shown.
 PAUSE = 0.8
 BAG = "run.mcap"
 
@@ -162,7 +162,7 @@ class Demo(Command):
     device: Device = "cpu"
     dtype: Dtype = ""
     real_time: RealTime = False
-    headless: Annotated[bool, HIDDEN] = False  # as it always is; scripts say it
+    headless: Annotated[bool, HIDDEN] = False  # it always is; the flag is kept for scripts that pass it
 
     def run(self) -> int:
         """Run the nodes, which write the bag; then ``report.json``, ``film.mp4`` and ``report.html`` from it.
@@ -241,7 +241,7 @@ def choose_task(profile: Profile, checkpoint: str | None, instruction: str | Non
 
 
 def is_trained(profile: Profile, checkpoint: str | None) -> bool:
-    """Whether the policy that will run says that it was trained for this robot; a hub id is not looked up."""
+    """Say whether the files of the policy that will run name this robot as trained; a hub id is not looked up."""
     from xvla_ros.control.policy_source import known_as, shipped_policy
     from xvla_ros.model.checkpoint.record import read_record
 
@@ -256,7 +256,11 @@ def is_trained(profile: Profile, checkpoint: str | None) -> bool:
 
 
 def _require(duration: float) -> None:
-    """Say before anything starts what would fail at the end."""
+    """Check before anything starts for what would fail only at the end.
+
+    Raises:
+        SetupError: the duration is no positive number, or something is not installed.
+    """
     if not 0 < duration < float("inf"):
         raise SetupError(f"the duration is {duration} s; expected a number of seconds above 0")
     missing = [name for name in ("av", "jinja2", "matplotlib", "mujoco", "rclpy") if find_spec(name) is None]

@@ -45,7 +45,7 @@ class Demos(Command):
     jobs: Annotated[Count, "processes that record at once"] = 1
 
     def run(self) -> int:
-        """Record, and say what was; 1 where more than one episode of twenty failed."""
+        """Record, and print what was recorded; return 1 where more than one episode in twenty failed."""
         from xvla_ros.robots import load_robot
         from xvla_ros.simulation.offscreen import missing_extras
 

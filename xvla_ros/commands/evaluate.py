@@ -93,7 +93,7 @@ class Evaluate(Command):
         return 0
 
     def settings(self, profile: Profile) -> dict[str, Any]:
-        """What the report tells of how it was run."""
+        """Return what the report says of how the episodes were run."""
         return {
             "image_size": self.image_size,
             "variation": self.variation,
@@ -181,7 +181,7 @@ def _in_process(command: Evaluate, profile: Profile) -> Evaluation:
 
 
 def _policy(command: Evaluate, profile: Profile) -> tuple[Any, str, bool, dict[str, str]]:
-    """What answers observations, where it comes from, whether it was trained for this robot, and how it computes."""
+    """Return what answers observations, its source, whether it was trained for this robot, and how it computes."""
     from xvla_ros.control.policy_source import load_policy
 
     policy = load_policy(

@@ -27,7 +27,7 @@ class Finding:
     Attributes:
         problem: what it is.
         is_error: whether the robot cannot run with it.
-        missing: what the check cannot vouch for because of it; empty where it can.
+        missing: what could not be checked because of it; empty where all could.
     """
 
     problem: Problem
@@ -44,13 +44,14 @@ def topics_of(profile: Profile) -> list[str]:
 
 
 def command_topic(profile: Profile, group: str) -> str:
-    """Return the topic of a command group; of an action the one on which its server tells of goals."""
+    """Return the topic of a command group; for an action, the topic on which its server reports goals."""
     return profile.commands.kind_of(group).graph_topic(profile.commands.by_name[group].topic)
 
 
 def graph_findings(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
     """Yield what in the graph does not fit the profile."""
-    # What the profile uses already is no suggestion for what is missing, though the running node has it in the graph.
+    # A topic that the profile already uses is never suggested for a missing one, though the running node has it in the
+    # graph.
     own = topics_of(profile)
     graph = replace(graph, topics={topic: types for topic, types in graph.topics.items() if topic not in own})
     yield from _cameras(profile, graph)
@@ -163,7 +164,7 @@ def _observations(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
 
 
 def _mismatch(*, offered: tuple[str, str], requested: tuple[str, str]) -> str:
-    """Return the requested policy that the offer falls short of, as DDS matches them; empty when they fit."""
+    """Return the requested QoS policy that the offer does not meet by the rules of DDS; empty where they match."""
     if requested[0] == "reliable" and offered[0] == "best_effort":
         return "best_effort offered, reliable requested"
     if requested[1] == "transient_local" and offered[1] == "volatile":

@@ -45,7 +45,7 @@ class Run(Command):
     output: Annotated[str, "folder of the logs"] = "xvla_out/run"
 
     def run(self) -> int:
-        """The nodes join the graph of the surrounding ROS_DOMAIN_ID, as launched ones do."""
+        """Run the nodes in the graph of the surrounding ROS_DOMAIN_ID, as launched nodes are."""
         from xvla_ros.robots import load_robot
         from xvla_ros.ros_env import child_environment
 
@@ -88,7 +88,7 @@ class ViewCommand(Command):
     policy: Policy = "/xvla"
 
     def run(self) -> int:
-        """It joins the graph of the surrounding ROS_DOMAIN_ID."""
+        """Show the robot; the viewer joins the graph of the surrounding ROS_DOMAIN_ID."""
         from xvla_ros.robots import load_robot
         from xvla_ros.ros_env import prepare
 
@@ -134,7 +134,7 @@ class RecordCommand(Command):
     duration: Annotated[Positive | None, "seconds after which it ends (default: at q, Ctrl-C)"] = None
 
     def run(self) -> int:
-        """It ends at q, Ctrl-C, SIGTERM or after the duration."""
+        """Record until q, Ctrl-C, SIGTERM or the end of the duration."""
         from xvla_ros.nodes.stop_request import StopRequest
         from xvla_ros.robots import load_robot
         from xvla_ros.ros_env import prepare

@@ -1,12 +1,13 @@
 """Options of a command, made from the fields of its dataclass, and those that several commands share.
 
-A field says everything once: its type how a text is read, its annotation what it is for, its default what it is else::
+A field says everything once: its type says how a text is read, its annotation what it is for, and its default what
+holds where it is not given::
 
     rate: Annotated[Positive, "pictures per second and camera"] = 10.0
 
 becomes ``--rate RATE  pictures per second and camera (default 10)``. A flag is a ``bool``, with a default of True
-``--no-FIELD``; a ``bool | None`` may be said and denied; what may be given several times is a tuple; a ``Literal``
-names what can be chosen, without the empty text, which stands for nothing chosen; a field without a default is needed.
+``--no-FIELD``; a ``bool | None`` has both flags. An option that may be given several times is a tuple. A ``Literal``
+lists the choices; its empty text stands for nothing chosen and is not listed. A field without a default is required.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Command:
     """A command: a dataclass whose fields are its options and whose docstring is its help text."""
 
     def run(self) -> int:
-        """Do it; return the exit code. An ``XvlaError`` or ``OSError`` is said by who called."""
+        """Run the command; return the exit code. The caller prints an ``XvlaError`` or ``OSError``."""
         raise NotImplementedError
 
 
@@ -56,7 +57,7 @@ def parse(kind: type[Read], program: str, arguments: Sequence[str]) -> Read:
 
 
 def parser_of(kind: type[Any], program: str) -> argparse.ArgumentParser:
-    """Return the parser of a command; what is not given is not in its answer, as the dataclass has the defaults."""
+    """Return a command's parser; its result leaves out what is not given, as the dataclass has the defaults."""
     description, _, more = cleandoc(kind.__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         program, description=description, epilog=more, argument_default=argparse.SUPPRESS,
@@ -107,7 +108,7 @@ def _add(
 
 
 def _unwrapped(hint: Any) -> tuple[Any, bool, list[Any]]:
-    """A type without its annotations, whether it may be None, and what the annotations say, the outermost first."""
+    """Return a type without its annotations, whether it may be None, and the annotations, the outermost first."""
     said, may_be_none = [], False
     while get_origin(hint) in (Annotated, Union, types.UnionType):
         if get_origin(hint) is Annotated:
@@ -147,5 +148,5 @@ Dtype = Annotated[
 RealTime = Annotated[bool, "let simulated time run on while a policy too slow for it computes"]
 ImageSize = Annotated[Count, "width and height of the pictures, in pixels"]
 Variation = Annotated[Share, "how much light and colours vary, 0 not at all"]
-HIDDEN = argparse.SUPPRESS  # in place of a help text: an option that is still taken, and no longer shown
+HIDDEN = argparse.SUPPRESS  # in place of a help text: an option that is still accepted, but not shown
 Json = Annotated[bool, "print JSON"]

@@ -36,7 +36,7 @@ class _Heard:
         self.failed = ""
 
     def hear(self, line: str) -> bool:
-        """Take in one line of the node; False where it is an ordinary log line."""
+        """Read one line of the node; return False where it is an ordinary log line."""
         said = read_progress(line)
         if said is None:
             return False
@@ -51,7 +51,7 @@ class _Heard:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will be said."""
+        """Whether the node has nothing more to report."""
         return self.counters is not None or bool(self.failed)
 
 

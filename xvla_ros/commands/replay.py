@@ -54,7 +54,7 @@ class Replay(Command):
     rerun: Annotated[str, Option(metavar="FILE"), "also write a .rrd file for the Rerun viewer"] = ""
 
     def run(self) -> int:
-        """Write ``metrics.json``, ``metrics.csv`` and ``report.html``; 1 where the live node's answers differ."""
+        """Write ``metrics.json``, ``metrics.csv`` and ``report.html``; return 1 where live answers differ."""
         try:
             return _replay(self)
         except Interrupted:
@@ -80,11 +80,11 @@ class BagInfoCommand(Command):
     json: Json = False
 
     def run(self) -> int:
-        """Print it.
+        """Print what is in the bag.
 
         Returns:
-            0; 1 where it is damaged, lacks what the profile requires, or gives no observation; 2 where nobody can say,
-            as the robot's kinematics cannot be had.
+            0; 1 where it is damaged, lacks what the profile requires, or gives no observation; 2 where that is not
+            known, as the robot's kinematics are missing.
         """
         from xvla_ros.evaluation.bag_info import inspect, profile_for, text_of
 
@@ -138,7 +138,7 @@ def _replay_bags(options: Replay, bags: Sequence[Bag]) -> int:
 
 
 def find_bags(named: Sequence[str]) -> list[Path]:
-    """Return the bags that paths stand for: themselves, or those in a folder, each once.
+    """Return the bags that the paths name, each once: a path is a bag itself, or a folder with bags.
 
     A folder with ``metadata.yaml`` is one bag, and so is one whose files are numbered as rosbag2 splits them; else
     each file and each bag folder in it is one.
@@ -202,7 +202,7 @@ def _live(
 
 
 def summary(document: dict[str, Any]) -> str:
-    """Return what a replay came to, in lines for the console."""
+    """Return the result of a replay, in lines for the console."""
     headline, baselines = document["headline"], document["baselines"]
     unit, held = headline["unit"], document["baselines"]["persistence"]["headline"]["mae"]
     lines = [

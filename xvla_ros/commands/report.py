@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xvla_ros.evaluation.report.recording import RunRecording
     from xvla_ros.robots.profile import Profile
 
-AFTER_SUCCESS = 0.4  # s, at which the picture that stands for the film is taken
+AFTER_SUCCESS = 0.4  # s after a success at which the picture that stands for the film is taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class MakeReport(Command):
     film: Annotated[bool, "only the page and report.json"] = True
 
     def run(self) -> int:
-        """Write them, and say what is in them."""
+        """Write the report's files, and print a summary and their names."""
         from xvla_ros.evaluation.report.figures import summary
         from xvla_ros.recordings.bag_recording import profile_of_bag
         from xvla_ros.robots import load_robot
@@ -94,6 +94,6 @@ def write_report(
 
 
 def _telling_moment(recording: RunRecording) -> float:
-    """The end of the first episode that succeeded, else the middle."""
+    """Return the moment in s just after the first success; the middle of the run where there is none."""
     ends = [each.ended for each in recording.episodes if each.success and each.ended is not None]
     return min(ends[0] + AFTER_SUCCESS, recording.duration) if ends else recording.duration / 2

@@ -23,7 +23,7 @@ class Robots(Command):
     json: Json = False
 
     def run(self) -> int:
-        """A profile that is wrong is an error."""
+        """Print the shipped robots; a profile that is wrong is an error."""
         robots = list_robots()
         if self.json:
             document = {"schema_version": SCHEMA_VERSION, "robots": [vars(robot) for robot in robots]}

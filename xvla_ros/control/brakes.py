@@ -13,9 +13,9 @@ from xvla_ros.robots.joints import JointLimits
 from xvla_ros.types import Floats
 
 # Motion that follows a plan uses this share of the acceleration and jerk limits, and so does the brake that must
-# always fit. The rest is for a joint that a controller's cubic left a little off the motion that was worked out.
+# always fit. The rest is for a joint that a controller's cubic left a little off the computed motion.
 SHARE, SHARE_JERKY = 0.95, 0.9  # of joints without and with a limit of jerk
-# A controller joins two points by a cubic, which bulges out of the motion that was worked out between them: by at most
+# A controller joins two points by a cubic, which bulges out of the computed motion between them: by at most
 # 0.0437 * acceleration * duration in velocity (or half the highest velocity) and acceleration * duration² / 32 (or
 # velocity * duration / 4) in position, the maxima over all motions of bounded acceleration. Margins of this size
 # keep the cubic itself inside the limits.
@@ -73,7 +73,7 @@ class Brakes:
         self._stop.target_velocity = self._stop.target_acceleration = [0.0] * joints
 
     def bounds(self, times: Floats) -> Bounds:
-        """The limits of a path with points at ``times`` s, less the margins."""
+        """Return the limits of a path with points at ``times`` s, less the margins."""
         limits, longest = self._limits, float(np.diff(times, prepend=0.0).max())
         bulge = np.minimum(VELOCITY_BULGE * limits.max_acceleration * longest, limits.max_velocity / 3)
         velocity = limits.max_velocity - np.where(self.jerky, bulge, 0.0)
@@ -83,15 +83,15 @@ class Brakes:
         return Bounds(limits.lower + margin, limits.upper - margin, velocity, margin)
 
     def gentle(self, state: Floats) -> Brake | None:
-        """The brake from ``state`` [3, J] with the limits that plans are followed with; None where Ruckig fails."""
+        """Return the brake from ``state`` [3, J] with the limits used to follow plans; None where Ruckig fails."""
         return self._brake(state, self.acceleration, self.jerk)
 
     def safe(self, state: Floats, left: float, bounds: Bounds) -> Brake | None:
-        """The gentlest brake of each joint that ends inside its bounds and within ``left`` s; None where Ruckig fails.
+        """Return each joint's gentlest brake that ends in its bounds within ``left`` s; None where Ruckig fails.
 
-        First with the limits that plans are followed with, then the full ones, and at last without a limit of jerk:
-        between two points the jerk of a controller's cubic is not that which was worked out, and a joint that would
-        be carried over a position limit for it is stopped by its acceleration.
+        It tries the limits used to follow plans, then the full limits, and at last no jerk limit. Between two points
+        a controller's cubic has another jerk than the one computed here; a joint that this would carry over a
+        position limit is stopped by its acceleration alone.
         """
         limits, acceleration, jerk = self._limits, self.acceleration, self.jerk
         brake = self._brake(state, acceleration, jerk)
@@ -127,7 +127,7 @@ class Brakes:
 
 
 def _turning_point(state: Floats, jerk: Floats) -> Floats:
-    """Where [J] a joint turns round that brakes harder than its jerk limit lets it leave off; else its position."""
+    """Return where [J] a joint turns round that brakes too hard to ease off in time; the position of the others."""
     position, velocity, acceleration = state
     eased = acceleration**2 / (2 * jerk)
     turns = (velocity * acceleration < 0) & (eased > np.abs(velocity))
@@ -144,7 +144,7 @@ def _turning_point(state: Floats, jerk: Floats) -> Floats:
 
 
 def solve(otg: Ruckig, asked: InputParameter) -> Trajectory | None:
-    """The motion that Ruckig finds, None where it finds none."""
+    """Return the motion that Ruckig finds, None where it finds none."""
     motion = Trajectory(asked.degrees_of_freedom)
     try:
         result = otg.calculate(asked, motion)

@@ -13,10 +13,10 @@ class Clock(Protocol):
     """Where control reads time, so that tests can hand it a clock of their own."""
 
     def ros_ns(self) -> int:
-        """ROS time in ns; stands still or jumps as a simulator makes it."""
+        """Return ROS time in ns; it stands still or jumps as a simulator makes it."""
 
     def steady_s(self) -> float:
-        """Monotonic time in s, whatever ROS time does."""
+        """Return monotonic time in s, whatever ROS time does."""
 
 
 class SystemClock:
@@ -30,10 +30,10 @@ class SystemClock:
 
 
 # A clock that gains this much between two readings, and this many times what the steady clock gained, has been set; a
-# simulator that runs faster than life gains less, and less at once.
+# simulator that runs faster than real time gains less between two readings.
 LEAP_S, LEAP_RATIO = 0.2, 5.0
-# A process that was late by this much takes a while to hear what was said meanwhile; one that is late all the time has
-# to do with what it has heard in between.
+# A process that was late by SLEPT_S needs SETTLE_S to receive the messages of that time. One that is late all the time
+# must do with what it has received: the wait comes again only after SETTLED_FOR_S.
 SLEPT_S, SETTLE_S, SETTLED_FOR_S = 0.15, 0.1, 0.4
 
 
@@ -57,7 +57,7 @@ class ClockGuard:
             self._slept_from_s, self._settled_at_s = self._last_s, steady_s + SETTLE_S
         jump = 0
         if self._last_ros_ns is not None:
-            # a clock that was not heard while it went on has not jumped
+            # a clock that went on while it was not heard has not jumped
             since = self._slept_from_s if steady_s < self._settled_at_s else self._last_advance_s
             jump = self._jump(ros_ns - self._last_ros_ns, steady_s - since)
         if ros_ns != self._last_ros_ns:
@@ -69,10 +69,10 @@ class ClockGuard:
         return steady_s - self._last_s > self._sleep_s and steady_s - self._settled_at_s > SETTLED_FOR_S
 
     def is_settled(self, steady_s: float, allowed_s: float) -> bool:
-        """Whether ROS time as it was read last is what it is now.
+        """Say whether the ROS time read last is still current.
 
-        It is not where it has not advanced for ``allowed_s``, nor just after this process slept: what was said
-        meanwhile, the clock among it, comes late and in turn.
+        It is not where it has not advanced for ``allowed_s``, nor just after this process slept: the messages of that
+        time, the clock's among them, arrive late and one after another.
         """
         return steady_s - self._last_advance_s <= allowed_s and steady_s >= self._settled_at_s
 
@@ -84,7 +84,7 @@ class ClockGuard:
         return gained_ns - round(elapsed_s * 1e9) if leapt else 0
 
     def stopped_for(self, steady_s: float) -> float:
-        """Seconds of steady time since ROS time last advanced, 0 while within the timeout."""
+        """Return the seconds of steady time since ROS time last advanced; 0 within the timeout."""
         idle = steady_s - self._last_advance_s
         return idle if self._last_ros_ns is not None and idle > self._timeout_s else 0.0
 
@@ -99,14 +99,14 @@ class LatencyWindow:
     def __init__(self, size: int = 1000) -> None:
         self._values: deque[float] = deque(maxlen=size)
         self._added = 0
-        self._summary = 0, Percentiles()  # of how many that were added, asked for far more often than added to
+        self._summary = 0, Percentiles()  # kept with the count it was made of: read far more often than added to
 
     def add(self, milliseconds: float) -> None:
         self._values.append(milliseconds)
         self._added += 1
 
     def percentiles(self) -> Percentiles:
-        """Percentiles of what is in the window."""
+        """Return the percentiles of the values in the window."""
         counted, summary = self._summary
         if counted != self._added:
             counted = self._added
@@ -118,8 +118,8 @@ class LatencyWindow:
 class Pace:
     """The pace of one robot's policy.
 
-    One that needs more than half of its own horizon cannot renew the plan while it is carried out, since what it saw
-    is too old by then.
+    A policy that needs more than half of its own horizon cannot renew the plan while it is carried out: what it saw is
+    too old by then.
 
     Args:
         lead: s that pass between a command and its first point.
@@ -134,7 +134,7 @@ class Pace:
         self.horizon = 0.0
 
     def add(self, seconds: float) -> None:
-        """Take the time from an observation to its chunk."""
+        """Add the time from an observation to its chunk, in s."""
         self._latency.add(seconds * 1e3)
 
     @property

@@ -51,23 +51,23 @@ from xvla_ros.types import NS, Floats, Percentiles, Stamps
 class RobotController:
     """The motion of one robot: its plan, its last command and the reason it holds, if any.
 
-    What it does next is decided by ``state.transition``; this class tells that function what has happened, and does to
-    plan, arm and clock guard what comes of it. Nothing here knows a message or a network: a chunk arrives as a decoded
-    ``Trajectory``, a command leaves as a ``CommandWindow``, and every command has gone through the ``Limiter`` and the
-    ``Workspace``. Its first point is within reach of where the arm was last believed to be (``Following``), and it goes
-    on from the last command that was sent, or starts from the arm where that stands still.
+    What it does next is decided by ``state.transition``; this class tells that function what has happened, and carries
+    out what follows for plan, arm and clock guard. Nothing here knows a message or a network: a chunk arrives as a
+    decoded ``Trajectory``, a command leaves as a ``CommandWindow``, and every command has gone through the ``Limiter``
+    and the ``Workspace``. Its first point is within reach of where the arm was last believed to be (``Following``). It
+    goes on from the last command that was sent, or starts from the arm where that stands still.
 
-    A chunk that was asked for while the arm stood counts from when it lands: what was seen still holds. A policy too
-    slow for its chunks to overlap (``Pace``) has each run to its end, and the arm stands until the next one lands.
+    A chunk that was asked for while the arm stood counts from its arrival, as the observation still holds. Chunks of a
+    policy too slow for them to overlap (``Pace``) run to their end, and the arm stands until the next one arrives.
 
-    Chunks come from the inference thread, ticks, faults and stops from the executor; a lock keeps them apart. Which
-    locks there are, and their order, is told in ``xvla_ros.control``.
+    Chunks come from the inference thread, ticks, faults and stops from the executor; a lock keeps them apart. All
+    locks and their order are listed in ``xvla_ros.control``.
 
     Args:
         profile: the robot.
         clock: where time is read.
         workspace: the boxes its tools stay in; None for a robot without.
-        grippers: columns of its grippers. An ensemble does not average them, they may begin anywhere, since most open
+        grippers: columns of its grippers. An ensemble does not average them. They may begin anywhere, since most open
             and close at once, and one that holds something is not where it was sent.
     """
 
@@ -93,7 +93,7 @@ class RobotController:
         return ClockGuard(timing.clock_timeout, 1.0 / timing.command_rate)
 
     def _advance(self, event: Event, now: int = 0) -> tuple[Effect, ...]:
-        """Do what comes of ``event`` but for sending, and go on to the state after it; ``now`` in ns of ROS time."""
+        """Apply ``event``: carry out its effects, except sending, and take the new state; ``now`` is ROS time in ns."""
         state, effects = transition(self._state, event)
         for effect in effects:
             match effect:
@@ -105,7 +105,7 @@ class RobotController:
                     self._ensemble.clear()
                 case Effect.BRAKE:
                     self._plan.stop(now)
-        self._state = state  # only now: what raises is tried again
+        self._state = state  # only now: an event whose effects raise is tried again
         return effects
 
     # what others read
@@ -146,17 +146,17 @@ class RobotController:
             return self._state.shift
 
     def committed_until(self, now: int) -> int:
-        """ROS time in ns up to which commands will have been sent before a chunk that is asked for now arrives."""
+        """Return the ROS time in ns up to which commands will have been sent when a chunk asked for now arrives."""
         with self._lock:
             return now + self._pace.inference_ns + self._lead_ns
 
     def planned(self, times: Stamps) -> Floats | None:
-        """Positions [K, J] planned for ROS times [K] in ns, None where nothing is planned."""
+        """Return the positions [K, J] planned for ROS times [K] in ns, None where nothing is planned."""
         with self._lock:
             return self._plan.positions(times)
 
     def plan_end(self) -> int | None:
-        """ROS time in ns at which the plan comes to rest, None where nothing is planned."""
+        """Return the ROS time in ns at which the plan comes to rest, None where nothing is planned."""
         with self._lock:
             return self._plan.end
 
@@ -171,7 +171,7 @@ class RobotController:
     def stop(self) -> CommandWindow | None:
         """End: return the window that brings the arm to rest on its path, None where none was ever sent.
 
-        Nor is there one while it is not known what time it is: the last command ends at rest.
+        There is none either while ROS time is not known: the last command ends at rest anyway.
         """
         with self._lock:
             if not self._state.is_active:
@@ -185,7 +185,7 @@ class RobotController:
             return self._next_window(now, self._plan.window.state_at(now), self._measured)
 
     def latch_stop(self, reason: str, detail: str) -> bool:
-        """Stop until ``clear_stop``, whatever state it is in; return False where it is stopped already.
+        """Stop until ``clear_stop``, in any state; return False where it is stopped already.
 
         The next tick sends the way to rest; once the arm stands nothing more is sent.
         """
@@ -197,7 +197,7 @@ class RobotController:
     def clear_stop(self) -> bool:
         """End a stop; return whether there was one.
 
-        An arm that stands goes on from where it is measured to be, one that still brakes from its last command.
+        An arm that stands goes on from where it is measured to be; one that still brakes, from its last command.
         """
         with self._lock:
             was_stopped = self._state.stop is not None
@@ -207,9 +207,10 @@ class RobotController:
     # the policy's side
 
     def wants_chunk(self) -> bool:
-        """Whether a new chunk is due: none is planned, or the committed part of the last is about to end.
+        """Say whether a new chunk is due: none is planned, or the committed part of the last is about to end.
 
-        None is for ``ERROR_PAUSE_S`` after an error of the policy, so that one whose every answer is wrong cannot spin.
+        For ``ERROR_PAUSE_S`` after an error of the policy none is due: a policy that always fails is not asked in a
+        tight loop.
         """
         with self._lock:
             if not self._state.may_ask(self._clock.steady_s()) or self._awaited_of_the_arm():
@@ -221,7 +222,7 @@ class RobotController:
             return self._clock.ros_ns() >= self._state.renew_at - self._pace.inference_ns
 
     def due_in(self) -> float | None:
-        """Seconds until a new chunk will be due; None while the arm holds, or waits for a chunk to end."""
+        """Return the seconds until a new chunk is due; None while the arm holds, or waits for a chunk to end."""
         with self._lock:
             renew_at = self._state.renew_at
             if self._state.status.state != RUNNING or renew_at is None or self._pace.is_too_slow:
@@ -229,10 +230,10 @@ class RobotController:
             return (renew_at - self._pace.inference_ns - self._clock.ros_ns()) / NS
 
     def see(self, measured: MeasuredJoints | None) -> bool:
-        """Take note of where the arm is before an observation: the first chunk may come before the first tick.
+        """Note where the arm is before an observation: the first chunk may come before the first tick.
 
         Returns:
-            False where that chunk would be in vain, as the arm has to stand still first.
+            False where a chunk would be useless, as the arm has to stand still first.
         """
         with self._lock:
             self._measured = measured
@@ -240,14 +241,14 @@ class RobotController:
             return not self._awaited_of_the_arm()
 
     def ask(self) -> Ticket:
-        """Note that inference starts; what is returned comes back with the chunk, and is void after a hold."""
+        """Note that inference starts; return a ticket that comes back with the chunk and is void after a hold."""
         with self._lock:
             steady = self._clock.steady_s()
             self._advance(ChunkAsked(steady))
             return Ticket(self._state.generation, steady, not self.is_executing)
 
     def accept(self, trajectory: Trajectory, ticket: Ticket) -> bool:
-        """Put a decoded chunk on the timeline; return False where it came too late, or after a hold, and is dropped."""
+        """Put a decoded chunk on the timeline; return False where it is dropped: it came too late, or after a hold."""
         with self._lock:
             if not self._state.is_active:
                 return False
@@ -259,7 +260,7 @@ class RobotController:
             return isinstance(joined, ChunkTaken)
 
     def _join(self, trajectory: Trajectory, ticket: Ticket, now: int, steady: float) -> ChunkTaken | ChunkDropped:
-        """Join a chunk to the plan, if that can be."""
+        """Join a chunk to the plan, if that is possible."""
         if not np.isfinite(trajectory.positions).all():
             return ChunkDropped(steady, Fault(POLICY_ERROR, "the policy's chunk holds NaN or Inf"))
         if not self._state.takes(ticket):
@@ -269,7 +270,7 @@ class RobotController:
         self._pace.horizon = float(trajectory.times[-1] - trajectory.times[0]) / NS
         shift = 0
         if ticket.is_standing and steady - ticket.asked_s <= self._profile.timing.inference_timeout:
-            # what was seen still holds, and to begin amid the chunk would be a leap
+            # the observation still holds, and to begin in the middle of the chunk would be a leap
             shift = max(now + self._lead_ns + 1 - int(trajectory.times[0]), 0)
             trajectory = replace(trajectory, times=trajectory.times + shift)
         if too_far := self._too_far(trajectory, now):
@@ -285,12 +286,12 @@ class RobotController:
         return ChunkTaken(max(now, int(trajectory.times[0]) + committed), shift, missed)
 
     def policy_failed(self, message: str) -> None:
-        """The policy raised: hold until a chunk comes."""
+        """Hold until a chunk comes, as the policy raised."""
         with self._lock:
             self._advance(PolicyFailed(self._clock.steady_s(), message))
 
     def _too_far(self, trajectory: Trajectory, now: int) -> str:
-        """Say which joint a motion that starts from rest asks to be implausibly far away; empty where none."""
+        """Say which joint a motion from rest would lead implausibly far away; empty where none."""
         usable = trajectory.times > now + self._lead_ns
         if self._plan.window is not None or self._measured is None or not usable.any():
             return ""
@@ -309,7 +310,7 @@ class RobotController:
         """Advance one command period; return the window to send, None where nothing may be sent.
 
         Args:
-            measured: where the joints were last believed to be, or None. Motions that begin need them.
+            measured: where the joints were last believed to be, or None. A motion needs them to begin.
             fault: what is wrong with the observation now, or None.
             controller: what is wrong on the command topics, or None.
             waiting_for: what the robot needs before it may ask for a chunk, in words; empty if nothing.
@@ -356,18 +357,18 @@ class RobotController:
         )
 
     def not_sent(self, window: CommandWindow, joints: Sequence[int] | None = None) -> None:
-        """The last window was not sent, so the next one goes on from the one before it.
+        """Take back the last window, which was not sent: the next one goes on from the one before it.
 
         Args:
             window: the last.
-            joints: columns of the joints that it was not sent to, None for all.
+            joints: columns of the joints to which it was not sent, None for all.
         """
         with self._lock:
             if self._plan.take_back(window, joints) and joints is None:
                 self._advance(WindowTakenBack())
 
     def _start(self, now: int) -> MotionState | None:
-        """How the arm should move now: on the last command, or before it at rest where it is measured to stand."""
+        """Return how the arm should move now: on the last command; before any, at rest where it is measured."""
         if self._plan.window is not None:
             return self._plan.window.state_at(now)
         if self._measured is None or self._following.awaits(self._measured):
@@ -375,13 +376,13 @@ class RobotController:
         return MotionState.at_rest(self._measured.positions)
 
     def _awaited_of_the_arm(self) -> str:
-        """What a motion has to wait for that would begin from the arm, in words; empty where there is nothing."""
+        """Say what a motion that begins where the arm stands must wait for; empty where it must not wait."""
         if self._plan.window is not None or self._measured is None:
             return ""
         return self._following.awaits(self._measured)
 
     def _leave_if_elsewhere(self, now: int) -> None:
-        """Start anew from the arm where that should stand, but is out of reach of where it was left, or went astray."""
+        """Start again from where the arm is, if it should stand but is out of reach of its last command or strayed."""
         window, measured = self._plan.window, self._measured
         if window is not None and measured is not None and not self._plan.is_moving(now):
             self._advance(ArmSeen(bool(self._following.excess(window.position_at(now), measured, now).any())))
@@ -394,7 +395,7 @@ class RobotController:
             self._advance(ClockJumped(is_back=jump < 0), now)
 
     def _is_over(self, now: int) -> bool:
-        """Whether the plan has been over for the length of a window."""
+        """Say whether the plan has been over for the length of a window."""
         return not self._plan.lasts(now, spare=self._lookahead_ns)
 
     def _next_window(self, now: int, start: MotionState, measured: MeasuredJoints | None) -> CommandWindow:

@@ -1,4 +1,4 @@
-"""The inference thread: one policy, any number of robots, a batch of whichever wait."""
+"""The inference thread: one policy, any number of robots, one batch of those that wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xvla_ros.types import ActionChunk, Observation, Prefix
 
 POLL_S = 0.005
 BATCH_WAIT_S = 0.01
-SHORTEST_WAIT_S = 0.0005  # between looks at who asks
+SHORTEST_WAIT_S = 0.0005  # between two looks at which robots ask
 ERROR_PAUSE_S = 1.0
 INFERENCE_THREAD = "inference"
 
@@ -25,9 +25,9 @@ class Ticket:
     """Says when a chunk was asked for.
 
     Attributes:
-        generation: of the robot's chunks then; once there is another the answer is void.
+        generation: of the robot's chunks then; the answer is void once there is a newer one.
         asked_s: steady time in s.
-        is_standing: whether no chunk was being carried out, so that what was seen still holds when the answer lands.
+        is_standing: whether no chunk was being carried out, so that the observation still holds when the answer comes.
     """
 
     generation: int
@@ -35,20 +35,20 @@ class Ticket:
     is_standing: bool
 
 
-NO_TICKET = Ticket(-1, 0.0, False)  # whose answer is void
+NO_TICKET = Ticket(-1, 0.0, False)  # the answer to it is void
 
 
 @dataclass(frozen=True, eq=False)
 class ChunkRequest:
-    """An observation on its way through the policy, with all that its answer must be taken with.
+    """An observation on its way through the policy, with what is needed to use its answer.
 
     Attributes:
-        observation: what is seen.
+        observation: what the policy is given.
         prefix: what the answer must agree with, None where it is free.
         ticket: when it was asked for.
         start: float64 [J] rad or m, where the joints were commanded to be; None where that is unknown.
-        shift: ns from the observation to the state that the policy is told.
-        observe_ms: what it took to make this.
+        shift: ns from the observation to the time of the state that the policy is given.
+        observe_ms: how long it took to make this request.
     """
 
     observation: Observation
@@ -63,10 +63,10 @@ class EngineClient(Protocol):
     """One robot as the engine sees it. Every call comes from the inference thread."""
 
     def wants_chunk(self) -> bool:
-        """Whether the plan is to be renewed now."""
+        """Say whether the plan is to be renewed now."""
 
     def due_in(self) -> float | None:
-        """Seconds until the plan is to be renewed; None while the robot holds, or where nobody can say."""
+        """Return the seconds until the plan is to be renewed; None while the robot holds or where that is unknown."""
 
     def observe(self) -> ChunkRequest | None:
         """Ask about the newest observation; None while something is missing or stale."""
@@ -75,7 +75,7 @@ class EngineClient(Protocol):
         """Take the answer to a request."""
 
     def policy_failed(self, error: Exception) -> None:
-        """The policy raised on a batch that held this robot's observation."""
+        """Take note that the policy raised on a batch with this robot's observation."""
 
 
 Predict = Callable[[list[Observation], list[Prefix | None]], list[ActionChunk]]
@@ -128,7 +128,7 @@ class Engine:
                 self._stop.wait(POLL_S)
 
     def step(self) -> bool:
-        """Serve the robots that wait, once; return whether there was any."""
+        """Serve the robots that wait, once; return whether any waited."""
         if any(client.wants_chunk() for client in self._clients):
             self._wait_for_others()
         asked = [(client, request) for client in self._clients
@@ -153,7 +153,7 @@ class Engine:
         return True
 
     def _wait_for_others(self) -> None:
-        """Until everybody has asked who will within ``batch_wait`` from now."""
+        """Wait for the robots that will ask within ``batch_wait`` from now."""
         deadline = time.monotonic() + self._batch_wait
         while (left := deadline - time.monotonic()) > 0.0:
             dues = [client.due_in() for client in self._clients if not client.wants_chunk()]

@@ -13,11 +13,12 @@ from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile.schema import Safety
 from xvla_ros.types import NS, Floats
 
-# s by which an arm in motion may be behind its commands: so far without a hold, and so far that they do not wait for it
+# s by which an arm in motion may be behind its commands: without a hold, and without the commands waiting for it
 LAG, LAG_AT_ONCE = 0.3, 0.15
 STILL_FOR = 0.5  # s for which an arm must have stood where a motion begins
 OUTSIDE = 0.1  # share of its range by which a joint may be outside its limits where a motion begins
-UNSEEN_AT_MOST, GOES_ON = 1.0, 0.1  # s since the last joint state for which motion is allowed for, and taken to go on
+# s since the last joint state: for so long motion since then is allowed for, and taken to go on at the same velocity
+UNSEEN_AT_MOST, GOES_ON = 1.0, 0.1
 GRIPPERS_AFTER = 0.05  # s
 CAUGHT_UP = 0.2  # s in which every command must have been within reach before the arm counts as following again
 
@@ -25,9 +26,10 @@ CAUGHT_UP = 0.2  # s in which every command must have been within reach before t
 class Following:
     """Holds commands against where the joints are measured to be.
 
-    A joint can be reached within ``lead`` by its ``max_velocity``, or is within ``safety.following_error.distance``,
-    which is for an arm that sags. One that moves may be ``LAG_AT_ONCE`` behind, where it moves to. Grippers may be
-    anywhere, since what they hold stops them, unless the arm itself does not follow.
+    A command is within reach of a joint that gets there within ``lead`` at its ``max_velocity``, or is no further away
+    than ``safety.following_error.distance``, which allows for an arm that sags. A joint that moves may be
+    ``LAG_AT_ONCE`` behind in the direction of its motion. Grippers may be anywhere, since what they hold stops them,
+    unless the arm itself does not follow.
 
     Args:
         limits: of the joints.
@@ -45,7 +47,7 @@ class Following:
         self._behind_until = 0
 
     def forget(self) -> None:
-        """Begin anew: the next command starts from where the arm is."""
+        """Forget the past: the next command starts from where the arm is."""
         self._behind_since = None
 
     @property
@@ -54,7 +56,7 @@ class Following:
         return self._behind_since is None
 
     def awaits(self, measured: MeasuredJoints) -> str:
-        """Say what a motion that begins where the arm is measured to be has to wait for; empty where it may begin."""
+        """Say what a motion from where the arm is measured must wait for; empty where it may begin."""
         if self._is_off:
             return ""
         beyond = np.maximum(self._limits.lower - measured.positions, measured.positions - self._limits.upper)
@@ -88,7 +90,7 @@ class Following:
         return found
 
     def note(self, first: Floats, measured: MeasuredJoints, now: int) -> None:
-        """Take note of whether the arm has come along by ROS time ``now`` in ns, to reach the ``first`` point [J]."""
+        """Note whether the arm has followed by ROS time ``now`` in ns, so that it can reach the ``first`` point [J]."""
         behind = self.excess(first, measured, now, LAG).any()
         if behind:
             self._behind_until = now
@@ -98,10 +100,10 @@ class Following:
             self._behind_since = None
 
     def fault(self, first: Floats, measured: MeasuredJoints, now: int) -> Fault | None:
-        """Return what keeps the arm from moving on where it has been out of reach for too long.
+        """Return the fault that stops the arm where it has been too far from its commands for too long; else None.
 
         Args:
-            first: [J] what the last command has for ``now``, rad or m.
+            first: [J] the last command's positions for ``now``, rad or m.
         """
         if self._behind_since is None or now - self._behind_since < self._allowed.time * NS:
             return None
@@ -117,7 +119,7 @@ class Following:
         return self._behind_since is not None and now - self._behind_since > GRIPPERS_AFTER * NS
 
     def too_far(self, first: Floats, measured: Floats) -> str:
-        """Say which joint the ``first`` waypoint of a motion from rest leads implausibly far away; empty where none."""
+        """Say which joint the ``first`` waypoint of a motion from rest leads implausibly far; empty where none."""
         away = np.abs(first - measured) / (self._limits.upper - self._limits.lower)
         away[self._grippers] = 0.0
         worst = int(np.argmax(away))

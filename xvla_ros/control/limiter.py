@@ -17,11 +17,11 @@ from xvla_ros.types import Floats
 
 # A point further from the plan than this share of a joint's range, and than twice the margin, counts as limited.
 LIMITED = 1e-4
-ROUNDS = 3  # of looking for the point where a joint that is late meets the plan; one where the next window is sooner
+ROUNDS = 3  # of looking for the point where a late joint meets the plan; one round where the next window is sooner
 STANDS = 1e-6  # s: a joint with so little left to brake is at rest
 # Points that a path may get beyond its last time to come to rest; a motion that needs more is stopped without Ruckig.
 MOST_EXTRA_POINTS = 300
-OVERTAKEN = 0.95  # share of the highest velocity at which a point that is as fast or faster is taken to move on
+OVERTAKEN = 0.95  # a point is taken to move on at its velocity, but at most at this share of the highest velocity
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class LimitedPath:
 
 
 class Limiter:
-    """Turns plans into motion that can always be stopped in time: the limits of one robot's joints at work.
+    """Turns plans into motion that can always be stopped in time, by the limits of one robot's joints.
 
     A path is a chain of states. From each, Ruckig finds the fastest motion to the plan's next point; the state that
     it reaches by that point's time is taken, joint by joint, only if the joint could brake from there inside the
-    position limits and before the path ends. Else the joint brakes. So from a state with such a brake, rest for
-    one, every path is inside every limit and ends at rest, whatever the plan.
+    position limits and before the path ends. Else the joint brakes. So from a state with such a brake, for example
+    rest, every path is inside every limit and ends at rest, whatever the plan.
 
-    Joints are limited each for itself: one that is held up does not delay the others. Not for use by two threads.
+    Each joint is limited for itself: one that is held up does not delay the others. Not for use by two threads.
     """
 
     def __init__(self, limits: JointLimits) -> None:
@@ -82,7 +82,7 @@ class Limiter:
         return self._chain(start, times, targets, positions, bounds)
 
     def brake(self, start: MotionState, times: Floats) -> LimitedPath:
-        """Come to rest as soon as the limits allow; points are added where the last time is too early for that.
+        """Come to rest as soon as the limits allow; add points where the last time is too early for that.
 
         Args:
             start: the state at time 0.
@@ -98,7 +98,7 @@ class Limiter:
         return _ended(_sampled(brake, times), times, brake, 0.0, 0)
 
     def _targets(self, times: Floats, positions: Floats, velocities: Floats, bounds: Bounds) -> Floats:
-        """The plan [K, 3, J] with states from which the joints could be stopped inside the limits."""
+        """Return the plan as states [K, 3, J] from which the joints could be stopped inside the limits."""
         inside = np.clip(positions, bounds.lower, bounds.upper)
         up = np.minimum(self._speed_to_stop_in(bounds.upper - inside), bounds.velocity)
         down = np.minimum(self._speed_to_stop_in(inside - bounds.lower), bounds.velocity)
@@ -113,7 +113,7 @@ class Limiter:
         return targets
 
     def _speed_to_stop_in(self, distance: Floats) -> Floats:
-        """The speed at constant velocity from which a joint stops within ``distance``, or a little less."""
+        """Return the constant speed, or a little less, from which a joint stops within ``distance``."""
         acceleration = self._brakes.acceleration
         ramp = acceleration / (2 * self._brakes.jerk)
         speed: Floats = acceleration * (np.sqrt(ramp**2 + 2 * distance / acceleration) - ramp)
@@ -144,10 +144,10 @@ class Limiter:
     def _take(
         self, aim: Floats | None, state: Floats, brake: Brake, step: float, left: float, bounds: Bounds
     ) -> tuple[Floats, Flags, Brake | None]:
-        """The next state: of each joint what it aims at if it can be stopped from there, else what braking makes of it.
+        """Return the next state: each joint's aim if it can be stopped from there, else the state after braking.
 
         Returns:
-            The state [3, J]; [J] which joints brake so as to be at rest in time; the brake from the state where no
+            The state [3, J]; [J] which joints brake to be at rest in time; and the brake from that state, None where a
             joint had to brake.
         """
         braked = brake.at(step)
@@ -165,10 +165,10 @@ class Limiter:
         return np.where(taken, aim, braked), ~in_time, None
 
     def _evened(self, state: Floats, aim: Floats, step: float) -> Floats:
-        """Positions [J] of the state aimed at, moved so that the cubic to it keeps the limits throughout.
+        """Return the positions [J] of the state aimed at, moved so that the cubic to it keeps the limits throughout.
 
         Its acceleration changes evenly from ``mean + bend`` to ``mean - bend``. The cubic of a motion that speeds up
-        and slows down within one step bends too much, and a joint could not be braked from amid it.
+        and slows down within one step bends too much: a joint could not be braked from the middle of it.
         """
         (position, velocity, _), after = state, aim[1]
         mean = (after - velocity) / step
@@ -192,7 +192,7 @@ class Limiter:
         return int((moved & ~np.logical_or.accumulate(ending, axis=0)).any(axis=1).sum())
 
     def _plain_stop(self, start: MotionState, times: Floats) -> LimitedPath:
-        """Velocity that falls evenly to zero over the path: for a start so fast that Ruckig finds no end to it."""
+        """Let the velocity fall evenly to zero over the path: for a start so fast that Ruckig finds no brake."""
         end, at, limits = float(times[-1]), times[:, None], self._limits
         positions = start.position + start.velocity * (at - at**2 / (2 * end))
         return LimitedPath(
@@ -222,11 +222,11 @@ class Pursuit:
     def next_state(
         self, state: Floats, plan: Floats, after: Floats, max_velocity: Floats, rounds: int
     ) -> Floats | None:
-        """The state [3, J] after ``after[0]`` s on the way to meet the plan; None where Ruckig finds no motion.
+        """Return the state [3, J] after ``after[0]`` s on the way to meet the plan; None where Ruckig finds no motion.
 
-        A joint that could meet the plan's first point sooner is there at its time. One that cannot in time heads for
-        the first point that it can meet, found in a few rounds: so it turns early where the plan turns too hard for
-        it, and lags no more than it must.
+        A joint that could meet the plan's first point early arrives just in time. A joint that cannot meet it in time
+        heads for the first point that it can meet, found in a few rounds. So it turns early where the plan turns too
+        hard for it, and lags no more than it must.
 
         Args:
             state: [3, J] position, velocity and acceleration.
@@ -254,7 +254,7 @@ class Pursuit:
     def _meet(
         self, state: Floats, point: Floats, after: float | Floats, step: float, max_velocity: Floats
     ) -> tuple[Floats, Floats] | None:
-        """The fastest motion to a point [3, J] due ``after`` s: its state after ``step`` s and its duration [J]."""
+        """Return state and duration [J]: ``step`` s into the fastest motion to a point [3, J] due ``after`` s."""
         goal, fastest = self._goal, max_velocity * OVERTAKEN
         frame = np.empty_like(point[:2])
         frame[1] = np.clip(point[1], -fastest, fastest)
@@ -275,7 +275,7 @@ class Pursuit:
     def _delay(
         self, reached: Floats, state: Floats, point: Floats, step: float, early: Flags, max_velocity: Floats
     ) -> None:
-        """Put into ``reached`` how the ``early`` joints get to the point met last after ``step`` s and not before."""
+        """Set ``reached`` for the ``early`` joints so that they get to the last point after ``step`` s, not before."""
         goal = self._goal
         goal.enabled, goal.minimum_duration, goal.synchronization = early.tolist(), step, Synchronization.Time
         motion = solve(self._otg, goal)
@@ -303,11 +303,11 @@ def _sampled(brake: Brake, times: Floats) -> Floats:
 
 
 def _ended(states: Floats, times: Floats, brake: Brake, since: float, limited: int) -> LimitedPath:
-    """The path of ``states``, with points added where it is not at rest at its last time.
+    """Return the path of ``states``, with points added where it is not at rest at its last time.
 
     Args:
         states: [K, 3, J].
-        brake: that of the state at time ``since`` s; the states after it are on it.
+        brake: the brake from the state at time ``since`` s; the later states lie on it.
     """
     spacing = _spacing(times)
     extra = int(np.ceil((since + brake.duration.max() - times[-1] - STANDS) / spacing))
@@ -350,7 +350,7 @@ def command_window(
 
 
 def brake_window(stamp: int, start: MotionState, times: Floats, limiter: Limiter) -> CommandWindow:
-    """The window that brings the arm to rest as soon as its limits allow; arguments as of ``command_window``."""
+    """Return the window that brings the arm to rest as soon as its limits allow; arguments as in ``command_window``."""
     return _window(stamp, start, limiter.brake(start, times))
 
 

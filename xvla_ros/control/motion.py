@@ -29,14 +29,14 @@ class MotionState:
 
     @classmethod
     def at_rest(cls, position: Floats) -> MotionState:
-        """The state of joints that stand at ``position`` [J]."""
+        """Return the state of joints that stand at ``position`` [J]."""
         return cls(position.copy(), np.zeros_like(position), np.zeros_like(position))
 
     def is_finite(self) -> bool:
         return bool(np.isfinite(self.rows()).all())
 
     def rows(self) -> Floats:
-        """Position, velocity and acceleration as [3, J]."""
+        """Return position, velocity and acceleration as [3, J]."""
         return np.array([self.position, self.velocity, self.acceleration])
 
 
@@ -65,13 +65,13 @@ class CommandWindow:
     limited: int
 
     def position_at(self, time: int) -> Floats:
-        """Positions [J] that a controller following this window should have at ROS time ``time`` in ns."""
+        """Return the positions [J] that a controller following this window should have at ROS time ``time`` in ns."""
         return self.state_at(time).position
 
     def state_at(self, time: int) -> MotionState:
-        """How a controller following this window should move at ROS time ``time`` in ns.
+        """Return how a controller following this window should move at ROS time ``time`` in ns.
 
-        The acceleration is that of the limiter, evenly between two points; a cubic's own leaps at each point.
+        The acceleration is the limiter's, linear between two points; that of the cubic would leap at each point.
         """
         at = (time - self.stamp) / 1e9
         if at <= 0.0:
@@ -87,13 +87,13 @@ class CommandWindow:
         return MotionState(position, velocity, (1 - share) * before.acceleration + share * after.acceleration)
 
     def seen_from(self, time: int) -> CommandWindow:
-        """The command that leads along the same path from ROS time ``time`` in ns on, at rest where that has ended."""
+        """Return the command for the same path from ROS time ``time`` in ns on; at rest after the end of the path."""
         states = np.stack([self.state_at(time + ceil(at * 1e9)).rows() for at in self.times])
         return replace(self, stamp=time, start=self.state_at(time), positions=states[:, 0], velocities=states[:, 1],
                        accelerations=states[:, 2])
 
     def with_others(self, joints: Sequence[int], other: CommandWindow | None) -> CommandWindow:
-        """This command, but for the columns ``joints``, which go on by ``other``, or stand still where that is None."""
+        """Return this command with the columns ``joints`` as in ``other``; standing still where that is None."""
         times, chosen = self.times, list(joints)
         if other is not None:
             late = other.times + (other.stamp - self.stamp) / 1e9
@@ -114,7 +114,7 @@ class CommandWindow:
 
 
 def window_times(lead: float, lookahead: float, rate: float) -> Floats:
-    """Times [K] s of a window's points: one a command period from ``lead`` to ``lookahead``, at least two."""
+    """Return the times [K] s of a window's points: one per command period, ``lead`` to ``lookahead``, at least two."""
     count = max(int(np.floor((lookahead - lead) * rate + 1e-9)) + 1, 2)
     return lead + np.arange(count) / rate
 
@@ -122,7 +122,7 @@ def window_times(lead: float, lookahead: float, rate: float) -> Floats:
 def on_cubic(
     at: float, duration: float, p0: Floats, p1: Floats, v0: Floats, v1: Floats
 ) -> tuple[Floats, Floats]:
-    """Position and velocity ``at`` s into a cubic of ``duration`` s."""
+    """Return position and velocity ``at`` s into a cubic of ``duration`` s."""
     u = at / duration
     u2, u3 = u * u, u * u * u
     position = (
@@ -134,12 +134,12 @@ def on_cubic(
 
 
 def on_lines(at: Floats, times: Floats, values: Floats) -> Floats:
-    """Values [K, J] ``at`` [K] s on the lines between ``values`` [T, J] at ``times`` [T] s; level beyond both ends."""
+    """Interpolate ``values`` [T, J] at ``times`` [T] s linearly: return [K, J] ``at`` [K] s, level beyond both ends."""
     return np.stack([np.interp(at, times, column) for column in values.T], axis=1)
 
 
 def cubic_inside(before: Floats, after: Floats, step: float, low: Floats, high: Floats) -> Flags:
-    """Whether [J] the cubic between the positions and velocities of two states [3, J] stays inside, if its ends do."""
+    """Say whether [J] the cubic between two states [3, J], by position and velocity, stays inside if its ends do."""
     first, second = before[0] + before[1] * (step / 3), after[0] - after[1] * (step / 3)
     inside: Flags = (np.minimum(first, second) >= low) & (np.maximum(first, second) <= high)
     if inside.all():  # a cubic stays inside the hull of its Bézier points
@@ -156,7 +156,7 @@ def cubic_inside(before: Floats, after: Floats, step: float, low: Floats, high: 
 
 
 def slopes_of(values: Floats, times: Floats) -> Floats:
-    """Derivatives [K, J] by central differences, continued evenly at both ends."""
+    """Return derivatives [K, J] by central differences, extrapolated linearly at both ends."""
     slopes = np.empty_like(values)
     slopes[1:-1] = (values[2:] - values[:-2]) / (times[2:] - times[:-2])[:, None]
     slopes[0] = 2 * (values[1] - values[0]) / (times[1] - times[0]) - slopes[1]

@@ -39,10 +39,10 @@ class Pilot(Generic[Raw]):
         clock: where time is read.
         decode_image: (raw, camera that sent it) → uint8 [H, W, 3] RGB, as it was sent; may raise.
         instruction: what to do; empty takes the profile's.
-        description: what ``robot_description`` said; None takes the URDFs the profile names.
+        description: the URDF of ``robot_description``; None takes the URDFs that the profile names.
 
     Raises:
-        KinematicsError: the action mode has tool poses, and the arms cannot be had.
+        KinematicsError: the action mode has tool poses, and the arms' kinematics are missing.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class Pilot(Generic[Raw]):
     # the engine's side
 
     def wants_chunk(self) -> bool:
-        """Whether the plan is to be renewed now."""
+        """Say whether the plan is to be renewed now."""
         return bool(self.instruction) and self.controller.wants_chunk()
 
     def due_in(self) -> float | None:
-        """Seconds until the plan is to be renewed; None while the robot holds."""
+        """Return the seconds until the plan is to be renewed; None while the robot holds."""
         return self.controller.due_in() if self.instruction else None
 
     def observe(self) -> ChunkRequest | None:
@@ -142,13 +142,13 @@ class Pilot(Generic[Raw]):
         return accepted
 
     def policy_failed(self, error: Exception) -> None:
-        """The policy raised on this robot's observation."""
+        """Hold, as the policy raised on this robot's observation."""
         self.controller.policy_failed(f"{type(error).__name__}: {error}")
 
     def _rolled_forward(
         self, seen: Observation, start: Floats | None, now: int
     ) -> tuple[Observation, Floats | None, int]:
-        """The observation with the state planned for when its chunk arrives, if the profile wants that."""
+        """Return the observation with the state planned for when its chunk arrives, if the profile wants that."""
         if not (self.profile.smoothing.roll_forward and self.controller.is_executing):
             return seen, start, 0
         then = self.controller.committed_until(now)
@@ -159,7 +159,7 @@ class Pilot(Generic[Raw]):
         return replace(seen, state=state), planned[0], then - seen.stamp
 
     def _prefix(self, seen: Observation, shift: int, now: int) -> Prefix | None:
-        """What must be agreed with: the chunk that is being carried out, unless something is in the arm's way."""
+        """Return what the answer must agree with: the chunk being carried out, unless the arm does not follow it."""
         chunk, policy = self._chunk, self.profile.policy
         if chunk is None or self.profile.smoothing.method not in CONDITIONED:
             return None
@@ -171,5 +171,5 @@ class Pilot(Generic[Raw]):
 
 
 def _grippers(profile: Profile, arms: dict[str, ToolArm]) -> tuple[int, ...]:
-    """Columns of the grippers' joints in policy order."""
+    """Return the columns of the grippers' joints in policy order."""
     return tuple(arm.gripper for arm in arms.values()) if arms else profile.action_spec.gripper

@@ -1,4 +1,4 @@
-"""What one arm is about to do, and the last command that was sent of it."""
+"""What one arm is about to do, and the last command that was sent for it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from xvla_ros.robots.profile.schema import Timing
 from xvla_ros.robots.tools import Workspace
 from xvla_ros.types import NS, Floats, Stamps
 
-PULLS = 4  # rounds in which a command is brought within reach of the arm; to rest within reach is the last resort
+PULLS = 4  # rounds in which a command is brought within reach of the arm; the last resort is to rest within reach
 # A clock that runs down by ``slowing`` brakes at most 3/2 and jerks at most 6 times the mean of its time.
 SLOWING_PEAK, SLOWING_JERK, SPARE = 1.5, 6.0, 1.1
 STANDING = 1e-3  # rad/s or m/s, slower is at rest
 
 
 class Plan:
-    """A timeline and what becomes of it: every command has gone through the ``Limiter`` and the ``Workspace``.
+    """A timeline and the commands made from it, each of which has gone through the ``Limiter`` and the ``Workspace``.
 
     Times are ns of ROS time.
 
@@ -57,12 +57,12 @@ class Plan:
         return self._timeline.end
 
     def lasts(self, now: int, spare: int = 0) -> bool:
-        """Whether the plan goes on at ``now``, or ended at most ``spare`` ns before."""
+        """Say whether the plan goes on at ``now``, or ended at most ``spare`` ns before."""
         end = self._timeline.end
         return end is not None and now <= end + spare
 
     def positions(self, times: Stamps) -> Floats | None:
-        """Positions [K, J] planned for ``times`` [K], None where nothing is planned."""
+        """Return the positions [K, J] planned for ``times`` [K], None where nothing is planned."""
         return None if self._timeline.is_empty else self._timeline.sample(times)[0]
 
     def splice(self, times: Stamps, positions: Floats, not_before: int) -> int:
@@ -77,12 +77,12 @@ class Plan:
             self._timeline.splice(times, positions, now - 1)
 
     def follow_jump(self, jump: int) -> None:
-        """The clock was set ahead by ``jump``: the last command goes on from where the arm is."""
+        """Move the last command by the clock's ``jump`` in ns, so that it goes on from where the arm is."""
         if self.window is not None:
             self.window = replace(self.window, stamp=self.window.stamp + jump)
 
     def is_moving(self, now: int) -> bool:
-        """Whether a controller that follows the last command still moves at ``now``."""
+        """Say whether a controller that follows the last command still moves at ``now``."""
         return self.window is not None and bool(np.abs(self.window.state_at(now).velocity).max() >= STANDING)
 
     def command_at(
@@ -90,7 +90,7 @@ class Plan:
     ) -> tuple[CommandWindow, str, Floats]:
         """Work out a command from ``start`` at ``now`` whose first point is within reach of the arm.
 
-        Where the arm has not come along, the command starts nearer to it.
+        Where the arm has not followed, the command starts nearer to it.
 
         Args:
             now: ROS time in ns.
@@ -98,8 +98,8 @@ class Plan:
             excess: first point [J] → by how much it is out of reach [J], zero where it is within.
 
         Returns:
-            The command; which tool would have left its box, empty where none: the command is a brake then; and the
-            first point [J] that it would have, had the arm come along.
+            The command; which tool would have left its box, empty where none (if one would, the command is a brake);
+            and the first point [J] that the command would have, had the arm followed.
         """
         window, outside = self._limited(now, start)
         wanted = window.positions[0]
@@ -129,10 +129,10 @@ class Plan:
         self._before, self.window = self.window, window
 
     def take_back(self, window: CommandWindow, joints: Sequence[int] | None = None) -> bool:
-        """Go on from the command before ``window``, as that was not sent, or not to the columns ``joints``.
+        """Go on from the command before ``window``, which was not sent, or not to the columns ``joints``.
 
         Returns:
-            Whether it was the last.
+            Whether ``window`` was the last command.
         """
         if self.window is not window:
             return False
@@ -142,7 +142,7 @@ class Plan:
 
 
 def stopping_time(speeds: Floats, limits: JointLimits, timing: Timing) -> float:
-    """Seconds in which every joint can lose its speed [J], between lead and lookahead."""
+    """Return the seconds in which every joint can lose its speed [J], between lead and lookahead."""
     braking = SLOWING_PEAK * speeds / limits.max_acceleration
     jerking = np.sqrt(SLOWING_JERK * speeds / limits.max_jerk)
     needed = SPARE * float(np.maximum(braking, jerking).max())
@@ -152,7 +152,7 @@ def stopping_time(speeds: Floats, limits: JointLimits, timing: Timing) -> float:
 def way_to_rest(
     window: CommandWindow, now: int, limits: JointLimits, timing: Timing
 ) -> tuple[Stamps, Floats]:
-    """The rest of ``window``, run ever slower from ROS time ``now`` in ns until the arm stands.
+    """Return the rest of ``window``, run ever slower from ROS time ``now`` in ns until the arm stands.
 
     Returns:
         ROS times int64 [T] in ns, and positions [T, J].

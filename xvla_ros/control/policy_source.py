@@ -54,7 +54,7 @@ def shipped_policy(profiles: Iterable[Profile]) -> Path | None:
 
 
 def known_as(profile: Profile, robots: Iterable[RobotRecord]) -> RobotRecord | None:
-    """Return the record of a robot by name, else of one with its domain: another profile of the same arms."""
+    """Return the record with the robot's name, else one with its domain: another profile of the same arms."""
     there = list(robots)
     by_name = (each for each in there if each.embodiment.robot == profile.name)
     by_domain = (each for each in there if each.embodiment.domain_id == profile.policy.domain_id)
@@ -62,13 +62,13 @@ def known_as(profile: Profile, robots: Iterable[RobotRecord]) -> RobotRecord | N
 
 
 def decode_alike(one: ActionSpec, other: ActionSpec) -> bool:
-    """Whether two action modes mean the same by every channel."""
+    """Say whether every channel means the same in two action modes."""
     same = (one.roles, one.gripper, one.gripper_is_probability)
     return same == (other.roles, other.gripper, other.gripper_is_probability)
 
 
 def _misfits(profile: Profile, record: RobotRecord | None, file: Path) -> Iterator[Problem]:
-    """Yield in what a robot differs from the one that the policy was trained on."""
+    """Yield how a robot differs from the one that the policy was trained on."""
 
     def problem(key: str, value: object, expected: object, message: str) -> Problem:
         where = str(profile.source or "")
@@ -203,7 +203,7 @@ def _load(name: str, revision: str, device: str, dtype: str) -> Policy:
 
 
 def _shipped(profiles: Mapping[str, Profile], device: str, dtype: str) -> Policy | None:
-    """The policy that comes with the package, which knows other profiles of its robots by their domain."""
+    """Load the policy that comes with the package; it knows other profiles of its robots by their domain."""
     folder = shipped_policy(profiles.values())
     if folder is None:
         return None

@@ -37,23 +37,23 @@ class ControlStatus:
     limited_points: int = 0
 
     def to(self, state: str, cause: Fault | None = None) -> ControlStatus:
-        """Return it in another state for some cause; one that ran and now holds or is stopped has held once more."""
+        """Return the status in another state, with the cause; from running to holding or stopped counts as a hold."""
         reason, detail = ("", "") if cause is None else (cause.reason, cause.detail)
         held = self.state == RUNNING and state in (HOLDING, STOPPED)
         return replace(self, state=state, reason=reason, detail=detail, holds=self.holds + held)
 
     def plus(self, **counts: int) -> ControlStatus:
-        """Return it with some counters grown."""
+        """Return the status with these counts added to its counters."""
         grown: dict[str, Any] = {name: getattr(self, name) + count for name, count in counts.items()}
         return replace(self, **grown)
 
 
 @dataclass(frozen=True)
 class ControlState:
-    """All that decides what a robot does next, but for its plan, its arm and the clocks.
+    """All that decides what a robot does next, except its plan, its arm and the clocks.
 
     Attributes:
-        status: state, reason, detail and counters, as they are told.
+        status: state, reason, detail and counters, as they are published.
         stop: why it is stopped until an operator clears that, None while it is not.
         generation: of chunks; one that was asked for in an earlier generation is void.
         first_generation: that of the last start.
@@ -62,8 +62,8 @@ class ControlState:
         waiting_since_s: steady time in s since when a chunk is waited for, None while none is.
         paused_until_s: steady time in s before which the policy is not asked again.
         chunk_fault: what was wrong with the policy or its last chunk, until the next one that can be taken.
-        strayed: how the arm did not follow, until it stands still where it is.
-        unknown_until: ROS time in ns at which it was last not known what time it is, None where it always was.
+        strayed: why the arm is held as it did not follow, until it stands still where it is.
+        unknown_until: ROS time in ns as read when it was last not to be trusted, None where it always was.
     """
 
     status: ControlStatus = field(default_factory=ControlStatus)
@@ -83,17 +83,17 @@ class ControlState:
         return self.status.state != INACTIVE
 
     def takes(self, ticket: Ticket) -> bool:
-        """Whether the answer to what was asked with ``ticket`` may still move the robot."""
+        """Say whether the answer to what was asked with ``ticket`` may still move the robot."""
         return self.is_active and ticket.generation == self.generation and self.stop is None
 
     def may_ask(self, steady_s: float) -> bool:
-        """Whether a chunk could be of use; none is asked for in the pause after an error of the policy."""
+        """Say whether a chunk could be of use; none is asked for in the pause after an error of the policy."""
         if self.status.state in (INACTIVE, STOPPED) or self.status.reason in (CLOCK_STOPPED, CONTROLLER_LOST):
             return False
         return steady_s >= self.paused_until_s
 
     def yields(self, is_over: bool) -> bool:
-        """Whether others may move the arm, as it stands: nothing is to be sent.
+        """Say whether the arm is left to others, as it stands: nothing is to be sent.
 
         Args:
             is_over: whether the arm has stood for the length of a window.
@@ -102,7 +102,7 @@ class ControlState:
 
 
 class Effect(Enum):
-    """What is to be done about a transition, in the order given."""
+    """What is to be done after a transition, in the order given."""
 
     FORGET_PLAN = "the next motion starts from where the arm is measured to be"
     FORGET_LAG = "how far the arm was behind counts no longer"
@@ -126,9 +126,9 @@ class Ended:
     """The robot is deactivated.
 
     Attributes:
-        has_command: whether one has been sent that can be led to rest.
+        has_command: whether a command has been sent that can be led to rest.
         is_over: whether the arm has stood for the length of a window.
-        is_time_known: whether ROS time, as read last, is what it is now.
+        is_time_known: whether the ROS time read last is still current.
     """
 
     has_command: bool
@@ -153,7 +153,7 @@ class StopCleared:
 
 @dataclass(frozen=True)
 class ClockJumped:
-    """ROS time went back, or was set ahead; the last command then has been moved along with it."""
+    """ROS time went back, or was set ahead; in the second case the last command has been moved along with it."""
 
     is_back: bool
 
@@ -218,7 +218,7 @@ class Ticked:
         awaited: what a motion from the arm has to wait for, in words; empty for nothing, None where the arm is unknown.
         not_following: how the arm has been away from its commands for too long.
         plan_lasts: whether the plan goes on.
-        ran_out: why it ended before the next chunk came, empty where it did not.
+        ran_out: why the plan ended before the next chunk came, empty where it did not.
     """
 
     steady_s: float
@@ -242,7 +242,7 @@ class CommandDue:
         now: ROS time in ns.
         can_start: whether something is planned, and a command or an arm at rest to go on from.
         is_over: whether the arm has stood for the length of a window.
-        is_time_known: whether ROS time, as read last, is what it is now.
+        is_time_known: whether the ROS time read last is still current.
         measured: ROS time in ns at which the arm was last measured, None where it is unknown.
     """
 
@@ -255,7 +255,7 @@ class CommandDue:
 
 @dataclass(frozen=True)
 class WindowSent:
-    """A window goes out of which ``limited`` points were moved; ``outside``: which tool would have left its box."""
+    """A window is sent, with ``limited`` points moved by a limit; ``outside``: which tool would have left its box."""
 
     limited: int
     outside: str
@@ -274,7 +274,7 @@ Step = tuple[ControlState, tuple[Effect, ...]]
 
 
 def transition(state: ControlState, event: Event) -> Step:
-    """Return the state after ``event``, and what is to be done about it."""
+    """Return the state after ``event``, and the effects to carry out, in order."""
     status = state.status
     match event:
         case Started():
@@ -313,7 +313,7 @@ def transition(state: ControlState, event: Event) -> Step:
 
 
 def _voided(state: ControlState) -> ControlState:
-    """No chunk is carried out, and none that was asked for will be."""
+    """Void every chunk: the one carried out, and those that were asked for."""
     return replace(state, generation=state.generation + 1, renew_at=None)
 
 
@@ -342,7 +342,7 @@ def _cleared(state: ControlState, event: StopCleared) -> Step:
         return state, ()
     status = replace(state.status, state=HOLDING, reason="", detail="waiting for a new chunk")
     state = replace(_voided(state), status=status, chunk_fault=None, waiting_since_s=event.steady_s)
-    # an arm that stands goes on from where it is measured to be, one that still brakes from its last command
+    # an arm that stands goes on from where it is measured to be; one that still brakes, from its last command
     return state, (Effect.FORGET_CHUNKS,) if event.is_moving else RESTART
 
 
@@ -369,7 +369,7 @@ def _commanded(state: ControlState, event: CommandDue) -> Step:
     if not event.is_time_known:
         return replace(state, unknown_until=event.now), ()
     if event.measured is not None and state.unknown_until is not None and event.measured <= state.unknown_until:
-        return state, ()  # the arm may have gone on while the clock stood, or have waited for it
+        return state, ()  # while the clock stood, the arm may have gone on or have stopped
     return state, (Effect.SEND,)
 
 
@@ -379,11 +379,11 @@ def _ticked(state: ControlState, tick: Ticked) -> Step:
         state = replace(state, waiting_since_s=tick.steady_s)
     state, fault = _looked_for_faults(state, tick)
     if fault is None and waiting_for and state.renew_at is not None:
-        fault = Fault("", f"waiting for {waiting_for}")  # what was asked for is over: the arm comes to rest
+        fault = Fault("", f"waiting for {waiting_for}")  # the task at hand has ended: the arm comes to rest
     effects: tuple[Effect, ...] = ()
     lost = state.status.reason
     if lost in (CONTROLLER_LOST, CLOCK_STOPPED) and (fault is None or fault.reason != lost):
-        # whatever held the arm meanwhile, or let it go on, it need not be where it was last sent
+        # something else may have held or moved the arm meanwhile: it need not be where it was last sent
         state, effects = _voided(state), RESTART
     if fault is None:
         state = replace(state, status=_free(state, tick.plan_lasts))
@@ -400,7 +400,7 @@ def _ticked(state: ControlState, tick: Ticked) -> Step:
 
 
 def _looked_for_faults(state: ControlState, tick: Ticked) -> tuple[ControlState, Fault | None]:
-    """The first reason not to move, in the order in which an operator would look for it."""
+    """Return the state, and the first reason not to move, in the order in which an operator would look."""
     if state.stop is not None:
         return state, state.stop
     if tick.stood_s:
@@ -419,7 +419,7 @@ def _looked_for_faults(state: ControlState, tick: Ticked) -> tuple[ControlState,
 
 
 def _strayed(state: ControlState, tick: Ticked) -> Fault | None:
-    """Why the arm is held that did not follow, until it stands still where it is."""
+    """Return why an arm that did not follow is held, until it stands still where it is."""
     if tick.awaited is None:
         return state.strayed
     if state.strayed is None and state.status.state == RUNNING and tick.has_command:
@@ -428,7 +428,7 @@ def _strayed(state: ControlState, tick: Ticked) -> Fault | None:
 
 
 def _free(state: ControlState, plan_lasts: bool) -> ControlStatus:
-    """The status where nothing is wrong."""
+    """Return the status where nothing is wrong."""
     status = state.status
     if plan_lasts and state.renew_at is not None:
         return status.to(RUNNING)
@@ -437,9 +437,9 @@ def _free(state: ControlState, plan_lasts: bool) -> ControlStatus:
 
 
 def _held(state: ControlState, fault: Fault) -> ControlStatus:
-    """The status where ``fault`` holds the arm."""
+    """Return the status where ``fault`` holds the arm."""
     status, name = state.status, HOLDING if state.stop is None else STOPPED
     if (status.state, status.reason) != (name, fault.reason):
         return status.to(name, fault)
-    # who else commands the arm, or what is wrong with a picture at last; not each change of figures
+    # the detail follows what is wrong, e.g. who else commands the arm; a mere change of figures does not count
     return status if fault.is_like(status.detail) else replace(status, detail=fault.detail)

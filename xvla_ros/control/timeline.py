@@ -18,15 +18,15 @@ CONDITIONED = ("realtime_chunking", "guided")
 
 
 def waypoint_times(chunk: ActionChunk) -> Stamps:
-    """ROS times [T] in ns at which a chunk's waypoints are due."""
+    """Return the ROS times [T] in ns at which a chunk's waypoints are due."""
     return chunk.stamp + np.rint(np.asarray(chunk.times) * NS).astype(np.int64)
 
 
 def prefix_weights(times: Stamps, committed_until: int, overlap_end: int, shape: str) -> Floats:
-    """How strongly a new chunk must agree with the one before, waypoint by waypoint.
+    """Return how strongly each waypoint of a new chunk must agree with the chunk before.
 
-    Real-time chunking (arXiv 2506.07339, eq. 5), with times in the place of counts: 1 for what passes while the policy
-    thinks, falling over the rest of the overlap, 0 where the chunk before says nothing.
+    Real-time chunking (arXiv 2506.07339, eq. 5), by times instead of counts: 1 for what is carried out while the
+    policy computes, falling over the rest of the overlap, 0 where the chunk before has no waypoints.
 
     Args:
         times: int64 [T] ns, of the new chunk's waypoints, evenly spaced.
@@ -51,7 +51,7 @@ def prefix_weights(times: Stamps, committed_until: int, overlap_end: int, shape:
 
 
 def chunk_prefix(previous: ActionChunk, times: Stamps, committed_until: int, profile: Profile) -> Prefix | None:
-    """What a new chunk with waypoints due at ``times`` (int64 [T] ns) must agree with; None where nothing overlaps."""
+    """Return what a new chunk due at ``times`` (int64 [T] ns) must agree with; None where nothing overlaps."""
     smoothing = profile.smoothing
     before = waypoint_times(previous)
     weights = prefix_weights(times, committed_until, int(before[-1]), smoothing.overlap)
@@ -66,8 +66,8 @@ def chunk_prefix(previous: ActionChunk, times: Stamps, committed_until: int, pro
 class Ensemble:
     """Temporal ensembling (ACT, arXiv 2304.13705): the mean of all chunks that cover a time.
 
-    The i-th oldest of them counts exp(-decay · i). Joints in ``newest_only`` (grippers, whose mean of open and closed
-    would be neither) follow the newest chunk.
+    The i-th oldest of them has the weight exp(-decay · i). Joints in ``newest_only`` follow the newest chunk: grippers,
+    as the mean of open and closed is neither.
     """
 
     def __init__(self, decay: float, newest_only: tuple[int, ...] = (), kept: int = 32) -> None:
@@ -80,7 +80,7 @@ class Ensemble:
         self._chunks.clear()
 
     def blend(self, newest: Trajectory) -> Trajectory:
-        """Take a chunk; return it with each waypoint the mean of what all chunks say of its time."""
+        """Take a chunk; return it with each waypoint replaced by the mean of all chunks at its time."""
         while self._chunks and self._chunks[0].times[-1] < newest.times[0]:
             self._chunks.popleft()
         self._chunks.append(newest)
@@ -102,21 +102,21 @@ def _positions_at(chunk: Trajectory, times: Stamps) -> Floats:
     return on_lines((times - origin) / NS, (chunk.times - origin) / NS, chunk.positions)
 
 
-EASED_KNOTS = 12  # that stand for the part of a path that was to be run slowly
-END_SHARE = 0.25  # of a second before the end: how far back the speed counts that must be lost there
+EASED_KNOTS = 12  # knots that stand for the slowed part of a path
+END_SHARE = 0.25  # s before the end from which on the path's speed counts as speed to be lost
 
 
 class Timeline:
     """What the robot is to do from now on, as positions over absolute time.
 
-    Positions are in ROS units (rad, m), one column per joint. Through a chunk's waypoints runs a cubic that overshoots
-    none of them (Fritsch and Carlson 1980); a new chunk takes over with position and velocity continuous. Before the
+    Positions are in ROS units (rad, m), one column per joint. A cubic through a chunk's waypoints overshoots none of
+    them (Fritsch and Carlson 1980); a new chunk takes over with position and velocity continuous. Before the
     first waypoint the path is the first, after the last it is the last, so a timeline that runs out is a robot that
     stands. It comes to stand in time: near the end the path is run ever slower.
 
     Args:
         joints: J.
-        stopping_time: from speeds [J] to the seconds in which the robot may lose them.
+        stopping_time: speeds [J] → seconds in which the robot can lose them.
     """
 
     def __init__(self, joints: int, stopping_time: Callable[[Floats], float]) -> None:
@@ -145,7 +145,7 @@ class Timeline:
         """Replace the plan from the first waypoint due after ``not_before`` on; return how many waypoints were taken.
 
         What is planned up to ``not_before`` stays; from there to the first waypoint taken a cubic leads over. A chunk
-        that comes late loses the waypoints already due; one wholly late changes nothing, returns 0.
+        that comes late loses the waypoints already due; one that is wholly late changes nothing.
 
         Args:
             times: int64 [T] ns, strictly increasing.
@@ -164,7 +164,7 @@ class Timeline:
             new_positions = np.concatenate([kept[1], new_positions])
             new_velocities = np.concatenate([kept[2], new_velocities])
         self._set(new_times, new_positions, new_velocities)
-        # what is due before is settled, so the end is not run slowly from there on
+        # what is due before ``not_before`` is settled: the slowed end must not reach back into it
         self._ease = min(self._ease, 2 * float(new_times[-1] - max(not_before, int(new_times[0]))) / NS)
         return taken
 
@@ -173,13 +173,13 @@ class Timeline:
         if self.is_empty:
             return
         first = max(int(np.searchsorted(self._times, time, side="right")) - 1, 0)
-        # the last two stay, or the way to the end would be forgotten while it is still run slowly
+        # the last two stay: the way between them may still be run slowly
         first = min(first, max(len(self._times) - 2, 0), self._before_easing())
         if first:
             self._set(self._times[first:], self._positions[first:], self._velocities[first:], self._ease)
 
     def sample(self, times: Stamps) -> tuple[Floats, Floats]:
-        """Positions and velocities [K, J] planned at ``times`` (int64 [K] ns); the timeline must not be empty."""
+        """Return positions and velocities [K, J] planned at ``times`` (int64 [K] ns); an empty timeline is an error."""
         if self.is_empty:
             raise ValueError("nothing is planned: splice a chunk before sampling the timeline")
         at = (times - self._times[0]) / NS
@@ -193,11 +193,11 @@ class Timeline:
         return self._spline(at), self._spline(at, 1) * rate[:, None]
 
     def _until(self, time: int) -> tuple[Stamps, Floats, Floats]:
-        """Knots that lead along the present path to ``time``: times, positions, velocities."""
+        """Return the knots along the present path up to ``time``: times, positions, velocities."""
         end, begin = self._end(), self._end() - round(self._ease * NS)
         keep = self._times < min(time, begin)
-        # a path that is run slowly has no knots of its own
-        # counted from its begin: a float holds no ns of the time of day
+        # the slowed end of a path has no knots of its own, so they are made;
+        # counted from its beginning, as a float is too coarse for ROS time in ns
         slow = np.rint(np.linspace(0, min(time, end) - begin, EASED_KNOTS if time > begin else 0)).astype(np.int64)
         added = np.unique(np.append(begin + slow, time))
         positions, velocities = self.sample(added)
@@ -213,7 +213,7 @@ class Timeline:
         self._ease = self._easing(at) if ease is None else ease
 
     def _easing(self, at: Floats) -> float:
-        """Seconds over which the end of the path is slowed down."""
+        """Return the seconds over which the end of the path is slowed down."""
         if self._spline is None:
             return 0.0
         near = np.linspace(max(at[-1] - END_SHARE, 0.0), at[-1], 8)
@@ -229,10 +229,10 @@ class Timeline:
 
 
 def slowing(share: Floats) -> tuple[Floats, Floats]:
-    """Way and rate of a clock that runs down smoothly: at 0 at full rate, at 1 standing, having gone 1/2.
+    """Return way and rate of a clock that runs down smoothly: full rate at 0, standing at 1, a way of 1/2 in all.
 
     Args:
-        share: [K] of the time it takes, 0 … 1.
+        share: [K] of the time that this takes, 0 … 1.
 
     Returns:
         The way in shares of that time, and the rate, 1 … 0; the rate falls by at most 3/2 per share.
@@ -242,7 +242,7 @@ def slowing(share: Floats) -> tuple[Floats, Floats]:
 
 
 def _slowed(at: Floats, end: float, ease: float) -> tuple[Floats, Floats]:
-    """Times [K] on a path that ends at ``end`` when its last part is run slower and slower, and the rates [K]."""
+    """Map times ``at`` [K] to times on a path that slows down to stand at ``end``; return these and the rates [K]."""
     if ease <= 0.0:
         return at, np.ones_like(at)
     begin = end - ease / 2
@@ -252,7 +252,7 @@ def _slowed(at: Floats, end: float, ease: float) -> tuple[Floats, Floats]:
 
 
 def _slopes(times: Stamps, positions: Floats) -> Floats:
-    """Velocities [T, J] of the path through a chunk's waypoints."""
+    """Return the velocities [T, J] of the path through a chunk's waypoints."""
     if len(times) < 2:
         return np.zeros_like(positions)
     at = (times - times[0]) / NS
