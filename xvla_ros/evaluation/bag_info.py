@@ -29,7 +29,7 @@ SCHEMA_VERSION = 2
 STAMPED = (*IMAGE_TYPES.values(), JOINT_STATE)
 GAP = 2.5  # usual periods without a message
 EXPECTED_MOST = 1e6
-ROOM = 1e-3  # rad or m; encoders and simulators overshoot a stop by that much
+ROOM = 1e-3  # rad or m by which encoders and simulators overshoot a stop
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class TopicInfo:
         name, type, count: of it.
         rate: Hz, from the median of the periods; 0 for fewer than two messages.
         gaps: periods of more than 2.5 usual ones; ``longest_gap`` the longest.
-        dropped: messages that are missing in the gaps.
-        back: messages stamped before the one before them.
+        dropped: messages missing in the gaps.
+        back: messages with an earlier stamp than the message before them.
         offset: log time minus stamp, the median; None without stamps. ``jitter``: its 95 % range.
         broken: messages that cannot be read; ``problem``: when the first was logged, and what is wrong with it.
     """
@@ -77,10 +77,10 @@ class Observations:
     """What the node's own reader makes of the bag.
 
     Attributes:
-        asked: pictures of slot 0 that an observation was wanted at; ``built``: those at which there was one.
-        decoded: pictures that were decoded, a sample.
+        asked: pictures of slot 0 at which an observation was asked for; ``built``: those at which there was one.
+        decoded: how many pictures were decoded, as a sample.
         faults: {reason, detail, count} of the others, the commonest first.
-        unknown: why the reader could not be asked; empty where it was.
+        unknown: why the reader could not be asked; empty where it could.
     """
 
     asked: int = 0
@@ -97,7 +97,7 @@ class Observations:
 
 @dataclass(frozen=True)
 class BagInfo:
-    """Everything that is said of a bag.
+    """Everything that is reported of a bag.
 
     Attributes:
         path, storage, duration, cut, integrity: of the bag, duration in s.
@@ -174,7 +174,7 @@ def _observations(bag: Bag, profile: Profile) -> Observations | None:
 
 
 def text_of(info: BagInfo) -> str:
-    """Return what is printed for people."""
+    """Return the report in lines for people."""
     lines = [f"{info.path}: {info.storage}, {info.duration:.1f} s; {info.integrity}"]
     if info.cut:
         lines.append(f"cut short: {info.cut}")

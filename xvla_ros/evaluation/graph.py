@@ -1,4 +1,4 @@
-"""The processes of a ROS graph of ours: which nodes a robot needs, and the command line of each.
+"""The processes of our own ROS graph: which nodes a robot needs, and the command line of each.
 
 ``launch/xvla.launch.py`` brings up the same nodes where launch_ros exists.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
 NODES = "xvla_ros.nodes"
-# What a run of its own needs on top of the ROS environment: nobody outside this machine hears it.
+# What such a run adds to the ROS environment: nobody outside this machine hears it.
 THIS_MACHINE_ONLY = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
 Value = bool | int | float | str | list[str]
 
@@ -40,7 +40,7 @@ def choose_profiles(robots: str) -> list[Profile]:
 def settings_in_simulation(
     profile: Profile, checkpoint: str | None, beside: Iterable[Profile] = ()
 ) -> dict[str, Value]:
-    """Return what a simulated robot's profile is overridden with: without a trained policy any first step is allowed.
+    """Return the overrides for a simulated robot's profile: without a trained policy any first step is allowed.
 
     Random weights ask for places all over the joints' ranges, and a profile refuses a motion that begins far away.
 
@@ -161,7 +161,7 @@ def ros_command(
         arguments += ["--params-file", str(file)]
     for name, value in values.items():
         if value is not None:
-            # JSON is YAML: quoted so, a text with a colon or a number in quotes stays a text.
+            # JSON is YAML: quoted like this, a text with a colon or a number in quotes stays a text.
             arguments += ["-p", f"{name}:={json.dumps(value, ensure_ascii=False)}"]
     if namespace:
         arguments += ["-r", f"__ns:=/{namespace.strip('/')}"]

@@ -42,7 +42,7 @@ ENGINE_RATE = 200.0  # Hz at which the inference thread looks whether a robot wa
 
 
 class SimulatedClock:
-    """Both clocks of a robot whose time is that of a world.
+    """Both clocks of a robot that lives in a world's simulated time.
 
     Args:
         world: the simulation.
@@ -60,7 +60,7 @@ class SimulatedClock:
 
 
 class SimulatedCommands:
-    """Hands windows to the controllers of a world, as messages that the node publishes and they read."""
+    """Hands windows to the controllers of a world, encoded and decoded as the messages on the topics."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -119,7 +119,7 @@ class _LateClient:
         self.errors.append(error)
 
     def arrive(self) -> bool:
-        """Hands over the chunk that is due; returns whether it is carried out."""
+        """Hand over the chunk that is due; return whether it is carried out."""
         if not self.waiting or self.waiting[0][0] > self.clock.ros_ns():
             return False
         return self.pilot.deliver(*self.waiting.pop(0)[1:])
@@ -129,7 +129,7 @@ class InProcess:
     """Runs episodes of one task with one policy.
 
     Attributes:
-        world: the simulator; a predictor that looks at its state cheats, and is called an expert.
+        world: the simulator; a predictor that reads its state, as an expert does, is no policy.
         counters: over the episodes so far.
     """
 
@@ -144,12 +144,12 @@ class InProcess:
         image_rate: float = 30.0,
         delay: float = 0.0,
     ) -> None:
-        """Makes the world.
+        """Make the world.
 
         Args:
             profile: the robot.
-            task: of its scene.
-            predict: the policy; None lets the task's expert drive, through the same observations, chunks and control.
+            task: a task of its scene.
+            predict: the policy; with None the task's expert drives, through the same observations, chunks and control.
             width, height, image_rate: of the pictures, as ``sim_node`` has them.
             delay: s of simulated time from an observation to its chunk.
 
@@ -173,12 +173,12 @@ class InProcess:
     def episode(
         self, seed: int, variant: int = 0, *, instruct: Callable[[Layout], str] | None = None
     ) -> EpisodeResult:
-        """Runs one episode.
+        """Run one episode.
 
         Args:
             seed: of the layout.
-            variant: which of its instructions.
-            instruct: what the robot is told instead, as for an ablation; the judge stays with the layout's.
+            variant: which of the layout's instructions.
+            instruct: layout → another instruction for the robot, as for an ablation; the judge keeps the layout's.
 
         Raises:
             EvaluationError: the policy raised.
@@ -195,12 +195,13 @@ class InProcess:
         return EpisodeResult(seed, layout.instruction, success, wrong, (self.world.time - self._begun) / NS)
 
     def close(self) -> None:
-        """Frees what drawing holds."""
+        """Free what drawing holds."""
         self._stepper.close()
 
     def _run(self, pilot: Pilot[Picture], client: _LateClient, engine: Engine) -> tuple[bool, bool]:
         limit, before = round(self._task.time_limit * NS), self._positions()
-        self._begun, asked = 0, False  # time counts from when the policy is asked: the arm must be seen to stand before
+        # time counts from the first question to the policy: before, the arm must be seen to stand
+        self._begun, asked = 0, False
         for event in self._stepper.events():
             if isinstance(event, Pictures):
                 for slot, rgb in event.images.items():
@@ -233,7 +234,7 @@ class InProcess:
         return now
 
     def _send(self, window: CommandWindow | None) -> None:
-        """What the node publishes for a window, and a controller makes of it."""
+        """Send a window to the simulated controllers as the messages that the node would publish."""
         if window is None:
             return
         refused = self._commands.send(window)
@@ -256,7 +257,7 @@ class InProcess:
         counted.overhead_ms = median_of(self._overhead)
 
     def _of_expert(self, expert: Expert) -> Predict:
-        """The expert's plans as chunks of the policy's own kind."""
+        """Return a predictor that gives the expert's plans as chunks like the policy's."""
         policy = self._profile.policy
         times = policy.first_waypoint_offset + np.arange(EXPERT_WAYPOINTS, dtype=np.float64) * policy.waypoint_dt
 

@@ -1,4 +1,4 @@
-"""What an evaluation found out: each episode, and what they amount to; written as ``report.json``."""
+"""The result of an evaluation: each episode, and the figures over all; written as ``report.json``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Counters:
     Attributes:
         chunks, trajectories, holds: of the controller.
         frames_sent, frames_received: pictures of all cameras.
-        travel: command group → rad (m where a joint slides) that its joints have gone in all.
+        travel: command group → rad (m where a joint slides) that its joints have moved in all.
         inference_ms, overhead_ms: of each chunk.
         real_time_factor: simulated seconds per wall second over ROS; None in process.
         computing: how the policy computes, see ``Policy.computing``.
@@ -85,7 +85,7 @@ class Evaluation:
 
     @property
     def wrongs(self) -> int:
-        """How many did what they were not told."""
+        """How many did something else than they were told."""
         return sum(episode.wrong for episode in self.episodes)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Evaluation:
         }
 
     def summary(self) -> str:
-        """What it amounts to, in lines for the console."""
+        """Return the result in lines for the console."""
         low, high = wilson(self.successes, len(self.episodes))
         right = [episode.duration for episode in self.episodes if episode.success]
         took = f", {sum(right) / len(right):.1f} s each" if right else ""
@@ -164,7 +164,7 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
 
 
 def median_of(percentiles: Sequence[Percentiles]) -> Percentiles:
-    """Return the distribution of several runs as that of the one in the middle; NaN where there is none."""
+    """Return the percentiles of the middle one of several runs; NaN where there is none."""
     known = sorted((each for each in percentiles if not math.isnan(each.p50)), key=lambda each: each.p50)
     return known[len(known) // 2] if known else Percentiles.of([])
 

@@ -37,7 +37,7 @@ IMPORTANT = ("WARN", "ERROR", "FATAL")
 # Domains 0 to 101 keep every DDS port below Linux's ephemeral range.
 LAST_DOMAIN = 101
 DOMAIN_PORT_BASE, DOMAIN_PORT_GAIN = 7400, 250
-# Port of the multicast and those of the first participants; one that keeps to this host has no multicast.
+# Ports of multicast and of the first participants; a participant that keeps to this host has no multicast.
 DOMAIN_PORT_OFFSETS = (0, 10, 12, 14, 16)
 
 
@@ -47,7 +47,7 @@ class ChildError(XvlaError, RuntimeError):
 
 @dataclass(frozen=True)
 class StopTimes:
-    """Seconds a child is given after SIGINT, and then after SIGTERM, before SIGKILL."""
+    """Seconds that a child has to end after SIGINT, and then after SIGTERM, before SIGKILL."""
 
     interrupt: float = 10.0
     terminate: float = 3.0
@@ -84,7 +84,7 @@ class Child:
                 os.killpg(self.process.pid, signum)
 
     def describe_end(self) -> str:
-        """How the child ended, with the last lines it said."""
+        """Say how the child ended, with its last lines."""
         code = self.process.returncode
         how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
         said = "\n".join(f"    {line}" for line in list(self.last_lines)[-12:]) or "    (it said nothing)"
@@ -92,7 +92,7 @@ class Child:
 
 
 class Supervisor:
-    """Starts children, hears them, and stops every one of them when the ``with`` block is left, however it is left.
+    """Starts children, reads what they print, and stops all of them when the ``with`` block ends, in whatever way.
 
     Use it in the main thread: there it takes SIGINT, SIGTERM and SIGHUP, which end a wait with :class:`Interrupted`.
     The thread that starts a child must live as long as the child does (Linux ties the parent-death signal to it).
@@ -155,7 +155,7 @@ class Supervisor:
         """Start ``command`` as the child called ``name``.
 
         Args:
-            on_line: hears every line (in a thread of its own) before it is logged; True means "dealt with": the line
+            on_line: gets every line (in a thread of its own) before it is logged; True means "dealt with": the line
                 is then neither logged nor echoed.
             may_end: the child may end by itself with exit code 0 without that being an error.
             environment: extra variables of this child.
@@ -215,7 +215,7 @@ class Supervisor:
 
         Args:
             timeout: seconds on the steady clock; None waits without end.
-            what: names what was awaited, in the error.
+            what: name, in the error, of what was waited for.
             each: called at every look, for instance to refresh a progress line.
 
         Raises:
@@ -369,13 +369,14 @@ def _is_unused(domain: int) -> bool:
 
 
 def _die_with(parent: int) -> Callable[[], None] | None:
-    """Return what a fresh child runs so that the kernel kills it when ``parent`` dies; None where that is unknown."""
+    """Return what a new child runs so that the kernel kills it when ``parent`` dies; None where the system cannot."""
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None, use_errno=True)
 
     def ask_kernel() -> None:
-        # SIGKILL, not SIGTERM: nobody is left who could insist. A dead policy node stops the arm within its horizon.
+        # SIGKILL, not SIGTERM: nobody is left to send a second signal. The arm of a dead policy node stops within the
+        # lookahead of its last command.
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)

@@ -40,7 +40,7 @@ from xvla_ros.types import NS
 if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
-START_LIMIT, CONFIGURE_LIMIT, SERVICE_LIMIT = 300.0, 900.0, 300.0  # s on the steady clock, to end what hangs
+START_LIMIT, CONFIGURE_LIMIT, SERVICE_LIMIT = 300.0, 900.0, 300.0  # s on the steady clock, against hanging for ever
 SETTLE = 0.25  # s of simulated time between a reset and the policy's start: what was seen before it is gone by then
 IDLE_LIMIT = 60.0  # s of simulated time without a command
 STILL_LIMIT = 900.0  # s on the steady clock of a /clock that stands still: a chunk of a large policy may take minutes
@@ -52,12 +52,12 @@ class Order:
     """Which episodes are to be led.
 
     Attributes:
-        profile, task: of which robot.
+        profile, task: the robot and its task.
         episodes: how many; 0 goes on until the node is told to end.
         seed: of the first; those that follow take the next ones.
         variation: of light, colours and cameras.
-        pause: s of simulated time from the end of an episode to the reset, for who looks on.
-        instruction: only layouts that can be given it, with it; empty takes every seed as it comes.
+        pause: s of simulated time from the end of an episode to the reset, for those who watch.
+        instruction: only layouts that allow it are taken, and it is given; empty takes every seed as it comes.
     """
 
     profile: Profile
@@ -69,7 +69,7 @@ class Order:
     instruction: str = ""
 
     def layouts(self) -> Iterator[tuple[int, int]]:
-        """Seed and variant of every episode."""
+        """Return the seed and variant of every episode."""
         found = self._saying() if self.instruction else zip(count(self.seed), repeat(0), strict=False)
         return islice(found, self.episodes or None)
 
@@ -82,7 +82,7 @@ class Order:
 
 
 class EvaluateNode(Node):
-    """Leads one policy node with one robot, and counts."""
+    """Leads one policy node with one robot through episodes, and counts."""
 
     def __init__(self, order: Order, stop: StopRequest) -> None:
         # Imported here: the generated messages need the built package, and a plain import of this module does not.
@@ -165,7 +165,7 @@ class EvaluateNode(Node):
         return {key: getattr(self._outcome, key) for key in ("seed", "instruction", "success", "wrong", "elapsed")}
 
     def _begun(self) -> int:
-        """Episodes that the simulation has told of."""
+        """Return how many episodes the simulation has reported."""
         return 0 if self._outcome is None else int(self._outcome.episode)
 
     def _wait_until_over(self) -> None:
@@ -258,7 +258,7 @@ class EvaluateNode(Node):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Lead all episodes; return 0, or 1 after saying what did not happen.
+    """Lead all episodes; return 0, or 1 after saying what failed.
 
     Parameters of the node: ``profile`` (name or file), ``robot`` (name in it), and what ``Order`` has.
     """

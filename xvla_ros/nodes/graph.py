@@ -37,7 +37,7 @@ CLOCK_TOPIC = "/clock"
 DISCOVERY_SECONDS = 4.0
 # /clock may be found a little later than the other topics of its process.
 CLOCK_SECONDS = 0.2
-# What is not yet there when a robot is first looked at, such as a second picture, is no fault of it.
+# What is not there yet at the first look at a robot, such as a second picture, is no fault of the robot.
 SETTLING_SECONDS = 2.0
 _SPIN_SECONDS = 0.02
 # (topic, type) → who takes its messages: pictures serialized, joint states as messages.
@@ -87,14 +87,14 @@ class NoGraph:
 
 @dataclass(frozen=True)
 class GraphSnapshot:
-    """What was seen of the graph.
+    """What was seen in the graph.
 
     Attributes:
         topics: every topic → its message types.
         publishers, subscribers: the asked topics that have any → their endpoints.
         rates: the asked topics that are published → messages a second of ROS time; 0 when none came.
         joint_names: joint state topics → names that their messages carried.
-        readings: robot → what came of its messages; without one whose arms cannot be had.
+        readings: robot → what was made of its messages; robots whose kinematics are missing are left out.
         clock: what ROS time was taken from: ``/clock`` or ``system``.
     """
 
@@ -231,7 +231,7 @@ def _follow_clock(node: Node, use_sim_time: bool | None) -> str:
 def _trials(profiles: Iterable[Profile], clock: Clock) -> list[Trial]:
     trials = []
     for profile in profiles:
-        with suppress(KinematicsError):  # which the check of the profile itself tells
+        with suppress(KinematicsError):  # the check of the profile itself reports it
             trials.append(Trial(profile, clock))
     return trials
 
@@ -322,7 +322,7 @@ LATE_S = 0.1
 
 
 class Trial:
-    """Builds the observations of one robot as the node would, and counts what comes of them.
+    """Builds the observations of one robot as the node would, and counts the results.
 
     Not thread-safe: messages and looks come from one thread.
 
@@ -348,7 +348,7 @@ class Trial:
         self._tally, self._absent = BuildTally(), Counter[str]()
 
     def add_image(self, slot: str, serialized: bytes) -> None:
-        """Take a picture of a camera, as it came."""
+        """Take a picture of a camera, as received."""
         with suppress(ValueError):  # the node logs it and goes on; what is missing then is a fault
             self._builder.add_image(slot, messages.peek_stamp(serialized), serialized, self._clock.steady_s())
 

@@ -74,19 +74,19 @@ class GuardedLifecycleNode(LifecycleNode):
             group.add_entity(service)
 
     def set_up(self) -> None:
-        """Unconfigured → inactive: build everything; watch ``cancelled`` in long work."""
+        """Go from unconfigured to inactive: build everything; watch ``cancelled`` in long work."""
 
     def start(self) -> None:
-        """Inactive → active."""
+        """Go from inactive to active."""
 
     def halt(self) -> None:
-        """Active → inactive; also called before ``tear_down`` wherever the node was active."""
+        """Go from active to inactive; also called before ``tear_down`` wherever the node was active."""
 
     def tear_down(self) -> None:
         """Free what ``set_up`` made, whole or half; must work at any time."""
 
     def state_label(self) -> str:
-        """The lifecycle state now, e.g. ``inactive``."""
+        """Return the present lifecycle state, e.g. ``inactive``."""
         return str(self._state_machine.current_state[1])
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:

@@ -43,7 +43,7 @@ def message_class(kind: str) -> Any:
 
 
 def decode_image(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:
-    """Return uint8 [H, W, 3] RGB of a message of a camera, serialized; ``observation.images`` says what is taken.
+    """Return uint8 [H, W, 3] RGB of a camera's serialized message; ``observation.images`` says which are accepted.
 
     Raises:
         MessageError: naming what was found and what is expected.
@@ -51,7 +51,7 @@ def decode_image(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:
     kind = IMAGE_KINDS[camera.transport]
     try:
         message = deserialize_message(serialized, kind)
-    except Exception as error:  # rclpy raises RCLError, RuntimeError or MemoryError by where the message breaks off
+    except Exception as error:  # RCLError, RuntimeError or MemoryError, depending on where the message is cut
         raise MessageError(f"not a whole {kind.__name__}: {error}") from error
     return rgb_of_message(message, camera)
 

@@ -22,7 +22,7 @@ class NodeClock:
     Attributes:
         paced: simulated time waits for this node, so what takes long here takes no time there: the steady clock is
             simulated time too.
-        alone: the simulation is gone, so that nothing else counts time: the steady clock is the machine's again.
+        alone: whether the simulation is gone: the steady clock is the machine's then, as nothing else counts time.
     """
 
     def __init__(self, node: Node) -> None:
@@ -43,7 +43,7 @@ class NodeClock:
     def steady_s(self) -> float:
         if not self.paced:
             return time.monotonic()
-        with self._lock:  # it never goes back, though a simulation that begins again does
+        with self._lock:  # it never goes back, though the clock of a simulation that restarts does
             before, self._newest = self._newest, (self.ros_ns(), time.monotonic_ns())
             gained = self._newest[1] - before[1] if self.alone else self._newest[0] - before[0]
             self._gained += max(0, gained)
@@ -59,7 +59,7 @@ class TimeLimit:
     """What one node allows.
 
     Args:
-        node: whose name it is said in.
+        node: in whose name it is published.
         until: called by the node's executor and by ``say``: the time in ns, None for no limit.
     """
 
@@ -76,13 +76,13 @@ class TimeLimit:
         return bool(self._publisher.get_subscription_count())
 
     def say(self) -> None:
-        """Say what is allowed now."""
+        """Publish what is allowed now."""
         with self._lock:
             if self._timer is not None:
                 self._send(self._until())
 
     def close(self) -> None:
-        """Hold nothing any more, and be silent."""
+        """Hold simulated time no longer, and publish nothing more."""
         with self._lock:
             if self._timer is None:
                 return

@@ -60,13 +60,13 @@ def read_profile(node: Node, robot: str) -> Profile:
 
 
 def _values(node: Node, robot: str) -> dict[str, Any] | None:
-    """Everything the node knows of a robot, None where it is given nothing of it."""
+    """Return everything that the node knows of a robot, None where it is given nothing."""
     given = _given(node, robot)
     return {**_shipped(robot, given), **given} if given else None
 
 
 def _given(node: Node, robot: str) -> dict[str, Any]:
-    """What files, the command line and later settings say of a robot, by full name."""
+    """Return what files, the command line and later settings give for a robot, by full name."""
     # rclpy has no public way to list overrides that are not declared, and a profile's keys are not known before
     overrides = {name: given.value for name, given in node._parameter_overrides.items() if name.startswith(f"{robot}.")}
     declared = {f"{robot}.{name}": value for name, value in _values_under(node, robot).items()}
@@ -74,7 +74,7 @@ def _given(node: Node, robot: str) -> dict[str, Any]:
 
 
 def _shipped(robot: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The shipped values to fill in, none where a whole profile is given, or one that says what it is like."""
+    """Return the shipped values to fill in; none where a whole profile is given, or one with ``like``."""
     if f"{robot}.schema_version" in given or given.get(f"{robot}.like"):
         return {}
     try:

@@ -47,8 +47,8 @@ POLICY = "/xvla"
 REPLAY = "/replay"  # namespace of the commands
 READY_LIMIT, ANSWER_LIMIT = 900.0, 10.0  # s on the steady clock: loading a policy; its last chunk
 CLOCK_STEP = NS // 100
-LONGEST_PAUSE = 2.0  # s; a longer one in the bag is played as this
-RELIABLE = QoSProfile(depth=100)  # a policy's best effort subscription takes it as well
+LONGEST_PAUSE = 2.0  # s; a longer pause in the bag is cut to this
+RELIABLE = QoSProfile(depth=100)  # a policy's best-effort subscription matches it as well
 
 
 class PlayNode(Node):
@@ -154,7 +154,7 @@ class PlayNode(Node):
         self.get_logger().warning(f"{message.topic}: the message logged at {message.log_time} ns is left out: {error}")
 
     def _rest(self) -> None:
-        """Let the policy answer what it has begun."""
+        """Let the policy finish the answer it has begun."""
         last = time.monotonic()
         heard = len(self.chunks)
         while time.monotonic() - last < 1.0 and self._time:
@@ -216,7 +216,7 @@ class PlayNode(Node):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Play; return 0, or 1 after saying what did not happen.
+    """Play; return 0, or 1 after saying what failed.
 
     Parameters of the node: ``bag``, ``profile`` (name or file), ``robot`` (name in it), ``chunks_file``, ``rate``
     (times the recorded speed).

@@ -22,7 +22,7 @@ def main(args: list[str] | None = None) -> int:
 
     code = serve(lambda: stop.made, args)
     if network_is_busy():
-        # Python would take the interpreter from under torch, which ends in an abort
+        # Python would end while threads of torch still run, which aborts the process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,4 +1,4 @@
-"""What a node of ours says of its work to the command that started it, a line at a time. No rclpy here."""
+"""What one of our nodes reports to the command that started it, a line at a time. No rclpy here."""
 
 from __future__ import annotations
 

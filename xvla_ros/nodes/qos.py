@@ -9,7 +9,7 @@ def _profile(reliability: ReliabilityPolicy, durability: DurabilityPolicy, depth
     return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=reliability, durability=durability)
 
 
-# A second of camera frames: Python may be kept from its callbacks longer than 10 frames take, and lose the rest.
+# A second of camera frames: Python's callbacks may be delayed by more than 10 frames, and would lose the rest.
 SENSOR = _profile(ReliabilityPolicy.BEST_EFFORT, DurabilityPolicy.VOLATILE, 30)
 COMMAND = _profile(ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE, 1)
 EVENTS = _profile(ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE, 10)

@@ -1,4 +1,4 @@
-"""While a robot is recorded: what its node's reader makes of what is recorded, said when that changes."""
+"""A check while a robot is recorded: what its node's reader makes of the messages, said when that changes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from xvla_ros.recordings.observations import feed
 from xvla_ros.robots.profile import Profile
 from xvla_ros.types import Observation
 
-PERIOD = 0.5  # s between two looks; a picture is decoded at a look alone
-SHARE = 10.0  # a look is followed by a pause of this many times what it took: the recording comes first
+PERIOD = 0.5  # s between two looks; only at a look a picture is decoded
+SHARE = 10.0  # after a look comes a pause this many times as long: the recording comes first
 GRACE = 3.0  # s in which a robot may come up
-SURE = 2  # looks that agree before a change is said
-AT_ONCE = (JOINTS_INVALID, JOINTS_IMPLAUSIBLE)  # said at one look: that is no matter of the moment at which it was
+SURE = 2  # looks that must agree before a change is said
+AT_ONCE = (JOINTS_INVALID, JOINTS_IMPLAUSIBLE)  # said after one look: these do not depend on its moment
 
 
 class RecordCheck:
-    """Feeds the reader with what is recorded and asks it now and then; ``run`` does so in a thread of its own.
+    """Feeds the reader with what is recorded and asks it now and then, by ``run`` in a thread of its own.
 
     Args:
         profile: the robot.
@@ -51,11 +51,11 @@ class RecordCheck:
         self._episodes: list[BuildTally] = []
 
     def take(self, topic: str, data: bytes) -> None:
-        """Take a message that is recorded; those of other topics are passed over."""
+        """Take a recorded message; those of other topics are ignored."""
         if topic not in self._joints and topic not in self._cameras:
             return
         self._has_come = True
-        with suppress(MessageError):  # then it is missing, which is said
+        with suppress(MessageError):  # then it counts as missing, which is said
             feed(self._builder, self._cameras.get(topic, ()), topic, data, self._steady())
 
     def run(self) -> None:
@@ -95,7 +95,7 @@ class RecordCheck:
                            if isinstance(found, Fault) else "what is recorded can be used again")
 
     def mark(self, event: str) -> None:
-        """Take note of a mark of this robot's episodes: ``start``, ``end`` or ``discard``."""
+        """Take a mark of this robot's episodes: ``start``, ``end`` or ``discard``."""
         with self._lock:
             if event == "discard":
                 if self._open is None and self._episodes:
@@ -109,7 +109,7 @@ class RecordCheck:
             self._open = BuildTally() if event == "start" else None
 
     def lines(self) -> list[str]:
-        """Return what is to be said since the last time."""
+        """Return the lines to print since the last call."""
         with self._lock:
             told = list(self._lines)
             self._lines.clear()
@@ -121,7 +121,7 @@ class RecordCheck:
         return _is_useless(self._all)
 
     def summary(self) -> list[str]:
-        """Return what it came to, in lines; none where it was never asked."""
+        """Return the result in lines; none where the reader was never asked."""
         looks, bad = self._all, [number for number, each in enumerate(self._episodes, 1) if _is_useless(each)]
         if not looks.tried:
             return []
@@ -134,12 +134,12 @@ class RecordCheck:
 
 
 def _is_useless(looks: BuildTally) -> bool:
-    """Whether there was no observation at any look."""
+    """Say whether there was no observation at any look."""
     return bool(looks.tried) and not looks.built
 
 
 def check_of(profile: Profile, now: Callable[[], int], say: Callable[[str], None]) -> RecordCheck | None:
-    """Return the check of a robot's recording; None, and the reason said, where its kinematics cannot be had."""
+    """Return the check of a robot's recording; None, after saying why, where its kinematics are missing."""
 
     try:
         return RecordCheck(profile, now)

@@ -98,17 +98,17 @@ def _single_keys(descriptor: int) -> Iterator[None]:
 
 
 FLUSH_PERIOD, TAKE_PERIOD, SPIN = 0.25, 0.01, 0.02  # s
-SILENT_AFTER = 3.0  # s; a topic that has not come by then is named
+SILENT_AFTER = 3.0  # s; a topic without a message by then is named
 FULL_BELOW = 200 << 20  # bytes free at which the recording ends by itself
 HELP = "keys: s start, e end (success), f end (failed), d discard, q quit"
-DEPTH = 100  # messages of a topic; more than who publishes or controls keeps: none is missed while a picture is written
+DEPTH = 100  # messages of a topic, more than a publisher or a controller keeps: none is lost while a picture is written
 
 
 def _quality(reliability: ReliabilityPolicy, durability: DurabilityPolicy = DurabilityPolicy.VOLATILE) -> QoSProfile:
     return QoSProfile(depth=DEPTH, history=HistoryPolicy.KEEP_LAST, reliability=reliability, durability=durability)
 
 
-CLOCKS_KEPT = 2000  # of /clock, ten seconds at its usual rate
+CLOCKS_KEPT = 2000  # messages of /clock, ten seconds at its usual rate
 EVERY_CLOCK = QoSProfile(
     depth=CLOCKS_KEPT, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT
 )
@@ -132,9 +132,9 @@ class RecordOptions:
         sim_time: whether log times follow ``/clock``.
         compression: of the file.
         duration: s after which the recording ends; None goes on until asked.
-        file: to write, in the place of one in ``folder``.
+        file: to write, instead of one in ``folder``.
         simulation: full name of a simulation, which judges episodes.
-        checked: whether the reader of the policy's node is asked what it makes of the recording.
+        checked: whether the recording is checked with the reader of the policy node.
     """
 
     folder: Path
@@ -150,21 +150,21 @@ class RecordOptions:
 
 
 class _TakenByHand(ReentrantCallbackGroup):
-    """Of subscriptions that no executor empties; their events are handled as ever."""
+    """The group of subscriptions that no executor empties; their events are handled as usual."""
 
     def can_execute(self, entity: Any) -> bool:
         return not isinstance(entity, Subscription) and bool(super().can_execute(entity))
 
 
 def _taken(subscription: Any) -> Iterator[tuple[int, bytes]]:
-    """What waits in a queue: when it came, ns of the system's clock, and its bytes."""
+    """Yield what waits in a queue: when it came, ns of the system's clock, and its bytes."""
     with subscription.handle:
         while (found := subscription.handle.take_message(subscription.msg_type, True)) is not None:
             yield found[1]["received_timestamp"] or time.time_ns(), bytes(found[0])
 
 
 class RosTime:
-    """ROS time when a message came: the system's clock, or by ``/clock`` what it had said up to then, 0 before."""
+    """ROS time when a message came: the system's clock, or the newest ``/clock`` by then, 0 before the first."""
 
     def __init__(self, clock: Any = None) -> None:
         self._clock = clock
@@ -172,7 +172,7 @@ class RosTime:
         self._said: deque[int] = deque(maxlen=CLOCKS_KEPT)
 
     def look(self) -> None:
-        """Take what ``/clock`` has said since."""
+        """Take what has come on ``/clock`` since."""
         for came, data in _taken(self._clock) if self._clock is not None else ():
             self._came.append(came)
             self._said.append(peek_stamp(data))
@@ -196,15 +196,15 @@ class RecordNode(Node):
 
     Args:
         profile: the robot.
-        options: see there.
-        say: told what a person should know, a line at a time.
+        options: see ``RecordOptions``.
+        say: called with each line for the user.
 
     Raises:
         BagWriteError: the file cannot be made.
     """
 
     def __init__(self, profile: Profile, options: RecordOptions, say: Callable[[str], None]) -> None:
-        # with it, rclpy would wake this node at every tick of /clock
+        # with it rclpy would wake this node at every message of /clock
         super().__init__("xvla_record", parameter_overrides=[Parameter("use_sim_time", value=False)])
         self.done, self.failed = False, False
         self.counts: Counter[str] = Counter()
@@ -263,7 +263,7 @@ class RecordNode(Node):
             self._say(HELP)
 
     def close(self) -> None:
-        """Write what has come, end an open episode, unjudged, and finish the file."""
+        """Write what has come, end an open episode without a judgement, and finish the file."""
         self._take()
         mark = None if self.failed else self.marks.end(None)
         if mark is not None:
@@ -293,7 +293,7 @@ class RecordNode(Node):
         return [name for name, topic in self._topics.items() if topic.required and not self.counts[name]]
 
     def rates(self) -> dict[str, float]:
-        """Return messages a second of each topic, over the whole recording."""
+        """Return the messages per second of each topic, over the whole recording."""
         return {name: self.counts[name] / max(self.seconds, 1e-3) for name in self._topics}
 
     def _subscribe(self, topic: RecordedTopic, quality: QoSProfile) -> None:
@@ -315,14 +315,14 @@ class RecordNode(Node):
         )
 
     def _on_incompatible(self, topic: RecordedTopic, _event: object) -> None:
-        """A publisher offers less than was asked for: ask for less, once."""
+        """Ask for less, once, as a publisher offers less than was asked for."""
         old = self._subscribed.pop(topic.name, None)
         if old is not None:
             self.destroy_subscription(old)
             self._subscribed[topic.name] = self._subscription(message_class(topic.type), topic.name, MODEST)
 
     def _take(self) -> None:
-        """Write what has come since, in the order in which it came."""
+        """Write what has come since, in order of arrival."""
         came = [(when, name, data) for name, topic in self._subscribed.items() for when, data in _taken(topic)]
         self._ros_time.look()
         for when, name, data in sorted(came, key=itemgetter(0)):
@@ -444,7 +444,7 @@ def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool]
 
 
 class _StatusLine:
-    """A line that is written over, where standard error is a terminal."""
+    """A line that is rewritten in place, where standard error is a terminal."""
 
     def __init__(self, node: RecordNode) -> None:
         self._node, self._due, self._shown = node, 0.0, sys.stderr.isatty()

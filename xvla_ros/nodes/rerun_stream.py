@@ -28,7 +28,7 @@ from xvla_ros.robots.actions import Trajectory
 from xvla_ros.robots.profile import Profile
 
 TIMELINE = "ros_time"
-ANSWER_S = 5.0  # within which a viewer must take what it is sent
+ANSWER_S = 5.0  # s within which a viewer must take what it is sent
 TURNS = 4  # chunks that may cover the same time
 EXECUTED, PREDICTED = (46, 160, 96), (66, 135, 245)
 LEVELS = {"running": "INFO", "holding": "WARN", "stopped": "ERROR"}
@@ -78,7 +78,7 @@ class RerunStream:
             sinks.append(self._rerun.FileSink(str(save)))
         if spawn:
             _require_display()
-            # the viewer comes with the SDK, whose folder need not be in the path
+            # the viewer comes with the SDK; its folder need not be in PATH
             os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
             self._stream.spawn(connect=False)
         if connect is not None or spawn:
@@ -119,7 +119,7 @@ class RerunStream:
             self._send(_predicted(joint, turn), times, np.append(path.positions[:, column], np.nan))
 
     def status(self, stamp: int, state: str, reason: str, detail: str, instruction: str) -> None:
-        """Write down the robot's state where it, its reason or the instruction has changed."""
+        """Log the robot's state where it, its reason or the instruction has changed."""
         now = (state, reason, instruction)
         if now == self._last_status:
             return

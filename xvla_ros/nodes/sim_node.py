@@ -17,7 +17,7 @@ from xvla_ros.nodes.stop_request import StopRequest
 
 
 def main(args: list[str] | None = None) -> int:
-    """Simulates until SIGINT or SIGTERM; returns 0, or 1 after saying what cannot be simulated."""
+    """Simulate until SIGINT or SIGTERM; return 0, or 1 after saying what cannot be simulated."""
     stop = StopRequest()
     ros_env.prepare()
     from xvla_ros.nodes.sim.simulated_robot import serve

@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM as a flag, taken before anything slow is imported.
 
 No exception, and nothing that shuts ROS down: where rclpy turns a message into Python, a KeyboardInterrupt becomes a
-RuntimeError that says nothing of it.
+RuntimeError that does not mention the signal.
 """
 
 from __future__ import annotations

@@ -34,11 +34,11 @@ SPIN_S = 0.1
 
 
 class ViewNode(Node):
-    """Hears one robot and hands on to a stream what it hears.
+    """Subscribes to one robot's topics and hands the messages on to a stream.
 
     Args:
         profile: the robot.
-        stream: takes it.
+        stream: takes them.
         rate: pictures a second and camera.
         policy: absolute name of the policy node.
     """
@@ -85,7 +85,7 @@ class ViewNode(Node):
         measured = np.array(list(self._positions.values()))
         try:
             path = self._decoder.decode(messages.chunk_of(message), measured if np.isfinite(measured).all() else None)
-        except ValueError as error:  # of another robot, mode or width: the node held, and said so
+        except ValueError as error:  # for another robot, mode or width: the node has held, and said so
             self.get_logger().warning(f"a chunk is not shown: {error}", throttle_duration_sec=5.0)
             return
         self._stream.predicted(path)
@@ -158,7 +158,7 @@ class PolledTopics(Node):
             self._cameras[camera] = (source, subscription)
 
     def pictures(self) -> Iterator[Picture]:
-        """The newest picture of each camera that has one since the last call."""
+        """Yield the newest picture of each camera that has sent one since the last call."""
         for camera, (source, subscription) in self._cameras.items():
             with subscription.handle:
                 taken = subscription.handle.take_message(subscription.msg_type, True)

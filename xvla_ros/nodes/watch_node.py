@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
 PROGRESS_PERIOD, LIMIT_PERIOD = 0.25, 0.05  # s on the steady clock
-AHEAD = NS // 2  # ns of simulated time: what the queues of all topics hold
+AHEAD = NS // 2  # ns of simulated time that the queues of all topics hold
 
 
 class WatchNode(RecordNode):
@@ -62,7 +62,7 @@ class WatchNode(RecordNode):
         super().close()
 
     def _on_message(self, topic: RecordedTopic, now: int, data: bytes) -> None:
-        # the last diagnostics come a second late, and say what the whole run came to
+        # the last diagnostics come a second late, and have the figures of the whole run
         if self._ended and topic.type != DIAGNOSTICS:
             return
         self._ended = bool(self._start) and now > self._start + self._duration

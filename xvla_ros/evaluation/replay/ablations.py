@@ -1,4 +1,4 @@
-"""What a policy takes from each camera, from its soft prompt and from the instruction: each changed, all else equal.
+"""What a policy uses of each camera, its soft prompt and the instruction: each is changed, with all else equal.
 
 The noise is the same in every variant, so whatever differs comes from the change.
 """
@@ -20,7 +20,7 @@ from xvla_ros.evaluation.replay.sources import AnswerSource, Question
 from xvla_ros.robots.profile import Profile
 from xvla_ros.types import Observation
 
-EVERY = 5  # of the rows; each costs as many passes of the policy as there are ablations
+EVERY = 5  # every fifth row is ablated; each costs as many passes of the policy as there are ablations
 SWAPS = (("left", "right"), ("red", "blue"), ("green", "yellow"), ("open", "close"), ("up", "down"), ("pick", "push"))
 OTHERWISE = "stand still"
 
@@ -49,13 +49,13 @@ class Ablations:
 
     Args:
         profile: the robot.
-        source: its policy; one without a network has only cameras and instructions to miss.
+        source: its policy; without a network only cameras and instructions are changed.
         measures: of the robot.
         instructions: of the bag's episodes.
 
     Attributes:
         names: of the A ablations.
-        every: so many rows go by from one that is ablated to the next.
+        every: rows from one that is ablated to the next.
     """
 
     every = EVERY
@@ -85,7 +85,7 @@ class Ablations:
 
 
 def ablated_dtype(ablations: int, measures: int) -> np.dtype[Any]:
-    """The row of an ablated observation: means over its waypoints [M], for each ablation [A, M]."""
+    """Return the row of an ablated observation: means over its waypoints [M], for each ablation [A, M]."""
     return np.dtype([("normal", "f4", (measures,)), ("error", "f4", (ablations, measures)),
                      ("moved", "f4", (ablations, measures))])
 
@@ -120,7 +120,7 @@ def _other_of(first: str, second: str, found: re.Match[str]) -> str:
 
 
 def _other_domain(source: AnswerSource, domain: int) -> int | None:
-    """A soft prompt that was trained for another robot, else the next row."""
+    """Return a soft prompt that was trained for another robot; where there is none, the next row."""
     if source.policy is None:
         return None
     trained = source.policy.training.trained_domains or ()

@@ -1,4 +1,4 @@
-"""One bag replayed: its observations, built as the live node builds them, answered and held against what followed."""
+"""One bag replayed: its observations, built as in the live node, are answered and compared with what followed."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class ReplaySettings:
     """How bags are replayed.
 
     Attributes:
-        every: of the pictures of slot 0, each ``every``-th is answered.
+        every: each ``every``-th picture of slot 0 is answered.
         batch: observations answered at once.
-        instruction: said instead of the recorded one; empty keeps that.
+        instruction: in place of the recorded one; empty keeps that.
         all_episodes: whether episodes that failed count too.
-        ablations: whether to look what cameras, soft prompt and instruction contribute.
+        ablations: whether to measure what cameras, soft prompt and instruction contribute.
         seed: of the sampler's noise.
         baseline: no policy answers, so that no instruction is needed.
     """
@@ -59,7 +59,7 @@ class ReplaySettings:
 
 @dataclass(frozen=True)
 class BagRecord:
-    """What a replay says of one bag, beside its rows.
+    """The result of a replay of one bag, beside its rows.
 
     Attributes:
         path: of the bag.
@@ -67,14 +67,14 @@ class BagRecord:
         episodes: {key, instruction, success, start, end} of each, start and end in ns.
         skipped: reason → how many observations or episodes were left out for it.
         skipped_details: {reason, detail, count} of the faults among them, the commonest first.
-        notes: what a person should know.
+        notes: what the reader of a report should know.
         actions: what the rows hold: whole plans, what was commanded, or what was measured.
         error: why nothing of it could be used; empty for a bag that was replayed.
         integrity: what its checksums say.
-        damaged: whether they do not fit.
+        damaged: whether they do not match.
         worst: {row, score, stamp, episode, pictures {slot: file}}, worst first.
         layout: of the rows.
-        ablations: names of them.
+        ablations: their names.
     """
 
     path: str
@@ -100,7 +100,7 @@ class BagRecord:
 
     @staticmethod
     def read(folder: Path, key: str = "") -> BagRecord | None:
-        """Return that of a folder; None where it is not complete, or was made with other settings than ``key``."""
+        """Return a folder's record; None where it is not complete, or was made with other settings than ``key``."""
         try:
             found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -132,8 +132,8 @@ def replay_bag(
         sources: what answers; all with equally many waypoints.
         settings: how.
         folder: of ``rows.bin``, pictures of the worst moments and ``bag.json``.
-        key: kept with the record, to tell it from one made otherwise.
-        progress: told how many observations have been answered since the last time.
+        key: kept with the record, to tell it from one made with other settings.
+        progress: called with the number of observations answered since the last call.
 
     Raises:
         SetupError: a source's answer does not fit the robot.
@@ -208,7 +208,7 @@ class _Replay:
             self.frames = rows.count
 
     def error(self) -> str:
-        """Why nothing of the bag can be used; empty where something can."""
+        """Say why nothing of the bag can be used; empty where something can."""
         if self.frames:
             return joint_leaps(self.faults, self._survey)
         return "\n".join(["no observation could be built", *(f"  {line}" for line in self.faults.lines())])

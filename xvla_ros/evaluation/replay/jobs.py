@@ -26,11 +26,11 @@ class Policies:
     """Which policies answer, so that another process can load them.
 
     Attributes:
-        checkpoints: folders or hub ids; empty text: the profile's. None of them: nothing but the baselines.
-        device: as torch names it.
+        checkpoints: folders or hub ids; an empty text stands for the profile's. An empty tuple: only the baselines.
+        device: by torch's name.
         steps: denoising steps; None: the profile's.
-        threads: of torch; 0 leaves it.
-        dtype: what they compute in; empty takes the fastest here.
+        threads: of torch; 0 leaves torch's own choice.
+        dtype: what they compute in; empty takes the fastest on this machine.
     """
 
     checkpoints: tuple[str, ...]
@@ -153,7 +153,7 @@ def _take_number(numbers: Any) -> None:
 
 
 def _work(job: Job) -> BagRecord:
-    """In a process of the pool: replay one bag with policies that are loaded once, on a GPU of its own if it can be."""
+    """Replay one bag in a process of the pool, with policies loaded once, on a GPU of its own where there is one."""
     if job.policies not in _loaded:
         own = replace(job.policies, device=_device(job.policies.device, _number))
         _loaded[job.policies] = own.load(job.profile, job.settings.seed)
@@ -161,14 +161,14 @@ def _work(job: Job) -> BagRecord:
 
 
 def _device(device: str, number: int) -> str:
-    """The processes of a pool take the GPUs in turn."""
+    """Return the device of a pool's process: the processes take the GPUs in turn."""
     import torch
 
     return f"cuda:{number % max(1, torch.cuda.device_count())}" if device == "cuda" else device
 
 
 def _identity(checkpoint: str) -> Any:
-    """What tells a checkpoint from another: names, sizes and times of its files, or its name on a hub."""
+    """Return what tells one checkpoint from another: names, sizes and times of its files, or its name on a hub."""
     folder = Path(checkpoint)
     if not checkpoint or not folder.is_dir():
         return checkpoint

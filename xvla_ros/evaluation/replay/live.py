@@ -1,4 +1,4 @@
-"""A bag played to the live node, and its chunks held against those of the same stamps made here.
+"""A bag played to the live node, and its chunks compared with those made here for the same stamps.
 
 A live chunk is stamped with the newest instant at which every camera and joint topic had answered; which instants these
 are depends on when the policy was free. At each of them the observation is built from the bag again and answered with
@@ -26,14 +26,14 @@ from xvla_ros.robots.interfaces import INTERFACES
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
 from xvla_ros.types import Observation
 
-TOLERANCE = 1e-5  # rad, m or shares; another number of threads adds in another order, which costs about 1e-6
+TOLERANCE = 1e-5  # rad, m or shares; another number of threads adds in another order: a difference of about 1e-6
 CHUNKS = "live_chunks.npz"
-REPLAY = "/replay"  # as the player has it
+REPLAY = "/replay"  # the same as in the player
 MEASURED = "measured"
 
 
 def replay_settings(profile: Profile, steps: int | None = None) -> dict[str, Value]:
-    """Return what a profile is overridden with while a bag is played: chunks free of each other, any first step."""
+    """Return the overrides for a profile while a bag is played: chunks independent of each other, any first step."""
     name = profile.name
     settings: dict[str, Value] = {
         f"{name}.smoothing.method": "switch", f"{name}.smoothing.roll_forward": False,
@@ -44,7 +44,7 @@ def replay_settings(profile: Profile, steps: int | None = None) -> dict[str, Val
 
 
 def remapped_commands(profile: Profile) -> list[tuple[str, str]]:
-    """Return from where to where commands go, so that no arm that listens on this network hears them."""
+    """Return the command topics' remappings, with which no arm on this network hears the commands."""
     topics = dict.fromkeys(profile.commands.by_name[group].topic for group in profile.commands.groups)
     return [(topic, REPLAY + topic) for topic in topics]
 
@@ -89,7 +89,7 @@ def run_live(
 
 
 def check_live(profile: Profile) -> None:
-    """Refuse a robot whose live answers cannot be held against a recording.
+    """Refuse a robot whose live answers cannot be compared with a recording.
 
     Raises:
         SetupError: see ``run_live``.
@@ -110,7 +110,7 @@ def compare_live(
     Args:
         file: of the live chunks.
         parts: bags of the replay, the played one first.
-        bag: that was played.
+        bag: the one that was played.
         profile: the robot.
         source: the policy.
         steps: denoising steps; None takes the profile's.
@@ -148,14 +148,14 @@ def compare_live(
 
 
 def _measured(profile: Profile) -> Profile:
-    """The profile with the state as it is while a bag is played."""
+    """Return the profile with the state it has while a bag is played: the measured one."""
     mapping = profile.to_mapping()
     mapping["policy"]["proprio_source"] = MEASURED
     return Profile.from_mapping(profile.name, mapping, source=profile.source)
 
 
 def _with_file(profile: Profile, output: Path) -> Profile:
-    """A profile that nodes can read: one that was recorded in a bag is written to a file."""
+    """Return a profile that nodes can read: one recorded in a bag is written to a file."""
     if profile.source is not None:
         return profile
     output.mkdir(parents=True, exist_ok=True)

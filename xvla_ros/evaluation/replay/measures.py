@@ -1,4 +1,4 @@
-"""What of a chunk is compared with what was recorded, and in which unit: joints, tools, grippers.
+"""What is compared of a chunk and a recording, and in which unit: joints, tools, grippers.
 
 In joint space each joint is a measure, in rad, or in mm where it slides. Tool poses have three for each tool: how far
 apart the positions are (mm), by which angle the rotations differ (degrees), and the gripper (share of its way).
@@ -20,7 +20,7 @@ from xvla_ros.types import Floats
 
 RAD, MM, DEGREES, SHARE = "rad", "mm", "degrees", "share"
 JOINT, POSITION, ROTATION, GRIPPER = "joint", "position", "rotation", "gripper"
-SLIDING = 0.2  # of range, rad or m: what moves less is a gripper's finger that slides; no hinge is that stiff
+SLIDING = 0.2  # range in rad or m; a joint with less is a gripper's sliding finger, as no hinge has so little
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Measures:
         return self.all[self.main[0]].unit
 
     def differences(self, predicted: ArrayLike, recorded: ArrayLike) -> Floats:
-        """Return how far apart two arrays [..., D] of actions are: [..., M], not negative."""
+        """Return how far apart two arrays [..., D] of actions are: [..., M], never negative."""
         first, second = np.asarray(predicted, np.float64), np.asarray(recorded, np.float64)
         first, second = np.broadcast_arrays(first, second)
         if not self._tools:
@@ -90,7 +90,7 @@ class Measures:
     def _angle(self, first: Floats, second: Floats) -> Floats:
         layout = self._profile.policy.rot6d or "interleaved"
         between = np.swapaxes(rot6d_to_matrix(first, layout), -1, -2) @ rot6d_to_matrix(second, layout)
-        # from both sine and cosine: the arc cosine alone turns equal rotations into a thousandth of a degree
+        # from sine and cosine: the arc cosine alone makes a thousandth of a degree of equal rotations
         axis = np.stack([between[..., 2, 1] - between[..., 1, 2], between[..., 0, 2] - between[..., 2, 0],
                          between[..., 1, 0] - between[..., 0, 1]], axis=-1)
         cosine = np.trace(between, axis1=-2, axis2=-1) - 1.0
@@ -112,19 +112,19 @@ def joint_measures(profile: Profile) -> list[Measure]:
 
 
 def gripper_joints(profile: Profile) -> tuple[int, ...]:
-    """Return the places in ``policy_order`` of the joints that are grippers, as far as the action mode says."""
+    """Return the indices in ``policy_order`` of the joints that are grippers, as far as the action mode says."""
     if profile.action_spec.is_end_effector:
         return tuple(profile.joints.policy_order.index(tool.gripper.joint) for tool in profile.tools.values())
     return profile.action_spec.gripper
 
 
 def slides(joint: Joint) -> bool:
-    """Whether a joint is taken for one that slides, whose position is in m: profiles do not say it."""
+    """Say whether a joint is taken for one that slides, with its position in m: profiles do not say."""
     return joint.upper - joint.lower < SLIDING
 
 
 def joint_factors(profile: Profile) -> Floats:
-    """Return what leads from rad or m to the unit of each joint's measure [J]."""
+    """Return the factors [J] from rad or m to the unit of each joint's measure."""
     return np.array([1e3 if slides(joint) else 1.0 for joint in profile.joints.ordered])
 
 

@@ -32,7 +32,7 @@ from xvla_ros.types import Floats
 
 SCHEMA_VERSION = 1
 COLUMNS = ("policy", "part", "kind", "measure", "value", "unit")
-MOST_KINDS = 20  # of faults that are written
+MOST_KINDS = 20  # kinds of faults that are written
 PERSISTENCE, MEAN, LAST_COMMAND = "persistence", "mean", "last_command"
 Key = tuple[int, int]
 
@@ -50,7 +50,7 @@ class Part:
             yield from blocks(self.folder / ROWS, layout_of(self.record).dtype)
 
     def rows(self, episode: int | None = None, most: int | None = None) -> Rows:
-        """Return its rows, or those of one episode; of many the first ``most``."""
+        """Return its rows, or those of one episode; at most the first ``most``."""
         found: list[Rows] = []
         count = 0
         for rows in self.blocks():
@@ -66,7 +66,7 @@ class Part:
 
 
 class Figures:
-    """Everything that is counted of a replay.
+    """Everything that is counted in a replay.
 
     Args:
         profile: the robot.
@@ -110,7 +110,7 @@ class Figures:
                     self._add(bag, rows, run)
 
     def _mean_action(self) -> Floats:
-        """The mean of everything recorded [D], over all bags."""
+        """Return the mean of everything recorded [D], over all bags."""
         total, count = np.zeros(self.layout.width), 0.0
         for part in self.parts:
             for rows in part.blocks():
@@ -163,7 +163,7 @@ class Figures:
         }
 
     def of_baselines(self) -> dict[str, Any]:
-        """Return the same errors of what knows nothing."""
+        """Return the same errors for the baselines, which see nothing."""
         commanded = any(part.record.actions != "measured" for part in self.parts)
         return {
             name: {"headline": self._headline(sums, self.baseline_episodes[name]), **self._tables(sums, None)}
@@ -185,7 +185,7 @@ class Figures:
         }
 
     def timing(self) -> dict[str, Any]:
-        """Return ages of what observations are made of, and how far apart its cameras are, in s."""
+        """Return the ages of an observation's parts, and how far apart its cameras are, in s."""
         ages = np.concatenate(self.ages)
         cameras = ages[:, : self.layout.cameras]
         there = np.isfinite(cameras).any(axis=1)

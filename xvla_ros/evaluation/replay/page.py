@@ -26,7 +26,7 @@ from xvla_ros.types import NS, Floats
 SECOND, STILL = "#7a4fb5", "#8d97a5"
 MOST_CHUNKS = 40
 MOST_EPISODES = 60
-MOST_ROWS = 900  # of one episode in a plot; an hour of them is neither legible nor small
+MOST_ROWS = 900  # of one episode in a plot; a plot of an hour is neither legible nor small
 
 
 def write_page(document: Mapping[str, Any], figures: Figures, path: Path) -> None:
@@ -213,7 +213,7 @@ def _worst(figures: Figures, unit: str) -> list[dict[str, Any]]:
 
 
 def _shown_episode(figures: Figures) -> tuple[Any, str]:
-    """The rows of the episode whose error is in the middle, and what it is called."""
+    """Return the rows of the episode with the median error, and its name."""
     means = figures.episodes[0].means()
     ordered = sorted(means, key=lambda key: means[key])
     bag, episode = ordered[len(ordered) // 2]
@@ -255,7 +255,7 @@ class Course:
 
 
 def courses(rows: Rows, profile: Profile) -> list[Course]:
-    """Return every joint over the rows of one episode; of tool poses the positions and the gripper of each tool."""
+    """Return every joint over the rows of one episode; for tool poses, each tool's positions and gripper."""
     policy = profile.policy
     due = policy.first_waypoint_offset + np.arange(rows["recorded"].shape[1], dtype=np.float64) * policy.waypoint_dt
     times = (rows["stamp"] - rows["stamp"][0]) / NS
@@ -279,7 +279,7 @@ def courses(rows: Rows, profile: Profile) -> list[Course]:
 
 
 def course_plot(course: Course) -> bytes:
-    """Recorded against predicted: the first waypoint of every chunk, and whole chunks in grey."""
+    """Plot recorded and predicted: the first waypoint of every chunk, and whole chunks in grey."""
     drawn, axes = figure(4.4, 2.3)
     step = max(1, len(course.times) // MOST_CHUNKS)
     for index in range(0, len(course.times), step):
@@ -300,7 +300,7 @@ def course_plot(course: Course) -> bytes:
 
 
 def horizon_plot(horizon: Mapping[str, Any], labels: Sequence[str]) -> bytes:
-    """Error against how far ahead a waypoint lies, with the baselines."""
+    """Plot the error against how far ahead a waypoint lies, with the baselines."""
     drawn, axes = figure(4.4, 2.3)
     times = _floats(horizon["times"])
     lines = [*zip(labels, horizon["runs"], (COMMANDED, SECOND), strict=False),
@@ -317,7 +317,7 @@ def horizon_plot(horizon: Mapping[str, Any], labels: Sequence[str]) -> bytes:
 
 
 def shift_plot(shifts: Sequence[Mapping[str, Any]], unit: str) -> bytes:
-    """Error when everything predicted happens later or earlier."""
+    """Plot the error if everything predicted happened later or earlier."""
     drawn, axes = figure(4.4, 2.3)
     axes.plot([each["shift_s"] for each in shifts], _floats([each["mae"] for each in shifts]), "o-", ms=3.5,
               color=COMMANDED)
@@ -329,7 +329,7 @@ def shift_plot(shifts: Sequence[Mapping[str, Any]], unit: str) -> bytes:
 
 
 def episodes_plot(episodes: Sequence[Mapping[str, Any]], labels: Sequence[str], unit: str) -> bytes:
-    """Error of every episode, of each policy and of staying still."""
+    """Plot the error of every episode, for each policy and for staying still."""
     drawn, axes = figure(4.4, 2.3)
     places = np.arange(len(episodes))
     for run, (label, colour) in enumerate(zip(labels, (COMMANDED, SECOND), strict=False)):

@@ -1,6 +1,6 @@
-"""What a replay writes down of every observation it answered, on disk: as much as a bag is long, none of it in memory.
+"""What a replay writes of every observation it answered: on disk, as it grows with the bag, and not in memory.
 
-A file of rows is read back block by block, so that figures of an hour are added up without holding it.
+A file of rows is read back block by block, so that the figures of an hour need little memory.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from xvla_ros.types import NS, Observation
 
 Rows = NDArray[Any]
 
-# s by which what was predicted is held against what was recorded later (or earlier): a robot answers late by this much
+# s by which the prediction is compared with what was recorded later (or earlier): by so much a robot may answer late
 SHIFTS = (-0.2, -0.1, 0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 BLOCK = 256
 
-# Of the worst moments: how many, how far apart in s within an episode, and their pictures in pixels and JPEG quality.
+# The worst moments: how many, how far apart in s within an episode, and their pictures' pixels and JPEG quality.
 KEPT, APART, WIDTH, QUALITY = 6, 1.0, 320, 80
 
 
@@ -38,7 +38,7 @@ class RowLayout:
         runs: R, policies that answered.
         measures: M.
         joints: J where tool poses are decoded to joints as well, else 0.
-        parts: names of cameras and joint topics whose age is noted.
+        parts: names of the cameras and joint topics whose ages are kept.
         cameras: how many of them are cameras; they come first.
     """
 
@@ -130,7 +130,7 @@ class Worst:
         self._kept: list[_Moment] = []
 
     def offer(self, row: int, score: float, episode: int, seen: Observation) -> None:
-        """Take note of a moment; its pictures are kept only while it is among the worst."""
+        """Offer a moment; its pictures are kept only while it is among the worst."""
         if len(self._kept) == KEPT and score <= self._kept[-1].score:
             return
         rival = next((each for each in self._kept if each.episode == episode

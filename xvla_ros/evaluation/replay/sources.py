@@ -1,4 +1,4 @@
-"""What answers the observations of a replay: a policy, or something to hold it against."""
+"""What answers the observations of a replay: a policy, or a baseline to compare it with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BASELINE_WAYPOINTS = 30
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """An observation with what is known of it from the recording.
+    """An observation with what the recording knows of it.
 
     Attributes:
         seen: the observation.

@@ -47,7 +47,7 @@ class ErrorSums:
         self.squares = np.zeros((self.waypoints, self.measures))
 
     def add(self, differences: Floats, mask: Mask) -> None:
-        """Take differences [N, T, M] and which waypoints [N, T] count."""
+        """Add differences [N, T, M] and which waypoints [N, T] count."""
         kept = np.where(mask[..., None], differences, 0.0)
         self.count += mask.sum(axis=0)
         self.total += kept.sum(axis=0)
@@ -81,7 +81,7 @@ class EpisodeSums:
     count: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def add(self, bag: int, episodes: NDArray[np.int32], figures: Floats, mask: Mask) -> None:
-        """Take figures [N, T] of rows of a bag, with the episode [N] of each."""
+        """Add figures [N, T] of rows of a bag, with the episode [N] of each."""
         for episode in np.unique(episodes):
             of_it = episodes == episode
             key = (bag, int(episode))
@@ -158,7 +158,7 @@ class GripperSums:
     chunks: int = 0
 
     def add(self, predicted: Mask, recorded: Mask, mask: Mask, step: float) -> None:
-        """Take what is above the middle, [N, T] each; ``step``: s between two waypoints."""
+        """Add which values are above the middle, [N, T] each; ``step``: s between two waypoints."""
         for ours, theirs in ((False, False), (False, True), (True, False), (True, True)):
             self.confusion[int(ours), int(theirs)] += ((recorded == ours) & (predicted == theirs) & mask).sum()
         self.chunks += len(predicted)
@@ -181,7 +181,7 @@ class GripperSums:
         self.offsets.append(float(alike[np.argmin(np.abs(alike - first))] - first) * step)
 
     def to_mapping(self) -> dict[str, float | int | None]:
-        """Return F1 (mean of that of both states, of those that occur), and the timing of changes in s."""
+        """Return F1, the mean over those of both states that occur, and the timing of changes in s."""
         changes = len(self.offsets) + self.missed
         offsets = np.array(self.offsets)
         return {
@@ -232,7 +232,7 @@ class MotionSums:
         self._outside = np.zeros(len(self.profile.tools))
 
     def add(self, bag: int, rows: Rows) -> None:
-        """Take rows of a bag, in order."""
+        """Add rows of a bag, in order."""
         for row in rows:
             self._jump(bag, row)
         predicted, recorded = self._joints(rows)
@@ -275,7 +275,7 @@ class MotionSums:
         }
 
     def _jump(self, bag: int, row: Any) -> None:
-        """How far the new chunk begins from where the one before would be at that instant."""
+        """Add how far the new chunk begins from where the one before would be at that instant."""
         last, key = self._last, (bag, int(row["episode"]))
         chunk, stamp = row["predicted"][self.run], int(row["stamp"])
         self._last = (key, stamp, chunk)

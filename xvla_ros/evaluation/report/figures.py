@@ -1,4 +1,4 @@
-"""The figures of a run: drawn up from its recording, written as ``report.json``, told on the console.
+"""The figures of a run: made from its recording, written as ``report.json``, printed on the console.
 
 The page for people, ``report.html``, is made in ``page``.
 """
@@ -116,7 +116,7 @@ class Report:
 
 
 def make_report(recording: RunRecording, profile: Profile) -> Report:
-    """Draw up the report of a recording.
+    """Make the report of a recording.
 
     Raises:
         EvaluationError: a policy ran and never said what it is (no diagnostics), or nothing was recorded.
@@ -151,7 +151,7 @@ def make_report(recording: RunRecording, profile: Profile) -> Report:
 
 
 def travel(series: Series, deadband: float = TRAVEL_DEADBAND) -> float:
-    """Length of the way one joint went: the sum of its movements, counted in steps of at least ``deadband``.
+    """Return how far one joint moved: the sum of its movements, counted in steps of at least ``deadband``.
 
     A movement counts once the joint is ``deadband`` away from where the last counted movement ended.
     """
@@ -168,7 +168,7 @@ def travel(series: Series, deadband: float = TRAVEL_DEADBAND) -> float:
 
 
 def joint_travel(recording: RunRecording, profile: Profile) -> dict[str, float]:
-    """Way the joints of each command group went, in rad: the sum over its joints, grippers left out.
+    """Return how far the joints of each command group moved, in rad: the sum over its joints without grippers.
 
     A group that holds nothing but grippers counts those. Only what was measured after the first command counts,
     and no reset.
@@ -181,7 +181,7 @@ def joint_travel(recording: RunRecording, profile: Profile) -> dict[str, float]:
 
 
 def travel_by_group(ways: Mapping[str, float], profile: Profile) -> dict[str, float]:
-    """Way of each command group, for the way of each joint, by the rule of ``joint_travel``."""
+    """Return how far each command group moved, from how far each joint did, by the rule of ``joint_travel``."""
     skipped, sums = grippers(profile), {}
     for group in profile.commands.groups:
         joints = profile.commands.by_name[group].joints
@@ -191,7 +191,7 @@ def travel_by_group(ways: Mapping[str, float], profile: Profile) -> dict[str, fl
 
 
 def grippers(profile: Profile) -> frozenset[str]:
-    """Policy names of the joints that are grippers, by the action mode or the tools of the profile."""
+    """Return the policy names of the joints that are grippers, by the profile's action mode or tools."""
     spec = profile.action_spec
     if spec.is_end_effector:
         return frozenset(tool.gripper.joint for tool in profile.tools.values())
@@ -205,7 +205,7 @@ def _after_start(series: Series) -> Series:
 
 
 def computing_of(diagnostics: Mapping[str, str]) -> dict[str, str]:
-    """How the policy computes, as far as its diagnostics say."""
+    """Return how the policy computes, as far as its diagnostics say."""
     return {name: diagnostics[name] for name in COMPUTING if name in diagnostics}
 
 
@@ -232,7 +232,7 @@ def write_json(report: Report, path: Path) -> None:
 
 
 def summary(report: Report) -> str:
-    """Return the short table that ends a demo on the console; of a run without a policy only what was measured."""
+    """Return the short table at the end of a demo; without a policy it has only what was measured."""
     frames = report.to_mapping()
     dropped = 100.0 * frames["frames_dropped"] / max(1, frames["frames_sent"])
     clock = f" of simulated time at {report.real_time_factor:.2f} times real time" if report.simulated else ""

@@ -113,7 +113,7 @@ def read_frame(path: Path, time: float) -> Image:
 
 
 class _Views:
-    """The newest picture of every camera at times that go up, as a policy sees it; only those shown are decoded."""
+    """The newest picture of every camera at rising times, as a policy sees it; only pictures shown are decoded."""
 
     def __init__(self, bag: Path, profile: Profile, start: int) -> None:
         self._cameras, self._start = profile.cameras, start
@@ -178,7 +178,7 @@ class FilmedRun:
 
     @classmethod
     def of(cls, profile: Profile, *, trained: bool | None) -> FilmedRun:
-        """The scene of one robot, with the joints it commands, in the order of its groups."""
+        """Return the scene of one robot, with the joints it commands, in the order of its groups."""
         groups = profile.commands.groups
         joints = tuple(joint for group in groups for joint in profile.commands.by_name[group].joints)
         told = profile.instruction if trained is None else ""
@@ -209,7 +209,7 @@ class Composer:
             views: newest picture of each camera, uint8 [H, W, 3] RGB; a missing one stays empty.
             status: newest report of the policy.
             measured, commanded: the whole curves; only the seconds before ``time`` are drawn.
-            episodes: of a task. What one came to is shown from its end to the next reset; curves break at resets.
+            episodes: of a task. A result is shown from the episode's end to the next reset; curves break at resets.
         """
         canvas = self._background.copy()
         episode, resets = at(episodes, time), tuple(each.begun for each in episodes)
@@ -227,7 +227,7 @@ class Composer:
             for curve, colour, thickness in ((curves[1], MEASURED, 2), (curves[0], COMMANDED, 1)):
                 for part in curve.stretches(resets) if curve is not None else ():
                     _draw_curve(canvas, box, part, time, shown, colour, thickness=thickness)
-        # a policy that is not active does not tell of the instruction it has been given
+        # a policy that is not active does not publish its instruction
         told = episode.instruction if episode is not None else status.instruction if status is not None else ""
         told = told or self.scene.instruction
         return self._draw_words(canvas, time, status, told, ended, measured)
@@ -364,7 +364,7 @@ def _draw_pill(draw: Any, right: float, words: str, colour: Colour) -> float:
 
 
 def _shown_range(*curves: Series | None) -> tuple[float, float]:
-    """Lowest and highest position that a plot shows: all that occurred, at least ``LEAST_SPAN`` wide."""
+    """Return the lowest and highest position of a plot: all that occurred, at least ``LEAST_SPAN`` apart."""
     found = [curve.position for curve in curves if curve is not None and curve.position.size]
     if not found:
         return -LEAST_SPAN / 2, LEAST_SPAN / 2

@@ -48,7 +48,7 @@ def write_html(
     film: Path | None = None,
     poster: NDArray[np.uint8] | None = None,
 ) -> None:
-    """Write ``report.html``; what the recording does not hold has no place on it.
+    """Write ``report.html``; what the recording does not hold is left out.
 
     Args:
         film: a film in the same folder to link to.

@@ -21,7 +21,7 @@ MOST_CHUNKS = 60
 
 
 def joint_plot(joint: str, recording: RunRecording, profile: Profile) -> bytes:
-    """Position of one joint (rad or m) over the run: measured, commanded, predicted, and the limits that are near."""
+    """Plot the position of one joint (rad or m) over the run: measured, commanded, predicted, and limits nearby."""
     drawn, axes = figure(4.4, 2.3)
     order = profile.joints.policy_order
     column = order.index(joint)
@@ -52,7 +52,7 @@ def joint_plot(joint: str, recording: RunRecording, profile: Profile) -> bytes:
 
 
 def status_plot(recording: RunRecording) -> bytes:
-    """States of the policy as a coloured bar, arrivals of chunks as ticks below, episodes of a task above."""
+    """Plot the policy's states as a coloured bar, arrivals of chunks as ticks below, episodes of a task above."""
     drawn, axes = figure(8.8, 2.0 if recording.episodes else 1.5)
     for begin, end, status in _spans(recording):
         axes.barh(1, end - begin, left=begin, height=0.8, color=STATES.get(status.state, "#444444"))
@@ -79,7 +79,7 @@ def status_plot(recording: RunRecording) -> bytes:
 
 
 def _draw_episodes(axes: Any, recording: RunRecording, row: int) -> None:
-    """A bar from each reset to the episode's end, numbered as the table has them; grey where nobody judged it."""
+    """Draw a bar from each reset to the episode's end, numbered as in the table; grey where nobody judged it."""
     for number, episode in enumerate(recording.episodes, start=1):
         end = recording.duration if episode.ended is None else episode.ended
         undecided = episode.ended is None or episode.success is None
@@ -90,7 +90,7 @@ def _draw_episodes(axes: Any, recording: RunRecording, row: int) -> None:
 
 
 def latency_plot(recording: RunRecording) -> bytes:
-    """Inference time of every chunk over the run."""
+    """Plot the inference time of every chunk over the run."""
     drawn, axes = figure(8.8, 2.2)
     values = [chunk.inference_ms for chunk in recording.chunks]
     axes.plot([chunk.received for chunk in recording.chunks], values, "o", ms=3.5, color=MEASURED)
@@ -105,7 +105,7 @@ def latency_plot(recording: RunRecording) -> bytes:
 
 
 def _spans(recording: RunRecording) -> list[tuple[float, float, StatusRecord]]:
-    """Stretches of equal state and reason within the run: begin, end, and the report that opened them."""
+    """Return the spans of equal state and reason within the run: begin, end, and the status that opened each."""
     spans: list[tuple[float, float, StatusRecord]] = []
     for status in recording.statuses:
         time = min(max(status.time, 0.0), recording.duration)

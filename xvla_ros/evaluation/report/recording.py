@@ -45,12 +45,12 @@ class Series:
     position: NDArray[np.float64]
 
     def between(self, begin: float, end: float) -> Series:
-        """What lies after ``begin``, up to ``end``."""
+        """Return the part after ``begin``, up to and with ``end``."""
         first, last = np.searchsorted(self.time, (begin, end), side="right")
         return Series(self.time[first:last], self.position[first:last])
 
     def stretches(self, resets: Sequence[float]) -> list[Series]:
-        """The parts between resets, over which a joint was set where no motion had brought it."""
+        """Return the parts between resets: at a reset a joint is set to where no motion has brought it."""
         ends = (-np.inf, *resets, np.inf)
         return [self.between(begin, end) for begin, end in pairwise(ends)]
 
@@ -146,7 +146,7 @@ class RunRecording:
         simulation: a simulation's newest ones.
         stamps: of the recorded pictures of each camera, ns of ROS time.
         episodes: of a task, where one was led, else those that were marked.
-        resets: when a simulation set the arms and everything else anew, s since the first command.
+        resets: when a simulation set arms and props back to a start, s since the first command.
     """
 
     start: int
@@ -163,7 +163,7 @@ class RunRecording:
     resets: tuple[float, ...] = ()
 
     def counted(self, what: str) -> int:
-        """A counter of ``PolicyStatus`` over the whole run; each activation of the policy begins anew."""
+        """Return a counter of ``PolicyStatus`` over the whole run; it starts again at each activation of the policy."""
         values = [0, *(getattr(status, what) for status in self.statuses)]
         return sum(after - before if after >= before else after for before, after in pairwise(values))
 
@@ -172,7 +172,7 @@ def read_recording(bag: Path, profile: Profile, duration: float | None = None) -
     """Read a run of one robot from a bag.
 
     Args:
-        duration: leave out what came later than this many seconds after the first command.
+        duration: s after the first command; what came later is left out.
 
     Raises:
         BagError: there is no bag, or it is damaged.
@@ -184,7 +184,7 @@ def read_recording(bag: Path, profile: Profile, duration: float | None = None) -
 
 
 def can_be_shown(bag: Path, profile: Profile) -> bool:
-    """Whether a bag holds joints and pictures of a robot."""
+    """Say whether a bag holds joints and pictures of a robot."""
     try:
         held = {topic.name for topic in Bag(bag).summary().topics if topic.count}
     except BagError:
@@ -217,7 +217,7 @@ class _RunReader:
 
     def take(self, message: BagMessage) -> None:
         taker = self._takers.get(message.topic, self._on_other)
-        with suppress(MessageError):  # the message was cut, and the others are whole
+        with suppress(MessageError):  # one message is cut; the others are whole
             taker(message)
 
     def recording(self, duration: float | None) -> RunRecording:
@@ -256,13 +256,13 @@ class _RunReader:
         return [(time, said) for time, said in self._heard[kind] if time <= end]
 
     def _diagnostics(self, key: str, end: float) -> dict[str, str]:
-        """The newest values that hold ``key``, of this robot: up to the end, else the newest of all."""
+        """Return this robot's newest values that hold ``key``: of those up to the end, else of all."""
         found = [(time, values) for time, values in self._heard[DIAGNOSTICS] if key in values]
         within = [values for time, values in found if time <= end]
         return within[-1] if within else found[-1][1] if found else {}
 
     def _time(self, message: BagMessage, stamp: int | None = None) -> int:
-        """ROS time of a message in ns."""
+        """Return the ROS time of a message in ns."""
         if stamp is not None:
             self._offset = self._clock.now(message.topic, message.log_time, stamp) - message.log_time
         now = message.log_time + self._offset
@@ -286,7 +286,7 @@ class _RunReader:
                 self._measured[joint].add(stamp, position)
 
     def _on_command(self, message: BagMessage) -> None:
-        """The first point of every command, at the time it was due: together they are the path asked for."""
+        """Keep the first point of every command, at the time it was due: together they are the commanded path."""
         now = self._time(message)
         self._commanded_at = self._commanded_at or now
         self._commands[message.topic].append(now)
@@ -305,7 +305,7 @@ class _RunReader:
                 self._marks.append((self._time(message), mark))
 
     def _on_other(self, message: BagMessage) -> None:
-        """What policy and simulation say, on whatever topic; outcomes were JSON in a String once."""
+        """Keep what policy and simulation say, on any topic; in older bags outcomes are JSON in a String."""
         if message.type == STRING and message.topic.endswith(f"/{self._profile.name}/outcome"):
             said = SimpleNamespace(**json.loads(read_string(message.data)))
             self._heard[OUTCOME].append((self._time(message), said))
@@ -349,7 +349,7 @@ def _status(time: int, said: Any, start: int) -> StatusRecord:
 
 
 def _judged(outcomes: Sequence[tuple[int, Any]], start: int, end: float) -> tuple[RunEpisode, ...]:
-    """The episodes that outcomes tell of, in order; nothing counts after ``end``, ns of ROS time."""
+    """Return the episodes that outcomes report, in order; nothing counts after ``end``, ns of ROS time."""
     newest: dict[int, tuple[Any, int, int]] = {}
     for _, said in outcomes:
         stamp = _nanoseconds(said.stamp if hasattr(said, "stamp") else said.header.stamp)
@@ -369,7 +369,7 @@ def _judged(outcomes: Sequence[tuple[int, Any]], start: int, end: float) -> tupl
 
 
 def _marked(marks: Sequence[tuple[int, Mapping[str, Any]]], start: int, end: float) -> tuple[RunEpisode, ...]:
-    """The episodes that a recorder's marks tell of, as training has them: ``discard`` drops the open or last one."""
+    """Return the episodes of a recorder's marks, as in training: ``discard`` drops the open or last one."""
     kept: list[RunEpisode] = []
     begun: tuple[float, Mapping[str, Any]] | None = None
     for stamp, mark in marks:
@@ -394,13 +394,13 @@ def _marked_episode(begun: float, first: Mapping[str, Any], last: Mapping[str, A
 
 
 def at(episodes: Sequence[RunEpisode], time: float) -> RunEpisode | None:
-    """Return the episode of ``time``: the last that had begun."""
+    """Return the episode at ``time``: the last that had begun."""
     return next((episode for episode in reversed(episodes) if episode.begun <= time), None)
 
 
 @cache
 def in_words(task: str, *, success: bool, wrong: bool) -> str:
-    """Return what the end of an episode is called; a task that is not of the catalogue succeeds or fails."""
+    """Return an episode's result in words; a task outside the catalogue just succeeds or fails."""
     from xvla_ros.simulation.tasks.catalogue import TASKS
 
     if task not in TASKS:
@@ -431,7 +431,7 @@ def _chunks(
 
 
 def _decoder(profile: Profile) -> Decoder | None:
-    """What turns the robot's chunks into joints; None where that cannot be had, as without Pinocchio."""
+    """Return what turns the robot's chunks into joints; None where that is not possible, as without Pinocchio."""
     from xvla_ros.errors import KinematicsError
     from xvla_ros.robots.actions import Decoder
 
@@ -458,7 +458,7 @@ def _path(
 def _where(
     time: float, since: float, profile: Profile, measured: Mapping[str, Series], commanded: Mapping[str, Series]
 ) -> NDArray[np.float64] | None:
-    """Where the joints [J] were sent to be at ``time``; before the first command ``since`` a time, where they were."""
+    """Return where the joints [J] were commanded to be at ``time``; before any command since ``since``, measured."""
     found = []
     for joint in profile.joints.policy_order:
         series = commanded[joint].between(since, np.inf)

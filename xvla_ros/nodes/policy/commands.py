@@ -58,9 +58,9 @@ def command_messages(profile: Profile, window: CommandWindow, encoder: StateEnco
 
 
 def commanded_points(profile: Profile, group: str, message: Any) -> Points:
-    """Return what a command asks of the joints: their names in ROS, and (s after its receipt, positions) of each point.
+    """Return a command for the joints: their names in ROS, and for each point (s after receipt, positions).
 
-    A setpoint is due at ``lead``. A pose says nothing of joints: no names and no points.
+    A setpoint is due at ``lead``. A pose commands no joints: no names and no points.
     """
     return POINTS[profile.commands.kind_of(group).message_type](profile, group, message)
 
@@ -109,7 +109,7 @@ def _joint_state_message(window: CommandWindow, columns: list[int], names: list[
 
 
 def _pose_message(tool: Tool, pose: Poses, stamp: int) -> PoseStamped:
-    """The pose of tip_link in base_link; moveit_servo's command frame must be the same pair."""
+    """Return the pose of tip_link in base_link; moveit_servo's command frames must be these two."""
     x, y, z, w = pose.quaternions_xyzw().tolist()
     place = Point(**dict(zip("xyz", pose.positions.tolist(), strict=True)))
     message = PoseStamped(pose=Pose(position=place, orientation=Quaternion(x=x, y=y, z=z, w=w)))
@@ -133,8 +133,8 @@ POINTS: Mapping[str, Callable[[Profile, str, Any], Points]] = {
 
 
 PAUSE_S = 0.5  # without setpoints for this long, others may have moved the gripper
-SAME = 1e-6  # of a range
-STANDS_S = 0.1  # this long the same: the motion has ended
+SAME = 1e-6  # share of a range within which two setpoints are the same
+STANDS_S = 0.1  # s of the same setpoint after which the motion has ended
 
 
 class ChangeGate:
@@ -142,7 +142,7 @@ class ChangeGate:
 
     Args:
         span: range of the joint.
-        min_change: least change of a moving setpoint, as a share of it.
+        min_change: least change of a moving setpoint that is sent, as a share of ``span``.
         clock: steady s.
     """
 
@@ -154,7 +154,7 @@ class ChangeGate:
         self._since = 0.0  # when it was first the same as now
 
     def passes(self, setpoint: float) -> bool:
-        """Whether ``setpoint``, the one of this command period, is to be sent."""
+        """Say whether ``setpoint``, that of this command period, is to be sent."""
         now, last = self._clock(), self._last
         self._last = setpoint, now
         if last is None or abs(setpoint - last[0]) > self._same:
@@ -169,7 +169,7 @@ class ChangeGate:
         return True
 
     def forget(self) -> None:
-        """Let the next one pass: the last did not arrive."""
+        """Let the next setpoint pass, as the last did not arrive."""
         self._sent = None
 
 
@@ -223,7 +223,7 @@ class GripperAction:
         self.topic_name = str(node.resolve_topic_name(topic))
 
     def get_subscription_count(self) -> int:
-        """1 while the action is served."""
+        """Return 1 while the action is served, else 0."""
         return int(self._client.server_is_ready())
 
     def publish(self, setpoint: float) -> None:
@@ -248,7 +248,7 @@ class GripperAction:
 
 
 def gripper_outlet(node: Node, profile: Profile, group: str, callbacks: CallbackGroup) -> GripperTopic | GripperAction:
-    """Make what the setpoints of a gripper's command group go through; ``require_outlets`` says what that needs."""
+    """Make the outlet for a gripper's setpoints; ``require_outlets`` checks what it needs."""
     settings, interface = profile.commands.by_name[group], profile.commands.interface_of(group)
     joint = profile.joints.by_name[settings.joints[0]]
     gate = ChangeGate(joint.upper - joint.lower, settings.min_change)
@@ -258,7 +258,7 @@ def gripper_outlet(node: Node, profile: Profile, group: str, callbacks: Callback
 
 
 def require_outlets(profile: Profile) -> None:
-    """Say what a robot's grippers need that is not installed, before anything is made.
+    """Check, before anything is made, that all that a robot's grippers need is installed.
 
     Raises:
         SetupError: naming it.
@@ -270,7 +270,7 @@ def require_outlets(profile: Profile) -> None:
 
 
 def has_gripper_outlet(profile: Profile, group: str) -> bool:
-    """Whether a group's setpoints go through a ``gripper_outlet``."""
+    """Say whether a group's setpoints go through a ``gripper_outlet``."""
     return profile.commands.kind_of(group).is_gripper
 
 

@@ -65,7 +65,7 @@ PROGRESS_PERIOD_S = 5.0
 ANSWER_TIMEOUT_S = 2.0
 LONGEST_BATCH_WAIT_S = 1.0
 POLL_S = 0.05
-SIMULATION_WAIT_S = 120.0  # on a busy machine a simulation takes long to start
+SIMULATION_WAIT_S = 120.0  # s; on a busy machine a simulation takes long to start
 END_POLL_S = 0.2
 LOADING_THREAD = "loading"
 
@@ -148,7 +148,7 @@ class PolicyNode(GuardedLifecycleNode):
         return profiles
 
     def _hear_descriptions(self) -> dict[str, RobotDescription | None]:
-        """The published URDFs of robots whose actions are tool poses, checked before a long load."""
+        """Return the published URDFs of robots whose actions are tool poses, checked before a long load."""
         with_tools = [profile for profile in self._profiles.values() if profile.action_spec.is_end_effector]
         heard = self._description_topics.newest(profile.namespace for profile in with_tools)
         for profile in with_tools:
@@ -171,7 +171,7 @@ class PolicyNode(GuardedLifecycleNode):
         return paced
 
     def _refuse_untrained(self) -> None:
-        """Let random weights move no arm outside a simulation, unless its profile allows that.
+        """Refuse to let random weights move an arm outside a simulation, unless its profile allows that.
 
         Raises:
             TransitionError: naming every robot the policy was not trained for, and what to do.
@@ -191,10 +191,10 @@ class PolicyNode(GuardedLifecycleNode):
             raise TransitionError("; ".join(refused))
 
     def _require_simulation(self) -> None:
-        """Let no watchdog count simulated time unless that waits for this node.
+        """Check that simulated time waits for this node, so that no watchdog counts time without it.
 
         Raises:
-            TransitionError: nobody hears how far time may run.
+            TransitionError: nobody listens to how far time may run.
         """
         if not self._clock_of_robots.paced:
             return
@@ -210,7 +210,7 @@ class PolicyNode(GuardedLifecycleNode):
             time.sleep(POLL_S)
 
     def _look_for_the_simulation(self) -> None:
-        """Look after the robots where the simulation is gone: no timer of theirs goes off any more."""
+        """Tick the robots where the simulation is gone, as their timers do not fire any more."""
         limit = self._time_limit
         self._clock_of_robots.alone = limit is not None and not limit.is_heard
         if self._clock_of_robots.alone and self.state_label() == "active":
@@ -218,7 +218,7 @@ class PolicyNode(GuardedLifecycleNode):
                 link.tick()
 
     def _allowed_until(self) -> int | None:
-        """Up to when simulated time may run, ns; None for ever."""
+        """Return the ns up to which simulated time may run; None for ever."""
         limits = (link.allowed_until() for link in self._links)
         return min((limit for limit in limits if limit is not None), default=None)
 
@@ -237,7 +237,7 @@ class PolicyNode(GuardedLifecycleNode):
         return str(self.get_parameter("instruction").value)
 
     def _to_link(self) -> tuple[dict[str, Any], str]:
-        """What links depend on. Not the file of a profile, which one read back from parameters does not know."""
+        """Return what links depend on; not the profiles' files, which profiles read from parameters do not know."""
         return {name: profile.to_mapping() for name, profile in self._profiles.items()}, self._instruction()
 
     def _make_links(self) -> None:
@@ -312,7 +312,7 @@ class PolicyNode(GuardedLifecycleNode):
 
     def _choose_threads(self) -> None:
         # OpenMP threads that wait for each other spin: on cores that other work needs they make a pass ten times
-        # slower, and starve the very callbacks that bring the observations
+        # slower, and keep back the very callbacks that bring the observations
         import torch
 
         threads = int(self.get_parameter("threads").value)
@@ -355,7 +355,7 @@ class PolicyNode(GuardedLifecycleNode):
 
 
 def blank_observation(profile: Profile) -> Observation:
-    """An observation of the right shape with nothing in it, to warm a policy up."""
+    """Return an observation of the right shape with nothing in it, to warm a policy up."""
     state = np.zeros(profile.state_width, np.float32)
     images = {slot: np.zeros((240, 320, 3), np.uint8) for slot in profile.cameras.slots}
     return Observation(profile.embodiment(), 0, images, state, profile.instruction or "warm up")
@@ -376,7 +376,7 @@ def serve(stop: Callable[[], bool], args: list[str] | None = None) -> int:
     Returns:
         0; 1 where ``autostart`` did not get the node active, as nobody is there to try again.
     """
-    # rclpy's own handlers would take the graph away before the last command is out
+    # rclpy's own handlers would shut the graph down before the last command is sent
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     node = PolicyNode()
     ended, failed = threading.Event(), threading.Event()
@@ -402,7 +402,7 @@ def serve(stop: Callable[[], bool], args: list[str] | None = None) -> int:
 
 
 def network_is_busy() -> bool:
-    """Whether a thread that was given up is still inside the network."""
+    """Say whether an abandoned thread is still inside the network."""
     return any(thread.name in (LOADING_THREAD, INFERENCE_THREAD) for thread in threading.enumerate())
 
 

@@ -33,7 +33,7 @@ from xvla_ros.msg import ActionChunk as ActionChunkMsg  # isort: skip
 from xvla_ros.msg import PolicyStatus  # isort: skip
 
 POLL_PERIOD_S = 0.2
-UNKNOWN_NODE = "_NODE_NAME_UNKNOWN_"  # rmw's, of an endpoint whose node has not been discovered yet
+UNKNOWN_NODE = "_NODE_NAME_UNKNOWN_"  # rmw's name for an endpoint whose node has not been discovered yet
 
 
 class Rivals:
@@ -57,7 +57,7 @@ class Rivals:
         self._awaits_names = True
 
     def fault(self, steady_s: float) -> Fault | None:
-        """What is wrong on the command topics at steady time ``steady_s``; looked up anew a few times a second."""
+        """Return what is wrong on the command topics at steady time ``steady_s``, looked up a few times a second."""
         if steady_s >= self._due_s:
             self._due_s = steady_s + POLL_PERIOD_S
             self._fault = self._look()
@@ -70,13 +70,14 @@ class Rivals:
             return None
         rivals = {topic: self._rivals_on(topic) for topic in shared}
         if self._awaits_names and not all(rivals.values()):
-            self._awaits_names = False  # a publisher is discovered before its node; they have until the next look
+            # a publisher is discovered before its node's name, which has until the next look to come
+            self._awaits_names = False
             return self._fault
         said = [f"{', '.join(names) or 'somebody'} also publishes {topic}" for topic, names in rivals.items()]
         return Fault(CONTROLLER_LOST, f"{'; '.join(said)}; stop it, or set safety.exclusive false")
 
     def _rivals_on(self, topic: str) -> list[str]:
-        """Names of the nodes that publish there beside this one, as far as they are known."""
+        """Return the names of the nodes that publish there beside this one, as far as they are known."""
         ours = (self._node.get_name(), self._node.get_namespace())
         names, twins = set(), 0
         for endpoint in self._node.get_publishers_info_by_topic(topic):
@@ -90,17 +91,17 @@ class Rivals:
 
 
 def publishers_of(node: Node, topic: str) -> list[str]:
-    """Full names of the nodes that publish a topic, as far as they are known."""
+    """Return the full names of the nodes that publish a topic, as far as they are known."""
     return sorted({f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}"
                    for endpoint in node.get_publishers_info_by_topic(topic)
                    if endpoint.node_name != UNKNOWN_NODE})
 
 
 STATUS_PERIOD_S = 0.1
-# Where simulated time waits: how much of it a chunk takes at most, as on a machine that is fast enough, and how far
-# beyond the next command it may be ahead, so that this is reached, and none is left out.
+# Where simulated time waits: how much of it a chunk takes at most, as on a machine that is fast enough, and how far it
+# may run beyond the next command, so that every command is reached.
 CHUNK_S, AHEAD_S = 0.1, 0.01
-MATCHING_S = 0.1  # from when a controller that was lost is seen again until what is sent surely reaches it
+MATCHING_S = 0.1  # s from when a lost controller is seen again until messages surely reach it
 
 
 @dataclass
@@ -205,7 +206,7 @@ class RobotLink:
         self._runs.abort(INACTIVE)
 
     def close(self) -> None:
-        """Give back every topic."""
+        """Release every topic."""
         self.stop()
         self._runs.close()
         for subscription in self._subscriptions:
@@ -258,7 +259,7 @@ class RobotLink:
         self._due_ns, self._asked_ns = None, None
 
     def allowed_until(self) -> int | None:
-        """Up to when simulated time may run, ns: a little ahead, and no further than a chunk under way may take.
+        """Return the ns up to which simulated time may run: a little ahead, and no further than a chunk may take.
 
         None while the robot is not commanded.
         """
@@ -266,7 +267,7 @@ class RobotLink:
             return None
         period = 1.0 / self.profile.timing.command_rate
         ahead = self._clock.ros_ns() + round((period + AHEAD_S) * NS)
-        # a chunk that was due may be wanted no longer, after a stop for one
+        # a chunk that was due may not be wanted any more, for example after a stop
         due = self._due_ns if self.pilot.wants_chunk() else None
         begun = [since for since in (due, self._asked_ns) if since is not None]
         return min([ahead, *(since + round(CHUNK_S * NS) for since in begun)])
@@ -300,14 +301,14 @@ class RobotLink:
         return self._rivals.fault(steady) if self.profile.safety.exclusive else None
 
     def _publish(self, window: CommandWindow, begun: float) -> None:
-        """Send a window made at steady time ``begun``, but not to groups it is too late for, as this process slept.
+        """Send a window made at steady time ``begun``; not to groups for which it is too late, as this process slept.
 
-        A controller counts the window from its receipt, so a late one would lead the arm back to where it was due. One
-        that nobody listens for has not arrived either.
+        A controller counts the window from its receipt, so a late one would lead the arm back to where it was due. A
+        window that nobody subscribes to counts as not sent, too.
         """
         outgoing, lead = self._outgoing(window), self.profile.timing.lead
         before, self._missed, interrupted = self._missed, [], []
-        for group in sorted(outgoing, key=lambda name: name not in before):  # who got none comes first
+        for group in sorted(outgoing, key=lambda name: name not in before):  # groups that got no window last time first
             if (late := self._late(window, begun)) > lead:
                 self._missed.append(group)
                 self._node.get_logger().warning(
@@ -323,22 +324,22 @@ class RobotLink:
             joints = None if len(missed) == len(outgoing) else [j for group in missed for j in self._columns(group)]
             self.pilot.controller.not_sent(window, joints)
         last = self.pilot.controller.last_window
-        if interrupted and last is not None:  # the pause fell into the sending, so that it leaves only now: undo it
+        if interrupted and last is not None:  # the process paused while sending, so the window leaves late: undo it
             outgoing = self._outgoing(last.seen_from(self._clock.ros_ns()))
             for group in interrupted:
                 self._publishers[group].publish(outgoing[group])
 
     def _outgoing(self, window: CommandWindow) -> dict[str, Any]:
-        """A window's messages by group, serialised: between reading the clock and sending lies as little as can be."""
+        """Return a window's messages by group, serialised: as little as possible is left to do when they are sent."""
         return {group: serialize_message(message) if isinstance(self._publishers[group], Publisher) else message
                 for group, message in command_messages(self.profile, window, self.pilot.encoder).items()}
 
     def _late(self, window: CommandWindow, begun: float) -> float:
-        """Seconds since a window was made, by the clock that says more."""
+        """Return the seconds since a window was made, by the clock that says more."""
         return max(self._clock.steady_s() - begun, (self._clock.ros_ns() - window.stamp) / NS)
 
     def _columns(self, group: str) -> list[int]:
-        """The places of a group's joints in ``policy_order``."""
+        """Return the indices of a group's joints in ``policy_order``."""
         settings = self.profile.commands.by_name[group]
         tool = self.pilot.arms.get(settings.tool)
         return list(map(self.profile.joints.policy_order.index, settings.joints)) if tool is None else [*tool.columns]
@@ -354,10 +355,10 @@ class RobotLink:
             if status.state != RUNNING:
                 self._plan.clear()
         elif status.reason and not Fault(status.reason, status.detail).is_like(self._told):
-            self._told = status.detail  # of the same reason, as when a picture comes at last, and cannot be used
+            self._told = status.detail  # another detail of the same reason: a missing picture comes, but is unusable
             self._node.get_logger().warning(
                 f"{self.profile.name}: {status.reason}: {status.detail}", throttle_duration_sec=1.0)
-        # from the time it was due, or ticks that do not divide the period would stretch it
+        # counted from when it was due: ticks that do not divide the period would stretch it otherwise
         self._status_due = max(self._status_due + STATUS_PERIOD_S, steady)
         self._publish_status()
 
@@ -436,7 +437,7 @@ class RobotLink:
         self.pilot.add_joints(topic, stamp, names, positions)
 
     def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
-        """The callback, with whatever it raises logged: rclpy would end the executor and with it the node."""
+        """Return the callback with its errors logged: rclpy would end the executor for them, and with it the node."""
         def run(*args: Any) -> None:
             try:
                 callback(*args)

@@ -53,7 +53,7 @@ class RunPolicyServer:
     Args:
         node: whose action it is.
         pilot: of the robot.
-        clock: ROS time, in which goals count.
+        clock: ROS time, in which goals are timed.
         group: of the robot's callbacks.
     """
 
@@ -78,11 +78,11 @@ class RunPolicyServer:
         return self._run is not None
 
     def abort(self, reason: str) -> None:
-        """End the goal that runs, if any; from any thread."""
+        """End the running goal, if any; from any thread."""
         self._end(False, reason)
 
     def close(self) -> None:
-        """Abort what runs, give its client time to hear so, and give the action back; not from the executor."""
+        """Abort the running goal, give its client time to learn that, and release the action; not from the executor."""
         self.abort(INACTIVE)
         self._settled.wait(SETTLE_S)
         self._node.destroy_timer(self._timer)
@@ -141,7 +141,7 @@ class RunPolicyServer:
         return CancelResponse.ACCEPT
 
     def _on_timer(self) -> None:
-        """Report, and end what is over; a tick after the end the result is on its way."""
+        """Publish feedback and end a goal that is over; settle a tick later, when its result is on its way."""
         run = self._run
         if run is None:
             self._timer.cancel()

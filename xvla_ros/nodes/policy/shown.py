@@ -37,7 +37,7 @@ _LEVELS = {
 def robot_diagnostics(
     link: RobotLink, *, node: str, policy: Policy | None, stop: str, seed: int
 ) -> DiagnosticStatus:
-    """Policy, seed of its noise, state, cause of a ``stop``, counters, latencies (ms) and frames of a robot.
+    """Return a robot's policy, seed of noise, state, cause of a ``stop``, counters, latencies (ms) and frames.
 
     Stamps of frames are in ns of ROS time; a seed below 0 is no seed.
     """
@@ -123,7 +123,7 @@ class PlanMarkers:
             self._is_shown = False
 
     def close(self) -> None:
-        """Show nothing and give back the topic."""
+        """Show nothing, and release the topic."""
         self.clear()
         if self._publisher is not None:
             self._node.destroy_publisher(self._publisher)
@@ -141,6 +141,6 @@ def _line(
     line.scale = Vector3(x=WIDTH_M)
     line.color = ColorRGBA(r=red, g=green, b=blue, a=1.0)
     line.points = [Point(x=x, y=y, z=z) for x, y, z in path.tolist()]
-    # the plan of a node that died is no plan
+    # the line expires with the plan, so that a dead node's plan does not stay
     line.lifetime = Duration(sec=(end - now) // NS, nanosec=(end - now) % NS)
     return line

@@ -1,4 +1,4 @@
-"""What the policy node hears beside observations: stops, and the robot's description."""
+"""What the policy node receives beside observations: stops, and the robot's description."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class StopTopics:
     Args:
         node: whose topic and services these are.
         robots: those there are now.
-        is_active: whether the robots may be moving, and say themselves that they were stopped.
+        is_active: whether the robots may be moving, and report themselves that they were stopped.
     """
 
     def __init__(self, node: Node, robots: Callable[[], Sequence[Stoppable]], is_active: Callable[[], bool]) -> None:
@@ -85,7 +85,7 @@ class StopTopics:
         return "" if cause is None else f"{cause.reason}: {cause.detail}"
 
     def hand_on(self) -> None:
-        """Tell robots that were made after a stop about it."""
+        """Stop robots that were made after the stop, too."""
         cause = self._latch.cause
         if cause is not None:
             for robot in self._robots():
@@ -94,7 +94,7 @@ class StopTopics:
     def _stop_one(self, robot: Stoppable, cause: Fault) -> None:
         try:
             robot.latch_stop(cause.reason, cause.detail)
-        except Exception as error:  # what one robot cannot send must not keep the next from stopping
+        except Exception as error:  # the failure of one robot must not keep the next from stopping
             self._log.error(f"the stop's first command was not sent: {type(error).__name__}: {error}")
 
     def _stop(self, reason: str, detail: str) -> bool:
@@ -134,15 +134,15 @@ class StopTopics:
 
 
 TOPIC = "robot_description"
-# A node that has just come up has not yet found who else is there; a latched message follows its publisher at once.
+# A new node has not yet discovered the others; a latched message arrives soon after its publisher is discovered.
 DISCOVERY_S, ARRIVAL_S = 0.5, 1.0
 
 
 class DescriptionTopics:
-    """Hears ``robot_description`` for robots of several namespaces.
+    """Subscribes to ``robot_description`` for robots of several namespaces.
 
-    The relative topic, which robots without a namespace of their own have, is heard from the making of this on, so that
-    discovery has begun when it is asked for; those of others from when they are first asked for.
+    The relative topic, that of robots without a namespace of their own, is subscribed to at once, so that discovery has
+    begun when it is asked for; the topics of other robots when they are first asked for.
     """
 
     def __init__(self, node: Node) -> None:
@@ -159,7 +159,7 @@ class DescriptionTopics:
 
 
 class _DescriptionTopic:
-    """Hears one topic. The callback runs in the node's executor; ``newest`` is for another thread."""
+    """Subscribes to one topic. The callback runs in the node's executor; ``newest`` is for another thread."""
 
     def __init__(self, node: Node, topic: str) -> None:
         self._node = node
@@ -171,8 +171,8 @@ class _DescriptionTopic:
     def newest(self) -> RobotDescription | None:
         """Return what was published last, None where nobody publishes.
 
-        Waits for a publisher no longer than this is young, and for the message of one that is there no longer than
-        ``ARRIVAL_S``.
+        It waits for a publisher until this subscription is ``DISCOVERY_S`` old, and for a known publisher's message at
+        most ``ARRIVAL_S``.
         """
         self._heard.wait(max(0.0, self._since + DISCOVERY_S - time.monotonic()))
         topic = self._subscription.topic_name

@@ -40,7 +40,7 @@ class ImageSender:
     """
 
     def __init__(self, node: Node, world: World, width: int, height: int) -> None:
-        """Starts the thread and draws once, so that a machine that cannot render says so here.
+        """Start the thread and draw once, so that a machine that cannot render fails here.
 
         Raises:
             SimulationError: naming what to install.
@@ -61,7 +61,7 @@ class ImageSender:
             pass
 
     def wait_until_idle(self, timeout: float) -> bool:
-        """Whether all that was offered is sent, after waiting up to ``timeout`` s.
+        """Wait up to ``timeout`` s until all that was offered is sent; return whether it is.
 
         Raises:
             Exception: whatever ended the drawing thread.
@@ -72,14 +72,14 @@ class ImageSender:
         return idle
 
     def offer(self, data: Any, stamp: int) -> None:
-        """Takes MuJoCo's state as what the cameras see at ``stamp`` ns; only when idle."""
+        """Take MuJoCo's state as what the cameras see at ``stamp`` ns; only when idle."""
         self._rig.capture(data)
         self._stamp = stamp
         self._idle.clear()
         self._work.set()
 
     def close(self) -> None:
-        """Sends what was offered, then ends the thread."""
+        """Send what was offered, then end the thread."""
         self._closing = True
         self._work.set()
         self._thread.join(timeout=5.0)
@@ -112,10 +112,10 @@ class ImageSender:
 
 
 class _RawOutlet:
-    """Publishes sensor_msgs/Image from a buffer that the renderer draws straight into."""
+    """Publishes sensor_msgs/Image from a buffer into which the renderer draws."""
 
     def __init__(self, node: Node, topic: str, frame: str, width: int, height: int) -> None:
-        # An array of bytes is the one type that the message copies as a whole and not value by value.
+        # An array of bytes is the only type that the message copies as a whole and not value by value.
         self._buffer = array.array("B", bytes(width * height * 3))
         self.pixels: NDArray[np.uint8] = np.frombuffer(self._buffer, np.uint8).reshape(height, width, 3)
         self._message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
@@ -164,7 +164,7 @@ class ServedRobot:
     """
 
     def __init__(self, node: Node, world: World, image_width: int, image_height: int) -> None:
-        """Makes the topics and draws once.
+        """Make the topics and draw once.
 
         Raises:
             SimulationError: naming what to install.
@@ -187,11 +187,11 @@ class ServedRobot:
         return any(controller.accepted for controller in self.world.controllers.values())
 
     def close(self) -> None:
-        """Stops the drawing thread; nothing is published afterwards."""
+        """Stop the drawing thread; nothing is published afterwards."""
         self._images.close()
 
     def publish_joints(self) -> None:
-        """Sends the joint states as they are now."""
+        """Send the joint states as they are now."""
         stamp = messages.stamp_message(self.world.time)
         for reading in self.world.joint_states():
             message = JointState(name=reading.names, position=reading.positions, velocity=reading.velocities)
@@ -199,14 +199,14 @@ class ServedRobot:
             self._joint_publishers[reading.topic].publish(message)
 
     def offer_images(self, stopping: Callable[[], bool]) -> None:
-        """Lets the cameras see what is now, once the last frames are sent; not if ``stopping`` says so before."""
+        """Let the cameras see the present state once the last frames are sent; not if ``stopping()`` before that."""
         while not stopping() and not self._images.wait_until_idle(0.1):
             pass
         if not stopping():
             self._images.offer(self.world.data, self.world.time)
 
     def stats(self) -> dict[str, Any]:
-        """What was sent and refused since the start."""
+        """Return what was sent and refused since the start."""
         stamps, controllers = self._images.stamps, self.world.controllers
         return {
             "robot": self.world.profile.name,
@@ -220,7 +220,7 @@ class ServedRobot:
         }
 
     def diagnostics(self, node: str, real_time_factor: float) -> DiagnosticStatus:
-        """What was sent and refused, and the last reason."""
+        """Return what was sent and refused, and the last reason."""
         controllers = self.world.controllers
         refused = sum(controller.rejected for controller in controllers.values())
         values = {f"frames_sent/{camera}": len(times) for camera, times in self._images.stamps.items()}
@@ -244,7 +244,7 @@ class ServedRobot:
 
 
 def from_message(message: Any) -> JointTrajectory:
-    """A trajectory_msgs/JointTrajectory as plain data."""
+    """Return a trajectory_msgs/JointTrajectory as plain data."""
     points = tuple(
         TrajectoryPoint(
             messages.stamp_ns(point.time_from_start),

@@ -40,7 +40,7 @@ from xvla_ros.types import NS
 
 RESET_TIMEOUT = 60.0
 HELD_LOOK_S = 0.02
-HELD_REPEAT_S = 0.1  # of /clock, whose subscribers take the newest message and may have lost that
+HELD_REPEAT_S = 0.1  # s between repeats of /clock, whose subscribers may have lost the newest message
 HELD_WORTH_A_LINE_S = 1.0
 STATS_VERSION = 1
 
@@ -60,7 +60,7 @@ BAD_SETTINGS = (
 
 
 class SimNode(Node):
-    """Serves one simulated robot or several, whose worlds run on the same clock and do not meet.
+    """Serves one simulated robot or several; their worlds run on the same clock and do not touch.
 
     Attributes:
         robots: those served.
@@ -68,11 +68,10 @@ class SimNode(Node):
     """
 
     def __init__(self, stop_requested: Callable[[], bool]) -> None:
-        """Reads the parameters and builds the worlds; ``run`` ends once ``stop_requested`` returns true.
+        """Read the parameters and build the worlds; ``run`` ends once ``stop_requested`` returns true.
 
         Raises:
-            SetupError, ProfileError, SimulationError: naming what cannot be simulated.
-            SimulationError: naming what to install.
+            SetupError, ProfileError, SimulationError: naming what cannot be simulated, or what to install.
         """
         super().__init__("sim")
         self.failed = False
@@ -99,7 +98,7 @@ class SimNode(Node):
         return self.robots[0].world.time
 
     def run(self) -> None:
-        """Steps, publishes and waits, until asked to stop; raises what the drawing thread failed with."""
+        """Step, publish and wait until asked to stop; raise what the drawing thread failed with."""
         timestep, step = self.robots[0].world.timestep, 0
         clock, joints, images = (
             Ticker(self._value(name), timestep) for name in ("clock_rate", "joint_rate", "image_rate")
@@ -150,18 +149,18 @@ class SimNode(Node):
         return True
 
     def _look_for_the_first_command(self) -> None:
-        """Real time is measured from it: before, a policy may be loading."""
+        """Begin to measure real time at the first command: before, a policy may be loading."""
         if not self._commanded and any(robot.commanded for robot in self.robots):
             self._commanded = True
             self._real_time.begin(self.time / NS)
 
     def close(self) -> None:
-        """Stops the drawing threads; nothing is published afterwards."""
+        """Stop the drawing threads; nothing is published afterwards."""
         for robot in self.robots:
             robot.close()
 
     def stats(self) -> dict[str, Any]:
-        """What was sent and refused since the start, as the statistics file holds it; ``robots`` where several are.
+        """Return what was sent and refused since the start, as in the statistics file; several robots in ``robots``.
 
         Wall time and real-time factor count from the first command, or from the start where there was none.
         """
@@ -197,7 +196,7 @@ class SimNode(Node):
         rates = {"floating_point_range": between(0.1, 600.0)}
         declare("image_rate", 30.0, "Images per simulated second and camera.", **rates)
         declare("joint_rate", 50.0, "Joint states per simulated second and topic.", **rates)
-        # a step between two messages is to be shorter than what a node allows ahead of what it has seen
+        # the step between two messages must be shorter than what a node allows ahead of the time it has seen
         often = {"floating_point_range": between(100.0, 600.0)}
         declare("clock_rate", 200.0, "Least number of /clock messages per simulated second.", **often)
         declare(
@@ -265,7 +264,7 @@ class SimNode(Node):
 
 
 def choose_profiles(robots: str, files: str = "") -> list[Profile]:
-    """The profiles of ``robots``: names with commas between them, from ``files`` or shipped, or files of one robot.
+    """Return the profiles of ``robots``: names (in ``files`` or shipped) or files of one robot, commas between them.
 
     Raises:
         SetupError: no robot is named, or no single one, or two of them would publish on one topic.
@@ -311,7 +310,7 @@ def _listed(text: str) -> list[str]:
 
 
 def write_stats(node: SimNode) -> None:
-    """Writes the statistics file, if one is named, in one piece."""
+    """Write the statistics file, if one is named, in one piece."""
     name = node.get_parameter("stats_file").value
     if not name:
         return
@@ -323,7 +322,7 @@ def write_stats(node: SimNode) -> None:
 
 
 def serve(stop_requested: Callable[[], bool], args: list[str] | None = None) -> int:
-    """Simulates until ``stop_requested`` returns true; returns 0, or 1 after saying what cannot be simulated."""
+    """Simulate until ``stop_requested`` returns true; return 0, or 1 after saying what cannot be simulated."""
     # rclpy's own handlers would shut the context down under a running publish.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:

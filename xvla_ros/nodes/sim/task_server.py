@@ -85,7 +85,7 @@ class TaskServer:
         return f"task {name}, seed {seed}: {self._layout.instruction}"
 
     def look(self) -> None:
-        """Judge the present state; to be called often while the world is stepped."""
+        """Judge the present state; call it often while the world is stepped."""
         if self._layout is None:
             return
         now = self._world.time
