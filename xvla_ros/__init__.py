@@ -47,7 +47,7 @@ __all__ = [
     "load_robot",
 ]
 
-# Importing torch takes seconds, which who asks for a profile or for help does not have to wait for.
+# Importing torch takes seconds: nobody who asks only for a profile or for help should wait for it.
 _HOMES = {
     "ActionChunk": "types",
     "Decoder": "robots.actions",

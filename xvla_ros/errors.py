@@ -1,4 +1,4 @@
-"""What goes wrong, said so that it can be mended: the base of every error of ours, and the record of one problem."""
+"""The errors of this package, with their base, and the record of one problem; each says what to change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-# What pydantic puts into a path to say which member of a union it tried.
+# Parts of a path by which pydantic says which member of a union it tried.
 _BRANCH = re.compile(r"^(str|int|float|bool|list\[.*|constrained-.*|ChannelSource)$")
 _WORDS = {
     "string_type": "a string", "bool_type": "true or false", "int_type": "an integer", "float_type": "a number",
@@ -20,7 +20,7 @@ _WORDS = {
 
 
 class XvlaError(Exception):
-    """The base of every error that this package raises on purpose. Its text is for whoever called.
+    """The base of every error that this package raises on purpose. Its text is for the user.
 
     Each error also keeps a builtin base (``ValueError``, ``RuntimeError``, …), so that ``except ValueError`` works.
     """
@@ -46,7 +46,7 @@ class Problem:
 
     def __str__(self) -> str:
         text = ": ".join(part for part in (self.file, self.key, self.message) if part)
-        # Of lists and mappings the message says what matters; a shape is a tuple.
+        # For lists and mappings the message says what matters; a tuple is a shape.
         if isinstance(self.value, str | int | float | tuple) and str(self.value) not in self.message:
             text += f"; found {self.value}"
         return text + (f"; expected {self.expected}" if self.expected else "")
@@ -102,7 +102,7 @@ class CheckpointError(ProblemsError):
         return type(self)(source, self.problems)
 
 
-class Interrupted(KeyboardInterrupt):  # no XvlaError: somebody asked, and ``except Exception`` must not swallow it
+class Interrupted(KeyboardInterrupt):  # no XvlaError: it was asked for, and ``except Exception`` must not swallow it
     """The user (Ctrl-C) or the system (SIGTERM, SIGHUP) asked the run to end."""
 
     def __init__(self, signum: int) -> None:
@@ -116,7 +116,7 @@ class Interrupted(KeyboardInterrupt):  # no XvlaError: somebody asked, and ``exc
 
 
 class KinematicsError(XvlaError, ValueError):
-    """A robot's description that cannot be had, or that does not fit its profile; the message says what to change."""
+    """A robot's description that is missing or does not fit its profile; the message says what to change."""
 
 
 class MessageError(XvlaError, ValueError):
@@ -124,7 +124,7 @@ class MessageError(XvlaError, ValueError):
 
 
 class BagError(XvlaError, ValueError):
-    """A bag that cannot be read, or not for what it is wanted for."""
+    """A bag that cannot be read, or not be used for what was asked."""
 
 
 class BagWriteError(XvlaError, OSError):
@@ -153,7 +153,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def problems_of(error: ValidationError, schema: type[BaseModel], file_of: Callable[[str], str]) -> list[Problem]:
-    """Translate what pydantic says of settings: each problem with what is allowed there, and the closest name.
+    """Turn pydantic's errors into problems, each with what is allowed there, and the closest name.
 
     Args:
         error: of validating ``schema``.
@@ -164,7 +164,7 @@ def problems_of(error: ValidationError, schema: type[BaseModel], file_of: Callab
 
 
 def _merged(problems: Sequence[Problem]) -> list[Problem]:
-    """Join what each branch of a union says of one value; leave out lists that are wrong only because an item is."""
+    """Join what each branch of a union says of one value; leave out lists that are wrong only by an item."""
     by_key: dict[str, list[Problem]] = {}
     for problem in problems:
         if not (problem.key and any(other.key.startswith(f"{problem.key}.") for other in problems)):
@@ -192,7 +192,7 @@ def _problem(schema: type[BaseModel], item: Any, file_of: Callable[[str], str]) 
 
 
 def _is_branch(part: str | int) -> bool:
-    """Whether pydantic put this into the path to say which member of a union it tried."""
+    """Say whether pydantic put this into the path to tell which member of a union it tried."""
     return isinstance(part, str) and bool(_BRANCH.match(part))
 
 

@@ -1,4 +1,4 @@
-"""Where the files that come with the package lie: in the source tree, or installed by pip or colcon."""
+"""Where the package's files lie: in the source tree, or installed by pip or colcon."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGE = "xvla_ros"
 
 
 def usable_cores() -> int:
-    """Processor cores that this process may run on."""
+    """Return the number of processor cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

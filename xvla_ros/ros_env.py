@@ -17,7 +17,7 @@ from xvla_ros.resources import config_dir
 # Name of Fast DDS in a prefix → the variable it reads: version 2 (Jazzy), version 3 (Kilted).
 DDS_PROFILE_VARIABLES = {"fastrtps": "FASTRTPS_DEFAULT_PROFILES_FILE", "fastdds": "FASTDDS_DEFAULT_PROFILES_FILE"}
 DDS_TRANSPORTS_VARIABLE = "FASTDDS_BUILTIN_TRANSPORTS"
-# Set by the .pth file of the ROS wheels in the first process of an environment; with it the next one looks up nothing.
+# Set by the .pth file of the ROS wheels in the first process of an environment; with it the next one skips the look-up.
 BOOTSTRAP_VARIABLES = ("_ROS_WHEELS_BOOTSTRAP_COMPLETE", "LD_LIBRARY_PATH")
 
 

@@ -1,4 +1,4 @@
-"""What passes between rooms: observations and chunks of actions, arrays by what they hold, times, percentiles.
+"""The records that pass between rooms: observations, chunks of actions, times, percentiles; and names of array types.
 
 Absolute times are ROS time in integer nanoseconds, relative ones seconds. Nothing of this package is imported here.
 """
@@ -22,7 +22,7 @@ Picture = NDArray[np.uint8]  # [H, W, 3] RGB
 
 
 def to_ns(seconds: float) -> int:
-    """Return a time in s as whole nanoseconds, the nearest."""
+    """Return a time in s, rounded to whole nanoseconds."""
     return round(seconds * NS)
 
 
@@ -53,7 +53,7 @@ class Embodiment:
 
 @dataclass(frozen=True)
 class Observation:
-    """What one robot saw and felt at one instant.
+    """What one robot saw and measured at one instant.
 
     Attributes:
         embodiment: whose observation this is.

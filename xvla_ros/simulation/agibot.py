@@ -51,7 +51,7 @@ HOME: dict[str, tuple[float, ...]] = {
     "right_": (1.0734, -0.6109, -0.2793, 1.2846, -0.7313, -1.4957, 0.1868),
 }
 
-# No figures of the drives are public: torques of arms of this size, and servos that keep to their setpoint.
+# No data of the drives are public: these are torques usual for arms of this size, and servos that keep their setpoint.
 PROXIMAL = Servo(kp=8000.0, kv=80.0, force=60.0, inertia=0.25, damping=2.0, friction=0.2)
 DISTAL = Servo(kp=4000.0, kv=30.0, force=25.0, inertia=0.08, damping=1.0, friction=0.1)
 GRIP = Servo(kp=150.0, kv=1.5, force=3.0, inertia=0.004, damping=0.05)
@@ -65,9 +65,9 @@ HAND_CAMERA_FOVY = 78.0
 def add_torso(
     spec: mujoco.MjSpec, *, xyz: Vec3, lift: float, pitch: float, colour: Colour, contact: Contact
 ) -> tuple[Any, ArmParts]:
-    """Adds base, column, chest and head, fixed at ``lift`` m and ``pitch`` rad, ``base_link`` at ``xyz``.
+    """Add base, column, chest and head, fixed at ``lift`` m and ``pitch`` rad, ``base_link`` at ``xyz``.
 
-    Returns the body ``arm_base``, which carries the arms, and the parts it is made with.
+    Return the body ``arm_base``, which carries the arms, and the parts it is made with.
     """
     parts = ArmParts(spec, "", colour, contact)
     base = parts.frame(spec.worldbody, "base", xyz)
@@ -86,12 +86,12 @@ def add_torso(
 
 
 def add_head_camera(parts: ArmParts, arm_base: Any) -> None:
-    """The camera ``head``, in the brow, looking down on the table between the hands; xyz in ``arm_base``."""
+    """Add the camera ``head``, in the brow, looking down on the table between the hands; xyz in ``arm_base``."""
     parts.camera(arm_base, "head", (0.115, 0.0, 0.28), looking((0.50, 0.0, -0.62), up=(0.0, 0.0, 1.0)), 80.0)
 
 
 def add_arm(spec: mujoco.MjSpec, arm_base: Any, *, prefix: str, colour: Colour, contact: Contact) -> None:
-    """Adds the arm of ``left_`` or ``right_`` to the body ``arm_base``.
+    """Add the arm of ``left_`` or ``right_`` to the body ``arm_base``.
 
     Names: joints and actuators ``<prefix>joint1`` … ``<prefix>joint7`` and ``<prefix>gripper``, whose other finger
     mirrors it; sites ``<prefix>flange`` (arm_x_end_link) and ``<prefix>tool`` (gripper centre).
@@ -125,7 +125,7 @@ def _add_shape(arm: ArmParts, link: Any, number: int, colour: Colour) -> None:
 
 
 def _add_hand(arm: ArmParts, flange: Any, colour: Colour) -> None:
-    """Palm, two fingers that swing open in the flange's xz plane, and the camera ``hand_left`` or ``hand_right``.
+    """Add palm, two fingers that swing open in the flange's xz plane, and the camera ``hand_left`` or ``hand_right``.
 
     The camera is on the side that is up when the arm is at home (flange −y), from where it sees both fingers.
     """

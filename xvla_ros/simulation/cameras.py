@@ -24,7 +24,7 @@ class CameraRig:
     """
 
     def __init__(self, model: Any, cameras: Sequence[str], width: int, height: int) -> None:
-        """A rig for the named cameras, for images of ``width`` × ``height`` pixels.
+        """Make a rig for the named cameras, for images of ``width`` × ``height`` pixels.
 
         Raises:
             SimulationError: naming the camera and those of the scene.
@@ -38,18 +38,17 @@ class CameraRig:
         self._upside_down = np.empty((height, width, 3), np.uint8)
 
     def capture(self, data: Any) -> None:
-        """Takes the state of ``data`` as what every camera sees."""
+        """Take the state of ``data`` as what every camera sees."""
         for camera, scene in self._views.values():
             mujoco.mjv_updateScene(
                 self._model, data, self._option, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, scene
             )
 
     def draw(self, camera: str, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        """The captured view of ``camera``: uint8 [height, width, 3] RGB, into ``out`` where given.
+        """Draw the captured view of ``camera``: uint8 [height, width, 3] RGB, into ``out`` where given.
 
         Raises:
-            SimulationError: if the rig was not made for it.
-            SimulationError: naming what to install.
+            SimulationError: the rig was not made for it, or naming what to install.
         """
         if camera not in self._views:
             raise SimulationError(f"no camera {camera!r} in this rig; it has: {', '.join(self._views)}")
@@ -61,7 +60,7 @@ class CameraRig:
         return image
 
     def close(self) -> None:
-        """Frees the GL context; to be called in the thread that draws."""
+        """Free the GL context; call it in the thread that draws."""
         if self._context is not None:
             self._gl.make_current()
             self._context.free()
@@ -70,7 +69,7 @@ class CameraRig:
         self._context = self._gl = None
 
     def __del__(self) -> None:
-        # MuJoCo would free its objects in whichever GL context is current, and so those of another rig.
+        # MuJoCo would free its objects in whichever GL context is current, which may be another rig's.
         with suppress(Exception):
             self.close()
 

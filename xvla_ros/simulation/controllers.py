@@ -42,8 +42,10 @@ class JointTrajectory:
 
 @dataclass(frozen=True)
 class Knot:
-    """A state at a time; without velocities it is met on a straight line, with them on a cubic, and with
-    accelerations too on a quintic."""
+    """A state at a time.
+
+    It is reached on a straight line without velocities, on a cubic with them, on a quintic with accelerations too.
+    """
 
     time: int
     positions: Array
@@ -77,7 +79,7 @@ class Spline:
         object.__setattr__(self, "_times", tuple(knot.time for knot in self.knots))
 
     def sample(self, now: int) -> Setpoint:
-        """The setpoint at ``now`` ns."""
+        """Return the setpoint at ``now`` ns."""
         following = bisect_right(self._times, now)
         if following == len(self.knots):
             return at_rest(self.knots[-1].positions)
@@ -86,12 +88,12 @@ class Spline:
 
 
 def at_rest(positions: Array) -> Setpoint:
-    """A setpoint that holds ``positions``."""
+    """Return a setpoint that holds ``positions``."""
     return Setpoint(positions, np.zeros_like(positions))
 
 
 def interpolate(start: Knot, end: Knot, now: int) -> Setpoint:
-    """The setpoint between two knots by the polynomial of the derivatives that both of them give.
+    """Return the setpoint between two knots, by a polynomial through all derivatives that both of them give.
 
     As joint_trajectory_controller does: linear for positions, cubic with velocities, quintic with accelerations.
     """
@@ -106,7 +108,7 @@ def interpolate(start: Knot, end: Knot, now: int) -> Setpoint:
 
 
 def _polynomial(start: Knot, end: Knot, duration: float) -> Array:
-    """Coefficients [order + 1, joints] in rising powers of the seconds since ``start``."""
+    """Return the coefficients [order + 1, joints] in rising powers of the seconds since ``start``."""
     t, p0, change = duration, start.positions, end.positions - start.positions
     if start.velocities is None or end.velocities is None:
         return np.stack([p0, change / t])
@@ -127,13 +129,13 @@ def _polynomial(start: Knot, end: Knot, duration: float) -> Array:
 
 
 class SetpointController:
-    """Holds the last position that was asked of each joint of a group.
+    """Holds the last position asked of each joint of a group.
 
     ``command`` may be called from another thread than ``update``, which takes the positions up.
     """
 
     def __init__(self, name: str, joints: Sequence[str]) -> None:
-        """A controller of ``joints``, the names that its messages use, in the order of its setpoints."""
+        """Make a controller of ``joints``, the names that its messages use, in the order of its setpoints."""
         self.name = name
         self.joints = tuple(joints)
         self.rejections: deque[Rejection] = deque(maxlen=REMEMBERED_REJECTIONS)
@@ -143,9 +145,9 @@ class SetpointController:
         self._pending: dict[str, float] = {}
 
     def command(self, names: Sequence[str], positions: Sequence[float], now: int) -> Rejection | None:
-        """Takes positions for the joints ``names``, the others keeping theirs; without names, for all in order.
+        """Take positions for the joints ``names``, while the others keep theirs; without names, for all in order.
 
-        A refusal is counted and returned; the positions that hold go on.
+        A refusal is counted and returned; the previous positions stay in force.
         """
         reason = self._find_fault(names, positions)
         if reason is None:
@@ -159,7 +161,7 @@ class SetpointController:
         return rejection
 
     def update(self, now: int, positions: Array, velocities: Array) -> Setpoint:
-        """The setpoint at ``now``; before any command it is the position measured first."""
+        """Return the setpoint at ``now``; before any command it is the position measured first."""
         if self._desired is None:
             self._desired = positions.copy()
         pending = self._pending
@@ -168,7 +170,7 @@ class SetpointController:
         return at_rest(self._desired)
 
     def hold(self, positions: Array) -> None:
-        """Forgets what was asked and holds ``positions``."""
+        """Forget what was asked, and hold ``positions``."""
         self._pending = {}
         self._desired = positions.copy()
 
@@ -216,7 +218,7 @@ class JointTrajectoryController:
     """
 
     def __init__(self, name: str, joints: Sequence[str], options: ControllerOptions | None = None) -> None:
-        """A controller of ``joints``, the names that its messages use, in the order of its setpoints."""
+        """Make a controller of ``joints``, the names that its messages use, in the order of its setpoints."""
         self.name = name
         self.joints = tuple(joints)
         self.options = options or ControllerOptions()
@@ -228,9 +230,9 @@ class JointTrajectoryController:
         self._desired: Setpoint | None = None
 
     def command(self, trajectory: JointTrajectory, now: int) -> Rejection | None:
-        """Takes ``trajectory``, to replace the current one outright at the next update, or refuses it.
+        """Take ``trajectory``, which replaces the current one at the next update, or refuse it.
 
-        A refusal is counted and returned; the trajectory that runs goes on.
+        A refusal is counted and returned; the running trajectory goes on.
         """
         reason = find_fault(trajectory, self.joints, self.options, now)
         if reason is None:
@@ -243,7 +245,7 @@ class JointTrajectoryController:
         return rejection
 
     def update(self, now: int, positions: Array, velocities: Array) -> Setpoint:
-        """The setpoint at ``now``, given the measured state (rad, rad/s, in the order of ``joints``).
+        """Return the setpoint at ``now``, given the measured state (rad, rad/s, in the order of ``joints``).
 
         Before any trajectory it is the position measured first.
         """
@@ -259,7 +261,7 @@ class JointTrajectoryController:
         return self._desired
 
     def hold(self, positions: Array) -> None:
-        """Forgets every trajectory and holds ``positions``."""
+        """Forget every trajectory, and hold ``positions``."""
         self._pending = self._spline = None
         self._desired = at_rest(positions.copy())
 
@@ -289,7 +291,7 @@ class JointTrajectoryController:
 
 
 def find_fault(trajectory: JointTrajectory, joints: Sequence[str], options: ControllerOptions, now: int) -> str | None:
-    """Why a controller of ``joints`` refuses ``trajectory`` at ``now`` ns, or None if it takes it.
+    """Say why a controller of ``joints`` refuses ``trajectory`` at ``now`` ns; None if it takes it.
 
     Every message names the joint or the point's index, the value found and the value expected.
     """

@@ -31,9 +31,9 @@ from xvla_ros.simulation.world import World
 from xvla_ros.types import NS, Floats
 
 WAYPOINTS = 30  # in a recorded plan, as X-VLA predicts
-JUDGE_RATE = 100.0  # Hz at which the judge looks: a touch lasts longer
+JUDGE_RATE = 100.0  # Hz at which the episode is judged: a touch lasts longer than a period
 START = NS  # stamp of an episode's first picture; 0 would mean "now" in a trajectory
-AFTERWARDS = 0.5  # s that an episode goes on after its success, so that staying there is shown too
+AFTERWARDS = 0.5  # s that an episode goes on after its success, to show that the arm stays there
 MANIFEST, SCHEMA_VERSION = "demos.json", 1
 
 # message type → (stamp ns, names, ns after it, positions [K, J], of setpoints [1, J]) → the message, serialized
@@ -51,7 +51,7 @@ class DemoSettings:
     Attributes:
         profile: the robot.
         task: its name.
-        seed: of the first layout; the next layouts have the numbers that follow.
+        seed: of the first layout; the next layouts have the next seeds.
         variants: instructions for each layout, one episode each.
         rate: pictures and plans a second.
         width, height: pixels.
@@ -70,11 +70,11 @@ class DemoSettings:
     variation: float = 1.0
 
     def of_episode(self, index: int) -> tuple[int, int]:
-        """The layout's seed and the variant of an episode."""
+        """Return the layout's seed and the variant of an episode."""
         return self.seed + index // self.variants, index % self.variants
 
     def to_mapping(self) -> dict[str, Any]:
-        """What decides the contents of the bags, as the manifest holds it."""
+        """Return what decides the contents of the bags, as it is in the manifest."""
         return {
             "schema_version": SCHEMA_VERSION,
             "robot": self.profile.name,
@@ -103,7 +103,7 @@ class Demonstrator:
     """Records episodes of one task, one after the other, in any order; each depends on its number alone."""
 
     def __init__(self, settings: DemoSettings) -> None:
-        """Makes the world.
+        """Make the world.
 
         Raises:
             SimulationError, KinematicsError: naming what is missing.
@@ -135,10 +135,10 @@ class Demonstrator:
         self._compression: Compression = "lz4" if "raw" in transports else "none"
 
     def record(self, index: int, path: Path) -> Demonstration:
-        """Records episode ``index`` to ``path``, which exists only once it is whole.
+        """Record episode ``index`` to ``path``, which exists only once it is complete.
 
         Raises:
-            BagWriteError, BagWriteError: naming the file.
+            BagWriteError: naming the file.
             SimulationError: the task's regions leave no room.
         """
         seed, variant = self._settings.of_episode(index)
@@ -156,7 +156,7 @@ class Demonstrator:
         return Demonstration(path, layout.instruction, outcome, self._world.time / NS)
 
     def close(self) -> None:
-        """Frees what drawing holds."""
+        """Free what drawing holds."""
         self._stepper.close()
 
     def _play(self, bag: BagWriter, layout: Layout, rng: np.random.Generator) -> Outcome:
@@ -197,7 +197,7 @@ class Demonstrator:
                 bag.write(camera.topic, cdr.COMPRESSED_IMAGE, stamp, data)
 
     def _write_plan(self, bag: BagWriter, time: int, plan: ExpertPlan) -> None:
-        """The clean plan, on the topic of each group: waypoints, or the setpoint that is due after the lead."""
+        """Write the clean plan, on the topic of each group: waypoints, or the setpoint that is due after the lead."""
         profile, stamp = self._settings.profile, START + time
         waypoints = np.concatenate([[0.0], self._times])
         due, positions = np.rint(waypoints * NS).astype(np.int64), plan.at(waypoints)
@@ -209,7 +209,7 @@ class Demonstrator:
             bag.write(topic, kind.message_type, stamp, data)
 
     def _execute(self, plan: ExpertPlan, astray: Floats) -> None:
-        """What the plan and the noise together ask of the controllers until the next plan, and a little beyond."""
+        """Command the plan with the noise to the controllers, until the next plan and a little beyond."""
         period = 1.0 / self._settings.rate
         positions = np.clip(plan.at([period, 2 * period]) + astray, self._limits.lower, self._limits.upper)
         for group, (columns, names) in self._groups.items():
@@ -226,20 +226,20 @@ class Demonstrator:
 
 
 def record_all(settings: DemoSettings, episodes: int, folder: Path, jobs: int = 1) -> Iterator[Demonstration | None]:
-    """Records episodes 0 … ``episodes`` − 1 into ``folder``, one bag each; yields each, None for one that is there.
+    """Record episodes 0 … ``episodes`` − 1 into ``folder``, one bag each; yield each, None for one already there.
 
     Args:
-        settings: of all of them; those of a folder that already has demonstrations must be the same.
-        episodes: how many there shall be.
+        settings: of all episodes; a folder that already has demonstrations must have the same.
+        episodes: how many there will be.
         folder: of the bags ``episode_000000.mcap`` … and of the manifest.
         jobs: processes that record at once.
 
     Raises:
         SimulationError: the folder holds demonstrations of other settings.
         SimulationError, KinematicsError: naming what is missing.
-        BagWriteError, BagWriteError: naming the file.
+        BagWriteError: naming the file.
     """
-    load_task(settings.profile, settings.task)  # what cannot be done leaves no folder
+    load_task(settings.profile, settings.task)  # a task that cannot be loaded leaves no folder
     folder.mkdir(parents=True, exist_ok=True)
     _agree(settings, folder / MANIFEST)
     paths = {index: folder / f"episode_{index:06d}.mcap" for index in range(episodes)}
@@ -257,7 +257,7 @@ def record_all(settings: DemoSettings, episodes: int, folder: Path, jobs: int = 
 
 
 def _agree(settings: DemoSettings, manifest: Path) -> None:
-    """Writes the manifest, or compares it with one that is there."""
+    """Write the manifest, or compare with the one that is there."""
     wanted = json.loads(json.dumps(settings.to_mapping()))
     if not manifest.exists():
         manifest.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")

@@ -49,7 +49,7 @@ class GazeboArm:
         base_link: the link that stands on ``pose``, [x, y, z, roll, pitch, yaw] in the world.
         controllers: those to start, in order.
         welded: joint → position of those that never move.
-        start: joint → position of the others when they are not at 0.
+        start: joint → position at the start, of those that do not begin at 0.
         cameras: camera → where it sits.
     """
 
@@ -76,12 +76,12 @@ class GazeboSetup:
 
 
 def setup_names() -> tuple[str, ...]:
-    """Robots that have a Gazebo setup."""
+    """Return the robots that have a Gazebo setup."""
     return tuple(sorted(path.stem for path in (config_dir() / "gazebo").glob("*.yaml")))
 
 
 def load_setup(robot: str) -> GazeboSetup:
-    """The Gazebo setup of ``robot``.
+    """Return the Gazebo setup of ``robot``.
 
     Raises:
         SimulationError: listing the robots that have one, or naming the key that the file lacks.
@@ -115,7 +115,7 @@ def _arm(settings: Mapping[str, Any], urdfs: Path) -> GazeboArm:
 
 
 def describe(arm: GazeboArm, controllers: Path) -> str:
-    """The arm's URDF as Gazebo wants it: fixed to the world, under gz_ros2_control, with its cameras.
+    """Return the arm's URDF for Gazebo: fixed to the world, under gz_ros2_control, with its cameras.
 
     Raises:
         SimulationError: if the setup names a joint or link that the URDF lacks.
@@ -154,7 +154,7 @@ def _foot(arm: GazeboArm) -> Element:
 
 
 def _weld(joint: Element, position: float) -> None:
-    """Makes a joint fixed where it stands at ``position``."""
+    """Make a joint fixed at ``position``."""
     origin, axis = joint.find("origin"), joint.find("axis")
     if origin is None:
         origin = _sub(joint, "origin")
@@ -234,7 +234,7 @@ def _numbers(values: Any) -> str:
 
 
 def _rpy(turn: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Fixed-axis roll, pitch, yaw of a rotation; where roll and yaw are one, yaw is 0."""
+    """Return fixed-axis roll, pitch, yaw of a rotation; where only roll and yaw together are defined, yaw is 0."""
     pitch = float(np.arctan2(-turn[2, 0], np.hypot(turn[0, 0], turn[1, 0])))
     if np.hypot(turn[0, 0], turn[1, 0]) < 1e-9:
         return float(np.arctan2(-turn[1, 2], turn[1, 1])), pitch, 0.0

@@ -29,7 +29,7 @@ class IsaacTopic:
 
 
 def isaac_profile(profile: Profile) -> Profile:
-    """``profile`` with one command group for every topic of joint states, its commands beside it as joint states.
+    """Return ``profile`` with one command group per topic of joint states, commanded by joint states beside it.
 
     ``/left/joint_states`` is moved by ``/left/joint_command``, ``/joint_states`` by ``/joint_command``; joints, cameras
     and timing stay as they are.
@@ -47,7 +47,7 @@ def isaac_profile(profile: Profile) -> Profile:
 
 
 def write_profile(profile: Profile, file: Path) -> Path:
-    """Writes ``profile`` as a ROS 2 parameters file."""
+    """Write ``profile`` as a ROS 2 parameters file; return the file."""
     document = {"/**": {"ros__parameters": {profile.name: profile.to_mapping()}}}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(document, sort_keys=False, width=120), encoding="utf-8")
@@ -55,7 +55,7 @@ def write_profile(profile: Profile, file: Path) -> Path:
 
 
 def topic_table(profile: Profile) -> tuple[IsaacTopic, ...]:
-    """The topics that Isaac Sim has to publish and obey for a profile made by ``isaac_profile``."""
+    """Return the topics that Isaac Sim must publish, and those it must obey, for a profile of ``isaac_profile``."""
     cameras = [profile.cameras.by_name[slot] for slot in profile.cameras.slots]
     states = profile.joints.topics
     return (

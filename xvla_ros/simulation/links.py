@@ -1,6 +1,6 @@
 """Links, joints, servos and shapes: what the simulated arms are made of.
 
-Lengths in m, angles in rad, masses in kg, forces in N and N·m. A joint's origin is written as a URDF writes it.
+Lengths in m, angles in rad, masses in kg, forces in N and N·m. A joint's origin is written as in a URDF.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ class ArmParts:
         self._gravcomp = 1.0 if weightless else 0.0
 
     def frame(self, parent: Any, name: str, xyz: Vec3, rpy: Vec3 = (0.0, 0.0, 0.0)) -> Any:
-        """A link fixed to its parent."""
+        """Add a link fixed to its parent, and return it."""
         return parent.add_body(name=self.prefix + name, pos=xyz, quat=quaternion(rpy))
 
     def link(self, parent: Any, joint: str, figures: JointFigures, servo: Servo) -> Any:
-        """The child link ``<prefix><joint>_link`` of a joint and its servo, both named ``<prefix><joint>``."""
+        """Add the child link ``<prefix><joint>_link`` of a joint and its servo, both named ``<prefix><joint>``."""
         body = self.passive_link(parent, joint, figures, servo)
         name, limits = self.prefix + joint, [figures.lower, figures.upper]
         self.spec.add_actuator(
@@ -102,7 +102,7 @@ class ArmParts:
         return body
 
     def passive_link(self, parent: Any, joint: str, figures: JointFigures, servo: Servo) -> Any:
-        """The child link of a joint without a drive; of ``servo`` it has inertia, damping and friction."""
+        """Add the child link of a joint without a drive; it has the inertia, damping and friction of ``servo``."""
         name = self.prefix + joint
         body = parent.add_body(
             name=f"{name}_link", pos=figures.xyz, quat=quaternion(figures.rpy), gravcomp=self._gravcomp
@@ -120,7 +120,7 @@ class ArmParts:
         return body
 
     def couple(self, joint: str, driver: str, ratio: float = 1.0) -> None:
-        """Makes ``joint`` follow ``driver``: position = ``ratio`` times the driver's."""
+        """Make ``joint`` follow ``driver``: position = ``ratio`` times the driver's."""
         self.spec.add_equality(
             type=mujoco.mjtEq.mjEQ_JOINT,
             objtype=mujoco.mjtObj.mjOBJ_JOINT,
@@ -133,7 +133,7 @@ class ArmParts:
     def box(
         self, body: Any, xyz: Vec3, half: Vec3, *, mass: float, rgba: Colour | None = None, grips: bool = False
     ) -> None:
-        """A box of half sizes ``half`` about ``xyz``, along the axes of its link; one that grips has much friction."""
+        """Add a box of half sizes ``half`` about ``xyz``, along its link's axes; one that grips has much friction."""
         grip = GRIP if grips else {}
         body.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, pos=xyz, size=half, mass=mass, **self._finish(rgba), **grip)
 
@@ -149,7 +149,7 @@ class ArmParts:
         rgba: Colour | None = None,
         grips: bool = False,
     ) -> None:
-        """A box from ``start`` to ``end``, ``2·half`` thick and ``2·wide`` broad; one that grips has much friction."""
+        """Add a box from ``start`` to ``end``, ``2·half`` thick, ``2·wide`` broad; one that grips has much friction."""
         body.add_geom(
             type=mujoco.mjtGeom.mjGEOM_BOX,
             **_along(np.array(start), np.array(end), half, wide or half),
@@ -159,7 +159,7 @@ class ArmParts:
         )
 
     def rod(self, body: Any, start: Vec3, end: Vec3, radius: float, *, mass: float, rgba: Colour | None = None) -> None:
-        """A cylinder from ``start`` to ``end``."""
+        """Add a cylinder from ``start`` to ``end``."""
         body.add_geom(
             type=mujoco.mjtGeom.mjGEOM_CYLINDER,
             fromto=[*start, *end],
@@ -169,13 +169,13 @@ class ArmParts:
         )
 
     def tool(self, body: Any, xyz: Vec3, rpy: Vec3 = (0.0, 0.0, 0.0), name: str = "tool") -> None:
-        """The site ``<prefix><name>``, a frame of the link that the policy's poses or the figures speak of."""
+        """Add the site ``<prefix><name>``: a frame on the link to which the policy's poses or the figures refer."""
         body.add_site(name=self.prefix + name, pos=xyz, quat=quaternion(rpy), size=[0.004] * 3, group=5)
 
     def camera(self, body: Any, name: str, xyz: Vec3, turn: NDArray[np.float64], fovy: float) -> Vec3:
-        """The camera ``<prefix><name>`` at ``xyz``, looking along −z of ``turn`` with y up; ``fovy`` in degrees.
+        """Add the camera ``<prefix><name>`` at ``xyz``, looking along −z of ``turn`` with y up; ``fovy`` in degrees.
 
-        Returns the middle of its case, which lies behind it.
+        Return the middle of its case, which lies behind it.
         """
         x, y, z = (float(v) for v in np.array(xyz) + turn @ np.array([0.0, 0.0, 0.012]))
         body.add_geom(
@@ -198,28 +198,28 @@ class ArmParts:
 
 
 def quaternion(rpy: Vec3) -> list[float]:
-    """Quaternion wxyz of fixed-axis roll, pitch, yaw in rad, as a URDF writes them."""
+    """Return the quaternion wxyz of fixed-axis roll, pitch, yaw in rad, as in a URDF."""
     quat = np.zeros(4)
     mujoco.mju_euler2Quat(quat, np.array(rpy), "XYZ")
     return [float(v) for v in quat]
 
 
 def rotation(rpy: Vec3) -> NDArray[np.float64]:
-    """Matrix of fixed-axis roll, pitch, yaw in rad."""
+    """Return the matrix of fixed-axis roll, pitch, yaw in rad."""
     matrix = np.zeros(9)
     mujoco.mju_quat2Mat(matrix, np.array(quaternion(rpy)))
     return matrix.reshape(3, 3)
 
 
 def quat_of(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quaternion wxyz of a rotation matrix."""
+    """Return the quaternion wxyz of a rotation matrix."""
     quat = np.zeros(4)
     mujoco.mju_mat2Quat(quat, matrix.flatten())
     return quat
 
 
 def looking(direction: Vec3, up: Vec3) -> NDArray[np.float64]:
-    """Rotation of a camera that looks along ``direction``, its image's up as near to ``up`` as can be."""
+    """Return the rotation of a camera that looks along ``direction``, its image's up as near to ``up`` as possible."""
     backward = -np.array(direction)
     backward /= np.linalg.norm(backward)
     right = np.cross(up, backward)
@@ -228,7 +228,7 @@ def looking(direction: Vec3, up: Vec3) -> NDArray[np.float64]:
 
 
 def _along(start: NDArray[np.float64], end: NDArray[np.float64], half: float, wide: float) -> dict[str, Any]:
-    """Position, orientation and half sizes of a box between two points, its broad side as near to y or z as can be."""
+    """Return position, orientation and half sizes of a box between two points, broad along y or z, or nearly so."""
     axis = end - start
     length = float(np.linalg.norm(axis))
     z = axis / length

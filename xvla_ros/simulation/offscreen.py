@@ -31,9 +31,9 @@ DISABLED = "disabled"
 
 
 def choose() -> str:
-    """Sets ``MUJOCO_GL`` unless the user has set it, and returns its value.
+    """Set ``MUJOCO_GL`` unless the user has set it; return its value.
 
-    Where nothing works it is ``disabled``: MuJoCo still imports and simulates; only rendering raises.
+    Where nothing works the value is ``disabled``: MuJoCo still imports and simulates, and only rendering raises.
     """
     _import_triton()
     if sys.platform == "darwin":
@@ -48,13 +48,13 @@ def choose() -> str:
 
 
 def _import_triton() -> None:
-    """Load the LLVM of triton, which torch for CUDA brings, before that of Mesa: the other way round it crashes."""
+    """Load the LLVM of triton, which comes with torch for CUDA, before that of Mesa: the other order crashes."""
     with contextlib.suppress(ImportError):
         import triton._C.libtriton  # noqa: F401
 
 
 def context(width: int, height: int) -> Any:
-    """A GL context of the chosen kind; it belongs to the thread that first makes it current.
+    """Make a GL context of the chosen kind; it belongs to the thread that first makes it current.
 
     Raises:
         SimulationError: naming what was tried and the Debian packages to install.
@@ -85,8 +85,11 @@ def _context_class(kind: str) -> Any:
 
 
 def _egl_has_a_display() -> bool:
-    """Whether an EGL device of this machine opens, asked of the library itself: PyOpenGL settles on one platform when
-    it is first imported, so that trying EGL through it would spoil OSMesa."""
+    """Say whether an EGL device of this machine opens.
+
+    The library itself is asked: PyOpenGL keeps the platform of its first import, so that OSMesa would not work after a
+    trial of EGL through it.
+    """
     try:
         egl = ctypes.CDLL("libEGL.so.1")
     except OSError:

@@ -35,7 +35,7 @@ RIGHT_CONTACT = Contact(contype=4, conaffinity=3)
 
 
 def new_spec(timestep: float) -> mujoco.MjSpec:
-    """An empty model with our integrator, visual settings and no shadows."""
+    """Make an empty model with our integrator and visual settings, without shadows."""
     spec = mujoco.MjSpec()
     spec.compiler.degree = False
     spec.option.timestep = timestep
@@ -62,9 +62,9 @@ def add_room(
     half: Vec3 = (0.30, 0.44, 0.02),
     floor: float = -0.70,
 ) -> None:
-    """A table (its middle and half sizes) in a room of four walls, and a lamp that casts no shadow.
+    """Add a table (its middle and half sizes) in a room of four walls, and a lamp that casts no shadow.
 
-    Walls, because MuJoCo's sky takes as long to draw as all the rest.
+    There are walls because MuJoCo's sky takes as long to draw as all the rest.
     """
     world = spec.worldbody
     world.add_light(
@@ -83,14 +83,14 @@ def add_room(
 
 
 def add_cubes(spec: mujoco.MjSpec, half: float = CUBE_HALF) -> tuple[str, ...]:
-    """The cubes of ``CUBES``; returns their names."""
+    """Add the cubes of ``CUBES``; return their names."""
     for name, colour in CUBES.items():
         add_cube(spec, name, colour, half)
     return tuple(CUBES)
 
 
 def add_cube(spec: mujoco.MjSpec, name: str, colour: Colour, half: float = CUBE_HALF) -> None:
-    """A free cube, by default of 28 mm and 20 g; the layout places it."""
+    """Add a free cube, by default of 28 mm and 20 g; the layout places it."""
     body = spec.worldbody.add_body(name=name, pos=[0.25, 0.0, half])
     body.add_freejoint()
     body.add_geom(
@@ -107,7 +107,7 @@ def add_cube(spec: mujoco.MjSpec, name: str, colour: Colour, half: float = CUBE_
 
 
 def add_bowl(spec: mujoco.MjSpec, xyz: Vec3, radius: float = 0.055, sides: int = 12) -> None:
-    """A fixed bowl: a disc and a ring of leaning boards."""
+    """Add a fixed bowl: a disc and a ring of leaning boards."""
     body = spec.worldbody.add_body(name="bowl", pos=xyz)
     finish: dict[str, Any] = {
         "rgba": BOWL,
@@ -127,7 +127,7 @@ def add_bowl(spec: mujoco.MjSpec, xyz: Vec3, radius: float = 0.055, sides: int =
 
 
 def add_camera(spec: mujoco.MjSpec, name: str, *, eye: Vec3, target: Vec3, fovy: float) -> None:
-    """A fixed camera at ``eye`` that looks at ``target`` with z up; ``fovy`` in degrees."""
+    """Add a fixed camera at ``eye`` that looks at ``target`` with z up; ``fovy`` in degrees."""
     x, y, z = (float(end - start) for start, end in zip(eye, target, strict=True))
     turn = quat_of(looking((x, y, z), up=(0.0, 0.0, 1.0)))
     spec.worldbody.add_camera(name=name, pos=eye, quat=turn, fovy=fovy)
@@ -149,7 +149,7 @@ class Scatter:
     apart: float = 0.06
 
     def __call__(self, rng: np.random.Generator) -> dict[str, tuple[float, float, float]]:
-        """A layout: cube → (x, y, yaw)."""
+        """Draw a layout: cube → (x, y, yaw)."""
         taken = [(np.array(point[:2]), point[2]) for point in self.clear]
         layout = {}
         for name in CUBES:

@@ -59,7 +59,7 @@ _BUILDERS: dict[str, Callable[[float], Scene]] = {}
 
 
 def scene(robot: str) -> Callable[[Callable[[float], Scene]], Callable[[float], Scene]]:
-    """Registers the decorated function as the builder of ``robot``'s scene; it takes the physics step in s."""
+    """Register the decorated function as the builder of ``robot``'s scene; it takes the physics step in s."""
 
     def register(builder: Callable[[float], Scene]) -> Callable[[float], Scene]:
         _BUILDERS[robot] = builder
@@ -69,12 +69,12 @@ def scene(robot: str) -> Callable[[Callable[[float], Scene]], Callable[[float], 
 
 
 def scene_names() -> tuple[str, ...]:
-    """Robots that can be simulated."""
+    """Return the robots that can be simulated."""
     return tuple(sorted(_BUILDERS))
 
 
 def build_scene(robot: str, timestep: float) -> Scene:
-    """The scene of ``robot`` with a physics step of ``timestep`` s.
+    """Build the scene of ``robot`` with a physics step of ``timestep`` s.
 
     Raises:
         SimulationError: listing the robots that have one.
@@ -88,7 +88,7 @@ def build_scene(robot: str, timestep: float) -> Scene:
 
 
 def scene_for(robot: str, joints: Sequence[str], timestep: float) -> Scene:
-    """The scene of ``robot``; where none has that name, the one that drives exactly ``joints``.
+    """Build the scene of ``robot``; where none has that name, the one that drives exactly ``joints``.
 
     So a profile of other units, names or topics is simulated like the robot it describes.
 
@@ -115,7 +115,7 @@ SO101_READY = {
 
 @scene("so101_bimanual")
 def build_so101_pair(timestep: float) -> Scene:
-    """Two SO-101 arms side by side on a table, three cubes and a bowl in their reach."""
+    """Build two SO-101 arms side by side on a table, with three cubes and a bowl in their reach."""
     spec = new_spec(timestep)
     add_room(spec)
     so101.add_arm(spec, prefix="left_", xyz=(0.0, 0.2, 0.0), colour=AMBER, contact=LEFT_CONTACT)
@@ -130,7 +130,7 @@ def build_so101_pair(timestep: float) -> Scene:
 
 @scene("so101")
 def build_so101(timestep: float) -> Scene:
-    """One SO-101 arm on a table, three cubes and a bowl in its reach."""
+    """Build one SO-101 arm on a table, with three cubes and a bowl in its reach."""
     spec = new_spec(timestep)
     add_room(spec)
     so101.add_arm(spec, prefix="", xyz=(0.0, 0.0, 0.0), colour=AMBER, contact=LEFT_CONTACT)
@@ -156,7 +156,7 @@ WIDOWX_READY = {
 
 @scene("widowx")
 def build_widowx(timestep: float) -> Scene:
-    """A WidowX 250s on a table, three cubes and a bowl in its reach."""
+    """Build a WidowX 250s on a table, with three cubes and a bowl in its reach."""
     spec = new_spec(timestep)
     add_room(spec)
     widowx.add_arm(spec, prefix="", xyz=(0.0, 0.0, 0.0), colour=GRAPHITE, contact=LEFT_CONTACT)
@@ -175,7 +175,7 @@ AGIBOT_CUBE_HALF = 0.02
 
 @scene("agibot")
 def build_agibot(timestep: float) -> Scene:
-    """An AgiBot G1 behind a table of 75 cm, its torso lifted and leaning a little, three cubes between its hands."""
+    """Build an AgiBot G1 behind a table of 75 cm, torso lifted and leaning a little, three cubes between its hands."""
     spec = new_spec(timestep)
     add_room(spec, table=(0.70, 0.0, -0.02), half=(0.32, 0.55, 0.02), floor=-AGIBOT_TABLE)
     stand: Vec3 = (0.0, 0.0, -AGIBOT_TABLE)

@@ -35,7 +35,7 @@ WRIST_CAMERA_FOVY = 75.0
 
 
 def add_arm(spec: mujoco.MjSpec, *, prefix: str, xyz: Vec3, colour: Colour, contact: Contact) -> None:
-    """Adds an arm that stands on ``xyz`` and faces +x.
+    """Add an arm that stands on ``xyz`` and faces +x.
 
     Names: joints and actuators ``<prefix><joint>``, the site ``<prefix>tool`` (gripper_frame_link) and the camera
     ``<prefix>wrist``.
@@ -77,7 +77,7 @@ def add_arm(spec: mujoco.MjSpec, *, prefix: str, xyz: Vec3, colour: Colour, cont
 
 
 def _mount_camera(arm: ArmParts, hand: Any) -> None:
-    """The wrist camera, beside the fingers, looking past them along the approach axis (gripper −z).
+    """Add the wrist camera, beside the fingers, looking past them along the approach axis (gripper −z).
 
     It sits at an azimuth between the plane in which the jaw opens and its normal: in that plane the fixed finger
     would hide the jaw. The image's up points from the camera to the fingers.

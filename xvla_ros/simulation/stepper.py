@@ -33,7 +33,7 @@ class Ticker:
         self.advance()
 
     def advance(self) -> None:
-        """Moves on to the next time; a rate that does not divide the steps is kept on average."""
+        """Move on to the next time; a rate that does not divide the steps is kept on average."""
         self._ticks += 1
         self.next_step = max(self.next_step + 1, round(self._ticks * self._steps_per_tick))
 
@@ -49,7 +49,7 @@ class Pacer:
         self._origin = clock()
 
     def delay(self, simulated: float) -> float:
-        """Wall seconds to wait until the simulated time ``simulated`` (s) is due; 0 if it is."""
+        """Return the wall seconds to wait until the simulated time ``simulated`` (s) is due; 0 if it is."""
         ahead = self._origin + simulated / self._factor - self._clock()
         if ahead < -SLACK:
             self._origin -= ahead
@@ -67,11 +67,11 @@ class TimeLimits:
         self._limits: dict[str, tuple[int, float]] = {}
 
     def allow(self, who: str, until: int) -> None:
-        """Take note that ``who`` allows time to run up to ``until`` (ns)."""
+        """Note that ``who`` allows time to run up to ``until`` (ns)."""
         self._limits = {**self._limits, who: (until, self._clock())}
 
     def holders(self, due: int) -> list[str]:
-        """Who does not allow time to reach ``due`` (ns)."""
+        """Return who does not allow time to reach ``due`` (ns)."""
         oldest = self._clock() - self._patience
         return sorted(who for who, (until, said) in self._limits.items() if until < due and said >= oldest)
 
@@ -96,7 +96,7 @@ class RealTime:
         return self.clock() - self.wall
 
     def factor(self, simulated: float) -> float:
-        """The factor up to ``simulated``, s."""
+        """Return the factor up to simulated time ``simulated``, s."""
         return (simulated - self.simulated) / max(self.elapsed, 1e-9)
 
 
@@ -144,12 +144,12 @@ class Stepper:
         joint_rate: float = 50.0,
         others: Mapping[str, float] | None = None,
     ) -> None:
-        """A stepper of ``world``.
+        """Make a stepper of ``world``.
 
         Args:
             width, height: pixels of the pictures.
             image_rate, joint_rate: Hz of simulated time.
-            others: what → Hz, of the caller's own.
+            others: event → Hz, the caller's own events.
         """
         self.world = world
         self._rates = {"joints": joint_rate, "images": image_rate, **(others or {})}
@@ -157,7 +157,7 @@ class Stepper:
         self._rig: CameraRig | None = None
 
     def events(self) -> Iterator[Event]:
-        """Yields events without end, from now on; the world is stepped between them."""
+        """Yield events without end, from now on; the world is stepped between them."""
         tickers = {what: Ticker(rate, self.world.timestep) for what, rate in self._rates.items()}
         for what in tickers:
             yield self._event(what)
@@ -172,7 +172,7 @@ class Stepper:
                     yield self._event(what)
 
     def close(self) -> None:
-        """Frees what drawing holds; to be called in the thread that drew."""
+        """Free what drawing holds; call it in the thread that drew."""
         if self._rig is not None:
             self._rig.close()
             self._rig = None

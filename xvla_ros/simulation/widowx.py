@@ -25,11 +25,11 @@ JOINTS: dict[str, JointFigures] = {
     "wrist_rotate": JointFigures((0.065, 0.0, 0.0), STRAIGHT, -TURN, TURN, X),
 }
 TOOL_XYZ: Vec3 = (0.093575, 0.0, 0.0)
-# Where the fingers ride on their rail is ours; how far they travel is the URDF's. Their pads meet at 0.015.
+# Where the fingers sit on their rail is ours; their travel is the URDF's. Their pads meet at 0.015.
 FINGER = JointFigures((0.066, 0.0, 0.0), STRAIGHT, 0.015, 0.037, Y, slides=True)
 OTHER_FINGER = JointFigures((0.066, 0.0, 0.0), STRAIGHT, 0.015, 0.037, (0.0, -1.0, 0.0), slides=True)
 
-# Torques as the Dynamixel XM540-W270 and XM430-W350 have them at 12 V; stiff, as their integral term makes them.
+# Torques of the Dynamixel XM540-W270 and XM430-W350 at 12 V; stiff, as their integral term makes them.
 STRONG = Servo(kp=4000.0, kv=30.0, force=10.6, inertia=0.10, damping=0.6, friction=0.05)
 LIGHT = Servo(kp=2000.0, kv=8.0, force=4.1, inertia=0.025, damping=0.3, friction=0.03)
 GRIP = Servo(kp=3000.0, kv=30.0, force=25.0, inertia=0.2, damping=2.0)
@@ -37,7 +37,7 @@ SERVOS = {"waist": STRONG, "shoulder": STRONG, "elbow": STRONG}
 
 
 def add_arm(spec: mujoco.MjSpec, *, prefix: str, xyz: Vec3, colour: Colour, contact: Contact) -> None:
-    """Adds an arm that stands on ``xyz`` and faces +x.
+    """Add an arm that stands on ``xyz`` and faces +x.
 
     Names: joints and actuators ``<prefix><joint>``, of which ``gripper`` is the left finger, which the right one
     mirrors; the site ``<prefix>tool`` (ee_gripper_link).

@@ -29,13 +29,13 @@ from xvla_ros.simulation.controllers import (
 from xvla_ros.simulation.scenes import Scene, scene_for
 from xvla_ros.types import Floats
 
-LIGHT = 0.25  # share by which each light is brighter or darker,
-TINT = 0.08  # and share of that in each colour
+LIGHT = 0.25  # share by which each light is brighter or darker
+TINT = 0.08  # share of that in each colour
 TURN = 0.5  # by which the direction of a lamp (a unit vector) is moved
-COLOUR = 0.10  # by which a surface's red, green and blue (0 … 1) are moved,
-PROP_COLOUR = 0.04  # and those of the props, whose names are colours
-CAMERA_PLACE = 0.004  # m
-CAMERA_TURN = 0.01  # rad
+COLOUR = 0.10  # by which a surface's red, green and blue (0 … 1) are moved
+PROP_COLOUR = 0.04  # the same for the props, whose names are colours
+CAMERA_PLACE = 0.004  # m by which a camera is moved
+CAMERA_TURN = 0.01  # rad by which it is turned
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Appearance:
 
     @classmethod
     def of(cls, model: Any) -> Appearance:
-        """The appearance of ``model`` as it is now."""
+        """Return the present appearance of ``model``."""
         head = model.vis.headlight
         return cls(
             model.geom_rgba.copy(),
@@ -67,7 +67,7 @@ class Appearance:
         )
 
     def restore(self, model: Any) -> None:
-        """Gives ``model`` this appearance again; fixed bodies go back to where they stood."""
+        """Give ``model`` this appearance again; fixed bodies go back to where they stood."""
         model.geom_rgba[:] = self.colours
         model.light_diffuse[:] = self.light_colours
         model.light_dir[:] = self.light_directions
@@ -78,13 +78,13 @@ class Appearance:
         model.body_pos[:] = self.body_places
 
     def vary(self, model: Any, props: NDArray[np.bool_], rng: np.random.Generator, amount: float) -> None:
-        """Gives ``model`` a random appearance near this one.
+        """Give ``model`` a random appearance near this one.
 
         Args:
             model: whose appearance this is.
-            props: [geoms], which of them have a colour for a name and so change it little.
-            rng: decides; it is drawn from equally often whatever the amount.
-            amount: 0 changes nothing, 1 as much as the figures above say, more beyond that.
+            props: [geoms], which of them are named after their colour, and so change it little.
+            rng: decides; the number of draws does not depend on ``amount``.
+            amount: 0 changes nothing, 1 as much as the constants above say, more accordingly.
         """
         share = np.where(props, PROP_COLOUR, COLOUR)[:, None] * amount
         model.geom_rgba[:, :3] = np.clip(self.colours[:, :3] + rng.uniform(-1, 1, (len(props), 3)) * share, 0.0, 1.0)
@@ -147,7 +147,7 @@ class World:
         timestep: float = TIMESTEP,
         options: ControllerOptions | None = None,
     ) -> None:
-        """A world at time 0, arms at home, props laid out by ``seed``; ``timestep`` of the physics in s.
+        """Make a world at time 0, arms at home, props laid out by ``seed``; ``timestep`` of the physics in s.
 
         Raises:
             SimulationError: if no scene exists for the robot; lists those that do.
@@ -181,7 +181,7 @@ class World:
         return self._seed
 
     def reset(self, seed: int | None = None) -> None:
-        """Puts arms at home and props in the layout of ``seed``, by default that of the last reset.
+        """Put arms at home and props in the layout of ``seed``, by default that of the last reset.
 
         Controllers forget their trajectories and hold; time goes on.
         """
@@ -195,13 +195,13 @@ class World:
         self.arrange(self.scene.layout(np.random.default_rng(self._seed)))
 
     def restart(self) -> None:
-        """Turns the time back to 0, so that what follows a reset does not depend on what was before it."""
+        """Set the time back to 0, so that what follows a reset does not depend on what was before it."""
         self._steps = 0
 
     def arrange(
         self, props: Mapping[str, tuple[float, float, float]], joints: Mapping[str, float] | None = None
     ) -> None:
-        """Puts props at (x, y, yaw) on the table and joints to positions in rad (m), at rest; the rest stays.
+        """Put props at (x, y, yaw) on the table and joints at positions in rad (m), at rest; all else stays.
 
         A fixed prop, such as a bowl, is moved as well. Controllers forget their trajectories and hold.
         """
@@ -217,7 +217,7 @@ class World:
             self.data.ctrl[at.ctrl] = self.data.qpos[at.qpos]
 
     def put(self, prop: str, place: NDArray[np.float64], turn: NDArray[np.float64]) -> None:
-        """Puts a free prop at ``place`` [3] m, turned by ``turn`` [3, 3], at rest, as into a hand."""
+        """Put a free prop at ``place`` [3] m, turned by ``turn`` [3, 3], at rest, as into a hand."""
         body = self.model.body(prop)
         start, speed = self.model.jnt_qposadr[body.jntadr[0]], self.model.jnt_dofadr[body.jntadr[0]]
         self.data.qpos[start : start + 3] = place
@@ -226,7 +226,7 @@ class World:
         mujoco.mj_forward(self.model, self.data)
 
     def step(self, steps: int = 1) -> None:
-        """Advances by ``steps`` physics steps; controllers act every 5 ms."""
+        """Advance by ``steps`` physics steps; controllers act every 5 ms."""
         for _ in range(steps):
             if self._steps % self._steps_per_control == 0:
                 self._control()
@@ -234,9 +234,9 @@ class World:
             self._steps += 1
 
     def drive(self, positions: NDArray[np.float64]) -> None:
-        """Steps with the actuators at ``positions`` [K, J] rad (m), past the controllers, each row for 5 ms.
+        """Step with the actuators at ``positions`` [K, J] rad (m), without the controllers, each row for 5 ms.
 
-        Columns are in the policy's order. What follows depends on positions and speeds alone, and the time stands.
+        Columns are in the policy's order. The motion depends on positions and speeds alone; the time stands still.
         """
         actuators = _addresses(self.model, self.profile.joints.policy_order).ctrl
         self.data.qacc_warmstart[:] = 0.0
@@ -246,7 +246,7 @@ class World:
         mujoco.mj_forward(self.model, self.data)
 
     def command(self, group: str, trajectory: JointTrajectory) -> Rejection | None:
-        """Gives ``trajectory`` to the controller of ``group``; returns why it was refused, or None.
+        """Give ``trajectory`` to the controller of ``group``; return why it was refused, or None.
 
         May be called while another thread steps. The joints' names are those of the profile's topics.
 
@@ -259,7 +259,7 @@ class World:
         return controller.command(trajectory, self.time)
 
     def set_positions(self, group: str, names: Sequence[str], positions: Sequence[float]) -> Rejection | None:
-        """Gives setpoints in rad (m) to the controller of ``group``; returns why they were refused, or None.
+        """Give setpoints in rad (m) to the controller of ``group``; return why they were refused, or None.
 
         ``names`` are those of the profile's topics; without any, the positions are those of all joints of the group in
         order. May be called while another thread steps.
@@ -273,19 +273,18 @@ class World:
         return controller.command(names, positions, self.time)
 
     def joint_states(self) -> tuple[JointReading, ...]:
-        """The state of every joint of the profile, one reading a topic."""
+        """Return the state of every joint of the profile, one reading per topic."""
         return tuple(self._reading(topic) for topic in self._topics)
 
     def positions(self) -> dict[str, float]:
-        """Policy joint name → position in rad (m where it slides)."""
+        """Return policy joint name → position in rad (m where it slides)."""
         return {joint: float(self.data.joint(joint).qpos[0]) for joint in self.profile.joints.policy_order}
 
     def render(self, camera: str, width: int = 256, height: int = 256) -> NDArray[np.uint8]:
-        """What ``camera`` sees now: uint8 [height, width, 3] RGB.
+        """Draw what ``camera`` sees now: uint8 [height, width, 3] RGB.
 
         Raises:
-            SimulationError: naming the camera and those of the profile.
-            SimulationError: naming what to install.
+            SimulationError: naming the camera and those of the profile, or what to install.
         """
         if (width, height) not in self._rigs:
             self._rigs[width, height] = self.camera_rig(width, height)
@@ -294,11 +293,11 @@ class World:
         return rig.draw(camera)
 
     def camera_rig(self, width: int, height: int) -> CameraRig:
-        """A new rig of the profile's cameras, for a thread of its own; the caller closes it."""
+        """Make a rig of the profile's cameras, for a thread of its own; the caller closes it."""
         return CameraRig(self.model, self.profile.cameras.slots, width, height)
 
     def close(self) -> None:
-        """Frees what ``render`` holds; to be called in the thread that rendered."""
+        """Free what ``render`` holds; call it in the thread that rendered."""
         for rig in self._rigs.values():
             rig.close()
         self._rigs.clear()
@@ -333,7 +332,7 @@ class World:
 
 
 def _joints_by_topic(profile: Profile) -> Mapping[str, dict[str, str]]:
-    """Topic → its joints, policy name → name on the topic, in the policy's order."""
+    """Return topic → its joints, policy name → name on the topic, in the policy's order."""
     topics: dict[str, dict[str, str]] = {}
     for joint in profile.joints.policy_order:
         described = profile.joints.by_name[joint]
@@ -360,7 +359,7 @@ def _controller(
 
 
 def _check_fit(profile: Profile, scene: Scene) -> None:
-    """Raises SimulationError where the scene cannot serve the profile."""
+    """Raise SimulationError where the scene cannot serve the profile."""
     cameras = [scene.model.camera(i).name for i in range(scene.model.ncam)]
     for kind, asked, there in (
         ("joint", profile.joints.policy_order, scene.driven),

@@ -68,7 +68,7 @@ REGIONS: dict[str, dict[str, Regions]] = {
 
 
 def task_names(profile: Profile) -> tuple[str, ...]:
-    """The tasks of a robot's scene.
+    """Return the tasks of a robot's scene.
 
     Raises:
         SimulationError: the robot has no scene.
@@ -77,14 +77,13 @@ def task_names(profile: Profile) -> tuple[str, ...]:
 
 
 def load_task(profile: Profile, name: str, *, variation: float = 1.0) -> Task:
-    """The task called ``name`` for the robot of ``profile``.
+    """Return the task called ``name`` for the robot of ``profile``.
 
     Args:
-        variation: how much light, colours and cameras vary, 1 as for training.
+        variation: how much light, colours and cameras vary; 1 is that of training.
 
     Raises:
-        SimulationError: listing the robot's tasks.
-        SimulationError: the robot has no scene.
+        SimulationError: listing the robot's tasks, or the robot has no scene.
     """
     robot = _scene(profile)
     regions = REGIONS.get(robot, {})

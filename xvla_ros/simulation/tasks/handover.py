@@ -21,9 +21,9 @@ ARRIVED = 0.03  # rad of the joint furthest from a posture in which an arm is th
 MOVED = 0.003  # m by which the presented cube must move for the taker's postures to be sought anew
 ON_LINE = 0.013  # m beside the cube within which the open hand may advance on it
 LOW = 0.04  # m over the table below which a held cube is lifted before it is carried
-ALOFT = 0.08  # m over the table that a cube must have, to be handed over
-LIFTED, ASTRAY = 0.05, 0.05  # m up, and m along the table, where another cube must not be
-UNDECIDED = 0.10  # m: a cube this near to both arms is not asked for: it should be plain who gives it
+ALOFT = 0.08  # m over the table that a cube must be, to be handed over
+LIFTED, ASTRAY = 0.05, 0.05  # m up, and m along the table, by which another cube must not be moved
+UNDECIDED = 0.10  # m: a cube about as near to both arms is not asked for: it must be plain which arm gives it
 SLOW = 0.6  # of the usual speed, near the other hand
 STEADY = 0.1  # share of the usual noise there
 OPEN = 0.85  # share of the opening from which a cube is free
@@ -42,7 +42,7 @@ class Handover(Task):
         return tuple(self._sentence(Goal(cube, hand)) for cube in CUBES for hand in self._names)
 
     def expert(self, world: World, layout: Layout) -> Expert:
-        """The expert for the episode that ``reset`` began."""
+        """Return the expert for the episode that ``reset`` began."""
         return HandoverExpert(self._cell_of(world), layout)
 
     def _sentence(self, goal: Goal) -> str:
@@ -90,7 +90,7 @@ class HandoverExpert(Expert):
         self._look(MEETING)
 
     def plan(self, world: World) -> ExpertPlan:
-        """From wherever the cube and the hands are."""
+        """Plan from wherever the cube and the hands are."""
         cell, grasper = self._cell, self._grasper
         low = cell.place(self._prop)[2] < ALOFT
         taken = cell.contacts.holds(self._taker, self._prop) and not low
@@ -106,7 +106,7 @@ class HandoverExpert(Expert):
         return grasper.way([*lift, *self._meet()])
 
     def _look(self, place: Floats) -> None:
-        """Seeks the postures that take the cube from ``place``, if that is another than before."""
+        """Solve for the postures that take the cube from ``place``, if that has changed."""
         if float(np.linalg.norm(place - self._at)) < MOVED:
             return
         taking, level, up = self._taking, self._level, np.array([0.0, 0.0, -1.0])
@@ -115,12 +115,12 @@ class HandoverExpert(Expert):
         self._wait = taking.facing(place - BACK * level, taking.figures.around, level, (up,), self._take)
 
     def _meet(self) -> list[Leg]:
-        """The giver presents the cube while the taker comes near; then the taker takes it."""
+        """Let the giver present the cube while the taker comes near; then let the taker take it."""
         together = self._both((self._present, self._grasper.closed), (self._wait, self._opened))
         return [Leg(together, stop=True, noise=0.5), *self._advance(None)]
 
     def _advance(self, now: Floats | None) -> list[Leg]:
-        """The open hand goes along its fingers around the cube, and closes."""
+        """Let the open hand go around the cube, along its fingers, and close."""
         held = self._present, self._grasper.closed
         wait = Leg(self._both(held, (self._wait, self._opened)), stop=True, noise=STEADY)
         take = Leg(self._both(held, (self._take, self._opened)), stop=True, speed=SLOW, noise=STEADY / 2)
@@ -133,7 +133,7 @@ class HandoverExpert(Expert):
         return legs if now is not None and self._is_on_line(now) else [wait, *legs]
 
     def _part(self, now: Floats) -> list[Leg]:
-        """From a posture [J] in which both hold: the giver opens, stands clear of the cube and draws back."""
+        """Part, from a posture [J] in which both hold: the giver opens, moves clear of the cube and draws back."""
         figures = self._giving.figures
         at = now[self._taking.columns]
         opened = now.copy()
@@ -148,7 +148,7 @@ class HandoverExpert(Expert):
         return away[1:] if drawn or self._is_behind(now) else away
 
     def _squeezing(self, legs: Sequence[Leg], *, taker: bool) -> ExpertPlan:
-        """A plan whose closed grippers are commanded closed from its first instant on."""
+        """Return a plan in which closed grippers are commanded closed from the first instant on."""
         start = self._cell.positions
         grippers = [self._taking.gripper] if taker else [self._giving.gripper]
         for gripper in grippers:
@@ -174,7 +174,7 @@ class HandoverExpert(Expert):
         return bool(float(-seen @ _towards(self._giving.shoulder)) > 0.02)
 
     def _is_on_line(self, now: Floats) -> bool:
-        """Whether the taker may advance: the cube is straight before its open hand."""
+        """Say whether the taker may advance: the cube is straight before its open hand."""
         beside = self._beside(now)
         along = float(beside @ self._level)
         apart = float(np.linalg.norm(beside - along * self._level))
@@ -186,11 +186,11 @@ class HandoverExpert(Expert):
         return abs(along) < 0.008 and float(np.linalg.norm(beside - along * self._level)) < 2 * ON_LINE
 
     def _beside(self, now: Floats) -> Floats:
-        """From the cube to the point of the taker's hand that should be where it is."""
+        """Return the way from the cube to the point of the taker's hand that should be there."""
         return self._taking.point(now[self._taking.columns], self._taking.figures.around) - self._cell.place(self._prop)
 
 
 def _towards(shoulder: Floats) -> Floats:
-    """The level direction from a shoulder to where the hands meet."""
-    way = np.array([*(MEETING[:2] - shoulder), 0.0], np.float64)
+    """Return the horizontal direction from a shoulder to where the hands meet."""
+    way = np.array([*(MEETING[:2] - shoulder), 0.0])
     return way / np.linalg.norm(way)

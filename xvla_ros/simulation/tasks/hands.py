@@ -22,7 +22,7 @@ Vec3 = tuple[float, float, float]
 
 ROLLS = 12  # turns about the approach axis that are tried where the roll does not matter
 REACHED = 0.002  # m
-TURNED = 0.12  # rad: an arm of five joints meets most poses only nearly
+TURNED = 0.12  # rad: an arm of five joints reaches most orientations only nearly
 FLIPS = (0.0, np.pi / 2, np.pi, -np.pi / 2)  # turns of a cube that look alike
 
 
@@ -160,7 +160,7 @@ def _of_g1(side: str, letter: str, sign: float) -> HandFigures:
         base="arm_base",
         root=f"{side}_shoulder",
         shoulder=(0.0, sign * 0.21, 0.0),
-        # The elbows point outward: the hands come from the sides, and so they lean.
+        # The elbows point outward: the hands come from the sides, and lean accordingly.
         pivot=(0.40, sign * 0.27),
         fingers=(f"{side}_gripper_link", f"{side}_other_finger_link"),
         gripper=f"{side}_gripper",
@@ -188,7 +188,7 @@ HANDS: dict[str, tuple[HandFigures, ...]] = {
 
 
 class UnreachableError(XvlaError, ValueError):
-    """No joint positions bring the hand where it is wanted; the message says where that is."""
+    """No joint positions bring the hand to where it should be; the message says where that is."""
 
 
 class Hand:
@@ -196,12 +196,12 @@ class Hand:
 
     Attributes:
         figures: of the arm.
-        columns: int [K], the places of its joints in the profile's ``policy_order``; ``gripper`` that of its gripper.
+        columns: int [K], the indices of its joints in the profile's ``policy_order``; ``gripper`` that of its gripper.
         home: [K] posture from which solutions are sought.
     """
 
     def __init__(self, world: World, figures: HandFigures) -> None:
-        """Reads the arm's URDF.
+        """Read the arm's URDF.
 
         Raises:
             KinematicsError: Pinocchio is not installed, or the URDF does not fit.
@@ -233,28 +233,28 @@ class Hand:
         return self._shoulder
 
     def distance(self, place: ArrayLike) -> float:
-        """How far over the table ``place`` is from the shoulder."""
+        """Return how far ``place`` is from the shoulder, seen from above."""
         return float(np.linalg.norm(np.asarray(place, np.float64)[:2] - self._shoulder))
 
     def reaches(self, place: ArrayLike, *, grasp: bool = False) -> bool:
-        """Whether ``place`` is near enough to be touched, or grasped."""
+        """Say whether ``place`` is near enough to be touched, or grasped."""
         near, far = self.figures.grasp_reach if grasp else self.figures.reach
         over_table = np.asarray(place, np.float64)[:2]
         low, high = self.figures.area
         return near <= self.distance(place) <= far and bool(np.all((low <= over_table) & (over_table <= high)))
 
     def pose(self, joints: Floats) -> tuple[Floats, Floats]:
-        """Place and rotation of ``tip_link`` in the scene for the arm's joint positions [K]."""
+        """Return position and rotation of ``tip_link`` in the scene for the arm's joint positions [K]."""
         tip = self._chain.poses(joints)
         return self._place + self._turn @ tip.positions, self._turn @ tip.rotations
 
     def point(self, joints: Floats, offset: Vec3) -> Floats:
-        """Where a point of the hand is in the scene for the arm's joint positions [K]."""
+        """Return where a point of the hand is in the scene for the arm's joint positions [K]."""
         place, turn = self.pose(joints)
         return place + turn @ np.array(offset, np.float64)
 
     def approach_to(self, place: Floats) -> Floats:
-        """The direction in which the hand should point at ``place``: down, leaning outward the further it is."""
+        """Return the direction in which the hand should point at ``place``: down, more outward the further it is."""
         outward = place[:2] - self._pivot
         distance = float(np.linalg.norm(outward))
         reaches, angles = zip(*self.figures.lean, strict=True)
@@ -262,7 +262,7 @@ class Hand:
         return np.array([*(np.sin(angle) * outward / max(distance, 1e-6)), -np.cos(angle)])
 
     def touching(self, place: Floats, near: Floats | None = None) -> Floats:
-        """Joint positions [K] that bring the shut fingertips to ``place``, the hand leaning as it should.
+        """Return joint positions [K] that bring the shut fingertips to ``place``, with the hand leaning as it should.
 
         Raises:
             UnreachableError: naming the place.
@@ -272,7 +272,7 @@ class Hand:
     def grasping(
         self, place: Floats, yaw: float, offset: Vec3, approach: Floats, near: Floats | None = None
     ) -> Floats:
-        """Joint positions [K] that bring the hand's point ``offset`` to ``place``, the jaw along a cube's faces.
+        """Return joint positions [K] that bring the hand's point ``offset`` to ``place``, the jaw along a cube's faces.
 
         Args:
             place: of the cube's middle.
@@ -287,7 +287,7 @@ class Hand:
         return self.at(place, offset, approach, yaw + np.array(FLIPS), near)
 
     def anyhow(self, place: Floats, offset: Vec3, near: Floats | None = None) -> Floats:
-        """Joint positions [K] that bring a point of the hand to ``place``, leaning as it should, turned in any way.
+        """Return joint positions [K] that bring a point of the hand to ``place``, leaning as it should, at any roll.
 
         Raises:
             UnreachableError: naming the place.
@@ -298,7 +298,7 @@ class Hand:
     def at(
         self, place: Floats, offset: Vec3, approach: Floats, rolls: Floats, near: Floats | None = None
     ) -> Floats:
-        """Joint positions [K] for a point of the hand at ``place``, pointing along ``approach``.
+        """Return joint positions [K] for a point of the hand at ``place``, pointing along ``approach``.
 
         Args:
             rolls: directions over the table in which the jaw may open; the nearest posture wins.
@@ -312,7 +312,7 @@ class Hand:
     def facing(
         self, place: Floats, offset: Vec3, approach: Floats, jaws: Sequence[Floats], near: Floats | None = None
     ) -> Floats:
-        """Joint positions [K] for a point of the hand at ``place``, pointing along ``approach``.
+        """Return joint positions [K] for a point of the hand at ``place``, pointing along ``approach``.
 
         Args:
             jaws: directions in which the jaw may open; the nearest posture wins.
@@ -341,7 +341,7 @@ class Hand:
 
 
 def _axes(approach: Floats, jaw: Floats) -> Floats:
-    """Rotation whose first two columns are ``approach`` and what of ``jaw`` is square to it."""
+    """Return the rotation whose first two columns are ``approach`` and the part of ``jaw`` at a right angle to it."""
     along = approach / np.linalg.norm(approach)
     across = jaw - along * (along @ jaw)
     across /= np.linalg.norm(across)
@@ -349,7 +349,7 @@ def _axes(approach: Floats, jaw: Floats) -> Floats:
 
 
 def hands_of(world: World) -> dict[str, Hand]:
-    """The arms of a world by the names that instructions use, of those scenes that have tasks.
+    """Return the arms of a world by the names used in instructions; only for scenes with tasks.
 
     Raises:
         KinematicsError: Pinocchio is not installed, or a URDF does not fit.
@@ -358,7 +358,7 @@ def hands_of(world: World) -> dict[str, Hand]:
 
 
 def bodies_below(model: Any, root: str) -> NDArray[np.intp]:
-    """Numbers of the bodies that move with ``root``, itself included."""
+    """Return the numbers of the bodies that move with ``root``, itself included."""
     start = model.body(root).id
     below = {start}
     for number in range(start + 1, model.nbody):  # MuJoCo numbers parents before children

@@ -69,7 +69,7 @@ class Regions:
     keep_off: tuple[tuple[float, float, float], ...] = ()
 
     def draw(self, cubes: Sequence[str], rng: np.random.Generator) -> dict[str, Place]:
-        """Props at random places, none on another.
+        """Draw random places for the props, none on another.
 
         Raises:
             SimulationError: there is no room.
@@ -100,10 +100,10 @@ class Regions:
 
 
 def in_order(goals: Sequence[Goal], rng: np.random.Generator) -> list[Goal]:
-    """Goals in random order, the second differing from the first in one thing alone where that can be.
+    """Return the goals in random order; the second differs from the first in only one thing, where possible.
 
-    So two episodes of one layout differ either in the cube or in the arm that is named, and nothing else tells them
-    apart: a policy that ignores its instruction fails one of them.
+    So the first two episodes of a layout differ either in the cube or in the arm that is named, and in nothing else: a
+    policy that ignores its instruction fails one of them.
     """
     shuffled = [goals[i] for i in rng.permutation(len(goals))]
     first = shuffled[0]

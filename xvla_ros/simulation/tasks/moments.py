@@ -1,4 +1,4 @@
-"""Moments of a task without an episode: a layout, arms somewhere on their way, and what the expert would do from there.
+"""Moments of a task without an episode: a layout, arms somewhere on their way, and the expert's plan from there.
 
 The expert has no memory: what it wants is a function of where everything is. So any posture over any layout is as good
 as one that was reached by simulating, and a picture of it goes with a plan for each thing that may be asked for.
@@ -73,7 +73,7 @@ class DrawnScene:
         return np.array(list(self.world.positions().values()))
 
     def pictures(self, slots: tuple[str, ...]) -> dict[str, Picture]:
-        """Slot → uint8 [H, W, 3] RGB of the present state, as a policy sees it: turned and cropped by the profile.
+        """Draw the present state as a policy sees it, turned and cropped by the profile: slot → uint8 [H, W, 3] RGB.
 
         Raises:
             SimulationError: naming what to install.
@@ -86,22 +86,22 @@ class DrawnScene:
         self.world.close()
 
 
-BEGINNING = 0.3  # share of the moments with the arms as an episode starts: the words alone decide what is next
-BEYOND = 0.45  # share of those in which the hand has grasped, where a task grasps
+BEGINNING = 0.3  # share of the moments far from a grasp that have the arms as at the start: only the words decide there
+BEYOND = 0.45  # share of the moments not played in which the hand has grasped, where a task grasps
 PLAYED = 0.6  # share of the layouts whose moments are played, where a task grasps
-HELD = 0.35  # share of those that begin with the cube in the hand, and
-ABOUT = 0.45  # with the hand about to grasp it; the others begin as an episode does
-PAUSE = 0.1, 0.6  # s between two of them
-BIAS = 0.004, 0.06  # rad: between which the spread of the arm's error there is drawn, by its logarithm
-KEPT = 0.7  # share of those times after which the error is still the same
-FUMBLE = 0.2  # share of those times in which the gripper goes anywhere
-NEARING = 0.6  # share of the others of a task that grasps in which the hand is about to: there a grasp is won or lost
-LAST = 1.2  # s before the fingers meet the cube that those are drawn from
+HELD = 0.35  # share of the played layouts that begin with the cube in the hand
+ABOUT = 0.45  # share of them that begin with the hand about to grasp it; the others begin as an episode does
+PAUSE = 0.1, 0.6  # s between two played moments
+BIAS = 0.004, 0.06  # rad: range from which the spread of the arm's error there is drawn, by its logarithm
+KEPT = 0.7  # share of these pauses after which the error is still the same
+FUMBLE = 0.2  # share of these pauses in which the gripper goes anywhere
+NEARING = 0.6  # of a grasping task's other moments, the share in which the hand is about to grasp: the hardest part
+LAST = 1.2  # s before the fingers meet the cube from which such moments are drawn
 MISSED = 0.1  # share of the others that go on although nothing was grasped
-ELSEWHERE = 0.2  # share of those on the way that come from what another instruction asks for
-LEAST, MOST = 0.005, 0.3  # rad: between which the spread of the joints beside the way is drawn, by its logarithm
-SHRINK = 0.5  # of that, where fingertips would be below the table
-DEEP = -0.002  # m
+ELSEWHERE = 0.2  # share of the moments on the way that come from what another instruction asks for
+LEAST, MOST = 0.005, 0.3  # rad: range from which the spread of the joints beside the way is drawn, by its logarithm
+SHRINK = 0.5  # factor on that spread where fingertips would be below the table
+DEEP = -0.002  # m: the lowest that a fingertip may be
 TRIES = 20  # layouts until something can be asked for
 
 
@@ -112,7 +112,7 @@ class Asked:
     Attributes:
         instruction: in words.
         plan: of the expert.
-        place: [3] m, in the scene's frame, where the middle of what is named lies.
+        place: [3] m, in the scene's frame: the middle of the named prop.
     """
 
     instruction: str
@@ -147,18 +147,17 @@ class Moments(DrawnScene):
         self._grippers[[hand.gripper for hand in self._hands.values()]] = True
 
     def draw(self, rng: np.random.Generator, asked: int, *, pictures: bool = True) -> list[Moment]:
-        """Return moments of one layout, of which ``asked`` instructions are asked in all.
+        """Return moments of one layout, with ``asked`` instructions in all.
 
-        Each moment asks for one thing, but those with empty hands that are far from grasping for as much as they can.
+        Each moment has one instruction; a moment with empty hands that are far from grasping has as many as possible.
 
         Args:
             rng: decides; the same state of it gives the same moments.
-            asked: how many.
-            pictures: whether they are drawn; they take most of the time beside the expert's inverse kinematics.
+            asked: how many instructions.
+            pictures: whether to draw them; they take most of the time, beside the expert's inverse kinematics.
 
         Raises:
-            SimulationError: the expert reaches nothing.
-            SimulationError: naming what to install.
+            SimulationError: the expert reaches nothing, or naming what to install.
         """
         playing = self._task.grasps and rng.random() < PLAYED
         experts = self._experts(rng, 1 if playing else asked)
@@ -178,7 +177,7 @@ class Moments(DrawnScene):
         return made
 
     def _experts(self, rng: np.random.Generator, asked: int) -> list[tuple[Layout, Expert]]:
-        """Experts for as many variants of one layout as are asked for, of those that they reach."""
+        """Return experts for up to ``asked`` variants of one layout, all of which they can reach."""
         for _ in range(TRIES):
             self._task.reset(self.world, rng)
             self._start = self.positions
@@ -203,7 +202,7 @@ class Moments(DrawnScene):
     def _played(
         self, rng: np.random.Generator, chosen: tuple[Layout, Expert], count: int, pictures: bool
     ) -> list[Moment]:
-        """Up to ``count`` moments of an arm that follows the expert with an error."""
+        """Return up to ``count`` moments of an arm that follows the expert with an error."""
         layout, expert = chosen
         begin = rng.random()
         if not (begin < HELD and expert.take_hold(self.world, rng)) and begin < HELD + ABOUT:
@@ -222,7 +221,7 @@ class Moments(DrawnScene):
         return made
 
     def _drive(self, rng: np.random.Generator, plan: ExpertPlan, astray: Floats, seconds: float) -> None:
-        """Lets the arm follow a plan, beside it by ``astray``; at times with the gripper anywhere."""
+        """Let the arm follow a plan, beside it by ``astray``; at times with the gripper anywhere."""
         lower, upper = self._limits.lower, self._limits.upper
         fumbled = self._grippers & (rng.random() < FUMBLE)
         anywhere = rng.uniform(lower, upper)
@@ -230,7 +229,7 @@ class Moments(DrawnScene):
         self.world.drive(np.clip(np.where(fumbled, anywhere, wanted), lower, upper))
 
     def _grasp(self, rng: np.random.Generator, expert: Expert) -> bool:
-        """By chance moves the arms to after a grasp, or to shortly before it; False where they stay."""
+        """Move the arms, by chance, to after a grasp or shortly before it; return False where they stay."""
         if rng.random() < BEYOND and expert.take_hold(self.world, rng):
             return True
         if rng.random() >= NEARING:
@@ -240,13 +239,13 @@ class Moments(DrawnScene):
         return True
 
     def _approach(self, rng: np.random.Generator, expert: Expert) -> None:
-        """Moves the arms to where the hand is about to grasp."""
+        """Move the arms to where the hand is about to grasp."""
         plan = expert.plan(self.world)
         until = expert.empty_until(plan)
         self._put(plan.at([until - rng.random() * min(LAST, until)])[0])
 
     def _set_out(self, rng: np.random.Generator, experts: list[tuple[Layout, Expert]]) -> None:
-        """Moves the arms on their way, and beside it."""
+        """Move the arms to somewhere on their way, and beside it."""
         if len(experts) > 1 and rng.random() < ELSEWHERE:
             self._go(experts[1][1], 1.0)
         self._go(experts[0][1], rng.random(), empty=rng.random() >= MISSED)
@@ -257,12 +256,12 @@ class Moments(DrawnScene):
         return Asked(layout.instruction, plan, place)
 
     def _go(self, expert: Expert, share: float, *, empty: bool = True) -> None:
-        """Moves the arms along a share of the way; of a way with something in the hand only if not ``empty``."""
+        """Move the arms along a share of the way; only if not ``empty`` also where the hand holds something."""
         plan = expert.plan(self.world)
         self._put(plan.at([share * (expert.empty_until(plan) if empty else plan.duration)])[0])
 
     def _beside(self, rng: np.random.Generator, spread: float) -> Floats:
-        """Errors [J] of the arms, none of the grippers."""
+        """Draw errors [J] of the arms, none of the grippers."""
         return spread * rng.normal(size=len(self._start)) * ~self._grippers
 
     def _put(self, positions: Floats) -> None:
@@ -270,7 +269,7 @@ class Moments(DrawnScene):
         self.world.arrange({}, dict(zip(order, positions.tolist(), strict=True)))
 
     def _lead_astray(self, rng: np.random.Generator) -> None:
-        """Moves the arms beside the way, grippers as they are; not into the table."""
+        """Move the arms beside the way, but not into the table; grippers stay as they are."""
         here = self.positions
         beside = self._beside(rng, _by_logarithm(rng, LEAST, MOST))
         while True:
@@ -283,5 +282,5 @@ class Moments(DrawnScene):
 
 
 def _by_logarithm(rng: np.random.Generator, least: float, most: float) -> float:
-    """Draw a number between two whose logarithm is uniform."""
+    """Draw a number between two, its logarithm uniform."""
     return float(np.exp(rng.uniform(np.log(least), np.log(most))))

@@ -21,8 +21,8 @@ SAFE = 0.035  # m over it from which the open fingers clear the cube
 FUNNEL = 0.003, 0.1  # m beside the cube, and m more for each m above it, from where the way leads straight down
 NEARBY = 0.04  # m beside the cube within which the execution is steady
 STEADY = 0.25  # share of the usual noise
-BETWEEN = 0.009  # m by which a cube may be off the fingers' middle, along the hand and across it, to be grasped
-HELD = 0.012  # m over the table that only a held cube is
+BETWEEN = 0.009  # m by which a cube may be off the fingers' middle, along and across the hand, and still be grasped
+HELD = 0.012  # m over the table that only a held cube can be
 WIDE = 0.8  # share of the opening that is wide enough to go down with
 SLOW = 0.7  # of the usual speed, for going down beside a cube
 
@@ -35,7 +35,7 @@ class Grasper:
     """
 
     def __init__(self, cell: Cell, hand: str, prop: str) -> None:
-        """Seeks the postures for where the cube lies, once it does."""
+        """Solve for the postures at the cube, unless it is in the air."""
         self._cell, self._name, self._prop = cell, hand, prop
         self._hand = cell.hands[hand]
         self._at: Floats = np.full(3, np.inf)
@@ -56,7 +56,7 @@ class Grasper:
         return self._posture(0.0, self.closed)
 
     def way(self, legs: Sequence[Leg]) -> ExpertPlan:
-        """A plan from where the joints are; a gripper that holds the cube goes on squeezing it."""
+        """Return a plan from where the joints are; a gripper that holds the cube goes on squeezing it."""
         start = self._cell.positions
         if self.holds and legs[0].posture[self._hand.gripper] == self.closed:
             start[self._hand.gripper] = self.closed
@@ -70,7 +70,7 @@ class Grasper:
         )
 
     def to_grasp(self) -> list[Leg]:
-        """From wherever the hand is until the fingers are closed on the cube."""
+        """Return the way from wherever the hand is until the fingers are closed on the cube."""
         self._look()
         figures = self._hand.figures
         now = self._cell.positions
@@ -89,12 +89,12 @@ class Grasper:
         return [Leg(self._posture(height, figures.opened), noise=STEADY if low else 1.0), *down]
 
     def _posture(self, height: float, gripper: float) -> Floats:
-        """With the hand straight over the grasp."""
+        """Return positions [J] with the hand ``height`` m straight over the grasp."""
         joints = np.array([np.interp(height, HEIGHTS, column) for column in np.array(self._line).T])
         return self._cell.posture(self._name, joints, gripper)
 
     def lifted(self) -> Leg:
-        """Straight up with the cube."""
+        """Return the way straight up with the cube."""
         return Leg(self._posture(HOVER, self.closed), noise=STEADY)
 
     def _look(self) -> None:
@@ -114,7 +114,7 @@ class Grasper:
         return bool(self._cell.place(self._prop)[2] > self._cell.half(self._prop) + HELD)
 
     def _is_above(self, now: Floats, beside: Floats) -> bool:
-        """Whether the open hand may go straight down, being ``beside`` the cube's middle by so much."""
+        """Say whether the open hand may go straight down when it is off the cube's middle by ``beside``."""
         figures = self._hand.figures
         near, wider = FUNNEL
         open_enough = abs(now[self._hand.gripper] - figures.closed) > WIDE * abs(figures.opened - figures.closed)
@@ -123,7 +123,7 @@ class Grasper:
         return bool(open_enough and turned and beside[2] > -0.01 and apart < near + wider * max(beside[2], 0.0))
 
     def _is_between(self, now: Floats, room: float = BETWEEN) -> bool:
-        """Whether the cube is where the fingers close, seen from the hand."""
+        """Say whether the cube is where the fingers close, seen from the hand."""
         figures = self._hand.figures
         place, turn = self._hand.pose(now[self._hand.columns])
         seen = turn.T @ (self._cell.place(self._prop) - place)
@@ -140,16 +140,16 @@ class Grasper:
 
 
 CARRIED = np.array([0.0, 0.0, 0.06])  # m over the bowl's foot at which a cube's middle is let go above the bowl
-HIGH = np.array([0.0, 0.0, 0.085])  # m over it through which it is carried there: ways between postures sag
+HIGH = np.array([0.0, 0.0, 0.085])  # m over it through which the cube is carried there: ways between postures sag
 ARRIVED = 0.03  # rad of the joint furthest from the posture over the bowl in which the hand lets go: it has stopped
 GENTLE = 0.3  # of the usual speed, for opening: a cube that is flicked misses the bowl
 LOW = 0.04  # m: a held cube below this is lifted before it is carried
 IN_BOWL = 0.045, 0.045  # m beside the bowl's middle and m over the table within which a cube lies in it
-LIFTED = 0.05  # m over the table, where another cube must not be
+LIFTED = 0.05  # m over the table that another cube must not be
 ASTRAY = 0.05  # m by which another cube may be pushed about
 BOWL_FLOOR = 0.006  # m over the table
-OPENING = 0.05  # of the gripper beyond what holds a cube, with which it falls
-SWAY = 0.003, 0.1  # rad: between which the spread of the joints beside the way of a drawn moment is
+OPENING = 0.05  # of the gripper beyond the position that holds a cube, at which the cube falls
+SWAY = 0.003, 0.1  # rad: range of the spread of the joints beside the way in a drawn moment
 UNDECIDED = 0.04  # m: a cube this near to both arms is not asked for
 
 
@@ -167,7 +167,7 @@ class PickPlace(Task):
         return tuple(self._sentence(Goal(cube)) for cube in CUBES)
 
     def expert(self, world: World, layout: Layout) -> Expert:
-        """The expert for the episode that ``reset`` began."""
+        """Return the expert for the episode that ``reset`` began."""
         return PickPlaceExpert(self._cell_of(world), layout)
 
     def _sentence(self, goal: Goal) -> str:
@@ -206,7 +206,7 @@ class PickPlaceExpert(Expert):
         self._high = self._hand.home
 
     def plan(self, world: World) -> ExpertPlan:
-        """From wherever the cube and the hand are."""
+        """Plan from wherever the cube and the hand are."""
         cell, grasper = self._cell, self._grasper
         cube, bowl = cell.place(self._prop), cell.place("bowl")
         beside = float(np.linalg.norm(cube[:2] - bowl[:2]))
@@ -256,7 +256,7 @@ class PickPlaceExpert(Expert):
         return True
 
     def _put(self, world: World, positions: Floats, holding: float) -> None:
-        """The hand with the cube in it."""
+        """Place the hand with the cube in it."""
         positions = positions.copy()
         positions[self._hand.gripper] = holding
         world.arrange({}, self._named(positions))
@@ -267,7 +267,7 @@ class PickPlaceExpert(Expert):
         return dict(zip(self._cell.order, positions.tolist(), strict=True))
 
     def _over_bowl(self, bowl: Floats) -> tuple[Floats, Floats]:
-        """Postures high over the bowl, and where the cube is let go."""
+        """Return the posture high over the bowl, and that in which the cube is let go."""
         if self._drop is None:
             grasp = self._hand.figures.grasp
             self._drop = self._hand.anyhow(bowl + CARRIED, grasp, near=self._grasper.over)
@@ -287,6 +287,6 @@ class PickPlaceExpert(Expert):
 
 
 def is_in(place: Floats, bowl: Floats) -> bool:
-    """Whether a cube whose middle is at ``place`` lies in the bowl that stands on ``bowl``."""
+    """Say whether a cube whose middle is at ``place`` lies in the bowl that stands on ``bowl``."""
     beside, above = IN_BOWL
     return bool(np.linalg.norm(place[:2] - bowl[:2]) < beside and place[2] < above)

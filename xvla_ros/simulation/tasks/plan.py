@@ -46,7 +46,7 @@ class ExpertPlan:
         start: [J], where the joints are.
         legs: what follows.
         speeds: [J], the greatest speed of each joint.
-        grippers: places of the joints that go to a leg's posture as fast as they can, whatever the others do.
+        grippers: indices of the joints that go to a leg's posture as fast as they can, whatever the others do.
     """
 
     start: Floats
@@ -55,7 +55,7 @@ class ExpertPlan:
     grippers: tuple[int, ...] = ()
 
     def at(self, times: ArrayLike) -> Floats:
-        """Positions [K, J] at ``times`` [K] from now; after the last posture, that one."""
+        """Return the positions [K, J] at ``times`` [K] s from now; after the end, the last posture."""
         wanted = np.asarray(times, np.float64)
         positions = np.empty((len(wanted), len(self.start)))
         begin, posture = 0.0, self.start
@@ -108,8 +108,8 @@ class ExpertPlan:
 
 
 def speeds(profile: Profile, grippers: Sequence[int]) -> Floats:
-    """Speeds [J] that experts use; grippers, at these places, may be as fast as the profile lets them."""
-    greatest = np.array([joint.max_velocity for joint in profile.joints.ordered], np.float64)
+    """Return the speeds [J] that experts use; grippers, at these indices, may be as fast as the profile allows."""
+    greatest = np.array([joint.max_velocity for joint in profile.joints.ordered])
     share = np.full(len(greatest), SPEED)
     share[list(grippers)] = 1.0
     return share * greatest
@@ -122,7 +122,7 @@ def _duration(cost: float, stop: bool) -> float:
 
 
 def _progress(elapsed: Floats, cost: float, stop: bool) -> Floats:
-    """Share of a way that is behind after ``elapsed`` s; what is left shrinks with the square of time before a stop."""
+    """Return the share of a way done after ``elapsed`` s; before a stop, the rest shrinks with the square of time."""
     if not stop:
         return elapsed / cost
     cruise = max(cost - BRAKING, 0.0)
@@ -132,23 +132,23 @@ def _progress(elapsed: Floats, cost: float, stop: bool) -> Floats:
     return 1.0 - left / cost
 
 
-SPREAD = 0.15  # of the greatest speed of each joint: standard deviation of the speed with which it is led astray
-MEMORY = 0.3  # s over which that speed stays alike
-NEAR, FLOOR = 0.3, 0.15  # s before a stop from where the noise falls, and the share of it that stays
+SPREAD = 0.15  # share of each joint's greatest speed: standard deviation of the speed with which it is led astray
+MEMORY = 0.3  # s over which that speed stays similar
+NEAR, FLOOR = 0.3, 0.15  # s before a stop from which the noise falls, and the share of it that stays
 
 
 class ExecutionNoise:
     """An Ornstein-Uhlenbeck process on the speed of every joint of the arms; grippers are left alone."""
 
     def __init__(self, profile: Profile, robot: str, period: float, rng: np.random.Generator, amount: float) -> None:
-        """Noise for one episode.
+        """Make the noise of one episode.
 
         Args:
             profile: the robot's.
             robot: its scene.
             period: s between two calls of ``next``.
             rng: decides.
-            amount: 0 is none, 1 as the figures above say.
+            amount: 0 is none, 1 as the constants above say.
         """
         order = profile.joints.policy_order
         grippers = {figures.gripper for figures in HANDS[robot]}
@@ -160,7 +160,7 @@ class ExecutionNoise:
         self._speed = self._spread * rng.normal(size=len(order))
 
     def next(self, plan: ExpertPlan) -> Floats:
-        """How far [J] each joint goes astray within the next period, in rad or m; little just before a stop."""
+        """Draw how far [J] each joint goes astray within the next period, in rad or m; little just before a stop."""
         fresh = self._rng.normal(size=len(self._speed)) * np.sqrt(1.0 - self._keep**2)
         self._speed = self._keep * self._speed + self._spread * fresh
         share = plan.noise * min(1.0, FLOOR + plan.to_stop / NEAR)

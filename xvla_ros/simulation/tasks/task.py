@@ -24,7 +24,7 @@ class Contacts:
     """The contacts of one world, by the names of arms and props."""
 
     def __init__(self, world: World, hands: Mapping[str, Hand], props: tuple[str, ...]) -> None:
-        """Learns which shape belongs to what."""
+        """Find out which shape belongs to which arm or prop."""
         self._data = world.data
         self._hands, self._props = tuple(hands), props
         body_of = world.model.geom_bodyid
@@ -40,7 +40,7 @@ class Contacts:
         }
 
     def touches(self) -> set[tuple[str, str]]:
-        """(arm, prop) of every arm that touches a prop with whatever part of it."""
+        """Return (arm, prop) for every arm that touches a prop with any of its parts."""
         first, second = self._pairs()
         arm = np.maximum(self._arm_of[first], self._arm_of[second])
         prop = np.maximum(self._prop_of[first], self._prop_of[second])
@@ -48,7 +48,7 @@ class Contacts:
         return {(self._hands[a], self._props[p]) for a, p in zip(arm[both], prop[both], strict=True)}
 
     def holds(self, hand: str, prop: str) -> bool:
-        """Whether both fingers of a hand touch a prop."""
+        """Say whether both fingers of a hand touch a prop."""
         first, second = self._pairs()
         number = self._props.index(prop)
         of_prop = (self._prop_of[first] == number) | (self._prop_of[second] == number)
@@ -60,7 +60,7 @@ class Contacts:
         return contact.geom1, contact.geom2
 
 
-START_SPREAD = 0.06  # rad by which each joint of an arm starts beside home
+START_SPREAD = 0.06  # rad by which each joint of an arm may start beside home
 
 STILL = 0.02  # m/s along each axis below which a prop rests
 
@@ -71,8 +71,8 @@ class Outcome:
 
     Attributes:
         success: the instruction has been followed.
-        wrong: something was done that it did not say, as touching another cube.
-        done: one of them; neither is taken back.
+        wrong: something else was done, such as touching another cube.
+        done: one of the two; neither is taken back.
     """
 
     success: bool
@@ -85,18 +85,18 @@ class Outcome:
 
 
 class Expert(ABC):
-    """Knows where everything is and what to do from any state."""
+    """A scripted expert: it knows where everything is and what to do from any state."""
 
     @abstractmethod
     def plan(self, world: World) -> ExpertPlan:
-        """The clean plan from the present state of ``world``: no memory, no noise."""
+        """Return the clean plan from the present state of ``world``: no memory, no noise."""
 
     def empty_until(self, plan: ExpertPlan) -> float:
-        """Time in s of a plan until which the hand holds nothing, if it held nothing before."""
+        """Return the time in s of a plan until which the hand holds nothing, if it held nothing before."""
         return plan.duration
 
     def take_hold(self, world: World, rng: np.random.Generator) -> bool:
-        """Brings ``world``, without physics, to a moment after the hand has grasped; False where nothing is grasped."""
+        """Bring ``world``, without physics, to a moment after the grasp; return False where nothing is grasped."""
         return False
 
 
@@ -118,35 +118,34 @@ class Cell:
         return np.array(list(self.world.positions().values()))
 
     def way(self, start: Floats, legs: Sequence[Leg]) -> ExpertPlan:
-        """A plan from ``start`` [J], at the speeds that experts use."""
+        """Return a plan from ``start`` [J], at the speeds that experts use."""
         return ExpertPlan(start, tuple(legs), self.speeds, self.grippers)
 
     def place(self, prop: str) -> Floats:
-        """Where the middle of a prop is."""
-        middle: Floats = self.world.data.body(prop).xpos.copy()
-        return middle
+        """Return where the middle of a prop is."""
+        return self.world.data.body(prop).xpos.copy()
 
     def rests(self, prop: str) -> bool:
-        """Whether a free prop lies still."""
+        """Say whether a free prop lies still."""
         start = self.world.model.jnt_dofadr[self.world.model.body(prop).jntadr[0]]
         return float(np.abs(self.world.data.qvel[start : start + 3]).max()) < STILL
 
     def yaw(self, prop: str) -> float:
-        """How a prop is turned about z."""
+        """Return how a prop is turned about z, in rad."""
         turn = self.world.data.body(prop).xmat.reshape(3, 3)
         return float(np.arctan2(turn[1, 0], turn[0, 0]))
 
     def half(self, prop: str) -> float:
-        """Half the height of a cube."""
+        """Return half the height of a cube."""
         geom = self.world.model.body(prop).geomadr[0]
         return float(self.world.model.geom_size[geom][2])
 
     def posture(self, hand: str, joints: Floats, gripper: float) -> Floats:
-        """Positions [J] with one arm as given and everything else at home."""
+        """Return positions [J] with one arm as given and everything else at home."""
         return self.postures({hand: (joints, gripper)})
 
     def postures(self, arms: Mapping[str, tuple[Floats, float]]) -> Floats:
-        """Positions [J] with some arms, their joints and their grippers, as given and everything else at home."""
+        """Return positions [J] with the joints and grippers of some arms as given and everything else at home."""
         positions = self.home.copy()
         for name, (joints, gripper) in arms.items():
             positions[self.hands[name].columns] = joints
@@ -159,10 +158,10 @@ class Task(ABC):
 
     Attributes:
         name: as commands take it.
-        done: what a success is called, in a word or two.
+        done: a success in a word or two.
         profile: the robot's.
         time_limit: s of simulated time after which an episode has failed.
-        grasps: whether its experts say when the hand is empty, and can bring it to hold something.
+        grasps: whether its experts say how long the hand is empty, and can bring a world to where it holds something.
         variation: how much light, colours and cameras vary: 0 not at all, 1 as for training, more beyond that.
     """
 
@@ -172,7 +171,7 @@ class Task(ABC):
     grasps: ClassVar[bool] = False
 
     def __init__(self, profile: Profile, robot: str, regions: Regions, *, variation: float = 1.0) -> None:
-        """A task of ``profile``, in the scene of ``robot``."""
+        """Make a task of ``profile``, in the scene of ``robot``."""
         self.profile, self.variation = profile, variation
         self._regions = regions
         self._names = tuple(figures.name for figures in HANDS[robot])
@@ -188,27 +187,27 @@ class Task(ABC):
 
     @abstractmethod
     def expert(self, world: World, layout: Layout) -> Expert:
-        """The expert for the episode that ``reset`` began."""
+        """Return the expert for the episode that ``reset`` began."""
 
     @abstractmethod
     def _goals(self, cell: Cell, props: Mapping[str, tuple[float, float, float]]) -> Sequence[Goal]:
-        """What can be asked for where the props lie so."""
+        """Return what can be asked for with the props in these places."""
 
     @abstractmethod
     def _sentence(self, goal: Goal) -> str:
-        """The instruction for a goal."""
+        """Return the instruction for a goal."""
 
     @abstractmethod
     def _judge(self, cell: Cell, layout: Layout) -> tuple[bool, bool]:
-        """Whether the present state is a success, and whether it is wrong."""
+        """Say whether the present state is a success, and whether it is wrong."""
 
     def reset(self, world: World, rng: np.random.Generator, variant: int = 0) -> Layout:
-        """Begins an episode in ``world``: props, light, colours and start postures from ``rng``; time goes on.
+        """Begin an episode in ``world``: props, light, colours and start postures from ``rng``; time goes on.
 
         Args:
-            world: the task's robot.
+            world: that of the task's robot.
             rng: decides; the same state of it gives the same episode.
-            variant: which of the goals that the layout allows; all else is the same for each of them.
+            variant: which of the layout's goals; everything else is the same for all of them.
 
         Raises:
             SimulationError: the regions leave no room.
@@ -237,7 +236,7 @@ class Task(ABC):
         return self._variants
 
     def layouts_saying(self, world: World, instruction: str, seed: int) -> Iterator[tuple[int, int]]:
-        """Seeds from ``seed`` on whose layouts allow ``instruction``, each with the variant that has it; endless.
+        """Yield, without end, seeds from ``seed`` on whose layouts allow ``instruction``, each with its variant.
 
         Resets ``world`` to look.
 
@@ -256,7 +255,7 @@ class Task(ABC):
                     break
 
     def outcome(self, world: World) -> Outcome:
-        """How the episode that ``reset`` began stands now. Ask often: what passes between two calls is not seen.
+        """Return how the episode that ``reset`` began stands. Ask often: what passes between two calls is not seen.
 
         Raises:
             RuntimeError: no episode was begun in this world.
@@ -296,10 +295,10 @@ class Task(ABC):
 
 
 def spoken(prop: str) -> str:
-    """A prop's name in a sentence: ``red_cube`` is "red cube"."""
+    """Return a prop's name as in a sentence: ``red_cube`` is "red cube"."""
     return prop.replace("_", " ")
 
 
 def within(hand: Hand, place: tuple[float, float, float], *, grasp: bool = False) -> bool:
-    """Whether a hand reaches a prop at (x, y, yaw)."""
+    """Say whether a hand reaches a prop at (x, y, yaw)."""
     return hand.reaches(place[:2], grasp=grasp)

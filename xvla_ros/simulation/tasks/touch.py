@@ -14,8 +14,8 @@ from xvla_ros.simulation.tasks.task import Cell, Expert, Task, spoken, within
 from xvla_ros.simulation.world import World
 from xvla_ros.types import Floats
 
-HOVER = 3.5  # halves of a cube above what is to be touched: higher than another cube
-PRESS = 0.003  # m below the top of the cube: the fingers shall meet it
+HOVER = 3.5  # half cube heights above the place to touch: higher than another cube
+PRESS = 0.003  # m below the top of the cube to which the fingers go, so that they meet it
 FUNNEL = 0.8, 0.5  # halves of a cube beside it, and m for each m above it, from where the way leads straight down
 MOVED = 0.002  # m by which a cube must move for its postures to be sought anew
 UNDECIDED = 0.03  # m: a cube this near to both arms is not asked for without naming an arm
@@ -35,7 +35,7 @@ class Touch(Task):
         return tuple(self._sentence(Goal(cube, hand)) for cube in CUBES for hand in hands)
 
     def expert(self, world: World, layout: Layout) -> Expert:
-        """The expert for the episode that ``reset`` began."""
+        """Return the expert for the episode that ``reset`` began."""
         return TouchExpert(self._cell_of(world), layout)
 
     def _sentence(self, goal: Goal) -> str:
@@ -70,7 +70,7 @@ class TouchExpert(Expert):
         self._over = self._on = cell.home
 
     def plan(self, world: World) -> ExpertPlan:
-        """Over the cube, then down; straight down from where that is near enough."""
+        """Plan to over the cube, then down; straight down where the hand is near enough."""
         cell, hand = self._cell, self._hand
         self._look()
         now = cell.positions
@@ -86,7 +86,7 @@ class TouchExpert(Expert):
         return self._at + np.array([0.0, 0.0, self._cell.half(self._prop) - PRESS], np.float64)
 
     def _look(self) -> None:
-        """Seeks the postures anew when the cube has moved."""
+        """Solve for the postures again when the cube has moved."""
         place = self._cell.place(self._prop)
         if np.linalg.norm(place - self._at) < MOVED:
             return
