@@ -1,7 +1,7 @@
-"""A look at the running ROS graph: who publishes and subscribes what, how often, with which quality of service, and
-what the reader of the node ``/xvla`` makes of it.
+"""A look at the running ROS graph: who publishes and subscribes what, how often, with which quality of service.
 
-``GraphSnapshot`` is plain data; rclpy is imported only while a snapshot is taken.
+It also says what the reader of the node ``/xvla`` makes of the messages. ``GraphSnapshot`` is plain data; rclpy is
+imported only while a snapshot is taken.
 """
 
 from __future__ import annotations

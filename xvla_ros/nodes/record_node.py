@@ -475,8 +475,10 @@ def _free_name(folder: Path, robot: str) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Record as ROS parameters say: ``profile`` (name or file), ``robot`` (name in it), ``folder``, ``instruction``,
-    ``policy``, ``use_sim_time``, ``compression``. Return the exit code.
+    """Record as ROS parameters say; return the exit code.
+
+    Parameters of the node: ``profile`` (name or file), ``robot`` (name in it), ``folder``, ``instruction``, ``policy``,
+    ``use_sim_time``, ``compression``.
     """
     from xvla_ros.nodes.stop_request import StopRequest
     from xvla_ros.robots import load_profile

@@ -1,5 +1,7 @@
-"""joint_trajectory_controller of ros2_controllers (Jazzy 4.42, Kilted 5.17), simulated: what it refuses, how it starts,
-how it interpolates and what it holds. Positions in rad, times in integer nanoseconds of ROS time.
+"""joint_trajectory_controller of ros2_controllers (Jazzy 4.42, Kilted 5.17), simulated.
+
+Here is what it refuses, how it starts, how it interpolates and what it holds. Positions in rad, times in integer
+nanoseconds of ROS time.
 """
 
 from __future__ import annotations

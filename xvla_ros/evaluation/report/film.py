@@ -1,7 +1,7 @@
-"""The film of a run, in ROS time whatever the speed of the simulation was: cameras side by side, what the policy is
-doing, every joint measured against commanded.
+"""The film of a run: cameras side by side, what the policy is doing, every joint as measured and commanded.
 
-A frame is composed of a background that never changes (drawn once) and of what moves: views, curves, state, time.
+Its time is ROS time, whatever the speed of the simulation was. A frame is composed of a background that never changes
+(drawn once) and of what moves: views, curves, state, time.
 """
 
 from __future__ import annotations

@@ -41,8 +41,9 @@ def command_type(profile: Profile, group: str) -> Any:
 
 
 def command_messages(profile: Profile, window: CommandWindow, encoder: StateEncoder) -> dict[str, Any]:
-    """Return the message of every command group, in the profile's order; for grippers with an interface of their own
-    the setpoint, in rad or m.
+    """Return the message of every command group, in the profile's order.
+
+    For grippers with an interface of their own it is the setpoint, in rad or m.
 
     A trajectory carries the whole window. The other interfaces take one setpoint at a time: the window's first point,
     where the joints are to be ``lead`` after now. A pose is that of the tool at this point, by forward kinematics: so
