@@ -192,5 +192,5 @@ class HandoverExpert(Expert):
 
 def _towards(shoulder: Floats) -> Floats:
     """Return the horizontal direction from a shoulder to where the hands meet."""
-    way = np.array([*(MEETING[:2] - shoulder), 0.0])
+    way = np.array([*(MEETING[:2] - shoulder), 0.0], np.float64)
     return way / np.linalg.norm(way)

@@ -109,7 +109,7 @@ class ExpertPlan:
 
 def speeds(profile: Profile, grippers: Sequence[int]) -> Floats:
     """Return the speeds [J] that experts use; grippers, at these indices, may be as fast as the profile allows."""
-    greatest = np.array([joint.max_velocity for joint in profile.joints.ordered])
+    greatest = np.array([joint.max_velocity for joint in profile.joints.ordered], np.float64)
     share = np.full(len(greatest), SPEED)
     share[list(grippers)] = 1.0
     return share * greatest

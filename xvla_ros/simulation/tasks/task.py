@@ -123,7 +123,8 @@ class Cell:
 
     def place(self, prop: str) -> Floats:
         """Return where the middle of a prop is."""
-        return self.world.data.body(prop).xpos.copy()
+        middle: Floats = self.world.data.body(prop).xpos.copy()
+        return middle
 
     def rests(self, prop: str) -> bool:
         """Say whether a free prop lies still."""
