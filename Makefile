@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # make demo | test | test-all | test-machines | policy | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
 # ROS_DISTRO=kilted make … uses the wheels of ROS 2 Kilted instead of Jazzy, in .venv-kilted.
 
@@ -69,6 +70,7 @@ policy: venv
 
 lint: venv
 	$(BIN)/ruff check -q
+	$(BIN)/ruff format -q --check
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds the messages with CMake, the same way as colcon does, and lays the results out for pip.
 
 What is not in ``pyproject.toml`` is here: the generated Python goes into the package (into the source tree when the
@@ -32,17 +33,17 @@ xvla_ros: model, training, simulation and offline tools work; the ROS nodes do n
 xvla_ros: for the messages, in an environment without a sourced ROS:  pip install '.[ros]' -C messages=jazzy
 """
 
-STUB = '''\
+STUB = """\
 raise ImportError(
     "the ROS messages of xvla_ros were not built ({reason}); "
     "reinstall from the source folder with: pip install '.[ros]' -C messages=jazzy "
     "(or build the package with colcon in a sourced ROS 2 workspace)"
 )
-'''
+"""
 
 
 def generator_prefix() -> Path | None:
-    """The prefix the message generators are installed in, None when they are not at hand."""
+    """Return the prefix the message generators are installed in, None when they are not at hand."""
     spec = importlib.util.find_spec("rosidl_generator_py")
     if spec is None or spec.origin is None:
         return None
@@ -54,7 +55,7 @@ def generator_prefix() -> Path | None:
 
 
 def messages_wanted() -> tuple[Path | None, str]:
-    """The generators' prefix, or None and the reason why no messages are built."""
+    """Return the generators' prefix, or None and the reason why no messages are built."""
     wanted = os.environ.get("XVLA_ROS_MESSAGES", "auto")
     if wanted == "off":
         return None, "switched off by the build option messages=off"
@@ -65,7 +66,7 @@ def messages_wanted() -> tuple[Path | None, str]:
 
 
 def version() -> str:
-    """The version in package.xml."""
+    """Return the version in package.xml."""
     found = re.search(r"<version>(.+)</version>", (ROOT / "package.xml").read_text())
     if found is None:
         raise SystemExit("package.xml has no <version>")
@@ -73,7 +74,7 @@ def version() -> str:
 
 
 def cmake() -> str:
-    """The cmake of PyPI when its module is installed, else the first on PATH."""
+    """Return the cmake of PyPI when its module is installed, else the first on PATH."""
     spec = importlib.util.find_spec("cmake")
     if spec is not None and spec.origin is not None:
         program = Path(spec.origin).parent / "data" / "bin" / "cmake"
@@ -119,7 +120,11 @@ class BuildMessages(build_ext):
     def _run_cmake(self, build: Path, staging: Path) -> None:
         environment = dict(os.environ, AMENT_PREFIX_PATH=str(self.prefix))
         configure = [
-            cmake(), "-S", str(ROOT), "-B", str(build),
+            cmake(),
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
             f"-DCMAKE_INSTALL_PREFIX={staging}",
             f"-DCMAKE_PREFIX_PATH={self.prefix}",
             f"-DCMAKE_PROJECT_INCLUDE={ROOT / 'tools' / 'wheel_prefix.cmake'}",
@@ -140,7 +145,7 @@ class BuildMessages(build_ext):
                 )
 
     def _place_package(self, generated: Path) -> None:
-        """Moves the generated modules beside ours: into the source tree when editable, else into the wheel."""
+        """Move the generated modules beside ours: into the source tree when editable, else into the wheel."""
         package = ROOT / PACKAGE if self.inplace or self.editable_mode else Path(self.build_lib) / PACKAGE
         package.mkdir(parents=True, exist_ok=True)
         for name in GENERATED:
@@ -168,7 +173,7 @@ class BuildMessages(build_ext):
 
 
 def shared_files() -> list[tuple[str, list[str]]]:
-    """What CMakeLists.txt installs in ``share/xvla_ros``, the policy if it is there."""
+    """Return what CMakeLists.txt installs in ``share/xvla_ros``, the policy if it is there."""
     folders: dict[str, list[str]] = defaultdict(list)
     for name in ("config", "examples", "launch", "msg", "policy"):
         for file in sorted((ROOT / name).rglob("*")):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a policy makes use of, and what limits it: success in simulation with one thing changed.
 
     python bench/ablation.py [--checkpoint C] [--robot R] [--task T] [--episodes N] [--seed S] [--limits] [--output DIR]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a new arm costs: success on WidowX touch by demonstrations and by what is trained.
 
     python bench/adaptation.py --checkpoint BASE [--cells prompt:50,full:50,…] [--minutes M] [--output DIR] [--steps N]

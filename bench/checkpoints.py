@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which checkpoint a kept result was made with: digests of what files say, whatever they are called."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A robot, its simulated controllers and physics, and a policy of a given delay, in one process on simulated time.
 
 What the live node runs between messages and commands (``control.pilot.Pilot``) runs here too. Only DDS and threads are
@@ -151,5 +152,6 @@ class ClosedLoop:
             return
         now, data = self.world.time, self.world.data
         wanted = window.state_at(now)
-        self._rows.append((now / 1e9, wanted.position, wanted.velocity, data.qpos[self._qpos].copy(),
-                           data.qvel[self._qvel].copy()))
+        self._rows.append(
+            (now / 1e9, wanted.position, wanted.velocity, data.qpos[self._qpos].copy(), data.qvel[self._qvel].copy())
+        )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands of ``xvla`` that a benchmark runs one by one, ended in good order by Ctrl-C, SIGTERM or the clock."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A simulated robot that the policy node drives over DDS, with any Python object as its policy.
 
 The node runs in this process, ``sim_node`` in one of its own with cameras, joint states, trajectory controllers and
@@ -58,8 +59,11 @@ class Recorder:
         self._samples: dict[str, list[tuple[int, float]]] = defaultdict(list)
         self._order = profile.joints.policy_order
         for topic in dict.fromkeys(joint.topic for joint in profile.joints.ordered):
-            names = {profile.joints.by_name[joint].name: joint for joint in profile.joints.policy_order
-                     if profile.joints.by_name[joint].topic == topic}
+            names = {
+                profile.joints.by_name[joint].name: joint
+                for joint in profile.joints.policy_order
+                if profile.joints.by_name[joint].topic == topic
+            }
             node.create_subscription(JointState, topic, partial(self._hear, names), qos.EVENTS)
 
     def _hear(self, names: Mapping[str, str], message: JointState) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How often the scripted experts succeed: every task of every simulated robot, with noise as in demonstrations.
 
     python bench/experts.py [--episodes 200] [--seed 30000] [--json FILE]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many robots of mixed kinds one set of weights serves: together in a batch, against one after the other.
 
     python bench/fleet.py [--rounds 20] [--checkpoint FOLDER] [--device cpu] [--json FILE]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How fast and how surely forward and inverse kinematics find the poses of every shipped arm.
 
     python bench/kinematics.py [--poses 2000] [--cold 500] [--json FILE]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long a chunk takes, part by part, against the hardware's peaks and another program."""
 
 from __future__ import annotations
@@ -10,18 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from latency_inputs import make_noise, make_observations, make_policy
-from measurement import (
-    BenchError,
-    Checkpoint,
-    Compile,
-    JsonFile,
-    Measurement,
-    Size,
-    Threads,
-    main,
-    on,
-    say,
-)
+from measurement import BenchError, Checkpoint, Compile, JsonFile, Measurement, Size, Threads, main, on, say
 
 from xvla_ros.commands.options import Count, Device, Option, Seed
 from xvla_ros.resources import usable_cores
@@ -111,15 +101,23 @@ class Latency(Measurement):
         rows = [_row(path, work, peaks, self.steps, differences[path.name]) for path in paths]
         _compare(rows)
         settings = asdict(self) | {
-            "views": len(observations[0].embodiment.slots), "parameters": _parameters(policy.network),
-            "frames": list(policy.network.config.image_size), "dtype": dtype, "dtype_reason": policy.precision.reason,
+            "views": len(observations[0].embodiment.slots),
+            "parameters": _parameters(policy.network),
+            "frames": list(policy.network.config.image_size),
+            "dtype": dtype,
+            "dtype_reason": policy.precision.reason,
         }
         for private in ("peer_python", "json"):
             del settings[private]
         return {
-            "schema_version": 1, "date": datetime.date.today().isoformat(), "machine": machine(device),
-            "settings": settings, "work": {**asdict(work), "chunk": work.chunk(self.steps)}, "peaks": asdict(peaks),
-            "rows": rows, "left_out": left_out(policy, int8=self.int8),
+            "schema_version": 1,
+            "date": datetime.date.today().isoformat(),
+            "machine": machine(device),
+            "settings": settings,
+            "work": {**asdict(work), "chunk": work.chunk(self.steps)},
+            "peaks": asdict(peaks),
+            "rows": rows,
+            "left_out": left_out(policy, int8=self.int8),
         }
 
     def show(self, document: dict[str, Any]) -> None:

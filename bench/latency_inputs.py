@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What latency is measured with: a policy of a given size, and frames for it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ways from frames to a chunk that are held beside each other: as it is, fast, int8, another program."""
 
 from __future__ import annotations

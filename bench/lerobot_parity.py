@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our checkpoints in LeRobot 0.4.4, and LeRobot's here: equal actions for equal noise.
 
     python bench/lerobot_parity.py [--peer PYTHON] [--checkpoint DIR] [--json FILE]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our end of the pipe to LeRobot: same checkpoint, same frames, same noise, its own interpreter."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LeRobot's X-VLA behind a pipe. Runs in an environment that has lerobot 0.4.4, and knows nothing of xvla_ros.
 
     python lerobot_server.py FOLDER DEVICE THREADS

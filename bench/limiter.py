@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the limiter costs of a command period: one window of twelve joints, with and without a limit of jerk.
 
     python bench/limiter.py [--windows 200] [--json FILE]

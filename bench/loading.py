@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much memory and time it takes to load a checkpoint of the published size (0.9 B parameters).
 
     python bench/loading.py [--json FILE]
@@ -63,8 +64,12 @@ def measure(folder: Path, dtype: str) -> dict[str, Any]:
     )
     parameters, size, peak, seconds = done.stdout.split()
     return {
-        "name": f"loaded as {dtype}", "parameters": int(parameters), "weights MiB": float(size),
-        "peak MiB": float(peak), "peak / weights": float(peak) / float(size), "seconds": float(seconds),
+        "name": f"loaded as {dtype}",
+        "parameters": int(parameters),
+        "weights MiB": float(size),
+        "peak MiB": float(peak),
+        "peak / weights": float(peak) / float(size),
+        "seconds": float(seconds),
     }
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A command that measures something: its table on the console, its figures in a JSON file, its errors in words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far each fast way of running a policy is from the eager one in float32, over random inputs.
 
     python bench/numerics.py [--size small|full] [--checkpoint DIR] [--inputs N] [--steps N] [--device D] [--json FILE]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A policy of two paths in the live node, over real topics: the run that ``closed_loop`` does without them."""
 
 from __future__ import annotations
@@ -57,8 +58,11 @@ class Ears:
     def _hear(self, topic: str, message: JointState) -> None:
         stamp = messages.stamp_ns(message.header.stamp)
         values = zip(message.name, message.position, message.velocity, strict=True)
-        named = {self._joints[topic][name]: (position, velocity) for name, position, velocity in values
-                 if name in self._joints[topic]}
+        named = {
+            self._joints[topic][name]: (position, velocity)
+            for name, position, velocity in values
+            if name in self._joints[topic]
+        }
         self._latest[topic] = stamp, named
         stamps = {at for at, _ in self._latest.values()}
         pilot = self._robot.pilot

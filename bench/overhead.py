@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the node adds to the policy: newest frame in → command out, frames lost, processor time.
 
     python bench/overhead.py [--seconds 20] [--json FILE]
@@ -73,8 +74,12 @@ def measure(policy: str, seconds: float) -> dict[str, Any]:
             supervisor.stop(node)
             supervisor.stop(robot)
         sent, noted = (json.loads(traces[name].read_text(encoding="utf-8")) for name in ("robot", "node"))
-    return {"name": policy, **analyse(sent["sent"], noted, begun, ended, from_asking=policy == AS_SHIPPED),
-            "publisher_cpu": shares[0], "node_cpu": shares[1]}
+    return {
+        "name": policy,
+        **analyse(sent["sent"], noted, begun, ended, from_asking=policy == AS_SHIPPED),
+        "publisher_cpu": shares[0],
+        "node_cpu": shares[1],
+    }
 
 
 def _rest(supervisor: Supervisor, seconds: float) -> None:
@@ -100,17 +105,26 @@ def analyse(
     """
     published = {stamp: last for stamp, _, last in sent if begun <= last < ended}
     lost = sum(len(published.keys() - set(stamps)) for stamps in noted["received"].values())
-    latencies = np.array([
-        (out - max(published[stamp], asked if from_asking else 0)) / 1e6
-        for stamp, out, asked in noted["commands"] if stamp in published
-    ])
+    latencies = np.array(
+        [
+            (out - max(published[stamp], asked if from_asking else 0)) / 1e6
+            for stamp, out, asked in noted["commands"]
+            if stamp in published
+        ]
+    )
     if not latencies.size:
         raise RuntimeError("no command followed from any frame; the logs of the node say why")
     p50, p95, p99 = np.percentile(latencies, (50, 95, 99))
     frames = len(published) * len(noted["received"])
     return {
-        "commands": len(latencies), "p50_ms": float(p50), "p95_ms": float(p95), "p99_ms": float(p99),
-        "max_ms": float(latencies.max()), "frames": frames, "lost": lost, "lost_percent": 100.0 * lost / frames,
+        "commands": len(latencies),
+        "p50_ms": float(p50),
+        "p95_ms": float(p95),
+        "p99_ms": float(p99),
+        "max_ms": float(latencies.max()),
+        "frames": frames,
+        "lost": lost,
+        "lost_percent": 100.0 * lost / frames,
         "unanswered_percent": 100.0 * (1.0 - len(latencies) / len(published)),
     }
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two processes that ``overhead.py`` measures: what the robot's drivers do, and the node.
 
     python overhead_processes.py robot TRACE
@@ -77,7 +78,9 @@ class Robot:
         threading.Thread(target=spin, daemon=True).start()
         begun = time.monotonic()
         due: list[tuple[float, float, Callable[[], None]]] = [
-            (begun, 1 / FRAME_RATE, self._publish_frames), (begun, 1 / JOINT_RATE, self._publish_joints)]
+            (begun, 1 / FRAME_RATE, self._publish_frames),
+            (begun, 1 / JOINT_RATE, self._publish_joints),
+        ]
         while not stopped.is_set():
             due.sort(key=lambda task: task[0])
             when, period, publish = due[0]
@@ -134,8 +137,17 @@ class InstantPolicy:
         times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(WAYPOINTS)
         swing = 0.1 + 0.2 * np.sin(2 * np.pi * 0.3 * (seen.stamp / 1e9 + times))
         joints = np.repeat(swing[:, None], len(profile.joints.policy_order), axis=1)
-        return ActionChunk(profile.name, policy.domain_id, policy.action_mode, seen.instruction, seen.stamp, times,
-                           to_policy(joints, profile).astype(np.float32), 0.0, 0)
+        return ActionChunk(
+            profile.name,
+            policy.domain_id,
+            policy.action_mode,
+            seen.instruction,
+            seen.stamp,
+            times,
+            to_policy(joints, profile).astype(np.float32),
+            0.0,
+            0,
+        )
 
 
 class Notes:

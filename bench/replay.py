@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How fast recordings are replayed without the model, and how much memory an hour of them takes.
 
     python bench/replay.py [--minutes 10] [--hours 1] [--json FILE]
@@ -41,8 +42,9 @@ def write_bag(path: Path, seconds: float, shrink: int = 1) -> None:
         settings["cameras"][slot]["transport"] = "compressed"
     profile = Profile.from_mapping("so101_bimanual", settings)
     encoded = {
-        slot: [cdr.compressed_image(0, samples._picture(number, index)[::shrink, ::shrink])
-               for number in range(PICTURES)]
+        slot: [
+            cdr.compressed_image(0, samples._picture(number, index)[::shrink, ::shrink]) for number in range(PICTURES)
+        ]
         for index, slot in enumerate(profile.cameras.slots)
     }
     groups = {name: profile.commands.by_name[name] for name in profile.commands.groups}
@@ -53,8 +55,12 @@ def write_bag(path: Path, seconds: float, shrink: int = 1) -> None:
                 _write_joints(bag, profile, groups, tick)
             stamp = samples.START + round(begin * 1e9)
             for slot in profile.cameras.slots:
-                bag.write(profile.cameras.by_name[slot].topic, cdr.COMPRESSED_IMAGE, stamp,
-                          _stamped(encoded[slot][frame % PICTURES], stamp))
+                bag.write(
+                    profile.cameras.by_name[slot].topic,
+                    cdr.COMPRESSED_IMAGE,
+                    stamp,
+                    _stamped(encoded[slot][frame % PICTURES], stamp),
+                )
 
 
 def _write_joints(bag: Any, profile: Any, groups: dict[str, Any], tick: int) -> None:
@@ -80,8 +86,18 @@ def _stamped(message: bytes, stamp: int) -> bytes:
 
 def replayed(bag: Path, folder: Path, seconds: float) -> dict[str, Any]:
     """Replay in a process of its own and watch its memory: one row of the table."""
-    command = [sys.executable, "-m", "xvla_ros", "replay", str(bag), "--baseline", "--every", str(EVERY),
-               "--output", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "xvla_ros",
+        "replay",
+        str(bag),
+        "--baseline",
+        "--every",
+        str(EVERY),
+        "--output",
+        str(folder),
+    ]
     begun = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     watched = psutil.Process(process.pid)
@@ -103,10 +119,15 @@ def replayed(bag: Path, folder: Path, seconds: float) -> dict[str, Any]:
     if status:
         raise SystemExit(f"the replay of {bag} failed with exit code {status}")
     wall = time.monotonic() - begun
-    return {"name": f"{seconds / 60:.0f} minutes", "MB of bag": bag.stat().st_size / 1e6, "s": wall,
-            "s of processor": used, "times real time": seconds / wall,
-            "times real time by processor": seconds / used,
-            "MB at most": max(value for _, value in memory)}
+    return {
+        "name": f"{seconds / 60:.0f} minutes",
+        "MB of bag": bag.stat().st_size / 1e6,
+        "s": wall,
+        "s of processor": used,
+        "times real time": seconds / wall,
+        "times real time by processor": seconds / used,
+        "MB at most": max(value for _, value in memory),
+    }
 
 
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int, float]:
@@ -126,7 +147,10 @@ def main() -> int:
     rows, promises = [], []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for name, seconds, shrink in (
-            ("real", options.minutes * 60, 1), ("tenth", options.hours * 360, 10), ("long", options.hours * 3600, 10)):
+            ("real", options.minutes * 60, 1),
+            ("tenth", options.hours * 360, 10),
+            ("long", options.hours * 3600, 10),
+        ):
             if not seconds:
                 continue
             bag = Path(folder) / f"{name}.mcap"
@@ -136,9 +160,14 @@ def main() -> int:
             bag.unlink()
     if options.minutes:
         # time of the processor, so that other work on the machine does not count
-        promises.append(results.Promise(
-            f"replay of {rows[0]['name']} without the model, in times of real time, by time of the processor",
-            rows[0]["times real time by processor"], LEAST_SPEED, at_most=False))
+        promises.append(
+            results.Promise(
+                f"replay of {rows[0]['name']} without the model, in times of real time, by time of the processor",
+                rows[0]["times real time by processor"],
+                LEAST_SPEED,
+                at_most=False,
+            )
+        )
     if options.hours:
         growth = rows[-1]["MB at most"] - rows[-2]["MB at most"]
         promises.append(results.Promise("MB that an hour takes more than six minutes of it", growth, MOST_GROWTH))

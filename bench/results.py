@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every benchmark prints and writes: a table of rows, the promises it holds them against, an exit code."""
 
 from __future__ import annotations
@@ -38,8 +39,12 @@ def finish(rows: Sequence[dict[str, Any]], promises: Sequence[Promise], json_fil
     cells = [columns, *([_shown(row.get(column, "")) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     for line in cells:
-        print("  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in
-                        enumerate(zip(line, widths, strict=True))))
+        print(
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+        )
     print()
     for promise in promises:
         sign = "≤" if promise.at_most else "≥"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many training samples a second come out of recordings, the first time and from the cache.
 
     python bench/samples.py [--seconds 20] [--json FILE]
@@ -83,8 +84,13 @@ def timed(name: str, count: int, action: Callable[[], object]) -> dict[str, Any]
     wall, used = time.monotonic(), time.process_time()
     action()
     wall, used = time.monotonic() - wall, time.process_time() - used
-    return {"name": name, "samples": count, "samples/s of processor": count / used, "samples/s": count / wall,
-            "ms of processor": used / count * 1e3}
+    return {
+        "name": name,
+        "samples": count,
+        "samples/s of processor": count / used,
+        "samples/s": count / wall,
+        "ms of processor": used / count * 1e3,
+    }
 
 
 def measure(folder: Path, seconds: float) -> list[dict[str, Any]]:
@@ -105,12 +111,19 @@ def measure(folder: Path, seconds: float) -> list[dict[str, Any]]:
     opened: dict[str, Samples] = {}
 
     def open_with(name: str, augmentation: Augmentation) -> None:
-        opened[name] = open_datasets([DatasetSettings(paths=(str(bag),))], waypoints=WAYPOINTS, image_size=NETWORK,
-                                     cache=folder / "cache", augmentation=augmentation)
+        opened[name] = open_datasets(
+            [DatasetSettings(paths=(str(bag),))],
+            waypoints=WAYPOINTS,
+            image_size=NETWORK,
+            cache=folder / "cache",
+            augmentation=augmentation,
+        )
 
     count = int(seconds * RATE)
-    rows = [timed("bag to cache, first time", count, lambda: open_with("plain", plain)),
-            timed("cache opened again", count, lambda: open_with("coloured", colours))]
+    rows = [
+        timed("bag to cache, first time", count, lambda: open_with("plain", plain)),
+        timed("cache opened again", count, lambda: open_with("coloured", colours)),
+    ]
     robot = profile.embodiment()
     zero, one = {robot.robot: [0.0] * 12}, {robot.robot: [1.0] * 12}
     policy = random_policy([robot], state_mean=zero, state_std=one, action_mean=zero, action_std=one, size="small")
@@ -119,9 +132,15 @@ def measure(folder: Path, seconds: float) -> list[dict[str, Any]]:
     drawn = [opened["plain"].draw(index) for index in range(DRAWS)]
     for name, source in (("drawn from the cache", "plain"), ("drawn and augmented", "coloured")):
         rows.append(timed(name, DRAWS, lambda source=source: [opened[source].draw(i) for i in range(DRAWS)]))
-    rows.append(timed("made into tensors", DRAWS, lambda: [
-        processor.batch([sample.observation() for sample in drawn[i : i + 16]]) for i in range(0, DRAWS, 16)
-    ]))
+    rows.append(
+        timed(
+            "made into tensors",
+            DRAWS,
+            lambda: [
+                processor.batch([sample.observation() for sample in drawn[i : i + 16]]) for i in range(0, DRAWS, 16)
+            ],
+        )
+    )
     return rows
 
 
@@ -134,10 +153,18 @@ def main() -> int:
     by_name = {row["name"]: row["ms of processor"] for row in rows}
     whole = 1e3 / (by_name["drawn and augmented"] + by_name["made into tensors"])
     promises = [
-        results.Promise("samples a second of one core, drawn, augmented and made into tensors, over what an H100 takes",
-                        whole / NEED, 1.0, at_most=False),
-        results.Promise("bag to cache, first time, in times of the recording",
-                        rows[0]["samples/s of processor"] / RATE, 1.0, at_most=False),
+        results.Promise(
+            "samples a second of one core, drawn, augmented and made into tensors, over what an H100 takes",
+            whole / NEED,
+            1.0,
+            at_most=False,
+        ),
+        results.Promise(
+            "bag to cache, first time, in times of the recording",
+            rows[0]["samples/s of processor"] / RATE,
+            1.0,
+            at_most=False,
+        ),
     ]
     return results.finish(rows, promises, options.json)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What fewer denoising steps and int8 cost: errors of chunks, and success in simulation, with one trained policy.
 
     python bench/shortcuts.py [--checkpoint C] [--robot R] [--task T] [--ways 10,4,2,1,int8] [--moments N]

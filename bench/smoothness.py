@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How smoothly chunks of actions are joined: every method, inference delay and way to start a trajectory, side by side.
 
     python bench/smoothness.py [--method NAME …] [--delay S …] [--dds] [--plots FOLDER] [--json FILE]
@@ -196,8 +197,12 @@ def _largest(times: Floats, positions: Floats, starts: Iterable[int], h: float) 
     for k in starts:
         if k >= span and k + 2 * span < len(times):
             # a position step counts by its middle, as a velocity step does
-            pairs.append((float(position[k - span // 2 : k + span - span // 2 + 1].max()),
-                          float(velocity[k - span : k + 1].max())))
+            pairs.append(
+                (
+                    float(position[k - span // 2 : k + span - span // 2 + 1].max()),
+                    float(velocity[k - span : k + 1].max()),
+                )
+            )
     return _percentile(pairs)
 
 
@@ -226,7 +231,8 @@ def within_chunks(chunks: Sequence[ActionChunk], profile: Profile) -> Steps:
     joints, pairs = _arm_joints(profile), []
     for chunk in chunks:
         position, velocity = steps(
-            from_policy(chunk.actions, profile)[:, joints], SPAN, SPAN * profile.policy.waypoint_dt)
+            from_policy(chunk.actions, profile)[:, joints], SPAN, SPAN * profile.policy.waypoint_dt
+        )
         for k in range(len(velocity) - SPAN):
             pairs.append((float(position[k : k + SPAN + 1].max()), float(velocity[k : k + SPAN + 1].max())))
     return _percentile(pairs)
@@ -298,7 +304,8 @@ def _agreeing(over_dds: Row, in_process: Row) -> list[results.Promise]:
         made.append(results.Promise(f"{DDS}: {what} differs from that in process by", abs(ratio - 1.0), AGREE))
     made.append(results.Promise(f"{DDS}: position step, mrad", over_dds.step_mrad, in_process.within_step_mrad))
     made.append(
-        results.Promise(f"{DDS}: velocity step, rad/s", over_dds.velocity_step, in_process.within_velocity_step))
+        results.Promise(f"{DDS}: velocity step, rad/s", over_dds.velocity_step, in_process.within_velocity_step)
+    )
     return made
 
 
@@ -306,8 +313,9 @@ def _in_time(name: str, ours: Row, still: Row | None, plain: Row | None) -> list
     made = [results.Promise(f"{name}: underruns and dropped chunks", ours.underruns + ours.dropped, 0)]
     if still is not None:
         made += [
-            results.Promise(f"{name}: joint travel of that without delay", ours.travel_rad / still.travel_rad,
-                            TRAVEL_SHARE, False),
+            results.Promise(
+                f"{name}: joint travel of that without delay", ours.travel_rad / still.travel_rad, TRAVEL_SHARE, False
+            ),
             results.Promise(f"{name}: task time of that without delay", ours.task_s / still.task_s, TIME_SHARE),
         ]
     for what, column in (("position step, mrad", "step_mrad"), ("velocity step, rad/s", "velocity_step")):
@@ -316,8 +324,9 @@ def _in_time(name: str, ours: Row, still: Row | None, plain: Row | None) -> list
         made.append(results.Promise(f"{name}: measured {what}", getattr(ours, f"measured_{column}"), limit))
     if plain is not None:
         worst = max(plain.step_mrad / ours.within_step_mrad, plain.velocity_step / ours.within_velocity_step)
-        made.append(results.Promise(f"{name}: the worse of the two steps with {PLAIN}, in these limits", worst, 1.0,
-                                    False))
+        made.append(
+            results.Promise(f"{name}: the worse of the two steps with {PLAIN}, in these limits", worst, 1.0, False)
+        )
     return made
 
 
@@ -327,8 +336,9 @@ def _too_slow(name: str, ours: Row, still: Row | None) -> list[results.Promise]:
         results.Promise(f"{name}: s of the task gone back", ours.back_s, BACK_S),
     ]
     if still is not None:
-        made.append(results.Promise(f"{name}: share of power above {FAST_HZ:g} Hz", ours.fast_share,
-                                    FASTER * still.fast_share))
+        made.append(
+            results.Promise(f"{name}: share of power above {FAST_HZ:g} Hz", ours.fast_share, FASTER * still.fast_share)
+        )
     return made
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long a policy takes from the start of its process to its first chunk, part by part."""
 
 from __future__ import annotations
@@ -16,31 +17,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from latency_inputs import require_robot
-from measurement import (
-    BenchError,
-    Checkpoint,
-    Compile,
-    JsonFile,
-    Measurement,
-    Size,
-    Threads,
-    main,
-    on,
-    say,
-)
-from start_process import (
-    DEVICE,
-    FILES,
-    FIRST,
-    INTERPRETER,
-    OURS,
-    PARTS,
-    PREPARE,
-    SECOND,
-    TORCH,
-    TRANSFORMERS,
-    WEIGHTS,
-)
+from measurement import BenchError, Checkpoint, Compile, JsonFile, Measurement, Size, Threads, main, on, say
+from start_process import DEVICE, FILES, FIRST, INTERPRETER, OURS, PARTS, PREPARE, SECOND, TORCH, TRANSFORMERS, WEIGHTS
 
 from xvla_ros.commands.options import Count, Device, Dtype
 from xvla_ros.model.checkpoint.inspection import inspect

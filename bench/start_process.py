@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One cold start: a process that goes the policy node's way to its first chunk and says where the time went.
 
     python bench/start_process.py BEGUN OPTIONS

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How closely each simulated arm follows a straight tool path of 20 cm through the whole stack.
 
     python bench/tool_path.py [--robot NAME …] [--json FILE]
@@ -165,8 +166,19 @@ class ScriptedPolicy:
         policy = self._profile.policy
         times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(WAYPOINTS)
         actions = self._actions((seen.stamp - self.begun) / 1e9 + times).astype(np.float32)
-        return [ActionChunk(self._profile.name, policy.domain_id, policy.action_mode, seen.instruction, seen.stamp,
-                            times, actions, INFERENCE_S * 1e3, 0)]
+        return [
+            ActionChunk(
+                self._profile.name,
+                policy.domain_id,
+                policy.action_mode,
+                seen.instruction,
+                seen.stamp,
+                times,
+                actions,
+                INFERENCE_S * 1e3,
+                0,
+            )
+        ]
 
     def _take_time(self) -> None:
         """What a forward pass takes, or as much of it as simulated time gives."""
@@ -215,8 +227,9 @@ class Drawn:
         """What is promised of it."""
         return [
             results.Promise(f"{self.name}: distance from the line, mm", self.cross_max_mm, POSITION_LIMIT_MM),
-            results.Promise(f"{self.name}: distance from the script less lag, mm", self.tracking_max_mm,
-                            POSITION_LIMIT_MM),
+            results.Promise(
+                f"{self.name}: distance from the script less lag, mm", self.tracking_max_mm, POSITION_LIMIT_MM
+            ),
             results.Promise(f"{self.name}: rotation, deg", self.rotation_max_deg, ROTATION_LIMIT_DEG),
             results.Promise(f"{self.name}: covered of the line, mm", self.covered_mm, 1e3 * LENGTH - 1.0, False),
         ]
@@ -238,8 +251,9 @@ def draw(robot: str) -> list[Drawn]:
 def _drive(profile: Profile, policy: ScriptedPolicy) -> tuple[Recorder, ControlStatus, int]:
     span = round((APPROACH_S + LINE_S + REST_S) * 1e9)
     with driven_robot(profile, policy, seed=1, paced=True) as robot:
-        robot.drive(lambda: policy.begun is not None and robot.recorder.newest >= policy.begun + span,
-                    "the end of the line")
+        robot.drive(
+            lambda: policy.begun is not None and robot.recorder.newest >= policy.begun + span, "the end of the line"
+        )
         status = robot.status
     return robot.recorder, status, robot.refused
 

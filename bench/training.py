@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a training step costs, by method, and whether samples are prepared as fast as steps use them.
 
     python bench/training.py [--size small|full] [--batch N] [--json FILE]

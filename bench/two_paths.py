@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An exact stand-in for a flow-matching policy that may go either of two ways.
 
 What the policy has learnt is, for every observation, a mixture of two paths: from the observed joints on to the next
@@ -163,8 +164,15 @@ class TwoPathPolicy:
     source = "a mixture of two paths"
 
     def __init__(
-        self, profile: Profile, task: Task, *, seed: int = 0, delay: float = 0.0, jitter: float = 0.3,
-        noise: float = WAYPOINT_NOISE, sleeps: bool = True,
+        self,
+        profile: Profile,
+        task: Task,
+        *,
+        seed: int = 0,
+        delay: float = 0.0,
+        jitter: float = 0.3,
+        noise: float = WAYPOINT_NOISE,
+        sleeps: bool = True,
     ) -> None:
         self._profile, self._task, self._seed = profile, task, seed
         self._delay, self._jitter, self._noise, self._sleeps = delay, jitter, noise, sleeps
@@ -197,8 +205,13 @@ class TwoPathPolicy:
         return self._delay * (1.0 + self._jitter * float(self._delays.uniform(-1.0, 1.0)))
 
     def predict(
-        self, observations: Sequence[Observation], *, steps: int | None = None, seed: int | None = None,
-        prefix: Sequence[Prefix | None] | None = None, **_: Any,
+        self,
+        observations: Sequence[Observation],
+        *,
+        steps: int | None = None,
+        seed: int | None = None,
+        prefix: Sequence[Prefix | None] | None = None,
+        **_: Any,
     ) -> list[ActionChunk]:
         """One chunk for the one robot, in the manner of ``Policy.predict``."""
         [seen] = observations
@@ -211,8 +224,13 @@ class TwoPathPolicy:
         return [chunk]
 
     def plan(
-        self, seen: Observation, prefix: Prefix | None = None, *, steps: int | None = None,
-        seed: int | None = None, delay: float = 0.0,
+        self,
+        seen: Observation,
+        prefix: Prefix | None = None,
+        *,
+        steps: int | None = None,
+        seed: int | None = None,
+        delay: float = 0.0,
     ) -> ActionChunk:
         """The chunk that answers an observation, at once; ``delay`` in s is only written into it."""
         seed = self._seed if seed is None else seed
@@ -221,12 +239,27 @@ class TwoPathPolicy:
         draw = np.random.default_rng([seed, seen.stamp])
         network = self._network(self._paths(seen.stamp, from_policy(seen.state, self._profile), times, draw))
         start = torch.from_numpy(draw.standard_normal((1, WAYPOINTS, self._mode.width)))
-        raw = sample(network, None, torch.zeros(1, 1), start, [self._mode],  # type: ignore[arg-type]
-                     steps=steps or embodiment.denoising_steps,
-                     prefix=None if prefix is None else self._held(prefix),
-                     guidance=None if prefix is None else prefix.guidance)
-        return ActionChunk(embodiment.robot, embodiment.domain_id, embodiment.action_mode, seen.instruction,
-                           seen.stamp, times, self._decoded(raw), delay * 1e3, seed)
+        raw = sample(
+            network,
+            None,
+            torch.zeros(1, 1),
+            start,
+            [self._mode],  # type: ignore[arg-type]
+            steps=steps or embodiment.denoising_steps,
+            prefix=None if prefix is None else self._held(prefix),
+            guidance=None if prefix is None else prefix.guidance,
+        )
+        return ActionChunk(
+            embodiment.robot,
+            embodiment.domain_id,
+            embodiment.action_mode,
+            seen.instruction,
+            seen.stamp,
+            times,
+            self._decoded(raw),
+            delay * 1e3,
+            seed,
+        )
 
     def _paths(self, stamp: int, observed: Floats, times: Floats, draw: np.random.Generator) -> Floats:
         """Both paths [2, T, J] in rad from what was observed at ``stamp``."""
@@ -247,8 +280,9 @@ class TwoPathPolicy:
         read[self._joints] = 1.0
         rest[list(self._mode.spec.gripper)] = np.log(GRIPPER / (1.0 - GRIPPER))
         units[0, ..., : paths.shape[-1]] = paths / UNIT
-        return TwoPathNetwork(torch.from_numpy(units), self._noise / UNIT, torch.from_numpy(read),
-                              torch.from_numpy(rest))
+        return TwoPathNetwork(
+            torch.from_numpy(units), self._noise / UNIT, torch.from_numpy(read), torch.from_numpy(rest)
+        )
 
     def _held(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
         rows = np.where(prefix.weights[:, None] > 0, prefix.actions, 0.0)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Brings up a robot in Gazebo and the policy node that drives it.
 
 ros2 launch xvla_ros gazebo.launch.py robot:=so101_bimanual instruction:="touch the red cube"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Brings up the policy node for a robot in Isaac Sim, which is started by itself.
 
 ros2 launch xvla_ros isaac.launch.py robot:=widowx instruction:="put the cube into the bowl"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plays a bag to the policy node ``/xvla`` and reports how its answers compare with what was recorded.
 
 ros2 launch xvla_ros replay.launch.py bag:=run.mcap robot:=so101_bimanual checkpoint:=my_checkpoint
@@ -70,17 +71,26 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     check_live(profile)
     chunks = Path(argument["output"]) / CHUNKS
     parameters = {
-        "robots": [profile.name], "seed": int(argument["seed"]), "use_sim_time": True, "autostart": True,
+        "robots": [profile.name],
+        "seed": int(argument["seed"]),
+        "use_sim_time": True,
+        "autostart": True,
         **{name: argument[name] for name in ("device", "checkpoint", "dtype") if argument[name]},
         **replay_settings(profile),
     }
     policy = LifecycleNode(
-        package="xvla_ros", executable="policy_node", name="xvla", namespace="",
+        package="xvla_ros",
+        executable="policy_node",
+        name="xvla",
+        namespace="",
         parameters=[
             *([str(profile.source)] if profile.source else []),
-            *([argument["params_file"]] if argument["params_file"] else []), parameters,
+            *([argument["params_file"]] if argument["params_file"] else []),
+            parameters,
         ],
-        remappings=remapped_commands(profile), output="screen", emulate_tty=True,
+        remappings=remapped_commands(profile),
+        output="screen",
+        emulate_tty=True,
     )
     shown = []
     if BOOLEANS[argument["rviz"]]:
@@ -88,17 +98,42 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if not BOOLEANS[argument["play"]]:
         return [*environment(), *shown, policy]
     player = Node(
-        package="xvla_ros", executable="play_node", name="xvla_play", output="screen", emulate_tty=True,
-        parameters=[{
-            "bag": argument["bag"], "profile": str(profile.source or profile.name), "robot": profile.name,
-            "chunks_file": str(chunks), "rate": float(argument["rate"]),
-        }],
+        package="xvla_ros",
+        executable="play_node",
+        name="xvla_play",
+        output="screen",
+        emulate_tty=True,
+        parameters=[
+            {
+                "bag": argument["bag"],
+                "profile": str(profile.source or profile.name),
+                "robot": profile.name,
+                "chunks_file": str(chunks),
+                "rate": float(argument["rate"]),
+            }
+        ],
     )
     report = ExecuteProcess(
         cmd=[
-            sys.executable, "-m", "xvla_ros", "replay", argument["bag"], "--robot", argument["robot"],
-            "--checkpoint", argument["checkpoint"], "--output", argument["output"], "--every", argument["every"],
-            "--seed", argument["seed"], "--device", argument["device"] or "cpu", "--live-chunks", str(chunks),
+            sys.executable,
+            "-m",
+            "xvla_ros",
+            "replay",
+            argument["bag"],
+            "--robot",
+            argument["robot"],
+            "--checkpoint",
+            argument["checkpoint"],
+            "--output",
+            argument["output"],
+            "--every",
+            argument["every"],
+            "--seed",
+            argument["seed"],
+            "--device",
+            argument["device"] or "cpu",
+            "--live-chunks",
+            str(chunks),
             *(["--dtype", argument["dtype"]] if argument["dtype"] else []),
         ],
         output="screen",
@@ -118,7 +153,8 @@ def after_each_other(player: Node, report: ExecuteProcess) -> list[LaunchDescrip
     """The report when the bag is over, the end of everything when that is written."""
     over = EmitEvent(event=Shutdown(reason="the replay is over"))
     return [
-        RegisterEventHandler(OnProcessExit(
-            target_action=player, on_exit=lambda event, _: [report] if event.returncode == 0 else [over])),
+        RegisterEventHandler(
+            OnProcessExit(target_action=player, on_exit=lambda event, _: [report] if event.returncode == 0 else [over])
+        ),
         RegisterEventHandler(OnProcessExit(target_action=report, on_exit=[over])),
     ]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Brings up the policy node ``/xvla`` for one robot or several and, with ``sim:=true``, the simulation of them.
 
 ros2 launch xvla_ros xvla.launch.py robot:=so101_bimanual sim:=true instruction:="touch the red cube"
@@ -131,7 +132,9 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         name="xvla",
         namespace=argument["namespace"],
         parameters=[
-            *map(str, sources(profiles)), *([argument["params_file"]] if argument["params_file"] else []), parameters,
+            *map(str, sources(profiles)),
+            *([argument["params_file"]] if argument["params_file"] else []),
+            parameters,
         ],
         output="screen",
         emulate_tty=True,
@@ -160,11 +163,22 @@ def leader(argument: dict[str, str], profiles: Sequence[Profile]) -> Node:
             "out to give instructions yourself"
         )
     (profile,) = profiles
-    order = {"profile": str(profile.source or profile.name), "robot": profile.name, "task": argument["task"],
-             "episodes": 0, "seed": int(argument["seed"] or 0), "variation": 1.0, "pause": 1.0}
+    order = {
+        "profile": str(profile.source or profile.name),
+        "robot": profile.name,
+        "task": argument["task"],
+        "episodes": 0,
+        "seed": int(argument["seed"] or 0),
+        "variation": 1.0,
+        "pause": 1.0,
+    }
     order |= {"instruction": argument["instruction"]} if argument["instruction"] else {}
     return Node(
-        package="xvla_ros", executable="evaluate_node", name="xvla_evaluate", parameters=[order], output="screen",
+        package="xvla_ros",
+        executable="evaluate_node",
+        name="xvla_evaluate",
+        parameters=[order],
+        output="screen",
         emulate_tty=True,
     )
 

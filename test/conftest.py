@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options and fixtures that the tests of all rooms share."""
 
 from __future__ import annotations

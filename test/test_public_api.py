@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``import xvla_ros`` offers: the example of its docstring runs, and the import is fast."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The build backend: setuptools, which also asks for the message generators where they are wanted.
 
 The option ``messages`` (``pip install . -C messages=VALUE``, or the variable XVLA_ROS_MESSAGES) takes
@@ -18,10 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import build_meta
-from setuptools.build_meta import (  # noqa: F401  (hooks that pip calls)
-    build_sdist,
-    get_requires_for_build_sdist,
-)
+from setuptools.build_meta import build_sdist, get_requires_for_build_sdist  # noqa: F401  (hooks that pip calls)
 
 VARIABLE = "XVLA_ROS_MESSAGES"
 # Distribution → extras of pyproject.toml: the generators, and the ROS whose libraries the messages are linked to.
@@ -53,9 +51,7 @@ def prepare_metadata_for_build_editable(metadata_directory: str, config_settings
     return build_meta.prepare_metadata_for_build_editable(metadata_directory)
 
 
-def build_wheel(
-    wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
-) -> str:
+def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
     _choose(config_settings)
     return build_meta.build_wheel(wheel_directory, None, metadata_directory)
 

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Runs a command beside busy loops: tools/busy.sh NUMBER COMMAND…
 set -u
 number=$1

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Debian packages that pip cannot bring: software rendering without a display, and a compiler for the ROS messages.
 # Installed when we may, named otherwise. Nothing happens when they are there or the system has no apt.
 set -eu

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference page of a training file's settings, written from the schema: docs/reference/training.md."""
 # ruff: noqa: E501 — a row of a Markdown table is one line
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """X-VLA, one vision-language-action policy for many robot arms, as a ROS 2 node and as a library.
 
 What is named here needs no ROS, and is imported when it is first used::

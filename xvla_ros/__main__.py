@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``python -m xvla_ros``: the command ``xvla``, as launchers of several processes need it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The errors of this package, with their base, and the record of one problem; each says what to change."""
 
 from __future__ import annotations

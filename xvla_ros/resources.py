@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the package's files lie: in the source tree, or installed by pip or colcon."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The environment variables ROS 2 needs, set before rclpy is imported. Nothing of ROS is imported here.
 
 The ROS wheels of PyPI leave three things to their user, a sourced ROS only the last: where the packages are, where to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The records that pass between rooms: observations, chunks of actions, times, percentiles; and names of array types.
 
 Absolute times are ROS time in integer nanoseconds, relative ones seconds. Nothing of this package is imported here.

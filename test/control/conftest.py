@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small robot and a clock that tests set by hand."""
 
 from __future__ import annotations
@@ -18,17 +19,36 @@ def profile_of(name="twin", **changes):
     """A robot of two joints; ``changes`` are dotted settings with ``__`` for the dot."""
     tree = {
         "schema_version": 1,
-        "policy": {"action_mode": "auto", "domain_id": 3, "waypoint_dt": 0.1, "first_waypoint_offset": 0.1,
-                   "image_pipeline": "letterbox"},
+        "policy": {
+            "action_mode": "auto",
+            "domain_id": 3,
+            "waypoint_dt": 0.1,
+            "first_waypoint_offset": 0.1,
+            "image_pipeline": "letterbox",
+        },
         "cameras": {"slots": ["front"], "front": {"topic": "/front"}},
         "joints": {
             "policy_order": list(JOINTS),
-            **{joint: {"topic": "/joint_states", "name": joint, "lower": -1.0, "upper": 1.0, "max_velocity": 2.0,
-                       "max_acceleration": 10.0} for joint in JOINTS},
+            **{
+                joint: {
+                    "topic": "/joint_states",
+                    "name": joint,
+                    "lower": -1.0,
+                    "upper": 1.0,
+                    "max_velocity": 2.0,
+                    "max_acceleration": 10.0,
+                }
+                for joint in JOINTS
+            },
         },
         "commands": {"interface": "joint_trajectory", "groups": ["arm"], "arm": {"topic": "/arm", "joints": JOINTS}},
-        "timing": {"command_rate": 30.0, "lead": 0.05, "lookahead": 0.5, "inference_timeout": 2.0,
-                   "clock_timeout": 1.0},
+        "timing": {
+            "command_rate": 30.0,
+            "lead": 0.05,
+            "lookahead": 0.5,
+            "inference_timeout": 2.0,
+            "clock_timeout": 1.0,
+        },
         "smoothing": {"execute": 0.5},
     }
     for path, value in changes.items():

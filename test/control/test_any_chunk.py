@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever comes, in whatever order: what goes out is finite, in order, inside the limits, and leads to rest."""
 
 import numpy as np
@@ -43,8 +44,17 @@ class Ride:
 
     def __init__(self, method, jerk):
         joints = {"policy_order": ["pan", "lift"]} | {
-            name: {"topic": "/joint_states", "name": name, "lower": -LIMIT, "upper": LIMIT, "max_velocity": 2.0,
-                   "max_acceleration": 10.0, "max_jerk": jerk} for name in ("pan", "lift")}
+            name: {
+                "topic": "/joint_states",
+                "name": name,
+                "lower": -LIMIT,
+                "upper": LIMIT,
+                "max_velocity": 2.0,
+                "max_acceleration": 10.0,
+                "max_jerk": jerk,
+            }
+            for name in ("pan", "lift")
+        }
         self.profile = profile_of(joints=joints, smoothing__method=method, safety={"first_step": 1.0})
         self.clock = HandClock()
         self.controller = RobotController(self.profile, self.clock)
@@ -73,8 +83,11 @@ class Ride:
         elif kind == "error":
             self.controller.policy_failed("RuntimeError: x")
         for _ in range(6):
-            self.tick(fault=Fault(CAMERA_STALE, "old") if kind == "fault" else None,
-                      controller=Fault(CONTROLLER_LOST, "gone") if kind == "lost" else None, ros=kind != "stand")
+            self.tick(
+                fault=Fault(CAMERA_STALE, "old") if kind == "fault" else None,
+                controller=Fault(CONTROLLER_LOST, "gone") if kind == "lost" else None,
+                ros=kind != "stand",
+            )
 
     def chunk(self, seed, wild, gap, waypoints, inference):
         random = np.random.default_rng(seed)
@@ -134,8 +147,11 @@ class Ride:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.sampled_from(["realtime_chunking", "ensemble", "switch"]), st.sampled_from([0.0, 150.0]),
-       st.lists(EVENTS, min_size=2, max_size=8))
+@given(
+    st.sampled_from(["realtime_chunking", "ensemble", "switch"]),
+    st.sampled_from([0.0, 150.0]),
+    st.lists(EVENTS, min_size=2, max_size=8),
+)
 def test_whatever_comes_the_windows_are_safe(method, jerk, events):
     ride = Ride(method, jerk)
     for event in events:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a new chunk must agree with, and the mean of several."""
 
 import numpy as np
@@ -41,8 +42,9 @@ def chunk_of(actions, stamp=0, robot="widowx"):
     profile = load_profile(robot)[robot]
     policy = profile.policy
     times = policy.first_waypoint_offset + np.arange(len(actions)) * policy.waypoint_dt
-    return profile, ActionChunk(robot, policy.domain_id, policy.action_mode, "go", stamp, times,
-                                np.asarray(actions, np.float32), 1.0, 0)
+    return profile, ActionChunk(
+        robot, policy.domain_id, policy.action_mode, "go", stamp, times, np.asarray(actions, np.float32), 1.0, 0
+    )
 
 
 def test_a_prefix_is_the_chunk_before_at_the_new_times():

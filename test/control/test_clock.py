@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is noticed of a ROS clock that stands or jumps."""
 
 import time

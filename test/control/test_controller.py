@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One robot in time, under a clock set by hand."""
 
 from dataclasses import replace
@@ -42,8 +43,9 @@ class Bench:
         """A chunk from an observation at ``seen`` ns: a straight line from home to ``target``."""
         times = seen + np.round((np.arange(waypoints) + 1) * 0.1 * SECOND).astype(np.int64)
         share = ((np.arange(waypoints) + 1) / waypoints)[:, None]
-        return Trajectory(self.profile.name, self.profile.joints.policy_order, times,
-                          HOME + share * (np.asarray(target) - HOME))
+        return Trajectory(
+            self.profile.name, self.profile.joints.policy_order, times, HOME + share * (np.asarray(target) - HOME)
+        )
 
     def chunk(self, target=(0.5, 0.1), *, inference=0.0, ticket=None, waypoints=10):
         """Ask now, answer ``inference`` s later."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The inference thread: who is served together, and what happens when something breaks."""
 
 import threading
@@ -78,8 +79,17 @@ class Policy:
         if self.error is not None:
             raise self.error
         chunks = [
-            ActionChunk(seen.embodiment.robot, 0, "auto", seen.instruction, seen.stamp, np.ones(1),
-                        np.ones((1, 2), np.float32), 1.0, 0)
+            ActionChunk(
+                seen.embodiment.robot,
+                0,
+                "auto",
+                seen.instruction,
+                seen.stamp,
+                np.ones(1),
+                np.ones((1, 2), np.float32),
+                1.0,
+                0,
+            )
             for seen in observations
         ]
         return chunks[: self.answers]

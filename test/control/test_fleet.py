@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmark of several robots on one engine, on a small one."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No command that the arm cannot follow, whatever is measured, lost or late: the bound, for sequences drawn at random.
 
 The policy is a script that never looks at the joints, the arm an ideal one. What comes of it is not: a second
@@ -27,8 +28,24 @@ SWING, SWAYS = 0.5, 0.5  # rad, Hz: up to 1.6 rad/s
 HOME = np.array([0.1, -0.1])
 
 TRAITS = (
-    "well", "zeros", "zeros often", "other", "late", "twice", "swapped", "degrees", "gap", "future", "unstamped", "nan",
-    "huge", "parts", "lost", "no power", "paused", "pushed",
+    "well",
+    "zeros",
+    "zeros often",
+    "other",
+    "late",
+    "twice",
+    "swapped",
+    "degrees",
+    "gap",
+    "future",
+    "unstamped",
+    "nan",
+    "huge",
+    "parts",
+    "lost",
+    "no power",
+    "paused",
+    "pushed",
 )
 EVENTS = st.lists(st.tuples(st.sampled_from(TRAITS), st.integers(1, 25)), min_size=2, max_size=8)
 
@@ -135,8 +152,17 @@ class Ride:
         policy = self.profile.policy
         after = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(10)
         swing = SWING * np.sin(2 * np.pi * SWAYS * (seen.stamp / SECOND + after))[:, None]
-        chunk = ActionChunk("twin", policy.domain_id, policy.action_mode, "sway", seen.stamp, after,
-                            (HOME + swing).astype(np.float32), 1.0, 0)
+        chunk = ActionChunk(
+            "twin",
+            policy.domain_id,
+            policy.action_mode,
+            "sway",
+            seen.stamp,
+            after,
+            (HOME + swing).astype(np.float32),
+            1.0,
+            0,
+        )
         self.pilot.deliver(request, chunk)
 
     def receive(self, window, lost):
@@ -198,8 +224,10 @@ def main(sequences, seed=0):
     windows, worst, runs = 0, 0.0, 0
     for number in range(seed, seed + sequences):
         random = np.random.default_rng(number)
-        events = [(str(trait), int(ticks)) for trait, ticks in
-                  zip(random.choice(TRAITS, 4), random.integers(1, 13, 4), strict=True)]
+        events = [
+            (str(trait), int(ticks))
+            for trait, ticks in zip(random.choice(TRAITS, 4), random.integers(1, 13, 4), strict=True)
+        ]
         try:
             ride = play(events, before=8, after=15)
         except AssertionError as error:

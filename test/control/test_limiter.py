@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The limiter: every path can be stopped in time and stays inside every limit, whatever was planned."""
 
 import sys
@@ -55,6 +56,7 @@ def a_plan(kind, random, reach):
     def at(times):
         def path(seconds):
             return np.stack([np.interp(seconds, due, column) for column in waypoints.T], axis=1)
+
         return path(times), (path(times + 1e-3) - path(times)) / 1e-3
 
     return at
@@ -175,6 +177,7 @@ def test_a_step_is_reached_nearly_as_fast_as_the_limits_allow_and_hardly_oversho
 @pytest.mark.parametrize("jerk", JERKS)
 def test_a_jump_of_a_moving_plan_is_caught_up_with_and_not_trailed(jerk):
     """Two chunks that disagree by 0.1 rad while the arm moves."""
+
     def plan(times):
         return (times - 2.0 + 0.1 * (times > 1.0))[:, None], np.ones((len(times), 1))
 
@@ -225,8 +228,9 @@ def test_a_brake_stops_every_joint_within_its_limits_and_no_later_than_it_must(s
     accelerations = np.diff(np.vstack([velocity, path.velocities]), axis=0) / np.diff(np.r_[0.0, path.times])[:, None]
     assert (np.abs(accelerations) <= limits.max_acceleration * (1 + 1e-6)).all()
     needed = (np.abs(velocity) / limits.max_acceleration + limits.max_acceleration / limits.max_jerk) / 0.9
-    stopped = np.array([np.abs(path.velocities[path.times >= need, joint]).max(initial=0.0)
-                        for joint, need in enumerate(needed)])
+    stopped = np.array(
+        [np.abs(path.velocities[path.times >= need, joint]).max(initial=0.0) for joint, need in enumerate(needed)]
+    )
     assert (stopped <= 1e-9).all()
 
 
@@ -257,8 +261,13 @@ def test_an_absurd_speed_still_gives_a_finite_path_inside_the_limits(speed):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_nothing_is_made_of_numbers_that_are_not_finite(part, value):
     start, plan, velocities = MotionState.at_rest(np.zeros(4)), np.zeros((len(TIMES), 4)), np.zeros((len(TIMES), 4))
-    {"position": start.position, "velocity": start.velocity, "acceleration": start.acceleration, "plan": plan[3],
-     "plan velocity": velocities[3]}[part][1] = value
+    {
+        "position": start.position,
+        "velocity": start.velocity,
+        "acceleration": start.acceleration,
+        "plan": plan[3],
+        "plan velocity": velocities[3],
+    }[part][1] = value
     with pytest.raises(ValueError, match="nothing is sent"):
         Limiter(limits_of()).follow(start, TIMES, plan, velocities)
 

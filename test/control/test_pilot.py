@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One robot from messages to windows, without ROS."""
 
 import numpy as np
@@ -48,8 +49,17 @@ class Bench:
         policy = self.profile.policy
         times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(10)
         actions = np.asarray(seen.state) + slope * (1 + np.arange(10))[:, None]
-        return ActionChunk("twin", policy.domain_id, policy.action_mode, seen.instruction, seen.stamp, times,
-                           actions.astype(np.float32), 1.0, 0)
+        return ActionChunk(
+            "twin",
+            policy.domain_id,
+            policy.action_mode,
+            seen.instruction,
+            seen.stamp,
+            times,
+            actions.astype(np.float32),
+            1.0,
+            0,
+        )
 
     def ask(self, inference=0.2, **kwargs):
         request = self.pilot.observe()
@@ -100,7 +110,8 @@ def test_what_is_to_be_agreed_with_is_the_chunk_as_it_is_carried_out(bench):
     request = bench.pilot.observe()
     seen, prefix = request.observation, request.prefix
     planned = bench.pilot.controller.planned(
-        seen.stamp + np.rint((0.1 + 0.1 * np.arange(10)) * SECOND).astype(np.int64))
+        seen.stamp + np.rint((0.1 + 0.1 * np.arange(10)) * SECOND).astype(np.int64)
+    )
     held = prefix.weights == 1.0
     np.testing.assert_allclose(prefix.actions[held], planned[held], atol=2e-3)
 

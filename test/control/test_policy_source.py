@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which policy a node gets, and how it is told that there is none for its robots."""
 
 import numpy as np

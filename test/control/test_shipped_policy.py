@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The policy that comes with the package: found where it lies, used for the robots it was trained for."""
 
 import json
@@ -84,8 +85,10 @@ def test_a_robot_of_its_domain_in_other_units_or_another_mode_is_refused_in_the_
     profile = load_profile(name)[name]
     refusals = []
     for refuse in (
-        lambda: shipped_policy([profile]), lambda: load_policy({name: profile}),
-        lambda: settings_in_simulation(profile, None), lambda: is_trained(profile, None),
+        lambda: shipped_policy([profile]),
+        lambda: load_policy({name: profile}),
+        lambda: settings_in_simulation(profile, None),
+        lambda: is_trained(profile, None),
     ):
         with pytest.raises(ProfileError) as caught:
             refuse()
@@ -112,8 +115,10 @@ def test_joints_in_another_order_are_refused(packaged):
     assert caught.value.problems[0].key == f"{PAIR}.joints.policy_order"
 
 
-@pytest.mark.parametrize(("setting", "fits"), [
-    ({"offset": 4.0}, True), ({"scale": 57.3}, True), ({"offset": 90.0}, False), ({"scale": -57.29577951}, False)])
+@pytest.mark.parametrize(
+    ("setting", "fits"),
+    [({"offset": 4.0}, True), ({"scale": 57.3}, True), ({"offset": 90.0}, False), ({"scale": -57.29577951}, False)],
+)
 def test_a_calibrated_joint_is_none_of_other_units(packaged, setting, fits):
     profile = changed(lambda raw: raw["joints"]["right_elbow_flex"].update(setting))
     if fits:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What bench/smoothness.py measures, on signals whose steps are known, and its closed loop in short."""
 
 import sys
@@ -37,8 +38,10 @@ def ramps(jump, seconds=0.06):
 
 
 def test_a_smooth_signal_shows_its_speed_and_acceleration_and_no_boundaries(smooth):
-    for found in (smoothness.at_boundaries(TIMES, smooth, BOUNDARIES, H),
-                  smoothness.away_from_boundaries(TIMES, smooth, BOUNDARIES, H)):
+    for found in (
+        smoothness.at_boundaries(TIMES, smooth, BOUNDARIES, H),
+        smoothness.away_from_boundaries(TIMES, smooth, BOUNDARIES, H),
+    ):
         assert found.position == pytest.approx(0.5 * H, rel=0.05)
         assert found.velocity == pytest.approx(0.5 * H, rel=0.1)
 

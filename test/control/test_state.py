@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state machine by itself: whatever is drawn happens, and what may never follow is looked for after every step."""
 
 import re
@@ -52,22 +53,38 @@ LOST = st.sampled_from([None, None, None, Fault(CONTROLLER_LOST, "nobody subscri
 OF_CHUNK = st.sampled_from([None, *(Fault(reason, "told") for reason in OF_POLICY)])
 AWAY = st.sampled_from([None, None, Fault(NOT_FOLLOWING, "pan is away")])
 TICKS = st.builds(
-    Ticked, STEADY, st.just(PATIENCE), SEEN, LOST, stood_s=st.sampled_from([0.0, 0.0, 0.0, 1.5]),
-    waiting_for=st.sampled_from(["", "", "an instruction"]), has_command=FLAGS,
-    awaited=st.sampled_from([None, "", "", "the arm to stand still"]), not_following=AWAY, plan_lasts=FLAGS,
+    Ticked,
+    STEADY,
+    st.just(PATIENCE),
+    SEEN,
+    LOST,
+    stood_s=st.sampled_from([0.0, 0.0, 0.0, 1.5]),
+    waiting_for=st.sampled_from(["", "", "an instruction"]),
+    has_command=FLAGS,
+    awaited=st.sampled_from([None, "", "", "the arm to stand still"]),
+    not_following=AWAY,
+    plan_lasts=FLAGS,
     ran_out=st.sampled_from(["", "", "the last chunk ran out"]),
 )
 EVENTS = st.one_of(
-    TICKS, TICKS, TICKS,
+    TICKS,
+    TICKS,
+    TICKS,
     st.builds(CommandDue, ROS, FLAGS, FLAGS, FLAGS, st.one_of(st.none(), ROS)),
     st.builds(CommandDue, ROS, st.just(True), FLAGS, FLAGS, st.one_of(st.none(), ROS)),
-    st.builds(ChunkTaken, ROS, ROS, ROS), st.builds(ChunkTaken, ROS, ROS, ROS),
-    st.builds(Started, STEADY), st.builds(Ended, FLAGS, FLAGS, FLAGS),
+    st.builds(ChunkTaken, ROS, ROS, ROS),
+    st.builds(ChunkTaken, ROS, ROS, ROS),
+    st.builds(Started, STEADY),
+    st.builds(Ended, FLAGS, FLAGS, FLAGS),
     st.builds(StopSet, st.sampled_from([Fault("estop", "on /estop"), Fault("operator", "~/stop was called")])),
-    st.builds(StopCleared, STEADY, FLAGS), st.builds(ClockJumped, FLAGS), st.builds(ArmSeen, FLAGS),
-    st.builds(ChunkAsked, STEADY), st.builds(ChunkDropped, STEADY, OF_CHUNK),
+    st.builds(StopCleared, STEADY, FLAGS),
+    st.builds(ClockJumped, FLAGS),
+    st.builds(ArmSeen, FLAGS),
+    st.builds(ChunkAsked, STEADY),
+    st.builds(ChunkDropped, STEADY, OF_CHUNK),
     st.builds(PolicyFailed, STEADY, st.just("RuntimeError: out of memory")),
-    st.builds(WindowSent, ROS, st.sampled_from(["", "", "tool 'arm' would leave"])), st.builds(WindowTakenBack),
+    st.builds(WindowSent, ROS, st.sampled_from(["", "", "tool 'arm' would leave"])),
+    st.builds(WindowTakenBack),
 )
 STORIES = st.lists(EVENTS, max_size=40).map(lambda events: [Started(0.0), *events])
 
@@ -218,13 +235,16 @@ def test_the_transition_is_a_function_and_the_state_a_value(events):
         assert repr(before) == kept
 
 
-@pytest.mark.parametrize(("told", "reason"), [
-    ({"stood_s": 1.5, "controller": Fault(CONTROLLER_LOST, "x"), "fault": Fault(CAMERA_STALE, "x")}, CLOCK_STOPPED),
-    ({"controller": Fault(CONTROLLER_LOST, "x"), "fault": Fault(CAMERA_STALE, "x")}, CONTROLLER_LOST),
-    ({"fault": Fault(CAMERA_STALE, "x"), "not_following": Fault(NOT_FOLLOWING, "x")}, CAMERA_STALE),
-    ({"not_following": Fault(NOT_FOLLOWING, "x"), "ran_out": "x"}, NOT_FOLLOWING),
-    ({"ran_out": "x", "plan_lasts": False}, POLICY_LATE),
-])
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ({"stood_s": 1.5, "controller": Fault(CONTROLLER_LOST, "x"), "fault": Fault(CAMERA_STALE, "x")}, CLOCK_STOPPED),
+        ({"controller": Fault(CONTROLLER_LOST, "x"), "fault": Fault(CAMERA_STALE, "x")}, CONTROLLER_LOST),
+        ({"fault": Fault(CAMERA_STALE, "x"), "not_following": Fault(NOT_FOLLOWING, "x")}, CAMERA_STALE),
+        ({"not_following": Fault(NOT_FOLLOWING, "x"), "ran_out": "x"}, NOT_FOLLOWING),
+        ({"ran_out": "x", "plan_lasts": False}, POLICY_LATE),
+    ],
+)
 def test_of_several_faults_an_operator_is_told_the_one_to_look_for_first(told, reason):
     assert after(*RAN, WindowSent(0, ""), Ticked(0.2, PATIENCE, **(WELL | told))).status.reason == reason
     stopped = after(*RAN, STOP, Ticked(0.2, PATIENCE, **(WELL | told)))
@@ -250,8 +270,16 @@ def test_every_edge_of_the_diagram_is_gone():
     late = Ticked(0.2, PATIENCE, Fault(CAMERA_STALE, "x"), **WELL)
     stories = [
         [*RAN, late, Ended(True, False, True)],
-        [*RAN, Ended(True, False, True), STOP, Started(1.0), StopCleared(1.1, False), STOP, late,
-         Ended(False, True, True)],
+        [
+            *RAN,
+            Ended(True, False, True),
+            STOP,
+            Started(1.0),
+            StopCleared(1.1, False),
+            STOP,
+            late,
+            Ended(False, True, True),
+        ],
         [*RAN, STOP, late],
     ]
     found = {(before.status.state, state.status.state) for story in stories for before, _, state, _ in steps(story)}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plan over absolute time, whatever chunks come."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Robots that are commanded by tool poses: what the controller makes of reach, and their untrained policy."""
 
 from __future__ import annotations
@@ -73,8 +74,11 @@ def test_waypoints_out_of_reach_are_counted_and_the_arm_waits_there():
     assert controller.accept(trajectory, controller.ask())
     assert controller.status.limited_points == 2
     second, fourth = trajectory.waypoints[[1, 3]]
-    np.testing.assert_allclose(trajectory.positions[second : fourth + 1],
-                               np.tile(trajectory.positions[second], (fourth + 1 - second, 1)), atol=1e-4)
+    np.testing.assert_allclose(
+        trajectory.positions[second : fourth + 1],
+        np.tile(trajectory.positions[second], (fourth + 1 - second, 1)),
+        atol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("robot", ["widowx", "agibot"])

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stand-in policy of bench/smoothness.py: is its prediction the best one, and does it pick a way and keep it?"""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The commands that leave the node: what a controller makes of a window is what the next one starts from."""
 
 import numpy as np
@@ -20,8 +21,14 @@ TIMES = window_times(LEAD, LOOKAHEAD, RATE)
 SECOND = 1_000_000_000
 CONTROL_PERIOD, WINDOW_PERIOD = SECOND // 500, SECOND // 25
 JOINTS = ("a", "b", "c")
-LIMITS = JointLimits(JOINTS, np.array([-1.0, -0.2, -3.0]), np.array([1.0, 1.7, 3.0]), np.array([2.0, 0.5, 6.0]),
-                     np.array([10.0, 3.0, 30.0]), np.array([np.inf, 40.0, 500.0]))
+LIMITS = JointLimits(
+    JOINTS,
+    np.array([-1.0, -0.2, -3.0]),
+    np.array([1.0, 1.7, 3.0]),
+    np.array([2.0, 0.5, 6.0]),
+    np.array([10.0, 3.0, 30.0]),
+    np.array([np.inf, 40.0, 500.0]),
+)
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -42,8 +49,11 @@ def random_window(random, start, stamp=0):
 
 def message_of(window, stamp=0):
     points = zip(window.times, window.positions, window.velocities, strict=True)
-    return JointTrajectory(JOINTS, tuple(
-        TrajectoryPoint(round(at * SECOND), tuple(place), tuple(speed)) for at, place, speed in points), stamp)
+    return JointTrajectory(
+        JOINTS,
+        tuple(TrajectoryPoint(round(at * SECOND), tuple(place), tuple(speed)) for at, place, speed in points),
+        stamp,
+    )
 
 
 @settings(max_examples=15, deadline=None)

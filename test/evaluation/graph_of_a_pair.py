@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A graph for the tests of ``xvla check``: publishes and subscribes as told on the command line, as JSON.
 
 {"publish": [[topic, type, reliability, hz, traits]], "subscribe": [[topic, type, durability]], "clock": s or null}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run of one robot written into a bag message by message, as a recorder would: times in s of ROS time."""
 
 from __future__ import annotations
@@ -59,11 +60,25 @@ class RecordedRun:
     def chunk(self, time: float, stamp: float, times: Any, actions: Any, mode: str) -> None:
         """A chunk of actions [T, D]."""
         rows = np.asarray(actions, np.float32)
-        self.write(f"{self._base}/action_chunk", CHUNK, time, message(
-            CHUNK, stamp=stamp, robot=self._profile.name, domain_id=0, instruction="", action_mode=mode,
-            waypoints=rows.shape[0], width=rows.shape[1], times=np.asarray(times, np.float64), actions=rows.ravel(),
-            inference_ms=80.0, seed=0,
-        ))
+        self.write(
+            f"{self._base}/action_chunk",
+            CHUNK,
+            time,
+            message(
+                CHUNK,
+                stamp=stamp,
+                robot=self._profile.name,
+                domain_id=0,
+                instruction="",
+                action_mode=mode,
+                waypoints=rows.shape[0],
+                width=rows.shape[1],
+                times=np.asarray(times, np.float64),
+                actions=rows.ravel(),
+                inference_ms=80.0,
+                seed=0,
+            ),
+        )
 
     def status(self, time: float, **said: Any) -> None:
         """A report of the policy."""
@@ -71,8 +86,9 @@ class RecordedRun:
         figures = dict.fromkeys(("observation_age", "inference_p50_ms", "inference_p99_ms"), 0.0)
         texts = {"state": "running", "reason": "", "detail": "", "instruction": ""}
         fields = {**counts, **figures, **texts, **said}
-        self.write(f"{self._base}/status", STATUS, time,
-                   message(STATUS, stamp=time, robot=self._profile.name, **fields))
+        self.write(
+            f"{self._base}/status", STATUS, time, message(STATUS, stamp=time, robot=self._profile.name, **fields)
+        )
 
     def diagnostics(self, time: float, values: dict[str, str], node: str = "xvla") -> None:
         """What a node says of the robot."""
@@ -84,9 +100,19 @@ class RecordedRun:
     def outcome(self, episode: int, begun: float, stamp: float, **said: Any) -> None:
         """How an episode of touch stands."""
         fields = {
-            "robot": self._profile.name, "task": "touch", "episode": episode, "seed": 6 + episode, "variant": 0,
-            "instruction": f"touch cube {episode}", "success": False, "wrong": False, "over": False, "reason": "",
-            "begun": _time(begun), "elapsed": max(0.0, stamp - begun), **said,
+            "robot": self._profile.name,
+            "task": "touch",
+            "episode": episode,
+            "seed": 6 + episode,
+            "variant": 0,
+            "instruction": f"touch cube {episode}",
+            "success": False,
+            "wrong": False,
+            "over": False,
+            "reason": "",
+            "begun": _time(begun),
+            "elapsed": max(0.0, stamp - begun),
+            **said,
         }
         self.write(f"/sim/{self._profile.name}/outcome", OUTCOME, stamp, message(OUTCOME, stamp=stamp, **fields))
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stand-in for the simulation and the policy node: real rclpy publishers whose every message is known beforehand.
 
 Joint ``i`` of each arm follows ``0.5 sin(t + i)``; commands say the same 0.1 s ahead. Used to test the watching node

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A policy that wants one posture whatever it sees: in one layout of touch that is a success."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bench/adaptation.py: which cells it makes, what tells a kept one from another, and that it stops in good order."""
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ def test_a_cell_with_another_key_is_put_aside_and_one_with_the_same_is_kept(sett
 def test_cells_are_named_by_method_and_demonstrations(tmp_path):
     found = adaptation.cells_of("prompt:50,full:10", tmp_path)
     assert [(each.method, each.demonstrations, each.folder.name) for each in found] == [
-        ("prompt", 50, "prompt_50"), ("full", 10, "full_10")]
+        ("prompt", 50, "prompt_50"),
+        ("full", 10, "full_10"),
+    ]
     for wrong in ("promt:50", "prompt", "prompt:0", "prompt:ten"):
         with pytest.raises(ValueError, match=f"cell '{wrong}' is none; expected METHOD:DEMONSTRATIONS"):
             adaptation.cells_of(wrong, tmp_path)

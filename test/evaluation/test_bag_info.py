@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``xvla bag info`` says of bags with known faults."""
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ FRONT = "/front/image_raw"
 
 def test_rates_gaps_and_dropped_frames(tmp_path):
     session = Session(PAIR, end=3.0).record()
-    session.messages = [each for each in session.messages
-                        if not (each[1] == FRONT and START + 1000 * MS <= each[0] < START + 1500 * MS)]
+    session.messages = [
+        each for each in session.messages if not (each[1] == FRONT and START + 1000 * MS <= each[0] < START + 1500 * MS)
+    ]
     info = inspect(session.write(tmp_path / "bag.mcap"), PAIR)
     topics = {topic.name: topic for topic in info.topics}
     front = topics[FRONT]
@@ -42,13 +44,14 @@ def test_ranges_are_held_against_limits(tmp_path):
     assert all(joint.outside == 0.0 and joint.lower < joint.low < joint.high < joint.upper for joint in joints.values())
     narrow = changed("so101_bimanual", ("joints.left_elbow_flex.upper", 0.0))
     assert {each.name for each in inspect(tmp_path / "bag.mcap", narrow).joints if each.outside > 0} == {
-        "left_elbow_flex"}
+        "left_elbow_flex"
+    }
 
 
 def test_what_a_profile_misses_is_named(tmp_path, capsys):
     session = Session(PAIR, end=1.0, commands=False).record()
     session.messages = [each for each in session.messages if each[1] != FRONT]
-    bag = session.write(tmp_path / "bag.mcap", log_offset=-10**18)
+    bag = session.write(tmp_path / "bag.mcap", log_offset=-(10**18))
     assert main(["bag", "info", str(bag)]) == 1
     said = capsys.readouterr().out
     assert "camera front: /front/image_raw" in said and "commands of left_arm" in said
@@ -97,8 +100,7 @@ def test_a_sample_of_the_pictures_is_decoded(tmp_path, monkeypatch):
 def test_joints_that_leap_are_reported(tmp_path):
     found = inspect(Session(PAIR, end=3.0).record().zeros(1.0, 2.0).write(tmp_path / "bag.mcap"), PAIR).observations
     assert 30 <= found.built <= 40
-    assert " leaps by " in next(each["detail"] for each in found.faults
-                                        if each["reason"] == "joints_implausible")
+    assert " leaps by " in next(each["detail"] for each in found.faults if each["reason"] == "joints_implausible")
 
 
 def test_a_reader_that_cannot_be_had_is_no_success(tmp_path, capsys):

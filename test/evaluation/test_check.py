@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``xvla check``: profile, checkpoint and graph against each other."""
 
 from __future__ import annotations
@@ -114,8 +115,9 @@ def test_why_the_node_would_hold_is_an_error_in_its_own_words():
     assert error.value == "2 of 60 observations could not be built"
     assert warning.key == "so101_bimanual.cameras.right_wrist"
     assert "so101_bimanual: observations: 58 of 60 (ROS time: /clock)" in text_of(report).splitlines()
-    assert report.to_json()["observations"] == {"so101_bimanual": {
-        "tried": 60, "built": 58, "clock": "/clock", "faults": [{**vars(stale), "count": 2}]}}
+    assert report.to_json()["observations"] == {
+        "so101_bimanual": {"tried": 60, "built": 58, "clock": "/clock", "faults": [{**vars(stale), "count": 2}]}
+    }
 
 
 def test_several_publishers_of_a_joint_topic_are_named():
@@ -369,8 +371,10 @@ TRAITS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "empty": ({}, {"positions": []}, "joints_", ""),
     "flickering": ({}, {"nan_every": 4}, "joints_invalid", "nan"),
 }
-PATIENT = {"cameras": {"front": {"max_age": 60.0}, "wrist": {"max_age": 60.0}},
-           "timing": {"observation_timeout": 60.0, "clock_timeout": 60.0}}  # a busy machine is no odd trait
+PATIENT = {
+    "cameras": {"front": {"max_age": 60.0}, "wrist": {"max_age": 60.0}},
+    "timing": {"observation_timeout": 60.0, "clock_timeout": 60.0},
+}  # a busy machine is no odd trait
 
 
 def fleet_file(folder: Path, robots: list[str]) -> Path:
@@ -391,8 +395,12 @@ def published(robot: str, image: dict[str, Any], joints: dict[str, Any]) -> list
 
 
 def test_messages_are_read_as_the_node_reads_them(ros_environment: dict[str, str], tmp_path: Path):
-    plan = {"publish": [entry for robot, (image, joints, *_) in TRAITS.items()
-                        for entry in published(robot, image, joints)], "subscribe": []}
+    plan = {
+        "publish": [
+            entry for robot, (image, joints, *_) in TRAITS.items() for entry in published(robot, image, joints)
+        ],
+        "subscribe": [],
+    }
     with running(plan, ros_environment):
         seen = observed(ros_environment, str(fleet_file(tmp_path, list(TRAITS))))
     readings, errors = seen["report"]["observations"], seen["report"]["errors"]
@@ -423,8 +431,13 @@ def test_ros_time_is_that_of_the_clock_where_somebody_publishes_it(ros_environme
 
 
 def test_every_publisher_of_the_joints_is_seen(ros_environment: dict[str, str], tmp_path: Path):
-    other = ["/arm/follower/joint_states", JOINTS, "reliable", 10.0,
-             {"node": "joint_state_publisher", "age": 0.0, "names": ARM_JOINTS}]
+    other = [
+        "/arm/follower/joint_states",
+        JOINTS,
+        "reliable",
+        10.0,
+        {"node": "joint_state_publisher", "age": 0.0, "names": ARM_JOINTS},
+    ]
     plan = {"publish": [*published("arm", {}, {}), other], "subscribe": []}
     with running(plan, ros_environment):
         seen = observed(ros_environment, str(fleet_file(tmp_path, ["arm"])))

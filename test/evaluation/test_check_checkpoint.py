@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``xvla check --checkpoint``: a profile against checkpoints written by the model room itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo itself: real nodes, real DDS, and no process left however it ends."""
 
 from __future__ import annotations
@@ -151,8 +152,7 @@ def test_nothing_but_results_and_logs_is_left(finished: tuple[Path, str]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("signum", "code", "moment"),
-    [(signal.SIGINT, 130, "of 600 s"), (signal.SIGTERM, 143, "the simulation runs")],
+    ("signum", "code", "moment"), [(signal.SIGINT, 130, "of 600 s"), (signal.SIGTERM, 143, "the simulation runs")]
 )
 def test_a_demo_told_to_stop_leaves_no_process(tmp_path: Path, signum: int, code: int, moment: str) -> None:
     with started(CODE, duration=600, task="none", output=str(tmp_path)) as command:

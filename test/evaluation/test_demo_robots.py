@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo of every arm beside the SO-101 pair, and of one that takes setpoints instead of trajectories."""
 
 from __future__ import annotations
@@ -22,9 +23,24 @@ DURATION = 2.0
 def test_a_demo_ends_with_film_and_report(robot: str, tmp_path: Path) -> None:
     profile = load_profile(robot)[robot]
     ended = subprocess.run(
-        [sys.executable, "-m", "xvla_ros", "demo", "--robot", robot, "--duration", f"{DURATION:g}", "--headless",
-         "--output", str(tmp_path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=LIMIT, check=False,
+        [
+            sys.executable,
+            "-m",
+            "xvla_ros",
+            "demo",
+            "--robot",
+            robot,
+            "--duration",
+            f"{DURATION:g}",
+            "--headless",
+            "--output",
+            str(tmp_path),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A demo of a policy that was trained for the robot: episodes of a task, told in words, judged, and shown."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How often a policy does a task: the rate's interval, episodes in process, and the same episodes over ROS."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A profile changed on the command line of ``xvla evaluate``."""
 
 import pytest

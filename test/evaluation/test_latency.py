@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bench/latency.py on the small network, and beside LeRobot where it is installed."""
 
 from __future__ import annotations
@@ -98,7 +99,6 @@ def test_frames_are_the_networks_own_size() -> None:
     (seen,) = make_observations(policy)
     assert {image.shape for image in seen.images.values()} == {(*policy.network.config.image_size, 3)}
     assert all(image.dtype == np.uint8 for image in seen.images.values())
-
 
 
 def test_wrong_usage_of_the_command() -> None:

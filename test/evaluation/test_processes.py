@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The supervisor with real processes: early ends, stubborn children, signals, a killed parent."""
 
 from __future__ import annotations

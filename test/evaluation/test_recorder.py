@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The watching node against known publishers over DDS, and what is read out of its bag."""
 
 from __future__ import annotations
@@ -200,7 +201,9 @@ def test_a_bag_of_a_real_arm_gives_page_and_film_of_what_it_holds(
     assert figures["duration"] == pytest.approx(5.98) and figures["real_time_factor"] is None
     assert figures["joint_travel_rad"]["left_arm"] == pytest.approx(5 * 2.99, rel=0.01)
     assert [(each["success"], each["seed"], each["duration"]) for each in figures["episodes"]] == [
-        (True, None, 2.0), (None, None, 1.0)]
+        (True, None, 2.0),
+        (None, None, 1.0),
+    ]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<td>pick up the cup</td><td>✓ succeeded</td>" in page
     assert "<td>pick up the plate</td><td>– not judged</td>" in page

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replay: figures against an independent computation, a source that repeats the recording, what bags may look like."""
 
 from __future__ import annotations
@@ -46,8 +47,11 @@ class Noisy(Off):
 
     def answer(self, questions):
         return [
-            Answer(each.recorded + np.random.default_rng(each.seen.stamp).normal(
-                0, 0.05, each.recorded.shape).astype(np.float32), 5.0)
+            Answer(
+                each.recorded
+                + np.random.default_rng(each.seen.stamp).normal(0, 0.05, each.recorded.shape).astype(np.float32),
+                5.0,
+            )
             for each in questions
         ]
 
@@ -58,8 +62,10 @@ def pair(*changes):
 
 def document_of(profile, bags, sources, tmp_path, **settings):
     told = ReplaySettings(**settings)
-    parts = [Part(replay_bag(bag, profile, sources, told, tmp_path / f"part{i}"), tmp_path / f"part{i}")
-             for i, bag in enumerate(bags)]
+    parts = [
+        Part(replay_bag(bag, profile, sources, told, tmp_path / f"part{i}"), tmp_path / f"part{i}")
+        for i, bag in enumerate(bags)
+    ]
     figures = Figures(profile, parts, len(sources))
     return figures, metrics(figures, parts, [(source.name, True) for source in sources], {})
 
@@ -76,8 +82,11 @@ def test_a_source_that_repeats_the_recording_scores_zero(robot, tmp_path):
     assert found["frames"] > 5
     assert found["headline"]["mae"] == 0.0
     # joints of tool poses are decoded, by inverse kinematics and a gripper that is open or closed
-    exact = found["per_joint"].values() if robot == "so101_bimanual" else [
-        kind for tool in found["per_tool"].values() for kind in tool.values()]
+    exact = (
+        found["per_joint"].values()
+        if robot == "so101_bimanual"
+        else [kind for tool in found["per_tool"].values() for kind in tool.values()]
+    )
     assert all((part["mae"], part["rmse"]) == (0.0, 0.0) for part in exact)
     if robot == "widowx":
         assert found["per_joint"]["waist"]["mae"] < 1e-5
@@ -116,8 +125,9 @@ def test_figures_equal_an_independent_computation(tmp_path):
     due = stamps[:, None] + first + np.arange(T) * dt
     known = due <= knots[-1] + 1e-9
     truth = at(due) * scale + offset
-    guess = truth.astype(np.float32) + np.stack([
-        np.random.default_rng(int(stamp)).normal(0, 0.05, (T, 12)).astype(np.float32) for stamp in rows["stamp"]])
+    guess = truth.astype(np.float32) + np.stack(
+        [np.random.default_rng(int(stamp)).normal(0, 0.05, (T, 12)).astype(np.float32) for stamp in rows["stamp"]]
+    )
     off = np.abs(guess - truth.astype(np.float32)) / scale
 
     mae, rmse = off[known].mean(axis=0), np.sqrt((off[known] ** 2).mean(axis=0))
@@ -134,7 +144,8 @@ def test_figures_equal_an_independent_computation(tmp_path):
     assert found["baselines"]["persistence"]["headline"]["mae"] == pytest.approx(still, rel=1e-4)
     mean = at(due)[known].mean(axis=0)
     assert found["baselines"]["mean"]["headline"]["mae"] == pytest.approx(
-        np.abs(mean - at(due))[known][:, arms].mean(), rel=1e-4)
+        np.abs(mean - at(due))[known][:, arms].mean(), rel=1e-4
+    )
 
     for shift in found["latency_shift"]:
         later = due + shift["shift_s"]
@@ -197,8 +208,9 @@ def test_a_gripper_that_closes_late_is_timed(tmp_path):
 
     class Late(Off):
         def answer(self, questions):
-            return [Answer(np.vstack([each.recorded[:1], each.recorded[:1], each.recorded[:-2]]), 1.0)
-                    for each in questions]
+            return [
+                Answer(np.vstack([each.recorded[:1], each.recorded[:1], each.recorded[:-2]]), 1.0) for each in questions
+            ]
 
     session = Session(profile, end=2.0, commands=False, joints_of=closing).record()
     _, found = document_of(profile, [session.write(tmp_path / "bag.mcap")], [Late()], tmp_path, every=1)
@@ -221,8 +233,9 @@ def test_what_is_skipped_is_counted_and_said(tmp_path):
     profile = pair(("cameras.front.max_age", 0.2))
     session = Session(profile, end=4.0).record()
     silent = {camera.topic for camera in profile.cameras.by_name.values() if camera.topic != "/front/image_raw"}
-    session.messages = [each for each in session.messages
-                        if not (each[1] in silent and START + 1500 * MS < each[0] < START + 2500 * MS)]
+    session.messages = [
+        each for each in session.messages if not (each[1] in silent and START + 1500 * MS < each[0] < START + 2500 * MS)
+    ]
     session.mark(0.1, "start").mark(1.0, "end", success=False).mark(1.1, "start").mark(3.9, "end", success=True)
     figures, found = document_of(profile, [session.write(tmp_path / "bag.mcap")], [Off()], tmp_path)
     assert found["skipped"]["failed"] == 1
@@ -329,8 +342,12 @@ def test_predictions_over_time_for_rerun(tmp_path):
     pytest.importorskip("rerun")
     bag = bag_of(tmp_path)
     file = tmp_path / "run.rrd"
-    assert main(["replay", str(bag), "--baseline", "--every", "4", "--output", str(tmp_path / "out"),
-                 "--rerun", str(file)]) == 0
+    assert (
+        main(
+            ["replay", str(bag), "--baseline", "--every", "4", "--output", str(tmp_path / "out"), "--rerun", str(file)]
+        )
+        == 0
+    )
     assert file.stat().st_size > 10_000
 
 
@@ -391,13 +408,39 @@ def test_a_policy_trained_on_the_expert_beats_persistence(tmp_path):
     pytest.importorskip("mujoco")
     demos, output = tmp_path / "demos", tmp_path / "run"
     assert main(["demos", "--task", "touch", "--episodes", "4", "--image-size", "96", "--output", str(demos)]) == 0
-    assert main([
-        "train", "phase1.yaml", f"datasets.0.paths=[{demos}/*.mcap]", "datasets.0.split.fraction=0", f"output={output}",
-        "steps=150", "batch.size=8", "batch.workers=0", "schedule.ramp=10", "optimizer.learning_rate=1e-3",
-        "ema.decay=0.9",
-    ]) == 0
-    assert main(["replay", str(demos), "--checkpoint", str(output / "checkpoint"), "--every", "5",
-                 "--output", str(tmp_path / "out")]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "phase1.yaml",
+                f"datasets.0.paths=[{demos}/*.mcap]",
+                "datasets.0.split.fraction=0",
+                f"output={output}",
+                "steps=150",
+                "batch.size=8",
+                "batch.workers=0",
+                "schedule.ramp=10",
+                "optimizer.learning_rate=1e-3",
+                "ema.decay=0.9",
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(
+            [
+                "replay",
+                str(demos),
+                "--checkpoint",
+                str(output / "checkpoint"),
+                "--every",
+                "5",
+                "--output",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert found["trained"] and found["beats_persistence"]["holds"]
     assert found["headline"]["mae"] < 0.7 * found["baselines"]["persistence"]["headline"]["mae"]
@@ -420,7 +463,8 @@ def test_faults_are_kept_with_their_details(tmp_path, capsys):
     for each in (found, found["bags"][0]):
         details = each["skipped_details"]
         assert sum(kind["count"] for kind in details) == sum(
-            count for reason, count in each["skipped"].items() if reason != "episode_end")
+            count for reason, count in each["skipped"].items() if reason != "episode_end"
+        )
         assert any("encoding '8UC3'" in kind["detail"] for kind in details)
     said = capsys.readouterr().out
     assert "skipped: " in said and "camera_missing: front: picture on" in said

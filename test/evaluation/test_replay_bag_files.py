@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replay of bags as ``ros2 bag record`` leaves them: split, compressed, with metadata, cut short; from end to end."""
 
 from __future__ import annotations
@@ -53,15 +54,26 @@ def split_bag(folder, storage="mcap", compression=""):
         suffixes = "".join(file.suffixes)
         paths.append(f"{folder.name}_{number}{suffixes}")
         file.rename(folder / paths[-1])
-        files.append({"path": paths[-1], "starting_time": {"nanoseconds_since_epoch": begin},
-                      "duration": {"nanoseconds": 500_000_000}, "message_count": len(within)})
+        files.append(
+            {
+                "path": paths[-1],
+                "starting_time": {"nanoseconds_since_epoch": begin},
+                "duration": {"nanoseconds": 500_000_000},
+                "message_count": len(within),
+            }
+        )
     counts = {}
     for _, topic, _, _ in messages:
         counts[topic] = counts.get(topic, 0) + 1
     for entry in told["topics_with_message_count"]:
         entry["message_count"] = counts[entry["topic_metadata"]["name"]]
-    told |= {"relative_file_paths": paths, "files": files, "message_count": len(messages),
-             "starting_time": {"nanoseconds_since_epoch": START}, "duration": {"nanoseconds": round(END * 1e9)}}
+    told |= {
+        "relative_file_paths": paths,
+        "files": files,
+        "message_count": len(messages),
+        "starting_time": {"nanoseconds_since_epoch": START},
+        "duration": {"nanoseconds": round(END * 1e9)},
+    }
     (folder / "metadata.yaml").write_text(yaml.safe_dump({"rosbag2_bagfile_information": told}))
     return folder
 
@@ -89,9 +101,10 @@ def whole(tmp_path_factory, robot):
     return replayed(folder, Session(PAIR, end=END).record().write(folder / "one.mcap"), robot)[1]
 
 
-@pytest.mark.parametrize(("storage", "compression"), [
-    ("mcap", ""), ("mcap", "file"), ("mcap", "message"), ("sqlite3", ""), ("sqlite3", "file"), ("sqlite3", "message"),
-])
+@pytest.mark.parametrize(
+    ("storage", "compression"),
+    [("mcap", ""), ("mcap", "file"), ("mcap", "message"), ("sqlite3", ""), ("sqlite3", "file"), ("sqlite3", "message")],
+)
 def test_a_split_folder_is_one_bag(tmp_path, robot, whole, capsys, storage, compression):
     bag = split_bag(tmp_path / "run", storage, compression)
     assert find_bags([str(bag)]) == [bag]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A bag played to the live node gives the chunks that the replay makes of it."""
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def test_an_answer_that_differs_is_found(played, tmp_path):
 def test_nothing_reaches_an_arm():
     profile = changed("widowx")
     assert [other for _, other in remapped_commands(profile)] == [
-        f"/replay{profile.commands.by_name[group].topic}" for group in profile.commands.groups]
+        f"/replay{profile.commands.by_name[group].topic}" for group in profile.commands.groups
+    ]
     settings = replay_settings(profile, steps=3)
     assert settings["widowx.smoothing.method"] == "switch"
     assert settings["widowx.policy.proprio_source"] == "measured"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures of a replay against whole plans: zero for who repeats them, else what numpy makes of them."""
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def test_errors_against_plans_equal_an_independent_computation(tmp_path, demonst
     # a plan of the experts has its points where the waypoints of its picture are due, after the first one: now
     truth = np.stack([plans[int(stamp)][1:] for stamp in rows["stamp"]])
     guess = (truth * scale + offset).astype(np.float32) + np.stack(
-        [source.of(int(stamp), truth.shape[1:]) for stamp in rows["stamp"]])
+        [source.of(int(stamp), truth.shape[1:]) for stamp in rows["stamp"]]
+    )
     off = np.abs((guess - offset) / scale - truth)
     for column, name in enumerate(profile.joints.policy_order):
         assert found["per_joint"][name]["mae"] == pytest.approx(off[..., column].mean(), rel=1e-3)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bench/start.py on the small network."""
 
 from __future__ import annotations

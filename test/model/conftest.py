@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small untrained policy and what it may be shown."""
 
 from __future__ import annotations
@@ -25,13 +26,7 @@ def make_policy(*embodiments: Embodiment, seed: int = 3) -> Policy:
     spread = {name: np.linspace(0.5, 40.0, WIDTHS[name]) for name in names}
     centre = {name: np.linspace(-3.0, 3.0, WIDTHS[name]) for name in names}
     return random_policy(
-        embodiments,
-        state_mean=centre,
-        state_std=spread,
-        action_mean=centre,
-        action_std=spread,
-        seed=seed,
-        chunk_size=8,
+        embodiments, state_mean=centre, state_std=spread, action_mean=centre, action_std=spread, seed=seed, chunk_size=8
     )
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The registry of action modes, and what each mode does to numbers."""
 
 from __future__ import annotations

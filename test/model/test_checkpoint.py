@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every accepted layout loads to the same numbers; everything else fails by name."""
 
 from __future__ import annotations

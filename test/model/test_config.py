@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Both dialects of config.json, and what is said about one that does not fit."""
 
 from __future__ import annotations

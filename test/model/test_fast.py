@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every fast way to run a policy against the eager float32 reference."""
 
 from __future__ import annotations
@@ -55,9 +56,7 @@ def seen(policy: Policy, look: Look, rows: range) -> list[Observation]:
 def difference(policy: Policy, ours: list[np.ndarray], theirs: list[np.ndarray], robots: list[str]) -> float:
     """Largest difference in standard deviations."""
     scales = {name: robot.statistics.action.stats["std"] for name, robot in policy.robots.items()}
-    return max(
-        float(np.abs((a - b) / scales[name]).max()) for a, b, name in zip(ours, theirs, robots, strict=True)
-    )
+    return max(float(np.abs((a - b) / scales[name]).max()) for a, b, name in zip(ours, theirs, robots, strict=True))
 
 
 @pytest.mark.parametrize("network", WAYS)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sampler and the loss: their arithmetic, mixed batches, and what may be computed once."""
 
 from __future__ import annotations

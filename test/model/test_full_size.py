@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The published size, and how much memory loading takes."""
 
 from __future__ import annotations

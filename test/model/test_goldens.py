@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The published model's numbers, array by array.
 
 A folder of goldens holds one folder per case (config.json, model.safetensors, io.safetensors) and prep.safetensors.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chunks pulled towards committed waypoints: the true Jacobian, mixed batches, and what it is good for."""
 
 from __future__ import annotations
@@ -42,8 +43,13 @@ def inputs(double: XvlaNetwork) -> SimpleNamespace:
             draw(rows, 12, 192), draw(rows, 6, 192), torch.tensor([19, 0, 7]), WAYPOINTS
         )
     weight = torch.tensor([1.0, 1, 1, 0.6, 0.2, 0, 0, 0], dtype=torch.float64).expand(rows, -1)
-    return SimpleNamespace(context=context, state=draw(rows, config.state_dim), weight=weight,
-                           noise=draw(rows, WAYPOINTS, WIDTH), committed=draw(rows, WAYPOINTS, WIDTH))
+    return SimpleNamespace(
+        context=context,
+        state=draw(rows, config.state_dim),
+        weight=weight,
+        noise=draw(rows, WAYPOINTS, WIDTH),
+        committed=draw(rows, WAYPOINTS, WIDTH),
+    )
 
 
 def rows_of(context: Context, rows: slice) -> Context:
@@ -53,8 +59,9 @@ def rows_of(context: Context, rows: slice) -> Context:
 def drawn(network: XvlaNetwork, inputs: SimpleNamespace, rows: slice = slice(None), **options: object) -> Tensor:
     if "guidance" in options:
         options["prefix"] = inputs.committed[rows], inputs.weight[rows]
-    return sample(network, rows_of(inputs.context, rows), inputs.state[rows], inputs.noise[rows], MODES[rows],
-                  **options)  # type: ignore[arg-type]
+    return sample(
+        network, rows_of(inputs.context, rows), inputs.state[rows], inputs.noise[rows], MODES[rows], **options
+    )  # type: ignore[arg-type]
 
 
 def test_guiding_moves_by_the_jacobian_of_the_network(double, inputs) -> None:
@@ -119,8 +126,16 @@ def test_rows_begin_at_the_earlier_chunk_where_there_is_one(inputs) -> None:
     weight = torch.zeros(3, WAYPOINTS, dtype=torch.float64)
     weight[:2, :3] = torch.tensor([1.0, 0.5, 0.1])
     guidance = torch.tensor([0.0, BETA, 0.0], dtype=torch.float64)
-    sample(network, None, inputs.state, inputs.noise, [mode] * 3, steps=1,  # type: ignore[arg-type]
-           prefix=(inputs.committed, weight), guidance=guidance)
+    sample(
+        network,
+        None,
+        inputs.state,
+        inputs.noise,
+        [mode] * 3,
+        steps=1,  # type: ignore[arg-type]
+        prefix=(inputs.committed, weight),
+        guidance=guidance,
+    )
     assert network.t.tolist() == [START, START, 1.0]
     gripper, joints = list(mode.spec.gripper), [c for c in range(12) if c not in mode.spec.gripper]
     assert not network.seen[:, :, gripper].any()
@@ -156,7 +171,8 @@ def test_guided_chunk_agrees_where_it_must_and_follows_where_it_need_not(inputs,
     modes = [action_mode("agibot_ee6d")] * 3
     free, guided = (
         sample(source, None, inputs.state, inputs.noise, modes, steps=20, prefix=(committed, weight), guidance=each)
-        if each else sample(source, None, inputs.state, inputs.noise, modes, steps=20)
+        if each
+        else sample(source, None, inputs.state, inputs.noise, modes, steps=20)
         for each in (0.0, beta)
     )  # type: ignore[arg-type]
     held, next_free = slice(0, 4), slice(4, 6)

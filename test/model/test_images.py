@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two image pipelines. The letterbox's numbers are pinned by the golden vectors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Large imports with the garbage collector out of the way."""
 
 from __future__ import annotations

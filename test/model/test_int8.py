@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Int8: how far from float32, what is rounded and what not, and what cannot be done with it."""
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ def test_error_over_random_inputs(
         monkeypatch.setattr(int8, "_pairs_saturate", lambda: True)
     step = 2 if int8._pairs_saturate() else 1  # how much coarser activations are rounded than in 8 bits
     seen = observations(policy, look, INPUTS)
-    spread = policy.robots["pair"].statistics.action.denormalise(np.ones(12)) - \
-        policy.robots["pair"].statistics.action.denormalise(np.zeros(12))
+    spread = policy.robots["pair"].statistics.action.denormalise(np.ones(12)) - policy.robots[
+        "pair"
+    ].statistics.action.denormalise(np.zeros(12))
     exact, near = (
         np.stack([each.actions for each in chosen.predict(seen, seed=1)]) / spread for chosen in (policy, rounded)
     )
@@ -54,9 +56,7 @@ def test_error_over_random_inputs(
 def test_what_is_rounded(policy: Policy, rounded: Policy) -> None:
     network = rounded.network
     left = {name for name, module in network.named_modules() if type(module) is nn.Linear}
-    assert left == {
-        "vlm.multi_modal_projector.image_projection", "transformer.vlm_proj", "transformer.aux_visual_proj",
-    }
+    assert left == {"vlm.multi_modal_projector.image_projection", "transformer.vlm_proj", "transformer.aux_visual_proj"}
     assert isinstance(network.transformer.action_encoder, DomainAwareLinear)
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
     blocks = [name for name, module in network.named_modules() if isinstance(module, Int8Linear)]

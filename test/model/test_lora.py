@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LoRA adapters in peft's format, merged without peft."""
 
 from __future__ import annotations

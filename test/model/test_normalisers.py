@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Normalisation there and back, in every mode."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Observations in, chunks out: nothing shifts, nothing depends on the neighbours, nothing is guessed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a policy computes in is decided by the device, not by its file; what cannot run is refused by name."""
 
 from __future__ import annotations

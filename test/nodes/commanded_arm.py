@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An arm that follows the windows that come, and the monitor that looks at them."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No test passes in which a command leapt."""
 
 import sys

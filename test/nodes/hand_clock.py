@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A clock that a test sets, for a part of the node that is looked at alone."""
 
 from rclpy.clock import Clock, ClockType

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``/xvla`` in a process of its own, and what every command it sends must keep to."""
 
 import json
@@ -14,7 +15,9 @@ from xvla_ros import ros_env
 
 DEADLINE = 240.0  # ends what hangs
 SETTINGS = {
-    "policy.waypoint_dt": 0.1, "smoothing.execute": 0.2, "policy.denoising_steps": 2,
+    "policy.waypoint_dt": 0.1,
+    "smoothing.execute": 0.2,
+    "policy.denoising_steps": 2,
     "safety.first_step": 1.0,  # random weights begin anywhere
 }
 
@@ -32,8 +35,8 @@ class NodeProcess:
         environment = ros_env.child_environment() | {"ROS_DOMAIN_ID": str(domain), "OMP_NUM_THREADS": "1"}
         with self.output.open("w") as file:
             self.process = subprocess.Popen(
-                [*self.command, "--ros-args", *arguments],
-                env=environment, stdout=file, stderr=subprocess.STDOUT)
+                [*self.command, "--ros-args", *arguments], env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
 
     def said(self):
         return self.output.read_text()

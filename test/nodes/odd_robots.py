@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Robots with odd traits, one each: what their drivers send, message by message, to a graph or into a bag.
 
 Each is an SO-101 in a namespace of its own. It stands, or with ``sway`` it moves, as a robot that is taught does.
@@ -144,8 +145,10 @@ TRAITS = {
     "slow_gripper": Trait("the gripper in messages of its own, at a fifth of the rate", slow_gripper),
     "zeros": Trait("a second publisher sends zeros for the same joints", beside(state(NAMES, [0.0] * 6), 2)),
     "zeros_at_times": Trait(
-        "a second publisher sends zeros for the same joints, for 0.4 s", zeros_at_times,
-        apart={"check": ("no", "what holds the arm is an error, however rarely it does")}),
+        "a second publisher sends zeros for the same joints, for 0.4 s",
+        zeros_at_times,
+        apart={"check": ("no", "what holds the arm is an error, however rarely it does")},
+    ),
     "efforts": Trait("a second publisher sends efforts alone", beside(state(NAMES, (), effort=[0.0] * 6))),
     "wheels": Trait("further joints, whose positions are NaN", with_wheels),
     "shuffled": Trait("joint names in another order in each message", shuffled),
@@ -165,8 +168,12 @@ TRAITS = {
     "mono": Trait("pictures in mono8", picture=partial(raw, "mono8", 1)),
     "bayer": Trait("pictures in bayer_rggb8", picture=partial(raw, "bayer_rggb8", 1)),
     "open": Trait("pictures in 8UC3", picture=partial(raw, "8UC3")),
-    "open_at_will": Trait("pictures in 8UC3 of a camera with `required: false`", picture=partial(raw, "8UC3"),
-                          slots=("wrist",), cameras={"required": False}),
+    "open_at_will": Trait(
+        "pictures in 8UC3 of a camera with `required: false`",
+        picture=partial(raw, "8UC3"),
+        slots=("wrist",),
+        cameras={"required": False},
+    ),
     "answered": Trait("pictures in 8UC3, `encoding: bgr8`", picture=partial(raw, "8UC3"), cameras={"encoding": "bgr8"}),
     "deep": Trait("pictures in 16UC1", picture=partial(raw, "16UC1", 2)),
     "cut": Trait("pictures cut off", picture=cut),

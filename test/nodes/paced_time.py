@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Simulated time that a test drives: as fast as the node under test allows, and standing where the test says so."""
 
 import threading

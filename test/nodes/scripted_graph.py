@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node whose policy is a script beside the pair of arms, and what the tests of its faults have in common."""
 
 import sys
@@ -19,9 +20,14 @@ CHUNK = 0.1  # s of simulated time that a chunk takes at most
 HORIZON = 2.0  # s of a chunk
 EXECUTED = 0.25 * HORIZON  # when the next is asked for
 SHORT = {
-    "policy.waypoint_dt": 0.0667, "smoothing.execute": 0.25, "safety.first_step": 0.25,
-    "timing.observation_timeout": AGE, "timing.inference_timeout": PATIENCE, "timing.clock_timeout": 1.0,
-    "timing.controller_timeout": 0.5, "timing.lookahead": LOOKAHEAD,
+    "policy.waypoint_dt": 0.0667,
+    "smoothing.execute": 0.25,
+    "safety.first_step": 0.25,
+    "timing.observation_timeout": AGE,
+    "timing.inference_timeout": PATIENCE,
+    "timing.clock_timeout": 1.0,
+    "timing.controller_timeout": 0.5,
+    "timing.lookahead": LOOKAHEAD,
     **{f"cameras.{slot}.max_age": AGE for slot in ("front", "left_wrist", "right_wrist")},
 }
 # Where time does not wait, nothing but what a test does may make the robot hold.
@@ -38,8 +44,7 @@ class ScriptedNode(NodeProcess):
 
     def __init__(self, domain, folder, *, paced):
         settings = SHORT if paced else SHORT | PATIENT
-        super().__init__(domain, folder, paced=paced,
-                         **{f"{ROBOT}.{name}": value for name, value in settings.items()})
+        super().__init__(domain, folder, paced=paced, **{f"{ROBOT}.{name}": value for name, value in settings.items()})
 
 
 class Graph:
@@ -165,9 +170,11 @@ def call(pair, service):
 
 def clear(pair):
     """Clear the stop, as soon as it has been heard that ``/estop`` is released; return whether there was one."""
+
     def answered():
         answer = call(pair, "clear_stop")
         return answer if "still true" not in answer.message else None
+
     return pair.wait_for(answered, "the release of /estop").success
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node ``/xvla`` with a script in the place of a policy; the first words of the instruction say what it does.
 
     sway        every joint swings by SWING rad about MIDDLE, SWAYS times a second, by ROS time
@@ -53,8 +54,17 @@ class ScriptedPolicy:
         actions = to_policy(path(word, seen.stamp / 1e9 + times, JointLimits.of(profile)), profile).astype(np.float32)
         if word in ("nan", "inf"):
             actions[WAYPOINTS // 2, 3] = float(word)
-        return ActionChunk(profile.name, policy.domain_id, policy.action_mode, seen.instruction, seen.stamp, times,
-                           actions, 1e3 * FORWARD_PASS_S, seen.images["front"].shape[0])
+        return ActionChunk(
+            profile.name,
+            policy.domain_id,
+            policy.action_mode,
+            seen.instruction,
+            seen.stamp,
+            times,
+            actions,
+            1e3 * FORWARD_PASS_S,
+            seen.images["front"].shape[0],
+        )
 
 
 def path(word, times, limits):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults at random around a robot that moves, for as long as is wanted: leaps and missed holds, counted.
 
     python test/nodes/soak.py --minutes 30 --seed 1
@@ -38,18 +39,31 @@ class Soak:
         self.graph, self.pair, self.random = graph, graph.pair, random
         self.done, self.missed, self.leaps = Counter(), Counter(), []
         pair = self.pair
-        self.liar = {group: pair.node.create_publisher(JointState, topic, qos.SENSOR) for group, topic in (
-            (group, pair.profile.joints.by_name[pair.profile.commands.by_name[group].joints[0]].topic)
-            for group in pair.names)}
+        self.liar = {
+            group: pair.node.create_publisher(JointState, topic, qos.SENSOR)
+            for group, topic in (
+                (group, pair.profile.joints.by_name[pair.profile.commands.by_name[group].joints[0]].topic)
+                for group in pair.names
+            )
+        }
         self.faults = {
             "a camera stops": (lambda: pair.cameras.discard(self.any_of(pair.cameras)), (1.5, 3.0), "camera_stale"),
             "joint states stop": (lambda: setattr(pair, "joint_states", False), (1.5, 3.0), "joints_stale"),
-            "a joint is not named": (lambda: setattr(pair, "make_names", lambda names: names[:-1]), (1.5, 3.0),
-                                     "joints_stale"),
-            "joint states of NaN": (lambda: setattr(pair, "make_positions", lambda p: p * np.nan), (0.2, 2.0),
-                                    "joints_invalid"),
-            "joint states in degrees": (lambda: setattr(pair, "make_positions", lambda p: np.degrees(p) + 20.0),
-                                        (0.2, 2.0), "joints_invalid"),
+            "a joint is not named": (
+                lambda: setattr(pair, "make_names", lambda names: names[:-1]),
+                (1.5, 3.0),
+                "joints_stale",
+            ),
+            "joint states of NaN": (
+                lambda: setattr(pair, "make_positions", lambda p: p * np.nan),
+                (0.2, 2.0),
+                "joints_invalid",
+            ),
+            "joint states in degrees": (
+                lambda: setattr(pair, "make_positions", lambda p: np.degrees(p) + 20.0),
+                (0.2, 2.0),
+                "joints_invalid",
+            ),
             "a second publisher": (lambda: setattr(pair, "beside", self.lie), (0.3, 2.0), "joints_implausible"),
             "no power": (lambda: pair.power(False), (2.0, 4.0), "not_following"),
             "commands get lost": (self.lose_commands, (0.1, 2.0), ""),
@@ -81,8 +95,10 @@ class Soak:
         make()
         self.pair.pass_time(self.random.uniform(*lasts))
         if reason:
-            self.waited(f"{name}: {reason}", lambda: any(
-                status.reason == reason for status in self.pair.heard[STATUS_TOPIC][begin:]))
+            self.waited(
+                f"{name}: {reason}",
+                lambda: any(status.reason == reason for status in self.pair.heard[STATUS_TOPIC][begin:]),
+            )
         self.restore()
         self.waited(f"{name}: running again", lambda: self.pair.status.state == "running")
         self.done[name] += 1
@@ -129,9 +145,11 @@ def main():
     for name, count in sorted(soak.done.items()):
         print(f"{count:5d}  {name}")
     windows = sum(arm.monitor.seen for arm in pair.arms.values())
-    print(f"{given.minutes:g} min of simulated time in {(time.monotonic() - began) / 60:.1f} min, seed {given.seed}: "
-          f"{soak.done.total()} faults, {windows} windows, {len(soak.leaps)} leaps, {soak.missed.total()} missed, "
-          f"{tracebacks} tracebacks" + ("" if ended is None else f", the node ended with {ended}"))
+    print(
+        f"{given.minutes:g} min of simulated time in {(time.monotonic() - began) / 60:.1f} min, seed {given.seed}: "
+        f"{soak.done.total()} faults, {windows} windows, {len(soak.leaps)} leaps, {soak.missed.total()} missed, "
+        f"{tracebacks} tracebacks" + ("" if ended is None else f", the node ended with {ended}")
+    )
     for line in [*soak.leaps[:10], *(f"missed {count} ×: {what}" for what, count in soak.missed.items())]:
         print(line)
     return 1 if soak.leaps or soak.missed or tracebacks or ended is not None else 0

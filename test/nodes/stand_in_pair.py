@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stand-in for a pair of SO-101 arms and their cameras: publishes them at will and follows the commands it gets.
 
 Not a simulation: the arms go straight where they are told (commanded_arm.py), and every window is held against the one
@@ -93,10 +94,15 @@ class StandInPair:
         self._ended = threading.Event()
         self._connect()
         self._services = {
-            name: self.node.create_client(kind, f"/xvla/{name}") for name, kind in (
-                ("change_state", ChangeState), ("get_state", GetState), ("set_parameters", SetParameters),
-                ("describe_parameters", DescribeParameters), ("list_parameters", ListParameters),
-                ("stop", Trigger), ("clear_stop", Trigger),
+            name: self.node.create_client(kind, f"/xvla/{name}")
+            for name, kind in (
+                ("change_state", ChangeState),
+                ("get_state", GetState),
+                ("set_parameters", SetParameters),
+                ("describe_parameters", DescribeParameters),
+                ("list_parameters", ListParameters),
+                ("stop", Trigger),
+                ("clear_stop", Trigger),
             )
         }
         self.executor = SingleThreadedExecutor(context=self.context)
@@ -151,8 +157,10 @@ class StandInPair:
         profile, timing = self.profile, self.profile.timing
         # where time does not wait, nothing is sent that is older than lead
         inside = uncertainty(timing) if self.is_paced else timing.lead
-        joints = {name: [profile.joints.by_name[joint] for joint in profile.commands.by_name[name].joints]
-                  for name in profile.commands.groups}
+        joints = {
+            name: [profile.joints.by_name[joint] for joint in profile.commands.by_name[name].joints]
+            for name in profile.commands.groups
+        }
         return {name: CommandedArm(name, mine, [HOME] * len(mine), timing, inside) for name, mine in joints.items()}
 
     def _connect(self):
@@ -171,8 +179,10 @@ class StandInPair:
         for name in self.arms:
             self.connect_controller(name)
         for kind, topic, quality in (
-            (PolicyStatus, STATUS_TOPIC, qos.LATCHED), (ActionChunk, CHUNK_TOPIC, qos.EVENTS),
-            (DiagnosticArray, "/diagnostics", qos.EVENTS), (Log, "/rosout", qos.EVENTS),
+            (PolicyStatus, STATUS_TOPIC, qos.LATCHED),
+            (ActionChunk, CHUNK_TOPIC, qos.EVENTS),
+            (DiagnosticArray, "/diagnostics", qos.EVENTS),
+            (Log, "/rosout", qos.EVENTS),
         ):
             node.create_subscription(kind, topic, self.heard[topic].append, quality)
         if self.is_paced:
@@ -205,7 +215,8 @@ class StandInPair:
     def connect_controller(self, group):
         topic = self.profile.commands.by_name[group].topic
         self._controllers[group] = self.node.create_subscription(
-            JointTrajectory, topic, lambda message, info: self._obey(group, message, info), EVERY_WINDOW)
+            JointTrajectory, topic, lambda message, info: self._obey(group, message, info), EVERY_WINDOW
+        )
 
     def lose_controller(self, group):
         self.node.destroy_subscription(self._controllers.pop(group))
@@ -258,11 +269,13 @@ class StandInPair:
 
     def meet(self):
         """Wait until the node answers: from then on no question is repeated."""
+
         def answered():
             future, until = self.call_async("get_state", GetState.Request()), time.monotonic() + ANSWER
             while not future.done() and time.monotonic() < until:
                 time.sleep(0.01)
             return future.done()
+
         for service, client in self._services.items():
             self.wait_for(client.service_is_ready, f"the service {service}")
         self.wait_for(answered, "a first answer")
@@ -289,8 +302,9 @@ class StandInPair:
         return self.call("get_state", GetState.Request()).current_state.label
 
     def set(self, **values):
-        parameters = [Parameter(name.replace("__", "."), value=value).to_parameter_msg()
-                      for name, value in values.items()]
+        parameters = [
+            Parameter(name.replace("__", "."), value=value).to_parameter_msg() for name, value in values.items()
+        ]
         return self.call("set_parameters", SetParameters.Request(parameters=parameters)).results
 
     def press(self, pressed):
@@ -311,8 +325,15 @@ class StandInPair:
         begin = len(self.heard[STATUS_TOPIC])
 
         def reached():
-            return next((status for status in self.heard[STATUS_TOPIC][begin:]
-                         if (status.state, status.reason) == (state, reason) and detail in status.detail), None)
+            return next(
+                (
+                    status
+                    for status in self.heard[STATUS_TOPIC][begin:]
+                    if (status.state, status.reason) == (state, reason) and detail in status.detail
+                ),
+                None,
+            )
+
         return self.wait_for(reached, f"status {state} {reason} {detail}")
 
     def wait_chunks(self, count, **fields):
@@ -320,8 +341,12 @@ class StandInPair:
         begin = len(self.heard[CHUNK_TOPIC])
 
         def found():
-            return [chunk for chunk in self.heard[CHUNK_TOPIC][begin:]
-                    if all(getattr(chunk, name) == value for name, value in fields.items())]
+            return [
+                chunk
+                for chunk in self.heard[CHUNK_TOPIC][begin:]
+                if all(getattr(chunk, name) == value for name, value in fields.items())
+            ]
+
         self.wait_for(lambda: len(found()) >= count, f"{count} chunks {fields}")
         return found()
 

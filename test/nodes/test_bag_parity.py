@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same messages give the same observations live and from a bag."""
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from xvla_ros.nodes import messages
 MS = 1_000_000
 START = 1_700_000_000_000 * MS
 NAMES = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
-KINDS = {Image: "sensor_msgs/msg/Image", CompressedImage: "sensor_msgs/msg/CompressedImage",
-         JointState: "sensor_msgs/msg/JointState"}
+KINDS = {
+    Image: "sensor_msgs/msg/Image",
+    CompressedImage: "sensor_msgs/msg/CompressedImage",
+    JointState: "sensor_msgs/msg/JointState",
+}
 
 
 def pair():
@@ -66,8 +70,12 @@ def session():
         for side, positions in places.items():
             order = rng.permutation(6)
             positions += rng.uniform(-0.03, 0.03, 6)  # no faster than an arm moves
-            send(ms, 2, f"/{side}/joint_states", JointState(
-                name=[NAMES[i] for i in order], position=[float(positions[i]) for i in order]))
+            send(
+                ms,
+                2,
+                f"/{side}/joint_states",
+                JointState(name=[NAMES[i] for i in order], position=[float(positions[i]) for i in order]),
+            )
     return sorted(out, key=lambda entry: entry[0])
 
 
@@ -105,9 +113,11 @@ def write(path, recorded, storage):
 def test_live_and_bag_give_identical_observations(tmp_path, storage):
     profile, recorded = pair(), session()
     from_live = live(profile, recorded)
-    from_bag = {one.stamp: one
-                for one in observations(write(tmp_path / "bag", recorded, storage), profile, instruction="fold")
-                if isinstance(one, Observation)}
+    from_bag = {
+        one.stamp: one
+        for one in observations(write(tmp_path / "bag", recorded, storage), profile, instruction="fold")
+        if isinstance(one, Observation)
+    }
 
     assert from_live.keys() == from_bag.keys()
     assert len(from_bag) > 35
@@ -129,8 +139,12 @@ def test_samples_are_what_the_live_node_sees(tmp_path, storage):
     from_live = live(profile, recorded)
     robot = tmp_path / "pair.yaml"
     robot.write_text(profile_document([profile]))
-    entry = DatasetSettings(paths=(str(write(tmp_path / "bag", recorded, storage)),), robot=str(robot),
-                            instruction="fold", actions="measured")
+    entry = DatasetSettings(
+        paths=(str(write(tmp_path / "bag", recorded, storage)),),
+        robot=str(robot),
+        instruction="fold",
+        actions="measured",
+    )
 
     samples = open_datasets([entry], waypoints=4, image_size=None, cache=tmp_path / "cache").train
 

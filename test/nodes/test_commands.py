@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What leaves the node for each command interface."""
 
 import numpy as np
@@ -26,8 +27,13 @@ def window(rows):
     rows = np.asarray(rows, dtype=float)
     rest = np.zeros_like(rows)
     return CommandWindow(
-        stamp=3_000_000_007, start=MotionState.at_rest(rest[0]), times=np.array([0.05, 0.1]), positions=rows,
-        velocities=rest, accelerations=rest, limited=0,
+        stamp=3_000_000_007,
+        start=MotionState.at_rest(rest[0]),
+        times=np.array([0.05, 0.1]),
+        positions=rows,
+        velocities=rest,
+        accelerations=rest,
+        limited=0,
     )
 
 
@@ -105,7 +111,8 @@ def test_a_pose_is_that_of_the_tool_at_the_windows_first_point():
     assert (pose.header.stamp.sec, pose.header.stamp.nanosec) == (3, 7)
     place = pose.pose.position
     np.testing.assert_allclose(
-        [place.x, place.y, place.z], rpy_to_matrix((0, 0, 0.5)) @ [0.458325, 0.0, 0.36065], atol=1e-6)
+        [place.x, place.y, place.z], rpy_to_matrix((0, 0, 0.5)) @ [0.458325, 0.0, 0.36065], atol=1e-6
+    )
     turn = pose.pose.orientation
     np.testing.assert_allclose([turn.x, turn.y, turn.z, turn.w], [0, 0, np.sin(0.25), np.cos(0.25)], atol=1e-9)
     gripper = sent["gripper"]
@@ -113,13 +120,16 @@ def test_a_pose_is_that_of_the_tool_at_the_windows_first_point():
     assert [list(point.positions) for point in gripper.points] == [[0.02], [0.03]]
 
 
-@pytest.mark.parametrize(("groups", "words"), [
-    ({"arm": {"topic": "/a", "tool": "arm", "joints": ["gripper"]}}, "both a tool and joints"),
-    ({"gripper": {"topic": "/g"}}, "neither a tool nor joints"),
-    ({"arm": {"topic": "/a", "tool": "am"}}, "did you mean 'arm'"),
-    ({"gripper": {"topic": "/g", "joints": ["elbow"]}}, "is no gripper's joint"),
-    ({"gripper": {"topic": "/g", "tool": "arm"}}, "commanded by group 'arm' too"),
-])
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        ({"arm": {"topic": "/a", "tool": "arm", "joints": ["gripper"]}}, "both a tool and joints"),
+        ({"gripper": {"topic": "/g"}}, "neither a tool nor joints"),
+        ({"arm": {"topic": "/a", "tool": "am"}}, "did you mean 'arm'"),
+        ({"gripper": {"topic": "/g", "joints": ["elbow"]}}, "is no gripper's joint"),
+        ({"gripper": {"topic": "/g", "tool": "arm"}}, "commanded by group 'arm' too"),
+    ],
+)
 def test_groups_that_a_servo_cannot_be_given_are_named(groups, words):
     with pytest.raises(ProfileError, match=words):
         servo(**groups)

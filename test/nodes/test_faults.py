@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What goes wrong around a robot that moves, over DDS with the node in a process of its own.
 
 After each fault the arm is held or stopped in the time promised (docs/reference/faults.md), nothing that was sent is
@@ -102,15 +103,26 @@ def test_joint_names_in_another_order_are_the_same_joints(running):
 
 def test_joint_names_that_are_missing(running):
     """They may come in messages of their own, and count as stale only then."""
-    held(running, lambda: setattr(running, "make_names", lambda names: names[:-1]), "joints_stale",
-         "/left/joint_states (gripper)", AGE, AGE - PERIOD)
+    held(
+        running,
+        lambda: setattr(running, "make_names", lambda names: names[:-1]),
+        "joints_stale",
+        "/left/joint_states (gripper)",
+        AGE,
+        AGE - PERIOD,
+    )
     running.make_names = lambda names: names
     went_on(running)
 
 
 def test_joint_states_of_nan(running):
-    held(running, lambda: setattr(running, "make_positions", lambda positions: positions * np.nan), "joints_invalid",
-         "shoulder_pan = nan", 0.0)
+    held(
+        running,
+        lambda: setattr(running, "make_positions", lambda positions: positions * np.nan),
+        "joints_invalid",
+        "shoulder_pan = nan",
+        0.0,
+    )
     running.make_positions = lambda positions: positions
     went_on(running)
 
@@ -118,11 +130,14 @@ def test_joint_states_of_nan(running):
 # the policy
 
 
-@pytest.mark.parametrize(("word", "reason", "detail"), [
-    ("raise", "policy_error", "RuntimeError: so says the script"),
-    ("nan", "policy_error", "is nan, expected a finite number"),
-    ("inf", "policy_error", "is inf, expected a finite number"),
-])
+@pytest.mark.parametrize(
+    ("word", "reason", "detail"),
+    [
+        ("raise", "policy_error", "RuntimeError: so says the script"),
+        ("nan", "policy_error", "is nan, expected a finite number"),
+        ("inf", "policy_error", "is inf, expected a finite number"),
+    ],
+)
 def test_a_policy_that_fails(running, word, reason, detail):
     dropped = running.status.dropped_chunks
     held(running, lambda: running.instruct(word), reason, detail, EXECUTED + CHUNK)
@@ -203,10 +218,12 @@ def test_the_instruction_changes_in_mid_motion(running):
 
 def test_another_node_on_the_same_controller(running):
     rival = running.node.create_publisher(
-        JointTrajectory, running.profile.commands.by_name["left_arm"].topic, qos.COMMAND)
+        JointTrajectory, running.profile.commands.by_name["left_arm"].topic, qos.COMMAND
+    )
     try:
         running.wait_status(
-            "holding", "controller_lost", "/stand_in_pair also publishes /left/arm_controller/joint_trajectory")
+            "holding", "controller_lost", "/stand_in_pair also publishes /left/arm_controller/joint_trajectory"
+        )
         wait_rest(running)
         assert is_left_alone(running)
     finally:
@@ -221,7 +238,8 @@ def test_a_second_node_of_the_same_name(running, graph):
     try:
         twin.create_publisher(JointTrajectory, "/right/arm_controller/joint_trajectory", qos.COMMAND)
         running.wait_status(
-            "holding", "controller_lost", "a second /xvla also publishes /right/arm_controller/joint_trajectory")
+            "holding", "controller_lost", "a second /xvla also publishes /right/arm_controller/joint_trajectory"
+        )
     finally:
         twin.destroy_node()
         rclpy.shutdown(context=context)
@@ -350,8 +368,10 @@ def test_the_clock_jumps(in_simulation, leap):
     pair = in_simulation
     pair.simulated_time.jump(leap)
     jumped = pair.now() / 1e9
-    pair.wait_for(lambda: any(abs(seconds(chunk.header.stamp) - jumped) < 20.0 for chunk in
-                              pair.heard[CHUNK_TOPIC][-3:]), "a chunk of the new time")
+    pair.wait_for(
+        lambda: any(abs(seconds(chunk.header.stamp) - jumped) < 20.0 for chunk in pair.heard[CHUNK_TOPIC][-3:]),
+        "a chunk of the new time",
+    )
     went_on(pair)
 
 

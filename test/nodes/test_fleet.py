@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two robots of different kinds on one node, in a process of its own, with a stand-in for both at the other end."""
 
 import json
@@ -39,7 +40,9 @@ ASK_AGAIN = 2.0  # s; an answer sent before this side is known is lost
 URDF = (config_dir() / "urdf" / "wx250s.urdf").read_text(encoding="utf-8")
 FLEET = {"arm": {"like": "so101", "namespace": "/a"}, "widow": {"like": "widowx", "namespace": "/b/c"}}
 SETTINGS = {
-    "policy": {"waypoint_dt": 0.1, "denoising_steps": 2}, "smoothing": {"execute": 0.3}, "safety": {"first_step": 1.0},
+    "policy": {"waypoint_dt": 0.1, "denoising_steps": 2},
+    "smoothing": {"execute": 0.3},
+    "safety": {"first_step": 1.0},
     "timing": {"command_rate": 30.0},
 }
 
@@ -101,8 +104,11 @@ class Robots:
     def _publish(self):
         now = Time(nanoseconds=self.time.ns()).to_msg()
         for name in self.profiles:
-            said = {joint: place for arm in self.arms[name]
-                    for joint, place in zip(arm.names, arm.say(self.time.ns() / 1e9).tolist(), strict=True)}
+            said = {
+                joint: place
+                for arm in self.arms[name]
+                for joint, place in zip(arm.names, arm.say(self.time.ns() / 1e9).tolist(), strict=True)
+            }
             state = JointState(name=list(said), position=list(said.values()))
             state.header.stamp = now
             self.joints[name].publish(state)
@@ -129,6 +135,7 @@ class Robots:
             if not asked or time.monotonic() - asked[-1][0] > ASK_AGAIN:
                 asked.append((time.monotonic(), self._state.call_async(GetState.Request())))
             return any(future.done() for _, future in asked)
+
         self.wait_for(answered, "an answer")
 
     def make(self, transition):
@@ -142,8 +149,10 @@ class Robots:
         """Wait for a status that comes from now on."""
         statuses = self.heard[name, "status"]
         begin = len(statuses)
-        self.wait_for(lambda: any((each.state, each.reason) == (state, reason) for each in statuses[begin:]),
-                      f"{name} {state} {reason}")
+        self.wait_for(
+            lambda: any((each.state, each.reason) == (state, reason) for each in statuses[begin:]),
+            f"{name} {state} {reason}",
+        )
 
     def wait_chunks(self, name, count):
         """Wait for some chunks from now on; return them."""
@@ -167,13 +176,26 @@ def robots(tmp_path_factory):
     file = folder / "fleet.yaml"
     settings = {name: {**like, **SETTINGS} for name, like in FLEET.items()}
     file.write_text(json.dumps({"/**": {"ros__parameters": settings}}), encoding="utf-8")  # which is YAML too
-    arguments = ["--params-file", str(file), "-p", f"robots:={json.dumps(list(FLEET))}", "-p", "threads:=1",
-                 "-p", "use_sim_time:=true", "-p", "paced:=true"]
+    arguments = [
+        "--params-file",
+        str(file),
+        "-p",
+        f"robots:={json.dumps(list(FLEET))}",
+        "-p",
+        "threads:=1",
+        "-p",
+        "use_sim_time:=true",
+        "-p",
+        "paced:=true",
+    ]
     with free_domain() as domain, (folder / "output.txt").open("w") as output:
         environment = ros_env.child_environment() | {"ROS_DOMAIN_ID": str(domain), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-m", "xvla_ros.nodes.policy_node", "--ros-args", *arguments],
-            env=environment, stdout=output, stderr=subprocess.STDOUT)
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
         made = Robots(domain, load_profile(file))
         try:
             made.meet()

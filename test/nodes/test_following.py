@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arms that do not follow, joint states that physics forbids, and a node that is paused, over DDS.
 
 Whatever happens, no command leaps: ``window_monitor`` looks at each where it arrives, and ``conftest.py`` asks it after

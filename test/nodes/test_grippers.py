@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Grippers by setpoints that are sent when they change: on a topic, and as goals of an action.
 
 No control_msgs comes from PyPI, so its actions are played by a stand-in of the same structure: what is made of a

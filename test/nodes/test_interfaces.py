@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every command interface goes through everything that sends, takes, checks, records, reads or simulates commands.
 
 The interfaces come from the registry: one that a part was not taught ends here.
@@ -61,8 +62,15 @@ def sent_at(profile, seconds):
     times = profile.timing.lead + np.array([0.0, 0.05])
     positions = curve(profile, seconds + times)
     rest = np.zeros_like(positions)
-    window = CommandWindow(stamp=START + round(seconds * 1e9), start=MotionState.at_rest(rest[0]), times=times,
-                           positions=positions, velocities=rest, accelerations=rest, limited=0)
+    window = CommandWindow(
+        stamp=START + round(seconds * 1e9),
+        start=MotionState.at_rest(rest[0]),
+        times=times,
+        positions=positions,
+        velocities=rest,
+        accelerations=rest,
+        limited=0,
+    )
     for group, message in command_messages(profile, window, StateEncoder(profile)).items():
         if recorded_type(profile, group):
             yield group, Float64MultiArray(data=[message]) if has_gripper_outlet(profile, group) else message
@@ -119,8 +127,10 @@ def test_what_is_sent_is_read_alike_live_and_from_a_bag(name):
     profile, group = robot(name)
     message = dict(sent_at(profile, 1.0))[group]
     assert type(message) is command_type(profile, group) is message_class(INTERFACES[name].type)
-    found, (names, points) = read_command(profile, group, serialize_message(message)), commanded_points(
-        profile, group, message)
+    found, (names, points) = (
+        read_command(profile, group, serialize_message(message)),
+        commanded_points(profile, group, message),
+    )
     if isinstance(found, JointCommand):
         assert names == [profile.joints.by_name[joint].name for joint in profile.commands.by_name[group].joints]
         np.testing.assert_allclose(found.times / 1e9, [time for time, _ in points])
@@ -160,8 +170,11 @@ def test_a_bag_of_it_lacks_nothing(name, tmp_path):
     bag = recorded(profile, tmp_path / "bag.mcap")
     info = inspect(bag, profile)
     assert (info.missing, info.unused) == ((), ())
-    (found,) = (inspect(recorded(profile, tmp_path / "other.mcap", silent=(group,)), profile).missing
-                if name in OF_TOPICS else ("",))
+    (found,) = (
+        inspect(recorded(profile, tmp_path / "other.mcap", silent=(group,)), profile).missing
+        if name in OF_TOPICS
+        else ("",)
+    )
     assert (f"commands of {group}" in found) == (name in OF_TOPICS)
 
 
@@ -205,8 +218,9 @@ def test_a_gripper_that_was_to_stand_in_an_episode_was_commanded(name, tmp_path)
 @every
 def test_a_bag_of_it_is_replayed(name, tmp_path):
     profile, _ = robot(name)
-    record = replay_bag(recorded(profile, tmp_path / "bag.mcap"), profile, [Repeated()], ReplaySettings(every=5),
-                        tmp_path / "part")
+    record = replay_bag(
+        recorded(profile, tmp_path / "bag.mcap"), profile, [Repeated()], ReplaySettings(every=5), tmp_path / "part"
+    )
     assert record.error == "" and record.frames >= 5
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Transitions that are slow, that fail and that come at the wrong moment, asked for over DDS."""
 
 import itertools
@@ -136,9 +137,7 @@ def graph(ros_domain):
 
 def test_every_transition_twice_by_number_and_by_label(graph):
     node, caller = graph
-    for configure, activate, deactivate, cleanup in (
-        (1, 3, 4, 2), ("configure", "activate", "deactivate", "cleanup")
-    ):
+    for configure, activate, deactivate, cleanup in ((1, 3, 4, 2), ("configure", "activate", "deactivate", "cleanup")):
         node.steps.clear()
         assert caller.state() == "unconfigured"
         assert caller.make(configure) and caller.state() == "inactive"
@@ -162,12 +161,15 @@ def test_shutdown_from_every_state_frees_what_there_is(graph, state):
     assert not caller.make(1), "nothing leads out of finalized"
 
 
-@pytest.mark.parametrize(("before", "impossible"), [
-    ((), (2, 3, 4, "activate")),
-    ((1,), (1, 4, "configure")),
-    ((1, 3), (1, 2, 3)),
-    ((), (Transition.TRANSITION_DESTROY, 99, 255, "fly")),
-])
+@pytest.mark.parametrize(
+    ("before", "impossible"),
+    [
+        ((), (2, 3, 4, "activate")),
+        ((1,), (1, 4, "configure")),
+        ((1, 3), (1, 2, 3)),
+        ((), (Transition.TRANSITION_DESTROY, 99, 255, "fly")),
+    ],
+)
 def test_an_impossible_transition_is_refused_and_the_node_lives(graph, before, impossible):
     node, caller = graph
     for transition in before:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The topics of a robot are made once, at configure, and what is sent there is not late."""
 
 import sys

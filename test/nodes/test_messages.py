@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures live and from bags, byte for byte; the records of the other rooms as messages and back."""
 
 from __future__ import annotations
@@ -78,7 +79,10 @@ def test_live_and_bag_give_the_same_bytes(encoding, padding, big_endian):
     picture = both(message, "raw")
     assert picture.shape == (36, 50, 3)
     expected = {
-        "rgb8": pixels, "rgba8": pixels[..., :3], "bgr8": pixels[..., ::-1], "bgra8": pixels[..., 2::-1],
+        "rgb8": pixels,
+        "rgba8": pixels[..., :3],
+        "bgr8": pixels[..., ::-1],
+        "bgra8": pixels[..., 2::-1],
         "mono8": np.repeat(pixels, 3, axis=2),
     }
     if encoding in expected:
@@ -101,9 +105,17 @@ def rgb_of_yuv(encoding, values):
     return np.stack([y + 1.596 * v, y - 0.813 * v - 0.391 * u, y + 2.018 * u], axis=2).clip(0, 255)
 
 
-@pytest.mark.parametrize(("encoding", "code"), [
-    ("uyvy", "UYVY"), ("yuv422", "UYVY"), ("yuyv", "YUY2"), ("yuv422_yuy2", "YUY2"), ("nv12", "NV12"), ("nv21", "NV21"),
-])
+@pytest.mark.parametrize(
+    ("encoding", "code"),
+    [
+        ("uyvy", "UYVY"),
+        ("yuv422", "UYVY"),
+        ("yuyv", "YUY2"),
+        ("yuv422_yuy2", "YUY2"),
+        ("nv12", "NV12"),
+        ("nv21", "NV21"),
+    ],
+)
 def test_yuv_is_what_opencv_makes_of_it(encoding, code):
     import cv2
 
@@ -120,32 +132,47 @@ def test_a_buffer_may_be_longer_than_its_picture_and_needs_no_padding_at_its_end
     np.testing.assert_array_equal(both(message, "raw"), whole)
 
 
-@pytest.mark.parametrize(("encoding", "red_at", "blue_at"), [
-    ("bayer_rggb8", (0, 0), (1, 1)), ("bayer_bggr8", (1, 1), (0, 0)),
-    ("bayer_gbrg8", (1, 0), (0, 1)), ("bayer_grbg8", (0, 1), (1, 0)),
-])
+@pytest.mark.parametrize(
+    ("encoding", "red_at", "blue_at"),
+    [
+        ("bayer_rggb8", (0, 0), (1, 1)),
+        ("bayer_bggr8", (1, 1), (0, 0)),
+        ("bayer_gbrg8", (1, 0), (0, 1)),
+        ("bayer_grbg8", (0, 1), (1, 0)),
+    ],
+)
 def test_bayer_patterns_put_red_where_it_is(encoding, red_at, blue_at):
     mosaic = np.full((16, 16), 100, np.uint8)
-    mosaic[red_at[0]::2, red_at[1]::2] = 200
-    mosaic[blue_at[0]::2, blue_at[1]::2] = 10
+    mosaic[red_at[0] :: 2, red_at[1] :: 2] = 200
+    mosaic[blue_at[0] :: 2, blue_at[1] :: 2] = 10
     message = Image(height=16, width=16, encoding=encoding, step=16)
     message.data = mosaic.tobytes()
     np.testing.assert_array_equal(both(message, "raw")[4:12, 4:12], np.broadcast_to([200, 100, 10], (8, 8, 3)))
 
 
 # the cv_bridge of PyPI knows bayer_grbg8 only under a name that ROS does not have, and of YUV nothing
-@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8", "bayer_rggb8", "bayer_bggr8",
-                                      "bayer_gbrg8"])
+@pytest.mark.parametrize(
+    "encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8", "bayer_rggb8", "bayer_bggr8", "bayer_gbrg8"]
+)
 def test_it_is_what_cv_bridge_would_give(encoding):
     cv_bridge = pytest.importorskip("cv_bridge")
     message, _ = image(encoding)
     np.testing.assert_array_equal(both(message, "raw"), cv_bridge.CvBridge().imgmsg_to_cv2(message, "rgb8"))
 
 
-@pytest.mark.parametrize(("said", "answer"), [
-    ("8UC1", "mono8"), ("8UC1", "bayer_grbg8"), ("8UC2", "yuyv"), ("8UC2", "uyvy"), ("8UC3", "rgb8"), ("8UC3", "bgr8"),
-    ("8UC4", "rgba8"), ("8UC4", "bgra8"),
-])
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("8UC1", "mono8"),
+        ("8UC1", "bayer_grbg8"),
+        ("8UC2", "yuyv"),
+        ("8UC2", "uyvy"),
+        ("8UC3", "rgb8"),
+        ("8UC3", "bgr8"),
+        ("8UC4", "rgba8"),
+        ("8UC4", "bgra8"),
+    ],
+)
 def test_the_profile_answers_what_an_encoding_leaves_open(said, answer):
     message, _ = image(answer, padding=2)
     wanted = both(message, "raw")
@@ -166,14 +193,21 @@ def test_every_answer_the_profile_allows_is_of_use():
 
 
 @pytest.mark.parametrize("decode", [messages.decode_image, bags.decode_image])
-@pytest.mark.parametrize(("said", "answer", "expected"), [
-    ("8UC3", "", "'8UC3' leaves open what its bytes mean: is it rgb8 or bgr8[?] Set cameras[.]<slot>[.]encoding in "
-                 "the profile"),
-    ("8UC1", "", "is it mono8 or bayer_rggb8 or"),
-    ("8UC3", "mono8", "'8UC3' cannot be mono8, as the profile says; is it rgb8 or bgr8[?]"),
-    ("8UC5", "rgb8", "'8UC5'; expected one of rgb8"),
-    ("", "rgb8", "''; expected one of rgb8"),
-])
+@pytest.mark.parametrize(
+    ("said", "answer", "expected"),
+    [
+        (
+            "8UC3",
+            "",
+            "'8UC3' leaves open what its bytes mean: is it rgb8 or bgr8[?] Set cameras[.]<slot>[.]encoding in "
+            "the profile",
+        ),
+        ("8UC1", "", "is it mono8 or bayer_rggb8 or"),
+        ("8UC3", "mono8", "'8UC3' cannot be mono8, as the profile says; is it rgb8 or bgr8[?]"),
+        ("8UC5", "rgb8", "'8UC5'; expected one of rgb8"),
+        ("", "rgb8", "''; expected one of rgb8"),
+    ],
+)
 def test_what_is_left_open_is_asked(decode, said, answer, expected):
     message, _ = image("rgb8")
     message.encoding = said
@@ -191,14 +225,17 @@ def test_colours_that_were_open_before_compression_are_asked_and_answered(name):
     np.testing.assert_array_equal(both(compressed(content, name), "compressed", "rgb8"), as_bgr[..., ::-1])
 
 
-@pytest.mark.parametrize(("content", "name", "tolerance"), [
-    (encoded("png"), "png", 0),
-    (encoded("png"), "bgr8; png compressed bgr8", 0),
-    (encoded("jpeg", np.full((36, 50, 3), (200, 60, 20), np.uint8), quality=95), "rgb8; jpeg compressed bgr8", 3),
-    (encoded("jpeg", PICTURE[:, :, 0]), "mono8; jpeg compressed mono8", None),
-    (encoded("png", PICTURE[:, :, 0]), "mono8; png compressed", None),
-    (encoded("png", np.dstack([PICTURE, PICTURE[:, :, :1]])), "rgba8; png compressed", 0),
-])
+@pytest.mark.parametrize(
+    ("content", "name", "tolerance"),
+    [
+        (encoded("png"), "png", 0),
+        (encoded("png"), "bgr8; png compressed bgr8", 0),
+        (encoded("jpeg", np.full((36, 50, 3), (200, 60, 20), np.uint8), quality=95), "rgb8; jpeg compressed bgr8", 3),
+        (encoded("jpeg", PICTURE[:, :, 0]), "mono8; jpeg compressed mono8", None),
+        (encoded("png", PICTURE[:, :, 0]), "mono8; png compressed", None),
+        (encoded("png", np.dstack([PICTURE, PICTURE[:, :, :1]])), "rgba8; png compressed", 0),
+    ],
+)
 def test_compressed_pictures_are_the_same_live_and_from_bags(content, name, tolerance):
     picture = both(compressed(content, name), "compressed")
     assert picture.shape == (36, 50, 3)
@@ -219,20 +256,26 @@ def test_more_than_eight_bits_are_refused_by_name(decode, encoding):
 
 
 @pytest.mark.parametrize("decode", [messages.decode_image, bags.decode_image])
-@pytest.mark.parametrize(("change", "expected"), [
-    ({"encoding": "nv24"}, "'nv24'; expected one of rgb8"),
-    ({"encoding": "yuyv", "width": 51}, "width is 51 pixels; expected an even number, since yuyv"),
-    ({"encoding": "nv12", "width": 51}, "width is 51 pixels; expected an even number"),
-    ({"encoding": "nv21", "height": 35}, "height is 35 pixels; expected an even number"),
-    ({"encoding": "uyvy", "step": 99}, "step is 99 bytes; expected at least 100"),
-    ({"encoding": "nv12", "data": bytes(36 * 150)}, "5400 bytes of data; expected 8100 for 50x36 nv12 with step 150"),
-    ({"height": 0}, "at least one"),
-    ({"width": 0}, "at least one"),
-    ({"height": 37}, "the message was cut"),
-    ({"height": 2**32 - 1, "width": 2**32 - 1, "step": 2**32 - 1}, "step is 4294967295 bytes"),
-    ({"step": 149}, "step is 149 bytes; expected at least 150"),
-    ({"data": b""}, "0 bytes of data; expected 5400"),
-])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"encoding": "nv24"}, "'nv24'; expected one of rgb8"),
+        ({"encoding": "yuyv", "width": 51}, "width is 51 pixels; expected an even number, since yuyv"),
+        ({"encoding": "nv12", "width": 51}, "width is 51 pixels; expected an even number"),
+        ({"encoding": "nv21", "height": 35}, "height is 35 pixels; expected an even number"),
+        ({"encoding": "uyvy", "step": 99}, "step is 99 bytes; expected at least 100"),
+        (
+            {"encoding": "nv12", "data": bytes(36 * 150)},
+            "5400 bytes of data; expected 8100 for 50x36 nv12 with step 150",
+        ),
+        ({"height": 0}, "at least one"),
+        ({"width": 0}, "at least one"),
+        ({"height": 37}, "the message was cut"),
+        ({"height": 2**32 - 1, "width": 2**32 - 1, "step": 2**32 - 1}, "step is 4294967295 bytes"),
+        ({"step": 149}, "step is 149 bytes; expected at least 150"),
+        ({"data": b""}, "0 bytes of data; expected 5400"),
+    ],
+)
 def test_sizes_that_contradict_each_other_are_named(decode, change, expected):
     message, _ = image("rgb8")
     for name, value in change.items():
@@ -242,16 +285,19 @@ def test_sizes_that_contradict_each_other_are_named(decode, change, expected):
 
 
 @pytest.mark.parametrize("decode", [messages.decode_image, bags.decode_image])
-@pytest.mark.parametrize(("content", "expected"), [
-    (b"", "expected JPEG or PNG"),
-    (b"RIFF\0\0\0\0WEBPVP8 ", "expected JPEG or PNG"),
-    (encoded("jpeg")[:-400], "without end"),
-    (encoded("png")[:-30], "without end"),
-    (encoded("png")[:100], "without end"),
-    (images.PNG_START, "without end"),
-    (encoded("png", (PICTURE[:, :, 0].astype(np.uint16) << 8)), "16 bits per channel"),
-    (b"\xff\xd8\xff" + bytes(20) + b"\xff\xda\xff\xd9", "cannot (be )?decode"),
-])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "expected JPEG or PNG"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "expected JPEG or PNG"),
+        (encoded("jpeg")[:-400], "without end"),
+        (encoded("png")[:-30], "without end"),
+        (encoded("png")[:100], "without end"),
+        (images.PNG_START, "without end"),
+        (encoded("png", (PICTURE[:, :, 0].astype(np.uint16) << 8)), "16 bits per channel"),
+        (b"\xff\xd8\xff" + bytes(20) + b"\xff\xda\xff\xd9", "cannot (be )?decode"),
+    ],
+)
 def test_compressed_data_that_are_not_one_whole_picture(decode, content, expected):
     with pytest.raises(MessageError, match=expected):
         decode(serialize_message(compressed(content)), camera("compressed"))
@@ -278,7 +324,11 @@ sizes = st.one_of(st.integers(0, 9), st.sampled_from([2**16, 2**31, 2**32 - 1]))
 @given(
     encoding=st.one_of(st.sampled_from([*ENCODINGS, "8UC1", "8UC2", "8UC3", "8UC4"]), st.text("8UC12nv", max_size=5)),
     answer=st.sampled_from(["", "rgb8", "bgr8", "mono8", "uyvy", "rgba8"]),
-    height=sizes, width=sizes, step=sizes, data=st.binary(max_size=300), big_endian=st.integers(0, 1),
+    height=sizes,
+    width=sizes,
+    step=sizes,
+    data=st.binary(max_size=300),
+    big_endian=st.integers(0, 1),
 )
 def test_whatever_the_sizes_say_it_is_a_whole_picture_or_refused(
     encoding, answer, height, width, step, data, big_endian
@@ -354,15 +404,21 @@ def test_joint_trajectory():
     assert got.joint_names == ["pan", "lift"]
     assert messages.stamp_ns(got.header.stamp) == 0
     assert [point.time_from_start.sec * 10**9 + point.time_from_start.nanosec for point in got.points] == [
-        50_000_000, 100_000_000, 1_250_000_000]
+        50_000_000,
+        100_000_000,
+        1_250_000_000,
+    ]
     np.testing.assert_array_equal([list(point.positions) for point in got.points], positions)
     np.testing.assert_array_equal([list(point.velocities) for point in got.points], velocities)
 
 
-@pytest.mark.parametrize(("positions", "velocities", "expected"), [
-    (np.zeros((2, 3)), np.zeros((2, 2)), r"positions have shape \[2, 3\]; expected \[2, 2\]"),
-    (np.zeros((2, 2)), np.zeros((3, 2)), r"velocities have shape \[3, 2\]; expected \[2, 2\]"),
-])
+@pytest.mark.parametrize(
+    ("positions", "velocities", "expected"),
+    [
+        (np.zeros((2, 3)), np.zeros((2, 2)), r"positions have shape \[2, 3\]; expected \[2, 2\]"),
+        (np.zeros((2, 2)), np.zeros((3, 2)), r"velocities have shape \[3, 2\]; expected \[2, 2\]"),
+    ],
+)
 def test_joint_trajectory_of_contradicting_shapes(positions, velocities, expected):
     with pytest.raises(ValueError, match=expected):
         messages.joint_trajectory_message(["pan", "lift"], [0.1, 0.2], positions, velocities)
@@ -370,8 +426,17 @@ def test_joint_trajectory_of_contradicting_shapes(positions, velocities, expecte
 
 def test_action_chunk_round_trip():
     message_type = pytest.importorskip("xvla_ros.msg", reason="needs the generated messages").ActionChunk
-    chunk = ActionChunk("pair", 19, "so101_bimanual", "fold the cloth", 1_700_000_000_123_456_789,
-                        np.arange(1, 31) * 0.0333, RNG.normal(size=(30, 12)).astype(np.float32), 41.5, 2**64 - 1)
+    chunk = ActionChunk(
+        "pair",
+        19,
+        "so101_bimanual",
+        "fold the cloth",
+        1_700_000_000_123_456_789,
+        np.arange(1, 31) * 0.0333,
+        RNG.normal(size=(30, 12)).astype(np.float32),
+        41.5,
+        2**64 - 1,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sent = serialize_message(messages.chunk_message(chunk))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The clocks of a node whose simulated time waits for it."""
 
 from types import SimpleNamespace
@@ -16,8 +17,7 @@ SECOND = 10**9
 def clock(monkeypatch):
     """A clock whose ROS time and machine's time a test sets, in s."""
     times = SimpleNamespace(ros=0.0, machine=100.0)
-    fake = SimpleNamespace(
-        monotonic=lambda: times.machine, monotonic_ns=lambda: round(times.machine * SECOND))
+    fake = SimpleNamespace(monotonic=lambda: times.machine, monotonic_ns=lambda: round(times.machine * SECOND))
     monkeypatch.setattr(node_clock, "time", fake)
     now = lambda: SimpleNamespace(nanoseconds=round(times.ros * SECOND))  # noqa: E731
     made = NodeClock(SimpleNamespace(get_clock=lambda: SimpleNamespace(now=now)))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``bench/overhead.py`` makes of times it is given; the run itself takes a machine to itself."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Profiles as parameters of a node: declared with what a user needs to know, overridden, refused by name."""
 
 import pytest
@@ -63,8 +64,9 @@ def test_every_parameter_explains_itself(make_node, robot):
 
 
 def test_overrides_lie_over_the_shipped_values(make_node):
-    node = make_node(**{
-        f"{PAIR}__timing__lookahead": 0.8, f"{PAIR}__instruction": "fold", f"{PAIR}__cameras__front__topic": "/top"})
+    node = make_node(
+        **{f"{PAIR}__timing__lookahead": 0.8, f"{PAIR}__instruction": "fold", f"{PAIR}__cameras__front__topic": "/top"}
+    )
     profile = read_profile(node, PAIR)
     assert (profile.timing.lookahead, profile.instruction) == (0.8, "fold")
     assert profile.cameras.by_name["front"].topic == "/top"
@@ -94,8 +96,9 @@ def test_a_robot_of_ones_own_needs_no_file(make_node):
 
 def test_equal_arms_are_like_one_and_say_what_differs(make_node):
     """Like a shipped robot with this node's changes, as a parameters file of a fleet gives them."""
-    node = make_node(**{
-        "so101__timing__lead": 0.1, "arm_a__like": "so101", "arm_a__namespace": "/a", "arm_a__instruction": "wave"})
+    node = make_node(
+        **{"so101__timing__lead": 0.1, "arm_a__like": "so101", "arm_a__namespace": "/a", "arm_a__instruction": "wave"}
+    )
     profile = read_profile(node, "arm_a")
     assert (profile.timing.lead, profile.instruction, profile.namespace) == (0.1, "wave", "/a")
     assert profile.cameras.by_name["wrist"].topic == "/a/wrist/image_raw"
@@ -115,13 +118,16 @@ def test_being_like_nobody_is_refused(make_node):
         read_profile(make_node(arm_a__like="so100"), "arm_a")
 
 
-@pytest.mark.parametrize(("overrides", "expected"), [
-    ({f"{PAIR}__timing__lead": -1.0}, "timing.lead"),
-    ({f"{PAIR}__timing__leed": 0.1}, "did you mean 'lead'"),
-    ({f"{PAIR}__timing__lead": "soon"}, "timing.lead"),
-    ({f"{PAIR}__policy__action_mode": "so101_bimanul"}, "so101_bimanual"),
-    ({f"{PAIR}__joints__left_gripper__max_velocity": 0.0}, "left_gripper.max_velocity"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({f"{PAIR}__timing__lead": -1.0}, "timing.lead"),
+        ({f"{PAIR}__timing__leed": 0.1}, "did you mean 'lead'"),
+        ({f"{PAIR}__timing__lead": "soon"}, "timing.lead"),
+        ({f"{PAIR}__policy__action_mode": "so101_bimanul"}, "so101_bimanual"),
+        ({f"{PAIR}__joints__left_gripper__max_velocity": 0.0}, "left_gripper.max_velocity"),
+    ],
+)
 def test_a_wrong_parameter_is_named_and_nothing_is_declared(make_node, overrides, expected):
     node = make_node(**overrides)
     with pytest.raises(ProfileError, match=expected) as caught:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plan of the tools as markers: where the line lies, when it is shown and when it goes."""
 
 import sys
@@ -111,7 +112,11 @@ def test_the_line_leads_from_where_the_tool_is_to_the_end_of_the_plan(listen, ro
     lines = listener.heard[0].markers
     for line, arm in zip(lines, shown_arms(profile, arms), strict=True):
         assert (line.type, line.action, line.ns, line.header.frame_id) == (
-            Marker.LINE_STRIP, Marker.ADD, arm.name, arm.frame)
+            Marker.LINE_STRIP,
+            Marker.ADD,
+            arm.name,
+            arm.frame,
+        )
         points = np.array([(point.x, point.y, point.z) for point in line.points])
         assert len(points) == MARKER_POINTS
         np.testing.assert_allclose(points[[0, -1]], arm.path(np.array([start, end])), atol=1e-6)
@@ -209,8 +214,17 @@ def test_a_link_shows_what_it_accepts_and_takes_it_back_when_it_holds(listen):
     times = profile.policy.waypoint_dt * (1 + np.arange(30))
     path = start + 0.2 * times[:, None]
     policy = profile.policy
-    chunk = ActionChunk("so101", policy.domain_id, policy.action_mode, "wave", clock.ros_ns(), times,
-                        to_policy(path, profile).astype(np.float32), 1.0, 0)
+    chunk = ActionChunk(
+        "so101",
+        policy.domain_id,
+        policy.action_mode,
+        "wave",
+        clock.ros_ns(),
+        times,
+        to_policy(path, profile).astype(np.float32),
+        1.0,
+        0,
+    )
     link.deliver(request, chunk)
     assert pilot.status.state == RUNNING, pilot.status
     listener.wait(lambda: listener.heard)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node ``/xvla`` in a process of its own, driven and watched over DDS by a stand-in for a pair of arms."""
 
 import json
@@ -43,8 +44,12 @@ def save_policy(folder, size="small"):
     low, high = (np.array([getattr(j, side) * j.scale + j.offset for j in joints]) for side in ("lower", "upper"))
     middle, spread = {ROBOT: (low + high) / 2}, {ROBOT: (high - low) / 4}
     embodiment = load_profile(ROBOT)[ROBOT].embodiment()
-    save(random_policy.random_policy([embodiment], state_mean=middle, state_std=spread, action_mean=middle,
-                                     action_std=spread, size=size), folder)
+    save(
+        random_policy.random_policy(
+            [embodiment], state_mean=middle, state_std=spread, action_mean=middle, action_std=spread, size=size
+        ),
+        folder,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -317,29 +322,33 @@ def damaged(checkpoint, folder, how):
     return broken
 
 
-@pytest.mark.parametrize(("how", "words"), [
-    ("truncated", "model.safetensors"),
-    ("mismatched", "expected"),
-])
+@pytest.mark.parametrize(("how", "words"), [("truncated", "model.safetensors"), ("mismatched", "expected")])
 def test_a_checkpoint_that_cannot_be_used(pair, checkpoint, tmp_path, how, words):
     broken = damaged(checkpoint, tmp_path, how)
     begun = len(pair.log())
     assert pair.set(checkpoint=str(broken))[0].successful
     assert not pair.make(CONFIGURE) and pair.state() == "unconfigured"
-    pair.wait_for(lambda: any(str(broken) in line and words in line and "cannot configure" in line
-                              for line in pair.log()[begun:]), "the reason in the log")
+    pair.wait_for(
+        lambda: any(
+            str(broken) in line and words in line and "cannot configure" in line for line in pair.log()[begun:]
+        ),
+        "the reason in the log",
+    )
     assert pair.set(checkpoint=str(checkpoint))[0].successful
     assert pair.make(CONFIGURE) and pair.state() == "inactive"
 
 
-@pytest.mark.parametrize(("parameter", "value", "words"), [
-    ("robots", ["so101_bimanul"], "did you mean 'so101_bimanual'?"),
-    ("robots", [ROBOT, ROBOT], "each once"),
-    ("robots", ["widowx"], "cannot drive widowx"),
-    ("checkpoint", "/nowhere/at/all", "/nowhere/at/all"),
-    ("device", "abacus", "device is 'abacus'"),
-    ("dtype", "float99", "dtype 'float99'"),
-])
+@pytest.mark.parametrize(
+    ("parameter", "value", "words"),
+    [
+        ("robots", ["so101_bimanul"], "did you mean 'so101_bimanual'?"),
+        ("robots", [ROBOT, ROBOT], "each once"),
+        ("robots", ["widowx"], "cannot drive widowx"),
+        ("checkpoint", "/nowhere/at/all", "/nowhere/at/all"),
+        ("device", "abacus", "device is 'abacus'"),
+        ("dtype", "float99", "dtype 'float99'"),
+    ],
+)
 def test_a_parameter_that_cannot_be_is_named_and_then_mended(pair, checkpoint, parameter, value, words):
     good = {"robots": [ROBOT], "checkpoint": str(checkpoint), "device": "cpu", "dtype": ""}[parameter]
     begun = len(pair.log())
@@ -459,8 +468,10 @@ def test_untrained_weights_move_no_arm_outside_a_simulation(checkpoint, tmp_path
             assert pair.state() == "inactive" and not any(pair.count().values())
             assert pair.set(**{f"{ROBOT}__safety__allow_untrained": True})[0].successful
             assert pair.make(ACTIVATE)
-            assert pair.wait_for(lambda: pair.status if pair.status.state == "holding" else None, "to hold").reason != \
-                "untrained"
+            assert (
+                pair.wait_for(lambda: pair.status if pair.status.state == "holding" else None, "to hold").reason
+                != "untrained"
+            )
             assert pair.make(SHUTDOWN) and node.end() == 0
             assert "cannot activate: so101_bimanual: untrained: no trained row 19" in node.said()
         finally:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``xvla record`` over DDS: another process publishes, the recorder writes, is stopped or killed, and read back."""
 
 from __future__ import annotations
@@ -145,11 +146,12 @@ def test_what_is_published_is_recorded_byte_by_byte_and_gives_samples(processes,
         topics = [channel.topic for _, channel, _ in make_reader(stream, validate_crcs=True).iter_messages()]
     assert topics[0] == "/xvla/profile"
     pictures = [message for message in Bag(bag).messages({IMAGE})]
-    assert all(set(message.data[-24 * 96:]) == {message.data[-1]} for message in pictures)
+    assert all(set(message.data[-24 * 96 :]) == {message.data[-1]} for message in pictures)
     assert np.median([message.log_time - peek_stamp(message.data) for message in pictures]) < 0.2e9
 
-    samples = open_datasets([DatasetSettings(paths=(str(bag),))], waypoints=5, image_size=(32, 32),
-                            cache=tmp_path / "cache")
+    samples = open_datasets(
+        [DatasetSettings(paths=(str(bag),))], waypoints=5, image_size=(32, 32), cache=tmp_path / "cache"
+    )
     assert len(samples.train) > 10
     assert {sample.instruction for sample in samples.train} == {TASK}
     assert samples.datasets[0].stores[0].actions == "commanded"
@@ -164,8 +166,11 @@ def test_what_cannot_be_used_is_said_while_it_is_recorded(processes):
         lines.append(line_of(recorder, ""))
     recorder.send_signal(signal.SIGINT)
     output = recorder.communicate(timeout=DEADLINE)[0]
-    bad = [line for line in lines if "cannot be used: camera_missing: front: picture on /front/image_raw cannot be "
-                                     "used: encoding '8UC3'" in line]
+    bad = [
+        line
+        for line in lines
+        if "cannot be used: camera_missing: front: picture on /front/image_raw cannot be used: encoding '8UC3'" in line
+    ]
     assert len(bad) == 1, lines
     assert sum("episode 1 cannot be used, no observation could be built in it" in line for line in lines) == 1, lines
     assert "episodes that cannot be used: 1 of 1 (1)" in output
@@ -214,9 +219,16 @@ def test_keys_mark_episodes(processes):
     line_of(recorder, "keys: s start")
     publisher = processes.publisher()
     line_of(publisher, "heard")
-    for key, said in (("s", "episode start"), ("e", "episode end True"), ("s", "episode start"),
-                      ("f", "episode end False"), ("s", "episode start"), ("d", "episode discard"),
-                      ("x", "keys: s start"), ("e", "no episode is open")):
+    for key, said in (
+        ("s", "episode start"),
+        ("e", "episode end True"),
+        ("s", "episode start"),
+        ("f", "episode end False"),
+        ("s", "episode start"),
+        ("d", "episode discard"),
+        ("x", "keys: s start"),
+        ("e", "no episode is open"),
+    ):
         os.write(main, key.encode())
         line_of(recorder, said)
     os.write(main, b"q")
@@ -225,7 +237,13 @@ def test_keys_mark_episodes(processes):
     assert "1 succeeded, 1 failed, 0 unjudged, 1 discarded" in output
     marks = [json.loads(read_string(m.data)) for m in Bag(processes.bag()).messages({"/xvla/episode"})]
     assert [(mark["event"], mark.get("success")) for mark in marks] == [
-        ("start", None), ("end", True), ("start", None), ("end", False), ("start", None), ("discard", None)]
+        ("start", None),
+        ("end", True),
+        ("start", None),
+        ("end", False),
+        ("start", None),
+        ("discard", None),
+    ]
     assert {mark["robot"] for mark in marks} == {"so101_bimanual"}
     assert marks[0]["instruction"] == TASK
 
@@ -251,8 +269,11 @@ def test_a_disk_that_fills_up_ends_the_recording(processes):
     processes.folder.mkdir()
     if subprocess.run([*small, "true"], capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
-    recorder = processes._start([*small, sys.executable, "-m", "xvla_ros", "record", "--output",
-                                 str(processes.folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    recorder = processes._start(
+        [*small, sys.executable, "-m", "xvla_ros", "record", "--output", str(processes.folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     output = recorder.communicate(timeout=DEADLINE)[0]
     assert recorder.returncode == 1
     assert "MiB are free: the recording ends here" in output

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node ``/xvla`` beside a WidowX that publishes its URDF, in a process of its own, over DDS."""
 
 import json
@@ -138,12 +139,14 @@ class StandInWidowX:
 
     def configure(self, *words, succeeds=True):
         """Configure until a line with these words is logged: a URDF just published may not have reached the node."""
+
         def said():
             made = self.make(CONFIGURE)
             if not any(all(word in line for word in words) for line in self.log()):
                 assert not made or self.make(CLEANUP)
                 return False
             return made == succeeds
+
         self.wait_for(said, words)
         assert self.state() == ("inactive" if succeeds else "unconfigured")
 
@@ -162,8 +165,14 @@ class StandInWidowX:
 
 def start_node(domain, output, namespace="", file=None, **parameters):
     """``/xvla`` for WidowX with an untrained policy, by a profile file or the shipped profile."""
-    values = {"robots": ["widowx"], "threads": 1, "seed": 3, "instruction": "lift the cube",
-              "use_sim_time": True, "paced": True}
+    values = {
+        "robots": ["widowx"],
+        "threads": 1,
+        "seed": 3,
+        "instruction": "lift the cube",
+        "use_sim_time": True,
+        "paced": True,
+    }
     values |= {f"widowx.{name}": value for name, value in {**SETTINGS, **parameters}.items()}
     arguments = [part for name, value in values.items() for part in ("-p", f"{name}:={json.dumps(value)}")]
     if file is not None:
@@ -174,7 +183,10 @@ def start_node(domain, output, namespace="", file=None, **parameters):
     with output.open("w") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "xvla_ros.nodes.policy_node", "--ros-args", *arguments],
-            env=environment, stdout=file, stderr=subprocess.STDOUT)
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
 
 
 @pytest.fixture
@@ -211,11 +223,18 @@ def test_what_is_published_comes_before_the_profiles_urdf(arm_and_node):
     assert arm.make(CLEANUP)
 
     arm.describe(URDF.replace('"-1.88496"', '"-1.5"'))
-    arm.configure("cannot configure", "/robot_description", "joint 'shoulder' may go -1.88496 … 1.98968", "-1.5 …",
-                  "remap robot_description", succeeds=False)
+    arm.configure(
+        "cannot configure",
+        "/robot_description",
+        "joint 'shoulder' may go -1.88496 … 1.98968",
+        "-1.5 …",
+        "remap robot_description",
+        succeeds=False,
+    )
     arm.describe(URDF.replace('"wrist_angle"', '"wrist_pitch"'))
-    arm.configure("cannot configure", "joint 'wrist_pitch' of /robot_description", "no joint has that name",
-                  succeeds=False)
+    arm.configure(
+        "cannot configure", "joint 'wrist_pitch' of /robot_description", "no joint has that name", succeeds=False
+    )
     arm.describe("<robot")
     arm.configure("cannot configure", "/robot_description is no URDF", succeeds=False)
 

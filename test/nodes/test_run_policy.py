@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The action ``run_policy``, asked of the node in a process of its own by a client at the robot's side."""
 
 import json
@@ -24,10 +25,19 @@ from xvla_ros.action import RunPolicy  # isort: skip
 
 CONFIGURE, ACTIVATE, DEACTIVATE = 1, 3, 4
 PARAMETERS = {
-    "robots": [ROBOT], "threads": 1, "use_sim_time": True, "paced": True,
-    **{f"{ROBOT}.{name}": value for name, value in {
-        "policy.waypoint_dt": 0.1, "smoothing.execute": 0.2, "policy.denoising_steps": 2, "safety.first_step": 1.0,
-    }.items()},
+    "robots": [ROBOT],
+    "threads": 1,
+    "use_sim_time": True,
+    "paced": True,
+    **{
+        f"{ROBOT}.{name}": value
+        for name, value in {
+            "policy.waypoint_dt": 0.1,
+            "smoothing.execute": 0.2,
+            "policy.denoising_steps": 2,
+            "safety.first_step": 1.0,
+        }.items()
+    },
 }
 
 
@@ -43,8 +53,11 @@ class Asker:
         """Send a goal; return its handle and the list its feedback goes to."""
         self.pair.wait_for(self.client.server_is_ready, "the action")
         feedback = []
-        goal = RunPolicy.Goal(instruction=instruction, robot=robot, timeout=Duration(
-            sec=int(timeout // 1), nanosec=round(timeout % 1 * 1e9)))
+        goal = RunPolicy.Goal(
+            instruction=instruction,
+            robot=robot,
+            timeout=Duration(sec=int(timeout // 1), nanosec=round(timeout % 1 * 1e9)),
+        )
         future = self.client.send_goal_async(goal, lambda message: feedback.append(message.feedback))
         self.pair.wait_for(future.done, "an answer to the goal")
         return future.result(), feedback
@@ -68,6 +81,7 @@ class Asker:
         def still():
             points = self.pair.last("left_arm").points
             return np.ptp([point.positions for point in points], axis=0).max() < 1e-3
+
         self.pair.wait_for(still, "rest")
 
 
@@ -79,7 +93,10 @@ def asker(tmp_path_factory):
         environment = ros_env.child_environment() | {"ROS_DOMAIN_ID": str(domain), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-m", "xvla_ros.nodes.policy_node", "--ros-args", *arguments],
-            env=environment, stdout=file, stderr=subprocess.STDOUT)
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
         pair = StandInPair(domain, PacedTime())
         try:
             pair.meet()

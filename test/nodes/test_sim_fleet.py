@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several simulated robots in one node: which, on what command line, and on one clock."""
 
 import json
@@ -60,13 +61,18 @@ def test_two_arms_are_simulated_on_one_clock(fleet, ros_domain, tmp_path):
     heard = {name: [] for name in "ab"}
     for name, stamps in heard.items():
         node.create_subscription(
-            JointState, f"/{name}/follower/joint_states",
-            lambda message, stamps=stamps: stamps.append((message.header.stamp.sec, message.header.stamp.nanosec)), 100)
+            JointState,
+            f"/{name}/follower/joint_states",
+            lambda message, stamps=stamps: stamps.append((message.header.stamp.sec, message.header.stamp.nanosec)),
+            100,
+        )
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
     process = subprocess.Popen(
-        sim_command(*choose_profiles(str(fleet)), seed=1, stats=stats), env=child_environment(),
-        stdout=subprocess.DEVNULL)
+        sim_command(*choose_profiles(str(fleet)), seed=1, stats=stats),
+        env=child_environment(),
+        stdout=subprocess.DEVNULL,
+    )
     try:
         deadline = time.monotonic() + DEADLINE
         while not len(set(heard["a"]) & set(heard["b"])) >= 5:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The simulation node over DDS, from another process: what it publishes, obeys, refuses, and leaves behind."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks in the simulation node: a reset begins an episode, the outcome topic tells of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nodes that lead, watch and play end quietly by a signal, whatever they are doing when it comes."""
 
 from __future__ import annotations
@@ -54,14 +55,25 @@ def test_a_signal_while_a_message_is_read_ends_a_node_quietly(
     node: str, code: int, signum: signal.Signals, tmp_path: Path, ros_domain: int
 ) -> None:
     environment = child_environment() | {"ROS_DOMAIN_ID": str(ros_domain)}
-    told = {"profile": "so101", "robot": "so101", "task": "touch", "episodes": 1, "seed": 0, "variation": 1.0,
-            "file": str(tmp_path / "watched.mcap")}
+    told = {
+        "profile": "so101",
+        "robot": "so101",
+        "task": "touch",
+        "episodes": 1,
+        "seed": 0,
+        "variation": 1.0,
+        "file": str(tmp_path / "watched.mcap"),
+    }
     parameters = [part for name, value in told.items() for part in ("-p", f"{name}:={value}")]
     publisher = subprocess.Popen([sys.executable, "-c", PUBLISHER], env=environment)
     try:
         ended = subprocess.run(
             [sys.executable, "-c", STOPPED, node, str(int(signum)), "--ros-args", *parameters],
-            env=environment, capture_output=True, text=True, timeout=DEADLINE, check=False,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
         )
     finally:
         publisher.kill()

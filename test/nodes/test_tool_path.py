@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A straight tool path of 20 cm through the whole stack: node → topics → controller → physics, for every shipped arm.
 
 The policy is scripted, as no small network draws a straight line; the rest is real, ``bench/tool_path.py`` says what.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every odd trait of a robot through the node and through each tool: all say the same, and docs/reference/traits.md it.
 
 The messages of all robots go over one graph, to the node's own links, ``xvla check``'s watch and ``xvla record``'s
@@ -115,11 +116,20 @@ class Graph:
 
     def __init__(self, context, robots):
         self.robots = robots
-        self.nodes = {name: rclpy.create_node(
-            name, context=context, parameter_overrides=[Parameter("use_sim_time", value=True)], enable_rosout=False,
-            start_parameter_services=False) for name in ("xvla", "xvla_check", "xvla_record")}
-        self.drivers = [rclpy.create_node(name, context=context, enable_rosout=False, start_parameter_services=False)
-                        for name in ("driver", "second_driver")]
+        self.nodes = {
+            name: rclpy.create_node(
+                name,
+                context=context,
+                parameter_overrides=[Parameter("use_sim_time", value=True)],
+                enable_rosout=False,
+                start_parameter_services=False,
+            )
+            for name in ("xvla", "xvla_check", "xvla_record")
+        }
+        self.drivers = [
+            rclpy.create_node(name, context=context, enable_rosout=False, start_parameter_services=False)
+            for name in ("driver", "second_driver")
+        ]
         self.clocks = {name: NodeClock(node) for name, node in self.nodes.items()}
         for clock in self.clocks.values():
             clock.paced = True
@@ -130,21 +140,27 @@ class Graph:
         self.publishers = {}
         self.traffic: list[Sent] = sorted(
             (each for name, profile in robots.items() for each in sent(profile, TRAITS[name], SECONDS)),
-            key=lambda each: each.arrives)
+            key=lambda each: each.arrives,
+        )
         for each in self.traffic:
             self._connect(each)
         self.commands: dict[str, list[JointTrajectory]] = defaultdict(list)
         self.recorded, self.tallies, self.ran = Counter(), {name: FaultTally() for name in robots}, Counter()
         for name, profile in robots.items():
             self.drivers[0].create_subscription(
-                JointTrajectory, profile.commands.by_name["arm"].topic, self.commands[name].append, qos.COMMAND,
-                event_callbacks=UNTOLD)
+                JointTrajectory,
+                profile.commands.by_name["arm"].topic,
+                self.commands[name].append,
+                qos.COMMAND,
+                event_callbacks=UNTOLD,
+            )
 
     def _connect(self, each):
         key = each.topic, each.publisher
         if key not in self.publishers:
             self.publishers[key] = self.drivers[each.publisher].create_publisher(
-                each.kind, each.topic, qos.EVENTS, event_callbacks=PublisherEventCallbacks(use_default_callbacks=False))
+                each.kind, each.topic, qos.EVENTS, event_callbacks=PublisherEventCallbacks(use_default_callbacks=False)
+            )
 
     def deliver(self):
         """Let everybody take what has come, until there is nothing more."""
@@ -190,8 +206,10 @@ class Graph:
                 for record in records.values():
                     record.look()
         checked = self._checked(watch)
-        found = {name: {NODE: self._of_node(name), CHECK: checked[name], RECORD: self._of_record(records[name])}
-                 for name in self.robots}
+        found = {
+            name: {NODE: self._of_node(name), CHECK: checked[name], RECORD: self._of_record(records[name])}
+            for name in self.robots
+        }
         return found
 
     def _links(self):
@@ -210,8 +228,9 @@ class Graph:
         for name, profile in self.robots.items():
             for topic in topics_of(profile):
                 if topic in kinds:
-                    node.create_subscription(kinds[topic], topic, _partial(take, name, topic), qos.SENSOR, raw=True,
-                                             event_callbacks=UNTOLD)
+                    node.create_subscription(
+                        kinds[topic], topic, _partial(take, name, topic), qos.SENSOR, raw=True, event_callbacks=UNTOLD
+                    )
         return records
 
     def _ask(self, links, counts):
@@ -229,8 +248,9 @@ class Graph:
     def _of_node(self, name):
         tally = self.tallies[name]
         # who publishes joints that leap is known to a graph alone
-        faults = tuple(Fault(fault.reason, re.sub(r" \S+ is published by .*", "", fault.detail))
-                       for fault, _ in tally.commonest())
+        faults = tuple(
+            Fault(fault.reason, re.sub(r" \S+ is published by .*", "", fault.detail)) for fault, _ in tally.commonest()
+        )
         return Said(YES if not faults else IN_PART if self.ran[name] else NO, "\n".join(tally.lines(99)), faults)
 
     def _of_record(self, record):
@@ -247,8 +267,10 @@ class Graph:
         assert {problem.key.partition(".")[0] for problem in (*report.errors, *report.warnings)} <= self.robots.keys()
         found = {}
         for name in self.robots:
-            errors, warnings = ([each.message for each in problems if each.key.startswith(f"{name}.")]
-                                for problems in (report.errors, report.warnings))
+            errors, warnings = (
+                [each.message for each in problems if each.key.startswith(f"{name}.")]
+                for problems in (report.errors, report.warnings)
+            )
             found[name] = Said(NO if errors else YES, "\n".join(errors), beside=tuple(warnings))
         return found
 
@@ -261,15 +283,23 @@ def stay(seen, profile):
     """A chunk of waypoints where the arm is."""
     policy = profile.policy
     times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(WAYPOINTS)
-    return ActionChunk(profile.name, policy.domain_id, policy.action_mode, seen.instruction, seen.stamp, times,
-                       np.tile(seen.state, (WAYPOINTS, 1)), 1.0, 0)
+    return ActionChunk(
+        profile.name,
+        policy.domain_id,
+        policy.action_mode,
+        seen.instruction,
+        seen.stamp,
+        times,
+        np.tile(seen.state, (WAYPOINTS, 1)),
+        1.0,
+        0,
+    )
 
 
 def write_bag(path, profile, trait):
     """What a recorder beside the robot has on disk, with what a teacher commanded meanwhile."""
     kinds = {kind: f"sensor_msgs/msg/{kind.__name__}" for kind in {each.kind for each in sent(profile, trait, 0.5)}}
-    messages = [(each.arrives, each.topic, kinds[each.kind], each.data)
-                for each in sent(profile, trait, SECONDS, SWAY)]
+    messages = [(each.arrives, each.topic, kinds[each.kind], each.data) for each in sent(profile, trait, SECONDS, SWAY)]
     topic = profile.commands.by_name["arm"].topic
     for at in range(START, START + round(SECONDS * 1000) * MS, 100 * MS):
         poses = [pose_at(at + ahead, SWAY) for ahead in AHEAD]
@@ -389,8 +419,12 @@ WARNINGS = """
 
 def page(said: dict[str, dict[str, Said]]) -> str:
     """Return docs/reference/traits.md."""
-    head = HEAD.format(joints=1e9 / JOINT_PERIOD, pictures=1e9 / PICTURE_PERIOD,
-                       tools=" | ".join(f"`{tool}`" for tool in TOOLS), lines="|".join("---" for _ in TOOLS))
+    head = HEAD.format(
+        joints=1e9 / JOINT_PERIOD,
+        pictures=1e9 / PICTURE_PERIOD,
+        tools=" | ".join(f"`{tool}`" for tool in TOOLS),
+        lines="|".join("---" for _ in TOOLS),
+    )
     rows, words, warnings, notes = [], [], [], []
     for name, trait in TRAITS.items():
         of, cells = said[name], []

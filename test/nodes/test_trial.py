@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A robot's messages in the reader of the node: what is counted, by a clock of the test's."""
 
 from dataclasses import dataclass

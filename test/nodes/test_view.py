@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``xvla view`` in a process of its own beside a robot and its policy, and what its file holds."""
 
 import os
@@ -45,10 +46,13 @@ class Robot:
         rclpy.init(context=self.context, domain_id=domain)
         self.node = node = rclpy.create_node("robot", context=self.context)
         joints, cameras = PROFILE.joints.ordered, PROFILE.cameras
-        self.states = {topic: node.create_publisher(JointState, topic, qos.SENSOR)
-                       for topic in dict.fromkeys(joint.topic for joint in joints)}
-        self.images = {slot: node.create_publisher(Image, cameras.by_name[slot].topic, qos.SENSOR)
-                       for slot in cameras.slots}
+        self.states = {
+            topic: node.create_publisher(JointState, topic, qos.SENSOR)
+            for topic in dict.fromkeys(joint.topic for joint in joints)
+        }
+        self.images = {
+            slot: node.create_publisher(Image, cameras.by_name[slot].topic, qos.SENSOR) for slot in cameras.slots
+        }
         self.chunks = node.create_publisher(ActionChunkMsg, f"/xvla/{ROBOT}/action_chunk", qos.EVENTS)
         self.status = node.create_publisher(PolicyStatus, f"/xvla/{ROBOT}/status", qos.LATCHED)
         self.step = 0
@@ -82,12 +86,15 @@ class Robot:
     def chunk(self):
         times = 0.0333 * (1 + np.arange(30))
         path = self.positions() + 0.05 * times[:, None]
-        return ActionChunk(ROBOT, 19, "so101_bimanual", "wave", self.now, times,
-                           to_policy(path, PROFILE).astype(np.float32), 80.0, 0)
+        return ActionChunk(
+            ROBOT, 19, "so101_bimanual", "wave", self.now, times, to_policy(path, PROFILE).astype(np.float32), 80.0, 0
+        )
 
     def is_watched(self):
-        return all(publisher.get_subscription_count()
-                   for publisher in (self.chunks, self.status, *self.states.values(), *self.images.values()))
+        return all(
+            publisher.get_subscription_count()
+            for publisher in (self.chunks, self.status, *self.states.values(), *self.images.values())
+        )
 
     def rivals(self):
         """Publishers on the command topics."""
@@ -139,7 +146,11 @@ def test_a_run_is_seen_whole_in_the_file_and_nothing_is_commanded(robot, tmp_pat
     file = tmp_path / "deep" / "run.rrd"
     watcher = subprocess.Popen(
         [sys.executable, "-m", "xvla_ros", "view", "--robot", ROBOT, "--save", str(file)],
-        env=ros_env.child_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        env=ros_env.child_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
         deadline = time.monotonic() + DEADLINE
         while not robot.is_watched():
@@ -227,12 +238,18 @@ def test_chunks_of_tool_poses_are_shown_as_joints(tmp_path):
     np.testing.assert_allclose(values[:-1], home[0], atol=1e-3)
 
 
-@pytest.mark.parametrize(("how", "message"), [
-    pytest.param({"connect": "rerun+http://127.0.0.1:1/proxy"}, r"no viewer answers at rerun\+http://127\.0\.0\.1:1/",
-                 marks=pytest.mark.slow),  # Rerun waits for it
-    ({"connect": "nowhere"}, "cannot be opened: .*nowhere"),
-    ({"spawn": True}, "a viewer needs a display"),
-])
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        pytest.param(
+            {"connect": "rerun+http://127.0.0.1:1/proxy"},
+            r"no viewer answers at rerun\+http://127\.0\.0\.1:1/",
+            marks=pytest.mark.slow,
+        ),  # Rerun waits for it
+        ({"connect": "nowhere"}, "cannot be opened: .*nowhere"),
+        ({"spawn": True}, "a viewer needs a display"),
+    ],
+)
 def test_a_viewer_that_cannot_be_had_is_said(monkeypatch, how, message):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
@@ -243,8 +260,13 @@ def test_a_viewer_that_cannot_be_had_is_said(monkeypatch, how, message):
 
 def test_without_rerun_it_says_what_to_install():
     hidden = "import sys; sys.modules['rerun'] = None; from xvla_ros.commands import main; sys.exit(main(['view']))"
-    done = subprocess.run([sys.executable, "-c", hidden], env={**os.environ, **ros_env.child_environment()},
-                          capture_output=True, text=True, timeout=DEADLINE)
+    done = subprocess.run(
+        [sys.executable, "-c", hidden],
+        env={**os.environ, **ros_env.child_environment()},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("xvla view: the Rerun SDK cannot be imported")
     assert "pip install 'xvla_ros[view]'" in done.stderr

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The monitor of the commands is itself looked at: a window that leaps is caught, one that goes on is not."""
 
 import sys
@@ -18,10 +19,14 @@ TIMES = LEAD + PERIOD * np.arange(14)
 
 def window(start, speed, sent, late=0.0, number=1):
     """A window in which the first joint moves evenly from ``start`` at ``sent`` s, and the second stands at 1."""
-    points = [SimpleNamespace(
-        time_from_start=SimpleNamespace(sec=0, nanosec=round(at * 1e9)),
-        positions=[1.0, start + speed * at], velocities=[0.0, speed],
-    ) for at in TIMES]
+    points = [
+        SimpleNamespace(
+            time_from_start=SimpleNamespace(sec=0, nanosec=round(at * 1e9)),
+            positions=[1.0, start + speed * at],
+            velocities=[0.0, speed],
+        )
+        for at in TIMES
+    ]
     message = SimpleNamespace(joint_names=["lift", "pan"], points=points)
     return Window(message, ["pan", "lift"], sent, sent + late, number)
 

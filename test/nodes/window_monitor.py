@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether commands go on from one another, and from where the arm is: seen where they arrive.
 
 ``node_process.check_window`` looks at one window; a leap is between two, or between a window and the arm. Two bounds,
@@ -121,9 +122,16 @@ class WindowMonitor:
         allowed = SPARE * self._fastest * self._lead + speed * (late + GRIPPER_LATE * self._gripper) + SMALL
         away = np.abs(window.path[0] - arm)
         for joint in np.flatnonzero(away > allowed):
-            self._note(window, before, joint, away[joint] - allowed[joint], (
-                f"is to be {away[joint]:.3f} from where it is, {window.times[0]:.3f} s ahead; {allowed[joint]:.3f} can "
-                "be reached"))
+            self._note(
+                window,
+                before,
+                joint,
+                away[joint] - allowed[joint],
+                (
+                    f"is to be {away[joint]:.3f} from where it is, {window.times[0]:.3f} s ahead; {allowed[joint]:.3f} "
+                    "can be reached"
+                ),
+            )
 
     def _goes_on(self, window, before, arm):
         known = [places for time, places in self._said if time >= window.sent - self._inside - OF_LATE]
@@ -135,14 +143,27 @@ class WindowMonitor:
         low, high, first = ways.min(axis=0) - play, ways.max(axis=0) + play, window.path[0]
         off = np.maximum(low - first, first - high)
         for joint in np.flatnonzero(off > 0.0):
-            self._note(window, before, joint, off[joint], (
-                f"begins at {first[joint]:.3f}, {window.times[0]:.3f} s ahead, and is at {arm[joint]:.3f}; "
-                f"{low[joint]:.3f} to {high[joint]:.3f} goes on from there and from the window before"))
+            self._note(
+                window,
+                before,
+                joint,
+                off[joint],
+                (
+                    f"begins at {first[joint]:.3f}, {window.times[0]:.3f} s ahead, and is at {arm[joint]:.3f}; "
+                    f"{low[joint]:.3f} to {high[joint]:.3f} goes on from there and from the window before"
+                ),
+            )
 
     def _note(self, window, before, joint, excess, text):
         after = "" if before is None else f"{window.sent - before.sent:.3f} s after number {before.number}, "
-        self._leaps.append(Leap(window.received, self._joints[joint], float(excess), (
-            f"{text} (number {window.number}, {after}{window.on_its_way:.3f} s on its way)")))
+        self._leaps.append(
+            Leap(
+                window.received,
+                self._joints[joint],
+                float(excess),
+                (f"{text} (number {window.number}, {after}{window.on_its_way:.3f} s on its way)"),
+            )
+        )
 
 
 def watch(monitor):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A robot whose messages a test feeds by hand: pictures of one colour, joints on a straight line in time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One observation out of many messages: what it holds, and every way in which it can fail to come about."""
 
 from __future__ import annotations
@@ -40,11 +41,15 @@ def test_aligns_cameras_and_joints_to_the_oldest_of_the_newest_stamps(rig):
 
     assert seen.stamp == START + 30 * MS
     assert {slot: int(picture[0, 0, 0]) for slot, picture in seen.images.items()} == {
-        "front": 0, "left_wrist": 30, "right_wrist": 5}
+        "front": 0,
+        "left_wrist": 30,
+        "right_wrist": 5,
+    }
     np.testing.assert_allclose(seen.state[:5], 0.03 * DEGREES, rtol=1e-6)
     np.testing.assert_allclose(seen.state[6:11], -0.03 * DEGREES, rtol=1e-6)
-    assert seen.age == pytest.approx({"front": 0.030, "left_wrist": 0.0, "right_wrist": 0.025, LEFT: 0.010,
-                                      "/right/joint_states": 0.010})
+    assert seen.age == pytest.approx(
+        {"front": 0.030, "left_wrist": 0.0, "right_wrist": 0.025, LEFT: 0.010, "/right/joint_states": 0.010}
+    )
 
 
 def test_carries_robot_instruction_and_policy_units(rig):
@@ -88,16 +93,19 @@ def test_takes_joints_in_any_order_among_others(rig):
     np.testing.assert_allclose(seen.state[:6], to_policy(np.r_[values, np.zeros(6)], rig.profile)[:6], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("names", "positions", "expected"), [
-    (NAMES, [0, 0, float("nan"), 0, 0, 0], "elbow_flex = nan"),
-    (NAMES, [0, 0, 0, 0, 0, float("-inf")], "gripper = -inf"),
-    (NAMES, [0, 0, 1000.0, 0, 0, 0], "elbow_flex goes from"),
-    (NAMES, [1e308, 0, 0, 0, 0, 0], "shoulder_pan = 1e+308"),
-    (NAMES, [0.0] * 5, "5 positions for 6 names"),
-    ((*NAMES, "gripper"), [0.0] * 7, "gripper named more than once"),
-    (NAMES, [[0.0]] * 6, "expected one for each"),
-    (NAMES, ["high"] * 6, "not numbers"),
-])
+@pytest.mark.parametrize(
+    ("names", "positions", "expected"),
+    [
+        (NAMES, [0, 0, float("nan"), 0, 0, 0], "elbow_flex = nan"),
+        (NAMES, [0, 0, 0, 0, 0, float("-inf")], "gripper = -inf"),
+        (NAMES, [0, 0, 1000.0, 0, 0, 0], "elbow_flex goes from"),
+        (NAMES, [1e308, 0, 0, 0, 0, 0], "shoulder_pan = 1e+308"),
+        (NAMES, [0.0] * 5, "5 positions for 6 names"),
+        ((*NAMES, "gripper"), [0.0] * 7, "gripper named more than once"),
+        (NAMES, [[0.0]] * 6, "expected one for each"),
+        (NAMES, ["high"] * 6, "not numbers"),
+    ],
+)
 def test_unusable_joints_are_invalid_until_messages_have_been_well(rig, names, positions, expected):
     rig.everything(0)
     rig.builder.add_joints(LEFT, START + MS, names, positions, 0.001)
@@ -322,8 +330,9 @@ def test_a_picture_that_cannot_be_decoded_is_missing_until_the_next(rig):
 
 
 def test_pictures_are_turned_clockwise_and_then_cropped(make_rig):
-    rig = make_rig(**{"cameras.left_wrist.rotate": 180, "cameras.right_wrist.rotate": 90,
-                      "cameras.right_wrist.crop": (1, 0, 3, 4)})
+    rig = make_rig(
+        **{"cameras.left_wrist.rotate": 180, "cameras.right_wrist.rotate": 90, "cameras.right_wrist.crop": (1, 0, 3, 4)}
+    )
     sent = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     rig.everything(0, sent)
 
@@ -360,10 +369,15 @@ def test_an_optional_picture_that_cannot_be_decoded_masks_its_slot(make_rig):
     assert rig.builder.check(START + MS, 0.001) is None
 
 
-@pytest.mark.parametrize("picture", [
-    np.zeros((4, 6), np.uint8), np.zeros((4, 6, 4), np.uint8), np.zeros((4, 6, 3), np.float32),
-    np.zeros((0, 6, 3), np.uint8),
-])
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((4, 6), np.uint8),
+        np.zeros((4, 6, 4), np.uint8),
+        np.zeros((4, 6, 3), np.float32),
+        np.zeros((0, 6, 3), np.uint8),
+    ],
+)
 def test_a_decoder_that_gives_no_rgb_picture_is_a_fault(rig, picture):
     rig.everything(0, picture)
     fault = rig.fault(1)

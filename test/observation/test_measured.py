@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which measured joints are believed, and joints that come in parts."""
 
 import numpy as np
@@ -71,8 +72,11 @@ def test_a_fault_that_is_stamped_far_ahead_does_not_last_until_then(driver):
     assert not driver.say(480, 0.1) and driver.say(520, 0.1)
 
 
-@given(st.lists(st.tuples(st.floats(1.0, 400.0), st.floats(-1.0, 1.0)), min_size=1, max_size=40),
-       st.integers(0, 5), st.booleans())
+@given(
+    st.lists(st.tuples(st.floats(1.0, 400.0), st.floats(-1.0, 1.0)), min_size=1, max_size=40),
+    st.integers(0, 5),
+    st.booleans(),
+)
 def test_an_arm_within_its_speed_is_believed_whatever_the_rate(steps, joint, twice):
     driver, ms, positions = Driver(), 0.0, np.zeros(6)
     for passed, share in steps:
@@ -138,10 +142,17 @@ def test_a_part_that_never_came_is_named_with_what_came(rig):
     assert "with shoulder_pan" in fault.detail and "expected gripper" in fault.detail
 
 
-@pytest.mark.parametrize(("names", "positions", "expected"), [
-    ([f"robot1/{name}" for name in JOINTS], [0.0] * 6, "messages come on /left/joint_states, with robot1/shoulder_pan"),
-    (JOINTS, [], "messages come on /left/joint_states, without positions; expected shoulder_pan"),
-])
+@pytest.mark.parametrize(
+    ("names", "positions", "expected"),
+    [
+        (
+            [f"robot1/{name}" for name in JOINTS],
+            [0.0] * 6,
+            "messages come on /left/joint_states, with robot1/shoulder_pan",
+        ),
+        (JOINTS, [], "messages come on /left/joint_states, without positions; expected shoulder_pan"),
+    ],
+)
 def test_messages_that_hold_nothing_of_the_robot_are_missing_with_what_they_hold(rig, names, positions, expected):
     for camera in rig.profile.cameras.slots:
         rig.image(camera, 0)

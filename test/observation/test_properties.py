@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What holds for every sequence of messages."""
 
 from __future__ import annotations
@@ -133,9 +134,13 @@ def test_nothing_newer_than_the_common_stamp_is_used(make_rig, session):
 def same(one, other):
     if isinstance(one, Fault) or isinstance(other, Fault):
         return one == other
-    return (one.stamp == other.stamp and one.age == other.age and np.array_equal(one.state, other.state)
-            and one.images.keys() == other.images.keys()
-            and all(np.array_equal(one.images[slot], other.images[slot]) for slot in one.images))
+    return (
+        one.stamp == other.stamp
+        and one.age == other.age
+        and np.array_equal(one.state, other.state)
+        and one.images.keys() == other.images.keys()
+        and all(np.array_equal(one.images[slot], other.images[slot]) for slot in one.images)
+    )
 
 
 @few
@@ -176,14 +181,30 @@ def test_the_order_of_the_names_does_not_matter(make_rig, order, more):
     np.testing.assert_allclose(from_policy(rig.seen(2).state, rig.profile)[:6], list(positions.values()), atol=1e-6)
 
 
-stamps = st.one_of(st.integers(-(2**31), 2**31).map(lambda seconds: seconds * 10**9), st.integers(0, 500).map(
-    lambda ms: START + ms * MS))
+stamps = st.one_of(
+    st.integers(-(2**31), 2**31).map(lambda seconds: seconds * 10**9),
+    st.integers(0, 500).map(lambda ms: START + ms * MS),
+)
 seconds = st.floats(-1e9, 1e9)
-junk_image = st.tuples(st.just("image"), st.sampled_from(CAMERAS), stamps, st.one_of(
-    st.just(ValueError("broken")), st.integers(0, 255), arrays(np.uint8, st.tuples(*[st.integers(0, 3)] * 3))), seconds)
-junk_joints = st.tuples(st.just("joints"), st.sampled_from(SIDES), stamps, st.one_of(
-    st.tuples(st.lists(st.sampled_from((*NAMES, "wheel")), max_size=8), st.lists(st.floats(), max_size=8)),
-    st.tuples(st.just(NAMES), st.lists(st.floats(), min_size=6, max_size=6))), seconds)
+junk_image = st.tuples(
+    st.just("image"),
+    st.sampled_from(CAMERAS),
+    stamps,
+    st.one_of(
+        st.just(ValueError("broken")), st.integers(0, 255), arrays(np.uint8, st.tuples(*[st.integers(0, 3)] * 3))
+    ),
+    seconds,
+)
+junk_joints = st.tuples(
+    st.just("joints"),
+    st.sampled_from(SIDES),
+    stamps,
+    st.one_of(
+        st.tuples(st.lists(st.sampled_from((*NAMES, "wheel")), max_size=8), st.lists(st.floats(), max_size=8)),
+        st.tuples(st.just(NAMES), st.lists(st.floats(), min_size=6, max_size=6)),
+    ),
+    seconds,
+)
 building = st.tuples(st.just("build"), stamps, seconds)
 
 

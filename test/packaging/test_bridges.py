@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files for Gazebo and Isaac Sim against what the bridges accept, the scenes show and the nodes really use.
 
 Neither simulator is needed: types and keys are those that ros_gz_bridge documents, elements those of SDF 1.9.

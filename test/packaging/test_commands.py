@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command ``xvla``: its options come from dataclasses, its errors are caught once, and it begins fast."""
 
 from __future__ import annotations

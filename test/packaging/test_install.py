@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The package as others get it: a wheel, a wheel without message generators at hand, and a colcon workspace."""
 
 from __future__ import annotations

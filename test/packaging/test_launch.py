@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The launch file under the real launch_ros, which comes with a ROS distribution and not from PyPI."""
 
 from __future__ import annotations
@@ -177,7 +178,8 @@ def test_without_autostart_the_node_waits_in_its_namespace(bring_up):
 def test_several_robots_are_driven_by_one_node_and_simulated_on_one_clock(bring_up, tmp_path):
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text(
-        "/**: {ros__parameters: {arm_a: {like: so101, namespace: /a}, arm_b: {like: so101, namespace: /b}}}")
+        "/**: {ros__parameters: {arm_a: {like: so101, namespace: /a}, arm_b: {like: so101, namespace: /b}}}"
+    )
     bringup = bring_up(f"robots:={fleet}", "sim:=true", "instruction:=touch the red cube")
     heard: dict[str, list[PolicyStatus]] = {"arm_a": [], "arm_b": []}
     for robot, statuses in heard.items():

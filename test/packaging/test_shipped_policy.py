@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The example's commands exist, each on what the one before it leaves; ``make policy`` has them. None is run here."""
 
 import re

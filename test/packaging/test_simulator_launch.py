@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The launch files for Gazebo, Isaac Sim and replay, read by the real launch and launch_ros of a sourced ROS 2."""
 
 from __future__ import annotations
@@ -81,12 +82,16 @@ def test_the_policy_node_is_brought_up_alone_or_with_the_simulation(arguments: d
 
 @pytest.mark.parametrize("name", ["xvla", "gazebo", "isaac", "replay"])
 def test_every_launch_file_takes_type_parameters_and_rviz(name: str):
-    declared = {each.name for each in load(name).generate_launch_description().entities
-                if isinstance(each, DeclareLaunchArgument)}
+    declared = {
+        each.name
+        for each in load(name).generate_launch_description().entities
+        if isinstance(each, DeclareLaunchArgument)
+    }
     assert {"dtype", "params_file", "seed", "rviz"} <= declared
     shown = bring_up(name, robot="so101", bag="run.mcap", rviz="true", dtype="float32", seed="3")
     assert len([node for node in shown if isinstance(node, Node) and node.node_package == "rviz2"]) == 1 or any(
-        included(each).get("rviz") == "true" for each in shown if isinstance(each, IncludeLaunchDescription))
+        included(each).get("rviz") == "true" for each in shown if isinstance(each, IncludeLaunchDescription)
+    )
 
 
 @pytest.mark.parametrize("arguments", [{}, {"sim": "true", "namespace": "cell"}, {"sim": "true", "autostart": "false"}])

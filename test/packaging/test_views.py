@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Foxglove layout and the RViz configuration: they parse, hang together and name only what there is."""
 
 import importlib
@@ -21,8 +22,11 @@ from xvla_ros.robots import load_profile
 from xvla_ros.robots.tools import shown_arms
 
 PROFILE = load_profile("so101_bimanual")["so101_bimanual"]
-TYPES = {"Image": "sensor_msgs/msg/Image", "3D": "visualization_msgs/msg/MarkerArray",
-         "DiagnosticSummary": "diagnostic_msgs/msg/DiagnosticArray"}
+TYPES = {
+    "Image": "sensor_msgs/msg/Image",
+    "3D": "visualization_msgs/msg/MarkerArray",
+    "DiagnosticSummary": "diagnostic_msgs/msg/DiagnosticArray",
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,10 @@ def node():
 def topics(node):
     """Topic → type of all that the node publishes and hears: its own, and the robot's."""
     name, namespace = node.get_name(), node.get_namespace()
-    found = [*node.get_publisher_names_and_types_by_node(name, namespace),
-             *node.get_subscriber_names_and_types_by_node(name, namespace)]
+    found = [
+        *node.get_publisher_names_and_types_by_node(name, namespace),
+        *node.get_subscriber_names_and_types_by_node(name, namespace),
+    ]
     return {topic: types[0] for topic, types in found}
 
 
@@ -119,8 +125,11 @@ def test_paths_lead_to_fields_of_the_messages(layout, topics):
 
 def test_every_joint_of_the_pair_is_plotted_measured_and_commanded(layout):
     for side, names in (("left", PROFILE.joints.policy_order[:6]), ("right", PROFILE.joints.policy_order[6:])):
-        [paths] = [panel["paths"] for (kind, _), panel in panels(layout).items()
-                   if kind == "Plot" and panel["title"].startswith(side)]
+        [paths] = [
+            panel["paths"]
+            for (kind, _), panel in panels(layout).items()
+            if kind == "Plot" and panel["title"].startswith(side)
+        ]
         plain = [name.removeprefix(f"{side}_") for name in names]
         assert [path["label"] for path in paths] == [*plain, *(f"{name} commanded" for name in plain)]
         measured, commanded = paths[:6], paths[6:]
@@ -148,8 +157,10 @@ def test_both_show_the_frame_of_the_plan(layout):
 def test_rviz_shows_the_plan_and_every_camera_as_they_are_published(topics):
     rviz = yaml.safe_load((config_dir() / "rviz" / "xvla.rviz").read_text(encoding="utf-8"))
     displays = [display for display in rviz["Visualization Manager"]["Displays"] if "Topic" in display]
-    kinds = {"rviz_default_plugins/Image": ("sensor_msgs/msg/Image", "Best Effort"),
-             "rviz_default_plugins/MarkerArray": ("visualization_msgs/msg/MarkerArray", "Reliable")}
+    kinds = {
+        "rviz_default_plugins/Image": ("sensor_msgs/msg/Image", "Best Effort"),
+        "rviz_default_plugins/MarkerArray": ("visualization_msgs/msg/MarkerArray", "Reliable"),
+    }
     for display in displays:
         kind, reliability = kinds[display["Class"]]
         assert topics[display["Topic"]["Value"]] == kind and display["Enabled"]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bags as they are recorded: read back by others, killed while they grow, on a disk that is full, damaged later."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Observations from bags of both storages: whole, cut short, recorded with another clock, started anew."""
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Recording:
     def joints(self, side: str, ms: int, delay: int = 1) -> None:
         nothing = np.zeros(0)
         message = STORE.types["sensor_msgs/msg/JointState"](
-            stamped(START + ms * MS), NAMES, np.full(6, max(ms, 0) / 1000), nothing, nothing)
+            stamped(START + ms * MS), NAMES, np.full(6, max(ms, 0) / 1000), nothing, nothing
+        )
         self._add(ms + delay, f"/{side}/joint_states", message)
 
     def _add(self, ms: int, topic: str, message: object) -> None:
@@ -130,8 +132,9 @@ def test_a_recorder_without_use_sim_time(tmp_path, profile):
     one_year = 365 * 24 * 3600 * 10**9
     plain = session().write(tmp_path / "plain")
     shifted = session().write(tmp_path / "shifted", log_offset=one_year)
-    times = [[ms_of(one) for one in observations(bag, profile) if isinstance(one, Observation)]
-             for bag in (plain, shifted)]
+    times = [
+        [ms_of(one) for one in observations(bag, profile) if isinstance(one, Observation)] for bag in (plain, shifted)
+    ]
     assert times[0] == times[1]
     assert len(times[0]) > 25
 
@@ -139,8 +142,9 @@ def test_a_recorder_without_use_sim_time(tmp_path, profile):
 @pytest.mark.parametrize("rate", [None, 20.0])
 def test_a_simulation_that_begins_again_within_the_bag(tmp_path, profile, rate):
     recording = session(2000)
-    recording.messages += [(log_time + 2000 * MS, topic, kind, message)
-                           for log_time, topic, kind, message in session(2000).messages]
+    recording.messages += [
+        (log_time + 2000 * MS, topic, kind, message) for log_time, topic, kind, message in session(2000).messages
+    ]
     bag = recording.write(tmp_path / "bag", log_offset=10**18)
     times = [ms_of(one) for one in observations(bag, profile, rate=rate) if isinstance(one, Observation)]
     restart = next(i for i in range(1, len(times)) if times[i] < times[i - 1])
@@ -239,8 +243,12 @@ def test_summary_of_a_whole_bag(tmp_path):
     assert summary.cut == ""
     assert summary.storage == "mcap"
     assert {topic.name: topic.count for topic in summary.topics} == {
-        "/front/image_raw": 10, "/left_wrist/image_raw": 10, "/right_wrist/image_raw": 10,
-        "/left/joint_states": 15, "/right/joint_states": 15}
+        "/front/image_raw": 10,
+        "/left_wrist/image_raw": 10,
+        "/right_wrist/image_raw": 10,
+        "/left/joint_states": 15,
+        "/right/joint_states": 15,
+    }
     assert summary.messages == 60
     assert "60 messages" in str(summary)
     assert "cut" not in str(summary)
@@ -359,7 +367,8 @@ def test_what_is_no_bag_is_refused(tmp_path, profile):
         observations(bag, profile, rate=-1)
     with pytest.raises(KinematicsError, match="widowx: joint 'waist'"):
         widowx = load_profile("widowx")["widowx"].model_copy(
-            update={"cameras": profile.cameras, "joints": profile.joints})
+            update={"cameras": profile.cameras, "joints": profile.joints}
+        )
         observations(bag, widowx)
 
 

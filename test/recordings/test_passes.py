@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How often a bag is opened and read through on its way to a report, a replay or a sample."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands of a recording held as numbers: as little of them as is followed, and to the last bit what was followed."""
 
 from __future__ import annotations

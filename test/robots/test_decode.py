@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Units, limits, and chunks that become trajectories."""
 
 from __future__ import annotations

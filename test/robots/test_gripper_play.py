@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Play of a gripper: what it keeps from the jaw, and that it keeps nothing else."""
 
 from __future__ import annotations

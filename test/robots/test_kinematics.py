@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forward and inverse kinematics of the shipped arms against the vendors' figures."""
 
 from __future__ import annotations
@@ -126,10 +127,7 @@ def test_forward_kinematics_is_the_product_of_the_figures(arm: str):
     [
         ([0.0] * 6, [0.458325, 0.0, 0.36065]),
         ([0.0, -0.96, 1.16, 0.0, -0.3, 0.0], [0.226534, 0.0, 0.260949]),
-        (
-            [-0.13192235, -0.76238847, 0.44485444, -0.01994175, 1.7564081, -0.15953401],
-            [0.120201, -0.019085, 0.246696],
-        ),
+        ([-0.13192235, -0.76238847, 0.44485444, -0.01994175, 1.7564081, -0.15953401], [0.120201, -0.019085, 0.246696]),
     ],
 )
 def test_widowx_stands_where_its_vendor_and_bridge_say(joints: list[float], position: list[float]):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fleets of equal arms: one profile taken over by others, and a namespace for each."""
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def test_a_robot_takes_what_it_does_not_say_from_the_one_it_is_like(tmp_path: Pa
     assert (arm.name, arm.like, arm.policy.domain_id) == ("arm_a", "so101", 7)
     assert topics(arm) == [f"/a{topic}" for topic in topics(SO101)]
     assert {arm.joints.by_name[joint].name for joint in arm.joints.policy_order} == {
-        joint.name for joint in SO101.joints.ordered}
+        joint.name for joint in SO101.joints.ordered
+    }
     assert arm.timing == SO101.timing and arm.policy.waypoint_dt == SO101.policy.waypoint_dt
     assert SO101.namespace == "" and topics(SO101)[0] == "/front/image_raw"
 
@@ -88,15 +90,18 @@ def test_parameters_lead_back_to_the_same_profile(tmp_path: Path):
     assert back.model_copy(update={"source": arm.source}) == arm
 
 
-@pytest.mark.parametrize(("robots", "key", "words"), [
-    ({"arm": {"like": "so100"}}, "arm.like", "there is no robot 'so100' to be like"),
-    ({"arm": {"like": "arm"}}, "arm.like", "arm is like arm"),
-    ({"one": {"like": "two"}, "two": {"like": "one"}}, "two.like", "one is like two is like one"),
-    ({"arm": {"like": "so101", "namespace": "a"}}, "arm.namespace", "'a' is not allowed"),
-    ({"arm": {"like": "so101", "cameras": {"slots": ["fornt"]}}}, "arm.cameras.slots", "'fornt' is not declared"),
-    ({"arm": {"like": 3}}, "arm.like", "3 is not allowed"),
-    ({"arm": {"like": "so101", "cameras": 3}}, "arm.cameras", "3 is not a mapping"),
-])
+@pytest.mark.parametrize(
+    ("robots", "key", "words"),
+    [
+        ({"arm": {"like": "so100"}}, "arm.like", "there is no robot 'so100' to be like"),
+        ({"arm": {"like": "arm"}}, "arm.like", "arm is like arm"),
+        ({"one": {"like": "two"}, "two": {"like": "one"}}, "two.like", "one is like two is like one"),
+        ({"arm": {"like": "so101", "namespace": "a"}}, "arm.namespace", "'a' is not allowed"),
+        ({"arm": {"like": "so101", "cameras": {"slots": ["fornt"]}}}, "arm.cameras.slots", "'fornt' is not declared"),
+        ({"arm": {"like": 3}}, "arm.like", "3 is not allowed"),
+        ({"arm": {"like": "so101", "cameras": 3}}, "arm.cameras", "3 is not a mapping"),
+    ],
+)
 def test_what_cannot_be_taken_over_is_named(tmp_path: Path, robots: dict[str, Any], key: str, words: str):
     with pytest.raises(ProfileError, match=words) as caught:
         read(tmp_path, **robots)

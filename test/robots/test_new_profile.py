@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Profiles begun from URDFs: what is recognised, what is marked, what is refused, and the how-to's own commands."""
 
 from __future__ import annotations
@@ -198,15 +199,26 @@ def test_what_is_assumed_is_marked(urdf, joints: list[str], arms: list[int], mar
 @pytest.mark.parametrize(
     ("left", "right"),
     [
-        ("left_", "right_"), ("Left", "Right"), ("LEFT_", "RIGHT_"), ("l_", "r_"), ("L_", "R_"), ("arm_l_", "arm_r_"),
-        ("arm_L_", "arm_R_"), ("LArm", "RArm"), ("LARM_", "RARM_"), ("larm_", "rarm_"), ("armLeft", "armRight"),
-        ("LShoulder", "RShoulder"), ("robot/left/", "robot/right/"),
+        ("left_", "right_"),
+        ("Left", "Right"),
+        ("LEFT_", "RIGHT_"),
+        ("l_", "r_"),
+        ("L_", "R_"),
+        ("arm_l_", "arm_r_"),
+        ("arm_L_", "arm_R_"),
+        ("LArm", "RArm"),
+        ("LARM_", "RARM_"),
+        ("larm_", "rarm_"),
+        ("armLeft", "armRight"),
+        ("LShoulder", "RShoulder"),
+        ("robot/left/", "robot/right/"),
     ],
 )
 def test_sides_are_found_in_any_case(urdf, left: str, right: str):
     new = new_profile(urdf(robot(*chain(4, right), *chain(4, left))), "robot")
     assert [(arm.name, arm.joints[0].name) for arm in new.arms.arms] == [
-        ("left_arm", f"{left}j1"), ("right_arm", f"{right}j1")
+        ("left_arm", f"{left}j1"),
+        ("right_arm", f"{right}j1"),
     ]
 
 
@@ -300,7 +312,10 @@ def test_auto_runs_with_any_number_of_joints(urdf, count: int):
     profile = new_profile(urdf(robot(*chain(count))), "robot").profile
     zero, one = np.zeros(count), np.ones(count)
     policy = random_policy(
-        [profile.embodiment()], state_mean={"robot": zero}, state_std={"robot": one}, action_mean={"robot": zero},
+        [profile.embodiment()],
+        state_mean={"robot": zero},
+        state_std={"robot": one},
+        action_mean={"robot": zero},
         action_std={"robot": one},
     )
     images = {slot: np.zeros((48, 64, 3), np.uint8) for slot in profile.cameras.slots}
@@ -328,10 +343,7 @@ BROKEN = {
         robot(joint("j0", "z", "y"), joint("j1", "a", "b"), joint("j2", "b", "a")),
         "some joints form a circle",
     ),
-    "two parents": (
-        robot(joint("j1", "a", "b"), joint("j2", "a", "b")),
-        "link 'b' is carried by joints 'j1' and 'j2'",
-    ),
+    "two parents": (robot(joint("j1", "a", "b"), joint("j2", "a", "b")), "link 'b' is carried by joints 'j1' and 'j2'"),
     "unknown link": (
         robot(joint("j1", "a", "b")).replace('<link name="b"/>', ""),
         "child link 'b' of joint 'j1' does not exist",

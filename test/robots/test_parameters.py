@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A profile as node parameters and back, and the page of settings."""
 
 from __future__ import annotations
@@ -16,8 +17,15 @@ from xvla_ros.robots.profile.parameters import parameters, profile_of_parameters
 from xvla_ros.robots.profile.reference import render
 from xvla_ros.ros_env import child_environment
 
-TYPES = {"bool": bool, "integer": int, "double": float, "string": str, "string_array": list, "integer_array": list,
-         "double_array": list}
+TYPES = {
+    "bool": bool,
+    "integer": int,
+    "double": float,
+    "string": str,
+    "string_array": list,
+    "integer_array": list,
+    "double_array": list,
+}
 
 
 @pytest.mark.parametrize("robot", ["so101_bimanual", "widowx", "agibot"])
@@ -52,7 +60,8 @@ def test_what_is_said_of_a_camera_survives_parameters_and_documents():
     assert specs["widowx.cameras.front.crop"].type == "integer_array"
     assert specs["widowx.cameras.front.rotate"].type == "integer"
     values = {name: spec.value for name, spec in specs.items()} | {
-        "widowx.cameras.front.crop": array.array("q", [8, 0, 320, 240]), "widowx.cameras.front.rotate": 270,
+        "widowx.cameras.front.crop": array.array("q", [8, 0, 320, 240]),
+        "widowx.cameras.front.rotate": 270,
         "widowx.cameras.front.encoding": "bgr8",
     }
     changed = profile_of_parameters("widowx", values)
@@ -61,7 +70,8 @@ def test_what_is_said_of_a_camera_survives_parameters_and_documents():
         camera = one.cameras.by_name["front"]
         assert (camera.crop, camera.rotate, camera.encoding) == ((8, 0, 320, 240), 270, "bgr8")
     assert {spec.name: spec.value for spec in parameters(again)} == values | {
-        "widowx.cameras.front.crop": [8, 0, 320, 240]}
+        "widowx.cameras.front.crop": [8, 0, 320, 240]
+    }
 
 
 def test_bad_parameters_are_refused_by_name():

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Profiles: the shipped ones, and everything that is wrong with a bad one, at once."""
 
 from __future__ import annotations

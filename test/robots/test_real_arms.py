@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real arms, from URDF to the first command: the robots of the packages example-robot-data and pybullet."""
 
 from __future__ import annotations
@@ -212,8 +213,17 @@ class Stand:
             actions = np.repeat(np.asarray(seen.state)[None], 30, axis=0)
             if not self.profile.action_spec.is_end_effector:
                 actions += 0.01 * (self.upper - self.lower) * np.linspace(0.0, 1.0, 30)[:, None]
-            chunk = ActionChunk(self.profile.name, policy.domain_id, policy.action_mode, seen.instruction, seen.stamp,
-                                times, actions.astype(np.float32), 1.0, 0)
+            chunk = ActionChunk(
+                self.profile.name,
+                policy.domain_id,
+                policy.action_mode,
+                seen.instruction,
+                seen.stamp,
+                times,
+                actions.astype(np.float32),
+                1.0,
+                0,
+            )
             assert self.pilot.deliver(request, chunk)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rotations in every form agree with each other. Absolute numbers are pinned by the golden vectors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The SO-101 profiles that differ in units, joint names, controllers or the number of arms."""
 
 from __future__ import annotations
@@ -49,8 +50,12 @@ def split(side: str) -> dict[str, object]:
     return {
         f"commands.{side}_arm.joints": [f"{side}_{joint}" for joint in ARM[:-1]],
         f"commands.{side}_gripper": {
-            "topic": f"/{side}/gripper_controller/joint_trajectory", "joints": [f"{side}_gripper"],
-            "interface": "", "min_change": 0.05, "max_effort": 0.0, "tool": "",
+            "topic": f"/{side}/gripper_controller/joint_trajectory",
+            "joints": [f"{side}_gripper"],
+            "interface": "",
+            "min_change": 0.05,
+            "max_effort": 0.0,
+            "tool": "",
         },
     }
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The policy's tool-pose vectors: frames, rotation layouts, grippers, and the way from a chunk to joints."""
 
 from __future__ import annotations
@@ -268,8 +269,10 @@ def test_a_way_between_waypoints_that_cannot_be_solved_is_that_of_the_joints():
     np.testing.assert_allclose(joints, first + np.linspace(0.0, 1.0, 6)[:, None] * (second - first), atol=1e-9)
 
 
-@given(hnp.arrays(np.float64, (6, 3), elements=st.floats(-0.08, 0.08)), hnp.arrays(np.float64, (6, 3),
-       elements=st.floats(-0.5, 0.5)))
+@given(
+    hnp.arrays(np.float64, (6, 3), elements=st.floats(-0.08, 0.08)),
+    hnp.arrays(np.float64, (6, 3), elements=st.floats(-0.5, 0.5)),
+)
 @settings(max_examples=30)
 def test_points_between_never_leave_limits_or_box(ways: Floats, turns: Floats):
     robot = "widowx"
@@ -293,8 +296,9 @@ def test_actions_between_waypoints_are_on_the_path_of_poses():
     at = np.linspace(due[0] - 0.1, due[1] + 0.1, 13)
     found = resample(actions, due, at, profile("widowx"))
     share = np.clip((at - due[0]) / (due[1] - due[0]), 0.0, 1.0)
-    np.testing.assert_allclose(found[:, :3], actions[0, :3] + share[:, None] * (actions[1, :3] - actions[0, :3]),
-                               atol=1e-9)
+    np.testing.assert_allclose(
+        found[:, :3], actions[0, :3] + share[:, None] * (actions[1, :3] - actions[0, :3]), atol=1e-9
+    )
     assert np.max(rot6d_misfit(found[:, 3:9], profile("widowx").policy.rot6d)) < 1e-5
     np.testing.assert_array_equal(found[:, 9], share == 1.0)
     np.testing.assert_allclose(resample(actions, due, due, profile("widowx")), actions, atol=1e-5)

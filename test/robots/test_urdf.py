@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One reader of URDFs: what robot_state_publisher takes is taken, by new profiles and by kinematics alike."""
 
 from __future__ import annotations
@@ -108,10 +109,13 @@ def test_the_tree_is_the_one_that_urdfdom_reads(names: list[str], between: list[
     links = "".join(f"{gap}<link name={quoteattr(f'l{i}')}></link >" for i, gap in zip(range(5), between, strict=False))
     joints = "".join(
         f"{between[5 + i]}<joint type='revolute' name={quoteattr(name)}><parent link='l{i}' />"
-        f"<child\n link = 'l{i + 1}'/><axis xyz='0 {i} 1'/>{LIMIT}</joint>" for i, name in enumerate(names)
+        f"<child\n link = 'l{i + 1}'/><axis xyz='0 {i} 1'/>{LIMIT}</joint>"
+        for i, name in enumerate(names)
     )
-    extra = "".join(f"<joint type='fixed' name='f{i}'><parent link='l0'/><child link='l{i}'/></joint>"
-                    for i in range(len(names) + 1, 5))
+    extra = "".join(
+        f"<joint type='fixed' name='f{i}'><parent link='l0'/><child link='l{i}'/></joint>"
+        for i in range(len(names) + 1, 5)
+    )
     text = f"{between[0]}<robot name={quoteattr(origin)}>{links}{joints}{extra}</robot>"
     theirs = pinocchio.buildModelFromXML(text)
     read = parse_urdf(text, "arm.urdf")

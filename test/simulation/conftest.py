@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kinematics written out, against which the simulated arms are held."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The G1 of boxes and rods against the kinematics of its URDF."""
 
 import mujoco

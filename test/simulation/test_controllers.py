@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The simulated joint_trajectory_controller, point by point as the real one behaves."""
 
 import math
@@ -68,10 +69,7 @@ REFUSED = {
     "too few positions": (trajectory((1.0, (1.0,))), ["points[0].positions", "1 values", "expected 2"]),
     "no positions": (trajectory((1.0, (), (0.0, 0.0))), ["points[0].positions is empty"]),
     "too many velocities": (trajectory((1.0, (1.0, 1.0), (0.0,) * 3)), ["points[0].velocities", "3 values"]),
-    "nan": (
-        trajectory((0.5, (0.0, 0.0)), (1.0, (0.0, math.nan))),
-        ["'lift'", "points[1].positions", "nan", "finite"],
-    ),
+    "nan": (trajectory((0.5, (0.0, 0.0)), (1.0, (0.0, math.nan))), ["'lift'", "points[1].positions", "nan", "finite"]),
     "infinite velocity": (trajectory((0.5, (0.0, 0.0), (math.inf, 0.0)), (1.0, (0.0, 0.0))), ["'pan'", "velocities"]),
     "effort": (
         JointTrajectory(JOINTS, (TrajectoryPoint(SECOND, (0.0, 0.0), effort=(1.0, 1.0)),)),
@@ -233,9 +231,7 @@ def test_many_refusals_are_counted_but_not_all_remembered():
 
 
 @given(
-    st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=6),
-    st.integers(1, 500),
-    st.booleans(),
+    st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=6), st.integers(1, 500), st.booleans()
 )
 def test_an_accepted_trajectory_ends_at_its_last_point_and_never_leaves_its_range(places, gap, from_desired):
     arm = controller(interpolate_from_desired_state=from_desired)

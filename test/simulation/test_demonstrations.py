@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Demonstrations as bags: repeatable, resumable, and such that a training set can be made of them."""
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def messages(path, topic):
 def test_an_episode_is_one_bag_with_profile_marks_and_topics(recorded, profile):
     folder, _, made = recorded
     assert sorted(path.name for path in folder.iterdir()) == [
-        "demos.json", *(f"episode_{index:06d}.mcap" for index in range(3)),
+        "demos.json",
+        *(f"episode_{index:06d}.mcap" for index in range(3)),
     ]
     path = made[0].path
     first = next(iter(Bag(path).messages()))

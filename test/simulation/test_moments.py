@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Moments: pictures of a task without an episode, with the plans that lead on from them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The choice of a way to render, and what is said when there is none."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Simulated time against the wall clock, with a clock of the test's own."""
 
 from itertools import pairwise

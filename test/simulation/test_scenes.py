@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What holds of every scene: it fits its profile, stands still, follows, and its cameras show the work."""
 
 import mujoco

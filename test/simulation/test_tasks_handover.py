@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The task "handover": its judge, and its expert."""
 
 from __future__ import annotations

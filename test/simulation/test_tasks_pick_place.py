@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The task "pick_place": its judge, and its expert on every robot that has it."""
 
 from __future__ import annotations

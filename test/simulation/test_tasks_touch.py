@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The task "touch": its layouts, its judge, its expert, on every robot that has it."""
 
 from __future__ import annotations
@@ -109,11 +110,7 @@ def put_against_the_finger(world, prop, side):
 @pytest.mark.parametrize("right_arm", [True, False])
 def test_the_judge_knows_the_cube_and_the_arm(pair, right_cube, right_arm):
     world, task = pair
-    layout = next(
-        layout
-        for seed in range(50)
-        if (layout := task.reset(world, np.random.default_rng(seed))).goal.hand
-    )
+    layout = next(layout for seed in range(50) if (layout := task.reset(world, np.random.default_rng(seed))).goal.hand)
     prop = layout.goal.prop if right_cube else next(cube for cube in CUBES if cube != layout.goal.prop)
     side = layout.goal.hand if right_arm else {"left": "right", "right": "left"}[layout.goal.hand]
     put_against_the_finger(world, prop, side)

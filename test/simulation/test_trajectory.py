@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Interpolation between the points of a trajectory: invariants of the spline."""
 
 import numpy as np
@@ -21,12 +22,7 @@ def knots(draw, order):
         return np.array([draw(values), draw(values)])
 
     return tuple(
-        Knot(
-            int(time),
-            pair(angles),
-            pair(rates) if order >= 1 else None,
-            pair(rates) if order >= 2 else None,
-        )
+        Knot(int(time), pair(angles), pair(rates) if order >= 1 else None, pair(rates) if order >= 2 else None)
         for time in times
     )
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The WidowX of boxes against the kinematics of the official URDF."""
 
 import mujoco

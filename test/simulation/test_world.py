@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The world: a profile's scene stepped, commanded, drawn and reset."""
 
 import gc

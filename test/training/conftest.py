@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs of a network of a few thousand weights."""
 
 from __future__ import annotations

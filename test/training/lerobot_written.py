@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small LeRobot data sets of both versions, written with pyarrow and PyAV as LeRobot documents the format."""
 
 from __future__ import annotations
@@ -38,19 +39,37 @@ def grey(episode: int, frame: int, camera: int) -> int:
     return 20 + 60 * camera + 4 * (frame % 10) + 2 * episode
 
 
-def write(folder: Path, version: str, lengths: tuple[int, ...] = (30, 24), video: bool = True,
-          tasks: tuple[str, ...] = ("touch the red cube", "touch the blue cube"), **changes: Any) -> Path:
+def write(
+    folder: Path,
+    version: str,
+    lengths: tuple[int, ...] = (30, 24),
+    video: bool = True,
+    tasks: tuple[str, ...] = ("touch the red cube", "touch the blue cube"),
+    **changes: Any,
+) -> Path:
     """Write a data set; ``changes`` replace columns: name → function of (episode, values)."""
     rows = [_rows(episode, length, tasks, video, changes) for episode, length in enumerate(lengths)]
     features = {
         "observation.state": {"dtype": "float32", "shape": [12], "names": NAMES},
         "action": {"dtype": "float32", "shape": [12], "names": NAMES},
-        **{camera: {"dtype": "video" if video else "image", "shape": [*SIZE, 3],
-                    "names": ["height", "width", "channel"]} for camera in CAMERAS},
+        **{
+            camera: {
+                "dtype": "video" if video else "image",
+                "shape": [*SIZE, 3],
+                "names": ["height", "width", "channel"],
+            }
+            for camera in CAMERAS
+        },
         **{name: {"dtype": "int64", "shape": [1], "names": None} for name in ("frame_index", "episode_index", "index")},
     }
-    info = {"codebase_version": version, "fps": FPS, "features": features, "chunks_size": 1000,
-            "total_episodes": len(lengths), "total_frames": sum(lengths)}
+    info = {
+        "codebase_version": version,
+        "fps": FPS,
+        "features": features,
+        "chunks_size": 1000,
+        "total_episodes": len(lengths),
+        "total_frames": sum(lengths),
+    }
     (folder / "meta").mkdir(parents=True)
     (_write_v3 if version.startswith("v3") else _write_v2)(folder, info, rows, lengths, tasks, video)
     (folder / "meta" / "info.json").write_text(json.dumps(info))
@@ -60,14 +79,19 @@ def write(folder: Path, version: str, lengths: tuple[int, ...] = (30, 24), video
 def _rows(episode: int, length: int, tasks: tuple[str, ...], video: bool, changes: dict[str, Any]) -> dict[str, Any]:
     seconds = np.arange(length) / FPS
     columns: dict[str, Any] = {
-        "observation.state": state(seconds), "action": action(seconds), "timestamp": seconds,
-        "frame_index": np.arange(length), "episode_index": np.full(length, episode),
-        "index": np.arange(length) + 1000 * episode, "task_index": np.full(length, episode % len(tasks)),
+        "observation.state": state(seconds),
+        "action": action(seconds),
+        "timestamp": seconds,
+        "frame_index": np.arange(length),
+        "episode_index": np.full(length, episode),
+        "index": np.arange(length) + 1000 * episode,
+        "task_index": np.full(length, episode % len(tasks)),
     }
     for name, change in changes.items():
         columns[name] = change(episode, columns[name])
     arrays = {
-        name: pa.array([list(map(float, row)) for row in values], pa.list_(pa.float32())) if values.ndim == 2
+        name: pa.array([list(map(float, row)) for row in values], pa.list_(pa.float32()))
+        if values.ndim == 2
         else pa.array(values, pa.float32() if name == "timestamp" else pa.int64())
         for name, values in columns.items()
     }
@@ -102,20 +126,28 @@ def _write_v3(folder: Path, info: dict[str, Any], rows: list[Any], lengths: Any,
     pq.write_table(pa.concat_tables([pa.table(each) for each in rows]), data)
     for number, camera in enumerate(CAMERAS if video else ()):
         place = info["video_path"].format(chunk_index=0, file_index=0, video_key=camera)
-        _video(folder / place, [grey(episode, frame, number) for episode, length in enumerate(lengths)
-                                for frame in range(length)])
+        _video(
+            folder / place,
+            [grey(episode, frame, number) for episode, length in enumerate(lengths) for frame in range(length)],
+        )
     first = np.cumsum([0, *lengths])
     table: dict[str, Any] = {
-        "episode_index": list(range(len(lengths))), "length": list(lengths),
+        "episode_index": list(range(len(lengths))),
+        "length": list(lengths),
         "tasks": [[tasks[episode % len(tasks)]] for episode in range(len(lengths))],
-        "data/chunk_index": [0] * len(lengths), "data/file_index": [0] * len(lengths),
-        "dataset_from_index": first[:-1].tolist(), "dataset_to_index": first[1:].tolist(),
+        "data/chunk_index": [0] * len(lengths),
+        "data/file_index": [0] * len(lengths),
+        "dataset_from_index": first[:-1].tolist(),
+        "dataset_to_index": first[1:].tolist(),
         "stats/action/mean": [[0.0] * 12] * len(lengths),
     }
     for camera in CAMERAS if video else ():
-        table |= {f"videos/{camera}/chunk_index": [0] * len(lengths), f"videos/{camera}/file_index": [0] * len(lengths),
-                  f"videos/{camera}/from_timestamp": (first[:-1] / FPS).tolist(),
-                  f"videos/{camera}/to_timestamp": (first[1:] / FPS).tolist()}
+        table |= {
+            f"videos/{camera}/chunk_index": [0] * len(lengths),
+            f"videos/{camera}/file_index": [0] * len(lengths),
+            f"videos/{camera}/from_timestamp": (first[:-1] / FPS).tolist(),
+            f"videos/{camera}/to_timestamp": (first[1:] / FPS).tolist(),
+        }
     file = folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
     file.parent.mkdir(parents=True)
     pq.write_table(pa.table(table), file)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recordings of a robot that follows known curves, written as bags of both storages."""
 
 from __future__ import annotations
@@ -77,9 +78,7 @@ class Session:
         for number, slot in enumerate(profile.cameras.slots):
             camera = profile.cameras.by_name[slot]
             make, kind = (
-                (cdr.image, cdr.IMAGE)
-                if camera.transport == "raw"
-                else (cdr.compressed_image, cdr.COMPRESSED_IMAGE)
+                (cdr.image, cdr.IMAGE) if camera.transport == "raw" else (cdr.compressed_image, cdr.COMPRESSED_IMAGE)
             )
             for at in np.arange(self.begin, self.end, 1 / self.camera_rate):
                 self.add(at + 0.004, camera.topic, kind, make(_ns(at), picture(at, number, self.size)))
@@ -89,12 +88,7 @@ class Session:
         for at in np.arange(self.begin, self.end, 1 / self.joint_rate):
             for topic, indices in topics.items():
                 names = [profile.joints.ordered[i].name for i in indices]
-                self.add(
-                    at + 0.002,
-                    topic,
-                    cdr.JOINT_STATE,
-                    cdr.joint_state(_ns(at), names, joints_of(at)[indices]),
-                )
+                self.add(at + 0.002, topic, cdr.JOINT_STATE, cdr.joint_state(_ns(at), names, joints_of(at)[indices]))
         for at in np.arange(self.begin, self.end, 1 / self.command_rate) if self.commands else ():
             self._command(at)
         return self
@@ -120,7 +114,8 @@ class Session:
         """Give raw pictures between two instants, s after START, an encoding whose name is as long as rgb8."""
         self.messages = [
             (at, topic, kind, data.replace(b"rgb8\0", encoding.encode() + b"\0", 1))
-            if kind == cdr.IMAGE and START + begin * 1e9 <= at < START + end * 1e9 else (at, topic, kind, data)
+            if kind == cdr.IMAGE and START + begin * 1e9 <= at < START + end * 1e9
+            else (at, topic, kind, data)
             for at, topic, kind, data in self.messages
         ]
         return self

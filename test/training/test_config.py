@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training files: what is read, what the command line changes, what is refused and how."""
 
 from __future__ import annotations
@@ -91,6 +92,4 @@ def test_a_missing_file_and_one_that_is_no_yaml_are_named(tmp_path, read):
 
 def test_the_reference_page_is_that_of_the_schema():
     page = Path(__file__).parents[2] / "docs" / "reference" / "training.md"
-    assert page.read_text(encoding="utf-8") == render(), (
-        "python tools/training_reference.py docs/reference/training.md"
-    )
+    assert page.read_text(encoding="utf-8") == render(), "python tools/training_reference.py docs/reference/training.md"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Samples drawn by the simulator: a function of their number, the expert's, and trained on end to end."""
 
 from __future__ import annotations

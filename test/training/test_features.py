@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kept features: the run that keeps them is the run that does not."""
 
 from __future__ import annotations

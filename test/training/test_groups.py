@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which weights move, in which group, at which rate."""
 
 from __future__ import annotations

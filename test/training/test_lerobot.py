@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What we train, LeRobot runs, and the other way round; in an environment of its own, named by $XVLA_LEROBOT_PYTHON."""
 
 from __future__ import annotations

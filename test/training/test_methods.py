@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exactly what should move does, for each method, to the bit."""
 
 from __future__ import annotations

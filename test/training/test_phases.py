@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rates over the steps."""
 
 from __future__ import annotations

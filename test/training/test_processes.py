@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several processes train what one does: the same samples, noise and times, whoever computes them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A killed run goes on as if it had not been killed."""
 
 from __future__ import annotations

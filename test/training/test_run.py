@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``xvla train`` from a file and a recording to a checkpoint that answers."""
 
 from __future__ import annotations

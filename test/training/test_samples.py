@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Samples from bags: what the waypoints are, where episodes begin and end, in what order samples are drawn."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data that cannot be trained on is named before any step: what, where, and what is expected."""
 
 from __future__ import annotations
@@ -59,12 +60,17 @@ def test_no_bag_an_empty_one_and_one_of_another_robot(tmp_path, pair):
     assert "does not fit robot so101_bimanual" in text
     assert "/left/joint_states is missing" in text
     with pytest.raises(SamplesError, match="/left/joint_states is missing"):
-        open_datasets([DatasetSettings(paths=(str(other),), robot="so101_bimanual")], waypoints=4, image_size=None,
-                      cache=tmp_path / "cache")
+        open_datasets(
+            [DatasetSettings(paths=(str(other),), robot="so101_bimanual")],
+            waypoints=4,
+            image_size=None,
+            cache=tmp_path / "cache",
+        )
     mixed = Session(pair, end=1.0).record().write(tmp_path / "pair.mcap")
     with pytest.raises(SamplesError, match="is of robot so101_bimanual, the first recording of widowx"):
-        open_datasets([DatasetSettings(paths=(str(other), str(mixed)))], waypoints=4, image_size=None,
-                      cache=tmp_path / "cache")
+        open_datasets(
+            [DatasetSettings(paths=(str(other), str(mixed)))], waypoints=4, image_size=None, cache=tmp_path / "cache"
+        )
 
 
 def test_mixed_rates_of_two_bags(tmp_path, pair):
@@ -101,8 +107,9 @@ def test_nan_in_joints_and_commands(tmp_path, pair):
     session = Session(pair, end=1.0).record()
     group = pair.commands.by_name["left_arm"]
     names = [pair.joints.by_name[joint].name for joint in group.joints]
-    session.add(0.5, group.topic, cdr.JOINT_TRAJECTORY,
-                cdr.joint_trajectory(0, names, [10**8], np.full((1, 6), np.inf)))
+    session.add(
+        0.5, group.topic, cdr.JOINT_TRAJECTORY, cdr.joint_trajectory(0, names, [10**8], np.full((1, 6), np.inf))
+    )
     text = said(session.write(tmp_path / "commands.mcap"))
     assert group.topic in text
     assert "shoulder_pan that is not a finite number" in text
@@ -144,8 +151,9 @@ def test_bad_recordings_may_be_left_out(tmp_path, pair):
     assert len(samples.datasets[0].stores) == 1
     assert "broken.mcap" in str(samples.datasets[0].left_out[0])
     with pytest.raises(SamplesError, match=r"broken\.mcap"):
-        open_datasets([entry.model_copy(update={"skip_bad": False})], waypoints=4, image_size=None,
-                      cache=tmp_path / "cache")
+        open_datasets(
+            [entry.model_copy(update={"skip_bad": False})], waypoints=4, image_size=None, cache=tmp_path / "cache"
+        )
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, pair):
@@ -200,8 +208,9 @@ def test_several_processes_decode_several_bags(tmp_path, pair):
     (tmp_path / "3.mcap").write_bytes((tmp_path / "2.mcap").read_bytes()[:300])
     entry = DatasetSettings(paths=(str(tmp_path / "*.mcap"),), robot="so101_bimanual", instruction=TASK, skip_bad=True)
     told = []
-    samples = open_datasets([entry], waypoints=4, image_size=(16, 16), cache=tmp_path / "cache", workers=2,
-                            progress=told.append)
+    samples = open_datasets(
+        [entry], waypoints=4, image_size=(16, 16), cache=tmp_path / "cache", workers=2, progress=told.append
+    )
     assert [Path(store.source).name for store in samples.datasets[0].stores] == ["0.mcap", "1.mcap", "2.mcap"]
     assert "3.mcap" in str(samples.datasets[0].left_out[0])
     assert any("(4 of 4)" in text for text in told)
@@ -232,21 +241,28 @@ def test_another_bag_or_profile_gets_another_store(tmp_path, pair):
 
 
 def opened(bag, tmp_path, **settings):
-    return open_datasets([DatasetSettings(paths=(str(bag),), **settings)], waypoints=4, image_size=None,
-                         cache=tmp_path / "cache")
+    return open_datasets(
+        [DatasetSettings(paths=(str(bag),), **settings)], waypoints=4, image_size=None, cache=tmp_path / "cache"
+    )
 
 
 def test_why_there_is_no_observation_is_said_in_the_words_of_the_node(tmp_path, pair):
     bag = Session(pair, end=1.0).record().encoded("8UC3").write(tmp_path / "bag.mcap")
-    with pytest.raises(SamplesError, match=r"no observation can be built: \d+ camera_missing: front: picture on "
-                                           r"/front/image_raw cannot be used: encoding '8UC3'"):
+    with pytest.raises(
+        SamplesError,
+        match=r"no observation can be built: \d+ camera_missing: front: picture on "
+        r"/front/image_raw cannot be used: encoding '8UC3'",
+    ):
         opened(bag, tmp_path)
     far = Session(pair, end=1.0).record()
-    far.messages = [(at - 3600 * 10**9 if "joint_states" in topic else at, topic, kind, data)
-                    for at, topic, kind, data in far.messages]
+    far.messages = [
+        (at - 3600 * 10**9 if "joint_states" in topic else at, topic, kind, data)
+        for at, topic, kind, data in far.messages
+    ]
     early = Session(pair, begin=-3600.0, end=-3599.0).record().messages
     far.messages = [each for each in far.messages if "image" in each[1]] + [
-        (at + 3600 * 10**9, *rest) for at, *rest in early if "image" not in rest[0]]
+        (at + 3600 * 10**9, *rest) for at, *rest in early if "image" not in rest[0]
+    ]
     text = said(far.write(tmp_path / "far.mcap"))
     assert "has no picture between its joint states" in text
     assert "joints_stale: /left/joint_states: newest message on /left/joint_states is 3600." in text
@@ -266,8 +282,9 @@ def test_some_skipped_instants_are_told_with_their_reasons(tmp_path, pair):
     bag = Session(pair, end=2.0).record().encoded("8UC3", 1.0, 1.5).write(tmp_path / "bag.mcap")
     for samples in (opened(bag, tmp_path), opened(bag, tmp_path)):  # made, and read from the store
         assert samples.summary()[0]["no observation"] >= 8
-        assert any("so101_bimanual: no observation: " in line and "encoding '8UC3'" in line
-                   for line in samples.left_out())
+        assert any(
+            "so101_bimanual: no observation: " in line and "encoding '8UC3'" in line for line in samples.left_out()
+        )
 
 
 def test_joints_that_leap_are_cut_out_or_refused(tmp_path, pair):

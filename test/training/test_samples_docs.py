@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference names every setting of the data with its description."""
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "samples.md"
 
 
 @pytest.mark.parametrize(
-    "section", [settings.DatasetSettings, LeRobotMapping, ChannelSource, settings.Split,
-                settings.Early, settings.Augmentation]
+    "section",
+    [settings.DatasetSettings, LeRobotMapping, ChannelSource, settings.Split, settings.Early, settings.Augmentation],
 )
 def test_every_setting_is_in_the_reference(section):
     text = REFERENCE.read_text(encoding="utf-8")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Samples of the beginning of an episode come as often as asked, and the rest still comes."""
 
 from __future__ import annotations

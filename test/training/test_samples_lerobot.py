@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Samples from LeRobot data sets of v2.1 and v3.0, and what is said of ones that do not fit."""
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from xvla_ros.training.data.datasets import open_datasets, survey
 
 ROBOT = "so101_bimanual"  # arm joints in degrees, grippers 0..1
 MAPPING = {
-    "cameras": {"front": "observation.images.top", "left_wrist": "observation.images.left",
-                "right_wrist": "observation.images.right"},
+    "cameras": {
+        "front": "observation.images.top",
+        "left_wrist": "observation.images.left",
+        "right_wrist": "observation.images.right",
+    },
     "channels": {f"{side}_gripper": {"name": f"{side}_gripper", "scale": 0.01} for side in ("left", "right")},
 }
 VERSIONS = ("v2.1", "v3.0")
@@ -62,8 +66,9 @@ def test_numbers_and_pictures_of_every_frame(tmp_path, version, video):
         due = seconds + 0.0333 * np.arange(1, 9)
         assert sample.mask.tolist() == (due <= (written.FPS**-1 * ((30, 24)[episode] - 1)) + 1e-9).tolist()
         # a straight line between frames 50 ms apart, on a sine of 30 degrees at 2 rad/s
-        np.testing.assert_allclose(sample.actions[sample.mask], in_policy_units(written.action(due))[sample.mask],
-                                   atol=0.05)
+        np.testing.assert_allclose(
+            sample.actions[sample.mask], in_policy_units(written.action(due))[sample.mask], atol=0.05
+        )
         for camera, slot in enumerate(("front", "left_wrist", "right_wrist")):
             found = sample.images[slot]
             assert found.shape == (*written.SIZE, 3)
@@ -92,10 +97,13 @@ def turned(tmp_path):
     return str(file)
 
 
-@pytest.mark.parametrize(("said", "shapes"), [
-    ("as_sent", {"front": (64, 48, 3), "left_wrist": (30, 40, 3), "right_wrist": (48, 64, 3)}),
-    ("as_seen", dict.fromkeys(("front", "left_wrist", "right_wrist"), (48, 64, 3))),
-])
+@pytest.mark.parametrize(
+    ("said", "shapes"),
+    [
+        ("as_sent", {"front": (64, 48, 3), "left_wrist": (30, 40, 3), "right_wrist": (48, 64, 3)}),
+        ("as_seen", dict.fromkeys(("front", "left_wrist", "right_wrist"), (48, 64, 3))),
+    ],
+)
 @pytest.mark.parametrize("video", [True, False])
 def test_pictures_are_turned_and_cropped_where_the_data_set_has_them_as_sent(tmp_path, said, shapes, video):
     folder = written.write(tmp_path / "set", "v3.0", video=video)
@@ -128,8 +136,15 @@ def test_versions_agree(tmp_path):
 
 def test_radians_and_vectors(tmp_path):
     def radians(episode, values):
-        return np.concatenate([np.radians(values[:, :5]), values[:, 5:6] * 0.0192 - 0.1745,
-                               np.radians(values[:, 6:11]), values[:, 11:] * 0.0192 - 0.1745], axis=1)
+        return np.concatenate(
+            [
+                np.radians(values[:, :5]),
+                values[:, 5:6] * 0.0192 - 0.1745,
+                np.radians(values[:, 6:11]),
+                values[:, 11:] * 0.0192 - 0.1745,
+            ],
+            axis=1,
+        )
 
     folder = written.write(tmp_path / "set", "v2.1", **{"observation.state": radians, "action": radians})
     samples = opened(tmp_path, folder, mapping={"units": "ros", "channels": {}})
@@ -153,16 +168,22 @@ def nan(episode, values):
     return values
 
 
-@pytest.mark.parametrize(("change", "mapping", "said"), [
-    ({"action": nan}, {}, "action is not finite at 0.150 s"),
-    ({"observation.state": lambda e, v: np.radians(v), "action": lambda e, v: np.radians(v)},
-     {"channels": {}}, "radians taken for degrees"),
-    ({}, {"channels": {}}, "far outside of their limits"),
-    ({"timestamp": lambda e, v: v / 2}, {}, "mixed rates: episode 0 has 40 frames a second"),
-    ({}, {"cameras": {"front": "observation.images.tpo"}}, "did you mean 'observation.images.top'?"),
-    ({}, {"channels": {"left_gripper": "left_griper"}}, "did you mean 'left_gripper.pos'?"),
-    ({}, {"state": "observation.joints"}, "no feature 'observation.joints'"),
-])
+@pytest.mark.parametrize(
+    ("change", "mapping", "said"),
+    [
+        ({"action": nan}, {}, "action is not finite at 0.150 s"),
+        (
+            {"observation.state": lambda e, v: np.radians(v), "action": lambda e, v: np.radians(v)},
+            {"channels": {}},
+            "radians taken for degrees",
+        ),
+        ({}, {"channels": {}}, "far outside of their limits"),
+        ({"timestamp": lambda e, v: v / 2}, {}, "mixed rates: episode 0 has 40 frames a second"),
+        ({}, {"cameras": {"front": "observation.images.tpo"}}, "did you mean 'observation.images.top'?"),
+        ({}, {"channels": {"left_gripper": "left_griper"}}, "did you mean 'left_gripper.pos'?"),
+        ({}, {"state": "observation.joints"}, "no feature 'observation.joints'"),
+    ],
+)
 def test_what_does_not_fit_is_named(tmp_path, change, mapping, said):
     folder = written.write(tmp_path / "set", "v3.0", **change)
     text = "\n".join(map(str, problems_of(settings(folder, mapping=mapping))))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts samples are made with: order of draws, paths, statistics, augmentation, other words."""
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ def test_an_order_without_samples_is_refused():
 def test_rotations_go_on_the_shortest_arc():
     turn = np.array([0.4, -0.7, 0.5])
     knots = matrix_to_rot6d(axis_angle_to_matrix(np.outer([0.0, 1.0, 3.0], turn)), "columns")
-    path = ActionPath(np.array([0, 1000, 3000]) * MS, np.hstack([knots, [[0.0], [1.0], [0.0]]]),
-                      Channels((0,), (6,), "columns"))
+    path = ActionPath(
+        np.array([0, 1000, 3000]) * MS, np.hstack([knots, [[0.0], [1.0], [0.0]]]), Channels((0,), (6,), "columns")
+    )
     found = path.at(np.array([-500, 250, 1500, 9000]) * MS)
     turned = matrix_to_axis_angle(rot6d_to_matrix(found[:, :6], "columns"))
     np.testing.assert_allclose(turned[:3], np.outer([0.0, 0.25, 1.5], turn), atol=1e-5)
@@ -166,8 +168,18 @@ def test_augmentation_that_is_off_changes_nothing():
         np.testing.assert_array_equal(augmented(brightness=0.5, probability=0.0)[slot], picture)
 
 
-@pytest.mark.parametrize("settings", [{"brightness": 0.5}, {"contrast": 0.5}, {"saturation": 0.8}, {"hue": 0.3},
-                                      {"noise": 0.1}, {"shift": 0.2}, {"zoom": 0.3}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"brightness": 0.5},
+        {"contrast": 0.5},
+        {"saturation": 0.8},
+        {"hue": 0.3},
+        {"noise": 0.1},
+        {"shift": 0.2},
+        {"zoom": 0.3},
+    ],
+)
 def test_each_setting_changes_pictures_reproducibly(settings):
     first, again, other = augmented(1, **settings), augmented(1, **settings), augmented(2, **settings)
     for slot, picture in pictures().items():

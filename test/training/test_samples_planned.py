@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole plans as actions: an observation is answered by the plan of its instant, whatever later ones made of it."""
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ PLAN = 0.5  # s that a recorded trajectory of ``Session`` reaches
 
 def opened(tmp_path, bag, **settings):
     entry = DatasetSettings(paths=(str(bag),), **{"instruction": "touch the red cube", **settings})
-    return open_datasets([entry], waypoints=WAYPOINTS, image_size=(32, 32), cache=tmp_path / "cache",
-                         augmentation=Augmentation(), seed=0)
+    return open_datasets(
+        [entry], waypoints=WAYPOINTS, image_size=(32, 32), cache=tmp_path / "cache", augmentation=Augmentation(), seed=0
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run begins with, and what its checkpoint remembers."""
 
 from __future__ import annotations

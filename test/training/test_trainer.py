@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The step: precision, recomputed activations, dropout, clipping, averages, the loss on held-out episodes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labels agree with the pictures they come with."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tower is pretrained, goes on where it stopped, and is taken over by a training file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A data source in memory and settings of a network of a few thousand weights, for tests that take many steps."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny runs as a program, one after the other, under torchrun or alone.
 
 ``tiny_run.py OUTPUT [KEY=VALUE …] [--die-at STEP] [-- OUTPUT …]``

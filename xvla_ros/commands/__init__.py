@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command ``xvla``. A command's module is imported when the command is asked for, so that ``xvla --help`` is fast.
 
 A command is a dataclass in a module of this folder, see ``xvla_ros.commands.options``. What goes wrong is raised, and

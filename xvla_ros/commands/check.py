@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``xvla check``: does a profile fit its checkpoint and the running graph, before any arm moves.
 
 A check that could not look at all of it is no success: what is missing is said, and the exit code is not 0.
@@ -215,9 +216,7 @@ def _check_marks(profile: Profile, found: _Findings) -> None:
         found.missing[f"marks: {_count(len(marks), 'setting')} of {profile.name} still to be made right"] = None
 
 
-def _check_checkpoint(
-    profile: Profile, checkpoint: str | Path | None, shipped: Path | None, found: _Findings
-) -> bool:
+def _check_checkpoint(profile: Profile, checkpoint: str | Path | None, shipped: Path | None, found: _Findings) -> bool:
     """Compare a profile with the checkpoint that the node would load; return whether there is one."""
     own = profile.policy
     given = (str(checkpoint), "") if checkpoint else (own.checkpoint, own.revision)

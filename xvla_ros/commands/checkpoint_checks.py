@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A profile against a checkpoint: widths, domain, views, normalisers, time base, what the files say is missing."""
 
 from __future__ import annotations
@@ -67,9 +68,7 @@ def of_the_files(checkpoint: str, problems: Iterable[Problem]) -> Iterator[Findi
 class Comparison:
     """One robot's profile beside what was read of a checkpoint without loading its network."""
 
-    def __init__(
-        self, profile: Profile, info: CheckpointInfo, checkpoint: str, record: RobotRecord | None
-    ) -> None:
+    def __init__(self, profile: Profile, info: CheckpointInfo, checkpoint: str, record: RobotRecord | None) -> None:
         self._profile, self._info, self._checkpoint = profile, info, checkpoint
         self._trained_as: Embodiment | None = record.embodiment if record is not None else None
         self._statistics: Statistics | None = record.statistics if record is not None else None

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``xvla demo``: the policy drives a simulated robot over real ROS topics; a film and a report say what happened.
 
 A policy that was trained for the robot is led through episodes of a task, another one has one instruction throughout.
@@ -155,8 +156,7 @@ class Demo(Command):
         "policy was trained for the robot)",
     ] = None
     instruction: Annotated[
-        str | None,
-        "what to do, in words (default: what each layout asks for; without a task the profile's)",
+        str | None, "what to do, in words (default: what each layout asks for; without a task the profile's)"
     ] = None
     output: Annotated[str, "folder of film and report"] = "xvla_out/demo"
     device: Device = "cpu"
@@ -306,13 +306,7 @@ def _asked(demo: Demo) -> str:
 
 
 def _leader(demo: Demo, profile: Profile) -> list[str]:
-    return lead_command(
-        profile,
-        demo.task or "",
-        seed=demo.seed,
-        pause=PAUSE,
-        instruction=demo.instruction or None,
-    )
+    return lead_command(profile, demo.task or "", seed=demo.seed, pause=PAUSE, instruction=demo.instruction or None)
 
 
 def _policy(demo: Demo, profile: Profile) -> list[str]:

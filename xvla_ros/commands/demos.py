@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``xvla demos``: demonstrations of a task, made by its scripted expert in simulation, as bags."""
 
 from __future__ import annotations
@@ -6,17 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from xvla_ros.commands.options import (
-    Command,
-    Count,
-    ImageSize,
-    Positive,
-    Robot,
-    Seed,
-    Share,
-    Task,
-    Variation,
-)
+from xvla_ros.commands.options import Command, Count, ImageSize, Positive, Robot, Seed, Share, Task, Variation
 from xvla_ros.errors import SetupError
 
 if TYPE_CHECKING:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``xvla evaluate``: how often a policy does a task, over ROS topics or stepped in this process."""
 
 from __future__ import annotations
@@ -168,15 +169,7 @@ def _in_process(command: Evaluate, profile: Profile) -> Evaluation:
         runner.close()
     runner.counters.computing = computing
     return Evaluation(
-        profile.name,
-        command.task,
-        source,
-        trained,
-        command.seed,
-        "process",
-        tuple(results),
-        runner.counters,
-        settings,
+        profile.name, command.task, source, trained, command.seed, "process", tuple(results), runner.counters, settings
     )
 
 
@@ -184,9 +177,7 @@ def _policy(command: Evaluate, profile: Profile) -> tuple[Any, str, bool, dict[s
     """Return what answers observations, its source, whether it was trained for this robot, and how it computes."""
     from xvla_ros.control.policy_source import load_policy
 
-    policy = load_policy(
-        {profile.name: profile}, command.checkpoint or "", device=command.device, dtype=command.dtype
-    )
+    policy = load_policy({profile.name: profile}, command.checkpoint or "", device=command.device, dtype=command.dtype)
 
     if policy.precision.is_slow:
         print(f"xvla evaluate: warning: the policy {policy.precision}", file=sys.stderr)

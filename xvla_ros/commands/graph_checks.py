@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A profile against the running ROS graph: topics, types, rates, quality of service, joint names."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands that join the running graph: ``xvla run``, ``xvla view``, ``xvla record``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of a command, made from the fields of its dataclass, and those that several commands share.
 
 A field says everything once: its type says how a text is read, its annotation what it is for, and its default what
@@ -60,7 +61,10 @@ def parser_of(kind: type[Any], program: str) -> argparse.ArgumentParser:
     """Return a command's parser; its result leaves out what is not given, as the dataclass has the defaults."""
     description, _, more = cleandoc(kind.__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        program, description=description, epilog=more, argument_default=argparse.SUPPRESS,
+        program,
+        description=description,
+        epilog=more,
+        argument_default=argparse.SUPPRESS,
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=36),
     )
     hints = get_type_hints(kind, include_extras=True)

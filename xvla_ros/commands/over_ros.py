@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Episodes of a task over ROS topics: the policy node and the simulation as processes, led by ``evaluate_node``."""
 
 from __future__ import annotations
@@ -114,11 +115,7 @@ def _policy(command: Evaluate, profile: Profile) -> list[str]:
 
 def _leader(command: Evaluate, profile: Profile) -> list[str]:
     return lead_command(
-        profile,
-        command.task,
-        seed=command.seed,
-        episodes=command.episodes,
-        variation=command.variation,
+        profile, command.task, seed=command.seed, episodes=command.episodes, variation=command.variation
     )
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``xvla replay``: recordings answered by a policy and held against what followed; ``xvla bag``: what they hold."""
 
 from __future__ import annotations
@@ -48,9 +49,7 @@ class Replay(Command):
     device: Device = "cpu"
     dtype: Dtype = ""
     live: Annotated[bool, Option(choice="live"), "also play the first bag to a node, and compare"] = False
-    live_chunks: Annotated[
-        str, Option(metavar="FILE", choice="live"), "compare with what a node answered before"
-    ] = ""
+    live_chunks: Annotated[str, Option(metavar="FILE", choice="live"), "compare with what a node answered before"] = ""
     rerun: Annotated[str, Option(metavar="FILE"), "also write a .rrd file for the Rerun viewer"] = ""
 
     def run(self) -> int:
@@ -119,8 +118,12 @@ def _replay_bags(options: Replay, bags: Sequence[Bag]) -> int:
     live = _live(options, bags, profile, output, policies.dtype)
     parts = run_jobs(make_jobs(bags, profile, policies, settings, output), options.jobs, sources)
     figures = Figures(profile, parts, len(sources))
-    told = {**asdict(settings), "steps": options.steps or profile.policy.denoising_steps, "device": options.device,
-            "computing": sources[0].policy.computing() if sources[0].policy is not None else {}}
+    told = {
+        **asdict(settings),
+        "steps": options.steps or profile.policy.denoising_steps,
+        "device": options.device,
+        "computing": sources[0].policy.computing() if sources[0].policy is not None else {},
+    }
     document = metrics(figures, parts, [(source.name, source.trained) for source in sources], told)
     if live:
         from xvla_ros.evaluation.replay.live import compare_live
@@ -184,21 +187,34 @@ def _settings(options: Replay) -> ReplaySettings:
 
     if options.baseline and (options.compare or options.ablations or options.live or options.live_chunks):
         raise SetupError("--baseline leaves the policy out, so there is nothing to compare, ablate or run live")
-    return ReplaySettings(options.every, options.batch, options.instruction, options.all_episodes,
-                          options.ablations, options.seed, options.baseline)
+    return ReplaySettings(
+        options.every,
+        options.batch,
+        options.instruction,
+        options.all_episodes,
+        options.ablations,
+        options.seed,
+        options.baseline,
+    )
 
 
-def _live(
-    options: Replay, bags: Sequence[Bag], profile: Profile, output: Path, dtype: str
-) -> Path | None:
+def _live(options: Replay, bags: Sequence[Bag], profile: Profile, output: Path, dtype: str) -> Path | None:
     if options.live_chunks:
         return Path(options.live_chunks)
     if not options.live:
         return None
     from xvla_ros.evaluation.replay.live import run_live
 
-    return run_live(bags[0].path, profile, options.checkpoint or "", output, device=options.device, dtype=dtype,
-                    seed=options.seed, steps=options.steps)
+    return run_live(
+        bags[0].path,
+        profile,
+        options.checkpoint or "",
+        output,
+        device=options.device,
+        dtype=dtype,
+        seed=options.seed,
+        steps=options.steps,
+    )
 
 
 def summary(document: dict[str, Any]) -> str:
@@ -209,26 +225,34 @@ def summary(document: dict[str, Any]) -> str:
         f"{document['robot']}: {document['frames']} observations of {len(document['episodes'])} episodes, "
         f"{document['checkpoint'] or 'no checkpoint'}{'' if document['trained'] else ' (untrained)'}",
         f"  error        {_shown(headline['mae'])} {unit}{_between(headline['interval'])}",
-        *(f"  {name.replace('_', ' '):<12} {_shown(found['headline']['mae'])} {unit}"
-          for name, found in baselines.items()),
-        "  beats persistence" if document["beats_persistence"]["holds"] else
-        f"  does not beat persistence ({_shown(held)} {unit}: the arm stays where it is)",
+        *(
+            f"  {name.replace('_', ' '):<12} {_shown(found['headline']['mae'])} {unit}"
+            for name, found in baselines.items()
+        ),
+        "  beats persistence"
+        if document["beats_persistence"]["holds"]
+        else f"  does not beat persistence ({_shown(held)} {unit}: the arm stays where it is)",
     ]
     if "compare" in document:
         other = document["compare"]
         apart = other["difference"]
-        lines.append(f"  {other['checkpoint']}: {_shown(other['headline']['mae'])} {unit}, "
-                     f"{apart['mean']:+.4g}{_between(apart['interval'])}")
-    lines += [f"  {name}: {found['mae'] - found['mae_unchanged']:+.4g} {unit}"
-              for name, found in document["ablations"].items()]
+        lines.append(
+            f"  {other['checkpoint']}: {_shown(other['headline']['mae'])} {unit}, "
+            f"{apart['mean']:+.4g}{_between(apart['interval'])}"
+        )
+    lines += [
+        f"  {name}: {found['mae'] - found['mae_unchanged']:+.4g} {unit}"
+        for name, found in document["ablations"].items()
+    ]
     skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(document["skipped"].items())) or "nothing"
     lines.append(f"  skipped: {skipped}")
     lines += [f"    {line}" for line in FaultTally(document["skipped_details"]).lines()]
     failed = sum(bool(bag["error"]) for bag in document["bags"])
     lines += [f"  {failed} of {len(document['bags'])} bags could not be replayed"] if failed else []
     for bag in document["bags"]:
-        lines += ["  {}: {}".format(bag["path"], text.replace("\n", "\n  "))
-                  for text in (bag["error"], *bag["notes"]) if text]
+        lines += [
+            "  {}: {}".format(bag["path"], text.replace("\n", "\n  ")) for text in (bag["error"], *bag["notes"]) if text
+        ]
     if "live" in document:
         lines.append(f"  {document['live']['text']}")
     lines.append("  a low error in replay does not promise success: the arm will see what its own motion leads to")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``xvla report``: the page and the film of a run, from its bag: of a real arm, or of a demo."""
 
 from __future__ import annotations

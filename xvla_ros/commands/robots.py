@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands about profiles: ``xvla robots``, ``xvla check``, ``xvla new-robot``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands that train: ``xvla train``, ``xvla pretrain-vision``."""
 
 from __future__ import annotations

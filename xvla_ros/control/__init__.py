@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Control of one robot in time: from chunks to windows of commands, without ROS.
 
 Read ``pilot`` first (messages in, commands out), then ``controller`` and ``state`` (what is sent, held and

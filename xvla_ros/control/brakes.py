@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How joints come to rest from any state, inside their limits: Ruckig by velocity."""
 
 from __future__ import annotations
@@ -77,8 +78,7 @@ class Brakes:
         limits, longest = self._limits, float(np.diff(times, prepend=0.0).max())
         bulge = np.minimum(VELOCITY_BULGE * limits.max_acceleration * longest, limits.max_velocity / 3)
         velocity = limits.max_velocity - np.where(self.jerky, bulge, 0.0)
-        margin = np.minimum(
-            limits.max_acceleration * longest**2 * POSITION_BULGE, limits.max_velocity * longest / 4)
+        margin = np.minimum(limits.max_acceleration * longest**2 * POSITION_BULGE, limits.max_velocity * longest / 4)
         margin = np.minimum(margin, (limits.upper - limits.lower) / 8)
         return Bounds(limits.lower + margin, limits.upper - margin, velocity, margin)
 
@@ -98,9 +98,11 @@ class Brakes:
         for jerk_then, over in ((limits.max_jerk, 0.0), (self._no_jerk, bounds.margin / 2)):
             if brake is None:
                 return None
-            late = (brake.duration > left + TOLERANCE) | (
-                brake.low < np.minimum(bounds.lower - over, state[0]) - TOLERANCE) | (
-                brake.high > np.maximum(bounds.upper + over, state[0]) + TOLERANCE)
+            late = (
+                (brake.duration > left + TOLERANCE)
+                | (brake.low < np.minimum(bounds.lower - over, state[0]) - TOLERANCE)
+                | (brake.high > np.maximum(bounds.upper + over, state[0]) + TOLERANCE)
+            )
             if not late.any():
                 return brake
             acceleration = np.where(late, limits.max_acceleration, acceleration)

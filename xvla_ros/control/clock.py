@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two clocks of control: ROS time for what is planned, steady for what must be noticed; how long things take."""
 
 from __future__ import annotations

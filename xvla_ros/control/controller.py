@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One robot in time: takes chunks, answers every command period with a window, holds when anything is wrong."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The inference thread: one policy, any number of robots, one batch of those that wait."""
 
 from __future__ import annotations
@@ -94,9 +95,7 @@ class Engine:
             whose observation is missing, are not waited for.
     """
 
-    def __init__(
-        self, predict: Predict, clients: Sequence[EngineClient], batch_wait: float = BATCH_WAIT_S
-    ) -> None:
+    def __init__(self, predict: Predict, clients: Sequence[EngineClient], batch_wait: float = BATCH_WAIT_S) -> None:
         self._predict = predict
         self._clients = tuple(clients)
         self._batch_wait = batch_wait
@@ -131,8 +130,11 @@ class Engine:
         """Serve the robots that wait, once; return whether any waited."""
         if any(client.wants_chunk() for client in self._clients):
             self._wait_for_others()
-        asked = [(client, request) for client in self._clients
-                 if client.wants_chunk() and (request := client.observe()) is not None]
+        asked = [
+            (client, request)
+            for client in self._clients
+            if client.wants_chunk() and (request := client.observe()) is not None
+        ]
         if not asked:
             return False
         requests = [request for _, request in asked]

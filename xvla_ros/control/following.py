@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether an arm follows its commands, and how far the next one may be from it."""
 
 from __future__ import annotations
@@ -63,8 +64,10 @@ class Following:
         beyond /= self._limits.upper - self._limits.lower
         worst = int(np.argmax(beyond))
         if beyond[worst] > OUTSIDE:
-            return (f"{self._limits.joints[worst]} to be within its limits, {self._limits.lower[worst]:.3g} … "
-                    f"{self._limits.upper[worst]:.3g}; it is measured at {measured.positions[worst]:.3g} rad or m")
+            return (
+                f"{self._limits.joints[worst]} to be within its limits, {self._limits.lower[worst]:.3g} … "
+                f"{self._limits.upper[worst]:.3g}; it is measured at {measured.positions[worst]:.3g} rad or m"
+            )
         return "" if measured.still_for >= STILL_FOR else "the arm to stand still"
 
     def excess(self, first: Floats, measured: MeasuredJoints, now: int, lag: float = LAG_AT_ONCE) -> Floats:
@@ -110,10 +113,14 @@ class Following:
         away = np.abs(first - measured.positions)
         away[self._grippers] = 0.0
         worst = int(np.argmax(away - self._at_rest))
-        return Fault(NOT_FOLLOWING, (
-            f"{self._limits.joints[worst]} has been {away[worst]:.3f} rad or m from its commands for "
-            f"{(now - self._behind_since) / NS:.1f} s; expected at most {self._at_rest[worst]:.3f} for "
-            f"{self._allowed.time:g} s (safety.following_error). Is the arm powered, blocked, or does it sag?"))
+        return Fault(
+            NOT_FOLLOWING,
+            (
+                f"{self._limits.joints[worst]} has been {away[worst]:.3f} rad or m from its commands for "
+                f"{(now - self._behind_since) / NS:.1f} s; expected at most {self._at_rest[worst]:.3f} for "
+                f"{self._allowed.time:g} s (safety.following_error). Is the arm powered, blocked, or does it sag?"
+            ),
+        )
 
     def _has_been_behind(self, now: int) -> bool:
         return self._behind_since is not None and now - self._behind_since > GRIPPERS_AFTER * NS

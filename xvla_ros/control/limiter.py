@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Motion inside limits of position, velocity, acceleration and jerk, whatever is planned: Ruckig, state to state.
 
 ``command_window`` and ``brake_window`` are the one way from a plan to a command.
@@ -119,9 +120,7 @@ class Limiter:
         speed: Floats = acceleration * (np.sqrt(ramp**2 + 2 * distance / acceleration) - ramp)
         return speed
 
-    def _chain(
-        self, start: MotionState, times: Floats, targets: Floats, plan: Floats, bounds: Bounds
-    ) -> LimitedPath:
+    def _chain(self, start: MotionState, times: Floats, targets: Floats, plan: Floats, bounds: Bounds) -> LimitedPath:
         state, before, end = start.rows(), 0.0, float(times[-1])
         brake = self._brakes.safe(state, end, bounds)
         if brake is None or _takes_too_long(brake, times):
@@ -130,7 +129,8 @@ class Limiter:
         for k, at in enumerate(times.tolist()):
             left = end - at
             aim = self._pursuit.next_state(
-                state, targets[k:], times[k:] - before, bounds.velocity, ROUNDS if k == 0 else 1)
+                state, targets[k:], times[k:] - before, bounds.velocity, ROUNDS if k == 0 else 1
+            )
             if aim is not None:
                 aim[0] = self._evened(state, aim, at - before)
             state, ending[k], braking = self._take(aim, state, brake, at - before, left, bounds)
@@ -176,7 +176,8 @@ class Limiter:
         bend = (aim[0] - straight) * (6 / step**2)
         limits, straining, peak = self._limits, np.abs(mean) + np.abs(bend), np.abs(bend) * (step / 4)
         if (straining <= limits.max_acceleration).all() and (
-                np.maximum(np.abs(velocity), np.abs(after)) + peak <= limits.max_velocity).all():
+            np.maximum(np.abs(velocity), np.abs(after)) + peak <= limits.max_velocity
+        ).all():
             same: Floats = aim[0]
             return same
         # a bend below |mean| is no faster anywhere than at its ends, one beyond has a peak in the direction of bend
@@ -199,8 +200,12 @@ class Limiter:
             times,
             np.clip(positions, np.minimum(limits.lower, start.position), np.maximum(limits.upper, start.position)),
             start.velocity * (1 - at / end),
-            np.concatenate([np.broadcast_to(-start.velocity / end, (len(times) - 1, len(limits.joints))),
-                            np.zeros((1, len(limits.joints)))]),
+            np.concatenate(
+                [
+                    np.broadcast_to(-start.velocity / end, (len(times) - 1, len(limits.joints))),
+                    np.zeros((1, len(limits.joints))),
+                ]
+            ),
             len(times),
         )
 
@@ -286,9 +291,7 @@ class Pursuit:
             late = self._delay_one(state[:, joint], point[:, joint], joint, step, max_velocity)
             reached[:, joint] = reached[:, joint] if late is None else late
 
-    def _delay_one(
-        self, state: Floats, point: Floats, joint: int, step: float, max_velocity: Floats
-    ) -> Floats | None:
+    def _delay_one(self, state: Floats, point: Floats, joint: int, step: float, max_velocity: Floats) -> Floats | None:
         only, goal = slice(joint, joint + 1), self._goal_one
         goal.current_position, goal.current_velocity, goal.current_acceleration = state[:, None].tolist()
         goal.target_position, goal.target_velocity, goal.target_acceleration = point[:, None].tolist()

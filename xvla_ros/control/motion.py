@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How joints move: states, the cubics that a trajectory controller puts between them, and what one command says."""
 
 from __future__ import annotations
@@ -82,15 +83,22 @@ class CommandWindow:
         before, since = (self._point(k - 1), float(self.times[k - 1])) if k else (self.start, 0.0)
         after, duration = self._point(k), float(self.times[k]) - since
         position, velocity = on_cubic(
-            at - since, duration, before.position, after.position, before.velocity, after.velocity)
+            at - since, duration, before.position, after.position, before.velocity, after.velocity
+        )
         share = (at - since) / duration
         return MotionState(position, velocity, (1 - share) * before.acceleration + share * after.acceleration)
 
     def seen_from(self, time: int) -> CommandWindow:
         """Return the command for the same path from ROS time ``time`` in ns on; at rest after the end of the path."""
         states = np.stack([self.state_at(time + ceil(at * 1e9)).rows() for at in self.times])
-        return replace(self, stamp=time, start=self.state_at(time), positions=states[:, 0], velocities=states[:, 1],
-                       accelerations=states[:, 2])
+        return replace(
+            self,
+            stamp=time,
+            start=self.state_at(time),
+            positions=states[:, 0],
+            velocities=states[:, 1],
+            accelerations=states[:, 2],
+        )
 
     def with_others(self, joints: Sequence[int], other: CommandWindow | None) -> CommandWindow:
         """Return this command with the columns ``joints`` as in ``other``; standing still where that is None."""
@@ -106,8 +114,14 @@ class CommandWindow:
             return rows
 
         states = np.stack([mixed(self.stamp + ceil(at * 1e9)) for at in times])
-        return replace(self, start=MotionState(*mixed(self.stamp)), times=times, positions=states[:, 0],
-                       velocities=states[:, 1], accelerations=states[:, 2])
+        return replace(
+            self,
+            start=MotionState(*mixed(self.stamp)),
+            times=times,
+            positions=states[:, 0],
+            velocities=states[:, 1],
+            accelerations=states[:, 2],
+        )
 
     def _point(self, k: int) -> MotionState:
         return MotionState(self.positions[k], self.velocities[k], self.accelerations[k])
@@ -119,14 +133,14 @@ def window_times(lead: float, lookahead: float, rate: float) -> Floats:
     return lead + np.arange(count) / rate
 
 
-def on_cubic(
-    at: float, duration: float, p0: Floats, p1: Floats, v0: Floats, v1: Floats
-) -> tuple[Floats, Floats]:
+def on_cubic(at: float, duration: float, p0: Floats, p1: Floats, v0: Floats, v1: Floats) -> tuple[Floats, Floats]:
     """Return position and velocity ``at`` s into a cubic of ``duration`` s."""
     u = at / duration
     u2, u3 = u * u, u * u * u
     position = (
-        (2 * u3 - 3 * u2 + 1) * p0 + (u3 - 2 * u2 + u) * duration * v0 + (3 * u2 - 2 * u3) * p1
+        (2 * u3 - 3 * u2 + 1) * p0
+        + (u3 - 2 * u2 + u) * duration * v0
+        + (3 * u2 - 2 * u3) * p1
         + (u3 - u2) * duration * v1
     )
     velocity = 6 * (u - u2) * (p1 - p0) / duration + (3 * u2 - 4 * u + 1) * v0 + (3 * u2 - 2 * u) * v1

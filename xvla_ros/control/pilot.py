@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One robot between its messages and its commands, without ROS: what the live node, evaluation and benchmarks run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one arm is about to do, and the last command that was sent for it."""
 
 from __future__ import annotations
@@ -149,9 +150,7 @@ def stopping_time(speeds: Floats, limits: JointLimits, timing: Timing) -> float:
     return float(np.clip(needed, timing.lead, timing.lookahead))
 
 
-def way_to_rest(
-    window: CommandWindow, now: int, limits: JointLimits, timing: Timing
-) -> tuple[Stamps, Floats]:
+def way_to_rest(window: CommandWindow, now: int, limits: JointLimits, timing: Timing) -> tuple[Stamps, Floats]:
     """Return the rest of ``window``, run ever slower from ROS time ``now`` in ns until the arm stands.
 
     Returns:

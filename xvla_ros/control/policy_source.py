@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which policy a node runs: a checkpoint by name, or the one that comes with the package."""
 
 from __future__ import annotations
@@ -159,8 +160,9 @@ def load_policy(
         try:
             policy.check(profile.embodiment())
         except ValueError as error:
-            raise SetupError(f"checkpoint {name or 'of random weights'} cannot drive {profile.name}: {error}") \
-                from error
+            raise SetupError(
+                f"checkpoint {name or 'of random weights'} cannot drive {profile.name}: {error}"
+            ) from error
     from xvla_ros.model.runtime.fast import accelerate
 
     if log is not None:
@@ -186,8 +188,9 @@ def _ensure_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the second where torch was built without that kind of device
         found = str(error).splitlines()[0]
-        raise SetupError(f"device is {device!r}: {found}; expected cpu, cuda or another device that is there") \
-            from error
+        raise SetupError(
+            f"device is {device!r}: {found}; expected cpu, cuda or another device that is there"
+        ) from error
 
 
 def _load(name: str, revision: str, device: str, dtype: str) -> Policy:
@@ -216,7 +219,10 @@ def _shipped(profiles: Mapping[str, Profile], device: str, dtype: str) -> Policy
 
 
 def _untrained(
-    profiles: Mapping[str, Profile], device: str, dtype: str, seed: int,
+    profiles: Mapping[str, Profile],
+    device: str,
+    dtype: str,
+    seed: int,
     descriptions: Mapping[str, RobotDescription | None],
 ) -> Policy:
     from xvla_ros.model.random_policy import random_policy
@@ -230,7 +236,11 @@ def _untrained(
     try:
         policy = random_policy(
             [profile.embodiment() for profile in profiles.values()],
-            state_mean=mean, state_std=std, action_mean=mean, action_std=std, seed=seed,
+            state_mean=mean,
+            state_std=std,
+            action_mean=mean,
+            action_std=std,
+            seed=seed,
         )
     except ValueError as error:
         raise SetupError(f"random weights cannot drive these robots together: {error}") from error

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state machine of one robot's motion: an immutable state, what happens to it, and the one way from state to state.
 
 ``transition`` is pure: it reads no clock, no plan and no arm. What it needs of them comes with the event, what it wants
@@ -267,8 +268,20 @@ class WindowTakenBack:
 
 
 Event = (
-    Started | Ended | StopSet | StopCleared | ClockJumped | ArmSeen | ChunkAsked | ChunkTaken | ChunkDropped
-    | PolicyFailed | Ticked | CommandDue | WindowSent | WindowTakenBack
+    Started
+    | Ended
+    | StopSet
+    | StopCleared
+    | ClockJumped
+    | ArmSeen
+    | ChunkAsked
+    | ChunkTaken
+    | ChunkDropped
+    | PolicyFailed
+    | Ticked
+    | CommandDue
+    | WindowSent
+    | WindowTakenBack
 )
 Step = tuple[ControlState, tuple[Effect, ...]]
 
@@ -294,8 +307,9 @@ def transition(state: ControlState, event: Event) -> Step:
             return replace(state, waiting_since_s=event.steady_s), ()
         case ChunkTaken():
             status = status.plus(chunks=1, limited_points=event.missed)
-            return replace(state, status=status, renew_at=event.renew_at, shift=event.shift, waiting_since_s=None,
-                           chunk_fault=None), ()
+            return replace(
+                state, status=status, renew_at=event.renew_at, shift=event.shift, waiting_since_s=None, chunk_fault=None
+            ), ()
         case ChunkDropped():
             return replace(_dropped(state, event.steady_s, event.fault), waiting_since_s=None), ()
         case PolicyFailed():

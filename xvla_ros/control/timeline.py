@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How chunks become one path: waypoints to keep, the mean of several chunks, and the path through them by time."""
 
 from __future__ import annotations
@@ -201,8 +202,11 @@ class Timeline:
         slow = np.rint(np.linspace(0, min(time, end) - begin, EASED_KNOTS if time > begin else 0)).astype(np.int64)
         added = np.unique(np.append(begin + slow, time))
         positions, velocities = self.sample(added)
-        return (np.concatenate([self._times[keep], added]), np.concatenate([self._positions[keep], positions]),
-                np.concatenate([self._velocities[keep], velocities]))
+        return (
+            np.concatenate([self._times[keep], added]),
+            np.concatenate([self._positions[keep], positions]),
+            np.concatenate([self._velocities[keep], velocities]),
+        )
 
     def _set(self, times: Stamps, positions: Floats, velocities: Floats, ease: float | None = None) -> None:
         if len(times) == 1:

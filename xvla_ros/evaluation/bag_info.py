@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``xvla bag info``: what a bag holds, how regularly it came, and whether it suits a robot."""
 
 from __future__ import annotations
@@ -154,9 +155,17 @@ def inspect(bag: Path | Bag, profile: Profile | None) -> BagInfo:
         topics = tuple(tracks.get(topic.name, _Track()).info(topic) for topic in summary.topics)
         missing, unused = _held_against(profile, topics) if profile is not None else ((), ())
         return BagInfo(
-            str(bag.path), summary.storage, (summary.end - summary.start) / NS, summary.cut, str(bag.integrity),
-            bool(bag.integrity.damage), profile.name if profile is not None else "", topics,
-            tuple(ranges.found()) if ranges is not None else (), missing, unused,
+            str(bag.path),
+            summary.storage,
+            (summary.end - summary.start) / NS,
+            summary.cut,
+            str(bag.integrity),
+            bool(bag.integrity.damage),
+            profile.name if profile is not None else "",
+            topics,
+            tuple(ranges.found()) if ranges is not None else (),
+            missing,
+            unused,
             _observations(bag, profile) if profile is not None else None,
         )
 
@@ -182,8 +191,16 @@ def text_of(info: BagInfo) -> str:
     rows = [head, *(_topic_row(topic) for topic in info.topics)]
     lines += ["", *_aligned(rows)]
     if info.joints:
-        joints = [(each.name, f"{each.low:.3f}", f"{each.high:.3f}", f"{each.lower:.3f} … {each.upper:.3f}",
-                   f"{each.outside:.1%}") for each in info.joints]
+        joints = [
+            (
+                each.name,
+                f"{each.low:.3f}",
+                f"{each.high:.3f}",
+                f"{each.lower:.3f} … {each.upper:.3f}",
+                f"{each.outside:.1%}",
+            )
+            for each in info.joints
+        ]
         lines += ["", *_aligned([("joint", "lowest", "highest", "may go", "outside"), *joints])]
     if info.robot:
         lines += ["", *_for_robot(info)]
@@ -225,10 +242,17 @@ class _Track:
         # a topic without a rhythm, such as marks, has no gaps
         regular = ahead.size >= 10 and topic.type in STAMPED
         return TopicInfo(
-            topic.name, topic.type, topic.count, 1 / usual if usual else 0.0, len(long) if regular else 0,
+            topic.name,
+            topic.type,
+            topic.count,
+            1 / usual if usual else 0.0,
+            len(long) if regular else 0,
             float(ahead.max()) if ahead.size else 0.0,
             int(np.rint(long / usual - 1).clip(0, EXPECTED_MOST).sum()) if regular else 0,
-            int((steps < 0).sum()), offset, jitter, topic.broken,
+            int((steps < 0).sum()),
+            offset,
+            jitter,
+            topic.broken,
             f"logged at {topic.problem_at} ns: {topic.problem}" if topic.broken else "",
         )
 
@@ -265,10 +289,14 @@ def _held_against(profile: Profile, topics: tuple[TopicInfo, ...]) -> tuple[tupl
     known = {PROFILE_TOPIC, EPISODE_TOPIC}
     missing = []
     cameras = [(slot, profile.cameras.by_name[slot]) for slot in profile.cameras.slots]
-    wanted = [(f"camera {slot}" + ("" if camera.required else " (optional)"), camera.topic,
-               IMAGE_TYPES[camera.transport]) for slot, camera in cameras]
-    wanted += [(f"joint {name}", joint.topic, JOINT_STATE)
-               for name, joint in zip(profile.joints.policy_order, profile.joints.ordered, strict=True)]
+    wanted = [
+        (f"camera {slot}" + ("" if camera.required else " (optional)"), camera.topic, IMAGE_TYPES[camera.transport])
+        for slot, camera in cameras
+    ]
+    wanted += [
+        (f"joint {name}", joint.topic, JOINT_STATE)
+        for name, joint in zip(profile.joints.policy_order, profile.joints.ordered, strict=True)
+    ]
     for what, topic, kind in wanted:
         known.add(topic)
         if found.get(topic) != kind:
@@ -280,8 +308,10 @@ def _held_against(profile: Profile, topics: tuple[TopicInfo, ...]) -> tuple[tupl
         if not kind:
             continue  # goals of an action are on no topic
         if found.get(topic) != kind:
-            missing.append(f"commands of {group}: {topic} ({kind}); the bag has {found.get(topic, 'no such topic')}. "
-                           "Without them what was measured counts as what was to be done")
+            missing.append(
+                f"commands of {group}: {topic} ({kind}); the bag has {found.get(topic, 'no such topic')}. "
+                "Without them what was measured counts as what was to be done"
+            )
     return tuple(dict.fromkeys(missing)), tuple(sorted(set(found) - known))
 
 
@@ -301,8 +331,17 @@ def _topic_row(topic: TopicInfo) -> tuple[str, ...]:
     offset = "–" if topic.offset is None else f"{topic.offset * 1e3:.1f} ± {(topic.jitter or 0) * 500:.1f} ms"
     if topic.offset is not None and abs(topic.offset) > 60:
         offset, notes = "another clock", [*notes, "the log has another clock than the stamps"]
-    return (topic.name, topic.type.replace("/msg/", "/"), str(topic.count), f"{topic.rate:.1f}", str(topic.gaps),
-            f"{topic.longest_gap:.2f} s", str(topic.dropped), offset, ", ".join(notes))
+    return (
+        topic.name,
+        topic.type.replace("/msg/", "/"),
+        str(topic.count),
+        f"{topic.rate:.1f}",
+        str(topic.gaps),
+        f"{topic.longest_gap:.2f} s",
+        str(topic.dropped),
+        offset,
+        ", ".join(notes),
+    )
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The processes of our own ROS graph: which nodes a robot needs, and the command line of each.
 
 ``launch/xvla.launch.py`` brings up the same nodes where launch_ros exists.

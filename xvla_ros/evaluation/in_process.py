@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Episodes of a task stepped in this process: the live node's code on simulated time, without DDS.
 
 ``Pilot`` and ``Engine`` are those of the node; only the messages between them and the simulator are left out, and
@@ -170,9 +171,7 @@ class InProcess:
         self._inference: list[float] = []
         self._overhead: list[Percentiles] = []
 
-    def episode(
-        self, seed: int, variant: int = 0, *, instruct: Callable[[Layout], str] | None = None
-    ) -> EpisodeResult:
+    def episode(self, seed: int, variant: int = 0, *, instruct: Callable[[Layout], str] | None = None) -> EpisodeResult:
         """Run one episode.
 
         Args:
@@ -272,8 +271,15 @@ class InProcess:
             took = (time.perf_counter() - begun) * 1e3
             return [
                 ActionChunk(
-                    seen.embodiment.robot, seen.embodiment.domain_id, seen.embodiment.action_mode, seen.instruction,
-                    seen.stamp, times, actions, took, 0,
+                    seen.embodiment.robot,
+                    seen.embodiment.domain_id,
+                    seen.embodiment.action_mode,
+                    seen.instruction,
+                    seen.stamp,
+                    times,
+                    actions,
+                    took,
+                    0,
                 )
                 for seen in observations
             ]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The result of an evaluation: each episode, and the figures over all; written as ``report.json``."""
 
 from __future__ import annotations
@@ -134,8 +135,10 @@ class Evaluation:
     def _ran(self) -> str:
         counted = self.counters
         dtype = f", in {counted.computing['dtype']}" if counted.computing else ""
-        return "" if counted.real_time_factor is None else (
-            f"\nsimulated at {counted.real_time_factor:.2f} times real time{dtype}"
+        return (
+            ""
+            if counted.real_time_factor is None
+            else (f"\nsimulated at {counted.real_time_factor:.2f} times real time{dtype}")
         )
 
 

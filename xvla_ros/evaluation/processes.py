@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Child processes that a command starts, follows and always takes down again.
 
 Nothing of ROS here. A child lives in a session of its own, so a Ctrl-C of the terminal reaches the supervisor alone,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """X-VLA: a checkpoint becomes a policy, which answers observations with chunks of actions. Needs no ROS.
 
 - ``checkpoint``: ``inspect`` says what a checkpoint is, ``load`` makes a policy of it, ``save`` writes one. What does

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the network's action vector means to the loss and to the robot: the registry of action modes.
 
 A mode turns a raw head output into an action (``postprocess``), hides what the network must not see

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each action mode's vector means: widths, grippers and the role of every channel. No torch here.
 
 Source: X-VLA (arXiv 2510.10274) and the published action spaces of its LeRobot port. The network side of a mode, its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Imports of thousands of modules in three quarters of the time. No torch here."""
 
 from __future__ import annotations

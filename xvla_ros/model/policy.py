@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A loaded checkpoint as the rest of the program sees it: observations in, action chunks out."""
 
 from __future__ import annotations

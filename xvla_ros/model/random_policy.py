@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An untrained X-VLA: the real classes, small or full size, with random weights that move an arm through its range.
 
 What a checkpoint's absence leaves: the whole way from camera to joint can run, and its report says "untrained".

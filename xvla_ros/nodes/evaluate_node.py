@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node ``xvla_evaluate``: leads a policy node and a simulation through the episodes of a task.
 
 For each episode it deactivates the policy, resets the simulation, says the instruction, activates the policy, and waits
@@ -269,8 +270,13 @@ def main(arguments: list[str] | None = None) -> int:
     values = given_parameters("xvla_evaluate_parameters")
     profile = load_profile(values["profile"])[values["robot"]]
     order = Order(
-        profile, values["task"], int(values["episodes"]), int(values["seed"]), float(values["variation"]),
-        float(values.get("pause", 0.0)), values.get("instruction", ""),
+        profile,
+        values["task"],
+        int(values["episodes"]),
+        int(values["seed"]),
+        float(values["variation"]),
+        float(values.get("pause", 0.0)),
+        values.get("instruction", ""),
     )
     node = EvaluateNode(order, stop)
     try:

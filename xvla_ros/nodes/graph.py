@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A look at the running ROS graph: who publishes and subscribes what, how often, with which quality of service.
 
 It also says what the reader of the node ``/xvla`` makes of the messages. ``GraphSnapshot`` is plain data; rclpy is
@@ -108,10 +109,7 @@ class GraphSnapshot:
 
 
 def snapshot(
-    topics: Iterable[str],
-    seconds: float = 2.0,
-    profiles: Iterable[Profile] = (),
-    use_sim_time: bool | None = None,
+    topics: Iterable[str], seconds: float = 2.0, profiles: Iterable[Profile] = (), use_sim_time: bool | None = None
 ) -> GraphSnapshot | NoGraph:
     """Watch the graph for ``seconds``: count the messages of ``topics``, and build the observations of robots.
 
@@ -183,8 +181,9 @@ class Watch:
         self._node, self._topics, self._clock = node, topics, clock
         self._trials = _trials(profiles, clock)
         listeners = _listeners(self._trials)
-        self._counters = [_Counter(node, topic, listeners, clock)
-                          for topic in topics if node.get_publishers_info_by_topic(topic)]
+        self._counters = [
+            _Counter(node, topic, listeners, clock) for topic in topics if node.get_publishers_info_by_topic(topic)
+        ]
         self.begin()
 
     @property

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A lifecycle node whose transitions may be long, may fail, and may be asked for at the wrong moment."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Between ROS messages and the plain records of the other rooms."""
 
 from __future__ import annotations
@@ -23,8 +24,17 @@ from xvla_ros.types import NS, ActionChunk
 if TYPE_CHECKING:
     from xvla_ros.msg import ActionChunk as ActionChunkMsg
 
-__all__ = ["chunk_message", "chunk_of", "decode_image", "joint_positions", "joint_trajectory_message", "message_class",
-           "peek_stamp", "stamp_message", "stamp_ns"]
+__all__ = [
+    "chunk_message",
+    "chunk_of",
+    "decode_image",
+    "joint_positions",
+    "joint_trajectory_message",
+    "message_class",
+    "peek_stamp",
+    "stamp_message",
+    "stamp_ns",
+]
 
 IMAGE_KINDS = {RAW: Image, COMPRESSED: CompressedImage}
 
@@ -109,8 +119,14 @@ def chunk_message(chunk: ActionChunk) -> ActionChunkMsg:
 
     waypoints, width = chunk.actions.shape
     message = ActionChunkMsg(
-        robot=chunk.robot, domain_id=chunk.domain_id, instruction=chunk.instruction, action_mode=chunk.action_mode,
-        waypoints=waypoints, width=width, inference_ms=float(chunk.inference_ms), seed=chunk.seed,
+        robot=chunk.robot,
+        domain_id=chunk.domain_id,
+        instruction=chunk.instruction,
+        action_mode=chunk.action_mode,
+        waypoints=waypoints,
+        width=width,
+        inference_ms=float(chunk.inference_ms),
+        seed=chunk.seed,
     )
     message.header.stamp = stamp_message(chunk.stamp)
     message.times = _numbers("d", chunk.times)
@@ -127,12 +143,20 @@ def chunk_of(message: ActionChunkMsg) -> ActionChunk:
     shape = (message.waypoints, message.width)
     times, actions = np.array(message.times, dtype=np.float64), np.array(message.actions, dtype=np.float32)
     if actions.size != shape[0] * shape[1] or times.size != shape[0]:
-        raise ValueError(f"{message.robot}: a chunk of {times.size} times and {actions.size} action values; expected "
-                         f"{shape[0]} and {shape[0]} x {shape[1]}")
+        raise ValueError(
+            f"{message.robot}: a chunk of {times.size} times and {actions.size} action values; expected "
+            f"{shape[0]} and {shape[0]} x {shape[1]}"
+        )
     return ActionChunk(
-        robot=message.robot, domain_id=message.domain_id, action_mode=message.action_mode,
-        instruction=message.instruction, stamp=stamp_ns(message.header.stamp), times=times,
-        actions=actions.reshape(shape), inference_ms=message.inference_ms, seed=message.seed,
+        robot=message.robot,
+        domain_id=message.domain_id,
+        action_mode=message.action_mode,
+        instruction=message.instruction,
+        stamp=stamp_ns(message.header.stamp),
+        times=times,
+        actions=actions.reshape(shape),
+        inference_ms=message.inference_ms,
+        seed=message.seed,
     )
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The clocks of a node, as control reads them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Profiles as node parameters: shipped values, overridden by files and the command line, declared with descriptors.
 
 Nodes without descriptors read what they were given by ``given_parameters``.
@@ -88,7 +89,10 @@ def _declare(node: Node, spec: ParameterSpec) -> None:
         return
     kind = _TYPES[spec.type]
     descriptor = ParameterDescriptor(
-        name=spec.name, type=kind.value, description=spec.description, additional_constraints=spec.constraints,
+        name=spec.name,
+        type=kind.value,
+        description=spec.description,
+        additional_constraints=spec.constraints,
         read_only=spec.read_only,
     )
     if spec.floating_range is not None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node ``xvla_play``: plays a bag to a policy node, with its clock, and writes down what that answers.
 
 Published are the cameras and joints of the profile, byte by byte as they were recorded, ``/clock``, and the instruction
@@ -72,7 +73,8 @@ class PlayNode(Node):
             kind = CompressedImage if camera.transport == "compressed" else Image
             self._outlets.setdefault(camera.topic, None)
             self._outlets[camera.topic] = self._outlets[camera.topic] or self.create_publisher(
-                kind, camera.topic, RELIABLE)
+                kind, camera.topic, RELIABLE
+            )
         for topic in profile.joints.topics:
             self._outlets[topic] = self.create_publisher(JointState, topic, RELIABLE)
         base = f"{POLICY}/{profile.name}"
@@ -101,16 +103,20 @@ class PlayNode(Node):
 
     def _prepare(self, bag: Bag) -> None:
         """Set the clock to the first message, and wait for the policy to be active and to listen."""
-        stamped = ((each, stamp) for each in bag.messages(set(self._outlets))
-                   if (stamp := self._stamp(each)) is not None)
+        stamped = (
+            (each, stamp) for each in bag.messages(set(self._outlets)) if (stamp := self._stamp(each)) is not None
+        )
         first, stamp = next(stamped, (None, 0))
         if first is None:
             raise EvaluationError(f"{self._bag}: none of {', '.join(self._outlets)} is in it")
         self._tick(BagClock().now(first.topic, first.log_time, stamp))
         self._until(self._policy_is_active, READY_LIMIT, f"{POLICY} to become active")
         wanted = list(self._outlets.values())
-        self._until(lambda: all(outlet.get_subscription_count() for outlet in wanted), ANSWER_LIMIT,
-                    f"{POLICY} to subscribe to {', '.join(self._outlets)}")
+        self._until(
+            lambda: all(outlet.get_subscription_count() for outlet in wanted),
+            ANSWER_LIMIT,
+            f"{POLICY} to subscribe to {', '.join(self._outlets)}",
+        )
 
     def _play(self, bag: Bag) -> None:
         clock, begun, origin = BagClock(), time.monotonic(), self._time
@@ -208,8 +214,11 @@ class PlayNode(Node):
         draft = path.with_name(path.name + ".part")
         with draft.open("wb") as stream:
             np.savez(
-                stream, stamps=np.array([each.stamp for each in chunks]), seeds=[each.seed for each in chunks],
-                instructions=[each.instruction for each in chunks], actions=[each.actions for each in chunks],
+                stream,
+                stamps=np.array([each.stamp for each in chunks]),
+                seeds=[each.seed for each in chunks],
+                instructions=[each.instruction for each in chunks],
+                actions=[each.actions for each in chunks],
                 inference_ms=[each.inference_ms for each in chunks],
             )
         draft.replace(path)

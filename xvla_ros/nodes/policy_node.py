@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node ``/xvla``: cameras and joints in, one policy for all its robots, trajectory commands out.
 
 Run it with ``python -m xvla_ros.nodes.policy_node --ros-args -p robots:="[so101_bimanual]"``; its parameters describe

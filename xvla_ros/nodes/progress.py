@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one of our nodes reports to the command that started it, a line at a time. No rclpy here."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A check while a robot is recorded: what its node's reader makes of the messages, said when that changes."""
 
 from __future__ import annotations
@@ -35,9 +36,7 @@ class RecordCheck:
         KinematicsError: the action mode has tool poses, and the arms cannot be had.
     """
 
-    def __init__(
-        self, profile: Profile, now: Callable[[], int], steady: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, profile: Profile, now: Callable[[], int], steady: Callable[[], float] = time.monotonic) -> None:
         self._builder: ObservationBuilder[bytes] = ObservationBuilder(profile, decode_image)
         self._cameras, self._joints = profile.cameras.by_topic, set(profile.joints.topics)
         self._now, self._steady, self._begun = now, steady, steady()
@@ -91,8 +90,11 @@ class RecordCheck:
         if (self._times < SURE and reason not in AT_ONCE) or reason == self._said:
             return
         self._said = reason
-        self._lines.append(f"warning: what is recorded cannot be used: {found.reason}: {found.detail}"
-                           if isinstance(found, Fault) else "what is recorded can be used again")
+        self._lines.append(
+            f"warning: what is recorded cannot be used: {found.reason}: {found.detail}"
+            if isinstance(found, Fault)
+            else "what is recorded can be used again"
+        )
 
     def mark(self, event: str) -> None:
         """Take a mark of this robot's episodes: ``start``, ``end`` or ``discard``."""
@@ -105,7 +107,8 @@ class RecordCheck:
                 if _is_useless(self._open):
                     self._lines.append(
                         f"warning: episode {len(self._episodes)} cannot be used, no observation could be built "
-                        f"in it: {'; '.join(self._open.faults.lines(1))}")
+                        f"in it: {'; '.join(self._open.faults.lines(1))}"
+                    )
             self._open = BuildTally() if event == "start" else None
 
     def lines(self) -> list[str]:
@@ -128,8 +131,9 @@ class RecordCheck:
         lines = [f"observations: could be built at {looks.built} of {looks.tried} looks"]
         lines += [f"  {line}" for line in looks.faults.lines()]
         if bad:
-            lines.append(f"episodes that cannot be used: {len(bad)} of {len(self._episodes)} "
-                         f"({', '.join(map(str, bad))})")
+            lines.append(
+                f"episodes that cannot be used: {len(bad)} of {len(self._episodes)} ({', '.join(map(str, bad))})"
+            )
         return lines
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node ``xvla_record``: a robot's topics, byte by byte as they come, into one mcap file with CRCs.
 
 Keys where standard input is a terminal: s start, e end (success), f end (failed), d discard, q quit. Marks on
@@ -109,9 +110,7 @@ def _quality(reliability: ReliabilityPolicy, durability: DurabilityPolicy = Dura
 
 
 CLOCKS_KEPT = 2000  # messages of /clock, ten seconds at its usual rate
-EVERY_CLOCK = QoSProfile(
-    depth=CLOCKS_KEPT, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT
-)
+EVERY_CLOCK = QoSProfile(depth=CLOCKS_KEPT, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
 MODEST = _quality(ReliabilityPolicy.BEST_EFFORT)
 QUALITY = {
     SENSOR: MODEST,
@@ -211,9 +210,11 @@ class RecordNode(Node):
         self.marks = EpisodeMarks(profile.name, options.instruction or profile.instruction)
         self._say, self._options = say, options
         self._bag = BagWriter(
-            options.file or _free_name(options.folder, profile.name), profile_document([profile]),
+            options.file or _free_name(options.folder, profile.name),
+            profile_document([profile]),
             # before everything else: simulated time begins at 0
-            stamp_ns=0 if options.sim_time else time.time_ns(), compression=options.compression,
+            stamp_ns=0 if options.sim_time else time.time_ns(),
+            compression=options.compression,
         )
         self._begun = time.monotonic()
         self._told_silent = False
@@ -248,7 +249,9 @@ class RecordNode(Node):
     def press(self, key: str) -> None:
         """Do what a key says."""
         actions: dict[str, Callable[[], dict[str, Any] | None]] = {
-            "s": self.marks.start, "e": partial(self.marks.end, True), "f": partial(self.marks.end, False),
+            "s": self.marks.start,
+            "e": partial(self.marks.end, True),
+            "f": partial(self.marks.end, False),
             "d": self.marks.discard,
         }
         if key == "q":
@@ -285,8 +288,10 @@ class RecordNode(Node):
         judged = [f"{count.succeeded} succeeded", f"{count.failed} failed", f"{count.unjudged} unjudged"]
         judged += [f"{count.discarded} discarded"] if count.discarded else []
         judged += ["one open"] if self.marks.open else []
-        return (f"{self.seconds:.0f} s, {sum(self.counts.values())} messages, {size / 1e6:.1f} MB, {count.kept} "
-                f"episodes ({', '.join(judged)})")
+        return (
+            f"{self.seconds:.0f} s, {sum(self.counts.values())} messages, {size / 1e6:.1f} MB, {count.kept} "
+            f"episodes ({', '.join(judged)})"
+        )
 
     def silent(self) -> list[str]:
         """Return the required topics on which nothing has come."""
@@ -436,8 +441,10 @@ def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool]
         _say(f"  {line}")
     useless = node.check is not None and node.check.useless
     if useless:
-        print("xvla record: no observation could be built of what was recorded, so the bag gives no samples",
-              file=sys.stderr)
+        print(
+            "xvla record: no observation could be built of what was recorded, so the bag gives no samples",
+            file=sys.stderr,
+        )
     executor.shutdown()
     rclpy.try_shutdown()
     return 1 if node.failed or silent or useless else 0
@@ -490,8 +497,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profiles = load_profile(values.get("profile") or values["robot"])
     profile = profiles[values["robot"]] if values.get("robot") else next(iter(profiles.values()))
     options = RecordOptions(
-        Path(values.get("folder", "xvla_out/record")), values.get("instruction", ""), values.get("policy", "/xvla"),
-        sim_time=bool(values.get("use_sim_time", False)), compression=values.get("compression", "none"),
+        Path(values.get("folder", "xvla_out/record")),
+        values.get("instruction", ""),
+        values.get("policy", "/xvla"),
+        sim_time=bool(values.get("use_sim_time", False)),
+        compression=values.get("compression", "none"),
     )
     return record(profile, options, lambda: stop.made)
 

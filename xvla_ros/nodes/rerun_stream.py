@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is seen of one robot, as a stream for the Rerun viewer: into a file, to a viewer, or both. No rclpy here.
 
 ===========================  ==========================================================================
@@ -89,8 +90,9 @@ class RerunStream:
         import rerun.blueprint as views
 
         cameras = [views.Spatial2DView(origin=f"cameras/{name}", name=name) for name in self._profile.cameras.slots]
-        joints = [views.TimeSeriesView(origin=f"joints/{name}", name=name)
-                  for name in self._profile.joints.policy_order]
+        joints = [
+            views.TimeSeriesView(origin=f"joints/{name}", name=name) for name in self._profile.joints.policy_order
+        ]
         beside = views.Vertical(*cameras, views.TextLogView(origin="status", name="status"))
         return views.Blueprint(views.Horizontal(beside, views.Grid(*joints), column_shares=[1, 3]))
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node ``sim``: a simulated robot behind the topics that its profile names, and the ``/clock`` of its world.
 
 Publishes ``/clock``, the profile's joint states and images, and ``/diagnostics``; obeys the command topics of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SIGINT and SIGTERM as a flag, taken before anything slow is imported.
 
 No exception, and nothing that shuts ROS down: where rclpy turns a message into Python, a KeyboardInterrupt becomes a

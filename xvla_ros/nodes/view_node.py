@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node ``xvla_view``: shows what one robot sees, does and plans in the Rerun viewer. It only listens.
 
 ``xvla view`` runs it. It publishes on no topic of the robot and asks no service, so it may come and go while the robot
@@ -50,8 +51,11 @@ class ViewNode(Node):
         self._decoder = self._make_decoder()
         self._positions = dict.fromkeys(profile.joints.policy_order, float("nan"))
         for topic in profile.joints.topics:
-            names = {profile.joints.by_name[joint].name: joint for joint in profile.joints.policy_order
-                     if profile.joints.by_name[joint].topic == topic}
+            names = {
+                profile.joints.by_name[joint].name: joint
+                for joint in profile.joints.policy_order
+                if profile.joints.by_name[joint].topic == topic
+            }
             self.create_subscription(JointState, topic, partial(self._on_joints, names), qos.SENSOR)
         base = f"{policy}/{profile.name}"
         self.create_subscription(ActionChunk, f"{base}/action_chunk", self._on_chunk, qos.EVENTS)
@@ -102,7 +106,12 @@ class ViewNode(Node):
 
 
 def serve(
-    profile: Profile, stream: RerunStream, stop: Callable[[], bool], *, rate: float, policy: str,
+    profile: Profile,
+    stream: RerunStream,
+    stop: Callable[[], bool],
+    *,
+    rate: float,
+    policy: str,
     duration: float | None = None,
 ) -> int:
     """Show a robot until ``stop`` says so, or for ``duration`` s; return how many chunks were shown."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node ``xvla_watch``: a recorder that measures a run, and ends by itself.
 
 It records what ``xvla record`` does, from the first command on for ``duration`` seconds of ROS time, and says four
@@ -91,10 +92,18 @@ class WatchNode(RecordNode):
         now = self._ros_time.now()
         elapsed = now - self._start if self._start else 0
         self.done = self.done or (bool(self._start) and elapsed >= self._duration)
-        tell({
-            "time": now, "start": self._start, "elapsed": elapsed / NS, "done": self.done, "chunks": self._chunks,
-            "trajectories": self._trajectories, **self._status, "episodes": list(self._judged.values()),
-        })
+        tell(
+            {
+                "time": now,
+                "start": self._start,
+                "elapsed": elapsed / NS,
+                "done": self.done,
+                "chunks": self._chunks,
+                "trajectories": self._trajectories,
+                **self._status,
+                "episodes": list(self._judged.values()),
+            }
+        )
 
     def _log(self, text: str) -> None:
         self.get_logger().info(text)
@@ -114,8 +123,13 @@ def main(arguments: list[str] | None = None) -> int:
     profile = load_profile(values["profile"])[values["robot"]]
     file = Path(values["file"])
     options = RecordOptions(
-        file.parent, policy=values.get("policy", "/xvla"), simulation=values.get("simulation", "/sim"), file=file,
-        sim_time=bool(values.get("use_sim_time", True)), compression="zstd", checked=False,
+        file.parent,
+        policy=values.get("policy", "/xvla"),
+        simulation=values.get("simulation", "/sim"),
+        file=file,
+        sim_time=bool(values.get("use_sim_time", True)),
+        compression="zstd",
+        checked=False,
     )
     duration, paced = float(values.get("duration", 20.0)), bool(values.get("paced", False))
     node = WatchNode(profile, options, duration, paced=paced)

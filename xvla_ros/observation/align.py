@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What has lately arrived, and what of it belongs to one instant: a buffer per topic, joints by name, alignment."""
 
 from __future__ import annotations
@@ -13,13 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.errors import MessageError
-from xvla_ros.observation.faults import (
-    CAMERA_MISSING,
-    CAMERA_STALE,
-    JOINTS_MISSING,
-    JOINTS_STALE,
-    Fault,
-)
+from xvla_ros.observation.faults import CAMERA_MISSING, CAMERA_STALE, JOINTS_MISSING, JOINTS_STALE, Fault
 from xvla_ros.types import NS, Floats
 
 T = TypeVar("T")
@@ -68,8 +63,11 @@ class RecentMessages(Generic[T]):
 def in_order(messages: Sequence[Stamped[T]], not_after: int) -> list[Stamped[T]]:
     """Return the messages stamped at or before ``not_after``, by stamp; of equal stamps the first that arrived."""
     ordered = sorted((message for message in messages if message.stamp <= not_after), key=_by_stamp)
-    return [message for before, message in zip([None, *ordered], ordered, strict=False)
-            if before is None or before.stamp != message.stamp]
+    return [
+        message
+        for before, message in zip([None, *ordered], ordered, strict=False)
+        if before is None or before.stamp != message.stamp
+    ]
 
 
 def newest_at(ordered: Sequence[Stamped[T]], stamp: int) -> Stamped[T] | None:
@@ -176,8 +174,9 @@ class JointTopic:
             as_degrees = np.radians(chosen[worst])
             fits = ((as_degrees >= self._lower[worst]) & (as_degrees <= self._upper[worst])).all()
             hint = "as degrees it fits, and ROS has radians" if fits else "check the unit of its driver"
-            raise MessageError(f"{self.topic}: {self._listed(worst, chosen)}; {self.names[worst[0]]} goes from "
-                              f"{between}: {hint}")
+            raise MessageError(
+                f"{self.topic}: {self._listed(worst, chosen)}; {self.names[worst[0]]} goes from {between}: {hint}"
+            )
 
     def _listed(self, places: NDArray[np.intp], chosen: Floats) -> str:
         return ", ".join(f"{self.names[place]} = {chosen[place]:g}" for place in places)
@@ -185,8 +184,7 @@ class JointTopic:
 
 def joint_topics(profile: Profile) -> dict[str, JointTopic]:
     """Return the joint topics of a profile, in the order of their first joint."""
-    return {topic: JointTopic(topic, profile)
-            for topic in profile.joints.topics}
+    return {topic: JointTopic(topic, profile) for topic in profile.joints.topics}
 
 
 def interpolate(before: Floats, after: Floats, share: float) -> Floats:
@@ -282,18 +280,25 @@ def align(
     """
     latest = now + round(FUTURE_TOLERANCE * NS)
     ordered = {source.name: in_order(source.messages, latest) for source in (*cameras, *joints)}
-    faults = {source.name: fault for source in (*joints, *cameras)
-              if (fault := _fault_of(source, ordered[source.name], now, steady_now))}
-    if fault := _gathered(faults[source.name] for source in (*joints, *cameras)
-                          if source.required and source.name in faults):
+    faults = {
+        source.name: fault
+        for source in (*joints, *cameras)
+        if (fault := _fault_of(source, ordered[source.name], now, steady_now))
+    }
+    if fault := _gathered(
+        faults[source.name] for source in (*joints, *cameras) if source.required and source.name in faults
+    ):
         return fault
     fresh = [camera for camera in cameras if camera.name not in faults]
     awaited = [source for source in (*fresh, *joints) if source.required]
     slowest = min(awaited, key=lambda source: ordered[source.name][-1].stamp)
     stamp = ordered[slowest.name][-1].stamp
     if now - stamp > timeout * NS:
-        return Fault(slowest.stale, f"{slowest.name}: newest message on {slowest.topic} is {_ago(now - stamp)} old; "
-                                    f"expected at most observation_timeout {timeout:g} s")
+        return Fault(
+            slowest.stale,
+            f"{slowest.name}: newest message on {slowest.topic} is {_ago(now - stamp)} old; "
+            f"expected at most observation_timeout {timeout:g} s",
+        )
     stamp = stamp if not_after is None else min(stamp, not_after)
     return _gather_at(stamp, fresh, joints, ordered, timeout)
 
@@ -306,20 +311,33 @@ def _fault_of(source: TopicSource[Any], ordered: Sequence[Stamped[Any]], now: in
         return Fault(source.missing, f"{source.name}: {source.heard or f'nothing received on {source.topic}'}")
     if not ordered:
         ahead = min(message.stamp for message in source.messages) - now
-        return Fault(source.stale, f"{source.name}: messages on {source.topic} are stamped {_ago(ahead)} ahead of ROS "
-                                   f"time; expected at most {FUTURE_TOLERANCE:g} s. Synchronise the clocks, or set "
-                                   "use_sim_time alike everywhere")
+        return Fault(
+            source.stale,
+            f"{source.name}: messages on {source.topic} are stamped {_ago(ahead)} ahead of ROS "
+            f"time; expected at most {FUTURE_TOLERANCE:g} s. Synchronise the clocks, or set "
+            "use_sim_time alike everywhere",
+        )
     newest = ordered[-1]
     silence, age = steady_now - newest.received, now - newest.stamp
     if age > source.max_age * NS:
         still_coming = steady_now - source.messages[-1].received <= source.max_silence
-        hint = ("; messages still come in, so their clock is not this node's: synchronise the clocks, or set "
-                "use_sim_time alike everywhere" if age > OTHER_CLOCK * NS and still_coming else "")
-        return Fault(source.stale, f"{source.name}: newest message on {source.topic} is {_ago(age)} old; expected at "
-                                   f"most {source.max_age:g} s{hint}")
+        hint = (
+            "; messages still come in, so their clock is not this node's: synchronise the clocks, or set "
+            "use_sim_time alike everywhere"
+            if age > OTHER_CLOCK * NS and still_coming
+            else ""
+        )
+        return Fault(
+            source.stale,
+            f"{source.name}: newest message on {source.topic} is {_ago(age)} old; expected at "
+            f"most {source.max_age:g} s{hint}",
+        )
     if silence > source.max_silence:
-        return Fault(source.stale, f"{source.name}: nothing new on {source.topic} for {silence:.2f} s of wall time; "
-                                   f"expected within {source.max_silence:g} s")
+        return Fault(
+            source.stale,
+            f"{source.name}: nothing new on {source.topic} for {silence:.2f} s of wall time; "
+            f"expected within {source.max_silence:g} s",
+        )
     return None
 
 
@@ -354,24 +372,36 @@ def _joints_at(
 ) -> tuple[NDArray[np.float64], float] | Fault:
     enclosing = neighbours(ordered, stamp)
     if enclosing is None:
-        return Fault(JOINTS_MISSING, f"{source.name}: the first message came {_ago(ordered[0].stamp - stamp)} after "
-                                     "the newest picture; waiting for the next one")
+        return Fault(
+            JOINTS_MISSING,
+            f"{source.name}: the first message came {_ago(ordered[0].stamp - stamp)} after "
+            "the newest picture; waiting for the next one",
+        )
     before, after = enclosing
     gap = after.stamp - before.stamp
     if gap > timeout * NS:
-        return Fault(JOINTS_STALE, f"{source.name}: {_ago(gap)} between two messages; expected at most "
-                                   f"observation_timeout {timeout:g} s to interpolate between them")
+        return Fault(
+            JOINTS_STALE,
+            f"{source.name}: {_ago(gap)} between two messages; expected at most "
+            f"observation_timeout {timeout:g} s to interpolate between them",
+        )
     share = (stamp - before.stamp) / gap if gap else 0.0
     return interpolate(before.value, after.value, share), (stamp - before.stamp) / NS
 
 
 def _frame_fault(stamp: int, camera: TopicSource[Any], frame: Stamped[Any] | None) -> Fault | None:
     if frame is None:
-        return Fault(CAMERA_MISSING, f"{camera.name}: no picture yet at or before the newest joint states and pictures "
-                                     "of the others; waiting for them")
+        return Fault(
+            CAMERA_MISSING,
+            f"{camera.name}: no picture yet at or before the newest joint states and pictures "
+            "of the others; waiting for them",
+        )
     if stamp - frame.stamp > camera.max_age * NS:
-        return Fault(CAMERA_STALE, f"{camera.name}: picture on {camera.topic} is {_ago(stamp - frame.stamp)} older "
-                                   f"than the joint states it goes with; expected at most {camera.max_age:g} s")
+        return Fault(
+            CAMERA_STALE,
+            f"{camera.name}: picture on {camera.topic} is {_ago(stamp - frame.stamp)} older "
+            f"than the joint states it goes with; expected at most {camera.max_age:g} s",
+        )
     return None
 
 

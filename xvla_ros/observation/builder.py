@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages in, observations out: the one place where an observation is built, live, from a bag or for training."""
 
 from __future__ import annotations
@@ -74,8 +75,9 @@ class ObservationBuilder(Generic[Raw]):
         self._frames: dict[str, RecentMessages[Raw]] = {
             slot: RecentMessages(horizon, KEPT_FRAMES) for slot in self._cameras
         }
-        self._joints = {topic: MeasuredTopic(layout, profile, horizon)
-                        for topic, layout in joint_topics(profile).items()}
+        self._joints = {
+            topic: MeasuredTopic(layout, profile, horizon) for topic, layout in joint_topics(profile).items()
+        }
         self._undecodable: dict[str, str] = {}
         self._decoded: dict[str, _Decoded] = {}
         self._last_call: tuple[float, int] | None = None
@@ -176,17 +178,32 @@ class ObservationBuilder(Generic[Raw]):
         with self._lock:
             self._follow_clock(now, steady_now)
             frames = {slot: messages.snapshot() for slot, messages in self._frames.items()}
-            parts = [(topic.layout.topic, topic.fault, part) for topic in self._joints.values()
-                     for part in topic.parts()]
+            parts = [
+                (topic.layout.topic, topic.fault, part) for topic in self._joints.values() for part in topic.parts()
+            ]
         cameras = [
-            TopicSource(slot, camera.topic, frames[slot], camera.max_age, max(camera.max_age, timing.clock_timeout),
-                   required=camera.required)
+            TopicSource(
+                slot,
+                camera.topic,
+                frames[slot],
+                camera.max_age,
+                max(camera.max_age, timing.clock_timeout),
+                required=camera.required,
+            )
             for slot, camera in self._cameras.items()
         ]
         max_silence = max(timing.observation_timeout, timing.clock_timeout)
         joints = [
-            JointSource(part.name, topic, part.messages, timing.observation_timeout, max_silence, fault=fault,
-                        heard=part.heard, places=part.places)
+            JointSource(
+                part.name,
+                topic,
+                part.messages,
+                timing.observation_timeout,
+                max_silence,
+                fault=fault,
+                heard=part.heard,
+                places=part.places,
+            )
             for topic, fault, part in parts
         ]
         return align(cameras, joints, now, steady_now, timing.observation_timeout, not_after)
@@ -242,8 +259,13 @@ class ObservationBuilder(Generic[Raw]):
             return kept.picture
         camera = self._cameras[slot]
         picture = self._decode(frame.value, camera)
-        if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3
-                and picture.shape[2] == 3 and picture.size):
+        if not (
+            isinstance(picture, np.ndarray)
+            and picture.dtype == np.uint8
+            and picture.ndim == 3
+            and picture.shape[2] == 3
+            and picture.size
+        ):
             raise ValueError(f"decoded to {_described(picture)}; expected uint8 [H, W, 3]")
         picture = view_of(picture, camera).view()
         picture.flags.writeable = False

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why there is no observation: a reason as ``PolicyStatus`` carries it, and the particulars for a person."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which pictures are taken, and what they become: uint8 [H, W, 3] RGB, the same bytes live and from a bag.
 
 OpenCV converts. Here is what it leaves to its caller: row padding; encodings that leave their colours open; more than 8
@@ -108,8 +109,9 @@ def resolved(said: str, answer: str) -> str:
     if found is None:
         advice = "publish one of those"
         if any(depth in said for depth in ("16", "32", "64")):
-            advice = ("its values have more than 8 bits and would be folded; convert it to 8 bits where the camera "
-                      "publishes")
+            advice = (
+                "its values have more than 8 bits and would be folded; convert it to 8 bits where the camera publishes"
+            )
         raise MessageError(f"encoding {said!r}; expected one of {', '.join(ENCODINGS)}: {advice}")
     options = answers(int(found[1]))
     if answer in options:
@@ -148,16 +150,20 @@ def plain_rows(name: str, height: int, width: int, step: int, data: Data) -> Byt
         raise MessageError(f"{width}x{height} pixels; expected at least one")
     for what, size, even in zip(("width", "height"), (width, height), encoding.even, strict=True):
         if even and size % 2:
-            raise MessageError(f"{what} is {size} pixels; expected an even number, since {name} has one colour for two "
-                             "pixels: set another size where the camera publishes")
+            raise MessageError(
+                f"{what} is {size} pixels; expected an even number, since {name} has one colour for two "
+                "pixels: set another size where the camera publishes"
+            )
     if step < row:
         raise MessageError(f"step is {step} bytes; expected at least {row} for {width} pixels of {name}")
     rows = height * 3 // 2 if encoding.colours_apart else height
     pixels = np.frombuffer(data, np.uint8)
     needed = (rows - 1) * step + row  # the last row needs no padding
     if pixels.size < needed:
-        raise MessageError(f"{pixels.size} bytes of data; expected {rows * step} for {width}x{height} {name} with "
-                         f"step {step}: the message was cut")
+        raise MessageError(
+            f"{pixels.size} bytes of data; expected {rows * step} for {width}x{height} {name} with "
+            f"step {step}: the message was cut"
+        )
     if step == row:
         return pixels[:needed]
     padded = np.lib.stride_tricks.as_strided(pixels, (rows, row), (step, 1), writeable=False)
@@ -181,8 +187,10 @@ def view_of(picture: Bytes, camera: Camera) -> Bytes:
     rows, columns = picture.shape[:2]
     if x + width > columns or y + height > rows:
         turned = f", turned by {camera.rotate} degrees" if camera.rotate else ""
-        raise MessageError(f"crop {list(camera.crop)} reaches to {x + width}x{y + height}; expected within the "
-                           f"picture's {columns}x{rows} pixels{turned}: change cameras.<slot>.crop in the profile")
+        raise MessageError(
+            f"crop {list(camera.crop)} reaches to {x + width}x{y + height}; expected within the "
+            f"picture's {columns}x{rows} pixels{turned}: change cameras.<slot>.crop in the profile"
+        )
     return np.ascontiguousarray(picture[y : y + height, x : x + width])
 
 
@@ -222,8 +230,10 @@ def check_compressed(data: Data, format_name: str = "") -> None:
         _check_png(content)
     else:
         named = f" (format {format_name!r})" if format_name else ""
-        raise MessageError(f"compressed data beginning with {content[:8].hex(' ') or 'nothing'}{named}; expected JPEG "
-                           "or PNG: set the image transport to one of these")
+        raise MessageError(
+            f"compressed data beginning with {content[:8].hex(' ') or 'nothing'}{named}; expected JPEG "
+            "or PNG: set the image transport to one of these"
+        )
 
 
 def _check_png(content: bytes) -> None:
@@ -238,8 +248,10 @@ def _check_png(content: bytes) -> None:
             raise MessageError(f"a PNG whose checksum of {name!r} does not match: the data are damaged")
         position = end
     if content[PNG_DEPTH_AT] > 8:
-        raise MessageError(f"a PNG of {content[PNG_DEPTH_AT]} bits per channel; expected 8: more would be folded; "
-                         "convert it to 8 bits where the camera publishes")
+        raise MessageError(
+            f"a PNG of {content[PNG_DEPTH_AT]} bits per channel; expected 8: more would be folded; "
+            "convert it to 8 bits where the camera publishes"
+        )
 
 
 def _rgb_of_compressed(data: Data, format_name: str, answer: str) -> Bytes:

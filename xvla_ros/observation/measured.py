@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which measured joints are believed: a joint moves no faster than it can, and what contradicts that holds the arm."""
 
 from __future__ import annotations
@@ -146,8 +147,12 @@ class MeasuredTopic:
     def _instead_of(self, names: Sequence[str]) -> str:
         heard = self._heard
         if len(self._parts) > 1:
-            others = [name for part in self._parts if part.messages.snapshot()
-                      for name in (self.layout.names[column] for column in part.columns)]
+            others = [
+                name
+                for part in self._parts
+                if part.messages.snapshot()
+                for name in (self.layout.names[column] for column in part.columns)
+            ]
             heard = f"with {shown(others)}" if others else heard
         return f"messages come on {self.layout.topic}, {heard}; expected {shown(names)}" if heard else ""
 
@@ -175,9 +180,11 @@ class MeasuredTopic:
         worst = int(np.argmax(excess))
         if excess[worst] <= 0.0:
             return ""
-        return (f"{self.layout.topic}: {self.layout.names[worst]} leaps by {moved[worst]:.3f}, from "
-                f"{last.values[worst]:.3f} to {values[worst]:.3f}, within {passed[worst]:.3f} s; its max_velocity is "
-                f"{self._fastest[worst]:g} rad/s or m/s. Does a second node publish these joints?")
+        return (
+            f"{self.layout.topic}: {self.layout.names[worst]} leaps by {moved[worst]:.3f}, from "
+            f"{last.values[worst]:.3f} to {values[worst]:.3f}, within {passed[worst]:.3f} s; its max_velocity is "
+            f"{self._fastest[worst]:g} rad/s or m/s. Does a second node publish these joints?"
+        )
 
     def _note(self, stamp: int, received: float, values: Floats) -> None:
         here = ~np.isnan(values)
@@ -250,4 +257,5 @@ def together(topics: Sequence[MeasuredTopic], joints: int) -> MeasuredJoints | N
         positions[indices], velocities[indices] = measured.positions, measured.velocities
         known.append(measured)
     return MeasuredJoints(
-        min(each.stamp for each in known), positions, velocities, min(each.still_for for each in known))
+        min(each.stamp for each in known), positions, velocities, min(each.still_for for each in known)
+    )

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Episodes on disk: bags and LeRobot data sets, read and written; replay and training stand on it."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a robot was to be over time, in the policy's own vectors, and what it reads at any instant between.
 
 Joints, positions and grippers go in a straight line from knot to knot, rotations on the shortest arc.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two kinds of file that a rosbag2 recording has, mcap and sqlite3: their messages in order of log time.
 
 rosbags reads whole bags alone, opens one anew for each question, and ends at the first that it cannot read: so the
@@ -92,8 +93,11 @@ class McapFile:
                 yield BagMessage(channel.topic, kind, message.log_time, message.data)
         except CRCValidationError as error:
             part = error.record
-            place = (f"the chunk of log times {part.message_start_time} to {part.message_end_time}"
-                     if isinstance(part, Chunk) else "its data section")
+            place = (
+                f"the chunk of log times {part.message_start_time} to {part.message_end_time}"
+                if isinstance(part, Chunk)
+                else "its data section"
+            )
             raise DamageError(f"{self.path.name}: {place} is not what was written: {error}") from error
         except Exception as error:  # each library raises errors of its own
             raise DamageError(f"{self.path.name}: cannot be read: {reason(error)}") from error
@@ -119,8 +123,11 @@ class McapFile:
             self.cut = reason(error)
             return
         told = found.statistics if found is not None else None
-        if found is not None and told is not None and told.chunk_count and (
-            (told.chunk_count, told.channel_count) == (len(found.chunk_indexes), len(found.channels))
+        if (
+            found is not None
+            and told is not None
+            and told.chunk_count
+            and ((told.chunk_count, told.channel_count) == (len(found.chunk_indexes), len(found.channels)))
         ):
             self._reader, self._index = reader, found
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The path of an episode from what a bag holds: what was commanded, or where the joints were.
 
 A controller follows a trajectory until the next one takes over, from where the last one had brought it: so what was
@@ -134,8 +135,11 @@ def interpolated(times: Times, knots: Times, values: Floats) -> Floats:
 
 def commanded_groups(profile: Profile, stretch: Stretch, start: int, end: int) -> set[str]:
     """Return the groups that have commands within an episode, or one before it that still counts in it."""
-    return {group for group, found in stretch.commands.items()
-            if found.within(told_from(profile, stretch, group, start), end)}
+    return {
+        group
+        for group, found in stretch.commands.items()
+        if found.within(told_from(profile, stretch, group, start), end)
+    }
 
 
 def told_from(profile: Profile, stretch: Stretch, group: str, start: int) -> int:
@@ -256,9 +260,7 @@ class PathMaker:
         times = merged([*tracks.knots(), *(times for times, _ in joints.values())], start, end)
         return times, self._joints(times, tracks, joints)
 
-    def _followed(
-        self, stretch: Stretch, tracks: JointTracks, start: int, end: int
-    ) -> dict[str, tuple[Times, Floats]]:
+    def _followed(self, stretch: Stretch, tracks: JointTracks, start: int, end: int) -> dict[str, tuple[Times, Floats]]:
         joints = {}
         for group in self._profile.commands.groups:
             since = told_from(self._profile, stretch, group, start)
@@ -298,8 +300,11 @@ class PathMaker:
         values = np.empty((len(times), self._profile.state_width), dtype=np.float32)
         for part in _parts(times):
             positions = self._joints(times[part], tracks, joints)
-            values[part] = tool_actions(positions, self._profile, self._encoder, times[part], poses) if tools else (
-                to_policy(positions, self._profile))
+            values[part] = (
+                tool_actions(positions, self._profile, self._encoder, times[part], poses)
+                if tools
+                else (to_policy(positions, self._profile))
+            )
         return ActionPath(times, values, self._channels)
 
 
@@ -354,8 +359,11 @@ def _replaced(pose: Poses, times: Times, path: ActionPath) -> Poses:
 def _pose_path(stretch: Stretch, group: str, start: int, end: int) -> ActionPath | None:
     """Return the path [xyz | rot6d] of the poses that an episode commands, at the times they are due; None without."""
     commands = stretch.commands.get(group, SentCommands())
-    found = [(number, command) for number in commands.within(start, end)
-             if isinstance(command := commands[number], PoseCommand)]
+    found = [
+        (number, command)
+        for number in commands.within(start, end)
+        if isinstance(command := commands[number], PoseCommand)
+    ]
     if not found:
         return None
     due = np.array([commands.receipt(number) + command.time for number, command in found], dtype=np.int64)

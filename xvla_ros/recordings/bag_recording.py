@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Episodes and frames of one bag: observations built as the live node builds them, paths of what followed."""
 
 from __future__ import annotations
@@ -157,11 +158,17 @@ class BagRecording:
         self._kept = {}
         self._tracks = self._read({"auto": None, "planned": True}.get(self._options.actions, False))
         summary = self._checked_summary()
-        problems = [self._problem(topic.name, f"{topic.broken} messages",
-                                  "messages of the profile's joints, groups and marks",
-                                  f"{topic.broken} messages cannot be used, the first because: {topic.problem} "
-                                  f"(logged at {topic.problem_at} ns)")
-                    for topic in summary.topics if topic.broken]
+        problems = [
+            self._problem(
+                topic.name,
+                f"{topic.broken} messages",
+                "messages of the profile's joints, groups and marks",
+                f"{topic.broken} messages cannot be used, the first because: {topic.problem} "
+                f"(logged at {topic.problem_at} ns)",
+            )
+            for topic in summary.topics
+            if topic.broken
+        ]
         skipped: dict[str, int] = {}
         self._spans = self._find_spans(self._tracks, skipped, problems)
         episodes, actions = self._episodes(problems)
@@ -191,7 +198,9 @@ class BagRecording:
             yield found if isinstance(found, Fault) else Frame(seen.episode, found.stamp, found.state, found.images)
 
     def seen(
-        self, survey: Survey, chosen: Callable[[int, int], bool] = lambda episode, stamp: True,
+        self,
+        survey: Survey,
+        chosen: Callable[[int, int], bool] = lambda episode, stamp: True,
         at: Sequence[int] | None = None,
     ) -> Iterator[Seen]:
         """Yield the observations within the episodes, and the faults where there is none.
@@ -222,14 +231,18 @@ class BagRecording:
             asked[:] = episode, stamp
             return True
 
-        for one in observations(self._bag, self._profile, rate=self._options.rate, at=at, commanded=commanded,
-                                heard=heard, wanted=wanted):
+        for one in observations(
+            self._bag, self._profile, rate=self._options.rate, at=at, commanded=commanded, heard=heard, wanted=wanted
+        ):
             yield Seen(asked[0], asked[1], one)
 
     def joint_path(self, survey: Survey, episode: int) -> tuple[Times, Floats]:
         """Return the path of an episode as joint positions: knots [K] in ns and joints [K, J], rad or m."""
-        return self._commanded(episode) if survey.actions != "measured" else self._once(
-            "measured path", episode, self._measured_path)
+        return (
+            self._commanded(episode)
+            if survey.actions != "measured"
+            else self._once("measured path", episode, self._measured_path)
+        )
 
     def joint_plans(self, survey: Survey, episode: int) -> Plans | None:
         """Return the plans of an episode as joints, rad or m; None where actions are not planned."""
@@ -293,8 +306,12 @@ class BagRecording:
         spans = [span for span in found if self._usable(span, tracks.stretches[span.stretch], problems)]
         if not spans and not problems:
             left = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "nothing"
-            problem = self._problem("episodes", 0, "at least one episode", f"has no episode to train on: {left} "
-                                    f"was left out{'' if skipped else self._said()}")
+            problem = self._problem(
+                "episodes",
+                0,
+                "at least one episode",
+                f"has no episode to train on: {left} was left out{'' if skipped else self._said()}",
+            )
             if skipped:
                 raise NothingLeftError([problem], skipped)
             problems.append(problem)
@@ -304,12 +321,24 @@ class BagRecording:
         name = f"episode at {span.start / NS:.2f} s"
         pictures = stretch.pictures.get(self._profile.cameras.slots[0], ())
         if span.end <= span.start or not any(span.start <= stamp <= span.end for stamp in pictures):
-            problems.append(self._problem("episodes", 0, "pictures of slot 0 and joint states within the episode",
-                                          f"{name} has no picture between its joint states{self._said()}"))
+            problems.append(
+                self._problem(
+                    "episodes",
+                    0,
+                    "pictures of slot 0 and joint states within the episode",
+                    f"{name} has no picture between its joint states{self._said()}",
+                )
+            )
             return False
         if not span.instruction and self._options.instruction_hint:
-            problems.append(self._problem("episodes", "", "an instruction in words",
-                                          f"{name} has no instruction: {self._options.instruction_hint}"))
+            problems.append(
+                self._problem(
+                    "episodes",
+                    "",
+                    "an instruction in words",
+                    f"{name} has no instruction: {self._options.instruction_hint}",
+                )
+            )
             return False
         return True
 
@@ -332,8 +361,9 @@ class BagRecording:
         lacking = [self._lacking(span, "commanded") for span in self._spans]
         actions = self._action_source(any(lacking))
         if actions == "planned":
-            if any(commands.cut >= span.start for span in self._spans for commands in
-                   self._stretch(span).commands.values()):
+            if any(
+                commands.cut >= span.start for span in self._spans for commands in self._stretch(span).commands.values()
+            ):
                 self._tracks = self._read(True)
             lacking = [self._lacking(span, actions) for span in self._spans]
         maker, episodes, kept = self._path_maker(), [], []
@@ -349,13 +379,23 @@ class BagRecording:
     def _episode(self, number: int, span: Span, actions: ActionSource, maker: PathMaker) -> Episode:
         stretch = self._stretch(span)
         tracks = JointTracks(self._profile, stretch)
-        path = maker.measured(tracks, span.start, span.end) if actions == "measured" else maker.commanded(
-            stretch, tracks, span.start, span.end)
+        path = (
+            maker.measured(tracks, span.start, span.end)
+            if actions == "measured"
+            else maker.commanded(stretch, tracks, span.start, span.end)
+        )
         plans = maker.planned(stretch, tracks, span.start, span.end) if actions == "planned" else None
         seed = span.mark.get("seed")
         return Episode(
-            f"{number}@{span.start}", span.instruction, span.mark.get("success"), span.start, span.end, path,
-            str(span.mark.get("task") or ""), seed if isinstance(seed, int) else None, plans,
+            f"{number}@{span.start}",
+            span.instruction,
+            span.mark.get("success"),
+            span.start,
+            span.end,
+            path,
+            str(span.mark.get("task") or ""),
+            seed if isinstance(seed, int) else None,
+            plans,
         )
 
     def _action_source(self, lacking: bool) -> ActionSource:
@@ -373,18 +413,29 @@ class BagRecording:
         groups = {group for group in self._profile.commands.groups if command_type(self._profile, group)}
         groups, stretch = groups or set(self._profile.commands.groups), self._stretch(span)
         if actions == "planned":
-            return {group for group in groups if all(
-                len(command.times) < 2 for _, command in trajectories(stretch, group, span.start, span.end))}
+            return {
+                group
+                for group in groups
+                if all(len(command.times) < 2 for _, command in trajectories(stretch, group, span.start, span.end))
+            }
         return groups - commanded_groups(self._profile, stretch, span.start, span.end)
 
     def _uncommanded(self, span: Span, lacking: set[str], actions: ActionSource) -> Problem:
         topics = ", ".join(self._profile.commands.by_name[group].topic for group in sorted(lacking))
         name = f"episode at {span.start / NS:.2f} s"
         if actions == "planned":
-            return self._problem(name, topics, "trajectories of several points for every group of the profile",
-                                 f"no whole plan was sent on {topics}: set actions to commanded or measured")
-        return self._problem(name, topics, "commands of every group of the profile",
-                             f"nothing was commanded on {topics}: record these topics, or set actions to measured")
+            return self._problem(
+                name,
+                topics,
+                "trajectories of several points for every group of the profile",
+                f"no whole plan was sent on {topics}: set actions to commanded or measured",
+            )
+        return self._problem(
+            name,
+            topics,
+            "commands of every group of the profile",
+            f"nothing was commanded on {topics}: record these topics, or set actions to measured",
+        )
 
     def _path_maker(self) -> PathMaker:
         try:
@@ -425,8 +476,17 @@ def profile_of_bag(bag: Path | Bag) -> Profile:
         raise SamplesError([Problem(source, PROFILE_TOPIC, None, "a profile", str(error))]) from error
     if len(profiles) != 1:
         found = ", ".join(profiles) or "none"
-        raise SamplesError([Problem(source, PROFILE_TOPIC, found, "one robot",
-                                    f"the bag holds the profiles of {found}: set robot for this data set")])
+        raise SamplesError(
+            [
+                Problem(
+                    source,
+                    PROFILE_TOPIC,
+                    found,
+                    "one robot",
+                    f"the bag holds the profiles of {found}: set robot for this data set",
+                )
+            ]
+        )
     return next(iter(profiles.values()))
 
 

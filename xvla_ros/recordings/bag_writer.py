@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bags written so that little is lost and damage is found: mcap with a CRC of every chunk, whole chunks once a second.
 
 What goes in are serialized ROS 2 messages (CDR), as a subscription receives them or ``cdr`` makes them. The

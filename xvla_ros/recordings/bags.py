@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A rosbag2 recording on disk, mcap or sqlite3: its messages in order of time, what it holds, whether it is whole.
 
 A recorder that dies leaves an mcap file without its index, or a folder without ``metadata.yaml``: such a bag gives
@@ -199,9 +200,15 @@ class Bag:
             for topic, kind in [*counts, *(each for file in self._files for each in file.topics)]:
                 kinds.setdefault(topic, set()).add(kind)
             topics = tuple(
-                TopicSummary(name, min(found) if len(found) == 1 else "several types",
-                             sum(counts[name, kind] for kind in found), broken[name], *problems.get(name, ()))
-                for name, found in sorted(kinds.items()))
+                TopicSummary(
+                    name,
+                    min(found) if len(found) == 1 else "several types",
+                    sum(counts[name, kind] for kind in found),
+                    broken[name],
+                    *problems.get(name, ()),
+                )
+                for name, found in sorted(kinds.items())
+            )
             self._summary = BagSummary(self.path, _storage(self._files[0].path), topics, start, end, cut)
         return self._summary
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recorded messages without a ROS installation: encapsulated CDR in, plain data out, and back.
 
 rosbags' types of ROS 2 Jazzy read and write them. Stamps are integer ns of ROS time; joints are in rad or m.
@@ -115,8 +116,14 @@ def joint_trajectory(stamp: int, names: Sequence[str], times: ArrayLike, positio
     """Return a ``trajectory_msgs/JointTrajectory`` of positions [K, J] at ``times`` [K], ns after ``stamp``."""
     nothing = _doubles(())
     points = [
-        _make("trajectory_msgs/msg/JointTrajectoryPoint", _doubles(row), nothing, nothing, nothing,
-              _make("builtin_interfaces/msg/Duration", *divmod(time, NS)))
+        _make(
+            "trajectory_msgs/msg/JointTrajectoryPoint",
+            _doubles(row),
+            nothing,
+            nothing,
+            nothing,
+            _make("builtin_interfaces/msg/Duration", *divmod(time, NS)),
+        )
         for time, row in zip(np.asarray(times, np.int64).tolist(), np.asarray(positions, np.float64), strict=True)
     ]
     return _serialized(JOINT_TRAJECTORY, _header(stamp), list(names), points)
@@ -218,8 +225,9 @@ def _trajectory(message: Any, names: list[str], lead: int) -> JointCommand:
     found = tuple(message.joint_names)
     for index, point in enumerate(message.points):
         if len(point.positions) != len(found):
-            raise MessageError(f"point {index} of a trajectory has {len(point.positions)} positions for {len(found)} "
-                           "joints")
+            raise MessageError(
+                f"point {index} of a trajectory has {len(point.positions)} positions for {len(found)} joints"
+            )
     times = np.array([nanoseconds(point.time_from_start) for point in message.points], dtype=np.int64)
     if times.size and (times[0] < 0 or (np.diff(times) <= 0).any()):
         raise MessageError(f"points of a trajectory due at {(times / NS).tolist()} s; expected increasing times")
@@ -242,8 +250,10 @@ def _pose(message: Any, names: list[str], lead: int) -> PoseCommand:
     place, turn = message.pose.position, message.pose.orientation
     position, quaternion = np.array([place.x, place.y, place.z]), np.array([turn.x, turn.y, turn.z, turn.w])
     if not np.isfinite([*position, *quaternion]).all() or np.linalg.norm(quaternion) < 0.5:
-        raise MessageError(f"a pose at {position.tolist()} turned by {quaternion.tolist()}; expected finite numbers "
-                       "and a unit quaternion")
+        raise MessageError(
+            f"a pose at {position.tolist()} turned by {quaternion.tolist()}; expected finite numbers "
+            "and a unit quaternion"
+        )
     return PoseCommand(nanoseconds(message.header.stamp), lead, position, quaternion)
 
 

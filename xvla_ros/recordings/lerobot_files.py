@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files of a LeRobot data set, v2.0 to v3: which episodes it has, their numbers, and frames of its videos.
 
 Read with pyarrow and PyAV; LeRobot is not imported. Formats as its documentation gives them: v2.1 has a parquet file
@@ -74,8 +75,12 @@ class LeRobotFiles:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._error(INFO, None, "codebase_version, fps and features", f"cannot be read: {error!r}") from error
         if self.version not in VERSIONS:
-            raise self._error(f"{INFO}:codebase_version", self.version, f"one of {', '.join(VERSIONS)}",
-                              f"is of version {self.version}; convert it with LeRobot")
+            raise self._error(
+                f"{INFO}:codebase_version",
+                self.version,
+                f"one of {', '.join(VERSIONS)}",
+                f"is of version {self.version}; convert it with LeRobot",
+            )
         self.episodes = self._episodes_of_v3() if self.version.startswith("v3") else self._episodes_of_v2()
 
     @property
@@ -105,8 +110,9 @@ class LeRobotFiles:
             try:
                 found[column] = np.array(values, dtype=np.float64)
             except (TypeError, ValueError) as error:
-                raise self._error(column, None, "a number for each channel of each frame",
-                                  f"{episode.data.name}: {error}") from error
+                raise self._error(
+                    column, None, "a number for each channel of each frame", f"{episode.data.name}: {error}"
+                ) from error
         return found
 
     def pictures(self, episode: EpisodeFiles, feature: str) -> Iterator[Rgb]:
@@ -134,14 +140,23 @@ class LeRobotFiles:
                 episode.data, columns=[*columns, "frame_index"], filters=[("episode_index", "=", episode.index)]
             ).sort_by("frame_index")
         except FileNotFoundError:
-            raise self._error(str(episode.data), None, "a parquet file", f"episode {episode.index}: the file is "
-                              "missing") from None
+            raise self._error(
+                str(episode.data), None, "a parquet file", f"episode {episode.index}: the file is missing"
+            ) from None
         except Exception as error:  # pyarrow raises errors of many kinds
-            raise self._error(str(episode.data), None, f"a parquet file with {', '.join(columns)}",
-                              f"episode {episode.index} cannot be read: {str(error).splitlines()[0]}") from error
+            raise self._error(
+                str(episode.data),
+                None,
+                f"a parquet file with {', '.join(columns)}",
+                f"episode {episode.index} cannot be read: {str(error).splitlines()[0]}",
+            ) from error
         if table.num_rows != episode.length:
-            raise self._error(str(episode.data), table.num_rows, f"{episode.length} rows",
-                              f"episode {episode.index} has {table.num_rows} rows instead of {episode.length}")
+            raise self._error(
+                str(episode.data),
+                table.num_rows,
+                f"{episode.length} rows",
+                f"episode {episode.index} has {table.num_rows} rows instead of {episode.length}",
+            )
         return table
 
     def _episodes_of_v2(self) -> tuple[EpisodeFiles, ...]:
@@ -204,8 +219,12 @@ class LeRobotFiles:
 
         missing = [name for name in ("pyarrow", "av") if find_spec(name) is None]
         if missing:
-            raise self._error("", missing, "pyarrow and PyAV", "LeRobot data sets are read with pyarrow and PyAV: pip "
-                              "install 'xvla_ros[lerobot]'")
+            raise self._error(
+                "",
+                missing,
+                "pyarrow and PyAV",
+                "LeRobot data sets are read with pyarrow and PyAV: pip install 'xvla_ros[lerobot]'",
+            )
 
     def _error(self, key: str, value: Any, expected: str, message: str) -> SamplesError:
         return SamplesError([Problem(str(self.folder), key.removeprefix(f"{self.folder}/"), value, expected, message)])

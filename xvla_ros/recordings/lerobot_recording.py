@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Episodes and frames of a LeRobot data set, its features brought to a profile's cameras, joints and units."""
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ from xvla_ros.types import NS, Floats
 
 READER_VERSION = 1
 SUFFIX = ".pos"  # of the names that LeRobot's drivers give to joint positions
-
 
 
 class ChannelSource(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
@@ -139,11 +139,23 @@ class LeRobotRecording:
             problems.append(self._problem("meta/episodes", 0, "at least one episode", "has no episode"))
         commanded = self._options.actions != "measured" and self._options.mapping.action in self._files.features
         if self._options.actions == "planned":
-            problems.append(self._problem("actions", "planned", "commanded or measured",
-                                          "holds one action an instant and no plans: set actions to commanded"))
+            problems.append(
+                self._problem(
+                    "actions",
+                    "planned",
+                    "commanded or measured",
+                    "holds one action an instant and no plans: set actions to commanded",
+                )
+            )
         if self._options.actions == "commanded" and not commanded:
-            problems.append(self._problem("features", self._options.mapping.action, "a feature of the data set",
-                                          f"has no {self._options.mapping.action}: set mapping.action"))
+            problems.append(
+                self._problem(
+                    "features",
+                    self._options.mapping.action,
+                    "a feature of the data set",
+                    f"has no {self._options.mapping.action}: set mapping.action",
+                )
+            )
         if problems:
             raise SamplesError(problems)
         encoder, state = self._encoder(), self._columns(self._options.mapping.state)
@@ -177,8 +189,14 @@ class LeRobotRecording:
         if extremes:
             low, high = np.min([low for low, _ in extremes], axis=0), np.max([high for _, high in extremes], axis=0)
             problems += joint_problems(self.source, self._profile, low, high)
-        return Survey(tuple(episodes), tuple(problems), self._files.fps, "commanded" if commanded else "measured", {},
-                      tuple(notes))
+        return Survey(
+            tuple(episodes),
+            tuple(problems),
+            self._files.fps,
+            "commanded" if commanded else "measured",
+            {},
+            tuple(notes),
+        )
 
     def frames(self, survey: Survey) -> Iterator[Frame]:
         """Yield the frames, the videos read from their beginnings on."""
@@ -201,18 +219,31 @@ class LeRobotRecording:
                 with file.open("rb") as stream:
                     digest.update(sampled(stream, blocks=4))
         options = self._options
-        told = [READER_VERSION, profile_essence(self._profile), options.mapping.model_dump(), options.actions,
-                options.rate, options.instruction]
+        told = [
+            READER_VERSION,
+            profile_essence(self._profile),
+            options.mapping.model_dump(),
+            options.actions,
+            options.rate,
+            options.instruction,
+        ]
         digest.update(json.dumps(told, sort_keys=True).encode())
         return digest.hexdigest()
 
     def _frames_of(
-        self, number: int, files: EpisodeFiles, states: Floats, times: NDArray[np.int64],
+        self,
+        number: int,
+        files: EpisodeFiles,
+        states: Floats,
+        times: NDArray[np.int64],
         videos: dict[str, tuple[Path, Video]],
     ) -> Iterator[Frame]:
         cameras = self._cameras()
-        kept = {slot: self._files.pictures(files, feature) for slot, feature in cameras.items()
-                if feature not in files.clips}
+        kept = {
+            slot: self._files.pictures(files, feature)
+            for slot, feature in cameras.items()
+            if feature not in files.clips
+        }
         due = times[0]
         for row, time in enumerate(times):
             inside = {slot: next(pictures) for slot, pictures in kept.items()}
@@ -222,7 +253,8 @@ class LeRobotRecording:
                 due += round(NS / self._options.rate)
             images = {
                 slot: self._view(
-                    slot, inside[slot] if slot in inside else self._picture(files, feature, time / NS, videos))
+                    slot, inside[slot] if slot in inside else self._picture(files, feature, time / NS, videos)
+                )
                 for slot, feature in cameras.items()
             }
             yield Frame(number, int(time), states[row].astype(np.float32), images)
@@ -246,8 +278,9 @@ class LeRobotRecording:
         try:
             return view_of(picture, camera)
         except MessageError as error:
-            raise SamplesError([self._problem(f"cameras.{slot}.crop", list(camera.crop), "a part of the pictures",
-                                              str(error))]) from error
+            raise SamplesError(
+                [self._problem(f"cameras.{slot}.crop", list(camera.crop), "a part of the pictures", str(error))]
+            ) from error
 
     def _cameras(self) -> dict[str, str]:
         """Return the feature of each slot that the files have pictures for."""
@@ -259,34 +292,64 @@ class LeRobotRecording:
         known = [name for name, told in self._files.features.items() if told.get("dtype") in ("video", "image")]
         slots, cameras = self._profile.cameras.slots, self._profile.cameras.by_name
         problems = [
-            self._problem(f"mapping.cameras.{slot}", slot, f"a camera slot of {self._profile.name}: {', '.join(slots)}",
-                          f"{self._profile.name} has no camera slot {slot!r}{did_you_mean(slot, slots)}")
-            for slot in self._options.mapping.cameras if slot not in slots
+            self._problem(
+                f"mapping.cameras.{slot}",
+                slot,
+                f"a camera slot of {self._profile.name}: {', '.join(slots)}",
+                f"{self._profile.name} has no camera slot {slot!r}{did_you_mean(slot, slots)}",
+            )
+            for slot in self._options.mapping.cameras
+            if slot not in slots
         ]
         found = self._cameras()
         for slot in slots:
             feature = self._options.mapping.cameras.get(slot, f"observation.images.{slot}")
             asked = slot in self._options.mapping.cameras or cameras[slot].required
             if asked and (slot not in found or feature not in known):
-                problems.append(self._problem(
-                    f"mapping.cameras.{slot}", feature, "one of " + (", ".join(known) or "its features, which have no "
-                    "pictures"), f"has no pictures {feature!r} for slot {slot!r}{did_you_mean(feature, known)}"))
+                problems.append(
+                    self._problem(
+                        f"mapping.cameras.{slot}",
+                        feature,
+                        "one of " + (", ".join(known) or "its features, which have no pictures"),
+                        f"has no pictures {feature!r} for slot {slot!r}{did_you_mean(feature, known)}",
+                    )
+                )
         changed = [slot for slot in found if cameras[slot].rotate or cameras[slot].crop]
         if changed and not self._options.mapping.pictures:
-            problems.append(self._problem(
-                "mapping.pictures", "", "as_sent or as_seen", f"the profile turns or crops {', '.join(changed)}: say "
-                "whether the data set has these pictures as the camera sent them, or as the policy sees them"))
+            problems.append(
+                self._problem(
+                    "mapping.pictures",
+                    "",
+                    "as_sent or as_seen",
+                    f"the profile turns or crops {', '.join(changed)}: say "
+                    "whether the data set has these pictures as the camera sent them, or as the policy sees them",
+                )
+            )
         if self._options.mapping.state not in self._files.features:
-            problems.append(self._problem("mapping.state", self._options.mapping.state, "one of " + ", ".join(
-                self._files.features), f"has no feature {self._options.mapping.state!r}"))
+            problems.append(
+                self._problem(
+                    "mapping.state",
+                    self._options.mapping.state,
+                    "one of " + ", ".join(self._files.features),
+                    f"has no feature {self._options.mapping.state!r}",
+                )
+            )
         return problems
 
     def _video_problems(self) -> list[Problem]:
         wanted = set(self._cameras().values())
-        missing = sorted({clip.file for files in self._files.episodes for key, clip in files.clips.items()
-                          if key in wanted and not clip.file.is_file()})
-        return [self._problem(str(file.relative_to(self._folder)), None, "a video file", "the file is missing")
-                for file in missing]
+        missing = sorted(
+            {
+                clip.file
+                for files in self._files.episodes
+                for key, clip in files.clips.items()
+                if key in wanted and not clip.file.is_file()
+            }
+        )
+        return [
+            self._problem(str(file.relative_to(self._folder)), None, "a video file", "the file is missing")
+            for file in missing
+        ]
 
     def _row_problems(self, name: str, rows: dict[str, Floats], times: NDArray[np.int64]) -> list[Problem]:
         problems = []
@@ -294,16 +357,33 @@ class LeRobotRecording:
             values = rows.get(feature, np.zeros(len(times))).reshape(len(times), -1)
             bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
             if bad.size:
-                problems.append(self._problem(
-                    f"{name}.{feature}", "NaN", "finite numbers",
-                    f"{name}: {feature} is not finite at {rows['timestamp'][bad[0]]:.3f} s"))
+                problems.append(
+                    self._problem(
+                        f"{name}.{feature}",
+                        "NaN",
+                        "finite numbers",
+                        f"{name}: {feature} is not finite at {rows['timestamp'][bad[0]]:.3f} s",
+                    )
+                )
         if len(times) < 2 or (np.diff(times) <= 0).any():
-            problems.append(self._problem(f"{name}.timestamp", len(times), "at least two frames, in order of time",
-                                          f"{name}: its {len(times)} timestamps do not increase"))
+            problems.append(
+                self._problem(
+                    f"{name}.timestamp",
+                    len(times),
+                    "at least two frames, in order of time",
+                    f"{name}: its {len(times)} timestamps do not increase",
+                )
+            )
         elif abs(np.median(np.diff(times)) * self._files.fps / NS - 1.0) > 0.1:
             found = NS / float(np.median(np.diff(times)))
-            problems.append(self._problem(f"{name}.timestamp", round(found, 2), f"{self._files.fps:g} Hz as fps says",
-                                          f"mixed rates: {name} has {found:.3g} frames a second"))
+            problems.append(
+                self._problem(
+                    f"{name}.timestamp",
+                    round(found, 2),
+                    f"{self._files.fps:g} Hz as fps says",
+                    f"mixed rates: {name} has {found:.3g} frames a second",
+                )
+            )
         return problems
 
     def _columns(self, feature: str) -> _Columns:
@@ -323,15 +403,24 @@ class LeRobotRecording:
             source = ChannelSource(name=told) if isinstance(told, str) else told
             place = _place(source.name, names)
             if place is None:
-                problems.append(self._problem(
-                    f"mapping.channels.{channel}", source.name, f"one of {', '.join(names)}",
-                    f"{feature} has no channel {source.name!r}{did_you_mean(source.name, names)}"))
+                problems.append(
+                    self._problem(
+                        f"mapping.channels.{channel}",
+                        source.name,
+                        f"one of {', '.join(names)}",
+                        f"{feature} has no channel {source.name!r}{did_you_mean(source.name, names)}",
+                    )
+                )
             else:
                 sources.append((place, source.scale, source.offset))
         unknown = [name for name in self._options.mapping.channels if name not in wanted]
         problems += [
-            self._problem(f"mapping.channels.{name}", name, f"one of {', '.join(wanted)}",
-                          f"{self._profile.name} has no channel {name!r}{did_you_mean(name, wanted)}")
+            self._problem(
+                f"mapping.channels.{name}",
+                name,
+                f"one of {', '.join(wanted)}",
+                f"{self._profile.name} has no channel {name!r}{did_you_mean(name, wanted)}",
+            )
             for name in unknown
         ]
         if problems:
@@ -365,8 +454,9 @@ class LeRobotRecording:
             arms = {} if self._options.mapping.units == "vector" else tool_arms(self._profile)
             return StateEncoder(self._profile, arms)
         except KinematicsError as error:
-            raise SamplesError([self._problem("robot", self._profile.name, "URDFs and Pinocchio for tool poses",
-                                              str(error))]) from error
+            raise SamplesError(
+                [self._problem("robot", self._profile.name, "URDFs and Pinocchio for tool poses", str(error))]
+            ) from error
 
     def _problem(self, key: str, value: Any, expected: str, message: str) -> Problem:
         return Problem(self.source, key, value, expected, message)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which topics a recording has, and the marks of its episodes: made and followed live, and read from a bag."""
 
 from __future__ import annotations
@@ -186,12 +187,15 @@ def recorded_topics(profile: Profile, policy: str = "/xvla", simulation: str = "
     topics += [RecordedTopic(joint.topic, JOINT_STATE, SENSOR, True) for joint in profile.joints.ordered]
     topics += [
         RecordedTopic(profile.commands.by_name[group].topic, kind, COMMAND)
-        for group in profile.commands.groups if (kind := command_type(profile, group))
+        for group in profile.commands.groups
+        if (kind := command_type(profile, group))
     ]
     own = f"{policy}/{profile.name}"
     topics += [
-        RecordedTopic(f"{own}/instruction", STRING, LATCHED), RecordedTopic(f"{own}/status", STATUS, LATCHED),
-        RecordedTopic(f"{own}/action_chunk", CHUNK, COMMAND), RecordedTopic("/diagnostics", DIAGNOSTICS, COMMAND),
+        RecordedTopic(f"{own}/instruction", STRING, LATCHED),
+        RecordedTopic(f"{own}/status", STATUS, LATCHED),
+        RecordedTopic(f"{own}/action_chunk", CHUNK, COMMAND),
+        RecordedTopic("/diagnostics", DIAGNOSTICS, COMMAND),
         RecordedTopic(EPISODE_TOPIC, STRING, COMMAND),
         RecordedTopic(f"{simulation}/{profile.name}/outcome", OUTCOME, LATCHED),
     ]
@@ -222,5 +226,6 @@ def check_topics(summary: BagSummary, profile: Profile) -> None:
     ]
     if problems:
         held = ", ".join(f"{topic} ({kind})" for topic, kind in found.items())
-        raise BagError(f"{summary.path}: does not fit robot {profile.name}: {'; '.join(problems)}. "
-                       f"The bag holds {held}")
+        raise BagError(
+            f"{summary.path}: does not fit robot {profile.name}: {'; '.join(problems)}. The bag holds {held}"
+        )

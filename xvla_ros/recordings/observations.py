@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Observations from a bag, built by the same ``ObservationBuilder`` as live ones and without ROS.
 
 A bag knows what came later, so an observation is built for a chosen instant as soon as every required source has got
@@ -75,8 +76,10 @@ def observations(
     builder = ObservationBuilder(profile, decode_image)
     schedule = _Given(at) if at is not None else _Grid(rate) if rate else _Frames()
     told = profile.instruction if instruction is None else instruction
-    return (builder.build(each.now, each.received, told, commanded(each.due), not_after=each.due)
-            for each in _instants(bag, builder, schedule, wanted, heard))
+    return (
+        builder.build(each.now, each.received, told, commanded(each.due), not_after=each.due)
+        for each in _instants(bag, builder, schedule, wanted, heard)
+    )
 
 
 def verdict(bag: str | Path | Bag, profile: Profile) -> tuple[BuildTally, int]:
@@ -109,8 +112,11 @@ def verdict(bag: str | Path | Bag, profile: Profile) -> tuple[BuildTally, int]:
     builder, tally = ObservationBuilder(profile, decode), BuildTally()
     for each in _instants(bag, builder, _Frames(), wanted, lambda message, stamp: None):
         before = decoded
-        found = (builder.build(each.now, each.received, "", not_after=each.due) if each.received >= due
-                 else builder.check(each.now, each.received))
+        found = (
+            builder.build(each.now, each.received, "", not_after=each.due)
+            if each.received >= due
+            else builder.check(each.now, each.received)
+        )
         due = due if decoded == before else each.received + period
         tally.add(found)
     return tally, decoded
@@ -174,8 +180,10 @@ def _instants(
                 asked = due, wanted(due)
             if asked[1]:
                 aligned = builder.aligned_stamp(now, received)
-                if (aligned is None or aligned < due) and now - due <= timeout and not (
-                    aligned is None and _leaps(builder.check(now, received))
+                if (
+                    (aligned is None or aligned < due)
+                    and now - due <= timeout
+                    and not (aligned is None and _leaps(builder.check(now, received)))
                 ):
                     break
                 yield _Instant(now, received, due)
@@ -205,9 +213,7 @@ def _with_clock(messages: Iterator[BagMessage], topics: Collection[str]) -> tupl
     return clock, chain(first, messages)
 
 
-def feed(
-    builder: ObservationBuilder[bytes], cameras: Collection[str], topic: str, data: bytes, received: float
-) -> int:
+def feed(builder: ObservationBuilder[bytes], cameras: Collection[str], topic: str, data: bytes, received: float) -> int:
     """Hand a serialized message to the builder as a subscription does: a picture of ``cameras``, else a joint state.
 
     Returns:

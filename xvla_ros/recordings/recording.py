@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every kind of recording gives, whatever format it is in: episodes with their paths, and frames to decode.
 
 What is wrong with recorded joints is seen from their extremes: values in other units than the profile says.
@@ -30,7 +31,13 @@ MOST = 0.75  # of the joints; grippers have units of their own
 # What of a profile does not change a frame, a state or a path.
 BESIDE = {"instruction", "smoothing", "schema_version"}
 BESIDE_OF_POLICY = {
-    "checkpoint", "revision", "domain_id", "waypoint_dt", "first_waypoint_offset", "denoising_steps", "image_pipeline",
+    "checkpoint",
+    "revision",
+    "domain_id",
+    "waypoint_dt",
+    "first_waypoint_offset",
+    "denoising_steps",
+    "image_pipeline",
 }
 
 
@@ -139,8 +146,10 @@ def joint_leaps(faults: FaultTally, survey: Survey) -> str:
     found = [(fault, count) for fault, count in faults.commonest() if fault.reason == JOINTS_IMPLAUSIBLE]
     if not found or survey.actions != "measured":
         return ""
-    return (f"at {sum(count for _, count in found)} instants joints leap as no joint can, and what was measured counts "
-            f"as what was to be done: {found[0][0].detail}. Find out who publishes what is wrong, and record again")
+    return (
+        f"at {sum(count for _, count in found)} instants joints leap as no joint can, and what was measured counts "
+        f"as what was to be done: {found[0][0].detail}. Find out who publishes what is wrong, and record again"
+    )
 
 
 class Recording(Protocol):
@@ -176,21 +185,41 @@ def joint_problems(source: str, profile: Profile, low: Floats, high: Floats) -> 
     if outside.size:
         return [_outside(source, profile, outside, low, high, lower, upper, margin)]
     if ((high - low) < STILL * (upper - lower)).all():
-        return [Problem(source, "joints", float((high - low).max()), "a recording in which the robot moves",
-                        "no joint moves: every one of them stays where it is")]
+        return [
+            Problem(
+                source,
+                "joints",
+                float((high - low).max()),
+                "a recording in which the robot moves",
+                "no joint moves: every one of them stays where it is",
+            )
+        ]
     reach = np.maximum(np.abs(low), np.abs(high))
     turning = np.array([(j.upper - j.lower) > 1.0 for j in joints])
     near = turning & (reach < NEAR_ZERO / DEGREES)
     if turning.sum() > 1 and near.sum() >= MOST * turning.sum():
-        return [Problem(source, "joints", float(reach[near].max()), "positions in rad once read by their scales",
-                        f"{near.sum()} of {turning.sum()} joints are never further than {reach[near].max():.3g} rad "
-                        "from zero: these are radians taken for degrees; set the scales, or units, to what was "
-                        "recorded")]
+        return [
+            Problem(
+                source,
+                "joints",
+                float(reach[near].max()),
+                "positions in rad once read by their scales",
+                f"{near.sum()} of {turning.sum()} joints are never further than {reach[near].max():.3g} rad "
+                "from zero: these are radians taken for degrees; set the scales, or units, to what was "
+                "recorded",
+            )
+        ]
     return []
 
 
 def _outside(
-    source: str, profile: Profile, outside: NDArray[np.intp], low: Floats, high: Floats, lower: Floats, upper: Floats,
+    source: str,
+    profile: Profile,
+    outside: NDArray[np.intp],
+    low: Floats,
+    high: Floats,
+    lower: Floats,
+    upper: Floats,
     margin: Floats,
 ) -> Problem:
     names = [profile.joints.policy_order[i] for i in outside]
@@ -198,9 +227,13 @@ def _outside(
     fits = ((low / DEGREES >= lower - margin) & (high / DEGREES <= upper + margin)).all()
     hint = ": they fit as degrees, ROS has radians; convert them where they are published" if fits else ""
     first = outside[0]
-    return Problem(source, ".".join(("joints", names[0])), [float(low[first]), float(high[first])],
-                   f"about {lower[first]:g} … {upper[first]:g}",
-                   f"{len(names)} joints are recorded far outside of their limits ({spans}), as in other units{hint}")
+    return Problem(
+        source,
+        ".".join(("joints", names[0])),
+        [float(low[first]), float(high[first])],
+        f"about {lower[first]:g} … {upper[first]:g}",
+        f"{len(names)} joints are recorded far outside of their limits ({spans}), as in other units{hint}",
+    )
 
 
 def path_problems(source: str, key: str, path: ActionPath, channels: tuple[str, ...]) -> list[Problem]:

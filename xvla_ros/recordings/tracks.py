@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a bag says over time, read without decoding a picture: joints, commands, marks of episodes, stamps of pictures.
 
 A simulation that begins again within a bag makes its time run twice; each run is a ``Stretch`` of its own.
@@ -191,8 +192,9 @@ class _TrackReader:
     def __init__(self, profile: Profile, whole: bool | None) -> None:
         self._profile = profile
         self._cameras = profile.cameras.by_topic
-        self._joints = {topic: MeasuredTopic(layout, profile, KEPT_S)
-                        for topic, layout in joint_topics(profile).items()}
+        self._joints = {
+            topic: MeasuredTopic(layout, profile, KEPT_S) for topic, layout in joint_topics(profile).items()
+        }
         self._groups: dict[str, list[str]] = {}
         for group in profile.commands.groups:
             self._groups.setdefault(profile.commands.by_name[group].topic, []).append(group)
@@ -244,8 +246,10 @@ class _TrackReader:
 
     def _command(self, message: BagMessage, group: str) -> None:
         command, whole = read_command(self._profile, group, message.data), self._whole
-        self._unstamped(message, lambda stretch, now: stretch.commands.setdefault(group, SentCommands()).add(
-            now, command, whole=whole))
+        self._unstamped(
+            message,
+            lambda stretch, now: stretch.commands.setdefault(group, SentCommands()).add(now, command, whole=whole),
+        )
 
     def _mark(self, message: BagMessage) -> None:
         mark = read_mark(read_string(message.data))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an arm is: its profile, units, limits, rotations and the decoding of its actions."""
 
 from xvla_ros.errors import Problem, ProfileError

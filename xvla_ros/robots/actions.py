@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Between the policy's vectors and joints: states encoded, chunks of actions decoded to trajectories, or resampled."""
 
 from __future__ import annotations
@@ -95,9 +96,7 @@ class StateEncoder:
         values = ensure_width(positions, self._profile)
         poses = self.tool_poses(values)
         states = {
-            name: ToolStates(
-                poses[name], tool_pose.gripper_state(values[..., arm.gripper], arm.tool.gripper)
-            )
+            name: ToolStates(poses[name], tool_pose.gripper_state(values[..., arm.gripper], arm.tool.gripper))
             for name, arm in self._arms.items()
         }
         return tool_pose.join(states, self._profile)

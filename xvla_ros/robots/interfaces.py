@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every command interface, once: what goes out, when, and who can take it.
 
 Whoever encodes, decodes, records, checks or simulates commands asks here, and looks up the message type in a table of
@@ -24,7 +25,12 @@ ACTION_STATUS = "action_msgs/msg/GoalStatusArray"
 # Interfaces that a profile may name: for all groups, and for one group, where empty takes that of all.
 RobotInterface = Literal["joint_trajectory", "forward_command", "joint_state", "pose"]
 GroupInterface = Literal[
-    "", "joint_trajectory", "forward_command", "joint_state", "gripper_command", "gripper_action",
+    "",
+    "joint_trajectory",
+    "forward_command",
+    "joint_state",
+    "gripper_command",
+    "gripper_action",
     "parallel_gripper_action",
 ]
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Joint vectors in policy order: between ROS units (rad, m) and the policy's, and their limits as arrays.
 
 policy = ROS * scale + offset, joint by joint.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rotations as arms and checkpoints write them: matrices, quaternions (x, y, z, w), axis-angle and two rot6d layouts.
 
 Every function takes and gives float64 arrays with any number of leading axes. The two rot6d layouts hold the same

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Between the policy's tool-pose vectors and poses of the tools: frames, rotation layouts and grippers.
 
 A vector of ``ee6d`` and ``agibot_ee6d`` holds ten numbers for each of two tools, ``xyz | rot6d | gripper``, in the
@@ -16,13 +17,7 @@ from numpy.typing import ArrayLike
 from xvla_ros.robots.kinematics.chain import Poses
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Gripper, Tool
-from xvla_ros.robots.rotations import (
-    ROT6D_LAYOUTS,
-    matrix_to_rot6d,
-    rot6d_misfit,
-    rot6d_to_matrix,
-    rpy_to_matrix,
-)
+from xvla_ros.robots.rotations import ROT6D_LAYOUTS, matrix_to_rot6d, rot6d_misfit, rot6d_to_matrix, rpy_to_matrix
 from xvla_ros.types import Floats
 
 CHANNELS = 10  # of one tool

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tools of a robot: the arms that carry them, those that are only shown, and the boxes they stay in."""
 
 from __future__ import annotations
@@ -80,10 +81,7 @@ def _arm(profile: Profile, name: str, tool: Tool, description: RobotDescription 
         gripper=order.index(tool.gripper.joint),
         inverse=inverse,
         follower=PathFollower(
-            inverse,
-            speed,
-            position_tolerance=tool.position_tolerance,
-            rotation_tolerance=tool.rotation_tolerance,
+            inverse, speed, position_tolerance=tool.position_tolerance, rotation_tolerance=tool.rotation_tolerance
         ),
     )
 

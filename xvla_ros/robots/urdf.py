@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tree of links and joints of a URDF: the one reader of them, for new profiles and for kinematics.
 
 Whatever ``robot_state_publisher`` takes is taken, and a little more: nothing is looked at but links and joints, and
@@ -206,9 +207,15 @@ class _JointReader:
         if kind not in ("fixed", "floating"):
             self._numbers(element, "axis", "xyz", 3)
         return UrdfJoint(
-            name=self._joint, kind=kind, parent=self._link(element, "parent"), child=self._link(element, "child"),
-            mimics=mimic.get("joint") if mimic is not None else None, lower=lower, upper=upper,
-            velocity=self._number(element, "limit", "velocity") or 0.0, length=math.hypot(*origin),
+            name=self._joint,
+            kind=kind,
+            parent=self._link(element, "parent"),
+            child=self._link(element, "child"),
+            mimics=mimic.get("joint") if mimic is not None else None,
+            lower=lower,
+            upper=upper,
+            velocity=self._number(element, "limit", "velocity") or 0.0,
+            length=math.hypot(*origin),
         )
 
     def _range(self, element: ElementTree.Element) -> tuple[float | None, float | None]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """URDF files: found by name, read as ROS reads them, and expanded where they hold xacro.
 
 The parser of ROS, tinyxml2, asks less of a file than XML does: prefixes need no namespace, a default namespace changes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An AgiBot G1 of boxes and rods: a torso that stays where it is, two arms of seven joints with grippers, a head.
 
 Joint origins, axes and limits reproduce those of its URDF (genie_sim, MPL-2.0); shapes, masses, servos and the

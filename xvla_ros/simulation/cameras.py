@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cameras of a scene, drawn off screen."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """joint_trajectory_controller of ros2_controllers (Jazzy 4.42, Kilted 5.17), simulated.
 
 Here is what it refuses, how it starts, how it interpolates and what it holds. Positions in rad, times in integer

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Demonstrations: episodes of a task that its scripted expert does, as bags.
 
 What is recorded on the command topics is clean: at every picture the plan that the expert has from the state of that

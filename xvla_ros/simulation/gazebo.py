@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Gazebo needs to stand in for a robot: its world, and each arm's URDF with controllers, cameras and a foot.
 
 ``config/gazebo/<robot>.yaml`` says how a robot stands; nothing here needs Gazebo or ROS. Lengths in m, angles in rad.

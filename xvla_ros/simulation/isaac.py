@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A robot's profile for Isaac Sim, which takes setpoints as joint states instead of trajectories.
 
 Isaac Sim moves an articulation by sensor_msgs/JointState; here one articulation belongs to every topic of joint states.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Links, joints, servos and shapes: what the simulated arms are made of.
 
 Lengths in m, angles in rad, masses in kg, forces in N and N·m. A joint's origin is written as in a URDF.

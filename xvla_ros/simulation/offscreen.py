@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How MuJoCo draws without a window: EGL where it works, else OSMesa, else a message that says what to install."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a scene has besides arms: the room, its lamp, a table, props and fixed cameras.
 
 Frames: z up, the table top at z = 0, the arms facing +x. Lengths in m, angles in rad.
@@ -56,11 +57,7 @@ def new_spec(timestep: float) -> mujoco.MjSpec:
 
 
 def add_room(
-    spec: mujoco.MjSpec,
-    *,
-    table: Vec3 = (0.16, 0.0, -0.02),
-    half: Vec3 = (0.30, 0.44, 0.02),
-    floor: float = -0.70,
+    spec: mujoco.MjSpec, *, table: Vec3 = (0.16, 0.0, -0.02), half: Vec3 = (0.30, 0.44, 0.02), floor: float = -0.70
 ) -> None:
     """Add a table (its middle and half sizes) in a room of four walls, and a lamp that casts no shadow.
 
@@ -109,11 +106,7 @@ def add_cube(spec: mujoco.MjSpec, name: str, colour: Colour, half: float = CUBE_
 def add_bowl(spec: mujoco.MjSpec, xyz: Vec3, radius: float = 0.055, sides: int = 12) -> None:
     """Add a fixed bowl: a disc and a ring of leaning boards."""
     body = spec.worldbody.add_body(name="bowl", pos=xyz)
-    finish: dict[str, Any] = {
-        "rgba": BOWL,
-        "contype": PROP_CONTACT.contype,
-        "conaffinity": PROP_CONTACT.conaffinity,
-    }
+    finish: dict[str, Any] = {"rgba": BOWL, "contype": PROP_CONTACT.contype, "conaffinity": PROP_CONTACT.conaffinity}
     body.add_geom(type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=[radius * 0.8, 0.003, 0.0], pos=[0, 0, 0.003], **finish)
     for side in range(sides):
         angle = 2 * pi * side / sides

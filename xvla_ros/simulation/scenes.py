@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scenes: one builder for every robot that can be simulated, looked up by the robot's name.
 
 A builder names its joints and actuators as the profile's policy order does, and its cameras as the profile's slots.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An SO-101 arm of boxes, built from the figures of its URDF (SO-ARM100, Apache-2.0).
 
 Joint origins, axes, limits and the tool frame reproduce the official kinematics (new calibration); shapes, colours

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A simulated robot stepped in this process: what its topics would carry, as plain data on simulated time, no DDS.
 
 The rates are counted in physics steps as ``sim_node`` counts them; nothing waits for the wall clock.

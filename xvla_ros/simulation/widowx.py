@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A WidowX 250s of boxes, built from the figures of its URDF (Interbotix, BSD-3).
 
 Joint origins, axes, limits and the tool frame reproduce the official kinematics; shapes, masses and servos are ours.

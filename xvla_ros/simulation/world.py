@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A simulated robot as its profile describes it: joints read, trajectories obeyed, cameras drawn.
 
 Positions in rad (m where a joint slides), times in integer nanoseconds of simulated time. One seed gives one episode:
@@ -140,12 +141,7 @@ class World:
     """
 
     def __init__(
-        self,
-        profile: Profile,
-        *,
-        seed: int = 0,
-        timestep: float = TIMESTEP,
-        options: ControllerOptions | None = None,
+        self, profile: Profile, *, seed: int = 0, timestep: float = TIMESTEP, options: ControllerOptions | None = None
     ) -> None:
         """Make a world at time 0, arms at home, props laid out by ``seed``; ``timestep`` of the physics in s.
 

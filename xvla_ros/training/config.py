@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The settings of a training run, declared once, and how a file and the command line become them.
 
 Types, ranges, defaults and meanings stand in the schema; everything that is wrong with a file is named at once.
@@ -409,10 +410,7 @@ def _found(path: str | Path) -> Path:
 
     ``phase1.yaml`` is shipped in ``config/training``, ``shipped/policy.yaml`` in ``examples/shipped_policy``.
     """
-    folders = {
-        Path(): config_dir() / "training",
-        Path("shipped"): config_dir().parent / "examples" / "shipped_policy",
-    }
+    folders = {Path(): config_dir() / "training", Path("shipped"): config_dir().parent / "examples" / "shipped_policy"}
     folder = folders.get(Path(path).parent)
     ours = folder / Path(path).name if folder is not None else Path(path)
     return ours if ours.is_file() and not Path(path).exists() else Path(path)

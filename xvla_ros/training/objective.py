@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run minimises: the flow-matching loss of a policy, and where the named thing is (grounding).
 
 ``vision`` has the other objective. A trainer knows an objective by ``Objective`` alone.

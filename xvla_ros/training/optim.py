@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which weights move, in which group of the optimiser and at what rate, and their running average.
 
 Groups are exact by place in the network, never by a part of a name. A rate is a plain function of the step, so that a
@@ -248,7 +249,10 @@ def add_lora(network: nn.Module, settings: Lora, seed: int) -> None:
 
     targets = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     config = LoraConfig(
-        r=settings.rank, lora_dropout=settings.dropout, target_modules=targets, bias="none",
+        r=settings.rank,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        bias="none",
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft says int and divides
     )
     with torch.random.fork_rng(devices=[]):

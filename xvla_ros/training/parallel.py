@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One process or many, and what they compute in: wrapping the objective, and bringing shards together.
 
 Accelerate starts and connects processes. Launch several with ``accelerate launch`` or ``torchrun``; otherwise there is

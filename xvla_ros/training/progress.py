@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run measures and says while it goes: means, a table on the console, a bar, curve.csv and .png, TensorBoard."""
 
 from __future__ import annotations
@@ -261,7 +262,9 @@ class Meter:
 
 @torch.no_grad()
 def measure(
-    wrapped: nn.Module, batches: Sequence[tuple[Any, float]], errors: Callable[[Any], Mapping[str, list[float]]],
+    wrapped: nn.Module,
+    batches: Sequence[tuple[Any, float]],
+    errors: Callable[[Any], Mapping[str, list[float]]],
     accelerator: Accelerator,
 ) -> tuple[float, dict[str, float]]:
     """Measure the mean loss over the samples of all processes, and the median of every error, in evaluation mode.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``xvla train`` and ``xvla pretrain-vision``: a training file to a checkpoint."""
 
 from __future__ import annotations

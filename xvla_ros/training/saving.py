@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run leaves on disk: its state, the checkpoint, and the low-rank update alone.
 
 A state is whole or not there at all, so that a killed run goes on from the last one: it is written into a folder of

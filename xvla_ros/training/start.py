@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The policy a run begins with: from scratch or from a checkpoint, made to know every robot of the data."""
 
 from __future__ import annotations

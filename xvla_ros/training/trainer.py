@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loop: batches in, steps of the optimiser, rows of the table, states and checkpoints out."""
 
 from __future__ import annotations

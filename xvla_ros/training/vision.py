@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A vision tower that knows where things are, before it sees any demonstration: the objective ``vision``.
 
 From each cell of the tower's last grid a linear layer reads which objects have their middle in it, where in the cell,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a policy uses of each camera, its soft prompt and the instruction: each is changed, with all else equal.
 
 The noise is the same in every variant, so whatever differs comes from the change.
@@ -60,9 +61,7 @@ class Ablations:
 
     every = EVERY
 
-    def __init__(
-        self, profile: Profile, source: AnswerSource, measures: Measures, instructions: Sequence[str]
-    ) -> None:
+    def __init__(self, profile: Profile, source: AnswerSource, measures: Measures, instructions: Sequence[str]) -> None:
         self._source, self._measures = source, measures
         self._changes = [_Change(f"camera {slot} black", "camera", slot) for slot in profile.cameras.slots]
         other = _other_domain(source, profile.policy.domain_id)
@@ -86,19 +85,25 @@ class Ablations:
 
 def ablated_dtype(ablations: int, measures: int) -> np.dtype[Any]:
     """Return the row of an ablated observation: means over its waypoints [M], for each ablation [A, M]."""
-    return np.dtype([("normal", "f4", (measures,)), ("error", "f4", (ablations, measures)),
-                     ("moved", "f4", (ablations, measures))])
+    return np.dtype(
+        [("normal", "f4", (measures,)), ("error", "f4", (ablations, measures)), ("moved", "f4", (ablations, measures))]
+    )
 
 
 def ablation_table(names: Sequence[str], rows: Rows, measures: Measures) -> dict[str, dict[str, float]]:
     """Return for each ablation its headline error, that without it, and how far the answers moved."""
     if not len(rows):
         return {}
-    means = {field: measures.headline(np.asarray(rows[field], np.float64)).mean(axis=0) for field in
-             ("normal", "error", "moved")}
+    means = {
+        field: measures.headline(np.asarray(rows[field], np.float64)).mean(axis=0)
+        for field in ("normal", "error", "moved")
+    }
     return {
-        name: {"mae": float(means["error"][number]), "mae_unchanged": float(means["normal"]),
-               "answers_moved": float(means["moved"][number])}
+        name: {
+            "mae": float(means["error"][number]),
+            "mae_unchanged": float(means["normal"]),
+            "answers_moved": float(means["moved"][number]),
+        }
         for number, name in enumerate(names)
     }
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One bag replayed: its observations, built as in the live node, are answered and compared with what followed."""
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ def replay_bag(
     """
     folder.mkdir(parents=True, exist_ok=True)
     options = BagOptions(
-        instruction=settings.instruction, only_successes=not settings.all_episodes,
+        instruction=settings.instruction,
+        only_successes=not settings.all_episodes,
         instruction_hint="" if settings.baseline else "give it with --instruction TEXT",
     )
     bag = Bag.of(bag)
@@ -157,17 +159,31 @@ def replay_bag(
     except (SamplesError, BagError) as error:
         skipped, checked = error.skipped if isinstance(error, NothingLeftError) else left_out, bag.integrity
         told = str(error).replace(f"{path}: ", "")
-        record = BagRecord(str(path), skipped=dict(skipped), error=told, notes=checked.damage,
-                           integrity=str(checked), damaged=bool(checked.damage))
+        record = BagRecord(
+            str(path),
+            skipped=dict(skipped),
+            error=told,
+            notes=checked.damage,
+            integrity=str(checked),
+            damaged=bool(checked.damage),
+        )
         record.write(folder, key)
         return record
     failure, checked = replay.error(), bag.integrity
     record = BagRecord(
-        str(path), 0 if failure else replay.frames, replay.episodes(), dict(replay.skipped),
+        str(path),
+        0 if failure else replay.frames,
+        replay.episodes(),
+        dict(replay.skipped),
         tuple(replay.faults.records()),
         (*survey.notes, *(problem.message for problem in survey.problems), *checked.damage),
-        survey.actions, failure, str(checked), bool(checked.damage),
-        tuple(replay.worst.found()), asdict(replay.layout), replay.ablation_names,
+        survey.actions,
+        failure,
+        str(checked),
+        bool(checked.damage),
+        tuple(replay.worst.found()),
+        asdict(replay.layout),
+        replay.ablation_names,
     )
     record.write(folder, key)
     return record
@@ -177,8 +193,13 @@ class _Replay:
     """One bag on its way through."""
 
     def __init__(
-        self, recording: BagRecording, survey: Survey, profile: Profile, sources: Sequence[AnswerSource],
-        settings: ReplaySettings, folder: Path,
+        self,
+        recording: BagRecording,
+        survey: Survey,
+        profile: Profile,
+        sources: Sequence[AnswerSource],
+        settings: ReplaySettings,
+        folder: Path,
     ) -> None:
         self._recording, self._survey, self._profile = recording, survey, profile
         self._sources, self._settings, self._folder = sources, settings, folder
@@ -215,8 +236,13 @@ class _Replay:
 
     def episodes(self) -> tuple[dict[str, Any], ...]:
         return tuple(
-            {"key": each.key, "instruction": each.instruction, "success": each.success, "start": each.start,
-             "end": each.end}
+            {
+                "key": each.key,
+                "instruction": each.instruction,
+                "success": each.success,
+                "start": each.start,
+                "end": each.end,
+            }
             for each in self._survey.episodes
         )
 
@@ -250,7 +276,11 @@ class _Replay:
             self.skipped[AT_THE_END] += 1
             return None
         told = Observation(
-            seen.found.embodiment, seen.found.stamp, seen.found.images, seen.found.state, episode.instruction,
+            seen.found.embodiment,
+            seen.found.stamp,
+            seen.found.images,
+            seen.found.state,
+            episode.instruction,
             seen.found.age,
         )
         measured = self._recording.measured(self._survey, seen.episode, told.stamp)
@@ -307,8 +337,9 @@ class _Replay:
         start = self._recording.measured(self._survey, int(row["episode"]), seen.stamp)
         robot, policy = seen.embodiment, self._profile.policy
         times = policy.first_waypoint_offset + np.arange(self.layout.waypoints, dtype=np.float64) * policy.waypoint_dt
-        chunk = ActionChunk(robot.robot, robot.domain_id, robot.action_mode, seen.instruction, seen.stamp, times,
-                            answer.actions, 0.0, 0)
+        chunk = ActionChunk(
+            robot.robot, robot.domain_id, robot.action_mode, seen.instruction, seen.stamp, times, answer.actions, 0.0, 0
+        )
         path = self._decoder.decode(chunk, start)
         given = np.arange(len(path.times)) if path.waypoints is None else path.waypoints
         row["joints"][run] = path.positions[given]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which bags are left to replay, and the processes that do it."""
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class Policies:
         sources: list[AnswerSource] = [
             PolicySource(
                 load_policy({profile.name: profile}, name, device=self.device, dtype=self.dtype),
-                profile, seed, self.steps,
+                profile,
+                seed,
+                self.steps,
             )
             for name in self.checkpoints
         ]
@@ -124,8 +127,9 @@ def _replayed(
 ) -> Iterator[tuple[Job, BagRecord]]:
     if workers <= 1 or len(jobs) <= 1:
         for job in jobs:
-            yield job, replay_bag(
-                job.bag, job.profile, sources, job.settings, job.folder, key=job.key, progress=progress
+            yield (
+                job,
+                replay_bag(job.bag, job.profile, sources, job.settings, job.folder, key=job.key, progress=progress),
             )
         return
     import multiprocessing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A bag played to the live node, and its chunks compared with those made here for the same stamps.
 
 A live chunk is stamped with the newest instant at which every camera and joint topic had answered; which instants these
@@ -36,8 +37,10 @@ def replay_settings(profile: Profile, steps: int | None = None) -> dict[str, Val
     """Return the overrides for a profile while a bag is played: chunks independent of each other, any first step."""
     name = profile.name
     settings: dict[str, Value] = {
-        f"{name}.smoothing.method": "switch", f"{name}.smoothing.roll_forward": False,
-        f"{name}.safety.first_step": 1.0, f"{name}.safety.following_error.distance": 1.0,  # no arm moves
+        f"{name}.smoothing.method": "switch",
+        f"{name}.smoothing.roll_forward": False,
+        f"{name}.safety.first_step": 1.0,
+        f"{name}.safety.following_error.distance": 1.0,  # no arm moves
         f"{name}.policy.proprio_source": MEASURED,
     }
     return settings | ({} if steps is None else {f"{name}.policy.denoising_steps": steps})
@@ -50,8 +53,16 @@ def remapped_commands(profile: Profile) -> list[tuple[str, str]]:
 
 
 def run_live(
-    bag: Path, profile: Profile, checkpoint: str, output: Path, *, device: str = "cpu", dtype: str = "", seed: int = 0,
-    steps: int | None = None, rate: float = 1.0,
+    bag: Path,
+    profile: Profile,
+    checkpoint: str,
+    output: Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "",
+    seed: int = 0,
+    steps: int | None = None,
+    rate: float = 1.0,
 ) -> Path:
     """Play a bag to a policy node on a domain of its own; return the file of the chunks.
 
@@ -67,15 +78,26 @@ def run_live(
     file = output / CHUNKS
     file.unlink(missing_ok=True)
     policy = policy_command(
-        profile, checkpoint=checkpoint or None, seed=seed, device=device, dtype=dtype, sim_time=True,
+        profile,
+        checkpoint=checkpoint or None,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        sim_time=True,
         settings=replay_settings(profile, steps),
     )
     for topic, other in remapped_commands(profile):
         policy += ["-r", f"{topic}:={other}"]
-    player = ros_command("play_node", {
-        "bag": str(bag), "profile": str(profile.source), "robot": profile.name, "chunks_file": str(file),
-        "rate": float(rate),
-    })
+    player = ros_command(
+        "play_node",
+        {
+            "bag": str(bag),
+            "profile": str(profile.source),
+            "robot": profile.name,
+            "chunks_file": str(file),
+            "rate": float(rate),
+        },
+    )
     with free_domain() as domain:
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
         with Supervisor(output / "logs", environment, verbose=False) as supervisor:
@@ -98,8 +120,10 @@ def check_live(profile: Profile) -> None:
     served = {group: profile.commands.interface_of(group) for group in profile.commands.groups}
     actions = {group: kind for group, kind in served.items() if kind not in known}
     if actions:
-        raise SetupError(f"{profile.name}: the player serves no controllers for {actions}; expected one of "
-                         f"{', '.join(sorted(known))}")
+        raise SetupError(
+            f"{profile.name}: the player serves no controllers for {actions}; expected one of "
+            f"{', '.join(sorted(known))}"
+        )
 
 
 def compare_live(
@@ -123,8 +147,13 @@ def compare_live(
     live: Mapping[str, Any] = dict(np.load(file))
     order = np.argsort(live["stamps"])
     stamps = [int(stamp) for stamp in live["stamps"][order]]
-    told = dict(zip(stamps, zip(live["instructions"][order], live["seeds"][order], live["actions"][order],
-                                strict=True), strict=True))
+    told = dict(
+        zip(
+            stamps,
+            zip(live["instructions"][order], live["seeds"][order], live["actions"][order], strict=True),
+            strict=True,
+        )
+    )
     common, largest = 0, 0.0
     units = 1.0 if profile.action_spec.is_end_effector else np.array([abs(j.scale) for j in profile.joints.ordered])
     policy = source.policy
@@ -140,11 +169,20 @@ def compare_live(
     answered = parts[0].stamps() if parts else set()
     shared = len(answered & told.keys())
     equal = common > 0 and largest <= TOLERANCE
-    text = (f"live: {common} of {len(told)} stamps ({common / len(told):.0%}) were answered here as well, "
-            f"{'equally' if equal else 'NOT equally'}: largest difference {largest:.2g}; {shared} of them are among "
-            f"the {len(answered)} of this report")
-    return {"chunks": len(told), "common": common, "share": common / len(told), "largest": largest, "equal": equal,
-            "in_report": shared, "text": text}
+    text = (
+        f"live: {common} of {len(told)} stamps ({common / len(told):.0%}) were answered here as well, "
+        f"{'equally' if equal else 'NOT equally'}: largest difference {largest:.2g}; {shared} of them are among "
+        f"the {len(answered)} of this report"
+    )
+    return {
+        "chunks": len(told),
+        "common": common,
+        "share": common / len(told),
+        "largest": largest,
+        "equal": equal,
+        "in_report": shared,
+        "text": text,
+    }
 
 
 def _measured(profile: Profile) -> Profile:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is compared of a chunk and a recording, and in which unit: joints, tools, grippers.
 
 In joint space each joint is a measure, in rad, or in mm where it slides. Tool poses have three for each tool: how far
@@ -91,8 +92,14 @@ class Measures:
         layout = self._profile.policy.rot6d or "interleaved"
         between = np.swapaxes(rot6d_to_matrix(first, layout), -1, -2) @ rot6d_to_matrix(second, layout)
         # from sine and cosine: the arc cosine alone makes a thousandth of a degree of equal rotations
-        axis = np.stack([between[..., 2, 1] - between[..., 1, 2], between[..., 0, 2] - between[..., 2, 0],
-                         between[..., 1, 0] - between[..., 0, 1]], axis=-1)
+        axis = np.stack(
+            [
+                between[..., 2, 1] - between[..., 1, 2],
+                between[..., 0, 2] - between[..., 2, 0],
+                between[..., 1, 0] - between[..., 0, 1],
+            ],
+            axis=-1,
+        )
         cosine = np.trace(between, axis1=-2, axis2=-1) - 1.0
         angle: Floats = np.degrees(np.arctan2(np.linalg.norm(axis, axis=-1), cosine))
         return angle
@@ -103,8 +110,7 @@ def joint_measures(profile: Profile) -> list[Measure]:
     grippers = gripper_joints(profile)
     found = [
         Measure(name, JOINT, MM if slides(joint) else RAD, column not in grippers and not slides(joint))
-        for column, (name, joint) in enumerate(
-            zip(profile.joints.policy_order, profile.joints.ordered, strict=True))
+        for column, (name, joint) in enumerate(zip(profile.joints.policy_order, profile.joints.ordered, strict=True))
     ]
     if any(measure.main for measure in found):
         return found

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures of a replay, ``metrics.json`` and ``metrics.csv``: rows of all bags added up, and baselines."""
 
 from __future__ import annotations
@@ -81,8 +82,9 @@ class Figures:
         self.profile, self.parts = profile, [part for part in parts if part.record.frames]
         self.measures = Measures(profile)
         if not self.parts:
-            raise EvaluationError("no observation of any bag could be replayed\n" + "\n".join(
-                _why_not(part.record) for part in parts))
+            raise EvaluationError(
+                "no observation of any bag could be replayed\n" + "\n".join(_why_not(part.record) for part in parts)
+            )
         self.layout = layout_of(self.parts[0].record)
         if any(layout_of(part.record) != self.layout for part in self.parts):
             raise EvaluationError("the bags were replayed with different chunks; replay them anew")
@@ -120,10 +122,7 @@ class Figures:
         return mean
 
     def _add_baselines(self, bag: int, rows: Rows, mean: Floats) -> None:
-        guesses = {
-            PERSISTENCE: rows["measured"][:, None], LAST_COMMAND: rows["told"][:, None],
-            MEAN: mean[None, None],
-        }
+        guesses = {PERSISTENCE: rows["measured"][:, None], LAST_COMMAND: rows["told"][:, None], MEAN: mean[None, None]}
         for name, guess in guesses.items():
             off = self.measures.differences(guess, rows["recorded"])
             self.baselines[name].add(off, rows["mask"])
@@ -143,8 +142,10 @@ class Figures:
         self.shifted[run][1] += rows["shifted_count"].sum(axis=0)[:, None]
         for channel in self.channels:
             self.grippers[run][channel.name].add(
-                predicted[..., channel.column] > channel.middle, rows["recorded"][..., channel.column] > channel.middle,
-                mask, self.profile.policy.waypoint_dt,
+                predicted[..., channel.column] > channel.middle,
+                rows["recorded"][..., channel.column] > channel.middle,
+                mask,
+                self.profile.policy.waypoint_dt,
             )
 
     # what is written
@@ -178,7 +179,8 @@ class Figures:
         main = self.measures.headline
         first = self.errors[0].by_waypoint
         return {
-            "times": _numbers(times), "unit": self.measures.unit,
+            "times": _numbers(times),
+            "unit": self.measures.unit,
             "runs": [_numbers(main(self.errors[run].by_waypoint)) for run in range(runs)],
             **{name: _numbers(main(sums.by_waypoint)) for name, sums in self.baselines.items()},
             "per_measure": {each.label: _numbers(first[:, column]) for column, each in enumerate(self.measures.all)},
@@ -194,8 +196,10 @@ class Figures:
         return {
             "observation_age_s": _percentiles(oldest),
             "camera_skew_s": _percentiles(skew),
-            "age_by_part_s": {name: _percentiles(column[np.isfinite(column)])
-                              for name, column in zip(self.layout.parts, ages.T, strict=True)},
+            "age_by_part_s": {
+                name: _percentiles(column[np.isfinite(column)])
+                for name, column in zip(self.layout.parts, ages.T, strict=True)
+            },
         }
 
     def episode_table(self, runs: int) -> list[dict[str, Any]]:
@@ -206,10 +210,16 @@ class Figures:
         for key in sorted(means[0]):
             record = self.parts[key[0]].record
             told = record.episodes[key[1]]
-            table.append({
-                "bag": record.path, "episode": key[1], "instruction": told["instruction"], "success": told["success"],
-                "mae": [means[run].get(key) for run in range(runs)], PERSISTENCE: held.get(key),
-            })
+            table.append(
+                {
+                    "bag": record.path,
+                    "episode": key[1],
+                    "instruction": told["instruction"],
+                    "success": told["success"],
+                    "mae": [means[run].get(key) for run in range(runs)],
+                    PERSISTENCE: held.get(key),
+                }
+            )
         return table
 
     def ablations(self) -> dict[str, dict[str, float]]:
@@ -225,8 +235,12 @@ class Figures:
         """Return second minus first, episode by episode, and its interval."""
         keys = sorted(first.keys() & second.keys())
         apart = [second[key] - first[key] for key in keys]
-        return {"mean": float(np.mean(apart)), "interval": interval_of(apart), "episodes": len(keys),
-                "unit": self.measures.unit}
+        return {
+            "mean": float(np.mean(apart)),
+            "interval": interval_of(apart),
+            "episodes": len(keys),
+            "unit": self.measures.unit,
+        }
 
     def _beats(self, run: int) -> dict[str, Any]:
         own, held = self.episodes[run].means(), self.baseline_episodes[PERSISTENCE].means()
@@ -235,7 +249,8 @@ class Figures:
 
     def _headline(self, sums: ErrorSums, episodes: EpisodeSums) -> dict[str, Any]:
         return {
-            "mae": _number(self.measures.headline(sums.mae)), "unit": self.measures.unit,
+            "mae": _number(self.measures.headline(sums.mae)),
+            "unit": self.measures.unit,
             "interval": interval_of(list(episodes.means().values())),
         }
 
@@ -299,7 +314,9 @@ def metrics(
     document["timing"]["inference_ms"] = document.pop("inference_ms")
     if others:
         document["compare"] = {
-            "checkpoint": others[0][0], "trained": others[0][1], **figures.of_run(1),
+            "checkpoint": others[0][0],
+            "trained": others[0][1],
+            **figures.of_run(1),
             "difference": figures.difference(figures.episodes[0].means(), figures.episodes[1].means()),
         }
     return document
@@ -314,10 +331,16 @@ def _why_not(record: BagRecord) -> str:
 
 def _bag(record: BagRecord) -> dict[str, Any]:
     return {
-        "path": record.path, "frames": record.frames, "episodes": len(record.episodes),
-        "actions": record.actions, "skipped": record.skipped or {},
+        "path": record.path,
+        "frames": record.frames,
+        "episodes": len(record.episodes),
+        "actions": record.actions,
+        "skipped": record.skipped or {},
         "skipped_details": list(record.skipped_details[:MOST_KINDS]),
-        "error": record.error, "integrity": record.integrity, "damaged": record.damaged, "notes": list(record.notes),
+        "error": record.error,
+        "integrity": record.integrity,
+        "damaged": record.damaged,
+        "notes": list(record.notes),
     }
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a replay shows: ``report.html`` with its plots, in one file, and what the Rerun viewer opens."""
 
 from __future__ import annotations
@@ -84,8 +85,10 @@ def _verdict(document: Mapping[str, Any]) -> str:
     held = document["baselines"]["persistence"]["headline"]["mae"]
     ours = document["headline"]["mae"]
     sure = apart["interval"] is not None and (apart["interval"][0] > 0 or apart["interval"][1] < 0)
-    words = (f"Its error, {ours:.3g} {unit}, is {'below' if found['holds'] else 'not below'} that of an arm that stays "
-             f"where it is, {held:.3g} {unit}.")
+    words = (
+        f"Its error, {ours:.3g} {unit}, is {'below' if found['holds'] else 'not below'} that of an arm that stays "
+        f"where it is, {held:.3g} {unit}."
+    )
     if not sure:
         words += " With these episodes the difference may be chance."
     return words
@@ -110,12 +113,14 @@ def _errors(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     still, mean = document["baselines"]["persistence"], document["baselines"]["mean"]
     rows = []
     for name, entry in document["per_joint"].items():
-        rows.append(_error_row(name.replace("_", " "), entry, still["per_joint"].get(name),
-                               mean["per_joint"].get(name)))
+        rows.append(
+            _error_row(name.replace("_", " "), entry, still["per_joint"].get(name), mean["per_joint"].get(name))
+        )
     for tool, kinds in document["per_tool"].items():
         for kind, entry in kinds.items():
-            rows.append(_error_row(f"{tool} {kind}", entry, still["per_tool"][tool][kind],
-                                   mean["per_tool"][tool][kind]))
+            rows.append(
+                _error_row(f"{tool} {kind}", entry, still["per_tool"][tool][kind], mean["per_tool"][tool][kind])
+            )
     return rows
 
 
@@ -132,23 +137,42 @@ def _compare(document: Mapping[str, Any]) -> dict[str, Any]:
     other, unit = document["compare"], document["headline"]["unit"]
     names, apart = _names(document), document["compare"]["difference"]
     rows = [("mean error", *(f"{_number(each['headline']['mae'])} {unit}" for each in (document, other)))]
-    rows += [(name.replace("_", " "), _number(entry["mae"]), _number(other["per_joint"][name]["mae"]))
-             for name, entry in document["per_joint"].items()]
-    rows += [(f"{tool} {kind}", _number(entry["mae"]), _number(other["per_tool"][tool][kind]["mae"]))
-             for tool, kinds in document["per_tool"].items() for kind, entry in kinds.items()]
-    rows += [(f"{name} F1", _number(entry["f1"]), _number(other["gripper"][name]["f1"]))
-             for name, entry in document["gripper"].items()]
+    rows += [
+        (name.replace("_", " "), _number(entry["mae"]), _number(other["per_joint"][name]["mae"]))
+        for name, entry in document["per_joint"].items()
+    ]
+    rows += [
+        (f"{tool} {kind}", _number(entry["mae"]), _number(other["per_tool"][tool][kind]["mae"]))
+        for tool, kinds in document["per_tool"].items()
+        for kind, entry in kinds.items()
+    ]
+    rows += [
+        (f"{name} F1", _number(entry["f1"]), _number(other["gripper"][name]["f1"]))
+        for name, entry in document["gripper"].items()
+    ]
     low_high = apart["interval"]
     words = f"{names[1]} minus {names[0]}: {apart['mean']:+.3g} {unit}"
-    words += "; one episode tells nothing of chance." if low_high is None else (
-        f", 95 % interval {low_high[0]:+.3g} to {low_high[1]:+.3g} (bootstrap over {apart['episodes']} episodes).")
+    words += (
+        "; one episode tells nothing of chance."
+        if low_high is None
+        else (
+            f", 95 % interval {low_high[0]:+.3g} to {low_high[1]:+.3g} (bootstrap over {apart['episodes']} episodes)."
+        )
+    )
     return {"words": words, "rows": rows}
 
 
 def _grippers(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
-        (name.replace("_", " "), _number(each["f1"]), str(each["changes"]), str(each["missed"]), str(each["spurious"]),
-         _seconds(each["timing_mae_s"]), _seconds(each["timing_mean_s"]))
+        (
+            name.replace("_", " "),
+            _number(each["f1"]),
+            str(each["changes"]),
+            str(each["missed"]),
+            str(each["spurious"]),
+            _seconds(each["timing_mae_s"]),
+            _seconds(each["timing_mean_s"]),
+        )
         for name, each in document["gripper"].items()
     ]
 
@@ -156,13 +180,23 @@ def _grippers(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def _smooth(document: Mapping[str, Any]) -> dict[str, Any]:
     jump, clip = document["boundary_jump"], document["limit_clip_rate"]
     rows = [
-        (name.replace("_", " "), f"{_number(each['predicted'])} {each['unit']}", _number(each["recorded"]),
-         f"{clip['beyond_position'][name]:.1%}", f"{clip['beyond_velocity'][name]:.1%}")
+        (
+            name.replace("_", " "),
+            f"{_number(each['predicted'])} {each['unit']}",
+            _number(each["recorded"]),
+            f"{clip['beyond_position'][name]:.1%}",
+            f"{clip['beyond_velocity'][name]:.1%}",
+        )
         for name, each in document["jerk_rms"].items()
     ]
-    words = "" if not jump else (
-        f"Where a chunk takes over from the one before it begins {_number(jump['mean'])} {jump['unit']} away, in 95 % "
-        f"of {jump['boundaries']} cases at most {_number(jump['p95'])}.")
+    words = (
+        ""
+        if not jump
+        else (
+            f"Where a chunk takes over from the one before it begins {_number(jump['mean'])} {jump['unit']} away, in "
+            f"95 % of {jump['boundaries']} cases at most {_number(jump['p95'])}."
+        )
+    )
     if "out_of_reach" in clip:
         outside = ", ".join(f"{tool} {share:.1%}" for tool, share in clip["outside_workspace"].items())
         words += f" Outside of the workspace: {outside}; out of reach: {clip['out_of_reach']:.1%}."
@@ -177,14 +211,23 @@ def _timing(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
         ("between its cameras, ms", timing["camera_skew_s"], 1e3),
         *((f"age of {part}, ms", each, 1e3) for part, each in timing["age_by_part_s"].items()),
     ]
-    return [(name, *(_number(None if each[key] is None else each[key] * factor)
-                      for key in ("p50", "p95", "p99", "max"))) for name, each, factor in rows]
+    return [
+        (name, *(_number(None if each[key] is None else each[key] * factor) for key in ("p50", "p95", "p99", "max")))
+        for name, each, factor in rows
+    ]
 
 
 def _ablations(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     unit = document["headline"]["unit"]
-    return [(name, f"{_number(each['mae'])} {unit}", f"{each['mae'] - each['mae_unchanged']:+.3g}",
-             f"{_number(each['answers_moved'])} {unit}") for name, each in document["ablations"].items()]
+    return [
+        (
+            name,
+            f"{_number(each['mae'])} {unit}",
+            f"{each['mae'] - each['mae_unchanged']:+.3g}",
+            f"{_number(each['answers_moved'])} {unit}",
+        )
+        for name, each in document["ablations"].items()
+    ]
 
 
 def _bags(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -193,21 +236,33 @@ def _bags(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
         skipped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in bag["skipped"].items()) or "–"
         faults = FaultTally(bag["skipped_details"]).lines() if bag["frames"] else []
         notes = [each for each in (bag["error"], *faults, *bag["notes"]) if each]
-        rows.append((bag["path"], str(bag["frames"]), str(bag["episodes"]), bag["actions"], skipped,
-                     bag["integrity"], "; ".join(notes) or "–"))
+        rows.append(
+            (
+                bag["path"],
+                str(bag["frames"]),
+                str(bag["episodes"]),
+                bag["actions"],
+                skipped,
+                bag["integrity"],
+                "; ".join(notes) or "–",
+            )
+        )
     return rows
 
 
 def _worst(figures: Figures, unit: str) -> list[dict[str, Any]]:
     moments = sorted(
-        ((each, part) for part in figures.parts for each in part.record.worst), key=lambda found: -found[0]["score"])
+        ((each, part) for part in figures.parts for each in part.record.worst), key=lambda found: -found[0]["score"]
+    )
     shown = []
     for moment, part in moments[:KEPT]:
         episode = part.record.episodes[moment["episode"]]
         pictures = [(slot, (part.folder / name).read_bytes()) for slot, name in moment["pictures"].items()]
-        words = (f"{moment['score']:.3g} {unit} off, {(moment['stamp'] - episode['start']) / NS:.1f} s into "
-                 f"the episode “{episode['instruction']}” of {Path(part.record.path).name}; "
-                 f"{', '.join(moment['pictures'])}")
+        words = (
+            f"{moment['score']:.3g} {unit} off, {(moment['stamp'] - episode['start']) / NS:.1f} s into "
+            f"the episode “{episode['instruction']}” of {Path(part.record.path).name}; "
+            f"{', '.join(moment['pictures'])}"
+        )
         shown.append({"pictures": pictures, "words": words})
     return shown
 
@@ -262,19 +317,36 @@ def courses(rows: Rows, profile: Profile) -> list[Course]:
     predicted = rows["predicted"][:, 0].astype(np.float64)
     recorded = rows["recorded"].astype(np.float64)
     if profile.action_spec.is_end_effector:
-        names = [(column, name) for column, name in enumerate(profile.channels)
-                 if "rot6d" not in name and not name.startswith("unused")]
+        names = [
+            (column, name)
+            for column, name in enumerate(profile.channels)
+            if "rot6d" not in name and not name.startswith("unused")
+        ]
         return [
-            Course(name, "" if name.endswith("gripper") else "m", times, recorded[..., column],
-                   predicted[..., column], rows["mask"], due)
+            Course(
+                name,
+                "" if name.endswith("gripper") else "m",
+                times,
+                recorded[..., column],
+                predicted[..., column],
+                rows["mask"],
+                due,
+            )
             for column, name in names
         ]
     ours, theirs = from_policy(predicted, profile), from_policy(recorded, profile)
     return [
-        Course(name.replace("_", " "), "rad", times, theirs[..., column], ours[..., column], rows["mask"], due,
-               (joint.lower, joint.upper))
-        for column, (name, joint) in enumerate(
-            zip(profile.joints.policy_order, profile.joints.ordered, strict=True))
+        Course(
+            name.replace("_", " "),
+            "rad",
+            times,
+            theirs[..., column],
+            ours[..., column],
+            rows["mask"],
+            due,
+            (joint.lower, joint.upper),
+        )
+        for column, (name, joint) in enumerate(zip(profile.joints.policy_order, profile.joints.ordered, strict=True))
     ]
 
 
@@ -284,8 +356,9 @@ def course_plot(course: Course) -> bytes:
     step = max(1, len(course.times) // MOST_CHUNKS)
     for index in range(0, len(course.times), step):
         known = course.mask[index]
-        axes.plot(course.times[index] + course.due[known], course.predicted[index][known], color=PREDICTED, lw=0.7,
-                  zorder=1)
+        axes.plot(
+            course.times[index] + course.due[known], course.predicted[index][known], color=PREDICTED, lw=0.7, zorder=1
+        )
     instants = course.times + course.due[0]
     axes.plot(instants, course.recorded[:, 0], color=MEASURED, lw=1.8, zorder=3)
     axes.plot(instants, course.predicted[:, 0], color=COMMANDED, lw=1.2, ls=(0, (4, 2)), zorder=4)
@@ -303,9 +376,11 @@ def horizon_plot(horizon: Mapping[str, Any], labels: Sequence[str]) -> bytes:
     """Plot the error against how far ahead a waypoint lies, with the baselines."""
     drawn, axes = figure(4.4, 2.3)
     times = _floats(horizon["times"])
-    lines = [*zip(labels, horizon["runs"], (COMMANDED, SECOND), strict=False),
-             ("stays where it is", horizon["persistence"], STILL),
-             ("mean of the recording", horizon["mean"], "#c9ced6")]
+    lines = [
+        *zip(labels, horizon["runs"], (COMMANDED, SECOND), strict=False),
+        ("stays where it is", horizon["persistence"], STILL),
+        ("mean of the recording", horizon["mean"], "#c9ced6"),
+    ]
     for label, values, colour in lines:
         axes.plot(times, _floats(values), color=colour, lw=1.8 if colour in (COMMANDED, SECOND) else 1.3, label=label)
     axes.set_ylim(bottom=0.0)
@@ -319,8 +394,9 @@ def horizon_plot(horizon: Mapping[str, Any], labels: Sequence[str]) -> bytes:
 def shift_plot(shifts: Sequence[Mapping[str, Any]], unit: str) -> bytes:
     """Plot the error if everything predicted happened later or earlier."""
     drawn, axes = figure(4.4, 2.3)
-    axes.plot([each["shift_s"] for each in shifts], _floats([each["mae"] for each in shifts]), "o-", ms=3.5,
-              color=COMMANDED)
+    axes.plot(
+        [each["shift_s"] for each in shifts], _floats([each["mae"] for each in shifts]), "o-", ms=3.5, color=COMMANDED
+    )
     axes.axvline(0.0, color=STILL, lw=0.8)
     axes.set_xlabel("s late")
     axes.set_ylabel(unit)
@@ -382,5 +458,6 @@ def _positions(profile: Profile, rows: Rows) -> Iterator[tuple[Any, Rows, Rows]]
     if profile.action_spec.is_end_effector:
         yield from ((row, row["joints_recorded"], row["joints"][0].astype(np.float64)) for row in rows)
     else:
-        yield from ((row, from_policy(row["recorded"], profile), from_policy(row["predicted"][0], profile))
-                    for row in rows)
+        yield from (
+            (row, from_policy(row["recorded"], profile), from_policy(row["predicted"][0], profile)) for row in rows
+        )

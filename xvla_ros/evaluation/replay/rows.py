@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a replay writes of every observation it answered: on disk, as it grows with the bag, and not in memory.
 
 A file of rows is read back block by block, so that the figures of an hour need little memory.
@@ -55,8 +56,15 @@ class RowLayout:
         """Return the layout of a robot's rows."""
         topics = profile.joints.topics
         joints = len(profile.joints.policy_order) if profile.action_spec.is_end_effector else 0
-        return RowLayout(waypoints, profile.state_width, runs, len(Measures(profile).all), joints,
-                      (*profile.cameras.slots, *topics), len(profile.cameras.slots))
+        return RowLayout(
+            waypoints,
+            profile.state_width,
+            runs,
+            len(Measures(profile).all),
+            joints,
+            (*profile.cameras.slots, *topics),
+            len(profile.cameras.slots),
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -66,11 +74,17 @@ class RowLayout:
         """
         t, d, r, j = self.waypoints, self.width, self.runs, self.joints
         fields: list[Any] = [
-            ("stamp", "i8"), ("episode", "i4"), ("mask", "?", (t,)),
-            ("predicted", "f4", (r, t, d)), ("recorded", "f4", (t, d)),
-            ("measured", "f4", (d,)), ("told", "f4", (d,)),
-            ("latency_ms", "f4", (r,)), ("age", "f4", (len(self.parts),)),
-            ("shifted", "f8", (r, len(SHIFTS), self.measures)), ("shifted_count", "i4", (len(SHIFTS),)),
+            ("stamp", "i8"),
+            ("episode", "i4"),
+            ("mask", "?", (t,)),
+            ("predicted", "f4", (r, t, d)),
+            ("recorded", "f4", (t, d)),
+            ("measured", "f4", (d,)),
+            ("told", "f4", (d,)),
+            ("latency_ms", "f4", (r,)),
+            ("age", "f4", (len(self.parts),)),
+            ("shifted", "f8", (r, len(SHIFTS), self.measures)),
+            ("shifted_count", "i4", (len(SHIFTS),)),
         ]
         if j:
             fields += [("joints", "f4", (r, t, j)), ("joints_recorded", "f4", (t, j)), ("missed", "?", (r, t))]
@@ -133,8 +147,10 @@ class Worst:
         """Offer a moment; its pictures are kept only while it is among the worst."""
         if len(self._kept) == KEPT and score <= self._kept[-1].score:
             return
-        rival = next((each for each in self._kept if each.episode == episode
-                      and abs(each.seen.stamp - seen.stamp) < APART * NS), None)
+        rival = next(
+            (each for each in self._kept if each.episode == episode and abs(each.seen.stamp - seen.stamp) < APART * NS),
+            None,
+        )
         if rival is not None:
             if score <= rival.score:
                 return
@@ -147,7 +163,10 @@ class Worst:
         """Write the pictures and return what is kept, worst first."""
         return [
             {
-                "row": each.row, "score": each.score, "episode": each.episode, "stamp": each.seen.stamp,
+                "row": each.row,
+                "score": each.score,
+                "episode": each.episode,
+                "stamp": each.seen.stamp,
                 "pictures": {slot: self._write(number, slot, picture) for slot, picture in each.seen.images.items()},
             }
             for number, each in enumerate(self._kept)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What answers the observations of a replay: a policy, or a baseline to compare it with."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What blocks of rows add up to: errors, how sure their mean over episodes is, grippers, smoothness and limits."""
 
 from __future__ import annotations
@@ -127,14 +128,20 @@ def gripper_channels(profile: Profile) -> list[GripperChannel]:
     spec = profile.action_spec
     if spec.is_end_effector:
         return [
-            GripperChannel(name, number * tool_pose.CHANNELS + tool_pose.GRIPPER,
-                           (tool.gripper.open_value + tool.gripper.closed_value) / 2)
+            GripperChannel(
+                name,
+                number * tool_pose.CHANNELS + tool_pose.GRIPPER,
+                (tool.gripper.open_value + tool.gripper.closed_value) / 2,
+            )
             for number, (name, tool) in enumerate(profile.tools.items())
         ]
     ends = [to_policy([getattr(joint, end) for joint in profile.joints.ordered], profile) for end in ("lower", "upper")]
     return [
-        GripperChannel(profile.joints.policy_order[column], column,
-                       0.5 if spec.gripper_is_probability else float(ends[0][column] + ends[1][column]) / 2)
+        GripperChannel(
+            profile.joints.policy_order[column],
+            column,
+            0.5 if spec.gripper_is_probability else float(ends[0][column] + ends[1][column]) / 2,
+        )
         for column in spec.gripper
     ]
 
@@ -162,8 +169,9 @@ class GripperSums:
         for ours, theirs in ((False, False), (False, True), (True, False), (True, True)):
             self.confusion[int(ours), int(theirs)] += ((recorded == ours) & (predicted == theirs) & mask).sum()
         self.chunks += len(predicted)
-        for row in np.flatnonzero((np.diff(recorded.astype(int)) != 0).any(axis=1)
-                                  | (np.diff(predicted.astype(int)) != 0).any(axis=1)):
+        for row in np.flatnonzero(
+            (np.diff(recorded.astype(int)) != 0).any(axis=1) | (np.diff(predicted.astype(int)) != 0).any(axis=1)
+        ):
             self._changes(predicted[row], recorded[row], mask[row], step)
 
     def _changes(self, predicted: Mask, recorded: Mask, mask: Mask, step: float) -> None:
@@ -300,10 +308,16 @@ class MotionSums:
         main = self.measures.headline(jumps)
         p50, p95 = np.percentile(main, (50, 95))
         return {
-            "mean": float(main.mean()), "p50": float(p50), "p95": float(p95), "max": float(main.max()),
-            "unit": self.measures.unit, "boundaries": len(jumps),
-            "per_measure": {each.label: {"mean": float(mean), "unit": each.unit}
-                            for each, mean in zip(self.measures.all, jumps.mean(axis=0), strict=True)},
+            "mean": float(main.mean()),
+            "p50": float(p50),
+            "p95": float(p95),
+            "max": float(main.max()),
+            "unit": self.measures.unit,
+            "boundaries": len(jumps),
+            "per_measure": {
+                each.label: {"mean": float(mean), "unit": each.unit}
+                for each, mean in zip(self.measures.all, jumps.mean(axis=0), strict=True)
+            },
         }
 
     def _joints(self, rows: Rows) -> tuple[Floats, Floats]:

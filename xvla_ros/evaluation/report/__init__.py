@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page, plots and film of a recorded run, from its bag."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures of a run: made from its recording, written as ``report.json``, printed on the console.
 
 The page for people, ``report.html``, is made in ``page``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The film of a run: cameras side by side, what the policy is doing, every joint as measured and commanded.
 
 Its time is ROS time, whatever the speed of the simulation was. A frame is composed of a background that never changes
@@ -374,14 +375,7 @@ def _shown_range(*curves: Series | None) -> tuple[float, float]:
 
 
 def _draw_curve(
-    canvas: Image,
-    box: Box,
-    series: Series,
-    now: float,
-    shown: tuple[float, float],
-    colour: Colour,
-    *,
-    thickness: int,
+    canvas: Image, box: Box, series: Series, now: float, shown: tuple[float, float], colour: Colour, *, thickness: int
 ) -> None:
     """Draw the seconds before ``now``; the height of the plot spans the positions ``shown``."""
     import cv2

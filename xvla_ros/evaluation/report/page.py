@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pages of reports: one file that holds everything it shows, plots as embedded PNG; only a film beside it is linked.
 
 ``templates/base.html`` is the style of all of them, ``run.html`` the page of a run, ``replay.html`` that of a replay.
@@ -29,7 +30,10 @@ def write_page(template: str, path: Path, **values: Any) -> None:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     pages = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
     )
     pages.filters["data_uri"] = _data_uri
@@ -67,8 +71,13 @@ def write_html(
         film=film.name if film is not None else "",
         poster=_jpeg(poster) if poster is not None else b"",
         episodes=[
-            (number, each.instruction, f"{each.sign} {each.outcome}", f"{each.duration:.1f} s",
-             "" if each.seed is None else each.seed)
+            (
+                number,
+                each.instruction,
+                f"{each.sign} {each.outcome}",
+                f"{each.duration:.1f} s",
+                "" if each.seed is None else each.seed,
+            )
             for number, each in enumerate(report.episodes, start=1)
         ],
         timeline=plots.status_plot(recording) if driven or recording.episodes else b"",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plots of a run, each as the bytes of a PNG."""
 
 from __future__ import annotations

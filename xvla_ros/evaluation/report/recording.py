@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run read from its bag, as arrays: what was measured, commanded, predicted, reported and judged, on one time axis.
 
 The bag is of ``xvla record``, of a demo, or of another recorder. What it does not hold stays empty: chunks, status and
@@ -241,13 +242,12 @@ class _RunReader:
             statuses=tuple(_status(time, said, start) for time, said in statuses),
             trajectories={
                 group: bisect_right(self._commands[topic], end)
-                for topic, groups in self._groups.items() for group in groups
+                for topic, groups in self._groups.items()
+                for group in groups
             },
             diagnostics=self._diagnostics("trained", end),
             simulation=self._diagnostics("real_time_factor", np.inf),
-            stamps={
-                slot: self._stamps[profile.cameras.by_name[slot].topic] for slot in profile.cameras.slots
-            },
+            stamps={slot: self._stamps[profile.cameras.by_name[slot].topic] for slot in profile.cameras.slots},
             episodes=episodes or _marked(self._marks, start, end),
             resets=resets,
         )
@@ -361,10 +361,18 @@ def _judged(outcomes: Sequence[tuple[int, Any]], start: int, end: float) -> tupl
     for number in sorted(newest):
         said, begun, stamp = newest[number]
         over = bool(said.over) and stamp <= end
-        episodes.append(RunEpisode(
-            said.task, int(said.seed), said.instruction, (begun - start) / NS, (stamp - start) / NS if over else None,
-            over and bool(said.success), over and bool(said.wrong), float(said.elapsed),
-        ))
+        episodes.append(
+            RunEpisode(
+                said.task,
+                int(said.seed),
+                said.instruction,
+                (begun - start) / NS,
+                (stamp - start) / NS if over else None,
+                over and bool(said.success),
+                over and bool(said.wrong),
+                float(said.elapsed),
+            )
+        )
     return tuple(episodes)
 
 
@@ -388,8 +396,14 @@ def _marked(marks: Sequence[tuple[int, Mapping[str, Any]]], start: int, end: flo
 def _marked_episode(begun: float, first: Mapping[str, Any], last: Mapping[str, Any], ended: float | None) -> RunEpisode:
     said = {**first, **{key: value for key, value in last.items() if value not in (None, "")}}
     return RunEpisode(
-        str(said.get("task") or ""), said.get("seed"), str(said.get("instruction") or ""), begun, ended,
-        said.get("success"), False, 0.0 if ended is None else ended - begun,
+        str(said.get("task") or ""),
+        said.get("seed"),
+        str(said.get("instruction") or ""),
+        begun,
+        ended,
+        said.get("success"),
+        False,
+        0.0 if ended is None else ended - begun,
     )
 
 
@@ -446,9 +460,15 @@ def _path(
 ) -> Trajectory | None:
     try:
         chunk = ActionChunk(
-            profile.name, profile.policy.domain_id, said.action_mode, said.instruction, stamp,
-            np.array(said.times, dtype=float), np.array(said.actions, np.float32).reshape(-1, said.width),
-            float(said.inference_ms), 0,
+            profile.name,
+            profile.policy.domain_id,
+            said.action_mode,
+            said.instruction,
+            stamp,
+            np.array(said.times, dtype=float),
+            np.array(said.actions, np.float32).reshape(-1, said.width),
+            float(said.inference_ms),
+            0,
         )
         return decoder.decode(chunk, begin)
     except ValueError:  # of another width or mode than the profile, or not finite: the node held, and said so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints: looked at without torch, loaded into a policy, saved.
 
 Accepted are LeRobot's folders and the original authors', with or without the ``model.`` prefix, with vendored or native

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading and writing ``config.json`` in its dialects. No torch here.
 
 Two dialects exist: LeRobot's (``"type": "xvla"``, ``chunk_size``) and the original authors' (``"model_type": "xvla"``,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a checkpoint is and where its parts lie, read from headers and JSON files alone. No torch, no weights in memory.
 
 A local folder, a hub id, an adapter beside or apart from its base.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load a checkpoint into a policy, save one."""
 
 from __future__ import annotations
@@ -200,7 +201,5 @@ def _features(policy: Policy, first: RobotRecord | None) -> dict[str, Any]:
             **{f"{IMAGE_FEATURES}{slot}": visual for slot in slots},
             STATE_FEATURE: {"type": "STATE", "shape": [state or config.state_dim]},
         },
-        "output_features": {
-            ACTION_FEATURE: {"type": "ACTION", "shape": [policy.network.action_mode.decoded_width]},
-        },
+        "output_features": {ACTION_FEATURE: {"type": "ACTION", "shape": [policy.network.action_mode.decoded_width]}},
     }

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LeRobot's processor files: which steps a checkpoint expects around the network, and its statistics. No torch here.
 
 A missing step does not make the peer fail, it makes the robot fail (LeRobot #3674: 0 % success without a word). So a
@@ -26,10 +27,7 @@ PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 
 TOKENIZE, TO_FLOAT, IMAGENET = "tokenizer_processor", "xvla_image_to_float", "xvla_imagenet_normalize"
 DOMAIN, NORMALIZE, UNNORMALIZE = "xvla_add_domain_id", "normalizer_processor", "unnormalizer_processor"
-REQUIRED = {
-    PREPROCESSOR: (TOKENIZE, TO_FLOAT, IMAGENET, DOMAIN, NORMALIZE),
-    POSTPROCESSOR: (UNNORMALIZE,),
-}
+REQUIRED = {PREPROCESSOR: (TOKENIZE, TO_FLOAT, IMAGENET, DOMAIN, NORMALIZE), POSTPROCESSOR: (UNNORMALIZE,)}
 # Steps whose work is done elsewhere here: names and devices by the profile, rotations by the kinematics of the robot.
 NEUTRAL = {
     PREPROCESSOR: ("rename_observations_processor", "to_batch_processor", "device_processor", "xvla_image_scale"),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``xvla_ros.json``: what a checkpoint folder says beyond LeRobot's files. LeRobot ignores it. No torch here."""
 
 from __future__ import annotations
@@ -123,10 +124,7 @@ def write_record(record: Record, folder: Path) -> None:
         "robots": {
             name: {
                 "embodiment": {key: value for key, value in asdict(robot.embodiment).items() if key != "robot"},
-                "statistics": {
-                    "state": robot.statistics.state.to_json(),
-                    "action": robot.statistics.action.to_json(),
-                },
+                "statistics": {"state": robot.statistics.state.to_json(), "action": robot.statistics.action.to_json()},
                 "profile": robot.profile,
             }
             for name, robot in record.robots.items()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a folder's safetensors files hold, read from their headers alone, and which weight of our network each is.
 
 Names of weights are published ones (Florence-2 as in Microsoft's remote code) or ours (as in transformers). Format of a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights from safetensors files into a network, tensor by tensor, with an adapter merged, and back.
 
 A network is built without memory, every tensor is copied once, from the mapped file to the device it will run on and in

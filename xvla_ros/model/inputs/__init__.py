@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """What enters the network and leaves it: pictures, words, numbers."""

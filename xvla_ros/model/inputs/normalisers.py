@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a robot's numbers to the network's and back: the normalisation modes LeRobot's processors write. numpy only."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From camera pixels to the network's input: the two pipelines checkpoints were trained with.
 
 ``squash`` is the original authors': bicubic straight to the size, the aspect ratio lost. ``letterbox`` is LeRobot's:

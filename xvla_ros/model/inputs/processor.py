@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Observations to the tensors the network reads, and its output back to the robot's units.
 
 The same code serves inference and training. Every camera has its slot: an absent one masks its own and shifts no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Instructions to token ids. The padded length is part of a checkpoint's contract, because padding is attended."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sizes and settings of an X-VLA network, in one form for every dialect of ``config.json``. No torch here."""
 
 from __future__ import annotations

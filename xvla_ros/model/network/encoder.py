@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Florence-2 as X-VLA uses it: DaViT, projector and BART encoder, from transformers' native classes.
 
 ``Florence2Model.forward`` is never called: it wants image placeholders in the text, and its decoder would be 0.2 B

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flow matching in X-VLA's form: the network predicts the clean action, in training and in every sampling step.
 
 Source: X-VLA (arXiv 2510.10274) and the published code. Shapes: B batch, T waypoints, D action width, P state width.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole network: Florence-2 in front, and behind it actions, features and soft prompts in one sequence.
 
 Source: X-VLA (arXiv 2510.10274) and the published checkpoints, whose key names the modules keep.

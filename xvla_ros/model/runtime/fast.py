@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fastest exact way to run a policy on the device it is on: oneDNN, compiled blocks, CUDA graphs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Int8 weights and activations for a policy on a CPU: several times fewer bytes and faster products, with an error.
 
 The linear layers of the transformer's blocks, of DaViT and of the BART encoder are replaced; what enters and leaves as

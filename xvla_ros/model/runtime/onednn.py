@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Linear layers through oneDNN, for CPUs where it is faster than the BLAS torch was built with.
 
 The MKL in torch's wheels keeps to AVX2 kernels on processors of other makers, oneDNN takes AVX-512 wherever it is. Only

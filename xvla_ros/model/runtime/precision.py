@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which type a policy computes in: a decision of the device, not of how the weights are stored.
 
 float32 is exact. bfloat16 keeps 8 bits of every number, which is its error on any checkpoint; it is fast only where the
@@ -53,9 +54,7 @@ class Precision:
         return f"computes in {self.dtype}: {self.reason}"
 
 
-def choose(
-    config: XvlaConfig, device: str | torch.device = "cpu", wanted: str = "", *, batch: int = 1
-) -> Precision:
+def choose(config: XvlaConfig, device: str | torch.device = "cpu", wanted: str = "", *, batch: int = 1) -> Precision:
     """Choose the type for a network on a device.
 
     Args:

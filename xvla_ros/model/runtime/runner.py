@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the tensors of a batch to raw chunks, in the fastest of several ways that works on this machine.
 
 Every way is the same sampler over the same network; they differ in how its layers run, and in what is captured. A body

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What leaves the node for each command group, by the profile's command interface."""
 
 from __future__ import annotations
@@ -214,7 +215,13 @@ class GripperAction:
     """
 
     def __init__(
-        self, node: Node, topic: str, interface: str, joint: str, max_effort: float, gate: ChangeGate,
+        self,
+        node: Node,
+        topic: str,
+        interface: str,
+        joint: str,
+        max_effort: float,
+        gate: ChangeGate,
         group: CallbackGroup,
     ) -> None:
         self._node, self._gate = node, gate
@@ -245,7 +252,8 @@ class GripperAction:
         if handle is None or not handle.accepted:
             self._gate.forget()
             self._node.get_logger().warning(
-                f"{self.topic_name} refused a setpoint of {self._joint}", throttle_duration_sec=1.0)
+                f"{self.topic_name} refused a setpoint of {self._joint}", throttle_duration_sec=1.0
+            )
 
 
 def gripper_outlet(node: Node, profile: Profile, group: str, callbacks: CallbackGroup) -> GripperTopic | GripperAction:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lifecycle node ``/xvla``: cameras and joints in, one policy for all its robots, trajectory commands out.
 
 Configure loads the policy and warms it up, so that inactive means ready; activate starts the inference thread and the
@@ -156,9 +157,14 @@ class PolicyNode(GuardedLifecycleNode):
             try:
                 arms = tool_arms(profile, description)
             except KinematicsError as error:
-                hint = "" if description is None else (
-                    f"; where {description.origin} is another robot's, set {profile.name}.namespace, or remap "
-                    "robot_description to the right one")
+                hint = (
+                    ""
+                    if description is None
+                    else (
+                        f"; where {description.origin} is another robot's, set {profile.name}.namespace, or remap "
+                        "robot_description to the right one"
+                    )
+                )
                 raise TransitionError(f"{error}{hint}") from error
             origins = ", ".join(dict.fromkeys(arm.chain.description.origin for arm in arms.values()))
             self.get_logger().info(f"{profile.name}: kinematics of {origins}")
@@ -230,7 +236,8 @@ class PolicyNode(GuardedLifecycleNode):
         wait = float(self.get_parameter("batch_wait").value)
         if not 0.0 <= wait <= LONGEST_BATCH_WAIT_S:
             raise TransitionError(
-                f"parameter batch_wait is {wait:g}; expected 0 (nobody waits) … {LONGEST_BATCH_WAIT_S:g} s")
+                f"parameter batch_wait is {wait:g}; expected 0 (nobody waits) … {LONGEST_BATCH_WAIT_S:g} s"
+            )
         return wait
 
     def _instruction(self) -> str:

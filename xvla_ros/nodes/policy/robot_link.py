@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One robot of the policy node: its topics in, its commands out, and the engine's view of it."""
 
 from __future__ import annotations
@@ -92,9 +93,13 @@ class Rivals:
 
 def publishers_of(node: Node, topic: str) -> list[str]:
     """Return the full names of the nodes that publish a topic, as far as they are known."""
-    return sorted({f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}"
-                   for endpoint in node.get_publishers_info_by_topic(topic)
-                   if endpoint.node_name != UNKNOWN_NODE})
+    return sorted(
+        {
+            f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}"
+            for endpoint in node.get_publishers_info_by_topic(topic)
+            if endpoint.node_name != UNKNOWN_NODE
+        }
+    )
 
 
 STATUS_PERIOD_S = 0.1
@@ -186,8 +191,11 @@ class RobotLink:
         if status.reason != JOINTS_IMPLAUSIBLE:
             return status
         topics = self.profile.joints.topics
-        names = {topic: publishers_of(self._node, topic) or ["a node not known yet"]
-                 for topic in topics if topic in status.detail}
+        names = {
+            topic: publishers_of(self._node, topic) or ["a node not known yet"]
+            for topic in topics
+            if topic in status.detail
+        }
         published = "; ".join(f"{topic} is published by {', '.join(nodes)}" for topic, nodes in names.items())
         return replace(status, detail=f"{status.detail} {published}")
 
@@ -313,7 +321,9 @@ class RobotLink:
                 self._missed.append(group)
                 self._node.get_logger().warning(
                     f"{self.profile.name}: a command was ready {late:.2f} s late, expected within lead {lead:g} s, and "
-                    "was not sent: this process was paused, or the machine is too busy", throttle_duration_sec=1.0)
+                    "was not sent: this process was paused, or the machine is too busy",
+                    throttle_duration_sec=1.0,
+                )
                 continue
             self._publishers[group].publish(outgoing[group])
             if not self._publishers[group].get_subscription_count():
@@ -331,8 +341,10 @@ class RobotLink:
 
     def _outgoing(self, window: CommandWindow) -> dict[str, Any]:
         """Return a window's messages by group, serialised: as little as possible is left to do when they are sent."""
-        return {group: serialize_message(message) if isinstance(self._publishers[group], Publisher) else message
-                for group, message in command_messages(self.profile, window, self.pilot.encoder).items()}
+        return {
+            group: serialize_message(message) if isinstance(self._publishers[group], Publisher) else message
+            for group, message in command_messages(self.profile, window, self.pilot.encoder).items()
+        }
 
     def _late(self, window: CommandWindow, begun: float) -> float:
         """Return the seconds since a window was made, by the clock that says more."""
@@ -357,7 +369,8 @@ class RobotLink:
         elif status.reason and not Fault(status.reason, status.detail).is_like(self._told):
             self._told = status.detail  # another detail of the same reason: a missing picture comes, but is unusable
             self._node.get_logger().warning(
-                f"{self.profile.name}: {status.reason}: {status.detail}", throttle_duration_sec=1.0)
+                f"{self.profile.name}: {status.reason}: {status.detail}", throttle_duration_sec=1.0
+            )
         # counted from when it was due: ticks that do not divide the period would stretch it otherwise
         self._status_due = max(self._status_due + STATUS_PERIOD_S, steady)
         self._publish_status()
@@ -376,9 +389,16 @@ class RobotLink:
         status, latency, chunk = self.status, self.pilot.inference_ms, self.pilot.chunk
         now = self._clock.ros_ns()
         message = PolicyStatus(
-            robot=self.profile.name, state=status.state, reason=status.reason, detail=status.detail,
-            instruction=self.pilot.instruction, chunks=status.chunks, trajectories=status.trajectories,
-            dropped_chunks=status.dropped_chunks, holds=status.holds, limited_points=status.limited_points,
+            robot=self.profile.name,
+            state=status.state,
+            reason=status.reason,
+            detail=status.detail,
+            instruction=self.pilot.instruction,
+            chunks=status.chunks,
+            trajectories=status.trajectories,
+            dropped_chunks=status.dropped_chunks,
+            holds=status.holds,
+            limited_points=status.limited_points,
         )
         message.header.stamp = messages.stamp_message(now)
         message.observation_age = float("nan") if chunk is None else (now - chunk.stamp) / 1e9
@@ -409,8 +429,9 @@ class RobotLink:
         for camera in self.profile.cameras.slots:
             source = self.profile.cameras.by_name[camera]
             kind = CompressedImage if source.transport == "compressed" else Image
-            made.append(subscribe(
-                kind, source.topic, self._guarded(partial(self._on_image, camera)), qos.SENSOR, raw=True))
+            made.append(
+                subscribe(kind, source.topic, self._guarded(partial(self._on_image, camera)), qos.SENSOR, raw=True)
+            )
         for topic in self.profile.joints.topics:
             made.append(subscribe(JointState, topic, self._guarded(partial(self._on_joints, topic)), qos.SENSOR))
         return made
@@ -419,10 +440,12 @@ class RobotLink:
         text = message.data.strip()
         if self._runs.is_running:
             self._node.get_logger().warning(
-                f"{self.profile.name}: ignored the instruction {text!r}: a run_policy goal runs")
+                f"{self.profile.name}: ignored the instruction {text!r}: a run_policy goal runs"
+            )
         elif not text:
             self._node.get_logger().warning(
-                f"{self.profile.name}: ignored an empty instruction; still doing {self.pilot.instruction!r}")
+                f"{self.profile.name}: ignored an empty instruction; still doing {self.pilot.instruction!r}"
+            )
         elif text != self.pilot.instruction:
             self.pilot.instruction = text
             self._node.get_logger().info(f"{self.profile.name}: new instruction {text!r}")
@@ -438,10 +461,13 @@ class RobotLink:
 
     def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
         """Return the callback with its errors logged: rclpy would end the executor for them, and with it the node."""
+
         def run(*args: Any) -> None:
             try:
                 callback(*args)
             except Exception as error:
                 self._node.get_logger().error(
-                    f"{self.profile.name}: {type(error).__name__}: {error}", throttle_duration_sec=1.0)
+                    f"{self.profile.name}: {type(error).__name__}: {error}", throttle_duration_sec=1.0
+                )
+
         return run

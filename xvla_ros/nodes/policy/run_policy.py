@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The action ``~/R/run_policy``: carry out one instruction for a time, or until it is cancelled."""
 
 from __future__ import annotations
@@ -68,8 +69,14 @@ class RunPolicyServer:
             PERIOD_S, self._on_timer, callback_group=group, clock=clock.of_timers, autostart=False
         )
         self._server = ActionServer(
-            node, RunPolicy, f"~/{self._name}/run_policy", self._execute, callback_group=group,
-            goal_callback=self._on_goal, handle_accepted_callback=self._on_accepted, cancel_callback=self._on_cancel,
+            node,
+            RunPolicy,
+            f"~/{self._name}/run_policy",
+            self._execute,
+            callback_group=group,
+            goal_callback=self._on_goal,
+            handle_accepted_callback=self._on_accepted,
+            cancel_callback=self._on_cancel,
         )
 
     @property
@@ -148,10 +155,13 @@ class RunPolicyServer:
             self._settled.set()
             return
         status, elapsed = self._pilot.status, max(self._clock.ros_ns() - run.begun, 0)
-        run.handle.publish_feedback(RunPolicy.Feedback(
-            elapsed=Duration(sec=elapsed // NS, nanosec=elapsed % NS), state=status.state,
-            chunks=max(status.chunks - run.chunks, 0),
-        ))
+        run.handle.publish_feedback(
+            RunPolicy.Feedback(
+                elapsed=Duration(sec=elapsed // NS, nanosec=elapsed % NS),
+                state=status.state,
+                chunks=max(status.chunks - run.chunks, 0),
+            )
+        )
         if status.state in (STOPPED, INACTIVE):
             self._end(False, status.reason or status.state)
         elif run.timeout and elapsed >= run.timeout:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a robot shows of itself: its line in ``/diagnostics``, and its plan as markers."""
 
 from __future__ import annotations
@@ -34,9 +35,7 @@ _LEVELS = {
 }
 
 
-def robot_diagnostics(
-    link: RobotLink, *, node: str, policy: Policy | None, stop: str, seed: int
-) -> DiagnosticStatus:
+def robot_diagnostics(link: RobotLink, *, node: str, policy: Policy | None, stop: str, seed: int) -> DiagnosticStatus:
     """Return a robot's policy, seed of noise, state, cause of a ``stop``, counters, latencies (ms) and frames.
 
     Stamps of frames are in ns of ROS time; a seed below 0 is no seed.

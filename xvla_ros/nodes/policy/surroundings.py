@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the policy node receives beside observations: stops, and the robot's description."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One simulated robot behind the topics that its profile names: joint states and images out, commands in."""
 
 from __future__ import annotations

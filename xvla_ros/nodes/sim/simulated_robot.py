@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Simulated robots on one clock: what ``sim_node`` runs.
 
 Threads: the main one steps the worlds and publishes clock and joint states, one for each robot draws and sends images,
@@ -294,7 +295,9 @@ def _refuse_shared_topics(profiles: Sequence[Profile]) -> None:
     owners: dict[str, str] = {}
     for profile in profiles:
         sources: tuple[Camera | Joint | Group, ...] = (
-            *profile.cameras.by_name.values(), *profile.joints.ordered, *profile.commands.by_name.values()
+            *profile.cameras.by_name.values(),
+            *profile.joints.ordered,
+            *profile.commands.by_name.values(),
         )
         for topic in dict.fromkeys(source.topic for source in sources):
             if topic in owners:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A task in the simulation node: ``~/reset`` begins one of its episodes, ``~/<robot>/outcome`` says how it stands.
 
 The outcome is an ``xvla_ros/EpisodeOutcome``, latched, sent on every change and a few times a second.
@@ -119,9 +120,17 @@ class TaskServer:
             return
         self._said = self._world.time
         message = self._message(
-            robot=layout.robot, task=layout.task, episode=self._episode, seed=self._seed, variant=layout.variant,
-            instruction=layout.instruction, success=self._outcome.success, wrong=self._outcome.wrong,
-            over=self._ended is not None, reason=self._reason(), begun=stamp_message(self._begun),
+            robot=layout.robot,
+            task=layout.task,
+            episode=self._episode,
+            seed=self._seed,
+            variant=layout.variant,
+            instruction=layout.instruction,
+            success=self._outcome.success,
+            wrong=self._outcome.wrong,
+            over=self._ended is not None,
+            reason=self._reason(),
+            begun=stamp_message(self._begun),
             elapsed=self._elapsed(),
         )
         message.header.stamp = stamp_message(self._now())
@@ -131,7 +140,9 @@ class TaskServer:
         if self._ended is None:
             return str(self._message.NOT_OVER)
         return str(
-            self._message.DONE if self._outcome.success
-            else self._message.SOMETHING_ELSE if self._outcome.wrong
+            self._message.DONE
+            if self._outcome.success
+            else self._message.SOMETHING_ELSE
+            if self._outcome.wrong
             else self._message.TIME_IS_UP
         )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From joints to the pose of a tool and back: robot descriptions, forward and inverse kinematics.
 
 Everything here runs on Pinocchio, which the extra ``kinematics`` installs and which is imported only when a chain is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Robot descriptions, poses, and the chain of joints between two links."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Joint positions that bring a tool to a pose: damped least squares within limits."""
 
 from __future__ import annotations
@@ -142,9 +143,7 @@ class InverseKinematics:
         rotation_weight = 1.0 if self._weights is None else APPROACH_WEIGHT
         return solution.position_error + rotation_weight * solution.rotation_error
 
-    def _descend(
-        self, wanted: Any, start: Floats, lower: Floats, upper: Floats, homeward: bool = True
-    ) -> Solution:
+    def _descend(self, wanted: Any, start: Floats, lower: Floats, upper: Floats, homeward: bool = True) -> Solution:
         pin, model, data, tip = self._pin, self.chain.model, self.chain.data, self.chain.tip
         q = np.minimum(np.maximum(start, lower), upper)
         best, least, best_error = q, np.inf, (np.inf, np.inf)
@@ -332,8 +331,10 @@ class PathFollower:
             return found, how
         # as close as the joints can get in time, which may be close enough
         bounded = self.inverse.solve(
-            target, np.clip(found.positions, previous - reach, previous + reach),
-            lower=previous - reach, upper=previous + reach,
+            target,
+            np.clip(found.positions, previous - reach, previous + reach),
+            lower=previous - reach,
+            upper=previous + reach,
         )
         within = self._how_well(bounded)
         return bounded, LAGGING if within == HELD else within

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A commented profile from a URDF: what the URDF says, and marks at what it cannot say."""
 
 from __future__ import annotations

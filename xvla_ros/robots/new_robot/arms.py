@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which joints of a URDF are an arm, which its gripper, and which neither: recognised by the tree and by names.
 
 Where tree and names leave it open, or say that nothing is an arm, the question is asked: which ``--tip-link``.
@@ -18,13 +19,38 @@ Chain = tuple[UrdfJoint, ...]
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 LEG, HEAD = "a leg or a wheel", "a head"
 LEGS = {
-    "leg", "hip", "knee", "ankle", "thigh", "calf", "shank", "foot", "toe", "haa", "hfe", "kfe", "wheel", "caster",
+    "leg",
+    "hip",
+    "knee",
+    "ankle",
+    "thigh",
+    "calf",
+    "shank",
+    "foot",
+    "toe",
+    "haa",
+    "hfe",
+    "kfe",
+    "wheel",
+    "caster",
     "suspension",
 }
 HEADS = {"head", "neck", "eye", "cervical", "camera", "cam"}
 BODIES = {
-    "torso", "waist", "trunk", "chest", "spine", "body", "pelvis", "lumbar", "thoracic", "base", "root", "mobile",
-    "column", "rail",
+    "torso",
+    "waist",
+    "trunk",
+    "chest",
+    "spine",
+    "body",
+    "pelvis",
+    "lumbar",
+    "thoracic",
+    "base",
+    "root",
+    "mobile",
+    "column",
+    "rail",
 }
 FINGERS = {"thumb", "index", "middle", "ring", "little", "pinky"}
 ARMS = {"arm", "shoulder", "elbow", "wrist", "forearm", "hand"}
@@ -189,8 +215,7 @@ def _gripper_joints(urdf: Urdf) -> set[str]:
     likely = {
         joint.name
         for joint in urdf.joints.values()
-        if joint.moves
-        and (_is_finger(joint) or _is_followed(urdf, joint) or _is_one_of_a_pair(urdf, joint))
+        if joint.moves and (_is_finger(joint) or _is_followed(urdf, joint) or _is_one_of_a_pair(urdf, joint))
     }
 
     def carries_an_arm(name: str) -> bool:
@@ -228,9 +253,7 @@ def _arm_joints(urdf: Urdf, link: str, grippers: set[str], base_link: str | None
     return tuple(each for each in moving if each.name not in grippers) or moving
 
 
-def _asked_for(
-    urdf: Urdf, grippers: set[str], base_link: str | None, tip_links: Sequence[str]
-) -> list[Chain]:
+def _asked_for(urdf: Urdf, grippers: set[str], base_link: str | None, tip_links: Sequence[str]) -> list[Chain]:
     if base_link is not None:
         urdf.ensure_link(base_link, "--base-link")
     for link in tip_links:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The text of a new profile: YAML as the shipped profiles are written, with marks where a person must look."""
 
 from __future__ import annotations
@@ -73,7 +74,11 @@ class Page:
             yaml.YAMLError: a value that YAML cannot hold.
         """
         written = yaml.dump(
-            self.settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"),
+            self.settings,
+            Dumper=_Dumper,
+            sort_keys=False,
+            allow_unicode=True,
+            width=float("inf"),
             default_flow_style=False,
         )
         lines = written.splitlines()
@@ -309,9 +314,15 @@ def _joint(each: DraftJoint) -> tuple[dict[str, Any], list[str]]:
         notes.append(f"max_velocity, of which the URDF {told}")
     acceleration = ACCELERATION[joint.kind]
     settings = {
-        "topic": JOINT_STATES, "name": joint.name, "scale": _rounded(scale), "offset": _rounded(offset),
-        "lower": _rounded(lower), "upper": _rounded(upper), "max_velocity": _rounded(speed),
-        "max_acceleration": acceleration, "max_jerk": JERK_PER_ACCELERATION * acceleration,
+        "topic": JOINT_STATES,
+        "name": joint.name,
+        "scale": _rounded(scale),
+        "offset": _rounded(offset),
+        "lower": _rounded(lower),
+        "upper": _rounded(upper),
+        "max_velocity": _rounded(speed),
+        "max_acceleration": acceleration,
+        "max_jerk": JERK_PER_ACCELERATION * acceleration,
     }
     return settings, notes
 
@@ -342,9 +353,16 @@ def _tool(tool: _Robot, draft: ProfileDraft, arm: Arm) -> None:
     gripper = draft.joints_of(arm, gripper=True)[0]
     tool.section("gripper").mark("which end is open, and which channel values mean it")
     settings = {
-        "joint": gripper.name, "rule": "binary", "open_position": _rounded(gripper.joint.upper or 0.0),
-        "closed_position": _rounded(gripper.joint.lower or 0.0), "open_value": 0.0, "closed_value": 1.0,
-        "state_open": 0.0, "state_closed": 1.0, "close_above": 0.8, "open_below": 0.5,
+        "joint": gripper.name,
+        "rule": "binary",
+        "open_position": _rounded(gripper.joint.upper or 0.0),
+        "closed_position": _rounded(gripper.joint.lower or 0.0),
+        "open_value": 0.0,
+        "closed_value": 1.0,
+        "state_open": 0.0,
+        "state_closed": 1.0,
+        "close_above": 0.8,
+        "open_below": 0.5,
     }
     tool.put("gripper", settings)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A robot's profile: what differs between two arms. The settings are declared in ``schema``."""
 
 from xvla_ros.robots.profile.loading import (
@@ -11,6 +12,11 @@ from xvla_ros.robots.profile.loading import (
 from xvla_ros.robots.profile.profile import Profile
 
 __all__ = [
-    "Profile", "load_profile", "load_profiles", "load_robot", "profile_document", "profiles_of_document",
+    "Profile",
+    "load_profile",
+    "load_profiles",
+    "load_robot",
+    "profile_document",
+    "profiles_of_document",
     "shipped_files",
 ]

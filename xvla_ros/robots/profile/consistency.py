@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What must hold between the settings of a profile. Every check looks only at values that are valid by themselves."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Profiles from files: a ROS 2 parameters file read, robots that say ``like: another`` resolved, shipped ones by name.
 
 A profile file is ``/**: ros__parameters: <robot>: {…}``; it may hold several robots, and several files merge. Equal
@@ -22,7 +23,15 @@ from xvla_ros.robots.profile.schema import NAME_PATTERN, NAMED
 
 WILDCARD = "/**"
 NODE_PARAMETERS = (
-    "robots", "device", "dtype", "threads", "autostart", "checkpoint", "instruction", "seed", "batch_wait",
+    "robots",
+    "device",
+    "dtype",
+    "threads",
+    "autostart",
+    "checkpoint",
+    "instruction",
+    "seed",
+    "batch_wait",
     "use_sim_time",
 )
 _FORM = "/**: {ros__parameters: {<robot>: {…}}}"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A profile as ROS 2 parameters: names, types, values and descriptors, as plain data for a node to declare."""
 
 from __future__ import annotations
@@ -51,9 +52,7 @@ def parameters(profile: Profile) -> list[ParameterSpec]:
 
 
 def profile_of_parameters(
-    name: str,
-    values: Mapping[str, Any],
-    neighbours: Callable[[str], Mapping[str, Any] | None] = lambda name: None,
+    name: str, values: Mapping[str, Any], neighbours: Callable[[str], Mapping[str, Any] | None] = lambda name: None
 ) -> Profile:
     """Return the profile of the robot called ``name`` from ROS parameters.
 
@@ -65,6 +64,7 @@ def profile_of_parameters(
     Raises:
         ProfileError: naming everything that is wrong.
     """
+
     def neighbour(other: str) -> dict[str, Any] | None:
         found = neighbours(other)
         return None if found is None else _tree(other, found)

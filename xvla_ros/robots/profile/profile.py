@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A robot's profile: everything that differs between two arms. The settings of its sections are in ``schema``."""
 
 from __future__ import annotations
@@ -128,7 +129,8 @@ def _without_retired(raw: Any) -> Any:
         return raw
     return {
         section: {name: value for name, value in settings.items() if f"{section}.{name}" not in RETIRED}
-        if isinstance(settings, Mapping) else settings
+        if isinstance(settings, Mapping)
+        else settings
         for section, settings in raw.items()
     }
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference page of a profile's settings, written from the schema: docs/reference/profile.md."""
 
 from __future__ import annotations

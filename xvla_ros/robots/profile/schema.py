@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The schema of a robot's profile: type, unit, range, default and description of every setting, said once.
 
 Node parameters with their descriptors, validation messages and the table in docs/reference/profile.md come from here.
@@ -102,15 +103,26 @@ class Camera(Section):
     )
     max_age: float = setting(0.2, gt=0.0, le=60.0, unit="s", changeable=True, description="Older frames are stale.")
     encoding: Literal[
-        "", "rgb8", "bgr8", "rgba8", "bgra8", "mono8", "bayer_rggb8", "bayer_bggr8", "bayer_gbrg8", "bayer_grbg8",
-        "uyvy", "yuyv",
+        "",
+        "rgb8",
+        "bgr8",
+        "rgba8",
+        "bgra8",
+        "mono8",
+        "bayer_rggb8",
+        "bayer_bggr8",
+        "bayer_gbrg8",
+        "bayer_grbg8",
+        "uyvy",
+        "yuyv",
     ] = setting(
         "",
         description="What the bytes mean where a message leaves it open: encoding 8UC1, 8UC2, 8UC3 or 8UC4. A message "
         "that names its encoding is believed.",
     )
     rotate: Literal[0, 90, 180, 270] = setting(
-        0, unit="degrees",
+        0,
+        unit="degrees",
         description="Clockwise turn of a picture before the policy sees it: 180 for a camera upside down.",
     )
     crop: Integers = setting(
@@ -156,7 +168,11 @@ class Joint(Section):
         gt=0.0, le=1e4, unit="rad/s² or m/s²", changeable=True, description="Highest acceleration commanded."
     )
     max_jerk: float = setting(
-        0.0, ge=0.0, le=1e6, unit="rad/s³ or m/s³", changeable=True,
+        0.0,
+        ge=0.0,
+        le=1e6,
+        unit="rad/s³ or m/s³",
+        changeable=True,
         description="Highest jerk commanded; 0 sets no limit.",
     )
 
@@ -309,7 +325,11 @@ class Group(Section):
         "joint's range away from the one sent last; where it comes to rest it is sent as it is.",
     )
     max_effort: float = setting(
-        0.0, ge=0.0, le=1e4, unit="N or Nm", changeable=True,
+        0.0,
+        ge=0.0,
+        le=1e4,
+        unit="N or Nm",
+        changeable=True,
         description="Gripper actions: effort to grip with; 0 leaves it to the controller.",
     )
     joints: Names = setting((), description="Joints commanded there, by policy name, in the controller's order.")
@@ -344,7 +364,11 @@ class Commands(NamedSection):
 
 # The sections with named entries, under the names a file gives them.
 NAMED: Mapping[str, type[NamedSection]] = {
-    "cameras": Cameras, "joints": Joints, "commands": Commands, "tools": Tools, "view": View,
+    "cameras": Cameras,
+    "joints": Joints,
+    "commands": Commands,
+    "tools": Tools,
+    "view": View,
 }
 
 
@@ -428,7 +452,10 @@ class Smoothing(Section):
         5.0, gt=0.0, le=1000.0, changeable=True, description="guided: highest weight of a guidance step."
     )
     ensemble_decay: float = setting(
-        0.01, ge=0.0, le=100.0, changeable=True,
+        0.01,
+        ge=0.0,
+        le=100.0,
+        changeable=True,
         description="ensemble: the i-th oldest chunk counts exp(-decay · i); 0 counts all alike.",
     )
     roll_forward: bool = setting(
@@ -483,9 +510,7 @@ class Safety(Section):
         FollowingError(), changeable=True, description="How far an arm may be from its commands, and for how long."
     )
     exclusive: bool = setting(
-        True,
-        changeable=True,
-        description="Hold while another node publishes on a command topic of this robot.",
+        True, changeable=True, description="Hold while another node publishes on a command topic of this robot."
     )
     allow_untrained: bool = setting(
         False,

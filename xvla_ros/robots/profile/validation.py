@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the plain mapping of a YAML file or of node parameters to what is wrong with it, all at once.
 
 The mapping is walked beside the schema, so that one bad value hides no other and checks across fields still see

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks of the simulated arms: randomised layouts, instructions, judges and scripted experts."""
 
 from xvla_ros.simulation.tasks.catalogue import load_task, task_names
@@ -5,13 +6,4 @@ from xvla_ros.simulation.tasks.layouts import Goal, Layout
 from xvla_ros.simulation.tasks.plan import ExpertPlan
 from xvla_ros.simulation.tasks.task import Expert, Outcome, Task
 
-__all__ = [
-    "Expert",
-    "ExpertPlan",
-    "Goal",
-    "Layout",
-    "Outcome",
-    "Task",
-    "load_task",
-    "task_names",
-]
+__all__ = ["Expert", "ExpertPlan", "Goal", "Layout", "Outcome", "Task", "load_task", "task_names"]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tasks there are for which scene, and where their props may lie."""
 
 from __future__ import annotations
@@ -23,11 +24,7 @@ REGIONS: dict[str, dict[str, Regions]] = {
     "so101_bimanual": {
         # two rectangles that one arm reaches, one that both do
         "touch": Regions(
-            cubes=(
-                ((0.17, 0.06), (0.30, 0.28)),
-                ((0.17, -0.28), (0.30, -0.06)),
-                ((0.16, -0.07), (0.25, 0.07)),
-            ),
+            cubes=(((0.17, 0.06), (0.30, 0.28)), ((0.17, -0.28), (0.30, -0.06)), ((0.16, -0.07), (0.25, 0.07))),
             bowl=((0.34, -0.06), (0.37, 0.06)),
         ),
         "pick_place": Regions(
@@ -61,9 +58,7 @@ REGIONS: dict[str, dict[str, Regions]] = {
             apart=GRASP_APART,
         ),
     },
-    "agibot": {
-        "touch": Regions(cubes=(((0.575, -0.15), (0.68, 0.15)),), apart=0.085),
-    },
+    "agibot": {"touch": Regions(cubes=(((0.575, -0.15), (0.68, 0.15)),), apart=0.085)},
 }
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pick up the named cube with the arm that is near it, and hand it to the other one."""
 
 from __future__ import annotations

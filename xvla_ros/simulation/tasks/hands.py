@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a scripted expert must know of an arm: its kinematics, where its fingers hold and what they point at.
 
 The figures of each scene's arms are a table; a new arm is a new entry. Lengths in m, angles in rad, vectors in the
@@ -269,9 +270,7 @@ class Hand:
         """
         return self.anyhow(place, self.figures.tip, near)
 
-    def grasping(
-        self, place: Floats, yaw: float, offset: Vec3, approach: Floats, near: Floats | None = None
-    ) -> Floats:
+    def grasping(self, place: Floats, yaw: float, offset: Vec3, approach: Floats, near: Floats | None = None) -> Floats:
         """Return joint positions [K] that bring the hand's point ``offset`` to ``place``, the jaw along a cube's faces.
 
         Args:
@@ -295,9 +294,7 @@ class Hand:
         rolls = 2 * np.pi * np.arange(ROLLS) / ROLLS
         return self.at(place, offset, self.approach_to(place), rolls, near)
 
-    def at(
-        self, place: Floats, offset: Vec3, approach: Floats, rolls: Floats, near: Floats | None = None
-    ) -> Floats:
+    def at(self, place: Floats, offset: Vec3, approach: Floats, rolls: Floats, near: Floats | None = None) -> Floats:
         """Return joint positions [K] for a point of the hand at ``place``, pointing along ``approach``.
 
         Args:

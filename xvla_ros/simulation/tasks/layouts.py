@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the props of a task lie and which of them an instruction names, drawn from a random generator."""
 
 from __future__ import annotations

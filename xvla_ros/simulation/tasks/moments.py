@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Moments of a task without an episode: a layout, arms somewhere on their way, and the expert's plan from there.
 
 The expert has no memory: what it wants is a function of where everything is. So any posture over any layout is as good

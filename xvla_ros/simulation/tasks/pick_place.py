@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pick up the named cube and put it in the bowl."""
 
 from __future__ import annotations
@@ -132,11 +133,7 @@ class Grasper:
         around, grasp = np.array(figures.around), np.array(figures.grasp)
         low, high = sorted((float(around @ jaw), float(grasp @ jaw)))
         off = seen - around
-        return bool(
-            abs(off @ approach) < room
-            and abs(off @ across) < room
-            and low - room < seen @ jaw < high + room
-        )
+        return bool(abs(off @ approach) < room and abs(off @ across) < room and low - room < seen @ jaw < high + room)
 
 
 CARRIED = np.array([0.0, 0.0, 0.06])  # m over the bowl's foot at which a cube's middle is let go above the bowl

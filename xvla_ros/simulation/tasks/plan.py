@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plans of a scripted expert: postures to go through, and where the joints are to be at any time on the way.
 
 A plan depends on the present positions alone, not on what was done before: what an expert wants is a function of what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a task is: layouts with their instructions, a judge that looks at the simulator's state, a scripted expert."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Touch the named cube, with the named arm where there are two."""
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ class Touch(Task):
         for prop in cell.world.scene.props:
             able = [name for name, hand in cell.hands.items() if within(hand, props[prop])]
             distances = sorted(hand.distance(props[prop]) for hand in cell.hands.values())
-            if self._nearest(cell, props[prop]) in able and distances[-1] - distances[0] > UNDECIDED * (
-                len(distances) > 1
-            ) - 1e-9:
+            if (
+                self._nearest(cell, props[prop]) in able
+                and distances[-1] - distances[0] > UNDECIDED * (len(distances) > 1) - 1e-9
+            ):
                 goals.append(Goal(prop))
             goals += [Goal(prop, name) for name in able if name]
         return goals

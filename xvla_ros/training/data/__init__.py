@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Samples: read, drawn, stored, augmented and put into batches."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Samples to batches: which samples a process takes in which step, and their tensors, prepared ahead by workers."""
 
 from __future__ import annotations
@@ -214,8 +215,14 @@ class _Schedule:
 
 
 def batches(
-    source: Drawing, collate: Callable[[Sequence[Any]], B], share: Share, settings: BatchSettings, first: int,
-    last: int, *, fresh: bool = False,
+    source: Drawing,
+    collate: Callable[[Sequence[Any]], B],
+    share: Share,
+    settings: BatchSettings,
+    first: int,
+    last: int,
+    *,
+    fresh: bool = False,
 ) -> Generator[B, None, None]:
     """Yield this process's batches from step ``first`` to before ``last``, ``share.accumulation`` a step.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data sets opened: found, checked, decoded into the cache, split into what is trained on and what is held out."""
 
 from __future__ import annotations
@@ -120,7 +121,10 @@ def recordings_of(entry: DatasetSettings) -> Iterator[Recording]:
 
 
 def _open(
-    entry: DatasetSettings, image_size: tuple[int, int] | None, cache: Path, workers: int,
+    entry: DatasetSettings,
+    image_size: tuple[int, int] | None,
+    cache: Path,
+    workers: int,
     progress: Callable[[str], None],
 ) -> DataSet:
     recordings = list(recordings_of(entry))
@@ -137,10 +141,16 @@ def _open(
     mixed = _mixed(entry, {store.source: (store.frame_rate, store.actions) for store in stores})
     profile = recordings[0].profile
     mixed += [
-        Problem(recording.source, "robot", recording.profile.name, profile.name,
-                f"is of robot {recording.profile.name}, the first recording of {profile.name}: make it a data set of "
-                "its own")
-        for recording in recordings if recording.profile.name != profile.name
+        Problem(
+            recording.source,
+            "robot",
+            recording.profile.name,
+            profile.name,
+            f"is of robot {recording.profile.name}, the first recording of {profile.name}: make it a data set of "
+            "its own",
+        )
+        for recording in recordings
+        if recording.profile.name != profile.name
     ]
     if mixed or not stores or (problems and not entry.skip_bad):
         raise SamplesError([*problems, *mixed, *([] if stores else left_out)])
@@ -152,13 +162,23 @@ def _open(
     if entry.domain_id is not None:
         embodiment = replace(embodiment, domain_id=entry.domain_id)
     return DataSet(
-        entry, profile, embodiment, tuple(stores), train, held_out, _drawn(stores, train, entry), Paraphrases(others),
+        entry,
+        profile,
+        embodiment,
+        tuple(stores),
+        train,
+        held_out,
+        _drawn(stores, train, entry),
+        Paraphrases(others),
         (*problems, *left_out),
     )
 
 
 def _decode_together(
-    recordings: Sequence[Recording], image_size: tuple[int, int] | None, cache: Path, workers: int,
+    recordings: Sequence[Recording],
+    image_size: tuple[int, int] | None,
+    cache: Path,
+    workers: int,
     progress: Callable[[str], None],
 ) -> None:
     """Make the missing stores in several processes; what fails here the caller tries again, and reports."""
@@ -182,18 +202,29 @@ def _paths(entry: DatasetSettings) -> list[Path]:
     for pattern in entry.paths:
         matches = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
         if not matches:
-            raise SamplesError([Problem("datasets", "paths", pattern, "an existing file or folder, or a pattern",
-                                        f"nothing is at {pattern}")])
+            raise SamplesError(
+                [
+                    Problem(
+                        "datasets",
+                        "paths",
+                        pattern,
+                        "an existing file or folder, or a pattern",
+                        f"nothing is at {pattern}",
+                    )
+                ]
+            )
         found += [Path(match) for match in matches if entry.kind == "lerobot" or _may_be_bag(Path(match))]
     if not found:
-        raise SamplesError([Problem("datasets", "paths", list(entry.paths), "folders or files with .mcap or .db3",
-                                    "no bag is there")])
+        raise SamplesError(
+            [Problem("datasets", "paths", list(entry.paths), "folders or files with .mcap or .db3", "no bag is there")]
+        )
     return list(dict.fromkeys(found))
 
 
 def _may_be_bag(path: Path) -> bool:
-    return path.suffix in (".mcap", ".db3") or (path.is_dir() and any(
-        file.suffix in (".mcap", ".db3") for file in path.iterdir()))
+    return path.suffix in (".mcap", ".db3") or (
+        path.is_dir() and any(file.suffix in (".mcap", ".db3") for file in path.iterdir())
+    )
 
 
 def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, str]]) -> list[Problem]:
@@ -202,25 +233,40 @@ def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, str]]) -> lis
     rates = {source: rate for source, (rate, _) in told.items() if rate > 0.0}
     if rates and entry.rate is None and max(rates.values()) > MIXED_RATES * min(rates.values()):
         slow, fast = min(rates, key=lambda source: rates[source]), max(rates, key=lambda source: rates[source])
-        problems.append(Problem(
-            fast, "rate", round(rates[fast], 2), f"about {rates[slow]:.3g} Hz as {slow}, or rate set",
-            f"mixed rates: pictures of slot 0 come at {rates[fast]:.3g} Hz here and at {rates[slow]:.3g} Hz in {slow}, "
-            "so this one would count more: set rate for the data set, or make two",
-        ))
+        problems.append(
+            Problem(
+                fast,
+                "rate",
+                round(rates[fast], 2),
+                f"about {rates[slow]:.3g} Hz as {slow}, or rate set",
+                f"mixed rates: pictures of slot 0 come at {rates[fast]:.3g} Hz here and at {rates[slow]:.3g} Hz in "
+                f"{slow}, so this one would count more: set rate for the data set, or make two",
+            )
+        )
     without = [source for source, (_, actions) in told.items() if actions == "measured"]
     if without and len(without) < len(told):
-        problems.append(Problem(
-            without[0], "actions", "measured", "commands in every recording, or actions set to measured",
-            f"{len(without)} of {len(told)} recordings have no commands for every episode, the others have: set "
-            "actions to measured for all, or make two data sets",
-        ))
+        problems.append(
+            Problem(
+                without[0],
+                "actions",
+                "measured",
+                "commands in every recording, or actions set to measured",
+                f"{len(without)} of {len(told)} recordings have no commands for every episode, the others have: set "
+                "actions to measured for all, or make two data sets",
+            )
+        )
     unplanned = [source for source, (_, actions) in told.items() if actions == "commanded"]
     if unplanned and len(unplanned) + len(without) < len(told):
-        problems.append(Problem(
-            unplanned[0], "actions", "commanded", "marks that say planned in every recording, or actions set",
-            f"{len(unplanned)} of {len(told)} recordings do not say that their commands are whole plans, the others "
-            "do: set actions to planned or commanded for all, or make two data sets",
-        ))
+        problems.append(
+            Problem(
+                unplanned[0],
+                "actions",
+                "commanded",
+                "marks that say planned in every recording, or actions set",
+                f"{len(unplanned)} of {len(told)} recordings do not say that their commands are whole plans, the "
+                "others do: set actions to planned or commanded for all, or make two data sets",
+            )
+        )
     return problems
 
 
@@ -231,11 +277,16 @@ def _conflicts(datasets: Sequence[DataSet]) -> list[Problem]:
     for each in datasets:
         first = known.setdefault(each.profile.name, each)
         if first.embodiment != each.embodiment or first.profile.channels != each.profile.channels:
-            problems.append(Problem(
-                str(each.settings.paths[0]), "robot", each.profile.name, "one profile and one domain for each robot",
-                f"two data sets of robot {each.profile.name!r} differ in domain, action mode, cameras or time base: "
-                "give one of the profiles another name",
-            ))
+            problems.append(
+                Problem(
+                    str(each.settings.paths[0]),
+                    "robot",
+                    each.profile.name,
+                    "one profile and one domain for each robot",
+                    f"two data sets of robot {each.profile.name!r} differ in domain, action mode, cameras or time "
+                    "base: give one of the profiles another name",
+                )
+            )
     return problems
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Samples without end from the simulator: moments of its tasks, each with several instructions and the expert's plans.
 
 Recorded layouts are soon learnt by heart by a network that sees them a hundred times; here no layout comes twice.
@@ -68,9 +69,7 @@ class SceneSamples:
     def _encoder(self) -> StateEncoder:
         return StateEncoder(self.profile)
 
-    def draw(
-        self, rng: np.random.Generator, asked: int, waypoints: int, index: int, source: str
-    ) -> list[Sample]:
+    def draw(self, rng: np.random.Generator, asked: int, waypoints: int, index: int, source: str) -> list[Sample]:
         """Return ``asked`` samples of one or more moments, the first with number ``index``."""
         if self._plans:
             return self.samples(self.moments.draw(rng, asked), waypoints, index, source)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is random in training, as plain functions of a key, so that it depends on no process, order or earlier step.
 
 Noise and times of a step; which sample comes when, so that a run resumes at any draw and of two processes each takes
@@ -68,8 +69,10 @@ class WeightedOrder:
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
         if not sizes or min(sizes) < 1 or len(sizes) != len(weights):
-            raise ValueError(f"{len(sizes)} data sets of {list(sizes)} samples and {len(weights)} weights; expected at "
-                             "least one sample and a weight for each")
+            raise ValueError(
+                f"{len(sizes)} data sets of {list(sizes)} samples and {len(weights)} weights; expected at "
+                "least one sample and a weight for each"
+            )
         self._sizes, self._seed = tuple(sizes), seed
         self.quota = quotas(weights)
         self._slots: tuple[int, NDArray[np.intp], NDArray[np.intp]] | None = None
@@ -191,8 +194,11 @@ class Augmenter:
             image = _moved(image, own[1] * settings.shift, own[2] * settings.shift, 1.0 + own[3] * settings.zoom)
         if self._colours:
             image = _recoloured(
-                image, 1.0 + own[0] * settings.brightness, 1.0 + shared[0] * settings.contrast,
-                1.0 + shared[1] * settings.saturation, shared[2] * settings.hue,
+                image,
+                1.0 + own[0] * settings.brightness,
+                1.0 + shared[0] * settings.contrast,
+                1.0 + shared[1] * settings.saturation,
+                shared[2] * settings.hue,
             )
         if settings.noise:
             image = _noisy(image, settings.noise, random)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a frozen vision tower says of each picture: computed once and kept on disk, or as pictures come.
 
 The tower is most of the work of a step; where it is frozen and pictures are not augmented, its output is a property of

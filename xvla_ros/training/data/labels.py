@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures of a simulated scene with what the simulator knows of them: where cubes, bowl and fingertips are.
 
 The source of the objective ``vision``, which a tower is pretrained on before it sees any demonstration. Layouts, light,
@@ -151,8 +152,9 @@ class Labeller(DrawnScene):
         depth = -z
         half = np.tan(np.radians(model.cam_fovy[model.camera(slot).id]) / 2)
         half *= np.where(np.abs(depth) < 1e-6, 1e-6, depth)
-        shown = points_in_view(np.stack([x / half, -y / half], axis=-1), (self.pixels, self.pixels),
-                               self.profile.cameras.by_name[slot])
+        shown = points_in_view(
+            np.stack([x / half, -y / half], axis=-1), (self.pixels, self.pixels), self.profile.cameras.by_name[slot]
+        )
         return np.column_stack([shown, depth])
 
 

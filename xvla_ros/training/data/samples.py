@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training samples: what a robot saw and the waypoints that followed; those of all data sets together."""
 
 from __future__ import annotations
@@ -203,9 +204,7 @@ class Samples:
         instructions: every text that a sample may come with.
     """
 
-    def __init__(
-        self, datasets: Sequence[DataSet], waypoints: int, augmentation: Augmentation, seed: int
-    ) -> None:
+    def __init__(self, datasets: Sequence[DataSet], waypoints: int, augmentation: Augmentation, seed: int) -> None:
         self.datasets = tuple(datasets)
         self.profiles: Mapping[str, Profile] = {each.profile.name: each.profile for each in datasets}
         self.embodiments: Mapping[str, Embodiment] = {each.embodiment.robot: each.embodiment for each in datasets}
@@ -215,10 +214,15 @@ class Samples:
         self._first = np.concatenate([[0], np.cumsum([len(each.train) for each in datasets])])
         self.train: Sequence[Sample] = self._numbered([each.train for each in datasets])
         self.held_out: Sequence[Sample] = self._numbered([each.held_out for each in datasets])
-        self.instructions: Sequence[str] = sorted({
-            text for each in datasets for store in each.stores for episode in store.episodes
-            for text in each.paraphrases.of(episode.instruction)
-        })
+        self.instructions: Sequence[str] = sorted(
+            {
+                text
+                for each in datasets
+                for store in each.stores
+                for episode in store.episodes
+                for text in each.paraphrases.of(episode.instruction)
+            }
+        )
 
     def draw(self, index: int) -> Sample:
         """Return the ``index``-th sample of an endless sequence: weighted, shuffled, reworded, augmented.
@@ -266,8 +270,17 @@ class Samples:
                         actions, known = told.waypoints(stamp, times)
                         action.add(actions[known])
         if not action.count:  # episodes shorter than the first waypoint
-            action.add(np.concatenate([e.path.values for d in self.datasets for s in d.stores for e in s.episodes
-                                       if d.profile.name == robot]))
+            action.add(
+                np.concatenate(
+                    [
+                        e.path.values
+                        for d in self.datasets
+                        for s in d.stores
+                        for e in s.episodes
+                        if d.profile.name == robot
+                    ]
+                )
+            )
         return state, action
 
     @property
@@ -286,9 +299,13 @@ class Samples:
         """
         return [
             {
-                "robot": each.profile.name, "domain": each.embodiment.domain_id, "recordings": len(each.stores),
-                "episodes": sum(len(store.episodes) for store in each.stores), "samples": len(each.train),
-                "held out": len(each.held_out), "weight": each.settings.weight,
+                "robot": each.profile.name,
+                "domain": each.embodiment.domain_id,
+                "recordings": len(each.stores),
+                "episodes": sum(len(store.episodes) for store in each.stores),
+                "samples": len(each.train),
+                "held out": len(each.held_out),
+                "weight": each.settings.weight,
                 "actions": " and ".join(sorted({store.actions for store in each.stores})),
                 "left out": sum(sum(store.skipped.values()) for store in each.stores) + len(each.left_out),
                 "no observation": sum(len(store.faults) for store in each.stores),
@@ -320,8 +337,16 @@ class Samples:
         stamp = int(store.stamps[row])
         actions, known = episode.waypoints(stamp, waypoint_times(stamp, dataset.profile, self._waypoints))
         return Sample(
-            dataset.embodiment, store.images(row), np.array(store.state[row]), actions, known,
-            episode.instruction, index, f"{store.source}, episode {episode.key}", stamp, number,
+            dataset.embodiment,
+            store.images(row),
+            np.array(store.state[row]),
+            actions,
+            known,
+            episode.instruction,
+            index,
+            f"{store.source}, episode {episode.key}",
+            stamp,
+            number,
         )
 
 

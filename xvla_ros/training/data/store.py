@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames decoded and resized once, kept on disk as plain pixels so that a draw is a short read.
 
 A store is a folder of one recording, named by a fingerprint of everything in it depends on:
@@ -132,11 +133,7 @@ class Store:
 
     def images(self, row: int) -> dict[str, NDArray[np.uint8]]:
         """Return the pictures of a row."""
-        return {
-            slot: self.pictures[slot][row]
-            for number, slot in enumerate(self.slots)
-            if self.present[row, number]
-        }
+        return {slot: self.pictures[slot][row] for number, slot in enumerate(self.slots) if self.present[row, number]}
 
 
 def store_name(recording: Recording, size: Size | None, pipeline: str) -> str:
@@ -206,11 +203,18 @@ def _check_room(recording: Recording, survey: Survey, cache: Path, size: Size | 
     needed = int(seconds * survey.frame_rate * len(recording.profile.cameras.slots) * size[0] * size[1] * 3)
     free = shutil.disk_usage(cache).free
     if needed > free:
-        raise SamplesError([Problem(
-            str(cache), "cache", f"{free >> 20} MiB free", f"about {needed >> 20} MiB",
-            f"the decoded pictures of {recording.source} do not fit on the disk: free space, choose another cache "
-            "folder, or set rate",
-        )])
+        raise SamplesError(
+            [
+                Problem(
+                    str(cache),
+                    "cache",
+                    f"{free >> 20} MiB free",
+                    f"about {needed >> 20} MiB",
+                    f"the decoded pictures of {recording.source} do not fit on the disk: free space, choose another "
+                    "cache folder, or set rate",
+                )
+            ]
+        )
 
 
 class _Pictures:
@@ -240,11 +244,18 @@ class _Pictures:
             self.shapes[slot] = (image.shape[0], image.shape[1])
             self._black(slot, self._waiting[slot])
         elif image.shape[:2] != shape:
-            raise SamplesError([Problem(
-                self._source, slot, list(image.shape[:2]), f"{shape[1]}x{shape[0]} as the pictures before",
-                f"pictures of slot {slot!r} change their size to {image.shape[1]}x{image.shape[0]}: set image_size, "
-                "so that all are kept at one size",
-            )])
+            raise SamplesError(
+                [
+                    Problem(
+                        self._source,
+                        slot,
+                        list(image.shape[:2]),
+                        f"{shape[1]}x{shape[0]} as the pictures before",
+                        f"pictures of slot {slot!r} change their size to {image.shape[1]}x{image.shape[0]}: set "
+                        "image_size, so that all are kept at one size",
+                    )
+                ]
+            )
         self._files[slot].write(np.ascontiguousarray(image).data)
         return True
 
@@ -275,14 +286,27 @@ def _write(recording: Recording, survey: Survey, folder: Path, resizer: Resizer)
         rows = [rows[row] for row in order]
     _write_numbers(folder, survey, rows)
     meta = {
-        "schema_version": SCHEMA_VERSION, "source": recording.source, "robot": recording.profile.name,
-        "frame_rate": survey.frame_rate, "actions": survey.actions, "skipped": dict(survey.skipped),
-        "faults": faults.records(), "notes": list(survey.notes),
+        "schema_version": SCHEMA_VERSION,
+        "source": recording.source,
+        "robot": recording.profile.name,
+        "frame_rate": survey.frame_rate,
+        "actions": survey.actions,
+        "skipped": dict(survey.skipped),
+        "faults": faults.records(),
+        "notes": list(survey.notes),
         "shapes": {slot: pictures.shapes.get(slot) for slot in slots},
         "channels": vars(survey.episodes[0].path.channels),
         "episodes": [
-            {"key": e.key, "instruction": e.instruction, "success": e.success, "start": e.start, "end": e.end,
-             "task": e.task, "seed": e.seed} for e in survey.episodes
+            {
+                "key": e.key,
+                "instruction": e.instruction,
+                "success": e.success,
+                "start": e.start,
+                "end": e.end,
+                "task": e.task,
+                "seed": e.seed,
+            }
+            for e in survey.episodes
         ],
     }
     (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
@@ -290,23 +314,46 @@ def _write(recording: Recording, survey: Survey, folder: Path, resizer: Resizer)
 
 def _check_faults(recording: Recording, survey: Survey, faults: FaultTally, frames: int) -> None:
     if not frames:
-        raise SamplesError([Problem(
-            recording.source, "observations", 0, "at least one complete observation",
-            "no observation can be built: " + ("; ".join(faults.lines()) or "no episode has a picture of slot 0"),
-        )])
+        raise SamplesError(
+            [
+                Problem(
+                    recording.source,
+                    "observations",
+                    0,
+                    "at least one complete observation",
+                    "no observation can be built: "
+                    + ("; ".join(faults.lines()) or "no episode has a picture of slot 0"),
+                )
+            ]
+        )
     if leap := joint_leaps(faults, survey):
-        raise SamplesError([Problem(
-            recording.source, "joints", faults.by_reason()[JOINTS_IMPLAUSIBLE], "joints that move as they can", leap
-        )])
+        raise SamplesError(
+            [
+                Problem(
+                    recording.source,
+                    "joints",
+                    faults.by_reason()[JOINTS_IMPLAUSIBLE],
+                    "joints that move as they can",
+                    leap,
+                )
+            ]
+        )
 
 
 def _check_state(recording: Recording, frame: Frame) -> None:
     bad = np.flatnonzero(~np.isfinite(frame.state))
     if bad.size:
-        raise SamplesError([Problem(
-            recording.source, recording.profile.channels[int(bad[0])], float(frame.state[bad[0]]), "a finite number",
-            f"the state at {frame.stamp / 1e9:.3f} s is not finite",
-        )])
+        raise SamplesError(
+            [
+                Problem(
+                    recording.source,
+                    recording.profile.channels[int(bad[0])],
+                    float(frame.state[bad[0]]),
+                    "a finite number",
+                    f"the state at {frame.stamp / 1e9:.3f} s is not finite",
+                )
+            ]
+        )
 
 
 def _write_numbers(folder: Path, survey: Survey, rows: list[Any]) -> None:
@@ -347,8 +394,17 @@ def _plans(numbers: dict[str, NDArray[Any]], episodes: int, channels: Channels) 
         lengths = numbers["plan_lengths"][plan : plan + plans]
         first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         mine = slice(knot, knot + knots)
-        made.append(Plans(numbers["plan_stamps"][plan : plan + plans], first, numbers["plan_times"][mine],
-                          numbers["plan_values"][mine], channels) if plans else None)
+        made.append(
+            Plans(
+                numbers["plan_stamps"][plan : plan + plans],
+                first,
+                numbers["plan_times"][mine],
+                numbers["plan_values"][mine],
+                channels,
+            )
+            if plans
+            else None
+        )
         plan, knot = plan + plans, knot + knots
     return made
 
@@ -374,9 +430,15 @@ def _read(folder: Path, recording: Recording) -> Store:
     ends = np.cumsum(found["path_lengths"])
     episodes = tuple(
         Episode(
-            told["key"], told["instruction"], told["success"], told["start"], told["end"],
+            told["key"],
+            told["instruction"],
+            told["success"],
+            told["start"],
+            told["end"],
             ActionPath(found["path_times"][end - count : end], found["path_values"][end - count : end], channels),
-            told["task"], told["seed"], plans,
+            told["task"],
+            told["seed"],
+            plans,
         )
         for told, end, count, plans in zip(
             meta["episodes"], ends, found["path_lengths"], _plans(found, len(ends), channels), strict=True
@@ -385,12 +447,24 @@ def _read(folder: Path, recording: Recording) -> Store:
     rows = len(found["stamps"])
     pictures = {
         slot: PictureFile(folder / f"{slot}.rgb", (rows, shape[0], shape[1], 3))
-        for slot, shape in meta["shapes"].items() if shape
+        for slot, shape in meta["shapes"].items()
+        if shape
     }
     first = np.searchsorted(found["episode"], np.arange(len(episodes) + 1)).astype(np.int64)
     return Store(
-        folder, recording.source, episodes, first, found["stamps"], found["state"], found["present"],
-        tuple(meta["shapes"]), pictures, meta["frame_rate"], meta["actions"], meta["skipped"], tuple(meta["notes"]),
+        folder,
+        recording.source,
+        episodes,
+        first,
+        found["stamps"],
+        found["state"],
+        found["present"],
+        tuple(meta["shapes"]),
+        pictures,
+        meta["frame_rate"],
+        meta["actions"],
+        meta["skipped"],
+        tuple(meta["notes"]),
         FaultTally(meta["faults"]),
     )
 
