@@ -184,6 +184,18 @@ def test_a_window_that_leaves_late_amid_a_motion_goes_on_by_the_one_before(slow_
     np.testing.assert_allclose(undone[:-7], before[7:], atol=1e-6)
 
 
+def test_nothing_is_undone_while_ros_time_has_not_come_along(slow_pair, monkeypatch):
+    """Under /clock the process wakes before it hears what time it is; a path seen from then would lead back."""
+    tick, (left, _) = slow_pair
+    for _ in range(12):
+        tick()
+    clock, sent = tick.link._clock, len(left.sent)
+    left.takes, stale = 0.75, clock.ros_ns() + round(1e9 / 30)
+    monkeypatch.setattr(clock, "ros_ns", lambda: stale)
+    tick()
+    assert len(left.sent) == sent + 1
+
+
 def test_a_controller_that_is_back_gets_nothing_until_it_surely_hears(slow_pair):
     """It is seen before what is sent reaches it: the arm would begin with the second or third window of a motion."""
     tick, (left, right) = slow_pair

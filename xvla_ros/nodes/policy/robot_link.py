@@ -333,9 +333,11 @@ class RobotLink:
         if missed := [*self._missed, *interrupted]:
             joints = None if len(missed) == len(outgoing) else [j for group in missed for j in self._columns(group)]
             self.pilot.controller.not_sent(window, joints)
-        last = self.pilot.controller.last_window
-        if interrupted and last is not None:  # the process paused while sending, so the window leaves late: undo it
-            outgoing = self._outgoing(last.seen_from(self._clock.ros_ns()))
+        last, now = self.pilot.controller.last_window, self._clock.ros_ns()
+        # The pause fell into the sending, so that it leaves only now: undo it. Under /clock it is not known yet where
+        # the arm has come to, and the next window waits until it is.
+        if interrupted and last is not None and now - window.stamp > lead * NS:
+            outgoing = self._outgoing(last.seen_from(now))
             for group in interrupted:
                 self._publishers[group].publish(outgoing[group])
 
