@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +17,6 @@ NS = 1_000_000_000  # in a second
 
 Floats = NDArray[np.float64]
 Stamps = NDArray[np.int64]  # ROS times in ns
-Flags = NDArray[np.bool_]
-Picture = NDArray[np.uint8]  # [H, W, 3] RGB
-
-
-def to_ns(seconds: float) -> int:
-    """Return a time in s, rounded to whole nanoseconds."""
-    return round(seconds * NS)
-
-
-def stamps_after(stamp: int, seconds: NDArray[np.floating[Any]]) -> Stamps:
-    """Return the ROS times in ns that lie ``seconds`` [T] after ``stamp``."""
-    after: Stamps = np.rint(seconds * NS).astype(np.int64)
-    return stamp + after
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -90,15 +90,7 @@ class CommandWindow:
 
     def seen_from(self, time: int) -> CommandWindow:
         """Return the command for the same path from ROS time ``time`` in ns on; at rest after the end of the path."""
-        states = np.stack([self.state_at(time + ceil(at * 1e9)).rows() for at in self.times])
-        return replace(
-            self,
-            stamp=time,
-            start=self.state_at(time),
-            positions=states[:, 0],
-            velocities=states[:, 1],
-            accelerations=states[:, 2],
-        )
+        return self._along(time, self.times, lambda at: self.state_at(at).rows())
 
     def with_others(self, joints: Sequence[int], other: CommandWindow | None) -> CommandWindow:
         """Return this command with the columns ``joints`` as in ``other``; standing still where that is None."""
@@ -113,10 +105,15 @@ class CommandWindow:
             rows[:, chosen] = still.rows()[:, chosen]
             return rows
 
-        states = np.stack([mixed(self.stamp + ceil(at * 1e9)) for at in times])
+        return self._along(self.stamp, times, mixed)
+
+    def _along(self, stamp: int, times: Floats, rows: Callable[[int], Floats]) -> CommandWindow:
+        """Return the command from ``stamp`` on whose rows [3, J] at a ROS time in ns are given."""
+        states = np.stack([rows(stamp + ceil(at * 1e9)) for at in times])
         return replace(
             self,
-            start=MotionState(*mixed(self.stamp)),
+            stamp=stamp,
+            start=MotionState(*rows(stamp)),
             times=times,
             positions=states[:, 0],
             velocities=states[:, 1],

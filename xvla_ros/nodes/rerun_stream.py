@@ -152,15 +152,6 @@ class RerunStream:
         self._stream.set_time(TIMELINE, timestamp=np.datetime64(stamp, "ns"))
 
 
-def require_rerun() -> None:
-    """Check that Rerun is installed.
-
-    Raises:
-        SetupError: it is not.
-    """
-    _import_rerun()
-
-
 def _require_display() -> None:
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise SetupError("a viewer needs a display, and DISPLAY is not set; use --save FILE, or --connect to another's")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -333,12 +333,18 @@ class RobotLink:
         if missed := [*self._missed, *interrupted]:
             joints = None if len(missed) == len(outgoing) else [j for group in missed for j in self._columns(group)]
             self.pilot.controller.not_sent(window, joints)
+        if interrupted:
+            self._undo(window, interrupted)
+
+    def _undo(self, window: CommandWindow, groups: Sequence[str]) -> None:
+        """Send what is left of the command before ``window``, whose sending a pause interrupted, so it leaves only now.
+
+        Under ``/clock`` it is not known yet where the arm has come to: the next window waits until it is.
+        """
         last, now = self.pilot.controller.last_window, self._clock.ros_ns()
-        # The pause fell into the sending, so that it leaves only now: undo it. Under /clock it is not known yet where
-        # the arm has come to, and the next window waits until it is.
-        if interrupted and last is not None and now - window.stamp > lead * NS:
+        if last is not None and now - window.stamp > self.profile.timing.lead * NS:
             outgoing = self._outgoing(last.seen_from(now))
-            for group in interrupted:
+            for group in groups:
                 self._publishers[group].publish(outgoing[group])
 
     def _outgoing(self, window: CommandWindow) -> dict[str, Any]:

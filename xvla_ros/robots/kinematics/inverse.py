@@ -212,7 +212,6 @@ def _length(vector: Floats) -> float:
 
 
 REACHED, NEAR, LAGGING, HELD = "reached", "near", "lagging", "held"
-STATUSES = (REACHED, NEAR, LAGGING, HELD)
 ON_PATH = 1e-3  # m off the path that a point between two waypoints may be
 
 
