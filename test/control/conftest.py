@@ -81,7 +81,9 @@ class HandClock:
 
 def standing(positions, stamp, still_for=1.0):
     """What is measured of an arm that has stood still for so long, s."""
-    return MeasuredJoints(stamp, np.asarray(positions, float), np.zeros(len(positions)), still_for)
+    return MeasuredJoints(
+        stamp, np.asarray(positions, float), np.zeros(len(positions)), np.full(len(positions), still_for)
+    )
 
 
 @pytest.fixture

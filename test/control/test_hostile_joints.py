@@ -182,7 +182,7 @@ class Ride:
         self.share = max(self.share, float((np.abs(first - believed.positions) / reach).max()))
         assert self.share <= 1.0, "within reach of where the arm is believed to be"
         if self.before is None:
-            assert believed.still_for >= STILL_FOR
+            assert believed.still_for.min() >= STILL_FOR
             np.testing.assert_array_equal(window.start.position, believed.positions)
             assert not window.start.velocity.any()
         else:

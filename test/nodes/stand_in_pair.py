@@ -155,8 +155,8 @@ class StandInPair:
 
     def _make_arms(self):
         profile, timing = self.profile, self.profile.timing
-        # where time does not wait, nothing is sent that is older than lead
-        inside = uncertainty(timing) if self.is_paced else timing.lead
+        # where time does not wait, nothing is sent that is older than lead, by a clock that may have stood for as long
+        inside = uncertainty(timing) if self.is_paced else 2 * timing.lead
         joints = {
             name: [profile.joints.by_name[joint] for joint in profile.commands.by_name[name].joints]
             for name in profile.commands.groups

@@ -87,7 +87,7 @@ def planning(profile, clock):
     end = start + 0.1
     times = clock.ros_ns() + np.round(np.linspace(0.1, 1.0, 20) * SECOND).astype(np.int64)
     path = start + np.linspace(0.0, 1.0, 20)[:, None] * (end - start)
-    standing = MeasuredJoints(clock.ros_ns(), start, np.zeros_like(start), 1.0)
+    standing = MeasuredJoints(clock.ros_ns(), start, np.zeros_like(start), np.ones_like(start))
     controller.tick(standing, None)
     assert controller.accept(Trajectory(profile.name, profile.joints.policy_order, times, path), controller.ask())
     controller.tick(standing, None)

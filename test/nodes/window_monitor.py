@@ -77,7 +77,7 @@ class WindowMonitor:
         joints: J names, as windows have them.
         limits: [J, 4] lower, upper, max_velocity, max_acceleration.
         lead: s until a window's first point.
-        inside: s that may pass between the node's reading of the clock and its sending.
+        inside: s that may pass between the time that the node read and its sending.
 
     Attributes:
         seen: how many came.

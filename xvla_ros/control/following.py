@@ -68,7 +68,10 @@ class Following:
                 f"{self._limits.joints[worst]} to be within its limits, {self._limits.lower[worst]:.3g} … "
                 f"{self._limits.upper[worst]:.3g}; it is measured at {measured.positions[worst]:.3g} rad or m"
             )
-        return "" if measured.still_for >= STILL_FOR else "the arm to stand still"
+        moving = int(np.argmin(measured.still_for))
+        if measured.still_for[moving] >= STILL_FOR:
+            return ""
+        return f"the arm to stand still: {self._limits.joints[moving]} moves"
 
     def excess(self, first: Floats, measured: MeasuredJoints, now: int, lag: float = LAG_AT_ONCE) -> Floats:
         """Return [J] by how much the first point of a window is out of reach of the arm, zero where it is within.

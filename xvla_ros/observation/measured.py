@@ -50,13 +50,13 @@ class MeasuredJoints:
         stamp: ROS time in ns of the joint that was heard of longest ago.
         positions: float64 [J] rad or m.
         velocities: float64 [J] rad/s or m/s, over the last 0.05 to 0.1 s; zero while messages are not believed.
-        still_for: s for which every joint has stayed within ``STILL`` of its range.
+        still_for: float64 [J] s for which a joint has stayed within ``STILL`` of its range.
     """
 
     stamp: int
     positions: Floats
     velocities: Floats
-    still_for: float
+    still_for: Floats
 
 
 class MeasuredTopic:
@@ -132,8 +132,8 @@ class MeasuredTopic:
         passed = np.maximum(self._last.stamps - self._earlier.stamps, 1) / NS
         seen = self._earlier.known & (passed >= VELOCITY_SPAN / 2) & (self.fault is None)
         velocities = np.where(seen, (self._last.values - self._earlier.values) / passed, 0.0)
-        still = float((self._last.stamps - self._anchor.stamps).min()) / NS
-        return MeasuredJoints(int(believed.stamps.min()), believed.values.copy(), velocities, max(still, 0.0))
+        still = np.maximum(self._last.stamps - self._anchor.stamps, 0) / NS
+        return MeasuredJoints(int(believed.stamps.min()), believed.values.copy(), velocities, still)
 
     def parts(self) -> Iterator[JointPart]:
         """Yield the parts of this topic."""
@@ -249,13 +249,12 @@ class _Part:
 def together(topics: Sequence[MeasuredTopic], joints: int) -> MeasuredJoints | None:
     """Return what is believed of all J joints of a robot, None until each has been heard of."""
     found = [(topic.layout.indices, topic.measured()) for topic in topics]
-    positions, velocities = np.empty(joints), np.empty(joints)
+    positions, velocities, still = np.empty(joints), np.empty(joints), np.empty(joints)
     known: list[MeasuredJoints] = []
     for indices, measured in found:
         if measured is None:
             return None
         positions[indices], velocities[indices] = measured.positions, measured.velocities
+        still[indices] = measured.still_for
         known.append(measured)
-    return MeasuredJoints(
-        min(each.stamp for each in known), positions, velocities, min(each.still_for for each in known)
-    )
+    return MeasuredJoints(min(each.stamp for each in known), positions, velocities, still)
