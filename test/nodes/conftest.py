@@ -36,6 +36,15 @@ def simulated(tmp_path_factory):
     yield from graph_of(tmp_path_factory, SimulatedTime())
 
 
+@pytest.fixture(scope="module")
+def on_the_machine(tmp_path_factory):
+    """The same on the system's clock, as beside a real arm."""
+    from scripted_graph import graph_of
+    from stand_in_pair import MachineTime
+
+    yield from graph_of(tmp_path_factory, MachineTime())
+
+
 @pytest.fixture
 def active(graph):
     """The pair of ``graph`` while the node is active."""

@@ -42,9 +42,10 @@ class ScriptedNode(NodeProcess):
 
     command = (sys.executable, str(Path(__file__).with_name("scripted_node.py")))
 
-    def __init__(self, domain, folder, *, paced):
-        settings = SHORT if paced else SHORT | PATIENT
-        super().__init__(domain, folder, paced=paced, **{f"{ROBOT}.{name}": value for name, value in settings.items()})
+    def __init__(self, pair, domain, folder):
+        settings = SHORT if pair.is_paced else SHORT | PATIENT
+        settings = {f"{ROBOT}.{name}": value for name, value in settings.items()}
+        super().__init__(domain, folder, use_sim_time=pair.is_simulated, paced=pair.is_paced, **settings)
 
 
 class Graph:
@@ -58,7 +59,7 @@ class Graph:
     def start_node(self):
         folder = self.folder / str(next(self._starts))
         folder.mkdir()
-        self.node = ScriptedNode(self.domain, folder, paced=self.pair.is_paced)
+        self.node = ScriptedNode(self.pair, self.domain, folder)
         self.pair.meet()
         return self.node
 

@@ -4,7 +4,7 @@
 Not a simulation: the arms go straight where they are told (commanded_arm.py), and every window is held against the one
 before and the arm (window_monitor.py). Time is that of a ``/clock``: ``PacedTime`` runs as fast as the node and this
 machine allow, so that a busy machine makes nothing late; ``SimulatedTime`` runs with the machine's, and the test may
-stop and set it.
+stop and set it. Or it is ``MachineTime``, without a ``/clock``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,18 @@ ANSWER = 5.0  # s; an answer sent before this side is known to the node is lost,
 STATUS_TOPIC, CHUNK_TOPIC = f"{BASE}/status", f"{BASE}/action_chunk"
 
 
-class SimulatedTime:
+class MachineTime:
+    """The system's clock, as beside a real arm: there is no ``/clock``."""
+
+    runs = True
+    ns = staticmethod(time.time_ns)
+
+    def seconds_at(self, wall_ns):
+        """The machine's steady time in s when its wall clock had ``wall_ns``."""
+        return time.monotonic() - (time.time_ns() - wall_ns) / 1e9
+
+
+class SimulatedTime(MachineTime):
     """The time of a simulator: runs as fast as the machine's, and can be stopped and set."""
 
     def __init__(self, start=1000.0):
@@ -55,10 +66,6 @@ class SimulatedTime:
     def ns(self):
         ahead, stood = self._ahead_and_stood
         return round(((time.monotonic() if stood is None else stood) + ahead) * 1e9)
-
-    def seconds_at(self, wall_ns):
-        """The machine's steady time in s when its wall clock had ``wall_ns``."""
-        return time.monotonic() - (time.time_ns() - wall_ns) / 1e9
 
     @property
     def runs(self):
@@ -116,6 +123,10 @@ class StandInPair:
     def is_paced(self):
         return isinstance(self.simulated_time, PacedTime)
 
+    @property
+    def is_simulated(self):
+        return isinstance(self.simulated_time, (PacedTime, SimulatedTime))
+
     def seconds(self):
         """Time in s: the simulated one where that waits for the node, else the machine's steady one."""
         return self.simulated_time.ns() / 1e9 if self.is_paced else time.monotonic()
@@ -155,8 +166,8 @@ class StandInPair:
 
     def _make_arms(self):
         profile, timing = self.profile, self.profile.timing
-        # where time does not wait, nothing is sent that is older than lead, by a clock that may have stood for as long
-        inside = uncertainty(timing) if self.is_paced else 2 * timing.lead
+        # where time does not wait, nothing is sent that is older than lead, by a /clock that may have stood for as long
+        inside = uncertainty(timing) if self.is_paced else (1 + self.is_simulated) * timing.lead
         joints = {
             name: [profile.joints.by_name[joint] for joint in profile.commands.by_name[name].joints]
             for name in profile.commands.groups
@@ -188,8 +199,9 @@ class StandInPair:
         if self.is_paced:
             self.simulated_time.join(node, self._publish, RATE)
             return
-        self._clock = node.create_publisher(Clock, "/clock", qos.EVENTS)
-        node.create_timer(0.01, self._publish_clock)
+        if self.is_simulated:
+            self._clock = node.create_publisher(Clock, "/clock", qos.EVENTS)
+            node.create_timer(0.01, self._publish_clock)
         node.create_timer(1.0 / RATE, self._publish)
 
     def home(self):
@@ -238,7 +250,7 @@ class StandInPair:
         self._clock.publish(Clock(clock=Time(nanoseconds=self.now()).to_msg()))
 
     def _publish(self):
-        if isinstance(self.simulated_time, SimulatedTime) and not self.simulated_time.runs:
+        if not (self.is_paced or self.simulated_time.runs):
             return
         now = Time(nanoseconds=self.now()).to_msg()
         for group, publisher in self._state_topics.items():

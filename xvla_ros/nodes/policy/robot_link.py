@@ -330,19 +330,21 @@ class RobotLink:
                 self._missed.append(group)
             elif self._late(window, begun) > lead:
                 interrupted.append(group)
-        if missed := [*self._missed, *interrupted]:
+        if missed := self._missed:
             joints = None if len(missed) == len(outgoing) else [j for group in missed for j in self._columns(group)]
             self.pilot.controller.not_sent(window, joints)
         if interrupted:
-            self._undo(window, interrupted)
+            self._send_rest(window, begun, interrupted)
 
-    def _undo(self, window: CommandWindow, groups: Sequence[str]) -> None:
-        """Send what is left of the command before ``window``, whose sending a pause interrupted, so it leaves only now.
+    def _send_rest(self, window: CommandWindow, begun: float, groups: Sequence[str]) -> None:
+        """Send what is left of a window whose sending a pause interrupted.
 
-        Under ``/clock`` it is not known yet where the arm has come to: the next window waits until it is.
+        It left before the pause, and this changes nothing, or it leaves only now, and would lead the arm back. While
+        the clocks differ, ROS time under ``/clock`` has not come along, so what is left is not known.
         """
         last, now = self.pilot.controller.last_window, self._clock.ros_ns()
-        if last is not None and now - window.stamp > self.profile.timing.lead * NS:
+        passed = self._clock.steady_s() - begun
+        if last is not None and abs(passed - (now - window.stamp) / NS) <= self.profile.timing.lead:
             outgoing = self._outgoing(last.seen_from(now))
             for group in groups:
                 self._publishers[group].publish(outgoing[group])
