@@ -25,6 +25,7 @@ class Embodiment:
 
     ``slots`` orders the camera views; slot 0 passes through the language encoder.
     Waypoint ``i`` of a chunk is due at ``stamp + first_waypoint_offset + i * waypoint_dt`` seconds.
+    ``action_width`` is the number of channels of a waypoint where the action mode leaves it to the robot (``auto``).
     """
 
     robot: str
@@ -36,6 +37,7 @@ class Embodiment:
     denoising_steps: int = 10
     image_pipeline: str = "squash"
     rot6d: str = "interleaved"
+    action_width: int | None = None
 
 
 @dataclass(frozen=True)

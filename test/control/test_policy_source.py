@@ -42,7 +42,7 @@ def changed(profile, **policy):
 
 def seen_by(profile, level=0):
     images = {slot: np.full((24, 32, 3), level, np.uint8) for slot in profile.cameras.slots}
-    return Observation(profile.embodiment(), 10**9, images, np.zeros(12, np.float32), "lift the cube")
+    return Observation(profile.embodiment(), 10**9, images, np.zeros(profile.state_width, np.float32), "lift the cube")
 
 
 def test_without_a_checkpoint_an_untrained_policy_drives(pair, untrained):
@@ -118,8 +118,9 @@ def test_robots_of_mixed_modes_share_one_untrained_policy(pair):
             policy.check(profile.embodiment())
 
 
-def test_robots_that_no_one_network_drives_are_named_with_what_to_do(pair):
+def test_arms_of_different_widths_share_one_untrained_policy(pair):
     single = load_profile("so101")["so101"]
     both = changed(pair, action_mode="auto")
-    with pytest.raises(SetupError, match=r"have so101_bimanual 12, so101 6; give them a node each"):
-        load_policy({PAIR: both, "so101": single})
+    policy = load_policy({PAIR: both, "so101": single})
+    chunks = policy.predict([seen_by(both), seen_by(single)], steps=1)
+    assert [chunk.actions.shape[1] for chunk in chunks] == [12, 6]

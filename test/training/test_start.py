@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import ARM, MODEL, TEXTS, TinySource, tiny_settings
+from tiny import ARM, MODEL, PAIR, TEXTS, TinySource, tiny_settings
 
 from xvla_ros.model import checkpoint
 from xvla_ros.training.config import TrainingError
@@ -17,6 +17,7 @@ from xvla_ros.training.optim import row_weights
 from xvla_ros.training.start import load_start, make_policy, scratch_config
 
 NEW_ARM = replace(ARM, robot="new_arm", domain_id=4)
+SIX = replace(ARM, robot="six", domain_id=5, action_mode="auto", slots=("wrist", "front"))
 
 
 @pytest.fixture
@@ -65,6 +66,71 @@ def test_robots_known_before_stay_in_the_checkpoint_and_the_new_one_joins(traine
     history = policy.training.details
     assert history["method"] == "prompt" and history["before"]["method"] == "full"
     assert str(tmp_path) not in json.dumps(history["settings"]["datasets"])
+
+
+@pytest.fixture
+def six_joints(monkeypatch):
+    """One arm whose mode leaves its width open, in a world of arms of 12 and of 20 channels."""
+    import tiny
+
+    monkeypatch.setitem(tiny.WIDTHS, "six", 6)
+    monkeypatch.setitem(tiny.GRIPPERS, "six", (5,))
+    monkeypatch.setitem(tiny.WIDTHS, "seven", 7)
+    monkeypatch.setitem(tiny.GRIPPERS, "seven", (6,))
+    return TinySource(SIX)
+
+
+def test_an_arm_of_another_width_is_taught_and_the_others_answer_as_before(trained, begin, tmp_path, six_joints):
+    before = checkpoint.load(trained, dtype="float32")
+    begin(source=six_joints, model={"checkpoint": str(trained)}, method="prompt", steps=2).run()
+    policy = checkpoint.load(tmp_path / "run" / "checkpoint", dtype="float32")
+    record = policy.robots["six"]
+    assert (record.embodiment.action_mode, record.embodiment.action_width) == ("auto", 6)
+    assert (record.statistics.state.width, record.statistics.action.width) == (6, 6)
+    seen = [TinySource(each).train[0].observation() for each in (SIX, PAIR, ARM)]
+    chunks = policy.predict(seen, seed=1)
+    assert [chunk.actions.shape for chunk in chunks] == [(6, 6), (6, 12), (6, 20)]
+    for chunk, known in zip(chunks[1:], before.predict(seen[1:], seed=1), strict=True):
+        np.testing.assert_allclose(chunk.actions, known.actions, atol=1e-5)
+
+
+def test_lerobots_files_describe_the_robot_trained_last(trained, begin, tmp_path, six_joints):
+    begin(source=six_joints, model={"checkpoint": str(trained)}, method="prompt", steps=2).run()
+    folder = tmp_path / "run" / "checkpoint"
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["action_mode"], config["max_action_dim"]) == ("auto", 20)
+    assert config["output_features"]["action"]["shape"] == [6]
+    assert list(config["input_features"]) == [
+        "observation.images.wrist", "observation.images.front", "observation.state",
+    ]  # fmt: skip
+    steps = json.loads((folder / "policy_preprocessor.json").read_text())["steps"]
+    (domain,) = [step for step in steps if step["registry_name"] == "xvla_add_domain_id"]
+    (normaliser,) = [step for step in steps if step["registry_name"] == "normalizer_processor"]
+    assert domain["config"]["domain_id"] == SIX.domain_id
+    assert normaliser["config"]["features"] == {**config["input_features"], **config["output_features"]}
+    loaded = checkpoint.load(folder)
+    assert loaded.lerobot == "six"
+    assert loaded.processor.default.action.to_json() == loaded.robots["six"].statistics.action.to_json()
+    checkpoint.save(loaded, tmp_path / "named", lerobot="arm")
+    assert json.loads((tmp_path / "named" / "config.json").read_text())["action_mode"] == "ee6d"
+    with pytest.raises(ValueError, match="lerobot is 'none', expected a robot of the checkpoint: pair, arm, six"):
+        checkpoint.save(loaded, tmp_path / "named", lerobot="none")
+
+
+def test_the_robot_of_lerobots_files_can_be_named(begin, tmp_path):
+    begin(steps=1, log={"log_every": 1, "save_every": 0, "progress": False, "lerobot": "pair"}).run()
+    assert json.loads((tmp_path / "run" / "checkpoint" / "xvla_ros.json").read_text())["lerobot"] == "pair"
+    with pytest.raises(TrainingError, match=r"log.lerobot: robot 'so100' is not in the data.*one of pair, arm"):
+        begin("other", steps=1, log={"progress": False, "lerobot": "so100"})
+
+
+def test_arms_of_several_widths_learn_together(begin, tmp_path, six_joints):
+    trainer = begin(source=TinySource(PAIR, ARM, SIX, replace(SIX, robot="seven", domain_id=2)), steps=2)
+    trainer.run()
+    policy = checkpoint.load(tmp_path / "run" / "checkpoint")
+    assert {name: each.embodiment.action_width for name, each in policy.robots.items()} == {
+        "pair": 12, "arm": 20, "six": 6, "seven": 7,
+    }  # fmt: skip
 
 
 def test_a_robot_may_not_take_the_domain_of_another(trained, tmp_path, new_arm):

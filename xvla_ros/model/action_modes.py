@@ -49,6 +49,9 @@ class ActionMode:
             )
         self.spec, self.name, self.width, self.decoded_width = spec, spec.name, width, decoded_width
 
+    def __str__(self) -> str:
+        return f"{self.name}[{self.decoded_width}]"
+
     @property
     def published_name(self) -> str:
         """The mode of the published code that decodes like this one; what ``config.json`` says."""

@@ -32,6 +32,7 @@ class Policy:
         processor: of the same checkpoint.
         robots: by name, those the checkpoint was made for.
         training: its history.
+        lerobot: the robot that LeRobot's files of it describe: the one trained last, or named; empty is the first.
         source: folder or hub id, for messages.
         precision: what it computes in, and why; None where nobody chose.
     """
@@ -43,6 +44,7 @@ class Policy:
         *,
         robots: Mapping[str, RobotRecord] | None = None,
         training: TrainingSummary | None = None,
+        lerobot: str = "",
         source: str = "",
         precision: Precision | None = None,
     ) -> None:
@@ -50,6 +52,7 @@ class Policy:
         self.runner = Runner(network)
         self.robots = dict(robots or {})
         self.training = training or TrainingSummary()
+        self.lerobot = lerobot
         self.source = source
         self.precision = precision or Precision(str(network.vlm.dtype).removeprefix("torch."), "as it was made")
 
@@ -60,6 +63,7 @@ class Policy:
             self.processor,
             robots=self.robots,
             training=self.training,
+            lerobot=self.lerobot,
             source=source or self.source,
             precision=self.precision,
         )
@@ -92,7 +96,7 @@ class Policy:
             ValueError: if the checkpoint cannot serve it.
         """
         try:
-            return self.network.mode(embodiment.action_mode)
+            return self.network.mode(embodiment.action_mode, self.processor.action_width(embodiment))
         except (KeyError, ValueError) as error:
             raise ValueError(f"robot {embodiment.robot!r}: {error.args[0]}") from None
 

@@ -91,10 +91,14 @@ def random_policy(
     network = _random_network(config, seed)
     records = {
         each.robot: RobotRecord(
-            each,
+            replace(each, action_width=np.size(action_mean[each.robot])),
             Statistics(
                 mean_std(state_mean[each.robot], state_std[each.robot]),
-                _action_statistics(network.mode(each.action_mode), action_mean[each.robot], action_std[each.robot]),
+                _action_statistics(
+                    network.mode(each.action_mode, np.size(action_mean[each.robot])),
+                    action_mean[each.robot],
+                    action_std[each.robot],
+                ),
             ),
         )
         for each in embodiments
@@ -123,27 +127,13 @@ def _config(
         chunk_size=chunk_size,
         action_mode=first.action_mode,
         max_action_dim=max(20, widest),
-        action_dim=_decoded_width(embodiments, state_mean),
+        action_dim=action_mode(first.action_mode).spec.decoded_width or np.size(state_mean[first.robot]),
         state_dim=max(20, widest),
         num_image_views=max(len(each.slots) for each in embodiments),
         image_pipeline=first.image_pipeline,
         num_denoising_steps=first.denoising_steps,
         normalization={"VISUAL": "IDENTITY", "STATE": MEAN_STD, "ACTION": MEAN_STD},
     )
-
-
-def _decoded_width(embodiments: Sequence[Embodiment], state_mean: PerRobot) -> int:
-    """Return the decoded width: of the robots whose mode leaves it open (``auto``), else of the first robot's mode."""
-    spec = action_mode(embodiments[0].action_mode).spec
-    left_open = [each for each in embodiments if action_mode(each.action_mode).spec.decoded_width is None]
-    widths = {each.robot: np.size(state_mean[each.robot]) for each in left_open}
-    if len(set(widths.values())) > 1:
-        listed = ", ".join(f"{robot} {width}" for robot, width in widths.items())
-        raise ValueError(
-            f"action mode {left_open[0].action_mode!r} decodes one number of channels in a network, and the robots "
-            f"have {listed}; give them a node each, or action modes of their own"
-        )
-    return next(iter(widths.values()), spec.decoded_width or 0)
 
 
 def _action_statistics(mode: ActionMode, mean: ArrayLike, std: ArrayLike) -> Normaliser:

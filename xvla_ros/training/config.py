@@ -218,6 +218,9 @@ class Output(DataSection):
     tensorboard: bool = Field(False, description="Also write events for TensorBoard.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the weights in the checkpoint.")
     adapter: bool = Field(False, description="Method lora: also write the update alone, in peft's format.")
+    lerobot: str = Field(
+        "", description="Robot of the data that LeRobot's files of the checkpoint describe; empty takes the last."
+    )
 
 
 class TrainSettings(DataSection):

@@ -248,7 +248,7 @@ class FlowLoss(nn.Module):
     def _flow(self, vlm: Tensor, aux: Tensor, batch: TrainingBatch) -> tuple[Tensor, Losses]:
         network, seen = self.network, batch.seen
         context = network.transformer.context(vlm, aux, seen.domain_id, network.config.chunk_size)
-        modes = [network.mode(name) for name in batch.modes]
+        modes = [network.mode(name, width) for name, width in batch.modes]
         return flow_loss(network, context, seen.state, batch.action, modes, times=batch.times, noise=batch.noise)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from xvla_ros.errors import Problem
 from xvla_ros.model import checkpoint
-from xvla_ros.model.action_modes import action_mode, repaired_mode
+from xvla_ros.model.action_modes import repaired_mode
 from xvla_ros.model.action_specs import action_spec
 from xvla_ros.model.checkpoint.record import RobotRecord, TrainingSummary
 from xvla_ros.model.inputs.normalisers import IDENTITY, MEAN_STD
@@ -96,11 +96,12 @@ def make_policy(settings: TrainSettings, source: Any, start: Policy | None) -> P
     """
     if settings.objective == "vision":
         return _tower(settings, source)
-    embodiments = {name: _trained_as(each, settings.model) for name, each in source.embodiments.items()}
+    embodiments = {name: _trained_as(each, settings.model, source) for name, each in source.embodiments.items()}
     policy = start if start is not None else _from_scratch(settings, source, list(embodiments.values()))
     problems = _domain_problems(policy, embodiments)
     if problems:
         raise TrainingError(problems)
+    policy.lerobot = _lerobot_robot(settings, embodiments)
     for robot, embodiment in embodiments.items():
         policy.robots[robot] = _record(settings, source, policy.robots.get(robot), embodiment)
         policy.processor.statistics[robot] = policy.robots[robot].statistics
@@ -131,21 +132,33 @@ def _tower(settings: TrainSettings, source: LabelledPictures) -> Policy:
     return Policy(network.eval(), Processor(config, tokenizer), robots={}, training=summary, source="")
 
 
-def _trained_as(embodiment: Embodiment, model: Model) -> Embodiment:
+def _trained_as(embodiment: Embodiment, model: Model, source: SampleSource) -> Embodiment:
     mode = repaired_mode(embodiment.action_mode) if model.repaired_modes else embodiment.action_mode
-    return replace(embodiment, action_mode=mode)
+    width = action_spec(mode).decoded_width or embodiment.action_width
+    if width is None:
+        width = next(sample.actions.shape[1] for sample in source.train if sample.robot == embodiment.robot)
+    return replace(embodiment, action_mode=mode, action_width=width)
+
+
+def _lerobot_robot(settings: TrainSettings, embodiments: Mapping[str, Embodiment]) -> str:
+    """Return the robot that LeRobot's files of the result describe: the named one, else the last that is trained."""
+    named = settings.log.lerobot
+    if named and named not in embodiments:
+        expected = "one of " + ", ".join(embodiments)
+        raise TrainingError([Problem("", "log.lerobot", named, expected, f"robot {named!r} is not in the data")])
+    trained = settings.train_domains if settings.method == "prompt" else ()
+    return named or [name for name in embodiments if not trained or name in trained][-1]
 
 
 def _from_scratch(settings: TrainSettings, source: SampleSource, embodiments: Sequence[Embodiment]) -> Policy:
     first = embodiments[0]
     config = scratch_config(settings.model)
-    widths = [_width(source, each) for each in embodiments]
-    spec = action_mode(first.action_mode).spec
+    widths = [each.action_width or 0 for each in embodiments]
     config = replace(
         config,
         action_mode=first.action_mode,
         max_action_dim=max(config.max_action_dim, *widths),
-        action_dim=spec.decoded_width or widths[0],
+        action_dim=widths[0],
         state_dim=max(config.state_dim, *widths),
         num_image_views=max(len(each.slots) for each in embodiments),
         image_pipeline=first.image_pipeline,
@@ -160,10 +173,6 @@ def _from_scratch(settings: TrainSettings, source: SampleSource, embodiments: Se
     tokenizer = train_tokenizer(sorted(source.instructions), config.tokenizer_max_length, config.text.vocab_size)
     summary = TrainingSummary(trained_domains=(), details={})
     return Policy(network.eval(), Processor(config, tokenizer), robots={}, training=summary, source="")
-
-
-def _width(source: SampleSource, embodiment: Embodiment) -> int:
-    return action_spec(embodiment.action_mode).decoded_width or len(source.train[0].state)
 
 
 def _record(
@@ -183,7 +192,8 @@ def _record(
 
 
 def _decode_alike(one: Embodiment, other: Embodiment) -> bool:
-    return repaired_mode(one.action_mode) == repaired_mode(other.action_mode)
+    same = repaired_mode(one.action_mode) == repaired_mode(other.action_mode)
+    return same and other.action_width in (None, one.action_width)
 
 
 def _mode(chosen: str, embodiment: Embodiment) -> str:

@@ -264,9 +264,8 @@ class Trainer:
         moved = [name for group in self.groups.values() for name, _ in group if LORA not in name]
         write_adapter(folder, weights, moved, settings.lora, settings.model.checkpoint)
         network = made.network
-        write_record(
-            Record(network.action_mode.name, network.config.image_pipeline, made.robots, made.training), folder
-        )
+        pipeline = network.config.image_pipeline
+        write_record(Record(network.action_mode.name, pipeline, made.robots, made.training, made.lerobot), folder)
 
     def _state_tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}

@@ -15,6 +15,7 @@ import torch
 
 from xvla_ros.errors import CheckpointError, Problem
 
+from ..action_modes import ActionMode
 from ..inputs.processor import Processor
 from ..inputs.words import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from ..network.config import ACTION_FEATURE, IMAGE_FEATURES, STATE_FEATURE, XvlaConfig
@@ -125,8 +126,15 @@ def build(
         {name: robot.statistics for name, robot in robots.items()},
         default=described.pipelines.statistics,
     )
-    training = described.record.training
-    policy = Policy(network, processor, robots=robots, training=training, source=folders.source, precision=precision)
+    policy = Policy(
+        network,
+        processor,
+        robots=robots,
+        training=described.record.training,
+        lerobot=described.record.lerobot,
+        source=folders.source,
+        precision=precision,
+    )
     return quantise(policy) if precision.dtype == INT8 else policy
 
 
@@ -141,20 +149,23 @@ def _tokenizer(folders: CheckpointFolders, config: XvlaConfig) -> Tokenizer:
     return tokenizer
 
 
-def save(policy: Policy, folder: str | Path) -> None:
+def save(policy: Policy, folder: str | Path, *, lerobot: str = "") -> None:
     """Write a policy as a folder that ``load`` and LeRobot's own loader read.
 
     config.json holds LeRobot's keys only, with the published action mode that decodes alike; ``xvla_ros.json`` holds
-    ours, every robot's statistics and the training summary. LeRobot's processor files carry the statistics of the
-    first robot. Weights are stored in ``network.config.dtype``: as they were, or as was asked for when they were
-    loaded or cast. Each file appears whole or not at all.
+    ours, every robot's statistics and the training summary. LeRobot knows one robot: its files carry the action mode,
+    width, statistics, domain and views of one, the views in the order of its slots. Weights are stored in
+    ``network.config.dtype``: as they were, or as was asked for when they were loaded or cast. Each file appears whole
+    or not at all.
 
     Args:
         policy: to save.
         folder: made if it is not there; files of the same names are replaced.
+        lerobot: the robot that LeRobot's files describe; empty takes that of ``policy.lerobot``.
 
     Raises:
-        ValueError: if the policy is int8, which no file holds, or if its weights were rounded when they were loaded.
+        ValueError: if the policy does not know the robot ``lerobot``, if it is int8, which no file holds, or if its
+            weights were rounded when they were loaded.
     """
     if is_int8(policy.network):
         raise ValueError(f"{policy.source}: an int8 policy cannot be saved, expected the float32 one it was made of")
@@ -163,43 +174,58 @@ def save(policy: Policy, folder: str | Path) -> None:
             f"{policy.source}: its weights are stored in float32 and were rounded to {policy.precision.dtype} to run "
             "here; load it with dtype='float32' to save it as it was, or with that type to save it rounded"
         )
+    if lerobot and lerobot not in policy.robots:
+        known = ", ".join(policy.robots) or "none"
+        raise ValueError(f"{policy.source}: lerobot is {lerobot!r}, expected a robot of the checkpoint: {known}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as made:
-        _write(policy, Path(made))
+        _write(policy, Path(made), lerobot)
         for path in sorted(Path(made).iterdir()):
             path.chmod(0o644)  # safetensors makes files that only their owner may read
             os.replace(path, folder / path.name)
 
 
-def _write(policy: Policy, folder: Path) -> None:
-    network = policy.network
-    first = next(iter(policy.robots.values()), None)
-    statistics = first.statistics if first is not None else policy.processor.default
-    modes = {"VISUAL": "IDENTITY", "STATE": statistics.state.mode, "ACTION": statistics.action.mode}
-    config = replace(network.config, action_mode=network.action_mode.published_name, normalization=modes)
+def _write(policy: Policy, folder: Path, lerobot: str) -> None:
+    network, name = policy.network, lerobot or policy.lerobot or next(iter(policy.robots), "")
+    robot = policy.robots.get(name)
+    mode = network.action_mode if robot is None else policy.action_mode(robot.embodiment)
+    statistics = policy.processor.default if robot is None else robot.statistics
+    config = replace(
+        network.config,
+        action_mode=mode.published_name,
+        action_dim=mode.decoded_width,
+        max_action_dim=mode.width,
+        normalization={"VISUAL": "IDENTITY", "STATE": statistics.state.mode, "ACTION": statistics.action.mode},
+    )
+    if robot is not None:
+        config = replace(
+            config,
+            num_image_views=policy.processor.views(robot.embodiment),
+            num_denoising_steps=robot.embodiment.denoising_steps,
+        )
     described = lerobot_dict(config)
-    if not described.get("input_features"):
-        described.update(_features(policy, first))
+    if robot is not None or not described.get("input_features"):
+        described.update(_features(config, mode, robot))
+        described.pop("empty_cameras", None)  # LeRobot masks the views that num_image_views leaves over
     features = {**described["input_features"], **described["output_features"]}
-    (folder / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    write_pipelines(folder, config, statistics, features, first.embodiment.domain_id if first else 0)
+    # Keys within input_features are not sorted: LeRobot feeds views in the order in which they stand there.
+    (folder / "config.json").write_text(json.dumps(dict(sorted(described.items())), indent=2) + "\n", encoding="utf-8")
+    write_pipelines(folder, config, statistics, features, robot.embodiment.domain_id if robot else 0)
     policy.processor.tokenizer.save(folder)
-    own = Record(network.action_mode.name, config.image_pipeline, policy.robots, policy.training)
-    write_record(own, folder)
+    write_record(Record(mode.name, network.config.image_pipeline, policy.robots, policy.training, name), folder)
     save_weights(network, folder / WEIGHTS)
 
 
-def _features(policy: Policy, first: RobotRecord | None) -> dict[str, Any]:
-    """Declare inputs and outputs as LeRobot does, for a policy whose config does not declare them."""
-    config = policy.network.config
-    slots = first.embodiment.slots if first else tuple(f"image{n}" for n in range(config.num_image_views or 1))
-    state = first.statistics.state.width if first else None
+def _features(config: XvlaConfig, mode: ActionMode, robot: RobotRecord | None) -> dict[str, Any]:
+    """Declare inputs and outputs as LeRobot does: the robot's views in the order of its slots, its state and action."""
+    slots = robot.embodiment.slots if robot else tuple(f"image{n}" for n in range(config.num_image_views or 1))
+    state = robot.statistics.state.width if robot else None
     visual = {"type": "VISUAL", "shape": [3, *config.image_size]}
     return {
         "input_features": {
             **{f"{IMAGE_FEATURES}{slot}": visual for slot in slots},
             STATE_FEATURE: {"type": "STATE", "shape": [state or config.state_dim]},
         },
-        "output_features": {ACTION_FEATURE: {"type": "ACTION", "shape": [policy.network.action_mode.decoded_width]}},
+        "output_features": {ACTION_FEATURE: {"type": "ACTION", "shape": [mode.decoded_width]}},
     }

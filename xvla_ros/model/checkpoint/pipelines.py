@@ -241,5 +241,5 @@ def _write(folder: Path, pipeline: str, steps: list[tuple[str, dict[str, Any]]],
             entry["state_file"] = f"{pipeline}_step_{index}_{name}.safetensors"
             save_file(state, folder / str(entry["state_file"]))
         entries.append(entry)
-    content = json.dumps({"name": pipeline, "steps": entries}, indent=2, sort_keys=True)
+    content = json.dumps({"name": pipeline, "steps": entries}, indent=2)
     (folder / f"{pipeline}.json").write_text(content + "\n", encoding="utf-8")

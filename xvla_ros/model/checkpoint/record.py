@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class RobotRecord:
     """What a checkpoint remembers of one robot it was made for.
 
     Attributes:
-        embodiment: slots, domain, time base and action mode it was trained with.
+        embodiment: slots, domain, time base, action mode and width it was trained with.
         statistics: its normalisation.
         profile: the robot's profile as plain data, where the checkpoint carries it.
     """
@@ -53,16 +53,18 @@ class Record:
     """Content of ``xvla_ros.json``.
 
     Attributes:
-        action_mode: our name of the checkpoint's action mode; None where config.json's holds.
+        action_mode: our name of the action mode in config.json; None where that name holds.
         image_pipeline: ``squash`` or ``letterbox``; None where the dialect decides.
         robots: by name.
         training: history.
+        lerobot: the robot that LeRobot's files describe: the one trained last, or named; empty is the first.
     """
 
     action_mode: str | None = None
     image_pipeline: str | None = None
     robots: Mapping[str, RobotRecord] = field(default_factory=dict)
     training: TrainingSummary = field(default_factory=TrainingSummary)
+    lerobot: str = ""
 
 
 def read_record(folder: Path) -> Record:
@@ -83,13 +85,15 @@ def read_record(folder: Path) -> Record:
     robots = _robots(data.get("robots") or {}, problems)
     training = data.get("training") or {}
     trained = training.get("trained_domains")
+    if (lerobot := data.get("lerobot", "")) not in ("", *(data.get("robots") or {})):
+        problems.append(Problem(RECORD_FILE, "lerobot", lerobot, "one of " + ", ".join(robots), "is no robot of it"))
     if trained is not None and not (isinstance(trained, list) and all(isinstance(n, int) for n in trained)):
         problems.append(Problem(RECORD_FILE, "training.trained_domains", trained, "a list of integers", "is not one"))
     if problems:
         raise CheckpointError(str(folder), problems)
     details = {key: value for key, value in training.items() if key != "trained_domains"}
     summary = TrainingSummary(None if trained is None else tuple(trained), details)
-    return Record(data.get("action_mode"), data.get("image_pipeline"), robots, summary)
+    return Record(data.get("action_mode"), data.get("image_pipeline"), robots, summary, data.get("lerobot", ""))
 
 
 def _robots(data: Mapping[str, Any], problems: list[Problem]) -> dict[str, RobotRecord]:
@@ -103,6 +107,8 @@ def _robots(data: Mapping[str, Any], problems: list[Problem]) -> dict[str, Robot
             message = f"lacks {error}" if missing else f"cannot be read: {error}"
             problems.append(Problem(RECORD_FILE, f"robots.{name}", None, "embodiment and statistics", message))
         else:
+            if embodiment.action_width is None:  # a file of before it was kept
+                embodiment = replace(embodiment, action_width=statistics["action"].width)
             robots[name] = RobotRecord(embodiment, Statistics(**statistics), entry.get("profile"))
     return robots
 
@@ -121,6 +127,7 @@ def write_record(record: Record, folder: Path) -> None:
         "schema_version": SCHEMA_VERSION,
         "action_mode": record.action_mode,
         "image_pipeline": record.image_pipeline,
+        "lerobot": record.lerobot,
         "robots": {
             name: {
                 "embodiment": {key: value for key, value in asdict(robot.embodiment).items() if key != "robot"},

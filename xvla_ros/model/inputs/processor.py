@@ -78,6 +78,10 @@ class Processor:
         """Return the statistics that normalise ``robot``; the default ones where the checkpoint has none of it."""
         return self.statistics.get(robot, self.default)
 
+    def action_width(self, embodiment: Embodiment) -> int | None:
+        """Return the channels of a robot's own action: as it says, else as it is normalised; None if neither tells."""
+        return embodiment.action_width or self.statistics_of(embodiment.robot).action.width
+
     def views(self, embodiment: Embodiment) -> int:
         """Return V, the slots fed for this robot: the checkpoint's number where it states one, else the robot's.
 

@@ -76,7 +76,7 @@ def flow_loss(
 
     Returns:
         The total, plain sum of the terms, and the terms by name. Where modes are mixed a term counts by its share of
-        the rows and is called ``mode.term``.
+        the rows and is called ``mode.term``, or ``mode[width].term`` where modes differ by their width alone.
     """
     noise = torch.randn_like(action) if noise is None else noise
     if times is None:
@@ -92,8 +92,9 @@ def loss_terms(modes: Modes, predicted: Tensor, target: Tensor) -> tuple[Tensor,
     if len(groups) == 1:
         terms = modes[0].loss(predicted, target)
     else:
+        names = [mode.name for mode, _ in groups]
         terms = {
-            f"{mode.name}.{name}": term * (len(rows) / len(modes))
+            f"{mode.name if names.count(mode.name) == 1 else mode}.{name}": term * (len(rows) / len(modes))
             for mode, rows in groups
             for name, term in mode.loss(predicted[rows], target[rows]).items()
         }
@@ -223,13 +224,13 @@ def postprocess(modes: Modes, raw: Tensor) -> list[Tensor]:
 
 
 def _groups(modes: Modes) -> list[tuple[ActionMode, list[int]]]:
-    """Group rows by mode, in order of first appearance."""
+    """Group rows by mode and width, in order of first appearance."""
     rows: dict[str, list[int]] = {}
     first: dict[str, ActionMode] = {}
     for index, mode in enumerate(modes):
-        first.setdefault(mode.name, mode)
-        rows.setdefault(mode.name, []).append(index)
-    return [(first[name], indices) for name, indices in rows.items()]
+        first.setdefault(str(mode), mode)
+        rows.setdefault(str(mode), []).append(index)
+    return [(first[key], indices) for key, indices in rows.items()]
 
 
 @dataclass(frozen=True)

@@ -326,16 +326,22 @@ class XvlaNetwork(nn.Module):
         """Where the weights are."""
         return self.transformer.pos_emb.device
 
-    def mode(self, name: str) -> ActionMode:
+    def mode(self, name: str, decoded_width: int | None = None) -> ActionMode:
         """Build another action mode over the same D.
+
+        Args:
+            name: in the registry.
+            decoded_width: channels of the robot's own action where the mode leaves them to it (``auto``); None takes
+                what the checkpoint's files say.
 
         Raises:
             KeyError: if there is no such mode.
             ValueError: if its width is not the network's.
         """
-        if name == self.action_mode.name:
+        if name == self.action_mode.name and decoded_width in (None, self.action_mode.decoded_width):
             return self.action_mode
-        mode = action_mode(name, max_action_dim=self.config.max_action_dim, action_dim=self.config.action_dim)
+        width = self.action_mode.width
+        mode = action_mode(name, max_action_dim=width, action_dim=decoded_width or self.config.action_dim)
         if mode.width != self.action_mode.width:
             raise ValueError(
                 f"action mode {name!r} is {mode.width} wide, the checkpoint {self.action_mode.width} "

@@ -101,6 +101,7 @@ class Profile(Section):
             denoising_steps=policy.denoising_steps,
             image_pipeline=policy.image_pipeline,
             rot6d=policy.rot6d or "interleaved",
+            action_width=self.state_width,
         )
 
     def to_mapping(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class TrainingBatch:
         action: float32 [B, T, D], normalised and padded.
         noise: float32 [B, T, D].
         times: float32 [B], this batch's part of the times of the whole step.
-        modes: B names of action modes.
+        modes: name of each row's action mode, and the channels that it decodes.
         grids: outputs of the vision tower for the views that are not masked, [N, C, h, w], in their order; None where
             the tower runs.
         places: float32 [B, 3] m, where what is named lies; None where that is not known of every sample.
@@ -45,7 +45,7 @@ class TrainingBatch:
     action: Tensor
     noise: Tensor
     times: Tensor
-    modes: tuple[str, ...]
+    modes: tuple[tuple[str, int], ...]
     grids: Tensor | None = None
     places: Tensor | None = None
 
@@ -173,7 +173,8 @@ class Preparation:
         actions = torch.stack([self._action(sample) for sample in samples])
         known = [sample.place for sample in samples if sample.place is not None]
         places = torch.from_numpy(np.stack(known)) if len(known) == len(samples) else None
-        modes = tuple(self.modes[sample.robot].name for sample in samples)
+        chosen = [self.modes[sample.robot] for sample in samples]
+        modes = tuple((mode.name, mode.decoded_width) for mode in chosen)
         if self.features is not None:
             kept = self.features.batch(samples, self.processor)
             return TrainingBatch(kept.seen, actions, noise, times, modes, kept.grids, places)
