@@ -236,6 +236,137 @@ def test_older_tokenizer_files_are_read(folder: Path, policy: Policy) -> None:
     assert theirs.encode(spaced).tolist() == ours.encode(text).tolist()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("pretrained_revision", None, "changes no answer"),
+        ("compile_model", True, "changes no answer"),
+        ("gradient_checkpointing", True, "changes no answer"),
+        ("use_relative_actions", False, "at this value it changes no answer"),
+        ("hand_camera_mask", False, "it is off"),
+        ("train_state_proj", True, "it is not about answers"),
+        ("colour", "red", "as long as the weights are complete"),
+    ],
+)
+def test_key_that_changes_no_answer_is_a_warning(
+    folder: Path, policy: Policy, caplog: pytest.LogCaptureFixture, key: str, value: object, words: str
+) -> None:
+    edit_json(folder / "config.json", lambda data: data.update({key: value}))
+    (warning,) = checkpoint.inspect(folder).warnings
+    assert warning.key == key and words in warning.message
+    loaded = checkpoint.load(folder)
+    assert key in caplog.text and str(folder) in caplog.text
+    same_network(loaded, policy)
+    checkpoint.save(loaded, folder)
+    assert key not in (folder / "config.json").read_text(), "an older LeRobot refuses what it does not know"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        (
+            "use_relative_actions",
+            True,
+            "changes the answer in a way not known here; found True; expected false or null",
+        ),
+        ("n_obs_steps", 2, "expected 1"),
+        ("tokenizer_padding_side", "left", 'found left; expected "right"'),
+        ("hand_camera_mask", True, "can change an answer, by its name"),
+        ("chunk_sizes", 8, "is unknown (did you mean 'chunk_size'?)"),
+    ],
+)
+def test_key_that_can_change_an_answer_is_an_error(folder: Path, key: str, value: object, words: str) -> None:
+    edit_json(folder / "config.json", lambda data: data.update({key: value}))
+    (problem,) = problems_of(folder)
+    assert problem.startswith(f"config.json: {key}: ") and words in problem
+
+
+def test_unknown_key_is_named_where_the_weights_do_not_fit(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda data: data.update(colour="red"))
+    edit_weights(folder, lambda weights: {**weights, "model.transformer.colour.weight": torch.zeros(3)})
+    first, second = problems_of(folder)
+    assert first.startswith("config.json: colour: is unknown, and may be why the weights do not fit")
+    assert "model.transformer.colour.weight: is no weight of this network" in second
+
+
+@pytest.mark.parametrize(("key", "value"), [("padding", "longest"), ("padding_side", "left"), ("truncation", False)])
+def test_words_filled_up_in_another_way_are_an_error(folder: Path, key: str, value: object) -> None:
+    def change(data: dict[str, Any]) -> None:
+        steps(data)["tokenizer_processor"]["config"][key] = value
+
+    edit_json(folder / "policy_preprocessor.json", change)
+    (problem,) = problems_of(folder)
+    assert f"step tokenizer_processor: {key}: is not done here" in problem
+
+
+@pytest.mark.parametrize("within", ["", "checkpoints", "checkpoints/last", "checkpoints/000010", "checkpoints/000020"])
+@pytest.mark.parametrize("with_link", [True, False])
+def test_lerobots_run_is_its_last_checkpoint(folder: Path, tmp_path: Path, within: str, with_link: bool) -> None:
+    steps = tmp_path / "run" / "checkpoints"
+    for step in ("000010", "000020"):
+        shutil.copytree(folder, steps / step / "pretrained_model")
+        (steps / step / "training_state").mkdir()
+    edit_json(steps / "000010" / "pretrained_model" / "config.json", lambda data: data.update(n_action_steps=5))
+    if with_link:
+        (steps / "last").symlink_to("000010")
+    elif within.endswith("last"):
+        pytest.skip("there is no such folder")
+    taken = checkpoint.load(tmp_path / "run" / within)
+    first = with_link if not within.endswith("0") else within.endswith("10")
+    assert taken.network.config.extra["n_action_steps"] == (5 if first else 8)
+
+
+def test_folder_above_a_checkpoint_names_it(folder: Path, tmp_path: Path) -> None:
+    inner = tmp_path / "outputs" / "train" / "2026" / "checkpoints" / "last" / "pretrained_model"
+    shutil.copytree(folder, inner)
+    (problem,) = problems_of(tmp_path / "outputs")
+    assert f"config.json: is missing (did you mean {inner}?)" in problem
+
+
+def test_file_of_a_checkpoint_names_its_folder(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"is a file; expected its folder, {folder}"):
+        checkpoint.load(folder / WEIGHTS)
+
+
+def test_hub_id_loads_from_the_cache(folder: Path, tmp_path: Path) -> None:
+    """In a process of its own: where the hub's cache lies is decided when its client is imported."""
+    cache = tmp_path / "hub" / "models--some--arm"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folder, cache / "snapshots" / ("0" * 40) / "checkpoints" / "000010" / "pretrained_model")
+    code = "from xvla_ros.model import checkpoint; print(checkpoint.load('some/arm').chunk_size)"
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache.parent), "PATH": "",
+                   "PYTHONPATH": str(Path(__file__).resolve().parents[2])}  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.strip() == "8", done.stderr
+
+
+@pytest.mark.parametrize("name", [".", "/no/such/folder"])
+def test_tokenizer_is_taken_from_the_checkpoint_it_was_trained_from(folder: Path, saved: Path, name: str) -> None:
+    (folder / "tokenizer.json").unlink()
+
+    def change(data: dict[str, Any]) -> None:
+        steps(data)["tokenizer_processor"]["config"]["tokenizer_name"] = name
+
+    edit_json(folder / "policy_preprocessor.json", change)
+    (problem,) = problems_of(folder)
+    assert "copy tokenizer.json and tokenizer_config.json from the checkpoint that this one was trained from" in problem
+    edit_json(folder / "config.json", lambda data: data.update(pretrained_path=str(saved)))
+    assert checkpoint.load(folder).processor.tokenizer.encode(["red"]).shape == (1, 24)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(folder: Path, value: float) -> None:
+    def spoil(weights: Weights) -> None:
+        weights["model.transformer.norm.weight"][3] = value
+        weights["model.vlm.image_projection"][0, :2] = value
+
+    edit_weights(folder, spoil)
+    found = sorted(problems_of(folder))
+    assert "model.transformer.norm.weight: is not finite in 1 of 128 numbers" in found[0]
+    assert "model.vlm.image_projection: is not finite in 2 of " in found[1]
+
+
 def test_width_of_state_and_number_of_domains_are_read_off_the_weights(folder: Path) -> None:
     edit_json(folder / "config.json", lambda data: data.update(max_state_dim=32, num_domains=5))
     config = checkpoint.load(folder).network.config
@@ -401,7 +532,7 @@ def test_tokenizer_that_cannot_be_had_is_named(folder: Path, monkeypatch: pytest
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (folder / "tokenizer.json").unlink()
     found = problems_of(folder)[0]
-    assert found.startswith("tokenizer.json: is missing") and "cannot be had" in found
+    assert found.startswith("tokenizer.json: is missing") and "LeRobot does not save it" in found
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a b", "org/name/too/deep"])

@@ -74,12 +74,12 @@ def test_lerobot_counts_cameras_where_the_number_of_views_is_not_stated() -> Non
 
 
 def test_every_problem_is_named_at_once() -> None:
-    bad = lerobot(depth="many", num_heads=7, typo_key=1)
+    bad = lerobot(depth="many", num_heads=7, num_layers=1)
     del bad["chunk_size"]
     found = problems_of(bad)
-    assert set(found) == {"chunk_size", "depth", "num_heads", "typo_key"}
+    assert set(found) == {"chunk_size", "depth", "num_heads", "num_layers"}
     assert "found many" in found["depth"] and "integer" in found["depth"]
-    assert "unknown" in found["typo_key"]
+    assert "unknown" in found["num_layers"]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def checkpoint_findings(
         yield from of_the_files(checkpoint, error.problems)
         return
     yield from of_the_files(checkpoint, info.problems)
+    yield from of_the_files(checkpoint, info.warnings, is_error=False)
     record = known_as(profile, info.robots.values()) if is_shipped else info.robots.get(profile.name)
     yield from Comparison(profile, info, checkpoint, record).findings()
 
@@ -57,12 +58,12 @@ def computing(checkpoint: str, revision: str = "") -> str:
     return f"{checkpoint} {choose(config)}"
 
 
-def of_the_files(checkpoint: str, problems: Iterable[Problem]) -> Iterator[Finding]:
+def of_the_files(checkpoint: str, problems: Iterable[Problem], *, is_error: bool = True) -> Iterator[Finding]:
     """Yield what is wrong with the checkpoint by itself: broken files, misfitting tensors, missing processor steps."""
     for problem in problems:
         file = f"{checkpoint}/{problem.file}" if problem.file != checkpoint else checkpoint
         message = f"{problem.key or problem.file} {problem.message}"
-        yield Finding(Problem(file, problem.key, problem.value, problem.expected, message))
+        yield Finding(Problem(file, problem.key, problem.value, problem.expected, message), is_error)
 
 
 class Comparison:

@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from xvla_ros.training.data.labels import LabelledPictures
 
 # Decided by the data, so model.network may not set them.
-_OF_THE_DATA = ("vision", "text", "chunk_size", "action_mode", "action_dim", "image_pipeline", "dialect", "extra")
+_OF_THE_DATA = (
+    "vision", "text", "chunk_size", "action_mode", "action_dim", "image_pipeline", "dialect", "extra", "warnings",
+    "undecided",
+)  # fmt: skip
 _VISION_PARTS = ("vlm.vision_tower.", "vlm.multi_modal_projector.")
 
 

@@ -9,7 +9,7 @@ Two dialects exist: LeRobot's (``"type": "xvla"``, ``chunk_size``) and the origi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from xvla_ros.errors import CheckpointError, Problem
 
 from ..network.config import ACTION_FEATURE, DEFAULT_IMAGE_SIZE, ORIGINAL, TextConfig, VisionConfig, XvlaConfig
+from .config_keys import PASSED_ON, SHARED_INTS, judge
 
 # Length the original processor pads its text to; the original config.json does not say it.
 ORIGINAL_TEXT_LENGTH = 50
@@ -24,36 +25,16 @@ ORIGINAL_TEXT_LENGTH = 50
 ORIGINAL_VIEWS = 3
 FEATURE_SOURCE = ["spatial_avg_pool", "temporal_avg_pool"]
 
-# Keys whose name and meaning are the same in both dialects.
-_SHARED_INTS = ("hidden_size", "depth", "num_heads", "num_domains", "len_soft_prompts", "dim_time", "max_len_seq")
-_LEROBOT_ONLY = {
-    "chunk_size", "max_state_dim", "num_denoising_steps", "tokenizer_name", "tokenizer_max_length", "dtype",
-    "num_image_views", "resize_imgs_with_padding", "normalization_mapping",
-}  # fmt: skip
-_LEROBOT_PASSED_ON = {
-    "type", "n_obs_steps", "n_action_steps", "input_features", "output_features", "device", "use_amp", "use_peft",
-    "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path", "tokenizer_padding_side",
-    "pad_language_to", "domain_feature_key", "empty_cameras", "freeze_vision_encoder", "freeze_language_encoder",
-    "train_policy_transformer", "train_soft_prompts", "optimizer_lr", "optimizer_betas", "optimizer_eps",
-    "optimizer_weight_decay", "optimizer_grad_clip_norm", "optimizer_soft_prompt_lr_scale",
-    "optimizer_soft_prompt_warmup_lr_scale", "scheduler_warmup_steps", "scheduler_decay_steps", "scheduler_decay_lr",
-}  # fmt: skip
-_COMMON = {
-    *_SHARED_INTS, "mlp_ratio", "use_hetero_proj", "action_mode", "use_proprio", "max_action_dim", "florence_config",
-}  # fmt: skip
 # Keys that LeRobot's dialect names as we do.
 _WRITTEN_ALIKE = (
     "chunk_size", "dtype", "mlp_ratio", "use_hetero_proj", "action_mode", "num_denoising_steps", "max_action_dim",
     "tokenizer_name", "tokenizer_max_length", "num_image_views",
 )  # fmt: skip
-_ORIGINAL_ONLY = {"num_actions", "soft_prompt_length", "real_action_dim"}
 _TEXT_COUNTS = (
     "vocab_size", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "max_position_embeddings",
 )  # fmt: skip
 _TEXT_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _TEXT_RATES = ("dropout", "attention_dropout", "activation_dropout")
-# What transformers' own base class writes into any config.json.
-_TRANSFORMERS_KEYS = {"architectures", "auto_map", "model_type", "torch_dtype", "dtype", "transformers_version"}
 
 
 class _ConfigReader:
@@ -115,7 +96,7 @@ def read_config(path: Path) -> XvlaConfig:
     """Read a ``config.json`` of either dialect.
 
     Raises:
-        CheckpointError: naming every missing, unknown or ill-typed key at once.
+        CheckpointError: naming every missing or ill-typed key at once, and every unknown one that can change an answer.
     """
     return parse_config(read_json(path), path.name)
 
@@ -139,7 +120,7 @@ def parse_config(data: Mapping[str, Any], file: str = "config.json") -> XvlaConf
     """Turn the content of a ``config.json`` of either dialect into an XvlaConfig.
 
     Raises:
-        CheckpointError: naming every missing, unknown or ill-typed key at once.
+        CheckpointError: naming every missing or ill-typed key at once, and every unknown one that can change an answer.
     """
     problems: list[Problem] = []
     reader = _ConfigReader(data, file, problems)
@@ -149,27 +130,21 @@ def parse_config(data: Mapping[str, Any], file: str = "config.json") -> XvlaConf
         problems.append(Problem(file, key, data[key], "xvla", "is not an X-VLA checkpoint"))
     elif not is_original and "chunk_size" not in data:
         reader.miss("chunk_size", "an integer (LeRobot's dialect), or num_actions (the original dialect)")
-    known = _COMMON | (_ORIGINAL_ONLY | _TRANSFORMERS_KEYS if is_original else _LEROBOT_ONLY | _LEROBOT_PASSED_ON)
-    _refuse_unknown(data, known, file, problems)
+    verdicts = judge(data, file, is_original=is_original)
+    problems.extend(verdicts.problems)
     vision, text = _parse_florence(reader)
     config = _parse_shared(reader, vision, text)
     config = _parse_original(reader, config) if is_original else _parse_lerobot(reader, config)
     _check_across(config, file, problems)
     if problems:
         raise CheckpointError("", problems)
-    return config
-
-
-def _refuse_unknown(data: Mapping[str, Any], known: Iterable[str], file: str, problems: list[Problem]) -> None:
-    expected = "one of the keys of an X-VLA config.json"
-    problems.extend(Problem(file, key, data[key], expected, "is unknown") for key in sorted(set(data) - set(known)))
+    return replace(config, warnings=verdicts.warnings, undecided=verdicts.undecided)
 
 
 def _parse_shared(reader: _ConfigReader, vision: VisionConfig, text: TextConfig) -> XvlaConfig:
     base = XvlaConfig(vision=vision, text=text)
     counts: dict[str, Any] = {
-        key: reader.integer(key, getattr(base, key), least=0 if key == "len_soft_prompts" else 1)
-        for key in _SHARED_INTS
+        key: reader.integer(key, getattr(base, key), least=0 if key == "len_soft_prompts" else 1) for key in SHARED_INTS
     }
     return replace(
         base,
@@ -200,7 +175,7 @@ def _parse_lerobot(reader: _ConfigReader, config: XvlaConfig) -> XvlaConfig:
         tokenizer_max_length=reader.integer("tokenizer_max_length", 64),
         dtype=dtype,
         normalization={str(k): str(v) for k, v in mapping.items()},
-        extra={key: reader.data[key] for key in reader.data if key in _LEROBOT_PASSED_ON and key != "type"},
+        extra={key: reader.data[key] for key in reader.data if key in PASSED_ON},
     )
 
 
@@ -364,7 +339,7 @@ def lerobot_dict(config: XvlaConfig) -> dict[str, Any]:
     }
     own = {
         "type": "xvla",
-        **{key: getattr(config, key) for key in (*_SHARED_INTS, *_WRITTEN_ALIKE)},
+        **{key: getattr(config, key) for key in (*SHARED_INTS, *_WRITTEN_ALIKE)},
         "florence_config": florence,
         "use_proprio": config.state_dim > 0,
         "max_state_dim": max(config.state_dim, 1),

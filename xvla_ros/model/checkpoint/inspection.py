@@ -33,8 +33,14 @@ from .tensors import (
 
 # Never *.bin, *.pt or *.py: no pickle and no code is fetched.
 HUB_PATTERNS = ("*.safetensors", "*.json", "merges.txt", "vocab.txt")
+# Moments of an optimizer, as long as the weights twice.
+HUB_IGNORED = ("*training_state*", "*optimizer*")
+# Where LeRobot puts a checkpoint within what its user calls one: a step, the steps, a run.
+_WITHIN = ("pretrained_model", "last/pretrained_model", "checkpoints/last/pretrained_model")
+_STEPS = ("[0-9]*/pretrained_model", "checkpoints/[0-9]*/pretrained_model")
+_NEARBY = tuple("/".join(("*",) * depth) + "/" for depth in range(1, 6))
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
-ORIGINAL_PROCESSOR = "preprocessor_config.json"
+CONFIG, ORIGINAL_PROCESSOR = "config.json", "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,9 @@ class CheckpointFolders:
 def find_checkpoint(folder_or_id: str | Path, revision: str | None = None) -> CheckpointFolders:
     """Find a checkpoint, downloading it from the Hugging Face hub where the name is an id and no folder.
 
+    Of a LeRobot run, ``RUN``, ``RUN/checkpoints`` and ``RUN/checkpoints/last`` are its last checkpoint, and
+    ``RUN/checkpoints/000010`` is that step's.
+
     Raises:
         CheckpointError: if there is none of that name, or an adapter's base cannot be found.
     """
@@ -81,11 +90,45 @@ def find_checkpoint(folder_or_id: str | Path, revision: str | None = None) -> Ch
 def _folder(folder_or_id: str | Path, revision: str | None) -> Path:
     path = Path(folder_or_id).expanduser()
     if path.is_dir():
-        return path
+        return _within(path)
+    if path.is_file():
+        problem = Problem(str(folder_or_id), "", None, f"its folder, {path.parent}", "is a file")
+        raise CheckpointError(str(folder_or_id), [problem])
     if isinstance(folder_or_id, Path) or not _HUB_ID.match(folder_or_id):
         problem = Problem(str(folder_or_id), "", None, "a checkpoint folder or a hub id", "is no folder")
         raise CheckpointError(str(folder_or_id), [problem])
-    return _download(folder_or_id, revision)
+    return _within(_download(folder_or_id, revision))
+
+
+def _within(folder: Path) -> Path:
+    """Return ``folder`` if it is a checkpoint, else the one that LeRobot's layout puts inside it.
+
+    Raises:
+        CheckpointError: if there is none; it names one that lies deeper.
+    """
+    if _is_checkpoint(folder):
+        return folder
+    steps = sorted((path for each in _STEPS for path in folder.glob(each)), key=lambda path: int(_digits(path)))
+    for found in (*(folder / name for name in _WITHIN), *reversed(steps)):
+        if _is_checkpoint(found):
+            return found
+    message = "is missing"
+    deeper = next(
+        (path for depth in _NEARBY for path in sorted(folder.glob(depth), reverse=True) if _is_checkpoint(path)), None
+    )
+    if deeper is not None:
+        message += f" (did you mean {deeper}?)"
+    raise CheckpointError(str(folder), [Problem(CONFIG, "", None, "a file", message)])
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    # Weights without a config are a checkpoint that is broken, and said to be.
+    names = (CONFIG, ADAPTER_CONFIG, WEIGHTS, INDEX)
+    return any((folder / name).is_file() for name in names)
+
+
+def _digits(pretrained: Path) -> str:
+    return re.sub(r"\D", "", pretrained.parent.name) or "0"
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
@@ -93,7 +136,11 @@ def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(HUB_PATTERNS)))
+        return Path(
+            snapshot_download(
+                hub_id, revision=revision, allow_patterns=list(HUB_PATTERNS), ignore_patterns=list(HUB_IGNORED)
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()
         message = f"is neither a folder nor a hub id that can be had: {reason[0] if reason else type(error).__name__}"
@@ -144,6 +191,7 @@ class CheckpointInfo:
         trained_domains: rows that were trained; None where the files do not say.
         robots: name → what the checkpoint remembers of it.
         problems: everything that would keep it from loading, as far as headers show.
+        warnings: settings of its files that are passed over because they change no answer.
     """
 
     source: str
@@ -167,6 +215,7 @@ class CheckpointInfo:
     trained_domains: tuple[int, ...] | None
     robots: Mapping[str, Any]
     problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...] = ()
 
 
 def describe(folders: CheckpointFolders, assume: Collection[str] = ()) -> Description:
@@ -274,4 +323,5 @@ def _info(
         trained_domains=described.record.training.trained_domains,
         robots=described.record.robots,
         problems=(*described.problems, *problems),
+        warnings=config.warnings,
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Collection
@@ -28,6 +29,8 @@ from .pipelines import write_pipelines
 from .record import Record, RobotRecord, write_record
 from .tensors import WEIGHTS
 from .weights import load_network, merge_adapter, save_weights
+
+_LOG = logging.getLogger(__name__)
 
 
 def load(
@@ -91,6 +94,8 @@ def read_files(
         described = describe(folders, assume)
         if described.problems:
             raise CheckpointError("", described.problems)
+        for warning in described.config.warnings:
+            _LOG.warning("checkpoint %s: %s", folders.source, warning)
         return CheckpointFiles(folders, described, _tokenizer(folders, described.config))
     except CheckpointError as error:
         raise error.at(str(folder_or_id)) from None
@@ -141,7 +146,8 @@ def build(
 def _tokenizer(folders: CheckpointFolders, config: XvlaConfig) -> Tokenizer:
     folder = folders.holding(TOKENIZER_FILE)
     text = config.text
-    tokenizer = load_tokenizer(folder, config.tokenizer_name, config.tokenizer_max_length, text.pad_token_id)
+    names = (config.tokenizer_name, str(config.extra.get("pretrained_path") or ""))
+    tokenizer = load_tokenizer(folder, names, config.tokenizer_max_length, text.pad_token_id)
     if tokenizer.vocab_size > text.vocab_size:
         message = "has more ids than the network has embeddings; it belongs to another checkpoint"
         problem = Problem(TOKENIZER_FILE, "", tokenizer.vocab_size, f"at most {text.vocab_size}", message)

@@ -36,6 +36,8 @@ NEUTRAL = {
 ALL_STEPS = (*REQUIRED[PREPROCESSOR], *REQUIRED[POSTPROCESSOR])
 # What a robot profile always says itself: its image pipeline and its domain.
 PROFILE_STEPS = (TO_FLOAT, IMAGENET, DOMAIN)
+# How the tokenizer step fills up and cuts, which the words the network reads depend on.
+_PADDED: dict[str, Any] = {"padding": "max_length", "padding_side": "right", "truncation": True}
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ def read_pipelines(folder: Path, config: XvlaConfig, assume: Collection[str] = (
     missing: list[str] = []
     steps = {name: _steps(folder, name, assume, missing, problems) for name in REQUIRED}
     tokenizer = _first(steps[PREPROCESSOR], TOKENIZE)
+    problems += [
+        Problem(f"{PREPROCESSOR}.json", f"step {TOKENIZE}: {key}", tokenizer[key], str(expected), "is not done here")
+        for key, expected in _PADDED.items()
+        if tokenizer.get(key, expected) != expected
+    ]
     statistics = Statistics(
         state=_normaliser(folder, steps[PREPROCESSOR], NORMALIZE, "STATE", config, assume, problems),
         action=_normaliser(folder, steps[POSTPROCESSOR], UNNORMALIZE, "ACTION", config, assume, problems),

@@ -62,7 +62,7 @@ def load_network(
         dtype: precision to run in; the config's if None.
 
     Raises:
-        CheckpointError: naming every key that is missing, unknown or of the wrong shape.
+        CheckpointError: naming every key that is missing, unknown, of the wrong shape or not finite.
     """
     placed, problems = place_tensors(stored_tensors(folder))
     config = config_from_weights(config, placed)
@@ -73,10 +73,16 @@ def load_network(
         raise CheckpointError(str(folder), [known, *problems]) from None
     problems += misfits(network, placed)
     if problems:
-        raise CheckpointError(str(folder), problems)
+        # The first few are shown: what may be the reason comes first.
+        message = "is unknown, and may be why the weights do not fit"
+        unknown = [Problem("config.json", key, None, "", message) for key in config.undecided]
+        raise CheckpointError(str(folder), [*unknown, *problems])
     run_dtype = DTYPES[config.dtype] if dtype is None else dtype
     for name, tensor in _copies(placed, torch.device(device), run_dtype):
+        problems += _not_finite(tensor, placed[name][1].file.name, placed[name][1].key)
         assign(network, name, tensor)
+    if problems:
+        raise CheckpointError(str(folder), problems)
     for name in unmaterialised(network):
         raise CheckpointError(str(folder), [Problem(WEIGHTS, name, None, "a tensor", "is missing")])
     return network.to(device).eval()
@@ -124,6 +130,16 @@ def _copy(mapping: mmap.mmap, stored: StoredTensor, dtype: torch.dtype, device: 
         copy[first : first + count] = torch.frombuffer(mapping, dtype=source, count=count, offset=start)
         _forget(mapping, start, count * source.itemsize)
     return copy.view(stored.shape)
+
+
+def _not_finite(tensor: Tensor, file: str, key: str) -> list[Problem]:
+    """Say whether a weight holds NaN or infinity: a damaged file, or a training that diverged."""
+    pieces = tensor.reshape(-1).split(_MAPPED_AT_ONCE // tensor.element_size())
+    if all(bool(torch.isfinite(torch.stack(piece.aminmax())).all()) for piece in pieces if len(piece)):
+        return []
+    count = sum(int((~torch.isfinite(piece)).sum()) for piece in pieces)
+    message = f"is not finite in {count} of {tensor.numel()} numbers: its training diverged, or the file is damaged"
+    return [Problem(file, key, None, "finite numbers", message)]
 
 
 def _forget(mapping: mmap.mmap, start: int, length: int) -> None:
@@ -188,6 +204,8 @@ def merge_adapter(network: nn.Module, folder: Path) -> None:
     parameters = dict(network.named_parameters())
     for name, update in updates.items():
         problems.extend(_misfit(name, update, parameters.get(name)))
+        for part in (update.down, update.up, update.whole):
+            problems.extend([] if part is None else _not_finite(part, ADAPTER_WEIGHTS, update.key))
     if problems:
         raise CheckpointError(str(folder), problems)
     for name, update in updates.items():

@@ -62,28 +62,37 @@ class Tokenizer:
         (folder / TOKENIZER_CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
-def load_tokenizer(folder: Path, name: str, length: int, pad_id: int = PAD_ID) -> Tokenizer:
+def load_tokenizer(folder: Path, names: Sequence[str], length: int, pad_id: int = PAD_ID) -> Tokenizer:
     """Read the tokenizer of a checkpoint.
 
     Args:
         folder: where tokenizer.json, or vocab.json and merges.txt, may be.
-        name: hub id to fall back on, as the checkpoint states it.
+        names: where to look then, in this order: folders, relative to ``folder``, or hub ids; empty ones are left out.
         length, pad_id: as for Tokenizer.
 
     Raises:
-        CheckpointError: if the folder has none and the hub cannot be reached.
+        CheckpointError: if there is none and the hub cannot be reached.
     """
+    for place in (folder, *(folder / name for name in names if name)):
+        backend = _from_folder(place)
+        if backend is not None:
+            return Tokenizer(backend, length, pad_id)
+    return Tokenizer(_from_hub(folder, [name for name in names if name]), length, pad_id)
+
+
+def _from_folder(folder: Path) -> Backend | None:
+    """Read the tokenizer of a folder; None where it has none."""
     from tokenizers import Tokenizer as Backend
 
     if (folder / TOKENIZER_FILE).is_file():
         try:
-            return Tokenizer(Backend.from_file(str(folder / TOKENIZER_FILE)), length, pad_id)
+            return Backend.from_file(str(folder / TOKENIZER_FILE))
         except Exception as error:  # the Rust side raises plain Exception
             problem = Problem(TOKENIZER_FILE, "", None, "a tokenizer", f"cannot be read: {error}")
             raise CheckpointError(str(folder), [problem]) from None
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return Tokenizer(_from_vocabulary(folder), length, pad_id)
-    return Tokenizer(_from_hub(folder, name), length, pad_id)
+        return _from_vocabulary(folder)
+    return None
 
 
 def _from_vocabulary(folder: Path) -> Backend:
@@ -100,18 +109,29 @@ def _from_vocabulary(folder: Path) -> Backend:
     return backend
 
 
-def _from_hub(folder: Path, name: str) -> Backend:
+def _from_hub(folder: Path, names: Sequence[str]) -> Backend:
     from transformers import AutoTokenizer
 
-    try:
-        fast: Any = AutoTokenizer.from_pretrained(name, use_fast=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = f"is missing, and the tokenizer {name!r} the checkpoint names cannot be had: {reason}"
-        problem = Problem(TOKENIZER_FILE, "", None, "the tokenizer's files in the checkpoint folder", message)
-        raise CheckpointError(str(folder), [problem]) from None
-    backend: Backend = fast.backend_tokenizer
-    return backend
+    reasons = []
+    for name in names:
+        if Path(name).is_absolute() or name.startswith("."):
+            reasons.append(f"{name} brings none")
+            continue
+        try:
+            fast: Any = AutoTokenizer.from_pretrained(name, use_fast=True)
+        except (OSError, ValueError) as error:
+            reasons.append(
+                f"{name!r} cannot be had: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            )
+        else:
+            backend: Backend = fast.backend_tokenizer
+            return backend
+    message = (
+        f"is missing, and the tokenizer it names is not there ({'; '.join(reasons)}); LeRobot does not "
+        "save it: copy tokenizer.json and tokenizer_config.json from the checkpoint that this one was trained from"
+    )
+    problem = Problem(TOKENIZER_FILE, "", None, "the tokenizer's files in the checkpoint folder", message)
+    raise CheckpointError(str(folder), [problem])
 
 
 def train_tokenizer(instructions: Iterable[str], length: int, vocab_size: int = 512) -> Tokenizer:

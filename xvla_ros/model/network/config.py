@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from xvla_ros.errors import Problem
+
 LEROBOT, ORIGINAL = "lerobot", "original"
 IMAGE_FEATURES, STATE_FEATURE, ACTION_FEATURE = "observation.images.", "observation.state", "action"
 
@@ -86,6 +88,8 @@ class XvlaConfig:
         normalization: feature type → mode, as ``normalization_mapping``.
         dialect: ``lerobot`` or ``original``, where this came from.
         extra: keys of the file that the network does not need (training presets, features), kept for saving.
+        warnings: of keys of the file that are passed over.
+        undecided: those keys of which only the weights can tell whether they change an answer.
     """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -114,6 +118,8 @@ class XvlaConfig:
     normalization: Mapping[str, str] = field(default_factory=dict)
     dialect: str = LEROBOT
     extra: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[Problem, ...] = ()
+    undecided: tuple[str, ...] = ()
 
     @property
     def tokens_per_view(self) -> int:
