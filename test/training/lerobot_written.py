@@ -43,18 +43,21 @@ def write(
     folder: Path,
     version: str,
     lengths: tuple[int, ...] = (30, 24),
-    video: bool = True,
+    video: bool | str = True,
     tasks: tuple[str, ...] = ("touch the red cube", "touch the blue cube"),
     **changes: Any,
 ) -> Path:
-    """Write a data set; ``changes`` replace columns: name → function of (episode, values)."""
+    """Write a data set; ``changes`` replace or add columns: name → function of (episode, values or None).
+
+    Pictures are in videos, or in the parquet file; ``video="beside"`` leaves the paths of files there.
+    """
     rows = [_rows(episode, length, tasks, video, changes) for episode, length in enumerate(lengths)]
     features = {
         "observation.state": {"dtype": "float32", "shape": [12], "names": NAMES},
         "action": {"dtype": "float32", "shape": [12], "names": NAMES},
         **{
             camera: {
-                "dtype": "video" if video else "image",
+                "dtype": "video" if video is True else "image",
                 "shape": [*SIZE, 3],
                 "names": ["height", "width", "channel"],
             }
@@ -71,7 +74,14 @@ def write(
         "total_frames": sum(lengths),
     }
     (folder / "meta").mkdir(parents=True)
-    (_write_v3 if version.startswith("v3") else _write_v2)(folder, info, rows, lengths, tasks, video)
+    (_write_v3 if version.startswith("v3") else _write_v2)(folder, info, rows, lengths, tasks, video is True)
+    if video == "beside":
+        for episode, length in enumerate(lengths):
+            for number, camera in enumerate(CAMERAS):
+                for frame in range(length):
+                    place = folder / _beside(camera, episode, frame)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    place.write_bytes(png(grey(episode, frame, number)))
     (folder / "meta" / "info.json").write_text(json.dumps(info))
     return folder
 
@@ -88,18 +98,39 @@ def _rows(episode: int, length: int, tasks: tuple[str, ...], video: bool, change
         "task_index": np.full(length, episode % len(tasks)),
     }
     for name, change in changes.items():
-        columns[name] = change(episode, columns[name])
+        columns[name] = change(episode, columns.get(name))
     arrays = {
-        name: pa.array([list(map(float, row)) for row in values], pa.list_(pa.float32()))
+        name: values
+        if isinstance(values, pa.Array)
+        else pa.array([list(map(float, row)) for row in values], pa.list_(pa.float32()))
         if values.ndim == 2
         else pa.array(values, pa.float32() if name == "timestamp" else pa.int64())
         for name, values in columns.items()
     }
-    if not video:
+    if video is not True:
         for number, camera in enumerate(CAMERAS):
-            cells = [{"bytes": _png(grey(episode, frame, number)), "path": None} for frame in range(length)]
+            if camera in changes:
+                continue
+            cells = [
+                {"bytes": None, "path": _beside(camera, episode, frame)}
+                if video == "beside"
+                else {"bytes": png(grey(episode, frame, number)), "path": None}
+                for frame in range(length)
+            ]
             arrays[camera] = pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     return arrays
+
+
+def _beside(camera: str, episode: int, frame: int) -> str:
+    return f"images/{camera}/episode_{episode:06d}/frame_{frame:06d}.png"
+
+
+def edit_episodes(folder: Path, change: Any) -> None:
+    """Change the rows of the episodes of v3.0: function of the list of their dictionaries."""
+    file = folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    rows = pq.read_table(file).to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows), file)
 
 
 def _write_v2(folder: Path, info: dict[str, Any], rows: list[Any], lengths: Any, tasks: Any, video: bool) -> None:
@@ -116,6 +147,8 @@ def _write_v2(folder: Path, info: dict[str, Any], rows: list[Any], lengths: Any,
         episodes.append({"episode_index": episode, "tasks": [tasks[episode % len(tasks)]], "length": length})
     text = "\n".join(map(json.dumps, episodes)) + "\n"
     (folder / "meta" / "episodes.jsonl").write_text(text)
+    lines = [json.dumps({"task_index": number, "task": task}) for number, task in enumerate(tasks)]
+    (folder / "meta" / "tasks.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def _write_v3(folder: Path, info: dict[str, Any], rows: list[Any], lengths: Any, tasks: Any, video: bool) -> None:
@@ -151,9 +184,13 @@ def _write_v3(folder: Path, info: dict[str, Any], rows: list[Any], lengths: Any,
     file = folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
     file.parent.mkdir(parents=True)
     pq.write_table(pa.table(table), file)
+    # as pandas keeps a table whose index are the texts
+    texts = pa.table({"task_index": list(range(len(tasks))), "__index_level_0__": list(tasks)})
+    pq.write_table(texts, folder / "meta" / "tasks.parquet")
 
 
-def _png(level: int) -> bytes:
+def png(level: int) -> bytes:
+    """A picture of one grey."""
     content = io.BytesIO()
     Image.fromarray(np.full((*SIZE, 3), level, np.uint8)).save(content, "png")
     return content.getvalue()

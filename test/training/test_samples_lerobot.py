@@ -196,7 +196,8 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     video = folder / "videos/chunk-000/observation.images.left/episode_000001.mp4"
     content = video.read_bytes()
     video.unlink()
-    assert "observation.images.left/episode_000001.mp4: the file is missing" in str(problems_of(settings(folder))[0])
+    problem = str(problems_of(settings(folder))[0])
+    assert "observation.images.left/episode_000001.mp4: episode 1: the file is missing" in problem
     video.write_bytes(content[: len(content) // 2])
     with pytest.raises(SamplesError, match=r"episode_000001\.mp4"):
         opened(tmp_path, folder)
@@ -206,3 +207,194 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     (folder / "meta/info.json").write_text('{"codebase_version": "v1.6", "features": {}, "fps": 3}')
     assert "is of version v1.6" in str(problems_of(settings(folder))[0])
     assert "there is no such file" in str(problems_of(settings(folder.parent))[0])
+
+
+TASKS = ("pick the cube", "place the cube in the bowl")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_frame_has_the_words_of_its_own_task(tmp_path, version):
+    folder = written.write(
+        tmp_path / "set", version, tasks=TASKS, task_index=lambda e, v: (np.arange(len(v)) >= 12).astype(int)
+    )
+    samples = opened(tmp_path, folder)
+    told = [sample.instruction for sample in samples.train]
+    assert told == [*[TASKS[0]] * 12, *[TASKS[1]] * 18, *[TASKS[0]] * 12, *[TASKS[1]] * 12]
+    assert set(samples.instructions) == set(TASKS)
+    assert any("2 episodes have several tasks (0, 1): each frame has its own" in line for line in samples.left_out())
+
+
+def test_a_task_without_a_text_is_named(tmp_path):
+    folder = written.write(tmp_path / "set", "v3.0", task_index=lambda e, v: v + 7)
+    text = "\n".join(map(str, problems_of(settings(folder))))
+    assert "episode 0: task_index 7 has no text in meta" in text
+
+
+def test_subtasks_by_index_and_by_persistent_rows(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = written.write(tmp_path / "index", "v3.0", subtask_index=lambda e, v: np.arange((30, 24)[e]) // 10 % 3)
+    texts = pa.table({"subtask_index": [0, 1, 2], "__index_level_0__": ["reach", "grasp", "lift"]})
+    pq.write_table(texts, folder / "meta" / "subtasks.parquet")
+    plain = opened(tmp_path, folder)
+    assert {sample.instruction for sample in list(plain.train)[:30]} == {"touch the red cube"}
+    assert any("has subtasks too; mapping.words: subtask takes them" in line for line in plain.left_out())
+    told = [s.instruction for s in opened(tmp_path, folder, mapping={"words": "subtask"}).train][:30]
+    assert told == ["reach"] * 10 + ["grasp"] * 10 + ["lift"] * 10
+
+    def persistent(episode, _values):
+        rows = [
+            {"role": "assistant", "content": text, "style": style, "timestamp": time}
+            for text, style, time in (("reach", "subtask", 0.2), ("a plan", "plan", 0.3), ("grasp", "subtask", 0.8))
+        ]
+        return pa.array([rows] * (30, 24)[episode])
+
+    folder = written.write(tmp_path / "rows", "v3.0", language_persistent=persistent)
+    told = [s.instruction for s in opened(tmp_path, folder, mapping={"words": "subtask"}).train][:30]
+    assert told == ["touch the red cube"] * 4 + ["reach"] * 12 + ["grasp"] * 14
+    with pytest.raises(SamplesError, match=r"has no subtasks: set mapping\.words to task"):
+        opened(tmp_path, written.write(tmp_path / "none", "v3.0"), mapping={"words": "subtask"})
+
+
+def one_bad(column, change):
+    """Change a column of episode 1 alone."""
+    return {column: lambda e, v: change(v) if e == 1 else v}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "change", "said"),
+    [
+        ((30, 1, 24), {}, "episode 1: its 1 timestamps do not increase"),
+        ((30, 24, 24), one_bad("observation.state", lambda v: nan(1, v)), "observation.state is not finite at 0.150 s"),
+        ((30, 24, 24), one_bad("timestamp", lambda v: v / 2), "episode 1 has 40 frames a second"),
+    ],
+)
+def test_one_bad_episode_is_left_out_by_name_and_the_rest_trains(tmp_path, lengths, change, said):
+    samples = opened(tmp_path, written.write(tmp_path / "set", "v3.0", lengths=lengths, **change))
+    assert [episode.key for episode in samples.datasets[0].stores[0].episodes] == ["0", "2"]
+    assert len(samples.train) == 54
+    lines = [line for line in samples.left_out() if line.startswith("left out: ")]
+    assert len(lines) == 1 and said in lines[0]
+    assert samples.summary()[0]["left out"] == 1
+
+
+def test_a_damaged_picture_costs_its_episode_alone(tmp_path):
+    import pyarrow as pa
+
+    lengths = (30, 24, 24)
+
+    def pictures(episode, _values):
+        cells = [{"bytes": written.png(written.grey(episode, n, 1)), "path": None} for n in range(lengths[episode])]
+        if episode == 1:
+            cells[9]["bytes"] = cells[9]["bytes"][:60]
+        return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+
+    damaged = {"observation.images.left": pictures}
+    samples = opened(tmp_path, written.write(tmp_path / "set", "v3.0", lengths, video=False, **damaged))
+    whole = opened(tmp_path, written.write(tmp_path / "whole", "v3.0", lengths, video=False))
+    assert [episode.key for episode in samples.datasets[0].stores[0].episodes] == ["0", "2"]
+    assert any("episode 1: observation.images.left of frame 9 cannot be decoded" in x for x in samples.left_out())
+    for number, row in enumerate([*range(30), *range(54, 78)]):
+        kept, same = samples.train[number], whole.train[row]
+        np.testing.assert_array_equal(kept.state, same.state)
+        np.testing.assert_array_equal(kept.actions, same.actions)
+        for slot, picture in same.images.items():
+            np.testing.assert_array_equal(kept.images[slot], picture)
+
+
+def test_half_of_the_episodes_bad_is_refused_unless_they_may_be_left_out(tmp_path):
+    folder = written.write(tmp_path / "set", "v3.0", lengths=(30, 1, 1, 24))
+    with pytest.raises(SamplesError, match=r"2 of 4 episodes cannot be used: choose others with episodes") as caught:
+        opened(tmp_path, folder)
+    assert {problem.key for problem in caught.value.problems} == {
+        "episode 1.timestamp",
+        "episode 2.timestamp",
+        "episodes",
+    }
+    for chosen in ({"skip_bad": True}, {"episodes": (0, 3)}, {"episodes": ("0", "3-3")}):
+        samples = opened(tmp_path, folder, **chosen)
+        assert [episode.key for episode in samples.datasets[0].stores[0].episodes] == ["0", "3"]
+    with pytest.raises(SamplesError, match="has no episode 4, 5"):
+        opened(tmp_path, folder, episodes=("3-5",))
+
+
+def test_rows_behind_the_end_of_a_clip_are_no_pictures_of_the_next_episode(tmp_path):
+    def shorter(rows):
+        for camera in written.CAMERAS:
+            rows[1][f"videos/{camera}/to_timestamp"] -= 5 / written.FPS
+
+    folder = written.write(tmp_path / "set", "v3.0", lengths=(30, 24, 24))
+    written.edit_episodes(folder, shorter)
+    lines = opened(tmp_path, folder).left_out()
+    assert any("episode 1: 5 of its 24 rows come after the end of their pictures" in line for line in lines)
+
+    fast = written.write(
+        tmp_path / "fast", "v3.0", lengths=(60, 24, 24), timestamp=lambda e, v: v * (1 + 0.05 * (e == 0))
+    )
+    assert any("episode 0: 3 of its 60 rows come after the end" in line for line in opened(tmp_path, fast).left_out())
+
+
+def test_depths_are_no_pictures(tmp_path):
+    import io
+    import json
+
+    import pyarrow as pa
+    from PIL import Image
+
+    def depths(episode, _values):
+        content = io.BytesIO()
+        Image.fromarray(np.arange(48 * 64, dtype=np.uint16).reshape(48, 64)).save(content, "png")
+        cells = [{"bytes": content.getvalue(), "path": None}] * (30, 24)[episode]
+        return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+
+    folder = written.write(tmp_path / "set", "v3.0", video=False, **{"observation.images.left": depths})
+    with pytest.raises(SamplesError, match=r"observation\.images\.left of frame 0 has mode I;16, as depths do"):
+        opened(tmp_path, folder)
+    info = json.loads((folder / "meta/info.json").read_text())
+    info["features"]["observation.images.left"]["info"] = {"is_depth_map": True}
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    assert "observation.images.left holds depths (is_depth_map)" in str(problems_of(settings(folder))[0])
+
+
+def test_pictures_beside_the_tables(tmp_path):
+    folder = written.write(tmp_path / "set", "v2.1", video="beside")
+    samples = opened(tmp_path, folder)
+    assert abs(float(samples.train[33].images["front"].mean()) - written.grey(1, 3, 0)) < 1.5
+    for file in (folder / "images/observation.images.left").rglob("*.png"):
+        file.unlink()
+    with pytest.raises(SamplesError, match=r"observation\.images\.left of frame 0 is not there.*within the data set"):
+        opened(tmp_path, folder)
+
+
+def steps(values):
+    return np.diff(values, axis=0, append=values[-1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (steps, "steps, or speeds"),
+        (lambda v: steps(v) * written.FPS, "steps, or speeds"),
+        (np.radians, "by 0.017"),
+        (np.zeros_like, "never change while the state does"),
+        (lambda v: v[:, ::-1], "in another order than the state"),
+        (lambda v: v * np.where(np.arange(12) % 6 == 5, 0.01, 1.0), "left_gripper by 0.00"),
+        (lambda v: np.where(np.arange(12) % 6 == 5, 100 - v, v), "left_gripper by -"),
+    ],
+)
+def test_actions_that_do_not_go_with_the_state_are_refused(tmp_path, change, said):
+    folder = written.write(tmp_path / "set", "v3.0", lengths=(60, 50), action=lambda e, v: change(v))
+    (problem,) = problems_of(settings(folder))
+    assert said in problem.message and "Set actions to measured" in problem.message
+    assert not problems_of(settings(folder, actions="measured"))
+
+
+def test_actions_in_units_of_their_own_have_channels_of_their_own(tmp_path):
+    folder = written.write(
+        tmp_path / "set", "v3.0", action=lambda e, v: v * np.where(np.arange(12) % 6 == 5, 0.01, 1.0)
+    )
+    own = {f"{side}_gripper": f"{side}_gripper" for side in ("left", "right")}
+    samples = opened(tmp_path, folder, mapping={"action_channels": own})
+    due = 0.0333 * np.arange(1, 9)
+    np.testing.assert_allclose(samples.train[0].actions, in_policy_units(written.action(due)), atol=0.05)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,11 @@ from xvla_ros.errors import Problem
 from xvla_ros.recordings.recording import SamplesError
 
 INFO = "meta/info.json"
+TASKS, SUBTASKS = "tasks", "subtasks"  # tables in meta: a text for each number
+LANGUAGE = "language_persistent"  # column of v3.0: what is said from a time of the episode on, each of a style
 VERSIONS = ("v2.0", "v2.1", "v3.0")
+COLOURS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes of 8 bits a channel
+DEPTH_FORMATS = ("gray9", "gray10", "gray12", "gray14", "gray16", "grayf")  # pixels of one wide channel
 FAR_AHEAD = 2.0  # s; for a frame further ahead than this the reader seeks a key frame
 
 Rgb = NDArray[np.uint8]
@@ -28,10 +33,11 @@ Rgb = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Clip:
-    """The part of a video file that belongs to an episode; ``start`` in s within the file."""
+    """The part of a video file that belongs to an episode; ``start`` and ``end`` in s within the file."""
 
     file: Path
     start: float
+    end: float = np.inf
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class EpisodeFiles:
     Attributes:
         index: its number.
         length: frames.
-        task: what was to be done; empty where the data set does not say.
+        task: what was to be done, the first of several; empty where the data set does not say.
         tasks: how many different tasks it has.
         data: parquet file with its rows.
         clips: video feature → its part of a file.
@@ -83,6 +89,112 @@ class LeRobotFiles:
             )
         self.episodes = self._episodes_of_v3() if self.version.startswith("v3") else self._episodes_of_v2()
 
+    @cached_property
+    def tasks(self) -> dict[int, str]:
+        """Task number → text; empty where no table says."""
+        return self._texts(TASKS, "task")
+
+    @cached_property
+    def subtasks(self) -> dict[int, str]:
+        """Subtask number → text; empty where no table says."""
+        return self._texts(SUBTASKS, "subtask")
+
+    def columns(self, episode: EpisodeFiles) -> tuple[str, ...]:
+        """Return the names of the columns of an episode's file.
+
+        Raises:
+            SamplesError: the file is missing or damaged.
+        """
+        import pyarrow.parquet as pq
+
+        try:
+            return tuple(pq.read_schema(episode.data).names)
+        except Exception as error:  # pyarrow raises errors of many kinds
+            raise self._unreadable(episode, (), error) from error
+
+    def is_depth(self, feature: str) -> bool:
+        """Return whether the info of a feature says that it holds depths."""
+        told = self.features[feature]
+        infos = [told.get(key) or {} for key in ("info", "video_info")]
+        return any(info.get(key) for info in infos for key in ("is_depth_map", "video.is_depth_map"))
+
+    def words(self, episode: EpisodeFiles, source: Literal["task", "subtask"]) -> list[str]:
+        """Return what is to be done at each frame of an episode, as LeRobot resolves it.
+
+        A task is that of the frame's ``task_index``. A subtask is that of its ``subtask_index``, or the newest of the
+        style subtask in ``language_persistent``; a frame without one has its task.
+
+        Raises:
+            SamplesError: the file is damaged, or an index has no text.
+        """
+        known = self.columns(episode)
+        texts = self._indexed(episode, "task_index", self.tasks) if "task_index" in known and self.tasks else None
+        if texts is None:
+            if episode.tasks > 1:
+                raise self._error(
+                    "meta/tasks", None, "a text for each task_index",
+                    f"episode {episode.index} has {episode.tasks} tasks, and nothing says which frame has which",
+                )  # fmt: skip
+            texts = [episode.task] * episode.length
+        if source == "task":
+            return texts
+        if "subtask_index" in known and self.subtasks:
+            found: list[str] = self._indexed(episode, "subtask_index", self.subtasks, absent="")
+        elif LANGUAGE in known:
+            found = self._persistent(episode, "subtask")
+        else:
+            raise self._error(
+                "features", None, f"subtask_index with meta/{SUBTASKS}.parquet, or {LANGUAGE}",
+                f"episode {episode.index} has no subtasks: set mapping.words to task",
+            )  # fmt: skip
+        return [subtask or task for subtask, task in zip(found, texts, strict=True)]
+
+    def _indexed(
+        self, episode: EpisodeFiles, column: str, texts: dict[int, str], absent: str | None = None
+    ) -> list[str]:
+        numbers = self._table(episode, [column]).column(column).to_pylist()
+        numbers = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in numbers]
+        unknown = sorted({each for each in numbers if each not in texts}, key=str) if absent is None else []
+        if unknown:
+            known = f"one of {min(texts)}…{max(texts)}"
+            message = f"episode {episode.index}: {column} {unknown[0]} has no text in meta"
+            raise self._error(column, unknown[0], known, message)
+        return [texts.get(each, absent or "") for each in numbers]
+
+    def _persistent(self, episode: EpisodeFiles, style: str) -> list[str]:
+        """Return at each frame the newest text of a style among those that are told up to then; empty before."""
+        table = self._table(episode, ["timestamp", LANGUAGE])
+        times, rows = (table.column(name).to_pylist() for name in ("timestamp", LANGUAGE))
+        found = []
+        for time, told in zip(times, rows, strict=True):
+            mine = [each for each in told or [] if each.get("style") == style and each["timestamp"] <= time]
+            newest = max(mine, key=lambda each: float(each["timestamp"]), default=None)
+            found.append(str(newest["content"] or "").strip() if newest is not None else "")
+        return found
+
+    def _texts(self, name: str, column: str) -> dict[int, str]:
+        """Read a table of texts by number: JSON lines to v2.1, parquet from v3.0; empty where there is none."""
+        lines, file = self.folder / "meta" / f"{name}.jsonl", self.folder / "meta" / f"{name}.parquet"
+        if file.is_file():
+            import pyarrow.parquet as pq
+
+            try:
+                table = pq.read_table(file)
+                # pandas keeps the text as the index of the table, whose name differs between writers
+                texts = next(each for each in table.column_names if each != f"{column}_index")
+                numbers = table.column(f"{column}_index").to_pylist()
+                return {int(n): str(text) for n, text in zip(numbers, table.column(texts).to_pylist(), strict=True)}
+            except Exception as error:  # pyarrow raises errors of many kinds
+                expected = f"{column}_index and a text in each row"
+                raise self._error(str(file), None, expected, f"cannot be read: {error!r}") from error
+        if not lines.is_file():
+            return {}
+        try:
+            return {int(row[f"{column}_index"]): str(row[column]) for row in self._lines(f"meta/{name}.jsonl")}
+        except (KeyError, TypeError, ValueError) as error:
+            expected = f"{column}_index and {column} in each line"
+            raise self._error(str(lines), None, expected, f"cannot be read: {error!r}") from error
+
     @property
     def videos(self) -> tuple[str, ...]:
         """Features that are kept as videos."""
@@ -116,18 +228,49 @@ class LeRobotFiles:
         return found
 
     def pictures(self, episode: EpisodeFiles, feature: str) -> Iterator[Rgb]:
-        """Yield the pictures that are kept within the parquet file, in order."""
+        """Yield the pictures that are kept within the parquet file, or in files that it names, in order.
+
+        Raises:
+            SamplesError: one is missing, damaged, or holds depths.
+        """
+        for number, cell in enumerate(self._table(episode, [feature]).column(feature).to_pylist()):
+            yield self._decoded(episode, feature, number, cell)
+
+    def _decoded(self, episode: EpisodeFiles, feature: str, number: int, cell: Any) -> Rgb:
         import io
 
         from PIL import Image
 
-        for cell in self._table(episode, [feature]).column(feature).to_pylist():
-            with Image.open(io.BytesIO(cell["bytes"])) as picture:
-                yield np.array(picture.convert("RGB"))
+        where = f"episode {episode.index}: {feature} of frame {number}"
+        told = cell if isinstance(cell, dict) else {}
+        content = told.get("bytes")
+        if content is None:
+            file = self._beside(episode, feature, str(told.get("path") or ""))
+            if file is None:
+                expected = "bytes of a picture in the parquet file, or the path of a file within the data set"
+                raise self._error(feature, told.get("path"), expected, f"{where} is not there")
+            content = file.read_bytes()
+        try:
+            with Image.open(io.BytesIO(content)) as picture:
+                if picture.mode not in COLOURS:
+                    expected = "a picture of 8 bits a channel"
+                    raise self._error(feature, picture.mode, expected, f"{where} has mode {picture.mode}, as depths do")
+                return np.array(picture.convert("RGB"))
+        except OSError as error:  # of Pillow, for what is no picture or cut short
+            raise self._error(feature, None, "a PNG or JPEG", f"{where} cannot be decoded: {error}") from error
+
+    def _beside(self, episode: EpisodeFiles, feature: str, path: str) -> Path | None:
+        """Return the file of a picture whose bytes are not in the parquet file; None where it is not in the folder."""
+        name = Path(path).name
+        folders = [f"images/{feature}/episode{mark}{episode.index:06d}" for mark in "_-"]
+        places = [path, *(f"{folder}/{name}" for folder in folders)]
+        inside = self.folder.resolve()
+        files = [self.folder / place for place in places] if name else []
+        return next((each for each in files if each.is_file() and each.resolve().is_relative_to(inside)), None)
 
     def files(self) -> list[Path]:
-        """Return every file that samples come from."""
-        found = [path for path in (self.folder / "meta").rglob("*") if path.is_file()]
+        """Return every file that samples come from, pictures that lie beside the tables among them."""
+        found = [path for part in ("meta", "images") for path in (self.folder / part).rglob("*") if path.is_file()]
         found += [episode.data for episode in self.episodes]
         found += [clip.file for episode in self.episodes for clip in episode.clips.values()]
         return sorted(set(found))
@@ -139,17 +282,8 @@ class LeRobotFiles:
             table = pq.read_table(
                 episode.data, columns=[*columns, "frame_index"], filters=[("episode_index", "=", episode.index)]
             ).sort_by("frame_index")
-        except FileNotFoundError:
-            raise self._error(
-                str(episode.data), None, "a parquet file", f"episode {episode.index}: the file is missing"
-            ) from None
         except Exception as error:  # pyarrow raises errors of many kinds
-            raise self._error(
-                str(episode.data),
-                None,
-                f"a parquet file with {', '.join(columns)}",
-                f"episode {episode.index} cannot be read: {str(error).splitlines()[0]}",
-            ) from error
+            raise self._unreadable(episode, columns, error) from error
         if table.num_rows != episode.length:
             raise self._error(
                 str(episode.data),
@@ -158,6 +292,13 @@ class LeRobotFiles:
                 f"episode {episode.index} has {table.num_rows} rows instead of {episode.length}",
             )
         return table
+
+    def _unreadable(self, episode: EpisodeFiles, columns: Sequence[str], error: Exception) -> SamplesError:
+        file, expected = str(episode.data), "a parquet file" + (f" with {', '.join(columns)}" if columns else "")
+        if isinstance(error, FileNotFoundError):
+            return self._error(file, None, expected, f"episode {episode.index}: the file is missing")
+        message = f"episode {episode.index} cannot be read: {str(error).splitlines()[0]}"
+        return self._error(file, None, expected, message)
 
     def _episodes_of_v2(self) -> tuple[EpisodeFiles, ...]:
         chunk = int(self.info.get("chunks_size", 1000))
@@ -169,9 +310,9 @@ class LeRobotFiles:
                 key: Clip(self.folder / str(self.info["video_path"]).format(**place, video_key=key), 0.0)
                 for key in self.videos
             }
-            tasks = told.get("tasks") or [""]
+            tasks = _listed(told.get("tasks"))
             data = self.folder / str(self.info["data_path"]).format(**place)
-            found.append(EpisodeFiles(index, int(told["length"]), str(tasks[0]), len(tasks), data, clips))
+            found.append(EpisodeFiles(index, int(told["length"]), tasks[0], len(tasks), data, clips))
         return tuple(found)
 
     def _episodes_of_v3(self) -> tuple[EpisodeFiles, ...]:
@@ -190,7 +331,7 @@ class LeRobotFiles:
                 found += [self._episode_of_v3(row) for row in rows]
             except Exception as error:
                 raise self._error(str(file), None, "a row for each episode", f"cannot be read: {error!r}") from error
-        return tuple(sorted(found, key=lambda episode: episode.index))
+        return _ended(sorted(found, key=lambda episode: episode.index))
 
     def _episode_of_v3(self, row: dict[str, Any]) -> EpisodeFiles:
         data = str(self.info["data_path"]).format(
@@ -201,10 +342,12 @@ class LeRobotFiles:
             file = str(self.info["video_path"]).format(
                 video_key=key, chunk_index=row[f"videos/{key}/chunk_index"], file_index=row[f"videos/{key}/file_index"]
             )
-            clips[key] = Clip(self.folder / file, float(row[f"videos/{key}/from_timestamp"]))
-        tasks = row.get("tasks") or [""]
+            end = row.get(f"videos/{key}/to_timestamp")
+            start = float(row[f"videos/{key}/from_timestamp"])
+            clips[key] = Clip(self.folder / file, start, float(end) if end is not None else np.inf)
+        tasks = _listed(row.get("tasks"))
         return EpisodeFiles(
-            int(row["episode_index"]), int(row["length"]), str(tasks[0]), len(tasks), self.folder / data, clips
+            int(row["episode_index"]), int(row["length"]), tasks[0], len(tasks), self.folder / data, clips
         )
 
     def _lines(self, name: str) -> Iterator[dict[str, Any]]:
@@ -230,6 +373,26 @@ class LeRobotFiles:
         return SamplesError([Problem(str(self.folder), key.removeprefix(f"{self.folder}/"), value, expected, message)])
 
 
+def _listed(tasks: Any) -> list[str]:
+    return [tasks] if isinstance(tasks, str) else list(map(str, tasks or [""]))
+
+
+def _ended(episodes: Sequence[EpisodeFiles]) -> tuple[EpisodeFiles, ...]:
+    """Let no clip reach into the next one of its file."""
+    starts: dict[Path, set[float]] = {}
+    for episode in episodes:
+        for clip in episode.clips.values():
+            starts.setdefault(clip.file, set()).add(clip.start)
+    sorted_starts = {file: np.array(sorted(found)) for file, found in starts.items()}
+
+    def ended(clip: Clip) -> Clip:
+        later = sorted_starts[clip.file]
+        place = int(np.searchsorted(later, clip.start, side="right"))
+        return replace(clip, end=min(clip.end, float(later[place]))) if place < len(later) else clip
+
+    return tuple(replace(each, clips={key: ended(clip) for key, clip in each.clips.items()}) for each in episodes)
+
+
 class Video:
     """Frames of one video file by their time, best asked for in order.
 
@@ -250,6 +413,19 @@ class Video:
             self._frames = self._container.decode(self._stream)
         except (OSError, IndexError, av.error.FFmpegError) as error:
             raise self._error(f"cannot be opened: {error}") from error
+        if str(self._stream.codec_context.pix_fmt).startswith(DEPTH_FORMATS):
+            self._container.close()
+            raise self._error(f"holds depths ({self._stream.codec_context.pix_fmt}), expected colours of 8 bits")
+
+    @property
+    def end(self) -> float:
+        """Time in s at which its last frame ends; infinite where the file does not say."""
+        import av
+
+        if self._stream.duration is not None and self._stream.time_base is not None:
+            return float((self._stream.duration + (self._stream.start_time or 0)) * self._stream.time_base)
+        duration = self._container.duration
+        return float(duration / av.time_base) if duration is not None else np.inf
 
     def at(self, time: float) -> Rgb:
         """Return the frame at ``time`` s, uint8 [H, W, 3].

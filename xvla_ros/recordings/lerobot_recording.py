@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +17,15 @@ from pydantic import BaseModel, Field
 
 from xvla_ros.errors import KinematicsError, MessageError, Problem, did_you_mean
 from xvla_ros.observation.images import view_of
+from xvla_ros.recordings.action_checks import action_problems
 from xvla_ros.recordings.action_path import ActionPath, Channels
 from xvla_ros.recordings.bag_paths import tool_actions
 from xvla_ros.recordings.bags import sampled
-from xvla_ros.recordings.lerobot_files import EpisodeFiles, LeRobotFiles, Video
+from xvla_ros.recordings.lerobot_files import LANGUAGE, EpisodeFiles, LeRobotFiles, Video
 from xvla_ros.recordings.recording import (
     Episode,
     Frame,
+    LostEpisode,
     SamplesError,
     Survey,
     joint_problems,
@@ -36,7 +38,7 @@ from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tools import tool_arms
 from xvla_ros.types import NS, Floats
 
-READER_VERSION = 1
+READER_VERSION = 2
 SUFFIX = ".pos"  # of the names that LeRobot's drivers give to joint positions
 
 
@@ -61,6 +63,14 @@ class LeRobotMapping(BaseModel, frozen=True, extra="forbid", strict=True, allow_
         description="Joint (units ros or policy) or channel (units vector) of the profile → name in the feature, or "
         "{name, scale, offset}; what is not listed is sought by its own name, with or without .pos.",
     )
+    action_channels: dict[str, ChannelSource | str] = Field(
+        default={}, description="As channels, of the action where it differs from the state: in order or units."
+    )
+    words: Literal["task", "subtask"] = Field(
+        default="task",
+        description="What a frame is to be done: its task, or its subtask (subtask_index, or the style subtask of "
+        "language_persistent), its task where it has none.",
+    )
     units: Literal["policy", "ros", "vector"] = Field(
         default="policy",
         description="Of the features after channels' scales: policy (joints as the profile's scale makes them), ros "
@@ -81,6 +91,8 @@ class LeRobotOptions:
     actions: Literal["auto", "planned", "commanded", "measured"] = "auto"
     rate: float | None = None
     instruction: str = ""
+    episodes: frozenset[int] = frozenset()  # numbers of those wanted; empty wants all
+    skip_bad: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,7 @@ class LeRobotRecording:
         self._opened: LeRobotFiles | None = None
         self._states: list[Floats] = []
         self._kept: list[EpisodeFiles] = []
+        self._ends: dict[Path, float] = {}
 
     @property
     def source(self) -> str:
@@ -134,7 +147,7 @@ class LeRobotRecording:
         Raises:
             SamplesError: it is no data set, or lacks features that the profile needs.
         """
-        problems = [*self._camera_problems(), *self._video_problems()]
+        problems = self._camera_problems()
         if not self._files.episodes:
             problems.append(self._problem("meta/episodes", 0, "at least one episode", "has no episode"))
         commanded = self._options.actions != "measured" and self._options.mapping.action in self._files.features
@@ -158,57 +171,174 @@ class LeRobotRecording:
             )
         if problems:
             raise SamplesError(problems)
-        encoder, state = self._encoder(), self._columns(self._options.mapping.state)
-        action = self._columns(self._options.mapping.action) if commanded else state
+        encoder, state = self._encoder(), self._columns(self._options.mapping.state, self._options.mapping.channels)
+        differing = {**self._options.mapping.channels, **self._options.mapping.action_channels}
+        action = self._columns(self._options.mapping.action, differing) if commanded else state
         self._states, self._kept = [], []
-        episodes, extremes, notes = [], [], []
-        for files in self._files.episodes:
-            name = f"episode {files.index}"
-            wanted = [self._options.mapping.state, *([self._options.mapping.action] if commanded else [])]
-            rows = self._files.rows(files, ["timestamp", *wanted])
+        episodes, left_out, joints, targets = [], [], [], []
+        chosen = self._chosen()
+        for files in chosen:
+            try:
+                found, rows, words = self._episode_problems(files, commanded)
+            except SamplesError as error:
+                left_out += error.problems[:1]
+                continue
+            if found:
+                left_out += found[:1]
+                continue
             # they are float32 s: beyond a microsecond the digits mean nothing
             times = np.rint(rows["timestamp"] * 1e6).astype(np.int64) * 1000
-            found = self._row_problems(name, rows, times)
-            if not (self._options.instruction or files.task or self._profile.instruction):
-                found.append(self._problem(name, "", "a task in words", f"{name} has no task: set instruction"))
-            if found:
-                problems += found
-                continue
             measured = self._joints(state.take(rows[self._options.mapping.state]))
-            self._states.append(self._state(measured, encoder))
-            self._kept.append(files)
             values = self._joints(action.take(rows[self._options.mapping.action])) if commanded else measured
             path = ActionPath(times, self._actions(values, encoder).astype(np.float32), Channels.of(self._profile))
-            problems += path_problems(self.source, name, path, self._profile.channels)
-            told = self._options.instruction or files.task or self._profile.instruction
-            if files.tasks > 1:
-                notes.append(f"{self._folder}: {name} has {files.tasks} tasks; the first counts: {files.task!r}")
-            episodes.append(Episode(str(files.index), told, None, int(times[0]), int(times[-1]), path))
-            if self._options.mapping.units != "vector":
-                extremes.append((measured.min(axis=0), measured.max(axis=0)))
-        if extremes:
-            low, high = np.min([low for low, _ in extremes], axis=0), np.max([high for _, high in extremes], axis=0)
-            problems += joint_problems(self.source, self._profile, low, high)
+            if bad := path_problems(self.source, f"episode {files.index}", path, self._profile.channels):
+                left_out += bad[:1]
+                continue
+            self._states.append(self._state(measured, encoder))
+            self._kept.append(files)
+            changes = _changes(times, words)
+            first, *others = changes
+            episodes.append(
+                Episode(str(files.index), first[1], None, int(times[0]), int(times[-1]), path, changes=tuple(others))
+            )
+            joints.append(measured)
+            targets.append(values)
+        problems = self._too_many(left_out, len(chosen))
+        if not problems:
+            problems, notes = self._unit_problems(joints, targets if commanded else [])
+        else:
+            notes = []
         return Survey(
             tuple(episodes),
             tuple(problems),
             self._files.fps,
             "commanded" if commanded else "measured",
             {},
-            tuple(notes),
+            (*self._word_notes(episodes), *notes),
+            tuple(left_out),
         )
 
-    def frames(self, survey: Survey) -> Iterator[Frame]:
-        """Yield the frames, the videos read from their beginnings on."""
+    def _chosen(self) -> list[EpisodeFiles]:
+        """Return the episodes that the options want.
+
+        Raises:
+            SamplesError: naming those that are not there.
+        """
+        wanted, known = self._options.episodes, {files.index for files in self._files.episodes}
+        if missing := sorted(wanted - known):
+            expected = f"numbers of {min(known)}…{max(known)}"
+            message = f"has no episode {', '.join(map(str, missing[:5]))}"
+            raise SamplesError([self._problem("episodes", missing[:5], expected, message)])
+        return [files for files in self._files.episodes if not wanted or files.index in wanted]
+
+    def _episode_problems(
+        self, files: EpisodeFiles, commanded: bool
+    ) -> tuple[list[Problem], dict[str, Floats], list[str]]:
+        """Read an episode's numbers and words; return what is wrong with it alone, the numbers and the words.
+
+        Raises:
+            SamplesError: they cannot be read.
+        """
+        name, mapping = f"episode {files.index}", self._options.mapping
+        rows = self._files.rows(files, ["timestamp", mapping.state, *([mapping.action] if commanded else [])])
+        times = np.rint(rows["timestamp"] * 1e6).astype(np.int64) * 1000
+        found = self._row_problems(name, rows, times) or self._clip_problems(name, files, times)
+        if self._options.instruction:
+            return found, rows, [self._options.instruction] * files.length
+        words = [text or self._profile.instruction for text in self._files.words(files, mapping.words)]
+        if not all(words):
+            found.append(self._problem(name, "", "a task in words", f"{name} has no task: set instruction"))
+        return found, rows, words
+
+    def _clip_problems(self, name: str, files: EpisodeFiles, times: NDArray[np.int64]) -> list[Problem]:
+        """Find rows that lie behind the end of their pictures."""
+        problems = []
+        wanted = set(self._cameras().values())
+        for feature, clip in files.clips.items():
+            if feature not in wanted:
+                continue
+            place = str(clip.file.relative_to(self._folder))
+            if not clip.file.is_file():
+                problems.append(self._problem(place, None, "a video file", f"{name}: the file is missing"))
+                continue
+            end = min(clip.end, self._video_end(clip.file))
+            beyond = int((clip.start + times / NS > end - 0.4 / self._files.fps).sum())
+            if beyond:
+                problems.append(
+                    self._problem(
+                        place, round(clip.start + float(times[-1]) / NS, 3), f"frames up to {end:.3f} s at most",
+                        f"{name}: {beyond} of its {len(times)} rows come after the end of their pictures of {feature}",
+                    )
+                )  # fmt: skip
+        return problems
+
+    def _video_end(self, file: Path) -> float:
+        if file not in self._ends:
+            video = Video(file, self._files.fps)
+            self._ends[file] = video.end
+            video.close()
+        return self._ends[file]
+
+    def _too_many(self, left_out: Sequence[Problem], count: int) -> list[Problem]:
+        """Return the problems of episodes where they are too many for chance, or all; none where the rest may count."""
+        if not left_out or (len(left_out) < count and (self._options.skip_bad or 2 * len(left_out) < count)):
+            return []
+        hint = "" if len(left_out) == count else ": choose others with episodes, or leave these out with skip_bad"
+        message = f"{len(left_out)} of {count} episodes cannot be used{hint}"
+        return [*left_out, self._problem("episodes", len(left_out), "less than half of them", message)]
+
+    def _unit_problems(self, joints: Sequence[Floats], actions: Sequence[Floats]) -> tuple[list[Problem], list[str]]:
+        """Return what looks wrong with the units of the state, or with the actions beside it, and what may be."""
+        if self._options.mapping.units == "vector":
+            together = np.concatenate(joints)
+            names = [*self._profile.channels, *map(str, range(len(self._profile.channels), together.shape[1]))]
+            found = action_problems(self.source, names, np.ptp(together, axis=0), joints, actions)
+            # a vector may be steps on purpose
+            return [], [f"{self._folder}: {problem.message}" for problem in found]
+        low = np.min([each.min(axis=0) for each in joints], axis=0)
+        high = np.max([each.max(axis=0) for each in joints], axis=0)
+        problems = joint_problems(self.source, self._profile, low, high)
+        if problems or not actions:
+            return problems, []
+        ranges = np.array([joint.upper - joint.lower for joint in self._profile.joints.ordered])
+        return action_problems(self.source, self._profile.joints.policy_order, ranges, joints, actions), []
+
+    def _word_notes(self, episodes: Sequence[Episode]) -> list[str]:
+        changing = [episode.key for episode in episodes if episode.changes]
+        notes = []
+        if changing:
+            what = "subtasks" if self._options.mapping.words == "subtask" else "tasks"
+            some = _some(changing)
+            notes.append(
+                f"{self._folder}: {len(changing)} episodes have several {what} ({some}): each frame has its own"
+            )
+        has_subtasks = self._files.subtasks or LANGUAGE in self._files.features
+        if has_subtasks and self._options.mapping.words == "task" and not self._options.instruction:
+            notes.append(f"{self._folder}: has subtasks too; mapping.words: subtask takes them")
+        return notes
+
+    def frames(self, survey: Survey) -> Iterator[Frame | LostEpisode]:
+        """Yield the frames, the videos read from their beginnings on; an episode with a damaged picture ends there.
+
+        Raises:
+            SamplesError: too many episodes do.
+        """
         if not self._kept:
             self.survey()
         videos: dict[str, tuple[Path, Video]] = {}
+        lost = list(survey.left_out)
         try:
             for number, (files, states) in enumerate(zip(self._kept, self._states, strict=True)):
-                yield from self._frames_of(number, files, states, survey.episodes[number].path.times, videos)
+                try:
+                    yield from self._frames_of(number, files, states, survey.episodes[number].path.times, videos)
+                except SamplesError as error:
+                    yield LostEpisode(number, error.problems[0])
+                    lost += error.problems[:1]
         finally:
             for _, video in videos.values():
                 video.close()
+        if len(lost) > len(survey.left_out) and (problems := self._too_many(lost, len(self._chosen()))):
+            raise SamplesError(problems)
 
     def fingerprint(self) -> str:
         """Return hex digits of the files' content, the profile, its URDFs and the settings."""
@@ -226,6 +356,8 @@ class LeRobotRecording:
             options.actions,
             options.rate,
             options.instruction,
+            sorted(options.episodes),
+            options.skip_bad,
         ]
         digest.update(json.dumps(told, sort_keys=True).encode())
         return digest.hexdigest()
@@ -305,7 +437,16 @@ class LeRobotRecording:
         for slot in slots:
             feature = self._options.mapping.cameras.get(slot, f"observation.images.{slot}")
             asked = slot in self._options.mapping.cameras or cameras[slot].required
-            if asked and (slot not in found or feature not in known):
+            if slot in found and self._files.is_depth(feature):
+                problems.append(
+                    self._problem(
+                        f"mapping.cameras.{slot}",
+                        feature,
+                        "a feature with colours: " + (", ".join(set(known) - {feature}) or "there is none"),
+                        f"{feature} holds depths (is_depth_map), which slot {slot!r} cannot show",
+                    )
+                )
+            elif asked and (slot not in found or feature not in known):
                 problems.append(
                     self._problem(
                         f"mapping.cameras.{slot}",
@@ -335,21 +476,6 @@ class LeRobotRecording:
                 )
             )
         return problems
-
-    def _video_problems(self) -> list[Problem]:
-        wanted = set(self._cameras().values())
-        missing = sorted(
-            {
-                clip.file
-                for files in self._files.episodes
-                for key, clip in files.clips.items()
-                if key in wanted and not clip.file.is_file()
-            }
-        )
-        return [
-            self._problem(str(file.relative_to(self._folder)), None, "a video file", "the file is missing")
-            for file in missing
-        ]
 
     def _row_problems(self, name: str, rows: dict[str, Floats], times: NDArray[np.int64]) -> list[Problem]:
         problems = []
@@ -386,7 +512,7 @@ class LeRobotRecording:
             )
         return problems
 
-    def _columns(self, feature: str) -> _Columns:
+    def _columns(self, feature: str, channels: Mapping[str, ChannelSource | str]) -> _Columns:
         """Find the channels of a feature.
 
         Raises:
@@ -399,7 +525,7 @@ class LeRobotRecording:
             return _Columns(index, np.ones(len(index)), np.zeros(len(index)))
         sources, problems = [], []
         for channel in wanted:
-            told = self._options.mapping.channels.get(channel, channel)
+            told = channels.get(channel, channel)
             source = ChannelSource(name=told) if isinstance(told, str) else told
             place = _place(source.name, names)
             if place is None:
@@ -413,7 +539,7 @@ class LeRobotRecording:
                 )
             else:
                 sources.append((place, source.scale, source.offset))
-        unknown = [name for name in self._options.mapping.channels if name not in wanted]
+        unknown = [name for name in channels if name not in wanted]
         problems += [
             self._problem(
                 f"mapping.channels.{name}",
@@ -460,6 +586,16 @@ class LeRobotRecording:
 
     def _problem(self, key: str, value: Any, expected: str, message: str) -> Problem:
         return Problem(self.source, key, value, expected, message)
+
+
+def _changes(times: NDArray[np.int64], words: Sequence[str]) -> list[tuple[int, str]]:
+    """Return (ns, text) from where on each text counts."""
+    starts = [0, *(row for row in range(1, len(words)) if words[row] != words[row - 1])]
+    return [(int(times[row]), words[row]) for row in starts]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _place(name: str, names: Sequence[str]) -> int | None:

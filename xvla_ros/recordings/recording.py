@@ -72,6 +72,7 @@ class Episode:
         plans: what counts in the place of the path from the first of them on; None where the path counts.
         task: of a simulated one.
         seed: of a simulated one.
+        changes: (ROS time ns, instruction) in order of time: what was to be done instead from then on.
     """
 
     key: str
@@ -83,6 +84,17 @@ class Episode:
     task: str = ""
     seed: int | None = None
     plans: Plans | None = None
+    changes: tuple[tuple[int, str], ...] = ()
+
+    def instruction_at(self, stamp: int) -> str:
+        """Return what was to be done at a ROS time in ns."""
+        begun = [text for time, text in self.changes if time <= stamp]
+        return begun[-1] if begun else self.instruction
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Everything that was to be done, each once."""
+        return tuple(dict.fromkeys([self.instruction, *(text for _, text in self.changes)]))
 
     def waypoints(self, stamp: int, due: Times) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return the actions of an observation, and which of them are recorded; the others repeat the last one.
@@ -118,6 +130,19 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class LostEpisode:
+    """An episode whose frames cannot be read to the end: none of them must be used.
+
+    Attributes:
+        episode: index of it in the recording.
+        problem: why.
+    """
+
+    episode: int
+    problem: Problem
+
+
+@dataclass(frozen=True)
 class Survey:
     """What a recording holds, found without decoding a picture.
 
@@ -128,6 +153,7 @@ class Survey:
         actions: what the paths are: whole plans, what was commanded, or what was measured.
         skipped: why episodes were left out → how many.
         notes: what a person should know, such as that the recording was cut short.
+        left_out: episodes that are not used for what is wrong with each of them alone.
     """
 
     episodes: tuple[Episode, ...]
@@ -136,6 +162,7 @@ class Survey:
     actions: ActionSource = "measured"
     skipped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    left_out: tuple[Problem, ...] = ()
 
 
 def joint_leaps(faults: FaultTally, survey: Survey) -> str:
@@ -169,7 +196,7 @@ class Recording(Protocol):
     def survey(self) -> Survey:
         """Return what it holds, and its problems; only what cannot be read at all raises ``SamplesError``."""
 
-    def frames(self, survey: Survey) -> Iterator[Frame | Fault]:
+    def frames(self, survey: Survey) -> Iterator[Frame | Fault | LostEpisode]:
         """Yield the observations of the episodes of a survey, decoded; a fault where there is none."""
 
     def fingerprint(self) -> str:

@@ -19,6 +19,7 @@ from xvla_ros.errors import Problem, ProblemsError, problems_of
 from xvla_ros.recordings.lerobot_recording import LeRobotMapping
 from xvla_ros.resources import config_dir
 
+_RANGE = re.compile(r"^\d+(-\d+)?$")
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 Sizes = dict[str, int | float | bool | list[int] | list[bool]]
@@ -67,7 +68,16 @@ class DatasetSettings(DataSection):
     instructions: dict[str, Strings] = Field({}, description="Instruction → paraphrases, one of which is drawn.")
     instructions_file: str = Field("", description="YAML file with more of them.")
     only_successes: bool = Field(True, description="Leave out episodes marked as failed.")
-    skip_bad: bool = Field(False, description="Leave out recordings with problems instead of refusing them.")
+    skip_bad: bool = Field(
+        False,
+        description="Leave out recordings with problems instead of refusing them. Of a LeRobot data set, bad episodes "
+        "are left out and named in any case, as long as they are less than half; with skip_bad, however many.",
+    )
+    episodes: tuple[int | str, ...] = Field(
+        (),
+        strict=False,
+        description="Of a LeRobot data set: numbers, or ranges as 0-39, of the episodes to take; empty takes all.",
+    )
     split: Split = Split()
     early: Early = Field(Early(), description="Samples of the beginning of episodes, more often.")
     mapping: LeRobotMapping = LeRobotMapping()
@@ -76,7 +86,17 @@ class DatasetSettings(DataSection):
     def _named_robot(self) -> DatasetSettings:
         if self.kind == "lerobot" and not self.robot:
             raise ValueError("a LeRobot data set knows no profile: set robot to the name of one, or to a profile file")
+        if self.kind != "lerobot" and self.episodes:
+            raise ValueError("episodes are chosen of a LeRobot data set; of bags, list those to take in paths")
+        if bad := [each for each in self.episodes if not _RANGE.match(str(each))]:
+            raise ValueError(f"episodes {bad}: expected numbers, or ranges as '0-39'")
         return self
+
+    @property
+    def chosen(self) -> frozenset[int]:
+        """Numbers of the episodes to take; empty takes all."""
+        parts = [str(each).partition("-") for each in self.episodes]
+        return frozenset(n for first, _, last in parts for n in range(int(first), int(last or first) + 1))
 
 
 class Augmentation(DataSection):

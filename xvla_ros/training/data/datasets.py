@@ -102,7 +102,9 @@ def recordings_of(entry: DatasetSettings) -> Iterator[Recording]:
         if entry.kind == "lerobot":
             from xvla_ros.recordings.lerobot_recording import LeRobotOptions, LeRobotRecording
 
-            told = LeRobotOptions(entry.mapping, entry.actions, entry.rate, entry.instruction)
+            told = LeRobotOptions(
+                entry.mapping, entry.actions, entry.rate, entry.instruction, entry.chosen, entry.skip_bad
+            )
             yield LeRobotRecording(path, load_robot(entry.robot), told)
         else:
             from xvla_ros.recordings.bag_recording import BagOptions, BagRecording, profile_of_bag

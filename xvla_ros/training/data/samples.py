@@ -24,6 +24,7 @@ from xvla_ros.types import Embodiment, Floats, Observation
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 KEPT = 65_536  # rows that quantiles are taken from: the 1 % quantile is then right to about 0.04 % of the rows
+MOST_LINES = 20  # of what is said of a data set
 STILL = 1e-6  # a channel whose spread is below this share of its size never moves
 
 
@@ -220,7 +221,8 @@ class Samples:
                 for each in datasets
                 for store in each.stores
                 for episode in store.episodes
-                for text in each.paraphrases.of(episode.instruction)
+                for instruction in episode.instructions
+                for text in each.paraphrases.of(instruction)
             }
         )
 
@@ -307,17 +309,21 @@ class Samples:
                 "held out": len(each.held_out),
                 "weight": each.settings.weight,
                 "actions": " and ".join(sorted({store.actions for store in each.stores})),
-                "left out": sum(sum(store.skipped.values()) for store in each.stores) + len(each.left_out),
+                "left out": sum(sum(s.skipped.values()) + len(s.left_out) for s in each.stores) + len(each.left_out),
                 "no observation": sum(len(store.faults) for store in each.stores),
             }
             for each in self.datasets
         ]
 
     def left_out(self) -> list[str]:
-        """Return in words what was left out and why: recordings, and the commonest faults of each data set."""
-        lines = []
+        """Return in words what was left out and why, what is odd, and the commonest faults of each data set."""
+        lines: list[str] = []
         for each in self.datasets:
-            lines += [f"left out: {problem}" for problem in each.left_out]
+            problems = [*each.left_out, *(problem for store in each.stores for problem in store.left_out)]
+            lines += _first_of([f"left out: {problem}" for problem in problems])
+            for store in each.stores:
+                lines += [f"left out: {store.source}: {count} × {why}" for why, count in store.skipped.items()]
+            lines += _first_of([f"note: {note}" for store in each.stores for note in store.notes])
             faults = FaultTally(record for store in each.stores for record in store.faults.records())
             lines += [f"{each.profile.name}: no observation: {line}" for line in faults.lines()]
         return lines
@@ -342,7 +348,7 @@ class Samples:
             np.array(store.state[row]),
             actions,
             known,
-            episode.instruction,
+            episode.instruction_at(stamp),
             index,
             f"{store.source}, episode {episode.key}",
             stamp,
@@ -354,3 +360,9 @@ def _by_episode(store: Store, rows: Rows) -> Iterator[tuple[int, NDArray[np.int6
     episodes = np.searchsorted(store.first, rows, side="right") - 1
     for episode in np.unique(episodes):
         yield int(episode), store.stamps[rows[episodes == episode]]
+
+
+def _first_of(lines: list[str]) -> list[str]:
+    """Return the first lines, and how many more there are."""
+    more = len(lines) - MOST_LINES
+    return [*lines[:MOST_LINES], f"… and {more} more"] if more > 0 else lines

@@ -21,7 +21,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,7 +31,16 @@ from numpy.typing import NDArray
 from xvla_ros.errors import Problem
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault, FaultTally
 from xvla_ros.recordings.action_path import ActionPath, Channels, Plans
-from xvla_ros.recordings.recording import ActionSource, Episode, Frame, Recording, SamplesError, Survey, joint_leaps
+from xvla_ros.recordings.recording import (
+    ActionSource,
+    Episode,
+    Frame,
+    LostEpisode,
+    Recording,
+    SamplesError,
+    Survey,
+    joint_leaps,
+)
 
 SCHEMA_VERSION = 3
 META, NUMBERS = "store.json", "numbers.npz"
@@ -109,7 +118,7 @@ class Store:
         present: bool [N, S], in the order of ``slots``.
         slots: S names.
         pictures: slot → its file; a slot that never had a picture has none.
-        frame_rate, actions, skipped, notes: as in ``Survey``.
+        frame_rate, actions, skipped, notes, left_out: as in ``Survey``.
         faults: why there was no observation where one was wanted.
     """
 
@@ -126,6 +135,7 @@ class Store:
     actions: ActionSource
     skipped: dict[str, int]
     notes: tuple[str, ...]
+    left_out: tuple[Problem, ...]
     faults: FaultTally
 
     def __len__(self) -> int:
@@ -268,22 +278,30 @@ class _Pictures:
 def _write(recording: Recording, survey: Survey, folder: Path, resizer: Resizer) -> None:
     slots = recording.profile.cameras.slots
     rows: list[tuple[int, int, NDArray[np.float32], list[bool]]] = []
-    faults = FaultTally()
+    faults, lost = FaultTally(), dict[int, Problem]()
     with ExitStack() as stack:
         pictures = _Pictures(folder, slots, recording.source, stack)
         for frame in recording.frames(survey):
             if isinstance(frame, Fault):
                 faults.add(frame)
                 continue
+            if isinstance(frame, LostEpisode):
+                lost[frame.episode] = frame.problem
+                continue
             _check_state(recording, frame)
             kept = {slot: resizer(image) for slot, image in frame.images.items()}
             rows.append((frame.episode, frame.stamp, frame.state, pictures.add(kept)))
-    _check_faults(recording, survey, faults, len(rows))
     # the frames of an episode lie together, in order of time
-    order = sorted(range(len(rows)), key=lambda row: (rows[row][0], rows[row][1]))
+    order = [row for row in range(len(rows)) if rows[row][0] not in lost]
+    order.sort(key=lambda row: (rows[row][0], rows[row][1]))
+    _check_faults(recording, survey, faults, len(order))
     if order != list(range(len(rows))):
-        _reorder(folder, slots, pictures.shapes, order)
+        _reorder(folder, slots, pictures.shapes, order, len(rows))
         rows = [rows[row] for row in order]
+    whole = [number for number in range(len(survey.episodes)) if number not in lost]
+    rows = [(whole.index(row[0]), *row[1:]) for row in rows] if lost else rows
+    left_out = (*survey.left_out, *lost.values())
+    survey = replace(survey, episodes=tuple(survey.episodes[number] for number in whole), left_out=left_out)
     _write_numbers(folder, survey, rows)
     meta = {
         "schema_version": SCHEMA_VERSION,
@@ -294,6 +312,7 @@ def _write(recording: Recording, survey: Survey, folder: Path, resizer: Resizer)
         "skipped": dict(survey.skipped),
         "faults": faults.records(),
         "notes": list(survey.notes),
+        "left_out": [problem.to_dict() for problem in survey.left_out],
         "shapes": {slot: pictures.shapes.get(slot) for slot in slots},
         "channels": vars(survey.episodes[0].path.channels),
         "episodes": [
@@ -305,6 +324,7 @@ def _write(recording: Recording, survey: Survey, folder: Path, resizer: Resizer)
                 "end": e.end,
                 "task": e.task,
                 "seed": e.seed,
+                "changes": [list(change) for change in e.changes],
             }
             for e in survey.episodes
         ],
@@ -409,11 +429,12 @@ def _plans(numbers: dict[str, NDArray[Any]], episodes: int, channels: Channels) 
     return made
 
 
-def _reorder(folder: Path, slots: tuple[str, ...], shapes: dict[str, Size], order: list[int]) -> None:
+def _reorder(folder: Path, slots: tuple[str, ...], shapes: dict[str, Size], order: list[int], count: int) -> None:
+    """Put the pictures of the rows in ``order``, of ``count`` that were written, into that order."""
     for slot in slots:
         if slot in shapes:
             file, new = folder / f"{slot}.rgb", folder / f"{slot}.new"
-            pictures = np.memmap(file, np.uint8, "r", shape=(len(order), *shapes[slot], 3))
+            pictures = np.memmap(file, np.uint8, "r", shape=(count, *shapes[slot], 3))
             with new.open("wb") as stream:
                 for row in order:
                     stream.write(pictures[row].data)
@@ -439,6 +460,7 @@ def _read(folder: Path, recording: Recording) -> Store:
             told["task"],
             told["seed"],
             plans,
+            tuple((int(time), text) for time, text in told.get("changes", ())),
         )
         for told, end, count, plans in zip(
             meta["episodes"], ends, found["path_lengths"], _plans(found, len(ends), channels), strict=True
@@ -465,6 +487,7 @@ def _read(folder: Path, recording: Recording) -> Store:
         meta["actions"],
         meta["skipped"],
         tuple(meta["notes"]),
+        tuple(Problem(**each) for each in meta.get("left_out", ())),
         FaultTally(meta["faults"]),
     )
 
