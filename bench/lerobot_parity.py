@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our checkpoints in LeRobot 0.4.4, and LeRobot's here: equal actions for equal noise.
+"""Our checkpoints in LeRobot, and LeRobot's here: equal actions for equal noise.
 
-    python bench/lerobot_parity.py [--peer PYTHON] [--checkpoint DIR] [--json FILE]
+    python bench/lerobot_parity.py [--peer PYTHON]... [--checkpoint DIR] [--json FILE]
 
-PYTHON is the interpreter of an environment with lerobot==0.4.4, which needs another transformers than ours; without it
-XVLA_LEROBOT_PYTHON names it, and without that how to make one is said. DIR is any
-checkpoint of ``xvla train``; without it, an untrained small one is made. LeRobot loads it and answers; then LeRobot
-trains it for three steps, saves it with its own code and answers again, and we load that.
+PYTHON is the interpreter of an environment with lerobot==0.4.4 or lerobot==0.6.1, which need another transformers than
+ours; it may be given for each of several versions. Without it XVLA_LEROBOT_PYTHON names them, separated by colons, and
+without that how to make one is said. DIR is any checkpoint of ``xvla train``; without it, an untrained small one is
+made. Each LeRobot loads it and answers; then it trains it for three steps, saves it with its own code and answers
+again, and we load that. What we save of that, each LeRobot loads and answers.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import results
+from numpy.typing import NDArray
 
 LIMIT = 1e-4  # of the largest action
 SEED = 3
@@ -38,8 +42,8 @@ def untrained(folder: Path) -> Path:
     return folder
 
 
-def compare(python: str, folder: Path, work: Path) -> list[dict[str, Any]]:
-    """Answer with both programs, before and after LeRobot's training; two rows of the table."""
+def compare(pythons: Sequence[str], folder: Path, work: Path) -> list[dict[str, Any]]:
+    """Answer with us and each LeRobot, before and after LeRobot's training; a row of the table for each pair."""
     from lerobot_peer import LeRobotPeer
 
     from xvla_ros.model import checkpoint
@@ -55,16 +59,32 @@ def compare(python: str, folder: Path, work: Path) -> list[dict[str, Any]]:
     seen = Observation(robot, 0, images, state, "put the red cube into the box")
     noise = random.standard_normal((1, config.chunk_size, policy.network.action_mode.width), dtype=np.float32)
     target = random.standard_normal((1, config.chunk_size, policy.network.action_mode.decoded_width), dtype=np.float32)
-    steps, trained = config.num_denoising_steps, work / "by_lerobot"
-    with LeRobotPeer(folder, python) as peer:
-        peer.look([seen])
-        theirs = {"ours, loaded by LeRobot": (folder, peer.answer(noise, steps).actions[0])}
-        peer.train(target, trained)
-        theirs["LeRobot's, loaded here"] = (trained, peer.answer(noise, steps).actions[0])
+    steps = config.num_denoising_steps
+    theirs: list[tuple[str, str, Path, NDArray[np.float32]]] = []
+    trained: dict[str, Path] = {}
+    for python in pythons:
+        with LeRobotPeer(folder, python) as peer:
+            peer.look([seen])
+            theirs.append(("ours", f"LeRobot {peer.version}", folder, peer.answer(noise, steps).actions[0]))
+            trained[peer.version] = work / f"by_lerobot_{peer.version}"
+            peer.train(target, trained[peer.version])
+            saved = f"LeRobot {peer.version}'s"
+            theirs.append(
+                (saved, f"LeRobot {peer.version}", trained[peer.version], peer.answer(noise, steps).actions[0])
+            )
+    for writer, made in trained.items():
+        again = work / f"again_{writer}"
+        checkpoint.save(checkpoint.load(made, dtype="float32", assume=checkpoint.PROFILE_STEPS), again)
+        for python in pythons:
+            with LeRobotPeer(again, python) as peer:
+                peer.look([seen])
+                saved = f"LeRobot {writer}'s, saved by us"
+                theirs.append((saved, f"LeRobot {peer.version}", made, peer.answer(noise, steps).actions[0]))
     rows = []
-    for name, (ours, answer) in theirs.items():
+    for saved, reader, ours, answer in theirs:
         loaded = checkpoint.load(ours, assume=checkpoint.PROFILE_STEPS)
         found = loaded.predict([seen], noise=noise, steps=steps)[0].actions
+        name = f"{saved}, in {reader}"
         if found.shape != answer.shape:
             raise SystemExit(f"{name}: actions have shape {found.shape} here and {answer.shape} in LeRobot")
         largest, difference = float(np.abs(answer).max()), float(np.abs(found - answer).max())
@@ -75,12 +95,15 @@ def compare(python: str, folder: Path, work: Path) -> list[dict[str, Any]]:
 
 def main() -> int:
     parser = results.parser(__doc__)
-    parser.add_argument("--peer", default="", metavar="PYTHON", help="interpreter with lerobot==0.4.4")
+    parser.add_argument(
+        "--peer", action="append", metavar="PYTHON", help="interpreter with lerobot; may be given again"
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="of xvla train (default: an untrained one)")
     options = parser.parse_args()
+    peers = options.peer or os.environ.get("XVLA_LEROBOT_PYTHON", "").split(":")
     with tempfile.TemporaryDirectory() as work:
         folder = options.checkpoint or untrained(Path(work) / "untrained")
-        rows = compare(options.peer, folder, Path(work))
+        rows = compare(peers, folder, Path(work))
     promises = [results.Promise(f"{row['checkpoint']}: relative difference", row["relative"], LIMIT) for row in rows]
     return results.finish(rows, promises, options.json)
 

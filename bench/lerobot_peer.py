@@ -27,6 +27,11 @@ LeRobot needs another transformers than we do, so it lives in an environment of 
   PEER/bin/pip install --no-deps lerobot==0.4.4 torchvision==0.28.0
   PEER/bin/pip install transformers==4.57.6 datasets==4.1.1 gymnasium==1.4.0 draccus==0.10.0 jsonlines deepdiff \\
     accelerate av diffusers einops imageio opencv-python-headless cmake pynput pyserial wandb termcolor
+or, on Python 3.12:
+  python3.12 -m venv PEER && PEER/bin/pip install torch==2.13.0
+  PEER/bin/pip install --no-deps lerobot==0.6.1 torchvision==0.28.0
+  PEER/bin/pip install transformers==5.5.4 "datasets<5,>=4.8" "pandas<3" jsonlines gymnasium draccus==0.11.6 "av<16" \\
+    accelerate deepdiff "einops<0.9" "Pillow<13" opencv-python-headless termcolor tqdm requests
 then name its interpreter: export {PYTHON_VARIABLE}=PEER/bin/python"""
 
 
@@ -56,7 +61,7 @@ class LeRobotPeer:
 
     Args:
         folder: of the checkpoint, as ``checkpoint.save`` writes it.
-        python: interpreter with lerobot 0.4.4; empty takes that of the environment variable.
+        python: interpreter with lerobot 0.4.4 or 0.6.1; empty takes that of the environment variable.
         device: as torch names it.
         threads: of torch.
 
@@ -75,7 +80,8 @@ class LeRobotPeer:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
             )
         try:
-            self.parameters = int(self._read()["parameters"])
+            said = self._read()
+            self.parameters, self.version = int(said["parameters"]), str(said["version"])
         except BaseException:
             self.close()
             raise

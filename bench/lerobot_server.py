@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LeRobot's X-VLA behind a pipe. Runs in an environment that has lerobot 0.4.4, and knows nothing of xvla_ros.
+"""LeRobot's X-VLA behind a pipe. Runs in an environment that has lerobot (0.4.4, 0.6.1), and knows nothing of xvla_ros.
 
     python lerobot_server.py FOLDER DEVICE THREADS
 
@@ -15,6 +15,7 @@ Loads the checkpoint, then reads a request a line from stdin and answers each by
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -39,8 +40,13 @@ def prepare_imports() -> None:
     """Make X-VLA importable alone: its package imports every policy's dependencies, torchvision its compiled ops."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
     warnings.filterwarnings("ignore")
-    for name in ("nms", "qnms"):
-        OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:  # built for CUDA, beside a torch that is not: its operators are never called here
+        for name in [each for each in sys.modules if each.startswith("torchvision")]:
+            del sys.modules[name]
+        for name in ("nms", "qnms"):
+            OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     spec = importlib.util.find_spec("lerobot")
     if spec is None or spec.origin is None:
         sys.exit("lerobot is not installed in this environment")
@@ -140,7 +146,8 @@ def main(folder: str, device: str, threads: int) -> None:
     prepare_imports()
     server = Server(folder, device)
     parameters = sum(each.numel() for each in server.policy.parameters())
-    print(json.dumps({"parameters": parameters}), file=answers, flush=True)
+    said = {"parameters": parameters, "version": importlib.metadata.version("lerobot")}
+    print(json.dumps(said), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(getattr(server, request.pop("do"))(**request)), file=answers, flush=True)

@@ -367,6 +367,13 @@ def test_weights_that_are_not_finite_are_named(folder: Path, value: float) -> No
     assert "model.vlm.image_projection: is not finite in 2 of " in found[1]
 
 
+def test_domain_of_a_checkpoint_without_a_record_survives_saving(folder: Path, tmp_path: Path) -> None:
+    (folder / "xvla_ros.json").unlink()
+    checkpoint.save(checkpoint.load(folder), tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "policy_preprocessor.json").read_text())
+    assert steps(again)["xvla_add_domain_id"]["config"] == {"domain_id": 19}
+
+
 def test_width_of_state_and_number_of_domains_are_read_off_the_weights(folder: Path) -> None:
     edit_json(folder / "config.json", lambda data: data.update(max_state_dim=32, num_domains=5))
     config = checkpoint.load(folder).network.config

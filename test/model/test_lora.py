@@ -92,6 +92,54 @@ def test_peft_merges_to_the_same_weights(saved: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, theirs[name], atol=1e-5, rtol=1e-5, msg=name)
 
 
+class Holder(torch.nn.Module):
+    """The network where LeRobot's policy has it: ``model``."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = network
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": "pissa", "use_rslora": True, "rank_pattern": {"fc1": 4}},
+        {"alpha_pattern": {r"^model\.transformer\.blocks\.0\.attn\.qkv": 32, "qkv": 4, "attn.qkv": 2}},
+        {"alpha_pattern": {"blocks.1.mlp.fc1": 64}, "rank_pattern": {r".*blocks\.1\.attn\.qkv": 4}},
+    ],
+    ids=["pissa", "olora", "orthogonal", "pissa-rslora", "whole-path", "part-of-path"],
+)
+def test_adapter_answers_as_peft_does_with_its_start_and_patterns(
+    saved: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["qkv", "fc1"], **settings)
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(Holder(checkpoint.load(saved, dtype="float32").network), config)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.02 * torch.randn(parameter.shape)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(saved)}))
+    base = Holder(checkpoint.load(saved, dtype="float32").network)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload().model.state_dict()
+    ours = checkpoint.load(tmp_path / "adapter", dtype="float32").network.state_dict()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=2e-5, rtol=1e-5, msg=name)
+
+
+def test_adapter_that_is_not_finite_is_named(saved: Path, tmp_path: Path) -> None:
+    tensors = lora_tensors(saved)
+    tensors[f"base_model.model.{QKV}.lora_B.weight"][0, 0] = float("nan")
+    write_adapter(tmp_path / "adapter", tensors, base_model_name_or_path=str(saved))
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: .*qkv.*is not finite in 1 of "):
+        checkpoint.load(tmp_path / "adapter")
+
+
 def test_adapters_own_record_counts_before_the_bases(saved: Path, tmp_path: Path) -> None:
     write_adapter(tmp_path / "adapter", {}, base_model_name_or_path=str(saved))
     record = json.loads((saved / "xvla_ros.json").read_text())
@@ -107,6 +155,9 @@ def test_adapters_own_record_counts_before_the_bases(saved: Path, tmp_path: Path
         ({"peft_type": "IA3"}, "peft_type: is not supported"),
         ({"use_dora": True}, "use_dora: is not supported; merge the adapter with peft"),
         ({"r": None}, "r, lora_alpha: do not fit"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights: is not supported; merge the adapter with peft"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights: is not supported"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication: is not supported"),
     ],
 )
 def test_kinds_of_adapter_that_are_not_merged_are_named(

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 # Decided by the data, so model.network may not set them.
 _OF_THE_DATA = (
-    "vision", "text", "chunk_size", "action_mode", "action_dim", "image_pipeline", "dialect", "extra", "warnings",
-    "undecided",
+    "vision", "text", "chunk_size", "action_mode", "action_dim", "image_pipeline", "dialect", "extra", "domain_id",
+    "warnings", "undecided",
 )  # fmt: skip
 _VISION_PARTS = ("vlm.vision_tower.", "vlm.multi_modal_projector.")
 

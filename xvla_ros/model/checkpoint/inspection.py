@@ -243,6 +243,7 @@ def describe(folders: CheckpointFolders, assume: Collection[str] = ()) -> Descri
         config,
         tokenizer_name=pipelines.tokenizer_name or config.tokenizer_name,
         tokenizer_max_length=pipelines.tokenizer_length or config.tokenizer_max_length,
+        domain_id=pipelines.domain_id or config.domain_id,
     )
     return Description(config, record, pipelines, (*pipelines.problems, *_too_long(config)))
 

@@ -3,7 +3,8 @@
 
 A network is built without memory, every tensor is copied once, from the mapped file to the device it will run on and in
 the precision it will run in, and the pages it lay in are given back, so loading peaks at the size of the weights. LoRA
-adapters in peft's format are merged into the weights: W ← W + (α / r) · B A; peft is not needed.
+adapters in peft's format are merged into the weights: W ← W + (α / r) · B A; peft is not needed. Of adapters that began
+with a part of W itself (PiSSA, OLoRA), that part is taken out of W first, as peft does.
 """
 
 from __future__ import annotations
@@ -47,6 +48,13 @@ _MAPPED_AT_ONCE = 16 * 2**20
 _LORA_KEY = re.compile(
     r"^(?:base_model\.model\.)?(?P<module>.+?)\.lora_(?P<part>[AB]|embedding_[AB])(?:\.default)?(?:\.weight)?$"
 )
+# What peft's ``init_lora_weights`` does to the base weights: nothing, or these two, which can be computed again.
+_PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
+PISSA, OLORA = "pissa", "olora"
+_UNSUPPORTED = (
+    "use_dora", "fan_in_fan_out", "use_qalora", "use_bdlora", "layer_replication", "alora_invocation_tokens",
+    "arrow_config",
+)  # fmt: skip
 _WHOLE_KEY = re.compile(r"^(?:base_model\.model\.)?(?P<name>.+)$")
 
 
@@ -177,13 +185,14 @@ def save_weights(network: XvlaNetwork, path: Path) -> None:
 
 @dataclass
 class _Update:
-    """What an adapter does to one weight: the two factors, or a whole new value."""
+    """What an adapter does to one weight: the two factors, or a whole new value; by its key and module in the file."""
 
     down: Tensor | None = None
     up: Tensor | None = None
     whole: Tensor | None = None
     is_embedding: bool = False
     key: str = ""
+    module: str = ""
 
 
 @torch.no_grad()
@@ -209,17 +218,23 @@ def merge_adapter(network: nn.Module, folder: Path) -> None:
     if problems:
         raise CheckpointError(str(folder), problems)
     for name, update in updates.items():
-        _apply(parameters[name], update, _scale(settings, name, update))
+        _apply(parameters[name], update, _scale(settings, update), str(settings.get("init_lora_weights")).lower())
 
 
 def _refuse_settings(settings: Mapping[str, Any]) -> list[Problem]:
     problems = []
     if settings.get("peft_type", "LORA") != "LORA":
         problems.append(Problem(ADAPTER_CONFIG, "peft_type", settings["peft_type"], "LORA", "is not supported"))
-    for key in ("use_dora", "fan_in_fan_out"):
-        if settings.get(key):
-            message = "is not supported; merge the adapter with peft and save the whole network"
-            problems.append(Problem(ADAPTER_CONFIG, key, settings[key], "false", message))
+    message = "is not supported; merge the adapter with peft and save the whole network"
+    problems += [
+        Problem(ADAPTER_CONFIG, key, settings[key], "false or null", message)
+        for key in _UNSUPPORTED
+        if settings.get(key)
+    ]
+    start = settings.get("init_lora_weights", True)
+    if start is not None and not isinstance(start, bool) and str(start).lower() not in (*_PLAIN_STARTS, PISSA, OLORA):
+        expected = ", ".join(("true", "false", *_PLAIN_STARTS, PISSA, OLORA))
+        problems.append(Problem(ADAPTER_CONFIG, "init_lora_weights", start, expected, message))
     if not isinstance(settings.get("r"), int) or not isinstance(settings.get("lora_alpha"), (int, float)):
         found = f"{settings.get('r')}, {settings.get('lora_alpha')}"
         problems.append(Problem(ADAPTER_CONFIG, "r, lora_alpha", found, "two numbers", "do not fit"))
@@ -238,6 +253,7 @@ def _read_updates(folder: Path) -> dict[str, _Update]:
         place = native_place(stored)
         update = updates.setdefault(place.name if place else stored, _Update())
         update.key = key
+        update.module = match["module"] if match else ""
         if match is None:
             update.whole = tensor.t() if place is not None and place.transposed else tensor
         else:
@@ -268,25 +284,41 @@ def _misfit(name: str, update: _Update, parameter: Tensor | None) -> list[Proble
     return []
 
 
-def _scale(settings: Mapping[str, Any], name: str, update: _Update) -> float:
+def _scale(settings: Mapping[str, Any], update: _Update) -> float:
     if update.down is None:
         return 1.0
     rank = update.down.shape[0]
     alpha = float(settings["lora_alpha"])
     for pattern, value in (settings.get("alpha_pattern") or {}).items():
-        if re.search(rf"(^|\.){pattern}$", name.removesuffix(".weight")):
+        # As peft: the end of the module's path in the file, or all of it; the first pattern counts.
+        if re.match(rf"(.*\.)?({pattern})$", update.module):
             alpha = float(value)
+            break
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
-def _apply(parameter: Tensor, update: _Update, scale: float) -> None:
+def _apply(parameter: Tensor, update: _Update, scale: float, start: str) -> None:
     if update.whole is not None:
         parameter.copy_(update.whole)
         return
     if update.down is None or update.up is None:
         return
     # In float32: in bfloat16 a small step would vanish before it is added.
-    delta = scale * (update.up.float() @ update.down.float())
+    delta = (scale * (update.up.float() @ update.down.float())).to(parameter.device)
     if update.is_embedding:
         delta = delta.t()
-    parameter.copy_(parameter.float() + delta.to(parameter.device))
+    else:
+        delta -= _taken_out(parameter.float(), update.down.shape[0], scale, start)
+    parameter.copy_(parameter.float() + delta)
+
+
+def _taken_out(weight: Tensor, rank: int, scale: float, start: str) -> Tensor:
+    """Return the part of a base weight that peft moves into the adapter before training, and out of the base."""
+    taken = torch.zeros_like(weight)
+    if start == PISSA:
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        taken += (left[:, :rank] * values[:rank]) @ right[:rank]
+    elif start == OLORA:
+        left, right = torch.linalg.qr(weight)
+        taken += scale * (left[:, :rank] @ right[:rank])
+    return taken

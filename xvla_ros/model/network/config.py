@@ -85,6 +85,7 @@ class XvlaConfig:
         image_pipeline: ``squash`` or ``letterbox``, what the checkpoint's own code does.
         tokenizer_name, tokenizer_max_length: text padding is attended, so its length is part of the contract.
         dtype: of the stored network, ``float32`` or ``bfloat16``.
+        domain_id: of a robot that states none, as the processor files do.
         normalization: feature type → mode, as ``normalization_mapping``.
         dialect: ``lerobot`` or ``original``, where this came from.
         extra: keys of the file that the network does not need (training presets, features), kept for saving.
@@ -115,6 +116,7 @@ class XvlaConfig:
     tokenizer_name: str = "facebook/bart-large"
     tokenizer_max_length: int = 50
     dtype: str = "float32"
+    domain_id: int = 0
     normalization: Mapping[str, str] = field(default_factory=dict)
     dialect: str = LEROBOT
     extra: Mapping[str, Any] = field(default_factory=dict)
