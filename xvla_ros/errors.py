@@ -132,6 +132,10 @@ class BagWriteError(XvlaError, OSError):
     """A bag, or a message of it, that cannot be written; the text names the file or the type, and the reason."""
 
 
+class DataSetWriteError(XvlaError, OSError):
+    """A data set that cannot be written; the text names the folder and the reason."""
+
+
 class SimulationError(XvlaError, ValueError):
     """A scene, task or camera that is not there, or does not fit the robot; or no way to draw it."""
 

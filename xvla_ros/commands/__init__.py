@@ -34,6 +34,7 @@ COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --he
     "report": ("report", "MakeReport", "make the page and the film of a recorded run, of a real arm or of a demo"),
     "replay": ("replay", "Replay", "hold a policy's answers against recordings, before it moves an arm"),
     "bag": ("replay", "BagInfoCommand", "say what a recording holds, and what a robot would miss in it"),
+    "export": ("export", "Export", "write a LeRobot data set of the episodes of bags"),
     "train": ("training", "Train", "train a policy from recordings, or adapt a checkpoint to a robot"),
 }  # fmt: skip
 FAILED, STOPPED = 1, 130  # exit codes; 2, wrong usage, is argparse's

@@ -131,7 +131,9 @@ def _between_rotations(first: Floats, last: Floats, share: Floats, layout: str) 
 
     a = matrix_to_quaternion(rot6d_to_matrix(first, layout))
     b = matrix_to_quaternion(rot6d_to_matrix(last, layout))
-    return matrix_to_rot6d(quaternion_to_matrix(slerp(a, b, share)), layout)
+    between = matrix_to_rot6d(quaternion_to_matrix(slerp(a, b, share)), layout)
+    # at a knot what stands there, to the bit
+    return np.where(share == 0.0, first, np.where(share == 1.0, last, between))
 
 
 def slerp(first: Floats, last: Floats, share: Floats) -> Floats:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xvla_ros.errors import BagError, KinematicsError, Problem
 from xvla_ros.observation.faults import Fault
@@ -139,6 +140,7 @@ class BagRecording:
         self._spans: list[Span] = []
         self._fingerprint = ""
         self._kept: dict[str, tuple[int, Any]] = {}
+        self._made_encoder: StateEncoder | None = None
 
     @property
     def source(self) -> str:
@@ -253,6 +255,19 @@ class BagRecording:
         del survey
         tracks = self._once("tracks", episode, lambda span: JointTracks(self._profile, self._stretch(span)))
         return np.asarray(tracks.at(np.array([stamp]))[0])
+
+    def state(self, survey: Survey, episode: int, stamp: int) -> NDArray[np.float32]:
+        """Return the state [P] at an instant of an episode, in the policy's units, with a picture there or without."""
+        joints = self.measured(survey, episode, stamp)
+        if self._profile.policy.proprio_source == "commanded":
+            joints = interpolated(np.array([stamp]), *self._commanded(episode))[0]
+        return self._encoder().state(joints).astype(np.float32)
+
+    def picture_stamps(self, episode: int) -> Times:
+        """Return the stamps [N] of the pictures of slot 0 within an episode, in order, each once."""
+        span = self._spans[episode]
+        stamps = np.unique(np.array(self._stretch(span).pictures.get(self._profile.cameras.slots[0], ()), np.int64))
+        return np.asarray(stamps[(stamps >= span.start) & (stamps <= span.end)])
 
     def _commanded(self, episode: int) -> tuple[Times, Floats]:
         return self._once("commanded path", episode, self._commanded_path)
@@ -438,8 +453,12 @@ class BagRecording:
         )
 
     def _path_maker(self) -> PathMaker:
+        return PathMaker(self._profile, self._encoder())
+
+    def _encoder(self) -> StateEncoder:
         try:
-            return PathMaker(self._profile, StateEncoder(self._profile, tool_arms(self._profile)))
+            self._made_encoder = self._made_encoder or StateEncoder(self._profile, tool_arms(self._profile))
+            return self._made_encoder
         except KinematicsError as error:
             raise self._error("URDFs and Pinocchio for tool poses", str(error)) from error
 

@@ -23,6 +23,7 @@ from xvla_ros.recordings.recording import SamplesError
 INFO = "meta/info.json"
 TASKS, SUBTASKS = "tasks", "subtasks"  # tables in meta: a text for each number
 LANGUAGE = "language_persistent"  # column of v3.0: what is said from a time of the episode on, each of a style
+WRITTEN = "meta/xvla_ros.json"  # what xvla export says of a data set besides: profile, mapping, origins
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 COLOURS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes of 8 bits a channel
 DEPTH_FORMATS = ("gray9", "gray10", "gray12", "gray14", "gray16", "grayf")  # pixels of one wide channel

@@ -7,21 +7,21 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
-from xvla_ros.errors import KinematicsError, MessageError, Problem, did_you_mean
+from xvla_ros.errors import KinematicsError, MessageError, Problem, did_you_mean, problems_of
 from xvla_ros.observation.images import view_of
 from xvla_ros.recordings.action_checks import action_problems
 from xvla_ros.recordings.action_path import ActionPath, Channels
 from xvla_ros.recordings.bag_paths import tool_actions
 from xvla_ros.recordings.bags import sampled
-from xvla_ros.recordings.lerobot_files import LANGUAGE, EpisodeFiles, LeRobotFiles, Video
+from xvla_ros.recordings.lerobot_files import LANGUAGE, WRITTEN, EpisodeFiles, LeRobotFiles, Video
 from xvla_ros.recordings.recording import (
     Episode,
     Frame,
@@ -34,7 +34,7 @@ from xvla_ros.recordings.recording import (
 )
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import from_policy, to_policy
-from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.profile import Profile, profiles_of_document
 from xvla_ros.robots.tools import tool_arms
 from xvla_ros.types import NS, Floats
 
@@ -113,10 +113,12 @@ class LeRobotRecording:
     Args:
         folder: with ``meta/info.json``.
         profile: the robot.
-        options: how to read it, its ``mapping`` above all.
+        options: how to read it, its ``mapping`` above all; without one a data set of ``xvla export`` says it itself.
     """
 
     def __init__(self, folder: Path, profile: Profile, options: LeRobotOptions = LeRobotOptions()) -> None:
+        if options.mapping == LeRobotMapping():
+            options = replace(options, mapping=_written_mapping(folder, profile) or options.mapping)
         self._folder, self._profile, self._options = folder, profile, options
         self._opened: LeRobotFiles | None = None
         self._states: list[Floats] = []
@@ -596,6 +598,41 @@ def _changes(times: NDArray[np.int64], words: Sequence[str]) -> list[tuple[int, 
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def profile_of_data_set(folder: Path) -> Profile:
+    """Return the profile that ``xvla export`` wrote with a data set.
+
+    Raises:
+        SamplesError: it has none.
+        ProfileError: what it has is no profile.
+    """
+    told = _written(folder)
+    profiles = profiles_of_document(str(told.get("profile", "")), f"{folder}:{WRITTEN}") if "profile" in told else {}
+    if len(profiles) != 1:
+        message = "a LeRobot data set knows no profile, unless xvla export wrote it: set robot to the name of one, or "
+        message += "to a profile file"
+        raise SamplesError([Problem(str(folder), "robot", "", "name of a profile, or a profile file", message)])
+    return next(iter(profiles.values()))
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    """Return what ``xvla export`` wrote beside a data set; nothing where it did not write it."""
+    try:
+        told = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _written_mapping(folder: Path, profile: Profile) -> LeRobotMapping | None:
+    told = _written(folder)
+    if told.get("robot") != profile.name:
+        return None
+    try:
+        return LeRobotMapping.model_validate(told.get("mapping"))
+    except ValidationError as error:
+        raise SamplesError(problems_of(error, LeRobotMapping, lambda key: f"{folder}:{WRITTEN}")) from error
 
 
 def _place(name: str, names: Sequence[str]) -> int | None:

@@ -51,7 +51,9 @@ class DatasetSettings(DataSection):
 
     kind: Literal["bag", "lerobot"] = Field("bag", description="bag (mcap, sqlite3) or lerobot (v2.1, v3).")
     paths: Strings = Field(min_length=1, description="Bags or data set folders; patterns with * and ** are expanded.")
-    robot: str = Field("", description="Name of a profile or a profile file; empty takes the bag's own.")
+    robot: str = Field(
+        "", description="Name of a profile or a profile file; empty takes the one in the bag, or of xvla export."
+    )
     domain_id: int | None = Field(None, ge=0, le=65535, description="Instead of the profile's.")
     weight: float = Field(1.0, gt=0.0, description="Share of this data set in every batch, relative to the others.")
     actions: Literal["auto", "planned", "commanded", "measured"] = Field(
@@ -83,9 +85,7 @@ class DatasetSettings(DataSection):
     mapping: LeRobotMapping = LeRobotMapping()
 
     @model_validator(mode="after")
-    def _named_robot(self) -> DatasetSettings:
-        if self.kind == "lerobot" and not self.robot:
-            raise ValueError("a LeRobot data set knows no profile: set robot to the name of one, or to a profile file")
+    def _readable_episodes(self) -> DatasetSettings:
         if self.kind != "lerobot" and self.episodes:
             raise ValueError("episodes are chosen of a LeRobot data set; of bags, list those to take in paths")
         if bad := [each for each in self.episodes if not _RANGE.match(str(each))]:

@@ -217,7 +217,9 @@ def _write(policy: Policy, folder: Path, lerobot: str) -> None:
     features = {**described["input_features"], **described["output_features"]}
     # Keys within input_features are not sorted: LeRobot feeds views in the order in which they stand there.
     (folder / "config.json").write_text(json.dumps(dict(sorted(described.items())), indent=2) + "\n", encoding="utf-8")
-    write_pipelines(folder, config, statistics, features, robot.embodiment.domain_id if robot else network.config.domain_id)
+    write_pipelines(
+        folder, config, statistics, features, robot.embodiment.domain_id if robot else network.config.domain_id
+    )
     policy.processor.tokenizer.save(folder)
     write_record(Record(mode.name, network.config.image_pipeline, policy.robots, policy.training, name), folder)
     save_weights(network, folder / WEIGHTS)

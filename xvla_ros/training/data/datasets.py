@@ -100,12 +100,13 @@ def recordings_of(entry: DatasetSettings) -> Iterator[Recording]:
     """
     for path in _paths(entry):
         if entry.kind == "lerobot":
-            from xvla_ros.recordings.lerobot_recording import LeRobotOptions, LeRobotRecording
+            from xvla_ros.recordings.lerobot_recording import LeRobotOptions, LeRobotRecording, profile_of_data_set
 
+            profile = load_robot(entry.robot) if entry.robot else profile_of_data_set(path)
             told = LeRobotOptions(
                 entry.mapping, entry.actions, entry.rate, entry.instruction, entry.chosen, entry.skip_bad
             )
-            yield LeRobotRecording(path, load_robot(entry.robot), told)
+            yield LeRobotRecording(path, profile, told)
         else:
             from xvla_ros.recordings.bag_recording import BagOptions, BagRecording, profile_of_bag
 
