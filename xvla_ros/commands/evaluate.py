@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from xvla_ros.commands.options import (
     Checkpoint,
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from xvla_ros.robots.profile import Profile
 
 EXPERT = "expert"
+EPISODES = 20
+OF_SUITES = ("tasks", "protocol", "through", "baseline", "replay_of", "films", "jobs", "libero")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +44,14 @@ class Evaluate(Command):
       xvla evaluate --task touch --episodes 100 --seed 1000
       xvla evaluate --robot widowx --task pick_place --checkpoint my_checkpoint --episodes 400 --in-process
       xvla evaluate --task touch --expert
+      xvla evaluate --suite libero_object --checkpoint my_checkpoint --episodes 10 --baseline replay
+
+    with --suite a benchmark's own tasks and judge take the place of robot and task
     """
 
     robot: Robot = "so101_bimanual"
     task: Task = "touch"
-    episodes: Annotated[Count, "how many"] = 20
+    episodes: Annotated[Count | None, "how many (default 20; of a suite the protocol's, of each task)"] = None
     seed: Annotated[Seed, "seed of the first layout, and of the sampler's noise"] = 0
     checkpoint: Checkpoint = None
     in_process: Annotated[bool, "step the simulator here, without ROS: for many episodes"] = False
@@ -60,11 +65,35 @@ class Evaluate(Command):
     expert: Annotated[bool, "let the scripted expert drive, in process"] = False
     overrides: Annotated[
         tuple[str, ...], Option("--set", metavar="KEY=VALUE"),
-        "change a setting of the profile, in process: policy.denoising_steps=4",
+        "change a setting of the profile, in process: policy.denoising_steps=4; or of a suite's protocol: steps=300",
     ] = ()  # fmt: skip
+    suite: Annotated[
+        str, "a benchmark: libero_spatial, libero_object, libero_goal, libero_10, libero_90, or …_swap"
+    ] = ""
+    tasks: Annotated[str, "tasks of the suite: 0,3 or 2-5 (default: all)"] = ""
+    protocol: Annotated[Literal["xvla", "lerobot", "harness"], "whose choices the suite is run with"] = "xvla"
+    through: Annotated[Literal["policy"], "how actions reach a suite's arm: waypoints as they are"] = "policy"
+    baseline: Annotated[
+        Literal["", "replay"], "also replay in each task of the suite one path that succeeded, without looking"
+    ] = ""
+    replay_of: Annotated[str, "folder of the evaluation whose paths are replayed (default: this one)"] = ""
+    films: Annotated[Seed, "films of failures, of each task of a suite at most"] = 1
+    jobs: Annotated[Count, "simulators of a suite at once"] = 1
+    libero: Annotated[str, "LIBERO's interpreter (default: that of `make libero`)"] = ""
+
+    @property
+    def count(self) -> int:
+        """How many episodes of a task of this package's own."""
+        return self.episodes or EPISODES
 
     def run(self) -> int:
         """Run the episodes and write ``report.json``."""
+        if self.suite:
+            from xvla_ros.commands.suites import evaluate_suite
+
+            return evaluate_suite(self)
+        if given := [name for name in OF_SUITES if getattr(self, name) != getattr(Evaluate, name)]:
+            raise SetupError(f"--{given[0].replace('_', '-')} is of benchmarks; name one with --suite")
         from xvla_ros.robots import load_robot
         from xvla_ros.simulation.offscreen import missing_extras
 
@@ -160,7 +189,7 @@ def _in_process(command: Evaluate, profile: Profile) -> Evaluation:
     )
     results = []
     try:
-        seeds = range(command.seed, command.seed + command.episodes)
+        seeds = range(command.seed, command.seed + command.count)
         with tqdm(seeds, desc=f"{profile.name} {command.task}", unit="episode", disable=None) as bar:
             for seed in bar:
                 results.append(runner.episode(seed))

@@ -70,7 +70,7 @@ def evaluate_over_ros(command: Evaluate, profile: Profile) -> Evaluation:
     heard, folder = _Heard(), Path(command.output)
     folder.mkdir(parents=True, exist_ok=True)
     label = f"{profile.name} {command.task}"
-    with free_domain() as domain, tqdm(total=command.episodes, desc=label, unit="episode", disable=None) as bar:
+    with free_domain() as domain, tqdm(total=command.count, desc=label, unit="episode", disable=None) as bar:
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
         with Supervisor(folder / "logs", environment, echo=bar.write, verbose=False) as supervisor:
             sim = supervisor.start("sim", _sim(command, profile))
@@ -86,7 +86,7 @@ def evaluate_over_ros(command: Evaluate, profile: Profile) -> Evaluation:
             for child in (leader, policy, sim):
                 supervisor.stop(child)
     if heard.failed or heard.counters is None:
-        number = f"episode {len(heard.episodes) + 1} of {command.episodes}"
+        number = f"episode {len(heard.episodes) + 1} of {command.count}"
         raise ChildError(f"{number}: {heard.failed}; logs of the processes: {folder / 'logs'}")
     return _evaluation(command, profile, heard.episodes, heard.counters, folder / STATS)
 
@@ -114,9 +114,7 @@ def _policy(command: Evaluate, profile: Profile) -> list[str]:
 
 
 def _leader(command: Evaluate, profile: Profile) -> list[str]:
-    return lead_command(
-        profile, command.task, seed=command.seed, episodes=command.episodes, variation=command.variation
-    )
+    return lead_command(profile, command.task, seed=command.seed, episodes=command.count, variation=command.variation)
 
 
 def _evaluation(

