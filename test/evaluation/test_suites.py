@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from xvla_ros.evaluation.suites.drivers import (
 from xvla_ros.evaluation.suites.results import REPLAY, SuiteEpisode, SuiteResult, SuiteRun, parse_tasks
 from xvla_ros.evaluation.suites.running import Job, Share, plan, run_jobs
 from xvla_ros.model.checkpoint import save
+from xvla_ros.model.checkpoint.pipelines import copy_for_lerobot_eval
 from xvla_ros.model.random_policy import random_policy
 from xvla_ros.resources import policy_dir
 from xvla_ros.simulation.suites.libero import PYTHON, find_interpreter
@@ -32,6 +35,8 @@ from xvla_ros.simulation.suites.protocols import LEROBOT, XVLA
 from xvla_ros.simulation.suites.suite import Acted, Beginning, Sight, SuiteTask
 from xvla_ros.types import ActionChunk
 
+PEER = os.environ.get("XVLA_LEROBOT_PYTHON", "")
+BENCH = Path(__file__).parents[2] / "bench"
 HALF_TURN = np.diag([1.0, -1.0, -1.0])
 TASKS = tuple(SuiteTask(n, f"task_{n}", f"reach place {n}", 4) for n in range(3))
 VERSIONS = {"mujoco": "3.2.3", "robosuite": "1.4.0"}
@@ -131,8 +136,8 @@ def test_the_first_question_has_the_measured_arm_and_the_next_the_commanded_one(
     assert second.stamp - first.stamp == 100_000_000
     assert first.instruction == "reach place 1"
     # the scene's picture is turned by half, the wrist's is as it comes
-    assert first.images["image0"][-1, -1].tolist() == [200] * 3
-    assert first.images["image1"][0, 0].tolist() == [200] * 3
+    assert first.images["image"][-1, -1].tolist() == [200] * 3
+    assert first.images["image2"][0, 0].tolist() == [200] * 3
     assert (driver.chunks, driver.inference_ms) == (2, [1.5, 1.5])
 
 
@@ -373,3 +378,41 @@ def test_libero_runs_from_command_to_report(tmp_path, monkeypatch):
     assert (report["episodes"], report["trained"], report["versions"]["robosuite"]) == (1, False, "1.4.0")
     (episode,) = report["per_episode"]
     assert (episode["steps"], episode["chunks"], episode["env_seed"]) == (4, 1, 7)
+
+
+def test_a_copy_for_lerobot_eval_leaves_pictures_to_the_environment(tmp_path):
+    source, copy = Path(small(tmp_path, replace(embodiment_of(XVLA), domain_id=7))), tmp_path / "copy"
+    copy_for_lerobot_eval(source, copy)
+    written = [json.loads((folder / "policy_preprocessor.json").read_text())["steps"] for folder in (source, copy)]
+    before, after = ({step["registry_name"] for step in steps} for steps in written)
+    assert before - after == {"xvla_image_to_float", "xvla_imagenet_normalize"}
+    assert {each.name for each in copy.iterdir()} == {each.name for each in source.iterdir()}
+    # read here, it is the same policy: a protocol states both steps itself
+    policy, embodiment = load_suite_policy(str(copy), LEROBOT)
+    assert embodiment.domain_id == 7
+    ours, _ = load_suite_policy(str(source), LEROBOT)
+    asked = PolicyDriver(None, embodiment, LEROBOT, 1)
+    asked.begin(TASKS[0], 0)
+    seen = asked.observation(StandInArena().begin(Beginning(0, 0, 0, 0)), 0)
+    np.testing.assert_array_equal(policy.predict([seen], seed=1)[0].actions, ours.predict([seen], seed=1)[0].actions)
+    with pytest.raises(FileExistsError):
+        copy_for_lerobot_eval(source, copy)
+    with pytest.raises(CheckpointError, match=r"policy_preprocessor\.json: is missing"):
+        copy_for_lerobot_eval(tmp_path, tmp_path / "another")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEER, reason="XVLA_LEROBOT_PYTHON names no interpreter with lerobot==0.4.4")
+def test_libero_here_is_libero_in_lerobot(tmp_path, monkeypatch):
+    try:
+        python = find_interpreter()
+    except SetupError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(sys, "path", [str(BENCH), *sys.path])
+    import libero_parity
+
+    row = libero_parity.compare(PEER, python, libero_parity.untrained(tmp_path / "made"), "libero_object", 0, tmp_path)
+    assert (row["steps"], row["chunks"]) == (libero_parity.STEPS, 5)
+    assert (row["pictures equal"], row["state differs by"], row["gripper flips"]) == (True, 0, 0)
+    assert row["position m"] < libero_parity.POSITION_LIMIT
+    assert row["rotation rad"] < libero_parity.ROTATION_LIMIT

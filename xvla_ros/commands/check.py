@@ -40,6 +40,7 @@ class CheckReport:
         missing: what the check cannot vouch for, and why: ``checkpoint: …``, ``graph: …``.
         readings: robot → what the reader of the node made of its messages.
         clock: what ROS time was taken from for that: ``/clock`` or ``system``; empty without a graph.
+        parts: those that there are to compare.
     """
 
     robots: tuple[str, ...]
@@ -50,6 +51,7 @@ class CheckReport:
     missing: tuple[str, ...] = ()
     readings: Mapping[str, Reading] = field(default_factory=dict)
     clock: str = ""
+    parts: tuple[str, ...] = PARTS
 
     @property
     def ok(self) -> bool:
@@ -176,7 +178,7 @@ def _lines(report: CheckReport) -> Iterator[str]:
     robots = ", ".join(report.robots) or "no robot"
     counts = f"{_count(len(report.errors), 'error')}, {_count(len(report.warnings), 'warning')}"
     counts += "" if report.complete else ", incomplete"
-    left_out = [part for part in PARTS if part not in report.checked]
+    left_out = [part for part in report.parts if part not in report.checked]
     scope = f"checked {', '.join(report.checked)}" + (f"; not checked: {', '.join(left_out)}" if left_out else "")
     yield f"{robots}: {counts} ({scope})"
 

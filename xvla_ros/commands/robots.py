@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from xvla_ros.commands.options import Checkpoint, Command, Json, Option, Positive, Robot
+from xvla_ros.errors import SetupError
 
 SCHEMA_VERSION = 1
 
@@ -89,6 +90,7 @@ class Check(Command):
     examples:
       xvla check --robot so101_bimanual
       xvla check --robot my_arm.yaml --checkpoint my_checkpoint --json
+      xvla check --suite libero_object --checkpoint my_checkpoint
 
     exit code 0: the robot can run; 1: there are errors; 3: something could not be checked, and is named
     """
@@ -103,10 +105,27 @@ class Check(Command):
         "judge stamps by /clock, or by this machine's clock (default: by /clock where somebody publishes it)",
     ] = None
 
+    suite: Annotated[str, "a benchmark instead of a robot: the known causes of 0 % in it"] = ""
+    protocol: Annotated[Literal["xvla", "lerobot", "harness"], "whose choices the suite is run with"] = "xvla"
+    overrides: Annotated[
+        tuple[str, ...], Option("--set", metavar="KEY=VALUE"), "change a setting of the suite's protocol: domain_id=19"
+    ] = ()
+    libero: Annotated[str, "LIBERO's interpreter (default: that of `make libero`)"] = ""
+
     def run(self) -> int:
         """Print the report; its exit code is the command's."""
         from xvla_ros.commands.check import LEFT_OUT, check, observe, text_of
 
+        if self.suite:
+            from xvla_ros.commands.suite_checks import check_suite
+            from xvla_ros.simulation.suites.protocols import PROTOCOLS
+
+            if not self.checkpoint:
+                raise SetupError("a suite is checked with a policy; name it with --checkpoint")
+            protocol = PROTOCOLS[self.protocol].changed(self.overrides)
+            report = check_suite(self.suite, self.checkpoint, protocol, self.libero)
+            print(text_of(report, as_json=self.json))
+            return report.exit_code
         graph = LEFT_OUT if self.offline else observe(self.robot, self.seconds, self.use_sim_time)
         report = check(self.robot, self.checkpoint, graph)
         print(text_of(report, as_json=self.json))

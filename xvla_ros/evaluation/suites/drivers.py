@@ -26,7 +26,8 @@ Predict = Callable[[list[Observation], list[Prefix | None]], list[ActionChunk]]
 
 ROBOT, ACTION_MODE, WIDTH = "libero", "ee6d", 20
 DOMAIN = 3  # LIBERO's row in the published checkpoints
-SLOTS = {"image0": "agentview", "image1": "robot0_eye_in_hand"}  # view of the policy: the simulator's camera
+# view of the policy, as LeRobot calls it: the simulator's camera
+SLOTS = {"image": "agentview", "image2": "robot0_eye_in_hand"}
 ARM, GRIPPER = slice(0, 9), 9
 EPISODE_TIME = 10_000 * NS  # ROS time between the beginnings of two episodes
 TASK_EPISODES = 1_000

@@ -8,6 +8,8 @@ step that is missing or doubled is an error, unless the caller says that it take
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import Problem
+from xvla_ros.errors import CheckpointError, Problem
 
 from ..inputs.normalisers import EPS, IDENTITY, MODES, Normaliser, Statistics
 from ..network.config import ACTION_FEATURE, STATE_FEATURE, XvlaConfig
@@ -234,6 +236,35 @@ def write_pipelines(
     ]
     for pipeline, steps in ((PREPROCESSOR, before), (POSTPROCESSOR, after)):
         _write(folder, pipeline, steps, statistics)
+
+
+def copy_for_lerobot_eval(checkpoint: Path, folder: Path) -> None:
+    """Copy a checkpoint for ``lerobot-eval`` on LIBERO, where LeRobot's environment prepares pictures itself.
+
+    Its processor of X-VLA's environment always scales and normalises; a checkpoint whose own preprocessor does too
+    fails, or is normalised twice. The copy leaves both steps to the environment; the domain stays the checkpoint's.
+
+    Args:
+        checkpoint: a folder with LeRobot's processor files.
+        folder: made; weights are linked to where the file system allows.
+
+    Raises:
+        CheckpointError: the checkpoint has no preprocessor.
+        FileExistsError: there is such a folder.
+    """
+    file = f"{PREPROCESSOR}.json"
+    if not (checkpoint / file).is_file():
+        problem = Problem(file, "", None, "a checkpoint with LeRobot's processor files", "is missing")
+        raise CheckpointError(str(checkpoint), [problem])
+    content = dict(read_json(checkpoint / file))
+    content["steps"] = [step for step in content["steps"] if _name(step) not in (TO_FLOAT, IMAGENET)]
+    folder.mkdir(parents=True)
+    for path in sorted(each for each in checkpoint.iterdir() if each.is_file() and each.name != file):
+        try:
+            os.link(path.resolve(), folder / path.name)
+        except OSError:  # another file system
+            shutil.copyfile(path, folder / path.name)
+    (folder / file).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _write(folder: Path, pipeline: str, steps: list[tuple[str, dict[str, Any]]], statistics: Statistics) -> None:

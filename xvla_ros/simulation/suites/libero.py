@@ -70,6 +70,20 @@ def find_interpreter(given: str = "") -> Path:
     raise SetupError(f"LIBERO runs in an interpreter of its own, and there is none in {FOLDER}; {BUILD}")
 
 
+def installed(python: str = "") -> dict[str, Any]:
+    """Return what LIBERO's interpreter holds, see ``libero_worker.installed``.
+
+    Raises:
+        SetupError: there is no such interpreter.
+        SimulationError: it cannot be started, or ended.
+    """
+    worker = SuiteWorker(find_interpreter(python), SCRIPT)
+    try:
+        return worker.ask("installed")[0]
+    finally:
+        worker.close()
+
+
 def check_installed(said: Mapping[str, Any]) -> None:
     """Refuse an interpreter in which LIBERO would not be LIBERO.
 
