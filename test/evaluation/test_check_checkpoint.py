@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from xvla_ros.commands.check import CheckReport, check, text_of
+from xvla_ros.control.policy_source import load_policy
+from xvla_ros.errors import ProfileError
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.joints import JointLimits, to_policy
 
@@ -105,21 +107,120 @@ def test_the_repaired_gripper_decodes_alike(checkpoint: Path, tmp_path: Path):
     assert check(path, checkpoint).ok
 
 
-def test_a_robot_the_checkpoint_does_not_know_is_held_against_its_files(checkpoint: Path, tmp_path: Path):
+@pytest.mark.parametrize("robot", ["widowx", "so101", "agibot"])
+def test_an_arm_that_the_checkpoint_does_not_know_is_told_how_it_is_taught(checkpoint: Path, robot: str):
+    """As ``xvla train`` takes it, there is no error, and its graph need not run yet."""
+    report = check(robot, checkpoint)
+    assert report.errors == () and report.exit_code == 0 and report.teach == (robot,)
+    [problem] = [each for each in report.warnings if each.key == f"{robot}.policy.checkpoint"]
+    assert f"knows so101_bimanual and not {robot}" in problem.message
+    assert f"model.checkpoint={checkpoint}" in problem.expected and f"demonstrations of {robot}" in problem.expected
+    assert f"to be taught before it can run: {robot}" in text_of(report)
+    assert json.loads(text_of(report, as_json=True))["teach"] == [robot]
+
+
+def test_an_arm_to_be_taught_still_needs_a_free_domain(checkpoint: Path, tmp_path: Path):
     def change(raw: dict[str, Any]) -> None:
-        drop_wrist(raw)
-        raw["policy"].update(domain_id=4, image_pipeline="squash")
+        raw["policy"].update(domain_id=30)
 
-    errors, warnings = keys(check(write_profile(tmp_path / "other.yaml", change, name="other"), checkpoint))
-    assert errors == set()
-    assert warnings == {"cameras.slots", "policy.domain_id", "policy.image_pipeline"}
+    errors, _ = keys(check(write_profile(tmp_path / "other.yaml", change, name="other"), checkpoint))
+    assert errors == {"policy.domain_id"}
 
 
-def test_another_action_mode_names_width_or_meaning(checkpoint: Path):
-    report = check("widowx", checkpoint)
-    errors, warnings = keys(report)
-    assert "joints.policy_order" in errors  # statistics of 12 channels, tool poses of 20
-    assert "policy.action_mode" in warnings
+def swap_arms(raw: dict[str, Any]) -> None:
+    order = raw["joints"]["policy_order"]
+    raw["joints"]["policy_order"] = [*order[6:], *order[:6]]
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "words"),
+    [
+        (
+            lambda raw: raw["joints"]["left_elbow_flex"].update(offset=90.0),
+            "joints.left_elbow_flex",
+            "other units of left_elb",
+        ),
+        (swap_arms, "joints.policy_order", "other joints, or in another order"),
+        (lambda raw: raw["policy"].update(action_mode="auto"), "policy.action_mode", "reads its channels differently"),
+        (swap_wrists, "cameras.slots", "other views, or in another order"),
+    ],
+)
+@pytest.mark.parametrize("name", [PAIR.name, "of_the_same_domain"])
+def test_units_joints_mode_and_views_are_compared_and_refused_as_of_the_shipped_policy(
+    checkpoint: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], key: str, words: str, name: str
+):
+    record = json.loads((checkpoint / "xvla_ros.json").read_text())
+    record["robots"][PAIR.name]["profile"] = PAIR.to_mapping()
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "with_profile"))
+    (folder / "xvla_ros.json").write_text(json.dumps(record))
+    path = write_profile(tmp_path / "mine.yaml", change, name)
+    report = check(path, folder)
+    [problem] = report.errors
+    assert problem.key == f"{name}.{key}" and words in problem.message
+    assert problem.message.startswith(f"the checkpoint {folder} ")
+    with pytest.raises(ProfileError) as caught:
+        load_policy(load_profile(path), str(folder))
+    assert tuple(caught.value.problems) == report.errors
+    own_domain = "a domain of its own: 19 is that of so101_bimanual" in problem.expected
+    assert own_domain == (name != PAIR.name)
+
+
+def lerobots(folder: Path, *names: str, renamed: dict[str, str] | None = None) -> Path:
+    """Make a checkpoint one of LeRobot's own, with views of these names."""
+    (folder / "xvla_ros.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    features = {key: each for key, each in config["input_features"].items() if each["type"] != "VISUAL"}
+    visual = {"type": "VISUAL", "shape": [3, 96, 96]}
+    config["input_features"] = {**{f"observation.images.{name}": visual for name in names}, **features}
+    (folder / "config.json").write_text(json.dumps(config))
+    steps = json.loads((folder / "policy_preprocessor.json").read_text())
+    steps["steps"][0]["config"]["rename_map"] = {
+        f"observation.images.{old}": f"observation.images.{new}" for old, new in (renamed or {}).items()
+    }
+    (folder / "policy_preprocessor.json").write_text(json.dumps(steps))
+    return folder
+
+
+def test_views_of_a_lerobot_checkpoint_in_another_order_are_an_error(spoilt: Path):
+    report = check(PAIR.name, lerobots(spoilt, "right_wrist", "left_wrist", "front"))
+    [problem] = report.errors
+    assert problem.key == f"{PAIR.name}.cameras.slots" and "has front, right_wrist elsewhere" in problem.message
+    assert problem.expected == "views in the order right_wrist, left_wrist, front"
+    with pytest.raises(ProfileError) as caught:
+        load_policy(PAIR, str(spoilt))
+    assert tuple(caught.value.problems) == report.errors
+
+
+def test_views_of_other_names_are_told_what_goes_where(spoilt: Path, tmp_path: Path):
+    lerobots(spoilt, "image", "image2", "image3")
+    report = check(PAIR.name, spoilt)
+    [problem] = [each for each in report.warnings if each.key == f"{PAIR.name}.cameras.slots"]
+    assert report.errors == () and "front → image, left_wrist → image2, right_wrist → image3" in problem.message
+    assert "cameras.left_wrist.view: image2" in problem.expected
+
+    def state(raw: dict[str, Any], *views: str) -> None:
+        for slot, view in zip(raw["cameras"]["slots"], views, strict=True):
+            raw["cameras"][slot]["view"] = view
+
+    right = write_profile(tmp_path / "right.yaml", lambda raw: state(raw, "image", "image2", "image3"))
+    assert not [each for each in check(right, spoilt).warnings if "cameras" in each.key]
+    wrong = write_profile(tmp_path / "wrong.yaml", lambda raw: state(raw, "image", "image3", "image2"))
+    assert keys(check(wrong, spoilt))[0] == {"cameras.slots"}
+    none = write_profile(tmp_path / "none.yaml", lambda raw: state(raw, "image", "image2", "wrist"))
+    assert keys(check(none, spoilt))[0] == {"cameras.right_wrist.view"}
+
+
+def test_the_names_that_lerobot_renames_are_the_cameras(spoilt: Path):
+    renamed = {"front": "image", "left_wrist": "image2", "right_wrist": "image3"}
+    report = check(PAIR.name, lerobots(spoilt, "image", "image2", "image3", renamed=renamed))
+    assert report.errors == () and not [each for each in report.warnings if "cameras" in each.key]
+
+
+@pytest.mark.parametrize("robot", ["so101", "widowx"])
+def test_an_arm_of_another_width_is_taught_on_a_lerobot_checkpoint(spoilt: Path, robot: str):
+    report = check(robot, lerobots(spoilt, "front", "left_wrist", "right_wrist"))
+    assert report.errors == () and report.exit_code == 0 and report.teach == (robot,)
+    assert any("was made for action mode so101_bimanual of 12 channels" in each.message for each in report.warnings)
 
 
 def test_a_missing_processor_file_is_an_error_naming_the_steps(spoilt: Path):

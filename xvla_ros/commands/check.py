@@ -38,6 +38,7 @@ class CheckReport:
         warnings: what it runs with, but should be known.
         computing: what the checked checkpoints would compute in on this machine's CPU, and why.
         missing: what the check cannot vouch for, and why: ``checkpoint: …``, ``graph: …``.
+        teach: robots that their checkpoint does not know; a warning says how it is taught. Their graph may be absent.
         readings: robot → what the reader of the node made of its messages.
         clock: what ROS time was taken from for that: ``/clock`` or ``system``; empty without a graph.
         parts: those that there are to compare.
@@ -49,6 +50,7 @@ class CheckReport:
     warnings: tuple[Problem, ...] = ()
     computing: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    teach: tuple[str, ...] = ()
     readings: Mapping[str, Reading] = field(default_factory=dict)
     clock: str = ""
     parts: tuple[str, ...] = PARTS
@@ -65,7 +67,7 @@ class CheckReport:
 
     @property
     def exit_code(self) -> int:
-        """0: the robot can run; 1: there are errors; 3: there are none in what could be checked."""
+        """0: the robot can run, or be taught; 1: there are errors; 3: there are none in what could be checked."""
         return WRONG if self.errors else OK if self.complete else INCOMPLETE
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +77,7 @@ class CheckReport:
             "ok": self.ok,
             "complete": self.complete,
             "missing": list(self.missing),
+            "teach": list(self.teach),
             "robots": list(self.robots),
             "checked": list(self.checked),
             "errors": [problem.to_dict() for problem in self.errors],
@@ -94,6 +97,7 @@ class _Findings:
     warnings: list[Problem] = field(default_factory=list)
     computing: dict[str, None] = field(default_factory=dict)
     missing: dict[str, None] = field(default_factory=dict)
+    teach: list[str] = field(default_factory=list)
 
     def add(self, finding: Finding) -> None:
         (self.errors if finding.is_error else self.warnings).append(finding.problem)
@@ -124,6 +128,8 @@ def check(
         _check_marks(profile, found)
         if (is_refused and not profile.policy.checkpoint) or _check_checkpoint(profile, checkpoint, shipped, found):
             checked.add("checkpoint")
+        if isinstance(graph, NoGraph) and profile.name in found.teach:
+            continue
         if isinstance(graph, NoGraph):
             found.missing[f"graph: {graph.why}"] = None
             continue
@@ -138,6 +144,7 @@ def check(
         warnings=tuple(found.warnings),
         computing=tuple(found.computing),
         missing=tuple(found.missing),
+        teach=tuple(found.teach),
         readings=seen.readings if seen else {},
         clock=seen.clock if seen else "",
     )
@@ -173,6 +180,8 @@ def _lines(report: CheckReport) -> Iterator[str]:
     yield from report.computing
     for robot, reading in report.readings.items():
         yield f"{robot}: observations: {reading.built} of {reading.tried} (ROS time: {report.clock})"
+    if report.teach:
+        yield f"to be taught before it can run: {', '.join(report.teach)}"
     for text in report.missing:
         yield f"incomplete: {text}"
     robots = ", ".join(report.robots) or "no robot"
@@ -233,6 +242,8 @@ def _check_checkpoint(profile: Profile, checkpoint: str | Path | None, shipped: 
         return False
     for finding in checkpoint_findings(profile, *given, is_shipped=is_shipped):
         found.add(finding)
+        if finding.teaches:
+            found.teach.append(profile.name)
     if said := computing(*given):
         found.computing[said] = None
     return True

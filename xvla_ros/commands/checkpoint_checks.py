@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xvla_ros.commands.graph_checks import Finding
-from xvla_ros.control.policy_source import decode_alike, known_as
+from xvla_ros.control.policy_source import decode_alike, known_as, misfits, misplaced_views
 from xvla_ros.errors import CheckpointError, Problem
 from xvla_ros.model.action_specs import ACTION_SPECS, action_spec
+from xvla_ros.model.checkpoint.record import RECORD_FILE
 from xvla_ros.robots.profile import Profile
 
 if TYPE_CHECKING:
@@ -41,7 +43,12 @@ def checkpoint_findings(
         return
     yield from of_the_files(checkpoint, info.problems)
     yield from of_the_files(checkpoint, info.warnings, is_error=False)
-    record = known_as(profile, info.robots.values()) if is_shipped else info.robots.get(profile.name)
+    record = known_as(profile, info.robots.values())
+    if not is_shipped:  # which shipped_policy has compared
+        problems = list(misfits(profile, record, Path(checkpoint) / RECORD_FILE, checkpoint))
+        yield from (Finding(problem) for problem in problems)
+        if problems:
+            return
     yield from Comparison(profile, info, checkpoint, record).findings()
 
 
@@ -75,36 +82,68 @@ class Comparison:
         self._statistics: Statistics | None = record.statistics if record is not None else None
 
     def findings(self) -> Iterator[Finding]:
-        """Yield everything that does not fit."""
+        """Yield everything that does not fit, or how to teach an arm that the checkpoint does not know."""
         yield from self._action_mode()
-        yield from self._domain()
+        if self._is_known():
+            yield from self._domain()
+            yield from self._named_views()
+            yield from self._widths()
+        else:
+            yield from self._teaching()
         yield from self._views()
-        yield from self._widths()
         yield from self._time_base()
         yield from self._layout()
         if not self._info.has_tokenizer:
             message = f"the folder brings no tokenizer; {self._info.tokenizer_name} has to come from the hub"
             yield self._finding("policy.checkpoint", self._checkpoint, "tokenizer.json", message, is_error=False)
 
+    def _is_known(self) -> bool:
+        """Return whether it was made for this arm: its table of robots has it, or without one all numbers fit."""
+        if self._trained_as is not None or self._info.robots:
+            return self._trained_as is not None
+        spec, info = self._profile.action_spec, self._info
+        theirs = ACTION_SPECS.get(info.action_mode)
+        widths = (info.decoded_width, *info.statistics_width.values())
+        alike = theirs is not None and decode_alike(spec, theirs)
+        return alike and all(width in (None, self._profile.state_width) for width in widths)
+
+    def _teaching(self) -> Iterator[Finding]:
+        """Yield what ``xvla train`` needs to teach the arm, and what it would refuse."""
+        profile, info = self._profile, self._info
+        robot, domain, width, room = profile.name, profile.policy.domain_id, profile.state_width, info.action_width
+        if domain >= info.num_domains:
+            yield self._no_such_domain()
+        if room is not None and width > room:
+            message = f"{robot} has {width} channels of action and the checkpoint's network {room}"
+            yield self._finding("joints.policy_order", width, f"at most {room} channels", message)
+        if info.robots:
+            knows = f"knows {', '.join(info.robots)} and not {robot}"
+        else:
+            theirs = f"action mode {info.action_mode} of {info.decoded_width or room} channels"
+            knows = f"was made for {theirs}, and {robot} is {profile.policy.action_mode} of {width}"
+        message = f"the checkpoint {knows}: it cannot run the arm before it is taught"
+        todo = (
+            f"demonstrations of {robot}, and xvla train adapt_prompt.yaml (or adapt_lora.yaml, adapt_full.yaml) "
+            f"model.checkpoint={self._checkpoint}; it will be {profile.policy.action_mode} of {width} channels, domain "
+            f"{domain}, views {', '.join(profile.cameras.slots)}"
+        )
+        yield replace(self._finding("policy.checkpoint", self._checkpoint, todo, message, is_error=False), teaches=True)
+
     def _action_mode(self) -> Iterator[Finding]:
         mode, width = self._profile.policy.action_mode, self._info.action_width
         stored = self._trained_as.action_mode if self._trained_as else self._info.action_mode
-        own, theirs = action_spec(mode), ACTION_SPECS.get(stored)
+        own = action_spec(mode)
         if own.width is not None and width is not None and own.width != width:
             message = f"action mode {mode} is {own.width} wide and the checkpoint's actions ({stored}) {width}"
             yield self._finding("policy.action_mode", mode, f"a mode of width {width}", message)
-        elif theirs is None:
+        elif stored not in ACTION_SPECS:
             message = f"the checkpoint's action mode {stored} is unknown here"
             yield self._finding("policy.action_mode", mode, "the package that brings it, installed", message)
-        elif not decode_alike(own, theirs):
-            message = f"the checkpoint was made for action mode {stored}, which reads its channels differently"
-            yield self._finding("policy.action_mode", mode, stored, message, is_error=self._trained_as is not None)
 
     def _domain(self) -> Iterator[Finding]:
         domain, count, trained = self._profile.policy.domain_id, self._info.num_domains, self._info.trained_domains
         if domain >= count:
-            message = f"the checkpoint has {count} soft prompts and none for domain {domain}"
-            yield self._finding("policy.domain_id", domain, f"0 to {count - 1}", message)
+            yield self._no_such_domain()
         elif self._trained_as is not None and domain != self._trained_as.domain_id:
             message = f"in this checkpoint {self._profile.name} is domain {self._trained_as.domain_id}"
             yield self._finding("policy.domain_id", domain, self._trained_as.domain_id, message)
@@ -115,12 +154,31 @@ class Comparison:
             consequence = "which safety.allow_untrained allows" if self._profile.safety.allow_untrained else REFUSED
             yield replace(finding, missing=f"trained weights: {self._profile.name} moves at random, {consequence}")
 
+    def _no_such_domain(self) -> Finding:
+        domain, count = self._profile.policy.domain_id, self._info.num_domains
+        message = f"the checkpoint has {count} soft prompts and none for domain {domain}"
+        return self._finding("policy.domain_id", domain, f"0 to {count - 1}", message)
+
+    def _named_views(self) -> Iterator[Finding]:
+        """Yield views that go to the place of another, and say what goes where when their names differ."""
+        cameras, names = self._profile.cameras, self._info.view_names
+        if self._trained_as is not None or not names:
+            return
+        misplaced = misplaced_views(self._profile, names)
+        if misplaced is not None:
+            yield Finding(misplaced)
+            return
+        places = list(zip(cameras.slots, cameras.views, names, strict=False))
+        stated = ", ".join(f"cameras.{slot}.view: {name}" for slot, own, name in places if own != name)
+        if stated:
+            listed = ", ".join(f"{slot} → {name}" for slot, _, name in places)
+            message = f"the checkpoint's views have other names; what goes where: {listed}"
+            expected = f"if that is right, {stated}"
+            yield self._finding("cameras.slots", list(cameras.views), expected, message, is_error=False)
+
     def _views(self) -> Iterator[Finding]:
         slots, views = self._profile.cameras.slots, self._info.views
-        if self._trained_as is not None and tuple(self._trained_as.slots) != slots:
-            message = "the checkpoint was trained with other views, or in another order"
-            yield self._finding("cameras.slots", list(slots), list(self._trained_as.slots), message)
-        elif views is not None and len(slots) > views:
+        if views is not None and len(slots) > views:
             message = f"{len(slots)} camera slots do not fit the checkpoint's {views} views"
             yield self._finding("cameras.slots", list(slots), f"at most {views} slots", message)
         elif views is not None and len(slots) < views:

@@ -29,11 +29,13 @@ class Finding:
         problem: what it is.
         is_error: whether the robot cannot run with it.
         missing: what could not be checked because of it; empty where all could.
+        teaches: the robot must be taught first, and this says how.
     """
 
     problem: Problem
     is_error: bool = True
     missing: str = ""
+    teaches: bool = False
 
 
 def topics_of(profile: Profile) -> list[str]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from xvla_ros.robots.tool_pose import CHANNELS, GRIPPER, POSITION, ROTATION
 from xvla_ros.robots.tools import tool_arms
 from xvla_ros.types import Floats
 
-WHICH = "the policy that comes with xvla_ros"
+SHIPPED = "the policy that comes with xvla_ros"
 ANOTHER = "or another policy, named by --checkpoint or policy.checkpoint"
 SAME_SCALE = 0.01  # share by which a calibrated joint's scale may differ
 CALIBRATION = 0.1  # share of a joint's range by which its zero may
@@ -35,8 +35,8 @@ def shipped_policy(profiles: Iterable[Profile]) -> Path | None:
 
     Raises:
         CheckpointError: what lies there cannot be read.
-        ProfileError: it was trained for these domains, but with another action mode, other joints or in other units
-            than a profile has; it says which, and what to do.
+        ProfileError: it was trained for these domains, but with another action mode, other joints, other views or in
+            other units than a profile has; it says which, and what to do.
     """
     folder, robots = policy_dir(), list(profiles)
     if folder is None:
@@ -44,14 +44,20 @@ def shipped_policy(profiles: Iterable[Profile]) -> Path | None:
     record = read_record(folder)
     if not all(profile.policy.domain_id in (record.training.trained_domains or ()) for profile in robots):
         return None
+    _refuse_misfits(robots, record.robots, folder / RECORD_FILE)
+    return folder
+
+
+def _refuse_misfits(
+    profiles: Iterable[Profile], records: Mapping[str, RobotRecord], file: Path, checkpoint: str = ""
+) -> None:
     problems = [
         problem
-        for profile in robots
-        for problem in _misfits(profile, known_as(profile, record.robots.values()), folder / RECORD_FILE)
+        for profile in profiles
+        for problem in misfits(profile, known_as(profile, records.values()), file, checkpoint)
     ]
     if problems:
         raise ProfileError(problems)
-    return folder
 
 
 def known_as(profile: Profile, robots: Iterable[RobotRecord]) -> RobotRecord | None:
@@ -68,24 +74,55 @@ def decode_alike(one: ActionSpec, other: ActionSpec) -> bool:
     return same == (other.roles, other.gripper, other.gripper_is_probability)
 
 
-def _misfits(profile: Profile, record: RobotRecord | None, file: Path) -> Iterator[Problem]:
-    """Yield how a robot differs from the one that the policy was trained on."""
+def misfits(profile: Profile, record: RobotRecord | None, file: Path, checkpoint: str = "") -> Iterator[Problem]:
+    """Yield how a robot differs from the one that a policy was trained on: action mode, joints, units, views.
+
+    Args:
+        profile: of the robot.
+        record: what the policy remembers of it, see ``known_as``; None where it does not know it.
+        file: where that stands, for messages.
+        checkpoint: how the user named the policy; empty is the one that comes with the package, which must know the
+            robot and its units.
+    """
+    which = f"the checkpoint {checkpoint}" if checkpoint else SHIPPED
 
     def problem(key: str, value: object, expected: object, message: str) -> Problem:
         where = str(profile.source or "")
-        return Problem(where, f"{profile.name}.{key}", value, f"{expected}, {ANOTHER}", f"{WHICH} {message}")
+        return Problem(where, f"{profile.name}.{key}", value, f"{expected}, {another}", f"{which} {message}")
 
+    another = ANOTHER
     if record is None or not record.profile:
-        message = "does not say in which units it was trained"
-        yield problem("policy.domain_id", profile.policy.domain_id, f"a profile of it in {file}", message)
-        return
-    trained = Profile.from_mapping(record.embodiment.robot, record.profile, file=str(file))
+        if not checkpoint:
+            message = "does not say in which units it was trained"
+            yield problem("policy.domain_id", profile.policy.domain_id, f"a profile of it in {file}", message)
+            return
+        if record is None:
+            return
+    robot = record.embodiment.robot
+    if robot != profile.name and checkpoint:
+        another += f", or a domain of its own: {profile.policy.domain_id} is that of {robot}"
     mode = record.embodiment.action_mode
     if mode not in ACTION_SPECS or not decode_alike(profile.action_spec, ACTION_SPECS[mode]):
         message = f"was made for action mode {mode}, which reads its channels differently"
         yield problem("policy.action_mode", profile.policy.action_mode, mode, message)
         return
-    names = profile.joints.policy_order
+    yield from _other_joints(profile, record, file, problem)
+    views, slots = profile.cameras.views, record.embodiment.slots
+    if views != slots:
+        message = "was trained with other views, or in another order"
+        yield problem("cameras.slots", list(views), list(slots), message)
+
+
+def _other_joints(
+    profile: Profile, record: RobotRecord, file: Path, problem: Callable[[str, object, object, str], Problem]
+) -> Iterator[Problem]:
+    names, width = profile.joints.policy_order, record.embodiment.action_width
+    if not record.profile:
+        if width is not None and width != profile.state_width:
+            message = f"was trained for {width} channels"
+            yield problem("joints.policy_order", profile.state_width, width, message)
+        return
+    trained = Profile.from_mapping(record.embodiment.robot, record.profile, file=str(file))
     if names != trained.joints.policy_order:
         message = "was trained for other joints, or in another order"
         yield problem("joints.policy_order", list(names), list(trained.joints.policy_order), message)
@@ -96,6 +133,27 @@ def _misfits(profile: Profile, record: RobotRecord | None, file: Path) -> Iterat
         first, own, theirs = others[0]
         message = f"has other units of {', '.join(name for name, *_ in others)}: the first is {_units(own)} here"
         yield problem(f"joints.{first}", _units(own), _units(theirs), message)
+
+
+def misplaced_views(profile: Profile, names: Sequence[str]) -> Problem | None:
+    """Return where the views of a profile would go into places that a checkpoint has for others of these names.
+
+    Args:
+        profile: of the robot.
+        names: of the checkpoint's views, in their order; empty where it does not name them.
+    """
+    views = profile.cameras.views
+    unknown = [slot for slot in profile.cameras.slots if profile.cameras.by_name[slot].view not in ("", *names)]
+    moved = [name for place, name in enumerate(views) if name in names and names.index(name) != place]
+    if not names or not (unknown or moved):
+        return None
+    place, value, expected = "cameras.slots", list(views), f"views in the order {', '.join(names)}"
+    message = f"the checkpoint has {', '.join(moved)} elsewhere: each view would be taken for another"
+    if unknown:
+        camera = profile.cameras.by_name[unknown[0]]
+        place, value, expected = f"cameras.{unknown[0]}.view", [camera.view], "one of " + ", ".join(names)
+        message = f"the checkpoint has no view {camera.view!r}"
+    return Problem(str(profile.source or ""), f"{profile.name}.{place}", value, expected, message)
 
 
 def _same_units(own: Joint, theirs: Joint) -> bool:
@@ -146,14 +204,15 @@ def load_policy(
         SetupError: the profiles name different checkpoints, the policy does not fit a robot, or there is no
             such device.
         CheckpointError: naming what is wrong with the checkpoint.
-        ProfileError: the policy that comes with the package was trained in other units, see ``shipped_policy``.
+        ProfileError: the policy was trained with another action mode, other joints, other views or in other units than
+            a profile has, see ``misfits`` and ``misplaced_views``.
     """
     if isinstance(profiles, Profile):
         profiles = {profiles.name: profiles}
     name, revision = (checkpoint, "") if checkpoint else _agreed(profiles)
     _ensure_device(device)
     if name:
-        policy = _load(name, revision, device, dtype)
+        policy = _load(name, revision, device, dtype, profiles.values())
     else:
         policy = _shipped(profiles, device, dtype) or _untrained(profiles, device, dtype, seed, descriptions)
     for profile in profiles.values():
@@ -193,29 +252,34 @@ def _ensure_device(device: str) -> None:
         ) from error
 
 
-def _load(name: str, revision: str, device: str, dtype: str) -> Policy:
-    from xvla_ros.model.checkpoint import PROFILE_STEPS, load
+def _load(name: str, revision: str, device: str, dtype: str, profiles: Collection[Profile] = ()) -> Policy:
+    """Load a checkpoint; refuse it before its weights are read where it was made for other robots than ``profiles``."""
+    from xvla_ros.model.checkpoint import PROFILE_STEPS, build, read_files
 
     try:
         # a profile states the image pipeline and the domain, so a checkpoint's files need not
-        return load(name, revision=revision or None, device=device, dtype=dtype or None, assume=PROFILE_STEPS)
-    except CheckpointError:
+        files = read_files(name, revision=revision or None, assume=PROFILE_STEPS)
+        robots = files.described.record.robots
+        _refuse_misfits(profiles, robots, files.folders.holding(RECORD_FILE) / RECORD_FILE, name)
+        misplaced = [misplaced_views(profile, files.described.view_names) for profile in profiles if not robots]
+        if problems := [each for each in misplaced if each is not None]:
+            raise ProfileError(problems)
+        policy = build(files, device=device, dtype=dtype or None)
+    except (CheckpointError, ProfileError):
         raise
     except ValueError as error:
         raise SetupError(str(error)) from error
+    for profile in profiles:
+        record = known_as(profile, robots.values())
+        if record is not None:
+            policy.processor.statistics.setdefault(profile.name, record.statistics)
+    return policy
 
 
 def _shipped(profiles: Mapping[str, Profile], device: str, dtype: str) -> Policy | None:
     """Load the policy that comes with the package; it knows other profiles of its robots by their domain."""
     folder = shipped_policy(profiles.values())
-    if folder is None:
-        return None
-    policy = _load(str(folder), "", device, dtype)
-    for profile in profiles.values():
-        record = known_as(profile, policy.robots.values())
-        if record is not None:
-            policy.processor.statistics.setdefault(profile.name, record.statistics)
-    return policy
+    return None if folder is None else _load(str(folder), "", device, dtype, profiles.values())
 
 
 def _untrained(

@@ -106,6 +106,11 @@ class Policy:
         Raises:
             ValueError: naming what does not fit.
         """
+        if self.robots and embodiment.robot not in self.processor.statistics:
+            raise ValueError(
+                f"robot {embodiment.robot!r} is not in the checkpoint, which knows {', '.join(self.robots)}: teach it "
+                "with xvla train, see xvla check"
+            )
         mode = self.action_mode(embodiment)
         self.processor.views(embodiment)
         self.processor.decode(embodiment, mode, torch.zeros(1, mode.width))

@@ -182,6 +182,11 @@ class Description:
     pipelines: Pipelines
     problems: tuple[Problem, ...]
 
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """Names of the cameras of the views in their order, as renamed by LeRobot's files; empty where none tells."""
+        return tuple(self.pipelines.renamed.get(name, name) for name in self.config.view_names)
+
 
 @dataclass(frozen=True)
 class CheckpointInfo:
@@ -196,6 +201,7 @@ class CheckpointInfo:
         state_width: P of the weights.
         num_domains: soft-prompt rows.
         views: slots it was trained with; None where the robot decides.
+        view_names: names of the views of the robot in LeRobot's files, in their order; empty where none tells.
         image_size: height, width.
         image_pipeline: ``squash`` or ``letterbox``.
         chunk_size: T.
@@ -220,6 +226,7 @@ class CheckpointInfo:
     state_width: int
     num_domains: int
     views: int | None
+    view_names: tuple[str, ...]
     image_size: tuple[int, int]
     image_pipeline: str
     chunk_size: int
@@ -329,6 +336,7 @@ def _info(
         state_width=config.state_dim,
         num_domains=config.num_domains,
         views=config.num_image_views,
+        view_names=described.view_names,
         image_size=config.image_size,
         image_pipeline=config.image_pipeline,
         chunk_size=config.chunk_size,

@@ -21,18 +21,19 @@ from numpy.typing import NDArray
 from xvla_ros.errors import CheckpointError, Problem
 
 from ..inputs.normalisers import EPS, IDENTITY, MODES, Normaliser, Statistics
-from ..network.config import ACTION_FEATURE, STATE_FEATURE, XvlaConfig
+from ..network.config import ACTION_FEATURE, IMAGE_FEATURES, STATE_FEATURE, XvlaConfig
 from .dialects import read_json
 from .tensors import read_header
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 
+RENAME = "rename_observations_processor"
 TOKENIZE, TO_FLOAT, IMAGENET = "tokenizer_processor", "xvla_image_to_float", "xvla_imagenet_normalize"
 DOMAIN, NORMALIZE, UNNORMALIZE = "xvla_add_domain_id", "normalizer_processor", "unnormalizer_processor"
 REQUIRED = {PREPROCESSOR: (TOKENIZE, TO_FLOAT, IMAGENET, DOMAIN, NORMALIZE), POSTPROCESSOR: (UNNORMALIZE,)}
 # Steps whose work is done elsewhere here: names and devices by the profile, rotations by the kinematics of the robot.
 NEUTRAL = {
-    PREPROCESSOR: ("rename_observations_processor", "to_batch_processor", "device_processor", "xvla_image_scale"),
+    PREPROCESSOR: (RENAME, "to_batch_processor", "device_processor", "xvla_image_scale"),
     POSTPROCESSOR: ("device_processor", "xvla_rotation_6d_to_axis_angle"),
 }
 ALL_STEPS = (*REQUIRED[PREPROCESSOR], *REQUIRED[POSTPROCESSOR])
@@ -51,6 +52,7 @@ class Pipelines:
         tokenizer_name, tokenizer_length: of the tokenizer step; None where there is none. The step's length is the
             one that was trained with, whatever config.json says.
         domain_id: of the domain step, a default for robots that state none.
+        renamed: name of a view → name of the camera whose pictures LeRobot puts there.
         missing: required steps that are not there, the assumed ones included.
         problems: everything that does not fit, after what the caller assumed.
     """
@@ -59,6 +61,7 @@ class Pipelines:
     tokenizer_name: str | None = None
     tokenizer_length: int | None = None
     domain_id: int | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -100,6 +103,7 @@ def read_pipelines(folder: Path, config: XvlaConfig, assume: Collection[str] = (
         str(name) if name else None,
         int(length) if length else None,
         None if domain is None else int(domain),
+        {_view(new): _view(old) for old, new in (_first(steps[PREPROCESSOR], RENAME).get("rename_map") or {}).items()},
         tuple(missing),
         tuple(problems),
     )
@@ -127,6 +131,10 @@ def _steps(folder: Path, pipeline: str, assume: Collection[str], missing: list[s
             message = "is doubled: the numbers would be changed twice"
             problems.append(Problem(file, f"step {step}", names.count(step), "one", message))
     return found
+
+
+def _view(feature: str) -> str:
+    return feature.removeprefix(IMAGE_FEATURES)
 
 
 def _name(step: Mapping[str, Any]) -> str:
@@ -221,7 +229,7 @@ def write_pipelines(
         "tokenizer_name": config.tokenizer_name,
     }
     before: list[tuple[str, dict[str, Any]]] = [
-        ("rename_observations_processor", {"rename_map": {}}),
+        (RENAME, {"rename_map": {}}),
         ("to_batch_processor", {}),
         (TOKENIZE, tokenizer),
         (TO_FLOAT, {"image_keys": None, "validate_range": True}),

@@ -124,6 +124,13 @@ class XvlaConfig:
     undecided: tuple[str, ...] = ()
 
     @property
+    def view_names(self) -> tuple[str, ...]:
+        """Names of the views in the order in which LeRobot feeds them; empty where the files do not name them."""
+        features = self.extra.get("input_features") or {}
+        visual = [key for key, each in features.items() if isinstance(each, Mapping) and each.get("type") == "VISUAL"]
+        return tuple(key.removeprefix(IMAGE_FEATURES) for key in visual if "empty_camera" not in key)
+
+    @property
     def tokens_per_view(self) -> int:
         """One mean token and the grid of the last vision stage."""
         height, width = self.grid

@@ -130,6 +130,9 @@ class Camera(Section):
         unit="pixels",
         description="[x, y, width, height] of the part of the turned picture that the policy sees; empty is all of it.",
     )
+    view: str = setting(
+        "", description="What the checkpoint calls this view, where that is another name than the slot's."
+    )
 
 
 class Cameras(NamedSection):
@@ -142,6 +145,11 @@ class Cameras(NamedSection):
         min_length=1, description="Cameras in the order of the policy's views; view 0 passes the language encoder."
     )
     by_name: dict[str, Camera] = setting(description="The cameras.")
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names that a checkpoint has for the views, in the order of the slots."""
+        return tuple(self.by_name[slot].view or slot for slot in self.slots)
 
     @property
     def by_topic(self) -> dict[str, list[str]]:
