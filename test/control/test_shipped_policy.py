@@ -166,3 +166,11 @@ def test_a_package_without_one_has_random_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "__file__", str(tmp_path / "lib" / "xvla_ros" / "resources.py"))
     assert resources.policy_dir() is None
     assert shipped_policy([profile]) is None
+
+
+def test_it_has_room_for_sentences_of_ordinary_length_and_names_words_it_never_saw():
+    policy = load_policy(load_profile("so101_bimanual"), "")
+    assert policy.remarks("put the green cube in the bowl with the left arm") == []
+    (remark,) = policy.remarks("pick up the red cube and put it in the bowl")
+    assert "was not trained with 'pick', 'up', 'and', 'it'" in remark
+    assert policy.processor.tokenizer.cut("hand over the blue block from the right gripper to the left") == ""

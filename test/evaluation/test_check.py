@@ -19,7 +19,7 @@ from xvla_ros.commands.check import CheckReport, check, observe, text_of
 from xvla_ros.nodes.graph import Endpoint, GraphSnapshot, NoGraph, Reading
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots import load_profile
-from xvla_ros.robots.profile import shipped_files
+from xvla_ros.robots.profile import Profile, profile_document, shipped_files
 from xvla_ros.ros_env import child_environment
 
 PAIR = load_profile("so101_bimanual")["so101_bimanual"]
@@ -98,6 +98,24 @@ def test_open_marks_make_a_check_incomplete(tmp_path: Path):
     report = check(path, graph=good_graph())
     assert report.exit_code == 3
     assert report.missing == ("marks: 1 setting of so101_bimanual still to be made right",)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "errors", "warnings"),
+    [
+        ("put the red cube in the bowl", [], []),
+        ("touch the yellow cube", [], ["was not trained with 'yellow', and may do anything there"]),
+        ("put the red cube in the bowl " * 3, ["would not get its end 'put the red cube in the bowl'"], []),
+    ],
+)
+def test_words_that_the_checkpoint_would_not_get_are_named(tmp_path: Path, instruction, errors, warnings):
+    profile = Profile.from_mapping(PAIR.name, {**PAIR.to_mapping(), "instruction": instruction.strip()})
+    file = tmp_path / "pair.yaml"
+    file.write_text(profile_document([profile]))
+    report = check(file)
+    for found, wanted in ((report.errors, errors), (report.warnings, warnings)):
+        told = [problem.message for problem in found if problem.key == "so101_bimanual.instruction"]
+        assert len(told) == len(wanted) and all(words in text for words, text in zip(wanted, told, strict=True)), told
 
 
 def test_errors_count_before_what_is_missing():

@@ -220,3 +220,51 @@ def test_untrained_policy_moves_through_its_range(policy: Policy, pair: Embodime
     joints = [i for i in range(12) if i not in (5, 11)]
     assert (actions.std(axis=0)[joints] > 0.02 * spread[joints]).all()
     assert (np.abs(actions).max(axis=0)[joints] < 6 * spread[joints] + 3).all()
+
+
+LONG = "pick up the red cube with the left arm and put it into the bowl, then go back to where you were before"
+
+
+def test_words_that_are_cut_off_are_told_once(policy: Policy, pair: Embodiment, look: Look) -> None:
+    said: list[str] = []
+    policy.on_remark = said.append
+    try:
+        for _ in range(2):
+            policy.predict([look(pair, instruction=LONG), look(pair, instruction="pick up the cup")], seed=1)
+    finally:
+        policy.on_remark = None
+    cut = [remark for remark in said if "is lost" in remark]
+    tokenizer = policy.processor.tokenizer
+    assert len(cut) == 1 and repr(tokenizer.cut(LONG)) in cut[0]
+    assert f"it is {tokenizer.tokens(LONG)} tokens, and the checkpoint reads {tokenizer.length}" in cut[0]
+
+
+def test_what_is_left_and_what_is_lost_are_the_instruction(policy: Policy) -> None:
+    tokenizer = policy.processor.tokenizer
+    assert tokenizer.cut("pick up the cup") == "" and tokenizer.cut("") == ""
+    lost = tokenizer.cut(LONG)
+    kept = LONG.removesuffix(lost)
+    assert lost and kept.endswith(" ") and tokenizer.cut(kept) == ""
+    # the word that the length cuts through is lost as a whole
+    assert tokenizer.tokens(f"{kept}{lost.split()[0]}") > tokenizer.length
+    assert tokenizer.tokens(LONG) == len(tokenizer.backend.encode(LONG, add_special_tokens=False).ids) or (
+        tokenizer.tokens(LONG) > tokenizer.length
+    )
+
+
+def test_words_that_were_not_trained_are_named(policy: Policy) -> None:
+    tokenizer = policy.processor.tokenizer
+    assert tokenizer.unknown("Fold the purple towel.", ()) == ["Fold", "purple"], "spelled in letters"
+    assert tokenizer.unknown("fold the purple towel", {"fold", "the", "purple"}) == ["towel"], "whole, but not trained"
+
+
+def test_ordinary_words_are_added_without_changing_what_was_known() -> None:
+    from xvla_ros.model.inputs.words import ORDINARY_WORDS, Tokenizer, train_tokenizer, with_words
+
+    texts = ["touch the red cube", "put the green cube in the bowl"]
+    few = train_tokenizer(texts, 16, 300)
+    more = Tokenizer(with_words(train_tokenizer(texts, 16, 300).backend, ORDINARY_WORDS, 512), 16)
+    assert (few.encode(texts) == more.encode(texts)).all()
+    assert few.vocab_size <= 300 < more.vocab_size <= 512
+    assert more.tokens("stack the cup on the plate") == 2 + 6 < few.tokens("stack the cup on the plate")
+    assert train_tokenizer(texts, 16, 512).tokens("stack the cup on the plate") == 8

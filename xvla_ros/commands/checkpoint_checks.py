@@ -50,6 +50,29 @@ def checkpoint_findings(
         if problems:
             return
     yield from Comparison(profile, info, checkpoint, record).findings()
+    yield from _word_findings(profile, checkpoint, revision)
+
+
+def _word_findings(profile: Profile, checkpoint: str, revision: str) -> Iterator[Finding]:
+    """Yield what the checkpoint would not get of the profile's instruction; its files are known to be whole."""
+    from xvla_ros.model.checkpoint.inspection import describe, find_checkpoint
+    from xvla_ros.model.checkpoint.loading import tokenizer_of
+    from xvla_ros.model.checkpoint.pipelines import PROFILE_STEPS
+
+    text, key = profile.instruction, f"{profile.name}.instruction"
+    try:
+        folders = find_checkpoint(checkpoint, revision or None)
+        described = describe(folders, PROFILE_STEPS)
+        tokenizer = tokenizer_of(folders, described.config)
+    except CheckpointError:
+        return  # said already
+    if lost := tokenizer.cut(text):
+        expected = f"at most {tokenizer.length} tokens"
+        message = f"the checkpoint would not get its end {lost!r}: say it in fewer words"
+        yield Finding(Problem(checkpoint, key, text, expected, message))
+    if unknown := tokenizer.unknown(text, described.record.training.words):
+        message = f"the checkpoint was not trained with {', '.join(map(repr, unknown))}, and may do anything there"
+        yield Finding(Problem(checkpoint, key, text, "words that it was trained with", message), is_error=False)
 
 
 def computing(checkpoint: str, revision: str = "") -> str:

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from .network.xvla import XvlaNetwork
 from .runtime.precision import Precision, instruction_set
 from .runtime.runner import Runner
 
+log = logging.getLogger(__name__)
+
 
 class Policy:
     """X-VLA with everything around the network that a checkpoint brings.
@@ -35,6 +38,9 @@ class Policy:
         lerobot: the robot that LeRobot's files of it describe: the one trained last, or named; empty is the first.
         source: folder or hub id, for messages.
         precision: what it computes in, and why; None where nobody chose.
+
+    Attributes:
+        on_remark: takes what should be known of an instruction, once, when it is first answered; None says nothing.
     """
 
     def __init__(
@@ -54,6 +60,8 @@ class Policy:
         self.training = training or TrainingSummary()
         self.lerobot = lerobot
         self.source = source
+        self.on_remark: Callable[[str], object] | None = log.warning
+        self._remarked: set[str] = set()
         self.precision = precision or Precision(str(network.vlm.dtype).removeprefix("torch."), "as it was made")
 
     def like(self, network: XvlaNetwork, *, source: str = "") -> Policy:
@@ -120,6 +128,29 @@ class Policy:
                 f"0…{self.network.config.num_domains - 1}"
             )
 
+    def remarks(self, instruction: str) -> list[str]:
+        """Say which words of an instruction the network does not get: those cut off, and those it does not know."""
+        tokenizer, said = self.processor.tokenizer, []
+        if lost := tokenizer.cut(instruction):
+            said.append(
+                f"instruction {instruction!r}: its end {lost!r} is lost: it is {tokenizer.tokens(instruction)} tokens, "
+                f"and the checkpoint reads {tokenizer.length}: say it in fewer words"
+            )
+        if unknown := tokenizer.unknown(instruction, self.training.words):
+            words = ", ".join(map(repr, unknown))
+            said.append(
+                f"instruction {instruction!r}: the checkpoint was not trained with {words}, and may do anything there"
+            )
+        return said
+
+    def _remark(self, instructions: set[str]) -> None:
+        if self.on_remark is None:
+            return
+        for instruction in sorted(instructions - self._remarked):
+            for remark in self.remarks(instruction):
+                self.on_remark(remark)
+        self._remarked |= instructions
+
     def predict(
         self,
         observations: Sequence[Observation],
@@ -151,6 +182,7 @@ class Policy:
             raise ValueError(f"prefix has {len(prefix)} entries for {len(observations)} observations")
         for observation in observations:
             self.processor.check(observation)
+        self._remark({observation.instruction for observation in observations})
         seed = secrets.randbits(63) if seed is None else seed
         started = time.perf_counter()
         starts = self._noise(observations, seed, noise)

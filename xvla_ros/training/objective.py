@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from xvla_ros.errors import Problem
 from xvla_ros.model.action_modes import Losses
+from xvla_ros.model.inputs.words import words_of
 from xvla_ros.model.network.flow import flow_loss, training_times
 from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.model.policy import Policy
@@ -32,6 +33,7 @@ from xvla_ros.training.optim import GROUNDING, WeightGroup, add_lora, make_group
 log = logging.getLogger(__name__)
 
 SHARP = 0.05  # of a length unit below, or of half a picture: errors above it count linearly, not by their square
+MOST_WORDS = 2000  # that a checkpoint keeps of its training
 PLACE_UNIT = 0.2  # m: about the spread of places on a table
 _HELD_OUT = 2**62  # where the numbers of held-out samples begin in the draws of noise, beyond those of any run
 
@@ -98,7 +100,7 @@ class Flow:
     def __init__(self, settings: TrainSettings, source: SampleSource, policy: Policy, accelerator: Accelerator) -> None:
         self.settings, self.source, self.policy, self.accelerator = settings, source, policy, accelerator
         self.network = policy.network
-        self.preparation = Preparation(policy, settings.seed, settings.batch.size)
+        self.preparation = self._preparation()
         self.collate = self.preparation.batch
         self.domains = self._domains()
         if settings.method == "lora":
@@ -117,11 +119,15 @@ class Flow:
             raise TrainingError([Problem("", "train_domains", unknown, expected, "names no robot of the data")])
         return tuple(sorted(embodiments[name].domain_id for name in chosen or embodiments))
 
+    def _preparation(self) -> Preparation:
+        settings = self.settings
+        return Preparation(self.policy, settings.seed, settings.batch.size, masked=settings.loss.padding == "masked")
+
     def _preparations(self) -> Preparation:
         """Set up kept features where they are asked for; return the preparation of held-out samples."""
         if not self.settings.features:
             return self.preparation
-        held_out = Preparation(self.policy, self.settings.seed, self.settings.batch.size)
+        held_out = self._preparation()
         if self.settings.drawn is not None:
             half = self.settings.precision == "bfloat16"
             self.preparation.features = TowerRun(self.network, torch.bfloat16 if half else torch.float32)
@@ -185,6 +191,7 @@ class Flow:
     def history(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Return the summary, with that of the checkpoint the run began from."""
         own = {key: value for key, value in summary.items() if key != "schema_version"}
+        own["words"] = sorted(words_of(self.source.instructions))[:MOST_WORDS]
         # Paths of the machine that trained are private.
         settings = {key: value for key, value in own["settings"].items() if key not in ("output", "cache", "log")}
         named = {key: _name(settings["model"][key]) for key in ("checkpoint", "vision_from")}
@@ -199,6 +206,9 @@ class Flow:
     def about(self, summary: Mapping[str, Any]) -> list[str]:
         lines = ["  ".join(f"{key}: {value}" for key, value in row.items()) for row in self.source.summary()]
         lines += [f"  {line}" for line in self.source.left_out()]
+        tokenizer, trained = self.policy.processor.tokenizer, self.policy.training.words
+        if self.settings.model.checkpoint and (new := tokenizer.unknown(" ".join(self.source.instructions), trained)):
+            lines.append(f"  note: words that the checkpoint was not trained with yet: {', '.join(new)}")
         counts = summary["parameters"]
         parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if name not in ("total", "trained"))
         return [
@@ -249,7 +259,9 @@ class FlowLoss(nn.Module):
         network, seen = self.network, batch.seen
         context = network.transformer.context(vlm, aux, seen.domain_id, network.config.chunk_size)
         modes = [network.mode(name, width) for name, width in batch.modes]
-        return flow_loss(network, context, seen.state, batch.action, modes, times=batch.times, noise=batch.noise)
+        return flow_loss(
+            network, context, seen.state, batch.action, modes, times=batch.times, noise=batch.noise, known=batch.known
+        )
 
 
 class Grounding(nn.Module):

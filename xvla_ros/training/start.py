@@ -41,6 +41,7 @@ _OF_THE_DATA = (
     "vision", "text", "chunk_size", "action_mode", "action_dim", "image_pipeline", "dialect", "extra", "domain_id",
     "warnings", "undecided",
 )  # fmt: skip
+MOST_NAMED = 10  # instructions in an error
 _VISION_PARTS = ("vlm.vision_tower.", "vlm.multi_modal_projector.")
 
 
@@ -110,6 +111,7 @@ def make_policy(settings: TrainSettings, source: Any, start: Policy | None) -> P
         policy.processor.statistics[robot] = policy.robots[robot].statistics
     _set_views(policy)
     _check(policy, embodiments)
+    _check_words(policy, source.instructions)
     if start is not None:
         _initialise(policy, settings.initialise, embodiments)
     if settings.model.vision_from:
@@ -237,6 +239,22 @@ def _check(policy: Policy, embodiments: Mapping[str, Embodiment]) -> None:
             problems.append(Problem("", f"datasets: {robot}", None, "a robot that the network can drive", str(error)))
     if problems:
         raise TrainingError(problems)
+
+
+def _check_words(policy: Policy, instructions: Sequence[str]) -> None:
+    """Refuse instructions of which the network would not get the last words."""
+    tokenizer = policy.processor.tokenizer
+    cut = {text: lost for text in instructions if (lost := tokenizer.cut(text))}
+    if not cut:
+        return
+    need = max(tokenizer.tokens(text) for text in cut)
+    expected = f"at most {tokenizer.length} tokens"
+    remedy = f"say it in fewer words, or train from scratch with model.network.tokenizer_max_length={need}"
+    problems = []
+    for text, lost in sorted(cut.items())[:MOST_NAMED]:
+        message = f"the end {lost!r} of {text!r} would be lost: {remedy}"
+        problems.append(Problem("", "instruction", text, expected, message))
+    raise TrainingError(problems)
 
 
 def _initialise(policy: Policy, chosen: Mapping[str, str | int], embodiments: Mapping[str, Embodiment]) -> None:

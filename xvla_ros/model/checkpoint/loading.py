@@ -96,7 +96,7 @@ def read_files(
             raise CheckpointError("", described.problems)
         for warning in described.config.warnings:
             _LOG.warning("checkpoint %s: %s", folders.source, warning)
-        return CheckpointFiles(folders, described, _tokenizer(folders, described.config))
+        return CheckpointFiles(folders, described, tokenizer_of(folders, described.config))
     except CheckpointError as error:
         raise error.at(str(folder_or_id)) from None
 
@@ -143,7 +143,12 @@ def build(
     return quantise(policy) if precision.dtype == INT8 else policy
 
 
-def _tokenizer(folders: CheckpointFolders, config: XvlaConfig) -> Tokenizer:
+def tokenizer_of(folders: CheckpointFolders, config: XvlaConfig) -> Tokenizer:
+    """Read the tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it does not fit the network.
+    """
     folder = folders.holding(TOKENIZER_FILE)
     text = config.text
     names = (config.tokenizer_name, str(config.extra.get("pretrained_path") or ""))

@@ -47,6 +47,13 @@ class TrainingSummary:
     trained_domains: tuple[int, ...] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def words(self) -> frozenset[str]:
+        """Words that its trainings had, as far as the details and those of trainings before say."""
+        before = self.details.get("before")
+        own = frozenset(map(str, self.details.get("words") or ()))
+        return own | TrainingSummary(details=before).words if isinstance(before, Mapping) else own
+
 
 @dataclass(frozen=True)
 class Record:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,19 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 # BART's ids, which every X-VLA checkpoint uses: bos 0, pad 1, eos 2, unknown 3.
+PUNCTUATION = ".,;:!?\"'()"
+SPACE = "\u0120"  # what byte-level tokenizers write for the space before a word
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 PAD_ID = 1
+# Of what people ask arms to do; spelled in letters, a few of them would fill the length.
+ORDINARY_WORDS = (
+    "up", "and", "to", "it", "on", "into", "from", "of", "at", "a", "is", "pick", "place", "move", "take", "grasp",
+    "lift", "stack", "push", "pull", "open", "close", "hand", "drop", "bring", "give", "go", "turn", "put", "get",
+    "over", "onto", "next", "then", "off", "down", "out", "near", "above", "under", "behind", "back", "side", "top",
+    "cup", "plate", "box", "block", "drawer", "table", "object", "gripper", "please", "yellow", "black", "white",
+    "orange", "one", "two", "both", "all", "your", "this", "that",
+)  # fmt: skip
+WHOLE_WORDS = 1000  # ids; a tokenizer with fewer was made of the training's own words, and has a token for each
 
 
 class Tokenizer:
@@ -46,6 +57,46 @@ class Tokenizer:
         """Turn B instructions into int64 [B, L]."""
         return np.array([each.ids for each in self.backend.encode_batch(list(instructions))], dtype=np.int64)
 
+    def cut(self, instruction: str) -> str:
+        """Return the words at the end of an instruction that do not fit into the length; empty where all do."""
+        found = self.backend.encode(instruction)
+        if not found.overflowing:
+            return ""
+        marks = zip(found.offsets, found.special_tokens_mask, strict=True)
+        end = max((stop for (_, stop), is_special in marks if not is_special), default=0)
+        if end < len(instruction) and not instruction[end].isspace():  # amid a word, which is lost as a whole
+            end = instruction.rfind(" ", 0, end) + 1
+        return instruction[end:].strip()
+
+    def tokens(self, instruction: str) -> int:
+        """Return how many tokens an instruction is, special ones included, whatever fits."""
+        found = self.backend.encode(instruction)
+        parts = [found, *found.overflowing]
+        words = sum(is_special == 0 for part in parts for is_special in part.special_tokens_mask)
+        return words + self.backend.num_special_tokens_to_add(is_pair=False)
+
+    def unknown(self, instruction: str, trained: Collection[str]) -> list[str]:
+        """Return the words of an instruction that the network was not trained with, as far as that can be told.
+
+        Args:
+            instruction: any.
+            trained: words of the training; where they are not known, or the tokenizer is of a larger language, those
+                count that the tokenizer spells in letters or replaces.
+        """
+        others = [word for word in words_of([instruction]) if word not in trained]
+        is_listed = bool(trained) and self.vocab_size < WHOLE_WORDS
+        return others if is_listed else [word for word in others if self._is_spelled(word)]
+
+    def _is_spelled(self, word: str) -> bool:
+        found = self.backend.encode(f" {word}", add_special_tokens=False)
+        pieces = [token for token, index in zip(found.tokens, found.ids, strict=True) if index != self.pad_id]
+        if any(piece == SPECIAL_TOKENS[3] for piece in pieces):
+            return True
+        if self.vocab_size < WHOLE_WORDS:
+            return len(pieces) > 1
+        letters = sum(len(piece.lstrip(SPACE)) <= 1 for piece in pieces)
+        return len(pieces) > 1 and 2 * letters > len(pieces)
+
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and the tokenizer_config.json that transformers wants beside it."""
         self.backend.save(str(folder / TOKENIZER_FILE))
@@ -60,6 +111,12 @@ class Tokenizer:
             "bos_token": bos, "pad_token": pad, "eos_token": eos, "unk_token": unknown,
         }  # fmt: skip
         (folder / TOKENIZER_CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def words_of(instructions: Iterable[str]) -> list[str]:
+    """Return the words of some texts, each once, without the marks around them."""
+    words = [word.strip(PUNCTUATION) for text in instructions for word in text.split()]
+    return [word for word in dict.fromkeys(words) if word]
 
 
 def load_tokenizer(folder: Path, names: Sequence[str], length: int, pad_id: int = PAD_ID) -> Tokenizer:
@@ -135,7 +192,11 @@ def _from_hub(folder: Path, names: Sequence[str]) -> Backend:
 
 
 def train_tokenizer(instructions: Iterable[str], length: int, vocab_size: int = 512) -> Tokenizer:
-    """Make a small byte-level tokenizer with BART's special ids; any text can be encoded, known words shorter."""
+    """Make a small byte-level tokenizer with BART's special ids; any text can be encoded.
+
+    Words of the instructions have a token each, and so have ``ORDINARY_WORDS`` where there is room: a sentence of other
+    words is then as short, though the network learns nothing of them.
+    """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -149,8 +210,30 @@ def train_tokenizer(instructions: Iterable[str], length: int, vocab_size: int = 
         show_progress=False,
     )
     backend.train_from_iterator(list(instructions), trainer)
+    backend = with_words(backend, ORDINARY_WORDS, vocab_size)
     _add_ends(backend)
     return Tokenizer(backend, length)
+
+
+def with_words(backend: Backend, words: Iterable[str], vocab_size: int) -> Backend:
+    """Return a byte-level tokenizer that has one token for each of these words too, as far as ``vocab_size`` allows.
+
+    What it said of texts without these words stays as it was: the new pairs are joined last, each within its word.
+    """
+    from tokenizers import Tokenizer as Backend
+
+    told = json.loads(backend.to_str())
+    vocabulary, merges = told["model"]["vocab"], told["model"]["merges"]
+    for word in words:
+        found = Backend.from_str(json.dumps(told)).encode(f" {word}", add_special_tokens=False)
+        pieces = [token for token, index in zip(found.tokens, found.ids, strict=True) if index != PAD_ID]
+        whole = [("".join(pieces[:end]), pieces[end]) for end in range(1, len(pieces))]
+        if len(vocabulary) + len(whole) > vocab_size:
+            continue
+        for left, right in whole:
+            vocabulary[left + right] = len(vocabulary)
+            merges.append([left, right])
+    return Backend.from_str(json.dumps(told))
 
 
 def _add_ends(backend: Backend) -> None:
