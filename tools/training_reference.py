@@ -65,7 +65,9 @@ are one group, with the base rate and weight decay.
 Samples, their wording and augmentation, noise and times are functions of the seed and of the sample's number in the run;
 dropout of seed, step and process. So a run killed at any moment and resumed ends with the same bits, and processes,
 accumulated parts and workers change the loss only by rounding (without dropout). `steps`, `batch.accumulation`,
-`batch.workers`, `strategy`, `validation` and `log` may change when a run goes on, other settings not.
+`batch.workers`, `strategy`, `validation` and `log` may change when a run goes on, other settings not. Where things are is no
+such setting: output, data, checkpoint and files of wordings may be moved, copied or named otherwise, as their content is
+compared.
 """
 
 

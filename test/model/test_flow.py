@@ -170,3 +170,42 @@ def test_bfloat16_keeps_the_entrance_and_exit_of_actions_in_float32(policy: Poli
     network = copy.deepcopy(policy.network).cast(torch.bfloat16)
     kept = {name.split(".")[1] for name, p in network.named_parameters() if p.dtype == torch.float32}
     assert kept == {"action_encoder", "action_decoder", "norm"}
+
+
+def test_waypoints_that_do_not_count_change_nothing():
+    """The loss and its gradient are those of the waypoints that count, whatever stands in the others."""
+    mode = action_mode("so101_bimanual_bce")
+    generator = torch.Generator().manual_seed(5)
+    predicted, target = (torch.rand(2, 6, mode.width, generator=generator) for _ in range(2))
+    known = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]], dtype=torch.bool)
+    found = []
+    for filler in (0.0, 1e3):
+        seen = torch.where(known[..., None], predicted, predicted + filler).requires_grad_()
+        total, terms = loss_terms([mode, mode], seen, torch.where(known[..., None], target, target - filler), known)
+        total.backward()
+        found.append((total.item(), seen.grad))
+        assert set(terms) == set(mode.loss(predicted, target))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1]) and not found[0][1][~known].any()
+    joints = [*range(5), *range(6, 11)]
+    wanted = ((predicted - target)[known][:, joints] ** 2).mean()
+    assert terms["joints_loss"].item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+def test_a_batch_in_which_all_waypoints_count_or_none():
+    mode = action_mode("ee6d")
+    predicted, target = torch.rand(2, 6, 20), torch.rand(2, 6, 20)
+    every = torch.ones(2, 6, dtype=torch.bool)
+    assert torch.equal(
+        loss_terms([mode] * 2, predicted, target, every)[0], loss_terms([mode] * 2, predicted, target)[0]
+    )
+    assert loss_terms([mode] * 2, predicted, target, ~every)[0].item() == 0.0
+
+
+def test_mixed_modes_count_by_their_known_waypoints():
+    modes = [action_mode("ee6d"), action_mode("agibot_ee6d")]
+    predicted, target = torch.rand(2, 4, 20), torch.rand(2, 4, 20)
+    known = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.bool)
+    total, _ = loss_terms(modes, predicted, target, known)
+    alone = [loss_terms(modes[i : i + 1], predicted[i : i + 1], target[i : i + 1], known[i : i + 1])[0] for i in (0, 1)]
+    assert total.item() == pytest.approx(0.75 * alone[0].item() + 0.25 * alone[1].item(), rel=1e-6)

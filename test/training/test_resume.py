@@ -98,3 +98,46 @@ def test_changed_data_is_noticed(begin):
     begin(steps=2).run()
     with pytest.raises(TrainingError, match="have changed since the run began"):
         begin(steps=2, source=TinySource(PAIR, ARM, seed=9)).resume()
+
+
+def test_a_run_goes_on_wherever_its_files_are_now(begin, trained, tmp_path):
+    import shutil
+
+    on = {"model": {"checkpoint": str(trained)}, "method": "prompt"}
+    begin("first", steps=2, **on).run()
+    shutil.copytree(tmp_path / "first", tmp_path / "moved")
+    shutil.copytree(trained, tmp_path / "copy")
+    there = {
+        "model": {"checkpoint": str(tmp_path / "copy")},
+        "method": "prompt",
+        "datasets": [{"paths": ["elsewhere"]}],
+    }
+    moved = begin("moved", steps=4, **there)
+    assert moved.resume() and moved.step == 2
+
+
+@pytest.mark.parametrize("change", ["instruction", "time base"])
+def test_changed_words_and_robots_are_noticed(begin, change):
+    from dataclasses import replace
+
+    from tiny import ARM, PAIR, TinySource
+
+    begin(steps=2).run()
+    source = TinySource(PAIR, ARM)
+    if change == "instruction":
+        source.instructions = ("touch the red cube", "touch the green cube")
+    else:
+        source.embodiments["arm"] = replace(ARM, waypoint_dt=0.2)
+    with pytest.raises(TrainingError, match="have changed since the run began"):
+        begin(steps=2, source=source).resume()
+
+
+def test_a_run_of_before_went_on_with_repeated_waypoints(begin):
+    from xvla_ros.training.saving import STATES, require_same
+
+    trainer = begin(steps=2, loss={"padding": "repeated"})
+    told = trainer.settings.model_dump(mode="json")
+    del told["loss"]
+    require_same(told, trainer.settings, STATES)
+    with pytest.raises(TrainingError, match=r"loss\.padding"):
+        require_same(told, begin("other", steps=2, loss={"padding": "masked"}).settings, STATES)

@@ -65,6 +65,7 @@ class ActionMode:
     def loss(self, predicted: Tensor, target: Tensor) -> Losses:
         """Score raw predictions [B, T, D] against clean targets [B, T, D]; the total is the plain sum of the terms.
 
+        Of a batch in which some waypoints do not count they are the N that do, as [1, N, D].
         A user's mode must give it.
         """
         raise TypeError(

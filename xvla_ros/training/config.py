@@ -176,6 +176,16 @@ class Lora(DataSection):
     action_rows: bool = Field(True, description="Also train the action encoder's and decoder's rows of the domains.")
 
 
+class Loss(DataSection):
+    """What counts in the loss."""
+
+    padding: Literal["masked", "repeated"] = Field(
+        "masked",
+        description="Waypoints after the end of an episode or plan: masked leaves them out, repeated trains on the "
+        "last one again and again, to stay there.",
+    )
+
+
 class Optimizer(DataSection):
     """AdamW and its rates."""
 
@@ -300,6 +310,7 @@ class TrainSettings(DataSection):
     model: Model = Field(Model(), description="The network.")
     freeze: Freeze = Field(Freeze(), description="What does not move.")
     lora: Lora = Field(Lora(), description="Low-rank updates.")
+    loss: Loss = Field(Loss(), description="What counts.")
     optimizer: Optimizer = Field(Optimizer(), description="AdamW.")
     schedule: Schedule = Field(Schedule(), description="Rates over the steps.")
     batch: BatchSettings = Field(BatchSettings(), description="Samples of a step.")
@@ -400,8 +411,9 @@ def settings_from(raw: dict[str, Any], file: str = "") -> TrainSettings:
 
 
 def completed(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings that an earlier version wrote, with those it did not have at their defaults."""
+    """Return settings that an earlier version wrote, with those it did not have as it behaved, or at their defaults."""
     raw = {**_with_drawn(dict(told)), "objective": "vision"} if "scenes" in told else dict(told)
+    raw = {"loss": {"padding": "repeated"}, **raw}
     try:
         return settings_from(raw).model_dump(mode="json")
     except TrainingError:  # written by a version too different to read

@@ -40,8 +40,10 @@ _UNFINISHED = ".writing-"
 _ASIDE = (f"{GROUNDING}.", f"{HEAD}.")
 _BASE = ".base_layer."
 # What may change between a run and its continuation; anything else would make it another run.
-MAY_CHANGE = ("resume", "steps", "cache", "log", "validation", "batch.workers", "batch.prefetch", "batch.accumulation",
-              "strategy", "model.activation_checkpointing")  # fmt: skip
+MAY_CHANGE = ("resume", "output", "steps", "cache", "log", "validation", "batch.workers", "batch.prefetch",
+              "batch.accumulation", "strategy", "model.activation_checkpointing")  # fmt: skip
+# Where something is: it may be moved, copied or named otherwise, as its content is compared.
+PLACES = {"model": ("checkpoint", "revision", "vision_from"), "datasets": ("paths", "instructions_file")}
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,13 @@ def last_settings(folder: Path) -> dict[str, Any]:
 
 
 def require_same(before: Mapping[str, Any], settings: TrainSettings, file: str) -> None:
-    """Refuse to go on with a run under settings that would make it another one.
+    """Refuse to go on with a run under settings that would make it another one; places are no such settings.
 
     Raises:
         TrainingError: naming every setting that differs.
     """
-    now = _flat(settings.model_dump(mode="json"))
-    then = _flat(completed(before))
+    now = _flat(_without_places(settings.model_dump(mode="json")))
+    then = _flat(_without_places(completed(before)))
     message = "cannot change within a run; choose another output"
     problems = [
         Problem(file, key, now.get(key), f"{then.get(key)!r}, as the run began", message)
@@ -132,6 +134,20 @@ def require_same(before: Mapping[str, Any], settings: TrainSettings, file: str) 
     ]
     if problems:
         raise TrainingError(problems)
+
+
+def _without_places(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with True or False for each place: whether there is something."""
+
+    def plain(section: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+        return {key: bool(value) if key in names else value for key, value in section.items()}
+
+    model = plain(told.get("model") or {}, PLACES["model"])
+    datasets = [
+        plain({**each, "robot": Path(each.get("robot") or "").stem}, PLACES["datasets"])
+        for each in told.get("datasets") or ()
+    ]
+    return {**told, "model": model, "datasets": datasets}
 
 
 def _may_change(key: str) -> bool:

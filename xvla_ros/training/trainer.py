@@ -73,7 +73,7 @@ class Trainer:
             parameter.requires_grad_(name in moving)
         if settings.model.activation_checkpointing:
             recompute_activations(self.network)
-        self.fingerprint = self._fingerprint()
+        self.fingerprint, self.meaning = self._fingerprint(), self._meaning()
         self.wrapped = wrap(self.objective.module, accelerator, settings)
         self.groups = self.objective.groups()
         domains = self.objective.domains
@@ -100,6 +100,12 @@ class Trainer:
             digest.update(json.dumps([robot, statistics.state.to_json(), statistics.action.to_json()]).encode())
         return digest.hexdigest()
 
+    def _meaning(self) -> str:
+        """Return a digest of what the data are said to be: the robots' settings, and every instruction."""
+        robots = [repr(self.source.embodiments[robot]) for robot in sorted(self.source.embodiments)]
+        told = json.dumps([robots, sorted(self.source.instructions)])
+        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
     def resume(self) -> bool:
         """Go on from the last state of the output folder; return whether there was one.
 
@@ -113,6 +119,9 @@ class Trainer:
         require_same(state.facts["settings"], self.settings, file)
         if state.facts.get("fingerprint", self.fingerprint) != self.fingerprint:
             message = "the checkpoint, the recordings or their profiles have changed since the run began"
+            raise TrainingError([Problem(file, "", None, "what it began with, or another output", message)])
+        if state.facts.get("meaning", self.meaning) != self.meaning:
+            message = "the instructions, or settings of the robots, have changed since the run began"
             raise TrainingError([Problem(file, "", None, "what it began with, or another output", message)])
         self._restore(state)
         return True
@@ -245,6 +254,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             facts = {
                 "settings": self.settings.model_dump(mode="json"), "fingerprint": self.fingerprint,
+                "meaning": self.meaning,
                 "seconds": self.seconds, "rows": self.rows,
             }  # fmt: skip
             write_state(self.folder / STATES, State(self.step, tensors, facts), self.settings.log.keep_states)

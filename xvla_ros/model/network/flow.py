@@ -62,6 +62,7 @@ def flow_loss(
     offset: Tensor | None = None,
     times: Tensor | None = None,
     noise: Tensor | None = None,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Losses]:
     """Score the network on clean chunks.
 
@@ -73,32 +74,46 @@ def flow_loss(
         offset: [1] in 0..1, drawn if None, from which the times of this batch are spread.
         times: [B] in 0..1 instead, for a batch that is a part of a larger one.
         noise: [B, T, D], drawn if None.
+        known: bool [B, T], the waypoints that count; all of them if None.
 
     Returns:
         The total, plain sum of the terms, and the terms by name. Where modes are mixed a term counts by its share of
-        the rows and is called ``mode.term``, or ``mode[width].term`` where modes differ by their width alone.
+        the waypoints that count and is called ``mode.term``, or ``mode[width].term`` where modes differ by their width
+        alone.
     """
     noise = torch.randn_like(action) if noise is None else noise
     if times is None:
         times = training_times(len(action), torch.rand(1, device=action.device) if offset is None else offset)
     seen_state, seen_action = preprocess(modes, state, interpolate(noise, action, times))
     predicted = network.transformer(seen_action, seen_state, times, context)
-    return loss_terms(modes, predicted, action)
+    return loss_terms(modes, predicted, action, known)
 
 
-def loss_terms(modes: Modes, predicted: Tensor, target: Tensor) -> tuple[Tensor, Losses]:
+def loss_terms(modes: Modes, predicted: Tensor, target: Tensor, known: Tensor | None = None) -> tuple[Tensor, Losses]:
     """Sum the modes' losses over a batch; see ``flow_loss``."""
     groups = _groups(modes)
     if len(groups) == 1:
-        terms = modes[0].loss(predicted, target)
+        terms = _known_loss(modes[0], predicted, target, known)
     else:
+        terms = {}
         names = [mode.name for mode, _ in groups]
-        terms = {
-            f"{mode.name if names.count(mode.name) == 1 else mode}.{name}": term * (len(rows) / len(modes))
-            for mode, rows in groups
-            for name, term in mode.loss(predicted[rows], target[rows]).items()
-        }
+        for mode, rows in groups:
+            here = None if known is None else known[rows]
+            share = len(rows) / len(modes) if known is None else float(known[rows].sum() / known.sum().clamp_min(1))
+            called = mode.name if names.count(mode.name) == 1 else str(mode)
+            found = _known_loss(mode, predicted[rows], target[rows], here)
+            terms |= {f"{called}.{name}": term * share for name, term in found.items()}
     return torch.stack(list(terms.values())).sum(), terms
+
+
+def _known_loss(mode: ActionMode, predicted: Tensor, target: Tensor, known: Tensor | None) -> Losses:
+    """Score the waypoints that count, as one chunk [1, N, D] of them all; nothing where none does."""
+    if known is None or known.all():
+        return mode.loss(predicted, target)
+    if not known.any():
+        return {name: term * 0.0 for name, term in mode.loss(predicted, target).items()}
+    chosen = known.to(predicted.device)
+    return mode.loss(predicted[chosen][None], mode.pad(target)[chosen][None])
 
 
 def sample(

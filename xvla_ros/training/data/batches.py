@@ -39,6 +39,7 @@ class TrainingBatch:
         grids: outputs of the vision tower for the views that are not masked, [N, C, h, w], in their order; None where
             the tower runs.
         places: float32 [B, 3] m, where what is named lies; None where that is not known of every sample.
+        known: bool [B, T], on the CPU, the waypoints that count in the loss; None where all do.
     """
 
     seen: Batch
@@ -48,6 +49,7 @@ class TrainingBatch:
     modes: tuple[tuple[str, int], ...]
     grids: Tensor | None = None
     places: Tensor | None = None
+    known: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.modes)
@@ -143,13 +145,14 @@ class Preparation:
         policy: whose processor, sizes and action modes count.
         seed: of the run.
         size: samples of a step.
+        masked: whether waypoints that were not recorded are left out of the loss.
     """
 
-    def __init__(self, policy: Policy, seed: int, size: int) -> None:
+    def __init__(self, policy: Policy, seed: int, size: int, *, masked: bool = False) -> None:
         self.processor, self.config = policy.processor, policy.network.config
         self.modes = {name: policy.action_mode(record.embodiment) for name, record in policy.robots.items()}
         self.width = policy.network.action_mode.width
-        self.seed, self.size = seed, size
+        self.seed, self.size, self.masked = seed, size, masked
         self.features: Features | TowerRun | None = None
 
     def batch(self, samples: Sequence[Sample]) -> TrainingBatch:
@@ -175,11 +178,13 @@ class Preparation:
         places = torch.from_numpy(np.stack(known)) if len(known) == len(samples) else None
         chosen = [self.modes[sample.robot] for sample in samples]
         modes = tuple((mode.name, mode.decoded_width) for mode in chosen)
+        recorded = np.stack([sample.mask for sample in samples])
+        mask = torch.from_numpy(recorded) if self.masked and not recorded.all() else None
         if self.features is not None:
             kept = self.features.batch(samples, self.processor)
-            return TrainingBatch(kept.seen, actions, noise, times, modes, kept.grids, places)
+            return TrainingBatch(kept.seen, actions, noise, times, modes, kept.grids, places, mask)
         seen = self.processor.batch([sample.observation() for sample in samples])
-        return TrainingBatch(seen, actions, noise, times, modes, places=places)
+        return TrainingBatch(seen, actions, noise, times, modes, places=places, known=mask)
 
     def _action(self, sample: Sample) -> Tensor:
         if len(sample.actions) != self.config.chunk_size or not np.isfinite(sample.actions).all():
