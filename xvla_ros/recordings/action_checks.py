@@ -21,7 +21,7 @@ MOVES = 0.05  # of how far a channel can go: what moves less may be noise
 NEXT_TO_NOTHING = 1e-4  # of a channel's spread
 ALIKE, UNLIKE = 0.9, 0.7  # correlations
 HALF = 0.5  # of the moving channels
-CLOSER = 0.3  # of the distance to the channel's own state
+FAR, CLOSER = 0.2, 0.3  # from a channel's own state, of its range; to another one's, of that distance
 FACTOR = 4.0  # a held gripper is commanded further than it gets, a joint under load a little
 NAMED = 3  # channels in a message
 WANTED = "where each channel is to be"
@@ -138,10 +138,11 @@ def _likeness_of_sums(pair: _Pair, c: int) -> float:
 
 
 def _other(pair: _Pair, c: int) -> int | None:
-    """Return the channel whose state the action of channel ``c`` follows much better than its own; None for none."""
+    """Return the channel whose state the action of channel ``c`` follows, where that is far from its own; else None."""
     told, measured = pair.told[:, c], pair.measured
     own = float(np.median(np.abs(told - measured[:, c])))
     gaps = [(float(np.median(np.abs(told - measured[:, j]))), int(j)) for j in pair.moving if j != c]
     gap, other = min(gaps, default=(np.inf, c))
-    is_like = _correlation(told, measured[:, other]) > ALIKE > _correlation(told, measured[:, c])
-    return other if is_like and gap < CLOSER * own else None
+    is_like = _correlation(told, measured[:, other]) > ALIKE and 0.5 < told.std() / measured[:, other].std() < 2.0
+    is_far = own > FAR * float(np.ptp(measured[:, c]))
+    return other if is_like and is_far and gap < CLOSER * own else None

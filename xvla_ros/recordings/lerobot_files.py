@@ -224,7 +224,7 @@ class LeRobotFiles:
                 found[column] = np.array(values, dtype=np.float64)
             except (TypeError, ValueError) as error:
                 raise self._error(
-                    column, None, "a number for each channel of each frame", f"{episode.data.name}: {error}"
+                    column, None, "a number for each channel of each frame", f"episode {episode.index}: {error}"
                 ) from error
         return found
 
@@ -340,6 +340,8 @@ class LeRobotFiles:
         )
         clips = {}
         for key in self.videos:
+            if f"videos/{key}/from_timestamp" not in row:  # named where a camera wants it
+                continue
             file = str(self.info["video_path"]).format(
                 video_key=key, chunk_index=row[f"videos/{key}/chunk_index"], file_index=row[f"videos/{key}/file_index"]
             )

@@ -104,7 +104,7 @@ class _Columns:
     offset: Floats
 
     def take(self, rows: Floats) -> Floats:
-        return rows[:, self.index] * self.scale + self.offset
+        return rows.reshape(len(rows), -1)[:, self.index] * self.scale + self.offset
 
 
 class LeRobotRecording:
@@ -177,7 +177,7 @@ class LeRobotRecording:
         differing = {**self._options.mapping.channels, **self._options.mapping.action_channels}
         action = self._columns(self._options.mapping.action, differing) if commanded else state
         self._states, self._kept = [], []
-        episodes, left_out, joints, targets = [], [], [], []
+        episodes, left_out, joints, pairs = [], [], [], []
         chosen = self._chosen()
         for files in chosen:
             try:
@@ -190,8 +190,9 @@ class LeRobotRecording:
                 continue
             # they are float32 s: beyond a microsecond the digits mean nothing
             times = np.rint(rows["timestamp"] * 1e6).astype(np.int64) * 1000
-            measured = self._joints(state.take(rows[self._options.mapping.state]))
-            values = self._joints(action.take(rows[self._options.mapping.action])) if commanded else measured
+            seen = state.take(rows[self._options.mapping.state])
+            told = action.take(rows[self._options.mapping.action]) if commanded else seen
+            measured, values = self._joints(seen), self._joints(told)
             path = ActionPath(times, self._actions(values, encoder).astype(np.float32), Channels.of(self._profile))
             if bad := path_problems(self.source, f"episode {files.index}", path, self._profile.channels):
                 left_out += bad[:1]
@@ -204,10 +205,10 @@ class LeRobotRecording:
                 Episode(str(files.index), first[1], None, int(times[0]), int(times[-1]), path, changes=tuple(others))
             )
             joints.append(measured)
-            targets.append(values)
+            pairs.append((seen, told))
         problems = self._too_many(left_out, len(chosen))
         if not problems:
-            problems, notes = self._unit_problems(joints, targets if commanded else [])
+            problems, notes = self._unit_problems(joints, pairs if commanded else [])
         else:
             notes = []
         return Survey(
@@ -289,21 +290,34 @@ class LeRobotRecording:
         message = f"{len(left_out)} of {count} episodes cannot be used{hint}"
         return [*left_out, self._problem("episodes", len(left_out), "less than half of them", message)]
 
-    def _unit_problems(self, joints: Sequence[Floats], actions: Sequence[Floats]) -> tuple[list[Problem], list[str]]:
-        """Return what looks wrong with the units of the state, or with the actions beside it, and what may be."""
+    def _unit_problems(
+        self, joints: Sequence[Floats], pairs: Sequence[tuple[Floats, Floats]]
+    ) -> tuple[list[Problem], list[str]]:
+        """Return what looks wrong with the units of the state, or with the actions beside it, and what may be.
+
+        Args:
+            joints: the states of each episode, in rad or m, or as the vectors they are.
+            pairs: states and actions of each episode in the data set's units; none where nothing is commanded.
+        """
+        seen, told = [state for state, _ in pairs], [action for _, action in pairs]
         if self._options.mapping.units == "vector":
-            together = np.concatenate(joints)
+            if not pairs:
+                return [], []
+            together = np.concatenate(seen)
             names = [*self._profile.channels, *map(str, range(len(self._profile.channels), together.shape[1]))]
-            found = action_problems(self.source, names, np.ptp(together, axis=0), joints, actions)
+            found = action_problems(self.source, names, np.ptp(together, axis=0), seen, told)
             # a vector may be steps on purpose
             return [], [f"{self._folder}: {problem.message}" for problem in found]
         low = np.min([each.min(axis=0) for each in joints], axis=0)
         high = np.max([each.max(axis=0) for each in joints], axis=0)
         problems = joint_problems(self.source, self._profile, low, high)
-        if problems or not actions:
+        if problems or not pairs:
             return problems, []
-        ranges = np.array([joint.upper - joint.lower for joint in self._profile.joints.ordered])
-        return action_problems(self.source, self._profile.joints.policy_order, ranges, joints, actions), []
+        limits = np.array([(joint.lower, joint.upper) for joint in self._profile.joints.ordered]).T
+        if self._options.mapping.units == "policy":
+            limits = to_policy(limits, self._profile)
+        sizes = np.abs(limits[1] - limits[0])
+        return action_problems(self.source, self._profile.joints.policy_order, sizes, seen, told), []
 
     def _word_notes(self, episodes: Sequence[Episode]) -> list[str]:
         changing = [episode.key for episode in episodes if episode.changes]
