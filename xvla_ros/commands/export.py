@@ -88,7 +88,7 @@ def summary(found: Exported, codec: str) -> str:
     lines = [
         f"{found.folder}: {found.episodes} episodes, {found.frames} frames at {found.fps} Hz "
         f"({found.frames / found.fps:.1f} s), {size:.1f} MB",
-        f"  actions  {found.actions}" + ("; of plans what was due at each frame" * (found.actions == "planned")),
+        f"  actions  {found.actions}",
         f"  cameras  {cameras or 'none'}; {codec}",
         f"  tasks    {len(found.tasks)}: {'; '.join(found.tasks[:3])}" + " …" * (len(found.tasks) > 3),
     ]

@@ -139,6 +139,7 @@ class BagRecording:
         self._tracks = Tracks()
         self._spans: list[Span] = []
         self._fingerprint = ""
+        self._plans = True
         self._kept: dict[str, tuple[int, Any]] = {}
         self._made_encoder: StateEncoder | None = None
 
@@ -150,15 +151,19 @@ class BagRecording:
     def profile(self) -> Profile:
         return self._profile
 
-    def survey(self) -> Survey:
+    def survey(self, *, plans: bool = True) -> Survey:
         """Read through the bag once, without decoding a picture.
+
+        Args:
+            plans: whether ``auto`` may mean whole plans; without them it means what was commanded.
 
         Raises:
             SamplesError: the bag cannot be read, is empty, or has not the topics of the profile.
             NothingLeftError: every episode is marked as failed, or discarded.
         """
         self._kept = {}
-        self._tracks = self._read({"auto": None, "planned": True}.get(self._options.actions, False))
+        self._plans = plans
+        self._tracks = self._read({"auto": None if plans else False, "planned": True}.get(self._options.actions, False))
         summary = self._checked_summary()
         problems = [
             self._problem(
@@ -416,7 +421,7 @@ class BagRecording:
     def _action_source(self, lacking: bool) -> ActionSource:
         if self._options.actions != "auto":
             return self._options.actions
-        if self._spans and all(span.mark.get("actions") == "planned" for span in self._spans):
+        if self._plans and self._spans and all(span.mark.get("actions") == "planned" for span in self._spans):
             return "planned"
         return "commanded" if self._spans and not lacking else "measured"
 

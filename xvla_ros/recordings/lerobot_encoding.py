@@ -132,7 +132,7 @@ class _BagEncoder:
 
     def run(self) -> EncodedBag:
         with self._recording.opened():
-            self._survey = self._recording.survey()
+            self._survey = self._recording.survey(plans=False)
             self._grids = [
                 _FrameGrid(self._recording.picture_stamps(number), self._fps)
                 for number, _ in enumerate(self._survey.episodes)

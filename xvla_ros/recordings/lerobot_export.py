@@ -222,7 +222,7 @@ def _look(told: tuple[Path, ExportOptions]) -> _Looked:
         with bag:
             profile = load_robot(options.robot) if options.robot else profile_of_bag(bag)
             recording = recording_of(bag, profile, options)
-            survey = recording.survey()
+            survey = recording.survey(plans=False)
             sizes, problems = _sizes(recording, survey, options)
             return _Looked(
                 path,

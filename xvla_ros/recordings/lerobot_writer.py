@@ -8,6 +8,7 @@ which a data set is found, is written last.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class ClipWriter:
     def __init__(self, file: Path, size: tuple[int, int], fps: int, codec: str, threads: int = 0) -> None:
         import av
 
+        os.environ.setdefault("SVT_LOG", "1")  # else SVT-AV1 tells its settings for every clip
         self.file, self.size, self._fps, self._count = file, size, fps, 0
         told = CODECS[codec]
         self._container = cast(Any, av.open(str(file), "w"))
