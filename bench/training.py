@@ -115,10 +115,10 @@ def steps(trainer: Any, ready: list[Any]) -> float:
 
     meter, stream = Meter(trainer.accelerator, 0.0), iter(ready)
     for _ in range(WARM):
-        trainer._step(stream, meter)
+        trainer.take_step(stream, meter)
     begun = time.process_time()
     for _ in range(COUNTED):
-        trainer._step(stream, meter)
+        trainer.take_step(stream, meter)
     return (time.process_time() - begun) / COUNTED
 
 

@@ -21,8 +21,8 @@ Written from the schema by `python tools/training_reference.py docs/reference/tr
 
 `xvla train FILE [key.sub=value …]`: every setting can be given on the command line, its value in YAML, lists indexed by
 number (`datasets.0.weight=2`). Everything that is wrong is named at once: file, key, value, what is expected. `--dry-run`
-opens data and checkpoint, says what would be trained, and stops. The entries of `datasets` and of `augmentation` are in
-[samples](samples.md)."""
+opens data and checkpoint, says what would be trained, how long that takes and the memory, and stops. The entries of
+`datasets` and of `augmentation` are in [samples](samples.md)."""
 
 _TAIL = """
 ## Groups and rates
@@ -58,6 +58,7 @@ are one group, with the base rate and weight decay.
 | `train.json` | `schema_version`, `method`, `robots`, `domains`, `steps`, `samples`, `seconds`, `parameters`, `loss`, `held_out_loss`, `settings` |
 | `vision.json` | in its place with the objective vision: `scenes`, `objects`, `steps`, `seconds`, `held_out` with the median errors |
 | `train.yaml` | all settings as they were, to repeat the run |
+| `evaluation.json` | `schema_version`, `checkpoint`, `results`: for each robot `kind` (`simulation`, `held_out`), `verdict` (`good`, `unsure`, `not good`), `text`, and its figures |
 | `tensorboard/` | with `log.tensorboard` |
 
 ## What does not depend on what

@@ -18,6 +18,15 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def memory_bytes() -> int:
+    """Return the memory that this process may use: the machine's, or less where a control group (v2) limits it."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(there, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # there is no such group, or it says "max"
+        return there
+
+
 def config_dir() -> Path:
     """Return the folder of the shipped profiles, scenes and DDS settings.
 

@@ -221,7 +221,13 @@ class BatchSettings(DataSection):
 
     size: int = Field(64, ge=1, description="Samples of one step, over all processes and accumulated parts.")
     accumulation: int = Field(1, ge=1, description="Parts of a step that are computed one after the other.")
-    workers: int = Field(2, ge=0, le=256, description="Processes that prepare samples, for each training process.")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=256,
+        description="Processes that prepare samples, for each training process; none: on a CPU as many as are needed "
+        "by a measurement, else 2.",
+    )
     prefetch: int = Field(4, ge=1, le=64, description="Batches each of them prepares ahead.")
 
 
@@ -276,10 +282,10 @@ class TrainSettings(DataSection):
     drawn: Drawn | None = Field(None, description="The data: drawn by the simulator, in the place of recordings.")
     augmentation: Augmentation = Field(Augmentation(), description="Of the pictures: light, colour, place.")
     cache: str = Field("xvla_out/cache", min_length=1, description="Folder of decoded pictures, shared by all runs.")
-    features: bool = Field(
-        False,
+    features: bool | None = Field(
+        None,
         description="Keep the vision tower's output of each sample, or of drawn ones let the loading processes run it; "
-        "wants it frozen and no augmentation.",
+        "wants it frozen and no augmentation. None: of recordings, on a CPU, where that is less work.",
     )
     grounding: float = Field(
         0.0,

@@ -8,12 +8,14 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
 from xvla_ros.errors import KinematicsError, Problem, SimulationError, XvlaError
+from xvla_ros.resources import usable_cores
 from xvla_ros.training.config import TrainingError, TrainSettings, read_settings, read_vision_settings
 from xvla_ros.training.data.datasets import open_datasets
 from xvla_ros.training.data.samples import Samples
@@ -21,6 +23,7 @@ from xvla_ros.training.data.samples import Samples
 if TYPE_CHECKING:
     from xvla_ros.model.network.config import XvlaConfig
     from xvla_ros.training.config import Drawn
+    from xvla_ros.training.data.batches import SampleSource
     from xvla_ros.training.data.drawn import DrawnSamples
     from xvla_ros.training.data.labels import LabelledPictures
 
@@ -29,13 +32,40 @@ SETTINGS_FILE = "train.yaml"
 INTERRUPTED = 130
 
 
-def train(path: str, overrides: Sequence[str] = (), *, dry_run: bool = False) -> int:
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has come to its last step, its checkpoint written.
+
+    Attributes:
+        settings: of the run.
+        source: its data; that of the objective vision has no held-out samples.
+        checkpoint: the folder.
+        device: that it was trained on, ``cpu`` or ``cuda``.
+        seconds: that the training took.
+    """
+
+    settings: TrainSettings
+    source: SampleSource
+    checkpoint: Path
+    device: str
+    seconds: float
+
+
+def train(
+    path: str,
+    overrides: Sequence[str] = (),
+    *,
+    dry_run: bool = False,
+    then: Callable[[FinishedRun], None] | None = None,
+) -> int:
     """Train as a file says; log what goes on, in the first of several processes.
 
     Args:
         path: of the training file.
         overrides: ``key.sub=value``.
-        dry_run: open everything, say what would be trained, and stop.
+        dry_run: open everything, say what would be trained, measure a few steps, and stop.
+        then: called in the first process after the last step of a policy, when the checkpoint is written and the memory
+            of the training is free.
 
     Returns:
         The exit code: 0, 130 when asked to stop; 1 in the processes that leave an error to the first to raise.
@@ -43,12 +73,12 @@ def train(path: str, overrides: Sequence[str] = (), *, dry_run: bool = False) ->
     Raises:
         XvlaError: naming everything that is wrong with the settings, the data or the checkpoint.
     """
-    return _run(lambda: _train(read_settings(path, overrides), dry_run))
+    return _run(lambda: _train(read_settings(path, overrides), dry_run, then))
 
 
 def pretrain_vision(path: str, overrides: Sequence[str] = ()) -> int:
     """Train with the objective vision; otherwise as ``train``."""
-    return _run(lambda: _train(read_vision_settings(path, overrides), False))
+    return _run(lambda: _train(read_vision_settings(path, overrides), False, None))
 
 
 def _run(work: Callable[[], int]) -> int:
@@ -67,27 +97,45 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _train(settings: TrainSettings, dry_run: bool) -> int:
+def _train(settings: TrainSettings, dry_run: bool, then: Callable[[FinishedRun], None] | None) -> int:
+    finished = _run_to_the_end(settings, dry_run)
+    if finished is None:
+        return INTERRUPTED
+    if then is not None and not dry_run and finished.settings.flow and settings.objective == "flow" and _is_first():
+        then(finished)
+    return 0
+
+
+def _run_to_the_end(settings: TrainSettings, dry_run: bool) -> FinishedRun | None:
+    """Train, or see what that would take; None where the run was stopped before its last step."""
     _check_output(settings)
+    from xvla_ros.training.pace import enough_memory, estimate, suit_cpu, with_features
     from xvla_ros.training.parallel import connect
     from xvla_ros.training.start import load_start, make_policy, scratch_config, with_precision
-    from xvla_ros.training.trainer import Trainer
+    from xvla_ros.training.trainer import CHECKPOINT, Trainer
 
     start = load_start(settings.model)
     config = start.network.config if start is not None else scratch_config(settings.model)
     say = log.info if _is_first() else _nobody_hears
     settings = with_precision(settings, config, settings.batch.size // settings.batch.accumulation, say)
     accelerator = connect(settings)
-    with _simulator(settings.drawn):
+    device = accelerator.device.type
+    with _simulator(settings.drawn), enough_memory(settings):
         # One process decodes the recordings; the others then find them decoded.
         with accelerator.main_process_first():
             source = _source(settings, config, say)
-        trainer = Trainer(settings, source, make_policy(settings, source, start), accelerator)
+        policy = make_policy(settings, source, start)
+        settings = with_features(settings, source, policy.network.config, device, say)
+        trainer = Trainer(settings, source, policy, accelerator)
         for line in trainer.objective.about(trainer.summary()):
             say(line)
+        resumed = settings.resume and not dry_run and trainer.resume()
+        suit_cpu(trainer, say, keep_threads=resumed)
         if dry_run:
-            return 0
-        if settings.resume and trainer.resume():
+            for line in estimate(trainer):
+                say(line)
+            return FinishedRun(settings, cast(Any, source), Path(settings.output, CHECKPOINT), device, 0.0)
+        if resumed:
             say(f"going on after step {trainer.step} of {settings.steps}")
         if accelerator.is_main_process:
             _keep_settings(settings)
@@ -95,10 +143,10 @@ def _train(settings: TrainSettings, dry_run: bool) -> int:
             summary = trainer.run()
     if summary["steps"] < settings.steps:
         say(f"stopped after step {summary['steps']}; go on with resume=true")
-        return INTERRUPTED
+        return None
     for line in trainer.objective.outcome(summary):
         say(line)
-    return 0
+    return FinishedRun(settings, cast(Any, source), Path(settings.output, CHECKPOINT), device, summary["seconds"])
 
 
 @contextmanager
@@ -128,7 +176,8 @@ def _source(
     if settings.drawn is None:
         return open_datasets(
             settings.datasets, waypoints=config.chunk_size, image_size=config.image_size, cache=settings.cache,
-            augmentation=settings.augmentation, seed=settings.seed, workers=max(1, settings.batch.workers),
+            augmentation=settings.augmentation, seed=settings.seed,
+            workers=min(8, usable_cores()) if settings.batch.workers is None else max(1, settings.batch.workers),
             progress=lambda text: say(f"reading {text}"),
         )  # fmt: skip
     if settings.objective == "vision":

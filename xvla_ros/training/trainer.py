@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from xvla_ros.errors import Problem
 from xvla_ros.model.checkpoint.record import Record, TrainingSummary, write_record
 from xvla_ros.model.policy import Policy
+from xvla_ros.resources import usable_cores
 from xvla_ros.training.config import TrainingError, TrainSettings
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.batches import batches
@@ -40,6 +41,7 @@ from xvla_ros.training.start import set_dropout, trained_domains
 from xvla_ros.training.vision import Vision
 
 CHECKPOINT, ADAPTER = "checkpoint", "adapter"
+WORKERS = 2  # where neither the settings nor a measurement say how many
 log = logging.getLogger(__name__)
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -81,6 +83,7 @@ class Trainer:
         self.optimizer = _optimizer(self.groups, settings)
         self.average = Average(dict(each for group in self.groups.values() for each in group), settings.ema.decay)
         self.step, self.seconds, self.rows = 0, 0.0, list[dict[str, Any]]()
+        self.workers = WORKERS if settings.batch.workers is None else settings.batch.workers
         self._last = settings.steps
 
     def _fingerprint(self) -> str:
@@ -124,6 +127,9 @@ class Trainer:
             message = "the instructions, or settings of the robots, have changed since the run began"
             raise TrainingError([Problem(file, "", None, "what it began with, or another output", message)])
         self._restore(state)
+        threads = int(state.facts.get("threads", 0))
+        if self.accelerator.device.type == "cpu" and 0 < threads <= usable_cores():
+            torch.set_num_threads(threads)  # sums are rounded as before
         return True
 
     @torch.no_grad()
@@ -159,22 +165,19 @@ class Trainer:
             self.folder, settings.steps, self.rows, bar=settings.log.progress, tensorboard=settings.log.tensorboard,
             silent=not main,
         )  # fmt: skip
-        stream = batches(
-            self.source, self.objective.collate, self.share, settings.batch, self.step, settings.steps,
-            fresh=settings.drawn is not None,
-        )  # fmt: skip
+        stream = self.stream(self.step, settings.steps)
         meter = Meter(self.accelerator, self.seconds)
         # Drawing the curve keeps this frame, and so the workers, alive until Python ends, which would kill them.
         with closing(stream):
             while self.step < self._last:
                 meter.start()
-                self._step(stream, meter)
+                self.take_step(stream, meter)
                 progress.advance()
                 is_last = self.step >= self._last
                 measured = is_last or due(self.step, settings.validation.every)
                 held_out, errors = self._held_out() if measured else (None, {})
                 if is_last or held_out is not None or due(self.step, settings.log.log_every):
-                    name, rates = self.objective.phase(self.step - 1), self._rates(self.step - 1)
+                    name, rates = self.objective.phase(self.step - 1), self.rates(self.step - 1)
                     progress.row(meter.row(self.step, name, rates, held_out, errors))
                 self.rows, self.seconds = progress.rows, meter.seconds
                 if is_last or due(self.step, settings.log.save_every):
@@ -184,10 +187,18 @@ class Trainer:
         progress.close()
         return self.summary()
 
-    def _step(self, stream: Iterator[Any], meter: Meter) -> None:
+    def stream(self, first: int, last: int) -> Generator[Any, None, None]:
+        """Return this process's batches from step ``first`` to before ``last``; close it to end the workers."""
+        settings = self.settings.batch.model_copy(update={"workers": self.workers})
+        return batches(
+            self.source, self.objective.collate, self.share, settings, first, last,
+            fresh=self.settings.drawn is not None,
+        )  # fmt: skip
+
+    def take_step(self, stream: Iterator[Any], meter: Meter) -> None:
         """Do one step of the optimiser, over all accumulated parts."""
         settings, parts = self.settings, self.share.accumulation
-        self._set_phase()
+        self.begin_step()
         for part in range(parts):
             batch = meter.waited(lambda: next(stream)).to(self.accelerator.device)
             draws.seed_dropout(settings.seed, self.step, part, self.share.process)
@@ -198,7 +209,7 @@ class Trainer:
         meter.norm(self._update())
         self.step += 1
 
-    def _set_phase(self) -> None:
+    def begin_step(self) -> None:
         """Let the weights of this step's phase move, and set their rates."""
         active = active_groups(self.settings.schedule, self.step)
         self._training_mode()
@@ -207,13 +218,18 @@ class Trainer:
                 # With several processes all gradients are computed, and those that do not count are dropped: the
                 # wrapper learns only once which to expect.
                 weight.requires_grad_(name in active or self.share.processes > 1)
-        rates = self._rates(self.step)
+        rates = self.rates(self.step)
         for part in self.optimizer.param_groups:
             part["lr"] = rates[part["name"]]
 
+    @property
+    def is_tower_frozen(self) -> bool:
+        """Whether the vision tower does not move."""
+        return self.settings.freeze.vision_encoder or self.settings.method == "prompt"
+
     def _training_mode(self) -> None:
         self.wrapped.train()
-        if self.settings.freeze.vision_encoder or self.settings.method == "prompt":
+        if self.is_tower_frozen:
             self.network.vlm.vision_tower.eval()
 
     def _update(self) -> Tensor:
@@ -234,7 +250,8 @@ class Trainer:
         self.average.update(self.step)
         return norm
 
-    def _rates(self, step: int) -> dict[str, float]:
+    def rates(self, step: int) -> dict[str, float]:
+        """Return the learning rate of each group in the step with this number, from 0."""
         settings = self.settings
         return {name: rate(settings.optimizer, settings.schedule, name, step, settings.steps) for name in self.groups}
 
@@ -255,7 +272,7 @@ class Trainer:
             facts = {
                 "settings": self.settings.model_dump(mode="json"), "fingerprint": self.fingerprint,
                 "meaning": self.meaning,
-                "seconds": self.seconds, "rows": self.rows,
+                "seconds": self.seconds, "rows": self.rows, "threads": torch.get_num_threads(),
             }  # fmt: skip
             write_state(self.folder / STATES, State(self.step, tensors, facts), self.settings.log.keep_states)
             summary = self.summary()

@@ -238,13 +238,14 @@ def batches(
         collate: samples to a batch.
         fresh: start the loading processes anew instead of forking them: a renderer does not survive a fork.
     """  # fmt: skip
+    workers = settings.workers or 0
     ahead: dict[str, Any] = {}
-    if settings.workers:
+    if workers:
         ahead = {"prefetch_factor": settings.prefetch, "persistent_workers": True, "worker_init_fn": _begin_worker}
         ahead["multiprocessing_context"] = "spawn" if fresh else None
     loader = DataLoader(
         _Draws(source), batch_sampler=_Schedule(share, first, last), collate_fn=collate,
-        num_workers=settings.workers, **ahead,
+        num_workers=workers, **ahead,
     )  # fmt: skip
     yield from loader
 
