@@ -262,7 +262,7 @@ def _train(cell: Cell, options: Any, demos: Path, commands: Commands) -> None:
         return
     began = time.monotonic()
     try:
-        commands.xvla("train", *training_of(cell, options, demos))
+        commands.xvla("train", "--no-evaluate", *training_of(cell, options, demos))
     finally:
         cell.tell(seconds=cell.facts["seconds"] + time.monotonic() - began)
 

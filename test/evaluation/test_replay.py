@@ -412,6 +412,7 @@ def test_a_policy_trained_on_the_expert_beats_persistence(tmp_path):
         main(
             [
                 "train",
+                "--no-evaluate",
                 "phase1.yaml",
                 f"datasets.0.paths=[{demos}/*.mcap]",
                 "datasets.0.split.fraction=0",

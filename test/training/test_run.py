@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,9 +19,12 @@ from recorded import Session, changed
 from tiny import MODEL
 
 from xvla_ros.commands import main
+from xvla_ros.commands.training import simulated_tasks
+from xvla_ros.errors import SimulationError
 from xvla_ros.model import checkpoint
-from xvla_ros.training.config import read_settings
+from xvla_ros.training.config import read_settings, settings_from
 from xvla_ros.training.data.datasets import open_datasets
+from xvla_ros.training.run import FinishedRun
 from xvla_ros.training.trainer import Trainer
 
 TASK = "touch the red cube"
@@ -80,9 +84,9 @@ def test_a_file_and_bags_become_a_checkpoint_that_needs_nothing_else(write, tmp_
     assert {row["phase"] for row in rows} == {"ramp"} and rows[0]["term.gripper_loss"] and rows[0]["rate.vlm"]
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG") and list((run / "tensorboard").iterdir())
     assert "precision: computes in float32" in said
-    assert read_settings(run / "train.yaml") == read_settings(
-        write(), ["optimizer.learning_rate=1e-3", "ema.decay=0.9", "log.tensorboard=true", "precision=float32"]
-    )
+    told = ["optimizer.learning_rate=1e-3", "ema.decay=0.9", "log.tensorboard=true"]
+    decided = ["precision=float32", "features=false"]
+    assert read_settings(run / "train.yaml") == read_settings(write(), told + decided)
 
 
 def test_workers_change_nothing(write, tmp_path):
@@ -96,22 +100,23 @@ def test_workers_change_nothing(write, tmp_path):
 
 def test_a_dry_run_says_what_would_be_trained_and_writes_no_checkpoint(write, tmp_path, capsys):
     assert main(["train", write(), "--dry-run", f"output={tmp_path / 'other'}"]) == 0
-    assert "full: trains" in capsys.readouterr().out
-    assert not list(tmp_path.glob("*/checkpoint")) and (tmp_path / "other").exists()
+    said = capsys.readouterr().out
+    assert "full: trains" in said and "samples a second" in said and "time: 4 steps take" in said and "memory: " in said
+    assert "evaluating" not in said and not list(tmp_path.glob("*/checkpoint")) and (tmp_path / "other").exists()
     with pytest.raises(SystemExit):
         main(["robots", "output=other"])
     assert "unrecognized arguments: output=other" in capsys.readouterr().err
 
 
 def test_a_run_asked_to_stop_saves_and_goes_on(write, tmp_path, monkeypatch, capsys):
-    steps = Trainer._step
+    steps = Trainer.take_step
 
     def interrupted(self, *arguments):
         steps(self, *arguments)
         if self.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Trainer, "_step", interrupted)
+    monkeypatch.setattr(Trainer, "take_step", interrupted)
     assert main(["train", write(steps=6)]) == 130
     assert "go on with resume=true" in capsys.readouterr().out
     monkeypatch.undo()
@@ -134,6 +139,81 @@ def test_what_is_wrong_is_said_before_any_step(write, tmp_path, capsys, override
     assert main(["train", write(), *overrides]) == 1
     assert words in capsys.readouterr().err
     assert not (tmp_path / "run" / "state").exists()
+
+
+def test_a_cpu_keeps_what_a_frozen_tower_says_where_that_is_less_work(write, tmp_path, capsys):
+    def train(*overrides):
+        assert main(["train", "--no-evaluate", write(), "freeze.vision_encoder=true", *overrides]) == 0
+        return capsys.readouterr().out, read_settings(tmp_path / "run" / "train.yaml").features
+
+    cases = {
+        "only 16 of 45 samples are drawn": (["steps=4"], False),
+        "as augmentation changes the pictures": (["augmentation.brightness=0.1"], False),
+        "the frozen vision tower runs once for each of 45 samples instead of 48 times": (["steps=12"], True),
+    }
+    for number, (words, (overrides, kept)) in enumerate(cases.items()):
+        said, features = train(*overrides, f"output={tmp_path / 'run'}", "log.save_every=0")
+        assert words in said and features is kept
+        assert bool(list((tmp_path / "cache").glob("features-*.npy"))) is kept
+        if number < len(cases) - 1:
+            shutil.rmtree(tmp_path / "run")
+    said, features = train("resume=true", "steps=13", "augmentation.hue=0.0")  # it goes on as it began
+    assert "features:" not in said and features is True
+
+
+def test_at_its_end_a_run_says_on_held_out_episodes_whether_it_is_good(write, tmp_path, capsys):
+    assert main(["train", write()]) == 0
+    said = capsys.readouterr().out
+    assert "so101_bimanual, 1 held-out episodes (15 observations): error" in said and "not good: no better" in said
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    (result,) = found["results"]
+    assert (result["kind"], result["verdict"], result["unit"]) == ("held_out", "not good", "rad")
+    assert result["error"] > result["persistence"] > 0
+
+
+def test_without_held_out_episodes_a_run_says_what_would_tell(write, tmp_path, capsys):
+    assert main(["train", write(), "datasets.0.split.fraction=0"]) == 0
+    assert "no episode was held out, so nothing says how good the policy is" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        (RuntimeError("no renderer"), 0, "warning: the evaluation failed: RuntimeError: no renderer"),
+        (SimulationError("cannot render"), 0, "warning: the evaluation failed: cannot render"),
+        (KeyboardInterrupt(), 130, "stopped; the evaluation is not; the training is complete"),
+    ],
+)
+def test_an_evaluation_that_fails_or_is_stopped_costs_no_checkpoint(
+    write, tmp_path, capsys, monkeypatch, raised, code, words
+):
+    def fail(run, episodes):
+        raise raised
+
+    monkeypatch.setattr("xvla_ros.commands.training._evaluate_trained", fail)
+    assert main(["train", write()]) == code
+    said = capsys.readouterr().err
+    assert words in said and str(tmp_path / "run" / "checkpoint") in said
+    assert checkpoint.load(tmp_path / "run" / "checkpoint").robots
+
+
+def test_the_evaluation_can_be_turned_off(write, tmp_path, capsys):
+    assert main(["train", write(), "--no-evaluate"]) == 0
+    assert "evaluating" not in capsys.readouterr().out and not (tmp_path / "run" / "evaluation.json").exists()
+
+
+def test_recordings_of_a_simulated_task_are_evaluated_in_simulation_and_others_are_not(profile, tmp_path):
+    pytest.importorskip("mujoco")
+    pytest.importorskip("pinocchio")
+    found = []
+    for task in ("touch", "juggle", ""):
+        bag = Session(profile).record().mark(0.1, "start", instruction=TASK, task=task, seed=1)
+        path = bag.mark(2.9, "end", success=True).write(tmp_path / f"bag_{task}.mcap")
+        settings = settings_from({"datasets": [{"paths": [str(path)], "rate": 5.0}]})
+        source = open_datasets(settings.datasets, waypoints=WAYPOINTS, image_size=(32, 32), cache=tmp_path / "cache")
+        found.append(simulated_tasks(FinishedRun(settings, source, tmp_path / "checkpoint", "cpu", 0.0)))
+    assert found == [[("so101_bimanual", "touch")], [], []]
 
 
 def test_shipped_files_are_found_by_name_and_read():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.graph import settings_in_simulation
 
 if TYPE_CHECKING:
-    from xvla_ros.evaluation.outcomes import Evaluation
+    from xvla_ros.evaluation.outcomes import EpisodeResult, Evaluation
     from xvla_ros.robots.profile import Profile
 
 EXPERT = "expert"
@@ -112,7 +113,7 @@ class Evaluate(Command):
         profile = changed(load_robot(self.robot), self.overrides)
         load_task(profile, self.task)
         if here:
-            result = _in_process(self, profile)
+            result = in_process(self, profile)
         else:
             from xvla_ros.commands.over_ros import evaluate_over_ros
 
@@ -170,7 +171,14 @@ def changed(profile: Profile, overrides: Sequence[str]) -> Profile:
     return type(profile).from_mapping(profile.name, mapping, source=profile.source) if overrides else profile
 
 
-def _in_process(command: Evaluate, profile: Profile) -> Evaluation:
+def in_process(command: Evaluate, profile: Profile, *, until: float = float("inf")) -> Evaluation:
+    """Run the episodes of a command here.
+
+    Args:
+        command: which, and of which checkpoint.
+        profile: the robot.
+        until: by ``time.monotonic``; no episode but the first begins later.
+    """
     from tqdm import tqdm
 
     from xvla_ros.evaluation.in_process import InProcess
@@ -187,11 +195,13 @@ def _in_process(command: Evaluate, profile: Profile) -> Evaluation:
         height=command.image_size,
         delay=command.delay,
     )
-    results = []
+    results: list[EpisodeResult] = []
     try:
         seeds = range(command.seed, command.seed + command.count)
         with tqdm(seeds, desc=f"{profile.name} {command.task}", unit="episode", disable=None) as bar:
             for seed in bar:
+                if results and time.monotonic() > until:
+                    break
                 results.append(runner.episode(seed))
                 bar.set_postfix_str(f"{sum(each.success for each in results)} succeeded")
     finally:

@@ -1,12 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that train: ``xvla train``, ``xvla pretrain-vision``."""
+"""Commands that train: ``xvla train``, which ends with an evaluation, and ``xvla pretrain-vision``."""
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
-from xvla_ros.commands.options import Command, Option
+from xvla_ros.commands.options import Command, Count, Option
+from xvla_ros.errors import SimulationError, XvlaError
+from xvla_ros.robots import load_robot
+
+if TYPE_CHECKING:
+    from xvla_ros.evaluation.trained import Judgement
+    from xvla_ros.robots.profile import Profile
+    from xvla_ros.training.run import FinishedRun
+
+SEED = 1_000_000  # of the first layout of the evaluation at the end: no demonstration has it
+LEAST_S, SHARE = (
+    120.0,
+    0.1,
+)  # that evaluation takes about a tenth of the training's time, or two minutes if that is more
 
 Config = Annotated[
     str, Option(metavar="CONFIG", positional=True), "file of settings (YAML), or the name of a shipped one"
@@ -22,6 +40,7 @@ class Train(Command):
 
     examples:
       xvla train my_arm.yaml
+      xvla train my_arm.yaml --dry-run
       xvla train adapt_prompt.yaml model.checkpoint=base datasets.0.paths='[demos/*]' steps=2000
       xvla train my_arm.yaml resume=true
       accelerate launch -m xvla_ros train my_arm.yaml strategy=fsdp
@@ -31,13 +50,18 @@ class Train(Command):
 
     config: Config
     overrides: Overrides = ()
-    dry_run: Annotated[bool, "open everything, say what would be trained, and stop"] = False
+    dry_run: Annotated[
+        bool, "open everything, say what would be trained, measure how long that takes and the memory, and stop"
+    ] = False
+    evaluate: Annotated[bool, "do not evaluate the policy at the end"] = True
+    episodes: Annotated[Count, "most episodes of that evaluation, where the data is of a simulated task"] = 20
 
     def run(self) -> int:
         """See ``xvla_ros.training.run``."""
         from xvla_ros.training.run import train
 
-        return train(self.config, self.overrides, dry_run=self.dry_run)
+        then = partial(evaluate_trained, episodes=self.episodes) if self.evaluate else None
+        return train(self.config, self.overrides, dry_run=self.dry_run, then=then)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +81,111 @@ class PretrainVision(Command):
         from xvla_ros.training.run import pretrain_vision
 
         return pretrain_vision(self.config, self.overrides)
+
+
+def evaluate_trained(run: FinishedRun, *, episodes: int) -> None:
+    """Evaluate the policy of a run, say in words whether it is good, and write ``evaluation.json`` beside it.
+
+    In simulation where the data is of a simulated task, else on held-out episodes. What goes wrong here is said and
+    ends nothing else: the checkpoint is written already.
+
+    Raises:
+        KeyboardInterrupt: asked to stop; it says that the training is complete.
+    """
+    where = f"the training is complete: {run.checkpoint}"
+    print(f"evaluating {run.checkpoint} (Ctrl-C ends that and keeps the checkpoint)", flush=True)
+    try:
+        _evaluate_trained(run, episodes)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the evaluation is not; {where}") from None
+    except Exception as error:  # whatever it is, the training was not in vain
+        text = str(error) if isinstance(error, XvlaError | OSError) else f"{type(error).__name__}: {error}"
+        print(f"xvla train: warning: the evaluation failed: {text}\n{where}", file=sys.stderr)
+
+
+def _evaluate_trained(run: FinishedRun, episodes: int) -> None:
+    from xvla_ros.evaluation.trained import write_judgements
+
+    until = time.monotonic() + max(LEAST_S, SHARE * run.seconds)
+    judgements: list[Judgement] = []
+    tasks = simulated_tasks(run)
+    try:
+        for robot, task in tasks:
+            judgements.append(_in_simulation(run, robot, task, episodes, until))
+            print(judgements[-1].text, flush=True)
+        robots = [name for name in run.source.embodiments if name not in {robot for robot, _ in tasks}]
+        for judgement in _on_held_out(run, robots, until) if robots else ():
+            judgements.append(judgement)
+            print(judgement.text, flush=True)
+    finally:
+        if judgements:
+            write_judgements(judgements, str(run.checkpoint), run.checkpoint.with_name("evaluation.json"))
+
+
+def simulated_tasks(run: FinishedRun) -> list[tuple[str, str]]:
+    """Return the robots of a run whose data is of tasks that can be simulated here, with these tasks.
+
+    Recordings say so themselves, by their marks: a real arm that has a scene has none of its pictures.
+    """
+    from xvla_ros.simulation.offscreen import missing_extras
+    from xvla_ros.simulation.tasks import task_names
+    from xvla_ros.training.data.samples import Samples
+
+    told: set[tuple[str, str]] = set()
+    if isinstance(run.source, Samples):
+        told = {
+            (each.profile.name, episode.task)
+            for each in run.source.datasets for store in each.stores for episode in store.episodes if episode.task
+        }  # fmt: skip
+    elif run.settings.drawn is not None:
+        told = {(load_robot(each.robot).name, each.task) for each in run.settings.drawn.scenes}
+    if not told:
+        return []
+    if missing := missing_extras():
+        print(f"the simulation is not installed: pip install xvla_ros[{','.join(missing)}]", file=sys.stderr)
+        return []
+    there: list[tuple[str, str]] = []
+    for robot, task in sorted(told):
+        with suppress(SimulationError):
+            there += [(robot, task)] if task in task_names(run.source.profiles[robot]) else []
+    return there
+
+
+def _in_simulation(run: FinishedRun, robot: str, task: str, episodes: int, until: float) -> Judgement:
+    from xvla_ros.commands.evaluate import Evaluate, in_process
+    from xvla_ros.evaluation.trained import judge_episodes
+
+    checkpoint = str(run.checkpoint)
+    command = Evaluate(
+        robot=robot, task=task, episodes=episodes, seed=SEED, checkpoint=checkpoint, device=run.device, in_process=True
+    )
+    return judge_episodes(in_process(command, _trained_profile(run, robot), until=until))
+
+
+def _trained_profile(run: FinishedRun, robot: str) -> Profile:
+    """Return the robot as the checkpoint has it, with the domain that it was trained in."""
+    profile = run.source.profiles[robot]
+    plain = profile.to_mapping()
+    plain["policy"]["domain_id"] = run.source.embodiments[robot].domain_id
+    return type(profile).from_mapping(robot, plain, source=profile.source)
+
+
+def _on_held_out(run: FinishedRun, robots: Sequence[str], until: float) -> Iterator[Judgement]:
+    from xvla_ros.control.policy_source import load_policy
+    from xvla_ros.evaluation.trained import judge_held_out
+
+    there = run.source.held_out
+    most = min(len(there), run.settings.validation.samples)
+    samples = [there[place * len(there) // most] for place in range(most)]
+    profiles = {robot: _trained_profile(run, robot) for robot in robots if robot in run.source.profiles}
+    for robot, profile in profiles.items():
+        own = [each for each in samples if each.robot == robot]
+        if not own:
+            print(
+                f"{robot}: no episode was held out, so nothing says how good the policy is; set split.fraction of its "
+                "data set, or replay recordings that it has not seen: xvla replay BAG --checkpoint "
+                f"{run.checkpoint}", flush=True,
+            )  # fmt: skip
+            continue
+        policy = load_policy({robot: profile}, str(run.checkpoint), device=run.device)
+        yield judge_held_out(policy, own, profile, until=until)
