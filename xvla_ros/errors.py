@@ -144,6 +144,26 @@ class SetupError(XvlaError, ValueError):
     """What was asked for cannot be started; the message says what to change."""
 
 
+class RequestError(XvlaError, ValueError):
+    """What a client of a policy server asked for and does not get.
+
+    Attributes:
+        reason: one word for programs, of ``xvla_ros.serving.protocol.REASONS``.
+        detail: what was found, what is expected, what to do.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.detail)
+
+
+class UnreachableError(XvlaError, ConnectionError):
+    """No policy server answers in time; the text says of each what happened."""
+
+
 class EvaluationError(XvlaError, RuntimeError):
     """An evaluation or a replay that cannot go on, or a report that cannot be made of it; the message says why."""
 

@@ -52,6 +52,7 @@ class Observation:
         state: float32 [P], proprioception in the policy's units, ordered as the profile's ``policy_order``.
         instruction: what to do, in words.
         age: part name → seconds between that part's own stamp and ``stamp``.
+        encoded: slot name → JPEG or PNG of the same picture, where its camera gave it so and it was kept.
     """
 
     embodiment: Embodiment
@@ -60,6 +61,7 @@ class Observation:
     state: NDArray[np.float32]
     instruction: str
     age: Mapping[str, float] = field(default_factory=dict)
+    encoded: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,32 @@ def test_a_policy_that_forgets_a_robot_is_an_error_of_the_policy(robots, policy)
     assert all(len(robot.errors) == 1 for robot in robots)
 
 
+def test_an_error_in_the_place_of_a_chunk_is_that_robots_alone(robots, policy):
+    wrong = ValueError("not this one")
+
+    def predict(observations, prefixes):
+        first, _, third = policy(observations, prefixes)
+        return [first, wrong, third]
+
+    Engine(predict, robots).step()
+    assert [robot.errors for robot in robots] == [[], [wrong], []]
+    assert robots[0].chunks and robots[2].chunks and not robots[1].chunks
+
+
+def test_who_comes_while_it_runs_is_served_when_it_is_woken(robots, policy, monkeypatch):
+    monkeypatch.setattr(engine_module, "POLL_S", DEADLINE)
+    there = [robots[0]]
+    robots[0].wants = False
+    served = Engine(policy, there)
+    served.start()
+    there.append(robots[1])
+    served.wake()
+    assert robots[1].heard.wait(DEADLINE)
+    assert served.is_running
+    assert served.stop(DEADLINE)
+    assert not served.is_running
+
+
 def test_a_robot_that_cannot_take_its_chunk_keeps_nobody_from_theirs(robots, policy):
     def refuse(request, chunk):
         raise OSError("no publisher")

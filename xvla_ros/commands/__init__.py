@@ -20,6 +20,7 @@ from xvla_ros.errors import XvlaError
 COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --help``
     "demo": ("demo", "Demo", "drive a simulated robot over real ROS 2 topics; leaves a film and a report"),
     "run": ("live", "Run", "bring up the policy node, as the launch file does where there is launch_ros"),
+    "serve": ("serve", "Serve", "serve a policy over the network, to nodes and other clients; needs no ROS"),
     "view": ("live", "ViewCommand", "show a running robot in the Rerun viewer: cameras, chunks against joints, state"),
     "robots": ("robots", "Robots", "list the robots that have a profile"),
     "check": ("robots", "Check", "check a profile against its checkpoint and the running graph, before any arm moves"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,7 +79,8 @@ class EngineClient(Protocol):
         """Take note that the policy raised on a batch with this robot's observation."""
 
 
-Predict = Callable[[list[Observation], list[Prefix | None]], list[ActionChunk]]
+# An error in the place of a chunk is that of this observation alone.
+Predict = Callable[[list[Observation], list[Prefix | None]], Sequence[ActionChunk | Exception]]
 
 
 class Engine:
@@ -90,16 +91,17 @@ class Engine:
 
     Args:
         predict: the policy, and what its chunks must agree with.
-        clients: the robots.
+        clients: the robots. Looked through at every step: they may come and go.
         batch_wait: s that robots wait at most for others that run and will ask within this time; those that hold, or
             whose observation is missing, are not waited for.
     """
 
-    def __init__(self, predict: Predict, clients: Sequence[EngineClient], batch_wait: float = BATCH_WAIT_S) -> None:
+    def __init__(self, predict: Predict, clients: Collection[EngineClient], batch_wait: float = BATCH_WAIT_S) -> None:
         self._predict = predict
-        self._clients = tuple(clients)
+        self._clients = clients
         self._batch_wait = batch_wait
         self._stop = threading.Event()
+        self._woken = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -110,9 +112,19 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name=INFERENCE_THREAD, daemon=True)
         self._thread.start()
 
+    def wake(self) -> None:
+        """Look at once for robots that wait, instead of at the next poll."""
+        self._woken.set()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the inference thread is alive."""
+        return self._thread is not None and self._thread.is_alive()
+
     def stop(self, timeout_s: float = 10.0) -> bool:
         """Ask the thread to end after the pass it is in; return whether it has."""
         self._stop.set()
+        self._woken.set()
         if self._thread is None:
             return True
         self._thread.join(timeout_s)
@@ -124,7 +136,8 @@ class Engine:
     def _run(self) -> None:
         while not self._stop.is_set():
             if not self.step():
-                self._stop.wait(POLL_S)
+                self._woken.wait(POLL_S)
+                self._woken.clear()
 
     def step(self) -> bool:
         """Serve the robots that wait, once; return whether any waited."""
@@ -148,6 +161,9 @@ class Engine:
         for (client, request), chunk in answers:
             if self._stop.is_set():
                 break
+            if isinstance(chunk, Exception):
+                self._fail([client], chunk)
+                continue
             try:
                 client.deliver(request, chunk)
             except Exception as error:  # one robot's trouble must not end the thread that serves the others

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -216,17 +217,43 @@ def load_policy(
     else:
         policy = _shipped(profiles, device, dtype) or _untrained(profiles, device, dtype, seed, descriptions)
     for profile in profiles.values():
-        try:
-            policy.check(profile.embodiment())
-        except ValueError as error:
-            raise SetupError(
-                f"checkpoint {name or 'of random weights'} cannot drive {profile.name}: {error}"
-            ) from error
+        _require_fit(policy, profile, profile.name)
     from xvla_ros.model.runtime.fast import accelerate
 
     if log is not None:
         log(f"the policy {policy.precision}")
     return accelerate(policy, log=log)
+
+
+def fit(policy: Policy, profile: Profile) -> str:
+    """Return the name by which a loaded policy knows the statistics of a robot, which need not be the profile's.
+
+    A robot that it was not loaded for is refused for the reasons that ``load_policy`` has.
+
+    Raises:
+        SetupError: the policy does not fit it.
+        ProfileError: the policy that comes with the package was trained in other units, see ``shipped_policy``.
+    """
+    folder, known_as_name = policy_dir(), profile.name
+    if folder is not None and policy.source == str(folder):
+        record = known_as(profile, policy.robots.values())
+        if record is not None:
+            problems = list(_misfits(profile, record, folder / RECORD_FILE))
+            if problems:
+                raise ProfileError(problems)
+            if profile.name not in policy.robots:
+                known_as_name = record.embodiment.robot
+    _require_fit(policy, profile, known_as_name)
+    return known_as_name
+
+
+def _require_fit(policy: Policy, profile: Profile, name: str) -> None:
+    try:
+        policy.check(replace(profile.embodiment(), robot=name))
+    except ValueError as error:
+        raise SetupError(
+            f"checkpoint {policy.source or 'of random weights'} cannot drive {profile.name}: {error}"
+        ) from error
 
 
 def _agreed(profiles: Mapping[str, Profile]) -> tuple[str, str]:

@@ -151,6 +151,12 @@ class Policy:
                 self.on_remark(remark)
         self._remarked |= instructions
 
+    def blank(self, embodiment: Embodiment) -> Observation:
+        """Return an observation of the right shape with nothing in it, to warm up with."""
+        width = self.processor.statistics_of(embodiment.robot).state.width or self.action_mode(embodiment).decoded_width
+        images = {slot: np.zeros((240, 320, 3), np.uint8) for slot in embodiment.slots}
+        return Observation(embodiment, 0, images, np.zeros(width, np.float32), "warm up")
+
     def predict(
         self,
         observations: Sequence[Observation],
@@ -202,10 +208,17 @@ class Policy:
             groups.setdefault((self.processor.views(observation.embodiment), count), []).append(row)
         return groups
 
+    def noise_of(self, observation: Observation, seed: int) -> NDArray[np.float32]:
+        """Return the initial noise, float32 [T, D], that ``predict`` draws for one observation from a seed."""
+        key = f"{seed}/{observation.stamp}/{observation.embodiment.robot}".encode()
+        words = np.frombuffer(hashlib.blake2b(key, digest_size=16).digest(), dtype=np.uint64)
+        drawn = np.random.Generator(np.random.Philox(key=words))
+        return drawn.standard_normal((self.chunk_size, self.network.action_mode.width), dtype=np.float32)
+
     def _noise(self, observations: Sequence[Observation], seed: int, given: ArrayLike | None) -> Tensor:
         shape = (len(observations), self.chunk_size, self.network.action_mode.width)
         if given is None:
-            return torch.from_numpy(np.stack([_row_noise(seed, each, shape[1:]) for each in observations]))
+            return torch.from_numpy(np.stack([self.noise_of(each, seed) for each in observations]))
         noise = torch.as_tensor(np.array(given), dtype=torch.float32)
         if tuple(noise.shape) != shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, expected {shape}: observations, waypoints, width")
@@ -233,6 +246,14 @@ class Policy:
             self.processor.decode(each.embodiment, mode, row)
             for each, mode, row in zip(observations, modes, raw, strict=True)
         ]
+
+    def check_prefix(self, observation: Observation, prefix: Prefix) -> None:
+        """Refuse a prefix that a chunk for this observation cannot agree with.
+
+        Raises:
+            ValueError: naming the robot and what does not fit.
+        """
+        self._held([observation], [self.action_mode(observation.embodiment)], [prefix])
 
     def _held(
         self, observations: Sequence[Observation], modes: Sequence[ActionMode], prefix: Sequence[Prefix | None]
@@ -271,12 +292,6 @@ def _checked(prefix: Prefix, robot: str, waypoints: int) -> Prefix:
     if not np.isfinite(actions[read]).all():
         raise ValueError(f"robot {robot!r}: prefix actions are not finite where their weight is above 0")
     return Prefix(np.where(read[:, None], actions, np.float32(0)), weights, prefix.guidance)
-
-
-def _row_noise(seed: int, observation: Observation, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    key = f"{seed}/{observation.stamp}/{observation.embodiment.robot}".encode()
-    words = np.frombuffer(hashlib.blake2b(key, digest_size=16).digest(), dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=words)).standard_normal(shape, dtype=np.float32)
 
 
 def _chunk(observation: Observation, actions: NDArray[np.float32], elapsed: float, seed: int) -> ActionChunk:

@@ -88,7 +88,7 @@ def rgb_of_message(message: Any, camera: Camera) -> Bytes:
         MessageError: naming what was found and what is expected.
     """
     if camera.transport == COMPRESSED:
-        return _rgb_of_compressed(message.data, message.format, camera.encoding)
+        return rgb_of_compressed(message.data, message.format, camera.encoding)
     name = resolved(message.encoding, camera.encoding)
     rows = plain_rows(name, message.height, message.width, message.step, message.data)
     encoding = ENCODINGS[name]
@@ -254,7 +254,16 @@ def _check_png(content: bytes) -> None:
         )
 
 
-def _rgb_of_compressed(data: Data, format_name: str, answer: str) -> Bytes:
+def rgb_of_compressed(data: Data, format_name: str = "", answer: str = "") -> Bytes:
+    """Return uint8 [H, W, 3] RGB of one whole JPEG or PNG.
+
+    Args:
+        format_name: ``format`` of its ``CompressedImage``: colours that were compressed.
+        answer: the encoding that the profile names, where the format leaves the colours open.
+
+    Raises:
+        MessageError: the data are no whole JPEG or PNG of 8 bits.
+    """
     import cv2
 
     check_compressed(data, format_name)

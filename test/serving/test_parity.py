@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes over the network is what ``Policy.predict`` says, in each of the three protocols."""
+
+import base64
+import json
+import threading
+import urllib.request
+from dataclasses import replace
+
+import msgpack
+import numpy as np
+import pytest
+from served_policy import ARM, PAIR
+from websockets.sync.client import connect
+
+from xvla_ros.serving import Client
+from xvla_ros.serving.protocol import decode_picture, encode_picture
+from xvla_ros.types import Prefix
+
+
+def near(actions, expected):
+    np.testing.assert_allclose(actions, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def json_numpy(values):
+    """An array as json_numpy.dumps writes it, from the facts of its format."""
+    values = np.ascontiguousarray(values)
+    packed = base64.b64encode(values.tobytes()).decode()
+    return json.dumps({"__numpy__": packed, "dtype": values.dtype.str, "shape": values.shape})
+
+
+def post(url, message):
+    request = urllib.request.Request(f"{url}/act", json.dumps(message).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+def test_our_client_gets_what_predict_says(served, policy, look):
+    for robot in (PAIR, ARM):
+        seen = look(robot)
+        with Client(served.url, robot=robot, quality=None) as client:
+            chunk = client.ask(seen.images, seen.state, seen.instruction, stamp=seen.stamp, seed=3)
+        (expected,) = policy.predict([seen], seed=3)
+        near(chunk.actions, expected.actions)
+        np.testing.assert_array_equal(chunk.times, expected.times)
+        fields = ("robot", "domain_id", "action_mode", "instruction", "stamp", "seed")
+        assert [getattr(chunk, name) for name in fields] == [getattr(expected, name) for name in fields]
+
+
+def test_prefix_steps_and_seed_are_each_clients_own(served, policy, look):
+    seen = look()
+    (before,) = policy.predict([seen], seed=1)
+    weights = np.zeros(policy.chunk_size, np.float32)
+    weights[:5] = 1.0
+    prefix = Prefix(before.actions, weights)
+    with Client(served.url, robot=PAIR, quality=None) as client:
+        chunk = client.ask(seen.images, seen.state, "go", stamp=5, seed=9, steps=3, prefix=prefix)
+    asked = replace(seen, stamp=5, instruction="go")
+    (expected,) = policy.predict([asked], seed=9, steps=3, prefix=[prefix])
+    near(chunk.actions, expected.actions)
+    arms = np.delete(np.arange(12), (5, 11))  # a gripper's logit is held, which its probability shows less exactly
+    near(chunk.actions[:5, arms], before.actions[:5, arms])
+
+
+def test_without_a_seed_each_answer_has_a_noise_of_its_own(served, look):
+    seen = look()
+    with Client(served.url, robot=PAIR) as client:
+        one, other = (client.ask(seen.images, seen.state, seen.instruction, stamp=1) for _ in range(2))
+    assert one.seed != other.seed
+    assert np.abs(one.actions - other.actions).max() > 0
+
+
+def test_a_jpeg_costs_little_and_raw_costs_nothing(served, policy, look):
+    waves = [np.sin(np.add.outer(np.arange(64), np.arange(64)) / period) for period in (7, 11, 17)]
+    smooth = np.rint(127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
+    seen = replace(look(), images=dict.fromkeys(look().images, smooth))
+    encoded = encode_picture(smooth)
+    assert len(encoded) < smooth.nbytes / 3
+    error = np.abs(decode_picture(encoded, "it").astype(int) - smooth)
+    assert 0 < error.mean() < 2 and error.max() < 12, "levels of 255"
+    (expected,) = policy.predict(
+        [replace(seen, images=dict.fromkeys(seen.images, decode_picture(encoded, "it")))], seed=1
+    )
+    with Client(served.url, robot=PAIR) as client:
+        chunk = client.ask(seen.images, seen.state, seen.instruction, stamp=seen.stamp, seed=1)
+        as_given = client.ask(
+            dict.fromkeys(seen.images, encoded), seen.state, seen.instruction, stamp=seen.stamp, seed=1
+        )
+    near(chunk.actions, expected.actions)
+    near(as_given.actions, expected.actions)
+
+
+def test_act_of_upstream(served, policy, look):
+    for robot in (PAIR, ARM):
+        seen = replace(look(robot), stamp=0)
+        images = {f"image{i}": json_numpy(seen.images[slot]) for i, slot in enumerate(seen.embodiment.slots)}
+        answer = post(
+            served.http,
+            {
+                "proprio": json_numpy(seen.state.astype(np.float64)),
+                "language_instruction": seen.instruction,
+                **images,
+                "domain_id": seen.embodiment.domain_id,
+                "steps": 5,
+                "seed": 4,
+            },
+        )
+        (expected,) = policy.predict([seen], seed=4, steps=5)
+        near(np.array(answer["action"]), expected.actions)
+
+
+def openpi(values):
+    """An array as openpi's clients pack it, from the facts of their format."""
+    return {b"__ndarray__": True, b"data": values.tobytes(), b"dtype": values.dtype.str, b"shape": values.shape}
+
+
+def test_openpi_over_its_websocket(served, policy, look):
+    seen = replace(look(), stamp=0)
+    with connect(served.url, compression=None, max_size=None) as socket:
+        metadata = msgpack.unpackb(socket.recv())
+        assert PAIR in metadata["robots"]
+        message = {f"observation/{slot}": openpi(image) for slot, image in seen.images.items()}
+        message |= {"observation/state": openpi(seen.state), "prompt": seen.instruction, "robot": PAIR, "seed": 6}
+        socket.send(msgpack.packb(message))
+        answer = msgpack.unpackb(socket.recv())
+        actions = answer["actions"]
+        found = np.frombuffer(actions[b"data"], actions[b"dtype"]).reshape(actions[b"shape"])
+        assert answer["server_timing"]["infer_ms"] > 0
+        socket.send(msgpack.packb({"robot": PAIR, "prompt": "x", "state": openpi(np.zeros(3, np.float32))}))
+        assert "no picture of front" in socket.recv(), "an error is a text"
+    (expected,) = policy.predict([seen], seed=6)
+    near(found, expected.actions)
+
+
+def test_clients_that_wait_together_share_a_pass_and_each_gets_its_own(served, policy, look, monkeypatch):
+    entered, may_go, sizes = threading.Event(), threading.Event(), []
+    inner = policy.predict
+
+    def predict(observations, **settings):
+        sizes.append(len(observations))
+        if len(sizes) == 1:
+            entered.set()
+            assert may_go.wait(60)
+        return inner(observations, **settings)
+
+    monkeypatch.setattr(policy, "predict", predict)
+    seen = [look(level=level) for level in range(6)]
+    answers = {}
+
+    def ask(number):
+        with Client(served.url, robot=PAIR, quality=None, timeout=60) as client:
+            one = seen[number]
+            answers[number] = client.ask(one.images, one.state, one.instruction, stamp=one.stamp, seed=number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    threads[0].start()
+    assert entered.wait(60)
+    for thread in threads[1:]:
+        thread.start()
+    while served.service.waiting < 5:
+        may_go.wait(0.01)
+    may_go.set()
+    for thread in threads:
+        thread.join()
+    assert sizes == [1, 5]
+    for number, one in enumerate(seen):
+        (expected,) = inner([one], seed=number)
+        near(answers[number].actions, expected.actions)
+
+
+@pytest.mark.parametrize("page", ["healthz", "metadata", "metrics"])
+def test_pages(served, look, page):
+    seen = look()
+    with Client(served.url, robot=PAIR) as client:
+        client.ask(seen.images, seen.state, seen.instruction)
+        with urllib.request.urlopen(f"{served.http}/{page}") as answer:
+            text = answer.read().decode()
+    if page == "healthz":
+        assert text == "OK"
+    elif page == "metadata":
+        said = json.loads(text)
+        assert (said["protocol"], said["version"], said["checkpoint"]) == (1, "1.2.3", "random weights")
+        assert said["robots"][PAIR]["views"] == ["front", "left_wrist", "right_wrist"]
+        assert said["robots"][PAIR]["state_width"] == 12
+    else:
+        assert 'xvla_requests_total{outcome="ok",protocol="xvla"} 1.0' in text
+        assert "xvla_connections 1.0" in text
+        assert "xvla_batch_size_count 1.0" in text

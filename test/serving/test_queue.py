@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is next, and who shares a pass."""
+
+import asyncio
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from xvla_ros.errors import RequestError
+from xvla_ros.serving import queue as queue_module
+from xvla_ros.serving.queue import Ask, FairQueue, SeededObservation
+from xvla_ros.types import ActionChunk, Embodiment
+
+ARM = Embodiment("arm", 0, "auto", ("front",), 0.1, 0.1)
+FAR = 1e9
+
+
+def of(queue, owner, steps=10, views=1, deadline=FAR):
+    seen = SeededObservation(replace(ARM, denoising_steps=steps), 0, {}, np.zeros(2, np.float32), owner)
+    return Ask(seen, None, views, owner, deadline, queue)
+
+
+def in_a_loop(function):
+    async def run():
+        return function()
+
+    return asyncio.run(run())
+
+
+def owners(asks):
+    return [ask.owner for ask in asks]
+
+
+def test_each_owner_is_served_in_turn_however_much_one_asks(monkeypatch):
+    monkeypatch.setattr(queue_module, "MAX_BATCH", 1)
+
+    def serve():
+        queue, served = FairQueue(), []
+        queue.add(*(of(queue, "greedy") for _ in range(6)))
+        queue.add(of(queue, "a"), of(queue, "b"))
+        while len(queue):
+            (ask,) = list(queue)
+            assert ask.observe() is not None
+            served.append(ask.owner)
+        return served
+
+    assert in_a_loop(serve) == ["greedy", "a", "b", "greedy", "greedy", "greedy", "greedy", "greedy"]
+
+
+def test_long_passes_are_charged_as_such(monkeypatch):
+    """One who asks for ten times the steps is served a tenth as often."""
+    monkeypatch.setattr(queue_module, "MAX_BATCH", 1)
+
+    def serve():
+        queue, served = FairQueue(), []
+        for _ in range(44):
+            for owner, steps in (("long", 100), ("short", 10)):
+                if owner not in owners(queue._asks):
+                    queue.add(of(queue, owner, steps))
+            (ask,) = list(queue)
+            ask.observe()
+            served.append(ask.owner)
+        return served.count("long")
+
+    assert in_a_loop(serve) == 4
+
+
+def test_one_who_comes_late_has_no_credit(monkeypatch):
+    monkeypatch.setattr(queue_module, "MAX_BATCH", 1)
+
+    def serve():
+        queue = FairQueue()
+        for _ in range(50):
+            queue.add(of(queue, "old"))
+            next(iter(queue)).observe()
+        queue.add(*(of(queue, "new") for _ in range(3)), *(of(queue, "old") for _ in range(3)))
+        served = []
+        while len(queue):
+            ask = next(iter(queue))
+            ask.observe()
+            served.append(ask.owner)
+        return served
+
+    assert in_a_loop(serve)[:4].count("old") >= 1
+
+
+def test_only_those_of_the_same_shape_share_a_pass():
+    def share():
+        queue = FairQueue()
+        queue.add(of(queue, "a"), of(queue, "b", steps=5), of(queue, "c"), of(queue, "d", views=2))
+        return owners(queue)
+
+    assert in_a_loop(share) == ["a", "c"]
+
+
+def test_a_batch_is_bounded_and_so_is_what_waits():
+    def fill():
+        queue = FairQueue()
+        queue.add(*(of(queue, str(number)) for number in range(queue_module.MAX_WAITING)))
+        with pytest.raises(RequestError, match="overloaded: 256 observations wait already; ask again later"):
+            queue.add(of(queue, "one more"))
+        return len(list(queue))
+
+    assert in_a_loop(fill) == queue_module.MAX_BATCH
+
+
+def test_who_has_gone_or_came_too_late_is_not_computed():
+    async def run():
+        queue = FairQueue()
+        gone, late = of(queue, "gone"), of(queue, "late", deadline=time.monotonic() - 1.0)
+        queue.add(gone, late)
+        queue.drop(gone)
+        assert gone.observe() is None and late.observe() is None
+        with pytest.raises(RequestError, match=r"late: waited \d+ ms for the policy, longer than its deadline"):
+            await late.answer
+
+    asyncio.run(run())
+
+
+def test_an_answer_says_how_long_it_waited():
+    async def run():
+        queue = FairQueue()
+        ask = of(queue, "a")
+        queue.add(ask)
+        request = ask.observe()
+        chunk = ActionChunk("arm", 0, "auto", "go", 0, np.ones(1), np.ones((1, 2), np.float32), 1.0, 0)
+        ask.deliver(request, chunk)
+        ask.policy_failed(RuntimeError("too late: it is settled"))
+        answer = await ask.answer
+        assert answer.chunk is chunk and answer.queue_ms >= 0.0
+        assert ask.observe() is None, "it is taken once"
+
+    asyncio.run(run())

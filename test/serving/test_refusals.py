@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server refuses, by name, and that others do not notice."""
+
+import json
+import re
+import socket
+import ssl
+import struct
+import subprocess
+import urllib.error
+import urllib.request
+from contextlib import closing, contextmanager
+from dataclasses import replace
+
+import msgpack
+import numpy as np
+import pytest
+from served_policy import PAIR, serving
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from xvla_ros.commands.serve import read_token
+from xvla_ros.errors import RequestError, SetupError, UnreachableError
+from xvla_ros.serving import Client, protocol, server
+from xvla_ros.serving.server import Access, is_loopback
+
+TOKEN = "a long enough secret, of 40 characters.."
+
+
+@pytest.fixture
+def well(served, look):
+    """Asks as any other client does, and gets its answer."""
+    with Client(served.url, robot=PAIR) as client:
+        yield lambda: client.ask(look().images, look().state, "go")
+
+
+def test_a_token_is_needed_where_one_is_set(policy, profiles, look):
+    with serving(policy, profiles, token=TOKEN) as served:
+        for wrong in ("", "another", TOKEN[:-1], TOKEN + "x"):
+            with pytest.raises(RequestError, match=r"401.*token is wrong; expected 'Bearer TOKEN'"):
+                Client(served.url, token=wrong)
+        with Client(served.url, robot=PAIR, token=TOKEN) as client:
+            assert client.ask(look().images, look().state, "go").robot == PAIR
+        for page, status in (("metadata", 401), ("metrics", 401), ("healthz", 200)):
+            try:
+                with urllib.request.urlopen(f"{served.http}/{page}") as answer:
+                    found = answer.status
+            except urllib.error.HTTPError as error:
+                found = error.code
+            assert found == status, page
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "gpu-server"])
+def test_others_may_not_ask_unless_something_says_who(host):
+    with pytest.raises(SetupError, match=r"others can reach; expected 127.0.0.1, or a token .*--insecure"):
+        Access(host).require_safe()
+    Access(host, token=TOKEN).require_safe()
+    Access(host, insecure=True).require_safe()
+    assert all(map(is_loopback, ("127.0.0.1", "::1", "localhost", "127.1.2.3")))
+
+
+def test_a_token_file_without_a_good_token_is_named(tmp_path):
+    file = tmp_path / "token"
+    with pytest.raises(SetupError, match="No such file"):
+        read_token(file)
+    file.write_text("short\n")
+    with pytest.raises(SetupError, match="token of 5 characters; expected 16 or more: openssl rand"):
+        read_token(file)
+    file.write_text(f" {TOKEN} \nnot this\n")
+    assert read_token(file) == TOKEN
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    """An authority, and a certificate of it for this machine; skipped without openssl."""
+    folder = tmp_path_factory.mktemp("tls")
+
+    def openssl(*arguments):
+        try:
+            subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+        except FileNotFoundError:
+            pytest.skip("there is no openssl")
+
+    new = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
+    openssl(*new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
+    openssl(
+        *new, "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost", "-CA", "ca.pem", "-CAkey", "ca.key",
+        "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
+    )  # fmt: skip
+    (folder / "both.pem").write_text((folder / "cert.pem").read_text() + (folder / "key.pem").read_text())
+    return folder
+
+
+def test_tls_and_certificates_of_clients(policy, profiles, look, certificates):
+    ca, both = certificates / "ca.pem", certificates / "both.pem"
+    files = {"certificate": certificates / "cert.pem", "key": certificates / "key.pem"}
+    with serving(policy, profiles, **files) as served:
+        with Client(served.url, robot=PAIR, ca=ca) as client:
+            assert client.ask(look().images, look().state, "go").robot == PAIR
+        with pytest.raises(UnreachableError, match="certificate verify failed"):
+            Client(served.url)
+    with serving(policy, profiles, client_ca=ca, **files) as served:
+        with Client(served.url, robot=PAIR, ca=ca, certificate=both) as client:
+            assert client.ask(look().images, look().state, "go").robot == PAIR
+        with pytest.raises(UnreachableError):
+            Client(served.url, ca=ca)
+    with pytest.raises(SetupError, match="a client authority without TLS"):
+        Access(client_ca=ca).require_safe()
+    with pytest.raises(SetupError, match=r"nothing\.pem"):
+        Access(certificate=certificates / "nothing.pem").tls()
+    assert ssl.create_default_context(cafile=ca)
+
+
+@contextmanager
+def native(served, robots=(), version=protocol.VERSION):
+    with connect(f"{served.url}{protocol.PATH}", compression=None) as raw:
+        raw.send(protocol.pack({"type": "hello", "protocol": version, "robots": list(robots)}))
+        yield raw
+
+
+def said(raw):
+    return msgpack.unpackb(raw.recv(timeout=60))
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
+def test_another_version_is_refused_by_name(served, well, version):
+    with native(served, version=version) as raw:
+        answer = said(raw)
+        assert (answer["type"], answer["reason"]) == ("error", "version")
+        assert "expected 1" in answer["detail"]
+        with pytest.raises(ConnectionClosed) as closed:
+            raw.recv(timeout=60)
+        assert closed.value.rcvd.code == 1008
+    well()
+
+
+def changed(profile, **policy):
+    return {"name": profile.name, "profile": profile.to_mapping() | {"policy": profile.to_mapping()["policy"] | policy}}
+
+
+def test_a_robot_that_the_policy_cannot_drive_is_refused_by_name(served, profiles, well):
+    for robot, expected in (
+        (changed(profiles[PAIR], domain_id=60000), "cannot drive so101_bimanual.*domain_id 60000"),
+        (changed(profiles[PAIR], action_mode="joint99"), "action mode 'joint99' is unknown"),
+        ({"name": PAIR, "profile": [1, 2]}, PAIR),
+        ({"name": PAIR, "profile": {"cameras": 3}}, PAIR),
+        ({"embodiment": {"robot": "x"}}, "slots is nothing"),
+        ("me", "no map"),
+    ):
+        with native(served, [robot]) as raw:
+            answer = said(raw)
+            assert answer["reason"] == "robot", answer
+            assert re.search(expected, answer["detail"])
+    well()
+
+
+@pytest.fixture
+def ask_of(look):
+    """Makes an ask: ask_of(changes of the observation)."""
+
+    def make(**changes):
+        seen = protocol.observation_message(look(), None, None) | changes
+        return {"type": "ask", "id": 1, "observations": [seen]}
+
+    return make
+
+
+# the head of a JPEG of 65520 x 65520 pixels
+BOMB = bytes.fromhex(
+    "ffd8 ffe0 0010 4a46494600 0101 00 0001 0001 00 00 ffc0 0011 08 fff0 fff0 03 012200 021101 031101 ffda"
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "detail"),
+    [
+        ({"views": {}}, "observation", "no picture of front, left_wrist, right_wrist"),
+        ({"state": np.full(12, np.nan, np.float32)}, "observation", "state is not finite in channels"),
+        ({"state": np.full(12, 1e300)}, "observation", "state is not finite in channels"),
+        ({"state": np.zeros(7, np.float32)}, "observation", r"state has shape \[7\]"),
+        ({"state": np.zeros((2, 6), np.float32)}, "observation", r"state has shape \[2, 6\]"),
+        ({"state": [0.0] * 12}, "message", "state is a list of 12; expected an array"),
+        ({"state": {"dtype": "|O", "shape": [1], "data": b"x" * 8}}, "message", "dtype '|O'; expected one of"),
+        ({"state": {"dtype": "<f4", "shape": [1 << 40], "data": b""}}, "message", "has shape"),
+        ({"state": {"dtype": "<f4", "shape": [1 << 20], "data": b"1234"}}, "message", "has 4 bytes of data; expected"),
+        ({"state": {"dtype": "<f4", "shape": [-1], "data": b"1234"}}, "message", "has shape"),
+        ({"robot": "so101_bimanul"}, "robot", "did you mean 'so101_bimanual'"),
+        ({"stamp": "now"}, "message", "stamp is a str of 3; expected a whole number"),
+        ({"stamp": True}, "message", "stamp is a bool"),
+        ({"instruction": "x" * 5000}, "message", "instruction is a str of 5000"),
+        ({"steps": 1000}, "message", "steps is 1000; expected a whole number of 1 … 100"),
+        ({"prefix": {"actions": np.zeros((3, 12), np.float32), "weights": np.zeros(3, np.float32)}}, "observation",
+         "prefix has actions"),
+        ({"prefix": 7}, "message", "prefix is a int"),
+    ],
+)  # fmt: skip
+def test_an_ask_that_cannot_be_answered_is_refused_by_name(served, ask_of, well, changes, reason, detail):
+    with native(served) as raw:
+        assert said(raw)["type"] == "welcome"
+        raw.send(protocol.pack(ask_of(**changes)))
+        answer = said(raw)
+        assert (answer["type"], answer["id"], answer["reason"]) == ("error", 1, reason)
+        assert re.search(detail, answer["detail"]), answer
+        raw.send(protocol.pack(ask_of()))
+        assert said(raw)["type"] == "chunks", "the connection goes on"
+    well()
+
+
+@pytest.mark.parametrize(
+    ("view", "detail"),
+    [
+        (b"", "expected a JPEG or PNG"),
+        (b"GIF89a" + b"\x00" * 40, "expected a JPEG or PNG"),
+        (BOMB, "4292870400 pixels.*expected at most 4194304"),
+        (np.zeros((3000, 1600, 3), np.uint8), r"\[3000, 1600, 3\]; expected at most"),
+        (np.zeros((8, 8, 4), np.uint8), r"shape \[8, 8, 4\]; expected \[any, any, 3\]"),
+        (np.zeros((0, 8, 3), np.uint8), r"\[0, 8, 3\]; expected uint8"),
+        (protocol.encode_picture(np.zeros((64, 64, 3), np.uint8))[:300], "front"),
+    ],
+)
+def test_a_picture_that_is_none_is_refused_before_it_takes_memory(served, ask_of, look, well, view, detail):
+    views = protocol.observation_message(look(), None, None)["views"] | {"front": view}
+    with native(served) as raw:
+        said(raw)
+        raw.send(protocol.pack(ask_of(views=views)))
+        answer = said(raw)
+        assert answer["reason"] == "observation"
+        assert re.search(detail, answer["detail"]), answer
+    well()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b"nonsense", b"[" * 100_000, b'{"domain_id": 19}',
+        b'{"domain_id": 19, "proprio": "{\\"__numpy__\\": \\"!!\\", \\"dtype\\": \\"<f4\\", \\"shape\\": [1]}"}',
+        b'{"domain_id": 19, "proprio": {"__numpy__": "", "dtype": [["a", "|O"]], "shape": [1]}}',
+        b'{"domain_id": 4711, "proprio": [1.0]}',
+    ],
+)  # fmt: skip
+def test_a_body_of_act_that_is_none_is_refused_by_name(served, well, body):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(f"{served.http}/act", body))
+    assert refused.value.code == 400
+    error = json.load(refused.value)["error"]
+    assert error["reason"] in protocol.REASONS and error["detail"]
+    well()
+
+
+def test_a_page_in_a_browser_is_refused(served, well):
+    request = urllib.request.Request(f"{served.http}/act", b"{}", {"Origin": "http://somewhere"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert (refused.value.code, json.load(refused.value)["error"]["reason"]) == (403, "origin")
+    well()
+
+
+def upgraded(served):
+    """A bare socket on which the WebSocket has begun."""
+    host, port = served.address.split(":")
+    raw = socket.create_connection((host, int(port)), timeout=60)
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+    raw.sendall(f"GET /xvla HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{key}\r\n".encode())
+    assert b"101" in raw.recv(4096)
+    return raw
+
+
+def test_a_frame_of_2_gb_is_refused_by_its_header(served, well):
+    with closing(upgraded(served)) as raw:
+        raw.sendall(b"\x82\xff" + struct.pack(">Q", 2 << 30) + b"mask" + b"x" * 1000)
+        answer = raw.recv(4096)
+        assert answer[0] == 0x88 and struct.unpack(">H", answer[2:4])[0] == 1009, "message too big"
+    well()
+
+
+def test_one_who_says_nothing_is_cut_and_nobody_waits_for_it(policy, profiles, look, monkeypatch):
+    monkeypatch.setattr(server, "HEAD_S", 0.2)
+    with serving(policy, profiles) as served:
+        host, port = served.address.split(":")
+        silent = [socket.create_connection((host, int(port)), timeout=60) for _ in range(5)]
+        for each in silent:
+            each.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\nX-A: ")
+        with closing(upgraded(served)) as no_hello, Client(served.url, robot=PAIR) as client:
+            assert client.ask(look().images, look().state, "go").robot == PAIR
+            for each in silent:
+                with closing(each):
+                    assert cut(each)
+            assert cut(no_hello)
+            assert client.ask(look().images, look().state, "go").robot == PAIR
+
+
+def cut(raw):
+    try:
+        while received := raw.recv(4096):
+            assert received[:1] == b"\x88", "nothing but a goodbye"
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def test_one_who_asks_too_often_is_refused_and_may_ask_again(served, ask_of, monkeypatch):
+    monkeypatch.setattr(server, "RATE", 3.0)
+    with native(served) as raw:
+        said(raw)
+        reasons = []
+        for _ in range(8):
+            raw.send(protocol.pack({"type": "nothing"}))
+            reasons.append(said(raw)["reason"])
+        assert reasons[:3] == ["message"] * 3 and "rate" in reasons
+        while True:  # the bucket fills
+            raw.send(protocol.pack(ask_of()))
+            if said(raw)["type"] == "chunks":
+                break
+
+
+def test_too_many_connections_of_one_are_refused(served, monkeypatch):
+    monkeypatch.setattr(server, "MAX_CONNECTIONS_EACH", 2)
+    with native(served) as one, native(served) as other:
+        assert said(one)["type"] == said(other)["type"] == "welcome"
+        with pytest.raises(RequestError, match=r"503.*too many connections from 127.0.0.1"):
+            Client(served.url)
+    while True:  # until the server has seen them go
+        try:
+            Client(served.url, robot=PAIR).close()
+            break
+        except RequestError:
+            continue
+
+
+def test_an_error_of_the_policy_is_said_and_the_next_answer_comes(served, policy, look, monkeypatch):
+    inner = policy.predict
+
+    def predict(observations, **settings):
+        if any("break" in seen.instruction for seen in observations):
+            raise RuntimeError("out of memory")
+        return inner(observations, **settings)
+
+    monkeypatch.setattr(policy, "predict", predict)
+    seen = look()
+    with Client(served.url, robot=PAIR) as client:
+        with pytest.raises(RequestError, match=r"policy: .*RuntimeError: out of memory"):
+            client.ask(seen.images, seen.state, "break")
+        assert client.ask(seen.images, seen.state, "go").robot == PAIR
+
+
+def test_the_client_names_a_server_that_is_not_there_or_another():
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(UnreachableError, match=f"ws://127.0.0.1:{port}/xvla: ConnectionRefusedError"):
+        Client(f"127.0.0.1:{port}")
+    with pytest.raises(SetupError, match="expected ws://HOST:PORT, or wss"):
+        Client("http://127.0.0.1:8000")
+
+
+def test_a_client_whose_robot_is_not_served_is_told_which_are(served, profiles):
+    with pytest.raises(RequestError, match="robot is 'nobody'; expected one of those served: so101_bimanual, widowx"):
+        Client(served.url, robot="nobody")
+    strange = replace(profiles[PAIR].embodiment(), robot="strange")
+    with Client(served.url, embodiment=strange) as client:
+        assert client.metadata["admitted"]["strange"]["domain_id"] == strange.domain_id

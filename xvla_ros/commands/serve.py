@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``xvla serve``: the policy behind a socket, for robots' computers without a GPU; needs no ROS."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from xvla_ros.commands.options import Command, Device, Dtype, Option
+from xvla_ros.errors import SetupError
+
+if TYPE_CHECKING:
+    from xvla_ros.model.policy import Policy
+    from xvla_ros.robots import Profile
+    from xvla_ros.serving.server import Access, PolicyServer
+
+File = Option(metavar="FILE")
+NEEDED = ("aiohttp", "msgpack", "prometheus_client", "websockets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve(Command):
+    """Serve a policy on one port: to nodes and programs of ours, to openpi's clients, and to X-VLA's (POST /act).
+
+    examples:
+      xvla serve
+      xvla serve --checkpoint 2toINF/X-VLA-WidowX --robots widowx --device cuda
+      xvla serve --host 0.0.0.0 --token-file token --tls-cert cert.pem --tls-key key.pem
+    """
+
+    checkpoint: Annotated[str | None, "folder or hub id of the checkpoint (default: the robots', the shipped one)"] = (
+        None
+    )
+    robots: Annotated[
+        str, Option(metavar="A,B"),
+        "robots known by name: names and files of profiles with commas between them (default: the checkpoint's own)",
+    ] = ""  # fmt: skip
+    host: Annotated[str, "address to listen on; another than this machine's own needs a token or certificates"] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, "port; 0 takes a free one"] = 8000
+    device: Device = "cpu"
+    dtype: Dtype = ""
+    token_file: Annotated[Path | None, File, "file whose first line every client must send as a bearer token"] = None
+    tls_cert: Annotated[Path | None, File, "certificate of the server, for TLS"] = None
+    tls_key: Annotated[Path | None, File, "its key, where the certificate's file does not hold it"] = None
+    tls_client_ca: Annotated[Path | None, File, "authority whose certificates clients must have"] = None
+    insecure: Annotated[bool, "let anybody ask who reaches the port"] = False
+
+    def run(self) -> int:
+        """Serve until Ctrl-C or SIGTERM."""
+        missing = [name for name in NEEDED if find_spec(name) is None]
+        if missing:
+            raise SetupError(f"a server needs {', '.join(missing)}; install xvla_ros[serve]")
+        from xvla_ros.commands import show_log
+        from xvla_ros.serving.server import PolicyServer
+        from xvla_ros.serving.service import PolicyService
+
+        show_log("serving")
+        access = self._access()
+        access.require_safe()
+        profiles = self._profiles()
+        policy = self._policy(profiles)
+        server = PolicyServer(PolicyService(policy, profiles, _version()), access)
+        asyncio.run(_serve(server, access, policy.source))
+        return 0
+
+    def _access(self) -> Access:
+        from xvla_ros.serving.server import Access
+
+        return Access(
+            self.host, self.port, "" if self.token_file is None else read_token(self.token_file), self.tls_cert,
+            self.tls_key, self.tls_client_ca, self.insecure,
+        )  # fmt: skip
+
+    def _profiles(self) -> dict[str, Profile]:
+        from xvla_ros.evaluation.graph import choose_profiles
+
+        return {profile.name: profile for profile in choose_profiles(self.robots)} if self.robots else {}
+
+    def _policy(self, profiles: dict[str, Profile]) -> Policy:
+        from xvla_ros.control.policy_source import load_policy
+        from xvla_ros.model.runtime.fast import warm_up
+        from xvla_ros.resources import policy_dir
+
+        checkpoint = self.checkpoint or ("" if profiles else str(policy_dir() or ""))
+        if not checkpoint and not profiles:
+            raise SetupError("no policy comes with this installation; name one with --checkpoint, or --robots")
+        policy = load_policy(profiles, checkpoint, device=self.device, dtype=self.dtype, log=_say)
+        robots = [profile.embodiment() for profile in profiles.values()]
+        for embodiment in robots or [record.embodiment for record in policy.robots.values()]:
+            warm_up(policy, [policy.blank(embodiment)])
+        return policy
+
+
+def read_token(file: Path) -> str:
+    """Return the token in the first line of a file.
+
+    Raises:
+        SetupError: there is none, or it could be guessed.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetupError(f"token file {file}: {error}") from error
+    token = lines[0].strip() if lines else ""
+    if len(token) < 16:
+        raise SetupError(
+            f"token file {file} holds a token of {len(token)} characters; expected 16 or more: openssl rand -hex 32"
+        )
+    return token
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("xvla_ros")
+    except PackageNotFoundError:
+        return ""
+
+
+async def _serve(server: PolicyServer, access: Access, source: str) -> None:
+    ended = asyncio.Event()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(each, ended.set)
+    await server.start()
+    try:
+        scheme = "ws" if access.certificate is None else "wss"
+        _say(f"serving {source} on {scheme}://{server.address}; Ctrl-C ends it")
+        if access.insecure and not access.token and access.client_ca is None:
+            _say("warning: --insecure: anybody who reaches this port can ask")
+        elif access.token and access.certificate is None:
+            _say("warning: without TLS the token and the pictures can be read on the network")
+        await ended.wait()
+    finally:
+        await server.stop()
+    _say("stopped")

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What clients wait for: asks in a fair order, as the engine takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from xvla_ros.control.engine import ChunkRequest
+from xvla_ros.errors import RequestError
+from xvla_ros.serving.protocol import LATE, OVERLOADED
+from xvla_ros.types import ActionChunk, Observation, Prefix
+
+MAX_BATCH = 16
+MAX_WAITING = 256
+
+
+@dataclass(frozen=True)
+class SeededObservation(Observation):
+    """An observation with the seed of its noise, and the name by which the policy knows the robot's statistics."""
+
+    seed: int = 0
+    known_as: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A chunk, with the ms for which it waited to be computed."""
+
+    chunk: ActionChunk
+    queue_ms: float
+
+
+class Ask:
+    """One observation on its way through the engine, whose client it is.
+
+    Args:
+        observation: checked already: nothing of it makes the policy raise.
+        prefix: what the chunk must agree with, or None.
+        views: that are fed, which decides with the steps who shares a pass.
+        owner: whose share of the policy this takes.
+        deadline_s: steady time in s after which nobody waits for the answer.
+        queue: that it waits in.
+    """
+
+    def __init__(
+        self,
+        observation: SeededObservation,
+        prefix: Prefix | None,
+        views: int,
+        owner: str,
+        deadline_s: float,
+        queue: FairQueue,
+    ) -> None:
+        self.observation, self.prefix, self.owner = observation, prefix, owner
+        self.shape = (views, observation.embodiment.denoising_steps)
+        self._deadline_s, self._queue = deadline_s, queue
+        self._asked_s = self._begun_s = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self.answer: asyncio.Future[Answer] = self._loop.create_future()
+
+    # what the engine calls
+
+    def wants_chunk(self) -> bool:
+        return True
+
+    def due_in(self) -> float | None:
+        return None
+
+    def observe(self) -> ChunkRequest | None:
+        if not self._queue.take(self):
+            return None  # its client has gone
+        self._begun_s = time.monotonic()
+        if self._begun_s > self._deadline_s:
+            waited = (self._begun_s - self._asked_s) * 1e3
+            self.policy_failed(RequestError(LATE, f"waited {waited:.0f} ms for the policy, longer than its deadline"))
+            return None
+        return ChunkRequest(self.observation, self.prefix)
+
+    def deliver(self, request: ChunkRequest, chunk: ActionChunk) -> None:
+        self._settle(Answer(chunk, (self._begun_s - self._asked_s) * 1e3))
+
+    def policy_failed(self, error: Exception) -> None:
+        self._settle(error)
+
+    def _settle(self, outcome: Answer | Exception) -> None:
+        def settle() -> None:
+            if self.answer.done():
+                return
+            if isinstance(outcome, Answer):
+                self.answer.set_result(outcome)
+            else:
+                self.answer.set_exception(outcome)
+
+        self._loop.call_soon_threadsafe(settle)
+
+
+class FairQueue:
+    """The asks that wait; iterating gives those that share the next pass.
+
+    Each owner has a share of the policy's time, however many asks it makes: a pass is charged by its denoising steps,
+    and the owner who was charged least is next. With it go others in the same order whose views and steps are the same.
+    An owner who comes anew starts where the others are.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asks: list[Ask] = []
+        self._charged: dict[str, float] = {}
+        self._now = 0.0  # charge of the owner served last
+
+    def __len__(self) -> int:
+        return len(self._asks)
+
+    def __contains__(self, ask: object) -> bool:
+        return ask in self._asks
+
+    def __iter__(self) -> Iterator[Ask]:
+        with self._lock:
+            return iter(self._next())
+
+    def _next(self) -> list[Ask]:
+        charged = {ask.owner: self._charged.get(ask.owner, self._now) for ask in self._asks}
+        ordered = []
+        for ask in self._asks:  # in the order they came, each owner's n-th after the others' n-th
+            ordered.append((charged[ask.owner], ask))
+            charged[ask.owner] += ask.shape[1]
+        ordered.sort(key=lambda each: each[0])
+        return [ask for _, ask in ordered if ask.shape == ordered[0][1].shape][:MAX_BATCH]
+
+    def add(self, *asks: Ask) -> None:
+        """Let asks wait, together.
+
+        Raises:
+            RequestError: too many wait already.
+        """
+        with self._lock:
+            if len(self._asks) + len(asks) > MAX_WAITING:
+                raise RequestError(OVERLOADED, f"{len(self._asks)} observations wait already; ask again later")
+            self._asks += asks
+
+    def take(self, ask: Ask) -> bool:
+        """Take an ask out, charging its owner; return whether it still waited."""
+        with self._lock:
+            if ask not in self._asks:
+                return False
+            self._asks.remove(ask)
+            self._now = max(self._charged.get(ask.owner, self._now), self._now)
+            self._charged[ask.owner] = self._now + ask.shape[1]
+            if len(self._charged) > MAX_WAITING:  # those at or below the present charge start anew just as well
+                self._charged = {owner: charge for owner, charge in self._charged.items() if charge > self._now}
+            return True
+
+    def drop(self, ask: Ask) -> None:
+        """Forget an ask whose client has gone."""
+        with self._lock:
+            if ask in self._asks:
+                self._asks.remove(ask)

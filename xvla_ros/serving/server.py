@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One port for three protocols: who may enter, how much of everything, and what is counted.
+
+``POST /act`` and the WebSockets at ``/`` (openpi) and ``/xvla`` (ours), ``GET /healthz``, ``/metadata``, ``/metrics``.
+aiohttp speaks HTTP; ``fronts`` reads the messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import logging
+import ssl
+import time
+import weakref
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import WSCloseCode, WSMsgType, web
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import Counter as Count
+
+from xvla_ros.errors import RequestError, SetupError
+from xvla_ros.serving import fronts, protocol
+from xvla_ros.serving.service import PolicyService
+
+_LOG = logging.getLogger(__name__)
+
+HEAD_S = 10.0  # until the head of a request, the first message of a client of ours, or a TLS handshake has come
+BODY_S = 10.0  # until a body has come, or an answer has gone
+IDLE_S = 30.0  # between two requests on one connection
+HEARTBEAT_S = 20.0
+STUCK_S = 60.0  # of one pass, after which the server calls itself unwell
+CLOSE_S = 2.0
+MAX_CONNECTIONS, MAX_CONNECTIONS_EACH = 128, 32
+RATE = 200.0  # requests a second from one address, and as many at once
+ACT, OPENPI, NATIVE = "act", "openpi", "xvla"
+STATUS = {protocol.RATE: 429, protocol.OVERLOADED: 503, protocol.LATE: 503, protocol.POLICY: 500}
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where the server listens, and who may ask.
+
+    Attributes:
+        host: address; ``0.0.0.0`` for every one.
+        port: 0 takes a free one.
+        token: that clients must have; empty for none.
+        certificate, key: files of the server's certificate, for TLS.
+        client_ca: file of the authority that signs clients' certificates, for TLS.
+        insecure: let anybody ask who reaches the port.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str = ""
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    insecure: bool = False
+
+    def require_safe(self) -> None:
+        """Refuse to listen to strangers unasked.
+
+        Raises:
+            SetupError: the address is not this machine's own, and nothing says who may ask.
+        """
+        if self.client_ca is not None and self.certificate is None:
+            raise SetupError(
+                "a client authority without TLS: give the server a certificate too (--tls-cert, --tls-key)"
+            )
+        if self.token or self.client_ca is not None or self.insecure or is_loopback(self.host):
+            return
+        raise SetupError(
+            f"host is {self.host}, which others can reach; expected 127.0.0.1, or a token (--token-file), or "
+            "certificates of clients (--tls-client-ca); --insecure lets anybody ask who reaches the port"
+        )
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return how connections are encrypted, None where they are not.
+
+        Raises:
+            SetupError: a file that cannot be used.
+        """
+        if self.certificate is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+            if self.client_ca is not None:
+                context.load_verify_locations(self.client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
+        except (OSError, ssl.SSLError) as error:
+            raise SetupError(f"TLS: {self.certificate}, {self.key or 'no key'}: {error}") from error
+        return context
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether an address is reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Metrics:
+    """What is counted, for Prometheus."""
+
+    def __init__(self, service: PolicyService, connections: Callable[[], int]) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Count(
+            "xvla_requests", "Questions by protocol and outcome: ok, or the reason of a refusal",
+            ("protocol", "outcome"), registry=self._registry,
+        )  # fmt: skip
+        buckets = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+        self.seconds = Histogram(
+            "xvla_answer_seconds", "From a question to its answer, waiting included", buckets=buckets,
+            registry=self._registry,
+        )  # fmt: skip
+        self.inference = Histogram(
+            "xvla_inference_seconds", "Of the pass that made an answer", buckets=buckets, registry=self._registry
+        )
+        batches = Histogram(
+            "xvla_batch_size", "Observations in one pass", buckets=(1, 2, 4, 8, 16), registry=self._registry
+        )
+        service.batch_sizes = batches.observe
+        gauges = {
+            "xvla_connections": ("Open connections", connections),
+            "xvla_waiting": ("Observations that wait", lambda: service.waiting),
+        }
+        for name, (said, function) in gauges.items():
+            Gauge(name, said, registry=self._registry).set_function(function)
+
+    def text(self) -> bytes:
+        """Return all of it as Prometheus reads it."""
+        return generate_latest(self._registry)
+
+
+class Rates:
+    """How often each address asks: a bucket of ``RATE`` tokens, filled as fast."""
+
+    def __init__(self) -> None:
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def require(self, address: str) -> None:
+        """Count one question.
+
+        Raises:
+            RequestError: the address asks too often.
+        """
+        now = time.monotonic()
+        left, since = self._left.get(address, (RATE, now))
+        left = min(left + (now - since) * RATE, RATE)
+        if left < 1.0:
+            raise RequestError(protocol.RATE, f"{address} asks more than {RATE:g} times a second")
+        if len(self._left) > 10 * MAX_CONNECTIONS:
+            self._left.clear()
+        self._left[address] = left - 1.0, now
+
+
+class PolicyServer:
+    """Serves a ``PolicyService`` on one port, from ``start`` to ``stop``; every method runs in the event loop."""
+
+    def __init__(self, service: PolicyService, access: Access) -> None:
+        access.require_safe()
+        self._service, self._access, self._tls = service, access, access.tls()
+        self._rates, self._active = Rates(), Counter[str]()
+        self._heard: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
+        self._sockets: set[web.WebSocketResponse] = set()
+        app = web.Application(middlewares=[self._guard], client_max_size=protocol.MAX_MESSAGE)
+        app.add_routes(
+            [
+                web.get("/healthz", self._health),
+                web.get("/metadata", self._metadata),
+                web.get("/metrics", self._metrics_page),
+                web.post("/act", self._act),
+                web.get("/", self._openpi),
+                web.get(protocol.PATH, self._native),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_S)
+        self.metrics = Metrics(service, lambda: len(self._sockets))
+        self._listening: asyncio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as ``host:port``."""
+        if self._listening is None:
+            return ""
+        host, port = self._listening.sockets[0].getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def start(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        self._service.start()
+        await self._runner.setup()
+        timeout = HEAD_S if self._tls is not None else None
+        self._listening = await asyncio.get_running_loop().create_server(
+            self._connection, self._access.host, self._access.port, ssl=self._tls, ssl_handshake_timeout=timeout
+        )
+
+    async def stop(self) -> None:
+        """Say goodbye to every client and end."""
+        if self._listening is not None:
+            self._listening.close()
+        goodbye = (each.close(code=WSCloseCode.GOING_AWAY, message=b"the server ends") for each in set(self._sockets))
+        await asyncio.gather(*goodbye, return_exceptions=True)
+        await self._runner.cleanup()
+        self._service.stop()
+
+    # connections
+
+    def _connection(self) -> asyncio.BaseProtocol:
+        """Make the protocol of a new connection, which is cut where it says nothing; aiohttp would wait for ever."""
+        if self._runner.server is None:
+            raise RuntimeError("the server has not been set up")
+        made = self._runner.server()
+        self._cut_unless_heard(made, HEAD_S)
+        return made
+
+    def _cut_unless_heard(self, connection: asyncio.BaseProtocol, seconds: float) -> None:
+        def cut() -> None:
+            transport = getattr(connection, "transport", None)
+            if transport is not None and transport not in self._heard:
+                _LOG.info("a connection that said nothing within %g s was cut", seconds)
+                transport.abort()
+
+        asyncio.get_running_loop().call_later(seconds, cut)
+
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        transport, address = request.transport, request.remote or ""
+        if transport is not None:
+            self._heard.add(transport)
+        self._active[address] += 1
+        try:
+            self._admit(request, address)
+            return await handler(request)
+        except RequestError as error:
+            _LOG.info("%s %s: %s", address, request.path, error)
+            return _refusal(STATUS.get(error.reason, 400), error.reason, error.detail)
+        finally:
+            self._active[address] -= 1
+            if not self._active[address]:
+                del self._active[address]
+            if transport is not None:
+                self._heard.discard(transport)
+                self._cut_unless_heard(request.protocol, IDLE_S)
+
+    def _admit(self, request: web.Request, address: str) -> None:
+        """Refuse who may not ask, or asks for too much."""
+        if self._active.total() > MAX_CONNECTIONS or self._active[address] > MAX_CONNECTIONS_EACH:
+            raise _http(web.HTTPServiceUnavailable, "connections", f"too many connections from {address}")
+        if "Origin" in request.headers:
+            raise _http(web.HTTPForbidden, "origin", "a page in a browser asks; expected a program")
+        if request.path == "/healthz" or not self._access.token:
+            return
+        given = request.headers.get("Authorization", "").partition(" ")[2].strip()
+        if not hmac.compare_digest(given.encode(), self._access.token.encode()):
+            detail = "Authorization is missing, or its token is wrong; expected 'Bearer TOKEN'"
+            raise _http(web.HTTPUnauthorized, "token", detail)
+
+    # pages
+
+    async def _health(self, _: web.Request) -> web.Response:
+        unwell = self._service.unwell(STUCK_S)
+        return web.Response(status=503 if unwell else 200, text=unwell or "OK")
+
+    async def _metadata(self, _: web.Request) -> web.Response:
+        return web.json_response(self._service.metadata())
+
+    async def _metrics_page(self, _: web.Request) -> web.Response:
+        return web.Response(body=self.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def _act(self, request: web.Request) -> web.Response:
+        begun, address = time.monotonic(), request.remote or ""
+        try:
+            self._rates.require(address)
+            try:
+                async with asyncio.timeout(BODY_S):
+                    body = await request.read()
+            except TimeoutError:
+                raise _http(web.HTTPRequestTimeout, "slow", f"the body took longer than {BODY_S:g} s") from None
+            answers = await self._service.answer([lambda: fronts.act_question(self._service, body)], address)
+        except RequestError as error:
+            self._count(ACT, error.reason)
+            raise
+        self._count(ACT, "ok", begun, answers[0].chunk.inference_ms)
+        return web.json_response(fronts.act_answer(answers[0]))
+
+    # sockets
+
+    async def _openpi(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Upgrade", "").lower() != "websocket":
+            return web.Response(text="xvla serve: POST /act, WebSockets at / (openpi) and /xvla; /healthz, /metadata\n")
+        async with self._socket(request) as socket:
+            await _send(socket, fronts.openpi_metadata(self._service))
+            async for data in self._messages(socket):
+                await self._openpi_answer(socket, data, request.remote or "")
+        return socket
+
+    async def _openpi_answer(self, socket: web.WebSocketResponse, data: bytes, address: str) -> None:
+        begun = time.monotonic()
+        try:
+            self._rates.require(address)
+            message = protocol.unpack(data)
+            answers = await self._service.answer([lambda: fronts.openpi_question(self._service, message)], address)
+        except RequestError as error:
+            self._count(OPENPI, error.reason)
+            async with asyncio.timeout(BODY_S):
+                await socket.send_str(str(error))
+            return
+        self._count(OPENPI, "ok", begun, answers[0].chunk.inference_ms)
+        await _send(socket, fronts.openpi_answer(answers[0], (time.monotonic() - begun) * 1e3))
+
+    async def _native(self, request: web.Request) -> web.StreamResponse:
+        async with self._socket(request) as socket:
+            messages = self._messages(socket)
+            try:
+                async with asyncio.timeout(HEAD_S):
+                    hello = await anext(messages, None)
+                if hello is None:
+                    return socket
+                said = protocol.unpack(hello)
+                session, welcome = await asyncio.to_thread(fronts.native_hello, self._service, said)
+            except RequestError as error:
+                self._count(NATIVE, error.reason)
+                await _send(socket, fronts.native_error(None, error))
+                await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=error.reason.encode())
+                return socket
+            await _send(socket, protocol.pack(welcome))
+            async for data in messages:
+                await self._native_answer(socket, session, data, request.remote or "")
+        return socket
+
+    async def _native_answer(
+        self, socket: web.WebSocketResponse, session: fronts.NativeSession, data: bytes, address: str
+    ) -> None:
+        begun, number = time.monotonic(), None
+        try:
+            self._rates.require(address)
+            message = protocol.unpack(data)
+            if message.get("type") == "load":
+                await _send(socket, protocol.pack({"type": "load", **self._service.load()}))
+                return
+            number = message["id"] if type(message.get("id")) is int else None
+            number, deadline, questions = fronts.native_questions(self._service, session, message)
+            answers = await self._service.answer(list(questions), address, deadline)
+        except RequestError as error:
+            self._count(NATIVE, error.reason)
+            await _send(socket, fronts.native_error(number, error))
+            return
+        self._count(NATIVE, "ok", begun, answers[0].chunk.inference_ms)
+        server_ms = (time.monotonic() - begun) * 1e3
+        await _send(socket, fronts.native_answer(number, answers, server_ms, self._service.load()))
+
+    @contextlib.asynccontextmanager
+    async def _socket(self, request: web.Request) -> AsyncIterator[web.WebSocketResponse]:
+        # no compression: pictures are compressed already, and a small message must not unpack to a large one
+        socket = web.WebSocketResponse(
+            max_msg_size=protocol.MAX_MESSAGE, heartbeat=HEARTBEAT_S, compress=False, timeout=CLOSE_S, decode_text=False
+        )
+        await socket.prepare(request)
+        self._sockets.add(socket)
+        try:
+            yield socket
+        except (TimeoutError, ConnectionError):
+            _LOG.info("%s: too slow, or gone", request.remote)
+        finally:
+            self._sockets.discard(socket)
+            await socket.close()
+
+    async def _messages(self, socket: web.WebSocketResponse) -> AsyncGenerator[bytes, None]:
+        """Yield the binary messages of a client; the next is read when the last has been answered."""
+        while True:
+            received = await socket.receive()
+            if received.type is WSMsgType.BINARY:
+                yield received.data
+            elif received.type is WSMsgType.TEXT:
+                await socket.close(code=WSCloseCode.UNSUPPORTED_DATA, message=b"expected binary messages")
+                return
+            else:  # closed, closing, or an error that aiohttp has answered: a frame too large, a broken one
+                return
+
+    def _count(self, front: str, outcome: str, begun: float | None = None, inference_ms: float = 0.0) -> None:
+        self.metrics.requests.labels(front, outcome).inc()
+        if begun is not None:
+            self.metrics.seconds.observe(time.monotonic() - begun)
+            self.metrics.inference.observe(inference_ms / 1e3)
+
+
+async def _send(socket: web.WebSocketResponse, data: bytes) -> None:
+    """Send a message to a client that reads; one that does not is left."""
+    async with asyncio.timeout(BODY_S):
+        await socket.send_bytes(data)
+
+
+def _refusal(status: int, reason: str, detail: str) -> web.Response:
+    return web.json_response({"error": {"reason": reason, "detail": detail}}, status=status)
+
+
+def _http(kind: type[web.HTTPException], reason: str, detail: str) -> web.HTTPException:
+    said = _refusal(kind.status_code, reason, detail)
+    return kind(text=said.text, content_type="application/json")

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy as it is served: which robots it knows, what it refuses, and the engine that batches who waits."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from xvla_ros.control.clock import LatencyWindow
+from xvla_ros.control.engine import Engine
+from xvla_ros.control.policy_source import fit
+from xvla_ros.errors import ProfileError, RequestError, SetupError, did_you_mean
+from xvla_ros.model.policy import Policy
+from xvla_ros.robots.profile import Profile
+from xvla_ros.serving import protocol
+from xvla_ros.serving.queue import Answer, Ask, FairQueue, SeededObservation
+from xvla_ros.types import ActionChunk, Embodiment, Observation, Prefix
+
+DECODERS = 4  # threads that decode what came
+LONGEST_WAIT_S = 60.0  # of an ask that names no deadline
+
+
+@dataclass(frozen=True)
+class ServedRobot:
+    """A robot the policy can drive.
+
+    Attributes:
+        embodiment: as its client has it.
+        known_as: the name by which the policy knows its statistics.
+        required: views without which nothing is computed.
+        state_width: numbers of its state, None where the policy does not say.
+    """
+
+    embodiment: Embodiment
+    known_as: str
+    required: tuple[str, ...]
+    state_width: int | None
+
+    def described(self, *, trained: bool) -> dict[str, Any]:
+        """Return what metadata say of it."""
+        embodiment = self.embodiment
+        return {
+            "domain_id": embodiment.domain_id,
+            "action_mode": embodiment.action_mode,
+            "views": list(embodiment.slots),
+            "required": list(self.required),
+            "state_width": self.state_width,
+            "waypoint_dt": embodiment.waypoint_dt,
+            "first_waypoint_offset": embodiment.first_waypoint_offset,
+            "denoising_steps": embodiment.denoising_steps,
+            "trained": trained,
+        }
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a front end makes of a message: an observation of a robot, unchecked.
+
+    Attributes:
+        robot: whose it is.
+        stamp: ROS time in ns.
+        views: slot → JPEG, PNG, array or map of an array, as it came.
+        state: the same of the state.
+        instruction: what to do.
+        prefix: of the committed waypoints.
+        steps: denoising steps; the robot's own if None.
+        seed: of the noise; fresh if None.
+    """
+
+    robot: ServedRobot
+    stamp: int
+    views: Mapping[str, Any]
+    state: Any
+    instruction: str
+    prefix: Prefix | None = None
+    steps: int | None = None
+    seed: int | None = None
+
+
+class PolicyService:
+    """Answers questions of any number of clients with one policy.
+
+    Args:
+        policy: loaded, and warmed up where it matters.
+        profiles: robots it is to be known for by name; where none, those that its checkpoint was made for.
+        version: of this package, for metadata.
+
+    Raises:
+        SetupError: the policy does not fit a profile.
+    """
+
+    def __init__(self, policy: Policy, profiles: Mapping[str, Profile], version: str = "") -> None:
+        self._policy, self._version = policy, version
+        self.robots = {name: self._of_profile(profile) for name, profile in profiles.items()} or {
+            name: self._of_embodiment(record.embodiment) for name, record in policy.robots.items()
+        }
+        self._queue = FairQueue()
+        self._engine = Engine(self._predict, self._queue)
+        self._threads = ThreadPoolExecutor(DECODERS, "decoder")
+        self._inference, self._waits = LatencyWindow(200), LatencyWindow(200)
+        self.batch_sizes: Callable[[int], None] = lambda size: None
+        self._pass_since: float | None = None
+
+    def start(self) -> None:
+        """Start the inference thread."""
+        self._engine.start()
+
+    def stop(self) -> None:
+        """End the inference thread after the pass it is in."""
+        self._engine.stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def waiting(self) -> int:
+        """How many observations wait to be computed."""
+        return len(self._queue)
+
+    def unwell(self, patience_s: float) -> str:
+        """Say why nobody should ask here, empty where all is well; a pass longer than ``patience_s`` is not."""
+        if not self._engine.is_running:
+            return "the inference thread has ended"
+        since = self._pass_since
+        if since is not None and time.monotonic() - since > patience_s:
+            return f"the policy has been in one pass for {time.monotonic() - since:.0f} s"
+        return ""
+
+    def load(self) -> dict[str, Any]:
+        """Return how long answers take here: medians in ms of the recent ones, and how many wait."""
+        return {
+            "inference_ms": self._inference.percentiles().p50,
+            "queue_ms": self._waits.percentiles().p50,
+            "waiting": self.waiting,
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what a client may want to know before it asks; plain data."""
+        policy = self._policy
+        config = policy.network.config
+        return {
+            "protocol": protocol.VERSION,
+            "version": self._version,
+            "checkpoint": policy.source,
+            "chunk_size": policy.chunk_size,
+            "action_mode": policy.network.action_mode.name,
+            "views": config.num_image_views,
+            "domains": config.num_domains,
+            "trained_domains": None
+            if policy.training.trained_domains is None
+            else sorted(policy.training.trained_domains),
+            "robots": {
+                name: robot.described(trained=policy.is_trained(robot.embodiment.domain_id))
+                for name, robot in self.robots.items()
+            },
+            "computing": policy.computing(),
+            **self.load(),
+        }
+
+    # robots
+
+    def is_trained(self, robot: ServedRobot) -> bool:
+        """Return whether the policy was trained for a robot's domain."""
+        return self._policy.is_trained(robot.embodiment.domain_id)
+
+    def admit_profile(self, name: str, mapping: Any) -> ServedRobot:
+        """Return the robot of a client's profile, settings as in its file; refused as the node refuses a checkpoint.
+
+        Raises:
+            RequestError: the profile cannot be used, or contradicts the policy.
+        """
+        try:
+            return self._of_profile(Profile.from_mapping(name, mapping))
+        except (ProfileError, SetupError) as error:
+            raise RequestError(protocol.ROBOT, str(error)) from error
+        except Exception as error:  # a mapping of any form may come
+            raise RequestError(protocol.ROBOT, f"{name}: no profile: {type(error).__name__}") from error
+
+    def admit(self, embodiment: Embodiment) -> ServedRobot:
+        """Return a robot that a client describes itself.
+
+        Raises:
+            RequestError: the policy cannot drive it.
+        """
+        try:
+            return self._of_embodiment(embodiment)
+        except SetupError as error:
+            raise RequestError(protocol.ROBOT, str(error)) from error
+
+    def named(self, name: str) -> ServedRobot:
+        """Return a robot known here by name; without a name the only one there is.
+
+        Raises:
+            RequestError: there is none, or no only one.
+        """
+        if name in self.robots:
+            return self.robots[name]
+        if not name and len(self.robots) == 1:
+            return next(iter(self.robots.values()))
+        known = ", ".join(sorted(self.robots)) or "none"
+        raise RequestError(
+            protocol.ROBOT, f"robot is {name!r}{did_you_mean(name, self.robots)}; expected one of those served: {known}"
+        )
+
+    def of_domain(self, domain_id: int, slots: Sequence[str]) -> ServedRobot:
+        """Return the robot of a domain; where none is known, one of the policy's own action mode and these views.
+
+        Raises:
+            RequestError: the policy does not have the domain.
+        """
+        for robot in self.robots.values():
+            if robot.embodiment.domain_id == domain_id:
+                return robot
+        mode = self._policy.network.action_mode.name
+        return self.admit(Embodiment(f"domain_{domain_id}", domain_id, mode, tuple(slots), 0.1, 0.1))
+
+    def _of_profile(self, profile: Profile) -> ServedRobot:
+        known_as = fit(self._policy, profile)
+        slots = profile.cameras.slots
+        required = tuple(slot for slot in slots if profile.cameras.by_name[slot].required)
+        robot = ServedRobot(profile.embodiment(), known_as, required, profile.state_width)
+        self._try(robot)
+        return robot
+
+    def _of_embodiment(self, embodiment: Embodiment) -> ServedRobot:
+        width = self._policy.processor.statistics_of(embodiment.robot).state.width
+        robot = ServedRobot(embodiment, embodiment.robot, embodiment.slots, width)
+        self._try(robot)
+        return robot
+
+    def _try(self, robot: ServedRobot) -> None:
+        """Check that the policy takes an observation of the widths of a robot."""
+        embodiment = replace(robot.embodiment, robot=robot.known_as)
+        blank = {embodiment.slots[0]: np.zeros((8, 8, 3), np.uint8)}
+        try:
+            self._policy.check(embodiment)
+            if robot.state_width is not None:
+                state = np.zeros(robot.state_width, np.float32)
+                self._policy.processor.check(Observation(embodiment, 0, blank, state, ""))
+        except ValueError as error:
+            source = self._policy.source or "of random weights"
+            raise SetupError(f"checkpoint {source} cannot drive {robot.embodiment.robot}: {error}") from error
+
+    # questions
+
+    async def answer(
+        self, questions: Sequence[Callable[[], Question]], owner: str, deadline_s: float = LONGEST_WAIT_S
+    ) -> list[Answer]:
+        """Return the answers to questions that one client asks together, in their order.
+
+        Args:
+            questions: each reads one from a message, in a thread beside the event loop; may raise RequestError.
+            owner: whose share of the policy they take.
+            deadline_s: s from now after which nobody waits for the answer.
+
+        Raises:
+            RequestError: naming what cannot be answered, and why.
+        """
+        loop, deadline = asyncio.get_running_loop(), time.monotonic() + deadline_s
+        read = [await loop.run_in_executor(self._threads, self._read, each) for each in questions]
+        asks = [Ask(seen, prefix, views, owner, deadline, self._queue) for seen, prefix, views in read]
+        self._queue.add(*asks)
+        self._engine.wake()
+        try:
+            answers = await asyncio.gather(*(ask.answer for ask in asks))
+        except RequestError:
+            raise
+        except Exception as error:
+            raise RequestError(protocol.POLICY, f"the policy failed: {type(error).__name__}: {error}"[:500]) from error
+        finally:
+            for ask in asks:
+                self._queue.drop(ask)
+        for each in answers:
+            self._inference.add(each.chunk.inference_ms)
+            self._waits.add(each.queue_ms)
+        return answers
+
+    def _read(self, question: Callable[[], Question]) -> tuple[SeededObservation, Prefix | None, int]:
+        """Return an observation that the policy will take, its prefix, and how many views it has."""
+        asked = question()
+        robot = asked.robot
+        embodiment = robot.embodiment
+        missing = [slot for slot in robot.required if slot not in asked.views]
+        if missing:
+            raise RequestError(
+                protocol.OBSERVATION,
+                f"robot {embodiment.robot!r}: no picture of {', '.join(missing)}; expected {', '.join(robot.required)}",
+            )
+        if asked.steps is not None:
+            embodiment = replace(embodiment, denoising_steps=asked.steps)
+        seen = SeededObservation(
+            embodiment,
+            asked.stamp,
+            {slot: protocol.decode_picture(each, f"view {slot!r}") if not isinstance(each, np.ndarray)
+             else protocol.bounded(each, f"view {slot!r}") for slot, each in asked.views.items()},
+            np.asarray(asked.state, np.float32),
+            asked.instruction,
+            seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+            known_as=robot.known_as,
+        )  # fmt: skip
+        self._check(seen, asked.prefix)
+        return seen, asked.prefix, self._policy.processor.views(embodiment)
+
+    def _check(self, seen: SeededObservation, prefix: Prefix | None) -> None:
+        known = replace(seen, embodiment=replace(seen.embodiment, robot=seen.known_as))
+        try:
+            self._policy.processor.check(known)
+            if prefix is not None:
+                self._policy.check_prefix(known, prefix)
+        except ValueError as error:
+            raise RequestError(protocol.OBSERVATION, str(error)) from error
+
+    def _predict(
+        self, observations: Sequence[Observation], prefixes: Sequence[Prefix | None]
+    ) -> list[ActionChunk | Exception]:
+        """Compute a batch; where that fails, each by itself, so that one is not refused for another."""
+        self.batch_sizes(len(observations))
+        self._pass_since = time.monotonic()
+        try:
+            return [*self._pass(observations, prefixes)]
+        except Exception as error:
+            if len(observations) == 1:
+                return [error]
+        finally:
+            self._pass_since = None
+        return [
+            outcome
+            for seen, prefix in zip(observations, prefixes, strict=True)
+            for outcome in self._predict([seen], [prefix])
+        ]
+
+    def _pass(self, observations: Sequence[Observation], prefixes: Sequence[Prefix | None]) -> list[ActionChunk]:
+        asked = [seen for seen in observations if isinstance(seen, SeededObservation)]
+        noise = np.stack([self._policy.noise_of(seen, seen.seed) for seen in asked])
+        known = [replace(seen, embodiment=replace(seen.embodiment, robot=seen.known_as)) for seen in asked]
+        chunks = self._policy.predict(known, noise=noise, prefix=prefixes)
+        return [
+            replace(chunk, robot=seen.embodiment.robot, seed=seen.seed)
+            for seen, chunk in zip(asked, chunks, strict=True)
+        ]
