@@ -232,19 +232,19 @@ def fit(policy: Policy, profile: Profile) -> str:
 
     Raises:
         SetupError: the policy does not fit it.
-        ProfileError: the policy that comes with the package was trained in other units, see ``shipped_policy``.
+        ProfileError: the policy was trained in other units, see ``misfits``.
     """
-    folder, known_as_name = policy_dir(), profile.name
-    if folder is not None and policy.source == str(folder):
-        record = known_as(profile, policy.robots.values())
-        if record is not None:
-            problems = list(_misfits(profile, record, folder / RECORD_FILE))
-            if problems:
-                raise ProfileError(problems)
-            if profile.name not in policy.robots:
-                known_as_name = record.embodiment.robot
-    _require_fit(policy, profile, known_as_name)
-    return known_as_name
+    is_shipped, name = policy.source == str(policy_dir()), profile.name
+    record = known_as(profile, policy.robots.values())
+    if record is not None:
+        checkpoint = "" if is_shipped else policy.source
+        problems = list(misfits(profile, record, Path(policy.source) / RECORD_FILE, checkpoint))
+        if problems:
+            raise ProfileError(problems)
+        if is_shipped and name not in policy.robots:
+            name = record.embodiment.robot
+    _require_fit(policy, profile, name)
+    return name
 
 
 def _require_fit(policy: Policy, profile: Profile, name: str) -> None:
