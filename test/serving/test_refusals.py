@@ -355,6 +355,8 @@ def test_the_client_names_a_server_that_is_not_there_or_another():
 def test_a_client_whose_robot_is_not_served_is_told_which_are(served, profiles):
     with pytest.raises(RequestError, match="robot is 'nobody'; expected one of those served: so101_bimanual, widowx"):
         Client(served.url, robot="nobody")
-    strange = replace(profiles[PAIR].embodiment(), robot="strange")
-    with Client(served.url, embodiment=strange) as client:
-        assert client.metadata["admitted"]["strange"]["domain_id"] == strange.domain_id
+    known = profiles[PAIR].embodiment()
+    with Client(served.url, embodiment=known) as client:
+        assert client.metadata["admitted"][PAIR]["domain_id"] == known.domain_id
+    with pytest.raises(RequestError, match="robot 'strange' is not in the checkpoint, which knows"):
+        Client(served.url, embodiment=replace(known, robot="strange"))
