@@ -216,7 +216,7 @@ def traced_link(notes: Notes, every_frame: bool) -> type:
 def run_node(trace: Path, policy: str) -> int:
     """The policy node with an instant policy, until SIGINT."""
     from xvla_ros.nodes.policy import node as policy_lifecycle
-    from xvla_ros.nodes.stop_request import StopRequest
+    from xvla_ros.nodes.process import StopRequest
 
     stop, notes = StopRequest(), Notes()
 

@@ -13,8 +13,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xvla_ros.control.following import LAG, STILL_FOR
 from xvla_ros.control.pilot import Pilot
+from xvla_ros.control.plan import LAG, STILL_FOR
 from xvla_ros.observation.measured import JITTER, SETTLED
 from xvla_ros.types import ActionChunk
 

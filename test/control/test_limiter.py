@@ -9,9 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from xvla_ros.control.brakes import Brakes
 from xvla_ros.control.limiter import Limiter, command_window
-from xvla_ros.control.motion import MotionState, window_times
+from xvla_ros.control.motion import Brakes, MotionState, window_times
 from xvla_ros.robots.joints import JointLimits
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))

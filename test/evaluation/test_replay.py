@@ -13,11 +13,10 @@ import pytest
 
 from xvla_ros.commands import main
 from xvla_ros.commands.replay import find_bags
-from xvla_ros.evaluation.replay.ablations import swapped
 from xvla_ros.evaluation.replay.bag import BagRecord, ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay.metrics import Figures, Part, metrics, write_metrics
 from xvla_ros.evaluation.replay.rows import SHIFTS
-from xvla_ros.evaluation.replay.sources import Answer
+from xvla_ros.evaluation.replay.sources import Answer, swapped
 from xvla_ros.evaluation.replay.sums import interval_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

@@ -10,8 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, Evaluation
-from xvla_ros.evaluation.trained import AT_ONCE, judge_episodes, judge_held_out, write_judgements
+from xvla_ros.evaluation.outcomes import (
+    AT_ONCE,
+    Counters,
+    EpisodeResult,
+    Evaluation,
+    judge_episodes,
+    judge_held_out,
+    write_judgements,
+)
 from xvla_ros.robots import load_robot
 from xvla_ros.training.data.samples import Sample
 

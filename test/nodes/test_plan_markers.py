@@ -26,7 +26,7 @@ from xvla_ros.control.state import HOLDING, RUNNING
 from xvla_ros.errors import KinematicsError
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.policy.robot_link import RobotLink
-from xvla_ros.nodes.policy.shown import COLOURS, MARKER_POINTS, PlanMarkers
+from xvla_ros.nodes.policy.surroundings import COLOURS, MARKER_POINTS, PlanMarkers
 from xvla_ros.observation.measured import MeasuredJoints
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.actions import Trajectory

@@ -14,8 +14,11 @@ import pytest
 from xvla_ros.robots import ProfileError, load_profile
 from xvla_ros.robots.profile import profile_document, profiles_of_document
 from xvla_ros.robots.profile.parameters import parameters, profile_of_parameters
-from xvla_ros.robots.profile.reference import render
 from xvla_ros.ros_env import child_environment
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+from profile_reference import render
 
 TYPES = {
     "bool": bool,
@@ -91,7 +94,7 @@ def test_a_parameter_that_is_a_section_elsewhere_is_refused_by_name():
 
 def test_the_page_of_settings_is_up_to_date():
     page = Path(__file__).parents[2] / "docs" / "reference" / "profile.md"
-    assert page.read_text(encoding="utf-8") == render(), "run: python -m xvla_ros.robots.profile.reference " + str(page)
+    assert page.read_text(encoding="utf-8") == render(), "run: python tools/profile_reference.py " + str(page)
 
 
 def test_ros_reads_the_shipped_files_as_we_do():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xvla_ros.simulation import agibot
-from xvla_ros.simulation.links import JointFigures
+from xvla_ros.simulation.parts import JointFigures
 from xvla_ros.simulation.scenes import AGIBOT_LIFT, AGIBOT_PITCH, AGIBOT_TABLE, build_scene
 
 # Flanges at home in arm_base_link, as computed from the vendor's URDF.

@@ -8,7 +8,7 @@ import pytest
 from xvla_ros.errors import SimulationError
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.profile import shipped_files
-from xvla_ros.simulation import room
+from xvla_ros.simulation import parts
 from xvla_ros.simulation.controllers import ControllerOptions, JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.scenes import build_scene, scene_for, scene_names
 from xvla_ros.simulation.world import World
@@ -144,7 +144,7 @@ def share_of(image, colour, tolerance=40):
 def test_the_first_camera_sees_every_cube(world, seed):
     world.reset(seed)
     image = world.render(world.profile.cameras.slots[0])
-    for colour in room.CUBES.values():
+    for colour in parts.CUBES.values():
         assert share_of(image, colour) > 0.0005
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from xvla_ros.robots import load_profile
 from xvla_ros.simulation.demonstrations import Demonstrator, DemoSettings
-from xvla_ros.simulation.room import CUBES
+from xvla_ros.simulation.parts import CUBES
 from xvla_ros.simulation.tasks import load_task
 from xvla_ros.simulation.world import World
 

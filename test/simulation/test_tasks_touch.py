@@ -10,7 +10,7 @@ import pytest
 from xvla_ros.errors import SimulationError
 from xvla_ros.robots import load_profile
 from xvla_ros.simulation.demonstrations import Demonstrator, DemoSettings
-from xvla_ros.simulation.room import CUBES
+from xvla_ros.simulation.parts import CUBES
 from xvla_ros.simulation.tasks import load_task, task_names
 from xvla_ros.simulation.world import World
 

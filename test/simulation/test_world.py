@@ -9,7 +9,7 @@ import pytest
 
 from xvla_ros.errors import SimulationError
 from xvla_ros.robots import load_profile
-from xvla_ros.simulation import room, scenes
+from xvla_ros.simulation import parts, scenes
 from xvla_ros.simulation.cameras import CameraRig
 from xvla_ros.simulation.controllers import ControllerOptions, JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.scenes import build_scene, scene_names
@@ -259,7 +259,7 @@ def test_the_front_camera_sees_both_arms_the_bowl_and_every_cube(world):
     # From the front the left arm is on the right.
     assert share_of(image[:, 128:], scenes.AMBER) > 0.02 > share_of(image[:, :128], scenes.AMBER)
     assert share_of(image[:, :128], scenes.TEAL) > 0.02 > share_of(image[:, 128:], scenes.TEAL)
-    for colour in (*room.CUBES.values(), room.BOWL):
+    for colour in (*parts.CUBES.values(), parts.BOWL):
         assert share_of(image, colour) > 0.001
 
 

@@ -27,7 +27,7 @@ from xvla_ros.evaluation.graph import (
 )
 from xvla_ros.evaluation.processes import Child, ChildError, Supervisor, free_domain
 from xvla_ros.evaluation.report.recording import in_words
-from xvla_ros.nodes.progress import read_progress
+from xvla_ros.nodes.process import read_progress
 from xvla_ros.types import NS
 
 

@@ -94,8 +94,8 @@ class ViewCommand(Command):
         from xvla_ros.ros_env import prepare
 
         prepare()
+        from xvla_ros.nodes.process import StopRequest
         from xvla_ros.nodes.rerun_stream import RerunStream
-        from xvla_ros.nodes.stop_request import StopRequest
 
         profile = load_robot(self.robot)
         stream = RerunStream(
@@ -136,7 +136,7 @@ class RecordCommand(Command):
 
     def run(self) -> int:
         """Record until q, Ctrl-C, SIGTERM or the end of the duration."""
-        from xvla_ros.nodes.stop_request import StopRequest
+        from xvla_ros.nodes.process import StopRequest
         from xvla_ros.robots import load_robot
         from xvla_ros.ros_env import prepare
 

@@ -18,7 +18,7 @@ from xvla_ros.evaluation.graph import (
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, Evaluation
 from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
 from xvla_ros.evaluation.report.figures import computing_of, travel_by_group
-from xvla_ros.nodes.progress import read_progress
+from xvla_ros.nodes.process import read_progress
 from xvla_ros.types import Percentiles
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from xvla_ros.errors import SimulationError, XvlaError
 from xvla_ros.robots import load_robot
 
 if TYPE_CHECKING:
-    from xvla_ros.evaluation.trained import Judgement
+    from xvla_ros.evaluation.outcomes import Judgement
     from xvla_ros.robots.profile import Profile
     from xvla_ros.training.run import FinishedRun
 
@@ -104,7 +104,7 @@ def evaluate_trained(run: FinishedRun, *, episodes: int) -> None:
 
 
 def _evaluate_trained(run: FinishedRun, episodes: int) -> None:
-    from xvla_ros.evaluation.trained import write_judgements
+    from xvla_ros.evaluation.outcomes import write_judgements
 
     until = time.monotonic() + max(LEAST_S, SHARE * run.seconds)
     judgements: list[Judgement] = []
@@ -153,7 +153,7 @@ def simulated_tasks(run: FinishedRun) -> list[tuple[str, str]]:
 
 def _in_simulation(run: FinishedRun, robot: str, task: str, episodes: int, until: float) -> Judgement:
     from xvla_ros.commands.evaluate import Evaluate, in_process
-    from xvla_ros.evaluation.trained import judge_episodes
+    from xvla_ros.evaluation.outcomes import judge_episodes
 
     checkpoint = str(run.checkpoint)
     command = Evaluate(
@@ -172,7 +172,7 @@ def _trained_profile(run: FinishedRun, robot: str) -> Profile:
 
 def _on_held_out(run: FinishedRun, robots: Sequence[str], until: float) -> Iterator[Judgement]:
     from xvla_ros.control.policy_source import load_policy
-    from xvla_ros.evaluation.trained import judge_held_out
+    from xvla_ros.evaluation.outcomes import judge_held_out
 
     there = run.source.held_out
     most = min(len(there), run.settings.validation.samples)

@@ -11,9 +11,8 @@ import numpy as np
 
 from xvla_ros.control.clock import Clock, ClockGuard, Pace
 from xvla_ros.control.engine import Ticket
-from xvla_ros.control.following import Following
 from xvla_ros.control.motion import CommandWindow, MotionState
-from xvla_ros.control.plan import Plan
+from xvla_ros.control.plan import Following, Plan
 from xvla_ros.control.state import (
     LIMIT,
     POLICY_ERROR,

@@ -11,8 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 from ruckig import InputParameter, Ruckig, Synchronization
 
-from xvla_ros.control.brakes import TOLERANCE, Bounds, Brake, Brakes, solve
-from xvla_ros.control.motion import CommandWindow, Flags, MotionState, cubic_inside, slopes_of
+from xvla_ros.control.motion import (
+    TOLERANCE,
+    Bounds,
+    Brake,
+    Brakes,
+    CommandWindow,
+    Flags,
+    MotionState,
+    cubic_inside,
+    slopes_of,
+    solve,
+)
 from xvla_ros.robots.joints import JointLimits
 from xvla_ros.types import Floats
 

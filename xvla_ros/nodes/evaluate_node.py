@@ -34,8 +34,7 @@ from std_srvs.srv import Trigger
 from xvla_ros.errors import EvaluationError, Interrupted
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.parameters import given_parameters
-from xvla_ros.nodes.progress import tell
-from xvla_ros.nodes.stop_request import StopRequest
+from xvla_ros.nodes.process import StopRequest, tell
 from xvla_ros.types import NS
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from xvla_ros.errors import BagError, EvaluationError, Interrupted, MessageError
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.policy.commands import command_type
-from xvla_ros.nodes.stop_request import StopRequest
+from xvla_ros.nodes.process import StopRequest
 from xvla_ros.recordings.bag_files import BagMessage
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import peek_stamp, read_string

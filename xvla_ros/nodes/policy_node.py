@@ -12,7 +12,7 @@ import os
 import sys
 
 from xvla_ros import ros_env
-from xvla_ros.nodes.stop_request import StopRequest
+from xvla_ros.nodes.process import StopRequest
 
 
 def main(args: list[str] | None = None) -> int:

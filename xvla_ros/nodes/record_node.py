@@ -487,7 +487,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters of the node: ``profile`` (name or file), ``robot`` (name in it), ``folder``, ``instruction``, ``policy``,
     ``use_sim_time``, ``compression``.
     """
-    from xvla_ros.nodes.stop_request import StopRequest
+    from xvla_ros.nodes.process import StopRequest
     from xvla_ros.robots import load_profile
 
     stop = StopRequest()

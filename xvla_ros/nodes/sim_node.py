@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 
 from xvla_ros import ros_env
-from xvla_ros.nodes.stop_request import StopRequest
+from xvla_ros.nodes.process import StopRequest
 
 
 def main(args: list[str] | None = None) -> int:

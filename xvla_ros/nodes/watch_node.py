@@ -20,9 +20,8 @@ from rclpy.signals import SignalHandlerOptions
 from xvla_ros.nodes.messages import message_class, stamp_ns
 from xvla_ros.nodes.node_clock import TimeLimit
 from xvla_ros.nodes.parameters import given_parameters
-from xvla_ros.nodes.progress import tell
+from xvla_ros.nodes.process import StopRequest, tell
 from xvla_ros.nodes.record_node import RecordNode, RecordOptions
-from xvla_ros.nodes.stop_request import StopRequest
 from xvla_ros.recordings.marks import CHUNK, DIAGNOSTICS, OUTCOME, STATUS, RecordedTopic
 from xvla_ros.types import NS
 

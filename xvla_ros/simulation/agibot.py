@@ -12,7 +12,7 @@ from typing import Any
 
 import mujoco
 
-from xvla_ros.simulation.links import MOTOR, PAD, ArmParts, Colour, Contact, JointFigures, Servo, Vec3, looking
+from xvla_ros.simulation.parts import MOTOR, PAD, ArmParts, Colour, Contact, JointFigures, Servo, Vec3, looking
 
 HALF = pi / 2
 LIFT_XYZ: Vec3 = (0.0, 0.0, 0.6485)

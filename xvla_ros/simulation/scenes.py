@@ -15,11 +15,12 @@ import numpy as np
 
 from xvla_ros.errors import SimulationError
 from xvla_ros.simulation import agibot, so101, widowx
-from xvla_ros.simulation.links import Colour, Vec3
-from xvla_ros.simulation.room import (
+from xvla_ros.simulation.parts import (
     LEFT_CONTACT,
     RIGHT_CONTACT,
+    Colour,
     Scatter,
+    Vec3,
     add_bowl,
     add_camera,
     add_cubes,

@@ -13,7 +13,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from xvla_ros.simulation.links import MOTOR, PAD, ArmParts, Colour, Contact, JointFigures, Servo, Vec3, rotation
+from xvla_ros.simulation.parts import MOTOR, PAD, ArmParts, Colour, Contact, JointFigures, Servo, Vec3, rotation
 
 JOINTS: dict[str, JointFigures] = {
     "shoulder_pan": JointFigures((0.0388353, 0.0, 0.0624), (pi, 0.0, -pi), -1.91986, 1.91986),

@@ -11,7 +11,7 @@ from math import pi
 
 import mujoco
 
-from xvla_ros.simulation.links import MOTOR, PAD, ArmParts, Colour, Contact, JointFigures, Servo, Vec3
+from xvla_ros.simulation.parts import MOTOR, PAD, ArmParts, Colour, Contact, JointFigures, Servo, Vec3
 
 X, Y, Z = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 STRAIGHT: Vec3 = (0.0, 0.0, 0.0)

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import BagError, SetupError
-from xvla_ros.evaluation.replay.ablations import Ablations
 from xvla_ros.evaluation.replay.measures import Measures
 from xvla_ros.evaluation.replay.rows import SHIFTS, RowLayout, RowWriter, Worst
-from xvla_ros.evaluation.replay.sources import Answer, AnswerSource, Question
+from xvla_ros.evaluation.replay.sources import Ablations, Answer, AnswerSource, Question
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.recordings.action_path import Times, waypoint_times
 from xvla_ros.recordings.bag_paths import interpolated, tool_actions

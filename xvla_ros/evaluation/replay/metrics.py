@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import EvaluationError
-from xvla_ros.evaluation.replay.ablations import ablated_rows, ablation_table
 from xvla_ros.evaluation.replay.bag import ABLATED, ROWS, BagRecord, layout_of
 from xvla_ros.evaluation.replay.measures import GRIPPER, JOINT, RAD, Measure, Measures, joint_factors, joint_measures
 from xvla_ros.evaluation.replay.rows import SHIFTS, Rows, blocks
+from xvla_ros.evaluation.replay.sources import ablated_rows, ablation_table
 from xvla_ros.evaluation.replay.sums import (
     EpisodeSums,
     ErrorSums,

@@ -15,7 +15,7 @@ from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.replay.metrics import Figures
 from xvla_ros.evaluation.replay.rows import KEPT, Rows
 from xvla_ros.evaluation.report import page
-from xvla_ros.evaluation.report.plots import COMMANDED, LIMIT, MEASURED, PREDICTED, figure, png
+from xvla_ros.evaluation.report.figures import COMMANDED, LIMIT, MEASURED, PREDICTED, figure, png
 from xvla_ros.nodes.rerun_stream import RerunStream
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.recordings.action_path import waypoint_times

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.evaluation.report.figures import Report
+from xvla_ros.evaluation.report.figures import Report, joint_plot, latency_plot, status_plot
 from xvla_ros.evaluation.report.recording import RunRecording
 
 if TYPE_CHECKING:
@@ -58,8 +58,6 @@ def write_html(
         film: a film in the same folder to link to.
         poster: one frame of it, uint8 [H, W, 3] RGB, shown where the film cannot play (print, mail).
     """
-    from xvla_ros.evaluation.report import plots
-
     joints = [joint for group in profile.commands.groups for joint in profile.commands.by_name[group].joints]
     driven = bool(recording.statuses or recording.chunks)
     write_page(
@@ -80,10 +78,10 @@ def write_html(
             )
             for number, each in enumerate(report.episodes, start=1)
         ],
-        timeline=plots.status_plot(recording) if driven or recording.episodes else b"",
+        timeline=status_plot(recording) if driven or recording.episodes else b"",
         resets=recording.resets,
-        joints=[(joint.replace("_", " "), plots.joint_plot(joint, recording, profile)) for joint in joints],
-        latency=plots.latency_plot(recording) if driven else b"",
+        joints=[(joint.replace("_", " "), joint_plot(joint, recording, profile)) for joint in joints],
+        latency=latency_plot(recording) if driven else b"",
         latencies=[
             (name, *(f"{value:.1f} ms" if math.isfinite(value) else "not measured" for value in asdict(row).values()))
             for name, row in (("inference", report.inference_ms), ("overhead", report.overhead_ms))

@@ -36,8 +36,7 @@ from xvla_ros.nodes.node_clock import TIME_LIMIT_TOPIC, NodeClock, TimeLimit
 from xvla_ros.nodes.parameters import read_profile
 from xvla_ros.nodes.policy.commands import require_outlets
 from xvla_ros.nodes.policy.robot_link import RobotLink
-from xvla_ros.nodes.policy.shown import robot_diagnostics
-from xvla_ros.nodes.policy.surroundings import DescriptionTopics, StopTopics
+from xvla_ros.nodes.policy.surroundings import DescriptionTopics, StopTopics, robot_diagnostics
 from xvla_ros.observation.faults import Fault
 from xvla_ros.resources import usable_cores
 from xvla_ros.robots.kinematics import RobotDescription

@@ -24,7 +24,7 @@ from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.node_clock import NodeClock
 from xvla_ros.nodes.policy.commands import command_messages, command_type, gripper_outlet, has_gripper_outlet
 from xvla_ros.nodes.policy.run_policy import RunPolicyServer
-from xvla_ros.nodes.policy.shown import PlanMarkers
+from xvla_ros.nodes.policy.surroundings import PlanMarkers
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile

@@ -30,8 +30,7 @@ from std_srvs.srv import Trigger
 
 from xvla_ros.errors import SetupError, SimulationError
 from xvla_ros.nodes import messages, node_clock, qos
-from xvla_ros.nodes.sim.served_robot import ServedRobot
-from xvla_ros.nodes.sim.task_server import BAD_TASK, TaskServer, declare_parameters
+from xvla_ros.nodes.sim.served_robot import BAD_TASK, ServedRobot, TaskServer, declare_parameters
 from xvla_ros.robots import Profile, ProfileError, load_profile, load_profiles
 from xvla_ros.robots.profile.schema import Camera, Group, Joint
 from xvla_ros.simulation.controllers import ControllerOptions

@@ -20,7 +20,7 @@ from xvla_ros.robots.new_robot.arms import Arms, find_arms
 from xvla_ros.robots.new_robot.profile_text import DraftJoint, Page, ProfileDraft, render
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.consistency import Draft, contradictions
-from xvla_ros.robots.profile.loading import WILDCARD, read_parameters
+from xvla_ros.robots.profile.profile import WILDCARD, read_parameters
 from xvla_ros.robots.profile.schema import NAME_PATTERN
 from xvla_ros.robots.urdf import Urdf, UrdfJoint, read_urdf
 from xvla_ros.robots.urdf_file import find_urdf

@@ -15,7 +15,7 @@ from xvla_ros.errors import Problem
 from xvla_ros.model.action_specs import ActionSpec
 from xvla_ros.robots.new_robot.arms import Arm, Arms
 from xvla_ros.robots.profile import Profile
-from xvla_ros.robots.profile.loading import WILDCARD
+from xvla_ros.robots.profile.profile import WILDCARD
 from xvla_ros.robots.urdf import UrdfJoint
 
 MARK = "# CHECK:"

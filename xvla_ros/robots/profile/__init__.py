@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A robot's profile: what differs between two arms. The settings are declared in ``schema``."""
 
-from xvla_ros.robots.profile.loading import (
+from xvla_ros.robots.profile.profile import (
+    Profile,
     load_profile,
     load_profiles,
     load_robot,
@@ -9,7 +10,6 @@ from xvla_ros.robots.profile.loading import (
     profiles_of_document,
     shipped_files,
 )
-from xvla_ros.robots.profile.profile import Profile
 
 __all__ = [
     "Profile",

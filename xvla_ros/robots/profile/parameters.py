@@ -9,8 +9,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from xvla_ros.robots.profile.loading import shipped_settings, with_likeness
-from xvla_ros.robots.profile.profile import Profile
+from xvla_ros.robots.profile.profile import Profile, shipped_settings, with_likeness
 from xvla_ros.robots.profile.validation import allowed_text, bounds, is_changeable, settings, unit_of
 
 ParameterValue = bool | int | float | str | list[str] | list[int] | list[float]

@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A robot's profile: everything that differs between two arms. The settings of its sections are in ``schema``."""
+"""A robot's profile: everything that differs between two arms, and how it comes from a file.
+
+The settings of its sections are in ``schema``. A profile file is ``/**: ros__parameters: <robot>: {…}``; it may hold
+several robots, and several files merge. Equal arms need one profile between them: ``arm_a: {like: so101, namespace:
+/a}`` has the settings of the shipped so101, and what it says itself on top.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import yaml
 from pydantic import ConfigDict, Field, StringConstraints
 
-from xvla_ros.errors import ProfileError
+from xvla_ros.errors import Problem, ProfileError, did_you_mean
 from xvla_ros.model.action_specs import ActionSpec, action_spec
+from xvla_ros.resources import config_dir
 from xvla_ros.robots.profile.schema import (
+    NAME_PATTERN,
+    NAMED,
     NAMESPACE_PATTERN,
     Cameras,
     Commands,
@@ -153,3 +164,289 @@ def _plain(value: Any) -> Any:
         plain = {key: _plain(item) for key, item in value.items() if key != "by_name"}
         return plain | {key: _plain(item) for key, item in value.get("by_name", {}).items()}
     return list(value) if isinstance(value, tuple) else value
+
+
+WILDCARD = "/**"
+NODE_PARAMETERS = (
+    "robots",
+    "device",
+    "dtype",
+    "threads",
+    "autostart",
+    "checkpoint",
+    "instruction",
+    "seed",
+    "batch_wait",
+    "use_sim_time",
+)
+_FORM = "/**: {ros__parameters: {<robot>: {…}}}"
+# A robot's name → its settings as read, None where there is no such robot.
+Find = Callable[[str], Any]
+
+
+def load_profile(name_or_file: str | Path) -> dict[str, Profile]:
+    """Return the profiles of a file, or the one of a shipped robot, by the robots' names.
+
+    Raises:
+        ProfileError: when there is no such robot or file, or naming everything that is wrong with it.
+    """
+    path = Path(name_or_file)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return load_profiles([path])
+    name = str(name_or_file)
+    shipped = _shipped_robots()
+    for path, robots in shipped.items():
+        if name in robots:
+            return {name: load_profiles([path])[name]}
+    known = [robot for robots in shipped.values() for robot in robots]
+    message = f"robot {name!r} is unknown{did_you_mean(name, known)}"
+    problem = Problem(str(config_dir()), name, name, f"one of {', '.join(known)}, or the path of a .yaml file", message)
+    raise ProfileError([problem])
+
+
+def load_robot(name_or_file: str | Path) -> Profile:
+    """Return the profile of a shipped robot, or the only one of a file.
+
+    Raises:
+        ProfileError: as ``load_profile``, and when a file holds several robots.
+    """
+    profiles = load_profile(name_or_file)
+    if len(profiles) == 1:
+        return next(iter(profiles.values()))
+    names = ", ".join(sorted(profiles))
+    message = f"holds {len(profiles)} robots ({names}); give the one that is meant a file of its own"
+    raise ProfileError([Problem(str(name_or_file), "", sorted(profiles), "one robot", message)])
+
+
+def profile_document(profiles: Iterable[Profile]) -> str:
+    """Return the text of a profile file that holds these robots, as it travels in bags and checkpoints."""
+    robots = {profile.name: profile.to_mapping() for profile in profiles}
+    text: str = yaml.safe_dump({WILDCARD: {"ros__parameters": robots}}, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def load_profiles(names_or_files: Iterable[str | Path]) -> dict[str, Profile]:
+    """Return the profiles of several files and shipped robots, merged.
+
+    Raises:
+        ProfileError: naming everything that is wrong in any of them, and every robot that comes twice.
+    """
+    profiles: dict[str, Profile] = {}
+    origin: dict[str, str] = {}
+    problems: list[Problem] = []
+    for item in names_or_files:
+        loaded, found = _load_one(item)
+        problems += found
+        for name, profile in loaded.items():
+            if name in origin:
+                message = f"robot {name!r} is also in {origin[name]}"
+                problems.append(Problem(str(item), name, name, "each robot in one file", message))
+            origin.setdefault(name, str(item))
+            profiles[name] = profile
+    if problems:
+        raise ProfileError(problems)
+    return profiles
+
+
+def profiles_of_document(text: str, origin: str) -> dict[str, Profile]:
+    """Return the profiles of what ``profile_document`` wrote, as a bag keeps it; ``origin`` is for the messages.
+
+    Raises:
+        ProfileError: naming everything that is wrong.
+    """
+    content = read_parameters(text, Path(origin))
+    problems, profiles = list(content.problems), {}
+    for name, raw in content.robots.items():
+        try:
+            profiles[name] = Profile.from_mapping(name, raw, file=origin)
+        except ProfileError as error:
+            problems += error.problems
+    if problems:
+        raise ProfileError(problems)
+    return profiles
+
+
+def shipped_files() -> list[Path]:
+    """Return the profile files that come with the package."""
+    return list(_shipped_robots())
+
+
+def shipped_settings(name: str) -> Any:
+    """Return the settings of a shipped robot as read, None where there is no such robot."""
+    for robots in _shipped_robots().values():
+        if name in robots:
+            return robots[name]
+    return None
+
+
+def _shipped_robots() -> dict[Path, dict[str, Any]]:
+    """Return the robots of each shipped file that has any, as read; each file is read once."""
+    found = {path: read_parameter_file(path).robots for path in sorted(config_dir().glob("*.yaml"))}
+    return {path: robots for path, robots in found.items() if robots}
+
+
+def _load_one(item: str | Path) -> tuple[dict[str, Profile], list[Problem]]:
+    path = Path(item)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        try:
+            return load_profile(item), []
+        except ProfileError as error:
+            return {}, error.problems
+    content = read_parameter_file(path)
+    problems, profiles = list(content.problems), {}
+    for name, raw in content.robots.items():
+        if not re.match(NAME_PATTERN, name):
+            message = f"{name!r} cannot be a robot's name: it is part of topic names"
+            problems.append(Problem(str(path), name, name, "letters, digits and single underscores", message))
+        try:
+            whole = with_likeness(name, raw, content.robots.get, shipped_settings, file=str(path))
+            profiles[name] = Profile.from_mapping(name, whole, file=str(path), source=path)
+        except ProfileError as error:
+            problems += error.problems
+    return profiles, problems
+
+
+@dataclass
+class ParameterFile:
+    """What one file holds: the robots' settings as read, and what is wrong with the file's form."""
+
+    path: Path
+    robots: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, key: str, value: Any, expected: str, message: str) -> None:
+        """Note a problem of this file."""
+        self.problems.append(Problem(str(self.path), key, value, expected, message))
+
+
+class _ProfileLoader(yaml.SafeLoader):
+    """SafeLoader that notes keys given twice, of which plain YAML keeps the last without a word."""
+
+    duplicates: list[tuple[str, int]]
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                self.duplicates.append((str(key), key_node.start_mark.line + 1))
+            seen.add(key if isinstance(key, Hashable) else str(key))
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+
+def read_parameter_file(path: Path) -> ParameterFile:
+    """Return the robots of a profile file. Node-wide parameters beside them are the node's own and left alone."""
+    result = ParameterFile(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        result.add("", None, "a readable YAML file in UTF-8", f"cannot be read: {error}")
+        return result
+    return read_parameters(text, path)
+
+
+def read_parameters(text: str, path: Path) -> ParameterFile:
+    """Return the robots of the text of a profile file; ``path`` is for the messages."""
+    result = ParameterFile(path)
+    document = _parse(text, result)
+    if document is None:
+        return result
+    node = document.get(WILDCARD) if isinstance(document, dict) else None
+    values = node.get("ros__parameters") if isinstance(node, dict) else None
+    if not isinstance(values, dict):
+        top = sorted(map(str, document)) if isinstance(document, dict) else document
+        result.add("/**.ros__parameters", top, _FORM, "the file holds no parameters for every node (/**)")
+        return result
+    for name, value in values.items():
+        if isinstance(value, dict) and name != "qos_overrides":
+            result.robots[str(name)] = value
+        elif name not in (*NODE_PARAMETERS, "qos_overrides"):
+            message = f"{name!r} is neither a robot nor a parameter of the node{did_you_mean(name, NODE_PARAMETERS)}"
+            result.add(str(name), value, "a robot's settings, or one of " + ", ".join(NODE_PARAMETERS), message)
+    if not result.robots and not result.problems:
+        result.add("/**.ros__parameters", sorted(map(str, values)), _FORM, "the file holds no robot")
+    return result
+
+
+def _parse(text: str, result: ParameterFile) -> Any:
+    try:
+        loader = _ProfileLoader(text)
+    except yaml.YAMLError as error:
+        result.add("", None, "a readable YAML file in UTF-8", f"cannot be read: {error}")
+        return None
+    loader.duplicates = []
+    try:
+        document = loader.get_single_data()
+    except (yaml.YAMLError, TypeError) as error:
+        result.add("", None, "valid YAML", f"is not valid YAML: {' '.join(str(error).split())}")
+        return None
+    finally:
+        loader.dispose()
+    for key, line in loader.duplicates:
+        result.add(key, None, "each key once in its mapping", f"{key!r} is given twice, again in line {line}")
+    if document is None:
+        result.add("", None, _FORM, "the file is empty")
+    return document
+
+
+def with_likeness(name: str, raw: Any, neighbours: Find, shipped: Find, *, file: str = "") -> Any:
+    """Return the settings of the robot ``name`` with those of the robot it is like below them.
+
+    A list of names given here leaves out what it does not name: with ``cameras: {slots: [front]}`` the other's wrist
+    camera is gone. Any other list takes the place of the other's.
+
+    Args:
+        name: of the robot.
+        raw: its settings as read.
+        neighbours: robots of the same file or node; they come before shipped ones, except the robot itself.
+        shipped: robots of the package, which are like one another only.
+        file: for messages.
+
+    Raises:
+        ProfileError: there is no robot of that name, or it is like this one.
+    """
+    return _resolved(raw, [neighbours, shipped], file, [(name, 0)])
+
+
+def _resolved(raw: Any, places: list[Find], file: str, chain: list[tuple[str, int]]) -> Any:
+    """Return the settings of the last robot of ``chain``, which holds names and the number of the place of each."""
+    other = raw.get("like") if isinstance(raw, Mapping) else None
+    if not isinstance(other, str) or not other:
+        return raw
+    for place in range(chain[-1][1], len(places)):
+        found = None if (other, place) in chain else places[place](other)
+        if isinstance(found, Mapping):
+            base = _resolved(found, places, file, [*chain, (other, place)])
+            return _listed(_merged(base, raw), raw)
+    raise ProfileError([_missing(other, file, [name for name, _ in chain])])
+
+
+def _missing(other: str, file: str, chain: list[str]) -> Problem:
+    expected = "the name of a shipped robot (xvla robots lists them), or of another robot beside it"
+    if other in chain:
+        message = f"{' is like '.join((*chain, other))}: nobody says what they are like"
+    else:
+        message = f"there is no robot {other!r} to be like"
+    return Problem(file, f"{chain[-1]}.like", other, expected, message)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _listed(merged: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop inherited entries that a list given here does not name, and put the others in its order."""
+    for section, model in NAMED.items():
+        key, own = model.order_key, given.get(section)
+        if not isinstance(own, Mapping) or not isinstance(own.get(key), list | tuple):
+            continue
+        whole = merged[section]
+        plain = {name: value for name, value in whole.items() if not isinstance(value, Mapping)}
+        names = [name for name in (*own[key], *own) if isinstance(name, str) and name in whole]
+        merged[section] = {**plain, **{name: whole[name] for name in names}}
+    return merged

@@ -7,9 +7,8 @@ from xvla_ros.errors import SimulationError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.scenes import scene_for
 from xvla_ros.simulation.tasks.handover import Handover
-from xvla_ros.simulation.tasks.layouts import Regions
 from xvla_ros.simulation.tasks.pick_place import PickPlace
-from xvla_ros.simulation.tasks.task import Task
+from xvla_ros.simulation.tasks.task import Regions, Task
 from xvla_ros.simulation.tasks.touch import Touch
 from xvla_ros.simulation.world import TIMESTEP
 

@@ -23,9 +23,8 @@ from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.tasks.catalogue import load_task
 from xvla_ros.simulation.tasks.hands import UnreachableError, hands_of
-from xvla_ros.simulation.tasks.layouts import Layout
 from xvla_ros.simulation.tasks.plan import ExpertPlan
-from xvla_ros.simulation.tasks.task import Expert
+from xvla_ros.simulation.tasks.task import Expert, Layout
 from xvla_ros.simulation.world import CONTROL_PERIOD, World
 from xvla_ros.types import Floats
 

@@ -8,10 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from xvla_ros.simulation.room import CUBES
-from xvla_ros.simulation.tasks.layouts import Goal, Layout
+from xvla_ros.simulation.parts import CUBES
 from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg
-from xvla_ros.simulation.tasks.task import Cell, Expert, Task, spoken, within
+from xvla_ros.simulation.tasks.task import Cell, Expert, Goal, Layout, Task, spoken, within
 from xvla_ros.simulation.world import World
 from xvla_ros.types import Floats
 

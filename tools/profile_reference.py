@@ -15,7 +15,7 @@ from xvla_ros.robots.profile.validation import allowed_text, choices, is_changea
 
 _HEAD = """# Settings of a robot's profile
 
-Written from the schema by `python -m xvla_ros.robots.profile.reference docs/reference/profile.md`; change
+Written from the schema by `python tools/profile_reference.py docs/reference/profile.md`; change
 `xvla_ros/robots/profile/schema.py`, not this page.
 
 A profile is a ROS 2 parameters file. Settings stand under the robot's name, and every one is a parameter of the node
