@@ -23,7 +23,6 @@ from xvla_ros.evaluation.report.figures import (
     TRAVEL_DEADBAND,
     Frames,
     count_frames,
-    grippers,
     make_report,
     summary,
     travel,
@@ -36,6 +35,7 @@ from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.marks import DIAGNOSTICS
 from xvla_ros.robots.actions import StateEncoder
+from xvla_ros.robots.joints import gripper_joints
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.ros_env import child_environment
 from xvla_ros.types import Percentiles
@@ -235,7 +235,8 @@ def test_standing_still_with_noise_is_no_travel() -> None:
 
 
 def test_grippers_follow_from_the_action_mode(profile: Profile) -> None:
-    assert grippers(profile) == {"left_gripper", "right_gripper"}
+    order = profile.joints.policy_order
+    assert [order[index] for index in gripper_joints(profile)] == ["left_gripper", "right_gripper"]
 
 
 def test_frames_before_the_policy_listened_do_not_count() -> None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -58,8 +60,9 @@ class Run(Command):
             sim_time=self.sim or self.use_sim_time, paced=self.sim and not self.real_time, autostart=self.autostart,
             namespace=self.namespace, settings={name: value for each in overridden for name, value in each.items()},
         )  # fmt: skip
+        echo = partial(print, file=sys.stderr, flush=True)
         try:
-            with Supervisor(Path(self.output) / "logs", child_environment()) as supervisor:
+            with Supervisor(Path(self.output) / "logs", child_environment(), echo=echo) as supervisor:
                 if self.sim:
                     supervisor.start("sim", sim_command(*profiles, seed=self.seed, namespace=self.namespace))
                 supervisor.start("policy", policy)

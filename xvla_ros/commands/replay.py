@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -102,7 +103,7 @@ def _replay(options: Replay) -> int:
 def _replay_bags(options: Replay, bags: Sequence[Bag]) -> int:
     if any(find_spec(name) is None for name in ("jinja2", "matplotlib", "tqdm")):
         raise SetupError("the report has plots; install xvla_ros[replay]")
-    from xvla_ros.evaluation.replay.jobs import Policies, make_jobs, run_jobs
+    from xvla_ros.evaluation.replay.jobs import Policies, make_jobs, replayed_before, run_jobs
     from xvla_ros.evaluation.replay.metrics import Figures, metrics, write_metrics
     from xvla_ros.evaluation.replay.page import write_page
 
@@ -116,7 +117,10 @@ def _replay_bags(options: Replay, bags: Sequence[Bag]) -> int:
     if sources[0].policy is not None:  # whoever else answers bags of this report computes alike
         policies = replace(policies, dtype=sources[0].policy.precision.dtype)
     live = _live(options, bags, profile, output, policies.dtype)
-    parts = run_jobs(make_jobs(bags, profile, policies, settings, output), options.jobs, sources)
+    jobs = make_jobs(bags, profile, policies, settings, output)
+    if before := replayed_before(jobs):
+        print(f"{len(before)} of {len(jobs)} bags were replayed before", file=sys.stderr)
+    parts = run_jobs(jobs, before, options.jobs, sources)
     figures = Figures(profile, parts, len(sources))
     told = {
         **asdict(settings),

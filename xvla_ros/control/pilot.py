@@ -20,10 +20,11 @@ from xvla_ros.control.timeline import CONDITIONED, chunk_prefix
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.actions import Decoder, StateEncoder
+from xvla_ros.robots.joints import gripper_joints
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
-from xvla_ros.robots.tools import ToolArm, Workspace, tool_arms
+from xvla_ros.robots.tools import Workspace, tool_arms
 from xvla_ros.types import NS, ActionChunk, Floats, Observation, Percentiles, Prefix
 
 Raw = TypeVar("Raw")
@@ -59,7 +60,7 @@ class Pilot(Generic[Raw]):
         self.instruction = instruction or profile.instruction
         self.encoder = StateEncoder(profile, arms)
         self.builder: ObservationBuilder[Raw] = ObservationBuilder(profile, decode_image, self.encoder)
-        self.controller = RobotController(profile, clock, Workspace(arms), _grippers(profile, arms))
+        self.controller = RobotController(profile, clock, Workspace(arms), gripper_joints(profile))
         self._decoder = Decoder(profile, arms)
         self._clock = clock
         self._inference, self._overhead = LatencyWindow(), LatencyWindow()
@@ -169,8 +170,3 @@ class Pilot(Generic[Raw]):
         after = policy.first_waypoint_offset + np.arange(len(chunk.times)) * policy.waypoint_dt
         times = seen.stamp + shift + np.rint(after * NS).astype(np.int64)
         return chunk_prefix(chunk, times, self.controller.committed_until(now), self.profile)
-
-
-def _grippers(profile: Profile, arms: dict[str, ToolArm]) -> tuple[int, ...]:
-    """Return the columns of the grippers' joints in policy order."""
-    return tuple(arm.gripper for arm in arms.values()) if arms else profile.action_spec.gripper

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import logging
 import os
 import queue
 import random
@@ -29,6 +30,8 @@ from types import FrameType, TracebackType
 from typing import TextIO
 
 from xvla_ros.errors import Interrupted, XvlaError
+
+log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
 KEPT_LINES = 30
@@ -102,7 +105,7 @@ class Supervisor:
         logs: folder that receives ``<name>.log`` of every child.
         environment: environment of the children; None gives them this process's own.
         stop_times: patience while stopping.
-        echo: receives the lines worth showing, already prefixed; None prints them to stderr.
+        echo: receives the lines worth showing, already prefixed; None logs them as warnings.
         verbose: also echo INFO lines of the children. It may be changed while running.
     """
 
@@ -119,7 +122,7 @@ class Supervisor:
         self.environment = dict(os.environ if environment is None else environment)
         self.stop_times = stop_times or StopTimes()
         self.verbose = verbose
-        self._echo = echo or _print_to_stderr
+        self._echo = echo or log.warning
         self._children: list[Child] = []
         self._events: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._signum: int | None = None
@@ -383,7 +386,3 @@ def _die_with(parent: int) -> Callable[[], None] | None:
             os._exit(1)
 
     return ask_kernel
-
-
-def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

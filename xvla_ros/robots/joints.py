@@ -33,6 +33,14 @@ def from_policy(values: ArrayLike, profile: Profile) -> NDArray[np.float64]:
     return (ensure_width(values, profile) - _column(profile, "offset")) / _column(profile, "scale")
 
 
+def gripper_joints(profile: Profile) -> tuple[int, ...]:
+    """Return the indices in ``policy_order`` of the joints that are grippers, as tools or the action mode say."""
+    order, spec = profile.joints.policy_order, profile.action_spec
+    if spec.is_end_effector:
+        return tuple(order.index(tool.gripper.joint) for tool in profile.tools.values())
+    return tuple(index for index in spec.gripper if index < len(order))
+
+
 def ensure_width(values: ArrayLike, profile: Profile) -> NDArray[np.float64]:
     """Return values [..., J], one for each joint of a profile, as an array.
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,14 +98,20 @@ def make_jobs(
     return jobs
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, sources: Sequence[AnswerSource]) -> list[Part]:
-    """Replay what has not been replayed yet, with a bar; return all bags in order."""
+def replayed_before(jobs: Sequence[Job]) -> dict[str, BagRecord]:
+    """Return the records of bags that were replayed before in the same way, by the key of their job."""
+    found = {job.key: BagRecord.read(job.folder, job.key) for job in jobs}
+    return {key: record for key, record in found.items() if record is not None}
+
+
+def run_jobs(
+    jobs: Sequence[Job], before: Mapping[str, BagRecord], workers: int, sources: Sequence[AnswerSource]
+) -> list[Part]:
+    """Replay what is not among those replayed ``before``, with a bar; return all bags in order."""
     from tqdm import tqdm
 
-    found = {job.key: BagRecord.read(job.folder, job.key) for job in jobs}
-    left = [job for job in jobs if found[job.key] is None]
-    if len(left) < len(jobs):
-        print(f"{len(jobs) - len(left)} of {len(jobs)} bags were replayed before", file=sys.stderr)
+    found = dict(before)
+    left = [job for job in jobs if job.key not in found]
     frames = 0
     with tqdm(total=len(left), desc="replay", unit="bag", disable=None) as bar:
 
@@ -119,7 +124,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, sources: Sequence[AnswerSource])
         for job, made in _replayed(left, workers, sources, progress):
             found[job.key] = made
             bar.update()
-    return [Part(record, job.folder) for job in jobs if (record := found[job.key]) is not None]
+    return [Part(found[job.key], job.folder) for job in jobs]
 
 
 def _replayed(

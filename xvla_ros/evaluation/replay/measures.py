@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from xvla_ros.robots import tool_pose
+from xvla_ros.robots.joints import gripper_joints
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Joint
 from xvla_ros.robots.rotations import rot6d_to_matrix
@@ -115,13 +116,6 @@ def joint_measures(profile: Profile) -> list[Measure]:
     if any(measure.main for measure in found):
         return found
     return [Measure(each.name, each.kind, each.unit, True) for each in found]
-
-
-def gripper_joints(profile: Profile) -> tuple[int, ...]:
-    """Return the indices in ``policy_order`` of the joints that are grippers, as far as the action mode says."""
-    if profile.action_spec.is_end_effector:
-        return tuple(profile.joints.policy_order.index(tool.gripper.joint) for tool in profile.tools.values())
-    return profile.action_spec.gripper
 
 
 def slides(joint: Joint) -> bool:

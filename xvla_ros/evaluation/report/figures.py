@@ -18,6 +18,7 @@ import numpy as np
 
 from xvla_ros.errors import EvaluationError
 from xvla_ros.evaluation.report.recording import RunEpisode, RunRecording, Series, StatusRecord
+from xvla_ros.robots.joints import gripper_joints
 from xvla_ros.types import Percentiles
 
 if TYPE_CHECKING:
@@ -186,21 +187,13 @@ def joint_travel(recording: RunRecording, profile: Profile) -> dict[str, float]:
 
 def travel_by_group(ways: Mapping[str, float], profile: Profile) -> dict[str, float]:
     """Return how far each command group moved, from how far each joint did, by the rule of ``joint_travel``."""
-    skipped, sums = grippers(profile), {}
+    sums, order = {}, profile.joints.policy_order
+    skipped = {order[index] for index in gripper_joints(profile)}
     for group in profile.commands.groups:
         joints = profile.commands.by_name[group].joints
         counted = [joint for joint in joints if joint not in skipped] or list(joints)
         sums[group] = sum(ways[joint] for joint in counted)
     return sums
-
-
-def grippers(profile: Profile) -> frozenset[str]:
-    """Return the policy names of the joints that are grippers, by the profile's action mode or tools."""
-    spec = profile.action_spec
-    if spec.is_end_effector:
-        return frozenset(tool.gripper.joint for tool in profile.tools.values())
-    order = profile.joints.policy_order
-    return frozenset(order[index] for index in spec.gripper if index < len(order))
 
 
 def _after_start(series: Series) -> Series:
