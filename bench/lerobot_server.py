@@ -74,6 +74,7 @@ class Server:
             folder, "policy_postprocessor.json", to_transition=policy_action_to_transition,
             to_output=transition_to_policy_action,
         )  # fmt: skip
+        self._pair_up()
         self.seen: dict[str, Any] = {}
 
     def look(self, inputs: str) -> dict[str, Any]:
@@ -124,6 +125,13 @@ class Server:
         self.before.save_pretrained(save_to, config_filename="policy_preprocessor.json")
         self.after.save_pretrained(save_to, config_filename="policy_postprocessor.json")
         return {}
+
+    def _pair_up(self) -> None:
+        """Give the step that adds the state the one that keeps it, as LeRobot's own factory does."""
+        keeping = [step for step in self.before.steps if hasattr(step, "get_cached_state")]
+        for step in self.after.steps:
+            if hasattr(step, "relative_step"):
+                step.relative_step = keeping[0]
 
     def _batch(self) -> dict[str, Any]:
         batch: dict[str, Any] = {"observation.state": torch.from_numpy(self.seen["state"])}

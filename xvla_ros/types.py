@@ -26,6 +26,7 @@ class Embodiment:
     ``slots`` orders the camera views; slot 0 passes through the language encoder.
     Waypoint ``i`` of a chunk is due at ``stamp + first_waypoint_offset + i * waypoint_dt`` seconds.
     ``action_width`` is the number of channels of a waypoint where the action mode leaves it to the robot (``auto``).
+    ``relative`` are the channels that the network predicts as offsets from the state, in a relative action mode.
     """
 
     robot: str
@@ -38,6 +39,7 @@ class Embodiment:
     image_pipeline: str = "squash"
     rot6d: str = "interleaved"
     action_width: int | None = None
+    relative: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

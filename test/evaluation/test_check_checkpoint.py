@@ -223,6 +223,36 @@ def test_an_arm_of_another_width_is_taught_on_a_lerobot_checkpoint(spoilt: Path,
     assert any("was made for action mode so101_bimanual of 12 channels" in each.message for each in report.warnings)
 
 
+def test_what_the_files_say_of_the_domain_and_of_unknown_settings_is_a_warning(spoilt: Path, tmp_path: Path):
+    (spoilt / "xvla_ros.json").unlink()
+    config = json.loads((spoilt / "config.json").read_text())
+    (spoilt / "config.json").write_text(json.dumps({**config, "pretrained_revision": None}))
+
+    def change(raw: dict[str, Any]) -> None:
+        raw["policy"].update(domain_id=4)
+
+    report = check(write_profile(tmp_path / "other.yaml", change), spoilt)
+    assert report.ok, [str(problem) for problem in report.errors]
+    said = {warning.key.split(".")[-1]: warning.message for warning in report.warnings}
+    assert "own files feed domain 19" in said["domain_id"]
+    assert "is passed over" in said["pretrained_revision"]
+
+
+def test_offsets_and_positions_are_not_taken_for_each_other(spoilt: Path, tmp_path: Path):
+    (spoilt / "xvla_ros.json").unlink()
+    config = json.loads((spoilt / "config.json").read_text())
+    (spoilt / "config.json").write_text(json.dumps({**config, "action_mode": "auto"}))
+
+    def change(raw: dict[str, Any]) -> None:
+        raw["policy"].update(action_mode="auto_relative", absolute=["left_gripper", "right_gripper"])
+
+    path = write_profile(tmp_path / "offsets.yaml", change)
+    report = check(path, spoilt)
+    assert report.errors == () and report.teach == (PAIR.name,)
+    with pytest.raises(SetupError, match="offsets from the state would be taken for positions"):
+        load_policy(load_profile(path), str(spoilt))
+
+
 def test_a_missing_processor_file_is_an_error_naming_the_steps(spoilt: Path):
     (spoilt / "policy_preprocessor.json").unlink()
     report = check("so101_bimanual", spoilt)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from xvla_ros.model.checkpoint.pipelines import ALL_STEPS, PROFILE_STEPS
 from xvla_ros.model.checkpoint.tensors import native_place
 from xvla_ros.model.network.config import VisionConfig
 from xvla_ros.model.policy import Policy
+from xvla_ros.model.random_policy import random_policy
+from xvla_ros.types import Embodiment
 
 WEIGHTS = "model.safetensors"
 SHARED = "model.vlm.language_model.model.shared.weight"
@@ -222,6 +225,124 @@ def test_original_folder_loads(folder: Path, policy: Policy, look: Look) -> None
     assert loaded.is_trained(3), "published rows count as trained"
     (chunk,) = loaded.predict([look(policy.robots["pair"].embodiment)], seed=1)
     assert chunk.actions.shape == (8, 12)
+
+
+def as_original(folder: Path, **settings: Any) -> None:
+    """Make the folder one of the original authors', of action mode auto."""
+    for path in [*folder.glob("policy_*"), folder / "xvla_ros.json"]:
+        path.unlink(missing_ok=True)
+    data = json.loads((folder / "config.json").read_text())
+    kept = ("florence_config", "hidden_size", "depth", "num_heads", "mlp_ratio", "num_domains", "dim_time",
+            "max_len_seq", "use_hetero_proj")  # fmt: skip
+    own = {"model_type": "xvla", "num_actions": 8, "soft_prompt_length": 4, "action_mode": "auto", "real_action_dim": 5}
+    written = {**{key: data[key] for key in kept if key in data}, **own, **settings}
+    (folder / "config.json").write_text(json.dumps(written))
+    size = {"size": {"height": 96, "width": 96}, "image_mean": [0.485, 0.456, 0.406]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(size))
+
+
+CART = Embodiment("cart", 5, "auto", ("front",), 0.1, 0.1, denoising_steps=3)
+
+
+def test_authors_newer_auto_adds_the_state_and_hides_channels(folder: Path, tmp_path: Path, look: Look) -> None:
+    as_original(folder)
+    state, unseen = np.array([0.5, -1.0, 2.0, 3.0, 4.0], np.float32), np.array([0.5, -1.0, 2.0, 0.0, 0.0], np.float32)
+    plain = checkpoint.load(folder)
+    (offset,) = plain.predict([look(CART, state=unseen)], seed=1)
+    as_original(folder, idx_for_delta=[0, 2], idx_for_mask_proprio=[3, 4])
+    newer = replace(CART, action_mode="auto_relative", relative=(0, 1, 2, 3, 4))
+    seen = look(newer, state=state)
+    loaded = checkpoint.load(folder)
+    (chunk,) = loaded.predict([seen], seed=1)
+    np.testing.assert_allclose(chunk.actions, offset.actions + state * [1, 0, 1, 0, 0], atol=1e-5)
+    assert loaded.network.action_mode.name == "auto_relative"
+    checkpoint.save(loaded, tmp_path / "lerobots")
+    again = checkpoint.load(tmp_path / "lerobots", assume=PROFILE_STEPS)
+    np.testing.assert_array_equal(again.predict([seen], seed=1)[0].actions, chunk.actions)
+    (tmp_path / "lerobots" / "xvla_ros.json").unlink()
+    again = checkpoint.load(tmp_path / "lerobots", assume=PROFILE_STEPS)
+    found = again.predict([replace(seen, embodiment=replace(newer, image_pipeline="squash"))], seed=1)[0].actions
+    np.testing.assert_array_equal(found, chunk.actions)
+    with pytest.raises(ValueError, match="offsets from the state would be taken for positions"):
+        loaded.check(CART)
+    with pytest.raises(ValueError, match="or positions for offsets"):
+        plain.check(newer)
+
+
+@pytest.mark.parametrize("value", [[0, 5], "all", [1.5], [-1]])
+def test_channels_of_offsets_that_are_none_are_named(folder: Path, value: object) -> None:
+    as_original(folder, idx_for_delta=value)
+    (problem,) = problems_of(folder)
+    assert "config.json: idx_for_delta: has the wrong value" in problem and "a list of channels, each 0…4" in problem
+
+
+@pytest.fixture
+def relative(tmp_path: Path) -> tuple[Policy, Path]:
+    """A policy of an arm whose first five channels are offsets, and its folder."""
+    arm = Embodiment("arm", 7, "auto_relative", ("front",), 0.1, 0.1, denoising_steps=3, relative=(0, 1, 2, 3, 4))
+    centre, spread = {"arm": np.linspace(-3, 3, 6)}, {"arm": np.linspace(0.5, 40, 6)}
+    made = random_policy(
+        [arm], state_mean=centre, state_std=spread, action_mean=centre, action_std=spread, seed=3, chunk_size=8
+    )
+    checkpoint.save(made, tmp_path / "relative")
+    return made, tmp_path / "relative"
+
+
+def test_offsets_are_added_to_the_state_and_taken_off_again(relative: tuple[Policy, Path]) -> None:
+    policy, _ = relative
+    arm = policy.robots["arm"].embodiment
+    mode, processor = policy.action_mode(arm), policy.processor
+    raw = torch.linspace(-1, 1, 8 * 20).reshape(8, 20)
+    state = np.array([10.0, 20.0, 30.0, 40.0, 50.0, 60.0], np.float32)
+    still, there = processor.decode(arm, mode, raw, np.zeros(6)), processor.decode(arm, mode, raw, state)
+    np.testing.assert_allclose(there - still, np.broadcast_to(state * [1, 1, 1, 1, 1, 0], (8, 6)), atol=1e-4)
+    back = processor.action(arm, mode, there, state)
+    torch.testing.assert_close(back[:, :6], raw[:, :6], atol=1e-4, rtol=0)
+    target = torch.zeros(2, 8, 20)
+    assert mode.loss(target + 0.1, target)["joints_loss"].item() == pytest.approx(1.0)
+
+
+def test_offsets_go_through_lerobots_files(relative: tuple[Policy, Path], look: Look) -> None:
+    policy, folder = relative
+    seen = look(policy.robots["arm"].embodiment, state=np.linspace(-2, 9, 6, dtype=np.float32))
+    (chunk,) = policy.predict([seen], seed=1)
+    np.testing.assert_array_equal(checkpoint.load(folder).predict([seen], seed=1)[0].actions, chunk.actions)
+    (folder / "xvla_ros.json").unlink()
+    loaded = checkpoint.load(folder)
+    np.testing.assert_array_equal(loaded.predict([seen], seed=1)[0].actions, chunk.actions)
+    assert json.loads((folder / "config.json").read_text())["action_mode"] == "auto"
+
+
+def test_half_a_pair_of_relative_steps_is_an_error(relative: tuple[Policy, Path]) -> None:
+    _, folder = relative
+    edit_json(folder / "policy_postprocessor.json", drop("absolute_actions_processor"))
+    (problem,) = problems_of(folder)
+    assert "step relative_actions_processor: is enabled without its other half" in problem
+
+
+def test_relative_steps_in_another_order_are_an_error(relative: tuple[Policy, Path]) -> None:
+    _, folder = relative
+    edit_json(folder / "policy_postprocessor.json", lambda data: data["steps"].insert(0, data["steps"].pop(1)))
+    (problem,) = problems_of(folder)
+    assert "are in another order; expected unnormalizer_processor before absolute_actions_processor" in problem
+
+
+def test_relative_steps_of_another_action_mode_are_an_error(folder: Path) -> None:
+    on = {"config": {"enabled": True}}
+    for half, name in (("pre", "relative"), ("post", "absolute")):
+        step = {"registry_name": f"{name}_actions_processor", **on}
+        edit_json(
+            folder / f"policy_{half}processor.json",
+            lambda data, step=step, at=0 if half == "pre" else 1: data["steps"].insert(at, step),
+        )
+    (problem,) = problems_of(folder)
+    assert "found so101_bimanual_bce; expected action_mode auto" in problem
+
+
+def test_robot_whose_offsets_differ_from_training_is_refused(relative: tuple[Policy, Path]) -> None:
+    policy, _ = relative
+    with pytest.raises(ValueError, match=r"channels \[0, 1\] are relative .* in the checkpoint \[0, 1, 2, 3, 4\]"):
+        policy.check(replace(policy.robots["arm"].embodiment, relative=(0, 1)))
 
 
 def test_older_tokenizer_files_are_read(folder: Path, policy: Policy) -> None:

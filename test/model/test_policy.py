@@ -110,9 +110,9 @@ def test_gripper_statistics_leave_a_probability_alone(policy: Policy, pair: Embo
 def test_training_targets_decode_to_themselves(policy: Policy, pair: Embodiment) -> None:
     mode = policy.action_mode(pair)
     actions = np.random.default_rng(0).normal(size=(8, 12)).astype(np.float32)
-    target = policy.processor.action(pair, mode, actions)
+    target = policy.processor.action(pair, mode, actions, np.zeros(12))
     assert target.shape == (8, 20)
-    decoded = policy.processor.decode(pair, mode, target)
+    decoded = policy.processor.decode(pair, mode, target, np.zeros(12))
     joints = [i for i in range(12) if i not in (5, 11)]
     np.testing.assert_allclose(decoded[:, joints], actions[:, joints], atol=1e-4)
 

@@ -138,6 +138,12 @@ def test_every_error_is_reported_at_once_by_file_key_value_and_allowed():
 CONTRADICTIONS: list[tuple[str, str, Callable[[dict[str, Any]], object]]] = [
     ("so101_bimanual", "policy.action_mode", lambda raw: raw["policy"].update(action_mode="so101_bimanul")),
     ("so101_bimanual", "joints.policy_order", lambda raw: raw["policy"].update(action_mode="joint")),
+    ("so101_bimanual", "policy.absolute", lambda raw: raw["policy"].update(absolute=["left_gripper"])),
+    (
+        "so101_bimanual",
+        "policy.absolute",
+        lambda raw: raw["policy"].update(action_mode="auto_relative", absolute=["gripper"]),
+    ),
     ("so101_bimanual", "joints.left_gripper.scale", lambda raw: raw["joints"]["left_gripper"].update(scale=57.3)),
     ("so101_bimanual", "cameras.slots", lambda raw: raw["cameras"].update(slots=["front", "left_wrist", "right"])),
     ("so101_bimanual", "cameras.right_wrist", lambda raw: raw["cameras"].update(slots=["front", "left_wrist"])),

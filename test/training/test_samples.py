@@ -17,7 +17,7 @@ from xvla_ros.model.inputs.pictures import image_pipeline
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import to_policy
-from xvla_ros.robots.profile import profile_document
+from xvla_ros.robots.profile import Profile, profile_document
 from xvla_ros.robots.rotations import rot6d_to_matrix
 from xvla_ros.training.config import Augmentation, DatasetSettings
 from xvla_ros.training.data.datasets import open_datasets
@@ -278,6 +278,20 @@ def test_statistics_are_those_of_the_samples(tmp_path, pair):
     )
     # grippers are decoded by a sigmoid and stay in 0..1
     np.testing.assert_allclose(found.action.normalise(actions)[:, [5, 11]], actions[:, [5, 11]], atol=1e-6)
+
+
+def test_statistics_of_offsets_are_those_of_what_the_network_predicts(tmp_path, pair):
+    raw = pair.to_mapping()
+    raw["policy"].update(action_mode="auto_relative", absolute=["left_gripper", "right_gripper"])
+    offsets = Profile.from_mapping(pair.name, raw)
+    samples = opened(tmp_path, Session(offsets).record().write(tmp_path / "bag.mcap"))
+    channels = [i for i in range(12) if i not in (5, 11)]
+    assert samples.embodiments[pair.name].relative == tuple(channels)
+    told = [(sample.actions[sample.mask], sample.state) for sample in samples.train]
+    counted = np.concatenate([actions - np.where(np.isin(range(12), channels), state, 0) for actions, state in told])
+    found = samples.statistics(pair.name, "mean_std", "mean_std").action
+    np.testing.assert_allclose(found.stats["mean"], counted.mean(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.stats["std"], counted.std(0), rtol=1e-4, atol=1e-5)
 
 
 def test_a_second_run_reads_the_store(tmp_path, pair, monkeypatch):

@@ -170,6 +170,9 @@ class Comparison:
         elif self._trained_as is not None and domain != self._trained_as.domain_id:
             message = f"in this checkpoint {self._profile.name} is domain {self._trained_as.domain_id}"
             yield self._finding("policy.domain_id", domain, self._trained_as.domain_id, message)
+        elif self._trained_as is None and not self._info.robots and self._info.domain_id not in (None, domain):
+            message = f"the checkpoint's own files feed domain {self._info.domain_id}; ids belong to a checkpoint"
+            yield self._finding("policy.domain_id", domain, self._info.domain_id, message, is_error=False)
         elif trained is not None and domain not in trained:
             expected = "one of " + ", ".join(map(str, trained)) if trained else "a trained checkpoint"
             message = f"domain {domain} of this checkpoint is untrained: the robot moves at random"

@@ -71,8 +71,8 @@ def known_as(profile: Profile, robots: Iterable[RobotRecord]) -> RobotRecord | N
 
 def decode_alike(one: ActionSpec, other: ActionSpec) -> bool:
     """Say whether every channel means the same in two action modes."""
-    same = (one.roles, one.gripper, one.gripper_is_probability)
-    return same == (other.roles, other.gripper, other.gripper_is_probability)
+    same = (one.roles, one.gripper, one.gripper_is_probability, one.is_relative)
+    return same == (other.roles, other.gripper, other.gripper_is_probability, other.is_relative)
 
 
 def misfits(profile: Profile, record: RobotRecord | None, file: Path, checkpoint: str = "") -> Iterator[Problem]:

@@ -3,8 +3,9 @@
 
 A mode turns a raw head output into an action (``postprocess``), hides what the network must not see
 (``preprocess``) and scores a prediction (``loss``). Six modes are as published; ``so101_bimanual_bce`` repairs the
-gripper of ``so101_bimanual``. Another package adds its own with ``@register("name")`` and an entry point in the group
-``xvla_ros.action_modes`` whose loading imports the module that registers.
+gripper of ``so101_bimanual``, and ``auto_relative`` is the ``auto`` of the authors' newer code. Another package adds
+its own with ``@register("name")`` and an entry point in the group ``xvla_ros.action_modes`` whose loading imports the
+module that registers.
 
 Source: X-VLA (arXiv 2510.10274) and the published action spaces.
 """
@@ -25,6 +26,7 @@ ENTRY_POINT_GROUP = "xvla_ros.action_modes"
 POSITION_WEIGHT = 500.0
 ROTATION_WEIGHT = 10.0
 AGIBOT_GRIPPER_WEIGHT = 10.0
+RELATIVE_WEIGHT = 100.0
 JOINT_GRIPPER_WEIGHT = 0.1
 
 Losses = dict[str, Tensor]
@@ -157,7 +159,8 @@ def action_mode(name: str, *, max_action_dim: int = 20, action_dim: int | None =
 def repaired_mode(name: str) -> str:
     """Name the mode to train with instead of ``name``: one that decodes like it and mends its loss, else itself."""
     for other in known_modes():
-        if other != name and action_mode(other).published_name == name:
+        mode = action_mode(other)
+        if other != name and mode.published_name == name and mode.spec.is_relative == ACTION_SPECS[name].is_relative:
             return other
     return name
 
@@ -252,6 +255,21 @@ class FirstChannels(ActionMode):
 
     def loss(self, predicted: Tensor, target: Tensor) -> Losses:
         return {"joints_loss": _mse(predicted, self.pad(target), list(range(self.decoded_width)))}
+
+
+@register("auto_relative")
+class RelativeChannels(FirstChannels):
+    """Joints in the first channels, most of them as offsets from the state, which ``Processor`` adds.
+
+    Offsets are small, so their loss weighs more.
+    """
+
+    @property
+    def published_name(self) -> str:
+        return "auto"
+
+    def loss(self, predicted: Tensor, target: Tensor) -> Losses:
+        return {name: RELATIVE_WEIGHT * term for name, term in super().loss(predicted, target).items()}
 
 
 @register("so101_bimanual")

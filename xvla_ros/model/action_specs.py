@@ -23,9 +23,11 @@ class ActionSpec:
         name: as in profiles and checkpoints.
         width: D, what the network reads and writes; None where the checkpoint's ``max_action_dim`` decides.
         roles: role of each channel of a decoded action; its length is the decoded width. Empty where the checkpoint
-            decides (``auto``).
+            decides (``auto``, ``auto_relative``).
         gripper: indices of the gripper channels.
         gripper_is_probability: the decoded gripper is a sigmoid in 0..1.
+        is_relative: the network predicts some channels as offsets from the state at the observation; which ones, robot
+            and checkpoint say. A decoded action is absolute all the same.
     """
 
     name: str
@@ -33,6 +35,7 @@ class ActionSpec:
     roles: tuple[str, ...]
     gripper: tuple[int, ...] = ()
     gripper_is_probability: bool = False
+    is_relative: bool = False
 
     @property
     def decoded_width(self) -> int | None:
@@ -53,6 +56,7 @@ ACTION_SPECS: dict[str, ActionSpec] = {
         ActionSpec("agibot_ee6d", 20, _EE6D_ARM * 2, (9, 19)),
         ActionSpec("franka_joint7", 20, (JOINT,) * 7),
         ActionSpec("auto", None, ()),
+        ActionSpec("auto_relative", None, (), is_relative=True),
         ActionSpec("so101_bimanual", 20, _SO101_ARM * 2, (5, 11), True),
         ActionSpec("so101_bimanual_bce", 20, _SO101_ARM * 2, (5, 11), True),
     )

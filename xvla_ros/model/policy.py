@@ -121,7 +121,8 @@ class Policy:
             )
         mode = self.action_mode(embodiment)
         self.processor.views(embodiment)
-        self.processor.decode(embodiment, mode, torch.zeros(1, mode.width))
+        self.processor.decode(embodiment, mode, torch.zeros(1, mode.width), np.zeros(mode.width))
+        self._check_offsets(embodiment, mode)
         if not 0 <= embodiment.domain_id < self.network.config.num_domains:
             raise ValueError(
                 f"robot {embodiment.robot!r}: domain_id {embodiment.domain_id} is not in the checkpoint, expected "
@@ -156,6 +157,21 @@ class Policy:
         width = self.processor.statistics_of(embodiment.robot).state.width or self.action_mode(embodiment).decoded_width
         images = {slot: np.zeros((240, 320, 3), np.uint8) for slot in embodiment.slots}
         return Observation(embodiment, 0, images, np.zeros(width, np.float32), "warm up")
+
+    def _check_offsets(self, embodiment: Embodiment, mode: ActionMode) -> None:
+        """Refuse a robot whose actions are absolute here and offsets in the checkpoint, or the other way round."""
+        known = self.robots.get(embodiment.robot)
+        theirs = self.network.action_mode if known is None else self.action_mode(known.embodiment)
+        if mode.spec.is_relative != theirs.spec.is_relative:
+            raise ValueError(
+                f"robot {embodiment.robot!r}: action mode {mode.name!r} does not fit the checkpoint's {theirs.name!r}: "
+                "offsets from the state would be taken for positions, or positions for offsets"
+            )
+        if known is not None and embodiment.relative != known.embodiment.relative:
+            raise ValueError(
+                f"robot {embodiment.robot!r}: channels {list(embodiment.relative)} are relative to the state, in the "
+                f"checkpoint {list(known.embodiment.relative)}: set policy.absolute as it was in training"
+            )
 
     def predict(
         self,
@@ -243,7 +259,7 @@ class Policy:
             batch, noise.to(self.network.device), modes, steps=steps, prefix=given, guidance=guidance
         ).cpu()
         return [
-            self.processor.decode(each.embodiment, mode, row)
+            self.processor.decode(each.embodiment, mode, row, each.state)
             for each, mode, row in zip(observations, modes, raw, strict=True)
         ]
 
@@ -268,7 +284,7 @@ class Policy:
             if each is None:
                 continue
             read = _checked(each, observation.embodiment.robot, self.chunk_size)
-            committed[row] = self.processor.action(observation.embodiment, mode, read.actions)
+            committed[row] = self.processor.action(observation.embodiment, mode, read.actions, observation.state)
             weights[row] = torch.from_numpy(read.weights)
             guidance[row] = read.guidance
         device = self.network.device

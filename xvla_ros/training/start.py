@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # Decided by the data, so model.network may not set them.
 _OF_THE_DATA = (
     "vision", "text", "chunk_size", "action_mode", "action_dim", "image_pipeline", "dialect", "extra", "domain_id",
-    "warnings", "undecided",
+    "relative", "unseen", "warnings", "undecided",
 )  # fmt: skip
 MOST_NAMED = 10  # instructions in an error
 _VISION_PARTS = ("vlm.vision_tower.", "vlm.multi_modal_projector.")

@@ -27,8 +27,8 @@ _READ_OF_LEROBOT = _READ | {
 }  # fmt: skip
 # What transformers' own base class writes into any config.json.
 _READ_OF_ORIGINAL = _READ | {
-    "num_actions", "soft_prompt_length", "real_action_dim", "architectures", "auto_map", "model_type", "torch_dtype",
-    "dtype", "transformers_version",
+    "num_actions", "soft_prompt_length", "real_action_dim", "idx_for_delta", "idx_for_mask_proprio", "architectures",
+    "auto_map", "model_type", "torch_dtype", "dtype", "transformers_version",
 }  # fmt: skip
 
 # Keys that every LeRobot from 0.4.4 on writes and reads, about training, hub and execution: kept for saving.

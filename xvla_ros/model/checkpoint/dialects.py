@@ -183,6 +183,9 @@ def _parse_original(reader: _ConfigReader, config: XvlaConfig) -> XvlaConfig:
     # Both names are written; the network is built from the first.
     prompts = reader.data.get("len_soft_prompts", reader.data.get("soft_prompt_length", config.len_soft_prompts))
     dtype = str(reader.data.get("torch_dtype") or reader.data.get("dtype") or "float32")
+    relative, unseen = (_channels(reader, key) for key in ("idx_for_delta", "idx_for_mask_proprio"))
+    if config.action_mode == "auto" and {"idx_for_delta", "idx_for_mask_proprio"} & set(reader.data):
+        config = replace(config, action_mode="auto_relative", relative=relative, unseen=unseen)
     return replace(
         config,
         len_soft_prompts=int(prompts),
@@ -195,6 +198,16 @@ def _parse_original(reader: _ConfigReader, config: XvlaConfig) -> XvlaConfig:
         dtype=dtype if dtype == "bfloat16" else "float32",
         dialect=ORIGINAL,
     )
+
+
+def _channels(reader: _ConfigReader, key: str) -> tuple[int, ...]:
+    """Read a list of channels of the robot's action, each once."""
+    width = reader.data.get("real_action_dim") or reader.data.get("max_action_dim") or 20
+    value = reader.data.get(key) or []
+    if isinstance(value, list) and all(isinstance(each, int) and 0 <= each < width for each in value):
+        return tuple(dict.fromkeys(value))
+    reader.wrong(key, f"a list of channels, each 0…{width - 1}")
+    return ()
 
 
 def _feature_width(reader: _ConfigReader, group: str, name: str) -> int | None:

@@ -19,7 +19,7 @@ from xvla_ros.errors import CheckpointError, Problem
 from ..inputs.words import TOKENIZER_FILE
 from ..network.config import IMAGENET_MEAN, IMAGENET_STD, ORIGINAL, XvlaConfig
 from .dialects import read_config, read_json
-from .pipelines import PREPROCESSOR, Pipelines, read_pipelines
+from .pipelines import PREPROCESSOR, RELATIVE, Pipelines, read_pipelines
 from .record import RECORD_FILE, Record, read_record
 from .tensors import (
     ADAPTER_CONFIG,
@@ -200,6 +200,7 @@ class CheckpointInfo:
         decoded_width: width of the robot's own action, where config.json states it.
         state_width: P of the weights.
         num_domains: soft-prompt rows.
+        domain_id: that its processor files feed; None where they state none.
         views: slots it was trained with; None where the robot decides.
         view_names: names of the views of the robot in LeRobot's files, in their order; empty where none tells.
         image_size: height, width.
@@ -225,6 +226,7 @@ class CheckpointInfo:
     decoded_width: int | None
     state_width: int
     num_domains: int
+    domain_id: int | None
     views: int | None
     view_names: tuple[str, ...]
     image_size: tuple[int, int]
@@ -270,7 +272,19 @@ def describe(folders: CheckpointFolders, assume: Collection[str] = ()) -> Descri
         tokenizer_max_length=pipelines.tokenizer_length or config.tokenizer_max_length,
         domain_id=pipelines.domain_id or config.domain_id,
     )
+    if pipelines.relative is not None:
+        config, problem = _as_relative(config, pipelines.relative)
+        pipelines = replace(pipelines, problems=(*pipelines.problems, *problem))
     return Description(config, record, pipelines, (*pipelines.problems, *_too_long(config)))
+
+
+def _as_relative(config: XvlaConfig, channels: tuple[int, ...]) -> tuple[XvlaConfig, list[Problem]]:
+    """Return the config of a checkpoint whose processor files make its actions offsets."""
+    if config.action_mode not in ("auto", "auto_relative"):
+        message = "is not known for this action mode"
+        key = f"step {RELATIVE}"
+        return config, [Problem(f"{PREPROCESSOR}.json", key, config.action_mode, "action_mode auto", message)]
+    return replace(config, action_mode="auto_relative", relative=channels), []
 
 
 def _too_long(config: XvlaConfig) -> list[Problem]:
@@ -335,6 +349,7 @@ def _info(
         decoded_width=config.action_dim,
         state_width=config.state_dim,
         num_domains=config.num_domains,
+        domain_id=described.pipelines.domain_id,
         views=config.num_image_views,
         view_names=described.view_names,
         image_size=config.image_size,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from xvla_ros.errors import CheckpointError, Problem
+from xvla_ros.types import Embodiment
 
 from ..action_modes import ActionMode
 from ..inputs.processor import Processor
@@ -222,12 +223,12 @@ def _write(policy: Policy, folder: Path, lerobot: str) -> None:
     features = {**described["input_features"], **described["output_features"]}
     # Keys within input_features are not sorted: LeRobot feeds views in the order in which they stand there.
     (folder / "config.json").write_text(json.dumps(dict(sorted(described.items())), indent=2) + "\n", encoding="utf-8")
-    write_pipelines(
-        folder, config, statistics, features, robot.embodiment.domain_id if robot else network.config.domain_id
-    )
+    told: Embodiment | XvlaConfig = config if robot is None else robot.embodiment
+    relative = told.relative if mode.spec.is_relative else None
+    write_pipelines(folder, config, statistics, features, told.domain_id, relative)
     policy.processor.tokenizer.save(folder)
     write_record(Record(mode.name, network.config.image_pipeline, policy.robots, policy.training, name), folder)
-    save_weights(network, folder / WEIGHTS)
+    save_weights(network, folder / WEIGHTS, unseen=() if policy.robots else config.unseen)
 
 
 def _features(config: XvlaConfig, mode: ActionMode, robot: RobotRecord | None) -> dict[str, Any]:

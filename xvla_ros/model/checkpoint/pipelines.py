@@ -31,10 +31,12 @@ RENAME = "rename_observations_processor"
 TOKENIZE, TO_FLOAT, IMAGENET = "tokenizer_processor", "xvla_image_to_float", "xvla_imagenet_normalize"
 DOMAIN, NORMALIZE, UNNORMALIZE = "xvla_add_domain_id", "normalizer_processor", "unnormalizer_processor"
 REQUIRED = {PREPROCESSOR: (TOKENIZE, TO_FLOAT, IMAGENET, DOMAIN, NORMALIZE), POSTPROCESSOR: (UNNORMALIZE,)}
+# A pair of LeRobot 0.6: the state is taken off the actions before they are normalised, and added after.
+RELATIVE, ABSOLUTE = "relative_actions_processor", "absolute_actions_processor"
 # Steps whose work is done elsewhere here: names and devices by the profile, rotations by the kinematics of the robot.
 NEUTRAL = {
-    PREPROCESSOR: (RENAME, "to_batch_processor", "device_processor", "xvla_image_scale"),
-    POSTPROCESSOR: ("device_processor", "xvla_rotation_6d_to_axis_angle"),
+    PREPROCESSOR: (RENAME, "to_batch_processor", "device_processor", "xvla_image_scale", RELATIVE),
+    POSTPROCESSOR: ("device_processor", "xvla_rotation_6d_to_axis_angle", ABSOLUTE),
 }
 ALL_STEPS = (*REQUIRED[PREPROCESSOR], *REQUIRED[POSTPROCESSOR])
 # What a robot profile always says itself: its image pipeline and its domain.
@@ -53,6 +55,7 @@ class Pipelines:
             one that was trained with, whatever config.json says.
         domain_id: of the domain step, a default for robots that state none.
         renamed: name of a view → name of the camera whose pictures LeRobot puts there.
+        relative: channels that are offsets from the state; None where all are absolute.
         missing: required steps that are not there, the assumed ones included.
         problems: everything that does not fit, after what the caller assumed.
     """
@@ -62,6 +65,7 @@ class Pipelines:
     tokenizer_length: int | None = None
     domain_id: int | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
+    relative: tuple[int, ...] | None = None
     missing: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -103,7 +107,8 @@ def read_pipelines(folder: Path, config: XvlaConfig, assume: Collection[str] = (
         str(name) if name else None,
         int(length) if length else None,
         None if domain is None else int(domain),
-        {_view(new): _view(old) for old, new in (_first(steps[PREPROCESSOR], RENAME).get("rename_map") or {}).items()},
+    PREPROCESSOR: (RENAME, "to_batch_processor", "device_processor", "xvla_image_scale", RELATIVE),
+    POSTPROCESSOR: ("device_processor", "xvla_rotation_6d_to_axis_angle", ABSOLUTE),
         tuple(missing),
         tuple(problems),
     )
@@ -146,6 +151,30 @@ def _first(steps: Steps, name: str) -> dict[str, Any]:
         if _name(step) == name:
             return {**(step.get("config") or {}), "state_file": step.get("state_file")}
     return {}
+
+
+def _relative(steps: Mapping[str, Steps], config: XvlaConfig, problems: list[Problem]) -> tuple[int, ...] | None:
+    """Return the channels that LeRobot's pair of steps makes offsets of; None where it is off or not there."""
+    before, after = steps[PREPROCESSOR], steps[POSTPROCESSOR]
+    step = _first(before, RELATIVE)
+    enabled = bool(step.get("enabled"))
+    if enabled != bool(_first(after, ABSOLUTE).get("enabled")):
+        what = "is enabled without its other half: offsets would be sent as positions, or positions as offsets"
+        where = (PREPROCESSOR, RELATIVE) if enabled else (POSTPROCESSOR, ABSOLUTE)
+        problems.append(Problem(f"{where[0]}.json", f"step {where[1]}", None, "both steps, or none", what))
+        return None
+    if not enabled:
+        return None
+    for pipeline, first, second in ((PREPROCESSOR, RELATIVE, NORMALIZE), (POSTPROCESSOR, UNNORMALIZE, ABSOLUTE)):
+        names = [_name(each) for each in steps[pipeline]]
+        if first in names and second in names and names.index(first) > names.index(second):
+            expected = f"{first} before {second}"
+            problems.append(Problem(f"{pipeline}.json", "steps", None, expected, "are in another order"))
+    width = config.action_dim or config.max_action_dim
+    names = [str(each).lower() for each in (step.get("action_names") or ())][:width]
+    kept = [str(each).lower() for each in (step.get("exclude_joints") or ()) if each]
+    absolute = {index for index, name in enumerate(names) if any(each in name for each in kept)}
+    return tuple(index for index in range(width) if index not in absolute)
 
 
 def _normaliser(
@@ -205,7 +234,12 @@ def _stats(
 
 
 def write_pipelines(
-    folder: Path, config: XvlaConfig, statistics: Statistics, features: Mapping[str, Any], domain: int
+    folder: Path,
+    config: XvlaConfig,
+    statistics: Statistics,
+    features: Mapping[str, Any],
+    domain: int,
+    relative: Collection[int] | None = None,
 ) -> None:
     """Write the two processor files as LeRobot reads them, with one robot's statistics.
 
@@ -215,6 +249,8 @@ def write_pipelines(
         statistics: of the robot LeRobot will drive.
         features: name → {type, shape} of inputs and outputs.
         domain: of that robot.
+        relative: its channels that are offsets from the state, which LeRobot knows from 0.6 on; None for an absolute
+            action mode.
     """
     outputs = {name: feature for name, feature in features.items() if feature["type"] == "ACTION"}
     mapping = {"VISUAL": IDENTITY, "STATE": statistics.state.mode, "ACTION": statistics.action.mode}
@@ -242,6 +278,14 @@ def write_pipelines(
         (UNNORMALIZE, unnormaliser),
         ("device_processor", {"device": "cpu", "float_dtype": None}),
     ]
+    if relative is not None:
+        width = features[ACTION_FEATURE]["shape"][-1]
+        # LeRobot tells channels by parts of their names: these have no other part in common.
+        names = [f"{'relative' if index in relative else 'absolute'}_{index}" for index in range(width)]
+        kept = ["absolute_"] if len(relative) < width else []
+        described = {"enabled": True, "exclude_joints": kept, "action_names": names}
+        before.insert(-1, (RELATIVE, described))
+        after.insert(1, (ABSOLUTE, {"enabled": True}))
     for pipeline, steps in ((PREPROCESSOR, before), (POSTPROCESSOR, after)):
         _write(folder, pipeline, steps, statistics)
 

@@ -125,7 +125,8 @@ def _embodiment(robot: str, data: Mapping[str, Any]) -> Embodiment:
     unknown = sorted(set(data) - known)
     if unknown:
         raise ValueError(f"embodiment has unknown keys {unknown}")
-    return Embodiment(**{**data, "robot": robot, "slots": tuple(data["slots"])})
+    relative = tuple(data.get("relative", ()))
+    return Embodiment(**{**data, "robot": robot, "slots": tuple(data["slots"]), "relative": relative})
 
 
 def write_record(record: Record, folder: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import mmap
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ _UNSUPPORTED = (
     "use_dora", "fan_in_fan_out", "use_qalora", "use_bdlora", "layer_replication", "alora_invocation_tokens",
     "arrow_config",
 )  # fmt: skip
+_ENCODER = "transformer.action_encoder.fc.weight"
 _WHOLE_KEY = re.compile(r"^(?:base_model\.model\.)?(?P<name>.+)$")
 
 
@@ -167,14 +168,21 @@ def assign(network: nn.Module, name: str, tensor: Tensor) -> None:
         module._buffers[leaf] = tensor
 
 
-def save_weights(network: XvlaNetwork, path: Path) -> None:
-    """Write the network under the published names, in its config's precision, as one safetensors file."""
+def save_weights(network: XvlaNetwork, path: Path, unseen: Collection[int] = ()) -> None:
+    """Write the network under the published names, in its config's precision, as one safetensors file.
+
+    No program can say that channels of the state are ``unseen``, so their weights are written as zeros.
+    """
     from safetensors.torch import save_file
 
     state = {}
     for name, tensor in network.state_dict().items():
         place = published_place(name)
         stored = tensor.detach().cpu()
+        if unseen and name == _ENCODER:
+            stored = stored.clone()
+            rows = stored.view(len(stored), -1, network.config.hidden_size)
+            rows[:, [network.action_mode.width + channel for channel in unseen]] = 0.0
         if stored.is_floating_point():
             stored = stored.to(part_dtype(name, DTYPES[network.config.dtype]))
         state[place.name] = (stored.t() if place.transposed else stored).contiguous()

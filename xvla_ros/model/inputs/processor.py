@@ -165,23 +165,45 @@ class Processor:
     def state(self, robot: str, state: ArrayLike) -> NDArray[np.float32]:
         """Normalise a state and zero-pad or cut its last axis to P."""
         normalised = self.statistics_of(robot).state.normalise(state)
+        if robot not in self.statistics:
+            normalised[..., [each for each in self.config.unseen if each < normalised.shape[-1]]] = 0.0
         return _fitted(normalised, self.config.state_dim)
 
-    def action(self, embodiment: Embodiment, mode: ActionMode, actions: ArrayLike) -> Tensor:
-        """Turn actions in the robot's units, [..., T, decoded width], into what the network predicts, [..., T, D].
+    def relative(self, embodiment: Embodiment, mode: ActionMode) -> tuple[int, ...]:
+        """Return the channels of a robot's action that the network predicts as offsets from its state."""
+        if not mode.spec.is_relative:
+            return ()
+        return embodiment.relative if embodiment.robot in self.statistics else self.config.relative
+
+    def action(self, embodiment: Embodiment, mode: ActionMode, actions: ArrayLike, state: ArrayLike) -> Tensor:
+        """Turn actions in the robot's units, [T, decoded width], into what the network predicts, [T, D].
+
+        Args:
+            embodiment: of the robot.
+            mode: its action mode.
+            actions: as recorded.
+            state: [P] of the observation they answer, in the robot's units.
 
         Raises:
             ValueError: if the width is not the mode's, or not that of the checkpoint's statistics.
         """
-        found = np.asarray(actions, dtype=np.float32)
+        found = np.array(actions, dtype=np.float32)
         self._check_action_width(embodiment, mode, found.shape[-1])
+        if channels := list(self.relative(embodiment, mode)):
+            found[..., channels] -= np.asarray(state, dtype=np.float32)[channels]
         return mode.pad(torch.from_numpy(self.statistics_of(embodiment.robot).action.normalise(found)))
 
-    def decode(self, embodiment: Embodiment, mode: ActionMode, raw: Tensor) -> NDArray[np.float32]:
-        """Turn a raw output [..., T, D] into actions in the robot's units, float32 [..., T, decoded width]."""
+    def decode(self, embodiment: Embodiment, mode: ActionMode, raw: Tensor, state: ArrayLike) -> NDArray[np.float32]:
+        """Turn a raw output [T, D] into actions in the robot's units, float32 [T, decoded width].
+
+        ``state`` [P] is that of the observation it answers, in the robot's units.
+        """
         self._check_action_width(embodiment, mode, mode.decoded_width)
         decoded = mode.postprocess(raw.detach().float()).cpu().numpy()
-        return self.statistics_of(embodiment.robot).action.denormalise(decoded)
+        found = self.statistics_of(embodiment.robot).action.denormalise(decoded)
+        if channels := list(self.relative(embodiment, mode)):
+            found[..., channels] += np.asarray(state, dtype=np.float32)[channels]
+        return found
 
     def _check_action_width(self, embodiment: Embodiment, mode: ActionMode, found: int) -> None:
         width = self.statistics_of(embodiment.robot).action.width

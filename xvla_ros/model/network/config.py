@@ -86,6 +86,8 @@ class XvlaConfig:
         tokenizer_name, tokenizer_max_length: text padding is attended, so its length is part of the contract.
         dtype: of the stored network, ``float32`` or ``bfloat16``.
         domain_id: of a robot that states none, as the processor files do.
+        relative: channels that a robot of which nothing else is known adds to its state, where the mode is relative.
+        unseen: channels of such a robot's state that the network must not see.
         normalization: feature type → mode, as ``normalization_mapping``.
         dialect: ``lerobot`` or ``original``, where this came from.
         extra: keys of the file that the network does not need (training presets, features), kept for saving.
@@ -117,6 +119,8 @@ class XvlaConfig:
     tokenizer_max_length: int = 50
     dtype: str = "float32"
     domain_id: int = 0
+    relative: tuple[int, ...] = ()
+    unseen: tuple[int, ...] = ()
     normalization: Mapping[str, str] = field(default_factory=dict)
     dialect: str = LEROBOT
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -156,6 +156,19 @@ def _gripper_ranges(draft: Draft, spec: ActionSpec, order: tuple[str, ...]) -> I
             yield f"joints.{order[index]}.scale", scale, expected, message
 
 
+def _absolute(draft: Draft) -> Iterator[Finding]:
+    spec, names = _spec(draft), draft.get("policy.absolute") or ()
+    order = draft.get("joints.policy_order") or ()
+    if names and spec is not None and not spec.is_relative:
+        message = f"action mode {spec.name} is absolute in every channel"
+        yield "policy.absolute", list(names), "empty, or a relative action mode", message
+    elif order:
+        for name in names:
+            if name not in order:
+                message = f"joint {name!r} is not in policy_order{did_you_mean(name, order)}"
+                yield "policy.absolute", name, ", ".join(order), message
+
+
 def _tools(draft: Draft) -> Iterator[Finding]:
     spec = _spec(draft)
     for name, tool in draft.entries("tools").items():
@@ -335,6 +348,7 @@ CHECKS: tuple[Callable[[Draft], Iterator[Finding]], ...] = (
     _cameras,
     _joints,
     _width,
+    _absolute,
     _tools,
     _view,
     _commands,

@@ -113,7 +113,14 @@ class Profile(Section):
             image_pipeline=policy.image_pipeline,
             rot6d=policy.rot6d or "interleaved",
             action_width=self.state_width,
+            relative=self._relative,
         )
+
+    @property
+    def _relative(self) -> tuple[int, ...]:
+        if not self.action_spec.is_relative:
+            return ()
+        return tuple(i for i, name in enumerate(self.joints.policy_order) if name not in self.policy.absolute)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the settings as a profile file holds them under the robot's name, complete: without ``like``."""

@@ -67,6 +67,11 @@ class PolicySettings(Section):
     )
     revision: str = setting("", description="Branch, tag or commit of a hub checkpoint; empty is its default branch.")
     action_mode: str = setting(description="Name of the action mode: what each channel of an action means.")
+    absolute: Names = setting(
+        (),
+        description="Joints of policy_order that stay absolute in a relative action mode, grippers say; of the others "
+        "the network predicts the offset from the state. Other modes leave it empty.",
+    )
     domain_id: int = setting(
         ge=0, le=65535, description="Row of the checkpoint's soft prompts that stands for this robot."
     )

@@ -192,7 +192,7 @@ class Preparation:
                 f"{sample.source}: actions have shape {list(sample.actions.shape)}, expected "
                 f"{self.config.chunk_size} finite waypoints"
             )
-        return self.processor.action(sample.embodiment, self.modes[sample.robot], sample.actions)
+        return self.processor.action(sample.embodiment, self.modes[sample.robot], sample.actions, sample.state)
 
 
 class _Draws(Dataset[Any]):

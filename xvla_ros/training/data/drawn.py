@@ -25,7 +25,7 @@ from xvla_ros.training.config import Drawn, SceneSettings, TrainingError
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.draws import Shares
 from xvla_ros.training.data.labels import Labeller
-from xvla_ros.training.data.samples import ChannelStatistics, Numbered, Sample, normaliser, untouched_actions
+from xvla_ros.training.data.samples import ChannelStatistics, Numbered, Sample, normaliser, offsets, untouched_actions
 from xvla_ros.types import Embodiment
 
 MEASURED = 2000  # samples of each robot that its normalisation is taken from
@@ -158,7 +158,7 @@ class DrawnSamples:
                 rng = draws.generator(self._seed, "statistics", scene.settings.task, number)
                 (sample,) = scene.samples(scene.moments.draw(rng, 1, pictures=False), self._waypoints, 0, "")
                 state.add(sample.state[None])
-                action.add(sample.actions)
+                action.add(offsets(sample.actions, sample.state, list(sample.embodiment.relative)))
         untouched = untouched_actions(scenes[0].profile)
         return Statistics(normaliser(state.stats(), state_mode), normaliser(action.stats(), action_mode, untouched))
 

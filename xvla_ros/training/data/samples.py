@@ -251,12 +251,15 @@ class Samples:
             robot: its name.
             state_mode, action_mode: keys of ``model.normalisers.MODES``, in any case.
         """
-        state, action = self.channel_statistics(robot)
+        state, action = self.channel_statistics(robot, self.embodiments[robot].relative)
         untouched = untouched_actions(self.profiles[robot])
         return Statistics(normaliser(state.stats(), state_mode), normaliser(action.stats(), action_mode, untouched))
 
-    def channel_statistics(self, robot: str) -> tuple[ChannelStatistics, ChannelStatistics]:
-        """Return the statistics of a robot's states and of its recorded waypoints."""
+    def channel_statistics(
+        self, robot: str, relative: Sequence[int] = ()
+    ) -> tuple[ChannelStatistics, ChannelStatistics]:
+        """Return the statistics of a robot's states and of its recorded waypoints, ``relative`` channels as offsets."""
+        channels = list(relative)
         width = self.profiles[robot].state_width
         state, action = ChannelStatistics(width), ChannelStatistics(width)
         for dataset in self.datasets:
@@ -265,17 +268,18 @@ class Samples:
             for number, store in enumerate(dataset.stores):
                 rows = dataset.train[dataset.train[:, 0] == number, 1]
                 state.add(store.state[rows])
-                for episode, stamps in _by_episode(store, rows):
+                for episode, within in _by_episode(store, rows):
+                    stamps = store.stamps[within]
                     due = np.stack([waypoint_times(stamp, dataset.profile, self._waypoints) for stamp in stamps])
                     told = store.episodes[episode]
-                    for stamp, times in zip(stamps.tolist(), due, strict=True):
+                    for stamp, times, seen in zip(stamps.tolist(), due, store.state[within], strict=True):
                         actions, known = told.waypoints(stamp, times)
-                        action.add(actions[known])
+                        action.add(offsets(actions[known], seen, channels))
         if not action.count:  # episodes shorter than the first waypoint
             action.add(
                 np.concatenate(
                     [
-                        e.path.values
+                        offsets(e.path.values, e.path.values[0], channels)
                         for d in self.datasets
                         for s in d.stores
                         for e in s.episodes
@@ -356,10 +360,18 @@ class Samples:
         )
 
 
+def offsets(actions: ArrayLike, state: ArrayLike, channels: list[int]) -> Floats:
+    """Return actions [N, D] with ``channels`` counted from ``state`` [D]."""
+    found = np.array(actions, dtype=np.float64)
+    if channels:
+        found[:, channels] -= np.asarray(state)[channels]
+    return found
+
+
 def _by_episode(store: Store, rows: Rows) -> Iterator[tuple[int, NDArray[np.int64]]]:
     episodes = np.searchsorted(store.first, rows, side="right") - 1
     for episode in np.unique(episodes):
-        yield int(episode), store.stamps[rows[episodes == episode]]
+        yield int(episode), rows[episodes == episode]
 
 
 def _first_of(lines: list[str]) -> list[str]:
