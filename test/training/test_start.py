@@ -124,6 +124,28 @@ def test_the_robot_of_lerobots_files_can_be_named(begin, tmp_path):
         begin("other", steps=1, log={"progress": False, "lerobot": "so100"})
 
 
+def test_an_arm_of_offsets_is_taught_beside_arms_of_positions(trained, begin, tmp_path, six_joints):
+    offsets = replace(SIX, action_mode="auto_relative", relative=(0, 1, 2, 3, 4))
+    begin(source=TinySource(offsets), model={"checkpoint": str(trained)}, method="prompt", steps=2).run()
+    folder = tmp_path / "run" / "checkpoint"
+    policy = checkpoint.load(folder, dtype="float32")
+    record = policy.robots["six"]
+    assert record.embodiment.relative == (0, 1, 2, 3, 4)
+    state = np.linspace(-1, 1, 6, dtype=np.float32)
+    raw = torch.zeros(6, policy.network.action_mode.width)
+    mode = policy.action_mode(record.embodiment)
+    moved = policy.processor.decode(record.embodiment, mode, raw, state)
+    still = policy.processor.decode(record.embodiment, mode, raw, 0 * state)
+    np.testing.assert_allclose((moved - still)[0], state * [1, 1, 1, 1, 1, 0], atol=1e-5)
+    steps = {
+        each["registry_name"]: each for each in json.loads((folder / "policy_preprocessor.json").read_text())["steps"]
+    }
+    assert steps["relative_actions_processor"]["config"]["exclude_joints"] == ["absolute_"]
+    settings = adapting(tmp_path, folder)
+    changed = make_policy(settings, TinySource(replace(offsets, relative=(0,))), load_start(settings.model))
+    assert changed.robots["six"].embodiment.relative == (0,), "taught anew, with statistics of its own"
+
+
 def test_arms_of_several_widths_learn_together(begin, tmp_path, six_joints):
     trainer = begin(source=TinySource(PAIR, ARM, SIX, replace(SIX, robot="seven", domain_id=2)), steps=2)
     trainer.run()

@@ -198,7 +198,7 @@ def _record(
 
 def _decode_alike(one: Embodiment, other: Embodiment) -> bool:
     same = repaired_mode(one.action_mode) == repaired_mode(other.action_mode)
-    return same and other.action_width in (None, one.action_width)
+    return same and other.action_width in (None, one.action_width) and other.relative == one.relative
 
 
 def _mode(chosen: str, embodiment: Embodiment) -> str:
