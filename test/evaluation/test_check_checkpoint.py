@@ -14,7 +14,7 @@ import pytest
 
 from xvla_ros.commands.check import CheckReport, check, text_of
 from xvla_ros.control.policy_source import load_policy
-from xvla_ros.errors import ProfileError
+from xvla_ros.errors import ProfileError, SetupError
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.joints import JointLimits, to_policy
 

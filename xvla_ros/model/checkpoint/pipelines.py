@@ -107,8 +107,8 @@ def read_pipelines(folder: Path, config: XvlaConfig, assume: Collection[str] = (
         str(name) if name else None,
         int(length) if length else None,
         None if domain is None else int(domain),
-    PREPROCESSOR: (RENAME, "to_batch_processor", "device_processor", "xvla_image_scale", RELATIVE),
-    POSTPROCESSOR: ("device_processor", "xvla_rotation_6d_to_axis_angle", ABSOLUTE),
+        {_view(new): _view(old) for old, new in (_first(steps[PREPROCESSOR], RENAME).get("rename_map") or {}).items()},
+        _relative(steps, config, problems),
         tuple(missing),
         tuple(problems),
     )
