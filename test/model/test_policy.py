@@ -239,6 +239,20 @@ def test_words_that_are_cut_off_are_told_once(policy: Policy, pair: Embodiment, 
     assert f"it is {tokenizer.tokens(LONG)} tokens, and the checkpoint reads {tokenizer.length}" in cut[0]
 
 
+def test_warming_up_says_nothing_of_its_words(policy: Policy, pair: Embodiment, look: Look) -> None:
+    from xvla_ros.model.runtime.fast import warm_up
+
+    said: list[str] = []
+    policy.on_remark = said.append
+    try:
+        warm_up(policy, [look(pair, instruction="xylophone")], steps=1)
+        assert said == []
+        policy.predict([look(pair, instruction="xylophone")], steps=1)
+        assert len(said) == 1 and "'xylophone'" in said[0]
+    finally:
+        policy.on_remark = None
+
+
 def test_what_is_left_and_what_is_lost_are_the_instruction(policy: Policy) -> None:
     tokenizer = policy.processor.tokenizer
     assert tokenizer.cut("pick up the cup") == "" and tokenizer.cut("") == ""

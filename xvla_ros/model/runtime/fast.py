@@ -87,7 +87,11 @@ def warm_up(policy: Policy, observations: Sequence[Observation], *, steps: int |
         steps: as for ``Policy.predict``.
     """
     get_ready(policy, observations, steps=steps)
-    policy.predict(observations, steps=steps, seed=0)
+    on_remark, policy.on_remark = policy.on_remark, None  # nobody asked for these words
+    try:
+        policy.predict(observations, steps=steps, seed=0)
+    finally:
+        policy.on_remark = on_remark
 
 
 def get_ready(policy: Policy, observations: Sequence[Observation], *, steps: int | None = None) -> None:

@@ -313,7 +313,6 @@ class PolicyNode(GuardedLifecycleNode):
         if policy.precision.is_slow:
             log.warning(f"parameter dtype: the policy {policy.precision}; leave dtype empty for the fastest")
         log.info("warming up")
-        policy.on_remark = None
         warm_up(policy, [blank_observation(profile) for profile in self._profiles.values()])
         policy.on_remark = log.warning
         return policy
