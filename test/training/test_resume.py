@@ -135,7 +135,7 @@ def test_changed_words_and_robots_are_noticed(begin, change):
 def test_a_run_of_before_went_on_with_repeated_waypoints(begin):
     from xvla_ros.training.saving import STATES, require_same
 
-    trainer = begin(steps=2, loss={"padding": "repeated"})
+    trainer = begin(steps=2)
     told = trainer.settings.model_dump(mode="json")
     del told["loss"]
     require_same(told, trainer.settings, STATES)

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import MODEL
+from tiny import ARM, MODEL, PAIR, TinySource
 
 from xvla_ros.training.config import TrainingError
 from xvla_ros.training.data import draws
@@ -124,3 +126,22 @@ def test_bfloat16_weights_halve_the_checkpoint(begin, tmp_path):
     begin("whole", steps=1).run()
     half, whole = ((tmp_path / name / "checkpoint" / "model.safetensors").stat().st_size for name in ("half", "whole"))
     assert half < 0.75 * whole
+
+
+def test_waypoints_after_the_end_count_unless_they_are_masked(begin, tmp_path):
+    def cut_short(source: TinySource) -> TinySource:
+        for samples in (source.train, source.held_out):
+            samples[:] = [replace(each, mask=np.arange(len(each.mask)) < each.row % 7) for each in samples]
+        return source
+
+    for padding in ("masked", "repeated"):
+        trainer = begin(padding, source=cut_short(TinySource(PAIR, ARM)), steps=3, loss={"padding": padding})
+        samples = [trainer.source.draw(index) for index in range(8)]
+        known = trainer.objective.collate(samples).known
+        if padding == "masked":
+            assert known.tolist() == [each.mask.tolist() for each in samples]
+        else:
+            assert known is None
+        trainer.run()
+    assert all(np.isfinite(losses(tmp_path / "masked")))
+    assert losses(tmp_path / "masked")[0] != losses(tmp_path / "repeated")[0]

@@ -180,9 +180,9 @@ class Loss(DataSection):
     """What counts in the loss."""
 
     padding: Literal["masked", "repeated"] = Field(
-        "masked",
-        description="Waypoints after the end of an episode or plan: masked leaves them out, repeated trains on the "
-        "last one again and again, to stay there.",
+        "repeated",
+        description="Waypoints after the end of an episode or plan: repeated trains on the last one again and again, "
+        "to stay there; masked leaves them out.",
     )
 
 
@@ -417,9 +417,8 @@ def settings_from(raw: dict[str, Any], file: str = "") -> TrainSettings:
 
 
 def completed(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings that an earlier version wrote, with those it did not have as it behaved, or at their defaults."""
+    """Return settings that an earlier version wrote, with those it did not have at their defaults."""
     raw = {**_with_drawn(dict(told)), "objective": "vision"} if "scenes" in told else dict(told)
-    raw = {"loss": {"padding": "repeated"}, **raw}
     try:
         return settings_from(raw).model_dump(mode="json")
     except TrainingError:  # written by a version too different to read
