@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from xvla_ros.commands.options import BagRobot, Checkpoint, Command, Count, Devi
 from xvla_ros.errors import BagError, Interrupted, SetupError
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.recordings.bags import Bag, storage_files
+from xvla_ros.recordings.lerobot_files import is_data_set
 from xvla_ros.resources import usable_cores
 
 if TYPE_CHECKING:
@@ -33,7 +35,11 @@ class Replay(Command):
       xvla replay bags --checkpoint my_checkpoint --device cuda --jobs 8
     """
 
-    bags: Annotated[tuple[str, ...], Option(metavar="BAG", positional=True), "bag, its file, or a folder of bags"]
+    bags: Annotated[
+        tuple[str, ...],
+        Option(metavar="BAG", positional=True),
+        "bag, its file, a folder of bags, or the folder of a LeRobot data set",
+    ]
     robot: BagRobot = ""
     checkpoint: Checkpoint = None
     compare: Annotated[str, Option(metavar="C2"), "a second checkpoint on the same observations"] = ""
@@ -42,6 +48,9 @@ class Replay(Command):
     every: Annotated[Count, "answer each N-th picture of slot 0"] = 1
     ablations: Annotated[bool, "also answer with cameras black, another soft prompt, other words"] = False
     instruction: Annotated[str, "instruction in place of the recorded one"] = ""
+    mapping: Annotated[
+        str, Option(metavar="FILE"), "how the features of a data set become the robot's: mapping, as in xvla train"
+    ] = ""
     all_episodes: Annotated[bool, "also replay the episodes that failed"] = False
     seed: Annotated[Seed, "seed of the sampler's noise"] = 0
     steps: Annotated[Count | None, "denoising steps (default: the profile's)"] = None
@@ -95,12 +104,16 @@ class BagInfoCommand(Command):
 
 
 def _replay(options: Replay) -> int:
-    bags = [Bag(path) for path in find_bags(options.bags)]
-    with bags[0]:  # asked for its profile and its fingerprint before it is replayed
+    from xvla_ros.evaluation.replay.bag import source_of
+
+    bags = [source_of(path) for path in find_bags(options.bags)]
+    first = bags[0]
+    # it is asked for its profile and its fingerprint before it is replayed
+    with first if isinstance(first, Bag) else nullcontext():
         return _replay_bags(options, bags)
 
 
-def _replay_bags(options: Replay, bags: Sequence[Bag]) -> int:
+def _replay_bags(options: Replay, bags: Sequence[Bag | Path]) -> int:
     if any(find_spec(name) is None for name in ("jinja2", "matplotlib", "tqdm")):
         raise SetupError("the report has plots; install xvla_ros[replay]")
     from xvla_ros.evaluation.replay.jobs import Policies, make_jobs, replayed_before, run_jobs
@@ -130,9 +143,10 @@ def _replay_bags(options: Replay, bags: Sequence[Bag]) -> int:
     }
     document = metrics(figures, parts, [(source.name, source.trained) for source in sources], told)
     if live:
+        from xvla_ros.evaluation.replay.bag import path_of
         from xvla_ros.evaluation.replay.live import compare_live
 
-        document["live"] = compare_live(live, parts, bags[0].path, profile, sources[0], options.steps)
+        document["live"] = compare_live(live, parts, path_of(bags[0]), profile, sources[0], options.steps)
     write_metrics(document, output)
     write_page(document, figures, output / "report.html")
     if options.rerun:
@@ -145,7 +159,7 @@ def _replay_bags(options: Replay, bags: Sequence[Bag]) -> int:
 
 
 def find_bags(named: Sequence[str]) -> list[Path]:
-    """Return the bags that the paths name, each once: a path is a bag itself, or a folder with bags.
+    """Return the bags that the paths name, each once: a path is a bag itself, a folder with bags, or a data set.
 
     A folder with ``metadata.yaml`` is one bag, and so is one whose files are numbered as rosbag2 splits them; else
     each file and each bag folder in it is one.
@@ -166,6 +180,8 @@ def find_bags(named: Sequence[str]) -> list[Path]:
 
 
 def _bags_in(path: Path) -> list[Path]:
+    if is_data_set(path):
+        return [path]
     files = storage_files(path)
     if not path.is_dir() or (path / "metadata.yaml").exists():
         return [path] if files else []
@@ -179,11 +195,14 @@ def _numbered(files: Sequence[Path]) -> bool:
     return [file.name.split(".")[0].rsplit("_", 1)[-1] for file in files] == [str(i) for i in range(len(files))]
 
 
-def _profile(robot: str, bag: Bag) -> Profile:
+def _profile(robot: str, source: Bag | Path) -> Profile:
     from xvla_ros.recordings.bag_recording import profile_of_bag
+    from xvla_ros.recordings.lerobot_recording import profile_of_data_set
     from xvla_ros.robots import load_robot
 
-    return load_robot(robot) if robot else profile_of_bag(bag)
+    if robot:
+        return load_robot(robot)
+    return profile_of_bag(source) if isinstance(source, Bag) else profile_of_data_set(source)
 
 
 def _settings(options: Replay) -> ReplaySettings:
@@ -199,18 +218,22 @@ def _settings(options: Replay) -> ReplaySettings:
         options.ablations,
         options.seed,
         options.baseline,
+        options.mapping,
     )
 
 
-def _live(options: Replay, bags: Sequence[Bag], profile: Profile, output: Path, dtype: str) -> Path | None:
+def _live(options: Replay, bags: Sequence[Bag | Path], profile: Profile, output: Path, dtype: str) -> Path | None:
+    if (options.live or options.live_chunks) and not isinstance(bags[0], Bag):
+        raise SetupError(f"{bags[0]} is a LeRobot data set: only a bag can be played to a node")
     if options.live_chunks:
         return Path(options.live_chunks)
     if not options.live:
         return None
+    from xvla_ros.evaluation.replay.bag import path_of
     from xvla_ros.evaluation.replay.live import run_live
 
     return run_live(
-        bags[0].path,
+        path_of(bags[0]),
         profile,
         options.checkpoint or "",
         output,

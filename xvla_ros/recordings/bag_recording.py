@@ -151,6 +151,11 @@ class BagRecording:
     def profile(self) -> Profile:
         return self._profile
 
+    @property
+    def has_joints(self) -> bool:
+        """Whether it says where the joints were: a bag does."""
+        return True
+
     def survey(self, *, plans: bool = True) -> Survey:
         """Read through the bag once, without decoding a picture.
 

@@ -63,17 +63,19 @@ class Integrity:
         checked: how many were compared; 0 leaves the bag's integrity unknown.
         damage: what does not fit, in words.
         unchecked: names of files without checksums.
+        what: is checked.
     """
 
     checked: int = 0
     damage: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
+    what: str = "bag"
 
     def __str__(self) -> str:
         if self.damage:
             return f"damaged: {'; '.join(self.damage)}"
         if not self.checked:
-            return "integrity is unchecked: the bag has no checksums"
+            return f"integrity is unchecked: the {self.what} has no checksums"
         if self.unchecked:
             return f"{self.checked} checksums fit; integrity of {', '.join(self.unchecked)} is unchecked"
         return f"intact: {self.checked} checksum{'s' if self.checked > 1 else ''} fit"

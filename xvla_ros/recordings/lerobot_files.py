@@ -32,6 +32,11 @@ FAR_AHEAD = 2.0  # s; for a frame further ahead than this the reader seeks a key
 Rgb = NDArray[np.uint8]
 
 
+def is_data_set(path: Path) -> bool:
+    """Return whether a path is the folder of a LeRobot data set."""
+    return (path / INFO).is_file()
+
+
 @dataclass(frozen=True)
 class Clip:
     """The part of a video file that belongs to an episode; ``start`` and ``end`` in s within the file."""

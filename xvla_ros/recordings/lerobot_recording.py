@@ -5,21 +5,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from xvla_ros.errors import KinematicsError, MessageError, Problem, did_you_mean, problems_of
+from xvla_ros.observation.faults import CAMERA_MISSING, Fault
 from xvla_ros.observation.images import view_of
 from xvla_ros.recordings.action_checks import action_problems
 from xvla_ros.recordings.action_path import ActionPath, Channels
 from xvla_ros.recordings.bag_paths import tool_actions
+from xvla_ros.recordings.bag_recording import Seen
 from xvla_ros.recordings.bags import sampled
 from xvla_ros.recordings.lerobot_files import LANGUAGE, WRITTEN, EpisodeFiles, LeRobotFiles, Video
 from xvla_ros.recordings.recording import (
@@ -36,7 +39,7 @@ from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import from_policy, to_policy
 from xvla_ros.robots.profile import Profile, profiles_of_document
 from xvla_ros.robots.tools import tool_arms
-from xvla_ros.types import NS, Floats
+from xvla_ros.types import NS, Floats, Observation
 
 READER_VERSION = 2
 SUFFIX = ".pos"  # of the names that LeRobot's drivers give to joint positions
@@ -122,6 +125,7 @@ class LeRobotRecording:
         self._folder, self._profile, self._options = folder, profile, options
         self._opened: LeRobotFiles | None = None
         self._states: list[Floats] = []
+        self._joints_of: list[tuple[Floats, Floats]] = []  # measured and commanded, rad or m, of each episode
         self._kept: list[EpisodeFiles] = []
         self._ends: dict[Path, float] = {}
 
@@ -176,7 +180,7 @@ class LeRobotRecording:
         encoder, state = self._encoder(), self._columns(self._options.mapping.state, self._options.mapping.channels)
         differing = {**self._options.mapping.channels, **self._options.mapping.action_channels}
         action = self._columns(self._options.mapping.action, differing) if commanded else state
-        self._states, self._kept = [], []
+        self._states, self._joints_of, self._kept = [], [], []
         episodes, left_out, joints, pairs = [], [], [], []
         chosen = self._chosen()
         for files in chosen:
@@ -198,6 +202,7 @@ class LeRobotRecording:
                 left_out += bad[:1]
                 continue
             self._states.append(self._state(measured, encoder))
+            self._joints_of.append((self._as_joints(measured), self._as_joints(values)))
             self._kept.append(files)
             changes = _changes(times, words)
             first, *others = changes
@@ -333,20 +338,49 @@ class LeRobotRecording:
             notes.append(f"{self._folder}: has subtasks too; mapping.words: subtask takes them")
         return notes
 
+    @property
+    def has_joints(self) -> bool:
+        """Whether it says where the joints were, and not the poses of the tools alone."""
+        return self._options.mapping.units != "vector" or not self._profile.action_spec.is_end_effector
+
+    def joint_path(self, survey: Survey, episode: int) -> tuple[NDArray[np.int64], Floats]:
+        """Return the path of an episode as joint positions: knots [K] in ns and joints [K, J], rad or m."""
+        return survey.episodes[episode].path.times, self._joints_of[episode][1]
+
+    def measured(self, survey: Survey, episode: int, stamp: int) -> Floats:
+        """Return where the joints [J] were measured at the stamp of a frame, rad or m."""
+        row = int(np.searchsorted(survey.episodes[episode].path.times, stamp))
+        return np.asarray(self._joints_of[episode][0][row])
+
+    def seen(self, survey: Survey, chosen: Callable[[int, int], bool] = lambda episode, stamp: True) -> Iterator[Seen]:
+        """Yield the frames for which ``chosen`` says so, as observations; see ``BagRecording.seen``."""
+        robot = self._profile.embodiment()
+        for frame in self._frames(survey, chosen):
+            if isinstance(frame, LostEpisode):
+                start = survey.episodes[frame.episode].start
+                yield Seen(frame.episode, start, Fault(CAMERA_MISSING, str(frame.problem)))
+                continue
+            found = Observation(robot, frame.stamp, frame.images, frame.state, "", {})
+            yield Seen(frame.episode, frame.stamp, found)
+
     def frames(self, survey: Survey) -> Iterator[Frame | LostEpisode]:
         """Yield the frames, the videos read from their beginnings on; an episode with a damaged picture ends there.
 
         Raises:
             SamplesError: too many episodes do.
         """
+        return self._frames(survey, lambda episode, stamp: True)
+
+    def _frames(self, survey: Survey, chosen: Callable[[int, int], bool]) -> Iterator[Frame | LostEpisode]:
         if not self._kept:
             self.survey()
         videos: dict[str, tuple[Path, Video]] = {}
         lost = list(survey.left_out)
         try:
             for number, (files, states) in enumerate(zip(self._kept, self._states, strict=True)):
+                times = survey.episodes[number].path.times
                 try:
-                    yield from self._frames_of(number, files, states, survey.episodes[number].path.times, videos)
+                    yield from self._frames_of(number, files, states, times, videos, chosen)
                 except SamplesError as error:
                     yield LostEpisode(number, error.problems[0])
                     lost += error.problems[:1]
@@ -385,6 +419,7 @@ class LeRobotRecording:
         states: Floats,
         times: NDArray[np.int64],
         videos: dict[str, tuple[Path, Video]],
+        chosen: Callable[[int, int], bool],
     ) -> Iterator[Frame]:
         cameras = self._cameras()
         kept = {
@@ -399,6 +434,8 @@ class LeRobotRecording:
                 if time < due - 0.5 * NS / self._files.fps:
                     continue
                 due += round(NS / self._options.rate)
+            if not chosen(number, int(time)):
+                continue
             images = {
                 slot: self._view(
                     slot, inside[slot] if slot in inside else self._picture(files, feature, time / NS, videos)
@@ -578,6 +615,11 @@ class LeRobotRecording:
         """Return values of a feature as joints in rad or m, or as the vectors they are."""
         return from_policy(values, self._profile) if self._options.mapping.units == "policy" else values
 
+    def _as_joints(self, values: Floats) -> Floats:
+        """Return joints as they are; of a policy's vectors the joints in them, or the vectors themselves."""
+        vector = self._options.mapping.units == "vector"
+        return from_policy(values, self._profile) if vector and self.has_joints else values
+
     def _state(self, joints: Floats, encoder: StateEncoder) -> Floats:
         return self._vector(joints) if self._options.mapping.units == "vector" else encoder.state(joints)
 
@@ -628,6 +670,22 @@ def profile_of_data_set(folder: Path) -> Profile:
         message += "to a profile file"
         raise SamplesError([Problem(str(folder), "robot", "", "name of a profile, or a profile file", message)])
     return next(iter(profiles.values()))
+
+
+def read_mapping(path: Path) -> LeRobotMapping:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        SamplesError: it cannot be read, or is no mapping of features.
+    """
+    try:
+        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return LeRobotMapping.model_validate(told, strict=False)
+    except ValidationError as error:
+        raise SamplesError(problems_of(error, LeRobotMapping, lambda key: str(path))) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise SamplesError([Problem(str(path), "", None, "the keys of mapping of a data set", text)]) from error
 
 
 def _written(folder: Path) -> dict[str, Any]:

@@ -130,6 +130,16 @@ def gripper_action(position: ArrayLike, gripper: Gripper) -> Floats:
     return _channel(position, gripper, gripper.open_value, gripper.closed_value)
 
 
+def state_as_action(states: ArrayLike, profile: Profile) -> Floats:
+    """Return the actions [..., D] that mean to stay at states [..., D]: their poses, with the grippers as actions."""
+    actions = np.array(states, dtype=np.float64)
+    for i, tool in enumerate(profile.tools.values()):
+        channel, grip = i * CHANNELS + GRIPPER, tool.gripper
+        share = (actions[..., channel] - grip.state_open) / (grip.state_closed - grip.state_open)
+        actions[..., channel] = grip.open_value + np.clip(share, 0.0, 1.0) * (grip.closed_value - grip.open_value)
+    return actions
+
+
 def _channel(position: ArrayLike, gripper: Gripper, when_open: float, when_closed: float) -> Floats:
     values = np.asarray(position, dtype=np.float64)
     share = (values - gripper.open_position) / (gripper.closed_position - gripper.open_position)

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One bag replayed: its observations, built as in the live node, are answered and compared with what followed."""
+"""One bag replayed: its observations, built as in the live node, are answered and compared with what followed.
+
+A LeRobot data set is replayed alike, each frame an observation.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +25,11 @@ from xvla_ros.observation.faults import FaultTally
 from xvla_ros.recordings.action_path import Times, waypoint_times
 from xvla_ros.recordings.bag_paths import interpolated, tool_actions
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording, Seen
-from xvla_ros.recordings.bags import Bag
+from xvla_ros.recordings.bags import Bag, Integrity
+from xvla_ros.recordings.lerobot_files import is_data_set
+from xvla_ros.recordings.lerobot_recording import LeRobotMapping, LeRobotOptions, LeRobotRecording, read_mapping
 from xvla_ros.recordings.recording import NothingLeftError, SamplesError, Survey, joint_leaps
+from xvla_ros.robots import tool_pose
 from xvla_ros.robots.actions import Decoder, StateEncoder
 from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
@@ -46,6 +53,7 @@ class ReplaySettings:
         ablations: whether to measure what cameras, soft prompt and instruction contribute.
         seed: of the sampler's noise.
         baseline: no policy answers, so that no instruction is needed.
+        mapping: file that says how the features of a LeRobot data set become the profile's; empty for none.
     """
 
     every: int = 1
@@ -55,6 +63,42 @@ class ReplaySettings:
     ablations: bool = False
     seed: int = 0
     baseline: bool = False
+    mapping: str = ""
+
+
+Source = Bag | Path  # a bag, or the folder of a LeRobot data set
+ReplayRecording = BagRecording | LeRobotRecording
+
+
+def source_of(path: Path | Bag) -> Source:
+    """Return what a path is: a bag, unless it is the folder of a LeRobot data set."""
+    return path if isinstance(path, Path) and is_data_set(path) else Bag.of(path)
+
+
+def path_of(source: Source) -> Path:
+    """Return where it is."""
+    return source if isinstance(source, Path) else source.path
+
+
+def recording_of(source: Source, profile: Profile, settings: ReplaySettings) -> ReplayRecording:
+    """Return a bag or a data set as it is read for a replay.
+
+    Raises:
+        SamplesError: the mapping cannot be read.
+    """
+    if isinstance(source, Path):
+        mapping = read_mapping(Path(settings.mapping)) if settings.mapping else LeRobotMapping()
+        return LeRobotRecording(source, profile, LeRobotOptions(mapping, instruction=settings.instruction))
+    options = BagOptions(
+        instruction=settings.instruction,
+        only_successes=not settings.all_episodes,
+        instruction_hint="" if settings.baseline else "give it with --instruction TEXT",
+    )
+    return BagRecording(source, profile, options)
+
+
+def _integrity(source: Source) -> Integrity:
+    return source.integrity if isinstance(source, Bag) else Integrity(what="data set")
 
 
 @dataclass(frozen=True)
@@ -127,7 +171,7 @@ def replay_bag(
     A bag that cannot be used is no error here: its record says why.
 
     Args:
-        bag: or its path.
+        bag: or its path, or that of a LeRobot data set.
         profile: the robot.
         sources: what answers; all with equally many waypoints.
         settings: how.
@@ -139,16 +183,11 @@ def replay_bag(
         SetupError: a source's answer does not fit the robot.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    options = BagOptions(
-        instruction=settings.instruction,
-        only_successes=not settings.all_episodes,
-        instruction_hint="" if settings.baseline else "give it with --instruction TEXT",
-    )
-    bag = Bag.of(bag)
-    path, left_out = bag.path, dict[str, int]()
+    source = source_of(bag)
+    path, left_out = path_of(source), dict[str, int]()
     try:
-        with bag:
-            recording = BagRecording(bag, profile, options)
+        with source if isinstance(source, Bag) else nullcontext():
+            recording = recording_of(source, profile, settings)
             survey = recording.survey()
             left_out = dict(survey.skipped)
             if not survey.episodes:
@@ -156,7 +195,7 @@ def replay_bag(
             replay = _Replay(recording, survey, profile, sources, settings, folder)
             replay.run(progress)
     except (SamplesError, BagError) as error:
-        skipped, checked = error.skipped if isinstance(error, NothingLeftError) else left_out, bag.integrity
+        skipped, checked = error.skipped if isinstance(error, NothingLeftError) else left_out, _integrity(source)
         told = str(error).replace(f"{path}: ", "")
         record = BagRecord(
             str(path),
@@ -168,7 +207,7 @@ def replay_bag(
         )
         record.write(folder, key)
         return record
-    failure, checked = replay.error(), bag.integrity
+    failure, checked = replay.error(), _integrity(source)
     record = BagRecord(
         str(path),
         0 if failure else replay.frames,
@@ -193,7 +232,7 @@ class _Replay:
 
     def __init__(
         self,
-        recording: BagRecording,
+        recording: ReplayRecording,
         survey: Survey,
         profile: Profile,
         sources: Sequence[AnswerSource],
@@ -282,10 +321,13 @@ class _Replay:
             episode.instruction,
             seen.found.age,
         )
-        measured = self._recording.measured(self._survey, seen.episode, told.stamp)
-        return Question(told, episode.waypoints(told.stamp, due)[0], self._as_action(measured))
+        return Question(told, episode.waypoints(told.stamp, due)[0], self._as_action(seen.episode, told))
 
-    def _as_action(self, joints: Floats) -> NDArray[np.float32]:
+    def _as_action(self, episode: int, seen: Observation) -> NDArray[np.float32]:
+        """Return where the robot was, as an action [D]."""
+        if not self._recording.has_joints:
+            return tool_pose.state_as_action(seen.state, self._profile).astype(np.float32)
+        joints = self._recording.measured(self._survey, episode, seen.stamp)
         if not self._arms:
             return to_policy(joints, self._profile).astype(np.float32)
         action: NDArray[np.float32] = tool_actions(joints[None], self._profile, self._encoder)[0].astype(np.float32)
@@ -321,28 +363,40 @@ class _Replay:
             off = self._measures.differences(answer.actions, recorded_later)
             row["shifted"][run] = np.where(known[..., None], off, 0.0).sum(axis=1)
             if self.layout.joints:
-                self._decode(row, run, answer, seen)
+                self._decode(row, run, answer, question)
         if self.layout.joints:
-            row["joints_recorded"] = self._joints_due(episode, seen.stamp, due)
+            row["joints_recorded"] = self._joints_due(episode, question, due)
 
-    def _joints_due(self, episode: int, stamp: int, due: Times) -> Floats:
-        plans = self._recording.joint_plans(self._survey, episode)
+    def _joints_due(self, episode: int, question: Question, due: Times) -> Floats:
+        """Return the joints [T, J] that were recorded; of poses alone, those that reach them."""
+        stamp, recording = question.seen.stamp, self._recording
+        if not recording.has_joints:
+            return self._reaching(question.recorded, question)[0]
+        plans = recording.joint_plans(self._survey, episode) if isinstance(recording, BagRecording) else None
         plan = plans.newest(stamp) if plans is not None else None
         if plan is not None:
             return plan.at(due).astype(np.float64)
-        return interpolated(due, *self._recording.joint_path(self._survey, episode))
+        return interpolated(due, *recording.joint_path(self._survey, episode))
 
-    def _decode(self, row: Any, run: int, answer: Answer, seen: Observation) -> None:
-        start = self._recording.measured(self._survey, int(row["episode"]), seen.stamp)
-        robot, policy = seen.embodiment, self._profile.policy
-        times = policy.first_waypoint_offset + np.arange(self.layout.waypoints, dtype=np.float64) * policy.waypoint_dt
+    def _decode(self, row: Any, run: int, answer: Answer, question: Question) -> None:
+        row["joints"][run], row["missed"][run] = self._reaching(answer.actions, question, int(row["episode"]))
+
+    def _reaching(
+        self, actions: NDArray[np.float32], question: Question, episode: int | None = None
+    ) -> tuple[Floats, NDArray[np.bool_]]:
+        """Return joints [T, J] for actions [T, D] of tool poses, and which of these are missed."""
+        seen, policy = question.seen, self._profile.policy
+        start = None
+        if episode is not None and self._recording.has_joints:
+            start = self._recording.measured(self._survey, episode, seen.stamp)
+        times = policy.first_waypoint_offset + np.arange(len(actions), dtype=np.float64) * policy.waypoint_dt
+        robot = seen.embodiment
         chunk = ActionChunk(
-            robot.robot, robot.domain_id, robot.action_mode, seen.instruction, seen.stamp, times, answer.actions, 0.0, 0
+            robot.robot, robot.domain_id, robot.action_mode, seen.instruction, seen.stamp, times, actions, 0.0, 0
         )
         path = self._decoder.decode(chunk, start)
         given = np.arange(len(path.times)) if path.waypoints is None else path.waypoints
-        row["joints"][run] = path.positions[given]
-        row["missed"][run] = path.out_of_reach()[given]
+        return path.positions[given], path.out_of_reach()[given]
 
     def _checked(self, answer: Answer) -> None:
         expected = (self.layout.waypoints, self.layout.width)

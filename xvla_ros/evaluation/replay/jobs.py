@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xvla_ros.errors import SetupError
-from xvla_ros.evaluation.replay.bag import BagRecord, ReplaySettings, replay_bag
+from xvla_ros.evaluation.replay.bag import BagRecord, ReplaySettings, Source, path_of, recording_of, replay_bag
 from xvla_ros.evaluation.replay.metrics import Part
 from xvla_ros.evaluation.replay.sources import AnswerSource, HoldStill, PolicySource
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
@@ -71,9 +71,9 @@ class Policies:
 
 @dataclass(frozen=True)
 class Job:
-    """One bag to replay."""
+    """One bag, or data set, to replay."""
 
-    bag: Bag
+    bag: Source
     folder: Path
     key: str
     profile: Profile
@@ -82,7 +82,7 @@ class Job:
 
 
 def make_jobs(
-    bags: Sequence[Bag], profile: Profile, policies: Policies, settings: ReplaySettings, output: Path
+    bags: Sequence[Source], profile: Profile, policies: Policies, settings: ReplaySettings, output: Path
 ) -> list[Job]:
     """Return a job for each bag, its folder named by what its rows depend on."""
     identities = [_identity(name or profile.policy.checkpoint) for name in policies.checkpoints]
@@ -91,11 +91,17 @@ def make_jobs(
     jobs = []
     for bag in bags:
         digest = hashlib.blake2b(digest_size=12)
-        digest.update(json.dumps([*told, str(bag.path.resolve())], sort_keys=True).encode())
-        digest.update(BagRecording(bag, profile, BagOptions()).fingerprint().encode())
+        digest.update(json.dumps([*told, str(path_of(bag).resolve())], sort_keys=True).encode())
+        digest.update(_fingerprint(bag, profile, settings).encode())
         key = digest.hexdigest()
         jobs.append(Job(bag, output / PARTS / key, key, profile, policies, settings))
     return jobs
+
+
+def _fingerprint(source: Source, profile: Profile, settings: ReplaySettings) -> str:
+    if isinstance(source, Bag):
+        return BagRecording(source, profile, BagOptions()).fingerprint()
+    return recording_of(source, profile, settings).fingerprint()
 
 
 def replayed_before(jobs: Sequence[Job]) -> dict[str, BagRecord]:
