@@ -34,7 +34,8 @@ COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --he
     ),
     "report": ("report", "MakeReport", "make the page and the film of a recorded run, of a real arm or of a demo"),
     "replay": ("replay", "Replay", "hold a policy's answers against recordings, before it moves an arm"),
-    "bag": ("replay", "BagInfoCommand", "say what a recording holds, and what a robot would miss in it"),
+    "data": ("replay", "DataInfo", "say what a recording or data set holds, and what a robot would miss in it"),
+    "bag": ("replay", "DataInfo", "the older name of xvla data"),
     "export": ("export", "Export", "write a LeRobot data set of the episodes of bags"),
     "train": ("training", "Train", "train a policy from recordings, or adapt a checkpoint to a robot"),
 }  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``xvla replay``: recordings answered by a policy and held against what followed; ``xvla bag``: what they hold."""
+"""``xvla replay``: recordings answered by a policy and held against what followed; ``xvla data``: what they hold."""
 
 from __future__ import annotations
 
@@ -20,8 +20,15 @@ from xvla_ros.recordings.lerobot_files import is_data_set
 from xvla_ros.resources import usable_cores
 
 if TYPE_CHECKING:
+    from xvla_ros.evaluation.bag_info import BagInfo
+    from xvla_ros.evaluation.data_set_info import DataSetInfo
     from xvla_ros.evaluation.replay.bag import ReplaySettings
     from xvla_ros.robots.profile import Profile
+
+
+MappingFile = Annotated[
+    str, Option(metavar="FILE"), "how the features of a data set become the robot's: YAML, mapping of xvla train"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +55,7 @@ class Replay(Command):
     every: Annotated[Count, "answer each N-th picture of slot 0"] = 1
     ablations: Annotated[bool, "also answer with cameras black, another soft prompt, other words"] = False
     instruction: Annotated[str, "instruction in place of the recorded one"] = ""
-    mapping: Annotated[
-        str, Option(metavar="FILE"), "how the features of a data set become the robot's: mapping, as in xvla train"
-    ] = ""
+    mapping: MappingFile = ""
     all_episodes: Annotated[bool, "also replay the episodes that failed"] = False
     seed: Annotated[Seed, "seed of the sampler's noise"] = 0
     steps: Annotated[Count | None, "denoising steps (default: the profile's)"] = None
@@ -73,34 +78,48 @@ class Replay(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BagInfoCommand(Command):
-    """Say what a recording holds, and what a robot would miss in it.
+class DataInfo(Command):
+    """Say what a recording or a LeRobot data set holds, and what a robot would miss in it.
 
     examples:
-      xvla bag info run.mcap
-      xvla bag info recordings/monday --robot my_arm.yaml --json
+      xvla data info run.mcap
+      xvla data info recordings/monday --robot my_arm.yaml --json
+      xvla data info data/touch --robot so101_bimanual --mapping mapping.yaml
     """
 
     what: Annotated[
-        Literal["info"], Option(positional=True), "topics, rates, gaps, clocks, ranges of joints, integrity"
+        Literal["info"],
+        Option(positional=True),
+        "of a bag topics, rates, gaps, clocks, joints, integrity; of a data set episodes, tasks, videos, ranges",
     ]
-    bag: Annotated[str, Option(metavar="BAG", positional=True), "bag or its file"]
+    data: Annotated[str, Option(metavar="DATA", positional=True), "bag, its file, or the folder of a data set"]
     robot: BagRobot = ""
+    mapping: MappingFile = ""
     json: Json = False
 
     def run(self) -> int:
-        """Print what is in the bag.
+        """Print what is in it.
 
         Returns:
             0; 1 where it is damaged, lacks what the profile requires, or gives no observation; 2 where that is not
             known, as the robot's kinematics are missing.
         """
+        info, text = self._of_data_set() if is_data_set(Path(self.data)) else self._of_bag()
+        print(json.dumps(info.to_mapping(), indent=2) if self.json else text)
+        return info.exit_code
+
+    def _of_bag(self) -> tuple[BagInfo | DataSetInfo, str]:
         from xvla_ros.evaluation.bag_info import inspect, profile_for, text_of
 
-        with Bag(self.bag) as opened:
+        with Bag(self.data) as opened:
             info = inspect(opened, profile_for(opened, self.robot))
-        print(json.dumps(info.to_mapping(), indent=2) if self.json else text_of(info))
-        return info.exit_code
+        return info, text_of(info)
+
+    def _of_data_set(self) -> tuple[BagInfo | DataSetInfo, str]:
+        from xvla_ros.evaluation.data_set_info import inspect, text_of
+
+        info = inspect(Path(self.data), self.robot, self.mapping)
+        return info, text_of(info)
 
 
 def _replay(options: Replay) -> int:

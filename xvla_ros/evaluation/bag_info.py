@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``xvla bag info``: what a bag holds, how regularly it came, and whether it suits a robot."""
+"""``xvla data info`` of a bag: what it holds, how regularly it came, and whether it suits a robot."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def text_of(info: BagInfo) -> str:
         lines.append(f"cut short: {info.cut}")
     head = ("topic", "type", "messages", "Hz", "gaps", "longest", "dropped", "log − stamp", "notes")
     rows = [head, *(_topic_row(topic) for topic in info.topics)]
-    lines += ["", *_aligned(rows)]
+    lines += ["", *aligned(rows)]
     if info.joints:
         joints = [
             (
@@ -201,7 +201,7 @@ def text_of(info: BagInfo) -> str:
             )
             for each in info.joints
         ]
-        lines += ["", *_aligned([("joint", "lowest", "highest", "may go", "outside"), *joints])]
+        lines += ["", *aligned([("joint", "lowest", "highest", "may go", "outside"), *joints])]
     if info.robot:
         lines += ["", *_for_robot(info)]
         if info.unused:
@@ -344,6 +344,7 @@ def _topic_row(topic: TopicInfo) -> tuple[str, ...]:
     )
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+def aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Return the rows of a table as lines, the columns under each other."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
