@@ -152,7 +152,12 @@ def _for_robot(folder: Path, profile: Profile, mapping: str) -> tuple[str, list[
         survey = LeRobotRecording(folder, profile, LeRobotOptions(told)).survey()
     except SamplesError as error:
         return "", [str(problem).removeprefix(f"{folder}: ") for problem in error.problems], ()
-    return survey.actions, [str(each).removeprefix(f"{folder}: ") for each in survey.problems], survey.notes
+    left_out = [f"left out: {each}".replace(f"{folder}: ", "") for each in survey.left_out]
+    return (
+        survey.actions,
+        [str(each).removeprefix(f"{folder}: ") for each in survey.problems],
+        (*survey.notes, *left_out),
+    )
 
 
 def _has_pictures(files: LeRobotFiles, feature: str) -> bool:

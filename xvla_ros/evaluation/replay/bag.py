@@ -214,7 +214,7 @@ def replay_bag(
         replay.episodes(),
         dict(replay.skipped),
         tuple(replay.faults.records()),
-        (*survey.notes, *(problem.message for problem in survey.problems), *checked.damage),
+        (*survey.notes, *(problem.message for problem in (*survey.problems, *survey.left_out)), *checked.damage),
         survey.actions,
         failure,
         str(checked),
@@ -318,7 +318,7 @@ class _Replay:
             seen.found.stamp,
             seen.found.images,
             seen.found.state,
-            episode.instruction,
+            episode.instruction_at(seen.found.stamp),
             seen.found.age,
         )
         return Question(told, episode.waypoints(told.stamp, due)[0], self._as_action(seen.episode, told))
