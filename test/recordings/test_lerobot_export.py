@@ -424,3 +424,33 @@ def test_a_damaged_bag_is_named(tmp_path):
     with pytest.raises(SamplesError, match=r"marked\.mcap: damaged"):
         exported(tmp_path, bag)
     assert Bag(bag).path == Path(bag)
+
+
+PEERS = [each for each in os.environ.get("XVLA_LEROBOT_PYTHON", "").split(":") if each]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEERS, reason="XVLA_LEROBOT_PYTHON names no interpreter with lerobot==0.4.4 or 0.6.1")
+@pytest.mark.parametrize("codec", ["h264", "h264-444", "av1"])
+def test_each_lerobot_reads_it_as_we_do_and_trains_on_it(tmp_path, codec):
+    session = Session(PAIR, end=2.0, size=(64, 96)).record()
+    for begin, instruction in ((0.02, "touch the red cube"), (1.02, "touch the blue cube")):
+        session.mark(begin, "start", instruction=instruction).mark(begin + 0.96, "end")
+    found = exported(tmp_path, session.write(tmp_path / "bag.mcap"), codec=codec)
+    frames, episodes = read(found.folder)
+    script = Path(__file__).parents[2] / "bench" / "lerobot_data_set.py"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    for number, peer in enumerate(PEERS):
+        file = tmp_path / f"read_{number}.npz"
+        for asked in (("read", file), ("train", tmp_path / f"run_{number}")):
+            command = [peer, str(script), asked[0], str(found.folder), str(asked[1])]
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+            assert ended.returncode == 0, ended.stderr[-2000:]
+        with np.load(file) as told:
+            assert told["states"].tobytes() == np.array([frame.state for frame in frames]).tobytes()
+            actions = [each.path.at([frame.stamp])[0] for each, frame in zip(episodes, frames, strict=True)]
+            assert told["actions"].tobytes() == np.array(actions).tobytes()
+            assert told["tasks"].tolist() == [episode.instruction for episode in episodes]
+            for slot in SLOTS:
+                ours = np.array([frame.images[slot] for frame in frames[::7]]).transpose(0, 3, 1, 2)
+                np.testing.assert_allclose(told[f"observation.images.{slot}"] * 255, ours, atol=0.01)

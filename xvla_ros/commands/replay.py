@@ -90,7 +90,7 @@ class DataInfo(Command):
     what: Annotated[
         Literal["info"],
         Option(positional=True),
-        "of a bag topics, rates, gaps, clocks, joints, integrity; of a data set episodes, tasks, videos, ranges",
+        "topics, rates, clocks, joints, integrity of a bag; episodes, tasks, videos, ranges of a data set",
     ]
     data: Annotated[str, Option(metavar="DATA", positional=True), "bag, its file, or the folder of a data set"]
     robot: BagRobot = ""
