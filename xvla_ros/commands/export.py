@@ -41,7 +41,7 @@ class Export(Command):
     all_episodes: Annotated[bool, "also the episodes that failed"] = False
     codec: Annotated[
         Literal["h264", "h264-444", "av1"],
-        "of the videos; h264-444 keeps the colour of every pixel, av1 takes up to twice as long",
+        "how videos are coded; h264-444 keeps the colour of every pixel, av1 takes up to twice as long",
     ] = "h264"
     skip_bad: Annotated[bool, "leave out bags with problems instead of refusing them"] = False
     jobs: Annotated[Count | None, "processes, a bag each (default: one for each core)"] = None
