@@ -50,7 +50,7 @@ def compare(pythons: Sequence[str], folder: Path, work: Path) -> list[dict[str, 
     from xvla_ros.types import Observation
 
     policy = checkpoint.load(folder)
-    record = next(iter(policy.robots.values()))
+    record = policy.robots[policy.lerobot or next(iter(policy.robots))]
     config, robot, random = policy.network.config, record.embodiment, np.random.default_rng(SEED)
     width = record.statistics.state.width or policy.network.action_mode.decoded_width
     # Pictures of the network's own size, which neither program resizes: LeRobot has one way to do it, we have two.

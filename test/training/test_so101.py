@@ -137,6 +137,26 @@ def test_the_robots_of_the_shipped_policy_answer_as_before(demonstrations, tmp_p
     np.testing.assert_allclose(one[0].actions, other[0].actions, atol=1e-4)
 
 
+def test_an_arm_taught_again_in_other_units_is_normalised_anew(demonstrations, tmp_path):
+    """A robot keeps the normalisation it was trained with, as long as its numbers mean the same."""
+    first = taught(SHIPPED, demonstrations, tmp_path / "first", "steps=1")
+    again = taught(first, demonstrations, tmp_path / "again", "steps=1")
+    raw = ARM.to_mapping()
+    for joint in ARM.joints.policy_order[:5]:
+        raw["joints"][joint].update(scale=1.0, offset=0.0)
+    path = tmp_path / "radians.yaml"
+    path.write_text(json.dumps({"/**": {"ros__parameters": {"so101": raw}}}))
+    mapped = json.dumps({joint: {"name": joint, "scale": np.pi / 180} for joint in ARM.joints.policy_order[:5]})
+    settings = (f"datasets.0.robot={path}", f"datasets.0.mapping.channels={mapped}")
+    radians = taught(first, demonstrations, tmp_path / "radians", "steps=1", *settings)
+    kept, same, anew = (
+        checkpoint.load(each, dtype="float32").robots["so101"].statistics.state.stats["mean"]
+        for each in (first, again, radians)
+    )
+    np.testing.assert_array_equal(kept, same)
+    np.testing.assert_allclose(anew[:5], np.deg2rad(kept[:5]), atol=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not PEERS, reason="XVLA_LEROBOT_PYTHON names no interpreter with lerobot")
 @pytest.mark.parametrize("peer", PEERS)

@@ -114,6 +114,11 @@ def misfits(profile: Profile, record: RobotRecord | None, file: Path, checkpoint
         yield problem("cameras.slots", list(views), list(slots), message)
 
 
+def same_numbers(profile: Profile, record: RobotRecord) -> bool:
+    """Say whether a profile's channels are the joints, in the units, that the policy was trained on."""
+    return not list(_other_joints(profile, record, Path(), lambda *of: Problem("", *of)))
+
+
 def _other_joints(
     profile: Profile, record: RobotRecord, file: Path, problem: Callable[[str, object, object, str], Problem]
 ) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from xvla_ros.control.policy_source import same_numbers
 from xvla_ros.errors import Problem
 from xvla_ros.model import checkpoint
 from xvla_ros.model.action_modes import repaired_mode
@@ -183,13 +184,17 @@ def _from_scratch(settings: TrainSettings, source: SampleSource, embodiments: Se
 def _record(
     settings: TrainSettings, source: SampleSource, known: RobotRecord | None, embodiment: Embodiment
 ) -> RobotRecord:
-    """Return what the checkpoint keeps of a robot; one that it knows keeps the normalisation it was trained with."""
+    """Return what the checkpoint keeps of a robot.
+
+    One that it knows keeps the normalisation it was trained with, unless its numbers mean something else now.
+    """
     profile = source.profiles.get(embodiment.robot)
     plain: Mapping[str, Any] | None = known.profile if known is not None else None
     if profile is not None:
         plain = profile.to_mapping()
         plain["policy"] = {**plain["policy"], "domain_id": embodiment.domain_id}
-    if known is not None and _decode_alike(known.embodiment, embodiment):
+    alike = known is not None and _decode_alike(known.embodiment, embodiment)
+    if known is not None and alike and (profile is None or same_numbers(profile, known)):
         return RobotRecord(embodiment, known.statistics, plain)
     state = _mode(settings.state_normalisation, embodiment)
     action = _mode(settings.action_normalisation, embodiment)
