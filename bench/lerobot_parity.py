@@ -52,13 +52,14 @@ def compare(pythons: Sequence[str], folder: Path, work: Path) -> list[dict[str, 
     policy = checkpoint.load(folder)
     record = policy.robots[policy.lerobot or next(iter(policy.robots))]
     config, robot, random = policy.network.config, record.embodiment, np.random.default_rng(SEED)
-    width = record.statistics.state.width or policy.network.action_mode.decoded_width
+    mode = policy.action_mode(record.embodiment)
+    width = record.statistics.state.width or mode.decoded_width
     # Pictures of the network's own size, which neither program resizes: LeRobot has one way to do it, we have two.
     images = {slot: random.integers(0, 256, (*config.image_size, 3), dtype=np.uint8) for slot in robot.slots}
     state = record.statistics.state.denormalise(random.standard_normal(width)).astype(np.float32)
     seen = Observation(robot, 0, images, state, "put the red cube into the box")
-    noise = random.standard_normal((1, config.chunk_size, policy.network.action_mode.width), dtype=np.float32)
-    target = random.standard_normal((1, config.chunk_size, policy.network.action_mode.decoded_width), dtype=np.float32)
+    noise = random.standard_normal((1, config.chunk_size, mode.width), dtype=np.float32)
+    target = random.standard_normal((1, config.chunk_size, mode.decoded_width), dtype=np.float32)
     steps = config.num_denoising_steps
     theirs: list[tuple[str, str, Path, NDArray[np.float32]]] = []
     trained: dict[str, Path] = {}

@@ -170,7 +170,7 @@ def _from_hub(folder: Path, names: Sequence[str]) -> Backend:
     from transformers import AutoTokenizer
 
     reasons = []
-    for name in names:
+    for name in dict.fromkeys(names):
         if Path(name).is_absolute() or name.startswith("."):
             reasons.append(f"{name} brings none")
             continue
