@@ -18,6 +18,7 @@ from xvla_ros.commands import suites as command
 from xvla_ros.commands.evaluate import Evaluate
 from xvla_ros.errors import CheckpointError, EvaluationError, SetupError
 from xvla_ros.evaluation.suites.drivers import (
+    ExpertPolicy,
     PolicyDriver,
     ReplayDriver,
     embodiment_of,
@@ -79,7 +80,7 @@ class StandInArena:
         picture = np.zeros((4, 4, 3), np.uint8)
         picture[0, 0] = 200
         images = {"agentview": picture, "robot0_eye_in_hand": picture.copy()} if look else {}
-        return Sight(images, self._at, HALF_TURN, self._at + 0.001, np.zeros(7), np.zeros(2))
+        return Sight(images, self._at, HALF_TURN, self._at + 0.001, np.zeros(7), np.zeros(2), np.zeros(3))
 
 
 def chunk_of(waypoints):
@@ -203,7 +204,7 @@ def stand_in(monkeypatch):
 
 def drive_with(monkeypatch, predict):
     """Put ``predict`` in place of a checkpoint's policy."""
-    make = lambda: PolicyDriver(predict, embodiment_of(XVLA), XVLA, execute=2)  # noqa: E731
+    make = lambda _: PolicyDriver(predict, embodiment_of(XVLA), XVLA, execute=2)  # noqa: E731
     driven = command._Driven("policy", make, "mine", "digest", True)
     monkeypatch.setattr(command, "_driven", lambda *_: driven)
 
@@ -290,6 +291,7 @@ def test_paths_of_another_evaluation_are_a_baseline_by_themselves(tmp_path, monk
         ({"episodes": 5000}, "5000 episodes of each task were asked for, expected at most 1000"),
         ({"overrides": ("speed=2",)}, "no setting of a protocol"),
         ({"checkpoint": "/nowhere"}, "is no folder"),
+        ({"expert": True}, "--expert and --checkpoint both drive"),
     ],
 )
 def test_bad_input_is_named_before_an_episode(tmp_path, stand_in, capsys, options, said):
@@ -347,7 +349,7 @@ def test_what_a_simulator_raises_ends_the_run_and_closes_all():
 
     jobs = [Job(task, (0, 1)) for task in TASKS]
     with pytest.raises(EvaluationError, match="it fell over"):
-        run_jobs(jobs, arena, lambda: ReplayDriver({}), handle, 2)
+        run_jobs(jobs, arena, lambda _: ReplayDriver({}), handle, 2)
     assert arenas and all(each.closed for each in arenas)
 
 
@@ -364,6 +366,49 @@ def test_a_better_rate_than_blind_has_no_such_note_and_an_untrained_one_has():
     told = SuiteRun("libero_object_swap", XVLA, "policy", "policy", "mine", "", 0, VERSIONS)
     assert SuiteResult(told, TASKS[:1], tuple(episodes), True).advice() == []
     assert "untrained" in SuiteResult(told, TASKS[:1], tuple(episodes), False).advice()[0]
+
+
+def test_the_expert_is_asked_as_a_policy_is_and_plans_once_an_episode():
+    plans = []
+
+    def shapes():
+        plans.append(1)
+        edge = np.linspace(-0.02, 0.02, 5)
+        cube = np.stack(np.meshgrid(edge, edge, edge + 0.02), axis=-1).reshape(-1, 3)
+        return {"cube": cube + np.array([0.1, 0.1, 0]), "basket": 4 * cube + np.array([0.1, -0.2, 0])}
+
+    driver = PolicyDriver(ExpertPolicy(shapes, "columns").predict, embodiment_of(XVLA), XVLA, 30)
+    arena = StandInArena()
+    for episode in range(2):
+        driver.begin(TASKS[0], episode)
+        sight = arena.begin(Beginning(0, episode, 0, 0))
+        first, then = driver.actions(sight, 0), driver.actions(sight, 30)
+        assert len(plans) == episode + 1
+        assert np.linalg.norm(np.diff(np.concatenate([first, then])[:, :3], axis=0), axis=1).max() < 0.013
+        assert np.linalg.norm(first[0, :3] - sight.position) < 0.013
+        assert first[:, 6].tolist() == [-1.0] * 30
+
+
+def test_the_expert_knows_one_suite(tmp_path, stand_in, capsys):
+    goal = Evaluate(suite="libero_goal", expert=True, output=str(tmp_path / "out"))
+    assert run(goal, "xvla evaluate") == 1
+    assert "knows libero_object and its variations, and not libero_goal" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("through", ["policy", "control"])
+def test_the_expert_passes_liberos_own_judge(tmp_path, monkeypatch, through):
+    try:
+        monkeypatch.setenv(PYTHON, str(find_interpreter()))
+    except SetupError as error:
+        pytest.skip(str(error))
+    expert = Evaluate(
+        suite="libero_object", expert=True, protocol="harness", tasks="0", episodes=1, through=through, films=0,
+        overrides=("pixels=64",), output=str(tmp_path / "out"),
+    )  # fmt: skip
+    assert run(expert, "xvla evaluate") == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["successes"], report["episodes"], report["through"]) == (1, 1, through)
 
 
 @pytest.mark.slow

@@ -333,7 +333,7 @@ def test_links_that_make_no_arm_are_refused(base: str, tip: str, message: str):
 
 
 def test_descriptions_that_cannot_be_had_say_where_was_looked(tmp_path: Path):
-    with pytest.raises(KinematicsError, match="there are agibot_g1, panda, so101, so101_pair, wx250s"):
+    with pytest.raises(KinematicsError, match="there are agibot_g1, libero_panda, panda, so101, so101_pair, wx250s"):
         shipped_description("ur5")
     with pytest.raises(KinematicsError, match=rf"no URDF 'arm.urdf'; looked for {re.escape(str(tmp_path))}"):
         RobotDescription.from_file("arm.urdf", tmp_path)

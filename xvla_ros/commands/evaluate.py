@@ -73,7 +73,9 @@ class Evaluate(Command):
     ] = ""
     tasks: Annotated[str, "tasks of the suite: 0,3 or 2-5 (default: all)"] = ""
     protocol: Annotated[Literal["xvla", "lerobot", "harness"], "whose choices the suite is run with"] = "xvla"
-    through: Annotated[Literal["policy"], "how actions reach a suite's arm: waypoints as they are"] = "policy"
+    through: Annotated[
+        Literal["policy", "control"], "how actions reach a suite's arm: waypoints as they are, or by the node's control"
+    ] = "policy"
     baseline: Annotated[
         Literal["", "replay"], "also replay in each task of the suite one path that succeeded, without looking"
     ] = ""

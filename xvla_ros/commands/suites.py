@@ -5,21 +5,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from xvla_ros.errors import SetupError
 from xvla_ros.simulation.suites.libero import LiberoArena, ensure_suite
-from xvla_ros.simulation.suites.protocols import PROTOCOLS, EvaluationProtocol
+from xvla_ros.simulation.suites.libero_expert import ORIGINAL
+from xvla_ros.simulation.suites.protocols import CAMERAS, PROTOCOLS, EvaluationProtocol, original_of
 
 if TYPE_CHECKING:
     from xvla_ros.commands.evaluate import Evaluate
-    from xvla_ros.evaluation.suites.drivers import Driver
+    from xvla_ros.evaluation.suites.drivers import Driver, Predict
     from xvla_ros.evaluation.suites.running import Job, Share
+    from xvla_ros.simulation.suites.suite import Arena, Pixels
+    from xvla_ros.types import Embodiment
 
-POLICY, OWN = "policy", "own"
+    Look = Callable[[], Mapping[str, Pixels]]
+
+POLICY, EXPERT, OWN = "policy", "expert", "own"
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class _Driven:
     """What drives, and what results say of it."""
 
     name: str
-    make: Callable[[], Driver]
+    make: Callable[[Arena], Driver]
     checkpoint: str = ""
     digest: str = ""
     trained: bool | None = None
@@ -99,11 +106,17 @@ def _check(command: Evaluate, share: Share) -> None:
             raise SetupError(
                 f"{flag} is of this package's own tasks; {command.suite} has robot, tasks and scene of its own"
             )
-    if not command.checkpoint and not command.baseline:
+    if command.expert and command.checkpoint:
+        raise SetupError("--expert and --checkpoint both drive; give one of them")
+    if command.expert and original_of(command.suite) != ORIGINAL:
+        raise SetupError(f"the scripted expert knows {ORIGINAL} and its variations, and not {command.suite}")
+    drives = command.checkpoint or command.expert
+    if not drives and not command.baseline:
         raise SetupError(
-            f"nothing drives in {command.suite}: name a policy with --checkpoint, or --baseline replay with --replay-of"
+            f"nothing drives in {command.suite}: name a policy with --checkpoint, or --expert, or --baseline replay "
+            "with --replay-of"
         )
-    if not command.checkpoint and not command.replay_of:
+    if not drives and not command.replay_of:
         raise SetupError("--baseline replay has nothing to replay: name a --checkpoint, or a folder with --replay-of")
     if command.replay_of and not command.baseline:
         raise SetupError("--replay-of names paths for --baseline replay, which is not given")
@@ -115,10 +128,12 @@ def _check(command: Evaluate, share: Share) -> None:
 
 
 def _driven(command: Evaluate, protocol: EvaluationProtocol, share: Share) -> _Driven:
-    from xvla_ros.evaluation.suites.drivers import PolicyDriver, executed, load_suite_policy, shared
+    from xvla_ros.evaluation.suites.drivers import executed, load_suite_policy, shared
     from xvla_ros.evaluation.suites.results import REPLAY
     from xvla_ros.model.checkpoint.inspection import digest_of
 
+    if command.expert:
+        return _Driven(EXPERT, lambda arena: _expert(command, protocol, arena))
     if not command.checkpoint:
         return _Driven(REPLAY, _no_driver)
     device = f"cuda:{share.local}" if command.device == "cuda" and share.world > 1 else command.device
@@ -126,9 +141,13 @@ def _driven(command: Evaluate, protocol: EvaluationProtocol, share: Share) -> _D
     if policy.precision.is_slow:
         print(f"xvla evaluate: warning: the policy {policy.precision}", file=sys.stderr)
     count, predict = executed(protocol, policy), shared(policy, command.seed)
+
+    def make(arena: Arena) -> Driver:
+        return _driver(command, predict, embodiment, protocol, count, arena.look)
+
     return _Driven(
         POLICY,
-        lambda: PolicyDriver(predict, embodiment, protocol, count),
+        make,
         command.checkpoint,
         digest_of(command.checkpoint),
         policy.is_trained(embodiment.domain_id),
@@ -136,7 +155,30 @@ def _driven(command: Evaluate, protocol: EvaluationProtocol, share: Share) -> _D
     )
 
 
-def _no_driver() -> Driver:
+def _driver(
+    command: Evaluate, predict: Predict, embodiment: Embodiment, protocol: EvaluationProtocol, execute: int, look: Look
+) -> Driver:
+    from xvla_ros.evaluation.suites.drivers import PolicyDriver
+
+    if command.through == "control":
+        from xvla_ros.evaluation.suites.control import ControlDriver
+
+        return ControlDriver(predict, embodiment, protocol, look)
+    return PolicyDriver(predict, embodiment, protocol, execute)
+
+
+def _expert(command: Evaluate, protocol: EvaluationProtocol, arena: Any) -> Driver:
+    from xvla_ros.evaluation.suites.drivers import EXPERT_WAYPOINTS, ExpertPolicy, embodiment_of
+
+    predict = ExpertPolicy(arena.shapes, protocol.rot6d).predict
+    black = np.zeros((protocol.pixels, protocol.pixels, 3), np.uint8)
+    look = dict.fromkeys(CAMERAS, black).copy  # it looks at no picture, so none is drawn
+    driver = _driver(command, predict, embodiment_of(protocol), protocol, EXPERT_WAYPOINTS, look)
+    driver.looks = False
+    return driver
+
+
+def _no_driver(arena: Arena) -> Driver:
     raise SetupError("only a baseline was asked for")
 
 
@@ -161,14 +203,14 @@ def _run_baseline(
         done |= {(episode.task, episode.episode) for episode, _ in found.values()}
     paths = {task: actions for task, (_, actions) in found.items()}
     jobs = plan(known, count, command.jobs, share, done) if known else []
-    _run(command, protocol, runner, lambda: ReplayDriver(paths), jobs, REPLAY)
+    _run(command, protocol, runner, lambda arena: ReplayDriver(paths), jobs, REPLAY)
 
 
 def _run(
     command: Evaluate,
     protocol: EvaluationProtocol,
     runner: Any,
-    driver_of: Callable[[], Driver],
+    driver_of: Callable[[Arena], Driver],
     jobs: list[Job],
     name: str,
 ) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import CheckpointError, EvaluationError, Problem, SetupError
-from xvla_ros.robots.rotations import matrix_to_rot6d, rot6d_to_axis_angle
+from xvla_ros.robots.rotations import matrix_to_rot6d, rot6d_to_axis_angle, rot6d_to_matrix
 from xvla_ros.simulation.suites.libero import CONTROL_RATE
+from xvla_ros.simulation.suites.libero_expert import plan_pick_place
 from xvla_ros.simulation.suites.protocols import EvaluationProtocol
 from xvla_ros.simulation.suites.suite import Pixels, Sight, SuiteTask
-from xvla_ros.types import NS, ActionChunk, Embodiment, Observation, Prefix
+from xvla_ros.types import NS, ActionChunk, Embodiment, Floats, Observation, Prefix
 
 if TYPE_CHECKING:
     from xvla_ros.model.checkpoint.inspection import CheckpointInfo
@@ -24,13 +26,14 @@ if TYPE_CHECKING:
 Actions = NDArray[np.float32]
 Predict = Callable[[list[Observation], list[Prefix | None]], list[ActionChunk]]
 
-ROBOT, ACTION_MODE, WIDTH = "libero", "ee6d", 20
+ROBOT, ACTION_MODE, WIDTH = "libero_panda", "ee6d", 20
 DOMAIN = 3  # LIBERO's row in the published checkpoints
 # view of the policy, as LeRobot calls it: the simulator's camera
 SLOTS = {"image": "agentview", "image2": "robot0_eye_in_hand"}
 ARM, GRIPPER = slice(0, 9), 9
 EPISODE_TIME = 10_000 * NS  # ROS time between the beginnings of two episodes
 TASK_EPISODES = 1_000
+EXPERT_WAYPOINTS = 30
 HELD = 20  # steps for which a replayed path's last pose is held: what was let go of falls
 
 
@@ -72,8 +75,7 @@ class PolicyDriver:
     def begin(self, task: SuiteTask, episode: int) -> None:
         """Forget the episode before."""
         self._instruction = task.instruction
-        # noise is drawn from the stamp, so each episode has a time of its own
-        self._start = (1 + task.index * TASK_EPISODES + episode) * EPISODE_TIME
+        self._start = start_of(task, episode)
         self._commanded: NDArray[np.float32] | None = None
         self.chunks, self.inference_ms = 0, []
 
@@ -97,7 +99,11 @@ class PolicyDriver:
     def observation(self, sight: Sight, step: int) -> Observation:
         """Return what the policy is asked: pictures turned, the state as the protocol wants it."""
         state = state_of(sight, self._protocol) if self._commanded is None else _padded(self._commanded)
-        images = {slot: _turned(sight.images[camera], camera, self._protocol) for slot, camera in SLOTS.items()}
+        images = {
+            slot: _turned(sight.images[camera], camera, self._protocol)
+            for slot, camera in SLOTS.items()
+            if camera in sight.images
+        }
         stamp = self._start + round(step / CONTROL_RATE * NS)
         return Observation(self._embodiment, stamp, images, state, self._instruction)
 
@@ -125,6 +131,11 @@ class ReplayDriver:
         """Return what is left of the path."""
         del sight
         return self._path[step:]
+
+
+def start_of(task: SuiteTask, episode: int) -> int:
+    """Return the ROS time in ns at which an episode begins: noise is drawn from it, so each has its own."""
+    return (1 + task.index * TASK_EPISODES + episode) * EPISODE_TIME
 
 
 def state_of(sight: Sight, protocol: EvaluationProtocol) -> NDArray[np.float32]:
@@ -215,6 +226,36 @@ def executed(protocol: EvaluationProtocol, policy: Policy) -> int:
     if not 1 <= count <= policy.chunk_size:
         raise SetupError(f"execute is {count}, expected 1 to {policy.chunk_size}, the waypoints of a chunk")
     return count
+
+
+class ExpertPolicy:
+    """The scripted expert asked as a policy is: its plan of the episode, as chunks.
+
+    Args:
+        shapes: what the task is about as it lies now, see ``plan_pick_place``.
+        layout: of rotations.
+    """
+
+    def __init__(self, shapes: Callable[[], Mapping[str, Floats]], layout: str) -> None:
+        self._shapes, self._layout = shapes, layout
+        self._episode = -1
+
+    def predict(self, observations: list[Observation], prefixes: list[Prefix | None]) -> list[ActionChunk]:
+        """Return the next ``EXPERT_WAYPOINTS`` of the plan, which the first question of an episode makes."""
+        del prefixes
+        (seen,) = observations
+        begun, episode = time.perf_counter(), seen.stamp // EPISODE_TIME
+        if episode != self._episode:
+            rotation = rot6d_to_matrix(seen.state[3:9], self._layout)
+            self._path = plan_pick_place(self._shapes(), seen.state[:3].astype(np.float64), rotation)
+            self._episode, self._begun = episode, seen.stamp
+        index = np.arange(EXPERT_WAYPOINTS)
+        path = self._path.at(index + round((seen.stamp - self._begun) / NS * CONTROL_RATE))
+        actions = np.zeros((EXPERT_WAYPOINTS, WIDTH), np.float32)
+        actions[:, :3], actions[:, 3:9] = path.positions, matrix_to_rot6d(path.rotations, self._layout)
+        actions[:, GRIPPER] = path.gripper
+        times, took = (index + 1) / CONTROL_RATE, (time.perf_counter() - begun) * 1e3
+        return [ActionChunk(ROBOT, DOMAIN, ACTION_MODE, seen.instruction, seen.stamp, times, actions, took, 0)]
 
 
 def shared(policy: Policy, seed: int) -> Predict:

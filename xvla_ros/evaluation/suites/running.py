@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.report.film import encode
 from xvla_ros.evaluation.suites.drivers import Driver
-from xvla_ros.evaluation.suites.results import EpisodeStore, SuiteEpisode
+from xvla_ros.evaluation.suites.results import REPLAY, EpisodeStore, SuiteEpisode
 from xvla_ros.simulation.suites.libero import CONTROL_RATE
 from xvla_ros.simulation.suites.protocols import EvaluationProtocol
 from xvla_ros.simulation.suites.suite import Arena, Beginning, SuiteTask
@@ -84,7 +84,7 @@ def plan(tasks: Sequence[SuiteTask], episodes: int, jobs: int, share: Share, don
 def run_jobs(
     jobs: Sequence[Job],
     arena_of: Callable[[], Arena],
-    driver_of: Callable[[], Driver],
+    driver_of: Callable[[Arena], Driver],
     handle: Callable[[Arena, Driver, SuiteTask, int], None],
     simulators: int,
 ) -> None:
@@ -104,8 +104,9 @@ def run_jobs(
 
     def work() -> None:
         try:
-            arena, driver = arena_of(), driver_of()
+            arena = arena_of()
             arenas.append(arena)
+            driver = driver_of(arena)
             while True:
                 job = waiting.get_nowait()
                 for episode in job.episodes:
@@ -169,7 +170,7 @@ class EpisodeRunner:
             taken.append(actions[: acted.steps])
             sight, success, steps = acted.sight, acted.success, steps + acted.steps
         path = np.concatenate(taken) if taken else np.zeros((0, 7), np.float32)
-        film = "" if success or not driver.looks else self._film(arena, beginning, path, task)
+        film = "" if success or self.name == REPLAY else self._film(arena, beginning, path, task)
         result = SuiteEpisode(
             self.name,
             task.index,

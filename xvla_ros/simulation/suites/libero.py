@@ -20,6 +20,7 @@ from xvla_ros.simulation.suites.libero_worker import CAMERAS
 from xvla_ros.simulation.suites.protocols import PUBLISHED_SUITES, EvaluationProtocol
 from xvla_ros.simulation.suites.suite import Acted, Beginning, Sight, SuiteTask
 from xvla_ros.simulation.suites.worker import SuiteWorker
+from xvla_ros.types import Floats
 
 VARIATIONS = ("swap", "object", "lan", "task")
 SUITES = (*PUBLISHED_SUITES, *(f"{suite}_{kind}" for suite in PUBLISHED_SUITES[:4] for kind in VARIATIONS))
@@ -171,13 +172,24 @@ class LiberoArena:
         answer, arrays = self._worker.ask("act", {"actions": actions}, look=look, film_every=film_every)
         return Acted(answer["steps"], answer["success"], _sight(arrays), arrays["film"])
 
+    def look(self) -> dict[str, NDArray[np.uint8]]:
+        """Draw the cameras as things stand."""
+        return _images(self._worker.ask("look")[1])
+
+    def shapes(self) -> dict[str, Floats]:
+        """Return what the task is about, in the task's order: name → points of its surface in the world, [N, 3] m."""
+        answer, arrays = self._worker.ask("shapes")
+        return {name: arrays[name] for name in answer["names"]}
+
     def close(self) -> None:
         """End the process."""
         self._worker.close()
 
 
 def _sight(arrays: Mapping[str, NDArray[Any]]) -> Sight:
-    images = {camera: arrays[f"{IMAGE}{camera}"] for camera in CAMERAS if f"{IMAGE}{camera}" in arrays}
-    return Sight(
-        images, arrays["position"], arrays["rotation"], arrays["observed_position"], arrays["joints"], arrays["gripper"]
-    )
+    state = ("position", "rotation", "observed_position", "joints", "gripper", "base")
+    return Sight(_images(arrays), *(arrays[name] for name in state))
+
+
+def _images(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
+    return {camera: arrays[f"{IMAGE}{camera}"] for camera in CAMERAS if f"{IMAGE}{camera}" in arrays}

@@ -160,15 +160,20 @@ class Scene:
         frames = np.stack(film) if film else np.zeros((0, 0, 0, 3), np.uint8)
         return {"steps": steps, "success": bool(success)}, {**self._sight(seen, images=drawn), "film": frames}
 
-    def objects(self) -> Arrays:
-        """Return the pose of everything free to move, and of what the task places things in: name → [7], w x y z."""
-        env = self._env.env
-        bodies = {**env.objects_dict, **env.fixtures_dict}
-        data = env.sim.data
+    def look(self) -> Arrays:
+        """Draw both cameras as things stand now."""
+        sim = self._env.sim
         return {
-            name: np.concatenate([data.body_xpos[env.obj_body_id[name]], data.body_xquat[env.obj_body_id[name]]])
-            for name in bodies
+            f"image:{camera}": sim.render(camera_name=camera, width=self._built[2], height=self._built[2])
+            for camera in CAMERAS
         }
+
+    def shapes(self) -> tuple[dict[str, Any], Arrays]:
+        """Return points of the surfaces of what the task is about, in the world: name → [N, 3] m; names in order."""
+        env = self._env.env
+        names = list(env.obj_of_interest)
+        bodies = {name: env.obj_body_id[name] for name in names if name in env.obj_body_id}
+        return {"names": list(bodies)}, {name: _surface(env.sim, body) for name, body in bodies.items()}
 
     def _build(self, task: Any, pixels: int) -> None:
         from libero.libero.envs import OffScreenRenderEnv
@@ -192,9 +197,36 @@ class Scene:
             "observed_position": np.array(seen["robot0_eef_pos"]),
             "joints": np.array(arm._joint_positions),
             "gripper": np.array(seen["robot0_gripper_qpos"]),
-            "base_position": np.array(self._env.sim.data.get_body_xpos("robot0_base")),
+            "base": np.array(self._env.sim.data.get_body_xpos("robot0_base")),
         }
         return {**state, **({f"image:{camera}": seen[f"{camera}_image"] for camera in CAMERAS} if images else {})}
+
+
+MOST_POINTS = 3000  # of one thing's surface
+MESH = 7  # as MuJoCo counts the kinds of geoms
+
+
+def _surface(sim: Any, root: int) -> NDArray[Any]:
+    """Return points of the geoms of a body and those on it, in the world: vertices of meshes, corners of boxes."""
+    model, data, points = sim.model, sim.data, []
+    bodies = {root}
+    for body in range(root + 1, model.nbody):
+        if model.body_parentid[body] in bodies:
+            bodies.add(body)
+    corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+    for geom in range(model.ngeom):
+        if model.geom_bodyid[geom] not in bodies:
+            continue
+        if model.geom_type[geom] == MESH:
+            mesh = model.geom_dataid[geom]
+            first, count = model.mesh_vertadr[mesh], model.mesh_vertnum[mesh]
+            own = model.mesh_vert[first : first + count]
+        else:
+            size = model.geom_size[geom]
+            own = corners * np.where(size > 0, size, size[0])
+        points.append(own @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom])
+    every: NDArray[Any] = np.concatenate(points)
+    return every[:: max(1, len(every) // MOST_POINTS)]
 
 
 def _draw_on_demand(scene: Scene) -> None:
@@ -259,7 +291,8 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Answer requests until there are no more."""
     scene = Scene()
     methods: dict[str, Any] = {
-        "installed": installed, "tasks": scene.tasks, "begin": scene.begin, "act": scene.act, "objects": scene.objects,
+        "installed": installed, "tasks": scene.tasks, "begin": scene.begin, "act": scene.act, "look": scene.look,
+        "shapes": scene.shapes,
     }  # fmt: skip
     while True:
         try:
@@ -274,7 +307,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
             continue
         if isinstance(answer, tuple):
             send(answers, *answer)
-        elif method in ("begin", "objects"):
+        elif method in ("begin", "look"):
             send(answers, {}, answer)
         else:
             send(answers, answer)

@@ -61,6 +61,7 @@ class Sight:
         observed_position: the same as the simulator's own observation reports it, up to a control step older.
         joints: [J] rad, the arm's.
         gripper: [G] m, its fingers'.
+        base: position of the arm's base in the world; its axes are the world's.
     """
 
     images: Mapping[str, Pixels]
@@ -69,6 +70,7 @@ class Sight:
     observed_position: Floats
     joints: Floats
     gripper: Floats
+    base: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,9 @@ class Arena(Protocol):
             look: draw the cameras after the last one.
             film_every: film every so many steps; 0 films nothing.
         """
+
+    def look(self) -> Mapping[str, Pixels]:
+        """Draw the cameras as things stand, camera → uint8 [H, W, 3] RGB; ``act`` draws up to a step before."""
 
     def close(self) -> None:
         """End the simulator."""

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy put to a benchmark through the live node's control: pilot, timeline, inverse kinematics and limits.
+
+What the node would publish as a pose is what the arm is told. Time is the simulator's: a control step is a period of
+the commands, and a chunk takes none of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from xvla_ros.control.motion import CommandWindow
+from xvla_ros.control.pilot import Pilot
+from xvla_ros.errors import EvaluationError, SimulationError
+from xvla_ros.evaluation.suites.drivers import ROBOT, SLOTS, Actions, Predict, start_of
+from xvla_ros.robots import load_robot
+from xvla_ros.robots.kinematics import RobotDescription
+from xvla_ros.robots.kinematics.chain import shipped_description
+from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.profile.schema import Camera
+from xvla_ros.robots.rotations import matrix_to_axis_angle
+from xvla_ros.simulation.suites.libero import CONTROL_RATE
+from xvla_ros.simulation.suites.protocols import EvaluationProtocol
+from xvla_ros.simulation.suites.suite import Pixels, Sight, SuiteTask
+from xvla_ros.types import NS, Embodiment, Floats
+
+PERIOD = round(NS / CONTROL_RATE)
+MOUNT = re.compile(r'(<joint name="mount" type="fixed">.*?<origin xyz=")[^"]*', re.DOTALL)
+OFF = 0.005  # m that the description's grip site may be from the simulator's where an episode begins
+
+
+@dataclass
+class StepClock:
+    """Both clocks of a robot that lives in control steps; ``start`` is the ROS time in ns of step 0."""
+
+    start: int
+    step: int = 0
+
+    def ros_ns(self) -> int:
+        return self.start + self.step * PERIOD
+
+    def steady_s(self) -> float:
+        return self.step / CONTROL_RATE
+
+
+class ControlDriver:
+    """Drives LIBERO's arm as the node would: one pose a control step.
+
+    Args:
+        predict: the policy.
+        embodiment: as it is asked; takes the place of what the profile says.
+        protocol: of pictures and state.
+        look: draws the cameras as things stand, camera → picture.
+    """
+
+    looks = False  # it draws by itself, when the pilot asks
+
+    def __init__(
+        self,
+        predict: Predict,
+        embodiment: Embodiment,
+        protocol: EvaluationProtocol,
+        look: Callable[[], Mapping[str, Pixels]],
+    ) -> None:
+        self._predict, self._look = predict, look
+        self._profile = profile_for(protocol, embodiment)
+        self._pilot: Pilot[str] | None = None
+        self.chunks, self.inference_ms = 0, list[float]()
+
+    def begin(self, task: SuiteTask, episode: int) -> None:
+        """Forget the episode before."""
+        self._task, self._clock = task, StepClock(start_of(task, episode))
+        self._pilot, self._drawn = None, dict[int, Mapping[str, Pixels]]()
+        self.chunks, self.inference_ms = 0, []
+
+    def actions(self, sight: Sight, step: int) -> Actions:
+        """Return the pose for this control step [1, 7].
+
+        Raises:
+            EvaluationError: the policy failed.
+            SimulationError: the arm is not where its description has it.
+        """
+        self._clock.step = step
+        pilot = self._pilot or self._started(sight)
+        now = self._clock.ros_ns()
+        joints = self._profile.joints.ordered
+        names = [joint.name for joint in joints]
+        for topic in dict.fromkeys(joint.topic for joint in joints):
+            pilot.add_joints(topic, now, names, _positions(sight))
+        for slot, camera in SLOTS.items():
+            pilot.add_image(slot, now, camera)
+        if pilot.wants_chunk():
+            self._ask(pilot)
+        window = pilot.tick()
+        if window is not None:
+            self._last = self._action(pilot, window)
+        return self._last
+
+    def _started(self, sight: Sight) -> Pilot[str]:
+        description = described_at(sight.base)
+        pilot: Pilot[str] = Pilot(self._profile, self._clock, self._decode, self._task.instruction, description)
+        found = pilot.encoder.tool_poses(_positions(sight))["arm"].positions
+        off = float(np.linalg.norm(found - sight.position))
+        if off > OFF:
+            raise SimulationError(
+                f"{description.origin} has the grip site {off:.3f} m from where the simulator has it: "
+                f"{found.round(3).tolist()} against {sight.position.round(3).tolist()}; expected at most {OFF} m"
+            )
+        pilot.controller.start()
+        # until there is a plan, the arm is told to stay
+        turned = matrix_to_axis_angle(sight.rotation)
+        self._last = np.concatenate([sight.position, turned, [-1.0]])[None].astype(np.float32)
+        self._pilot = pilot
+        return pilot
+
+    def _decode(self, camera: str, settings: Camera) -> Pixels:
+        """Draw what the pilot looks at; both cameras at once."""
+        del settings
+        step = self._clock.step
+        if step not in self._drawn:
+            self._drawn = {step: self._look()}
+        return self._drawn[step][camera]
+
+    def _ask(self, pilot: Pilot[str]) -> None:
+        try:
+            request = pilot.observe()
+            if request is None:
+                return
+            (chunk,) = self._predict([request.observation], [request.prefix])
+        except ValueError as error:
+            raise EvaluationError(f"the policy failed at step {self._clock.step}: {error}") from error
+        self.chunks += 1
+        self.inference_ms.append(chunk.inference_ms)
+        pilot.deliver(request, chunk)
+
+    def _action(self, pilot: Pilot[str], window: CommandWindow) -> Actions:
+        """Return what pose and gripper of a window's first point are to LIBERO, as the node sends that point."""
+        pose = pilot.encoder.tool_poses(window.positions[0])["arm"]
+        gripper = self._profile.tools["arm"].gripper
+        column = self._profile.joints.policy_order.index(gripper.joint)
+        middle = (gripper.open_position + gripper.closed_position) / 2
+        closing = 1.0 if window.positions[0, column] < middle else -1.0
+        action = np.concatenate([pose.positions, matrix_to_axis_angle(pose.rotations), [closing]])
+        return action[None].astype(np.float32)
+
+
+def profile_for(protocol: EvaluationProtocol, embodiment: Embodiment) -> Profile:
+    """Return the profile of LIBERO's arm with a protocol's pictures, state and soft prompt."""
+    profile = load_robot(ROBOT)
+    mapping = profile.to_mapping()
+    mapping["policy"] |= {
+        "domain_id": embodiment.domain_id,
+        "image_pipeline": embodiment.image_pipeline,
+        "rot6d": embodiment.rot6d,
+        "denoising_steps": embodiment.denoising_steps,
+        "proprio_source": protocol.state_after,
+    }
+    for slot, camera in SLOTS.items():
+        mapping["cameras"][slot]["rotate"] = 180 if camera in protocol.turned else 0
+    share = protocol.close_above
+    mapping["tools"]["arm"]["gripper"] |= {"close_above": share, "open_below": share}
+    return Profile.from_mapping(profile.name, mapping, source=profile.source)
+
+
+def described_at(base: Floats) -> RobotDescription:
+    """Return the description of LIBERO's arm mounted at ``base`` [3] of the world; each of its arenas has another."""
+    shipped = shipped_description(ROBOT)
+    place = " ".join(f"{value:.9g}" for value in base)
+    return replace(shipped, text=MOUNT.sub(rf"\g<1>{place}", shipped.text, count=1))
+
+
+def _positions(sight: Sight) -> Floats:
+    """Return the joints' positions in the profile's order; of two fingers the first, whose mirror the other is."""
+    return np.append(sight.joints, sight.gripper[0])
