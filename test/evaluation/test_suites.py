@@ -300,6 +300,14 @@ def test_bad_input_is_named_before_an_episode(tmp_path, stand_in, capsys, option
     assert not (tmp_path / "out" / "episodes").is_dir() or not list((tmp_path / "out" / "episodes").iterdir())
 
 
+def test_what_is_not_installed_is_said_before_an_episode(tmp_path, monkeypatch, stand_in, capsys):
+    monkeypatch.setattr(command, "find_spec", lambda module: None if module in ("av", "pinocchio") else module)
+    assert run(told(tmp_path, through="control"), "xvla evaluate") == 1
+    assert "install xvla_ros[kinematics,sim]" in capsys.readouterr().err
+    assert run(told(tmp_path, films=0, tasks="9"), "xvla evaluate") == 1
+    assert "install" not in capsys.readouterr().err
+
+
 def test_a_setting_of_suites_needs_a_suite(capsys):
     assert run(Evaluate(jobs=2), "xvla evaluate") == 1
     assert "--jobs is of benchmarks; name one with --suite" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,8 +98,12 @@ def evaluate_suite(command: Evaluate) -> int:
 
 
 def _check(command: Evaluate, share: Share) -> None:
-    """Refuse options that do not go together."""
+    """Refuse options that do not go together, or that need more than is installed."""
     ensure_suite(command.suite)
+    needed = {"jinja2": "sim", **({"av": "sim"} if command.films else {})}
+    needed |= {"pinocchio": "kinematics"} if command.through == "control" else {}
+    if missing := sorted({extra for module, extra in needed.items() if find_spec(module) is None}):
+        raise SetupError(f"this evaluation needs more than is installed; install xvla_ros[{','.join(missing)}]")
     defaults = type(command)
     for name in ("robot", "task", "in_process", "real_time", "delay", "variation", "image_size"):
         if getattr(command, name) != getattr(defaults, name):
