@@ -168,6 +168,7 @@ def embodiment_of(protocol: EvaluationProtocol, domain_id: int | None = None) ->
         denoising_steps=protocol.denoising_steps,
         image_pipeline=protocol.image_pipeline,
         rot6d=protocol.rot6d,
+        action_width=WIDTH,
     )
 
 
