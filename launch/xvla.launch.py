@@ -53,6 +53,12 @@ def generate_launch_description() -> LaunchDescription:
                 "checkpoint", default_value="", description="checkpoint folder or hub id; empty: the profile's"
             ),
             DeclareLaunchArgument(
+                "server",
+                default_value="",
+                description="policy servers (xvla serve) in the place of a checkpoint: wss://HOST:PORT, several with "
+                "commas; empty: the profile's",
+            ),
+            DeclareLaunchArgument(
                 "instruction", default_value="", description="task in words; empty: the profile's, until one arrives"
             ),
             DeclareLaunchArgument(
@@ -119,13 +125,13 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         "autostart": False,  # the events below do it, and other launch files may hook into them
         "paced": simulated and BOOLEANS.get(argument["use_sim_time"], True) and not BOOLEANS[argument["real_time"]],
     }
-    given = ("checkpoint", "instruction", "device", "dtype")
+    given = ("checkpoint", "server", "instruction", "device", "dtype")
     parameters |= {name: argument[name] for name in given if argument[name]}
     parameters |= {"seed": int(argument["seed"])} if argument["seed"] else {}
     led = argument["task"] and leader(argument, profiles)
     if simulated:
         for profile in profiles:
-            parameters |= settings_in_simulation(profile, argument["checkpoint"])
+            parameters |= settings_in_simulation(profile, argument["checkpoint"] or argument["server"])
     policy = LifecycleNode(
         package="xvla_ros",
         executable="policy_node",

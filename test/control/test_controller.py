@@ -323,6 +323,46 @@ def test_a_chunk_that_comes_after_its_last_waypoint_is_dropped_and_counted(runni
     assert running.status.dropped_chunks == 1 and running.status.chunks == 1
 
 
+@pytest.fixture
+def remote(clock, make_profile):
+    """Runs, with a policy on another machine."""
+    made = Bench(make_profile(policy__server="ws://gpu:8000"), clock)
+    made.controller.start()
+    assert made.chunk()
+    made.run(0.2)
+    return made
+
+
+def test_a_policy_that_cannot_be_reached_holds_until_it_answers(remote):
+    remote.controller.ask()
+    remote.controller.policy_failed("ws://gpu:8000: no answer within 2 s", "policy_unreachable")
+    remote.run(ERROR_PAUSE_S + 0.2)
+    assert remote.reason == (HOLDING, "policy_unreachable")
+    assert remote.status.detail == "ws://gpu:8000: no answer within 2 s"
+    assert stands(remote.sent[-1])
+    assert remote.controller.wants_chunk()
+    assert remote.chunk(inference=0.1)
+    remote.run(0.1)
+    assert remote.reason == (RUNNING, "")
+
+
+def test_an_answer_from_another_machine_asked_for_before_a_hold_is_never_executed(remote, clock):
+    """Though a policy of the own process that is late for once is believed, and joined midway."""
+    seen, ticket = clock.ros, remote.controller.ask()
+    remote.run(1.05)
+    assert remote.reason == (HOLDING, "policy_late")
+    before = remote.sent[-1].positions[-1]
+    answer = remote.trajectory(seen, (0.9, 0.4), waypoints=40)
+    assert not remote.controller.accept(answer, ticket)
+    remote.run(0.5)
+    assert remote.reason == (HOLDING, "policy_late")
+    np.testing.assert_allclose(remote.sent[-1].positions, np.broadcast_to(before, remote.sent[-1].positions.shape))
+    assert remote.status.dropped_chunks == 1
+    assert remote.chunk(inference=0.3), "one that is asked for in the hold"
+    remote.run(0.1)
+    assert remote.reason == (RUNNING, "")
+
+
 def test_a_chunk_partly_late_is_joined_midway(running):
     seen = running.clock.ros
     assert running.chunk(inference=0.6, target=(0.7, 0.2))

@@ -7,6 +7,7 @@ import pytest
 from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.control.timeline import waypoint_times
+from xvla_ros.errors import UnreachableError
 from xvla_ros.types import ActionChunk
 
 from .conftest import JOINTS, HandClock, profile_of
@@ -156,3 +157,25 @@ def test_without_an_instruction_nothing_is_asked():
     bench.run(0.1)
     assert not bench.pilot.wants_chunk()
     assert bench.pilot.status.detail == "waiting for an instruction"
+
+
+def test_a_policy_that_is_not_reached_is_no_error_of_the_policy(bench):
+    bench.ask()
+    bench.pilot.observe()
+    bench.pilot.policy_failed(UnreachableError("ws://gpu:8000: no answer within 2 s"))
+    bench.run(0.1)
+    assert (bench.pilot.status.reason, bench.pilot.status.detail) == (
+        "policy_unreachable", "ws://gpu:8000: no answer within 2 s"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "kept"), [({}, True), ({"cameras__front": {"topic": "/f", "rotate": 180}}, False)])
+def test_a_picture_goes_on_as_its_camera_gave_it_where_all_of_it_is_used(changes, kept):
+    profile, clock = profile_of(**changes), HandClock()
+    pilot = Pilot(profile, clock, lambda raw, _: PICTURE, "climb", encoded=lambda raw, _: raw)
+    pilot.controller.start()
+    for _ in range(20):
+        clock.advance(PERIOD)
+        pilot.add_image("front", clock.ros, b"as it came")
+        pilot.add_joints("/joint_states", clock.ros, JOINTS, HOME)
+    assert pilot.observe().observation.encoded == ({"front": b"as it came"} if kept else {})

@@ -167,7 +167,7 @@ def ask_of(look):
 
 # the head of a JPEG of 65520 x 65520 pixels
 BOMB = bytes.fromhex(
-    "ffd8 ffe0 0010 4a46494600 0101 00 0001 0001 00 00 ffc0 0011 08 fff0 fff0 03 012200 021101 031101 ffda"
+    "ffd8 ffe0 0010 4a46494600 0101 00 0001 0001 00 00 ffc0 0011 08 fff0 fff0 03 012200 021101 031101 ffda" + "00" * 20
 )
 
 

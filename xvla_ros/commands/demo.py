@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from xvla_ros.commands.options import HIDDEN, Checkpoint, Command, Device, Dtype, Positive, RealTime, Robot
+from xvla_ros.commands.options import HIDDEN, Checkpoint, Command, Device, Dtype, Positive, RealTime, Robot, Server
 from xvla_ros.errors import Interrupted, SetupError
 from xvla_ros.evaluation.graph import (
     THIS_MACHINE_ONLY,
@@ -148,6 +148,7 @@ class Demo(Command):
 
     robot: Robot = "so101_bimanual"
     checkpoint: Checkpoint = None
+    server: Server = ""
     duration: Annotated[Positive, "seconds of simulated time from the first command"] = 20.0
     seed: Annotated[int, "seed of the scene and of the sampler's noise"] = 7
     task: Annotated[
@@ -181,7 +182,7 @@ class Demo(Command):
 
         console, ended, folder = Console(), None, Path(self.output)
         profile = load_robot(self.robot)
-        task = choose_task(profile, self.checkpoint, self.instruction, self.task)
+        task = choose_task(profile, self.checkpoint, self.instruction, self.task, self.server)
         instruction = self.instruction or ("" if task else profile.instruction or DEFAULT_INSTRUCTION)
         demo = replace(self, task=task, instruction=instruction)
         _prepare(folder)
@@ -194,7 +195,7 @@ class Demo(Command):
             said = "stopped" if isinstance(error, Interrupted) else f"ended early: {error}"
             print(f"\nxvla demo: {said}; film and report show what was recorded", file=sys.stderr, flush=True)
         console.say("writing the report and the film")
-        assumed = {"trained": str(is_trained(profile, self.checkpoint)).lower(), "seed": str(self.seed)}
+        assumed = {"trained": str(is_trained(profile, self.checkpoint, self.server)).lower(), "seed": str(self.seed)}
         report = write_report(folder / BAG, profile, folder, duration=self.duration, assumed=assumed)
         _say_end(console, report, folder)
         if ended is None:
@@ -205,13 +206,16 @@ class Demo(Command):
         return 1
 
 
-def choose_task(profile: Profile, checkpoint: str | None, instruction: str | None, wanted: str | None) -> str | None:
+def choose_task(
+    profile: Profile, checkpoint: str | None, instruction: str | None, wanted: str | None, server: str = ""
+) -> str | None:
     """Return the task whose episodes are led; None for a run with one instruction from beginning to end.
 
     Args:
         profile: the robot.
         checkpoint: as on the command line.
         instruction: as on the command line: only tasks that may say it.
+        server: as on the command line.
         wanted: a task, ``none``, or None: one of the scene's, where the policy was trained for the robot.
 
     Raises:
@@ -219,7 +223,7 @@ def choose_task(profile: Profile, checkpoint: str | None, instruction: str | Non
         SimulationError, SimulationError: the robot has no such task.
         CheckpointError: the checkpoint's record cannot be read.
     """
-    if wanted == NO_TASK or (wanted is None and not is_trained(profile, checkpoint)):
+    if wanted == NO_TASK or (wanted is None and not is_trained(profile, checkpoint, server)):
         return None
     if find_spec("pinocchio") is None:
         if wanted is None:
@@ -240,8 +244,15 @@ def choose_task(profile: Profile, checkpoint: str | None, instruction: str | Non
     return wanted
 
 
-def is_trained(profile: Profile, checkpoint: str | None) -> bool:
-    """Say whether the files of the policy that will run name this robot as trained; a hub id is not looked up."""
+def is_trained(profile: Profile, checkpoint: str | None, server: str = "") -> bool:
+    """Say whether the policy that will run was trained for this robot, by its files; a hub id is not looked up.
+
+    A policy server is asked.
+    """
+    if server := server or profile.policy.server:
+        from xvla_ros.serving.remote import trained_at
+
+        return trained_at(server, profile.policy.domain_id)
     from xvla_ros.control.policy_source import known_as, shipped_policy
     from xvla_ros.model.checkpoint.record import read_record
 
@@ -283,7 +294,7 @@ def _drive(demo: Demo, profile: Profile, console: Console) -> None:
     with free_domain() as domain:
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
         console.say(f"{profile.name}, seed {demo.seed}: {_asked(demo)}")
-        if settings_in_simulation(profile, demo.checkpoint):
+        if settings_in_simulation(profile, demo.checkpoint or demo.server or None):
             console.say("no checkpoint: random weights, which may begin anywhere (safety.first_step 1.0)")
         console.say(f"ROS_DOMAIN_ID={domain}, logs in {folder / 'logs'}")
         with Supervisor(folder / "logs", environment, echo=console.echo) as supervisor:
@@ -310,10 +321,11 @@ def _leader(demo: Demo, profile: Profile) -> list[str]:
 
 
 def _policy(demo: Demo, profile: Profile) -> list[str]:
-    overridden = settings_in_simulation(profile, demo.checkpoint)
+    overridden = settings_in_simulation(profile, demo.checkpoint or demo.server or None)
     return policy_command(
         profile,
         checkpoint=demo.checkpoint,
+        server=demo.server,
         instruction=demo.instruction or None,
         seed=demo.seed,
         device=demo.device,

@@ -21,6 +21,7 @@ from xvla_ros.commands.options import (
     RealTime,
     Robot,
     Seed,
+    Server,
     Share,
     Task,
     Variation,
@@ -55,6 +56,7 @@ class Evaluate(Command):
     episodes: Annotated[Count | None, "how many (default 20; of a suite the protocol's, of each task)"] = None
     seed: Annotated[Seed, "seed of the first layout, and of the sampler's noise"] = 0
     checkpoint: Checkpoint = None
+    server: Server = ""
     in_process: Annotated[bool, "step the simulator here, without ROS: for many episodes"] = False
     output: Annotated[str, "folder of report.json"] = "xvla_out/evaluate"
     image_size: ImageSize = 256
@@ -187,7 +189,7 @@ def in_process(command: Evaluate, profile: Profile, *, until: float = float("inf
     from xvla_ros.evaluation.outcomes import Evaluation
     from xvla_ros.simulation.tasks import load_task
 
-    settings, profile = command.settings(profile), for_simulation(profile, command.checkpoint)
+    settings, profile = command.settings(profile), for_simulation(profile, command.checkpoint or command.server or None)
     predict, source, trained, computing = (None, EXPERT, True, {}) if command.expert else _policy(command, profile)
     runner = InProcess(
         profile,
@@ -216,12 +218,25 @@ def in_process(command: Evaluate, profile: Profile, *, until: float = float("inf
 
 def _policy(command: Evaluate, profile: Profile) -> tuple[Any, str, bool, dict[str, str]]:
     """Return what answers observations, its source, whether it was trained for this robot, and how it computes."""
+    if server := command.server or profile.policy.server:
+        return _remote(server, command, profile)
     from xvla_ros.control.policy_source import load_policy
 
     policy = load_policy({profile.name: profile}, command.checkpoint or "", device=command.device, dtype=command.dtype)
 
     if policy.precision.is_slow:
         print(f"xvla evaluate: warning: the policy {policy.precision}", file=sys.stderr)
+
+    def predict(observations: list[Any], prefixes: list[Any]) -> list[Any]:
+        return policy.predict(observations, seed=command.seed, prefix=prefixes)
+
+    return predict, policy.source, policy.is_trained(profile.policy.domain_id), policy.computing()
+
+
+def _remote(server: str, command: Evaluate, profile: Profile) -> tuple[Any, str, bool, dict[str, str]]:
+    from xvla_ros.serving.remote import Credentials, RemotePolicy
+
+    policy = RemotePolicy({profile.name: profile}, server, Credentials.of_files(), log=print)
 
     def predict(observations: list[Any], prefixes: list[Any]) -> list[Any]:
         return policy.predict(observations, seed=command.seed, prefix=prefixes)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
-from xvla_ros.commands.options import Checkpoint, Command, Device, Dtype, Option, Positive, RealTime, Robot
+from xvla_ros.commands.options import Checkpoint, Command, Device, Dtype, Option, Positive, RealTime, Robot, Server
 from xvla_ros.errors import Interrupted, SetupError
 from xvla_ros.evaluation.graph import choose_profiles, policy_command, settings_in_simulation, sim_command
 from xvla_ros.evaluation.processes import Supervisor
@@ -36,6 +36,7 @@ class Run(Command):
         "several robots on one policy: names and files with commas between them, a file for all it holds",
     ] = ""  # fmt: skip
     checkpoint: Checkpoint = None
+    server: Server = ""
     sim: Annotated[bool, "also simulate the robot, and follow its clock"] = False
     namespace: Annotated[str, "namespace of the policy node and of the simulation"] = ""
     device: Device = "cpu"
@@ -54,9 +55,11 @@ class Run(Command):
 
         profiles = choose_profiles(self.robots) if self.robots else [load_robot(self.robot)]
         simulated = profiles if self.sim else []
-        overridden = [settings_in_simulation(profile, self.checkpoint, simulated) for profile in simulated]
+        named = self.checkpoint or self.server or None
+        overridden = [settings_in_simulation(profile, named, simulated) for profile in simulated]
         policy = policy_command(
-            *profiles, checkpoint=self.checkpoint, instruction=self.instruction, device=self.device, dtype=self.dtype,
+            *profiles, checkpoint=self.checkpoint, server=self.server, instruction=self.instruction, device=self.device,
+            dtype=self.dtype,
             sim_time=self.sim or self.use_sim_time, paced=self.sim and not self.real_time, autostart=self.autostart,
             namespace=self.namespace, settings={name: value for each in overridden for name, value in each.items()},
         )  # fmt: skip

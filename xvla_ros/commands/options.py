@@ -144,6 +144,9 @@ Robot = Annotated[str, "name of a profile, or a profile file"]
 BagRobot = Annotated[str, "name of a profile, or a profile file (default: the profile recorded in the bag)"]
 Task = Annotated[str, "task of the robot's scene: touch, pick_place, …"]
 Checkpoint = Annotated[str | None, "folder or hub id of the checkpoint (default: the profile's)"]
+Server = Annotated[
+    str, "ask policy servers (xvla serve) instead: wss://HOST:PORT, several with commas (default: the profile's)"
+]
 Device = Annotated[str, "device that the policy computes on: cpu, cuda"]
 Dtype = Annotated[
     Literal["", "float32", "bfloat16", "int8"],

@@ -103,13 +103,14 @@ def _policy(command: Evaluate, profile: Profile) -> list[str]:
     return policy_command(
         profile,
         checkpoint=command.checkpoint,
+        server=command.server,
         seed=command.seed,
         device=command.device,
         dtype=command.dtype,
         sim_time=True,
         paced=not command.real_time,
         autostart=False,
-        settings=settings_in_simulation(profile, command.checkpoint),
+        settings=settings_in_simulation(profile, command.checkpoint or command.server or None),
     )
 
 

@@ -263,7 +263,7 @@ class RobotController:
         """Join a chunk to the plan, if that is possible."""
         if not np.isfinite(trajectory.positions).all():
             return ChunkDropped(steady, Fault(POLICY_ERROR, "the policy's chunk holds NaN or Inf"))
-        if not self._state.takes(ticket):
+        if not self._state.takes(ticket, is_remote=bool(self._profile.policy.server)):
             return ChunkDropped(steady, None)
         if stuck := trajectory.nothing_reached():
             return ChunkDropped(steady, Fault(LIMIT, stuck))
@@ -285,10 +285,10 @@ class RobotController:
         missed = int(np.count_nonzero(trajectory.out_of_reach() & (trajectory.times > now + self._lead_ns)))
         return ChunkTaken(max(now, int(trajectory.times[0]) + committed), shift, missed)
 
-    def policy_failed(self, message: str) -> None:
-        """Hold until a chunk comes, as the policy raised."""
+    def policy_failed(self, message: str, reason: str = POLICY_ERROR) -> None:
+        """Hold until a chunk comes, as the policy raised, or cannot be reached."""
         with self._lock:
-            self._advance(PolicyFailed(self._clock.steady_s(), message))
+            self._advance(PolicyFailed(self._clock.steady_s(), message, reason))
 
     def _too_far(self, trajectory: Trajectory, now: int) -> str:
         """Say which joint a motion from rest would lead implausibly far away; empty where none."""

@@ -15,8 +15,9 @@ from xvla_ros.control.clock import Clock, LatencyWindow
 from xvla_ros.control.controller import RobotController
 from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.control.motion import CommandWindow
-from xvla_ros.control.state import ControlStatus
+from xvla_ros.control.state import POLICY_UNREACHABLE, ControlStatus
 from xvla_ros.control.timeline import CONDITIONED, chunk_prefix
+from xvla_ros.errors import UnreachableError
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.actions import Decoder, StateEncoder
@@ -41,6 +42,7 @@ class Pilot(Generic[Raw]):
         clock: where time is read.
         decode_image: (raw, camera that sent it) → uint8 [H, W, 3] RGB, as it was sent; may raise.
         instruction: what to do; empty takes the profile's.
+        encoded: as for ``ObservationBuilder``: for a policy on another machine.
         description: the URDF of ``robot_description``; None takes the URDFs that the profile names.
 
     Raises:
@@ -54,12 +56,13 @@ class Pilot(Generic[Raw]):
         decode_image: Callable[[Raw, Camera], NDArray[np.uint8]],
         instruction: str = "",
         description: RobotDescription | None = None,
+        encoded: Callable[[Raw, Camera], bytes | None] | None = None,
     ) -> None:
         arms = tool_arms(profile, description)
         self.profile, self.arms = profile, arms
         self.instruction = instruction or profile.instruction
         self.encoder = StateEncoder(profile, arms)
-        self.builder: ObservationBuilder[Raw] = ObservationBuilder(profile, decode_image, self.encoder)
+        self.builder: ObservationBuilder[Raw] = ObservationBuilder(profile, decode_image, self.encoder, encoded)
         self.controller = RobotController(profile, clock, Workspace(arms), gripper_joints(profile))
         self._decoder = Decoder(profile, arms)
         self._clock = clock
@@ -144,8 +147,11 @@ class Pilot(Generic[Raw]):
         return accepted
 
     def policy_failed(self, error: Exception) -> None:
-        """Hold, as the policy raised on this robot's observation."""
-        self.controller.policy_failed(f"{type(error).__name__}: {error}")
+        """Hold, as the policy raised on this robot's observation, or cannot be reached."""
+        if isinstance(error, UnreachableError):
+            self.controller.policy_failed(str(error), POLICY_UNREACHABLE)
+        else:
+            self.controller.policy_failed(f"{type(error).__name__}: {error}")
 
     def _rolled_forward(
         self, seen: Observation, start: Floats | None, now: int

@@ -17,11 +17,12 @@ from xvla_ros.observation.faults import Fault
 
 # in the words of PolicyStatus: states, and reasons to hold
 INACTIVE, RUNNING, HOLDING, STOPPED = "inactive", "running", "holding", "stopped"
-POLICY_LATE, POLICY_ERROR = "policy_late", "policy_error"
+POLICY_LATE, POLICY_ERROR, POLICY_UNREACHABLE = "policy_late", "policy_error", "policy_unreachable"
 CLOCK_STOPPED, CONTROLLER_LOST = "clock_stopped", "controller_lost"
 UNTRAINED = "untrained"
 LIMIT, NOT_FOLLOWING = "limit", "not_following"
-OF_POLICY = (POLICY_LATE, POLICY_ERROR, LIMIT)  # faults of a chunk, which the next one may mend
+OF_POLICY = (POLICY_LATE, POLICY_ERROR, POLICY_UNREACHABLE, LIMIT)  # faults of a chunk, which the next one may mend
+ASKED_AGAIN_LATER = (POLICY_ERROR, POLICY_UNREACHABLE)
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,14 @@ class ControlState:
     def is_active(self) -> bool:
         return self.status.state != INACTIVE
 
-    def takes(self, ticket: Ticket) -> bool:
-        """Say whether the answer to what was asked with ``ticket`` may still move the robot."""
+    def takes(self, ticket: Ticket, *, is_remote: bool = False) -> bool:
+        """Say whether the answer to what was asked with ``ticket`` may still move the robot.
+
+        That of a policy that ``is_remote`` may not where the arm has come to hold since, for whatever reason: how old
+        an answer from a network is nobody can bound. A policy of the own process that is late for once is believed.
+        """
+        if is_remote and self.status.state == HOLDING and not ticket.is_standing:
+            return False
         return self.is_active and ticket.generation == self.generation and self.stop is None
 
     def may_ask(self, steady_s: float) -> bool:
@@ -198,10 +205,11 @@ class ChunkDropped:
 
 @dataclass(frozen=True)
 class PolicyFailed:
-    """The policy raised at a steady time in s."""
+    """The policy raised at a steady time in s, or could not be asked."""
 
     steady_s: float
     detail: str
+    reason: str = POLICY_ERROR
 
 
 @dataclass(frozen=True)
@@ -313,7 +321,7 @@ def transition(state: ControlState, event: Event) -> Step:
         case ChunkDropped():
             return replace(_dropped(state, event.steady_s, event.fault), waiting_since_s=None), ()
         case PolicyFailed():
-            return _dropped(state, event.steady_s, Fault(POLICY_ERROR, event.detail)), ()
+            return _dropped(state, event.steady_s, Fault(event.reason, event.detail)), ()
         case Ticked():
             return _ticked(state, event) if state.is_active else (state, ())
         case CommandDue():
@@ -372,7 +380,7 @@ def _jumped(state: ControlState, event: ClockJumped) -> Step:
 def _dropped(state: ControlState, steady_s: float, fault: Fault | None) -> ControlState:
     status = state.status.plus(dropped_chunks=1)
     state = replace(state, status=status, chunk_fault=fault or state.chunk_fault)
-    if fault is not None and fault.reason == POLICY_ERROR:
+    if fault is not None and fault.reason in ASKED_AGAIN_LATER:
         return replace(state, paused_until_s=steady_s + ERROR_PAUSE_S)
     return state
 

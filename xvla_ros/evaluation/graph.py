@@ -52,7 +52,7 @@ def settings_in_simulation(
     """
     from xvla_ros.control.policy_source import shipped_policy
 
-    if checkpoint or profile.policy.checkpoint or shipped_policy([profile, *beside]):
+    if checkpoint or profile.policy.checkpoint or profile.policy.server or shipped_policy([profile, *beside]):
         return {}
     return {f"{profile.name}.safety.first_step": 1.0}
 
@@ -60,6 +60,7 @@ def settings_in_simulation(
 def policy_command(
     *profiles: Profile,
     checkpoint: str | None = None,
+    server: str = "",
     instruction: str | None = None,
     seed: int | None = None,
     device: str = "cpu",
@@ -85,6 +86,7 @@ def policy_command(
         "paced": paced,
         "autostart": autostart,
         "checkpoint": checkpoint,
+        "server": server or None,
         "instruction": instruction,
         "seed": seed,
         **(settings or {}),

@@ -28,6 +28,7 @@ __all__ = [
     "chunk_message",
     "chunk_of",
     "decode_image",
+    "encoded_image",
     "joint_positions",
     "joint_trajectory_message",
     "message_class",
@@ -64,6 +65,17 @@ def decode_image(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:
     except Exception as error:  # RCLError, RuntimeError or MemoryError, depending on where the message is cut
         raise MessageError(f"not a whole {kind.__name__}: {error}") from error
     return rgb_of_message(message, camera)
+
+
+def encoded_image(serialized: bytes, camera: Camera) -> bytes | None:
+    """Return the JPEG or PNG of a camera's serialized message whose colours it names; None where it holds others.
+
+    Without a name of its colours ``decode_image`` may exchange red and blue, which a plain decoder does not.
+    """
+    if camera.transport != COMPRESSED:
+        return None
+    message = deserialize_message(serialized, CompressedImage)
+    return None if message.format.partition(";")[0].strip().startswith("8UC") else bytes(message.data)
 
 
 def joint_positions(message: JointState) -> tuple[int, Sequence[str], NDArray[np.float64]]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -54,6 +54,8 @@ class ObservationBuilder(Generic[Raw]):
         profile: the robot.
         decode_image: (raw, camera that sent it) → uint8 [H, W, 3] RGB, as it was sent; may raise. What its ``rotate``
             and ``crop`` leave of it goes into observations.
+        encoded: (raw, camera that sent it) → the JPEG or PNG that its message holds, None where it holds pixels; goes
+            into observations beside the picture, where that is all of it. None leaves it out.
         encoder: of that robot; None makes one from the URDFs the profile names.
 
     Raises:
@@ -61,11 +63,15 @@ class ObservationBuilder(Generic[Raw]):
     """
 
     def __init__(
-        self, profile: Profile, decode_image: Callable[[Raw, Camera], Picture], encoder: StateEncoder | None = None
+        self,
+        profile: Profile,
+        decode_image: Callable[[Raw, Camera], Picture],
+        encoder: StateEncoder | None = None,
+        encoded: Callable[[Raw, Camera], bytes | None] | None = None,
     ) -> None:
         self._encoder = encoder or StateEncoder(profile)
         self._profile = profile
-        self._decode = decode_image
+        self._decode, self._encoded = decode_image, encoded
         self._embodiment = profile.embodiment()
         self._cameras = {slot: profile.cameras.by_name[slot] for slot in profile.cameras.slots}
         timing = profile.timing
@@ -171,7 +177,8 @@ class ObservationBuilder(Generic[Raw]):
             return pictures
         absent = found.frames.keys() - pictures.keys()
         age = {part: seconds for part, seconds in found.age.items() if part not in absent}
-        return Observation(self._embodiment, found.stamp, pictures, state, instruction, age)
+        encoded = self._as_given(found, pictures)
+        return Observation(self._embodiment, found.stamp, pictures, state, instruction, age, encoded)
 
     def _align(self, now: int, steady_now: float, not_after: int | None = None) -> Alignment | Fault:
         timing = self._profile.timing
@@ -252,6 +259,14 @@ class ObservationBuilder(Generic[Raw]):
                 if self._cameras[slot].required:
                     broken.append(text)
         return Fault(CAMERA_MISSING, "; ".join(broken)) if broken else pictures
+
+    def _as_given(self, found: Alignment, pictures: Mapping[str, Picture]) -> dict[str, bytes]:
+        """Return the pictures that their cameras compressed and that are used whole."""
+        if self._encoded is None:
+            return {}
+        whole = {slot: camera for slot, camera in self._cameras.items() if not (camera.rotate or camera.crop)}
+        given = {slot: self._encoded(found.frames[slot].value, whole[slot]) for slot in pictures if slot in whole}
+        return {slot: data for slot, data in given.items() if data is not None}
 
     def _picture(self, slot: str, frame: Stamped[Raw]) -> Picture:
         kept = self._decoded.get(slot)

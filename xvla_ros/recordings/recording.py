@@ -33,6 +33,7 @@ BESIDE = {"instruction", "smoothing", "schema_version"}
 BESIDE_OF_POLICY = {
     "checkpoint",
     "revision",
+    "server",
     "domain_id",
     "waypoint_dt",
     "first_waypoint_offset",

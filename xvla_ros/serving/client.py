@@ -131,7 +131,7 @@ class Link:
             message = {
                 "type": "ask",
                 "id": self._number,
-                "deadline_ms": timeout * 1e3,
+                "deadline_ms": min(timeout, protocol.LONGEST_WAIT_S) * 1e3,
                 "seed": seed,
                 "observations": [protocol.observation_message(seen, prefix, quality) for seen, prefix in pairs],
             }

@@ -21,10 +21,10 @@ from xvla_ros.errors import RequestError
 from xvla_ros.serving import protocol
 from xvla_ros.serving.protocol import MESSAGE, OBSERVATION, ROBOT
 from xvla_ros.serving.queue import Answer
-from xvla_ros.serving.service import LONGEST_WAIT_S, PolicyService, Question, ServedRobot
+from xvla_ros.serving.service import PolicyService, Question, ServedRobot
 
 IMAGES = tuple(f"image{index}" for index in range(protocol.MAX_VIEWS))
-DEADLINE_MS = LONGEST_WAIT_S * 1e3
+DEADLINE_MS = protocol.LONGEST_WAIT_S * 1e3
 
 
 # POST /act

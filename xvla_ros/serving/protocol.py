@@ -35,6 +35,7 @@ MAX_VIEWS, MAX_ROBOTS = 8, 16
 MAX_TEXT = 4096  # characters of an instruction or a name
 MAX_WAYPOINTS, MAX_WIDTH = 512, 256
 MAX_STEPS = 100
+LONGEST_WAIT_S = 60.0  # of an ask that names no earlier deadline
 MAX_ENTRIES = 4096  # of one list or map
 NUMBERS = ("<f2", "<f4", "<f8", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "|b1")
 PICTURES = ("|u1",)

@@ -24,7 +24,6 @@ from xvla_ros.serving.queue import Answer, Ask, FairQueue, SeededObservation
 from xvla_ros.types import ActionChunk, Embodiment, Observation, Prefix
 
 DECODERS = 4  # threads that decode what came
-LONGEST_WAIT_S = 60.0  # of an ask that names no deadline
 
 
 @dataclass(frozen=True)
@@ -249,7 +248,7 @@ class PolicyService:
     # questions
 
     async def answer(
-        self, questions: Sequence[Callable[[], Question]], owner: str, deadline_s: float = LONGEST_WAIT_S
+        self, questions: Sequence[Callable[[], Question]], owner: str, deadline_s: float = protocol.LONGEST_WAIT_S
     ) -> list[Answer]:
         """Return the answers to questions that one client asks together, in their order.
 

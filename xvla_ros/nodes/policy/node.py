@@ -28,7 +28,7 @@ from rclpy.signals import SignalHandlerOptions
 from xvla_ros.control.engine import INFERENCE_THREAD, Engine
 from xvla_ros.control.policy_source import load_policy
 from xvla_ros.control.state import UNTRAINED
-from xvla_ros.errors import CheckpointError, KinematicsError, ProfileError, SetupError
+from xvla_ros.errors import CheckpointError, KinematicsError, ProfileError, RequestError, SetupError, UnreachableError
 from xvla_ros.model.imports import kept_for_good
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError
@@ -46,6 +46,7 @@ from xvla_ros.types import ActionChunk, Observation, Prefix
 
 if TYPE_CHECKING:
     from xvla_ros.model.policy import Policy
+    from xvla_ros.serving.remote import RemotePolicy
 
 NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
     ("robots", ["so101_bimanual"], "Names of the robots to drive, each a profile; their keys are under their names."),
@@ -54,13 +55,20 @@ NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
     ("threads", 0, "Processor threads of the policy; 0 takes half of the cores and leaves the rest to the topics."),
     ("autostart", False, "Whether the node configures and activates itself; a launch file does it from outside."),
     ("checkpoint", "", "Folder or hub id of the checkpoint; empty takes the one the profiles name."),
+    ("server", "", "Addresses of policy servers in the place of a checkpoint; empty takes what the profiles name."),
+    ("server_token_file", "", "File of the servers' token; empty takes $XVLA_SERVER_TOKEN_FILE."),
+    ("server_ca", "", "File of the authority of the servers' certificates; empty takes $XVLA_SERVER_CA, the system's."),
+    ("server_certificate", "", "File of this node's certificate and key, where the servers ask for one."),
     ("instruction", "", "What to do until an instruction arrives on a topic; empty takes the profiles'."),
     ("paced", False, "Whether simulated time waits for this node, where xvla_ros simulates; needs use_sim_time."),
     ("batch_wait", 0.01, "s that a robot waits at most for others about to ask, to share a pass of the policy."),
     ("seed", -1, "Seed of the sampler's noise; below 0 draws a fresh one for every chunk."),
 )
 # what a loaded policy depends on
-LOADED_WITH = ("robots", "device", "dtype", "threads", "checkpoint", "paced")
+LOADED_WITH = (
+    "robots", "device", "dtype", "threads", "checkpoint", "paced",
+    "server", "server_token_file", "server_ca", "server_certificate",
+)  # fmt: skip
 PROGRESS_PERIOD_S = 5.0
 ANSWER_TIMEOUT_S = 2.0
 LONGEST_BATCH_WAIT_S = 1.0
@@ -83,7 +91,8 @@ class PolicyNode(GuardedLifecycleNode):
         self._linked_for: tuple[dict[str, Any], str] = ({}, "")
         self._description_topics = DescriptionTopics(self)
         self._descriptions: dict[str, RobotDescription | None] = {}
-        self._policy: Policy | None = None
+        self._policy: Policy | RemotePolicy | None = None
+        self._remote: RemotePolicy | None = None  # the policy, where it runs on other machines
         self._engine: Engine | None = None
         self._time_limit: TimeLimit | None = None
         self._stops = StopTopics(self, lambda: self._links, lambda: self.state_label() == "active")
@@ -107,6 +116,8 @@ class PolicyNode(GuardedLifecycleNode):
         self._engine = Engine(self._predict, self._links, self._batch_wait())
         self._require_simulation()
         for link in self._links:
+            if self._remote is not None:
+                link.sent = self._remote.bytes_per_second
             link.start(on_tick=self._say_time_limit)
         self._engine.start()
 
@@ -124,7 +135,9 @@ class PolicyNode(GuardedLifecycleNode):
             self._time_limit.close()
             self._time_limit = None
         self._close_links()
-        self._policy = None
+        if self._remote is not None:
+            self._remote.close()
+        self._policy = self._remote = None
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
@@ -140,12 +153,30 @@ class PolicyNode(GuardedLifecycleNode):
         if not robots or len(set(robots)) != len(robots):
             raise TransitionError(f"parameter robots is {robots}; expected at least one name, and each once")
         try:
-            profiles = {robot: read_profile(self, robot) for robot in robots}
+            profiles = {robot: self._with_server(read_profile(self, robot)) for robot in robots}
             for profile in profiles.values():
                 require_outlets(profile)
         except (ProfileError, SetupError) as error:
             raise TransitionError(str(error)) from error
         return profiles
+
+    def _with_server(self, profile: Profile) -> Profile:
+        """Return the profile with the policy servers of the parameter, where it names any."""
+        named = str(self.get_parameter("server").value)
+        if not named:
+            return profile
+        return profile.model_copy(update={"policy": profile.policy.model_copy(update={"server": named})})
+
+    def _servers(self) -> str:
+        """Return the policy servers that the profiles agree on; empty where the policy runs here."""
+        named = {name: profile.policy.server for name, profile in self._profiles.items()}
+        if len(set(named.values())) > 1:
+            listed = ", ".join(f"{robot}: {server or 'none'}" for robot, server in named.items())
+            raise SetupError(
+                f"the profiles name different policy servers ({listed}), but one node asks one policy; name them with "
+                "the parameter server, or start a node for each"
+            )
+        return next(iter(named.values()))
 
     def _hear_descriptions(self) -> dict[str, RobotDescription | None]:
         """Return the published URDFs of robots whose actions are tool poses, checked before a long load."""
@@ -258,7 +289,7 @@ class PolicyNode(GuardedLifecycleNode):
         self._linked_for = self._to_link()
         self._stops.hand_on()
 
-    def _load(self) -> Policy:
+    def _load(self) -> Policy | RemotePolicy:
         """Load and warm up in a thread of its own, so that a shutdown can cancel the wait."""
         outcome: list[Any] = []
 
@@ -280,23 +311,24 @@ class PolicyNode(GuardedLifecycleNode):
                 said = time.monotonic()
                 self.get_logger().info(f"still loading the policy, {said - begun:.0f} s")
         result = outcome[0]
-        if isinstance(result, CheckpointError | SetupError | ProfileError):
+        if isinstance(result, CheckpointError | SetupError | ProfileError | UnreachableError | RequestError):
             raise TransitionError(str(result)) from result
         if isinstance(result, Exception):
             raise result
         self.get_logger().info(f"policy ready after {time.monotonic() - begun:.1f} s")
-        policy: Policy = result
+        policy: Policy | RemotePolicy = result
         return policy
 
-    def _load_and_warm_up(self) -> Policy:
+    def _load_and_warm_up(self) -> Policy | RemotePolicy:
+        if servers := self._servers():
+            return self._connect(servers)
         with kept_for_good():
             from xvla_ros.model.network.encoder import import_backbone
             from xvla_ros.model.runtime.fast import warm_up
 
             import_backbone()
 
-        log = self.get_logger()
-        checkpoint = str(self.get_parameter("checkpoint").value)
+        log, checkpoint = self.get_logger(), str(self.get_parameter("checkpoint").value)
         log.info(f"loading the policy: {checkpoint or 'as the profiles say'}")
         self._choose_threads()
         policy = load_policy(
@@ -307,15 +339,45 @@ class PolicyNode(GuardedLifecycleNode):
             descriptions=self._descriptions,
             log=log.info,
         )
-        for profile in self._profiles.values():
-            if not policy.is_trained(profile.policy.domain_id):
-                log.warning(f"{profile.name}: {UNTRAINED}: {untrained(profile, policy)}")
+        self._warn_of_untrained(policy)
         if policy.precision.is_slow:
             log.warning(f"parameter dtype: the policy {policy.precision}; leave dtype empty for the fastest")
         log.info("warming up")
         warm_up(policy, [blank_observation(profile) for profile in self._profiles.values()])
         policy.on_remark = log.warning
         return policy
+
+    def _connect(self, servers: str) -> RemotePolicy:
+        log = self.get_logger()
+        checkpoint = str(self.get_parameter("checkpoint").value)
+        if checkpoint:
+            raise SetupError(
+                f"checkpoint is {checkpoint} and server {servers}; expected one of them: name the other empty"
+            )
+        try:
+            from xvla_ros.serving.remote import Credentials, RemotePolicy
+        except ImportError as error:
+            raise SetupError(
+                f"a policy server needs more than is installed ({error}); install xvla_ros[serve]"
+            ) from error
+        files = [str(self.get_parameter(f"server_{name}").value) for name in ("token_file", "ca", "certificate")]
+        log.info(f"connecting to {servers}")
+        policy = RemotePolicy(self._profiles, servers, Credentials.of_files(*files), log=log.warning)
+        self._remote = policy
+        try:
+            self._warn_of_untrained(policy)
+            log.info(f"warming up {policy.source}")
+            policy.warm_up([blank_observation(profile) for profile in self._profiles.values()])
+        except Exception:
+            policy.close()
+            self._remote = None
+            raise
+        return policy
+
+    def _warn_of_untrained(self, policy: Policy | RemotePolicy) -> None:
+        for profile in self._profiles.values():
+            if not policy.is_trained(profile.policy.domain_id):
+                self.get_logger().warning(f"{profile.name}: {UNTRAINED}: {untrained(profile, policy)}")
 
     def _choose_threads(self) -> None:
         # OpenMP threads that wait for each other spin: on cores that other work needs they make a pass ten times
@@ -368,7 +430,7 @@ def blank_observation(profile: Profile) -> Observation:
     return Observation(profile.embodiment(), 0, images, state, profile.instruction or "warm up")
 
 
-def untrained(profile: Profile, policy: Policy) -> str:
+def untrained(profile: Profile, policy: Policy | RemotePolicy) -> str:
     """Say what an untrained policy would do with the robot, and what to do about it."""
     return (
         f"no trained row {profile.policy.domain_id} in {policy.source}: the arm would move at random, which it may "

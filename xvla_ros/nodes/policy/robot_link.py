@@ -143,7 +143,9 @@ class RobotLink:
     ) -> None:
         self.profile = profile
         self.frames = {camera: FrameCount() for camera in profile.cameras.slots}
-        self.pilot: Pilot[bytes] = Pilot(profile, clock, messages.decode_image, instruction, description)
+        encoded = messages.encoded_image if profile.policy.server else None
+        self.pilot: Pilot[bytes] = Pilot(profile, clock, messages.decode_image, instruction, description, encoded)
+        self.sent: Callable[[], float] | None = None  # bytes a second to policy servers, where the policy is theirs
         self._node = node
         self._clock = clock
         self._sending = threading.Lock()
@@ -184,10 +186,12 @@ class RobotLink:
 
     @property
     def status(self) -> ControlStatus:
-        """State and counters; also why an inactive robot was refused, and who publishes joints that leap."""
+        """State and counters; also why an inactive robot was refused, who publishes joints that leap, what is sent."""
         status = self.pilot.status
         if status.state == INACTIVE:
             return status.to(INACTIVE, self._refused)
+        if status.state == RUNNING and self.sent is not None:
+            return replace(status, detail=f"sends {self.sent() / 1e3:.0f} kB/s to the policy server")
         if status.reason != JOINTS_IMPLAUSIBLE:
             return status
         topics = self.profile.joints.topics

@@ -35,6 +35,7 @@ from xvla_ros.types import NS, Percentiles
 if TYPE_CHECKING:
     from xvla_ros.model.policy import Policy
     from xvla_ros.nodes.policy.robot_link import RobotLink
+    from xvla_ros.serving.remote import RemotePolicy
 
 ESTOP_TOPIC = "/estop"
 ESTOP, OPERATOR = "estop", "operator"  # reasons
@@ -217,7 +218,9 @@ _LEVELS = {
 }
 
 
-def robot_diagnostics(link: RobotLink, *, node: str, policy: Policy | None, stop: str, seed: int) -> DiagnosticStatus:
+def robot_diagnostics(
+    link: RobotLink, *, node: str, policy: Policy | RemotePolicy | None, stop: str, seed: int
+) -> DiagnosticStatus:
     """Return a robot's policy, seed of noise, state, cause of a ``stop``, counters, latencies (ms) and frames.
 
     Stamps of frames are in ns of ROS time; a seed below 0 is no seed.
@@ -228,6 +231,7 @@ def robot_diagnostics(link: RobotLink, *, node: str, policy: Policy | None, stop
         "trained": str(policy is not None and policy.is_trained(link.profile.policy.domain_id)).lower(),
         **(policy.computing() if policy is not None else {}),
         **({"seed": seed} if seed >= 0 else {}),
+        **({} if link.sent is None else {"sent_bytes_per_second": round(link.sent())}),
         "instruction": link.pilot.instruction,
         "stop": stop,
         "domain_id": link.profile.policy.domain_id,

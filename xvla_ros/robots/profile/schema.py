@@ -66,6 +66,11 @@ class PolicySettings(Section):
         "trained for the domain, and is refused where mode, joints or units differ from what it was trained with.",
     )
     revision: str = setting("", description="Branch, tag or commit of a hub checkpoint; empty is its default branch.")
+    server: str = setting(
+        "",
+        description="Addresses of policy servers (xvla serve) with commas between them, wss://HOST:PORT, that are "
+        "asked in the place of a checkpoint on this machine; the least late of them is.",
+    )
     action_mode: str = setting(description="Name of the action mode: what each channel of an action means.")
     absolute: Names = setting(
         (),

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/xvla`` asks a policy server in a process of its own, which is killed and comes back while the arm moves."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
+pytest.importorskip("aiohttp", reason="needs xvla_ros[serve]")
+
+from node_process import NodeProcess, check_all
+from paced_time import PacedTime
+from scripted_graph import ACTIVATE, CLEANUP, CONFIGURE, DEACTIVATE, LOOKAHEAD
+from stand_in_pair import ROBOT, StandInPair
+
+DEADLINE = 240.0  # ends what hangs
+
+
+class ServerProcess:
+    """``xvla serve`` with the policy that ships."""
+
+    def __init__(self, port=0):
+        command = [sys.executable, "-m", "xvla_ros", "serve", "--port", str(port), "--robots", ROBOT]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for line in self.process.stdout:
+            if found := re.search(r"on (ws://[\d.]+:(\d+))", line):
+                self.url, self.port = found[1], int(found[2])
+                return
+        raise AssertionError(f"the server ended with {self.process.wait()}")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(DEADLINE)
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def server():
+    made = ServerProcess()
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def pair(ros_domain):
+    made = StandInPair(ros_domain, PacedTime())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def node_for(pair, ros_domain, tmp_path):
+    """Starts the node: node_for(servers, **parameters)."""
+    made = []
+
+    def start(servers, **parameters):
+        node = NodeProcess(ros_domain, tmp_path, server=servers, instruction="touch the red cube", **parameters)
+        made.append(node)
+        pair.meet()
+        return node
+
+    yield start
+    for node in made:
+        node.kill()
+
+
+def standing(pair):
+    """Wait until both arms stand, and return where."""
+    pair.pass_time(LOOKAHEAD + 0.1)
+    before = {group: pair.position(group) for group in pair.arms}
+    pair.pass_time(0.3)
+    for group, where in before.items():
+        np.testing.assert_allclose(pair.position(group), where, atol=1e-9)
+    return before
+
+
+def test_a_server_that_is_killed_while_the_arm_moves_and_comes_back(pair, node_for, server):
+    node_for(server.url)
+    assert pair.make(CONFIGURE) and pair.make(ACTIVATE)
+    pair.wait_status("running")
+    pair.wait_chunks(3, robot=ROBOT)
+    said = pair.wait_status("running", detail="kB/s to the policy server").detail
+    assert float(said.split()[1]) > 0
+    server.kill()
+    held = pair.wait_status("holding", "policy_unreachable", detail=server.url)
+    standing(pair)
+    since = pair.now()
+    again = ServerProcess(server.port)
+    try:
+        pair.wait_status("running")
+        chunks = pair.wait_chunks(2, robot=ROBOT)
+    finally:
+        again.kill()
+    stamps = [chunk.header.stamp.sec * 10**9 + chunk.header.stamp.nanosec for chunk in chunks]
+    assert min(stamps) > since - 10**9, "seen after the hold"
+    assert held.holds >= 1
+    check_all(pair, {group: [message for _, message in sent] for group, sent in pair.commands.items()})
+
+
+def test_of_two_servers_one_may_die(pair, node_for, server):
+    other = ServerProcess()
+    try:
+        node_for(f"{server.url},{other.url}")
+        assert pair.make(CONFIGURE) and pair.make(ACTIVATE)
+        pair.wait_status("running")
+        pair.wait_chunks(2, robot=ROBOT)
+        for each in (server, other):
+            if each.url in asked(pair):
+                each.kill()
+                break
+        pair.wait_chunks(3, robot=ROBOT)
+        pair.wait_status("running")
+        assert pair.make(DEACTIVATE) and pair.make(CLEANUP)
+    finally:
+        other.kill()
+
+
+def asked(pair):
+    """The server that was asked last, by the diagnostics."""
+
+    def found():
+        for message in reversed(pair.heard["/diagnostics"]):
+            for status in message.status:
+                for value in status.values:
+                    if value.key == "server" and value.value:
+                        return value.value
+        return ""
+
+    return pair.wait_for(found, "a server in the diagnostics")
+
+
+def wait_log(pair, text):
+    pair.wait_for(lambda: any(text in line for line in pair.log()), f"a line with {text!r}")
+
+
+def test_a_server_that_is_not_there_or_beside_a_checkpoint_is_refused_by_name(pair, node_for, server):
+    node_for("ws://127.0.0.1:9", paced=False)
+    assert not pair.make(CONFIGURE)
+    wait_log(pair, "no policy server answers: ws://127.0.0.1:9")
+    assert all(result.successful for result in pair.set(server=server.url, checkpoint="mine"))
+    assert not pair.make(CONFIGURE)
+    wait_log(pair, "checkpoint is mine and server")
+    assert all(result.successful for result in pair.set(checkpoint=""))
+    assert pair.make(CONFIGURE)
