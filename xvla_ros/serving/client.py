@@ -230,6 +230,11 @@ class Client:
         """What the server says of itself: ``robots``, ``checkpoint``, ``chunk_size``, ``domains``, …."""
         return self._link.metadata
 
+    @property
+    def sent_bytes(self) -> int:
+        """How much has been sent."""
+        return self._link.sent
+
     def ask(
         self,
         views: Mapping[str, NDArray[np.uint8] | bytes],

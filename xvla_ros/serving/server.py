@@ -184,7 +184,10 @@ class PolicyServer:
                 web.get(protocol.PATH, self._native),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_S)
+        # broken HTTP is answered, and not told in the log, which strangers could fill
+        quiet = logging.getLogger(f"{__name__}.http")
+        quiet.setLevel(logging.CRITICAL)
+        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_S, logger=quiet)
         self.metrics = Metrics(service, lambda: len(self._sockets))
         self._listening: asyncio.Server | None = None
 
@@ -251,6 +254,13 @@ class PolicyServer:
         except RequestError as error:
             _LOG.info("%s %s: %s", address, request.path, error)
             return _refusal(STATUS.get(error.reason, 400), error.reason, error.detail)
+        except web.HTTPException:
+            raise
+        except ConnectionError:
+            return web.Response(status=400)  # it has gone, and reads no answer
+        except Exception:
+            _LOG.exception("%s %s failed", address, request.path)
+            raise
         finally:
             self._active[address] -= 1
             if not self._active[address]:
