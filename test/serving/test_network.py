@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network between: 80 ms round trip, jitter, loss, a stall, a cut."""
+
+import random
+import socket
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from served_policy import DEADLINE, PAIR
+
+from xvla_ros.errors import UnreachableError
+from xvla_ros.serving.remote import RemotePolicy
+
+WAY, JITTER = 0.04, 0.01  # s, of one way
+LOSS, RETRANSMIT = 0.02, 0.2  # share of the pieces, and s that one of them costs
+
+
+class Proxy:
+    """Carries bytes to a server as a bad network would: late, in order, and at times not at all."""
+
+    def __init__(self, address, seed=0):
+        host, port = address.split(":")
+        self._to, self._rng = (host, int(port)), random.Random(seed)
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"ws://127.0.0.1:{self._listening.getsockname()[1]}"
+        self.flows = threading.Event()
+        self.flows.set()
+        self._sockets = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                near, _ = self._listening.accept()
+                far = socket.create_connection(self._to)
+            except OSError:
+                return
+            self._sockets += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
+
+    def _carry(self, one, other):
+        try:
+            while data := one.recv(1 << 16):
+                lost = self._rng.random() < LOSS
+                time.sleep(WAY + self._rng.uniform(-JITTER, JITTER) + RETRANSMIT * lost)
+                self.flows.wait()
+                other.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for each in (one, other):
+                each.close()
+
+    def cut(self):
+        """End every connection."""
+        for each in self._sockets:
+            each.close()
+        self._sockets.clear()
+
+    def close(self):
+        self._listening.close()
+        self.flows.set()
+        self.cut()
+
+
+@pytest.fixture
+def proxy(served):
+    made = Proxy(served.address)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def asking(proxy, profiles):
+    mapping = profiles[PAIR].to_mapping()
+    mapping["timing"] |= {"inference_timeout": 20.0}
+    made = RemotePolicy({PAIR: type(profiles[PAIR]).from_mapping(PAIR, mapping)}, proxy.url)
+    yield made
+    made.close()
+
+
+def answered(asking, seen):
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        try:
+            return asking.predict([seen], seed=1)[0]
+        except UnreachableError:
+            time.sleep(0.05)
+    raise AssertionError("no answer came again")
+
+
+def test_late_jittering_and_lossy_is_late_and_nothing_else(asking, policy, look):
+    for number in range(5):
+        seen = look(level=number, stamp=number)
+        (chunk,) = asking.predict([seen], seed=1)
+        assert chunk.stamp == number
+    assert asking._servers[0].latency_s > 2 * (WAY - JITTER)
+
+
+def test_a_network_that_stalls_is_given_up_and_what_comes_of_it_later_is_never_read(asking, proxy, look):
+    asking.predict([look()])
+    asking._profiles[PAIR] = asking._profiles[PAIR].model_copy(
+        update={"timing": asking._profiles[PAIR].timing.model_copy(update={"inference_timeout": 0.3})}
+    )
+    proxy.flows.clear()
+    with pytest.raises(UnreachableError, match="no answer within"):
+        asking.predict([replace(look(), instruction="asked before")])
+    asking._profiles[PAIR] = asking._profiles[PAIR].model_copy(
+        update={"timing": asking._profiles[PAIR].timing.model_copy(update={"inference_timeout": 20.0})}
+    )
+    proxy.flows.set()
+    assert answered(asking, look(stamp=77)).stamp == 77
+
+
+def test_a_network_that_is_cut_is_named_and_taken_up_again(asking, proxy, look):
+    asking.predict([look()])
+    proxy.cut()
+    with pytest.raises(UnreachableError, match=proxy.url):
+        for _ in range(3):
+            asking.predict([look()])
+    chunk = answered(asking, look(stamp=78))
+    assert chunk.stamp == 78 and np.isfinite(chunk.actions).all()
