@@ -65,7 +65,8 @@ def serve(options: argparse.Namespace) -> int:
 
         def predict(self: Policy, observations: Any, **settings: Any) -> Any:
             for seen in observations:
-                answers.setdefault(seen.embodiment.robot, inner(self, [seen])[0])
+                if seen.embodiment.robot not in answers:
+                    answers[seen.embodiment.robot] = inner(self, [seen])[0]
             return [answers[seen.embodiment.robot] for seen in observations]
 
         Policy.predict = predict  # type: ignore[method-assign, assignment]
