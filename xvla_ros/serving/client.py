@@ -99,7 +99,7 @@ class Link:
             said = error.response.body.decode("utf-8", "replace")[:300]
             refused = RequestError("access", f"{url} refuses with {error.response.status_code}: {said}")
             raise refused from error
-        except (OSError, InvalidHandshake, InvalidURI, EOFError) as error:
+        except (OSError, InvalidHandshake, InvalidURI, EOFError, ConnectionClosed) as error:
             raise UnreachableError(f"{url}: {type(error).__name__}: {error}") from error
         try:
             hello = {"type": "hello", "protocol": protocol.VERSION, "robots": list(robots)}
