@@ -65,7 +65,8 @@ def copies(bags: list[Path], megabytes: float) -> list[Path]:
 def compared(folder: Path, bags: list[Path]) -> tuple[int, float]:
     """Return how many frames differ from those of the bags in state or action, and the mean error of pictures."""
     from xvla_ros.recordings.bag_recording import BagRecording
-    from xvla_ros.recordings.lerobot_recording import LeRobotRecording, profile_of_data_set
+    from xvla_ros.recordings.lerobot_mapping import profile_of_data_set
+    from xvla_ros.recordings.lerobot_recording import LeRobotRecording
     from xvla_ros.recordings.recording import Frame
 
     profile = profile_of_data_set(folder)

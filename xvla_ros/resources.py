@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 PACKAGE = "xvla_ros"
@@ -25,6 +26,15 @@ def memory_bytes() -> int:
         return min(there, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     except (OSError, ValueError):  # there is no such group, or it says "max"
         return there
+
+
+def without_real_time() -> None:
+    """Give every thread of this process ordinary scheduling, as far as the system has it and allows it."""
+    if not hasattr(os, "sched_setscheduler"):
+        return
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has ended
+            os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
 
 
 def config_dir() -> Path:

@@ -29,8 +29,9 @@ from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.lerobot_encoding import ExportOptions, _FrameGrid
 from xvla_ros.recordings.lerobot_export import export
-from xvla_ros.recordings.lerobot_recording import LeRobotRecording, profile_of_data_set
-from xvla_ros.recordings.lerobot_writer import PictureSums, statistics
+from xvla_ros.recordings.lerobot_mapping import profile_of_data_set
+from xvla_ros.recordings.lerobot_recording import LeRobotRecording
+from xvla_ros.recordings.lerobot_writer import ClipWriter, PictureSums, statistics
 from xvla_ros.recordings.recording import Frame, SamplesError
 
 PAIR = changed("so101_bimanual", ("instruction", "fold the cloth"))
@@ -200,6 +201,16 @@ def test_codecs(tmp_path, codec):
         assert told["video.codec"] in {"h264": "h264", "libdav1d": "av1", "av1": "av1"}[context.name]
         assert told["video.pix_fmt"] == context.pix_fmt
         assert sum(packet.is_keyframe for packet in video.demux(video=0) if packet.size) >= 10  # every second frame
+
+
+def test_encoding_leaves_the_processor_to_others(tmp_path):
+    """SVT-AV1 makes itself and its process real-time where root runs it."""
+    clip = ClipWriter(tmp_path / "a.mp4", (64, 64), 30, "av1")
+    for _ in range(3):
+        clip.add(np.zeros((64, 64, 3), np.uint8))
+    threads = [int(thread.name) for thread in Path("/proc/self/task").iterdir()]
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_OTHER}
+    clip.close()
 
 
 def test_a_video_is_full_at_some_size(tmp_path, monkeypatch):

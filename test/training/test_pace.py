@@ -67,10 +67,10 @@ def test_what_was_set_is_not_measured(begin, monkeypatch):
 
 
 def test_a_run_that_goes_on_has_the_threads_it_began_with(begin):
-    torch.set_num_threads(3)
+    torch.set_num_threads(2)
     begin(steps=2).run()
     torch.set_num_threads(1)
-    assert begin(steps=4).resume() and torch.get_num_threads() == 3
+    assert begin(steps=4).resume() and torch.get_num_threads() == 2
 
 
 def test_an_estimate_measures_each_phase_and_what_is_held_out(begin):

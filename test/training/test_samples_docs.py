@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xvla_ros.recordings.lerobot_recording import ChannelSource, LeRobotMapping
+from xvla_ros.recordings.lerobot_mapping import ChannelSource, LeRobotMapping
 from xvla_ros.training import config as settings
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "samples.md"

@@ -216,7 +216,7 @@ def _numbered(files: Sequence[Path]) -> bool:
 
 def _profile(robot: str, source: Bag | Path) -> Profile:
     from xvla_ros.recordings.bag_recording import profile_of_bag
-    from xvla_ros.recordings.lerobot_recording import profile_of_data_set
+    from xvla_ros.recordings.lerobot_mapping import profile_of_data_set
     from xvla_ros.robots import load_robot
 
     if robot:

@@ -12,13 +12,8 @@ import numpy as np
 
 from xvla_ros.evaluation.bag_info import aligned
 from xvla_ros.recordings.lerobot_files import WRITTEN, LeRobotFiles
-from xvla_ros.recordings.lerobot_recording import (
-    LeRobotMapping,
-    LeRobotOptions,
-    LeRobotRecording,
-    profile_of_data_set,
-    read_mapping,
-)
+from xvla_ros.recordings.lerobot_mapping import LeRobotMapping, profile_of_data_set, read_mapping
+from xvla_ros.recordings.lerobot_recording import LeRobotOptions, LeRobotRecording
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import Profile, load_robot
 

@@ -224,7 +224,6 @@ class _FrameGrid:
         # a neighbour's place
         parts = max(1, round(1 / float(np.median(np.diff(far))))) if len(far) > 1 else 1
         self._phase = float(np.angle(np.exp(2j * np.pi * parts * far).mean()) / (2 * np.pi * parts))
-        points = np.floor(far - self._phase + 0.5).astype(np.int64)
         points = np.ceil(far - self._phase - 0.5 - HALFWAY).astype(np.int64)
         order = np.lexsort((np.abs(far - self._phase - points), points))
         places, nearest = np.unique(points[order], return_index=True)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from xvla_ros.errors import Problem
 from xvla_ros.recordings.lerobot_files import INFO, WRITTEN
 from xvla_ros.recordings.recording import SamplesError
+from xvla_ros.resources import without_real_time
 from xvla_ros.types import Floats
 
 VERSION = "v3.0"
@@ -91,6 +92,8 @@ class ClipWriter:
         self._stream = self._container.add_stream(told.encoder, rate=fps)
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt, self._stream.options = told.pixels, told.limited(threads)
+        self._stream.codec_context.open()
+        without_real_time()  # SVT-AV1 takes it where root runs it, and would stop all else on the machine
 
     def add(self, picture: Rgb) -> None:
         """Append a picture, uint8 [H, W, 3]."""

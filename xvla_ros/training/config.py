@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xvla_ros.errors import Problem, ProblemsError, problems_of
-from xvla_ros.recordings.lerobot_recording import LeRobotMapping
+from xvla_ros.recordings.lerobot_mapping import LeRobotMapping
 from xvla_ros.resources import config_dir
 
 _RANGE = re.compile(r"^\d+(-\d+)?$")

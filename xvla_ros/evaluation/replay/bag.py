@@ -27,7 +27,8 @@ from xvla_ros.recordings.bag_paths import interpolated, tool_actions
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording, Seen
 from xvla_ros.recordings.bags import Bag, Integrity
 from xvla_ros.recordings.lerobot_files import is_data_set
-from xvla_ros.recordings.lerobot_recording import LeRobotMapping, LeRobotOptions, LeRobotRecording, read_mapping
+from xvla_ros.recordings.lerobot_mapping import LeRobotMapping, read_mapping
+from xvla_ros.recordings.lerobot_recording import LeRobotOptions, LeRobotRecording
 from xvla_ros.recordings.recording import NothingLeftError, SamplesError, Survey, joint_leaps
 from xvla_ros.robots import tool_pose
 from xvla_ros.robots.actions import Decoder, StateEncoder

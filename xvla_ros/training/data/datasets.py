@@ -100,7 +100,8 @@ def recordings_of(entry: DatasetSettings) -> Iterator[Recording]:
     """
     for path in _paths(entry):
         if entry.kind == "lerobot":
-            from xvla_ros.recordings.lerobot_recording import LeRobotOptions, LeRobotRecording, profile_of_data_set
+            from xvla_ros.recordings.lerobot_mapping import profile_of_data_set
+            from xvla_ros.recordings.lerobot_recording import LeRobotOptions, LeRobotRecording
 
             profile = load_robot(entry.robot) if entry.robot else profile_of_data_set(path)
             told = LeRobotOptions(

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which features and channels of a LeRobot data set are a profile's cameras, joints and words, and what says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from xvla_ros.errors import Problem, problems_of
+from xvla_ros.recordings.lerobot_files import WRITTEN
+from xvla_ros.recordings.recording import SamplesError
+from xvla_ros.robots.profile import Profile, profiles_of_document
+
+SUFFIX = ".pos"  # of the names that LeRobot's drivers give to joint positions
+
+
+class ChannelSource(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+    """Where one channel comes from in a LeRobot data set: value = feature[name] · scale + offset."""
+
+    name: str = Field(min_length=1, description="Name of the channel in the feature's names, or its index as text.")
+    scale: float = Field(default=1.0, description="Factor to the unit that `units` says.")
+    offset: float = Field(default=0.0, description="Added after scaling.")
+
+
+class LeRobotMapping(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+    """How the features of a LeRobot data set become what a profile expects."""
+
+    cameras: dict[str, str] = Field(
+        default={}, description="Camera slot of the profile → feature, observation.images.front."
+    )
+    state: str = Field(default="observation.state", description="Feature with the measured state.")
+    action: str = Field(default="action", description="Feature with the commanded action.")
+    channels: dict[str, ChannelSource | str] = Field(
+        default={},
+        description="Joint (units ros or policy) or channel (units vector) of the profile → name in the feature, or "
+        "{name, scale, offset}; what is not listed is sought by its own name, with or without .pos.",
+    )
+    action_channels: dict[str, ChannelSource | str] = Field(
+        default={}, description="As channels, of the action where it differs from the state: in order or units."
+    )
+    words: Literal["task", "subtask"] = Field(
+        default="task",
+        description="What a frame is to be done: its task, or its subtask (subtask_index, or the style subtask of "
+        "language_persistent), its task where it has none.",
+    )
+    units: Literal["policy", "ros", "vector"] = Field(
+        default="policy",
+        description="Of the features after channels' scales: policy (joints as the profile's scale makes them), ros "
+        "(joints in rad or m) or vector (the policy's own vector, as tool poses written by another program).",
+    )
+    pictures: Literal["", "as_sent", "as_seen"] = Field(
+        default="",
+        description="as_sent (by the camera: the profile's rotate and crop are applied) or as_seen (they were applied "
+        "before the data set was written). To be said where the profile turns or crops a camera.",
+    )
+
+
+def profile_of_data_set(folder: Path) -> Profile:
+    """Return the profile that ``xvla export`` wrote with a data set.
+
+    Raises:
+        SamplesError: it has none.
+        ProfileError: what it has is no profile.
+    """
+    told = _written(folder)
+    profiles = profiles_of_document(str(told.get("profile", "")), f"{folder}:{WRITTEN}") if "profile" in told else {}
+    if len(profiles) != 1:
+        message = "a LeRobot data set knows no profile, unless xvla export wrote it: set robot to the name of one, or "
+        message += "to a profile file"
+        raise SamplesError([Problem(str(folder), "robot", "", "name of a profile, or a profile file", message)])
+    return next(iter(profiles.values()))
+
+
+def read_mapping(path: Path) -> LeRobotMapping:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        SamplesError: it cannot be read, or is no mapping of features.
+    """
+    try:
+        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return LeRobotMapping.model_validate(told, strict=False)
+    except ValidationError as error:
+        raise SamplesError(problems_of(error, LeRobotMapping, lambda key: str(path))) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise SamplesError([Problem(str(path), "", None, "the keys of mapping of a data set", text)]) from error
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    """Return what ``xvla export`` wrote beside a data set; nothing where it did not write it."""
+    try:
+        told = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def written_mapping(folder: Path, profile: Profile) -> LeRobotMapping | None:
+    """Return the mapping that ``xvla export`` wrote with a data set of this robot; None where it wrote none.
+
+    Raises:
+        SamplesError: what it has is no mapping.
+    """
+    told = _written(folder)
+    if told.get("robot") != profile.name:
+        return None
+    try:
+        return LeRobotMapping.model_validate(told.get("mapping"))
+    except ValidationError as error:
+        raise SamplesError(problems_of(error, LeRobotMapping, lambda key: f"{folder}:{WRITTEN}")) from error
+
+
+def place_of(name: str, names: Sequence[str]) -> int | None:
+    """Return the index of a channel, named with or without the suffix of positions, or numbered; None for none."""
+    for candidate in (name, f"{name}{SUFFIX}", name.removesuffix(SUFFIX)):
+        if candidate in names:
+            return list(names).index(candidate)
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
+    return None
