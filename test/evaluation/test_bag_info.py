@@ -63,6 +63,13 @@ def test_what_a_profile_misses_is_named(tmp_path, capsys):
     assert "no such bag" in capsys.readouterr().err
 
 
+def test_a_folder_of_several_bags_is_not_taken_for_one(tmp_path, capsys):
+    for name in ("one", "two"):
+        Session(PAIR, end=1.0).record().write(tmp_path / f"{name}.mcap")
+    assert main(["data", "info", str(tmp_path)]) == 1
+    assert f"holds 2 recordings: name one, such as {tmp_path / 'one.mcap'}" in capsys.readouterr().err
+
+
 def test_the_reader_of_the_node_has_the_last_word(tmp_path, capsys):
     bag = Session(PAIR, end=2.0).record().encoded("8UC3").write(tmp_path / "bag.mcap")
     assert main(["bag", "info", str(bag)]) == 1

@@ -380,7 +380,7 @@ def test_what_is_asked_for_in_vain_is_named(tmp_path: Path):
         "panda.urdf", base_link="panda_hand", tip_links=["panda_link4"]
     )
     assert "no joint of an arm leads to 'panda_link0'" in refusal("panda.urdf", tip_links=["panda_link0"])
-    assert "one of the shipped agibot_g1.urdf, panda.urdf" in refusal("pandaa.urdf")
+    assert "one of the shipped agibot_g1.urdf, libero_panda.urdf, panda.urdf" in refusal("pandaa.urdf")
     assert "action mode 'frnka_joint7' is unknown (did you mean 'franka_joint7'?)" in refusal(
         "panda.urdf", action_mode="frnka_joint7"
     )

@@ -28,7 +28,7 @@ MODEL: dict[str, Any] = {
     "chunk_size": CHUNK,
     "network": {
         "hidden_size": 32, "depth": 2, "num_heads": 2, "num_domains": 6, "len_soft_prompts": 2, "max_len_seq": 64,
-        "image_size": [SIDE, SIDE], "tokenizer_max_length": 8,
+        "image_size": [SIDE, SIDE], "tokenizer_max_length": 12,
     },
     "vision": {
         "embed_dim": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "num_groups": [1, 2], "patch_size": [7, 3],

@@ -111,7 +111,10 @@ class DataInfo(Command):
     def _of_bag(self) -> tuple[BagInfo | DataSetInfo, str]:
         from xvla_ros.evaluation.bag_info import inspect, profile_for, text_of
 
-        with Bag(self.data) as opened:
+        bag, *others = find_bags([self.data])
+        if others:
+            raise BagError(f"{self.data} holds {1 + len(others)} recordings: name one, such as {bag}")
+        with Bag(bag) as opened:
             info = inspect(opened, profile_for(opened, self.robot))
         return info, text_of(info)
 
@@ -190,7 +193,7 @@ def find_bags(named: Sequence[str]) -> list[Path]:
     for text in named:
         path = Path(text)
         if not path.exists():
-            raise BagError(f"{path}: no such bag; expected the folder of a recording, or its .mcap or .db3 file")
+            raise BagError(f"{path}: no such bag or data set; expected its folder, or its .mcap or .db3 file")
         inside = _bags_in(path)
         if not inside:
             raise BagError(f"{path}: holds no bag; expected .mcap or .db3 files, or folders with them")

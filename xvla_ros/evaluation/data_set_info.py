@@ -233,7 +233,9 @@ def text_of(info: DataSetInfo) -> str:
     ranges = [(each.feature, each.name, f"{each.low:.4g}", f"{each.high:.4g}") for each in info.channels]
     lines += ["", *aligned([("feature", "channel", "lowest", "highest"), *ranges])] if ranges else []
     if info.robot:
-        fits = f"its actions are {info.actions}" if not info.problems else "must not be used as it is:"
+        fits = (
+            f"can be trained on, its actions are {info.actions}" if not info.problems else "must not be used as it is:"
+        )
         lines += ["", f"for {info.robot}: {fits}"]
     elif info.problems:
         lines += ["", "must not be used as it is:"]

@@ -308,7 +308,7 @@ def _held_out(robot: str, unit: str, own: EpisodeSums, still: EpisodeSums, done:
 
 def _against_standing_still(error: float, still: float, apart: Sequence[float] | None) -> tuple[str, str]:
     if error >= still or (apart is not None and apart[0] > 0.0):
-        return NOT_GOOD, "not good: no better than standing still; train longer, or look at the data with xvla bag info"
+        return (NOT_GOOD, "not good: no better than standing still; train longer, or look at the data: xvla data info")
     if apart is None:
         return UNSURE, "better than standing still, but one episode is too few to be sure: hold out more"
     if apart[1] >= 0.0:

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from xvla_ros.errors import Problem, problems_of
-from xvla_ros.recordings.lerobot_files import WRITTEN
+from xvla_ros.recordings.lerobot_files import INFO, WRITTEN
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import Profile, profiles_of_document
 
@@ -64,9 +64,12 @@ def profile_of_data_set(folder: Path) -> Profile:
     """Return the profile that ``xvla export`` wrote with a data set.
 
     Raises:
-        SamplesError: it has none.
+        SamplesError: it has none, or is no data set.
         ProfileError: what it has is no profile.
     """
+    if not (folder / INFO).exists():
+        expected, message = "the folder of a LeRobot data set", f"there is no {INFO} in {folder}"
+        raise SamplesError([Problem(str(folder), INFO, None, expected, message)])
     told = _written(folder)
     profiles = profiles_of_document(str(told.get("profile", "")), f"{folder}:{WRITTEN}") if "profile" in told else {}
     if len(profiles) != 1:

@@ -49,7 +49,7 @@ class Early(DataSection):
 class DatasetSettings(DataSection):
     """One data set: recordings of one robot, all read alike."""
 
-    kind: Literal["bag", "lerobot"] = Field("bag", description="bag (mcap, sqlite3) or lerobot (v2.1, v3).")
+    kind: Literal["bag", "lerobot"] = Field("bag", description="bag (mcap, sqlite3) or lerobot (v2.0, v2.1, v3.0).")
     paths: Strings = Field(min_length=1, description="Bags or data set folders; patterns with * and ** are expanded.")
     robot: str = Field(
         "", description="Name of a profile or a profile file; empty takes the one in the bag, or of xvla export."

@@ -195,6 +195,11 @@ def _check_output(settings: TrainSettings) -> None:
         message = "holds the state of a run"
         expected = "resume=true to go on with it, or another folder"
         raise TrainingError([Problem("", "output", settings.output, expected, f"{settings.output} {message}")])
+    held = {"checkpoint": "a checkpoint", "meta/info.json": "a LeRobot data set"}
+    for file, what in held.items():
+        if not settings.resume and (folder / file).exists():
+            message = f"{settings.output} holds {what}, which a run would mix with its own files"
+            raise TrainingError([Problem("", "output", settings.output, "another folder", message)])
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -270,13 +270,16 @@ def _initialise(policy: Policy, chosen: Mapping[str, str | int], embodiments: Ma
             expected = "one of " + ", ".join(embodiments)
             problems.append(Problem("", key, robot, expected, f"robot {robot!r} is not in the data"))
             continue
+        own = embodiments[robot].domain_id
         known = {name: record.embodiment.domain_id for name, record in policy.robots.items()}
+        known = {name: row for name, row in known.items() if row != own and policy.is_trained(row)}
         row = known.get(source) if isinstance(source, str) else source
-        if row is None or not 0 <= row < domains:
-            expected = f"a robot of the checkpoint ({', '.join(known) or 'it names none'}) or 0…{domains - 1}"
-            problems.append(Problem("", key, source, expected, f"{source!r} is no domain of the checkpoint"))
+        if row is None or not 0 <= row < domains or row == own or not policy.is_trained(row):
+            expected = f"another robot of the checkpoint ({', '.join(known) or 'it names none'}), or its domain"
+            message = f"{source!r} is no other domain that the checkpoint was trained for, 0…{domains - 1}"
+            problems.append(Problem("", key, source, expected, message))
             continue
-        copy_rows(policy.network, row, embodiments[robot].domain_id)
+        copy_rows(policy.network, row, own)
     if problems:
         raise TrainingError(problems)
 

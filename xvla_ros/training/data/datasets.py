@@ -219,9 +219,9 @@ def _paths(entry: DatasetSettings) -> list[Path]:
             )
         found += [Path(match) for match in matches if entry.kind == "lerobot" or _may_be_bag(Path(match))]
     if not found:
-        raise SamplesError(
-            [Problem("datasets", "paths", list(entry.paths), "folders or files with .mcap or .db3", "no bag is there")]
-        )
+        expected = "folders or files with .mcap or .db3; for a LeRobot data set kind: lerobot"
+        message = f"no bag is at {', '.join(entry.paths)}"
+        raise SamplesError([Problem("datasets", "paths", list(entry.paths), expected, message)])
     return list(dict.fromkeys(found))
 
 
