@@ -56,7 +56,8 @@ def test_every_shipped_file_loads_and_holds_the_robot_it_is_named_after():
         profile = load_profile(robot)[robot]
         assert profile.name == robot
         assert profile.source is not None and profile.source.stem == robot
-        assert profile.commands.interface == ("forward_command" if robot.endswith("forward") else "joint_trajectory")
+        others = {"so101_bimanual_forward": "forward_command", "libero_panda": "pose"}
+        assert profile.commands.interface == others.get(robot, "joint_trajectory")
 
 
 def test_so101_follows_the_agreed_interface():

@@ -46,6 +46,7 @@ def test_no_bag_an_empty_one_and_one_of_another_robot(tmp_path, pair):
     assert "nothing is at" in said(tmp_path / "no_such*.mcap")
     (tmp_path / "notes.txt").write_text("none")
     assert "no bag is at" in said(tmp_path / "*.txt")
+    assert "there is no meta/info.json" in said(tmp_path, kind="lerobot")
     (tmp_path / "broken.mcap").write_bytes(b"nothing of this is a bag")
     assert "nothing in it can be read" in said(tmp_path / "broken.mcap", robot="so101_bimanual")
 

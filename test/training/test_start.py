@@ -51,6 +51,23 @@ def test_a_copy_of_nothing_is_refused(trained, tmp_path, new_arm):
     assert found["initialise.other"].expected == "one of new_arm"
 
 
+@pytest.mark.parametrize("named", ["new_arm", 4, 0])
+def test_a_copy_of_itself_or_of_an_untrained_row_is_refused(trained, tmp_path, new_arm, named):
+    settings = adapting(tmp_path, trained, initialise={"new_arm": named})
+    with pytest.raises(TrainingError, match="no other domain that the checkpoint was trained for"):
+        make_policy(settings, new_arm, load_start(settings.model))
+
+
+@pytest.mark.parametrize("held", ["checkpoint/config.json", "meta/info.json"])
+def test_a_run_is_not_mixed_with_what_its_folder_holds(tmp_path, held):
+    from xvla_ros.training.run import _check_output
+
+    (tmp_path / held).parent.mkdir()
+    (tmp_path / held).write_text("{}")
+    with pytest.raises(TrainingError, match="which a run would mix with its own files"):
+        _check_output(tiny_settings(tmp_path))
+
+
 def test_robots_known_before_stay_in_the_checkpoint_and_the_new_one_joins(trained, begin, tmp_path, new_arm):
     begin(source=new_arm, model={"checkpoint": str(trained)}, method="prompt", steps=2).run()
     policy = checkpoint.load(tmp_path / "run" / "checkpoint")
@@ -206,7 +223,7 @@ def test_instructions_that_would_be_cut_are_refused_by_name(begin):
     with pytest.raises(TrainingError, match=r"would be lost.*tokenizer_max_length=\d+") as caught:
         begin(source=source)
     (problem,) = caught.value.problems
-    assert problem.value == long and problem.expected == "at most 8 tokens"
+    assert problem.value == long and problem.expected == "at most 12 tokens"
 
 
 def test_the_checkpoint_keeps_the_words_of_its_trainings(trained, begin, tmp_path, new_arm):
