@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,10 @@ def serve(options: argparse.Namespace) -> int:
             for seen in observations:
                 if seen.embodiment.robot not in answers:
                     answers[seen.embodiment.robot] = inner(self, [seen])[0]
-            return [answers[seen.embodiment.robot] for seen in observations]
+            return [
+                replace(answers[seen.embodiment.robot], stamp=seen.stamp, instruction=seen.instruction)
+                for seen in observations
+            ]
 
         Policy.predict = predict  # type: ignore[method-assign, assignment]
     checkpoint = options.checkpoint or None

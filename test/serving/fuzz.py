@@ -41,14 +41,15 @@ def at_once(policy):
     """Return a ``predict`` that answers at once."""
 
     def predict(observations, **_):
-        return [
-            ActionChunk(
-                seen.embodiment.robot, seen.embodiment.domain_id, seen.embodiment.action_mode, seen.instruction,
-                seen.stamp, np.arange(1.0, 1 + policy.chunk_size), np.zeros((policy.chunk_size, 12), np.float32), 0.1,
-                0,
-            )
-            for seen in observations
-        ]  # fmt: skip
+        return [answer(seen) for seen in observations]
+
+    def answer(seen):
+        robot, count = seen.embodiment, policy.chunk_size
+        times = robot.first_waypoint_offset + robot.waypoint_dt * np.arange(count)
+        actions = np.zeros((count, 12), np.float32)
+        return ActionChunk(
+            robot.robot, robot.domain_id, robot.action_mode, seen.instruction, seen.stamp, times, actions, 0.1, 0
+        )
 
     return predict
 

@@ -140,7 +140,12 @@ class Link:
             if answer.get("id") != self._number or not isinstance(chunks, list) or len(chunks) != len(observations):
                 self.close()
                 raise UnreachableError(f"{self.url}: an answer to something else")
-            return [protocol.chunk_in(each) for each in chunks], answer
+            try:
+                answered = zip(chunks, observations, strict=True)
+                return [protocol.answer_to(seen, protocol.chunk_in(each)) for each, seen in answered], answer
+            except RequestError as error:
+                self.close()
+                raise UnreachableError(f"{self.url}: an answer that cannot be used: {error.detail}") from error
 
     def load(self, timeout: float = CONNECT_S) -> dict[str, Any]:
         """Return how long answers take at the server: ``inference_ms``, ``queue_ms``, ``waiting``.

@@ -39,6 +39,7 @@ LONGEST_WAIT_S = 60.0  # of an ask that names no earlier deadline
 MAX_ENTRIES = 4096  # of one list or map
 NUMBERS = ("<f2", "<f4", "<f8", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "|b1")
 PICTURES = ("|u1",)
+SAME_TIME_S = 1e-6  # by which the times of an answer may differ from those of its robot
 
 JPEG_QUALITY = 95
 
@@ -336,3 +337,31 @@ def chunk_in(message: Any) -> ActionChunk:
         inference_ms=number(message.get("inference_ms"), "inference_ms", 0.0, 1e9),
         seed=whole(message.get("seed"), "seed", 0, (1 << 64) - 1),
     )
+
+
+def answer_to(seen: Observation, chunk: ActionChunk) -> ActionChunk:
+    """Return a chunk that answers an observation: of its robot, stamp and words, due when its robot says, and finite.
+
+    Raises:
+        RequestError: naming what differs.
+    """
+    embodiment = seen.embodiment
+    due = embodiment.first_waypoint_offset + np.arange(len(chunk.actions)) * embodiment.waypoint_dt
+    for what, found, expected in (
+        ("robot", chunk.robot, embodiment.robot),
+        ("domain_id", chunk.domain_id, embodiment.domain_id),
+        ("action_mode", chunk.action_mode, embodiment.action_mode),
+        ("stamp", chunk.stamp, seen.stamp),
+        ("instruction", chunk.instruction, seen.instruction),
+    ):
+        if found != expected:
+            raise RequestError(MESSAGE, f"{what} is {str(found)[:80]!r}; expected {str(expected)[:80]!r}, as was asked")
+    if not len(due) or not np.allclose(chunk.times, due, rtol=0.0, atol=SAME_TIME_S):
+        said = ", ".join(f"{each:g}" for each in chunk.times[:3])
+        expected = f"from {embodiment.first_waypoint_offset:g} every {embodiment.waypoint_dt:g}"
+        raise RequestError(
+            MESSAGE, f"{len(chunk.times)} waypoints due at {said or 'no time'} … s; expected {expected} s"
+        )
+    if not np.isfinite(chunk.actions).all():
+        raise RequestError(MESSAGE, "actions hold NaN or Inf")
+    return chunk

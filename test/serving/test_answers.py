@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client takes for an answer: nothing that a broken server says moves an arm."""
+
+import numpy as np
+import pytest
+from scripted_server import chunk_for, scripted
+
+from xvla_ros.errors import UnreachableError
+from xvla_ros.serving.client import Link, url_of
+from xvla_ros.types import Embodiment, Observation
+
+ARM = Embodiment("arm", 19, "joint", ("front",), 0.1, 0.1)
+STAMP = 10**9
+DEADLINE = 120.0  # s, only ends a hang
+
+
+@pytest.fixture
+def seen():
+    picture = np.zeros((8, 8, 3), np.uint8)
+    return Observation(ARM, STAMP, {"front": picture}, np.zeros(12, np.float32), "touch the red cube")
+
+
+def ask(server, seen):
+    link = Link(url_of(server))
+    try:
+        return link.ask([seen], timeout=60.0)[0], link
+    finally:
+        link.close()
+
+
+def test_an_answer_in_order_is_taken(seen):
+    with scripted(chunk_for) as server:
+        ((chunk,), _) = ask(server, seen)
+    assert (chunk.robot, chunk.stamp) == ("arm", STAMP)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"stamp": STAMP + 3600 * 10**9}, "stamp is '3601000000000'; expected '1000000000'"),
+        ({"robot": "other"}, "robot is 'other'; expected 'arm'"),
+        ({"instruction": "throw it"}, "instruction is 'throw it'"),
+        ({"domain_id": 3}, "domain_id is '3'; expected '19'"),
+        ({"action_mode": "ee6d"}, "action_mode is 'ee6d'"),
+        ({"actions": np.full((2, 12), np.nan, "<f4")}, "NaN"),
+        ({"actions": np.zeros((0, 12), "<f4"), "times": np.zeros(0)}, "0 waypoints due at no time"),
+        ({"times": np.array([0.1, 3600.0])}, "2 waypoints due at 0.1, 3600 "),
+        ({"times": np.array([0.2, 0.1])}, "2 waypoints due at 0.2, 0.1 "),
+        ({"times": np.array([0.1, np.inf])}, "2 waypoints due at 0.1, inf "),
+        ({"actions": "all"}, "actions is a str of 3"),
+        ({"inference_ms": float("nan")}, "inference_ms is nan"),
+    ],
+)
+def test_an_answer_that_is_none_to_what_was_asked_is_not_taken(seen, wrong, said):
+    """An error of a server must not move an arm late by an hour, as another robot's, or in another task."""
+    with (
+        scripted(lambda asked: chunk_for(asked) | wrong) as server,
+        pytest.raises(UnreachableError, match=f"an answer that cannot be used: .*{said}"),
+    ):
+        ask(server, seen)
