@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a client takes for an answer: nothing that a broken server says moves an arm."""
 
+import re
+import socket
+import struct
+import threading
+from contextlib import closing, contextmanager
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from scripted_server import chunk_for, scripted
+from scripted_server import METADATA, chunk_for, scripted
+from websockets.utils import accept_key
 
 from xvla_ros.errors import UnreachableError
+from xvla_ros.serving import protocol
 from xvla_ros.serving.client import Link, url_of
 from xvla_ros.types import Embodiment, Observation
 
@@ -58,3 +67,49 @@ def test_an_answer_that_is_none_to_what_was_asked_is_not_taken(seen, wrong, said
         pytest.raises(UnreachableError, match=f"an answer that cannot be used: .*{said}"),
     ):
         ask(server, seen)
+
+
+def test_a_network_that_takes_no_bytes_does_not_keep_the_one_who_asks(seen):
+    """The deadline holds while the question is sent, too."""
+    big = replace(seen, images={"front": np.zeros((2000, 2000, 3), np.uint8)})
+    with deaf() as server:
+        link, outcome = Link(url_of(server)), []
+
+        def send():
+            try:
+                link.ask([big], timeout=0.5, quality=None)
+            except UnreachableError as error:
+                outcome.append(str(error))
+
+        sending = threading.Thread(target=send, daemon=True)
+        sending.start()
+        sending.join(DEADLINE)
+        assert outcome and "within 0.5 s" in outcome[0]
+        assert not link.is_open
+
+
+@contextmanager
+def deaf():
+    """A server that says welcome, and then reads no more."""
+    kept = []
+
+    def serve_one(listening):
+        raw, _ = listening.accept()
+        kept.append(raw)
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += raw.recv(4096)
+        key = re.search(rb"Sec-WebSocket-Key: (.*)\r\n", head)[1].decode()
+        upgrade = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept_key(key)}\r\n\r\n"
+        said = protocol.pack(METADATA)
+        frame = b"\x82\x7e" + struct.pack(">H", len(said)) + said
+        raw.sendall(f"HTTP/1.1 101 Switching Protocols\r\n{upgrade}".encode() + frame)
+
+    with closing(socket.socket()) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        threading.Thread(target=serve_one, args=(listening,), daemon=True).start()
+        yield f"ws://127.0.0.1:{listening.getsockname()[1]}"
+        for raw in kept:
+            raw.close()

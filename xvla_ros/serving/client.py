@@ -23,6 +23,7 @@ from xvla_ros.types import ActionChunk, Embodiment, Observation, Prefix
 CONNECT_S = 5.0
 PING_S = 20.0
 CLOSE_S = 0.5
+SHORTEST_S = 1e-3  # of a deadline
 SCHEMES = {"ws": 8000, "wss": 8000}
 
 
@@ -169,13 +170,17 @@ class Link:
         deadline = time.monotonic() + timeout
         data = protocol.pack(message)
         try:
+            # a network that stalls takes no more bytes: without this, sending would wait until TCP gives up
+            self._socket.socket.settimeout(max(timeout, SHORTEST_S))
             self._socket.send(data)
             self.sent += len(data)
             received = self._socket.recv(timeout=max(deadline - time.monotonic(), 0.0))
         except TimeoutError:
-            self.close()
+            self._socket.close_socket()  # a goodbye would wait for the answer of one that does not answer
             raise UnreachableError(f"{self.url}: no answer within {timeout:g} s") from None
         except (ConnectionClosed, OSError) as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raise UnreachableError(f"{self.url}: it took no question within {timeout:g} s") from None
             self.close()
             raise UnreachableError(f"{self.url}: the connection broke: {error}") from error
         if isinstance(received, str):
