@@ -5,6 +5,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from websockets.utils import accept_key
 from xvla_ros.errors import UnreachableError
 from xvla_ros.serving import protocol
 from xvla_ros.serving.client import Link, url_of
+from xvla_ros.serving.remote import RemotePolicy
 from xvla_ros.types import Embodiment, Observation
 
 ARM = Embodiment("arm", 19, "joint", ("front",), 0.1, 0.1)
@@ -113,3 +115,29 @@ def deaf():
         yield f"ws://127.0.0.1:{listening.getsockname()[1]}"
         for raw in kept:
             raw.close()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"trained_domains": [0]}, r"says trained_domains is \[0\]; expected \[19\]"),
+        ({"admitted": {"arm": {"trained": False}}}, "says admitted is"),
+        ({"checkpoint": "two"}, "serves two; expected one"),
+    ],
+)
+def test_a_server_that_comes_back_with_a_policy_that_says_otherwise_is_not_asked(seen, changed, said):
+    """The same path may hold another checkpoint by then: one that was never trained for this arm, for one."""
+    now = [METADATA]
+    with scripted(chunk_for, lambda: now[0]) as server:
+        asking = RemotePolicy({}, server)
+        try:
+            (kept,) = asking._servers
+            now[0] = METADATA | changed
+            kept.link.close()
+            end = time.monotonic() + DEADLINE
+            while not kept.why_down:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            assert re.search(said, kept.why_down)
+        finally:
+            asking.close()

@@ -26,6 +26,8 @@ PATIENCE = 4.0  # times its usual latency that a server may take where another c
 SMOOTHING = 0.2  # share of the newest latency in the mean
 BETTER = 0.7  # share of the present server's latency below which another one takes over
 TOKEN_FILE, CA_FILE = "XVLA_SERVER_TOKEN_FILE", "XVLA_SERVER_CA"
+# what a server that comes back, or one beside others, must say as the first did
+SAME = ("checkpoint", "chunk_size", "action_mode", "views", "domains", "trained_domains", "admitted")
 TRANSIENT = (protocol.LATE, protocol.OVERLOADED, protocol.RATE)
 
 
@@ -262,10 +264,12 @@ class RemotePolicy:
         """
         tls = self._tls if server.url.startswith("wss") else None
         link = Link(server.url, self._hello, token=self._credentials.token, tls=tls)
-        known, found = self._metadata.get("checkpoint"), link.metadata.get("checkpoint")
-        if self._metadata and known != found:
-            link.close()
-            raise SetupError(f"{server.url} serves {found}; expected {known}, as when this node was configured")
+        for key in SAME if self._metadata else ():
+            known, found = self._metadata.get(key), link.metadata.get(key)
+            if known != found:
+                link.close()
+                what = "serves" if key == "checkpoint" else f"says {key} is"
+                raise SetupError(f"{server.url} {what} {found}; expected {known}, as when this node was configured")
         self._metadata = link.metadata
         server.link, server.why_down = link, ""
 
