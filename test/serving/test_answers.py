@@ -141,3 +141,16 @@ def test_a_server_that_comes_back_with_a_policy_that_says_otherwise_is_not_asked
             assert re.search(said, kept.why_down)
         finally:
             asking.close()
+
+
+def test_a_fresh_connection_is_not_thrown_away_for_the_old_one():
+    with scripted(chunk_for) as server:
+        asking = RemotePolicy({}, server)
+        try:
+            (kept,) = asking._servers
+            old, kept.link = kept.link, Link(url_of(server))
+            asking._lose(kept, old, "broken")
+            assert kept.is_up
+            old.close()
+        finally:
+            asking.close()

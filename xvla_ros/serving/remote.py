@@ -234,7 +234,7 @@ class RemotePolicy:
                     observations, prefixes, seed=seed, timeout=max(timeout - (time.monotonic() - begun), 1e-3)
                 )
             except UnreachableError as error:
-                self._lose(server, str(error))
+                self._lose(server, link, str(error))
                 raise
             finally:
                 self._count(link.sent - before)
@@ -250,9 +250,11 @@ class RemotePolicy:
         while self._sent[0][0] < now - RATE_S:
             self._sent.popleft()
 
-    def _lose(self, server: _Server, why: str) -> None:
-        server.link, server.latency_s, server.why_down = None, None, why.removeprefix(f"{server.url}: ")
+    def _lose(self, server: _Server, link: Link, why: str) -> None:
         self._log(f"policy server lost: {why}")
+        if server.link is not link:
+            return  # it has been taken back meanwhile
+        server.link, server.latency_s, server.why_down = None, None, why.removeprefix(f"{server.url}: ")
         self._look.set()
 
     def _open(self, server: _Server) -> None:
@@ -314,15 +316,16 @@ class RemotePolicy:
             self._log(f"policy server is there: {server.url}")
 
     def _probe(self, server: _Server) -> None:
-        if not server.busy.acquire(blocking=False):
+        link = server.link
+        if link is None or not server.busy.acquire(blocking=False):
             return
         try:
-            link, begun = server.link, time.monotonic()
-            if link is not None:
+            begun = time.monotonic()
+            if server.link is link:
                 load = link.load(PROBE_S)
                 server.note(time.monotonic() - begun + (load["inference_ms"] + load["queue_ms"]) / 1e3)
         except UnreachableError as error:
-            self._lose(server, str(error))
+            self._lose(server, link, str(error))
         except (RequestError, KeyError, TypeError):
             return  # it has other things to do
         finally:
