@@ -154,3 +154,19 @@ def test_a_fresh_connection_is_not_thrown_away_for_the_old_one():
             old.close()
         finally:
             asking.close()
+
+
+def test_the_thread_that_takes_servers_back_outlives_any_error(monkeypatch):
+    said = []
+    with scripted(chunk_for) as server:
+        asking = RemotePolicy({}, server, log=said.append)
+        try:
+            monkeypatch.setattr(asking, "_open", lambda server: 1 / 0)
+            asking._servers[0].link.close()
+            end = time.monotonic() + DEADLINE
+            while not any("ZeroDivisionError" in line for line in said):
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            assert asking._keeper.is_alive()
+        finally:
+            asking.close()

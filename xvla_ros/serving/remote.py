@@ -298,10 +298,13 @@ class RemotePolicy:
             for server in self._servers:
                 if self._ended.is_set():
                     return
-                if not server.is_up:
-                    self._take_back(server)
-                elif server is not self._current and len(self._servers) > 1:
-                    self._probe(server)
+                try:
+                    if not server.is_up:
+                        self._take_back(server)
+                    elif server is not self._current and len(self._servers) > 1:
+                        self._probe(server)
+                except Exception as error:  # without this thread no server would ever be taken back
+                    self._log(f"policy server {server.url}: {type(error).__name__}: {error}")
             self._ended.wait(RETRY_S / 10)  # a server that breaks at once is not tried in a tight loop
 
     def _take_back(self, server: _Server) -> None:
