@@ -16,7 +16,7 @@ from websockets.utils import accept_key
 
 from xvla_ros.errors import UnreachableError
 from xvla_ros.serving import protocol
-from xvla_ros.serving.client import Link, url_of
+from xvla_ros.serving.client import Link, _plain, url_of
 from xvla_ros.serving.remote import RemotePolicy
 from xvla_ros.types import Embodiment, Observation
 
@@ -170,3 +170,8 @@ def test_the_thread_that_takes_servers_back_outlives_any_error(monkeypatch):
             assert asking._keeper.is_alive()
         finally:
             asking.close()
+
+
+def test_a_robot_goes_whole_to_the_server():
+    robot = replace(ARM, action_width=7, relative=(0, 2), image_pipeline="letterbox", rot6d="columns")
+    assert protocol.embodiment_of(protocol.unpack(protocol.pack({"it": _plain(robot)}))["it"]) == robot

@@ -298,6 +298,9 @@ def embodiment_of(message: Any) -> Embodiment:
     slots = message.get("slots")
     if not isinstance(slots, list) or not 0 < len(slots) <= MAX_VIEWS:
         raise RequestError(ROBOT, f"slots is {_kind(slots)}; expected a list of 1 … {MAX_VIEWS} names of views")
+    width, relative = message.get("action_width"), message.get("relative", [])
+    if not isinstance(relative, list | tuple) or len(relative) > MAX_WIDTH:
+        raise RequestError(ROBOT, f"relative is {_kind(relative)}; expected a list of at most {MAX_WIDTH} channels")
     return Embodiment(
         robot=text(message.get("robot"), "robot"),
         domain_id=whole(message.get("domain_id"), "domain_id", 0, 65535),
@@ -308,6 +311,8 @@ def embodiment_of(message: Any) -> Embodiment:
         denoising_steps=whole(message.get("denoising_steps", 10), "denoising_steps", 1, MAX_STEPS),
         image_pipeline=text(message.get("image_pipeline", "squash"), "image_pipeline"),
         rot6d=text(message.get("rot6d", "interleaved"), "rot6d"),
+        action_width=None if width is None else whole(width, "action_width", 1, MAX_WIDTH),
+        relative=tuple(whole(each, "a relative channel", 0, MAX_WIDTH - 1) for each in relative),
     )
 
 
