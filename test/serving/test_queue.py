@@ -106,6 +106,18 @@ def test_a_batch_is_bounded_and_so_is_what_waits():
     assert in_a_loop(fill) == queue_module.MAX_BATCH
 
 
+def test_one_who_asks_for_everything_leaves_room_for_others():
+    def fill():
+        queue = FairQueue()
+        queue.add(*(of(queue, "greedy") for _ in range(queue_module.MAX_WAITING_EACH)))
+        with pytest.raises(RequestError, match="overloaded: 64 observations of greedy wait already; ask again later"):
+            queue.add(of(queue, "greedy"))
+        queue.add(of(queue, "another"))
+        return len(queue)
+
+    assert in_a_loop(fill) == queue_module.MAX_WAITING_EACH + 1
+
+
 def test_who_has_gone_or_came_too_late_is_not_computed():
     async def run():
         queue = FairQueue()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from xvla_ros.serving.protocol import LATE, OVERLOADED
 from xvla_ros.types import ActionChunk, Observation, Prefix
 
 MAX_BATCH = 16
-MAX_WAITING = 256
+MAX_WAITING, MAX_WAITING_EACH = 256, 64
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,13 @@ class FairQueue:
         """Let asks wait, together.
 
         Raises:
-            RequestError: too many wait already.
+            RequestError: too many wait already, of these owners or in all.
         """
         with self._lock:
+            for owner, count in Counter(ask.owner for ask in asks).items():
+                waiting = sum(ask.owner == owner for ask in self._asks)
+                if waiting + count > MAX_WAITING_EACH:
+                    raise RequestError(OVERLOADED, f"{waiting} observations of {owner} wait already; ask again later")
             if len(self._asks) + len(asks) > MAX_WAITING:
                 raise RequestError(OVERLOADED, f"{len(self._asks)} observations wait already; ask again later")
             self._asks += asks
