@@ -50,6 +50,15 @@ def test_a_token_is_needed_where_one_is_set(policy, profiles, look):
             assert found == status, page
 
 
+def test_a_token_of_any_bytes_is_wrong_and_not_told_in_the_log(policy, profiles, caplog):
+    with serving(policy, profiles, token=TOKEN) as served:
+        host, port = served.address.split(":")
+        with closing(socket.create_connection((host, int(port)), timeout=60)) as raw:
+            raw.sendall(b"GET /metadata HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfe\r\n\r\n")
+            assert raw.recv(4096).startswith(b"HTTP/1.1 401")
+    assert not [line for line in caplog.records if line.levelname == "ERROR"]
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "gpu-server"])
 def test_others_may_not_ask_unless_something_says_who(host):
     with pytest.raises(SetupError, match=r"others can reach; expected 127.0.0.1, or a token .*--insecure"):

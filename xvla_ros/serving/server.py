@@ -278,7 +278,7 @@ class PolicyServer:
         if request.path == "/healthz" or not self._access.token:
             return
         given = request.headers.get("Authorization", "").partition(" ")[2].strip()
-        if not hmac.compare_digest(given.encode(), self._access.token.encode()):
+        if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._access.token.encode()):
             detail = "Authorization is missing, or its token is wrong; expected 'Bearer TOKEN'"
             raise _http(web.HTTPUnauthorized, "token", detail)
 
