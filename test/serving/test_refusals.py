@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a server refuses, by name, and that others do not notice."""
 
+import http.client
 import json
 import re
 import socket
 import ssl
 import struct
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from contextlib import closing, contextmanager
@@ -296,6 +298,25 @@ def test_one_who_says_nothing_is_cut_and_nobody_waits_for_it(policy, profiles, l
                     assert cut(each)
             assert cut(no_hello)
             assert client.ask(look().images, look().state, "go").robot == PAIR
+
+
+def test_one_who_keeps_asking_on_a_connection_keeps_it(served, monkeypatch):
+    monkeypatch.setattr(server, "HEAD_S", 1.0)
+    monkeypatch.setattr(server, "IDLE_S", 1.0)
+    while True:
+        with closing(http.client.HTTPConnection(served.address, timeout=60)) as connection:
+            connection.connect()
+            begun = last = time.monotonic()
+            slowest = 0.0
+            try:
+                while last - begun < 1.5:
+                    connection.request("GET", "/healthz")
+                    assert connection.getresponse().read() == b"OK"
+                    slowest, last = max(slowest, time.monotonic() - last), time.monotonic()
+                return
+            except (ConnectionError, http.client.HTTPException):
+                slowest = max(slowest, time.monotonic() - last)
+                assert slowest > 0.5, "cut though it asked all the time"
 
 
 def cut(raw):

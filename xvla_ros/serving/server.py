@@ -171,7 +171,8 @@ class PolicyServer:
         access.require_safe()
         self._service, self._access, self._tls = service, access, access.tls()
         self._rates, self._active = Rates(), Counter[str]()
-        self._heard: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
+        # how many requests began and ended on a connection
+        self._heard: weakref.WeakKeyDictionary[asyncio.BaseTransport, int] = weakref.WeakKeyDictionary()
         self._sockets: set[web.WebSocketResponse] = set()
         app = web.Application(middlewares=[self._guard], client_max_size=protocol.MAX_MESSAGE)
         app.add_routes(
@@ -232,9 +233,15 @@ class PolicyServer:
         return made
 
     def _cut_unless_heard(self, connection: asyncio.BaseProtocol, seconds: float) -> None:
+        def heard() -> int:
+            transport = getattr(connection, "transport", None)
+            return 0 if transport is None else self._heard.get(transport, 0)
+
+        before = heard()
+
         def cut() -> None:
             transport = getattr(connection, "transport", None)
-            if transport is not None and transport not in self._heard:
+            if transport is not None and heard() == before:
                 _LOG.info("a connection that said nothing within %g s was cut", seconds)
                 transport.abort()
 
@@ -246,7 +253,7 @@ class PolicyServer:
     ) -> web.StreamResponse:
         transport, address = request.transport, request.remote or ""
         if transport is not None:
-            self._heard.add(transport)
+            self._heard[transport] = self._heard.get(transport, 0) + 1
         self._active[address] += 1
         try:
             self._admit(request, address)
@@ -266,7 +273,7 @@ class PolicyServer:
             if not self._active[address]:
                 del self._active[address]
             if transport is not None:
-                self._heard.discard(transport)
+                self._heard[transport] += 1
                 self._cut_unless_heard(request.protocol, IDLE_S)
 
     def _admit(self, request: web.Request, address: str) -> None:
