@@ -388,5 +388,8 @@ def test_a_client_whose_robot_is_not_served_is_told_which_are(served, profiles):
     known = profiles[PAIR].embodiment()
     with Client(served.url, embodiment=known) as client:
         assert client.metadata["admitted"][PAIR]["domain_id"] == known.domain_id
+    turned = replace(known, slots=known.slots[::-1])
+    with pytest.raises(RequestError, match="expected front, left_wrist, right_wrist, as it was trained: right_wrist,"):
+        Client(served.url, embodiment=turned)
     with pytest.raises(RequestError, match="robot 'strange' is not in the checkpoint, which knows"):
         Client(served.url, embodiment=replace(known, robot="strange"))

@@ -228,6 +228,16 @@ class PolicyService:
 
     def _of_embodiment(self, embodiment: Embodiment) -> ServedRobot:
         width = self._policy.processor.statistics_of(embodiment.robot).state.width
+        record = self._policy.robots.get(embodiment.robot)
+        trained = () if record is None else record.embodiment.slots
+        moved = [
+            name for place, name in enumerate(embodiment.slots) if name in trained and trained.index(name) != place
+        ]
+        if moved:
+            raise SetupError(
+                f"slots of {embodiment.robot} are {', '.join(embodiment.slots)}; expected {', '.join(trained)}, as it "
+                f"was trained: {', '.join(moved)} would be taken for another view"
+            )
         robot = ServedRobot(embodiment, embodiment.robot, embodiment.slots, width)
         self._try(robot)
         return robot
