@@ -98,6 +98,16 @@ def test_the_shipped_policy_refuses_other_units_as_it_does_on_this_machine(profi
         assert connected.is_trained(19) and trained_at(served.url, 19)
 
 
+def test_views_elsewhere_than_in_a_checkpoint_without_a_record_are_refused(policy, profiles, reach):
+    lerobots = policy.like(policy.network)
+    lerobots.robots, lerobots.view_names = {}, ("front", "left_wrist", "right_wrist")
+    with serving(lerobots, {}) as served:
+        assert reach(served.url, {PAIR: profiles[PAIR]})
+        lerobots.view_names = ("right_wrist", "front", "left_wrist")
+        with pytest.raises(SetupError, match="each view would be taken for another"):
+            reach(served.url, {PAIR: profiles[PAIR]})
+
+
 def test_an_answer_after_its_deadline_is_never_read(served, policy, profiles, look, reach, monkeypatch):
     """The next question goes over another connection, so no late answer can be taken for its own."""
     entered, may_go, inner = threading.Event(), threading.Event(), policy.predict

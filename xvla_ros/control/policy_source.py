@@ -237,10 +237,13 @@ def fit(policy: Policy, profile: Profile) -> str:
 
     Raises:
         SetupError: the policy does not fit it.
-        ProfileError: the policy was trained in other units, see ``misfits``.
+        ProfileError: the policy was trained in other units or with other views, see ``misfits``, ``misplaced_views``.
     """
     is_shipped, name = policy.source == str(policy_dir()), profile.name
     record = known_as(profile, policy.robots.values())
+    misplaced = None if policy.robots else misplaced_views(profile, policy.view_names)
+    if misplaced is not None:
+        raise ProfileError([misplaced])
     if record is not None:
         checkpoint = "" if is_shipped else policy.source
         problems = list(misfits(profile, record, Path(policy.source) / RECORD_FILE, checkpoint))

@@ -38,6 +38,7 @@ class Policy:
         lerobot: the robot that LeRobot's files of it describe: the one trained last, or named; empty is the first.
         source: folder or hub id, for messages.
         precision: what it computes in, and why; None where nobody chose.
+        view_names: of the views in their order, as its files name them; empty where they do not.
 
     Attributes:
         on_remark: takes what should be known of an instruction, once, when it is first answered; None says nothing.
@@ -53,6 +54,7 @@ class Policy:
         lerobot: str = "",
         source: str = "",
         precision: Precision | None = None,
+        view_names: Sequence[str] = (),
     ) -> None:
         self.network, self.processor = network, processor
         self.runner = Runner(network)
@@ -60,6 +62,7 @@ class Policy:
         self.training = training or TrainingSummary()
         self.lerobot = lerobot
         self.source = source
+        self.view_names = tuple(view_names)
         self.on_remark: Callable[[str], object] | None = log.warning
         self._remarked: set[str] = set()
         self.precision = precision or Precision(str(network.vlm.dtype).removeprefix("torch."), "as it was made")
@@ -74,6 +77,7 @@ class Policy:
             lerobot=self.lerobot,
             source=source or self.source,
             precision=self.precision,
+            view_names=self.view_names,
         )
 
     def computing(self) -> dict[str, str]:

@@ -140,6 +140,7 @@ def build(
         lerobot=described.record.lerobot,
         source=folders.source,
         precision=precision,
+        view_names=described.view_names,
     )
     return quantise(policy) if precision.dtype == INT8 else policy
 
