@@ -84,8 +84,9 @@ class Serve(Command):
 
     def _policy(self, profiles: dict[str, Profile]) -> Policy:
         from xvla_ros.control.policy_source import load_policy
-        from xvla_ros.model.runtime.fast import warm_up
+        from xvla_ros.model.runtime.fast import get_ready, warm_up
         from xvla_ros.resources import policy_dir
+        from xvla_ros.serving.queue import MAX_BATCH
 
         checkpoint = self.checkpoint or ("" if profiles else str(policy_dir() or ""))
         if not checkpoint and not profiles:
@@ -93,7 +94,10 @@ class Serve(Command):
         policy = load_policy(profiles, checkpoint, device=self.device, dtype=self.dtype, log=_say)
         robots = [profile.embodiment() for profile in profiles.values()]
         for embodiment in robots or [record.embodiment for record in policy.robots.values()]:
-            warm_up(policy, [policy.blank(embodiment)])
+            blank = policy.blank(embodiment)
+            if policy.network.device.type != "cpu":  # there a batch of a size that nothing is ready for runs eagerly
+                get_ready(policy, [blank] * MAX_BATCH)
+            warm_up(policy, [blank])
         return policy
 
 
