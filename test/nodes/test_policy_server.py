@@ -100,6 +100,16 @@ def test_a_server_that_is_killed_while_the_arm_moves_and_comes_back(pair, node_f
     check_all(pair, {group: [message for _, message in sent] for group, sent in pair.commands.items()})
 
 
+def test_a_robot_that_changes_between_two_activations_is_told_to_the_server(pair, node_for, server):
+    """The asks would have the deadline, and the views that are needed, of the robot as it was at first."""
+    node_for(server.url)
+    assert pair.make(CONFIGURE)
+    assert all(result.successful for result in pair.set(**{f"{ROBOT}__timing__inference_timeout": 1.5}))
+    assert pair.make(ACTIVATE)
+    pair.wait_status("running")
+    assert sum("connecting to" in line for line in pair.log()) == 2
+
+
 def test_of_two_servers_one_may_die(pair, node_for, server):
     other = ServerProcess()
     try:

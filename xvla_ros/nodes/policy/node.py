@@ -109,6 +109,10 @@ class PolicyNode(GuardedLifecycleNode):
 
     def start(self) -> None:
         self._profiles = self._read_profiles()
+        known, there = self._linked_for[0], self._to_link()[0]
+        if self._policy is None or (self._remote is not None and known != there):
+            self._disconnect()  # the servers were told of the robots as they were
+            self._policy = self._load()
         if self._linked_for != self._to_link():
             self._close_links()
             self._make_links()
@@ -135,13 +139,16 @@ class PolicyNode(GuardedLifecycleNode):
             self._time_limit.close()
             self._time_limit = None
         self._close_links()
-        if self._remote is not None:
-            self._remote.close()
-        self._policy = self._remote = None
+        self._disconnect()
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _disconnect(self) -> None:
+        if self._remote is not None:
+            self._remote.close()
+        self._policy = self._remote = None
 
     def _close_links(self) -> None:
         for link in self._links:
