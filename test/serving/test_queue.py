@@ -95,6 +95,15 @@ def test_only_those_of_the_same_shape_share_a_pass():
     assert in_a_loop(share) == ["a", "c"]
 
 
+def test_a_pass_of_many_steps_takes_few_so_that_others_wait_less():
+    def share(steps):
+        queue = FairQueue()
+        queue.add(*(of(queue, str(number), steps) for number in range(20)))
+        return len(list(queue))
+
+    assert [in_a_loop(lambda steps=steps: share(steps)) for steps in (1, 10, 20, 100)] == [16, 16, 8, 1]
+
+
 def test_a_batch_is_bounded_and_so_is_what_waits():
     def fill():
         queue = FairQueue()

@@ -16,6 +16,7 @@ from xvla_ros.serving.protocol import LATE, OVERLOADED
 from xvla_ros.types import ActionChunk, Observation, Prefix
 
 MAX_BATCH = 16
+MAX_STEPS_OF_A_PASS = 160  # denoising steps of all its observations together: others wait for its end
 MAX_WAITING, MAX_WAITING_EACH = 256, 64
 
 
@@ -130,7 +131,11 @@ class FairQueue:
             ordered.append((charged[ask.owner], ask))
             charged[ask.owner] += ask.shape[1]
         ordered.sort(key=lambda each: each[0])
-        return [ask for _, ask in ordered if ask.shape == ordered[0][1].shape][:MAX_BATCH]
+        if not ordered:
+            return []
+        shape = ordered[0][1].shape
+        most = max(min(MAX_BATCH, MAX_STEPS_OF_A_PASS // shape[1]), 1)
+        return [ask for _, ask in ordered if ask.shape == shape][:most]
 
     def add(self, *asks: Ask) -> None:
         """Let asks wait, together.
