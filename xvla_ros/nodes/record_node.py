@@ -430,6 +430,7 @@ def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool]
         except (KeyboardInterrupt, ExternalShutdownException):
             pass
         status.clear()
+    executor.shutdown()  # before what it waits for goes
     silent = node.silent()
     node.close()
     _say(f"{node.path}: {node.state()}")
@@ -445,7 +446,6 @@ def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool]
             "xvla record: no observation could be built of what was recorded, so the bag gives no samples",
             file=sys.stderr,
         )
-    executor.shutdown()
     rclpy.try_shutdown()
     return 1 if node.failed or silent or useless else 0
 
