@@ -65,6 +65,12 @@ class Observation:
     age: Mapping[str, float] = field(default_factory=dict)
     encoded: Mapping[str, bytes] = field(default_factory=dict)
 
+    @classmethod
+    def blank(cls, embodiment: Embodiment, width: int, instruction: str = "") -> Observation:
+        """Return an observation of state ``width`` P with nothing in it, to warm a policy up."""
+        images = {slot: np.zeros((240, 320, 3), np.uint8) for slot in embodiment.slots}
+        return cls(embodiment, 0, images, np.zeros(width, np.float32), instruction or "warm up")
+
 
 @dataclass(frozen=True)
 class ActionChunk:

@@ -246,9 +246,7 @@ def fit(policy: Policy, profile: Profile) -> str:
         raise ProfileError([misplaced])
     if record is not None:
         checkpoint = "" if is_shipped else policy.source
-        problems = list(misfits(profile, record, Path(policy.source) / RECORD_FILE, checkpoint))
-        if problems:
-            raise ProfileError(problems)
+        _refuse_misfits([profile], policy.robots, Path(policy.source) / RECORD_FILE, checkpoint)
         if is_shipped and name not in policy.robots:
             name = record.embodiment.robot
     _require_fit(policy, profile, name)

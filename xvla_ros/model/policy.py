@@ -159,8 +159,7 @@ class Policy:
     def blank(self, embodiment: Embodiment) -> Observation:
         """Return an observation of the right shape with nothing in it, to warm up with."""
         width = self.processor.statistics_of(embodiment.robot).state.width or self.action_mode(embodiment).decoded_width
-        images = {slot: np.zeros((240, 320, 3), np.uint8) for slot in embodiment.slots}
-        return Observation(embodiment, 0, images, np.zeros(width, np.float32), "warm up")
+        return Observation.blank(embodiment, width)
 
     def _check_offsets(self, embodiment: Embodiment, mode: ActionMode) -> None:
         """Refuse a robot whose actions are absolute here and offsets in the checkpoint, or the other way round."""

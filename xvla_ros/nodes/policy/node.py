@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
@@ -432,9 +431,7 @@ class PolicyNode(GuardedLifecycleNode):
 
 def blank_observation(profile: Profile) -> Observation:
     """Return an observation of the right shape with nothing in it, to warm a policy up."""
-    state = np.zeros(profile.state_width, np.float32)
-    images = {slot: np.zeros((240, 320, 3), np.uint8) for slot in profile.cameras.slots}
-    return Observation(profile.embodiment(), 0, images, state, profile.instruction or "warm up")
+    return Observation.blank(profile.embodiment(), profile.state_width, profile.instruction)
 
 
 def untrained(profile: Profile, policy: Policy | RemotePolicy) -> str:
