@@ -9,7 +9,9 @@ take the policy's trajectories; ros_gz_bridge brings clock and images. ``config/
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction, RegisterEventHandler
@@ -20,7 +22,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-from xvla_ros.simulation.gazebo import GazeboArm, GazeboSetup, describe, load_setup
+from xvla_ros.simulation.gazebo import GazeboArm, GazeboSetup, describe, load_setup, world_sdf
 
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 PASSED_ON = ("robot", "checkpoint", "instruction", "device", "autostart", "dtype", "seed", "rviz", "params_file")
@@ -60,21 +62,24 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Read the setup and return Gazebo, the bridge, the arms and the policy node."""
     argument = context.launch_configurations
     setup = load_setup(argument["setup"] or argument["robot"])
-    entities = [gazebo(setup, BOOLEANS[argument["gui"]]), bridge(setup)]
+    sdf = world_sdf(setup)
+    entities = [gazebo(sdf, BOOLEANS[argument["gui"]]), bridge(setup)]
     for arm in setup.arms:
-        entities += arm_nodes(arm, setup)
+        entities += arm_nodes(arm, setup, world=ElementTree.fromstring(sdf).find("world").attrib["name"])
     if BOOLEANS[argument["policy"]]:
         entities.append(policy({name: argument[name] for name in PASSED_ON}))
     return entities
 
 
-def gazebo(setup: GazeboSetup, gui: bool) -> IncludeLaunchDescription:
-    """Gazebo with the setup's world, running; without a window it still draws what the cameras see."""
+def gazebo(sdf: str, gui: bool) -> IncludeLaunchDescription:
+    """Gazebo with a world, running; without a window it still draws what the cameras see."""
+    world = Path(tempfile.mkdtemp(prefix="xvla_gazebo_")) / "world.sdf"
+    world.write_text(sdf, encoding="utf-8")
     options = "-r" if gui else "-r -s --headless-rendering"
     source = PathJoinSubstitution([FindPackageShare("ros_gz_sim"), "launch", "gz_sim.launch.py"])
     return IncludeLaunchDescription(
         PythonLaunchDescriptionSource(source),
-        launch_arguments={"gz_args": f"{options} {setup.world}", "on_exit_shutdown": "true"}.items(),
+        launch_arguments={"gz_args": f"{options} {world}", "on_exit_shutdown": "true"}.items(),
     )
 
 
@@ -89,7 +94,7 @@ def bridge(setup: GazeboSetup) -> Node:
     )
 
 
-def arm_nodes(arm: GazeboArm, setup: GazeboSetup) -> list[LaunchDescriptionEntity]:
+def arm_nodes(arm: GazeboArm, setup: GazeboSetup, world: str) -> list[LaunchDescriptionEntity]:
     """Describe the arm, spawn it, and start its controllers once it is there."""
     description = ParameterValue(describe(arm, setup.controllers), value_type=str)
     frames = {"frame_prefix": f"{arm.namespace}/"} if len(setup.arms) > 1 else {}
@@ -104,7 +109,7 @@ def arm_nodes(arm: GazeboArm, setup: GazeboSetup) -> list[LaunchDescriptionEntit
         package="ros_gz_sim",
         executable="create",
         namespace=arm.namespace,
-        arguments=["-world", setup.world.stem, "-topic", "robot_description", "-name", arm.name],
+        arguments=["-world", world, "-topic", "robot_description", "-name", arm.name],
         output="screen",
     )
     controllers = Node(

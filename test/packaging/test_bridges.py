@@ -24,7 +24,7 @@ from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.rotations import rpy_to_matrix
 from xvla_ros.ros_env import child_environment
 from xvla_ros.simulation import isaac
-from xvla_ros.simulation.gazebo import describe, load_setup, setup_names
+from xvla_ros.simulation.gazebo import describe, load_setup, setup_names, world_sdf
 from xvla_ros.simulation.scenes import build_scene
 
 ROBOTS = setup_names()
@@ -81,7 +81,7 @@ def bridge(robot: str) -> list[dict[str, Any]]:
 
 @cache
 def world(robot: str) -> ElementTree.Element:
-    return ElementTree.parse(load_setup(robot).world).getroot()
+    return ElementTree.fromstring(world_sdf(load_setup(robot)))
 
 
 @cache
@@ -195,7 +195,7 @@ def test_a_world_has_only_elements_of_sdf_and_unique_names(robot: str):
     for pose in root.iter("pose"):
         assert len((pose.text or "").split()) == 6
     (only,) = root.findall("world")
-    assert only.get("name") == load_setup(robot).world.stem
+    assert only.get("name") == robot
     plugins = {plugin.get("name", "").rpartition("::")[2] for plugin in only.findall("plugin")}
     assert plugins == {"Physics", "UserCommands", "SceneBroadcaster", "Sensors"}
     assert 1.0 / float(root.findtext("world/physics/max_step_size", "")) >= 200  # /clock comes once a step

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from xvla_ros.errors import SimulationError
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.rotations import axis_angle_to_matrix, rpy_to_matrix
+from xvla_ros.robots.urdf_file import urdf_text
 
 Element = ElementTree.Element
 
@@ -67,7 +68,7 @@ class GazeboArm:
 
 @dataclass(frozen=True)
 class GazeboSetup:
-    """Files and arms of one robot; ``world`` is SDF, ``bridge`` is ros_gz_bridge's, ``controllers`` ros2_control's."""
+    """Files and arms of one robot: ``world`` of SDF, ``bridge`` of ros_gz_bridge, ``controllers`` of ros2_control."""
 
     robot: str
     world: Path
@@ -113,6 +114,15 @@ def _arm(settings: Mapping[str, Any], urdfs: Path) -> GazeboArm:
     }
     lists = {key: tuple(settings[key]) for key in ("pose", "controllers")}
     return GazeboArm(**{**settings, **lists, "urdf": urdfs / settings["urdf"], "cameras": cameras})
+
+
+def world_sdf(setup: GazeboSetup) -> str:
+    """Return the SDF of the setup's world, expanded where the file holds xacro.
+
+    Raises:
+        ProfileError: the file cannot be read, or expanded.
+    """
+    return urdf_text(setup.world)
 
 
 def describe(arm: GazeboArm, controllers: Path) -> str:
