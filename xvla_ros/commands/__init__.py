@@ -23,6 +23,7 @@ COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --he
     "serve": ("serve", "Serve", "serve a policy over the network, to nodes and other clients; needs no ROS"),
     "view": ("live", "ViewCommand", "show a running robot in the Rerun viewer: cameras, chunks against joints, state"),
     "robots": ("robots", "Robots", "list the robots that have a profile"),
+    "checkpoints": ("robots", "Checkpoints", "list the X-VLA checkpoints that were published, and for what"),
     "check": ("robots", "Check", "check a profile against its checkpoint and the running graph, before any arm moves"),
     "new-robot": ("robots", "NewRobot", "begin a profile for an arm from its URDF, with marks at what no URDF holds"),
     "demos": ("demos", "Demos", "record demonstrations of a task in simulation, by a scripted expert, as bags"),

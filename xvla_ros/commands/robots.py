@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands about profiles: ``xvla robots``, ``xvla check``, ``xvla new-robot``."""
+"""Commands about what is there: ``xvla robots``, ``xvla checkpoints``, ``xvla check``, ``xvla new-robot``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -73,14 +74,51 @@ def list_robots() -> list[RobotSummary]:
 
 def table_of(robots: list[RobotSummary]) -> str:
     """Return the robots as a table."""
-    head = ("robot", "action mode", "domain", "joints", "cameras", "file")
     rows = [
         (each.name, each.action_mode, str(each.domain_id), str(each.joints), " ".join(each.cameras), each.file)
         for each in robots
     ]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in [head, *rows])
-    return "\n".join(lines)
+    return _aligned([("robot", "action mode", "domain", "joints", "cameras", "file"), *rows])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints(Command):
+    """List the X-VLA checkpoints that others published; a name from it goes wherever a checkpoint is asked for.
+
+    examples:
+      xvla checkpoints
+      xvla checkpoints --json
+    """
+
+    json: Json = False
+
+    def run(self) -> int:
+        """Print the table, and where its scores come from."""
+        from xvla_ros.model.checkpoint.released import RELEASED
+
+        if self.json:
+            released = [{**vars(each), "command": each.command} for each in RELEASED]
+            document = {"schema_version": SCHEMA_VERSION, "checkpoints": released}
+            print(json.dumps(document, indent=2, ensure_ascii=False))
+            return 0
+        rows = [
+            (
+                *(each.hub_id, each.embodiment, each.robot or "-"),
+                "any" if each.domain_id is None else str(each.domain_id),
+                *(each.action_mode, (each.score or "-") + ", LoRA" * each.adapter),
+            )
+            for each in RELEASED
+        ]
+        print(_aligned([("checkpoint", "for", "profile", "domain", "action mode", "reported"), *rows]))
+        print("\nReported by their publishers, in %; none was measured by this project. Begin with, for example:")
+        for name in ("2toINF/X-VLA-Libero", "2toINF/X-VLA-WidowX", "2toINF/X-VLA-Pt"):
+            print("  " + next(each.command for each in RELEASED if each.hub_id == name))
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)

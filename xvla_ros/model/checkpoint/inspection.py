@@ -21,6 +21,7 @@ from ..network.config import IMAGENET_MEAN, IMAGENET_STD, ORIGINAL, XvlaConfig
 from .dialects import read_config, read_json
 from .pipelines import PREPROCESSOR, RELATIVE, Pipelines, read_pipelines
 from .record import RECORD_FILE, Record, read_record
+from .released import hub_id_of
 from .tensors import (
     ADAPTER_CONFIG,
     INDEX,
@@ -95,10 +96,11 @@ def _folder(folder_or_id: str | Path, revision: str | None) -> Path:
     if path.is_file():
         problem = Problem(str(folder_or_id), "", None, f"its folder, {path.parent}", "is a file")
         raise CheckpointError(str(folder_or_id), [problem])
-    if isinstance(folder_or_id, Path) or not _HUB_ID.match(folder_or_id):
-        problem = Problem(str(folder_or_id), "", None, "a checkpoint folder or a hub id", "is no folder")
-        raise CheckpointError(str(folder_or_id), [problem])
-    return _within(_download(folder_or_id, revision))
+    hub_id = hub_id_of(str(folder_or_id))
+    if isinstance(folder_or_id, Path) or not _HUB_ID.match(hub_id):
+        expected = "a checkpoint folder, or a hub id; xvla checkpoints lists those that were published"
+        raise CheckpointError(str(folder_or_id), [Problem(str(folder_or_id), "", None, expected, "is no folder")])
+    return _within(_download(hub_id, revision))
 
 
 def _within(folder: Path) -> Path:
