@@ -22,6 +22,7 @@ COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --he
     "run": ("live", "Run", "bring up the policy node, as the launch file does where there is launch_ros"),
     "serve": ("serve", "Serve", "serve a policy over the network, to nodes and other clients; needs no ROS"),
     "view": ("live", "ViewCommand", "show a running robot in the Rerun viewer: cameras, chunks against joints, state"),
+    "doctor": ("doctor", "Doctor", "print what a bug report needs to know of this machine, and what looks wrong"),
     "robots": ("robots", "Robots", "list the robots that have a profile"),
     "checkpoints": ("robots", "Checkpoints", "list the X-VLA checkpoints that were published, and for what"),
     "check": ("robots", "Check", "check a profile against its checkpoint and the running graph, before any arm moves"),
