@@ -265,7 +265,7 @@ def test_reset_brings_the_arms_home_and_never_turns_time_back(at_home):
 
 
 def test_time_waits_for_whoever_says_so_and_goes_on_when_released(probe):
-    """While it stands its time is said again, commands and resets are taken, and nothing else is published."""
+    """While it stands its time is said again, commands and resets are taken; only a reset publishes joints."""
     limit = probe.node.create_publisher(Header, "/sim/time_limit", RELIABLE)
     probe.wait_for(limit.get_subscription_count, "a subscriber of /sim/time_limit")
 
@@ -277,9 +277,11 @@ def test_time_waits_for_whoever_says_so_and_goes_on_when_released(probe):
     probe.wait_for(lambda: probe.heard["/clock"][-3:].count(probe.now()) == 3, "the time said again")
     assert held_at - 5_000_001 <= probe.now() <= held_at
     stood, heard = probe.now(), len(probe.heard["/left/joint_states"])
-    assert probe.call_reset().success
     probe.wait_for(lambda: len(probe.heard["/clock"]) > 20, "more of the same")
     assert probe.now() == stood and len(probe.heard["/left/joint_states"]) == heard
+    assert probe.call_reset().success
+    probe.wait_for(lambda: len(probe.heard["/left/joint_states"]) > heard, "where the arms are after the reset")
+    assert probe.now() == stood and len(probe.heard["/left/joint_states"]) == heard + 1
     allow(stood + round(0.1e9))
     probe.wait_for(lambda: probe.now() >= stood + round(0.095e9), "a little more time")
     assert probe.now() <= stood + round(0.1e9)

@@ -66,6 +66,25 @@ def test_what_was_moved_while_nobody_looked_is_believed_once_it_is_settled(drive
     assert driver.topic.measured().still_for.min() == pytest.approx(SETTLED)
 
 
+def test_a_robot_that_begins_believes_where_its_arm_is_and_not_who_still_contradicts(driver):
+    driver.say(0, 0.8)
+    assert not driver.say(20, 0.1)
+    driver.topic.trust()
+    assert driver.fault is None
+    np.testing.assert_array_equal(driver.positions, 0.1)
+    assert driver.topic.measured().still_for.min() == 0.0  # it still has to be seen to stand
+    assert driver.say(40, 0.1)
+    assert not driver.say(60, 0.8)
+    assert driver.fault.reason == JOINTS_IMPLAUSIBLE
+    np.testing.assert_array_equal(driver.positions, 0.1)
+
+
+def test_what_is_no_number_stays_a_fault_of_a_robot_that_begins(driver):
+    driver.topic.add(START, JOINTS, [float("nan")] * 6, 0.0)
+    driver.topic.trust()
+    assert driver.fault.reason == JOINTS_INVALID
+
+
 def test_a_fault_that_is_stamped_far_ahead_does_not_last_until_then(driver):
     driver.topic.add(START + 3_600_000 * MS, JOINTS, [float("nan")] * 6, 0.0)
     assert driver.fault.reason == JOINTS_INVALID

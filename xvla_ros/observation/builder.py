@@ -125,6 +125,15 @@ class ObservationBuilder(Generic[Raw]):
         with self._lock:
             self._forget()
 
+    def trust_joints(self) -> None:
+        """Believe where the joints are: while nobody drove the robot, a hand or a reset may have moved it.
+
+        Whoever publishes leaping joints still does so, and is found by the next message.
+        """
+        with self._lock:
+            for topic in self._joints.values():
+                topic.trust()
+
     def measured(self) -> MeasuredJoints | None:
         """Return where the joints were last believed to be; None until each has been in a message."""
         with self._lock:

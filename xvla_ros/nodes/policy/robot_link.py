@@ -173,6 +173,7 @@ class RobotLink:
         """Begin to command the robot; ``on_tick`` is called after every tick."""
         self._on_tick, self._refused = on_tick, None
         self._due_ns, self._asked_ns = None, None
+        self.pilot.builder.trust_joints()
         self.pilot.controller.start()
         period = 1.0 / self.profile.timing.command_rate
         self._timer = self._node.create_timer(

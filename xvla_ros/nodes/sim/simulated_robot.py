@@ -249,6 +249,10 @@ class SimNode(Node):
             self._reset_wanted.clear()
             try:
                 self._reset_said = True, self._reset_tasks()
+                for (
+                    robot
+                ) in self.robots:  # time may stand still until a policy begins, which is to know where the arms are
+                    robot.publish_joints()
             except BAD_TASK as error:
                 self._reset_said = False, str(error)
             self._reset_done.set()
