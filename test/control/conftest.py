@@ -55,7 +55,7 @@ def profile_of(name="twin", **changes):
         *sections, last = path.split("__")
         node = tree
         for section in sections:
-            node = node[section]
+            node = node.setdefault(section, {})
         node[last] = value
     return Profile.from_mapping(name, tree)
 

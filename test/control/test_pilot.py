@@ -117,6 +117,39 @@ def test_what_is_to_be_agreed_with_is_the_chunk_as_it_is_carried_out(bench):
     np.testing.assert_allclose(prefix.actions[held], planned[held], atol=2e-3)
 
 
+@pytest.mark.parametrize("speed", [1.0, 0.5, 0.1])
+def test_a_share_of_the_speed_is_the_same_path_in_that_much_more_time(speed):
+    bench = Bench(safety__speed=speed)
+    bench.stand()
+    bench.ask()
+    chunk, begun = bench.pilot.chunk, bench.clock.ros
+    fastest, paths = 0.0, []
+    while bench.clock.ros < begun + 0.9 * SECOND / speed:
+        bench.run(PERIOD)
+        window = bench.pilot.controller.last_window
+        fastest = max(fastest, float(np.abs(window.velocities).max()))
+        paths.append(np.append((bench.clock.ros - begun) / SECOND * speed, window.position_at(bench.clock.ros)))
+    limit = bench.profile.joints.ordered[0].max_velocity
+    assert fastest <= limit * speed + 1e-9
+    assert np.ptp(np.diff(chunk.times)) < 1e-9 and np.diff(chunk.times)[0] == pytest.approx(0.1 / speed)
+    # as far along the chunk as at full speed, and the joints in step: a straight line in the space of joints
+    assert paths[-1][1] == pytest.approx(HOME[0] + 0.02 * 9.0, abs=0.03)
+    np.testing.assert_allclose([each[1] - each[2] for each in paths], HOME[0] - HOME[1], atol=1e-6)
+
+
+def test_at_a_share_of_the_speed_the_next_chunk_agrees_with_what_is_carried_out():
+    bench = Bench(safety__speed=0.25)
+    bench.stand()
+    bench.ask(inference=0.5)
+    bench.run(0.6)
+    request = bench.pilot.observe()
+    seen, prefix = request.observation, request.prefix
+    due = seen.stamp + np.rint((0.1 + 0.1 * np.arange(10)) / 0.25 * SECOND).astype(np.int64)
+    held = prefix.weights == 1.0
+    assert held.any()
+    np.testing.assert_allclose(prefix.actions[held], bench.pilot.controller.planned(due)[held], atol=2e-3)
+
+
 def test_guided_and_other_methods_say_so():
     for method, guidance in (("guided", 5.0), ("switch", None), ("ensemble", None)):
         bench = Bench(smoothing__method=method)

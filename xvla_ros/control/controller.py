@@ -76,7 +76,8 @@ class RobotController:
     ) -> None:
         self._profile = profile
         self._clock = clock
-        limits, timing, smoothing = JointLimits.of(profile), profile.timing, profile.smoothing
+        limits = JointLimits.of(profile).slowed(profile.safety.speed)
+        timing, smoothing = profile.timing, profile.smoothing
         self._plan = Plan(profile, limits, workspace or Workspace({}))
         self._following = Following(limits, profile.safety, timing.lead, grippers)
         self._lead_s, self._lead_ns = timing.lead, round(timing.lead * NS)

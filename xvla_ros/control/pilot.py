@@ -135,7 +135,7 @@ class Pilot(Generic[Raw]):
         """Take the answer to a request; return whether it is carried out."""
         begun = time.perf_counter()
         self._inference.add(chunk.inference_ms)
-        chunk = replace(chunk, times=chunk.times + request.shift / NS)
+        chunk = replace(chunk, times=chunk.times / self.profile.safety.speed + request.shift / NS)
         try:
             accepted = self.controller.accept(self._decoder.decode(chunk, request.start), request.ticket)
         except ValueError as error:
@@ -174,5 +174,5 @@ class Pilot(Generic[Raw]):
         if not (self.controller.is_executing and self.controller.is_followed):
             return None
         after = policy.first_waypoint_offset + np.arange(len(chunk.times)) * policy.waypoint_dt
-        times = seen.stamp + shift + np.rint(after * NS).astype(np.int64)
+        times = seen.stamp + shift + np.rint(after / self.profile.safety.speed * NS).astype(np.int64)
         return chunk_prefix(chunk, times, self.controller.committed_until(now), self.profile)

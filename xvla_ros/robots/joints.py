@@ -6,7 +6,7 @@ policy = ROS * scale + offset, joint by joint.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -88,3 +88,8 @@ class JointLimits:
         for array in arrays.values():
             array.setflags(write=False)
         return cls(profile.joints.policy_order, **arrays)
+
+    def slowed(self, speed: float) -> JointLimits:
+        """Return the limits with ``speed`` (0 to 1) of velocity, acceleration and jerk; the time to brake stays."""
+        fastest = {name: getattr(self, name) * speed for name in ("max_velocity", "max_acceleration", "max_jerk")}
+        return replace(self, **fastest)

@@ -174,6 +174,8 @@ class RobotLink:
         self._on_tick, self._refused = on_tick, None
         self._due_ns, self._asked_ns = None, None
         self.pilot.builder.trust_joints()
+        if (speed := self.profile.safety.speed) < 1.0:
+            self._node.get_logger().info(f"{self.profile.name}: moves at {speed:.0%} of its speed (safety.speed)")
         self.pilot.controller.start()
         period = 1.0 / self.profile.timing.command_rate
         self._timer = self._node.create_timer(

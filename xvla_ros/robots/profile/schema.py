@@ -516,6 +516,13 @@ class FollowingError(Section):
 class Safety(Section):
     """Checks beyond the limits of the joints."""
 
+    speed: float = setting(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="Share of the speed: chunks are carried out that much slower, along the same path, and the joints' "
+        "limits of velocity, acceleration and jerk are that share. 0.1 for a first motion.",
+    )
     first_step: float = setting(
         0.25,
         gt=0.0,
