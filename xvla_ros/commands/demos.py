@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import threading
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from xvla_ros.commands.options import Command, Count, ImageSize, Positive, Robot, Seed, Share, Task, Variation
 from xvla_ros.errors import SetupError
 
 if TYPE_CHECKING:
     from xvla_ros.simulation.demonstrations import Demonstration, DemoSettings
+    from xvla_ros.simulation.suites.suite import SuiteTask
+
+RATE, SUITE_RATE = 20.0, 4.0  # pictures a second; of a suite they take most of the time
+OF_SUITES = ("tasks", "layouts", "init_states", "libero")
+NOT_OF_SUITES = ("robot", "task", "variants", "variation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,35 +28,65 @@ class Demos(Command):
     examples:
       xvla demos --task touch --episodes 400 --output demos/touch
       xvla demos --robot widowx --task pick_place --episodes 50 --image-size 128 --jobs 4 --output demos/pick
+      xvla demos --suite libero_object --tasks 4,7 --layouts shuffled --episodes 40 --output demos/object
+
+    with --suite a benchmark's own tasks and judge take the place of robot and task; episodes that fail are not kept
     """
 
     robot: Robot = "so101_bimanual"
     task: Task = "touch"
-    episodes: Annotated[Count, "how many there shall be"] = 100
+    episodes: Annotated[Count, "how many there shall be, or be tried of each task of a suite"] = 100
     seed: Annotated[Seed, "seed of the first layout"] = 0
     output: Annotated[str, "folder of the bags"]
     image_size: ImageSize = 256
-    rate: Annotated[Positive, "pictures and plans per second"] = 20.0
+    rate: Annotated[Positive | None, "pictures and plans per second (default 20; of a suite 4 pictures)"] = None
     variants: Annotated[Count, "instructions for each layout"] = 2
     noise: Annotated[Share, "how much the execution is disturbed, 0 not at all"] = 1.0
     variation: Variation = 1.0
     jobs: Annotated[Count, "processes that record at once"] = 1
+    suite: Annotated[str, "a benchmark's suite that its expert knows: libero_object, and _swap and so on of it"] = ""
+    tasks: Annotated[str, "tasks of the suite: 0,3 or 2-5 (default: all)"] = ""
+    layouts: Annotated[
+        Literal["recorded", "shuffled"],
+        "where things lie in a suite: as in its init states, or shuffled among these places",
+    ] = "recorded"
+    init_states: Annotated[
+        str, "init states of a suite to begin with; the default leaves the first ten for evaluation"
+    ] = "10-49"
+    libero: Annotated[str, "LIBERO's interpreter (default: that of `make libero`)"] = ""
 
     def run(self) -> int:
         """Record, and print what was recorded; return 1 where more than one episode in twenty failed."""
         from xvla_ros.robots import load_robot
         from xvla_ros.simulation.offscreen import missing_extras
 
+        _check(self)
+        if self.suite:
+            return _record_suite(self)
         if missing := missing_extras():
             raise SetupError(f"demonstrations need a simulator and kinematics; install xvla_ros[{','.join(missing)}]")
         from xvla_ros.simulation.demonstrations import DemoSettings
 
         settings = DemoSettings(
-            load_robot(self.robot), self.task, self.seed, self.variants, self.rate, self.image_size, self.image_size,
-            self.noise, self.variation,
+            load_robot(self.robot), self.task, self.seed, self.variants, self.rate or RATE, self.image_size,
+            self.image_size, self.noise, self.variation,
         )  # fmt: skip
         tally = _record(settings, self.episodes, Path(self.output), self.jobs)
         return _say_end(tally, Path(self.output))
+
+
+def _check(command: Demos) -> None:
+    """Refuse options that do not go with a suite, or only with one."""
+    foreign = NOT_OF_SUITES if command.suite else OF_SUITES
+    given = next((name for name in foreign if getattr(command, name) != getattr(Demos, name)), None)
+    if given is None:
+        return
+    flag = f"--{given.replace('_', '-')}"
+    if command.suite:
+        raise SetupError(
+            f"{flag} is of this package's own tasks; {command.suite} has robot, tasks and words of its own"
+        )
+    raise SetupError(f"{flag} is of benchmarks; name one with --suite")
 
 
 @dataclass
@@ -95,3 +132,82 @@ def _say_end(tally: _Tally, folder: Path) -> int:
         shown = ", ".join(tally.failed[:5]) + (" …" if len(tally.failed) > 5 else "")
         print(f"{len(tally.failed)} of them failed, and say so (success: false): {shown}")
     return 1 if len(tally.failed) > made / 20 else 0
+
+
+def _record_suite(command: Demos) -> int:
+    """Record what is not there yet and has not failed before; return 1 where more than half of the episodes failed."""
+    from tqdm import tqdm
+
+    from xvla_ros.evaluation.suites.results import parse_tasks, write_whole
+    from xvla_ros.evaluation.suites.running import Share as Part
+    from xvla_ros.evaluation.suites.running import plan, run_jobs
+    from xvla_ros.simulation.demonstrations import MANIFEST, agree
+    from xvla_ros.simulation.suites.libero import LiberoArena, ensure_suite
+    from xvla_ros.simulation.suites.libero_demos import SuiteDemonstrator, SuiteDemoSettings
+    from xvla_ros.simulation.suites.protocols import HARNESS
+
+    ensure_suite(command.suite)
+    settings = SuiteDemoSettings(
+        command.suite, command.seed, command.rate or SUITE_RATE, command.image_size, command.noise, command.layouts,
+        _states(command.init_states),
+    )  # fmt: skip
+    protocol, folder = replace(HARNESS, pixels=settings.pixels), Path(command.output)
+    first = LiberoArena(command.suite, protocol, command.libero)
+    try:
+        tasks = parse_tasks(command.tasks, first.tasks)
+    finally:
+        first.close()
+    for task in tasks:
+        settings.beginning(task, 0, 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    agree(settings.to_mapping(), folder / MANIFEST)
+    before = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    failed = {(task, episode) for task, episode in before.get("failed", ())}
+    wanted = {(task.index, episode) for task in tasks for episode in range(command.episodes)}
+    there = {each for each in wanted if _suite_bag(folder, *each).exists()}
+    jobs = plan(tasks, command.episodes, command.jobs, Part(), there | failed)
+    tally, lock = _Tally(there=len(there)), threading.Lock()
+    with tqdm(total=len(wanted - there - failed), desc=command.suite, unit="episode", disable=None) as bar:
+
+        def handle(arena: Any, demonstrator: SuiteDemonstrator, task: SuiteTask, episode: int) -> None:
+            made = demonstrator.record(task, episode, _suite_bag(folder, task.index, episode))
+            with lock:
+                if made.outcome.success:
+                    tally.add(made)
+                else:
+                    failed.add((task.index, episode))
+                    noted = {**before, "failed": sorted(failed)}
+                    write_whole(folder / MANIFEST, json.dumps(noted, indent=1) + "\n")
+                bar.update()
+
+        run_jobs(
+            jobs,
+            lambda: LiberoArena(command.suite, protocol, command.libero),
+            lambda arena: SuiteDemonstrator(settings, arena),
+            handle,
+            command.jobs,
+        )
+    size = sum(path.stat().st_size for path in folder.glob("*.mcap")) / 1e6
+    kept = f", {tally.there} were there" if tally.there else ""
+    print(f"{folder}: {tally.succeeded} episodes recorded ({tally.seconds:.0f} s){kept}; {size:.1f} MB in all")
+    for task in tasks:
+        lost = [episode for number, episode in sorted(failed & wanted) if number == task.index]
+        if lost:
+            print(f"task {task.index}, {task.instruction}: {len(lost)} of {command.episodes} failed and were not kept")
+    return 1 if len(failed & wanted) > len(wanted) / 2 else 0
+
+
+def _suite_bag(folder: Path, task: int, episode: int) -> Path:
+    return folder / f"task_{task:02d}_episode_{episode:06d}.mcap"
+
+
+def _states(text: str) -> tuple[int, int]:
+    """Return the first and last of ``10-49``, or of ``7``.
+
+    Raises:
+        SetupError: it is neither.
+    """
+    first, dash, last = text.partition("-")
+    if not first.isdigit() or (dash and not last.isdigit()) or int(last or first) < int(first):
+        raise SetupError(f"--init-states is {text!r}, expected a number or a range, such as 10-49")
+    return int(first), int(last or first)

@@ -134,6 +134,13 @@ def float_array(values: ArrayLike) -> bytes:
     return _serialized(FLOAT_ARRAY, _make("std_msgs/msg/MultiArrayLayout", [], 0), _doubles(values))
 
 
+def pose(stamp: int, frame: str, position: ArrayLike, quaternion: ArrayLike) -> bytes:
+    """Return a ``geometry_msgs/PoseStamped`` of a position [3] in m and a quaternion [4], x y z w, in ``frame``."""
+    place = _make("geometry_msgs/msg/Point", *_doubles(position).tolist())
+    turn = _make("geometry_msgs/msg/Quaternion", *_doubles(quaternion).tolist())
+    return _serialized(POSE, _header(stamp, frame), _make("geometry_msgs/msg/Pose", place, turn))
+
+
 def image(stamp: int, rgb: NDArray[np.uint8], frame: str = "") -> bytes:
     """Return a ``sensor_msgs/Image`` in rgb8 of uint8 [H, W, 3] RGB."""
     height, width = rgb.shape[:2]

@@ -242,7 +242,7 @@ def record_all(settings: DemoSettings, episodes: int, folder: Path, jobs: int = 
     """
     load_task(settings.profile, settings.task)  # a task that cannot be loaded leaves no folder
     folder.mkdir(parents=True, exist_ok=True)
-    _agree(settings, folder / MANIFEST)
+    agree(settings.to_mapping(), folder / MANIFEST)
     paths = {index: folder / f"episode_{index:06d}.mcap" for index in range(episodes)}
     missing = [index for index, path in paths.items() if not path.exists()]
     yield from [None] * (episodes - len(missing))
@@ -257,9 +257,13 @@ def record_all(settings: DemoSettings, episodes: int, folder: Path, jobs: int = 
         demonstrator.close()
 
 
-def _agree(settings: DemoSettings, manifest: Path) -> None:
-    """Write the manifest, or compare with the one that is there."""
-    wanted = json.loads(json.dumps(settings.to_mapping()))
+def agree(settings: Mapping[str, Any], manifest: Path) -> None:
+    """Write the manifest, or compare with the one that is there.
+
+    Raises:
+        SimulationError: it has other settings.
+    """
+    wanted = json.loads(json.dumps(settings))
     if not manifest.exists():
         manifest.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
         return

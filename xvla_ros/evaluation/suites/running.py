@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from xvla_ros.simulation.suites.protocols import EvaluationProtocol
 from xvla_ros.simulation.suites.suite import Arena, Beginning, SuiteTask
 
 FILM_EVERY = 4  # control steps from one picture of a film to the next
+Simulator = TypeVar("Simulator", bound=Arena)
+Driving = TypeVar("Driving")
 MOST_EPISODES = 1000  # of a task: each has a time of its own, from which its noise is drawn
 
 
@@ -83,9 +86,9 @@ def plan(tasks: Sequence[SuiteTask], episodes: int, jobs: int, share: Share, don
 
 def run_jobs(
     jobs: Sequence[Job],
-    arena_of: Callable[[], Arena],
-    driver_of: Callable[[Arena], Driver],
-    handle: Callable[[Arena, Driver, SuiteTask, int], None],
+    arena_of: Callable[[], Simulator],
+    driver_of: Callable[[Simulator], Driving],
+    handle: Callable[[Simulator, Driving, SuiteTask, int], None],
     simulators: int,
 ) -> None:
     """Run episodes in so many simulators at once, each in a thread with a driver of its own.
@@ -100,7 +103,7 @@ def run_jobs(
     for job in jobs:
         waiting.put(job)
     stop, errors = threading.Event(), list[BaseException]()
-    arenas: list[Arena] = []
+    arenas: list[Simulator] = []
 
     def work() -> None:
         try:

@@ -144,8 +144,14 @@ class LiberoArena:
         self.versions: dict[str, str] = {**said["versions"], "python": said["python"]}
         self.tasks = tuple(SuiteTask(*each) for each in listed["tasks"])
 
-    def begin(self, beginning: Beginning) -> Sight:
-        """Reset to the beginning of an episode and let everything settle; return what is seen then."""
+    def begin(self, beginning: Beginning, *, soft: bool = False) -> Sight:
+        """Reset to the beginning of an episode and let everything settle; return what is seen then.
+
+        Args:
+            beginning: of the episode.
+            soft: keep the model of the episode before. It is seconds faster, and no two orders of episodes are then
+                equal to the bit.
+        """
         protocol = self.protocol
         _, arrays = self._worker.ask(
             "begin",
@@ -158,7 +164,9 @@ class LiberoArena:
             settle_steps=protocol.settle_steps,
             spare_resets=protocol.spare_resets,
             seeded=protocol.seeded,
-            fresh=protocol.fresh_scene,
+            fresh=protocol.fresh_scene and not soft,
+            shuffle=beginning.shuffle,
+            soft=soft,
         )
         return _sight(arrays)
 

@@ -112,6 +112,8 @@ class Scene:
         spare_resets: int,
         seeded: str,
         fresh: bool,
+        shuffle: int | None = None,
+        soft: bool = False,
     ) -> Arrays:
         """Reset the scene to an init state and let it settle; the arm then takes absolute poses.
 
@@ -120,6 +122,8 @@ class Scene:
             seeded: ``episode``, before each reset; or ``task``, once, so that what an episode looks like depends on how
                 many resets were before: as many are made up for as episodes are left out.
             fresh: build the scene anew for each episode.
+            shuffle: seed by which things change places with each other; None leaves them where the init state has them.
+            soft: keep the model of the episode before, which is seconds faster and leaves traces of 1e-4.
         """
         chosen = _benchmark(suite).tasks[task]
         built = (suite, task, pixels)
@@ -135,8 +139,12 @@ class Scene:
             self._env.seed(env_seed)
         while seeded == "task" and self._resets < episode + spare_resets:
             self._reset()
+        self._env.env.hard_reset = not soft
         self._reset()
-        seen = self._env.set_init_state(self._states[init_state])
+        state = np.array(self._states[init_state])
+        if shuffle is not None:
+            _change_places(self._env, state, np.random.default_rng([shuffle, task, episode]))
+        seen = self._env.set_init_state(state)
         for step in range(settle_steps):
             self._drawing = step == settle_steps - 1
             seen, *_ = self._env.step(np.array(AT_REST))
@@ -200,6 +208,16 @@ class Scene:
             "base": np.array(self._env.sim.data.get_body_xpos("robot0_base")),
         }
         return {**state, **({f"image:{camera}": seen[f"{camera}_image"] for camera in CAMERAS} if images else {})}
+
+
+def _change_places(env: Any, state: NDArray[Any], rng: np.random.Generator) -> None:
+    """Let the things of a flat state [time | qpos | qvel] change places in x and y; what others are put into stays."""
+    goal = env.obj_of_interest[-1]
+    joints = [thing.joints[0] for name, thing in env.env.objects_dict.items() if name != goal]
+    first = [1 + env.sim.model.get_joint_qpos_addr(joint)[0] for joint in joints]
+    places = np.stack([state[begin : begin + 2] for begin in first])
+    for begin, place in zip(first, rng.permutation(places), strict=True):
+        state[begin : begin + 2] = place
 
 
 MOST_POINTS = 3000  # of one thing's surface

@@ -43,12 +43,14 @@ class Beginning:
         task, init_state: which of the suite's.
         episode: its number within the task, from 0 on.
         env_seed: places what no init state holds, such as furniture.
+        shuffle: seed by which things change places with each other; None leaves them in those of the init state.
     """
 
     task: int
     episode: int
     init_state: int
     env_seed: int
+    shuffle: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
