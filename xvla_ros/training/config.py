@@ -290,8 +290,8 @@ class TrainSettings(DataSection):
     grounding: float = Field(
         0.0,
         ge=0.0,
-        description="Weight of a second loss, of the language encoder, which is asked where the named thing is; wants "
-        "drawn samples and method full.",
+        description="Weight of a second loss, of the language encoder, which is asked where the named thing is: drawn "
+        "samples know, and in recordings of tool poses it is where the hand next closes. Wants method full.",
     )
     flow: bool = Field(
         True, description="Whether the policy is trained at all; false trains the language encoder by grounding alone."
@@ -344,8 +344,8 @@ class TrainSettings(DataSection):
             )
         if self.initialise and not self.model.checkpoint:
             raise ValueError("initialise copies rows of a checkpoint: set model.checkpoint")
-        if self.grounding and (self.drawn is None or self.method != "full" or self.freeze.language_encoder):
-            raise ValueError("grounding wants drawn samples, method full and a language encoder that moves")
+        if self.grounding and (self.method != "full" or self.freeze.language_encoder):
+            raise ValueError("grounding wants method full and a language encoder that moves")
         if not self.flow and not self.grounding:
             raise ValueError("without flow nothing is trained: set grounding")
         if self.objective == "vision" and (

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from xvla_ros.errors import Problem
 from xvla_ros.model.action_modes import Losses
+from xvla_ros.model.action_specs import ACTION_SPECS
 from xvla_ros.model.inputs.words import words_of
 from xvla_ros.model.network.flow import flow_loss, training_times
 from xvla_ros.model.network.xvla import XvlaNetwork
@@ -92,7 +93,8 @@ class Flow:
         accelerator: from ``parallel.connect``.
 
     Raises:
-        TrainingError: ``train_domains`` names a robot that the data does not have.
+        TrainingError: ``train_domains`` names a robot that the data does not have, or ``grounding`` is asked for of
+            recordings that hold no places.
     """
 
     summary_file = "train.json"
@@ -106,6 +108,7 @@ class Flow:
         if settings.method == "lora":
             add_lora(self.network, settings.lora, settings.seed)
         if settings.grounding:
+            _ensure_places(settings, source)
             add_grounding(self.network, settings.seed)
         self._held_out = self._preparations()
         self.module = FlowLoss(self.network, settings.grounding, settings.flow)
@@ -247,7 +250,7 @@ class FlowLoss(nn.Module):
         """Return the loss of a batch, and its terms."""
         network, seen = self.network, batch.seen
         vlm, aux = network.vlm(seen.images, seen.image_mask, seen.input_ids, grids=batch.grids)
-        loss, terms = self._flow(vlm, aux, batch) if self.flow else (vlm.new_zeros(()), {})
+        loss, terms = self._flow(vlm, aux, batch) if self.flow else (vlm.sum() * 0.0, {})
         if self.grounding and batch.places is not None:
             words = vlm[:, -seen.input_ids.shape[1] :]
             layer = cast(Grounding, network.get_submodule(GROUNDING))
@@ -278,15 +281,24 @@ class Grounding(nn.Module):
         self.read = nn.Linear(width, 3)
 
     def forward(self, words: Tensor, places: Tensor) -> Tensor:
-        """Return the loss of the places read from the words.
+        """Return the loss of the places read from the words, over the samples whose place is known.
 
         Args:
             words: [B, L, W], the encoder's output for the text.
-            places: [B, 3] m.
+            places: [B, 3] m, NaN where it is not known; of one sample at least it is.
         """
         with torch.autocast(words.device.type, enabled=False):
             found: Tensor = self.read(self.norm(words.float().mean(dim=1)))
-            return functional.smooth_l1_loss(found, places / PLACE_UNIT, beta=SHARP)
+            known = places.isfinite().all(dim=1)
+            return functional.smooth_l1_loss(found[known], places[known] / PLACE_UNIT, beta=SHARP)
+
+
+def _ensure_places(settings: TrainSettings, source: SampleSource) -> None:
+    """Refuse to ask where things are of recordings that cannot tell."""
+    modes = {each.action_mode for each in source.embodiments.values()}
+    if settings.drawn is None and not any(ACTION_SPECS[mode].is_end_effector for mode in modes):
+        robots, expected = ", ".join(source.embodiments), "a robot whose actions are tool poses, or drawn samples"
+        raise TrainingError([Problem("", "grounding", robots, expected, "nobody knows where the named thing is")])
 
 
 def add_grounding(network: XvlaNetwork, seed: int) -> None:

@@ -24,6 +24,7 @@ from xvla_ros.training.data.samples import Sample
 from xvla_ros.types import Embodiment
 
 B = TypeVar("B")
+UNKNOWN = np.full(3, np.nan, np.float32)  # in the place of a place
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class TrainingBatch:
         modes: name of each row's action mode, and the channels that it decodes.
         grids: outputs of the vision tower for the views that are not masked, [N, C, h, w], in their order; None where
             the tower runs.
-        places: float32 [B, 3] m, where what is named lies; None where that is not known of every sample.
+        places: float32 [B, 3] m, where what is named lies, NaN where that is not known; None where it is of no sample.
         known: bool [B, T], on the CPU, the waypoints that count in the loss; None where all do.
     """
 
@@ -174,8 +175,8 @@ class Preparation:
             ValueError: naming the recording and what of the sample does not fit.
         """
         actions = torch.stack([self._action(sample) for sample in samples])
-        known = [sample.place for sample in samples if sample.place is not None]
-        places = torch.from_numpy(np.stack(known)) if len(known) == len(samples) else None
+        told = [UNKNOWN if sample.place is None else sample.place for sample in samples]
+        places = None if all(place is UNKNOWN for place in told) else torch.from_numpy(np.stack(told))
         chosen = [self.modes[sample.robot] for sample in samples]
         modes = tuple((mode.name, mode.decoded_width) for mode in chosen)
         recorded = np.stack([sample.mask for sample in samples])

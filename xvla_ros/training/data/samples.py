@@ -15,7 +15,8 @@ from xvla_ros.errors import Problem
 from xvla_ros.model.action_specs import GRIPPER
 from xvla_ros.model.inputs.normalisers import IDENTITY, MEAN_STD, MODES, Normaliser, Statistics
 from xvla_ros.observation.faults import FaultTally
-from xvla_ros.recordings.action_path import waypoint_times
+from xvla_ros.recordings.action_path import ActionPath, waypoint_times
+from xvla_ros.robots import tool_pose
 from xvla_ros.robots.profile import Profile
 from xvla_ros.training.config import Augmentation, DatasetSettings
 from xvla_ros.training.data.draws import Augmenter, Paraphrases, WeightedOrder
@@ -25,6 +26,7 @@ from xvla_ros.types import Embodiment, Floats, Observation
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 KEPT = 65_536  # rows that quantiles are taken from: the 1 % quantile is then right to about 0.04 % of the rows
 MOST_LINES = 20  # of what is said of a data set
+CLOSED = 0.5  # of the way from open to closed, from which on a hand counts as closed
 STILL = 1e-6  # a channel whose spread is below this share of its size never moves
 
 
@@ -119,7 +121,8 @@ class Sample:
         index: global number of the draw, or of the sample in its data set where it was not drawn.
         source: where it was recorded, for a message to a person: file, episode.
         stamp: ROS time in ns of the observation; for a LeRobot data set ns since the start of its episode.
-        place: float32 [3] m, where what the instruction names lies in the scene's frame; None where nobody knows.
+        place: float32 [3] m, where what the instruction names lies: drawn, in the scene's frame; recorded, where a hand
+            next closes, in that of its base, while it is open. None where nobody knows.
         row: number of the sample in ``Samples.train`` or ``held_out``, the same for every draw of it.
     """
 
@@ -357,7 +360,30 @@ class Samples:
             f"{store.source}, episode {episode.key}",
             stamp,
             number,
+            next_grasp(episode.path, stamp, dataset.profile),
         )
+
+
+def next_grasp(path: ActionPath, stamp: int, profile: Profile) -> NDArray[np.float32] | None:
+    """Return where, float32 [3] in m, the first hand to close after ``stamp`` ns does so; None where none does.
+
+    A hand that is closed by then holds what was named, wherever that now is: then nothing is said either. Robots whose
+    actions are joints have no hands.
+    """
+    later = path.times > stamp
+    found: list[tuple[int, NDArray[np.float32]]] = []
+    for number, tool in enumerate(profile.tools.values()):
+        part = slice(number * tool_pose.CHANNELS, (number + 1) * tool_pose.CHANNELS)
+        grip = tool.gripper
+        share = (path.values[:, part][:, tool_pose.GRIPPER] - grip.open_value) / (grip.closed_value - grip.open_value)
+        closed = share > CLOSED
+        if closed[~later][-1:].any():
+            return None
+        knots = np.flatnonzero(closed & later)
+        if knots.size:
+            knot = int(knots[0])
+            found.append((knot, path.values[knot, part][tool_pose.POSITION].astype(np.float32)))
+    return min(found, key=lambda each: each[0])[1] if found else None
 
 
 def offsets(actions: ArrayLike, state: ArrayLike, channels: list[int]) -> Floats:
