@@ -156,6 +156,27 @@ def test_a_failed_episode_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_beginning_is_kept_unjudged_and_says_where_the_thing_is(tmp_path):
+    made, arena, path = recorded(tmp_path, seconds=0.25, init_states=(12, 12))
+    assert (made.outcome.success, len(arena.actions), made.duration) == (True, 5, 0.25)
+    entry = DatasetSettings(paths=(str(path),))
+    samples = open_datasets([entry], waypoints=30, image_size=None, cache=tmp_path / "cache")
+    (store,) = samples.datasets[0].stores
+    assert store.episodes[0].success is None
+    planned = plan_pick_place(SHAPES, np.array([-0.15, 0.0, 0.26]), DOWN)
+    grasp = planned.positions[np.flatnonzero(planned.gripper)[0]]
+    assert len(samples.train) == 2
+    for sample in samples.train:
+        np.testing.assert_allclose(sample.place, grasp, atol=1e-4)
+    # a whole episode says so until the hand is closed
+    _, _, whole = recorded(tmp_path)
+    entry = DatasetSettings(paths=(str(whole),))
+    told = open_datasets([entry], waypoints=30, image_size=None, cache=tmp_path / "cache").train
+    closed = int(np.flatnonzero(planned.gripper)[0])
+    known = [sample.place is not None for sample in told]
+    assert known == [5 * n <= closed for n in range(len(told))]
+
+
 def test_what_does_not_fit_between_the_fingers_fails(tmp_path, monkeypatch):
     wide = {"crate": CORNERS * [0.3, 0.3, 0.1], "basket": SHAPES["basket"]}
     monkeypatch.setattr(StillArena, "shapes", lambda self: wide)
@@ -169,6 +190,7 @@ def test_what_does_not_fit_between_the_fingers_fails(tmp_path, monkeypatch):
         ({"suite": "libero_goal"}, "knows libero_object and its variations, and not libero_goal"),
         ({"rate": 3.0}, "3 pictures a second were asked for, expected 20 or a part of it"),
         ({"rate": 40.0}, "40 pictures a second"),
+        ({"seconds": 0.01}, "0.01 s of each episode were asked for, expected 0 for all of it"),
     ],
 )
 def test_settings_that_cannot_be_are_named(settings, said):

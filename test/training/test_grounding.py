@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny import ARM, PAIR, TinySource
 
 from xvla_ros.recordings.action_path import ActionPath
+from xvla_ros.recordings.recording import Episode
 from xvla_ros.robots import load_robot
 from xvla_ros.training.config import TrainingError
-from xvla_ros.training.data.samples import next_grasp
+from xvla_ros.training.data.samples import place_of
 from xvla_ros.training.objective import PLACE_UNIT, Grounding
 
 MS = 1_000_000
@@ -30,7 +31,7 @@ def path(gripper, second=None):
     values = np.zeros((10, 20), np.float32)
     values[:, 0], values[:, 11] = 0.01 * STEPS, 0.01 * STEPS
     values[:, 9], values[:, 19] = gripper, np.zeros(10) if second is None else second
-    return ActionPath(STEPS * 50 * MS, values)
+    return Episode("0", "pick it up", True, 0, 500 * MS, ActionPath(STEPS * 50 * MS, values))
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +42,17 @@ def panda():
 def test_a_recording_says_where_the_hand_closes_until_it_does(panda):
     closes_at_six = path((STEPS >= 6) & (STEPS < 8))
     for step in range(6):
-        place = next_grasp(closes_at_six, step * 50 * MS, panda)
+        place = place_of(closes_at_six, step * 50 * MS, panda)
         np.testing.assert_allclose(place, [0.06, 0, 0], atol=1e-6)
         assert place.dtype == np.float32
-    assert [next_grasp(closes_at_six, step * 50 * MS, panda) for step in range(6, 10)] == [None] * 4
+    assert [place_of(closes_at_six, step * 50 * MS, panda) for step in range(6, 10)] == [None] * 4
 
 
 def test_of_several_times_the_next_counts(panda):
     twice = path((STEPS == 2) | (STEPS >= 7))
-    np.testing.assert_allclose(next_grasp(twice, 0, panda), [0.02, 0, 0], atol=1e-6)
-    assert next_grasp(twice, 2 * 50 * MS, panda) is None
-    np.testing.assert_allclose(next_grasp(twice, 3 * 50 * MS, panda), [0.07, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(place_of(twice, 0, panda), [0.02, 0, 0], atol=1e-6)
+    assert place_of(twice, 2 * 50 * MS, panda) is None
+    np.testing.assert_allclose(place_of(twice, 3 * 50 * MS, panda), [0.07, 0, 0], atol=1e-6)
 
 
 def test_of_two_hands_the_one_counts_that_closes_first():
@@ -61,11 +62,21 @@ def test_of_two_hands_the_one_counts_that_closes_first():
         np.where(STEPS >= 7, left.closed_value, left.open_value),
         np.where(STEPS >= 4, right.closed_value, right.open_value),
     )
-    np.testing.assert_allclose(next_grasp(told, 0, profile), [0, 0.04, 0], atol=1e-6)
+    np.testing.assert_allclose(place_of(told, 0, profile), [0, 0.04, 0], atol=1e-6)
+
+
+def test_a_hand_that_never_closes_leaves_it_to_the_recording(panda):
+    told = replace(path(np.zeros(10)), place=(0.1, 0.2, 0.3))
+    np.testing.assert_allclose(place_of(told, 100 * MS, panda), [0.1, 0.2, 0.3])
+    assert place_of(replace(told, place=None), 100 * MS, panda) is None
+    # what its own path says counts first, and a closed hand holds it
+    closing = replace(path(STEPS >= 6), place=(0.1, 0.2, 0.3))
+    np.testing.assert_allclose(place_of(closing, 0, panda), [0.06, 0, 0], atol=1e-6)
+    assert place_of(closing, 400 * MS, panda) is None
 
 
 def test_joints_have_no_places():
-    assert next_grasp(path(STEPS >= 6), 0, load_robot("so101_bimanual")) is None
+    assert place_of(replace(path(STEPS >= 6), place=(0.1, 0.2, 0.3)), 0, load_robot("so101_bimanual")) is None
 
 
 def test_the_loss_is_over_the_samples_whose_place_is_known():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from xvla_ros.simulation.suites.suite import SuiteTask
 
 RATE, SUITE_RATE = 20.0, 4.0  # pictures a second; of a suite they take most of the time
-OF_SUITES = ("tasks", "layouts", "init_states", "libero")
+OF_SUITES = ("tasks", "layouts", "init_states", "seconds", "libero")
 NOT_OF_SUITES = ("robot", "task", "variants", "variation")
 
 
@@ -53,6 +53,9 @@ class Demos(Command):
     init_states: Annotated[
         str, "init states of a suite to begin with; the default leaves the first ten for evaluation"
     ] = "10-49"
+    seconds: Annotated[
+        Share, "record so much of each episode of a suite, unjudged: what can be seen at its beginning; 0 records all"
+    ] = 0.0
     libero: Annotated[str, "LIBERO's interpreter (default: that of `make libero`)"] = ""
 
     def run(self) -> int:
@@ -149,7 +152,7 @@ def _record_suite(command: Demos) -> int:
     ensure_suite(command.suite)
     settings = SuiteDemoSettings(
         command.suite, command.seed, command.rate or SUITE_RATE, command.image_size, command.noise, command.layouts,
-        _states(command.init_states),
+        _states(command.init_states), command.seconds,
     )  # fmt: skip
     protocol, folder = replace(HARNESS, pixels=settings.pixels), Path(command.output)
     first = LiberoArena(command.suite, protocol, command.libero)

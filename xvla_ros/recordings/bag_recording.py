@@ -421,6 +421,7 @@ class BagRecording:
             str(span.mark.get("task") or ""),
             seed if isinstance(seed, int) else None,
             plans,
+            place=_place(span.mark.get("place")),
         )
 
     def _action_source(self, lacking: bool) -> ActionSource:
@@ -517,6 +518,13 @@ def profile_of_bag(bag: Path | Bag) -> Profile:
             ]
         )
     return next(iter(profiles.values()))
+
+
+def _place(told: Any) -> tuple[float, ...] | None:
+    """Return the place that a mark tells, [3] m; None where it tells none."""
+    if isinstance(told, list) and len(told) == 3 and all(isinstance(each, int | float) for each in told):
+        return tuple(float(each) for each in told)
+    return None
 
 
 def _rate(stamps: Sequence[Sequence[int]]) -> float:

@@ -74,6 +74,7 @@ class Episode:
         task: of a simulated one.
         seed: of a simulated one.
         changes: (ROS time ns, instruction) in order of time: what was to be done instead from then on.
+        place: of a simulated one, [3] m in the hand's frame: where the named thing lies at its start.
     """
 
     key: str
@@ -86,6 +87,7 @@ class Episode:
     seed: int | None = None
     plans: Plans | None = None
     changes: tuple[tuple[int, str], ...] = ()
+    place: tuple[float, ...] | None = None
 
     def instruction_at(self, stamp: int) -> str:
         """Return what was to be done at a ROS time in ns."""

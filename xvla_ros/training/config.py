@@ -291,7 +291,8 @@ class TrainSettings(DataSection):
         0.0,
         ge=0.0,
         description="Weight of a second loss, of the language encoder, which is asked where the named thing is: drawn "
-        "samples know, and in recordings of tool poses it is where the hand next closes. Wants method full.",
+        "samples know, and in recordings of tool poses it is where the hand next closes, else what their marks say. "
+        "Wants method full.",
     )
     flow: bool = Field(
         True, description="Whether the policy is trained at all; false trains the language encoder by grounding alone."

@@ -52,6 +52,7 @@ class SuiteDemoSettings:
         noise: of the execution, 0 none, 1 as usual.
         layouts: where things lie: ``recorded``, in the init states' places, or ``shuffled`` among these places.
         init_states: first and last that episodes begin with, in turn.
+        seconds: of each episode, from its beginning, that are recorded, unjudged; 0 records all.
 
     Raises:
         SetupError: naming what cannot be.
@@ -64,10 +65,16 @@ class SuiteDemoSettings:
     noise: float = 1.0
     layouts: Layouts = "recorded"
     init_states: tuple[int, int] = (10, 49)
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if original_of(self.suite) != ORIGINAL:
             raise SetupError(f"the scripted expert knows {ORIGINAL} and its variations, and not {self.suite}")
+        if self.seconds and self.seconds * CONTROL_RATE < 1:
+            raise SetupError(
+                f"{self.seconds:g} s of each episode were asked for, expected 0 for all of it, or at least a control "
+                f"step of {1 / CONTROL_RATE:g} s"
+            )
         if abs(CONTROL_RATE / self.rate - self.stride) > 1e-6:
             raise SetupError(
                 f"{self.rate:g} pictures a second were asked for, expected {CONTROL_RATE:g} or a part of it, such as 4"
@@ -122,24 +129,30 @@ class SuiteDemonstrator:
             planned = plan_pick_place(self._arena.shapes(), sight.position, sight.rotation)
         except SimulationError:  # it does not fit between the fingers as it lies
             return Demonstration(path, task.instruction, Outcome(False, False), 0.0)
+        place = planned.positions[np.argmax(planned.gripper == CLOSED)].round(4).tolist()
         rng = np.random.default_rng([settings.seed, task.index, episode, 1])
         astray = errors(planned, rng, settings.noise * STRAY)
         draft = path.with_name(path.name + ".part")
         with BagWriter(draft, profile_document([profile]), stamp_ns=START, compression="lz4") as bag:
-            mark = {"robot": profile.name, "instruction": task.instruction, "task": task.name, "seed": settings.seed}
+            mark = {
+                "robot": profile.name, "instruction": task.instruction, "task": task.name, "seed": settings.seed,
+                "place": place,
+            }  # fmt: skip
             bag.episode({"event": "start", **mark, "success": None, "actions": "commanded"}, START)
             success, steps = self._play(bag, planned, astray, sight)
-            bag.episode({"event": "end", **mark, "success": success}, START + steps * PERIOD)
-        if success:
+            judged = None if settings.seconds and not success else success
+            bag.episode({"event": "end", **mark, "success": judged}, START + steps * PERIOD)
+        if judged is not False:
             draft.replace(path)
         else:
             draft.unlink()
-        return Demonstration(path, task.instruction, Outcome(success, False), steps / CONTROL_RATE)
+        return Demonstration(path, task.instruction, Outcome(judged is not False, False), steps / CONTROL_RATE)
 
     def _play(self, bag: BagWriter, planned: HandPath, astray: Floats, sight: Sight) -> tuple[bool, int]:
         """Carry the path out and write it; return whether the judge was satisfied, and after how many steps."""
         success, step, stride = False, 0, self._settings.stride
-        for step in range(len(planned.gripper) + AFTER):
+        whole = len(planned.gripper) + AFTER
+        for step in range(min(whole, round(self._settings.seconds * CONTROL_RATE) or whole)):
             self._write(bag, step, sight)
             target = planned.at(np.array([step]))
             self._write_command(bag, step, target)

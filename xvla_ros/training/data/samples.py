@@ -15,7 +15,8 @@ from xvla_ros.errors import Problem
 from xvla_ros.model.action_specs import GRIPPER
 from xvla_ros.model.inputs.normalisers import IDENTITY, MEAN_STD, MODES, Normaliser, Statistics
 from xvla_ros.observation.faults import FaultTally
-from xvla_ros.recordings.action_path import ActionPath, waypoint_times
+from xvla_ros.recordings.action_path import waypoint_times
+from xvla_ros.recordings.recording import Episode
 from xvla_ros.robots import tool_pose
 from xvla_ros.robots.profile import Profile
 from xvla_ros.training.config import Augmentation, DatasetSettings
@@ -121,8 +122,8 @@ class Sample:
         index: global number of the draw, or of the sample in its data set where it was not drawn.
         source: where it was recorded, for a message to a person: file, episode.
         stamp: ROS time in ns of the observation; for a LeRobot data set ns since the start of its episode.
-        place: float32 [3] m, where what the instruction names lies: drawn, in the scene's frame; recorded, where a hand
-            next closes, in that of its base, while it is open. None where nobody knows.
+        place: float32 [3] m, where what the instruction names lies: drawn, in the scene's frame; recorded, see
+            ``place_of``; None where nobody knows.
         row: number of the sample in ``Samples.train`` or ``held_out``, the same for every draw of it.
     """
 
@@ -360,16 +361,17 @@ class Samples:
             f"{store.source}, episode {episode.key}",
             stamp,
             number,
-            next_grasp(episode.path, stamp, dataset.profile),
+            place_of(episode, stamp, dataset.profile),
         )
 
 
-def next_grasp(path: ActionPath, stamp: int, profile: Profile) -> NDArray[np.float32] | None:
-    """Return where, float32 [3] in m, the first hand to close after ``stamp`` ns does so; None where none does.
+def place_of(episode: Episode, stamp: int, profile: Profile) -> NDArray[np.float32] | None:
+    """Return where what is named lies at ``stamp`` ns, float32 [3] in m; None where nobody knows.
 
-    A hand that is closed by then holds what was named, wherever that now is: then nothing is said either. Robots whose
-    actions are joints have no hands.
+    It is where the first hand to close from then on does so; where none closes, what the recording says. A hand that is
+    closed holds it, wherever that is. Robots whose actions are joints have no hands.
     """
+    path = episode.path
     later = path.times > stamp
     found: list[tuple[int, NDArray[np.float32]]] = []
     for number, tool in enumerate(profile.tools.values()):
@@ -383,7 +385,9 @@ def next_grasp(path: ActionPath, stamp: int, profile: Profile) -> NDArray[np.flo
         if knots.size:
             knot = int(knots[0])
             found.append((knot, path.values[knot, part][tool_pose.POSITION].astype(np.float32)))
-    return min(found, key=lambda each: each[0])[1] if found else None
+    if found:
+        return min(found, key=lambda each: each[0])[1]
+    return np.array(episode.place, np.float32) if profile.tools and episode.place is not None else None
 
 
 def offsets(actions: ArrayLike, state: ArrayLike, channels: list[int]) -> Floats:

@@ -325,6 +325,7 @@ def _write(recording: Recording, survey: Survey, folder: Path, resizer: Resizer)
                 "task": e.task,
                 "seed": e.seed,
                 "changes": [list(change) for change in e.changes],
+                "place": e.place,
             }
             for e in survey.episodes
         ],
@@ -461,6 +462,7 @@ def _read(folder: Path, recording: Recording) -> Store:
             told["seed"],
             plans,
             tuple((int(time), text) for time, text in told.get("changes", ())),
+            told.get("place"),
         )
         for told, end, count, plans in zip(
             meta["episodes"], ends, found["path_lengths"], _plans(found, len(ends), channels), strict=True
