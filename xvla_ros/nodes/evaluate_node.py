@@ -22,6 +22,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
+from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -81,37 +82,93 @@ class Order:
         return task.layouts_saying(World(self.profile), self.instruction, self.seed)
 
 
-class EvaluateNode(Node):
+class PolicyLeader(Node):
+    """A node that leads the policy node with one robot: its lifecycle, its words, and what it says of itself.
+
+    Args:
+        name: of this node.
+        profile: the robot.
+        check: raises where it is time to end; called again and again while something is awaited.
+        context: of rclpy; None takes the default.
+    """
+
+    def __init__(self, name: str, profile: Profile, check: Callable[[], None], context: Context | None = None) -> None:
+        # Imported here: the generated messages need the built package, and a plain import of this module does not.
+        from xvla_ros.msg import PolicyStatus
+
+        super().__init__(name, context=context)
+        self._profile, self._check = profile, check
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(self)
+        self._status: Any = None
+        self._diagnostics: dict[str, str] = {}
+        self._diagnosed_at = 0  # ROS time of the policy node in ns
+        self.create_subscription(PolicyStatus, f"{POLICY}/{profile.name}/status", self._on_status, qos.LATCHED)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, qos.EVENTS)
+        self._say = self.create_publisher(String, f"{POLICY}/{profile.name}/instruction", qos.LATCHED)
+        self._change = self.create_client(ChangeState, f"{POLICY}/change_state")
+        self._state = self.create_client(GetState, f"{POLICY}/get_state")
+
+    def _wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            self._spin()
+            if time.monotonic() > deadline:
+                raise EvaluationError(f"waited {seconds:.0f} s for {what}")
+
+    def _spin(self) -> None:
+        self._check()
+        self._executor.spin_once(timeout_sec=0.1)
+
+    def _call(self, client: Any, request: Any, seconds: float = SERVICE_LIMIT) -> Any:
+        future = client.call_async(request)
+        self._wait(future.done, seconds, f"an answer of {client.srv_name}")
+        return future.result()
+
+    def _policy_state(self) -> int:
+        return int(self._call(self._state, GetState.Request()).current_state.id)
+
+    def _transition(self, transition: int, seconds: float) -> None:
+        request = ChangeState.Request(transition=Transition(id=transition))
+        if not self._call(self._change, request, seconds).success:
+            raise EvaluationError(f"the policy node fails at transition {transition}: its log says why")
+
+    def _policy_says(self) -> str:
+        """Return why the policy node holds, in its own words."""
+        said = "" if self._status is None else " ".join((self._status.reason, self._status.detail)).strip()
+        return said or "nothing"
+
+    def _on_status(self, message: Any) -> None:
+        self._status = message
+
+    def _on_diagnostics(self, message: Any) -> None:
+        for status in message.status:
+            if status.hardware_id == self._profile.name:
+                self._diagnostics = {value.key: value.value for value in status.values}
+                self._diagnosed_at = messages.stamp_ns(message.header.stamp)
+
+
+class EvaluateNode(PolicyLeader):
     """Leads one policy node with one robot through episodes, and counts."""
 
     def __init__(self, order: Order, stop: StopRequest) -> None:
-        # Imported here: the generated messages need the built package, and a plain import of this module does not.
-        from xvla_ros.msg import EpisodeOutcome, PolicyStatus
+        from xvla_ros.msg import EpisodeOutcome
 
-        super().__init__("xvla_evaluate")
-        self._order, self._stop, profile = order, stop, order.profile
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self)
+        profile = order.profile
+        super().__init__("xvla_evaluate", profile, stop.check)
+        self._order = order
         self.time = 0
         self._moved = time.monotonic()
         self._outcome: Any = None
-        self._status: Any = None
-        self._diagnostics: dict[str, str] = {}
         self._measuring = False
         self._joints = {(joint.topic, joint.name): name for name, joint in profile.joints.by_name.items()}
         self._last: dict[str, float] = {}
         self._travel: dict[str, float] = {}
         self._totals = {"chunks": 0, "trajectories": 0, "holds": 0}
-        name = profile.name
         self.create_subscription(Clock, "/clock", self._on_clock, qos.SENSOR)
-        self.create_subscription(EpisodeOutcome, f"{SIMULATION}/{name}/outcome", self._on_outcome, qos.LATCHED)
-        self.create_subscription(PolicyStatus, f"{POLICY}/{name}/status", self._on_status, qos.LATCHED)
-        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, qos.EVENTS)
+        self.create_subscription(EpisodeOutcome, f"{SIMULATION}/{profile.name}/outcome", self._on_outcome, qos.LATCHED)
         for topic in profile.joints.topics:
             self.create_subscription(JointState, topic, partial(self._on_joints, topic), qos.SENSOR)
-        self._say = self.create_publisher(String, f"{POLICY}/{name}/instruction", qos.LATCHED)
-        self._change = self.create_client(ChangeState, f"{POLICY}/change_state")
-        self._state = self.create_client(GetState, f"{POLICY}/get_state")
         self._set = self.create_client(SetParameters, f"{SIMULATION}/set_parameters")
         self._reset = self.create_client(Trigger, f"{SIMULATION}/reset")
 
@@ -174,10 +231,8 @@ class EvaluateNode(Node):
             self._spin()
             told = self._status.instruction if self._status is not None else ""
             if self._outcome.elapsed == 0.0 and self.time - begun > IDLE_LIMIT * NS:
-                said = "nothing" if self._status is None else " ".join((self._status.reason, self._status.detail))
                 raise EvaluationError(
-                    f"no command within {IDLE_LIMIT:.0f} s of simulated time; the policy says: "
-                    f"{said.strip() or 'nothing'}"
+                    f"no command within {IDLE_LIMIT:.0f} s of simulated time; the policy says: {self._policy_says()}"
                 )
             if self._outcome.elapsed > 0.0 and told != instruction:
                 raise EvaluationError(f"the policy does {told!r}, and was told {instruction!r}")
@@ -202,31 +257,10 @@ class EvaluateNode(Node):
         end = self.time + round(seconds * NS)
         self._wait(lambda: self.time > end, SERVICE_LIMIT, "simulated time to pass")
 
-    def _wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            self._spin()
-            if time.monotonic() > deadline:
-                raise EvaluationError(f"waited {seconds:.0f} s for {what}")
-
     def _spin(self) -> None:
-        self._stop.check()
-        self._executor.spin_once(timeout_sec=0.1)
+        super()._spin()
         if self.time and time.monotonic() - self._moved > STILL_LIMIT:
             raise EvaluationError(f"the simulation's clock has stood still for {STILL_LIMIT:.0f} s")
-
-    def _call(self, client: Any, request: Any, seconds: float = SERVICE_LIMIT) -> Any:
-        future = client.call_async(request)
-        self._wait(future.done, seconds, f"an answer of {client.srv_name}")
-        return future.result()
-
-    def _policy_state(self) -> int:
-        return int(self._call(self._state, GetState.Request()).current_state.id)
-
-    def _transition(self, transition: int, seconds: float) -> None:
-        request = ChangeState.Request(transition=Transition(id=transition))
-        if not self._call(self._change, request, seconds).success:
-            raise EvaluationError(f"the policy node fails at transition {transition}: its log says why")
 
     # what is heard
 
@@ -237,14 +271,6 @@ class EvaluateNode(Node):
 
     def _on_outcome(self, message: Any) -> None:
         self._outcome = message
-
-    def _on_status(self, message: Any) -> None:
-        self._status = message
-
-    def _on_diagnostics(self, message: Any) -> None:
-        for status in message.status:
-            if status.hardware_id == self._order.profile.name:
-                self._diagnostics = {value.key: value.value for value in status.values}
 
     def _on_joints(self, topic: str, message: Any) -> None:
         if not self._measuring:

@@ -57,7 +57,7 @@ class ImageSender:
         """
         self._rig = world.camera_rig(width, height)
         self._outlets = {
-            name: _outlet(node, world.profile, name, width, height) for name in world.profile.cameras.slots
+            name: image_outlet(node, world.profile, name, width, height) for name in world.profile.cameras.slots
         }
         self.stamps: dict[str, list[int]] = {name: [] for name in self._outlets}
         self._stamp: int | None = None
@@ -157,7 +157,8 @@ class _JpegOutlet:
         self._publisher.publish(self._message)
 
 
-def _outlet(node: Node, profile: Profile, camera: str, width: int, height: int) -> _RawOutlet | _JpegOutlet:
+def image_outlet(node: Node, profile: Profile, camera: str, width: int, height: int) -> _RawOutlet | _JpegOutlet:
+    """Return what publishes the pictures of a profile's camera: draw into its ``pixels``, then ``publish(stamp)``."""
     described = profile.cameras.by_name[camera]
     kind = _JpegOutlet if described.transport == "compressed" else _RawOutlet
     return kind(node, described.topic, camera, width, height)
