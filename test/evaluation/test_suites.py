@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,7 +206,7 @@ def stand_in(monkeypatch):
 def drive_with(monkeypatch, predict):
     """Put ``predict`` in place of a checkpoint's policy."""
     make = lambda _: PolicyDriver(predict, embodiment_of(XVLA), XVLA, execute=2)  # noqa: E731
-    driven = command._Driven("policy", make, "mine", "digest", True)
+    driven = command._Driven("policy", lambda: nullcontext(make), "mine", "digest", True)
     monkeypatch.setattr(command, "_driven", lambda *_: driven)
 
 
@@ -404,8 +405,11 @@ def test_the_expert_knows_one_suite(tmp_path, stand_in, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("through", ["policy", "control"])
+@pytest.mark.parametrize("through", ["policy", "control", "ros"])
 def test_the_expert_passes_liberos_own_judge(tmp_path, monkeypatch, through):
+    if through == "ros":
+        pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
+        pytest.importorskip("aiohttp", reason="needs xvla_ros[serve]")
     try:
         monkeypatch.setenv(PYTHON, str(find_interpreter()))
     except SetupError as error:
@@ -417,6 +421,9 @@ def test_the_expert_passes_liberos_own_judge(tmp_path, monkeypatch, through):
     assert run(expert, "xvla evaluate") == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["successes"], report["episodes"], report["through"]) == (1, 1, through)
+    if through == "ros":
+        log = (tmp_path / "out" / "logs" / "policy.log").read_text()
+        assert "[xvla]: inactive → active" in log and "running: 'pick up the alphabet soup" in log
 
 
 @pytest.mark.slow

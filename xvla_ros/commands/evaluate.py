@@ -76,7 +76,8 @@ class Evaluate(Command):
     tasks: Annotated[str, "tasks of the suite: 0,3 or 2-5 (default: all)"] = ""
     protocol: Annotated[Literal["xvla", "lerobot", "harness"], "whose choices the suite is run with"] = "xvla"
     through: Annotated[
-        Literal["policy", "control"], "how actions reach a suite's arm: waypoints as they are, or by the node's control"
+        Literal["policy", "control", "ros"],
+        "how actions reach a suite's arm: as they are, by the node's control, or by the node /xvla over topics",
     ] = "policy"
     baseline: Annotated[
         Literal["", "replay"], "also replay in each task of the suite one path that succeeded, without looking"

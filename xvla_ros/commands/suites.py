@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,18 +29,19 @@ if TYPE_CHECKING:
     Look = Callable[[], Mapping[str, Pixels]]
 
 POLICY, EXPERT, OWN = "policy", "expert", "own"
+Drivers = Callable[[], AbstractContextManager[Callable[["Arena"], "Driver"]]]
 
 
 @dataclass(frozen=True)
 class _Driven:
-    """What drives, and what results say of it."""
+    """What drives, and what results say of it; how the policy computes may be known only once it has driven."""
 
     name: str
-    make: Callable[[Arena], Driver]
+    drivers: Drivers
     checkpoint: str = ""
     digest: str = ""
     trained: bool | None = None
-    computing: tuple[tuple[str, str], ...] = ()
+    computing: dict[str, str] = field(default_factory=dict)
 
 
 def evaluate_suite(command: Evaluate) -> int:
@@ -81,14 +83,14 @@ def evaluate_suite(command: Evaluate) -> int:
     if driven.name != REPLAY:
         done = {(each.task, each.episode) for each in store.episodes() if each.driver == driven.name}
         runner = EpisodeRunner(command.suite, protocol, driven.name, store, command.films)
-        _run(command, protocol, runner, driven.make, plan(tasks, count, command.jobs, share, done), driven.name)
+        _run(command, protocol, runner, driven.drivers, plan(tasks, count, command.jobs, share, done), driven.name)
     baseline_of = (command.replay_of or OWN) if command.baseline else ""
     if baseline_of:
         store.claim_baseline(baseline_of)
         runner = EpisodeRunner(command.suite, protocol, REPLAY, store)
         _run_baseline(command, protocol, runner, tasks, count, share)
     result = SuiteResult(
-        run, tasks, tuple(store.episodes()), driven.trained, dict(driven.computing), baseline_of
+        run, tasks, tuple(store.episodes()), driven.trained, driven.computing, baseline_of
     )  # fmt: skip
     folder = store.folder
     write_whole(folder / REPORT, json.dumps(result.to_mapping(), indent=2) + "\n")
@@ -101,7 +103,13 @@ def _check(command: Evaluate, share: Share) -> None:
     """Refuse options that do not go together, or that need more than is installed."""
     ensure_suite(command.suite)
     needed = {"jinja2": "sim", **({"av": "sim"} if command.films else {})}
-    needed |= {"pinocchio": "kinematics"} if command.through == "control" else {}
+    needed |= {"pinocchio": "kinematics"} if command.through != "policy" else {}
+    if command.through == "ros":
+        needed |= {"rclpy": "ros", "mujoco": "sim", **({"aiohttp": "serve"} if command.expert else {})}
+        if command.jobs > 1:
+            raise SetupError(
+                f"--jobs is {command.jobs}, and --through ros has one policy node with one arm; expected 1"
+            )
     if missing := sorted({extra for module, extra in needed.items() if find_spec(module) is None}):
         raise SetupError(f"this evaluation needs more than is installed; install xvla_ros[{','.join(missing)}]")
     defaults = type(command)
@@ -133,15 +141,28 @@ def _check(command: Evaluate, share: Share) -> None:
 
 
 def _driven(command: Evaluate, protocol: EvaluationProtocol, share: Share) -> _Driven:
-    from xvla_ros.evaluation.suites.drivers import executed, load_suite_policy, shared
+    from xvla_ros.evaluation.suites.drivers import executed, inspect_for, load_suite_policy, shared
     from xvla_ros.evaluation.suites.results import REPLAY
     from xvla_ros.model.checkpoint.inspection import digest_of
 
     if command.expert:
-        return _Driven(EXPERT, lambda arena: _expert(command, protocol, arena))
+        if command.through == "ros":
+            return _Driven(EXPERT, lambda: _expert_over_ros(command, protocol))
+        return _Driven(EXPERT, lambda: nullcontext(lambda arena: _expert(command, protocol, arena)))
     if not command.checkpoint:
-        return _Driven(REPLAY, _no_driver)
+        return _Driven(REPLAY, lambda: nullcontext(_no_driver))
     device = f"cuda:{share.local}" if command.device == "cuda" and share.world > 1 else command.device
+    if command.through == "ros":
+        embodiment, trained = inspect_for(command.checkpoint, protocol)
+        said: dict[str, str] = {}
+        return _Driven(
+            POLICY,
+            lambda: _policy_over_ros(command, protocol, embodiment, device, said),
+            command.checkpoint,
+            digest_of(command.checkpoint),
+            trained,
+            said,
+        )
     policy, embodiment = load_suite_policy(command.checkpoint, protocol, device=device, dtype=command.dtype)
     if policy.precision.is_slow:
         print(f"xvla evaluate: warning: the policy {policy.precision}", file=sys.stderr)
@@ -152,12 +173,47 @@ def _driven(command: Evaluate, protocol: EvaluationProtocol, share: Share) -> _D
 
     return _Driven(
         POLICY,
-        make,
+        lambda: nullcontext(make),
         command.checkpoint,
         digest_of(command.checkpoint),
         policy.is_trained(embodiment.domain_id),
-        tuple(policy.computing().items()),
+        policy.computing(),
     )
+
+
+@contextmanager
+def _policy_over_ros(
+    command: Evaluate, protocol: EvaluationProtocol, embodiment: Embodiment, device: str, said: dict[str, str]
+) -> Iterator[Callable[[Any], Driver]]:
+    from xvla_ros.evaluation.suites.over_ros import policy_over_ros
+
+    with policy_over_ros(
+        protocol, embodiment, Path(command.output) / "logs", seed=command.seed, checkpoint=command.checkpoint,
+        device=device, dtype=command.dtype, said=said,
+    ) as driver_of:  # fmt: skip
+        yield lambda arena: driver_of(arena.look)
+
+
+@contextmanager
+def _expert_over_ros(command: Evaluate, protocol: EvaluationProtocol) -> Iterator[Callable[[Any], Driver]]:
+    """Let the expert answer the node as a policy server does; it sees the scene of the arena that is driven."""
+    from xvla_ros.evaluation.suites.drivers import ExpertPolicy, embodiment_of
+    from xvla_ros.evaluation.suites.over_ros import policy_over_ros, served_script
+
+    arenas: list[Any] = []
+    embodiment = embodiment_of(protocol)
+    with (
+        served_script(ExpertPolicy(lambda: arenas[-1].shapes(), protocol.rot6d).predict, embodiment) as server,
+        policy_over_ros(
+            protocol, embodiment, Path(command.output) / "logs", seed=command.seed, server=server
+        ) as driver_of,
+    ):
+
+        def make(arena: Any) -> Driver:
+            arenas.append(arena)
+            return driver_of(_unseen(protocol))
+
+        yield make
 
 
 def _driver(
@@ -176,11 +232,15 @@ def _expert(command: Evaluate, protocol: EvaluationProtocol, arena: Any) -> Driv
     from xvla_ros.evaluation.suites.drivers import EXPERT_WAYPOINTS, ExpertPolicy, embodiment_of
 
     predict = ExpertPolicy(arena.shapes, protocol.rot6d).predict
-    black = np.zeros((protocol.pixels, protocol.pixels, 3), np.uint8)
-    look = dict.fromkeys(CAMERAS, black).copy  # it looks at no picture, so none is drawn
-    driver = _driver(command, predict, embodiment_of(protocol), protocol, EXPERT_WAYPOINTS, look)
+    driver = _driver(command, predict, embodiment_of(protocol), protocol, EXPERT_WAYPOINTS, _unseen(protocol))
     driver.looks = False
     return driver
+
+
+def _unseen(protocol: EvaluationProtocol) -> Look:
+    """Return the cameras of a driver that looks at no picture: none is drawn."""
+    black = np.zeros((protocol.pixels, protocol.pixels, 3), np.uint8)
+    return dict.fromkeys(CAMERAS, black).copy
 
 
 def _no_driver(arena: Arena) -> Driver:
@@ -208,16 +268,11 @@ def _run_baseline(
         done |= {(episode.task, episode.episode) for episode, _ in found.values()}
     paths = {task: actions for task, (_, actions) in found.items()}
     jobs = plan(known, count, command.jobs, share, done) if known else []
-    _run(command, protocol, runner, lambda arena: ReplayDriver(paths), jobs, REPLAY)
+    _run(command, protocol, runner, lambda: nullcontext(lambda arena: ReplayDriver(paths)), jobs, REPLAY)
 
 
 def _run(
-    command: Evaluate,
-    protocol: EvaluationProtocol,
-    runner: Any,
-    driver_of: Callable[[Arena], Driver],
-    jobs: list[Job],
-    name: str,
+    command: Evaluate, protocol: EvaluationProtocol, runner: Any, drivers: Drivers, jobs: list[Job], name: str
 ) -> None:
     """Run the jobs with a bar that counts episodes, successes and the time left."""
     from tqdm import tqdm
@@ -238,4 +293,7 @@ def _run(
                 bar.set_postfix_str(f"{succeeded} succeeded", refresh=False)
                 bar.update()
 
-        run_jobs(jobs, lambda: LiberoArena(command.suite, protocol, command.libero), driver_of, handle, command.jobs)
+        with drivers() as driver_of:
+            run_jobs(
+                jobs, lambda: LiberoArena(command.suite, protocol, command.libero), driver_of, handle, command.jobs
+            )

@@ -30,6 +30,7 @@ from xvla_ros.types import NS, Embodiment, Floats
 
 PERIOD = round(NS / CONTROL_RATE)
 MOUNT = re.compile(r'(<joint name="mount" type="fixed">.*?<origin xyz=")[^"]*', re.DOTALL)
+OPEN, CLOSE = -1.0, 1.0
 OFF = 0.005  # m that the description's grip site may be from the simulator's where an episode begins
 
 
@@ -90,7 +91,7 @@ class ControlDriver:
         joints = self._profile.joints.ordered
         names = [joint.name for joint in joints]
         for topic in dict.fromkeys(joint.topic for joint in joints):
-            pilot.add_joints(topic, now, names, _positions(sight))
+            pilot.add_joints(topic, now, names, joint_positions(sight))
         for slot, camera in SLOTS.items():
             pilot.add_image(slot, now, camera)
         if pilot.wants_chunk():
@@ -103,7 +104,7 @@ class ControlDriver:
     def _started(self, sight: Sight) -> Pilot[str]:
         description = described_at(sight.base)
         pilot: Pilot[str] = Pilot(self._profile, self._clock, self._decode, self._task.instruction, description)
-        found = pilot.encoder.tool_poses(_positions(sight))["arm"].positions
+        found = pilot.encoder.tool_poses(joint_positions(sight))["arm"].positions
         off = float(np.linalg.norm(found - sight.position))
         if off > OFF:
             raise SimulationError(
@@ -111,9 +112,7 @@ class ControlDriver:
                 f"{found.round(3).tolist()} against {sight.position.round(3).tolist()}; expected at most {OFF} m"
             )
         pilot.controller.start()
-        # until there is a plan, the arm is told to stay
-        turned = matrix_to_axis_angle(sight.rotation)
-        self._last = np.concatenate([sight.position, turned, [-1.0]])[None].astype(np.float32)
+        self._last = stay_at(sight)  # until there is a plan
         self._pilot = pilot
         return pilot
 
@@ -140,29 +139,37 @@ class ControlDriver:
     def _action(self, pilot: Pilot[str], window: CommandWindow) -> Actions:
         """Return what pose and gripper of a window's first point are to LIBERO, as the node sends that point."""
         pose = pilot.encoder.tool_poses(window.positions[0])["arm"]
-        gripper = self._profile.tools["arm"].gripper
-        column = self._profile.joints.policy_order.index(gripper.joint)
-        middle = (gripper.open_position + gripper.closed_position) / 2
-        closing = 1.0 if window.positions[0, column] < middle else -1.0
-        action = np.concatenate([pose.positions, matrix_to_axis_angle(pose.rotations), [closing]])
+        column = self._profile.joints.policy_order.index(self._profile.tools["arm"].gripper.joint)
+        gripper = gripper_action(window.positions[0, column], self._profile)
+        action = np.concatenate([pose.positions, matrix_to_axis_angle(pose.rotations), [gripper]])
         return action[None].astype(np.float32)
 
 
+def settings_for(protocol: EvaluationProtocol, embodiment: Embodiment) -> dict[str, int | float | str]:
+    """Return what a protocol changes in the profile of LIBERO's arm, pictures to soft prompt: key.sub → value."""
+    share = protocol.close_above
+    return {
+        "policy.domain_id": embodiment.domain_id,
+        "policy.image_pipeline": embodiment.image_pipeline,
+        "policy.rot6d": embodiment.rot6d,
+        "policy.denoising_steps": int(embodiment.denoising_steps),
+        "policy.proprio_source": protocol.state_after,
+        **{f"cameras.{slot}.rotate": 180 if camera in protocol.turned else 0 for slot, camera in SLOTS.items()},
+        "tools.arm.gripper.close_above": share,
+        "tools.arm.gripper.open_below": share,
+    }
+
+
 def profile_for(protocol: EvaluationProtocol, embodiment: Embodiment) -> Profile:
-    """Return the profile of LIBERO's arm with a protocol's pictures, state and soft prompt."""
+    """Return the profile of LIBERO's arm as a protocol has it."""
     profile = load_robot(ROBOT)
     mapping = profile.to_mapping()
-    mapping["policy"] |= {
-        "domain_id": embodiment.domain_id,
-        "image_pipeline": embodiment.image_pipeline,
-        "rot6d": embodiment.rot6d,
-        "denoising_steps": embodiment.denoising_steps,
-        "proprio_source": protocol.state_after,
-    }
-    for slot, camera in SLOTS.items():
-        mapping["cameras"][slot]["rotate"] = 180 if camera in protocol.turned else 0
-    share = protocol.close_above
-    mapping["tools"]["arm"]["gripper"] |= {"close_above": share, "open_below": share}
+    for path, value in settings_for(protocol, embodiment).items():
+        *sections, last = path.split(".")
+        part = mapping
+        for section in sections:
+            part = part[section]
+        part[last] = value
     return Profile.from_mapping(profile.name, mapping, source=profile.source)
 
 
@@ -173,6 +180,24 @@ def described_at(base: Floats) -> RobotDescription:
     return replace(shipped, text=MOUNT.sub(rf"\g<1>{place}", shipped.text, count=1))
 
 
-def _positions(sight: Sight) -> Floats:
+def stay_at(sight: Sight) -> Actions:
+    """Return the action [1, 7] that keeps the hand where it is, open."""
+    turned = matrix_to_axis_angle(sight.rotation)
+    return np.concatenate([sight.position, turned, [OPEN]])[None].astype(np.float32)
+
+
+def gripper_action(position: float, profile: Profile) -> float:
+    """Return LIBERO's action of the gripper whose joint is told to be at ``position``."""
+    gripper = profile.tools["arm"].gripper
+    return CLOSE if position < (gripper.open_position + gripper.closed_position) / 2 else OPEN
+
+
+def joint_positions(sight: Sight) -> Floats:
     """Return the joints' positions in the profile's order; of two fingers the first, whose mirror the other is."""
     return np.append(sight.joints, sight.gripper[0])
+
+
+def settled_positions(sight: Sight) -> Floats:
+    """Return the joints' positions since the reset [S, J], in the profile's order, the last of them now."""
+    before = sight.settling[:, : len(sight.joints) + 1]
+    return before if len(before) else joint_positions(sight)[None]

@@ -42,12 +42,17 @@ class Driver(Protocol):
 
     Attributes:
         looks: it wants pictures.
-        chunks, inference_ms: of the present episode, how often a network was asked and how long each answer took.
     """
 
     looks: bool
-    chunks: int
-    inference_ms: list[float]
+
+    @property
+    def chunks(self) -> int:
+        """How often a network answered in the present episode."""
+
+    @property
+    def inference_ms(self) -> list[float]:
+        """How long each answer took."""
 
     def begin(self, task: SuiteTask, episode: int) -> None:
         """Forget the episode before."""
@@ -191,6 +196,21 @@ def misfits(info: CheckpointInfo) -> list[Problem]:
     return problems
 
 
+def inspect_for(checkpoint: str, protocol: EvaluationProtocol) -> tuple[Embodiment, bool]:
+    """Say how a checkpoint is asked about LIBERO, and whether it was trained for that; its weights are not read.
+
+    Raises:
+        CheckpointError: naming what does not fit.
+    """
+    from xvla_ros.model.checkpoint import PROFILE_STEPS, inspect
+
+    info = inspect(checkpoint, assume=PROFILE_STEPS)
+    if problems := misfits(info):
+        raise CheckpointError(checkpoint, problems)
+    embodiment = embodiment_of(protocol, info.domain_id)
+    return embodiment, info.trained_domains is None or embodiment.domain_id in info.trained_domains
+
+
 def load_suite_policy(
     checkpoint: str, protocol: EvaluationProtocol, *, device: str = "cpu", dtype: str = ""
 ) -> tuple[Policy, Embodiment]:
@@ -199,13 +219,11 @@ def load_suite_policy(
     Raises:
         CheckpointError, SetupError: naming what does not fit.
     """
-    from xvla_ros.model.checkpoint import PROFILE_STEPS, build, inspect, read_files
+    from xvla_ros.model.checkpoint import PROFILE_STEPS, build, read_files
     from xvla_ros.model.runtime.fast import accelerate
 
-    if problems := misfits(inspect(checkpoint, assume=PROFILE_STEPS)):
-        raise CheckpointError(checkpoint, problems)
+    embodiment = inspect_for(checkpoint, protocol)[0]
     files = read_files(checkpoint, assume=PROFILE_STEPS)
-    embodiment = embodiment_of(protocol, files.described.pipelines.domain_id)
     try:
         policy = build(files, device=device, dtype=dtype or None)
         policy.check(embodiment)
@@ -246,6 +264,8 @@ class ExpertPolicy:
         del prefixes
         (seen,) = observations
         begun, episode = time.perf_counter(), seen.stamp // EPISODE_TIME
+        if not episode:  # nobody's: a node warms its policy up
+            return [self._chunk(seen, np.zeros((EXPERT_WAYPOINTS, WIDTH), np.float32), begun)]
         if episode != self._episode:
             rotation = rot6d_to_matrix(seen.state[3:9], self._layout)
             self._path = plan_pick_place(self._shapes(), seen.state[:3].astype(np.float64), rotation)
@@ -255,8 +275,13 @@ class ExpertPolicy:
         actions = np.zeros((EXPERT_WAYPOINTS, WIDTH), np.float32)
         actions[:, :3], actions[:, 3:9] = path.positions, matrix_to_rot6d(path.rotations, self._layout)
         actions[:, GRIPPER] = path.gripper
-        times, took = (index + 1) / CONTROL_RATE, (time.perf_counter() - begun) * 1e3
-        return [ActionChunk(ROBOT, DOMAIN, ACTION_MODE, seen.instruction, seen.stamp, times, actions, took, 0)]
+        return [self._chunk(seen, actions, begun)]
+
+    @staticmethod
+    def _chunk(seen: Observation, actions: Actions, begun: float) -> ActionChunk:
+        times = np.arange(1, EXPERT_WAYPOINTS + 1) / CONTROL_RATE
+        took = (time.perf_counter() - begun) * 1e3
+        return ActionChunk(ROBOT, DOMAIN, ACTION_MODE, seen.instruction, seen.stamp, times, actions, took, 0)
 
 
 def shared(policy: Policy, seed: int) -> Predict:

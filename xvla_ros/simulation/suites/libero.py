@@ -196,7 +196,8 @@ class LiberoArena:
 
 def _sight(arrays: Mapping[str, NDArray[Any]]) -> Sight:
     state = ("position", "rotation", "observed_position", "joints", "gripper", "base")
-    return Sight(_images(arrays), *(arrays[name] for name in state))
+    settling = {"settling": arrays["settling"]} if "settling" in arrays else {}
+    return Sight(_images(arrays), **{name: arrays[name] for name in state}, **settling)
 
 
 def _images(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:

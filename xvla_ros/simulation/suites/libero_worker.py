@@ -145,13 +145,15 @@ class Scene:
         if shuffle is not None:
             _change_places(self._env, state, np.random.default_rng([shuffle, task, episode]))
         seen = self._env.set_init_state(state)
+        settling = [self._joints(seen)]
         for step in range(settle_steps):
             self._drawing = step == settle_steps - 1
             seen, *_ = self._env.step(np.array(AT_REST))
+            settling.append(self._joints(seen))
         self._drawing = False
         for robot in self._env.robots:
             robot.controller.use_delta = False
-        return self._sight(seen, images=True)
+        return {**self._sight(seen, images=True), "settling": np.array(settling)}
 
     def act(self, look: bool, film_every: int, actions: NDArray[Any]) -> tuple[dict[str, Any], Arrays]:
         """Carry out actions until the judge is satisfied."""
@@ -196,6 +198,10 @@ class Scene:
     def _reset(self) -> None:
         self._env.reset()
         self._resets += 1
+
+    def _joints(self, seen: Any) -> NDArray[Any]:
+        """Return where the arm's joints and its fingers are."""
+        return np.concatenate([self._env.robots[0]._joint_positions, seen["robot0_gripper_qpos"]])
 
     def _sight(self, seen: Any, *, images: bool) -> Arrays:
         arm = self._env.robots[0]

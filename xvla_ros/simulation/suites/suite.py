@@ -7,7 +7,7 @@ Poses are of the hand's grip site in the simulator's world frame, in m; rotation
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -64,6 +64,7 @@ class Sight:
         joints: [J] rad, the arm's.
         gripper: [G] m, its fingers'.
         base: position of the arm's base in the world; its axes are the world's.
+        settling: [S, J + G], joints and gripper since a reset, one a control step, the last of them now; else empty.
     """
 
     images: Mapping[str, Pixels]
@@ -73,6 +74,7 @@ class Sight:
     joints: Floats
     gripper: Floats
     base: Floats
+    settling: Floats = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 @dataclass(frozen=True, eq=False)

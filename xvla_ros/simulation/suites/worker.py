@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ SHOWN = 6  # last lines of what a worker printed
 
 
 class SuiteWorker:
-    """A process of another interpreter that answers one request after the other.
+    """A process of another interpreter that answers one request after the other, whichever thread asks.
 
     Args:
         python: the interpreter.
@@ -31,6 +32,7 @@ class SuiteWorker:
     def __init__(self, python: Path, script: Path) -> None:
         # a file, not a pipe: nobody needs to read it for the worker to go on
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115
+        self._asking = threading.Lock()
         try:
             self._process = subprocess.Popen(
                 [str(python), "-I", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._printed
@@ -49,8 +51,9 @@ class SuiteWorker:
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
-            send(self._process.stdin, {"method": method, **given}, arrays)
-            answer, content = receive(self._process.stdout)
+            with self._asking:
+                send(self._process.stdin, {"method": method, **given}, arrays)
+                answer, content = receive(self._process.stdout)
         except (EOFError, OSError):
             code = self._process.wait()
             said = f"the simulator's process ended with exit code {code} during {method!r}; it printed last:"
