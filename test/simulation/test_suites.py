@@ -22,7 +22,7 @@ from xvla_ros.simulation.suites.libero import (
     ensure_suite,
     find_interpreter,
 )
-from xvla_ros.simulation.suites.libero_worker import receive, send
+from xvla_ros.simulation.suites.pipe import receive, send
 from xvla_ros.simulation.suites.protocols import HARNESS, LEROBOT, PROTOCOLS, XVLA, original_of
 from xvla_ros.simulation.suites.suite import Beginning
 from xvla_ros.simulation.suites.worker import SuiteWorker
@@ -71,28 +71,34 @@ def test_a_pipe_that_ends_is_said_to_have_ended(left):
 
 def worker(tmp_path: Path, body: str) -> SuiteWorker:
     script = tmp_path / "worker.py"
-    folder = Path(send.__code__.co_filename).parent
-    script.write_text(
-        f"import sys\nsys.path.insert(0, {str(folder)!r})\nfrom libero_worker import receive, send\n"
-        f"requests, answers = sys.stdin.buffer, sys.stdout.buffer\n{body}\n"
-    )
+    script.write_text(f"import sys\n\n{body}\n\ndef methods():\n    return {{'begin': begin}}\n")
     return SuiteWorker(Path(sys.executable), script)
 
 
 def test_what_the_worker_cannot_do_is_said_and_it_goes_on(tmp_path):
-    body = "for answer in ({'error': 'ValueError: no'}, {'n': 1}):\n    receive(requests)\n    send(answers, answer)"
-    running = worker(tmp_path, body)
+    running = worker(tmp_path, "def begin(n):\n    if not n:\n        raise ValueError('no')\n    return {'n': n}")
     with pytest.raises(SimulationError, match="cannot do 'begin': ValueError: no"):
-        running.ask("begin")
-    assert running.ask("begin") == ({"n": 1}, {})
+        running.ask("begin", n=0)
+    assert running.ask("begin", n=1) == ({"n": 1}, {})
     running.close()
+    running.close()
+
+
+def test_a_worker_answers_with_arrays_with_words_or_with_both(tmp_path):
+    kinds = "{'words': {'n': 2}, 'arrays': {'a': there}, 'both': ({}, {'a': there})}"
+    body = f"def begin(which, there):\n    return {kinds}[which]"
+    running, there = worker(tmp_path, body), np.arange(3.0)
+    assert running.ask("begin", {"there": there}, which="words") == ({"n": 2}, {})
+    for which in ("arrays", "both"):
+        np.testing.assert_array_equal(running.ask("begin", {"there": there}, which=which)[1]["a"], there)
     running.close()
 
 
 def test_a_worker_that_ends_leaves_its_last_words(tmp_path):
-    running = worker(tmp_path, "receive(requests)\nprint('out of memory', file=sys.stderr)\nsys.exit(7)")
-    with pytest.raises(SimulationError, match=r"exit code 7 during 'tasks'.*\nout of memory"):
-        running.ask("tasks", suite="libero_object")
+    body = "def begin(suite):\n    print('out of memory', file=sys.stderr, flush=True)\n    import os\n    os._exit(7)"
+    running = worker(tmp_path, body)
+    with pytest.raises(SimulationError, match=r"exit code 7 during 'begin'.*\nout of memory"):
+        running.ask("begin", suite="libero_object")
     running.close()
 
 

@@ -7,7 +7,6 @@ differ, and the scenes of some tasks fall apart before the arm moves.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from xvla_ros.errors import SetupError, SimulationError, did_you_mean
 from xvla_ros.simulation.suites.libero_worker import CAMERAS
 from xvla_ros.simulation.suites.protocols import PUBLISHED_SUITES, EvaluationProtocol
 from xvla_ros.simulation.suites.suite import Acted, Beginning, Sight, SuiteTask
-from xvla_ros.simulation.suites.worker import SuiteWorker
+from xvla_ros.simulation.suites.worker import Interpreter, SuiteWorker
 from xvla_ros.types import Floats
 
 VARIATIONS = ("swap", "object", "lan", "task")
@@ -37,6 +36,7 @@ BUILD = (
     f"build it with `make libero` in the source folder, or install {PACKAGE}=={PACKAGE_VERSION} and mujoco=={MUJOCO} "
     f"into an environment of its own and name its interpreter in {PYTHON}"
 )
+INTERPRETER = Interpreter("LIBERO", PYTHON, FOLDER, BUILD)
 
 
 def ensure_suite(name: str) -> None:
@@ -58,17 +58,7 @@ def find_interpreter(given: str = "") -> Path:
     Raises:
         SetupError: there is none; it says how to get it.
     """
-    named = given or os.environ.get(PYTHON, "")
-    if named:
-        if os.access(named, os.X_OK) and Path(named).is_file():
-            return Path(named).absolute()
-        raise SetupError(f"{named} is no interpreter that can be run; LIBERO wants one of its own: {BUILD}")
-    folders = (Path.cwd(), Path(__file__).parents[3])
-    for folder in folders:
-        python = folder / FOLDER / "bin" / "python"
-        if python.is_file():
-            return python
-    raise SetupError(f"LIBERO runs in an interpreter of its own, and there is none in {FOLDER}; {BUILD}")
+    return INTERPRETER.find(given)
 
 
 def installed(python: str = "") -> dict[str, Any]:

@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in LIBERO's interpreter: its tasks and one scene, served to the other end of a pipe in plain arrays.
+"""What runs in LIBERO's interpreter: its tasks and one scene, served over a pipe, see ``pipe``.
 
-``python -I libero_worker.py`` reads requests from stdin and answers on stdout, until stdin ends. A message is a line of
-JSON, ``{"method": …, …, "arrays": [[name, dtype, shape], …]}``, followed by the bytes of its arrays. An answer has
-``error`` where something went wrong. Nothing of ``xvla_ros`` is imported here, as this interpreter does not have it;
-the other end imports ``send`` and ``receive`` from here.
+Nothing of ``xvla_ros`` is imported here, as this interpreter does not have it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -17,7 +13,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,41 +26,6 @@ AT_REST = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 OWN_WORDS = ("_lan", "_task")
 
 Arrays = Mapping[str, NDArray[Any]]
-
-
-def send(stream: IO[bytes], message: Mapping[str, Any], arrays: Arrays | None = None) -> None:
-    """Write one message, and flush.
-
-    Raises:
-        OSError: the other end has gone.
-    """
-    given = {name: np.asarray(array) for name, array in (arrays or {}).items()}
-    described = [[name, array.dtype.str, list(array.shape)] for name, array in given.items()]
-    stream.write(json.dumps({**message, "arrays": described}).encode() + b"\n")
-    for array in given.values():
-        stream.write(array.tobytes())
-    stream.flush()
-
-
-def receive(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Read one message.
-
-    Raises:
-        EOFError: the other end has gone, before the message or within it.
-    """
-    line = stream.readline()
-    if not line.endswith(b"\n"):
-        raise EOFError("the pipe ended")
-    message = json.loads(line)
-    arrays = {}
-    for name, kind, shape in message.pop("arrays"):
-        dtype = np.dtype(kind)
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        content = stream.read(size)
-        if len(content) != size:
-            raise EOFError(f"the pipe ended within the array {name}")
-        arrays[name] = np.frombuffer(content, dtype).reshape(shape)
-    return message, arrays
 
 
 def installed() -> dict[str, Any]:
@@ -311,42 +272,13 @@ def _words(suite: str, task: Any) -> str:
     return said.group(1).strip().rstrip(".").lower() if said else str(task.language)
 
 
-def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer requests until there are no more."""
-    scene = Scene()
-    methods: dict[str, Any] = {
-        "installed": installed, "tasks": scene.tasks, "begin": scene.begin, "act": scene.act, "look": scene.look,
-        "shapes": scene.shapes,
-    }  # fmt: skip
-    while True:
-        try:
-            request, arrays = receive(requests)
-        except EOFError:
-            return
-        method = request.pop("method")
-        try:
-            answer = methods[method](**request, **arrays)
-        except Exception as error:
-            send(answers, {"error": f"{type(error).__name__}: {error}"})
-            continue
-        if isinstance(answer, tuple):
-            send(answers, *answer)
-        elif method in ("begin", "look"):
-            send(answers, {}, answer)
-        else:
-            send(answers, answer)
-
-
-def main() -> None:
-    """Serve on stdin and stdout; what the simulator prints goes to stderr."""
+def methods() -> dict[str, Any]:
+    """Return what the other end of the pipe can ask for."""
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("LP_NUM_THREADS", "0")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    serve(requests, answers)
-    os._exit(0)  # drawing contexts that are freed at the interpreter's end print errors that mean nothing
-
-
-if __name__ == "__main__":
-    main()
+    scene = Scene()
+    return {
+        "installed": installed, "tasks": scene.tasks, "begin": scene.begin, "act": scene.act, "look": scene.look,
+        "shapes": scene.shapes,
+    }  # fmt: skip

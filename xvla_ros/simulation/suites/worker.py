@@ -3,19 +3,60 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from xvla_ros.errors import SimulationError
-from xvla_ros.simulation.suites.libero_worker import Arrays, receive, send
+from xvla_ros.errors import SetupError, SimulationError
+from xvla_ros.simulation.suites.pipe import Arrays, receive, send
 
+PIPE = Path(__file__).with_name("pipe.py")
 PATIENCE = 10.0  # s until a worker that was told to end is made to
 SHOWN = 6  # last lines of what a worker printed
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """Where benchmarks have their packages.
+
+    Attributes:
+        name: of what runs there.
+        variable: of the environment, names it.
+        folder: where the source folder's ``make`` builds it.
+        build: how it is had, in words.
+    """
+
+    name: str
+    variable: str
+    folder: str
+    build: str
+
+    def find(self, given: str = "") -> Path:
+        """Return the one given, the one that the environment names, or that of ``make``.
+
+        Raises:
+            SetupError: there is none; it says how to get it.
+        """
+        named = given or os.environ.get(self.variable, "")
+        if named:
+            if os.access(named, os.X_OK) and Path(named).is_file():
+                return Path(named).absolute()
+            raise SetupError(
+                f"{named} is no interpreter that can be run; {self.name} wants one of its own: {self.build}"
+            )
+        for folder in (Path.cwd(), Path(__file__).parents[3]):
+            python = folder / self.folder / "bin" / "python"
+            if python.is_file():
+                return python
+        raise SetupError(
+            f"{self.name} runs in an interpreter of its own, and there is none in {self.folder}; {self.build}"
+        )
 
 
 class SuiteWorker:
@@ -23,7 +64,8 @@ class SuiteWorker:
 
     Args:
         python: the interpreter.
-        script: what it runs, isolated: neither its folder nor ``PYTHONPATH`` is searched for modules.
+        script: gives the ``methods()`` that it answers with, see ``pipe``; isolated: neither its folder nor
+            ``PYTHONPATH`` is searched for modules.
 
     Raises:
         SimulationError: there is no such interpreter.
@@ -35,7 +77,10 @@ class SuiteWorker:
         self._asking = threading.Lock()
         try:
             self._process = subprocess.Popen(
-                [str(python), "-I", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._printed
+                [str(python), "-I", str(PIPE), str(script)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._printed,
             )
         except OSError as error:
             self._printed.close()
