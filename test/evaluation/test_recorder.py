@@ -144,6 +144,7 @@ def test_the_three_outputs_agree_and_say_untrained(
     assert figures["holds"] == 1
     assert figures["overhead_ms"] == {"p50": 3.1, "p95": 4.0, "p99": 5.5, "max": 9.0}
     assert 80 <= figures["inference_ms"]["p50"] <= 86
+    assert "answer_ms" not in figures, "no policy server was asked"
     # five joints without the gripper, each 0.5 * |cos| integrated
     assert all(0.6 * DURATION < way < 2.5 * DURATION for way in figures["joint_travel_rad"].values())
 
@@ -160,6 +161,19 @@ def test_the_three_outputs_agree_and_say_untrained(
     assert page.count("data:image/png;base64,") == len(profile.joints.policy_order) + 2
     assert "http" not in page
     assert "untrained" in summary(report)
+
+
+def test_how_late_a_policy_server_answers_is_told_where_one_was_asked(
+    recording: RunRecording, profile: Profile, tmp_path: Path
+) -> None:
+    said = {
+        f"answer_ms_{name}": value for name, value in (("p50", "91"), ("p95", "120"), ("p99", "230"), ("max", "410"))
+    }
+    report = make_report(replace(recording, diagnostics={**recording.diagnostics, **said}), profile)
+    assert report.to_mapping()["answer_ms"] == {"p50": 91.0, "p95": 120.0, "p99": 230.0, "max": 410.0}
+    assert "answers           median 91.0 ms, 99 % below 230.0 ms" in summary(report)
+    write_html(report, recording, profile, tmp_path / "report.html")
+    assert "230.0 ms" in (tmp_path / "report.html").read_text()
 
 
 def test_holding_is_in_the_timeline(recording: RunRecording) -> None:

@@ -84,6 +84,7 @@ def test_a_server_that_is_killed_while_the_arm_moves_and_comes_back(pair, node_f
     pair.wait_chunks(3, robot=ROBOT)
     said = pair.wait_status("running", detail="kB/s to the policy server").detail
     assert float(said.split()[1]) > 0
+    assert float(diagnosed(pair, "answer_ms_p99")) >= float(diagnosed(pair, "inference_ms_p50")) > 0
     server.kill()
     held = pair.wait_status("holding", "policy_unreachable", detail=server.url)
     standing(pair)
@@ -118,7 +119,7 @@ def test_of_two_servers_one_may_die(pair, node_for, server):
         pair.wait_status("running")
         pair.wait_chunks(2, robot=ROBOT)
         for each in (server, other):
-            if each.url in asked(pair):
+            if each.url in diagnosed(pair, "server"):
                 each.kill()
                 break
         pair.wait_chunks(3, robot=ROBOT)
@@ -128,18 +129,18 @@ def test_of_two_servers_one_may_die(pair, node_for, server):
         other.kill()
 
 
-def asked(pair):
-    """The server that was asked last, by the diagnostics."""
+def diagnosed(pair, key):
+    """The newest value of a key in the diagnostics that is neither empty nor zero."""
 
     def found():
         for message in reversed(pair.heard["/diagnostics"]):
             for status in message.status:
                 for value in status.values:
-                    if value.key == "server" and value.value:
+                    if value.key == key and value.value not in ("", "0.0"):
                         return value.value
         return ""
 
-    return pair.wait_for(found, "a server in the diagnostics")
+    return pair.wait_for(found, f"{key} in the diagnostics")
 
 
 def wait_log(pair, text):

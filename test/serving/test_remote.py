@@ -64,6 +64,7 @@ def test_it_answers_as_the_policy_would(served, policy, look, reach):
     assert not remote_policy.is_trained(19) and not trained_at(served.url, 19)
     sent = sum(len(data) for seen in both for data in seen.encoded.values())
     assert sent < remote_policy.bytes_per_second() * remote.RATE_S < sent + 20_000
+    assert remote_policy.answer_ms.max > found[0].inference_ms
 
 
 def test_pictures_without_an_encoding_go_as_jpeg(served, policy, look, reach):

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xvla_ros.control.clock import LatencyWindow
 from xvla_ros.errors import RequestError, SetupError, UnreachableError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.serving import protocol
 from xvla_ros.serving.client import Link, tls_of, url_of
-from xvla_ros.types import ActionChunk, Observation, Prefix
+from xvla_ros.types import ActionChunk, Observation, Percentiles, Prefix
 
 RETRY_S = 0.5  # between two looks at servers that are gone, or not asked at present
 PROBE_S = 1.0  # until a server that is not asked must say how long its answers take
@@ -113,6 +114,7 @@ class RemotePolicy:
         self._current: _Server | None = None
         self._metadata: dict[str, Any] = {}
         self._sent: deque[tuple[float, int]] = deque()
+        self._answers = LatencyWindow()
         self._ended, self._look = threading.Event(), threading.Event()
         self._connect_first()
         self._keeper = threading.Thread(target=self._keep, name="servers", daemon=True)
@@ -142,6 +144,11 @@ class RemotePolicy:
         oldest = time.monotonic() - RATE_S
         return sum(size for when, size in list(self._sent) if when >= oldest) / RATE_S
 
+    @property
+    def answer_ms(self) -> Percentiles:
+        """Times from the question to the answer, the network and other clients' turns included."""
+        return self._answers.percentiles()
+
     def warm_up(self, observations: Sequence[Observation]) -> None:
         """Ask every server that is there for a first chunk, with patience.
 
@@ -167,9 +174,8 @@ class RemotePolicy:
             UnreachableError: no server answered by then; says of each what happened.
             RequestError: a server refuses what was asked, and says why.
         """
-        deadline = time.monotonic() + min(
-            self._profiles[each.embodiment.robot].timing.inference_timeout for each in observations
-        )
+        begun = time.monotonic()
+        deadline = begun + min(self._profiles[each.embodiment.robot].timing.inference_timeout for each in observations)
         said: list[str] = []
         ordered = self._ordered()
         for number, server in enumerate(ordered):
@@ -179,7 +185,9 @@ class RemotePolicy:
             if number + 1 < len(ordered):  # leave time for the next
                 left = min(left, max(PATIENCE * (server.latency_s or 0.0), left / 2))
             try:
-                return self._ask(server, observations, prefix or (), seed, left)
+                chunks = self._ask(server, observations, prefix or (), seed, left)
+                self._answers.add((time.monotonic() - begun) * 1e3)
+                return chunks
             except UnreachableError as error:
                 said.append(str(error))
             except RequestError as error:

@@ -51,7 +51,8 @@ class Report:
     """What a run amounted to. Units: duration in s of ROS time, travel in rad (m for a prismatic gripper group).
 
     ``trained`` is None where no policy ran, ``seed`` where none is known, ``real_time_factor`` NaN where nothing was
-    simulated. ``episodes`` are those that came to their end; a run without a task has none.
+    simulated, ``answer_ms`` (from a question to its answer) where no policy server was asked. ``episodes`` are those
+    that came to their end; a run without a task has none.
     """
 
     robot: str
@@ -70,6 +71,7 @@ class Report:
     real_time_factor: float
     episodes: tuple[RunEpisode, ...] = ()
     computing: Mapping[str, str] = field(default_factory=dict)
+    answer_ms: Percentiles = field(default_factory=lambda: Percentiles.of([]))
 
     @property
     def label(self) -> str:
@@ -80,6 +82,11 @@ class Report:
     def simulated(self) -> bool:
         """Whether a simulation took part."""
         return math.isfinite(self.real_time_factor)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a policy server was asked."""
+        return math.isfinite(self.answer_ms.p50)
 
     @property
     def task(self) -> str | None:
@@ -112,6 +119,7 @@ class Report:
             "holds": self.holds,
             "inference_ms": _finite(asdict(self.inference_ms)),
             "overhead_ms": _finite(asdict(self.overhead_ms)),
+            **({"answer_ms": _finite(asdict(self.answer_ms))} if self.is_remote else {}),
             "real_time_factor": round(self.real_time_factor, 3) if self.simulated else None,
             **self.computing,
             "task": self.task,
@@ -148,11 +156,16 @@ def make_report(recording: RunRecording, profile: Profile) -> Report:
         frames=count_frames(values, recording.stamps, tuple(profile.cameras.slots)),
         holds=recording.counted("holds"),
         inference_ms=Percentiles.of([chunk.inference_ms for chunk in recording.chunks]),
-        overhead_ms=Percentiles(**{name: float(values.get(f"overhead_ms_{name}", "nan")) for name in _NUMBERS}),
+        overhead_ms=_said(values, "overhead_ms"),
         real_time_factor=float(recording.simulation.get("real_time_factor", math.nan)),
         episodes=tuple(episode for episode in recording.episodes if episode.ended is not None),
         computing=computing_of(values),
+        answer_ms=_said(values, "answer_ms"),
     )
+
+
+def _said(values: Mapping[str, str], name: str) -> Percentiles:
+    return Percentiles(**{each: float(values.get(f"{name}_{each}", "nan")) for each in _NUMBERS})
 
 
 def travel(series: Series, deadband: float = TRAVEL_DEADBAND) -> float:
@@ -245,6 +258,7 @@ def summary(report: Report) -> str:
         ("holds", str(report.holds)),
         ("inference", _in_words(report.inference_ms)),
         ("overhead", _in_words(report.overhead_ms)),
+        *([("answers", _in_words(report.answer_ms))] if report.is_remote else []),
     ]
     absent = ("computes in", "chunks", "frames", "holds", "inference", "overhead") if report.trained is None else ()
     rows = [(name, value) for name, value in rows if name not in absent]

@@ -60,6 +60,9 @@ def write_html(
     """
     joints = [joint for group in profile.commands.groups for joint in profile.commands.by_name[group].joints]
     driven = bool(recording.statuses or recording.chunks)
+    latencies = {"inference": report.inference_ms, "overhead": report.overhead_ms}
+    if report.is_remote:
+        latencies["answers"] = report.answer_ms
     write_page(
         "run.html",
         path,
@@ -84,7 +87,7 @@ def write_html(
         latency=latency_plot(recording) if driven else b"",
         latencies=[
             (name, *(f"{value:.1f} ms" if math.isfinite(value) else "not measured" for value in asdict(row).values()))
-            for name, row in (("inference", report.inference_ms), ("overhead", report.overhead_ms))
+            for name, row in latencies.items()
         ],
         frames=[(camera, each.sent, each.received, each.dropped) for camera, each in report.frames.items()],
         settings=_settings(report, recording),

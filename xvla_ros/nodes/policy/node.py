@@ -119,8 +119,7 @@ class PolicyNode(GuardedLifecycleNode):
         self._engine = Engine(self._predict, self._links, self._batch_wait())
         self._require_simulation()
         for link in self._links:
-            if self._remote is not None:
-                link.sent = self._remote.bytes_per_second
+            link.remote = self._remote
             link.start(on_tick=self._say_time_limit)
         self._engine.start()
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
@@ -32,6 +32,9 @@ from xvla_ros.types import NS, ActionChunk
 
 from xvla_ros.msg import ActionChunk as ActionChunkMsg  # isort: skip
 from xvla_ros.msg import PolicyStatus  # isort: skip
+
+if TYPE_CHECKING:
+    from xvla_ros.serving.remote import RemotePolicy
 
 POLL_PERIOD_S = 0.2
 UNKNOWN_NODE = "_NODE_NAME_UNKNOWN_"  # rmw's name for an endpoint whose node has not been discovered yet
@@ -145,7 +148,7 @@ class RobotLink:
         self.frames = {camera: FrameCount() for camera in profile.cameras.slots}
         encoded = messages.encoded_image if profile.policy.server else None
         self.pilot: Pilot[bytes] = Pilot(profile, clock, messages.decode_image, instruction, description, encoded)
-        self.sent: Callable[[], float] | None = None  # bytes a second to policy servers, where the policy is theirs
+        self.remote: RemotePolicy | None = None  # the policy, where it runs on other machines
         self._node = node
         self._clock = clock
         self._sending = threading.Lock()
@@ -193,8 +196,8 @@ class RobotLink:
         status = self.pilot.status
         if status.state == INACTIVE:
             return status.to(INACTIVE, self._refused)
-        if status.state == RUNNING and self.sent is not None:
-            return replace(status, detail=f"sends {self.sent() / 1e3:.0f} kB/s to the policy server")
+        if status.state == RUNNING and self.remote is not None:
+            return replace(status, detail=f"sends {self.remote.bytes_per_second() / 1e3:.0f} kB/s to the policy server")
         if status.reason != JOINTS_IMPLAUSIBLE:
             return status
         topics = self.profile.joints.topics

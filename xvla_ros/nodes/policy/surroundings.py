@@ -231,7 +231,7 @@ def robot_diagnostics(
         "trained": str(policy is not None and policy.is_trained(link.profile.policy.domain_id)).lower(),
         **(policy.computing() if policy is not None else {}),
         **({"seed": seed} if seed >= 0 else {}),
-        **({} if link.sent is None else {"sent_bytes_per_second": round(link.sent())}),
+        **({} if link.remote is None else {"sent_bytes_per_second": round(link.remote.bytes_per_second())}),
         "instruction": link.pilot.instruction,
         "stop": stop,
         "domain_id": link.profile.policy.domain_id,
@@ -242,6 +242,7 @@ def robot_diagnostics(
         "limited_points": status.limited_points,
         **_percentiles("inference_ms", link.pilot.inference_ms),
         **_percentiles("overhead_ms", link.pilot.overhead_ms),
+        **({} if link.remote is None else _percentiles("answer_ms", link.remote.answer_ms)),
     }
     for camera, frames in link.frames.items():
         values[f"frames_received/{camera}"] = frames.received
