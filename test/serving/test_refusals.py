@@ -243,7 +243,7 @@ def test_a_picture_that_is_none_is_refused_before_it_takes_memory(served, ask_of
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"[]", b"nonsense", b"[" * 100_000, b'{"domain_id": 19}',
+        b"", b"[]", b"nonsense", b"[" * 100_000, b'{"domain_id": 19}', b"[" + b"0," * 70_000 + b"0]",
         b'{"domain_id": 19, "proprio": "{\\"__numpy__\\": \\"!!\\", \\"dtype\\": \\"<f4\\", \\"shape\\": [1]}"}',
         b'{"domain_id": 19, "proprio": {"__numpy__": "", "dtype": [["a", "|O"]], "shape": [1]}}',
         b'{"domain_id": 4711, "proprio": [1.0]}',
@@ -300,6 +300,22 @@ def test_one_who_says_nothing_is_cut_and_nobody_waits_for_it(policy, profiles, l
             assert client.ask(look().images, look().state, "go").robot == PAIR
 
 
+def test_a_body_that_trickles_in_is_refused_and_nobody_waits_for_it(policy, profiles, look, monkeypatch):
+    monkeypatch.setattr(server, "BODY_S", 0.2)
+    with serving(policy, profiles) as served, Client(served.url, robot=PAIR) as client:
+        host, port = served.address.split(":")
+        slow = [socket.create_connection((host, int(port)), timeout=60) for _ in range(5)]
+        for each in slow:
+            each.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+            each.sendall(b"{")
+        assert client.ask(look().images, look().state, "go").robot == PAIR
+        for each in slow:
+            with closing(each):
+                answer = each.recv(4096)
+                assert answer.startswith(b"HTTP/1.1 408") and b"the body took longer than 0.2 s" in answer
+        assert client.ask(look().images, look().state, "go").robot == PAIR
+
+
 def test_one_who_keeps_asking_on_a_connection_keeps_it(served, monkeypatch):
     monkeypatch.setattr(server, "HEAD_S", 1.0)
     monkeypatch.setattr(server, "IDLE_S", 1.0)
@@ -341,6 +357,16 @@ def test_one_who_asks_too_often_is_refused_and_may_ask_again(served, ask_of, mon
             raw.send(protocol.pack(ask_of()))
             if said(raw)["type"] == "chunks":
                 break
+
+
+def test_a_message_of_very_many_parts_is_refused_before_others_wait_for_it(served, well):
+    """16 MiB of small numbers, read whole, would hold the event loop for a fifth of a second."""
+    with native(served) as raw:
+        assert said(raw)["type"] == "welcome"
+        raw.send(msgpack.packb({"type": "ask", "id": 1, "observations": [[1] * 4096] * 17}))
+        answer = said(raw)
+        assert answer["reason"] == "message" and "more than 65536 entries" in answer["detail"]
+    well()
 
 
 def test_too_many_connections_of_one_are_refused(served, monkeypatch):

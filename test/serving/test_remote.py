@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fuzz import at_once
 from served_policy import ARM, DEADLINE, PAIR, Served, serving
 
 from xvla_ros.errors import RequestError, SetupError, UnreachableError
@@ -37,9 +38,10 @@ def reach(profiles):
 
 def until(condition):
     end = time.monotonic() + DEADLINE
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end
         time.sleep(0.01)
+    return found
 
 
 def encoded(seen):
@@ -111,7 +113,7 @@ def test_views_elsewhere_than_in_a_checkpoint_without_a_record_are_refused(polic
 
 def test_an_answer_after_its_deadline_is_never_read(served, policy, profiles, look, reach, monkeypatch):
     """The next question goes over another connection, so no late answer can be taken for its own."""
-    entered, may_go, inner = threading.Event(), threading.Event(), policy.predict
+    entered, may_go, inner = threading.Event(), threading.Event(), at_once(policy)
 
     def predict(observations, **settings):
         if any(seen.instruction == "stall" for seen in observations):
@@ -130,16 +132,15 @@ def test_an_answer_after_its_deadline_is_never_read(served, policy, profiles, lo
     may_go.set()
     until(lambda: asking._servers[0].is_up)
     seen = look(level=7)
-    until(lambda: answers(asking, seen))
-    (chunk,) = asking.predict([seen], seed=2)
+    (chunk,) = until(lambda: answers(asking, seen))
     assert chunk.stamp == seen.stamp and chunk.instruction == seen.instruction
 
 
 def answers(asking, seen):
     try:
-        return bool(asking.predict([seen], seed=2))
+        return asking.predict([seen], seed=2)
     except UnreachableError:
-        return False
+        return []
 
 
 def test_a_server_that_goes_is_named_and_taken_back_when_it_comes(policy, profiles, look, reach):
@@ -161,6 +162,24 @@ def test_one_that_comes_back_with_another_checkpoint_is_not_asked(policy, profil
         until(lambda: any("serves another checkpoint; expected random weights" in line for line in said))
         with pytest.raises(UnreachableError, match="serves another checkpoint"):
             asking.predict([look()])
+
+
+def test_servers_are_compared_by_their_weights_wherever_these_lie(policy, profiles, look, reach):
+    said = []
+    twin = policy.like(policy.network, source="elsewhere")
+
+    def start(which, digest):
+        return Served(PolicyService(which, profiles, digest=digest), Access(port=0))
+
+    first, same, other = start(policy, "a1"), start(twin, "a1"), start(policy, "b2")
+    try:
+        asking = reach(f"{first.url},{same.url}", log=said.append)
+        assert all(server.is_up for server in asking._servers) and not said
+        with pytest.raises(SetupError, match=r"serves other weights: .*of digest b2; expected .* of digest a1"):
+            reach(f"{first.url},{other.url}")
+    finally:
+        for each in (first, same, other):
+            each.stop()
 
 
 def test_of_several_servers_the_next_answers_within_the_same_deadline(policy, profiles, look, reach):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -191,17 +192,15 @@ def in_process(command: Evaluate, profile: Profile, *, until: float = float("inf
     from xvla_ros.simulation.tasks import load_task
 
     settings, profile = command.settings(profile), for_simulation(profile, command.checkpoint or command.server or None)
-    predict, source, trained, computing = (None, EXPERT, True, {}) if command.expert else _policy(command, profile)
-    runner = InProcess(
-        profile,
-        load_task(profile, command.task, variation=command.variation),
-        predict,
-        width=command.image_size,
-        height=command.image_size,
-        delay=command.delay,
-    )
+    task = load_task(profile, command.task, variation=command.variation)
     results: list[EpisodeResult] = []
-    try:
+    with ExitStack() as stack:
+        predict, source, trained, computing = (
+            (None, EXPERT, True, {}) if command.expert else _policy(command, profile, stack)
+        )
+        size = command.image_size
+        runner = InProcess(profile, task, predict, width=size, height=size, delay=command.delay)
+        stack.callback(runner.close)
         seeds = range(command.seed, command.seed + command.count)
         with tqdm(seeds, desc=f"{profile.name} {command.task}", unit="episode", disable=None) as bar:
             for seed in bar:
@@ -209,18 +208,19 @@ def in_process(command: Evaluate, profile: Profile, *, until: float = float("inf
                     break
                 results.append(runner.episode(seed))
                 bar.set_postfix_str(f"{sum(each.success for each in results)} succeeded")
-    finally:
-        runner.close()
     runner.counters.computing = computing
     return Evaluation(
         profile.name, command.task, source, trained, command.seed, "process", tuple(results), runner.counters, settings
     )
 
 
-def _policy(command: Evaluate, profile: Profile) -> tuple[Any, str, bool, dict[str, str]]:
-    """Return what answers observations, its source, whether it was trained for this robot, and how it computes."""
+def _policy(command: Evaluate, profile: Profile, stack: ExitStack) -> tuple[Any, str, bool, dict[str, str]]:
+    """Return what answers observations, its source, whether it was trained for this robot, and how it computes.
+
+    What it opens is closed by the stack.
+    """
     if server := command.server or profile.policy.server:
-        return _remote(server, command, profile)
+        return _remote(server, command, profile, stack)
     from xvla_ros.control.policy_source import load_policy
 
     policy = load_policy({profile.name: profile}, command.checkpoint or "", device=command.device, dtype=command.dtype)
@@ -234,10 +234,13 @@ def _policy(command: Evaluate, profile: Profile) -> tuple[Any, str, bool, dict[s
     return predict, policy.source, policy.is_trained(profile.policy.domain_id), policy.computing()
 
 
-def _remote(server: str, command: Evaluate, profile: Profile) -> tuple[Any, str, bool, dict[str, str]]:
+def _remote(
+    server: str, command: Evaluate, profile: Profile, stack: ExitStack
+) -> tuple[Any, str, bool, dict[str, str]]:
     from xvla_ros.serving.remote import Credentials, RemotePolicy
 
     policy = RemotePolicy({profile.name: profile}, server, Credentials.of_files(), log=print)
+    stack.callback(policy.close)
 
     def predict(observations: list[Any], prefixes: list[Any]) -> list[Any]:
         return policy.predict(observations, seed=command.seed, prefix=prefixes)

@@ -65,7 +65,8 @@ class Serve(Command):
         access.require_safe()
         profiles = self._profiles()
         policy = self._policy(profiles)
-        server = PolicyServer(PolicyService(policy, profiles, _version()), access)
+        digest = self._digest(policy, profiles)
+        server = PolicyServer(PolicyService(policy, profiles, _version(), digest), access)
         asyncio.run(_serve(server, access, policy.source))
         return 0
 
@@ -99,6 +100,13 @@ class Serve(Command):
                 get_ready(policy, [blank] * MAX_BATCH)
             warm_up(policy, [blank])
         return policy
+
+    def _digest(self, policy: Policy, profiles: dict[str, Profile]) -> str:
+        """Return the digest of the checkpoint's files, by which servers of a fleet are compared."""
+        from xvla_ros.model.checkpoint.inspection import digest_of
+
+        revisions = {profile.policy.revision for profile in profiles.values()} if not self.checkpoint else set()
+        return digest_of(policy.source, next(iter(revisions), "") or None) if policy.source else ""
 
 
 def read_token(file: Path) -> str:

@@ -38,6 +38,12 @@ def act_question(service: PolicyService, body: bytes) -> Question:
     Raises:
         RequestError: it is none.
     """
+    entries = sum(body.count(mark) for mark in b",[{")
+    if entries > protocol.MAX_ENTRIES_IN_ALL:
+        raise RequestError(
+            MESSAGE,
+            f"the body has {entries} entries of lists and objects; expected {protocol.MAX_ENTRIES_IN_ALL} at most",
+        )
     try:
         message = json.loads(body)
     except (ValueError, RecursionError) as error:

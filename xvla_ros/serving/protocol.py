@@ -37,6 +37,7 @@ MAX_WAYPOINTS, MAX_WIDTH = 512, 256
 MAX_STEPS = 100
 LONGEST_WAIT_S = 60.0  # of an ask that names no earlier deadline
 MAX_ENTRIES = 4096  # of one list or map
+MAX_ENTRIES_IN_ALL = 1 << 16  # of a message: more would keep every other client waiting while they are read
 NUMBERS = ("<f2", "<f4", "<f8", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "|b1")
 PICTURES = ("|u1",)
 SAME_TIME_S = 1e-6  # by which the times of an answer may differ from those of its robot
@@ -64,10 +65,20 @@ def unpack(data: bytes) -> dict[Any, Any]:
     Raises:
         RequestError: it is no map in msgpack, or holds more entries than a message of ours.
     """
+    left = MAX_ENTRIES_IN_ALL
+
+    def counted(part: Any) -> Any:
+        nonlocal left
+        left -= len(part)
+        if left < 0:
+            raise ValueError(f"more than {MAX_ENTRIES_IN_ALL} entries of lists and maps")
+        return part
+
     try:
         message = msgpack.unpackb(
-            data, max_array_len=MAX_ENTRIES, max_map_len=MAX_ENTRIES, max_ext_len=0, max_str_len=1 << 16
-        )
+            data, max_array_len=MAX_ENTRIES, max_map_len=MAX_ENTRIES, max_ext_len=0, max_str_len=1 << 16,
+            list_hook=counted, object_hook=counted,
+        )  # fmt: skip
     except Exception as error:  # msgpack raises ValueErrors and exceptions of its own
         raise RequestError(MESSAGE, f"no msgpack within the bounds: {type(error).__name__}: {error}"[:200]) from None
     if not isinstance(message, dict):

@@ -28,7 +28,7 @@ SMOOTHING = 0.2  # share of the newest latency in the mean
 BETTER = 0.7  # share of the present server's latency below which another one takes over
 TOKEN_FILE, CA_FILE = "XVLA_SERVER_TOKEN_FILE", "XVLA_SERVER_CA"
 # what a server that comes back, or one beside others, must say as the first did
-SAME = ("checkpoint", "chunk_size", "action_mode", "views", "domains", "trained_domains", "admitted")
+SAME = ("digest", "chunk_size", "action_mode", "views", "domains", "trained_domains", "admitted")
 TRANSIENT = (protocol.LATE, protocol.OVERLOADED, protocol.RATE)
 
 
@@ -93,7 +93,7 @@ class RemotePolicy:
         log: takes lines on servers that go and come.
 
     Raises:
-        SetupError: an address is none, the servers have different checkpoints, or a profile does not fit.
+        SetupError: an address is none, the servers have different weights, or a profile does not fit.
         UnreachableError: no server answers.
     """
 
@@ -274,12 +274,9 @@ class RemotePolicy:
         """
         tls = self._tls if server.url.startswith("wss") else None
         link = Link(server.url, self._hello, token=self._credentials.token, tls=tls)
-        for key in SAME if self._metadata else ():
-            known, found = self._metadata.get(key), link.metadata.get(key)
-            if known != found:
-                link.close()
-                what = "serves" if key == "checkpoint" else f"says {key} is"
-                raise SetupError(f"{server.url} {what} {found}; expected {known}, as when this node was configured")
+        if self._metadata and (difference := _difference(self._metadata, link.metadata)):
+            link.close()
+            raise SetupError(f"{server.url} {difference}, as when this node was configured")
         self._metadata = link.metadata
         server.link, server.why_down = link, ""
 
@@ -341,6 +338,24 @@ class RemotePolicy:
             return  # it has other things to do
         finally:
             server.busy.release()
+
+
+def _difference(known: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Say what a server has otherwise than the first had; empty where nothing.
+
+    The same files are the same checkpoint, wherever they lie; only where a server knows none, names are compared.
+    """
+    for key in SAME if known.get("digest") else ("checkpoint", *SAME):
+        if known.get(key) == found.get(key):
+            continue
+        if key == "digest":
+            return (
+                f"serves other weights: {found.get('checkpoint')} of digest {found.get(key) or 'none'}; "
+                f"expected {known.get('checkpoint')} of digest {known.get(key) or 'none'}"
+            )
+        what = "serves" if key == "checkpoint" else f"says {key} is"
+        return f"{what} {found.get(key)}; expected {known.get(key)}"
+    return ""
 
 
 def _any_tls(urls: Sequence[str]) -> bool:

@@ -18,6 +18,7 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -188,7 +189,10 @@ class PolicyServer:
         # broken HTTP is answered, and not told in the log, which strangers could fill
         quiet = logging.getLogger(f"{__name__}.http")
         quiet.setLevel(logging.CRITICAL)
-        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_S, logger=quiet)
+        # who has gone is not computed for: its handler is cancelled, which takes its asks out of the queue
+        self._runner = web.AppRunner(
+            app, access_log=None, keepalive_timeout=IDLE_S, logger=quiet, handler_cancellation=True
+        )
         self.metrics = Metrics(service, lambda: len(self._sockets))
         self._listening: asyncio.Server | None = None
 
@@ -350,8 +354,12 @@ class PolicyServer:
                     hello = await anext(messages, None)
                 if hello is None:
                     return socket
+                address = request.remote or ""
+                self._rates.require(address)
                 said = protocol.unpack(hello)
-                session, welcome = await asyncio.to_thread(fronts.native_hello, self._service, said)
+                session, welcome = await self._service.beside(
+                    partial(fronts.native_hello, self._service, said), address
+                )
             except RequestError as error:
                 self._count(NATIVE, error.reason)
                 await _send(socket, fronts.native_error(None, error))

@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +26,9 @@ from xvla_ros.serving.queue import Answer, Ask, FairQueue, SeededObservation
 from xvla_ros.types import ActionChunk, Embodiment, Observation, Prefix
 
 DECODERS = 4  # threads that decode what came
+DECODERS_EACH = 3  # of them that one owner may keep busy
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -90,19 +95,21 @@ class PolicyService:
         policy: loaded, and warmed up where it matters.
         profiles: robots it is to be known for by name; where none, those that its checkpoint was made for.
         version: of this package, for metadata.
+        digest: of the checkpoint's files, for metadata; empty where there are none.
 
     Raises:
         SetupError: the policy does not fit a profile.
     """
 
-    def __init__(self, policy: Policy, profiles: Mapping[str, Profile], version: str = "") -> None:
-        self._policy, self._version = policy, version
+    def __init__(self, policy: Policy, profiles: Mapping[str, Profile], version: str = "", digest: str = "") -> None:
+        self._policy, self._version, self._digest = policy, version, digest
         self.robots = {name: self._of_profile(profile) for name, profile in profiles.items()} or {
             name: self._of_embodiment(record.embodiment) for name, record in policy.robots.items()
         }
         self._queue = FairQueue()
         self._engine = Engine(self._predict, self._queue)
         self._threads = ThreadPoolExecutor(DECODERS, "decoder")
+        self._shares: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
         self._inference, self._waits = LatencyWindow(200), LatencyWindow(200)
         self.batch_sizes: Callable[[int], None] = lambda size: None
         self._pass_since: float | None = None
@@ -146,6 +153,7 @@ class PolicyService:
             "protocol": protocol.VERSION,
             "version": self._version,
             "checkpoint": policy.source,
+            "digest": self._digest,
             "chunk_size": policy.chunk_size,
             "action_mode": policy.network.action_mode.name,
             "views": config.num_image_views,
@@ -257,6 +265,12 @@ class PolicyService:
 
     # questions
 
+    async def beside(self, work: Callable[[], Result], owner: str) -> Result:
+        """Do what a client asks in a thread beside the event loop; one owner always leaves a thread for the others."""
+        share = self._shares.setdefault(owner, asyncio.Semaphore(DECODERS_EACH))
+        async with share:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
     async def answer(
         self, questions: Sequence[Callable[[], Question]], owner: str, deadline_s: float = protocol.LONGEST_WAIT_S
     ) -> list[Answer]:
@@ -270,8 +284,8 @@ class PolicyService:
         Raises:
             RequestError: naming what cannot be answered, and why.
         """
-        loop, deadline = asyncio.get_running_loop(), time.monotonic() + deadline_s
-        read = [await loop.run_in_executor(self._threads, self._read, each) for each in questions]
+        deadline = time.monotonic() + deadline_s
+        read = [await self.beside(partial(self._read, each), owner) for each in questions]
         asks = [Ask(seen, prefix, views, owner, deadline, self._queue) for seen, prefix, views in read]
         self._queue.add(*asks)
         self._engine.wake()
