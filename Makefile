@@ -21,7 +21,7 @@ EXTRAS := $(EXTRAS),kinematics,sim,train,replay,view,lerobot,serve,dev
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 MESSAGE_SOURCES := $(wildcard msg/*.msg action/*.action launch/* scripts/* tools/*.cmake) \
-                   CMakeLists.txt package.xml setup.py
+                   CMakeLists.txt package.xml setup.py xvla_ros/control/chain.cpp
 # Messages are generated into the source tree, so their stamp lies there: the other distribution's build removes it.
 MESSAGES := xvla_ros/msg/.built-for-$(ROS_DISTRO)
 
@@ -112,5 +112,5 @@ $(MESSAGES): $(MESSAGE_SOURCES) $(VENV)/.dependencies
 
 clean:
 	rm -rf build dist *.egg-info install log xvla_out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -rf xvla_ros/msg xvla_ros/action xvla_ros/*.so
+	rm -rf xvla_ros/msg xvla_ros/action xvla_ros/*.so xvla_ros/control/*.so
 	find xvla_ros test launch -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the messages with CMake, the same way as colcon does, and lays the results out for pip.
+"""Builds the messages with CMake, the same way as colcon does, and the limiter's chain; lays the results out for pip.
 
 What is not in ``pyproject.toml`` is here: the generated Python goes into the package (into the source tree when the
 install is editable), libraries and the ``share`` folder go into the prefix of the environment. See
@@ -104,11 +104,17 @@ class BuildWithoutMessages(build_py):
 
 
 class BuildMessages(build_ext):
-    """Runs CMake into a staging folder and sorts what it installed into package and data files."""
+    """Runs CMake into a staging folder and sorts what it installed into package and data files; builds the rest too."""
 
     prefix: Path
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.extensions = [extension for extension in self.extensions if extension.sources]
+
     def run(self) -> None:
+        if self.extensions:
+            super().run()
         build = Path(self.build_temp).resolve() / "messages"
         staging = build / "staging"
         shutil.rmtree(build, ignore_errors=True)
@@ -131,6 +137,7 @@ class BuildMessages(build_ext):
             f"-DPython3_EXECUTABLE={sys.executable}",
             "-DCMAKE_BUILD_TYPE=Release",
             "-DBUILD_TESTING=OFF",
+            "-DXVLA_ROS_CHAIN=OFF",  # built beside it
         ]
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
         for command in (
@@ -165,11 +172,26 @@ class BuildMessages(build_ext):
         if self.editable_mode:
             self.run_command("install_data")  # setuptools leaves data files out of editable installs
 
-    def get_outputs(self) -> list[str]:
-        return []
 
-    def get_output_mapping(self) -> dict[str, str]:
-        return {}
+def chain() -> list[Extension]:
+    """Return the compiled part of the limiter, which may fail to build; nothing where Ruckig is not at hand."""
+    spec = importlib.util.find_spec("ruckig")
+    prefix = Path(spec.origin).parent if spec is not None and spec.origin is not None else ROOT
+    libraries = [str(file) for file in prefix.glob("lib*/libruckig.a")]
+    if not libraries:
+        return []
+    return [
+        Extension(
+            f"{PACKAGE}.control._chain",
+            sources=[f"{PACKAGE}/control/chain.cpp"],
+            include_dirs=[str(prefix / "include")],
+            extra_objects=libraries,
+            # no fused multiply-add: the same numbers as in Python
+            extra_compile_args=["-std=c++17", "-O2", "-fvisibility=hidden", "-ffp-contract=off"],
+            extra_link_args=["-Wl,--exclude-libs,ALL", "-s"],
+            optional=True,
+        )
+    ]
 
 
 def shared_files() -> list[tuple[str, list[str]]]:
@@ -188,13 +210,18 @@ def main() -> None:
     if prefix is None:
         BuildWithoutMessages.reason = reason
         mark = "" if "sdist" in sys.argv else MARK_WITHOUT_MESSAGES
-        setup(version=version() + mark, cmdclass={"build_py": BuildWithoutMessages}, data_files=shared_files())
+        setup(
+            version=version() + mark,
+            cmdclass={"build_py": BuildWithoutMessages},
+            ext_modules=chain(),
+            data_files=shared_files(),
+        )
         return
     BuildMessages.prefix = prefix
     setup(
         version=version(),
         cmdclass={"build_ext": BuildMessages},
-        ext_modules=[Extension(f"{PACKAGE}.messages", sources=[])],  # makes the wheel one of this platform
+        ext_modules=[Extension(f"{PACKAGE}.messages", sources=[]), *chain()],  # the first: a wheel of this platform
         data_files=shared_files(),
     )
 

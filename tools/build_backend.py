@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The build backend: setuptools, which also asks for the message generators where they are wanted.
+"""The build backend: setuptools, which also asks for Ruckig, and for the message generators where they are wanted.
 
 The option ``messages`` (``pip install . -C messages=VALUE``, or the variable XVLA_ROS_MESSAGES) takes
 
@@ -32,13 +32,13 @@ Settings = dict[str, Any] | None
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
     wanted = _wanted(config_settings)
     os.environ[VARIABLE] = "off"  # setup.py must not look for generators that are only being asked for
-    return build_meta.get_requires_for_build_wheel(None) + _generators(wanted)
+    return build_meta.get_requires_for_build_wheel(None) + _ruckig() + _generators(wanted)
 
 
 def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
     wanted = _wanted(config_settings)
     os.environ[VARIABLE] = "off"
-    return build_meta.get_requires_for_build_editable(None) + _generators(wanted)
+    return build_meta.get_requires_for_build_editable(None) + _ruckig() + _generators(wanted)
 
 
 def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: Settings = None) -> str:
@@ -81,9 +81,18 @@ def _generators(wanted: str) -> list[str]:
     distribution = _installed_wheels() if wanted == "auto" else wanted
     if distribution not in GENERATORS:
         return []
-    with Path("pyproject.toml").open("rb") as file:
-        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    extras = _project()["optional-dependencies"]
     return [requirement for extra in GENERATORS[distribution] for requirement in extras[extra]]
+
+
+def _ruckig() -> list[str]:
+    """The Ruckig that is used, pinned; its wheel holds what the limiter's chain is compiled against."""
+    return [requirement for requirement in _project()["dependencies"] if requirement.startswith("ruckig")]
+
+
+def _project() -> dict[str, Any]:
+    with Path("pyproject.toml").open("rb") as file:
+        return tomllib.load(file)["project"]
 
 
 def _installed_wheels() -> str | None:

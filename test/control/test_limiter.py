@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The limiter: every path can be stopped in time and stays inside every limit, whatever was planned."""
+"""The limiter: every path can be stopped in time and stays inside every limit, whatever was planned.
+
+All of it holds of the compiled chain and of the one in Python.
+"""
 
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from xvla_ros.control import limiter as limiter_module
 from xvla_ros.control.limiter import Limiter, command_window
 from xvla_ros.control.motion import Brakes, MotionState, window_times
 from xvla_ros.robots.joints import JointLimits
@@ -23,6 +27,18 @@ SECOND = 1_000_000_000
 JERKS = [np.inf, 200.0, 100.0]
 
 seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(scope="module", autouse=True, params=["compiled", "in Python"])
+def way(request):
+    """Which chain the limiter uses."""
+    if request.param == "compiled":
+        pytest.importorskip("xvla_ros.control._chain", reason="not compiled: pip install -e . needs a C++ compiler")
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limiter_module, "_chain", None)
+        yield
 
 
 def limits_of(joints=4, reach=1.0, velocity=2.0, acceleration=10.0, jerk=np.inf):

@@ -25,6 +25,7 @@ import xvla_ros
 from rclpy.type_support import check_for_type_support
 from xvla_ros.action import RunPolicy
 from xvla_ros.msg import ActionChunk, PolicyStatus
+from xvla_ros.control import _chain  # the compiled part of the limiter
 from xvla_ros.resources import config_dir
 for kind in (ActionChunk, PolicyStatus, RunPolicy):
     check_for_type_support(kind)

@@ -26,6 +26,11 @@ from xvla_ros.control.motion import (
 from xvla_ros.robots.joints import JointLimits
 from xvla_ros.types import Floats
 
+try:
+    from xvla_ros.control import _chain
+except ImportError:  # no compiler where the package was installed: the same is done in Python, six times slower
+    _chain = None  # type: ignore[assignment]
+
 # A point further from the plan than this share of a joint's range, and than twice the margin, counts as limited.
 LIMITED = 1e-4
 ROUNDS = 3  # of looking for the point where a late joint meets the plan; one round where the next window is sooner
@@ -62,6 +67,9 @@ class Limiter:
     rest, every path is inside every limit and ends at rest, whatever the plan.
 
     Each joint is limited for itself: one that is held up does not delay the others. Not for use by two threads.
+
+    ``_chain`` (``chain.cpp``) is ``_chained`` and what it calls, compiled: the same steps in the same order with
+    the same Ruckig, so the same numbers. What needs points added, or finds no brake, is left to Python.
     """
 
     def __init__(self, limits: JointLimits) -> None:
@@ -90,7 +98,8 @@ class Limiter:
         _check_finite(start, times, positions, velocities)
         bounds = self._brakes.bounds(times)
         targets = self._targets(times, positions, velocities, bounds)
-        return self._chain(start, times, targets, positions, bounds)
+        chain = (start, times, targets, positions, bounds)
+        return self._compiled(*chain) or self._chained(*chain)
 
     def brake(self, start: MotionState, times: Floats) -> LimitedPath:
         """Come to rest as soon as the limits allow; add points where the last time is too early for that.
@@ -130,7 +139,23 @@ class Limiter:
         speed: Floats = acceleration * (np.sqrt(ramp**2 + 2 * distance / acceleration) - ramp)
         return speed
 
-    def _chain(self, start: MotionState, times: Floats, targets: Floats, plan: Floats, bounds: Bounds) -> LimitedPath:
+    def _compiled(
+        self, start: MotionState, times: Floats, targets: Floats, plan: Floats, bounds: Bounds
+    ) -> LimitedPath | None:
+        """Return what ``_chained`` returns; None where there is nothing compiled, or it leaves this one to Python."""
+        if _chain is None:
+            return None
+        limits, brakes = self._limits, self._brakes
+        own = (limits.max_velocity, limits.max_acceleration, limits.max_jerk, brakes.acceleration, brakes.jerk)
+        joints = np.stack([*own, bounds.lower, bounds.upper, bounds.velocity, bounds.margin], axis=1)
+        states, ending = np.empty_like(targets), np.empty(plan.shape, bool)
+        constants = (TOLERANCE, OVERTAKEN, STANDS, MOST_EXTRA_POINTS, ROUNDS)
+        if not _chain.follow(joints, start.rows(), times, targets, states, ending, *constants):
+            return None
+        moved = self._count_moved(states[:, 0], plan, ending, bounds)
+        return LimitedPath(times, states[:, 0], states[:, 1], states[:, 2], moved)
+
+    def _chained(self, start: MotionState, times: Floats, targets: Floats, plan: Floats, bounds: Bounds) -> LimitedPath:
         state, before, end = start.rows(), 0.0, float(times[-1])
         brake = self._brakes.safe(state, end, bounds)
         if brake is None or _takes_too_long(brake, times):
