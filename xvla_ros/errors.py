@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -48,8 +49,9 @@ class Problem:
     def __str__(self) -> str:
         text = ": ".join(part for part in (self.file, self.key, self.message) if part)
         # For lists and mappings the message says what matters; a tuple is a shape.
-        if isinstance(self.value, str | int | float | tuple) and str(self.value) not in self.message:
-            text += f"; found {self.value}"
+        found = brief(self.value)
+        if isinstance(self.value, str | int | float | tuple) and str(found) not in self.message:
+            text += f"; found {found}"
         return text + (f"; expected {self.expected}" if self.expected else "")
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,9 +170,24 @@ class EvaluationError(XvlaError, RuntimeError):
     """An evaluation or a replay that cannot go on, or a report that cannot be made of it; the message says why."""
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 10
+_SHORT.maxlevel = 4
+
+
+def brief(value: Any) -> Any:
+    """Return a value as a message may show it: numbers and short texts as they are, others cut to a few words."""
+    if value is None or isinstance(value, bool | float) or (isinstance(value, str) and len(value) <= _SHORT.maxstring):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 10**30 else f"an integer of {value.bit_length()} bits"
+    return _SHORT.repr(value)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest of ``known``, or nothing when none is close."""
-    options = list(known)
+    name, options = name[: _SHORT.maxstring], list(known)
     close = difflib.get_close_matches(name, options, n=1) or [
         item for item in options if name and item.startswith(name)
     ]

@@ -473,6 +473,9 @@ def test_tokenizer_is_taken_from_the_checkpoint_it_was_trained_from(folder: Path
     (problem,) = problems_of(folder)
     assert "copy tokenizer.json and tokenizer_config.json from the checkpoint that this one was trained from" in problem
     edit_json(folder / "config.json", lambda data: data.update(pretrained_path=str(saved)))
+    assert "leads out of its folder" in problems_of(folder)[0]
+    shutil.copytree(saved, folder / "base")
+    edit_json(folder / "config.json", lambda data: data.update(pretrained_path="base"))
     assert checkpoint.load(folder).processor.tokenizer.encode(["red"]).shape == (1, 24)
 
 

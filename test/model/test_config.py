@@ -115,9 +115,9 @@ def test_other_policies_are_refused_by_their_type() -> None:
 def test_written_config_reads_back(tmp_path: Path) -> None:
     config = XvlaConfig(
         vision=VisionConfig(
-            embed_dim=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), num_groups=(1, 2, 3, 4), projection_dim=24,
+            embed_dim=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), num_groups=(1, 2, 3, 4), projection_dim=32,
         ),
-        text=TextConfig(vocab_size=99, d_model=24, attention_dropout=0.0, activation_dropout=0.0),
+        text=TextConfig(vocab_size=99, d_model=32, attention_dropout=0.0, activation_dropout=0.0),
         num_image_views=2, use_hetero_proj=True, action_mode="joint", image_size=(96, 64),
         normalization={"STATE": "MEAN_STD"},
     )  # fmt: skip

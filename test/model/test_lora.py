@@ -50,7 +50,7 @@ def lora_tensors(saved: Path) -> dict[str, torch.Tensor]:
 def test_adapter_is_merged_into_its_base(saved: Path, tmp_path: Path, policy: Policy) -> None:
     tensors = lora_tensors(saved)
     write_adapter(tmp_path / "adapter", tensors, base_model_name_or_path=str(saved))
-    merged = checkpoint.load(tmp_path / "adapter").network
+    merged = checkpoint.load(f"{tmp_path / 'adapter'},{saved}").network
     for module, ours in (
         (QKV, "transformer.blocks.1.attn.qkv"),
         (Q_PROJ, "vlm.language_model.encoder.layers.0.self_attn.q_proj"),
@@ -87,7 +87,7 @@ def test_peft_merges_to_the_same_weights(saved: Path, tmp_path: Path) -> None:
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "base_model_name_or_path": str(saved)}))
     theirs = wrapped.merge_and_unload().state_dict()
-    ours = checkpoint.load(tmp_path / "adapter").network.state_dict()
+    ours = checkpoint.load(f"{tmp_path / 'adapter'},{saved}").network.state_dict()
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], atol=1e-5, rtol=1e-5, msg=name)
 
@@ -127,7 +127,7 @@ def test_adapter_answers_as_peft_does_with_its_start_and_patterns(
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(saved)}))
     base = Holder(checkpoint.load(saved, dtype="float32").network)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload().model.state_dict()
-    ours = checkpoint.load(tmp_path / "adapter", dtype="float32").network.state_dict()
+    ours = checkpoint.load(f"{tmp_path / 'adapter'},{saved}", dtype="float32").network.state_dict()
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], atol=2e-5, rtol=1e-5, msg=name)
 
@@ -137,7 +137,7 @@ def test_adapter_that_is_not_finite_is_named(saved: Path, tmp_path: Path) -> Non
     tensors[f"base_model.model.{QKV}.lora_B.weight"][0, 0] = float("nan")
     write_adapter(tmp_path / "adapter", tensors, base_model_name_or_path=str(saved))
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: .*qkv.*is not finite in 1 of "):
-        checkpoint.load(tmp_path / "adapter")
+        checkpoint.load(f"{tmp_path / 'adapter'},{saved}")
 
 
 def test_adapters_own_record_counts_before_the_bases(saved: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_adapters_own_record_counts_before_the_bases(saved: Path, tmp_path: Path
     record = json.loads((saved / "xvla_ros.json").read_text())
     record["training"] = {"trained_domains": [19]}
     (tmp_path / "adapter" / "xvla_ros.json").write_text(json.dumps(record))
-    loaded = checkpoint.load(tmp_path / "adapter")
+    loaded = checkpoint.load(f"{tmp_path / 'adapter'},{saved}")
     assert loaded.is_trained(19) and not loaded.is_trained(0)
 
 
@@ -165,7 +165,7 @@ def test_kinds_of_adapter_that_are_not_merged_are_named(
 ) -> None:
     write_adapter(tmp_path / "adapter", lora_tensors(saved), base_model_name_or_path=str(saved), **settings)
     with pytest.raises(CheckpointError, match=f"adapter_config.json: {words}"):
-        checkpoint.load(tmp_path / "adapter")
+        checkpoint.load(f"{tmp_path / 'adapter'},{saved}")
 
 
 def test_adapter_of_another_network_is_named_key_by_key(saved: Path, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_adapter_of_another_network_is_named_key_by_key(saved: Path, tmp_path: P
     }
     write_adapter(tmp_path / "adapter", tensors, base_model_name_or_path=str(saved))
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.load(tmp_path / "adapter")
+        checkpoint.load(f"{tmp_path / 'adapter'},{saved}")
     text = str(caught.value)
     assert "A (2, 100), B (384, 2); expected A [r, 128], B [384, r]" in text
     assert "is incomplete; found only one of lora_A and lora_B" in text

@@ -9,12 +9,15 @@ Two dialects exist: LeRobot's (``"type": "xvla"``, ``chunk_size``) and the origi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from xvla_ros.errors import CheckpointError, Problem
+from xvla_ros import limits
+from xvla_ros.errors import CheckpointError, Problem, brief
 
 from ..network.config import ACTION_FEATURE, DEFAULT_IMAGE_SIZE, ORIGINAL, TextConfig, VisionConfig, XvlaConfig
 from .config_keys import PASSED_ON, SHARED_INTS, judge
@@ -35,6 +38,21 @@ _TEXT_COUNTS = (
 )  # fmt: skip
 _TEXT_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _TEXT_RATES = ("dropout", "attention_dropout", "activation_dropout")
+_ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish", "tanh")
+_STAGES = 16  # of the vision tower
+_VIEWS = 64
+# The largest value of an integer, where another than of ``limits.WIDTH``.
+_MOST = {
+    "depth": limits.LAYERS, "encoder_layers": limits.LAYERS, "vocab_size": limits.VOCABULARY,
+    "max_len_seq": limits.SEQUENCE, "chunk_size": limits.SEQUENCE, "num_actions": limits.SEQUENCE,
+    "len_soft_prompts": limits.SEQUENCE, "soft_prompt_length": limits.SEQUENCE, "tokenizer_max_length": limits.SEQUENCE,
+    "max_position_embeddings": limits.SEQUENCE, "max_pos_embeddings": limits.SEQUENCE,
+    "max_temporal_embeddings": limits.SEQUENCE, "num_denoising_steps": 1000, "num_image_views": _VIEWS,
+    "empty_cameras": _VIEWS, "window_size": limits.WINDOW, "depths": limits.LAYERS, "patch_size": limits.WINDOW,
+    "patch_stride": limits.WINDOW, "patch_padding": limits.WINDOW, "resize_imgs_with_padding": limits.SIDE,
+    **dict.fromkeys(_TEXT_IDS, limits.VOCABULARY),
+}  # fmt: skip
+_UNTIL_MLP, _WHOLE = 64.0, 1.0  # largest ratio of the perceptrons, largest rate
 
 
 class _ConfigReader:
@@ -47,7 +65,8 @@ class _ConfigReader:
         self.problems.append(Problem(self.file, self.prefix + key, None, expected, "is missing"))
 
     def wrong(self, key: str, expected: str) -> None:
-        self.problems.append(Problem(self.file, self.prefix + key, self.data.get(key), expected, "has the wrong value"))
+        found = brief(self.data.get(key))
+        self.problems.append(Problem(self.file, self.prefix + key, found, expected, "has the wrong value"))
 
     def _value(self, key: str, default: Any, kinds: type | tuple[type, ...], expected: str) -> Any:
         value = self.data.get(key, default)
@@ -57,15 +76,20 @@ class _ConfigReader:
         return default
 
     def integer(self, key: str, default: int, least: int = 1) -> int:
-        expected = f"an integer of at least {least}"
-        value = int(self._value(key, default, int, expected))
-        if value >= least:
-            return value
-        self.wrong(key, expected)
+        most = _MOST.get(key, limits.WIDTH)
+        value = self._value(key, default, int, expected := f"an integer of at least {least}")
+        if least <= value <= most:
+            return int(value)
+        self.wrong(key, expected if value < least else f"an integer of at most {most}")
         return default
 
-    def number(self, key: str, default: float) -> float:
-        return float(self._value(key, default, (int, float), "a number"))
+    def number(self, key: str, default: float, most: float = _WHOLE, least: float = 0.0) -> float:
+        expected = f"a number of {least:g} … {most:g}"
+        value = self._value(key, default, (int, float), expected)
+        if math.isfinite(value) and least <= value <= most:
+            return float(value)
+        self.wrong(key, expected)
+        return default
 
     def flag(self, key: str, default: bool) -> bool:
         return bool(self._value(key, default, bool, "true or false"))
@@ -73,13 +97,41 @@ class _ConfigReader:
     def text(self, key: str, default: str) -> str:
         return str(self._value(key, default, str, "a string"))
 
-    def integers(self, key: str, default: tuple[int, ...], count: int | None = None) -> tuple[int, ...]:
-        value = self.data.get(key, list(default))
-        whole = isinstance(value, (list, tuple)) and all(isinstance(v, int) for v in value)
-        if not whole or (count is not None and len(value) != count):
-            self.wrong(key, f"a list of {count or len(default)} integers")
+    def integers(self, key: str, default: tuple[int, ...], count: int | None = None, least: int = 1) -> tuple[int, ...]:
+        value, most = self.data.get(key, list(default)), _MOST.get(key, limits.WIDTH)
+        if (
+            not isinstance(value, list | tuple)
+            or not all(type(v) is int and least <= v <= most for v in value)
+            or (count is not None and len(value) != count)
+            or not 0 < len(value) <= _STAGES
+        ):
+            self.wrong(key, f"a list of {count or len(default)} integers, each {least}…{most}")
             return default
         return tuple(value)
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """Return an object, an empty one where the key is not there or null."""
+        value = self.data.get(key)
+        if value is None:
+            return {}
+        if isinstance(value, Mapping):
+            return value
+        self.wrong(key, "an object")
+        return {}
+
+    def shape(self, group: str, name: str) -> tuple[int, ...]:
+        """Return the shape of a feature; empty where none is stated."""
+        feature = self.mapping(group).get(name)
+        value = feature.get("shape") if isinstance(feature, Mapping) else None
+        if value is None or value == []:
+            return ()
+        whole = isinstance(value, list) and len(value) <= limits.DIMENSIONS
+        if whole and all(type(each) is int and 0 < each <= limits.WIDTH for each in value):
+            return tuple(value)
+        expected = f"a list of integers, each 1…{limits.WIDTH}"
+        key = f"{self.prefix}{group}.{name}.shape"
+        self.problems.append(Problem(self.file, key, brief(value), expected, "has the wrong value"))
+        return ()
 
     def section(self, key: str) -> _ConfigReader | None:
         value = self.data.get(key)
@@ -98,18 +150,32 @@ def read_config(path: Path) -> XvlaConfig:
     Raises:
         CheckpointError: naming every missing or ill-typed key at once, and every unknown one that can change an answer.
     """
-    return parse_config(read_json(path), path.name)
+    with checkpoint_edge(path):
+        return parse_config(read_json(path), path.name)
+
+
+def checkpoint_edge(path: Path) -> AbstractContextManager[None]:
+    """Return a context in which whatever cannot be read of a file of a checkpoint becomes a CheckpointError."""
+
+    def named(cause: str) -> CheckpointError:
+        return CheckpointError(str(path.parent), [Problem(path.name, "", None, "", f"cannot be read: {cause}")])
+
+    return limits.edge(CheckpointError, named)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, or raise CheckpointError naming the file."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(str(path.parent), [Problem(path.name, "", None, "a file", "is missing")]) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        problem = Problem(path.name, "", None, "JSON", f"cannot be parsed: {error}")
-        raise CheckpointError(str(path.parent), [problem]) from None
+        with checkpoint_edge(path):
+            data = limits.read_json(path)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            missing = Problem(path.name, "", None, "a file", "is missing")
+            raise CheckpointError(str(path.parent), [missing]) from None
+        if isinstance(error.__cause__, json.JSONDecodeError | UnicodeDecodeError):
+            problem = Problem(path.name, "", None, "JSON", f"cannot be parsed: {error.__cause__}")
+            raise CheckpointError(str(path.parent), [problem]) from None
+        raise
     if not isinstance(data, dict):
         problem = Problem(path.name, "", type(data).__name__, "a JSON object", "has the wrong form")
         raise CheckpointError(str(path.parent), [problem])
@@ -149,7 +215,7 @@ def _parse_shared(reader: _ConfigReader, vision: VisionConfig, text: TextConfig)
     return replace(
         base,
         **counts,
-        mlp_ratio=reader.number("mlp_ratio", base.mlp_ratio),
+        mlp_ratio=reader.number("mlp_ratio", base.mlp_ratio, most=_UNTIL_MLP, least=1 / _UNTIL_MLP),
         use_hetero_proj=reader.flag("use_hetero_proj", False),
         action_mode=reader.text("action_mode", base.action_mode).lower(),
         max_action_dim=reader.integer("max_action_dim", base.max_action_dim),
@@ -162,7 +228,7 @@ def _parse_lerobot(reader: _ConfigReader, config: XvlaConfig) -> XvlaConfig:
     if dtype not in ("float32", "bfloat16"):
         reader.wrong("dtype", "float32 or bfloat16")
     uses_state = reader.flag("use_proprio", True)
-    mapping = reader.data.get("normalization_mapping") or {}
+    mapping = reader.mapping("normalization_mapping")
     return replace(
         config,
         chunk_size=reader.integer("chunk_size", 32),
@@ -181,14 +247,16 @@ def _parse_lerobot(reader: _ConfigReader, config: XvlaConfig) -> XvlaConfig:
 
 def _parse_original(reader: _ConfigReader, config: XvlaConfig) -> XvlaConfig:
     # Both names are written; the network is built from the first.
-    prompts = reader.data.get("len_soft_prompts", reader.data.get("soft_prompt_length", config.len_soft_prompts))
+    prompts = config.len_soft_prompts
+    if "len_soft_prompts" not in reader.data:
+        prompts = reader.integer("soft_prompt_length", prompts, least=0)
     dtype = str(reader.data.get("torch_dtype") or reader.data.get("dtype") or "float32")
     relative, unseen = (_channels(reader, key) for key in ("idx_for_delta", "idx_for_mask_proprio"))
     if config.action_mode == "auto" and {"idx_for_delta", "idx_for_mask_proprio"} & set(reader.data):
         config = replace(config, action_mode="auto_relative", relative=relative, unseen=unseen)
     return replace(
         config,
-        len_soft_prompts=int(prompts),
+        len_soft_prompts=prompts,
         chunk_size=reader.integer("num_actions", 30),
         action_dim=reader.integer("real_action_dim", 1) if "real_action_dim" in reader.data else None,
         state_dim=20 if reader.flag("use_proprio", True) else 0,
@@ -202,27 +270,28 @@ def _parse_original(reader: _ConfigReader, config: XvlaConfig) -> XvlaConfig:
 
 def _channels(reader: _ConfigReader, key: str) -> tuple[int, ...]:
     """Read a list of channels of the robot's action, each once."""
-    width = reader.data.get("real_action_dim") or reader.data.get("max_action_dim") or 20
+    width = reader.integer("real_action_dim" if reader.data.get("real_action_dim") else "max_action_dim", 20)
     value = reader.data.get(key) or []
-    if isinstance(value, list) and all(isinstance(each, int) and 0 <= each < width for each in value):
+    if isinstance(value, list) and all(type(each) is int and 0 <= each < width for each in value):
         return tuple(dict.fromkeys(value))
     reader.wrong(key, f"a list of channels, each 0…{width - 1}")
     return ()
 
 
 def _feature_width(reader: _ConfigReader, group: str, name: str) -> int | None:
-    feature = (reader.data.get(group) or {}).get(name)
-    return int(feature["shape"][-1]) if isinstance(feature, Mapping) and feature.get("shape") else None
+    shape = reader.shape(group, name)
+    return shape[-1] if shape else None
 
 
 def _visual_shapes(reader: _ConfigReader) -> list[tuple[int, ...]]:
-    features = reader.data.get("input_features") or {}
-    return [tuple(f["shape"]) for f in features.values() if isinstance(f, Mapping) and f.get("type") == "VISUAL"]
+    features = reader.mapping("input_features")
+    names = [name for name, f in features.items() if isinstance(f, Mapping) and f.get("type") == "VISUAL"]
+    return [reader.shape("input_features", name) for name in names]
 
 
 def _lerobot_views(reader: _ConfigReader, stated: Any) -> int | None:
     """Return how many views LeRobot pads to: ``num_image_views``, or cameras plus ``empty_cameras`` if that is more."""
-    names = (reader.data.get("input_features") or {}).items()
+    names = reader.mapping("input_features").items()
     cameras = [k for k, f in names if isinstance(f, Mapping) and f.get("type") == "VISUAL" and "empty_camera" not in k]
     counted = len(cameras) + reader.integer("empty_cameras", 0, least=0)
     if stated is None:
@@ -232,13 +301,16 @@ def _lerobot_views(reader: _ConfigReader, stated: Any) -> int | None:
 
 def _image_size(reader: _ConfigReader) -> tuple[int, int]:
     """Return (height, width) of the network's pictures: the stated resize, else what the cameras deliver, else 224."""
+    shapes = _visual_shapes(reader)
     if reader.data.get("resize_imgs_with_padding") is not None:
         height, width = reader.integers("resize_imgs_with_padding", DEFAULT_IMAGE_SIZE, count=2)
         return height, width
-    sizes = {shape[-2:] for shape in _visual_shapes(reader) if len(shape) == 3}
+    sizes = {shape[-2:] for shape in shapes if len(shape) == 3}
     if len(sizes) == 1:
         height, width = sizes.pop()
-        return int(height), int(width)
+        if max(height, width) <= limits.SIDE:
+            return height, width
+        reader.wrong("input_features", f"pictures of at most {limits.SIDE} pixels a side, or resize_imgs_with_padding")
     return DEFAULT_IMAGE_SIZE
 
 
@@ -258,11 +330,14 @@ def _parse_vision(reader: _ConfigReader) -> VisionConfig:
     if not is_vendored and "embed_dim" not in reader.data:
         reader.miss("dim_embed", "widths of the stages (or embed_dim, in transformers' own words)")
     source = reader.data.get("image_feature_source", FEATURE_SOURCE)
-    if list(source) != FEATURE_SOURCE:
+    if source != FEATURE_SOURCE:
         reader.wrong("image_feature_source", str(FEATURE_SOURCE))
-    prenorm = reader.data.get("patch_prenorm", base.patch_prenorm)
+    prenorm = reader.data.get("patch_prenorm", list(base.patch_prenorm))
+    if not isinstance(prenorm, list) or not all(isinstance(each, bool | int) for each in prenorm):
+        reader.wrong("patch_prenorm", "a list of true and false")
+        prenorm = list(base.patch_prenorm)
     stages = {
-        name: reader.integers(name, getattr(base, name))
+        name: reader.integers(name, getattr(base, name), least=0 if name == "patch_padding" else 1)
         for name in ("depths", "num_heads", "num_groups", "patch_size", "patch_stride", "patch_padding")
     }
     config = replace(
@@ -280,6 +355,12 @@ def _parse_vision(reader: _ConfigReader) -> VisionConfig:
         else reader.integer("max_temporal_embeddings", 100),
         **stages,
     )
+    for name in ("num_heads", "num_groups"):
+        counts = getattr(config, name)
+        if any(width % count for width, count in zip(config.embed_dim, counts, strict=False)):
+            reader.wrong(name, f"divisors of the widths {list(config.embed_dim)}")
+    if sum(config.depths) > limits.LAYERS:
+        reader.wrong("depths", f"at most {limits.LAYERS} blocks in all")
     lengths = {len(config.embed_dim), len(config.patch_prenorm), *(len(value) for value in stages.values())}
     if len(lengths) != 1:
         key, found = reader.prefix.rstrip("."), tuple(sorted(lengths))
@@ -301,11 +382,12 @@ def _parse_text(reader: _ConfigReader) -> TextConfig:
     values: dict[str, Any] = {key: reader.integer(key, getattr(base, key)) for key in _TEXT_COUNTS}
     values.update({key: reader.integer(key, getattr(base, key), least=0) for key in _TEXT_IDS})
     values.update({key: reader.number(key, getattr(base, key)) for key in _TEXT_RATES})
+    if (activation := reader.text("activation_function", base.activation_function)) not in _ACTIVATIONS:
+        reader.wrong("activation_function", f"one of {', '.join(_ACTIVATIONS)}")
+    if values["d_model"] % values["encoder_attention_heads"]:
+        reader.wrong("encoder_attention_heads", f"a divisor of d_model {values['d_model']}")
     return replace(
-        base,
-        **values,
-        activation_function=reader.text("activation_function", base.activation_function),
-        scale_embedding=reader.flag("scale_embedding", False),
+        base, **values, activation_function=activation, scale_embedding=reader.flag("scale_embedding", False)
     )
 
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from xvla_ros import limits
 from xvla_ros.errors import CheckpointError, Problem
 
 from ..inputs.words import TOKENIZER_FILE
 from ..network.config import IMAGENET_MEAN, IMAGENET_STD, ORIGINAL, XvlaConfig
-from .dialects import read_config, read_json
+from .dialects import checkpoint_edge, read_config, read_json
 from .pipelines import PREPROCESSOR, RELATIVE, Pipelines, read_pipelines
 from .record import RECORD_FILE, Record, read_record
 from .released import hub_id_of
@@ -70,23 +71,41 @@ def find_checkpoint(folder_or_id: str | Path, revision: str | None = None) -> Ch
     """Find a checkpoint, downloading it from the Hugging Face hub where the name is an id and no folder.
 
     Of a LeRobot run, ``RUN``, ``RUN/checkpoints`` and ``RUN/checkpoints/last`` are its last checkpoint, and
-    ``RUN/checkpoints/000010`` is that step's.
+    ``RUN/checkpoints/000010`` is that step's. ``ADAPTER,BASE`` is an adapter on a base that the user chose; the base
+    that an adapter names itself is a folder within it, or a hub id with its commit (``revision``).
 
     Raises:
         CheckpointError: if there is none of that name, or an adapter's base cannot be found.
     """
+    source, chosen = str(folder_or_id), ""
+    if "," in source and not isinstance(folder_or_id, Path) and not Path(source).expanduser().exists():
+        folder_or_id, _, chosen = source.partition(",")
     folder = _folder(folder_or_id, revision)
     if not (folder / ADAPTER_CONFIG).is_file():
-        return CheckpointFolders(folder, None, str(folder_or_id))
+        if chosen:
+            problem = Problem(ADAPTER_CONFIG, "", None, "an adapter before the comma", "is missing")
+            raise CheckpointError(source, [problem])
+        return CheckpointFolders(folder, None, source)
+    if chosen:
+        return CheckpointFolders(_folder(chosen, None), folder, source)
     if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
-        return CheckpointFolders(folder, folder, str(folder_or_id))
-    named = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        return CheckpointFolders(folder, folder, source)
+    return CheckpointFolders(_named_base(folder, source), folder, source)
+
+
+def _named_base(folder: Path, source: str) -> Path:
+    told = read_json(folder / ADAPTER_CONFIG)
+    named = told.get("base_model_name_or_path")
     if not named:
         problem = Problem(ADAPTER_CONFIG, "base_model_name_or_path", named, "a folder or a hub id", "is missing")
-        raise CheckpointError(str(folder_or_id), [problem])
-    beside = folder / str(named)
-    base = beside if beside.is_dir() else _folder(str(named), None)
-    return CheckpointFolders(base, folder, str(folder_or_id))
+        raise CheckpointError(source, [problem])
+    try:
+        beside = limits.inside(folder, str(named))
+        return _within(beside) if beside.is_dir() else _folder(*limits.pinned(str(named), told.get("revision")))
+    except limits.LimitError as error:
+        message = f"{error}; or say which base is meant: {source},BASE"
+        problem = Problem(ADAPTER_CONFIG, "base_model_name_or_path", None, "", message)
+        raise CheckpointError(source, [problem]) from error
 
 
 def _folder(folder_or_id: str | Path, revision: str | None) -> Path:
@@ -162,7 +181,7 @@ def digest_of(folder_or_id: str | Path, revision: str | None = None) -> str:
     for folder in filter(None, (folders.base, folders.adapter if folders.adapter != folders.base else None)):
         for path in sorted(each for pattern in HUB_PATTERNS for each in folder.glob(pattern)):
             digest.update(path.name.encode())
-            with path.open("rb") as file:
+            with checkpoint_edge(path), limits.open_file(path) as file:
                 while part := file.read(1 << 24):
                     digest.update(part)
     return digest.hexdigest()
@@ -257,6 +276,11 @@ def describe(folders: CheckpointFolders, assume: Collection[str] = ()) -> Descri
     Raises:
         CheckpointError: if a file cannot be read; steps that do not fit are returned in ``problems``.
     """
+    with checkpoint_edge(folders.base):
+        return _describe(folders, assume)
+
+
+def _describe(folders: CheckpointFolders, assume: Collection[str]) -> Description:
     config = read_config(folders.holding("config.json") / "config.json")
     record = read_record(folders.holding(RECORD_FILE))
     config = replace(
@@ -311,7 +335,11 @@ def _original_images(folder: Path, config: XvlaConfig) -> tuple[XvlaConfig, list
     ]
     size = data.get("crop_size") if data.get("do_center_crop") else data.get("size")
     if isinstance(size, Mapping) and {"height", "width"} <= set(size):
-        config = replace(config, image_size=(int(size["height"]), int(size["width"])))
+        height, width = size["height"], size["width"]
+        if all(type(each) is int and 0 < each <= limits.SIDE for each in (height, width)):
+            return replace(config, image_size=(height, width)), problems
+        expected = f"height and width of 1…{limits.SIDE}"
+        problems.append(Problem(ORIGINAL_PROCESSOR, "size", (height, width), expected, "has the wrong value"))
     return config, problems
 
 

@@ -24,11 +24,11 @@ from ..network.config import ACTION_FEATURE, IMAGE_FEATURES, STATE_FEATURE, Xvla
 from ..policy import Policy
 from ..runtime.int8 import is_int8, quantise
 from ..runtime.precision import DTYPES, FLOAT32, INT8, choose
-from .dialects import lerobot_dict
+from .dialects import checkpoint_edge, lerobot_dict
 from .inspection import CheckpointFolders, Description, describe, find_checkpoint
 from .pipelines import write_pipelines
 from .record import Record, RobotRecord, write_record
-from .tensors import WEIGHTS
+from .tensors import ADAPTER_WEIGHTS, WEIGHTS
 from .weights import load_network, merge_adapter, save_weights
 
 _LOG = logging.getLogger(__name__)
@@ -118,11 +118,13 @@ def build(
     wanted = "" if dtype is None else str(dtype).removeprefix("torch.")
     precision = choose(described.config, device, wanted)
     try:
-        network = load_network(folders.base, described.config, device=device, dtype=DTYPES.get(precision.dtype))
+        with checkpoint_edge(folders.base / WEIGHTS):
+            network = load_network(folders.base, described.config, device=device, dtype=DTYPES.get(precision.dtype))
         if folders.adapter is not None:
-            merge_adapter(network, folders.adapter)
+            with checkpoint_edge(folders.adapter / ADAPTER_WEIGHTS):
+                merge_adapter(network, folders.adapter)
     except CheckpointError as error:
-        raise error.at(folders.source) from None
+        raise error.at(folders.source) from error.__cause__
     if wanted in DTYPES:
         network.config = replace(network.config, dtype=wanted)
     robots = described.record.robots

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import CheckpointError, Problem
+from xvla_ros import limits
+from xvla_ros.errors import CheckpointError, Problem, brief
 
 from ..inputs.normalisers import EPS, IDENTITY, MODES, Normaliser, Statistics
 from ..network.config import ACTION_FEATURE, IMAGE_FEATURES, STATE_FEATURE, XvlaConfig
-from .dialects import read_json
+from .dialects import checkpoint_edge, read_json
 from .tensors import read_header
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
@@ -86,6 +87,11 @@ def read_pipelines(folder: Path, config: XvlaConfig, assume: Collection[str] = (
         CheckpointError: if a file is no JSON object or a state file is garbled. Steps that do not fit are returned in
             ``problems``.
     """
+    with checkpoint_edge(folder / f"{PREPROCESSOR}.json"):
+        return _read_pipelines(folder, config, assume)
+
+
+def _read_pipelines(folder: Path, config: XvlaConfig, assume: Collection[str]) -> Pipelines:
     problems: list[Problem] = []
     missing: list[str] = []
     steps = {name: _steps(folder, name, assume, missing, problems) for name in REQUIRED}
@@ -99,19 +105,29 @@ def read_pipelines(folder: Path, config: XvlaConfig, assume: Collection[str] = (
         state=_normaliser(folder, steps[PREPROCESSOR], NORMALIZE, "STATE", config, assume, problems),
         action=_normaliser(folder, steps[POSTPROCESSOR], UNNORMALIZE, "ACTION", config, assume, problems),
     )
-    length = tokenizer.get("max_length")
+    length = _integer(tokenizer, TOKENIZE, "max_length", limits.SEQUENCE, problems)
     name = tokenizer.get("tokenizer_name")
-    domain = _first(steps[PREPROCESSOR], DOMAIN).get("domain_id")
+    domain = _integer(_first(steps[PREPROCESSOR], DOMAIN), DOMAIN, "domain_id", limits.WIDTH, problems)
     return Pipelines(
         statistics,
         str(name) if name else None,
-        int(length) if length else None,
-        None if domain is None else int(domain),
+        length or None,
+        domain,
         {_view(new): _view(old) for old, new in (_first(steps[PREPROCESSOR], RENAME).get("rename_map") or {}).items()},
         _relative(steps, config, problems),
         tuple(missing),
         tuple(problems),
     )
+
+
+def _integer(step: Mapping[str, Any], name: str, key: str, most: int, problems: list[Problem]) -> int | None:
+    value = step.get(key)
+    if value is None or (type(value) is int and 0 <= value <= most):
+        return value
+    where = f"step {name}: {key}"
+    expected = f"an integer of 0…{most}"
+    problems.append(Problem(f"{PREPROCESSOR}.json", where, brief(value), expected, "has the wrong value"))
+    return None
 
 
 def _steps(folder: Path, pipeline: str, assume: Collection[str], missing: list[str], problems: list[Problem]) -> Steps:
@@ -205,7 +221,7 @@ def _normaliser(
         return Normaliser()
     try:
         return Normaliser(mode, stats, float(step.get("eps", EPS)))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         where = str(step.get("state_file") or file)
         problems.append(Problem(where, feature, sorted(stats), f"{mode}: {', '.join(MODES[mode])}", f"fails: {error}"))
         return Normaliser()
@@ -217,14 +233,19 @@ def _stats(
     state_file = step.get("state_file")
     if not state_file:
         return {}
-    path = folder / str(state_file)
+    try:
+        path = limits.inside(folder, str(state_file))
+    except limits.LimitError as error:
+        problems.append(Problem(file, "state_file", None, "a file of the same folder", str(error)))
+        return {}
     if path.parent != folder or not path.is_file():
         problems.append(Problem(str(state_file), "", None, f"the state file {file} names", "is missing"))
         return {}
     read_header(path)
     from safetensors.numpy import load_file
 
-    tensors = load_file(path)
+    with checkpoint_edge(path):
+        tensors = load_file(path)
     prefix = f"{feature}."
     return {
         key.removeprefix(prefix): values.astype(np.float32).reshape(-1)

@@ -4,19 +4,31 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from xvla_ros.errors import CheckpointError, Problem
+from xvla_ros import limits
+from xvla_ros.errors import CheckpointError, Problem, brief
 from xvla_ros.types import Embodiment
 
 from ..inputs.normalisers import Normaliser, Statistics
-from .dialects import read_json
+from .dialects import checkpoint_edge, read_json
 
 RECORD_FILE = "xvla_ros.json"
 SCHEMA_VERSION = 1
+_PIPELINES = ("squash", "letterbox")
+_SLOTS = 64
+# Numbers of an embodiment: their types, and what a profile allows of them.
+_RANGES: Mapping[str, tuple[tuple[type, ...], float, float]] = {
+    "domain_id": ((int,), 0, limits.WIDTH - 1),
+    "waypoint_dt": ((int, float), 1e-4, 10.0),
+    "first_waypoint_offset": ((int, float), 0.0, 10.0),
+    "denoising_steps": ((int,), 1, 1000),
+    "action_width": ((int,), 1, limits.WIDTH),
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,11 @@ def read_record(folder: Path) -> Record:
     path = folder / RECORD_FILE
     if not path.is_file():
         return Record()
-    data = read_json(path)
+    with checkpoint_edge(path):
+        return _record(folder, read_json(path))
+
+
+def _record(folder: Path, data: Mapping[str, Any]) -> Record:
     if data.get("schema_version") != SCHEMA_VERSION:
         message = "is of another version; update xvla_ros or save the checkpoint again"
         problem = Problem(RECORD_FILE, "schema_version", data.get("schema_version"), str(SCHEMA_VERSION), message)
@@ -91,11 +107,17 @@ def read_record(folder: Path) -> Record:
     problems: list[Problem] = []
     robots = _robots(data.get("robots") or {}, problems)
     training = data.get("training") or {}
+    for key, allowed in (("action_mode", None), ("image_pipeline", _PIPELINES)):
+        if (value := data.get(key)) is not None and not (isinstance(value, str) and value in (allowed or (value,))):
+            expected = "one of " + ", ".join(allowed) if allowed else "a string"
+            problems.append(Problem(RECORD_FILE, key, brief(value), expected, "has the wrong value"))
     trained = training.get("trained_domains")
     if (lerobot := data.get("lerobot", "")) not in ("", *(data.get("robots") or {})):
         problems.append(Problem(RECORD_FILE, "lerobot", lerobot, "one of " + ", ".join(robots), "is no robot of it"))
-    if trained is not None and not (isinstance(trained, list) and all(isinstance(n, int) for n in trained)):
-        problems.append(Problem(RECORD_FILE, "training.trained_domains", trained, "a list of integers", "is not one"))
+    if trained is not None and not (isinstance(trained, list) and all(type(n) is int for n in trained)):
+        problems.append(
+            Problem(RECORD_FILE, "training.trained_domains", brief(trained), "a list of integers", "is not one")
+        )
     if problems:
         raise CheckpointError(str(folder), problems)
     details = {key: value for key, value in training.items() if key != "trained_domains"}
@@ -109,7 +131,7 @@ def _robots(data: Mapping[str, Any], problems: list[Problem]) -> dict[str, Robot
         try:
             embodiment = _embodiment(name, entry["embodiment"])
             statistics = {part: Normaliser.from_json(entry["statistics"][part]) for part in ("state", "action")}
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             missing = isinstance(error, KeyError)
             message = f"lacks {error}" if missing else f"cannot be read: {error}"
             problems.append(Problem(RECORD_FILE, f"robots.{name}", None, "embodiment and statistics", message))
@@ -125,8 +147,23 @@ def _embodiment(robot: str, data: Mapping[str, Any]) -> Embodiment:
     unknown = sorted(set(data) - known)
     if unknown:
         raise ValueError(f"embodiment has unknown keys {unknown}")
-    relative = tuple(data.get("relative", ()))
-    return Embodiment(**{**data, "robot": robot, "slots": tuple(data["slots"]), "relative": relative})
+    slots, relative = data["slots"], data.get("relative", [])
+    if not isinstance(slots, list) or len(slots) > _SLOTS or not all(isinstance(each, str) for each in slots):
+        raise ValueError(f"slots is {brief(slots)}, expected a list of at most {_SLOTS} names of cameras")
+    if not isinstance(relative, list) or not all(type(each) is int and 0 <= each < limits.WIDTH for each in relative):
+        raise ValueError(f"relative is {brief(relative)}, expected a list of channels")
+    found = Embodiment(**{**data, "robot": robot, "slots": tuple(slots), "relative": tuple(relative)})
+    for key, (kinds, least, most) in _RANGES.items():
+        value = getattr(found, key)
+        if key == "action_width" and value is None:
+            continue
+        if type(value) not in kinds or not math.isfinite(value) or not least <= value <= most:
+            raise ValueError(f"{key} is {brief(value)}, expected a number of {least:g} … {most:g}")
+    for key, allowed in (("image_pipeline", _PIPELINES), ("rot6d", ("interleaved", "columns")), ("action_mode", ())):
+        value = getattr(found, key)
+        if not isinstance(value, str) or (allowed and value not in allowed):
+            raise ValueError(f"{key} is {brief(value)}, expected {' or '.join(allowed) or 'a name'}")
+    return found
 
 
 def write_record(record: Record, folder: Path) -> None:

@@ -7,25 +7,28 @@ file: 8 bytes little-endian header length, a JSON header, the tensors' bytes. No
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from xvla_ros.errors import CheckpointError, Problem
+from xvla_ros import limits
+from xvla_ros.errors import CheckpointError, Problem, brief
 
 from ..network.config import XvlaConfig
-from .dialects import read_json
+from .dialects import checkpoint_edge, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_HEADER_LIMIT = 100_000_000
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 _PREFIX = re.compile(r"^model\.(?=vlm\.|transformer\.)")
@@ -95,16 +98,24 @@ def weight_files(folder: Path) -> list[Path]:
 def _shards(folder: Path) -> list[Path]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        problem = Problem(INDEX, "weight_map", weight_map, "an object: key → file", "has the wrong form")
+        problem = Problem(INDEX, "weight_map", brief(weight_map), "an object: key → file", "has the wrong form")
         raise CheckpointError(str(folder), [problem])
     names = sorted({str(name) for name in weight_map.values()})
-    outside = [name for name in names if Path(name).name != name]
+    outside = [name for name in names if Path(name).name != name or _leads_out(folder, name)]
     missing = [name for name in names if name not in outside and not (folder / name).is_file()]
     problems = [Problem(INDEX, "weight_map", name, "a file of the same folder", "points outside") for name in outside]
     problems += [Problem(name, "", None, f"a shard, as {INDEX} says", "is missing") for name in missing]
     if problems:
         raise CheckpointError(str(folder), problems)
     return [folder / name for name in names]
+
+
+def _leads_out(folder: Path, name: str) -> bool:
+    try:
+        limits.inside(folder, name)
+    except limits.LimitError:
+        return True
+    return False
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -120,38 +131,55 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """List the tensors of one file by key, and check that all their bytes are there.
+    """List the tensors of one file by key, and check that all their bytes are there, each for one tensor.
 
     Raises:
-        CheckpointError: if they are not.
+        CheckpointError: they are not, or the header is not what the format allows.
     """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
+    with checkpoint_edge(path):
+        return _read_header(path)
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    with limits.open_file(path) as stream:
+        size = stream.seek(0, 2)
+        stream.seek(0)
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 0 < length <= min(_HEADER_LIMIT, size - 8):
+        if not 0 < length <= size - 8:
             _fail(path, size, "a safetensors header", "is truncated or not safetensors")
+        if length > limits.HEADER_BYTES:
+            _fail(path, length, f"a header of at most {limits.HEADER_BYTES} bytes", "has too long a header")
         raw = stream.read(length)
     try:
-        header = json.loads(raw)
+        header = limits.json_of(raw)
+        if len(header) > limits.TENSORS:
+            raise limits.LimitError(f"{len(header)} tensors, expected at most {limits.TENSORS}")
         tensors = {k: _entry(path, k, v, 8 + length) for k, v in header.items() if k != "__metadata__"}
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
-        _fail(path, size, "a safetensors header", "has a garbled header")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _fail(path, size, "a safetensors header", f"has a garbled header: {limits.cause(error)}")
     end = max((tensor.start + tensor.nbytes for tensor in tensors.values()), default=8 + length)
     if end > size:
         _fail(path, f"{size} bytes", f"{end} bytes", "is truncated: download it again")
+    by_place = sorted((each for each in tensors.values() if each.nbytes), key=lambda each: each.start)
+    for before, after in pairwise(by_place):
+        if before.start + before.nbytes > after.start:
+            _fail(path, after.key, "each byte in one tensor", f"has bytes of {before.key!r} in another tensor too")
     return tensors
 
 
 def _entry(path: Path, key: str, entry: Mapping[str, Any], base: int) -> StoredTensor:
-    start, end = entry["data_offsets"]
-    shape, dtype = tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
-    if end - start != math.prod(shape) * _BYTES.get(dtype, 0) and dtype in _BYTES:
-        raise ValueError(key)
-    return StoredTensor(path, key, shape, dtype, base + start, end - start)
+    (start, end), shape, dtype = entry["data_offsets"], entry["shape"], entry["dtype"]
+    if not all(type(each) is int and each >= 0 for each in (start, end, *shape)) or len(shape) > limits.DIMENSIONS:
+        raise ValueError(f"{key!r} has the shape {brief(shape)} at {brief([start, end])}")
+    if dtype not in _BYTES:
+        raise ValueError(f"{key!r} is of type {brief(dtype)}, expected one of {', '.join(_BYTES)}")
+    if end - start != math.prod(shape) * _BYTES[dtype]:
+        raise ValueError(f"{key!r} has {end - start} bytes for the shape {brief(shape)} of {dtype}")
+    return StoredTensor(path, key, tuple(shape), dtype, base + start, end - start)
 
 
-def _fail(path: Path, found: object, expected: str, message: str) -> None:
+def _fail(path: Path, found: object, expected: str, message: str) -> NoReturn:
     raise CheckpointError(str(path.parent), [Problem(path.name, "", found, expected, message)])
 
 

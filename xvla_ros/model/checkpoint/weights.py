@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvla_ros.errors import CheckpointError, Problem
+from xvla_ros import limits
+from xvla_ros.errors import CheckpointError, Problem, brief
 
+from ..action_modes import known_modes
 from ..network.config import XvlaConfig
 from ..network.xvla import XvlaNetwork, meta_network, part_dtype, unmaterialised
 from ..runtime.precision import DTYPES
@@ -78,6 +80,8 @@ def load_network(
     try:
         network = meta_network(config)
     except KeyError as error:
+        if config.action_mode in known_modes():
+            raise
         known = Problem("config.json", "action_mode", config.action_mode, "", str(error.args[0]))
         raise CheckpointError(str(folder), [known, *problems]) from None
     problems += misfits(network, placed)
@@ -122,7 +126,7 @@ def _copies(placed: Placed, device: torch.device, dtype: torch.dtype) -> Iterato
     for name, (place, stored) in placed.items():
         by_file.setdefault(stored.file, []).append((name, place, stored))
     for path, entries in by_file.items():
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapping:
+        with limits.open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapping:
             for name, place, stored in sorted(entries, key=lambda entry: entry[2].start):
                 tensor = _copy(mapping, stored, part_dtype(name, dtype), device)
                 yield name, tensor.t().contiguous() if place.transposed else tensor
@@ -243,10 +247,26 @@ def _refuse_settings(settings: Mapping[str, Any]) -> list[Problem]:
     if start is not None and not isinstance(start, bool) and str(start).lower() not in (*_PLAIN_STARTS, PISSA, OLORA):
         expected = ", ".join(("true", "false", *_PLAIN_STARTS, PISSA, OLORA))
         problems.append(Problem(ADAPTER_CONFIG, "init_lora_weights", start, expected, message))
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping) or not all(
+        isinstance(alpha, int | float) and len(pattern) <= limits.NAME and _is_simple(pattern)
+        for pattern, alpha in patterns.items()
+    ):
+        expected = "names of modules, or expressions with at most three repetitions, none of a group"
+        problems.append(Problem(ADAPTER_CONFIG, "alpha_pattern", brief(str(patterns)), expected, message))
     if not isinstance(settings.get("r"), int) or not isinstance(settings.get("lora_alpha"), (int, float)):
         found = f"{settings.get('r')}, {settings.get('lora_alpha')}"
         problems.append(Problem(ADAPTER_CONFIG, "r, lora_alpha", found, "two numbers", "do not fit"))
     return problems
+
+
+def _is_simple(pattern: str) -> bool:
+    """Say whether an expression is searched for in a time that its length bounds."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return len(re.findall(r"[*+{]", pattern)) <= 3 and not re.search(r"\)\s*[*+{?]", pattern)
 
 
 def _read_updates(folder: Path) -> dict[str, _Update]:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xvla_ros.limits import STATISTIC
+
 IDENTITY, MEAN_STD, MIN_MAX, QUANTILES, QUANTILE10 = "IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10"
 MODES: dict[str, tuple[str, ...]] = {
     IDENTITY: (),
@@ -34,7 +36,8 @@ class Normaliser:
         eps: added to deviations, and put for spans of zero.
 
     Raises:
-        ValueError: on an unknown mode, a missing or uneven statistic, or one that is not finite.
+        ValueError: on an unknown mode, a missing or uneven statistic, one that is not finite or that no robot has in
+            any unit, a negative deviation, or a lower bound above the upper one.
     """
 
     mode: str = IDENTITY
@@ -53,6 +56,15 @@ class Normaliser:
                 raise ValueError(f"statistic {name} has shape {found.shape}, expected one number per channel")
             if not np.isfinite(found).all():
                 raise ValueError(f"statistic {name} is not finite in channels {np.flatnonzero(~np.isfinite(found))}")
+            if found.size and float(np.abs(found).max()) > STATISTIC:
+                raise ValueError(f"statistic {name} reaches {np.abs(found).max():g}, expected at most {STATISTIC:g}")
+        if not 0.0 <= self.eps <= 1.0:
+            raise ValueError(f"eps is {self.eps:g}, expected 0 … 1")
+        if self.mode == MEAN_STD and (self.stats["std"] < 0).any():
+            raise ValueError(f"statistic std is negative in channels {np.flatnonzero(self.stats['std'] < 0)}")
+        if self.mode not in (IDENTITY, MEAN_STD) and (wrong := np.flatnonzero(np.greater(*self._pair()))).size:
+            lower, upper = MODES[self.mode]
+            raise ValueError(f"statistic {lower} is above {upper} in channels {wrong}")
 
     @property
     def width(self) -> int | None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import CheckpointError, Problem
+from xvla_ros import limits
+from xvla_ros.errors import CheckpointError, Problem, brief
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -30,6 +31,15 @@ ORDINARY_WORDS = (
     "cup", "plate", "box", "block", "drawer", "table", "object", "gripper", "please", "yellow", "black", "white",
     "orange", "one", "two", "both", "all", "your", "this", "that",
 )  # fmt: skip
+# Tokenizers on the hub that checkpoints name without a commit: the one that is meant.
+KNOWN_COMMITS = {"facebook/bart-large": "cb48c1365bd826bd521f650dc2e0940aee54720c"}
+# What a tokenizer.json may do to a text before it is cut into tokens: all of it takes time in proportion to the text.
+_NORMALIZERS = {"Sequence", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "Strip", "StripAccents", "BertNormalizer",
+                "Prepend", "Replace", "ByteLevel"}  # fmt: skip
+_PRE_TOKENIZERS = {"Sequence", "ByteLevel", "Whitespace", "WhitespaceSplit", "BertPreTokenizer", "Metaspace",
+                   "Punctuation", "Digits", "CharDelimiterSplit", "UnicodeScripts", "Split"}  # fmt: skip
+_POST_PROCESSORS = {"Sequence", "ByteLevel", "RobertaProcessing", "BertProcessing", "TemplateProcessing"}
+_PIECES = 32  # steps of one of these, and tokens that a template adds
 WHOLE_WORDS = 1000  # ids; a tokenizer with fewer was made of the training's own words, and has a token for each
 
 
@@ -54,8 +64,15 @@ class Tokenizer:
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
     def encode(self, instructions: Sequence[str]) -> NDArray[np.int64]:
-        """Turn B instructions into int64 [B, L]."""
-        return np.array([each.ids for each in self.backend.encode_batch(list(instructions))], dtype=np.int64)
+        """Turn B instructions into int64 [B, L].
+
+        Raises:
+            ValueError: one is longer than ``limits.INSTRUCTION``, or the tokenizer fails at it.
+        """
+        for instruction in instructions:
+            check_instruction(instruction)
+        with limits.edge(ValueError, lambda cause: ValueError(f"the tokenizer of the checkpoint fails: {cause}")):
+            return np.array([each.ids for each in self.backend.encode_batch(list(instructions))], dtype=np.int64)
 
     def cut(self, instruction: str) -> str:
         """Return the words at the end of an instruction that do not fit into the length; empty where all do."""
@@ -113,6 +130,14 @@ class Tokenizer:
         (folder / TOKENIZER_CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
+def check_instruction(instruction: str) -> None:
+    """Raise ValueError where an instruction is longer than any is, or is no text that can be encoded."""
+    if len(instruction) > limits.INSTRUCTION:
+        raise ValueError(f"an instruction of {len(instruction)} characters; expected at most {limits.INSTRUCTION}")
+    if not instruction.isascii() and any("\ud800" <= each <= "\udfff" for each in instruction):
+        raise ValueError("an instruction with half a character (a lone surrogate); expected Unicode text")
+
+
 def words_of(instructions: Iterable[str]) -> list[str]:
     """Return the words of some texts, each once, without the marks around them."""
     words = [word.strip(PUNCTUATION) for text in instructions for word in text.split()]
@@ -124,32 +149,83 @@ def load_tokenizer(folder: Path, names: Sequence[str], length: int, pad_id: int 
 
     Args:
         folder: where tokenizer.json, or vocab.json and merges.txt, may be.
-        names: where to look then, in this order: folders, relative to ``folder``, or hub ids; empty ones are left out.
+        names: where to look then, in this order, as files of the checkpoint say: folders within ``folder``, or hub ids
+            with their commit, ``ID@COMMIT``; empty ones are left out. No code of theirs is run.
         length, pad_id: as for Tokenizer.
 
     Raises:
-        CheckpointError: if there is none and the hub cannot be reached.
+        CheckpointError: if there is none and the hub cannot be reached, or it is none that can be used.
     """
-    for place in (folder, *(folder / name for name in names if name)):
-        backend = _from_folder(place)
-        if backend is not None:
-            return Tokenizer(backend, length, pad_id)
-    return Tokenizer(_from_hub(folder, [name for name in names if name]), length, pad_id)
+
+    def named(cause: str) -> CheckpointError:
+        return CheckpointError(str(folder), [Problem(TOKENIZER_FILE, "", None, "a tokenizer", f"fails: {cause}")])
+
+    backend = _from_folder(folder) or _from_names(folder, [name for name in names if name])
+    with limits.edge(CheckpointError, named):
+        tokenizer = Tokenizer(backend, length, pad_id)
+        tokenizer.encode(["go"])
+        return tokenizer
 
 
 def _from_folder(folder: Path) -> Backend | None:
     """Read the tokenizer of a folder; None where it has none."""
     from tokenizers import Tokenizer as Backend
 
-    if (folder / TOKENIZER_FILE).is_file():
-        try:
-            return Backend.from_file(str(folder / TOKENIZER_FILE))
-        except Exception as error:  # the Rust side raises plain Exception
-            problem = Problem(TOKENIZER_FILE, "", None, "a tokenizer", f"cannot be read: {error}")
-            raise CheckpointError(str(folder), [problem]) from None
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return _from_vocabulary(folder)
+    def named(cause: str) -> CheckpointError:
+        problem = Problem(TOKENIZER_FILE, "", None, "a tokenizer", f"cannot be read: {cause}")
+        return CheckpointError(str(folder), [problem])
+
+    with limits.edge(CheckpointError, named):
+        if (folder / TOKENIZER_FILE).exists():
+            text = limits.read_text(folder / TOKENIZER_FILE, limits.TOKENIZER_BYTES)
+            _check_pieces(json.loads(text), folder)
+            return Backend.from_str(text)
+        if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+            return _from_vocabulary(folder)
     return None
+
+
+def _check_pieces(told: Any, folder: Path) -> None:
+    """Refuse a tokenizer whose steps could make a text longer and longer, or search it without end."""
+    vocabulary = told["model"].get("vocab", ())
+    if len(vocabulary) > limits.VOCABULARY:
+        raise limits.LimitError(f"has {len(vocabulary)} tokens; expected at most {limits.VOCABULARY}")
+    problems = []
+    for key, known in (
+        ("normalizer", _NORMALIZERS), ("pre_tokenizer", _PRE_TOKENIZERS), ("post_processor", _POST_PROCESSORS)
+    ):  # fmt: skip
+        steps = _steps(told.get(key), key)
+        for step in steps:
+            kind, pattern = step.get("type"), step.get("pattern") or {}
+            expected = f"one of {', '.join(sorted(known))}"
+            if kind not in known:
+                problems.append(Problem(TOKENIZER_FILE, key, brief(kind), expected, "is a step not known here"))
+            elif "Regex" in pattern:
+                message = "searches with an expression of its own, which can take without end"
+                problems.append(Problem(TOKENIZER_FILE, key, brief(pattern["Regex"]), "ByteLevel or String", message))
+            elif kind == "Prepend" and len(step["prepend"]) > _PIECES:
+                problems.append(Problem(TOKENIZER_FILE, key, brief(step["prepend"]), "a short text", "is too long"))
+            elif kind == "Replace" and len(step["content"]) > len(pattern.get("String", "")):
+                message = "makes a text longer, and several do so without end"
+                problems.append(Problem(TOKENIZER_FILE, key, brief(step["content"]), "a text no longer", message))
+            elif kind == "TemplateProcessing" and max(len(step["single"]), len(step["pair"])) > _PIECES:
+                message = "adds too many tokens"
+                problems.append(Problem(TOKENIZER_FILE, key, len(step["single"]), f"at most {_PIECES}", message))
+    if problems:
+        raise CheckpointError(str(folder), problems)
+
+
+def _steps(piece: Any, key: str) -> list[dict[str, Any]]:
+    """Return the steps of a piece of a tokenizer; of a sequence each of its own."""
+    waiting, found = [piece] if piece is not None else [], []
+    while waiting:
+        step = waiting.pop()
+        found.append(step)
+        if step.get("type") == "Sequence":
+            waiting += next((step[name] for name in (f"{key}s", "pretokenizers", "processors") if name in step), [])
+        if len(found) + len(waiting) > _PIECES:
+            raise limits.LimitError(f"{key} has more than {_PIECES} steps")
+    return found
 
 
 def _from_vocabulary(folder: Path) -> Backend:
@@ -157,8 +233,11 @@ def _from_vocabulary(folder: Path) -> Backend:
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Backend
 
-    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"), unk_token="<unk>")
-    backend = Backend(model)
+    vocabulary = limits.read_json(folder / "vocab.json")
+    lines = limits.read_text(folder / "merges.txt", limits.TOKENIZER_BYTES).splitlines()
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    merges = [(left, right) for left, right in pairs]
+    backend = Backend(models.BPE(vocabulary, merges, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
@@ -166,29 +245,43 @@ def _from_vocabulary(folder: Path) -> Backend:
     return backend
 
 
-def _from_hub(folder: Path, names: Sequence[str]) -> Backend:
-    from transformers import AutoTokenizer
-
+def _from_names(folder: Path, names: Sequence[str]) -> Backend:
+    """Read the tokenizer that files of a checkpoint name, from a folder within it or from the hub."""
     reasons = []
     for name in dict.fromkeys(names):
-        if Path(name).is_absolute() or name.startswith("."):
-            reasons.append(f"{name} brings none")
-            continue
         try:
-            fast: Any = AutoTokenizer.from_pretrained(name, use_fast=True)
-        except (OSError, ValueError) as error:
-            reasons.append(
-                f"{name!r} cannot be had: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            )
+            place = limits.inside(folder, name)
+            backend = _from_folder(place) if place.is_dir() else _from_hub(name)
+        except (limits.LimitError, OSError) as error:
+            reasons.append(f"{name[:200]!r} cannot be had: {limits.cause(error)}")
         else:
-            backend: Backend = fast.backend_tokenizer
-            return backend
+            if backend is not None:
+                return backend
+            reasons.append(f"{name[:200]!r} brings none")
     message = (
         f"is missing, and the tokenizer it names is not there ({'; '.join(reasons)}); LeRobot does not "
         "save it: copy tokenizer.json and tokenizer_config.json from the checkpoint that this one was trained from"
     )
     problem = Problem(TOKENIZER_FILE, "", None, "the tokenizer's files in the checkpoint folder", message)
     raise CheckpointError(str(folder), [problem])
+
+
+def _from_hub(name: str) -> Backend | None:
+    """Read a tokenizer from the hub: its data alone, at the commit that is pinned.
+
+    Raises:
+        LimitError: no commit is.
+        OSError: it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    hub_id, commit = limits.pinned(name, known=KNOWN_COMMITS)
+    files = [TOKENIZER_FILE, "vocab.json", "merges.txt"]
+    try:
+        return _from_folder(Path(snapshot_download(hub_id, revision=commit, allow_patterns=files)))
+    except HFValidationError as error:
+        raise OSError(str(error)) from error
 
 
 def train_tokenizer(instructions: Iterable[str], length: int, vocab_size: int = 512) -> Tokenizer:
