@@ -67,7 +67,7 @@ class Waiting:
     def deliver(self, request: ChunkRequest, chunk: ActionChunk) -> None:
         self.chunk, self.served_s = chunk, time.perf_counter()
 
-    def policy_failed(self, error: Exception) -> None:
+    def policy_failed(self, error: BaseException) -> None:
         raise error
 
 

@@ -277,3 +277,55 @@ def test_what_comes_of_a_pass_that_outlasts_the_stop_is_dropped(robots, policy, 
 
 def test_an_engine_that_was_never_started_stops(robots, policy):
     assert Engine(policy, robots).stop(DEADLINE)
+
+
+class Panic(BaseException):
+    """No Exception, as what a library in Rust raises."""
+
+
+def fails(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("error", [Panic("bytes"), MemoryError("64 GiB"), SystemExit(1)])
+@pytest.mark.parametrize("where", ["policy", "observe", "deliver", "wants_chunk", "due_in"])
+def test_the_thread_outlives_an_error_of_any_class(robots, policy, where, error):
+    (robot,) = robots[:1]
+    if where == "policy":
+        policy.error = error
+    elif where == "due_in":
+        robots[1].wants, robots[1].due_in, robots[1].heard = False, fails(error), robot.heard
+    else:
+        setattr(robot, where, fails(error))
+    served = Engine(policy, robots[:2])
+    served.start()
+    assert robot.heard.wait(DEADLINE)
+    assert error in (robot.errors if where != "due_in" else robots[1].errors)
+    assert served.is_running and served.death() == ""
+    assert served.stop(DEADLINE)
+
+
+def test_a_robot_that_cannot_look_keeps_nobody_from_theirs(robots, policy):
+    robots[0].observe = fails(Panic("bytes"))
+    assert Engine(policy, robots).step()
+    assert [str(error) for error in robots[0].errors] == ["bytes"]
+    assert robots[1].chunks and robots[2].chunks
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_has_ended_says_why_until_it_is_started_again(robots, policy):
+    served = Engine(policy, robots[:1])
+    assert served.death() == ""
+    robots[0].wants_chunk = fails(ValueError("what do I want?"))
+    robots[0].policy_failed = fails(Panic("nor that"))
+    served.start()
+    served._thread.join(DEADLINE)
+    assert served.death() == "the inference thread has ended: Panic: nor that"
+    assert served.stop(DEADLINE) and served.death() == ""
+    del robots[0].wants_chunk, robots[0].policy_failed
+    served.start()
+    assert robots[0].heard.wait(DEADLINE) and served.death() == ""
+    assert served.stop(DEADLINE)

@@ -56,6 +56,20 @@ def test_a_child_killed_by_a_signal_is_said_so(tmp_path: Path) -> None:
             supervisor.wait_for(lambda: False, LIMIT, "never")
 
 
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_child_that_cannot_be_heard_any_more_is_named(tmp_path: Path, error: type[BaseException]) -> None:
+    """It would stand still as soon as the pipe is full, and nobody would know."""
+
+    def read(line: str) -> bool:
+        raise error(f"no progress: {line}")
+
+    with Supervisor(tmp_path) as supervisor:
+        supervisor.start("arm", python("print('half a line'); import time; time.sleep(600)"), on_line=read)
+        said = f"what arm says cannot be read any more: {error.__name__}: no progress: half"
+        with pytest.raises(ChildError, match=said):
+            supervisor.wait_for(lambda: False, LIMIT, "never")
+
+
 def test_a_program_that_does_not_exist_is_a_child_error(tmp_path: Path) -> None:
     with Supervisor(tmp_path) as supervisor, pytest.raises(ChildError, match="arm cannot be started"):
         supervisor.start("arm", ["/no/such/program"])

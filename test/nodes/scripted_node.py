@@ -2,13 +2,15 @@
 """The node ``/xvla`` with a script in the place of a policy; the first words of the instruction say what it does.
 
     sway        every joint swings by SWING rad about MIDDLE, SWAYS times a second, by ROS time
-    raise       an exception
+    raise       an exception; memory: that of a failing allocator; panic: one that is no Exception; exit: SystemExit
+    break METHOD …  these methods of the robot's link raise what is no Exception
     stall FILE  an answer as soon as there is a file of that name
     nan, inf    a chunk that holds one of these
     leap        from one end of the joints' ranges to the other and beyond at every waypoint
     far         swings about the far end of the joints' ranges
 
-The height of the front camera's picture is told as the chunk's seed.
+The height of the front camera's picture is told as the chunk's seed. Where the parameter ``instruction`` is
+``break loading`` the loading thread raises; ``break callbacks`` breaks the executor.
 """
 
 import sys
@@ -24,6 +26,14 @@ from xvla_ros.types import ActionChunk
 WAYPOINTS = 30
 MIDDLE, SWING, SWAYS = 0.1, 0.3, 0.4
 FORWARD_PASS_S = 0.02
+
+
+class Panic(BaseException):
+    """What a library in Rust raises: no Exception."""
+
+
+ERRORS = {"raise": RuntimeError, "memory": MemoryError, "panic": Panic, "exit": SystemExit}
+BREAKABLE = ("wants_chunk", "observe", "deliver", "policy_failed", "tick")
 
 
 class ScriptedPolicy:
@@ -48,8 +58,8 @@ class ScriptedPolicy:
         time.sleep(FORWARD_PASS_S)
         while word == "stall" and not Path(more[0]).exists():
             time.sleep(FORWARD_PASS_S)
-        if word == "raise":
-            raise RuntimeError("so says the script")
+        if word in ERRORS:
+            raise ERRORS[word]("so says the script")
         times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(WAYPOINTS)
         actions = to_policy(path(word, seen.stamp / 1e9 + times, JointLimits.of(profile)), profile).astype(np.float32)
         if word in ("nan", "inf"):
@@ -81,10 +91,27 @@ def main():
     from xvla_ros.nodes.policy import node as policy_lifecycle
 
     class ScriptedNode(policy_lifecycle.PolicyNode):
-        def _load(self):
+        def _load_and_warm_up(self):
+            if self._instruction() == "break loading":
+                raise Panic("so says the script")
             return ScriptedPolicy(self._profiles)
 
+    class BreakableLink(policy_lifecycle.RobotLink):
+        def __getattribute__(self, name):
+            if name in BREAKABLE and name in self.pilot.instruction.split()[1:]:
+                raise Panic(f"so says the script of {name}")
+            return super().__getattribute__(name)
+
+    class BreakableExecutor(policy_lifecycle.SingleThreadedExecutor):
+        def spin_once(self, timeout_sec=None):
+            super().spin_once(timeout_sec)
+            for link in [link for node in self.get_nodes() for link in node._links]:
+                if link.pilot.instruction == "break callbacks":
+                    raise Panic("so says the script")
+
     policy_lifecycle.PolicyNode = ScriptedNode
+    policy_lifecycle.RobotLink = BreakableLink
+    policy_lifecycle.SingleThreadedExecutor = BreakableExecutor
     return policy_node.main()
 
 

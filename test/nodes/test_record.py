@@ -19,6 +19,7 @@ from mcap.reader import make_reader
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 
 from xvla_ros.errors import MessageError
+from xvla_ros.nodes import record_check
 from xvla_ros.nodes.record_check import RecordCheck
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import peek_stamp, read_string
@@ -311,6 +312,23 @@ def test_a_change_is_said_once():
     assert "joints_stale" in line
     assert not looked.check.useless
     assert "observations: could be built at 1" in looked.check.summary()[0]
+
+
+def test_a_check_that_raises_says_so_and_the_recording_goes_on(monkeypatch):
+    looked = Looked()
+
+    class Panic(BaseException):
+        """No Exception, as what a library in Rust raises."""
+
+    def fail():
+        raise Panic("bytes")
+
+    monkeypatch.setattr(record_check, "PERIOD", 0.0)
+    looked.check.look = fail
+    looked.check.run()
+    (line,) = looked.check.lines()
+    assert line == "error: what is recorded is not checked any more: Panic: bytes"
+    assert looked.check.broken == "Panic: bytes"
 
 
 def test_joints_that_leap_are_said_though_it_is_well_again_at_the_next_look():

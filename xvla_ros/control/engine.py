@@ -75,7 +75,7 @@ class EngineClient(Protocol):
     def deliver(self, request: ChunkRequest, chunk: ActionChunk) -> object:
         """Take the answer to a request."""
 
-    def policy_failed(self, error: Exception) -> None:
+    def policy_failed(self, error: BaseException) -> None:
         """Take note that the policy raised on a batch with this robot's observation."""
 
 
@@ -87,7 +87,9 @@ class Engine:
     """Runs a policy beside the execution of what it planned before.
 
     A robot whose observation is missing is left out of the batch; it delays nobody. An error of the policy is handed
-    to the robots of that batch and followed by a pause, so that a broken model does not spin.
+    to the robots of that batch and followed by a pause, so that a broken model does not spin. So is an error of any
+    class, a panic of a library in Rust included, that is raised elsewhere in this thread; ``death`` says of a thread
+    that ended all the same.
 
     Args:
         predict: the policy, and what its chunks must agree with.
@@ -103,12 +105,14 @@ class Engine:
         self._stop = threading.Event()
         self._woken = threading.Event()
         self._thread: threading.Thread | None = None
+        self._killed_by: BaseException | None = None
 
     def start(self) -> None:
         """Start the inference thread."""
         if self._thread is not None:
             raise RuntimeError("the engine is already running; stop it before starting it again")
         self._stop.clear()
+        self._killed_by = None
         self._thread = threading.Thread(target=self._run, name=INFERENCE_THREAD, daemon=True)
         self._thread.start()
 
@@ -120,6 +124,13 @@ class Engine:
     def is_running(self) -> bool:
         """Whether the inference thread is alive."""
         return self._thread is not None and self._thread.is_alive()
+
+    def death(self) -> str:
+        """Say why the inference thread has ended though nobody asked it to; empty while it has not."""
+        if self._thread is None or self._thread.is_alive() or self._stop.is_set():
+            return ""
+        cause = "" if self._killed_by is None else f": {type(self._killed_by).__name__}: {self._killed_by}"
+        return f"the inference thread has ended{cause}"
 
     def stop(self, timeout_s: float = 10.0) -> bool:
         """Ask the thread to end after the pass it is in; return whether it has."""
@@ -134,27 +145,36 @@ class Engine:
         return ended
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            if not self.step():
-                self._woken.wait(POLL_S)
-                self._woken.clear()
+        try:
+            while not self._stop.is_set():
+                if not self._step_guarded():
+                    self._woken.wait(POLL_S)
+                    self._woken.clear()
+        except BaseException as error:
+            self._killed_by = error
+            raise
+
+    def _step_guarded(self) -> bool:
+        """Serve as ``step`` does; hand what a robot raised where the policy was not asked to all robots."""
+        try:
+            return self.step()
+        except BaseException as error:
+            self._fail(list(self._clients), error)
+            self._stop.wait(ERROR_PAUSE_S)
+            return True
 
     def step(self) -> bool:
         """Serve the robots that wait, once; return whether any waited."""
         if any(client.wants_chunk() for client in self._clients):
             self._wait_for_others()
-        asked = [
-            (client, request)
-            for client in self._clients
-            if client.wants_chunk() and (request := client.observe()) is not None
-        ]
+        asked, has_failed = self._ask()
         if not asked:
-            return False
+            return has_failed
         requests = [request for _, request in asked]
         try:
             chunks = self._predict([each.observation for each in requests], [each.prefix for each in requests])
             answers = list(zip(asked, chunks, strict=True))
-        except Exception as error:
+        except BaseException as error:
             self._fail([client for client, _ in asked], error)
             self._stop.wait(ERROR_PAUSE_S)
             return True
@@ -166,9 +186,25 @@ class Engine:
                 continue
             try:
                 client.deliver(request, chunk)
-            except Exception as error:  # one robot's trouble must not end the thread that serves the others
+            except BaseException as error:  # one robot's trouble must not end the thread that serves the others
                 self._fail([client], error)
         return True
+
+    def _ask(self) -> tuple[list[tuple[EngineClient, ChunkRequest]], bool]:
+        """Return the requests of the robots that wait, and whether one of them raised."""
+        asked, has_failed = [], False
+        for client in self._clients:
+            if not client.wants_chunk():
+                continue
+            try:
+                request = client.observe()
+            except BaseException as error:  # one robot's trouble must not keep the others from their chunks
+                self._fail([client], error)
+                has_failed = True
+                continue
+            if request is not None:
+                asked.append((client, request))
+        return asked, has_failed
 
     def _wait_for_others(self) -> None:
         """Wait for the robots that will ask within ``batch_wait`` from now."""
@@ -179,7 +215,7 @@ class Engine:
             if not soon or self._stop.wait(max(min(soon), SHORTEST_WAIT_S)):
                 return
 
-    def _fail(self, clients: Sequence[EngineClient], error: Exception) -> None:
+    def _fail(self, clients: Sequence[EngineClient], error: BaseException) -> None:
         if not self._stop.is_set():
             for client in clients:
                 client.policy_failed(error)

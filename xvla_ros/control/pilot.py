@@ -15,7 +15,7 @@ from xvla_ros.control.clock import Clock, LatencyWindow
 from xvla_ros.control.controller import RobotController
 from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.control.motion import CommandWindow
-from xvla_ros.control.state import POLICY_UNREACHABLE, ControlStatus
+from xvla_ros.control.state import INTERNAL_ERROR, POLICY_UNREACHABLE, ControlStatus
 from xvla_ros.control.timeline import CONDITIONED, chunk_prefix
 from xvla_ros.errors import UnreachableError
 from xvla_ros.observation.builder import ObservationBuilder
@@ -146,7 +146,11 @@ class Pilot(Generic[Raw]):
             self._overhead.add(request.observe_ms + (time.perf_counter() - begun) * 1e3)
         return accepted
 
-    def policy_failed(self, error: Exception) -> None:
+    def tick_failed(self, detail: str) -> None:
+        """Hold until a chunk comes, as a command could not be worked out or sent."""
+        self.controller.policy_failed(detail, INTERNAL_ERROR)
+
+    def policy_failed(self, error: BaseException) -> None:
         """Hold, as the policy raised on this robot's observation, or cannot be reached."""
         if isinstance(error, UnreachableError):
             self.controller.policy_failed(str(error), POLICY_UNREACHABLE)

@@ -19,10 +19,11 @@ from xvla_ros.observation.faults import Fault
 INACTIVE, RUNNING, HOLDING, STOPPED = "inactive", "running", "holding", "stopped"
 POLICY_LATE, POLICY_ERROR, POLICY_UNREACHABLE = "policy_late", "policy_error", "policy_unreachable"
 CLOCK_STOPPED, CONTROLLER_LOST = "clock_stopped", "controller_lost"
-UNTRAINED = "untrained"
+UNTRAINED, INTERNAL_ERROR = "untrained", "internal_error"
 LIMIT, NOT_FOLLOWING = "limit", "not_following"
-OF_POLICY = (POLICY_LATE, POLICY_ERROR, POLICY_UNREACHABLE, LIMIT)  # faults of a chunk, which the next one may mend
+OF_POLICY = (POLICY_LATE, POLICY_ERROR, POLICY_UNREACHABLE, LIMIT, INTERNAL_ERROR)  # the next chunk may mend them
 ASKED_AGAIN_LATER = (POLICY_ERROR, POLICY_UNREACHABLE)
+OF_THE_PROGRAM = (POLICY_ERROR, INTERNAL_ERROR)  # something raised that should not have
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class _LateClient:
     clock: SimulatedClock
     delay: int
     waiting: list[tuple[int, ChunkRequest, ActionChunk]] = field(default_factory=list)
-    errors: list[Exception] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
     inference_ms: list[float] = field(default_factory=list)
 
     def wants_chunk(self) -> bool:
@@ -116,7 +116,7 @@ class _LateClient:
         self.inference_ms.append(chunk.inference_ms)
         self.waiting.append((self.clock.ros_ns() + self.delay, request, chunk))
 
-    def policy_failed(self, error: Exception) -> None:
+    def policy_failed(self, error: BaseException) -> None:
         self.errors.append(error)
 
     def arrive(self) -> bool:

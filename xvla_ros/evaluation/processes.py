@@ -68,6 +68,7 @@ class Child:
         self.stopping = False
         self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.reader: threading.Thread | None = None
+        self.reader_error: BaseException | None = None
 
     @property
     def running(self) -> bool:
@@ -196,11 +197,14 @@ class Supervisor:
 
         Raises:
             Interrupted: SIGINT, SIGTERM or SIGHUP came.
-            ChildError: naming the child, its exit code and its last lines.
+            ChildError: naming the child, its exit code and its last lines, or why it is no longer heard.
         """
         if self._signum is not None:
             raise Interrupted(self._signum)
         for child in self._children:
+            if child.reader_error is not None and not child.stopping:
+                cause = f"{type(child.reader_error).__name__}: {child.reader_error}"
+                raise ChildError(f"what {child.name} says cannot be read any more: {cause}") from child.reader_error
             if child.running or child.stopping or (child.may_end and child.process.returncode == 0):
                 continue
             if child.reader is not None:
@@ -295,12 +299,15 @@ class Supervisor:
         stream = child.process.stdout
         if stream is None:
             return
-        with child.log.open("w", encoding="utf-8") as log:
-            for raw in stream:
-                line = raw.rstrip("\n")
-                if on_line is None or not on_line(line):
-                    self._note(child, line, log)
-                self._events.put(None)
+        try:
+            with child.log.open("w", encoding="utf-8") as log:
+                for raw in stream:
+                    line = raw.rstrip("\n")
+                    if on_line is None or not on_line(line):
+                        self._note(child, line, log)
+                    self._events.put(None)
+        except BaseException as error:  # a child that nobody reads would stand still at its next line, and say nothing
+            child.reader_error = error
         self._events.put(None)
 
     def _note(self, child: Child, line: str, log: TextIO) -> None:

@@ -54,6 +54,7 @@ class GuardedLifecycleNode(LifecycleNode):
         self._run_transitions_beside_other_callbacks()
         self._transition_lock = threading.Lock()
         self.cancelled = threading.Event()
+        self.failure = ""  # of the last transition, empty where it succeeded
         self._unanswered = 0
         self._all_answered = threading.Event()
         self._all_answered.set()
@@ -144,16 +145,19 @@ class GuardedLifecycleNode(LifecycleNode):
         }.get(transition_id)
 
     def _trigger(self, trigger: Callable[[], TransitionCallbackReturn] | None) -> bool:
-        before = self.state_label()
+        before, failure = self.state_label(), self.failure
         if trigger is None:
             self.get_logger().warning(f"refused an unknown transition in state {before}")
             return False
+        self.failure = ""
         try:
             result = trigger()
-        except Exception as error:
+        except BaseException as error:
+            self.failure = failure
+            why = str(error).partition("\n")[0] or type(error).__name__
             self.get_logger().warning(
                 f"refused a transition that is not possible in state {before} "
-                f"(get_available_transitions lists those that are): {str(error).splitlines()[0]}"
+                f"(get_available_transitions lists those that are): {why}"
             )
             return False
         self.get_logger().info(f"{before} → {self.state_label()}")
@@ -185,16 +189,26 @@ class GuardedLifecycleNode(LifecycleNode):
     def _in_thread(self, work: Callable[[], bool]) -> Future:
         """Run ``work`` beside the executor, which may have one thread only; the future holds what it returns."""
         done = Future(executor=self.executor)
-        threading.Thread(target=lambda: done.set_result(work()), name="transition", daemon=True).start()
+
+        def answer() -> None:
+            result = False
+            try:
+                result = work()
+            finally:  # whoever asked is answered whatever happens
+                done.set_result(result)
+
+        threading.Thread(target=answer, name="transition", daemon=True).start()
         return done
 
     def _guarded(self, what: str, step: Callable[[], None]) -> TransitionCallbackReturn:
         try:
             step()
         except TransitionError as error:
-            self.get_logger().error(f"cannot {what}: {error}")
+            self.failure = f"cannot {what}: {error}"
+            self.get_logger().error(self.failure)
             return FAILURE
-        except Exception:
+        except BaseException as error:  # also a library's panic in Rust, which is no Exception
+            self.failure = f"{what} failed: {type(error).__name__}: {error}"
             self.get_logger().error(f"{what} failed:\n{traceback.format_exc()}")
             return ERROR
         return SUCCESS

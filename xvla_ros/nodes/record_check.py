@@ -48,6 +48,7 @@ class RecordCheck:
         self._all = BuildTally()
         self._open: BuildTally | None = None
         self._episodes: list[BuildTally] = []
+        self.broken = ""  # why it has ended before ``stop``
 
     def take(self, topic: str, data: bytes) -> None:
         """Take a recorded message; those of other topics are ignored."""
@@ -58,12 +59,17 @@ class RecordCheck:
             feed(self._builder, self._cameras.get(topic, ()), topic, data, self._steady())
 
     def run(self) -> None:
-        """Look until ``stop``."""
+        """Look until ``stop``, or until something raises, which is said: the recording goes on without."""
         pause = PERIOD
-        while not self._stopped.wait(pause):
-            begun = self._steady()
-            self.look()
-            pause = max(PERIOD, SHARE * (self._steady() - begun))
+        try:
+            while not self._stopped.wait(pause):
+                begun = self._steady()
+                self.look()
+                pause = max(PERIOD, SHARE * (self._steady() - begun))
+        except BaseException as error:
+            self.broken = f"{type(error).__name__}: {error}"
+            with self._lock:
+                self._lines.append(f"error: what is recorded is not checked any more: {self.broken}")
 
     def stop(self) -> None:
         """End ``run``."""

@@ -406,8 +406,8 @@ class RecordNode(Node):
 def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool] = lambda: False) -> int:
     """Record until a key, a signal, ``stopped`` or the duration says so; return the exit code.
 
-    Exit code 1 where the file could not be written to its end, a required topic never came, or no observation could
-    be built of what came.
+    Exit code 1 where the file could not be written to its end, a required topic never came, no observation could be
+    built of what came, or the check of that ended too early.
     """
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
@@ -446,8 +446,11 @@ def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool]
             "xvla record: no observation could be built of what was recorded, so the bag gives no samples",
             file=sys.stderr,
         )
+    unchecked = "" if node.check is None else node.check.broken
+    if unchecked:
+        print(f"xvla record: what was recorded was written, but not checked to its end: {unchecked}", file=sys.stderr)
     rclpy.try_shutdown()
-    return 1 if node.failed or silent or useless else 0
+    return 1 if node.failed or silent or useless or unchecked else 0
 
 
 class _StatusLine:

@@ -85,8 +85,9 @@ class Ask:
     def deliver(self, request: ChunkRequest, chunk: ActionChunk) -> None:
         self._settle(Answer(chunk, (self._begun_s - self._asked_s) * 1e3))
 
-    def policy_failed(self, error: Exception) -> None:
-        self._settle(error)
+    def policy_failed(self, error: BaseException) -> None:
+        # an event loop would end for what is no Exception
+        self._settle(error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}"))
 
     def _settle(self, outcome: Answer | Exception) -> None:
         def settle() -> None:

@@ -308,7 +308,7 @@ class RemotePolicy:
                         self._take_back(server)
                     elif server is not self._current and len(self._servers) > 1:
                         self._probe(server)
-                except Exception as error:  # without this thread no server would ever be taken back
+                except BaseException as error:  # without this thread no server would ever be taken back
                     self._log(f"policy server {server.url}: {type(error).__name__}: {error}")
             self._ended.wait(RETRY_S / 10)  # a server that breaks at once is not tried in a tight loop
 

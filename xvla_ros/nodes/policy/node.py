@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock as RosClock
@@ -75,6 +75,7 @@ POLL_S = 0.05
 SIMULATION_WAIT_S = 120.0  # s; on a busy machine a simulation takes long to start
 END_POLL_S = 0.2
 LOADING_THREAD = "loading"
+BROKEN_AFTER, BROKEN_AFTER_S = 10, 0.3  # callbacks that fail in a row, and s: the executor itself is broken
 
 
 class PolicyNode(GuardedLifecycleNode):
@@ -120,7 +121,7 @@ class PolicyNode(GuardedLifecycleNode):
         self._require_simulation()
         for link in self._links:
             link.remote = self._remote
-            link.start(on_tick=self._say_time_limit)
+            link.start(on_tick=self._say_time_limit, engine_death=self._engine.death)
         self._engine.start()
 
     def halt(self) -> None:
@@ -301,7 +302,7 @@ class PolicyNode(GuardedLifecycleNode):
         def work() -> None:
             try:
                 outcome.append(self._load_and_warm_up())
-            except Exception as error:
+            except BaseException as error:
                 outcome.append(error)
 
         worker = threading.Thread(target=work, name=LOADING_THREAD, daemon=True)
@@ -318,8 +319,8 @@ class PolicyNode(GuardedLifecycleNode):
         result = outcome[0]
         if isinstance(result, CheckpointError | SetupError | ProfileError | UnreachableError | RequestError):
             raise TransitionError(str(result)) from result
-        if isinstance(result, Exception):
-            raise result
+        if isinstance(result, BaseException):
+            raise RuntimeError(f"loading the policy raised {type(result).__name__}: {result}") from result
         self.get_logger().info(f"policy ready after {time.monotonic() - begun:.1f} s")
         policy: Policy | RemotePolicy = result
         return policy
@@ -425,6 +426,9 @@ class PolicyNode(GuardedLifecycleNode):
             )
             for link in list(self._links)
         ]
+        if failure := self.failure:
+            level = DiagnosticStatus.ERROR
+            message.status.append(DiagnosticStatus(level=level, name=f"{self.get_name()}: transition", message=failure))
         self._diagnostics.publish(message)
 
 
@@ -461,6 +465,9 @@ def serve(stop: Callable[[], bool], args: list[str] | None = None) -> int:
         threading.Thread(target=_autostart, args=(node, stop, failed), name="autostart", daemon=True).start()
     while not (stop() or failed.is_set() or ended.is_set() or node.state_label() == "finalized"):
         ended.wait(END_POLL_S)
+        if not (spinning.is_alive() or ended.is_set()):  # nothing is heard any more: no stop either
+            node.get_logger().fatal("the thread of the callbacks has ended: the arms come to rest, the node ends")
+            failed.set()
     if node.state_label() == "finalized":
         node.wait_until_answered(ANSWER_TIMEOUT_S)
     else:
@@ -479,18 +486,27 @@ def network_is_busy() -> bool:
 
 
 def _autostart(node: PolicyNode, stop: Callable[[], bool], failed: threading.Event) -> None:
-    for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
-        if not node.change_state(transition):
-            if not (stop() or node.cancelled.is_set()):
-                failed.set()
-            return
+    is_active = False
+    try:
+        is_active = all(
+            node.change_state(transition)
+            for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE)
+        )
+    finally:
+        if not (is_active or stop() or node.cancelled.is_set()):
+            failed.set()
 
 
 def _spin(node: PolicyNode, executor: SingleThreadedExecutor, ended: threading.Event) -> None:
+    failures, well = 0, time.monotonic()
     while not ended.is_set():
         try:
             executor.spin_once(timeout_sec=0.1)
+            failures, well = 0, time.monotonic()
         except ExternalShutdownException:
             ended.set()
-        except Exception as error:  # rclpy raises here where a client has gone before its answer, for one
+        except BaseException as error:  # rclpy raises here where a client has gone before its answer, for one
             node.get_logger().error(f"a callback failed: {type(error).__name__}: {error}", throttle_duration_sec=1.0)
+            failures += 1
+            if failures >= BROKEN_AFTER and time.monotonic() - well > BROKEN_AFTER_S:
+                raise  # nothing gets through any more: who started this thread sees that it has ended

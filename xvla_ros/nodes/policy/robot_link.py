@@ -19,7 +19,15 @@ from std_msgs.msg import String
 from xvla_ros.control.engine import ChunkRequest
 from xvla_ros.control.motion import CommandWindow
 from xvla_ros.control.pilot import Pilot
-from xvla_ros.control.state import CONTROLLER_LOST, INACTIVE, RUNNING, ControlStatus
+from xvla_ros.control.state import (
+    CONTROLLER_LOST,
+    HOLDING,
+    INACTIVE,
+    INTERNAL_ERROR,
+    POLICY_ERROR,
+    RUNNING,
+    ControlStatus,
+)
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.node_clock import NodeClock
 from xvla_ros.nodes.policy.commands import command_messages, command_type, gripper_outlet, has_gripper_outlet
@@ -167,14 +175,21 @@ class RobotLink:
         self._due_ns: int | None = None  # since when the inference thread has had a chunk to ask for
         self._asked_ns: int | None = None
         self._on_tick: Callable[[], None] = lambda: None
+        self._engine_death: Callable[[], str] = str
+        self._broken: Fault | None = None  # what the newest tick raised
         self._subscriptions = self._make_subscriptions()  # last: messages come at once, to a thread of its own
         self._publish_status()
 
     # what the node calls
 
-    def start(self, on_tick: Callable[[], None] = lambda: None) -> None:
-        """Begin to command the robot; ``on_tick`` is called after every tick."""
-        self._on_tick, self._refused = on_tick, None
+    def start(self, on_tick: Callable[[], None] = lambda: None, engine_death: Callable[[], str] = str) -> None:
+        """Begin to command the robot.
+
+        Args:
+            on_tick: called after every tick.
+            engine_death: says why the inference thread has ended though nobody asked it to; empty while it has not.
+        """
+        self._on_tick, self._engine_death, self._refused, self._broken = on_tick, engine_death, None, None
         self._due_ns, self._asked_ns = None, None
         self.pilot.builder.trust_joints()
         if (speed := self.profile.safety.speed) < 1.0:
@@ -182,7 +197,7 @@ class RobotLink:
         self.pilot.controller.start()
         period = 1.0 / self.profile.timing.command_rate
         self._timer = self._node.create_timer(
-            period, self._guarded(self.tick), callback_group=self._group, clock=self._clock.of_timers
+            period, self._tick_guarded, callback_group=self._group, clock=self._clock.of_timers
         )
 
     def refuse(self, cause: Fault) -> None:
@@ -192,10 +207,15 @@ class RobotLink:
 
     @property
     def status(self) -> ControlStatus:
-        """State and counters; also why an inactive robot was refused, who publishes joints that leap, what is sent."""
+        """State and counters; also why an inactive robot was refused, who publishes joints that leap, what is sent.
+
+        While ticks raise, the state machine does not advance: the hold that comes of it is told here.
+        """
         status = self.pilot.status
         if status.state == INACTIVE:
             return status.to(INACTIVE, self._refused)
+        if self._broken is not None and status.state in (RUNNING, HOLDING):
+            return replace(status, state=HOLDING, reason=self._broken.reason, detail=self._broken.detail)
         if status.state == RUNNING and self.remote is not None:
             return replace(status, detail=f"sends {self.remote.bytes_per_second() / 1e3:.0f} kB/s to the policy server")
         if status.reason != JOINTS_IMPLAUSIBLE:
@@ -272,7 +292,7 @@ class RobotLink:
         if accepted is not None:
             self._publishers["action_chunk"].publish(messages.chunk_message(accepted))
 
-    def policy_failed(self, error: Exception) -> None:
+    def policy_failed(self, error: BaseException) -> None:
         self.pilot.policy_failed(error)
         self._due_ns, self._asked_ns = None, None
 
@@ -285,6 +305,8 @@ class RobotLink:
             return None
         period = 1.0 / self.profile.timing.command_rate
         ahead = self._clock.ros_ns() + round((period + AHEAD_S) * NS)
+        if self._engine_death():
+            return ahead  # nobody asks any more
         # a chunk that was due may not be wanted any more, for example after a stop
         due = self._due_ns if self.pilot.wants_chunk() else None
         begun = [since for since in (due, self._asked_ns) if since is not None]
@@ -296,7 +318,7 @@ class RobotLink:
         """Look for faults, send the next window, report."""
         steady = self._clock.steady_s()
         with self._sending:
-            window = self.pilot.tick(self._controller_fault(steady))
+            window = self.pilot.tick(self._engine_fault() or self._controller_fault(steady))
             if window is not None:
                 self._publish(window, steady)
             self._report(steady)
@@ -305,6 +327,25 @@ class RobotLink:
         elif self._due_ns is None:
             self._due_ns = self._clock.ros_ns()
         self._on_tick()
+
+    def _tick_guarded(self) -> None:
+        """Tick; where that raises, say so in the status: the arm comes to rest where its last window ends."""
+        try:
+            self.tick()
+        except BaseException as error:
+            was_well = self._broken is None
+            self._broken = Fault(INTERNAL_ERROR, f"a command was not sent: {type(error).__name__}: {error}")
+            if was_well:
+                self.pilot.tick_failed(self._broken.detail)
+            self._node.get_logger().error(f"{self.profile.name}: {self._broken.detail}", throttle_duration_sec=1.0)
+            with self._sending:
+                self._report(self._clock.steady_s())
+        else:
+            self._broken = None
+
+    def _engine_fault(self) -> Fault | None:
+        death = self._engine_death()
+        return Fault(POLICY_ERROR, f"{death}; deactivate and activate {self._node.get_name()}") if death else None
 
     def _controller_fault(self, steady: float) -> Fault | None:
         topics = {name: self._publishers[name] for name in self.profile.commands.groups}
@@ -485,7 +526,7 @@ class RobotLink:
         def run(*args: Any) -> None:
             try:
                 callback(*args)
-            except Exception as error:
+            except BaseException as error:
                 self._node.get_logger().error(
                     f"{self.profile.name}: {type(error).__name__}: {error}", throttle_duration_sec=1.0
                 )

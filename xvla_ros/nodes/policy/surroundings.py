@@ -23,7 +23,7 @@ from std_srvs.srv import Trigger
 from visualization_msgs.msg import Marker, MarkerArray
 
 from xvla_ros.control.controller import RobotController
-from xvla_ros.control.state import HOLDING, INACTIVE, RUNNING, STOPPED
+from xvla_ros.control.state import HOLDING, INACTIVE, OF_THE_PROGRAM, RUNNING, STOPPED
 from xvla_ros.errors import KinematicsError
 from xvla_ros.nodes import messages, qos
 from xvla_ros.observation.faults import Fault
@@ -249,7 +249,7 @@ def robot_diagnostics(
         values[f"first_stamp/{camera}"] = frames.first_stamp
         values[f"last_stamp/{camera}"] = frames.last_stamp
     return DiagnosticStatus(
-        level=DiagnosticStatus.ERROR if stop else _LEVELS[status.state],
+        level=DiagnosticStatus.ERROR if stop or status.reason in OF_THE_PROGRAM else _LEVELS[status.state],
         name=f"{node}: {link.profile.name}",
         message=" ".join(filter(None, (status.state, status.reason, status.detail))),
         hardware_id=link.profile.name,

@@ -63,7 +63,7 @@ class ImageSender:
         self._stamp: int | None = None
         self._idle, self._work = threading.Event(), threading.Event()
         self._closing = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._rig.capture(world.data)
         self._thread = threading.Thread(target=self._draw_until_closed, name="cameras", daemon=True)
         self._thread.start()
@@ -74,7 +74,7 @@ class ImageSender:
         """Wait up to ``timeout`` s until all that was offered is sent; return whether it is.
 
         Raises:
-            Exception: whatever ended the drawing thread.
+            BaseException: whatever ended the drawing thread.
         """
         idle = self._idle.wait(timeout)
         if self._error is not None:
@@ -105,7 +105,7 @@ class ImageSender:
                 self._idle.set()
                 if self._closing:
                     break
-        except Exception as error:  # handed to the thread that steps the world, which ends
+        except BaseException as error:  # handed to the thread that steps the world, which ends
             self._error = error
             self._idle.set()
         finally:

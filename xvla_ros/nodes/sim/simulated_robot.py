@@ -364,6 +364,6 @@ def _spin(executor: SingleThreadedExecutor, node: SimNode) -> None:
         executor.spin()
     except ExternalShutdownException:
         pass
-    except Exception:  # a simulation that hears nothing must not go on as if it did
+    except BaseException:  # a simulation that hears nothing must not go on as if it did
         node.get_logger().fatal(f"a callback failed, the simulation ends:\n{traceback.format_exc()}")
         node.failed = True
