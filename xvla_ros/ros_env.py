@@ -2,12 +2,13 @@
 """The environment variables ROS 2 needs, set before rclpy is imported. Nothing of ROS is imported here.
 
 The ROS wheels of PyPI leave three things to their user, a sourced ROS only the last: where the packages are, where to
-log without a home folder, and a shared-memory segment large enough for images.
+log where the home folder is missing or read-only, and a shared-memory segment large enough for images.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import MutableMapping
@@ -26,7 +27,8 @@ def prepare(environment: MutableMapping[str, str] | None = None) -> None:
     """Fill in the variables ROS 2 needs, each only where the user has not set it.
 
     ``AMENT_PREFIX_PATH``: this environment, when ROS is installed in it. ``ROS_LOG_DIR``: a temporary folder, when
-    there is no home. The Fast DDS profile: ``config/dds/fastdds.xml``, without which about half of the 640×480 images
+    there is no home, or when nothing can be written where ROS would log, which is said on stderr: no node would start
+    there. The Fast DDS profile: ``config/dds/fastdds.xml``, without which about half of the 640×480 images
     are lost.
 
     Args:
@@ -35,8 +37,11 @@ def prepare(environment: MutableMapping[str, str] | None = None) -> None:
     target = os.environ if environment is None else environment
     if not target.get("AMENT_PREFIX_PATH") and _holds_ros(Path(sys.prefix)):
         target["AMENT_PREFIX_PATH"] = sys.prefix
-    if not any(target.get(name) for name in ("HOME", "ROS_HOME", "ROS_LOG_DIR")):
-        target["ROS_LOG_DIR"] = str(Path(tempfile.gettempdir()) / "ros_log")
+    logs = _log_folder(target)
+    if logs is None or not _can_be_written(logs):
+        target["ROS_LOG_DIR"] = str(_temporary_folder("xvla_ros_log"))
+        if logs is not None:
+            print(f"nothing can be written in {logs}: ROS logs in {target['ROS_LOG_DIR']} instead", file=sys.stderr)
     if not any(target.get(name) for name in (*DDS_PROFILE_VARIABLES.values(), DDS_TRANSPORTS_VARIABLE)):
         prefixes = target.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
         for package, variable in DDS_PROFILE_VARIABLES.items():
@@ -67,6 +72,34 @@ def child_environment(python: str | Path = sys.executable) -> dict[str, str]:
 def dds_profile() -> Path:
     """Return the Fast DDS profile with the 32 MB shared-memory segment."""
     return config_dir() / "dds" / "fastdds.xml"
+
+
+def _log_folder(environment: MutableMapping[str, str]) -> Path | None:
+    """Return where ROS logs: as it looks it up itself; None without any home."""
+    if named := environment.get("ROS_LOG_DIR"):
+        return Path(named)
+    if home := environment.get("ROS_HOME"):
+        return Path(home) / "log"
+    return Path(environment["HOME"]) / ".ros" / "log" if environment.get("HOME") else None
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Say whether files can be made in a folder, or the folder be made where it is missing."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _temporary_folder(name: str) -> Path:
+    """Return a folder that is this user's alone, the same at every call; a new one where others have made that."""
+    folder = Path(tempfile.gettempdir(), f"{name}_{os.getuid()}")
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            return Path(tempfile.mkdtemp(prefix=f"{name}_"))
+    return folder
 
 
 def _holds_ros(prefix: Path) -> bool:

@@ -187,6 +187,26 @@ def test_two_runs_get_two_domains_and_a_wanted_one_is_kept() -> None:
         assert {first, second} <= set(range(1, 102))
 
 
+@pytest.mark.parametrize("obstacle", ["link", "hard link", "pipe"])
+def test_what_others_put_in_the_place_of_a_lock_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(random.SystemRandom, "shuffle", lambda self, candidates: candidates.sort())
+    first = tmp_path / f"xvla_ros_domain_{os.getuid()}_1.lock"
+    if obstacle == "link":
+        first.symlink_to(victim)
+    elif obstacle == "pipe":
+        os.mkfifo(first)
+    else:
+        first.hardlink_to(victim)
+    with free_domain() as domain:
+        assert (domain == 1) == (obstacle == "hard link"), "a link of one's own file is locked as it is"
+    assert victim.read_text() == "mine"
+
+
 @pytest.mark.parametrize("offset", [0, 10, 12])
 def test_a_domain_with_a_participant_is_passed_over(
     offset: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

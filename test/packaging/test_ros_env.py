@@ -25,15 +25,15 @@ def test_prepare_fills_in_what_is_missing():
 @pytest.mark.parametrize(("package", "variable"), ros_env.DDS_PROFILE_VARIABLES.items())
 def test_each_distribution_gets_the_variable_that_its_dds_reads(tmp_path, package, variable):
     (tmp_path / "share" / package).mkdir(parents=True)
-    environment = {"AMENT_PREFIX_PATH": f"{tmp_path / 'workspace'}:{tmp_path}", "HOME": "/home/someone"}
+    environment = {"AMENT_PREFIX_PATH": f"{tmp_path / 'workspace'}:{tmp_path}", "HOME": str(tmp_path)}
     ros_env.prepare(environment)
     assert set(ros_env.DDS_PROFILE_VARIABLES.values()) & set(environment) == {variable}
 
 
-def test_prepare_keeps_what_the_user_set():
+def test_prepare_keeps_what_the_user_set(tmp_path):
     chosen = {
         "AMENT_PREFIX_PATH": "/opt/ros/jazzy",
-        "HOME": "/home/someone",
+        "HOME": str(tmp_path),
         "FASTDDS_DEFAULT_PROFILES_FILE": "/etc/dds.xml",
     }
     environment = dict(chosen)
@@ -42,7 +42,7 @@ def test_prepare_keeps_what_the_user_set():
 
 
 def test_the_users_choice_of_transports_keeps_our_profile_out():
-    environment = {"HOME": "/home/someone", "FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"}
+    environment = {"FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"}
     ros_env.prepare(environment)
     assert not set(ros_env.DDS_PROFILE_VARIABLES.values()) & set(environment)
 
@@ -143,3 +143,52 @@ def test_without_a_home_the_logs_go_to_a_temporary_folder(ros_domain):
     bare = {"PATH": os.environ["PATH"], "ROS_DOMAIN_ID": str(ros_domain)}
     result = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+READ_ONLY = 'mount -t tmpfs -o ro tmpfs "$0" && exec "$@"'
+
+
+def test_with_a_read_only_home_the_logs_go_to_a_temporary_folder_which_is_said(tmp_path, ros_domain):
+    pytest.importorskip("rclpy", reason="needs ROS 2: pip install '.[ros]'")
+    read_only = ["unshare", "-m", "sh", "-c", READ_ONLY, str(tmp_path)]
+    if subprocess.run([*read_only, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    code = (
+        "from xvla_ros.ros_env import prepare; prepare(); import os, rclpy; rclpy.init(); "
+        "rclpy.create_node('homeless'); print(os.environ['ROS_LOG_DIR'])"
+    )
+    given = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ROS_DOMAIN_ID": str(ros_domain)}
+    result = subprocess.run(
+        [*read_only, sys.executable, "-c", code], env=given, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert (
+        f"nothing can be written in {tmp_path}/.ros/log: ROS logs in {result.stdout.strip()} instead" in result.stderr
+    )
+
+
+@pytest.mark.parametrize("obstacle", ["link", "file", "open to all"])
+def test_a_temporary_folder_that_others_may_have_made_is_not_used(tmp_path, monkeypatch, obstacle):
+    monkeypatch.setattr(ros_env.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(ros_env.tempfile, "tempdir", str(tmp_path))
+    theirs = tmp_path / f"xvla_ros_log_{os.getuid()}"
+    if obstacle == "link":
+        theirs.symlink_to(tmp_path)
+    elif obstacle == "file":
+        theirs.touch()
+    else:
+        theirs.mkdir()
+        theirs.chmod(0o777)
+    environment: dict[str, str] = {}
+    ros_env.prepare(environment)
+    assert environment["ROS_LOG_DIR"] != str(theirs)
+    assert Path(environment["ROS_LOG_DIR"]).stat().st_mode & 0o777 == 0o700
+
+
+def test_the_temporary_folder_of_logs_is_the_same_at_every_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(ros_env.tempfile, "gettempdir", lambda: str(tmp_path))
+    first: dict[str, str] = {}
+    second: dict[str, str] = {}
+    ros_env.prepare(first)
+    ros_env.prepare(second)
+    assert first["ROS_LOG_DIR"] == second["ROS_LOG_DIR"] == str(tmp_path / f"xvla_ros_log_{os.getuid()}")

@@ -17,6 +17,7 @@ import random
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -338,7 +339,8 @@ def line_to_show(line: str, verbose: bool) -> str | None:
 def free_domain(wanted: int | None = None) -> Iterator[int]:
     """Yield a ROS_DOMAIN_ID that no participant on this machine uses, reserved while the block lasts.
 
-    A lock file keeps two runs that start together apart; bound discovery ports show everybody else.
+    A lock file keeps two runs that start together apart; bound discovery ports show everybody else. A link, or another
+    user's file, in the place of a lock is passed over: anybody may have put it there.
 
     Args:
         wanted: use exactly this domain, free or not.
@@ -353,15 +355,29 @@ def free_domain(wanted: int | None = None) -> Iterator[int]:
     random.SystemRandom().shuffle(candidates)
     for domain in candidates:
         path = Path(tempfile.gettempdir()) / f"xvla_ros_domain_{os.getuid()}_{domain}.lock"
-        with path.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue
-            if _is_unused(domain):
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        except OSError:
+            continue
+        try:
+            if _is_locked(lock) and _is_unused(domain):
                 yield domain
                 return
+        finally:
+            os.close(lock)
     raise ChildError(f"every ROS_DOMAIN_ID from 1 to {LAST_DOMAIN} is in use on this machine; name one to share it")
+
+
+def _is_locked(lock: int) -> bool:
+    """Say whether this process now holds the lock on an open file of this user."""
+    found = os.fstat(lock)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def python_module(module: str, *arguments: str) -> list[str]:
