@@ -8,11 +8,13 @@ JSON; nothing is pickled. The checkpoint is a plain policy folder, which the nod
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,11 +72,15 @@ def write_state(folder: Path, state: State, keep: int) -> Path:
         shutil.rmtree(left)
     made, final = folder / f"{_UNFINISHED}{state.step}", folder / f"step-{state.step:08d}"
     made.mkdir()
-    save_file(dict(state.tensors), made / TENSORS)
-    facts = {"schema_version": SCHEMA_VERSION, "step": state.step, **state.facts}
-    (made / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
-    for path in (*made.iterdir(), made):
-        _flush(path)
+    try:
+        save_file(dict(state.tensors), made / TENSORS)
+        facts = {"schema_version": SCHEMA_VERSION, "step": state.step, **state.facts}
+        (made / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        for path in (*made.iterdir(), made):
+            _flush(path)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)  # half a state would keep the disk full
+        raise
     if final.exists():
         shutil.rmtree(final)
     os.rename(made, final)
@@ -82,6 +88,26 @@ def write_state(folder: Path, state: State, keep: int) -> Path:
     for old in _states(folder)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+@contextmanager
+def naming_a_full_disk(folder: Path) -> Iterator[None]:
+    """Turn what a full disk raises while a run is written to ``folder`` into a TrainingError.
+
+    Raises:
+        TrainingError: naming the folder, what is whole there and how to go on.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        states = _states(folder / STATES)
+        left = f"{states[-1].name} is whole" if states else "no state was written before"
+        message = f"cannot be written, {left}: {error}"
+        raise TrainingError([Problem(str(folder), "", None, "free space, then resume=true", message)]) from error
 
 
 def last_state(folder: Path) -> State | None:

@@ -31,6 +31,7 @@ from xvla_ros.training.saving import (
     State,
     gather,
     last_state,
+    naming_a_full_disk,
     policy_of,
     replace_checkpoint,
     require_same,
@@ -158,6 +159,9 @@ class Trainer:
 
         Args:
             on_step: called with the number of steps done, after each.
+
+        Raises:
+            TrainingError: the disk is full.
         """
         settings, main = self.settings, self.accelerator.is_main_process
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +172,7 @@ class Trainer:
         stream = self.stream(self.step, settings.steps)
         meter = Meter(self.accelerator, self.seconds)
         # Drawing the curve keeps this frame, and so the workers, alive until Python ends, which would kill them.
-        with closing(stream):
+        with closing(stream), naming_a_full_disk(self.folder):
             while self.step < self._last:
                 meter.start()
                 self.take_step(stream, meter)
