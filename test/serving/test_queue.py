@@ -2,12 +2,14 @@
 """Who is next, and who shares a pass."""
 
 import asyncio
+import threading
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from xvla_ros.control.engine import Engine
 from xvla_ros.errors import RequestError
 from xvla_ros.serving import queue as queue_module
 from xvla_ros.serving.queue import Ask, FairQueue, SeededObservation
@@ -138,6 +140,52 @@ def test_who_has_gone_or_came_too_late_is_not_computed():
             await late.answer
 
     asyncio.run(run())
+
+
+def test_those_that_are_being_read_are_waited_for_so_that_they_share_a_pass():
+    """Else the first of several who ask together is computed alone, and the others after it."""
+    batches, waits = [], threading.Event()
+
+    def predict(observations, prefixes):
+        batches.append([seen.instruction for seen in observations])
+        return [ValueError("nothing to answer")] * len(observations)
+
+    class Watched(FairQueue):
+        def __iter__(self):
+            found = list(super().__iter__())
+            if [each.wants_chunk() for each in found] == [True, False]:
+                waits.set()
+            return iter(found)
+
+    async def run():
+        queue = Watched()
+        engine = Engine(predict, queue, batch_wait=60.0)
+        asks = [of(queue, "first"), of(queue, "second")]
+        with queue.reading():
+            queue.add(asks[0])
+            step = asyncio.create_task(asyncio.to_thread(engine.step))
+            assert await asyncio.to_thread(waits.wait, 60.0)
+            queue.add(asks[1])
+        assert await step
+        for ask in asks:
+            with pytest.raises(ValueError, match="nothing to answer"):
+                await ask.answer
+
+    asyncio.run(run())
+    assert batches == [["first", "second"]]
+
+
+def test_a_full_batch_waits_for_nobody():
+    def fill():
+        queue = FairQueue()
+        with queue.reading():
+            queue.add(*(of(queue, str(number)) for number in range(queue_module.MAX_BATCH - 1)))
+            assert len(list(queue)) == queue_module.MAX_BATCH, "and one that is coming"
+            queue.add(of(queue, "the last"))
+            assert all(each.wants_chunk() for each in queue)
+            return len(list(queue))
+
+    assert in_a_loop(fill) == queue_module.MAX_BATCH
 
 
 def test_an_answer_says_how_long_it_waited():

@@ -17,5 +17,5 @@ def test_on_a_gpu_every_batch_that_may_come_is_made_ready(policy, profiles, monk
     monkeypatch.setattr("xvla_ros.control.policy_source.load_policy", lambda *_, **__: made)
     monkeypatch.setattr("xvla_ros.model.runtime.fast.get_ready", lambda _, blanks: ready.add(len(blanks)))
     monkeypatch.setattr("xvla_ros.model.runtime.fast.warm_up", lambda _, blanks: ready.add(len(blanks)))
-    Serve()._policy({PAIR: profiles[PAIR]})
+    Serve().policy({PAIR: profiles[PAIR]})
     assert ready == {1, MAX_BATCH}

@@ -64,7 +64,7 @@ class Serve(Command):
         access = self._access()
         access.require_safe()
         profiles = self._profiles()
-        policy = self._policy(profiles)
+        policy = self.policy(profiles)
         digest = self._digest(policy, profiles)
         server = PolicyServer(PolicyService(policy, profiles, _version(), digest), access)
         asyncio.run(_serve(server, access, policy.source))
@@ -83,7 +83,8 @@ class Serve(Command):
 
         return {profile.name: profile for profile in choose_profiles(self.robots)} if self.robots else {}
 
-    def _policy(self, profiles: dict[str, Profile]) -> Policy:
+    def policy(self, profiles: dict[str, Profile]) -> Policy:
+        """Load what is served, ready for passes of any size."""
         from xvla_ros.control.policy_source import load_policy
         from xvla_ros.model.runtime.fast import get_ready, warm_up
         from xvla_ros.resources import policy_dir

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from xvla_ros.control.engine import ChunkRequest
+from xvla_ros.control.engine import ChunkRequest, EngineClient
 from xvla_ros.errors import RequestError
 from xvla_ros.serving.protocol import LATE, OVERLOADED
 from xvla_ros.types import ActionChunk, Observation, Prefix
@@ -101,8 +102,30 @@ class Ask:
         self._loop.call_soon_threadsafe(settle)
 
 
+class _Coming:
+    """What is still being read, as the engine sees it: it will ask within the time that others wait to share a pass."""
+
+    def wants_chunk(self) -> bool:
+        return False
+
+    def due_in(self) -> float | None:
+        return 0.0
+
+    def observe(self) -> ChunkRequest | None:
+        return None
+
+    def deliver(self, request: ChunkRequest, chunk: ActionChunk) -> None:
+        raise RuntimeError("nothing was asked")
+
+    def policy_failed(self, error: Exception) -> None:
+        raise RuntimeError("nothing was asked")
+
+
 class FairQueue:
     """The asks that wait; iterating gives those that share the next pass.
+
+    An engine waits a little for those that are being read, so that clients who ask together share a pass: else the
+    first of them would be computed alone, and the others after it.
 
     Each owner has a share of the policy's time, however many asks it makes: a pass is charged by its denoising steps,
     and the owner who was charged least is next. With it go others in the same order whose views and steps are the same.
@@ -112,6 +135,7 @@ class FairQueue:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._asks: list[Ask] = []
+        self._reading = 0
         self._charged: dict[str, float] = {}
         self._now = 0.0  # charge of the owner served last
 
@@ -121,9 +145,22 @@ class FairQueue:
     def __contains__(self, ask: object) -> bool:
         return ask in self._asks
 
-    def __iter__(self) -> Iterator[Ask]:
+    def __iter__(self) -> Iterator[EngineClient]:
         with self._lock:
-            return iter(self._next())
+            asks = self._next()
+            coming = [_Coming()] if self._reading and len(asks) < MAX_BATCH else []
+            return iter([*asks, *coming])
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Say that an ask is being read, which will be added within the block."""
+        with self._lock:
+            self._reading += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reading -= 1
 
     def _next(self) -> list[Ask]:
         charged = {ask.owner: self._charged.get(ask.owner, self._now) for ask in self._asks}

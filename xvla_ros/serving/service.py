@@ -285,9 +285,10 @@ class PolicyService:
             RequestError: naming what cannot be answered, and why.
         """
         deadline = time.monotonic() + deadline_s
-        read = [await self.beside(partial(self._read, each), owner) for each in questions]
-        asks = [Ask(seen, prefix, views, owner, deadline, self._queue) for seen, prefix, views in read]
-        self._queue.add(*asks)
+        with self._queue.reading():
+            read = [await self.beside(partial(self._read, each), owner) for each in questions]
+            asks = [Ask(seen, prefix, views, owner, deadline, self._queue) for seen, prefix, views in read]
+            self._queue.add(*asks)
         self._engine.wake()
         try:
             answers = await asyncio.gather(*(ask.answer for ask in asks))
