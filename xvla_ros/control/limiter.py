@@ -120,10 +120,12 @@ class Limiter:
     def _targets(self, times: Floats, positions: Floats, velocities: Floats, bounds: Bounds) -> Floats:
         """Return the plan as states [K, 3, J] from which the joints could be stopped inside the limits."""
         inside = np.clip(positions, bounds.lower, bounds.upper)
-        up = np.minimum(self._speed_to_stop_in(bounds.upper - inside), bounds.velocity)
-        down = np.minimum(self._speed_to_stop_in(inside - bounds.lower), bounds.velocity)
+        up, down = np.minimum(
+            self._speed_to_stop_in(np.array([bounds.upper - inside, inside - bounds.lower])), bounds.velocity
+        )
         speeds = np.clip(velocities, -down, up)
-        targets = np.stack([inside, speeds, np.zeros_like(inside)], axis=1)
+        targets = np.zeros((len(times), 3, inside.shape[1]))
+        targets[:, 0], targets[:, 1] = inside, speeds
         brakes = self._brakes
         if brakes.jerky.any() and len(times) > 2:
             jerk, spare = np.where(brakes.jerky, brakes.jerk, 0.0), bounds.velocity - np.abs(speeds)

@@ -239,15 +239,20 @@ class Brakes:
         self._stop.control_interface = ControlInterface.Velocity
         self._stop.synchronization = Synchronization.No
         self._stop.target_velocity = self._stop.target_acceleration = [0.0] * joints
+        self._bounds: tuple[Floats, Bounds] | None = None  # those asked for last: windows have the same times
 
     def bounds(self, times: Floats) -> Bounds:
         """Return the limits of a path with points at ``times`` s, less the margins."""
+        if self._bounds is not None and np.array_equal(self._bounds[0], times):
+            return self._bounds[1]
         limits, longest = self._limits, float(np.diff(times, prepend=0.0).max())
         bulge = np.minimum(VELOCITY_BULGE * limits.max_acceleration * longest, limits.max_velocity / 3)
         velocity = limits.max_velocity - np.where(self.jerky, bulge, 0.0)
         margin = np.minimum(limits.max_acceleration * longest**2 * POSITION_BULGE, limits.max_velocity * longest / 4)
         margin = np.minimum(margin, (limits.upper - limits.lower) / 8)
-        return Bounds(limits.lower + margin, limits.upper - margin, velocity, margin)
+        bounds = Bounds(limits.lower + margin, limits.upper - margin, velocity, margin)
+        self._bounds = times.copy(), bounds
+        return bounds
 
     def gentle(self, state: Floats) -> Brake | None:
         """Return the brake from ``state`` [3, J] with the limits used to follow plans; None where Ruckig fails."""

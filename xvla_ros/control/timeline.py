@@ -104,6 +104,7 @@ def _positions_at(chunk: Trajectory, times: Stamps) -> Floats:
 
 
 EASED_KNOTS = 12  # knots that stand for the slowed part of a path
+FORGOTTEN = 8  # knots at once: each time the path through the others is made anew
 END_SHARE = 0.25  # s before the end from which on the path's speed counts as speed to be lost
 
 
@@ -176,7 +177,7 @@ class Timeline:
         first = max(int(np.searchsorted(self._times, time, side="right")) - 1, 0)
         # the last two stay: the way between them may still be run slowly
         first = min(first, max(len(self._times) - 2, 0), self._before_easing())
-        if first:
+        if first >= FORGOTTEN:
             self._set(self._times[first:], self._positions[first:], self._velocities[first:], self._ease)
 
     def sample(self, times: Stamps) -> tuple[Floats, Floats]:
