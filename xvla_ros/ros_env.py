@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from xvla_ros.resources import config_dir
@@ -19,6 +19,8 @@ from xvla_ros.resources import config_dir
 # Name of Fast DDS in a prefix → the variable it reads: version 2 (Jazzy), version 3 (Kilted).
 DDS_PROFILE_VARIABLES = {"fastrtps": "FASTRTPS_DEFAULT_PROFILES_FILE", "fastdds": "FASTDDS_DEFAULT_PROFILES_FILE"}
 DDS_TRANSPORTS_VARIABLE = "FASTDDS_BUILTIN_TRANSPORTS"
+RANGE_VARIABLE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
+REACH = {"OFF": "nobody", "LOCALHOST": "this machine", "SUBNET": "the whole local network"}
 # Set by the .pth file of the ROS wheels in the first process of an environment; with it the next one skips the look-up.
 BOOTSTRAP_VARIABLES = ("_ROS_WHEELS_BOOTSTRAP_COMPLETE", "LD_LIBRARY_PATH")
 
@@ -67,6 +69,32 @@ def child_environment(python: str | Path = sys.executable) -> dict[str, str]:
     if environment.get("AMENT_PREFIX_PATH") == sys.prefix:
         del environment["AMENT_PREFIX_PATH"]
     return environment
+
+
+def reach(environment: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """Return who can take part in this process's ROS graph, and a warning where that is a whole network.
+
+    Args:
+        environment: what ROS reads; None reads ``os.environ``.
+
+    Returns:
+        (a line for the user, a warning or nothing).
+    """
+    given = os.environ if environment is None else environment
+    domain, middleware = given.get("ROS_DOMAIN_ID") or "0", given.get("RMW_IMPLEMENTATION") or "the default middleware"
+    peers = given.get("ROS_STATIC_PEERS", "")
+    said = (given.get(RANGE_VARIABLE) or "SUBNET").upper()
+    if given.get("ROS_LOCALHOST_ONLY") == "1":  # the older name of LOCALHOST
+        said = "LOCALHOST"
+    who = REACH.get(said, f"as {RANGE_VARIABLE}={said} has it") + (f" and {peers}" if peers and said != "OFF" else "")
+    signed = given.get("ROS_SECURITY_ENABLE") == "true" and given.get("ROS_SECURITY_STRATEGY") == "Enforce"
+    line = f"ROS domain {domain}, {middleware}, open to {who}" + (", with keys of SROS 2" if signed else "")
+    if signed or (said in ("LOCALHOST", "OFF") and not peers):
+        return line, ""
+    return line, (
+        "whoever can send to this network can command the robot and see through its cameras; to keep to this machine "
+        f"export {RANGE_VARIABLE}=LOCALHOST; docs/how-to/network.md tells of the rest"
+    )
 
 
 def dds_profile() -> Path:

@@ -191,3 +191,36 @@ def test_the_temporary_folder_of_logs_is_the_same_at_every_start(tmp_path, monke
     ros_env.prepare(first)
     ros_env.prepare(second)
     assert first["ROS_LOG_DIR"] == second["ROS_LOG_DIR"] == str(tmp_path / f"xvla_ros_log_{os.getuid()}")
+
+
+@pytest.mark.parametrize(
+    ("given", "line", "warned"),
+    [
+        ({}, "ROS domain 0, the default middleware, open to the whole local network", True),
+        (
+            {"ROS_DOMAIN_ID": "7", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "RMW_IMPLEMENTATION": "rmw_zenoh_cpp"},
+            "ROS domain 7, rmw_zenoh_cpp, open to this machine",
+            False,
+        ),
+        ({"ROS_LOCALHOST_ONLY": "1"}, "ROS domain 0, the default middleware, open to this machine", False),
+        (
+            {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_STATIC_PEERS": "10.0.0.2"},
+            "ROS domain 0, the default middleware, open to this machine and 10.0.0.2",
+            True,
+        ),
+        (
+            {"ROS_SECURITY_ENABLE": "true", "ROS_SECURITY_STRATEGY": "Enforce"},
+            "ROS domain 0, the default middleware, open to the whole local network, with keys of SROS 2",
+            False,
+        ),
+        (
+            {"ROS_SECURITY_ENABLE": "true"},
+            "ROS domain 0, the default middleware, open to the whole local network",
+            True,
+        ),
+    ],
+)
+def test_who_can_take_part_is_said_and_warned_of(given, line, warned):
+    said, warning = ros_env.reach(given)
+    assert said == line
+    assert bool(warning) == warned

@@ -24,6 +24,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
+from xvla_ros import ros_env
 from xvla_ros.control.engine import INFERENCE_THREAD, Engine
 from xvla_ros.control.policy_source import load_policy
 from xvla_ros.control.state import UNTRAINED
@@ -455,6 +456,10 @@ def serve(stop: Callable[[], bool], args: list[str] | None = None) -> int:
     # rclpy's own handlers would shut the graph down before the last command is sent
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     node = PolicyNode()
+    who, warning = ros_env.reach()
+    node.get_logger().info(who)
+    if warning:
+        node.get_logger().warning(warning)
     ended, failed = threading.Event(), threading.Event()
     # with rclpy's multi-threaded executor the same topics cost three times the processor time
     executor = SingleThreadedExecutor()
