@@ -16,7 +16,7 @@ else ifeq ($(ROS_DISTRO),kilted)
 else
   $(error ROS_DISTRO is $(ROS_DISTRO), allowed: jazzy, kilted)
 endif
-EXTRAS := $(EXTRAS),kinematics,sim,train,replay,view,lerobot,serve,dev
+EXTRAS := $(EXTRAS),kinematics,sim,train,replay,view,lerobot,serve,engines,dev
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check

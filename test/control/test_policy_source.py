@@ -124,3 +124,19 @@ def test_arms_of_different_widths_share_one_untrained_policy(pair):
     policy = load_policy({PAIR: both, "so101": single})
     chunks = policy.predict([seen_by(both), seen_by(single)], steps=1)
     assert [chunk.actions.shape[1] for chunk in chunks] == [12, 6]
+
+
+def test_engines_of_the_profiles_must_agree(pair, saved):
+    other = type(pair).from_mapping("other", changed(pair, engine="onnxruntime").to_mapping())
+    profiles = {PAIR: changed(pair, engine="openvino"), "other": other}
+    with pytest.raises(SetupError, match=r"different engines \(so101_bimanual: openvino, other: onnxruntime\)"):
+        load_policy(profiles, str(saved))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_engine_without_its_graphs_says_how_to_write_them(pair, saved, engine):
+    kind = engine.removesuffix("runtime")
+    with pytest.raises(SetupError, match=f"engine is {engine}, but .* write one with xvla export {kind} "):
+        load_policy(changed(pair, engine=engine), str(saved))
+    with pytest.raises(SetupError, match=f"engine is {engine}, but .* write one with xvla export {kind} "):
+        load_policy(pair, str(saved), engine=engine)

@@ -36,6 +36,12 @@ def policy() -> Policy:
 
 
 @pytest.fixture(scope="session")
+def another() -> Callable[[int], Policy]:
+    """Makes a policy for the same robots: another(seed) has other weights."""
+    return lambda seed: make_policy(SO101, WIDOWX, seed=seed)
+
+
+@pytest.fixture(scope="session")
 def saved(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder, to be read and never written."""
     folder = tmp_path_factory.mktemp("checkpoint")

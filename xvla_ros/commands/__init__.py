@@ -38,7 +38,7 @@ COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --he
     "replay": ("replay", "Replay", "hold a policy's answers against recordings, before it moves an arm"),
     "data": ("replay", "DataInfo", "say what a recording or data set holds, and what a robot would miss in it"),
     "bag": ("replay", "DataInfo", "the older name of xvla data"),
-    "export": ("export", "Export", "write a LeRobot data set of the episodes of bags"),
+    "export": ("export", "Export", "write bags as a LeRobot data set, or a checkpoint for ONNX Runtime or OpenVINO"),
     "security": ("security", "Security", "write what the nodes of a robot may do on the network, for SROS 2"),
     "train": ("training", "Train", "train a policy from recordings, or adapt a checkpoint to a robot"),
 }  # fmt: skip

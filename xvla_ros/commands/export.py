@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``xvla export``: bags as a LeRobot data set."""
+"""``xvla export``: bags as a LeRobot data set, a checkpoint as graphs for other engines."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from xvla_ros.commands.options import BagRobot, Command, Count, Option
+from xvla_ros.commands.options import Command, Count, Option
 from xvla_ros.errors import Interrupted, SetupError
 from xvla_ros.resources import usable_cores
 
@@ -19,19 +19,36 @@ if TYPE_CHECKING:
     from xvla_ros.recordings.lerobot_export import Exported
 
 
+SHIPPED = "shipped"  # in the place of a checkpoint: the policy that comes with the package
+OF_DATA_SETS = ("fps", "instruction", "actions", "all_episodes", "codec", "skip_bad", "jobs")
+OF_ENGINES = ("inputs",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Export(Command):
-    """Write a LeRobot v3.0 data set of the episodes of some bags, which LeRobot and ``xvla train`` read.
+    """Write a LeRobot v3.0 data set of the episodes of bags, or a checkpoint with graphs that other engines run.
+
+    lerobot is read by LeRobot and ``xvla train``. onnx and openvino write a folder that is a checkpoint like the given
+    one and holds its network as graphs too, for ONNX Runtime and OpenVINO: name it as the checkpoint.
 
     examples:
       xvla export lerobot recordings/touch --output data/touch
       xvla export lerobot monday.mcap tuesday.mcap --output data/week --fps 30 --instruction "touch the red cube"
+      xvla export openvino my_checkpoint --output my_checkpoint_openvino
     """
 
-    what: Annotated[Literal["lerobot"], Option(positional=True), "the format"]
-    bags: Annotated[tuple[str, ...], Option(metavar="BAG", positional=True), "bag, its file, or a folder of bags"]
-    output: Annotated[str, "folder of the data set, which must not be there"]
-    robot: BagRobot = ""
+    what: Annotated[Literal["lerobot", "onnx", "openvino"], Option(positional=True), "the format"]
+    sources: Annotated[
+        tuple[str, ...],
+        Option(metavar="BAG|CHECKPOINT", positional=True),
+        "bag, its file, or a folder of bags; for onnx and openvino a checkpoint's folder or hub id, or shipped",
+    ]
+    output: Annotated[
+        str, "folder to write, which must not be there; one with the same checkpoint gets the graphs of another engine"
+    ]
+    robot: Annotated[
+        str, "name of a profile, or a profile file (default: the profile recorded in the bag; all of the checkpoint)"
+    ] = ""
     fps: Annotated[Count | None, "frames a second (default: the rate of slot 0)"] = None
     instruction: Annotated[str, "instruction in place of the recorded ones"] = ""
     actions: Annotated[
@@ -45,9 +62,21 @@ class Export(Command):
     ] = "h264"
     skip_bad: Annotated[bool, "leave out bags with problems instead of refusing them"] = False
     jobs: Annotated[Count | None, "processes, a bag each (default: one for each core)"] = None
+    inputs: Annotated[Count, "random inputs over which an engine is held against the network"] = 100
 
     def run(self) -> int:
-        """Write the data set; print what is in it, and what was left out."""
+        """Write what was asked for; print what is in it, and what was left out."""
+        self._refuse_others(OF_ENGINES if self.what == "lerobot" else OF_DATA_SETS)
+        return self._write_data_set() if self.what == "lerobot" else self._write_engine()
+
+    def _refuse_others(self, names: Sequence[str]) -> None:
+        """Refuse options that the format does not have."""
+        defaults = {each.name: each.default for each in fields(self)}
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) != defaults[name]]
+        if given:
+            raise SetupError(f"{', '.join(given)}: export {self.what} has no such option; leave it out")
+
+    def _write_data_set(self) -> int:
         if any(find_spec(name) is None for name in ("av", "pyarrow")):
             raise SetupError("data sets are written with pyarrow and PyAV: pip install 'xvla_ros[lerobot]'")
         from tqdm import tqdm
@@ -56,7 +85,7 @@ class Export(Command):
         from xvla_ros.recordings.lerobot_encoding import ExportOptions
         from xvla_ros.recordings.lerobot_export import export
 
-        bags = find_bags(self.bags)
+        bags = find_bags(self.sources)
         jobs = self.jobs or min(usable_cores(), len(bags))
         options = ExportOptions(
             self.robot,
@@ -70,15 +99,44 @@ class Export(Command):
             max(1, usable_cores() // jobs) if jobs > 1 else 0,
         )
         with tqdm(unit="bag", disable=None) as bar, _ended_by_signals():
-
-            def progress(what: str, done: int, total: int) -> None:
-                bar.set_description(what, refresh=False)
-                bar.total, bar.n = total, done
-                bar.refresh()
-
-            found = export(bags, Path(self.output), options, progress)
+            found = export(bags, Path(self.output), options, _shown_on(bar))
         print(summary(found, self.codec))
         return 0
+
+    def _write_engine(self) -> int:
+        if len(self.sources) != 1:
+            raise SetupError(f"{len(self.sources)} checkpoints are given, expected one: {', '.join(self.sources)}")
+        from tqdm import tqdm
+
+        from xvla_ros.evaluation.graph import choose_profiles
+        from xvla_ros.model.runtime.graphs import export_checkpoint
+        from xvla_ros.resources import policy_dir
+
+        robots = [profile.embodiment() for profile in choose_profiles(self.robot)] if self.robot else []
+        checkpoint = str(policy_dir() or "") if self.sources[0] == SHIPPED else self.sources[0]
+        with tqdm(disable=None) as bar, _ended_by_signals():
+            report = export_checkpoint(
+                checkpoint, Path(self.output), self.what, robots, inputs=self.inputs, progress=_shown_on(bar)
+            )
+        numerics = report["numerics"]
+        print(
+            f"{self.output}: a checkpoint, with graphs for {' and '.join(map(str, report['views']))} views in "
+            f"{self.what}\n"
+            f"  against the network, over {numerics['inputs']} inputs of {numerics['steps']} steps, in its own units: "
+            f"rms {numerics['rms']:.1e}, largest {numerics['largest']:.1e} (allowed {numerics['bound']:.0e})"
+        )
+        return 0
+
+
+def _shown_on(bar: Any) -> Callable[[str, int, int], None]:
+    """Return what shows progress on a tqdm bar."""
+
+    def progress(what: str, done: int, total: int) -> None:
+        bar.set_description(what, refresh=False)
+        bar.total, bar.n = total, done
+        bar.refresh()
+
+    return progress
 
 
 def summary(found: Exported, codec: str) -> str:

@@ -25,6 +25,7 @@ from xvla_ros.types import Floats
 
 SHIPPED = "the policy that comes with xvla_ros"
 ANOTHER = "or another policy, named by --checkpoint or policy.checkpoint"
+AUTO, TORCH = "auto", "torch"  # engines that need no export
 SAME_SCALE = 0.01  # share by which a calibrated joint's scale may differ
 CALIBRATION = 0.1  # share of a joint's range by which its zero may
 
@@ -189,6 +190,7 @@ def load_policy(
     dtype: str = "",
     seed: int = 0,
     descriptions: Mapping[str, RobotDescription | None] = NO_DESCRIPTIONS,
+    engine: str = "",
     log: Callable[[str], object] | None = None,
 ) -> Policy:
     """Load the policy for some robots, check that it can serve each, and choose the fastest way to run it.
@@ -204,11 +206,13 @@ def load_policy(
         seed: of random weights.
         descriptions: what ``robot_description`` said of each robot; where nothing, the URDFs of its profile count.
             Random weights keep tools about home, which takes kinematics.
+        engine: what runs the network (``torch``, ``onnxruntime``, ``openvino``, ``auto``), see ``engines.on_engine``;
+            empty is the profiles' ``policy.engine``. What was exported computes in float32, and so an empty dtype.
         log: takes lines that say how the policy runs, what it computes in among them.
 
     Raises:
-        SetupError: the profiles name different checkpoints, the policy does not fit a robot, or there is no
-            such device.
+        SetupError: the profiles name different checkpoints or engines, the policy does not fit a robot, there is no
+            such device, or the engine cannot be had.
         CheckpointError: naming what is wrong with the checkpoint.
         ProfileError: the policy was trained with another action mode, other joints, other views or in other units than
             a profile has, see ``misfits`` and ``misplaced_views``.
@@ -216,6 +220,9 @@ def load_policy(
     if isinstance(profiles, Profile):
         profiles = {profiles.name: profiles}
     name, revision = (checkpoint, "") if checkpoint else _agreed(profiles)
+    engine = engine or _agreed_engine(profiles)
+    if engine not in (AUTO, TORCH):
+        dtype = dtype or "float32"
     _ensure_device(device)
     if name:
         policy = _load(name, revision, device, dtype, profiles.values())
@@ -223,11 +230,13 @@ def load_policy(
         policy = _shipped(profiles, device, dtype) or _untrained(profiles, device, dtype, seed, descriptions)
     for profile in profiles.values():
         _require_fit(policy, profile, profile.name)
-    from xvla_ros.model.runtime.fast import accelerate
+    from xvla_ros.model.runtime.engines import on_engine
 
     if log is not None:
         log(f"the policy {policy.precision}")
-    return accelerate(policy, log=log)
+    embodiments = [each.embodiment() for each in profiles.values()]
+    embodiments = embodiments or [each.embodiment for each in policy.robots.values()]
+    return on_engine(policy, engine, {policy.processor.views(each) for each in embodiments}, log=log)
 
 
 def fit(policy: Policy, profile: Profile) -> str:
@@ -271,6 +280,15 @@ def _agreed(profiles: Mapping[str, Profile]) -> tuple[str, str]:
             "parameter checkpoint, or start a node for each"
         )
     return next(iter(named.values()))
+
+
+def _agreed_engine(profiles: Mapping[str, Profile]) -> str:
+    named = {profile.name: profile.policy.engine for profile in profiles.values()}
+    engines = set(named.values()) - {AUTO}
+    if len(engines) > 1:
+        listed = ", ".join(f"{robot}: {name}" for robot, name in named.items())
+        raise SetupError(f"the profiles name different engines ({listed}), expected one: set policy.engine alike")
+    return engines.pop() if engines else AUTO
 
 
 def _ensure_device(device: str) -> None:

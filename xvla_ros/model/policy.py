@@ -9,6 +9,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ class Policy:
         source: folder or hub id, for messages.
         precision: what it computes in, and why; None where nobody chose.
         view_names: of the views in their order, as its files name them; empty where they do not.
+        folder: where its files lie; None where it has none.
 
     Attributes:
         on_remark: takes what should be known of an instruction, once, when it is first answered; None says nothing.
@@ -55,6 +57,7 @@ class Policy:
         source: str = "",
         precision: Precision | None = None,
         view_names: Sequence[str] = (),
+        folder: Path | None = None,
     ) -> None:
         self.network, self.processor = network, processor
         self.runner = Runner(network)
@@ -63,6 +66,7 @@ class Policy:
         self.lerobot = lerobot
         self.source = source
         self.view_names = tuple(view_names)
+        self.folder = folder
         self.on_remark: Callable[[str], object] | None = log.warning
         self._remarked: set[str] = set()
         self.precision = precision or Precision(str(network.vlm.dtype).removeprefix("torch."), "as it was made")
@@ -78,6 +82,7 @@ class Policy:
             source=source or self.source,
             precision=self.precision,
             view_names=self.view_names,
+            folder=self.folder,
         )
 
     def computing(self) -> dict[str, str]:

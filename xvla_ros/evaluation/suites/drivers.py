@@ -220,7 +220,7 @@ def load_suite_policy(
         CheckpointError, SetupError: naming what does not fit.
     """
     from xvla_ros.model.checkpoint import PROFILE_STEPS, build, read_files
-    from xvla_ros.model.runtime.fast import accelerate
+    from xvla_ros.model.runtime.engines import AUTO, on_engine
 
     embodiment = inspect_for(checkpoint, protocol)[0]
     files = read_files(checkpoint, assume=PROFILE_STEPS)
@@ -231,7 +231,7 @@ def load_suite_policy(
         raise
     except (ValueError, RuntimeError, AssertionError) as error:
         raise SetupError(f"checkpoint {checkpoint} cannot be asked about LIBERO: {error}") from error
-    return accelerate(policy), embodiment
+    return on_engine(policy, AUTO, {policy.processor.views(embodiment)}), embodiment
 
 
 def executed(protocol: EvaluationProtocol, policy: Policy) -> int:

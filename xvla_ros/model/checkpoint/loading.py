@@ -143,6 +143,7 @@ def build(
         source=folders.source,
         precision=precision,
         view_names=described.view_names,
+        folder=folders.adapter or folders.base,
     )
     return quantise(policy) if precision.dtype == INT8 else policy
 

@@ -14,6 +14,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..action_modes import ActionMode
 from ..inputs.processor import Batch
 from ..network.flow import HeldWaypoints, denoise, hides_only, predictor, preprocess, shown
-from ..network.xvla import Context, XvlaNetwork
+from ..network.xvla import Context, Predict, XvlaNetwork
 
 _LINES_OF_A_REASON = 2  # compilers name the culprit in the second
 
@@ -99,6 +100,23 @@ class Shape:
         return f"batch {self.batch}, {self.views} views, {self.images} images, {self.steps} steps"
 
 
+class Running(Protocol):
+    """What runs a chunk: an ``XvlaNetwork``, or what takes the place of one."""
+
+    @property
+    def transformer(self) -> Callable[..., Any]:
+        """A single step: noisy action, state, time, context → raw clean action."""
+
+    def encode(self, images: Tensor, image_mask: Tensor, input_ids: Tensor, domain_id: Tensor) -> Context:
+        """Do what comes before the steps."""
+
+    def encode_seen(self, images: Tensor, seen: Tensor, input_ids: Tensor, domain_id: Tensor, views: int) -> Context:
+        """Do what comes before the steps, of the images that are there."""
+
+    def predictor(self, context: Context, state: Tensor, shown: Tensor, times: Tensor) -> Predict:
+        """Prepare the steps."""
+
+
 @dataclass(frozen=True)
 class Way:
     """One way to run a network.
@@ -111,7 +129,7 @@ class Way:
     """
 
     description: str
-    network: XvlaNetwork
+    network: Running
     ready: Callable[[Body, ChunkInputs], Body] | None = None
     bodies: dict[Shape, Body] = field(default_factory=dict)
 
@@ -151,8 +169,8 @@ class Runner:
         return self._ways[0].description
 
     @property
-    def running(self) -> XvlaNetwork:
-        """The network whose layers are called, with the weights of ``network``."""
+    def running(self) -> Running:
+        """What is called, with the weights of ``network``."""
         return self._ways[0].network
 
     @torch.no_grad()

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported graphs in ONNX Runtime and OpenVINO: as exact as the network they were made of, or refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from xvla_ros.errors import SetupError
+from xvla_ros.model import checkpoint
+from xvla_ros.model.policy import Policy
+from xvla_ros.model.runtime import engines
+from xvla_ros.model.runtime.engines import BOUND, FORMATS, on_engine
+from xvla_ros.model.runtime.graphs import WEIGHTS_FILE, export_checkpoint, export_graphs
+from xvla_ros.types import Observation, Prefix
+
+Look = Callable[..., Observation]
+Another = Callable[[int], Policy]
+
+VIEWS = {3}
+WRITERS = all(find_spec(name) for name in ("onnx", "onnxscript"))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.skipif(not (WRITERS and find_spec(name)), reason=f"no {name} or no onnx"))
+        for name in FORMATS
+    ],
+)
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def exported(engine: str, saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with the engine's graphs, to be read and never written."""
+    folder = tmp_path_factory.mktemp("exported") / "there"
+    export_checkpoint(saved, folder, FORMATS[engine], inputs=3)
+    return folder
+
+
+@pytest.fixture
+def copied(exported: Path, tmp_path: Path) -> Path:
+    """The same, to be changed."""
+    return Path(shutil.copytree(exported, tmp_path / "copied"))
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def loaded(folder: Path) -> Policy:
+    return checkpoint.load(folder, dtype="float32")
+
+
+@pytest.fixture
+def ready_made(engine: str, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are copied in the place of being written, which takes long."""
+
+    def copy(network: object, folder: Path, kind: str, *_: object) -> None:
+        shutil.copytree(exported / kind, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr("xvla_ros.model.runtime.graphs._write", copy)
+
+
+def damage(folder: Path, engine: str) -> None:
+    """Change the weights that the graphs read, not those of the checkpoint."""
+    file = folder / FORMATS[engine] / (WEIGHTS_FILE if engine == "onnxruntime" else "step_3.bin")
+    content = bytearray(file.read_bytes())
+    half = len(content) // 8 * 4
+    content[half:] = bytes(len(content) - half)
+    file.write_bytes(content)
+
+
+def test_engine_answers_as_the_network_does(engine: str, exported: Path, look: Look) -> None:
+    policy = loaded(exported)
+    pair, arm = (policy.robots[name].embodiment for name in ("pair", "arm"))
+    found = on_engine(policy, engine, VIEWS)
+    assert found.runner.description.startswith(f"on {engines.NAMES[engine]} ")
+    for row in range(6):
+        slots = pair.slots[: 1 + row % 3]  # also with cameras missing
+        asked = [look(pair, stamp=row, seed=row, slots=slots, instruction=f"lift cube {row}"), look(arm, seed=row)]
+        for steps in (1, 3):
+            own, theirs = (each.predict(asked, steps=steps, seed=row) for each in (policy, found))
+            for one, other in zip(own, theirs, strict=True):
+                assert one.robot == other.robot
+                scale = policy.robots[one.robot].statistics.action.stats["std"]
+                assert np.abs((one.actions - other.actions) / scale).max() < 2e-5
+
+
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_engine_agrees_with_what_was_committed(engine: str, exported: Path, look: Look, guidance: float) -> None:
+    policy = loaded(exported)
+    found = on_engine(policy, engine, VIEWS)
+    committed = np.linspace(-3.0, 3.0, 12, dtype=np.float32) + np.zeros((8, 1), np.float32)
+    prefix = Prefix(committed, np.array([1, 1, 0.5, 0.2, 0, 0, 0, 0], np.float32), guidance)
+    own, theirs, free = (
+        each.predict([look()], seed=1, prefix=held)[0].actions
+        for each, held in ((policy, [prefix]), (found, [prefix]), (found, [None]))
+    )
+    assert np.abs(own - theirs).max() < 1e-3 and np.abs(own - free).max() > 0.1
+
+
+def test_report_says_what_was_exported_and_how_exact_it_is(engine: str, exported: Path) -> None:
+    report = json.loads((exported / FORMATS[engine] / "report.json").read_text(encoding="utf-8"))
+    assert report["format"] == FORMATS[engine] and report["views"] == [3] and engine in report["made_with"]
+    assert report["digest"] == engines.digest(loaded(exported).network)
+    assert report["shapes"] == {"image": [3, 96, 96], "words": 24, "waypoints": 8, "width": 20, "state": 20}
+    numerics = report["numerics"]
+    assert numerics["inputs"] == 3 and numerics["steps"] == 3 and numerics["bound"] == BOUND
+    assert 0 < numerics["rms"] <= numerics["largest"] < 2e-5
+
+
+@pytest.mark.skipif(not (WRITERS and find_spec("onnxruntime")), reason="no onnx or no onnxruntime")
+def test_weights_stand_once_whatever_the_number_of_views(policy: Policy, tmp_path: Path) -> None:
+    report = export_graphs(policy.network, tmp_path, "onnxruntime", {1, 3}, inputs=2, steps=2)
+    assert report["views"] == [1, 3] and report["numerics"]["largest"] < 2e-5
+    files = {each.name: each.stat().st_size for each in (tmp_path / "onnx").iterdir()}
+    graphs = {"look.onnx", "mix_1.onnx", "mix_3.onnx", "step_1.onnx", "step_3.onnx"}
+    assert files.keys() == graphs | {WEIGHTS_FILE, "report.json"}
+    weights = sum(each.nbytes for each in policy.network.parameters())
+    assert files[WEIGHTS_FILE] < 1.2 * weights
+
+
+def test_graphs_of_other_weights_are_refused(engine: str, copied: Path, another: Another) -> None:
+    checkpoint.save(another(4), copied)
+    with pytest.raises(SetupError, match=r"were exported from other weights \([0-9a-f]{12}\).*export .* again"):
+        on_engine(loaded(copied), engine, VIEWS)
+
+
+def test_engine_that_answers_otherwise_is_refused(engine: str, copied: Path) -> None:
+    damage(copied, engine)
+    said: list[str] = []
+    with pytest.raises(SetupError, match="from the network itself, at most 1e-04 is allowed"):
+        on_engine(loaded(copied), engine, VIEWS)
+    assert on_engine(loaded(copied), "auto", VIEWS, log=said.append).runner.description.startswith(
+        ("eager", "on oneDNN")
+    )
+    assert f"{engines.NAMES[engine]} is not used" in said[0] and "from the network itself" in said[0]
+
+
+def test_robot_without_graphs_is_refused(engine: str, exported: Path) -> None:
+    with pytest.raises(SetupError, match=r"are for 3 views, and a robot has 2: export .* again with --robot"):
+        on_engine(loaded(exported), engine, {2, 3})
+
+
+def test_graph_that_is_missing_is_named(engine: str, copied: Path) -> None:
+    file = copied / FORMATS[engine] / f"mix_3{engines.ENDINGS[FORMATS[engine]]}"
+    file.unlink()
+    with pytest.raises(SetupError, match=r"mix_3.*is missing"):
+        on_engine(loaded(copied), engine, VIEWS)
+
+
+def test_graphs_compute_in_float32_alone(engine: str, exported: Path) -> None:
+    policy = checkpoint.load(exported, dtype="bfloat16")
+    with pytest.raises(SetupError, match="compute in float32, and dtype is bfloat16"):
+        on_engine(policy, engine, VIEWS)
+    said: list[str] = []
+    on_engine(policy, "auto", VIEWS, log=said.append)
+    assert "the exported graphs are not used" in said[0]
+
+
+def test_fastest_is_tried_once_and_kept(engine: str, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[set[str]] = []
+
+    def trial(network: object, opened: dict[str, object], views: int, steps: int) -> dict[str, float]:
+        tried.append({*opened})
+        return {"torch": 50.0, engine: 20.0}
+
+    monkeypatch.setattr(engines, "_trial", trial)
+    said: list[str] = []
+    name = engines.NAMES[engine]
+    for _ in range(2):
+        found = on_engine(loaded(exported), "auto", VIEWS, log=said.append)
+        assert found.runner.description.startswith(f"on {name} ")
+    assert tried == [{engine}]
+    assert f"(processor ms a chunk by trial: {name} 20, torch 50)" in said[0] and "measured before" in said[1]
+
+
+def test_engine_must_be_well_faster(engine: str, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_trial", lambda *_: {"torch": 50.0, engine: 47.0})
+    said: list[str] = []
+    for _ in range(2):
+        found = on_engine(loaded(exported), "auto", VIEWS, log=said.append)
+        assert not found.runner.description.startswith(f"on {engines.NAMES[engine]}")
+    assert "torch is the fastest here" in said[0]
+
+
+def test_trial_measures_torch_and_the_engine(engine: str, exported: Path) -> None:
+    network = loaded(exported).network
+    opened = {engine: engines.ExportedNetwork(network, exported / FORMATS[engine], engine, [3])}
+    found = engines._trial(network, opened, 3, 2)
+    assert set(found) == {"torch", engine} and all(0 < value < float("inf") for value in found.values())
+
+
+@pytest.mark.usefixtures("ready_made")
+def test_second_engine_goes_into_the_same_folder(engine: str, copied: Path, another: Another, tmp_path: Path) -> None:
+    before = {file: file.read_bytes() for file in copied.glob("*") if file.is_file()}
+    export_checkpoint(copied, copied, FORMATS[engine], inputs=1)
+    assert before == {file: file.read_bytes() for file in copied.glob("*") if file.is_file()}
+    assert not [each for each in copied.iterdir() if each.name.startswith(".")]
+    other = tmp_path / "other"
+    checkpoint.save(another(5), other)
+    with pytest.raises(SetupError, match=r"copied holds another checkpoint"):
+        export_checkpoint(other, copied, FORMATS[engine], inputs=1)
+
+
+@pytest.mark.usefixtures("ready_made")
+def test_inexact_export_leaves_nothing(
+    engine: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xvla_ros.model.runtime.graphs.BOUND", 0.0)
+    with pytest.raises(SetupError, match=r"otherwise than the network .* nothing was written"):
+        export_checkpoint(saved, tmp_path / "out", FORMATS[engine], inputs=1)
+    assert [each.name for each in tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_checkpoint_without_graphs_runs_on_torch(name: str, saved: Path) -> None:
+    said: list[str] = []
+    found = on_engine(loaded(saved), "auto", VIEWS, log=said.append)
+    assert said == [f"the policy runs {found.runner.description}"]
+    with pytest.raises(SetupError, match=f"has no folder {FORMATS[name]}: write one with xvla export {FORMATS[name]} "):
+        on_engine(loaded(saved), name, VIEWS)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_missing_package_is_named(name: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda package: None)
+    with pytest.raises(SetupError, match=rf"lacks the packages {name}, onnx.*pip install 'xvla_ros\[engines\]'"):
+        export_checkpoint(saved, tmp_path / "out", FORMATS[name])
+
+
+def test_digest_tells_one_weight_from_another(policy: Policy, another: Another) -> None:
+    network = another(3).network
+    before = engines.digest(network)
+    assert before == engines.digest(policy.network)
+    with torch.no_grad():
+        network.transformer.pos_emb[0, 0, 0] += 1e-3
+    assert engines.digest(network) != before

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a network as static graphs that other engines run: one picture, what comes before the steps, and a step.
+
+Each has one row of one shape; only the number of views makes a difference, so there is a pair of graphs for every
+number. Nothing in them depends on the number of steps. Weights stand once in a file that all ONNX graphs share;
+OpenVINO keeps a file beside each graph.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xvla_ros.errors import SetupError
+from xvla_ros.types import Embodiment
+
+from ..checkpoint import PROFILE_STEPS, load, save
+from ..network.flow import HeldWaypoints, denoise
+from ..network.xvla import Context, XvlaNetwork
+from ..policy import Policy
+from .engines import (
+    BOUND,
+    ENDINGS,
+    FORMATS,
+    LOOK,
+    NAMES,
+    REPORT,
+    SCHEMA_VERSION,
+    ExportedNetwork,
+    Trial,
+    digest,
+    require,
+)
+
+OPSET = 20
+WEIGHTS_FILE = "weights.bin"
+_SMALL = 1024  # bytes; smaller tensors stay within a graph
+_ALIGNED = 4096  # a page, so that weights can be mapped
+_WRITERS = ("onnx", "onnxscript")
+
+Progress = Callable[[str, int, int], None]
+
+
+def _say_nothing(what: str, done: int, total: int) -> None:
+    pass
+
+
+class _Look(nn.Module):
+    def __init__(self, network: XvlaNetwork) -> None:
+        super().__init__()
+        self.vlm = network.vlm
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.vlm.image_features(image)
+
+
+class _Mix(nn.Module):
+    def __init__(self, network: XvlaNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: Tensor, input_ids: Tensor, domain_id: Tensor) -> tuple[Tensor, Tensor]:
+        network, views = self.network, len(features)
+        vlm, aux = network.vlm.mix(features, torch.arange(views), input_ids, views)
+        context = network.transformer.context(vlm, aux, domain_id, network.config.chunk_size)
+        return context.tokens, context.first_qkv
+
+
+class _Step(nn.Module):
+    def __init__(self, network: XvlaNetwork) -> None:
+        super().__init__()
+        self.transformer = network.transformer
+
+    def forward(
+        self, noisy: Tensor, state: Tensor, t: Tensor, domain_id: Tensor, tokens: Tensor, first_qkv: Tensor
+    ) -> Tensor:
+        raw: Tensor = self.transformer(noisy, state, t, Context(tokens, first_qkv, domain_id))
+        return raw
+
+
+def export_checkpoint(
+    checkpoint: str | Path,
+    output: Path,
+    kind: str,
+    robots: Iterable[Embodiment] = (),
+    *,
+    inputs: int = 100,
+    progress: Progress = _say_nothing,
+) -> dict[str, Any]:
+    """Write a checkpoint as a folder that is one too and holds its network as graphs beside the weights.
+
+    Args:
+        checkpoint: folder or hub id.
+        output: the folder; one that is there must hold the same weights, and gets these graphs too.
+        kind: ``onnx`` or ``openvino``.
+        robots: to write graphs for; those of the checkpoint where none is given.
+        inputs, progress: as for ``export_graphs``.
+
+    Returns:
+        The content of ``report.json``.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        SetupError: a package is missing, there is another checkpoint in ``output``, it is not known for how many views
+            graphs are wanted, or the engine does not answer as the network does; nothing is then written.
+    """
+    (engine,) = (each for each, format_ in FORMATS.items() if format_ == kind)
+    require(engine, *_WRITERS)
+    policy = load(checkpoint, dtype="float32", assume=PROFILE_STEPS)
+    if output.exists():
+        there = load(output, dtype="float32", assume=PROFILE_STEPS)
+        if digest(there.network) != digest(policy.network):
+            raise SetupError(
+                f"output {output} holds another checkpoint than {checkpoint}: name a folder that is not there"
+            )
+        return _export(there, output, engine, robots, inputs, progress)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as made:
+        save(policy, made)
+        # what is read back may differ in channels that nobody feeds, and is what will run
+        report = _export(load(made, dtype="float32"), Path(made), engine, robots, inputs, progress)
+        Path(made).chmod(0o755)
+        Path(made).rename(output)
+    return report
+
+
+def _export(
+    policy: Policy, folder: Path, engine: str, robots: Iterable[Embodiment], inputs: int, progress: Progress
+) -> dict[str, Any]:
+    config = policy.network.config
+    chosen = list(robots) or [record.embodiment for record in policy.robots.values()]
+    views = {policy.processor.views(each) for each in chosen} or {config.num_image_views or 0}
+    if views == {0}:
+        raise SetupError(f"{policy.source} does not say how many views it has: name a robot with --robot")
+    domains = sorted({each.domain_id for each in chosen}) or [config.domain_id]
+    steps = max((each.denoising_steps for each in chosen), default=config.num_denoising_steps)
+    return export_graphs(
+        policy.network, folder, engine, views, domains=domains, inputs=inputs, steps=steps, progress=progress
+    )
+
+
+def export_graphs(
+    network: XvlaNetwork,
+    folder: Path,
+    engine: str,
+    views: Collection[int],
+    *,
+    domains: Sequence[int] = (0,),
+    inputs: int = 100,
+    steps: int = 10,
+    progress: Progress = _say_nothing,
+) -> dict[str, Any]:
+    """Write the graphs of a network, hold them against it, and write ``report.json`` beside them.
+
+    Args:
+        network: float32 on the CPU, in evaluation mode.
+        folder: of a checkpoint with these weights; the graphs go into ``onnx`` or ``openvino`` in it, in the place of
+            those that are there.
+        engine: that will run them, ``onnxruntime`` or ``openvino``.
+        views: numbers of views to write graphs for.
+        domains: whose soft prompts are tried.
+        inputs: random inputs that are compared.
+        steps: of each compared chunk.
+        progress: told what is done, how much of it, and of how much.
+
+    Returns:
+        The content of ``report.json``.
+
+    Raises:
+        SetupError: a package is missing, or the engine does not answer as the network does; nothing is then written.
+    """
+    require(engine, *_WRITERS)
+    kind = FORMATS[engine]
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{kind}-") as made:
+        written = Path(made)
+        _write(network, written, kind, sorted(views), progress)
+        exported = ExportedNetwork(network, written, engine, views)
+        found = _differences(network, exported, sorted(views), domains, inputs, steps, progress)
+        numerics = {"inputs": inputs, "steps": steps, "bound": BOUND, **found}
+        if not found["largest"] <= BOUND:
+            raise SetupError(
+                f"{NAMES[engine]} answers up to {found['largest']:.1e} otherwise than the network (rms "
+                f"{found['rms']:.1e}, over {inputs} inputs), at most {BOUND:.0e} is allowed: nothing was written"
+            )
+        config = network.config
+        report = {
+            "schema_version": SCHEMA_VERSION,
+            "date": datetime.date.today().isoformat(),
+            "format": kind,
+            "made_with": {each: version(each) for each in ("torch", *_WRITERS, engine)},
+            "digest": digest(network),
+            "dtype": "float32",
+            "views": sorted(views),
+            "shapes": {
+                "image": [3, *config.image_size],
+                "words": config.tokenizer_max_length,
+                "waypoints": config.chunk_size,
+                "width": network.action_mode.width,
+                "state": config.state_dim,
+            },
+            "numerics": numerics,
+        }
+        (written / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        written.chmod(0o755)
+        target = folder / kind
+        if target.exists():
+            shutil.rmtree(target)
+        written.rename(target)
+    return report
+
+
+def _write(network: XvlaNetwork, folder: Path, kind: str, views: Sequence[int], progress: Progress) -> None:
+    """Write a graph of each part; OpenVINO's are converted from ONNX's, which do not stay."""
+    parts = list(_parts(network, views))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as aside:
+        onnx = folder if kind == "onnx" else Path(aside)
+        with (onnx / WEIGHTS_FILE).open("wb") as file:
+            weights = _Weights(file)
+            for index, (name, module, inputs, outputs) in enumerate(parts):
+                progress("writing graphs", index, len(parts))
+                _write_onnx(module, inputs, outputs, onnx / f"{name}.onnx", weights)
+        progress("writing graphs", len(parts), len(parts))
+        if kind == "openvino":
+            import openvino
+
+            for name, *_ in parts:
+                converted = openvino.convert_model(onnx / f"{name}.onnx")
+                openvino.save_model(converted, folder / f"{name}{ENDINGS[kind]}", compress_to_fp16=False)
+
+
+@torch.no_grad()
+def _parts(
+    network: XvlaNetwork, views: Sequence[int]
+) -> Iterator[tuple[str, nn.Module, dict[str, Tensor], tuple[str, ...]]]:
+    """Yield name, module, inputs by name and names of the outputs of each graph."""
+    config = network.config
+    first = Trial.drawn(network, max(views), 0, seed=0)
+    yield LOOK, _Look(network), {"image": first.images[:1]}, ("features",)
+    for count in views:
+        trial = replace(first, images=first.images[:count])
+        features = torch.zeros(count, config.tokens_per_view, config.vision.projection_dim)
+        given = {"features": features, "input_ids": trial.input_ids, "domain_id": trial.domain_id}
+        yield f"mix_{count}", _Mix(network), given, ("tokens", "first_qkv")
+        context = trial.encode(network)
+        given = {
+            "noisy": trial.noise,
+            "state": trial.state,
+            "t": torch.ones(1),
+            "domain_id": trial.domain_id,
+            "tokens": context.tokens,
+            "first_qkv": context.first_qkv,
+        }
+        yield f"step_{count}", _Step(network), given, ("raw",)
+
+
+class _Weights:
+    """A file that tensors are added to, each content once.
+
+    Args:
+        file: open for writing, at its beginning.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._places = file, dict[bytes, int]()
+
+    def place(self, content: bytes) -> int:
+        """Return where in the file a content stands, from now on or already."""
+        key = hashlib.sha256(content).digest()
+        if key not in self._places:
+            self._file.write(b"\0" * (-self._file.tell() % _ALIGNED))
+            self._places[key] = self._file.tell()
+            self._file.write(content)
+        return self._places[key]
+
+
+def _write_onnx(
+    module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...], file: Path, weights: _Weights
+) -> None:
+    import onnx_ir
+
+    with _quietly():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    model = program.model
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes <= _SMALL:
+            continue
+        offset = weights.place(tensor.tobytes())
+        value.const_value = onnx_ir.ExternalTensor(
+            WEIGHTS_FILE, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=file.parent
+        )
+    onnx_ir.save(model, file)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the exporter's own remarks off the terminal: of packages it does without, and of its old parts."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _differences(
+    network: XvlaNetwork,
+    exported: ExportedNetwork,
+    views: Sequence[int],
+    domains: Sequence[int],
+    inputs: int,
+    steps: int,
+    progress: Progress,
+) -> dict[str, float]:
+    """Compare whole chunks over random inputs, in the network's own units: rms and largest difference."""
+    squares, largest = [], 0.0
+    for index in range(inputs):
+        progress("comparing", index, inputs)
+        trial = Trial.drawn(network, views[index % len(views)], domains[index % len(domains)], seed=index)
+        own, theirs = (_chunk(each, trial, steps) for each in (network, exported))
+        difference = (own - theirs).double()
+        squares.append(float(difference.square().mean()))
+        largest = max(largest, float(difference.abs().max().nan_to_num(float("inf"))))
+    progress("comparing", inputs, inputs)
+    return {"rms": float(np.sqrt(np.mean(squares))), "largest": largest}
+
+
+def _chunk(network: XvlaNetwork | ExportedNetwork, trial: Trial, steps: int) -> Tensor:
+    context, everything = trial.encode(network), torch.ones_like(trial.noise[:, :1])
+    nothing = torch.zeros_like(trial.noise)
+
+    def predictor(times: Tensor) -> Any:
+        return network.predictor(context, trial.state, everything, times)
+
+    return denoise(predictor, trial.noise, HeldWaypoints(nothing, nothing), steps)
