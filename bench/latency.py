@@ -33,6 +33,7 @@ class Latency(Measurement):
       python bench/latency.py --int8
       python bench/latency.py --size full --chunks 10 --peer lerobot --json latency.json
       python bench/latency.py --checkpoint my_checkpoint --steps 4 --threads 1
+      python bench/latency.py --engines --threads 1
       python bench/latency.py --size full --device cuda --dtype bfloat16 --batch 8 --chunks 1000
     """
 
@@ -47,6 +48,9 @@ class Latency(Measurement):
     threads: Threads = 0
     compile: Compile = "auto"
     int8: Annotated[bool, "also with int8 weights and activations, on the CPU"] = False
+    engines: Annotated[
+        bool, "also on ONNX Runtime and OpenVINO, by the checkpoint's graphs, or by some exported for it"
+    ] = False
     peer: Annotated[Literal["", "lerobot"], "also by another program, same weights"] = ""
     peer_python: Annotated[
         str, Option(metavar="PYTHON"), "interpreter of the other program (default: of XVLA_LEROBOT_PYTHON)"
@@ -66,7 +70,7 @@ class Latency(Measurement):
             CheckpointError: naming what is wrong with the checkpoint.
         """
         import torch
-        from latency_paths import LeRobotPath, left_out, policy_paths
+        from latency_paths import LeRobotPath, engine_paths, left_out, policy_paths
         from latency_work import count_work, measure_peaks
 
         from xvla_ros.model.runtime.precision import DTYPES, choose
@@ -86,6 +90,9 @@ class Latency(Measurement):
         noise = make_noise(policy, self.batch, self.seed)
         with ExitStack() as opened:
             paths: list[Path_] = [*policy_paths(policy, dtype, compile=self.compile, int8=self.int8)]
+            if self.engines:
+                say("exporting for the engines, where that is not done")
+                paths += engine_paths(policy, len(observations[0].embodiment.slots), opened)
             if self.peer:
                 say("loading the same weights in LeRobot")
                 paths.append(LeRobotPath(policy, dtype, self.peer_python, torch.get_num_threads()))
@@ -117,7 +124,7 @@ class Latency(Measurement):
             "work": {**asdict(work), "chunk": work.chunk(self.steps)},
             "peaks": asdict(peaks),
             "rows": rows,
-            "left_out": left_out(policy, int8=self.int8),
+            "left_out": left_out(policy, int8=self.int8, engines=self.engines),
         }
 
     def show(self, document: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from latency_work import PeakMemory, timed, weight_bytes
 from lerobot_peer import LeRobotPeer
 from numpy.typing import NDArray
 
+from xvla_ros.errors import SetupError
 from xvla_ros.types import Observation
 
 if TYPE_CHECKING:
@@ -148,9 +150,42 @@ def policy_paths(policy: Policy, dtype: str, *, compile: str = "auto", int8: boo
     return paths
 
 
-def left_out(policy: Policy, *, int8: bool) -> list[str]:
+def engine_paths(policy: Policy, views: int, opened: ExitStack) -> list[PolicyPath]:
+    """The exported engines that are installed; their graphs are the checkpoint's, else some in a folder for a while."""
+    from xvla_ros.model.runtime.engines import FORMATS, on_engine
+    from xvla_ros.model.runtime.graphs import export_graphs
+
+    lacking, paths = _without_engine(policy), []
+    for engine in (each for each in FORMATS if each not in lacking):
+        found = policy.like(policy.network)
+        if not (policy.folder and (policy.folder / FORMATS[engine]).is_dir()):
+            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="xvla-bench-"))
+            found.folder = Path(folder)
+            export_graphs(policy.network, found.folder, engine, {views}, inputs=2, steps=2)
+        paths.append(PolicyPath(engine, "float32", on_engine(found, engine, {views})))
+    return paths
+
+
+def left_out(policy: Policy, *, int8: bool, engines: bool = False) -> list[str]:
     """What was not measured, and why, in words."""
     from xvla_ros.model.runtime.precision import missing
 
     lacking = missing(policy.network.device)
-    return [f"int8: {lacking[INT8]}"] if int8 and INT8 in lacking else []
+    found = [f"int8: {lacking[INT8]}"] if int8 and INT8 in lacking else []
+    return found + [f"{name}: {reason}" for name, reason in _without_engine(policy).items() if engines]
+
+
+def _without_engine(policy: Policy) -> dict[str, str]:
+    """The engines that cannot be measured here, and why."""
+    from xvla_ros.model.runtime.engines import FORMATS, require
+
+    if policy.network.device.type != "cpu" or policy.precision.dtype != "float32":
+        computes = f"{policy.precision.dtype} on {policy.network.device}"
+        return dict.fromkeys(FORMATS, f"it computes in float32 on the CPU, and this is {computes}")
+    found = {}
+    for engine in FORMATS:
+        try:
+            require(engine)
+        except SetupError as error:
+            found[engine] = str(error)
+    return found
