@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +119,11 @@ def test_beside_lerobot() -> None:
     assert rows["lerobot"]["difference"] < EXACT
     assert rows["lerobot"]["p50_ms"] >= rows["lerobot"]["network_ms"] > 0
     assert rows["eager"]["times_lerobot"] == pytest.approx(rows["lerobot"]["p50_ms"] / rows["eager"]["p50_ms"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime", "openvino"))), reason="no engines")
+def test_engines_are_measured_in_turn_with_torch() -> None:
+    rows = {row["path"]: row for row in replace(QUICK, engines=True).measure()["rows"]}
+    assert list(rows) == ["eager", "fast", "onnxruntime", "openvino"]
+    assert all(row["difference"] < EXACT and row["chunks"] == 2 and row["step_ms"] > 0 for row in rows.values())

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from xvla_ros.commands import main
 from xvla_ros.errors import SetupError
 from xvla_ros.model import checkpoint
 from xvla_ros.model.policy import Policy
@@ -247,3 +248,30 @@ def test_digest_tells_one_weight_from_another(policy: Policy, another: Another) 
     with torch.no_grad():
         network.transformer.pos_emb[0, 0, 0] += 1e-3
     assert engines.digest(network) != before
+
+
+@pytest.mark.usefixtures("ready_made")
+def test_command_says_how_exact_the_export_is(
+    engine: str, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert main(["export", FORMATS[engine], str(saved), "--output", str(output), "--inputs", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{output}: a checkpoint, with graphs for 3 views in {FORMATS[engine]}\n")
+    assert "over 2 inputs of 3 steps" in said and "(allowed 1e-04)" in said
+    assert on_engine(loaded(output), engine, VIEWS).runner.description.startswith(f"on {engines.NAMES[engine]}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["onnx", "there", "--fps", "30", "--skip-bad"], "--fps, --skip-bad: export onnx has no such option"),
+        (["lerobot", "there", "--inputs", "5"], "--inputs: export lerobot has no such option"),
+        (["openvino", "there", "too"], "2 checkpoints are given, expected one: there, too"),
+    ],
+)
+def test_command_refuses_what_the_format_has_not(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", *arguments, "--output", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
