@@ -163,17 +163,17 @@ def test_graph_that_is_missing_is_named(engine: str, copied: Path) -> None:
 
 def test_graphs_compute_in_float32_alone(engine: str, exported: Path) -> None:
     policy = checkpoint.load(exported, dtype="bfloat16")
-    with pytest.raises(SetupError, match="compute in float32, and dtype is bfloat16"):
+    with pytest.raises(SetupError, match="run on cpu in float32, and the policy on cpu in bfloat16"):
         on_engine(policy, engine, VIEWS)
     said: list[str] = []
     on_engine(policy, "auto", VIEWS, log=said.append)
-    assert "the exported graphs are not used" in said[0]
+    assert "exported graphs run on cpu in float32" in said[0]
 
 
 def test_fastest_is_tried_once_and_kept(engine: str, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[set[str]] = []
 
-    def trial(network: object, opened: dict[str, object], views: int, steps: int) -> dict[str, float]:
+    def trial(network: object, opened: dict[str, object], steps: int) -> dict[str, float]:
         tried.append({*opened})
         return {"torch": 50.0, engine: 20.0}
 
@@ -199,7 +199,7 @@ def test_engine_must_be_well_faster(engine: str, exported: Path, monkeypatch: py
 def test_trial_measures_torch_and_the_engine(engine: str, exported: Path) -> None:
     network = loaded(exported).network
     opened = {engine: engines.ExportedNetwork(network, exported / FORMATS[engine], engine, [3])}
-    found = engines._trial(network, opened, 3, 2)
+    found = engines._trial(network, opened, 2)
     assert set(found) == {"torch", engine} and all(0 < value < float("inf") for value in found.values())
 
 

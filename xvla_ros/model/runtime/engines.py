@@ -109,12 +109,15 @@ class ExportedNetwork:
         engine: ``onnxruntime`` or ``openvino``.
         views: numbers of views that there are graphs for.
 
+    Attributes:
+        views: the same.
+
     Raises:
         SetupError: the engine is not installed, or cannot read the graphs.
     """
 
     def __init__(self, network: XvlaNetwork, folder: Path, engine: str, views: Collection[int]) -> None:
-        self.network = network
+        self.network, self.views = network, tuple(views)
         threads, ending = torch.get_num_threads(), ENDINGS[FORMATS[engine]]
 
         def session(name: str) -> Session:
@@ -130,7 +133,7 @@ class ExportedNetwork:
         self._look = session(LOOK)
         self._mix = {count: session(f"mix_{count}") for count in views}
         self._step = {count: session(f"step_{count}") for count in views}
-        self._views = {self._context_length(count): count for count in views}
+        self._by_length = {self._context_length(count): count for count in views}
 
     def _context_length(self, views: int) -> int:
         config = self.network.config
@@ -164,7 +167,7 @@ class ExportedNetwork:
 
     def predictor(self, context: Context, state: Tensor, shown: Tensor, times: Tensor) -> Predict:
         """Prepare the steps of a chunk; as ``XvlaNetwork.predictor``."""
-        views = self._views.get(context.tokens.shape[1])
+        views = self._by_length.get(context.tokens.shape[1])
         if views is None:
             return self.network.predictor(context, state, shown, times)
         step, domains = self._step[views], context.domain_id
@@ -294,6 +297,8 @@ def on_engine(policy: Policy, engine: str, views: Collection[int], *, log: Log |
             f"engine is {engine}, but {source} has no folder {kind}: write one with "
             f"xvla export {kind} {policy.source or 'CHECKPOINT'} --output DIR, and name DIR as the checkpoint"
         )
+    if misfit := _misfit(policy):
+        raise SetupError(f"engine is {engine}, but {misfit}: set policy.engine to torch, or leave device and dtype")
     exported = _checked(policy, there[engine], engine, views, digest(policy.network))
     return _running(policy, exported, engine, "as asked for", log)
 
@@ -304,13 +309,17 @@ def _exports(policy: Policy) -> dict[str, Path]:
     return {each: folder / kind for each, kind in FORMATS.items() if folder and (folder / kind / REPORT).is_file()}
 
 
+def _misfit(policy: Policy) -> str:
+    """Return why no graphs can take the place of a policy; empty where they can."""
+    device, dtype = policy.network.device, policy.precision.dtype
+    if device.type == "cpu" and dtype == FLOAT32:
+        return ""
+    return f"exported graphs run on cpu in {FLOAT32}, and the policy on {device} in {dtype}"
+
+
 def _checked(policy: Policy, folder: Path, engine: str, views: Collection[int], weights: str) -> ExportedNetwork:
     """Open the graphs of an engine; refuse those that do not fit or do not answer as the network does."""
     network, report = policy.network, read_report(folder)
-    if network.device.type != "cpu":
-        raise SetupError(f"engine is {engine}, which runs on cpu here, and device {network.device}: leave one of them")
-    if policy.precision.dtype != FLOAT32:
-        raise SetupError(f"the graphs in {folder} compute in {FLOAT32}, and dtype is {policy.precision.dtype}")
     if report["digest"] != weights:
         raise SetupError(
             f"the graphs in {folder} were exported from other weights ({report['digest'][:12]}) than those of "
@@ -346,8 +355,8 @@ def _running(policy: Policy, exported: ExportedNetwork, engine: str, reason: str
 
 def _fastest(policy: Policy, there: Mapping[str, Path], views: Collection[int], log: Log) -> Policy:
     network = policy.network
-    if network.device.type != "cpu" or policy.precision.dtype != FLOAT32:
-        log(f"the exported graphs are not used: they compute in {FLOAT32} on the CPU")
+    if misfit := _misfit(policy):
+        log(misfit)
         return accelerate(policy, log=log)
     weights = digest(network)
     kept = Measurements(weights)
@@ -363,7 +372,7 @@ def _fastest(policy: Policy, there: Mapping[str, Path], views: Collection[int], 
             log(f"{NAMES[engine]} is not used: {error}")
     if chosen is None and opened:
         steps = max((each.embodiment.denoising_steps for each in policy.robots.values()), default=0)
-        kept.keep(_trial(network, opened, max(views), steps or network.config.num_denoising_steps))
+        kept.keep(_trial(network, opened, steps or network.config.num_denoising_steps))
         chosen = kept.fastest(opened)
     if chosen in opened:
         return _running(policy, opened[chosen], chosen, kept.said(), log)
@@ -372,12 +381,13 @@ def _fastest(policy: Policy, there: Mapping[str, Path], views: Collection[int], 
     return accelerate(policy, log=log)
 
 
-def _trial(network: XvlaNetwork, opened: Mapping[str, ExportedNetwork], views: int, steps: int) -> dict[str, float]:
+def _trial(network: XvlaNetwork, opened: Mapping[str, ExportedNetwork], steps: int) -> dict[str, float]:
     """Measure the ms of a chunk in torch's fastest way and in each engine, in turn: the least of some rounds.
 
     Processor time of all threads, which others on the machine disturb least.
     """
     running = {TORCH: ways(network, "auto")[0].network, **opened}
+    views = max(set.intersection(*({*each.views} for each in opened.values())), default=1)
     trial, least = Trial.drawn(network, views, 0, seed=1), dict.fromkeys(running, float("inf"))
     begun = time.perf_counter()
     for index in range(_ROUNDS + 1):
