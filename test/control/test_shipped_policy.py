@@ -2,6 +2,7 @@
 """The policy that comes with the package: found where it lies, used for the robots it was trained for."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,9 @@ from xvla_ros import resources
 from xvla_ros.commands.check import check
 from xvla_ros.commands.demo import is_trained
 from xvla_ros.control.policy_source import load_policy, shipped_policy
-from xvla_ros.errors import ProfileError
+from xvla_ros.errors import CheckpointError, ProfileError
 from xvla_ros.evaluation.graph import settings_in_simulation
-from xvla_ros.model.checkpoint import save
+from xvla_ros.model.checkpoint import load, save
 from xvla_ros.model.checkpoint.record import RECORD_FILE
 from xvla_ros.model.policy import Policy
 from xvla_ros.robots.profile import Profile, load_profile
@@ -174,3 +175,24 @@ def test_it_has_room_for_sentences_of_ordinary_length_and_names_words_it_never_s
     (remark,) = policy.remarks("pick up the red cube and put it in the bowl")
     assert "was not trained with 'pick', 'up', 'and', 'it'" in remark
     assert policy.processor.tokenizer.cut("hand over the blue block from the right gripper to the left") == ""
+
+
+@pytest.mark.parametrize("fate", ["truncated", "overwritten", "removed"])
+def test_a_checkpoint_that_changes_under_a_policy_changes_no_answer(tmp_path, fate):
+    """Nothing of it is read, or mapped, once it has been loaded."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(resources.policy_dir(), folder)
+    policy = load(folder)
+    blank = [policy.blank(next(iter(policy.robots.values())).embodiment)]
+    (before,) = policy.predict(blank, seed=3)
+    for path in folder.iterdir():
+        if fate == "truncated":
+            os.truncate(path, 0)
+        elif fate == "removed":
+            path.unlink()
+        else:
+            path.write_bytes(bytes(path.stat().st_size))
+    (after,) = policy.predict(blank, seed=3)
+    np.testing.assert_array_equal(after.actions, before.actions)
+    with pytest.raises(CheckpointError, match="checkpoint"):
+        load(folder)

@@ -280,6 +280,34 @@ def test_a_disk_that_fills_up_ends_the_recording(processes):
     assert "MiB are free: the recording ends here" in output
 
 
+FILLING = """
+import sys
+from xvla_ros.nodes import record_node
+record_node.FULL_BELOW = 0  # the disk may be full before the recording ends by itself
+from xvla_ros.commands import main
+sys.exit(main(["record", "--output", sys.argv[1]]))
+"""
+
+
+def test_a_disk_that_is_full_at_once_is_named_and_the_bag_can_be_read(processes, tmp_path):
+    saved = tmp_path / "saved.mcap"
+    mount = f'mount -t tmpfs -o size=700k tmpfs "$0" && "$@"; code=$?; cp "$0"/*.mcap {saved}; exit $code'
+    small = ["unshare", "-m", "sh", "-c", mount, str(processes.folder)]
+    processes.folder.mkdir()
+    (processes.folder / "some.mcap").touch()
+    if subprocess.run([*small, "touch", f"{processes.folder}/a.mcap"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    publisher = processes.publisher()
+    recorder = processes._start(
+        [*small, sys.executable, "-c", FILLING, str(processes.folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    output = recorder.communicate(timeout=DEADLINE)[0]
+    publisher.kill()
+    assert recorder.returncode == 1
+    assert "no space is left" in output and ".mcap" in output and "Traceback" not in output
+    assert Bag(saved).summary().messages > 100
+
+
 class Looked:
     """A check that is fed and asked by hand, at 10 messages a second of each topic."""
 
