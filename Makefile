@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | test | test-all | test-machines | policy | libero | pictures | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
+# make demo | test | test-all | test-machines | soak | audit | policy | libero | pictures | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
 # ROS_DISTRO=kilted make … uses the wheels of ROS 2 Kilted instead of Jazzy, in .venv-kilted.
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ MESSAGES := xvla_ros/msg/.built-for-$(ROS_DISTRO)
 # A sourced ROS would be mixed with the wheels.
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test test-all test-machines policy libero pictures lint venv clean
+.PHONY: demo test test-all test-machines soak audit policy libero pictures lint venv clean
 .DELETE_ON_ERROR:
 
 demo: venv
@@ -58,6 +58,12 @@ test-machines: venv
 
 test-all: lint
 	HYPOTHESIS_PROFILE=anew $(BIN)/python -m pytest -m "slow or gpu or not slow"
+
+# Faults, instructions and transitions at random for so many minutes: leaps, missed holds, and what grows.
+MINUTES ?= 60
+SEED ?= 0
+soak: venv
+	OMP_NUM_THREADS=1 $(BIN)/python test/nodes/soak.py --minutes $(MINUTES) --seed $(SEED) --json xvla_out/soak.json
 
 # Trains the policy that ships, stage by stage, and evaluates it; goes on where it was stopped: examples/shipped_policy.
 STAGES = vision vision_2 words policy policy_2

@@ -2,7 +2,8 @@
 """The node ``/xvla`` with a script in the place of a policy; the first words of the instruction say what it does.
 
     sway        every joint swings by SWING rad about MIDDLE, SWAYS times a second, by ROS time
-    raise       an exception; memory: that of a failing allocator; panic: one that is no Exception; exit: SystemExit
+    raise       an exception; panic: one that is no Exception; exit: SystemExit
+    exhaust     the exception of an allocator that fails, as that of a GPU would
     break METHOD …  these methods of the robot's link raise what is no Exception
     stall FILE  an answer as soon as there is a file of that name
     nan, inf    a chunk that holds one of these
@@ -32,7 +33,7 @@ class Panic(BaseException):
     """What a library in Rust raises: no Exception."""
 
 
-ERRORS = {"raise": RuntimeError, "memory": MemoryError, "panic": Panic, "exit": SystemExit}
+ERRORS = {"raise": RuntimeError, "panic": Panic, "exit": SystemExit}
 BREAKABLE = ("wants_chunk", "observe", "deliver", "policy_failed", "tick")
 
 
@@ -60,6 +61,8 @@ class ScriptedPolicy:
             time.sleep(FORWARD_PASS_S)
         if word in ERRORS:
             raise ERRORS[word]("so says the script")
+        if word == "exhaust":
+            np.empty(1 << 60, np.uint8)  # more than any machine has: the allocator itself fails
         times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(WAYPOINTS)
         actions = to_policy(path(word, seen.stamp / 1e9 + times, JointLimits.of(profile)), profile).astype(np.float32)
         if word in ("nan", "inf"):

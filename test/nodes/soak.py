@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults at random around a robot that moves, for as long as is wanted: leaps and missed holds, counted.
+"""Faults, instructions and transitions at random around a robot that moves, for as long as is wanted.
 
-    python test/nodes/soak.py --minutes 30 --seed 1
+    make soak MINUTES=60        or        python test/nodes/soak.py --minutes 60 --seed 1
 
 The node is a process of its own with a script for a policy, the arms a stand-in, the time simulated; it waits for the
 node. Each fault lasts a while, must be a hold (or a stop) for its reason, and afterwards the arm must run again. The
-monitor of the stand-in holds every window against the arm and the window before. Exit code 1 where one leapt, a hold
-was missed, or the arm did not go on.
+monitor of the stand-in holds every window against the arm and the window before. After each event memory, threads,
+handles and DDS entities of the node are counted; a line fitted to them says how they grow. Exit code 1 where a window
+leapt, a hold was missed, the arm did not go on, or something grew.
 """
 
 import argparse
+import json
+import os
 import sys
 import tempfile
 import time
@@ -21,7 +24,7 @@ sys.path.append(str(Path(__file__).parent))
 import numpy as np
 import stand_in_pair
 from paced_time import PacedTime
-from scripted_graph import ACTIVATE, CONFIGURE, DEACTIVATE, Graph, call, clear
+from scripted_graph import ACTIVATE, CLEANUP, CONFIGURE, DEACTIVATE, Graph, call, clear
 from sensor_msgs.msg import JointState
 from stand_in_pair import STATUS_TOPIC
 
@@ -29,7 +32,49 @@ from xvla_ros.evaluation.processes import free_domain
 from xvla_ros.nodes import qos
 
 BETWEEN = (0.5, 3.0)  # s of motion between two faults
-stand_in_pair.DEADLINE = 60.0  # s of the machine's time, after which what is waited for has been missed
+MISSED_AFTER = 60.0  # s of the machine's time, after which what is waited for has been missed
+WARM_UP = 0.2  # share of the run that is not judged: caches and pools fill
+# What the fitted line may grow by over the judged part: MB of memory as a share of it, and things that are counted.
+MEMORY_GROWS, COUNT_GROWS = 0.02, 1.0
+
+
+class Usage:
+    """What a process uses, over time."""
+
+    def __init__(self, node, pid):
+        self.node, self.pid, self.rows = node, pid, []
+
+    def take(self):
+        """Count everything now."""
+        fields = dict(
+            line.split(":", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines() if ":" in line
+        )
+        looks = (
+            self.node.get_publisher_names_and_types_by_node,
+            self.node.get_subscriber_names_and_types_by_node,
+            self.node.get_service_names_and_types_by_node,
+        )
+        self.rows.append(
+            {
+                "s": time.monotonic(),
+                "memory_mb": int(fields["VmRSS"].split()[0]) / 1024,
+                "threads": int(fields["Threads"]),
+                "handles": len(os.listdir(f"/proc/{self.pid}/fd")),
+                "dds_entities": sum(len(look("xvla", "/")) for look in looks),
+            }
+        )
+
+    def growth(self):
+        """Name → (begin, end, growth of the fitted line over the judged part, what it may be)."""
+        judged = self.rows[int(WARM_UP * len(self.rows)) :]
+        times = np.array([row["s"] for row in judged])
+        found = {}
+        for name in list(judged[0])[1:]:
+            values = np.array([row[name] for row in judged], float)
+            slope = np.polyfit(times - times[0], values, 1)[0] if len(judged) > 2 else 0.0
+            limit = MEMORY_GROWS * values.mean() if name == "memory_mb" else COUNT_GROWS
+            found[name] = values[0], values[-1], float(slope * (times[-1] - times[0])), limit
+        return found
 
 
 class Soak:
@@ -38,6 +83,7 @@ class Soak:
     def __init__(self, graph, random):
         self.graph, self.pair, self.random = graph, graph.pair, random
         self.done, self.missed, self.leaps = Counter(), Counter(), []
+        self.usage = Usage(graph.pair.node, graph.node.process.pid)
         pair = self.pair
         self.liar = {
             group: pair.node.create_publisher(JointState, topic, qos.SENSOR)
@@ -70,6 +116,11 @@ class Soak:
             "no controller": (lambda: pair.lose_controller("left_arm"), (1.0, 2.0), "controller_lost"),
             "the policy raises": (lambda: pair.instruct("raise"), (1.5, 3.0), "policy_error"),
             "the policy answers NaN": (lambda: pair.instruct("nan"), (1.5, 3.0), "policy_error"),
+            "the policy panics": (lambda: pair.instruct("panic"), (1.5, 3.0), "policy_error"),
+            "the allocator fails": (lambda: pair.instruct("exhaust"), (1.5, 3.0), "policy_error"),
+            "another instruction": (lambda: pair.instruct("sway to the other side"), (0.5, 2.0), ""),
+            "deactivated": (lambda: self.transitions(DEACTIVATE), (0.1, 1.0), ""),
+            "cleaned up": (lambda: self.transitions(DEACTIVATE, CLEANUP, CONFIGURE), (0.1, 1.0), ""),
             "the emergency stop": (lambda: pair.press(True), (0.2, 2.0), "estop"),
             "~/stop": (lambda: call(pair, "stop"), (0.2, 2.0), "operator"),
         }
@@ -81,6 +132,12 @@ class Soak:
         message = JointState(name=list(named), position=[place - 0.8 for place in named.values()])
         message.header.stamp = stamp
         self.liar[group].publish(message)
+
+    def transitions(self, *each):
+        """Make transitions, of which the first ends activity; ``restore`` activates again."""
+        for transition in each:
+            if not self.pair.make(transition):
+                self.missed[f"transition {transition}"] += 1
 
     def lose_commands(self):
         for arm in self.pair.arms.values():
@@ -102,6 +159,7 @@ class Soak:
         self.restore()
         self.waited(f"{name}: running again", lambda: self.pair.status.state == "running")
         self.done[name] += 1
+        self.usage.take()
         self.leaps += [f"{name}: {leap}" for arm in self.pair.arms.values() for leap in arm.monitor.leaps()]
 
     def waited(self, what, condition):
@@ -118,12 +176,15 @@ class Soak:
             pair.connect_controller("left_arm")
         pair.press(False)
         clear(pair)
+        if pair.state() == "inactive" and not pair.make(ACTIVATE):
+            self.missed["activation"] += 1
 
 
 def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--minutes", type=float, default=30.0, help="of simulated time")
+    options.add_argument("--minutes", type=float, default=30.0, help="of the machine's time")
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--json", help="file for the figures")
     given = options.parse_args()
     began = time.monotonic()
     with free_domain() as domain, tempfile.TemporaryDirectory() as folder:
@@ -133,10 +194,12 @@ def main():
             pair.instruct("sway")
             assert pair.make(CONFIGURE) and pair.make(ACTIVATE)
             pair.wait_status("running")
-            end = pair.seconds() + 60.0 * given.minutes
-            while pair.seconds() < end and graph.node.process.poll() is None:
+            stand_in_pair.DEADLINE = MISSED_AFTER
+            began = time.monotonic()
+            simulated = pair.seconds()
+            while time.monotonic() - began < 60.0 * given.minutes and graph.node.process.poll() is None:
                 soak.one()
-            ended = graph.node.process.poll()
+            ended, simulated = graph.node.process.poll(), pair.seconds() - simulated
             if ended is None:
                 assert pair.make(DEACTIVATE)
             tracebacks = graph.node.said().count("Traceback")
@@ -145,14 +208,27 @@ def main():
     for name, count in sorted(soak.done.items()):
         print(f"{count:5d}  {name}")
     windows = sum(arm.monitor.seen for arm in pair.arms.values())
+    growth = soak.usage.growth() if soak.usage.rows else {}
+    grown = [name for name, (_, _, by, limit) in growth.items() if by > limit]
+    for name, (first, last, by, limit) in growth.items():
+        print(f"{name}: {first:.1f} … {last:.1f}; the fitted line grows by {by:+.2f}, limit {limit:.2f}")
+    took = (time.monotonic() - began) / 60
     print(
-        f"{given.minutes:g} min of simulated time in {(time.monotonic() - began) / 60:.1f} min, seed {given.seed}: "
-        f"{soak.done.total()} faults, {windows} windows, {len(soak.leaps)} leaps, {soak.missed.total()} missed, "
-        f"{tracebacks} tracebacks" + ("" if ended is None else f", the node ended with {ended}")
+        f"{simulated / 60:.1f} min of simulated time in {took:.1f} min, seed {given.seed}: "
+        f"{soak.done.total()} events, {windows} windows, {len(soak.leaps)} leaps, {soak.missed.total()} missed, "
+        f"{tracebacks} tracebacks, {len(grown)} that grew" + ("" if ended is None else f", the node ended with {ended}")
     )
     for line in [*soak.leaps[:10], *(f"missed {count} ×: {what}" for what, count in soak.missed.items())]:
         print(line)
-    return 1 if soak.leaps or soak.missed or tracebacks or ended is not None else 0
+    if given.json:
+        figures = {
+            "schema_version": 1, "seed": given.seed, "minutes": took, "simulated_minutes": simulated / 60,
+            "events": dict(soak.done), "windows": windows, "leaps": soak.leaps, "missed": dict(soak.missed),
+            "tracebacks": tracebacks, "growth": {name: row[2] for name, row in growth.items()},
+        }  # fmt: skip
+        Path(given.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(given.json).write_text(json.dumps(figures, indent=2) + "\n")
+    return 1 if soak.leaps or soak.missed or tracebacks or grown or ended is not None else 0
 
 
 if __name__ == "__main__":
