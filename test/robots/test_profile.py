@@ -20,6 +20,7 @@ from xvla_ros.robots.profile import shipped_files
 
 SHIPPED = (
     "agibot",
+    "aloha",
     "libero_panda",
     "so101",
     "so101_bimanual",

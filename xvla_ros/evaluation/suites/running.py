@@ -18,11 +18,10 @@ from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.report.film import encode
 from xvla_ros.evaluation.suites.drivers import Driver
 from xvla_ros.evaluation.suites.results import REPLAY, EpisodeStore, SuiteEpisode
-from xvla_ros.simulation.suites.libero import CONTROL_RATE
-from xvla_ros.simulation.suites.protocols import EvaluationProtocol
+from xvla_ros.simulation.suites.protocols import SuiteProtocol
 from xvla_ros.simulation.suites.suite import Arena, Beginning, SuiteTask
 
-FILM_EVERY = 4  # control steps from one picture of a film to the next
+FILM_RATE = 5  # pictures of a film in a second
 Simulator = TypeVar("Simulator", bound=Arena)
 Driving = TypeVar("Driving")
 MOST_EPISODES = 1000  # of a task: each has a time of its own, from which its noise is drawn
@@ -148,7 +147,7 @@ class EpisodeRunner:
     """
 
     suite: str
-    protocol: EvaluationProtocol
+    protocol: SuiteProtocol
     name: str
     store: EpisodeStore
     films: int = 1
@@ -172,6 +171,8 @@ class EpisodeRunner:
             acted = arena.act(actions, look=driver.looks and steps + len(actions) < limit)
             taken.append(actions[: acted.steps])
             sight, success, steps = acted.sight, acted.success, steps + acted.steps
+            if acted.over:
+                break
         path = np.concatenate(taken) if taken else np.zeros((0, 7), np.float32)
         film = "" if success or self.name == REPLAY else self._film(arena, beginning, path, task)
         result = SuiteEpisode(
@@ -197,9 +198,9 @@ class EpisodeRunner:
             return ""
         folder.mkdir(exist_ok=True)
         arena.begin(beginning)
-        frames = arena.act(path, look=False, film_every=FILM_EVERY).film
+        frames = arena.act(path, look=False, film_every=round(self.protocol.rate / FILM_RATE)).film
         if not len(frames):
             return ""
         file = folder / f"{self.name}-{task.index:02d}-{beginning.episode:03d}.mp4"
-        encode(frames, file, rate=round(CONTROL_RATE / FILM_EVERY))
+        encode(frames, file, rate=FILM_RATE)
         return f"films/{file.name}"

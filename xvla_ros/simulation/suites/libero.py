@@ -7,7 +7,7 @@ differ, and the scenes of some tasks fall apart before the arm moves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import SetupError, SimulationError, did_you_mean
-from xvla_ros.simulation.suites.libero_worker import CAMERAS
 from xvla_ros.simulation.suites.protocols import PUBLISHED_SUITES, EvaluationProtocol
 from xvla_ros.simulation.suites.suite import Acted, Beginning, Sight, SuiteTask
 from xvla_ros.simulation.suites.worker import Interpreter, SuiteWorker
@@ -23,7 +22,7 @@ from xvla_ros.types import Floats
 
 VARIATIONS = ("swap", "object", "lan", "task")
 SUITES = (*PUBLISHED_SUITES, *(f"{suite}_{kind}" for suite in PUBLISHED_SUITES[:4] for kind in VARIATIONS))
-CONTROL_RATE = 20.0  # Hz, of the arm's controller
+CONTROL_RATE = EvaluationProtocol.rate  # Hz, of the arm's controller
 IMAGE = "image:"
 
 PYTHON = "XVLA_LIBERO_PYTHON"  # environment variable that names the interpreter
@@ -39,16 +38,17 @@ BUILD = (
 INTERPRETER = Interpreter("LIBERO", PYTHON, FOLDER, BUILD)
 
 
-def ensure_suite(name: str) -> None:
-    """Refuse a suite that does not exist.
+def ensure_suite(name: str, also: Collection[str] = ()) -> None:
+    """Refuse a suite that does not exist; ``also`` are those of other simulators.
 
     Raises:
         SetupError: naming those that do.
     """
-    if name not in SUITES:
+    if name not in SUITES and name not in also:
+        others = f"; {', '.join(also)}" if also else ""
         raise SetupError(
-            f"suite {name!r} is unknown{did_you_mean(name, SUITES)}; known: {', '.join(PUBLISHED_SUITES)}, and the "
-            f"first four with {', '.join(f'_{kind}' for kind in VARIATIONS)}"
+            f"suite {name!r} is unknown{did_you_mean(name, (*SUITES, *also))}; known: {', '.join(PUBLISHED_SUITES)}, "
+            f"and the first four with {', '.join(f'_{kind}' for kind in VARIATIONS)}{others}"
         )
 
 
@@ -172,7 +172,7 @@ class LiberoArena:
 
     def look(self) -> dict[str, NDArray[np.uint8]]:
         """Draw the cameras as things stand."""
-        return _images(self._worker.ask("look")[1])
+        return images_of(self._worker.ask("look")[1])
 
     def shapes(self) -> dict[str, Floats]:
         """Return what the task is about, in the task's order: name → points of its surface in the world, [N, 3] m."""
@@ -187,8 +187,9 @@ class LiberoArena:
 def _sight(arrays: Mapping[str, NDArray[Any]]) -> Sight:
     state = ("position", "rotation", "observed_position", "joints", "gripper", "base")
     settling = {"settling": arrays["settling"]} if "settling" in arrays else {}
-    return Sight(_images(arrays), **{name: arrays[name] for name in state}, **settling)
+    return Sight(images_of(arrays), **{name: arrays[name] for name in state}, **settling)
 
 
-def _images(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
-    return {camera: arrays[f"{IMAGE}{camera}"] for camera in CAMERAS if f"{IMAGE}{camera}" in arrays}
+def images_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
+    """Return the pictures among arrays that came over the pipe, camera → uint8 [H, W, 3]."""
+    return {name.removeprefix(IMAGE): array for name, array in arrays.items() if name.startswith(IMAGE)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How LIBERO is put to X-VLA: every choice that a number stands on, as those who published one made it.
+"""How a benchmark is put to X-VLA: every choice that a number stands on; of LIBERO as those who published one made it.
 
 They differ in more than the rate that they report, so a result names its protocol and holds all of it.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_args, get_type_hints
 
 import yaml
 
@@ -23,31 +23,96 @@ def _steps(**steps: int) -> Mapping[str, int]:
 
 
 @dataclass(frozen=True)
-class EvaluationProtocol:
-    """The choices of one evaluation. The defaults are those of X-VLA's own client.
+class SuiteProtocol:
+    """The choices of one evaluation, in any simulator.
 
     Attributes:
         name, by: which, and whose.
         episodes: of each task.
         steps: suite → control steps after which an episode has failed; a varied suite has those of its original.
+        env_seed: of what no init state holds.
+        pixels: rows of the simulator's pictures.
+        image_pipeline: how they become the network's: ``squash`` (PIL bicubic) or ``letterbox`` (bilinear).
+        domain_id: row of the soft prompts; None takes the checkpoint's own, or the robot's.
+        denoising_steps: of the flow.
+        execute: waypoints of a chunk that are carried out; None takes the checkpoint's.
+        reported: suite → success rate that was published with it.
+        rate: control steps in a second.
+    """
+
+    rate: ClassVar[float]
+
+    name: str
+    by: str
+    episodes: int
+    steps: Mapping[str, int]
+    env_seed: int
+    pixels: int
+    image_pipeline: Literal["squash", "letterbox"]
+    domain_id: int | None
+    denoising_steps: int
+    execute: int | None
+    reported: Mapping[str, float]
+
+    def steps_of(self, suite: str) -> int:
+        """Return after how many steps an episode of ``suite`` has failed."""
+        return self.steps[original_of(suite)]
+
+    def seed_of(self, episode: int) -> int:
+        """Return the simulator's seed for an episode."""
+        return self.env_seed + episode
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return all of it as plain data, as a report holds it."""
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
+
+    def changed(self, overrides: Sequence[str]) -> Self:
+        """Return it with settings changed, ``key=value`` with the value in YAML; ``steps=300`` holds for every suite.
+
+        Raises:
+            SetupError: an override that sets nothing, an unknown key, or a value of another kind.
+        """
+        protocol, kinds = self, get_type_hints(type(self))
+        known = [each.name for each in fields(self) if each.name not in ("name", "by", "reported")]
+        for override in overrides:
+            key, equals, text = override.partition("=")
+            if not equals or key not in known:
+                raise SetupError(
+                    f"{override!r} is no setting of a protocol{did_you_mean(key, known)}; expected key=value with one "
+                    f"of {', '.join(known)}"
+                )
+            try:
+                value = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise SetupError(f"{override!r} is no YAML: {error}") from None
+            steps: dict[str, Any] = dict.fromkeys(self.steps, value)
+            protocol = replace(protocol, **{key: _of_kind(key, value, kinds[key], steps)})
+        if not overrides:
+            return protocol
+        # nobody published a number with this
+        return replace(protocol, name=f"{self.name}, changed", reported=MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol(SuiteProtocol):
+    """The choices of an evaluation on LIBERO. The defaults are those of X-VLA's own client.
+
+    Attributes:
         settle_steps: steps without motion after a reset, before the first picture.
-        env_seed, seeded: seed of what no init state holds: of ``episode`` k it is ``env_seed + k``, or of a ``task`` it
-            is ``env_seed``, given once.
+        seeded: seed of what no init state holds: of ``episode`` k it is ``env_seed + k``, or of a ``task`` it is
+            ``env_seed``, given once.
         fresh_scene: build the scene anew for each episode.
         spare_resets: resets before the first episode of a scene.
-        pixels: of the simulator's square pictures.
-        image_pipeline: how they become the network's: ``squash`` (PIL bicubic) or ``letterbox`` (bilinear).
         turned: cameras whose picture is turned by 180 degrees before the policy sees it, in the simulator's names.
         state_position: of the grip site, by the arm's ``controller`` or by the simulator's ``observation``.
         state_after: what the policy is told of the arm after its first chunk: where it was ``measured``, or the last
             waypoint that was ``commanded``.
         rot6d: layout of rotations.
-        domain_id: row of the soft prompts; None takes the checkpoint's own, and 3 where it names none.
-        denoising_steps: of the flow.
-        execute: waypoints of a chunk that are carried out, one a control step; None takes the checkpoint's.
+        domain_id: as of every protocol; None takes 3 where the checkpoint names none.
         close_above: the gripper closes where its channel is above, and opens else.
-        reported: suite → success rate that was published with it.
     """
+
+    rate: ClassVar[float] = 20.0
 
     name: str = "xvla"
     by: str = "X-VLA's own client"
@@ -76,50 +141,21 @@ class EvaluationProtocol:
         )
     )
 
-    def steps_of(self, suite: str) -> int:
-        """Return after how many steps an episode of ``suite`` has failed."""
-        return self.steps[original_of(suite)]
-
     def seed_of(self, episode: int) -> int:
         """Return the simulator's seed for an episode."""
         return self.env_seed + (episode if self.seeded == "episode" else 0)
 
-    def to_mapping(self) -> dict[str, Any]:
-        """Return all of it as plain data, as a report holds it."""
-        plain = {**{each.name: getattr(self, each.name) for each in fields(self)}}
-        return {**plain, "steps": dict(self.steps), "reported": dict(self.reported), "turned": list(self.turned)}
 
-    def changed(self, overrides: Sequence[str]) -> EvaluationProtocol:
-        """Return it with settings changed, ``key=value`` with the value in YAML; ``steps=300`` holds for every suite.
-
-        Raises:
-            SetupError: an override that sets nothing, an unknown key, or a value of another kind.
-        """
-        protocol = self
-        for override in overrides:
-            key, equals, text = override.partition("=")
-            kinds = get_type_hints(EvaluationProtocol)
-            known = [name for name in kinds if name not in ("name", "by", "reported")]
-            if not equals or key not in known:
-                raise SetupError(
-                    f"{override!r} is no setting of a protocol{did_you_mean(key, known)}; expected key=value with one "
-                    f"of {', '.join(known)}"
-                )
-            try:
-                value = _of_kind(key, yaml.safe_load(text), kinds[key])
-            except yaml.YAMLError as error:
-                raise SetupError(f"{override!r} is no YAML: {error}") from None
-            protocol = replace(protocol, **{key: value})
-        if not overrides:
-            return protocol
-        # nobody published a number with this
-        return replace(protocol, name=f"{self.name}, changed", reported=MappingProxyType({}))
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
-def _of_kind(key: str, value: Any, kind: Any) -> Any:
+def _of_kind(key: str, value: Any, kind: Any, steps: Mapping[str, Any]) -> Any:
     if key == "steps":
         if type(value) is int and value > 0:
-            return MappingProxyType(dict.fromkeys(PUBLISHED_SUITES, value))
+            return MappingProxyType(dict(steps))
         raise SetupError(f"steps is {value!r}, expected a whole number above 0, for every suite")
     if key == "turned":
         if isinstance(value, list) and set(value) <= set(CAMERAS):

@@ -65,6 +65,9 @@ class Sight:
         gripper: [G] m, its fingers'.
         base: position of the arm's base in the world; its axes are the world's.
         settling: [S, J + G], joints and gripper since a reset, one a control step, the last of them now; else empty.
+
+    Of a simulator whose actions are joint positions ``joints`` holds all of them, grippers too, and what is said of
+    hand and base is empty.
     """
 
     images: Mapping[str, Pixels]
@@ -86,12 +89,14 @@ class Acted:
         success: the benchmark's own judge is satisfied.
         sight: after the last of them, with pictures where they were asked for.
         film: uint8 [N, H, W, 3] RGB, what was filmed on the way.
+        over: the benchmark has ended the episode, whatever steps are left.
     """
 
     steps: int
     success: bool
     sight: Sight
     film: Pixels
+    over: bool = False
 
 
 class Arena(Protocol):
@@ -101,11 +106,11 @@ class Arena(Protocol):
         """Reset to the beginning of an episode and let everything settle; return what is seen then."""
 
     def act(self, actions: NDArray[np.float32], *, look: bool = True, film_every: int = 0) -> Acted:
-        """Carry out actions [N, 7], one each control step, until the judge is satisfied.
+        """Carry out actions [N, 7], or [N, J], one each control step, until the judge is satisfied.
 
         Args:
             actions: position (m) and rotation vector (rad) of the grip site in the world, and the gripper: above 0
-                closes, below opens.
+                closes, below opens. Or joint positions, as ``Sight.joints``.
             look: draw the cameras after the last one.
             film_every: film every so many steps; 0 films nothing.
         """
