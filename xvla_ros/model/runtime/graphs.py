@@ -238,9 +238,11 @@ def _write(network: XvlaNetwork, folder: Path, kind: str, views: Sequence[int], 
         if kind == "openvino":
             import openvino
 
+            core = openvino.Core()  # convert_model would tell Intel of its use
             for name, *_ in parts:
-                converted = openvino.convert_model(onnx / f"{name}.onnx")
-                openvino.save_model(converted, folder / f"{name}{ENDINGS[kind]}", compress_to_fp16=False)
+                openvino.save_model(
+                    core.read_model(onnx / f"{name}.onnx"), folder / f"{name}{ENDINGS[kind]}", compress_to_fp16=False
+                )
 
 
 @torch.no_grad()
