@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -41,8 +42,11 @@ SHAPES = {
 class StillArena:
     """An arm that turns by itself; the judge is satisfied once it has let go, from init state 12 on never."""
 
+    made: ClassVar[list[StillArena]] = []
+
     def __init__(self, suite="libero_object", protocol=HARNESS, python=""):
         self.tasks, self.protocol = TASKS, protocol
+        self.made.append(self)
         self.begun: list[Beginning] = []
         self.actions: list[np.ndarray] = []
         self.looked: list[bool] = []
@@ -208,6 +212,7 @@ def test_init_states_are_taken_in_turn_and_must_be_there():
 
 def demos(tmp_path, monkeypatch, **options):
     monkeypatch.setattr(libero, "LiberoArena", StillArena)
+    monkeypatch.setattr(StillArena, "made", [])
     given = {"suite": "libero_object", "output": str(tmp_path / "out"), "image_size": 8, "episodes": 3, "tasks": "0,2"}
     return run(Demos(**{**given, **options}), "xvla demos")
 
@@ -217,6 +222,8 @@ def test_what_was_recorded_or_has_failed_is_not_tried_again(tmp_path, monkeypatc
     said = capsys.readouterr().out
     assert "4 episodes recorded" in said
     assert "task 2, pick up thing 2 and place it in the basket: 1 of 3 failed and were not kept" in said
+    # an arena seeded once a task would repeat a reset for each episode left out
+    assert {arena.protocol.seeded for arena in StillArena.made} == {"episode"}
     names = [f"task_{task:02d}_episode_{n:06d}.mcap" for task in (0, 2) for n in range(2)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["demos.json", *names]
     manifest = json.loads((tmp_path / "out" / "demos.json").read_text())

@@ -154,7 +154,8 @@ def _record_suite(command: Demos) -> int:
         command.suite, command.seed, command.rate or SUITE_RATE, command.image_size, command.noise, command.layouts,
         _states(command.init_states), command.seconds,
     )  # fmt: skip
-    protocol, folder = replace(HARNESS, pixels=settings.pixels), Path(command.output)
+    # seeded by the episode: seeded by the task, each episode would repeat the resets of those before it
+    protocol, folder = replace(HARNESS, pixels=settings.pixels, seeded="episode"), Path(command.output)
     first = LiberoArena(command.suite, protocol, command.libero)
     try:
         tasks = parse_tasks(command.tasks, first.tasks)

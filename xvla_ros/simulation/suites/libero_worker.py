@@ -96,11 +96,11 @@ class Scene:
                 self._env.seed(env_seed)
             for _ in range(spare_resets):
                 self._reset()
+        self._env.env.hard_reset = not soft
         if seeded == "episode":
             self._env.seed(env_seed)
         while seeded == "task" and self._resets < episode + spare_resets:
             self._reset()
-        self._env.env.hard_reset = not soft
         self._reset()
         state = np.array(self._states[init_state])
         if shuffle is not None:
