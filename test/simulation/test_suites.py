@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,14 @@ def test_a_worker_answers_with_arrays_with_words_or_with_both(tmp_path):
     for which in ("arrays", "both"):
         np.testing.assert_array_equal(running.ask("begin", {"there": there}, which=which)[1]["a"], there)
     running.close()
+
+
+def test_threads_that_ask_together_get_their_own_answers(tmp_path):
+    running = worker(tmp_path, "def begin(n):\n    return {'n': n}")
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda n: running.ask("begin", n=n)[0]["n"], range(200)))
+    running.close()
+    assert answers == list(range(200))
 
 
 def test_a_worker_that_ends_leaves_its_last_words(tmp_path):
