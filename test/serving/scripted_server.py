@@ -8,7 +8,9 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import serve
 
+from xvla_ros.errors import RequestError
 from xvla_ros.serving import protocol
+from xvla_ros.serving.fronts import native_error
 
 METADATA = {
     "type": "welcome", "protocol": 1, "checkpoint": "one", "chunk_size": 2, "action_mode": "auto", "views": 1,
@@ -28,7 +30,7 @@ def chunk_for(seen, dt=0.1, offset=0.1, width=12, domain_id=19, mode="joint"):
 
 @contextmanager
 def scripted(answer, metadata=METADATA, port=0):
-    """Serve: ``answer`` makes the chunks of an ask; yields the address."""
+    """Serve: ``answer`` makes the chunks of an ask, or raises RequestError; yields the address."""
 
     def serve_one(socket):
         with suppress(ConnectionClosed):
@@ -39,7 +41,11 @@ def scripted(answer, metadata=METADATA, port=0):
                 if said["type"] == "load":
                     socket.send(protocol.pack({"type": "load", "inference_ms": 1.0, "queue_ms": 0.0, "waiting": 0}))
                     continue
-                chunks = [answer(seen) for seen in said["observations"]]
+                try:
+                    chunks = [answer(seen) for seen in said["observations"]]
+                except RequestError as error:
+                    socket.send(native_error(said["id"], error))
+                    continue
                 socket.send(protocol.pack({"type": "chunks", "id": said["id"], "chunks": chunks}))
 
     with serve(serve_one, "127.0.0.1", port, compression=None, max_size=None) as server:

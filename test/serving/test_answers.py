@@ -12,9 +12,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scripted_server import METADATA, chunk_for, scripted
+from served_policy import PAIR
 from websockets.utils import accept_key
 
-from xvla_ros.errors import UnreachableError
+from xvla_ros.errors import RequestError, UnreachableError
 from xvla_ros.serving import protocol
 from xvla_ros.serving.client import Link, _plain, url_of
 from xvla_ros.serving.remote import RemotePolicy
@@ -69,6 +70,31 @@ def test_an_answer_that_is_none_to_what_was_asked_is_not_taken(seen, wrong, said
         pytest.raises(UnreachableError, match=f"an answer that cannot be used: .*{said}"),
     ):
         ask(server, seen)
+
+
+def test_a_server_that_refuses_for_load_is_left_for_the_next_and_without_one_the_arm_holds(profiles, look):
+    robot, asked = profiles[PAIR].embodiment(), []
+
+    def busy(seen):
+        asked.append(seen["stamp"])
+        raise RequestError("overloaded", "256 observations wait already; ask again later")
+
+    def free(seen):
+        mode = {"domain_id": robot.domain_id, "mode": robot.action_mode}
+        return chunk_for(seen, dt=robot.waypoint_dt, offset=robot.first_waypoint_offset, **mode)
+
+    def connected(servers):
+        return closing(RemotePolicy({PAIR: profiles[PAIR]}, servers))
+
+    with scripted(busy) as first, scripted(free) as second:
+        with connected(f"{first},{second}") as asking:
+            (chunk,) = asking.predict([look()])
+            assert chunk.stamp == look().stamp
+        asked.clear()
+        with connected(first) as asking:
+            with pytest.raises(UnreachableError, match=r"overloaded: .*256 observations wait already; ask again later"):
+                asking.predict([look()])
+            assert asked == [look().stamp] and asking._servers[0].is_up, "the connection goes on"
 
 
 def test_a_network_that_takes_no_bytes_does_not_keep_the_one_who_asks(seen):
