@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many robots of mixed kinds one set of weights serves: together in a batch, against one after the other.
+"""How many robots one process serves: their policy, in a batch against one after the other; and their control.
 
     python bench/fleet.py [--rounds 20] [--checkpoint FOLDER] [--device cpu] [--json FILE]
+    python bench/fleet.py --control [--seconds 10] [--json FILE]
 
 Robots are the shipped ones in turn (SO-101 pair, SO-101, WidowX, AgiBot: joints and tool poses, 1 to 3 cameras); the
 fifth to eighth are like the first four, in namespaces of their own. All wait for a chunk at once. ``together`` is the
@@ -11,6 +12,13 @@ other. Rounds of both alternate, so that other work on the machine meets both al
 ``latency`` is the time until a robot has its chunk, observation and decoding left out: for robots in turn it grows with
 their place. ``error`` is the largest difference between an action of the batch and the same robot's alone, from the
 same noise, in standard deviations of the robot's actions; ``error_in_units`` the same in degrees, m or as they are.
+
+``--control``: what commanding SO-101 arms in pairs takes of one core, on simulated time, with ideal arms and a script
+in place of the policy. Every pair gets two joint states at 50 Hz and three pictures at 30 Hz, which are kept and not
+decoded; its plan is renewed as in the node; each of its ticks, 30 a second, ends with the window as two serialised
+messages. ``tick`` is all that one pair takes for that in one period, but for DDS. Times are processor time of the
+thread.
+Exit code 1 when a promise does not hold.
 """
 
 from __future__ import annotations
@@ -18,7 +26,9 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,17 +37,30 @@ import numpy as np
 import results
 import yaml
 from numpy.typing import NDArray
+from rclpy.serialization import serialize_message
 
 from xvla_ros.control.engine import ChunkRequest, Engine
+from xvla_ros.control.pilot import Pilot
 from xvla_ros.control.policy_source import load_policy
+from xvla_ros.control.state import RUNNING, ControlStatus
+from xvla_ros.nodes.policy.commands import command_messages
 from xvla_ros.robots import Profile, load_profile
-from xvla_ros.types import ActionChunk, Observation
+from xvla_ros.robots.joints import to_policy
+from xvla_ros.types import NS, ActionChunk, Observation
 
 KINDS = ("so101_bimanual", "so101", "widowx", "agibot")
 FLEETS = (1, 2, 4, 8)
 IMAGE = (256, 256, 3)
 SEED = 7
 SAME = 1e-4
+
+PAIRS = (1, 2, 4)
+WAYPOINTS, PICTURE = 30, np.zeros((8, 8, 3), np.uint8)
+TICKS = 30  # per s
+LED_S = 4.0  # until every pair moves; not measured
+STAND_S, GROW_S = 2.0, 2.0  # they swing ever wider from there on
+SWING, INFERENCE_S = 0.4, 0.1  # of the middle half of a joint's range; s
+MOST_TICK_MS, MOST_OF_A_CORE = 2.0, 0.25  # of a pair; of eight arms
 
 
 class Waiting:
@@ -132,6 +155,138 @@ def _errors(policy: Any, robot: Waiting, alone: ActionChunk | None) -> tuple[flo
     return float(apart), float(np.abs(ours - other).max())
 
 
+@dataclass
+class SimulatedClock:
+    """Both clocks, as the benchmark sets them."""
+
+    now: int = NS
+
+    def ros_ns(self) -> int:
+        return self.now
+
+    def steady_s(self) -> float:
+        return self.now / NS
+
+
+class Pair:
+    """Two arms that are where their commands lead them, and what commands them; processor time by what it went to.
+
+    Args:
+        clock: of all pairs.
+        index: which pair; each swings in its own way.
+    """
+
+    def __init__(self, clock: SimulatedClock, index: int) -> None:
+        self.profile = profile = load_profile("so101_bimanual")["so101_bimanual"]
+        self._clock = clock
+        self._pilot: Pilot[NDArray[np.uint8]] = Pilot(profile, clock, lambda raw, _: raw, "swing")
+        self._pilot.controller.start()
+        self._asked: tuple[int, ChunkRequest] | None = None
+        rng = np.random.default_rng(index)
+        joints = profile.joints.ordered
+        self._topics = {
+            topic: [place for place, joint in enumerate(joints) if joint.topic == topic]
+            for topic in profile.joints.topics
+        }
+        self._names = [joint.name for joint in joints]
+        self._middle = np.array([(joint.upper + joint.lower) / 2 for joint in joints])
+        self._reach = SWING * np.array([(joint.upper - joint.lower) / 2 for joint in joints])
+        self._rates, self._phases = rng.uniform(0.5, 2.0, len(joints)), rng.uniform(0.0, 6.0, len(joints))
+        self.spent: dict[str, list[float]] = defaultdict(list)
+
+    def step(self, tick: int) -> None:
+        """Take the messages of a period, renew the plan where it is due, and send a window."""
+        for before in (NS // (2 * TICKS), 0) if tick % 3 else (0,):
+            stamp = self._clock.now - before
+            self._take("joints", partial(self._hear_joints, stamp, self._positions(stamp)))
+        self._take("pictures", self._see)
+        self._take("chunks", self._plan)
+        self._take("tick", self._tick)
+
+    def _take(self, what: str, act: Callable[[], None]) -> None:
+        begun = time.thread_time_ns()
+        act()
+        self.spent[what].append((time.thread_time_ns() - begun) / NS)
+
+    def _hear_joints(self, now: int, here: NDArray[np.float64]) -> None:
+        for topic, columns in self._topics.items():
+            self._pilot.add_joints(topic, now, [self._names[column] for column in columns], here[columns])
+
+    def _positions(self, now: int) -> NDArray[np.float64]:
+        window = self._pilot.controller.last_window
+        return self._swung(np.zeros(1))[0] if window is None else window.position_at(now)
+
+    def _swung(self, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+        grown = np.clip((seconds[:, None] - STAND_S) / GROW_S, 0.0, 1.0)
+        return self._middle + self._reach * grown * np.sin(self._rates * seconds[:, None] + self._phases)
+
+    def _see(self) -> None:
+        for camera in self.profile.cameras.slots:
+            self._pilot.add_image(camera, self._clock.now, PICTURE)
+
+    def _plan(self) -> None:
+        pilot, now = self._pilot, self._clock.now
+        if self._asked is None and pilot.wants_chunk() and (request := pilot.observe()) is not None:
+            self._asked = now, request
+        if self._asked is not None and now - self._asked[0] >= INFERENCE_S * NS:
+            (_, request), self._asked = self._asked, None
+            pilot.deliver(request, self._answer(request.observation))
+
+    def _answer(self, seen: Observation) -> ActionChunk:
+        policy = self.profile.policy
+        times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(WAYPOINTS)
+        actions = to_policy(self._swung(seen.stamp / NS + times), self.profile).astype(np.float32)
+        return ActionChunk(
+            self.profile.name, policy.domain_id, policy.action_mode, seen.instruction, seen.stamp, times, actions,
+            INFERENCE_S * 1e3, SEED,
+        )  # fmt: skip
+
+    def _tick(self) -> None:
+        window = self._pilot.tick()
+        if window is not None:
+            for message in command_messages(self.profile, window, self._pilot.encoder).values():
+                serialize_message(message)
+
+    @property
+    def status(self) -> ControlStatus:
+        return self._pilot.status
+
+
+def measure_control(pairs: int, seconds: float) -> dict[str, Any]:
+    """Command ``pairs`` for some seconds of simulated time; return a row of the table."""
+    clock = SimulatedClock()
+    robots = [Pair(clock, index) for index in range(pairs)]
+    for tick in range(round((LED_S + seconds) * TICKS)):
+        if tick == round(LED_S * TICKS):
+            for robot in robots:
+                robot.spent.clear()
+        clock.now += NS // TICKS
+        for robot in robots:
+            robot.step(tick)
+    if standing := [robot.status for robot in robots if robot.status.state != RUNNING]:
+        raise RuntimeError(f"{len(standing)} of {pairs} pairs stand at the end, expected all to run: {standing[0]}")
+    ticks = np.concatenate([robot.spent["tick"] for robot in robots])
+    shares = {what: sum(sum(robot.spent[what]) for robot in robots) / seconds for what in robots[0].spent}
+    return {
+        "name": f"{2 * pairs} arms",
+        "arms": 2 * pairs,
+        "ticks": len(ticks),
+        "tick_p50_ms": 1e3 * float(np.median(ticks)),
+        "tick_p99_ms": 1e3 * float(np.percentile(ticks, 99)),
+        **{f"{what}_percent": 1e2 * share for what, share in shares.items()},
+        "of_a_core": sum(shares.values()),
+    }
+
+
+def promises_of_control(rows: Sequence[dict[str, Any]]) -> list[results.Promise]:
+    """What commanding arms may take."""
+    first, last = rows[0], rows[-1]
+    return [
+        results.Promise("ms for a tick of a pair, median", first["tick_p50_ms"], MOST_TICK_MS),
+        results.Promise(f"share of a core for {last['arms']} arms", last["of_a_core"], MOST_OF_A_CORE),
+    ]
+
+
 def promises(rows: Sequence[dict[str, Any]]) -> list[results.Promise]:
     """What must hold of every fleet."""
     kept = [results.Promise(f"{row['robots']} robots: error of a batch", row["error"], SAME) for row in rows]
@@ -147,7 +302,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20, help="of each way, for each number of robots")
     parser.add_argument("--checkpoint", default="", help="folder or hub id (default: small random weights)")
     parser.add_argument("--device", default="cpu", help="of the policy (default cpu)")
+    parser.add_argument("--control", action="store_true", help="what commanding arms takes, in place of their policy")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of commanding, simulated (default 10)")
     given = parser.parse_args()
+    if given.control:
+        control = [measure_control(pairs, given.seconds) for pairs in PAIRS]
+        return results.finish(control, promises_of_control(control), given.json)
     profiles = fleet(max(FLEETS))
     policy = load_policy(profiles, given.checkpoint, device=given.device)
     rng = np.random.default_rng(SEED)

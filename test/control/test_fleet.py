@@ -36,3 +36,13 @@ def test_a_batch_of_mixed_robots_gives_each_what_it_gets_alone(robots):
     single, twin = (robot.chunk.actions for robot in waiting if robot.profile.action_spec.name == "auto")
     assert np.abs(single - twin).max() > 1.0
     assert all(promise.holds for promise in fleet.promises([row]) if "error" in promise.name)
+
+
+def test_commanding_pairs_takes_a_time_that_is_told():
+    row = fleet.measure_control(1, seconds=0.2)
+    assert (row["arms"], row["ticks"]) == (2, 6)
+    assert 0.0 < row["tick_p50_ms"] <= row["tick_p99_ms"]
+    shares = [row[f"{what}_percent"] for what in ("joints", "pictures", "chunks", "tick")]
+    assert row["of_a_core"] == pytest.approx(sum(shares) / 100)
+    verdicts = [fleet.promises_of_control([row | {"of_a_core": share}])[1].holds for share in (0.2, 0.3)]
+    assert verdicts == [True, False]

@@ -114,7 +114,11 @@ def joint_trajectory_message(
         if values.shape != expected:
             raise ValueError(f"{what} have shape {list(values.shape)}; expected {list(expected)}, times by joints")
     points = [
-        JointTrajectoryPoint(positions=position.tolist(), velocities=velocity.tolist(), time_from_start=_duration(time))
+        JointTrajectoryPoint(  # arrays are taken as they are, of lists every number is checked
+            positions=array.array("d", position.tobytes()),
+            velocities=array.array("d", velocity.tobytes()),
+            time_from_start=_duration(time),
+        )
         for time, position, velocity in zip(times, *rows, strict=True)
     ]
     return JointTrajectory(joint_names=list(names), points=points)
