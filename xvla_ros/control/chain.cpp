@@ -109,6 +109,35 @@ bool stretch(Profile& motion, double duration, double most, double least, const 
     return step.get_profile(motion);
 }
 
+// Says whether three jerks, each for a third of the time, lead from one state to another inside the limits: then there
+// is a motion of this duration, and Ruckig need not look for one. False says nothing.
+bool is_led_over(const State& from, const State& to, double duration, const Joint& joint) {
+    const double limit = joint.follow_jerk, most = joint.follow_acceleration, h = duration / 3;
+    if (std::isinf(limit)) {
+        return false;
+    }
+    const double changes = (to.acceleration - from.acceleration) / h;
+    const double gains = (to.velocity - from.velocity - from.acceleration * duration) / (h * h);
+    const double ways = (to.position - from.position - (from.velocity + from.acceleration * duration / 2) * duration) /
+                        (h * h * h);
+    const double first = ways - gains + changes / 3;
+    const double second = gains - changes / 2 - 2 * first;
+    const double third = changes - first - second;
+    if (std::abs(first) > limit || std::abs(second) > limit || std::abs(third) > limit) {
+        return false;
+    }
+    const double bulge = limit * h * h / 8;  // of velocity between the ends of a third
+    State at = from;
+    for (double jerk : {first, second, third, 0.0}) {
+        if (std::abs(at.acceleration) > most || std::abs(at.velocity) + bulge > joint.bound) {
+            return false;
+        }
+        at.velocity += h * (at.acceleration + h * jerk / 2);
+        at.acceleration += h * jerk;
+    }
+    return true;
+}
+
 class Chain {
   public:
     Chain(const Constants& constants, std::vector<Joint> joints)
@@ -315,7 +344,8 @@ class Chain {
                 early.push_back(j);
                 const double most = joints[j].bound - moving, least = -joints[j].bound - moving;
                 all_in_time = all_in_time && !found.is_blocked(step) &&
-                              stretch(motion, step, most, least, joints[j]);
+                              (is_led_over(state[j], point, step, joints[j]) ||
+                               stretch(motion, step, most, least, joints[j]));
             }
         }
         for (size_t j : early) {  // one of them can be there sooner or far later; then each goes for itself
