@@ -65,6 +65,14 @@ SEED ?= 0
 soak: venv
 	OMP_NUM_THREADS=1 $(BIN)/python test/nodes/soak.py --minutes $(MINUTES) --seed $(SEED) --json xvla_out/soak.json
 
+# Licences of all that is installed, an SBOM, and known weaknesses where a database can be reached.
+audit: venv
+	$(BIN)/python tools/audit.py xvla_out/audit
+	@$(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install -q --disable-pip-version-check pip-audit && \
+	  .venv-audit/bin/python -c "import urllib.request as r; r.urlopen('https://pypi.org/pypi/pip/json', timeout=10)" || \
+	  { echo "== weaknesses were not looked up: pip-audit cannot be installed, or reaches no database"; exit 0; }; \
+	  .venv-audit/bin/pip-audit --progress-spinner off --path $$($(BIN)/python -c "import site; print(site.getsitepackages()[0])")
+
 # Trains the policy that ships, stage by stage, and evaluates it; goes on where it was stopped: examples/shipped_policy.
 STAGES = vision vision_2 words policy policy_2
 TRAINED = xvla_out/policy
