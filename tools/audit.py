@@ -31,8 +31,8 @@ COPYLEFT_LIBRARIES = {
 }  # fmt: skip
 # What is under the GPL in some part, and why that is no licence of ours.
 KNOWN = {
-    "av": "a wheel of PyAV bundles FFmpeg with libx264 and libx265 (GPL-2.0-or-later). xvla_ros calls it, for films and "
-    "LeRobot videos, and does not distribute it; who ships an image with it ships GPL code",
+    "av": "a wheel of PyAV bundles FFmpeg with libx264 and libx265 (GPL-2.0-or-later). xvla_ros calls it, for films "
+    "and LeRobot videos, and does not distribute it; who ships an image with it ships GPL code",
     "docutils": "a tool of the build; a few of its files are under the GPL",
 }
 SPDX = {
