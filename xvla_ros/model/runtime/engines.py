@@ -53,7 +53,7 @@ Session = Callable[[Mapping[str, NDArray[Any]]], list[NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
-class Trial:
+class RandomInputs:
     """Inputs of the network for one chunk of one robot.
 
     Attributes:
@@ -71,7 +71,7 @@ class Trial:
     noise: Tensor
 
     @classmethod
-    def drawn(cls, network: XvlaNetwork, views: int, domain: int, seed: int) -> Trial:
+    def drawn(cls, network: XvlaNetwork, views: int, domain: int, seed: int) -> RandomInputs:
         """Draw normal numbers and any words."""
         config, random = network.config, torch.Generator().manual_seed(seed)
         drawn = functools.partial(torch.randn, generator=random)
@@ -264,7 +264,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     return dict(report)
 
 
-def largest_difference(network: XvlaNetwork, exported: ExportedNetwork, trial: Trial) -> float:
+def largest_difference(network: XvlaNetwork, exported: ExportedNetwork, trial: RandomInputs) -> float:
     """Return how far an engine is from the network itself after the encoder and a step, at two times."""
     own, theirs = trial.encode(network), trial.encode(exported)
     found = [(trial.step(network, own, t) - trial.step(exported, theirs, t)).abs().max().item() for t in (1.0, 0.1)]
@@ -333,7 +333,7 @@ def _checked(policy: Policy, folder: Path, engine: str, views: Collection[int], 
         )
     exported = ExportedNetwork(network, folder, engine, known)
     for count in known:
-        found = largest_difference(network, exported, Trial.drawn(network, count, 0, seed=0))
+        found = largest_difference(network, exported, RandomInputs.drawn(network, count, 0, seed=0))
         if found > BOUND:
             raise SetupError(
                 f"{NAMES[engine]} with the graphs in {folder} is {found:.1e} from the network itself, at most "
@@ -388,7 +388,7 @@ def _trial(network: XvlaNetwork, opened: Mapping[str, ExportedNetwork], steps: i
     """
     running = {TORCH: ways(network, "auto")[0].network, **opened}
     views = max(set.intersection(*({*each.views} for each in opened.values())), default=1)
-    trial, least = Trial.drawn(network, views, 0, seed=1), dict.fromkeys(running, float("inf"))
+    trial, least = RandomInputs.drawn(network, views, 0, seed=1), dict.fromkeys(running, float("inf"))
     begun = time.perf_counter()
     for index in range(_ROUNDS + 1):
         for name, each in running.items():

@@ -42,7 +42,7 @@ from .engines import (
     REPORT,
     SCHEMA_VERSION,
     ExportedNetwork,
-    Trial,
+    RandomInputs,
     digest,
     require,
 )
@@ -251,7 +251,7 @@ def _parts(
 ) -> Iterator[tuple[str, nn.Module, dict[str, Tensor], tuple[str, ...]]]:
     """Yield name, module, inputs by name and names of the outputs of each graph."""
     config = network.config
-    first = Trial.drawn(network, max(views), 0, seed=0)
+    first = RandomInputs.drawn(network, max(views), 0, seed=0)
     yield LOOK, _Look(network), {"image": first.images[:1]}, ("features",)
     for count in views:
         trial = replace(first, images=first.images[:count])
@@ -346,7 +346,7 @@ def _differences(
     squares, largest = [], 0.0
     for index in range(inputs):
         progress("comparing", index, inputs)
-        trial = Trial.drawn(network, views[index % len(views)], domains[index % len(domains)], seed=index)
+        trial = RandomInputs.drawn(network, views[index % len(views)], domains[index % len(domains)], seed=index)
         own, theirs = (_chunk(each, trial, steps) for each in (network, exported))
         difference = (own - theirs).double()
         squares.append(float(difference.square().mean()))
@@ -355,7 +355,7 @@ def _differences(
     return {"rms": float(np.sqrt(np.mean(squares))), "largest": largest}
 
 
-def _chunk(network: XvlaNetwork | ExportedNetwork, trial: Trial, steps: int) -> Tensor:
+def _chunk(network: XvlaNetwork | ExportedNetwork, trial: RandomInputs, steps: int) -> Tensor:
     context, everything = trial.encode(network), torch.ones_like(trial.noise[:, :1])
     nothing = torch.zeros_like(trial.noise)
 
