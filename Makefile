@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | test | test-all | test-machines | soak | audit | policy | libero | simulators | pictures | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
+# make demo | test | test-all | test-machines | soak | fuzz | audit | policy | libero | simulators | pictures | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
 # ROS_DISTRO=kilted make … uses the wheels of ROS 2 Kilted instead of Jazzy, in .venv-kilted.
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ MESSAGES := xvla_ros/msg/.built-for-$(ROS_DISTRO)
 # A sourced ROS would be mixed with the wheels.
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test test-all test-machines soak audit policy libero simulators pictures lint venv clean
+.PHONY: demo test test-all test-machines soak fuzz audit policy libero simulators pictures lint venv clean
 .DELETE_ON_ERROR:
 
 demo: venv
@@ -72,6 +72,11 @@ audit: venv
 	  .venv-audit/bin/python -c "import urllib.request as r; r.urlopen('https://pypi.org/pypi/pip/json', timeout=10)" || \
 	  { echo "== weaknesses were not looked up: pip-audit cannot be installed, or reaches no database"; exit 0; }; \
 	  .venv-audit/bin/pip-audit --progress-spinner off --path $$($(BIN)/python -c "import site; print(site.getsitepackages()[0])")
+
+# Changed files and messages against every reader: make fuzz MINUTES=N. With atheris, where it is installed, coverage
+# chooses the bytes for half of the time.
+fuzz: venv
+	OMP_NUM_THREADS=1 $(BIN)/python test/hostile/fuzz_readers.py $(MINUTES) --atheris
 
 # Trains the policy that ships, stage by stage, and evaluates it; goes on where it was stopped: examples/shipped_policy.
 STAGES = vision vision_2 words policy policy_2

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from xvla_ros.errors import XvlaError
 
@@ -28,7 +28,7 @@ LINES_BYTES = 256 * MB  # of a table of JSON lines
 LINE_BYTES = 1 * MB  # of one of them
 HEADER_BYTES = JSON_BYTES  # of a safetensors file
 NESTING = 32  # lists and mappings within one another
-BRACKETS = 200_000  # lists and mappings of one JSON file
+BRACKETS = 400_000  # lists and mappings of one JSON file
 NODES = 60_000  # of a YAML file: scalars, lists and mappings
 SCALAR = 200_000  # characters of one value of a YAML file
 TENSORS = 50_000  # of a safetensors file
@@ -42,12 +42,17 @@ WINDOW = 64  # grid cells
 STATISTIC = 1e6  # of a channel in any unit of a robot
 INSTRUCTION = 4_096  # characters
 NAME = 1_024  # characters of a name or a path
+ELEMENTS = 400_000  # of a URDF
+LINKS = 2_048  # of it, and joints
 ROBOTS = 64  # of one profile file
+ENTRIES = 1_024  # of one list or section of a profile
 PIXELS = 4_096 * 4_096  # of one picture
 SCANS = 256  # of a progressive JPEG
 KEPT_BYTES = 256 * MB  # of the messages of one topic
 PART_BYTES = 128 * MB  # of a decompressed chunk or message of a bag
 INFLATION, INFLATED_FLOOR = 100, 64 * MB  # times its size, and bytes, that a file may decompress to
+FEW_RECORDS, BYTES_PER_RECORD = 100_000, 8  # a bag has so many records, and one more for so many bytes
+SQL_STEPS = 20_000_000  # of sqlite's machine, and four more for each byte of the file
 VALUES = 50_000_000  # of a column of a parquet file
 FORMATTED = 4_096  # characters of a path that a pattern gives
 
@@ -60,7 +65,7 @@ class LimitError(XvlaError, ValueError):
     """What goes beyond a limit, or leads out of its folder: found, allowed, and what to do."""
 
 
-def open_file(path: str | Path, most: int | None = None) -> IO[bytes]:
+def open_file(path: str | Path, most: int | None = None) -> BinaryIO:
     """Open a regular file for reading; a pipe, a device or a folder is refused without waiting for it.
 
     Args:
@@ -82,6 +87,13 @@ def open_file(path: str | Path, most: int | None = None) -> IO[bytes]:
     except BaseException:
         os.close(handle)
         raise
+
+
+def check_file(path: str | Path) -> None:
+    """Refuse what is no regular file, for libraries that open by name; errors as of ``open_file``."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise LimitError(f"is {_kind(mode)}; expected a regular file")
 
 
 def _kind(mode: int) -> str:
@@ -108,15 +120,15 @@ def read_text(path: str | Path, most: int) -> str:
     return read_bytes(path, most).decode("utf-8")
 
 
-def json_of(text: str | bytes) -> Any:
-    """Return what a JSON text holds.
+def json_of(text: str | bytes, most: int = JSON_BYTES) -> Any:
+    """Return what a JSON text of at most ``most`` characters holds.
 
     Raises:
         LimitError: it is nested too deeply, has too many parts, or an object has a key twice.
         ValueError: it is not JSON.
     """
-    if len(text) > JSON_BYTES:
-        raise LimitError(f"has {len(text)} characters; expected at most {JSON_BYTES}")
+    if len(text) > most:
+        raise LimitError(f"has {len(text)} characters; expected at most {most}")
     count = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
     if count > BRACKETS:
         raise LimitError(f"holds {count} lists and objects; expected at most {BRACKETS}")
@@ -149,7 +161,7 @@ def _parts(value: Any) -> Any:
 
 def read_json(path: str | Path, most: int = JSON_BYTES) -> Any:
     """Return what a JSON file holds; errors as of ``open_file`` and ``json_of``, UnicodeDecodeError among them."""
-    return json_of(read_text(path, most))
+    return json_of(read_text(path, most), most)
 
 
 def json_lines(path: str | Path) -> Iterator[Any]:
@@ -207,32 +219,40 @@ def check_yaml(text: str) -> None:
             raise LimitError(f"holds more than {NODES} values; write several files")
 
 
-def inside(folder: Path, name: str) -> Path:
+def within(folder: Path, name: str) -> Path:
+    """Return the path of what a file of a folder names: a relative name without ``..``. Links are not looked at.
+
+    Raises:
+        LimitError: it is another.
+    """
+    if not name or len(name) > NAME or "\0" in name:
+        raise LimitError(f"is {name[:80]!r}; expected the name of a file of the same folder")
+    if name.startswith(("/", "~")) or ".." in name.split("/"):
+        raise LimitError(f"is {name[:80]!r}, which leads out of its folder; expected a name within it")
+    return folder / name
+
+
+def inside(folder: Path, name: str | Path) -> Path:
     """Return the path of what a file of a folder names: a relative name that does not lead out of the folder.
 
     Args:
         folder: of the file. Of a snapshot in the cache of the Hugging Face hub, whose files are links to the blobs
             beside it, the whole repository counts.
-        name: with ``/`` between its parts.
+        name: with ``/`` between its parts; or a path that ``within`` gave.
 
     Raises:
         LimitError: it is absolute, holds ``..`` or is a link that leads outside.
     """
-    if not name or len(name) > NAME or "\0" in name:
-        raise LimitError(f"is {name[:80]!r}; expected the name of a file of the same folder")
-    parts = Path(name).parts
-    if Path(name).is_absolute() or ".." in parts or name.startswith("~"):
-        raise LimitError(f"is {name[:80]!r}, which leads out of its folder; expected a name within it")
-    home = folder.resolve()
-    if home.parent.name == "snapshots" and home.parent.parent.name.startswith(("models--", "datasets--")):
-        home = home.parent.parent
-    found = folder / name
+    found = name if isinstance(name, Path) else within(folder, name)
     try:
+        home = folder.resolve()
+        if home.parent.name == "snapshots" and home.parent.parent.name.startswith(("models--", "datasets--")):
+            home = home.parent.parent
         leads_out = not found.resolve().is_relative_to(home)
     except (OSError, RuntimeError) as error:  # a circle of links
-        raise LimitError(f"is {name[:80]!r}, which cannot be followed: {error}") from error
+        raise LimitError(f"is {str(name)[:80]!r}, which cannot be followed: {error}") from error
     if leads_out:
-        raise LimitError(f"is {name[:80]!r}, a link that leads out of its folder; put the file itself there")
+        raise LimitError(f"is {str(name)[:80]!r}, a link that leads out of its folder; put the file itself there")
     return found
 
 
@@ -275,6 +295,12 @@ def formatted(pattern: Any, **values: int | str) -> str:
         known = ", ".join(f"{{{name}}}" for name in values)
         raise LimitError(f"is {pattern[:80]!r}; expected a pattern of paths with {known}, widths up to 99")
     return found
+
+
+def check_inflation(decompressed: int, size: int) -> None:
+    """Raise LimitError where a file of ``size`` bytes decompresses to more than any recording does."""
+    if decompressed > (most := max(INFLATED_FLOOR, INFLATION * size)):
+        raise LimitError(f"decompresses to {decompressed} bytes and more; expected at most {most} of {size}")
 
 
 def is_interrupt(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from xvla_ros.errors import CheckpointError
 from xvla_ros.limits import INSTRUCTION
 from xvla_ros.model import checkpoint
 from xvla_ros.model.checkpoint.dialects import read_config
-from xvla_ros.model.checkpoint.inspection import inspect
+from xvla_ros.model.checkpoint.inspection import digest_of, inspect
 from xvla_ros.model.checkpoint.tensors import read_header
 from xvla_ros.model.checkpoint.weights import load_network
 from xvla_ros.model.inputs.normalisers import MEAN_STD, MIN_MAX, Normaliser
@@ -264,3 +264,10 @@ def test_expressions_of_an_adapter_are_bounded(folder: Path, pattern: str) -> No
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {pattern: 2}}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     assert "adapter_config.json: alpha_pattern: " in refusal(folder)
+
+
+def test_what_was_loaded_is_told_by_its_digest(folder: Path) -> None:
+    loaded = checkpoint.load(folder)
+    assert loaded.computing()["checkpoint_digest"] == loaded.digest == digest_of(folder)
+    edit(folder / "xvla_ros.json", lambda data: data.update(unknown=1))
+    assert checkpoint.load(folder).digest not in ("", loaded.digest)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from xvla_ros.evaluation.bag_info import aligned
-from xvla_ros.recordings.lerobot_files import WRITTEN, LeRobotFiles
+from xvla_ros.limits import LimitError, inside
+from xvla_ros.recordings.lerobot_files import WRITTEN, LeRobotFiles, open_video
 from xvla_ros.recordings.lerobot_mapping import LeRobotMapping, profile_of_data_set, read_mapping
 from xvla_ros.recordings.lerobot_recording import LeRobotOptions, LeRobotRecording
 from xvla_ros.recordings.recording import SamplesError
@@ -197,11 +198,11 @@ def _pictures(files: LeRobotFiles, feature: str) -> PicturesInfo:
     codec = pixels = ""
     if there:
         try:
-            with av.open(str(there[0])) as video:
+            with open_video(inside(files.folder, there[0])) as video:
                 context: Any = video.streams.video[0].codec_context
                 # the decoder of AV1 has a name of its own
                 codec, pixels = str(context.name).replace("libdav1d", "av1"), str(context.pix_fmt)
-        except (OSError, IndexError, av.error.FFmpegError):
+        except (OSError, IndexError, LimitError, av.error.FFmpegError):
             codec = "cannot be opened"
     size = sum(file.stat().st_size for file in there) / 1e6
     return PicturesInfo(feature, width, height, codec, pixels, len(videos), size, len(videos) - len(there))

@@ -41,6 +41,7 @@ class Policy:
         precision: what it computes in, and why; None where nobody chose.
         view_names: of the views in their order, as its files name them; empty where they do not.
         folder: where its files lie; None where it has none.
+        digest: of every file that it was loaded from, see ``inspection.digest_of``; empty where it was not loaded.
 
     Attributes:
         on_remark: takes what should be known of an instruction, once, when it is first answered; None says nothing.
@@ -58,7 +59,9 @@ class Policy:
         precision: Precision | None = None,
         view_names: Sequence[str] = (),
         folder: Path | None = None,
+        digest: str = "",
     ) -> None:
+        self.digest = digest
         self.network, self.processor = network, processor
         self.runner = Runner(network)
         self.robots = dict(robots or {})
@@ -83,11 +86,13 @@ class Policy:
             precision=self.precision,
             view_names=self.view_names,
             folder=self.folder,
+            digest=self.digest,
         )
 
     def computing(self) -> dict[str, str]:
-        """Say what it computes in, why, how, and on what, for reports and diagnostics."""
+        """Say what was loaded, what it computes in, why, how, and on what, for reports and diagnostics."""
         return {
+            **({"checkpoint_digest": self.digest} if self.digest else {}),
             "dtype": self.precision.dtype,
             "dtype_reason": self.precision.reason,
             "engine": self.runner.description,

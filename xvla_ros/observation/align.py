@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.errors import MessageError
+from xvla_ros.limits import KEPT_BYTES, WIDTH
 from xvla_ros.observation.faults import CAMERA_MISSING, CAMERA_STALE, JOINTS_MISSING, JOINTS_STALE, Fault
 from xvla_ros.types import NS, Floats
 
@@ -36,24 +37,36 @@ class Stamped(Generic[T]):
 class RecentMessages(Generic[T]):
     """The messages of one topic received within the last ``horizon`` seconds, at most ``capacity`` of them.
 
+    They are at most ``KEPT_BYTES`` together, as far as ``add`` is told their sizes; the newest stays in any case.
     Messages are dropped by the time they were received, never by their stamp: a stamp far in the future, or a clock
     that starts again from zero, cannot push good messages out. Not thread-safe.
     """
 
     def __init__(self, horizon: float, capacity: int) -> None:
         self._horizon = horizon
-        self._messages: deque[Stamped[T]] = deque(maxlen=capacity)
+        self._messages: deque[Stamped[T]] = deque()
+        self._sizes: deque[int] = deque()
+        self._capacity, self._bytes = capacity, 0
 
-    def add(self, message: Stamped[T]) -> None:
-        """Append a message and drop the ones received longer than the horizon ago."""
+    def add(self, message: Stamped[T], size: int = 0) -> None:
+        """Append a message of ``size`` bytes; drop those received longer than the horizon ago, or beyond the limits."""
         self._messages.append(message)
+        self._sizes.append(size)
+        self._bytes += size
         oldest = message.received - self._horizon
-        while len(self._messages) > KEPT_AT_LEAST and self._messages[0].received < oldest:
+        while len(self._messages) > 1 and (
+            len(self._messages) > self._capacity
+            or self._bytes > KEPT_BYTES
+            or (len(self._messages) > KEPT_AT_LEAST and self._messages[0].received < oldest)
+        ):
             self._messages.popleft()
+            self._bytes -= self._sizes.popleft()
 
     def clear(self) -> None:
         """Forget everything."""
         self._messages.clear()
+        self._sizes.clear()
+        self._bytes = 0
 
     def snapshot(self) -> tuple[Stamped[T], ...]:
         """Return what is kept, in order of arrival."""
@@ -127,6 +140,8 @@ class JointTopic:
         Raises:
             MessageError: joints named twice, as many positions as names not there, NaN, Inf or what no joint can have.
         """
+        if len(names) > WIDTH:
+            raise MessageError(f"{self.topic}: {len(names)} names of joints; expected at most {WIDTH}")
         found = tuple(names)
         values = self._as_vector(found, positions)
         if not values.size:

@@ -109,7 +109,7 @@ class ObservationBuilder(Generic[Raw]):
         """
         message = Stamped(stamp, received, raw)
         with self._lock:
-            self._frames[camera].add(message)
+            self._frames[camera].add(message, getattr(raw, "nbytes", 0) or (len(raw) if isinstance(raw, bytes) else 0))
 
     def add_joints(self, topic: str, stamp: int, names: Sequence[str], positions: ArrayLike, received: float) -> None:
         """Take a joint state of ``topic``: names in any order, further joints allowed, positions in rad or m.

@@ -10,6 +10,7 @@ picture what a policy sees of it.
 from __future__ import annotations
 
 import re
+import struct
 import zlib
 from array import array
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import MessageError
+from xvla_ros.limits import PIXELS, SCANS
 from xvla_ros.robots.profile.schema import Camera
 
 Bytes = NDArray[np.uint8]
@@ -154,6 +156,8 @@ def plain_rows(name: str, height: int, width: int, step: int, data: Data) -> Byt
                 f"{what} is {size} pixels; expected an even number, since {name} has one colour for two "
                 "pixels: set another size where the camera publishes"
             )
+    if height * width > PIXELS:
+        raise MessageError(f"{width}x{height} pixels; expected at most {PIXELS}: publish a smaller picture")
     if step < row:
         raise MessageError(f"step is {step} bytes; expected at least {row} for {width} pixels of {name}")
     rows = height * 3 // 2 if encoding.colours_apart else height
@@ -216,16 +220,19 @@ def points_in_view(points: NDArray[np.float64], size: tuple[int, int], camera: C
 def check_compressed(data: Data, format_name: str = "") -> None:
     """Check that the data of a ``sensor_msgs/CompressedImage`` are one whole JPEG or 8-bit PNG.
 
-    A JPEG carries no checksum: damage within its pixels goes unnoticed. A PNG's checksums are verified.
+    A JPEG carries no checksum: damage within its pixels goes unnoticed. A PNG's checksums are verified. Its size is
+    read before anything is decoded.
 
     Raises:
-        MessageError: another format, more than 8 bits, data that end too early, a checksum that does not match.
+        MessageError: another format, more than 8 bits, data that end too early, a checksum that does not match, more
+            than ``limits.PIXELS``.
     """
     content = bytes(data)
     if content.startswith(JPEG_START):
         # neither marker can occur within the pixels, and thumbnails come before the last scan
         if content.rfind(JPEG_END) < content.rfind(JPEG_SCAN):
             raise MessageError(f"a JPEG of {len(content)} bytes without end: the message was cut")
+        _check_jpeg(content)
     elif content.startswith(PNG_START):
         _check_png(content)
     else:
@@ -236,7 +243,31 @@ def check_compressed(data: Data, format_name: str = "") -> None:
         )
 
 
+def _check_jpeg(content: bytes) -> None:
+    """Refuse a JPEG of too many pixels or scans, by its first frame header (ITU T.81, B.2.2)."""
+    if (scans := content.count(JPEG_SCAN)) > SCANS:
+        raise MessageError(f"a JPEG of {scans} scans; expected at most {SCANS}")
+    position = 2
+    while position + 9 <= len(content):
+        marker = content[position + 1]
+        if content[position] != 0xFF or marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:
+            position += 1 if content[position] != 0xFF or marker == 0xFF else 2  # padding, or a marker by itself
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", content, position + 5)
+            _check_pixels("JPEG", width, height)
+            return
+        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+
+
+def _check_pixels(kind: str, width: int, height: int) -> None:
+    if width * height > PIXELS:
+        raise MessageError(f"a {kind} of {width}x{height}; expected at most {PIXELS} pixels: publish a smaller one")
+
+
 def _check_png(content: bytes) -> None:
+    if len(content) > PNG_DEPTH_AT:
+        _check_pixels("PNG", *struct.unpack_from(">II", content, 16))
     position, name = len(PNG_START), b""
     while name != b"IEND":
         length = int.from_bytes(content[position : position + 4], "big")
@@ -247,6 +278,8 @@ def _check_png(content: bytes) -> None:
         if zlib.crc32(content[position + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
             raise MessageError(f"a PNG whose checksum of {name!r} does not match: the data are damaged")
         position = end
+    if len(content) <= PNG_DEPTH_AT or content[12:16] != b"IHDR":
+        raise MessageError("a PNG without its first part, IHDR: the data are damaged")
     if content[PNG_DEPTH_AT] > 8:
         raise MessageError(
             f"a PNG of {content[PNG_DEPTH_AT]} bits per channel; expected 8: more would be folded; "

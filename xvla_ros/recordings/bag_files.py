@@ -10,19 +10,24 @@ from __future__ import annotations
 import heapq
 import sqlite3
 import struct
+import zlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xvla_ros.errors import XvlaError
+from xvla_ros import limits
+from xvla_ros.errors import XvlaError, brief
 
 if TYPE_CHECKING:
-    from mcap.reader import McapReader
-    from mcap.records import McapRecord
+    from mcap.records import Chunk, McapRecord
     from mcap.summary import Summary
 
+_RECORD_HEAD = struct.Struct("<BQ")  # opcode, length
+_MESSAGE_HEAD = struct.Struct("<HIQQ")  # channel, number, log time, publish time
+_MESSAGE = 0x05
+_STEPS_AT_ONCE = 1_000_000
 REORDER_NS = 1_000_000_000  # for a file without index: recorders write messages nearly in order of time
 MAGIC = b"\x89MCAP0\r\n"
 
@@ -57,9 +62,9 @@ class McapFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.checked, self.cut = path, 0, ""
-        self.stream = path.open("rb")
-        self._reader: McapReader | None = None  # where the index lists all chunks and channels
-        self._index: Summary | None = None
+        self.stream = limits.open_file(path)
+        self._index: Summary | None = None  # where it lists all chunks and channels
+        self._budget = _Budget(path.stat().st_size)
         self._read_index()
 
     @property
@@ -84,13 +89,12 @@ class McapFile:
         from mcap.stream_reader import CRCValidationError
 
         self.checked = 0
+        self._budget = _Budget(self.path.stat().st_size)
         try:
-            if self._reader is None:
+            if self._index is None:
                 yield from (each for each in _in_order(self._one_by_one()) if not topics or each.topic in topics)
                 return
-            for schema, channel, message in self._reader.iter_messages(topics or None):
-                kind = schema.name if schema is not None else ""
-                yield BagMessage(channel.topic, kind, message.log_time, message.data)
+            yield from self._by_index(self._index, topics)
         except CRCValidationError as error:
             part = error.record
             place = (
@@ -104,16 +108,57 @@ class McapFile:
         if self._index is not None:
             self.checked = sum(self._has_checksum(chunk.chunk_start_offset) for chunk in self._index.chunk_indexes)
 
+    def _by_index(self, index: Summary, topics: Collection[str]) -> Iterator[BagMessage]:
+        """Yield the messages chunk after chunk; those of chunks that overlap in time wait for each other."""
+        from mcap.data_stream import ReadDataStream
+        from mcap.records import Chunk
+
+        kinds = {number: schema.name for number, schema in index.schemas.items()}
+        wanted = {
+            number: (channel.topic, kinds[channel.schema_id] if channel.schema_id else "")
+            for number, channel in index.channels.items()
+            if not topics or channel.topic in topics
+        }
+        waiting: list[tuple[int, int, int, int, bytes]] = []  # log time, chunk, place in it, channel, data
+        held = 0
+        for entry in sorted(index.chunk_indexes, key=lambda each: (each.message_start_time, each.chunk_start_offset)):
+            if entry.message_index_offsets and not wanted.keys() & entry.message_index_offsets.keys():
+                continue
+            while waiting and waiting[0][0] < entry.message_start_time:
+                time, _, _, number, data = heapq.heappop(waiting)
+                held -= len(data)
+                yield BagMessage(*wanted[number], time, data)
+            self.stream.seek(entry.chunk_start_offset + 9)
+            chunk = Chunk.read(ReadDataStream(self.stream))
+            for place, (number, time, data) in enumerate(self._messages_of(chunk)):
+                if number not in index.channels:
+                    raise DamageError(f"a message of channel {number}, which is not there")
+                if number in wanted:
+                    heapq.heappush(waiting, (time, entry.chunk_start_offset, place, number, bytes(data)))
+                    held += len(data)
+            if held > limits.KEPT_BYTES:
+                raise limits.LimitError(f"{held} bytes of messages of the same time; expected {limits.KEPT_BYTES}")
+        while waiting:
+            time, _, _, number, data = heapq.heappop(waiting)
+            yield BagMessage(*wanted[number], time, data)
+
+    def _messages_of(self, chunk: Chunk) -> Iterator[tuple[int, int, memoryview]]:
+        """Yield channel, log time and data of each message of a chunk."""
+        for kind, content in _records_within(self._budget.unpacked(chunk), self._budget):
+            if kind == _MESSAGE:
+                number, _, time, _ = _MESSAGE_HEAD.unpack_from(content)
+                yield number, time, content[_MESSAGE_HEAD.size :]
+
     def _has_checksum(self, chunk: int) -> bool:
         """Return whether the chunk at this byte states a checksum, which the library compares without saying so."""
         self.stream.seek(chunk + 9 + 24)
         return any(self.stream.read(4))
 
     def _read_index(self) -> None:
-        from mcap.reader import make_reader
+        from mcap.reader import SeekingReader
 
         try:
-            reader = make_reader(self.stream, validate_crcs=True)
+            reader = SeekingReader(self.stream, validate_crcs=True, record_size_limit=limits.PART_BYTES)
             found = reader.get_summary()
             self.stream.seek(-len(MAGIC), 2)
             if self.stream.read() != MAGIC:
@@ -128,8 +173,9 @@ class McapFile:
             and told is not None
             and told.chunk_count
             and ((told.chunk_count, told.channel_count) == (len(found.chunk_indexes), len(found.channels)))
+            and len({each.chunk_start_offset for each in found.chunk_indexes}) == told.chunk_count
         ):
-            self._reader, self._index = reader, found
+            self._index = found
 
     def _one_by_one(self) -> Iterator[BagMessage]:
         from mcap.records import Channel, Message, Schema
@@ -147,25 +193,111 @@ class McapFile:
     def _records(self) -> Iterator[McapRecord]:
         """Yield records as far as they are whole, those of a chunk that the cut went through included."""
         from mcap.records import Chunk, DataEnd
-        from mcap.stream_reader import CRCValidationError, StreamReader, breakup_chunk
+        from mcap.stream_reader import CRCValidationError, StreamReader
 
+        end_of_whole, end = 0, self._end_of_records()
         self.stream.seek(0)
-        end_of_whole = 0
         try:
-            for record in StreamReader(self.stream, emit_chunks=True, validate_crcs=True).records:
+            found = StreamReader(
+                self.stream, emit_chunks=True, validate_crcs=True, record_size_limit=limits.PART_BYTES
+            ).records
+            while self.stream.tell() < end and (record := next(found, None)) is not None:
                 end_of_whole = self.stream.tell()
                 if isinstance(record, Chunk):
-                    yield from breakup_chunk(record, validate_crc=True)
+                    yield from _as_records(self._budget.unpacked(record), self._budget)
                     self.checked += record.uncompressed_crc != 0
                 else:
                     yield record
                     self.checked += isinstance(record, DataEnd) and record.data_section_crc != 0
             return
-        except CRCValidationError:
+        except (CRCValidationError, limits.LimitError):
             raise
         except Exception:  # whatever makes the remainder no record; it is read below
             self.stream.seek(end_of_whole)
-        yield from _records_of_cut_chunk(self.stream.read())
+        yield from _records_of_cut_chunk(self.stream.read(2 * limits.PART_BYTES), self._budget)
+
+    def _end_of_records(self) -> int:
+        """Return the byte at which records end: the file's end, or where zeros follow, as after a loss of power."""
+        at, size = len(MAGIC), self.stream.seek(0, 2)
+        while at + 9 <= size:
+            self.stream.seek(at)
+            kind, length = _RECORD_HEAD.unpack(self.stream.read(9))
+            if kind == 0:
+                return at
+            at += 9 + length
+        return size
+
+
+class _Budget:
+    """What may still be decompressed of a file, and how many records of it be read."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._bytes, self.records = size, 0, limits.FEW_RECORDS + size // limits.BYTES_PER_RECORD
+
+    def unpacked(self, chunk: Chunk) -> bytes:
+        """Return the records of a chunk.
+
+        Raises:
+            CRCValidationError: they are not what was written.
+            LimitError: they are too many bytes.
+        """
+        from mcap.stream_reader import CRCValidationError
+
+        size = chunk.uncompressed_size
+        if size > limits.PART_BYTES:
+            raise limits.LimitError(f"a chunk of {size} bytes; expected at most {limits.PART_BYTES}")
+        data = chunk.data
+        if chunk.compression not in ("", "none"):
+            data = decompressed(chunk.data, chunk.compression, size)
+            if len(data) != size:
+                raise DamageError(f"a chunk of {len(data)} bytes, which says that it has {size}")
+            self.add(len(data))
+        if chunk.uncompressed_crc and (found := zlib.crc32(data)) != chunk.uncompressed_crc:
+            raise CRCValidationError(chunk.uncompressed_crc, found, chunk)
+        return data
+
+    def add(self, decompressed: int) -> None:
+        """Count bytes that were decompressed.
+
+        Raises:
+            LimitError: they are more than any recording of that size has.
+        """
+        self._bytes += decompressed
+        limits.check_inflation(self._bytes, self._size)
+
+
+def _records_within(data: bytes, budget: _Budget) -> Iterator[tuple[int, memoryview]]:
+    """Yield opcode and content of the whole records of a chunk.
+
+    Raises:
+        DamageError: one reaches beyond its end.
+        LimitError: they are more than any recording has.
+    """
+    view, at = memoryview(data), 0
+    while at + _RECORD_HEAD.size <= len(view):
+        kind, length = _RECORD_HEAD.unpack_from(view, at)
+        at += _RECORD_HEAD.size
+        if at + length > len(view):
+            raise DamageError(f"a record of {length} bytes reaches beyond the end of its chunk")
+        budget.records -= 1
+        if budget.records < 0:
+            raise limits.LimitError("it has more records than a recording of its size")
+        yield kind, view[at : at + length]
+        at += length
+
+
+def _as_records(data: bytes, budget: _Budget) -> Iterator[McapRecord]:
+    """Yield the schemas, channels and messages of a chunk."""
+    from mcap.data_stream import ReadDataStream
+    from mcap.opcode import Opcode
+    from mcap.records import Channel, Message, Schema
+
+    for kind, content in _records_within(data, budget):
+        stream = ReadDataStream(BytesIO(content))
+        if kind == Opcode.MESSAGE:
+            yield Message.read(stream, len(content))
+        elif kind in (Opcode.SCHEMA, Opcode.CHANNEL):
+            yield (Schema if kind == Opcode.SCHEMA else Channel).read(stream)
 
 
 class SqliteFile:
@@ -177,16 +309,21 @@ class SqliteFile:
         self.path, self.cut = path, ""
         # rosbag2 uses a write-ahead log, for which sqlite would make files beside a whole bag
         mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
+        limits.check_file(path)  # sqlite would wait for a pipe
         self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limits.PART_BYTES)
+        self._connection.set_progress_handler(self._count, _STEPS_AT_ONCE)
+        self._steps, self._size = 0, path.stat().st_size
+        self._connection.execute("PRAGMA trusted_schema=OFF")
         try:
             self._topics = self._read_topics()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.Error, ValueError, OverflowError) as error:
             self.cut = str(error)
             # a file that was cut has fewer pages than its header says, which only writable_schema accepts
             try:
                 self._connection.execute("PRAGMA writable_schema=ON")
                 self._topics = self._read_topics()
-            except sqlite3.DatabaseError:
+            except (sqlite3.Error, ValueError, OverflowError):
                 self._topics = {}
 
     @property
@@ -203,17 +340,40 @@ class SqliteFile:
         return _in_order(found) if self.cut else found
 
     def _rows(self, wanted: dict[int, tuple[str, str]], order: str) -> Iterator[BagMessage]:
+        self._steps, rows = 0, limits.FEW_RECORDS + self._size // limits.BYTES_PER_RECORD
         numbers = ", ".join(map(str, wanted))
         told = f"SELECT topic_id, timestamp, data FROM messages WHERE topic_id IN ({numbers}) ORDER BY {order}"
         try:
-            for number, log_time, data in self._connection.execute(told):
+            for row, (number, log_time, data) in enumerate(self._connection.execute(told)):
+                if row > rows:
+                    raise DamageError(f"{self.path.name}: it has more rows than a recording of its size")
+                if type(log_time) is not int or type(data) is not bytes:
+                    raise DamageError(f"{self.path.name}: a message at {brief(log_time)} of {type(data).__name__}")
                 yield BagMessage(*wanted[number], log_time, data)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.Error, OverflowError, MemoryError) as error:
             if not self.cut:
-                raise DamageError(f"{self.path.name}: {error}") from error
+                raise DamageError(f"{self.path.name}: {limits.cause(error)}") from error
+
+    def _count(self) -> bool:
+        """Say whether sqlite took more steps than a file of this size needs, as where pages hold each other."""
+        self._steps += _STEPS_AT_ONCE
+        return self._steps > limits.SQL_STEPS + 4 * self._size
 
     def _read_topics(self) -> dict[int, tuple[str, str]]:
-        rows = self._connection.execute("SELECT id, name, type FROM topics")
+        """Return the topics by number.
+
+        Raises:
+            sqlite3.Error: the file is damaged.
+            LimitError: what should be tables of data computes it, and could do so without end.
+        """
+        made = dict(self._connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
+        for table in ("messages", "topics"):
+            columns = self._connection.execute(f"PRAGMA table_xinfo({table})").fetchall()
+            if not str(made.get(table, "")).upper().startswith("CREATE TABLE") or any(each[6] for each in columns):
+                raise limits.LimitError(f"{table} is no table of stored values")
+        rows = self._connection.execute("SELECT id, name, type FROM topics").fetchmany(limits.WIDTH)
+        if not all(type(number) is int and type(name) is str and type(kind) is str for number, name, kind in rows):
+            raise limits.LimitError("topics has rows that are no number and two texts")
         return {number: (name, kind) for number, name, kind in rows}
 
 
@@ -228,41 +388,75 @@ def _in_order(messages: Iterable[BagMessage]) -> Iterator[BagMessage]:
         yield heapq.heappop(waiting)[2]
 
 
-def _records_of_cut_chunk(remainder: bytes) -> Iterator[McapRecord]:
+def _records_of_cut_chunk(remainder: bytes, budget: _Budget) -> Iterator[McapRecord]:
     """Yield the whole records within the first part of a chunk record (mcap specification, "Chunk (op=0x06)").
 
     By hand, as the library reads only whole chunks.
     """
-    from mcap.stream_reader import StreamReader
-
     try:
         (named,) = struct.unpack_from("<I", remainder, 9 + 28)
         compression = remainder[41 : 41 + named].decode()
-        content = decompressed(remainder[41 + named + 8 :], compression) if remainder[0] == 0x06 else b""
-        yield from StreamReader(BytesIO(content), skip_magic=True).records
+        content = remainder[41 + named + 8 :] if remainder[0] == 0x06 else b""
+        content = decompressed(content, compression) if compression else content
+        budget.add(len(content))
+        yield from _as_records(content, budget)
+    except limits.LimitError:
+        raise
     except Exception:  # here the whole records end, and each library raises an error of its own
         return
 
 
-def decompressed(part: bytes, compression: str) -> bytes:
-    """Decompress the first part of a stream, as far as it goes."""
+def decompressed(part: bytes, compression: str, most: int = limits.PART_BYTES) -> bytes:
+    """Decompress the first part of a stream, as far as it goes.
+
+    Args:
+        part: of the stream.
+        compression: ``zstd`` or ``lz4``.
+        most: bytes that are expected.
+
+    Raises:
+        LimitError: there are more.
+        ValueError: the compression is another.
+        Exception: each library raises errors of its own.
+    """
     if compression == "zstd":
         import zstandard
 
-        return zstandard.ZstdDecompressor().decompressobj().decompress(part)
-    if compression == "lz4":
+        reader = zstandard.ZstdDecompressor().stream_reader(part)
+        found = bytearray()
+        told = zstandard.frame_content_size(part) if len(part) >= 18 else -1  # of a longest header, or unknown
+        step = min(1 << 22, most + 1, told + 1 if told >= 0 else most + 1)
+        try:
+            while len(found) <= most and (piece := reader.read(step)):
+                found += piece
+        except zstandard.ZstdError:
+            if not found:
+                raise
+        content = bytes(found)
+    elif compression == "lz4":
         import lz4.frame
 
-        return bytes(lz4.frame.LZ4FrameDecompressor().decompress(part))
-    return part
+        content = bytes(lz4.frame.LZ4FrameDecompressor().decompress(part, max_length=most + 1))
+    else:
+        raise ValueError(f"the compression {compression!r} is not known")
+    if len(content) > most:
+        raise limits.LimitError(f"it decompresses to more than {most} bytes")
+    return content
 
 
 def decompress_file(path: Path, plain: Path) -> None:
-    """Write a file as it was before rosbag2 compressed it; one that was cut, as far as it goes."""
+    """Write a file as it was before rosbag2 compressed it; one that was cut, as far as it goes.
+
+    Raises:
+        LimitError: it is no regular file, or decompresses to more than any recording does.
+    """
     import zstandard
 
-    with path.open("rb") as source, plain.open("wb") as target:
+    with limits.open_file(path) as source, plain.open("wb") as target:
+        size = path.stat().st_size
         try:
-            zstandard.ZstdDecompressor().copy_stream(source, target)
+            for piece in zstandard.ZstdDecompressor().read_to_iter(source):
+                target.write(piece)
+                limits.check_inflation(target.tell(), size)
         except zstandard.ZstdError:
             return

@@ -9,6 +9,7 @@ they are read.
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from xvla_ros import limits
 from xvla_ros.errors import BagError
 from xvla_ros.recordings.bag_files import (
     BagMessage,
@@ -237,7 +239,7 @@ class Bag:
             streams = {file.path: file.stream for file in self._files if isinstance(file, McapFile)}
             metadata = self.path / METADATA
             for path in sorted([*storage_files(self.path), *([metadata] if metadata.exists() else [])]):
-                stream = streams.get(path) or stack.enter_context(path.open("rb"))
+                stream = streams.get(path) or stack.enter_context(limits.open_file(path))
                 found.update(f"{path.name} {path.stat().st_size}".encode())
                 found.update(sampled(stream))
         return found
@@ -250,19 +252,17 @@ class Bag:
         if not paths:
             raise BagError(f"{self.path}: no bag; expected a folder with .mcap or .db3 files, or one such file")
         self._read_metadata()
-        listed = [Path(name).name for name in self._metadata.get("relative_file_paths", [])]
+        listed = [Path(name).name for name in self._metadata.get("relative_file_paths") or []]
         if lost := [name for name in listed if not (self.path / name).exists()]:
             self._missing = f"{', '.join(lost)} {'is' if len(lost) == 1 else 'are'} missing"
         elif listed:
             paths = [self.path / name for name in listed]
         try:
             self._files = [self._opened(path) for path in paths]
-        except OSError as error:
-            raise BagError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        except (OSError, limits.LimitError, sqlite3.Error) as error:
+            raise BagError(f"{self.path}: cannot be read: {limits.cause(error)}") from error
 
     def _read_metadata(self) -> None:
-        import yaml
-
         file = self.path / METADATA
         if not self.path.is_dir():
             return
@@ -270,8 +270,13 @@ class Bag:
             self._missing = f"{METADATA} is missing, so the recording never ended"
             return
         try:
-            self._metadata = dict(yaml.safe_load(file.read_text(encoding="utf-8"))["rosbag2_bagfile_information"])
-        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+            text = limits.read_text(file, limits.YAML_BYTES)
+            self._metadata = dict(limits.yaml_of(text)["rosbag2_bagfile_information"])
+            listed = self._metadata.get("relative_file_paths") or []
+            if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+                raise ValueError("relative_file_paths is no list of names")
+        except Exception as error:  # what is no metadata fails in as many ways
+            self._metadata = {}
             self._missing = f"{METADATA} cannot be read: {reason(error)}"
 
     def _opened(self, path: Path) -> McapFile | SqliteFile:

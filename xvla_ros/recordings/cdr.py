@@ -51,12 +51,15 @@ def read(serialized: bytes, kind: str) -> Any:
     """
     if len(serialized) < ENCAPSULATION:
         raise MessageError(f"a message of {len(serialized)} bytes; expected at least {ENCAPSULATION}: it was cut")
-    definition = typestore().get_msgdef(kind)
+    try:
+        definition = typestore().get_msgdef(kind)
+    except KeyError:
+        raise MessageError(f"the type {kind!r} is not known here") from None
     # not deserialize_cdr: it refuses the padding that rclpy leaves behind an empty effort
     decode = definition.deserialize_cdr_le if serialized[1] & 1 else definition.deserialize_cdr_be
     try:
         message, end = decode(bytes(serialized[ENCAPSULATION:]), 0, definition.cls, typestore())
-    except Exception as error:  # errors of struct, numpy and str come through
+    except Exception as error:  # errors of struct, numpy and str come through, and of lengths beyond the memory
         raise MessageError(f"not a whole {kind} in {len(serialized)} bytes: {error}") from error
     if end + ENCAPSULATION > len(serialized):
         raise MessageError(f"a {kind} of {len(serialized)} bytes; expected at least {end + ENCAPSULATION}: it was cut")

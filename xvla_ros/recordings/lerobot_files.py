@@ -7,8 +7,9 @@ and a video for each episode, v3.0 many episodes in each file.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import Problem
+from xvla_ros import limits
+from xvla_ros.errors import Problem, brief
 from xvla_ros.recordings.recording import SamplesError
 
 INFO = "meta/info.json"
@@ -27,6 +29,9 @@ WRITTEN = "meta/xvla_ros.json"  # what xvla export says of a data set besides: p
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 COLOURS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes of 8 bits a channel
 DEPTH_FORMATS = ("gray9", "gray10", "gray12", "gray14", "gray16", "grayf")  # pixels of one wide channel
+PICTURES = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+VIDEOS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+MAX_FPS = 10_000.0
 FAR_AHEAD = 2.0  # s; for a frame further ahead than this the reader seeks a key frame
 
 Rgb = NDArray[np.uint8]
@@ -78,13 +83,15 @@ class LeRobotFiles:
         self.folder = folder
         self._require()
         try:
-            self.info: dict[str, Any] = json.loads((folder / INFO).read_text(encoding="utf-8"))
+            self.info: dict[str, Any] = limits.read_json(folder / INFO)
             self.version = str(self.info["codebase_version"])
-            self.features: dict[str, dict[str, Any]] = self.info["features"]
+            self.features = _features(self.info["features"])
             self.fps = float(self.info["fps"])
+            if not 0.0 < self.fps <= MAX_FPS:
+                raise ValueError(f"fps is {self.fps:g}, expected more than 0 and at most {MAX_FPS:g}")
         except FileNotFoundError:
             raise self._error(INFO, None, "the folder of a LeRobot data set", "there is no such file") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # what is no info fails in as many ways
             raise self._error(INFO, None, "codebase_version, fps and features", f"cannot be read: {error!r}") from error
         if self.version not in VERSIONS:
             raise self._error(
@@ -93,7 +100,8 @@ class LeRobotFiles:
                 f"one of {', '.join(VERSIONS)}",
                 f"is of version {self.version}; convert it with LeRobot",
             )
-        self.episodes = self._episodes_of_v3() if self.version.startswith("v3") else self._episodes_of_v2()
+        with self._edge("meta", "a description of each episode"):
+            self.episodes = self._episodes_of_v3() if self.version.startswith("v3") else self._episodes_of_v2()
 
     @cached_property
     def tasks(self) -> dict[int, str]:
@@ -114,9 +122,14 @@ class LeRobotFiles:
         import pyarrow.parquet as pq
 
         try:
-            return tuple(pq.read_schema(episode.data).names)
+            with limits.open_file(limits.inside(self.folder, episode.data)) as file:
+                return tuple(pq.read_schema(file).names)
         except Exception as error:  # pyarrow raises errors of many kinds
             raise self._unreadable(episode, (), error) from error
+
+    def _edge(self, key: str, expected: str) -> AbstractContextManager[None]:
+        """Return a context in which whatever cannot be read becomes an error of this data set."""
+        return limits.edge(SamplesError, lambda cause: self._error(key, None, expected, f"cannot be read: {cause}"))
 
     def is_depth(self, feature: str) -> bool:
         """Return whether the info of a feature says that it holds depths."""
@@ -133,6 +146,10 @@ class LeRobotFiles:
         Raises:
             SamplesError: the file is damaged, or an index has no text.
         """
+        with self._edge(str(episode.data), "a text for each frame"):
+            return self._words(episode, source)
+
+    def _words(self, episode: EpisodeFiles, source: Literal["task", "subtask"]) -> list[str]:
         known = self.columns(episode)
         texts = self._indexed(episode, "task_index", self.tasks) if "task_index" in known and self.tasks else None
         if texts is None:
@@ -182,10 +199,8 @@ class LeRobotFiles:
         """Read a table of texts by number: JSON lines to v2.1, parquet from v3.0; empty where there is none."""
         lines, file = self.folder / "meta" / f"{name}.jsonl", self.folder / "meta" / f"{name}.parquet"
         if file.is_file():
-            import pyarrow.parquet as pq
-
             try:
-                table = pq.read_table(file)
+                table = _read_parquet(file)
                 # pandas keeps the text as the index of the table, whose name differs between writers
                 texts = next(each for each in table.column_names if each != f"{column}_index")
                 numbers = table.column(f"{column}_index").to_pylist()
@@ -197,7 +212,9 @@ class LeRobotFiles:
             return {}
         try:
             return {int(row[f"{column}_index"]): str(row[column]) for row in self._lines(f"meta/{name}.jsonl")}
-        except (KeyError, TypeError, ValueError) as error:
+        except SamplesError:
+            raise
+        except Exception as error:
             expected = f"{column}_index and {column} in each line"
             raise self._error(str(lines), None, expected, f"cannot be read: {error!r}") from error
 
@@ -209,7 +226,7 @@ class LeRobotFiles:
     def names(self, feature: str) -> tuple[str, ...]:
         """Return the names of the channels of a feature, or their numbers where it has none."""
         told = self.features[feature]
-        width = int(np.prod(told.get("shape") or [0]))
+        width = math.prod(told.get("shape") or [0])
         names = told.get("names")
         if isinstance(names, dict):
             names = [name for group in names.values() for name in (group if isinstance(group, list) else [])]
@@ -255,14 +272,20 @@ class LeRobotFiles:
             if file is None:
                 expected = "bytes of a picture in the parquet file, or the path of a file within the data set"
                 raise self._error(feature, told.get("path"), expected, f"{where} is not there")
-            content = file.read_bytes()
+            with self._edge(feature, "a PNG or JPEG"):
+                content = limits.read_bytes(file, limits.PART_BYTES)
         try:
-            with Image.open(io.BytesIO(content)) as picture:
+            with Image.open(io.BytesIO(content), formats=PICTURES) as picture:
+                if picture.width * picture.height > limits.PIXELS:
+                    found, expected = f"{picture.width}x{picture.height}", f"at most {limits.PIXELS} pixels"
+                    raise self._error(feature, found, expected, f"{where} is too large")
                 if picture.mode not in COLOURS:
                     expected = "a picture of 8 bits a channel"
                     raise self._error(feature, picture.mode, expected, f"{where} has mode {picture.mode}, as depths do")
                 return np.array(picture.convert("RGB"))
-        except OSError as error:  # of Pillow, for what is no picture or cut short
+        except SamplesError:
+            raise
+        except Exception as error:  # of Pillow, for what is no picture or cut short
             raise self._error(feature, None, "a PNG or JPEG", f"{where} cannot be decoded: {error}") from error
 
     def _beside(self, episode: EpisodeFiles, feature: str, path: str) -> Path | None:
@@ -274,6 +297,26 @@ class LeRobotFiles:
         files = [self.folder / place for place in places] if name else []
         return next((each for each in files if each.is_file() and each.resolve().is_relative_to(inside)), None)
 
+    def _inside(self, key: str, **values: int | str) -> Path:
+        """Return the path within the folder that a pattern of the info gives.
+
+        Raises:
+            SamplesError: it leads out, or is no pattern.
+        """
+        try:
+            return limits.within(self.folder, limits.formatted(self.info.get(key), **values))
+        except limits.LimitError as error:
+            raise self._error(f"{INFO}:{key}", None, "", str(error)) from error
+
+    def video(self, file: Path) -> Video:
+        """Open a video of the data set.
+
+        Raises:
+            SamplesError: as of ``Video``, and where it is a link that leads out of the folder.
+        """
+        with self._edge(str(file), "a video"):
+            return Video(limits.inside(self.folder, file), self.fps)
+
     def files(self) -> list[Path]:
         """Return every file that samples come from, pictures that lie beside the tables among them."""
         found = [path for part in ("meta", "images") for path in (self.folder / part).rglob("*") if path.is_file()]
@@ -282,11 +325,11 @@ class LeRobotFiles:
         return sorted(set(found))
 
     def _table(self, episode: EpisodeFiles, columns: Sequence[str]) -> Any:
-        import pyarrow.parquet as pq
-
         try:
-            table = pq.read_table(
-                episode.data, columns=[*columns, "frame_index"], filters=[("episode_index", "=", episode.index)]
+            table = _read_parquet(
+                limits.inside(self.folder, episode.data),
+                columns=[*columns, "frame_index"],
+                filters=[("episode_index", "=", episode.index)],
             ).sort_by("frame_index")
         except Exception as error:  # pyarrow raises errors of many kinds
             raise self._unreadable(episode, columns, error) from error
@@ -303,7 +346,7 @@ class LeRobotFiles:
         file, expected = str(episode.data), "a parquet file" + (f" with {', '.join(columns)}" if columns else "")
         if isinstance(error, FileNotFoundError):
             return self._error(file, None, expected, f"episode {episode.index}: the file is missing")
-        message = f"episode {episode.index} cannot be read: {str(error).splitlines()[0]}"
+        message = f"episode {episode.index} cannot be read: {limits.cause(error)}"
         return self._error(file, None, expected, message)
 
     def _episodes_of_v2(self) -> tuple[EpisodeFiles, ...]:
@@ -312,13 +355,10 @@ class LeRobotFiles:
         for told in self._lines("meta/episodes.jsonl"):
             index = int(told["episode_index"])
             place = {"episode_chunk": index // chunk, "episode_index": index}
-            clips = {
-                key: Clip(self.folder / str(self.info["video_path"]).format(**place, video_key=key), 0.0)
-                for key in self.videos
-            }
+            clips = {key: Clip(self._inside("video_path", **place, video_key=key), 0.0) for key in self.videos}
             tasks = _listed(told.get("tasks"))
-            data = self.folder / str(self.info["data_path"]).format(**place)
-            found.append(EpisodeFiles(index, int(told["length"]), tasks[0], len(tasks), data, clips))
+            data = self._inside("data_path", **place)
+            found.append(EpisodeFiles(index, _length(told["length"]), tasks[0], len(tasks), data, clips))
         return tuple(found)
 
     def _episodes_of_v3(self) -> tuple[EpisodeFiles, ...]:
@@ -330,38 +370,37 @@ class LeRobotFiles:
         found = []
         for file in files:
             try:
-                schema = pq.read_schema(file)
-                rows = pq.read_table(
-                    file, columns=[name for name in schema.names if not name.startswith("stats/")]
-                ).to_pylist()
+                with limits.open_file(file) as stream:
+                    names = pq.read_schema(stream).names
+                rows = _read_parquet(file, [name for name in names if not name.startswith("stats/")]).to_pylist()
                 found += [self._episode_of_v3(row) for row in rows]
+            except SamplesError:
+                raise
             except Exception as error:
                 raise self._error(str(file), None, "a row for each episode", f"cannot be read: {error!r}") from error
         return _ended(sorted(found, key=lambda episode: episode.index))
 
     def _episode_of_v3(self, row: dict[str, Any]) -> EpisodeFiles:
-        data = str(self.info["data_path"]).format(
-            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
-        )
+        chunk, number = (int(row[f"data/{name}_index"]) for name in ("chunk", "file"))
+        data = self._inside("data_path", chunk_index=chunk, file_index=number)
         clips = {}
         for key in self.videos:
             if f"videos/{key}/from_timestamp" not in row:  # named where a camera wants it
                 continue
-            file = str(self.info["video_path"]).format(
-                video_key=key, chunk_index=row[f"videos/{key}/chunk_index"], file_index=row[f"videos/{key}/file_index"]
-            )
+            chunk, number = (int(row[f"videos/{key}/{name}_index"]) for name in ("chunk", "file"))
+            file = self._inside("video_path", video_key=key, chunk_index=chunk, file_index=number)
             end = row.get(f"videos/{key}/to_timestamp")
             start = float(row[f"videos/{key}/from_timestamp"])
-            clips[key] = Clip(self.folder / file, start, float(end) if end is not None else np.inf)
+            clips[key] = Clip(file, start, float(end) if end is not None else np.inf)
         tasks = _listed(row.get("tasks"))
-        return EpisodeFiles(
-            int(row["episode_index"]), int(row["length"]), tasks[0], len(tasks), self.folder / data, clips
-        )
+        return EpisodeFiles(int(row["episode_index"]), _length(row["length"]), tasks[0], len(tasks), data, clips)
 
     def _lines(self, name: str) -> Iterator[dict[str, Any]]:
         try:
-            text = (self.folder / name).read_text(encoding="utf-8")
-            yield from (json.loads(line) for line in text.splitlines() if line.strip())
+            for line in limits.json_lines(self.folder / name):
+                if not isinstance(line, dict):
+                    raise ValueError(f"a line holds {type(line).__name__}")
+                yield line
         except (OSError, ValueError) as error:
             raise self._error(name, None, "one JSON object a line", f"cannot be read: {error}") from error
 
@@ -379,6 +418,59 @@ class LeRobotFiles:
 
     def _error(self, key: str, value: Any, expected: str, message: str) -> SamplesError:
         return SamplesError([Problem(str(self.folder), key.removeprefix(f"{self.folder}/"), value, expected, message)])
+
+
+def _features(told: Any) -> dict[str, dict[str, Any]]:
+    """Return the features of an info, each with a shape of positive integers.
+
+    Raises:
+        ValueError, TypeError: they have another form.
+    """
+    for name, feature in told.items():
+        shape = feature.get("shape") or []
+        if not isinstance(shape, list | tuple) or len(shape) > limits.DIMENSIONS:
+            raise ValueError(f"{name} has the shape {brief(shape)}")
+        if not all(type(each) is int and 0 <= each <= limits.WIDTH for each in shape):
+            raise ValueError(f"{name} has the shape {brief(shape)}")
+        names = feature.get("names")
+        if not isinstance(names, dict | list | tuple | None) or len(names or ()) > limits.WIDTH:
+            raise ValueError(f"{name} has the names {brief(names)}")
+        for key in ("info", "video_info"):
+            if not isinstance(feature.get(key), dict | None):
+                raise ValueError(f"{name} has the {key} {brief(feature[key])}")
+    return dict(told)
+
+
+def _length(told: Any) -> int:
+    length = int(told)
+    if not 0 <= length <= limits.VALUES:
+        raise ValueError(f"an episode of {length} frames")
+    return length
+
+
+def _read_parquet(file: Path, columns: list[str] | None = None, filters: Any = None) -> Any:
+    """Return a table of a parquet file whose columns are bounded.
+
+    Raises:
+        LimitError: a column has more values than ``limits.VALUES``, or decompresses to too many bytes.
+        Exception: pyarrow raises errors of many kinds.
+    """
+    import pyarrow.parquet as pq
+
+    with limits.open_file(file) as stream:
+        about = pq.ParquetFile(stream).metadata
+        wanted = None if columns is None else {*columns, "episode_index"}
+        size = 0
+        for column in range(about.num_columns):
+            parts = [about.row_group(group).column(column) for group in range(about.num_row_groups)]
+            if wanted is None or not parts or parts[0].path_in_schema.partition(".")[0] in wanted or not columns:
+                values = sum(part.num_values for part in parts)
+                size += sum(part.total_uncompressed_size for part in parts)
+                if values > limits.VALUES:
+                    raise limits.LimitError(f"has {values} values in a column; expected at most {limits.VALUES}")
+        limits.check_inflation(size, stream.seek(0, 2))
+        stream.seek(0)
+        return pq.read_table(stream, columns=columns, filters=filters)
 
 
 def _listed(tasks: Any) -> list[str]:
@@ -401,6 +493,18 @@ def _ended(episodes: Sequence[EpisodeFiles]) -> tuple[EpisodeFiles, ...]:
     return tuple(replace(each, clips={key: ended(clip) for key, clip in each.clips.items()}) for each in episodes)
 
 
+def open_video(file: Path) -> Any:
+    """Open a file of one of the formats of videos alone: others, lists of files say, would open what they name.
+
+    Raises:
+        LimitError, OSError, FFmpegError: it is none that can be opened.
+    """
+    import av
+
+    limits.check_file(file)  # FFmpeg would wait for a pipe
+    return av.open(str(file), options={"format_whitelist": VIDEOS, "protocol_whitelist": "file"})
+
+
 class Video:
     """Frames of one video file by their time, best asked for in order.
 
@@ -409,18 +513,20 @@ class Video:
     """
 
     def __init__(self, file: Path, fps: float) -> None:
-        import av
 
         self._file, self._half = file, 0.5 / fps
         self._time = -np.inf
         self._frame: Any = None
         try:
-            self._container = av.open(str(file))
+            self._container = open_video(file)
             self._stream: Any = self._container.streams.video[0]
+            self._check_size(self._stream.codec_context)
             self._stream.thread_type = "AUTO"
             self._frames = self._container.decode(self._stream)
-        except (OSError, IndexError, av.error.FFmpegError) as error:
-            raise self._error(f"cannot be opened: {error}") from error
+        except SamplesError:
+            raise
+        except Exception as error:
+            raise self._error(f"cannot be opened: {limits.cause(error)}") from error
         if str(self._stream.codec_context.pix_fmt).startswith(DEPTH_FORMATS):
             self._container.close()
             raise self._error(f"holds depths ({self._stream.codec_context.pix_fmt}), expected colours of 8 bits")
@@ -450,11 +556,16 @@ class Video:
             while self._time < time - self._half:
                 self._frame = next(self._frames)
                 self._time = float(self._frame.pts * self._stream.time_base)
-        except (StopIteration, av.error.FFmpegError) as error:
+            self._check_size(self._frame)
+        except (StopIteration, av.error.FFmpegError, TypeError) as error:
             raise self._error(f"no frame at {time:.3f} s: the video ends at {self._time:.3f} s") from error
         if abs(self._time - time) > 2 * self._half:
             raise self._error(f"no frame at {time:.3f} s: the next is at {self._time:.3f} s")
         return np.asarray(self._frame.to_ndarray(format="rgb24"))
+
+    def _check_size(self, pictured: Any) -> None:
+        if pictured.width * pictured.height > limits.PIXELS:
+            raise self._error(f"has {pictured.width}x{pictured.height}; expected at most {limits.PIXELS} pixels")
 
     def close(self) -> None:
         """Close the file."""

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from xvla_ros import limits
 from xvla_ros.errors import Problem, problems_of
 from xvla_ros.recordings.lerobot_files import INFO, WRITTEN
 from xvla_ros.recordings.recording import SamplesError
@@ -86,19 +85,19 @@ def read_mapping(path: Path) -> LeRobotMapping:
         SamplesError: it cannot be read, or is no mapping of features.
     """
     try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        told = limits.yaml_of(limits.read_text(path, limits.YAML_BYTES))
         return LeRobotMapping.model_validate(told, strict=False)
     except ValidationError as error:
         raise SamplesError(problems_of(error, LeRobotMapping, lambda key: str(path))) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        text = " ".join(str(error).split())
+    except Exception as error:  # what makes values of texts raises whatever it stumbles over
+        text = limits.cause(error)
         raise SamplesError([Problem(str(path), "", None, "the keys of mapping of a data set", text)]) from error
 
 
 def _written(folder: Path) -> dict[str, Any]:
     """Return what ``xvla export`` wrote beside a data set; nothing where it did not write it."""
     try:
-        told = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))
+        told = limits.read_json(folder / WRITTEN)
     except (OSError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}

@@ -239,7 +239,7 @@ class LeRobotRecording:
 
     def _video_end(self, file: Path) -> float:
         if file not in self._ends:
-            video = Video(file, self._files.fps)
+            video = self._files.video(file)
             self._ends[file] = video.end
             video.close()
         return self._ends[file]
@@ -409,7 +409,7 @@ class LeRobotRecording:
         if opened is None or opened[0] != clip.file:
             if opened is not None:
                 opened[1].close()
-            videos[feature] = clip.file, Video(clip.file, self._files.fps)
+            videos[feature] = clip.file, self._files.video(clip.file)
         return videos[feature][1].at(clip.start + time)
 
     def _view(self, slot: str, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from xvla_ros.errors import BagError, MessageError
+from xvla_ros.limits import json_of
 from xvla_ros.observation.images import IMAGE_TYPES
 from xvla_ros.recordings.bags import BagSummary
 from xvla_ros.recordings.cdr import STRING, command_type
@@ -27,8 +27,8 @@ def read_mark(text: str) -> dict[str, Any]:
         MessageError: it is no mark.
     """
     try:
-        mark = json.loads(text)
-    except json.JSONDecodeError as error:
+        mark = json_of(text)
+    except ValueError as error:
         raise MessageError(f"{text[:80]!r} is not JSON ({error})") from None
     if not isinstance(mark, dict) or mark.get("event") not in EVENTS:
         raise MessageError(f"{text[:80]!r}; expected an object with event {', '.join(EVENTS)}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
+from xvla_ros import limits
 from xvla_ros.errors import Problem, ProfileError, did_you_mean
 from xvla_ros.robots.urdf_file import XmlError, find_urdf, holds_xacro, parse, urdf_text
 
@@ -118,8 +119,20 @@ def parse_urdf(text: str, origin: str) -> Urdf:
     Raises:
         ProfileError: naming everything that is wrong with it.
     """
+
+    def named(cause: str) -> ProfileError:
+        return ProfileError([Problem(origin, "", None, "a URDF", f"cannot be read: {cause}")])
+
+    with limits.edge(ProfileError, named):
+        return _parsed(text, origin)
+
+
+def _parsed(text: str, origin: str) -> Urdf:
     problems: list[Problem] = []
     element = _robot(text, origin)
+    for tag in ("link", "joint"):
+        if (count := len(element.findall(tag))) > limits.LINKS:
+            raise ProfileError([Problem(origin, tag, count, f"at most {limits.LINKS}", f"has too many {tag}s")])
     links = _names(element, "link", origin, problems)
     joints = _joints(element, origin, problems)
     above = _parents(joints, links, origin, problems)

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement
 
+from xvla_ros import limits
 from xvla_ros.errors import Problem, ProfileError, XvlaError
 from xvla_ros.resources import config_dir
 
@@ -59,9 +60,9 @@ def urdf_text(path: Path) -> str:
         ProfileError: it cannot be read, or expanded.
     """
     try:
-        text = decode(path.read_bytes())
-    except OSError as error:
-        message = f"cannot be read: {error.strerror}"
+        text = decode(limits.read_bytes(path, limits.XML_BYTES))
+    except (OSError, limits.LimitError) as error:
+        message = f"cannot be read: {limits.cause(error)}"
         raise ProfileError([Problem(str(path), "", None, "a readable file", message)]) from error
     return expand(path) if path.suffix == ".xacro" or holds_xacro(text) else text
 
@@ -86,6 +87,9 @@ def parse(text: str) -> Element:
     Raises:
         XmlError: something is neither element nor comment, or an element is not closed.
     """
+    count = text.count("<")
+    if count > limits.ELEMENTS:
+        raise XmlError(f"it has {count} elements, expected at most {limits.ELEMENTS}")
     stack, begins, at = [Element("document")], [0], _BESIDE.match(text).end()  # type: ignore[union-attr]
     while at < len(text):
         if closing := _CLOSE.match(text, at):

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from xvla_ros import limits
 from xvla_ros.errors import Problem, ProblemsError, problems_of
 from xvla_ros.recordings.lerobot_mapping import LeRobotMapping
 from xvla_ros.resources import config_dir
@@ -429,11 +430,11 @@ def completed(told: Mapping[str, Any]) -> dict[str, Any]:
 def _read(path: str | Path) -> dict[str, Any]:
     file = str(path)
     try:
-        raw = yaml.load(_found(path).read_text(encoding="utf-8"), Loader=_TrainingLoader)
+        raw = limits.yaml_of(limits.read_text(_found(path), limits.YAML_BYTES), _TrainingLoader)
     except FileNotFoundError:
         raise TrainingError([Problem(file, "", None, "the path of a .yaml file", "there is no such file")]) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        message = f"cannot be read: {' '.join(str(error).split())}"
+    except Exception as error:  # what makes values of texts raises whatever it stumbles over
+        message = f"cannot be read: {limits.cause(error)}"
         raise TrainingError([Problem(file, "", None, "YAML", message)]) from None
     if not isinstance(raw, dict):
         raise TrainingError([Problem(file, "", raw, "a mapping of settings", "holds no settings")])
@@ -480,8 +481,8 @@ def _apply(raw: dict[str, Any], override: str) -> list[Problem]:
     if not equals or not key:
         return [Problem(COMMAND_LINE, "", override, "key.sub=value", f"{override!r} sets nothing")]
     try:
-        value = yaml.load(text, Loader=_TrainingLoader)
-    except yaml.YAMLError:
+        value = limits.yaml_of(text, _TrainingLoader)
+    except Exception:  # as of a file
         return [Problem(COMMAND_LINE, key, text, "a value in YAML", f"{text!r} cannot be read")]
     place: Any = raw
     *way, last = key.split(".")

@@ -28,7 +28,7 @@ SCHEMA_VERSION = 1
 UNTRAINED, NO_POLICY = "untrained", "no policy"
 _NUMBERS = ("p50", "p95", "p99", "max")
 # What a policy says of how it computes, see ``Policy.computing``.
-COMPUTING = ("dtype", "dtype_reason", "engine", "device", "threads", "instruction_set")
+COMPUTING = ("checkpoint_digest", "dtype", "dtype_reason", "engine", "device", "threads", "instruction_set")
 # Encoder noise and servo hum stay below this; without it, standing still for an hour would count as travel.
 TRAVEL_DEADBAND = 1e-3
 

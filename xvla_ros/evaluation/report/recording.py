@@ -7,7 +7,6 @@ diagnostics where no policy ran, outcomes where nobody judged. No rclpy here.
 
 from __future__ import annotations
 
-import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros import limits
 from xvla_ros.errors import BagError, MessageError
 from xvla_ros.recordings.bag_files import BagMessage
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import STRING, JointCommand, peek_stamp, read, read_command, read_joint_state, read_string
-from xvla_ros.recordings.marks import CHUNK, DIAGNOSTICS, EPISODE_TOPIC, OUTCOME, STATUS
+from xvla_ros.recordings.marks import CHUNK, DIAGNOSTICS, EPISODE_TOPIC, OUTCOME, STATUS, read_mark
 from xvla_ros.recordings.observations import BagClock
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.types import NS, ActionChunk
@@ -300,14 +300,18 @@ class _RunReader:
 
     def _on_mark(self, message: BagMessage) -> None:
         with suppress(ValueError):
-            mark = json.loads(read_string(message.data))
+            mark = read_mark(read_string(message.data))
             if mark.get("robot", self._profile.name) == self._profile.name:
                 self._marks.append((self._time(message), mark))
 
     def _on_other(self, message: BagMessage) -> None:
         """Keep what policy and simulation say, on any topic; in older bags outcomes are JSON in a String."""
+        with limits.edge(MessageError, MessageError):
+            self._keep(message)
+
+    def _keep(self, message: BagMessage) -> None:
         if message.type == STRING and message.topic.endswith(f"/{self._profile.name}/outcome"):
-            said = SimpleNamespace(**json.loads(read_string(message.data)))
+            said = SimpleNamespace(**limits.json_of(read_string(message.data)))
             self._heard[OUTCOME].append((self._time(message), said))
         elif message.type in self._heard:
             said = read(message.data, message.type)

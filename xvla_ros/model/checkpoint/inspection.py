@@ -176,7 +176,11 @@ def digest_of(folder_or_id: str | Path, revision: str | None = None) -> str:
     Raises:
         CheckpointError: it cannot be found.
     """
-    folders = find_checkpoint(folder_or_id, revision)
+    return digest_of_folders(find_checkpoint(folder_or_id, revision))
+
+
+def digest_of_folders(folders: CheckpointFolders) -> str:
+    """Return the digest of a checkpoint that was found; see ``digest_of``."""
     digest = hashlib.blake2b(digest_size=16)
     for folder in filter(None, (folders.base, folders.adapter if folders.adapter != folders.base else None)):
         for path in sorted(each for pattern in HUB_PATTERNS for each in folder.glob(pattern)):

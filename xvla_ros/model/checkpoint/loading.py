@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ..policy import Policy
 from ..runtime.int8 import is_int8, quantise
 from ..runtime.precision import DTYPES, FLOAT32, INT8, choose
 from .dialects import checkpoint_edge, lerobot_dict
-from .inspection import CheckpointFolders, Description, describe, find_checkpoint
+from .inspection import CheckpointFolders, Description, describe, digest_of_folders, find_checkpoint
 from .pipelines import write_pipelines
 from .record import Record, RobotRecord, write_record
 from .tensors import ADAPTER_WEIGHTS, WEIGHTS
@@ -114,6 +115,13 @@ def build(
     Raises:
         CheckpointError, ValueError: as ``load``, for the weights and the type.
     """
+    with ThreadPoolExecutor(1, "xvla_digest") as beside:  # hashing lets other threads run
+        return _built(files, beside.submit(digest_of_folders, files.folders), device, dtype)
+
+
+def _built(
+    files: CheckpointFiles, digest: Future[str], device: str | torch.device, dtype: str | torch.dtype | None
+) -> Policy:
     described, folders = files.described, files.folders
     wanted = "" if dtype is None else str(dtype).removeprefix("torch.")
     precision = choose(described.config, device, wanted)
@@ -144,6 +152,7 @@ def build(
         precision=precision,
         view_names=described.view_names,
         folder=folders.adapter or folders.base,
+        digest=digest.result(),
     )
     return quantise(policy) if precision.dtype == INT8 else policy
 

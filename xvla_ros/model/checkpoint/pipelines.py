@@ -132,7 +132,8 @@ def _integer(step: Mapping[str, Any], name: str, key: str, most: int, problems: 
 
 def _steps(folder: Path, pipeline: str, assume: Collection[str], missing: list[str], problems: list[Problem]) -> Steps:
     file = f"{pipeline}.json"
-    found = read_json(folder / file).get("steps") if (folder / file).is_file() else []
+    is_there = os.path.lexists(folder / file)
+    found = read_json(folder / file).get("steps") if is_there else []
     if not isinstance(found, list) or not all(isinstance(step, Mapping) for step in found):
         problems.append(Problem(file, "steps", type(found).__name__, "a list of objects", "has the wrong form"))
         found = []
@@ -140,7 +141,7 @@ def _steps(folder: Path, pipeline: str, assume: Collection[str], missing: list[s
     absent = [step for step in REQUIRED[pipeline] if step not in names]
     missing.extend(absent)
     what = "is missing: the network would get other numbers than in training"
-    if not (folder / file).is_file() and set(absent) - set(assume):
+    if not is_there and set(absent) - set(assume):
         problems.append(Problem(file, "", None, f"the steps {', '.join(REQUIRED[pipeline])}", what))
     else:
         problems.extend(Problem(file, f"step {s}", None, "one such step", what) for s in absent if s not in assume)

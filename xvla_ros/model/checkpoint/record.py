@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -93,7 +94,7 @@ def read_record(folder: Path) -> Record:
         CheckpointError: naming the key that does not fit.
     """
     path = folder / RECORD_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return Record()
     with checkpoint_edge(path):
         return _record(folder, read_json(path))

@@ -178,7 +178,7 @@ def _from_folder(folder: Path) -> Backend | None:
     with limits.edge(CheckpointError, named):
         if (folder / TOKENIZER_FILE).exists():
             text = limits.read_text(folder / TOKENIZER_FILE, limits.TOKENIZER_BYTES)
-            _check_pieces(json.loads(text), folder)
+            _check_pieces(limits.json_of(text, limits.TOKENIZER_BYTES), folder)
             return Backend.from_str(text)
         if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
             return _from_vocabulary(folder)
@@ -233,7 +233,7 @@ def _from_vocabulary(folder: Path) -> Backend:
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Backend
 
-    vocabulary = limits.read_json(folder / "vocab.json")
+    vocabulary = limits.read_json(folder / "vocab.json", limits.TOKENIZER_BYTES)
     lines = limits.read_text(folder / "merges.txt", limits.TOKENIZER_BYTES).splitlines()
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     merges = [(left, right) for left, right in pairs]

@@ -28,6 +28,7 @@ from xvla_ros.control.state import (
     RUNNING,
     ControlStatus,
 )
+from xvla_ros.limits import INSTRUCTION
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.node_clock import NodeClock
 from xvla_ros.nodes.policy.commands import command_messages, command_type, gripper_outlet, has_gripper_outlet
@@ -499,7 +500,11 @@ class RobotLink:
 
     def _on_instruction(self, message: String) -> None:
         text = message.data.strip()
-        if self._runs.is_running:
+        if len(text) > INSTRUCTION:
+            self._node.get_logger().warning(
+                f"{self.profile.name}: ignored an instruction of {len(text)} characters; expected at most {INSTRUCTION}"
+            )
+        elif self._runs.is_running:
             self._node.get_logger().warning(
                 f"{self.profile.name}: ignored the instruction {text!r}: a run_policy goal runs"
             )

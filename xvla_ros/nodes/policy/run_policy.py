@@ -15,6 +15,7 @@ from rclpy.task import Future
 
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.control.state import INACTIVE, RUNNING, STOPPED
+from xvla_ros.limits import INSTRUCTION
 from xvla_ros.nodes.messages import stamp_ns
 from xvla_ros.nodes.node_clock import NodeClock
 from xvla_ros.types import NS
@@ -106,6 +107,8 @@ class RunPolicyServer:
         status = self._pilot.status
         if goal.robot not in ("", self._name):
             return f"robot is {goal.robot!r}, expected {self._name!r} or nothing"
+        if len(goal.instruction) > INSTRUCTION:
+            return f"instruction has {len(goal.instruction)} characters, expected at most {INSTRUCTION}"
         if not (goal.instruction.strip() or self._pilot.profile.instruction):
             return "instruction is empty, and the profile has none"
         if stamp_ns(goal.timeout) < 0:

@@ -25,6 +25,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 from xvla_ros.control.controller import RobotController
 from xvla_ros.control.state import HOLDING, INACTIVE, OF_THE_PROGRAM, RUNNING, STOPPED
 from xvla_ros.errors import KinematicsError
+from xvla_ros.limits import XML_BYTES
 from xvla_ros.nodes import messages, qos
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.kinematics import RobotDescription
@@ -205,7 +206,12 @@ class _DescriptionTopic:
         return RobotDescription(self._text, topic)
 
     def _on_text(self, message: String) -> None:
-        if message.data.strip():
+        if len(message.data) > XML_BYTES:
+            topic = self._subscription.topic_name
+            self._node.get_logger().warning(
+                f"{topic}: ignored a description of {len(message.data)} characters; expected at most {XML_BYTES}"
+            )
+        elif message.data.strip():
             self._text = message.data
             self._heard.set()
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, StringConstraints
 
-from xvla_ros.errors import Problem, ProfileError, did_you_mean
+from xvla_ros import limits
+from xvla_ros.errors import Problem, ProfileError, brief, did_you_mean
 from xvla_ros.model.action_specs import ActionSpec, action_spec
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.profile.schema import (
@@ -63,7 +65,10 @@ class Profile(Section):
         "", description="Put before every topic of the robot: cameras, joints, commands, robot_description."
     )
     instruction: str = setting(
-        "", changeable=True, description="What to do until an instruction arrives on the topic; empty waits for one."
+        "",
+        changeable=True,
+        max_length=limits.INSTRUCTION,
+        description="What to do until an instruction arrives on the topic; empty waits for one.",
     )
     policy: PolicySettings = setting(description="The policy.")
     cameras: Cameras = setting(description="The cameras.")
@@ -265,7 +270,8 @@ def profiles_of_document(text: str, origin: str) -> dict[str, Profile]:
     problems, profiles = list(content.problems), {}
     for name, raw in content.robots.items():
         try:
-            profiles[name] = Profile.from_mapping(name, raw, file=origin)
+            with limits.edge(ProfileError, lambda cause: ProfileError([Problem(origin, "", None, "", cause)])):
+                profiles[name] = Profile.from_mapping(name, raw, file=origin)
         except ProfileError as error:
             problems += error.problems
     if problems:
@@ -293,7 +299,15 @@ def _shipped_robots() -> dict[Path, dict[str, Any]]:
 
 
 def _load_one(item: str | Path) -> tuple[dict[str, Profile], list[Problem]]:
-    path = Path(item)
+    try:
+        with limits.edge(ProfileError, lambda cause: ProfileError([Problem(str(item), "", None, "", cause)])):
+            return _read_one(item)
+    except ProfileError as error:
+        return {}, error.problems
+
+
+def _read_one(item: str | Path) -> tuple[dict[str, Profile], list[Problem]]:
+    path, shipped = Path(item), cache(shipped_settings)  # read once, whoever is like them
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
         try:
             return load_profile(item), []
@@ -303,10 +317,12 @@ def _load_one(item: str | Path) -> tuple[dict[str, Profile], list[Problem]]:
     problems, profiles = list(content.problems), {}
     for name, raw in content.robots.items():
         if not re.match(NAME_PATTERN, name):
-            message = f"{name!r} cannot be a robot's name: it is part of topic names"
-            problems.append(Problem(str(path), name, name, "letters, digits and single underscores", message))
+            message = f"{brief(name)!r} cannot be a robot's name: it is part of topic names"
+            problems.append(
+                Problem(str(path), brief(name), brief(name), "letters, digits and single underscores", message)
+            )
         try:
-            whole = with_likeness(name, raw, content.robots.get, shipped_settings, file=str(path))
+            whole = with_likeness(name, raw, content.robots.get, shipped, file=str(path))
             profiles[name] = Profile.from_mapping(name, whole, file=str(path), source=path)
         except ProfileError as error:
             problems += error.problems
@@ -326,8 +342,8 @@ class ParameterFile:
         self.problems.append(Problem(str(self.path), key, value, expected, message))
 
 
-class _ProfileLoader(yaml.SafeLoader):
-    """SafeLoader that notes keys given twice, of which plain YAML keeps the last without a word."""
+class _ProfileLoader(limits.yaml_loader()):  # type: ignore[misc]
+    """Loader of plain types that notes keys given twice, of which plain YAML keeps the last without a word."""
 
     duplicates: list[tuple[str, int]]
 
@@ -346,8 +362,8 @@ def read_parameter_file(path: Path) -> ParameterFile:
     """Return the robots of a profile file. Node-wide parameters beside them are the node's own and left alone."""
     result = ParameterFile(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = limits.read_text(path, limits.YAML_BYTES)
+    except (OSError, ValueError) as error:
         result.add("", None, "a readable YAML file in UTF-8", f"cannot be read: {error}")
         return result
     return read_parameters(text, path)
@@ -363,33 +379,41 @@ def read_parameters(text: str, path: Path) -> ParameterFile:
     values = node.get("ros__parameters") if isinstance(node, dict) else None
     if not isinstance(values, dict):
         top = sorted(map(str, document)) if isinstance(document, dict) else document
-        result.add("/**.ros__parameters", top, _FORM, "the file holds no parameters for every node (/**)")
+        result.add("/**.ros__parameters", brief(top), _FORM, "the file holds no parameters for every node (/**)")
+        return result
+    if len(values) > limits.ROBOTS:
+        result.add("/**.ros__parameters", len(values), f"at most {limits.ROBOTS} robots", "holds too many robots")
         return result
     for name, value in values.items():
         if isinstance(value, dict) and name != "qos_overrides":
             result.robots[str(name)] = value
         elif name not in (*NODE_PARAMETERS, "qos_overrides"):
-            message = f"{name!r} is neither a robot nor a parameter of the node{did_you_mean(name, NODE_PARAMETERS)}"
-            result.add(str(name), value, "a robot's settings, or one of " + ", ".join(NODE_PARAMETERS), message)
+            known = did_you_mean(str(name), NODE_PARAMETERS)
+            message = f"{brief(str(name))!r} is neither a robot nor a parameter of the node{known}"
+            result.add(str(name), brief(value), "a robot's settings, or one of " + ", ".join(NODE_PARAMETERS), message)
     if not result.robots and not result.problems:
         result.add("/**.ros__parameters", sorted(map(str, values)), _FORM, "the file holds no robot")
     return result
 
 
 def _parse(text: str, result: ParameterFile) -> Any:
+    loader = None
     try:
+        limits.check_yaml(text)
         loader = _ProfileLoader(text)
-    except yaml.YAMLError as error:
-        result.add("", None, "a readable YAML file in UTF-8", f"cannot be read: {error}")
-        return None
-    loader.duplicates = []
-    try:
+        loader.duplicates = []
         document = loader.get_single_data()
-    except (yaml.YAMLError, TypeError) as error:
-        result.add("", None, "valid YAML", f"is not valid YAML: {' '.join(str(error).split())}")
+    except (yaml.reader.ReaderError, limits.LimitError) as error:
+        said = " ".join(str(error).split())
+        result.add("", None, "a readable YAML file in UTF-8", f"cannot be read: {said}")
+        return None
+    except Exception as error:  # what makes values of texts raises whatever it stumbles over
+        said = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else limits.cause(error)
+        result.add("", None, "valid YAML", f"is not valid YAML: {said}")
         return None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     for key, line in loader.duplicates:
         result.add(key, None, "each key once in its mapping", f"{key!r} is given twice, again in line {line}")
     if document is None:

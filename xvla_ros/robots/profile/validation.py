@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from xvla_ros.errors import Problem, did_you_mean
+from xvla_ros.errors import Problem, brief, did_you_mean
+from xvla_ros.limits import ENTRIES
 from xvla_ros.robots.profile.consistency import Draft, contradictions
 from xvla_ros.robots.profile.schema import NAME_PATTERN, NAMESPACE_PATTERN, TOPIC_PATTERN, NamedSection
 
@@ -105,6 +106,7 @@ def allowed_text(field: FieldInfo) -> str:
         text += f" in {_range_text(field)}"
     if any(isinstance(item, MinLen) for item in field.metadata):
         text += ", not empty"
+    text += "".join(f" of at most {item.max_length} characters" for item in field.metadata if isinstance(item, MaxLen))
     return text + (f", {unit_of(field)}" if unit_of(field) else "")
 
 
@@ -119,7 +121,10 @@ class _Walk:
         fields = _fields(model)
         own = [name for name in fields if name != _ENTRIES]
         if not isinstance(raw, Mapping):
-            self._add(key, raw, "a mapping with " + ", ".join(own), f"{raw!r} is not a mapping")
+            self._add(key, raw, "a mapping with " + ", ".join(own), f"{_said(raw)} is not a mapping")
+            return {}
+        if len(raw) > ENTRIES:
+            self._add(key, len(raw), f"at most {ENTRIES} settings", f"holds {len(raw)} settings")
             return {}
         tree: dict[str, Any] = {}
         if issubclass(model, NamedSection):
@@ -128,7 +133,7 @@ class _Walk:
         else:
             for name in raw:
                 if name not in own:
-                    message = f"{name!r} is not a setting{did_you_mean(name, own)}"
+                    message = f"{_said(name)} is not a setting{did_you_mean(str(name), own)}"
                     self._add(f"{key}.{name}", raw[name], "one of " + ", ".join(own), message)
         for name in own:
             self._field(fields[name], raw, name, key, tree)
@@ -140,10 +145,12 @@ class _Walk:
             tree[name] = self.section(section, raw.get(name, {}), path)
         elif section is not None:
             self._add(path, None, "a mapping with " + ", ".join(_fields(section)), f"section {name} is missing")
+        elif name in raw and isinstance(raw[name], list | tuple) and len(raw[name]) > ENTRIES:
+            self._add(path, len(raw[name]), f"at most {ENTRIES} entries", f"holds {len(raw[name])} entries")
         elif name in raw:
             try:
                 tree[name] = _adapter(field).validate_python(raw[name])
-            except ValidationError:
+            except (ValidationError, ValueError, OverflowError):
                 self._add(path, raw[name], allowed_text(field), _refusal(raw[name], field))
         elif field.is_required():
             self._add(path, None, allowed_text(field), f"{name} is missing")
@@ -163,16 +170,21 @@ class _Walk:
         for name, value in entries.items():
             path = f"{key}.{name}"
             if not isinstance(value, Mapping):
-                message = f"{name!r} is neither a setting nor a {model.entry}{did_you_mean(name, own)}"
+                message = f"{_said(name)} is neither a setting nor a {model.entry}{did_you_mean(name, own)}"
                 self._add(path, value, f"one of {', '.join(own)}, or a {model.entry} with {known}", message)
                 continue
             if not re.match(NAME_PATTERN, name):
-                self._add(path, name, "letters, digits and single underscores", f"{name!r} cannot be a name")
+                self._add(path, name, "letters, digits and single underscores", f"{_said(name)} cannot be a name")
             tree[name] = self.section(entry, value, path)
         return tree
 
     def _add(self, key: str, value: Any, allowed: str, message: str) -> None:
         self.problems.append(Problem(self.file, key, value, allowed, message))
+
+
+def _said(value: Any) -> str:
+    """Return a value as Python writes it, cut to what a message can hold."""
+    return repr(value) if (short := brief(value)) is value or not isinstance(short, str) else short
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -206,4 +218,4 @@ def _adapter(field: FieldInfo) -> TypeAdapter[Any]:
 def _refusal(value: Any, field: FieldInfo) -> str:
     options = choices(field)
     suggestion = did_you_mean(value, [str(option) for option in options]) if isinstance(value, str) else ""
-    return f"{value!r} is not allowed{suggestion}"
+    return f"{_said(value)} is not allowed{suggestion}"

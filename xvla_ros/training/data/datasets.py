@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from xvla_ros import limits
 from xvla_ros.errors import BagError, Problem, ProfileError
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.recording import NothingLeftError, Recording, SamplesError
@@ -333,9 +333,9 @@ def read_paraphrases(path: Path) -> dict[str, tuple[str, ...]]:
         SamplesError: the file cannot be read or has another form.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        text = " ".join(str(error).split())
+        raw = limits.yaml_of(limits.read_text(path, limits.YAML_BYTES))
+    except Exception as error:  # what makes values of texts raises whatever it stumbles over
+        text = limits.cause(error)
         raise SamplesError([Problem(str(path), "", None, FORM, f"cannot be read: {text}")]) from error
     if not isinstance(raw, dict):
         raise SamplesError([Problem(str(path), "", type(raw).__name__, FORM, "holds no mapping")])
