@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 
 
+FOUNDATION = "2toINF/X-VLA-Pt"
+
+
 @dataclass(frozen=True)
 class ReleasedCheckpoint:
     """A published checkpoint.
@@ -42,11 +45,12 @@ class ReleasedCheckpoint:
         """What to begin with: evaluate it, check it against the robot, adapt it, or serve it to its authors' client."""
         if self.domain_id is None:
             return f"xvla train adapt_lora.yaml model.checkpoint={self.hub_id}"
+        named = f"{self.hub_id},{FOUNDATION}" if self.adapter else self.hub_id  # it names its base without a commit
         if self.suite:
-            return f"xvla evaluate --suite {self.suite} --checkpoint {self.hub_id}"
+            return f"xvla evaluate --suite {self.suite} --checkpoint {named}"
         if self.robot:
-            return f"xvla check --robot {self.robot} --checkpoint {self.hub_id}"
-        return f"xvla serve --checkpoint {self.hub_id}"
+            return f"xvla check --robot {self.robot} --checkpoint {named}"
+        return f"xvla serve --checkpoint {named}"
 
 
 _PANDA, _WIDOWX, _AGIBOT, _AGILEX = "Franka Panda, ", "WidowX 250s, ", "AgiBot G1, ", "AgileX pair, "
@@ -55,7 +59,7 @@ _bridge = partial(ReleasedCheckpoint, robot="widowx", domain_id=0)
 _challenge = partial(ReleasedCheckpoint, robot="agibot", domain_id=9, action_mode="agibot_ee6d")
 
 RELEASED: tuple[ReleasedCheckpoint, ...] = (
-    ReleasedCheckpoint("2toINF/X-VLA-Pt", "foundation, seven platforms"),
+    ReleasedCheckpoint(FOUNDATION, "foundation, seven platforms"),
     _libero("2toINF/X-VLA-Libero", _PANDA + "LIBERO", score="98.1", suite="libero_object"),
     _bridge("2toINF/X-VLA-WidowX", _WIDOWX + "Bridge", score="95.8 (SimplerEnv)"),
     _challenge("2toINF/X-VLA-AgiWorld-Challenge", _AGIBOT + "AgiBot World Challenge", score="1st"),
