@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-
 FOUNDATION = "2toINF/X-VLA-Pt"
 
 
