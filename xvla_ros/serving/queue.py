@@ -117,7 +117,7 @@ class _Coming:
     def deliver(self, request: ChunkRequest, chunk: ActionChunk) -> None:
         raise RuntimeError("nothing was asked")
 
-    def policy_failed(self, error: Exception) -> None:
+    def policy_failed(self, error: BaseException) -> None:
         raise RuntimeError("nothing was asked")
 
 
