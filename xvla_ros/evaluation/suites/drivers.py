@@ -15,7 +15,7 @@ from xvla_ros.errors import CheckpointError, EvaluationError, Problem, SetupErro
 from xvla_ros.robots.rotations import matrix_to_rot6d, rot6d_to_axis_angle, rot6d_to_matrix
 from xvla_ros.simulation.suites.libero import CONTROL_RATE
 from xvla_ros.simulation.suites.libero_expert import plan_pick_place
-from xvla_ros.simulation.suites.protocols import EvaluationProtocol
+from xvla_ros.simulation.suites.protocols import EvaluationProtocol, SuiteProtocol
 from xvla_ros.simulation.suites.suite import Pixels, Sight, SuiteTask
 from xvla_ros.types import NS, ActionChunk, Embodiment, Floats, Observation, Prefix
 
@@ -234,7 +234,7 @@ def load_suite_policy(
     return on_engine(policy, AUTO, {policy.processor.views(embodiment)}), embodiment
 
 
-def executed(protocol: EvaluationProtocol, policy: Policy) -> int:
+def executed(protocol: SuiteProtocol, policy: Policy) -> int:
     """Return how many waypoints of a chunk are carried out.
 
     Raises:

@@ -158,7 +158,7 @@ class ControllerPolicy:
         if self._begun < 0:
             self._path, self._begun = self._plan(), seen.stamp
         policy, embodiment = self._profile.policy, seen.embodiment
-        times = policy.first_waypoint_offset + np.arange(EXPERT_WAYPOINTS) * policy.waypoint_dt
+        times = policy.first_waypoint_offset + np.arange(EXPERT_WAYPOINTS, dtype=np.float64) * policy.waypoint_dt
         positions = self._path.at(times + (seen.stamp - self._begun) / NS)
         actions, took = to_policy(positions, self._profile).astype(np.float32), (time.perf_counter() - begun) * 1e3
         return [
