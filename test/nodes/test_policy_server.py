@@ -11,12 +11,19 @@ import pytest
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 pytest.importorskip("aiohttp", reason="needs xvla_ros[serve]")
 
-from node_process import NodeProcess, check_all
+from node_probe import Probe
+from node_process import SETTINGS, NodeProcess, check_all
 from paced_time import PacedTime
 from scripted_graph import ACTIVATE, CLEANUP, CONFIGURE, DEACTIVATE, LOOKAHEAD
 from stand_in_pair import ROBOT, StandInPair
 
+from xvla_ros.evaluation.graph import policy_command, sim_command
+from xvla_ros.robots import load_robot
+from xvla_ros.types import NS
+
 DEADLINE = 240.0  # ends what hangs
+TOUCH = "touch the red cube"
+MOVED = 0.15  # rad
 
 
 class ServerProcess:
@@ -86,7 +93,11 @@ def test_a_server_that_is_killed_while_the_arm_moves_and_comes_back(pair, node_f
     assert float(said.split()[1]) > 0
     assert float(diagnosed(pair, "answer_ms_p99")) >= float(diagnosed(pair, "inference_ms_p50")) > 0
     server.kill()
+    killed = pair.now()
     held = pair.wait_status("holding", "policy_unreachable", detail=server.url)
+    timing, chunk = pair.profile.timing, 30 * SETTINGS["policy.waypoint_dt"]
+    said = held.header.stamp.sec + held.header.stamp.nanosec / NS
+    assert said - killed / NS < chunk * SETTINGS["smoothing.execute"] + timing.inference_timeout
     standing(pair)
     since = pair.now()
     again = ServerProcess(server.port)
@@ -99,6 +110,41 @@ def test_a_server_that_is_killed_while_the_arm_moves_and_comes_back(pair, node_f
     assert min(stamps) > since - 10**9, "seen after the hold"
     assert held.holds >= 1
     check_all(pair, {group: [message for _, message in sent] for group, sent in pair.commands.items()})
+
+
+@pytest.mark.slow
+def test_in_simulation_the_arm_rests_within_its_deadline_and_moves_when_the_server_is_back(ros_domain, server):
+    """As a user has it: `xvla serve`, the node, the physics; the server is killed in the middle of a motion."""
+    profile = load_robot(ROBOT)
+    timing, policy = profile.timing, profile.policy
+    probe = Probe(ros_domain, profile)
+    node = policy_command(profile, server=server.url, instruction=TOUCH, sim_time=True, paced=True)
+    try:
+        probe.start(sim_command(profile, seed=7))
+        probe.start(node)
+        probe.wait(lambda: probe.state == "running", "a robot that runs")
+        begun = probe.positions()
+        probe.wait(lambda: np.abs(probe.positions() - begun).max() > MOVED, "a motion")
+        assert probe.state == "running"
+        server.kill()
+        killed = probe.now()
+        probe.wait(lambda: probe.state == "holding", "a robot that holds")
+        assert probe.status.reason == "policy_unreachable" and server.url in probe.status.detail
+        # the next question is due within a chunk, its answer within the timeout; what was sent ends at the lookahead
+        chunk = round((policy.first_waypoint_offset + 30 * policy.waypoint_dt) * NS)
+        due = killed + chunk + round((timing.inference_timeout + timing.lookahead) * NS)
+        probe.wait(lambda: probe.now() > due + NS // 2, "half a second of rest")
+        assert probe.moved_last() < due
+        rested = probe.positions()
+        again = ServerProcess(server.port)
+        try:
+            probe.wait(lambda: probe.state == "running", "a robot that runs again")
+            probe.instruct("touch the blue cube")
+            probe.wait(lambda: np.abs(probe.positions() - rested).max() > MOVED, "a motion")
+        finally:
+            again.kill()
+    finally:
+        probe.close()
 
 
 def test_a_robot_that_changes_between_two_activations_is_told_to_the_server(pair, node_for, server):
