@@ -34,7 +34,7 @@ from ..network.xvla import Context, Predict, XvlaNetwork
 from ..policy import Policy
 from .fast import accelerate, ways
 from .precision import FLOAT32, instruction_set
-from .runner import Log, Runner, Way
+from .runner import Log, Runner, Running, Way
 
 AUTO, TORCH, ONNXRUNTIME, OPENVINO = "auto", "torch", "onnxruntime", "openvino"
 FORMATS = {ONNXRUNTIME: "onnx", OPENVINO: "openvino"}  # engine: what it reads, and the folder of it
@@ -85,13 +85,13 @@ class RandomInputs:
         )
 
     @torch.no_grad()
-    def encode(self, network: XvlaNetwork | ExportedNetwork) -> Context:
+    def encode(self, network: Running) -> Context:
         """Do what comes before the steps."""
         views = len(self.images)
         return network.encode_seen(self.images, torch.arange(views), self.input_ids, self.domain_id, views)
 
     @torch.no_grad()
-    def step(self, network: XvlaNetwork | ExportedNetwork, context: Context, t: float) -> Tensor:
+    def step(self, network: Running, context: Context, t: float) -> Tensor:
         """Do a single step at a time: → raw [1, T, D]."""
         predict = network.predictor(context, self.state, torch.ones_like(self.noise[:, :1]), torch.tensor([[t]]))
         return predict(self.noise, 0)
@@ -386,7 +386,7 @@ def _trial(network: XvlaNetwork, opened: Mapping[str, ExportedNetwork], steps: i
 
     Processor time of all threads, which others on the machine disturb least.
     """
-    running = {TORCH: ways(network, "auto")[0].network, **opened}
+    running: dict[str, Running] = {TORCH: ways(network, "auto")[0].network, **opened}
     views = max(set.intersection(*({*each.views} for each in opened.values())), default=1)
     trial, least = RandomInputs.drawn(network, views, 0, seed=1), dict.fromkeys(running, float("inf"))
     begun = time.perf_counter()

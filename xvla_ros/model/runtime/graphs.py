@@ -31,7 +31,7 @@ from xvla_ros.types import Embodiment
 
 from ..checkpoint import PROFILE_STEPS, load, save
 from ..network.flow import HeldWaypoints, denoise
-from ..network.xvla import Context, XvlaNetwork
+from ..network.xvla import Context, Predict, XvlaNetwork
 from ..policy import Policy
 from .engines import (
     BOUND,
@@ -46,6 +46,7 @@ from .engines import (
     digest,
     require,
 )
+from .runner import Running
 
 OPSET = 20
 WEIGHTS_FILE = "weights.bin"
@@ -355,11 +356,11 @@ def _differences(
     return {"rms": float(np.sqrt(np.mean(squares))), "largest": largest}
 
 
-def _chunk(network: XvlaNetwork | ExportedNetwork, trial: RandomInputs, steps: int) -> Tensor:
+def _chunk(network: Running, trial: RandomInputs, steps: int) -> Tensor:
     context, everything = trial.encode(network), torch.ones_like(trial.noise[:, :1])
     nothing = torch.zeros_like(trial.noise)
 
-    def predictor(times: Tensor) -> Any:
+    def predictor(times: Tensor) -> Predict:
         return network.predictor(context, trial.state, everything, times)
 
     return denoise(predictor, trial.noise, HeldWaypoints(nothing, nothing), steps)
