@@ -275,3 +275,17 @@ def test_command_refuses_what_the_format_has_not(
 ) -> None:
     assert main(["export", *arguments, "--output", str(tmp_path / "out")]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"KEY": 1}', '{"KEY": {"torch": "fast"}}'])
+def test_measurements_survive_a_damaged_file(content: str) -> None:
+    file = engines.Measurements("weights").file
+    file.parent.mkdir(parents=True)
+    file.write_text(content.replace("KEY", engines.Measurements("weights").key), encoding="utf-8")
+    found = engines.Measurements("weights")
+    assert found.fastest([]) is None
+    found.keep({"torch": 5.0, "openvino": 2.0})
+    again = engines.Measurements("weights")
+    assert again.fastest(["openvino"]) == "openvino" and again.fastest([]) == "torch"
+    assert again.fastest(["onnxruntime", "openvino"]) is None
+    assert again.said() == "processor ms a chunk by trial, measured before: OpenVINO 2, torch 5"

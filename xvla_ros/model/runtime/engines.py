@@ -417,10 +417,16 @@ class Measurements:
         self.key = f"{weights[:16]} {machine()}"
         self.was_kept = False
         self.milliseconds: dict[str, float] = {}
-        with suppress(OSError, ValueError, TypeError):
-            found = json.loads(self.file.read_text(encoding="utf-8")).get(self.key, {})
+        with suppress(AttributeError, TypeError, ValueError):  # of a file that somebody else wrote
+            found = self._read().get(self.key, {})
             self.milliseconds = {str(name): float(value) for name, value in found.items()}
             self.was_kept = bool(found)
+
+    def _read(self) -> dict[str, Any]:
+        with suppress(OSError, ValueError):
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else {}
+        return {}
 
     def fastest(self, among: Collection[str]) -> str | None:
         """Return torch, or one of some engines that is well faster; None where any of them was not measured."""
@@ -441,9 +447,7 @@ class Measurements:
         self.was_kept = False
         with suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            known: dict[str, Any] = {}
-            with suppress(OSError, ValueError):
-                known = json.loads(self.file.read_text(encoding="utf-8"))
+            known = self._read()
             made = self.file.with_suffix(f".{os.getpid()}")
             made.write_text(json.dumps(known | {self.key: self.milliseconds}, indent=2) + "\n", encoding="utf-8")
             os.replace(made, self.file)
