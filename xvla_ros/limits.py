@@ -12,7 +12,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -53,12 +53,12 @@ PART_BYTES = 128 * MB  # of a decompressed chunk or message of a bag
 INFLATION, INFLATED_FLOOR = 100, 64 * MB  # times its size, and bytes, that a file may decompress to
 FEW_RECORDS, BYTES_PER_RECORD = 100_000, 8  # a bag has so many records, and one more for so many bytes
 SQL_STEPS = 20_000_000  # of sqlite's machine, and four more for each byte of the file
+EPISODES = 100_000  # of a data set
 VALUES = 50_000_000  # of a column of a parquet file
-FORMATTED = 4_096  # characters of a path that a pattern gives
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
-_FIELD = re.compile(r"\{([a-z_]+)(?::0?([0-9]{0,2})d?)?\}")
+_FIELD = re.compile(r"\{([a-z_]+)(?::0?[0-9]{1,2}d?)?\}")
 
 
 class LimitError(XvlaError, ValueError):
@@ -129,11 +129,13 @@ def json_of(text: str | bytes, most: int = JSON_BYTES) -> Any:
     """
     if len(text) > most:
         raise LimitError(f"has {len(text)} characters; expected at most {most}")
-    count = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    count = text.count("[") + text.count("{")
     if count > BRACKETS:
         raise LimitError(f"holds {count} lists and objects; expected at most {BRACKETS}")
     try:
-        found = json.loads(text, object_pairs_hook=_object)
+        found = _DECODER.decode(text)
     except RecursionError:
         raise LimitError(f"is nested too deeply; expected at most {NESTING} lists and objects in one another") from None
     level = [found]
@@ -151,6 +153,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise LimitError(f"has the key {twice[:80]!r} twice in one object")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _parts(value: Any) -> Any:
@@ -276,25 +281,21 @@ def pinned(name: str, revision: Any = None, known: dict[str, str] | None = None)
     return hub_id, commit
 
 
-def formatted(pattern: Any, **values: int | str) -> str:
-    """Fill in a pattern of paths, ``data/chunk-{chunk_index:03d}/file.parquet``; fields are names with a width alone.
+def pattern_of(pattern: Any, fields: Collection[str]) -> str:
+    """Return a pattern of paths that ``str.format`` fills in, ``data/chunk-{chunk_index:03d}/file.parquet``.
 
     Raises:
-        LimitError: it is no such pattern, names a field that there is none of, or gives too long a path.
+        LimitError: it leads out of its folder, has other fields, or asks more of one than a width of at most 99.
     """
-    if not isinstance(pattern, str) or len(pattern) > NAME:
-        raise LimitError(f"is {str(pattern)[:80]!r}; expected a pattern of paths of at most {NAME} characters")
-
-    def filled(match: re.Match[str]) -> str:
-        if match[1] not in values:
-            raise LimitError(f"is {pattern[:80]!r} with the field {match[1]}; known: {', '.join(values)}")
-        return str(values[match[1]]).zfill(int(match[2] or 0)) if match[2] else str(values[match[1]])
-
-    found = _FIELD.sub(filled, pattern)
-    if "{" in _FIELD.sub("", pattern) or "}" in _FIELD.sub("", pattern) or len(found) > FORMATTED:
-        known = ", ".join(f"{{{name}}}" for name in values)
-        raise LimitError(f"is {pattern[:80]!r}; expected a pattern of paths with {known}, widths up to 99")
-    return found
+    if not isinstance(pattern, str):
+        raise LimitError(f"is {str(pattern)[:80]!r}; expected a pattern of paths")
+    within(Path(), pattern)
+    known = [match[1] for match in _FIELD.finditer(pattern)]
+    rest = _FIELD.sub("", pattern)
+    if "{" in rest or "}" in rest or not set(known) <= set(fields):
+        listed = ", ".join(f"{{{name}}}" for name in fields)
+        raise LimitError(f"is {pattern[:80]!r}; expected a pattern of paths with {listed}, and widths up to 99")
+    return pattern
 
 
 def check_inflation(decompressed: int, size: int) -> None:

@@ -48,7 +48,6 @@ from xvla_ros.robots.profile import load_profile, load_profiles
 from xvla_ros.robots.profile.schema import Camera
 from xvla_ros.robots.urdf import read_urdf
 from xvla_ros.training.config import TrainingError, read_settings
-from xvla_ros.training.data.datasets import read_paraphrases
 
 MB = 1 << 20
 TEN = 10_000_000
@@ -279,6 +278,12 @@ def _watch(folder: Path) -> object:
         video.close()
 
 
+def _paraphrases(folder: Path) -> object:
+    from xvla_ros.training.data.datasets import read_paraphrases  # brings torch along
+
+    return read_paraphrases(folder / "p.yaml")
+
+
 def png(width: int, height: int, rows: int | None = None) -> bytes:
     """Return a grey PNG that says it has this size, with as many rows as it says, or others."""
 
@@ -331,8 +336,7 @@ def readers() -> dict[str, Reader]:
             "m.yaml", SamplesError, _text("m.yaml", mapping), lambda d: read_mapping(d / "m.yaml"), "yaml"
         ),
         "paraphrases": Reader(
-            "p.yaml", SamplesError, _text("p.yaml", "take it: [grasp it]\n"), lambda d: read_paraphrases(d / "p.yaml"),
-            "yaml",
+            "p.yaml", SamplesError, _text("p.yaml", "take it: [grasp it]\n"), _paraphrases, "yaml"
         ),
         "urdf": Reader("r.urdf", ProfileError, _copy("r.urdf", "urdf/so101.urdf"), lambda d: read_urdf(d / "r.urdf")),
         "mcap": Reader("a.mcap", BagError, _bag("a.mcap"), lambda d: Bag(d / "a.mcap").survey()),

@@ -297,16 +297,22 @@ class LeRobotFiles:
         files = [self.folder / place for place in places] if name else []
         return next((each for each in files if each.is_file() and each.resolve().is_relative_to(inside)), None)
 
-    def _inside(self, key: str, **values: int | str) -> Path:
-        """Return the path within the folder that a pattern of the info gives.
+    def _patterns(self, *fields: str) -> tuple[str, str]:
+        """Return the patterns of paths of data and videos, which lead to files of the folder.
 
         Raises:
-            SamplesError: it leads out, or is no pattern.
+            SamplesError: one leads out, or is no pattern.
         """
-        try:
-            return limits.within(self.folder, limits.formatted(self.info.get(key), **values))
-        except limits.LimitError as error:
-            raise self._error(f"{INFO}:{key}", None, "", str(error)) from error
+        found = {}
+        for key, known in (("data_path", fields), ("video_path", (*fields, "video_key"))):
+            try:
+                needed = key == "data_path" or self.videos
+                found[key] = limits.pattern_of(self.info.get(key), known) if needed else ""
+                for feature in self.videos:
+                    limits.within(self.folder, feature)
+            except limits.LimitError as error:
+                raise self._error(f"{INFO}:{key}", None, "", str(error)) from error
+        return found["data_path"], found["video_path"]
 
     def video(self, file: Path) -> Video:
         """Open a video of the data set.
@@ -351,14 +357,21 @@ class LeRobotFiles:
 
     def _episodes_of_v2(self) -> tuple[EpisodeFiles, ...]:
         chunk = int(self.info.get("chunks_size", 1000))
-        found = []
+        of_data, of_videos = self._patterns("episode_chunk", "episode_index")
+        known: set[int] = set()
+        videos, found = self.videos, []
         for told in self._lines("meta/episodes.jsonl"):
             index = int(told["episode_index"])
+            if index in known:
+                raise ValueError(f"episode {index} is there twice")
+            known.add(index)
             place = {"episode_chunk": index // chunk, "episode_index": index}
-            clips = {key: Clip(self._inside("video_path", **place, video_key=key), 0.0) for key in self.videos}
+            clips = {key: Clip(self.folder / of_videos.format(**place, video_key=key), 0.0) for key in videos}
             tasks = _listed(told.get("tasks"))
-            data = self._inside("data_path", **place)
+            data = self.folder / of_data.format(**place)
             found.append(EpisodeFiles(index, _length(told["length"]), tasks[0], len(tasks), data, clips))
+            if len(found) > limits.EPISODES:
+                raise limits.LimitError(f"has more than {limits.EPISODES} episodes; split it")
         return tuple(found)
 
     def _episodes_of_v3(self) -> tuple[EpisodeFiles, ...]:
@@ -368,27 +381,28 @@ class LeRobotFiles:
         if not files:
             raise self._error("meta/episodes", None, "parquet files", "there are no episodes")
         found = []
+        of_data, of_videos = self._patterns("chunk_index", "file_index")
         for file in files:
             try:
                 with limits.open_file(file) as stream:
                     names = pq.read_schema(stream).names
                 rows = _read_parquet(file, [name for name in names if not name.startswith("stats/")]).to_pylist()
-                found += [self._episode_of_v3(row) for row in rows]
+                found += [self._episode_of_v3(row, of_data, of_videos) for row in rows]
             except SamplesError:
                 raise
             except Exception as error:
                 raise self._error(str(file), None, "a row for each episode", f"cannot be read: {error!r}") from error
         return _ended(sorted(found, key=lambda episode: episode.index))
 
-    def _episode_of_v3(self, row: dict[str, Any]) -> EpisodeFiles:
+    def _episode_of_v3(self, row: dict[str, Any], of_data: str, of_videos: str) -> EpisodeFiles:
         chunk, number = (int(row[f"data/{name}_index"]) for name in ("chunk", "file"))
-        data = self._inside("data_path", chunk_index=chunk, file_index=number)
+        data = self.folder / of_data.format(chunk_index=chunk, file_index=number)
         clips = {}
         for key in self.videos:
             if f"videos/{key}/from_timestamp" not in row:  # named where a camera wants it
                 continue
             chunk, number = (int(row[f"videos/{key}/{name}_index"]) for name in ("chunk", "file"))
-            file = self._inside("video_path", video_key=key, chunk_index=chunk, file_index=number)
+            file = self.folder / of_videos.format(video_key=key, chunk_index=chunk, file_index=number)
             end = row.get(f"videos/{key}/to_timestamp")
             start = float(row[f"videos/{key}/from_timestamp"])
             clips[key] = Clip(file, start, float(end) if end is not None else np.inf)
