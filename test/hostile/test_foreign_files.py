@@ -35,7 +35,8 @@ REFUSED = (
     ("sqlite", "endless view"), ("sqlite", "pipe"), ("info", "data_path {episode_index:2000000000d}"),
     ("info", "data_path ../outside.parquet"), ("info", "data_path /etc/passwd"), ("info", "fps nan"),
     ("info", "data_path {episode_index.__class__.__mro__}"), ("info", "chunks_size 0"), ("parquet", "run lengths"),
-    ("parquet", "pipe"), ("video", "list of files"), ("video", "playlist"), ("png", "25,000 a side"),
+    ("parquet", "pipe"), ("episodes", "many"), ("episodes", "same"), ("episodes", "long"),
+    ("video", "list of files"), ("video", "playlist"), ("png", "25,000 a side"),
     ("png", "one row, 4 billion wide"), ("jpeg", "65,500 a side"), ("jpeg", "scans"),
     ("sensor_msgs/msg/CompressedImage", "25,000 a side"), ("std_msgs/msg/String", "long"),
 )  # fmt: skip
