@@ -41,7 +41,7 @@ def wait_diagnosed(pair, words, level=ERROR):
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("exhaust", "ArrayMemoryError: Unable to allocate"),
+        ("exhaust", "MemoryError: Unable to allocate"),
         ("panic", "Panic: so says the script"),
         ("exit", "SystemExit: so says the script"),
     ],
