@@ -148,7 +148,10 @@ def _check(command: Evaluate, share: Share) -> None:
     knows = original_of(command.suite) == ORIGINAL if joints is None else joints.has_controller
     if command.expert and not knows:
         also = ", ".join(name for name, suite in JOINT_SUITES.items() if suite.has_controller)
-        raise SetupError(f"scripted experts know {ORIGINAL}, its variations and {also}, and not {command.suite}")
+        raise SetupError(
+            f"the scripted expert knows {ORIGINAL} and its variations, and not {command.suite}; "
+            f"{also} has one of its own"
+        )
     drives = command.checkpoint or command.expert
     if not drives and not command.baseline:
         raise SetupError(
