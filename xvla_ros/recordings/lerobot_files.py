@@ -561,6 +561,10 @@ class Video:
         Raises:
             SamplesError: there is none within half a frame, or the file is damaged.
         """
+        with limits.edge(SamplesError, lambda cause: self._error(f"no frame at {time:.3f} s: {cause}")):
+            return self._at(time)
+
+    def _at(self, time: float) -> Rgb:
         import av
 
         if not self._time - self._half <= time <= self._time + FAR_AHEAD:
