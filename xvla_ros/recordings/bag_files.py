@@ -130,12 +130,12 @@ class McapFile:
                 yield BagMessage(*wanted[number], time, data)
             self.stream.seek(entry.chunk_start_offset + 9)
             chunk = Chunk.read(ReadDataStream(self.stream))
-            for place, (number, time, data) in enumerate(self._messages_of(chunk)):
+            for place, (number, time, content) in enumerate(self._messages_of(chunk)):
                 if number not in index.channels:
                     raise DamageError(f"a message of channel {number}, which is not there")
                 if number in wanted:
-                    heapq.heappush(waiting, (time, entry.chunk_start_offset, place, number, bytes(data)))
-                    held += len(data)
+                    heapq.heappush(waiting, (time, entry.chunk_start_offset, place, number, bytes(content)))
+                    held += len(content)
             if held > limits.KEPT_BYTES:
                 raise limits.LimitError(f"{held} bytes of messages of the same time; expected {limits.KEPT_BYTES}")
         while waiting:

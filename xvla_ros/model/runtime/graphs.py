@@ -313,9 +313,9 @@ def _write_onnx(
         tensor = value.const_value
         if tensor is None or tensor.nbytes <= _SMALL:
             continue
-        offset = weights.place(tensor.tobytes())
+        offset, shape = weights.place(tensor.tobytes()), onnx_ir.Shape(tensor.shape.numpy())
         value.const_value = onnx_ir.ExternalTensor(
-            WEIGHTS_FILE, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=file.parent
+            WEIGHTS_FILE, offset, tensor.nbytes, tensor.dtype, shape=shape, name=value.name or "", base_dir=file.parent
         )
     onnx_ir.save(model, file)
 
