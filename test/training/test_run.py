@@ -237,6 +237,21 @@ def test_commands_of_the_how_to_are_settings_that_exist():
             assert read_settings(name, overrides)
 
 
+def test_the_stages_for_libero_go_on_from_each_other_on_what_the_how_to_records():
+    root = Path(__file__).parents[2]
+    words, policy = (
+        read_settings(root / "examples" / "libero_object" / f"{name}.yaml") for name in ("words", "policy")
+    )
+    assert policy.model.checkpoint == f"{words.output}/checkpoint"
+    assert (words.flow, policy.flow, policy.freeze.vision_encoder) == (False, True, True)
+    text = (root / "docs" / "how-to" / "evaluate-on-libero.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("xvla ")]
+    recorded = {f"{line[line.index('--output') + 1]}/*.mcap" for line in commands if line[1] == "demos"}
+    assert {path for each in (*words.datasets, *policy.datasets) for path in each.paths} <= recorded
+    evaluated = [line[line.index("--checkpoint") + 1] for line in commands if f"{policy.output}/checkpoint" in line]
+    assert evaluated == [f"{policy.output}/checkpoint"] * 2
+
+
 @pytest.mark.slow
 def test_a_network_that_learned_one_episode_replays_it_within_one_percent(write, tmp_path, bags):
     network = {**MODEL["network"], "num_domains": 20, "hidden_size": 64}
