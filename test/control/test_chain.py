@@ -52,6 +52,24 @@ def test_the_compiled_chain_gives_the_numbers_of_the_one_in_python(kind, seed):
         assert apart.max() <= SAME and counts == 0, (apart, counts)
 
 
+@pytest.mark.parametrize(("part", "wrong"), [(0, 9.0), (1, -99.0), (2, 1e4), (0, np.nan)])
+def test_a_chain_that_leaves_the_limits_is_left_to_the_one_in_python(part, wrong, monkeypatch):
+    class Wrong:
+        @staticmethod
+        def follow(joints, start, times, targets, states, ending, *constants):
+            done = chain.follow(joints, start, times, targets, states, ending, *constants)
+            states[-1, part, 0] = wrong
+            return done
+
+    random = np.random.default_rng(3)
+    limits = random_limits(random)
+    start = MotionState.at_rest(random.uniform(limits.lower, limits.upper))
+    asked = (start, TIMES, *a_plan("walk", random, limits.upper)(TIMES))
+    monkeypatch.setattr(limiter_module, "_chain", Wrong)
+    apart, counts = differences(limits, asked, Limiter(limits).follow(*asked))
+    assert apart.max() == 0 and counts == 0
+
+
 def test_arrays_of_another_size_are_refused():
     joints, points = 2, 3
     arrays = [np.zeros((joints, 9)), np.zeros((3, joints)), np.arange(1.0, 4.0), np.zeros((points, 3, joints))]

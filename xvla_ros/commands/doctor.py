@@ -137,6 +137,8 @@ def _compute() -> dict[str, str]:
         found["CUDA of torch"] = torch.version.cuda or "none"
     except Exception as error:  # whatever a broken installation raises is what is asked for here
         found["torch uses"] = f"cannot be imported: {error}"
+    compiled = find_spec(f"{PACKAGE}.control._chain") is not None
+    found["limiter"] = "compiled" if compiled else "in Python, several times slower: there was no C++ compiler"
     return found
 
 

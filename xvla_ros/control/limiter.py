@@ -154,8 +154,18 @@ class Limiter:
         constants = (TOLERANCE, OVERTAKEN, STANDS, MOST_EXTRA_POINTS, ROUNDS)
         if not _chain.follow(joints, start.rows(), times, targets, states, ending, *constants):
             return None
+        if not self._keeps_limits(start.rows(), states):  # compiled against another Ruckig, say
+            return None
         moved = self._count_moved(states[:, 0], plan, ending, bounds)
         return LimitedPath(times, states[:, 0], states[:, 1], states[:, 2], moved)
+
+    def _keeps_limits(self, start: Floats, states: Floats) -> bool:
+        """Say whether states [K, 3, J] are finite and inside the limits, or no further outside than the start."""
+        limits, slack = self._limits, 1e-6
+        most = np.maximum(np.abs(start[1:]), [limits.max_velocity, limits.max_acceleration]) + slack
+        low, high = np.minimum(limits.lower, start[0]) - slack, np.maximum(limits.upper, start[0]) + slack
+        inside = (states[:, 0] >= low) & (states[:, 0] <= high)
+        return bool(inside.all() and (np.abs(states[:, 1:]) <= most).all())
 
     def _chained(self, start: MotionState, times: Floats, targets: Floats, plan: Floats, bounds: Bounds) -> LimitedPath:
         state, before, end = start.rows(), 0.0, float(times[-1])
