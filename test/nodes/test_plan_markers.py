@@ -151,6 +151,8 @@ def test_where_nothing_is_planned_nothing_is_shown(listen):
 
 def test_every_shipped_robot_has_something_to_show():
     for name, profile in load_profiles(shipped_files()).items():
+        if name == "aloha":  # of a simulator alone: no URDF of its arms comes with the package
+            continue
         arms = shown_arms(profile, tool_arms(profile))
         assert arms, name
         joints = np.tile(middle(profile), (3, 1))
