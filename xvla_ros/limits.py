@@ -50,7 +50,8 @@ PIXELS = 4_096 * 4_096  # of one picture
 SCANS = 256  # of a progressive JPEG
 KEPT_BYTES = 256 * MB  # of the messages of one topic
 PART_BYTES = 128 * MB  # of a decompressed chunk or message of a bag
-INFLATION, INFLATED_FLOOR = 100, 64 * MB  # times its size, and bytes, that a file may decompress to
+INFLATION, INFLATED_FLOOR = 1_000, 1_000 * MB  # times its size, and bytes, that a file may decompress to: scenes that
+# stand still are compressed to a hundredth and less
 FEW_RECORDS, BYTES_PER_RECORD = 100_000, 8  # a bag has so many records, and one more for so many bytes
 SQL_STEPS = 20_000_000  # of sqlite's machine, and four more for each byte of the file
 EPISODES = 100_000  # of a data set

@@ -271,7 +271,7 @@ def test_more_than_eight_bits_are_refused_by_name(decode, encoding):
         ({"height": 0}, "at least one"),
         ({"width": 0}, "at least one"),
         ({"height": 37}, "the message was cut"),
-        ({"height": 2**32 - 1, "width": 2**32 - 1, "step": 2**32 - 1}, "4294967295x4294967295 pixels; expected at most"),
+        ({"height": 2**32 - 1, "width": 2**32 - 1, "step": 2**32 - 1}, "4294967295x4294967295 pixels; expected"),
         ({"step": 149}, "step is 149 bytes; expected at least 150"),
         ({"data": b""}, "0 bytes of data; expected 5400"),
     ],
