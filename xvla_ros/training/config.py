@@ -254,7 +254,9 @@ class Output(DataSection):
     progress: bool = Field(True, description="Show a bar where standard error is a terminal.")
     tensorboard: bool = Field(False, description="Also write events for TensorBoard.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the weights in the checkpoint.")
-    adapter: bool = Field(False, description="Method lora: also write the update alone, in peft's format.")
+    adapter: bool = Field(
+        False, description="Method lora: also write the update alone, in peft's format; it is loaded as `ADAPTER,BASE`."
+    )
     lerobot: str = Field(
         "", description="Robot of the data that LeRobot's files of the checkpoint describe; empty takes the last."
     )
