@@ -57,6 +57,7 @@ SQL_STEPS = 20_000_000  # of sqlite's machine, and four more for each byte of th
 EPISODES = 100_000  # of a data set
 VALUES = 50_000_000  # of a column of a parquet file
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape in a quoted scalar
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _FIELD = re.compile(r"\{([a-z_]+)(?::0?[0-9]{1,2}d?)?\}")
@@ -194,14 +195,17 @@ def yaml_of(text: str, loader: type[Any] | None = None) -> Any:
     import yaml
 
     check_yaml(text)
-    return yaml.load(text, Loader=loader or yaml_loader())
+    return yaml.load(text, Loader=loader or yaml_loader(text))
 
 
-def yaml_loader() -> type[Any]:
-    """Return the fastest loader of YAML's plain types: that of libyaml, where PyYAML was built with it."""
+def yaml_loader(text: str) -> type[Any]:
+    """Return the fastest loader of YAML's plain types in ``text``: libyaml's, where PyYAML was built with it.
+
+    It does not read half of a surrogate pair, as a file name that is no text has.
+    """
     import yaml
 
-    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.SafeLoader if _SURROGATE.search(text) else getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def check_yaml(text: str) -> None:
@@ -211,7 +215,7 @@ def check_yaml(text: str) -> None:
     if len(text) > YAML_BYTES:
         raise LimitError(f"has {len(text)} characters; expected at most {YAML_BYTES}")
     depth = count = 0
-    for event in yaml.parse(text, Loader=yaml_loader()):
+    for event in yaml.parse(text, Loader=yaml_loader(text)):
         line = event.start_mark.line + 1 if event.start_mark is not None else 0
         if (anchor := getattr(event, "anchor", None)) is not None:
             raise LimitError(f"line {line}: holds the anchor or alias {anchor[:80]!r}: write the value out")

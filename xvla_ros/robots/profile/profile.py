@@ -342,19 +342,19 @@ class ParameterFile:
         self.problems.append(Problem(str(self.path), key, value, expected, message))
 
 
-class _ProfileLoader(limits.yaml_loader()):  # type: ignore[misc]
-    """Loader of plain types that notes keys given twice, of which plain YAML keeps the last without a word."""
+class _NotesDuplicates:
+    """Makes a loader note keys given twice, of which plain YAML keeps the last without a word."""
 
     duplicates: list[tuple[str, int]]
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self: Any, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
                 self.duplicates.append((str(key), key_node.start_mark.line + 1))
             seen.add(key if isinstance(key, Hashable) else str(key))
-        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)  # type: ignore[misc]
         return mapping
 
 
@@ -400,7 +400,7 @@ def _parse(text: str, result: ParameterFile) -> Any:
     loader = None
     try:
         limits.check_yaml(text)
-        loader = _ProfileLoader(text)
+        loader = type("_ProfileLoader", (_NotesDuplicates, limits.yaml_loader(text)), {})(text)
         loader.duplicates = []
         document = loader.get_single_data()
     except (yaml.reader.ReaderError, limits.LimitError) as error:
