@@ -71,8 +71,8 @@ def test_parameters_are_those_of_the_published_network() -> None:
 def write_zeros(folder: Path, config: XvlaConfig, dtype: torch.dtype) -> None:
     network = meta_network(config).to_empty(device="cpu")
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.zero_()
     (folder / "config.json").write_text(json.dumps(lerobot_dict(config)))
     save_weights(network.cast(dtype), folder / "model.safetensors")
 
