@@ -40,7 +40,7 @@ def test_its_exit_code_says_whether_something_looks_wrong(
         monkeypatch.setattr(doctor, name, lambda *_: ())
     assert main(["doctor", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["wrong"] == []
-    monkeypatch.setattr(doctor, "wrong_machine", lambda: ["the fan is off"])
+    monkeypatch.setattr(doctor, "wrong_machine", lambda _: ["the fan is off"])
     assert main(["doctor"]) == 1
     assert "looks wrong: 1\n  - the fan is off" in capsys.readouterr().out
 
@@ -93,6 +93,6 @@ def test_requirements_that_are_not_met_are_named(monkeypatch: pytest.MonkeyPatch
 
 def test_a_small_machine_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "memory_bytes", lambda: 2**31)
-    assert "memory: 2.0 GiB" in next(wrong_machine())
+    assert "memory: 2.0 GiB" in next(wrong_machine({}))
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
-    assert any("cannot be written; set ROS_LOG_DIR" in each for each in wrong_machine())
+    assert any("cannot be written; set ROS_LOG_DIR" in each for each in wrong_machine({}))

@@ -37,6 +37,7 @@ VARIABLES = (
     *(DDS_TRANSPORTS_VARIABLE, "AMENT_PREFIX_PATH", "PYTHONPATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
     *("HF_HOME", "HF_HUB_OFFLINE", "MUJOCO_GL"),
 )
+OPEN = "can be opened"
 DEVICES = ("video*", "ttyACM*", "ttyUSB*", "nvidia[0-9]*", "dri/renderD*")  # in /dev
 
 
@@ -58,7 +59,12 @@ class Doctor(Command):
     def run(self) -> int:
         """Look at the machine, and print."""
         found = look()
-        wrong = [*unmet_requirements(), *wrong_machine(), *wrong_compute(found["compute"]), *wrong_ros(os.environ)]
+        wrong = [
+            *unmet_requirements(),
+            *wrong_machine(found["devices"]),
+            *wrong_compute(found["compute"]),
+            *wrong_ros(os.environ),
+        ]
         if self.json:
             document = {"schema_version": SCHEMA_VERSION, **found, "wrong": wrong}
             print(json.dumps(document, indent=2, ensure_ascii=False))
@@ -212,8 +218,8 @@ def unmet_requirements() -> Iterator[str]:
             )
 
 
-def wrong_machine() -> Iterator[str]:
-    """Name what of this machine is too small, or cannot be written or opened."""
+def wrong_machine(devices: Mapping[str, str]) -> Iterator[str]:
+    """Name what of this machine is too small, or cannot be written or opened, given the section ``devices``."""
     if memory_bytes() < LEAST_MEMORY:
         yield f"memory: {memory_bytes() / GIB:.1f} GiB; the 0.9 B model in bfloat16 needs {LEAST_MEMORY / GIB:.0f} GiB"
     shared = Path("/dev/shm")
@@ -226,12 +232,7 @@ def wrong_machine() -> Iterator[str]:
     home = Path("~").expanduser()
     if not os.access(home, os.W_OK):
         yield f"home: {home} cannot be written; set ROS_LOG_DIR and HF_HOME to folders that can"
-    closed = [
-        str(path)
-        for pattern in DEVICES
-        for path in sorted(Path("/dev").glob(pattern))
-        if _access(path) != "can be opened"
-    ]
+    closed = [path for path, how in devices.items() if how != OPEN]
     if closed:
         yield f"devices: {', '.join(closed)} cannot be opened: sudo usermod -aG video,dialout,render $USER"
 
@@ -306,4 +307,4 @@ def _free(folder: str | Path) -> str:
 def _access(path: Path) -> str:
     if path.is_dir():
         return "can be written" if os.access(path, os.W_OK) else "cannot be written"
-    return "can be opened" if os.access(path, os.R_OK | os.W_OK) else "cannot be opened"
+    return OPEN if os.access(path, os.R_OK | os.W_OK) else "cannot be opened"
