@@ -35,8 +35,8 @@ demo: venv
 	$(BIN)/xvla demo
 
 # Processes that take a file of tests each: none has a deadline, and each takes a ROS domain of its own. One more than
-# two cores, as nodes wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+# two cores, as nodes wait for each other. One that dies ends the run: with another in its place the run waits for ever.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart=0
 
 test: lint
 	$(PYTEST)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,7 @@ class Commands:
         if self._end is not None and time.monotonic() >= self._end:
             raise StoppedError("the time is over")
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        with subprocess.Popen(command, env=environment) as process, self._told_to_stop(process):
+        with self._told_to_stop() as begin, begin(command, environment) as process:
             try:
                 code = process.wait()
             except KeyboardInterrupt:
@@ -61,22 +61,29 @@ class Commands:
             raise CommandError(f"{_shown(command)} ended with {code}")
 
     @contextmanager
-    def _told_to_stop(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
-        """Pass SIGTERM on to a process, and send it one when the time is over."""
+    def _told_to_stop(self) -> Iterator[Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen[bytes]]]:
+        """Pass SIGTERM on to the process that is begun, and send it one when the time is over."""
+        begun: list[subprocess.Popen[bytes]] = []
 
-        def stop(_number: int, _frame: Any) -> None:
+        def stop(*_: Any) -> None:
             self._end = time.monotonic()
-            process.terminate()
+            for process in begun:
+                process.terminate()
 
-        previous = signal.signal(signal.SIGTERM, stop)
-        timer = None if self._end is None else threading.Timer(self._end - time.monotonic(), process.terminate)
-        if timer is not None:
-            timer.start()
+        def begin(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+            process = subprocess.Popen(command, env=environment)
+            begun.append(process)
+            if self._end is not None:  # which may have come while the process began
+                timer.interval = max(0.0, self._end - time.monotonic())
+                timer.start()
+            return process
+
+        timer = threading.Timer(0.0, lambda: begun[0].terminate())
+        previous = signal.signal(signal.SIGTERM, stop)  # before there is a process: it would be left behind
         try:
-            yield
+            yield begin
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
             signal.signal(signal.SIGTERM, previous)
 
 

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,6 +140,23 @@ def test_a_stop_is_passed_on_to_the_command_which_saves(tmp_path):
     assert saved.exists()
     with pytest.raises(StoppedError, match="the time is over"):  # nothing more begins
         commands.run([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_a_stop_that_comes_while_the_command_begins_is_passed_on_too(monkeypatch):
+    class StoppedAtOnce(subprocess.Popen):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", StoppedAtOnce)
+    heard: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with pytest.raises(StoppedError, match="was stopped"):
+            Commands(minutes=0.2).run([sys.executable, "-c", "import signal\nwhile True: signal.pause()"])
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert heard == []
 
 
 def test_a_command_is_ended_by_the_clock_and_its_failure_is_none_of_that():
