@@ -16,7 +16,9 @@ from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 
+from xvla_ros.nodes import evaluate_node  # noqa: E402
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError  # noqa: E402
+from xvla_ros.robots import load_robot  # noqa: E402
 
 DEADLINE = 240.0  # ends what hangs
 ANSWER = 5.0  # s; an answer sent before the caller's side is known to the node is lost, so a first question is repeated
@@ -243,3 +245,35 @@ def test_a_request_on_the_heels_of_a_transition_event_is_made(graph):
         caller.state()  # the node has taken the request by the time it answers this
     assert caller.answer(asked).success
     assert caller.state() == "inactive"
+
+
+def loses(service, answers):
+    """Have a service lose its first answers, as DDS does where the service has not yet found who asked."""
+    send = service.send_response
+
+    def lossy(response, header):
+        if answers:
+            answers.pop()
+        else:
+            send(response, header)
+
+    service.send_response = lossy
+
+
+def test_who_leads_a_policy_goes_on_where_answers_are_lost(graph, monkeypatch):
+    """It asks for the state again; that a transition is made it sees by the state, and does not ask for it twice."""
+    node, caller = graph
+    pytest.importorskip("xvla_ros.msg")
+    monkeypatch.setattr(evaluate_node, "POLICY", f"/{node.get_name()}")
+    monkeypatch.setattr(evaluate_node, "REPEAT", 0.2)
+    loses(node._service_get_state, ["first", "second"])
+    loses(node._service_change_state, ["configure", "activate"])
+    leader = evaluate_node.PolicyLeader("leader", load_robot("widowx"), lambda: None, context=caller.node.context)
+    try:
+        assert leader._policy_state() == 1
+        leader._transition(Transition.TRANSITION_CONFIGURE, DEADLINE)
+        leader._transition(Transition.TRANSITION_ACTIVATE, DEADLINE)
+        leader._transition(Transition.TRANSITION_DEACTIVATE, DEADLINE)
+    finally:
+        leader.destroy_node()
+    assert node.steps == ["set_up", "start", "halt"]

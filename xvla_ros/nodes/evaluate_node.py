@@ -27,6 +27,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
@@ -44,8 +45,16 @@ if TYPE_CHECKING:
 START_LIMIT, CONFIGURE_LIMIT, SERVICE_LIMIT = 300.0, 900.0, 300.0  # s on the steady clock, against hanging for ever
 SETTLE = 0.25  # s of simulated time between a reset and the policy's start: what was seen before it is gone by then
 IDLE_LIMIT = 60.0  # s of simulated time without a command
+REPEAT = 5.0  # s; a question that nothing has come of is put again
 STILL_LIMIT = 900.0  # s on the steady clock of a /clock that stands still: a chunk of a large policy may take minutes
 POLICY, SIMULATION = "/xvla", "/sim"
+REACHED = {
+    Transition.TRANSITION_CONFIGURE: State.PRIMARY_STATE_INACTIVE,
+    Transition.TRANSITION_ACTIVATE: State.PRIMARY_STATE_ACTIVE,
+    Transition.TRANSITION_DEACTIVATE: State.PRIMARY_STATE_INACTIVE,
+    Transition.TRANSITION_CLEANUP: State.PRIMARY_STATE_UNCONFIGURED,
+}
+"""The state that each transition ends in."""
 
 
 @dataclass(frozen=True)
@@ -121,16 +130,40 @@ class PolicyLeader(Node):
         self._executor.spin_once(timeout_sec=0.1)
 
     def _call(self, client: Any, request: Any, seconds: float = SERVICE_LIMIT) -> Any:
-        future = client.call_async(request)
-        self._wait(future.done, seconds, f"an answer of {client.srv_name}")
-        return future.result()
+        """Return the answer to a request that may be made twice.
+
+        DDS loses an answer where the service has not yet found who asked, and nobody is told.
+        """
+        asked: list[Future] = []
+
+        def answered() -> bool:
+            if time.monotonic() >= begun + REPEAT * len(asked):
+                asked.append(client.call_async(request))
+            return any(each.done() for each in asked)
+
+        begun = time.monotonic()
+        self._wait(answered, seconds, f"an answer of {client.srv_name}")
+        return next(each for each in asked if each.done()).result()
 
     def _policy_state(self) -> int:
         return int(self._call(self._state, GetState.Request()).current_state.id)
 
     def _transition(self, transition: int, seconds: float) -> None:
-        request = ChangeState.Request(transition=Transition(id=transition))
-        if not self._call(self._change, request, seconds).success:
+        """Have the policy node make a transition, of which its answer tells, or else the state that it is in."""
+        answer = self._change.call_async(ChangeState.Request(transition=Transition(id=transition)))
+        look_at = time.monotonic() + REPEAT
+
+        def made() -> bool:
+            nonlocal look_at
+            if answer.done():
+                return True
+            if time.monotonic() < look_at:
+                return False
+            look_at = time.monotonic() + REPEAT
+            return self._policy_state() == REACHED[transition]
+
+        self._wait(made, seconds, f"an answer of {self._change.srv_name}")
+        if answer.done() and not answer.result().success:
             raise EvaluationError(f"the policy node fails at transition {transition}: its log says why")
 
     def _policy_says(self) -> str:
