@@ -36,6 +36,7 @@ class Probe:
         self._executor.add_node(self._node)
         base = f"/xvla/{profile.name}"
         self._node.create_subscription(PolicyStatus, f"{base}/status", self._on_status, qos.LATCHED)
+        self._topics = len(profile.joints.topics)
         for topic in profile.joints.topics:
             self._node.create_subscription(
                 JointState, topic, lambda message, info, topic=topic: self._on_joints(topic, message, info), qos.SENSOR
@@ -51,7 +52,8 @@ class Probe:
         return "" if self.status is None else self.status.state
 
     def positions(self):
-        """Every joint, rad, as heard last."""
+        """Every joint, rad, as heard last; waits until each was heard."""
+        self.wait(lambda: len(self._joints) == self._topics, "joint states of every topic")
         return np.concatenate([position for _, position in self._joints.values()])
 
     def moved_last(self):
