@@ -292,6 +292,7 @@ def test_paths_of_another_evaluation_are_a_baseline_by_themselves(tmp_path, monk
         ({"episodes": 5000}, "5000 episodes of each task were asked for, expected at most 1000"),
         ({"overrides": ("speed=2",)}, "no setting of a protocol"),
         ({"checkpoint": "/nowhere"}, "is no folder"),
+        ({"server": "ws://gpu:8000"}, "--server is ws://gpu:8000, but the policy of a benchmark computes here"),
         ({"expert": True}, "--expert and --checkpoint both drive"),
     ],
 )

@@ -143,6 +143,11 @@ def _check(command: Evaluate, share: Share) -> None:
             raise SetupError(
                 f"{flag} is of this package's own tasks; {command.suite} has robot, tasks and scene of its own"
             )
+    if command.server:
+        raise SetupError(
+            f"--server is {command.server}, but the policy of a benchmark computes here, so that nothing is late; "
+            "name it with --checkpoint"
+        )
     if command.expert and command.checkpoint:
         raise SetupError("--expert and --checkpoint both drive; give one of them")
     knows = original_of(command.suite) == ORIGINAL if joints is None else joints.has_controller
