@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -52,6 +53,28 @@ class NodeProcess:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(DEADLINE)
+
+
+class ServerProcess:
+    """``xvla serve`` in a process, with the policy that ships."""
+
+    command = (sys.executable, "-m", "xvla_ros")
+
+    def __init__(self, port=0):
+        command = [*self.command, "serve", "--port", str(port), "--robots", ROBOT]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        said = []
+        for line in self.process.stdout:
+            said.append(line)
+            if found := re.search(r"on (ws://[\d.]+:(\d+))", line):
+                self.url, self.port = found[1], int(found[2])
+                return
+        raise AssertionError(f"the server ended with {self.process.wait()}: {''.join(said)}")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(DEADLINE)
+        self.process.stdout.close()
 
 
 def check_window(pair, group, message):

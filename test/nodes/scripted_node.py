@@ -11,7 +11,8 @@
     far         swings about the far end of the joints' ranges
 
 The height of the front camera's picture is told as the chunk's seed. Where the parameter ``instruction`` is
-``break loading`` the loading thread raises; ``break callbacks`` breaks the executor.
+``break loading`` the loading thread raises; ``break callbacks`` breaks the executor. A node that is given a server
+asks that; ``python scripted_node.py serve …`` is ``xvla serve``, answering as the script does.
 """
 
 import sys
@@ -43,6 +44,7 @@ class ScriptedPolicy:
     source = "a script"
 
     def __init__(self, profiles):
+        self._limits = {name: JointLimits.of(profile) for name, profile in profiles.items()}
         self._profiles = profiles
 
     def is_trained(self, domain_id):
@@ -52,10 +54,10 @@ class ScriptedPolicy:
         return {"dtype": "float32"}
 
     def predict(self, observations, **_):
-        return [self._answer(seen, self._profiles[seen.embodiment.robot]) for seen in observations]
+        return [self._answer(seen) for seen in observations]
 
-    def _answer(self, seen, profile):
-        policy, (word, *more) = profile.policy, seen.instruction.split()
+    def _answer(self, seen):
+        robot, (word, *more) = seen.embodiment, seen.instruction.split()
         time.sleep(FORWARD_PASS_S)
         while word == "stall" and not Path(more[0]).exists():
             time.sleep(FORWARD_PASS_S)
@@ -63,14 +65,15 @@ class ScriptedPolicy:
             raise ERRORS[word]("so says the script")
         if word == "exhaust":
             np.empty(1 << 60, np.uint8)  # more than any machine has: the allocator itself fails
-        times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(WAYPOINTS)
-        actions = to_policy(path(word, seen.stamp / 1e9 + times, JointLimits.of(profile)), profile).astype(np.float32)
+        times = robot.first_waypoint_offset + robot.waypoint_dt * np.arange(WAYPOINTS)
+        positions = path(word, seen.stamp / 1e9 + times, self._limits[robot.robot])
+        actions = to_policy(positions, self._profiles[robot.robot]).astype(np.float32)
         if word in ("nan", "inf"):
             actions[WAYPOINTS // 2, 3] = float(word)
         return ActionChunk(
-            profile.name,
-            policy.domain_id,
-            policy.action_mode,
+            robot.robot,
+            robot.domain_id,
+            robot.action_mode,
             seen.instruction,
             seen.stamp,
             times,
@@ -90,6 +93,21 @@ def path(word, times, limits):
     return MIDDLE + swing + np.zeros_like(limits.lower)
 
 
+def serve(arguments):
+    from xvla_ros.commands import main
+    from xvla_ros.commands.serve import Serve
+
+    load = Serve.policy
+
+    def scripted(self, profiles):
+        policy = load(self, profiles)
+        policy.predict = ScriptedPolicy(profiles).predict
+        return policy
+
+    Serve.policy = scripted
+    return main(["serve", *arguments])
+
+
 def main():
     from xvla_ros.nodes.policy import node as policy_lifecycle
 
@@ -97,7 +115,7 @@ def main():
         def _load_and_warm_up(self):
             if self._instruction() == "break loading":
                 raise Panic("so says the script")
-            return ScriptedPolicy(self._profiles)
+            return self._connect(servers) if (servers := self._servers()) else ScriptedPolicy(self._profiles)
 
     class BreakableLink(policy_lifecycle.RobotLink):
         def __getattribute__(self, name):
@@ -119,4 +137,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(sys.argv[2:]) if sys.argv[1:2] == ["serve"] else main())

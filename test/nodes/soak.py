@@ -4,10 +4,11 @@
     make soak MINUTES=60        or        python test/nodes/soak.py --minutes 60 --seed 1
 
 The node is a process of its own with a script for a policy, the arms a stand-in, the time simulated; it waits for the
-node. Each fault lasts a while, must be a hold (or a stop) for its reason, and afterwards the arm must run again. The
-monitor of the stand-in holds every window against the arm and the window before. After each event memory, threads,
-handles and DDS entities of the node are counted; a line fitted to them says how they grow. Exit code 1 where a window
-leapt, a hold was missed, the arm did not go on, or something grew.
+node. Each fault lasts a while, must be a hold (or a stop) for its reason, and afterwards the arm must run again. At
+times a policy server answers in the place of the script; it is killed in mid motion and comes back. The monitor of the
+stand-in holds every window against the arm and the window before. After each event memory, threads, handles and DDS
+entities of the node are counted; a line fitted to them says how they grow. Exit code 1 where a window leapt, a hold was
+missed, the arm did not go on, or something grew.
 """
 
 import argparse
@@ -23,8 +24,9 @@ sys.path.append(str(Path(__file__).parent))
 
 import numpy as np
 import stand_in_pair
+from node_process import ServerProcess
 from paced_time import PacedTime
-from scripted_graph import ACTIVATE, CLEANUP, CONFIGURE, DEACTIVATE, Graph, call, clear
+from scripted_graph import ACTIVATE, CLEANUP, CONFIGURE, DEACTIVATE, Graph, ScriptedNode, call, clear
 from sensor_msgs.msg import JointState
 from stand_in_pair import STATUS_TOPIC
 
@@ -33,9 +35,16 @@ from xvla_ros.nodes import qos
 
 BETWEEN = (0.5, 3.0)  # s of motion between two faults
 MISSED_AFTER = 240.0  # s of the machine's time, after which what is waited for has been missed
+KEPT = 100  # messages of each topic that outlast an event
 WARM_UP = 0.2  # share of the run that is not judged: caches and pools fill
 # What the fitted line may grow by over the judged part: MB of memory as a share of it, and things that are counted.
 MEMORY_GROWS, COUNT_GROWS = 0.02, 1.0
+
+
+class ScriptedServer(ServerProcess):
+    """``xvla serve`` whose policy is a script."""
+
+    command = ScriptedNode.command
 
 
 class Usage:
@@ -49,19 +58,23 @@ class Usage:
         fields = dict(
             line.split(":", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines() if ":" in line
         )
-        looks = (
-            self.node.get_publisher_names_and_types_by_node,
-            self.node.get_subscriber_names_and_types_by_node,
-            self.node.get_service_names_and_types_by_node,
-        )
         self.rows.append(
             {
                 "s": time.monotonic(),
                 "memory_mb": int(fields["VmRSS"].split()[0]) / 1024,
                 "threads": int(fields["Threads"]),
                 "handles": len(os.listdir(f"/proc/{self.pid}/fd")),
-                "dds_entities": sum(len(look("xvla", "/")) for look in looks),
+                "dds_entities": self._entities(),
             }
+        )
+
+    def _entities(self):
+        """Count what the node has in the graph: readers and writers, those of its services and clients among them."""
+        return sum(
+            end.node_name == "xvla"
+            for topic, _ in self.node.get_topic_names_and_types(no_demangle=True)
+            for look in (self.node.get_publishers_info_by_topic, self.node.get_subscriptions_info_by_topic)
+            for end in look(topic, no_mangle=True)
         )
 
     def growth(self):
@@ -83,6 +96,7 @@ class Soak:
     def __init__(self, graph, random):
         self.graph, self.pair, self.random = graph, graph.pair, random
         self.done, self.missed, self.leaps = Counter(), Counter(), []
+        self.server = None  # that is to answer, where one is
         self.usage = Usage(graph.pair.node, graph.node.process.pid)
         pair = self.pair
         self.liar = {
@@ -121,6 +135,7 @@ class Soak:
             "another instruction": (lambda: pair.instruct("sway to the other side"), (0.5, 2.0), ""),
             "deactivated": (lambda: self.transitions(DEACTIVATE), (0.1, 1.0), ""),
             "cleaned up": (lambda: self.transitions(DEACTIVATE, CLEANUP, CONFIGURE), (0.1, 1.0), ""),
+            "the policy server dies": (self.kill_server, (1.5, 3.0), "policy_unreachable"),
             "the emergency stop": (lambda: pair.press(True), (0.2, 2.0), "estop"),
             "~/stop": (lambda: call(pair, "stop"), (0.2, 2.0), "operator"),
         }
@@ -138,6 +153,28 @@ class Soak:
         for transition in each:
             if not self.pair.make(transition):
                 self.missed[f"transition {transition}"] += 1
+
+    def kill_server(self):
+        """Let a server answer in the script's place, and kill it in mid motion; ``restore`` brings it back."""
+        self.server = ScriptedServer()
+        self.ask_instead(self.server.url)
+        self.server.kill()
+
+    def revive_server(self):
+        """Bring the server back, and let the script answer again once the arm has run."""
+        self.server = ScriptedServer(self.server.port)
+        self.waited("the policy server is back", lambda: self.pair.status.state == "running")
+        self.ask_instead("")
+        self.server.kill()
+        self.server = None
+
+    def ask_instead(self, server):
+        """Clean up, and run with another server, or none."""
+        self.transitions(DEACTIVATE, CLEANUP)
+        assert self.pair.set(server=server)[0].successful
+        self.transitions(CONFIGURE, ACTIVATE)
+        self.waited("running with another policy", lambda: self.pair.status.state == "running")
+        self.pair.pass_time(self.random.uniform(*BETWEEN))
 
     def lose_commands(self):
         for arm in self.pair.arms.values():
@@ -161,6 +198,8 @@ class Soak:
         self.done[name] += 1
         self.usage.take()
         self.leaps += [f"{name}: {leap}" for arm in self.pair.arms.values() for leap in arm.monitor.leaps()]
+        for kept in [*self.pair.heard.values(), *self.pair.commands.values()]:
+            del kept[:-KEPT]
 
     def waited(self, what, condition):
         try:
@@ -178,6 +217,8 @@ class Soak:
         clear(pair)
         if pair.state() == "inactive" and not pair.make(ACTIVATE):
             self.missed["activation"] += 1
+        if self.server is not None:
+            self.revive_server()
 
 
 def main():
@@ -205,16 +246,20 @@ def main():
             tracebacks = graph.node.said().count("Traceback")
         finally:
             graph.close()
+    print("| event | times |\n|---|---:|")
     for name, count in sorted(soak.done.items()):
-        print(f"{count:5d}  {name}")
+        print(f"| {name} | {count} |")
     windows = sum(arm.monitor.seen for arm in pair.arms.values())
     growth = soak.usage.growth() if soak.usage.rows else {}
     grown = [name for name, (_, _, by, limit) in growth.items() if by > limit]
+    print(
+        "\n| of the node | after a fifth | at the end | the fitted line grows by | limit |\n|---|---:|---:|---:|---:|"
+    )
     for name, (first, last, by, limit) in growth.items():
-        print(f"{name}: {first:.1f} … {last:.1f}; the fitted line grows by {by:+.2f}, limit {limit:.2f}")
+        print(f"| {name} | {first:.1f} | {last:.1f} | {by:+.2f} | {limit:.2f} |")
     took = (time.monotonic() - began) / 60
     print(
-        f"{simulated / 60:.1f} min of simulated time in {took:.1f} min, seed {given.seed}: "
+        f"\n{simulated / 60:.1f} min of simulated time in {took:.1f} min, seed {given.seed}: "
         f"{soak.done.total()} events, {windows} windows, {len(soak.leaps)} leaps, {soak.missed.total()} missed, "
         f"{tracebacks} tracebacks, {len(grown)} that grew" + ("" if ended is None else f", the node ended with {ended}")
     )

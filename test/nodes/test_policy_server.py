@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``/xvla`` asks a policy server in a process of its own, which is killed and comes back while the arm moves."""
 
-import re
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -12,7 +8,7 @@ pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 pytest.importorskip("aiohttp", reason="needs xvla_ros[serve]")
 
 from node_probe import Probe
-from node_process import SETTINGS, NodeProcess, check_all
+from node_process import SETTINGS, NodeProcess, ServerProcess, check_all
 from paced_time import PacedTime
 from scripted_graph import ACTIVATE, CLEANUP, CONFIGURE, DEACTIVATE, LOOKAHEAD
 from stand_in_pair import ROBOT, StandInPair
@@ -21,27 +17,8 @@ from xvla_ros.evaluation.graph import policy_command, sim_command
 from xvla_ros.robots import load_robot
 from xvla_ros.types import NS
 
-DEADLINE = 240.0  # ends what hangs
 TOUCH = "touch the red cube"
 MOVED = 0.15  # rad
-
-
-class ServerProcess:
-    """``xvla serve`` with the policy that ships."""
-
-    def __init__(self, port=0):
-        command = [sys.executable, "-m", "xvla_ros", "serve", "--port", str(port), "--robots", ROBOT]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for line in self.process.stdout:
-            if found := re.search(r"on (ws://[\d.]+:(\d+))", line):
-                self.url, self.port = found[1], int(found[2])
-                return
-        raise AssertionError(f"the server ended with {self.process.wait()}")
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait(DEADLINE)
-        self.process.stdout.close()
 
 
 @pytest.fixture
