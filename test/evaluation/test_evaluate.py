@@ -132,11 +132,26 @@ def test_the_command_evaluates_in_process(steadfast, tmp_path, capsys):
     assert evaluate(
         ROBOT, "touch", 2, seed, str(checkpoint), in_process=True, output=tmp_path, image_size=SIZE
     ) == 0  # fmt: skip
+    page = (tmp_path / "report.html").read_text()
     assert "1 of 2 succeeded" in capsys.readouterr().out
     report = report_of(tmp_path)
     assert report["per_episode"][0]["success"]
     assert (report["over"], report["trained"], report["episodes"], report["seed"]) == ("process", False, 2, seed)
     assert report["success_rate"] == 0.5
+    (failed,) = (each for each in report["per_episode"] if not each["success"])
+    assert failed["film"] == f"films/touch-{failed['seed']}.mp4" and "film" not in report["per_episode"][0]
+    assert f'src="{failed["film"]}"' in page and "Untrained." in page and "Every failure was filmed" in page
+    assert "front, left wrist, right wrist" in page and "1 of 2" in page
+    frames = film_of(tmp_path / failed["film"])
+    assert frames[0].shape == (300, 768, 3)
+    assert len(frames) >= 15 * failed["duration"] - 2  # it begins before the first command
+
+
+def film_of(file):
+    import av
+
+    with av.open(str(file)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def test_over_ros_topics_the_same_seeds_end_alike(steadfast, tmp_path):

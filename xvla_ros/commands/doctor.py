@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xvla_ros.commands.options import Command, Json
+from xvla_ros.evaluation.report.provenance import commit
 from xvla_ros.resources import PACKAGE, config_dir, memory_bytes, usable_cores
 from xvla_ros.ros_env import DDS_PROFILE_VARIABLES, DDS_TRANSPORTS_VARIABLE, prepare
 
@@ -96,23 +96,12 @@ def look() -> dict[str, dict[str, str]]:
 def _package() -> dict[str, str]:
     source = Path(__file__).parents[2]
     return {
-        PACKAGE: _version(PACKAGE) + _commit(source),
+        PACKAGE: _version(PACKAGE) + (f", commit {found}" if (found := commit(source)) else ""),
         "code": str(source / PACKAGE),
         "config": str(config_dir()),
         "python": f"{platform.python_version()}, {sys.executable}",
         "extras": ", ".join(sorted(extra for extra, lacks in _extras().items() if not lacks)) or "none",
     }
-
-
-def _commit(source: Path) -> str:
-    if not (source / ".git").exists():
-        return ""
-    command = ["git", "-C", str(source), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return f", commit {done.stdout.strip()}"
 
 
 def _machine() -> dict[str, str]:

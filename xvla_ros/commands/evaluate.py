@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 EXPERT = "expert"
 EPISODES = 20
-OF_SUITES = ("tasks", "protocol", "through", "baseline", "replay_of", "films", "jobs", "libero")
+OF_SUITES = ("tasks", "protocol", "through", "baseline", "replay_of", "jobs", "libero")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Evaluate(Command):
     checkpoint: Checkpoint = None
     server: Server = ""
     in_process: Annotated[bool, "step the simulator here, without ROS: for many episodes"] = False
-    output: Annotated[str, "folder of report.json"] = "xvla_out/evaluate"
+    output: Annotated[str, "folder of report.json, report.html and films"] = "xvla_out/evaluate"
     image_size: ImageSize = 256
     variation: Variation = 1.0
     device: Device = "cpu"
@@ -86,7 +86,7 @@ class Evaluate(Command):
         Literal["", "replay"], "also replay in each task of the suite one path that succeeded, without looking"
     ] = ""
     replay_of: Annotated[str, "folder of the evaluation whose paths are replayed (default: this one)"] = ""
-    films: Annotated[Seed, "films of failures, of each task of a suite at most"] = 1
+    films: Annotated[Seed, "films of failures, at most: of the task, in process; of each task of a suite"] = 1
     jobs: Annotated[Count, "simulators of a suite at once"] = 1
     libero: Annotated[str, "the suite's interpreter (default: that of `make libero` or `make simulators`)"] = ""
 
@@ -107,7 +107,8 @@ class Evaluate(Command):
         from xvla_ros.simulation.offscreen import missing_extras
 
         here = self.in_process or self.expert
-        if missing := missing_extras(**({} if here else {"rclpy": "ros"})):
+        films = {"av": "sim", "matplotlib": "sim"} if here and self.films else {}
+        if missing := missing_extras(jinja2="sim", **films, **({} if here else {"rclpy": "ros"})):
             raise SetupError(f"an evaluation needs more than is installed; install xvla_ros[{','.join(missing)}]")
         if self.delay and not here:
             raise SetupError(f"the delay is {self.delay} s, but over ROS a chunk takes what it takes; add --in-process")
@@ -116,6 +117,7 @@ class Evaluate(Command):
                 f"{self.overrides[0]} changes the profile, which over ROS is the nodes' own; add --in-process"
             )
         from xvla_ros.evaluation.outcomes import write_evaluation
+        from xvla_ros.evaluation.report.page import write_evaluation_page
         from xvla_ros.simulation.tasks import load_task
 
         profile = changed(load_robot(self.robot), self.overrides)
@@ -126,9 +128,10 @@ class Evaluate(Command):
             from xvla_ros.commands.over_ros import evaluate_over_ros
 
             result = evaluate_over_ros(self, profile)
-        file = Path(self.output) / "report.json"
+        file, page = Path(self.output) / "report.json", Path(self.output) / "report.html"
         write_evaluation(result, file)
-        print(f"{result.summary()}\n  {file}")
+        write_evaluation_page(result, page)
+        print(f"{result.summary()}\n  {file}\n  {page}")
         return 0
 
     def settings(self, profile: Profile) -> dict[str, Any]:
@@ -201,7 +204,10 @@ def in_process(command: Evaluate, profile: Profile, *, until: float = float("inf
             (None, EXPERT, True, {}) if command.expert else _policy(command, profile, stack)
         )
         size = command.image_size
-        runner = InProcess(profile, task, predict, width=size, height=size, delay=command.delay)
+        runner = InProcess(
+            profile, task, predict, width=size, height=size, delay=command.delay,
+            films=Path(command.output) / "films", most_films=command.films,
+        )  # fmt: skip
         stack.callback(runner.close)
         seeds = range(command.seed, command.seed + command.count)
         with tqdm(seeds, desc=f"{profile.name} {command.task}", unit="episode", disable=None) as bar:
@@ -212,7 +218,16 @@ def in_process(command: Evaluate, profile: Profile, *, until: float = float("inf
                 bar.set_postfix_str(f"{sum(each.success for each in results)} succeeded")
     runner.counters.computing = computing
     return Evaluation(
-        profile.name, command.task, source, trained, command.seed, "process", tuple(results), runner.counters, settings
+        profile.name,
+        command.task,
+        source,
+        trained,
+        command.seed,
+        "process",
+        tuple(results),
+        runner.counters,
+        settings,
+        tuple(profile.cameras.slots),
     )
 
 

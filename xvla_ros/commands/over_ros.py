@@ -147,6 +147,7 @@ def _evaluation(
         tuple(episodes),
         counters,
         command.settings(profile),
+        tuple(profile.cameras.slots),
     )
 
 

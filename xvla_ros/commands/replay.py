@@ -269,7 +269,7 @@ def _live(options: Replay, bags: Sequence[Bag | Path], profile: Profile, output:
 def summary(document: dict[str, Any]) -> str:
     """Return the result of a replay, in lines for the console."""
     headline, baselines = document["headline"], document["baselines"]
-    unit, held = headline["unit"], document["baselines"]["persistence"]["headline"]["mae"]
+    unit = headline["unit"]
     lines = [
         f"{document['robot']}: {document['frames']} observations of {len(document['episodes'])} episodes, "
         f"{document['checkpoint'] or 'no checkpoint'}{'' if document['trained'] else ' (untrained)'}",
@@ -278,9 +278,7 @@ def summary(document: dict[str, Any]) -> str:
             f"  {name.replace('_', ' '):<12} {_shown(found['headline']['mae'])} {unit}"
             for name, found in baselines.items()
         ),
-        "  beats persistence"
-        if document["beats_persistence"]["holds"]
-        else f"  does not beat persistence ({_shown(held)} {unit}: the arm stays where it is)",
+        *_against_baselines(document),
     ]
     if "compare" in document:
         other = document["compare"]
@@ -306,6 +304,19 @@ def summary(document: dict[str, Any]) -> str:
         lines.append(f"  {document['live']['text']}")
     lines.append("  a low error in replay does not promise success: the arm will see what its own motion leads to")
     return "\n".join(lines)
+
+
+def _against_baselines(document: dict[str, Any]) -> list[str]:
+    if document["settings"].get("baseline"):
+        return ["  no policy was asked; one must be below both baselines"]
+    meanings = {"persistence": "the arm stays where it is", "mean": "the arm goes to the mean of the recording"}
+    lines = []
+    for name, meaning in meanings.items():
+        held = _shown(document["baselines"][name]["headline"]["mae"])
+        beats = document[f"beats_{name}"]["holds"]
+        unit = document["headline"]["unit"]
+        lines.append(f"  beats {name}" if beats else f"  does not beat {name} ({held} {unit}: {meaning})")
+    return lines
 
 
 def _shown(value: float | None) -> str:

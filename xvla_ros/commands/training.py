@@ -157,7 +157,14 @@ def _in_simulation(run: FinishedRun, robot: str, task: str, episodes: int, until
 
     checkpoint = str(run.checkpoint)
     command = Evaluate(
-        robot=robot, task=task, episodes=episodes, seed=SEED, checkpoint=checkpoint, device=run.device, in_process=True
+        robot=robot,
+        task=task,
+        episodes=episodes,
+        seed=SEED,
+        checkpoint=checkpoint,
+        device=run.device,
+        in_process=True,
+        films=0,
     )
     return judge_episodes(in_process(command, _trained_profile(run, robot), until=until))
 

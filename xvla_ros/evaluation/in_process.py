@@ -8,8 +8,9 @@ waiting is: an episode takes as long as its physics, pictures and chunks do.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from xvla_ros.control.pilot import Pilot
 from xvla_ros.errors import EvaluationError
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, median_of
 from xvla_ros.evaluation.report.figures import travel_by_group
+from xvla_ros.evaluation.report.film import RATE, encode, side_by_side
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
@@ -144,6 +146,8 @@ class InProcess:
         height: int = 256,
         image_rate: float = 30.0,
         delay: float = 0.0,
+        films: Path | None = None,
+        most_films: int = 0,
     ) -> None:
         """Make the world.
 
@@ -153,6 +157,7 @@ class InProcess:
             predict: the policy; with None the task's expert drives, through the same observations, chunks and control.
             width, height, image_rate: of the pictures, as ``sim_node`` has them.
             delay: s of simulated time from an observation to its chunk.
+            films: folder for films of episodes that fail, of the first ``most_films``.
 
         Raises:
             SimulationError, KinematicsError: naming what is missing.
@@ -166,6 +171,8 @@ class InProcess:
         self._delay = round(delay * NS)
         rates = {"engine": ENGINE_RATE, "tick": profile.timing.command_rate, "judge": JUDGE_RATE}
         self._stepper = Stepper(self.world, width=width, height=height, image_rate=image_rate, others=rates)
+        self._films, self._films_left = films, most_films if films is not None else 0
+        self._film: list[tuple[int, Mapping[str, Picture]]] = []
         self._begun = 0
         self._ways = np.zeros(len(profile.joints.policy_order))
         self._inference: list[float] = []
@@ -191,7 +198,8 @@ class InProcess:
         pilot.controller.start()
         success, wrong = self._run(pilot, client, engine)
         self._count(pilot, client)
-        return EpisodeResult(seed, layout.instruction, success, wrong, (self.world.time - self._begun) / NS)
+        film = "" if success else self._write_film(seed, told)
+        return EpisodeResult(seed, layout.instruction, success, wrong, (self.world.time - self._begun) / NS, film)
 
     def close(self) -> None:
         """Free what drawing holds."""
@@ -199,12 +207,14 @@ class InProcess:
 
     def _run(self, pilot: Pilot[Picture], client: _LateClient, engine: Engine) -> tuple[bool, bool]:
         limit, before = round(self._task.time_limit * NS), self._positions()
+        self._film = []
         # time counts from the first question to the policy: before, the arm must be seen to stand
         self._begun, asked = 0, False
         for event in self._stepper.events():
             if isinstance(event, Pictures):
                 for slot, rgb in event.images.items():
                     pilot.add_image(slot, START + event.time, rgb)
+                self._keep_for_film(event)
                 self.counters.frames_sent += len(event.images)
                 self.counters.frames_received += len(event.images)
             elif isinstance(event, JointStates):
@@ -224,6 +234,29 @@ class InProcess:
                 if outcome.done or event.time - self._begun >= limit:
                     return outcome.success, outcome.wrong
         raise EvaluationError("the simulation ended before the episode")
+
+    def _keep_for_film(self, seen: Pictures) -> None:
+        last = self._film[-1][0] if self._film else -NS
+        if self._films_left and seen.time - last >= 0.99 * NS / RATE:
+            self._film.append((seen.time, dict(seen.images)))
+
+    def _write_film(self, seed: int, told: str) -> str:
+        """Write the film of the episode that has ended, where one is wanted; return its name beside the report."""
+        if not self._film or self._films is None:
+            return ""
+        begun = self._film[0][0]
+        frames = (
+            side_by_side(
+                {slot: images[slot] for slot in self._profile.cameras.slots if slot in images},
+                f"{(time - begun) / NS:4.1f} s  “{told}”",
+            )
+            for time, images in self._film
+        )
+        self._films.mkdir(parents=True, exist_ok=True)
+        file = self._films / f"{self._task.name}-{seed}.mp4"
+        encode(frames, file, rate=RATE)
+        self._films_left -= 1
+        return f"{self._films.name}/{file.name}"
 
     def _measure(self, pilot: Pilot[Picture], event: JointStates, before: Floats) -> Floats:
         for reading in event.readings:

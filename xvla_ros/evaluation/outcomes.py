@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.evaluation.report.figures import SCHEMA_VERSION
+from xvla_ros.evaluation.report.provenance import provenance
 from xvla_ros.types import Observation, Percentiles
 
 if TYPE_CHECKING:
@@ -31,17 +32,19 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """One episode; ``duration`` in s of simulated time from its first command."""
+    """One episode; ``duration`` in s of simulated time from its first command, ``film`` a file beside the report."""
 
     seed: int
     instruction: str
     success: bool
     wrong: bool
     duration: float
+    film: str = ""
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the entry of ``per_episode``."""
-        return {**asdict(self), "duration": round(self.duration, 3)}
+        entry = {**asdict(self), "duration": round(self.duration, 3)}
+        return entry if self.film else {name: value for name, value in entry.items() if name != "film"}
 
 
 @dataclass
@@ -79,6 +82,7 @@ class Evaluation:
         episodes: in order of their seeds.
         counters: over all of them.
         settings: of the run, for whoever repeats it.
+        cameras: slots of the robot, as they stand side by side in films.
     """
 
     robot: str
@@ -90,6 +94,7 @@ class Evaluation:
     episodes: tuple[EpisodeResult, ...]
     counters: Counters
     settings: Mapping[str, Any] = field(default_factory=dict)
+    cameras: tuple[str, ...] = ()
 
     @property
     def successes(self) -> int:
@@ -106,6 +111,7 @@ class Evaluation:
         total, counted = len(self.episodes), self.counters
         return {
             "schema_version": SCHEMA_VERSION,
+            **provenance(),
             "robot": self.robot,
             "task": self.task,
             "checkpoint": self.checkpoint,
@@ -321,7 +327,7 @@ def _against_standing_still(error: float, still: float, apart: Sequence[float] |
 def write_judgements(judgements: Sequence[Judgement], checkpoint: str, path: Path) -> None:
     """Write ``evaluation.json``, in one piece."""
     results = [each.to_mapping() for each in judgements]
-    document = {"schema_version": SCHEMA_VERSION, "checkpoint": checkpoint, "results": results}
+    document = {"schema_version": SCHEMA_VERSION, **provenance(), "checkpoint": checkpoint, "results": results}
     draft = path.with_name(path.name + ".part")
     draft.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)

@@ -27,6 +27,7 @@ from xvla_ros.evaluation.replay.sums import (
     gripper_channels,
     interval_of,
 )
+from xvla_ros.evaluation.report.provenance import provenance
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.robots.profile import Profile
 from xvla_ros.types import Floats
@@ -160,7 +161,8 @@ class Figures:
             "latency_shift": self._shift_table(run),
             **self.motion[run].to_mapping(),
             "inference_ms": _percentiles(self.latency[run]),
-            "beats_persistence": self._beats(run),
+            "beats_persistence": self._beats(run, PERSISTENCE),
+            "beats_mean": self._beats(run, MEAN),
         }
 
     def of_baselines(self) -> dict[str, Any]:
@@ -242,8 +244,8 @@ class Figures:
             "unit": self.measures.unit,
         }
 
-    def _beats(self, run: int) -> dict[str, Any]:
-        own, held = self.episodes[run].means(), self.baseline_episodes[PERSISTENCE].means()
+    def _beats(self, run: int, baseline: str) -> dict[str, Any]:
+        own, held = self.episodes[run].means(), self.baseline_episodes[baseline].means()
         found = self.difference(held, own)
         return {"holds": bool(found["mean"] < 0.0), "difference": found}
 
@@ -296,6 +298,7 @@ def metrics(
             skipped[reason] = skipped.get(reason, 0) + count
     document = {
         "schema_version": SCHEMA_VERSION,
+        **provenance(),
         "robot": figures.profile.name,
         "checkpoint": checkpoint,
         "trained": trained,

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import SetupError
-from xvla_ros.evaluation.replay.metrics import Figures
+from xvla_ros.evaluation.replay.metrics import MEAN, PERSISTENCE, Figures
 from xvla_ros.evaluation.replay.rows import KEPT, Rows
-from xvla_ros.evaluation.report import page
+from xvla_ros.evaluation.report import page, provenance
 from xvla_ros.evaluation.report.figures import COMMANDED, LIMIT, MEASURED, PREDICTED, figure, png
 from xvla_ros.nodes.rerun_stream import RerunStream
 from xvla_ros.observation.faults import FaultTally
@@ -38,6 +38,7 @@ def write_page(document: Mapping[str, Any], figures: Figures, path: Path) -> Non
         figures: that it was drawn up from, for the plots.
         path: of the page.
     """
+    computing = document["settings"].get("computing", {})
     names, unit = _names(document), document["headline"]["unit"]
     shown, episode = _shown_episode(figures)
     page.write_page(
@@ -46,19 +47,20 @@ def write_page(document: Mapping[str, Any], figures: Figures, path: Path) -> Non
         title=f"{document['robot']}: replay of {_short(document['checkpoint'])}",
         document=document,
         names=names,
-        verdict=_verdict(document),
-        beats=document["beats_persistence"]["holds"] and document["trained"],
+        verdict=verdict(document),
         damaged=[f"{bag['path']}: {bag['integrity']}" for bag in document["bags"] if bag["damaged"]],
         figures=_cards(document),
         errors=_errors(document),
         compare=_compare(document),
         plots=[
-            ("Error against how far ahead", horizon_plot(document["by_horizon"], names)),
-            ("Error by episode", episodes_plot(document["episodes"][:MOST_EPISODES], names, unit)),
-            ("Error when late", shift_plot(document["latency_shift"], unit)),
+            page.Plot(horizon_plot(document["by_horizon"], names), _horizon_in_words(document, names[0])),
+            page.Plot(
+                episodes_plot(document["episodes"][:MOST_EPISODES], names, unit), _episodes_in_words(document, unit)
+            ),
+            page.Plot(shift_plot(document["latency_shift"], unit), _shift_in_words(document["latency_shift"], unit)),
         ],
         episode=episode,
-        joints=[(each.name, course_plot(each)) for each in courses(shown, figures.profile)],
+        joints=[page.Plot(course_plot(each), each.in_words()) for each in courses(shown, figures.profile)],
         worst=_worst(figures, unit),
         grippers=_grippers(document),
         smooth=_smooth(document),
@@ -66,7 +68,14 @@ def write_page(document: Mapping[str, Any], figures: Figures, path: Path) -> Non
         ablations=_ablations(document),
         bags=_bags(document),
         live=document["live"]["text"] if "live" in document else "",
-        settings=list(document["settings"].items()),
+        settings=[
+            *(
+                (name.replace("_", " "), value)
+                for name, value in document["settings"].items()
+                if name not in ("computing", *computing)
+            ),
+            *provenance.rows(document, computing),
+        ],
     )
 
 
@@ -79,19 +88,75 @@ def _short(name: str) -> str:
     return "/".join(Path(name).parts[-2:]) or "no checkpoint"
 
 
-def _verdict(document: Mapping[str, Any]) -> str:
-    found = document["beats_persistence"]
-    apart, unit = found["difference"], document["headline"]["unit"]
-    held = document["baselines"]["persistence"]["headline"]["mae"]
-    ours = document["headline"]["mae"]
-    sure = apart["interval"] is not None and (apart["interval"][0] > 0 or apart["interval"][1] < 0)
-    words = (
-        f"Its error, {ours:.3g} {unit}, is {'below' if found['holds'] else 'not below'} that of an arm that stays "
-        f"where it is, {held:.3g} {unit}."
-    )
-    if not sure:
+@dataclass(frozen=True)
+class Verdict:
+    """What the errors say of a policy.
+
+    Attributes:
+        words: the sentence at the top of the page.
+        colour: ``good`` where the error is below both baselines and the difference is no chance, ``bad`` where it is
+            not below one of them or the policy is untrained; empty where nothing can be said.
+        baseline: no policy was asked.
+    """
+
+    words: str
+    colour: str
+    baseline: bool = False
+
+
+def verdict(document: Mapping[str, Any]) -> Verdict:
+    """Judge the first policy of ``metrics.json`` against both baselines."""
+    unit, ours = document["headline"]["unit"], document["headline"]["mae"]
+    still, mean = (document["baselines"][name]["headline"]["mae"] for name in (PERSISTENCE, MEAN))
+    if document["settings"].get("baseline"):
+        return Verdict(
+            f"No policy was asked. A policy must be below {still:.3g} {unit}, the error of an arm that stays where it "
+            f"is, and below {mean:.3g} {unit}, that of one that always goes to the mean of the recording.",
+            "",
+            baseline=True,
+        )
+    beats = [document[f"beats_{name}"] for name in (PERSISTENCE, MEAN)]
+    said = [
+        f"{'below' if found['holds'] else 'not below'} {other:.3g} {unit}, that of {what}"
+        for found, other, what in zip(
+            beats,
+            (still, mean),
+            ("an arm that stays where it is", "one that always goes to the mean of the recording"),
+            strict=True,
+        )
+    ]
+    words = f"Its error, {ours:.3g} {unit}, is {said[0]}, and {said[1]}."
+    below = all(found["holds"] for found in beats)
+    chance = not all(_is_sure(found["difference"]["interval"]) for found in beats)
+    if chance:
         words += " With these episodes the difference may be chance."
-    return words
+    colour = "bad" if not (below and document["trained"]) else "" if chance else "good"
+    return Verdict(words, colour)
+
+
+def _is_sure(interval: Sequence[float] | None) -> bool:
+    return interval is not None and (interval[0] > 0 or interval[1] < 0)
+
+
+def _horizon_in_words(document: Mapping[str, Any], name: str) -> str:
+    horizon = document["by_horizon"]
+    values, unit = _floats(horizon["runs"][0]), horizon["unit"]
+    first, last = horizon["times"][0], horizon["times"][-1]
+    return (
+        f"Error by how far ahead a waypoint lies, {first:.2f} to {last:.2f} s: {name} "
+        f"{page.span_in_words(values, unit)}, staying still "
+        f"{page.span_in_words(_floats(horizon[PERSISTENCE]), unit)}"
+    )
+
+
+def _episodes_in_words(document: Mapping[str, Any], unit: str) -> str:
+    shown = document["episodes"][:MOST_EPISODES]
+    return f"Error of each of {len(shown)} episodes: {page.span_in_words(_floats([e['mae'][0] for e in shown]), unit)}"
+
+
+def _shift_in_words(shifts: Sequence[Mapping[str, Any]], unit: str) -> str:
+    errors = _floats([each["mae"] for each in shifts])
+    return f"Error of a robot that is late or early: {page.span_in_words(errors, unit)}"
 
 
 def _cards(document: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -128,7 +193,8 @@ def _error_row(name: str, entry: Mapping[str, Any], *baselines: Mapping[str, Any
     shown = f"{_number(entry['mae'])} {entry['unit']}"
     if "mae_degrees" in entry:
         shown += f" ({_number(entry['mae_degrees'])}°)"
-    return (name, shown, _number(entry["rmse"]), *("–" if each is None else _number(each["mae"]) for each in baselines))
+    others = ("–" if each is None else f"{_number(each['mae'])} {each['unit']}" for each in baselines)
+    return (name, shown, f"{_number(entry['rmse'])} {entry['unit']}", *others)
 
 
 def _compare(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +249,7 @@ def _smooth(document: Mapping[str, Any]) -> dict[str, Any]:
         (
             name.replace("_", " "),
             f"{_number(each['predicted'])} {each['unit']}",
-            _number(each["recorded"]),
+            f"{_number(each['recorded'])} {each['unit']}",
             f"{clip['beyond_position'][name]:.1%}",
             f"{clip['beyond_velocity'][name]:.1%}",
         )
@@ -280,7 +346,9 @@ def _shown_episode(figures: Figures) -> tuple[Any, str]:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"  # never 3.8e+03
 
 
 def _seconds(value: float | None) -> str:
@@ -307,6 +375,12 @@ class Course:
     mask: NDArray[np.bool_]
     due: Floats
     limits: tuple[float, float] | None = None
+
+    def in_words(self) -> str:
+        """Say what its plot shows."""
+        recorded = page.span_in_words(self.recorded[self.mask], self.unit)
+        predicted = page.span_in_words(self.predicted[self.mask], self.unit)
+        return f"{self.name} over the episode: recorded {recorded}, predicted {predicted}"
 
 
 def courses(rows: Rows, profile: Profile) -> list[Course]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xvla_ros.errors import EvaluationError
+from xvla_ros.evaluation.report.provenance import COMPUTING, provenance
 from xvla_ros.evaluation.report.recording import RunEpisode, RunRecording, Series, StatusRecord
 from xvla_ros.robots.joints import gripper_joints
 from xvla_ros.types import Percentiles
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 UNTRAINED, NO_POLICY = "untrained", "no policy"
 _NUMBERS = ("p50", "p95", "p99", "max")
-# What a policy says of how it computes, see ``Policy.computing``.
-COMPUTING = ("checkpoint_digest", "dtype", "dtype_reason", "engine", "device", "threads", "instruction_set")
 # Encoder noise and servo hum stay below this; without it, standing still for an hour would count as travel.
 TRAVEL_DEADBAND = 1e-3
 
@@ -103,6 +102,7 @@ class Report:
         frames = self.frames.values()
         return {
             "schema_version": SCHEMA_VERSION,
+            **provenance(),
             "robot": self.robot,
             "checkpoint": self.checkpoint,
             "trained": self.trained,
@@ -284,9 +284,10 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: round(value, 3) if math.isfinite(value) else None for name, value in values.items()}
 
 
-MEASURED, COMMANDED, PREDICTED, LIMIT = "#1273b8", "#e07b00", "#b4bcc8", "#c42e3a"
-STATES = {"running": "#2ea060", "holding": "#d68a18", "stopped": "#ce3a3a", "inactive": "#8d97a5"}
-RESET, DONE, FAILED, UNDECIDED = "#6a7482", "#2ea060", "#ce3a3a", "#b4bcc8"
+MEASURED, COMMANDED, PREDICTED, LIMIT = "#1273b8", "#c46a00", "#b4bcc8", "#c42e3a"
+# White words stand on these, at a contrast of 4.5 and more (WCAG AA).
+STATES = {"running": "#187442", "holding": "#965800", "stopped": "#ba2c2c", "inactive": "#606a7a"}
+RESET, DONE, FAILED, UNDECIDED = "#6a7482", "#187442", "#ba2c2c", "#606a7a"
 DOTS_PER_INCH = 130
 LEAST_SPAN = 0.1  # rad or m: below, a plot would magnify noise
 MOST_CHUNKS = 60
@@ -326,24 +327,27 @@ def joint_plot(joint: str, recording: RunRecording, profile: Profile) -> bytes:
 def status_plot(recording: RunRecording) -> bytes:
     """Plot the policy's states as a coloured bar, arrivals of chunks as ticks below, episodes of a task above."""
     drawn, axes = figure(8.8, 2.0 if recording.episodes else 1.5)
-    for begin, end, status in _spans(recording):
+    for begin, end, status in spans(recording):
         axes.barh(1, end - begin, left=begin, height=0.8, color=STATES.get(status.state, "#444444"))
         if status.reason and end - begin > 0.08 * max(recording.duration, 1e-3):
             words = status.reason.replace("_", " ")
             axes.text((begin + end) / 2, 1, words, ha="center", va="center", fontsize=8, color="white")
     arrivals = [chunk.received for chunk in recording.chunks]
-    axes.plot(arrivals, np.zeros(len(arrivals)), "|", ms=11, color=MEASURED)
+    axes.plot(arrivals, np.zeros(len(arrivals)), "|", ms=11, color=MEASURED, clip_on=False)
     rows = ["chunks", "state"]
     if recording.episodes:
         _draw_episodes(axes, recording, len(rows))
         rows.append("episode")
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlim(0.0, max(recording.duration, 1e-3))
+    # the first chunk comes before the first command
+    axes.set_xlim(min([0.0, *arrivals]) - 0.01 * recording.duration, max([recording.duration, *arrivals, 1e-3]))
     axes.set_xlabel("s since the first command")
     axes.grid(False)
-    seen = [state for state in STATES if any(status.state == state for _, _, status in _spans(recording))]
+    seen = [state for state in STATES if any(status.state == state for _, _, status in spans(recording))]
     handles = [_patch(STATES[state], state) for state in seen]
+    outcomes = {_colour_of(episode)[::-1] for episode in recording.episodes}
+    handles += [_patch(colour, f"episode {word}") for word, colour in sorted(outcomes)]
     if handles:
         place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(handles)}
         axes.legend(handles=handles, frameon=False, fontsize=8, **place)
@@ -354,11 +358,16 @@ def _draw_episodes(axes: Any, recording: RunRecording, row: int) -> None:
     """Draw a bar from each reset to the episode's end, numbered as in the table; grey where nobody judged it."""
     for number, episode in enumerate(recording.episodes, start=1):
         end = recording.duration if episode.ended is None else episode.ended
-        undecided = episode.ended is None or episode.success is None
-        colour = UNDECIDED if undecided else DONE if episode.success else FAILED
+        colour, _ = _colour_of(episode)
         begin = max(episode.begun, 0.0)
         axes.barh(row, end - begin, left=begin, height=0.8, color=colour)
         axes.text((begin + end) / 2, row, str(number), ha="center", va="center", fontsize=8, color="white")
+
+
+def _colour_of(episode: RunEpisode) -> tuple[str, str]:
+    if episode.ended is None or episode.success is None:
+        return UNDECIDED, "not judged"
+    return (DONE, "succeeded") if episode.success else (FAILED, "failed")
 
 
 def latency_plot(recording: RunRecording) -> bytes:
@@ -376,7 +385,7 @@ def latency_plot(recording: RunRecording) -> bytes:
     return png(drawn)
 
 
-def _spans(recording: RunRecording) -> list[tuple[float, float, StatusRecord]]:
+def spans(recording: RunRecording) -> list[tuple[float, float, StatusRecord]]:
     """Return the spans of equal state and reason within the run: begin, end, and the status that opened each."""
     spans: list[tuple[float, float, StatusRecord]] = []
     for status in recording.statuses:

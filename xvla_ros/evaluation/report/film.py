@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +40,7 @@ Colour = tuple[int, int, int]
 WIDTH, HEIGHT, MARGIN = 1280, 720, 16
 TITLE_HEIGHT, LABEL_HEIGHT, CAPTION_HEIGHT = 64, 44, 22
 PLOT_HEIGHT = 84
+VIEW_WIDTH = 256
 EDGE = 6
 MOST_COLUMNS = 8
 SECONDS_SHOWN = 6.0
@@ -48,13 +49,13 @@ LEAST_SPAN = 0.3  # rad or m: a joint that stands still is drawn as a line, not 
 BACKGROUND, PANEL, GRID = (17, 21, 28), (27, 33, 43), (52, 61, 76)
 INK, FAINT = (236, 240, 246), (146, 157, 174)
 MEASURED, COMMANDED = (92, 200, 255), (255, 176, 72)
-STATE_COLOURS = {
-    "running": (46, 160, 96),
-    "holding": (214, 138, 24),
-    "stopped": (206, 58, 58),
+STATE_COLOURS = {  # ``INK`` on them has a contrast of 4.5 and more (WCAG AA)
+    "running": (24, 116, 66),
+    "holding": (150, 88, 0),
+    "stopped": (186, 44, 44),
     "inactive": (96, 106, 122),
 }
-DONE_COLOUR, FAILED_COLOUR = (46, 160, 96), (206, 58, 58)
+DONE_COLOUR, FAILED_COLOUR = (24, 116, 66), (186, 44, 44)
 UNTRAINED_COLOUR = (196, 46, 92)
 UNTRAINED_LABEL = "UNTRAINED: random weights, the motion means nothing"
 
@@ -110,6 +111,29 @@ def encode(frames: Iterable[Image], path: Path, *, rate: int) -> str:
     except (OSError, av.error.FFmpegError) as error:
         raise EvaluationError(f"the film {path} cannot be written: {error}") from error
     return codec
+
+
+def side_by_side(views: Mapping[str, Image], words: str) -> Image:
+    """Return pictures of cameras in a row, each with its name below, and words below them: uint8 [H, W, 3] RGB.
+
+    Args:
+        views: slot → uint8 [H, W, 3] RGB, in the order of the row; at least one.
+        words: cut where they are too long.
+    """
+    from PIL import Image as Pictures
+    from PIL import ImageDraw
+
+    width = VIEW_WIDTH * len(views)
+    canvas = np.full((VIEW_WIDTH + 2 * CAPTION_HEIGHT, width, 3), BACKGROUND, np.uint8)
+    for index, view in enumerate(views.values()):
+        _place(canvas, (index * VIEW_WIDTH, 0, VIEW_WIDTH, VIEW_WIDTH), view)
+    picture = Pictures.fromarray(canvas)
+    draw = ImageDraw.Draw(picture)
+    for index, slot in enumerate(views):
+        draw.text((index * VIEW_WIDTH + 6, VIEW_WIDTH + 2), slot.replace("_", " "), font=font(13, bold=True), fill=INK)
+    bottom = VIEW_WIDTH + CAPTION_HEIGHT + 1
+    draw.text((6, bottom), _shorten(draw, words, width - 12, 13), font=font(13), fill=INK)
+    return np.asarray(picture)
 
 
 def read_frame(path: Path, time: float) -> Image:
@@ -262,7 +286,7 @@ class Composer:
         for camera, (x, y, width, height) in self._views.items():
             draw.rectangle((x, y, x + width - 1, y + height - 1), fill=PANEL)
             draw.text((x + width / 2, y + height / 2), "no picture", font=font(15), fill=FAINT, anchor="mm")
-            draw.text((x, y + height + 4), camera.replace("_", " "), font=font(13), fill=FAINT)
+            draw.text((x, y + height + 4), camera.replace("_", " "), font=font(15, bold=True), fill=INK)
         for joint, box in self._plots.items():
             _draw_plot_frame(draw, joint, box)
         self._draw_legend(draw)

@@ -9,20 +9,40 @@ from __future__ import annotations
 import base64
 import io
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.evaluation.report.figures import Report, joint_plot, latency_plot, status_plot
-from xvla_ros.evaluation.report.recording import RunRecording
+from xvla_ros.evaluation.report import provenance
+from xvla_ros.evaluation.report.figures import Report, joint_plot, latency_plot, spans, status_plot
+from xvla_ros.evaluation.report.film import CAPTION_HEIGHT, VIEW_WIDTH
+from xvla_ros.evaluation.report.recording import RunRecording, in_words
+from xvla_ros.types import NS
 
 if TYPE_CHECKING:
+    from xvla_ros.evaluation.outcomes import Evaluation
     from xvla_ros.robots.profile import Profile
 
 TEMPLATES = Path(__file__).parent / "templates"
+COLOURS = {"good": "good", "unsure": "", "not good": "bad"}  # of a verdict
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture of a page, and what a screen reader says in its place."""
+
+    png: bytes
+    alt: str
+
+
+def span_in_words(values: NDArray[np.float64], unit: str) -> str:
+    """Say from where to where values go: "0.12 to 1.4 rad"; "nothing" where none is finite."""
+    finite = values[np.isfinite(values)]
+    return f"{finite.min():.3g} to {finite.max():.3g} {unit}".rstrip() if finite.size else "nothing"
 
 
 def write_page(template: str, path: Path, **values: Any) -> None:
@@ -58,7 +78,6 @@ def write_html(
         film: a film in the same folder to link to.
         poster: one frame of it, uint8 [H, W, 3] RGB, shown where the film cannot play (print, mail).
     """
-    joints = [joint for group in profile.commands.groups for joint in profile.commands.by_name[group].joints]
     driven = bool(recording.statuses or recording.chunks)
     latencies = {"inference": report.inference_ms, "overhead": report.overhead_ms}
     if report.is_remote:
@@ -69,6 +88,7 @@ def write_html(
         title=f"{report.robot}: {report.duration:.0f} s" + (" with X-VLA" if driven else ""),
         report=report,
         figures=_cards(report),
+        cameras=", ".join(slot.replace("_", " ") for slot in profile.cameras.slots),
         film=film.name if film is not None else "",
         poster=_jpeg(poster) if poster is not None else b"",
         episodes=[
@@ -81,17 +101,124 @@ def write_html(
             )
             for number, each in enumerate(report.episodes, start=1)
         ],
-        timeline=status_plot(recording) if driven or recording.episodes else b"",
+        timeline=Plot(status_plot(recording), _course_in_words(recording)) if driven or recording.episodes else None,
         resets=recording.resets,
-        joints=[(joint.replace("_", " "), joint_plot(joint, recording, profile)) for joint in joints],
-        latency=latency_plot(recording) if driven else b"",
-        latencies=[
-            (name, *(f"{value:.1f} ms" if math.isfinite(value) else "not measured" for value in asdict(row).values()))
-            for name, row in latencies.items()
+        joints=[
+            (
+                group.replace("_", " "),
+                [
+                    Plot(joint_plot(joint, recording, profile), _joint_in_words(joint, recording))
+                    for joint in profile.commands.by_name[group].joints
+                ],
+            )
+            for group in profile.commands.groups
         ],
+        latency=Plot(latency_plot(recording), _latency_in_words(report)) if driven else None,
+        latencies=[(name, *(_ms(value) for value in asdict(row).values())) for name, row in latencies.items()],
         frames=[(camera, each.sent, each.received, each.dropped) for camera, each in report.frames.items()],
         settings=_settings(report, recording),
     )
+
+
+def write_evaluation_page(evaluation: Evaluation, path: Path) -> None:
+    """Write the page of an evaluation; films are linked and lie beside it."""
+    from xvla_ros.evaluation.outcomes import judge_episodes
+
+    counted, total, ways = evaluation.counters, len(evaluation.episodes), {"ros": "over ROS", "process": "in process"}
+    judged = judge_episodes(evaluation)
+    low, high = judged.figures["interval"]
+    cameras = [slot.replace("_", " ") for slot in evaluation.cameras]
+    write_page(
+        "evaluation.html",
+        path,
+        title=f"{evaluation.robot}, {evaluation.task}: {evaluation.successes} of {total}",
+        subtitle=f"{evaluation.checkpoint or 'no checkpoint'}, {ways[evaluation.over]}",
+        trained=evaluation.trained,
+        judgement={"words": judged.text.split("\n")[-1].strip(), "colour": COLOURS[judged.verdict]},
+        figures=[
+            (f"{evaluation.successes} of {total}", "episodes succeeded"),
+            (f"{low:.0%} to {high:.0%}", "95 % interval of the rate (Wilson)"),
+            (str(evaluation.wrongs), "did something else"),
+            (str(counted.holds), "holds"),
+        ],
+        cameras=", ".join(cameras),
+        aspect=f"{len(cameras) * VIEW_WIDTH} / {VIEW_WIDTH + 2 * CAPTION_HEIGHT}",
+        films=[
+            (
+                each.film,
+                f"seed {each.seed}: “{each.instruction}”, {in_words(evaluation.task, success=False, wrong=each.wrong)}",
+            )
+            for each in evaluation.episodes
+            if each.film
+        ],
+        failures=_failures(evaluation),
+        episodes=[
+            (
+                str(each.seed),
+                each.instruction,
+                ("✓ " if each.success else "✗ ") + in_words(evaluation.task, success=each.success, wrong=each.wrong),
+                f"{each.duration:.1f} s",
+            )
+            for each in evaluation.episodes
+        ],
+        latencies=[
+            (name, *(_ms(value) for value in asdict(row).values()))
+            for name, row in {"inference": counted.inference_ms, "overhead": counted.overhead_ms}.items()
+            if math.isfinite(row.p50)
+        ],
+        settings=[
+            ("checkpoint", evaluation.checkpoint or "(none)"),
+            ("seed of the first episode", str(evaluation.seed)),
+            *((name.replace("_", " "), str(value)) for name, value in evaluation.settings.items() if value != ""),
+            *provenance.rows(provenance.provenance(), counted.computing),
+        ],
+    )
+
+
+def _failures(evaluation: Evaluation) -> str:
+    failed = [each for each in evaluation.episodes if not each.success]
+    if not failed:
+        return "No episode failed."
+    filmed = sum(bool(each.film) for each in failed)
+    if filmed == len(failed):
+        return "Every failure was filmed."
+    again = (
+        f"xvla evaluate --robot {evaluation.robot} --task {evaluation.task} --seed {failed[filmed].seed} --episodes 1"
+    )
+    return (
+        f"{filmed} of {len(failed)} failures were filmed. More: --films N; one of them: {again} --in-process, with the "
+        "same checkpoint."
+    )
+
+
+def _ms(value: float) -> str:
+    return f"{value:.1f} ms" if math.isfinite(value) else "not measured"
+
+
+def _course_in_words(recording: RunRecording) -> str:
+    shares: dict[str, float] = {}
+    for begin, end, status in spans(recording):
+        said = f"{status.state}: {status.reason.replace('_', ' ')}" if status.reason else status.state
+        shares[said] = shares.get(said, 0.0) + end - begin
+    whole = max(recording.duration, 1e-9)
+    parts = [f"{said} {share / whole:.0%}" for said, share in shares.items()]
+    ended = [f"episode {number} {each.outcome}" for number, each in enumerate(recording.episodes, start=1)]
+    return "; ".join(["Course of the run", *parts, f"{len(recording.chunks)} chunks arrived", *ended])
+
+
+def _joint_in_words(joint: str, recording: RunRecording) -> str:
+    measured, commanded = recording.measured[joint], recording.commanded[joint]
+    return (
+        f"{joint.replace('_', ' ')} over time: measured {span_in_words(measured.position, '')}, "
+        f"commanded {span_in_words(commanded.position, '')}"
+    )
+
+
+def _latency_in_words(report: Report) -> str:
+    found = report.inference_ms
+    if not math.isfinite(found.p50):
+        return "Inference time of every chunk: none was measured"
+    return f"Inference time of {report.chunks} chunks: median {found.p50:.0f} ms, at most {found.max:.0f} ms"
 
 
 def _cards(report: Report) -> list[tuple[str, str]]:
@@ -123,10 +250,15 @@ def _settings(report: Report, recording: RunRecording) -> list[tuple[str, str]]:
         *([("seed", str(report.seed))] if report.seed is not None else []),
         ("duration", f"{report.duration:.2f} s{clock}"),
         *([("speed", f"{report.real_time_factor:.2f} times real time")] if report.simulated else []),
-        *((name.replace("_", " "), value) for name, value in report.computing.items()),
         *((f"trajectories to {group}", str(count)) for group, count in recording.trajectories.items()),
         *(counted if report.trained is not None else ()),
+        *([] if report.simulated else [("recorded", _date(recording.start))]),
+        *provenance.rows(provenance.provenance(), report.computing),
     ]
+
+
+def _date(stamp: int) -> str:
+    return datetime.fromtimestamp(stamp // NS, UTC).isoformat(timespec="seconds")
 
 
 def _data_uri(content: bytes, kind: str = "png") -> str:

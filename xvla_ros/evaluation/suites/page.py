@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from xvla_ros.evaluation.report import provenance
 from xvla_ros.evaluation.report.page import write_page
 from xvla_ros.evaluation.suites.results import SuiteResult
 
@@ -39,7 +40,7 @@ def write_suite_page(result: SuiteResult, path: Path) -> None:
             ("checkpoint", run.checkpoint or "(none)"),
             ("digest of the checkpoint", run.digest or "(none)"),
             *((f"{name} in the simulator", value) for name, value in run.versions.items() if value),
-            *((name.replace("_", " "), value) for name, value in result.computing.items()),
+            *provenance.rows(provenance.provenance(), result.computing),
         ],
     )
 

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.outcomes import wilson
 from xvla_ros.evaluation.report.figures import SCHEMA_VERSION
+from xvla_ros.evaluation.report.provenance import provenance
 from xvla_ros.simulation.suites.protocols import PUBLISHED_SUITES, SuiteProtocol
 from xvla_ros.simulation.suites.suite import SuiteTask
 from xvla_ros.types import Percentiles
@@ -274,7 +274,7 @@ class SuiteResult:
         times = [each for episode in self.of(self.run.driver) for each in episode.inference_ms]
         return {
             **self.run.to_mapping(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            **provenance(),
             "trained": self.trained,
             **(own.to_mapping() or {"episodes": 0, "successes": 0, "success_rate": None, "interval": None}),
             "reported": self.run.protocol.reported.get(self.run.suite),
