@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from browser import NARROW, WIDE, look, needs_axe
+from browser import NARROW, WIDE, Browser, needs_axe
 from recorded_run import RecordedRun
 
 from xvla_ros.commands import run
@@ -169,21 +170,31 @@ def evaluation(folder: Path) -> Path:
     return folder / "report.html"
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    pytest.importorskip("websockets", reason="needs the serve extra")
+    with Browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
 @needs_axe
 @pytest.mark.parametrize("width", [WIDE, NARROW])
 @pytest.mark.parametrize("kind", ["run", "replay", "evaluation"])
-def test_axe_finds_nothing_and_nothing_is_cut_off(kind: str, width: int, report: Path, tmp_path: Path) -> None:
-    page = {"run": lambda _: report / "report.html", "replay": replay, "evaluation": evaluation}[kind](tmp_path)
-    found, too_wide = look(page, width, tmp_path)
-    assert found == []
-    assert too_wide <= 0
+def test_axe_finds_nothing_and_nothing_is_cut_off(
+    kind: str, width: int, report: Path, browser: Browser, tmp_path: Path
+) -> None:
+    shown = {"run": lambda _: report / "report.html", "replay": replay, "evaluation": evaluation}[kind](tmp_path)
+    browser.resize(width)
+    browser.open(shown.as_uri())
+    assert browser.violations() == []
+    assert browser.too_wide() <= 0
 
 
 @needs_axe
-def test_axe_would_find_a_picture_without_words(tmp_path: Path) -> None:
+def test_axe_would_find_a_picture_without_words(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text(
         "<!doctype html><html lang=en><title>t</title><body><main><h1>h</h1><img src=x></main></body></html>"
     )
-    found, _ = look(page, NARROW, tmp_path)
-    assert [each[0] for each in found] == ["image-alt"]
+    browser.open(page.as_uri())
+    assert [each[0] for each in browser.violations()] == ["image-alt"]

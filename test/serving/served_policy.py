@@ -5,7 +5,8 @@ import asyncio
 import threading
 from contextlib import contextmanager
 
-from xvla_ros.serving.server import Access, PolicyServer
+from xvla_ros.serving.access import Access
+from xvla_ros.serving.server import PolicyServer
 from xvla_ros.serving.service import PolicyService
 
 PAIR, ARM = "so101_bimanual", "widowx"

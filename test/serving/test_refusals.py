@@ -21,10 +21,9 @@ from served_policy import PAIR, serving
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from xvla_ros.commands.serve import read_token
 from xvla_ros.errors import RequestError, SetupError, UnreachableError
 from xvla_ros.serving import Client, protocol, server
-from xvla_ros.serving.server import Access, is_loopback
+from xvla_ros.serving.access import Access, is_loopback, read_token
 
 TOKEN = "a long enough secret, of 40 characters.."
 

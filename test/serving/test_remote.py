@@ -12,10 +12,10 @@ from served_policy import ARM, DEADLINE, PAIR, Served, serving
 
 from xvla_ros.errors import RequestError, SetupError, UnreachableError
 from xvla_ros.serving import remote
+from xvla_ros.serving.access import Access
 from xvla_ros.serving.client import Link, url_of
 from xvla_ros.serving.protocol import decode_picture, encode_picture
 from xvla_ros.serving.remote import Credentials, RemotePolicy, trained_at
-from xvla_ros.serving.server import Access
 from xvla_ros.serving.service import PolicyService
 from xvla_ros.types import Prefix
 

@@ -9,13 +9,32 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from xvla_ros.commands.options import Checkpoint, Command, Device, Dtype, Option, Positive, RealTime, Robot, Server
+from xvla_ros.commands.options import (
+    Checkpoint,
+    Command,
+    Device,
+    Dtype,
+    Listening,
+    Option,
+    Positive,
+    RealTime,
+    Robot,
+    Server,
+)
 from xvla_ros.errors import Interrupted, SetupError
 from xvla_ros.evaluation.graph import choose_profiles, policy_command, settings_in_simulation, sim_command
 from xvla_ros.evaluation.processes import Supervisor
 
+if TYPE_CHECKING:
+    from queue import SimpleQueue
+
+    from xvla_ros.nodes.rerun_stream import RerunStream
+    from xvla_ros.nodes.web_view import Request, WebStream
+    from xvla_ros.robots.profile import Profile
+
+OF_PAGES = ("control", "host", "port", "token_file", "tls_cert", "tls_key", "tls_client_ca", "insecure")
 Policy = Annotated[str, "absolute name of the policy node"]
 
 
@@ -77,13 +96,17 @@ class Run(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewCommand(Command):
-    """Show a running robot in the Rerun viewer: cameras, chunks against joints, state. It only listens.
+class ViewCommand(Listening):
+    """Show a running robot in the Rerun viewer or on a page: cameras, chunks against joints, state. It only listens.
+
+    --control lets the page also send instructions, stop and clear.
 
     examples:
       xvla view --robot so101_bimanual
       xvla view --robot so101_bimanual --save run.rrd --duration 60
       xvla view --robot so101_bimanual --connect rerun+http://192.168.0.7:9876/proxy
+      xvla view --robot so101_bimanual --web --control
+      xvla view --robot so101_bimanual --web --host 0.0.0.0 --token-file token
     """
 
     robot: Robot = "so101_bimanual"
@@ -93,6 +116,9 @@ class ViewCommand(Command):
     duration: Annotated[Positive | None, "seconds after which it ends (default: at Ctrl-C)"] = None
     rate: Annotated[Positive, "pictures per second and camera"] = 10.0
     policy: Policy = "/xvla"
+    web: Annotated[bool, "serve a page for browsers, in place of Rerun"] = False
+    control: Annotated[bool, "let the page send instructions, stop and clear"] = False
+    port: Annotated[int, "port of the page; 0 takes a free one"] = 8080
 
     def run(self) -> int:
         """Show the robot; the viewer joins the graph of the surrounding ROS_DOMAIN_ID."""
@@ -101,25 +127,43 @@ class ViewCommand(Command):
 
         prepare()
         from xvla_ros.nodes.process import StopRequest
-        from xvla_ros.nodes.rerun_stream import RerunStream
 
         profile = load_robot(self.robot)
-        stream = RerunStream(
+        stream, requests = self._page(profile) if self.web else (self._viewer(profile), None)
+        stop = StopRequest()
+        with contextlib.closing(stream):
+            try:
+                from xvla_ros.nodes.view_node import serve
+            except ImportError as error:
+                raise SetupError(f"needs ROS 2: {error}") from error
+            print(f"showing {profile.name}{f' on {stream.url}' if self.web else ''}; Ctrl-C ends it", flush=True)
+            chunks = serve(
+                profile, stream, lambda: stop.made, rate=self.rate, policy=self.policy, duration=self.duration,
+                requests=requests,
+            )  # fmt: skip
+        print(f"{chunks} chunks" + (f"; {self.save}" if self.save is not None else ""), flush=True)
+        return 0
+
+    def _viewer(self, profile: Profile) -> RerunStream:
+        from xvla_ros.nodes.rerun_stream import RerunStream
+
+        if given := [name for name in OF_PAGES if getattr(self, name) != getattr(ViewCommand, name)]:
+            raise SetupError(f"--{given[0].replace('_', '-')} is of the page in a browser; add --web")
+        return RerunStream(
             profile, save=Path(self.save) if self.save is not None else None, connect=self.connect,
             spawn=self.spawn or (self.save is None and self.connect is None),
         )  # fmt: skip
-        stop = StopRequest()
-        try:
-            from xvla_ros.nodes.view_node import serve
-        except ImportError as error:
-            raise SetupError(f"needs ROS 2: {error}") from error
-        print(f"showing {profile.name}; Ctrl-C ends it", flush=True)
-        with contextlib.closing(stream):
-            chunks = serve(
-                profile, stream, lambda: stop.made, rate=self.rate, policy=self.policy, duration=self.duration
-            )
-        print(f"{chunks} chunks" + (f"; {self.save}" if self.save is not None else ""), flush=True)
-        return 0
+
+    def _page(self, profile: Profile) -> tuple[WebStream, SimpleQueue[Request] | None]:
+        """Return the page, and what browsers ask for where that is carried out."""
+        if given := [name for name in ("save", "connect", "spawn") if getattr(self, name)]:
+            raise SetupError(f"--{given[0]} is of the Rerun viewer, --web a page in its place; give one of them")
+        if find_spec("aiohttp") is None:
+            raise SetupError("a page needs aiohttp; install it with: pip install 'xvla_ros[serve]'")
+        from xvla_ros.nodes.web_view import WebStream
+
+        stream = WebStream(profile, self.access(), control=self.control)
+        return stream, stream.requests if self.control else None
 
 
 @dataclass(frozen=True, kw_only=True)

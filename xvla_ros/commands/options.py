@@ -19,7 +19,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import partial
 from inspect import cleandoc
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from xvla_ros.serving.access import Access
 
 Read = TypeVar("Read")
 
@@ -49,6 +53,40 @@ class Command:
     def run(self) -> int:
         """Run the command; return the exit code. The caller prints an ``XvlaError`` or ``OSError``."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening(Command):
+    """A command that listens on a port: the options that say where, and who may ask."""
+
+    host: Annotated[str, "address to listen on; another than this machine's own needs a token or certificates"] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, "port; 0 takes a free one"] = 8000
+    token_file: Annotated[
+        Path | None, Option(metavar="FILE"), "file whose first line every client must send as a bearer token"
+    ] = None
+    tls_cert: Annotated[Path | None, Option(metavar="FILE"), "certificate of the server, for TLS"] = None
+    tls_key: Annotated[
+        Path | None, Option(metavar="FILE"), "its key, where the certificate's file does not hold it"
+    ] = None
+    tls_client_ca: Annotated[Path | None, Option(metavar="FILE"), "authority whose certificates clients must have"] = (
+        None
+    )
+    insecure: Annotated[bool, "let anybody ask who reaches the port"] = False
+
+    def access(self) -> Access:
+        """Return where to listen, and who may ask.
+
+        Raises:
+            SetupError: a token file that cannot be used.
+        """
+        from xvla_ros.serving.access import Access, read_token
+
+        return Access(
+            self.host, self.port, "" if self.token_file is None else read_token(self.token_file), self.tls_cert,
+            self.tls_key, self.tls_client_ca, self.insecure,
+        )  # fmt: skip
 
 
 def parse(kind: type[Read], program: str, arguments: Sequence[str]) -> Read:

@@ -7,23 +7,22 @@ import asyncio
 import signal
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from xvla_ros.commands.options import Command, Device, Dtype, Option
+from xvla_ros.commands.options import Device, Dtype, Listening, Option
 from xvla_ros.errors import SetupError
 
 if TYPE_CHECKING:
     from xvla_ros.model.policy import Policy
     from xvla_ros.robots import Profile
-    from xvla_ros.serving.server import Access, PolicyServer
+    from xvla_ros.serving.access import Access
+    from xvla_ros.serving.server import PolicyServer
 
-File = Option(metavar="FILE")
 NEEDED = ("aiohttp", "msgpack", "prometheus_client", "websockets")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serve(Command):
+class Serve(Listening):
     """Serve a policy on one port: to nodes and programs of ours, to openpi's clients, and to X-VLA's (POST /act).
 
     examples:
@@ -39,17 +38,8 @@ class Serve(Command):
         str, Option(metavar="A,B"),
         "robots known by name: names and files of profiles with commas between them (default: the checkpoint's own)",
     ] = ""  # fmt: skip
-    host: Annotated[str, "address to listen on; another than this machine's own needs a token or certificates"] = (
-        "127.0.0.1"
-    )
-    port: Annotated[int, "port; 0 takes a free one"] = 8000
     device: Device = "cpu"
     dtype: Dtype = ""
-    token_file: Annotated[Path | None, File, "file whose first line every client must send as a bearer token"] = None
-    tls_cert: Annotated[Path | None, File, "certificate of the server, for TLS"] = None
-    tls_key: Annotated[Path | None, File, "its key, where the certificate's file does not hold it"] = None
-    tls_client_ca: Annotated[Path | None, File, "authority whose certificates clients must have"] = None
-    insecure: Annotated[bool, "let anybody ask who reaches the port"] = False
 
     def run(self) -> int:
         """Serve until Ctrl-C or SIGTERM."""
@@ -61,7 +51,7 @@ class Serve(Command):
         from xvla_ros.serving.service import PolicyService
 
         show_log("serving")
-        access = self._access()
+        access = self.access()
         access.require_safe()
         profiles = self._profiles()
         policy = self.policy(profiles)
@@ -69,14 +59,6 @@ class Serve(Command):
         server = PolicyServer(PolicyService(policy, profiles, _version(), digest), access)
         asyncio.run(_serve(server, access, policy.source))
         return 0
-
-    def _access(self) -> Access:
-        from xvla_ros.serving.server import Access
-
-        return Access(
-            self.host, self.port, "" if self.token_file is None else read_token(self.token_file), self.tls_cert,
-            self.tls_key, self.tls_client_ca, self.insecure,
-        )  # fmt: skip
 
     def _profiles(self) -> dict[str, Profile]:
         from xvla_ros.evaluation.graph import choose_profiles
@@ -108,24 +90,6 @@ class Serve(Command):
 
         revisions = {profile.policy.revision for profile in profiles.values()} if not self.checkpoint else set()
         return digest_of(policy.source, next(iter(revisions), "") or None) if policy.source else ""
-
-
-def read_token(file: Path) -> str:
-    """Return the token in the first line of a file.
-
-    Raises:
-        SetupError: there is none, or it could be guessed.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SetupError(f"token file {file}: {error}") from error
-    token = lines[0].strip() if lines else ""
-    if len(token) < 16:
-        raise SetupError(
-            f"token file {file} holds a token of {len(token)} characters; expected 16 or more: openssl rand -hex 32"
-        )
-    return token
 
 
 def _say(line: str) -> None:

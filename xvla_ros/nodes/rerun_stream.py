@@ -8,6 +8,7 @@ entity                       what
 ``joints/J/executed``        measured position of joint J, rad or m
 ``joints/J/predicted/0`` …   what the chunks plan for it; they take turns, so that the lines stay apart
 ``status``                   state and reason of the robot as text, when they change
+``episodes``                 how an episode stands, when that changes
 ===========================  ==========================================================================
 
 The timeline is ``ros_time``: the stamps of the messages, and for chunks the times at which their waypoints are due.
@@ -57,6 +58,7 @@ class RerunStream:
         self._profile = profile
         self._samples: dict[str, list[tuple[int, float]]] = defaultdict(list)
         self._chunks = 0
+        self._last_episodes: dict[str, str] = {}
         self._last_status: tuple[str, str, str] | None = None
         self._stream = rerun.RecordingStream("xvla_ros")
         self._stream.set_log_time_enabled(False)
@@ -103,6 +105,11 @@ class RerunStream:
             for turn in range(TURNS):
                 self._stream.log(_predicted(joint, turn), lines(colors=[PREDICTED], names=["predicted"]), static=True)
 
+    @property
+    def url(self) -> str:
+        """Empty: the viewer has no page."""
+        return ""
+
     def picture(self, camera: str, stamp: int, jpeg: bytes) -> None:
         """Show a picture, JPEG, of ROS time ``stamp`` in ns."""
         self._set_time(stamp)
@@ -129,6 +136,12 @@ class RerunStream:
         text = ": ".join(part for part in (state, reason, detail or instruction) if part)
         self._set_time(stamp)
         self._stream.log("status", self._rerun.TextLog(text, level=LEVELS.get(state, "INFO")))
+
+    def episode(self, key: str, instruction: str, outcome: str) -> None:
+        """Log how an episode stands, where that has changed."""
+        if self._last_episodes.get(key) != outcome:
+            self._last_episodes[key] = outcome
+            self._stream.log("episodes", self._rerun.TextLog(f"{key}: {instruction}: {outcome}"))
 
     def flush(self) -> None:
         """Send what has been gathered."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node ``xvla_view``: shows what one robot sees, does and plans in the Rerun viewer. It only listens.
+"""The node ``xvla_view``: shows what one robot sees, does and plans, in the Rerun viewer or on a page. It only listens.
 
 ``xvla view`` runs it. It publishes on no topic of the robot and asks no service, so it may come and go while the robot
-moves.
+moves; but for a page that takes instructions, stop and clear (``xvla view --web --control``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import rclpy
@@ -20,18 +21,74 @@ from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
 
 from xvla_ros.errors import KinematicsError, MessageError
 from xvla_ros.nodes import messages, qos
-from xvla_ros.nodes.rerun_stream import RerunStream
 from xvla_ros.observation.images import COMPRESSED, view_of
-from xvla_ros.robots.actions import Decoder
+from xvla_ros.recordings.marks import EPISODE_TOPIC, read_mark
+from xvla_ros.robots.actions import Decoder, Trajectory
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
 
-from xvla_ros.msg import ActionChunk, PolicyStatus  # isort: skip
+from xvla_ros.msg import ActionChunk, EpisodeOutcome, PolicyStatus  # isort: skip
+
+if TYPE_CHECKING:
+    from xvla_ros.nodes.web_view import Request
 
 SPIN_S = 0.1
+SIMULATION = "/sim"
+
+
+class Stream(Protocol):
+    """Takes what is seen of a robot: ``RerunStream``, ``WebStream``."""
+
+    def picture(self, camera: str, stamp: int, jpeg: bytes) -> None: ...
+    def executed(self, joint: str, stamp: int, position: float) -> None: ...
+    def predicted(self, path: Trajectory) -> None: ...
+    def status(self, stamp: int, state: str, reason: str, detail: str, instruction: str) -> None: ...
+    def episode(self, key: str, instruction: str, outcome: str) -> None: ...
+    def flush(self) -> None:
+        """Show what has been gathered."""
+
+
+class Controls:
+    """Carries out what a browser asks for: an instruction, stop, clear.
+
+    Args:
+        node: that publishes and asks.
+        policy: absolute name of the policy node.
+        robot: the robot's name.
+    """
+
+    def __init__(self, node: Node, policy: str, robot: str) -> None:
+        self._say = node.create_publisher(String, f"{policy}/{robot}/instruction", qos.LATCHED)
+        self._services = {
+            "stop": node.create_client(Trigger, f"{policy}/stop"),
+            "clear": node.create_client(Trigger, f"{policy}/clear_stop"),
+        }
+
+    def carry_out(self, request: Request) -> None:
+        """Do it; the request is answered, where a service is asked once that has answered."""
+        if request.do == "instruction":
+            listeners = self._say.get_subscription_count()
+            self._say.publish(String(data=request.text))
+            sent = f"“{request.text}” was sent"
+            unheard = f"{sent}, but no node listens on {self._say.topic_name}: is the policy node running?"
+            request.answer(listeners > 0, sent if listeners else unheard)
+            return
+        client = self._services[request.do]
+        if not client.service_is_ready():
+            request.answer(False, f"no node offers the service {client.srv_name}: is the policy node running?")
+            return
+        client.call_async(Trigger.Request()).add_done_callback(partial(_pass_on, request))
+
+
+def _pass_on(request: Request, future: Any) -> None:
+    answer = future.result()
+    done = "stopped" if request.do == "stop" else "cleared"
+    request.answer(bool(answer.success), answer.message or (done if answer.success else "the node gave no reason"))
 
 
 class ViewNode(Node):
@@ -42,10 +99,20 @@ class ViewNode(Node):
         stream: takes them.
         rate: pictures a second and camera.
         policy: absolute name of the policy node.
+        requests: of browsers, to be carried out; None where nothing is.
     """
 
-    def __init__(self, profile: Profile, stream: RerunStream, rate: float, policy: str = "/xvla") -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        stream: Stream,
+        rate: float,
+        policy: str = "/xvla",
+        requests: SimpleQueue[Request] | None = None,
+    ) -> None:
         super().__init__("xvla_view")
+        self._requests = requests
+        self._controls = None if requests is None else Controls(self, policy, profile.name)
         self.chunks = 0
         self._profile, self._stream = profile, stream
         self._decoder = self._make_decoder()
@@ -60,6 +127,10 @@ class ViewNode(Node):
         base = f"{policy}/{profile.name}"
         self.create_subscription(ActionChunk, f"{base}/action_chunk", self._on_chunk, qos.EVENTS)
         self.create_subscription(PolicyStatus, f"{base}/status", self._on_status, qos.LATCHED)
+        outcomes = f"{SIMULATION}/{profile.name}/outcome"
+        self.create_subscription(EpisodeOutcome, outcomes, self._on_outcome, qos.LATCHED)
+        self.create_subscription(String, EPISODE_TOPIC, self._on_mark, qos.EVENTS)
+        self._marks = 0
         self._polled = PolledTopics(profile, "xvla_view_cameras", self.get_logger())
         steady = rclpy.clock.Clock(clock_type=rclpy.clock.ClockType.STEADY_TIME)
         self.create_timer(1.0 / rate, self._show_pictures, clock=steady)
@@ -99,6 +170,31 @@ class ViewNode(Node):
         stamp = messages.stamp_ns(message.header.stamp)
         self._stream.status(stamp, message.state, message.reason, message.detail, message.instruction)
 
+    def _on_outcome(self, message: EpisodeOutcome) -> None:
+        outcome = "it goes on"
+        if message.over:
+            outcome = "succeeded" if message.success else message.reason.replace("_", " ")
+        self._stream.episode(f"{message.task} {message.episode}", message.instruction, outcome)
+
+    def _on_mark(self, message: String) -> None:
+        try:
+            mark = read_mark(message.data)
+        except MessageError as error:
+            self.get_logger().warning(f"a mark is not shown: {error}", throttle_duration_sec=5.0)
+            return
+        if mark.get("robot") != self._profile.name:
+            return
+        self._marks += mark["event"] == "start"
+        success = mark.get("success")
+        judged = "ended" if success is None else "succeeded" if success else "failed"
+        outcome = {"start": "it goes on", "end": judged, "discard": "discarded"}[mark["event"]]
+        self._stream.episode(f"recorded {self._marks}", str(mark.get("instruction", "")), outcome)
+
+    def carry_out(self) -> None:
+        """Do what browsers have asked for since the last call."""
+        while self._controls is not None and self._requests is not None and not self._requests.empty():
+            self._controls.carry_out(self._requests.get())
+
     def _show_pictures(self) -> None:
         for picture in self._polled.pictures():
             self._stream.picture(picture.camera, picture.stamp, picture.encoded)
@@ -107,22 +203,24 @@ class ViewNode(Node):
 
 def serve(
     profile: Profile,
-    stream: RerunStream,
+    stream: Stream,
     stop: Callable[[], bool],
     *,
     rate: float,
     policy: str,
     duration: float | None = None,
+    requests: SimpleQueue[Request] | None = None,
 ) -> int:
     """Show a robot until ``stop`` says so, or for ``duration`` s; return how many chunks were shown."""
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    node = ViewNode(profile, stream, rate, policy)
+    node = ViewNode(profile, stream, rate, policy, requests)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     end = None if duration is None else time.monotonic() + duration
     try:
         while not stop() and (end is None or time.monotonic() < end):
             executor.spin_once(timeout_sec=SPIN_S)
+            node.carry_out()
     except ExternalShutdownException:
         node.get_logger().info("ROS was shut down")
     finally:

@@ -10,23 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import ipaddress
 import logging
-import ssl
 import time
 import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from aiohttp import WSCloseCode, WSMsgType, web
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client import Counter as Count
 
-from xvla_ros.errors import RequestError, SetupError
+from xvla_ros.errors import RequestError
 from xvla_ros.serving import fronts, protocol
+from xvla_ros.serving.access import Access
 from xvla_ros.serving.service import PolicyService
 
 _LOG = logging.getLogger(__name__)
@@ -41,73 +38,6 @@ MAX_CONNECTIONS, MAX_CONNECTIONS_EACH = 128, 32
 RATE = 200.0  # requests a second from one address, and as many at once
 ACT, OPENPI, NATIVE = "act", "openpi", "xvla"
 STATUS = {protocol.RATE: 429, protocol.OVERLOADED: 503, protocol.LATE: 503, protocol.POLICY: 500}
-
-
-@dataclass(frozen=True)
-class Access:
-    """Where the server listens, and who may ask.
-
-    Attributes:
-        host: address; ``0.0.0.0`` for every one.
-        port: 0 takes a free one.
-        token: that clients must have; empty for none.
-        certificate, key: files of the server's certificate, for TLS.
-        client_ca: file of the authority that signs clients' certificates, for TLS.
-        insecure: let anybody ask who reaches the port.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    token: str = ""
-    certificate: Path | None = None
-    key: Path | None = None
-    client_ca: Path | None = None
-    insecure: bool = False
-
-    def require_safe(self) -> None:
-        """Refuse to listen to strangers unasked.
-
-        Raises:
-            SetupError: the address is not this machine's own, and nothing says who may ask.
-        """
-        if self.client_ca is not None and self.certificate is None:
-            raise SetupError(
-                "a client authority without TLS: give the server a certificate too (--tls-cert, --tls-key)"
-            )
-        if self.token or self.client_ca is not None or self.insecure or is_loopback(self.host):
-            return
-        raise SetupError(
-            f"host is {self.host}, which others can reach; expected 127.0.0.1, or a token (--token-file), or "
-            "certificates of clients (--tls-client-ca); --insecure lets anybody ask who reaches the port"
-        )
-
-    def tls(self) -> ssl.SSLContext | None:
-        """Return how connections are encrypted, None where they are not.
-
-        Raises:
-            SetupError: a file that cannot be used.
-        """
-        if self.certificate is None:
-            return None
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        try:
-            context.load_cert_chain(self.certificate, self.key)
-            if self.client_ca is not None:
-                context.load_verify_locations(self.client_ca)
-                context.verify_mode = ssl.CERT_REQUIRED
-        except (OSError, ssl.SSLError) as error:
-            raise SetupError(f"TLS: {self.certificate}, {self.key or 'no key'}: {error}") from error
-        return context
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether an address is reached from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Metrics:

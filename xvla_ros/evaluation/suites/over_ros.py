@@ -41,7 +41,8 @@ from xvla_ros.nodes.suite_node import SuiteNode, suite_node
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.rotations import matrix_to_axis_angle
 from xvla_ros.ros_env import child_environment
-from xvla_ros.serving.server import Access, PolicyServer
+from xvla_ros.serving.access import Access
+from xvla_ros.serving.server import PolicyServer
 from xvla_ros.serving.service import PolicyService
 from xvla_ros.simulation.suites.protocols import EvaluationProtocol
 from xvla_ros.simulation.suites.suite import Pixels, Sight, SuiteTask
