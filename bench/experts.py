@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often the scripted experts succeed: every task of every simulated robot, with noise as in demonstrations.
 
-    python bench/experts.py [--episodes 200] [--seed 30000] [--json FILE]
+    python bench/experts.py [--episodes 200] [--seed 30000] [--family N] [--json FILE]
 
 ``direct`` is what `xvla demos` records: the expert's noisy execution. ``control`` has the expert answer observations
 with clean chunks that go through decoding, limits and windows as a policy's do (`xvla evaluate --expert`); it has a
-quarter of the episodes.
+quarter of the episodes. ``--family`` measures so many drawn arms, family_0 …, in the place of these robots.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ def main() -> int:
     parser = results.parser(__doc__ or "")
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=30000)
+    parser.add_argument("--family", type=int, default=0, help="drawn arms, instead of the robots that have files")
     options = parser.parse_args()
     rows, promises = [], []
-    for robot in ROBOTS:
+    for robot in [f"family_{seed}" for seed in range(options.family)] or ROBOTS:
         profile = load_profile(robot)[robot]
         for task in task_names(profile):
             print(f"{robot} {task} …", file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 from xvla_ros import limits
 from xvla_ros.errors import Problem, ProfileError, did_you_mean
+from xvla_ros.robots.family import urdf_of
 from xvla_ros.robots.urdf_file import XmlError, find_urdf, holds_xacro, parse, urdf_text
 
 KINDS = ("revolute", "continuous", "prismatic", "fixed", "floating", "planar")
@@ -104,11 +105,13 @@ class Urdf:
 
 
 def read_urdf(name: str | Path) -> Urdf:
-    """Read a URDF: the file ``name``, or else the shipped one of that name.
+    """Read a URDF: the file ``name``, or else the shipped one of that name, or that of an arm of the family.
 
     Raises:
         ProfileError: naming everything that is wrong with the file.
     """
+    if not Path(name).is_file() and (drawn := urdf_of(str(name))) is not None:
+        return parse_urdf(drawn, str(name))
     path = find_urdf(name)
     return parse_urdf(urdf_text(path), str(path))
 

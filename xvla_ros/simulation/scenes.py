@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from xvla_ros.errors import SimulationError
+from xvla_ros.robots.family import DrawnArm, arm_named
 from xvla_ros.simulation import agibot, so101, widowx
+from xvla_ros.simulation.family import family_spec
 from xvla_ros.simulation.parts import (
     LEFT_CONTACT,
     RIGHT_CONTACT,
@@ -81,9 +83,11 @@ def build_scene(robot: str, timestep: float) -> Scene:
     Raises:
         SimulationError: listing the robots that have one.
     """
+    if (arm := arm_named(robot)) is not None:
+        return _build_drawn(arm, timestep)
     if robot not in _BUILDERS:
         raise SimulationError(
-            f"no simulated scene for robot {robot!r}; there is one for: {', '.join(scene_names())}; "
+            f"no simulated scene for robot {robot!r}; there is one for: {', '.join(scene_names())}, family_SEED; "
             "choose one of these or register a builder with xvla_ros.simulation.scenes.scene"
         )
     return _BUILDERS[robot](timestep)
@@ -97,12 +101,19 @@ def scene_for(robot: str, joints: Sequence[str], timestep: float) -> Scene:
     Raises:
         SimulationError: listing the robots that have one.
     """
-    if robot not in _BUILDERS:
+    if robot not in _BUILDERS and arm_named(robot) is None:
         scenes = [build_scene(name, timestep) for name in scene_names()]
         fitting = [scene for scene in scenes if set(scene.driven) == set(joints)]
         if len(fitting) == 1:
             return fitting[0]
     return build_scene(robot, timestep)
+
+
+def _build_drawn(arm: DrawnArm, timestep: float) -> Scene:
+    """Build the scene of an arm of the family."""
+    spec, cubes, home = family_spec(arm, timestep)
+    bowl = [] if arm.bowl is None else [(*np.mean(arm.bowl, axis=0).tolist(), 0.10)]
+    return Scene(arm.name, spec.compile(), home, cubes, Scatter(*arm.cubes, clear=bowl))
 
 
 SO101_READY = {

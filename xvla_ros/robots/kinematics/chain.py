@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from xvla_ros.errors import KinematicsError, ProfileError, did_you_mean
 from xvla_ros.resources import config_dir
+from xvla_ros.robots.family import urdf_of
 from xvla_ros.robots.rotations import matrix_to_quaternion
 from xvla_ros.robots.urdf import Urdf, parse_urdf
 from xvla_ros.robots.urdf_file import urdf_text
@@ -36,7 +37,7 @@ class RobotDescription:
 
     @classmethod
     def from_file(cls, name: str | Path, beside: Path | None = None) -> RobotDescription:
-        """Read a URDF file: ``name`` itself, or in the folder ``beside``, or among the shipped ones.
+        """Read a URDF file: ``name`` itself, or in the folder ``beside``, among the shipped ones, or of the family.
 
         Raises:
             KinematicsError: naming every place looked at, or why the file cannot be read.
@@ -50,6 +51,8 @@ class RobotDescription:
                     return cls(urdf_text(path), str(path))
                 except ProfileError as error:
                     raise KinematicsError(str(error)) from error
+        if (drawn := urdf_of(str(name))) is not None:
+            return cls(drawn, str(name))
         raise KinematicsError(f"no URDF {str(name)!r}; looked for {', '.join(str(path) for path in tried)}")
 
 

@@ -22,6 +22,7 @@ from xvla_ros import limits
 from xvla_ros.errors import Problem, ProfileError, brief, did_you_mean
 from xvla_ros.model.action_specs import ActionSpec, action_spec
 from xvla_ros.resources import config_dir
+from xvla_ros.robots.family import settings_of
 from xvla_ros.robots.profile.schema import (
     NAME_PATTERN,
     NAMED,
@@ -197,7 +198,7 @@ Find = Callable[[str], Any]
 
 
 def load_profile(name_or_file: str | Path) -> dict[str, Profile]:
-    """Return the profiles of a file, or the one of a shipped robot, by the robots' names.
+    """Return the profiles of a file, or the one of a shipped robot or of an arm of the family, by the robots' names.
 
     Raises:
         ProfileError: when there is no such robot or file, or naming everything that is wrong with it.
@@ -210,9 +211,13 @@ def load_profile(name_or_file: str | Path) -> dict[str, Profile]:
     for path, robots in shipped.items():
         if name in robots:
             return {name: load_profiles([path])[name]}
+    drawn = settings_of(name)
+    if drawn is not None:
+        return {name: Profile.from_mapping(name, drawn, file=f"{name} of the family")}
     known = [robot for robots in shipped.values() for robot in robots]
     message = f"robot {name!r} is unknown{did_you_mean(name, known)}"
-    problem = Problem(str(config_dir()), name, name, f"one of {', '.join(known)}, or the path of a .yaml file", message)
+    expected = f"one of {', '.join(known)}, family_SEED, or the path of a .yaml file"
+    problem = Problem(str(config_dir()), name, name, expected, message)
     raise ProfileError([problem])
 
 
@@ -289,7 +294,7 @@ def shipped_settings(name: str) -> Any:
     for robots in _shipped_robots().values():
         if name in robots:
             return robots[name]
-    return None
+    return settings_of(name)
 
 
 def _shipped_robots() -> dict[Path, dict[str, Any]]:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from xvla_ros.errors import SimulationError
+from xvla_ros.robots.family import arm_named
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.scenes import scene_for
 from xvla_ros.simulation.tasks.handover import Handover
@@ -67,7 +70,7 @@ def task_names(profile: Profile) -> tuple[str, ...]:
     Raises:
         SimulationError: the robot has no scene.
     """
-    return tuple(REGIONS.get(_scene(profile), {}))
+    return tuple(_regions(_scene(profile)))
 
 
 def load_task(profile: Profile, name: str, *, variation: float = 1.0) -> Task:
@@ -80,7 +83,7 @@ def load_task(profile: Profile, name: str, *, variation: float = 1.0) -> Task:
         SimulationError: listing the robot's tasks, or the robot has no scene.
     """
     robot = _scene(profile)
-    regions = REGIONS.get(robot, {})
+    regions = _regions(robot)
     if name not in regions:
         there = ", ".join(regions) or "none"
         raise SimulationError(f"no task {name!r} for robot {profile.name!r}; expected one of: {there}")
@@ -89,3 +92,10 @@ def load_task(profile: Profile, name: str, *, variation: float = 1.0) -> Task:
 
 def _scene(profile: Profile) -> str:
     return scene_for(profile.name, profile.joints.policy_order, TIMESTEP).robot
+
+
+def _regions(robot: str) -> Mapping[str, Regions]:
+    arm = arm_named(robot)
+    if arm is None:
+        return REGIONS.get(robot, {})
+    return {"touch": Regions(cubes=(arm.cubes,), bowl=arm.bowl, apart=max(0.06, 3.4 * arm.cube_half))}

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.errors import XvlaError
+from xvla_ros.robots.family import BASE_LINK, TIP_LINK, DrawnArm, arm_named
 from xvla_ros.robots.kinematics import Chain, InverseKinematics, Poses, RobotDescription
 from xvla_ros.simulation.world import World
 from xvla_ros.types import Floats
@@ -188,6 +189,40 @@ HANDS: dict[str, tuple[HandFigures, ...]] = {
 }
 
 
+def hands_named(robot: str) -> tuple[HandFigures, ...]:
+    """Return the arms of the scene called ``robot``."""
+    arm = arm_named(robot)
+    return HANDS[robot] if arm is None else (_of_family(arm),)
+
+
+def _of_family(arm: DrawnArm) -> HandFigures:
+    near, far = arm.reach
+    return HandFigures(
+        name="",
+        urdf=f"{arm.name}.urdf",
+        base_link=BASE_LINK,
+        tip_link=TIP_LINK,
+        joints=tuple(joint.name for joint in arm.joints),
+        base="base",
+        root="base",
+        shoulder=(0.0, 0.0, arm.shoulder[1]),
+        pivot=(0.0, 0.0),
+        fingers=(f"{arm.fingers[0].name}_link", f"{arm.fingers[1].name}_link"),
+        gripper=arm.fingers[0].name,
+        opened=arm.opened,
+        closed=arm.shut,
+        shut=arm.shut,
+        approach=(0.0, 0.0, 1.0),
+        jaw=(0.0, 1.0, 0.0),
+        tip=(0.0, 0.0, arm.tip),
+        grasp=(0.0, 0.0, 0.0),
+        around=(0.0, 0.0, 0.0),
+        lean=((near, 0.0), (far, arm.lean)),
+        reach=(near - 0.01, far + 0.01),
+        grasp_reach=(near - 0.01, far + 0.01),
+    )
+
+
 class UnreachableError(XvlaError, ValueError):
     """No joint positions bring the hand to where it should be; the message says where that is."""
 
@@ -351,7 +386,7 @@ def hands_of(world: World) -> dict[str, Hand]:
     Raises:
         KinematicsError: Pinocchio is not installed, or a URDF does not fit.
     """
-    return {figures.name: Hand(world, figures) for figures in HANDS[world.scene.robot]}
+    return {figures.name: Hand(world, figures) for figures in hands_named(world.scene.robot)}
 
 
 def bodies_below(model: Any, root: str) -> NDArray[np.intp]:

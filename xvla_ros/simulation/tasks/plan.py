@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from xvla_ros.robots.profile import Profile
-from xvla_ros.simulation.tasks.hands import HANDS
+from xvla_ros.simulation.tasks.hands import hands_named
 from xvla_ros.types import Floats
 
 SPEED = 0.5  # share of the profile's greatest speeds that an expert uses
@@ -152,7 +152,7 @@ class ExecutionNoise:
             amount: 0 is none, 1 as the constants above say.
         """
         order = profile.joints.policy_order
-        grippers = {figures.gripper for figures in HANDS[robot]}
+        grippers = {figures.gripper for figures in hands_named(robot)}
         moved = np.array([joint not in grippers for joint in order], np.bool_)
         spread = np.array([profile.joints.by_name[joint].max_velocity for joint in order], np.float64)
         self._spread = amount * SPREAD * spread * moved

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.errors import SimulationError
 from xvla_ros.robots.profile import Profile
-from xvla_ros.simulation.tasks.hands import HANDS, Hand, bodies_below, hands_of
+from xvla_ros.simulation.tasks.hands import Hand, bodies_below, hands_named, hands_of
 from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg, speeds
 from xvla_ros.simulation.world import World
 from xvla_ros.types import Floats
@@ -282,7 +282,7 @@ class Task(ABC):
         """Make a task of ``profile``, in the scene of ``robot``."""
         self.profile, self.variation = profile, variation
         self._regions = regions
-        self._names = tuple(figures.name for figures in HANDS[robot])
+        self._names = tuple(figures.name for figures in hands_named(robot))
         self._cell: Cell | None = None
         self._layout: Layout | None = None
         self._variants: tuple[Layout, ...] = ()
