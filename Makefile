@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | test | test-all | test-machines | soak | fuzz | audit | policy | libero | simulators | browser | pictures | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
+# make demo | test | test-all | test-machines | soak | fuzz | audit | policy | libero | simulators | browser | pictures | docs | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
 # ROS_DISTRO=kilted make … uses the wheels of ROS 2 Kilted instead of Jazzy, in .venv-kilted.
 
 PYTHON ?= python3
@@ -16,7 +16,7 @@ else ifeq ($(ROS_DISTRO),kilted)
 else
   $(error ROS_DISTRO is $(ROS_DISTRO), allowed: jazzy, kilted)
 endif
-EXTRAS := $(EXTRAS),kinematics,sim,train,replay,view,lerobot,serve,engines,dev
+EXTRAS := $(EXTRAS),kinematics,sim,train,replay,view,lerobot,serve,engines,docs,dev
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
@@ -28,7 +28,7 @@ MESSAGES := xvla_ros/msg/.built-for-$(ROS_DISTRO)
 # A sourced ROS would be mixed with the wheels.
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test test-all test-machines soak fuzz audit policy libero simulators browser pictures lint venv clean
+.PHONY: demo test test-all test-machines soak fuzz audit policy libero simulators browser pictures docs lint venv clean
 .DELETE_ON_ERROR:
 
 demo: venv
@@ -117,6 +117,10 @@ browser: venv
 pictures: venv
 	$(BIN)/xvla demo --output xvla_out/pictures
 	$(BIN)/python tools/pictures.py xvla_out/pictures/film.mp4 docs/images/demo.webp
+
+# The documentation site, anew at every change: http://127.0.0.1:8000. make test builds it strictly.
+docs: venv
+	$(BIN)/mkdocs serve
 
 lint: venv
 	$(BIN)/ruff check -q

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,10 +13,8 @@ from typing import Annotated, Literal
 import pytest
 
 from xvla_ros.commands import COMMANDS, main, run
-from xvla_ros.commands.options import HIDDEN, Command, Count, Option, Positive, parse, parser_of
+from xvla_ros.commands.options import Command, Count, Option, Positive, parse, parser_of
 from xvla_ros.errors import XvlaError
-
-DOCS = Path(__file__).parents[2] / "docs" / "reference" / "commands.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,20 +109,13 @@ def test_help_says_what_the_dataclass_says(capsys: pytest.CaptureFixture[str], m
         assert line in lines
 
 
-def test_every_option_is_explained_and_documented():
-    rows = {row[1]: row[0] for row in re.finditer(r"^\| `xvla ([\w-]+).*$", DOCS.read_text(), re.MULTILINE)}
-    assert rows.keys() == COMMANDS.keys()
+def test_every_option_is_explained():
     for name, (module, kind, summary) in COMMANDS.items():
         parser = parser_of(getattr(import_module(f"xvla_ros.commands.{module}"), kind), f"xvla {name}")
         assert summary and parser.description and "examples:" in (parser.epilog or "")
         for action in parser._actions[1:]:
             said = action.help or ""
-            if said == HIDDEN:
-                continue  # taken for old scripts
             assert said and not said.startswith(("of ", "as ")), (name, action.dest)
-            flag, *denied = action.option_strings or [""]
-            shown = flag.replace("--", "--[no-]") if denied else flag
-            assert shown in rows[name], f"{name} {shown} is not in {DOCS.name}"
 
 
 class Fails(Command):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A profile as node parameters and back, and the page of settings."""
+"""A profile as node parameters and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import array
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,10 +14,6 @@ from xvla_ros.robots import ProfileError, load_profile
 from xvla_ros.robots.profile import profile_document, profiles_of_document
 from xvla_ros.robots.profile.parameters import parameters, profile_of_parameters
 from xvla_ros.ros_env import child_environment
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-from profile_reference import render
 
 TYPES = {
     "bool": bool,
@@ -90,11 +85,6 @@ def test_a_parameter_that_is_a_section_elsewhere_is_refused_by_name():
     values = {spec.name: spec.value for spec in parameters(load_profile("widowx")["widowx"])}
     with pytest.raises(ProfileError, match=r"widowx\.policy: 'x-vla' is not a mapping"):
         profile_of_parameters("widowx", {"widowx.policy": "x-vla"} | values)
-
-
-def test_the_page_of_settings_is_up_to_date():
-    page = Path(__file__).parents[2] / "docs" / "reference" / "profile.md"
-    assert page.read_text(encoding="utf-8") == render(), "run: python tools/profile_reference.py " + str(page)
 
 
 def test_ros_reads_the_shipped_files_as_we_do():

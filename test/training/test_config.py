@@ -3,16 +3,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from xvla_ros.training.config import COMMAND_LINE, TrainingError, read_settings
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-from training_reference import render
 
 MINIMAL = "datasets: [{paths: [demos/*]}]\n"
 
@@ -88,8 +81,3 @@ def test_a_missing_file_and_one_that_is_no_yaml_are_named(tmp_path, read):
         read("a: [1\n")
     with pytest.raises(TrainingError, match="either recordings, in datasets, or drawn"):
         read("steps: 3\n")
-
-
-def test_the_reference_page_is_that_of_the_schema():
-    page = Path(__file__).parents[2] / "docs" / "reference" / "training.md"
-    assert page.read_text(encoding="utf-8") == render(), "python tools/training_reference.py docs/reference/training.md"

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation site is built strictly: every page has its place, every link and anchor leads somewhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mkdocs", reason="the documentation site needs the extra docs")
+pytest.importorskip("material", reason="the documentation site needs the extra docs")
+
+ROOT = Path(__file__).parents[2]
+REMOTE = ("https://fonts.", "https://unpkg.", "https://cdn.")
+
+
+def build(folder: Path, config: Path = ROOT / "mkdocs.yml") -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--config-file",
+        str(config),
+        "--site-dir",
+        str(folder),
+    ]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path):
+    done = build(tmp_path)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    pages = {
+        page.relative_to(tmp_path).as_posix(): page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")
+    }
+    assert {"index.html", "CHANGELOG.html", "reference/api.html", "tutorial/first-film.html"} <= pages.keys()
+    assert 'id="xvla_ros.control.policy_source.load_policy"' in pages["reference/api.html"]
+    assert "msg/ActionChunk.msg" in pages["reference/topics.html"] and (tmp_path / "msg" / "ActionChunk.msg").is_file()
+    assert not [name for name, text in pages.items() if any(host in text for host in REMOTE)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[x](no-such-page.md)", "no-such-page.md"),
+        ("[x](../CONTRIBUTING.md#no-such-heading)", "no-such-heading"),
+        ("[x](../msg/NoSuch.msg)", "expected a file of the repository"),
+        ("", "not included in the"),
+    ],
+)
+def test_what_leads_nowhere_fails_the_build(text: str, said: str, tmp_path: Path):
+    docs = tmp_path / "docs"
+    for folder in (ROOT / "docs").iterdir():
+        (docs / folder.name).parent.mkdir(exist_ok=True)
+        (docs / folder.name).symlink_to(folder)
+    page = docs / "reliability.md"
+    page.unlink()
+    page.write_text(f"# Reliability\n\n{text}\n", encoding="utf-8")
+    (docs / "more.md").write_text("# A page without a place in the navigation", encoding="utf-8")
+    lines = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").replace("docs_dir: docs", f"docs_dir: {docs}")
+    config = tmp_path / "mkdocs.yml"
+    config.write_text(lines.replace("tools/site_pages.py", str(ROOT / "tools" / "site_pages.py")), encoding="utf-8")
+    done = build(tmp_path / "site", config)
+    assert done.returncode != 0 and said in done.stderr
