@@ -120,7 +120,7 @@ pictures: venv
 
 # The documentation site, anew at every change: http://127.0.0.1:8000. make test builds it strictly.
 docs: venv
-	$(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 lint: venv
 	$(BIN)/ruff check -q
