@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from xvla_ros import limits
 from xvla_ros.errors import Problem, brief
+from xvla_ros.recordings import parquet_files
 from xvla_ros.recordings.recording import SamplesError
 
 INFO = "meta/info.json"
@@ -200,7 +201,7 @@ class LeRobotFiles:
         lines, file = self.folder / "meta" / f"{name}.jsonl", self.folder / "meta" / f"{name}.parquet"
         if file.is_file():
             try:
-                table = _read_parquet(file)
+                table = parquet_files.read_table(file)
                 # pandas keeps the text as the index of the table, whose name differs between writers
                 texts = next(each for each in table.column_names if each != f"{column}_index")
                 numbers = table.column(f"{column}_index").to_pylist()
@@ -332,11 +333,8 @@ class LeRobotFiles:
 
     def _table(self, episode: EpisodeFiles, columns: Sequence[str]) -> Any:
         try:
-            table = _read_parquet(
-                limits.inside(self.folder, episode.data),
-                columns=[*columns, "frame_index"],
-                filters=[("episode_index", "=", episode.index)],
-            ).sort_by("frame_index")
+            file = limits.inside(self.folder, episode.data)
+            table = parquet_files.read_table(file, [*columns, "frame_index"], episode.index).sort_by("frame_index")
         except Exception as error:  # pyarrow raises errors of many kinds
             raise self._unreadable(episode, columns, error) from error
         if table.num_rows != episode.length:
@@ -386,7 +384,8 @@ class LeRobotFiles:
             try:
                 with limits.open_file(file) as stream:
                     names = pq.read_schema(stream).names
-                rows = _read_parquet(file, [name for name in names if not name.startswith("stats/")]).to_pylist()
+                table = parquet_files.read_table(file, [name for name in names if not name.startswith("stats/")])
+                rows = table.to_pylist()
                 found += [self._episode_of_v3(row, of_data, of_videos) for row in rows]
             except SamplesError:
                 raise
@@ -460,31 +459,6 @@ def _length(told: Any) -> int:
     if not 0 <= length <= limits.VALUES:
         raise ValueError(f"an episode of {length} frames")
     return length
-
-
-def _read_parquet(file: Path, columns: list[str] | None = None, filters: Any = None) -> Any:
-    """Return a table of a parquet file whose columns are bounded.
-
-    Raises:
-        LimitError: a column has more values than ``limits.VALUES``, or decompresses to too many bytes.
-        Exception: pyarrow raises errors of many kinds.
-    """
-    import pyarrow.parquet as pq
-
-    with limits.open_file(file) as stream:
-        about = pq.ParquetFile(stream).metadata
-        wanted = None if columns is None else {*columns, "episode_index"}
-        size = 0
-        for column in range(about.num_columns):
-            parts = [about.row_group(group).column(column) for group in range(about.num_row_groups)]
-            if wanted is None or not parts or parts[0].path_in_schema.partition(".")[0] in wanted or not columns:
-                values = sum(part.num_values for part in parts)
-                size += sum(part.total_uncompressed_size for part in parts)
-                if values > limits.VALUES:
-                    raise limits.LimitError(f"has {values} values in a column; expected at most {limits.VALUES}")
-        limits.check_inflation(size, stream.seek(0, 2))
-        stream.seek(0)
-        return pq.read_table(stream, columns=columns, filters=filters)
 
 
 def _listed(tasks: Any) -> list[str]:
