@@ -241,7 +241,8 @@ def _trajectory(message: Any, names: list[str], lead: int) -> JointCommand:
     times = np.array([nanoseconds(point.time_from_start) for point in message.points], dtype=np.int64)
     if times.size and (times[0] < 0 or (np.diff(times) <= 0).any()):
         raise MessageError(f"points of a trajectory due at {(times / NS).tolist()} s; expected increasing times")
-    rows = np.array([point.positions for point in message.points], dtype=np.float64).reshape(-1, len(found))
+    rows = np.array([point.positions for point in message.points], dtype=np.float64)
+    rows = rows.reshape(len(message.points), len(found))
     return JointCommand(nanoseconds(message.header.stamp), times, _ordered(names, found, rows))
 
 

@@ -225,7 +225,15 @@ class LeRobotFiles:
         return tuple(name for name, feature in self.features.items() if feature.get("dtype") == "video")
 
     def names(self, feature: str) -> tuple[str, ...]:
-        """Return the names of the channels of a feature, or their numbers where it has none."""
+        """Return the names of the channels of a feature, or their numbers where it has none.
+
+        Raises:
+            SamplesError: the data set says nothing of it.
+        """
+        if feature not in self.features:
+            raise self._error(
+                f"{INFO}:features", feature, f"one of {brief(list(self.features))}", f"does not tell of {feature}"
+            )
         told = self.features[feature]
         width = math.prod(told.get("shape") or [0])
         names = told.get("names")
