@@ -3,7 +3,8 @@
 
 Structure is drawn by hypothesis: values of a whole example are replaced, taken out, added and nested. Bytes are changed
 at random; with ``--atheris`` they are chosen by what they reach in the readers, where atheris is installed. Every case
-must be read or refused by the reader's own error. Exit code 1 where one was not; each such kind is printed once.
+must be read or refused by the reader's own error. The readers run in a process apart: one that ends, or hangs, is told
+and another goes on. Exit code 1 where a case was neither; each such kind is printed, with a file of it that was kept.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import copy
 import importlib.util
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,7 @@ from hypothesis import strategies as st
 
 SLICE = 25  # cases before the next reader
 MOST_CPU_S = 10.0  # of one case; a machine may be busy
+HANGS_AFTER_S = 300.0  # without a slice that ended: what waits takes no processor time
 NUMBERS = st.one_of(
     st.integers(-3, 40), st.sampled_from([10**9, 10**18, -(10**30), 1e308, float("nan"), float("inf"), -1e308, 1e-320])
 )
@@ -41,6 +46,7 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXTS, inner, max_size=3)),
     max_leaves=8,
 )
+KEPT = Path("xvla_out/fuzz")
 BLOCKS = (b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f", b"\1\0\0\0", b"\xff" * 8, b"\0" * 8, b"\xff" * 7 + b"\x7f")
 
 
@@ -65,6 +71,17 @@ class Tally:
     def cases(self) -> int:
         """How many there were."""
         return self.read + self.refused + self.others.total()
+
+    def merge(self, told: dict[str, Any]) -> None:
+        """Count what another process counted, as ``told`` gives it."""
+        self.read += told["read"]
+        self.refused += told["refused"]
+        self.others.update(told["others"])
+        self.seconds += told["seconds"]
+
+    def told(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        return {"read": self.read, "refused": self.refused, "others": dict(self.others), "seconds": self.seconds}
 
     def add(self, outcome: str) -> None:
         """Count a case."""
@@ -130,6 +147,8 @@ class Target:
         self.name, self.reader, self.tally = name, reader, Tally()
         self.folder = folder / "".join(each if each.isalnum() else "_" for each in name)
         self.folder.mkdir(parents=True)
+        self._kept = folder / "kept"
+        self._kept.mkdir(exist_ok=True)
         reader.make(self.folder)
         self.file = self.folder / reader.name
         self.whole = self.file.read_bytes()
@@ -143,11 +162,14 @@ class Target:
         self.file.write_bytes(data)
         signal.setitimer(signal.ITIMER_PROF, MOST_CPU_S)
         try:
-            self.tally.add(outcome_of(self.reader, self.folder))
+            outcome = outcome_of(self.reader, self.folder)
         except TooSlow as error:
-            self.tally.add(f"took more than {MOST_CPU_S:g} s of processor time at {error}")
+            outcome = f"took more than {MOST_CPU_S:g} s of processor time at {error}"
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0.0)
+        if outcome not in ("read", "refused") and outcome not in self.tally.others:
+            (self._kept / f"{self.folder.name}_{len(self.tally.others)}").write_bytes(data)
+        self.tally.add(outcome)
 
     def structure(self, number: int, start: int) -> None:
         """Try trees that hypothesis draws."""
@@ -172,13 +194,30 @@ class Target:
             self.case(changed_bytes(rng, self.whole))
 
 
-def fuzz(folder: Path, start: int, *, minutes: float = 0.0, cases: int = 0) -> dict[str, Tally]:
-    """Fuzz every reader in turn for some minutes, or with a number of cases each."""
+def fuzz(
+    folder: Path,
+    start: int,
+    *,
+    minutes: float = 0.0,
+    cases: int = 0,
+    turn: int = 0,
+    tell: Callable[[dict[str, Any]], object] = lambda told: None,
+) -> dict[str, Tally]:
+    """Fuzz every reader in turn for some minutes, or with a number of cases each.
+
+    Args:
+        folder: for the examples and, beneath ``kept``, a file of each kind of case that was neither read nor refused.
+        start: of the seeds.
+        minutes, cases: how long; ``cases`` counts where it is not 0.
+        turn: of which number the first is, where others went before.
+        tell: takes reader, file and turn before a slice, and what became of its cases so far after it.
+    """
     signal.signal(signal.SIGPROF, _too_slow)
     targets = [Target(name, reader, folder) for name, reader in readers().items()]
-    end, turn = time.monotonic() + 60 * minutes, 0
+    end = time.monotonic() + 60 * minutes
     while (turn * SLICE < cases) if cases else (time.monotonic() < end):
         for number, target in enumerate(targets):
+            tell({"reader": target.name, "file": str(target.file), "turn": turn})
             begun, drawn = time.process_time(), start + 1000 * turn + number
             size = min(SLICE, cases - turn * SLICE) if cases else SLICE
             try:
@@ -188,8 +227,42 @@ def fuzz(folder: Path, start: int, *, minutes: float = 0.0, cases: int = 0) -> d
                     target.bytes(size, drawn)
             finally:
                 target.tally.seconds += time.process_time() - begun
+            tell({"reader": target.name, "tally": target.tally.told()})
         turn += 1
     return {target.name: target.tally for target in targets}
+
+
+def fuzz_apart(folder: Path, start: int, minutes: float) -> dict[str, Tally]:
+    """Fuzz every reader in turn for some minutes in a process apart, and in another where that ends or hangs."""
+    tallies = {name: Tally() for name in readers()}
+    end, turn, number = time.monotonic() + 60 * minutes, 0, 0
+    while (left := end - time.monotonic()) > 0.0:
+        home = folder / f"process_{number}"
+        program = [sys.executable, __file__, str(left / 60), str(start), "--turn", str(turn), "--in", str(home)]
+        known: dict[str, dict[str, Any]] = {}
+        at: dict[str, Any] = {}
+        with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            stuck = threading.Timer(HANGS_AFTER_S, process.kill)
+            assert process.stdout is not None
+            for line in process.stdout:
+                stuck.cancel()
+                stuck = threading.Timer(HANGS_AFTER_S, process.kill)
+                stuck.start()
+                told = json.loads(line)
+                if "tally" in told:
+                    known[told["reader"]] = told["tally"]
+                else:
+                    at = told
+            stuck.cancel()
+        for name, tally in known.items():
+            tallies[name].merge(tally)
+        if process.returncode != 0 and at:
+            shutil.copyfile(at["file"], home / "kept" / f"ended_{number}")
+            tallies[at["reader"]].add(f"the process ended with {process.returncode}")
+        shutil.copytree(home / "kept", KEPT, dirs_exist_ok=True)
+        shutil.rmtree(home)
+        turn, number = at.get("turn", turn) + 1, number + 1
+    return tallies
 
 
 def chosen_by_coverage(name: str, folder: Path, seconds: int, start: int) -> Tally:
@@ -216,8 +289,7 @@ def _under_atheris(name: str, folder: Path, seconds: int, start: int) -> None:
     def one(data: bytes) -> None:
         target.case(data)
         if target.tally.cases % 200 == 0 or time.monotonic() > end:
-            said = {"read": target.tally.read, "refused": target.tally.refused, "others": dict(target.tally.others)}
-            (folder / "tally.json").write_text(json.dumps(said))
+            (folder / "tally.json").write_text(json.dumps(target.tally.told()))
 
     atheris.instrument_all() if seconds > 300 else None
     atheris.Setup([name, str(corpus), f"-max_total_time={seconds}", f"-seed={start}", "-rss_limit_mb=4000"], one)
@@ -246,21 +318,33 @@ def main() -> int:
     parser.add_argument("--atheris", action="store_true", help="let coverage choose the bytes, for half of the time")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--for", dest="seconds", type=int, default=10, help=argparse.SUPPRESS)
+    parser.add_argument("--turn", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--in", dest="folder", type=Path, help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.one:
         _under_atheris(told.one, told.folder, told.seconds, told.seed)
         return 0
+    if told.turn is not None:
+        fuzz(
+            told.folder,
+            told.seed,
+            minutes=told.minutes,
+            turn=told.turn,
+            tell=lambda line: print(json.dumps(line), flush=True),
+        )
+        return 0
     covered = told.atheris and importlib.util.find_spec("atheris") is not None
     if told.atheris and not covered:
         print("atheris is not installed: bytes are changed at random alone")
     with tempfile.TemporaryDirectory() as folder:
-        tallies = fuzz(Path(folder) / "turns", told.seed, minutes=told.minutes / 2 if covered else told.minutes)
+        tallies = fuzz_apart(Path(folder), told.seed, told.minutes / 2 if covered else told.minutes)
         for number, name in enumerate(readers() if covered else ()):
             seconds = max(10, round(30 * told.minutes / len(tallies)))
             home = Path(folder) / f"covered_{number}"
             home.mkdir()
             tallies[f"{name}, by coverage"] = chosen_by_coverage(name, home, seconds, told.seed)
+        if any(each.others for each in tallies.values()):
+            print(f"a file of each kind that was neither read nor refused is in {KEPT}")
     print(report(tallies))
     return int(any(each.others for each in tallies.values()))
 
