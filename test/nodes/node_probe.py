@@ -23,11 +23,12 @@ class Probe:
 
     Attributes:
         status: the newest, None before the first.
+        fastest: rad/s, of any joint between two joint states.
     """
 
     def __init__(self, domain, profile):
         self._environment = ros_env.child_environment() | {"ROS_DOMAIN_ID": str(domain), "OMP_NUM_THREADS": "1"}
-        self._processes, self.status = [], None
+        self._processes, self.status, self.fastest = [], None, 0.0
         self._joints, self._moved, self._newest = {}, 0, (0, 0)
         self._context = rclpy.Context()
         rclpy.init(context=self._context, domain_id=domain)
@@ -45,6 +46,7 @@ class Probe:
 
     def start(self, command):
         self._processes.append(subprocess.Popen(command, env=self._environment))
+        return self._processes[-1]
 
     @property
     def state(self):
@@ -79,6 +81,7 @@ class Probe:
     def close(self):
         for process in reversed(self._processes):
             process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGCONT)  # where a test has failed
         for process in self._processes:
             process.wait(DEADLINE)
         self._executor.shutdown()
@@ -95,4 +98,5 @@ class Probe:
         self._newest = max(self._newest, (info["source_timestamp"], stamp))
         if before is not None and stamp > before[0]:
             speed = np.abs(position - before[1]).max() / (stamp - before[0]) * 1e9
+            self.fastest = max(self.fastest, speed)
             self._moved = stamp if speed > STILL else self._moved
