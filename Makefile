@@ -127,6 +127,7 @@ lint: venv
 	$(BIN)/ruff format -q --check
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/prose.py
 
 venv: $(VENV)/.dependencies $(MESSAGES)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings up the policy node for a robot in Isaac Sim, which is started by itself.
+"""Brings up the policy node for a robot in Isaac Sim, which you start yourself.
 
 ros2 launch xvla_ros isaac.launch.py robot:=widowx instruction:="put the cube into the bowl"
 
@@ -43,7 +43,7 @@ def generate_launch_description() -> LaunchDescription:
                 "profile_file", default_value="", description="where to write the profile; empty: a temporary folder"
             ),
             DeclareLaunchArgument(
-                "stand_in", default_value="false", description="true: the MuJoCo scene in the place of Isaac Sim"
+                "stand_in", default_value="false", description="true: the MuJoCo scene instead of Isaac Sim"
             ),
             OpaqueFunction(function=bring_up),
         ]

@@ -47,7 +47,7 @@ def generate_launch_description() -> LaunchDescription:
                 "checkpoint", default_value="", description="checkpoint folder or hub id; empty: the profile's"
             ),
             DeclareLaunchArgument("output", default_value="xvla_out/replay", description="folder of the report"),
-            DeclareLaunchArgument("every", default_value="1", description="the report answers each N-th picture"),
+            DeclareLaunchArgument("every", default_value="1", description="the report predicts at each N-th image"),
             DeclareLaunchArgument("seed", default_value="0", description="of the sampler's noise"),
             DeclareLaunchArgument("rate", default_value="1.0", description="times the recorded speed"),
             DeclareLaunchArgument("device", default_value="", description="of the policy; empty: the CPU"),

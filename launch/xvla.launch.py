@@ -46,8 +46,8 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "robots",
                 default_value="",
-                description="several robots on one policy, in the place of robot: names and files of profiles with "
-                "commas between them, a file for all it holds",
+                description="several robots on one policy, instead of robot: names and files of profiles with "
+                "commas between them; a file stands for all its robots",
             ),
             DeclareLaunchArgument(
                 "checkpoint", default_value="", description="checkpoint folder or hub id; empty: the profile's"
@@ -55,11 +55,11 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "server",
                 default_value="",
-                description="policy servers (xvla serve) in the place of a checkpoint: wss://HOST:PORT, several with "
+                description="policy servers (xvla serve) instead of a checkpoint: wss://HOST:PORT, several with "
                 "commas; empty: the profile's",
             ),
             DeclareLaunchArgument(
-                "instruction", default_value="", description="task in words; empty: the profile's, until one arrives"
+                "instruction", default_value="", description="instruction; empty: the profile's, until one arrives"
             ),
             DeclareLaunchArgument(
                 "sim", default_value="false", choices=list(BOOLEANS), description="simulate the arm with MuJoCo"

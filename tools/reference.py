@@ -51,7 +51,7 @@ _NOTES = {  # what an option's help has no room for
     "checkpoints": "[The same table](checkpoints.md#published-checkpoints).",
     "check": "[What it compares](../how-to/run-on-your-robot.md#2-check-it). Exit code 1 means errors, 3 that something could not be checked. "
     "With `--suite` it looks for the [known causes of 0 %](../how-to/evaluate-on-libero.md#at-0-) on a benchmark instead.",
-    "new-robot": "[How to go on from there](../how-to/add-an-arm.md).",
+    "new-robot": "[The next steps](../how-to/add-an-arm.md).",
     "demos": "Existing episodes are kept. Exit code 1 means that more than one episode of twenty failed, or with `--suite` more than half. "
     "[How to use it](../how-to/simulate-demonstrations.md), and [for LIBERO](../how-to/evaluate-on-libero.md#demonstrations).",
     "evaluate": "Writes [`report.json`](reports.md#reportjson). With `--suite` it runs [LIBERO](../how-to/evaluate-on-libero.md) or "

@@ -26,20 +26,20 @@ COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --he
     "robots": ("robots", "Robots", "list the robots that have a profile"),
     "checkpoints": ("robots", "Checkpoints", "list the X-VLA checkpoints that were published, and for what"),
     "check": ("robots", "Check", "check a profile against its checkpoint and the running graph, before any arm moves"),
-    "new-robot": ("robots", "NewRobot", "begin a profile for an arm from its URDF, with marks at what no URDF holds"),
+    "new-robot": ("robots", "NewRobot", "begin a profile for an arm from its URDF, and mark what no URDF knows"),
     "demos": ("demos", "Demos", "record demonstrations of a task in simulation, by a scripted expert, as bags"),
     "evaluate": ("evaluate", "Evaluate", "measure how often a policy does a task in simulation"),
-    "record": ("live", "RecordCommand", "record a robot's topics, with marks of episodes, for training and replay"),
+    "record": ("live", "RecordCommand", "record a robot's topics, with episode markers, for training and replay"),
     "pretrain-vision": (
         "training", "PretrainVision",
-        "train a vision tower on what a simulator knows of its own pictures, before any demonstration",
+        "train a vision encoder on the labels of a simulator's images, before any demonstration",
     ),
     "report": ("report", "MakeReport", "make the page and the film of a recorded run, of a real arm or of a demo"),
-    "replay": ("replay", "Replay", "hold a policy's answers against recordings, before it moves an arm"),
-    "data": ("replay", "DataInfo", "say what a recording or data set holds, and what a robot would miss in it"),
+    "replay": ("replay", "Replay", "compare a policy's predictions with recordings, before it moves an arm"),
+    "data": ("replay", "DataInfo", "show what a recording or data set contains, and what a robot would miss in it"),
     "bag": ("replay", "DataInfo", "the older name of xvla data"),
     "export": ("export", "Export", "write bags as a LeRobot data set, or a checkpoint for ONNX Runtime or OpenVINO"),
-    "security": ("security", "Security", "write what the nodes of a robot may do on the network, for SROS 2"),
+    "security": ("security", "Security", "write the network rights that a robot's nodes need, for SROS 2"),
     "train": ("training", "Train", "train a policy from recordings, or adapt a checkpoint to a robot"),
 }  # fmt: skip
 FAILED, STOPPED = 1, 130  # exit codes; 2, wrong usage, is argparse's
@@ -104,7 +104,7 @@ def _split(arguments: Sequence[str]) -> list[str]:
     parser = argparse.ArgumentParser(
         prog="xvla", description="Run and adapt X-VLA, one policy for many robot arms, under ROS 2."
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="name")
     for name, (_, _, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)

@@ -157,7 +157,7 @@ class Demo(Command):
         "policy was trained for the robot)",
     ] = None
     instruction: Annotated[
-        str | None, "what to do, in words (default: what each layout asks for; without a task the profile's)"
+        str | None, "instruction (default: the one of each layout; without a task the profile's)"
     ] = None
     output: Annotated[str, "folder of film and report"] = "xvla_out/demo"
     device: Device = "cpu"

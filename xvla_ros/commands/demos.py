@@ -39,7 +39,7 @@ class Demos(Command):
     seed: Annotated[Seed, "seed of the first layout"] = 0
     output: Annotated[str, "folder of the bags"]
     image_size: ImageSize = 256
-    rate: Annotated[Positive | None, "pictures and plans per second (default 20; of a suite 4 pictures)"] = None
+    rate: Annotated[Positive | None, "images and plans per second (default 20; in a suite 4 images)"] = None
     variants: Annotated[Count, "instructions for each layout"] = 2
     noise: Annotated[Share, "how much the execution is disturbed, 0 not at all"] = 1.0
     variation: Variation = 1.0
@@ -48,13 +48,13 @@ class Demos(Command):
     tasks: Annotated[str, "tasks of the suite: 0,3 or 2-5 (default: all)"] = ""
     layouts: Annotated[
         Literal["recorded", "shuffled"],
-        "where things lie in a suite: as in its init states, or shuffled among these places",
+        "where the objects of a suite are: as in its init states, or shuffled among these places",
     ] = "recorded"
     init_states: Annotated[
         str, "init states of a suite to begin with; the default leaves the first ten for evaluation"
     ] = "10-49"
     seconds: Annotated[
-        Share, "record so much of each episode of a suite, unjudged: what can be seen at its beginning; 0 records all"
+        Share, "record only the first seconds of each episode of a suite, without a verdict; 0 records all"
     ] = 0.0
     libero: Annotated[str, "LIBERO's interpreter (default: that of `make libero`)"] = ""
 

@@ -29,7 +29,7 @@ class Export(Command):
     """Write a LeRobot v3.0 data set of the episodes of bags, or a checkpoint with graphs that other engines run.
 
     lerobot is read by LeRobot and ``xvla train``. onnx and openvino write a folder that is a checkpoint like the given
-    one and holds its network as graphs too, for ONNX Runtime and OpenVINO: name it as the checkpoint.
+    one and also contains its network as graphs, for ONNX Runtime and OpenVINO: name it as the checkpoint.
 
     examples:
       xvla export lerobot recordings/touch --output data/touch
@@ -49,7 +49,7 @@ class Export(Command):
     robot: Annotated[
         str, "name of a profile, or a profile file (default: the profile recorded in the bag; all of the checkpoint)"
     ] = ""
-    fps: Annotated[Count | None, "frames a second (default: the rate of slot 0)"] = None
+    fps: Annotated[Count | None, "frames a second (default: the rate of the main camera)"] = None
     instruction: Annotated[str, "instruction in place of the recorded ones"] = ""
     actions: Annotated[
         Literal["auto", "commanded", "measured"],
@@ -62,7 +62,7 @@ class Export(Command):
     ] = "h264"
     skip_bad: Annotated[bool, "leave out bags with problems instead of refusing them"] = False
     jobs: Annotated[Count | None, "processes, a bag each (default: one for each core)"] = None
-    inputs: Annotated[Count, "random inputs over which an engine is held against the network"] = 100
+    inputs: Annotated[Count, "random inputs on which an engine is compared with the network"] = 100
 
     def run(self) -> int:
         """Write what was asked for; print what is in it, and what was left out."""

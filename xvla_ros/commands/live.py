@@ -52,7 +52,7 @@ class Run(Command):
     robot: Robot = "so101_bimanual"
     robots: Annotated[
         str, Option(metavar="A,B"),
-        "several robots on one policy: names and files with commas between them, a file for all it holds",
+        "several robots on one policy: names and files with commas between them; a file stands for all its robots",
     ] = ""  # fmt: skip
     checkpoint: Checkpoint = None
     server: Server = ""
@@ -63,7 +63,7 @@ class Run(Command):
     real_time: RealTime = False
     use_sim_time: Annotated[bool, "take the time from the /clock of a simulator that runs already"] = False
     autostart: Annotated[bool, "leave the node unconfigured"] = True
-    instruction: Annotated[str | None, "what to do, in words (default: the profile's, then the topic)"] = None
+    instruction: Annotated[str | None, "instruction (default: the profile's, then the topic)"] = None
     seed: Annotated[int, "seed of the simulated scene"] = 0
     output: Annotated[str, "folder of the logs"] = "xvla_out/run"
 
@@ -114,9 +114,9 @@ class ViewCommand(Listening):
     connect: Annotated[str | None, Option(metavar="URL"), "send to a viewer that runs"] = None
     spawn: Annotated[bool, "open a viewer here (default without --save and --connect)"] = False
     duration: Annotated[Positive | None, "seconds after which it ends (default: at Ctrl-C)"] = None
-    rate: Annotated[Positive, "pictures per second and camera"] = 10.0
+    rate: Annotated[Positive, "images per second and camera"] = 10.0
     policy: Policy = "/xvla"
-    web: Annotated[bool, "serve a page for browsers, in place of Rerun"] = False
+    web: Annotated[bool, "serve a page for browsers, instead of Rerun"] = False
     control: Annotated[bool, "let the page send instructions, stop and clear"] = False
     port: Annotated[int, "port of the page; 0 takes a free one"] = 8080
 
@@ -168,7 +168,7 @@ class ViewCommand(Listening):
 
 @dataclass(frozen=True, kw_only=True)
 class RecordCommand(Command):
-    """Record a robot's topics, with marks of episodes by keys and by topic, for training and replay.
+    """Record a robot's topics, with episode markers by keys and by topic, for training and replay.
 
     examples:
       xvla record --robot so101_bimanual --output recordings --instruction 'touch the red cube'
@@ -177,7 +177,7 @@ class RecordCommand(Command):
 
     robot: Robot = "so101_bimanual"
     output: Annotated[str, "folder of the bags"] = "xvla_out/record"
-    instruction: Annotated[str, "instruction of the episodes, in words (default: the profile's)"] = ""
+    instruction: Annotated[str, "instruction of the episodes (default: the profile's)"] = ""
     topics: Annotated[tuple[str, ...], Option("--topic"), "a further topic; may be given several times"] = ()
     policy: Policy = "/xvla"
     sim_time: Annotated[bool, "let log times follow /clock"] = False

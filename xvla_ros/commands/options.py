@@ -4,9 +4,9 @@
 A field says everything once: its type says how a text is read, its annotation what it is for, and its default what
 holds where it is not given::
 
-    rate: Annotated[Positive, "pictures per second and camera"] = 10.0
+    rate: Annotated[Positive, "images per second and camera"] = 10.0
 
-becomes ``--rate RATE  pictures per second and camera (default 10)``. A flag is a ``bool``, with a default of True
+becomes ``--rate RATE  images per second and camera (default 10)``. A flag is a ``bool``, with a default of True
 ``--no-FIELD``; a ``bool | None`` has both flags. An option that may be given several times is a tuple. A ``Literal``
 lists the choices; its empty text stands for nothing chosen and is not listed. A field without a default is required.
 """
@@ -191,7 +191,7 @@ Dtype = Annotated[
     "what the policy computes in (default: the fastest here, but int8 only where it is asked for)",
 ]
 RealTime = Annotated[bool, "let simulated time run on while a policy too slow for it computes"]
-ImageSize = Annotated[Count, "width and height of the pictures, in pixels"]
+ImageSize = Annotated[Count, "width and height of the images, in pixels"]
 Variation = Annotated[Share, "how much light and colours vary, 0 not at all"]
 HIDDEN = argparse.SUPPRESS  # in place of a help text: an option that is still accepted, but not shown
 Json = Annotated[bool, "print JSON"]

@@ -33,7 +33,7 @@ MappingFile = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Replay(Command):
-    """Hold a policy's answers against recordings, before it moves an arm.
+    """Compare a policy's predictions with recordings, before it moves an arm.
 
     examples:
       xvla replay recordings/touch --robot so101_bimanual --checkpoint my_checkpoint --every 10
@@ -52,7 +52,7 @@ class Replay(Command):
     compare: Annotated[str, Option(metavar="C2"), "a second checkpoint on the same observations"] = ""
     baseline: Annotated[bool, "no policy: only what one must beat"] = False
     output: Annotated[str, "folder of the report"] = "xvla_out/replay"
-    every: Annotated[Count, "answer each N-th picture of slot 0"] = 1
+    every: Annotated[Count, "predict at each N-th image of the main camera"] = 1
     ablations: Annotated[bool, "also answer with cameras black, another soft prompt, other words"] = False
     instruction: Annotated[str, "instruction in place of the recorded one"] = ""
     mapping: MappingFile = ""
@@ -79,7 +79,7 @@ class Replay(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class DataInfo(Command):
-    """Say what a recording or a LeRobot data set holds, and what a robot would miss in it.
+    """Show what a recording or a LeRobot data set contains, and what a robot would miss in it.
 
     examples:
       xvla data info run.mcap

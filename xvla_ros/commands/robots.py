@@ -139,8 +139,7 @@ class Check(Command):
     offline: Annotated[bool, "leave the running graph out"] = False
     seconds: Annotated[Positive, "seconds for which rates are measured and observations built"] = 2.0
     use_sim_time: Annotated[
-        bool | None,
-        "judge stamps by /clock, or by this machine's clock (default: by /clock where somebody publishes it)",
+        bool | None, "judge stamps by /clock, or by this machine's clock (default: by /clock if a node publishes it)"
     ] = None
 
     suite: Annotated[str, "a benchmark instead of a robot: the known causes of 0 % in it"] = ""
@@ -172,7 +171,7 @@ class Check(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class NewRobot(Command):
-    """Begin a profile for an arm from its URDF, with marks at what no URDF holds.
+    """Begin a profile for an arm from its URDF, and mark what no URDF knows.
 
     examples:
       xvla new-robot --urdf my_arm.urdf --name my_arm

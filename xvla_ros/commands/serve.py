@@ -23,7 +23,7 @@ NEEDED = ("aiohttp", "msgpack", "prometheus_client", "websockets")
 
 @dataclass(frozen=True, kw_only=True)
 class Serve(Listening):
-    """Serve a policy on one port: to nodes and programs of ours, to openpi's clients, and to X-VLA's (POST /act).
+    """Serve a policy on one port: to nodes and programs of this package, openpi's clients, and X-VLA's (POST /act).
 
     examples:
       xvla serve

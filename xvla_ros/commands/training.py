@@ -30,7 +30,9 @@ Config = Annotated[
     str, Option(metavar="CONFIG", positional=True), "file of settings (YAML), or the name of a shipped one"
 ]
 Overrides = Annotated[
-    tuple[str, ...], Option(metavar="KEY=VALUE", positional=True), "in place of what the file says: batch.size=32"
+    tuple[str, ...],
+    Option(metavar="KEY=VALUE", positional=True),
+    "a setting that replaces the one in the file: batch.size=32",
 ]
 
 
@@ -50,9 +52,9 @@ class Train(Command):
 
     config: Config
     overrides: Overrides = ()
-    dry_run: Annotated[
-        bool, "open everything, say what would be trained, measure how long that takes and the memory, and stop"
-    ] = False
+    dry_run: Annotated[bool, "open everything, print what would be trained, measure its time and memory, and stop"] = (
+        False
+    )
     evaluate: Annotated[bool, "do not evaluate the policy at the end"] = True
     episodes: Annotated[Count, "most episodes of that evaluation, where the data is of a simulated task"] = 20
 
@@ -66,7 +68,7 @@ class Train(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainVision(Command):
-    """Train a vision tower on what a simulator knows of its own pictures, before any demonstration.
+    """Train a vision encoder on the labels of a simulator's images, before any demonstration.
 
     examples:
       xvla pretrain-vision shipped/vision.yaml output=runs/vision

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks the prose of documents for plain technical English: ``python tools/prose.py`` names what is not; exit code 1.
+
+Sentences of README, tutorials and how-tos have at most 30 words, 16 on the mean of a page. Words of a private dialect
+are refused there and in the generated pages of commands and launch files, which hold the help texts. Code, tables'
+rules and comments are left out.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LONGEST, MEAN = 30, 16  # words of a sentence; a page's mean
+GUIDES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs" / "tutorial").glob("*.md")),
+    *sorted((ROOT / "docs" / "how-to").glob("*.md")),
+)
+HELP = (ROOT / "docs" / "reference" / "commands.md", ROOT / "docs" / "reference" / "launch.md")
+
+DIALECT = {  # what is not said: what to say
+    r"pictures?": "image",
+    r"to the bit": "exactly, bit-identical",
+    r"(?:the|has|a|its|of) holds?|hold(?:s|ing)? the arm|(?:node|robot|it|arm) holds": "pause",
+    r"slot 0": "the main camera",
+    r"marks? of episodes?|episodes?' marks|the marks'?": "episode markers",
+    r"moments?": "time, sampled state",
+    r"held against|holds? against|hold (?:them|it|a \w+) against": "compare with",
+    r"in (?:the|its) place of": "instead of",
+    r"of ours": "our, of this package",
+    r"taken in turn|of each way": "one after the other",
+    r"go(?:es)? on|went on": "continue",
+    r"at hand": "available, installed",
+    r"can be had": "is available",
+    r"falls? out": "is skipped",
+    r"alike": "in the same way",
+    r"anew": "again",
+    r"so many|so much": "a number",
+    r"nothing of": "no, none",
+    r"what it says of": "its output for",
+    r"for ever": "forever, until it ends",
+    r"besides": "also, in addition",
+    r"thereof|therein|whereof|whoever|somebody|nobody": "name who: a user, a program, no node",
+    r"told": "instructed, said; name who says it",
+    r"lies? in|lie (?:below|beside)": "is in",
+    r"by itself": "automatically, alone",
+    r"asks? (?:it|them|for so early)": "request",
+    r"as it comes|as they come": "unchanged",
+    r"in words": "as text",
+}
+_PATTERNS = [(re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE), plain) for pattern, plain in DIALECT.items()]
+
+
+def main() -> int:
+    """Print what is wrong with each page; return the exit code."""
+    problems = [line for page in GUIDES for line in (*lengths(page), *dialect(page))]
+    problems += [line for page in HELP for line in dialect(page)]
+    print(*problems, sep="\n", end="\n" * bool(problems))
+    return int(bool(problems))
+
+
+def lengths(page: Path) -> Iterator[str]:
+    """Yield a line for each sentence that is too long, and one where they are on the mean."""
+    found = list(sentences(page.read_text(encoding="utf-8")))
+    for sentence in found:
+        if len(sentence.split()) > LONGEST:
+            yield f"{_name(page)}: {len(sentence.split())} words, expected {LONGEST} at most: {sentence}"
+    mean = sum(len(sentence.split()) for sentence in found) / max(len(found), 1)
+    if mean > MEAN:
+        yield f"{_name(page)}: {mean:.1f} words a sentence, expected {MEAN} at most on the mean"
+
+
+def dialect(page: Path) -> Iterator[str]:
+    """Yield a line for each word that has a plainer one."""
+    text = _plain(page.read_text(encoding="utf-8"))
+    for pattern, plain in _PATTERNS:
+        for match in pattern.finditer(text):
+            around = " ".join(text[max(0, match.start() - 40) : match.end() + 40].split())
+            yield f"{_name(page)}: {match[0]!r}, say: {plain}: … {around} …"
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Yield the sentences of paragraphs and list items; headings and tables are none."""
+    for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", _plain(text)):
+        lines = [line for line in block.splitlines() if not re.match(r"\s*(#|\||!\[)", line)]
+        whole = re.sub(r"^\s*(?:[-*]|\d+\.) ", "", " ".join(lines)).replace("*", "").replace(" · ", ". ")
+        whole = " ".join(whole.split())
+        for sentence in re.split(r"(?<=[.!?:])\)?\s+(?=[A-Z`*\[(“\"])|(?<=[.!?])\s+(?=[a-z])", whole):
+            if len(sentence.split()) > 2:
+                yield sentence
+
+
+def _plain(text: str) -> str:
+    """Return the text without comments, fences and targets of links; a piece of code is one word."""
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"`[^`]+`", "x", text)
+    return re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
