@@ -113,8 +113,9 @@ browser: venv
 	@command -v chromium chromium-browser google-chrome >/dev/null || apt-get install -qq -y --no-install-recommends chromium
 	npm install --silent --no-save --prefix $(VENV)/axe axe-core@4
 
-# The film of the README.
+# The film of the README, and the wiring of docs/bring-up.
 pictures: venv
+	$(BIN)/python tools/wiring.py docs/bring-up
 	$(BIN)/xvla demo --output xvla_out/pictures
 	$(BIN)/python tools/pictures.py xvla_out/pictures/film.mp4 docs/images/demo.webp
 
