@@ -56,7 +56,7 @@ are one group, with the base rate and weight decay.
 | `state/step-N/` | what a resumed run needs: weights, moments, average (safetensors), the rest (JSON). It appears whole or not at all |
 | `curve.csv`, `curve.png` | loss, its terms, held-out loss, gradient, rates, speed |
 | `train.json` | `schema_version`, `method`, `robots`, `domains`, `steps`, `samples`, `seconds`, `parameters`, `loss`, `held_out_loss`, `settings` |
-| `vision.json` | in its place with the objective vision: `scenes`, `objects`, `steps`, `seconds`, `held_out` with the median errors |
+| `vision.json` | in its place with the objective vision: `scenes`, `family`, `objects`, `steps`, `seconds`, `held_out` with the median errors |
 | `train.yaml` | all settings as they were, to repeat the run |
 | `evaluation.json` | `schema_version`, `checkpoint`, `results`: for each robot `kind` (`simulation`, `held_out`), `verdict` (`good`, `unsure`, `not good`), `text`, and its figures |
 | `tensorboard/` | with `log.tensorboard` |

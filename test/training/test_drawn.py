@@ -17,9 +17,11 @@ pytest.importorskip("pinocchio")
 from xvla_ros.commands import main
 from xvla_ros.model import checkpoint
 from xvla_ros.robots.actions import StateEncoder
+from xvla_ros.robots.family import draw_arm
 from xvla_ros.robots.profile import profile_document
 from xvla_ros.training.config import Drawn, SceneSettings, TrainingError
-from xvla_ros.training.data.drawn import DrawnSamples
+from xvla_ros.training.data.drawn import DrawnSamples, SceneSamples
+from xvla_ros.training.data.samples import PLACE_UNIT
 from xvla_ros.training.run import train
 
 SCENES = (SceneSettings(robot="so101_bimanual"), SceneSettings(robot="agibot"))
@@ -82,6 +84,41 @@ def test_normalisation_is_that_of_what_is_drawn(source, monkeypatch):
     np.testing.assert_allclose(statistics.action.normalise(actions)[:, grippers], actions[:, grippers], atol=1e-6)
 
 
+def test_tool_poses_stay_as_they_are_without_a_sample_being_drawn(source, monkeypatch):
+    monkeypatch.setattr(SceneSamples, "moments", None)
+    statistics = source.statistics("agibot", "identity", "IDENTITY")
+    assert statistics.state.mode == statistics.action.mode == "IDENTITY"
+
+
+def test_arms_of_the_family_are_domains_beside_the_scenes():
+    told = Drawn(scenes=SCENES[:1], family=3, family_weight=0.6, pixels=32)
+    assert [(each.robot, each.task, round(each.weight, 9)) for each in told.all_scenes] == [
+        ("so101_bimanual", "touch", 1.0), ("family_0", "touch", 0.2), ("family_1", "touch", 0.2),
+        ("family_2", "touch", 0.2),
+    ]  # fmt: skip
+    source = DrawnSamples(told, WAYPOINTS, 0)
+    assert [each.domain_id for each in source.embodiments.values()] == [19, 32, 33, 34]
+    drawn = [source.draw(index) for index in range(0, 96, 2)]
+    assert {sample.robot for sample in drawn} == set(source.embodiments)
+    assert {len(sample.images) for sample in drawn if sample.robot == "family_0"} == {len(draw_arm(0).slots)}
+    assert source.fingerprint != DrawnSamples(Drawn(scenes=SCENES[:1], family=2, pixels=32), WAYPOINTS, 0).fingerprint
+
+
+@pytest.mark.parametrize("plans", [True, False])
+def test_a_place_in_the_picture_is_where_the_named_cube_is_seen(plans):
+    source = DrawnSamples(Drawn(scenes=(SceneSettings(robot="family_4"),), places="picture"), WAYPOINTS, 0, plans=plans)
+    colours, far = {"red": 0, "green": 1, "blue": 2}, []
+    for index in range(0, 40, 2):
+        sample = source.draw(index)
+        u, v, depth = sample.place / PLACE_UNIT
+        assert 0.2 < depth < 3.0
+        picture = sample.images["front"].astype(float)
+        column, row = int((u + 1) * 128), int((v + 1) * 128)
+        patch = picture[max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3].reshape(-1, 3).mean(axis=0)
+        far.append(int(np.argmax(patch)) == colours[sample.instruction.split()[2]] and np.ptp(patch) > 40)
+    assert np.mean(far) > 0.8, "the rest is hidden by the arm"
+
+
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
     """A training file over drawn samples, with the folder of the run as its output."""
@@ -114,6 +151,17 @@ def test_a_run_on_the_towers_outputs_is_that_on_pictures_and_goes_on_where_it_st
     np.testing.assert_allclose(parts, worker, rtol=1e-6)
     policy = checkpoint.load(tmp_path / "worker" / "checkpoint")
     assert set(policy.robots) == {"so101_bimanual"}
+
+
+def test_robots_and_arms_of_the_family_are_trained_together(settings, tmp_path):
+    told = ("drawn.family=2", "drawn.places=picture", "grounding=1.0", "model.network.num_domains=64")
+    assert train(*settings("family", *told, "features=true", "batch.workers=1", "steps=2")) == 0
+    assert train(*settings("family", *told, "features=true", "batch.workers=1", "resume=true")) == 0
+    assert np.isfinite(losses(tmp_path / "family")).all() and len(losses(tmp_path / "family")) == 4
+    policy = checkpoint.load(tmp_path / "family" / "checkpoint")
+    assert {name: each.embodiment.domain_id for name, each in policy.robots.items()} == {
+        "so101_bimanual": 19, "family_0": 32, "family_1": 33,
+    }  # fmt: skip
 
 
 def test_recordings_and_drawn_samples_are_not_mixed_and_what_is_wrong_is_named(settings, capsys):

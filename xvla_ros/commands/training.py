@@ -140,7 +140,7 @@ def simulated_tasks(run: FinishedRun) -> list[tuple[str, str]]:
             for each in run.source.datasets for store in each.stores for episode in store.episodes if episode.task
         }  # fmt: skip
     elif run.settings.drawn is not None:
-        told = {(load_robot(each.robot).name, each.task) for each in run.settings.drawn.scenes}
+        told = {(load_robot(each.robot).name, each.task) for each in run.settings.drawn.all_scenes}
     if not told:
         return []
     if missing := missing_extras():

@@ -19,6 +19,7 @@ from xvla_ros import limits
 from xvla_ros.errors import Problem, ProblemsError, problems_of
 from xvla_ros.recordings.lerobot_mapping import LeRobotMapping
 from xvla_ros.resources import config_dir
+from xvla_ros.robots.family import DOMAINS, PREFIX
 
 _RANGE = re.compile(r"^\d+(-\d+)?$")
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
@@ -129,9 +130,24 @@ class Drawn(DataSection):
     """Samples without end from the simulator: no layout comes twice. Not together with data sets."""
 
     scenes: Scenes = Field(min_length=1, description="What is drawn.")
+    family: int = Field(
+        0, ge=0, le=DOMAINS, description="Arms of the family beside them: family_0 … are to touch, each its own domain."
+    )
+    family_weight: float = Field(1.0, gt=0.0, description="Share of all these arms together.")
+    places: Literal["table", "picture"] = Field(
+        "table",
+        description="What grounding asks of a named thing: where it lies in the scene, or where in the first camera's "
+        "picture and how far from it, which means the same in pictures of another camera.",
+    )
     goals: int = Field(2, ge=1, le=16, description="Samples of every layout: instructions of a picture, or pictures.")
     variation: float = Field(1.0, ge=0.0, description="Of light, colours and cameras; 1 as in demonstrations.")
     pixels: int = Field(256, ge=16, le=2048, description="Of the pictures as drawn; the network's size comes after.")
+
+    @property
+    def all_scenes(self) -> tuple[SceneSettings, ...]:
+        """The scenes, and after them those of the family."""
+        weight = self.family_weight / max(self.family, 1)
+        return (*self.scenes, *(SceneSettings(robot=f"{PREFIX}{seed}", weight=weight) for seed in range(self.family)))
 
 
 Datasets = Annotated[tuple[DatasetSettings, ...], Field(strict=False)]

@@ -28,14 +28,13 @@ from xvla_ros.training.config import TrainingError, TrainSettings
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.batches import Preparation, SampleSource, Share, TrainingBatch
 from xvla_ros.training.data.features import Features, TowerRun, compute, features_name
-from xvla_ros.training.data.samples import Sample
+from xvla_ros.training.data.samples import PLACE_UNIT, Sample
 from xvla_ros.training.optim import GROUNDING, WeightGroup, add_lora, make_groups, phase, trainable
 
 log = logging.getLogger(__name__)
 
 SHARP = 0.05  # of a length unit below, or of half a picture: errors above it count linearly, not by their square
 MOST_WORDS = 2000  # that a checkpoint keeps of its training
-PLACE_UNIT = 0.2  # m: about the spread of places on a table
 _HELD_OUT = 2**62  # where the numbers of held-out samples begin in the draws of noise, beyond those of any run
 
 
@@ -285,7 +284,7 @@ class Grounding(nn.Module):
 
         Args:
             words: [B, L, W], the encoder's output for the text.
-            places: [B, 3] m, NaN where it is not known; of one sample at least it is.
+            places: [B, 3], as of ``Sample.place``, NaN where it is not known; of one sample at least it is.
         """
         with torch.autocast(words.device.type, enabled=False):
             found: Tensor = self.read(self.norm(words.float().mean(dim=1)))

@@ -164,7 +164,7 @@ def _simulator(drawn: Drawn | None) -> Iterator[None]:
     try:
         yield
     except (KinematicsError, SimulationError) as error:  # fmt: skip
-        scenes = ", ".join(f"{scene.task} of {scene.robot}" for scene in drawn.scenes)
+        scenes = ", ".join(f"{scene.task} of {scene.robot}" for scene in drawn.all_scenes)
         raise TrainingError([
             Problem("", "drawn.scenes", scenes, "simulated robots and their tasks", str(error))
         ]) from error  # fmt: skip

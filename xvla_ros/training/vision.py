@@ -21,7 +21,8 @@ from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.model.policy import Policy
 from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.data.batches import Share
-from xvla_ros.training.objective import PLACE_UNIT, SHARP
+from xvla_ros.training.data.samples import PLACE_UNIT
+from xvla_ros.training.objective import SHARP
 from xvla_ros.training.optim import HEAD, POLICY, WeightGroup
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Vision:
         inside, first = batch.inside[viewed], first_views(batch)[:, 0]
         scenes = batch.scene[:, None].expand_as(viewed)[viewed]
         found: dict[str, list[float]] = {}
-        for number, told in enumerate(self.source.settings.scenes):
+        for number, told in enumerate(self.source.settings.all_scenes):
             for column, name in enumerate(self.source.names):
                 kind = f"{told.robot} {name.rpartition('_')[2]}"
                 rows = (scenes == number) & inside[:, column]
@@ -90,7 +91,7 @@ class Vision:
         return {
             "schema_version": 1,
             "seed": self.settings.seed,
-            **{key: drawn[key] for key in ("scenes", "pixels", "variation")},
+            **{key: drawn[key] for key in ("scenes", "family", "pixels", "variation")},
             "objects": list(self.source.names),
             **facts,
             "held_out": measured[-1] if measured else None,

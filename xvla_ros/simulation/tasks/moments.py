@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import MessageError, SimulationError
-from xvla_ros.observation.images import view_of
+from xvla_ros.observation.images import points_in_view, view_of
 from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.tasks.catalogue import load_task
@@ -81,6 +81,27 @@ class DrawnScene:
         cameras = self.profile.cameras.by_name
         return {slot: view_of(self.world.render(slot, self.pixels, self.pixels), cameras[slot]) for slot in slots}
 
+    def place_of(self, prop: str) -> tuple[Floats, Floats]:
+        """Return where the middle of a prop is: [3] m in the scene's frame, and [3] in the first view."""
+        place: Floats = self.world.data.body(prop).xpos.copy()
+        return place, self.in_view(self.profile.cameras.slots[0], place[None])[0]
+
+    def in_view(self, slot: str, places: Floats) -> Floats:
+        """Return where places [K, 3] of the scene are in the view of a slot, which is cut from a square picture.
+
+        [K, 3]: u and v, −1 … 1 from left to right and from top to bottom, and depth, m.
+        """
+        model, camera = self.world.model, self.world.data.camera(slot)
+        # MuJoCo's cameras look along −z, x to the right, y up
+        x, y, z = ((places - camera.xpos) @ camera.xmat.reshape(3, 3)).T
+        depth = -z
+        half = np.tan(np.radians(model.cam_fovy[model.camera(slot).id]) / 2)
+        half *= np.where(np.abs(depth) < 1e-6, 1e-6, depth)
+        shown = points_in_view(
+            np.stack([x / half, -y / half], axis=-1), (self.pixels, self.pixels), self.profile.cameras.by_name[slot]
+        )
+        return np.column_stack([shown, depth])
+
     def close(self) -> None:
         """Free what drawing holds."""
         self.world.close()
@@ -113,11 +134,13 @@ class Asked:
         instruction: in words.
         plan: of the expert.
         place: [3] m, in the scene's frame: the middle of the named prop.
+        seen: [3], the same in the first view, as of ``DrawnScene.in_view``.
     """
 
     instruction: str
     plan: ExpertPlan
     place: Floats
+    seen: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,8 +275,7 @@ class Moments(DrawnScene):
         self._lead_astray(rng)
 
     def _asked(self, layout: Layout, plan: ExpertPlan) -> Asked:
-        place = self.world.data.body(layout.goal.prop).xpos.copy()
-        return Asked(layout.instruction, plan, place)
+        return Asked(layout.instruction, plan, *self.place_of(layout.goal.prop))
 
     def _go(self, expert: Expert, share: float, *, empty: bool = True) -> None:
         """Move the arms along a share of the way; only if not ``empty`` also where the hand holds something."""

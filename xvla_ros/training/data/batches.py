@@ -39,7 +39,8 @@ class TrainingBatch:
         modes: name of each row's action mode, and the channels that it decodes.
         grids: outputs of the vision tower for the views that are not masked, [N, C, h, w], in their order; None where
             the tower runs.
-        places: float32 [B, 3] m, where what is named lies, NaN where that is not known; None where it is of no sample.
+        places: float32 [B, 3], where what is named lies, as of ``Sample.place``, NaN where that is not
+            known; None where it is of no sample.
         known: bool [B, T], on the CPU, the waypoints that count in the loss; None where all do.
     """
 

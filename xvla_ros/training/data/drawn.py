@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem
-from xvla_ros.model.inputs.normalisers import Statistics
+from xvla_ros.model.inputs.normalisers import IDENTITY, Statistics
 from xvla_ros.recordings.bag_paths import tool_actions
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.profile import Profile, load_robot
@@ -25,8 +25,16 @@ from xvla_ros.training.config import Drawn, SceneSettings, TrainingError
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.draws import Shares
 from xvla_ros.training.data.labels import Labeller
-from xvla_ros.training.data.samples import ChannelStatistics, Numbered, Sample, normaliser, offsets, untouched_actions
-from xvla_ros.types import Embodiment
+from xvla_ros.training.data.samples import (
+    PLACE_UNIT,
+    ChannelStatistics,
+    Numbered,
+    Sample,
+    normaliser,
+    offsets,
+    untouched_actions,
+)
+from xvla_ros.types import Embodiment, Floats
 
 MEASURED = 2000  # samples of each robot that its normalisation is taken from
 HELD_OUT = 2**40  # where the numbers of held-out moments begin
@@ -39,7 +47,7 @@ class SceneSamples:
 
     Args:
         settings: which.
-        variation, pixels: of the pictures.
+        drawn: how: variation and pixels of the pictures, and what a sample's place is.
         plans: whether samples have actions; without, they have slot 0's picture alone and any posture, which is all
             that the language encoder can be asked about, and are drawn in a tenth of the time.
 
@@ -47,8 +55,8 @@ class SceneSamples:
         ProfileError: the profile is wrong, or the robot's file has several robots.
     """
 
-    def __init__(self, settings: SceneSettings, variation: float, pixels: int, plans: bool = True) -> None:
-        self.settings, self._variation, self._pixels, self._plans = settings, variation, pixels, plans
+    def __init__(self, settings: SceneSettings, drawn: Drawn, plans: bool = True) -> None:
+        self.settings, self._drawn, self._plans = settings, drawn, plans
         self.profile = load_robot(settings.robot)
         self.embodiment = self.profile.embodiment()
 
@@ -59,11 +67,11 @@ class SceneSamples:
         Raises:
             SimulationError, KinematicsError: naming what is missing.
         """
-        return Moments(self.profile, self.settings.task, self._variation, self._pixels)
+        return Moments(self.profile, self.settings.task, self._drawn.variation, self._drawn.pixels)
 
     @cached_property
     def _labeller(self) -> Labeller:
-        return Labeller(self.profile, self.settings.task, self._variation, self._pixels)
+        return Labeller(self.profile, self.settings.task, self._drawn.variation, self._drawn.pixels)
 
     @cached_property
     def _encoder(self) -> StateEncoder:
@@ -79,9 +87,9 @@ class SceneSamples:
         return [
             Sample(
                 self.embodiment, images, state, *unknown, instruction, index + number, source, 0,
-                place=place.astype(np.float32),
+                place=self._place(place, seen),
             )
-            for number, (instruction, place) in enumerate(told)
+            for number, (instruction, place, seen) in enumerate(told)
         ]  # fmt: skip
 
     def samples(self, moments: Sequence[Moment], waypoints: int, index: int, source: str) -> list[Sample]:
@@ -99,10 +107,13 @@ class SceneSamples:
         return [
             Sample(
                 self.embodiment, moment.images, state, self._actions(each.plan.at(times)), mask,
-                each.instruction, index + number, source, 0, place=each.place.astype(np.float32),
+                each.instruction, index + number, source, 0, place=self._place(each.place, each.seen),
             )
             for number, each in enumerate(moment.asked)
         ]  # fmt: skip
+
+    def _place(self, place: Floats, seen: Floats) -> NDArray[np.float32]:
+        return (place if self._drawn.places == "table" else PLACE_UNIT * seen).astype(np.float32)
 
     def _actions(self, positions: NDArray[np.float64]) -> NDArray[np.float32]:
         if self.profile.action_spec.is_end_effector:
@@ -131,8 +142,8 @@ class DrawnSamples:
     def __init__(self, settings: Drawn, waypoints: int, seed: int, *, plans: bool = True) -> None:
         self._settings, self._waypoints, self._seed = settings, waypoints, seed
         self._plans = plans
-        self._scenes = tuple(SceneSamples(each, settings.variation, settings.pixels, plans) for each in settings.scenes)
-        self._shares = Shares(settings.scenes)
+        self._scenes = tuple(SceneSamples(each, settings, plans) for each in settings.all_scenes)
+        self._shares = Shares(settings.all_scenes)
         self.profiles: Mapping[str, Profile] = {each.profile.name: each.profile for each in self._scenes}
         self.embodiments: Mapping[str, Embodiment] = {each.embodiment.robot: each.embodiment for each in self._scenes}
         _check_alike(self._scenes, self.profiles)
@@ -150,6 +161,8 @@ class DrawnSamples:
 
     def statistics(self, robot: str, state_mode: str, action_mode: str) -> Statistics:
         """Return how a robot's state and actions are normalised; see ``samples.Samples.statistics``."""
+        if state_mode.upper() == action_mode.upper() == IDENTITY:
+            return Statistics()
         scenes = [each for each in self._scenes if each.profile.name == robot]
         width = scenes[0].profile.state_width
         state, action = ChannelStatistics(width), ChannelStatistics(width)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xvla_ros.model.inputs.pictures import CPU, image_pipeline
-from xvla_ros.observation.images import points_in_view
 from xvla_ros.robots import load_robot
 from xvla_ros.simulation.tasks.hands import UnreachableError
 from xvla_ros.simulation.tasks.moments import DrawnScene, Picture
@@ -81,10 +80,13 @@ class Labeller(DrawnScene):
         self._arrange(rng)
         return self.pictures(self.profile.cameras.slots), self.labels(names)
 
-    def asked(self, rng: np.random.Generator, count: int) -> tuple[dict[str, Picture], tuple[tuple[str, Floats], ...]]:
+    def asked(
+        self, rng: np.random.Generator, count: int
+    ) -> tuple[dict[str, Picture], tuple[tuple[str, Floats, Floats], ...]]:
         """Arrange the scene; return slot 0's picture by its slot, and ``count`` instructions with the places they name.
 
-        Places are [3] m, in the scene's frame. Where the task has fewer instructions, some are repeated.
+        A place is [3] m in the scene's frame, and [3] in that picture, as of ``in_view``. Where the task has fewer
+        instructions, some are repeated.
 
         Raises:
             SimulationError: naming what to install.
@@ -93,14 +95,14 @@ class Labeller(DrawnScene):
         images = self.pictures(self.profile.cameras.slots[:1])
         variants = self._task.variants
         chosen = [variants[number % len(variants)] for number in range(count)]
-        return images, tuple((each.instruction, self.world.data.body(each.goal.prop).xpos.copy()) for each in chosen)
+        return images, tuple((each.instruction, *self.place_of(each.goal.prop)) for each in chosen)
 
     def labels(self, names: Sequence[str]) -> Labels:
         """Return where the objects called ``names`` are in the present state of the world."""
         there = self._places()
         known = np.array([name in there for name in names])
         places = np.array([there.get(name, np.zeros(3)) for name in names])
-        views = [self._seen(slot, places) for slot in self.profile.cameras.slots]
+        views = [self.in_view(slot, places) for slot in self.profile.cameras.slots]
         seen = np.stack(views)
         inside = (np.abs(seen[..., :2]) <= 1.0).all(axis=-1) & (seen[..., 2] > 0.0) & known
         return Labels(seen.astype(np.float32), inside, places.astype(np.float32), known)
@@ -144,19 +146,6 @@ class Labeller(DrawnScene):
             places[_tool(name)] = hand.point(positions[hand.columns], hand.figures.tip)
         return places
 
-    def _seen(self, slot: str, places: Floats) -> Floats:
-        """Return (u, v, depth) [K, 3] of places [K, 3] in the view of a slot, which is cut from a square picture."""
-        model, camera = self.world.model, self.world.data.camera(slot)
-        # MuJoCo's cameras look along −z, x to the right, y up
-        x, y, z = ((places - camera.xpos) @ camera.xmat.reshape(3, 3)).T
-        depth = -z
-        half = np.tan(np.radians(model.cam_fovy[model.camera(slot).id]) / 2)
-        half *= np.where(np.abs(depth) < 1e-6, 1e-6, depth)
-        shown = points_in_view(
-            np.stack([x / half, -y / half], axis=-1), (self.pixels, self.pixels), self.profile.cameras.by_name[slot]
-        )
-        return np.column_stack([shown, depth])
-
 
 def _tool(hand: str) -> str:
     return f"{hand}_{TOOL}" if hand else TOOL
@@ -184,9 +173,9 @@ class LabelledPictures:
 
     def __init__(self, settings: Drawn, size: tuple[int, int], seed: int) -> None:
         self.settings, self._size, self._seed = settings, size, seed
-        self._shares = Shares(settings.scenes)
+        self._shares = Shares(settings.all_scenes)
         self._labellers: dict[int, Labeller] = {}
-        labellers = [self._labeller(scene) for scene in range(len(settings.scenes))]
+        labellers = [self._labeller(scene) for scene in range(len(settings.all_scenes))]
         self.profiles = tuple(each.profile for each in labellers)
         self.embodiments: Mapping[str, Embodiment] = {}
         self.names = object_names(labellers)
@@ -219,7 +208,7 @@ class LabelledPictures:
 
     def _labeller(self, scene: int) -> Labeller:
         if scene not in self._labellers:
-            told = self.settings.scenes[scene]
+            told = self.settings.all_scenes[scene]
             profile = load_robot(told.robot)
             self._labellers[scene] = Labeller(profile, told.task, self.settings.variation, self.settings.pixels)
         return self._labellers[scene]

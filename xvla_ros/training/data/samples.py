@@ -28,6 +28,7 @@ QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 KEPT = 65_536  # rows that quantiles are taken from: the 1 % quantile is then right to about 0.04 % of the rows
 MOST_LINES = 20  # of what is said of a data set
 CLOSED = 0.5  # of the way from open to closed, from which on a hand counts as closed
+PLACE_UNIT = 0.2  # m: about the spread of places on a table; of half a picture, to be learnt alike
 STILL = 1e-6  # a channel whose spread is below this share of its size never moves
 
 
@@ -122,8 +123,8 @@ class Sample:
         index: global number of the draw, or of the sample in its data set where it was not drawn.
         source: where it was recorded, for a message to a person: file, episode.
         stamp: ROS time in ns of the observation; for a LeRobot data set ns since the start of its episode.
-        place: float32 [3] m, where what the instruction names lies: drawn, in the scene's frame; recorded, see
-            ``place_of``; None where nobody knows.
+        place: float32 [3] m, where what the instruction names lies: drawn, in the scene's frame, or ``PLACE_UNIT``
+            times where it is in the first view (u, v, depth in m); recorded, see ``place_of``; None where nobody knows.
         row: number of the sample in ``Samples.train`` or ``held_out``, the same for every draw of it.
     """
 
