@@ -19,6 +19,9 @@ sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import adaptation
 from commands import CommandError, Commands, StoppedError
 
+from xvla_ros.robots.family import draw_arm
+from xvla_ros.training.config import read_settings
+
 SHIPPED = Path(__file__).parents[2] / "policy"
 
 
@@ -32,12 +35,12 @@ class Setting:
         for name in ("demos.json", "episode_000000.mcap", "episode_000001.mcap"):
             (self.demos / name).write_text(name)
         self.options = SimpleNamespace(
-            checkpoint=str(self.checkpoint), output=folder / "out", steps=100, batch=8, workers=1, precision="bfloat16",
+            output=folder / "out", steps=100, batch=8, workers=1, precision="bfloat16",
             set=[], like="agibot",
         )  # fmt: skip
 
     def key(self, cell="prompt:2"):
-        (made,) = adaptation.cells_of(cell, self.options.output)
+        (made,) = adaptation.cells_of(cell, self.options.output, "widowx", str(self.checkpoint))
         return adaptation.training_key(made, self.options, self.demos)
 
     def train_base_further(self):
@@ -73,7 +76,7 @@ def test_where_things_lie_is_no_part_of_a_key(setting, tmp_path):
     before = setting.key()
     setting.checkpoint = setting.checkpoint.rename(tmp_path / "moved")
     setting.demos = setting.demos.rename(tmp_path / "others")
-    setting.options.checkpoint, setting.options.output = str(setting.checkpoint), tmp_path / "elsewhere"
+    setting.options.output = tmp_path / "elsewhere"
     setting.options.set.append("full:lora.rank=4")
     assert setting.key() == before
 
@@ -115,12 +118,56 @@ def test_cells_are_named_by_method_and_demonstrations(tmp_path):
             adaptation.cells_of(wrong, tmp_path)
 
 
-def test_the_promise_is_held_against_the_most_demonstrations_that_both_have():
-    shares = {("prompt", 10): 0.1, ("full", 10): 0.5, ("prompt", 25): 0.4, ("full", 25): 0.5, ("full", 50): 0.9}
-    rows = [{"method": method, "demonstrations": count, "success": share} for (method, count), share in shares.items()]
-    (promise,) = adaptation._promises(rows)
-    assert promise.name == "full minus prompt, 25 demonstrations" and promise.holds
-    assert adaptation._promises(rows[:1]) == []
+def row(method, count, share, **more):
+    return {"robot": "widowx", "method": method, "demonstrations": count, "success": share, **more}
+
+
+def test_promises_are_the_prompts_goals_and_its_distance_from_everything_with_the_most_demonstrations():
+    rows = [row("prompt", 10, 0.6), row("full", 10, 0.5), row("prompt", 25, 0.4), row("full", 25, 0.55),
+            row("full", 50, 0.9), row("prompt", 50, 0.7, robot="family_28")]  # fmt: skip
+    found = {promise.name: promise.holds for promise in adaptation._promises(rows)}
+    assert found == {
+        "widowx: prompt, 10 demonstrations": True,
+        "widowx: full minus prompt, 25 demonstrations": False,
+        "family_28: prompt, 50 demonstrations": False,
+    }
+    assert adaptation._promises(rows[3:4]) == []
+
+
+def test_another_robot_and_another_base_have_cells_of_their_own(setting, tmp_path):
+    (one,) = adaptation.cells_of("prompt:2", tmp_path, "family_28", str(setting.checkpoint))
+    assert one.folder.name == "prompt_2_family_28"
+    options = setting.options
+    assert adaptation.demos_of("widowx", options).name == "demos"
+    assert adaptation.demos_of("family_28", options).name == "demos_family_28"
+    told = adaptation.training_of(one, options, setting.demos)
+    assert "initialise.family_28=agibot" in told
+
+    assert adaptation.bases_of("one", tmp_path, several=False) == {tmp_path: "one"}
+    assert adaptation.bases_of(str(SHIPPED), tmp_path, several=True) == {tmp_path / "base_2": str(SHIPPED)}
+    with pytest.raises(ValueError, match="both know 2 robots; expected one base of a number"):
+        adaptation.bases_of(f"{SHIPPED},{setting.checkpoint}", tmp_path, several=True)
+
+
+def test_the_second_arm_is_none_that_phase_1_draws_and_no_widowx():
+    second = draw_arm(28)
+    assert "family_28" in adaptation.ROBOTS and len(second.joints) == 6
+    assert max(read_settings("shipped/policy.yaml").drawn.family, 24) < 28
+    assert [joint.name for joint in second.joints] != [joint.name for joint in draw_arm(19).joints]
+
+
+def test_the_figure_of_bases_has_a_line_for_each_robot_and_is_the_same_every_time(tmp_path):
+    rows = [
+        row("prompt", 50, share, embodiments=number, interval=f"{share - 0.1:.2f} to {share + 0.1:.2f}", robot=robot)
+        for robot in ("widowx", "family_28")
+        for number, share in ((12, 0.6), (2, 0.2), (6, 0.5))
+    ]
+    for name in ("one.svg", "other.svg"):
+        adaptation.draw_bases(rows, tmp_path / name)
+    text = (tmp_path / "one.svg").read_text()
+    assert text == (tmp_path / "other.svg").read_text()
+    assert "widowx, prompt, 50 demonstrations" in text and "family_28, prompt, 50 demonstrations" in text
+    assert len(text) < 60_000
 
 
 def test_a_stop_is_passed_on_to_the_command_which_saves(tmp_path):
