@@ -60,8 +60,8 @@ def make_observations(policy: Policy, batch: int = 1, *, seed: int = 0) -> list[
     """Random frames of the network's own size, which nobody has to resize, and states, for the policy's first robot."""
     random = np.random.default_rng(seed)
     record = next(iter(policy.robots.values()))
-    shape = (*policy.network.config.image_size, 3)
-    width = record.statistics.state.width or policy.network.config.state_dim
+    shape = (*policy.outline.config.image_size, 3)
+    width = record.statistics.state.width or policy.outline.config.state_dim
     return [
         Observation(
             record.embodiment,
@@ -103,7 +103,7 @@ def _random(size: str, views: int, steps: int, seed: int) -> Policy:
     if size not in SIZES:
         raise BenchError(f"size {size!r} is unknown, expected {' or '.join(SIZES)}")
     network: str | XvlaConfig
-    network, waypoints = _shipped() if size == "small" else (size, WAYPOINTS)
+    network, waypoints = shipped_network() if size == "small" else (size, WAYPOINTS)
     # LeRobot's way with frames, so that it can be held beside
     pair = Embodiment(ROBOT, DOMAIN, MODE, _slots(views), WAYPOINT_DT, WAYPOINT_DT, steps, image_pipeline="letterbox")
     # one standard deviation is one unit, so differences of actions are in those
@@ -117,7 +117,8 @@ def _random(size: str, views: int, steps: int, seed: int) -> Policy:
         raise BenchError(str(error)) from error
 
 
-def _shipped() -> tuple[XvlaConfig, int]:
+def shipped_network() -> tuple[XvlaConfig, int]:
+    """The sizes of the network that ships, and its number of waypoints."""
     from xvla_ros.training.config import read_settings
     from xvla_ros.training.start import scratch_config
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from latency_inputs import require_robot
 from measurement import BenchError, Checkpoint, Compile, JsonFile, Measurement, Size, Threads, main, on, say
@@ -29,12 +29,12 @@ TOTAL = "total"
 WHAT = {
     INTERPRETER: "from the start of the process to its first line of ours",
     TORCH: "imported, numpy with it",
-    TRANSFORMERS: "imported: the classes of DaViT and BART",
+    TRANSFORMERS: "imported: the classes of DaViT and BART, which an engine needs none of",
     OURS: "imported: what the network and its files need",
     DEVICE: "its first use",
     FILES: "config, processors, tokenizer",
     WEIGHTS: "the type chosen, the network built, its weights copied from the mapped file to the device, rounded",
-    PREPARE: "the fast path chosen; packed, compiled, captured as far as it needs that",
+    PREPARE: "the fast path chosen; packed, compiled, captured as far as it needs that; an engine opened and tried",
     FIRST: "frames to actions",
     TOTAL: "to the first chunk",
     SECOND: "beside the first; not in the total",
@@ -47,6 +47,7 @@ class Start(Measurement):
 
     examples:
       python bench/start.py --checkpoint policy
+      python bench/start.py --checkpoint policy_openvino --engine auto
       python bench/start.py --size full --runs 4 --json start.json
       python bench/start.py --size full --device cuda --dtype bfloat16
     """
@@ -57,6 +58,10 @@ class Start(Measurement):
     dtype: Dtype = ""
     threads: Threads = 0
     compile: Compile = "auto"
+    engine: Annotated[
+        Literal["torch", "auto", "onnxruntime", "openvino"],
+        "what runs the network; the others than torch where the checkpoint holds graphs, see xvla export",
+    ] = "torch"
     runs: Annotated[
         Count, "processes started; the first brings files into the page cache and is left out of the medians"
     ] = 5
@@ -142,7 +147,7 @@ def _checkpoint(options: Start) -> Iterator[str]:
 
 
 def _start_process(options: Start, checkpoint: str) -> dict[str, Any]:
-    chosen = {name: getattr(options, name) for name in ("device", "dtype", "threads", "compile")}
+    chosen = {name: getattr(options, name) for name in ("device", "dtype", "threads", "compile", "engine")}
     command = [sys.executable, str(PROCESS)]
     arguments = json.dumps({"checkpoint": checkpoint, **chosen})
     ended = subprocess.run(

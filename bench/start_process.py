@@ -4,8 +4,8 @@
     python bench/start_process.py BEGUN OPTIONS
 
 ``BEGUN`` is the steady clock's time, in seconds, at which somebody started this process; it is one clock for all
-processes of a machine. ``OPTIONS`` is JSON: checkpoint, device, dtype, threads, compile. The last line printed is JSON
-too. Nothing is imported above that the node would not import before it loads a policy.
+processes of a machine. ``OPTIONS`` is JSON: checkpoint, device, dtype, threads, compile, engine. The last line printed
+is JSON too. Nothing is imported above that the node would not import before it loads a policy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # In this order; the first chunk is the last of the start, the second shows what the first still had to do.
 INTERPRETER, TORCH, TRANSFORMERS, OURS = "interpreter", "torch", "transformers", "xvla_ros"
 DEVICE, FILES, WEIGHTS, PREPARE, FIRST, SECOND = "device", "files", "weights", "prepare", "first chunk", "second chunk"
-PARTS = (INTERPRETER, TORCH, TRANSFORMERS, OURS, DEVICE, FILES, WEIGHTS, PREPARE, FIRST)
+PARTS = (INTERPRETER, TORCH, OURS, DEVICE, FILES, TRANSFORMERS, WEIGHTS, PREPARE, FIRST)
 
 
 def start(begun: float, options: dict[str, Any]) -> dict[str, Any]:
@@ -45,16 +45,17 @@ def start(begun: float, options: dict[str, Any]) -> dict[str, Any]:
 
     from xvla_ros.model.imports import collector_paused, kept_for_good
 
+    engine = options["engine"]
+
     with part(TORCH), collector_paused():
         import torch
     if options["threads"]:
         torch.set_num_threads(options["threads"])
-    with part(TRANSFORMERS), kept_for_good():
-        from xvla_ros.model.network.encoder import import_backbone
-
-        import_backbone()
-    with part(OURS):
+    with part(OURS), collector_paused():
         from xvla_ros.model.checkpoint import PROFILE_STEPS, build, read_files
+        from xvla_ros.model.network.encoder import import_backbone
+        from xvla_ros.model.runtime.engines import TORCH as EAGER
+        from xvla_ros.model.runtime.engines import exports, on_engine
         from xvla_ros.model.runtime.fast import accelerate, get_ready
     device = torch.device(options["device"])
     if device.type == "cuda":
@@ -63,13 +64,18 @@ def start(begun: float, options: dict[str, Any]) -> dict[str, Any]:
         torch.empty(0, device=device)
     with part(FILES):
         files = read_files(options["checkpoint"], assume=PROFILE_STEPS)
+    late = engine != EAGER and bool(exports(files.folders.base))
+    with part(TRANSFORMERS), kept_for_good():
+        if not late:
+            import_backbone()
     with part(WEIGHTS):
-        policy = build(files, device=device, dtype=options["dtype"])
+        policy = build(files, device=device, dtype=options["dtype"], late=late)
     from latency_inputs import make_observations
 
     observations = make_observations(policy)  # before the next part begins: no camera node makes frames
     with part(PREPARE):
-        policy = accelerate(policy, compile=options["compile"])
+        views = {policy.processor.views(each.embodiment) for each in observations}
+        policy = accelerate(policy, compile=options["compile"]) if engine == EAGER else on_engine(policy, engine, views)
         get_ready(policy, observations)
     for name in (FIRST, SECOND):
         with part(name):

@@ -101,7 +101,7 @@ def test_a_robot_of_its_domain_in_other_units_or_another_mode_is_refused_in_the_
     assert words in problem.message and "--checkpoint" in problem.expected
     assert not any("moves at random" in text for text in report.missing)
     assert shipped_policy([profile, load_profile("so101")["so101"]]) is None, "not trained for both anyway"
-    monkeypatch.setattr("xvla_ros.control.policy_source._load", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr("xvla_ros.control.policy_source._load", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(ProfileError):
         load_policy({name: profile, PAIR: load_profile(PAIR)[PAIR]})
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +18,8 @@ import torch
 from xvla_ros.commands import main
 from xvla_ros.errors import SetupError
 from xvla_ros.model import checkpoint
+from xvla_ros.model.checkpoint import build, read_files
+from xvla_ros.model.network.xvla import LateNetwork
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.runtime import engines
 from xvla_ros.model.runtime.engines import BOUND, FORMATS, on_engine
@@ -97,6 +101,47 @@ def test_engine_answers_as_the_network_does(engine: str, exported: Path, look: L
                 assert np.abs((one.actions - other.actions) / scale).max() < 2e-5
 
 
+def test_engine_answers_without_the_network(engine: str, exported: Path, look: Look) -> None:
+    policy = build(read_files(exported), dtype="float32", late=True)
+    found = on_engine(policy, engine, VIEWS)
+    answered = found.predict([look()], seed=1)[0].actions
+    assert isinstance(policy.outline, LateNetwork) and not policy.outline.is_read
+    own = loaded(exported)
+    np.testing.assert_allclose(answered, own.predict([look()], seed=1)[0].actions, atol=1e-4)
+    held = Prefix(np.zeros((8, 12), np.float32), np.ones(8, np.float32), 2.0)
+    guided = [each.predict([look()], seed=1, prefix=[held])[0].actions for each in (found, own)]
+    assert policy.outline.is_read  # gradients are torch's
+    np.testing.assert_allclose(*guided, atol=1e-3)
+
+
+def test_engine_answers_without_transformers(engine: str, exported: Path) -> None:
+    script = (
+        "import sys\n"
+        "from xvla_ros.model.checkpoint import build, read_files\n"
+        "from xvla_ros.model.runtime.engines import on_engine\n"
+        "policy = build(read_files(sys.argv[1]), dtype='float32', late=True)\n"
+        "policy = on_engine(policy, sys.argv[2], {3})\n"
+        "policy.predict([policy.blank(policy.robots['pair'].embodiment)], seed=0)\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script, exported, engine], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "['torch']"
+
+
+def test_weights_are_known_again_where_another_file_changed(engine: str, copied: Path) -> None:
+    config = copied / "tokenizer_config.json"
+    config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    policy = build(read_files(copied), dtype="float32", late=True)
+    on_engine(policy, engine, VIEWS)
+    assert isinstance(policy.outline, LateNetwork) and policy.outline.is_read
+
+
+def test_graphs_without_reference_are_refused(engine: str, copied: Path) -> None:
+    (copied / FORMATS[engine] / engines.REFERENCE).unlink()
+    with pytest.raises(SetupError, match=r"reference\.safetensors cannot be held against an engine .* export"):
+        on_engine(loaded(copied), engine, VIEWS)
+
+
 @pytest.mark.parametrize("guidance", [0.0, 2.0])
 def test_engine_agrees_with_what_was_committed(engine: str, exported: Path, look: Look, guidance: float) -> None:
     policy = loaded(exported)
@@ -126,7 +171,7 @@ def test_weights_stand_once_whatever_the_number_of_views(policy: Policy, tmp_pat
     assert report["views"] == [1, 3] and report["numerics"]["largest"] < 2e-5
     files = {each.name: each.stat().st_size for each in (tmp_path / "onnx").iterdir()}
     graphs = {"look.onnx", "mix_1.onnx", "mix_3.onnx", "step_1.onnx", "step_3.onnx"}
-    assert files.keys() == graphs | {WEIGHTS_FILE, "report.json"}
+    assert files.keys() == graphs | {WEIGHTS_FILE, "report.json", engines.REFERENCE}
     weights = sum(each.nbytes for each in policy.network.parameters())
     assert files[WEIGHTS_FILE] < 1.2 * weights
 

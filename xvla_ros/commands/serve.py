@@ -79,7 +79,7 @@ class Serve(Listening):
         robots = [profile.embodiment() for profile in profiles.values()]
         for embodiment in robots or [record.embodiment for record in policy.robots.values()]:
             blank = policy.blank(embodiment)
-            if policy.network.device.type != "cpu":  # there a batch of a size that nothing is ready for runs eagerly
+            if policy.outline.device.type != "cpu":  # there a batch of a size that nothing is ready for runs eagerly
                 get_ready(policy, [blank] * MAX_BATCH)
             warm_up(policy, [blank])
         return policy

@@ -13,6 +13,7 @@ import numpy as np
 from xvla_ros.errors import CheckpointError, KinematicsError, Problem, ProfileError, SetupError
 from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec
 from xvla_ros.model.checkpoint.record import RECORD_FILE, RobotRecord, read_record
+from xvla_ros.model.imports import kept_for_good
 from xvla_ros.resources import policy_dir
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import JointLimits, to_policy
@@ -192,6 +193,7 @@ def load_policy(
     descriptions: Mapping[str, RobotDescription | None] = NO_DESCRIPTIONS,
     engine: str = "",
     log: Callable[[str], object] | None = None,
+    for_good: bool = False,
 ) -> Policy:
     """Load the policy for some robots, check that it can serve each, and choose the fastest way to run it.
 
@@ -209,6 +211,8 @@ def load_policy(
         engine: what runs the network (``torch``, ``onnxruntime``, ``openvino``, ``auto``), see ``engines.on_engine``;
             empty is the profiles' ``policy.engine``. What was exported computes in float32, and so an empty dtype.
         log: takes lines that say how the policy runs, what it computes in among them.
+        for_good: the process needs the policy until it ends, so that what is imported for it is never collected again,
+            see ``kept_for_good``.
 
     Raises:
         SetupError: the profiles name different checkpoints or engines, the policy does not fit a robot, there is no
@@ -224,10 +228,14 @@ def load_policy(
     if engine not in (AUTO, TORCH):
         dtype = dtype or "float32"
     _ensure_device(device)
+    how = {"late": engine != TORCH, "for_good": for_good}
     if name:
-        policy = _load(name, revision, device, dtype, profiles.values())
+        policy = _load(name, revision, device, dtype, profiles.values(), **how)
     else:
-        policy = _shipped(profiles, device, dtype) or _untrained(profiles, device, dtype, seed, descriptions)
+        shipped = _shipped(profiles, device, dtype, **how)
+        if shipped is None and for_good:
+            _keep_imports()
+        policy = shipped or _untrained(profiles, device, dtype, seed, descriptions)
     for profile in profiles.values():
         _require_fit(policy, profile, profile.name)
     from xvla_ros.model.runtime.engines import on_engine
@@ -303,9 +311,22 @@ def _ensure_device(device: str) -> None:
         ) from error
 
 
-def _load(name: str, revision: str, device: str, dtype: str, profiles: Collection[Profile] = ()) -> Policy:
-    """Load a checkpoint; refuse it before its weights are read where it was made for other robots than ``profiles``."""
+def _load(
+    name: str,
+    revision: str,
+    device: str,
+    dtype: str,
+    profiles: Collection[Profile] = (),
+    *,
+    late: bool = False,
+    for_good: bool = False,
+) -> Policy:
+    """Load a checkpoint; refuse it before its weights are read where it was made for other robots than ``profiles``.
+
+    ``late`` leaves its weights unread where it has graphs that may answer in the network's place.
+    """
     from xvla_ros.model.checkpoint import PROFILE_STEPS, build, read_files
+    from xvla_ros.model.runtime.engines import exports
 
     try:
         # a profile states the image pipeline and the domain, so a checkpoint's files need not
@@ -315,7 +336,10 @@ def _load(name: str, revision: str, device: str, dtype: str, profiles: Collectio
         misplaced = [misplaced_views(profile, files.described.view_names) for profile in profiles if not robots]
         if problems := [each for each in misplaced if each is not None]:
             raise ProfileError(problems)
-        policy = build(files, device=device, dtype=dtype or None)
+        late = late and bool(exports(files.folders.adapter or files.folders.base))
+        if for_good:
+            _keep_imports(backbone=not late)
+        policy = build(files, device=device, dtype=dtype or None, late=late)
     except (CheckpointError, ProfileError):
         raise
     except ValueError as error:
@@ -327,10 +351,19 @@ def _load(name: str, revision: str, device: str, dtype: str, profiles: Collectio
     return policy
 
 
-def _shipped(profiles: Mapping[str, Profile], device: str, dtype: str) -> Policy | None:
+def _keep_imports(*, backbone: bool = True) -> None:
+    """Import what runs a policy, never to be collected again; an exported engine needs no backbone, the longest."""
+    with kept_for_good():
+        from xvla_ros.model.network.encoder import import_backbone
+
+        if backbone:
+            import_backbone()
+
+
+def _shipped(profiles: Mapping[str, Profile], device: str, dtype: str, **how: bool) -> Policy | None:
     """Load the policy that comes with the package; it knows other profiles of its robots by their domain."""
     folder = shipped_policy(profiles.values())
-    return None if folder is None else _load(str(folder), "", device, dtype, profiles.values())
+    return None if folder is None else _load(str(folder), "", device, dtype, profiles.values(), **how)
 
 
 def _untrained(

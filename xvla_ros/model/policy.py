@@ -21,7 +21,7 @@ from xvla_ros.types import ActionChunk, Embodiment, Observation, Prefix
 from .action_modes import ActionMode
 from .checkpoint.record import RobotRecord, TrainingSummary
 from .inputs.processor import Batch, Processor
-from .network.xvla import XvlaNetwork
+from .network.xvla import LateNetwork, XvlaNetwork, whole
 from .runtime.precision import Precision, instruction_set
 from .runtime.runner import Runner
 
@@ -32,7 +32,7 @@ class Policy:
     """X-VLA with everything around the network that a checkpoint brings.
 
     Args:
-        network: in evaluation mode.
+        network: in evaluation mode; one that is late is read when something first asks for ``network``.
         processor: of the same checkpoint.
         robots: by name, those the checkpoint was made for.
         training: its history.
@@ -41,15 +41,17 @@ class Policy:
         precision: what it computes in, and why; None where nobody chose.
         view_names: of the views in their order, as its files name them; empty where they do not.
         folder: where its files lie; None where it has none.
-        digest: of every file that it was loaded from, see ``inspection.digest_of``; empty where it was not loaded.
+        digest: finds out the digest of every file that it was loaded from, see ``inspection.digest_of``; None where it
+            was not loaded.
 
     Attributes:
+        outline: the network as far as it is known without weights: config, action mode, device.
         on_remark: takes what should be known of an instruction, once, when it is first answered; None says nothing.
     """
 
     def __init__(
         self,
-        network: XvlaNetwork,
+        network: XvlaNetwork | LateNetwork,
         processor: Processor,
         *,
         robots: Mapping[str, RobotRecord] | None = None,
@@ -59,10 +61,10 @@ class Policy:
         precision: Precision | None = None,
         view_names: Sequence[str] = (),
         folder: Path | None = None,
-        digest: str = "",
+        digest: Callable[[], str] | None = None,
     ) -> None:
-        self.digest = digest
-        self.network, self.processor = network, processor
+        self._digest = digest
+        self.outline, self.processor = network, processor
         self.runner = Runner(network)
         self.robots = dict(robots or {})
         self.training = training or TrainingSummary()
@@ -72,9 +74,19 @@ class Policy:
         self.folder = folder
         self.on_remark: Callable[[str], object] | None = log.warning
         self._remarked: set[str] = set()
-        self.precision = precision or Precision(str(network.vlm.dtype).removeprefix("torch."), "as it was made")
+        self.precision = precision or Precision(str(whole(network).vlm.dtype).removeprefix("torch."), "as it was made")
 
-    def like(self, network: XvlaNetwork, *, source: str = "") -> Policy:
+    @property
+    def network(self) -> XvlaNetwork:
+        """With its weights."""
+        return whole(self.outline)
+
+    @property
+    def digest(self) -> str:
+        """Digest of every file that it was loaded from; empty where it was not loaded. May wait for its end."""
+        return self._digest() if self._digest else ""
+
+    def like(self, network: XvlaNetwork | LateNetwork, *, source: str = "") -> Policy:
         """Make a policy with another network and everything else of this one."""
         return Policy(
             network,
@@ -86,7 +98,7 @@ class Policy:
             precision=self.precision,
             view_names=self.view_names,
             folder=self.folder,
-            digest=self.digest,
+            digest=self._digest,
         )
 
     def computing(self) -> dict[str, str]:
@@ -96,7 +108,7 @@ class Policy:
             "dtype": self.precision.dtype,
             "dtype_reason": self.precision.reason,
             "engine": self.runner.description,
-            "device": str(self.network.device),
+            "device": str(self.outline.device),
             "threads": str(torch.get_num_threads()),
             "instruction_set": instruction_set(),
         }
@@ -104,7 +116,7 @@ class Policy:
     @property
     def chunk_size(self) -> int:
         """T, waypoints per chunk."""
-        return self.network.config.chunk_size
+        return self.outline.config.chunk_size
 
     def is_trained(self, domain_id: int) -> bool:
         """Return whether the soft prompt of ``domain_id`` was trained; True where the files do not say."""
@@ -118,7 +130,7 @@ class Policy:
             ValueError: if the checkpoint cannot serve it.
         """
         try:
-            return self.network.mode(embodiment.action_mode, self.processor.action_width(embodiment))
+            return self.outline.mode(embodiment.action_mode, self.processor.action_width(embodiment))
         except (KeyError, ValueError) as error:
             raise ValueError(f"robot {embodiment.robot!r}: {error.args[0]}") from None
 
@@ -137,10 +149,10 @@ class Policy:
         self.processor.views(embodiment)
         self.processor.decode(embodiment, mode, torch.zeros(1, mode.width), np.zeros(mode.width))
         self._check_offsets(embodiment, mode)
-        if not 0 <= embodiment.domain_id < self.network.config.num_domains:
+        if not 0 <= embodiment.domain_id < self.outline.config.num_domains:
             raise ValueError(
                 f"robot {embodiment.robot!r}: domain_id {embodiment.domain_id} is not in the checkpoint, expected "
-                f"0…{self.network.config.num_domains - 1}"
+                f"0…{self.outline.config.num_domains - 1}"
             )
 
     def remarks(self, instruction: str) -> list[str]:
@@ -174,7 +186,7 @@ class Policy:
     def _check_offsets(self, embodiment: Embodiment, mode: ActionMode) -> None:
         """Refuse a robot whose actions are absolute here and offsets in the checkpoint, or the other way round."""
         known = self.robots.get(embodiment.robot)
-        theirs = self.network.action_mode if known is None else self.action_mode(known.embodiment)
+        theirs = self.outline.action_mode if known is None else self.action_mode(known.embodiment)
         if mode.spec.is_relative != theirs.spec.is_relative:
             raise ValueError(
                 f"robot {embodiment.robot!r}: action mode {mode.name!r} does not fit the checkpoint's {theirs.name!r}: "
@@ -242,10 +254,10 @@ class Policy:
         key = f"{seed}/{observation.stamp}/{observation.embodiment.robot}".encode()
         words = np.frombuffer(hashlib.blake2b(key, digest_size=16).digest(), dtype=np.uint64)
         drawn = np.random.Generator(np.random.Philox(key=words))
-        return drawn.standard_normal((self.chunk_size, self.network.action_mode.width), dtype=np.float32)
+        return drawn.standard_normal((self.chunk_size, self.outline.action_mode.width), dtype=np.float32)
 
     def _noise(self, observations: Sequence[Observation], seed: int, given: ArrayLike | None) -> Tensor:
-        shape = (len(observations), self.chunk_size, self.network.action_mode.width)
+        shape = (len(observations), self.chunk_size, self.outline.action_mode.width)
         if given is None:
             return torch.from_numpy(np.stack([self.noise_of(each, seed) for each in observations]))
         noise = torch.as_tensor(np.array(given), dtype=torch.float32)
@@ -259,7 +271,7 @@ class Policy:
         Raises:
             ValueError: naming the robot and what of its observation does not fit.
         """
-        return self.processor.batch(observations, self.network.device)
+        return self.processor.batch(observations, self.outline.device)
 
     def _forward(
         self, observations: Sequence[Observation], noise: Tensor, steps: int, prefix: Sequence[Prefix | None]
@@ -269,7 +281,7 @@ class Policy:
         held = self._held(observations, modes, prefix)
         given, guidance = (None, None) if held is None else (held[:2], held[2])
         raw = self.runner.chunk(
-            batch, noise.to(self.network.device), modes, steps=steps, prefix=given, guidance=guidance
+            batch, noise.to(self.outline.device), modes, steps=steps, prefix=given, guidance=guidance
         ).cpu()
         return [
             self.processor.decode(each.embodiment, mode, row, each.state)
@@ -290,7 +302,7 @@ class Policy:
         """Return prefixes in the network's units, weights and guidance, 0 in rows without one; None if none has any."""
         if all(each is None for each in prefix):
             return None
-        committed = torch.zeros(len(modes), self.chunk_size, self.network.action_mode.width)
+        committed = torch.zeros(len(modes), self.chunk_size, self.outline.action_mode.width)
         weights = torch.zeros(len(modes), self.chunk_size)
         guidance = torch.zeros(len(modes))
         for row, (observation, mode, each) in enumerate(zip(observations, modes, prefix, strict=True)):
@@ -300,7 +312,7 @@ class Policy:
             committed[row] = self.processor.action(observation.embodiment, mode, read.actions, observation.state)
             weights[row] = torch.from_numpy(read.weights)
             guidance[row] = read.guidance
-        device = self.network.device
+        device = self.outline.device
         return committed.to(device), weights.to(device), guidance.to(device)
 
 

@@ -148,7 +148,7 @@ class PolicyService:
     def metadata(self) -> dict[str, Any]:
         """Return what a client may want to know before it asks; plain data."""
         policy = self._policy
-        config = policy.network.config
+        config = policy.outline.config
         return {
             "protocol": protocol.VERSION,
             "version": self._version,
@@ -223,7 +223,7 @@ class PolicyService:
         for robot in self.robots.values():
             if robot.embodiment.domain_id == domain_id:
                 return robot
-        mode = self._policy.network.action_mode.name
+        mode = self._policy.outline.action_mode.name
         return self.admit(Embodiment(f"domain_{domain_id}", domain_id, mode, tuple(slots), 0.1, 0.1))
 
     def _of_profile(self, profile: Profile) -> ServedRobot:

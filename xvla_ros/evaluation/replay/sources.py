@@ -212,7 +212,7 @@ def _other_domain(source: AnswerSource, domain: int) -> int | None:
         return None
     trained = source.policy.training.trained_domains or ()
     others: list[int] = sorted(set(trained) - {domain})
-    rows = source.policy.network.config.num_domains
+    rows = source.policy.outline.config.num_domains
     return others[0] if others else (domain + 1) % rows if rows > 1 else None
 
 

@@ -220,12 +220,13 @@ def load_suite_policy(
         CheckpointError, SetupError: naming what does not fit.
     """
     from xvla_ros.model.checkpoint import PROFILE_STEPS, build, read_files
-    from xvla_ros.model.runtime.engines import AUTO, on_engine
+    from xvla_ros.model.runtime.engines import AUTO, exports, on_engine
 
     embodiment = inspect_for(checkpoint, protocol)[0]
     files = read_files(checkpoint, assume=PROFILE_STEPS)
     try:
-        policy = build(files, device=device, dtype=dtype or None)
+        late = bool(exports(files.folders.adapter or files.folders.base))
+        policy = build(files, device=device, dtype=dtype or None, late=late)
         policy.check(embodiment)
     except CheckpointError:
         raise
@@ -240,7 +241,7 @@ def executed(protocol: SuiteProtocol, policy: Policy) -> int:
     Raises:
         SetupError: more than the policy's chunks have.
     """
-    stated = policy.network.config.extra.get("n_action_steps", policy.chunk_size)
+    stated = policy.outline.config.extra.get("n_action_steps", policy.chunk_size)
     count = int(stated) if protocol.execute is None else protocol.execute
     if not 1 <= count <= policy.chunk_size:
         raise SetupError(f"execute is {count}, expected 1 to {policy.chunk_size}, the waypoints of a chunk")

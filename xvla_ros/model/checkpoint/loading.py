@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,19 @@ import torch
 from xvla_ros.errors import CheckpointError, Problem
 from xvla_ros.types import Embodiment
 
-from ..action_modes import ActionMode
+from ..action_modes import ActionMode, known_modes
 from ..inputs.processor import Processor
 from ..inputs.words import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from ..network.config import ACTION_FEATURE, IMAGE_FEATURES, STATE_FEATURE, XvlaConfig
+from ..network.xvla import LateNetwork, XvlaNetwork
 from ..policy import Policy
 from ..runtime.int8 import is_int8, quantise
-from ..runtime.precision import DTYPES, FLOAT32, INT8, choose
+from ..runtime.precision import DTYPES, FLOAT32, INT8, Precision, choose
 from .dialects import checkpoint_edge, lerobot_dict
 from .inspection import CheckpointFolders, Description, describe, digest_of_folders, find_checkpoint
 from .pipelines import write_pipelines
 from .record import Record, RobotRecord, write_record
-from .tensors import ADAPTER_WEIGHTS, WEIGHTS
+from .tensors import ADAPTER_WEIGHTS, WEIGHTS, config_from_weights, place_tensors, stored_tensors
 from .weights import load_network, merge_adapter, save_weights
 
 _LOG = logging.getLogger(__name__)
@@ -104,27 +105,73 @@ def read_files(
 
 
 def build(
-    files: CheckpointFiles, *, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
+    files: CheckpointFiles,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    late: bool = False,
 ) -> Policy:
     """Read the weights of a checkpoint, straight from the mapped files to the device, and make a policy of them.
 
     Args:
         files: from ``read_files``.
         device, dtype: as for ``load``. A type that is asked for is also the one that ``save`` stores.
+        late: leave the weights where they are until something asks for the network, which then raises what this would;
+            for a policy whose exported graphs answer.
 
     Raises:
         CheckpointError, ValueError: as ``load``, for the weights and the type.
     """
-    with ThreadPoolExecutor(1, "xvla_digest") as beside:  # hashing lets other threads run
-        return _built(files, beside.submit(digest_of_folders, files.folders), device, dtype)
-
-
-def _built(
-    files: CheckpointFiles, digest: Future[str], device: str | torch.device, dtype: str | torch.dtype | None
-) -> Policy:
     described, folders = files.described, files.folders
     wanted = "" if dtype is None else str(dtype).removeprefix("torch.")
     precision = choose(described.config, device, wanted)
+    beside = ThreadPoolExecutor(1, "xvla_digest")  # hashing lets other threads run
+    digest = beside.submit(digest_of_folders, folders)
+    beside.shutdown(wait=False)
+
+    def read() -> XvlaNetwork:
+        network = _read_network(files, device, precision)
+        if wanted in DTYPES:
+            network.config = replace(network.config, dtype=wanted)
+        return network
+
+    if late and precision.dtype != INT8 and described.config.action_mode in known_modes():
+        network: XvlaNetwork | LateNetwork = LateNetwork(_sized(files), torch.device(device), read)
+    else:
+        network = read()
+    robots = described.record.robots
+    policy = Policy(
+        network,
+        Processor(
+            network.config,
+            files.tokenizer,
+            {name: robot.statistics for name, robot in robots.items()},
+            default=described.pipelines.statistics,
+        ),
+        robots=robots,
+        training=described.record.training,
+        lerobot=described.record.lerobot,
+        source=folders.source,
+        precision=precision,
+        view_names=described.view_names,
+        folder=folders.adapter or folders.base,
+        digest=digest.result,
+    )
+    return quantise(policy) if precision.dtype == INT8 else policy
+
+
+def _sized(files: CheckpointFiles) -> XvlaConfig:
+    """Return the config with the sizes that only the headers of the weights tell."""
+    folder = files.folders.base
+    try:
+        with checkpoint_edge(folder / WEIGHTS):
+            return config_from_weights(files.described.config, place_tensors(stored_tensors(folder))[0])
+    except CheckpointError as error:
+        raise error.at(files.folders.source) from error.__cause__
+
+
+def _read_network(files: CheckpointFiles, device: str | torch.device, precision: Precision) -> XvlaNetwork:
+    described, folders = files.described, files.folders
     try:
         with checkpoint_edge(folders.base / WEIGHTS):
             network = load_network(folders.base, described.config, device=device, dtype=DTYPES.get(precision.dtype))
@@ -133,28 +180,7 @@ def _built(
                 merge_adapter(network, folders.adapter)
     except CheckpointError as error:
         raise error.at(folders.source) from error.__cause__
-    if wanted in DTYPES:
-        network.config = replace(network.config, dtype=wanted)
-    robots = described.record.robots
-    processor = Processor(
-        network.config,
-        files.tokenizer,
-        {name: robot.statistics for name, robot in robots.items()},
-        default=described.pipelines.statistics,
-    )
-    policy = Policy(
-        network,
-        processor,
-        robots=robots,
-        training=described.record.training,
-        lerobot=described.record.lerobot,
-        source=folders.source,
-        precision=precision,
-        view_names=described.view_names,
-        folder=folders.adapter or folders.base,
-        digest=digest.result(),
-    )
-    return quantise(policy) if precision.dtype == INT8 else policy
+    return network
 
 
 def tokenizer_of(folders: CheckpointFolders, config: XvlaConfig) -> Tokenizer:

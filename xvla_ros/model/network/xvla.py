@@ -8,6 +8,7 @@ Shapes: B batch, T waypoints, D action width, P state width, C conditioning toke
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -315,9 +316,7 @@ class XvlaNetwork(nn.Module):
     def __init__(self, config: XvlaConfig) -> None:
         super().__init__()
         self.config = config
-        self.action_mode = action_mode(
-            config.action_mode, max_action_dim=config.max_action_dim, action_dim=config.action_dim
-        )
+        self.action_mode = mode_of(config)
         self.vlm = FlorenceEncoder(config)
         self.transformer = SoftPromptedTransformer(config, self.action_mode.width)
 
@@ -327,27 +326,8 @@ class XvlaNetwork(nn.Module):
         return self.transformer.pos_emb.device
 
     def mode(self, name: str, decoded_width: int | None = None) -> ActionMode:
-        """Build another action mode over the same D.
-
-        Args:
-            name: in the registry.
-            decoded_width: channels of the robot's own action where the mode leaves them to it (``auto``); None takes
-                what the checkpoint's files say.
-
-        Raises:
-            KeyError: if there is no such mode.
-            ValueError: if its width is not the network's.
-        """
-        if name == self.action_mode.name and decoded_width in (None, self.action_mode.decoded_width):
-            return self.action_mode
-        width = self.action_mode.width
-        mode = action_mode(name, max_action_dim=width, action_dim=decoded_width or self.config.action_dim)
-        if mode.width != self.action_mode.width:
-            raise ValueError(
-                f"action mode {name!r} is {mode.width} wide, the checkpoint {self.action_mode.width} "
-                f"({self.action_mode.name}): use a checkpoint of that width"
-            )
-        return mode
+        """Build another action mode over the same D; see ``another_mode``."""
+        return another_mode(self.config, self.action_mode, name, decoded_width)
 
     def encode(self, images: Tensor, image_mask: Tensor, input_ids: Tensor, domain_id: Tensor) -> Context:
         """Do everything that comes before the denoising steps; see FlorenceEncoder.forward for the shapes."""
@@ -389,6 +369,72 @@ class XvlaNetwork(nn.Module):
         for name, buffer in self.named_buffers():
             buffer.data = buffer.data.to(part_dtype(name, dtype))
         return self
+
+
+class LateNetwork:
+    """A network whose weights are read when something first needs them; what the files say of it is there before.
+
+    Args:
+        config: sizes.
+        device: where it will be.
+        read: builds the network, in evaluation mode; called at most once.
+    """
+
+    def __init__(self, config: XvlaConfig, device: torch.device, read: Callable[[], XvlaNetwork]) -> None:
+        self.config, self.device, self.action_mode = config, device, mode_of(config)
+        self._read, self._lock = read, threading.Lock()
+        self._network: XvlaNetwork | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether something needed the weights."""
+        return self._network is not None
+
+    @property
+    def network(self) -> XvlaNetwork:
+        """The network, which is read now if it was not."""
+        with self._lock:
+            if self._network is None:
+                self._network = self._read()
+            return self._network
+
+    def mode(self, name: str, decoded_width: int | None = None) -> ActionMode:
+        """Build another action mode over the same D; see ``another_mode``."""
+        return another_mode(self.config, self.action_mode, name, decoded_width)
+
+
+def whole(network: XvlaNetwork | LateNetwork) -> XvlaNetwork:
+    """Return a network with its weights, which are read now if they were not."""
+    return network.network if isinstance(network, LateNetwork) else network
+
+
+def mode_of(config: XvlaConfig) -> ActionMode:
+    """Build the action mode that a network is made with."""
+    return action_mode(config.action_mode, max_action_dim=config.max_action_dim, action_dim=config.action_dim)
+
+
+def another_mode(config: XvlaConfig, own: ActionMode, name: str, decoded_width: int | None = None) -> ActionMode:
+    """Build another action mode over the same D.
+
+    Args:
+        config, own: of the network.
+        name: in the registry.
+        decoded_width: channels of the robot's own action where the mode leaves them to it (``auto``); None takes what
+            the checkpoint's files say.
+
+    Raises:
+        KeyError: if there is no such mode.
+        ValueError: if its width is not the network's.
+    """
+    if name == own.name and decoded_width in (None, own.decoded_width):
+        return own
+    mode = action_mode(name, max_action_dim=own.width, action_dim=decoded_width or config.action_dim)
+    if mode.width != own.width:
+        raise ValueError(
+            f"action mode {name!r} is {mode.width} wide, the checkpoint {own.width} ({own.name}): use a checkpoint of "
+            "that width"
+        )
+    return mode
 
 
 def part_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -17,7 +17,7 @@ import platform
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from xvla_ros.errors import SetupError
 
-from ..network.xvla import Context, Predict, XvlaNetwork
+from ..network.xvla import Context, LateNetwork, Predict, XvlaNetwork, whole
 from ..policy import Policy
 from .fast import accelerate, ways
 from .precision import FLOAT32, instruction_set
@@ -40,13 +40,14 @@ AUTO, TORCH, ONNXRUNTIME, OPENVINO = "auto", "torch", "onnxruntime", "openvino"
 FORMATS = {ONNXRUNTIME: "onnx", OPENVINO: "openvino"}  # engine: what it reads, and the folder of it
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}
 NAMES = {ONNXRUNTIME: "ONNX Runtime", OPENVINO: "OpenVINO"}
-REPORT, SCHEMA_VERSION = "report.json", 1
+REPORT, REFERENCE, SCHEMA_VERSION = "report.json", "reference.safetensors", 2
 LOOK = "look"
 # Largest difference from the network itself, in its own units, standard deviations of the actions. The order of
 # float32 sums gives about 2e-6.
 BOUND = 1e-4
 # An engine must be this much faster to be chosen, so that a machine decides alike every time.
 WORTHWHILE = 1.1
+TIMES = (1.0, 0.1)  # of the steps by which an engine is held against the network
 _ROUNDS, _TRIAL_S = 5, 10.0
 
 Session = Callable[[Mapping[str, NDArray[Any]]], list[NDArray[np.float32]]]
@@ -71,7 +72,7 @@ class RandomInputs:
     noise: Tensor
 
     @classmethod
-    def drawn(cls, network: XvlaNetwork, views: int, domain: int, seed: int) -> RandomInputs:
+    def drawn(cls, network: XvlaNetwork | LateNetwork, views: int, domain: int, seed: int) -> RandomInputs:
         """Draw normal numbers and any words."""
         config, random = network.config, torch.Generator().manual_seed(seed)
         drawn = functools.partial(torch.randn, generator=random)
@@ -96,6 +97,11 @@ class RandomInputs:
         predict = network.predictor(context, self.state, torch.ones_like(self.noise[:, :1]), torch.tensor([[t]]))
         return predict(self.noise, 0)
 
+    def answer(self, network: Running) -> Tensor:
+        """Do what comes before the steps, and a single step at each of some times: → raw [2, T, D]."""
+        context = self.encode(network)
+        return torch.cat([self.step(network, context, t) for t in TIMES])
+
 
 class ExportedNetwork:
     """The graphs of a checkpoint in an engine, asked as an ``XvlaNetwork`` is, row by row.
@@ -104,7 +110,7 @@ class ExportedNetwork:
     of views, runs on the network. To be used by one thread at a time.
 
     Args:
-        network: that was exported.
+        network: that was exported; one that is late is read for what has no graph alone.
         folder: of the graphs.
         engine: ``onnxruntime`` or ``openvino``.
         views: numbers of views that there are graphs for.
@@ -116,8 +122,8 @@ class ExportedNetwork:
         SetupError: the engine is not installed, or cannot read the graphs.
     """
 
-    def __init__(self, network: XvlaNetwork, folder: Path, engine: str, views: Collection[int]) -> None:
-        self.network, self.views = network, tuple(views)
+    def __init__(self, network: XvlaNetwork | LateNetwork, folder: Path, engine: str, views: Collection[int]) -> None:
+        self._outline, self.views = network, tuple(views)
         threads, ending = torch.get_num_threads(), ENDINGS[FORMATS[engine]]
 
         def session(name: str) -> Session:
@@ -136,8 +142,13 @@ class ExportedNetwork:
         self._by_length = {self._context_length(count): count for count in views}
 
     def _context_length(self, views: int) -> int:
-        config = self.network.config
+        config = self._outline.config
         return config.sequence_length(views) - config.chunk_size + config.len_soft_prompts
+
+    @property
+    def network(self) -> XvlaNetwork:
+        """That was exported, with its weights."""
+        return whole(self._outline)
 
     def encode(self, images: Tensor, image_mask: Tensor, input_ids: Tensor, domain_id: Tensor) -> Context:
         """Do everything that comes before the denoising steps; as ``XvlaNetwork.encode``."""
@@ -148,7 +159,7 @@ class ExportedNetwork:
         """Do everything that comes before the denoising steps; as ``XvlaNetwork.encode_seen``."""
         if views not in self._mix:
             return self.network.encode_seen(images, seen, input_ids, domain_id, views)
-        config, batch = self.network.config, len(input_ids)
+        config, batch = self._outline.config, len(input_ids)
         features = torch.zeros(batch * views, config.tokens_per_view, config.vision.projection_dim)
         for slot, image in zip(seen.tolist(), images, strict=True):
             features[slot] = torch.from_numpy(self._look({"image": image[None].numpy()})[0])[0]
@@ -256,7 +267,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
         found = report["schema_version"]
-        {str(report["digest"]), *map(int, report["views"])}
+        {str(report["digest"]), str(report.get("checkpoint", "")), *map(int, report["views"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SetupError(f"{file} cannot be read ({error}): export the checkpoint again") from error
     if found != SCHEMA_VERSION:
@@ -264,10 +275,36 @@ def read_report(folder: Path) -> dict[str, Any]:
     return dict(report)
 
 
-def largest_difference(network: XvlaNetwork, exported: ExportedNetwork, trial: RandomInputs) -> float:
-    """Return how far an engine is from the network itself after the encoder and a step, at two times."""
-    own, theirs = trial.encode(network), trial.encode(exported)
-    found = [(trial.step(network, own, t) - trial.step(exported, theirs, t)).abs().max().item() for t in (1.0, 0.1)]
+def write_reference(network: XvlaNetwork, views: Collection[int], file: Path) -> None:
+    """Write inputs for each number of views with what the network itself answers, so that no engine needs it."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    for count in views:
+        trial = RandomInputs.drawn(network, count, 0, seed=0)
+        tensors |= {f"{count}.{each.name}": getattr(trial, each.name) for each in fields(trial)}
+        tensors[f"{count}.answer"] = trial.answer(network)
+    save_file(tensors, file)
+
+
+def largest_difference(exported: ExportedNetwork, file: Path) -> float:
+    """Return how far an engine is from what the network itself answered, see ``write_reference``.
+
+    Raises:
+        SetupError: the file cannot be read.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(file)
+        found = [
+            (trial.answer(exported) - tensors[f"{count}.answer"]).abs().max().item()
+            for count in exported.views
+            for trial in [RandomInputs(*(tensors[f"{count}.{each.name}"] for each in fields(RandomInputs)))]
+        ]
+    except Exception as error:  # engines fail in ways of their own
+        said = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise SetupError(f"{file} cannot be held against an engine ({said[0]}): export the checkpoint again") from error
     return max(each if np.isfinite(each) else float("inf") for each in found)
 
 
@@ -275,7 +312,8 @@ def on_engine(policy: Policy, engine: str, views: Collection[int], *, log: Log |
     """Give a policy the fastest runner: ``accelerate``'s, or an engine's with the exported graphs of its checkpoint.
 
     Args:
-        policy: whose network is shared with what is returned; its folder is where graphs are looked for.
+        policy: whose network is shared with what is returned; its folder is where graphs are looked for. One that is
+            late stays so where an engine runs whose speed was measured here before.
         engine: ``torch``, ``onnxruntime``, ``openvino``, or ``auto``, which takes the fastest by trial of those that
             are installed, have graphs in the folder and are exact; without graphs that is torch, and costs nothing.
         views: of its robots, numbers of slots.
@@ -286,7 +324,7 @@ def on_engine(policy: Policy, engine: str, views: Collection[int], *, log: Log |
             robots, or does not answer as the network does.
     """
     log = log or logging.getLogger(__name__).info
-    there = _exports(policy)
+    there = exports(policy.folder)
     if engine == TORCH or (engine == AUTO and not there):
         return accelerate(policy, log=log)
     if engine == AUTO:
@@ -299,28 +337,34 @@ def on_engine(policy: Policy, engine: str, views: Collection[int], *, log: Log |
         )
     if misfit := _misfit(policy):
         raise SetupError(f"engine is {engine}, but {misfit}: set policy.engine to torch, or leave device and dtype")
-    exported = _checked(policy, there[engine], engine, views, digest(policy.network))
+    exported = _checked(policy, there[engine], engine, views)
     return _running(policy, exported, engine, "as asked for", log)
 
 
-def _exports(policy: Policy) -> dict[str, Path]:
-    """Return the folder of the graphs of each engine that the checkpoint has some for."""
-    folder = policy.folder
+def exports(folder: Path | None) -> dict[str, Path]:
+    """Return the folder of the graphs of each engine that a checkpoint's folder has some for."""
     return {each: folder / kind for each, kind in FORMATS.items() if folder and (folder / kind / REPORT).is_file()}
 
 
 def _misfit(policy: Policy) -> str:
     """Return why no graphs can take the place of a policy; empty where they can."""
-    device, dtype = policy.network.device, policy.precision.dtype
+    device, dtype = policy.outline.device, policy.precision.dtype
     if device.type == "cpu" and dtype == FLOAT32:
         return ""
     return f"exported graphs run on cpu in {FLOAT32}, and the policy on {device} in {dtype}"
 
 
-def _checked(policy: Policy, folder: Path, engine: str, views: Collection[int], weights: str) -> ExportedNetwork:
+def _weights(policy: Policy, report: Mapping[str, Any]) -> str:
+    """Return the digest of a policy's weights; where the files are those that were exported, it is known."""
+    if report.get("checkpoint") and report["checkpoint"] == policy.digest:
+        return str(report["digest"])
+    return digest(policy.network)
+
+
+def _checked(policy: Policy, folder: Path, engine: str, views: Collection[int]) -> ExportedNetwork:
     """Open the graphs of an engine; refuse those that do not fit or do not answer as the network does."""
-    network, report = policy.network, read_report(folder)
-    if report["digest"] != weights:
+    report = read_report(folder)
+    if report["digest"] != (weights := _weights(policy, report)):
         raise SetupError(
             f"the graphs in {folder} were exported from other weights ({report['digest'][:12]}) than those of "
             f"{policy.source} ({weights[:12]}): export the checkpoint again"
@@ -331,14 +375,13 @@ def _checked(policy: Policy, folder: Path, engine: str, views: Collection[int], 
             f"the graphs in {folder} are for {_listed(known)} views, and a robot has {_listed(lacking)}: export the "
             "checkpoint again with --robot"
         )
-    exported = ExportedNetwork(network, folder, engine, known)
-    for count in known:
-        found = largest_difference(network, exported, RandomInputs.drawn(network, count, 0, seed=0))
-        if found > BOUND:
-            raise SetupError(
-                f"{NAMES[engine]} with the graphs in {folder} is {found:.1e} from the network itself, at most "
-                f"{BOUND:.0e} is allowed: set policy.engine to torch, or export the checkpoint again"
-            )
+    exported = ExportedNetwork(policy.outline, folder, engine, known)
+    found = largest_difference(exported, folder / REFERENCE)
+    if found > BOUND:
+        raise SetupError(
+            f"{NAMES[engine]} with the graphs in {folder} is {found:.1e} from the network itself, at most "
+            f"{BOUND:.0e} is allowed: set policy.engine to torch, or export the checkpoint again"
+        )
     return exported
 
 
@@ -347,19 +390,17 @@ def _listed(numbers: Collection[int]) -> str:
 
 
 def _running(policy: Policy, exported: ExportedNetwork, engine: str, reason: str, log: Log) -> Policy:
-    made = policy.like(policy.network)
-    made.runner = Runner(policy.network, [Way(f"on {NAMES[engine]} {version(engine)} ({reason})", exported)], log)
+    made = policy.like(policy.outline)
+    made.runner = Runner(policy.outline, [Way(f"on {NAMES[engine]} {version(engine)} ({reason})", exported)], log)
     log(f"the policy runs {made.runner.description}")
     return made
 
 
 def _fastest(policy: Policy, there: Mapping[str, Path], views: Collection[int], log: Log) -> Policy:
-    network = policy.network
     if misfit := _misfit(policy):
         log(misfit)
         return accelerate(policy, log=log)
-    weights = digest(network)
-    kept = Measurements(weights)
+    kept = Measurements(_known_weights(policy, there.values()))
     installed = {each for each in there if find_spec(each) is not None}
     chosen = kept.fastest(installed)
     opened: dict[str, ExportedNetwork] = {}
@@ -367,18 +408,26 @@ def _fastest(policy: Policy, there: Mapping[str, Path], views: Collection[int], 
         if chosen not in (None, engine):
             continue
         try:
-            opened[engine] = _checked(policy, folder, engine, views, weights)
+            opened[engine] = _checked(policy, folder, engine, views)
         except SetupError as error:
             log(f"{NAMES[engine]} is not used: {error}")
     if chosen is None and opened:
         steps = max((each.embodiment.denoising_steps for each in policy.robots.values()), default=0)
-        kept.keep(_trial(network, opened, steps or network.config.num_denoising_steps))
+        kept.keep(_trial(policy.network, opened, steps or policy.outline.config.num_denoising_steps))
         chosen = kept.fastest(opened)
     if chosen in opened:
         return _running(policy, opened[chosen], chosen, kept.said(), log)
     if chosen == TORCH:
         log(f"torch is the fastest here ({kept.said()})")
     return accelerate(policy, log=log)
+
+
+def _known_weights(policy: Policy, folders: Collection[Path]) -> str:
+    """Return the digest of a policy's weights, from a report of the same files where there is one."""
+    for folder in folders:
+        with suppress(SetupError):
+            return _weights(policy, read_report(folder))
+    return digest(policy.network)
 
 
 def _trial(network: XvlaNetwork, opened: Mapping[str, ExportedNetwork], steps: int) -> dict[str, float]:

@@ -39,12 +39,14 @@ from .engines import (
     FORMATS,
     LOOK,
     NAMES,
+    REFERENCE,
     REPORT,
     SCHEMA_VERSION,
     ExportedNetwork,
     RandomInputs,
     digest,
     require,
+    write_reference,
 )
 from .runner import Running
 
@@ -151,7 +153,15 @@ def _export(
     domains = sorted({each.domain_id for each in chosen}) or [config.domain_id]
     steps = max((each.denoising_steps for each in chosen), default=config.num_denoising_steps)
     return export_graphs(
-        policy.network, folder, engine, views, domains=domains, inputs=inputs, steps=steps, progress=progress
+        policy.network,
+        folder,
+        engine,
+        views,
+        domains=domains,
+        inputs=inputs,
+        steps=steps,
+        checkpoint=policy.digest,
+        progress=progress,
     )
 
 
@@ -164,6 +174,7 @@ def export_graphs(
     domains: Sequence[int] = (0,),
     inputs: int = 100,
     steps: int = 10,
+    checkpoint: str = "",
     progress: Progress = _say_nothing,
 ) -> dict[str, Any]:
     """Write the graphs of a network, hold them against it, and write ``report.json`` beside them.
@@ -177,6 +188,7 @@ def export_graphs(
         domains: whose soft prompts are tried.
         inputs: random inputs that are compared.
         steps: of each compared chunk.
+        checkpoint: digest of the files of ``folder``, by which its weights are known without being read.
         progress: told what is done, how much of it, and of how much.
 
     Returns:
@@ -205,6 +217,7 @@ def export_graphs(
             "format": kind,
             "made_with": {each: version(each) for each in ("torch", *_WRITERS, engine)},
             "digest": digest(network),
+            "checkpoint": checkpoint,
             "dtype": "float32",
             "views": sorted(views),
             "shapes": {
@@ -216,6 +229,7 @@ def export_graphs(
             },
             "numerics": numerics,
         }
+        write_reference(network, sorted(views), written / REFERENCE)
         (written / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         written.chmod(0o755)
         target = folder / kind

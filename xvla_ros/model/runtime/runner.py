@@ -22,7 +22,7 @@ from torch import Tensor
 from ..action_modes import ActionMode
 from ..inputs.processor import Batch
 from ..network.flow import HeldWaypoints, denoise, hides_only, predictor, preprocess, shown
-from ..network.xvla import Context, Predict, XvlaNetwork
+from ..network.xvla import Context, LateNetwork, Predict, XvlaNetwork, whole
 
 _LINES_OF_A_REASON = 2  # compilers name the culprit in the second
 
@@ -148,7 +148,7 @@ class Runner:
     """Takes the first way that works; a shape it was not made ready for takes the last.
 
     Args:
-        network: in evaluation mode.
+        network: in evaluation mode; one that is late is read when the ways do not do.
         ways: fastest first; the last must need no readiness. The network as it is, if none is given.
         log: takes a line for every way that fell out and every shape that came unannounced.
 
@@ -156,12 +156,21 @@ class Runner:
         ValueError: if the last way does not run any shape.
     """
 
-    def __init__(self, network: XvlaNetwork, ways: Sequence[Way] = (), log: Log = _LOG.info) -> None:
-        self.network, self._log = network, log
-        self._ways = list(ways) or [Way("eagerly", network)]
-        if self._ways[-1].ready is not None:
+    def __init__(self, network: XvlaNetwork | LateNetwork, ways: Sequence[Way] = (), log: Log = _LOG.info) -> None:
+        self._outline, self._log = network, log
+        self._given = list(ways)
+        if ways and ways[-1].ready is not None:
             raise ValueError("the last way must run any shape as it comes, so that something always runs")
         self._unannounced: set[Shape] = set()
+
+    @functools.cached_property
+    def _ways(self) -> list[Way]:
+        return self._given or [Way("eagerly", self.network)]
+
+    @property
+    def network(self) -> XvlaNetwork:
+        """That is run, with its weights."""
+        return whole(self._outline)
 
     @property
     def description(self) -> str:
@@ -208,8 +217,8 @@ class Runner:
         """Do beforehand what batches of this shape need only once."""
         if self._ways[0].ready is None or not hides_only(modes):
             return
-        config = self.network.config
-        noise = torch.zeros(len(modes), config.chunk_size, self.network.action_mode.width, device=batch.images.device)
+        config = self._outline.config
+        noise = torch.zeros(len(modes), config.chunk_size, self._outline.action_mode.width, device=batch.images.device)
         inputs = ChunkInputs.of(batch, noise, modes, HeldWaypoints.of(None, modes, None, noise))
         shape = Shape.of(inputs, batch, steps)
         while (ready := self._ways[0].ready) is not None and shape not in self._ways[0].bodies:

@@ -29,7 +29,7 @@ from xvla_ros.control.engine import INFERENCE_THREAD, Engine
 from xvla_ros.control.policy_source import load_policy
 from xvla_ros.control.state import UNTRAINED
 from xvla_ros.errors import CheckpointError, KinematicsError, ProfileError, RequestError, SetupError, UnreachableError
-from xvla_ros.model.imports import kept_for_good
+from xvla_ros.model.imports import collector_paused
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError
 from xvla_ros.nodes.node_clock import TIME_LIMIT_TOPIC, NodeClock, TimeLimit
@@ -329,11 +329,8 @@ class PolicyNode(GuardedLifecycleNode):
     def _load_and_warm_up(self) -> Policy | RemotePolicy:
         if servers := self._servers():
             return self._connect(servers)
-        with kept_for_good():
-            from xvla_ros.model.network.encoder import import_backbone
+        with collector_paused():
             from xvla_ros.model.runtime.fast import warm_up
-
-            import_backbone()
 
         log, checkpoint = self.get_logger(), str(self.get_parameter("checkpoint").value)
         log.info(f"loading the policy: {checkpoint or 'as the profiles say'}")
@@ -345,6 +342,7 @@ class PolicyNode(GuardedLifecycleNode):
             dtype=str(self.get_parameter("dtype").value),
             descriptions=self._descriptions,
             log=log.info,
+            for_good=True,
         )
         self._warn_of_untrained(policy)
         if policy.precision.is_slow:
