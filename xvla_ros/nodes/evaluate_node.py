@@ -160,7 +160,7 @@ class PolicyLeader(Node):
             if time.monotonic() < look_at:
                 return False
             look_at = time.monotonic() + REPEAT
-            return self._policy_state() == REACHED[transition]
+            return bool(self._policy_state() == REACHED[transition])
 
         self._wait(made, seconds, f"an answer of {self._change.srv_name}")
         if answer.done() and not answer.result().success:
