@@ -185,6 +185,17 @@ def brief(value: Any) -> Any:
     return _SHORT.repr(value)
 
 
+def version_problem(file: str, key: str, found: Any, known: int) -> Problem | None:
+    """Return what is wrong with a ``schema_version``, None where it is the one that is known."""
+    if type(found) is int and found == known:
+        return None
+    if type(found) is int and found > known:
+        message = "was written for a newer version of xvla_ros, and nothing else of it is looked at; update xvla_ros"
+    else:
+        message = "is of no version that this xvla_ros reads; write it anew with this one"
+    return Problem(file, key, found, str(known), message)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest of ``known``, or nothing when none is close."""
     name, options = name[: _SHORT.maxstring], list(known)

@@ -158,7 +158,7 @@ def test_json_has_the_agreed_form(tmp_path: Path):
 
 def test_a_bad_profile_gives_every_problem(tmp_path: Path):
     path = tmp_path / "bad.yaml"
-    path.write_text("/**: {ros__parameters: {arm: {schema_version: 2, polcy: {}}}}")
+    path.write_text("/**: {ros__parameters: {arm: {schema_version: 0, polcy: {}}}}")
     report = check(path)
     assert not report.ok
     keys = {problem.key for problem in report.errors}

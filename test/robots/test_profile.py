@@ -310,6 +310,27 @@ def test_a_file_of_another_form_says_what_it_lacks(tmp_path: Path, text: str, me
         load_profile(path)
 
 
+def test_a_newer_profile_is_refused_by_its_version_alone(tmp_path: Path):
+    newer = mapping_of("widowx") | {"schema_version": 2, "antennas": {"left": 1}}
+    with pytest.raises(ProfileError) as refused:
+        load_profile(write(tmp_path / "newer.yaml", {"widowx": newer}))
+    (problem,) = refused.value.problems
+    assert (problem.key, problem.value, problem.expected) == ("widowx.schema_version", 2, "1")
+    assert "newer version of xvla_ros" in problem.message and "update xvla_ros" in problem.message
+
+
+def test_what_earlier_versions_had_is_read(tmp_path: Path):
+    """Settings that were retired without a new version of the schema are passed over."""
+    older = mapping_of("widowx")
+    older["smoothing"] = {**older.get("smoothing", {}), "followed": 0.2}
+    older["safety"] = {**older.get("safety", {}), "deviation": 0.1}
+    (found,) = load_profile(write(tmp_path / "older.yaml", {"widowx": older})).values()
+    assert "followed" not in found.to_mapping()["smoothing"] and "deviation" not in found.to_mapping()["safety"]
+    older["schema_version"] = 0
+    with pytest.raises(ProfileError, match=r"widowx\.schema_version: 0 is not allowed; expected one of 1"):
+        load_profile(write(tmp_path / "older.yaml", {"widowx": older}))
+
+
 def test_a_key_given_twice_is_named_with_its_line(tmp_path: Path):
     path = write(tmp_path / "twice.yaml", {"widowx": mapping_of("widowx")})
     path.write_text(re.sub(r"\n( *)domain_id: 0\n", r"\n\1domain_id: 0\n\1domain_id: 4\n", path.read_text()))

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xvla_ros.errors import CheckpointError, Problem
+from xvla_ros.errors import CheckpointError, Problem, version_problem
 from xvla_ros.model import checkpoint
 from xvla_ros.model.checkpoint.record import TrainingSummary
 from xvla_ros.model.checkpoint.tensors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, published_place, read_header
@@ -129,9 +129,8 @@ def last_state(folder: Path) -> State | None:
     except (OSError, ValueError, CheckpointError) as error:
         message = f"cannot be read: {' '.join(str(error).split())}"
         raise TrainingError([Problem(str(path), "", None, "a training state; remove the folder", message)]) from None
-    if facts.get("schema_version") != SCHEMA_VERSION:
-        found, message = facts.get("schema_version"), "is of another version of xvla_ros"
-        raise TrainingError([Problem(str(path / FACTS), "schema_version", found, str(SCHEMA_VERSION), message)])
+    if problem := version_problem(str(path / FACTS), "schema_version", facts.get("schema_version"), SCHEMA_VERSION):
+        raise TrainingError([problem])
     return State(int(facts["step"]), tensors, facts)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xvla_ros import limits
-from xvla_ros.errors import CheckpointError, Problem, brief
+from xvla_ros.errors import CheckpointError, Problem, brief, version_problem
 from xvla_ros.types import Embodiment
 
 from ..inputs.normalisers import Normaliser, Statistics
@@ -101,9 +101,7 @@ def read_record(folder: Path) -> Record:
 
 
 def _record(folder: Path, data: Mapping[str, Any]) -> Record:
-    if data.get("schema_version") != SCHEMA_VERSION:
-        message = "is of another version; update xvla_ros or save the checkpoint again"
-        problem = Problem(RECORD_FILE, "schema_version", data.get("schema_version"), str(SCHEMA_VERSION), message)
+    if problem := version_problem(RECORD_FILE, "schema_version", data.get("schema_version"), SCHEMA_VERSION):
         raise CheckpointError(str(folder), [problem])
     problems: list[Problem] = []
     robots = _robots(data.get("robots") or {}, problems)

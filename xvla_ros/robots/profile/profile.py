@@ -19,7 +19,7 @@ import yaml
 from pydantic import ConfigDict, Field, StringConstraints
 
 from xvla_ros import limits
-from xvla_ros.errors import Problem, ProfileError, brief, did_you_mean
+from xvla_ros.errors import Problem, ProfileError, brief, did_you_mean, version_problem
 from xvla_ros.model.action_specs import ActionSpec, action_spec
 from xvla_ros.resources import config_dir
 from xvla_ros.robots.family import settings_of
@@ -141,6 +141,10 @@ class Profile(Section):
             ProfileError: naming everything that is wrong, in ``file``.
         """
         raw = _without_retired(raw)
+        version = raw.get("schema_version") if isinstance(raw, Mapping) else None
+        newer = version_problem(file, f"{name}.schema_version", version, SCHEMA_VERSION)
+        if newer is not None and type(version) is int and version > SCHEMA_VERSION:
+            raise ProfileError([newer])  # what else is unknown in it is no mistake
         problems = find_problems(cls, raw, robot=name, file=file)
         if problems:
             raise ProfileError(problems)
