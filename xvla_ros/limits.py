@@ -49,9 +49,12 @@ ENTRIES = 1_024  # of one list or section of a profile
 PIXELS = 4_096 * 4_096  # of one picture
 SCANS = 256  # of a progressive JPEG
 KEPT_BYTES = 256 * MB  # of the messages of one topic
-PART_BYTES = 128 * MB  # of a decompressed chunk or message of a bag
-INFLATION, INFLATED_FLOOR = 1_000, 1_000 * MB  # times its size, and bytes, that a file may decompress to: scenes that
-# stand still are compressed to a hundredth and less
+PART_BYTES = 64 * MB  # of a decompressed chunk or message of a bag: one holds a raw picture of PIXELS
+# Times its size, and bytes, that a file may decompress to: a simulation that stands still was seen to be compressed 353
+# times, the recording of a whole demo 153 times.
+INFLATION, INFLATED_FLOOR = 400, 1_000 * MB
+# Chunks of a bag beyond this take several times as long a byte, as memory is asked for anew: a quarter counts for them.
+LARGE_CHUNK = 16 * MB
 FEW_RECORDS, BYTES_PER_RECORD = 100_000, 8  # a bag has so many records, and one more for so many bytes
 SQL_STEPS = 20_000_000  # of sqlite's machine, and four more for each byte of the file
 EPISODES = 100_000  # of a data set
@@ -303,10 +306,21 @@ def pattern_of(pattern: Any, fields: Collection[str]) -> str:
     return pattern
 
 
-def check_inflation(decompressed: int, size: int) -> None:
-    """Raise LimitError where a file of ``size`` bytes decompresses to more than any recording does."""
+def check_inflation(decompressed: int, size: int, large: int = 0) -> None:
+    """Raise LimitError where a file of ``size`` bytes decompresses to more than any recording does.
+
+    Args:
+        decompressed: bytes so far.
+        size: of the file.
+        large: of ``decompressed``, those in chunks beyond ``LARGE_CHUNK``.
+    """
     if decompressed > (most := max(INFLATED_FLOOR, INFLATION * size)):
         raise LimitError(f"decompresses to {decompressed} bytes and more; expected at most {most} of {size}")
+    if large > (most := most // 4):
+        raise LimitError(
+            f"decompresses to {large} bytes and more in chunks of more than {LARGE_CHUNK}; expected at most {most} of "
+            f"{size}"
+        )
 
 
 def is_interrupt(error: BaseException) -> bool:

@@ -388,6 +388,30 @@ def _squeezed(path: Path, compression: str) -> bytes:
     return stream.getvalue()
 
 
+def _padded_chunks(count: int, size: int) -> bytes:
+    """Return an mcap of 10 MB with so many chunks of so many zeros each, and a record that nobody knows."""
+    whole = io.BytesIO()
+    from mcap.writer import CompressionType, Writer
+
+    writer = Writer(whole, chunk_size=1, compression=CompressionType.ZSTD, use_chunking=True)
+    writer.start()
+    schema = writer.register_schema("std_msgs/msg/String", "ros2msg", b"string data")
+    writer.add_message(writer.register_channel("/a", "cdr", schema), 1, bytes(size), 1)
+    writer.finish()
+    parts, data, at = [], whole.getvalue(), 8
+    while at < len(data) - 8:
+        opcode, length = struct.unpack_from("<BQ", data, at)
+        parts.append((opcode, data[at : at + 9 + length]))
+        at += 9 + length
+    chunk = next(part for opcode, part in parts if opcode == 6)
+    head = b"".join(part for opcode, part in parts if opcode == 1)
+    known = b"".join(part for opcode, part in parts if opcode in (3, 4))
+    end = struct.pack("<BQI", 15, 4, 0) + struct.pack("<BQQQI", 2, 20, 0, 0, 0)
+    rest = head + known + count * chunk
+    pad = TEN - len(rest) - len(end) - 25
+    return data[:8] + rest + struct.pack("<BQ", 0x80, pad) + bytes(pad) + end + data[:8]
+
+
 def _nested_json(data: dict[str, Any], way: str, value: Any) -> bytes:
     *parts, last = way.split(".")
     place = data
@@ -456,6 +480,9 @@ def attacks(name: str, reader: Reader, folder: Path) -> Iterator[tuple[str, byte
             yield f"{key} without end", json.dumps({**json.loads(whole), key: value}).encode()
     if name.startswith("mcap with"):
         yield "chunk of half a gigabyte", _squeezed(folder, name.split()[-1])
+    if name == "mcap with zstd":
+        yield "many chunks", _padded_chunks(2_000, 4 * MB)
+        yield "large chunks", _padded_chunks(120, 60_000_000)
     if name == "sqlite":
         yield "endless view", lambda path: _sqlite(path.parent, view=True)
     if name == "info":

@@ -32,6 +32,7 @@ REFUSED = (
     ("profile", "bomb in a section"), ("profile", "bomb in a value"), ("profile", "bomb in a entry"),
     ("profile", "many robots"), ("profile", "chain of likenesses"), ("profile", "list of lists"), ("profile", "keys"),
     ("mcap with zstd", "chunk of half a gigabyte"), ("mcap with lz4", "chunk of half a gigabyte"),
+    ("mcap with zstd", "many chunks"), ("mcap with zstd", "large chunks"),
     ("sqlite", "endless view"), ("sqlite", "pipe"), ("info", "data_path {episode_index:2000000000d}"),
     ("info", "data_path ../outside.parquet"), ("info", "data_path /etc/passwd"), ("info", "fps nan"),
     ("info", "data_path {episode_index.__class__.__mro__}"), ("info", "chunks_size 0"), ("parquet", "run lengths"),

@@ -19,6 +19,7 @@ FOUND = {
         "info",
         json.dumps({**INFO, "features": {"deep": INFO["features"]}}).encode(),
     ),
+    "a shard of a long name": ("index", json.dumps({"weight_map": {"a": "x" * 5000}}).encode()),
     "points of a trajectory of no joints": (cdr.JOINT_TRAJECTORY, cdr.joint_trajectory(5, [], [1, 2], [[], []])),
 }
 

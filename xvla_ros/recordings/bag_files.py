@@ -12,6 +12,7 @@ import sqlite3
 import struct
 import zlib
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -232,7 +233,8 @@ class _Budget:
     """What may still be decompressed of a file, and how many records of it be read."""
 
     def __init__(self, size: int) -> None:
-        self._size, self._bytes, self.records = size, 0, limits.FEW_RECORDS + size // limits.BYTES_PER_RECORD
+        self._size, self._bytes, self._large = size, 0, 0
+        self.records = limits.FEW_RECORDS + size // limits.BYTES_PER_RECORD
 
     def unpacked(self, chunk: Chunk) -> bytes:
         """Return the records of a chunk.
@@ -263,7 +265,8 @@ class _Budget:
             LimitError: they are more than any recording of that size has.
         """
         self._bytes += decompressed
-        limits.check_inflation(self._bytes, self._size)
+        self._large += decompressed if decompressed > limits.LARGE_CHUNK else 0
+        limits.check_inflation(self._bytes, self._size, self._large)
 
 
 def _records_within(data: bytes, budget: _Budget) -> Iterator[tuple[int, memoryview]]:
@@ -378,12 +381,16 @@ class SqliteFile:
 
 
 def _in_order(messages: Iterable[BagMessage]) -> Iterator[BagMessage]:
-    """Sort messages that are nearly in order of time, without holding all of them."""
+    """Sort messages that are nearly in order of time, without holding all of them, or more than ``KEPT_BYTES``."""
     waiting: list[tuple[int, int, BagMessage]] = []
+    held = 0
     for number, message in enumerate(messages):
         heapq.heappush(waiting, (message.log_time, number, message))
-        while waiting[0][0] < message.log_time - REORDER_NS:
-            yield heapq.heappop(waiting)[2]
+        held += len(message.data)
+        while waiting and (waiting[0][0] < message.log_time - REORDER_NS or held > limits.KEPT_BYTES):
+            earliest = heapq.heappop(waiting)[2]
+            held -= len(earliest.data)
+            yield earliest
     while waiting:
         yield heapq.heappop(waiting)[2]
 
@@ -422,9 +429,12 @@ def decompressed(part: bytes, compression: str, most: int = limits.PART_BYTES) -
     if compression == "zstd":
         import zstandard
 
+        told = zstandard.frame_content_size(part) if len(part) >= 18 else -1  # of a longest header, or unknown
+        if 0 <= told <= most:  # at once, which is several times as fast
+            with suppress(zstandard.ZstdError):
+                return zstandard.ZstdDecompressor().decompress(part)
         reader = zstandard.ZstdDecompressor().stream_reader(part)
         found = bytearray()
-        told = zstandard.frame_content_size(part) if len(part) >= 18 else -1  # of a longest header, or unknown
         step = min(1 << 22, most + 1, told + 1 if told >= 0 else most + 1)
         try:
             while len(found) <= most and (piece := reader.read(step)):
