@@ -155,6 +155,36 @@ def test_what_xacro_says_is_passed_on(tmp_path: Path):
         read_urdf(path)
 
 
+ESCAPES = {
+    "a builtin": ("$(eval open)", "open. is not defined"),
+    "a class within a comprehension": ("${[c.__class__ for c in [1]]}", "uses __class__"),
+    "every class": ("${python.type(1)}", "type. is not defined"),
+    "attributes by their names": ("${python.vars(python.dict)}", "vars. is not defined"),
+    "the frame of a generator": ("${(x for x in [1]).gi_frame}", "uses gi_frame"),
+    "memory": ("${len('x' * 10 ** 11)}", "evaluating expression"),
+    "output": ("${'x' * 10 ** 8}", "more than 8000000 bytes"),
+}
+
+
+@pytest.mark.parametrize("escape", list(ESCAPES))
+def test_expressions_of_xacro_reach_nothing_but_values(tmp_path: Path, escape: str):
+    pytest.importorskip("xacro")
+    path, (expression, message) = tmp_path / "arm.xacro", ESCAPES[escape]
+    path.write_text(MACRO.replace("</robot>", f'<link name="{expression.replace(chr(39), "&apos;")}"/></robot>'))
+    with pytest.raises(ProfileError, match=f"xacro cannot expand it(?s:.*){message}"):
+        read_urdf(path)
+
+
+def test_expressions_of_robots_are_evaluated(tmp_path: Path):
+    pytest.importorskip("xacro")
+    path = tmp_path / "arm.xacro"
+    table = """<xacro:arg name="n" default="2"/><xacro:property name="sizes" value="${dict(a=[1, 2], f_b=3)}"/>
+    <link name="x${sizes['a'][1] + len('ab'.upper())}${round(radians(180), 1)}$(arg n)"/>"""
+    path.write_text(MACRO.replace("</robot>", f"{table.replace(chr(39), '&apos;')}</robot>"))
+    with pytest.raises(ProfileError, match=r"x43\.12"):  # a second root: its name is what was evaluated
+        read_urdf(path)
+
+
 def test_the_command_does_where_the_module_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     command = tmp_path / "bin" / "xacro"
     command.parent.mkdir()

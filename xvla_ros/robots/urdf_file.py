@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement
@@ -146,33 +147,39 @@ TIMEOUT = 60.0  # s
 
 
 def expand(path: Path) -> str:
-    """Return the URDF that a xacro file expands to, its arguments as they stand in it.
+    """Return the URDF that a xacro file expands to, its arguments as they stand in it; see ``expand_xacro``.
 
     Raises:
         ProfileError: xacro is not at hand, or refuses the file; the message has its words.
     """
-    command = _command()
+    command = _command(path)
     if command is None:
         expected = (
             "a URDF, or xacro at hand: pip install xacro, or from a ROS distribution ros-<distro>-xacro; elsewhere: "
             "xacro FILE.xacro > FILE.urdf"
         )
         raise ProfileError([Problem(str(path), "", "xacro", expected, "holds xacro, which is not installed here")])
-    try:
-        done = subprocess.run([*command, str(path)], capture_output=True, timeout=TIMEOUT, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _refusal(path, str(error)) from error
-    if done.returncode:
-        raise _refusal(path, done.stderr.decode("utf-8", "replace"))
-    return done.stdout.decode("utf-8", "replace")
+    with tempfile.TemporaryFile() as output:  # its size can be bounded
+        try:
+            done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, timeout=TIMEOUT, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise _refusal(path, str(error)) from error
+        if done.returncode:
+            ended = f"it ended with {done.returncode}" if done.returncode < 0 else ""
+            raise _refusal(path, done.stderr.decode("utf-8", "replace") or ended)
+        if output.seek(0, 2) >= limits.XML_BYTES:
+            raise _refusal(path, f"it expands to more than {limits.XML_BYTES} bytes")
+        output.seek(0)
+        return output.read().decode("utf-8", "replace")
 
 
-def _command() -> list[str] | None:
+def _command(path: Path) -> list[str] | None:
+    program = [sys.executable, "-P", str(Path(__file__).with_name("expand_xacro.py")), str(path)]
     spec = find_spec("xacro")
     if spec is not None and spec.origin is not None:  # a folder of that name, as descriptions have, is no module
-        return [sys.executable, "-c", "import sys, xacro; sys.exit(xacro.main())"]
+        return program
     found = shutil.which("xacro")
-    return [found] if found is not None else None
+    return [*program, found] if found is not None else None
 
 
 def _refusal(path: Path, words: str) -> ProfileError:
