@@ -1,13 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The example's commands exist, each on what the one before it leaves; ``make policy`` has them. None is run here."""
+"""The example's commands exist, each on what the one before it leaves; ``make policy`` has them. None is run here.
+
+What ships of a policy is the robots that it is for.
+"""
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+from ship_policy import first_domains
+
+from xvla_ros.model import checkpoint
 from xvla_ros.training.config import read_settings
+from xvla_ros.types import Observation
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "shipped_policy"
@@ -42,3 +53,29 @@ def test_make_runs_the_stages_of_the_example():
     stages = re.search(r"^STAGES = (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1].split()
     assert [f"shipped/{stage}.yaml" for stage in stages] == [file for _, file, *_ in blocks()[0]]
     assert sorted(stages) == sorted(path.stem for path in EXAMPLE.glob("*.yaml"))
+
+
+def test_a_policy_without_its_last_domains_answers_as_before(tmp_path):
+    whole = checkpoint.load(ROOT / "policy")
+    cut = first_domains(whole, 20)
+    checkpoint.save(cut, tmp_path)
+    cut = checkpoint.load(tmp_path)
+    assert set(cut.robots) == set(whole.robots) and cut.network.config.num_domains == 20
+    for robot in cut.robots:
+        record = whole.robots[robot]
+        rng = np.random.default_rng(0)
+        images = {slot: rng.integers(0, 256, (128, 128, 3), dtype=np.uint8) for slot in record.embodiment.slots}
+        state = rng.random(record.embodiment.action_width or 20, dtype=np.float32)
+        seen = Observation(record.embodiment, 0, images, state, "touch the red cube")
+        answers = [policy.predict([seen], seed=1)[0].actions for policy in (whole, cut)]
+        np.testing.assert_array_equal(*answers)
+    assert (tmp_path / "model.safetensors").stat().st_size < (ROOT / "policy" / "model.safetensors").stat().st_size
+
+
+def test_a_robot_of_a_domain_that_is_cut_is_left_out():
+    whole = checkpoint.load(ROOT / "policy")
+    assert list(first_domains(whole, 19).robots) == ["agibot"]
+    with pytest.raises(ValueError, match=r"9 of 30 domains were to be kept; the robots have \{.*'agibot': 9"):
+        first_domains(whole, 9)
+    with pytest.raises(ValueError, match="31 of 30 domains"):
+        first_domains(whole, 31)
