@@ -20,8 +20,9 @@ from launch.actions import (
     RegisterEventHandler,
     SetEnvironmentVariable,
 )
-from launch.event_handlers import OnProcessStart
+from launch.event_handlers import OnProcessExit, OnProcessStart
 from launch.events import matches_action
+from launch.events.process import ProcessExited
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
@@ -33,6 +34,10 @@ from xvla_ros.resources import config_dir
 from xvla_ros.robots import Profile, load_robot
 from xvla_ros.ros_env import prepare
 
+UNJUDGED = (
+    "simulated without a task: nobody judges what the arm does. task:=touch leads episodes and says what each came to; "
+    "rviz:=true or `xvla view --web` shows it"
+)
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -150,7 +155,9 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if simulated:
         entities.append(simulation(profiles, argument["namespace"], int(argument["seed"] or 0)))
     if led:
-        entities.append(led)
+        entities += [led, RegisterEventHandler(OnProcessExit(target_action=led, on_exit=_end_with_leader))]
+    elif simulated:
+        entities.append(LogInfo(msg=UNJUDGED))
     if BOOLEANS[argument["rviz"]]:
         entities.append(rviz())
     return entities
@@ -187,6 +194,12 @@ def leader(argument: dict[str, str], profiles: Sequence[Profile]) -> Node:
         output="screen",
         emulate_tty=True,
     )
+
+
+def _end_with_leader(event: ProcessExited, context: LaunchContext) -> None:
+    """End the launch with exit code 1 where the leading node gave up; its last line says why."""
+    if event.returncode and not context.is_shutdown:
+        raise RuntimeError("xvla_evaluate could not lead an episode; its last error above says why.")
 
 
 def rviz() -> Node:
@@ -238,37 +251,36 @@ def started(policy: LifecycleNode) -> list[LaunchDescriptionEntity]:
                 entities=[_change(policy, Transition.TRANSITION_ACTIVATE)],
             )
         ),
-        RegisterEventHandler(
-            OnStateTransition(
-                target_lifecycle_node=policy,
-                start_state="configuring",
-                goal_state="unconfigured",
-                entities=[LogInfo(msg="xvla could not be configured; its log says why. Nothing moves.")],
-            )
-        ),
         *_ended_where_refused(policy),
     ]
 
 
 def _ended_where_refused(policy: LifecycleNode) -> list[LaunchDescriptionEntity]:
-    """End the launch with exit code 1 where the first activation is refused, as for untrained weights."""
+    """End the launch with exit code 1 where the first configuration or activation fails, as for untrained weights."""
     was_active: list[bool] = []
 
-    def end(_: LaunchContext) -> None:
-        if not was_active:  # a later activation is somebody's own, who gets the answer
-            raise RuntimeError("xvla could not be activated; its log says why. Nothing moves.")
+    def end(what: str) -> Callable[[LaunchContext], None]:
+        def refuse(_: LaunchContext) -> None:
+            if not was_active:  # a later transition is somebody's own, who gets the answer
+                raise RuntimeError(f"xvla could not be {what}; its last error above says why. Nothing moves.")
 
-    def came(goal_state: str, function: Callable[[LaunchContext], None]) -> RegisterEventHandler:
+        return refuse
+
+    def came(start_state: str, goal_state: str, function: Callable[[LaunchContext], None]) -> RegisterEventHandler:
         return RegisterEventHandler(
             OnStateTransition(
                 target_lifecycle_node=policy,
-                start_state="activating",
+                start_state=start_state,
                 goal_state=goal_state,
                 entities=[OpaqueFunction(function=function)],
             )
         )
 
-    return [came("active", lambda _: was_active.append(True)), came("inactive", end)]
+    return [
+        came("activating", "active", lambda _: was_active.append(True)),
+        came("configuring", "unconfigured", end("configured")),
+        came("activating", "inactive", end("activated")),
+    ]
 
 
 def _change(policy: LifecycleNode, transition: int) -> EmitEvent:

@@ -149,9 +149,10 @@ def test_the_policy_reaches_active_and_commands_the_simulated_arm(bring_up):
 
 def test_a_task_is_led_and_what_came_of_each_episode_is_logged(bring_up):
     bringup = bring_up("sim:=true", "task:=touch", "seed:=901", "dtype:=float32")
-    bringup.wait_for(lambda: bringup.log.read_text().count("(seed 90") >= 2, "two episodes")
+    bringup.wait_for(lambda: "of 2 succeeded" in bringup.log.read_text(), "two episodes")
     said = bringup.interrupt()
-    assert "succeeded" in said and "computes in float32: as asked for" in said
+    assert "touch: '" in said and "(seed 901 begins)" in said and "(seed 902);" in said
+    assert "computes in float32: as asked for" in said
     assert "Traceback" not in said, said
 
 
@@ -207,6 +208,21 @@ def test_untrained_weights_end_the_launch_of_a_real_arm(bring_up):
     said = bringup.log.read_text()
     assert "cannot activate: so101: untrained: no trained row 28 in random weights" in said
     assert "xvla could not be activated" in said
+
+
+@pytest.mark.parametrize("arguments", [[], ["sim:=true", "task:=touch"]])
+def test_a_configuration_that_fails_ends_the_launch_and_says_why(bring_up, tmp_path, arguments):
+    bringup = bring_up(f"checkpoint:={tmp_path / 'nowhere'}", *arguments)
+    assert bringup.process.wait(timeout=DEADLINE) == 1
+    said = bringup.log.read_text()
+    assert "cannot configure: checkpoint" in said and "nowhere: is no folder" in said
+    assert ("could not lead an episode" if arguments else "xvla could not be configured") in said
+
+
+def test_a_simulation_without_a_task_says_that_nobody_judges(bring_up):
+    bringup = bring_up("sim:=true", "autostart:=false")
+    bringup.wait_for(lambda: "nobody judges what the arm does" in bringup.log.read_text(), "the hint")
+    assert "Traceback" not in bringup.interrupt()
 
 
 def test_an_activation_that_is_refused_later_ends_nothing(bring_up, tmp_path):

@@ -217,11 +217,16 @@ class EvaluateNode(PolicyLeader):
             self._wait(client.service_is_ready, START_LIMIT, f"the service {client.srv_name}")
         if self._policy_state() == State.PRIMARY_STATE_UNCONFIGURED:
             self._transition(Transition.TRANSITION_CONFIGURE, CONFIGURE_LIMIT)
-        for seed, variant in self._order.layouts():
+        succeeded = 0
+        for number, (seed, variant) in enumerate(self._order.layouts(), start=1):
             episode = self._episode(seed, variant)
             tell({"episode": episode})
+            succeeded += episode["success"]
             came = "succeeded" if episode["success"] else "did something else" if episode["wrong"] else "time is up"
-            self.get_logger().info(f"{episode['instruction']!r}: {came}, {episode['elapsed']:.1f} s (seed {seed})")
+            self.get_logger().info(
+                f"{episode['instruction']!r}: {came}, {episode['elapsed']:.1f} s (seed {seed}); "
+                f"{succeeded} of {number} succeeded"
+            )
             self._pause(self._order.pause)
         self._wait(lambda: "trained" in self._diagnostics, SERVICE_LIMIT, "the policy's diagnostics")
         tell({"counters": self._counters()})
@@ -243,6 +248,7 @@ class EvaluateNode(PolicyLeader):
             SERVICE_LIMIT,
             f"the outcome topic to tell of seed {seed}",
         )
+        self.get_logger().info(f"{self._order.task}: {self._outcome.instruction!r} (seed {seed} begins)")
         self._say.publish(String(data=self._outcome.instruction))
         self._pause(SETTLE)
         self._last.clear()
@@ -340,6 +346,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         node.lead()
     except EvaluationError as error:
+        node.get_logger().error(f"episodes end: {error}")
         tell({"failed": str(error)})
         return 1
     except Interrupted:
