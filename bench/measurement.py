@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from xvla_ros.commands import run
-from xvla_ros.commands.options import Command, Count, Option, parse
+from xvla_ros.commands.options import Command, Count, Option, output_folder, parse
 from xvla_ros.errors import XvlaError
 from xvla_ros.evaluation.report.provenance import provenance
 
@@ -41,11 +41,12 @@ class Measurement(Command):
 
     def run(self) -> int:
         """Measure, print the table, write the JSON."""
+        path = Path(self.json)
+        if self.json:
+            output_folder(path.parent, "--json: the folder")
         document = self.measure()
         self.show(document)
         if self.json:
-            path = Path(self.json)
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({**provenance(), **document}, indent=2) + "\n", encoding="utf-8")
         return 0
 

@@ -154,6 +154,27 @@ def film_of(file):
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
+def test_a_stop_keeps_the_episodes_that_came_to_their_end(monkeypatch, steadfast, tmp_path, capsys):
+    checkpoint, seed = steadfast
+    episode, done = InProcess.episode, []
+
+    def stopped(self, number, *arguments, **options):
+        if done:
+            raise KeyboardInterrupt
+        done.append(number)
+        return episode(self, number, *arguments, **options)
+
+    monkeypatch.setattr(InProcess, "episode", stopped)
+    options = {"in_process": True, "output": tmp_path, "image_size": SIZE}
+    assert evaluate(ROBOT, "touch", 5, seed, str(checkpoint), **options) == 130
+    report = report_of(tmp_path)
+    assert (report["episodes"], report["settings"]["episodes_asked"]) == (1, 5)
+    assert "stopped after 1 of 5 episodes" in capsys.readouterr().err
+    done.append("the first too")
+    assert evaluate(ROBOT, "touch", 5, seed, str(checkpoint), **options) == 130
+    assert "stopped" in capsys.readouterr().err and report_of(tmp_path) == report
+
+
 def test_over_ros_topics_the_same_seeds_end_alike(steadfast, tmp_path):
     pytest.importorskip("rclpy")
     checkpoint, seed = steadfast

@@ -88,6 +88,27 @@ def test_wrong_usage_ends_with_2(arguments: list[str], said: str, capsys: pytest
     assert said in capsys.readouterr().err
 
 
+def test_the_closest_option_and_command_are_named(capsys: pytest.CaptureFixture[str]):
+    for arguments, said in (["robots", "--jsno"], "did you mean '--json'?"), (["evaluat"], "did you mean 'evaluate'?"):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["demos"], ["evaluate", "--in-process"], ["demo"]])
+def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for module in ("pinocchio", "mujoco", "av", "jinja2", "matplotlib", *(["rclpy"] if command == ["demo"] else [])):
+        pytest.importorskip(module, reason="needs the extras of a simulation")
+    (tmp_path / "file").write_text("")
+    named = str(tmp_path / "file" / "out")
+    assert main([*command, "--output", named]) == 1
+    said = capsys.readouterr().err
+    assert f"--output {named}: cannot be written into: Not a directory; expected a folder" in said
+
+
 def test_what_is_needed_is_named(capsys: pytest.CaptureFixture[str]):
     for arguments, missing in (["me"], "--needed"), (["--needed", "x"], "WHAT"):
         with pytest.raises(SystemExit):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from xvla_ros.commands.options import Command, parse
+from xvla_ros.commands.options import Command, Parser, parse
 from xvla_ros.errors import XvlaError
 
 COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --help``
@@ -101,9 +101,7 @@ class _Version(argparse.Action):
 
 def _split(arguments: Sequence[str]) -> list[str]:
     """Return the arguments, the command's name first; end the process on ``--help`` and where no command is named."""
-    parser = argparse.ArgumentParser(
-        prog="xvla", description="Run and adapt X-VLA, one policy for many robot arms, under ROS 2."
-    )
+    parser = Parser(prog="xvla", description="Run and adapt X-VLA, one policy for many robot arms, under ROS 2.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="name")
     for name, (_, _, summary) in COMMANDS.items():

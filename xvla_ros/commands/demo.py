@@ -15,7 +15,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from xvla_ros.commands.options import HIDDEN, Checkpoint, Command, Device, Dtype, Positive, RealTime, Robot, Server
+from xvla_ros.commands.options import (
+    HIDDEN,
+    Checkpoint,
+    Command,
+    Device,
+    Dtype,
+    Positive,
+    RealTime,
+    Robot,
+    Server,
+    output_folder,
+)
 from xvla_ros.errors import Interrupted, SetupError
 from xvla_ros.evaluation.graph import (
     THIS_MACHINE_ONLY,
@@ -280,10 +291,10 @@ def _require(duration: float) -> None:
 
 
 def _prepare(folder: Path) -> None:
+    output_folder(folder)
     for name in ("report.json", "film.mp4", "report.html", BAG):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "logs", ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _drive(demo: Demo, profile: Profile, console: Console) -> None:

@@ -9,7 +9,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from xvla_ros.commands.options import Command, Count, ImageSize, Positive, Robot, Seed, Share, Task, Variation
+from xvla_ros.commands.options import (
+    Command,
+    Count,
+    ImageSize,
+    Positive,
+    Robot,
+    Seed,
+    Share,
+    Task,
+    Variation,
+    output_folder,
+)
 from xvla_ros.errors import SetupError
 
 if TYPE_CHECKING:
@@ -74,8 +85,8 @@ class Demos(Command):
             load_robot(self.robot), self.task, self.seed, self.variants, self.rate or RATE, self.image_size,
             self.image_size, self.noise, self.variation,
         )  # fmt: skip
-        tally = _record(settings, self.episodes, Path(self.output), self.jobs)
-        return _say_end(tally, Path(self.output))
+        folder = output_folder(self.output)
+        return _say_end(_record(settings, self.episodes, folder, self.jobs), folder)
 
 
 def _check(command: Demos) -> None:
@@ -163,7 +174,7 @@ def _record_suite(command: Demos) -> int:
         first.close()
     for task in tasks:
         settings.beginning(task, 0, 0)
-    folder.mkdir(parents=True, exist_ok=True)
+    output_folder(folder)
     agree(settings.to_mapping(), folder / MANIFEST)
     before = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     failed = {(task, episode) for task, episode in before.get("failed", ())}

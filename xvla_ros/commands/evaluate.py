@@ -26,6 +26,7 @@ from xvla_ros.commands.options import (
     Share,
     Task,
     Variation,
+    output_folder,
 )
 from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.graph import settings_in_simulation
@@ -116,12 +117,14 @@ class Evaluate(Command):
             raise SetupError(
                 f"{self.overrides[0]} changes the profile, which over ROS is the nodes' own; add --in-process"
             )
+        from xvla_ros.commands import STOPPED
         from xvla_ros.evaluation.outcomes import write_evaluation
         from xvla_ros.evaluation.report.page import write_evaluation_page
         from xvla_ros.simulation.tasks import load_task
 
         profile = changed(load_robot(self.robot), self.overrides)
         load_task(profile, self.task)
+        output_folder(self.output)
         if here:
             result = in_process(self, profile)
         else:
@@ -132,7 +135,10 @@ class Evaluate(Command):
         write_evaluation(result, file)
         write_evaluation_page(result, page)
         print(f"{result.summary()}\n  {file}\n  {page}")
-        return 0
+        if len(result.episodes) == self.count:
+            return 0
+        print(f"stopped after {len(result.episodes)} of {self.count} episodes, which the report has", file=sys.stderr)
+        return STOPPED
 
     def settings(self, profile: Profile) -> dict[str, Any]:
         """Return what the report says of how the episodes were run."""
@@ -142,6 +148,7 @@ class Evaluate(Command):
             "device": self.device,
             "dtype": self.dtype,
             "delay": self.delay,
+            "episodes_asked": self.count,
             "smoothing": profile.smoothing.method,
             "execute": profile.smoothing.execute,
             "denoising_steps": profile.policy.denoising_steps,
@@ -214,7 +221,12 @@ def in_process(command: Evaluate, profile: Profile, *, until: float = float("inf
             for seed in bar:
                 if results and time.monotonic() > until:
                     break
-                results.append(runner.episode(seed))
+                try:
+                    results.append(runner.episode(seed))
+                except KeyboardInterrupt:
+                    if not results:
+                        raise
+                    break  # what came to its end is kept
                 bar.set_postfix_str(f"{sum(each.success for each in results)} succeeded")
     runner.counters.computing = computing
     return Evaluation(

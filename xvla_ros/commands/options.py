@@ -14,13 +14,28 @@ lists the choices; its empty text stands for nothing chosen and is not listed. A
 from __future__ import annotations
 
 import argparse
+import re
+import tempfile
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import partial
 from inspect import cleandoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NoReturn,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from xvla_ros.errors import SetupError, did_you_mean
 
 if TYPE_CHECKING:
     from xvla_ros.serving.access import Access
@@ -89,6 +104,39 @@ class Listening(Command):
         )  # fmt: skip
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that names the closest option, or command, for one that it does not know."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with 2 after saying what is wrong."""
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)|argument COMMAND: invalid choice: '([^']+)'", message)
+        if unknown is not None:
+            known = [flag for action in self._actions for flag in action.option_strings]
+            commands = [
+                name for action in self._actions for name in (action.choices or ()) if not action.option_strings
+            ]
+            message += did_you_mean(unknown[1] or unknown[2], known if unknown[1] else commands)
+        super().error(message)
+
+
+def output_folder(named: str | Path, option: str = "--output") -> Path:
+    """Return a folder that can be written into, made where it is not there: before hours are spent on what goes there.
+
+    Raises:
+        SetupError: it cannot be made, or not be written into.
+    """
+    folder = Path(named)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SetupError(
+            f"{option} {named}: cannot be written into: {reason}; expected a folder of yours, or one that can be made"
+        ) from None
+
+
 def parse(kind: type[Read], program: str, arguments: Sequence[str]) -> Read:
     """Read the arguments of a command into its dataclass; end the process on ``--help`` and on wrong usage."""
     given = vars(parser_of(kind, program).parse_intermixed_args(arguments))
@@ -98,7 +146,7 @@ def parse(kind: type[Read], program: str, arguments: Sequence[str]) -> Read:
 def parser_of(kind: type[Any], program: str) -> argparse.ArgumentParser:
     """Return a command's parser; its result leaves out what is not given, as the dataclass has the defaults."""
     description, _, more = cleandoc(kind.__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         program,
         description=description,
         epilog=more,

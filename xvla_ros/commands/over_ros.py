@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xvla_ros.commands.demo import is_trained
+from xvla_ros.errors import Interrupted
 from xvla_ros.evaluation.graph import (
     THIS_MACHINE_ONLY,
     lead_command,
@@ -68,7 +70,6 @@ def evaluate_over_ros(command: Evaluate, profile: Profile) -> Evaluation:
     from xvla_ros.ros_env import child_environment
 
     heard, folder = _Heard(), Path(command.output)
-    folder.mkdir(parents=True, exist_ok=True)
     label = f"{profile.name} {command.task}"
     with free_domain() as domain, tqdm(total=command.count, desc=label, unit="episode", disable=None) as bar:
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
@@ -81,7 +82,13 @@ def evaluate_over_ros(command: Evaluate, profile: Profile) -> Evaluation:
                 bar.update(len(heard.episodes) - bar.n)
                 bar.set_postfix_str(f"{sum(episode.success for episode in heard.episodes)} succeeded")
 
-            supervisor.wait_for(lambda: heard.done, None, "the last episode", each=each)
+            try:
+                supervisor.wait_for(lambda: heard.done, None, "the last episode", each=each)
+            except Interrupted:
+                if not heard.episodes:
+                    raise
+                trained = is_trained(profile, command.checkpoint, command.server)
+                return _stopped(command, profile, heard.episodes, trained=trained)
             each()
             for child in (leader, policy, sim):
                 supervisor.stop(child)
@@ -89,6 +96,15 @@ def evaluate_over_ros(command: Evaluate, profile: Profile) -> Evaluation:
         number = f"episode {len(heard.episodes) + 1} of {command.count}"
         raise ChildError(f"{number}: {heard.failed}; logs of the processes: {folder / 'logs'}")
     return _evaluation(command, profile, heard.episodes, heard.counters, folder / STATS)
+
+
+def _stopped(command: Evaluate, profile: Profile, episodes: list[EpisodeResult], *, trained: bool) -> Evaluation:
+    """Return the episodes that came to their end before the run was stopped; what is counted over all is not known."""
+    source = command.checkpoint or command.server or profile.policy.checkpoint or "the shipped policy"
+    return Evaluation(
+        profile.name, command.task, source, trained, command.seed, "ros", tuple(episodes), Counters(),
+        command.settings(profile), tuple(profile.cameras.slots),
+    )  # fmt: skip
 
 
 def _sim(command: Evaluate, profile: Profile) -> list[str]:

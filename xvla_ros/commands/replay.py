@@ -12,7 +12,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from xvla_ros.commands.options import BagRobot, Checkpoint, Command, Count, Device, Dtype, Json, Option, Seed
+from xvla_ros.commands.options import (
+    BagRobot,
+    Checkpoint,
+    Command,
+    Count,
+    Device,
+    Dtype,
+    Json,
+    Option,
+    Seed,
+    output_folder,
+)
 from xvla_ros.errors import BagError, Interrupted, SetupError
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.recordings.bags import Bag, storage_files
@@ -144,7 +155,7 @@ def _replay_bags(options: Replay, bags: Sequence[Bag | Path]) -> int:
 
     profile = _profile(options.robot, bags[0])
     settings = _settings(options)
-    output = Path(options.output)
+    output = output_folder(options.output)
     names = () if options.baseline else (options.checkpoint or "", *([options.compare] if options.compare else []))
     threads = max(1, usable_cores() // options.jobs) if options.jobs > 1 else 0
     policies = Policies(names, options.device, options.steps, threads, options.dtype)

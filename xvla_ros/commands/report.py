@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from xvla_ros.commands.options import BagRobot, Command, Option, Positive
+from xvla_ros.commands.options import BagRobot, Command, Option, Positive, output_folder
 from xvla_ros.errors import SetupError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def write_report(
     if assumed and not recording.diagnostics:
         recording = replace(recording, diagnostics=dict(assumed))
     made = make_report(recording, profile)
-    output.mkdir(parents=True, exist_ok=True)
+    output_folder(output)
     write_json(made, output / "report.json")
     path, poster = output / "film.mp4", None
     if film:

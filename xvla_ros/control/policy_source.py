@@ -306,6 +306,10 @@ def _ensure_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the second where torch was built without that kind of device
         found = str(error).splitlines()[0]
+        if device.startswith("cuda") and torch.version.cuda is None:
+            found += (
+                f": torch {torch.__version__} computes on the CPU alone, https://pytorch.org/get-started has others"
+            )
         raise SetupError(
             f"device is {device!r}: {found}; expected cpu, cuda or another device that is there"
         ) from error
