@@ -19,6 +19,7 @@ GUIDES = (
     ROOT / "README.md",
     *sorted((ROOT / "docs" / "tutorial").glob("*.md")),
     *sorted((ROOT / "docs" / "how-to").glob("*.md")),
+    *sorted((ROOT / "docs" / "bring-up").glob("*.md")),
 )
 HELP = (ROOT / "docs" / "reference" / "commands.md", ROOT / "docs" / "reference" / "launch.md")
 

@@ -32,6 +32,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/shipped_policy/README.md")),
     *sorted((ROOT / "docs" / "tutorial").glob("*.md")),
     *sorted((ROOT / "docs" / "how-to").glob("*.md")),
+    *sorted((ROOT / "docs" / "bring-up").glob("*.md")),
 ]
 FENCE = re.compile(r"^(?:( *)<!-- (.*?) -->\n+)?^( *)```(\w*)\n(.*?)^\3```$", re.MULTILINE | re.DOTALL)
 ENDS = {";", "&&", "||", "|", "&"}
