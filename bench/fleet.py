@@ -168,16 +168,17 @@ class SimulatedClock:
         return self.now / NS
 
 
-class Pair:
-    """Two arms that are where their commands lead them, and what commands them; processor time by what it went to.
+class Led:
+    """A robot that is where its commands lead it, and what commands it; processor time by what it went to.
 
     Args:
-        clock: of all pairs.
-        index: which pair; each swings in its own way.
+        clock: of all robots.
+        index: which robot; each swings in its own way.
+        robot: profile of SO-101 arms.
     """
 
-    def __init__(self, clock: SimulatedClock, index: int) -> None:
-        self.profile = profile = load_profile("so101_bimanual")["so101_bimanual"]
+    def __init__(self, clock: SimulatedClock, index: int, robot: str) -> None:
+        self.profile = profile = load_profile(robot)[robot]
         self._clock = clock
         self._pilot: Pilot[NDArray[np.uint8]] = Pilot(profile, clock, lambda raw, _: raw, "swing")
         self._pilot.controller.start()
@@ -252,10 +253,10 @@ class Pair:
         return self._pilot.status
 
 
-def measure_control(pairs: int, seconds: float) -> dict[str, Any]:
-    """Command ``pairs`` for some seconds of simulated time; return a row of the table."""
+def measure_control(count: int, seconds: float, robot: str = "so101_bimanual") -> dict[str, Any]:
+    """Command so many robots for some seconds of simulated time; return a row of the table."""
     clock = SimulatedClock()
-    robots = [Pair(clock, index) for index in range(pairs)]
+    robots = [Led(clock, index, robot) for index in range(count)]
     for tick in range(round((LED_S + seconds) * TICKS)):
         if tick == round(LED_S * TICKS):
             for robot in robots:
@@ -264,12 +265,13 @@ def measure_control(pairs: int, seconds: float) -> dict[str, Any]:
         for robot in robots:
             robot.step(tick)
     if standing := [robot.status for robot in robots if robot.status.state != RUNNING]:
-        raise RuntimeError(f"{len(standing)} of {pairs} pairs stand at the end, expected all to run: {standing[0]}")
+        raise RuntimeError(f"{len(standing)} of {count} robots stand at the end, expected all to run: {standing[0]}")
     ticks = np.concatenate([robot.spent["tick"] for robot in robots])
     shares = {what: sum(sum(robot.spent[what]) for robot in robots) / seconds for what in robots[0].spent}
+    arms = count * len(robots[0].profile.commands.groups)
     return {
-        "name": f"{2 * pairs} arms",
-        "arms": 2 * pairs,
+        "name": f"{arms} arms",
+        "arms": arms,
         "ticks": len(ticks),
         "tick_p50_ms": 1e3 * float(np.median(ticks)),
         "tick_p99_ms": 1e3 * float(np.percentile(ticks, 99)),

@@ -42,8 +42,9 @@ class ChannelStatistics:
         self.count = 0
         self._mean, self._squares = np.zeros(width), np.zeros(width)
         self._low, self._high = np.full(width, np.inf), np.full(width, -np.inf)
-        self._kept: Floats = np.empty((0, width))
-        self._keys: Floats = np.empty(0)
+        self._kept: list[Floats] = []  # rows and their keys; more than KEPT of them wait to be chosen from
+        self._keys: list[Floats] = []
+        self._waiting = 0
         self._random = np.random.default_rng([seed, width])
 
     def add(self, rows: ArrayLike) -> None:
@@ -59,10 +60,18 @@ class ChannelStatistics:
         self._low, self._high = np.minimum(self._low, found.min(axis=0)), np.maximum(self._high, found.max(axis=0))
         self.count = total
         # every row gets a random key; those with the smallest keys are a uniform sample of all rows
-        keys = np.concatenate([self._keys, self._random.random(len(found))])
-        rows_kept = np.concatenate([self._kept, found])
-        chosen = np.argpartition(keys, KEPT - 1)[:KEPT] if len(keys) > KEPT else np.arange(len(keys))
-        self._keys, self._kept = keys[chosen], rows_kept[chosen]
+        self._keys.append(self._random.random(len(found)))
+        self._kept.append(found)
+        self._waiting += len(found)
+        if self._waiting > 2 * KEPT:  # to choose after every piece would copy all that is kept each time
+            self._choose()
+
+    def _choose(self) -> None:
+        keys, kept = np.concatenate(self._keys), np.concatenate(self._kept)
+        if len(keys) > KEPT:
+            chosen = np.argpartition(keys, KEPT - 1)[:KEPT]
+            keys, kept = keys[chosen], kept[chosen]
+        self._keys, self._kept, self._waiting = [keys], [kept], len(keys)
 
     def stats(self) -> dict[str, NDArray[np.float32]]:
         """Return float32 [D] by name: mean, std, min, max, q01, q10, q50, q90, q99.
@@ -73,7 +82,8 @@ class ChannelStatistics:
         if not self.count:
             raise ValueError("statistics of no rows; add some first")
         found = {"mean": self._mean, "std": np.sqrt(self._squares / self.count), "min": self._low, "max": self._high}
-        found |= {name: np.quantile(self._kept, share, axis=0) for name, share in QUANTILES.items()}
+        self._choose()
+        found |= {name: np.quantile(self._kept[0], share, axis=0) for name, share in QUANTILES.items()}
         return {name: values.astype(np.float32) for name, values in found.items()}
 
 
@@ -401,8 +411,9 @@ def offsets(actions: ArrayLike, state: ArrayLike, channels: list[int]) -> Floats
 
 def _by_episode(store: Store, rows: Rows) -> Iterator[tuple[int, NDArray[np.int64]]]:
     episodes = np.searchsorted(store.first, rows, side="right") - 1
-    for episode in np.unique(episodes):
-        yield int(episode), rows[episodes == episode]
+    order = np.argsort(episodes, kind="stable")  # looking for each episode anew would take the square of their number
+    found, first = np.unique(episodes[order], return_index=True)
+    yield from zip(found.tolist(), np.split(rows[order], first[1:]), strict=True)
 
 
 def _first_of(lines: list[str]) -> list[str]:
