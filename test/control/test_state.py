@@ -256,7 +256,9 @@ def test_a_window_that_would_leave_the_workspace_holds_the_arm_at_the_next_tick(
     assert (state.status.state, state.status.reason) == (HOLDING, LIMIT)
 
 
-EDGES = {tuple(edge) for edge in re.findall(r"^ +(\w+) --> (\w+):", PAGE.read_text(encoding="utf-8"), re.MULTILINE)}
+EDGES = {
+    tuple(edge) for edge in re.findall(r"^\| `(\w+)` \| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+}
 
 
 @given(STORIES)

@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,10 @@ pytest.importorskip("mkdocs", reason="the documentation site needs the extra doc
 pytest.importorskip("material", reason="the documentation site needs the extra docs")
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "test" / "evaluation"))
+
+from browser import NARROW, WIDE, Browser, needs_axe  # noqa: E402
+
 REMOTE = ("https://fonts.", "https://unpkg.", "https://cdn.")
 
 
@@ -31,16 +39,48 @@ def build(folder: Path, config: Path = ROOT / "mkdocs.yml") -> subprocess.Comple
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path):
-    done = build(tmp_path)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the built site."""
+    folder = tmp_path_factory.mktemp("site")
+    done = build(folder)
     assert done.returncode == 0, done.stderr  # strict: a warning ends it with 1
-    pages = {
-        page.relative_to(tmp_path).as_posix(): page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")
-    }
+    return folder
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    """Where the site is served on this machine: its search does not work from disk."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_the_site_has_its_pages_and_loads_nothing_from_elsewhere(site: Path):
+    pages = {page.relative_to(site).as_posix(): page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
     assert {"index.html", "CHANGELOG.html", "reference/api.html", "tutorial/first-film.html"} <= pages.keys()
     assert 'id="xvla_ros.control.policy_source.load_policy"' in pages["reference/api.html"]
-    assert "msg/ActionChunk.msg" in pages["reference/topics.html"] and (tmp_path / "msg" / "ActionChunk.msg").is_file()
+    assert "msg/ActionChunk.msg" in pages["reference/topics.html"] and (site / "msg" / "ActionChunk.msg").is_file()
     assert not [name for name, text in pages.items() if any(host in text for host in REMOTE)]
+
+
+@needs_axe
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_a_browser_finds_nothing_wrong_and_nothing_too_wide(width: int, address: str, tmp_path: Path):
+    with Browser(tmp_path) as browser:
+        browser.resize(width)
+        for page in (
+            "index.html",
+            "how-to/run-on-your-robot.html",
+            "reference/api.html",
+            "explanation/controller.html",
+        ):
+            browser.open(f"{address}/{page}")
+            browser.wait("document.querySelector('[data-md-component=search][aria-label]') !== null")  # site.js has run
+            assert browser.violations() == [] and browser.too_wide() <= 0, page
 
 
 @pytest.mark.parametrize(
