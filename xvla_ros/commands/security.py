@@ -137,8 +137,12 @@ def _of_recorder(profile: Profile) -> NodeRights:
 
 
 def _of_viewer(profile: Profile) -> tuple[NodeRights, NodeRights]:
+    """Return what showing needs; a page with ``--control`` also publishes the instruction, and calls stop and clear."""
+    from xvla_ros.recordings.marks import EPISODE_TOPIC
+
     own = f"/{POLICY}/{profile.name}"
-    heard = (f"{own}/action_chunk", f"{own}/status", *profile.joints.topics)
+    episodes = (f"/sim/{profile.name}/outcome", EPISODE_TOPIC)
+    heard = (f"{own}/action_chunk", f"{own}/status", *episodes, *profile.joints.topics)
     viewer = NodeRights(VIEWER, publish=ALL_PUBLISH, subscribe=_unique(*heard), reply=_services(VIEWER))
     seen = _unique(*_cameras(profile))
     return viewer, NodeRights(VIEWERS_CAMERAS, ALL_PUBLISH, seen, _services(VIEWERS_CAMERAS), beside=VIEWER)
