@@ -133,7 +133,6 @@ class BuildMessages(build_ext):
             str(build),
             f"-DCMAKE_INSTALL_PREFIX={staging}",
             f"-DCMAKE_PREFIX_PATH={self.prefix}",
-            f"-DCMAKE_PROJECT_INCLUDE={ROOT / 'tools' / 'wheel_prefix.cmake'}",
             f"-DPython3_EXECUTABLE={sys.executable}",
             "-DCMAKE_BUILD_TYPE=Release",
             "-DBUILD_TESTING=OFF",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# For CMAKE_PROJECT_INCLUDE when ROS comes from PyPI; runs once every target is known, before generation checks them.
+# For a ROS that comes from PyPI; runs once every target is known, before generation checks them.
 # - The wheels' targets name include folders of the machine they were built on: those that do not exist here are dropped.
 # - Our own targets export the numpy folder of this environment, which CMake refuses when the environment lies in the
 #   source tree (.venv): such plain folders are kept for the build and not exported.

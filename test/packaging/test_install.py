@@ -139,7 +139,6 @@ def test_colcon_builds_the_same_package(tmp_path, source, options):
     for_cmake = [
         f"-DPython3_EXECUTABLE={sys.executable}",
         f"-DCMAKE_PREFIX_PATH={sys.prefix}",
-        f"-DCMAKE_PROJECT_INCLUDE={source / 'tools' / 'wheel_prefix.cmake'}",
         "-DBUILD_TESTING=OFF",
     ]
     environment = clean_environment() | {
