@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_every_promise_names_tests_that_are_there():
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if line.startswith("|") and not re.match(r"\|(---| promise )", line)]
+    promises, _, _ = text.partition("## Fuzzing")  # what comes after are figures
+    rows = [line for line in promises.splitlines() if line.startswith("|") and not re.match(r"\|(---| promise )", line)]
     assert len(rows) > 30
     for row in rows:
         named = re.findall(r"`(test/[\w/]+\.py)::(\w+)`", row)

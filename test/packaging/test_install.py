@@ -136,11 +136,7 @@ def test_without_generators_everything_but_the_messages_is_installed(tmp_path, s
 def test_colcon_builds_the_same_package(tmp_path, source, options):
     pytest.importorskip("rosidl_generator_py", reason="needs the message generators: pip install '.[messages]'")
     colcon = new_python(tmp_path / "colcon", "colcon-common-extensions").parent / "colcon"
-    for_cmake = [
-        f"-DPython3_EXECUTABLE={sys.executable}",
-        f"-DCMAKE_PREFIX_PATH={sys.prefix}",
-        "-DBUILD_TESTING=OFF",
-    ]
+    for_cmake = [f"-DPython3_EXECUTABLE={sys.executable}", f"-DCMAKE_PREFIX_PATH={sys.prefix}", "-DBUILD_TESTING=OFF"]
     environment = clean_environment() | {
         "AMENT_PREFIX_PATH": sys.prefix,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
