@@ -69,6 +69,8 @@ class PolicyPath:
 
     def answer(self, observations: Sequence[Observation], noise: Floats, steps: int) -> Floats:
         """Answer, frames to actions: [B, T, width]; remembers the time."""
+        if (forget := getattr(self.policy.runner.running, "forget", None)) is not None:
+            forget()  # the frames of all chunks are the same, and an engine would not encode them again
         taken, chunks = timed(lambda: self.policy.predict(observations, steps=steps, noise=noise), self.device)
         self.times.chunk.append(taken.clock)
         self.times.processors.append(taken.processors)
@@ -79,6 +81,8 @@ class PolicyPath:
         runner, batch = self.policy.runner, self.policy.prepare(observations)
         noisy = torch.from_numpy(noise).to(self.device)
         t = torch.ones(len(noisy), device=self.device)
+        if (forget := getattr(runner.running, "forget", None)) is not None:
+            forget()
         encoding, context = timed(lambda: runner.encode(batch), self.device)
         stepping, _ = timed(lambda: runner.step(context, noisy, batch.state, t), self.device)
         self.times.encode.append(encoding.clock)

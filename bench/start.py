@@ -59,7 +59,7 @@ class Start(Measurement):
     threads: Threads = 0
     compile: Compile = "auto"
     engine: Annotated[
-        Literal["torch", "auto", "onnxruntime", "openvino"],
+        Literal["torch", "auto", "onnxruntime", "openvino", "tensorrt"],
         "what runs the network; the others than torch where the checkpoint holds graphs, see xvla export",
     ] = "torch"
     runs: Annotated[

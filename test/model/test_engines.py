@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -114,6 +115,35 @@ def test_engine_answers_without_the_network(engine: str, exported: Path, look: L
     np.testing.assert_allclose(*guided, atol=1e-3)
 
 
+def test_view_that_did_not_change_is_not_encoded_again(engine: str, exported: Path, look: Look) -> None:
+    def opened() -> tuple[Policy, list[int]]:
+        found, encoded = on_engine(build(read_files(exported), dtype="float32", late=True), engine, VIEWS), [0]
+        running = found.runner.running
+        assert isinstance(running, engines.ExportedNetwork)
+        whole = running._look
+
+        def counted(inputs: object) -> object:
+            encoded[0] += 1
+            return whole(inputs)
+
+        running._look = counted
+        running.forget()
+        return found, encoded
+
+    before, after = look(seed=1), look(seed=2, stamp=5)
+    slots = list(before.images)
+    changed = replace(after, images={**before.images, slots[0]: after.images[slots[0]]})
+    reusing, encoded = opened()
+    reusing.predict([before], seed=3)
+    assert encoded == [len(slots)]
+    answered = reusing.predict([changed], seed=3)[0].actions
+    assert encoded == [len(slots) + 1]
+    fresh, encoded = opened()
+    np.testing.assert_array_equal(answered, fresh.predict([changed], seed=3)[0].actions)
+    assert encoded == [len(slots)]
+    assert not np.array_equal(answered, fresh.predict([after], seed=3)[0].actions)
+
+
 def test_engine_answers_without_transformers(engine: str, exported: Path) -> None:
     script = (
         "import sys\n"
@@ -174,6 +204,18 @@ def test_weights_stand_once_whatever_the_number_of_views(policy: Policy, tmp_pat
     assert files.keys() == graphs | {WEIGHTS_FILE, "report.json", engines.REFERENCE}
     weights = sum(each.nbytes for each in policy.network.parameters())
     assert files[WEIGHTS_FILE] < 1.2 * weights
+
+
+@pytest.mark.skipif(bool(find_spec("tensorrt")), reason="TensorRT is there")
+def test_tensorrt_is_refused_by_name_where_it_is_not(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "there"
+    assert main(["export", "tensorrt", str(saved), "--output", str(output)]) == 1
+    assert "pip install tensorrt 'xvla_ros[engines]'" in capsys.readouterr().err
+    assert not output.exists()
+    with pytest.raises(SetupError, match="has no folder tensorrt: write one with xvla export tensorrt"):
+        on_engine(loaded(saved), "tensorrt", VIEWS)
 
 
 def test_graphs_of_other_weights_are_refused(engine: str, copied: Path, another: Another) -> None:

@@ -28,8 +28,9 @@ OF_ENGINES = ("inputs",)
 class Export(Command):
     """Write a LeRobot v3.0 data set of the episodes of bags, or a checkpoint with graphs that other engines run.
 
-    lerobot is read by LeRobot and ``xvla train``. onnx and openvino write a folder that is a checkpoint like the given
-    one and also contains its network as graphs, for ONNX Runtime and OpenVINO: name it as the checkpoint.
+    lerobot is read by LeRobot and ``xvla train``. onnx, openvino and tensorrt write a folder that is a checkpoint like
+    the given one and also contains its network as graphs, for ONNX Runtime, OpenVINO, or TensorRT on this machine's
+    GPU: name it as the checkpoint.
 
     examples:
       xvla export lerobot recordings/touch --output data/touch
@@ -37,11 +38,11 @@ class Export(Command):
       xvla export openvino my_checkpoint --output my_checkpoint_openvino
     """
 
-    what: Annotated[Literal["lerobot", "onnx", "openvino"], Option(positional=True), "the format"]
+    what: Annotated[Literal["lerobot", "onnx", "openvino", "tensorrt"], Option(positional=True), "the format"]
     sources: Annotated[
         tuple[str, ...],
         Option(metavar="BAG|CHECKPOINT", positional=True),
-        "bag, its file, or a folder of bags; for onnx and openvino a checkpoint's folder or hub id, or shipped",
+        "bag, its file, or a folder of bags; for the others a checkpoint's folder or hub id, or shipped",
     ]
     output: Annotated[
         str, "folder to write, which must not be there; one with the same checkpoint gets the graphs of another engine"

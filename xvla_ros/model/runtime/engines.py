@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network's exported graphs, run by ONNX Runtime or OpenVINO in the place of torch, on a CPU in float32.
+"""A network's exported graphs, run by ONNX Runtime, OpenVINO or TensorRT in the place of torch, in float32.
 
 The graphs lie in a folder of their checkpoint, see ``graphs``. An engine runs only where the weights are those that
 were exported and where it answers as the network itself does. Which is the fastest on a machine is found by trial, once
@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from xvla_ros.errors import SetupError
@@ -36,10 +35,12 @@ from .fast import accelerate, ways
 from .precision import FLOAT32, instruction_set
 from .runner import Log, Runner, Running, Way
 
-AUTO, TORCH, ONNXRUNTIME, OPENVINO = "auto", "torch", "onnxruntime", "openvino"
-FORMATS = {ONNXRUNTIME: "onnx", OPENVINO: "openvino"}  # engine: what it reads, and the folder of it
-ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}
-NAMES = {ONNXRUNTIME: "ONNX Runtime", OPENVINO: "OpenVINO"}
+AUTO, TORCH, ONNXRUNTIME, OPENVINO, TENSORRT = "auto", "torch", "onnxruntime", "openvino", "tensorrt"
+# engine: what it reads, and the folder of it
+FORMATS = {ONNXRUNTIME: "onnx", OPENVINO: "openvino", TENSORRT: "tensorrt"}
+ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".plan"}
+NAMES = {ONNXRUNTIME: "ONNX Runtime", OPENVINO: "OpenVINO", TENSORRT: "TensorRT"}
+DEVICES = {TENSORRT: "cuda"}  # the others run on the CPU
 REPORT, REFERENCE, SCHEMA_VERSION = "report.json", "reference.safetensors", 2
 LOOK = "look"
 # Largest difference from the network itself, in its own units, standard deviations of the actions. The order of
@@ -47,10 +48,11 @@ LOOK = "look"
 BOUND = 1e-4
 # An engine must be this much faster to be chosen, so that a machine decides alike every time.
 WORTHWHILE = 1.1
+SEEN = 32  # pictures whose features are kept: a view that did not change is not encoded again
 TIMES = (1.0, 0.1)  # of the steps by which an engine is held against the network
 _ROUNDS, _TRIAL_S = 5, 10.0
 
-Session = Callable[[Mapping[str, NDArray[Any]]], list[NDArray[np.float32]]]
+Session = Callable[[Mapping[str, Tensor]], list[Tensor]]  # on the device of the engine
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,20 @@ class RandomInputs:
     def encode(self, network: Running) -> Context:
         """Do what comes before the steps."""
         views = len(self.images)
-        return network.encode_seen(self.images, torch.arange(views), self.input_ids, self.domain_id, views)
+        return network.encode_seen(
+            self.images, torch.arange(views, device=self.images.device), self.input_ids, self.domain_id, views
+        )
 
     @torch.no_grad()
     def step(self, network: Running, context: Context, t: float) -> Tensor:
         """Do a single step at a time: → raw [1, T, D]."""
-        predict = network.predictor(context, self.state, torch.ones_like(self.noise[:, :1]), torch.tensor([[t]]))
+        at = self.noise.new_full((1, 1), t)
+        predict = network.predictor(context, self.state, torch.ones_like(self.noise[:, :1]), at)
         return predict(self.noise, 0)
+
+    def to(self, device: torch.device) -> RandomInputs:
+        """Bring them onto a device."""
+        return RandomInputs(*(getattr(self, each.name).to(device) for each in fields(self)))
 
     def answer(self, network: Running) -> Tensor:
         """Do what comes before the steps, and a single step at each of some times: → raw [2, T, D]."""
@@ -106,8 +115,9 @@ class RandomInputs:
 class ExportedNetwork:
     """The graphs of a checkpoint in an engine, asked as an ``XvlaNetwork`` is, row by row.
 
-    Pictures are encoded one by one, so that any number of them may be there. What has no graph, such as another number
-    of views, runs on the network. To be used by one thread at a time.
+    Pictures are encoded one by one, so that any number of them may be there, and one that did not change since a chunk
+    before is not encoded again. What has no graph, such as another number of views, runs on the network. To be used by
+    one thread at a time.
 
     Args:
         network: that was exported; one that is late is read for what has no graph alone.
@@ -117,6 +127,7 @@ class ExportedNetwork:
 
     Attributes:
         views: the same.
+        device: of what it is given, and of its answers.
 
     Raises:
         SetupError: the engine is not installed, or cannot read the graphs.
@@ -124,6 +135,8 @@ class ExportedNetwork:
 
     def __init__(self, network: XvlaNetwork | LateNetwork, folder: Path, engine: str, views: Collection[int]) -> None:
         self._outline, self.views = network, tuple(views)
+        self.device = torch.device(DEVICES.get(engine, "cpu"))
+        self._seen: dict[bytes, Tensor] = {}  # features by the digest of the pixels, the latest last
         threads, ending = torch.get_num_threads(), ENDINGS[FORMATS[engine]]
 
         def session(name: str) -> Session:
@@ -160,21 +173,38 @@ class ExportedNetwork:
         if views not in self._mix:
             return self.network.encode_seen(images, seen, input_ids, domain_id, views)
         config, batch = self._outline.config, len(input_ids)
-        features = torch.zeros(batch * views, config.tokens_per_view, config.vision.projection_dim)
+        features = images.new_zeros(batch * views, config.tokens_per_view, config.vision.projection_dim)
         for slot, image in zip(seen.tolist(), images, strict=True):
-            features[slot] = torch.from_numpy(self._look({"image": image[None].numpy()})[0])[0]
+            features[slot] = self._features(image)
         rows = [
             self._mix[views](
                 {
-                    "features": features[row * views : (row + 1) * views].numpy(),
-                    "input_ids": input_ids[row : row + 1].numpy(),
-                    "domain_id": domain_id[row : row + 1].numpy(),
+                    "features": features[row * views : (row + 1) * views],
+                    "input_ids": input_ids[row : row + 1],
+                    "domain_id": domain_id[row : row + 1],
                 }
             )
             for row in range(batch)
         ]
-        tokens, qkv = (torch.cat([torch.from_numpy(each) for each in part]) for part in zip(*rows, strict=True))
+        tokens, qkv = (torch.cat(part) for part in zip(*rows, strict=True))
         return Context(tokens, qkv, domain_id)
+
+    def _features(self, image: Tensor) -> Tensor:
+        """Encode a picture, or return what was found of the same pixels lately, which is the same to the bit."""
+        if self.device.type != "cpu":  # to compare them there would take as long
+            return self._look({"image": image[None]})[0][0]
+        key = hashlib.blake2b(image.contiguous().numpy().data, digest_size=16).digest()
+        found = self._seen.pop(key, None)
+        if found is None:
+            found = self._look({"image": image[None]})[0][0]
+        self._seen[key] = found
+        if len(self._seen) > SEEN:
+            del self._seen[next(iter(self._seen))]
+        return found
+
+    def forget(self) -> None:
+        """Drop what was found of pictures, so that the next chunk takes as long as one of new pictures."""
+        self._seen.clear()
 
     def predictor(self, context: Context, state: Tensor, shown: Tensor, times: Tensor) -> Predict:
         """Prepare the steps of a chunk; as ``XvlaNetwork.predictor``."""
@@ -184,21 +214,21 @@ class ExportedNetwork:
         step, domains = self._step[views], context.domain_id
         kept = [
             {
-                "state": state[row : row + 1].numpy(),
-                "domain_id": domains[row : row + 1].numpy(),
-                "tokens": context.tokens[row : row + 1].numpy(),
-                "first_qkv": context.first_qkv[row : row + 1].numpy(),
+                "state": state[row : row + 1],
+                "domain_id": domains[row : row + 1],
+                "tokens": context.tokens[row : row + 1],
+                "first_qkv": context.first_qkv[row : row + 1],
             }
             for row in range(len(domains))
         ]
 
         def predict(noisy: Tensor, index: int) -> Tensor:
-            visible, t = (noisy * shown).numpy(), times[index].numpy()
+            visible, t = noisy * shown, times[index]
             found = [
                 step({**each, "noisy": visible[row : row + 1], "t": t[row : row + 1]})[0]
                 for row, each in enumerate(kept)
             ]
-            return torch.cat([torch.from_numpy(each) for each in found])
+            return torch.cat(found)
 
         return predict
 
@@ -208,14 +238,19 @@ class ExportedNetwork:
 
 
 def require(engine: str, *more: str) -> None:
-    """Refuse an engine that is not installed, or other packages that it is wanted with.
+    """Refuse an engine that is not installed, or other packages that it is wanted with, or one without its GPU.
 
     Raises:
         SetupError: saying how to install them.
     """
     missing = [each for each in (engine, *more) if find_spec(each) is None]
     if missing:
-        raise SetupError(f"{NAMES[engine]} lacks the packages {', '.join(missing)}: pip install 'xvla_ros[engines]'")
+        wanted = f"{TENSORRT} 'xvla_ros[engines]'" if engine == TENSORRT else "'xvla_ros[engines]'"
+        raise SetupError(f"{NAMES[engine]} lacks the packages {', '.join(missing)}: pip install {wanted}")
+    if engine == TENSORRT and not torch.cuda.is_available():
+        raise SetupError(
+            f"TensorRT runs on an NVIDIA GPU, and torch {torch.__version__} finds none: use another engine"
+        )
 
 
 def _open_onnxruntime(file: Path, threads: int) -> Session:
@@ -226,7 +261,11 @@ def _open_onnxruntime(file: Path, threads: int) -> Session:
     # threads that wait for each other and spin keep cores from those who bring the observations
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return functools.partial(session.run, None)
+
+    def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        return [torch.from_numpy(each) for each in session.run(None, {name: x.numpy() for name, x in inputs.items()})]
+
+    return run
 
 
 def _open_openvino(file: Path, threads: int) -> Session:
@@ -239,13 +278,66 @@ def _open_openvino(file: Path, threads: int) -> Session:
     }
     compiled = openvino.Core().compile_model(str(file), "CPU", settings)
 
-    def run(inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
-        return list(compiled(inputs, share_inputs=True).values())
+    def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        found = compiled({name: x.numpy() for name, x in inputs.items()}, share_inputs=True)
+        return [torch.from_numpy(each) for each in found.values()]
 
     return run
 
 
-_OPEN: Mapping[str, Callable[[Path, int], Session]] = {ONNXRUNTIME: _open_onnxruntime, OPENVINO: _open_openvino}
+def _open_tensorrt(file: Path, _threads: int) -> Session:
+    import tensorrt
+
+    engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR)).deserialize_cuda_engine(file.read_bytes())
+    if engine is None:
+        raise SetupError(
+            f"{file} was not built by TensorRT {tensorrt.__version__} for this GPU: export the checkpoint again"
+        )
+    context = engine.create_execution_context()
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    given = [name for name in names if engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT]
+    wanted = [name for name in names if name not in given]
+
+    def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        placed = {name: inputs[name].contiguous() for name in given}
+        device = next(iter(placed.values())).device
+        found = [torch.empty(tuple(engine.get_tensor_shape(name)), device=device) for name in wanted]
+        for name, tensor in [*placed.items(), *zip(wanted, found, strict=True)]:
+            context.set_tensor_address(name, tensor.data_ptr())
+        stream = torch.cuda.current_stream(device)
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise RuntimeError(f"TensorRT did not run {file.name}")
+        stream.synchronize()  # what it reads is freed behind here
+        return found
+
+    return run
+
+
+def build_tensorrt(graph: Path, file: Path) -> None:
+    """Build an engine of an ONNX graph for the GPU that is there, in float32 without TF32.
+
+    Raises:
+        SetupError: TensorRT does not take the graph, or builds nothing.
+    """
+    import tensorrt
+
+    builder = tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))
+    network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = tensorrt.OnnxParser(network, tensorrt.Logger(tensorrt.Logger.ERROR))
+    if not parser.parse_from_file(str(graph)):
+        said = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
+        raise SetupError(f"TensorRT does not take the graph {graph.stem}: {said}")
+    config = builder.create_builder_config()
+    config.clear_flag(tensorrt.BuilderFlag.TF32)  # it has ten bits
+    built = builder.build_serialized_network(network, config)
+    if built is None:
+        raise SetupError(f"TensorRT {tensorrt.__version__} builds no engine of the graph {graph.stem}")
+    file.write_bytes(built)
+
+
+_OPEN: Mapping[str, Callable[[Path, int], Session]] = {
+    ONNXRUNTIME: _open_onnxruntime, OPENVINO: _open_openvino, TENSORRT: _open_tensorrt,
+}  # fmt: skip
 
 
 def digest(network: XvlaNetwork) -> str:
@@ -298,7 +390,7 @@ def largest_difference(exported: ExportedNetwork, file: Path) -> float:
     try:
         tensors = load_file(file)
         found = [
-            (trial.answer(exported) - tensors[f"{count}.answer"]).abs().max().item()
+            (trial.to(exported.device).answer(exported).cpu() - tensors[f"{count}.answer"]).abs().max().item()
             for count in exported.views
             for trial in [RandomInputs(*(tensors[f"{count}.{each.name}"] for each in fields(RandomInputs)))]
         ]
@@ -335,8 +427,10 @@ def on_engine(policy: Policy, engine: str, views: Collection[int], *, log: Log |
             f"engine is {engine}, but {source} has no folder {kind}: write one with "
             f"xvla export {kind} {policy.source or 'CHECKPOINT'} --output DIR, and name DIR as the checkpoint"
         )
-    if misfit := _misfit(policy):
-        raise SetupError(f"engine is {engine}, but {misfit}: set policy.engine to torch, or leave device and dtype")
+    if misfit := _misfit(policy, engine):
+        raise SetupError(
+            f"engine is {engine}, but {misfit}: set policy.engine to torch, or device and dtype as it says"
+        )
     exported = _checked(policy, there[engine], engine, views)
     return _running(policy, exported, engine, "as asked for", log)
 
@@ -346,12 +440,12 @@ def exports(folder: Path | None) -> dict[str, Path]:
     return {each: folder / kind for each, kind in FORMATS.items() if folder and (folder / kind / REPORT).is_file()}
 
 
-def _misfit(policy: Policy) -> str:
-    """Return why no graphs can take the place of a policy; empty where they can."""
-    device, dtype = policy.outline.device, policy.precision.dtype
-    if device.type == "cpu" and dtype == FLOAT32:
+def _misfit(policy: Policy, engine: str) -> str:
+    """Return why an engine's graphs cannot take the place of a policy; empty where they can."""
+    device, dtype, wanted = policy.outline.device, policy.precision.dtype, DEVICES.get(engine, "cpu")
+    if device.type == wanted and dtype == FLOAT32:
         return ""
-    return f"exported graphs run on cpu in {FLOAT32}, and the policy on {device} in {dtype}"
+    return f"exported graphs run on {wanted} in {FLOAT32}, and the policy on {device} in {dtype}"
 
 
 def _weights(policy: Policy, report: Mapping[str, Any]) -> str:
@@ -397,8 +491,11 @@ def _running(policy: Policy, exported: ExportedNetwork, engine: str, reason: str
 
 
 def _fastest(policy: Policy, there: Mapping[str, Path], views: Collection[int], log: Log) -> Policy:
-    if misfit := _misfit(policy):
+    misfits = {engine: _misfit(policy, engine) for engine in there}
+    for misfit in dict.fromkeys(filter(None, misfits.values())):
         log(misfit)
+    there = {engine: folder for engine, folder in there.items() if not misfits[engine]}
+    if not there:
         return accelerate(policy, log=log)
     kept = Measurements(_known_weights(policy, there.values()))
     installed = {each for each in there if find_spec(each) is not None}
@@ -433,24 +530,33 @@ def _known_weights(policy: Policy, folders: Collection[Path]) -> str:
 def _trial(network: XvlaNetwork, opened: Mapping[str, ExportedNetwork], steps: int) -> dict[str, float]:
     """Measure the ms of a chunk in torch's fastest way and in each engine, in turn: the least of some rounds.
 
-    Processor time of all threads, which others on the machine disturb least.
+    Processor time of all threads, which others on the machine disturb least; of a GPU the time on the clock.
     """
+    clock = time.process_time if network.device.type == "cpu" else _gpu_clock
     running: dict[str, Running] = {TORCH: ways(network, "auto")[0].network, **opened}
     views = max(set.intersection(*({*each.views} for each in opened.values())), default=1)
-    trial, least = RandomInputs.drawn(network, views, 0, seed=1), dict.fromkeys(running, float("inf"))
+    trial = RandomInputs.drawn(network, views, 0, seed=1).to(network.device)
+    least = dict.fromkeys(running, float("inf"))
     begun = time.perf_counter()
     for index in range(_ROUNDS + 1):
         for name, each in running.items():
-            start = time.process_time()
+            if isinstance(each, ExportedNetwork):
+                each.forget()
+            start = clock()
             context = trial.encode(each)
-            between = time.process_time()
+            between = clock()
             trial.step(each, context, 1.0)
-            taken = between - start + steps * (time.process_time() - between)
+            taken = between - start + steps * (clock() - between)
             if index:  # the first makes kernels
                 least[name] = min(least[name], taken * 1e3)
         if index and time.perf_counter() - begun > _TRIAL_S:
             break
     return least
+
+
+def _gpu_clock() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class Measurements:
@@ -510,4 +616,5 @@ def machine() -> str:
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     held = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
     there = [f"{engine} {version(engine)}" for engine in (TORCH, *FORMATS) if find_spec(engine)]
-    return ", ".join(filter(None, [name, instruction_set(), held, f"{torch.get_num_threads()} threads", *there]))
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return ", ".join(filter(None, [name, gpu, instruction_set(), held, f"{torch.get_num_threads()} threads", *there]))

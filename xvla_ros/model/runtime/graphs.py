@@ -3,7 +3,7 @@
 
 Each has one row of one shape; only the number of views makes a difference, so there is a pair of graphs for every
 number. Nothing in them depends on the number of steps. Weights stand once in a file that all ONNX graphs share;
-OpenVINO keeps a file beside each graph.
+OpenVINO keeps a file beside each graph, TensorRT one for each.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from .engines import (
     SCHEMA_VERSION,
     ExportedNetwork,
     RandomInputs,
+    build_tensorrt,
     digest,
     require,
     write_reference,
@@ -110,7 +111,7 @@ def export_checkpoint(
     Args:
         checkpoint: folder or hub id.
         output: the folder; one that is there must hold the same weights, and gets these graphs too.
-        kind: ``onnx`` or ``openvino``.
+        kind: ``onnx``, ``openvino`` or ``tensorrt``.
         robots: to write graphs for; those of the checkpoint where none is given.
         inputs, progress: as for ``export_graphs``.
 
@@ -181,9 +182,9 @@ def export_graphs(
 
     Args:
         network: float32 on the CPU, in evaluation mode.
-        folder: of a checkpoint with these weights; the graphs go into ``onnx`` or ``openvino`` in it, in the place of
+        folder: of a checkpoint with these weights; the graphs go into a folder of the format in it, in the place of
             those that are there.
-        engine: that will run them, ``onnxruntime`` or ``openvino``.
+        engine: that will run them, ``onnxruntime``, ``openvino`` or ``tensorrt``.
         views: numbers of views to write graphs for.
         domains: whose soft prompts are tried.
         inputs: random inputs that are compared.
@@ -240,7 +241,7 @@ def export_graphs(
 
 
 def _write(network: XvlaNetwork, folder: Path, kind: str, views: Sequence[int], progress: Progress) -> None:
-    """Write a graph of each part; OpenVINO's are converted from ONNX's, which do not stay."""
+    """Write a graph of each part; OpenVINO's and TensorRT's are made of ONNX's, which do not stay."""
     parts = list(_parts(network, views))
     with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as aside:
         onnx = folder if kind == "onnx" else Path(aside)
@@ -258,6 +259,10 @@ def _write(network: XvlaNetwork, folder: Path, kind: str, views: Sequence[int], 
                 openvino.save_model(
                     core.read_model(onnx / f"{name}.onnx"), folder / f"{name}{ENDINGS[kind]}", compress_to_fp16=False
                 )
+        if kind == "tensorrt":
+            for index, (name, *_) in enumerate(parts):
+                progress("building engines", index, len(parts))
+                build_tensorrt(onnx / f"{name}.onnx", folder / f"{name}{ENDINGS[kind]}")
 
 
 @torch.no_grad()
@@ -362,8 +367,8 @@ def _differences(
     for index in range(inputs):
         progress("comparing", index, inputs)
         trial = RandomInputs.drawn(network, views[index % len(views)], domains[index % len(domains)], seed=index)
-        own, theirs = (_chunk(each, trial, steps) for each in (network, exported))
-        difference = (own - theirs).double()
+        own, theirs = _chunk(network, trial, steps), _chunk(exported, trial.to(exported.device), steps)
+        difference = (own - theirs.cpu()).double()
         squares.append(float(difference.square().mean()))
         largest = max(largest, float(difference.abs().max().nan_to_num(float("inf"))))
     progress("comparing", inputs, inputs)

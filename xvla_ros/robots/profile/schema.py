@@ -71,10 +71,11 @@ class PolicySettings(Section):
         description="Addresses of policy servers (xvla serve) with commas between them, wss://HOST:PORT, that are "
         "asked in the place of a checkpoint on this machine; the least late of them is.",
     )
-    engine: Literal["auto", "torch", "onnxruntime", "openvino"] = setting(
+    engine: Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt"] = setting(
         "auto",
-        description="What runs the network. ONNX Runtime and OpenVINO run the graphs that xvla export wrote into the "
-        "checkpoint, on a CPU in float32; auto takes the fastest exact one by trial, torch where there are no graphs.",
+        description="What runs the network. ONNX Runtime and OpenVINO, and TensorRT on a GPU, run the graphs that xvla "
+        "export wrote into the checkpoint, in float32; auto takes the fastest exact one by trial, torch where there "
+        "are no graphs.",
     )
     action_mode: str = setting(description="Name of the action mode: what each channel of an action means.")
     absolute: Names = setting(
