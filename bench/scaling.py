@@ -236,11 +236,18 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
             own = [row for row in rows if row["growth"] == name]
             fitted = exponents(GROWTHS[name], own)
             for line, what in enumerate((TIME, MEMORY)):
-                panel = axes[line][column]
-                panel.loglog([row["size"] for row in own], [max(row[what], 1e-3) for row in own], marker=".")
+                panel, sizes = axes[line][column], [row["size"] for row in own]
+                values = [max(row[what], 1e-3) for row in own]
+                panel.loglog(sizes, values, marker=".")
                 panel.set_title(f"{what} ~ {name}^{fitted[what]:.2f}", fontsize=8)
                 panel.set_xlabel(UNITS.get(name, name))
                 panel.minorticks_off()
+                panel.set_xticks(sizes, [f"{size:.4g}" for size in sizes], rotation=30)
+                least, most = min(values), max(values)
+                panel.set_yticks([least, most], [f"{least:.3g}", f"{most:.3g}"])
+                # at least a decade, so that what hardly grows looks so
+                middle, span = (least * most) ** 0.5, max(1.5 * most / least, 10) ** 0.5
+                panel.set_ylim(middle / span, middle * span)
         figure.tight_layout()
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, metadata={"Date": None})
