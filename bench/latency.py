@@ -104,9 +104,9 @@ class Latency(Measurement):
             peaks = measure_peaks(device, tuple(dict.fromkeys(path.dtype for path in paths)))
             start = torch.from_numpy(noise).to(device)
             work = count_work(policy.runner, policy.prepare(observations), start)
-            differences = _interleaved(paths, policy, self)
-        rows = [_row(path, work, peaks, self.steps, differences[path.name]) for path in paths]
-        _compare(rows)
+            differences = interleaved(paths, policy, self)
+        rows = [measured_row(path, work, peaks, self.steps, differences[path.name]) for path in paths]
+        compared(rows)
         settings = asdict(self) | {
             "views": len(observations[0].embodiment.slots),
             "parameters": _parameters(policy.network),
@@ -164,7 +164,7 @@ def _device(options: Latency) -> torch.device:
     return torch.device(options.device)
 
 
-def _interleaved(paths: Sequence[Path_], policy: Any, options: Latency) -> dict[str, float]:
+def interleaved(paths: Sequence[Path_], policy: Any, options: Latency) -> dict[str, float]:
     """Let every path answer every chunk; the largest difference of each from the first."""
     import numpy as np
 
@@ -182,7 +182,7 @@ def _interleaved(paths: Sequence[Path_], policy: Any, options: Latency) -> dict[
     return largest
 
 
-def _row(path: Path_, work: Work, peaks: Peaks, steps: int, difference: float) -> dict[str, Any]:
+def measured_row(path: Path_, work: Work, peaks: Peaks, steps: int, difference: float) -> dict[str, Any]:
     """A path's figures; times in ms, memory in bytes, shares of 1."""
     import numpy as np
 
@@ -220,7 +220,7 @@ def _copy_share(path: Path_, step: float | None, peaks: Peaks) -> float | None:
     return weight_bytes(path.policy.network.transformer.blocks) / step / peaks.copy
 
 
-def _compare(rows: list[dict[str, Any]]) -> None:
+def compared(rows: list[dict[str, Any]]) -> None:
     """Add how many times faster each is than the eager path, and than the peer where there is one."""
     by_name = {row["path"]: row for row in rows}
     for row in rows:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -124,14 +125,20 @@ def is_int8(network: nn.Module) -> bool:
     return any(isinstance(module, Int8Linear) for module in network.modules())
 
 
-def round_linears(module: M, parts: tuple[str, ...] = ("",)) -> M:
-    """Replace the linear layers of ``module`` whose path begins with one of ``parts``; return it."""
+def round_linears(
+    module: M, parts: tuple[str, ...] = ("",), rounded: Callable[[nn.Linear], nn.Module] | None = None
+) -> M:
+    """Replace the linear layers of ``module`` whose path begins with one of ``parts``, by int8 ones; return it.
+
+    ``rounded`` makes other layers of them.
+    """
+    make = rounded or Int8Linear
     for path, layer in list(module.named_modules()):
         if not (path.startswith(parts) and isinstance(layer, nn.Linear)):
             continue
         parent, _, name = path.rpartition(".")
         try:
-            setattr(module.get_submodule(parent), name, Int8Linear(layer))
+            setattr(module.get_submodule(parent), name, make(layer))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     return module
