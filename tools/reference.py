@@ -77,6 +77,8 @@ Each has `--help`. Their figures are in [the results](../../bench/RESULTS.md).
 |---|---|
 | `python bench/latency.py` | the time of a chunk, part by part ([what it means](../explanation/speed.md)) |
 | `python bench/start.py` | the time from the start of a process to its first chunk ([what it means](../explanation/speed.md#cold-start)) |
+| `python bench/scaling.py` | how time and memory grow with arms, views, waypoints, bags and data sets ([what it means](../explanation/speed.md#growth)) |
+| `python bench/gpu.py` | latency, memory and narrow types on a GPU, in one run; not run yet |
 | `python bench/fleet.py` | how many robots one policy serves |
 | `python bench/smoothness.py` | steps in velocity and position where chunks join |
 """
