@@ -413,7 +413,8 @@ def _by_episode(store: Store, rows: Rows) -> Iterator[tuple[int, NDArray[np.int6
     episodes = np.searchsorted(store.first, rows, side="right") - 1
     order = np.argsort(episodes, kind="stable")  # looking for each episode anew would take the square of their number
     found, first = np.unique(episodes[order], return_index=True)
-    yield from zip(found.tolist(), np.split(rows[order], first[1:]), strict=True)
+    if len(rows):
+        yield from zip(found.tolist(), np.split(rows[order], first[1:]), strict=True)
 
 
 def _first_of(lines: list[str]) -> list[str]:
