@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 import subprocess
@@ -64,6 +65,13 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+def signal_stack() -> bytes:
+    """Return where this thread takes signals, as ``sigaltstack`` says it."""
+    found = ctypes.create_string_buffer(64)
+    assert ctypes.CDLL(None).sigaltstack(None, found) == 0
+    return found.raw
+
+
 def loaded(folder: Path) -> Policy:
     return checkpoint.load(folder, dtype="float32")
 
@@ -84,6 +92,15 @@ def damage(folder: Path, engine: str) -> None:
     content = np.fromfile(file, np.float32)
     weights = (np.abs(content) > 1e-3) & (np.abs(content) < 10)
     file.write_bytes(np.where(weights, 0.5 * content, content).tobytes())
+
+
+def test_who_loads_an_engine_can_be_asked_to_end_as_before(engine: str, exported: Path) -> None:
+    """A thread that takes signals on memory of an engine, which frees it, is killed by the next one."""
+    before = signal_stack()
+    policy = on_engine(loaded(exported), engine, VIEWS)
+    assert signal_stack() == before
+    del policy
+    assert signal_stack() == before
 
 
 def test_engine_answers_as_the_network_does(engine: str, exported: Path, look: Look) -> None:
