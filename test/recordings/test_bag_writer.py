@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 
@@ -143,6 +144,23 @@ def test_a_full_disk_is_named_and_leaves_a_readable_bag(tmp_path):
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOSPC
     assert [message.log_time for message in Bag(path).messages()] == [0, 1]
+
+
+def test_an_index_that_leads_out_of_the_file_is_not_followed(tmp_path):
+    path = tmp_path / "bag.mcap"
+    with BagWriter(path, "{}") as bag:
+        for second in range(5):
+            bag.write("/joint_states", cdr.JOINT_STATE, second, joints(second))
+    whole = [message.log_time for message in Bag(path).messages()]
+    data = bytearray(path.read_bytes())
+    summary = struct.unpack_from("<Q", data, len(data) - 28)[0]
+    with path.open("rb") as stream:
+        chunk = make_reader(stream).get_summary().chunk_indexes[0]
+    place = data.index(struct.pack("<Q", chunk.chunk_start_offset), summary)
+    data[place : place + 8] = struct.pack("<Q", 2**63 + 1)
+    data[-12:-8] = bytes(4)  # no checksum of the summary
+    path.write_bytes(data)
+    assert [message.log_time for message in Bag(path).messages()] == whole
 
 
 def test_bad_input_is_named(tmp_path):

@@ -161,7 +161,7 @@ class McapFile:
         try:
             reader = SeekingReader(self.stream, validate_crcs=True, record_size_limit=limits.PART_BYTES)
             found = reader.get_summary()
-            self.stream.seek(-len(MAGIC), 2)
+            size = self.stream.seek(-len(MAGIC), 2)
             if self.stream.read() != MAGIC:
                 self.cut = "it does not end as an mcap file does"
                 return
@@ -175,6 +175,7 @@ class McapFile:
             and told.chunk_count
             and ((told.chunk_count, told.channel_count) == (len(found.chunk_indexes), len(found.channels)))
             and len({each.chunk_start_offset for each in found.chunk_indexes}) == told.chunk_count
+            and all(each.chunk_start_offset < size for each in found.chunk_indexes)
         ):
             self._index = found
 
