@@ -80,9 +80,12 @@ class Demos(Command):
         if missing := missing_extras():
             raise SetupError(f"demonstrations need a simulator and kinematics; install xvla_ros[{','.join(missing)}]")
         from xvla_ros.simulation.demonstrations import DemoSettings
+        from xvla_ros.simulation.tasks import load_task
 
+        profile = load_robot(self.robot)
+        load_task(profile, self.task)  # refused before there is a folder
         settings = DemoSettings(
-            load_robot(self.robot), self.task, self.seed, self.variants, self.rate or RATE, self.image_size,
+            profile, self.task, self.seed, self.variants, self.rate or RATE, self.image_size,
             self.image_size, self.noise, self.variation,
         )  # fmt: skip
         folder = output_folder(self.output)
