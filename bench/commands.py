@@ -7,9 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,9 +48,10 @@ class Commands:
         if self._end is not None and time.monotonic() >= self._end:
             raise StoppedError("the time is over")
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        with self._told_to_stop() as begin, begin(command, environment) as process:
+        with self._passing_on_stops() as begun, subprocess.Popen(command, env=environment) as process:
+            begun.append(process)
             try:
-                code = process.wait()
+                code = self._wait(process)
             except KeyboardInterrupt:
                 process.wait()  # Ctrl-C has reached it too, and it saves its state
                 raise StoppedError(f"{_shown(command)} was stopped") from None
@@ -60,9 +60,18 @@ class Commands:
         if code:
             raise CommandError(f"{_shown(command)} ended with {code}")
 
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        """Return the exit code of a process, which is told to stop when the time is over."""
+        try:
+            # the time may have been ended by a SIGTERM that came before there was a process to pass it on to
+            return process.wait(None if self._end is None else max(0.0, self._end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            return process.wait()
+
     @contextmanager
-    def _told_to_stop(self) -> Iterator[Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen[bytes]]]:
-        """Pass SIGTERM on to the process that is begun, and send it one when the time is over."""
+    def _passing_on_stops(self) -> Iterator[list[subprocess.Popen[bytes]]]:
+        """Let SIGTERM end the time, and pass it on to the processes that are put into the list."""
         begun: list[subprocess.Popen[bytes]] = []
 
         def stop(*_: Any) -> None:
@@ -70,20 +79,10 @@ class Commands:
             for process in begun:
                 process.terminate()
 
-        def begin(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-            process = subprocess.Popen(command, env=environment)
-            begun.append(process)
-            if self._end is not None:  # which may have come while the process began
-                timer.interval = max(0.0, self._end - time.monotonic())
-                timer.start()
-            return process
-
-        timer = threading.Timer(0.0, lambda: begun[0].terminate())
         previous = signal.signal(signal.SIGTERM, stop)  # before there is a process: it would be left behind
         try:
-            yield begin
+            yield begun
         finally:
-            timer.cancel()
             signal.signal(signal.SIGTERM, previous)
 
 
