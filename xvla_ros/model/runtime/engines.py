@@ -16,7 +16,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from xvla_ros.errors import SetupError
@@ -255,6 +256,15 @@ def require(engine: str, *more: str) -> None:
         )
 
 
+def _by_arrays(answer: Callable[[dict[str, NDArray[Any]]], Iterable[NDArray[Any]]]) -> Session:
+    """Make a session of an engine that takes and returns arrays."""
+
+    def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        return [torch.from_numpy(each) for each in answer({name: x.numpy() for name, x in inputs.items()})]
+
+    return run
+
+
 def _open_onnxruntime(file: Path, threads: int) -> Session:
     import onnxruntime
 
@@ -263,11 +273,7 @@ def _open_onnxruntime(file: Path, threads: int) -> Session:
     # threads that wait for each other and spin keep cores from those who bring the observations
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-
-    def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        return [torch.from_numpy(each) for each in session.run(None, {name: x.numpy() for name, x in inputs.items()})]
-
-    return run
+    return _by_arrays(functools.partial(session.run, None))
 
 
 @contextmanager
@@ -295,12 +301,7 @@ def _open_openvino(file: Path, threads: int) -> Session:
     }
     with _own_signal_stack():
         compiled = openvino.Core().compile_model(str(file), "CPU", settings)
-
-    def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        found = compiled({name: x.numpy() for name, x in inputs.items()}, share_inputs=True)
-        return [torch.from_numpy(each) for each in found.values()]
-
-    return run
+    return _by_arrays(lambda inputs: compiled(inputs, share_inputs=True).values())
 
 
 def _open_tensorrt(file: Path, _threads: int) -> Session:
