@@ -234,17 +234,19 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
         figure, axes = pyplot.subplots(2, len(names), figsize=(2.3 * len(names), 4), squeeze=False)
         for column, name in enumerate(names):
             own = [row for row in rows if row["growth"] == name]
-            fitted = exponents(GROWTHS[name], own)
+            growth = GROWTHS[name]
+            fitted, promised = exponents(growth, own), {TIME: growth.time, MEMORY: growth.memory}
             for line, what in enumerate((TIME, MEMORY)):
                 panel, sizes = axes[line][column], [row["size"] for row in own]
                 values = [max(row[what], 1e-3) for row in own]
                 panel.loglog(sizes, values, marker=".")
-                panel.set_title(f"{what} ~ {name}^{fitted[what]:.2f}", fontsize=8)
+                panel.set_title(f"{what}: exponent {fitted[what]:.2f} ≤ {promised[what]:g}", fontsize=8)
                 panel.set_xlabel(UNITS.get(name, name))
                 panel.minorticks_off()
-                panel.set_xticks(sizes, [f"{size:.4g}" for size in sizes], rotation=30)
+                panel.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=30)
                 least, most = min(values), max(values)
-                panel.set_yticks([least, most], [f"{least:.3g}", f"{most:.3g}"])
+                ticks = [least, most] if most > 1.3 * least else [most]  # two that are near would overlap
+                panel.set_yticks(ticks, [f"{tick:,.0f}" if tick >= 100 else f"{tick:.3g}" for tick in ticks])
                 # at least a decade, so that what hardly grows looks so
                 middle, span = (least * most) ** 0.5, max(1.5 * most / least, 10) ** 0.5
                 panel.set_ylim(middle / span, middle * span)
