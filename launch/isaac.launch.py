@@ -43,7 +43,7 @@ def generate_launch_description() -> LaunchDescription:
                 "profile_file", default_value="", description="where to write the profile; empty: a temporary folder"
             ),
             DeclareLaunchArgument(
-                "stand_in", default_value="false", description="true: the MuJoCo scene instead of Isaac Sim"
+                "stand_in", default_value="false", description="true: run the MuJoCo scene instead of Isaac Sim"
             ),
             OpaqueFunction(function=bring_up),
         ]
@@ -68,6 +68,6 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 def describe_topics(profile: Profile) -> str:
     """The topics that Isaac Sim has to serve, one a line."""
     return "\n".join(
-        f"  {'publish' if row.published else 'obey':8} {row.topic:28} {row.type:28} {row.node}"
+        f"  {'publish' if row.published else 'subscribe':9} {row.topic:28} {row.type:28} {row.node}"
         for row in topic_table(profile)
     )

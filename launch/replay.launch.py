@@ -47,17 +47,24 @@ def generate_launch_description() -> LaunchDescription:
                 "checkpoint", default_value="", description="checkpoint folder or hub id; empty: the profile's"
             ),
             DeclareLaunchArgument("output", default_value="xvla_out/replay", description="folder of the report"),
-            DeclareLaunchArgument("every", default_value="1", description="the report predicts at each N-th image"),
-            DeclareLaunchArgument("seed", default_value="0", description="of the sampler's noise"),
-            DeclareLaunchArgument("rate", default_value="1.0", description="times the recorded speed"),
-            DeclareLaunchArgument("device", default_value="", description="of the policy; empty: the CPU"),
+            DeclareLaunchArgument(
+                "every", default_value="1", description="predict at every N-th image of the main camera"
+            ),
+            DeclareLaunchArgument("seed", default_value="0", description="seed of the sampler's noise"),
+            DeclareLaunchArgument(
+                "rate", default_value="1.0", description="playback speed, as a multiple of the recorded speed"
+            ),
+            DeclareLaunchArgument("device", default_value="", description="device of the policy; empty: the CPU"),
             DeclareLaunchArgument("dtype", default_value="", description="as for xvla.launch.py"),
             DeclareLaunchArgument("params_file", default_value="", description="as for xvla.launch.py"),
             DeclareLaunchArgument(
                 "rviz", default_value="false", choices=list(BOOLEANS), description="as for xvla.launch.py"
             ),
             DeclareLaunchArgument(
-                "play", default_value="true", choices=list(BOOLEANS), description="play the bag, then report"
+                "play",
+                default_value="true",
+                choices=list(BOOLEANS),
+                description="play the bag to the node, then write the report",
             ),
             OpaqueFunction(function=bring_up),
         ]

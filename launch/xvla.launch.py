@@ -35,7 +35,7 @@ from xvla_ros.robots import Profile, load_robot
 from xvla_ros.ros_env import prepare
 
 UNJUDGED = (
-    "simulated without a task: nobody judges what the arm does. task:=touch leads episodes and says what each came to; "
+    "simulated without a task, so no episode is judged. task:=touch runs episodes and logs the outcome of each; "
     "rviz:=true or `xvla view --web` shows it"
 )
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -51,8 +51,8 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "robots",
                 default_value="",
-                description="several robots on one policy, instead of robot: names and files of profiles with "
-                "commas between them; a file stands for all its robots",
+                description="several robots on one policy, instead of robot: names or files of profiles, "
+                "separated by commas; a file means all its robots",
             ),
             DeclareLaunchArgument(
                 "checkpoint", default_value="", description="checkpoint folder or hub id; empty: the profile's"
@@ -60,8 +60,8 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "server",
                 default_value="",
-                description="policy servers (xvla serve) instead of a checkpoint: wss://HOST:PORT, several with "
-                "commas; empty: the profile's",
+                description="policy servers (xvla serve) instead of a checkpoint: wss://HOST:PORT, several "
+                "separated by commas; empty: the profile's",
             ),
             DeclareLaunchArgument(
                 "instruction", default_value="", description="instruction; empty: the profile's, until one arrives"
@@ -77,28 +77,31 @@ def generate_launch_description() -> LaunchDescription:
             ),
             DeclareLaunchArgument("namespace", default_value="", description="ROS namespace of the nodes"),
             DeclareLaunchArgument(
-                "device", default_value="", description="of the policy: cpu, cuda, cuda:1, …; empty: the CPU"
+                "device", default_value="", description="device of the policy: cpu, cuda, cuda:1, …; empty: the CPU"
             ),
             DeclareLaunchArgument(
                 "dtype",
                 default_value="",
                 choices=["", "float32", "bfloat16", "int8"],
-                description="what the policy computes in; empty: the fastest here, but never int8",
+                description="number format of the policy; empty: the fastest on this machine, but never int8",
             ),
             DeclareLaunchArgument(
-                "seed", default_value="", description="of the sampler's noise and the simulated scene; empty: fresh, 0"
+                "seed",
+                default_value="",
+                description="seed of the sampler's noise and of the simulated scene; empty: new noise in each run, "
+                "scene 0",
             ),
             DeclareLaunchArgument(
                 "task",
                 default_value="",
-                description="with sim:=true and one robot: lead episodes of it (touch, pick_place, …) and log what "
-                "each came to; needs autostart and no namespace",
+                description="with sim:=true and one robot: run episodes of this task (touch, pick_place, …) and "
+                "log the outcome of each; needs autostart and no namespace",
             ),
             DeclareLaunchArgument(
                 "real_time",
                 default_value="false",
                 choices=list(BOOLEANS),
-                description="with sim:=true: let simulated time run on while a policy too slow for it computes",
+                description="with sim:=true: simulated time does not wait for a slow policy",
             ),
             DeclareLaunchArgument(
                 "rviz", default_value="false", choices=list(BOOLEANS), description="show robot and plan in RViz"
@@ -106,7 +109,8 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "params_file",
                 default_value="",
-                description="further parameters of the policy node; they win over the profile, arguments over them",
+                description="file with parameters of the policy node; they override the profile, and launch arguments "
+                "override them",
             ),
             DeclareLaunchArgument(
                 "autostart",
@@ -199,7 +203,7 @@ def leader(argument: dict[str, str], profiles: Sequence[Profile]) -> Node:
 def _end_with_leader(event: ProcessExited, context: LaunchContext) -> None:
     """End the launch with exit code 1 where the leading node gave up; its last line says why."""
     if event.returncode and not context.is_shutdown:
-        raise RuntimeError("xvla_evaluate could not lead an episode; its last error above says why.")
+        raise RuntimeError("xvla_evaluate could not run an episode; its last error above gives the reason.")
 
 
 def rviz() -> Node:
@@ -262,7 +266,7 @@ def _ended_where_refused(policy: LifecycleNode) -> list[LaunchDescriptionEntity]
     def end(what: str) -> Callable[[LaunchContext], None]:
         def refuse(_: LaunchContext) -> None:
             if not was_active:  # a later transition is somebody's own, who gets the answer
-                raise RuntimeError(f"xvla could not be {what}; its last error above says why. Nothing moves.")
+                raise RuntimeError(f"xvla could not be {what}; its last error above gives the reason. Nothing moves.")
 
         return refuse
 

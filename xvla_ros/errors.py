@@ -190,9 +190,9 @@ def version_problem(file: str, key: str, found: Any, known: int) -> Problem | No
     if type(found) is int and found == known:
         return None
     if type(found) is int and found > known:
-        message = "was written for a newer version of xvla_ros, and nothing else of it is looked at; update xvla_ros"
+        message = "was written by a newer version of xvla_ros and cannot be read; update xvla_ros"
     else:
-        message = "is of no version that this xvla_ros reads; write it anew with this one"
+        message = "has a version that this xvla_ros does not read; write the file again with this version"
     return Problem(file, key, found, str(known), message)
 
 
@@ -234,7 +234,7 @@ def _problem(schema: type[BaseModel], item: Any, file_of: Callable[[str], str]) 
     file, kind, value = file_of(key), item["type"], item["input"]
     if kind == "extra_forbidden":
         known = _siblings(schema, names[:-1])
-        message = f"is no setting{did_you_mean(names[-1], known)}"
+        message = f"is not a setting{did_you_mean(names[-1], known)}"
         return Problem(file, key, value, "one of " + ", ".join(known), message)
     if kind == "missing":
         return Problem(file, key, None, _described(schema, names), "is missing")

@@ -142,13 +142,13 @@ def json_of(text: str | bytes, most: int = JSON_BYTES) -> Any:
     try:
         found = _DECODER.decode(text)
     except RecursionError:
-        raise LimitError(f"is nested too deeply; expected at most {NESTING} lists and objects in one another") from None
+        raise LimitError(f"is nested too deeply; expected at most {NESTING} levels of lists and objects") from None
     level = [found]
     for _ in range(NESTING + 1):
         level = [each for part in level for each in _parts(part) if isinstance(each, list | dict)]
         if not level:
             return found
-    raise LimitError(f"is nested too deeply; expected at most {NESTING} lists and objects in one another")
+    raise LimitError(f"is nested too deeply; expected at most {NESTING} levels of lists and objects")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def check_yaml(text: str) -> None:
     for event in yaml.parse(text, Loader=yaml_loader(text)):
         line = event.start_mark.line + 1 if event.start_mark is not None else 0
         if (anchor := getattr(event, "anchor", None)) is not None:
-            raise LimitError(f"line {line}: holds the anchor or alias {anchor[:80]!r}: write the value out")
+            raise LimitError(f"line {line}: contains the anchor or alias {anchor[:80]!r}: write the value out")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > SCALAR:
             raise LimitError(f"line {line}: a value of {len(event.value)} characters; expected at most {SCALAR}")
         count += isinstance(event, yaml.NodeEvent)
@@ -350,7 +350,7 @@ def edge(named: type[Exception], make: Callable[[str], Exception]) -> Iterator[N
 def cause(error: BaseException) -> str:
     """Return in words and on one line what went wrong, its class first unless the text is for the user anyway."""
     if isinstance(error, MemoryError):
-        return "needs more memory than there is"
+        return "needs more memory than is available"
     text = " ".join(str(error).split())[:500]
     if isinstance(error, XvlaError | OSError | UnicodeDecodeError) and text:
         return str(error.strerror or text) if isinstance(error, OSError) else text

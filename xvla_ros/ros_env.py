@@ -43,7 +43,7 @@ def prepare(environment: MutableMapping[str, str] | None = None) -> None:
     if logs is None or not _can_be_written(logs):
         target["ROS_LOG_DIR"] = str(_temporary_folder("xvla_ros_log"))
         if logs is not None:
-            print(f"nothing can be written in {logs}: ROS logs in {target['ROS_LOG_DIR']} instead", file=sys.stderr)
+            print(f"{logs} cannot be written: ROS writes its logs to {target['ROS_LOG_DIR']} instead", file=sys.stderr)
     if not any(target.get(name) for name in (*DDS_PROFILE_VARIABLES.values(), DDS_TRANSPORTS_VARIABLE)):
         prefixes = target.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
         for package, variable in DDS_PROFILE_VARIABLES.items():
@@ -88,12 +88,12 @@ def reach(environment: Mapping[str, str] | None = None) -> tuple[str, str]:
         said = "LOCALHOST"
     who = REACH.get(said, f"as {RANGE_VARIABLE}={said} has it") + (f" and {peers}" if peers and said != "OFF" else "")
     signed = given.get("ROS_SECURITY_ENABLE") == "true" and given.get("ROS_SECURITY_STRATEGY") == "Enforce"
-    line = f"ROS domain {domain}, {middleware}, open to {who}" + (", with keys of SROS 2" if signed else "")
+    line = f"ROS domain {domain}, {middleware}, reachable from {who}" + (", with keys of SROS 2" if signed else "")
     if signed or (said in ("LOCALHOST", "OFF") and not peers):
         return line, ""
     return line, (
-        "whoever can send to this network can command the robot and see through its cameras; to keep to this machine "
-        f"export {RANGE_VARIABLE}=LOCALHOST; docs/how-to/network.md tells of the rest"
+        "everyone on this network can command the robot and see its camera images; to use this machine only, "
+        f"export {RANGE_VARIABLE}=LOCALHOST; docs/how-to/network.md explains more"
     )
 
 

@@ -18,7 +18,7 @@ SECOND = 1_000_000_000
 PERIOD = 1 / 30
 HOME = np.array([0.2, -0.3])
 FOLLOWS = object()
-GONE = Fault(CONTROLLER_LOST, "nobody subscribes to /arm")
+GONE = Fault(CONTROLLER_LOST, "no node subscribes to /arm")
 STALE = Fault(CAMERA_STALE, "front: newest message is 0.31 s old")
 
 
@@ -436,7 +436,7 @@ def test_a_controller_lost_and_back_starts_again_from_where_the_robot_is(running
 
 
 def test_who_else_commands_the_arm_is_told_once_it_is_known(running):
-    running.run(PERIOD, controller=Fault(CONTROLLER_LOST, "somebody also publishes /arm"))
+    running.run(PERIOD, controller=Fault(CONTROLLER_LOST, "another node also publishes /arm"))
     holds = running.controller.status.holds
     running.run(PERIOD, controller=Fault(CONTROLLER_LOST, "/teleop also publishes /arm"))
     assert running.controller.status.detail == "/teleop also publishes /arm"
@@ -655,7 +655,7 @@ def test_a_policy_slower_than_chunks_can_overlap_moves_and_waits_by_turns(bench)
         np.testing.assert_allclose(moved[-1], here + 0.1, atol=5e-3)
         bench.run(PERIOD, measured=here)
         assert bench.reason == (HOLDING, "policy_late")
-        assert "stands and waits for each" in bench.status.detail
+        assert "stops and waits for each chunk" in bench.status.detail
 
 
 def test_a_slow_policy_asked_between_two_ticks_is_asked_standing_too(bench):

@@ -283,7 +283,7 @@ def test_nothing_is_made_of_numbers_that_are_not_finite(part, value):
         "plan": plan[3],
         "plan velocity": velocities[3],
     }[part][1] = value
-    with pytest.raises(ValueError, match="nothing is sent"):
+    with pytest.raises(ValueError, match="no command is sent"):
         Limiter(limits_of()).follow(start, TIMES, plan, velocities)
 
 

@@ -25,20 +25,20 @@ PAIR, NUMBERED = "so101_bimanual", "so101_bimanual_numbered"
 MISFITS = {
     "radians": (
         "joints.left_shoulder_pan",
-        "the policy that comes with xvla_ros has other units of left_shoulder_pan, left_shoulder_lift, "
+        "the shipped policy of xvla_ros was trained with other units for left_shoulder_pan, left_shoulder_lift, "
         "left_elbow_flex, left_wrist_flex, left_wrist_roll, right_shoulder_pan, right_shoulder_lift, "
-        "right_elbow_flex, right_wrist_flex, right_wrist_roll: the first is position · 1 here",
+        "right_elbow_flex, right_wrist_flex, right_wrist_roll: the profile has position · 1 for the first",
     ),
     "range": (
         "joints.left_shoulder_pan",
-        "has other units of left_shoulder_pan, left_elbow_flex, left_wrist_flex, left_wrist_roll, "
+        "was trained with other units for left_shoulder_pan, left_elbow_flex, left_wrist_flex, left_wrist_roll, "
         "right_shoulder_pan, right_elbow_flex, right_wrist_flex, right_wrist_roll: "
-        "the first is position · 52.0871 here",
+        "the profile has position · 52.0871 for the first",
     ),
     "lerobot": (
         "policy.action_mode",
-        "the policy that comes with xvla_ros was made for action mode so101_bimanual_bce, which reads its channels "
-        "differently",
+        "the shipped policy of xvla_ros was trained for action mode so101_bimanual_bce, whose channels have another "
+        "meaning",
     ),
 }
 
@@ -135,7 +135,7 @@ def test_a_policy_that_does_not_say_its_units_is_refused(packaged, tmp_path, mon
     record["robots"][PAIR]["profile"] = None
     (folder / RECORD_FILE).write_text(json.dumps(record))
     monkeypatch.setattr("xvla_ros.control.policy_source.policy_dir", lambda: folder)
-    with pytest.raises(ProfileError, match="does not say in which units"):
+    with pytest.raises(ProfileError, match="does not record the units"):
         shipped_policy([load_profile(PAIR)[PAIR]])
 
 

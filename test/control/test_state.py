@@ -49,7 +49,7 @@ FLAGS = st.booleans()
 STEADY = st.sampled_from([0.0, 0.5, 1.0, 2.5, 5.0, 9.0])
 ROS = st.integers(0, 3)
 SEEN = st.sampled_from([None, None, None, Fault(CAMERA_STALE, "front: 0.3 s old"), Fault(JOINTS_MISSING, "pan")])
-LOST = st.sampled_from([None, None, None, Fault(CONTROLLER_LOST, "nobody subscribes to /arm")])
+LOST = st.sampled_from([None, None, None, Fault(CONTROLLER_LOST, "no node subscribes to /arm")])
 OF_CHUNK = st.sampled_from([None, *(Fault(reason, "told") for reason in OF_POLICY)])
 AWAY = st.sampled_from([None, None, Fault(NOT_FOLLOWING, "pan is away")])
 TICKS = st.builds(
@@ -64,7 +64,7 @@ TICKS = st.builds(
     awaited=st.sampled_from([None, "", "", "the arm to stand still"]),
     not_following=AWAY,
     plan_lasts=FLAGS,
-    ran_out=st.sampled_from(["", "", "the last chunk ran out"]),
+    ran_out=st.sampled_from(["", "", "the last chunk ended"]),
 )
 EVENTS = st.one_of(
     TICKS,

@@ -144,7 +144,7 @@ def test_joints_that_a_window_was_not_sent_to_go_on_by_the_one_before():
 def test_nothing_is_made_of_numbers_that_are_not_finite(part):
     start, plan, velocities = MotionState.at_rest(np.zeros(3)), np.zeros((len(TIMES), 3)), np.zeros((len(TIMES), 3))
     {"start": start.position, "plan": plan[4], "velocities": velocities[4]}[part][1] = np.nan
-    with pytest.raises(ValueError, match="nothing is sent"):
+    with pytest.raises(ValueError, match="no command is sent"):
         command_window(0, start, TIMES, plan, velocities, Limiter(LIMITS))
 
 

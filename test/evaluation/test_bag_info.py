@@ -75,7 +75,7 @@ def test_the_reader_of_the_node_has_the_last_word(tmp_path, capsys):
     assert main(["bag", "info", str(bag)]) == 1
     said = capsys.readouterr().out
     assert "observations: 0 of 40" in said and "lacks nothing" not in said
-    assert "camera_missing: front: picture on /front/image_raw cannot be used: encoding '8UC3'" in said
+    assert "camera_missing: front: image on /front/image_raw cannot be used: encoding '8UC3'" in said
     assert main(["bag", "info", str(bag), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)["observations"]
     assert (found["asked"], found["built"]) == (40, 0)
@@ -90,7 +90,7 @@ def test_what_can_be_built_is_counted(tmp_path, capsys):
     assert main(["bag", "info", str(tmp_path / "bag.mcap")]) == 0
     said = capsys.readouterr().out
     assert f"observations: {found.observations.built} of 60" in said and "lacks nothing" in said
-    assert "camera_missing: front: picture" in said
+    assert "camera_missing: front: image" in said
 
 
 def test_a_sample_of_the_pictures_is_decoded(tmp_path, monkeypatch):

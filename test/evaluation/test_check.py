@@ -69,10 +69,10 @@ def test_the_shipped_profiles_are_fit_to_run(file: Path, capsys: pytest.CaptureF
         code = main(["check", "--robot", robot, "--offline"])
         said = capsys.readouterr().out
         if file.stem.endswith(("_lerobot", "_radians", "_range")):  # no policy of their units comes with the package
-            assert code == 1 and "the policy that comes with xvla_ros" in said
+            assert code == 1 and "the shipped policy of xvla_ros" in said
             continue
         assert code == 3 and "0 errors, 0 warnings, incomplete" in said
-        assert "incomplete: graph: it was left out" in said
+        assert "incomplete: graph: skipped (--offline)" in said
 
 
 def test_what_could_not_be_checked_is_no_success(capsys: pytest.CaptureFixture[str]):
@@ -81,7 +81,7 @@ def test_what_could_not_be_checked_is_no_success(capsys: pytest.CaptureFixture[s
     assert document["ok"] and not document["complete"]
     weights, graph = document["missing"]
     assert weights.startswith("checkpoint: so101 names none") and "refuses to activate outside" in weights
-    assert graph == "graph: it was left out"
+    assert graph == "graph: skipped (--offline)"
     assert check("so101_bimanual", graph=NoGraph("no other node is up")).missing == ("graph: no other node is up",)
 
 
@@ -97,15 +97,15 @@ def test_open_marks_make_a_check_incomplete(tmp_path: Path):
     path.write_text(shipped_text("so101_bimanual").replace("domain_id: 19 ", "domain_id: 19  # CHECK: whose?"))
     report = check(path, graph=good_graph())
     assert report.exit_code == 3
-    assert report.missing == ("marks: 1 setting of so101_bimanual still to be made right",)
+    assert report.missing == ("marks: 1 setting of so101_bimanual with an open CHECK mark",)
 
 
 @pytest.mark.parametrize(
     ("instruction", "errors", "warnings"),
     [
         ("put the red cube in the bowl", [], []),
-        ("touch the yellow cube", [], ["was not trained with 'yellow', and may do anything there"]),
-        ("put the red cube in the bowl " * 3, ["would not get its end 'put the red cube in the bowl'"], []),
+        ("touch the yellow cube", [], ["was not trained with 'yellow', so its behaviour is undefined there"]),
+        ("put the red cube in the bowl " * 3, ["its end 'put the red cube in the bowl' would be cut off"], []),
     ],
 )
 def test_words_that_the_checkpoint_would_not_get_are_named(tmp_path: Path, instruction, errors, warnings):
@@ -208,7 +208,7 @@ def changed(kind: str, topic: str, value: Any) -> GraphSnapshot:
             changed("joint_names", "/left/joint_states", (*ARM_JOINTS[:5], "jaw_joint")),
             "joints.left_gripper.name",
             "gripper",
-            "carries no joint 'gripper'",
+            "has no joint 'gripper'",
         ),
         (
             changed("subscribers", "/left/arm_controller/joint_trajectory", (Endpoint("/c", "std_msgs/msg/String"),)),
@@ -242,7 +242,7 @@ def test_whoever_commands_the_same_controller_is_an_error(others: tuple[str, ...
     graph = changed("publishers", RIVAL, tuple(Endpoint(node, TRAJECTORY) for node in others))
     errors = errors_of(check("so101_bimanual", graph=graph))
     assert list(errors) == ["commands.left_arm.topic"]
-    assert "another node commands" in errors["commands.left_arm.topic"].message
+    assert "another node also commands" in errors["commands.left_arm.topic"].message
 
 
 def test_the_policy_node_itself_is_no_rival():
@@ -277,7 +277,7 @@ def test_the_report_reads_as_text_and_as_json():
     assert json.loads(text_of(report, as_json=True)) == json.loads(json.dumps(report.to_json()))
     assert text_of(report).splitlines() == [
         "error: so101_bimanual.cameras.front.topic",
-        "  /front/image_raw comes at 2 Hz and is stale in between",
+        "  /front/image_raw arrives at 2 Hz, so messages become stale in between",
         "  file:     ROS graph",
         "  found:    2.0",
         "  expected: more than 5 Hz (max_age is 0.2 s)",
@@ -379,8 +379,8 @@ def test_a_graph_without_other_nodes_is_missing(ros_environment: dict[str, str])
 HOUR = 3600.0
 TRAITS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "whole": ({}, {}, "", ""),
-    "unstamped": ({"age": None}, {"age": None}, "joints_stale", "messages still come in"),
-    "image_unstamped": ({"age": None}, {}, "camera_stale", "messages still come in"),
+    "unstamped": ({"age": None}, {"age": None}, "joints_stale", "messages still arrive"),
+    "image_unstamped": ({"age": None}, {}, "camera_stale", "messages still arrive"),
     "late": ({"age": HOUR}, {}, "camera_stale", "36"),
     "ahead": ({"age": -HOUR}, {}, "camera_stale", "ahead of ROS time"),
     "nameless": ({"encoding": "8UC3"}, {}, "camera_missing", "8UC3"),

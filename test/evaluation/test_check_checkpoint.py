@@ -113,9 +113,9 @@ def test_an_arm_that_the_checkpoint_does_not_know_is_told_how_it_is_taught(check
     report = check(robot, checkpoint)
     assert report.errors == () and report.exit_code == 0 and report.teach == (robot,)
     [problem] = [each for each in report.warnings if each.key == f"{robot}.policy.checkpoint"]
-    assert f"knows so101_bimanual and not {robot}" in problem.message
+    assert f"was trained for so101_bimanual and not for {robot}" in problem.message
     assert f"model.checkpoint={checkpoint}" in problem.expected and f"demonstrations of {robot}" in problem.expected
-    assert f"to be taught before it can run: {robot}" in text_of(report)
+    assert f"needs training before it can run: {robot}" in text_of(report)
     assert json.loads(text_of(report, as_json=True))["teach"] == [robot]
 
 
@@ -138,10 +138,14 @@ def swap_arms(raw: dict[str, Any]) -> None:
         (
             lambda raw: raw["joints"]["left_elbow_flex"].update(offset=90.0),
             "joints.left_elbow_flex",
-            "other units of left_elb",
+            "other units for left_elb",
         ),
         (swap_arms, "joints.policy_order", "other joints, or in another order"),
-        (lambda raw: raw["policy"].update(action_mode="auto"), "policy.action_mode", "reads its channels differently"),
+        (
+            lambda raw: raw["policy"].update(action_mode="auto"),
+            "policy.action_mode",
+            "whose channels have another meaning",
+        ),
         (swap_wrists, "cameras.slots", "other views, or in another order"),
     ],
 )
@@ -161,7 +165,7 @@ def test_units_joints_mode_and_views_are_compared_and_refused_as_of_the_shipped_
     with pytest.raises(ProfileError) as caught:
         load_policy(load_profile(path), str(folder))
     assert tuple(caught.value.problems) == report.errors
-    own_domain = "a domain of its own: 19 is that of so101_bimanual" in problem.expected
+    own_domain = "another domain_id: 19 belongs to so101_bimanual" in problem.expected
     assert own_domain == (name != PAIR.name)
 
 
@@ -184,7 +188,7 @@ def lerobots(folder: Path, *names: str, renamed: dict[str, str] | None = None) -
 def test_views_of_a_lerobot_checkpoint_in_another_order_are_an_error(spoilt: Path):
     report = check(PAIR.name, lerobots(spoilt, "right_wrist", "left_wrist", "front"))
     [problem] = report.errors
-    assert problem.key == f"{PAIR.name}.cameras.slots" and "has front, right_wrist elsewhere" in problem.message
+    assert problem.key == f"{PAIR.name}.cameras.slots" and "has front, right_wrist at other places" in problem.message
     assert problem.expected == "views in the order right_wrist, left_wrist, front"
     with pytest.raises(ProfileError) as caught:
         load_policy(PAIR, str(spoilt))
@@ -234,8 +238,8 @@ def test_what_the_files_say_of_the_domain_and_of_unknown_settings_is_a_warning(s
     report = check(write_profile(tmp_path / "other.yaml", change), spoilt)
     assert report.ok, [str(problem) for problem in report.errors]
     said = {warning.key.split(".")[-1]: warning.message for warning in report.warnings}
-    assert "own files feed domain 19" in said["domain_id"]
-    assert "is passed over" in said["pretrained_revision"]
+    assert "own files use domain 19" in said["domain_id"]
+    assert "is ignored" in said["pretrained_revision"]
 
 
 def test_offsets_and_positions_are_not_taken_for_each_other(spoilt: Path, tmp_path: Path):
@@ -249,7 +253,7 @@ def test_offsets_and_positions_are_not_taken_for_each_other(spoilt: Path, tmp_pa
     path = write_profile(tmp_path / "offsets.yaml", change)
     report = check(path, spoilt)
     assert report.errors == () and report.teach == (PAIR.name,)
-    with pytest.raises(SetupError, match="offsets from the state would be taken for positions"):
+    with pytest.raises(SetupError, match="offsets from the state would be mistaken for positions"):
         load_policy(load_profile(path), str(spoilt))
 
 
@@ -281,7 +285,7 @@ def test_truncated_weights_are_an_error_naming_the_file(spoilt: Path):
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path):
     report = check("so101_bimanual", tmp_path / "nothing")
     assert not report.ok
-    assert "is no folder" in report.errors[0].message
+    assert "is not a folder" in report.errors[0].message
 
 
 def test_the_profiles_own_checkpoint_is_checked(checkpoint: Path, tmp_path: Path):

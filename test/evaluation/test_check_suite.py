@@ -57,7 +57,7 @@ def test_a_checkpoint_made_for_it_has_none_of_them(tmp_path):
     assert (report.errors, report.exit_code, report.checked) == ((), 0, ("checkpoint", "simulator"))
     # the one warning is about lerobot-eval
     assert [each.key for each in report.warnings] == ["policy_preprocessor.json"]
-    assert "turned by 180 degrees" in report.computing[-1]
+    assert "rotated by 180 degrees" in report.computing[-1]
 
 
 def test_where_the_hand_points_is_that_of_libero():
@@ -75,16 +75,16 @@ def about(pose, height=0.9):
 @pytest.mark.parametrize(
     ("changes", "key", "said"),
     [
-        ({"action": about([0, 0, 0, 0, 0, 0], height=0.001)}, "statistics.action", "relative control"),
+        ({"action": about([0, 0, 0, 0, 0, 0], height=0.001)}, "statistics.action", "relative actions"),
         ({"state": about(DOWN["interleaved", "the grip site"])}, "rot6d", "look as rot6d in interleaved"),
         ({"state": about(DOWN["columns", "the hand's body"])}, "statistics.state", "robot0_eef_quat"),
         ({"rot6d": "interleaved"}, "rot6d", "trained with the other layout"),
         ({"trained": (19,)}, "domain_id", "domain 3 is untrained"),
-        ({"domain_id": 7, "trained": None}, "domain_id", "own files say 7; --set domain_id=7"),
-        ({"image_pipeline": "letterbox"}, "image_pipeline", "by letterbox"),
+        ({"domain_id": 7, "trained": None}, "domain_id", "own files use 7; use it too with --set domain_id=7"),
+        ({"image_pipeline": "letterbox"}, "image_pipeline", "image pipeline letterbox"),
         ({"action_mode": "agibot_ee6d"}, "action_mode", "gripper"),
-        ({"profile": {"cameras": {"image2": {"rotate": 180}}}}, "turned.image2", "turned by 180 degrees"),
-        ({"profile": {"cameras": {"image": {"rotate": 0}}}}, "turned.image", "turned by 0 degrees"),
+        ({"profile": {"cameras": {"image2": {"rotate": 180}}}}, "turned.image2", "rotated by 180 degrees"),
+        ({"profile": {"cameras": {"image": {"rotate": 0}}}}, "turned.image", "rotated by 0 degrees"),
     ],
 )
 def test_each_cause_is_named(tmp_path, changes, key, said):
@@ -107,7 +107,7 @@ def test_processor_steps_that_are_doubled_are_named(tmp_path):
     step = next(each for each in content["steps"] if each["registry_name"] == "xvla_imagenet_normalize")
     content["steps"].append(step)
     file.write_text(json.dumps(content))
-    assert any("doubled" in message for message in found(str(folder)).values())
+    assert any("is there twice" in message for message in found(str(folder)).values())
 
 
 def test_another_robots_checkpoint_is_named():

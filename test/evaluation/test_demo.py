@@ -163,7 +163,7 @@ def test_a_demo_told_to_stop_leaves_no_process(tmp_path: Path, signum: int, code
         assert "Traceback" not in errors
         assert not command.alive()
     if moment == "of 600 s":
-        assert "film and report show what was recorded" in errors
+        assert "the film and the report show what was recorded" in errors
         assert {"film.mp4", "report.html", "report.json"} <= {path.name for path in tmp_path.iterdir()}
 
 
@@ -220,7 +220,7 @@ def test_run_moves_an_untrained_arm_in_simulated_time_only(tmp_path: Path, ros_d
     with started(CLI, arguments=arguments) as command:
         code, errors = command.end()
         assert code == 1
-        assert "cannot activate: so101: untrained: no trained row 28" in errors and "allow_untrained" in errors
+        assert "cannot activate: so101: untrained: domain 28 is not trained" in errors and "allow_untrained" in errors
     with started(CLI, arguments=[*arguments, "--use-sim-time"]) as command:
         command.read_until("running so101")
         assert becomes(lambda: "inactive → active" in (tmp_path / "logs" / "policy.log").read_text())

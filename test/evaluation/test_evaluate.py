@@ -207,4 +207,4 @@ def test_what_cannot_be_evaluated_is_named(tmp_path, capsys):
         check=False,
     )  # fmt: skip
     assert ended.returncode == 2
-    assert "-1 is not a whole number from 0 on" in ended.stderr
+    assert "-1 is not a whole number of 0 or more" in ended.stderr

@@ -327,7 +327,7 @@ def test_the_command_goes_on_where_it_was_and_compares(tmp_path, capsys):
     assert len(found["episodes"]) == 3 and len(found["bags"]) == 4
     assert found["headline"]["mae"] == found["baselines"]["persistence"]["headline"]["mae"]
     assert not found["beats_persistence"]["holds"] and "no policy was asked" in said.out
-    assert "broken.mcap" in said.out and "does not promise success" in said.out
+    assert "broken.mcap" in said.out and "does not guarantee success" in said.out
     with (tmp_path / "out" / "metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert {row["part"] for row in rows} >= set(pair().joints.policy_order)
@@ -453,7 +453,7 @@ def test_why_nothing_could_be_replayed_is_said_once_in_the_words_of_the_node(tmp
     said = capsys.readouterr().err
     assert said.count("cannot be used: encoding '8UC3'") == 3  # a slot each
     assert said.count(str(bag)) == 1
-    assert "camera_missing: front: picture on /front/image_raw" in said
+    assert "camera_missing: front: image on /front/image_raw" in said
 
 
 def test_faults_are_kept_with_their_details(tmp_path, capsys):
@@ -467,7 +467,7 @@ def test_faults_are_kept_with_their_details(tmp_path, capsys):
         )
         assert any("encoding '8UC3'" in kind["detail"] for kind in details)
     said = capsys.readouterr().out
-    assert "skipped: " in said and "camera_missing: front: picture on" in said
+    assert "skipped: " in said and "camera_missing: front: image on" in said
     assert "encoding" in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -243,7 +243,7 @@ def test_a_run_leaves_rates_with_intervals_a_page_and_a_film(tmp_path, monkeypat
     assert film in page and "3 of 8" in page and "close above" in page
     printed = capsys.readouterr().out
     assert "3 of 8, 37.5% (13.7% to 69.4%)" in printed
-    assert "no path to replay, as no episode succeeded: task 0" in printed
+    assert "no path to replay, because no episode succeeded: task 0" in printed
 
 
 def test_what_was_done_is_not_done_again(tmp_path, monkeypatch, stand_in):
@@ -284,16 +284,16 @@ def test_paths_of_another_evaluation_are_a_baseline_by_themselves(tmp_path, monk
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"checkpoint": None}, "nothing drives in libero_object"),
+        ({"checkpoint": None}, "nothing drives the arm in libero_object"),
         ({"checkpoint": None, "baseline": "replay"}, "has nothing to replay"),
-        ({"replay_of": "somewhere"}, "--replay-of names paths for --baseline replay"),
+        ({"replay_of": "somewhere"}, "--replay-of needs --baseline replay"),
         ({"tasks": "7"}, "task '7' is unknown; the suite has 0 to 2: 0 reach place 0"),
         ({"robot": "widowx"}, "--robot is of this package's own tasks"),
-        ({"episodes": 5000}, "5000 episodes of each task were asked for, expected at most 1000"),
+        ({"episodes": 5000}, "5000 episodes of each task were requested, expected at most 1000"),
         ({"overrides": ("speed=2",)}, "no setting of a protocol"),
-        ({"checkpoint": "/nowhere"}, "is no folder"),
-        ({"server": "ws://gpu:8000"}, "--server is ws://gpu:8000, but the policy of a benchmark computes here"),
-        ({"expert": True}, "--expert and --checkpoint both drive"),
+        ({"checkpoint": "/nowhere"}, "is not a folder"),
+        ({"server": "ws://gpu:8000"}, "--server is ws://gpu:8000, but the policy of a benchmark runs in this process"),
+        ({"expert": True}, "--expert and --checkpoint both name what drives"),
     ],
 )
 def test_bad_input_is_named_before_an_episode(tmp_path, stand_in, capsys, options, said):
@@ -312,7 +312,7 @@ def test_what_is_not_installed_is_said_before_an_episode(tmp_path, monkeypatch, 
 
 def test_a_setting_of_suites_needs_a_suite(capsys):
     assert run(Evaluate(jobs=2), "xvla evaluate") == 1
-    assert "--jobs is of benchmarks; name one with --suite" in capsys.readouterr().err
+    assert "--jobs applies to benchmarks only; name one with --suite" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_robot_is_refused_before_its_weights_are_read():

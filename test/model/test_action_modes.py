@@ -120,7 +120,7 @@ def test_registered_mode_is_found_and_a_taken_name_refused() -> None:
             return {"joints_loss": (predicted - target).abs().mean()}
 
     assert isinstance(action_mode("test_mode"), TestMode)
-    with pytest.raises(ValueError, match="registered already"):
+    with pytest.raises(ValueError, match="already registered"):
         register("test_mode")(TestMode)
 
 

@@ -263,7 +263,7 @@ def test_authors_newer_auto_adds_the_state_and_hides_channels(folder: Path, tmp_
     again = checkpoint.load(tmp_path / "lerobots", assume=PROFILE_STEPS)
     found = again.predict([replace(seen, embodiment=replace(newer, image_pipeline="squash"))], seed=1)[0].actions
     np.testing.assert_array_equal(found, chunk.actions)
-    with pytest.raises(ValueError, match="offsets from the state would be taken for positions"):
+    with pytest.raises(ValueError, match="offsets from the state would be mistaken for positions"):
         loaded.check(CART)
     with pytest.raises(ValueError, match="or positions for offsets"):
         plain.check(newer)
@@ -317,7 +317,7 @@ def test_half_a_pair_of_relative_steps_is_an_error(relative: tuple[Policy, Path]
     _, folder = relative
     edit_json(folder / "policy_postprocessor.json", drop("absolute_actions_processor"))
     (problem,) = problems_of(folder)
-    assert "step relative_actions_processor: is enabled without its other half" in problem
+    assert "step relative_actions_processor: is enabled without its counterpart" in problem
 
 
 def test_relative_steps_in_another_order_are_an_error(relative: tuple[Policy, Path]) -> None:
@@ -360,13 +360,13 @@ def test_older_tokenizer_files_are_read(folder: Path, policy: Policy) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("pretrained_revision", None, "changes no answer"),
-        ("compile_model", True, "changes no answer"),
-        ("gradient_checkpointing", True, "changes no answer"),
-        ("use_relative_actions", False, "at this value it changes no answer"),
+        ("pretrained_revision", None, "does not change the policy"),
+        ("compile_model", True, "does not change the policy"),
+        ("gradient_checkpointing", True, "does not change the policy"),
+        ("use_relative_actions", False, "at this value it does not change the policy"),
         ("hand_camera_mask", False, "it is off"),
-        ("train_state_proj", True, "it is not about answers"),
-        ("colour", "red", "as long as the weights are complete"),
+        ("train_state_proj", True, "by its name it does not change"),
+        ("colour", "red", "because the weights are complete"),
     ],
 )
 def test_key_that_changes_no_answer_is_a_warning(
@@ -388,11 +388,12 @@ def test_key_that_changes_no_answer_is_a_warning(
         (
             "use_relative_actions",
             True,
-            "changes the answer in a way not known here; found True; expected false or null",
+            "changes the policy's output in a way that this package does not support; found True; expected false "
+            "or null",
         ),
         ("n_obs_steps", 2, "expected 1"),
         ("tokenizer_padding_side", "left", 'found left; expected "right"'),
-        ("hand_camera_mask", True, "can change an answer, by its name"),
+        ("hand_camera_mask", True, "by its name may change"),
         ("chunk_sizes", 8, "is unknown (did you mean 'chunk_size'?)"),
     ],
 )
@@ -406,8 +407,8 @@ def test_unknown_key_is_named_where_the_weights_do_not_fit(folder: Path) -> None
     edit_json(folder / "config.json", lambda data: data.update(colour="red"))
     edit_weights(folder, lambda weights: {**weights, "model.transformer.colour.weight": torch.zeros(3)})
     first, second = problems_of(folder)
-    assert first.startswith("config.json: colour: is unknown, and may be why the weights do not fit")
-    assert "model.transformer.colour.weight: is no weight of this network" in second
+    assert first.startswith("config.json: colour: is unknown, and may be the reason why the weights do not fit")
+    assert "model.transformer.colour.weight: is not a weight of this network" in second
 
 
 @pytest.mark.parametrize(("key", "value"), [("padding", "longest"), ("padding_side", "left"), ("truncation", False)])
@@ -417,7 +418,7 @@ def test_words_filled_up_in_another_way_are_an_error(folder: Path, key: str, val
 
     edit_json(folder / "policy_preprocessor.json", change)
     (problem,) = problems_of(folder)
-    assert f"step tokenizer_processor: {key}: is not done here" in problem
+    assert f"step tokenizer_processor: {key}: is not supported" in problem
 
 
 @pytest.mark.parametrize("within", ["", "checkpoints", "checkpoints/last", "checkpoints/000010", "checkpoints/000020"])
@@ -518,7 +519,7 @@ def test_misfits_are_named_with_both_shapes(folder: Path) -> None:
         "model.transformer.extra", "model.transformer.norm.bias", "model.transformer.pos_emb",
         "model.transformer.vlm_proj.weight", "model.vlm.image_projection",
     ]  # fmt: skip
-    assert "is no weight of this network" in found[0]
+    assert "is not a weight of this network" in found[0]
     assert "is missing; expected (128,)" in found[1]
     assert "wrong dtype; found I64" in found[2]
     assert "wrong shape; found (3, 4); expected (128, 192)" in found[3]
@@ -546,7 +547,7 @@ def test_truncated_weights_are_said_to_be_truncated(folder: Path, keep: int) -> 
 
 def test_garbled_header_is_named(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((12).to_bytes(8, "little") + b"not json at all, not even close")
-    assert "garbled header" in problems_of(folder)[0]
+    assert "damaged header" in problems_of(folder)[0]
 
 
 def test_pickles_are_refused_by_name(folder: Path) -> None:
@@ -596,7 +597,7 @@ def test_doubled_and_unknown_steps_are_errors(folder: Path) -> None:
 
     edit_json(folder / "policy_preprocessor.json", change)
     doubled, unknown = problems_of(folder)
-    assert "step xvla_imagenet_normalize: is doubled" in doubled and "step mystery: is unknown" in unknown
+    assert "step xvla_imagenet_normalize: is there twice" in doubled and "step mystery: is unknown" in unknown
 
 
 def test_statistics_that_are_promised_but_absent_are_an_error(folder: Path) -> None:
@@ -656,19 +657,19 @@ def test_tokenizer_of_another_checkpoint_is_refused(folder: Path) -> None:
 
     edit_json(folder / "tokenizer.json", change)
     found = problems_of(folder)[0]
-    assert found.startswith("tokenizer.json") and "more ids than the network" in found
+    assert found.startswith("tokenizer.json") and "more token ids than the network" in found
 
 
 def test_tokenizer_that_cannot_be_had_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (folder / "tokenizer.json").unlink()
     found = problems_of(folder)[0]
-    assert found.startswith("tokenizer.json: is missing") and "LeRobot does not save it" in found
+    assert found.startswith("tokenizer.json: is missing") and "LeRobot does not save the tokenizer" in found
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a b", "org/name/too/deep"])
 def test_name_that_is_neither_folder_nor_id_is_said_so(name: str) -> None:
-    with pytest.raises(CheckpointError, match="is no folder"):
+    with pytest.raises(CheckpointError, match="is not a folder"):
         checkpoint.load(name)
 
 
@@ -682,7 +683,7 @@ def test_hub_that_cannot_be_reached_is_one_clear_error() -> None:
     )
     environment = {"HF_HUB_OFFLINE": "1", "PATH": "", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert done.stdout.startswith("nobody/nothing: v9: is neither a folder nor a hub id that can be had"), done.stderr
+    assert done.stdout.startswith("nobody/nothing: v9: is neither a folder nor an available hub id"), done.stderr
 
 
 def test_record_that_does_not_fit_is_named(folder: Path) -> None:
@@ -698,11 +699,13 @@ def test_record_that_does_not_fit_is_named(folder: Path) -> None:
     assert "training.trained_domains: is not one" in found[2]
     edit_json(folder / "xvla_ros.json", lambda data: data.update(schema_version=9))
     assert problems_of(folder) == [
-        "xvla_ros.json: schema_version: was written for a newer version of xvla_ros, and nothing else of it is looked "
-        "at; update xvla_ros; found 9; expected 1"
+        "xvla_ros.json: schema_version: was written by a newer version of xvla_ros and cannot be read; "
+        "update xvla_ros; found 9; expected 1"
     ]
     edit_json(folder / "xvla_ros.json", lambda data: data.update(schema_version=0))
-    assert "schema_version: is of no version that this xvla_ros reads; write it anew" in problems_of(folder)[0]
+    assert ("schema_version: has a version that this xvla_ros does not read; write the file again") in problems_of(
+        folder
+    )[0]
 
 
 def test_unknown_dtype_is_refused(saved: Path) -> None:

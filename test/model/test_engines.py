@@ -185,7 +185,7 @@ def test_weights_are_known_again_where_another_file_changed(engine: str, copied:
 
 def test_graphs_without_reference_are_refused(engine: str, copied: Path) -> None:
     (copied / FORMATS[engine] / engines.REFERENCE).unlink()
-    with pytest.raises(SetupError, match=r"reference\.safetensors cannot be held against an engine .* export"):
+    with pytest.raises(SetupError, match=r"reference\.safetensors cannot be compared with an engine .* export"):
         on_engine(loaded(copied), engine, VIEWS)
 
 
@@ -244,7 +244,7 @@ def test_graphs_of_other_weights_are_refused(engine: str, copied: Path, another:
 def test_engine_that_answers_otherwise_is_refused(engine: str, copied: Path) -> None:
     damage(copied, engine)
     said: list[str] = []
-    with pytest.raises(SetupError, match="from the network itself, at most 1e-04 is allowed"):
+    with pytest.raises(SetupError, match="from the network itself; at most 1e-04 is allowed"):
         on_engine(loaded(copied), engine, VIEWS)
     assert on_engine(loaded(copied), "auto", VIEWS, log=said.append).runner.description.startswith(
         ("eager", "on oneDNN")
@@ -323,7 +323,7 @@ def test_inexact_export_leaves_nothing(
     engine: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("xvla_ros.model.runtime.graphs.BOUND", 0.0)
-    with pytest.raises(SetupError, match=r"otherwise than the network .* nothing was written"):
+    with pytest.raises(SetupError, match=r"from the network .* nothing was written"):
         export_checkpoint(saved, tmp_path / "out", FORMATS[engine], inputs=1)
     assert [each.name for each in tmp_path.iterdir()] == []
 

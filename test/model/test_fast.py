@@ -252,7 +252,7 @@ def test_shape_nobody_announced_runs_plainly_and_is_said_once(policy: Policy, th
     expected = policy.predict(three[:2], steps=2, seed=1)
     assert difference(policy, [c.actions for c in found], [c.actions for c in expected], ["pair"] * 2) < TOLERANCE
     assert recorder.recorded == 1
-    assert said == ["nothing is ready for batch 2, 3 views, 6 images, 2 steps: such chunks run plainly"]
+    assert said == ["nothing is prepared for batch 2, 3 views, 6 images, 2 steps: such chunks run plainly"]
 
 
 def test_way_that_fails_gives_way_to_the_next(policy: Policy, three: list[Observation]) -> None:
@@ -261,7 +261,7 @@ def test_way_that_fails_gives_way_to_the_next(policy: Policy, three: list[Observ
     assert fast.runner.description == "recorded"
     warm_up(fast, three[:2], steps=2)
     assert fast.runner.description == "plainly"
-    assert said == ["recorded does not work here (RuntimeError: capture failed); the policy runs plainly"]
+    assert said == ["recorded does not work on this machine (RuntimeError: capture failed); the policy runs plainly"]
 
 
 def test_way_that_fails_late_keeps_what_is_ready(policy: Policy, three: list[Observation]) -> None:
@@ -276,7 +276,7 @@ def test_way_that_fails_late_keeps_what_is_ready(policy: Policy, three: list[Obs
 
 
 def test_last_way_must_run_anything(policy: Policy) -> None:
-    with pytest.raises(ValueError, match="the last way must run any shape"):
+    with pytest.raises(ValueError, match="the last runner must accept any shape"):
         running(policy, Way("recorded", policy.network, Capture(Recorder())))
 
 
@@ -307,7 +307,11 @@ def test_compiler_that_is_missing_is_named(policy: Policy, look: Look) -> None:
     fast = running(policy, Way("compiled", network, compiled), Way("plainly", policy.network), log=said.append)
     warm_up(fast, [look(policy.robots["pair"].embodiment)], steps=2)
     assert fast.runner.description == "plainly"
-    assert len(said) == 1 and said[0].startswith("compiled does not work here (") and "no C++ compiler" in said[0]
+    assert (
+        len(said) == 1
+        and said[0].startswith("compiled does not work on this machine (")
+        and "no C++ compiler" in said[0]
+    )
 
 
 @pytest.mark.gpu

@@ -140,17 +140,17 @@ def tensor(*offsets: int, shape: Any = (2,), dtype: str = "F32") -> dict[str, An
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ({"a": tensor(-8, 0)}, "garbled header.*'a' has the shape"),
-        ({"a": tensor(8, 0, shape=[0])}, "garbled header.*has -8 bytes"),
-        ({"a": tensor(0, 8, shape=[-1, -2])}, "garbled header.*has the shape"),
-        ({"a": tensor(0, 8, shape=[2.0])}, "garbled header.*has the shape"),
-        ({"a": tensor(0, 8, dtype="F4_HUGE")}, "garbled header.*is of type F4_HUGE"),
+        ({"a": tensor(-8, 0)}, "damaged header.*'a' has the shape"),
+        ({"a": tensor(8, 0, shape=[0])}, "damaged header.*has -8 bytes"),
+        ({"a": tensor(0, 8, shape=[-1, -2])}, "damaged header.*has the shape"),
+        ({"a": tensor(0, 8, shape=[2.0])}, "damaged header.*has the shape"),
+        ({"a": tensor(0, 8, dtype="F4_HUGE")}, "damaged header.*is of type F4_HUGE"),
         ({"a": tensor(0, 8), "b": tensor(4, 12)}, "has bytes of 'a' in another tensor too"),
         ({"a": tensor(0, 8), "b": tensor(0, 8)}, "in another tensor too"),
         ({"a": tensor(0, 4000, shape=[1000])}, "is truncated"),
         (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{}}', "the key 'a' twice"),
         (b"[" * 5000, "nested too deeply"),
-        ([], "garbled header"),
+        ([], "damaged header"),
     ],
 )
 def test_safetensors_header_is_what_the_format_allows(tmp_path: Path, header: Any, said: str) -> None:

@@ -126,7 +126,7 @@ def test_a_pose_is_that_of_the_tool_at_the_windows_first_point():
         ({"arm": {"topic": "/a", "tool": "arm", "joints": ["gripper"]}}, "both a tool and joints"),
         ({"gripper": {"topic": "/g"}}, "neither a tool nor joints"),
         ({"arm": {"topic": "/a", "tool": "am"}}, "did you mean 'arm'"),
-        ({"gripper": {"topic": "/g", "joints": ["elbow"]}}, "is no gripper's joint"),
+        ({"gripper": {"topic": "/g", "joints": ["elbow"]}}, "is not the joint of a gripper"),
         ({"gripper": {"topic": "/g", "tool": "arm"}}, "commanded by group 'arm' too"),
     ],
 )

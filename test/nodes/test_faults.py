@@ -315,7 +315,7 @@ def test_a_stop_that_comes_before_the_activation_counts(graph):
         assert pair.make(CONFIGURE)
     before = pair.count()
     pair.press(True)
-    pair.wait_for(lambda: "counts at activation" in graph.node.said(), "the line in the log")
+    pair.wait_for(lambda: "stays set at activation" in graph.node.said(), "the line in the log")
     begun = take_up(graph)
     pair.wait_status("stopped", "estop")
     assert stays_quiet(pair) and pair.count() == before

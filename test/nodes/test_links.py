@@ -60,7 +60,7 @@ def test_a_node_that_nobody_waits_for_is_not_activated(paced, monkeypatch):
     from xvla_ros.nodes.policy import node as policy_lifecycle
 
     monkeypatch.setattr(policy_lifecycle, "SIMULATION_WAIT_S", 0.0)
-    with pytest.raises(TransitionError, match="no simulation of xvla_ros hears sim/time_limit"):
+    with pytest.raises(TransitionError, match="no simulation of xvla_ros subscribes to sim/time_limit"):
         paced.start()
 
 

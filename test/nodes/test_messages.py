@@ -199,7 +199,7 @@ def test_every_answer_the_profile_allows_is_of_use():
         (
             "8UC3",
             "",
-            "'8UC3' leaves open what its bytes mean: is it rgb8 or bgr8[?] Set cameras[.]<slot>[.]encoding in "
+            "'8UC3' does not say what its bytes mean: is it rgb8 or bgr8[?] Set cameras[.]<slot>[.]encoding in "
             "the profile",
         ),
         ("8UC1", "", "is it mono8 or bayer_rggb8 or"),
@@ -270,7 +270,7 @@ def test_more_than_eight_bits_are_refused_by_name(decode, encoding):
         ),
         ({"height": 0}, "at least one"),
         ({"width": 0}, "at least one"),
-        ({"height": 37}, "the message was cut"),
+        ({"height": 37}, "the message is truncated"),
         ({"height": 2**32 - 1, "width": 2**32 - 1, "step": 2**32 - 1}, "4294967295x4294967295 pixels; expected"),
         ({"step": 149}, "step is 149 bytes; expected at least 150"),
         ({"data": b""}, "0 bytes of data; expected 5400"),
@@ -290,10 +290,10 @@ def test_sizes_that_contradict_each_other_are_named(decode, change, expected):
     [
         (b"", "expected JPEG or PNG"),
         (b"RIFF\0\0\0\0WEBPVP8 ", "expected JPEG or PNG"),
-        (encoded("jpeg")[:-400], "without end"),
-        (encoded("png")[:-30], "without end"),
-        (encoded("png")[:100], "without end"),
-        (images.PNG_START, "without end"),
+        (encoded("jpeg")[:-400], "without an end"),
+        (encoded("png")[:-30], "without an end"),
+        (encoded("png")[:100], "without an end"),
+        (images.PNG_START, "without an end"),
         (encoded("png", (PICTURE[:, :, 0].astype(np.uint16) << 8)), "16 bits per channel"),
         (b"\xff\xd8\xff" + bytes(20) + b"\xff\xda\xff\xd9", "cannot (be )?decode"),
     ],

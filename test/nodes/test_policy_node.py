@@ -464,7 +464,7 @@ def test_untrained_weights_move_no_arm_outside_a_simulation(checkpoint, tmp_path
             assert pair.make(CONFIGURE) and not pair.make(ACTIVATE)
             status = pair.wait_for(lambda: pair.status if pair.status.reason else None, "the reason")
             assert (status.state, status.reason) == ("inactive", "untrained")
-            assert "no trained row 19" in status.detail and "allow_untrained: true" in status.detail
+            assert "domain 19 is not trained" in status.detail and "allow_untrained: true" in status.detail
             assert pair.state() == "inactive" and not any(pair.count().values())
             assert pair.set(**{f"{ROBOT}__safety__allow_untrained": True})[0].successful
             assert pair.make(ACTIVATE)
@@ -473,7 +473,7 @@ def test_untrained_weights_move_no_arm_outside_a_simulation(checkpoint, tmp_path
                 != "untrained"
             )
             assert pair.make(SHUTDOWN) and node.end() == 0
-            assert "cannot activate: so101_bimanual: untrained: no trained row 19" in node.said()
+            assert "cannot activate: so101_bimanual: untrained: domain 19 is not trained" in node.said()
         finally:
             node.kill()
             pair.close()

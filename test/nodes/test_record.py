@@ -170,10 +170,10 @@ def test_what_cannot_be_used_is_said_while_it_is_recorded(processes):
     bad = [
         line
         for line in lines
-        if "cannot be used: camera_missing: front: picture on /front/image_raw cannot be used: encoding '8UC3'" in line
+        if "cannot be used: camera_missing: front: image on /front/image_raw cannot be used: encoding '8UC3'" in line
     ]
     assert len(bad) == 1, lines
-    assert sum("episode 1 cannot be used, no observation could be built in it" in line for line in lines) == 1, lines
+    assert sum("episode 1 cannot be used, no observation could be built from it" in line for line in lines) == 1, lines
     assert "episodes that cannot be used: 1 of 1 (1)" in output
     assert recorder.returncode == 0, output
 
@@ -182,12 +182,12 @@ def test_a_recording_of_which_nothing_can_be_used_says_so_in_its_exit_code(proce
     recorder = processes.recorder("--instruction", TASK)
     line_of(recorder, "recording so101_bimanual to")
     publisher = processes.publisher("", "8UC3")
-    line_of(recorder, "cannot be used: camera_missing: front: picture")
+    line_of(recorder, "cannot be used: camera_missing: front: image")
     publisher.kill()
     recorder.send_signal(signal.SIGINT)
     output = recorder.communicate(timeout=DEADLINE)[0]
     assert recorder.returncode == 1
-    assert "so the bag gives no samples" in output
+    assert "so the bag contains no usable samples" in output
 
 
 def test_a_killed_recorder_loses_at_most_the_last_second(processes):
@@ -253,7 +253,7 @@ def test_topics_that_never_come_are_named(processes):
     recorder = processes.recorder("--duration", "1")
     output = recorder.communicate(timeout=DEADLINE)[0]
     assert recorder.returncode == 1
-    assert "nothing came on /front/image_raw" in output
+    assert "no message arrived on /front/image_raw" in output
 
 
 def test_a_folder_that_cannot_be_written_is_named(processes):
@@ -277,7 +277,7 @@ def test_a_disk_that_fills_up_ends_the_recording(processes):
     )
     output = recorder.communicate(timeout=DEADLINE)[0]
     assert recorder.returncode == 1
-    assert "MiB are free: the recording ends here" in output
+    assert "MiB of disk space are free: the recording stops" in output
 
 
 FILLING = """
@@ -334,12 +334,12 @@ def test_a_change_is_said_once():
     looked = Looked()
     assert looked.run(3.0) == []
     (line,) = looked.run(5.0, "8UC3")
-    assert "warning: what is recorded cannot be used: camera_missing" in line and "encoding '8UC3'" in line
-    assert looked.run(3.0) == ["what is recorded can be used again"]
+    assert "warning: the recorded data cannot be used: camera_missing" in line and "encoding '8UC3'" in line
+    assert looked.run(3.0) == ["the recorded data can be used again"]
     (line,) = looked.run(4.0, only="image")
     assert "joints_stale" in line
     assert not looked.check.useless
-    assert "observations: could be built at 1" in looked.check.summary()[0]
+    assert "observations: 1" in looked.check.summary()[0]
 
 
 def test_a_check_that_raises_says_so_and_the_recording_goes_on(monkeypatch):
@@ -355,7 +355,7 @@ def test_a_check_that_raises_says_so_and_the_recording_goes_on(monkeypatch):
     looked.check.look = fail
     looked.check.run()
     (line,) = looked.check.lines()
-    assert line == "error: what is recorded is not checked any more: Panic: bytes"
+    assert line == "error: the recorded data is no longer checked: Panic: bytes"
     assert looked.check.broken == "Panic: bytes"
 
 
@@ -364,16 +364,16 @@ def test_joints_that_leap_are_said_though_it_is_well_again_at_the_next_look():
     looked.session.zeros(4.1, 4.2)
     looked.messages = iter(looked.session.ordered())
     (line, again) = looked.run(7.0)
-    assert "warning: what is recorded cannot be used: joints_implausible" in line and "leaps" in line
-    assert again == "what is recorded can be used again"
-    assert looked.check.summary()[0] == "observations: could be built at 13 of 14 looks"
+    assert "warning: the recorded data cannot be used: joints_implausible" in line and "leaps" in line
+    assert again == "the recorded data can be used again"
+    assert looked.check.summary()[0] == "observations: 13 of 14 test observations could be built"
 
 
 def test_a_robot_that_comes_up_is_waited_for():
     looked = Looked()
     assert looked.run(2.5, only="nothing") == []
     assert looked.run(3.0) == []
-    assert looked.check.summary() == ["observations: could be built at 6 of 6 looks"]
+    assert looked.check.summary() == ["observations: 6 of 6 test observations could be built"]
     silent = Looked()
     (line,) = silent.run(6.0, only="nothing")
     assert "joints_missing: /left/joint_states: nothing received" in line

@@ -145,7 +145,7 @@ def test_one_goal_at_a_time_decides_what_is_done(asker):
     handle.cancel_goal_async()
     asker.result(handle)
     said = " ".join(asker.pair.log())
-    for reason in ("another goal runs", "robot is 'widowx'", "instruction is empty", "timeout is -1 s"):
+    for reason in ("another goal is active", "robot is 'widowx'", "instruction is empty", "timeout is -1 s"):
         assert reason in said
 
 

@@ -47,7 +47,7 @@ def test_the_command_lines_name_every_robot_and_each_file_once(fleet):
 
 def test_robots_that_would_publish_on_one_topic_are_not_simulated_together(fleet):
     assert [each.name for each in simulated_robot.choose_profiles("arm_b,arm_a", str(fleet))] == ["arm_b", "arm_a"]
-    with pytest.raises(SetupError, match=r"so101_bimanual and widowx both have /front/image_raw.*namespace"):
+    with pytest.raises(SetupError, match=r"so101_bimanual and widowx both use /front/image_raw.*namespace"):
         simulated_robot.choose_profiles("so101_bimanual,widowx")
     with pytest.raises(SetupError, match="expected one of arm_a, arm_b"):
         simulated_robot.choose_profiles("arm_c", str(fleet))

@@ -107,7 +107,7 @@ def test_a_node_whose_callbacks_do_not_run_any_more_ends(graph):
     pair.wait_status("running")
     pair.instruct("break callbacks")
     assert graph.node.process.wait(DEADLINE) == 1
-    assert "the thread of the callbacks has ended" in graph.node.said()
+    assert "the callback thread has ended" in graph.node.said()
     pair.forget_limits()
     pair.wait_for(lambda: "xvla" not in pair.node.get_node_names(), "the node to be forgotten")
     graph.start_node()

@@ -379,31 +379,31 @@ def find(folder: Path) -> Matrix:
 
 HEAD = """# Traits of robots
 
-What drivers do, what the node makes of it, and whether the tools say the same. `test/nodes/test_traits.py` sends the
-messages of each robot to the node and to the tools, and fails where one says something else, or this page does; with
-`--write-docs` it writes the page.
+This page lists unusual behaviour of drivers, and how the node and the tools react to it. The messages of each robot are
+sent to the node and to the tools by `test/nodes/test_traits.py`. The test fails if a tool disagrees with the node, or
+if this page is out of date; `--write-docs` writes the page.
 
-Each robot is an SO-101 with {joints:g} joint states and {pictures:g} pictures of each camera a second. Its joints have
-the trait, or both of its cameras.
+Each robot is an SO-101 with {joints:g} joint states and {pictures:g} images of each camera per second. The trait
+applies to its joints or to both of its cameras.
 
-- The node: *runs*, *holds* for the [reason](faults.md) given, or *holds at times* and then goes on by itself.
-- `xvla check`: whether it finds no error in the graph; *warns* is said beside that.
-- `xvla record`: whether it warns of nothing while it records; *no* is exit code 1 at the end.
-- `xvla bag info`, `xvla replay`, `xvla train`: whether the bag can be used. Of one that can *in part* the rest is left
-  out and counted; one that was recorded without commands, and whose joints leap, `replay` and `train` refuse.
+- The node *runs*, *pauses* for the [reason](faults.md) given, or *pauses at times* and then continues automatically.
+- `xvla check`: *yes* if it finds no error in the graph; *warns* if there are also warnings.
+- `xvla record`: *yes* if it gives no warning during the recording; with *no* its exit code is 1.
+- `xvla bag info`, `xvla replay`, `xvla train`: whether the bag can be used. Of a bag that can be used *in part*, the
+  other observations are skipped and counted. `replay` and `train` refuse a bag without commands in which joints leap.
 
-Whatever is not *yes* is said with the reason and in the words of the node, listed below. In a bag stamps are judged by
-the time of its log, as the node judges them by ROS time.
+For everything that is not *yes*, each tool prints the reason with the same text as the node (listed below). In a bag,
+time stamps are compared with the log time, as the node compares them with ROS time.
 
 | robot | node | {tools} |
 |---|---|{lines}|
 """
 
 WORDS = """
-## In the words of the node
+## The node's messages
 
-Where both cameras have the fault both are named, here the first. Of joints that leap the node and `xvla check` also say
-who publishes them.
+If both cameras have the fault, the message names both; here only the first is shown. If joints leap, the node and
+`xvla check` also name the publishers.
 
 | robot | reason | detail |
 |---|---|---|
@@ -441,7 +441,7 @@ def page(said: dict[str, dict[str, Said]]) -> str:
 
 
 def _of_node(said: Said) -> str:
-    how = {YES: "runs", IN_PART: "holds at times", NO: "holds"}[said.verdict]
+    how = {YES: "runs", IN_PART: "pauses at times", NO: "pauses"}[said.verdict]
     return f"{how}: `{said.faults[0].reason}`" if said.faults else how
 
 
@@ -492,4 +492,4 @@ def test_the_page_says_so(found, pytestconfig):
     expected = page(found.said)
     if pytestconfig.getoption("--write-docs"):
         PAGE.write_text(expected, encoding="utf-8")
-    assert _but_numbers(PAGE.read_text(encoding="utf-8")) == _but_numbers(expected), "--write-docs writes it anew"
+    assert _but_numbers(PAGE.read_text(encoding="utf-8")) == _but_numbers(expected), "--write-docs writes it again"

@@ -129,7 +129,7 @@ def test_a_browser_is_sent_everything_and_may_ask_for_nothing(robot):
     assert heard["episodes"]["episodes"] == [{"key": "touch 2", "instruction": "touch it", "outcome": "succeeded"}]
     picture = cv2.imdecode(np.frombuffer(heard["picture 1"], np.uint8), cv2.IMREAD_COLOR)
     assert picture.shape == (*SIZE, 3)
-    assert not refused["ok"] and "only shows" in refused["text"] and robot.asked == []
+    assert not refused["ok"] and "is read-only" in refused["text"] and robot.asked == []
 
 
 def test_with_control_instruction_stop_and_clear_reach_the_node(robot):
@@ -216,8 +216,8 @@ def test_who_is_slow_gets_the_newest_and_holds_nobody_up(page):
     ("options", "message"),
     [
         (["--web", "--save", "x.rrd"], "--save is of the Rerun viewer"),
-        (["--control"], "--control is of the page in a browser; add --web"),
-        (["--port", "1"], "--port is of the page in a browser; add --web"),
+        (["--control"], "--control applies to the web page only; add --web"),
+        (["--port", "1"], "--port applies to the web page only; add --web"),
         (["--web", "--host", "0.0.0.0"], "expected 127.0.0.1, or a token (--token-file)"),
     ],
 )
@@ -228,7 +228,7 @@ def test_what_does_not_go_together_is_named(options, message, capsys):
 
 def test_a_port_that_is_taken_is_named(page):
     port = int(page.url.rstrip("/").rsplit(":", 1)[1])
-    with pytest.raises(SetupError, match=f"127.0.0.1:{port} cannot be listened on"):
+    with pytest.raises(SetupError, match=f"127.0.0.1:{port} is not available for listening"):
         WebStream(PROFILE, Access(port=port))
 
 

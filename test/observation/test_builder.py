@@ -316,12 +316,12 @@ def test_joints_that_begin_after_the_pictures_wait(rig):
 
 def test_a_picture_that_cannot_be_decoded_is_missing_until_the_next(rig):
     rig.everything(0)
-    rig.image("front", 1, ValueError("the data are damaged"))
+    rig.image("front", 1, ValueError("the data is damaged"))
     rig.everything(1)
 
     fault = rig.fault(2)
     assert fault.reason == CAMERA_MISSING
-    assert "front: picture on /front/image_raw cannot be used: the data are damaged" in fault.detail
+    assert "front: image on /front/image_raw cannot be used: the data is damaged" in fault.detail
     assert rig.builder.check(START + 2 * MS, 0.002) == fault
 
     rig.everything(3)
@@ -352,7 +352,7 @@ def test_a_crop_that_does_not_fit_is_said_with_slot_and_sizes(make_rig):
     fault = rig.fault(1)
 
     assert fault.reason == CAMERA_MISSING
-    assert fault.detail.startswith("left_wrist: picture on /left_wrist/image_raw")
+    assert fault.detail.startswith("left_wrist: image on /left_wrist/image_raw")
     assert "crop [2, 0, 3, 6] reaches to 5x6" in fault.detail
     assert "4x6 pixels, turned by 90 degrees" in fault.detail
     rig.everything(2, np.zeros((5, 6, 3), np.uint8))

@@ -49,7 +49,7 @@ def test_pictures_count_with_their_bytes(monkeypatch: pytest.MonkeyPatch, raw: b
 def test_names_of_joints_are_bounded() -> None:
     profile = load_robot("so101")
     topic = JointTopic(profile.joints.topics[0], profile)
-    with pytest.raises(MessageError, match="70000 names of joints; expected at most"):
+    with pytest.raises(MessageError, match="70000 joint names; expected at most"):
         topic.read(["a"] * 70_000, np.zeros(70_000))
     assert WIDTH < 70_000
 

@@ -167,9 +167,9 @@ def test_a_part_that_never_came_is_named_with_what_came(rig):
         (
             [f"robot1/{name}" for name in JOINTS],
             [0.0] * 6,
-            "messages come on /left/joint_states, with robot1/shoulder_pan",
+            "messages arrive on /left/joint_states, with robot1/shoulder_pan",
         ),
-        (JOINTS, [], "messages come on /left/joint_states, without positions; expected shoulder_pan"),
+        (JOINTS, [], "messages arrive on /left/joint_states, without positions; expected shoulder_pan"),
     ],
 )
 def test_messages_that_hold_nothing_of_the_robot_are_missing_with_what_they_hold(rig, names, positions, expected):

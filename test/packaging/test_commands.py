@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(
     named = str(tmp_path / "file" / "out")
     assert main([*command, "--output", named]) == 1
     said = capsys.readouterr().err
-    assert f"--output {named}: cannot be written into: Not a directory; expected a folder" in said
+    assert f"--output {named}: cannot be written: Not a directory; expected a folder" in said
 
 
 def test_what_is_needed_is_named(capsys: pytest.CaptureFixture[str]):

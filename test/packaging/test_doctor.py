@@ -50,11 +50,11 @@ def test_its_exit_code_says_whether_something_looks_wrong(
     [
         ({"ROS_DOMAIN_ID": "400"}, "ROS_DOMAIN_ID: '400'; expected a whole number from 0 to 101"),
         ({"ROS_DOMAIN_ID": "lab"}, "ROS_DOMAIN_ID: 'lab'"),
-        ({"RMW_IMPLEMENTATION": "rmw_nothing"}, "RMW_IMPLEMENTATION: rmw_nothing is not installed; there is rmw_"),
-        ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF"}, "no node finds another"),
+        ({"RMW_IMPLEMENTATION": "rmw_nothing"}, "RMW_IMPLEMENTATION: rmw_nothing is not installed; installed: rmw_"),
+        ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF"}, "nodes do not find each other"),
         ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "HERE"}, "'HERE'; expected one of SUBNET, LOCALHOST"),
-        ({"FASTRTPS_DEFAULT_PROFILES_FILE": "/no/such.xml"}, "/no/such.xml is no file"),
-        ({"AMENT_PREFIX_PATH": "/opt/ros/jazzy"}, "two ROS: /opt/ros/jazzy is sourced"),
+        ({"FASTRTPS_DEFAULT_PROFILES_FILE": "/no/such.xml"}, "/no/such.xml is not a file"),
+        ({"AMENT_PREFIX_PATH": "/opt/ros/jazzy"}, "two ROS installations: /opt/ros/jazzy is sourced"),
     ],
 )
 def test_settings_of_ros_that_cannot_work_are_named(
@@ -78,9 +78,9 @@ def test_ros_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch):
 def test_torch_that_is_slow_or_broken_or_blind_is_named(monkeypatch: pytest.MonkeyPatch):
     assert list(wrong_compute({**SOUND})) == []
     assert "cannot be imported: libc" in next(wrong_compute({**SOUND, "torch uses": "cannot be imported: libc"}))
-    assert "no vectors" in next(wrong_compute({**SOUND, "torch uses": "DEFAULT, 2 threads"}))
+    assert "no vector instructions" in next(wrong_compute({**SOUND, "torch uses": "DEFAULT, 2 threads"}))
     monkeypatch.setattr(Path, "glob", lambda *_: iter([Path("/dev/nvidia0")]))
-    assert "sees no GPU, and there is one: its build is for CPUs" in next(wrong_compute(SOUND))
+    assert "does not find this machine's GPU: it was built for CPUs" in next(wrong_compute(SOUND))
 
 
 def test_requirements_that_are_not_met_are_named(monkeypatch: pytest.MonkeyPatch):

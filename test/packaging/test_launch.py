@@ -206,7 +206,7 @@ def test_untrained_weights_end_the_launch_of_a_real_arm(bring_up):
     bringup = bring_up("robot:=so101")
     assert bringup.process.wait(timeout=DEADLINE) == 1
     said = bringup.log.read_text()
-    assert "cannot activate: so101: untrained: no trained row 28 in random weights" in said
+    assert "cannot activate: so101: untrained: domain 28 is not trained in random weights" in said
     assert "xvla could not be activated" in said
 
 
@@ -216,12 +216,12 @@ def test_a_configuration_that_fails_ends_the_launch_and_says_why(bring_up, tmp_p
     assert bringup.process.wait(timeout=DEADLINE) == 1
     said = bringup.log.read_text()
     assert "cannot configure: checkpoint" in said and "nowhere: is no folder" in said
-    assert ("could not lead an episode" if arguments else "xvla could not be configured") in said
+    assert ("could not run an episode" if arguments else "xvla could not be configured") in said
 
 
 def test_a_simulation_without_a_task_says_that_nobody_judges(bring_up):
     bringup = bring_up("sim:=true", "autostart:=false")
-    bringup.wait_for(lambda: "nobody judges what the arm does" in bringup.log.read_text(), "the hint")
+    bringup.wait_for(lambda: "no episode is judged" in bringup.log.read_text(), "the hint")
     assert "Traceback" not in bringup.interrupt()
 
 

@@ -26,4 +26,4 @@ def test_a_page_says_what_the_code_says(name: str, pytestconfig: pytest.Config):
     page = ROOT / "docs" / name
     if pytestconfig.getoption("--write-docs"):
         page.write_text(PAGES[name], encoding="utf-8")
-    assert page.read_text(encoding="utf-8") == PAGES[name], f"pytest {Path(__file__).name} --write-docs writes it anew"
+    assert page.read_text(encoding="utf-8") == PAGES[name], f"pytest {Path(__file__).name} --write-docs writes it again"

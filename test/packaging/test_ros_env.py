@@ -162,8 +162,8 @@ def test_with_a_read_only_home_the_logs_go_to_a_temporary_folder_which_is_said(t
         [*read_only, sys.executable, "-c", code], env=given, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    instead = f"ROS logs in {result.stdout.strip()} instead"
-    assert f"nothing can be written in {tmp_path}/.ros/log: {instead}" in result.stderr
+    instead = f"ROS writes its logs to {result.stdout.strip()} instead"
+    assert f"{tmp_path}/.ros/log cannot be written: {instead}" in result.stderr
 
 
 @pytest.mark.parametrize("obstacle", ["link", "file", "open to all"])
@@ -196,26 +196,26 @@ def test_the_temporary_folder_of_logs_is_the_same_at_every_start(tmp_path, monke
 @pytest.mark.parametrize(
     ("given", "line", "warned"),
     [
-        ({}, "ROS domain 0, the default middleware, open to the whole local network", True),
+        ({}, "ROS domain 0, the default middleware, reachable from the whole local network", True),
         (
             {"ROS_DOMAIN_ID": "7", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "RMW_IMPLEMENTATION": "rmw_zenoh_cpp"},
-            "ROS domain 7, rmw_zenoh_cpp, open to this machine",
+            "ROS domain 7, rmw_zenoh_cpp, reachable from this machine",
             False,
         ),
-        ({"ROS_LOCALHOST_ONLY": "1"}, "ROS domain 0, the default middleware, open to this machine", False),
+        ({"ROS_LOCALHOST_ONLY": "1"}, "ROS domain 0, the default middleware, reachable from this machine", False),
         (
             {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_STATIC_PEERS": "10.0.0.2"},
-            "ROS domain 0, the default middleware, open to this machine and 10.0.0.2",
+            "ROS domain 0, the default middleware, reachable from this machine and 10.0.0.2",
             True,
         ),
         (
             {"ROS_SECURITY_ENABLE": "true", "ROS_SECURITY_STRATEGY": "Enforce"},
-            "ROS domain 0, the default middleware, open to the whole local network, with keys of SROS 2",
+            "ROS domain 0, the default middleware, reachable from the whole local network, with keys of SROS 2",
             False,
         ),
         (
             {"ROS_SECURITY_ENABLE": "true"},
-            "ROS domain 0, the default middleware, open to the whole local network",
+            "ROS domain 0, the default middleware, reachable from the whole local network",
             True,
         ),
     ],

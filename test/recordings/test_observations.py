@@ -208,7 +208,7 @@ def test_joint_states_without_stamps_are_no_other_clock(tmp_path, profile, first
     found = list(observations(recording.write(tmp_path / "bag"), profile))
     assert len(found) > 20
     assert {one.reason for one in found[3:]} == {JOINTS_STALE}
-    assert "their clock is not this node's" in found[-1].detail
+    assert "their clock differs from this node's" in found[-1].detail
 
 
 @given(steps=st.lists(st.tuples(st.integers(0, 200), st.integers(-1000, 100_000)), max_size=40))

@@ -93,7 +93,7 @@ def test_parameters_lead_back_to_the_same_profile(tmp_path: Path):
 @pytest.mark.parametrize(
     ("robots", "key", "words"),
     [
-        ({"arm": {"like": "so100"}}, "arm.like", "there is no robot 'so100' to be like"),
+        ({"arm": {"like": "so100"}}, "arm.like", "like names 'so100', and there is no such robot"),
         ({"arm": {"like": "arm"}}, "arm.like", "arm is like arm"),
         ({"one": {"like": "two"}, "two": {"like": "one"}}, "two.like", "one is like two is like one"),
         ({"arm": {"like": "so101", "namespace": "a"}}, "arm.namespace", "'a' is not allowed"),

@@ -296,11 +296,11 @@ def test_node_wide_parameters_stand_beside_robots(tmp_path: Path):
     [
         ("", "empty"),
         ("a: [1", "not valid YAML"),
-        ("widowx: {schema_version: 1}", "no parameters for every node"),
-        ("/**: {ros__parameters: {device: cpu}}", "holds no robot"),
+        ("widowx: {schema_version: 1}", "no section"),
+        ("/**: {ros__parameters: {device: cpu}}", "contains no robot"),
         ("/**: {ros__parameters: {devise: cpu}}", "did you mean 'device'"),
         ("/**: {ros__parameters: {2arms: {schema_version: 1}}}", "cannot be a robot's name"),
-        ("- 1\n- 2\n", "no parameters for every node"),
+        ("- 1\n- 2\n", "no section"),
     ],
 )
 def test_a_file_of_another_form_says_what_it_lacks(tmp_path: Path, text: str, message: str):

@@ -77,7 +77,7 @@ def test_a_server_that_refuses_for_load_is_left_for_the_next_and_without_one_the
 
     def busy(seen):
         asked.append(seen["stamp"])
-        raise RequestError("overloaded", "256 observations wait already; ask again later")
+        raise RequestError("overloaded", "256 observations are already waiting; send it again later")
 
     def free(seen):
         mode = {"domain_id": robot.domain_id, "mode": robot.action_mode}
@@ -92,7 +92,11 @@ def test_a_server_that_refuses_for_load_is_left_for_the_next_and_without_one_the
             assert chunk.stamp == look().stamp
         asked.clear()
         with connected(first) as asking:
-            with pytest.raises(UnreachableError, match=r"overloaded: .*256 observations wait already; ask again later"):
+            with pytest.raises(
+                UnreachableError,
+                match=r"overloaded: .*256 observations are already waiting; send it "
+                r"again later",
+            ):
                 asking.predict([look()])
             assert asked == [look().stamp] and asking._servers[0].is_up, "the connection goes on"
 

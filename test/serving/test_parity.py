@@ -127,7 +127,7 @@ def test_openpi_over_its_websocket(served, policy, look):
         found = np.frombuffer(actions[b"data"], actions[b"dtype"]).reshape(actions[b"shape"])
         assert answer["server_timing"]["infer_ms"] > 0
         socket.send(msgpack.packb({"robot": PAIR, "prompt": "x", "state": openpi(np.zeros(3, np.float32))}))
-        assert "no picture of front" in socket.recv(), "an error is a text"
+        assert "no image of front" in socket.recv(), "an error is a text"
     (expected,) = policy.predict([seen], seed=6)
     near(found, expected.actions)
 

@@ -110,7 +110,7 @@ def test_a_batch_is_bounded_and_so_is_what_waits():
     def fill():
         queue = FairQueue()
         queue.add(*(of(queue, str(number)) for number in range(queue_module.MAX_WAITING)))
-        with pytest.raises(RequestError, match="overloaded: 256 observations wait already; ask again later"):
+        with pytest.raises(RequestError, match="overloaded: 256 observations are already waiting; send it again later"):
             queue.add(of(queue, "one more"))
         return len(list(queue))
 
@@ -121,7 +121,9 @@ def test_one_who_asks_for_everything_leaves_room_for_others():
     def fill():
         queue = FairQueue()
         queue.add(*(of(queue, "greedy") for _ in range(queue_module.MAX_WAITING_EACH)))
-        with pytest.raises(RequestError, match="overloaded: 64 observations of greedy wait already; ask again later"):
+        with pytest.raises(
+            RequestError, match="overloaded: 64 observations of greedy are already waiting; send it again later"
+        ):
             queue.add(of(queue, "greedy"))
         queue.add(of(queue, "another"))
         return len(queue)
@@ -136,7 +138,11 @@ def test_who_has_gone_or_came_too_late_is_not_computed():
         queue.add(gone, late)
         queue.drop(gone)
         assert gone.observe() is None and late.observe() is None
-        with pytest.raises(RequestError, match=r"late: waited \d+ ms for the policy, longer than its deadline"):
+        with pytest.raises(
+            RequestError,
+            match=r"late: waited \d+ ms for the policy, which is longer than its "
+            r"deadline",
+        ):
             await late.answer
 
     asyncio.run(run())

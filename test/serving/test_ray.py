@@ -99,5 +99,5 @@ def a_replica():
 @pytest.mark.slow
 def test_a_hello_of_another_version_is_refused_by_name(deployed, monkeypatch):
     monkeypatch.setattr("xvla_ros.serving.protocol.VERSION", 9)
-    with pytest.raises(RequestError, match="the client speaks version 9; expected 1"):
+    with pytest.raises(RequestError, match="the client uses protocol version 9; expected 1"):
         Link(url_of(URL))

@@ -62,7 +62,7 @@ def test_a_token_of_any_bytes_is_wrong_and_not_told_in_the_log(policy, profiles,
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "gpu-server"])
 def test_others_may_not_ask_unless_something_says_who(host):
-    with pytest.raises(SetupError, match=r"others can reach; expected 127.0.0.1, or a token .*--insecure"):
+    with pytest.raises(SetupError, match=r"other machines can reach; expected 127.0.0.1, or a token .*--insecure"):
         Access(host).require_safe()
     Access(host, token=TOKEN).require_safe()
     Access(host, insecure=True).require_safe()
@@ -114,7 +114,7 @@ def test_tls_and_certificates_of_clients(policy, profiles, look, certificates):
             assert client.ask(look().images, look().state, "go").robot == PAIR
         with pytest.raises(UnreachableError):
             Client(served.url, ca=ca)
-    with pytest.raises(SetupError, match="a client authority without TLS"):
+    with pytest.raises(SetupError, match="a certificate authority for clients without TLS"):
         Access(client_ca=ca).require_safe()
     with pytest.raises(SetupError, match=r"nothing\.pem"):
         Access(certificate=certificates / "nothing.pem").tls()
@@ -184,7 +184,7 @@ BOMB = bytes.fromhex(
 @pytest.mark.parametrize(
     ("changes", "reason", "detail"),
     [
-        ({"views": {}}, "observation", "no picture of front, left_wrist, right_wrist"),
+        ({"views": {}}, "observation", "no image of front, left_wrist, right_wrist"),
         ({"state": np.full(12, np.nan, np.float32)}, "observation", "state is not finite in channels"),
         ({"state": np.full(12, 1e300)}, "observation", "state is not finite in channels"),
         ({"state": np.zeros(7, np.float32)}, "observation", r"state has shape \[7\]"),

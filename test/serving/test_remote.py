@@ -100,7 +100,7 @@ def test_the_shipped_policy_refuses_other_units_as_it_does_on_this_machine(profi
     mapping["joints"]["left_shoulder_pan"] |= {"scale": 1.0, "offset": 0.0}
     radians = type(profiles[PAIR]).from_mapping("in_radians", mapping)
     with serving(shipped, {PAIR: profiles[PAIR]}) as served:
-        with pytest.raises(SetupError, match="has other units of left_shoulder_pan"):
+        with pytest.raises(SetupError, match="was trained with other units for left_shoulder_pan"):
             reach(served.url, {"in_radians": radians})
         twin = profiles[PAIR].model_copy(update={"name": "twin"})
         connected = reach(served.url, {"twin": twin})
@@ -113,7 +113,7 @@ def test_views_elsewhere_than_in_a_checkpoint_without_a_record_are_refused(polic
     with serving(lerobots, {}) as served:
         assert reach(served.url, {PAIR: profiles[PAIR]})
         lerobots.view_names = ("right_wrist", "front", "left_wrist")
-        with pytest.raises(SetupError, match="each view would be taken for another"):
+        with pytest.raises(SetupError, match="each view would be mistaken for another"):
             reach(served.url, {PAIR: profiles[PAIR]})
 
 

@@ -192,8 +192,8 @@ def test_what_does_not_fit_between_the_fingers_fails(tmp_path, monkeypatch):
     ("settings", "said"),
     [
         ({"suite": "libero_goal"}, "knows libero_object and its variations, and not libero_goal"),
-        ({"rate": 3.0}, "3 pictures a second were asked for, expected 20 or a part of it"),
-        ({"rate": 40.0}, "40 pictures a second"),
+        ({"rate": 3.0}, "3 images a second were asked for, expected 20 or a part of it"),
+        ({"rate": 40.0}, "40 images a second"),
         ({"seconds": 0.01}, "0.01 s of each episode were asked for, expected 0 for all of it"),
     ],
 )
@@ -241,8 +241,8 @@ def test_what_was_recorded_or_has_failed_is_not_tried_again(tmp_path, monkeypatc
     [
         ({"robot": "widowx"}, "--robot is of this package's own tasks"),
         ({"variants": 1}, "--variants is of this package's own tasks"),
-        ({"suite": "", "layouts": "shuffled"}, "--layouts is of benchmarks; name one with --suite"),
-        ({"suite": "", "init_states": "3"}, "--init-states is of benchmarks"),
+        ({"suite": "", "layouts": "shuffled"}, "--layouts applies to benchmarks only; name one with --suite"),
+        ({"suite": "", "init_states": "3"}, "--init-states applies to benchmarks only"),
         ({"suite": "libero_objct"}, "did you mean 'libero_object'"),
         ({"suite": "libero_goal"}, "and not libero_goal"),
         ({"init_states": "49-10"}, "--init-states is '49-10', expected a number or a range"),

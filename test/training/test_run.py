@@ -148,7 +148,7 @@ def test_a_cpu_keeps_what_a_frozen_tower_says_where_that_is_less_work(write, tmp
 
     cases = {
         "only 16 of 45 samples are drawn": (["steps=4"], False),
-        "as augmentation changes the pictures": (["augmentation.brightness=0.1"], False),
+        "as augmentation changes the images": (["augmentation.brightness=0.1"], False),
         "the frozen vision tower runs once for each of 45 samples instead of 48 times": (["steps=12"], True),
     }
     for number, (words, (overrides, kept)) in enumerate(cases.items()):
@@ -173,7 +173,7 @@ def test_at_its_end_a_run_says_on_held_out_episodes_whether_it_is_good(write, tm
 
 def test_without_held_out_episodes_a_run_says_what_would_tell(write, tmp_path, capsys):
     assert main(["train", write(), "datasets.0.split.fraction=0"]) == 0
-    assert "no episode was held out, so nothing says how good the policy is" in capsys.readouterr().out
+    assert "no episode was held out, so the quality of the policy is unknown" in capsys.readouterr().out
     assert not (tmp_path / "run" / "evaluation.json").exists()
 
 

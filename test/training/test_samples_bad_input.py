@@ -88,7 +88,7 @@ def test_wrong_units(tmp_path, pair):
     degrees = Session(pair, end=1.0, commands=False, joints_of=lambda t: np.degrees(curve(pair, t))).record()
     text = said(degrees.write(tmp_path / "degrees.mcap"))
     assert "messages cannot be used, the first because: joints_invalid: " in text
-    assert "as degrees it fits, and ROS has radians" in text
+    assert "these values fit as degrees, but ROS uses radians" in text
     small = Session(pair, end=1.0, commands=False, joints_of=lambda t: np.radians(curve(pair, t))).record()
     assert "radians taken for degrees" in said(small.write(tmp_path / "small.mcap"))
     still = Session(pair, end=1.0, commands=False, joints_of=lambda t: curve(pair, 0.0)).record()
@@ -126,7 +126,7 @@ def test_commands_that_lack_and_episodes_without_pictures_or_words(tmp_path, pai
     silent = changed("so101_bimanual", ("instruction", ""))
     assert "has no instruction" in said(Session(silent, end=1.0).record().write(tmp_path / "silent.mcap"))
     short = Session(pair, end=1.0).record().mark(0.51, "start").mark(0.53, "end")
-    assert "has no picture" in said(short.write(tmp_path / "short.mcap"))
+    assert "has no image" in said(short.write(tmp_path / "short.mcap"))
     failed = Session(pair, end=1.0).record().mark(0.1, "start").mark(0.9, "end", success=False)
     assert "1 failed was left out" in said(failed.write(tmp_path / "failed.mcap"))
 
@@ -251,7 +251,7 @@ def test_why_there_is_no_observation_is_said_in_the_words_of_the_node(tmp_path, 
     bag = Session(pair, end=1.0).record().encoded("8UC3").write(tmp_path / "bag.mcap")
     with pytest.raises(
         SamplesError,
-        match=r"no observation can be built: \d+ camera_missing: front: picture on "
+        match=r"no observation can be built: \d+ camera_missing: front: image on "
         r"/front/image_raw cannot be used: encoding '8UC3'",
     ):
         opened(bag, tmp_path)
@@ -265,7 +265,7 @@ def test_why_there_is_no_observation_is_said_in_the_words_of_the_node(tmp_path, 
         (at + 3600 * 10**9, *rest) for at, *rest in early if "image" not in rest[0]
     ]
     text = said(far.write(tmp_path / "far.mcap"))
-    assert "has no picture between its joint states" in text
+    assert "has no image between its joint states" in text
     assert "joints_stale: /left/joint_states: newest message on /left/joint_states is 3600." in text
 
 

@@ -327,7 +327,7 @@ def test_rows_behind_the_end_of_a_clip_are_no_pictures_of_the_next_episode(tmp_p
     folder = written.write(tmp_path / "set", "v3.0", lengths=(30, 24, 24))
     written.edit_episodes(folder, shorter)
     lines = opened(tmp_path, folder).left_out()
-    assert any("episode 1: 5 of its 24 rows come after the end of their pictures" in line for line in lines)
+    assert any("episode 1: 5 of its 24 rows come after the end of their images" in line for line in lines)
 
     fast = written.write(
         tmp_path / "fast", "v3.0", lengths=(60, 24, 24), timestamp=lambda e, v: v * (1 + 0.05 * (e == 0))

@@ -19,27 +19,28 @@ from xvla_ros.errors import XvlaError
 
 COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --help``
     "demo": ("demo", "Demo", "drive a simulated robot over real ROS 2 topics; leaves a film and a report"),
-    "run": ("live", "Run", "bring up the policy node, as the launch file does where there is launch_ros"),
+    "run": ("live", "Run", "start the policy node, through the launch file where launch_ros is installed"),
     "serve": ("serve", "Serve", "serve a policy over the network, to nodes and other clients; needs no ROS"),
     "view": ("live", "ViewCommand", "show a running robot in the Rerun viewer: cameras, chunks against joints, state"),
-    "doctor": ("doctor", "Doctor", "print what a bug report needs to know of this machine, and what looks wrong"),
+    "doctor": ("doctor", "Doctor", "print the facts of this machine that a bug report needs, and what looks wrong"),
     "robots": ("robots", "Robots", "list the robots that have a profile"),
-    "checkpoints": ("robots", "Checkpoints", "list the X-VLA checkpoints that were published, and for what"),
+    "checkpoints": ("robots", "Checkpoints", "list the published X-VLA checkpoints and the purpose of each"),
     "check": ("robots", "Check", "check a profile against its checkpoint and the running graph, before any arm moves"),
-    "new-robot": ("robots", "NewRobot", "begin a profile for an arm from its URDF, and mark what no URDF knows"),
+    "new-robot": ("robots", "NewRobot", "write a first profile for an arm from its URDF, and mark what it does "
+        "not say"),
     "demos": ("demos", "Demos", "record demonstrations of a task in simulation, by a scripted expert, as bags"),
-    "evaluate": ("evaluate", "Evaluate", "measure how often a policy does a task in simulation"),
+    "evaluate": ("evaluate", "Evaluate", "measure how often a policy succeeds at a task in simulation"),
     "record": ("live", "RecordCommand", "record a robot's topics, with episode markers, for training and replay"),
     "pretrain-vision": (
         "training", "PretrainVision",
         "train a vision encoder on the labels of a simulator's images, before any demonstration",
     ),
-    "report": ("report", "MakeReport", "make the page and the film of a recorded run, of a real arm or of a demo"),
+    "report": ("report", "MakeReport", "make the report page and the film of a recorded run, real or simulated"),
     "replay": ("replay", "Replay", "compare a policy's predictions with recordings, before it moves an arm"),
-    "data": ("replay", "DataInfo", "show what a recording or data set contains, and what a robot would miss in it"),
-    "bag": ("replay", "DataInfo", "the older name of xvla data"),
+    "data": ("replay", "DataInfo", "show what a recording or data set contains, and what it lacks for a robot"),
+    "bag": ("replay", "DataInfo", "the old name of xvla data"),
     "export": ("export", "Export", "write bags as a LeRobot data set, or a checkpoint for ONNX Runtime or OpenVINO"),
-    "security": ("security", "Security", "write the network rights that a robot's nodes need, for SROS 2"),
+    "security": ("security", "Security", "write the network permissions that a robot's nodes need, for SROS 2"),
     "train": ("training", "Train", "train a policy from recordings, or adapt a checkpoint to a robot"),
 }  # fmt: skip
 FAILED, STOPPED = 1, 130  # exit codes; 2, wrong usage, is argparse's

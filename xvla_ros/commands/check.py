@@ -24,7 +24,7 @@ from xvla_ros.robots.tools import tool_arms
 SCHEMA_VERSION = 1
 PARTS = ("profile", "checkpoint", "graph")
 OK, WRONG, INCOMPLETE = 0, 1, 3  # exit codes
-LEFT_OUT = NoGraph("it was left out")
+LEFT_OUT = NoGraph("skipped (--offline)")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,12 @@ def check(
     try:
         profiles = load_profile(robot_or_file)
     except ProfileError as error:
-        return CheckReport((), ("profile",), tuple(error.problems), missing=("checkpoint, graph: after the profile",))
+        return CheckReport(
+            (),
+            ("profile",),
+            tuple(error.problems),
+            missing=("checkpoint, graph: they are checked once the profile is valid",),
+        )
     found = _Findings()
     checked = {"profile"}
     shipped, is_refused = _shipped(profiles.values(), checkpoint, found)
@@ -157,7 +162,7 @@ def observe(
     try:
         profiles = load_profile(robot_or_file).values()
     except ProfileError:
-        return NoGraph("the profile says not what to look for")
+        return NoGraph("the profile is not valid, so its topics are unknown")
     topics = [topic for profile in profiles for topic in topics_of(profile)]
     return snapshot(topics, seconds, profiles, use_sim_time)
 
@@ -181,7 +186,7 @@ def _lines(report: CheckReport) -> Iterator[str]:
     for robot, reading in report.readings.items():
         yield f"{robot}: observations: {reading.built} of {reading.tried} (ROS time: {report.clock})"
     if report.teach:
-        yield f"to be taught before it can run: {', '.join(report.teach)}"
+        yield f"needs training before it can run: {', '.join(report.teach)}"
     for text in report.missing:
         yield f"incomplete: {text}"
     robots = ", ".join(report.robots) or "no robot"
@@ -216,7 +221,7 @@ def _shipped(
     except ProfileError as error:
         found.errors += error.problems
     except CheckpointError as error:
-        for finding in of_the_files("the policy that comes with the package", error.problems):
+        for finding in of_the_files("the shipped policy", error.problems):
             found.add(finding)
     return None, True
 
@@ -224,7 +229,7 @@ def _shipped(
 def _check_marks(profile: Profile, found: _Findings) -> None:
     if marks := open_marks(profile):
         found.warnings += marks
-        found.missing[f"marks: {_count(len(marks), 'setting')} of {profile.name} still to be made right"] = None
+        found.missing[f"marks: {_count(len(marks), 'setting')} of {profile.name} with an open CHECK mark"] = None
 
 
 def _check_checkpoint(profile: Profile, checkpoint: str | Path | None, shipped: Path | None, found: _Findings) -> bool:
@@ -236,8 +241,8 @@ def _check_checkpoint(profile: Profile, checkpoint: str | Path | None, shipped: 
         given = (str(shipped), "")
     if not given[0]:
         consequence = "as safety.allow_untrained allows" if profile.safety.allow_untrained else REFUSED
-        trained = f"none that comes with the package was trained for it (domain {own.domain_id})"
-        text = f"checkpoint: {profile.name} names none, and {trained}: it moves at random, {consequence}"
+        trained = f"the shipped policy was not trained for it (domain {own.domain_id})"
+        text = f"checkpoint: {profile.name} names none, and {trained}: the robot moves at random, {consequence}"
         found.missing[text] = None
         return False
     for finding in checkpoint_findings(profile, *given, is_shipped=is_shipped):

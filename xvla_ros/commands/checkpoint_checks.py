@@ -68,10 +68,12 @@ def _word_findings(profile: Profile, checkpoint: str, revision: str) -> Iterator
         return  # said already
     if lost := tokenizer.cut(text):
         expected = f"at most {tokenizer.length} tokens"
-        message = f"the checkpoint would not get its end {lost!r}: say it in fewer words"
+        message = f"the instruction is too long, its end {lost!r} would be cut off: shorten it"
         yield Finding(Problem(checkpoint, key, text, expected, message))
     if unknown := tokenizer.unknown(text, described.record.training.words):
-        message = f"the checkpoint was not trained with {', '.join(map(repr, unknown))}, and may do anything there"
+        message = (
+            f"the checkpoint was not trained with {', '.join(map(repr, unknown))}, so its behaviour is undefined there"
+        )
         yield Finding(Problem(checkpoint, key, text, "words that it was trained with", message), is_error=False)
 
 
@@ -117,7 +119,7 @@ class Comparison:
         yield from self._time_base()
         yield from self._layout()
         if not self._info.has_tokenizer:
-            message = f"the folder brings no tokenizer; {self._info.tokenizer_name} has to come from the hub"
+            message = f"the folder holds no tokenizer; {self._info.tokenizer_name} has to be downloaded from the hub"
             yield self._finding("policy.checkpoint", self._checkpoint, "tokenizer.json", message, is_error=False)
 
     def _is_known(self) -> bool:
@@ -137,14 +139,14 @@ class Comparison:
         if domain >= info.num_domains:
             yield self._no_such_domain()
         if room is not None and width > room:
-            message = f"{robot} has {width} channels of action and the checkpoint's network {room}"
+            message = f"{robot} has {width} action channels, and the checkpoint's network has {room}"
             yield self._finding("joints.policy_order", width, f"at most {room} channels", message)
         if info.robots:
-            knows = f"knows {', '.join(info.robots)} and not {robot}"
+            knows = f"was trained for {', '.join(info.robots)} and not for {robot}"
         else:
             theirs = f"action mode {info.action_mode} of {info.decoded_width or room} channels"
             knows = f"was made for {theirs}, and {robot} is {profile.policy.action_mode} of {width}"
-        message = f"the checkpoint {knows}: it cannot run the arm before it is taught"
+        message = f"the checkpoint {knows}: it cannot run the arm before it is trained for it"
         todo = (
             f"demonstrations of {robot}, and xvla train adapt_prompt.yaml (or adapt_lora.yaml, adapt_full.yaml) "
             f"model.checkpoint={self._checkpoint}; it will be {profile.policy.action_mode} of {width} channels, domain "
@@ -157,21 +159,25 @@ class Comparison:
         stored = self._trained_as.action_mode if self._trained_as else self._info.action_mode
         own = action_spec(mode)
         if own.width is not None and width is not None and own.width != width:
-            message = f"action mode {mode} is {own.width} wide and the checkpoint's actions ({stored}) {width}"
-            yield self._finding("policy.action_mode", mode, f"a mode of width {width}", message)
+            message = (
+                f"action mode {mode} has {own.width} channels, and the checkpoint's actions ({stored}) have {width}"
+            )
+            yield self._finding("policy.action_mode", mode, f"a mode of {width} channels", message)
         elif stored not in ACTION_SPECS:
-            message = f"the checkpoint's action mode {stored} is unknown here"
-            yield self._finding("policy.action_mode", mode, "the package that brings it, installed", message)
+            message = f"the checkpoint's action mode {stored} is not installed"
+            yield self._finding("policy.action_mode", mode, "the package that provides it to be installed", message)
 
     def _domain(self) -> Iterator[Finding]:
         domain, count, trained = self._profile.policy.domain_id, self._info.num_domains, self._info.trained_domains
         if domain >= count:
             yield self._no_such_domain()
         elif self._trained_as is not None and domain != self._trained_as.domain_id:
-            message = f"in this checkpoint {self._profile.name} is domain {self._trained_as.domain_id}"
+            message = f"in this checkpoint {self._profile.name} has domain id {self._trained_as.domain_id}"
             yield self._finding("policy.domain_id", domain, self._trained_as.domain_id, message)
         elif self._trained_as is None and not self._info.robots and self._info.domain_id not in (None, domain):
-            message = f"the checkpoint's own files feed domain {self._info.domain_id}; ids belong to a checkpoint"
+            message = (
+                f"the checkpoint's own files use domain {self._info.domain_id}; each checkpoint has its own domain ids"
+            )
             yield self._finding("policy.domain_id", domain, self._info.domain_id, message, is_error=False)
         elif trained is not None and domain not in trained:
             expected = "one of " + ", ".join(map(str, trained)) if trained else "a trained checkpoint"
@@ -198,8 +204,8 @@ class Comparison:
         stated = ", ".join(f"cameras.{slot}.view: {name}" for slot, own, name in places if own != name)
         if stated:
             listed = ", ".join(f"{slot} → {name}" for slot, _, name in places)
-            message = f"the checkpoint's views have other names; what goes where: {listed}"
-            expected = f"if that is right, {stated}"
+            message = f"the checkpoint's views have other names; the assignment is: {listed}"
+            expected = f"if this assignment is right, {stated}"
             yield self._finding("cameras.slots", list(cameras.views), expected, message, is_error=False)
 
     def _views(self) -> Iterator[Finding]:
@@ -220,12 +226,12 @@ class Comparison:
             message = f"the checkpoint's actions have {decoded} channels and policy_order {joints} joints"
             yield self._finding("joints.policy_order", joints, f"{decoded} joints", message)
         if 0 < info.state_width < state:
-            message = f"the checkpoint reads {info.state_width} numbers of state; the rest is cut off"
+            message = f"the checkpoint reads {info.state_width} state values; the rest is cut off"
             yield self._finding("joints.policy_order", state, f"at most {info.state_width}", message, is_error=False)
         for part, width in (("state", state), ("action", decoded)):
             mode, normalised = self._normaliser(part)
             if normalised is not None and normalised != width:
-                message = f"the checkpoint normalises ({mode}) {normalised} channels of {part}, the robot has {width}"
+                message = f"the checkpoint normalises ({mode}) {normalised} {part} channels, and the robot has {width}"
                 yield self._finding("joints.policy_order", width, f"{normalised} channels", message)
 
     def _normaliser(self, part: str) -> tuple[str, int | None]:
@@ -247,14 +253,14 @@ class Comparison:
         for key in ("waypoint_dt", "first_waypoint_offset"):
             own, theirs = getattr(policy, key), getattr(self._trained_as, key)
             if abs(own - theirs) > TIME_TOLERANCE * max(own, theirs):
-                message = f"the checkpoint was trained with {key} {theirs:g} s: the arm would move at another time"
+                message = f"the checkpoint was trained with {key} {theirs:g} s: the motion would have the wrong timing"
                 yield self._finding(f"policy.{key}", own, theirs, message)
 
     def _layout(self) -> Iterator[Finding]:
         policy, trained = self._profile.policy, self._trained_as
         stored = trained.image_pipeline if trained is not None else self._info.image_pipeline
         if policy.image_pipeline != stored:
-            message = f"the checkpoint's own code prepares images by {stored}"
+            message = f"the checkpoint's own code uses the image pipeline {stored}"
             is_error = trained is not None
             yield self._finding("policy.image_pipeline", policy.image_pipeline, stored, message, is_error=is_error)
         if trained is not None and self._profile.action_spec.is_end_effector and policy.rot6d != trained.rot6d:

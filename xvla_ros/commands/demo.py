@@ -164,13 +164,13 @@ class Demo(Command):
     seed: Annotated[int, "seed of the scene and of the sampler's noise"] = 7
     task: Annotated[
         str | None,
-        "lead episodes of it: touch, pick_place, …; none for one run with one instruction (default: touch, where the "
-        "policy was trained for the robot)",
+        "run episodes of this task: touch, pick_place, …; none: one run with one instruction (default: touch, "
+        "where the policy was trained for the robot)",
     ] = None
     instruction: Annotated[
         str | None, "instruction (default: the one of each layout; without a task the profile's)"
     ] = None
-    output: Annotated[str, "folder of film and report"] = "xvla_out/demo"
+    output: Annotated[str, "folder of the film and the report"] = "xvla_out/demo"
     device: Device = "cpu"
     dtype: Dtype = ""
     real_time: RealTime = False
@@ -204,7 +204,7 @@ class Demo(Command):
                 raise
             ended = error
             said = "stopped" if isinstance(error, Interrupted) else f"ended early: {error}"
-            print(f"\nxvla demo: {said}; film and report show what was recorded", file=sys.stderr, flush=True)
+            print(f"\nxvla demo: {said}; the film and the report show what was recorded", file=sys.stderr, flush=True)
         console.say("writing the report and the film")
         assumed = {"trained": str(is_trained(profile, self.checkpoint, self.server)).lower(), "seed": str(self.seed)}
         report = write_report(folder / BAG, profile, folder, duration=self.duration, assumed=assumed)
@@ -213,7 +213,7 @@ class Demo(Command):
             return 0
         if isinstance(ended, Interrupted):
             return ended.exit_code
-        print(f"xvla demo: ended early; what the nodes said: {folder / 'logs'}", file=sys.stderr)
+        print(f"xvla demo: ended early; logs of the nodes: {folder / 'logs'}", file=sys.stderr)
         return 1
 
 
@@ -239,7 +239,7 @@ def choose_task(
     if find_spec("pinocchio") is None:
         if wanted is None:
             return None
-        raise SetupError(f"the task {wanted} needs more than is installed; install xvla_ros[kinematics]")
+        raise SetupError(f"the task {wanted} needs a package that is missing; install xvla_ros[kinematics]")
     from xvla_ros.simulation.tasks import load_task, task_names
 
     if wanted is None:
@@ -249,7 +249,7 @@ def choose_task(
     sentences = load_task(profile, wanted).instructions
     if instruction and instruction not in sentences:
         raise SetupError(
-            f"the task {wanted} never says {instruction!r}; expected one of: {', '.join(sentences)}; "
+            f"the task {wanted} has no instruction {instruction!r}; expected one of: {', '.join(sentences)}; "
             f"or --task {NO_TASK}"
         )
     return wanted
@@ -306,7 +306,7 @@ def _drive(demo: Demo, profile: Profile, console: Console) -> None:
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
         console.say(f"{profile.name}, seed {demo.seed}: {_asked(demo)}")
         if settings_in_simulation(profile, demo.checkpoint or demo.server or None):
-            console.say("no checkpoint: random weights, which may begin anywhere (safety.first_step 1.0)")
+            console.say("no checkpoint: random weights; the first command may be anywhere (safety.first_step 1.0)")
         console.say(f"ROS_DOMAIN_ID={domain}, logs in {folder / 'logs'}")
         with Supervisor(folder / "logs", environment, echo=console.echo) as supervisor:
             watch = watch_command(profile, folder / BAG, duration=demo.duration, paced=not demo.real_time)
@@ -323,7 +323,7 @@ def _drive(demo: Demo, profile: Profile, console: Console) -> None:
 
 
 def _asked(demo: Demo) -> str:
-    said = f"“{demo.instruction}”" if demo.instruction else "a new instruction each"
+    said = f"“{demo.instruction}”" if demo.instruction else "each with a new instruction"
     return said if demo.task is None else f"episodes of {demo.task}, {said}"
 
 
@@ -357,7 +357,7 @@ def _await_first_command(supervisor: Supervisor, progress: DemoProgress, console
     supervisor.wait_for(
         lambda: progress.state not in ("", "inactive"),
         POLICY_LIMIT,
-        lambda: f"the policy node to become active; it is {progress.policy()}",
+        lambda: f"the policy node to become active; its state is {progress.policy()}",
         each=each,
     )
     active_since = progress.time
@@ -390,7 +390,8 @@ def _follow(supervisor: Supervisor, progress: DemoProgress, console: Console, du
 
 def _stalled(supervisor: Supervisor) -> ChildError:
     return ChildError(
-        f"simulated time has stood still for {STALL_LIMIT:.0f} s; {supervisor.logs / 'sim.log'} says for whom it waits"
+        f"simulated time has stood still for {STALL_LIMIT:.0f} s; {supervisor.logs / 'sim.log'} names the node that "
+        "it waits for"
     )
 
 

@@ -41,33 +41,35 @@ class Demos(Command):
       xvla demos --robot widowx --task pick_place --episodes 50 --image-size 128 --jobs 4 --output demos/pick
       xvla demos --suite libero_object --tasks 4,7 --layouts shuffled --episodes 40 --output demos/object
 
-    with --suite a benchmark's own tasks and judge take the place of robot and task; episodes that fail are not kept
+    with --suite, the benchmark's own tasks and success checks replace robot and task; episodes that fail are not kept
     """
 
     robot: Robot = "so101_bimanual"
     task: Task = "touch"
-    episodes: Annotated[Count, "how many there shall be, or be tried of each task of a suite"] = 100
+    episodes: Annotated[Count, "number of episodes in the folder; with --suite: number of attempts for each task"] = 100
     seed: Annotated[Seed, "seed of the first layout"] = 0
     output: Annotated[str, "folder of the bags"]
     image_size: ImageSize = 256
-    rate: Annotated[Positive | None, "images and plans per second (default 20; in a suite 4 images)"] = None
-    variants: Annotated[Count, "instructions for each layout"] = 2
-    noise: Annotated[Share, "how much the execution is disturbed, 0 not at all"] = 1.0
+    rate: Annotated[Positive | None, "images and plans per second (default 20; with --suite 4 images)"] = None
+    variants: Annotated[Count, "number of instructions for each layout"] = 2
+    noise: Annotated[Share, "strength of the disturbance of the motion; 0: none"] = 1.0
     variation: Variation = 1.0
-    jobs: Annotated[Count, "processes that record at once"] = 1
-    suite: Annotated[str, "a benchmark's suite that its expert knows: libero_object, and _swap and so on of it"] = ""
+    jobs: Annotated[Count, "number of processes that record in parallel"] = 1
+    suite: Annotated[
+        str, "suite of a benchmark with a scripted expert: libero_object and its variations (libero_object_swap, …)"
+    ] = ""
     tasks: Annotated[str, "tasks of the suite: 0,3 or 2-5 (default: all)"] = ""
     layouts: Annotated[
         Literal["recorded", "shuffled"],
-        "where the objects of a suite are: as in its init states, or shuffled among these places",
+        "places of the objects of a suite: as in its init states, or shuffled among them",
     ] = "recorded"
     init_states: Annotated[
-        str, "init states of a suite to begin with; the default leaves the first ten for evaluation"
+        str, "init states of a suite to start from; the default keeps the first ten for evaluation"
     ] = "10-49"
     seconds: Annotated[
         Share, "record only the first seconds of each episode of a suite, without a verdict; 0 records all"
     ] = 0.0
-    libero: Annotated[str, "LIBERO's interpreter (default: that of `make libero`)"] = ""
+    libero: Annotated[str, "Python interpreter with LIBERO (default: the one that `make libero` installs)"] = ""
 
     def run(self) -> int:
         """Record, and print what was recorded; return 1 where more than one episode in twenty failed."""
@@ -101,9 +103,10 @@ def _check(command: Demos) -> None:
     flag = f"--{given.replace('_', '-')}"
     if command.suite:
         raise SetupError(
-            f"{flag} is of this package's own tasks; {command.suite} has robot, tasks and words of its own"
+            f"{flag} applies to this package's own tasks only; {command.suite} has its own robot, tasks and "
+            "instructions"
         )
-    raise SetupError(f"{flag} is of benchmarks; name one with --suite")
+    raise SetupError(f"{flag} applies to benchmarks only; name one with --suite")
 
 
 @dataclass
@@ -147,7 +150,7 @@ def _say_end(tally: _Tally, folder: Path) -> int:
     print(f"{folder}: {made} episodes recorded ({tally.seconds:.0f} s){kept}; {size:.1f} MB in all")
     if tally.failed:
         shown = ", ".join(tally.failed[:5]) + (" …" if len(tally.failed) > 5 else "")
-        print(f"{len(tally.failed)} of them failed, and say so (success: false): {shown}")
+        print(f"{len(tally.failed)} of them failed and are marked success: false: {shown}")
     return 1 if len(tally.failed) > made / 20 else 0
 
 

@@ -88,7 +88,7 @@ def look() -> dict[str, dict[str, str]]:
         "machine": _machine(),
         "compute": _compute(),
         "ros": _ros(),
-        "variables as set": variables,
+        "environment variables": variables,
         "devices": devices,
     }
 
@@ -133,7 +133,9 @@ def _compute() -> dict[str, str]:
     except Exception as error:  # whatever a broken installation raises is what is asked for here
         found["torch uses"] = f"cannot be imported: {error}"
     compiled = find_spec(f"{PACKAGE}.control._chain") is not None
-    found["limiter"] = "compiled" if compiled else "in Python, several times slower: there was no C++ compiler"
+    found["limiter"] = (
+        "compiled" if compiled else ("in Python, several times slower: no C++ compiler was found at installation")
+    )
     return found
 
 
@@ -152,7 +154,7 @@ def _ros() -> dict[str, str]:
 
 def _imported(module: str) -> str:
     try:
-        return f"at hand, {Path(import_module(module).__file__ or '').parent}"
+        return f"available, {Path(import_module(module).__file__ or '').parent}"
     except ModuleNotFoundError as error:
         return "not installed" if error.name == module.split(".")[0] else f"cannot be imported: {error}"
     except Exception as error:  # whatever a broken installation raises is what is asked for here
@@ -213,14 +215,14 @@ def wrong_machine(devices: Mapping[str, str]) -> Iterator[str]:
         yield f"memory: {memory_bytes() / GIB:.1f} GiB; the 0.9 B model in bfloat16 needs {LEAST_MEMORY / GIB:.0f} GiB"
     shared = Path("/dev/shm")
     if sys.platform == "linux" and not shared.is_dir():
-        yield "/dev/shm: is missing; DDS then sends pictures by UDP, and loses some: mount a tmpfs there"
+        yield "/dev/shm: is missing, so DDS sends images by UDP and loses some: mount a tmpfs there"
     elif shared.is_dir() and shutil.disk_usage(shared).free < LEAST_SHARED:
-        yield f"/dev/shm: {_free(shared)}; pictures need 64 MiB: docker run --shm-size=1g, or clean it up"
+        yield f"/dev/shm: {_free(shared)}; images need 64 MiB: docker run --shm-size=1g, or delete files there"
     if shutil.disk_usage(tempfile.gettempdir()).free < LEAST_DISK:
         yield f"{tempfile.gettempdir()}: {_free(tempfile.gettempdir())}; recordings and training need more: set TMPDIR"
     home = Path("~").expanduser()
     if not os.access(home, os.W_OK):
-        yield f"home: {home} cannot be written; set ROS_LOG_DIR and HF_HOME to folders that can"
+        yield f"home: {home} cannot be written; set ROS_LOG_DIR and HF_HOME to writable folders"
     closed = [path for path, how in devices.items() if how != OPEN]
     if closed:
         yield f"devices: {', '.join(closed)} cannot be opened: sudo usermod -aG video,dialout,render $USER"
@@ -232,33 +234,44 @@ def wrong_compute(found: Mapping[str, str]) -> Iterator[str]:
         yield f"torch {found['torch uses']}"
         return
     if found["torch uses"].startswith("DEFAULT"):
-        yield "torch uses no vectors (DEFAULT), and a chunk takes several times as long; is ATEN_CPU_CAPABILITY set?"
+        yield (
+            "torch uses no vector instructions (DEFAULT), so a chunk takes several times as long; is "
+            "ATEN_CPU_CAPABILITY set?"
+        )
     if found["GPUs of torch"] == "none" and sorted(Path("/dev").glob("nvidia[0-9]*")):
         cuda = found["CUDA of torch"]
-        why = "its build is for CPUs" if cuda == "none" else f"its CUDA is {cuda}: is the driver old enough to lack it?"
-        yield f"torch {found['torch']} sees no GPU, and there is one: {why}; https://pytorch.org/get-started/locally"
+        why = (
+            "it was built for CPUs"
+            if cuda == "none"
+            else (f"it was built for CUDA {cuda}, which the driver may be too old for")
+        )
+        yield f"torch {found['torch']} does not find this machine's GPU: {why}; https://pytorch.org/get-started/locally"
 
 
 def wrong_ros(environment: Mapping[str, str]) -> Iterator[str]:
     """Name what of ROS is missing or set to what cannot work."""
     if find_spec("rclpy") is None:
-        yield "rclpy: is not installed, so no node runs: source a ROS 2, or pip install '.[ros]' -C messages=jazzy"
+        yield (
+            "rclpy: is not installed, so no node can run: source a ROS 2 installation, or pip install '.[ros]' -C "
+            "messages=jazzy"
+        )
         return
-    if "at hand" not in (messages := _imported(f"{PACKAGE}.msg")):
+    if "available" not in (messages := _imported(f"{PACKAGE}.msg")):
         yield f"the messages of {PACKAGE}: {messages}"
     elsewhere = [
         entry for entry in environment.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if entry.startswith("/opt/ros")
     ]
     if elsewhere and _version("ros-rclpy") != "not installed":
         yield (
-            f"two ROS: {elsewhere[0]} is sourced, and this environment holds the ROS wheels of PyPI (ros-rclpy "
-            f"{_version('ros-rclpy')}); use one: a new shell without it, or an environment without the wheels"
+            f"two ROS installations: {elsewhere[0]} is sourced, and this environment contains the ROS wheels of PyPI "
+            f"(ros-rclpy {_version('ros-rclpy')}); use only one: open a new shell without sourcing, or use an "
+            "environment without the wheels"
         )
     prepared = dict(environment)
     prepare(prepared)
     chosen, there = environment.get("RMW_IMPLEMENTATION", ""), _middlewares(prepared)
     if chosen and there and chosen not in there:
-        yield f"RMW_IMPLEMENTATION: {chosen} is not installed; there is {', '.join(there)}"
+        yield f"RMW_IMPLEMENTATION: {chosen} is not installed; installed: {', '.join(there)}"
     domain = environment.get("ROS_DOMAIN_ID", "0") or "0"
     if not domain.isdecimal() or int(domain) > MOST_DOMAIN:
         yield f"ROS_DOMAIN_ID: {domain!r}; expected a whole number from 0 to {MOST_DOMAIN}, the same on every machine"
@@ -266,10 +279,13 @@ def wrong_ros(environment: Mapping[str, str]) -> Iterator[str]:
     if reach and reach not in RANGES:
         yield f"ROS_AUTOMATIC_DISCOVERY_RANGE: {reach!r}; expected one of {', '.join(RANGES)}"
     elif reach == "OFF":
-        yield "ROS_AUTOMATIC_DISCOVERY_RANGE: OFF; no node finds another: LOCALHOST, or SUBNET for the network"
+        yield (
+            "ROS_AUTOMATIC_DISCOVERY_RANGE: OFF, so nodes do not find each other: set LOCALHOST, or SUBNET for "
+            "the local network"
+        )
     for name in DDS_PROFILE_VARIABLES.values():
         if (file := environment.get(name)) and not Path(file).is_file():
-            yield f"{name}: {file} is no file, so Fast DDS takes its defaults: unset it, or name a profile"
+            yield f"{name}: {file} is not a file, so Fast DDS uses its defaults: unset the variable, or name a profile"
 
 
 def _version(distribution: str) -> str:

@@ -50,27 +50,30 @@ class Evaluate(Command):
       xvla evaluate --task touch --expert
       xvla evaluate --suite libero_object --checkpoint my_checkpoint --episodes 10 --baseline replay
 
-    with --suite a benchmark's own tasks and judge take the place of robot and task
+    with --suite, the benchmark's own tasks and success checks replace robot and task
     """
 
     robot: Robot = "so101_bimanual"
     task: Task = "touch"
-    episodes: Annotated[Count | None, "how many (default 20; of a suite the protocol's, of each task)"] = None
+    episodes: Annotated[
+        Count | None, "number of episodes (default 20; with --suite: for each task, as many as the protocol says)"
+    ] = None
     seed: Annotated[Seed, "seed of the first layout, and of the sampler's noise"] = 0
     checkpoint: Checkpoint = None
     server: Server = ""
-    in_process: Annotated[bool, "step the simulator here, without ROS: for many episodes"] = False
-    output: Annotated[str, "folder of report.json, report.html and films"] = "xvla_out/evaluate"
+    in_process: Annotated[bool, "run the simulator in this process, without ROS: faster, for many episodes"] = False
+    output: Annotated[str, "folder of report.json, report.html and the films"] = "xvla_out/evaluate"
     image_size: ImageSize = 256
     variation: Variation = 1.0
     device: Device = "cpu"
     dtype: Dtype = ""
     real_time: RealTime = False
-    delay: Annotated[Share, "seconds of simulated time that a chunk takes, in process"] = 0.0
-    expert: Annotated[bool, "let the scripted expert drive, in process"] = False
+    delay: Annotated[Share, "with --in-process: latency of a chunk, in seconds of simulated time"] = 0.0
+    expert: Annotated[bool, "let the scripted expert drive, in this process"] = False
     overrides: Annotated[
         tuple[str, ...], Option("--set", metavar="KEY=VALUE"),
-        "change a setting of the profile, in process: policy.denoising_steps=4; or of a suite's protocol: steps=300",
+        "change a setting: with --in-process of the profile (policy.denoising_steps=4), with --suite of the protocol "
+            "(steps=300)",
     ] = ()  # fmt: skip
     suite: Annotated[
         str,
@@ -78,18 +81,25 @@ class Evaluate(Command):
         "so101_pick_cube, aloha_transfer_cube, aloha_insertion",
     ] = ""
     tasks: Annotated[str, "tasks of the suite: 0,3 or 2-5 (default: all)"] = ""
-    protocol: Annotated[Literal["xvla", "lerobot", "harness"], "whose choices the suite is run with"] = "xvla"
+    protocol: Annotated[Literal["xvla", "lerobot", "harness"], "evaluation protocol of the suite"] = "xvla"
     through: Annotated[
         Literal["policy", "control", "ros"],
-        "how actions reach a suite's arm: as they are, by the node's control, or by the node /xvla over topics",
+        "how actions reach a suite's arm: directly, through the node's controller, or through the node /xvla over "
+        "topics",
     ] = "policy"
     baseline: Annotated[
-        Literal["", "replay"], "also replay in each task of the suite one path that succeeded, without looking"
+        Literal["", "replay"], "also replay one successful path in each task of the suite, without camera images"
     ] = ""
-    replay_of: Annotated[str, "folder of the evaluation whose paths are replayed (default: this one)"] = ""
-    films: Annotated[Seed, "films of failures, at most: of the task, in process; of each task of a suite"] = 1
-    jobs: Annotated[Count, "simulators of a suite at once"] = 1
-    libero: Annotated[str, "the suite's interpreter (default: that of `make libero` or `make simulators`)"] = ""
+    replay_of: Annotated[str, "folder of the evaluation whose paths are replayed (default: this evaluation)"] = ""
+    films: Annotated[
+        Seed, "maximum number of films of failures: of the task with --in-process, of each task with --suite"
+    ] = 1
+    jobs: Annotated[Count, "number of simulators that run in parallel, with --suite"] = 1
+    libero: Annotated[
+        str,
+        "Python interpreter with the suite's simulator (default: the one that `make libero` or "
+        "`make simulators` installs)",
+    ] = ""
 
     @property
     def count(self) -> int:
@@ -103,19 +113,19 @@ class Evaluate(Command):
 
             return evaluate_suite(self)
         if given := [name for name in OF_SUITES if getattr(self, name) != getattr(Evaluate, name)]:
-            raise SetupError(f"--{given[0].replace('_', '-')} is of benchmarks; name one with --suite")
+            raise SetupError(f"--{given[0].replace('_', '-')} applies to benchmarks only; name one with --suite")
         from xvla_ros.robots import load_robot
         from xvla_ros.simulation.offscreen import missing_extras
 
         here = self.in_process or self.expert
         films = {"av": "sim", "matplotlib": "sim"} if here and self.films else {}
         if missing := missing_extras(jinja2="sim", **films, **({} if here else {"rclpy": "ros"})):
-            raise SetupError(f"an evaluation needs more than is installed; install xvla_ros[{','.join(missing)}]")
+            raise SetupError(f"an evaluation needs packages that are missing; install xvla_ros[{','.join(missing)}]")
         if self.delay and not here:
-            raise SetupError(f"the delay is {self.delay} s, but over ROS a chunk takes what it takes; add --in-process")
+            raise SetupError(f"the delay is {self.delay} s, but over ROS the latency is the real one; add --in-process")
         if self.overrides and not here:
             raise SetupError(
-                f"{self.overrides[0]} changes the profile, which over ROS is the nodes' own; add --in-process"
+                f"{self.overrides[0]} changes the profile, which the nodes read themselves over ROS; add --in-process"
             )
         from xvla_ros.commands import STOPPED
         from xvla_ros.evaluation.outcomes import write_evaluation
@@ -137,7 +147,9 @@ class Evaluate(Command):
         print(f"{result.summary()}\n  {file}\n  {page}")
         if len(result.episodes) == self.count:
             return 0
-        print(f"stopped after {len(result.episodes)} of {self.count} episodes, which the report has", file=sys.stderr)
+        print(
+            f"stopped after {len(result.episodes)} of {self.count} episodes; the report contains these", file=sys.stderr
+        )
         return STOPPED
 
     def settings(self, profile: Profile) -> dict[str, Any]:

@@ -42,28 +42,32 @@ class Export(Command):
     sources: Annotated[
         tuple[str, ...],
         Option(metavar="BAG|CHECKPOINT", positional=True),
-        "bag, its file, or a folder of bags; for the others a checkpoint's folder or hub id, or shipped",
+        "for lerobot: a bag, its file, or a folder of bags; otherwise: a checkpoint's folder or hub id, or shipped",
     ]
     output: Annotated[
-        str, "folder to write, which must not be there; one with the same checkpoint gets the graphs of another engine"
+        str,
+        "folder to write, which must not exist; to a folder with the same checkpoint, the graphs of another "
+        "engine are added",
     ]
     robot: Annotated[
-        str, "name of a profile, or a profile file (default: the profile recorded in the bag; all of the checkpoint)"
+        str,
+        "name of a profile, or a profile file (default: the profile recorded in the bag; for engines all robots "
+        "of the checkpoint)",
     ] = ""
-    fps: Annotated[Count | None, "frames a second (default: the rate of the main camera)"] = None
-    instruction: Annotated[str, "instruction in place of the recorded ones"] = ""
+    fps: Annotated[Count | None, "frames per second (default: the rate of the main camera)"] = None
+    instruction: Annotated[str, "instruction to write instead of the recorded ones"] = ""
     actions: Annotated[
         Literal["auto", "commanded", "measured"],
-        "what the actions are: what was commanded, or where the joints were; auto: commanded where all of it is",
+        "source of the actions: the commands, or the measured joints; auto: the commands where they are complete",
     ] = "auto"
-    all_episodes: Annotated[bool, "also the episodes that failed"] = False
+    all_episodes: Annotated[bool, "also export the failed episodes"] = False
     codec: Annotated[
         Literal["h264", "h264-444", "av1"],
-        "how videos are coded; h264-444 keeps the colour of every pixel, av1 takes up to twice as long",
+        "video codec; h264-444 keeps the colour of every pixel, av1 takes up to twice as long",
     ] = "h264"
-    skip_bad: Annotated[bool, "leave out bags with problems instead of refusing them"] = False
-    jobs: Annotated[Count | None, "processes, a bag each (default: one for each core)"] = None
-    inputs: Annotated[Count, "random inputs on which an engine is compared with the network"] = 100
+    skip_bad: Annotated[bool, "skip bags with problems instead of ending with an error"] = False
+    jobs: Annotated[Count | None, "number of processes, one bag each (default: one for each core)"] = None
+    inputs: Annotated[Count, "number of random inputs on which an engine is compared with the network"] = 100
 
     def run(self) -> int:
         """Write what was asked for; print what is in it, and what was left out."""
@@ -79,7 +83,7 @@ class Export(Command):
 
     def _write_data_set(self) -> int:
         if any(find_spec(name) is None for name in ("av", "pyarrow")):
-            raise SetupError("data sets are written with pyarrow and PyAV: pip install 'xvla_ros[lerobot]'")
+            raise SetupError("writing data sets needs pyarrow and PyAV: pip install 'xvla_ros[lerobot]'")
         from tqdm import tqdm
 
         from xvla_ros.commands.replay import find_bags
@@ -123,8 +127,8 @@ class Export(Command):
         print(
             f"{self.output}: a checkpoint, with graphs for {' and '.join(map(str, report['views']))} views in "
             f"{self.what}\n"
-            f"  against the network, over {numerics['inputs']} inputs of {numerics['steps']} steps, in its own units: "
-            f"rms {numerics['rms']:.1e}, largest {numerics['largest']:.1e} (allowed {numerics['bound']:.0e})"
+            f"  against the network, over {numerics['inputs']} inputs of {numerics['steps']} steps, in the network's "
+            f"units: rms {numerics['rms']:.1e}, largest {numerics['largest']:.1e} (allowed {numerics['bound']:.0e})"
         )
         return 0
 

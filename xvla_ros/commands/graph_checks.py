@@ -83,7 +83,7 @@ def _joint_states(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
         yield from _sensor(graph, key, topic, JOINT_STATE, profile.timing.observation_timeout, "observation_timeout")
         if len(publishers := graph.publishers.get(topic, ())) > 1:
             nodes = ", ".join(sorted(endpoint.node for endpoint in publishers))
-            expected = "one publisher, or several of which each has other joints"
+            expected = "one publisher, or several with different joints"
             message = f"{topic} has several publishers: {nodes}"
             yield Finding(_problem(f"{key}.topic", nodes, expected, message), is_error=False)
         carried = graph.joint_names.get(topic)
@@ -92,7 +92,7 @@ def _joint_states(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
         for name in names:
             ros_name = profile.joints.by_name[name].name
             if ros_name not in carried:
-                message = f"{topic} carries no joint {ros_name!r}{did_you_mean(ros_name, carried)}"
+                message = f"{topic} has no joint {ros_name!r}{did_you_mean(ros_name, carried)}"
                 expected = "one of " + ", ".join(carried)
                 yield Finding(_problem(f"{profile.name}.joints.{name}.name", ros_name, expected, message))
 
@@ -101,7 +101,7 @@ def _sensor(graph: GraphSnapshot, key: str, topic: str, kind: str, longest: floa
     """Check one topic that the node listens to; frames may be at most ``longest`` seconds apart."""
     publishers = graph.publishers.get(topic, ())
     if not publishers:
-        message = f"nobody publishes {topic}{did_you_mean(topic, _topics_of_type(graph, kind))}"
+        message = f"no node publishes {topic}{did_you_mean(topic, _topics_of_type(graph, kind))}"
         yield Finding(_problem(f"{key}.topic", topic, f"a publisher of {kind}", message))
         return
     for publisher in publishers:
@@ -110,12 +110,18 @@ def _sensor(graph: GraphSnapshot, key: str, topic: str, kind: str, longest: floa
             yield Finding(_problem(f"{key}.topic", publisher.type, kind, message))
         mismatch = _mismatch(offered=(publisher.reliability, publisher.durability), requested=SENSOR_QOS)
         if mismatch:
-            message = f"{publisher.node} publishes {topic} with a quality of service that /xvla cannot take"
+            message = (
+                f"{publisher.node} publishes {topic} with a quality of service (QoS) that does not match that of /xvla"
+            )
             yield Finding(_problem(f"{key}.topic", mismatch, " and ".join(SENSOR_QOS), message))
     rate = graph.rates.get(topic)
     if rate is not None and rate * longest < 1.0:
         expected = f"more than {1.0 / longest:.3g} Hz ({setting} is {longest:g} s)"
-        message = f"{topic} is silent" if rate == 0 else f"{topic} comes at {rate:.3g} Hz and is stale in between"
+        message = (
+            f"{topic} is silent"
+            if rate == 0
+            else (f"{topic} arrives at {rate:.3g} Hz, so messages become stale in between")
+        )
         yield Finding(_problem(f"{key}.topic", round(rate, 3), expected, message))
 
 
@@ -125,28 +131,31 @@ def _controllers(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
         key = f"{profile.name}.commands.{name}.topic"
         if interface.is_action:
             if not graph.publishers.get(command_topic(profile, name), ()):
-                message = f"nobody serves the action {topic}"
+                message = f"no node serves the action {topic}"
                 yield Finding(_problem(key, topic, f"an action server that publishes {ACTION_STATUS}", message))
             continue
         kind = interface.message_type
         subscribers = graph.subscribers.get(topic, ())
         if not subscribers:
-            message = f"no controller listens to {topic}{did_you_mean(topic, _topics_of_type(graph, kind))}"
+            message = f"no controller subscribes to {topic}{did_you_mean(topic, _topics_of_type(graph, kind))}"
             yield Finding(_problem(key, topic, f"a subscription of {kind}", message))
         for subscriber in subscribers:
             if subscriber.type != kind:
-                message = f"{subscriber.node} listens to {topic} as {subscriber.type}"
+                message = f"{subscriber.node} subscribes to {topic} as {subscriber.type}"
                 yield Finding(_problem(key, subscriber.type, kind, message))
             mismatch = _mismatch(offered=COMMAND_QOS, requested=(subscriber.reliability, subscriber.durability))
             if mismatch:
-                message = f"{subscriber.node} listens to {topic} with a quality of service that commands do not have"
+                message = (
+                    f"{subscriber.node} subscribes to {topic} with a quality of service (QoS) that does not match "
+                    "that of the commands"
+                )
                 yield Finding(_problem(key, mismatch, " and ".join(COMMAND_QOS), message))
         publishers = graph.publishers.get(topic, ())
         policies = [each for each in publishers if each.node.rsplit("/", 1)[-1] == POLICY_NODE]
         rivals = [each for each in publishers if each not in policies] or policies[1:]
         if rivals:
             exclusive = profile.safety.exclusive
-            message = f"another node commands {topic} too" + (", which /xvla does not stand" if exclusive else "")
+            message = f"another node also commands {topic}" + (", and /xvla refuses to share it" if exclusive else "")
             expected = "no other publisher, or safety.exclusive false" if exclusive else "no other publisher"
             yield Finding(_problem(key, _nodes(rivals), expected, message), is_error=exclusive)
 
@@ -159,11 +168,13 @@ def _observations(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
     key = f"{profile.name}.observations"
     for fault, count in reading.faults:
         found = f"{count} of {reading.tried} observations could not be built"
-        yield Finding(_problem(key, found, "none, or the node holds", f"{fault.reason}: {fault.detail}"))
+        yield Finding(
+            _problem(key, found, "none; at every one the node pauses the arm", f"{fault.reason}: {fault.detail}")
+        )
     for slot, count in reading.absent.items():
-        message = f"{slot}, which is not required, had no picture that can be used"
+        message = f"{slot}, which is not required, had no usable image"
         found = f"in {count} of {reading.built} observations"
-        yield Finding(_problem(f"{profile.name}.cameras.{slot}", found, "a picture in each", message), is_error=False)
+        yield Finding(_problem(f"{profile.name}.cameras.{slot}", found, "one image in each", message), is_error=False)
 
 
 def _mismatch(*, offered: tuple[str, str], requested: tuple[str, str]) -> str:

@@ -52,18 +52,18 @@ class Run(Command):
     robot: Robot = "so101_bimanual"
     robots: Annotated[
         str, Option(metavar="A,B"),
-        "several robots on one policy: names and files with commas between them; a file stands for all its robots",
+        "several robots on one policy: names or files of profiles, separated by commas; a file means all its robots",
     ] = ""  # fmt: skip
     checkpoint: Checkpoint = None
     server: Server = ""
-    sim: Annotated[bool, "also simulate the robot, and follow its clock"] = False
+    sim: Annotated[bool, "also simulate the robot, and use its clock"] = False
     namespace: Annotated[str, "namespace of the policy node and of the simulation"] = ""
     device: Device = "cpu"
     dtype: Dtype = ""
     real_time: RealTime = False
-    use_sim_time: Annotated[bool, "take the time from the /clock of a simulator that runs already"] = False
-    autostart: Annotated[bool, "leave the node unconfigured"] = True
-    instruction: Annotated[str | None, "instruction (default: the profile's, then the topic)"] = None
+    use_sim_time: Annotated[bool, "use the /clock of a simulator that already runs"] = False
+    autostart: Annotated[bool, "start the node, but do not configure or activate it"] = True
+    instruction: Annotated[str | None, "instruction (default: the profile's, until one arrives on the topic)"] = None
     seed: Annotated[int, "seed of the simulated scene"] = 0
     output: Annotated[str, "folder of the logs"] = "xvla_out/run"
 
@@ -88,7 +88,7 @@ class Run(Command):
                 if self.sim:
                     supervisor.start("sim", sim_command(*profiles, seed=self.seed, namespace=self.namespace))
                 supervisor.start("policy", policy)
-                print(f"running {', '.join(profile.name for profile in profiles)}; Ctrl-C ends it", flush=True)
+                print(f"running {', '.join(profile.name for profile in profiles)}; Ctrl-C stops it", flush=True)
                 supervisor.wait_for(lambda: False, None, "the end")
         except Interrupted:
             print("stopped", flush=True)
@@ -111,12 +111,12 @@ class ViewCommand(Listening):
 
     robot: Robot = "so101_bimanual"
     save: Annotated[str | None, Option(metavar="FILE"), "write a .rrd file"] = None
-    connect: Annotated[str | None, Option(metavar="URL"), "send to a viewer that runs"] = None
-    spawn: Annotated[bool, "open a viewer here (default without --save and --connect)"] = False
-    duration: Annotated[Positive | None, "seconds after which it ends (default: at Ctrl-C)"] = None
-    rate: Annotated[Positive, "images per second and camera"] = 10.0
+    connect: Annotated[str | None, Option(metavar="URL"), "send to a running viewer"] = None
+    spawn: Annotated[bool, "open a viewer on this machine (default without --save and --connect)"] = False
+    duration: Annotated[Positive | None, "seconds until it stops (default: it runs until Ctrl-C)"] = None
+    rate: Annotated[Positive, "images per second of each camera"] = 10.0
     policy: Policy = "/xvla"
-    web: Annotated[bool, "serve a page for browsers, instead of Rerun"] = False
+    web: Annotated[bool, "serve a web page instead of using Rerun"] = False
     control: Annotated[bool, "let the page send instructions, stop and clear"] = False
     port: Annotated[int, "port of the page; 0 takes a free one"] = 8080
 
@@ -136,7 +136,7 @@ class ViewCommand(Listening):
                 from xvla_ros.nodes.view_node import serve
             except ImportError as error:
                 raise SetupError(f"needs ROS 2: {error}") from error
-            print(f"showing {profile.name}{f' on {stream.url}' if self.web else ''}; Ctrl-C ends it", flush=True)
+            print(f"showing {profile.name}{f' on {stream.url}' if self.web else ''}; Ctrl-C stops it", flush=True)
             chunks = serve(
                 profile, stream, lambda: stop.made, rate=self.rate, policy=self.policy, duration=self.duration,
                 requests=requests,
@@ -148,7 +148,7 @@ class ViewCommand(Listening):
         from xvla_ros.nodes.rerun_stream import RerunStream
 
         if given := [name for name in OF_PAGES if getattr(self, name) != getattr(ViewCommand, name)]:
-            raise SetupError(f"--{given[0].replace('_', '-')} is of the page in a browser; add --web")
+            raise SetupError(f"--{given[0].replace('_', '-')} applies to the web page only; add --web")
         return RerunStream(
             profile, save=Path(self.save) if self.save is not None else None, connect=self.connect,
             spawn=self.spawn or (self.save is None and self.connect is None),
@@ -157,9 +157,12 @@ class ViewCommand(Listening):
     def _page(self, profile: Profile) -> tuple[WebStream, SimpleQueue[Request] | None]:
         """Return the page, and what browsers ask for where that is carried out."""
         if given := [name for name in ("save", "connect", "spawn") if getattr(self, name)]:
-            raise SetupError(f"--{given[0]} is of the Rerun viewer, --web a page in its place; give one of them")
+            raise SetupError(
+                f"--{given[0]} applies to the Rerun viewer, and --web replaces the viewer by a web page; "
+                "give only one of them"
+            )
         if find_spec("aiohttp") is None:
-            raise SetupError("a page needs aiohttp; install it with: pip install 'xvla_ros[serve]'")
+            raise SetupError("the web page needs aiohttp; install it with: pip install 'xvla_ros[serve]'")
         from xvla_ros.nodes.web_view import WebStream
 
         stream = WebStream(profile, self.access(), control=self.control)
@@ -178,11 +181,11 @@ class RecordCommand(Command):
     robot: Robot = "so101_bimanual"
     output: Annotated[str, "folder of the bags"] = "xvla_out/record"
     instruction: Annotated[str, "instruction of the episodes (default: the profile's)"] = ""
-    topics: Annotated[tuple[str, ...], Option("--topic"), "a further topic; may be given several times"] = ()
+    topics: Annotated[tuple[str, ...], Option("--topic"), "another topic to record; may be given several times"] = ()
     policy: Policy = "/xvla"
-    sim_time: Annotated[bool, "let log times follow /clock"] = False
+    sim_time: Annotated[bool, "take the log times from /clock"] = False
     compression: Annotated[Literal["none", "lz4", "zstd"], "compression of the file"] = "none"
-    duration: Annotated[Positive | None, "seconds after which it ends (default: at q, Ctrl-C)"] = None
+    duration: Annotated[Positive | None, "seconds until it stops (default: it runs until q or Ctrl-C)"] = None
 
     def run(self) -> int:
         """Record until q, Ctrl-C, SIGTERM or the end of the duration."""
@@ -194,7 +197,7 @@ class RecordCommand(Command):
         profile = load_robot(self.robot)
         prepare()
         if find_spec("rclpy") is None:
-            raise SetupError("there is no ROS 2 here: source one, or pip install 'xvla_ros[ros]'")
+            raise SetupError("ROS 2 is not available: source an installation, or pip install 'xvla_ros[ros]'")
         from xvla_ros.nodes.record_node import RecordOptions, record
 
         options = RecordOptions(

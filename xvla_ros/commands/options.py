@@ -4,9 +4,9 @@
 A field says everything once: its type says how a text is read, its annotation what it is for, and its default what
 holds where it is not given::
 
-    rate: Annotated[Positive, "images per second and camera"] = 10.0
+    rate: Annotated[Positive, "images per second of each camera"] = 10.0
 
-becomes ``--rate RATE  images per second and camera (default 10)``. A flag is a ``bool``, with a default of True
+becomes ``--rate RATE  images per second of each camera (default 10)``. A flag is a ``bool``, with a default of True
 ``--no-FIELD``; a ``bool | None`` has both flags. An option that may be given several times is a tuple. A ``Literal``
 lists the choices; its empty text stands for nothing chosen and is not listed. A field without a default is required.
 """
@@ -74,21 +74,25 @@ class Command:
 class Listening(Command):
     """A command that listens on a port: the options that say where, and who may ask."""
 
-    host: Annotated[str, "address to listen on; another than this machine's own needs a token or certificates"] = (
-        "127.0.0.1"
-    )
-    port: Annotated[int, "port; 0 takes a free one"] = 8000
+    host: Annotated[
+        str, "address to listen on; an address that other machines can reach needs a token or certificates"
+    ] = "127.0.0.1"
+    port: Annotated[int, "port; 0 chooses a free one"] = 8000
     token_file: Annotated[
-        Path | None, Option(metavar="FILE"), "file whose first line every client must send as a bearer token"
+        Path | None,
+        Option(metavar="FILE"),
+        "file with the bearer token, in its first line, that every client must send",
     ] = None
     tls_cert: Annotated[Path | None, Option(metavar="FILE"), "certificate of the server, for TLS"] = None
     tls_key: Annotated[
-        Path | None, Option(metavar="FILE"), "its key, where the certificate's file does not hold it"
+        Path | None, Option(metavar="FILE"), "key of the certificate, if the certificate's file does not contain it"
     ] = None
-    tls_client_ca: Annotated[Path | None, Option(metavar="FILE"), "authority whose certificates clients must have"] = (
-        None
-    )
-    insecure: Annotated[bool, "let anybody ask who reaches the port"] = False
+    tls_client_ca: Annotated[
+        Path | None,
+        Option(metavar="FILE"),
+        "certificate authority (CA) of the clients' certificates; clients without one are refused",
+    ] = None
+    insecure: Annotated[bool, "accept requests from everyone who can reach the port"] = False
 
     def access(self) -> Access:
         """Return where to listen, and who may ask.
@@ -133,7 +137,7 @@ def output_folder(named: str | Path, option: str = "--output") -> Path:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise SetupError(
-            f"{option} {named}: cannot be written into: {reason}; expected a folder of yours, or one that can be made"
+            f"{option} {named}: cannot be written: {reason}; expected a folder that you can write or create"
         ) from None
 
 
@@ -222,24 +226,26 @@ def _number(kind: Callable[[str], float], least: float, above: bool, what: str) 
 
 
 Positive = Annotated[float, _number(float, 0, True, "number above 0")]
-Share = Annotated[float, _number(float, 0, False, "number from 0 on")]
+Share = Annotated[float, _number(float, 0, False, "number of 0 or more")]
 Count = Annotated[int, _number(int, 1, False, "whole number above 0")]
-Seed = Annotated[int, _number(int, 0, False, "whole number from 0 on")]
+Seed = Annotated[int, _number(int, 0, False, "whole number of 0 or more")]
 
 Robot = Annotated[str, "name of a profile, or a profile file"]
 BagRobot = Annotated[str, "name of a profile, or a profile file (default: the profile recorded in the bag)"]
 Task = Annotated[str, "task of the robot's scene: touch, pick_place, …"]
 Checkpoint = Annotated[str | None, "folder or hub id of the checkpoint (default: the profile's)"]
 Server = Annotated[
-    str, "ask policy servers (xvla serve) instead: wss://HOST:PORT, several with commas (default: the profile's)"
+    str,
+    "use policy servers (xvla serve) instead of a checkpoint: wss://HOST:PORT, several separated by commas "
+    "(default: the profile's)",
 ]
 Device = Annotated[str, "device that the policy computes on: cpu, cuda"]
 Dtype = Annotated[
     Literal["", "float32", "bfloat16", "int8"],
-    "what the policy computes in (default: the fastest here, but int8 only where it is asked for)",
+    "number format of the policy (default: the fastest on this machine, but never int8)",
 ]
-RealTime = Annotated[bool, "let simulated time run on while a policy too slow for it computes"]
+RealTime = Annotated[bool, "simulated time does not wait for a slow policy"]
 ImageSize = Annotated[Count, "width and height of the images, in pixels"]
-Variation = Annotated[Share, "how much light and colours vary, 0 not at all"]
+Variation = Annotated[Share, "strength of the variation of light and colours; 0: none"]
 HIDDEN = argparse.SUPPRESS  # in place of a help text: an option that is still accepted, but not shown
 Json = Annotated[bool, "print JSON"]

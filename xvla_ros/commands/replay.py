@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 
 MappingFile = Annotated[
-    str, Option(metavar="FILE"), "how the features of a data set become the robot's: YAML, mapping of xvla train"
+    str,
+    Option(metavar="FILE"),
+    "YAML file that maps the features of a data set to the robot, as the section mapping of xvla train",
 ]
 
 
@@ -60,22 +62,26 @@ class Replay(Command):
     ]
     robot: BagRobot = ""
     checkpoint: Checkpoint = None
-    compare: Annotated[str, Option(metavar="C2"), "a second checkpoint on the same observations"] = ""
-    baseline: Annotated[bool, "no policy: only what one must beat"] = False
+    compare: Annotated[str, Option(metavar="C2"), "second checkpoint, run on the same observations"] = ""
+    baseline: Annotated[bool, "run no policy: compute only the baselines that a policy must beat"] = False
     output: Annotated[str, "folder of the report"] = "xvla_out/replay"
-    every: Annotated[Count, "predict at each N-th image of the main camera"] = 1
-    ablations: Annotated[bool, "also answer with cameras black, another soft prompt, other words"] = False
-    instruction: Annotated[str, "instruction in place of the recorded one"] = ""
+    every: Annotated[Count, "predict at every N-th image of the main camera"] = 1
+    ablations: Annotated[
+        bool, "also predict with black camera images, another soft prompt, and another instruction"
+    ] = False
+    instruction: Annotated[str, "instruction to use instead of the recorded one"] = ""
     mapping: MappingFile = ""
-    all_episodes: Annotated[bool, "also replay the episodes that failed"] = False
+    all_episodes: Annotated[bool, "also replay the failed episodes"] = False
     seed: Annotated[Seed, "seed of the sampler's noise"] = 0
     steps: Annotated[Count | None, "denoising steps (default: the profile's)"] = None
-    batch: Annotated[Count, "observations answered at once"] = 1
-    jobs: Annotated[Count, "processes, a bag each"] = 1
+    batch: Annotated[Count, "number of observations in one batch"] = 1
+    jobs: Annotated[Count, "number of processes, one bag each"] = 1
     device: Device = "cpu"
     dtype: Dtype = ""
-    live: Annotated[bool, Option(choice="live"), "also play the first bag to a node, and compare"] = False
-    live_chunks: Annotated[str, Option(metavar="FILE", choice="live"), "compare with what a node answered before"] = ""
+    live: Annotated[bool, Option(choice="live"), "also play the first bag to a node, and compare its chunks"] = False
+    live_chunks: Annotated[
+        str, Option(metavar="FILE", choice="live"), "compare with the chunks that a node sent before"
+    ] = ""
     rerun: Annotated[str, Option(metavar="FILE"), "also write a .rrd file for the Rerun viewer"] = ""
 
     def run(self) -> int:
@@ -85,12 +91,12 @@ class Replay(Command):
         except Interrupted:
             raise
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("the same command goes on with the bags that are left") from None
+            raise KeyboardInterrupt("run the same command again to continue with the remaining bags") from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataInfo(Command):
-    """Show what a recording or a LeRobot data set contains, and what a robot would miss in it.
+    """Show what a recording or a LeRobot data set contains, and what it lacks for a robot.
 
     examples:
       xvla data info run.mcap
@@ -124,7 +130,7 @@ class DataInfo(Command):
 
         bag, *others = find_bags([self.data])
         if others:
-            raise BagError(f"{self.data} holds {1 + len(others)} recordings: name one, such as {bag}")
+            raise BagError(f"{self.data} contains {1 + len(others)} recordings: name one of them, such as {bag}")
         with Bag(bag) as opened:
             info = inspect(opened, profile_for(opened, self.robot))
         return info, text_of(info)
@@ -165,7 +171,7 @@ def _replay_bags(options: Replay, bags: Sequence[Bag | Path]) -> int:
     live = _live(options, bags, profile, output, policies.dtype)
     jobs = make_jobs(bags, profile, policies, settings, output)
     if before := replayed_before(jobs):
-        print(f"{len(before)} of {len(jobs)} bags were replayed before", file=sys.stderr)
+        print(f"{len(before)} of {len(jobs)} bags were already replayed", file=sys.stderr)
     parts = run_jobs(jobs, before, options.jobs, sources)
     figures = Figures(profile, parts, len(sources))
     told = {
@@ -204,10 +210,10 @@ def find_bags(named: Sequence[str]) -> list[Path]:
     for text in named:
         path = Path(text)
         if not path.exists():
-            raise BagError(f"{path}: no such bag or data set; expected its folder, or its .mcap or .db3 file")
+            raise BagError(f"{path}: no bag or data set is there; expected its folder, or its .mcap or .db3 file")
         inside = _bags_in(path)
         if not inside:
-            raise BagError(f"{path}: holds no bag; expected .mcap or .db3 files, or folders with them")
+            raise BagError(f"{path}: contains no bag; expected .mcap or .db3 files, or folders with them")
         found |= dict.fromkeys(inside)
     return list(found)
 
@@ -242,7 +248,9 @@ def _settings(options: Replay) -> ReplaySettings:
     from xvla_ros.evaluation.replay.bag import ReplaySettings
 
     if options.baseline and (options.compare or options.ablations or options.live or options.live_chunks):
-        raise SetupError("--baseline leaves the policy out, so there is nothing to compare, ablate or run live")
+        raise SetupError(
+            "--baseline runs no policy, so --compare, --ablations, --live and --live-chunks cannot be used with it"
+        )
     return ReplaySettings(
         options.every,
         options.batch,
@@ -313,13 +321,15 @@ def summary(document: dict[str, Any]) -> str:
         ]
     if "live" in document:
         lines.append(f"  {document['live']['text']}")
-    lines.append("  a low error in replay does not promise success: the arm will see what its own motion leads to")
+    lines.append(
+        "  a low error in replay does not guarantee success: the recording does not react to the policy's motion"
+    )
     return "\n".join(lines)
 
 
 def _against_baselines(document: dict[str, Any]) -> list[str]:
     if document["settings"].get("baseline"):
-        return ["  no policy was asked; one must be below both baselines"]
+        return ["  no policy was run; a policy must be below both baselines"]
     meanings = {"persistence": "the arm stays where it is", "mean": "the arm goes to the mean of the recording"}
     lines = []
     for name, meaning in meanings.items():

@@ -31,9 +31,9 @@ class MakeReport(Command):
 
     bag: Annotated[str, Option(metavar="BAG", positional=True), "bag or its file"]
     robot: BagRobot = ""
-    output: Annotated[str, "folder of the page, the film and report.json"] = "xvla_out/report"
-    duration: Annotated[Positive | None, "seconds from the first command (default: to the end)"] = None
-    film: Annotated[bool, "only the page and report.json"] = True
+    output: Annotated[str, "folder of the report page, the film and report.json"] = "xvla_out/report"
+    duration: Annotated[Positive | None, "seconds to show, from the first command (default: to the end)"] = None
+    film: Annotated[bool, "write only the page and report.json, no film"] = True
 
     def run(self) -> int:
         """Write the report's files, and print a summary and their names."""

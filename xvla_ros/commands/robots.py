@@ -115,7 +115,9 @@ class Checkpoints(Command):
             for each in RELEASED
         ]
         print(_aligned([("checkpoint", "for", "profile", "domain", "action mode", "reported"), *rows]))
-        print("\nReported by their publishers, in %; none was measured by this project. Begin with, for example:")
+        print(
+            "\nThe scores are those of the publishers, in %; this project measured none of them. To start, for example:"
+        )
         for name in ("2toINF/X-VLA-Libero", "2toINF/X-VLA-WidowX", "2toINF/X-VLA-Pt"):
             print("  " + next(each.command for each in RELEASED if each.hub_id == name))
         return 0
@@ -136,18 +138,19 @@ class Check(Command):
     robot: Robot = "so101_bimanual"
     checkpoint: Checkpoint = None
     json: Json = False
-    offline: Annotated[bool, "leave the running graph out"] = False
-    seconds: Annotated[Positive, "seconds for which rates are measured and observations built"] = 2.0
+    offline: Annotated[bool, "do not check the running graph"] = False
+    seconds: Annotated[Positive, "seconds during which rates are measured and observations are built"] = 2.0
     use_sim_time: Annotated[
-        bool | None, "judge stamps by /clock, or by this machine's clock (default: by /clock if a node publishes it)"
+        bool | None,
+        "compare time stamps with /clock, or with this machine's clock (default: /clock if a node publishes it)",
     ] = None
 
-    suite: Annotated[str, "a benchmark instead of a robot: the known causes of 0 % in it"] = ""
-    protocol: Annotated[Literal["xvla", "lerobot", "harness"], "whose choices the suite is run with"] = "xvla"
+    suite: Annotated[str, "check for a benchmark instead of a robot: known causes of a success rate of 0 %"] = ""
+    protocol: Annotated[Literal["xvla", "lerobot", "harness"], "evaluation protocol of the suite"] = "xvla"
     overrides: Annotated[
         tuple[str, ...], Option("--set", metavar="KEY=VALUE"), "change a setting of the suite's protocol: domain_id=19"
     ] = ()
-    libero: Annotated[str, "LIBERO's interpreter (default: that of `make libero`)"] = ""
+    libero: Annotated[str, "Python interpreter with LIBERO (default: the one that `make libero` installs)"] = ""
 
     def run(self) -> int:
         """Print the report; its exit code is the command's."""
@@ -158,7 +161,7 @@ class Check(Command):
             from xvla_ros.simulation.suites.protocols import PROTOCOLS
 
             if not self.checkpoint:
-                raise SetupError("a suite is checked with a policy; name it with --checkpoint")
+                raise SetupError("checking a suite needs a policy; name it with --checkpoint")
             protocol = PROTOCOLS[self.protocol].changed(self.overrides)
             report = check_suite(self.suite, self.checkpoint, protocol, self.libero)
             print(text_of(report, as_json=self.json))
@@ -171,7 +174,7 @@ class Check(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class NewRobot(Command):
-    """Begin a profile for an arm from its URDF, and mark what no URDF knows.
+    """Write a first profile for an arm from its URDF, and mark the settings that the URDF does not contain.
 
     examples:
       xvla new-robot --urdf my_arm.urdf --name my_arm
@@ -183,9 +186,9 @@ class NewRobot(Command):
     name: Annotated[str, "name of the robot, part of its topics"]
     output: Annotated[str | None, "profile to write (default NAME.yaml)"] = None
     action_mode: Annotated[str, "action mode that the checkpoint was trained for"] = "auto"
-    base_link: Annotated[str | None, "link where the arms begin (default: found)"] = None
+    base_link: Annotated[str | None, "link where the arms begin (default: detected)"] = None
     tip_links: Annotated[
-        tuple[str, ...], Option("--tip-link"), "link where an arm ends; once for each arm (default: found)"
+        tuple[str, ...], Option("--tip-link"), "link where an arm ends; give it once for each arm (default: detected)"
     ] = ()
 
     def run(self) -> int:
@@ -199,5 +202,5 @@ class NewRobot(Command):
         )  # fmt: skip
         write_profile(new, output)
         print(f"{output}: {summary(new)}")
-        print(f'settings marked "# CHECK:" are yours to make right; list them: xvla check --robot {output} --offline')
+        print(f'settings marked "# CHECK:" still need your values; list them: xvla check --robot {output} --offline')
         return 0

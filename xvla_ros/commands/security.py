@@ -59,9 +59,9 @@ class Security(Command):
       xvla security policy --robot my_arm.yaml --output my_arm.policy.xml
     """
 
-    what: Annotated[Literal["policy"], Option(positional=True), "what to write"]
+    what: Annotated[Literal["policy"], Option(positional=True), "kind of file to write"]
     robot: Robot = "so101_bimanual"
-    output: Annotated[str, Option(metavar="FILE"), "file to write (default: print it)"] = ""
+    output: Annotated[str, Option(metavar="FILE"), "file to write (default: print to the terminal)"] = ""
 
     def run(self) -> int:
         """Write or print the policy."""

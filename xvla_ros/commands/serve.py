@@ -31,12 +31,13 @@ class Serve(Listening):
       xvla serve --host 0.0.0.0 --token-file token --tls-cert cert.pem --tls-key key.pem
     """
 
-    checkpoint: Annotated[str | None, "folder or hub id of the checkpoint (default: the robots', the shipped one)"] = (
-        None
-    )
+    checkpoint: Annotated[
+        str | None, "folder or hub id of the checkpoint (default: the robots' checkpoint, else the shipped one)"
+    ] = None
     robots: Annotated[
         str, Option(metavar="A,B"),
-        "robots known by name: names and files of profiles with commas between them (default: the checkpoint's own)",
+        "robots that clients may name: names or files of profiles, separated by commas (default: the checkpoint's "
+            "robots)",
     ] = ""  # fmt: skip
     device: Device = "cpu"
     dtype: Dtype = ""
@@ -74,7 +75,7 @@ class Serve(Listening):
 
         checkpoint = self.checkpoint or ("" if profiles else str(policy_dir() or ""))
         if not checkpoint and not profiles:
-            raise SetupError("no policy comes with this installation; name one with --checkpoint, or --robots")
+            raise SetupError("this installation has no shipped policy; name one with --checkpoint, or --robots")
         policy = load_policy(profiles, checkpoint, device=self.device, dtype=self.dtype, log=_say)
         robots = [profile.embodiment() for profile in profiles.values()]
         for embodiment in robots or [record.embodiment for record in policy.robots.values()]:
@@ -112,11 +113,11 @@ async def _serve(server: PolicyServer, access: Access, source: str) -> None:
     await server.start()
     try:
         scheme = "ws" if access.certificate is None else "wss"
-        _say(f"serving {source} on {scheme}://{server.address}; Ctrl-C ends it")
+        _say(f"serving {source} on {scheme}://{server.address}; Ctrl-C stops it")
         if access.insecure and not access.token and access.client_ca is None:
-            _say("warning: --insecure: anybody who reaches this port can ask")
+            _say("warning: --insecure: everyone who can reach this port can use the policy")
         elif access.token and access.certificate is None:
-            _say("warning: without TLS the token and the pictures can be read on the network")
+            _say("warning: without TLS others on the network can read the token and the images")
         await ended.wait()
     finally:
         await server.stop()

@@ -49,7 +49,7 @@ def check_suite(suite: str, checkpoint: str, protocol: EvaluationProtocol, pytho
     ensure_suite(suite, also=JOINT_SUITES)
     if suite in JOINT_SUITES:
         robot = JOINT_SUITES[suite].robot
-        raise SetupError(f"{suite} is checked as its arm is: xvla check --robot {robot} --checkpoint {checkpoint}")
+        raise SetupError(f"{suite} is checked through its robot: xvla check --robot {robot} --checkpoint {checkpoint}")
     errors, warnings = list[Problem](), list[Problem]()
     missing, notes = list[str](), list[str]()
     for finding in checkpoint_findings(checkpoint, protocol):
@@ -70,9 +70,9 @@ def told(protocol: EvaluationProtocol) -> str:
     """Say what no file of a checkpoint tells, and how the protocol has it."""
     turned = " and ".join(protocol.turned) or "no camera"
     return (
-        f"protocol {protocol.name}: absolute poses of the grip site in the world; pictures of {turned} turned by 180 "
-        f"degrees, others as they come; state after the first chunk {protocol.state_after}; gripper closes above "
-        f"{protocol.close_above:g}; no file says whether the checkpoint was trained so"
+        f"protocol {protocol.name}: absolute poses of the grip site in the world frame; images of {turned} are "
+        f"rotated by 180 degrees, other images are unchanged; state after the first chunk {protocol.state_after}; "
+        f"gripper closes above {protocol.close_above:g}; no file says whether the checkpoint was trained this way"
     )
 
 
@@ -115,15 +115,15 @@ class _SuiteComparison:
         stored = self._record.embodiment.action_mode if self._record else self._info.action_mode
         theirs = ACTION_SPECS.get(stored)
         if theirs is None or not decode_alike(ACTION_SPECS[ACTION_MODE], theirs):
-            message = f"reads its channels differently than {ACTION_MODE}, the gripper's among them"
+            message = f"reads its channels differently from {ACTION_MODE}, the gripper's among them"
             yield self._finding("action_mode", stored, ACTION_MODE, message)
 
     def _control(self) -> Iterator[Finding]:
         middle = _middle(self._action)
         if middle is not None and len(middle) >= 3 and abs(middle[2]) < LOWEST:
             message = (
-                "the hand's height among the trained actions is about 0 on the mean, as of motions from step to step "
-                "(relative control); a suite carries out absolute poses in the world, where 0 is the floor"
+                "the mean height of the hand in the trained actions is about 0, as in relative actions (motion from "
+                "step to step); a suite executes absolute poses in the world frame, where 0 is the floor"
             )
             yield self._finding("statistics.action", round(float(middle[2]), 3), f"{LOWEST:g} m or more", message)
 
@@ -141,8 +141,8 @@ class _SuiteComparison:
             return
         if frame != "the grip site":
             message = (
-                "the trained states turn the hand by a quarter: they are of the simulator's robot0_eef_quat, the "
-                "hand's body, and a suite tells the controller's grip site"
+                "the trained states rotate the hand by 90 degrees: they are the simulator's robot0_eef_quat, the "
+                "hand's body, but a suite uses the controller's grip site"
             )
             yield self._finding("statistics.state", frame, "the grip site", message)
         if layout != asked:
@@ -158,31 +158,34 @@ class _SuiteComparison:
             yield self._finding("domain_id", asked, f"0 to {count - 1}", message)
         elif trained is not None and asked not in trained:
             expected = "one of " + ", ".join(map(str, trained)) if trained else "a trained checkpoint"
-            message = f"the soft prompt of domain {asked} is untrained; --set domain_id=N takes another"
+            message = f"the soft prompt of domain {asked} is untrained; choose another with --set domain_id=N"
             yield self._finding("domain_id", asked, expected, message)
         elif own is not None and own != asked:
-            message = f"the checkpoint's own files say {own}; --set domain_id={own} takes it"
+            message = f"the checkpoint's own files use {own}; use it too with --set domain_id={own}"
             yield self._finding("domain_id", asked, own, message, is_error=self._record is not None)
 
     def _pictures(self) -> Iterator[Finding]:
         asked = self._protocol.image_pipeline
         stored = self._record.embodiment.image_pipeline if self._record else self._info.image_pipeline
         if stored != asked:
-            message = f"the checkpoint's own code prepares pictures by {stored}; --set image_pipeline={stored} takes it"
+            message = (
+                f"the checkpoint's own code uses the image pipeline {stored}; use it too with --set "
+                f"image_pipeline={stored}"
+            )
             yield self._finding("image_pipeline", asked, stored, message, is_error=self._record is not None)
         cameras: Any = (self._record.profile or {}).get("cameras", {}) if self._record else {}
         for slot, camera in SLOTS.items():
             turn = 180 if camera in self._protocol.turned else 0
             found = cameras.get(slot, {}).get("rotate", turn)
             if found != turn:
-                message = f"the checkpoint was trained with the pictures of {camera} turned by {found} degrees"
+                message = f"the checkpoint was trained with images of {camera} rotated by {found} degrees"
                 yield self._finding(f"turned.{slot}", turn, found, message)
 
     def _for_lerobot(self) -> Iterator[Finding]:
         if self._info.dialect != "lerobot" or self._info.missing_steps:
             return
         message = (
-            "its preprocessor normalises pictures, and LeRobot's own environment of LIBERO does so too: lerobot-eval "
+            "its preprocessor normalises images, and LeRobot's own LIBERO environment does so too: lerobot-eval "
             "fails, or normalises twice. xvla evaluate does it once. For lerobot-eval: "
             "xvla_ros.model.checkpoint.pipelines.copy_for_lerobot_eval"
         )

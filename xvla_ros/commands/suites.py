@@ -72,7 +72,7 @@ def evaluate_suite(command: Evaluate) -> int:
     protocol = _protocol(command).changed(command.overrides)
     count = command.episodes or protocol.episodes
     if count > MOST_EPISODES:
-        raise SetupError(f"{count} episodes of each task were asked for, expected at most {MOST_EPISODES}")
+        raise SetupError(f"{count} episodes of each task were requested, expected at most {MOST_EPISODES}")
     first = _arena(command, protocol)
     try:
         tasks = parse_tasks(command.tasks, first.tasks)
@@ -123,11 +123,11 @@ def _check(command: Evaluate, share: Share) -> None:
     ensure_suite(command.suite, also=JOINT_SUITES)
     joints = JOINT_SUITES.get(command.suite)
     if joints is not None and command.protocol != type(command).protocol:
-        raise SetupError(f"--protocol {command.protocol} is of LIBERO; {command.suite} has one of its own")
+        raise SetupError(f"--protocol {command.protocol} applies to LIBERO only; {command.suite} has its own protocol")
     needed = {"jinja2": "sim", **({"av": "sim"} if command.films else {})}
     needed |= {"pinocchio": "kinematics"} if command.through != "policy" and joints is None else {}
     if command.through == "ros" and joints is not None:
-        raise SetupError(f"--through ros is of LIBERO; {command.suite} goes through policy or control")
+        raise SetupError(f"--through ros works for LIBERO only; {command.suite} accepts policy or control")
     if command.through == "ros":
         needed |= {"rclpy": "ros", "mujoco": "sim", **({"aiohttp": "serve"} if command.expert else {})}
         if command.jobs > 1:
@@ -135,42 +135,42 @@ def _check(command: Evaluate, share: Share) -> None:
                 f"--jobs is {command.jobs}, and --through ros has one policy node with one arm; expected 1"
             )
     if missing := sorted({extra for module, extra in needed.items() if find_spec(module) is None}):
-        raise SetupError(f"this evaluation needs more than is installed; install xvla_ros[{','.join(missing)}]")
+        raise SetupError(f"this evaluation needs packages that are missing; install xvla_ros[{','.join(missing)}]")
     defaults = type(command)
     for name in ("robot", "task", "in_process", "real_time", "delay", "variation", "image_size"):
         if getattr(command, name) != getattr(defaults, name):
             flag = f"--{name.replace('_', '-')}"
             raise SetupError(
-                f"{flag} is of this package's own tasks; {command.suite} has robot, tasks and scene of its own"
+                f"{flag} applies to this package's own tasks only; {command.suite} has its own robot, tasks and scene"
             )
     if command.server:
         raise SetupError(
-            f"--server is {command.server}, but the policy of a benchmark computes here, so that nothing is late; "
-            "name it with --checkpoint"
+            f"--server is {command.server}, but the policy of a benchmark runs in this process, so that latency has "
+            "no effect; name it with --checkpoint"
         )
     if command.expert and command.checkpoint:
-        raise SetupError("--expert and --checkpoint both drive; give one of them")
+        raise SetupError("--expert and --checkpoint both name what drives the arm; give only one of them")
     knows = original_of(command.suite) == ORIGINAL if joints is None else joints.has_controller
     if command.expert and not knows:
         also = ", ".join(name for name, suite in JOINT_SUITES.items() if suite.has_controller)
         raise SetupError(
-            f"the scripted expert knows {ORIGINAL} and its variations, and not {command.suite}; "
-            f"{also} has one of its own"
+            f"the scripted expert supports {ORIGINAL} and its variations, not {command.suite}; "
+            f"{also} has its own expert"
         )
     drives = command.checkpoint or command.expert
     if not drives and not command.baseline:
         raise SetupError(
-            f"nothing drives in {command.suite}: name a policy with --checkpoint, or --expert, or --baseline replay "
-            "with --replay-of"
+            f"nothing drives the arm in {command.suite}: name a policy with --checkpoint, or --expert, or --baseline "
+            "replay with --replay-of"
         )
     if not drives and not command.replay_of:
         raise SetupError("--baseline replay has nothing to replay: name a --checkpoint, or a folder with --replay-of")
     if command.replay_of and not command.baseline:
-        raise SetupError("--replay-of names paths for --baseline replay, which is not given")
+        raise SetupError("--replay-of needs --baseline replay, which is not given")
     if command.baseline and not command.replay_of and share.world > 1:
         raise SetupError(
-            f"WORLD_SIZE is {share.world}: a baseline of this evaluation's own paths waits for all of it; run it "
-            "afterwards by one process, with the same --output"
+            f"WORLD_SIZE is {share.world}: a baseline from this evaluation's own paths needs all of its episodes; run "
+            "it afterwards in one process, with the same --output"
         )
 
 
@@ -317,7 +317,7 @@ def _controller(command: Evaluate, protocol: JointProtocol, arena: JointArena) -
 
 
 def _no_driver(arena: Arena) -> Driver:
-    raise SetupError("only a baseline was asked for")
+    raise SetupError("only a baseline was requested")
 
 
 def _run_baseline(
@@ -335,7 +335,7 @@ def _run_baseline(
     found = first_successes(runner.store.folder if own else Path(command.replay_of))
     known = tuple(task for task in tasks if task.index in found)
     if left := [str(task.index) for task in tasks if task.index not in found]:
-        print(f"no path to replay, as no episode succeeded: task {', '.join(left)}")
+        print(f"no path to replay, because no episode succeeded: task {', '.join(left)}")
     done = {(each.task, each.episode) for each in runner.store.episodes() if each.driver == REPLAY}
     if own:
         done |= {(episode.task, episode.episode) for episode, _ in found.values()}

@@ -30,9 +30,7 @@ Config = Annotated[
     str, Option(metavar="CONFIG", positional=True), "file of settings (YAML), or the name of a shipped one"
 ]
 Overrides = Annotated[
-    tuple[str, ...],
-    Option(metavar="KEY=VALUE", positional=True),
-    "a setting that replaces the one in the file: batch.size=32",
+    tuple[str, ...], Option(metavar="KEY=VALUE", positional=True), "setting that overrides the file: batch.size=32"
 ]
 
 
@@ -52,11 +50,11 @@ class Train(Command):
 
     config: Config
     overrides: Overrides = ()
-    dry_run: Annotated[bool, "open everything, print what would be trained, measure its time and memory, and stop"] = (
-        False
-    )
+    dry_run: Annotated[bool, "load everything, print what would be trained, measure time and memory, and stop"] = False
     evaluate: Annotated[bool, "do not evaluate the policy at the end"] = True
-    episodes: Annotated[Count, "most episodes of that evaluation, where the data is of a simulated task"] = 20
+    episodes: Annotated[
+        Count, "maximum number of episodes of that evaluation, if the data is from a simulated task"
+    ] = 20
 
     def run(self) -> int:
         """See ``xvla_ros.training.run``."""
@@ -95,7 +93,7 @@ def evaluate_trained(run: FinishedRun, *, episodes: int) -> None:
         KeyboardInterrupt: asked to stop; it says that the training is complete.
     """
     where = f"the training is complete: {run.checkpoint}"
-    print(f"evaluating {run.checkpoint} (Ctrl-C ends that and keeps the checkpoint)", flush=True)
+    print(f"evaluating {run.checkpoint} (Ctrl-C stops the evaluation and keeps the checkpoint)", flush=True)
     try:
         _evaluate_trained(run, episodes)
     except KeyboardInterrupt:
@@ -191,8 +189,8 @@ def _on_held_out(run: FinishedRun, robots: Sequence[str], until: float) -> Itera
         own = [each for each in samples if each.robot == robot]
         if not own:
             print(
-                f"{robot}: no episode was held out, so nothing says how good the policy is; set split.fraction of its "
-                "data set, or replay recordings that it has not seen: xvla replay BAG --checkpoint "
+                f"{robot}: no episode was held out, so the quality of the policy is unknown; set split.fraction of its "
+                "data set, or replay recordings that were not used for training: xvla replay BAG --checkpoint "
                 f"{run.checkpoint}", flush=True,
             )  # fmt: skip
             continue

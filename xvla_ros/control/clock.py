@@ -156,6 +156,8 @@ class Pace:
     def why_late(self) -> str:
         """Say why a chunk ran out before the next one came."""
         if not self.is_too_slow:
-            return "the last chunk ran out before the next came"
+            return "the last chunk ended before the next one arrived"
         taken = self._latency.percentiles().p95 / 1e3
-        return f"the policy takes {taken:.2f} s for chunks of {self.horizon:.2f} s: the arm stands and waits for each"
+        return (
+            f"the policy takes {taken:.2f} s for chunks of {self.horizon:.2f} s: the arm stops and waits for each chunk"
+        )

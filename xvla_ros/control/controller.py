@@ -263,7 +263,7 @@ class RobotController:
     def _join(self, trajectory: Trajectory, ticket: Ticket, now: int, steady: float) -> ChunkTaken | ChunkDropped:
         """Join a chunk to the plan, if that is possible."""
         if not np.isfinite(trajectory.positions).all():
-            return ChunkDropped(steady, Fault(POLICY_ERROR, "the policy's chunk holds NaN or Inf"))
+            return ChunkDropped(steady, Fault(POLICY_ERROR, "the policy's chunk contains NaN or Inf"))
         if not self._state.takes(ticket, is_remote=bool(self._profile.policy.server)):
             return ChunkDropped(steady, None)
         if stuck := trajectory.nothing_reached():

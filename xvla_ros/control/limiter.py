@@ -378,7 +378,7 @@ def _spacing(times: Floats) -> float:
 
 def _check_finite(start: MotionState, *parts: Floats) -> None:
     if not (start.is_finite() and all(np.isfinite(part).all() for part in parts)):
-        raise ValueError("planned or measured motion holds NaN or Inf; nothing is sent")
+        raise ValueError("the planned or measured motion contains NaN or Inf; no command is sent")
 
 
 def command_window(

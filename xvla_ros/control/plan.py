@@ -274,7 +274,8 @@ class Following:
             (
                 f"{self._limits.joints[worst]} has been {away[worst]:.3f} rad or m from its commands for "
                 f"{(now - self._behind_since) / NS:.1f} s; expected at most {self._at_rest[worst]:.3f} for "
-                f"{self._allowed.time:g} s (safety.following_error). Is the arm powered, blocked, or does it sag?"
+                f"{self._allowed.time:g} s (safety.following_error). Is the arm without power or blocked, or does "
+                "it sag?"
             ),
         )
 
@@ -290,6 +291,6 @@ class Following:
             return ""
         return (
             f"the first waypoint of {self._limits.joints[worst]!r} is {first[worst]:.3f}, and it is measured at "
-            f"{measured[worst]:.3f}: {away[worst]:.0%} of its range, expected at most "
+            f"{measured[worst]:.3f}: {away[worst]:.0%} of its range; expected at most "
             f"{self._first_step:.0%} (safety.first_step); check units, offsets and the checkpoint"
         )

@@ -24,7 +24,7 @@ from xvla_ros.robots.tool_pose import CHANNELS, GRIPPER, POSITION, ROTATION
 from xvla_ros.robots.tools import tool_arms
 from xvla_ros.types import Floats
 
-SHIPPED = "the policy that comes with xvla_ros"
+SHIPPED = "the shipped policy of xvla_ros"
 ANOTHER = "or another policy, named by --checkpoint or policy.checkpoint"
 AUTO, TORCH = "auto", "torch"  # engines that need no export
 SAME_SCALE = 0.01  # share by which a calibrated joint's scale may differ
@@ -96,17 +96,17 @@ def misfits(profile: Profile, record: RobotRecord | None, file: Path, checkpoint
     another = ANOTHER
     if record is None or not record.profile:
         if not checkpoint:
-            message = "does not say in which units it was trained"
+            message = "does not record the units that it was trained with"
             yield problem("policy.domain_id", profile.policy.domain_id, f"a profile of it in {file}", message)
             return
         if record is None:
             return
     robot = record.embodiment.robot
     if robot != profile.name and checkpoint:
-        another += f", or a domain of its own: {profile.policy.domain_id} is that of {robot}"
+        another += f", or another domain_id: {profile.policy.domain_id} belongs to {robot}"
     mode = record.embodiment.action_mode
     if mode not in ACTION_SPECS or not decode_alike(profile.action_spec, ACTION_SPECS[mode]):
-        message = f"was made for action mode {mode}, which reads its channels differently"
+        message = f"was trained for action mode {mode}, whose channels have another meaning"
         yield problem("policy.action_mode", profile.policy.action_mode, mode, message)
         return
     yield from _other_joints(profile, record, file, problem)
@@ -139,7 +139,10 @@ def _other_joints(
     others = [(name, own, theirs) for name, own, theirs in pairs if not _same_units(own, theirs)]
     if others and not profile.action_spec.is_end_effector:
         first, own, theirs = others[0]
-        message = f"has other units of {', '.join(name for name, *_ in others)}: the first is {_units(own)} here"
+        message = (
+            f"was trained with other units for {', '.join(name for name, *_ in others)}: the profile has "
+            f"{_units(own)} for the first"
+        )
         yield problem(f"joints.{first}", _units(own), _units(theirs), message)
 
 
@@ -156,7 +159,7 @@ def misplaced_views(profile: Profile, names: Sequence[str]) -> Problem | None:
     if not names or not (unknown or moved):
         return None
     place, value, expected = "cameras.slots", list(views), f"views in the order {', '.join(names)}"
-    message = f"the checkpoint has {', '.join(moved)} elsewhere: each view would be taken for another"
+    message = f"the checkpoint has {', '.join(moved)} at other places: each view would be mistaken for another"
     if unknown:
         camera = profile.cameras.by_name[unknown[0]]
         place, value, expected = f"cameras.{unknown[0]}.view", [camera.view], "one of " + ", ".join(names)
@@ -284,7 +287,7 @@ def _agreed(profiles: Mapping[str, Profile]) -> tuple[str, str]:
     if len(set(named.values())) > 1:
         listed = ", ".join(f"{robot}: {name or 'none'}" for robot, (name, _) in named.items())
         raise SetupError(
-            f"the profiles name different checkpoints ({listed}), but one node runs one policy; name it with the "
+            f"the profiles name different checkpoints ({listed}), but one node uses one policy; name it with the "
             "parameter checkpoint, or start a node for each"
         )
     return next(iter(named.values()))
@@ -295,7 +298,9 @@ def _agreed_engine(profiles: Mapping[str, Profile]) -> str:
     engines = set(named.values()) - {AUTO}
     if len(engines) > 1:
         listed = ", ".join(f"{robot}: {name}" for robot, name in named.items())
-        raise SetupError(f"the profiles name different engines ({listed}), expected one: set policy.engine alike")
+        raise SetupError(
+            f"the profiles name different engines ({listed}), expected one: set policy.engine to the same value in all"
+        )
     return engines.pop() if engines else AUTO
 
 
@@ -308,10 +313,10 @@ def _ensure_device(device: str) -> None:
         found = str(error).splitlines()[0]
         if device.startswith("cuda") and torch.version.cuda is None:
             found += (
-                f": torch {torch.__version__} computes on the CPU alone, https://pytorch.org/get-started has others"
+                f": torch {torch.__version__} supports the CPU only; https://pytorch.org/get-started lists other builds"
             )
         raise SetupError(
-            f"device is {device!r}: {found}; expected cpu, cuda or another device that is there"
+            f"device is {device!r}: {found}; expected cpu, cuda or another device of this machine"
         ) from error
 
 

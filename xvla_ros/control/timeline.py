@@ -183,7 +183,7 @@ class Timeline:
     def sample(self, times: Stamps) -> tuple[Floats, Floats]:
         """Return positions and velocities [K, J] planned at ``times`` (int64 [K] ns); an empty timeline is an error."""
         if self.is_empty:
-            raise ValueError("nothing is planned: splice a chunk before sampling the timeline")
+            raise ValueError("the timeline is empty: splice a chunk before sampling it")
         at = (times - self._times[0]) / NS
         end = float(self._times[-1] - self._times[0]) / NS
         over = times >= self._end()

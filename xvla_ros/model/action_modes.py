@@ -119,7 +119,7 @@ def register(name: str, spec: ActionSpec | None = None) -> Callable[[Factory], F
 
     def add(factory: Factory) -> Factory:
         if name in _REGISTRY:
-            raise ValueError(f"action mode {name!r} is registered already, by {_REGISTRY[name]}; choose another name")
+            raise ValueError(f"action mode {name!r} is already registered, by {_REGISTRY[name]}; choose another name")
         if spec is not None:
             ACTION_SPECS[name] = spec
         if name not in ACTION_SPECS:

@@ -142,8 +142,8 @@ class Policy:
         """
         if self.robots and embodiment.robot not in self.processor.statistics:
             raise ValueError(
-                f"robot {embodiment.robot!r} is not in the checkpoint, which knows {', '.join(self.robots)}: teach it "
-                "with xvla train, see xvla check"
+                f"robot {embodiment.robot!r} is not in the checkpoint, which was trained for "
+                f"{', '.join(self.robots)}: train it for this robot with xvla train, see xvla check"
             )
         mode = self.action_mode(embodiment)
         self.processor.views(embodiment)
@@ -160,13 +160,14 @@ class Policy:
         tokenizer, said = self.processor.tokenizer, []
         if lost := tokenizer.cut(instruction):
             said.append(
-                f"instruction {instruction!r}: its end {lost!r} is lost: it is {tokenizer.tokens(instruction)} tokens, "
-                f"and the checkpoint reads {tokenizer.length}: say it in fewer words"
+                f"instruction {instruction!r}: its end {lost!r} is cut off: it has {tokenizer.tokens(instruction)} "
+                f"tokens, and the checkpoint reads {tokenizer.length}: shorten it"
             )
         if unknown := tokenizer.unknown(instruction, self.training.words):
             words = ", ".join(map(repr, unknown))
             said.append(
-                f"instruction {instruction!r}: the checkpoint was not trained with {words}, and may do anything there"
+                f"instruction {instruction!r}: the checkpoint was not trained with {words}, so its behaviour is "
+                "undefined there"
             )
         return said
 
@@ -190,12 +191,12 @@ class Policy:
         if mode.spec.is_relative != theirs.spec.is_relative:
             raise ValueError(
                 f"robot {embodiment.robot!r}: action mode {mode.name!r} does not fit the checkpoint's {theirs.name!r}: "
-                "offsets from the state would be taken for positions, or positions for offsets"
+                "offsets from the state would be mistaken for positions, or positions for offsets"
             )
         if known is not None and embodiment.relative != known.embodiment.relative:
             raise ValueError(
                 f"robot {embodiment.robot!r}: channels {list(embodiment.relative)} are relative to the state, in the "
-                f"checkpoint {list(known.embodiment.relative)}: set policy.absolute as it was in training"
+                f"checkpoint {list(known.embodiment.relative)}: set policy.absolute to the value used in training"
             )
 
     def predict(

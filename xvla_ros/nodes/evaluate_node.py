@@ -164,7 +164,7 @@ class PolicyLeader(Node):
 
         self._wait(made, seconds, f"an answer of {self._change.srv_name}")
         if answer.done() and not answer.result().success:
-            raise EvaluationError(f"the policy node fails at transition {transition}: its log says why")
+            raise EvaluationError(f"the policy node failed at transition {transition}: its log gives the reason")
 
     def _policy_says(self) -> str:
         """Return why the policy node holds, in its own words."""
@@ -239,14 +239,14 @@ class EvaluateNode(PolicyLeader):
         parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in settings.items()]
         for result in self._call(self._set, SetParameters.Request(parameters=parameters)).results:
             if not result.successful:
-                raise EvaluationError(f"the simulation refuses {settings}: {result.reason}")
+                raise EvaluationError(f"the simulation refused {settings}: {result.reason}")
         answer = self._call(self._reset, Trigger.Request())
         if not answer.success:
-            raise EvaluationError(f"the simulation does not reset: {answer.message}")
+            raise EvaluationError(f"the simulation was not reset: {answer.message}")
         self._wait(
             lambda: self._begun() > before and self._outcome.seed == seed,
             SERVICE_LIMIT,
-            f"the outcome topic to tell of seed {seed}",
+            f"the outcome topic to report seed {seed}",
         )
         self.get_logger().info(f"{self._order.task}: {self._outcome.instruction!r} (seed {seed} begins)")
         self._say.publish(String(data=self._outcome.instruction))
@@ -274,7 +274,7 @@ class EvaluateNode(PolicyLeader):
                     f"no command within {IDLE_LIMIT:.0f} s of simulated time; the policy says: {self._policy_says()}"
                 )
             if self._outcome.elapsed > 0.0 and told != instruction:
-                raise EvaluationError(f"the policy does {told!r}, and was told {instruction!r}")
+                raise EvaluationError(f"the policy executes {told!r}, but the instruction was {instruction!r}")
 
     def _add_status(self) -> None:
         for key in self._totals:

@@ -108,7 +108,7 @@ class PlayNode(Node):
         )
         first, stamp = next(stamped, (None, 0))
         if first is None:
-            raise EvaluationError(f"{self._bag}: none of {', '.join(self._outlets)} is in it")
+            raise EvaluationError(f"{self._bag}: the bag has none of the topics {', '.join(self._outlets)}")
         self._tick(BagClock().now(first.topic, first.log_time, stamp))
         self._until(self._policy_is_active, READY_LIMIT, f"{POLICY} to become active")
         wanted = list(self._outlets.values())
@@ -157,7 +157,7 @@ class PlayNode(Node):
             return None
 
     def _pass_over(self, message: BagMessage, error: ValueError) -> None:
-        self.get_logger().warning(f"{message.topic}: the message logged at {message.log_time} ns is left out: {error}")
+        self.get_logger().warning(f"{message.topic}: the message logged at {message.log_time} ns is skipped: {error}")
 
     def _rest(self) -> None:
         """Let the policy finish the answer it has begun."""
@@ -208,7 +208,7 @@ class PlayNode(Node):
             EvaluationError: there was none; what the policy said of itself.
         """
         if not self.chunks:
-            raise EvaluationError(f"{POLICY} answered nothing; it said: {self._said or 'nothing'}")
+            raise EvaluationError(f"{POLICY} sent no chunk; its last status: {self._said or 'nothing'}")
         chunks = [messages.chunk_of(message) for message in self.chunks]
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(path.name + ".part")

@@ -69,7 +69,7 @@ class RecordCheck:
         except BaseException as error:
             self.broken = f"{type(error).__name__}: {error}"
             with self._lock:
-                self._lines.append(f"error: what is recorded is not checked any more: {self.broken}")
+                self._lines.append(f"error: the recorded data is no longer checked: {self.broken}")
 
     def stop(self) -> None:
         """End ``run``."""
@@ -97,9 +97,9 @@ class RecordCheck:
             return
         self._said = reason
         self._lines.append(
-            f"warning: what is recorded cannot be used: {found.reason}: {found.detail}"
+            f"warning: the recorded data cannot be used: {found.reason}: {found.detail}"
             if isinstance(found, Fault)
-            else "what is recorded can be used again"
+            else "the recorded data can be used again"
         )
 
     def mark(self, event: str) -> None:
@@ -112,8 +112,8 @@ class RecordCheck:
                 self._episodes.append(self._open)
                 if _is_useless(self._open):
                     self._lines.append(
-                        f"warning: episode {len(self._episodes)} cannot be used, no observation could be built "
-                        f"in it: {'; '.join(self._open.faults.lines(1))}"
+                        f"warning: episode {len(self._episodes)} cannot be used, no observation could be built from "
+                        f"it: {'; '.join(self._open.faults.lines(1))}"
                     )
             self._open = BuildTally() if event == "start" else None
 
@@ -134,7 +134,7 @@ class RecordCheck:
         looks, bad = self._all, [number for number, each in enumerate(self._episodes, 1) if _is_useless(each)]
         if not looks.tried:
             return []
-        lines = [f"observations: could be built at {looks.built} of {looks.tried} looks"]
+        lines = [f"observations: {looks.built} of {looks.tried} test observations could be built"]
         lines += [f"  {line}" for line in looks.faults.lines()]
         if bad:
             lines.append(
@@ -154,5 +154,5 @@ def check_of(profile: Profile, now: Callable[[], int], say: Callable[[str], None
     try:
         return RecordCheck(profile, now)
     except KinematicsError as error:
-        say(f"whether what is recorded can be used is not looked at: {error}")
+        say(f"the recorded data is not checked: {error}")
         return None

@@ -259,7 +259,7 @@ class RecordNode(Node):
         elif key in actions:
             mark = actions[key]()
             if mark is None:
-                self._say("no episode is open; s starts one")
+                self._say("no episode is open; press s to start one")
                 return
             self._write_mark(mark)
         elif not key.isspace():
@@ -383,9 +383,11 @@ class RecordNode(Node):
         if not self._told_silent and self.seconds > SILENT_AFTER:
             self._told_silent = True
             for topic in self.silent():
-                self._say(f"nothing has come on {topic} ({self._topics[topic].type}) yet")
+                self._say(f"no message has arrived on {topic} ({self._topics[topic].type}) yet")
         if shutil.disk_usage(self.path.parent).free < FULL_BELOW:
-            self._say(f"{self.path.parent}: less than {FULL_BELOW >> 20} MiB are free: the recording ends here")
+            self._say(
+                f"{self.path.parent}: less than {FULL_BELOW >> 20} MiB of disk space are free: the recording stops"
+            )
             self.done, self.failed = True, True
         if self._options.duration is not None and self.seconds >= self._options.duration:
             self.done = True
@@ -419,7 +421,7 @@ def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool]
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     with Keyboard() as keyboard:
-        _say(f"recording {profile.name} to {node.path}" + (f"; {HELP}" if keyboard.present else "; Ctrl-C ends it"))
+        _say(f"recording {profile.name} to {node.path}" + (f"; {HELP}" if keyboard.present else "; Ctrl-C stops it"))
         status = _StatusLine(node)
         try:
             while not (node.done or stopped()):
@@ -437,18 +439,18 @@ def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool]
     for topic, rate in node.rates().items():
         _say(f"  {topic}: {node.counts[topic]} messages, {rate:.1f} Hz")
     for topic in silent:
-        print(f"xvla record: nothing came on {topic}, without which the bag gives no samples", file=sys.stderr)
+        print(f"xvla record: no message arrived on {topic}, so the bag contains no usable samples", file=sys.stderr)
     for line in node.check.summary() if node.check is not None else ():
         _say(f"  {line}")
     useless = node.check is not None and node.check.useless
     if useless:
         print(
-            "xvla record: no observation could be built of what was recorded, so the bag gives no samples",
+            "xvla record: no observation could be built from the recording, so the bag contains no usable samples",
             file=sys.stderr,
         )
     unchecked = "" if node.check is None else node.check.broken
     if unchecked:
-        print(f"xvla record: what was recorded was written, but not checked to its end: {unchecked}", file=sys.stderr)
+        print(f"xvla record: the recording was written, but not checked completely: {unchecked}", file=sys.stderr)
     rclpy.try_shutdown()
     return 1 if node.failed or silent or useless or unchecked else 0
 

@@ -167,7 +167,10 @@ class RerunStream:
 
 def _require_display() -> None:
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise SetupError("a viewer needs a display, and DISPLAY is not set; use --save FILE, or --connect to another's")
+        raise SetupError(
+            "a viewer needs a display, and DISPLAY is not set; use --save FILE, or --connect to a viewer "
+            "on another machine"
+        )
 
 
 def _predicted(joint: str, turn: int) -> str:

@@ -180,7 +180,7 @@ class ViewNode(Node):
         try:
             mark = read_mark(message.data)
         except MessageError as error:
-            self.get_logger().warning(f"a mark is not shown: {error}", throttle_duration_sec=5.0)
+            self.get_logger().warning(f"an episode marker is not shown: {error}", throttle_duration_sec=5.0)
             return
         if mark.get("robot") != self._profile.name:
             return

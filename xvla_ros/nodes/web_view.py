@@ -100,7 +100,9 @@ class WebStream:
         self._thread = threading.Thread(target=self._serve, args=(started,), name="web view", daemon=True)
         self._thread.start()
         if not started.wait(START_S) or self._failure is not None:
-            raise SetupError(f"{access.host}:{access.port} cannot be listened on: {self._failure or 'no answer'}")
+            raise SetupError(
+                f"{access.host}:{access.port} is not available for listening: {self._failure or 'no answer'}"
+            )
 
     @property
     def url(self) -> str:
@@ -196,10 +198,12 @@ class WebStream:
         host = urlsplit(f"//{request.host}").hostname or ""
         own = is_loopback(host) or host == self._access.host
         if not (self._access.token or self._access.client_ca is not None or self._access.insecure or own):
-            raise web.HTTPForbidden(text=f"the page was asked for as {host}; expected {self._access.host}\n")
+            raise web.HTTPForbidden(text=f"the page was requested with the host {host}; expected {self._access.host}\n")
         origin = request.headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc != request.host:
-            raise web.HTTPForbidden(text=f"a page of {origin} asks; expected the page of {request.host}\n")
+            raise web.HTTPForbidden(
+                text=f"the request came from a page of {origin}; expected the page of {request.host}\n"
+            )
 
     async def _page(self, request: web.Request) -> web.Response:
         self._admit(request)
@@ -210,7 +214,7 @@ class WebStream:
         socket = web.WebSocketResponse(heartbeat=20.0, max_msg_size=MOST_BYTES)
         await socket.prepare(request)
         if len(self._browsers) >= MOST_BROWSERS:
-            await socket.close(code=TOO_MANY, message=f"{MOST_BROWSERS} browsers look already".encode())
+            await socket.close(code=TOO_MANY, message=f"{MOST_BROWSERS} browsers are already connected".encode())
         elif not await self._is_known(socket):
             await socket.close(code=WRONG_TOKEN, message=b"the token is missing or wrong")
         else:
@@ -278,11 +282,13 @@ class WebStream:
                 return
             do, words = said["do"], said.get("text", "")
         except (ValueError, KeyError, TypeError, AttributeError):
-            return answer(False, f"{text[:80]!r} is no request; expected an object with 'do'")
+            return answer(False, f"{text[:80]!r} is not a request; expected an object with 'do'")
         if do not in ("instruction", "stop", "clear"):
             return answer(False, f"do is {str(do)[:40]!r}; expected instruction, stop or clear")
         if not self._control:
-            return answer(False, "this page only shows; start it with: xvla view --web --control")
+            return answer(
+                False, "this page is read-only; to control the robot start it with: xvla view --web --control"
+            )
         if do == "instruction" and not (isinstance(words, str) and 0 < len(words.strip()) <= MOST_LETTERS):
             return answer(False, f"the instruction is empty or too long; expected 1 to {MOST_LETTERS} letters")
         self.requests.put(Request(do, str(words).strip(), answer))

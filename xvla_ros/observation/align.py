@@ -141,7 +141,7 @@ class JointTopic:
             MessageError: joints named twice, as many positions as names not there, NaN, Inf or what no joint can have.
         """
         if len(names) > WIDTH:
-            raise MessageError(f"{self.topic}: {len(names)} names of joints; expected at most {WIDTH}")
+            raise MessageError(f"{self.topic}: {len(names)} joint names; expected at most {WIDTH}")
         found = tuple(names)
         values = self._as_vector(found, positions)
         if not values.size:
@@ -188,7 +188,11 @@ class JointTopic:
             between = f"{self._lower[worst[0]]:.3g} to {self._upper[worst[0]]:.3g} rad or m"
             as_degrees = np.radians(chosen[worst])
             fits = ((as_degrees >= self._lower[worst]) & (as_degrees <= self._upper[worst])).all()
-            hint = "as degrees it fits, and ROS has radians" if fits else "check the unit of its driver"
+            hint = (
+                ("these values fit as degrees, but ROS uses radians")
+                if fits
+                else "check the unit that its driver publishes"
+            )
             raise MessageError(
                 f"{self.topic}: {self._listed(worst, chosen)}; {self.names[worst[0]]} goes from {between}: {hint}"
             )
@@ -329,16 +333,16 @@ def _fault_of(source: TopicSource[Any], ordered: Sequence[Stamped[Any]], now: in
         return Fault(
             source.stale,
             f"{source.name}: messages on {source.topic} are stamped {_ago(ahead)} ahead of ROS "
-            f"time; expected at most {FUTURE_TOLERANCE:g} s. Synchronise the clocks, or set "
-            "use_sim_time alike everywhere",
+            f"time; expected at most {FUTURE_TOLERANCE:g} s. Synchronise the clocks, or set use_sim_time "
+            "to the same value in every node",
         )
     newest = ordered[-1]
     silence, age = steady_now - newest.received, now - newest.stamp
     if age > source.max_age * NS:
         still_coming = steady_now - source.messages[-1].received <= source.max_silence
         hint = (
-            "; messages still come in, so their clock is not this node's: synchronise the clocks, or set "
-            "use_sim_time alike everywhere"
+            "; messages still arrive, so their clock differs from this node's: synchronise the clocks, or set "
+            "use_sim_time to the same value in every node"
             if age > OTHER_CLOCK * NS and still_coming
             else ""
         )
@@ -389,8 +393,8 @@ def _joints_at(
     if enclosing is None:
         return Fault(
             JOINTS_MISSING,
-            f"{source.name}: the first message came {_ago(ordered[0].stamp - stamp)} after "
-            "the newest picture; waiting for the next one",
+            f"{source.name}: the first message is {_ago(ordered[0].stamp - stamp)} later than "
+            "the newest image; waiting for the next image",
         )
     before, after = enclosing
     gap = after.stamp - before.stamp
@@ -408,14 +412,14 @@ def _frame_fault(stamp: int, camera: TopicSource[Any], frame: Stamped[Any] | Non
     if frame is None:
         return Fault(
             CAMERA_MISSING,
-            f"{camera.name}: no picture yet at or before the newest joint states and pictures "
-            "of the others; waiting for them",
+            f"{camera.name}: no image yet at or before the newest joint states and the images of the "
+            "other cameras; waiting for one",
         )
     if stamp - frame.stamp > camera.max_age * NS:
         return Fault(
             CAMERA_STALE,
-            f"{camera.name}: picture on {camera.topic} is {_ago(stamp - frame.stamp)} older "
-            f"than the joint states it goes with; expected at most {camera.max_age:g} s",
+            f"{camera.name}: image on {camera.topic} is {_ago(stamp - frame.stamp)} older "
+            f"than the joint states that it is used with; expected at most {camera.max_age:g} s",
         )
     return None
 

@@ -262,7 +262,7 @@ class ObservationBuilder(Generic[Raw]):
             try:
                 pictures[slot] = self._picture(slot, frame)
             except Exception as error:  # a decoder may raise anything on broken data, which means hold
-                text = f"{slot}: picture on {self._cameras[slot].topic} cannot be used: {error}"
+                text = f"{slot}: image on {self._cameras[slot].topic} cannot be used: {error}"
                 with self._lock:
                     self._undecodable[slot] = text
                 if self._cameras[slot].required:

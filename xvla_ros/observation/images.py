@@ -109,19 +109,20 @@ def resolved(said: str, answer: str) -> str:
         return said
     found = OPEN.fullmatch(said)
     if found is None:
-        advice = "publish one of those"
+        advice = "publish one of these encodings"
         if any(depth in said for depth in ("16", "32", "64")):
             advice = (
-                "its values have more than 8 bits and would be folded; convert it to 8 bits where the camera publishes"
+                "its values have more than 8 bits and would wrap around; convert the image to 8 bits in the "
+                "camera's node"
             )
         raise MessageError(f"encoding {said!r}; expected one of {', '.join(ENCODINGS)}: {advice}")
     options = answers(int(found[1]))
     if answer in options:
         return answer
-    asked = f"is it {' or '.join(options)}? Set cameras.<slot>.encoding in the profile to that"
+    asked = f"is it {' or '.join(options)}? Set cameras.<slot>.encoding in the profile to the right one"
     if answer:
         raise MessageError(f"encoding {said!r} cannot be {answer}, as the profile says; {asked}")
-    raise MessageError(f"encoding {said!r} leaves open what its bytes mean: {asked}")
+    raise MessageError(f"encoding {said!r} does not say what its bytes mean: {asked}")
 
 
 def answers(pixel: int) -> list[str]:
@@ -153,11 +154,11 @@ def plain_rows(name: str, height: int, width: int, step: int, data: Data) -> Byt
     for what, size, even in zip(("width", "height"), (width, height), encoding.even, strict=True):
         if even and size % 2:
             raise MessageError(
-                f"{what} is {size} pixels; expected an even number, since {name} has one colour for two "
-                "pixels: set another size where the camera publishes"
+                f"{what} is {size} pixels; expected an even number, because {name} stores one colour for "
+                "two pixels: set another size in the camera's node"
             )
     if height * width > PIXELS:
-        raise MessageError(f"{width}x{height} pixels; expected at most {PIXELS}: publish a smaller picture")
+        raise MessageError(f"{width}x{height} pixels; expected at most {PIXELS}: publish a smaller image")
     if step < row:
         raise MessageError(f"step is {step} bytes; expected at least {row} for {width} pixels of {name}")
     rows = height * 3 // 2 if encoding.colours_apart else height
@@ -166,7 +167,7 @@ def plain_rows(name: str, height: int, width: int, step: int, data: Data) -> Byt
     if pixels.size < needed:
         raise MessageError(
             f"{pixels.size} bytes of data; expected {rows * step} for {width}x{height} {name} with "
-            f"step {step}: the message was cut"
+            f"step {step}: the message is truncated"
         )
     if step == row:
         return pixels[:needed]
@@ -193,7 +194,7 @@ def view_of(picture: Bytes, camera: Camera) -> Bytes:
         turned = f", turned by {camera.rotate} degrees" if camera.rotate else ""
         raise MessageError(
             f"crop {list(camera.crop)} reaches to {x + width}x{y + height}; expected within the "
-            f"picture's {columns}x{rows} pixels{turned}: change cameras.<slot>.crop in the profile"
+            f"image's {columns}x{rows} pixels{turned}: change cameras.<slot>.crop in the profile"
         )
     return np.ascontiguousarray(picture[y : y + height, x : x + width])
 
@@ -231,7 +232,7 @@ def check_compressed(data: Data, format_name: str = "") -> None:
     if content.startswith(JPEG_START):
         # neither marker can occur within the pixels, and thumbnails come before the last scan
         if content.rfind(JPEG_END) < content.rfind(JPEG_SCAN):
-            raise MessageError(f"a JPEG of {len(content)} bytes without end: the message was cut")
+            raise MessageError(f"a JPEG of {len(content)} bytes without an end: the message is truncated")
         _check_jpeg(content)
     elif content.startswith(PNG_START):
         _check_png(content)
@@ -239,7 +240,7 @@ def check_compressed(data: Data, format_name: str = "") -> None:
         named = f" (format {format_name!r})" if format_name else ""
         raise MessageError(
             f"compressed data beginning with {content[:8].hex(' ') or 'nothing'}{named}; expected JPEG "
-            "or PNG: set the image transport to one of these"
+            "or PNG: set the image transport to one of these formats"
         )
 
 
@@ -262,7 +263,7 @@ def _check_jpeg(content: bytes) -> None:
 
 def _check_pixels(kind: str, width: int, height: int) -> None:
     if width * height > PIXELS:
-        raise MessageError(f"a {kind} of {width}x{height}; expected at most {PIXELS} pixels: publish a smaller one")
+        raise MessageError(f"a {kind} of {width}x{height}; expected at most {PIXELS} pixels: publish a smaller image")
 
 
 def _check_png(content: bytes) -> None:
@@ -274,16 +275,16 @@ def _check_png(content: bytes) -> None:
         name = content[position + 4 : position + 8]
         end = position + 12 + length
         if end > len(content):
-            raise MessageError(f"a PNG of {len(content)} bytes without end: the message was cut")
+            raise MessageError(f"a PNG of {len(content)} bytes without an end: the message is truncated")
         if zlib.crc32(content[position + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
-            raise MessageError(f"a PNG whose checksum of {name!r} does not match: the data are damaged")
+            raise MessageError(f"a PNG whose checksum of {name!r} does not match: the data is damaged")
         position = end
     if len(content) <= PNG_DEPTH_AT or content[12:16] != b"IHDR":
-        raise MessageError("a PNG without its first part, IHDR: the data are damaged")
+        raise MessageError("a PNG without its first chunk, IHDR: the data is damaged")
     if content[PNG_DEPTH_AT] > 8:
         raise MessageError(
-            f"a PNG of {content[PNG_DEPTH_AT]} bits per channel; expected 8: more would be folded; "
-            "convert it to 8 bits where the camera publishes"
+            f"a PNG of {content[PNG_DEPTH_AT]} bits per channel; expected 8: more bits would wrap around; "
+            "convert the image to 8 bits in the camera's node"
         )
 
 
@@ -305,7 +306,7 @@ def rgb_of_compressed(data: Data, format_name: str = "", answer: str = "") -> By
     except cv2.error as error:
         raise MessageError(f"OpenCV cannot decode {format_name!r}: {error}") from error
     if picture is None:
-        raise MessageError(f"OpenCV cannot decode {format_name!r}: the data are damaged")
+        raise MessageError(f"OpenCV cannot decode {format_name!r}: the data is damaged")
     if picture.ndim == 2:
         return _converted(picture, "GRAY2RGB")
     # compressors take bytes without named colours for blue, green, red

@@ -160,7 +160,7 @@ class MeasuredTopic:
                 for name in (self.layout.names[column] for column in part.columns)
             ]
             heard = f"with {shown(others)}" if others else heard
-        return f"messages come on {self.layout.topic}, {heard}; expected {shown(names)}" if heard else ""
+        return f"messages arrive on {self.layout.topic}, {heard}; expected {shown(names)}" if heard else ""
 
     def _doubt(self, stamp: int, received: float, fault: Fault) -> None:
         if self.fault is None:

@@ -350,8 +350,8 @@ class BagRecording:
                 self._problem(
                     "episodes",
                     0,
-                    "pictures of slot 0 and joint states within the episode",
-                    f"{name} has no picture between its joint states{self._said()}",
+                    "images of the main camera and joint states within the episode",
+                    f"{name} has no image between its joint states{self._said()}",
                 )
             )
             return False

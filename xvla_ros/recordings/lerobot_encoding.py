@@ -43,7 +43,7 @@ class ExportOptions:
         only_successes: leave out episodes marked as failed.
         actions: what the actions are, as in ``BagOptions``.
         codec: of the videos.
-        skip_bad: leave out bags with problems instead of refusing them.
+        skip_bad: skip bags with problems instead of ending with an error.
         jobs: processes, a bag each.
         threads: of each encoder; 0 leaves that to it.
     """
@@ -162,7 +162,7 @@ class _BagEncoder:
         if isinstance(found, Fault):
             return found
         missing = [slot for slot in self._task.sizes if slot not in found.images]
-        return Fault(CAMERA_MISSING, f"{', '.join(missing)}: no picture") if missing else found
+        return Fault(CAMERA_MISSING, f"{', '.join(missing)}: no image") if missing else found
 
     def _take(self, seen: Seen, found: Observation) -> None:
         episode, grid = seen.episode, self._grids[seen.episode]
@@ -261,7 +261,7 @@ class _OpenEpisode:
         for slot, size in self._task.sizes.items():
             shape = found.images[slot].shape[0], found.images[slot].shape[1]
             if shape != size:
-                told = f"at {found.stamp / NS:.3f} s pictures of {slot} have another size than before"
+                told = f"at {found.stamp / NS:.3f} s images of {slot} have another size than before"
                 problem = Problem(str(self._task.bag), f"cameras.{slot}", shown(shape), shown(size), told)
                 raise SamplesError([problem])
         self.place, self.pictured, self._images = place, found.stamp, found.images

@@ -265,7 +265,7 @@ def _sizes(
     problems = []
     if not found:
         told = "; ".join(["no observation can be built", *faults.lines(1)])
-        problems.append(Problem(recording.source, "", None, "pictures and joint states that belong together", told))
+        problems.append(Problem(recording.source, "", None, "images and joint states that belong together", told))
     for slot, size in found.items():
         try:
             check_size(recording.source, slot, size, options.codec)
@@ -286,7 +286,7 @@ def _check_together(looked: Sequence[_Looked], options: ExportOptions) -> list[_
     rates = {each.bag: each.rate for each in good if each.rate > 0}
     if rates and options.fps is None and max(rates.values()) > MIXED_RATES * min(rates.values()):
         slow, fast = min(rates, key=lambda bag: rates[bag]), max(rates, key=lambda bag: rates[bag])
-        told = "mixed rates: pictures of slot 0 come more often than in the other bags: give --fps"
+        told = "mixed rates: images of the main camera come more often than in the other bags: give --fps"
         problems.append(Problem(str(fast), "fps", round(rates[fast], 2), f"about {rates[slow]:.3g} Hz as {slow}", told))
     if not good:
         problems = bad + [Problem("", "", None, "", note) for each in looked for note in each.notes]
@@ -310,14 +310,14 @@ def _apart(first: _Looked, each: _Looked) -> Iterator[Problem]:
         yield Problem(bag, "actions", each.actions, first.actions, told)
     for slot, size in each.sizes.items():
         if first.sizes.get(slot, size) != size:
-            told = f"pictures of {slot} have another size than in {first.bag}: export them apart"
+            told = f"images of {slot} have another size than in {first.bag}: export them apart"
             yield Problem(bag, f"cameras.{slot}", shown(size), shown(first.sizes[slot]), told)
 
 
 def _fps(chosen: Sequence[_Looked], options: ExportOptions) -> int:
     rate = float(np.median([each.rate for each in chosen if each.rate > 0] or [0.0]))
     if options.fps is None and round(rate) < 1:
-        told = f"pictures of slot 0 come at {rate:.3g} Hz, and LeRobot counts whole frames a second: give --fps"
+        told = f"images of the main camera come at {rate:.3g} Hz, and LeRobot counts whole frames a second: give --fps"
         raise SamplesError([Problem(str(chosen[0].bag), "fps", round(rate, 3), "1 Hz or more", told)])
     return options.fps or round(rate)
 

@@ -279,7 +279,7 @@ class LeRobotFiles:
         if content is None:
             file = self._beside(episode, feature, str(told.get("path") or ""))
             if file is None:
-                expected = "bytes of a picture in the parquet file, or the path of a file within the data set"
+                expected = "bytes of an image in the parquet file, or the path of a file within the data set"
                 raise self._error(feature, told.get("path"), expected, f"{where} is not there")
             with self._edge(feature, "a PNG or JPEG"):
                 content = limits.read_bytes(file, limits.PART_BYTES)
@@ -289,7 +289,7 @@ class LeRobotFiles:
                     found, expected = f"{picture.width}x{picture.height}", f"at most {limits.PIXELS} pixels"
                     raise self._error(feature, found, expected, f"{where} is too large")
                 if picture.mode not in COLOURS:
-                    expected = "a picture of 8 bits a channel"
+                    expected = "an image of 8 bits a channel"
                     raise self._error(feature, picture.mode, expected, f"{where} has mode {picture.mode}, as depths do")
                 return np.array(picture.convert("RGB"))
         except SamplesError:

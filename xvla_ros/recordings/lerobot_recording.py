@@ -232,7 +232,7 @@ class LeRobotRecording:
                 problems.append(
                     self._problem(
                         place, round(clip.start + float(times[-1]) / NS, 3), f"frames up to {end:.3f} s at most",
-                        f"{name}: {beyond} of its {len(times)} rows come after the end of their pictures of {feature}",
+                        f"{name}: {beyond} of its {len(times)} rows come after the end of their images of {feature}",
                     )
                 )  # fmt: skip
         return problems
@@ -421,7 +421,7 @@ class LeRobotRecording:
             return view_of(picture, camera)
         except MessageError as error:
             raise SamplesError(
-                [self._problem(f"cameras.{slot}.crop", list(camera.crop), "a part of the pictures", str(error))]
+                [self._problem(f"cameras.{slot}.crop", list(camera.crop), "a part of the images", str(error))]
             ) from error
 
     def _cameras(self) -> dict[str, str]:
@@ -461,8 +461,8 @@ class LeRobotRecording:
                     self._problem(
                         f"mapping.cameras.{slot}",
                         feature,
-                        "one of " + (", ".join(known) or "its features, which have no pictures"),
-                        f"has no pictures {feature!r} for slot {slot!r}{did_you_mean(feature, known)}",
+                        "one of " + (", ".join(known) or "its features, which have no images"),
+                        f"has no images {feature!r} for slot {slot!r}{did_you_mean(feature, known)}",
                     )
                 )
         changed = [slot for slot in found if cameras[slot].rotate or cameras[slot].crop]
@@ -473,7 +473,7 @@ class LeRobotRecording:
                     "",
                     "as_sent or as_seen",
                     f"the profile turns or crops {', '.join(changed)}: say "
-                    "whether the data set has these pictures as the camera sent them, or as the policy sees them",
+                    "whether the data set has these images as the camera sent them, or as the policy sees them",
                 )
             )
         if self._options.mapping.state not in self._files.features:

@@ -21,7 +21,7 @@ class Access:
         token: that clients must have; empty for none.
         certificate, key: files of the server's certificate, for TLS.
         client_ca: file of the authority that signs clients' certificates, for TLS.
-        insecure: let anybody ask who reaches the port.
+        insecure: accept requests from everyone who can reach the port.
     """
 
     host: str = "127.0.0.1"
@@ -40,13 +40,14 @@ class Access:
         """
         if self.client_ca is not None and self.certificate is None:
             raise SetupError(
-                "a client authority without TLS: give the server a certificate too (--tls-cert, --tls-key)"
+                "a certificate authority for clients without TLS: give the server a certificate too (--tls-cert, "
+                "--tls-key)"
             )
         if self.token or self.client_ca is not None or self.insecure or is_loopback(self.host):
             return
         raise SetupError(
-            f"host is {self.host}, which others can reach; expected 127.0.0.1, or a token (--token-file), or "
-            "certificates of clients (--tls-client-ca); --insecure lets anybody ask who reaches the port"
+            f"host is {self.host}, which other machines can reach; expected 127.0.0.1, or a token (--token-file), or "
+            "client certificates (--tls-client-ca); --insecure accepts requests from everyone who can reach the port"
         )
 
     def tls(self) -> ssl.SSLContext | None:

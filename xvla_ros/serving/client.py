@@ -140,7 +140,7 @@ class Link:
             chunks = answer.get("chunks")
             if answer.get("id") != self._number or not isinstance(chunks, list) or len(chunks) != len(observations):
                 self.close()
-                raise UnreachableError(f"{self.url}: an answer to something else")
+                raise UnreachableError(f"{self.url}: an answer to another request")
             try:
                 answered = zip(chunks, observations, strict=True)
                 return [protocol.answer_to(seen, protocol.chunk_in(each)) for each, seen in answered], answer
@@ -180,12 +180,12 @@ class Link:
             raise UnreachableError(f"{self.url}: no answer within {timeout:g} s") from None
         except (ConnectionClosed, OSError) as error:
             if isinstance(error.__cause__, TimeoutError):
-                raise UnreachableError(f"{self.url}: it took no question within {timeout:g} s") from None
+                raise UnreachableError(f"{self.url}: it accepted no request within {timeout:g} s") from None
             self.close()
             raise UnreachableError(f"{self.url}: the connection broke: {error}") from error
         if isinstance(received, str):
             self.close()
-            raise UnreachableError(f"{self.url}: a text, which is not our protocol: {received[:100]!r}")
+            raise UnreachableError(f"{self.url}: a text message, which is not part of the protocol: {received[:100]!r}")
         answer = protocol.unpack(received)
         if answer.get("type") == "error":
             raise RequestError(str(answer.get("reason")), f"{self.url}: {answer.get('detail')}")

@@ -47,9 +47,9 @@ def act_question(service: PolicyService, body: bytes) -> Question:
     try:
         message = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError(MESSAGE, f"the body is no JSON: {error}"[:200]) from None
+        raise RequestError(MESSAGE, f"the body is not JSON: {error}"[:200]) from None
     if not isinstance(message, dict):
-        raise RequestError(MESSAGE, "the body is no JSON object")
+        raise RequestError(MESSAGE, "the body is not a JSON object")
     given = {name: message[name] for name in IMAGES if message.get(name) is not None}
     domain = protocol.whole(message.get("domain_id"), "domain_id", 0, 65535)
     robot = service.of_domain(domain, tuple(given) or IMAGES[:1])
@@ -83,7 +83,7 @@ def _json_array(value: Any, what: str) -> NDArray[Any]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise RequestError(MESSAGE, f"{what} is no JSON text: {error}"[:200]) from None
+            raise RequestError(MESSAGE, f"{what} is not a JSON text: {error}"[:200]) from None
     if isinstance(value, list) and len(value) <= protocol.MAX_WIDTH:
         return np.array([protocol.number(each, what, -np.inf, np.inf) for each in value])
     if not isinstance(value, dict) or not isinstance(value.get("__numpy__"), str):
@@ -91,7 +91,7 @@ def _json_array(value: Any, what: str) -> NDArray[Any]:
     try:
         data = base64.b64decode(value["__numpy__"], validate=True)
     except ValueError as error:
-        raise RequestError(MESSAGE, f"{what} is no base64: {error}") from None
+        raise RequestError(MESSAGE, f"{what} is not base64: {error}") from None
     return protocol.of_buffer(data, value.get("dtype"), value.get("shape"), what, dtypes=protocol.NUMBERS, shape=())
 
 
@@ -198,12 +198,12 @@ def native_hello(service: PolicyService, message: Mapping[str, Any]) -> tuple[Na
     if message.get("protocol") != protocol.VERSION:
         raise RequestError(
             protocol.VERSION_DIFFERS,
-            f"the client speaks version {str(message.get('protocol'))[:40]}; expected {protocol.VERSION}: install the "
-            "same xvla_ros on both machines",
+            f"the client uses protocol version {str(message.get('protocol'))[:40]}; expected {protocol.VERSION}: "
+            "install the same xvla_ros on both machines",
         )
     said = message.get("robots", [])
     if not isinstance(said, list) or len(said) > protocol.MAX_ROBOTS:
-        raise RequestError(ROBOT, f"robots is no list of at most {protocol.MAX_ROBOTS}")
+        raise RequestError(ROBOT, f"robots is not a list of at most {protocol.MAX_ROBOTS}")
     robots = dict(_admitted(service, each) for each in said)
     welcome = {
         "type": "welcome",
@@ -215,7 +215,7 @@ def native_hello(service: PolicyService, message: Mapping[str, Any]) -> tuple[Na
 
 def _admitted(service: PolicyService, said: Any) -> tuple[str, ServedRobot]:
     if not isinstance(said, dict):
-        raise RequestError(ROBOT, "a robot is no map of name and profile, or of embodiment")
+        raise RequestError(ROBOT, "a robot is not a map with name and profile, or with embodiment")
     if "profile" in said:
         name = protocol.text(said.get("name"), "name")
         return name, service.admit_profile(name, said["profile"])
@@ -237,18 +237,18 @@ def native_questions(
     deadline = protocol.number(message.get("deadline_ms", DEADLINE_MS), "deadline_ms", 0.0, DEADLINE_MS) / 1e3
     seen = message.get("observations")
     if not isinstance(seen, list) or not 0 < len(seen) <= protocol.MAX_ROBOTS:
-        raise RequestError(MESSAGE, f"observations is no list of 1 … {protocol.MAX_ROBOTS}")
+        raise RequestError(MESSAGE, f"observations is not a list of 1 … {protocol.MAX_ROBOTS}")
     seed = _seed(message.get("seed"))
     return number, deadline, ((lambda each=each: _native_question(service, session, each, seed)) for each in seen)
 
 
 def _native_question(service: PolicyService, session: NativeSession, seen: Any, seed: int | None) -> Question:
     if not isinstance(seen, dict):
-        raise RequestError(MESSAGE, "an observation is no map")
+        raise RequestError(MESSAGE, "an observation is not a map")
     robot = session.robot(service, protocol.text(seen.get("robot"), "robot"))
     views = seen.get("views")
     if not isinstance(views, dict) or len(views) > protocol.MAX_VIEWS:
-        raise RequestError(MESSAGE, f"views is no map of at most {protocol.MAX_VIEWS} pictures by name")
+        raise RequestError(MESSAGE, f"views is not a map from at most {protocol.MAX_VIEWS} names to images")
     steps = seen.get("steps")
     return Question(
         robot,

@@ -80,7 +80,7 @@ def unpack(data: bytes) -> dict[Any, Any]:
             list_hook=counted, object_hook=counted,
         )  # fmt: skip
     except Exception as error:  # msgpack raises ValueErrors and exceptions of its own
-        raise RequestError(MESSAGE, f"no msgpack within the bounds: {type(error).__name__}: {error}"[:200]) from None
+        raise RequestError(MESSAGE, f"not msgpack within the limits: {type(error).__name__}: {error}"[:200]) from None
     if not isinstance(message, dict):
         raise RequestError(MESSAGE, f"a {type(message).__name__}; expected a map")
     return message
@@ -120,7 +120,9 @@ def of_buffer(
         or len(sizes) > 4
         or not all(type(size) is int and 0 <= size <= MAX_MESSAGE for size in sizes)
     ):
-        raise RequestError(MESSAGE, f"{what} has shape {str(sizes)[:80]}; expected up to four whole numbers from 0 on")
+        raise RequestError(
+            MESSAGE, f"{what} has shape {str(sizes)[:80]}; expected up to four whole numbers of 0 or more"
+        )
     needed = math.prod(sizes) * np.dtype(dtype).itemsize
     if not isinstance(data, bytes) or len(data) != needed:
         found = len(data) if isinstance(data, bytes) else _kind(data)
@@ -223,7 +225,9 @@ def bounded(picture: NDArray[Any], what: str) -> NDArray[np.uint8]:
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
         raise RequestError(OBSERVATION, f"{what} is {found}; expected uint8 [H, W, 3] RGB")
     if picture.shape[0] * picture.shape[1] > MAX_PIXELS:
-        raise RequestError(OBSERVATION, f"{what} is {found}; expected at most {MAX_PIXELS} pixels: send it smaller")
+        raise RequestError(
+            OBSERVATION, f"{what} is {found}; expected at most {MAX_PIXELS} pixels: send a smaller image"
+        )
     return picture
 
 
@@ -242,7 +246,7 @@ def _check_size(data: bytes, what: str) -> None:
         ) from error
     if width * height > MAX_PIXELS:
         raise RequestError(
-            OBSERVATION, f"{what} is {width}x{height}; expected at most {MAX_PIXELS} pixels: send it smaller"
+            OBSERVATION, f"{what} is {width}x{height}; expected at most {MAX_PIXELS} pixels: send a smaller image"
         )
 
 
@@ -371,7 +375,7 @@ def answer_to(seen: Observation, chunk: ActionChunk) -> ActionChunk:
         ("instruction", chunk.instruction, seen.instruction),
     ):
         if found != expected:
-            raise RequestError(MESSAGE, f"{what} is {str(found)[:80]!r}; expected {str(expected)[:80]!r}, as was asked")
+            raise RequestError(MESSAGE, f"{what} is {str(found)[:80]!r}; expected {str(expected)[:80]!r}, as requested")
     if not len(due) or not np.allclose(chunk.times, due, rtol=0.0, atol=SAME_TIME_S):
         said = ", ".join(f"{each:g}" for each in chunk.times[:3])
         expected = f"from {embodiment.first_waypoint_offset:g} every {embodiment.waypoint_dt:g}"
@@ -379,5 +383,5 @@ def answer_to(seen: Observation, chunk: ActionChunk) -> ActionChunk:
             MESSAGE, f"{len(chunk.times)} waypoints due at {said or 'no time'} … s; expected {expected} s"
         )
     if not np.isfinite(chunk.actions).all():
-        raise RequestError(MESSAGE, "actions hold NaN or Inf")
+        raise RequestError(MESSAGE, "actions contain NaN or Inf")
     return chunk

@@ -79,7 +79,9 @@ class Ask:
         self._begun_s = time.monotonic()
         if self._begun_s > self._deadline_s:
             waited = (self._begun_s - self._asked_s) * 1e3
-            self.policy_failed(RequestError(LATE, f"waited {waited:.0f} ms for the policy, longer than its deadline"))
+            self.policy_failed(
+                RequestError(LATE, f"waited {waited:.0f} ms for the policy, which is longer than its deadline")
+            )
             return None
         return ChunkRequest(self.observation, self.prefix)
 
@@ -185,9 +187,13 @@ class FairQueue:
             for owner, count in Counter(ask.owner for ask in asks).items():
                 waiting = sum(ask.owner == owner for ask in self._asks)
                 if waiting + count > MAX_WAITING_EACH:
-                    raise RequestError(OVERLOADED, f"{waiting} observations of {owner} wait already; ask again later")
+                    raise RequestError(
+                        OVERLOADED, f"{waiting} observations of {owner} are already waiting; send it again later"
+                    )
             if len(self._asks) + len(asks) > MAX_WAITING:
-                raise RequestError(OVERLOADED, f"{len(self._asks)} observations wait already; ask again later")
+                raise RequestError(
+                    OVERLOADED, f"{len(self._asks)} observations are already waiting; send it again later"
+                )
             self._asks += asks
 
     def take(self, ask: Ask) -> bool:

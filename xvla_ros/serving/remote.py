@@ -106,7 +106,7 @@ class RemotePolicy:
     ) -> None:
         urls = list(dict.fromkeys(url_of(each) for each in servers.split(",") if each.strip()))
         if not urls:
-            raise SetupError(f"server is {servers!r}; expected addresses, wss://HOST:PORT, with commas between them")
+            raise SetupError(f"server is {servers!r}; expected addresses, wss://HOST:PORT, separated by commas")
         self._profiles, self._credentials, self._log = dict(profiles), credentials or Credentials(), log
         self._hello = [{"name": name, "profile": profile.to_mapping()} for name, profile in profiles.items()]
         self._tls = tls_of("wss", self._credentials.ca, self._credentials.certificate) if _any_tls(urls) else None
@@ -293,7 +293,7 @@ class RemotePolicy:
         if len(lost) == len(self._servers):
             raise UnreachableError("no policy server answers: " + "; ".join(lost))
         for each in lost:
-            self._log(f"policy server not there: {each}")
+            self._log(f"policy server not available: {each}")
 
     def _keep(self) -> None:
         """Take back servers that were lost, and ask those that are not used how late they would be."""
@@ -318,10 +318,10 @@ class RemotePolicy:
         except (UnreachableError, RequestError, SetupError) as error:
             why = str(error).removeprefix(f"{server.url}: ")
             if isinstance(error, SetupError | RequestError) and why != server.why_down:
-                self._log(f"policy server refuses: {error}")
+                self._log(f"policy server refused: {error}")
             server.why_down = why
         else:
-            self._log(f"policy server is there: {server.url}")
+            self._log(f"policy server is available: {server.url}")
 
     def _probe(self, server: _Server) -> None:
         link = server.link

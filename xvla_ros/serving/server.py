@@ -46,16 +46,19 @@ class Metrics:
     def __init__(self, service: PolicyService, connections: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
         self.requests = Count(
-            "xvla_requests", "Questions by protocol and outcome: ok, or the reason of a refusal",
+            "xvla_requests", "Requests by protocol and outcome: ok, or the reason of the refusal",
             ("protocol", "outcome"), registry=self._registry,
         )  # fmt: skip
         buckets = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
         self.seconds = Histogram(
-            "xvla_answer_seconds", "From a question to its answer, waiting included", buckets=buckets,
+            "xvla_answer_seconds", "Time from a request to its answer, waiting included", buckets=buckets,
             registry=self._registry,
         )  # fmt: skip
         self.inference = Histogram(
-            "xvla_inference_seconds", "Of the pass that made an answer", buckets=buckets, registry=self._registry
+            "xvla_inference_seconds",
+            "Time of the pass that produced an answer",
+            buckets=buckets,
+            registry=self._registry,
         )
         batches = Histogram(
             "xvla_batch_size", "Observations in one pass", buckets=(1, 2, 4, 8, 16), registry=self._registry
@@ -63,7 +66,7 @@ class Metrics:
         service.batch_sizes = batches.observe
         gauges = {
             "xvla_connections": ("Open connections", connections),
-            "xvla_waiting": ("Observations that wait", lambda: service.waiting),
+            "xvla_waiting": ("Observations that are waiting", lambda: service.waiting),
         }
         for name, (said, function) in gauges.items():
             Gauge(name, said, registry=self._registry).set_function(function)
@@ -89,7 +92,7 @@ class Rates:
         left, since = self._left.get(address, (RATE, now))
         left = min(left + (now - since) * RATE, RATE)
         if left < 1.0:
-            raise RequestError(protocol.RATE, f"{address} asks more than {RATE:g} times a second")
+            raise RequestError(protocol.RATE, f"{address} sends more than {RATE:g} requests per second")
         if len(self._left) > 10 * MAX_CONNECTIONS:
             self._left.clear()
         self._left[address] = left - 1.0, now
@@ -176,7 +179,7 @@ class PolicyServer:
         def cut() -> None:
             transport = getattr(connection, "transport", None)
             if transport is not None and heard() == before:
-                _LOG.info("a connection that said nothing within %g s was cut", seconds)
+                _LOG.info("a connection that sent nothing within %g s was closed", seconds)
                 transport.abort()
 
         asyncio.get_running_loop().call_later(seconds, cut)
@@ -215,7 +218,7 @@ class PolicyServer:
         if self._active.total() > MAX_CONNECTIONS or self._active[address] > MAX_CONNECTIONS_EACH:
             raise _http(web.HTTPServiceUnavailable, "connections", f"too many connections from {address}")
         if "Origin" in request.headers:
-            raise _http(web.HTTPForbidden, "origin", "a page in a browser asks; expected a program")
+            raise _http(web.HTTPForbidden, "origin", "the request came from a page in a browser; expected a program")
         if request.path == "/healthz" or not self._access.token:
             return
         given = request.headers.get("Authorization", "").partition(" ")[2].strip()
@@ -332,7 +335,7 @@ class PolicyServer:
         try:
             yield socket
         except (TimeoutError, ConnectionError):
-            _LOG.info("%s: too slow, or gone", request.remote)
+            _LOG.info("%s: the client is too slow, or disconnected", request.remote)
         finally:
             self._sockets.discard(socket)
             await socket.close()

@@ -186,7 +186,7 @@ class PolicyService:
         except (ProfileError, SetupError) as error:
             raise RequestError(protocol.ROBOT, str(error)) from error
         except Exception as error:  # a mapping of any form may come
-            raise RequestError(protocol.ROBOT, f"{name}: no profile: {type(error).__name__}") from error
+            raise RequestError(protocol.ROBOT, f"{name}: not a valid profile: {type(error).__name__}") from error
 
     def admit(self, embodiment: Embodiment) -> ServedRobot:
         """Return a robot that a client describes itself.
@@ -243,8 +243,8 @@ class PolicyService:
         ]
         if moved:
             raise SetupError(
-                f"slots of {embodiment.robot} are {', '.join(embodiment.slots)}; expected {', '.join(trained)}, as it "
-                f"was trained: {', '.join(moved)} would be taken for another view"
+                f"slots of {embodiment.robot} are {', '.join(embodiment.slots)}; expected {', '.join(trained)}, as in "
+                f"training: {', '.join(moved)} would be mistaken for another view"
             )
         robot = ServedRobot(embodiment, embodiment.robot, embodiment.slots, width)
         self._try(robot)
@@ -313,7 +313,7 @@ class PolicyService:
         if missing:
             raise RequestError(
                 protocol.OBSERVATION,
-                f"robot {embodiment.robot!r}: no picture of {', '.join(missing)}; expected {', '.join(robot.required)}",
+                f"robot {embodiment.robot!r}: no image of {', '.join(missing)}; expected {', '.join(robot.required)}",
             )
         if asked.steps is not None:
             embodiment = replace(embodiment, denoising_steps=asked.steps)

@@ -233,7 +233,7 @@ def record_all(settings: DemoSettings, episodes: int, folder: Path, jobs: int = 
         settings: of all episodes; a folder that already has demonstrations must have the same.
         episodes: how many there will be.
         folder: of the bags ``episode_000000.mcap`` … and of the manifest.
-        jobs: processes that record at once.
+        jobs: number of processes that record in parallel.
 
     Raises:
         SimulationError: the folder holds demonstrations of other settings.

@@ -44,7 +44,7 @@ class Split(DataSection):
 class Early(DataSection):
     """Samples of the beginning of an episode, where what was said decides which way to go, come more often."""
 
-    seconds: float = Field(0.0, ge=0.0, description="From the first picture of an episode; 0 prefers none.")
+    seconds: float = Field(0.0, ge=0.0, description="From the first image of an episode; 0 prefers none.")
     times: int = Field(3, ge=1, le=100, description="How often such a sample comes where another comes once.")
 
 
@@ -66,7 +66,7 @@ class DatasetSettings(DataSection):
         "measured).",
     )
     rate: float | None = Field(
-        None, gt=0.0, le=1000.0, description="Samples a second, Hz; none takes each picture of slot 0."
+        None, gt=0.0, le=1000.0, description="Samples a second, Hz; none takes each image of slot 0."
     )
     instruction: str = Field("", description="Instead of what was recorded.")
     instructions: dict[str, Strings] = Field({}, description="Instruction → paraphrases, one of which is drawn.")
@@ -105,7 +105,7 @@ class Augmentation(DataSection):
     """Random changes of the pictures, alike for the views of a sample where not said otherwise."""
 
     brightness: float = Field(0.0, ge=0.0, le=1.0, description="Factor is drawn from 1 ± this; each view its own.")
-    contrast: float = Field(0.0, ge=0.0, le=1.0, description="Factor about the picture's mean, drawn from 1 ± this.")
+    contrast: float = Field(0.0, ge=0.0, le=1.0, description="Factor about the image's mean, drawn from 1 ± this.")
     saturation: float = Field(0.0, ge=0.0, le=1.0, description="Factor about grey, drawn from 1 ± this.")
     hue: float = Field(0.0, ge=0.0, le=0.5, description="Turn of the colours, drawn from ± this of a full turn.")
     noise: float = Field(0.0, ge=0.0, le=0.5, description="Standard deviation of noise on each pixel, of full scale.")
@@ -137,11 +137,11 @@ class Drawn(DataSection):
     places: Literal["table", "picture"] = Field(
         "table",
         description="What grounding asks of a named thing: where it lies in the scene, or where in the first camera's "
-        "picture and how far from it, which means the same in pictures of another camera.",
+        "picture and how far from it, which means the same in images of another camera.",
     )
-    goals: int = Field(2, ge=1, le=16, description="Samples of every layout: instructions of a picture, or pictures.")
+    goals: int = Field(2, ge=1, le=16, description="Samples of every layout: instructions of an image, or images.")
     variation: float = Field(1.0, ge=0.0, description="Of light, colours and cameras; 1 as in demonstrations.")
-    pixels: int = Field(256, ge=16, le=2048, description="Of the pictures as drawn; the network's size comes after.")
+    pixels: int = Field(256, ge=16, le=2048, description="Of the images as drawn; the network's size comes after.")
 
     @property
     def all_scenes(self) -> tuple[SceneSettings, ...]:
@@ -288,7 +288,7 @@ class TrainSettings(DataSection):
     steps: int = Field(20000, ge=1, description="Steps of the optimiser.")
     objective: Literal["flow", "vision"] = Field(
         "flow",
-        description="flow: a policy; vision: a vision tower alone, which learns what is where in the pictures that "
+        description="flow: a policy; vision: a vision tower alone, which learns what is where in the images that "
         "`drawn` describes, as `xvla pretrain-vision` does. Of `model` then only sizes and vision_from count, of the "
         "rates the base rate.",
     )
@@ -299,8 +299,8 @@ class TrainSettings(DataSection):
     )
     datasets: Datasets = Field((), description="The data: recordings.")
     drawn: Drawn | None = Field(None, description="The data: drawn by the simulator, in the place of recordings.")
-    augmentation: Augmentation = Field(Augmentation(), description="Of the pictures: light, colour, place.")
-    cache: str = Field("xvla_out/cache", min_length=1, description="Folder of decoded pictures, shared by all runs.")
+    augmentation: Augmentation = Field(Augmentation(), description="Of the images: light, colour, place.")
+    cache: str = Field("xvla_out/cache", min_length=1, description="Folder of decoded images, shared by all runs.")
     features: bool | None = Field(
         None,
         description="Keep the vision tower's output of each sample, or of drawn ones let the loading processes run it; "
@@ -385,7 +385,7 @@ class TrainSettings(DataSection):
         if not (self.freeze.vision_encoder or self.method == "prompt"):
             raise ValueError("features wants the vision tower frozen: set freeze.vision_encoder, or method to prompt")
         if self.augmentation != Augmentation():
-            raise ValueError("features keeps one output of each picture: leave augmentation out")
+            raise ValueError("features keeps one output of each image: leave augmentation out")
 
 
 COMMAND_LINE = "command line"

@@ -64,7 +64,7 @@ def with_features(settings: TrainSettings, source: Any, config: XvlaConfig, devi
     if device != "cpu" or not frozen or not isinstance(source, Samples):
         return settings.model_copy(update={"features": False})
     if settings.augmentation != Augmentation():
-        say("features: not kept, as augmentation changes the pictures; augmentation={} would spare the frozen tower")
+        say("features: not kept, as augmentation changes the images; augmentation={} would spare the frozen tower")
         return settings.model_copy(update={"features": False})
     there, drawn = len(source.train) + len(source.held_out), settings.steps * settings.batch.size
     size = 4 * there * (config.num_image_views or 1) * config.vision.embed_dim[-1] * math.prod(config.grid)

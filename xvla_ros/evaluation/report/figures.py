@@ -141,7 +141,7 @@ def make_report(recording: RunRecording, profile: Profile) -> Report:
             "expected /diagnostics with the key 'trained' once a second"
         )
     if not recording.start:
-        raise EvaluationError(f"no joints, pictures or commands of {profile.name} were recorded: there is no run")
+        raise EvaluationError(f"no joints, images or commands of {profile.name} were recorded: there is no run")
     last = recording.statuses[-1] if recording.statuses else None
     return Report(
         robot=profile.name,

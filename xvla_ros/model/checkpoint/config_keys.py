@@ -117,24 +117,35 @@ def judge(data: Mapping[str, Any], file: str, *, is_original: bool) -> KeyVerdic
         if key in _ONLY_AT:
             if value not in _ONLY_AT[key]:
                 expected = " or ".join(map(_as_json, _ONLY_AT[key]))
-                problems.append(Problem(file, key, value, expected, "changes the answer in a way not known here"))
+                problems.append(
+                    Problem(
+                        file,
+                        key,
+                        value,
+                        expected,
+                        "changes the policy's output in a way that this package does not support",
+                    )
+                )
             elif key not in PASSED_ON:
-                warnings.append(Problem(file, key, value, "", "is passed over: at this value it changes no answer"))
+                warnings.append(
+                    Problem(file, key, value, "", "is ignored: at this value it does not change the policy's output")
+                )
         elif key in _WITHOUT_EFFECT:
-            warnings.append(Problem(file, key, value, "", "is passed over: it changes no answer"))
+            warnings.append(Problem(file, key, value, "", "is ignored: it does not change the policy's output"))
         elif not value:
-            warnings.append(Problem(file, key, value, "", "is unknown and passed over: it is off"))
+            warnings.append(Problem(file, key, value, "", "is unknown and ignored: it is off"))
         elif _words(key) & _ABOUT_TRAINING:
-            message = "is unknown and passed over: by its name it is not about answers"
+            message = "is unknown and ignored: by its name it does not change the policy's output"
             warnings.append(Problem(file, key, value, "", message))
         elif _words(key) & _ABOUT_ANSWERS:
             message = (
-                f"is unknown{did_you_mean(key, read)} and can change an answer, by its name; remove it if it does not"
+                f"is unknown{did_you_mean(key, read)} and by its name may change the policy's output; remove it if it "
+                "does not"
             )
             expected = "null, false or 0, or one of the keys of an X-VLA config.json"
             problems.append(Problem(file, key, value, expected, message))
         else:
-            message = "is unknown and passed over, as long as the weights are complete without it"
+            message = "is unknown and ignored, because the weights are complete without it"
             warnings.append(Problem(file, key, value, "", message))
             undecided.append(key)
     return KeyVerdicts(tuple(problems), tuple(warnings), tuple(undecided))

@@ -310,7 +310,7 @@ def _image_size(reader: _ConfigReader) -> tuple[int, int]:
         height, width = sizes.pop()
         if max(height, width) <= limits.SIDE:
             return height, width
-        reader.wrong("input_features", f"pictures of at most {limits.SIDE} pixels a side, or resize_imgs_with_padding")
+        reader.wrong("input_features", f"images of at most {limits.SIDE} pixels a side, or resize_imgs_with_padding")
     return DEFAULT_IMAGE_SIZE
 
 
@@ -328,7 +328,7 @@ def _parse_vision(reader: _ConfigReader) -> VisionConfig:
     # Left-out keys fall back to the defaults of the dialect's own class, which are not Florence-2-large's.
     base = VisionConfig(max_position_embeddings=1000) if is_vendored else VisionConfig()
     if not is_vendored and "embed_dim" not in reader.data:
-        reader.miss("dim_embed", "widths of the stages (or embed_dim, in transformers' own words)")
+        reader.miss("dim_embed", "widths of the stages (or embed_dim, as transformers names it)")
     source = reader.data.get("image_feature_source", FEATURE_SOURCE)
     if source != FEATURE_SOURCE:
         reader.wrong("image_feature_source", str(FEATURE_SOURCE))

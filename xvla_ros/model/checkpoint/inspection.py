@@ -103,7 +103,7 @@ def _named_base(folder: Path, source: str) -> Path:
         beside = limits.inside(folder, str(named))
         return _within(beside) if beside.is_dir() else _folder(*limits.pinned(str(named), told.get("revision")))
     except limits.LimitError as error:
-        message = f"{error}; or say which base is meant: {source},BASE"
+        message = f"{error}; or name the base after a comma: {source},BASE"
         problem = Problem(ADAPTER_CONFIG, "base_model_name_or_path", None, "", message)
         raise CheckpointError(source, [problem]) from error
 
@@ -118,7 +118,7 @@ def _folder(folder_or_id: str | Path, revision: str | None) -> Path:
     hub_id = hub_id_of(str(folder_or_id))
     if isinstance(folder_or_id, Path) or not _HUB_ID.match(hub_id):
         expected = "a checkpoint folder, or a hub id; xvla checkpoints lists those that were published"
-        raise CheckpointError(str(folder_or_id), [Problem(str(folder_or_id), "", None, expected, "is no folder")])
+        raise CheckpointError(str(folder_or_id), [Problem(str(folder_or_id), "", None, expected, "is not a folder")])
     return _within(_download(hub_id, revision))
 
 
@@ -165,7 +165,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()
-        message = f"is neither a folder nor a hub id that can be had: {reason[0] if reason else type(error).__name__}"
+        message = f"is neither a folder nor an available hub id: {reason[0] if reason else type(error).__name__}"
         problem = Problem(hub_id, revision or "", None, "a checkpoint folder or a hub id", message)
         raise CheckpointError(hub_id, [problem]) from None
 
@@ -333,7 +333,7 @@ def _original_images(folder: Path, config: XvlaConfig) -> tuple[XvlaConfig, list
         return config, []
     data = read_json(path)
     problems = [
-        Problem(ORIGINAL_PROCESSOR, key, tuple(data[key]), str(values), "is not the normalisation this network knows")
+        Problem(ORIGINAL_PROCESSOR, key, tuple(data[key]), str(values), "is not the normalisation of this network")
         for key, values in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
         if key in data and [round(float(v), 3) for v in data[key]] != list(values)
     ]

@@ -194,7 +194,7 @@ def tokenizer_of(folders: CheckpointFolders, config: XvlaConfig) -> Tokenizer:
     names = (config.tokenizer_name, str(config.extra.get("pretrained_path") or ""))
     tokenizer = load_tokenizer(folder, names, config.tokenizer_max_length, text.pad_token_id)
     if tokenizer.vocab_size > text.vocab_size:
-        message = "has more ids than the network has embeddings; it belongs to another checkpoint"
+        message = "has more token ids than the network has embeddings; it belongs to another checkpoint"
         problem = Problem(TOKENIZER_FILE, "", tokenizer.vocab_size, f"at most {text.vocab_size}", message)
         raise CheckpointError(str(folder), [problem])
     return tokenizer
@@ -219,11 +219,14 @@ def save(policy: Policy, folder: str | Path, *, lerobot: str = "") -> None:
             weights were rounded when they were loaded.
     """
     if is_int8(policy.network):
-        raise ValueError(f"{policy.source}: an int8 policy cannot be saved, expected the float32 one it was made of")
+        raise ValueError(
+            f"{policy.source}: an int8 policy cannot be saved; expected the float32 policy that it was made from"
+        )
     if policy.network.config.dtype == FLOAT32 and policy.network.vlm.dtype != torch.float32:
         raise ValueError(
             f"{policy.source}: its weights are stored in float32 and were rounded to {policy.precision.dtype} to run "
-            "here; load it with dtype='float32' to save it as it was, or with that type to save it rounded"
+            "here; load it with dtype='float32' to save the original weights, or with that type to save the "
+            "rounded ones"
         )
     if lerobot and lerobot not in policy.robots:
         known = ", ".join(policy.robots) or "none"

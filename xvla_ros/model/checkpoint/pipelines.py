@@ -97,7 +97,7 @@ def _read_pipelines(folder: Path, config: XvlaConfig, assume: Collection[str]) -
     steps = {name: _steps(folder, name, assume, missing, problems) for name in REQUIRED}
     tokenizer = _first(steps[PREPROCESSOR], TOKENIZE)
     problems += [
-        Problem(f"{PREPROCESSOR}.json", f"step {TOKENIZE}: {key}", tokenizer[key], str(expected), "is not done here")
+        Problem(f"{PREPROCESSOR}.json", f"step {TOKENIZE}: {key}", tokenizer[key], str(expected), "is not supported")
         for key, expected in _PADDED.items()
         if tokenizer.get(key, expected) != expected
     ]
@@ -140,7 +140,7 @@ def _steps(folder: Path, pipeline: str, assume: Collection[str], missing: list[s
     names = [_name(step) for step in found]
     absent = [step for step in REQUIRED[pipeline] if step not in names]
     missing.extend(absent)
-    what = "is missing: the network would get other numbers than in training"
+    what = "is missing: the network would get other values than in training"
     if not is_there and set(absent) - set(assume):
         problems.append(Problem(file, "", None, f"the steps {', '.join(REQUIRED[pipeline])}", what))
     else:
@@ -150,7 +150,7 @@ def _steps(folder: Path, pipeline: str, assume: Collection[str], missing: list[s
             known = ", ".join((*REQUIRED[pipeline], *NEUTRAL[pipeline]))
             problems.append(Problem(file, f"step {step}", None, f"one of {known}", "is unknown"))
         elif step in REQUIRED[pipeline] and names.count(step) > 1:
-            message = "is doubled: the numbers would be changed twice"
+            message = "is there twice: the values would be changed twice"
             problems.append(Problem(file, f"step {step}", names.count(step), "one", message))
     return found
 
@@ -176,7 +176,7 @@ def _relative(steps: Mapping[str, Steps], config: XvlaConfig, problems: list[Pro
     step = _first(before, RELATIVE)
     enabled = bool(step.get("enabled"))
     if enabled != bool(_first(after, ABSOLUTE).get("enabled")):
-        what = "is enabled without its other half: offsets would be sent as positions, or positions as offsets"
+        what = "is enabled without its counterpart: offsets would be sent as positions, or positions as offsets"
         where = (PREPROCESSOR, RELATIVE) if enabled else (POSTPROCESSOR, ABSOLUTE)
         problems.append(Problem(f"{where[0]}.json", f"step {where[1]}", None, "both steps, or none", what))
         return None

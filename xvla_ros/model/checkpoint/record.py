@@ -112,10 +112,18 @@ def _record(folder: Path, data: Mapping[str, Any]) -> Record:
             problems.append(Problem(RECORD_FILE, key, brief(value), expected, "has the wrong value"))
     trained = training.get("trained_domains")
     if (lerobot := data.get("lerobot", "")) not in ("", *(data.get("robots") or {})):
-        problems.append(Problem(RECORD_FILE, "lerobot", lerobot, "one of " + ", ".join(robots), "is no robot of it"))
+        problems.append(
+            Problem(RECORD_FILE, "lerobot", lerobot, "one of " + ", ".join(robots), "is not a robot of the checkpoint")
+        )
     if trained is not None and not (isinstance(trained, list) and all(type(n) is int for n in trained)):
         problems.append(
-            Problem(RECORD_FILE, "training.trained_domains", brief(trained), "a list of integers", "is not one")
+            Problem(
+                RECORD_FILE,
+                "training.trained_domains",
+                brief(trained),
+                "a list of integers",
+                "is not a list of integers",
+            )
         )
     if problems:
         raise CheckpointError(str(folder), problems)

@@ -91,7 +91,7 @@ def weight_files(folder: Path) -> list[Path]:
         return _shards(folder)
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
-        message = "is a pickle, which can run code and is never opened; convert it to safetensors"
+        message = "is a pickle file, which can run code and is never opened; convert it to safetensors"
         raise CheckpointError(str(folder), [Problem(name, "", None, WEIGHTS, message) for name in pickles])
     raise CheckpointError(str(folder), [Problem(WEIGHTS, "", None, f"this file or {INDEX}", "is missing")])
 
@@ -150,7 +150,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         if not 0 < length <= size - 8:
             _fail(path, size, "a safetensors header", "is truncated or not safetensors")
         if length > limits.HEADER_BYTES:
-            _fail(path, length, f"a header of at most {limits.HEADER_BYTES} bytes", "has too long a header")
+            _fail(path, length, f"a header of at most {limits.HEADER_BYTES} bytes", "has a header that is too long")
         raw = stream.read(length)
     try:
         header = limits.json_of(raw)
@@ -158,7 +158,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             raise limits.LimitError(f"{len(header)} tensors, expected at most {limits.TENSORS}")
         tensors = {k: _entry(path, k, v, 8 + length) for k, v in header.items() if k != "__metadata__"}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        _fail(path, size, "a safetensors header", f"has a garbled header: {limits.cause(error)}")
+        _fail(path, size, "a safetensors header", f"has a damaged header: {limits.cause(error)}")
     end = max((tensor.start + tensor.nbytes for tensor in tensors.values()), default=8 + length)
     if end > size:
         _fail(path, f"{size} bytes", f"{end} bytes", "is truncated: download it again")

@@ -87,7 +87,7 @@ def load_network(
     problems += misfits(network, placed)
     if problems:
         # The first few are shown: what may be the reason comes first.
-        message = "is unknown, and may be why the weights do not fit"
+        message = "is unknown, and may be the reason why the weights do not fit"
         unknown = [Problem("config.json", key, None, "", message) for key in config.undecided]
         raise CheckpointError(str(folder), [*unknown, *problems])
     run_dtype = DTYPES[config.dtype] if dtype is None else dtype
@@ -113,7 +113,7 @@ def misfits(network: nn.Module, placed: Placed) -> list[Problem]:
     for name, (place, stored) in placed.items():
         shape = wanted.get(name, optional.get(name))
         if shape is None:
-            problems.append(Problem(stored.file.name, stored.key, stored.shape, "", "is no weight of this network"))
+            problems.append(Problem(stored.file.name, stored.key, stored.shape, "", "is not a weight of this network"))
         elif shape != shape_of(place, stored):
             expected = tuple(reversed(shape)) if place.transposed else shape
             problems.append(Problem(stored.file.name, stored.key, stored.shape, str(expected), "has the wrong shape"))
@@ -252,7 +252,7 @@ def _refuse_settings(settings: Mapping[str, Any]) -> list[Problem]:
         isinstance(alpha, int | float) and len(pattern) <= limits.NAME and _is_simple(pattern)
         for pattern, alpha in patterns.items()
     ):
-        expected = "names of modules, or expressions with at most three repetitions, none of a group"
+        expected = "names of modules, or regular expressions with at most three repetitions and no repeated group"
         problems.append(Problem(ADAPTER_CONFIG, "alpha_pattern", brief(str(patterns)), expected, message))
     if not isinstance(settings.get("r"), int) or not isinstance(settings.get("lora_alpha"), (int, float)):
         found = f"{settings.get('r')}, {settings.get('lora_alpha')}"
@@ -303,7 +303,7 @@ def _misfit(name: str, update: _Update, parameter: Tensor | None) -> list[Proble
     if update.down is None or update.up is None:
         return problem("only one of lora_A and lora_B", "both", "is incomplete")
     if update.down.dim() != 2 or len(shape) != 2:
-        return problem(tuple(update.down.shape), "two-dimensional factors", "is not of a linear layer")
+        return problem(tuple(update.down.shape), "two-dimensional factors", "does not belong to a linear layer")
     product = (update.up.shape[0], update.down.shape[1])
     wanted = (shape[1], shape[0]) if update.is_embedding else shape
     if product != wanted or update.up.shape[1] != update.down.shape[0]:

@@ -102,8 +102,8 @@ class Processor:
         need = self.config.sequence_length(views)
         if need > self.config.max_len_seq:
             raise ValueError(
-                f"robot {embodiment.robot!r}: {views} views make a sequence of {need} tokens, the checkpoint holds "
-                f"{self.config.max_len_seq}: use fewer camera slots"
+                f"robot {embodiment.robot!r}: {views} views make a sequence of {need} tokens, and the checkpoint has "
+                f"room for {self.config.max_len_seq}: use fewer camera slots"
             )
         return views
 
@@ -144,7 +144,7 @@ class Processor:
         if unknown:
             raise ValueError(f"{who}: images for unknown slots {unknown}; its slots are {list(embodiment.slots)}")
         if not observation.images:
-            raise ValueError(f"{who}: no image at all; expected one for each of {list(embodiment.slots)}")
+            raise ValueError(f"{who}: no image; expected one for each of {list(embodiment.slots)}")
         for slot, image in observation.images.items():
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
                 found = f"{image.dtype} {list(image.shape)}"
@@ -152,7 +152,7 @@ class Processor:
         self._check_state(who, observation.state, self.statistics_of(embodiment.robot).state.width)
         if not 0 <= embodiment.domain_id < self.config.num_domains:
             known = f"0…{self.config.num_domains - 1}"
-            raise ValueError(f"{who}: domain_id {embodiment.domain_id} is not in the checkpoint, expected {known}")
+            raise ValueError(f"{who}: domain_id {embodiment.domain_id} is not in the checkpoint; expected {known}")
 
     def _check_state(self, who: str, state: NDArray[np.float32], width: int | None) -> None:
         if state.ndim != 1 or (width is not None and len(state) != width):

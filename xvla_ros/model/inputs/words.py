@@ -135,7 +135,7 @@ def check_instruction(instruction: str) -> None:
     if len(instruction) > limits.INSTRUCTION:
         raise ValueError(f"an instruction of {len(instruction)} characters; expected at most {limits.INSTRUCTION}")
     if not instruction.isascii() and any("\ud800" <= each <= "\udfff" for each in instruction):
-        raise ValueError("an instruction with half a character (a lone surrogate); expected Unicode text")
+        raise ValueError("an instruction with an incomplete character (a lone surrogate); expected Unicode text")
 
 
 def words_of(instructions: Iterable[str]) -> list[str]:
@@ -199,15 +199,19 @@ def _check_pieces(told: Any, folder: Path) -> None:
             kind, pattern = step.get("type"), step.get("pattern") or {}
             expected = f"one of {', '.join(sorted(known))}"
             if kind not in known:
-                problems.append(Problem(TOKENIZER_FILE, key, brief(kind), expected, "is a step not known here"))
+                problems.append(
+                    Problem(TOKENIZER_FILE, key, brief(kind), expected, "is a step that this package does not support")
+                )
             elif "Regex" in pattern:
-                message = "searches with an expression of its own, which can take without end"
+                message = "searches with its own regular expression, which can run without end"
                 problems.append(Problem(TOKENIZER_FILE, key, brief(pattern["Regex"]), "ByteLevel or String", message))
             elif kind == "Prepend" and len(step["prepend"]) > _PIECES:
                 problems.append(Problem(TOKENIZER_FILE, key, brief(step["prepend"]), "a short text", "is too long"))
             elif kind == "Replace" and len(step["content"]) > len(pattern.get("String", "")):
-                message = "makes a text longer, and several do so without end"
-                problems.append(Problem(TOKENIZER_FILE, key, brief(step["content"]), "a text no longer", message))
+                message = "makes a text longer, and several of them would do so without end"
+                problems.append(
+                    Problem(TOKENIZER_FILE, key, brief(step["content"]), "a text that is not longer", message)
+                )
             elif kind == "TemplateProcessing" and max(len(step["single"]), len(step["pair"])) > _PIECES:
                 message = "adds too many tokens"
                 problems.append(Problem(TOKENIZER_FILE, key, len(step["single"]), f"at most {_PIECES}", message))
@@ -253,14 +257,15 @@ def _from_names(folder: Path, names: Sequence[str]) -> Backend:
             place = limits.inside(folder, name)
             backend = _from_folder(place) if place.is_dir() else _from_hub(name)
         except (limits.LimitError, OSError) as error:
-            reasons.append(f"{name[:200]!r} cannot be had: {limits.cause(error)}")
+            reasons.append(f"{name[:200]!r} is not available: {limits.cause(error)}")
         else:
             if backend is not None:
                 return backend
-            reasons.append(f"{name[:200]!r} brings none")
+            reasons.append(f"{name[:200]!r} contains no tokenizer")
     message = (
-        f"is missing, and the tokenizer it names is not there ({'; '.join(reasons)}); LeRobot does not "
-        "save it: copy tokenizer.json and tokenizer_config.json from the checkpoint that this one was trained from"
+        f"is missing, and the tokenizer that it names is not available ({'; '.join(reasons)}); LeRobot does not "
+        "save the tokenizer: copy tokenizer.json and tokenizer_config.json from the checkpoint that this one was "
+        "trained from"
     )
     problem = Problem(TOKENIZER_FILE, "", None, "the tokenizer's files in the checkpoint folder", message)
     raise CheckpointError(str(folder), [problem])

@@ -211,8 +211,8 @@ class SoftPromptedTransformer(nn.Module):
         if end > self.pos_emb.shape[1]:
             raise ValueError(
                 f"the sequence has {end} tokens ({num_actions} waypoints, {vlm.shape[1]} vision-language, "
-                f"{aux.shape[1]} of other views), the checkpoint's position embedding {self.pos_emb.shape[1]}; "
-                "feed fewer views"
+                f"{aux.shape[1]} of other views), the checkpoint's position embedding has {self.pos_emb.shape[1]}; "
+                "use fewer views"
             )
         tokens = tokens + self.pos_emb[:, num_actions:end].to(tokens.dtype)
         if self.prompt_length:
@@ -431,8 +431,8 @@ def another_mode(config: XvlaConfig, own: ActionMode, name: str, decoded_width: 
     mode = action_mode(name, max_action_dim=own.width, action_dim=decoded_width or config.action_dim)
     if mode.width != own.width:
         raise ValueError(
-            f"action mode {name!r} is {mode.width} wide, the checkpoint {own.width} ({own.name}): use a checkpoint of "
-            "that width"
+            f"action mode {name!r} has {mode.width} channels, the checkpoint {own.width} ({own.name}): use a "
+            "checkpoint with the same number"
         )
     return mode
 

@@ -145,7 +145,9 @@ class ExportedNetwork:
         def session(name: str) -> Session:
             file = folder / f"{name}{ending}"
             if not file.is_file():
-                raise SetupError(f"{file} is missing, though {REPORT} beside it names it: export the checkpoint again")
+                raise SetupError(
+                    f"{file} is missing, but {REPORT} in the same folder names it: export the checkpoint again"
+                )
             try:
                 return _OPEN[engine](file, threads)
             except Exception as error:  # engines fail in ways of their own
@@ -252,7 +254,7 @@ def require(engine: str, *more: str) -> None:
         raise SetupError(f"{NAMES[engine]} lacks the packages {', '.join(missing)}: pip install {wanted}")
     if engine == TENSORRT and not torch.cuda.is_available():
         raise SetupError(
-            f"TensorRT runs on an NVIDIA GPU, and torch {torch.__version__} finds none: use another engine"
+            f"TensorRT runs on an NVIDIA GPU, and torch {torch.__version__} finds no GPU: use another engine"
         )
 
 
@@ -415,7 +417,9 @@ def largest_difference(exported: ExportedNetwork, file: Path) -> float:
         ]
     except Exception as error:  # engines fail in ways of their own
         said = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise SetupError(f"{file} cannot be held against an engine ({said[0]}): export the checkpoint again") from error
+        raise SetupError(
+            f"{file} cannot be compared with an engine ({said[0]}): export the checkpoint again"
+        ) from error
     return max(each if np.isfinite(each) else float("inf") for each in found)
 
 
@@ -448,10 +452,10 @@ def on_engine(policy: Policy, engine: str, views: Collection[int], *, log: Log |
         )
     if misfit := _misfit(policy, engine):
         raise SetupError(
-            f"engine is {engine}, but {misfit}: set policy.engine to torch, or device and dtype as it says"
+            f"engine is {engine}, but {misfit}: set policy.engine to torch, or device and dtype to these values"
         )
     exported = _checked(policy, there[engine], engine, views)
-    return _running(policy, exported, engine, "as asked for", log)
+    return _running(policy, exported, engine, "as requested", log)
 
 
 def exports(folder: Path | None) -> dict[str, Path]:
@@ -492,7 +496,7 @@ def _checked(policy: Policy, folder: Path, engine: str, views: Collection[int]) 
     found = largest_difference(exported, folder / REFERENCE)
     if found > BOUND:
         raise SetupError(
-            f"{NAMES[engine]} with the graphs in {folder} is {found:.1e} from the network itself, at most "
+            f"{NAMES[engine]} with the graphs in {folder} differs by {found:.1e} from the network itself; at most "
             f"{BOUND:.0e} is allowed: set policy.engine to torch, or export the checkpoint again"
         )
     return exported

@@ -130,7 +130,7 @@ def export_checkpoint(
         there = load(output, dtype="float32", assume=PROFILE_STEPS)
         if digest(there.network) != digest(policy.network):
             raise SetupError(
-                f"output {output} holds another checkpoint than {checkpoint}: name a folder that is not there"
+                f"output {output} contains another checkpoint than {checkpoint}: name a folder that does not exist"
             )
         return _export(there, output, engine, robots, inputs, progress)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def export_graphs(
         numerics = {"inputs": inputs, "steps": steps, "bound": BOUND, **found}
         if not found["largest"] <= BOUND:
             raise SetupError(
-                f"{NAMES[engine]} answers up to {found['largest']:.1e} otherwise than the network (rms "
+                f"{NAMES[engine]} differs by up to {found['largest']:.1e} from the network (rms "
                 f"{found['rms']:.1e}, over {inputs} inputs), at most {BOUND:.0e} is allowed: nothing was written"
             )
         config = network.config

@@ -45,7 +45,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = linear.weight.detach().float()
         if weight.device.type != "cpu":
-            raise ValueError(f"the layer is on {weight.device}, expected cpu: int8 has kernels there only")
+            raise ValueError(f"the layer is on {weight.device}, expected cpu: int8 has kernels only for the CPU")
         if not torch.isfinite(weight).all():
             raise ValueError("a weight is not finite, so it has no scale; the checkpoint is damaged")
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -113,7 +113,7 @@ def quantise(policy: Policy) -> Policy:
     """
     network = policy.network
     if network.device.type != "cpu":
-        raise ValueError(f"the policy is on {network.device}, expected cpu: int8 has kernels there only")
+        raise ValueError(f"the policy is on {network.device}, expected cpu: int8 has kernels only for the CPU")
     if is_int8(network):
         raise ValueError("the policy is int8 already")
     rounded = variant(network) if network.vlm.dtype == torch.float32 else copy.deepcopy(network).cast(torch.float32)

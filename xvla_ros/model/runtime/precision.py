@@ -103,7 +103,7 @@ def _on_cpu(config: XvlaConfig, batch: int) -> Precision:
         return Precision(FLOAT32, f"this processor ({instruction_set()}) has no instructions for bfloat16")
     exact, rounded = _trial(config, BFLOAT16, batch, least=SHORT_S)
     if exact < SHORT_S:
-        return Precision(FLOAT32, f"a block takes {exact * 1e3:.1f} ms here, so rounding would gain little")
+        return Precision(FLOAT32, f"a block takes {exact * 1e3:.1f} ms here, so a smaller type would gain little")
     if exact < WORTHWHILE * rounded:
         return Precision(FLOAT32, f"a block in bfloat16 is only {exact / rounded:.1f} times as fast here")
     return Precision(BFLOAT16, f"a block is {exact / rounded:.1f} times as fast here as in float32")

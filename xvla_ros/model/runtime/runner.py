@@ -160,7 +160,7 @@ class Runner:
         self._outline, self._log = network, log
         self._given = list(ways)
         if ways and ways[-1].ready is not None:
-            raise ValueError("the last way must run any shape as it comes, so that something always runs")
+            raise ValueError("the last runner must accept any shape, so that one always works")
         self._unannounced: set[Shape] = set()
 
     @functools.cached_property
@@ -240,7 +240,7 @@ class Runner:
             self._log(f"{shape} does not run {way.description} ({reason}): such chunks run {last}")
             return
         self._ways.remove(way)
-        self._log(f"{way.description} does not work here ({reason}); the policy runs {self.description}")
+        self._log(f"{way.description} does not work on this machine ({reason}); the policy runs {self.description}")
 
     def _body(self, shape: Shape) -> Body:
         way = self._ways[0]
@@ -250,5 +250,5 @@ class Runner:
             return way.bodies[shape]
         if shape not in self._unannounced:
             self._unannounced.add(shape)
-            self._log(f"nothing is ready for {shape}: such chunks run {self._ways[-1].description}")
+            self._log(f"nothing is prepared for {shape}: such chunks run {self._ways[-1].description}")
         return self._ways[-1].body(shape)

@@ -49,20 +49,32 @@ if TYPE_CHECKING:
     from xvla_ros.serving.remote import RemotePolicy
 
 NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
-    ("robots", ["so101_bimanual"], "Names of the robots to drive, each a profile; their keys are under their names."),
-    ("device", "cpu", "Where the policy runs, as torch names it: cpu, cuda, cuda:1."),
-    ("dtype", "", "What the policy computes in: float32, bfloat16, int8 (CPU only); empty takes the fastest here."),
-    ("threads", 0, "Processor threads of the policy; 0 takes half of the cores and leaves the rest to the topics."),
-    ("autostart", False, "Whether the node configures and activates itself; a launch file does it from outside."),
-    ("checkpoint", "", "Folder or hub id of the checkpoint; empty takes the one the profiles name."),
-    ("server", "", "Addresses of policy servers in the place of a checkpoint; empty takes what the profiles name."),
-    ("server_token_file", "", "File of the servers' token; empty takes $XVLA_SERVER_TOKEN_FILE."),
-    ("server_ca", "", "File of the authority of the servers' certificates; empty takes $XVLA_SERVER_CA, the system's."),
-    ("server_certificate", "", "File of this node's certificate and key, where the servers ask for one."),
-    ("instruction", "", "What to do until an instruction arrives on a topic; empty takes the profiles'."),
-    ("paced", False, "Whether simulated time waits for this node, where xvla_ros simulates; needs use_sim_time."),
-    ("batch_wait", 0.01, "s that a robot waits at most for others about to ask, to share a pass of the policy."),
-    ("seed", -1, "Seed of the sampler's noise; below 0 draws a fresh one for every chunk."),
+    ("robots", ["so101_bimanual"], "Names of the robots to drive; the parameters of each profile are under its name."),
+    ("device", "cpu", "Device of the policy, as torch names it: cpu, cuda, cuda:1."),
+    (
+        "dtype",
+        "",
+        "Number format of the policy: float32, bfloat16, int8 (CPU only); empty chooses the fastest on this machine.",
+    ),
+    ("threads", 0, "Processor threads of the policy; 0 uses half of the cores and leaves the rest for the topics."),
+    ("autostart", False, "Whether the node configures and activates itself; a launch file does this from outside."),
+    ("checkpoint", "", "Folder or hub id of the checkpoint; empty uses the one that the profiles name."),
+    ("server", "", "Addresses of policy servers instead of a checkpoint; empty uses those that the profiles name."),
+    ("server_token_file", "", "File with the servers' token; empty uses $XVLA_SERVER_TOKEN_FILE."),
+    (
+        "server_ca",
+        "",
+        "File of the certificate authority (CA) of the servers; empty uses $XVLA_SERVER_CA, else the system's.",
+    ),
+    ("server_certificate", "", "File with this node's certificate and key, if the servers require one."),
+    ("instruction", "", "Instruction until one arrives on a topic; empty uses the profiles' instructions."),
+    ("paced", False, "Whether the simulation of xvla_ros waits for this node; needs use_sim_time."),
+    (
+        "batch_wait",
+        0.01,
+        "Maximum time, s, that a robot waits for the requests of other robots, to share one pass of the policy.",
+    ),
+    ("seed", -1, "Seed of the sampler's noise; a negative value draws a new seed for every chunk."),
 )
 # what a loaded policy depends on
 LOADED_WITH = (
@@ -131,7 +143,7 @@ class PolicyNode(GuardedLifecycleNode):
             link.stop()
         self._say_time_limit()
         if self._engine is not None and not self._engine.stop():
-            self.get_logger().warning("the policy is still in a forward pass; its chunk will be dropped")
+            self.get_logger().warning("the policy is still in a forward pass; its chunk will be discarded")
         self._engine = None
 
     def tear_down(self) -> None:
@@ -158,7 +170,7 @@ class PolicyNode(GuardedLifecycleNode):
     def _read_profiles(self) -> dict[str, Profile]:
         robots = list(self.get_parameter("robots").value)
         if not robots or len(set(robots)) != len(robots):
-            raise TransitionError(f"parameter robots is {robots}; expected at least one name, and each once")
+            raise TransitionError(f"parameter robots is {robots}; expected at least one name, and no name twice")
         try:
             profiles = {robot: self._with_server(read_profile(self, robot)) for robot in robots}
             for profile in profiles.values():
@@ -180,8 +192,8 @@ class PolicyNode(GuardedLifecycleNode):
         if len(set(named.values())) > 1:
             listed = ", ".join(f"{robot}: {server or 'none'}" for robot, server in named.items())
             raise SetupError(
-                f"the profiles name different policy servers ({listed}), but one node asks one policy; name them with "
-                "the parameter server, or start a node for each"
+                f"the profiles name different policy servers ({listed}), but one node uses one policy; name the "
+                "servers with the parameter server, or start a node for each"
             )
         return next(iter(named.values()))
 
@@ -198,7 +210,7 @@ class PolicyNode(GuardedLifecycleNode):
                     ""
                     if description is None
                     else (
-                        f"; where {description.origin} is another robot's, set {profile.name}.namespace, or remap "
+                        f"; if {description.origin} belongs to another robot, set {profile.name}.namespace, or remap "
                         "robot_description to the right one"
                     )
                 )
@@ -210,7 +222,10 @@ class PolicyNode(GuardedLifecycleNode):
     def _paced(self) -> bool:
         paced = bool(self.get_parameter("paced").value)
         if paced and not self.get_parameter("use_sim_time").value:
-            raise TransitionError("parameter paced is true without use_sim_time: only simulated time can wait")
+            raise TransitionError(
+                "parameter paced is true and use_sim_time is false; expected both true, because "
+                "only simulated time can wait"
+            )
         return paced
 
     def _refuse_untrained(self) -> None:
@@ -247,8 +262,8 @@ class PolicyNode(GuardedLifecycleNode):
         while not self._time_limit.is_heard:
             if time.monotonic() > deadline or self.cancelled.is_set():
                 raise TransitionError(
-                    f"parameter paced is true, but no simulation of xvla_ros hears {TIME_LIMIT_TOPIC}: start it, or "
-                    "set paced false"
+                    f"parameter paced is true, but no simulation of xvla_ros subscribes to {TIME_LIMIT_TOPIC}: start "
+                    "the simulation, or set paced to false"
                 )
             time.sleep(POLL_S)
 
@@ -273,7 +288,7 @@ class PolicyNode(GuardedLifecycleNode):
         wait = float(self.get_parameter("batch_wait").value)
         if not 0.0 <= wait <= LONGEST_BATCH_WAIT_S:
             raise TransitionError(
-                f"parameter batch_wait is {wait:g}; expected 0 (nobody waits) … {LONGEST_BATCH_WAIT_S:g} s"
+                f"parameter batch_wait is {wait:g}; expected 0 (no waiting) … {LONGEST_BATCH_WAIT_S:g} s"
             )
         return wait
 
@@ -333,7 +348,7 @@ class PolicyNode(GuardedLifecycleNode):
             from xvla_ros.model.runtime.fast import warm_up
 
         log, checkpoint = self.get_logger(), str(self.get_parameter("checkpoint").value)
-        log.info(f"loading the policy: {checkpoint or 'as the profiles say'}")
+        log.info(f"loading the policy: {checkpoint or 'the one that the profiles name'}")
         self._choose_threads()
         policy = load_policy(
             self._profiles,
@@ -357,13 +372,13 @@ class PolicyNode(GuardedLifecycleNode):
         checkpoint = str(self.get_parameter("checkpoint").value)
         if checkpoint:
             raise SetupError(
-                f"checkpoint is {checkpoint} and server {servers}; expected one of them: name the other empty"
+                f"checkpoint is {checkpoint} and server {servers}; expected only one of them: leave the other empty"
             )
         try:
             from xvla_ros.serving.remote import Credentials, RemotePolicy
         except ImportError as error:
             raise SetupError(
-                f"a policy server needs more than is installed ({error}); install xvla_ros[serve]"
+                f"a policy server needs packages that are missing ({error}); install xvla_ros[serve]"
             ) from error
         files = [str(self.get_parameter(f"server_{name}").value) for name in ("token_file", "ca", "certificate")]
         log.info(f"connecting to {servers}")
@@ -406,7 +421,7 @@ class PolicyNode(GuardedLifecycleNode):
             return SetParametersResult(successful=False, reason=f"{', '.join(changes)}: deactivate /xvla first")
         loaded_with = [name for name in changes if name in LOADED_WITH]
         if state != "unconfigured" and loaded_with:
-            reason = f"{', '.join(loaded_with)}: the policy is loaded with it; clean up /xvla first"
+            reason = f"{', '.join(loaded_with)}: the loaded policy depends on it; clean up /xvla first"
             return SetParametersResult(successful=False, reason=reason)
         return SetParametersResult(successful=True)
 
@@ -439,9 +454,9 @@ def blank_observation(profile: Profile) -> Observation:
 def untrained(profile: Profile, policy: Policy | RemotePolicy) -> str:
     """Say what an untrained policy would do with the robot, and what to do about it."""
     return (
-        f"no trained row {profile.policy.domain_id} in {policy.source}: the arm would move at random, which it may "
-        "in a simulation only (use_sim_time). Train the policy for this robot, or name a checkpoint and the domain_id "
-        f"it was trained with; {profile.name}.safety.allow_untrained: true lets the arm move all the same"
+        f"domain {profile.policy.domain_id} is not trained in {policy.source}: the arm would move at random, which is "
+        "allowed in a simulation only (use_sim_time). Train the policy for this robot, or name a checkpoint and the "
+        "domain_id that it was trained with; {profile.name}.safety.allow_untrained: true lets the arm move anyway"
     )
 
 
@@ -469,7 +484,7 @@ def serve(stop: Callable[[], bool], args: list[str] | None = None) -> int:
     while not (stop() or failed.is_set() or ended.is_set() or node.state_label() == "finalized"):
         ended.wait(END_POLL_S)
         if not (spinning.is_alive() or ended.is_set()):  # nothing is heard any more: no stop either
-            node.get_logger().fatal("the thread of the callbacks has ended: the arms come to rest, the node ends")
+            node.get_logger().fatal("the callback thread has ended: the arms stop, and the node ends")
             failed.set()
     if node.state_label() == "finalized":
         node.wait_until_answered(ANSWER_TIMEOUT_S)

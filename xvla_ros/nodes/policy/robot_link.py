@@ -86,8 +86,8 @@ class Rivals:
             # a publisher is discovered before its node's name, which has until the next look to come
             self._awaits_names = False
             return self._fault
-        said = [f"{', '.join(names) or 'somebody'} also publishes {topic}" for topic, names in rivals.items()]
-        return Fault(CONTROLLER_LOST, f"{'; '.join(said)}; stop it, or set safety.exclusive false")
+        said = [f"{', '.join(names) or 'another node'} also publishes {topic}" for topic, names in rivals.items()]
+        return Fault(CONTROLLER_LOST, f"{'; '.join(said)}; stop it, or set safety.exclusive to false")
 
     def _rivals_on(self, topic: str) -> list[str]:
         """Return the names of the nodes that publish there beside this one, as far as they are known."""
@@ -194,7 +194,9 @@ class RobotLink:
         self._due_ns, self._asked_ns = None, None
         self.pilot.builder.trust_joints()
         if (speed := self.profile.safety.speed) < 1.0:
-            self._node.get_logger().info(f"{self.profile.name}: moves at {speed:.0%} of its speed (safety.speed)")
+            self._node.get_logger().info(
+                f"{self.profile.name}: moves at {speed:.0%} of its normal speed (safety.speed)"
+            )
         self.pilot.controller.start()
         period = 1.0 / self.profile.timing.command_rate
         self._timer = self._node.create_timer(
@@ -223,9 +225,7 @@ class RobotLink:
             return status
         topics = self.profile.joints.topics
         names = {
-            topic: publishers_of(self._node, topic) or ["a node not known yet"]
-            for topic in topics
-            if topic in status.detail
+            topic: publishers_of(self._node, topic) or ["an unknown node"] for topic in topics if topic in status.detail
         }
         published = "; ".join(f"{topic} is published by {', '.join(nodes)}" for topic, nodes in names.items())
         return replace(status, detail=f"{status.detail} {published}")
@@ -357,7 +357,7 @@ class RobotLink:
         elif self._unheard is not None and steady - self._unheard[1] > MATCHING_S:
             self._unheard = None
         if self._unheard is not None and self._unheard[1] - self._unheard[0] > self.profile.timing.controller_timeout:
-            return Fault(CONTROLLER_LOST, f"nobody subscribes to {self._unheard[2]}")
+            return Fault(CONTROLLER_LOST, f"no node subscribes to {self._unheard[2]}")
         return self._rivals.fault(steady) if self.profile.safety.exclusive else None
 
     def _publish(self, window: CommandWindow, begun: float) -> None:
@@ -372,8 +372,8 @@ class RobotLink:
             if (late := self._late(window, begun)) > lead:
                 self._missed.append(group)
                 self._node.get_logger().warning(
-                    f"{self.profile.name}: a command was ready {late:.2f} s late, expected within lead {lead:g} s, and "
-                    "was not sent: this process was paused, or the machine is too busy",
+                    f"{self.profile.name}: a command was ready {late:.2f} s late and was not sent; expected at most "
+                    "lead, {lead:g} s. The process was paused, or the machine is overloaded",
                     throttle_duration_sec=1.0,
                 )
                 continue
@@ -506,11 +506,12 @@ class RobotLink:
             )
         elif self._runs.is_running:
             self._node.get_logger().warning(
-                f"{self.profile.name}: ignored the instruction {text!r}: a run_policy goal runs"
+                f"{self.profile.name}: ignored the instruction {text!r}: a run_policy goal is active"
             )
         elif not text:
             self._node.get_logger().warning(
-                f"{self.profile.name}: ignored an empty instruction; still doing {self.pilot.instruction!r}"
+                f"{self.profile.name}: ignored an empty instruction; the instruction is still "
+                f"{self.pilot.instruction!r}"
             )
         elif text != self.pilot.instruction:
             self.pilot.instruction = text

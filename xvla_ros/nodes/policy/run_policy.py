@@ -106,7 +106,7 @@ class RunPolicyServer:
     def _refusal(self, goal: RunPolicy.Goal) -> str:
         status = self._pilot.status
         if goal.robot not in ("", self._name):
-            return f"robot is {goal.robot!r}, expected {self._name!r} or nothing"
+            return f"robot is {goal.robot!r}, expected {self._name!r} or an empty string"
         if len(goal.instruction) > INSTRUCTION:
             return f"instruction has {len(goal.instruction)} characters, expected at most {INSTRUCTION}"
         if not (goal.instruction.strip() or self._pilot.profile.instruction):
@@ -114,7 +114,7 @@ class RunPolicyServer:
         if stamp_ns(goal.timeout) < 0:
             return f"timeout is {stamp_ns(goal.timeout) / NS:g} s, expected 0 (no limit) or more"
         if self.is_running:
-            return "another goal runs; cancel it first"
+            return "another goal is active; cancel it first"
         if status.state == INACTIVE:
             return "the node is not active"
         return f"stopped: {status.reason}: {status.detail}" if status.state == STOPPED else ""
@@ -133,7 +133,7 @@ class RunPolicyServer:
     async def _execute(self, handle: Any) -> RunPolicy.Result:
         run = self._run
         if run is None:
-            raise RuntimeError("executes a goal that was not accepted")
+            raise RuntimeError("a goal that was not accepted cannot be executed")
         end: _End = await run.ended
         if handle.is_cancel_requested:
             handle.canceled()
@@ -143,7 +143,7 @@ class RunPolicyServer:
             handle.abort()
         self._run = None
         how = "done" if end.success else end.reason or "ended"
-        self._node.get_logger().info(f"{self._name}: run_policy: {how}; the arm holds")
+        self._node.get_logger().info(f"{self._name}: run_policy: {how}; the arm is paused")
         return RunPolicy.Result(success=end.success, reason=end.reason)
 
     def _on_cancel(self, _: Any) -> CancelResponse:

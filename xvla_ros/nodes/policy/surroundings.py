@@ -117,13 +117,15 @@ class StopTopics:
         try:
             robot.latch_stop(cause.reason, cause.detail)
         except Exception as error:  # the failure of one robot must not keep the next from stopping
-            self._log.error(f"the stop's first command was not sent: {type(error).__name__}: {error}")
+            self._log.error(f"the first command of the stop was not sent: {type(error).__name__}: {error}")
 
     def _stop(self, reason: str, detail: str) -> bool:
         is_new = self._latch.set(reason, detail)
         self.hand_on()
         if is_new and not self._is_active():
-            self._log.warning(f"stopped: {reason}: {detail}; counts at activation, until {self._clear_service}")
+            self._log.warning(
+                f"stopped: {reason}: {detail}; the stop stays set at activation, until {self._clear_service} is called"
+            )
         return is_new
 
     def _on_estop(self, message: Bool) -> None:
@@ -132,12 +134,14 @@ class StopTopics:
         if message.data:
             self._stop(ESTOP, f"{ESTOP_TOPIC} is true")
         elif released and self._latch.cause is not None:
-            self._log.info(f"{ESTOP_TOPIC} is false again; the arms stay stopped until {self._clear_service}")
+            self._log.info(f"{ESTOP_TOPIC} is false again; the arms stay stopped until {self._clear_service} is called")
 
     def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         is_new = self._stop(OPERATOR, "~/stop was called")
         response.success = True
-        response.message = f"stopped until {self._clear_service}" if is_new else f"stopped before: {self.cause}"
+        response.message = (
+            (f"stopped until {self._clear_service} is called") if is_new else f"already stopped: {self.cause}"
+        )
         return response
 
     def _on_clear(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -146,7 +150,7 @@ class StopTopics:
         elif not self._clear():
             response.success, response.message = False, "nothing was stopped"
         else:
-            response.success, response.message = True, "the stop is cleared; arms that are active go on"
+            response.success, response.message = True, "the stop is cleared; active arms continue"
             self._log.info("the stop is cleared")
         return response
 
@@ -201,7 +205,7 @@ class _DescriptionTopic:
         if not self._node.count_publishers(topic):
             return None
         if not self._heard.wait(ARRIVAL_S):
-            self._node.get_logger().warning(f"{topic} has a publisher, but nothing came within {ARRIVAL_S:g} s")
+            self._node.get_logger().warning(f"{topic} has a publisher, but no message arrived within {ARRIVAL_S:g} s")
             return None
         return RobotDescription(self._text, topic)
 
@@ -290,7 +294,7 @@ class PlanMarkers:
         try:
             self._arms = shown_arms(profile, arms)
         except KinematicsError as error:
-            node.get_logger().warning(f"{profile.name}: no plan is shown: {error}")
+            node.get_logger().warning(f"{profile.name}: the plan is not shown: {error}")
         topic = f"~/{profile.name}/plan"
         self._publisher = node.create_publisher(MarkerArray, topic, qos.COMMAND) if self._arms else None
         self._is_shown = False

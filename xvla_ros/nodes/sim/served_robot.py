@@ -284,17 +284,17 @@ BAD_TASK = (KinematicsError, SimulationError)
 def declare_parameters(node: Node) -> None:
     """Declare what ``~/reset`` reads beside the seed; all of it may be set at any time."""
     for name, default, description, limits in (
-        ("task", "", "Task whose episodes ~/reset begins; empty lays the scene's props out.", {}),
+        ("task", "", "Task whose episodes ~/reset starts; empty only places the objects of the scene.", {}),
         (
             "variant",
             0,
-            "Which of a layout's instructions an episode has.",
+            "Index of the episode's instruction among those of the layout.",
             {"integer_range": [IntegerRange(from_value=0, to_value=10**6, step=1)]},
         ),
         (
             "variation",
             1.0,
-            "How much a task varies light, colours and cameras, 0 not at all.",
+            "Strength of the variation of light, colours and cameras in a task; 0: none.",
             {"floating_point_range": [FloatingPointRange(from_value=0.0, to_value=100.0)]},
         ),
     ):
@@ -332,7 +332,7 @@ class TaskServer:
         if not name:
             self._layout = None
             self._world.reset(seed)
-            return f"arms at home, props laid out by seed {seed}"
+            return f"the arms are at home, the objects are placed by seed {seed}"
         if self._loaded != (name, variation):
             self._task = load_task(self._world.profile, name, variation=variation)
             self._loaded = (name, variation)
@@ -362,7 +362,7 @@ class TaskServer:
 
     def _task_loaded(self) -> Task:
         if self._task is None:
-            raise RuntimeError("an episode was asked about before a task was loaded")
+            raise RuntimeError("an episode was requested before a task was loaded")
         return self._task
 
     def _commands(self) -> int:

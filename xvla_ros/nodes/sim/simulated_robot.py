@@ -145,7 +145,9 @@ class SimNode(Node):
                 self._publish_clock()
             if now - begun > HELD_WORTH_A_LINE_S and not self._said_held:
                 self._said_held = True
-                self.get_logger().info(f"simulated time waits for {', '.join(holders)}, which this machine slows down")
+                self.get_logger().info(
+                    f"simulated time waits for {', '.join(holders)}, which is slower than real time on this machine"
+                )
         return True
 
     def _look_for_the_first_command(self) -> None:
@@ -188,30 +190,38 @@ class SimNode(Node):
 
         pixels = [IntegerRange(from_value=16, to_value=4096, step=1)]
         seeds = [IntegerRange(from_value=0, to_value=2**63 - 1, step=1)]
-        declare("robot", "", "Robots to simulate: their names, or profile files of one robot, commas between them.")
-        declare("profile", "", "Files that hold the robots' profiles, commas between them; empty takes shipped ones.")
-        declare("seed", 0, "Decides the layout of the props; ~/reset reads it.", integer_range=seeds, read_only=False)
+        declare("robot", "", "Robots to simulate: names, or profile files of one robot, separated by commas.")
+        declare("profile", "", "Files with the robots' profiles, separated by commas; empty uses the shipped profiles.")
+        declare(
+            "seed", 0, "Seed of the placement of the objects; ~/reset reads it.", integer_range=seeds, read_only=False
+        )
         declare("image_width", 256, "Width of every image in pixels.", integer_range=pixels)
         declare("image_height", 256, "Height of every image in pixels.", integer_range=pixels)
         rates = {"floating_point_range": between(0.1, 600.0)}
-        declare("image_rate", 30.0, "Images per simulated second and camera.", **rates)
-        declare("joint_rate", 50.0, "Joint states per simulated second and topic.", **rates)
+        declare("image_rate", 30.0, "Images of each camera per simulated second.", **rates)
+        declare("joint_rate", 50.0, "Joint states on each topic per simulated second.", **rates)
         # the step between two messages must be shorter than what a node allows ahead of the time it has seen
         often = {"floating_point_range": between(100.0, 600.0)}
-        declare("clock_rate", 200.0, "Least number of /clock messages per simulated second.", **often)
+        declare("clock_rate", 200.0, "Minimum number of /clock messages per simulated second.", **often)
         declare(
             "interpolate_from_desired_state",
             True,
-            "The controllers' parameter: a new trajectory starts from the setpoint (true) or the measured state.",
+            "Parameter of the controllers: a new trajectory starts from the setpoint (true) or from the measured "
+            "state (false).",
         )
         declare(
             "realtime_factor",
             1.0,
-            "Simulated seconds per wall second; less where the machine, or who holds sim/time_limit, cannot keep up.",
+            "Simulated seconds per second of wall time; less if the machine, or a node that limits sim/time_limit, is "
+            "slower.",
             floating_point_range=between(0.01, 100.0),
         )
         declare_parameters(self)
-        declare("stats_file", "", "JSON file written at the end: frames sent, goals refused; empty writes none.")
+        declare(
+            "stats_file",
+            "",
+            "JSON file written at the end, with the numbers of sent frames and refused goals; empty writes no file.",
+        )
 
     def _value(self, parameter: str) -> Any:
         return self.get_parameter(parameter).value
@@ -305,8 +315,8 @@ def _refuse_shared_topics(profiles: Sequence[Profile]) -> None:
         for topic in dict.fromkeys(source.topic for source in sources):
             if topic in owners:
                 raise SetupError(
-                    f"{owners[topic]} and {profile.name} both have {topic}; to simulate them together give one a "
-                    f"namespace: a profile with {{like: {profile.name}, namespace: /second}}"
+                    f"{owners[topic]} and {profile.name} both use {topic}; to simulate them together, give one of "
+                    f"them a namespace: a profile with {{like: {profile.name}, namespace: /second}}"
                 )
             owners[topic] = profile.name
 
@@ -365,5 +375,5 @@ def _spin(executor: SingleThreadedExecutor, node: SimNode) -> None:
     except ExternalShutdownException:
         pass
     except BaseException:  # a simulation that hears nothing must not go on as if it did
-        node.get_logger().fatal(f"a callback failed, the simulation ends:\n{traceback.format_exc()}")
+        node.get_logger().fatal(f"a callback failed, and the simulation ends:\n{traceback.format_exc()}")
         node.failed = True

@@ -58,7 +58,7 @@ def _action_mode(draft: Draft) -> Iterator[Finding]:
             point.load()
         except Exception as error:  # whatever another package's import raises
             message = f"the action modes of {point.value} cannot be imported: {type(error).__name__}: {error}"
-            yield "policy.action_mode", name, "a package that imports", message
+            yield "policy.action_mode", name, "a package that can be imported", message
     if name not in ACTION_SPECS:
         message = f"action mode {name!r} is unknown{did_you_mean(name, ACTION_SPECS)}"
         yield "policy.action_mode", name, "one of " + ", ".join(sorted(ACTION_SPECS)), message
@@ -79,7 +79,7 @@ def _orders(draft: Draft) -> Iterator[Finding]:
         for name in declared:
             if name not in order:
                 message = f"{entry} {name!r} is declared but not listed in {path}"
-                yield f"{section}.{name}", name, f"listed in {path}, or not declared", message
+                yield f"{section}.{name}", name, f"list it in {path}, or remove it", message
 
 
 def _cameras(draft: Draft) -> Iterator[Finding]:
@@ -94,7 +94,7 @@ def _cameras(draft: Draft) -> Iterator[Finding]:
         if topic is None:
             continue
         if topic in seen:
-            yield f"cameras.{name}.topic", topic, "a topic of its own", f"camera {seen[topic]!r} has the same topic"
+            yield f"cameras.{name}.topic", topic, "a different topic", f"camera {seen[topic]!r} has the same topic"
         seen.setdefault(topic, name)
         if transport == "raw" and topic.endswith("/compressed"):
             message = f"topic {topic} carries compressed images but transport is raw"
@@ -106,7 +106,7 @@ def _crop(key: str, crop: tuple[int, ...]) -> Iterator[Finding]:
     if crop and len(crop) != 4:
         yield key, list(crop), expected, f"crop has {len(crop)} numbers"
     elif crop and (min(crop[:2]) < 0 or min(crop[2:]) < 1):
-        yield key, list(crop), expected, f"crop {list(crop)} is not a part of any picture"
+        yield key, list(crop), expected, f"crop {list(crop)} is not a part of any image"
 
 
 def _joints(draft: Draft) -> Iterator[Finding]:
@@ -114,7 +114,7 @@ def _joints(draft: Draft) -> Iterator[Finding]:
     for name, joint in draft.entries("joints").items():
         key = f"joints.{name}"
         if joint.get("scale") == 0:
-            yield f"{key}.scale", joint["scale"], "a number other than 0", "scale 0 loses the position"
+            yield f"{key}.scale", joint["scale"], "a number other than 0", "scale 0 discards the position"
         lower, upper = joint.get("lower"), joint.get("upper")
         if lower is not None and upper is not None and lower >= upper:
             yield f"{key}.lower", lower, f"below upper ({upper:g})", f"lower {lower:g} is not below upper {upper:g}"
@@ -122,8 +122,8 @@ def _joints(draft: Draft) -> Iterator[Finding]:
         if None in place:
             continue
         if place in seen:
-            message = f"joint {seen[place]!r} already stands for {place[1]!r} of {place[0]}"
-            yield f"{key}.name", place[1], "a joint of its own", message
+            message = f"joint {seen[place]!r} already uses {place[1]!r} of {place[0]}"
+            yield f"{key}.name", place[1], "a different joint", message
         seen.setdefault(place, name)
 
 
@@ -150,8 +150,8 @@ def _gripper_ranges(draft: Draft, spec: ActionSpec, order: tuple[str, ...]) -> I
         if abs(ends[0]) > 0.02 or abs(ends[1] - 1.0) > 0.02:
             expected = "scale and offset that take lower … upper to 0 … 1"
             message = (
-                f"{order[index]!r} is gripper channel {index} of {spec.name}, a probability, "
-                f"but its limits become {ends[0]:.4g} … {ends[1]:.4g}"
+                f"{order[index]!r} is gripper channel {index} of {spec.name}, a probability, but "
+                f"its limits are mapped to {ends[0]:.4g} … {ends[1]:.4g}"
             )
             yield f"joints.{order[index]}.scale", scale, expected, message
 
@@ -181,8 +181,8 @@ def _tools(draft: Draft) -> Iterator[Finding]:
         message = f"action mode {spec.name} moves tools, and {count} are declared"
         yield "tools", count, f"1 to {arms} tools", message
     if draft.get("policy.rot6d") == "":
-        message = f"action mode {spec.name} has rotations, and their layout is never guessed"
-        yield "policy.rot6d", "", "interleaved or columns, as the checkpoint was trained", message
+        message = f"action mode {spec.name} has rotations, so the profile must name their layout"
+        yield "policy.rot6d", "", "interleaved or columns, as in the checkpoint's training", message
 
 
 def _tool(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]:
@@ -210,7 +210,12 @@ def _tool_joints(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[F
         message = f"home has {len(home)} positions for {len(joints)} joints"
         yield f"tools.{name}.home", list(home), f"{len(joints)} numbers", message
     if tool.get("approach") is not None and not any(tool["approach"]):
-        yield f"tools.{name}.approach", list(tool["approach"]), "a direction", "approach is zero and points nowhere"
+        yield (
+            f"tools.{name}.approach",
+            list(tool["approach"]),
+            "a direction",
+            ("approach is zero, which is not a direction"),
+        )
 
 
 def _known(draft: Draft, key: str, joints: tuple[str, ...], what: str = "joint") -> Iterator[Finding]:
@@ -231,8 +236,8 @@ def _arm_joints(draft: Draft, key: str, joints: tuple[str, ...]) -> Iterator[Fin
 def _view(draft: Draft) -> Iterator[Finding]:
     spec, shown = _spec(draft), draft.entries("view")
     if shown and spec is not None and spec.is_end_effector:
-        message = f"action mode {spec.name} moves tools, and those are shown"
-        yield "view", sorted(shown), "no section view beside tools", message
+        message = f"action mode {spec.name} moves tools, which viewers show"
+        yield "view", sorted(shown), "no section view in addition to tools", message
     for name, tool in shown.items():
         yield from _arm_joints(draft, f"view.{name}.joints", tool.get("joints") or ())
 
@@ -244,7 +249,7 @@ def _commands(draft: Draft) -> Iterator[Finding]:
         topic = group.get("topic")
         if topic is not None and topic in seen:
             message = f"command group {seen[topic]!r} has the same topic"
-            yield f"commands.{name}.topic", topic, "a topic of its own", message
+            yield f"commands.{name}.topic", topic, "a different topic", message
         seen.setdefault(topic, name)
     yield from _own_interfaces(draft)
     if interface == "pose":
@@ -261,7 +266,7 @@ def _own_interfaces(draft: Draft) -> Iterator[Finding]:
             yield f"commands.{name}.joints", list(joints), "one joint", message
         if own and group.get("tool"):
             message = f"the group commands the pose of tool {group['tool']!r}, which {own} does not"
-            yield f"commands.{name}.interface", own, "nothing, where a tool is commanded", message
+            yield f"commands.{name}.interface", own, "no interface, because a tool is commanded", message
 
 
 def _pose_groups(draft: Draft, spec: ActionSpec | None) -> Iterator[Finding]:
@@ -280,11 +285,11 @@ def _pose_groups(draft: Draft, spec: ActionSpec | None) -> Iterator[Finding]:
             yield f"commands.{name}.tool", tool, "one of the tools: " + (", ".join(tools) or "none"), message
         others = [joint for joint in joints if joint not in grippers]
         if others and not tool:
-            message = f"{others[0]!r} is no gripper's joint; arms are commanded by the pose of their tool"
+            message = f"{others[0]!r} is not the joint of a gripper; arms are commanded by the pose of their tool"
             yield f"commands.{name}.tool", "", "one of the tools: " + (", ".join(tools) or "none"), message
         for owned in (f"tool {tool!r}",) if tool else (f"joint {joint!r}" for joint in joints):
             if owned in owners:
-                message = f"{owned} is commanded by group {owners[owned]!r} too"
+                message = f"{owned} is also commanded by group {owners[owned]!r}"
                 yield f"commands.{name}", owned, "each tool and gripper in one group", message
             owners.setdefault(owned, name)
 
@@ -304,7 +309,7 @@ def _joint_groups(draft: Draft, spec: ActionSpec | None) -> Iterator[Finding]:
     for joint, groups in owners.items():
         if len(groups) > 1:
             message = f"joint {joint!r} is commanded {len(groups)} times, in {', '.join(dict.fromkeys(groups))}"
-            yield f"commands.{groups[-1]}.joints", joint, "each joint in one group, once", message
+            yield f"commands.{groups[-1]}.joints", joint, "each joint once, in one group", message
     complete = None not in [group.get("joints") for group in draft.entries("commands").values()]
     if spec is None or spec.is_end_effector or not complete:
         return
@@ -324,7 +329,7 @@ def _timing(draft: Draft) -> Iterator[Finding]:
         yield "timing.lookahead", lookahead, f"at least {lead + 2.0 / rate:.3g} s, or a higher rate", message
     if None not in (dt, offset, lookahead) and lookahead >= offset + (MAX_WAYPOINTS - 1) * dt:
         horizon = offset + (MAX_WAYPOINTS - 1) * dt
-        message = f"lookahead {lookahead:g} s is beyond any chunk: {MAX_WAYPOINTS} waypoints of {dt:g} s"
+        message = f"lookahead {lookahead:g} s is longer than any chunk: {MAX_WAYPOINTS} waypoints of {dt:g} s"
         yield "timing.lookahead", lookahead, f"below {horizon:.3g} s", message
     if draft.get("commands.interface") == "pose" and rate is not None and rate < LEAST_POSE_RATE:
         message = f"moveit_servo stops when poses come at less than {LEAST_POSE_RATE:g} Hz"

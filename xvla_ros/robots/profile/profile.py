@@ -59,27 +59,27 @@ class Profile(Section):
     schema_version: Literal[1] = setting(description="Version of this schema.")
     like: str = setting(
         "",
-        description="Name of a shipped robot, or of another in the same file, whose settings count where this one has "
-        "none of its own; a list of names given here leaves out the entries it does not name.",
+        description="Name of a shipped robot, or of another robot in the same file, whose settings apply if this "
+        "robot does not set them; a list of names given here removes the entries that it does not name.",
     )
     namespace: Annotated[str, StringConstraints(pattern=NAMESPACE_PATTERN)] = setting(
-        "", description="Put before every topic of the robot: cameras, joints, commands, robot_description."
+        "", description="Prefix of every topic of the robot: cameras, joints, commands, robot_description."
     )
     instruction: str = setting(
         "",
         changeable=True,
         max_length=limits.INSTRUCTION,
-        description="What to do until an instruction arrives on the topic; empty waits for one.",
+        description="Instruction until one arrives on the topic; if empty, the robot waits for one.",
     )
     policy: PolicySettings = setting(description="The policy.")
     cameras: Cameras = setting(description="The cameras.")
     joints: Joints = setting(description="The joints.")
-    tool_section: Tools = setting(Tools(), alias="tools", description="The tools, for tool-pose action modes.")
+    tool_section: Tools = setting(Tools(), alias="tools", description="Tools, for tool-pose action modes.")
     commands: Commands = setting(description="The commands.")
-    view: View = setting(View(), description="What is shown of a robot in joint space.")
+    view: View = setting(View(), description="What viewers show for a robot in joint space.")
     timing: Timing = setting(Timing(), description="Rates and time limits.")
-    smoothing: Smoothing = setting(Smoothing(), description="How chunks follow each other.")
-    safety: Safety = setting(Safety(), description="Checks beyond the limits of the joints.")
+    smoothing: Smoothing = setting(Smoothing(), description="How consecutive chunks are joined.")
+    safety: Safety = setting(Safety(), description="Safety checks in addition to the limits of the joints.")
 
     @property
     def tools(self) -> dict[str, Tool]:
@@ -235,7 +235,7 @@ def load_robot(name_or_file: str | Path) -> Profile:
     if len(profiles) == 1:
         return next(iter(profiles.values()))
     names = ", ".join(sorted(profiles))
-    message = f"holds {len(profiles)} robots ({names}); give the one that is meant a file of its own"
+    message = f"holds {len(profiles)} robots ({names}); put the one that you mean into a file of its own"
     raise ProfileError([Problem(str(name_or_file), "", sorted(profiles), "one robot", message)])
 
 
@@ -388,10 +388,10 @@ def read_parameters(text: str, path: Path) -> ParameterFile:
     values = node.get("ros__parameters") if isinstance(node, dict) else None
     if not isinstance(values, dict):
         top = sorted(map(str, document)) if isinstance(document, dict) else document
-        result.add("/**.ros__parameters", brief(top), _FORM, "the file holds no parameters for every node (/**)")
+        result.add("/**.ros__parameters", brief(top), _FORM, "the file has no section /** (parameters for every node)")
         return result
     if len(values) > limits.ROBOTS:
-        result.add("/**.ros__parameters", len(values), f"at most {limits.ROBOTS} robots", "holds too many robots")
+        result.add("/**.ros__parameters", len(values), f"at most {limits.ROBOTS} robots", "contains too many robots")
         return result
     for name, value in values.items():
         if isinstance(value, dict) and name != "qos_overrides":
@@ -401,7 +401,7 @@ def read_parameters(text: str, path: Path) -> ParameterFile:
             message = f"{brief(str(name))!r} is neither a robot nor a parameter of the node{known}"
             result.add(str(name), brief(value), "a robot's settings, or one of " + ", ".join(NODE_PARAMETERS), message)
     if not result.robots and not result.problems:
-        result.add("/**.ros__parameters", sorted(map(str, values)), _FORM, "the file holds no robot")
+        result.add("/**.ros__parameters", sorted(map(str, values)), _FORM, "the file contains no robot")
     return result
 
 
@@ -424,7 +424,7 @@ def _parse(text: str, result: ParameterFile) -> Any:
         if loader is not None:
             loader.dispose()
     for key, line in loader.duplicates:
-        result.add(key, None, "each key once in its mapping", f"{key!r} is given twice, again in line {line}")
+        result.add(key, None, "each key only once in its mapping", f"{key!r} is given twice, again in line {line}")
     if document is None:
         result.add("", None, _FORM, "the file is empty")
     return document
@@ -465,9 +465,9 @@ def _resolved(raw: Any, places: list[Find], file: str, chain: list[tuple[str, in
 def _missing(other: str, file: str, chain: list[str]) -> Problem:
     expected = "the name of a shipped robot (xvla robots lists them), or of another robot beside it"
     if other in chain:
-        message = f"{' is like '.join((*chain, other))}: nobody says what they are like"
+        message = f"{' is like '.join((*chain, other))}: they refer to each other in a circle"
     else:
-        message = f"there is no robot {other!r} to be like"
+        message = f"like names {other!r}, and there is no such robot"
     return Problem(file, f"{chain[-1]}.like", other, expected, message)
 
 

@@ -62,30 +62,28 @@ class PolicySettings(Section):
 
     checkpoint: str = setting(
         "",
-        description="Folder or hub id of the checkpoint; empty is the policy shipped with xvla_ros, where it was "
-        "trained for the domain, and is refused where mode, joints or units differ from what it was trained with.",
+        description="Folder or hub id of the checkpoint. Empty means the shipped policy, if it was trained "
+        "for the domain; it is refused if action mode, joints or units differ from those in training.",
     )
     revision: str = setting("", description="Branch, tag or commit of a hub checkpoint; empty is its default branch.")
     server: str = setting(
         "",
-        description="Addresses of policy servers (xvla serve) with commas between them, wss://HOST:PORT, that are "
-        "asked in the place of a checkpoint on this machine; the least late of them is.",
+        description="Addresses of policy servers (xvla serve), wss://HOST:PORT, separated by commas, that replace "
+        "a checkpoint on this machine; the node uses the one with the lowest latency.",
     )
     engine: Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt"] = setting(
         "auto",
-        description="What runs the network. ONNX Runtime and OpenVINO, and TensorRT on a GPU, run the graphs that xvla "
-        "export wrote into the checkpoint, in float32; auto takes the fastest exact one by trial, torch where there "
-        "are no graphs.",
+        description="Engine that runs the network. ONNX Runtime and OpenVINO, and TensorRT on a GPU, run the graphs "
+        "that xvla export wrote into the checkpoint, in float32; auto tries them and chooses the fastest exact one, "
+        "or torch if there are no graphs.",
     )
     action_mode: str = setting(description="Name of the action mode: what each channel of an action means.")
     absolute: Names = setting(
         (),
-        description="Joints of policy_order that stay absolute in a relative action mode, grippers say; of the others "
-        "the network predicts the offset from the state. Other modes leave it empty.",
+        description="Joints of policy_order that stay absolute in a relative action mode, for example grippers; for "
+        "the others the network predicts the offset from the state. In other modes it must be empty.",
     )
-    domain_id: int = setting(
-        ge=0, le=65535, description="Row of the checkpoint's soft prompts that stands for this robot."
-    )
+    domain_id: int = setting(ge=0, le=65535, description="Index of this robot's soft prompt in the checkpoint.")
     waypoint_dt: float = setting(gt=0.0, le=10.0, unit="s", description="Time between two waypoints of a chunk.")
     first_waypoint_offset: float = setting(
         ge=0.0, le=10.0, unit="s", description="Time from the observation to the first waypoint."
@@ -96,10 +94,10 @@ class PolicySettings(Section):
     rot6d: Literal["", "interleaved", "columns"] = setting(
         "",
         description="Order of the six rotation numbers: interleaved, identity [1,0,0,1,0,0], or columns, identity "
-        "[1,0,0,0,1,0]. Tool-pose modes must say it; joint modes leave it empty.",
+        "[1,0,0,0,1,0]. Required in tool-pose modes; empty in joint modes.",
     )
     image_pipeline: Literal["squash", "letterbox"] = setting(
-        description="How a picture becomes 224×224: squash (bicubic, original checkpoints) or letterbox (bilinear with "
+        description="How an image becomes 224×224: squash (bicubic, original checkpoints) or letterbox (bilinear with "
         "padding, LeRobot checkpoints)."
     )
     proprio_source: Literal["measured", "commanded"] = setting(
@@ -115,7 +113,9 @@ class Camera(Section):
         "raw", description="sensor_msgs/Image (raw) or sensor_msgs/CompressedImage (compressed)."
     )
     required: bool = setting(
-        True, description="Without a required camera the robot holds; an optional one that is absent masks its slot."
+        True,
+        description="Without a required camera the robot is paused; if an optional camera is absent, its view "
+        "is masked.",
     )
     max_age: float = setting(0.2, gt=0.0, le=60.0, unit="s", changeable=True, description="Older frames are stale.")
     encoding: Literal[
@@ -133,22 +133,21 @@ class Camera(Section):
         "yuyv",
     ] = setting(
         "",
-        description="What the bytes mean where a message leaves it open: encoding 8UC1, 8UC2, 8UC3 or 8UC4. A message "
-        "that names its encoding is believed.",
+        description="Meaning of the bytes if a message does not say it: encoding 8UC1, 8UC2, 8UC3 or 8UC4. If a "
+        "message names its encoding, that one is used.",
     )
     rotate: Literal[0, 90, 180, 270] = setting(
         0,
         unit="degrees",
-        description="Clockwise turn of a picture before the policy sees it: 180 for a camera upside down.",
+        description="Clockwise rotation of an image before the policy sees it: 180 for a camera mounted upside down.",
     )
     crop: Integers = setting(
         (),
         unit="pixels",
-        description="[x, y, width, height] of the part of the turned picture that the policy sees; empty is all of it.",
+        description="[x, y, width, height] of the part of the rotated image that the policy sees; empty means the "
+        "whole image.",
     )
-    view: str = setting(
-        "", description="What the checkpoint calls this view, where that is another name than the slot's."
-    )
+    view: str = setting("", description="Name of this view in the checkpoint, if it differs from the name of the slot.")
 
 
 class Cameras(NamedSection):
@@ -158,7 +157,9 @@ class Cameras(NamedSection):
     entry: ClassVar[str] = "camera"
 
     slots: Names = setting(
-        min_length=1, description="Cameras in the order of the policy's views; view 0 passes the language encoder."
+        min_length=1,
+        description="Cameras in the order of the policy's views; view 0, the main camera, is also the "
+        "input of the language encoder.",
     )
     by_name: dict[str, Camera] = setting(description="The cameras.")
 
@@ -241,9 +242,12 @@ class Gripper(Section):
     state_open: float = setting(0.0, ge=-1e3, le=1e3, description="Channel value of the state when open.")
     state_closed: float = setting(1.0, ge=-1e3, le=1e3, description="Channel value of the state when closed.")
     close_above: float = setting(
-        0.8, ge=0.0, le=1.0, description="Binary rule: closes above this share of the way from open to closed."
+        0.8,
+        ge=0.0,
+        le=1.0,
+        description="Binary rule: the gripper closes above this share of the range from open to closed.",
     )
-    open_below: float = setting(0.5, ge=0.0, le=1.0, description="Binary rule: opens below this share.")
+    open_below: float = setting(0.5, ge=0.0, le=1.0, description="Binary rule: the gripper opens below this share.")
 
 
 class Tool(Section):
@@ -251,8 +255,8 @@ class Tool(Section):
 
     urdf: str = setting(
         "",
-        description="URDF file of the arm, by its path, beside the profile or among the shipped ones; a "
-        "robot_description topic comes first, and empty needs one.",
+        description="URDF file of the arm: a path, a file beside the profile, or a shipped one. A "
+        "robot_description topic has priority; empty requires such a topic.",
     )
     base_link: str = setting(min_length=1, description="Link in whose frame the policy's poses are given.")
     tip_link: str = setting(min_length=1, description="Link whose pose the policy means.")
@@ -264,12 +268,13 @@ class Tool(Section):
     home: Numbers = setting(
         (),
         unit="rad or m",
-        description="Posture of these joints that spare ones are drawn to; empty is the middle of their range.",
+        description="Preferred posture of these joints, which redundant joints move towards; empty means the middle "
+        "of their ranges.",
     )
     approach: Xyz = setting(
         (0.0, 0.0, 1.0),
-        description="Direction in which the tool points, in tip_link; an arm of fewer than six joints meets the "
-        "position first, then this direction, then the turn about it.",
+        description="Direction in which the tool points, in tip_link; an arm with fewer than six joints reaches the "
+        "position first, then this direction, then the rotation about it.",
     )
     position_tolerance: float = setting(
         0.02,
@@ -277,19 +282,21 @@ class Tool(Section):
         le=1.0,
         unit="m",
         changeable=True,
-        description="A waypoint out of reach by no more than this is replaced by the nearest reachable; beyond it the "
-        "arm stays.",
+        description="A waypoint that is out of reach by at most this distance is replaced by the nearest reachable "
+        "one; beyond that the arm does not move.",
     )
     rotation_tolerance: float = setting(
         0.2, ge=0.0, le=3.1416, unit="rad", changeable=True, description="The same for the tool's rotation."
     )
-    frame: str = setting("", description="frame_id of published poses; empty is base_link.")
+    frame: str = setting("", description="frame_id of published poses; empty means base_link.")
     policy_rpy: Xyz = setting(
         (0.0, 0.0, 0.0),
         unit="rad",
         description="Fixed-axis roll, pitch, yaw of D: the policy's rotation is that of tip_link times D transposed.",
     )
-    workspace_min: Xyz = setting(unit="m", description="Lowest corner of the box the tool stays in, in base_link.")
+    workspace_min: Xyz = setting(
+        unit="m", description="Lowest corner of the box that the tool must stay in, in base_link."
+    )
     workspace_max: Xyz = setting(unit="m", description="Highest corner of that box.")
     gripper: Gripper = setting(description="The tool's gripper.")
 
@@ -307,15 +314,15 @@ class Tools(NamedSection):
 class ShownTool(Section):
     """One tool whose planned path is shown; nothing else depends on it."""
 
-    urdf: str = setting(min_length=1, description="URDF file: its path, beside the profile or among the shipped ones.")
+    urdf: str = setting(min_length=1, description="URDF file: a path, a file beside the profile, or a shipped one.")
     base_link: str = setting(min_length=1, description="Link in whose frame the path is shown.")
     tip_link: str = setting(min_length=1, description="Link whose path is shown.")
     joints: Names = setting(
         (),
-        description="The joints from base_link to tip_link, by policy name; empty finds them by the names in the URDF, "
-        "which may be the policy's or those in ROS.",
+        description="The joints from base_link to tip_link, by policy name; empty finds them by the names in the "
+        "URDF, which may be the policy's names or those in ROS.",
     )
-    frame: str = setting("", description="frame_id of the path; empty is base_link.")
+    frame: str = setting("", description="frame_id of the path; empty means base_link.")
 
 
 class View(NamedSection):
@@ -336,17 +343,18 @@ class Group(Section):
     )
     interface: GroupInterface = setting(
         "",
-        description="What goes out for this group; empty takes commands.interface. For one gripper joint: "
+        description="Command interface of this group; empty means commands.interface. For one gripper joint: "
         "gripper_command (std_msgs/Float64MultiArray), gripper_action (control_msgs/action/GripperCommand) and "
-        "parallel_gripper_action (control_msgs/action/ParallelGripperCommand), sent when it changes.",
+        "parallel_gripper_action (control_msgs/action/ParallelGripperCommand), which are sent when the command "
+        "changes.",
     )
     min_change: float = setting(
         0.05,
         ge=0.0,
         le=1.0,
         changeable=True,
-        description="gripper_command and gripper actions: a moving setpoint is sent anew when it is this share of the "
-        "joint's range away from the one sent last; where it comes to rest it is sent as it is.",
+        description="gripper_command and gripper actions: while the setpoint moves, it is sent again when it differs "
+        "from the last one by this share of the joint's range. When it stops moving, it is sent once more.",
     )
     max_effort: float = setting(
         0.0,
@@ -403,7 +411,12 @@ class Timing(Section):
         30.0, gt=0.0, le=1000.0, unit="Hz", changeable=True, description="Rate at which commands are published."
     )
     lead: float = setting(
-        0.05, gt=0.0, le=10.0, unit="s", changeable=True, description="Published points begin this long after now."
+        0.05,
+        gt=0.0,
+        le=10.0,
+        unit="s",
+        changeable=True,
+        description="The first published point is this long after now.",
     )
     lookahead: float = setting(
         0.5,
@@ -411,7 +424,7 @@ class Timing(Section):
         le=30.0,
         unit="s",
         changeable=True,
-        description="Published points end this long after now; a dead node stops the arm by then.",
+        description="The last published point is this long after now; if the node dies, the arm stops by then.",
     )
     observation_timeout: float = setting(
         0.3,
@@ -419,7 +432,7 @@ class Timing(Section):
         le=60.0,
         unit="s",
         changeable=True,
-        description="Without a complete observation for this long, the robot holds.",
+        description="Without a complete observation for this long, the robot is paused.",
     )
     inference_timeout: float = setting(
         2.0,
@@ -427,7 +440,7 @@ class Timing(Section):
         le=600.0,
         unit="s",
         changeable=True,
-        description="Without an answer of the policy for this long, the robot holds.",
+        description="Without a chunk from the policy for this long, the robot is paused.",
     )
     clock_timeout: float = setting(
         1.0,
@@ -435,7 +448,7 @@ class Timing(Section):
         le=60.0,
         unit="s",
         changeable=True,
-        description="Sim time that stands still for this long is a reason to hold.",
+        description="If simulated time stands still for this long, the robot is paused.",
     )
     controller_timeout: float = setting(
         0.5,
@@ -443,7 +456,7 @@ class Timing(Section):
         le=60.0,
         unit="s",
         changeable=True,
-        description="A controller without subscription for this long is lost.",
+        description="A controller that has had no subscription for this long counts as lost.",
     )
 
 
@@ -453,48 +466,51 @@ class Smoothing(Section):
     method: Literal["realtime_chunking", "guided", "ensemble", "switch"] = setting(
         "realtime_chunking",
         changeable=True,
-        description="realtime_chunking: what is being executed while the policy thinks is clamped in the new chunk, "
-        "the rest of the overlap softly. guided: the same by gradients through the network, which costs a backward "
-        "pass a step. ensemble: mean of all chunks that cover a time. switch: the newest chunk replaces the older one "
-        "from its first usable waypoint.",
+        description="realtime_chunking: the new chunk is clamped to the motion that is executed during inference, and "
+        "blended over the rest of the overlap. guided: the same with gradients through the network, which costs one "
+        "backward pass per step. ensemble: mean of all chunks that cover a time. switch: the newest chunk "
+        "replaces the older one from its first usable waypoint.",
     )
     execute: float = setting(
         0.5,
         ge=0.0,
         le=1.0,
         changeable=True,
-        description="Share of a chunk's duration that is executed before the next takes over; 0 asks at once.",
+        description="Share of a chunk's duration that is executed before the next chunk takes over; 0 requests the "
+        "next chunk immediately.",
     )
     overlap: Literal["exponential", "linear", "none"] = setting(
         "linear",
         changeable=True,
-        description="How the weight of the previous chunk falls after the waypoints that pass during inference "
-        "(realtime_chunking, guided): linear changes velocities least, exponential is the paper's and leans sooner on "
-        "the new chunk, none frees the rest.",
+        description="How the weight of the previous chunk decreases after the waypoints that pass during inference "
+        "(realtime_chunking, guided): linear changes velocities least; exponential is that of the paper and changes "
+        "to the new chunk sooner; none uses only the new chunk there.",
     )
     guidance: float = setting(
-        5.0, gt=0.0, le=1000.0, changeable=True, description="guided: highest weight of a guidance step."
+        5.0, gt=0.0, le=1000.0, changeable=True, description="guided: maximum weight of a guidance step."
     )
     ensemble_decay: float = setting(
         0.01,
         ge=0.0,
         le=100.0,
         changeable=True,
-        description="ensemble: the i-th oldest chunk counts exp(-decay · i); 0 counts all alike.",
+        description="ensemble: the i-th oldest chunk has the weight exp(-decay · i); 0 gives all chunks the same "
+        "weight.",
     )
     roll_forward: bool = setting(
         False,
         changeable=True,
-        description="Feed the policy the state that is planned for when its chunk will arrive, and count the chunk "
-        "from then.",
+        description="Give the policy the state that is planned for the arrival of its chunk, and start the chunk's "
+        "time then.",
     )
     gripper_play: float = setting(
         0.02,
         ge=0.0,
         le=0.2,
         changeable=True,
-        description="Play of a gripper whose channel is a probability (joint modes), as a share of its range to either "
-        "side: smaller changes to and fro do not move it, and this near to open or closed it is so; 0 has none.",
+        description="Dead band of a gripper whose channel is a probability (joint modes), as a share of its range to "
+        "each side: smaller changes do not move it, and a value this near to open or closed counts as open or closed; "
+        "0: no dead band.",
     )
 
 
@@ -506,8 +522,8 @@ class FollowingError(Section):
         gt=0.0,
         le=1.0,
         changeable=True,
-        description="As a share of a joint's range; more where max_velocity goes further within lead. Raise it for an "
-        "arm that sags. 1 switches the check off, for a replay, where no arm follows.",
+        description="As a share of a joint's range; larger if max_velocity covers more within lead. Increase it for an "
+        "arm that sags. 1 disables the check, for a replay, in which no arm follows.",
     )
     time: float = setting(
         0.5,
@@ -515,37 +531,38 @@ class FollowingError(Section):
         le=60.0,
         unit="s",
         changeable=True,
-        description="Until then commands wait for the arm; then it holds and starts from where it is measured.",
+        description="Until then commands wait for the arm; then the arm is paused and starts again from its measured "
+        "position.",
     )
 
 
 class Safety(Section):
-    """Checks beyond the limits of the joints."""
+    """Safety checks in addition to the limits of the joints."""
 
     speed: float = setting(
         1.0,
         gt=0.0,
         le=1.0,
-        description="Share of the speed: chunks are carried out that much slower, along the same path, and the joints' "
-        "limits of velocity, acceleration and jerk are that share. 0.1 for a first motion.",
+        description="Share of the normal speed: chunks are executed slower by this factor, along the same path, and "
+        "the joints' limits of velocity, acceleration and jerk are scaled by it. Use 0.1 for a first motion.",
     )
     first_step: float = setting(
         0.25,
         gt=0.0,
         le=1.0,
         changeable=True,
-        description="Where a motion starts from the measured joints, its first waypoint may be this share of a "
-        "joint's range away, grippers aside; a chunk that asks for more is refused.",
+        description="When a motion starts from the measured joints, its first waypoint may differ from them by at most "
+        "this share of a joint's range, except for grippers; other chunks are refused.",
     )
     following_error: FollowingError = setting(
-        FollowingError(), changeable=True, description="How far an arm may be from its commands, and for how long."
+        FollowingError(), changeable=True, description="Allowed distance of an arm from its commands, and for how long."
     )
     exclusive: bool = setting(
-        True, changeable=True, description="Hold while another node publishes on a command topic of this robot."
+        True, changeable=True, description="Pause the robot while another node publishes on one of its command topics."
     )
     allow_untrained: bool = setting(
         False,
         changeable=True,
-        description="Whether the node activates outside a simulation (`use_sim_time` false) though the policy has no "
-        "trained row for this robot: the arm then moves at random.",
+        description="Whether the node activates outside a simulation (`use_sim_time` false) even if the policy was "
+        "not trained for this robot's domain id: the arm then moves at random.",
     )

@@ -124,7 +124,7 @@ class _Walk:
             self._add(key, raw, "a mapping with " + ", ".join(own), f"{_said(raw)} is not a mapping")
             return {}
         if len(raw) > ENTRIES:
-            self._add(key, len(raw), f"at most {ENTRIES} settings", f"holds {len(raw)} settings")
+            self._add(key, len(raw), f"at most {ENTRIES} settings", f"has {len(raw)} settings")
             return {}
         tree: dict[str, Any] = {}
         if issubclass(model, NamedSection):

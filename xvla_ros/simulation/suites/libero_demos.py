@@ -77,7 +77,7 @@ class SuiteDemoSettings:
             )
         if abs(CONTROL_RATE / self.rate - self.stride) > 1e-6:
             raise SetupError(
-                f"{self.rate:g} pictures a second were asked for, expected {CONTROL_RATE:g} or a part of it, such as 4"
+                f"{self.rate:g} images a second were asked for, expected {CONTROL_RATE:g} or a part of it, such as 4"
             )
 
     @property

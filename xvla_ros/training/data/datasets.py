@@ -243,8 +243,8 @@ def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, str]]) -> lis
                 "rate",
                 round(rates[fast], 2),
                 f"about {rates[slow]:.3g} Hz as {slow}, or rate set",
-                f"mixed rates: pictures of slot 0 come at {rates[fast]:.3g} Hz here and at {rates[slow]:.3g} Hz in "
-                f"{slow}, so this one would count more: set rate for the data set, or make two",
+                f"mixed rates: images of the main camera come at {rates[fast]:.3g} Hz here and at {rates[slow]:.3g} "
+                f"Hz in {slow}, so this one would count more: set rate for the data set, or make two",
             )
         )
     without = [source for source, (_, actions) in told.items() if actions == "measured"]

@@ -220,7 +220,7 @@ def _check_room(recording: Recording, survey: Survey, cache: Path, size: Size | 
                     "cache",
                     f"{free >> 20} MiB free",
                     f"about {needed >> 20} MiB",
-                    f"the decoded pictures of {recording.source} do not fit on the disk: free space, choose another "
+                    f"the decoded images of {recording.source} do not fit on the disk: free space, choose another "
                     "cache folder, or set rate",
                 )
             ]
@@ -260,8 +260,8 @@ class _Pictures:
                         self._source,
                         slot,
                         list(image.shape[:2]),
-                        f"{shape[1]}x{shape[0]} as the pictures before",
-                        f"pictures of slot {slot!r} change their size to {image.shape[1]}x{image.shape[0]}: set "
+                        f"{shape[1]}x{shape[0]} as the images before",
+                        f"images of slot {slot!r} change their size to {image.shape[1]}x{image.shape[0]}: set "
                         "image_size, so that all are kept at one size",
                     )
                 ]
@@ -343,7 +343,7 @@ def _check_faults(recording: Recording, survey: Survey, faults: FaultTally, fram
                     0,
                     "at least one complete observation",
                     "no observation can be built: "
-                    + ("; ".join(faults.lines()) or "no episode has a picture of slot 0"),
+                    + ("; ".join(faults.lines()) or "no episode has an image of the main camera"),
                 )
             ]
         )
@@ -498,5 +498,5 @@ def _full(folder: Path, error: OSError) -> SamplesError:
     problem = f"cannot be written: {error.strerror or error}"
     expected = "a folder that can be written"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        problem, expected = "no space is left on the disk for decoded pictures", "free space, or another cache folder"
+        problem, expected = "no space is left on the disk for decoded images", "free space, or another cache folder"
     return SamplesError([Problem(str(folder.parent), "cache", error.strerror, expected, problem)])
