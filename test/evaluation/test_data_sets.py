@@ -89,7 +89,7 @@ def test_the_command_replays_a_data_set_of_another_program(tmp_path, mapping, ca
     document = json.loads((tmp_path / "report/metrics.json").read_text())
     assert [each["instruction"] for each in document["episodes"]] == ["touch the red cube", "touch the blue cube"]
     assert main([*asked[:2], *asked[4:]]) == 1
-    assert "knows no profile" in capsys.readouterr().err
+    assert "contains no profile" in capsys.readouterr().err
     assert main([*asked, "--mapping", mapping, "--live"]) == 1
 
 

@@ -63,11 +63,11 @@ def test_everything_wrong_is_named_at_once_with_where_it_stands(read, tmp_path):
     ("override", "words"),
     [
         ("method=lora", "method lora adapts a checkpoint"),
-        ("initialise.my_arm=so101", "initialise copies rows of a checkpoint"),
+        ("initialise.my_arm=so101", "initialise copies weights of a checkpoint"),
         ("batch.accumulation=3", "64 does not divide by batch.accumulation 3"),
         ("schedule.prompt_warmup=20000", "leaves none of the 20000 steps"),
-        ("features=true", "features wants the vision tower frozen"),
-        ("objective=vision", "objective vision trains a tower on what a simulator draws"),
+        ("features=true", "features needs a frozen vision encoder"),
+        ("objective=vision", "objective vision trains a vision encoder on images of the simulator"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(read, override, words):
@@ -79,5 +79,5 @@ def test_a_missing_file_and_one_that_is_no_yaml_are_named(tmp_path, read):
         read_settings(tmp_path / "absent.yaml")
     with pytest.raises(TrainingError, match="cannot be read"):
         read("a: [1\n")
-    with pytest.raises(TrainingError, match="either recordings, in datasets, or drawn"):
+    with pytest.raises(TrainingError, match=r"either recordings \(datasets\) or generated \(drawn\)"):
         read("steps: 3\n")

@@ -170,7 +170,7 @@ def test_recordings_and_drawn_samples_are_not_mixed_and_what_is_wrong_is_named(s
         return main(["train", "--no-evaluate", str(path), *overrides])
 
     assert say("mixed", "datasets=[{paths: [x.mcap]}]") == 1
-    assert "either recordings, in datasets, or drawn" in capsys.readouterr().err
+    assert "either recordings (datasets) or generated (drawn)" in capsys.readouterr().err
     assert say("light", "augmentation.brightness=0.1") == 1
     assert "set drawn.variation, not augmentation" in capsys.readouterr().err
     assert say("task", "drawn.scenes=[{robot: so101, task: juggle}]") == 1

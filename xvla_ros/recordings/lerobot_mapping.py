@@ -22,7 +22,7 @@ class ChannelSource(BaseModel, frozen=True, extra="forbid", strict=True, allow_i
     """Where one channel comes from in a LeRobot data set: value = feature[name] · scale + offset."""
 
     name: str = Field(min_length=1, description="Name of the channel in the feature's names, or its index as text.")
-    scale: float = Field(default=1.0, description="Factor to the unit that `units` says.")
+    scale: float = Field(default=1.0, description="Factor to the unit that `units` names.")
     offset: float = Field(default=0.0, description="Added after scaling.")
 
 
@@ -37,25 +37,26 @@ class LeRobotMapping(BaseModel, frozen=True, extra="forbid", strict=True, allow_
     channels: dict[str, ChannelSource | str] = Field(
         default={},
         description="Joint (units ros or policy) or channel (units vector) of the profile → name in the feature, or "
-        "{name, scale, offset}; what is not listed is sought by its own name, with or without .pos.",
+        "{name, scale, offset}; a joint or channel that is not listed is found by its own name, with or without .pos.",
     )
     action_channels: dict[str, ChannelSource | str] = Field(
-        default={}, description="As channels, of the action where it differs from the state: in order or units."
+        default={},
+        description="The same as channels, for the action, if its order or units differ from those of the state.",
     )
     words: Literal["task", "subtask"] = Field(
         default="task",
-        description="What a frame is to be done: its task, or its subtask (subtask_index, or the style subtask of "
-        "language_persistent), its task where it has none.",
+        description="Instruction of a frame: its task, or its subtask (subtask_index, or the style subtask of "
+        "language_persistent), or its task if it has no subtask.",
     )
     units: Literal["policy", "ros", "vector"] = Field(
         default="policy",
-        description="Of the features after channels' scales: policy (joints as the profile's scale makes them), ros "
-        "(joints in rad or m) or vector (the policy's own vector, as tool poses written by another program).",
+        description="Units of the features after the scales of channels: policy (joints with the profile's scale), ros "
+        "(joints in rad or m) or vector (the policy's own vector, such as tool poses written by another program).",
     )
     pictures: Literal["", "as_sent", "as_seen"] = Field(
         default="",
-        description="as_sent (by the camera: the profile's rotate and crop are applied) or as_seen (they were applied "
-        "before the data set was written). To be said where the profile turns or crops a camera.",
+        description="as_sent (as the camera sends them: the profile's rotate and crop are applied) or as_seen (rotate "
+        "and crop were applied before the data set was written). Required if the profile rotates or crops a camera.",
     )
 
 
@@ -72,7 +73,10 @@ def profile_of_data_set(folder: Path) -> Profile:
     told = _written(folder)
     profiles = profiles_of_document(str(told.get("profile", "")), f"{folder}:{WRITTEN}") if "profile" in told else {}
     if len(profiles) != 1:
-        message = "a LeRobot data set knows no profile, unless xvla export wrote it: set robot to the name of one, or "
+        message = (
+            "a LeRobot data set contains no profile, unless xvla export wrote it: set robot to the name of a "
+            "profile, or "
+        )
         message += "to a profile file"
         raise SamplesError([Problem(str(folder), "robot", "", "name of a profile, or a profile file", message)])
     return next(iter(profiles.values()))

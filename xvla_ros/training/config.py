@@ -37,15 +37,19 @@ class DataSection(BaseModel):
 class Split(DataSection):
     """Which episodes are kept from training, to measure the loss on."""
 
-    fraction: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the episodes that is held out.")
-    seed: int = Field(0, ge=0, description="Of the choice of these episodes.")
+    fraction: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the episodes that is held out for measurements.")
+    seed: int = Field(0, ge=0, description="Seed of the choice of these episodes.")
 
 
 class Early(DataSection):
     """Samples of the beginning of an episode, where what was said decides which way to go, come more often."""
 
-    seconds: float = Field(0.0, ge=0.0, description="From the first image of an episode; 0 prefers none.")
-    times: int = Field(3, ge=1, le=100, description="How often such a sample comes where another comes once.")
+    seconds: float = Field(
+        0.0,
+        ge=0.0,
+        description="Length of the beginning, from the first image of an episode; 0 samples all parts equally.",
+    )
+    times: int = Field(3, ge=1, le=100, description="How many times as often such a sample is used as another.")
 
 
 class DatasetSettings(DataSection):
@@ -54,44 +58,50 @@ class DatasetSettings(DataSection):
     kind: Literal["bag", "lerobot"] = Field("bag", description="bag (mcap, sqlite3) or lerobot (v2.0, v2.1, v3.0).")
     paths: Strings = Field(min_length=1, description="Bags or data set folders; patterns with * and ** are expanded.")
     robot: str = Field(
-        "", description="Name of a profile or a profile file; empty takes the one in the bag, or of xvla export."
+        "",
+        description="Name of a profile, or a profile file; empty uses the one in the bag, or the one that xvla "
+        "export wrote.",
     )
-    domain_id: int | None = Field(None, ge=0, le=65535, description="Instead of the profile's.")
+    domain_id: int | None = Field(None, ge=0, le=65535, description="Domain id to use instead of the profile's.")
     weight: float = Field(1.0, gt=0.0, description="Share of this data set in every batch, relative to the others.")
     actions: Literal["auto", "planned", "commanded", "measured"] = Field(
         "auto",
-        description="What the waypoints are: planned (the newest whole trajectory at the observation), commanded (what "
-        "a controller makes of the command topics, or LeRobot's action), measured (where the joints were later), auto "
-        "(planned where the marks of every episode say so, else commanded where every group has commands, else "
+        description="Source of the waypoints: planned (the newest complete trajectory at the observation), commanded "
+        "(what a controller makes of the command topics, or LeRobot's action), measured (the later joint positions), "
+        "auto (planned if the markers of every episode say so, else commanded if every group has commands, else "
         "measured).",
     )
     rate: float | None = Field(
-        None, gt=0.0, le=1000.0, description="Samples a second, Hz; none takes each image of slot 0."
+        None, gt=0.0, le=1000.0, description="Samples per second, Hz; none uses every image of the main camera."
     )
-    instruction: str = Field("", description="Instead of what was recorded.")
-    instructions: dict[str, Strings] = Field({}, description="Instruction → paraphrases, one of which is drawn.")
-    instructions_file: str = Field("", description="YAML file with more of them.")
-    only_successes: bool = Field(True, description="Leave out episodes marked as failed.")
+    instruction: str = Field("", description="Instruction to use instead of the recorded one.")
+    instructions: dict[str, Strings] = Field(
+        {}, description="Instruction → paraphrases, one of which is chosen at random."
+    )
+    instructions_file: str = Field("", description="YAML file with more paraphrases.")
+    only_successes: bool = Field(True, description="Skip episodes marked as failed.")
     skip_bad: bool = Field(
         False,
-        description="Leave out recordings with problems instead of refusing them. Of a LeRobot data set, bad episodes "
-        "are left out and named in any case, as long as they are less than half; with skip_bad, however many.",
+        description="Skip recordings with problems instead of ending with an error. In a LeRobot data set, bad "
+        "episodes are always skipped and named if they are less than half; with skip_bad, any number is skipped.",
     )
     episodes: tuple[int | str, ...] = Field(
         (),
         strict=False,
-        description="Of a LeRobot data set: numbers, or ranges as 0-39, of the episodes to take; empty takes all.",
+        description="Episodes of a LeRobot data set to use: numbers, or ranges such as 0-39; empty uses all.",
     )
     split: Split = Split()
-    early: Early = Field(Early(), description="Samples of the beginning of episodes, more often.")
+    early: Early = Field(Early(), description="More frequent samples from the beginning of episodes.")
     mapping: LeRobotMapping = LeRobotMapping()
 
     @model_validator(mode="after")
     def _readable_episodes(self) -> DatasetSettings:
         if self.kind != "lerobot" and self.episodes:
-            raise ValueError("episodes are chosen of a LeRobot data set; of bags, list those to take in paths")
+            raise ValueError(
+                "episodes can be chosen in a LeRobot data set only; for bags, list the ones to use in paths"
+            )
         if bad := [each for each in self.episodes if not _RANGE.match(str(each))]:
-            raise ValueError(f"episodes {bad}: expected numbers, or ranges as '0-39'")
+            raise ValueError(f"episodes {bad}: expected numbers, or ranges such as '0-39'")
         return self
 
     @property
@@ -104,22 +114,32 @@ class DatasetSettings(DataSection):
 class Augmentation(DataSection):
     """Random changes of the pictures, alike for the views of a sample where not said otherwise."""
 
-    brightness: float = Field(0.0, ge=0.0, le=1.0, description="Factor is drawn from 1 ± this; each view its own.")
-    contrast: float = Field(0.0, ge=0.0, le=1.0, description="Factor about the image's mean, drawn from 1 ± this.")
-    saturation: float = Field(0.0, ge=0.0, le=1.0, description="Factor about grey, drawn from 1 ± this.")
-    hue: float = Field(0.0, ge=0.0, le=0.5, description="Turn of the colours, drawn from ± this of a full turn.")
-    noise: float = Field(0.0, ge=0.0, le=0.5, description="Standard deviation of noise on each pixel, of full scale.")
-    shift: float = Field(0.0, ge=0.0, le=0.5, description="Translation drawn from ± this share of the size.")
-    zoom: float = Field(0.0, ge=0.0, lt=1.0, description="Scale drawn from 1 ± this.")
-    probability: float = Field(1.0, ge=0.0, le=1.0, description="Share of the samples that is changed at all.")
-    drop_view: float = Field(0.0, ge=0.0, lt=1.0, description="Probability that a view other than slot 0 is masked.")
+    brightness: float = Field(
+        0.0, ge=0.0, le=1.0, description="Brightness factor, drawn from 1 ± this value for each view."
+    )
+    contrast: float = Field(
+        0.0, ge=0.0, le=1.0, description="Contrast factor about the image's mean, drawn from 1 ± this value."
+    )
+    saturation: float = Field(
+        0.0, ge=0.0, le=1.0, description="Saturation factor about grey, drawn from 1 ± this value."
+    )
+    hue: float = Field(0.0, ge=0.0, le=0.5, description="Rotation of the hue, drawn from ± this share of a full turn.")
+    noise: float = Field(
+        0.0, ge=0.0, le=0.5, description="Standard deviation of the noise on each pixel, as a share of full scale."
+    )
+    shift: float = Field(0.0, ge=0.0, le=0.5, description="Translation, drawn from ± this share of the image size.")
+    zoom: float = Field(0.0, ge=0.0, lt=1.0, description="Scale factor, drawn from 1 ± this value.")
+    probability: float = Field(1.0, ge=0.0, le=1.0, description="Share of the samples that are augmented.")
+    drop_view: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Probability that a view other than the main camera is masked."
+    )
 
 
 class SceneSettings(DataSection):
     """A simulated scene that pictures are drawn of."""
 
     robot: str = Field(min_length=1, description="Name of a profile, or a profile file.")
-    task: str = Field("touch", min_length=1, description="Of the robot's scene: it says where things lie.")
+    task: str = Field("touch", min_length=1, description="Task of the robot's scene; it places the objects.")
     weight: float = Field(1.0, gt=0.0, description="Share of this scene in every batch, relative to the others.")
 
 
@@ -129,19 +149,29 @@ Scenes = Annotated[tuple[SceneSettings, ...], Field(strict=False)]
 class Drawn(DataSection):
     """Samples without end from the simulator: no layout comes twice. Not together with data sets."""
 
-    scenes: Scenes = Field(min_length=1, description="What is drawn.")
+    scenes: Scenes = Field(min_length=1, description="Scenes that are sampled.")
     family: int = Field(
-        0, ge=0, le=DOMAINS, description="Arms of the family beside them: family_0 … are to touch, each its own domain."
+        0,
+        ge=0,
+        le=DOMAINS,
+        description="Number of generated arms in addition to the scenes: family_0, … at the task "
+        "touch, each with its own domain.",
     )
-    family_weight: float = Field(1.0, gt=0.0, description="Share of all these arms together.")
+    family_weight: float = Field(1.0, gt=0.0, description="Share of all these arms together in every batch.")
     places: Literal["table", "picture"] = Field(
         "table",
-        description="What grounding asks of a named thing: where it lies in the scene, or where in the first camera's "
-        "picture and how far from it, which means the same in images of another camera.",
+        description="What grounding predicts for a named object: its position in the scene, or its position in the "
+        "main camera's image and its distance from that camera, which also holds for other cameras.",
     )
-    goals: int = Field(2, ge=1, le=16, description="Samples of every layout: instructions of an image, or images.")
-    variation: float = Field(1.0, ge=0.0, description="Of light, colours and cameras; 1 as in demonstrations.")
-    pixels: int = Field(256, ge=16, le=2048, description="Of the images as drawn; the network's size comes after.")
+    goals: int = Field(
+        2, ge=1, le=16, description="Samples from every layout: several instructions for one image, or several images."
+    )
+    variation: float = Field(
+        1.0, ge=0.0, description="Strength of the variation of light, colours and cameras; 1 as in demonstrations."
+    )
+    pixels: int = Field(
+        256, ge=16, le=2048, description="Size of the rendered images, before they are scaled to the network's size."
+    )
 
     @property
     def all_scenes(self) -> tuple[SceneSettings, ...]:
@@ -164,33 +194,35 @@ class Model(DataSection):
     vision: Sizes = Field({}, description="From scratch: fields of VisionConfig that differ.")
     text: Sizes = Field({}, description="From scratch: fields of TextConfig that differ.")
     vision_from: str = Field(
-        "", description="Checkpoint whose vision tower and projector are taken over; its sizes must be the same."
+        "", description="Checkpoint to copy the vision encoder and projector from; its sizes must be the same."
     )
     repaired_modes: bool = Field(
         True,
-        description="Train an action mode whose published loss is flawed by the one that repairs it: so101_bimanual by "
-        "so101_bimanual_bce. Both decode alike.",
+        description="Replace an action mode whose published loss is flawed by the mode that corrects it: "
+        "so101_bimanual by so101_bimanual_bce. Both decode in the same way.",
     )
-    dropout: float | None = Field(None, ge=0.0, lt=1.0, description="Of every part; none keeps what the network has.")
+    dropout: float | None = Field(
+        None, ge=0.0, lt=1.0, description="Dropout of every part; none keeps the value of the network."
+    )
     activation_checkpointing: bool = Field(False, description="Recompute activations: less memory, a third slower.")
 
 
 class Freeze(DataSection):
     """Parts that do not move, whatever the method."""
 
-    vision_encoder: bool = Field(False, description="The vision tower (DaViT), not the projector behind it.")
-    language_encoder: bool = Field(False, description="The language encoder (BART).")
-    policy_transformer: bool = Field(False, description="Blocks, norm, positions and projections of the policy.")
-    soft_prompts: bool = Field(False, description="The soft prompts.")
+    vision_encoder: bool = Field(False, description="Freeze the vision encoder (DaViT), but not its projector.")
+    language_encoder: bool = Field(False, description="Freeze the language encoder (BART).")
+    policy_transformer: bool = Field(False, description="Freeze blocks, norm, positions and projections of the policy.")
+    soft_prompts: bool = Field(False, description="Freeze the soft prompts.")
 
 
 class Lora(DataSection):
     """Low-rank updates of every linear layer, for the method lora."""
 
-    rank: int = Field(8, ge=1, le=1024, description="Of the updates.")
-    alpha: float = Field(16.0, gt=0.0, description="An update counts alpha / rank.")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="On the way into an update.")
-    action_rows: bool = Field(True, description="Also train the action encoder's and decoder's rows of the domains.")
+    rank: int = Field(8, ge=1, le=1024, description="Rank of the updates.")
+    alpha: float = Field(16.0, gt=0.0, description="An update is scaled by alpha / rank.")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout at the input of an update.")
+    action_rows: bool = Field(True, description="Also train the action encoder and decoder weights of the domains.")
 
 
 class Loss(DataSection):
@@ -198,8 +230,8 @@ class Loss(DataSection):
 
     padding: Literal["masked", "repeated"] = Field(
         "repeated",
-        description="Waypoints after the end of an episode or plan: repeated trains on the last one again and again, "
-        "to stay there; masked leaves them out.",
+        description="Waypoints after the end of an episode or plan: repeated trains on the last waypoint, so that the "
+        "arm stays there; masked ignores them.",
     )
 
 
@@ -207,74 +239,100 @@ class Optimizer(DataSection):
     """AdamW and its rates."""
 
     learning_rate: float = Field(1e-4, gt=0.0, le=1.0, description="Base rate.")
-    vlm_scale: float = Field(0.1, ge=0.0, le=10.0, description="Rate of vision and language, times the base rate.")
-    soft_prompt_scale: float = Field(1.0, ge=0.0, le=100.0, description="Rate of the soft prompts, times the base.")
+    vlm_scale: float = Field(
+        0.1, ge=0.0, le=10.0, description="Learning rate of vision and language, as a factor of the base rate."
+    )
+    soft_prompt_scale: float = Field(
+        1.0, ge=0.0, le=100.0, description="Learning rate of the soft prompts, as a factor of the base rate."
+    )
     betas: Pair = Field((0.9, 0.99), description="Of AdamW.")
     eps: float = Field(1e-8, gt=0.0, description="Of AdamW.")
     weight_decay: float = Field(
-        0.0, ge=0.0, le=1.0, description="Of weights; never of soft prompts, rows of domains, norms, biases, positions."
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Weight decay; it never applies to soft prompts, domain weights, norms, biases and positions.",
     )
-    clip: float = Field(10.0, ge=0.0, description="Largest norm of the gradient; 0 does not clip.")
+    clip: float = Field(10.0, ge=0.0, description="Maximum norm of the gradient; 0 does not clip.")
 
 
 class Schedule(DataSection):
     """How the rates go over the steps."""
 
     prompt_warmup: int = Field(
-        0, ge=0, description="Steps at the start in which only soft prompts and action rows move (paper: 1000)."
+        0,
+        ge=0,
+        description="Steps at the start in which only soft prompts and the action weights of the domains are "
+        "trained (paper: 1000).",
     )
     ramp: int = Field(
-        1000, ge=0, description="Steps over which everything else rises from 0 to its rate after that (paper: 1000)."
+        1000,
+        ge=0,
+        description="Steps after that over which the learning rate of everything else rises from 0 (paper: 1000).",
     )
-    row_warmup: int = Field(0, ge=0, description="Steps over which the action rows rise from 0 to their rate.")
-    soft_prompt_warmup: int = Field(0, ge=0, description="Steps over which the soft prompts rise to their rate.")
-    soft_prompt_warmup_scale: float = Field(0.0, ge=0.0, le=1.0, description="Where that rise begins, of their rate.")
-    decay: Literal["cosine", "constant"] = Field("cosine", description="After warm-up and ramp.")
-    final_scale: float = Field(0.1, ge=0.0, le=1.0, description="Where the cosine ends, of each group's rate.")
+    row_warmup: int = Field(
+        0, ge=0, description="Steps over which the learning rate of the domains' action weights rises from 0."
+    )
+    soft_prompt_warmup: int = Field(
+        0, ge=0, description="Steps over which the learning rate of the soft prompts rises."
+    )
+    soft_prompt_warmup_scale: float = Field(
+        0.0, ge=0.0, le=1.0, description="Start of that rise, as a share of their learning rate."
+    )
+    decay: Literal["cosine", "constant"] = Field("cosine", description="Schedule after warm-up and ramp.")
+    final_scale: float = Field(
+        0.1, ge=0.0, le=1.0, description="End of the cosine, as a share of each group's learning rate."
+    )
 
 
 class BatchSettings(DataSection):
     """How samples make a step. The sequence of samples does not depend on processes or accumulation."""
 
-    size: int = Field(64, ge=1, description="Samples of one step, over all processes and accumulated parts.")
-    accumulation: int = Field(1, ge=1, description="Parts of a step that are computed one after the other.")
+    size: int = Field(64, ge=1, description="Samples per step, over all processes and accumulated parts.")
+    accumulation: int = Field(1, ge=1, description="Number of parts of a step that are computed one after the other.")
     workers: int | None = Field(
         None,
         ge=0,
         le=256,
-        description="Processes that prepare samples, for each training process; none: on a CPU as many as are needed "
-        "by a measurement, else 2.",
+        description="Number of processes that prepare samples, for each training process; none: on a CPU as many as a "
+        "measurement finds necessary, else 2.",
     )
-    prefetch: int = Field(4, ge=1, le=64, description="Batches each of them prepares ahead.")
+    prefetch: int = Field(4, ge=1, le=64, description="Number of batches that each of them prepares in advance.")
 
 
 class Ema(DataSection):
     """A running average of the weights, which is what the checkpoint then holds."""
 
-    decay: float = Field(0.0, ge=0.0, lt=1.0, description="Of the average; 0 keeps none. Common: 0.999.")
+    decay: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Decay of the average; 0 keeps no average. A common value is 0.999."
+    )
 
 
 class Validation(DataSection):
     """The loss on held-out episodes (``split`` of a data set)."""
 
-    every: int = Field(500, ge=0, description="Steps between measurements; 0 measures at the end alone.")
-    samples: int = Field(256, ge=1, description="Most samples used, spread over the held-out episodes.")
+    every: int = Field(500, ge=0, description="Steps between measurements; 0 measures only at the end.")
+    samples: int = Field(256, ge=1, description="Maximum number of samples used, spread over the held-out episodes.")
 
 
 class Output(DataSection):
     """What a run leaves behind, and how often."""
 
-    log_every: int = Field(10, ge=1, description="Steps to a line of the table and of curve.csv.")
-    save_every: int = Field(1000, ge=0, description="Steps to a training state and a checkpoint; 0: at the end alone.")
-    keep_states: int = Field(1, ge=1, le=100, description="Training states that are kept.")
-    progress: bool = Field(True, description="Show a bar where standard error is a terminal.")
+    log_every: int = Field(10, ge=1, description="Steps between two lines of the table and of curve.csv.")
+    save_every: int = Field(
+        1000, ge=0, description="Steps between two training states and checkpoints; 0: only at the end."
+    )
+    keep_states: int = Field(1, ge=1, le=100, description="Number of training states that are kept.")
+    progress: bool = Field(True, description="Show a progress bar if standard error is a terminal.")
     tensorboard: bool = Field(False, description="Also write events for TensorBoard.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the weights in the checkpoint.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Number format of the weights in the checkpoint."
+    )
     adapter: bool = Field(
-        False, description="Method lora: also write the update alone, in peft's format; it is loaded as `ADAPTER,BASE`."
+        False, description="Method lora: also write only the update, in peft's format; load it as `ADAPTER,BASE`."
     )
     lerobot: str = Field(
-        "", description="Robot of the data that LeRobot's files of the checkpoint describe; empty takes the last."
+        "", description="Robot of the data that the checkpoint's LeRobot files describe; empty uses the last robot."
     )
 
 
@@ -283,77 +341,90 @@ class TrainSettings(DataSection):
 
     schema_version: Literal[1] = Field(1, description="Version of these settings.")
     output: str = Field("xvla_out/train", min_length=1, description="Folder of the run.")
-    resume: bool = Field(False, description="Go on from the folder's last training state, if it has one.")
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="Of weights, samples, noise, times, dropout.")
+    resume: bool = Field(False, description="Continue from the folder's last training state, if there is one.")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="Seed of weights, samples, noise, times and dropout.")
     steps: int = Field(20000, ge=1, description="Steps of the optimiser.")
     objective: Literal["flow", "vision"] = Field(
         "flow",
-        description="flow: a policy; vision: a vision tower alone, which learns what is where in the images that "
-        "`drawn` describes, as `xvla pretrain-vision` does. Of `model` then only sizes and vision_from count, of the "
-        "rates the base rate.",
+        description="flow: a policy; vision: only a vision encoder, which learns where objects are in the images that "
+        "`drawn` describes, as with `xvla pretrain-vision`. Then only the sizes and vision_from of `model` are used, "
+        "and only the base learning rate.",
     )
     method: Literal["full", "lora", "prompt"] = Field(
         "full",
-        description="full: every weight; lora: low-rank updates, soft prompts, action rows; prompt: soft prompts and "
-        "action encoder and decoder rows of the trained domains alone.",
+        description="full: every weight; lora: low-rank updates, soft prompts and action weights of the domains; "
+        "prompt: only soft prompts and action encoder and decoder weights of the trained domains.",
     )
-    datasets: Datasets = Field((), description="The data: recordings.")
-    drawn: Drawn | None = Field(None, description="The data: drawn by the simulator, in the place of recordings.")
-    augmentation: Augmentation = Field(Augmentation(), description="Of the images: light, colour, place.")
+    datasets: Datasets = Field((), description="Data: recordings.")
+    drawn: Drawn | None = Field(None, description="Data: generated by the simulator, instead of recordings.")
+    augmentation: Augmentation = Field(
+        Augmentation(), description="Random changes of the images: light, colour, position."
+    )
     cache: str = Field("xvla_out/cache", min_length=1, description="Folder of decoded images, shared by all runs.")
     features: bool | None = Field(
         None,
-        description="Keep the vision tower's output of each sample, or of drawn ones let the loading processes run it; "
-        "wants it frozen and no augmentation. None: of recordings, on a CPU, where that is less work.",
+        description="Cache the output of the vision encoder for each sample; for generated samples, the loading "
+        "processes run it. The encoder must be frozen, without augmentation. None: for recordings on a CPU, if that "
+        "is less work.",
     )
     grounding: float = Field(
         0.0,
         ge=0.0,
-        description="Weight of a second loss, of the language encoder, which is asked where the named thing is: drawn "
-        "samples know, and in recordings of tool poses it is where the hand next closes, else what their marks say. "
-        "Wants method full.",
+        description="Weight of a second loss, with which the language encoder learns to predict the position of the "
+        "named object. Generated samples contain it. In recordings of tool poses it is the next place where the hand "
+        "closes, else the one in the episode markers. Needs method full.",
     )
     flow: bool = Field(
-        True, description="Whether the policy is trained at all; false trains the language encoder by grounding alone."
+        True, description="Whether the policy is trained; false trains only the language encoder, by grounding."
     )
     train_domains: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="Method prompt: robots whose rows move; empty takes all robots of the data."
+        (), description="Method prompt: robots whose weights are trained; empty means all robots of the data."
     )
     initialise: dict[str, str | int] = Field(
-        {}, description="Robot of the data → robot or domain id of the checkpoint whose prompt and rows it starts from."
+        {},
+        description="Robot of the data → robot or domain id of the checkpoint whose prompt and weights it starts from.",
     )
     state_normalisation: Normalisation = Field(
-        "auto", description="Of robots new to the checkpoint; auto: as for actions."
+        "auto", description="State normalisation of robots that are new to the checkpoint; auto: as for actions."
     )
     action_normalisation: Normalisation = Field(
-        "auto", description="Of robots new to the checkpoint; auto: identity for tool poses, mean_std for joints."
+        "auto",
+        description="Action normalisation of robots that are new to the checkpoint; auto: identity for tool poses, "
+        "mean_std for joints.",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="Of the computation; auto: the fastest here. Weights, action entrance and exit stay float32.",
+        description="Number format of the computation; auto: the fastest on this machine. Weights and the input and "
+        "output layers of the actions stay in float32.",
     )
-    strategy: Literal["ddp", "fsdp"] = Field("ddp", description="Of several processes: copies, or shards.")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="How several processes share the network: copies, or shards."
+    )
     model: Model = Field(Model(), description="The network.")
-    freeze: Freeze = Field(Freeze(), description="What does not move.")
+    freeze: Freeze = Field(Freeze(), description="Parts that are not trained.")
     lora: Lora = Field(Lora(), description="Low-rank updates.")
     loss: Loss = Field(Loss(), description="What counts.")
     optimizer: Optimizer = Field(Optimizer(), description="AdamW.")
-    schedule: Schedule = Field(Schedule(), description="Rates over the steps.")
-    batch: BatchSettings = Field(BatchSettings(), description="Samples of a step.")
-    ema: Ema = Field(Ema(), description="Average of the weights.")
-    validation: Validation = Field(Validation(), description="Loss on held-out episodes.")
-    log: Output = Field(Output(), description="What the run writes.")
+    schedule: Schedule = Field(Schedule(), description="Learning rates over the steps.")
+    batch: BatchSettings = Field(BatchSettings(), description="Batches of samples.")
+    ema: Ema = Field(Ema(), description="Moving average of the weights.")
+    validation: Validation = Field(Validation(), description="Measurement of the loss on held-out episodes.")
+    log: Output = Field(Output(), description="Files that the run writes.")
 
     @model_validator(mode="after")
     def _agree(self) -> TrainSettings:
         if bool(self.datasets) == (self.drawn is not None):
-            raise ValueError("the data is either recordings, in datasets, or drawn: set one of the two")
+            raise ValueError(
+                "the data is either recordings (datasets) or generated (drawn): set exactly one of the two"
+            )
         if self.drawn is not None and self.augmentation != Augmentation():
-            raise ValueError("what is drawn has light and colours of its own: set drawn.variation, not augmentation")
+            raise ValueError(
+                "generated images have their own variation of light and colours: set drawn.variation, not augmentation"
+            )
         if self.method != "full" and not self.model.checkpoint:
             raise ValueError(f"method {self.method} adapts a checkpoint: set model.checkpoint, or method to full")
         if self.model.checkpoint and (self.model.network or self.model.vision or self.model.text):
-            raise ValueError("model.network, vision and text are for training from scratch: leave them out")
+            raise ValueError("model.network, vision and text are only for training from scratch: remove them")
         if self.batch.size % self.batch.accumulation:
             raise ValueError(
                 f"batch.size {self.batch.size} does not divide by batch.accumulation {self.batch.accumulation}"
@@ -363,9 +434,9 @@ class TrainSettings(DataSection):
                 f"schedule.prompt_warmup {self.schedule.prompt_warmup} leaves none of the {self.steps} steps"
             )
         if self.initialise and not self.model.checkpoint:
-            raise ValueError("initialise copies rows of a checkpoint: set model.checkpoint")
+            raise ValueError("initialise copies weights of a checkpoint: set model.checkpoint")
         if self.grounding and (self.method != "full" or self.freeze.language_encoder):
-            raise ValueError("grounding wants method full and a language encoder that moves")
+            raise ValueError("grounding needs method full and a language encoder that is not frozen")
         if not self.flow and not self.grounding:
             raise ValueError("without flow nothing is trained: set grounding")
         if self.objective == "vision" and (
@@ -373,8 +444,8 @@ class TrainSettings(DataSection):
             or self.grounding or not self.flow or self.freeze.vision_encoder
         ):  # fmt: skip
             raise ValueError(
-                "objective vision trains a tower on what a simulator draws: set drawn, and leave method, features, "
-                "grounding, flow, freeze and model.checkpoint out"
+                "objective vision trains a vision encoder on images of the simulator: set drawn, and remove method, "
+                "features, grounding, flow, freeze and model.checkpoint"
             )
         self._check_features()
         return self
@@ -383,9 +454,9 @@ class TrainSettings(DataSection):
         if not self.features:
             return
         if not (self.freeze.vision_encoder or self.method == "prompt"):
-            raise ValueError("features wants the vision tower frozen: set freeze.vision_encoder, or method to prompt")
+            raise ValueError("features needs a frozen vision encoder: set freeze.vision_encoder, or method to prompt")
         if self.augmentation != Augmentation():
-            raise ValueError("features keeps one output of each image: leave augmentation out")
+            raise ValueError("features caches one output per image: remove augmentation")
 
 
 COMMAND_LINE = "command line"
@@ -455,7 +526,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         message = f"cannot be read: {limits.cause(error)}"
         raise TrainingError([Problem(file, "", None, "YAML", message)]) from None
     if not isinstance(raw, dict):
-        raise TrainingError([Problem(file, "", raw, "a mapping of settings", "holds no settings")])
+        raise TrainingError([Problem(file, "", raw, "a mapping of settings", "contains no settings")])
     return raw
 
 
@@ -509,6 +580,6 @@ def _apply(raw: dict[str, Any], override: str) -> list[Problem]:
             place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
         place[int(last) if isinstance(place, list) else last] = value if text else ""
     except (ValueError, IndexError, TypeError, AttributeError):
-        message = "leads through a value that holds no settings"
+        message = "leads through a value that contains no settings"
         return [Problem(COMMAND_LINE, key, text, "the path of a setting", message)]
     return []
