@@ -125,7 +125,7 @@ def test_a_calibrated_joint_is_none_of_other_units(packaged, setting, fits):
     if fits:
         assert shipped_policy([profile]) == packaged
     else:
-        with pytest.raises(ProfileError, match="other units of right_elbow_flex: "):
+        with pytest.raises(ProfileError, match="other units for right_elbow_flex: "):
             shipped_policy([profile])
 
 

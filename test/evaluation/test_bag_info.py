@@ -60,7 +60,7 @@ def test_what_a_profile_misses_is_named(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["robot"] == "widowx" and "/left/joint_states" in found["unused"]
     assert main(["bag", "info", str(tmp_path / "none")]) == 1
-    assert "no such bag" in capsys.readouterr().err
+    assert "no bag is there" in capsys.readouterr().err
 
 
 def test_a_folder_of_several_bags_is_not_taken_for_one(tmp_path, capsys):
@@ -74,7 +74,7 @@ def test_the_reader_of_the_node_has_the_last_word(tmp_path, capsys):
     bag = Session(PAIR, end=2.0).record().encoded("8UC3").write(tmp_path / "bag.mcap")
     assert main(["bag", "info", str(bag)]) == 1
     said = capsys.readouterr().out
-    assert "observations: 0 of 40" in said and "lacks nothing" not in said
+    assert "observations: 0 of 40" in said and "nothing is missing" not in said
     assert "camera_missing: front: image on /front/image_raw cannot be used: encoding '8UC3'" in said
     assert main(["bag", "info", str(bag), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)["observations"]
@@ -89,7 +89,7 @@ def test_what_can_be_built_is_counted(tmp_path, capsys):
     assert found.exit_code == 0
     assert main(["bag", "info", str(tmp_path / "bag.mcap")]) == 0
     said = capsys.readouterr().out
-    assert f"observations: {found.observations.built} of 60" in said and "lacks nothing" in said
+    assert f"observations: {found.observations.built} of 60" in said and "nothing is missing" in said
     assert "camera_missing: front: image" in said
 
 
@@ -117,7 +117,7 @@ def test_a_reader_that_cannot_be_had_is_no_success(tmp_path, capsys):
     info = inspect(bag, lost)
     assert info.exit_code == 2 and "no_such.urdf" in str(info.observations)
     assert inspect(bag, arm).exit_code in (0, 2)  # 2 without Pinocchio
-    assert "lacks nothing" not in text_of(info) and "observations: unknown" in text_of(info)
+    assert "nothing is missing" not in text_of(info) and "observations: unknown" in text_of(info)
 
 
 def test_a_gripper_that_takes_actions_lacks_no_topic(tmp_path):

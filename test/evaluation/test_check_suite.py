@@ -112,7 +112,7 @@ def test_processor_steps_that_are_doubled_are_named(tmp_path):
 
 def test_another_robots_checkpoint_is_named():
     errors = found(str(policy_dir()))
-    assert "another robot's" in errors["statistics.state"]
+    assert "it belongs to another robot" in errors["statistics.state"]
 
 
 def test_another_mujoco_is_an_error_and_no_libero_too(tmp_path, monkeypatch):

@@ -105,7 +105,7 @@ def test_what_a_data_set_holds(tmp_path, mapping, capsys):
     assert [each["name"] for each in told["channels"]] == [*written.NAMES, *written.NAMES]
     assert not told["robot"]
     assert main(["data", "info", str(data), "--robot", "so101_bimanual", "--mapping", mapping]) == 0
-    assert "for so101_bimanual: can be trained on, its actions are commanded" in capsys.readouterr().out
+    assert "for so101_bimanual: can be used for training, its actions are commanded" in capsys.readouterr().out
     assert main(["data", "info", str(data), "--robot", "so101_bimanual"]) == 1
     assert "must not be used as it is" in capsys.readouterr().out
 

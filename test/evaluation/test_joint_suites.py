@@ -179,7 +179,7 @@ def test_the_command_counts_reports_and_says_with_what(tmp_path, capsys, stand_i
     ("options", "said"),
     [
         ({"expert": True, "protocol": "harness"}, "--protocol harness is of LIBERO"),
-        ({"expert": True, "overrides": ("rot6d=columns",)}, "'rot6d=columns' is no setting of a protocol"),
+        ({"expert": True, "overrides": ("rot6d=columns",)}, "'rot6d=columns' is not a setting of a protocol"),
         ({"expert": True, "tasks": "1"}, "task '1' is unknown; the suite has 0 to 0"),
         ({}, "nothing drives the arm in so101_pick_place"),
     ],

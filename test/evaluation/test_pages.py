@@ -119,12 +119,16 @@ def document(ours: float, still: float, mean: float, *, apart: float = 0.1, **ot
 @pytest.mark.parametrize(
     ("found", "colour", "words"),
     [
-        (document(0.2, 0.5, 0.6), "good", "is below 0.5 rad, that of an arm that stays where it is, and below 0.6"),
-        (document(0.2, 0.5, 0.1, apart=0.01), "bad", "below 0.5 rad, that of an arm that stays where it is, and not b"),
+        (document(0.2, 0.5, 0.6), "good", "is below 0.5 rad, that of an arm that does not move, and below 0.6"),
+        (document(0.2, 0.5, 0.1, apart=0.01), "bad", "below 0.5 rad, that of an arm that does not move, and not b"),
         (document(0.6, 0.5, 0.9, apart=0.01), "bad", "is not below 0.5 rad"),
         (document(0.4, 0.5, 0.6, apart=0.3), "", "may be chance"),
         (document(0.2, 0.5, 0.6, trained=False), "bad", "is below"),
-        (document(0.5, 0.5, 0.6, settings={"baseline": True}), "", "No policy was asked. A policy must be below 0.5"),
+        (
+            document(0.5, 0.5, 0.6, settings={"baseline": True}),
+            "",
+            "No policy was run. The error of a policy must be below 0.5",
+        ),
     ],
 )
 def test_a_replay_is_judged_by_the_rules_of_its_page(found: dict[str, Any], colour: str, words: str) -> None:

@@ -65,7 +65,7 @@ def test_a_child_that_cannot_be_heard_any_more_is_named(tmp_path: Path, error: t
 
     with Supervisor(tmp_path) as supervisor:
         supervisor.start("arm", python("print('half a line'); import time; time.sleep(600)"), on_line=read)
-        said = f"what arm says cannot be read any more: {error.__name__}: no progress: half"
+        said = f"the output of arm can no longer be read: {error.__name__}: no progress: half"
         with pytest.raises(ChildError, match=said):
             supervisor.wait_for(lambda: False, LIMIT, "never")
 

@@ -133,7 +133,7 @@ def test_a_split_recording_that_never_ended_gives_what_is_whole(tmp_path, robot,
     assert any("cut short" in note for note in found["bags"][0]["notes"])
     assert "cut short" in capsys.readouterr().out
     assert main(["bag", "info", str(bag), "--robot", str(robot)]) == 0
-    assert "cut short: metadata.yaml is missing" in capsys.readouterr().out
+    assert "truncated: metadata.yaml is missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])

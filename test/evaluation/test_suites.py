@@ -233,7 +233,7 @@ def test_a_run_leaves_rates_with_intervals_a_page_and_a_film(tmp_path, monkeypat
     # of task 1 episode 0 is replayed in 1, 2 and 3, which no path succeeds in; of task 0 there is no path
     assert (by_task[1]["baseline"]["episodes"], by_task[1]["baseline"]["successes"]) == (3, 2)
     assert by_task[0]["baseline"] is None
-    assert any("replayed without looking does as well" in line for line in report["advice"])
+    assert any("replayed without camera images succeeds as often" in line for line in report["advice"])
     assert any("run libero_object_swap" in line for line in report["advice"])
     episode = next(each for each in report["per_episode"] if (each["task"], each["episode"]) == (1, 3))
     assert (episode["init_state"], episode["env_seed"], episode["success"], episode["steps"]) == (3, 145, False, 6)
@@ -263,7 +263,7 @@ def test_another_evaluation_is_not_mixed_in(tmp_path, monkeypatch, stand_in, cap
     drive_with(monkeypatch, chunk_of(waypoints([0.1]))[0])
     assert run(told(tmp_path, tasks="1", films=0), "xvla evaluate") == 0
     assert run(told(tmp_path, tasks="1", films=0, seed=5), "xvla evaluate") == 1
-    assert "holds another evaluation: seed was 0 and is 5" in capsys.readouterr().err
+    assert "contains another evaluation: seed was 0 and is 5" in capsys.readouterr().err
 
 
 def test_paths_of_another_evaluation_are_a_baseline_by_themselves(tmp_path, monkeypatch, stand_in):

@@ -62,12 +62,12 @@ class Answering:
 @pytest.mark.parametrize(
     ("share", "episodes", "verdict", "words"),
     [
-        (lambda each: 0.9, 3, "good", "good: it foresees most of the motion"),
+        (lambda each: 0.9, 3, "good", "good: it predicts most of the motion"),
         (lambda each: 0.3, 3, "unsure", "by less than half"),
         (lambda each: 0.9, 1, "unsure", "one episode is too few"),
         (lambda each: 2.1 if each.source.endswith("0") else 0.2, 2, "unsure", "not in every episode"),
-        (lambda each: 0.0, 3, "not good", "no better than standing still"),
-        (lambda each: -1.0, 3, "not good", "no better than standing still"),
+        (lambda each: 0.0, 3, "not good", "not better than an arm that does not move"),
+        (lambda each: -1.0, 3, "not good", "not better than an arm that does not move"),
     ],
 )
 def test_held_out_episodes_are_judged_against_standing_still(profile, share, episodes, verdict, words):
@@ -90,11 +90,11 @@ def test_when_the_time_is_over_the_first_few_are_judged(profile):
 @pytest.mark.parametrize(
     ("successes", "total", "verdict", "words"),
     [
-        (20, 20, "good", "more often than not"),
+        (20, 20, "good", "it succeeds in more than half"),
         (3, 3, "unsure", "too few episodes"),
         (10, 20, "unsure", "too few episodes"),
-        (2, 20, "not good", "fails more often than not"),
-        (0, 20, "not good", "never did the task"),
+        (2, 20, "not good", "it fails in more than half"),
+        (0, 20, "not good", "it never succeeded"),
     ],
 )
 def test_episodes_in_simulation_are_judged_by_the_interval_of_their_rate(successes, total, verdict, words):

@@ -314,7 +314,7 @@ def test_second_engine_goes_into_the_same_folder(engine: str, copied: Path, anot
     assert not [each for each in copied.iterdir() if each.name.startswith(".")]
     other = tmp_path / "other"
     checkpoint.save(another(5), other)
-    with pytest.raises(SetupError, match=r"copied holds another checkpoint"):
+    with pytest.raises(SetupError, match=r"copied contains another checkpoint"):
         export_checkpoint(other, copied, FORMATS[engine], inputs=1)
 
 

@@ -238,7 +238,7 @@ def test_joints_may_be_named_in_any_order(at_home):
         ([(0.5, [0.5] * 5)], ARM[:5], 0, "'gripper' is missing"),
         ([(0.5, [0.5] * 6), (0.5, [1.0] * 6)], ARM, 0, "points[1].time_from_start is 0.500000 s"),
         ([(0.5, [0.5, 0.5, float("nan"), 0.5, 0.5, 0.5])], ARM, 0, "joint 'elbow_flex': points[0].positions is nan"),
-        ([(0.000001, [0.5] * 6)], ARM, 1000, "wholly in the past"),
+        ([(0.000001, [0.5] * 6)], ARM, 1000, "completely in the past"),
     ],
 )
 def test_a_bad_trajectory_is_refused_aloud_and_moves_nothing(at_home, points, names, stamp, words):

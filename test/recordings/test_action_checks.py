@@ -49,7 +49,7 @@ def test_an_arm_that_lags_sags_and_holds_something_is_as_it_should_be(fps, lag):
     [
         (lambda action, state: np.diff(action, axis=0, append=action[-1:]), "they are steps, or speeds"),
         (lambda action, state: np.diff(state, axis=0, append=state[-1:]) * 30, "they are steps, or speeds"),
-        (lambda action, state: np.radians(action), "but scaled"),
+        (lambda action, state: np.radians(action), "but are scaled"),
         (lambda action, state: np.zeros_like(action), "never change"),
         (lambda action, state: action[:, [1, 0, 3, 2, 4, 5]], "in another order"),
         (lambda action, state: action * [1, 1, 1, 1, 1, 0.01], "scaled, gripper by 0.0"),

@@ -380,7 +380,7 @@ def test_no_such_robot_and_a_folder_that_is_there(tmp_path, capsys):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/notes.txt").touch()
     assert main(["export", "lerobot", str(bag), "--output", str(tmp_path / "set")]) == 1
-    assert f"{tmp_path / 'set'} is there already" in capsys.readouterr().err
+    assert f"{tmp_path / 'set'} already exists" in capsys.readouterr().err
     (tmp_path / "set/notes.txt").unlink()
     (tmp_path / "set.part").mkdir()
     with pytest.raises(SetupError, match=r"set\.part is there"):
@@ -401,7 +401,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, jobs):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
         with pytest.raises(
-            DataSetWriteError, match=r"set cannot be written, and nothing of it is left: File too large"
+            DataSetWriteError, match=r"set cannot be written, and its partial files were removed: File too large"
         ):
             exported(tmp_path, *bags, jobs=jobs)
     finally:

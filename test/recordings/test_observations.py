@@ -352,9 +352,9 @@ def test_a_topic_of_another_type_is_named(tmp_path, profile):
 
 
 def test_what_is_no_bag_is_refused(tmp_path, profile):
-    with pytest.raises(BagError, match="no such bag"):
+    with pytest.raises(BagError, match="no bag is there"):
         Bag(tmp_path / "nowhere").summary()
-    with pytest.raises(BagError, match=r"no bag; expected a folder with \.mcap or \.db3"):
+    with pytest.raises(BagError, match=r"not a bag; expected a folder with \.mcap or \.db3"):
         Bag(tmp_path).summary()
     for suffix in (".mcap", ".db3"):
         junk = tmp_path / f"junk{suffix}"

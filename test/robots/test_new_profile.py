@@ -102,7 +102,7 @@ def test_the_profile_says_what_the_urdf_says():
 def test_the_gripper_is_a_channel_of_auto_but_not_of_franka_joint7():
     new = new_profile("panda.urdf", "franka", action_mode="franka_joint7")
     assert "panda_finger_joint1: a gripper, for which franka_joint7 has no channel" in new.text
-    assert "panda_finger_joint1, which the action mode leaves out" in summary(new)
+    assert "panda_finger_joint1, which the action mode does not use" in summary(new)
     own = new_profile("panda.urdf", "franka").profile
     assert own.joints.policy_order == (*PANDA, "panda_finger_joint1")
     assert own.commands.groups == ("arm", "gripper")
@@ -157,10 +157,10 @@ def hand(place: str, fingers: int, joints: int, prefix: str = "p") -> list[str]:
         (chain(6) + hand("l6", 2, 3), "2 branches begin at the end of 6 joints", "l6", 6),
         (chain(6) + chain(5, "t", "l6") + hand("l6", 2, 2), "3 branches begin at the end of 6 joints", "l6", 6),
         (hand("base", 4, 3), "4 branches could be arms", "p2l3", 3),
-        (hand("base", 4, 2), "4 branches could be the arm, none longer than the others", "p2l2", 2),
+        (hand("base", 4, 2), "4 branches could be the arm, and none is longer than the others", "p2l2", 2),
         (chain(3, "left_hip_") + chain(3, "right_knee_"), "no arm is to be seen, only a leg", "left_hip_l3", 3),
         (chain(2, "head_") + chain(2, "left_wheel_"), "only a head, a leg or a wheel by", "head_l2", 2),
-        (chain(2, "finger_"), "no arm is to be seen, only a gripper or a hand", "finger_l2", 2),
+        (chain(2, "finger_"), "no arm was found, only a gripper or a hand", "finger_l2", 2),
     ],
 )
 def test_what_could_be_arms_or_not_is_asked(urdf, joints: list[str], words: str, tip: str, arm: int):
@@ -179,7 +179,11 @@ def test_what_could_be_arms_or_not_is_asked(urdf, joints: list[str], words: str,
         (chain(6) + hand("l6", 2, 2), [6], ["4 for part of a hand"]),
         (chain(6) + chain(2, "palm_", "l6") + chain(1, "finger_", "l6"), [6], ["2 for part of a hand"]),
         (chain(6) + chain(2, "a", "l6") + chain(1, "b", "l6"), [8], ["whether the arm goes on with aj1, where bj1"]),
-        (chain(6) + chain(1, "servo_", "l3"), [6], ["whether the arm goes on with j4, where servo_j1 begins too"]),
+        (
+            chain(6) + chain(1, "servo_", "l3"),
+            [6],
+            ["whether the arm continues with j4, because servo_j1 also begins there"],
+        ),
         (chain(6) + chain(3, "neck_"), [6], ["3 for a head"]),
         (chain(6) + [each for leg in "abcd" for each in chain(3, f"{leg}_thigh_")], [6], ["12 for a leg or a wheel"]),
         (chain(6, "a") + chain(6, "b"), [6, 6], ["the order of the arms"]),
@@ -231,11 +235,11 @@ def test_letters_that_are_no_side_are_none(urdf):
     ("limit", "kind", "words", "speed"),
     [
         ('lower="-90" upper="90" velocity="180"', "revolute", "upper, -90 and 90 rad; are they degrees?", 0.5),
-        ('lower="-1" upper="1" velocity="180"', "revolute", "of which the URDF says 180, as no arm has", 0.5),
-        ('lower="-1" upper="1" velocity="10"', "revolute", "max_velocity, of which the URDF says 10, as", 0.5),
+        ('lower="-1" upper="1" velocity="180"', "revolute", "for which the URDF gives 180, which no arm", 0.5),
+        ('lower="-1" upper="1" velocity="10"', "revolute", "max_velocity, for which the URDF gives 10, which", 0.5),
         ('lower="0" upper="40" velocity="1"', "prismatic", "lower and upper, 0 and 40 m; are they millimetres?", 0.5),
-        ('lower="0" upper="0.04" velocity="10"', "prismatic", "max_velocity, of which the URDF says 10", 0.05),
-        ('lower="-1" upper="1" velocity="-1"', "revolute", "max_velocity, of which the URDF says nothing", 0.5),
+        ('lower="0" upper="0.04" velocity="10"', "prismatic", "max_velocity, for which the URDF gives 10", 0.05),
+        ('lower="-1" upper="1" velocity="-1"', "revolute", "max_velocity, for which the URDF gives no value", 0.5),
         ('lower="-6.2832" upper="6.2832" velocity="3.14"', "revolute", "", 1.57),
     ],
 )
@@ -257,7 +261,7 @@ def test_soft_limits_count_and_a_speed_of_zero_is_marked(urdf):
     new = new_profile(urdf(robot(joint("j1", "base", "l1", inside=inside + soft))), "robot")
     (only,) = new.profile.joints.ordered
     assert (only.lower, only.upper, only.max_velocity) == (-1.0, 1.5, 0.5)
-    assert f"{MARK} max_velocity, of which the URDF says nothing" in new.text
+    assert f"{MARK} max_velocity, for which the URDF gives no value" in new.text
 
 
 TEXT = st.text(st.characters(codec="utf-8") | st.sampled_from(" #:{}[],&*!|>'\"%@`\n\t\x85\u2028"), min_size=1)
@@ -330,7 +334,7 @@ BROKEN = {
     "floating": (robot(joint("j1", "a", "b", "floating")), "joint 'j1' is floating"),
     "empty range": (
         robot(joint("j1", "a", "b", inside='<limit velocity="1"/>')),
-        "joint 'j1' has limits 0 … 0, between which it cannot move",
+        "joint 'j1' has limits 0 … 0, which leave no range of motion",
     ),
     "words as numbers": (
         robot(joint("j1", "a", "b", inside='<limit lower="${-pi}" upper="1" velocity="1"/>')),
@@ -343,7 +347,10 @@ BROKEN = {
         robot(joint("j0", "z", "y"), joint("j1", "a", "b"), joint("j2", "b", "a")),
         "some joints form a circle",
     ),
-    "two parents": (robot(joint("j1", "a", "b"), joint("j2", "a", "b")), "link 'b' is carried by joints 'j1' and 'j2'"),
+    "two parents": (
+        robot(joint("j1", "a", "b"), joint("j2", "a", "b")),
+        "link 'b' has two parent joints, 'j1' and 'j2'",
+    ),
     "unknown link": (
         robot(joint("j1", "a", "b")).replace('<link name="b"/>', ""),
         "child link 'b' of joint 'j1' does not exist",
@@ -430,7 +437,7 @@ def test_the_command_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixt
     before = target.read_text()
     assert main(arguments) == 1
     told = capsys.readouterr()
-    assert f"xvla new-robot: {target}: is there already" in told.err
+    assert f"xvla new-robot: {target}: already exists" in told.err
     assert target.read_text() == before
     assert main([*arguments[:-1], str(tmp_path / "nowhere" / "franka.yaml")]) == 1
     assert "cannot be written" in capsys.readouterr().err

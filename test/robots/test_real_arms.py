@@ -25,7 +25,7 @@ SECOND = 1_000_000_000
 PERIOD = 1 / 30
 PICTURE = np.zeros((48, 64, 3), np.uint8)
 LEGS = "no arm is to be seen, only a leg or a wheel by the names"
-LAPS = "is continuous, and a policy's joint needs limits"
+LAPS = "is continuous, but a joint of a policy needs limits"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ ROWS = {
     DATA: [
         one("alex_description/urdf/alex_nub_hands.urdf", "6+g 6+g", "2 for a head"),
         one("alex_description/urdf/alex_psyonic_hands.urdf", "6 6", "part of a hand"),
-        one("alex_description/urdf/alex_sake_hands.urdf", "6+g 6+g", "whether this opens the gripper"),
+        one("alex_description/urdf/alex_sake_hands.urdf", "6+g 6+g", "whether this joint opens the gripper"),
         one("anymal_b_simple_description/robots/anymal-kinova.urdf", "6", "12 for a leg or a wheel"),
         one("asr_twodof_description/urdf/TwoDofs.urdf", "2"),
         one("b1_description/urdf/b1-z1.urdf", "6+g", "12 for a leg or a wheel"),

@@ -116,7 +116,7 @@ def test_a_chunk_in_the_other_layout_is_refused_by_name(layout: str):
     noise = np.random.default_rng(1).normal(scale=0.01, size=(30, 6))
     actions = np.zeros((30, 20))
     actions[:, 3:9] = matrix_to_rot6d(axis_angle_to_matrix(turns), layout) + noise
-    with pytest.raises(ValueError, match=rf"tool 'arm' are none in the layout \w+, and good ones in {layout}"):
+    with pytest.raises(ValueError, match=rf"tool 'arm' are not valid in the layout \w+, but valid in {layout}"):
         split(actions, other)
 
 
@@ -380,8 +380,8 @@ def test_limits_wider_than_the_robots_are_refused_all_at_once():
         tool_arms(Profile.from_mapping("widowx", raw))
     told = str(caught.value)
     assert "joint 'waist' has max_velocity 4 in the profile and 3.14159 in the URDF" in told
-    assert "joint 'elbow' may go -2.14675 … 1.7 in the profile and -2.14675 … 1.6057 in the URDF" in told
-    assert "joint 'gripper' may go 0.015 … 0.05 in the profile and 0.015 … 0.037 in the URDF (left_finger)" in told
+    assert "joint 'elbow' may move -2.14675 … 1.7 in the profile and -2.14675 … 1.6057 in the URDF" in told
+    assert "joint 'gripper' may move 0.015 … 0.05 in the profile and 0.015 … 0.037 in the URDF (left_finger)" in told
 
 
 def test_robots_in_joint_space_have_no_arms_to_solve():

@@ -77,10 +77,10 @@ def test_whatever_the_state_publisher_takes_is_taken_by_every_tool(tmp_path: Pat
 
 REFUSED = {
     "ends early": ("<robot name='r'><link name='a'>", "the text ends too early; <link> of line 1 is open"),
-    "closes nothing": ("<robot>\n</link></robot>", "line 2: </link> closes nothing; <robot> of line 1 is open"),
-    "no element": ("<robot name='r'>< 3", "line 1: '< 3' begins no element"),
+    "closes no element": ("<robot>\n</link></robot>", "line 2: </link> closes no element; <robot> of line 1 is open"),
+    "no element": ("<robot name='r'>< 3", "line 1: '< 3' starts no element"),
     "unfinished": ("<robot name='r", "line 1: <robot> is not finished"),
-    "comment without end": ("<!-- <robot/>", "begins no element"),
+    "comment without end": ("<!-- <robot/>", "starts no element"),
     "twice": ("<robot a='1' a='2'/>", "'a' is there twice in <robot>"),
     "nothing": ("", "the outermost element is no element; expected <robot>"),
     "words": ("Permission denied", "the outermost element is no element"),
@@ -196,7 +196,7 @@ def test_the_command_does_where_the_module_is_missing(tmp_path: Path, monkeypatc
     monkeypatch.setenv("PATH", str(command.parent))
     assert list(read_urdf(path).joints) == ["j1", "j2", "j3"]
     shutil.rmtree(command.parent)
-    with pytest.raises(ProfileError, match=r"holds xacro, which is not installed here; expected .*pip install xacro"):
+    with pytest.raises(ProfileError, match=r"contains xacro, but xacro is not installed; expected .*pip install xacro"):
         read_urdf(path)
     with pytest.raises(KinematicsError, match="pip install xacro"):
         RobotDescription.from_file(path)

@@ -97,5 +97,5 @@ def test_after_its_end_the_path_stands():
 def test_what_it_cannot_do_is_named():
     with pytest.raises(SimulationError, match=r"crate is 0\.\d+ m wide at its narrowest, expected at most 0\.078 m"):
         plan_pick_place({"crate": box((0, 0), (0.2, 0.15, 0.1)), "basket": BASKET}, START, DOWN)
-    with pytest.raises(SimulationError, match="puts one thing into another, and this task is about stove"):
+    with pytest.raises(SimulationError, match="puts one object into another, and this task is about stove"):
         plan_pick_place({"stove": BASKET}, START, DOWN)

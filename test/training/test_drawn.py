@@ -182,5 +182,5 @@ def test_two_profiles_of_one_name_are_refused(tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text(profile_document([profile]))
     scenes = (SceneSettings(robot="so101"), SceneSettings(robot=str(other)))
-    with pytest.raises(TrainingError, match="its profiles differ"):
+    with pytest.raises(TrainingError, match="with different profiles"):
         DrawnSamples(Drawn(scenes=scenes, pixels=32), WAYPOINTS, 0)

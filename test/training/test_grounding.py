@@ -121,5 +121,5 @@ def test_a_batch_without_any_place_changes_nothing(begin):
 
 
 def test_joints_are_not_asked_for_places(begin):
-    with pytest.raises(TrainingError, match="grounding: nobody knows where the named thing is; found pair"):
+    with pytest.raises(TrainingError, match="grounding: the position of the named object is unknown; found pair"):
         begin(source=TinySource(PAIR), grounding=1.0)

@@ -121,7 +121,7 @@ def test_a_run_asked_to_stop_saves_and_goes_on(write, tmp_path, monkeypatch, cap
     assert "go on with resume=true" in capsys.readouterr().out
     monkeypatch.undo()
     assert main(["train", write(steps=6)]) == 1
-    assert "resume=true to go on with it, or another folder" in capsys.readouterr().err
+    assert "resume=true to continue it, or another folder" in capsys.readouterr().err
     assert main(["train", write(steps=6), "resume=true"]) == 0
     assert json.loads((tmp_path / "run" / "train.json").read_text())["steps"] == 6
 
@@ -148,8 +148,8 @@ def test_a_cpu_keeps_what_a_frozen_tower_says_where_that_is_less_work(write, tmp
 
     cases = {
         "only 16 of 45 samples are drawn": (["steps=4"], False),
-        "as augmentation changes the images": (["augmentation.brightness=0.1"], False),
-        "the frozen vision tower runs once for each of 45 samples instead of 48 times": (["steps=12"], True),
+        "because augmentation changes the images": (["augmentation.brightness=0.1"], False),
+        "the frozen vision encoder runs once for each of 45 samples instead of 48 times": (["steps=12"], True),
     }
     for number, (words, (overrides, kept)) in enumerate(cases.items()):
         said, features = train(*overrides, f"output={tmp_path / 'run'}", "log.save_every=0")
@@ -164,7 +164,7 @@ def test_a_cpu_keeps_what_a_frozen_tower_says_where_that_is_less_work(write, tmp
 def test_at_its_end_a_run_says_on_held_out_episodes_whether_it_is_good(write, tmp_path, capsys):
     assert main(["train", write()]) == 0
     said = capsys.readouterr().out
-    assert "so101_bimanual, 1 held-out episodes (15 observations): error" in said and "not good: no better" in said
+    assert "so101_bimanual, 1 held-out episodes (15 observations): error" in said and "not good: not better" in said
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     (result,) = found["results"]
     assert (result["kind"], result["verdict"], result["unit"]) == ("held_out", "not good", "rad")

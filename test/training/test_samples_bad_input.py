@@ -90,7 +90,7 @@ def test_wrong_units(tmp_path, pair):
     assert "messages cannot be used, the first because: joints_invalid: " in text
     assert "these values fit as degrees, but ROS uses radians" in text
     small = Session(pair, end=1.0, commands=False, joints_of=lambda t: np.radians(curve(pair, t))).record()
-    assert "radians taken for degrees" in said(small.write(tmp_path / "small.mcap"))
+    assert "radians that were interpreted as degrees" in said(small.write(tmp_path / "small.mcap"))
     still = Session(pair, end=1.0, commands=False, joints_of=lambda t: curve(pair, 0.0)).record()
     assert "no joint moves" in said(still.write(tmp_path / "still.mcap"))
 
@@ -120,7 +120,7 @@ def test_commands_that_lack_and_episodes_without_pictures_or_words(tmp_path, pai
     bag = Session(pair, end=1.0, commands=False).record().write(tmp_path / "bag.mcap")
     assert "nothing was commanded on /left/arm_controller" in said(bag, actions="commanded")
     with_commands = Session(pair, end=1.0).record().write(tmp_path / "with.mcap")
-    assert "1 of 2 recordings have no commands" in said(bag, with_commands)
+    assert "1 of 2 recordings do not have commands" in said(bag, with_commands)
     assert said(bag, with_commands, actions="measured") == ""
 
     silent = changed("so101_bimanual", ("instruction", ""))
@@ -128,7 +128,7 @@ def test_commands_that_lack_and_episodes_without_pictures_or_words(tmp_path, pai
     short = Session(pair, end=1.0).record().mark(0.51, "start").mark(0.53, "end")
     assert "has no image" in said(short.write(tmp_path / "short.mcap"))
     failed = Session(pair, end=1.0).record().mark(0.1, "start").mark(0.9, "end", success=False)
-    assert "1 failed was left out" in said(failed.write(tmp_path / "failed.mcap"))
+    assert "1 failed was skipped" in said(failed.write(tmp_path / "failed.mcap"))
 
 
 def test_a_recording_of_a_failure_alone_is_left_out_among_others(tmp_path, pair):
@@ -139,9 +139,9 @@ def test_a_recording_of_a_failure_alone_is_left_out_among_others(tmp_path, pair)
     assert survey([entry]) == []
     samples = open_datasets([entry], waypoints=4, image_size=None, cache=tmp_path / "cache")
     assert len(samples.datasets[0].stores) == 1
-    assert "1 failed was left out" in str(samples.datasets[0].left_out[0])
+    assert "1 failed was skipped" in str(samples.datasets[0].left_out[0])
     alone = entry.model_copy(update={"paths": (str(tmp_path / "failed.mcap"),)})
-    assert "1 failed was left out" in str(survey([alone])[0])
+    assert "1 failed was skipped" in str(survey([alone])[0])
 
 
 def test_bad_recordings_may_be_left_out(tmp_path, pair):
@@ -296,5 +296,7 @@ def test_joints_that_leap_are_cut_out_or_refused(tmp_path, pair):
             assert 25 <= len(samples.train) <= 40
             assert any(" leaps by " in line for line in samples.left_out())
         else:
-            with pytest.raises(SamplesError, match="joints leap as no joint can, and what was measured counts"):
+            with pytest.raises(
+                SamplesError, match="joints leap faster than a joint can move, and the measured joints are used"
+            ):
                 opened(bag, tmp_path)

@@ -113,7 +113,11 @@ def test_pictures_are_turned_and_cropped_where_the_data_set_has_them_as_sent(tmp
 
 def test_whether_pictures_are_turned_already_is_asked(tmp_path):
     folder = written.write(tmp_path / "set", "v3.0")
-    with pytest.raises(SamplesError, match=r"mapping\.pictures.*turns or crops front, left_wrist.*as_sent or as_seen"):
+    with pytest.raises(
+        SamplesError,
+        match=r"mapping\.pictures.*rotates or crops front, left_wrist.*as_sent or "
+        r"as_seen",
+    ):
         opened(tmp_path, folder, robot=turned(tmp_path))
 
 
@@ -175,7 +179,7 @@ def nan(episode, values):
         (
             {"observation.state": lambda e, v: np.radians(v), "action": lambda e, v: np.radians(v)},
             {"channels": {}},
-            "radians taken for degrees",
+            "radians that were interpreted as degrees",
         ),
         ({}, {"channels": {}}, "far outside of their limits"),
         ({"timestamp": lambda e, v: v / 2}, {}, "mixed rates: episode 0 has 40 frames a second"),
@@ -239,7 +243,7 @@ def test_subtasks_by_index_and_by_persistent_rows(tmp_path):
     pq.write_table(texts, folder / "meta" / "subtasks.parquet")
     plain = opened(tmp_path, folder)
     assert {sample.instruction for sample in list(plain.train)[:30]} == {"touch the red cube"}
-    assert any("has subtasks too; mapping.words: subtask takes them" in line for line in plain.left_out())
+    assert any("also has subtasks; mapping.words: subtask uses them" in line for line in plain.left_out())
     told = [s.instruction for s in opened(tmp_path, folder, mapping={"words": "subtask"}).train][:30]
     assert told == ["reach"] * 10 + ["grasp"] * 10 + ["lift"] * 10
 
@@ -274,7 +278,7 @@ def test_one_bad_episode_is_left_out_by_name_and_the_rest_trains(tmp_path, lengt
     samples = opened(tmp_path, written.write(tmp_path / "set", "v3.0", lengths=lengths, **change))
     assert [episode.key for episode in samples.datasets[0].stores[0].episodes] == ["0", "2"]
     assert len(samples.train) == 54
-    lines = [line for line in samples.left_out() if line.startswith("left out: ")]
+    lines = [line for line in samples.left_out() if line.startswith("skipped: ")]
     assert len(lines) == 1 and said in lines[0]
     assert samples.summary()[0]["left out"] == 1
 
@@ -305,7 +309,11 @@ def test_a_damaged_picture_costs_its_episode_alone(tmp_path):
 
 def test_half_of_the_episodes_bad_is_refused_unless_they_may_be_left_out(tmp_path):
     folder = written.write(tmp_path / "set", "v3.0", lengths=(30, 1, 1, 24))
-    with pytest.raises(SamplesError, match=r"2 of 4 episodes cannot be used: choose others with episodes") as caught:
+    with pytest.raises(
+        SamplesError,
+        match=r"2 of 4 episodes cannot be used: choose other episodes with "
+        r"episodes",
+    ) as caught:
         opened(tmp_path, folder)
     assert {problem.key for problem in caught.value.problems} == {
         "episode 1.timestamp",
@@ -327,12 +335,12 @@ def test_rows_behind_the_end_of_a_clip_are_no_pictures_of_the_next_episode(tmp_p
     folder = written.write(tmp_path / "set", "v3.0", lengths=(30, 24, 24))
     written.edit_episodes(folder, shorter)
     lines = opened(tmp_path, folder).left_out()
-    assert any("episode 1: 5 of its 24 rows come after the end of their images" in line for line in lines)
+    assert any("episode 1: 5 of its 24 rows are after the end of their images" in line for line in lines)
 
     fast = written.write(
         tmp_path / "fast", "v3.0", lengths=(60, 24, 24), timestamp=lambda e, v: v * (1 + 0.05 * (e == 0))
     )
-    assert any("episode 0: 3 of its 60 rows come after the end" in line for line in opened(tmp_path, fast).left_out())
+    assert any("episode 0: 3 of its 60 rows are after the end" in line for line in opened(tmp_path, fast).left_out())
 
 
 def test_depths_are_no_pictures(tmp_path):
@@ -349,7 +357,11 @@ def test_depths_are_no_pictures(tmp_path):
         return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 
     folder = written.write(tmp_path / "set", "v3.0", video=False, **{"observation.images.left": depths})
-    with pytest.raises(SamplesError, match=r"observation\.images\.left of frame 0 has mode I;16, as depths do"):
+    with pytest.raises(
+        SamplesError,
+        match=r"observation\.images\.left of frame 0 has mode I;16, which is for depth "
+        r"images",
+    ):
         opened(tmp_path, folder)
     info = json.loads((folder / "meta/info.json").read_text())
     info["features"]["observation.images.left"]["info"] = {"is_depth_map": True}
@@ -377,7 +389,7 @@ def steps(values):
         (steps, "steps, or speeds"),
         (lambda v: steps(v) * written.FPS, "steps, or speeds"),
         (np.radians, "by 0.017"),
-        (np.zeros_like, "never change while the state does"),
+        (np.zeros_like, "never change, but the state does"),
         (lambda v: v[:, ::-1], "in another order than the state"),
         (lambda v: v * np.where(np.arange(12) % 6 == 5, 0.01, 1.0), "left_gripper by 0.00"),
         (lambda v: np.where(np.arange(12) % 6 == 5, 100 - v, v), "left_gripper by -"),
@@ -386,7 +398,7 @@ def steps(values):
 def test_actions_that_do_not_go_with_the_state_are_refused(tmp_path, change, said):
     folder = written.write(tmp_path / "set", "v3.0", lengths=(60, 50), action=lambda e, v: change(v))
     (problem,) = problems_of(settings(folder))
-    assert said in problem.message and "Set actions to measured" in problem.message
+    assert said in problem.message and "set actions to measured" in problem.message
     assert not problems_of(settings(folder, actions="measured"))
 
 

@@ -217,7 +217,7 @@ def test_other_words(tmp_path):
     assert min(drawn.values()) > 60
     assert words.draw("touch the blue cube", random) == "touch the blue cube"
     file.write_text("touch: tap\n")
-    with pytest.raises(SamplesError, match="no list of other words"):
+    with pytest.raises(SamplesError, match="not a list of paraphrases"):
         read_paraphrases(file)
     with pytest.raises(SamplesError, match="cannot be read"):
         read_paraphrases(tmp_path / "none.yaml")

@@ -87,5 +87,9 @@ def test_plans_of_tools_are_poses(tmp_path):
 def test_a_bag_without_plans_is_refused_by_name(tmp_path):
     arm = changed("so101_bimanual")
     bag = Session(arm, commands=False).record().write(tmp_path / "bag.mcap")
-    with pytest.raises(SamplesError, match=r"no whole plan was sent on .*left.*set actions to commanded or measured"):
+    with pytest.raises(
+        SamplesError,
+        match=r"no complete plan was sent on .*left.*set actions to commanded or "
+        r"measured",
+    ):
         opened(tmp_path, bag, actions="planned")

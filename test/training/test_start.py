@@ -64,7 +64,7 @@ def test_a_run_is_not_mixed_with_what_its_folder_holds(tmp_path, held):
 
     (tmp_path / held).parent.mkdir()
     (tmp_path / held).write_text("{}")
-    with pytest.raises(TrainingError, match="which a run would mix with its own files"):
+    with pytest.raises(TrainingError, match="which the files of a run would be mixed with"):
         _check_output(tiny_settings(tmp_path))
 
 
@@ -175,7 +175,7 @@ def test_arms_of_several_widths_learn_together(begin, tmp_path, six_joints):
 def test_a_robot_may_not_take_the_domain_of_another(trained, tmp_path, new_arm):
     source = TinySource(replace(NEW_ARM, domain_id=3))
     settings = adapting(tmp_path, trained)
-    with pytest.raises(TrainingError, match=r"robot 'new_arm' has the domain of 'pair'"):
+    with pytest.raises(TrainingError, match=r"robot 'new_arm' has the same domain as 'pair'"):
         make_policy(settings, source, load_start(settings.model))
 
 

@@ -124,7 +124,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def output_folder(named: str | Path, option: str = "--output") -> Path:
-    """Return a folder that can be written into, made where it is not there: before hours are spent on what goes there.
+    """Return a writable folder into, made where it is not there: before hours are spent on what goes there.
 
     Raises:
         SetupError: it cannot be made, or not be written into.

@@ -330,7 +330,7 @@ def summary(document: dict[str, Any]) -> str:
 def _against_baselines(document: dict[str, Any]) -> list[str]:
     if document["settings"].get("baseline"):
         return ["  no policy was run; a policy must be below both baselines"]
-    meanings = {"persistence": "the arm stays where it is", "mean": "the arm goes to the mean of the recording"}
+    meanings = {"persistence": "the arm does not move", "mean": "the arm goes to the mean of the recording"}
     lines = []
     for name, meaning in meanings.items():
         held = _shown(document["baselines"][name]["headline"]["mae"])

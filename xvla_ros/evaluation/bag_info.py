@@ -186,7 +186,7 @@ def text_of(info: BagInfo) -> str:
     """Return the report in lines for people."""
     lines = [f"{info.path}: {info.storage}, {info.duration:.1f} s; {info.integrity}"]
     if info.cut:
-        lines.append(f"cut short: {info.cut}")
+        lines.append(f"truncated: {info.cut}")
     head = ("topic", "type", "messages", "Hz", "gaps", "longest", "dropped", "log − stamp", "notes")
     rows = [head, *(_topic_row(topic) for topic in info.topics)]
     lines += ["", *aligned(rows)]
@@ -205,7 +205,7 @@ def text_of(info: BagInfo) -> str:
     if info.robot:
         lines += ["", *_for_robot(info)]
         if info.unused:
-            lines.append(f"not of this robot: {', '.join(info.unused)}")
+            lines.append(f"not used by this robot: {', '.join(info.unused)}")
     return "\n".join(lines)
 
 
@@ -216,7 +216,7 @@ def _for_robot(info: BagInfo) -> list[str]:
     if info.missing:
         lines.append(f"for {info.robot}: lacks:")
     elif found is not None and found.built:
-        lines.append(f"for {info.robot}: lacks nothing")
+        lines.append(f"for {info.robot}: nothing is missing")
     return [*lines, *(f"  {each}" for each in info.missing)]
 
 
@@ -310,7 +310,7 @@ def _held_against(profile: Profile, topics: tuple[TopicInfo, ...]) -> tuple[tupl
         if found.get(topic) != kind:
             missing.append(
                 f"commands of {group}: {topic} ({kind}); the bag has {found.get(topic, 'no such topic')}. "
-                "Without them what was measured counts as what was to be done"
+                "Without them, the measured joints are used as actions"
             )
     return tuple(dict.fromkeys(missing)), tuple(sorted(set(found) - known))
 
@@ -326,11 +326,11 @@ def profile_for(bag: Bag, robot: str = "") -> Profile | None:
 
 
 def _topic_row(topic: TopicInfo) -> tuple[str, ...]:
-    notes = [f"{topic.back} stamped back in time"] * bool(topic.back)
+    notes = [f"{topic.back} have time stamps that go back"] * bool(topic.back)
     notes += [f"{topic.broken} broken, the first {topic.problem}"] * bool(topic.broken)
     offset = "–" if topic.offset is None else f"{topic.offset * 1e3:.1f} ± {(topic.jitter or 0) * 500:.1f} ms"
     if topic.offset is not None and abs(topic.offset) > 60:
-        offset, notes = "another clock", [*notes, "the log has another clock than the stamps"]
+        offset, notes = "another clock", [*notes, "the log times and the time stamps use different clocks"]
     return (
         topic.name,
         topic.type.replace("/msg/", "/"),

@@ -148,7 +148,7 @@ def _for_robot(folder: Path, profile: Profile, mapping: str) -> tuple[str, list[
         survey = LeRobotRecording(folder, profile, LeRobotOptions(told)).survey()
     except SamplesError as error:
         return "", [str(problem).removeprefix(f"{folder}: ") for problem in error.problems], ()
-    left_out = [f"left out: {each}".replace(f"{folder}: ", "") for each in survey.left_out]
+    left_out = [f"skipped: {each}".replace(f"{folder}: ", "") for each in survey.left_out]
     return (
         survey.actions,
         [str(each).removeprefix(f"{folder}: ") for each in survey.problems],
@@ -235,7 +235,9 @@ def text_of(info: DataSetInfo) -> str:
     lines += ["", *aligned([("feature", "channel", "lowest", "highest"), *ranges])] if ranges else []
     if info.robot:
         fits = (
-            f"can be trained on, its actions are {info.actions}" if not info.problems else "must not be used as it is:"
+            f"can be used for training, its actions are {info.actions}"
+            if not info.problems
+            else "must not be used as it is:"
         )
         lines += ["", f"for {info.robot}: {fits}"]
     elif info.problems:

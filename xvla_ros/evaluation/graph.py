@@ -34,7 +34,7 @@ def choose_profiles(robots: str) -> list[Profile]:
 
     named = [part.strip() for part in robots.split(",") if part.strip()]
     if not named:
-        raise SetupError(f"robots is {robots!r}; expected names or files of profiles with commas between them")
+        raise SetupError(f"robots is {robots!r}; expected names or files of profiles, separated by commas")
     return list(load_profiles(named).values())
 
 

@@ -233,7 +233,7 @@ class InProcess:
                 outcome = self._task.outcome(self.world)
                 if outcome.done or event.time - self._begun >= limit:
                     return outcome.success, outcome.wrong
-        raise EvaluationError("the simulation ended before the episode")
+        raise EvaluationError("the simulation ended before the episode was over")
 
     def _keep_for_film(self, seen: Pictures) -> None:
         last = self._film[-1][0] if self._film else -NS
@@ -271,7 +271,7 @@ class InProcess:
             return
         refused = self._commands.send(window)
         if refused is not None:
-            raise EvaluationError(f"the simulated controller refuses a command: {refused.reason}")
+            raise EvaluationError(f"the simulated controller refused a command: {refused.reason}")
 
     def _positions(self) -> Floats:
         return np.array(list(self.world.positions().values()))

@@ -196,7 +196,7 @@ def _finite(percentiles: Percentiles) -> dict[str, float | None]:
 
 SIMULATION, HELD_OUT = "simulation", "held_out"
 GOOD, UNSURE, NOT_GOOD = "good", "unsure", "not good"
-HALF = 0.5  # success from which on, and error of an arm that stays where it is up to which, a policy is called good
+HALF = 0.5  # success from which on, and error of an arm that does not move up to which, a policy is called good
 AT_ONCE = 8  # observations that are answered together
 
 
@@ -248,13 +248,16 @@ def judge_episodes(evaluation: Evaluation) -> Judgement:
     if evaluation.wrongs:
         text += f", {evaluation.wrongs} did something else"
     if low >= HALF:
-        verdict, words = GOOD, "good: it does the task more often than not"
+        verdict, words = GOOD, "good: it succeeds in more than half of the episodes"
     elif high >= HALF:
-        verdict, words = UNSURE, "too few episodes to call it good or not; xvla evaluate runs more"
+        verdict, words = UNSURE, "too few episodes for a verdict; run more with xvla evaluate"
     elif successes:
-        verdict, words = NOT_GOOD, "not good: it fails more often than not; more steps or demonstrations may help"
+        verdict, words = (
+            NOT_GOOD,
+            ("not good: it fails in more than half of the episodes; more steps or demonstrations may help"),
+        )
     else:
-        verdict, words = NOT_GOOD, "not good: it never did the task; look at the curve, then train on"
+        verdict, words = NOT_GOOD, "not good: it never succeeded; look at the loss curve, then continue the training"
     figures = {
         "task": evaluation.task, "episodes": total, "success_rate": successes / total, "interval": [low, high],
         "wrong_rate": evaluation.wrongs / total, "seed": evaluation.seed,
@@ -304,7 +307,7 @@ def _held_out(robot: str, unit: str, own: EpisodeSums, still: EpisodeSums, done:
     verdict, words = _against_standing_still(error, persistence, apart)
     part = f"{done} of {there}" if done < there else f"{there}"
     text = f"{robot}, {len(errors)} held-out episodes ({part} observations): error {error:.3g} {unit}, "
-    text += f"of an arm that stays where it is {persistence:.3g} {unit}\n  {words}"
+    text += f"of an arm that does not move {persistence:.3g} {unit}\n  {words}"
     figures = {
         "episodes": len(errors), "observations": done, "error": error, "persistence": persistence, "unit": unit,
         "difference_interval": apart,
@@ -314,14 +317,21 @@ def _held_out(robot: str, unit: str, own: EpisodeSums, still: EpisodeSums, done:
 
 def _against_standing_still(error: float, still: float, apart: Sequence[float] | None) -> tuple[str, str]:
     if error >= still or (apart is not None and apart[0] > 0.0):
-        return (NOT_GOOD, "not good: no better than standing still; train longer, or look at the data: xvla data info")
+        return (
+            NOT_GOOD,
+            "not good: not better than an arm that does not move; train longer, or check the data: xvla data info",
+        )
     if apart is None:
-        return UNSURE, "better than standing still, but one episode is too few to be sure: hold out more"
+        return UNSURE, "better than an arm that does not move, but one episode is too few to be sure: hold out more"
     if apart[1] >= 0.0:
-        return UNSURE, "better than standing still, but not in every episode: more of them would tell"
+        return UNSURE, (
+            "better than an arm that does not move, but not in every episode: hold out more episodes to be sure"
+        )
     if error > HALF * still:
-        return UNSURE, "better than standing still, but by less than half: more steps or demonstrations may help"
-    return GOOD, "good: it foresees most of the motion; whether it does the task, only the arm will show"
+        return UNSURE, (
+            "better than an arm that does not move, but by less than half: more steps or demonstrations may help"
+        )
+    return GOOD, "good: it predicts most of the motion; only a run on the arm shows whether it succeeds at the task"
 
 
 def write_judgements(judgements: Sequence[Judgement], checkpoint: str, path: Path) -> None:

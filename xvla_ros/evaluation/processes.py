@@ -93,7 +93,7 @@ class Child:
         """Say how the child ended, with its last lines."""
         code = self.process.returncode
         how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
-        said = "\n".join(f"    {line}" for line in list(self.last_lines)[-12:]) or "    (it said nothing)"
+        said = "\n".join(f"    {line}" for line in list(self.last_lines)[-12:]) or "    (no output)"
         return f"{self.name} {how}; its last lines (all of them in {self.log}):\n{said}"
 
 
@@ -205,7 +205,7 @@ class Supervisor:
         for child in self._children:
             if child.reader_error is not None and not child.stopping:
                 cause = f"{type(child.reader_error).__name__}: {child.reader_error}"
-                raise ChildError(f"what {child.name} says cannot be read any more: {cause}") from child.reader_error
+                raise ChildError(f"the output of {child.name} can no longer be read: {cause}") from child.reader_error
             if child.running or child.stopping or (child.may_end and child.process.returncode == 0):
                 continue
             if child.reader is not None:
@@ -365,7 +365,9 @@ def free_domain(wanted: int | None = None) -> Iterator[int]:
                 return
         finally:
             os.close(lock)
-    raise ChildError(f"every ROS_DOMAIN_ID from 1 to {LAST_DOMAIN} is in use on this machine; name one to share it")
+    raise ChildError(
+        f"every ROS_DOMAIN_ID from 1 to {LAST_DOMAIN} is in use on this machine; set ROS_DOMAIN_ID to share one"
+    )
 
 
 def _is_locked(lock: int) -> bool:

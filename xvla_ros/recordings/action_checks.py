@@ -24,8 +24,8 @@ HALF = 0.5  # of the moving channels
 FAR, CLOSER = 0.2, 0.3  # from a channel's own state, of its range; to another one's, of that distance
 FACTOR = 4.0  # a held gripper is commanded further than it gets, a joint under load a little
 NAMED = 3  # channels in a message
-WANTED = "where each channel is to be"
-REMEDY = "Set actions to measured to train on where the joints were instead"
+WANTED = "the target position of each channel"
+REMEDY = "To train on the measured joints instead, set actions to measured"
 
 
 def action_problems(
@@ -87,7 +87,7 @@ def _still(pair: _Pair) -> list[Problem]:
     if (np.ptp(told, axis=0) >= NEXT_TO_NOTHING * np.ptp(measured, axis=0)).any():
         return []
     value = round(float(told[0, 0]), 4)
-    return pair.problem(value, WANTED, "the actions never change while the state does")
+    return pair.problem(value, WANTED, "the actions never change, but the state does")
 
 
 def _steps(pair: _Pair) -> list[Problem]:
@@ -118,7 +118,7 @@ def _scaled(pair: _Pair) -> list[Problem]:
         return []
     named = ", ".join(f"{name} by {scale:.2g}" for name, scale in list(found.items())[:NAMED])
     message = (
-        f"the actions go with the state, but scaled, {named}: they are in other units; say their scales in "
+        f"the actions follow the state, but are scaled, {named}: they are in other units; give their scales in "
         "mapping.action_channels"
     )
     return pair.problem(named, "the units of the state", message)

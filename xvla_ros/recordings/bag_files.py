@@ -103,7 +103,7 @@ class McapFile:
                 if isinstance(part, Chunk)
                 else "its data section"
             )
-            raise DamageError(f"{self.path.name}: {place} is not what was written: {error}") from error
+            raise DamageError(f"{self.path.name}: {place} differs from what was written: {error}") from error
         except Exception as error:  # each library raises errors of its own
             raise DamageError(f"{self.path.name}: cannot be read: {reason(error)}") from error
         if self._index is not None:
@@ -133,7 +133,7 @@ class McapFile:
             chunk = Chunk.read(ReadDataStream(self.stream))
             for place, (number, time, content) in enumerate(self._messages_of(chunk)):
                 if number not in index.channels:
-                    raise DamageError(f"a message of channel {number}, which is not there")
+                    raise DamageError(f"a message of channel {number}, which does not exist")
                 if number in wanted:
                     heapq.heappush(waiting, (time, entry.chunk_start_offset, place, number, bytes(content)))
                     held += len(content)
@@ -163,7 +163,7 @@ class McapFile:
             found = reader.get_summary()
             size = self.stream.seek(-len(MAGIC), 2)
             if self.stream.read() != MAGIC:
-                self.cut = "it does not end as an mcap file does"
+                self.cut = "it does not have the end of an mcap file"
                 return
         except Exception as error:  # whatever makes it no whole file
             self.cut = reason(error)
@@ -253,7 +253,7 @@ class _Budget:
         if chunk.compression not in ("", "none"):
             data = decompressed(chunk.data, chunk.compression, size)
             if len(data) != size:
-                raise DamageError(f"a chunk of {len(data)} bytes, which says that it has {size}")
+                raise DamageError(f"a chunk of {len(data)} bytes, but its header says {size}")
             self.add(len(data))
         if chunk.uncompressed_crc and (found := zlib.crc32(data)) != chunk.uncompressed_crc:
             raise CRCValidationError(chunk.uncompressed_crc, found, chunk)
@@ -282,10 +282,10 @@ def _records_within(data: bytes, budget: _Budget) -> Iterator[tuple[int, memoryv
         kind, length = _RECORD_HEAD.unpack_from(view, at)
         at += _RECORD_HEAD.size
         if at + length > len(view):
-            raise DamageError(f"a record of {length} bytes reaches beyond the end of its chunk")
+            raise DamageError(f"a record of {length} bytes extends beyond the end of its chunk")
         budget.records -= 1
         if budget.records < 0:
-            raise limits.LimitError("it has more records than a recording of its size")
+            raise limits.LimitError("it has more records than a recording of its size can have")
         yield kind, view[at : at + length]
         at += length
 
@@ -350,7 +350,7 @@ class SqliteFile:
         try:
             for row, (number, log_time, data) in enumerate(self._connection.execute(told)):
                 if row > rows:
-                    raise DamageError(f"{self.path.name}: it has more rows than a recording of its size")
+                    raise DamageError(f"{self.path.name}: it has more rows than a recording of its size can have")
                 if type(log_time) is not int or type(data) is not bytes:
                     raise DamageError(f"{self.path.name}: a message at {brief(log_time)} of {type(data).__name__}")
                 yield BagMessage(*wanted[number], log_time, data)
@@ -374,10 +374,10 @@ class SqliteFile:
         for table in ("messages", "topics"):
             columns = self._connection.execute(f"PRAGMA table_xinfo({table})").fetchall()
             if not str(made.get(table, "")).upper().startswith("CREATE TABLE") or any(each[6] for each in columns):
-                raise limits.LimitError(f"{table} is no table of stored values")
+                raise limits.LimitError(f"{table} is not a table of stored values")
         rows = self._connection.execute("SELECT id, name, type FROM topics").fetchmany(limits.WIDTH)
         if not all(type(number) is int and type(name) is str and type(kind) is str for number, name, kind in rows):
-            raise limits.LimitError("topics has rows that are no number and two texts")
+            raise limits.LimitError("topics has rows that are not one number and two texts")
         return {number: (name, kind) for number, name, kind in rows}
 
 

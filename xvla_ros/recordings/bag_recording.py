@@ -55,7 +55,7 @@ class BagOptions:
     rate: float | None = None
     instruction: str = ""
     only_successes: bool = True
-    instruction_hint: str = "set instruction for the data set, or record one"
+    instruction_hint: str = "set instruction for the data set, or record an instruction"
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class BagRecording:
             self._problem(
                 topic.name,
                 f"{topic.broken} messages",
-                "messages of the profile's joints, groups and marks",
+                "messages of the profile's joints and groups, and episode markers",
                 f"{topic.broken} messages cannot be used, the first because: {topic.problem} "
                 f"(logged at {topic.problem_at} ns)",
             )
@@ -185,7 +185,7 @@ class BagRecording:
         self._spans = self._find_spans(self._tracks, skipped, problems)
         episodes, actions = self._episodes(problems)
         problems += self._joint_problems()
-        notes = [f"{self._bag.path}: cut short: {summary.cut}"] if summary.cut else []
+        notes = [f"{self._bag.path}: truncated: {summary.cut}"] if summary.cut else []
         rate = _rate([stretch.pictures.get(self._profile.cameras.slots[0], []) for stretch in self._tracks.stretches])
         return Survey(tuple(episodes), tuple(problems), rate, actions, skipped, tuple(notes))
 
@@ -319,7 +319,7 @@ class BagRecording:
     def _checked_summary(self) -> BagSummary:
         summary = self._bag.summary()
         if not summary.messages:
-            raise self._error("a bag with messages", "is empty: it holds no message")
+            raise self._error("a bag with messages", "is empty: it contains no message")
         try:
             check_topics(summary, self._profile)
         except BagError as error:
@@ -335,7 +335,7 @@ class BagRecording:
                 "episodes",
                 0,
                 "at least one episode",
-                f"has no episode to train on: {left} was left out{'' if skipped else self._said()}",
+                f"has no episode to train on: {left} was skipped{'' if skipped else self._said()}",
             )
             if skipped:
                 raise NothingLeftError([problem], skipped)
@@ -358,10 +358,7 @@ class BagRecording:
         if not span.instruction and self._options.instruction_hint:
             problems.append(
                 self._problem(
-                    "episodes",
-                    "",
-                    "an instruction in words",
-                    f"{name} has no instruction: {self._options.instruction_hint}",
+                    "episodes", "", "an instruction", f"{name} has no instruction: {self._options.instruction_hint}"
                 )
             )
             return False
@@ -453,14 +450,14 @@ class BagRecording:
             return self._problem(
                 name,
                 topics,
-                "trajectories of several points for every group of the profile",
-                f"no whole plan was sent on {topics}: set actions to commanded or measured",
+                "trajectories with several points for every group of the profile",
+                f"no complete plan was sent on {topics}: set actions to commanded or measured",
             )
         return self._problem(
             name,
             topics,
             "commands of every group of the profile",
-            f"nothing was commanded on {topics}: record these topics, or set actions to measured",
+            f"no command was sent on {topics}: record these topics, or set actions to measured",
         )
 
     def _path_maker(self) -> PathMaker:
@@ -513,7 +510,7 @@ def profile_of_bag(bag: Path | Bag) -> Profile:
                     PROFILE_TOPIC,
                     found,
                     "one robot",
-                    f"the bag holds the profiles of {found}: set robot for this data set",
+                    f"the bag contains the profiles of {found}: set robot for this data set",
                 )
             ]
         )

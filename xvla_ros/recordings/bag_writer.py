@@ -97,7 +97,9 @@ class BagWriter:
         if topic in self._channels:
             known = self._channels[topic][1]
             if known != msgtype:
-                raise BagWriteError(f"{self.path}: topic {topic} has type {known}, and now {msgtype} was given for it")
+                raise BagWriteError(
+                    f"{self.path}: topic {topic} has type {known}, and now a message of type {msgtype} was given"
+                )
             return
         if msgtype not in self._schemas:
             text = _definition(msgtype) if definition is None else definition
@@ -143,7 +145,7 @@ class BagWriter:
         if event.get("event") not in EVENTS:
             raise ValueError(f"an episode's event is {event.get('event')!r}; expected one of {', '.join(EVENTS)}")
         if not event.get("robot"):
-            raise ValueError(f"an episode's mark names no robot: {dict(event)}; expected the key robot")
+            raise ValueError(f"an episode marker names no robot: {dict(event)}; expected the key robot")
         text = json.dumps(dict(event), allow_nan=False, ensure_ascii=False)
         self.write(EPISODE_TOPIC, STRING, stamp_ns, string(text))
 
@@ -179,7 +181,7 @@ class BagWriter:
 
     def _guard(self, action: Callable[[], object]) -> None:
         if self._failed:
-            raise BagWriteError(f"{self.path}: an earlier message could not be written, so the bag takes no more")
+            raise BagWriteError(f"{self.path}: an earlier message could not be written, so the bag is closed")
         try:
             action()
         except OSError as error:
@@ -190,7 +192,7 @@ class BagWriter:
 def _named(path: Path, error: OSError) -> BagWriteError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BagWriteError(
-            f"{path}: no space is left on the disk; what was written before is readable: free some space, or record "
+            f"{path}: no space is left on the disk; the part written before is readable: free some space, or record "
             "to another folder"
         )
     return BagWriteError(f"{path}: cannot be written: {error.strerror or error}")

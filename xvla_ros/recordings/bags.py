@@ -79,7 +79,7 @@ class Integrity:
         if not self.checked:
             return f"integrity is unchecked: the {self.what} has no checksums"
         if self.unchecked:
-            return f"{self.checked} checksums fit; integrity of {', '.join(self.unchecked)} is unchecked"
+            return f"{self.checked} checksums match; integrity of {', '.join(self.unchecked)} is unchecked"
         return f"intact: {self.checked} checksum{'s' if self.checked > 1 else ''} fit"
 
 
@@ -110,7 +110,7 @@ class BagSummary:
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.storage}, {self.messages} messages in {(self.end - self.start) / NS:.1f} s"]
         lines += [f"  {topic.name}: {topic.count} × {topic.type}" for topic in self.topics]
-        return "\n".join([*lines, f"  cut short: {self.cut}"] if self.cut else lines)
+        return "\n".join([*lines, f"  truncated: {self.cut}"] if self.cut else lines)
 
 
 def _ignore(message: BagMessage) -> None:
@@ -199,7 +199,7 @@ class Bag:
             self._integrity = Integrity(sum(file.checked for file in self._files), (), unchecked)
             cut = self._missing or "; ".join(f"{file.path.name}: {file.cut}" for file in self._files if file.cut)
             if cut and not counts:
-                raise BagError(f"{self.path}: nothing in it can be read: {cut}")
+                raise BagError(f"{self.path}: no message in it can be read: {cut}")
             kinds: dict[str, set[str]] = {}
             for topic, kind in [*counts, *(each for file in self._files for each in file.topics)]:
                 kinds.setdefault(topic, set()).add(kind)
@@ -246,11 +246,13 @@ class Bag:
 
     def _open(self) -> None:
         if not self.path.exists():
-            raise BagError(f"{self.path}: no such bag; expected the folder of a recording, or its .mcap or .db3 file")
+            raise BagError(
+                f"{self.path}: no bag is there; expected the folder of a recording, or its .mcap or .db3 file"
+            )
         paths = storage_files(self.path)
         self._metadata, self._missing = {}, ""
         if not paths:
-            raise BagError(f"{self.path}: no bag; expected a folder with .mcap or .db3 files, or one such file")
+            raise BagError(f"{self.path}: not a bag; expected a folder with .mcap or .db3 files, or one such file")
         self._read_metadata()
         listed = [Path(name).name for name in self._metadata.get("relative_file_paths") or []]
         if lost := [name for name in listed if not (self.path / name).exists()]:
@@ -267,14 +269,14 @@ class Bag:
         if not self.path.is_dir():
             return
         if not file.exists():
-            self._missing = f"{METADATA} is missing, so the recording never ended"
+            self._missing = f"{METADATA} is missing, so the recording did not end properly"
             return
         try:
             text = limits.read_text(file, limits.YAML_BYTES)
             self._metadata = dict(limits.yaml_of(text)["rosbag2_bagfile_information"])
             listed = self._metadata.get("relative_file_paths") or []
             if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-                raise ValueError("relative_file_paths is no list of names")
+                raise ValueError("relative_file_paths is not a list of names")
         except Exception as error:  # what is no metadata fails in as many ways
             self._metadata = {}
             self._missing = f"{METADATA} cannot be read: {reason(error)}"

@@ -50,7 +50,7 @@ def read(serialized: bytes, kind: str) -> Any:
         MessageError: it is cut, or does not hold what the type says.
     """
     if len(serialized) < ENCAPSULATION:
-        raise MessageError(f"a message of {len(serialized)} bytes; expected at least {ENCAPSULATION}: it was cut")
+        raise MessageError(f"a message of {len(serialized)} bytes; expected at least {ENCAPSULATION}: it is truncated")
     try:
         definition = typestore().get_msgdef(kind)
     except KeyError:
@@ -60,9 +60,11 @@ def read(serialized: bytes, kind: str) -> Any:
     try:
         message, end = decode(bytes(serialized[ENCAPSULATION:]), 0, definition.cls, typestore())
     except Exception as error:  # errors of struct, numpy and str come through, and of lengths beyond the memory
-        raise MessageError(f"not a whole {kind} in {len(serialized)} bytes: {error}") from error
+        raise MessageError(f"not a complete {kind} in {len(serialized)} bytes: {error}") from error
     if end + ENCAPSULATION > len(serialized):
-        raise MessageError(f"a {kind} of {len(serialized)} bytes; expected at least {end + ENCAPSULATION}: it was cut")
+        raise MessageError(
+            f"a {kind} of {len(serialized)} bytes; expected at least {end + ENCAPSULATION}: it is truncated"
+        )
     return message
 
 
@@ -75,7 +77,9 @@ def peek_stamp(serialized: bytes) -> int:
         MessageError: fewer bytes than a stamp takes.
     """
     if len(serialized) < ENCAPSULATION + 8:
-        raise MessageError(f"a message of {len(serialized)} bytes; expected at least {ENCAPSULATION + 8}: it was cut")
+        raise MessageError(
+            f"a message of {len(serialized)} bytes; expected at least {ENCAPSULATION + 8}: it is truncated"
+        )
     seconds, nanoseconds = struct.unpack_from("<iI" if serialized[1] & 1 else ">iI", serialized, ENCAPSULATION)
     return int(seconds) * NS + int(nanoseconds)
 
@@ -240,7 +244,7 @@ def _trajectory(message: Any, names: list[str], lead: int) -> JointCommand:
             )
     times = np.array([nanoseconds(point.time_from_start) for point in message.points], dtype=np.int64)
     if times.size and (times[0] < 0 or (np.diff(times) <= 0).any()):
-        raise MessageError(f"points of a trajectory due at {(times / NS).tolist()} s; expected increasing times")
+        raise MessageError(f"points of a trajectory at {(times / NS).tolist()} s; expected increasing times")
     rows = np.array([point.positions for point in message.points], dtype=np.float64)
     rows = rows.reshape(len(message.points), len(found))
     return JointCommand(nanoseconds(message.header.stamp), times, _ordered(names, found, rows))
@@ -262,7 +266,7 @@ def _pose(message: Any, names: list[str], lead: int) -> PoseCommand:
     position, quaternion = np.array([place.x, place.y, place.z]), np.array([turn.x, turn.y, turn.z, turn.w])
     if not np.isfinite([*position, *quaternion]).all() or np.linalg.norm(quaternion) < 0.5:
         raise MessageError(
-            f"a pose at {position.tolist()} turned by {quaternion.tolist()}; expected finite numbers "
+            f"a pose at {position.tolist()} with the rotation {quaternion.tolist()}; expected finite numbers "
             "and a unit quaternion"
         )
     return PoseCommand(nanoseconds(message.header.stamp), lead, position, quaternion)

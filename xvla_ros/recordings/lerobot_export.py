@@ -82,7 +82,7 @@ class _Looked:
     def robot(self) -> Profile:
         """Its profile, of a bag with something to export."""
         if self.profile is None:
-            raise ValueError(f"{self.bag} has no profile")
+            raise ValueError(f"{self.bag} contains no profile")
         return self.profile
 
 
@@ -124,13 +124,13 @@ def export(
         except OSError as error:
             raise _unwritten(output, error.strerror or str(error)) from error
         except BrokenExecutor as error:
-            raise _unwritten(output, "a process that encoded was killed, as where memory runs out") from error
+            raise _unwritten(output, "an encoding process was killed, perhaps because memory ran out") from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
     skipped: Counter[str] = Counter()
     for bag in looked:
         skipped.update(bag.skipped)
-        notes += [*bag.notes, *(f"left out: {problem}" for problem in bag.problems)]
+        notes += [*bag.notes, *(f"skipped: {problem}" for problem in bag.problems)]
     skipped.update(found.skipped)
     return Exported(
         output,
@@ -199,18 +199,18 @@ def _write(
 
 def _check_output(output: Path) -> None:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise SetupError(f"{output} is there already: give another --output, or remove it")
+        raise SetupError(f"{output} already exists: give another --output, or remove it")
     part = output.with_name(output.name + PART)
     if part.exists():
         raise SetupError(
-            f"{part} is there: another export to {output} runs, or was killed; remove it where none runs any more"
+            f"{part} exists: another export to {output} is running, or was killed; remove it if no export is running"
         )
 
 
 def _unwritten(output: Path, why: str) -> DataSetWriteError:
     return DataSetWriteError(
-        f"{output} cannot be written, and nothing of it is left: {why}; expected a folder that can be written, on "
-        "a disk with space for the videos"
+        f"{output} cannot be written, and its partial files were removed: {why}; expected a writable folder, on a "
+        "disk with space for the videos"
     )
 
 
@@ -235,7 +235,7 @@ def _look(told: tuple[Path, ExportOptions]) -> _Looked:
                 survey.notes,
             )
     except NothingLeftError as error:
-        return _Looked(path, skipped=error.skipped, notes=(f"left out: {error}",))
+        return _Looked(path, skipped=error.skipped, notes=(f"skipped: {error}",))
     except ProfileError as error:
         return _Looked(path, problems=tuple(error.problems))
     except (BagError, KinematicsError) as error:
@@ -299,25 +299,28 @@ def _apart(first: _Looked, each: _Looked) -> Iterator[Problem]:
     """Yield what keeps a bag from being one data set with the first."""
     bag, robot = str(each.bag), each.robot
     if robot.name != first.robot.name:
-        told = f"is of robot {robot.name}, the first bag of {first.robot.name}: export them apart"
+        told = f"is of robot {robot.name}, the first bag of {first.robot.name}: export them separately"
         yield Problem(bag, "robot", robot.name, first.robot.name, told)
         return
     if profile_essence(robot) != profile_essence(first.robot):
-        told = f"has another profile of {robot.name} than {first.bag}: say with --robot which one counts"
+        told = f"has another profile of {robot.name} than {first.bag}: choose one with --robot"
         yield Problem(bag, "robot", None, "one profile for all bags", told)
     if each.actions != first.actions:
-        told = f"its actions are {each.actions}, those of {first.bag} {first.actions}: give --actions measured"
+        told = f"its actions are {each.actions}, those of {first.bag} {first.actions}: use --actions measured"
         yield Problem(bag, "actions", each.actions, first.actions, told)
     for slot, size in each.sizes.items():
         if first.sizes.get(slot, size) != size:
-            told = f"images of {slot} have another size than in {first.bag}: export them apart"
+            told = f"images of {slot} have another size than in {first.bag}: export them separately"
             yield Problem(bag, f"cameras.{slot}", shown(size), shown(first.sizes[slot]), told)
 
 
 def _fps(chosen: Sequence[_Looked], options: ExportOptions) -> int:
     rate = float(np.median([each.rate for each in chosen if each.rate > 0] or [0.0]))
     if options.fps is None and round(rate) < 1:
-        told = f"images of the main camera come at {rate:.3g} Hz, and LeRobot counts whole frames a second: give --fps"
+        told = (
+            f"images of the main camera come at {rate:.3g} Hz, and LeRobot needs a whole number of frames per "
+            "second: give --fps"
+        )
         raise SamplesError([Problem(str(chosen[0].bag), "fps", round(rate, 3), "1 Hz or more", told)])
     return options.fps or round(rate)
 
@@ -329,7 +332,9 @@ def _cameras(chosen: Sequence[_Looked]) -> tuple[dict[str, tuple[int, int]], lis
         without = [str(each.bag) for each in chosen if slot not in each.sizes]
         if without:
             sizes.pop(slot, None)
-            notes.append(f"camera {slot} is left out: {len(without)} of {len(chosen)} bags lack it, {without[0]} first")
+            notes.append(
+                f"camera {slot} is skipped: {len(without)} of {len(chosen)} bags lack it, the first is {without[0]}"
+            )
     return sizes, notes
 
 

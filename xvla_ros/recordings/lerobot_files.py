@@ -157,7 +157,8 @@ class LeRobotFiles:
             if episode.tasks > 1:
                 raise self._error(
                     "meta/tasks", None, "a text for each task_index",
-                    f"episode {episode.index} has {episode.tasks} tasks, and nothing says which frame has which",
+                    f"episode {episode.index} has {episode.tasks} tasks, and the data does not say which frame has "
+                        "which",
                 )  # fmt: skip
             texts = [episode.task] * episode.length
         if source == "task":
@@ -232,7 +233,7 @@ class LeRobotFiles:
         """
         if feature not in self.features:
             raise self._error(
-                f"{INFO}:features", feature, f"one of {brief(list(self.features))}", f"does not tell of {feature}"
+                f"{INFO}:features", feature, f"one of {brief(list(self.features))}", f"does not describe {feature}"
             )
         told = self.features[feature]
         width = math.prod(told.get("shape") or [0])
@@ -290,7 +291,9 @@ class LeRobotFiles:
                     raise self._error(feature, found, expected, f"{where} is too large")
                 if picture.mode not in COLOURS:
                     expected = "an image of 8 bits a channel"
-                    raise self._error(feature, picture.mode, expected, f"{where} has mode {picture.mode}, as depths do")
+                    raise self._error(
+                        feature, picture.mode, expected, f"{where} has mode {picture.mode}, which is for depth images"
+                    )
                 return np.array(picture.convert("RGB"))
         except SamplesError:
             raise
@@ -369,7 +372,7 @@ class LeRobotFiles:
         for told in self._lines("meta/episodes.jsonl"):
             index = int(told["episode_index"])
             if index in known:
-                raise ValueError(f"episode {index} is there twice")
+                raise ValueError(f"episode {index} occurs twice")
             known.add(index)
             place = {"episode_chunk": index // chunk, "episode_index": index}
             clips = {key: Clip(self.folder / of_videos.format(**place, video_key=key), 0.0) for key in videos}
@@ -385,7 +388,7 @@ class LeRobotFiles:
 
         files = sorted((self.folder / "meta" / "episodes").glob("*/*.parquet"))
         if not files:
-            raise self._error("meta/episodes", None, "parquet files", "there are no episodes")
+            raise self._error("meta/episodes", None, "parquet files", "the data set has no episodes")
         found = []
         of_data, of_videos = self._patterns("chunk_index", "file_index")
         for file in files:
@@ -420,7 +423,7 @@ class LeRobotFiles:
         try:
             for line in limits.json_lines(self.folder / name):
                 if not isinstance(line, dict):
-                    raise ValueError(f"a line holds {type(line).__name__}")
+                    raise ValueError(f"a line contains {type(line).__name__}")
                 yield line
         except (OSError, ValueError) as error:
             raise self._error(name, None, "one JSON object a line", f"cannot be read: {error}") from error
@@ -434,7 +437,7 @@ class LeRobotFiles:
                 "",
                 missing,
                 "pyarrow and PyAV",
-                "LeRobot data sets are read with pyarrow and PyAV: pip install 'xvla_ros[lerobot]'",
+                "reading LeRobot data sets needs pyarrow and PyAV: pip install 'xvla_ros[lerobot]'",
             )
 
     def _error(self, key: str, value: Any, expected: str, message: str) -> SamplesError:
@@ -525,7 +528,9 @@ class Video:
             raise self._error(f"cannot be opened: {limits.cause(error)}") from error
         if str(self._stream.codec_context.pix_fmt).startswith(DEPTH_FORMATS):
             self._container.close()
-            raise self._error(f"holds depths ({self._stream.codec_context.pix_fmt}), expected colours of 8 bits")
+            raise self._error(
+                f"contains depth images ({self._stream.codec_context.pix_fmt}), expected colours of 8 bits"
+            )
 
     @property
     def end(self) -> float:

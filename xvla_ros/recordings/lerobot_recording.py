@@ -120,7 +120,7 @@ class LeRobotRecording:
                     "actions",
                     "planned",
                     "commanded or measured",
-                    "holds one action an instant and no plans: set actions to commanded",
+                    "contains one action per frame and no plans: set actions to commanded",
                 )
             )
         if self._options.actions == "commanded" and not commanded:
@@ -212,7 +212,7 @@ class LeRobotRecording:
             return found, rows, [self._options.instruction] * files.length
         words = [text or self._profile.instruction for text in self._files.words(files, mapping.words)]
         if not all(words):
-            found.append(self._problem(name, "", "a task in words", f"{name} has no task: set instruction"))
+            found.append(self._problem(name, "", "a task description", f"{name} has no task: set instruction"))
         return found, rows, words
 
     def _clip_problems(self, name: str, files: EpisodeFiles, times: NDArray[np.int64]) -> list[Problem]:
@@ -232,7 +232,7 @@ class LeRobotRecording:
                 problems.append(
                     self._problem(
                         place, round(clip.start + float(times[-1]) / NS, 3), f"frames up to {end:.3f} s at most",
-                        f"{name}: {beyond} of its {len(times)} rows come after the end of their images of {feature}",
+                        f"{name}: {beyond} of its {len(times)} rows are after the end of their images of {feature}",
                     )
                 )  # fmt: skip
         return problems
@@ -248,7 +248,7 @@ class LeRobotRecording:
         """Return the problems of episodes where they are too many for chance, or all; none where the rest may count."""
         if not left_out or (len(left_out) < count and (self._options.skip_bad or 2 * len(left_out) < count)):
             return []
-        hint = "" if len(left_out) == count else ": choose others with episodes, or leave these out with skip_bad"
+        hint = "" if len(left_out) == count else ": choose other episodes with episodes, or skip these with skip_bad"
         message = f"{len(left_out)} of {count} episodes cannot be used{hint}"
         return [*left_out, self._problem("episodes", len(left_out), "less than half of them", message)]
 
@@ -288,11 +288,11 @@ class LeRobotRecording:
             what = "subtasks" if self._options.mapping.words == "subtask" else "tasks"
             some = _some(changing)
             notes.append(
-                f"{self._folder}: {len(changing)} episodes have several {what} ({some}): each frame has its own"
+                f"{self._folder}: {len(changing)} episodes have several {what} ({some}): each frame uses its own"
             )
         has_subtasks = self._files.subtasks or LANGUAGE in self._files.features
         if has_subtasks and self._options.mapping.words == "task" and not self._options.instruction:
-            notes.append(f"{self._folder}: has subtasks too; mapping.words: subtask takes them")
+            notes.append(f"{self._folder}: also has subtasks; mapping.words: subtask uses them")
         return notes
 
     @property
@@ -472,7 +472,7 @@ class LeRobotRecording:
                     "mapping.pictures",
                     "",
                     "as_sent or as_seen",
-                    f"the profile turns or crops {', '.join(changed)}: say "
+                    f"the profile rotates or crops {', '.join(changed)}: state "
                     "whether the data set has these images as the camera sent them, or as the policy sees them",
                 )
             )
@@ -506,7 +506,7 @@ class LeRobotRecording:
                 self._problem(
                     f"{name}.timestamp",
                     len(times),
-                    "at least two frames, in order of time",
+                    "at least two frames, ordered by time",
                     f"{name}: its {len(times)} timestamps do not increase",
                 )
             )
@@ -517,7 +517,7 @@ class LeRobotRecording:
                     f"{name}.timestamp",
                     round(found, 2),
                     f"{self._files.fps:g} Hz as fps says",
-                    f"mixed rates: {name} has {found:.3g} frames a second",
+                    f"mixed rates: {name} has {found:.3g} frames per second",
                 )
             )
         return problems

@@ -467,6 +467,6 @@ def check_size(source: str, slot: str, size: tuple[int, int], codec: str) -> Non
             f"cameras.{slot}",
             f"{size[1]}x{size[0]}",
             "an even width and height",
-            f"{codec} codes no images of {size[1]}x{size[0]} pixels: give --codec h264-444, or crop the camera",
+            f"{codec} cannot encode images of {size[1]}x{size[0]} pixels: give --codec h264-444, or crop the camera",
         )
         raise SamplesError([problem])

@@ -227,5 +227,5 @@ def check_topics(summary: BagSummary, profile: Profile) -> None:
     if problems:
         held = ", ".join(f"{topic} ({kind})" for topic, kind in found.items())
         raise BagError(
-            f"{summary.path}: does not fit robot {profile.name}: {'; '.join(problems)}. The bag holds {held}"
+            f"{summary.path}: does not fit robot {profile.name}: {'; '.join(problems)}. The bag contains {held}"
         )

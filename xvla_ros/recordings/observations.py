@@ -132,7 +132,7 @@ def decode_image(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:
     try:  # the two image types are the same in every ROS 2 distribution
         message: Any = typestore().deserialize_cdr(serialized, kind)
     except Exception as error:  # errors of struct and numpy come through rosbags
-        raise MessageError(f"not a whole {kind}: {error}") from error
+        raise MessageError(f"not a complete {kind}: {error}") from error
     return rgb_of_message(message, camera)
 
 

@@ -88,11 +88,11 @@ def _may_have(group: tuple[Column, ...], episode: int) -> bool:
 def _groups(file: Path, stream: BinaryIO) -> tuple[tuple[Column, ...], ...]:
     size = stream.seek(0, 2)
     if size < TAIL.size:
-        raise ValueError(f"has {size} bytes, which is no parquet file")
+        raise ValueError(f"has {size} bytes, which is too short for a parquet file")
     stream.seek(size - TAIL.size)
     length, magic = TAIL.unpack(stream.read(TAIL.size))
     if magic != MAGIC or length > size - TAIL.size:
-        raise ValueError("does not end as a parquet file does")
+        raise ValueError("does not have the end of a parquet file")
     if length > limits.HEADER_BYTES:
         raise limits.LimitError(f"has a footer of {length} bytes; expected at most {limits.HEADER_BYTES}")
     stream.seek(size - TAIL.size - length)
@@ -192,7 +192,7 @@ class _Footer:
             if each < 128:
                 return found
             shift += 7
-        raise ValueError("has a damaged footer: a number without end")
+        raise ValueError("has a damaged footer: a number without an end")
 
     def _integer(self) -> int:
         folded = self._count()

@@ -177,8 +177,9 @@ def joint_leaps(faults: FaultTally, survey: Survey) -> str:
     if not found or survey.actions != "measured":
         return ""
     return (
-        f"at {sum(count for _, count in found)} instants joints leap as no joint can, and what was measured counts "
-        f"as what was to be done: {found[0][0].detail}. Find out who publishes what is wrong, and record again"
+        f"at {sum(count for _, count in found)} instants joints leap faster than a joint can move, and the measured "
+        f"joints are used as actions: {found[0][0].detail}. Find the node that publishes wrong joint states, and "
+        "record again"
     )
 
 
@@ -221,7 +222,7 @@ def joint_problems(source: str, profile: Profile, low: Floats, high: Floats) -> 
                 "joints",
                 float((high - low).max()),
                 "a recording in which the robot moves",
-                "no joint moves: every one of them stays where it is",
+                "no joint moves in the whole recording",
             )
         ]
     reach = np.maximum(np.abs(low), np.abs(high))
@@ -233,10 +234,10 @@ def joint_problems(source: str, profile: Profile, low: Floats, high: Floats) -> 
                 source,
                 "joints",
                 float(reach[near].max()),
-                "positions in rad once read by their scales",
+                "positions that are in rad after their scales are applied",
                 f"{near.sum()} of {turning.sum()} joints are never further than {reach[near].max():.3g} rad "
-                "from zero: these are radians taken for degrees; set the scales, or units, to what was "
-                "recorded",
+                "from zero: these are radians that were interpreted as degrees; set the scales, or units, to those of "
+                "the recording",
             )
         ]
     return []
@@ -255,14 +256,14 @@ def _outside(
     names = [profile.joints.policy_order[i] for i in outside]
     spans = ", ".join(f"{name} {low[i]:.4g} … {high[i]:.4g}" for name, i in zip(names[:3], outside[:3], strict=True))
     fits = ((low / DEGREES >= lower - margin) & (high / DEGREES <= upper + margin)).all()
-    hint = ": they fit as degrees, ROS has radians; convert them where they are published" if fits else ""
+    hint = ": they fit as degrees, but ROS uses radians; convert them in the node that publishes them" if fits else ""
     first = outside[0]
     return Problem(
         source,
         ".".join(("joints", names[0])),
         [float(low[first]), float(high[first])],
         f"about {lower[first]:g} … {upper[first]:g}",
-        f"{len(names)} joints are recorded far outside of their limits ({spans}), as in other units{hint}",
+        f"{len(names)} joints are recorded far outside their limits ({spans}), probably in other units{hint}",
     )
 
 

@@ -204,7 +204,7 @@ def _stamps(stamp: int, seconds: Floats) -> NDArray[np.int64]:
 
 def _ensure_matching(chunk: ActionChunk, profile: Profile) -> None:
     if chunk.robot != profile.name:
-        raise ValueError(f"the chunk is of robot {chunk.robot!r}, the profile of {profile.name!r}")
+        raise ValueError(f"the chunk is for robot {chunk.robot!r}, the profile for {profile.name!r}")
     if chunk.action_mode != profile.policy.action_mode:
         raise ValueError(
             f"robot {profile.name!r}: the chunk has action mode {chunk.action_mode!r}, "

@@ -33,7 +33,7 @@ def check(expression: str) -> None:
         hidden = name.startswith("_") if isinstance(part, ast.Attribute) else name.startswith("__")
         if hidden or (isinstance(part, ast.Attribute) and (name == "mro" or name.startswith(FRAMES))):
             raise ValueError(
-                f"the expression {expression.strip()[:80]!r} uses {name}, which is not for a robot's description"
+                f"the expression {expression.strip()[:80]!r} uses {name}, which is not allowed in a robot description"
             )
 
 

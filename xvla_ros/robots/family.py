@@ -204,7 +204,7 @@ def draw_arm(seed: int) -> DrawnArm:
     drawn = (_drawn(seed, rng) for _ in range(TRIES))
     arm = next((each for each in drawn if each is not None), None)
     if arm is None:
-        raise RuntimeError(f"of {TRIES} arms drawn for seed {seed} none reaches its table")
+        raise RuntimeError(f"of {TRIES} arms generated for seed {seed}, none reaches its table")
     return arm
 
 

@@ -83,7 +83,7 @@ def quaternion_to_matrix(quaternion: ArrayLike) -> Array:
     """
     found = _shaped(quaternion, (4,), "quaternion")
     if not found.any(axis=-1).all():
-        raise ValueError("quaternion has length 0, expected a rotation: x y z w with at least one of them not 0")
+        raise ValueError("quaternion has length 0, expected a rotation: x y z w, not all of them 0")
     return _reshaped(Rotation.from_quat(found.reshape(-1, 4)).as_matrix(), found.shape[:-1], 3, 3)
 
 

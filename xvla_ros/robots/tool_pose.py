@@ -83,8 +83,8 @@ def _rotations(rot6d: Floats, profile: Profile, tool: str) -> Floats:
     misfit, misfit_of_other = (np.median(rot6d_misfit(rot6d, read)) for read in (layout, other))
     if misfit > NO_ROTATION and misfit_of_other < A_ROTATION:
         raise ValueError(
-            f"{profile.name}: rotations of tool {tool!r} are none in the layout {layout}, and good ones in "
-            f"{other}: set policy.rot6d as the checkpoint was trained"
+            f"{profile.name}: rotations of tool {tool!r} are not valid in the layout {layout}, but valid in {other}: "
+            f"set policy.rot6d to the layout used in the checkpoint's training"
         )
     try:
         return rot6d_to_matrix(rot6d, layout)

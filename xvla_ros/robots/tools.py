@@ -120,8 +120,8 @@ def policy_joints(profile: Profile, chain: Chain, listed: tuple[str, ...], key: 
             told = f"{len(candidates)} joints of the profile have that name" if candidates else "no joint has that name"
             raise KinematicsError(
                 f"{profile.name}: joint {joint!r} of {chain.description.origin} moves tool {key.split('.')[-1]!r}, and "
-                f"{told}{did_you_mean(joint, by_ros_name)}; list the policy's names of the arm's joints, base first, "
-                f"in {key}.joints"
+                f"{told}{did_you_mean(joint, by_ros_name)}; list the policy's names of the arm's joints, starting at "
+                f"the base, in {key}.joints"
             )
         found.append(candidates[0])
     return tuple(found)
@@ -138,8 +138,8 @@ def _refuse_differences(profile: Profile, name: str, chain: Chain, joints: tuple
         ours, (low, high, speed) = profile.joints.by_name[joint], chain.limits[of_urdf]
         if ours.lower < low - LIMIT_TOLERANCE or ours.upper > high + LIMIT_TOLERANCE:
             problems.append(
-                f"joint {joint!r} may go {ours.lower:g} … {ours.upper:g} in the profile and {low:g} … {high:g} in the "
-                f"URDF ({of_urdf})"
+                f"joint {joint!r} may move {ours.lower:g} … {ours.upper:g} in the profile and {low:g} … {high:g} "
+                f"in the URDF ({of_urdf})"
             )
         if speed > 0.0 and ours.max_velocity > speed * (1.0 + LIMIT_TOLERANCE):
             problems.append(
@@ -148,7 +148,7 @@ def _refuse_differences(profile: Profile, name: str, chain: Chain, joints: tuple
     if problems:
         raise KinematicsError(
             f"{profile.name}: tool {name!r} does not fit {chain.description.origin}: {'; '.join(problems)}; the "
-            "profile's limits must lie within the robot's"
+            "profile's limits must be within the robot's limits"
         )
 
 

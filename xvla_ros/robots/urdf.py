@@ -157,7 +157,7 @@ def _robot(text: str, origin: str) -> ElementTree.Element:
         raise ProfileError([Problem(origin, "", found, "<robot>", message)])
     if holds_xacro(text):
         expected = "a URDF; expand it first: xacro FILE.xacro > FILE.urdf"
-        raise ProfileError([Problem(origin, "", "xacro", expected, "holds xacro, not plain URDF")])
+        raise ProfileError([Problem(origin, "", "xacro", expected, "contains xacro, not plain URDF")])
     return element
 
 
@@ -195,8 +195,8 @@ def _names(element: ElementTree.Element, tag: str, origin: str, problems: list[P
             message = f"a <{tag}> has no name"
             problems.append(Problem(origin, tag, None, f'<{tag} name="…">', message))
         elif names.count(name) > 1:
-            message = f"{tag} {name!r} is there {names.count(name)} times"
-            problems.append(Problem(origin, name, name, f"each {tag} once", message))
+            message = f"{tag} {name!r} occurs {names.count(name)} times"
+            problems.append(Problem(origin, name, name, f"each {tag} only once", message))
     return tuple(dict.fromkeys(names))
 
 
@@ -286,8 +286,8 @@ def _parents(
                 message = f"{role} link {link!r} of joint {joint.name!r} does not exist{did_you_mean(link, links)}"
                 problems.append(Problem(origin, joint.name, link, "a link of the file", message))
         if joint.child in above:
-            message = f"link {joint.child!r} is carried by joints {above[joint.child].name!r} and {joint.name!r}"
-            problems.append(Problem(origin, joint.name, joint.child, "a tree: one joint above each link", message))
+            message = f"link {joint.child!r} has two parent joints, {above[joint.child].name!r} and {joint.name!r}"
+            problems.append(Problem(origin, joint.name, joint.child, "a tree: one parent joint for each link", message))
         above.setdefault(joint.child, joint)
     return above
 
@@ -297,13 +297,13 @@ def _root(links: tuple[str, ...], above: dict[str, UrdfJoint], origin: str, prob
     if not links:
         problems.append(Problem(origin, "robot", None, "links and joints", "the robot has no link"))
     elif not roots:
-        problems.append(Problem(origin, "robot", None, "one link that no joint carries", "the joints form a circle"))
+        problems.append(Problem(origin, "robot", None, "one link without a parent joint", "the joints form a circle"))
     elif len(roots) > 1:
         message = f"there are {len(roots)} trees, with the roots {', '.join(roots)}"
-        expected = "one tree; join them with fixed joints, or name the missing joints' links alike"
+        expected = "one tree; connect them with fixed joints, or correct the link names of the joints"
         problems.append(Problem(origin, "robot", roots, expected, message))
     elif _has_circle(above):
-        problems.append(Problem(origin, "robot", None, "one tree", "some joints form a circle beside the tree"))
+        problems.append(Problem(origin, "robot", None, "one tree", "some joints form a circle apart from the tree"))
     return roots[0] if roots else ""
 
 

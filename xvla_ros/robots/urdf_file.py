@@ -95,7 +95,7 @@ def parse(text: str) -> Element:
     while at < len(text):
         if closing := _CLOSE.match(text, at):
             if stack[-1].tag != closing[1] or len(stack) == 1:
-                raise XmlError(f"line {_line(text, at)}: </{closing[1]}> closes nothing{_open(text, stack, begins)}")
+                raise XmlError(f"line {_line(text, at)}: </{closing[1]}> closes no element{_open(text, stack, begins)}")
             del stack[-1], begins[-1]
             at = closing.end()
         else:
@@ -113,12 +113,12 @@ def parse(text: str) -> Element:
 def _element(text: str, at: int, parent: Element) -> tuple[Element, bool, int]:
     opening = _OPEN.match(text, at)
     if opening is None:
-        raise XmlError(f"line {_line(text, at)}: {text[at : at + 20]!r} begins no element")
+        raise XmlError(f"line {_line(text, at)}: {text[at : at + 20]!r} starts no element")
     attributes: dict[str, str] = {}
     end = opening.end()
     while found := _ATTRIBUTE.match(text, end):
         if found[1] in attributes:
-            raise XmlError(f"line {_line(text, end)}: {found[1]!r} is there twice in <{opening[1]}>")
+            raise XmlError(f"line {_line(text, end)}: {found[1]!r} occurs twice in <{opening[1]}>")
         attributes[found[1]] = _ENTITY.sub(_character, found[2] if found[2] is not None else found[3])
         end = found.end()
     closed = _END.match(text, end)
@@ -155,10 +155,10 @@ def expand(path: Path) -> str:
     command = _command(path)
     if command is None:
         expected = (
-            "a URDF, or xacro at hand: pip install xacro, or from a ROS distribution ros-<distro>-xacro; elsewhere: "
-            "xacro FILE.xacro > FILE.urdf"
+            "a URDF, or an installed xacro: pip install xacro, or from a ROS distribution ros-<distro>-xacro; "
+            "elsewhere: xacro FILE.xacro > FILE.urdf"
         )
-        raise ProfileError([Problem(str(path), "", "xacro", expected, "holds xacro, which is not installed here")])
+        raise ProfileError([Problem(str(path), "", "xacro", expected, "contains xacro, but xacro is not installed")])
     with tempfile.TemporaryFile() as output:  # its size can be bounded
         try:
             done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, timeout=TIMEOUT, check=False)
@@ -183,8 +183,8 @@ def _command(path: Path) -> list[str] | None:
 
 
 def _refusal(path: Path, words: str) -> ProfileError:
-    told = "; ".join(line.strip() for line in words.splitlines() if line.strip()) or "no word of why"
-    expected = "a file that xacro expands without arguments; else: xacro FILE.xacro NAME:=VALUE > FILE.urdf"
+    told = "; ".join(line.strip() for line in words.splitlines() if line.strip()) or "no error message"
+    expected = "a file that xacro expands without arguments; otherwise: xacro FILE.xacro NAME:=VALUE > FILE.urdf"
     return ProfileError([Problem(str(path), "", "xacro", expected, f"xacro cannot expand it: {told}")])
 
 

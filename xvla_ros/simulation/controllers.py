@@ -370,7 +370,7 @@ def _find_time_fault(trajectory: JointTrajectory, now: int) -> str | None:
     if trajectory.stamp and end < now:
         return (
             f"the last point (points[{len(times) - 1}]) is due at {_seconds(end)}, expected now ({_seconds(now)}) "
-            "or later: the trajectory lies wholly in the past"
+            "or later: the trajectory is completely in the past"
         )
     return None
 

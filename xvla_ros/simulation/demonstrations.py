@@ -223,7 +223,7 @@ class Demonstrator:
             else:
                 refused = self._world.set_positions(group, names, positions[0, columns].tolist())
             if refused is not None:
-                raise SimulationError(f"the simulated controller refuses the expert's plan: {refused.reason}")
+                raise SimulationError(f"the simulated controller refused the expert's plan: {refused.reason}")
 
 
 def record_all(settings: DemoSettings, episodes: int, folder: Path, jobs: int = 1) -> Iterator[Demonstration | None]:
@@ -272,7 +272,7 @@ def agree(settings: Mapping[str, Any], manifest: Path) -> None:
     if different:
         said = "; ".join(f"{key} is {_short(found.get(key))}, now {_short(wanted[key])}" for key in different)
         raise SimulationError(
-            f"{manifest.parent} holds demonstrations of other settings: {said}; name another folder, or delete it"
+            f"{manifest.parent} contains demonstrations with other settings: {said}; name another folder, or delete it"
         )
 
 
@@ -298,5 +298,5 @@ def _begin(settings: DemoSettings) -> None:
 
 def _record_one(work: tuple[int, Path]) -> Demonstration:
     if _demonstrator is None:
-        raise RuntimeError("a process was given work before it was made ready")
+        raise RuntimeError("a process received work before it was initialised")
     return _demonstrator.record(*work)

@@ -191,7 +191,9 @@ def _add_fixed_camera(
             taken.append(azimuth)
             add_camera(spec, name, eye=_vec(eye), target=_vec(target), fovy=fovy)
             return
-    raise SimulationError(f"{arm.name}: of {TRIES} places for camera {name!r} none sees what the arm is to reach")
+    raise SimulationError(
+        f"{arm.name}: of {TRIES} places for camera {name!r} none shows the region that the arm must reach"
+    )
 
 
 def is_unlike_widowx(eye: Floats) -> bool:

@@ -90,7 +90,7 @@ def load_setup(robot: str) -> GazeboSetup:
     """
     if robot not in setup_names():
         raise SimulationError(
-            f"robot {robot!r} has no Gazebo setup; there is one for: {', '.join(setup_names())}; "
+            f"robot {robot!r} has no Gazebo setup; robots with a setup: {', '.join(setup_names())}; "
             f"choose one of these or write {config_dir() / 'gazebo' / robot}.yaml"
         )
     folder = config_dir()
@@ -105,7 +105,7 @@ def load_setup(robot: str) -> GazeboSetup:
             arms=tuple(_arm(arm, folder / "urdf") for arm in settings["arms"]),
         )
     except (KeyError, TypeError) as error:
-        raise SimulationError(f"{file} is incomplete or holds an unknown key: {error}") from error
+        raise SimulationError(f"{file} is incomplete or has an unknown key: {error}") from error
 
 
 def _arm(settings: Mapping[str, Any], urdfs: Path) -> GazeboArm:

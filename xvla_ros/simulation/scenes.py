@@ -87,7 +87,7 @@ def build_scene(robot: str, timestep: float) -> Scene:
         return _build_drawn(arm, timestep)
     if robot not in _BUILDERS:
         raise SimulationError(
-            f"no simulated scene for robot {robot!r}; there is one for: {', '.join(scene_names())}, family_SEED; "
+            f"no simulated scene for robot {robot!r}; robots with a scene: {', '.join(scene_names())}, family_SEED; "
             "choose one of these or register a builder with xvla_ros.simulation.scenes.scene"
         )
     return _BUILDERS[robot](timestep)

@@ -118,7 +118,7 @@ class Flow:
         unknown = [name for name in chosen if name not in embodiments]
         if unknown:
             expected = "robots of the data: " + ", ".join(embodiments)
-            raise TrainingError([Problem("", "train_domains", unknown, expected, "names no robot of the data")])
+            raise TrainingError([Problem("", "train_domains", unknown, expected, "is not a robot of the data")])
         return tuple(sorted(embodiments[name].domain_id for name in chosen or embodiments))
 
     def _preparation(self) -> Preparation:
@@ -210,7 +210,7 @@ class Flow:
         lines += [f"  {line}" for line in self.source.left_out()]
         tokenizer, trained = self.policy.processor.tokenizer, self.policy.training.words
         if self.settings.model.checkpoint and (new := tokenizer.unknown(" ".join(self.source.instructions), trained)):
-            lines.append(f"  note: words that the checkpoint was not trained with yet: {', '.join(new)}")
+            lines.append(f"  note: the checkpoint was not yet trained with these words: {', '.join(new)}")
         counts = summary["parameters"]
         parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if name not in ("total", "trained"))
         return [
@@ -296,8 +296,8 @@ def _ensure_places(settings: TrainSettings, source: SampleSource) -> None:
     """Refuse to ask where things are of recordings that cannot tell."""
     modes = {each.action_mode for each in source.embodiments.values()}
     if settings.drawn is None and not any(ACTION_SPECS[mode].is_end_effector for mode in modes):
-        robots, expected = ", ".join(source.embodiments), "a robot whose actions are tool poses, or drawn samples"
-        raise TrainingError([Problem("", "grounding", robots, expected, "nobody knows where the named thing is")])
+        robots, expected = ", ".join(source.embodiments), "a robot whose actions are tool poses, or generated samples"
+        raise TrainingError([Problem("", "grounding", robots, expected, "the position of the named object is unknown")])
 
 
 def add_grounding(network: XvlaNetwork, seed: int) -> None:

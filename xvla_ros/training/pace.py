@@ -64,17 +64,23 @@ def with_features(settings: TrainSettings, source: Any, config: XvlaConfig, devi
     if device != "cpu" or not frozen or not isinstance(source, Samples):
         return settings.model_copy(update={"features": False})
     if settings.augmentation != Augmentation():
-        say("features: not kept, as augmentation changes the images; augmentation={} would spare the frozen tower")
+        say(
+            "features: not cached, because augmentation changes the images; with augmentation={} the frozen vision "
+            "encoder runs once per image"
+        )
         return settings.model_copy(update={"features": False})
     there, drawn = len(source.train) + len(source.held_out), settings.steps * settings.batch.size
     size = 4 * there * (config.num_image_views or 1) * config.vision.embed_dim[-1] * math.prod(config.grid)
     free = shutil.disk_usage(_existing(Path(settings.cache))).free
     if drawn <= there:
-        why, kept = f"not kept, as only {drawn} of {there} samples are drawn", False
+        why, kept = f"not cached, because only {drawn} of {there} samples are used", False
     elif size > free / 2:
-        why, kept = f"not kept, as they take {gigabytes(size)} and {settings.cache} has {gigabytes(free)} free", False
+        why, kept = (
+            (f"not cached, because they take {gigabytes(size)} and {settings.cache} has {gigabytes(free)} free"),
+            False,
+        )
     else:
-        why = f"the frozen vision tower runs once for each of {there} samples instead of {drawn} times; "
+        why = f"the frozen vision encoder runs once for each of {there} samples instead of {drawn} times; "
         why, kept = why + f"its output takes {gigabytes(size)} in {settings.cache}", True
     say(f"features: {why}")
     return settings.model_copy(update={"features": kept})
@@ -107,7 +113,7 @@ def suit_cpu(trainer: Trainer, say: Say, *, keep_threads: bool = False) -> None:
         share = prepared / took
         trainer.workers = 0 if share < LITTLE else min(usable_cores(), math.ceil(SPARE * share))
         why = f"preparing a sample takes {_short(prepared)}, and its part of a step {_short(took)}"
-        say(f"workers: {trainer.workers}, as {why}")
+        say(f"workers: {trainer.workers}, because {why}")
 
 
 def _trial(trainer: Trainer) -> tuple[Callable[[], float], float]:
@@ -201,13 +207,13 @@ def estimate(trainer: Trainer) -> list[str]:
     stretches = [_measured(trainer, *part) for part in parts]
     lines = [each.text(size) for each in stretches]
     if any(each.data_wait > 0.1 for each in stretches):
-        lines.append(f"  the network waits for samples: more batch.workers than {trainer.workers} may help")
+        lines.append(f"  the network waits for samples: more than {trainer.workers} batch.workers may help")
     training = sum(each.steps * size / each.samples_per_second for each in stretches)
     held_out = _held_out_seconds(trainer)
     times = max(1, math.ceil(settings.steps / (settings.validation.every or math.inf)))
     text = f"time: {settings.steps} steps take {duration(training)}"
     text += f", measuring the held-out loss {duration(times * held_out)}" if held_out else ""
-    lines += [f"{text}; saving, and the evaluation at the end, come on top", _memory(trainer)]
+    lines += [f"{text}; saving and the final evaluation take additional time", _memory(trainer)]
     return lines + _of_the_tower(trainer, stretches[-1])
 
 
@@ -275,7 +281,7 @@ def _of_the_tower(trainer: Trainer, stretch: Stretch) -> list[str]:
             took.append(time.perf_counter() - begun)
     share = min(1.0, min(took) * stretch.samples_per_second / trainer.share.processes)
     also = "" if settings.augmentation == Augmentation() else " augmentation={}"
-    return [f"  the frozen vision tower is {100 * share:.0f} % of a step; features=true{also} keeps what it says"]
+    return [f"  the frozen vision encoder takes {100 * share:.0f} % of a step; features=true{also} caches its output"]
 
 
 @contextmanager
@@ -289,8 +295,8 @@ def enough_memory(settings: TrainSettings) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         parts = settings.batch.accumulation
-        message = f"a step does not fit into the memory of the GPU: {str(error).splitlines()[0]}"
-        expected = "more parts to a step, a smaller batch.size, or model.activation_checkpointing=true"
+        message = f"a step needs more memory than the GPU has: {str(error).splitlines()[0]}"
+        expected = "a larger batch.accumulation, a smaller batch.size, or model.activation_checkpointing=true"
         raise TrainingError([Problem("", "batch.accumulation", parts, expected, message)]) from None
 
 

@@ -41,7 +41,7 @@ def share_of(settings: TrainSettings, accelerator: Accelerator) -> Share:
     """
     parts = settings.batch.accumulation * accelerator.num_processes
     if settings.batch.size % parts:
-        message = f"does not divide among {accelerator.num_processes} processes × {settings.batch.accumulation} parts"
+        message = f"is not divisible by {accelerator.num_processes} processes × {settings.batch.accumulation} parts"
         raise TrainingError([Problem("", "batch.size", settings.batch.size, f"a multiple of {parts}", message)])
     return Share(settings.batch.size, settings.batch.accumulation, accelerator.num_processes, accelerator.process_index)
 

@@ -247,8 +247,13 @@ class Meter:
         names = dict.fromkeys(name for each in everyone for name in each[1])
         mean = {name: sum(each[1].get(name, 0.0) for each in everyone) / len(everyone) for name in names}
         if not math.isfinite(loss):
-            message = f"the loss is no number at step {step}; lower the rate, or look at the data with xvla check"
-            raise TrainingError([Problem("", "optimizer.learning_rate", max(rates.values()), "a lower rate", message)])
+            message = (
+                f"the loss is not a number at step {step}; reduce the learning rate, or check the data with xvla "
+                "data info"
+            )
+            raise TrainingError(
+                [Problem("", "optimizer.learning_rate", max(rates.values()), "a lower learning rate", message)]
+            )
         norm = float(torch.stack(self._norms).mean())
         processes = self.accelerator.num_processes
         row = ProgressRow(

@@ -136,13 +136,13 @@ def _run_to_the_end(settings: TrainSettings, dry_run: bool) -> FinishedRun | Non
                 say(line)
             return FinishedRun(settings, cast(Any, source), Path(settings.output, CHECKPOINT), device, 0.0)
         if resumed:
-            say(f"going on after step {trainer.step} of {settings.steps}")
+            say(f"continuing after step {trainer.step} of {settings.steps}")
         if accelerator.is_main_process:
             _keep_settings(settings)
         with stop_on_signal(trainer, accelerator.num_processes):
             summary = trainer.run()
     if summary["steps"] < settings.steps:
-        say(f"stopped after step {summary['steps']}; go on with resume=true")
+        say(f"stopped after step {summary['steps']}; continue with resume=true")
         return None
     for line in trainer.objective.outcome(summary):
         say(line)
@@ -158,7 +158,7 @@ def _simulator(drawn: Drawn | None) -> Iterator[None]:
     from xvla_ros.simulation.offscreen import missing_extras
 
     if missing := missing_extras():
-        message = "samples are drawn by a simulator, which is not installed"
+        message = "the samples come from a simulator, which is not installed"
         raise TrainingError([Problem("", "drawn", None, f"pip install xvla_ros[{','.join(missing)}]", message)])
 
     try:
@@ -192,20 +192,18 @@ def _source(
 def _check_output(settings: TrainSettings) -> None:
     folder = Path(settings.output)
     if not settings.resume and any(folder.glob("state/step-*")):
-        message = "holds the state of a run"
-        expected = "resume=true to go on with it, or another folder"
+        message = "contains the state of a run"
+        expected = "resume=true to continue it, or another folder"
         raise TrainingError([Problem("", "output", settings.output, expected, f"{settings.output} {message}")])
     held = {"checkpoint": "a checkpoint", "meta/info.json": "a LeRobot data set"}
     for file, what in held.items():
         if not settings.resume and (folder / file).exists():
-            message = f"{settings.output} holds {what}, which a run would mix with its own files"
+            message = f"{settings.output} contains {what}, which the files of a run would be mixed with"
             raise TrainingError([Problem("", "output", settings.output, "another folder", message)])
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = Problem(
-            "", "output", settings.output, "a folder that can be written", f"cannot be made: {error.strerror}"
-        )
+        problem = Problem("", "output", settings.output, "a writable folder", f"cannot be created: {error.strerror}")
         raise TrainingError([problem]) from None
 
 

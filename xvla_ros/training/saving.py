@@ -105,7 +105,7 @@ def naming_a_full_disk(folder: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         states = _states(folder / STATES)
-        left = f"{states[-1].name} is whole" if states else "no state was written before"
+        left = f"{states[-1].name} is complete" if states else "no previous state exists"
         message = f"cannot be written, {left}: {error}"
         raise TrainingError([Problem(str(folder), "", None, "free space, then resume=true", message)]) from error
 
@@ -151,9 +151,9 @@ def require_same(before: Mapping[str, Any], settings: TrainSettings, file: str) 
     """
     now = _flat(_without_places(settings.model_dump(mode="json")))
     then = _flat(_without_places(completed(before)))
-    message = "cannot change within a run; choose another output"
+    message = "cannot change during a run; choose another output"
     problems = [
-        Problem(file, key, now.get(key), f"{then.get(key)!r}, as the run began", message)
+        Problem(file, key, now.get(key), f"{then.get(key)!r}, as at the start of the run", message)
         for key in sorted({*now, *then})
         if now.get(key) != then.get(key) and not _may_change(key)
     ]

@@ -82,7 +82,7 @@ def _fitted(base: Any, changes: Mapping[str, Any], key: str, problems: list[Prob
     known = {each.name for each in fields(base)} - set(_OF_THE_DATA)
     for name in sorted(set(changes) - known):
         expected = "one of " + ", ".join(sorted(known))
-        problems.append(Problem("", f"{key}.{name}", changes[name], expected, f"{name!r} is no size of the network"))
+        problems.append(Problem("", f"{key}.{name}", changes[name], expected, f"{name!r} is not a size of the network"))
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in changes.items() if name in known
     }
@@ -221,8 +221,8 @@ def _domain_problems(policy: Policy, embodiments: Mapping[str, Embodiment]) -> l
     for robot, embodiment in embodiments.items():
         owner = owners.setdefault(embodiment.domain_id, robot)
         if owner != robot:
-            expected = f"a domain of its own, 0…{policy.network.config.num_domains - 1}"
-            message = f"robot {robot!r} has the domain of {owner!r}; set domain_id in its data set or profile"
+            expected = f"an unused domain, 0…{policy.network.config.num_domains - 1}"
+            message = f"robot {robot!r} has the same domain as {owner!r}; set domain_id in its data set or profile"
             problems.append(Problem("", "datasets.domain_id", embodiment.domain_id, expected, message))
     return problems
 
@@ -241,7 +241,7 @@ def _check(policy: Policy, embodiments: Mapping[str, Embodiment]) -> None:
         try:
             policy.check(embodiment)
         except ValueError as error:
-            problems.append(Problem("", f"datasets: {robot}", None, "a robot that the network can drive", str(error)))
+            problems.append(Problem("", f"datasets: {robot}", None, "a robot that the network can control", str(error)))
     if problems:
         raise TrainingError(problems)
 
@@ -254,10 +254,10 @@ def _check_words(policy: Policy, instructions: Sequence[str]) -> None:
         return
     need = max(tokenizer.tokens(text) for text in cut)
     expected = f"at most {tokenizer.length} tokens"
-    remedy = f"say it in fewer words, or train from scratch with model.network.tokenizer_max_length={need}"
+    remedy = f"shorten it, or train from scratch with model.network.tokenizer_max_length={need}"
     problems = []
     for text, lost in sorted(cut.items())[:MOST_NAMED]:
-        message = f"the end {lost!r} of {text!r} would be lost: {remedy}"
+        message = f"the end {lost!r} of {text!r} would be cut off: {remedy}"
         problems.append(Problem("", "instruction", text, expected, message))
     raise TrainingError(problems)
 
@@ -275,7 +275,7 @@ def _initialise(policy: Policy, chosen: Mapping[str, str | int], embodiments: Ma
         known = {name: row for name, row in known.items() if row != own and policy.is_trained(row)}
         row = known.get(source) if isinstance(source, str) else source
         if row is None or not 0 <= row < domains or row == own or not policy.is_trained(row):
-            expected = f"another robot of the checkpoint ({', '.join(known) or 'it names none'}), or its domain"
+            expected = f"another robot of the checkpoint ({', '.join(known) or 'it names none'}), or a domain id"
             message = f"{source!r} is no other domain that the checkpoint was trained for, 0…{domains - 1}"
             problems.append(Problem("", key, source, expected, message))
             continue
@@ -298,7 +298,7 @@ def take_vision(network: XvlaNetwork, folder: str) -> None:
             continue
         if name not in other or other[name].shape != weight.shape:
             found = list(other[name].shape) if name in other else None
-            message = "does not fit the network's vision tower"
+            message = "does not fit the network's vision encoder"
             raise TrainingError([Problem(folder, name, found, f"shape {list(weight.shape)}", message)])
         weight.copy_(other[name])
 

@@ -122,11 +122,11 @@ class Trainer:
         file = str(self.folder / STATES)
         require_same(state.facts["settings"], self.settings, file)
         if state.facts.get("fingerprint", self.fingerprint) != self.fingerprint:
-            message = "the checkpoint, the recordings or their profiles have changed since the run began"
-            raise TrainingError([Problem(file, "", None, "what it began with, or another output", message)])
+            message = "the checkpoint, the recordings or their profiles have changed since the run started"
+            raise TrainingError([Problem(file, "", None, "the original ones, or another output", message)])
         if state.facts.get("meaning", self.meaning) != self.meaning:
-            message = "the instructions, or settings of the robots, have changed since the run began"
-            raise TrainingError([Problem(file, "", None, "what it began with, or another output", message)])
+            message = "the instructions or the settings of the robots have changed since the run started"
+            raise TrainingError([Problem(file, "", None, "the original ones, or another output", message)])
         self._restore(state)
         threads = int(state.facts.get("threads", 0))
         if self.accelerator.device.type == "cpu" and 0 < threads <= usable_cores():

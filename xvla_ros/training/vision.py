@@ -103,7 +103,7 @@ class Vision:
     def about(self, summary: Mapping[str, Any]) -> list[str]:
         count = sum(weight.numel() for weight in self.network.vlm.vision_tower.parameters())
         names = self.source.names
-        return [f"vision tower of {count:,} parameters, {len(names)} objects: {', '.join(names)}"]
+        return [f"vision encoder with {count:,} parameters, {len(names)} objects: {', '.join(names)}"]
 
     def outcome(self, summary: Mapping[str, Any]) -> list[str]:
         medians = [

@@ -106,7 +106,7 @@ def run_live(
             supervisor.wait_for(lambda: not child.running, None, "the end of the bag")
             supervisor.check()
     if not file.exists():
-        raise ChildError(f"the player wrote no chunks; logs of the processes: {output / 'logs'}")
+        raise ChildError(f"the player recorded no chunks; logs of the processes: {output / 'logs'}")
     return file
 
 
@@ -158,7 +158,7 @@ def compare_live(
     units = 1.0 if profile.action_spec.is_end_effector else np.array([abs(j.scale) for j in profile.joints.ordered])
     policy = source.policy
     if policy is None:
-        raise SetupError("there is no policy to hold live chunks against")
+        raise SetupError("there is no policy to compare live chunks with")
     for seen in observations(bag, _measured(profile), at=sorted(told)):
         if not isinstance(seen, Observation) or seen.stamp not in told:
             continue
@@ -170,7 +170,7 @@ def compare_live(
     shared = len(answered & told.keys())
     equal = common > 0 and largest <= TOLERANCE
     text = (
-        f"live: {common} of {len(told)} stamps ({common / len(told):.0%}) were answered here as well, "
+        f"live: {common} of {len(told)} stamps ({common / len(told):.0%}) were also predicted here, "
         f"{'equally' if equal else 'NOT equally'}: largest difference {largest:.2g}; {shared} of them are among "
         f"the {len(answered)} of this report"
     )

@@ -88,7 +88,7 @@ class Figures:
             )
         self.layout = layout_of(self.parts[0].record)
         if any(layout_of(part.record) != self.layout for part in self.parts):
-            raise EvaluationError("the bags were replayed with different chunks; replay them anew")
+            raise EvaluationError("the bags were replayed with different chunks; replay them again")
         sizes = self.layout.waypoints, self.layout.measures
         self.errors = [ErrorSums(*sizes) for _ in range(runs)]
         self.joint_errors = [ErrorSums(sizes[0], self.layout.joints) for _ in range(runs)]

@@ -110,8 +110,8 @@ def verdict(document: Mapping[str, Any]) -> Verdict:
     still, mean = (document["baselines"][name]["headline"]["mae"] for name in (PERSISTENCE, MEAN))
     if document["settings"].get("baseline"):
         return Verdict(
-            f"No policy was asked. A policy must be below {still:.3g} {unit}, the error of an arm that stays where it "
-            f"is, and below {mean:.3g} {unit}, that of one that always goes to the mean of the recording.",
+            f"No policy was run. The error of a policy must be below {still:.3g} {unit}, the error of an arm that "
+            f"does not move, and below {mean:.3g} {unit}, that of one that always goes to the mean of the recording.",
             "",
             baseline=True,
         )
@@ -121,7 +121,7 @@ def verdict(document: Mapping[str, Any]) -> Verdict:
         for found, other, what in zip(
             beats,
             (still, mean),
-            ("an arm that stays where it is", "one that always goes to the mean of the recording"),
+            ("an arm that does not move", "one that always goes to the mean of the recording"),
             strict=True,
         )
     ]
@@ -129,7 +129,7 @@ def verdict(document: Mapping[str, Any]) -> Verdict:
     below = all(found["holds"] for found in beats)
     chance = not all(_is_sure(found["difference"]["interval"]) for found in beats)
     if chance:
-        words += " With these episodes the difference may be chance."
+        words += " With so few episodes the difference may be due to chance."
     colour = "bad" if not (below and document["trained"]) else "" if chance else "good"
     return Verdict(words, colour)
 
@@ -143,7 +143,7 @@ def _horizon_in_words(document: Mapping[str, Any], name: str) -> str:
     values, unit = _floats(horizon["runs"][0]), horizon["unit"]
     first, last = horizon["times"][0], horizon["times"][-1]
     return (
-        f"Error by how far ahead a waypoint lies, {first:.2f} to {last:.2f} s: {name} "
+        f"Error by the time of a waypoint after the observation, {first:.2f} to {last:.2f} s: {name} "
         f"{page.span_in_words(values, unit)}, staying still "
         f"{page.span_in_words(_floats(horizon[PERSISTENCE]), unit)}"
     )
@@ -156,7 +156,7 @@ def _episodes_in_words(document: Mapping[str, Any], unit: str) -> str:
 
 def _shift_in_words(shifts: Sequence[Mapping[str, Any]], unit: str) -> str:
     errors = _floats([each["mae"] for each in shifts])
-    return f"Error of a robot that is late or early: {page.span_in_words(errors, unit)}"
+    return f"Error if the robot is late or early: {page.span_in_words(errors, unit)}"
 
 
 def _cards(document: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -219,7 +219,7 @@ def _compare(document: Mapping[str, Any]) -> dict[str, Any]:
     low_high = apart["interval"]
     words = f"{names[1]} minus {names[0]}: {apart['mean']:+.3g} {unit}"
     words += (
-        "; one episode tells nothing of chance."
+        "; one episode is too few for an interval."
         if low_high is None
         else (
             f", 95 % interval {low_high[0]:+.3g} to {low_high[1]:+.3g} (bootstrap over {apart['episodes']} episodes)."
@@ -341,7 +341,7 @@ def _shown_episode(figures: Figures) -> tuple[Any, str]:
     part = figures.parts[bag]
     told = part.record.episodes[episode]["instruction"]
     rows = part.rows(episode, MOST_ROWS)
-    words = f"“{told}”, {Path(part.record.path).name}, the episode whose error is in the middle"
+    words = f"“{told}”, {Path(part.record.path).name}, the episode with the median error"
     return rows, words if len(rows) < MOST_ROWS else f"{words}, its first {MOST_ROWS} observations"
 
 
@@ -452,7 +452,7 @@ def horizon_plot(horizon: Mapping[str, Any], labels: Sequence[str]) -> bytes:
     times = _floats(horizon["times"])
     lines = [
         *zip(labels, horizon["runs"], (COMMANDED, SECOND), strict=False),
-        ("stays where it is", horizon["persistence"], STILL),
+        ("does not move", horizon["persistence"], STILL),
         ("mean of the recording", horizon["mean"], "#c9ced6"),
     ]
     for label, values, colour in lines:
@@ -460,7 +460,7 @@ def horizon_plot(horizon: Mapping[str, Any], labels: Sequence[str]) -> bytes:
     axes.set_ylim(bottom=0.0)
     axes.set_xlabel("s from the observation to the waypoint")
     axes.set_ylabel(horizon["unit"])
-    axes.set_title("error by how far ahead", loc="left", fontsize=10)
+    axes.set_title("error by time ahead", loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=7)
     return png(drawn)
 
@@ -474,7 +474,7 @@ def shift_plot(shifts: Sequence[Mapping[str, Any]], unit: str) -> bytes:
     axes.axvline(0.0, color=STILL, lw=0.8)
     axes.set_xlabel("s late")
     axes.set_ylabel(unit)
-    axes.set_title("error of a robot that is late", loc="left", fontsize=10)
+    axes.set_title("error if the robot is late", loc="left", fontsize=10)
     return png(drawn)
 
 
@@ -489,7 +489,7 @@ def episodes_plot(episodes: Sequence[Mapping[str, Any]], labels: Sequence[str], 
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("episode")
     axes.set_ylabel(unit)
-    axes.set_title("error by episode; grey: staying still", loc="left", fontsize=10)
+    axes.set_title("error by episode; grey: an arm that does not move", loc="left", fontsize=10)
     return png(drawn)
 
 

@@ -141,7 +141,9 @@ def make_report(recording: RunRecording, profile: Profile) -> Report:
             "expected /diagnostics with the key 'trained' once a second"
         )
     if not recording.start:
-        raise EvaluationError(f"no joints, images or commands of {profile.name} were recorded: there is no run")
+        raise EvaluationError(
+            f"no joints, images or commands of {profile.name} were recorded, so there is nothing to report"
+        )
     last = recording.statuses[-1] if recording.statuses else None
     return Report(
         robot=profile.name,
@@ -247,7 +249,10 @@ def summary(report: Report) -> str:
     dropped = 100.0 * frames["frames_dropped"] / max(1, frames["frames_sent"])
     clock = f" of simulated time at {report.real_time_factor:.2f} times real time" if report.simulated else ""
     rows = [
-        ("weights", "untrained: random weights, the motion means nothing" if report.trained is False else report.label),
+        (
+            "weights",
+            "untrained: random weights, the motion is meaningless" if report.trained is False else report.label,
+        ),
         ("measured", f"{report.duration:.1f} s{clock}"),
         ("computes in", "{dtype}: {dtype_reason}".format(**report.computing) if report.computing else "not said"),
         *_episodes_in_words(report),

@@ -57,7 +57,7 @@ STATE_COLOURS = {  # ``INK`` on them has a contrast of 4.5 and more (WCAG AA)
 }
 DONE_COLOUR, FAILED_COLOUR = (24, 116, 66), (186, 44, 44)
 UNTRAINED_COLOUR = (196, 46, 92)
-UNTRAINED_LABEL = "UNTRAINED: random weights, the motion means nothing"
+UNTRAINED_LABEL = "UNTRAINED: random weights, the motion is meaningless"
 
 RATE = 15  # pictures a second
 
@@ -73,7 +73,7 @@ def write_film(
         EvaluationError: no encoder, or nothing to show.
     """
     if not recording.start:
-        raise EvaluationError("there is nothing to film: nothing of the robot was recorded")
+        raise EvaluationError("there is nothing to show in a film: no data of the robot was recorded")
     composer = Composer(scene)
     views = _Views(bag, profile, recording.start)
     times = [record.time for record in recording.statuses]
@@ -147,7 +147,7 @@ def read_frame(path: Path, time: float) -> Image:
             if frame.time is not None and frame.time >= time:
                 break
     if found is None:
-        raise EvaluationError(f"the film {path} holds no frame")
+        raise EvaluationError(f"the film {path} contains no frame")
     return np.asarray(found.to_ndarray(format="rgb24"), dtype=np.uint8)
 
 

@@ -203,7 +203,7 @@ def _course_in_words(recording: RunRecording) -> str:
     whole = max(recording.duration, 1e-9)
     parts = [f"{said} {share / whole:.0%}" for said, share in shares.items()]
     ended = [f"episode {number} {each.outcome}" for number, each in enumerate(recording.episodes, start=1)]
-    return "; ".join(["Course of the run", *parts, f"{len(recording.chunks)} chunks arrived", *ended])
+    return "; ".join(["Timeline of the run", *parts, f"{len(recording.chunks)} chunks arrived", *ended])
 
 
 def _joint_in_words(joint: str, recording: RunRecording) -> str:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from xvla_ros.robots.actions import Decoder, Trajectory
     from xvla_ros.robots.profile import Profile
 
-TIME_IS_UP, SOMETHING_ELSE, NOT_JUDGED = "time is up", "did something else", "not judged"
+TIME_IS_UP, SOMETHING_ELSE, NOT_JUDGED = "time limit", "did something else", "not judged"
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class ControlDriver:
         off = float(np.linalg.norm(found - sight.position))
         if off > OFF:
             raise SimulationError(
-                f"{description.origin} has the grip site {off:.3f} m from where the simulator has it: "
+                f"{description.origin} has the grip site {off:.3f} m away from its place in the simulator: "
                 f"{found.round(3).tolist()} against {sight.position.round(3).tolist()}; expected at most {OFF} m"
             )
         pilot.controller.start()

@@ -94,7 +94,7 @@ class PolicyDriver:
             (chunk,) = self._predict([self.observation(sight, step)], [None])
             actions = to_simulator(chunk.actions[: self._execute], self._protocol)
         except ValueError as error:
-            raise EvaluationError(f"the policy's answer at step {step} cannot be carried out: {error}") from error
+            raise EvaluationError(f"the policy's answer at step {step} cannot be executed: {error}") from error
         self.chunks += 1
         self.inference_ms.append(chunk.inference_ms)
         if self._protocol.state_after == "commanded":
@@ -189,7 +189,7 @@ def misfits(info: CheckpointInfo) -> list[Problem]:
         if known is not None:
             width = getattr(known.statistics, part).width
         if width not in (None, WIDTH):
-            message = f"the {part} was normalised over another number of channels: it is another robot's"
+            message = f"the {part} was normalised with another number of channels: it belongs to another robot"
             problems.append(Problem("policy_preprocessor.json", f"statistics.{part}", width, str(WIDTH), message))
     if info.views is not None and info.views < len(SLOTS):
         problems.append(Problem("config.json", "num_image_views", info.views, str(len(SLOTS)), "has too few views"))
@@ -231,7 +231,7 @@ def load_suite_policy(
     except CheckpointError:
         raise
     except (ValueError, RuntimeError, AssertionError) as error:
-        raise SetupError(f"checkpoint {checkpoint} cannot be asked about LIBERO: {error}") from error
+        raise SetupError(f"checkpoint {checkpoint} cannot be used for LIBERO: {error}") from error
     return on_engine(policy, AUTO, {policy.processor.views(embodiment)}), embodiment
 
 

@@ -100,7 +100,7 @@ class JointDriver:
             (chunk,) = self._predict([Observation(self._embodiment, stamp, images, state, self._instruction)], [None])
             waypoints = from_policy(chunk.actions[: self._execute], self._profile)
         except ValueError as error:
-            raise EvaluationError(f"the policy's answer at step {step} cannot be carried out: {error}") from error
+            raise EvaluationError(f"the policy's answer at step {step} cannot be executed: {error}") from error
         self.chunks += 1
         self.inference_ms.append(chunk.inference_ms)
         due = chunk.times[: self._execute]

@@ -147,7 +147,7 @@ def first_successes(folder: Path) -> dict[int, tuple[SuiteEpisode, NDArray[np.fl
     """
     files = sorted((folder / "episodes").glob("*.json"))
     if not files:
-        raise SetupError(f"{folder} holds no evaluation of a suite: there is no episodes/*.json in it")
+        raise SetupError(f"{folder} contains no evaluation of a suite: it has no episodes/*.json")
     found: dict[int, tuple[SuiteEpisode, NDArray[np.float32]]] = {}
     for file in files:
         episode = _read_episode(file)
@@ -170,12 +170,12 @@ def _ensure_same(path: Path, mine: Mapping[str, Any]) -> None:
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise SetupError(f"{path} is no JSON; name another folder with --output, or delete it") from None
+        raise SetupError(f"{path} is not JSON; name another folder with --output, or delete it") from None
     for key, value in _flat(mine).items():
         other = _flat(theirs).get(key)
         if other != value:
             raise SetupError(
-                f"{path.parent} holds another evaluation: {key} was {other!r} and is {value!r}; name another folder "
+                f"{path.parent} contains another evaluation: {key} was {other!r} and is {value!r}; name another folder "
                 "with --output"
             )
 
@@ -254,17 +254,23 @@ class SuiteResult:
         suite = self.run.suite
         said = []
         if self.trained is False:
-            said.append("The checkpoint is untrained: its motion means nothing.")
+            said.append("The checkpoint is untrained: its motion is meaningless.")
         if self.run.driver == REPLAY:
             return said
         if not blind.total:
-            said.append("No baseline was run; --baseline replay says how much of the rate a blind path has.")
+            said.append(
+                "No baseline was run; --baseline replay measures the success rate of a recorded path without "
+                "camera images."
+            )
         elif own.total and wilson(blind.successes, blind.total)[1] >= own.successes / own.total:
-            said.append("A path that is replayed without looking does as well: the rate says nothing about seeing.")
+            said.append(
+                "A path that is replayed without camera images succeeds as often: the rate does not show that "
+                "the policy uses its cameras."
+            )
         if suite in PUBLISHED_SUITES and suite != "libero_90":
             said.append(
-                f"Objects of {suite} stand almost where they always do: beside it run {suite}_swap, where they change "
-                "places."
+                f"The objects of {suite} are almost always at the same places: also run {suite}_swap, where they "
+                "change places."
             )
         return said
 

@@ -65,7 +65,7 @@ def shipped_description(name: str) -> RobotDescription:
     path = config_dir() / "urdf" / f"{name}.urdf"
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.urdf")))
-        raise KinematicsError(f"no URDF called {name!r} comes with xvla_ros; there are {known}")
+        raise KinematicsError(f"xvla_ros has no URDF called {name!r}; available: {known}")
     return RobotDescription.from_file(path)
 
 
@@ -193,7 +193,7 @@ class Chain:
         try:
             return self._pin.buildModelFromXML(urdf.text)
         except Exception as error:  # Pinocchio raises what its parser raises
-            raise KinematicsError(f"{urdf.file} is no URDF that Pinocchio reads: {error}") from error
+            raise KinematicsError(f"{urdf.file} is not a URDF that Pinocchio can read: {error}") from error
 
     def _body(self, model: Any, link: str) -> int:
         return int(model.getFrameId(link, self._pin.FrameType.BODY))
@@ -206,7 +206,7 @@ class Chain:
             if whole.joints[joint].nq != 1:
                 raise KinematicsError(
                     f"joint {whole.names[joint]!r} between {ends} is {whole.joints[joint].shortname()}; expected "
-                    "revolute with limits, or prismatic: give a continuous joint the limits of its cables"
+                    "revolute with limits, or prismatic: give a continuous joint limits that its cables allow"
                 )
 
 
@@ -214,7 +214,7 @@ def _read(description: RobotDescription) -> Urdf:
     try:
         return parse_urdf(description.text, description.origin)
     except ProfileError as error:
-        raise KinematicsError(f"{description.origin} is no URDF: {error}") from error
+        raise KinematicsError(f"{description.origin} is not a URDF: {error}") from error
 
 
 def _limits(model: Any) -> dict[str, tuple[float, float, float]]:

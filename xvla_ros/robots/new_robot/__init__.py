@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A commented profile from a URDF: what the URDF says, and marks at what it cannot say."""
+"""A commented profile from a URDF: the content of the URDF, and marks at what it cannot say."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ def _written(page: Page, name: str, target: Path) -> tuple[str, Any]:
         text.encode("utf-8")
         read = read_parameters(text, target)
     except (yaml.YAMLError, UnicodeError) as error:
-        message = f"cannot hold what the URDF says: {' '.join(str(error).split())}"
-        expected = "other names in the URDF, or of its path"
+        message = f"cannot represent the URDF: {' '.join(str(error).split())}"
+        expected = "other names in the URDF, or another path"
         raise ProfileError([Problem(str(target), "", None, expected, message)]) from error
     meant = page.settings[WILDCARD]["ros__parameters"]
     if read.problems or read.robots != meant:
-        message = "does not read back as it was meant; please report it with the URDF"
-        problem = Problem(str(target), name, None, "what the URDF says", message)
+        message = "differs after it is read back; please report this error with the URDF"
+        problem = Problem(str(target), name, None, "the content of the URDF", message)
         raise ProfileError([*read.problems, problem])
     return text, meant[name]
 
@@ -108,12 +108,12 @@ def write_profile(new: NewProfile, output: str | Path) -> None:
         with Path(output).open("x", encoding="utf-8") as stream:
             stream.write(new.text)
     except FileExistsError as error:
-        message = "is there already, and hand-made changes in it would be lost"
-        expected = "another --output, or the file moved away"
+        message = "already exists, and manual changes in it would be lost"
+        expected = "another --output, or move the file away"
         raise ProfileError([Problem(str(output), "", None, expected, message)]) from error
     except OSError as error:
         message = f"cannot be written: {error.strerror}"
-        raise ProfileError([Problem(str(output), "", None, "a file in a folder that exists", message)]) from error
+        raise ProfileError([Problem(str(output), "", None, "a file in an existing folder", message)]) from error
 
 
 def summary(new: NewProfile) -> str:
@@ -123,7 +123,7 @@ def summary(new: NewProfile) -> str:
     for arm in new.arms.arms:
         rows.append((arm.name, f"{', '.join(joint.name for joint in arm.joints)}; tip {arm.tip_link}"))
         if arm.gripper is not None:
-            note = "" if arm.gripper.name in used else ", which the action mode leaves out"
+            note = "" if arm.gripper.name in used else ", which the action mode does not use"
             rows.append((arm.gripper_name, arm.gripper.name + note))
     reasons = sorted(new.arms.left_out.items(), key=lambda item: item[1])
     for reason, items in groupby(reasons, key=lambda item: item[1]):
@@ -136,7 +136,7 @@ def summary(new: NewProfile) -> str:
 def _refuse_name(name: str, target: Path) -> None:
     # A name that YAML reads as a number or a truth value would not come back as text.
     if not re.match(NAME_PATTERN, name) or yaml.safe_load(name) != name:
-        message = f"{name!r} cannot be a robot's name: it is part of topic names"
+        message = f"{name!r} cannot be a robot's name, because it is part of topic names"
         raise ProfileError([Problem(str(target), "--name", name, "letters, digits and single underscores", message)])
 
 
@@ -163,8 +163,8 @@ def _refuse_misfit(urdf: Urdf, arms: Arms, spec: ActionSpec) -> None:
             for arm, (joints, gripper) in zip(arms.arms, shapes, strict=True)
         )
     if not fits:
-        message = f"action mode {spec.name} moves {expected}, and {found} was found"
-        hint = f"{expected}; name other arms by --base-link and --tip-link, or take --action-mode auto"
+        message = f"action mode {spec.name} moves {expected}, but {found} was found"
+        hint = f"{expected}; name other arms with --base-link and --tip-link, or use --action-mode auto"
         raise ProfileError([Problem(urdf.file, "--action-mode", spec.name, hint, message)])
 
 

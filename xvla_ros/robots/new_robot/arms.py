@@ -260,7 +260,7 @@ def _asked_for(urdf: Urdf, grippers: set[str], base_link: str | None, tip_links:
         urdf.ensure_link(link, "--tip-link")
         if tip_links.count(link) > 1:
             message = f"tip link {link!r} is given {tip_links.count(link)} times"
-            raise ProfileError([Problem(urdf.file, "--tip-link", link, "another link for each arm", message)])
+            raise ProfileError([Problem(urdf.file, "--tip-link", link, "a different link for each arm", message)])
         carriers = [urdf.root, *(joint.child for joint in urdf.path(link))]
         if base_link is not None and base_link not in carriers:
             message = f"base link {base_link!r} does not carry tip link {link!r}"
@@ -292,9 +292,9 @@ class _Search:
         if not found or len(found[0]) < SHORTEST_ARM:
             if self.left_out:
                 named = ", ".join(dict.fromkeys(self.left_out.values()))
-                raise self._question(f"no arm is to be seen, only {named} by the names", self._all.ends())
+                raise self._question(f"no arm was found, only {named}, judging by the names", self._all.ends())
             if self._base.has_fingers:
-                raise self._question("no arm is to be seen, only a gripper or a hand", self._all.ends())
+                raise self._question("no arm was found, only a gripper or a hand", self._all.ends())
         if len(found) > MOST_ARMS:
             raise self._question(f"{len(found)} branches could be arms", found)
         return found
@@ -317,11 +317,13 @@ class _Search:
         if len(longest) > 1:
             if ends_an_arm:
                 return [self._without_hand(above, children)]
-            raise self._question(f"{len(longest)} branches could be the arm, none longer than the others", ways)
+            raise self._question(f"{len(longest)} branches could be the arm, and none is longer than the others", ways)
         if longest:
             if ends_an_arm and len(children) > 1:
                 others = ", ".join(child.run[0].name for child in children if child is not longest[0])
-                self.doubts.append(f"whether the arm goes on with {longest[0].run[0].name}, where {others} begins too")
+                self.doubts.append(
+                    f"whether the arm continues with {longest[0].run[0].name}, because {others} also begins there"
+                )
             return self._beyond(longest[0], above + longest[0].run, shared)
         return [above] if above else []
 
@@ -362,7 +364,7 @@ def _refuse_unfit(urdf: Urdf, chains: Sequence[Sequence[UrdfJoint]], tip_links: 
     for index, chain in enumerate(chains):
         if not chain:
             tip = tip_links[index] if tip_links else urdf.root
-            message = f"no joint of an arm leads to {tip!r} alone"
+            message = f"no joint of an arm leads only to {tip!r}"
             problems.append(Problem(urdf.file, "--tip-link", tip, "the link at the end of one arm", message))
         problems += [problem for joint in chain for problem in _unfit(urdf, joint)]
     if problems:
@@ -372,20 +374,20 @@ def _refuse_unfit(urdf: Urdf, chains: Sequence[Sequence[UrdfJoint]], tip_links: 
 def _unfit(urdf: Urdf, joint: UrdfJoint) -> list[Problem]:
     expected = 'type "revolute" or "prismatic" with <limit lower="…" upper="…" velocity="…">'
     if joint.kind == "continuous":
-        message = f"joint {joint.name!r} is continuous, and a policy's joint needs limits"
-        expected += "; edit a copy: what its cables allow, or one turn to either side"
+        message = f"joint {joint.name!r} is continuous, but a joint of a policy needs limits"
+        expected += "; set in a copy what its cables allow, or one turn to each side"
         return [Problem(urdf.file, joint.name, joint.kind, expected, message)]
     if joint.kind not in ("revolute", "prismatic"):
-        message = f"joint {joint.name!r} is {joint.kind}, which no command here moves"
+        message = f"joint {joint.name!r} is {joint.kind}, which no command interface can move"
         return [Problem(urdf.file, joint.name, joint.kind, expected, message)]
     if joint.lower is None or joint.upper is None:
         return [Problem(urdf.file, joint.name, None, expected, f"joint {joint.name!r} has no limits")]
     if not joint.has_range:
-        message = f"joint {joint.name!r} has limits {joint.lower:g} … {joint.upper:g}, between which it cannot move"
+        message = f"joint {joint.name!r} has limits {joint.lower:g} … {joint.upper:g}, which leave no range of motion"
         return [Problem(urdf.file, joint.name, [joint.lower, joint.upper], "lower below upper", message)]
     if max(-joint.lower, joint.upper) > WIDEST_JOINT:
-        message = f"joint {joint.name!r} has limits {joint.lower:g} … {joint.upper:g}, which is none"
-        return [Problem(urdf.file, joint.name, [joint.lower, joint.upper], f"what it can do; {expected}", message)]
+        message = f"joint {joint.name!r} has limits {joint.lower:g} … {joint.upper:g}, which leave no range of motion"
+        return [Problem(urdf.file, joint.name, [joint.lower, joint.upper], f"the real limits; {expected}", message)]
     return []
 
 
@@ -425,7 +427,7 @@ def _arm(urdf: Urdf, name: str, chain: Chain, tip: str, grippers: set[str]) -> A
     if len(usable) > MOST_FINGERS:
         return Arm(name, chain, None, tip, reach)
     beside = ", ".join(joint.name for joint in usable[1:])
-    doubts = (f"whether this opens the gripper; {beside} beside it stays as it is",) if beside else ()
+    doubts = (f"whether this joint opens the gripper; {beside} next to it is not commanded",) if beside else ()
     return Arm(name, chain, usable[0] if usable else None, tip, reach, doubts)
 
 
@@ -445,13 +447,16 @@ def _doubts(arms: Sequence[Arm], left_out: Mapping[str, str]) -> list[str]:
     found = []
     counts = Counter(left_out.values())
     if told := [f"{counts[reason]} for {reason}" for reason in GUESSES if counts[reason]]:
-        found.append(f"what the arms are: joints were taken, {', '.join(told)}, see above; --tip-link asks for others")
+        found.append(
+            f"whether these are the arms: joints were chosen, {', '.join(told)}, see above; choose others "
+            "with --tip-link"
+        )
     if len(arms) > 1 and arms[0].name == "arm_1":
-        found.append("the order of the arms: no name tells left from right")
+        found.append("the order of the arms: no name says left or right")
     for arm in arms:
         body = [joint.name for joint in arm.joints if words_of([joint]) & BODIES]
         if body and len(arm.joints) - len(body) >= SHORTEST_ARM:
-            found.append(f"whether {', '.join(body)} is part of the {arm.name}; --base-link begins it further out")
+            found.append(f"whether {', '.join(body)} is part of the {arm.name}; --base-link lets it begin further out")
     return found
 
 
@@ -470,7 +475,7 @@ def _left_out(urdf: Urdf, arms: Sequence[Arm], grippers: set[str], shared: set[s
         elif joint.name in grippers:
             carriers = urdf.path(joint.parent)
             commanded = any(arm.joints[-1] in carriers and arm.gripper is not None for arm in arms)
-            reasons[joint.name] = "a finger beside the one that is commanded" if commanded else HAND
+            reasons[joint.name] = "a finger next to the commanded one" if commanded else HAND
         else:
-            reasons[joint.name] = "not of these arms"
+            reasons[joint.name] = "not part of these arms"
     return reasons

@@ -148,7 +148,7 @@ def open_marks(profile: Profile) -> list[Problem]:
         if key.partition(".")[0] != profile.name:
             continue
         message = f"line {number + 1} is still marked: {found['text']}"
-        problems.append(Problem(str(profile.source), key, value, f'the right setting, and "{MARK} …" removed', message))
+        problems.append(Problem(str(profile.source), key, value, f'the right value, without "{MARK} …"', message))
     return problems
 
 
@@ -204,7 +204,7 @@ def render(draft: ProfileDraft) -> Page:
     page = Page(head=list(_head(draft)))
     robot = _Robot(page, (WILDCARD, "ros__parameters", draft.name))
     robot.put("schema_version", 1)
-    robot.put("instruction", "", f"nothing moves until one arrives on ~/{draft.name}/instruction")
+    robot.put("instruction", "", f"the arm does not move until an instruction arrives on ~/{draft.name}/instruction")
     for write in (_policy, _cameras, _joints, _tools, _commands, _timing):
         write(robot, draft)
     return page
@@ -230,11 +230,11 @@ class _Robot:
 
 
 def _head(draft: ProfileDraft) -> Iterator[str]:
-    yield f"{draft.name}, begun from {draft.urdf_name} by xvla new-robot."
+    yield f"{draft.name}, written from {draft.urdf_name} by xvla new-robot."
     yield ""
-    yield "Joint names and limits are the URDF's; max_velocity is half of its velocity. Settings that no URDF holds"
-    yield f'have a usual value and the mark "{CHECK}". Make them right, then remove the mark;'
-    yield "xvla check lists those that are left."
+    yield "Joint names and limits are the URDF's; max_velocity is half of its velocity. Settings that no URDF contains"
+    yield f'have a usual value and the mark "{CHECK}". Set the right values, then remove the marks;'
+    yield "xvla check lists the remaining ones."
     unused = [arm.gripper.name for arm in draft.arms.arms if arm.gripper and not draft.joints_of(arm, gripper=True)]
     reasons = draft.arms.left_out | dict.fromkeys(unused, f"a gripper, for which {draft.spec.name} has no channel")
     if reasons:
@@ -247,12 +247,14 @@ def _policy(robot: _Robot, draft: ProfileDraft) -> None:
     tools = draft.spec.is_end_effector
     policy = robot.section("policy")
     policy.say("")
-    policy.put("checkpoint", "", "one trained for this robot; empty is untrained: random motion", True)
+    policy.put("checkpoint", "", "a checkpoint trained for this robot; empty: untrained, random motion", True)
     policy.put("revision", "")
     policy.put("action_mode", draft.spec.name, _mode_note(draft))
-    policy.put("domain_id", FREE_DOMAIN, "the checkpoint's; 19, 28 and 29 are free in the released ones", True)
-    policy.put("waypoint_dt", 0.0333, "as in the training data; too short is abrupt", True)
-    offset = "waypoint_dt; 0.0 where the first action is of the frame itself"
+    policy.put(
+        "domain_id", FREE_DOMAIN, "domain id in the checkpoint; 19, 28 and 29 are free in the released ones", True
+    )
+    policy.put("waypoint_dt", 0.0333, "as in the training data; too short makes motion abrupt", True)
+    offset = "waypoint_dt; 0.0 if the first action is at the time of the image"
     policy.put("first_waypoint_offset", 0.0333, offset, True)
     policy.put("denoising_steps", 10)
     if tools:
@@ -267,14 +269,14 @@ def _mode_note(draft: ProfileDraft) -> str:
     count = len(draft.joints)
     if draft.spec.decoded_width is None:
         return f"the first {count} of the checkpoint's max_action_dim numbers are this robot's joints"
-    return f"{draft.spec.decoded_width} numbers a waypoint"
+    return f"{draft.spec.decoded_width} numbers per waypoint"
 
 
 def _cameras(robot: _Robot, draft: ProfileDraft) -> None:
     wrists = [arm.name.replace("arm", "wrist") for arm in draft.arms.arms]
     cameras = robot.section("cameras")
     cameras.say("")
-    cameras.mark("the cameras you have, in the order of the checkpoint's views; the first goes with the instruction")
+    cameras.mark("your cameras, in the order of the checkpoint's views; the first is the main camera")
     cameras.put("slots", ["front", *wrists])
     for camera in ("front", *wrists):
         row = {"topic": f"/{camera}/image_raw", "transport": "raw", "required": True, "max_age": 0.2}
@@ -285,7 +287,7 @@ def _joints(robot: _Robot, draft: ProfileDraft) -> None:
     joints = robot.section("joints")
     joints.say("", "policy value = ROS position (rad, or m where prismatic) * scale + offset")
     joints.mark(
-        "topic of the joint states, and the names in them: a driver may have its own",
+        "topic of the joint states, and the joint names in them: a driver may use other names",
         "scale and offset, for the units of the training data: 1.0 is rad, 57.29577951 degrees",
         "max_acceleration, which no URDF has",
     )
@@ -303,15 +305,15 @@ def _joint(each: DraftJoint) -> tuple[dict[str, Any], list[str]]:
     notes = list(each.arm.gripper_doubts) if each.is_gripper else []
     if each.as_share:
         scale, offset = 1.0 / (upper - lower), -lower / (upper - lower)
-        notes.append("0 is lower and 1 upper here; the other way round in some data")
+        notes.append("here 0 is lower and 1 is upper; some data sets use the opposite")
     if max(-lower, upper) > WIDEST[joint.kind]:
         guess = "rad; are they degrees?" if joint.kind == "revolute" else "m; are they millimetres?"
         notes.append(f"lower and upper, {lower:g} and {upper:g} {guess}")
     speed = joint.velocity * SPEED_SHARE
     if not 0.0 < joint.velocity < FASTEST[joint.kind]:
         speed = UNKNOWN_SPEED[joint.kind]
-        told = f"says {joint.velocity:g}, as no arm has" if joint.velocity > 0.0 else "says nothing"
-        notes.append(f"max_velocity, of which the URDF {told}")
+        told = f"gives {joint.velocity:g}, which no arm reaches" if joint.velocity > 0.0 else "gives no value"
+        notes.append(f"max_velocity, for which the URDF {told}")
     acceleration = ACCELERATION[joint.kind]
     settings = {
         "topic": JOINT_STATES,
@@ -339,19 +341,21 @@ def _tools(robot: _Robot, draft: ProfileDraft) -> None:
 def _tool(tool: _Robot, draft: ProfileDraft, arm: Arm) -> None:
     joints = draft.joints_of(arm, gripper=False)
     reach = max(math.ceil(arm.reach * 10.0) / 10.0, LEAST_REACH)
-    tool.put("urdf", draft.urdf, "a robot_description topic comes first")
+    tool.put("urdf", draft.urdf, "a robot_description topic has priority")
     tool.put("base_link", draft.arms.base_link, "the frame of the poses in the training data", True)
-    tool.put("tip_link", arm.tip_link, "the link whose pose they are", True)
+    tool.put("tip_link", arm.tip_link, "the link whose pose the policy uses", True)
     tool.put("joints", [each.name for each in joints])
     if len(joints) >= SPARE_JOINTS_FROM:
         middle = [_rounded(((each.joint.lower or 0.0) + (each.joint.upper or 0.0)) / 2.0) for each in joints]
-        tool.section("home").mark("the posture that spare joints are drawn to; this is the middle of the ranges")
+        tool.section("home").mark("the posture that redundant joints move towards; this is the middle of the ranges")
         tool.put("home", middle)
-    tool.put("policy_rpy", [0.0, 0.0, 0.0], "the turn from tip_link to the tool frame of the training data", True)
-    tool.put("workspace_min", [-reach, -reach, 0.0], "the box to stay in: table, walls, people", True)
+    tool.put("policy_rpy", [0.0, 0.0, 0.0], "the rotation from tip_link to the tool frame of the training data", True)
+    tool.put(
+        "workspace_min", [-reach, -reach, 0.0], "the box that the tool must stay in: mind table, walls, people", True
+    )
     tool.put("workspace_max", [reach, reach, reach])
     gripper = draft.joints_of(arm, gripper=True)[0]
-    tool.section("gripper").mark("which end is open, and which channel values mean it")
+    tool.section("gripper").mark("which end is open, and which channel values mean open")
     settings = {
         "joint": gripper.name,
         "rule": "binary",
@@ -376,7 +380,7 @@ def _commands(robot: _Robot, draft: ProfileDraft) -> None:
     groups = [(name, joints) for name, joints in groups if joints]
     commands = robot.section("commands")
     commands.say("")
-    commands.mark("interface and topics your controllers listen to, and the joints of each, in its order")
+    commands.mark("interface and topics of your controllers, and the joints of each, in its order")
     commands.put("interface", "joint_trajectory")
     commands.put("groups", [name for name, _ in groups])
     for name, joints in groups:
@@ -388,14 +392,14 @@ def _timing(robot: _Robot, draft: ProfileDraft) -> None:
     timing.say("")
     timing.put("command_rate", 30.0)
     timing.put("lead", 0.05)
-    timing.put("lookahead", 0.5, "a node that dies stops the arm within this time")
+    timing.put("lookahead", 0.5, "if the node dies, the arm stops within this time")
     timing.put("observation_timeout", 0.3)
     timing.put("inference_timeout", 2.0)
     timing.put("clock_timeout", 1.0)
     timing.put("controller_timeout", 0.5)
     smoothing.say("")
     smoothing.put("method", "realtime_chunking")
-    smoothing.put("execute", 0.5, "the next chunk takes over when half of one has passed")
+    smoothing.put("execute", 0.5, "the next chunk takes over after half of a chunk")
 
 
 def _rounded(value: float) -> float:

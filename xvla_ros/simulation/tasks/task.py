@@ -353,7 +353,7 @@ class Task(ABC):
         """
         if instruction not in self.instructions:
             raise ValueError(
-                f"{self.name} of {self.profile.name} never says {instruction!r}; expected one of: "
+                f"{self.name} of {self.profile.name} has no instruction {instruction!r}; expected one of: "
                 + ", ".join(self.instructions)
             )
         for each in count(seed):
@@ -369,7 +369,9 @@ class Task(ABC):
             RuntimeError: no episode was begun in this world.
         """
         if self._layout is None or self._cell is None or self._cell.world is not world:
-            raise RuntimeError(f"task {self.name!r} was asked for an outcome before reset; call reset with this world")
+            raise RuntimeError(
+                f"task {self.name!r} was asked for an outcome before it was reset; call reset with this world"
+            )
         if not (self._success or self._wrong):
             self._success, self._wrong = self._judge(self._cell, self._layout)
             self._success = self._success and not self._wrong
@@ -388,7 +390,7 @@ class Task(ABC):
             goals = self._goals(cell, props)
             if len({goal.prop for goal in goals}) > 1:
                 return props, goals
-        message = f"task {self.name!r}: no layout of {TRIES} has two cubes in reach; move the regions nearer"
+        message = f"task {self.name!r}: none of {TRIES} layouts has two cubes in reach; move the regions nearer"
         raise SimulationError(message)
 
     def _start(self, cell: Cell, rng: np.random.Generator) -> dict[str, float]:

@@ -23,7 +23,7 @@ from xvla_ros.training.data.draws import Paraphrases
 from xvla_ros.training.data.samples import DataSet, Rows, Samples
 from xvla_ros.training.data.store import Store, make_store, open_store
 
-FORM = "a mapping of each instruction to a list of other words for it"  # of a file of paraphrases
+FORM = "a mapping from each instruction to a list of paraphrases"  # of a file of paraphrases
 MIXED_RATES = 1.5  # ratio of picture rates from which on two recordings do not belong together
 
 
@@ -150,8 +150,8 @@ def _open(
             "robot",
             recording.profile.name,
             profile.name,
-            f"is of robot {recording.profile.name}, the first recording of {profile.name}: make it a data set of "
-            "its own",
+            f"is of robot {recording.profile.name}, but the first recording is of {profile.name}: put it into a "
+            "separate data set",
         )
         for recording in recordings
         if recording.profile.name != profile.name
@@ -213,7 +213,7 @@ def _paths(entry: DatasetSettings) -> list[Path]:
                         "paths",
                         pattern,
                         "an existing file or folder, or a pattern",
-                        f"nothing is at {pattern}",
+                        f"no file or folder matches {pattern}",
                     )
                 ]
             )
@@ -244,7 +244,8 @@ def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, str]]) -> lis
                 round(rates[fast], 2),
                 f"about {rates[slow]:.3g} Hz as {slow}, or rate set",
                 f"mixed rates: images of the main camera come at {rates[fast]:.3g} Hz here and at {rates[slow]:.3g} "
-                f"Hz in {slow}, so this one would count more: set rate for the data set, or make two",
+                f"Hz in {slow}, so this recording would have more weight: set rate for the data set, or make two "
+                "data sets",
             )
         )
     without = [source for source, (_, actions) in told.items() if actions == "measured"]
@@ -255,8 +256,8 @@ def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, str]]) -> lis
                 "actions",
                 "measured",
                 "commands in every recording, or actions set to measured",
-                f"{len(without)} of {len(told)} recordings have no commands for every episode, the others have: set "
-                "actions to measured for all, or make two data sets",
+                f"{len(without)} of {len(told)} recordings do not have commands for every episode, but the others "
+                "do: set actions to measured for all, or make two data sets",
             )
         )
     unplanned = [source for source, (_, actions) in told.items() if actions == "commanded"]
@@ -266,9 +267,9 @@ def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, str]]) -> lis
                 unplanned[0],
                 "actions",
                 "commanded",
-                "marks that say planned in every recording, or actions set",
-                f"{len(unplanned)} of {len(told)} recordings do not say that their commands are whole plans, the "
-                "others do: set actions to planned or commanded for all, or make two data sets",
+                "episode markers that say planned in every recording, or actions set",
+                f"{len(unplanned)} of {len(told)} recordings do not say that their commands are complete plans, "
+                "but the others do: set actions to planned or commanded for all, or make two data sets",
             )
         )
     return problems
@@ -287,8 +288,8 @@ def _conflicts(datasets: Sequence[DataSet]) -> list[Problem]:
                     "robot",
                     each.profile.name,
                     "one profile and one domain for each robot",
-                    f"two data sets of robot {each.profile.name!r} differ in domain, action mode, cameras or time "
-                    "base: give one of the profiles another name",
+                    f"two data sets of robot {each.profile.name!r} have different domains, action modes, cameras or "
+                    "time bases: rename one of the profiles",
                 )
             )
     return problems
@@ -338,9 +339,9 @@ def read_paraphrases(path: Path) -> dict[str, tuple[str, ...]]:
         text = limits.cause(error)
         raise SamplesError([Problem(str(path), "", None, FORM, f"cannot be read: {text}")]) from error
     if not isinstance(raw, dict):
-        raise SamplesError([Problem(str(path), "", type(raw).__name__, FORM, "holds no mapping")])
+        raise SamplesError([Problem(str(path), "", type(raw).__name__, FORM, "contains no mapping")])
     problems = [
-        Problem(str(path), str(text), words, "a list of texts", "is no list of other words")
+        Problem(str(path), str(text), words, "a list of texts", "is not a list of paraphrases")
         for text, words in raw.items()
         if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words)
     ]

@@ -202,7 +202,7 @@ class DrawnSamples:
     def _drawn(self, number: int, asked: int, index: int) -> list[Sample]:
         rng = draws.generator(self._seed, "drawn", number)
         scene = self._scenes[self._shares.draw(rng)]
-        return scene.draw(rng, asked, self._waypoints, index, f"moment {number} of {scene.settings.task}")
+        return scene.draw(rng, asked, self._waypoints, index, f"sample {number} of {scene.settings.task}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_last": None}
@@ -211,7 +211,7 @@ class DrawnSamples:
 def _check_alike(scenes: Sequence[SceneSamples], profiles: Mapping[str, Profile]) -> None:
     for number, each in enumerate(scenes):
         if each.profile != profiles[each.profile.name]:
-            message = f"two scenes have a robot {each.profile.name!r}, and its profiles differ"
+            message = f"two scenes have a robot {each.profile.name!r} with different profiles"
             raise TrainingError([
-                Problem("", f"drawn.scenes.{number}.robot", each.settings.robot, "one profile of a name", message)
+                Problem("", f"drawn.scenes.{number}.robot", each.settings.robot, "one profile per name", message)
             ])  # fmt: skip

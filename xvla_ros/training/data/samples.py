@@ -80,7 +80,7 @@ class ChannelStatistics:
             ValueError: nothing was added.
         """
         if not self.count:
-            raise ValueError("statistics of no rows; add some first")
+            raise ValueError("no values for the statistics; add some first")
         found = {"mean": self._mean, "std": np.sqrt(self._squares / self.count), "min": self._low, "max": self._high}
         self._choose()
         found |= {name: np.quantile(self._kept[0], share, axis=0) for name, share in QUANTILES.items()}
@@ -339,9 +339,9 @@ class Samples:
         lines: list[str] = []
         for each in self.datasets:
             problems = [*each.left_out, *(problem for store in each.stores for problem in store.left_out)]
-            lines += _first_of([f"left out: {problem}" for problem in problems])
+            lines += _first_of([f"skipped: {problem}" for problem in problems])
             for store in each.stores:
-                lines += [f"left out: {store.source}: {count} × {why}" for why, count in store.skipped.items()]
+                lines += [f"skipped: {store.source}: {count} × {why}" for why, count in store.skipped.items()]
             lines += _first_of([f"note: {note}" for store in each.stores for note in store.notes])
             faults = FaultTally(record for store in each.stores for record in store.faults.records())
             lines += [f"{each.profile.name}: no observation: {line}" for line in faults.lines()]

@@ -262,7 +262,7 @@ class _Pictures:
                         list(image.shape[:2]),
                         f"{shape[1]}x{shape[0]} as the images before",
                         f"images of slot {slot!r} change their size to {image.shape[1]}x{image.shape[0]}: set "
-                        "image_size, so that all are kept at one size",
+                        "image_size, so that all images are stored at one size",
                     )
                 ]
             )
@@ -354,7 +354,7 @@ def _check_faults(recording: Recording, survey: Survey, faults: FaultTally, fram
                     recording.source,
                     "joints",
                     faults.by_reason()[JOINTS_IMPLAUSIBLE],
-                    "joints that move as they can",
+                    "joints that move at a plausible speed",
                     leap,
                 )
             ]
@@ -496,7 +496,7 @@ def _read(folder: Path, recording: Recording) -> Store:
 
 def _full(folder: Path, error: OSError) -> SamplesError:
     problem = f"cannot be written: {error.strerror or error}"
-    expected = "a folder that can be written"
+    expected = "a writable folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         problem, expected = "no space is left on the disk for decoded images", "free space, or another cache folder"
     return SamplesError([Problem(str(folder.parent), "cache", error.strerror, expected, problem)])
