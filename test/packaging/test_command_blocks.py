@@ -101,6 +101,13 @@ def test_what_a_block_names_exists(block: Block):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_mark_stands_inside_a_block(page: Path):
+    """A reader would see it, and paste it into a shell, a rule of udev or a profile."""
+    inside = [match[5] for match in FENCE.finditer(page.read_text(encoding="utf-8")) if "<!-- " in match[5]]
+    assert not inside, inside
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_options_named_in_the_text_exist(page: Path):
     for words in re.findall(r"`xvla ([^`]+)`", page.read_text(encoding="utf-8")):
         name, *rest = words.split()
