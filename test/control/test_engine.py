@@ -329,3 +329,20 @@ def test_a_thread_that_has_ended_says_why_until_it_is_started_again(robots, poli
     served.start()
     assert robots[0].heard.wait(DEADLINE) and served.death() == ""
     assert served.stop(DEADLINE)
+
+
+def test_a_thread_that_is_being_started_is_not_taken_for_one_that_has_ended(robots, policy, monkeypatch):
+    """The command timer of a robot may ask while the inference thread starts."""
+    said = []
+
+    class Starting(threading.Thread):
+        def start(self):
+            said.append(served.death())
+            super().start()
+
+    monkeypatch.setattr(engine_module.threading, "Thread", Starting)
+    served = Engine(policy, robots[:1])
+    for _ in range(2):  # the second time after a stop, as an activation after a deactivation
+        served.start()
+        assert served.stop(DEADLINE)
+    assert said == ["", ""]

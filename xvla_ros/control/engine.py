@@ -113,8 +113,9 @@ class Engine:
             raise RuntimeError("the engine is already running; stop it before starting it again")
         self._stop.clear()
         self._killed_by = None
-        self._thread = threading.Thread(target=self._run, name=INFERENCE_THREAD, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name=INFERENCE_THREAD, daemon=True)
+        thread.start()
+        self._thread = thread  # once it is alive: until then ``death`` has nothing to say of it
 
     def wake(self) -> None:
         """Look at once for robots that wait, instead of at the next poll."""
