@@ -22,6 +22,7 @@ from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import profile_document
 from xvla_ros.training.config import DatasetSettings
 from xvla_ros.training.data.datasets import open_datasets, survey
+from xvla_ros.training.data.samples import is_told
 
 TASK = "put the cube in the bowl"
 
@@ -214,7 +215,14 @@ def test_several_processes_decode_several_bags(tmp_path, pair):
     )
     assert [Path(store.source).name for store in samples.datasets[0].stores] == ["0.mcap", "1.mcap", "2.mcap"]
     assert "3.mcap" in str(samples.datasets[0].left_out[0])
-    assert any("(4 of 4)" in text for text in told)
+    assert [text.rpartition(" (")[2] for text in told] == ["1 of 4)", "2 of 4)", "3 of 4)", "4 of 4)"], "each once"
+
+
+@pytest.mark.parametrize(("step", "of", "lines"), [(1, 4, 4), (1, 50, 10), (16, 1356, 10), (16, 5, 1)])
+def test_long_work_says_how_far_it_is_in_few_lines_and_that_it_is_done(step, of, lines):
+    done = [min(first + step, of) for first in range(0, of, step)]
+    told = [each for before, each in zip([0, *done], done, strict=False) if is_told(each, before, of)]
+    assert len(told) == lines and told[-1] == of
 
 
 def test_another_bag_or_profile_gets_another_store(tmp_path, pair):

@@ -20,7 +20,7 @@ from xvla_ros.recordings.recording import NothingLeftError, Recording, SamplesEr
 from xvla_ros.robots.profile import load_robot
 from xvla_ros.training.config import Augmentation, DatasetSettings
 from xvla_ros.training.data.draws import Paraphrases
-from xvla_ros.training.data.samples import DataSet, Rows, Samples
+from xvla_ros.training.data.samples import DataSet, Rows, Samples, is_told
 from xvla_ros.training.data.store import Store, make_store, open_store
 
 FORM = "a mapping from each instruction to a list of paraphrases"  # of a file of paraphrases
@@ -133,9 +133,10 @@ def _open(
 ) -> DataSet:
     recordings = list(recordings_of(entry))
     stores, problems, left_out = [], [], []
-    _decode_together(recordings, image_size, cache, workers, progress)
+    are_decoded = _decode_together(recordings, image_size, cache, workers, progress)
     for number, recording in enumerate(recordings, 1):
-        progress(f"{recording.source} ({number} of {len(recordings)})")
+        if not are_decoded and is_told(number, number - 1, len(recordings)):
+            progress(f"{recording.source} ({number} of {len(recordings)})")
         try:
             stores.append(open_store(recording, cache, image_size, recording.profile.policy.image_pipeline))
         except NothingLeftError as error:
@@ -184,10 +185,13 @@ def _decode_together(
     cache: Path,
     workers: int,
     progress: Callable[[str], None],
-) -> None:
-    """Make the missing stores in several processes; what fails here the caller tries again, and reports."""
+) -> bool:
+    """Make the missing stores in several processes; return whether that was worth it.
+
+    What fails here the caller tries again, and reports.
+    """
     if workers < 2 or len(recordings) < 2:
-        return
+        return False
     # a fork of a process that runs threads of torch or ROS may hang
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(recordings)), mp_context=context) as pool:
@@ -196,9 +200,11 @@ def _decode_together(
             for recording in recordings
         }
         for number, done in enumerate(as_completed(waiting), 1):
-            progress(f"{waiting[done].source} ({number} of {len(recordings)})")
+            if is_told(number, number - 1, len(recordings)):
+                progress(f"{waiting[done].source} ({number} of {len(recordings)})")
             if isinstance(error := done.exception(), BaseException) and not isinstance(error, SamplesError):
                 raise error
+    return True
 
 
 def _paths(entry: DatasetSettings) -> list[Path]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from xvla_ros.model.inputs.processor import Batch, Processor
 from xvla_ros.model.network.xvla import XvlaNetwork
-from xvla_ros.training.data.samples import Sample
+from xvla_ros.training.data.samples import Sample, is_told
 
 _AT_ONCE = 16
 
@@ -157,8 +157,8 @@ def compute(
         mask = batch.image_mask.numpy()
         grids[first : first + len(part)][mask] = seen
         masks[first : first + len(part)] = mask
-        if first // _AT_ONCE % 64 == 0:
-            say(f"features of {first + len(part)} of {len(samples)} samples")
+        if is_told(done := first + len(part), first, len(samples)):
+            say(f"features of {done} of {len(samples)} samples")
     if grids is None or masks is None:
         raise ValueError("no sample to compute features of")
     grids.flush()

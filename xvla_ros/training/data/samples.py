@@ -30,6 +30,12 @@ MOST_LINES = 20  # of what is said of a data set
 CLOSED = 0.5  # of the way from open to closed, from which on a hand counts as closed
 PLACE_UNIT = 0.2  # m: about the spread of places on a table; of half a picture, to be learnt alike
 STILL = 1e-6  # a channel whose spread is below this share of its size never moves
+TOLD = 10  # lines that say how far long work is
+
+
+def is_told(done: int, before: int, of: int) -> bool:
+    """Return whether a line says that ``done`` of so many are done, after ``before`` were: one at each tenth."""
+    return done * TOLD // of > before * TOLD // of
 
 
 class ChannelStatistics:
