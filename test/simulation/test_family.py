@@ -178,6 +178,11 @@ def test_a_name_is_a_robot_wherever_one_is_taken(tmp_path, capsys):
     own.write_text("/**: {ros__parameters: {mine: {like: family_3, namespace: /mine}}}\n")
     mine = load_profiles([own])["mine"]
     assert mine.joints.topics == ("/mine/joint_states",) and mine.tools == load_robot("family_3").tools
+    told = ["demos", "--robot", str(own), "--task", "touch", "--episodes", "1", "--image-size", "16"]
+    assert main([*told, "--output", str(tmp_path / "own")]) == 0
+    assert "1 episodes recorded" in capsys.readouterr().out
+    profile = profile_of_bag(tmp_path / "own" / "episode_000000.mcap")
+    assert profile.name == "mine" and profile.joints.topics == mine.joints.topics
 
 
 @pytest.mark.parametrize("name", ["family_", "family_-1", "family_007", "family_1e3", "family_1000000000", "family_²"])

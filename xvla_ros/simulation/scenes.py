@@ -7,7 +7,7 @@ Frames: z up, the table top at z = 0, the arms facing +x. Lengths in m, angles i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,16 +93,18 @@ def build_scene(robot: str, timestep: float) -> Scene:
     return _BUILDERS[robot](timestep)
 
 
-def scene_for(robot: str, joints: Sequence[str], timestep: float) -> Scene:
+def scene_for(robot: str, joints: Sequence[str], timestep: float, urdfs: Iterable[str] = ()) -> Scene:
     """Build the scene of ``robot``; where none has that name, the one that drives exactly ``joints``.
 
-    So a profile of other units, names or topics is simulated like the robot it describes.
+    So a profile of other units, names or topics is simulated like the robot it describes. All arms of the family share
+    names of joints, so theirs is the one whose URDF is among ``urdfs``, the files that the robot's tools name.
 
     Raises:
         SimulationError: listing the robots that have one.
     """
     if robot not in _BUILDERS and arm_named(robot) is None:
-        scenes = [build_scene(name, timestep) for name in scene_names()]
+        drawn = [arm for file in dict.fromkeys(urdfs) if (arm := arm_named(file.removesuffix(".urdf"))) is not None]
+        scenes = [build_scene(name, timestep) for name in (*scene_names(), *(arm.name for arm in drawn))]
         fitting = [scene for scene in scenes if set(scene.driven) == set(joints)]
         if len(fitting) == 1:
             return fitting[0]

@@ -150,7 +150,9 @@ class World:
             SimulationError: if the profile names joints, cameras or a command interface that the scene lacks.
         """
         self.profile = profile
-        self.scene: Scene = scene_for(profile.name, profile.joints.policy_order, timestep)
+        self.scene: Scene = scene_for(
+            profile.name, profile.joints.policy_order, timestep, [tool.urdf for tool in profile.tools.values()]
+        )
         self.timestep = timestep
         self.model: Any = self.scene.model
         self.data: Any = mujoco.MjData(self.model)

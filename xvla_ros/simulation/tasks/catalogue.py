@@ -91,7 +91,8 @@ def load_task(profile: Profile, name: str, *, variation: float = 1.0) -> Task:
 
 
 def _scene(profile: Profile) -> str:
-    return scene_for(profile.name, profile.joints.policy_order, TIMESTEP).robot
+    urdfs = [tool.urdf for tool in profile.tools.values()]
+    return scene_for(profile.name, profile.joints.policy_order, TIMESTEP, urdfs).robot
 
 
 def _regions(robot: str) -> Mapping[str, Regions]:
