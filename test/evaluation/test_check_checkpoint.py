@@ -123,8 +123,9 @@ def test_an_arm_to_be_taught_still_needs_a_free_domain(checkpoint: Path, tmp_pat
     def change(raw: dict[str, Any]) -> None:
         raw["policy"].update(domain_id=30)
 
-    errors, _ = keys(check(write_profile(tmp_path / "other.yaml", change, name="other"), checkpoint))
-    assert errors == {"policy.domain_id"}
+    report = check(write_profile(tmp_path / "other.yaml", change, name="other"), checkpoint)
+    assert keys(report)[0] == {"policy.domain_id"}
+    assert [each.expected for each in report.errors] == ["0 to 29, but not 19: other robots have them"]
 
 
 def swap_arms(raw: dict[str, Any]) -> None:

@@ -189,7 +189,9 @@ class Comparison:
     def _no_such_domain(self) -> Finding:
         domain, count = self._profile.policy.domain_id, self._info.num_domains
         message = f"the checkpoint has {count} soft prompts and none for domain {domain}"
-        return self._finding("policy.domain_id", domain, f"0 to {count - 1}", message)
+        taken = sorted({record.embodiment.domain_id for record in self._info.robots.values()})
+        others = f", but not {', '.join(map(str, taken))}: other robots have them" if taken else ""
+        return self._finding("policy.domain_id", domain, f"0 to {count - 1}{others}", message)
 
     def _named_views(self) -> Iterator[Finding]:
         """Yield views that go to the place of another, and say what goes where when their names differ."""
