@@ -17,6 +17,7 @@ from xvla_ros.robots.interfaces import INTERFACES
 from xvla_ros.robots.profile import Profile
 
 POLICY, RECORDER, VIEWER, VIEWERS_CAMERAS = "xvla", "xvla_record", "xvla_view", "xvla_view_cameras"
+CONTROL = "xvla_view_control"  # enclave of a viewer with --control
 VERSION = "0.2.0"  # of the policies of SROS 2
 ALL_PUBLISH = ("/rosout", "/parameter_events")
 PARAMETERS = (
@@ -33,18 +34,19 @@ class NodeRights:
     Attributes:
         node: its name.
         publish, subscribe: topics.
-        reply: services that it offers.
+        reply, request: services that it offers, and that it asks.
         execute, call: actions that it offers, and that it asks for.
-        beside: node in whose process it runs, and whose enclave is its own; empty where it has a process of its own.
+        enclave: name of its process; the node's name where it is empty.
     """
 
     node: str
     publish: tuple[str, ...] = ()
     subscribe: tuple[str, ...] = ()
     reply: tuple[str, ...] = ()
+    request: tuple[str, ...] = ()
     execute: tuple[str, ...] = ()
     call: tuple[str, ...] = ()
-    beside: str = ""
+    enclave: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +80,8 @@ class Security(Command):
 
 
 def rights_of(profile: Profile) -> tuple[NodeRights, ...]:
-    """Return what the policy node, the recorder and the viewer's two nodes need for a robot."""
-    return _of_policy_node(profile), _of_recorder(profile), *_of_viewer(profile)
+    """Return what the policy node, the recorder and the viewer's two nodes, without and with --control, need."""
+    return _of_policy_node(profile), _of_recorder(profile), *_of_viewer(profile), *_of_viewer(profile, control=True)
 
 
 def policy_document(rights: Iterable[NodeRights]) -> str:
@@ -89,7 +91,7 @@ def policy_document(rights: Iterable[NodeRights]) -> str:
     enclaves = ElementTree.SubElement(root, "enclaves")
     processes: dict[str, ElementTree.Element] = {}
     for each in rights:
-        process = each.beside or each.node
+        process = each.enclave or each.node
         if process not in processes:
             enclave = ElementTree.SubElement(enclaves, "enclave", path=f"/{process}")
             processes[process] = ElementTree.SubElement(enclave, "profiles")
@@ -98,6 +100,7 @@ def policy_document(rights: Iterable[NodeRights]) -> str:
             ("action", "call", each.call),
             ("action", "execute", each.execute),
             ("service", "reply", each.reply),
+            ("service", "request", each.request),
             ("topic", "publish", each.publish),
             ("topic", "subscribe", each.subscribe),
         ):
@@ -136,16 +139,23 @@ def _of_recorder(profile: Profile) -> NodeRights:
     return NodeRights(RECORDER, publish=ALL_PUBLISH, subscribe=_unique(*heard), reply=_services(RECORDER))
 
 
-def _of_viewer(profile: Profile) -> tuple[NodeRights, NodeRights]:
-    """Return what showing needs; a page with ``--control`` also publishes the instruction, and calls stop and clear."""
+def _of_viewer(profile: Profile, *, control: bool = False) -> tuple[NodeRights, NodeRights]:
+    """Return what showing needs; with ``control`` also the instruction, stop and clear, in an enclave of its own."""
     from xvla_ros.recordings.marks import EPISODE_TOPIC
 
-    own = f"/{POLICY}/{profile.name}"
+    own, enclave = f"/{POLICY}/{profile.name}", CONTROL if control else VIEWER
     episodes = (f"/sim/{profile.name}/outcome", EPISODE_TOPIC)
     heard = (f"{own}/action_chunk", f"{own}/status", *episodes, *profile.joints.topics)
-    viewer = NodeRights(VIEWER, publish=ALL_PUBLISH, subscribe=_unique(*heard), reply=_services(VIEWER))
+    viewer = NodeRights(
+        VIEWER,
+        publish=(*ALL_PUBLISH, f"{own}/instruction") if control else ALL_PUBLISH,
+        subscribe=_unique(*heard),
+        reply=_services(VIEWER),
+        request=(f"/{POLICY}/clear_stop", f"/{POLICY}/stop") if control else (),
+        enclave=enclave,
+    )
     seen = _unique(*_cameras(profile))
-    return viewer, NodeRights(VIEWERS_CAMERAS, ALL_PUBLISH, seen, _services(VIEWERS_CAMERAS), beside=VIEWER)
+    return viewer, NodeRights(VIEWERS_CAMERAS, ALL_PUBLISH, seen, _services(VIEWERS_CAMERAS), enclave=enclave)
 
 
 def _cameras(profile: Profile) -> tuple[str, ...]:
