@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import distributions
@@ -51,3 +52,22 @@ def test_what_is_wrong_with_a_licence(licence, bundled, problem):
     found = audit.Installed("some-package", "1.0", licence, bundled).problem
     assert found.startswith(problem) and bool(found) == bool(problem)
     assert not audit.Installed("av", "1.0", "GPL-3.0-only", ()).problem, "told of in KNOWN"
+
+
+def test_every_bound_of_a_dependency_has_its_reason_beside_it():
+    told, bare = set(), {}
+    comment = False  # whether the line before was one
+    for number, line in enumerate((ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines(), 1):
+        if line.startswith("[tool."):
+            break
+        code, hash_sign, _ = line.partition("#")
+        bounded = set(re.findall(r"""['"]([\w-]+(?:\[\w+\])?[<>=][^'"]*)['"]""", code))
+        if hash_sign or comment:
+            told |= bounded
+        else:
+            bare |= dict.fromkeys(bounded, number)
+        comment = line.lstrip().startswith("#")
+    assert len(told) > 15
+    # every wheel of ROS is pinned, which is said once; what is said of a bound counts for its repetitions
+    left = {each: number for each, number in bare.items() if each not in told and not each.startswith("ros-")}
+    assert not left, f"pyproject.toml bounds without a reason in a comment: {left}"

@@ -2,7 +2,7 @@
 """Florence-2 as X-VLA uses it: DaViT, projector and BART encoder, from transformers' native classes.
 
 ``Florence2Model.forward`` is never called: it wants image placeholders in the text, and its decoder would be 0.2 B
-parameters for nothing. Works with transformers 4.57 and 5.x, which differ in what the vision tower returns.
+parameters for nothing. Works with transformers 4.56, 4.57 and 5.x, which differ in what the vision tower returns.
 """
 
 from __future__ import annotations
