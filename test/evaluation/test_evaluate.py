@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from xvla_ros.evaluation.in_process import InProcess
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, Evaluation, wilson
 from xvla_ros.robots import load_profile
 from xvla_ros.simulation.tasks import load_task
+from xvla_ros.types import ActionChunk
 
 sys.path.insert(0, str(Path(__file__).parent))
 from steadfast import save_steadfast
@@ -88,6 +90,36 @@ def test_the_expert_succeeds_through_observations_chunks_and_control(robot, task
     assert runner.counters.frames_sent == runner.counters.frames_received > 0
 
 
+def test_what_the_policy_sees_does_not_depend_on_whether_it_is_filmed(profile, tmp_path):
+    """Pictures, state and stamps of an episode, bit for bit."""
+
+    def seen(films):
+        found = []
+
+        def stands(observations, prefixes):
+            for each in observations:
+                found.append((each.stamp, each.state.tobytes(), *(view.tobytes() for view in each.images.values())))
+            still = [np.tile(each.state, (30, 1)).astype(np.float32) for each in observations]
+            times = profile.policy.first_waypoint_offset + np.arange(30) * profile.policy.waypoint_dt
+            return [
+                ActionChunk(
+                    each.embodiment.robot, each.embodiment.domain_id, each.embodiment.action_mode, each.instruction,
+                    each.stamp, times, actions, 1.0, 0,
+                )
+                for each, actions in zip(observations, still, strict=True)
+            ]  # fmt: skip
+
+        runner = InProcess(profile, load_task(profile, "touch"), stands, width=48, height=48, films=films, most_films=1)
+        result = runner.episode(1)
+        runner.close()
+        return found, result.film
+
+    plain, without = seen(None)
+    filmed, film = seen(tmp_path / "films")
+    assert (without, film) == ("", "films/touch-1.mp4")
+    assert len(plain) >= 3 and plain == filmed
+
+
 def test_a_delay_is_one_of_simulated_time(profile):
     def duration(delay):
         runner = InProcess(profile, load_task(profile, "touch"), None, width=16, height=16, delay=delay)
@@ -141,9 +173,13 @@ def test_the_command_evaluates_in_process(steadfast, tmp_path, capsys):
     (failed,) = (each for each in report["per_episode"] if not each["success"])
     assert failed["film"] == f"films/touch-{failed['seed']}.mp4" and "film" not in report["per_episode"][0]
     assert f'src="{failed["film"]}"' in page and "Untrained." in page and "Every failure was filmed" in page
-    assert "front, left wrist, right wrist" in page and "1 of 2" in page
+    assert (
+        "(the policy does not see this), front camera, left wrist camera, right wrist camera" in page
+        and "1 of 2" in page
+    )
     frames = film_of(tmp_path / failed["film"])
-    assert frames[0].shape == (300, 768, 3)
+    assert frames[0].shape == (300, 456 + 768, 3)
+    assert all(frames[5][:256, begin : begin + 200].std() > 15 for begin in (20, 480, 740, 1000)), "a view is empty"
     assert len(frames) >= 15 * failed["duration"] - 2  # it begins before the first command
 
 

@@ -28,12 +28,22 @@ from xvla_ros.evaluation.report.figures import (
     travel,
     write_json,
 )
-from xvla_ros.evaluation.report.film import HEIGHT, WIDTH, Composer, FilmedRun, read_frame, write_film
+from xvla_ros.evaluation.report.film import (
+    HEIGHT,
+    WIDTH,
+    Composer,
+    FilmedRun,
+    _plot_boxes,
+    _view_boxes,
+    caption,
+    read_frame,
+    write_film,
+)
 from xvla_ros.evaluation.report.page import write_html
 from xvla_ros.evaluation.report.recording import RunRecording, Series, read_recording
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.bags import Bag
-from xvla_ros.recordings.marks import DIAGNOSTICS
+from xvla_ros.recordings.marks import DIAGNOSTICS, beside_topic
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import gripper_joints
 from xvla_ros.robots.profile import Profile, load_robot
@@ -41,7 +51,7 @@ from xvla_ros.ros_env import child_environment
 from xvla_ros.types import Percentiles
 
 sys.path.insert(0, str(Path(__file__).parent))
-from recorded_run import RecordedRun
+from recorded_run import RecordedRun, message
 
 ROBOT = "so101_bimanual"
 DURATION = 4.0
@@ -229,6 +239,57 @@ def test_a_bag_of_a_real_arm_gives_page_and_film_of_what_it_holds(
     assert late[views, 100].mean() > early[views, 100].mean() + 50
     assert main(["report", str(tmp_path / "none.mcap")]) == 1
     assert "xvla report: " in capsys.readouterr().err
+
+
+def test_a_film_shows_the_view_from_beside_and_nothing_of_the_episode_before(profile: Profile, tmp_path: Path) -> None:
+    """After the reset at 2 s the right wrist sends nothing more: its last picture is of the other episode."""
+    import cv2
+
+    beside = beside_topic(profile)
+    with RecordedRun(tmp_path / "run.mcap", profile) as run:
+        for tick in range(40):
+            time = 10.0 + 0.1 * tick
+            run.command(time, [0.0] * 6)
+            begun = 10.0 if tick < 20 else 12.0
+            run.outcome(1 if tick < 20 else 2, begun, time, over=tick == 19)
+            for slot in profile.cameras.slots if tick < 20 else ("front", "left_wrist"):
+                run.picture(time, slot, shade=200)
+            jpeg = cv2.imencode(".jpg", np.full((90, 160, 3), 250, np.uint8))[1]
+            picture = message(beside.type, stamp=time, format="rgb8; jpeg compressed bgr8", data=jpeg)
+            run.write(beside.name, beside.type, time, picture)
+    recording = read_recording(tmp_path / "run.mcap", profile)
+    assert recording.beside == "/sim/so101_bimanual/beside"
+    film = tmp_path / "film.mp4"
+    write_film(tmp_path / "run.mcap", recording, profile, FilmedRun.of(profile, trained=None), film, rate=5)
+    boxes = _view_boxes(FilmedRun("arm", None, tuple(profile.cameras.slots), profile.joints.policy_order, beside=True))
+
+    def shade(time: float, view: str) -> float:
+        x, y, _, height = boxes[view]
+        return float(read_frame(film, time)[y + 20 : y + height - 20, x + 20 : x + 60].mean())
+
+    assert [shade(1.0, view) > 150 for view in boxes] == [True] * 4
+    assert [shade(3.0, view) > 150 for view in boxes] == [True, True, True, False]
+    assert "no picture" not in caption("right_wrist") and caption("right_wrist") == "right wrist camera"
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(("cameras", "joints"), [(1, 7), (2, 6), (3, 12), (3, 18), (4, 24)])
+def test_views_and_their_captions_share_the_room_of_a_frame(
+    cameras: int, joints: int, trained: bool, beside: bool
+) -> None:
+    names, axes = tuple(f"camera_{n}" for n in range(cameras)), tuple(f"joint_{n}" for n in range(joints))
+    scene = FilmedRun("arm", trained, names, axes, beside=beside)
+    boxes, plots = _view_boxes(scene), _plot_boxes(scene)
+    taken = np.zeros((HEIGHT, WIDTH), int)
+    for x, y, width, height in plots.values():
+        taken[y - 30 : y + height, x : x + width] |= 1
+    for x, y, width, height in boxes.values():
+        assert width > 120 and x >= 0 and x + width <= WIDTH and y - 22 >= (64 if trained else 108)
+        part = taken[y - 22 : y + height, x : x + width]
+        assert not part.any()
+        part += 1
+    assert len(boxes) == cameras + beside
 
 
 def test_a_trained_film_has_no_banner(profile: Profile) -> None:

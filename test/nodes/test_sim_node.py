@@ -9,6 +9,7 @@ import sys
 import time
 from collections import defaultdict
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -16,6 +17,7 @@ import yaml
 from xvla_ros import ros_env
 from xvla_ros.evaluation.processes import free_domain
 from xvla_ros.robots import load_profile
+from xvla_ros.simulation.world import World
 
 ros_env.prepare()
 rclpy = pytest.importorskip("rclpy")
@@ -210,6 +212,41 @@ def test_images_are_rgb_with_stamp_and_frame(probe):
     assert front[-20:, :, 0].mean() > front[-20:, :, 2].mean() + 20
 
 
+def test_the_view_from_beside_is_drawn_at_the_rate_of_a_film_for_who_subscribes(probe):
+    topic = f"/sim/{ROBOT}/beside"
+    probe.listen(CompressedImage, topic)
+    probe.wait_for(lambda: len(probe.heard[topic]) > 12, "pictures from beside the table")
+    steps = np.diff([nanoseconds(message.header.stamp) for message in probe.heard[topic]])
+    assert np.median(steps) == pytest.approx(1e9 / 15, abs=4)
+    message = probe.last(topic)
+    picture = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape == (432, 768, 3) and picture.std() > 20
+    assert message.header.frame_id == "beside"
+
+
+def test_the_view_from_beside_is_not_drawn_for_nobody(domain):
+    from xvla_ros.nodes.sim.served_robot import _FilmSender
+
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    node, world = rclpy.create_node("alone", context=context), World(load_profile(ROBOT)[ROBOT])
+    sender = _FilmSender(node, world)
+    sender.offer(world.data, 10)
+    sender.send()
+    assert not sender._outlet.pixels.any()
+    node.create_subscription(CompressedImage, f"/alone/{ROBOT}/beside", lambda _: None, qos_profile_sensor_data)
+    deadline = time.monotonic() + DEADLINE
+    while not sender._outlet.is_heard and time.monotonic() < deadline:
+        rclpy.spin_once(node, executor=SingleThreadedExecutor(context=context), timeout_sec=0.05)
+    sender.offer(world.data, 10)
+    sender.offer(world.data, 20)  # too early for the next
+    sender.send()
+    assert sender._outlet.pixels.std() > 20 and sender._outlet._message.header.stamp.nanosec == 10
+    sender.close()
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
 def test_joint_states_reach_reliable_subscribers_too(probe):
     probe.listen(JointState, "/left/joint_states", RELIABLE, keep=lambda message: ("reliable", message))
     probe.wait_for(lambda: any(isinstance(entry, tuple) for entry in probe.heard["/left/joint_states"]), "joint states")
@@ -398,8 +435,6 @@ def test_topics_names_and_transport_are_the_profiles(tmp_path):
         finally:
             probe.close()
             simulation.stop()
-    import cv2
-
     message = probe.last("/top/compressed")
     assert "jpeg" in message.format
     picture = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)

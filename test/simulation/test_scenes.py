@@ -9,6 +9,7 @@ from xvla_ros.errors import SimulationError
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.profile import shipped_files
 from xvla_ros.simulation import parts
+from xvla_ros.simulation.cameras import BESIDE, BESIDE_HEIGHT, BESIDE_WIDTH
 from xvla_ros.simulation.controllers import ControllerOptions, JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.scenes import build_scene, scene_for, scene_names
 from xvla_ros.simulation.world import World
@@ -148,6 +149,29 @@ def test_the_first_camera_sees_every_cube(world, seed):
     image = world.render(world.profile.cameras.slots[0])
     for colour in parts.CUBES.values():
         assert share_of(image, colour) > 0.0005
+
+
+@pytest.mark.parametrize("robot", [*scene_names(), "family_3", "family_11"])
+def test_somebody_beside_the_table_sees_the_robot_and_every_cube(robot):
+    """And it is no camera of the scene, whose number decides what is drawn at random for a look."""
+    made = World(load(robot))
+    cameras = [made.model.camera(number).name for number in range(made.model.ncam)]
+    assert BESIDE not in cameras
+    rig = made.beside_rig(BESIDE_WIDTH, BESIDE_HEIGHT)
+    looks = rig._views[BESIDE][1]
+    for seed in range(8):
+        made.reset(seed)
+        rig.capture(made.data)
+        eye = looks.camera[0]
+        ahead, up = np.array(eye.forward), np.array(eye.up)
+        right = np.cross(ahead, up)
+        bodies = [body for body in range(1, made.model.nbody) if made.model.body(body).name != "bowl"]
+        for place in made.data.xpos[bodies] - np.array(eye.pos):
+            depth = place @ ahead
+            high = place @ up / depth * eye.frustum_near / eye.frustum_top
+            wide = place @ right / depth * eye.frustum_near / (eye.frustum_top * BESIDE_WIDTH / BESIDE_HEIGHT)
+            assert max(abs(high), abs(wide)) < 0.97
+    rig.close()
 
 
 def test_a_camera_on_a_hand_sees_both_fingers_and_the_table():

@@ -21,11 +21,12 @@ from xvla_ros.control.pilot import Pilot
 from xvla_ros.errors import EvaluationError
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, median_of
 from xvla_ros.evaluation.report.figures import travel_by_group
-from xvla_ros.evaluation.report.film import RATE, encode, side_by_side
+from xvla_ros.evaluation.report.film import BESIDE, RATE, VIEW_WIDTH, encode, row_width, side_by_side
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Camera
+from xvla_ros.simulation.cameras import CameraRig
 from xvla_ros.simulation.controllers import JointTrajectory, JointTrajectoryController, Rejection, TrajectoryPoint
 from xvla_ros.simulation.stepper import JointStates, Pictures, Stepper
 from xvla_ros.simulation.tasks import Expert, Layout, Task
@@ -157,7 +158,8 @@ class InProcess:
             predict: the policy; with None the task's expert drives, through the same observations, chunks and control.
             width, height, image_rate: of the pictures, as ``sim_node`` has them.
             delay: s of simulated time from an observation to its chunk.
-            films: folder for films of episodes that fail, of the first ``most_films``.
+            films: folder for films of episodes that fail, of the first ``most_films``; only for them the view from
+                beside the table is drawn.
 
         Raises:
             SimulationError, KinematicsError: naming what is missing.
@@ -173,6 +175,7 @@ class InProcess:
         self._stepper = Stepper(self.world, width=width, height=height, image_rate=image_rate, others=rates)
         self._films, self._films_left = films, most_films if films is not None else 0
         self._film: list[tuple[int, Mapping[str, Picture]]] = []
+        self._beside: CameraRig | None = None
         self._begun = 0
         self._ways = np.zeros(len(profile.joints.policy_order))
         self._inference: list[float] = []
@@ -204,6 +207,9 @@ class InProcess:
     def close(self) -> None:
         """Free what drawing holds."""
         self._stepper.close()
+        if self._beside is not None:
+            self._beside.close()
+            self._beside = None
 
     def _run(self, pilot: Pilot[Picture], client: _LateClient, engine: Engine) -> tuple[bool, bool]:
         limit, before = round(self._task.time_limit * NS), self._positions()
@@ -238,7 +244,13 @@ class InProcess:
     def _keep_for_film(self, seen: Pictures) -> None:
         last = self._film[-1][0] if self._film else -NS
         if self._films_left and seen.time - last >= 0.99 * NS / RATE:
-            self._film.append((seen.time, dict(seen.images)))
+            self._film.append((seen.time, {BESIDE: self._from_beside(), **seen.images}))
+
+    def _from_beside(self) -> Picture:
+        if self._beside is None:
+            self._beside = self.world.beside_rig(row_width([BESIDE]), VIEW_WIDTH)
+        self._beside.capture(self.world.data)
+        return self._beside.draw(BESIDE)
 
     def _write_film(self, seed: int, told: str) -> str:
         """Write the film of the episode that has ended, where one is wanted; return its name beside the report."""
@@ -247,7 +259,7 @@ class InProcess:
         begun = self._film[0][0]
         frames = (
             side_by_side(
-                {slot: images[slot] for slot in self._profile.cameras.slots if slot in images},
+                {name: images[name] for name in (BESIDE, *self._profile.cameras.slots) if name in images},
                 f"{(time - begun) / NS:4.1f} s  “{told}”",
             )
             for time, images in self._film

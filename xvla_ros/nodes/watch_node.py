@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node ``xvla_watch``: a recorder that measures a run, and ends by itself.
 
-It records what ``xvla record`` does, from the first command on for ``duration`` seconds of ROS time, and says four
-times a second how far it is (``progress.read_progress``).
+It records what ``xvla record`` does, and of a simulation the view from beside the table, from the first command on for
+``duration`` seconds of ROS time, and says four times a second how far it is (``progress.read_progress``).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from xvla_ros.nodes.messages import message_class, stamp_ns
 from xvla_ros.nodes.node_clock import TimeLimit
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.process import StopRequest, tell
-from xvla_ros.nodes.record_node import RecordNode, RecordOptions
-from xvla_ros.recordings.marks import CHUNK, DIAGNOSTICS, OUTCOME, STATUS, RecordedTopic
+from xvla_ros.nodes.record_node import QUALITY, RecordNode, RecordOptions
+from xvla_ros.recordings.marks import CHUNK, DIAGNOSTICS, OUTCOME, STATUS, RecordedTopic, beside_topic
 from xvla_ros.types import NS
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class WatchNode(RecordNode):
 
     def __init__(self, profile: Profile, options: RecordOptions, duration: float, *, paced: bool = False) -> None:
         super().__init__(profile, options, self._log)
+        beside = beside_topic(profile, options.simulation)
+        self._subscribe(beside, QUALITY[beside.kind])
         self._duration, self._start = round(duration * NS), 0
         self._command_topics = {profile.commands.by_name[group].topic for group in profile.commands.groups}
         self._chunks, self._trajectories, self._ended = 0, 0, False

@@ -202,6 +202,11 @@ def recorded_topics(profile: Profile, policy: str = "/xvla", simulation: str = "
     return _unique(topics)
 
 
+def beside_topic(profile: Profile, simulation: str = "/sim") -> RecordedTopic:
+    """Return the topic of the view from beside a simulated robot's table, which films show and no policy sees."""
+    return RecordedTopic(f"{simulation}/{profile.name}/beside", IMAGE_TYPES["compressed"], SENSOR)
+
+
 def _unique(topics: Iterable[RecordedTopic]) -> tuple[RecordedTopic, ...]:
     found: dict[str, RecordedTopic] = {}
     for topic in topics:

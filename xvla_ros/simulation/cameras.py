@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cameras of a scene, drawn off screen."""
+"""The cameras of a scene, drawn off screen, and the view of somebody who stands beside its table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +15,31 @@ from xvla_ros.errors import SimulationError
 from xvla_ros.simulation import offscreen
 
 MAX_GEOMS = 2000
+BESIDE = "beside"  # the name of the view of somebody beside the table; no camera of a scene has it
+BESIDE_WIDTH, BESIDE_HEIGHT = 768, 432  # pixels
+BESIDE_RATE = 15.0  # pictures a second of simulated time, as films have them
+BESIDE_FROM = 138.0, -24.0  # degrees: azimuth and elevation of where it looks
+
+
+def beside(model: Any, data: Any) -> Any:
+    """Return a camera that looks at the whole robot from the front and its right, as somebody beside the table does.
+
+    It is MuJoCo's free camera and no part of the model: whether it is drawn changes nothing that a policy sees.
+
+    Args:
+        model: the scene.
+        data: its state, with the robot as it stands at the start of an episode.
+    """
+    free = set(model.jnt_bodyid[model.jnt_type == mujoco.mjtJoint.mjJNT_FREE.value].tolist())
+    parts = [number for number in range(model.ngeom) if int(model.geom_bodyid[number]) not in {0, *free}]
+    low = (data.geom_xpos[parts] - model.geom_rbound[parts, None]).min(axis=0)
+    high = (data.geom_xpos[parts] + model.geom_rbound[parts, None]).max(axis=0)
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+    camera.lookat = (low + high) / 2 - [0.0, 0.0, 0.08 * np.linalg.norm(high - low)]
+    camera.azimuth, camera.elevation = BESIDE_FROM
+    camera.distance = 0.48 * np.linalg.norm(high - low) / np.tan(np.radians(model.vis.global_.fovy) / 2)
+    return camera
 
 
 class CameraRig:
@@ -24,8 +49,16 @@ class CameraRig:
     ``draw`` turns that into pixels, always in the thread that first called it.
     """
 
-    def __init__(self, model: Any, cameras: Sequence[str], width: int, height: int) -> None:
+    def __init__(
+        self, model: Any, cameras: Sequence[str], width: int, height: int, *, free: Mapping[str, Any] | None = None
+    ) -> None:
         """Make a rig for the named cameras, for images of ``width`` × ``height`` pixels.
+
+        Args:
+            model: the scene.
+            cameras: of the scene.
+            width, height: pixels.
+            free: name → MuJoCo's camera, of those that are no part of the scene.
 
         Raises:
             SimulationError: naming the camera and those of the scene.
@@ -34,6 +67,7 @@ class CameraRig:
         self._context: Any = None
         self._model, self.width, self.height = model, width, height
         self._views = {name: self._view(name) for name in cameras}
+        self._views |= {name: (camera, self._scene()) for name, camera in (free or {}).items()}
         self._option = mujoco.MjvOption()
         self._rect = mujoco.MjrRect(0, 0, width, height)
         self._upside_down = np.empty((height, width, 3), np.uint8)
@@ -91,7 +125,10 @@ class CameraRig:
         camera = mujoco.MjvCamera()
         camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         camera.fixedcamid = number
+        return camera, self._scene()
+
+    def _scene(self) -> Any:
         scene = mujoco.MjvScene(self._model, maxgeom=MAX_GEOMS)
         scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        return camera, scene
+        return scene

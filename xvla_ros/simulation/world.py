@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from xvla_ros.errors import SimulationError
 from xvla_ros.robots.interfaces import INTERFACES
 from xvla_ros.robots.profile import Profile
-from xvla_ros.simulation.cameras import CameraRig
+from xvla_ros.simulation.cameras import BESIDE, CameraRig, beside
 from xvla_ros.simulation.controllers import (
     ControllerOptions,
     JointTrajectory,
@@ -167,6 +167,7 @@ class World:
         self._steps = 0
         self._seed = seed
         self.reset(seed)
+        self._beside = beside(self.model, self.data)
 
     @property
     def time(self) -> int:
@@ -293,6 +294,10 @@ class World:
     def camera_rig(self, width: int, height: int) -> CameraRig:
         """Make a rig of the profile's cameras, for a thread of its own; the caller closes it."""
         return CameraRig(self.model, self.profile.cameras.slots, width, height)
+
+    def beside_rig(self, width: int, height: int) -> CameraRig:
+        """Make a rig of the view ``cameras.BESIDE``, for films; otherwise like ``camera_rig``."""
+        return CameraRig(self.model, (), width, height, free={BESIDE: self._beside})
 
     def close(self) -> None:
         """Free what ``render`` holds; call it in the thread that rendered."""

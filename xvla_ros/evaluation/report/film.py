@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The film of a run: cameras side by side, what the policy is doing, every joint as measured and commanded.
 
+Where a simulation has drawn it, the view of somebody beside the table is its largest picture.
+
 Its time is ROS time, whatever the speed of the simulation was. A frame is composed of a background that never changes
 (drawn once) and of what moves: views, curves, state, time.
 """
@@ -11,7 +13,7 @@ import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +41,11 @@ Colour = tuple[int, int, int]
 
 WIDTH, HEIGHT, MARGIN = 1280, 720, 16
 TITLE_HEIGHT, LABEL_HEIGHT, CAPTION_HEIGHT = 64, 44, 22
+LEGEND_HEIGHT = 30
 PLOT_HEIGHT = 84
 VIEW_WIDTH = 256
+BESIDE, BESIDE_SHAPE = "beside", 16 / 9  # the name of that view in a row of pictures, and its width by its height
+BESIDE_CAPTION = "from beside the table (the policy does not see this)"
 EDGE = 6
 MOST_COLUMNS = 8
 SECONDS_SHOWN = 6.0
@@ -74,8 +79,8 @@ def write_film(
     """
     if not recording.start:
         raise EvaluationError("there is nothing to show in a film: no data of the robot was recorded")
-    composer = Composer(scene)
-    views = _Views(bag, profile, recording.start)
+    views = _Views(bag, profile, recording)
+    composer = Composer(replace(scene, beside=bool(recording.beside)))
     times = [record.time for record in recording.statuses]
 
     def frames() -> Iterator[Image]:
@@ -83,9 +88,9 @@ def write_film(
             time = index / rate
             newest = bisect.bisect_right(times, time)
             status = recording.statuses[newest - 1] if newest else None
-            yield composer.frame(
-                time, views.at(time), status, recording.measured, recording.commanded, recording.episodes
-            )
+            episode = at(recording.episodes, time)
+            shown = views.at(time, episode.begun if episode is not None else -math.inf)
+            yield composer.frame(time, shown, status, recording.measured, recording.commanded, recording.episodes)
 
     return encode(frames(), path, rate=rate)
 
@@ -117,23 +122,37 @@ def side_by_side(views: Mapping[str, Image], words: str) -> Image:
     """Return pictures of cameras in a row, each with its name below, and words below them: uint8 [H, W, 3] RGB.
 
     Args:
-        views: slot → uint8 [H, W, 3] RGB, in the order of the row; at least one.
+        views: slot, or ``BESIDE``, → uint8 [H, W, 3] RGB, in the order of the row; at least one.
         words: cut where they are too long.
     """
     from PIL import Image as Pictures
     from PIL import ImageDraw
 
-    width = VIEW_WIDTH * len(views)
-    canvas = np.full((VIEW_WIDTH + 2 * CAPTION_HEIGHT, width, 3), BACKGROUND, np.uint8)
-    for index, view in enumerate(views.values()):
-        _place(canvas, (index * VIEW_WIDTH, 0, VIEW_WIDTH, VIEW_WIDTH), view)
+    widths = [row_width([name]) for name in views]
+    starts, width = np.cumsum([0, *widths]).tolist(), sum(widths)
+    canvas = np.full((ROW_HEIGHT, width, 3), BACKGROUND, np.uint8)
+    for start, wide, view in zip(starts, widths, views.values(), strict=False):
+        _place(canvas, (start, 0, wide, VIEW_WIDTH), view)
     picture = Pictures.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
-    for index, slot in enumerate(views):
-        draw.text((index * VIEW_WIDTH + 6, VIEW_WIDTH + 2), slot.replace("_", " "), font=font(13, bold=True), fill=INK)
+    for start, name in zip(starts, views, strict=False):
+        draw.text((start + 6, VIEW_WIDTH + 2), caption(name), font=font(13, bold=True), fill=INK)
     bottom = VIEW_WIDTH + CAPTION_HEIGHT + 1
     draw.text((6, bottom), _shorten(draw, words, width - 12, 13), font=font(13), fill=INK)
     return np.asarray(picture)
+
+
+ROW_HEIGHT = VIEW_WIDTH + 2 * CAPTION_HEIGHT
+
+
+def row_width(views: Iterable[str]) -> int:
+    """Return how wide ``side_by_side`` makes a row of these views, in pixels; its height is ``ROW_HEIGHT``."""
+    return sum(2 * round(VIEW_WIDTH * BESIDE_SHAPE / 2) if name == BESIDE else VIEW_WIDTH for name in views)
+
+
+def caption(view: str) -> str:
+    """Return what is written at a view: the camera with its side, or that no policy sees it."""
+    return BESIDE_CAPTION if view == BESIDE else f"{view.replace('_', ' ')} camera"
 
 
 def read_frame(path: Path, time: float) -> Image:
@@ -154,24 +173,34 @@ def read_frame(path: Path, time: float) -> Image:
 class _Views:
     """The newest picture of every camera at rising times, as a policy sees it; only pictures shown are decoded."""
 
-    def __init__(self, bag: Path, profile: Profile, start: int) -> None:
-        self._cameras, self._start = profile.cameras, start
-        self._messages = Bag(bag).messages(set(profile.cameras.by_topic))
+    def __init__(self, bag: Path, profile: Profile, recording: RunRecording) -> None:
+        from xvla_ros.robots.profile.schema import Camera
+
+        self._cameras = dict(profile.cameras.by_name)
+        self._names = {topic: list(slots) for topic, slots in profile.cameras.by_topic.items()}
+        if recording.beside:
+            self._cameras[BESIDE] = Camera(topic=recording.beside, transport="compressed")
+            self._names[recording.beside] = [BESIDE]
+        self._start = recording.start
+        self._messages = Bag(bag).messages(set(self._names))
         self._next = next(self._messages, None)
         self._undecoded: dict[str, bytes] = {}
-        self._shown: dict[str, Image] = {}
+        self._shown: dict[str, tuple[float, Image]] = {}
 
-    def at(self, time: float) -> dict[str, Image]:
+    def at(self, time: float, begun: float) -> dict[str, Image]:
+        """Return the pictures of ``time``, none from before ``begun`` once one of that episode has come."""
         while self._next is not None and self._due(self._next.data) <= time:
-            for slot in self._cameras.by_topic[self._next.topic]:
-                self._undecoded[slot] = self._next.data
+            for name in self._names[self._next.topic]:
+                self._undecoded[name] = self._next.data
             self._next = next(self._messages, None)
-        for slot, data in self._undecoded.items():
-            camera = self._cameras.by_name[slot]
+        for name, data in self._undecoded.items():
+            camera = self._cameras[name]
             with suppress(MessageError):  # the picture before it stays
-                self._shown[slot] = view_of(decode_image(data, camera), camera)
+                self._shown[name] = self._due(data), view_of(decode_image(data, camera), camera)
         self._undecoded.clear()
-        return self._shown
+        if any(due >= begun for due, _ in self._shown.values()):
+            self._shown = {name: seen for name, seen in self._shown.items() if seen[0] >= begun}
+        return {name: view for name, (_, view) in self._shown.items()}
 
     def _due(self, data: bytes) -> float:
         try:
@@ -202,6 +231,7 @@ class FilmedRun:
     Attributes:
         trained: None where no policy runs.
         instruction: that of the robot, where neither a policy nor an episode says one.
+        beside: whether there is the view from beside the table.
     """
 
     robot: str
@@ -209,6 +239,7 @@ class FilmedRun:
     cameras: tuple[str, ...]
     joints: tuple[str, ...]
     instruction: str = ""
+    beside: bool = False
 
     @property
     def labelled(self) -> bool:
@@ -286,14 +317,14 @@ class Composer:
         for camera, (x, y, width, height) in self._views.items():
             draw.rectangle((x, y, x + width - 1, y + height - 1), fill=PANEL)
             draw.text((x + width / 2, y + height / 2), "no picture", font=font(15), fill=FAINT, anchor="mm")
-            draw.text((x, y + height + 4), camera.replace("_", " "), font=font(15, bold=True), fill=INK)
+            draw.text((x, y - CAPTION_HEIGHT + 2), caption(camera), font=font(14, bold=True), fill=INK)
         for joint, box in self._plots.items():
             _draw_plot_frame(draw, joint, box)
         self._draw_legend(draw)
         return np.asarray(picture).copy()
 
     def _draw_legend(self, draw: Any) -> None:
-        x, y = WIDTH - MARGIN, min(y for _, y, _, _ in self._plots.values()) - 30
+        x, y = WIDTH - MARGIN, min(y for _, y, _, _ in self._plots.values()) - LEGEND_HEIGHT + 4
         for text, colour in ((f"last {SECONDS_SHOWN:.0f} s", None), ("commanded", COMMANDED), ("measured", MEASURED)):
             x -= int(draw.textlength(text, font=font(13)))
             draw.text((x, y), text, font=font(13), fill=FAINT)
@@ -359,11 +390,29 @@ def _plot_boxes(scene: FilmedRun) -> dict[str, Box]:
 
 def _view_boxes(scene: FilmedRun) -> dict[str, Box]:
     top = TITLE_HEIGHT + (LABEL_HEIGHT if scene.labelled else 0) + MARGIN // 2
-    bottom = min((y for _, y, _, _ in _plot_boxes(scene).values()), default=HEIGHT) - 30
-    count = max(1, len(scene.cameras))
-    side = min((WIDTH - MARGIN * (count + 1)) // count, bottom - top - 4)
-    space = (WIDTH - count * side) // (count + 1)
-    return {camera: (space + index * (side + space), top, side, side) for index, camera in enumerate(scene.cameras)}
+    bottom = min((y for _, y, _, _ in _plot_boxes(scene).values()), default=HEIGHT) - LEGEND_HEIGHT
+    height, left, boxes = bottom - top - CAPTION_HEIGHT, MARGIN, {}
+    if scene.beside:
+        # no larger than leaves a third of the width to what the policy sees
+        wide = min(round(height * BESIDE_SHAPE), WIDTH * 2 // 3 - MARGIN)
+        boxes[BESIDE] = (MARGIN, top + CAPTION_HEIGHT, wide, round(wide / BESIDE_SHAPE))
+        left += wide + MARGIN
+    count, room = max(1, len(scene.cameras)), WIDTH - left
+    sides = {
+        columns: min(room // columns - MARGIN, (bottom - top) // math.ceil(count / columns) - CAPTION_HEIGHT)
+        for columns in range(1, count + 1)
+    }
+    columns = max(sides, key=lambda columns: sides[columns])
+    side = sides[columns]
+    space = MARGIN
+    if not scene.beside:  # spread over the whole width
+        space = (WIDTH - columns * side) // (columns + 1)
+        left = space
+    for index, camera in enumerate(scene.cameras):
+        row, column = divmod(index, columns)
+        above = top + CAPTION_HEIGHT + row * (side + CAPTION_HEIGHT)
+        boxes[camera] = (left + column * (side + space), above, side, side)
+    return boxes
 
 
 def _draw_plot_frame(draw: Any, joint: str, box: Box) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.evaluation.report import provenance
 from xvla_ros.evaluation.report.figures import Report, joint_plot, latency_plot, spans, status_plot
-from xvla_ros.evaluation.report.film import CAPTION_HEIGHT, VIEW_WIDTH
+from xvla_ros.evaluation.report.film import BESIDE, ROW_HEIGHT, caption, row_width
 from xvla_ros.evaluation.report.recording import RunRecording, in_words
 from xvla_ros.types import NS
 
@@ -88,7 +88,7 @@ def write_html(
         title=f"{report.robot}: {report.duration:.0f} s" + (" with X-VLA" if driven else ""),
         report=report,
         figures=_cards(report),
-        cameras=", ".join(slot.replace("_", " ") for slot in profile.cameras.slots),
+        cameras=", ".join(map(caption, ([BESIDE] if recording.beside else []) + list(profile.cameras.slots))),
         film=film.name if film is not None else "",
         poster=_jpeg(poster) if poster is not None else b"",
         episodes=[
@@ -127,7 +127,7 @@ def write_evaluation_page(evaluation: Evaluation, path: Path) -> None:
     counted, total, ways = evaluation.counters, len(evaluation.episodes), {"ros": "over ROS", "process": "in process"}
     judged = judge_episodes(evaluation)
     low, high = judged.figures["interval"]
-    cameras = [slot.replace("_", " ") for slot in evaluation.cameras]
+    filmed = (BESIDE, *evaluation.cameras) if evaluation.over == "process" else (BESIDE,)
     write_page(
         "evaluation.html",
         path,
@@ -141,8 +141,8 @@ def write_evaluation_page(evaluation: Evaluation, path: Path) -> None:
             (str(evaluation.wrongs), "did something else"),
             (str(counted.holds), "holds"),
         ],
-        cameras=", ".join(cameras),
-        aspect=f"{len(cameras) * VIEW_WIDTH} / {VIEW_WIDTH + 2 * CAPTION_HEIGHT}",
+        cameras=", ".join(map(caption, filmed)),
+        aspect=f"{row_width(filmed)} / {ROW_HEIGHT}",
         films=[
             (
                 each.film,

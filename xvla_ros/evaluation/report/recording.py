@@ -26,7 +26,7 @@ from xvla_ros.errors import BagError, MessageError
 from xvla_ros.recordings.bag_files import BagMessage
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import STRING, JointCommand, peek_stamp, read, read_command, read_joint_state, read_string
-from xvla_ros.recordings.marks import CHUNK, DIAGNOSTICS, EPISODE_TOPIC, OUTCOME, STATUS, read_mark
+from xvla_ros.recordings.marks import CHUNK, DIAGNOSTICS, EPISODE_TOPIC, OUTCOME, STATUS, beside_topic, read_mark
 from xvla_ros.recordings.observations import BagClock
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.types import NS, ActionChunk
@@ -148,6 +148,7 @@ class RunRecording:
         stamps: of the recorded pictures of each camera, ns of ROS time.
         episodes: of a task, where one was led, else those that were marked.
         resets: when a simulation set arms and props back to a start, s since the first command.
+        beside: the topic of the view from beside a simulation's table; empty where it was not recorded.
     """
 
     start: int
@@ -162,6 +163,7 @@ class RunRecording:
     stamps: dict[str, Sequence[int]]
     episodes: tuple[RunEpisode, ...] = ()
     resets: tuple[float, ...] = ()
+    beside: str = ""
 
     def counted(self, what: str) -> int:
         """Return a counter of ``PolicyStatus`` over the whole run; it starts again at each activation of the policy."""
@@ -211,6 +213,7 @@ class _RunReader:
         self._stamps = {topic: array("q") for topic in profile.cameras.by_topic}
         self._heard: dict[str, list[tuple[int, Any]]] = {kind: [] for kind in (CHUNK, STATUS, DIAGNOSTICS, OUTCOME)}
         self._marks: list[tuple[int, dict[str, Any]]] = []
+        self._beside = ""
         self._takers: dict[str, Callable[[BagMessage], None]] = dict.fromkeys(self._stamps, self._on_picture)
         self._takers |= dict.fromkeys(profile.joints.topics, self._on_joints)
         self._takers |= dict.fromkeys(self._groups, self._on_command)
@@ -250,6 +253,7 @@ class _RunReader:
             stamps={slot: self._stamps[profile.cameras.by_name[slot].topic] for slot in profile.cameras.slots},
             episodes=episodes or _marked(self._marks, start, end),
             resets=resets,
+            beside=self._beside,
         )
 
     def _until(self, kind: str, end: float) -> list[tuple[int, Any]]:
@@ -313,6 +317,8 @@ class _RunReader:
         if message.type == STRING and message.topic.endswith(f"/{self._profile.name}/outcome"):
             said = SimpleNamespace(**limits.json_of(read_string(message.data)))
             self._heard[OUTCOME].append((self._time(message), said))
+        elif message.topic.endswith(beside_topic(self._profile, "").name):
+            self._beside = message.topic
         elif message.type in self._heard:
             said = read(message.data, message.type)
             if message.type == DIAGNOSTICS:

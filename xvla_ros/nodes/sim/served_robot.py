@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One simulated robot behind the topics that its profile names: joint states and images out, commands in; and its task.
 
+``~/<robot>/beside`` is the view of somebody beside the table, drawn for films, only while it has a subscriber.
+
 ``~/reset`` begins an episode of the task, ``~/<robot>/outcome`` says how it stands: an ``xvla_ros/EpisodeOutcome``,
 latched, sent on every change and a few times a second.
 """
@@ -25,6 +27,7 @@ from xvla_ros.errors import KinematicsError, SimulationError
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.messages import stamp_message
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
+from xvla_ros.simulation.cameras import BESIDE, BESIDE_HEIGHT, BESIDE_RATE, BESIDE_WIDTH
 from xvla_ros.simulation.controllers import JointTrajectory, Rejection, TrajectoryPoint
 from xvla_ros.simulation.tasks import Layout, Outcome, Task, load_task
 from xvla_ros.simulation.world import World
@@ -64,6 +67,7 @@ class ImageSender:
         self._idle, self._work = threading.Event(), threading.Event()
         self._closing = False
         self._error: BaseException | None = None
+        self._film = _FilmSender(node, world)
         self._rig.capture(world.data)
         self._thread = threading.Thread(target=self._draw_until_closed, name="cameras", daemon=True)
         self._thread.start()
@@ -84,6 +88,7 @@ class ImageSender:
     def offer(self, data: Any, stamp: int) -> None:
         """Take MuJoCo's state as what the cameras see at ``stamp`` ns; only when idle."""
         self._rig.capture(data)
+        self._film.offer(data, stamp)
         self._stamp = stamp
         self._idle.clear()
         self._work.set()
@@ -110,6 +115,7 @@ class ImageSender:
             self._idle.set()
         finally:
             self._rig.close()
+            self._film.close()
 
     def _send(self) -> None:
         stamp, self._stamp = self._stamp, None
@@ -119,6 +125,35 @@ class ImageSender:
             self._rig.draw(name, outlet.pixels)
             outlet.publish(stamp)
             self.stamps[name].append(stamp)
+        self._film.send()
+
+
+class _FilmSender:
+    """Publishes the view from beside the table at the rate of a film, while somebody subscribes to it.
+
+    Its pictures are drawn in a context of their own, after those of the robot's cameras.
+    """
+
+    def __init__(self, node: Node, world: World) -> None:
+        self._rig = world.beside_rig(BESIDE_WIDTH, BESIDE_HEIGHT)
+        self._outlet = _JpegOutlet(node, f"~/{world.profile.name}/{BESIDE}", BESIDE, BESIDE_WIDTH, BESIDE_HEIGHT)
+        self._stamp, self._last = 0, -NS
+
+    def offer(self, data: Any, stamp: int) -> None:
+        """Take MuJoCo's state as what is seen at ``stamp`` ns, where that is wanted; called while nothing is drawn."""
+        if stamp - self._last >= 0.99 * NS / BESIDE_RATE and self._outlet.is_heard:
+            self._rig.capture(data)
+            self._stamp = self._last = stamp
+
+    def send(self) -> None:
+        """Draw and publish what was taken, if anything was; always in the thread that draws."""
+        if self._stamp:
+            self._rig.draw(BESIDE, self._outlet.pixels)
+            self._outlet.publish(self._stamp)
+            self._stamp = 0
+
+    def close(self) -> None:
+        self._rig.close()
 
 
 class _RawOutlet:
@@ -146,6 +181,11 @@ class _JpegOutlet:
         self._message = CompressedImage(format="rgb8; jpeg compressed bgr8")
         self._message.header.frame_id = frame
         self._publisher = node.create_publisher(CompressedImage, topic, qos.SENSOR)
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody subscribes."""
+        return bool(self._publisher.get_subscription_count())
 
     def publish(self, stamp: int) -> None:
         import cv2
