@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PACKAGE = "xvla_ros"
+SHIPPED = "shipped"  # in the place of a checkpoint: the policy that comes with the package
 
 
 def usable_cores() -> int:
@@ -59,6 +60,15 @@ def config_dir() -> Path:
 def policy_dir() -> Path | None:
     """Return the folder of the policy that comes with the package, beside ``config``; None where it has none."""
     return next((folder for folder in _candidates("policy") if (folder / "config.json").is_file()), None)
+
+
+def checkpoint_path(name: str | Path) -> Path:
+    """Return the path that is meant by the name of a checkpoint: ``shipped`` is the policy that comes with the package.
+
+    A folder of that name comes first.
+    """
+    path = Path(name).expanduser()
+    return path if path.exists() or str(name) != SHIPPED else policy_dir() or path
 
 
 def messages_dir() -> Path | None:

@@ -17,6 +17,7 @@ from xvla_ros.control.policy_source import load_policy, shipped_policy
 from xvla_ros.errors import CheckpointError, ProfileError
 from xvla_ros.evaluation.graph import settings_in_simulation
 from xvla_ros.model.checkpoint import load, save
+from xvla_ros.model.checkpoint.inspection import CheckpointFolders, find_checkpoint
 from xvla_ros.model.checkpoint.record import RECORD_FILE
 from xvla_ros.model.policy import Policy
 from xvla_ros.robots.profile import Profile, load_profile
@@ -69,6 +70,17 @@ def test_it_is_used_where_no_checkpoint_is_named(packaged):
     assert policy.source == str(packaged)
     assert policy.is_trained(profile.policy.domain_id)
     assert settings_in_simulation(profile, None) == {}
+
+
+def test_its_name_works_wherever_a_checkpoint_is_taken(packaged, tmp_path, monkeypatch):
+    profile = load_profile(PAIR)[PAIR]
+    assert find_checkpoint("shipped") == CheckpointFolders(packaged, None, str(packaged))
+    assert load_policy({PAIR: profile}, "shipped").source == str(packaged)
+    assert is_trained(profile, "shipped") and check(PAIR, checkpoint="shipped").errors == ()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shipped").mkdir()
+    with pytest.raises(CheckpointError, match="config.json"):
+        find_checkpoint("shipped")  # a folder of that name comes first
 
 
 def changed(change) -> Profile:

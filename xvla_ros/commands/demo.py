@@ -266,9 +266,10 @@ def is_trained(profile: Profile, checkpoint: str | None, server: str = "") -> bo
         return trained_at(server, profile.policy.domain_id)
     from xvla_ros.control.policy_source import known_as, shipped_policy
     from xvla_ros.model.checkpoint.record import read_record
+    from xvla_ros.resources import checkpoint_path
 
     name = checkpoint or profile.policy.checkpoint
-    folder = Path(name) if name else shipped_policy([profile])
+    folder = checkpoint_path(name) if name else shipped_policy([profile])
     if folder is None or not folder.is_dir():
         return False
     record = read_record(folder)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from xvla_ros.recordings.lerobot_export import Exported
 
 
-SHIPPED = "shipped"  # in the place of a checkpoint: the policy that comes with the package
 OF_DATA_SETS = ("fps", "instruction", "actions", "all_episodes", "codec", "skip_bad", "jobs")
 OF_ENGINES = ("inputs",)
 
@@ -115,13 +114,11 @@ class Export(Command):
 
         from xvla_ros.evaluation.graph import choose_profiles
         from xvla_ros.model.runtime.graphs import export_checkpoint
-        from xvla_ros.resources import policy_dir
 
         robots = [profile.embodiment() for profile in choose_profiles(self.robot)] if self.robot else []
-        checkpoint = str(policy_dir() or "") if self.sources[0] == SHIPPED else self.sources[0]
         with tqdm(disable=None) as bar, _ended_by_signals():
             report = export_checkpoint(
-                checkpoint, Path(self.output), self.what, robots, inputs=self.inputs, progress=_shown_on(bar)
+                self.sources[0], Path(self.output), self.what, robots, inputs=self.inputs, progress=_shown_on(bar)
             )
         numerics = report["numerics"]
         print(

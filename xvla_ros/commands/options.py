@@ -233,7 +233,7 @@ Seed = Annotated[int, _number(int, 0, False, "whole number of 0 or more")]
 Robot = Annotated[str, "name of a profile, or a profile file"]
 BagRobot = Annotated[str, "name of a profile, or a profile file (default: the profile recorded in the bag)"]
 Task = Annotated[str, "task of the robot's scene: touch, pick_place, …"]
-Checkpoint = Annotated[str | None, "folder or hub id of the checkpoint (default: the profile's)"]
+Checkpoint = Annotated[str | None, "folder or hub id of the checkpoint, or shipped (default: the profile's)"]
 Server = Annotated[
     str,
     "use policy servers (xvla serve) instead of a checkpoint: wss://HOST:PORT, several separated by commas "

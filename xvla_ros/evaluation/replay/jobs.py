@@ -16,6 +16,7 @@ from xvla_ros.evaluation.replay.metrics import Part
 from xvla_ros.evaluation.replay.sources import AnswerSource, HoldStill, PolicySource
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
 from xvla_ros.recordings.bags import Bag
+from xvla_ros.resources import checkpoint_path
 from xvla_ros.robots.profile import Profile
 
 PARTS = "parts"
@@ -184,7 +185,7 @@ def _device(device: str, number: int) -> str:
 
 def _identity(checkpoint: str) -> Any:
     """Return what tells one checkpoint from another: names, sizes and times of its files, or its name on a hub."""
-    folder = Path(checkpoint)
+    folder = checkpoint_path(checkpoint)
     if not checkpoint or not folder.is_dir():
         return checkpoint
     files = sorted(file for file in folder.iterdir() if file.is_file())

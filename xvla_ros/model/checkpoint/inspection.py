@@ -16,6 +16,7 @@ from typing import Any
 
 from xvla_ros import limits
 from xvla_ros.errors import CheckpointError, Problem
+from xvla_ros.resources import SHIPPED, checkpoint_path
 
 from ..inputs.words import TOKENIZER_FILE
 from ..network.config import IMAGENET_MEAN, IMAGENET_STD, ORIGINAL, XvlaConfig
@@ -70,6 +71,8 @@ class CheckpointFolders:
 def find_checkpoint(folder_or_id: str | Path, revision: str | None = None) -> CheckpointFolders:
     """Find a checkpoint, downloading it from the Hugging Face hub where the name is an id and no folder.
 
+    ``shipped`` is the policy that comes with the package.
+
     Of a LeRobot run, ``RUN``, ``RUN/checkpoints`` and ``RUN/checkpoints/last`` are its last checkpoint, and
     ``RUN/checkpoints/000010`` is that step's. ``ADAPTER,BASE`` is an adapter on a base that the user chose; the base
     that an adapter names itself is a folder within it, or a hub id with its commit (``revision``).
@@ -80,6 +83,8 @@ def find_checkpoint(folder_or_id: str | Path, revision: str | None = None) -> Ch
     source, chosen = str(folder_or_id), ""
     if "," in source and not isinstance(folder_or_id, Path) and not Path(source).expanduser().exists():
         folder_or_id, _, chosen = source.partition(",")
+    elif source == SHIPPED:  # known by its folder, wherever it is named
+        source = str(checkpoint_path(source))
     folder = _folder(folder_or_id, revision)
     if not (folder / ADAPTER_CONFIG).is_file():
         if chosen:
@@ -109,7 +114,7 @@ def _named_base(folder: Path, source: str) -> Path:
 
 
 def _folder(folder_or_id: str | Path, revision: str | None) -> Path:
-    path = Path(folder_or_id).expanduser()
+    path = checkpoint_path(folder_or_id)
     if path.is_dir():
         return _within(path)
     if path.is_file():
