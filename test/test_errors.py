@@ -3,13 +3,37 @@
 
 import ast
 import pickle
+import re
 from collections import defaultdict
+from collections.abc import Callable
+from email.message import Message
 from pathlib import Path
 
 import pytest
 
 import xvla_ros
-from xvla_ros.errors import CheckpointError, Interrupted, Problem, ProfileError, XvlaError, did_you_mean
+from xvla_ros import resources
+from xvla_ros.commands import COMMANDS
+from xvla_ros.errors import (
+    INSTALL_PAGE,
+    PAGES_OF_ROOMS,
+    BagError,
+    CheckpointError,
+    Interrupted,
+    Problem,
+    ProfileError,
+    SetupError,
+    XvlaError,
+    did_you_mean,
+    help_page,
+)
+from xvla_ros.model.checkpoint.inspection import find_checkpoint
+from xvla_ros.model.runtime.engines import read_report
+from xvla_ros.recordings.bags import Bag
+from xvla_ros.resources import documentation
+from xvla_ros.robots import load_profile
+from xvla_ros.serving.client import url_of
+from xvla_ros.training.config import read_settings
 
 ROOT = Path(xvla_ros.__file__).parent
 GENERATED = {"action", "msg"}
@@ -61,6 +85,72 @@ def test_of_many_problems_a_checkpoint_shows_the_first_and_the_count():
     lines = str(error).splitlines()
     assert lines[0] == "the checkpoint cannot be used:" and lines[-1] == "  … and 3 more" and len(lines) == 22
     assert str(error.at("folder")).startswith("checkpoint folder cannot be used:\n  w: 0: is missing")
+
+
+def sections(page: Path) -> set[str]:
+    """Return the anchors of a page, as the site makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def kinds(error: type[XvlaError] = XvlaError) -> set[type[XvlaError]]:
+    return {error} | {each for kind in error.__subclasses__() for each in kinds(kind)}
+
+
+def test_every_page_that_an_error_leads_to_is_there_with_its_section():
+    import xvla_ros.recordings.recording
+    import xvla_ros.training.config  # noqa: F401  (which define kinds of their own)
+
+    named = {kind.page for kind in kinds() if kind.page} | {INSTALL_PAGE, *PAGES_OF_ROOMS.values()}
+    named |= {f"docs/reference/commands.md#xvla-{command}" for command in COMMANDS}
+    assert len(named) > 30
+    for page in named:
+        file, _, section = page.partition("#")
+        assert (ROOT.parent / file).is_file(), page
+        assert not section or section in sections(ROOT.parent / file), page
+
+
+def test_every_room_that_has_a_page_is_there():
+    for room in PAGES_OF_ROOMS:
+        path = ROOT.parent / room.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").is_file(), room
+
+
+@pytest.mark.parametrize(("fails", "page"), [
+    (lambda: load_profile("no_such_robot"), "docs/reference/profile.md"),
+    (lambda: find_checkpoint("/no/such/folder"), "docs/reference/checkpoints.md#what-loads"),
+    (lambda: list(Bag("/no/such.mcap").messages()), "docs/how-to/evaluate-on-bags.md#which-bags-can-be-used"),
+    (lambda: url_of("http://arm"), "docs/how-to/gpu-server.md"),
+    (lambda: read_report(Path("/no/such/folder")), "docs/how-to/faster-engines.md"),
+    (lambda: read_settings("/no/such.yaml"), "docs/reference/training.md"),
+    (lambda: raised(SetupError("needs ROS 2: no module rclpy")), INSTALL_PAGE),
+    (lambda: raised(SetupError("install xvla_ros[replay]")), INSTALL_PAGE),
+    (lambda: raised(SetupError("a wrong option")), ""),
+    (lambda: raised(SetupError("no"), because=BagError("of this")), BagError.page),
+])  # fmt: skip
+def test_an_error_leads_to_the_page_that_helps(fails: Callable[[], object], page: str):
+    with pytest.raises(XvlaError) as caught:
+        fails()
+    assert help_page(caught.value) == page
+
+
+def raised(error: Exception, because: Exception | None = None) -> None:
+    raise error from because
+
+
+def test_a_page_is_a_file_of_the_sources_or_the_address_that_pip_knows(monkeypatch, tmp_path):
+    page = "docs/how-to/train.md#4-train"
+    monkeypatch.chdir(ROOT)
+    assert documentation(page) == "../docs/how-to/train.md#4-train"
+    monkeypatch.chdir(tmp_path)
+    assert documentation(page) == str(ROOT.parent / "docs/how-to/train.md#4-train")
+    monkeypatch.setattr(resources, "__file__", str(tmp_path / "site-packages" / "xvla_ros" / "resources.py"))
+    told = Message()
+    monkeypatch.setattr("importlib.metadata.metadata", lambda name: told)
+    assert documentation(page) == "docs/how-to/train.md#4-train in the sources"
+    told["Project-URL"] = "Documentation, https://example.org/xvla/"
+    assert documentation(page) == "https://example.org/xvla/how-to/train.html#4-train"
+    assert documentation("README.md#install") == "https://example.org/xvla/index.html#install"
 
 
 def test_the_closest_name_is_suggested():

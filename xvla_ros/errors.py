@@ -6,9 +6,10 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -25,7 +26,13 @@ class XvlaError(Exception):
     """The base of every error that this package raises on purpose. Its text is for the user.
 
     Each error also keeps a builtin base (``ValueError``, ``RuntimeError``, …), so that ``except ValueError`` works.
+
+    Attributes:
+        page: of the documentation that helps with errors of this kind, from the root of the sources, with its section;
+            empty where that depends on what raised it, see ``help_page``.
     """
+
+    page: ClassVar[str] = ""
 
 
 @dataclass(frozen=True)
@@ -78,10 +85,13 @@ class ProblemsError(XvlaError, ValueError):
 class ProfileError(ProblemsError):
     """A profile that cannot be used."""
 
+    page = "docs/reference/profile.md"
+
 
 class CheckpointError(ProblemsError):
     """A checkpoint that cannot be used. ``source`` is its folder or hub id; empty until that is known."""
 
+    page = "docs/reference/checkpoints.md#what-loads"
     # A wrong folder can misfit in a thousand keys; a reader needs the first few and the count.
     _SHOWN = 20
 
@@ -121,25 +131,37 @@ class Interrupted(KeyboardInterrupt):  # no XvlaError: it was asked for, and ``e
 class KinematicsError(XvlaError, ValueError):
     """A robot's description that is missing or does not fit its profile; the message says what to change."""
 
+    page = "docs/reference/profile.md#tools"
+
 
 class MessageError(XvlaError, ValueError):
     """A message that cannot be used; the text says what was found, what is expected and what to do."""
+
+    page = "docs/reference/topics.md"
 
 
 class BagError(XvlaError, ValueError):
     """A bag that cannot be read, or not be used for what was asked."""
 
+    page = "docs/how-to/evaluate-on-bags.md#which-bags-can-be-used"
+
 
 class BagWriteError(XvlaError, OSError):
     """A bag, or a message of it, that cannot be written; the text names the file or the type, and the reason."""
+
+    page = "docs/how-to/record.md"
 
 
 class DataSetWriteError(XvlaError, OSError):
     """A data set that cannot be written; the text names the folder and the reason."""
 
+    page = "docs/how-to/lerobot-data-sets.md#write-one-from-bags"
+
 
 class SimulationError(XvlaError, ValueError):
     """A scene, task or camera that is not there, or does not fit the robot; or no way to draw it."""
+
+    page = "docs/how-to/simulate-demonstrations.md"
 
 
 class SetupError(XvlaError, ValueError):
@@ -154,6 +176,8 @@ class RequestError(XvlaError, ValueError):
         detail: what was found, what is expected, what to do.
     """
 
+    page = "docs/reference/serving.md"
+
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
@@ -165,9 +189,46 @@ class RequestError(XvlaError, ValueError):
 class UnreachableError(XvlaError, ConnectionError):
     """No policy server answers in time; the text says of each what happened."""
 
+    page = "docs/how-to/gpu-server.md#connect-the-node"
+
 
 class EvaluationError(XvlaError, RuntimeError):
     """An evaluation or a replay that cannot go on, or a report that cannot be made of it; the message says why."""
+
+
+INSTALL_PAGE = "README.md#install"
+_TO_INSTALL = re.compile(r"xvla_ros\[|needs ROS 2")
+# Module, or package, that raised an error whose kind has no page → the page that helps. The longest name counts.
+PAGES_OF_ROOMS = {
+    "xvla_ros.control.policy_source": "docs/reference/checkpoints.md#robots-and-views",
+    "xvla_ros.evaluation.replay": "docs/how-to/evaluate-on-bags.md",
+    "xvla_ros.evaluation.suites": "docs/how-to/evaluate-on-libero.md",
+    "xvla_ros.model.runtime": "docs/how-to/faster-engines.md",
+    "xvla_ros.nodes": "docs/how-to/run-on-your-robot.md#4-start-the-policy",
+    "xvla_ros.recordings.lerobot_export": "docs/how-to/lerobot-data-sets.md#write-one-from-bags",
+    "xvla_ros.serving": "docs/how-to/gpu-server.md",
+    "xvla_ros.simulation.suites": "docs/how-to/evaluate-on-libero.md",
+    "xvla_ros.simulation.suites.joints": "docs/how-to/other-simulators.md",
+}
+
+
+def help_page(error: BaseException) -> str:
+    """Return the page of the documentation that helps with an error, from the root of the sources; empty without one.
+
+    It is that of what is to be installed, else of the kind of the error or of what caused it, else of the room that
+    raised it.
+    """
+    if _TO_INSTALL.search(str(error)):
+        return INSTALL_PAGE
+    reason: BaseException | None = error
+    while reason is not None:
+        if isinstance(reason, XvlaError) and reason.page:
+            return reason.page
+        reason = reason.__cause__
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    raised = f"{frames[-1].f_globals.get('__name__', '')}." if frames else ""
+    rooms = [room for room in PAGES_OF_ROOMS if raised.startswith(f"{room}.")]
+    return PAGES_OF_ROOMS[max(rooms, key=len)] if rooms else ""
 
 
 _SHORT = reprlib.Repr()

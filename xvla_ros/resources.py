@@ -71,6 +71,27 @@ def checkpoint_path(name: str | Path) -> Path:
     return path if path.exists() or str(name) != SHIPPED else policy_dir() or path
 
 
+def documentation(page: str) -> str:
+    """Return where a page of the documentation is: a file of the source tree, else the address that pip knows of it.
+
+    Args:
+        page: from the root of the sources, with a section where one is meant: ``docs/how-to/train.md#4-train``.
+    """
+    file, mark, section = page.partition("#")
+    root = Path(__file__).parent.parent
+    if (root / file).is_file():
+        return (os.path.relpath(root / file) if Path.cwd().is_relative_to(root) else str(root / file)) + mark + section
+    from importlib.metadata import PackageNotFoundError, metadata  # read only where it is needed: it takes a while
+
+    with suppress(PackageNotFoundError):
+        for entry in metadata(PACKAGE).get_all("Project-URL") or ():
+            name, _, address = entry.partition(", ")
+            if name.lower() == "documentation":
+                of_site = "index.html" if file == "README.md" else file.removeprefix("docs/").replace(".md", ".html")
+                return f"{address.rstrip('/')}/{of_site}{mark}{section}"
+    return f"{page} in the sources"
+
+
 def messages_dir() -> Path | None:
     """Return the folder of the package's own message definitions; None where it was installed without."""
     return next((folder for folder in _candidates("msg") if folder.is_dir()), None)

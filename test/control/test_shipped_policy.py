@@ -79,7 +79,7 @@ def test_its_name_works_wherever_a_checkpoint_is_taken(packaged, tmp_path, monke
     assert is_trained(profile, "shipped") and check(PAIR, checkpoint="shipped").errors == ()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shipped").mkdir()
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         find_checkpoint("shipped")  # a folder of that name comes first
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from xvla_ros.commands import COMMANDS, main, run
 from xvla_ros.commands.options import Command, Count, Option, Positive, parse, parser_of
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import BagError, XvlaError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,15 +152,17 @@ class Fails(Command):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (XvlaError("no such robot"), 1, "xvla show: no such robot\n"),
+        (XvlaError("no such robot"), 1, "xvla show: no such robot\n  see docs/reference/commands.md#xvla-show\n"),
+        (BagError("no such bag"), 1, "xvla show: no such bag\n  see " + BagError.page + "\n"),
         (PermissionError(13, "Permission denied", "out"), 1, "xvla show: [Errno 13] Permission denied: 'out'\n"),
         (KeyboardInterrupt(), 130, "\nstopped\n"),
         (KeyboardInterrupt("nothing is lost"), 130, "\nstopped; nothing is lost\n"),
     ],
 )
 def test_an_error_is_said_without_a_trace(
-    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.chdir(Path(__file__).parents[2])
     assert run(Fails(error), "xvla show") == code
     assert capsys.readouterr().err == said
 

@@ -15,7 +15,8 @@ from importlib import import_module
 from typing import Any
 
 from xvla_ros.commands.options import Command, Parser, parse
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import XvlaError, help_page
+from xvla_ros.resources import documentation
 
 COMMANDS = {  # name: (module, class, what it does), in the order of ``xvla --help``
     "demo": ("demo", "Demo", "drive a simulated robot over real ROS 2 topics; leaves a film and a report"),
@@ -89,7 +90,14 @@ def run(command: Command, program: str) -> int:
         return FAILED
     except (XvlaError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
+        if isinstance(error, XvlaError):
+            print(f"  see {documentation(help_page(error) or _reference(program))}", file=sys.stderr)
         return FAILED
+
+
+def _reference(program: str) -> str:
+    """Return where the options of a command are: ``xvla data info`` is described at ``xvla data``."""
+    return "docs/reference/commands.md#" + "-".join(program.split()[:2])
 
 
 class _Version(argparse.Action):

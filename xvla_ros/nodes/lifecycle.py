@@ -14,7 +14,8 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.task import Future
 
-from xvla_ros.errors import XvlaError
+from xvla_ros.errors import XvlaError, help_page
+from xvla_ros.resources import documentation
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 ERROR = TransitionCallbackReturn.ERROR
@@ -205,7 +206,8 @@ class GuardedLifecycleNode(LifecycleNode):
             step()
         except TransitionError as error:
             self.failure = f"cannot {what}: {error}"
-            self.get_logger().error(self.failure)
+            page = help_page(error)
+            self.get_logger().error(self.failure + (f"\n  see {documentation(page)}" if page else ""))
             return FAILURE
         except BaseException as error:  # also a library's panic in Rust, which is no Exception
             self.failure = f"{what} failed: {type(error).__name__}: {error}"

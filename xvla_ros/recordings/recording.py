@@ -45,6 +45,8 @@ BESIDE_OF_POLICY = {
 class SamplesError(ProfileError):
     """Data that cannot be trained on. ``problems`` holds everything that was found."""
 
+    page = "docs/reference/samples.md#what-is-refused"
+
 
 class NothingLeftError(SamplesError):
     """A recording whose every episode is left out for what it is: a failure, a discarded one.

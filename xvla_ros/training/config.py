@@ -186,9 +186,7 @@ Datasets = Annotated[tuple[DatasetSettings, ...], Field(strict=False)]
 class Model(DataSection):
     """Where the network comes from: a checkpoint, or nothing."""
 
-    checkpoint: str = Field(
-        "", description="Folder or hub id to start from, or shipped; empty trains from scratch."
-    )
+    checkpoint: str = Field("", description="Folder or hub id to start from, or shipped; empty trains from scratch.")
     revision: str = Field("", description="Branch, tag or commit of a hub id.")
     size: Literal["small", "full"] = Field("small", description="From scratch: about 3 M parameters, or 0.9 B.")
     chunk_size: int = Field(30, ge=1, le=512, description="From scratch: waypoints of a chunk.")
@@ -471,6 +469,8 @@ _DRAWN = ("scenes", "variation", "pixels")  # keys that may stand at the top of 
 
 class TrainingError(ProblemsError):
     """A run that cannot begin or go on."""
+
+    page = "docs/reference/training.md"
 
 
 class _TrainingLoader(yaml.SafeLoader):

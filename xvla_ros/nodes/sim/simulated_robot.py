@@ -28,9 +28,10 @@ from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from xvla_ros.errors import SetupError, SimulationError
+from xvla_ros.errors import SetupError, SimulationError, help_page
 from xvla_ros.nodes import messages, node_clock, qos
 from xvla_ros.nodes.sim.served_robot import BAD_TASK, ServedRobot, TaskServer, declare_parameters
+from xvla_ros.resources import documentation
 from xvla_ros.robots import Profile, ProfileError, load_profile, load_profiles
 from xvla_ros.robots.profile.schema import Camera, Group, Joint
 from xvla_ros.simulation.controllers import ControllerOptions
@@ -344,7 +345,8 @@ def serve(stop_requested: Callable[[], bool], args: list[str] | None = None) -> 
     try:
         return _run(SimNode(stop_requested))
     except BAD_SETTINGS as error:
-        print(f"sim: {error}", file=sys.stderr)
+        page = help_page(error) or "docs/reference/topics.md#the-simulation"
+        print(f"sim: {error}\n  see {documentation(page)}", file=sys.stderr)
         return 1
     finally:
         rclpy.try_shutdown()
