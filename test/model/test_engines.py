@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import json
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from xvla_ros.commands import main
 from xvla_ros.errors import SetupError
@@ -23,7 +25,7 @@ from xvla_ros.model import checkpoint
 from xvla_ros.model.checkpoint import build, read_files
 from xvla_ros.model.network.xvla import LateNetwork
 from xvla_ros.model.policy import Policy
-from xvla_ros.model.runtime import engines
+from xvla_ros.model.runtime import engines, parts
 from xvla_ros.model.runtime.engines import BOUND, FORMATS, on_engine
 from xvla_ros.model.runtime.graphs import WEIGHTS_FILE, export_checkpoint, export_graphs
 from xvla_ros.types import Observation, Prefix
@@ -132,18 +134,20 @@ def test_engine_answers_without_the_network(engine: str, exported: Path, look: L
     np.testing.assert_allclose(*guided, atol=1e-3)
 
 
-def test_view_that_did_not_change_is_not_encoded_again(engine: str, exported: Path, look: Look) -> None:
+def test_view_that_did_not_change_is_not_encoded_again(
+    engine: str, exported: Path, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def opened() -> tuple[Policy, list[int]]:
         found, encoded = on_engine(build(read_files(exported), dtype="float32", late=True), engine, VIEWS), [0]
         running = found.runner.running
-        assert isinstance(running, engines.ExportedNetwork)
-        whole = running._look
+        assert isinstance(running, engines.ExportedNetwork) and running.reuses
+        whole = running.features
 
-        def counted(inputs: object) -> object:
-            encoded[0] += 1
-            return whole(inputs)
+        def counted(images: Tensor) -> Tensor:
+            encoded[0] += len(images)
+            return whole(images)
 
-        running._look = counted
+        monkeypatch.setattr(running, "features", counted)
         running.forget()
         return found, encoded
 
@@ -159,6 +163,26 @@ def test_view_that_did_not_change_is_not_encoded_again(engine: str, exported: Pa
     np.testing.assert_array_equal(answered, fresh.predict([changed], seed=3)[0].actions)
     assert encoded == [len(slots)]
     assert not np.array_equal(answered, fresh.predict([after], seed=3)[0].actions)
+
+
+def test_views_are_all_encoded_where_one_alone_is_not_bit_identical(engine: str, copied: Path, look: Look) -> None:
+    report = copied / FORMATS[engine] / engines.REPORT
+    report.write_text(report.read_text(encoding="utf-8").replace('"reuse": true', '"reuse": false'), encoding="utf-8")
+    policy = loaded(copied)
+    found = on_engine(policy, engine, VIEWS)
+    running = found.runner.running
+    assert isinstance(running, engines.ExportedNetwork) and not running.reuses
+    answered = [found.predict([look()], seed=3)[0].actions for _ in range(2)]
+    assert not running._seen and np.array_equal(*answered)
+    np.testing.assert_allclose(answered[0], policy.predict([look()], seed=3)[0].actions, atol=1e-4)
+
+
+def test_graphs_of_an_earlier_release_are_refused(engine: str, copied: Path) -> None:
+    report = copied / FORMATS[engine] / engines.REPORT
+    before = {**json.loads(report.read_text(encoding="utf-8")), "schema_version": engines.SCHEMA_VERSION - 1}
+    report.write_text(json.dumps({name: value for name, value in before.items() if name != "reuse"}), encoding="utf-8")
+    with pytest.raises(SetupError, match=r"has schema_version 2, expected 3: export the checkpoint again"):
+        on_engine(loaded(copied), engine, VIEWS)
 
 
 def test_engine_answers_without_transformers(engine: str, exported: Path) -> None:
@@ -326,6 +350,27 @@ def test_inexact_export_leaves_nothing(
     with pytest.raises(SetupError, match=r"from the network .* nothing was written"):
         export_checkpoint(saved, tmp_path / "out", FORMATS[engine], inputs=1)
     assert [each.name for each in tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("size", [96, 80, 112])
+def test_features_are_those_of_the_network(policy: Policy, size: int) -> None:
+    """At sizes that windows fit into, and that they do not."""
+    network = copy.deepcopy(policy.network).requires_grad_(False)
+    network.config = replace(network.config, image_size=(size, size + 16))
+    images = torch.randn(3, 3, size, size + 16, generator=torch.Generator().manual_seed(0))
+    found, expected = parts.Look(network)(images), network.vlm.image_features(images)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_step_is_that_of_the_network(policy: Policy, depth: int) -> None:
+    network = copy.deepcopy(policy.network).requires_grad_(False)
+    network.transformer.blocks = network.transformer.blocks[:depth]
+    trial = engines.RandomInputs.drawn(network, 3, 19, seed=0)
+    context, t = trial.encode(network), torch.tensor([0.3])
+    given = (trial.noise, trial.state, t, trial.domain_id)
+    found = parts.Step(network)(*given, context.tokens, context.first_qkv)
+    torch.testing.assert_close(found, network.transformer(trial.noise, trial.state, t, context), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from xvla_ros.errors import SetupError
 
@@ -43,8 +44,11 @@ FORMATS = {ONNXRUNTIME: "onnx", OPENVINO: "openvino", TENSORRT: "tensorrt"}
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".plan"}
 NAMES = {ONNXRUNTIME: "ONNX Runtime", OPENVINO: "OpenVINO", TENSORRT: "TensorRT"}
 DEVICES = {TENSORRT: "cuda"}  # the others run on the CPU
-REPORT, REFERENCE, SCHEMA_VERSION = "report.json", "reference.safetensors", 2
+REPORT, REFERENCE, SCHEMA_VERSION = "report.json", "reference.safetensors", 3
 LOOK = "look"
+# Formats whose graph of pictures takes a certain number of them, the most views: another costs OpenVINO half as much
+# again in kernels that know no shapes.
+FIXED_LOOK = ("openvino", "tensorrt")
 # Largest difference from the network itself, in its own units, standard deviations of the actions. The order of
 # float32 sums gives about 2e-6.
 BOUND = 1e-4
@@ -118,9 +122,8 @@ class RandomInputs:
 class ExportedNetwork:
     """The graphs of a checkpoint in an engine, asked as an ``XvlaNetwork`` is, row by row.
 
-    Pictures are encoded one by one, so that any number of them may be there, and one that did not change since a chunk
-    before is not encoded again. What has no graph, such as another number of views, runs on the network. To be used by
-    one thread at a time.
+    Any number of pictures may be there, and one that did not change since a chunk before is not encoded again. What has
+    no graph, such as another number of views, runs on the network. To be used by one thread at a time.
 
     Args:
         network: that was exported; one that is late is read for what has no graph alone.
@@ -131,6 +134,7 @@ class ExportedNetwork:
     Attributes:
         views: the same.
         device: of what it is given, and of its answers.
+        reuses: whether features of pictures that did not change are kept.
 
     Raises:
         SetupError: the engine is not installed, or cannot read the graphs.
@@ -139,6 +143,8 @@ class ExportedNetwork:
     def __init__(self, network: XvlaNetwork | LateNetwork, folder: Path, engine: str, views: Collection[int]) -> None:
         self._outline, self.views = network, tuple(views)
         self.device = torch.device(DEVICES.get(engine, "cpu"))
+        self.reuses = self.device.type == "cpu"  # to compare pictures elsewhere would take as long
+        self._fixed = FORMATS[engine] in FIXED_LOOK
         self._seen: dict[bytes, Tensor] = {}  # features by the digest of the pixels, the latest last
         threads, ending = torch.get_num_threads(), ENDINGS[FORMATS[engine]]
 
@@ -179,8 +185,8 @@ class ExportedNetwork:
             return self.network.encode_seen(images, seen, input_ids, domain_id, views)
         config, batch = self._outline.config, len(input_ids)
         features = images.new_zeros(batch * views, config.tokens_per_view, config.vision.projection_dim)
-        for slot, image in zip(seen.tolist(), images, strict=True):
-            features[slot] = self._features(image)
+        if len(images):
+            features[seen] = self._features(images)
         rows = [
             self._mix[views](
                 {
@@ -194,18 +200,35 @@ class ExportedNetwork:
         tokens, qkv = (torch.cat(part) for part in zip(*rows, strict=True))
         return Context(tokens, qkv, domain_id)
 
-    def _features(self, image: Tensor) -> Tensor:
-        """Encode a picture, or return what was found of the same pixels lately, which is the same to the bit."""
-        if self.device.type != "cpu":  # to compare them there would take as long
-            return self._look({"image": image[None]})[0][0]
-        key = hashlib.blake2b(image.contiguous().numpy().data, digest_size=16).digest()
-        found = self._seen.pop(key, None)
-        if found is None:
-            found = self._look({"image": image[None]})[0][0]
-        self._seen[key] = found
-        if len(self._seen) > SEEN:
-            del self._seen[next(iter(self._seen))]
+    def _features(self, images: Tensor) -> Tensor:
+        """Encode pictures but those whose pixels were seen lately: [N, 3, H, W] → [N, n, width]."""
+        if not self.reuses:
+            return self.features(images)
+        keys = [hashlib.blake2b(each.numpy().data, digest_size=16).digest() for each in images.contiguous()]
+        new = {key: index for index, key in enumerate(keys) if key not in self._seen}
+        if new:
+            self._seen |= zip(new, self.features(images[list(new.values())]), strict=True)
+        for key in keys:
+            self._seen[key] = self._seen.pop(key)
+        found = torch.stack([self._seen[key] for key in keys])
+        for key in list(self._seen)[:-SEEN]:
+            del self._seen[key]
         return found
+
+    def features(self, images: Tensor) -> Tensor:
+        """Encode pictures: [N, 3, H, W] → [N, n, width]."""
+        if not self._fixed:
+            return self._look({"images": images})[0]
+        most = max(self.views)
+        found = []
+        for some in images.split(most):
+            padded = functional.pad(some, (0, 0, 0, 0, 0, 0, 0, most - len(some)))
+            found.append(self._look({"images": padded})[0][: len(some)])
+        return torch.cat(found)
+
+    def says_alike_alone(self, images: Tensor) -> bool:
+        """Return whether the engine says the same of the first picture alone as among others, to the bit."""
+        return torch.equal(self.features(images[:1]), self._features(images)[:1])
 
     def forget(self) -> None:
         """Drop what was found of pictures, so that the next chunk takes as long as one of new pictures."""
@@ -493,6 +516,7 @@ def _checked(policy: Policy, folder: Path, engine: str, views: Collection[int]) 
             "checkpoint again with --robot"
         )
     exported = ExportedNetwork(policy.outline, folder, engine, known)
+    exported.reuses = exported.reuses and report.get("reuse") is True
     found = largest_difference(exported, folder / REFERENCE)
     if found > BOUND:
         raise SetupError(

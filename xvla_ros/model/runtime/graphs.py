@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a network as static graphs that other engines run: one picture, what comes before the steps, and a step.
+"""Write a network as graphs that other engines run: pictures, what else comes before the steps, and a step.
 
-Each has one row of one shape; only the number of views makes a difference, so there is a pair of graphs for every
-number. Nothing in them depends on the number of steps. Weights stand once in a file that all ONNX graphs share;
+The last two have one row of one shape; only the number of views makes a difference, so there is a pair for every
+number. ONNX's graph of pictures takes any number of them; OpenVINO's and TensorRT's take as many as the most views.
+Nothing depends on the number of steps. Weights stand once in a file that all ONNX graphs share;
 OpenVINO keeps a file beside each graph, TensorRT one for each.
 """
 
@@ -31,11 +32,12 @@ from xvla_ros.types import Embodiment
 
 from ..checkpoint import PROFILE_STEPS, load, save
 from ..network.flow import HeldWaypoints, denoise
-from ..network.xvla import Context, Predict, XvlaNetwork
+from ..network.xvla import Predict, XvlaNetwork
 from ..policy import Policy
 from .engines import (
     BOUND,
     ENDINGS,
+    FIXED_LOOK,
     FORMATS,
     LOOK,
     NAMES,
@@ -49,6 +51,7 @@ from .engines import (
     require,
     write_reference,
 )
+from .parts import Look, Mix, Step
 from .runner import Running
 
 OPSET = 20
@@ -62,39 +65,6 @@ Progress = Callable[[str, int, int], None]
 
 def _say_nothing(what: str, done: int, total: int) -> None:
     pass
-
-
-class _Look(nn.Module):
-    def __init__(self, network: XvlaNetwork) -> None:
-        super().__init__()
-        self.vlm = network.vlm
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.vlm.image_features(image)
-
-
-class _Mix(nn.Module):
-    def __init__(self, network: XvlaNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, features: Tensor, input_ids: Tensor, domain_id: Tensor) -> tuple[Tensor, Tensor]:
-        network, views = self.network, len(features)
-        vlm, aux = network.vlm.mix(features, torch.arange(views), input_ids, views)
-        context = network.transformer.context(vlm, aux, domain_id, network.config.chunk_size)
-        return context.tokens, context.first_qkv
-
-
-class _Step(nn.Module):
-    def __init__(self, network: XvlaNetwork) -> None:
-        super().__init__()
-        self.transformer = network.transformer
-
-    def forward(
-        self, noisy: Tensor, state: Tensor, t: Tensor, domain_id: Tensor, tokens: Tensor, first_qkv: Tensor
-    ) -> Tensor:
-        raw: Tensor = self.transformer(noisy, state, t, Context(tokens, first_qkv, domain_id))
-        return raw
 
 
 def export_checkpoint(
@@ -204,7 +174,7 @@ def export_graphs(
         written = Path(made)
         _write(network, written, kind, sorted(views), progress)
         exported = ExportedNetwork(network, written, engine, views)
-        found = _differences(network, exported, sorted(views), domains, inputs, steps, progress)
+        found, alike = _differences(network, exported, sorted(views), domains, inputs, steps, progress)
         numerics = {"inputs": inputs, "steps": steps, "bound": BOUND, **found}
         if not found["largest"] <= BOUND:
             raise SetupError(
@@ -221,6 +191,7 @@ def export_graphs(
             "checkpoint": checkpoint,
             "dtype": "float32",
             "views": sorted(views),
+            "reuse": alike,
             "shapes": {
                 "image": [3, *config.image_size],
                 "words": config.tokenizer_max_length,
@@ -242,14 +213,15 @@ def export_graphs(
 
 def _write(network: XvlaNetwork, folder: Path, kind: str, views: Sequence[int], progress: Progress) -> None:
     """Write a graph of each part; OpenVINO's and TensorRT's are made of ONNX's, which do not stay."""
-    parts = list(_parts(network, views))
+    free = kind not in FIXED_LOOK
+    parts = list(_parts(network, views, None if free else max(views)))
     with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as aside:
         onnx = folder if kind == "onnx" else Path(aside)
         with (onnx / WEIGHTS_FILE).open("wb") as file:
             weights = _Weights(file)
             for index, (name, module, inputs, outputs) in enumerate(parts):
                 progress("writing graphs", index, len(parts))
-                _write_onnx(module, inputs, outputs, onnx / f"{name}.onnx", weights)
+                _write_onnx(module, inputs, outputs, onnx / f"{name}.onnx", weights, free=free and name == LOOK)
         progress("writing graphs", len(parts), len(parts))
         if kind == "openvino":
             import openvino
@@ -267,17 +239,20 @@ def _write(network: XvlaNetwork, folder: Path, kind: str, views: Sequence[int], 
 
 @torch.no_grad()
 def _parts(
-    network: XvlaNetwork, views: Sequence[int]
+    network: XvlaNetwork, views: Sequence[int], most: int | None
 ) -> Iterator[tuple[str, nn.Module, dict[str, Tensor], tuple[str, ...]]]:
-    """Yield name, module, inputs by name and names of the outputs of each graph."""
+    """Yield name, module, inputs by name and names of the outputs of each graph.
+
+    ``most`` is how many pictures are looked at together; None for two or more.
+    """
     config = network.config
-    first = RandomInputs.drawn(network, max(views), 0, seed=0)
-    yield LOOK, _Look(network), {"image": first.images[:1]}, ("features",)
+    first = RandomInputs.drawn(network, max(2, *views), 0, seed=0)
+    yield LOOK, Look(network), {"images": first.images[:most]}, ("features",)
     for count in views:
         trial = replace(first, images=first.images[:count])
         features = torch.zeros(count, config.tokens_per_view, config.vision.projection_dim)
         given = {"features": features, "input_ids": trial.input_ids, "domain_id": trial.domain_id}
-        yield f"mix_{count}", _Mix(network), given, ("tokens", "first_qkv")
+        yield f"mix_{count}", Mix(network), given, ("tokens", "first_qkv")
         context = trial.encode(network)
         given = {
             "noisy": trial.noise,
@@ -287,7 +262,7 @@ def _parts(
             "tokens": context.tokens,
             "first_qkv": context.first_qkv,
         }
-        yield f"step_{count}", _Step(network), given, ("raw",)
+        yield f"step_{count}", Step(network), given, ("raw",)
 
 
 class _Weights:
@@ -311,8 +286,9 @@ class _Weights:
 
 
 def _write_onnx(
-    module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...], file: Path, weights: _Weights
+    module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...], file: Path, weights: _Weights, *, free: bool
 ) -> None:
+    """Write a graph of the inputs' shapes; with ``free`` the first number of each shape is left open."""
     import onnx_ir
 
     with _quietly():
@@ -324,6 +300,7 @@ def _write_onnx(
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
+            dynamic_shapes=tuple({0: torch.export.Dim.AUTO} for _ in inputs) if free else None,
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
@@ -361,18 +338,24 @@ def _differences(
     inputs: int,
     steps: int,
     progress: Progress,
-) -> dict[str, float]:
-    """Compare whole chunks over random inputs, in the network's own units: rms and largest difference."""
-    squares, largest = [], 0.0
+) -> tuple[dict[str, float], bool]:
+    """Compare whole chunks over random inputs.
+
+    Returns:
+        Rms and largest difference, in the network's own units, and whether the engine says the same of a picture alone
+        as among others.
+    """
+    squares, largest, alike = [], 0.0, True
     for index in range(inputs):
         progress("comparing", index, inputs)
         trial = RandomInputs.drawn(network, views[index % len(views)], domains[index % len(domains)], seed=index)
         own, theirs = _chunk(network, trial, steps), _chunk(exported, trial.to(exported.device), steps)
+        alike = alike and exported.says_alike_alone(trial.images.to(exported.device))
         difference = (own - theirs.cpu()).double()
         squares.append(float(difference.square().mean()))
         largest = max(largest, float(difference.abs().max().nan_to_num(float("inf"))))
     progress("comparing", inputs, inputs)
-    return {"rms": float(np.sqrt(np.mean(squares))), "largest": largest}
+    return {"rms": float(np.sqrt(np.mean(squares))), "largest": largest}, alike
 
 
 def _chunk(network: Running, trial: RandomInputs, steps: int) -> Tensor:
