@@ -84,7 +84,7 @@ class RecordedRun:
         """A report of the policy."""
         counts = dict.fromkeys(("chunks", "trajectories", "dropped_chunks", "holds", "limited_points"), 0)
         figures = dict.fromkeys(("observation_age", "inference_p50_ms", "inference_p99_ms"), 0.0)
-        texts = {"state": "running", "reason": "", "detail": "", "instruction": ""}
+        texts = {"state": "running", "reason": "", "detail": "", "instruction": "", "checkpoint_digest": "0123"}
         fields = {**counts, **figures, **texts, **said}
         self.write(
             f"{self._base}/status", STATUS, time, message(STATUS, stamp=time, robot=self._profile.name, **fields)

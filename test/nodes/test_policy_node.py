@@ -23,6 +23,7 @@ from stand_in_pair import CHUNK_TOPIC, ROBOT, StandInPair, deep_image, short_ima
 from xvla_ros.evaluation.processes import free_domain
 from xvla_ros.model import random_policy
 from xvla_ros.model.checkpoint import save
+from xvla_ros.model.checkpoint.inspection import digest_of
 from xvla_ros.robots import load_profile
 
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
@@ -152,6 +153,12 @@ def test_every_transition_twice_and_what_is_commanded(pair):
         assert stays_quiet(pair)
         assert pair.make(CLEANUP) and pair.state() == "unconfigured"
         assert pair.count() == before
+
+
+def test_the_status_tells_the_checkpoint_by_its_digest(pair, checkpoint):
+    assert pair.make(CONFIGURE)
+    pair.wait_for(lambda: pair.status is not None and pair.status.checkpoint_digest, "the digest in the status")
+    assert pair.status.checkpoint_digest == digest_of(checkpoint)
 
 
 def test_impossible_transitions_are_refused_in_every_state(pair):

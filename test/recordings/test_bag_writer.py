@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from mcap.reader import make_reader
 from mcap.stream_reader import CRCValidationError
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from xvla_ros.errors import BagWriteError
+from xvla_ros.errors import BagWriteError, MessageError
 from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import read_joint_state
 from xvla_ros.recordings.observations import decode_image
+from xvla_ros.resources import messages_dir
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.profile import Profile, profile_document
 from xvla_ros.robots.profile.schema import Camera
@@ -38,6 +39,25 @@ def profile() -> Profile:
 
 def joints(stamp):
     return cdr.joint_state(stamp, ["a", "b"], [stamp / NS, 2.0], [0.5, 0.25])
+
+
+@pytest.mark.parametrize("little", [True, False])
+def test_a_status_of_an_earlier_release_has_no_digest(little):
+    kind = "xvla_ros/msg/PolicyStatus"
+    text = (messages_dir() / "PolicyStatus.msg").read_text()
+    before = "\n".join(line for line in text.splitlines() if "checkpoint_digest" not in line)
+    store = get_typestore(Stores.ROS2_JAZZY)
+    store.register(get_types_from_msg(before, kind))
+    header = store.types["std_msgs/msg/Header"](store.types["builtin_interfaces/msg/Time"](3, 4), "")
+    texts = {"robot": "pair", "state": "running", "reason": "", "detail": "", "instruction": "touch"}
+    figures = {"observation_age": 0.5, "inference_p50_ms": 1.0, "inference_p99_ms": 2.0}
+    counts = {"chunks": 1, "trajectories": 2, "dropped_chunks": 3, "holds": 4, "limited_points": 5}
+    status = store.types[kind](header, **texts, **figures, **counts)
+    old = bytes(store.serialize_cdr(status, kind, little_endian=little))
+    status = cdr.read(old, kind)
+    assert (status.instruction, status.holds, status.limited_points, status.checkpoint_digest) == ("touch", 4, 5, "")
+    with pytest.raises(MessageError, match="not a complete xvla_ros/msg/PolicyStatus"):
+        cdr.read(old[:-1], kind)
 
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])

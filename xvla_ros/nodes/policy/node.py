@@ -292,6 +292,10 @@ class PolicyNode(GuardedLifecycleNode):
             )
         return wait
 
+    def _digest(self) -> str:
+        policy = self._policy
+        return "" if policy is None else policy.digest
+
     def _instruction(self) -> str:
         return str(self.get_parameter("instruction").value)
 
@@ -303,7 +307,7 @@ class PolicyNode(GuardedLifecycleNode):
         instruction = self._instruction()
         try:
             self._links = [
-                RobotLink(self, profile, self._clock_of_robots, instruction, self._descriptions.get(name))
+                RobotLink(self, profile, self._clock_of_robots, instruction, self._descriptions.get(name), self._digest)
                 for name, profile in self._profiles.items()
             ]
         except KinematicsError as error:
@@ -364,6 +368,7 @@ class PolicyNode(GuardedLifecycleNode):
             log.warning(f"parameter dtype: the policy {policy.precision}; leave dtype empty for the fastest")
         log.info("warming up")
         warm_up(policy, [blank_observation(profile) for profile in self._profiles.values()])
+        log.info(f"digest of the checkpoint: {policy.digest or 'none, as it was not loaded'}")  # waits for it here
         policy.on_remark = log.warning
         return policy
 

@@ -152,6 +152,7 @@ class RobotLink:
         clock: NodeClock,
         instruction: str = "",
         description: RobotDescription | None = None,
+        digest: Callable[[], str] = str,
     ) -> None:
         self.profile = profile
         self.frames = {camera: FrameCount() for camera in profile.cameras.slots}
@@ -160,6 +161,7 @@ class RobotLink:
         self.remote: RemotePolicy | None = None  # the policy, where it runs on other machines
         self._node = node
         self._clock = clock
+        self._digest = digest  # of the checkpoint, at once
         self._sending = threading.Lock()
         self._missed: list[str] = []  # groups that the last window was not sent to
         self._unheard: tuple[float, float, str] | None = None  # since when, and when last, nobody took what commands
@@ -461,6 +463,7 @@ class RobotLink:
             dropped_chunks=status.dropped_chunks,
             holds=status.holds,
             limited_points=status.limited_points,
+            checkpoint_digest=self._digest(),
         )
         message.header.stamp = messages.stamp_message(now)
         message.observation_age = float("nan") if chunk is None else (now - chunk.stamp) / 1e9
