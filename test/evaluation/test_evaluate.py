@@ -229,6 +229,14 @@ def test_over_ros_topics_the_same_seeds_end_alike(steadfast, tmp_path):
     assert theirs["frames_received"] > 0 and theirs["chunks"] > 0
     assert theirs["joint_travel_rad"].keys() == ours["joint_travel_rad"].keys()
     assert theirs["inference_ms"]["p50"] > 0.0
+    done, failed = sorted(theirs["per_episode"], key=lambda each: not each["success"])
+    assert failed["film"] == f"films/touch-{failed['seed']}.mp4" and "film" not in done
+    assert [file.name for file in (there / "films").iterdir()] == [f"touch-{failed['seed']}.mp4"]
+    frames = film_of(there / failed["film"])
+    assert frames[0].shape == (300, 456, 3) and frames[-1][:256].std() > 15
+    assert len(frames) >= 0.5 * 15 * failed["duration"]
+    page = (there / "report.html").read_text()
+    assert f'src="{failed["film"]}"' in page and "from beside the table (the policy does not see this)." in page
 
 
 def test_what_cannot_be_evaluated_is_named(tmp_path, capsys):

@@ -91,9 +91,7 @@ class Evaluate(Command):
         Literal["", "replay"], "also replay one successful path in each task of the suite, without camera images"
     ] = ""
     replay_of: Annotated[str, "folder of the evaluation whose paths are replayed (default: this evaluation)"] = ""
-    films: Annotated[
-        Seed, "maximum number of films of failures: of the task with --in-process, of each task with --suite"
-    ] = 1
+    films: Annotated[Seed, "maximum number of films of failures: of the task, or of each task of a suite"] = 1
     jobs: Annotated[Count, "number of simulators that run in parallel, with --suite"] = 1
     libero: Annotated[
         str,
@@ -118,7 +116,7 @@ class Evaluate(Command):
         from xvla_ros.simulation.offscreen import missing_extras
 
         here = self.in_process or self.expert
-        films = {"av": "sim", "matplotlib": "sim"} if here and self.films else {}
+        films = {"av": "sim", "matplotlib": "sim"} if self.films else {}
         if missing := missing_extras(jinja2="sim", **films, **({} if here else {"rclpy": "ros"})):
             raise SetupError(f"an evaluation needs packages that are missing; install xvla_ros[{','.join(missing)}]")
         if self.delay and not here:

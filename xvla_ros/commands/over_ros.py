@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from xvla_ros.evaluation.graph import (
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, Evaluation
 from xvla_ros.evaluation.processes import ChildError, Supervisor, free_domain
 from xvla_ros.evaluation.report.figures import computing_of, travel_by_group
+from xvla_ros.evaluation.report.film import write_view_film
 from xvla_ros.nodes.process import read_progress
 from xvla_ros.types import Percentiles
 
@@ -46,7 +49,14 @@ class _Heard:
         if "episode" in said:
             each = said["episode"]
             self.episodes.append(
-                EpisodeResult(each["seed"], each["instruction"], each["success"], each["wrong"], each["elapsed"])
+                EpisodeResult(
+                    each["seed"],
+                    each["instruction"],
+                    each["success"],
+                    each["wrong"],
+                    each["elapsed"],
+                    each.get("film", ""),
+                )  # until the end the bag of its pictures
             )
         self.counters = said.get("counters", self.counters)
         self.failed = said.get("failed", self.failed)
@@ -88,14 +98,29 @@ def evaluate_over_ros(command: Evaluate, profile: Profile) -> Evaluation:
                 if not heard.episodes:
                     raise
                 trained = is_trained(profile, command.checkpoint, command.server)
-                return _stopped(command, profile, heard.episodes, trained=trained)
+                return _stopped(command, profile, _filmed(heard.episodes), trained=trained)
             each()
             for child in (leader, policy, sim):
                 supervisor.stop(child)
     if heard.failed or heard.counters is None:
         number = f"episode {len(heard.episodes) + 1} of {command.count}"
         raise ChildError(f"{number}: {heard.failed}; logs of the processes: {folder / 'logs'}")
-    return _evaluation(command, profile, heard.episodes, heard.counters, folder / STATS)
+    return _evaluation(command, profile, _filmed(heard.episodes), heard.counters, folder / STATS)
+
+
+def _filmed(episodes: Sequence[EpisodeResult]) -> list[EpisodeResult]:
+    """Make films of the bags of pictures that episodes have, and return the episodes with those."""
+    found = []
+    for each in episodes:
+        name = ""
+        if each.film:
+            bag = Path(each.film)
+            film = bag.with_suffix(".mp4")
+            write_view_film(bag, film, f"“{each.instruction}”")
+            bag.unlink()
+            name = f"{film.parent.name}/{film.name}"
+        found.append(replace(each, film=name))
+    return found
 
 
 def _stopped(command: Evaluate, profile: Profile, episodes: list[EpisodeResult], *, trained: bool) -> Evaluation:
@@ -131,7 +156,15 @@ def _policy(command: Evaluate, profile: Profile) -> list[str]:
 
 
 def _leader(command: Evaluate, profile: Profile) -> list[str]:
-    return lead_command(profile, command.task, seed=command.seed, episodes=command.count, variation=command.variation)
+    return lead_command(
+        profile,
+        command.task,
+        seed=command.seed,
+        episodes=command.count,
+        variation=command.variation,
+        films=Path(command.output) / "films",
+        most_films=command.films,
+    )
 
 
 def _evaluation(

@@ -140,6 +140,8 @@ def lead_command(
     variation: float = 1.0,
     pause: float = 0.0,
     instruction: str | None = None,
+    films: Path | None = None,
+    most_films: int = 0,
 ) -> list[str]:
     """Return the command line of the node that leads a policy and a simulation through episodes, by default endless."""
     values: dict[str, Value | None] = {
@@ -151,6 +153,8 @@ def lead_command(
         "variation": float(variation),
         "pause": float(pause),
         "instruction": instruction,
+        "films": str(films) if films is not None else None,
+        "most_films": most_films or None,
     }
     return ros_command("evaluate_node", values)
 

@@ -5,6 +5,8 @@ For each episode it deactivates the policy, resets the simulation, says the inst
 until the simulation calls the episode over. Every line it prints that starts with ``PROGRESS`` is followed by one JSON
 object: what an episode came to (``episode``), at the end what was counted over all of them (``counters``), or what did
 not happen (``failed``).
+
+Of failures it keeps what was seen from beside the table as bags of one topic, of which films are made.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice, repeat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rclpy
@@ -37,6 +40,10 @@ from xvla_ros.errors import EvaluationError, Interrupted
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.process import StopRequest, tell
+from xvla_ros.recordings.bag_writer import BagWriter
+from xvla_ros.recordings.cdr import peek_stamp
+from xvla_ros.recordings.marks import beside_topic
+from xvla_ros.robots.profile import profile_document
 from xvla_ros.types import NS
 
 if TYPE_CHECKING:
@@ -68,6 +75,7 @@ class Order:
         variation: of light, colours and cameras.
         pause: s of simulated time from the end of an episode to the reset, for those who watch.
         instruction: only layouts that allow it are taken, and it is given; empty takes every seed as it comes.
+        films: folder for the pictures of the first ``most_films`` failures.
     """
 
     profile: Profile
@@ -77,6 +85,8 @@ class Order:
     variation: float
     pause: float = 0.0
     instruction: str = ""
+    films: str = ""
+    most_films: int = 0
 
     def layouts(self) -> Iterator[tuple[int, int]]:
         """Return the seed and variant of every episode."""
@@ -202,6 +212,15 @@ class EvaluateNode(PolicyLeader):
         self.create_subscription(EpisodeOutcome, f"{SIMULATION}/{profile.name}/outcome", self._on_outcome, qos.LATCHED)
         for topic in profile.joints.topics:
             self.create_subscription(JointState, topic, partial(self._on_joints, topic), qos.SENSOR)
+        self._beside = beside_topic(profile, SIMULATION)
+        self._films_left = order.most_films if order.films else 0
+        self._film: list[tuple[int, bytes]] = []
+        self._film_subscription: Any = None
+        if self._films_left:
+            kind = messages.message_class(self._beside.type)
+            self._film_subscription = self.create_subscription(
+                kind, self._beside.name, self._on_beside, qos.SENSOR, raw=True
+            )
         self._set = self.create_client(SetParameters, f"{SIMULATION}/set_parameters")
         self._reset = self.create_client(Trigger, f"{SIMULATION}/reset")
 
@@ -252,13 +271,29 @@ class EvaluateNode(PolicyLeader):
         self._say.publish(String(data=self._outcome.instruction))
         self._pause(SETTLE)
         self._last.clear()
+        self._film.clear()
         self._measuring = True
         self._transition(Transition.TRANSITION_ACTIVATE, SERVICE_LIMIT)
         self._wait_until_over()
         self._measuring = False
         self._transition(Transition.TRANSITION_DEACTIVATE, SERVICE_LIMIT)
         self._add_status()
-        return {key: getattr(self._outcome, key) for key in ("seed", "instruction", "success", "wrong", "elapsed")}
+        keys = ("seed", "instruction", "success", "wrong", "elapsed")
+        episode = {key: getattr(self._outcome, key) for key in keys}
+        return episode if episode["success"] else {**episode, "film": self._keep_film(seed)}
+
+    def _keep_film(self, seed: int) -> str:
+        """Write what was seen of the episode that has ended, where a film of it is wanted; return the file."""
+        if not self._films_left or not self._film:
+            return ""
+        path = Path(self._order.films) / f"{self._order.task}-{seed}.mcap"
+        with BagWriter(path, profile_document([self._profile])) as bag:
+            for stamp, data in self._film:
+                bag.write(self._beside.name, self._beside.type, stamp, data)
+        self._films_left -= 1
+        if not self._films_left:  # nothing is drawn for nobody
+            self.destroy_subscription(self._film_subscription)
+        return str(path)
 
     def _begun(self) -> int:
         """Return how many episodes the simulation has reported."""
@@ -311,6 +346,10 @@ class EvaluateNode(PolicyLeader):
     def _on_outcome(self, message: Any) -> None:
         self._outcome = message
 
+    def _on_beside(self, data: bytes) -> None:
+        if self._measuring and self._films_left:
+            self._film.append((peek_stamp(data), data))
+
     def _on_joints(self, topic: str, message: Any) -> None:
         if not self._measuring:
             return
@@ -341,6 +380,8 @@ def main(arguments: list[str] | None = None) -> int:
         float(values["variation"]),
         float(values.get("pause", 0.0)),
         values.get("instruction", ""),
+        values.get("films", ""),
+        int(values.get("most_films", 0)),
     )
     node = EvaluateNode(order, stop)
     try:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.errors import EvaluationError, MessageError
 from xvla_ros.evaluation.report.recording import RunEpisode, RunRecording, Series, StatusRecord, at
-from xvla_ros.observation.images import view_of
+from xvla_ros.observation.images import IMAGE_TYPES, view_of
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import peek_stamp
 from xvla_ros.recordings.observations import decode_image
@@ -93,6 +93,28 @@ def write_film(
             yield composer.frame(time, shown, status, recording.measured, recording.commanded, recording.episodes)
 
     return encode(frames(), path, rate=rate)
+
+
+def write_view_film(bag: Path, path: Path, words: str) -> None:
+    """Write the film of a bag that has nothing but the view from beside the table, with words below it.
+
+    Raises:
+        BagError, EvaluationError: what cannot be read or written.
+    """
+    from xvla_ros.robots.profile.schema import Camera
+
+    kind = IMAGE_TYPES["compressed"]
+    seen = [message for message in Bag(bag).messages() if message.type == kind]
+    camera = Camera(topic=seen[0].topic, transport="compressed")
+    times = [(message.log_time - seen[0].log_time) / NS for message in seen]
+
+    def frames() -> Iterator[Image]:
+        for index in range(int(times[-1] * RATE) + 1):
+            time = index / RATE
+            newest = seen[bisect.bisect_right(times, time + 0.001) - 1]
+            yield side_by_side({BESIDE: decode_image(newest.data, camera)}, f"{time:4.1f} s  {words}")
+
+    encode(frames(), path, rate=RATE)
 
 
 def encode(frames: Iterable[Image], path: Path, *, rate: int) -> str:
