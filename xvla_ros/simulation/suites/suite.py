@@ -88,14 +88,14 @@ class Acted:
         steps: how many were carried out; fewer than given where the judge was satisfied before.
         success: the benchmark's own judge is satisfied.
         sight: after the last of them, with pictures where they were asked for.
-        film: uint8 [N, H, W, 3] RGB, what was filmed on the way.
+        film: view → uint8 [N, H, W, 3] RGB, what was filmed on the way; ``beside`` is seen by no policy.
         over: the benchmark has ended the episode, whatever steps are left.
     """
 
     steps: int
     success: bool
     sight: Sight
-    film: Pixels
+    film: Mapping[str, Pixels]
     over: bool = False
 
 
