@@ -33,7 +33,7 @@ pytest.importorskip("pinocchio")
 ROBOT = "so101_bimanual"
 LIMIT = 300.0  # s, only ends a hang
 DURATION = 3.0
-VIEW = (75, 200)  # a pixel on the upper edge of the first camera's picture, where nothing says "untrained"
+VIEW = (97, 200)  # a pixel on the upper edge of the first camera's picture, where nothing says "untrained"
 
 
 @pytest.fixture(scope="module")
