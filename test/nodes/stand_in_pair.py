@@ -9,6 +9,7 @@ stop and set it. Or it is ``MachineTime``, without a ``/clock``.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import defaultdict
@@ -155,6 +156,7 @@ class StandInPair:
         self.make_image, self.make_positions = whole_image, lambda positions: positions
         self.make_names = lambda names: names
         self.be_alone()
+        self.network, self._overtaken = None, {}
         self.lose_commands(False)
         self.power(True)
         for arm in self.arms.values():
@@ -260,12 +262,27 @@ class StandInPair:
                 names = self.make_names(self.names[group])
                 message = JointState(name=names, position=[named.get(name, 0.0) for name in names])
                 message.header.stamp = now
-                publisher.publish(message)
+                self._send(publisher, message)
                 self.beside(group, now, named)
         for slot in list(self.cameras):
             message = self.make_image()
             message.header.stamp = now
-            self._image_topics[slot].publish(message)
+            self._send(self._image_topics[slot], message)
+
+    def be_on_a_bad_network(self, seed):
+        """Let half of what the arms and cameras say get lost, and half of the rest be overtaken by what comes next."""
+        self.network = random.Random(seed)
+
+    def _send(self, publisher, message):
+        late = self._overtaken.pop(publisher, None)
+        if self.network is not None and self.network.random() < 0.5:
+            pass  # lost
+        elif self.network is not None and late is None and self.network.random() < 0.5:
+            self._overtaken[publisher] = message
+        else:
+            publisher.publish(message)
+        if late is not None:
+            publisher.publish(late)
 
     def position(self, group):
         """Where a group is now, on the window that came last."""

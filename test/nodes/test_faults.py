@@ -19,6 +19,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 
 import rclpy
+from rclpy.time import Time
 from scipy.interpolate import CubicHermiteSpline
 from trajectory_msgs.msg import JointTrajectory
 
@@ -91,6 +92,19 @@ def test_a_camera_changes_size(running):
     held(running, lambda: setattr(running, "make_image", short_image), "camera_missing", "front", AGE)
     running.make_image = whole_image
     went_on(running)
+
+
+def test_half_of_what_is_seen_gets_lost_and_the_rest_comes_out_of_order(running):
+    """The arm goes on with what comes: no observation is older than the one before, and no window leaps."""
+    begin, asked = len(running.heard[STATUS_TOPIC]), len(running.heard[CHUNK_TOPIC])
+    running.be_on_a_bad_network(seed=1)
+    running.wait_chunks(8)
+    running.wait_commands(40)
+    running.network = None
+    went_on(running)
+    stamps = [Time.from_msg(chunk.header.stamp).nanoseconds for chunk in running.heard[CHUNK_TOPIC][asked:]]
+    assert len(stamps) >= 8 and all(earlier < later for earlier, later in pairwise(stamps))
+    assert held_for(running, begin) <= {"camera_stale", "joints_stale"}
 
 
 def test_joint_names_in_another_order_are_the_same_joints(running):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network between: 80 ms round trip, jitter, loss, a stall, a cut."""
+"""A network between: 80 ms round trip, jitter, loss up to one half, a stall, a cut."""
 
 import random
 import socket
@@ -23,7 +23,7 @@ class Proxy:
 
     def __init__(self, address, seed=0):
         host, port = address.split(":")
-        self._to, self._rng = (host, int(port)), random.Random(seed)
+        self._to, self._rng, self.loss = (host, int(port)), random.Random(seed), LOSS
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"ws://127.0.0.1:{self._listening.getsockname()[1]}"
         self.flows = threading.Event()
@@ -45,7 +45,7 @@ class Proxy:
     def _carry(self, one, other):
         try:
             while data := one.recv(1 << 16):
-                lost = self._rng.random() < LOSS
+                lost = self._rng.random() < self.loss
                 time.sleep(WAY + self._rng.uniform(-JITTER, JITTER) + RETRANSMIT * lost)
                 self.flows.wait()
                 other.sendall(data)
@@ -99,6 +99,16 @@ def test_late_jittering_and_lossy_is_late_and_nothing_else(asking, policy, look)
         (chunk,) = asking.predict([seen], seed=1)
         assert chunk.stamp == number
     assert asking._servers[0].latency_s > 2 * (WAY - JITTER)
+
+
+def test_half_of_all_pieces_lost_is_late_and_nothing_else(asking, proxy, look):
+    seen = [look(level=number, stamp=number) for number in range(4)]
+    expected = [asking.predict([each], seed=1)[0] for each in seen]
+    proxy.loss = 0.5
+    for each, chunk in zip(seen, expected, strict=True):
+        (late,) = asking.predict([each], seed=1)
+        assert late.stamp == each.stamp
+        np.testing.assert_allclose(late.actions, chunk.actions, atol=1e-5 * np.abs(chunk.actions).max())
 
 
 def test_a_network_that_stalls_is_given_up_and_what_comes_of_it_later_is_never_read(asking, proxy, look):
