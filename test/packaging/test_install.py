@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,8 @@ def source(tmp_path: Path) -> Path:
     return copy
 
 
-def run(*command: str | Path, cwd: Path, environment: dict[str, str] | None = None) -> str:
-    """Run ``command`` to its end and return what it said; fail with that where it fails."""
+def run(*command: str | Path, cwd: Path, environment: dict[str, str] | None = None, ends_with: int = 0) -> str:
+    """Run ``command`` to its end and return what it said; fail with that where its exit code is another one."""
     result = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -58,7 +59,7 @@ def run(*command: str | Path, cwd: Path, environment: dict[str, str] | None = No
         text=True,
         check=False,
     )
-    assert result.returncode == 0, result.stdout[-4000:]
+    assert result.returncode == ends_with, result.stdout[-4000:]
     return result.stdout
 
 
@@ -107,6 +108,53 @@ def test_a_wheel_brings_messages_profiles_and_executables(tmp_path, source):
     for relative in ("launch/xvla.launch.py", "config/dds/fastdds.xml", "config/widowx.yaml", "msg/ActionChunk.msg"):
         assert (target / "share" / "xvla_ros" / relative).is_file()
     assert "so101_bimanual" in run(target / "bin" / "xvla", "robots", cwd=tmp_path, environment=borrowing(target))
+
+
+def test_the_sdist_holds_all_that_a_wheel_needs_and_the_wheel_runs_away_from_the_checkout(tmp_path, source):
+    pytest.importorskip("rosidl_generator_py", reason="needs the message generators: pip install '.[messages]'")
+    pytest.importorskip("mujoco", reason="needs the sim extra")
+    dist, wheels, target, away = (tmp_path / name for name in ("dist", "wheels", "target", "away"))
+    away.mkdir()
+    build_sdist = f"import sys; sys.path.insert(0, 'tools'); import build_backend; build_backend.build_sdist('{dist}')"
+    run(sys.executable, "-c", build_sdist, cwd=source, environment=clean_environment())
+    (sdist,) = dist.iterdir()
+    needed = files_that_are_installed(source)
+    shutil.rmtree(source)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", wheels, sdist]
+    run(*build, cwd=away, environment=clean_environment())
+    (wheel,) = wheels.glob("*.whl")
+    held = zipfile.ZipFile(wheel).namelist()
+    assert not {name for name in needed if not any(each.endswith(name) for each in held)}
+
+    python = new_python(target)
+    run(python, "-m", "pip", "install", "-q", "--no-deps", wheel, cwd=away, environment=clean_environment())
+    # the dependencies, torch above all, are those of the environment that runs the test
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(target)}))
+    (site / "borrowed.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    environment = borrowing(target)
+    del environment["PYTHONPATH"]
+
+    def xvla(*arguments, ends_with=0):
+        return run(target / "bin" / "xvla", *arguments, cwd=away, environment=environment, ends_with=ends_with)
+
+    assert xvla("--version").startswith("xvla_ros ")
+    said = xvla("doctor")
+    assert str(site / "xvla_ros") in said and "limiter              compiled" in said
+    said = xvla("check", "--robot", "so101_bimanual", "--offline", ends_with=3)  # without the graph it is incomplete
+    assert "0 errors, 0 warnings" in said
+    evaluate = ("evaluate", "--in-process", "--expert", "--episodes", "1", "--output", "expert")
+    assert "1 of 1 succeeded" in xvla(*evaluate)
+    assert (away / "expert" / "report.html").is_file()
+    xvla("demo", "--task", "none", "--duration", "1", "--output", "demo")  # processes over DDS, the policy that ships
+    assert (away / "demo" / "film.mp4").is_file() and (away / "demo" / "report.html").is_file()
+
+
+def files_that_are_installed(source):
+    """Files that a wheel of a source tree has to hold: modules, what lies beside them, and ``share``."""
+    ours = [*(source / "xvla_ros").rglob("*.py"), *(source / "xvla_ros").rglob("*.html")]
+    shared = [path for name in ("config", "examples", "launch", "msg", "policy") for path in (source / name).rglob("*")]
+    names = {str(path.relative_to(source)) for path in ours}
+    return names | {f"share/xvla_ros/{path.relative_to(source)}" for path in shared if path.is_file()}
 
 
 def test_without_generators_everything_but_the_messages_is_installed(tmp_path, source):
