@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | test | test-all | test-machines | soak | fuzz | audit | policy | libero | simulators | browser | pictures | docs | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
+# make demo | test | test-all | test-machines | coverage | soak | fuzz | audit | policy | libero | simulators | browser | pictures | docs | lint | venv | clean. Everything goes into .venv; nothing needs installing by hand.
 # ROS_DISTRO=kilted make … uses the wheels of ROS 2 Kilted instead of Jazzy, in .venv-kilted.
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ MESSAGES := xvla_ros/msg/.built-for-$(ROS_DISTRO)
 # A sourced ROS would be mixed with the wheels.
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test test-all test-machines soak fuzz audit policy libero simulators browser pictures docs lint venv clean
+.PHONY: demo test test-all test-machines coverage soak fuzz audit policy libero simulators browser pictures docs lint venv clean
 .DELETE_ON_ERROR:
 
 demo: venv
@@ -36,7 +36,8 @@ demo: venv
 
 # Processes that take a file of tests each: none has a deadline, and each takes a ROS domain of its own. One more than
 # two cores, as nodes wait for each other. One that dies ends the run: with another in its place the run waits for ever.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart=0
+SPREAD := -n 3 --dist loadfile --max-worker-restart=0
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD)
 
 test: lint
 	$(PYTEST)
@@ -58,6 +59,13 @@ test-machines: venv
 
 test-all: lint
 	HYPOTHESIS_PROFILE=anew $(BIN)/python -m pytest -m "slow or gpu or not slow"
+
+# Which statements the tests of make test reach, those of node processes too; under the floor in pyproject.toml it ends
+# with an error.
+coverage: venv
+	$(BIN)/coverage erase
+	@OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(SPREAD); ended=$$?; \
+	  $(BIN)/coverage combine -q && $(BIN)/coverage report && exit $$ended
 
 # Faults, instructions and transitions at random for so many minutes: leaps, missed holds, and what grows.
 MINUTES ?= 60
@@ -151,6 +159,6 @@ $(MESSAGES): $(MESSAGE_SOURCES) $(VENV)/.dependencies
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info install log xvla_out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf build dist *.egg-info install log xvla_out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
 	rm -rf xvla_ros/msg xvla_ros/action xvla_ros/*.so xvla_ros/control/*.so
 	find xvla_ros test launch -name __pycache__ -type d -prune -exec rm -rf {} +
