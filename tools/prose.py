@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks the prose of documents for plain technical English: ``python tools/prose.py`` names what is not; exit code 1.
+"""Checks prose for plain technical English: ``python tools/prose.py`` prints what is not, and ends with exit code 1.
 
 Sentences of README, tutorials, how-tos, the bring-up of arms, explanations and docs/reliability.md have 30 words at
-most, 16 on the mean of a page. Words of a private dialect are refused there and in the generated pages of commands and
-launch files, which have the help texts. Code, rules of tables and comments are left out.
+most, 16 on the mean of a page. Words of a private dialect are refused there, in the generated pages of commands and
+launch files, in the comments of config/, and in every text of the Python sources that a user may read: log lines,
+errors, help texts, reports. Code, rules of tables and comments in code are left out.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -24,6 +26,9 @@ GUIDES = (
     ROOT / "docs" / "reliability.md",
 )
 HELP = (ROOT / "docs" / "reference" / "commands.md", ROOT / "docs" / "reference" / "launch.md")
+SOURCES = (*sorted((ROOT / "xvla_ros").rglob("*.py")), *sorted((ROOT / "launch").glob("*.py")))
+CONFIG = (*sorted((ROOT / "config").rglob("*.yaml")), *sorted((ROOT / "examples").rglob("*.yaml")))
+SHORTEST = 3  # words of a text in Python that is prose; shorter ones are keys and names
 
 DIALECT = {  # what is not said: what to say
     r"pictures?": "image",
@@ -54,6 +59,16 @@ DIALECT = {  # what is not said: what to say
     r"asks? (?:it|them|for so early)": "request",
     r"as it comes|as they come": "unchanged",
     r"in words": "as text",
+    r"to the last bit": "bit-identical",
+    r"at once": "immediately, at the same time",
+    r"all the same": "anyway, nevertheless",
+    r"ever (?:slower|faster|more)": "slowing down, more and more",
+    r"asked for": "requested",
+    r"wants": "needs",
+    r"mend(?:s|ed|ing)?": "correct, repair",
+    r"trained rows?": "trained domain id",
+    r"means? nothing": "is meaningless",
+    r"out of nowhere": "without a cause",
 }
 _PATTERNS = [(re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE), plain) for pattern, plain in DIALECT.items()]
 
@@ -62,6 +77,8 @@ def main() -> int:
     """Print what is wrong with each page; return the exit code."""
     problems = [line for page in GUIDES for line in (*lengths(page), *dialect(page))]
     problems += [line for page in HELP for line in dialect(page)]
+    problems += [line for file in SOURCES for line in messages(file)]
+    problems += [line for file in CONFIG for line in comments(file)]
     print(*problems, sep="\n", end="\n" * bool(problems))
     return int(bool(problems))
 
@@ -78,12 +95,37 @@ def lengths(page: Path) -> Iterator[str]:
 
 
 def dialect(page: Path) -> Iterator[str]:
-    """Yield a line for each word that has a plainer one."""
-    text = _plain(page.read_text(encoding="utf-8"))
+    """Yield a line for each word of a page that has a plainer one."""
+    yield from _refused(_name(page), _plain(page.read_text(encoding="utf-8")))
+
+
+def messages(file: Path) -> Iterator[str]:
+    """Yield a line for each such word in the texts of a Python file; its docstrings are not looked at."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    passed = {id(each.value) for each in ast.walk(tree) if isinstance(each, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            passed |= {id(part) for part in node.values}
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "x" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = node.value
+        else:
+            continue
+        if id(node) not in passed and len(text.split()) >= SHORTEST:
+            yield from _refused(f"{_name(file)}:{node.lineno}", text)
+
+
+def comments(file: Path) -> Iterator[str]:
+    """Yield a line for each such word in the comments of a YAML file."""
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        yield from _refused(f"{_name(file)}:{number}", line.partition("# ")[2])
+
+
+def _refused(where: str, text: str) -> Iterator[str]:
     for pattern, plain in _PATTERNS:
         for match in pattern.finditer(text):
             around = " ".join(text[max(0, match.start() - 40) : match.end() + 40].split())
-            yield f"{_name(page)}: {match[0]!r}, say: {plain}: … {around} …"
+            yield f"{where}: {match[0]!r}, say: {plain}: … {around} …"
 
 
 def sentences(text: str) -> Iterator[str]:

@@ -152,7 +152,7 @@ def test_a_task_is_led_and_what_came_of_each_episode_is_logged(bring_up):
     bringup.wait_for(lambda: "of 2 succeeded" in bringup.log.read_text(), "two episodes")
     said = bringup.interrupt()
     assert "touch: '" in said and "(seed 901 begins)" in said and "(seed 902);" in said
-    assert "computes in float32: as asked for" in said
+    assert "computes in float32: as requested" in said
     assert "Traceback" not in said, said
 
 

@@ -72,3 +72,29 @@ def test_a_word_of_the_dialect_is_named_with_a_plain_one(text: str, word: list[s
     found = list(prose.dialect(page(text)))
     assert sorted(line.split("'")[1] for line in found) == sorted(word)
     assert all(", say: " in line for line in found)
+
+
+SOURCE = '''"""A docstring may speak of a picture."""
+KEYS = {"picture": 1}
+def run(name):
+    """It goes on."""
+    raise ValueError(f"{name}: the picture cannot "
+                     "be used")
+log.info("nobody answers here")
+'''
+
+
+def test_texts_of_python_are_looked_at_but_not_keys_and_docstrings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prose, "ROOT", tmp_path)
+    file = tmp_path / "module.py"
+    file.write_text(SOURCE, encoding="utf-8")
+    found = list(prose.messages(file))
+    assert sorted(line.split(",")[0] for line in found) == ["module.py:5: 'picture'", "module.py:7: 'nobody'"]
+
+
+def test_comments_of_yaml_are_looked_at_but_not_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prose, "ROOT", tmp_path)
+    file = tmp_path / "profile.yaml"
+    file.write_text("places: picture\nrate: 1.0  # of each picture\n", encoding="utf-8")
+    (line,) = prose.comments(file)
+    assert line.startswith("profile.yaml:2: 'picture', say: image")

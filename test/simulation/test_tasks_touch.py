@@ -136,5 +136,5 @@ def test_an_unknown_task_is_answered_with_those_there_are():
 
 def test_an_outcome_without_an_episode_is_refused():
     profile = profile_of("widowx")
-    with pytest.raises(RuntimeError, match="before it was reset"):
+    with pytest.raises(RuntimeError, match="must be reset before"):
         load_task(profile, "touch").outcome(World(profile))

@@ -147,7 +147,7 @@ def test_a_cpu_keeps_what_a_frozen_tower_says_where_that_is_less_work(write, tmp
         return capsys.readouterr().out, read_settings(tmp_path / "run" / "train.yaml").features
 
     cases = {
-        "only 16 of 45 samples are drawn": (["steps=4"], False),
+        "only 16 of 45 samples are used": (["steps=4"], False),
         "because augmentation changes the images": (["augmentation.brightness=0.1"], False),
         "the frozen vision encoder runs once for each of 45 samples instead of 48 times": (["steps=12"], True),
     }

@@ -88,7 +88,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints(Command):
-    """List the X-VLA checkpoints that others published; a name from it goes wherever a checkpoint is asked for.
+    """List the X-VLA checkpoints that others published; each name works wherever an option takes a checkpoint.
 
     examples:
       xvla checkpoints

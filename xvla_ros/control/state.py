@@ -116,7 +116,7 @@ class Effect(Enum):
     FORGET_PLAN = "the next motion starts from where the arm is measured to be"
     FORGET_LAG = "how far the arm was behind counts no longer"
     FORGET_CHUNKS = "the next chunk is not averaged with those before it"
-    BRAKE = "the rest of the last command, run ever slower, is the plan"
+    BRAKE = "the rest of the last command, slowing down, is the plan"
     SEND = "the next window goes out"
 
 

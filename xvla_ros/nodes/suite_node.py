@@ -156,7 +156,7 @@ class SuiteNode(PolicyLeader):
             outlet.pixels[:] = pictures[slot]
             outlet.publish(now)
         self._publish_clock()
-        self._wait(self._is_over, STILL_LIMIT, "the policy node to let simulated time go on")
+        self._wait(self._is_over, STILL_LIMIT, "the policy node to let simulated time continue")
         self._require_a_policy()
         if self._pose is None:
             return None

@@ -171,7 +171,7 @@ class ViewNode(Node):
         self._stream.status(stamp, message.state, message.reason, message.detail, message.instruction)
 
     def _on_outcome(self, message: EpisodeOutcome) -> None:
-        outcome = "it goes on"
+        outcome = "in progress"
         if message.over:
             outcome = "succeeded" if message.success else message.reason.replace("_", " ")
         self._stream.episode(f"{message.task} {message.episode}", message.instruction, outcome)
@@ -187,7 +187,7 @@ class ViewNode(Node):
         self._marks += mark["event"] == "start"
         success = mark.get("success")
         judged = "ended" if success is None else "succeeded" if success else "failed"
-        outcome = {"start": "it goes on", "end": judged, "discard": "discarded"}[mark["event"]]
+        outcome = {"start": "in progress", "end": judged, "discard": "discarded"}[mark["event"]]
         self._stream.episode(f"recorded {self._marks}", str(mark.get("instruction", "")), outcome)
 
     def carry_out(self) -> None:

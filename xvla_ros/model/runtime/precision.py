@@ -26,7 +26,7 @@ INT8_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")  # of torch, best first
 # fast enough to stay exact.
 WORTHWHILE = 1.5
 SHORT_S = 0.01
-SLOW = 1.2  # times as long as float32; from here on a type that was asked for is worth a warning
+SLOW = 1.2  # times as long as float32; from here on a type that was requested is worth a warning
 _ROUNDS, _HOPELESS = 5, 3.0
 _TRIAL_VIEWS, _TRIAL_BATCH = 2, 8
 
@@ -47,7 +47,7 @@ class Precision:
 
     @property
     def is_slow(self) -> bool:
-        """Whether it was asked for, and float32 is faster here."""
+        """Whether it was requested, and float32 is faster here."""
         return self.slower > SLOW
 
     def __str__(self) -> str:
@@ -77,7 +77,7 @@ def choose(config: XvlaConfig, device: str | torch.device = "cpu", wanted: str =
     if device.type == "cpu":
         return _asked_on_cpu(config, wanted, batch) if wanted else _on_cpu(config, batch)
     if wanted:
-        return Precision(wanted, "as asked for")
+        return Precision(wanted, "as requested")
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return Precision(BFLOAT16, "this GPU has instructions for it")
     return Precision(FLOAT32, f"device {device} has no instructions for bfloat16")
@@ -111,13 +111,13 @@ def _on_cpu(config: XvlaConfig, batch: int) -> Precision:
 
 def _asked_on_cpu(config: XvlaConfig, wanted: str, batch: int) -> Precision:
     if wanted == FLOAT32:
-        return Precision(FLOAT32, "as asked for")
+        return Precision(FLOAT32, "as requested")
     exact, rounded = _trial(config, wanted, batch)
     slower = rounded / exact
     if slower <= SLOW:
-        return Precision(wanted, "as asked for", slower)
+        return Precision(wanted, "as requested", slower)
     at_least = "at least " if slower >= _HOPELESS else ""
-    reason = f"as asked for, but this processor ({instruction_set()}) takes {at_least}{slower:.1f} times as long"
+    reason = f"as requested, but this processor ({instruction_set()}) takes {at_least}{slower:.1f} times as long"
     return Precision(wanted, f"{reason} as in float32", slower)
 
 

@@ -233,7 +233,7 @@ def _head(draft: ProfileDraft) -> Iterator[str]:
     yield f"{draft.name}, written from {draft.urdf_name} by xvla new-robot."
     yield ""
     yield "Joint names and limits are the URDF's; max_velocity is half of its velocity. Settings that no URDF contains"
-    yield f'have a usual value and the mark "{CHECK}". Set the right values, then remove the marks;'
+    yield f'have a usual value and the mark "{CHECK}". Set the right values, then remove these marks;'
     yield "xvla check lists the remaining ones."
     unused = [arm.gripper.name for arm in draft.arms.arms if arm.gripper and not draft.joints_of(arm, gripper=True)]
     reasons = draft.arms.left_out | dict.fromkeys(unused, f"a gripper, for which {draft.spec.name} has no channel")

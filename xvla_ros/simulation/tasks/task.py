@@ -369,9 +369,7 @@ class Task(ABC):
             RuntimeError: no episode was begun in this world.
         """
         if self._layout is None or self._cell is None or self._cell.world is not world:
-            raise RuntimeError(
-                f"task {self.name!r} was asked for an outcome before it was reset; call reset with this world"
-            )
+            raise RuntimeError(f"task {self.name!r} must be reset before it is judged; call reset with this world")
         if not (self._success or self._wrong):
             self._success, self._wrong = self._judge(self._cell, self._layout)
             self._success = self._success and not self._wrong
