@@ -158,8 +158,8 @@ def hand(place: str, fingers: int, joints: int, prefix: str = "p") -> list[str]:
         (chain(6) + chain(5, "t", "l6") + hand("l6", 2, 2), "3 branches begin at the end of 6 joints", "l6", 6),
         (hand("base", 4, 3), "4 branches could be arms", "p2l3", 3),
         (hand("base", 4, 2), "4 branches could be the arm, and none is longer than the others", "p2l2", 2),
-        (chain(3, "left_hip_") + chain(3, "right_knee_"), "no arm is to be seen, only a leg", "left_hip_l3", 3),
-        (chain(2, "head_") + chain(2, "left_wheel_"), "only a head, a leg or a wheel by", "head_l2", 2),
+        (chain(3, "left_hip_") + chain(3, "right_knee_"), "no arm was found, only a leg", "left_hip_l3", 3),
+        (chain(2, "head_") + chain(2, "left_wheel_"), "only a head, a leg or a wheel, judging by", "head_l2", 2),
         (chain(2, "finger_"), "no arm was found, only a gripper or a hand", "finger_l2", 2),
     ],
 )
@@ -178,7 +178,7 @@ def test_what_could_be_arms_or_not_is_asked(urdf, joints: list[str], words: str,
         (chain(6) + hand("l6", 3, 2), [6], ["6 for part of a hand"]),
         (chain(6) + hand("l6", 2, 2), [6], ["4 for part of a hand"]),
         (chain(6) + chain(2, "palm_", "l6") + chain(1, "finger_", "l6"), [6], ["2 for part of a hand"]),
-        (chain(6) + chain(2, "a", "l6") + chain(1, "b", "l6"), [8], ["whether the arm goes on with aj1, where bj1"]),
+        (chain(6) + chain(2, "a", "l6") + chain(1, "b", "l6"), [8], ["whether the arm continues with aj1, because bj1"]),
         (
             chain(6) + chain(1, "servo_", "l3"),
             [6],
@@ -252,7 +252,7 @@ def test_degrees_and_speeds_that_no_arm_has_are_marked(urdf, limit: str, kind: s
 
 def test_a_range_without_end_is_none(urdf):
     message = refusal(urdf(robot(joint("j1", "base", "l1", inside='<limit lower="-1e16" upper="1e16" velocity="1"/>'))))
-    assert "joint 'j1' has limits -1e+16 … 1e+16, which is none; expected what it can do" in message
+    assert "joint 'j1' has limits -1e+16 … 1e+16, which leave no range of motion; expected the real limits" in message
 
 
 def test_soft_limits_count_and_a_speed_of_zero_is_marked(urdf):

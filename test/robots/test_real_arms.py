@@ -24,7 +24,7 @@ from xvla_ros.types import ActionChunk
 SECOND = 1_000_000_000
 PERIOD = 1 / 30
 PICTURE = np.zeros((48, 64, 3), np.uint8)
-LEGS = "no arm is to be seen, only a leg or a wheel by the names"
+LEGS = "no arm was found, only a leg or a wheel, judging by the names"
 LAPS = "is continuous, but a joint of a policy needs limits"
 
 

@@ -144,7 +144,7 @@ def _horizon_in_words(document: Mapping[str, Any], name: str) -> str:
     first, last = horizon["times"][0], horizon["times"][-1]
     return (
         f"Error by the time of a waypoint after the observation, {first:.2f} to {last:.2f} s: {name} "
-        f"{page.span_in_words(values, unit)}, staying still "
+        f"{page.span_in_words(values, unit)}, no motion "
         f"{page.span_in_words(_floats(horizon[PERSISTENCE]), unit)}"
     )
 
@@ -165,7 +165,7 @@ def _cards(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     f1 = [each["f1"] for each in document["gripper"].values() if each["f1"] is not None]
     return [
         (f"{_number(headline['mae'])} {headline['unit']}", "mean error"),
-        (f"{_number(still['mae'])} {still['unit']}", "staying still"),
+        (f"{_number(still['mae'])} {still['unit']}", "no motion"),
         *([(f"{np.mean(f1):.2f}", "gripper F1")] if f1 else []),
         (f"{_number(latency['p50'])} ms", "inference, median"),
         (str(document["frames"]), "observations"),
