@@ -355,7 +355,7 @@ BROKEN = {
         robot(joint("j1", "a", "b")).replace('<link name="b"/>', ""),
         "child link 'b' of joint 'j1' does not exist",
     ),
-    "joint twice": (robot(joint("j1", "a", "b"), joint("j1", "b", "c")), "joint 'j1' is there 2 times"),
+    "joint twice": (robot(joint("j1", "a", "b"), joint("j1", "b", "c")), "joint 'j1' occurs 2 times"),
     "no joint moves": (robot(joint("j1", "a", "b", "fixed")), "no joint moves"),
     "no link": ("<robot name='r'/>", "the robot has no link"),
     "another format": ("<sdf><model/></sdf>", "the outermost element is <sdf>; expected <robot>"),
@@ -386,7 +386,7 @@ def test_what_is_asked_for_in_vain_is_named(tmp_path: Path):
     assert "base link 'panda_hand' does not carry tip link 'panda_link4'" in refusal(
         "panda.urdf", base_link="panda_hand", tip_links=["panda_link4"]
     )
-    assert "no joint of an arm leads to 'panda_link0'" in refusal("panda.urdf", tip_links=["panda_link0"])
+    assert "no joint of an arm leads only to 'panda_link0'" in refusal("panda.urdf", tip_links=["panda_link0"])
     assert "one of the shipped agibot_g1.urdf, libero_panda.urdf, panda.urdf" in refusal("pandaa.urdf")
     assert "action mode 'frnka_joint7' is unknown (did you mean 'franka_joint7'?)" in refusal(
         "panda.urdf", action_mode="frnka_joint7"
@@ -409,7 +409,7 @@ def test_an_action_mode_for_other_arms_is_refused(file: str, mode: str, expected
 
 
 def test_tool_poses_need_a_gripper(urdf):
-    assert "each with a gripper, and an arm of 6 joints was found" in refusal(
+    assert "each with a gripper, but an arm of 6 joints was found" in refusal(
         urdf(robot(*chain(6))), action_mode="ee6d"
     )
 

@@ -81,7 +81,7 @@ REFUSED = {
     "no element": ("<robot name='r'>< 3", "line 1: '< 3' starts no element"),
     "unfinished": ("<robot name='r", "line 1: <robot> is not finished"),
     "comment without end": ("<!-- <robot/>", "starts no element"),
-    "twice": ("<robot a='1' a='2'/>", "'a' is there twice in <robot>"),
+    "twice": ("<robot a='1' a='2'/>", "'a' occurs twice in <robot>"),
     "nothing": ("", "the outermost element is no element; expected <robot>"),
     "words": ("Permission denied", "the outermost element is no element"),
 }
