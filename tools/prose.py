@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks prose for plain technical English: ``python tools/prose.py`` prints what is not, and ends with exit code 1.
 
-Sentences of README, tutorials, how-tos, the bring-up of arms, explanations, faults and docs/reliability.md have 30
-words at most, 16 on the mean of a page. Words of a private dialect are refused there, in the generated pages of commands and
+Sentences of README, tutorials, how-tos, the bring-up of arms, explanations and most written references have 30 words at
+most, 16 on the mean of a page. Words of a private dialect are refused there, in the generated pages of commands and
 launch files, in the comments of config/, and in every text of the Python sources that a user may read: log lines,
 errors, help texts, reports. Code, rules of tables and comments in code are left out.
 """
@@ -23,8 +23,10 @@ GUIDES = (
     *sorted((ROOT / "docs" / "how-to").glob("*.md")),
     *sorted((ROOT / "docs" / "bring-up").glob("*.md")),
     *sorted((ROOT / "docs" / "explanation").glob("*.md")),
-    ROOT / "docs" / "reference" / "faults.md",
+    *(ROOT / "docs" / "reference" / f"{name}.md" for name in ("checkpoints", "faults", "topics", "traits")),
     ROOT / "docs" / "reliability.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
 )
 HELP = (ROOT / "docs" / "reference" / "commands.md", ROOT / "docs" / "reference" / "launch.md")
 SOURCES = (*sorted((ROOT / "xvla_ros").rglob("*.py")), *sorted((ROOT / "launch").glob("*.py")))

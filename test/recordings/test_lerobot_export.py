@@ -329,7 +329,7 @@ def uncommanded(tmp_path):
 
 def other_robot(tmp_path):
     bag = Session(changed("widowx", ("instruction", "x")), end=1.0).record().write(tmp_path / "other.mcap")
-    return bag, "is of robot widowx.*export them apart"
+    return bag, "is of robot widowx.*export them separately"
 
 
 def empty(tmp_path):
@@ -383,7 +383,7 @@ def test_no_such_robot_and_a_folder_that_is_there(tmp_path, capsys):
     assert f"{tmp_path / 'set'} already exists" in capsys.readouterr().err
     (tmp_path / "set/notes.txt").unlink()
     (tmp_path / "set.part").mkdir()
-    with pytest.raises(SetupError, match=r"set\.part is there"):
+    with pytest.raises(SetupError, match=r"set\.part exists"):
         exported(tmp_path, bag)
     (tmp_path / "set.part").rmdir()
     assert main(["export", "lerobot", str(bag), "--output", str(tmp_path / "set"), "--jobs", "1"]) == 0
