@@ -23,7 +23,7 @@ GUIDES = (
     *sorted((ROOT / "docs" / "how-to").glob("*.md")),
     *sorted((ROOT / "docs" / "bring-up").glob("*.md")),
     *sorted((ROOT / "docs" / "explanation").glob("*.md")),
-    *(ROOT / "docs" / "reference" / f"{name}.md" for name in ("checkpoints", "faults", "topics", "traits")),
+    *(ROOT / "docs" / "reference" / f"{name}.md" for name in ("checkpoints", "faults", "serving", "topics", "traits")),
     ROOT / "docs" / "reliability.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "SECURITY.md",

@@ -67,7 +67,7 @@ def test_a_folder_of_several_bags_is_not_taken_for_one(tmp_path, capsys):
     for name in ("one", "two"):
         Session(PAIR, end=1.0).record().write(tmp_path / f"{name}.mcap")
     assert main(["data", "info", str(tmp_path)]) == 1
-    assert f"holds 2 recordings: name one, such as {tmp_path / 'one.mcap'}" in capsys.readouterr().err
+    assert f"contains 2 recordings: name one of them, such as {tmp_path / 'one.mcap'}" in capsys.readouterr().err
 
 
 def test_the_reader_of_the_node_has_the_last_word(tmp_path, capsys):

@@ -121,7 +121,7 @@ def test_an_answer_that_cannot_be_carried_out_is_named():
 
     driver = JointDriver(predict, profile_in(SUITE, own_protocol(SUITE)), own_protocol(SUITE), 15)
     driver.begin(TASK, 0)
-    with pytest.raises(EvaluationError, match="at step 0 cannot be carried out: no such thing"):
+    with pytest.raises(EvaluationError, match="at step 0 cannot be executed: no such thing"):
         driver.actions(StandInArena().begin(Beginning(0, 0, 0, 0)), 0)
 
 
@@ -178,7 +178,7 @@ def test_the_command_counts_reports_and_says_with_what(tmp_path, capsys, stand_i
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"expert": True, "protocol": "harness"}, "--protocol harness is of LIBERO"),
+        ({"expert": True, "protocol": "harness"}, "--protocol harness applies to LIBERO"),
         ({"expert": True, "overrides": ("rot6d=columns",)}, "'rot6d=columns' is not a setting of a protocol"),
         ({"expert": True, "tasks": "1"}, "task '1' is unknown; the suite has 0 to 0"),
         ({}, "nothing drives the arm in so101_pick_place"),

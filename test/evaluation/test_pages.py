@@ -122,7 +122,7 @@ def document(ours: float, still: float, mean: float, *, apart: float = 0.1, **ot
         (document(0.2, 0.5, 0.6), "good", "is below 0.5 rad, that of an arm that does not move, and below 0.6"),
         (document(0.2, 0.5, 0.1, apart=0.01), "bad", "below 0.5 rad, that of an arm that does not move, and not b"),
         (document(0.6, 0.5, 0.9, apart=0.01), "bad", "is not below 0.5 rad"),
-        (document(0.4, 0.5, 0.6, apart=0.3), "", "may be chance"),
+        (document(0.4, 0.5, 0.6, apart=0.3), "", "may be due to chance"),
         (document(0.2, 0.5, 0.6, trained=False), "bad", "is below"),
         (
             document(0.5, 0.5, 0.6, settings={"baseline": True}),

@@ -268,7 +268,7 @@ def test_a_flipped_byte_is_reported_where_there_are_checksums(tmp_path):
     content[len(content) // 2] ^= 1
     bag.write_bytes(content)
     record = replay_bag(bag, pair(), [Off()], ReplaySettings(every=5), tmp_path / "part")
-    assert record.damaged and "is not what was written" in record.integrity
+    assert record.damaged and "differs from what was written" in record.integrity
     assert record.error and any("log times 1700000000000000000 to" in note for note in record.notes)
 
     whole = Session(pair(), end=1.0).record().write(tmp_path / "sqlite", storage="sqlite3")
@@ -283,7 +283,7 @@ def test_a_cut_bag_gives_every_whole_message(tmp_path):
     bag.write_bytes(content[: len(content) * 2 // 3])
     record = replay_bag(bag, pair(), [Off()], ReplaySettings(), tmp_path / "cut")
     assert whole.frames * 0.4 < record.frames < whole.frames
-    assert any("cut short" in note for note in record.notes)
+    assert any("truncated" in note for note in record.notes)
 
 
 @pytest.mark.parametrize("kind", ["file", "message"])

@@ -130,8 +130,8 @@ def test_a_split_recording_that_never_ended_gives_what_is_whole(tmp_path, robot,
     last.write_bytes(content[: len(content) * 2 // 3])
     status, found = replayed(tmp_path, bag, robot)
     assert status == 0 and 6 <= found["frames"] < 10
-    assert any("cut short" in note for note in found["bags"][0]["notes"])
-    assert "cut short" in capsys.readouterr().out
+    assert any("truncated" in note for note in found["bags"][0]["notes"])
+    assert "truncated" in capsys.readouterr().out
     assert main(["bag", "info", str(bag), "--robot", str(robot)]) == 0
     assert "truncated: metadata.yaml is missing" in capsys.readouterr().out
 

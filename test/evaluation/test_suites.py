@@ -167,7 +167,7 @@ def test_an_answer_that_is_no_pose_is_named():
     bad[:, 3:9] = 0
     driver = PolicyDriver(chunk_of(bad)[0], embodiment_of(XVLA), XVLA, execute=1)
     driver.begin(TASKS[0], 0)
-    with pytest.raises(EvaluationError, match="at step 0 cannot be carried out: the first vector of a rot6d"):
+    with pytest.raises(EvaluationError, match="at step 0 cannot be executed: the first vector of a rot6d"):
         driver.actions(StandInArena().begin(Beginning(0, 0, 0, 0)), 0)
 
 
@@ -407,7 +407,7 @@ def test_the_expert_is_asked_as_a_policy_is_and_plans_once_an_episode():
 def test_the_expert_knows_one_suite(tmp_path, stand_in, capsys):
     goal = Evaluate(suite="libero_goal", expert=True, output=str(tmp_path / "out"))
     assert run(goal, "xvla evaluate") == 1
-    assert "knows libero_object and its variations, and not libero_goal" in capsys.readouterr().err
+    assert "supports libero_object and its variations, not libero_goal" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -696,7 +696,7 @@ def test_record_that_does_not_fit_is_named(folder: Path) -> None:
     found = problems_of(folder)
     assert "robots.pair: lacks 'action'" in found[0]
     assert "robots.arm: cannot be read" in found[1] and "colour" in found[1]
-    assert "training.trained_domains: is not one" in found[2]
+    assert "training.trained_domains: is not a list of integers" in found[2]
     edit_json(folder / "xvla_ros.json", lambda data: data.update(schema_version=9))
     assert problems_of(folder) == [
         "xvla_ros.json: schema_version: was written by a newer version of xvla_ros and cannot be read; "

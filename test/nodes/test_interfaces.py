@@ -212,7 +212,7 @@ def test_a_gripper_that_was_to_stand_in_an_episode_was_commanded(name, tmp_path)
 
     silent = recorded(profile, tmp_path / "silent.mcap", silent=(group,))
     (problem,) = BagRecording(silent, profile, BagOptions("commanded")).survey().problems
-    assert "nothing was commanded on" in problem.message
+    assert "no command was sent on" in problem.message
 
 
 @every

@@ -218,7 +218,7 @@ def test_what_is_left_open_is_asked(decode, said, answer, expected):
 @pytest.mark.parametrize("name", ["8UC3; jpeg compressed ", "8UC3; png compressed "])
 def test_colours_that_were_open_before_compression_are_asked_and_answered(name):
     content = encoded("png" if "png" in name else "jpeg")
-    with pytest.raises(MessageError, match=r"'8UC3' leaves open.*rgb8 or bgr8"):
+    with pytest.raises(MessageError, match=r"'8UC3' does not say.*rgb8 or bgr8"):
         both(compressed(content, name), "compressed")
     as_bgr = both(compressed(content, name), "compressed", "bgr8")
     np.testing.assert_array_equal(as_bgr, both(compressed(content, "jpeg"), "compressed"))
@@ -260,7 +260,7 @@ def test_more_than_eight_bits_are_refused_by_name(decode, encoding):
     ("change", "expected"),
     [
         ({"encoding": "nv24"}, "'nv24'; expected one of rgb8"),
-        ({"encoding": "yuyv", "width": 51}, "width is 51 pixels; expected an even number, since yuyv"),
+        ({"encoding": "yuyv", "width": 51}, "width is 51 pixels; expected an even number, because yuyv"),
         ({"encoding": "nv12", "width": 51}, "width is 51 pixels; expected an even number"),
         ({"encoding": "nv21", "height": 35}, "height is 35 pixels; expected an even number"),
         ({"encoding": "uyvy", "step": 99}, "step is 99 bytes; expected at least 100"),

@@ -182,7 +182,7 @@ def test_a_view_that_cannot_be_had_is_said_once_and_nothing_fails(listen, monkey
     monkeypatch.setattr(type(listener.node.get_logger()), "warning", lambda _, text: said.append(text))
     markers = PlanMarkers(listener.node, profile, {})
     markers.close()
-    assert len(said) == 1 and said[0].startswith("so101: no plan is shown: no URDF 'so100.urdf'")
+    assert len(said) == 1 and said[0].startswith("so101: the plan is not shown: no URDF 'so100.urdf'")
 
 
 def test_joints_of_a_view_must_be_the_profiles():

@@ -236,7 +236,7 @@ def test_what_is_published_comes_before_the_profiles_urdf(arm_and_node):
         "cannot configure", "joint 'wrist_pitch' of /robot_description", "no joint has that name", succeeds=False
     )
     arm.describe("<robot")
-    arm.configure("cannot configure", "/robot_description is no URDF", succeeds=False)
+    arm.configure("cannot configure", "/robot_description is not a URDF", succeeds=False)
 
     arm.describe(None)
     arm.configure("widowx: kinematics of", "wx250s.urdf")

@@ -139,4 +139,4 @@ def test_episodes_of_a_task_from_reset_to_outcome(graph):
     assert not refused.success
     assert "no task 'juggle' for robot 'widowx'; expected one of: touch, pick_place" in refused.message
     plain = graph.reset(task="", seed=3)
-    assert plain.success and plain.message == "arms at home, props laid out by seed 3"
+    assert plain.success and plain.message == "the arms are at home, the objects are placed by seed 3"

@@ -215,7 +215,7 @@ def test_who_is_slow_gets_the_newest_and_holds_nobody_up(page):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--web", "--save", "x.rrd"], "--save is of the Rerun viewer"),
+        (["--web", "--save", "x.rrd"], "--save applies to the Rerun viewer"),
         (["--control"], "--control applies to the web page only; add --web"),
         (["--port", "1"], "--port applies to the web page only; add --web"),
         (["--web", "--host", "0.0.0.0"], "expected 127.0.0.1, or a token (--token-file)"),

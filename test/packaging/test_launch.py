@@ -215,7 +215,7 @@ def test_a_configuration_that_fails_ends_the_launch_and_says_why(bring_up, tmp_p
     bringup = bring_up(f"checkpoint:={tmp_path / 'nowhere'}", *arguments)
     assert bringup.process.wait(timeout=DEADLINE) == 1
     said = bringup.log.read_text()
-    assert "cannot configure: checkpoint" in said and "nowhere: is no folder" in said
+    assert "cannot configure: checkpoint" in said and "nowhere: is not a folder" in said
     assert ("could not run an episode" if arguments else "xvla could not be configured") in said
 
 

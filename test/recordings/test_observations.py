@@ -275,7 +275,7 @@ def test_a_cut_bag_gives_every_whole_message_before_the_cut(tmp_path, profile, s
     salvaged = list(Bag(bag).messages())
 
     assert summary.cut
-    assert "cut short" in str(summary)
+    assert "truncated" in str(summary)
     assert summary.messages == len(salvaged)
     assert salvaged == whole[: len(salvaged)]
     assert len(salvaged) >= (share - 0.06) * len(whole)
@@ -339,7 +339,7 @@ def test_topics_that_the_profile_requires_are_asked_for_by_name(tmp_path, profil
         observations(bag, profile)
     assert "/front/image_raw is missing, expected sensor_msgs/msg/Image" in str(caught.value)
     assert "/left/joint_states is missing" in str(caught.value)
-    assert "The bag holds /left_wrist/image_raw (sensor_msgs/msg/Image)" in str(caught.value)
+    assert "The bag contains /left_wrist/image_raw (sensor_msgs/msg/Image)" in str(caught.value)
 
 
 def test_a_topic_of_another_type_is_named(tmp_path, profile):
@@ -360,7 +360,7 @@ def test_what_is_no_bag_is_refused(tmp_path, profile):
         junk = tmp_path / f"junk{suffix}"
         for content in (b"", b"no bag at all", bytes(range(256)) * 20):
             junk.write_bytes(content)
-            with pytest.raises(BagError, match="nothing in it can be read"):
+            with pytest.raises(BagError, match="no message in it can be read"):
                 Bag(junk).summary()
     bag = session(300).write(tmp_path / "bag")
     with pytest.raises(BagError, match="rate is -1"):

@@ -83,7 +83,7 @@ def test_one_message_that_cannot_be_decoded_is_told_and_ends_nothing(tmp_path):
     found = inspect(bag, PAIR)
     (topic,) = (each for each in found.topics if each.broken)
     assert (topic.name, topic.broken) == ("/left/joint_states", 1)
-    assert f"1 broken, the first logged at {at} ns: not a whole sensor_msgs/msg/JointState" in text_of(found)
+    assert f"1 broken, the first logged at {at} ns: not a complete sensor_msgs/msg/JointState" in text_of(found)
     assert found.observations.built > 15 and found.exit_code == 0
     record = replay_bag(bag, PAIR, [HoldStill()], ReplaySettings(every=5, baseline=True), tmp_path / "made")
     assert record.frames >= 3 and not record.error

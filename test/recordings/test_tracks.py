@@ -142,7 +142,7 @@ def test_frames_go_to_their_own_episode_where_another_was_left_out(tmp_path):
     session.mark(0.5, "start", instruction="first").mark(1.8, "end").mark(2.2, "start", instruction="second")
     recording, survey = surveyed(session.mark(3.8, "end").write(tmp_path / "bag.mcap"), actions="commanded")
     (episode,) = survey.episodes
-    assert episode.instruction == "second" and "nothing was commanded" in survey.problems[0].message
+    assert episode.instruction == "second" and "no command was sent" in survey.problems[0].message
     seen = list(recording.seen(survey))
     assert {each.episode for each in seen} == {0} and len(seen) > 20
     assert all(episode.start <= each.stamp <= episode.end for each in seen)

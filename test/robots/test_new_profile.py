@@ -178,7 +178,7 @@ def test_what_could_be_arms_or_not_is_asked(urdf, joints: list[str], words: str,
         (chain(6) + hand("l6", 3, 2), [6], ["6 for part of a hand"]),
         (chain(6) + hand("l6", 2, 2), [6], ["4 for part of a hand"]),
         (chain(6) + chain(2, "palm_", "l6") + chain(1, "finger_", "l6"), [6], ["2 for part of a hand"]),
-        (chain(6) + chain(2, "a", "l6") + chain(1, "b", "l6"), [8], ["whether the arm continues with aj1, because bj1"]),
+        (chain(6) + chain(2, "a", "l6") + chain(1, "b", "l6"), [8], ["whether the arm continues with aj1, because"]),
         (
             chain(6) + chain(1, "servo_", "l3"),
             [6],

@@ -101,8 +101,8 @@ ROWS = {
     ],
     "pybullet": [
         one("franka_panda/panda.urdf", "7+g"),
-        one("kuka_iiwa/model.urdf", "7", "says 10, as no arm has"),
-        one("kuka_iiwa/model_vr_limits.urdf", "7", "says 10, as no arm has"),
+        one("kuka_iiwa/model.urdf", "7", "gives 10, which no arm reaches"),
+        one("kuka_iiwa/model_vr_limits.urdf", "7", "gives 10, which no arm reaches"),
         one("xarm/xarm6_robot.urdf", "6"),
         one("xarm/xarm6_with_gripper.urdf", "6+g"),
         one("TwoJointRobot_w_fixedJoints.urdf", "2"),

@@ -414,7 +414,7 @@ def test_a_client_whose_robot_is_not_served_is_told_which_are(served, profiles):
     with Client(served.url, embodiment=known) as client:
         assert client.metadata["admitted"][PAIR]["domain_id"] == known.domain_id
     turned = replace(known, slots=known.slots[::-1])
-    with pytest.raises(RequestError, match="expected front, left_wrist, right_wrist, as it was trained: right_wrist,"):
+    with pytest.raises(RequestError, match="expected front, left_wrist, right_wrist, as in training: right_wrist,"):
         Client(served.url, embodiment=turned)
-    with pytest.raises(RequestError, match="robot 'strange' is not in the checkpoint, which knows"):
+    with pytest.raises(RequestError, match="robot 'strange' is not in the checkpoint, which was trained for"):
         Client(served.url, embodiment=replace(known, robot="strange"))

@@ -191,10 +191,10 @@ def test_what_does_not_fit_between_the_fingers_fails(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"suite": "libero_goal"}, "knows libero_object and its variations, and not libero_goal"),
-        ({"rate": 3.0}, "3 images a second were asked for, expected 20 or a part of it"),
-        ({"rate": 40.0}, "40 images a second"),
-        ({"seconds": 0.01}, "0.01 s of each episode were asked for, expected 0 for all of it"),
+        ({"suite": "libero_goal"}, "supports libero_object and its variations, not libero_goal"),
+        ({"rate": 3.0}, "3 images per second were requested, expected 20 or a divisor of it"),
+        ({"rate": 40.0}, "40 images per second"),
+        ({"seconds": 0.01}, "0.01 s of each episode were requested, expected 0 for the whole episode"),
     ],
 )
 def test_settings_that_cannot_be_are_named(settings, said):
@@ -206,7 +206,7 @@ def test_init_states_are_taken_in_turn_and_must_be_there():
     settings = SuiteDemoSettings(layouts="shuffled", seed=3, init_states=(10, 12))
     assert [settings.beginning(TASKS[0], n, 7).init_state for n in range(4)] == [10, 11, 12, 10]
     assert settings.beginning(TASKS[0], 0, 7).shuffle == 3
-    with pytest.raises(SetupError, match="init states 10-50 were asked for, and task 0 has 0 to 49"):
+    with pytest.raises(SetupError, match="init states 10-50 were requested, and task 0 has 0 to 49"):
         replace(settings, init_states=(10, 50)).beginning(TASKS[0], 0, 7)
 
 

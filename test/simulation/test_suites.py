@@ -168,7 +168,7 @@ def test_another_suite_names_those_there_are():
 
 def test_without_an_interpreter_it_is_said_how_to_get_one(tmp_path, monkeypatch):
     monkeypatch.delenv(PYTHON, raising=False)
-    with pytest.raises(SetupError, match=rf"{tmp_path}/none is no interpreter.*make libero"):
+    with pytest.raises(SetupError, match=rf"{tmp_path}/none is not an interpreter.*make libero"):
         find_interpreter(str(tmp_path / "none"))
     monkeypatch.setenv(PYTHON, sys.executable)
     assert find_interpreter() == Path(sys.executable)

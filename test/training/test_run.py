@@ -118,7 +118,7 @@ def test_a_run_asked_to_stop_saves_and_goes_on(write, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(Trainer, "take_step", interrupted)
     assert main(["train", write(steps=6)]) == 130
-    assert "go on with resume=true" in capsys.readouterr().out
+    assert "continue with resume=true" in capsys.readouterr().out
     monkeypatch.undo()
     assert main(["train", write(steps=6)]) == 1
     assert "resume=true to continue it, or another folder" in capsys.readouterr().err

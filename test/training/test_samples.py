@@ -156,7 +156,7 @@ def test_a_cut_bag_gives_what_is_whole(tmp_path, pair):
     cut.write_bytes(whole[: int(0.6 * len(whole))])
     samples = opened(tmp_path, cut, actions="measured")
     assert 20 < len(samples.train) < 45
-    assert "cut short" in samples.datasets[0].stores[0].notes[0]
+    assert "truncated" in samples.datasets[0].stores[0].notes[0]
 
 
 def test_a_recorder_with_another_clock_and_a_simulation_that_begins_again(tmp_path, pair):

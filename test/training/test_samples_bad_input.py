@@ -44,12 +44,12 @@ def test_a_good_bag_has_no_problem(tmp_path, pair):
 
 
 def test_no_bag_an_empty_one_and_one_of_another_robot(tmp_path, pair):
-    assert "nothing is at" in said(tmp_path / "no_such*.mcap")
+    assert "no file or folder matches" in said(tmp_path / "no_such*.mcap")
     (tmp_path / "notes.txt").write_text("none")
     assert "no bag is at" in said(tmp_path / "*.txt")
     assert "there is no meta/info.json" in said(tmp_path, kind="lerobot")
     (tmp_path / "broken.mcap").write_bytes(b"nothing of this is a bag")
-    assert "nothing in it can be read" in said(tmp_path / "broken.mcap", robot="so101_bimanual")
+    assert "no message in it can be read" in said(tmp_path / "broken.mcap", robot="so101_bimanual")
 
     with BagWriter(tmp_path / "empty.mcap", profile_document([pair])):
         pass
@@ -69,7 +69,7 @@ def test_no_bag_an_empty_one_and_one_of_another_robot(tmp_path, pair):
             cache=tmp_path / "cache",
         )
     mixed = Session(pair, end=1.0).record().write(tmp_path / "pair.mcap")
-    with pytest.raises(SamplesError, match="is of robot so101_bimanual, the first recording of widowx"):
+    with pytest.raises(SamplesError, match="is of robot so101_bimanual, but the first recording is of widowx"):
         open_datasets(
             [DatasetSettings(paths=(str(other), str(mixed)))], waypoints=4, image_size=None, cache=tmp_path / "cache"
         )
@@ -119,7 +119,7 @@ def test_nan_in_joints_and_commands(tmp_path, pair):
 
 def test_commands_that_lack_and_episodes_without_pictures_or_words(tmp_path, pair):
     bag = Session(pair, end=1.0, commands=False).record().write(tmp_path / "bag.mcap")
-    assert "nothing was commanded on /left/arm_controller" in said(bag, actions="commanded")
+    assert "no command was sent on /left/arm_controller" in said(bag, actions="commanded")
     with_commands = Session(pair, end=1.0).record().write(tmp_path / "with.mcap")
     assert "1 of 2 recordings do not have commands" in said(bag, with_commands)
     assert said(bag, with_commands, actions="measured") == ""

@@ -181,7 +181,7 @@ def nan(episode, values):
             {"channels": {}},
             "radians that were interpreted as degrees",
         ),
-        ({}, {"channels": {}}, "far outside of their limits"),
+        ({}, {"channels": {}}, "far outside their limits"),
         ({"timestamp": lambda e, v: v / 2}, {}, "mixed rates: episode 0 has 40 frames a second"),
         ({}, {"cameras": {"front": "observation.images.tpo"}}, "did you mean 'observation.images.top'?"),
         ({}, {"channels": {"left_gripper": "left_griper"}}, "did you mean 'left_gripper.pos'?"),
@@ -225,7 +225,7 @@ def test_each_frame_has_the_words_of_its_own_task(tmp_path, version):
     told = [sample.instruction for sample in samples.train]
     assert told == [*[TASKS[0]] * 12, *[TASKS[1]] * 18, *[TASKS[0]] * 12, *[TASKS[1]] * 12]
     assert set(samples.instructions) == set(TASKS)
-    assert any("2 episodes have several tasks (0, 1): each frame has its own" in line for line in samples.left_out())
+    assert any("2 episodes have several tasks (0, 1): each frame uses its own" in line for line in samples.left_out())
 
 
 def test_a_task_without_a_text_is_named(tmp_path):

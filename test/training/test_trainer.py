@@ -108,7 +108,7 @@ def test_a_loss_that_is_no_number_ends_the_run_by_name(begin):
     trainer = begin(steps=3)
     with torch.no_grad():
         trainer.network.transformer.pos_emb.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"optimizer\.learning_rate: the loss is no number at step 1"):
+    with pytest.raises(TrainingError, match=r"optimizer\.learning_rate: the loss is not a number at step 1"):
         trainer.run()
 
 

@@ -63,7 +63,7 @@ def decode_image(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:
     try:
         message = deserialize_message(serialized, kind)
     except Exception as error:  # RCLError, RuntimeError or MemoryError, depending on where the message is cut
-        raise MessageError(f"not a whole {kind.__name__}: {error}") from error
+        raise MessageError(f"not a complete {kind.__name__}: {error}") from error
     return rgb_of_message(message, camera)
 
 
