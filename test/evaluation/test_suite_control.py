@@ -119,7 +119,7 @@ def test_an_arm_that_stands_elsewhere_than_described_is_named(encoder):
     driver.begin(TASK, 0)
     sight = sight_of(encoder, START)
     elsewhere = Sight({}, sight.position + 0.02, sight.rotation, sight.position, sight.joints, sight.gripper, TABLE)
-    with pytest.raises(SimulationError, match=r"has the grip site 0\.035 m from where the simulator has it"):
+    with pytest.raises(SimulationError, match=r"has the grip site 0\.035 m away from its place in the simulator"):
         driver.actions(elsewhere, 0)
 
 

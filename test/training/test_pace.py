@@ -96,11 +96,7 @@ def test_a_step_that_does_not_fit_says_what_helps(begin):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
 
     made.wrapped.forward = too_large
-    with pytest.raises(
-        TrainingError,
-        match=r"a step needs more memory than the GPU "
-        r"has.*2\.00 GiB",
-    ) as raised:  # noqa: SIM117
+    with pytest.raises(TrainingError, match=r"more memory than the GPU has.*2\.00 GiB") as raised:  # noqa: SIM117
         with pace.enough_memory(made.settings):
             pace.estimate(made)
     assert "activation_checkpointing=true" in str(raised.value)
