@@ -293,9 +293,9 @@ def test_paths_of_another_evaluation_are_a_baseline_by_themselves(tmp_path, monk
         ({"checkpoint": None, "baseline": "replay"}, "has nothing to replay"),
         ({"replay_of": "somewhere"}, "--replay-of needs --baseline replay"),
         ({"tasks": "7"}, "task '7' is unknown; the suite has 0 to 2: 0 reach place 0"),
-        ({"robot": "widowx"}, "--robot is of this package's own tasks"),
+        ({"robot": "widowx"}, "--robot applies to this package's own tasks"),
         ({"episodes": 5000}, "5000 episodes of each task were requested, expected at most 1000"),
-        ({"overrides": ("speed=2",)}, "no setting of a protocol"),
+        ({"overrides": ("speed=2",)}, "is not a setting of a protocol"),
         ({"checkpoint": "/nowhere"}, "is not a folder"),
         ({"server": "ws://gpu:8000"}, "--server is ws://gpu:8000, but the policy of a benchmark runs in this process"),
         ({"expert": True}, "--expert and --checkpoint both name what drives"),
@@ -321,7 +321,7 @@ def test_a_setting_of_suites_needs_a_suite(capsys):
 
 
 def test_a_checkpoint_of_another_robot_is_refused_before_its_weights_are_read():
-    with pytest.raises(CheckpointError, match=r"statistics\.state: .*another robot's; found 12; expected 20"):
+    with pytest.raises(CheckpointError, match=r"statistics\.state: .*belongs to another robot; found 12; expected 20"):
         load_suite_policy(str(policy_dir()), XVLA)
 
 

@@ -233,10 +233,10 @@ def test_words_that_are_cut_off_are_told_once(policy: Policy, pair: Embodiment, 
             policy.predict([look(pair, instruction=LONG), look(pair, instruction="pick up the cup")], seed=1)
     finally:
         policy.on_remark = None
-    cut = [remark for remark in said if "is lost" in remark]
+    cut = [remark for remark in said if "is cut off" in remark]
     tokenizer = policy.processor.tokenizer
     assert len(cut) == 1 and repr(tokenizer.cut(LONG)) in cut[0]
-    assert f"it is {tokenizer.tokens(LONG)} tokens, and the checkpoint reads {tokenizer.length}" in cut[0]
+    assert f"it has {tokenizer.tokens(LONG)} tokens, and the checkpoint reads {tokenizer.length}" in cut[0]
 
 
 def test_warming_up_says_nothing_of_its_words(policy: Policy, pair: Embodiment, look: Look) -> None:

@@ -239,8 +239,8 @@ def test_what_was_recorded_or_has_failed_is_not_tried_again(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"robot": "widowx"}, "--robot is of this package's own tasks"),
-        ({"variants": 1}, "--variants is of this package's own tasks"),
+        ({"robot": "widowx"}, "--robot applies to this package's own tasks"),
+        ({"variants": 1}, "--variants applies to this package's own tasks"),
         ({"suite": "", "layouts": "shuffled"}, "--layouts applies to benchmarks only; name one with --suite"),
         ({"suite": "", "init_states": "3"}, "--init-states applies to benchmarks only"),
         ({"suite": "libero_objct"}, "did you mean 'libero_object'"),

@@ -221,9 +221,9 @@ def test_a_protocol_can_be_changed_and_then_has_no_published_number():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("stepps=3", r"no setting of a protocol \(did you mean 'steps'\?\)"),
-        ("steps", "no setting of a protocol"),
-        ("name=mine", "no setting of a protocol"),
+        ("stepps=3", r"is not a setting of a protocol \(did you mean 'steps'\?\)"),
+        ("steps", "is not a setting of a protocol"),
+        ("name=mine", "is not a setting of a protocol"),
         ("steps=-1", "steps is -1, expected a whole number above 0"),
         ("state_after=seen", "state_after is 'seen', expected measured or commanded"),
         ("pixels=big", "pixels is 'big', expected int"),
