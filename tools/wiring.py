@@ -66,7 +66,7 @@ def pictures() -> dict[str, str]:
             *cameras(pair, "USB"),
         ]),
         "widowx.svg": svg("WidowX 250s", [
-            arm(widowx, "/wx250s/", ("WidowX 250s", "12 V, with a switch"), "USB (U2D2)",
+            arm(widowx, "/wx250s/", ("WidowX 250s, U2D2", "12 V, with a switch"), "USB",
                 ("interbotix_xsarm_", "ros_control")),
             *cameras(widowx, "USB"),
         ]),
