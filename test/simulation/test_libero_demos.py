@@ -230,7 +230,7 @@ def test_what_was_recorded_or_has_failed_is_not_tried_again(tmp_path, monkeypatc
     assert (manifest["failed"], manifest["layouts"]) == ([[0, 2], [2, 2]], "recorded")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert demos(tmp_path, monkeypatch, jobs=2) == 0
-    assert "0 episodes recorded (0 s), 4 were there" in capsys.readouterr().out
+    assert "0 episodes recorded (0 s of simulated time), 4 were there" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == times
     assert demos(tmp_path, monkeypatch, layouts="shuffled") == 1
     assert "layouts is 'recorded', now 'shuffled'" in capsys.readouterr().err

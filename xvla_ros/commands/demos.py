@@ -147,7 +147,7 @@ def _say_end(tally: _Tally, folder: Path) -> int:
     made = tally.succeeded + len(tally.failed)
     size = sum(path.stat().st_size for path in folder.glob("*.mcap")) / 1e6
     kept = f", {tally.there} were there" if tally.there else ""
-    print(f"{folder}: {made} episodes recorded ({tally.seconds:.0f} s){kept}; {size:.1f} MB in all")
+    print(f"{folder}: {made} episodes recorded ({tally.seconds:.0f} s of simulated time){kept}; {size:.1f} MB in all")
     if tally.failed:
         shown = ", ".join(tally.failed[:5]) + (" …" if len(tally.failed) > 5 else "")
         print(f"{len(tally.failed)} of them failed and are marked success: false: {shown}")
@@ -210,7 +210,8 @@ def _record_suite(command: Demos) -> int:
         )
     size = sum(path.stat().st_size for path in folder.glob("*.mcap")) / 1e6
     kept = f", {tally.there} were there" if tally.there else ""
-    print(f"{folder}: {tally.succeeded} episodes recorded ({tally.seconds:.0f} s){kept}; {size:.1f} MB in all")
+    length = f"{tally.seconds:.0f} s of simulated time"
+    print(f"{folder}: {tally.succeeded} episodes recorded ({length}){kept}; {size:.1f} MB in all")
     for task in tasks:
         lost = [episode for number, episode in sorted(failed & wanted) if number == task.index]
         if lost:
