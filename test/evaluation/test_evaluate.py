@@ -143,6 +143,16 @@ def test_what_the_policy_raises_ends_the_evaluation(profile):
     runner.close()
 
 
+def test_a_ctrl_c_while_the_policy_computes_is_not_its_failure(profile):
+    def stopped(observations, prefixes):
+        raise KeyboardInterrupt
+
+    runner = InProcess(profile, load_task(profile, "touch"), stopped, width=16, height=16)
+    with pytest.raises(KeyboardInterrupt):
+        runner.episode(0)
+    runner.close()
+
+
 @pytest.fixture(scope="module")
 def steadfast(profile, tmp_path_factory):
     """A checkpoint that wants one posture whatever it sees, a seed for which that is a success, and one of another."""

@@ -232,6 +232,8 @@ class InProcess:
                 if not asked and client.inference_ms:
                     self._begun, asked = event.time, True
                 if client.errors:
+                    if not isinstance(client.errors[0], Exception):
+                        raise client.errors[0]  # a Ctrl-C while the policy computed
                     raise EvaluationError(f"the policy failed: {client.errors[0]}") from client.errors[0]
             elif event.what == "tick":
                 self._send(pilot.tick())
