@@ -98,12 +98,12 @@ class Step(nn.Module):
     ) -> Tensor:
         """Predict the clean chunk."""
         ends = self.transformer.ends(state, t[None], domain_id, noisy.shape[1])
-        x = self.transformer.tokens(noisy, 0, ends)[0]
+        x = self.transformer.tokens(noisy, 0, ends).squeeze(0)
         first = cast(_Tokens, self.blocks[0])
-        q, k, v = first_qkv.flatten(3)[0].unbind(1)
+        q, k, v = first_qkv.flatten(2).squeeze(0).chunk(3, dim=1)
         own = first.project(x)
         qkv = tuple(torch.cat(pair) for pair in zip(own, (q * first.scale, k, v), strict=True))
-        x = torch.cat([x, tokens[0]])
+        x = torch.cat([x, tokens.squeeze(0)])
         for index, block in enumerate(self.blocks):
             x = block(x, qkv if index == 0 else None)
         return self.transformer.action(x[None], ends)
