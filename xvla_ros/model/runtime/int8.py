@@ -46,8 +46,6 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()
         if weight.device.type != "cpu":
             raise ValueError(f"the layer is on {weight.device}, expected cpu: int8 has kernels only for the CPU")
-        if not torch.isfinite(weight).all():
-            raise ValueError("a weight is not finite, so it has no scale; the checkpoint is damaged")
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = None if linear.bias is None else linear.bias.detach().float()
         self._packed = _pack(weight)
@@ -145,15 +143,24 @@ def round_linears(
 
 
 def _pack(weight: Tensor) -> Any:
-    """Round [out, in] by output channel and lay it out for the kernel."""
+    """Round [out, in] by output channel and lay it out for the kernel.
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
     engines = torch.backends.quantized
     if engines.engine == "none":  # the default of some builds for ARM
         engines.engine = next(each for each in INT8_ENGINES if each in engines.supported_engines)
-    scale = weight.abs().amax(1).double().clamp_(min=_TINY) / _LARGEST
+    largest = torch.maximum(weight.amax(1), -weight.amin(1))  # a tenth of the time of isfinite, and NaN stays
+    scale = largest.double().clamp_(min=_TINY) / _LARGEST
+    if not torch.isfinite(scale).all():
+        raise ValueError("a weight is not finite, so it has no scale; the checkpoint is damaged")
     with warnings.catch_warnings():
         # torch 2.13 warns that quantised tensors will be removed; the torch of pyproject has them, and a test checks
         warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
-        rounded = torch.quantize_per_channel(weight, scale, torch.zeros_like(scale, dtype=torch.long), 0, torch.qint8)
+        # as quantize_per_channel rounds, in a fifth of its time
+        numbers = (weight * (1.0 / scale.float())[:, None]).round_().to(torch.int8)
+        rounded = torch._make_per_channel_quantized_tensor(numbers, scale, torch.zeros_like(scale, dtype=torch.long), 0)
         return torch.ops.quantized.linear_prepack(rounded, None)
 
 
