@@ -29,7 +29,8 @@ class Look(nn.Module):
 
     def __init__(self, network: XvlaNetwork) -> None:
         super().__init__()
-        tower, projector = network.vlm.vision_tower, network.vlm.multi_modal_projector
+        tower: Any = network.vlm.vision_tower
+        projector: Any = network.vlm.multi_modal_projector
         self.projection, self.norm = projector.image_projection, projector.image_proj_norm
         height, width = network.config.image_size
         layers: list[nn.Module] = []
@@ -172,7 +173,8 @@ class _OverGrid(nn.Module):
         channels = x.shape[1]
         tokens = self.conv(x).permute(0, 2, 3, 1).reshape(-1, channels)
         tokens = tokens + self.work(self.norm(tokens))
-        return tokens.view(-1, self.height, self.width, channels).permute(0, 3, 1, 2)
+        grid: Tensor = tokens.view(-1, self.height, self.width, channels).permute(0, 3, 1, 2)
+        return grid
 
     def work(self, x: Tensor) -> Tensor:
         """Map the tokens of all pictures, [N·h·w, c] → [N·h·w, c]."""
