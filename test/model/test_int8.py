@@ -83,6 +83,21 @@ def test_one_layer(rows: int, wide: int, out: int, bias: bool, seed: int) -> Non
     assert ((found - exact).abs() <= bound + 1e-5).all()
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 70), st.floats(-20, 10), st.integers(0, 2**31))
+def test_weights_are_rounded_as_torch_rounds_them(wide: int, out: int, size: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    linear = nn.Linear(wide, out, bias=False)
+    with torch.no_grad():
+        linear.weight.normal_().mul_(torch.exp(size + torch.randn(out, 1)))
+        linear.weight[0, :3] = linear.weight[0].abs().max() * torch.tensor([1.0, -1.0, 0.5])[:wide]
+    found, _ = torch.ops.quantized.linear_unpack(Int8Linear(linear)._packed)
+    scales = found.q_per_channel_scales()
+    expected = torch.quantize_per_channel(linear.weight.detach(), scales, scales.long() * 0, 0, torch.qint8)
+    assert torch.equal(found.int_repr(), expected.int_repr())
+    assert torch.allclose(scales, linear.weight.detach().abs().amax(1).double() / 127)
+
+
 def test_rows_of_zeros_give_the_bias(policy: Policy) -> None:
     linear = nn.Linear(16, 8)
     with torch.no_grad():
