@@ -118,7 +118,7 @@ def test_every_room_that_has_a_page_is_there():
 
 @pytest.mark.parametrize(("fails", "page"), [
     (lambda: load_profile("no_such_robot"), "docs/reference/profile.md"),
-    (lambda: find_checkpoint("/no/such/folder"), "docs/reference/checkpoints.md#what-loads"),
+    (lambda: find_checkpoint("/no/such/folder"), "docs/reference/checkpoints.md#supported-formats"),
     (lambda: list(Bag("/no/such.mcap").messages()), "docs/how-to/evaluate-on-bags.md#which-bags-can-be-used"),
     (lambda: url_of("http://arm"), "docs/how-to/gpu-server.md"),
     (lambda: read_report(Path("/no/such/folder")), "docs/how-to/faster-engines.md"),

@@ -91,7 +91,7 @@ class ProfileError(ProblemsError):
 class CheckpointError(ProblemsError):
     """A checkpoint that cannot be used. ``source`` is its folder or hub id; empty until that is known."""
 
-    page = "docs/reference/checkpoints.md#what-loads"
+    page = "docs/reference/checkpoints.md#supported-formats"
     # A wrong folder can misfit in a thousand keys; a reader needs the first few and the count.
     _SHOWN = 20
 

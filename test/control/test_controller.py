@@ -201,7 +201,7 @@ def test_a_slow_policy_is_asked_earlier_by_its_latency(bench):
 def test_a_chunk_that_runs_out_is_policy_late_until_the_next_comes(running):
     running.run(1.2)
     assert running.reason == (HOLDING, "policy_late")
-    assert "ran out" in running.status.detail
+    assert "ended before the next one" in running.status.detail
     assert running.status.holds == 1
     assert stands(running.run(0.2))
     assert running.reason == (HOLDING, "policy_late")

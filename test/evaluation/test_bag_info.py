@@ -60,7 +60,7 @@ def test_what_a_profile_misses_is_named(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["robot"] == "widowx" and "/left/joint_states" in found["unused"]
     assert main(["bag", "info", str(tmp_path / "none")]) == 1
-    assert "no bag is there" in capsys.readouterr().err
+    assert "no bag or data set is there" in capsys.readouterr().err
 
 
 def test_a_folder_of_several_bags_is_not_taken_for_one(tmp_path, capsys):

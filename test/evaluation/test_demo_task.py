@@ -72,7 +72,9 @@ def test_a_policy_that_was_trained_for_the_robot_is_led_through_a_task(
 def test_a_task_that_cannot_be_led_is_named(profile: Profile) -> None:
     with pytest.raises(SimulationError, match="no task 'juggle'"):
         choose_task(profile, None, None, "juggle")
-    with pytest.raises(SetupError, match="the task touch never says 'dance'; expected one of: touch the red cube"):
+    with pytest.raises(
+        SetupError, match="the task touch has no instruction 'dance'; expected one of: touch the red cube"
+    ):
         choose_task(profile, None, "dance", "touch")
 
 
@@ -82,7 +84,7 @@ def test_layouts_are_found_that_an_instruction_can_be_given_in(profile: Profile)
     assert len({seed for seed, _ in found}) == 3 and min(found)[0] >= 7
     for seed, variant in found:
         assert task.reset(world, np.random.default_rng(seed), variant).instruction == wanted
-    with pytest.raises(ValueError, match="touch of so101_bimanual never says 'dance'"):
+    with pytest.raises(ValueError, match="touch of so101_bimanual has no instruction 'dance'"):
         next(task.layouts_saying(world, "dance", 7))
 
 
@@ -160,7 +162,7 @@ def test_the_console_has_a_line_for_every_episode(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.splitlines() == [
         "  ✓ “touch cube 1”: touched, 2.2 s (seed 7)",
         "  ✗ “touch cube 2”: did something else, 2.2 s (seed 8)",
-        "  ✗ “touch cube 3”: time is up, 2.2 s (seed 9)",
+        "  ✗ “touch cube 3”: time limit, 2.2 s (seed 9)",
     ]
     assert progress.hear_leader('PROGRESS {"failed": "no clock"}') and progress.failed == "no clock"
 

@@ -127,7 +127,7 @@ def test_a_pose_is_that_of_the_tool_at_the_windows_first_point():
         ({"gripper": {"topic": "/g"}}, "neither a tool nor joints"),
         ({"arm": {"topic": "/a", "tool": "am"}}, "did you mean 'arm'"),
         ({"gripper": {"topic": "/g", "joints": ["elbow"]}}, "is not the joint of a gripper"),
-        ({"gripper": {"topic": "/g", "tool": "arm"}}, "commanded by group 'arm' too"),
+        ({"gripper": {"topic": "/g", "tool": "arm"}}, "is also commanded by group 'arm'"),
     ],
 )
 def test_groups_that_a_servo_cannot_be_given_are_named(groups, words):

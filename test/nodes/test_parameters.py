@@ -114,7 +114,7 @@ def test_a_copy_of_a_shipped_file_that_says_less_is_filled_by_what_it_is_like(ma
 
 
 def test_being_like_nobody_is_refused(make_node):
-    with pytest.raises(ProfileError, match=r"arm_a\.like: there is no robot 'so100'"):
+    with pytest.raises(ProfileError, match=r"arm_a\.like: like names 'so100', and there is no such robot"):
         read_profile(make_node(arm_a__like="so100"), "arm_a")
 
 

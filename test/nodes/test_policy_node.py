@@ -239,7 +239,7 @@ def test_a_camera_that_stops_and_returns(running):
     assert len(told) == 1, "one line on the edge"
 
 
-@pytest.mark.parametrize(("make_image", "words"), [(short_image, "cut"), (deep_image, "16UC1")])
+@pytest.mark.parametrize(("make_image", "words"), [(short_image, "truncated"), (deep_image, "16UC1")])
 def test_pictures_that_cannot_be_used(running, make_image, words):
     running.make_image = make_image
     running.wait_status("holding", "camera_missing", words)
@@ -349,7 +349,7 @@ def test_a_checkpoint_that_cannot_be_used(pair, checkpoint, tmp_path, how, words
     ("parameter", "value", "words"),
     [
         ("robots", ["so101_bimanul"], "did you mean 'so101_bimanual'?"),
-        ("robots", [ROBOT, ROBOT], "each once"),
+        ("robots", [ROBOT, ROBOT], "no name twice"),
         ("robots", ["widowx"], "cannot drive widowx"),
         ("checkpoint", "/nowhere/at/all", "/nowhere/at/all"),
         ("device", "abacus", "device is 'abacus'"),

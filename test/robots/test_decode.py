@@ -98,7 +98,7 @@ def test_a_flickering_gripper_stays_where_it_is_commanded_and_still_closes_wholl
 @pytest.mark.parametrize(
     ("chunk", "message"),
     [
-        (replace(make_chunk(np.zeros((2, 12))), robot="other"), "of robot 'other'"),
+        (replace(make_chunk(np.zeros((2, 12))), robot="other"), "for robot 'other'"),
         (replace(make_chunk(np.zeros((2, 12))), action_mode="joint"), "action mode 'joint'"),
         (make_chunk(np.zeros((2, 14))), r"shape \[2, 14\], expected \[2, 12\]"),
         (

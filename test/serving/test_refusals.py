@@ -155,7 +155,7 @@ def test_a_robot_that_the_policy_cannot_drive_is_refused_by_name(served, profile
         ({"name": PAIR, "profile": [1, 2]}, PAIR),
         ({"name": PAIR, "profile": {"cameras": 3}}, PAIR),
         ({"embodiment": {"robot": "x"}}, "slots is nothing"),
-        ("me", "no map"),
+        ("me", "not a map"),
     ):
         with native(served, [robot]) as raw:
             answer = said(raw)

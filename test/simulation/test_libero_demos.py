@@ -244,11 +244,11 @@ def test_what_was_recorded_or_has_failed_is_not_tried_again(tmp_path, monkeypatc
         ({"suite": "", "layouts": "shuffled"}, "--layouts applies to benchmarks only; name one with --suite"),
         ({"suite": "", "init_states": "3"}, "--init-states applies to benchmarks only"),
         ({"suite": "libero_objct"}, "did you mean 'libero_object'"),
-        ({"suite": "libero_goal"}, "and not libero_goal"),
+        ({"suite": "libero_goal"}, "not libero_goal"),
         ({"init_states": "49-10"}, "--init-states is '49-10', expected a number or a range"),
         ({"init_states": "all"}, "--init-states is 'all'"),
         ({"tasks": "7"}, "task '7' is unknown"),
-        ({"init_states": "0-70"}, "init states 0-70 were asked for"),
+        ({"init_states": "0-70"}, "init states 0-70 were requested"),
     ],
 )
 def test_options_that_do_not_go_together_are_named(tmp_path, monkeypatch, capsys, options, said):

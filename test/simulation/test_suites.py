@@ -229,7 +229,7 @@ def test_a_protocol_can_be_changed_and_then_has_no_published_number():
         ("pixels=big", "pixels is 'big', expected int"),
         ("turned=[wrist]", r"turned is \['wrist'\], expected a list of agentview, robot0_eye_in_hand"),
         ("domain_id=-1", "domain_id is -1, expected int or nothing, not below 0"),
-        ("steps=[", "is no YAML"),
+        ("steps=[", "is not YAML"),
     ],
 )
 def test_a_wrong_change_is_named(override, said):

@@ -54,7 +54,7 @@ def test_as_many_processes_prepare_samples_as_steps_use_them_up(begin, monkeypat
     made, said = begin(batch={"size": 8}), []
     pace.suit_cpu(made, said.append, keep_threads=True)
     assert made.workers == workers and said == [
-        f"workers: {workers}, as preparing a sample takes {pace._short(prepared)}, and its part of a step 100 ms"
+        f"workers: {workers}, because preparing a sample takes {pace._short(prepared)}, and its part of a step 100 ms"
     ]
 
 
@@ -86,7 +86,7 @@ def test_an_estimate_measures_each_phase_and_what_is_held_out(begin):
 
 def test_an_estimate_says_what_a_frozen_tower_takes(begin):
     lines = pace.estimate(begin(freeze={"vision_encoder": True}, augmentation={"brightness": 0.1}))
-    assert "the frozen vision tower is" in lines[-1] and "features=true augmentation={} keeps" in lines[-1]
+    assert "the frozen vision encoder takes" in lines[-1] and "features=true augmentation={} caches" in lines[-1]
 
 
 def test_a_step_that_does_not_fit_says_what_helps(begin):

@@ -96,7 +96,7 @@ def test_changed_data_is_noticed(begin):
     from tiny import ARM, PAIR, TinySource
 
     begin(steps=2).run()
-    with pytest.raises(TrainingError, match="have changed since the run began"):
+    with pytest.raises(TrainingError, match="have changed since the run started"):
         begin(steps=2, source=TinySource(PAIR, ARM, seed=9)).resume()
 
 
@@ -128,7 +128,7 @@ def test_changed_words_and_robots_are_noticed(begin, change):
         source.instructions = ("touch the red cube", "touch the green cube")
     else:
         source.embodiments["arm"] = replace(ARM, waypoint_dt=0.2)
-    with pytest.raises(TrainingError, match="have changed since the run began"):
+    with pytest.raises(TrainingError, match="have changed since the run started"):
         begin(steps=2, source=source).resume()
 
 

@@ -132,7 +132,7 @@ def test_a_run_asked_to_stop_saves_and_goes_on(write, tmp_path, monkeypatch, cap
         (["datasets.0.paths=[nowhere/*]"], "nowhere/*"),
         (["model.checkpoint=nowhere", "model.network={}", "model.vision={}", "model.text={}"], "nowhere"),
         (["batch.size=0"], "command line: batch.size: 0 is not allowed"),
-        (["output=/dev/null/run"], "cannot be made"),
+        (["output=/dev/null/run"], "cannot be created"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_step(write, tmp_path, capsys, overrides, words):

@@ -182,7 +182,7 @@ def nan(episode, values):
             "radians that were interpreted as degrees",
         ),
         ({}, {"channels": {}}, "far outside their limits"),
-        ({"timestamp": lambda e, v: v / 2}, {}, "mixed rates: episode 0 has 40 frames a second"),
+        ({"timestamp": lambda e, v: v / 2}, {}, "mixed rates: episode 0 has 40 frames per second"),
         ({}, {"cameras": {"front": "observation.images.tpo"}}, "did you mean 'observation.images.top'?"),
         ({}, {"channels": {"left_gripper": "left_griper"}}, "did you mean 'left_gripper.pos'?"),
         ({}, {"state": "observation.joints"}, "no feature 'observation.joints'"),
@@ -271,7 +271,7 @@ def one_bad(column, change):
     [
         ((30, 1, 24), {}, "episode 1: its 1 timestamps do not increase"),
         ((30, 24, 24), one_bad("observation.state", lambda v: nan(1, v)), "observation.state is not finite at 0.150 s"),
-        ((30, 24, 24), one_bad("timestamp", lambda v: v / 2), "episode 1 has 40 frames a second"),
+        ((30, 24, 24), one_bad("timestamp", lambda v: v / 2), "episode 1 has 40 frames per second"),
     ],
 )
 def test_one_bad_episode_is_left_out_by_name_and_the_rest_trains(tmp_path, lengths, change, said):

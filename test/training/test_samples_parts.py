@@ -133,7 +133,7 @@ def test_quantiles_of_more_rows_than_are_kept(monkeypatch):
     stats = found.stats()
     np.testing.assert_allclose(stats["q90"], 0.9, atol=0.02)
     np.testing.assert_allclose(stats["q01"], 0.01, atol=0.01)
-    with pytest.raises(ValueError, match="no rows"):
+    with pytest.raises(ValueError, match="no values"):
         ChannelStatistics(2).stats()
 
 

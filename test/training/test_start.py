@@ -220,7 +220,7 @@ def test_instructions_that_would_be_cut_are_refused_by_name(begin):
     source = TinySource(PAIR, ARM)
     long = "touch the red cube with the left arm and then the blue cube with the right one"
     source.instructions = (*TEXTS, long)
-    with pytest.raises(TrainingError, match=r"would be lost.*tokenizer_max_length=\d+") as caught:
+    with pytest.raises(TrainingError, match=r"would be cut off.*tokenizer_max_length=\d+") as caught:
         begin(source=source)
     (problem,) = caught.value.problems
     assert problem.value == long and problem.expected == "at most 12 tokens"
@@ -229,7 +229,7 @@ def test_instructions_that_would_be_cut_are_refused_by_name(begin):
 def test_the_checkpoint_keeps_the_words_of_its_trainings(trained, begin, tmp_path, new_arm):
     new_arm.instructions = ("touch a cube", "red tub")
     trainer = begin(source=new_arm, model={"checkpoint": str(trained)}, method="prompt", steps=2)
-    assert "was not trained with 'a', and" in trainer.policy.remarks("touch a cube")[0]
+    assert "was not trained with 'a', so" in trainer.policy.remarks("touch a cube")[0]
     trainer.run()
     made = checkpoint.load(tmp_path / "run" / "checkpoint")
     assert made.remarks("touch a cube") == []
