@@ -333,7 +333,7 @@ def test_the_command_goes_on_where_it_was_and_compares(tmp_path, capsys):
     assert {row["part"] for row in rows} >= set(pair().joints.policy_order)
 
     assert main(command) == 0
-    assert "4 of 4 bags were replayed before" in capsys.readouterr().err
+    assert "4 of 4 bags were already replayed" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == found
 
 

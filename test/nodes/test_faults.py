@@ -304,7 +304,7 @@ def test_a_stop_keeps_its_first_cause_and_the_arm_is_left_to_others(running):
     assert answer.success and "until /xvla/clear_stop" in answer.message
     running.wait_status("stopped", "operator", "~/stop was called")
     again = call(running, "stop")
-    assert again.success and "stopped before: operator" in again.message
+    assert again.success and "already stopped: operator" in again.message
     running.press(True)
     running.cameras.clear()
     wait_rest(running)
