@@ -59,6 +59,11 @@ def test_every_error_is_an_xvla_error():
     assert not issubclass(Interrupted, Exception), "somebody asked: who catches errors lets it pass"
 
 
+def test_no_class_name_stands_in_two_modules():
+    places = {name: {module for module, _ in found} for name, found in classes().items() if not name.startswith("_")}
+    assert not {name: modules for name, modules in places.items() if len(modules) > 1}
+
+
 @pytest.mark.parametrize(("problem", "text"), [
     (Problem("a.yaml", "arm.rate", 3, "2", "3 is not allowed"), "a.yaml: arm.rate: 3 is not allowed; expected 2"),
     (Problem("a.json", "num", 3, "4", "has the wrong value"), "a.json: num: has the wrong value; found 3; expected 4"),

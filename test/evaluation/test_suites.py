@@ -27,7 +27,7 @@ from xvla_ros.evaluation.suites.drivers import (
     to_simulator,
 )
 from xvla_ros.evaluation.suites.results import REPLAY, SuiteEpisode, SuiteResult, SuiteRun, parse_tasks
-from xvla_ros.evaluation.suites.running import Job, Share, plan, run_jobs
+from xvla_ros.evaluation.suites.running import ProcessShare, TaskJob, plan, run_jobs
 from xvla_ros.model.checkpoint import save
 from xvla_ros.model.checkpoint.pipelines import copy_for_lerobot_eval
 from xvla_ros.model.random_policy import random_policy
@@ -332,9 +332,9 @@ def test_lerobots_protocol_takes_the_checkpoints_domain_and_ours_the_published_o
 
 
 def test_jobs_keep_a_task_together_and_share_out_all_of_it():
-    assert plan(TASKS, 4, 1, Share(), set()) == [Job(task, (0, 1, 2, 3)) for task in TASKS]
-    assert [job.episodes for job in plan(TASKS[:1], 4, 2, Share(), {(0, 1)})] == [(0,), (2, 3)]
-    shares = [plan(TASKS, 5, 1, Share(rank, 4), set()) for rank in range(4)]
+    assert plan(TASKS, 4, 1, ProcessShare(), set()) == [TaskJob(task, (0, 1, 2, 3)) for task in TASKS]
+    assert [job.episodes for job in plan(TASKS[:1], 4, 2, ProcessShare(), {(0, 1)})] == [(0,), (2, 3)]
+    shares = [plan(TASKS, 5, 1, ProcessShare(rank, 4), set()) for rank in range(4)]
     everything = sorted((job.task.index, n) for jobs in shares for job in jobs for n in job.episodes)
     assert everything == [(task, n) for task in range(3) for n in range(5)]
 
@@ -342,13 +342,13 @@ def test_jobs_keep_a_task_together_and_share_out_all_of_it():
 def test_the_share_is_read_as_torchrun_gives_it(monkeypatch):
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    assert Share.of_environment() == Share(3, 4, 1)
+    assert ProcessShare.of_environment() == ProcessShare(3, 4, 1)
     monkeypatch.setenv("RANK", "4")
     with pytest.raises(SetupError, match="RANK is 4 and WORLD_SIZE 4"):
-        Share.of_environment()
+        ProcessShare.of_environment()
     monkeypatch.setenv("RANK", "a")
     with pytest.raises(SetupError, match="must be whole numbers"):
-        Share.of_environment()
+        ProcessShare.of_environment()
 
 
 def test_what_a_simulator_raises_ends_the_run_and_closes_all():
@@ -362,7 +362,7 @@ def test_what_a_simulator_raises_ends_the_run_and_closes_all():
         if task.index == 1:
             raise EvaluationError("it fell over")
 
-    jobs = [Job(task, (0, 1)) for task in TASKS]
+    jobs = [TaskJob(task, (0, 1)) for task in TASKS]
     with pytest.raises(EvaluationError, match="it fell over"):
         run_jobs(jobs, arena, lambda _: ReplayDriver({}), handle, 2)
     assert arenas and all(each.closed for each in arenas)

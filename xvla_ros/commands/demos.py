@@ -159,8 +159,7 @@ def _record_suite(command: Demos) -> int:
     from tqdm import tqdm
 
     from xvla_ros.evaluation.suites.results import parse_tasks, write_whole
-    from xvla_ros.evaluation.suites.running import Share as Part
-    from xvla_ros.evaluation.suites.running import plan, run_jobs
+    from xvla_ros.evaluation.suites.running import ProcessShare, plan, run_jobs
     from xvla_ros.simulation.demonstrations import MANIFEST, agree
     from xvla_ros.simulation.suites.libero import LiberoArena, ensure_suite
     from xvla_ros.simulation.suites.libero_demos import SuiteDemonstrator, SuiteDemoSettings
@@ -186,7 +185,7 @@ def _record_suite(command: Demos) -> int:
     failed = {(task, episode) for task, episode in before.get("failed", ())}
     wanted = {(task.index, episode) for task in tasks for episode in range(command.episodes)}
     there = {each for each in wanted if _suite_bag(folder, *each).exists()}
-    jobs = plan(tasks, command.episodes, command.jobs, Part(), there | failed)
+    jobs = plan(tasks, command.episodes, command.jobs, ProcessShare(), there | failed)
     tally, lock = _Tally(there=len(there)), threading.Lock()
     with tqdm(total=len(wanted - there - failed), desc=command.suite, unit="episode", disable=None) as bar:
 

@@ -24,7 +24,7 @@ from xvla_ros.simulation.suites.protocols import CAMERAS, PROTOCOLS, EvaluationP
 if TYPE_CHECKING:
     from xvla_ros.commands.evaluate import Evaluate
     from xvla_ros.evaluation.suites.drivers import Driver, Predict
-    from xvla_ros.evaluation.suites.running import Job, Share
+    from xvla_ros.evaluation.suites.running import ProcessShare, TaskJob
     from xvla_ros.model.policy import Policy
     from xvla_ros.simulation.suites.suite import Arena, Pixels
     from xvla_ros.types import Embodiment
@@ -65,9 +65,9 @@ def evaluate_suite(command: Evaluate) -> int:
         parse_tasks,
         write_whole,
     )
-    from xvla_ros.evaluation.suites.running import MOST_EPISODES, EpisodeRunner, Share, plan
+    from xvla_ros.evaluation.suites.running import MOST_EPISODES, EpisodeRunner, ProcessShare, plan
 
-    share = Share.of_environment()
+    share = ProcessShare.of_environment()
     _check(command, share)
     protocol = _protocol(command).changed(command.overrides)
     count = command.episodes or protocol.episodes
@@ -118,7 +118,7 @@ def _arena(command: Evaluate, protocol: SuiteProtocol) -> AnyArena:
     return LiberoArena(command.suite, protocol, command.libero)
 
 
-def _check(command: Evaluate, share: Share) -> None:
+def _check(command: Evaluate, share: ProcessShare) -> None:
     """Refuse options that do not go together, or that need more than is installed."""
     ensure_suite(command.suite, also=JOINT_SUITES)
     joints = JOINT_SUITES.get(command.suite)
@@ -174,7 +174,7 @@ def _check(command: Evaluate, share: Share) -> None:
         )
 
 
-def _driven(command: Evaluate, protocol: SuiteProtocol, share: Share) -> _Driven:
+def _driven(command: Evaluate, protocol: SuiteProtocol, share: ProcessShare) -> _Driven:
     from xvla_ros.evaluation.suites.drivers import executed, inspect_for, shared
     from xvla_ros.evaluation.suites.results import REPLAY
     from xvla_ros.model.checkpoint.inspection import digest_of
@@ -321,7 +321,7 @@ def _no_driver(arena: Arena) -> Driver:
 
 
 def _run_baseline(
-    command: Evaluate, protocol: SuiteProtocol, runner: Any, tasks: tuple[Any, ...], count: int, share: Share
+    command: Evaluate, protocol: SuiteProtocol, runner: Any, tasks: tuple[Any, ...], count: int, share: ProcessShare
 ) -> None:
     """Replay in each task the first path that succeeded; where it is this evaluation's own, not in its own episode."""
     from xvla_ros.evaluation.suites.drivers import ReplayDriver
@@ -344,7 +344,9 @@ def _run_baseline(
     _run(command, protocol, runner, lambda: nullcontext(lambda arena: ReplayDriver(paths)), jobs, REPLAY)
 
 
-def _run(command: Evaluate, protocol: SuiteProtocol, runner: Any, drivers: Drivers, jobs: list[Job], name: str) -> None:
+def _run(
+    command: Evaluate, protocol: SuiteProtocol, runner: Any, drivers: Drivers, jobs: list[TaskJob], name: str
+) -> None:
     """Run the jobs with a bar that counts episodes, successes and the time left."""
     from tqdm import tqdm
 

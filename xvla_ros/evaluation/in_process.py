@@ -30,7 +30,7 @@ from xvla_ros.simulation.cameras import CameraRig
 from xvla_ros.simulation.controllers import JointTrajectory, JointTrajectoryController, Rejection, TrajectoryPoint
 from xvla_ros.simulation.stepper import JointStates, Pictures, Stepper
 from xvla_ros.simulation.tasks import Expert, Layout, Task
-from xvla_ros.simulation.tasks.hands import UnreachableError
+from xvla_ros.simulation.tasks.hands import OutOfReachError
 from xvla_ros.simulation.world import World
 from xvla_ros.types import NS, ActionChunk, Floats, Observation, Percentiles, Prefix
 
@@ -312,7 +312,7 @@ class InProcess:
             begun = time.perf_counter()
             try:
                 positions = expert.plan(self.world).at(times)
-            except UnreachableError:  # it was knocked away: stand still until the time is up
+            except OutOfReachError:  # it was knocked away: stand still until the time is up
                 positions = np.tile(self._positions(), (len(times), 1))
             actions = self._actions(positions)
             took = (time.perf_counter() - begun) * 1e3

@@ -43,7 +43,7 @@ IDLE = 5 * NS  # of simulated time without a command
 
 
 @dataclass(frozen=True, eq=False)
-class PoseCommand:
+class CommandedPose:
     """What an arm with a gripper was told last.
 
     Attributes:
@@ -139,7 +139,7 @@ class SuiteNode(PolicyLeader):
         self._transition(Transition.TRANSITION_ACTIVATE, SERVICE_LIMIT)
         self._wait(self._is_held, SERVICE_LIMIT, f"{TIME_LIMIT_TOPIC} of the policy node")
 
-    def step(self, now: int, positions: Floats, pictures: Mapping[str, NDArray[np.uint8]]) -> PoseCommand | None:
+    def step(self, now: int, positions: Floats, pictures: Mapping[str, NDArray[np.uint8]]) -> CommandedPose | None:
         """Show the robot at a control step; return what it is told once time may go on, None before the first command.
 
         Args:
@@ -162,7 +162,7 @@ class SuiteNode(PolicyLeader):
             return None
         pose = self._pose.pose
         place, turn = pose.position, pose.orientation
-        return PoseCommand(
+        return CommandedPose(
             np.array([place.x, place.y, place.z]),
             quaternion_to_matrix([turn.x, turn.y, turn.z, turn.w]),
             None if self._gripper is None else self._gripper.points[0].positions[0],

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from xvla_ros.errors import RequestError
 from xvla_ros.serving import protocol
 from xvla_ros.serving.protocol import MESSAGE, OBSERVATION, ROBOT
-from xvla_ros.serving.queue import Answer
-from xvla_ros.serving.service import PolicyService, Question, ServedRobot
+from xvla_ros.serving.queue import QueuedChunk
+from xvla_ros.serving.service import DrivableRobot, PolicyService, UncheckedObservation
 
 IMAGES = tuple(f"image{index}" for index in range(protocol.MAX_VIEWS))
 DEADLINE_MS = protocol.LONGEST_WAIT_S * 1e3
@@ -30,7 +30,7 @@ DEADLINE_MS = protocol.LONGEST_WAIT_S * 1e3
 # POST /act
 
 
-def act_question(service: PolicyService, body: bytes) -> Question:
+def act_question(service: PolicyService, body: bytes) -> UncheckedObservation:
     """Return the question of a body of ``POST /act``.
 
     The robot is that of ``domain_id``; ``image0`` is its first view.
@@ -61,7 +61,7 @@ def act_question(service: PolicyService, body: bytes) -> Question:
             f"{', '.join(unknown)}: domain {domain} is {robot.embodiment.robot!r} with views {', '.join(slots)}",
         )
     steps = message.get("steps")
-    return Question(
+    return UncheckedObservation(
         robot,
         0,
         {named[name]: _json_array(value, name) for name, value in given.items()},
@@ -72,7 +72,7 @@ def act_question(service: PolicyService, body: bytes) -> Question:
     )
 
 
-def act_answer(answer: Answer) -> dict[str, Any]:
+def act_answer(answer: QueuedChunk) -> dict[str, Any]:
     """Return the JSON object that answers ``POST /act``."""
     return {"action": answer.chunk.actions.tolist()}
 
@@ -117,7 +117,7 @@ def openpi_metadata(service: PolicyService) -> bytes:
     return protocol.pack(service.metadata())
 
 
-def openpi_question(service: PolicyService, message: Mapping[Any, Any]) -> Question:
+def openpi_question(service: PolicyService, message: Mapping[Any, Any]) -> UncheckedObservation:
     """Return the question of an openpi observation.
 
     Views go by the names of the robot's slots, by themselves, under ``observation/`` or in a map ``images``; the state
@@ -141,7 +141,7 @@ def openpi_question(service: PolicyService, message: Mapping[Any, Any]) -> Quest
         if slot in entries
     }
     steps = entries.get("steps")
-    return Question(
+    return UncheckedObservation(
         robot,
         0,
         views,
@@ -157,7 +157,7 @@ def _scalar(value: Any) -> Any:
     return value.get(b"data") if isinstance(value, dict) and b"__npgeneric__" in value else value
 
 
-def openpi_answer(answer: Answer, server_ms: float) -> bytes:
+def openpi_answer(answer: QueuedChunk, server_ms: float) -> bytes:
     """Return the action dictionary that an openpi client expects."""
     actions = np.ascontiguousarray(answer.chunk.actions)
     packed: bytes = msgpack.packb(
@@ -180,9 +180,9 @@ def openpi_answer(answer: Answer, server_ms: float) -> bytes:
 class NativeSession:
     """What a client of ours has said of itself: its robots by name."""
 
-    robots: dict[str, ServedRobot]
+    robots: dict[str, DrivableRobot]
 
-    def robot(self, service: PolicyService, name: str) -> ServedRobot:
+    def robot(self, service: PolicyService, name: str) -> DrivableRobot:
         """Return a robot that the client has said, or one known to the server."""
         return self.robots.get(name) or service.named(name)
 
@@ -213,7 +213,7 @@ def native_hello(service: PolicyService, message: Mapping[str, Any]) -> tuple[Na
     return NativeSession(robots), welcome
 
 
-def _admitted(service: PolicyService, said: Any) -> tuple[str, ServedRobot]:
+def _admitted(service: PolicyService, said: Any) -> tuple[str, DrivableRobot]:
     if not isinstance(said, dict):
         raise RequestError(ROBOT, "a robot is not a map with name and profile, or with embodiment")
     if "profile" in said:
@@ -225,7 +225,7 @@ def _admitted(service: PolicyService, said: Any) -> tuple[str, ServedRobot]:
 
 def native_questions(
     service: PolicyService, session: NativeSession, message: Mapping[str, Any]
-) -> tuple[int, float, Iterator[Callable[[], Question]]]:
+) -> tuple[int, float, Iterator[Callable[[], UncheckedObservation]]]:
     """Return the id of an ask, its deadline in s, and its questions, still to be read.
 
     Raises:
@@ -242,7 +242,9 @@ def native_questions(
     return number, deadline, ((lambda each=each: _native_question(service, session, each, seed)) for each in seen)
 
 
-def _native_question(service: PolicyService, session: NativeSession, seen: Any, seed: int | None) -> Question:
+def _native_question(
+    service: PolicyService, session: NativeSession, seen: Any, seed: int | None
+) -> UncheckedObservation:
     if not isinstance(seen, dict):
         raise RequestError(MESSAGE, "an observation is not a map")
     robot = session.robot(service, protocol.text(seen.get("robot"), "robot"))
@@ -250,7 +252,7 @@ def _native_question(service: PolicyService, session: NativeSession, seen: Any, 
     if not isinstance(views, dict) or len(views) > protocol.MAX_VIEWS:
         raise RequestError(MESSAGE, f"views is not a map from at most {protocol.MAX_VIEWS} names to images")
     steps = seen.get("steps")
-    return Question(
+    return UncheckedObservation(
         robot,
         protocol.whole(seen.get("stamp"), "stamp", 0, (1 << 63) - 1),
         views,
@@ -262,7 +264,7 @@ def _native_question(service: PolicyService, session: NativeSession, seen: Any, 
     )
 
 
-def native_answer(number: int, answers: list[Answer], server_ms: float, load: Mapping[str, Any]) -> bytes:
+def native_answer(number: int, answers: list[QueuedChunk], server_ms: float, load: Mapping[str, Any]) -> bytes:
     """Return the chunks that answer an ask."""
     return protocol.pack(
         {

@@ -30,7 +30,7 @@ class SeededObservation(Observation):
 
 
 @dataclass(frozen=True)
-class Answer:
+class QueuedChunk:
     """A chunk, with the ms for which it waited to be computed."""
 
     chunk: ActionChunk
@@ -63,7 +63,7 @@ class Ask:
         self._deadline_s, self._queue = deadline_s, queue
         self._asked_s = self._begun_s = time.monotonic()
         self._loop = asyncio.get_running_loop()
-        self.answer: asyncio.Future[Answer] = self._loop.create_future()
+        self.answer: asyncio.Future[QueuedChunk] = self._loop.create_future()
 
     # what the engine calls
 
@@ -86,17 +86,17 @@ class Ask:
         return ChunkRequest(self.observation, self.prefix)
 
     def deliver(self, request: ChunkRequest, chunk: ActionChunk) -> None:
-        self._settle(Answer(chunk, (self._begun_s - self._asked_s) * 1e3))
+        self._settle(QueuedChunk(chunk, (self._begun_s - self._asked_s) * 1e3))
 
     def policy_failed(self, error: BaseException) -> None:
         # an event loop would end for what is no Exception
         self._settle(error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}"))
 
-    def _settle(self, outcome: Answer | Exception) -> None:
+    def _settle(self, outcome: QueuedChunk | Exception) -> None:
         def settle() -> None:
             if self.answer.done():
                 return
-            if isinstance(outcome, Answer):
+            if isinstance(outcome, QueuedChunk):
                 self.answer.set_result(outcome)
             else:
                 self.answer.set_exception(outcome)

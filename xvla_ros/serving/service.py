@@ -22,7 +22,7 @@ from xvla_ros.errors import ProfileError, RequestError, SetupError, did_you_mean
 from xvla_ros.model.policy import Policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.serving import protocol
-from xvla_ros.serving.queue import Answer, Ask, FairQueue, SeededObservation
+from xvla_ros.serving.queue import Ask, FairQueue, QueuedChunk, SeededObservation
 from xvla_ros.types import ActionChunk, Embodiment, Observation, Prefix
 
 DECODERS = 4  # threads that decode what came
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class ServedRobot:
+class DrivableRobot:
     """A robot the policy can drive.
 
     Attributes:
@@ -64,7 +64,7 @@ class ServedRobot:
 
 
 @dataclass(frozen=True)
-class Question:
+class UncheckedObservation:
     """What a front end makes of a message: an observation of a robot, unchecked.
 
     Attributes:
@@ -78,7 +78,7 @@ class Question:
         seed: of the noise; fresh if None.
     """
 
-    robot: ServedRobot
+    robot: DrivableRobot
     stamp: int
     views: Mapping[str, Any]
     state: Any
@@ -171,11 +171,11 @@ class PolicyService:
 
     # robots
 
-    def is_trained(self, robot: ServedRobot) -> bool:
+    def is_trained(self, robot: DrivableRobot) -> bool:
         """Return whether the policy was trained for a robot's domain."""
         return self._policy.is_trained(robot.embodiment.domain_id)
 
-    def admit_profile(self, name: str, mapping: Any) -> ServedRobot:
+    def admit_profile(self, name: str, mapping: Any) -> DrivableRobot:
         """Return the robot of a client's profile, settings as in its file; refused as the node refuses a checkpoint.
 
         Raises:
@@ -188,7 +188,7 @@ class PolicyService:
         except Exception as error:  # a mapping of any form may come
             raise RequestError(protocol.ROBOT, f"{name}: not a valid profile: {type(error).__name__}") from error
 
-    def admit(self, embodiment: Embodiment) -> ServedRobot:
+    def admit(self, embodiment: Embodiment) -> DrivableRobot:
         """Return a robot that a client describes itself.
 
         Raises:
@@ -199,7 +199,7 @@ class PolicyService:
         except SetupError as error:
             raise RequestError(protocol.ROBOT, str(error)) from error
 
-    def named(self, name: str) -> ServedRobot:
+    def named(self, name: str) -> DrivableRobot:
         """Return a robot known here by name; without a name the only one there is.
 
         Raises:
@@ -214,7 +214,7 @@ class PolicyService:
             protocol.ROBOT, f"robot is {name!r}{did_you_mean(name, self.robots)}; expected one of those served: {known}"
         )
 
-    def of_domain(self, domain_id: int, slots: Sequence[str]) -> ServedRobot:
+    def of_domain(self, domain_id: int, slots: Sequence[str]) -> DrivableRobot:
         """Return the robot of a domain; where none is known, one of the policy's own action mode and these views.
 
         Raises:
@@ -226,15 +226,15 @@ class PolicyService:
         mode = self._policy.outline.action_mode.name
         return self.admit(Embodiment(f"domain_{domain_id}", domain_id, mode, tuple(slots), 0.1, 0.1))
 
-    def _of_profile(self, profile: Profile) -> ServedRobot:
+    def _of_profile(self, profile: Profile) -> DrivableRobot:
         known_as = fit(self._policy, profile)
         slots = profile.cameras.slots
         required = tuple(slot for slot in slots if profile.cameras.by_name[slot].required)
-        robot = ServedRobot(profile.embodiment(), known_as, required, profile.state_width)
+        robot = DrivableRobot(profile.embodiment(), known_as, required, profile.state_width)
         self._try(robot)
         return robot
 
-    def _of_embodiment(self, embodiment: Embodiment) -> ServedRobot:
+    def _of_embodiment(self, embodiment: Embodiment) -> DrivableRobot:
         width = self._policy.processor.statistics_of(embodiment.robot).state.width
         record = self._policy.robots.get(embodiment.robot)
         trained = () if record is None else record.embodiment.slots
@@ -246,11 +246,11 @@ class PolicyService:
                 f"slots of {embodiment.robot} are {', '.join(embodiment.slots)}; expected {', '.join(trained)}, as in "
                 f"training: {', '.join(moved)} would be mistaken for another view"
             )
-        robot = ServedRobot(embodiment, embodiment.robot, embodiment.slots, width)
+        robot = DrivableRobot(embodiment, embodiment.robot, embodiment.slots, width)
         self._try(robot)
         return robot
 
-    def _try(self, robot: ServedRobot) -> None:
+    def _try(self, robot: DrivableRobot) -> None:
         """Check that the policy takes an observation of the widths of a robot."""
         embodiment = replace(robot.embodiment, robot=robot.known_as)
         blank = {embodiment.slots[0]: np.zeros((8, 8, 3), np.uint8)}
@@ -272,8 +272,11 @@ class PolicyService:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def answer(
-        self, questions: Sequence[Callable[[], Question]], owner: str, deadline_s: float = protocol.LONGEST_WAIT_S
-    ) -> list[Answer]:
+        self,
+        questions: Sequence[Callable[[], UncheckedObservation]],
+        owner: str,
+        deadline_s: float = protocol.LONGEST_WAIT_S,
+    ) -> list[QueuedChunk]:
         """Return the answers to questions that one client asks together, in their order.
 
         Args:
@@ -304,7 +307,7 @@ class PolicyService:
             self._waits.add(each.queue_ms)
         return answers
 
-    def _read(self, question: Callable[[], Question]) -> tuple[SeededObservation, Prefix | None, int]:
+    def _read(self, question: Callable[[], UncheckedObservation]) -> tuple[SeededObservation, Prefix | None, int]:
         """Return an observation that the policy will take, its prefix, and how many views it has."""
         asked = question()
         robot = asked.robot

@@ -26,7 +26,7 @@ from xvla_ros.robots.profile import Profile, profile_document
 from xvla_ros.simulation.controllers import JointTrajectory, JointTrajectoryController, TrajectoryPoint
 from xvla_ros.simulation.stepper import JointStates, Pictures, Stepper
 from xvla_ros.simulation.tasks import ExpertPlan, Layout, Outcome, Task, load_task
-from xvla_ros.simulation.tasks.hands import UnreachableError
+from xvla_ros.simulation.tasks.hands import OutOfReachError
 from xvla_ros.simulation.tasks.plan import ExecutionNoise
 from xvla_ros.simulation.world import World
 from xvla_ros.types import NS, Floats
@@ -172,7 +172,7 @@ class Demonstrator:
             elif event.what == "plan":
                 try:
                     plan = expert.plan(world)
-                except UnreachableError:  # it was knocked away: nothing more can be shown
+                except OutOfReachError:  # it was knocked away: nothing more can be shown
                     return outcome
                 self._write_plan(bag, event.time, plan)
                 self._execute(plan, noise.next(plan))

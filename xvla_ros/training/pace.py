@@ -169,7 +169,7 @@ def _choose_threads(trial: Callable[[], float], took: float, say: Say) -> float:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class MeasuredSteps:
     """Steps of a run that take equally long, as measured.
 
     Attributes:
@@ -217,7 +217,7 @@ def estimate(trainer: Trainer) -> list[str]:
     return lines + _of_the_tower(trainer, stretches[-1])
 
 
-def _measured(trainer: Trainer, name: str, first: int, steps: int) -> Stretch:
+def _measured(trainer: Trainer, name: str, first: int, steps: int) -> MeasuredSteps:
     trainer.step = first
     accelerator = trainer.accelerator
     with closing(trainer.stream(first, first + 1 + MOST_STEPS)) as stream:
@@ -231,7 +231,7 @@ def _measured(trainer: Trainer, name: str, first: int, steps: int) -> Stretch:
             meter.start()
             trainer.take_step(stream, meter)
         row = meter.row(trainer.step, trainer.objective.phase(first), trainer.rates(first), None, {})
-    return Stretch(name, steps, row.samples_per_second, row.data_wait)
+    return MeasuredSteps(name, steps, row.samples_per_second, row.data_wait)
 
 
 def _held_out_seconds(trainer: Trainer) -> float:
@@ -264,7 +264,7 @@ _RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 
 
 @torch.no_grad()
-def _of_the_tower(trainer: Trainer, stretch: Stretch) -> list[str]:
+def _of_the_tower(trainer: Trainer, stretch: MeasuredSteps) -> list[str]:
     """Measure what a frozen vision tower that runs in every step takes of it."""
     settings, batch = trainer.settings, None
     if settings.objective == "flow" and not settings.features and trainer.is_tower_frozen:

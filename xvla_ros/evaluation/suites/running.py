@@ -28,7 +28,7 @@ MOST_EPISODES = 1000  # of a task: each has a time of its own, from which its no
 
 
 @dataclass(frozen=True)
-class Job:
+class TaskJob:
     """Episodes of one task, one after the other in one simulator."""
 
     task: SuiteTask
@@ -36,7 +36,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Share:
+class ProcessShare:
     """Which part of the work is this process's, as torchrun tells it in the environment.
 
     Attributes:
@@ -49,7 +49,7 @@ class Share:
     local: int = 0
 
     @classmethod
-    def of_environment(cls) -> Share:
+    def of_environment(cls) -> ProcessShare:
         """Read ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``; alone where they are not set.
 
         Raises:
@@ -66,7 +66,9 @@ class Share:
         return share
 
 
-def plan(tasks: Sequence[SuiteTask], episodes: int, jobs: int, share: Share, done: set[tuple[int, int]]) -> list[Job]:
+def plan(
+    tasks: Sequence[SuiteTask], episodes: int, jobs: int, share: ProcessShare, done: set[tuple[int, int]]
+) -> list[TaskJob]:
     """Share out episodes 0 … ``episodes`` of each task: as few changes of scene as keep everyone busy.
 
     Args:
@@ -77,14 +79,14 @@ def plan(tasks: Sequence[SuiteTask], episodes: int, jobs: int, share: Share, don
     planned = []
     for task in tasks:
         for part in np.array_split(np.arange(episodes), min(parts, episodes)):
-            planned.append(Job(task, tuple(int(n) for n in part)))
+            planned.append(TaskJob(task, tuple(int(n) for n in part)))
     own = planned[share.rank :: share.world]
     left = [replace(job, episodes=tuple(n for n in job.episodes if (job.task.index, n) not in done)) for job in own]
     return [job for job in left if job.episodes]
 
 
 def run_jobs(
-    jobs: Sequence[Job],
+    jobs: Sequence[TaskJob],
     arena_of: Callable[[], Simulator],
     driver_of: Callable[[Simulator], Driving],
     handle: Callable[[Simulator, Driving, SuiteTask, int], None],
@@ -98,7 +100,7 @@ def run_jobs(
     Raises:
         Exception: the first that a thread raised; the others stop after their episode.
     """
-    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[TaskJob] = queue.SimpleQueue()
     for job in jobs:
         waiting.put(job)
     stop, errors = threading.Event(), list[BaseException]()

@@ -43,7 +43,7 @@ def installed() -> dict[str, Any]:
     return {"versions": versions, "missing_assets": missing, "python": sys.version.split()[0]}
 
 
-class Scene:
+class TaskScene:
     """One task's scene, built when it is first asked for."""
 
     def __init__(self) -> None:
@@ -216,7 +216,7 @@ def _surface(sim: Any, root: int) -> NDArray[Any]:
     return every[:: max(1, len(every) // MOST_POINTS)]
 
 
-def _draw_on_demand(scene: Scene) -> None:
+def _draw_on_demand(scene: TaskScene) -> None:
     """Make cameras draw only while ``scene`` wants pictures, and be black else.
 
     A camera sampled without being drawn keeps the simulator's own times of sampling, so that the pictures that are
@@ -279,7 +279,7 @@ def methods() -> dict[str, Any]:
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("LP_NUM_THREADS", "0")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    scene = Scene()
+    scene = TaskScene()
     return {
         "installed": installed, "tasks": scene.tasks, "begin": scene.begin, "act": scene.act, "look": scene.look,
         "shapes": scene.shapes,

@@ -223,7 +223,7 @@ def _of_family(arm: DrawnArm) -> HandFigures:
     )
 
 
-class UnreachableError(XvlaError, ValueError):
+class OutOfReachError(XvlaError, ValueError):
     """No joint positions bring the hand to where it should be; the message says where that is."""
 
 
@@ -301,7 +301,7 @@ class Hand:
         """Return joint positions [K] that bring the shut fingertips to ``place``, with the hand leaning as it should.
 
         Raises:
-            UnreachableError: naming the place.
+            OutOfReachError: naming the place.
         """
         return self.anyhow(place, self.figures.tip, near)
 
@@ -316,7 +316,7 @@ class Hand:
             near: posture to stay close to.
 
         Raises:
-            UnreachableError: naming the place.
+            OutOfReachError: naming the place.
         """
         return self.at(place, offset, approach, yaw + np.array(FLIPS), near)
 
@@ -324,7 +324,7 @@ class Hand:
         """Return joint positions [K] that bring a point of the hand to ``place``, leaning as it should, at any roll.
 
         Raises:
-            UnreachableError: naming the place.
+            OutOfReachError: naming the place.
         """
         rolls = 2 * np.pi * np.arange(ROLLS) / ROLLS
         return self.at(place, offset, self.approach_to(place), rolls, near)
@@ -336,7 +336,7 @@ class Hand:
             rolls: directions over the table in which the jaw may open; the nearest posture wins.
 
         Raises:
-            UnreachableError: naming the place.
+            OutOfReachError: naming the place.
         """
         jaws = [np.array([np.cos(roll), np.sin(roll), 0.0]) for roll in rolls]
         return self.facing(place, offset, approach, jaws, near)
@@ -350,13 +350,13 @@ class Hand:
             jaws: directions in which the jaw may open; the nearest posture wins.
 
         Raises:
-            UnreachableError: naming the place.
+            OutOfReachError: naming the place.
         """
         start = self.home if near is None else near
         found = [self._solve(place, offset, approach, jaw, start) for jaw in jaws]
         good = [joints for joints in found if joints is not None]
         if not good:
-            raise UnreachableError(
+            raise OutOfReachError(
                 f"no posture brings the {self.figures.name} hand to {np.round(place, 3).tolist()} m, pointing along "
                 f"{np.round(approach, 2).tolist()}"
             )

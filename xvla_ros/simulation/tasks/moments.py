@@ -22,7 +22,7 @@ from xvla_ros.observation.images import points_in_view, view_of
 from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile import Profile
 from xvla_ros.simulation.tasks.catalogue import load_task
-from xvla_ros.simulation.tasks.hands import UnreachableError, hands_of
+from xvla_ros.simulation.tasks.hands import OutOfReachError, hands_of
 from xvla_ros.simulation.tasks.plan import ExpertPlan
 from xvla_ros.simulation.tasks.task import Expert, Layout
 from xvla_ros.simulation.world import CONTROL_PERIOD, World
@@ -206,7 +206,7 @@ class Moments(DrawnScene):
             self._start = self.positions
             found: list[tuple[Layout, Expert]] = []
             for layout in self._task.variants:
-                with suppress(UnreachableError):
+                with suppress(OutOfReachError):
                     expert = self._task.expert(self.world, layout)
                     expert.plan(self.world)
                     found.append((layout, expert))
@@ -233,7 +233,7 @@ class Moments(DrawnScene):
         spread = _by_logarithm(rng, *BIAS)
         astray: Floats = np.zeros(len(self._start))
         made: list[Moment] = []
-        with suppress(UnreachableError):  # it was knocked away: nothing more can be shown
+        with suppress(OutOfReachError):  # it was knocked away: nothing more can be shown
             plan = expert.plan(self.world)
             for number in range(count):
                 if number == 0 or rng.random() >= KEPT:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from xvla_ros.model.inputs.pictures import CPU, image_pipeline
 from xvla_ros.robots import load_robot
-from xvla_ros.simulation.tasks.hands import UnreachableError
+from xvla_ros.simulation.tasks.hands import OutOfReachError
 from xvla_ros.simulation.tasks.moments import DrawnScene, Picture
 from xvla_ros.training.config import Drawn
 from xvla_ros.training.data import draws
@@ -131,7 +131,7 @@ class Labeller(DrawnScene):
                 aim = min(cubes, key=hand.distance) + rng.uniform(-BESIDE, BESIDE, 3)
                 aim[2] = cubes[0][2] + rng.uniform(0.0, ABOVE)
                 rolls = rng.uniform(-np.pi, np.pi, ROLLS)
-                with suppress(UnreachableError):
+                with suppress(OutOfReachError):
                     found[name].append(hand.at(aim, hand.figures.tip, hand.approach_to(aim), rolls))
         return {name: np.array(postures) for name, postures in found.items()}
 
