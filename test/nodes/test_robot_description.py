@@ -226,7 +226,7 @@ def test_what_is_published_comes_before_the_profiles_urdf(arm_and_node):
     arm.configure(
         "cannot configure",
         "/robot_description",
-        "joint 'shoulder' may go -1.88496 … 1.98968",
+        "joint 'shoulder' may move -1.88496 … 1.98968",
         "-1.5 …",
         "remap robot_description",
         succeeds=False,
