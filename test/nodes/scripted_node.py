@@ -42,7 +42,6 @@ class ScriptedPolicy:
     """Answers each observation with what its instruction asks for."""
 
     source = "a script"
-    digest = ""
 
     def __init__(self, profiles):
         self._limits = {name: JointLimits.of(profile) for name, profile in profiles.items()}

@@ -62,7 +62,7 @@ def test_a_disk_that_fills_up_while_training_is_named_and_the_run_goes_on(tmp_pa
     assert done.returncode == 0, done.stderr
     full, said, state, steps = done.stdout.strip().splitlines()
     assert full == "No space left on device"
-    assert said.startswith(f"{tmp_path}/run: cannot be written, step-00000002 is whole: ")
+    assert said.startswith(f"{tmp_path}/run: cannot be written, step-00000002 is complete: ")
     assert said.endswith("expected free space, then resume=true")
     assert state == "2 ['step-00000002']", "nothing half written is left"
     assert steps == "2 6"

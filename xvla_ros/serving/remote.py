@@ -133,11 +133,6 @@ class RemotePolicy:
         trained = self._metadata.get("trained_domains")
         return trained is None or domain_id in trained
 
-    @property
-    def digest(self) -> str:
-        """Digest of the checkpoint that the servers said they have; empty where they have none."""
-        return self.computing().get("checkpoint_digest", "")
-
     def computing(self) -> dict[str, str]:
         """Say what computes, and which server was asked last, for reports and diagnostics."""
         said = {str(key): str(value) for key, value in dict(self._metadata.get("computing") or {}).items()}

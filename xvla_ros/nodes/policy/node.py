@@ -106,6 +106,7 @@ class PolicyNode(GuardedLifecycleNode):
         self._descriptions: dict[str, RobotDescription | None] = {}
         self._policy: Policy | RemotePolicy | None = None
         self._remote: RemotePolicy | None = None  # the policy, where it runs on other machines
+        self._digest = ""  # of its checkpoint
         self._engine: Engine | None = None
         self._time_limit: TimeLimit | None = None
         self._stops = StopTopics(self, lambda: self._links, lambda: self.state_label() == "active")
@@ -292,10 +293,6 @@ class PolicyNode(GuardedLifecycleNode):
             )
         return wait
 
-    def _digest(self) -> str:
-        policy = self._policy
-        return "" if policy is None else policy.digest
-
     def _instruction(self) -> str:
         return str(self.get_parameter("instruction").value)
 
@@ -307,7 +304,14 @@ class PolicyNode(GuardedLifecycleNode):
         instruction = self._instruction()
         try:
             self._links = [
-                RobotLink(self, profile, self._clock_of_robots, instruction, self._descriptions.get(name), self._digest)
+                RobotLink(
+                    self,
+                    profile,
+                    self._clock_of_robots,
+                    instruction,
+                    self._descriptions.get(name),
+                    lambda: self._digest,
+                )
                 for name, profile in self._profiles.items()
             ]
         except KinematicsError as error:
@@ -321,7 +325,9 @@ class PolicyNode(GuardedLifecycleNode):
 
         def work() -> None:
             try:
-                outcome.append(self._load_and_warm_up())
+                policy = self._load_and_warm_up()
+                self._digest = policy.computing().get("checkpoint_digest", "")  # waits until the files are read
+                outcome.append(policy)
             except BaseException as error:
                 outcome.append(error)
 
@@ -368,7 +374,6 @@ class PolicyNode(GuardedLifecycleNode):
             log.warning(f"parameter dtype: the policy {policy.precision}; leave dtype empty for the fastest")
         log.info("warming up")
         warm_up(policy, [blank_observation(profile) for profile in self._profiles.values()])
-        log.info(f"digest of the checkpoint: {policy.digest or 'none, as it was not loaded'}")  # waits for it here
         policy.on_remark = log.warning
         return policy
 
