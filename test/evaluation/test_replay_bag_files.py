@@ -14,6 +14,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from xvla_ros.commands import main
 from xvla_ros.commands.replay import find_bags
 from xvla_ros.recordings import cdr
+from xvla_ros.recordings.bags import Bag
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from recorded import START, Session, changed
@@ -119,6 +120,15 @@ def test_a_split_folder_is_one_bag(tmp_path, robot, whole, capsys, storage, comp
     counts = {topic["name"]: topic["count"] for topic in info["topics"]}
     assert counts["/front/image_raw"] == 30 and counts["/left/joint_states"] == 75
     assert info["cut"] == "" and not info["missing"] and info["storage"] == storage
+
+
+def test_a_file_with_a_name_that_no_folder_can_hold_is_missing(tmp_path):
+    bag = split_bag(tmp_path / "run", "mcap")
+    told = yaml.safe_load((bag / "metadata.yaml").read_text())
+    told["rosbag2_bagfile_information"]["relative_file_paths"].append("a" * 100_000)
+    (bag / "metadata.yaml").write_text(yaml.safe_dump(told))
+    cut = Bag(bag).summary().cut
+    assert cut.endswith("is missing") and len(cut) < 400
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from xvla_ros import limits
-from xvla_ros.errors import BagError
+from xvla_ros.errors import BagError, brief
 from xvla_ros.recordings.bag_files import (
     BagMessage,
     DamageError,
@@ -255,7 +255,8 @@ class Bag:
             raise BagError(f"{self.path}: not a bag; expected a folder with .mcap or .db3 files, or one such file")
         self._read_metadata()
         listed = [Path(name).name for name in self._metadata.get("relative_file_paths") or []]
-        if lost := [name for name in listed if not (self.path / name).exists()]:
+        there = {path.name for path in self.path.iterdir()} if listed else set()
+        if lost := [str(brief(name)) for name in listed if name not in there]:
             self._missing = f"{', '.join(lost)} {'is' if len(lost) == 1 else 'are'} missing"
         elif listed:
             paths = [self.path / name for name in listed]
