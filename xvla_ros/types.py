@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NS = 1_000_000_000  # in a second
+BESIDE = "beside"  # the view of somebody beside a simulated robot's table: films show it, no policy sees it
 
 Floats = NDArray[np.float64]
 Stamps = NDArray[np.int64]  # ROS times in ns

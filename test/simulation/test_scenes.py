@@ -9,10 +9,11 @@ from xvla_ros.errors import SimulationError
 from xvla_ros.robots import load_profile
 from xvla_ros.robots.profile import shipped_files
 from xvla_ros.simulation import parts
-from xvla_ros.simulation.cameras import BESIDE, BESIDE_HEIGHT, BESIDE_WIDTH
+from xvla_ros.simulation.cameras import BESIDE_HEIGHT, BESIDE_WIDTH
 from xvla_ros.simulation.controllers import ControllerOptions, JointTrajectory, TrajectoryPoint
 from xvla_ros.simulation.scenes import build_scene, scene_for, scene_names
 from xvla_ros.simulation.world import World
+from xvla_ros.types import BESIDE
 
 SECOND = 1_000_000_000
 DEGREE = np.pi / 180

@@ -21,7 +21,7 @@ from xvla_ros.control.pilot import Pilot
 from xvla_ros.errors import EvaluationError
 from xvla_ros.evaluation.outcomes import Counters, EpisodeResult, median_of
 from xvla_ros.evaluation.report.figures import travel_by_group
-from xvla_ros.evaluation.report.film import BESIDE, RATE, VIEW_WIDTH, encode, row_width, side_by_side
+from xvla_ros.evaluation.report.film import RATE, VIEW_WIDTH, encode, row_width, side_by_side
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import to_policy
 from xvla_ros.robots.profile import Profile
@@ -32,7 +32,7 @@ from xvla_ros.simulation.stepper import JointStates, Pictures, Stepper
 from xvla_ros.simulation.tasks import Expert, Layout, Task
 from xvla_ros.simulation.tasks.hands import OutOfReachError
 from xvla_ros.simulation.world import World
-from xvla_ros.types import NS, ActionChunk, Floats, Observation, Percentiles, Prefix
+from xvla_ros.types import BESIDE, NS, ActionChunk, Floats, Observation, Percentiles, Prefix
 
 if TYPE_CHECKING:
     from xvla_ros.control.motion import CommandWindow

@@ -14,6 +14,7 @@ from xvla_ros.recordings.bags import BagSummary
 from xvla_ros.recordings.cdr import STRING, command_type
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.robots.profile import Profile
+from xvla_ros.types import BESIDE
 
 EPISODE_TOPIC = "/xvla/episode"
 EVENTS = ("start", "end", "discard")
@@ -204,7 +205,7 @@ def recorded_topics(profile: Profile, policy: str = "/xvla", simulation: str = "
 
 def beside_topic(profile: Profile, simulation: str = "/sim") -> RecordedTopic:
     """Return the topic of the view from beside a simulated robot's table, which films show and no policy sees."""
-    return RecordedTopic(f"{simulation}/{profile.name}/beside", IMAGE_TYPES["compressed"], SENSOR)
+    return RecordedTopic(f"{simulation}/{profile.name}/{BESIDE}", IMAGE_TYPES["compressed"], SENSOR)
 
 
 def _unique(topics: Iterable[RecordedTopic]) -> tuple[RecordedTopic, ...]:

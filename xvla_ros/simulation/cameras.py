@@ -15,7 +15,6 @@ from xvla_ros.errors import SimulationError
 from xvla_ros.simulation import offscreen
 
 MAX_GEOMS = 2000
-BESIDE = "beside"  # the name of the view of somebody beside the table; no camera of a scene has it
 BESIDE_WIDTH, BESIDE_HEIGHT = 768, 432  # pixels
 BESIDE_RATE = 15.0  # pictures a second of simulated time, as films have them
 BESIDE_FROM = 138.0, -24.0  # degrees: azimuth and elevation of where it looks

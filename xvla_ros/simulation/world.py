@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from xvla_ros.errors import SimulationError
 from xvla_ros.robots.interfaces import INTERFACES
 from xvla_ros.robots.profile import Profile
-from xvla_ros.simulation.cameras import BESIDE, CameraRig, beside
+from xvla_ros.simulation.cameras import CameraRig, beside
 from xvla_ros.simulation.controllers import (
     ControllerOptions,
     JointTrajectory,
@@ -28,7 +28,7 @@ from xvla_ros.simulation.controllers import (
     SetpointController,
 )
 from xvla_ros.simulation.scenes import Scene, scene_for
-from xvla_ros.types import Floats
+from xvla_ros.types import BESIDE, Floats
 
 LIGHT = 0.25  # share by which each light is brighter or darker
 TINT = 0.08  # share of that in each colour
@@ -296,7 +296,7 @@ class World:
         return CameraRig(self.model, self.profile.cameras.slots, width, height)
 
     def beside_rig(self, width: int, height: int) -> CameraRig:
-        """Make a rig of the view ``cameras.BESIDE``, for films; otherwise like ``camera_rig``."""
+        """Make a rig of the view ``types.BESIDE``, for films; otherwise like ``camera_rig``."""
         return CameraRig(self.model, (), width, height, free={BESIDE: self._beside})
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ from xvla_ros.observation.images import IMAGE_TYPES, view_of
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import peek_stamp
 from xvla_ros.recordings.observations import decode_image
-from xvla_ros.types import NS
+from xvla_ros.types import BESIDE, NS
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
@@ -44,7 +44,7 @@ TITLE_HEIGHT, LABEL_HEIGHT, CAPTION_HEIGHT = 64, 44, 22
 LEGEND_HEIGHT = 30
 PLOT_HEIGHT = 84
 VIEW_WIDTH = 256
-BESIDE, BESIDE_SHAPE = "beside", 16 / 9  # the name of that view in a row of pictures, and its width by its height
+BESIDE_SHAPE = 16 / 9  # width by height of the view BESIDE
 BESIDE_CAPTION = "from beside the table (the policy does not see this)"
 EDGE = 6
 MOST_COLUMNS = 8

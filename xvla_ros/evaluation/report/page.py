@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from xvla_ros.evaluation.report import provenance
 from xvla_ros.evaluation.report.figures import Report, joint_plot, latency_plot, spans, status_plot
-from xvla_ros.evaluation.report.film import BESIDE, ROW_HEIGHT, caption, row_width
+from xvla_ros.evaluation.report.film import ROW_HEIGHT, caption, row_width
 from xvla_ros.evaluation.report.recording import RunRecording, in_words
-from xvla_ros.types import NS
+from xvla_ros.types import BESIDE, NS
 
 if TYPE_CHECKING:
     from xvla_ros.evaluation.outcomes import Evaluation

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import SetupError
-from xvla_ros.evaluation.report.film import BESIDE, encode, side_by_side
+from xvla_ros.evaluation.report.film import encode, side_by_side
 from xvla_ros.evaluation.suites.drivers import Driver
 from xvla_ros.evaluation.suites.results import REPLAY, EpisodeStore, SuiteEpisode
 from xvla_ros.simulation.suites.protocols import SuiteProtocol
 from xvla_ros.simulation.suites.suite import Arena, Beginning, SuiteTask
+from xvla_ros.types import BESIDE
 
 FILM_RATE = 5  # pictures of a film in a second
 Simulator = TypeVar("Simulator", bound=Arena)

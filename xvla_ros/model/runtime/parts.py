@@ -220,9 +220,7 @@ class _OverWindows(_OverGrid):
         if below or beside:
             x = functional.pad(x.view(-1, self.height, self.width, channels), (0, 0, 0, beside, 0, below))
         x = x.reshape(-1, rows, size, columns, size * channels).transpose(2, 3).reshape(-1, channels)
-        q, k, v = (
-            each.view(-1, size * size, self.heads, channels // self.heads).transpose(1, 2) for each in self.qkv(x)
-        )
+        q, k, v = (_rows(each, size * size, self.heads) for each in self.qkv(x))
         mixed = (q @ k.transpose(2, 3)).softmax(-1) @ v
         x = self.proj(mixed.transpose(1, 2).reshape(-1, channels))
         x = x.view(-1, rows, columns, size, size * channels).transpose(2, 3)

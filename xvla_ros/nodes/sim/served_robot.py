@@ -27,11 +27,11 @@ from xvla_ros.errors import KinematicsError, SimulationError
 from xvla_ros.nodes import messages, qos
 from xvla_ros.nodes.messages import stamp_message
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
-from xvla_ros.simulation.cameras import BESIDE, BESIDE_HEIGHT, BESIDE_RATE, BESIDE_WIDTH
+from xvla_ros.simulation.cameras import BESIDE_HEIGHT, BESIDE_RATE, BESIDE_WIDTH
 from xvla_ros.simulation.controllers import JointTrajectory, Rejection, TrajectoryPoint
 from xvla_ros.simulation.tasks import Layout, Outcome, Task, load_task
 from xvla_ros.simulation.world import World
-from xvla_ros.types import NS
+from xvla_ros.types import BESIDE, NS
 
 if TYPE_CHECKING:
     from rclpy.node import Node
