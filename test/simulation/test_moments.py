@@ -127,3 +127,32 @@ def test_a_part_of_them_is_played_and_physics_brings_what_no_posture_shows(grasp
             sunk += min(inside) < DEEP - 0.01
     assert sunk == 0, "fingers stay above the table"
     assert max(heights) > 0.04 and min(heights) > 0.008, "lifted, and never in the table"
+
+
+def test_a_policy_plays_part_of_them_from_what_it_sees_and_the_expert_says_what_to_do(grasping, monkeypatch):
+    monkeypatch.setattr("xvla_ros.simulation.tasks.moments.PLAYED", 1.0)
+    expert = [grasping.draw(np.random.default_rng(seed), 4) for seed in range(2)]
+    told = []
+
+    def player(images, positions, instruction, seed):
+        """Move every joint by 1 rad/s."""
+        told.append((images, positions, instruction, seed))
+        return lambda times: positions + np.outer(times, np.ones(len(positions)))
+
+    monkeypatch.setattr(grasping, "player", player)
+    monkeypatch.setattr("xvla_ros.simulation.tasks.moments.BY_POLICY", 1.0)
+    made = grasping.draw(np.random.default_rng(0), 4)
+    assert len(told) == 4 and set(told[0][0]) == set(grasping.profile.cameras.slots)
+    for (images, positions, instruction, _), moment, before in zip(told, made, [None, *made], strict=False):
+        assert instruction == moment.asked[0].instruction
+        assert (moment.positions > positions + 0.02).sum() >= 6, "the arms went where the player sent them"
+        assert before is None or (images is before.images and np.array_equal(positions, before.positions))
+    again = grasping.draw(np.random.default_rng(0), 4)
+    np.testing.assert_array_equal([each.positions for each in made], [each.positions for each in again])
+    assert [seed for *_, seed in told[:4]] == [seed for *_, seed in told[4:]]
+    monkeypatch.setattr(grasping, "player", None)
+    for seed, drawn in enumerate(expert):
+        np.testing.assert_array_equal(
+            [each.positions for each in grasping.draw(np.random.default_rng(seed), 4)],
+            [each.positions for each in drawn],
+        )

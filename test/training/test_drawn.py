@@ -164,6 +164,26 @@ def test_robots_and_arms_of_the_family_are_trained_together(settings, tmp_path):
     }  # fmt: skip
 
 
+def test_the_policy_of_an_earlier_run_plays_what_it_is_then_trained_on(settings, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("xvla_ros.simulation.tasks.moments.PLAYED", 1.0)
+    monkeypatch.setattr("xvla_ros.simulation.tasks.moments.BY_POLICY", 1.0)
+    grasping = "drawn.scenes=[{robot: so101_bimanual, task: pick_place}]"
+    assert train(*settings("first", grasping, "steps=2")) == 0
+    first = tmp_path / "first" / "checkpoint"
+    told = (grasping, f"drawn.played_by={first}", "features=true", "batch.workers=1")
+    assert train(*settings("whole", *told)) == 0
+    assert train(*settings("parts", *told, "steps=2")) == 0
+    assert train(*settings("parts", *told, "resume=true")) == 0
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=1e-6)
+    assert losses(tmp_path / "whole")[0] > 0.0
+    kept = json.loads((tmp_path / "whole" / "checkpoint" / "xvla_ros.json").read_text())
+    assert str(tmp_path) not in json.dumps(kept), "no path of this machine"
+    path, overrides = settings("other", "drawn.scenes=[{robot: so101, task: pick_place}]", f"drawn.played_by={first}")
+    capsys.readouterr()
+    assert main(["train", "--no-evaluate", path, *overrides]) == 1
+    assert "was not trained for so101 (domain" in capsys.readouterr().err
+
+
 def test_recordings_and_drawn_samples_are_not_mixed_and_what_is_wrong_is_named(settings, capsys):
     def say(name, *changes):
         path, overrides = settings(name, *changes)

@@ -166,6 +166,12 @@ class Drawn(DataSection):
     goals: int = Field(
         2, ge=1, le=16, description="Samples from every layout: several instructions for one image, or several images."
     )
+    played_by: str = Field(
+        "",
+        description="Checkpoint of a policy that moves the arms in half of what is played, where a task grasps: it "
+        "meets its own mistakes, and the expert says what to do then. Folder, hub id or shipped; empty: only the "
+        "expert plays, with errors.",
+    )
     variation: float = Field(
         1.0, ge=0.0, description="Strength of the variation of light, colours and cameras; 1 as in demonstrations."
     )

@@ -198,6 +198,8 @@ class Flow:
         settings = {key: value for key, value in own["settings"].items() if key not in ("output", "cache", "log")}
         named = {key: _name(settings["model"][key]) for key in ("checkpoint", "vision_from")}
         settings["model"] = {**settings["model"], **named}
+        if settings["drawn"]:
+            settings["drawn"] = {**settings["drawn"], "played_by": _name(settings["drawn"]["played_by"])}
         settings["datasets"] = [
             {**each, "paths": [_name(path) for path in each["paths"]]} for each in settings["datasets"]
         ]

@@ -5,12 +5,13 @@ The expert has no memory: what it wants is a function of where everything is. So
 as one that was reached by simulating, and a picture of it goes with a plan for each thing that may be asked for.
 
 Where a task grasps, that is not all: fingers that come down beside a cube rest on it, and a cube between them slips and
-turns. So part of its moments come from a few seconds of physics, in which the arm does what the expert wants, badly.
+turns. So part of its moments come from a few seconds of physics, in which the arm does what the expert wants, badly,
+or what a policy wants, which meets its own mistakes there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -29,6 +30,10 @@ from xvla_ros.simulation.world import CONTROL_PERIOD, World
 from xvla_ros.types import Floats
 
 Picture = NDArray[np.uint8]
+Follow = Callable[[Floats], Floats]
+"""Times [T], s from now, to positions of the joints [T, J], rad or m."""
+Player = Callable[[Mapping[str, Picture], Floats, str, int], Follow]
+"""Pictures by slot, positions [J], an instruction and a seed, to what a policy wants the arms to do."""
 
 
 @dataclass(eq=False)
@@ -110,6 +115,7 @@ class DrawnScene:
 BEGINNING = 0.3  # share of the moments far from a grasp that have the arms as at the start: only the words decide there
 BEYOND = 0.45  # share of the moments not played in which the hand has grasped, where a task grasps
 PLAYED = 0.6  # share of the layouts whose moments are played, where a task grasps
+BY_POLICY = 0.5  # share of these layouts that a policy plays, where there is one
 HELD = 0.35  # share of the played layouts that begin with the cube in the hand
 ABOUT = 0.45  # share of them that begin with the hand about to grasp it; the others begin as an episode does
 PAUSE = 0.1, 0.6  # s between two played moments
@@ -160,7 +166,13 @@ class Moment:
 
 @dataclass(eq=False)
 class Moments(DrawnScene):
-    """Draws moments of one robot and task; see ``DrawnScene``."""
+    """Draws moments of one robot and task; see ``DrawnScene``.
+
+    Args:
+        player: moves the arms in part of what is played; None: only the expert, with errors.
+    """
+
+    player: Player | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,6 +180,11 @@ class Moments(DrawnScene):
         self._limits = JointLimits.of(self.profile)
         self._grippers = np.zeros(len(self._start), np.bool_)
         self._grippers[[hand.gripper for hand in self._hands.values()]] = True
+
+    @property
+    def is_played(self) -> bool:
+        """Whether physics and a player have a part in what is drawn."""
+        return self._task.grasps
 
     def draw(self, rng: np.random.Generator, asked: int, *, pictures: bool = True) -> list[Moment]:
         """Return moments of one layout, with ``asked`` instructions in all.
@@ -225,8 +242,9 @@ class Moments(DrawnScene):
     def _played(
         self, rng: np.random.Generator, chosen: tuple[Layout, Expert], count: int, pictures: bool
     ) -> list[Moment]:
-        """Return up to ``count`` moments of an arm that follows the expert with an error."""
+        """Return up to ``count`` moments of an arm that follows the expert with an error, or a policy."""
         layout, expert = chosen
+        player = self.player if pictures and self.player is not None and rng.random() < BY_POLICY else None
         begin = rng.random()
         if not (begin < HELD and expert.take_hold(self.world, rng)) and begin < HELD + ABOUT:
             self._approach(rng, expert)
@@ -238,18 +256,25 @@ class Moments(DrawnScene):
             for number in range(count):
                 if number == 0 or rng.random() >= KEPT:
                     astray = self._beside(rng, spread)
-                self._drive(rng, plan, astray, rng.uniform(*PAUSE))
+                if player is None:
+                    self._drive(rng, plan.at, astray, rng.uniform(*PAUSE))
+                else:
+                    images = made[-1].images if made else self.pictures(self.profile.cameras.slots)
+                    follow = player(images, self.positions, layout.instruction, int(rng.integers(2**32)))
+                    self._drive(rng, follow, None, rng.uniform(*PAUSE))
                 plan = expert.plan(self.world)
                 made.append(self._seen((self._asked(layout, plan),), pictures))
         return made
 
-    def _drive(self, rng: np.random.Generator, plan: ExpertPlan, astray: Floats, seconds: float) -> None:
-        """Let the arm follow a plan, beside it by ``astray``; at times with the gripper anywhere."""
+    def _drive(self, rng: np.random.Generator, follow: Follow, astray: Floats | None, seconds: float) -> None:
+        """Let the arm follow a way: exactly, or beside it by ``astray`` and at times with the gripper anywhere."""
         lower, upper = self._limits.lower, self._limits.upper
-        fumbled = self._grippers & (rng.random() < FUMBLE)
-        anywhere = rng.uniform(lower, upper)
-        wanted = plan.at(np.arange(0.0, seconds, CONTROL_PERIOD)) + astray
-        self.world.drive(np.clip(np.where(fumbled, anywhere, wanted), lower, upper))
+        wanted = follow(np.arange(0.0, seconds, CONTROL_PERIOD, np.float64))
+        if astray is not None:
+            fumbled = self._grippers & (rng.random() < FUMBLE)
+            anywhere = rng.uniform(lower, upper)
+            wanted = np.where(fumbled, anywhere, wanted + astray)
+        self.world.drive(np.clip(wanted, lower, upper))
 
     def _grasp(self, rng: np.random.Generator, expert: Expert) -> bool:
         """Move the arms, by chance, to after a grasp or shortly before it; return False where they stay."""

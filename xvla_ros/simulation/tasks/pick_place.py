@@ -137,7 +137,7 @@ class Grasper:
 
 CARRIED = np.array([0.0, 0.0, 0.06])  # m over the bowl's foot at which a cube's middle is let go above the bowl
 HIGH = np.array([0.0, 0.0, 0.085])  # m over it through which the cube is carried there: ways between postures sag
-ARRIVED = 0.03  # rad of the joint furthest from the posture over the bowl in which the hand lets go: it has stopped
+OVER = 0.02, 0.075  # m beside the bowl's middle and m over its foot within which a held cube is let go
 GENTLE = 0.3  # of the usual speed, for opening: a cube that is flicked misses the bowl
 LOW = 0.04  # m: a held cube below this is lifted before it is carried
 IN_BOWL = 0.045, 0.045  # m beside the bowl's middle and m over the table within which a cube lies in it
@@ -215,7 +215,7 @@ class PickPlaceExpert(Expert):
             carry.insert(0, Leg(high))
         if not held:
             return grasper.way([*grasper.to_grasp(), grasper.lifted(), *carry])
-        if self._is_over_bowl():
+        if is_over(cube, bowl):
             return grasper.way(self._leave(cell.positions))
         if cube[2] < LOW and beside > IN_BOWL[0]:
             return grasper.way([grasper.lifted(), *carry])
@@ -271,15 +271,20 @@ class PickPlaceExpert(Expert):
         closed = self._grasper.closed
         return self._cell.posture(self._name, self._high, closed), self._cell.posture(self._name, self._drop, closed)
 
-    def _is_over_bowl(self) -> bool:
-        now = self._cell.positions[self._hand.columns]
-        return self._drop is not None and float(np.abs(now - self._drop).max()) < ARRIVED
-
     def _leave(self, posture: Floats) -> list[Leg]:
         """Open in a posture, then home."""
         opened = posture.copy()
         opened[self._hand.gripper] = self._hand.figures.opened
         return [Leg(opened, stop=True, speed=GENTLE, noise=0.0), Leg(self._cell.home, stop=True)]
+
+
+def is_over(place: Floats, bowl: Floats) -> bool:
+    """Say whether a cube whose middle is at ``place`` falls into the bowl that stands on ``bowl``: a picture shows it.
+
+    A posture of the joints would not do: pictures hardly tell an arm that has come to it from one that is about to.
+    """
+    beside, above = OVER
+    return bool(np.linalg.norm(place[:2] - bowl[:2]) < beside and place[2] - bowl[2] < above)
 
 
 def is_in(place: Floats, bowl: Floats) -> bool:

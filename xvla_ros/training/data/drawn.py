@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvla_ros.errors import Problem
+from xvla_ros.model import checkpoint
 from xvla_ros.model.inputs.normalisers import IDENTITY, Statistics
+from xvla_ros.model.policy import Policy
 from xvla_ros.recordings.bag_paths import tool_actions
-from xvla_ros.robots.actions import StateEncoder
+from xvla_ros.robots.actions import Decoder, StateEncoder
 from xvla_ros.robots.profile import Profile, load_robot
-from xvla_ros.simulation.tasks.moments import Moment, Moments
+from xvla_ros.simulation.tasks.moments import Follow, Moment, Moments, Picture, Player
 from xvla_ros.training.config import Drawn, SceneSettings, TrainingError
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.draws import Shares
@@ -34,12 +36,61 @@ from xvla_ros.training.data.samples import (
     offsets,
     untouched_actions,
 )
-from xvla_ros.types import Embodiment, Floats
+from xvla_ros.types import NS, Embodiment, Floats, Observation
 
 MEASURED = 2000  # samples of each robot that its normalisation is taken from
 HELD_OUT = 2**40  # where the numbers of held-out moments begin
 HELD_OUT_MOMENTS = 512
-FORMAT = 2  # of what is drawn: raised whenever the same seed begins to give other samples
+PLAYER_STEPS = 2  # of denoising: what more of them correct is less than what is drawn here
+FORMAT = 3  # of what is drawn: raised whenever the same seed begins to give other samples
+
+
+class Players:
+    """The policy of ``Drawn.played_by``, which moves the arms of any robot that its checkpoint knows.
+
+    Args:
+        source: the checkpoint; every process reads it for itself.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    @cached_property
+    def policy(self) -> Policy:
+        """What its checkpoint holds.
+
+        Raises:
+            CheckpointError: naming what does not fit.
+        """
+        return checkpoint.load(self.source, dtype="float32", assume=checkpoint.PROFILE_STEPS)
+
+    def of(self, profile: Profile) -> Player:
+        """Return what moves one robot; its way begins where the arms are.
+
+        Raises:
+            TrainingError: the checkpoint was not trained for the robot.
+        """
+        embodiment = profile.embodiment()
+        if not self.policy.is_trained(embodiment.domain_id):
+            message = f"the checkpoint was not trained for {profile.name} (domain {embodiment.domain_id})"
+            expected = "a checkpoint that can do the tasks of all scenes that grasp"
+            raise TrainingError([Problem("", "drawn.played_by", self.source, expected, message)])
+        self.policy.check(embodiment)
+        encoder, decoder = StateEncoder(profile), Decoder(profile)
+
+        def play(images: Mapping[str, Picture], positions: Floats, instruction: str, seed: int) -> Follow:
+            state = encoder.state(positions).astype(np.float32)
+            seen = Observation(embodiment, 0, images, state, instruction)
+            (chunk,) = self.policy.predict([seen], steps=PLAYER_STEPS, seed=seed)
+            way = decoder.decode(chunk, positions)
+            due = np.concatenate([[0.0], way.times / NS])
+            through = np.concatenate([positions[None], way.positions])
+            return lambda times: np.stack([np.interp(times, due, joint) for joint in through.T], axis=1)
+
+        return play
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"source": self.source}
 
 
 class SceneSamples:
@@ -55,8 +106,10 @@ class SceneSamples:
         ProfileError: the profile is wrong, or the robot's file has several robots.
     """
 
-    def __init__(self, settings: SceneSettings, drawn: Drawn, plans: bool = True) -> None:
-        self.settings, self._drawn, self._plans = settings, drawn, plans
+    def __init__(
+        self, settings: SceneSettings, drawn: Drawn, plans: bool = True, players: Players | None = None
+    ) -> None:
+        self.settings, self._drawn, self._plans, self._players = settings, drawn, plans, players
         self.profile = load_robot(settings.robot)
         self.embodiment = self.profile.embodiment()
 
@@ -67,7 +120,10 @@ class SceneSamples:
         Raises:
             SimulationError, KinematicsError: naming what is missing.
         """
-        return Moments(self.profile, self.settings.task, self._drawn.variation, self._drawn.pixels)
+        made = Moments(self.profile, self.settings.task, self._drawn.variation, self._drawn.pixels)
+        if self._players is not None and made.is_played:
+            made.player = self._players.of(self.profile)
+        return made
 
     @cached_property
     def _labeller(self) -> Labeller:
@@ -135,14 +191,16 @@ class DrawnSamples:
         plans: as for ``SceneSamples``.
 
     Raises:
-        TrainingError: two scenes have robots of one name that are not one robot.
+        TrainingError: two scenes have robots of one name that are not one robot, or ``played_by`` cannot play one.
+        CheckpointError: ``played_by`` does not fit, naming what.
         ProfileError, SimulationError, KinematicsError: naming what is wrong.
     """
 
     def __init__(self, settings: Drawn, waypoints: int, seed: int, *, plans: bool = True) -> None:
         self._settings, self._waypoints, self._seed = settings, waypoints, seed
         self._plans = plans
-        self._scenes = tuple(SceneSamples(each, settings, plans) for each in settings.all_scenes)
+        self._players = Players(settings.played_by) if settings.played_by and plans else None
+        self._scenes = tuple(SceneSamples(each, settings, plans, self._players) for each in settings.all_scenes)
         self._shares = Shares(settings.all_scenes)
         self.profiles: Mapping[str, Profile] = {each.profile.name: each.profile for each in self._scenes}
         self.embodiments: Mapping[str, Embodiment] = {each.embodiment.robot: each.embodiment for each in self._scenes}
@@ -178,7 +236,9 @@ class DrawnSamples:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of which samples these are."""
-        told = [self._settings.model_dump(mode="json"), [each.profile.to_mapping() for each in self._scenes]]
+        settings = self._settings.model_dump(mode="json")
+        settings["played_by"] = "" if self._players is None else self._players.policy.digest
+        told = [settings, [each.profile.to_mapping() for each in self._scenes]]
         text = json.dumps([FORMAT, self._seed, self._waypoints, self._plans, *told], sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
