@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import ARM, MODEL, PAIR, TinySource
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xvla_ros.training.config import TrainingError
 from xvla_ros.training.data import draws
@@ -44,6 +45,29 @@ def test_in_bfloat16_actions_enter_and_leave_in_float32(begin, tmp_path):
     }  # fmt: skip
     assert {weight.dtype for weight in trainer.network.parameters()} == {torch.float32}
     assert losses(tmp_path / "half")[-1] < losses(tmp_path / "half")[0]
+
+
+class AttentionTypes(TorchDispatchMode):
+    """Notes in which type the attention of a step is computed, and its gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "scaled_dot_product" in str(func):
+            self.seen.setdefault("backward" if "backward" in str(func) else "forward", set()).add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_attention_in_bfloat16_is_computed_in_float32_on_a_cpu(begin, recompute):
+    """The backward pass of torch's kernel takes four times as long in bfloat16."""
+    trainer = begin(precision="bfloat16", steps=1, model={**MODEL, "activation_checkpointing": recompute})
+    with AttentionTypes() as types:
+        trainer.run()
+    assert types.seen["backward"] == {torch.float32}
+    assert torch.float32 in types.seen["forward"]
 
 
 def test_dropout_can_be_set_everywhere_and_to_nothing(begin):

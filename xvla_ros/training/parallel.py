@@ -17,6 +17,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from xvla_ros.errors import Problem
@@ -76,6 +78,31 @@ def without_sync(wrapped: nn.Module, accelerator: Accelerator, is_last: bool) ->
     return nullcontext() if is_last else accelerator.no_sync(wrapped)
 
 
+class FloatAttention(TorchFunctionMode):
+    """Within it attention in bfloat16 on a CPU is computed in float32.
+
+    The rest of a step gains from bfloat16 there, and this loses: the backward pass of torch's attention takes four
+    times as long as in float32, more than all matrix products of a small network together.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See ``TorchFunctionMode``."""
+        kwargs = kwargs or {}
+        if func is not functional.scaled_dot_product_attention or not _is_half_on_cpu(args[0]):
+            return func(*args, **kwargs)
+        wide = [_widened(each) for each in args], {name: _widened(each) for name, each in kwargs.items()}
+        with torch.autocast("cpu", enabled=False):
+            return func(*wide[0], **wide[1]).to(args[0].dtype)
+
+
+def _is_half_on_cpu(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.bfloat16 and value.device.type == "cpu"
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if _is_half_on_cpu(value) else value
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Return the full value of a weight on the CPU; every process must call this at the same time."""
     value = tensor.detach()
@@ -105,7 +132,12 @@ def recompute_activations(network: nn.Module) -> None:
 def _recomputed(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*arguments, **named)
-    return checkpoint(forward, *arguments, use_reentrant=False, **named)
+    return checkpoint(_with_float_attention, forward, *arguments, use_reentrant=False, **named)
+
+
+def _with_float_attention(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    with FloatAttention():  # the backward pass, which calls this again, knows nothing of a mode around it
+        return forward(*arguments, **named)
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:

@@ -24,7 +24,7 @@ from xvla_ros.training.data import draws
 from xvla_ros.training.data.batches import batches
 from xvla_ros.training.objective import Flow, Objective
 from xvla_ros.training.optim import LORA, Average, RowMask, WeightGroup, active_groups, rate, row_weights
-from xvla_ros.training.parallel import like, recompute_activations, share_of, whole, without_sync, wrap
+from xvla_ros.training.parallel import FloatAttention, like, recompute_activations, share_of, whole, without_sync, wrap
 from xvla_ros.training.progress import Meter, Progress, due, measure
 from xvla_ros.training.saving import (
     STATES,
@@ -206,7 +206,7 @@ class Trainer:
         for part in range(parts):
             batch = meter.waited(lambda: next(stream)).to(self.accelerator.device)
             draws.seed_dropout(settings.seed, self.step, part, self.share.process)
-            with without_sync(self.wrapped, self.accelerator, part == parts - 1):
+            with without_sync(self.wrapped, self.accelerator, part == parts - 1), FloatAttention():
                 loss, terms = self.wrapped(batch)
                 self.accelerator.backward(loss / parts)
             meter.add(loss, terms, len(batch))
