@@ -136,7 +136,8 @@ def _options() -> Any:
     parser.add_argument("--ros", type=int, default=10 if find_spec("rclpy") else 0,
                         help="episodes that are run again over ROS topics (default: 10 where ROS is)")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="of the policy that is evaluated")
-    parser.add_argument("--like", default="agibot", help="robot of the checkpoint whose prompt and rows come first")
+    parser.add_argument("--like", default="mean", help="robot of the checkpoint whose prompt and rows come first, or "
+                        "mean, of all with its action mode (default); empty: as the checkpoint has it")  # fmt: skip
     options = parser.parse_args()
     options.robots = options.robots.split(",")
     options.figure = options.figure or options.output / "bases.svg"
@@ -216,7 +217,9 @@ def training_of(cell: Cell, options: Any, demos: Path) -> tuple[str, ...]:
         own |= {"model": json.dumps(sizes_of(cell.base)), "augmentation": VARIED}
     else:
         model = {"checkpoint": cell.base, "dropout": 0.0}
-        own |= {"model": json.dumps(model), f"initialise.{cell.robot}": options.like}
+        own |= {"model": json.dumps(model)}
+        if options.like:
+            own |= {f"initialise.{cell.robot}": options.like}
     if cell.method == "prompt":
         # Kept outputs need no process to prepare them.
         own |= {"features": "true", "augmentation": "{}", "batch.workers": 0}

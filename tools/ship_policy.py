@@ -18,6 +18,7 @@ from xvla_ros.model import checkpoint
 from xvla_ros.model.inputs.processor import Processor
 from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.model.policy import Policy
+from xvla_ros.training.optim import copy_rows
 
 DOMAINS = 30  # as the released checkpoints have
 MOST = 12_000_000  # bytes
@@ -40,6 +41,8 @@ def main() -> None:
 def first_domains(policy: Policy, count: int) -> Policy:
     """Return a policy of the same robots but those whose domain is ``count`` or higher; it has no rows for these.
 
+    Rows of the domains below ``count`` that nothing was trained for become the mean of the rows left out.
+
     Raises:
         ValueError: the policy has no more domains than that, or no robot would be left.
     """
@@ -48,11 +51,14 @@ def first_domains(policy: Policy, count: int) -> Policy:
     if count > config.num_domains or not robots:
         known = {name: each.embodiment.domain_id for name, each in policy.robots.items()}
         raise ValueError(f"{count} of {config.num_domains} domains were to be kept; the robots have {known}")
+    trained = policy.training.trained_domains
+    left_out = [each for each in trained or () if each >= count]
+    for domain in set(range(count)) - set(trained or ()) if left_out else ():
+        copy_rows(policy.network, left_out, domain)
     network = XvlaNetwork(replace(config, num_domains=count))
     wanted = {name: weight.shape for name, weight in network.state_dict().items()}
     network.to(policy.network.vlm.dtype)
     network.load_state_dict(_cut(policy.network.state_dict(), wanted))
-    trained = policy.training.trained_domains
     training = replace(policy.training, trained_domains=trained and tuple(each for each in trained if each < count))
     old = policy.processor
     statistics = {name: each for name, each in old.statistics.items() if name in robots}

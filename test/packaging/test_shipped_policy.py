@@ -7,10 +7,12 @@ What ships of a policy is the robots that it is for.
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
@@ -18,6 +20,7 @@ from ship_policy import first_domains
 
 from xvla_ros.model import checkpoint
 from xvla_ros.training.config import read_settings
+from xvla_ros.training.optim import row_weights
 from xvla_ros.types import Observation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +73,16 @@ def test_a_policy_without_its_last_domains_answers_as_before(tmp_path):
         answers = [policy.predict([seen], seed=1)[0].actions for policy in (whole, cut)]
         np.testing.assert_array_equal(*answers)
     assert (tmp_path / "model.safetensors").stat().st_size < (ROOT / "policy" / "model.safetensors").stat().st_size
+
+
+def test_a_new_arm_begins_with_what_the_arms_left_out_share():
+    whole = checkpoint.load(ROOT / "policy", dtype="float32")
+    whole.training = replace(whole.training, trained_domains=(9, 19, 25, 26))  # as if two arms of the family
+    before = {name: weight.clone() for name, weight in row_weights(whole.network).items()}
+    cut = row_weights(first_domains(whole, 20).network)
+    for name, rows in before.items():
+        assert torch.equal(cut[name][[9, 19]], rows[[9, 19]])
+        assert torch.allclose(cut[name][0], (rows[25] + rows[26]) / 2) and len(cut[name]) == 20
 
 
 def test_a_robot_of_a_domain_that_is_cut_is_left_out():

@@ -42,6 +42,22 @@ def test_a_new_domain_starts_as_a_copy_of_a_named_one(trained, tmp_path, new_arm
     assert all(torch.equal(weight[4], weight[3]) and not torch.equal(weight[4], weight[1]) for weight in rows.values())
 
 
+def test_a_new_domain_starts_as_the_mean_of_those_with_its_action_mode(trained, tmp_path, monkeypatch, new_arm):
+    settings = adapting(tmp_path, trained, initialise={"new_arm": "mean"})
+    start = load_start(settings.model)
+    arm = start.robots["arm"]
+    start.robots["third"] = replace(arm, embodiment=replace(arm.embodiment, robot="third", domain_id=2))
+    start.training = replace(start.training, trained_domains=(1, 2, 3))
+    policy = make_policy(settings, new_arm, start)
+    for weight in row_weights(policy.network).values():
+        assert torch.allclose(weight[4], (weight[1] + weight[2]) / 2) and not torch.equal(weight[1], weight[2])
+
+    start = load_start(settings.model)
+    del start.robots["arm"]
+    with pytest.raises(TrainingError, match="knows no other robot with action mode ee6d"):
+        make_policy(settings, new_arm, start)
+
+
 def test_a_copy_of_nothing_is_refused(trained, tmp_path, new_arm):
     settings = adapting(tmp_path, trained, initialise={"new_arm": "so100", "other": 3})
     with pytest.raises(TrainingError) as caught:

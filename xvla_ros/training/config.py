@@ -388,7 +388,8 @@ class TrainSettings(DataSection):
     )
     initialise: dict[str, str | int] = Field(
         {},
-        description="Robot of the data → robot or domain id of the checkpoint whose prompt and weights it starts from.",
+        description="Robot of the data → robot or domain id of the checkpoint whose prompt and weights it starts from; "
+        "mean: of all its robots with the same action mode.",
     )
     state_normalisation: Normalisation = Field(
         "auto", description="State normalisation of robots that are new to the checkpoint; auto: as for actions."

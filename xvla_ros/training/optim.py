@@ -14,7 +14,7 @@ Source: X-VLA (arXiv 2510.10274), the second phase; the first phase is the case 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -132,10 +132,10 @@ def row_weights(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def copy_rows(network: nn.Module, source: int, target: int) -> None:
-    """Let domain ``target`` start as a copy of domain ``source``."""
+def copy_rows(network: nn.Module, sources: Sequence[int], target: int) -> None:
+    """Let domain ``target`` start as the mean of the domains ``sources``; of one, as its copy."""
     for weight in row_weights(network).values():
-        weight[target] = weight[source]
+        weight[target] = weight[list(sources)].mean(dim=0)
 
 
 class RowMask:

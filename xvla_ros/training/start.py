@@ -42,6 +42,7 @@ _OF_THE_DATA = (
     "vision", "text", "chunk_size", "action_mode", "action_dim", "image_pipeline", "dialect", "extra", "domain_id",
     "relative", "unseen", "warnings", "undecided",
 )  # fmt: skip
+MEAN = "mean"  # of the rows of all robots with the same action mode: what a new robot starts from
 MOST_NAMED = 10  # instructions in an error
 _VISION_PARTS = ("vlm.vision_tower.", "vlm.multi_modal_projector.")
 
@@ -265,23 +266,38 @@ def _check_words(policy: Policy, instructions: Sequence[str]) -> None:
 def _initialise(policy: Policy, chosen: Mapping[str, str | int], embodiments: Mapping[str, Embodiment]) -> None:
     problems: list[Problem] = []
     for robot, source in chosen.items():
-        key, domains = f"initialise.{robot}", policy.network.config.num_domains
+        key = f"initialise.{robot}"
         if robot not in embodiments:
             expected = "one of " + ", ".join(embodiments)
             problems.append(Problem("", key, robot, expected, f"robot {robot!r} is not in the data"))
             continue
-        own = embodiments[robot].domain_id
-        known = {name: record.embodiment.domain_id for name, record in policy.robots.items()}
-        known = {name: row for name, row in known.items() if row != own and policy.is_trained(row)}
-        row = known.get(source) if isinstance(source, str) else source
-        if row is None or not 0 <= row < domains or row == own or not policy.is_trained(row):
-            expected = f"another robot of the checkpoint ({', '.join(known) or 'it names none'}), or a domain id"
-            message = f"{source!r} is no other domain that the checkpoint was trained for, 0…{domains - 1}"
-            problems.append(Problem("", key, source, expected, message))
-            continue
-        copy_rows(policy.network, row, own)
+        found = _starts_from(policy, source, embodiments[robot], key)
+        if isinstance(found, Problem):
+            problems.append(found)
+        else:
+            copy_rows(policy.network, found, embodiments[robot].domain_id)
     if problems:
         raise TrainingError(problems)
+
+
+def _starts_from(policy: Policy, source: str | int, embodiment: Embodiment, key: str) -> list[int] | Problem:
+    """Return the domains whose rows, or whose mean row, a robot starts from; or what is wrong with ``source``."""
+    own, domains = embodiment.domain_id, policy.network.config.num_domains
+    robots = {
+        name: record.embodiment for name, record in policy.robots.items()
+        if record.embodiment.domain_id != own and policy.is_trained(record.embodiment.domain_id)
+    }  # fmt: skip
+    if source == MEAN and MEAN not in robots:
+        mode = embodiment.action_mode
+        rows = sorted({each.domain_id for each in robots.values() if each.action_mode == mode})
+        message = f"the checkpoint knows no other robot with action mode {mode}"
+        return rows or Problem("", key, source, f"another robot of the checkpoint ({', '.join(robots)})", message)
+    row = (robots[source].domain_id if source in robots else None) if isinstance(source, str) else source
+    if row is None or not 0 <= row < domains or row == own or not policy.is_trained(row):
+        expected = f"another robot of the checkpoint ({', '.join(robots) or 'it names none'}), {MEAN}, or a domain id"
+        message = f"{source!r} is no other domain that the checkpoint was trained for, 0…{domains - 1}"
+        return Problem("", key, source, expected, message)
+    return [row]
 
 
 @torch.no_grad()
