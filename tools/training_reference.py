@@ -87,11 +87,19 @@ def _section(model: type[BaseModel], prefix: str, title: str, text: str) -> list
     inner = []
     for name, field in model.model_fields.items():
         section: Any = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel) and name != "augmentation":
+        if type(None) in get_args(section):
+            section = get_args(section)[0]
+        if _is_section(section) and section is not field.annotation:  # may be left out: a row says so
+            lines.append(_row(prefix + name, field))
+        if _is_section(section) and name != "augmentation":
             inner += _section(section, f"{prefix}{name}.", f"`{prefix}{name}`", (section.__doc__ or "").strip())
         else:
             lines.append(_row(prefix + name, field))
     return lines + inner
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _row(key: str, field: FieldInfo) -> str:
