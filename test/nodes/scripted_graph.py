@@ -119,8 +119,18 @@ def stands(message):
 
 
 def wait_rest(pair):
-    """Wait until the commands say to stand; return, for each group, when the first one came that leads there."""
-    pair.wait_for(lambda: all(stands(pair.last(group)) for group in pair.names), "commands to stand")
+    """Wait until the commands say to stand; return, for each group, when the first one came that leads there.
+
+    Nothing more is sent once the arm stands. So the last command may be one that has brought it to rest: on a busy
+    machine the next tick comes only after its end.
+    """
+
+    def has_come_to_rest(group):
+        received, message = pair.commands[group][-1]
+        times, _, speeds = points_of(message)
+        return stands(message) or (not speeds[-1].any() and pair.seconds() > received + times[-1])
+
+    pair.wait_for(lambda: all(has_come_to_rest(group) for group in pair.names), "commands to stand")
     return {group: leading_to(pair.commands[group]) for group in pair.names}
 
 
