@@ -86,20 +86,20 @@ def _section(model: type[BaseModel], prefix: str, title: str, text: str) -> list
     ]
     inner = []
     for name, field in model.model_fields.items():
-        section: Any = field.annotation
-        if type(None) in get_args(section):
-            section = get_args(section)[0]
-        if _is_section(section) and section is not field.annotation:  # may be left out: a row says so
+        section = _plain(field.annotation)
+        is_section = isinstance(section, type) and issubclass(section, BaseModel) and name != "augmentation"
+        if not is_section or section is not field.annotation:  # a section that may be left out has a row too
             lines.append(_row(prefix + name, field))
-        if _is_section(section) and name != "augmentation":
+        if is_section:
             inner += _section(section, f"{prefix}{name}.", f"`{prefix}{name}`", (section.__doc__ or "").strip())
-        else:
-            lines.append(_row(prefix + name, field))
     return lines + inner
 
 
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def _plain(annotation: Any) -> Any:
+    """Return the type of a value that may also be none; any other type as it is."""
+    parts = get_args(annotation)
+    plain = [part for part in parts if part is not type(None)]
+    return plain[0] if len(plain) == 1 < len(parts) else annotation
 
 
 def _row(key: str, field: FieldInfo) -> str:
@@ -119,10 +119,7 @@ def _type(field: FieldInfo) -> str:
     annotation: Any = field.annotation
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{json.dumps(value)}`" for value in get_args(annotation))
-    plain = (
-        [part for part in get_args(annotation) if part is not type(None)] if type(None) in get_args(annotation) else []
-    )
-    kind: Any = plain[0] if len(plain) == 1 else annotation
+    kind = _plain(annotation)
     origin = get_origin(kind) or kind
     names = {bool: "true, false", int: "integer", float: "number", str: "text", tuple: "list", dict: "mapping"}
     found = names.get(origin)

@@ -42,7 +42,7 @@ def test_a_new_domain_starts_as_a_copy_of_a_named_one(trained, tmp_path, new_arm
     assert all(torch.equal(weight[4], weight[3]) and not torch.equal(weight[4], weight[1]) for weight in rows.values())
 
 
-def test_a_new_domain_starts_as_the_mean_of_those_with_its_action_mode(trained, tmp_path, monkeypatch, new_arm):
+def test_a_new_domain_starts_as_the_mean_of_those_with_its_action_mode(trained, tmp_path, new_arm):
     settings = adapting(tmp_path, trained, initialise={"new_arm": "mean"})
     start = load_start(settings.model)
     arm = start.robots["arm"]

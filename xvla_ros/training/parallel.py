@@ -78,6 +78,12 @@ def without_sync(wrapped: nn.Module, accelerator: Accelerator, is_last: bool) ->
     return nullcontext() if is_last else accelerator.no_sync(wrapped)
 
 
+def attention_of(settings: TrainSettings, accelerator: Accelerator) -> Callable[[], AbstractContextManager[Any]]:
+    """Return what the forward pass of a step runs in: ``FloatAttention`` where that is faster, else nothing."""
+    is_half_on_cpu = settings.precision == "bfloat16" and accelerator.device.type == "cpu"
+    return FloatAttention if is_half_on_cpu else nullcontext
+
+
 class FloatAttention(TorchFunctionMode):
     """Within it attention in bfloat16 on a CPU is computed in float32.
 
@@ -123,21 +129,27 @@ def like(value: Tensor, weight: Tensor) -> Tensor:
     return value.to(weight.device)
 
 
-def recompute_activations(network: nn.Module) -> None:
-    """Keep only the input of each block, and compute the rest again in the backward pass."""
+def recompute_activations(network: nn.Module, attention: Callable[[], AbstractContextManager[Any]]) -> None:
+    """Keep only the input of each block, and compute the rest again in the backward pass.
+
+    Args:
+        network: whose blocks.
+        attention: of ``attention_of``, as the backward pass knows nothing of what was around the forward pass.
+    """
     for module in blocks(network):
-        module.forward = partial(_recomputed, module.forward)  # type: ignore[method-assign]
+        module.forward = partial(_recomputed, module.forward, attention)  # type: ignore[method-assign]
 
 
-def _recomputed(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def _recomputed(
+    forward: Callable[..., Any], attention: Callable[[], AbstractContextManager[Any]], *arguments: Any, **named: Any
+) -> Any:
     if not torch.is_grad_enabled():
         return forward(*arguments, **named)
-    return checkpoint(_with_float_attention, forward, *arguments, use_reentrant=False, **named)
 
+    def around() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), attention()
 
-def _with_float_attention(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    with FloatAttention():  # the backward pass, which calls this again, knows nothing of a mode around it
-        return forward(*arguments, **named)
+    return checkpoint(forward, *arguments, use_reentrant=False, context_fn=around, **named)
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:

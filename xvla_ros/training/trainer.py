@@ -24,7 +24,7 @@ from xvla_ros.training.data import draws
 from xvla_ros.training.data.batches import batches
 from xvla_ros.training.objective import Flow, Objective
 from xvla_ros.training.optim import LORA, Average, RowMask, WeightGroup, active_groups, rate, row_weights
-from xvla_ros.training.parallel import FloatAttention, like, recompute_activations, share_of, whole, without_sync, wrap
+from xvla_ros.training.parallel import attention_of, like, recompute_activations, share_of, whole, without_sync, wrap
 from xvla_ros.training.progress import Meter, Progress, due, measure
 from xvla_ros.training.saving import (
     STATES,
@@ -65,6 +65,7 @@ class Trainer:
         self.folder = Path(settings.output)
         self.share = share_of(settings, accelerator)
         self.network = policy.network
+        self._attention = attention_of(settings, accelerator)
         if settings.model.dropout is not None:
             set_dropout(self.network, settings.model.dropout)
         self.objective: Objective = (
@@ -75,7 +76,7 @@ class Trainer:
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name in moving)
         if settings.model.activation_checkpointing:
-            recompute_activations(self.network)
+            recompute_activations(self.network, self._attention)
         self.fingerprint, self.meaning = self._fingerprint(), self._meaning()
         self.wrapped = wrap(self.objective.module, accelerator, settings)
         self.groups = self.objective.groups()
@@ -206,7 +207,7 @@ class Trainer:
         for part in range(parts):
             batch = meter.waited(lambda: next(stream)).to(self.accelerator.device)
             draws.seed_dropout(settings.seed, self.step, part, self.share.process)
-            with without_sync(self.wrapped, self.accelerator, part == parts - 1), FloatAttention():
+            with without_sync(self.wrapped, self.accelerator, part == parts - 1), self._attention():
                 loss, terms = self.wrapped(batch)
                 self.accelerator.backward(loss / parts)
             meter.add(loss, terms, len(batch))
