@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ from xvla_ros.commands import main
 from xvla_ros.model import checkpoint
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.family import draw_arm
-from xvla_ros.robots.profile import profile_document
+from xvla_ros.robots.profile import load_robot, profile_document
 from xvla_ros.training.config import Drawn, SceneSettings, TrainingError
-from xvla_ros.training.data.drawn import DrawnSamples, SceneSamples
+from xvla_ros.training.data.drawn import DrawnSamples, Players, SceneSamples
 from xvla_ros.training.data.samples import PLACE_UNIT
 from xvla_ros.training.run import train
 
@@ -182,6 +183,13 @@ def test_the_policy_of_an_earlier_run_plays_what_it_is_then_trained_on(settings,
     capsys.readouterr()
     assert main(["train", "--no-evaluate", path, *overrides]) == 1
     assert "was not trained for so101 (domain" in capsys.readouterr().err
+
+
+def test_a_player_that_cannot_drive_a_robot_is_named_where_its_files_do_not_say_what_it_was_trained_for():
+    players = Players("shipped")
+    players.policy.training = replace(players.policy.training, trained_domains=None)
+    with pytest.raises(TrainingError, match=r"drawn\.played_by: robot 'widowx' is not in the checkpoint"):
+        players.of(load_robot("widowx"))
 
 
 def test_recordings_and_drawn_samples_are_not_mixed_and_what_is_wrong_is_named(settings, capsys):

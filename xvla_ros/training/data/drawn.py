@@ -71,11 +71,13 @@ class Players:
             TrainingError: the checkpoint was not trained for the robot.
         """
         embodiment = profile.embodiment()
-        if not self.policy.is_trained(embodiment.domain_id):
-            message = f"the checkpoint was not trained for {profile.name} (domain {embodiment.domain_id})"
+        try:
+            if not self.policy.is_trained(embodiment.domain_id):
+                raise ValueError(f"the checkpoint was not trained for {profile.name} (domain {embodiment.domain_id})")
+            self.policy.check(embodiment)
+        except ValueError as error:
             expected = "a checkpoint that can do the tasks of all scenes that grasp"
-            raise TrainingError([Problem("", "drawn.played_by", self.source, expected, message)])
-        self.policy.check(embodiment)
+            raise TrainingError([Problem("", "drawn.played_by", self.source, expected, str(error))]) from error
         encoder, decoder = StateEncoder(profile), Decoder(profile)
 
         def play(images: Mapping[str, Picture], positions: Floats, instruction: str, seed: int) -> Follow:
