@@ -22,6 +22,7 @@ from xvla_ros.robots.family import draw_arm
 from xvla_ros.robots.profile import load_robot, profile_document
 from xvla_ros.training.config import Drawn, SceneSettings, TrainingError
 from xvla_ros.training.data.drawn import DrawnSamples, Players, SceneSamples
+from xvla_ros.training.data.features import TowerRun
 from xvla_ros.training.data.samples import PLACE_UNIT
 from xvla_ros.training.run import train
 
@@ -49,6 +50,24 @@ def test_a_sample_depends_on_seed_and_number_alone(source):
     assert again.fingerprint == source.fingerprint
     assert DrawnSamples(Drawn(scenes=SCENES, goals=2, pixels=32), WAYPOINTS, 1).fingerprint != source.fingerprint
     assert not same(source.held_out[0], source.held_out[1])
+
+
+def test_samples_that_come_again_are_drawn_once(monkeypatch):
+    source = DrawnSamples(Drawn(scenes=SCENES, goals=2, repeats=3, pixels=32), WAYPOINTS, 0)
+    once = DrawnSamples(Drawn(scenes=SCENES, goals=2, pixels=32), WAYPOINTS, 0)
+    drawn, draw = [], source._drawn
+    monkeypatch.setattr(source, "_drawn", lambda number, *rest: drawn.append(number) or draw(number, *rest))
+    monkeypatch.setattr("xvla_ros.training.data.drawn.APART", 8)
+    indices = range(3 * 40)
+    samples = [source.draw(index) for index in indices]
+    assert [each.index for each in samples] == list(indices)
+    assert len(drawn) == len(set(drawn)) == (40 + 2 * 8) // 2
+    for turn in range(20):
+        wanted = replace(once.draw(turn), index=0)
+        assert all(same(wanted, replace(samples[3 * (turn + 8 * n) + n], index=0)) for n in range(3))
+    assert samples[3].images is samples[3 * 9 + 1].images
+    assert same(source.draw(60), samples[60])  # not kept any more, and the same again
+    assert len(source._latest) <= 2 * 8 // 2 + 1
 
 
 def test_samples_of_a_moment_share_all_but_words_and_way(source):
@@ -152,6 +171,18 @@ def test_a_run_on_the_towers_outputs_is_that_on_pictures_and_goes_on_where_it_st
     np.testing.assert_allclose(parts, worker, rtol=1e-6)
     policy = checkpoint.load(tmp_path / "worker" / "checkpoint")
     assert set(policy.robots) == {"so101_bimanual"}
+
+
+def test_samples_that_come_again_go_through_the_tower_once(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("xvla_ros.training.data.drawn.APART", 4)
+    monkeypatch.setattr("xvla_ros.training.objective.APART", 4)
+    seen, see = [], TowerRun._see
+    monkeypatch.setattr(TowerRun, "_see", lambda run, samples, _: seen.extend(samples) or see(run, samples, _))
+    assert train(*settings("pictures", "drawn.repeats=2")) == 0
+    assert train(*settings("kept", "drawn.repeats=2", "features=true", "validation.every=9")) == 0
+    np.testing.assert_allclose(losses(tmp_path / "kept"), losses(tmp_path / "pictures"), rtol=2e-4)
+    layouts = (4 * 4 // 2 + 4) // 2  # of two samples, and the four held-out ones
+    assert len(seen) == len({sample.source for sample in seen}) == layouts + 4
 
 
 def test_robots_and_arms_of_the_family_are_trained_together(settings, tmp_path):

@@ -146,6 +146,9 @@ class SceneSettings(DataSection):
 Scenes = Annotated[tuple[SceneSettings, ...], Field(strict=False)]
 
 
+APART = 512  # new samples until one comes again: whole steps, and so many that each loading process gets its own
+
+
 class Drawn(DataSection):
     """Samples without end from the simulator: no layout comes twice. Not together with data sets."""
 
@@ -165,6 +168,13 @@ class Drawn(DataSection):
     )
     goals: int = Field(
         2, ge=1, le=16, description="Samples from every layout: several instructions for one image, or several images."
+    )
+    repeats: int = Field(
+        1,
+        ge=1,
+        le=8,
+        description="How often every sample comes, with new noise: more than once where drawing takes longer than "
+        f"training. The next time is {APART} new samples later.",
     )
     played_by: str = Field(
         "",

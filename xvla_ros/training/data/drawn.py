@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +24,7 @@ from xvla_ros.recordings.bag_paths import tool_actions
 from xvla_ros.robots.actions import Decoder, StateEncoder
 from xvla_ros.robots.profile import Profile, load_robot
 from xvla_ros.simulation.tasks.moments import Follow, Moment, Moments, Picture, Player
-from xvla_ros.training.config import Drawn, SceneSettings, TrainingError
+from xvla_ros.training.config import APART, Drawn, SceneSettings, TrainingError
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.draws import Shares
 from xvla_ros.training.data.labels import Labeller
@@ -210,14 +211,25 @@ class DrawnSamples:
         self.instructions: Sequence[str] = sorted({s for each in self._scenes for s in each.moments.instructions})
         self.train: Sequence[Sample] = Numbered(self.draw, MEASURED)
         self.held_out: Sequence[Sample] = Numbered(self._kept_apart, HELD_OUT_MOMENTS)
-        self._last: tuple[int, list[Sample]] | None = None
+        self._latest: dict[int, list[Sample]] = {}
 
     def draw(self, index: int) -> Sample:
-        """Return the ``index``-th sample of the endless sequence; it depends on the seed and the index alone."""
-        number, place = divmod(index, self._settings.goals)
-        if self._last is None or self._last[0] != number:
-            self._last = number, self._drawn(number, self._settings.goals, number * self._settings.goals)
-        return self._last[1][place]
+        """Return the ``index``-th sample of the endless sequence; it depends on the seed and the index alone.
+
+        With ``repeats`` of R, every R-th is a new one. Between them come those of ``APART`` new ones ago, and so on.
+        """
+        turn, before = divmod(index, self._settings.repeats)
+        number, place = divmod(turn - before * APART, self._settings.goals)
+        if number not in self._latest:
+            self._forget(turn)
+            self._latest[number] = self._drawn(number, self._settings.goals, number * self._settings.goals)
+        return replace(self._latest[number][place], index=index)
+
+    def _forget(self, turn: int) -> None:
+        """Keep only what comes again after the new sample with this number."""
+        first, last = turn - (self._settings.repeats - 1) * APART, turn
+        kept = range(first // self._settings.goals, last // self._settings.goals + 1)
+        self._latest = {number: samples for number, samples in self._latest.items() if number in kept}
 
     def statistics(self, robot: str, state_mode: str, action_mode: str) -> Statistics:
         """Return how a robot's state and actions are normalised; see ``samples.Samples.statistics``."""
@@ -267,7 +279,7 @@ class DrawnSamples:
         return scene.draw(rng, asked, self._waypoints, index, f"sample {number} of {scene.settings.task}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_last": None}
+        return {**vars(self), "_latest": {}}
 
 
 def _check_alike(scenes: Sequence[SceneSamples], profiles: Mapping[str, Profile]) -> None:

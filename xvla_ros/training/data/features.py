@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,32 +74,45 @@ class Features:
 
 
 class TowerRun:
-    """Outputs of the vision tower for samples that come once, computed where batches are prepared.
+    """Outputs of the vision tower for samples as they come, computed where batches are prepared.
 
     Samples that share their pictures, as those of one moment do, share the tower's work.
 
     Args:
         network: whose tower is frozen; it stays on the CPU here.
         dtype: of the computation.
+        keep: of how many moments the output is kept, for samples that come again.
     """
 
-    def __init__(self, network: XvlaNetwork, dtype: torch.dtype) -> None:
-        self._vlm, self._dtype = network.vlm, dtype
+    def __init__(self, network: XvlaNetwork, dtype: torch.dtype, keep: int = 0) -> None:
+        self._vlm, self._dtype, self._keep = network.vlm, dtype, keep
+        # by the pictures' id, with the pictures, so that no others get this id
+        self._known: dict[int, tuple[Mapping[str, NDArray[np.uint8]], Tensor, Tensor]] = {}
 
-    @torch.no_grad()
     def batch(self, samples: Sequence[Sample], processor: Processor) -> Kept:
         """Prepare samples."""
-        places: dict[int, int] = {}
-        for sample in samples:
-            places.setdefault(id(sample.images), len(places))
-        firsts = {id(sample.images): sample for sample in reversed(samples)}
-        seen = processor.batch([firsts[each].observation() for each in places])
+        new = {id(each.images): each for each in reversed(samples) if id(each.images) not in self._known}
+        self._see(list(new.values()), processor)
+        found = [self._known[id(sample.images)] for sample in samples]
+        for oldest in list(self._known)[: max(len(self._known) - self._keep, 0)]:
+            del self._known[oldest]
+        mask = torch.stack([each for _, each, _ in found])
+        return Kept(_without_pictures(samples, mask, processor), torch.cat([grid for _, _, grid in found]))
+
+    @torch.no_grad()
+    def _see(self, samples: Sequence[Sample], processor: Processor) -> None:
+        if not samples:
+            return
+        seen = processor.batch([sample.observation() for sample in samples])
         with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             grids = self._vlm.vision_grid(seen.images[seen.image_mask]).float()
         parts = grids.split(seen.image_mask.sum(dim=1).tolist())
-        chosen = [places[id(sample.images)] for sample in samples]
-        mask = seen.image_mask[chosen]
-        return Kept(_without_pictures(samples, mask, processor), torch.cat([parts[place] for place in chosen]))
+        for sample, mask, part in zip(samples, seen.image_mask, parts, strict=True):
+            # a copy of its own: a part would keep the memory of all
+            self._known[id(sample.images)] = sample.images, mask, part.clone() if self._keep else part
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_known": {}}
 
 
 def _without_pictures(samples: Sequence[Sample], mask: Tensor, processor: Processor) -> Batch:
