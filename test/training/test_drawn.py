@@ -58,6 +58,7 @@ def test_samples_that_come_again_are_drawn_once(monkeypatch):
     drawn, draw = [], source._drawn
     monkeypatch.setattr(source, "_drawn", lambda number, *rest: drawn.append(number) or draw(number, *rest))
     monkeypatch.setattr("xvla_ros.training.data.drawn.APART", 8)
+    monkeypatch.setattr("xvla_ros.training.config.APART", 8)
     indices = range(3 * 40)
     samples = [source.draw(index) for index in indices]
     assert [each.index for each in samples] == list(indices)
@@ -175,7 +176,7 @@ def test_a_run_on_the_towers_outputs_is_that_on_pictures_and_goes_on_where_it_st
 
 def test_samples_that_come_again_go_through_the_tower_once(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("xvla_ros.training.data.drawn.APART", 4)
-    monkeypatch.setattr("xvla_ros.training.objective.APART", 4)
+    monkeypatch.setattr("xvla_ros.training.config.APART", 4)
     seen, see = [], TowerRun._see
     monkeypatch.setattr(TowerRun, "_see", lambda run, samples, _: seen.extend(samples) or see(run, samples, _))
     assert train(*settings("pictures", "drawn.repeats=2")) == 0

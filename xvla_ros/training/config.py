@@ -190,6 +190,11 @@ class Drawn(DataSection):
     )
 
     @property
+    def kept(self) -> int:
+        """How many new samples ago the oldest one was drawn that still comes again."""
+        return (self.repeats - 1) * APART
+
+    @property
     def all_scenes(self) -> tuple[SceneSettings, ...]:
         """The scenes, and after them those of the family."""
         weight = self.family_weight / max(self.family, 1)

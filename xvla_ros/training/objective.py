@@ -24,7 +24,7 @@ from xvla_ros.model.inputs.words import words_of
 from xvla_ros.model.network.flow import flow_loss, training_times
 from xvla_ros.model.network.xvla import XvlaNetwork
 from xvla_ros.model.policy import Policy
-from xvla_ros.training.config import APART, TrainingError, TrainSettings
+from xvla_ros.training.config import TrainingError, TrainSettings
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.batches import Preparation, SampleSource, Share, TrainingBatch
 from xvla_ros.training.data.features import Features, TowerRun, compute, features_name
@@ -131,9 +131,8 @@ class Flow:
             return self.preparation
         held_out = self._preparation()
         if self.settings.drawn is not None:
-            half, again = self.settings.precision == "bfloat16", self.settings.drawn.repeats - 1
-            dtype = torch.bfloat16 if half else torch.float32
-            self.preparation.features = TowerRun(self.network, dtype, keep=again * APART)
+            dtype = torch.bfloat16 if self.settings.precision == "bfloat16" else torch.float32
+            self.preparation.features = TowerRun(self.network, dtype, keep=self.settings.drawn.kept)
             held_out.features = self.preparation.features
             return held_out
         with self.accelerator.main_process_first():

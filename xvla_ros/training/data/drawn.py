@@ -227,8 +227,8 @@ class DrawnSamples:
 
     def _forget(self, turn: int) -> None:
         """Keep only what comes again after the new sample with this number."""
-        first, last = turn - (self._settings.repeats - 1) * APART, turn
-        kept = range(first // self._settings.goals, last // self._settings.goals + 1)
+        goals = self._settings.goals
+        kept = range((turn - self._settings.kept) // goals, turn // goals + 1)
         self._latest = {number: samples for number, samples in self._latest.items() if number in kept}
 
     def statistics(self, robot: str, state_mode: str, action_mode: str) -> Statistics:
