@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,18 +27,18 @@ class BenchError(XvlaError, ValueError):
     """What was asked for cannot be measured; the message says why."""
 
 
-class Measurement(Command):
+class Measurement(Command, ABC):
     """A command that measures; its field ``json`` names the file of the figures, empty for none."""
 
     json: str
 
+    @abstractmethod
     def measure(self) -> dict[str, Any]:
         """Return what goes into the JSON."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show(self, document: dict[str, Any]) -> None:
         """Print it."""
-        raise NotImplementedError
 
     def run(self) -> int:
         """Measure, print the table, write the JSON."""

@@ -12,6 +12,7 @@ P state width, H hidden.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import torch
@@ -156,7 +157,7 @@ class _Tokens(nn.Module):
         return out
 
 
-class _OverGrid(nn.Module):
+class _OverGrid(nn.Module, ABC):
     """Half a block of DaViT: a depthwise convolution, then work on the tokens, each with its residual.
 
     Args:
@@ -176,9 +177,9 @@ class _OverGrid(nn.Module):
         grid: Tensor = tokens.view(-1, self.height, self.width, channels).permute(0, 3, 1, 2)
         return grid
 
+    @abstractmethod
     def work(self, x: Tensor) -> Tensor:
         """Map the tokens of all pictures, [N·h·w, c] → [N·h·w, c]."""
-        raise NotImplementedError
 
 
 def _with_residual(conv: nn.Conv2d) -> nn.Conv2d:
