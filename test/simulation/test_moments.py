@@ -79,13 +79,17 @@ def test_of_a_task_that_grasps_the_cube_is_on_the_table_in_the_hand_or_in_the_bo
     """And the plan from there grasps it, lets it go over the bowl, or goes home."""
     world, hands = grasping.world, hands_of(grasping.world)
     home = np.array([world.scene.home[joint] for joint in grasping.profile.joints.policy_order])
-    found = {"table": 0, "hand": 0, "bowl": 0}
-    for seed in range(30):
+    found, grips = {"table": 0, "hand": 0, "bowl": 0}, []
+    for seed in range(40):
         (moment,) = grasping.draw(np.random.default_rng(seed), 1, pictures=False)
         (asked,) = moment.asked
         cube = world.data.body(f"{asked.instruction.split()[2]}_cube").xpos
-        held = [hand for hand in hands.values() if np.linalg.norm(
-            hand.point(moment.positions[hand.columns], hand.figures.held) - cube) < 0.006]  # fmt: skip
+        held = [
+            hand
+            for hand in hands.values()
+            if np.linalg.norm(hand.point(moment.positions[hand.columns], hand.figures.grasp) - cube) < 0.03
+            and asked.plan.at([0.0])[0][hand.gripper] == hand.figures.closed
+        ]
         end = asked.plan.at([asked.plan.duration + 1.0])[0]
         np.testing.assert_allclose(end, home, atol=1e-6)
         path = asked.plan.at(np.linspace(0.0, asked.plan.duration, 400))
@@ -94,8 +98,9 @@ def test_of_a_task_that_grasps_the_cube_is_on_the_table_in_the_hand_or_in_the_bo
             (hand,) = held
             gripper = path[:, hand.gripper]
             opening = int(np.argmax(gripper > hand.figures.holding + 0.05))
-            tip = hand.point(path[opening][hand.columns], hand.figures.held)
+            tip = hand.point(path[opening][hand.columns], hand.figures.grasp)
             assert np.linalg.norm(tip[:2] - world.data.body("bowl").xpos[:2]) < 0.03
+            grips.append(moment.positions[hand.gripper])
         elif np.linalg.norm(cube[:2] - world.data.body("bowl").xpos[:2]) < 0.03:
             found["bowl"] += 1
             assert cube[2] > world.data.body("bowl").xpos[2] and path[:, [5, 11]].min() > 0.1
@@ -103,6 +108,7 @@ def test_of_a_task_that_grasps_the_cube_is_on_the_table_in_the_hand_or_in_the_bo
             found["table"] += 1
             assert cube[2] < 0.02 and path[:, [5, 11]].min() < 0.0
     assert min(found.values()) >= 2, found
+    assert max(grips) > min(grips) + 0.02, "cubes are held by faces and by corners"
 
 
 def test_a_part_of_them_is_played_and_physics_brings_what_no_posture_shows(grasping, monkeypatch):

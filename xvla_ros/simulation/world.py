@@ -209,6 +209,15 @@ class World:
             self.data.joint(joint).qvel[0] = 0.0
         for prop, (x, y, yaw) in props.items():
             self._place(prop, x, y, yaw)
+        self._hold()
+
+    def go_back(self, positions: NDArray[np.float64]) -> None:
+        """Bring everything that moves to where it was, at rest: a copy of ``data.qpos`` from then."""
+        self.data.qpos[:] = positions
+        self.data.qvel[:] = 0.0
+        self._hold()
+
+    def _hold(self) -> None:
         mujoco.mj_forward(self.model, self.data)
         for name, controller in self.controllers.items():
             at = self._groups[name]

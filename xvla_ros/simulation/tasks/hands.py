@@ -51,7 +51,6 @@ class HandFigures:
         reach: least and greatest distance from the shoulder over the table for touching, and
         grasp_reach: for grasping.
         holding: gripper position with a cube between the fingers, measured in the simulator; None where it was not.
-        held: where the middle of a cube then is, in the mean.
         area: corners (x, y), (x, y) of the rectangle of the scene outside of which nothing is reached.
     """
 
@@ -78,7 +77,6 @@ class HandFigures:
     reach: tuple[float, float]
     grasp_reach: tuple[float, float]
     holding: float | None = None
-    held: Vec3 = (0.0, 0.0, 0.0)
     area: tuple[tuple[float, float], tuple[float, float]] = ((-9.0, -9.0), (9.0, 9.0))
 
 
@@ -107,7 +105,6 @@ _SO101 = HandFigures(
     reach=(0.16, 0.33),
     grasp_reach=(0.16, 0.27),
     holding=0.156,
-    held=(-0.0121, -0.0004, 0.0022),
 )
 
 

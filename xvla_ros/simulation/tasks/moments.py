@@ -124,6 +124,7 @@ KEPT = 0.7  # share of these pauses after which the error is still the same
 FUMBLE = 0.2  # share of these pauses in which the gripper goes anywhere
 NEARING = 0.6  # of a grasping task's other moments, the share in which the hand is about to grasp: the hardest part
 LAST = 1.2  # s before the fingers meet the cube from which such moments are drawn
+ASKEW = 0.25  # share of them in which it is turned by up to an eighth against the cube, as by a policy that saw it so
 MISSED = 0.1  # share of the others that go on although nothing was grasped
 ELSEWHERE = 0.2  # share of the moments on the way that come from what another instruction asks for
 LEAST, MOST = 0.005, 0.3  # rad: range from which the spread of the joints beside the way is drawn, by its logarithm
@@ -208,7 +209,7 @@ class Moments(DrawnScene):
             self._put(self._start)
             self.world.arrange(props)
             chosen = experts[:1]
-            if not (self._task.grasps and self._grasp(rng, experts[0][1])):
+            if not (self._task.grasps and self._grasp(rng, experts[0])):
                 chosen = experts[:asked]
                 if rng.random() >= BEGINNING:
                     self._set_out(rng, chosen)
@@ -247,7 +248,7 @@ class Moments(DrawnScene):
         player = self.player if pictures and self.player is not None and rng.random() < BY_POLICY else None
         begin = rng.random()
         if not (begin < HELD and expert.take_hold(self.world, rng)) and begin < HELD + ABOUT:
-            self._approach(rng, expert)
+            self._approach(rng, chosen)
         spread = _by_logarithm(rng, *BIAS)
         astray: Floats = np.zeros(len(self._start))
         made: list[Moment] = []
@@ -276,21 +277,25 @@ class Moments(DrawnScene):
             wanted = np.where(fumbled, anywhere, wanted + astray)
         self.world.drive(np.clip(wanted, lower, upper))
 
-    def _grasp(self, rng: np.random.Generator, expert: Expert) -> bool:
+    def _grasp(self, rng: np.random.Generator, chosen: tuple[Layout, Expert]) -> bool:
         """Move the arms, by chance, to after a grasp or shortly before it; return False where they stay."""
-        if rng.random() < BEYOND and expert.take_hold(self.world, rng):
+        if rng.random() < BEYOND and chosen[1].take_hold(self.world, rng):
             return True
         if rng.random() >= NEARING:
             return False
-        self._approach(rng, expert)
+        self._approach(rng, chosen)
         self._lead_astray(rng)
         return True
 
-    def _approach(self, rng: np.random.Generator, expert: Expert) -> None:
-        """Move the arms to where the hand is about to grasp."""
+    def _approach(self, rng: np.random.Generator, chosen: tuple[Layout, Expert]) -> None:
+        """Move the arms to where the hand is about to grasp, at times turned against the cube."""
+        layout, expert = chosen
         plan = expert.plan(self.world)
         until = expert.empty_until(plan)
-        self._put(plan.at([until - rng.random() * min(LAST, until)])[0])
+        there = plan.at([until - rng.random() * min(LAST, until)])[0]
+        if rng.random() < ASKEW:
+            there[self._hands[layout.hand].columns[-1]] += rng.uniform(-np.pi, np.pi) / 4
+        self._put(np.clip(there, self._limits.lower, self._limits.upper))
 
     def _set_out(self, rng: np.random.Generator, experts: list[tuple[Layout, Expert]]) -> None:
         """Move the arms to somewhere on their way, and beside it."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from xvla_ros.simulation.parts import CUBES
 from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg
 from xvla_ros.simulation.tasks.task import Cell, Expert, Goal, Layout, Task, spoken, within
-from xvla_ros.simulation.world import World
+from xvla_ros.simulation.world import CONTROL_PERIOD, World
 from xvla_ros.types import Floats
 
 HEIGHTS = (0.0, 0.022, 0.044, 0.066)  # m over a lying cube at which postures are sought, for a straight way
@@ -21,7 +22,7 @@ SAFE = 0.035  # m over it from which the open fingers clear the cube
 FUNNEL = 0.003, 0.1  # m beside the cube, and m more for each m above it, from where the way leads straight down
 NEARBY = 0.04  # m beside the cube within which the execution is steady
 STEADY = 0.25  # share of the usual noise
-BETWEEN = 0.009  # m by which a cube may be off the fingers' middle, along and across the hand, and still be grasped
+BETWEEN = 0.009, 0.014  # m by which a cube may be off the fingers' middle, along and across the hand, to be grasped
 HELD = 0.012  # m over the table that only a held cube can be
 WIDE = 0.8  # share of the opening that is wide enough to go down with
 SLOW = 0.7  # of the usual speed, for going down beside a cube
@@ -49,11 +50,10 @@ class Grasper:
         """Joint positions [K] of the hand over the cube."""
         return self._line[-1]
 
-    @property
-    def grasped(self) -> Floats:
-        """Positions [J] with the fingers closed on the cube where it lies, everything else at home."""
+    def about(self, height: float) -> Floats:
+        """Return positions [J] with the open fingers ``height`` m over a grasp, everything else at home."""
         self._look()
-        return self._posture(0.0, self.closed)
+        return self._posture(height, self._hand.figures.opened)
 
     def way(self, legs: Sequence[Leg]) -> ExpertPlan:
         """Return a plan from where the joints are; a gripper that holds the cube goes on squeezing it."""
@@ -66,7 +66,7 @@ class Grasper:
     def holds(self) -> bool:
         """Whether both fingers touch the cube, or it is between them in the air, where they lose touch for moments."""
         return self._cell.contacts.holds(self._name, self._prop) or (
-            self._is_lifted() and self._is_between(self._cell.positions, 2 * BETWEEN)
+            self._is_lifted() and self._is_between(self._cell.positions, wider=2.0)
         )
 
     def to_grasp(self) -> list[Leg]:
@@ -122,7 +122,7 @@ class Grasper:
         apart = float(np.linalg.norm(beside[:2]))
         return bool(open_enough and turned and beside[2] > -0.01 and apart < near + wider * max(beside[2], 0.0))
 
-    def _is_between(self, now: Floats, room: float = BETWEEN) -> bool:
+    def _is_between(self, now: Floats, wider: float = 1.0) -> bool:
         """Say whether the cube is where the fingers close, seen from the hand."""
         figures = self._hand.figures
         place, turn = self._hand.pose(now[self._hand.columns])
@@ -132,7 +132,10 @@ class Grasper:
         around, grasp = np.array(figures.around), np.array(figures.grasp)
         low, high = sorted((float(around @ jaw), float(grasp @ jaw)))
         off = seen - around
-        return bool(abs(off @ approach) < room and abs(off @ across) < room and low - room < seen @ jaw < high + room)
+        along, beside = wider * np.array(BETWEEN)
+        return bool(
+            abs(off @ approach) < along and abs(off @ across) < beside and low - along < seen @ jaw < high + along
+        )
 
 
 CARRIED = np.array([0.0, 0.0, 0.06])  # m over the bowl's foot at which a cube's middle is let go above the bowl
@@ -144,8 +147,12 @@ IN_BOWL = 0.045, 0.045  # m beside the bowl's middle and m over the table within
 LIFTED = 0.05  # m over the table that another cube must not be
 ASTRAY = 0.05  # m by which another cube may be pushed about
 BOWL_FLOOR = 0.006  # m over the table
-OPENING = 0.05  # of the gripper beyond the position that holds a cube, at which the cube falls
+OPENING = 0.11  # share of the way from holding a cube to wide open at which it falls
 SWAY = 0.003, 0.1  # rad: range of the spread of the joints beside the way in a drawn moment
+ASIDE = 0.018  # m by which a cube that is held may be off the fingers' middle, across the hand
+RAISED = 0.006  # m over the usual grasp: spread of the height at which the fingers close
+TWIST = 0.2  # rad: spread of the turn of a cube against the fingers that close on it
+ASKEW = 0.3  # share of the grasps that meet a cube at any turn
 UNDECIDED = 0.04  # m: a cube this near to both arms is not asked for
 
 
@@ -191,6 +198,26 @@ class PickPlace(Task):
         return is_in(cell.place(prop), bowl) and prop not in held and cell.rests(prop), wrong
 
 
+@dataclass(frozen=True, eq=False)
+class _Hold:
+    """How a hand holds a cube.
+
+    Attributes:
+        positions: [J], with the fingers closed on it where it lay.
+        place, turn: [3] m and [3, 3] of the cube in the frame of the tool.
+    """
+
+    positions: Floats
+    place: Floats
+    turn: Floats
+
+
+def _turned(yaw: float) -> Floats:
+    """Return the rotation [3, 3] about z."""
+    cosine, sine = np.cos(yaw), np.sin(yaw)
+    return np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]], np.float64)
+
+
 class PickPlaceExpert(Expert):
     """Grasps, lifts, carries over the bowl, lets go, and goes home."""
 
@@ -232,32 +259,66 @@ class PickPlaceExpert(Expert):
 
     def take_hold(self, world: World, rng: np.random.Generator) -> bool:
         """See ``Expert.take_hold``: the cube is in the hand on its way, or in the bowl and the hand on its way home."""
-        holding = self._hand.figures.holding
-        if holding is None:
+        before = world.data.qpos.copy()
+        hold = self._hold(world, rng)
+        world.go_back(before)
+        if hold is None:
             return False
-        self._put(world, self._grasper.grasped, holding)
-        plan = self.plan(world)
-        let_go = next(i for i, leg in enumerate(plan.legs) if leg.posture[self._hand.gripper] > holding)
+        self._put(world, hold.positions, hold)
+        if not self._grasper.holds:
+            world.go_back(before)
+            return False
+        plan, gripper = self.plan(world), self._hand.gripper
+        held, opened = hold.positions[gripper], self._hand.figures.opened
+        let_go = next(i for i, leg in enumerate(plan.legs) if leg.posture[gripper] == opened)
         time = rng.random() * plan.duration
         positions = plan.at([time])[0]
-        if time > plan.ends[let_go - 1] and positions[self._hand.gripper] > holding + OPENING:
+        if time > plan.ends[let_go - 1] and (positions[gripper] - held) / (opened - held) > OPENING:
             world.arrange({}, self._named(positions))
             beside = np.array([*rng.uniform(-IN_BOWL[0] / 3, IN_BOWL[0] / 3, 2), BOWL_FLOOR])
-            turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-            world.put(self._prop, self._cell.place("bowl") + beside + [0.0, 0.0, self._cell.half(self._prop)], turn)
+            half = np.array([0.0, 0.0, self._cell.half(self._prop)])
+            world.put(self._prop, self._cell.place("bowl") + beside + half, _turned(np.pi / 2))
         else:
             beside = np.exp(rng.uniform(np.log(SWAY[0]), np.log(SWAY[1]))) * rng.normal(size=len(self._hand.columns))
             positions[self._hand.columns] += beside * min(1.0, time / plan.ends[0])
-            self._put(world, positions, holding)
+            self._put(world, positions, hold)
         return True
 
-    def _put(self, world: World, positions: Floats, holding: float) -> None:
+    def _hold(self, world: World, rng: np.random.Generator) -> _Hold | None:
+        """Let physics close the fingers on the cube and lift it; None where it slips out of them.
+
+        A policy comes down beside the middle and turned. Then the cube is held by its edge, or by its corners with the
+        fingers far apart. Who has only seen cubes that an expert holds takes such a cube for lost, and lets it go.
+        """
+        cell, hand = self._cell, self._hand
+        opened = self._grasper.about(RAISED * abs(rng.normal()))
+        world.arrange({}, self._named(opened))
+        across = hand.pose(opened[hand.columns])[1] @ np.cross(hand.figures.approach, hand.figures.jaw)
+        beside = rng.uniform(-ASIDE, ASIDE) * across * (1.0, 1.0, 0.0)
+        turned = rng.uniform(-np.pi, np.pi) / 4 if rng.random() < ASKEW else TWIST * rng.normal()
+        world.put(self._prop, cell.place(self._prop) + beside, _turned(cell.yaw(self._prop) + turned))
+        closed = opened.copy()
+        closed[hand.gripper] = self._grasper.closed
+        self._drive(world, opened, Leg(closed, stop=True))
+        grasped = cell.positions
+        self._drive(world, closed, self._grasper.lifted())
+        if not (self._grasper.holds and cell.place(self._prop)[2] > cell.half(self._prop) + HELD):
+            return None
+        place, turn = hand.pose(cell.positions[hand.columns])
+        cube = world.data.body(self._prop)
+        return _Hold(grasped, turn.T @ (cube.xpos - place), turn.T @ cube.xmat.reshape(3, 3))
+
+    def _drive(self, world: World, start: Floats, leg: Leg) -> None:
+        plan = self._cell.way(start, [leg])
+        world.drive(plan.at(np.arange(0.0, plan.duration, CONTROL_PERIOD)))
+
+    def _put(self, world: World, positions: Floats, hold: _Hold) -> None:
         """Place the hand with the cube in it."""
         positions = positions.copy()
-        positions[self._hand.gripper] = holding
+        positions[self._hand.gripper] = hold.positions[self._hand.gripper]
         world.arrange({}, self._named(positions))
-        joints = positions[self._hand.columns]
-        world.put(self._prop, self._hand.point(joints, self._hand.figures.held), self._hand.pose(joints)[1])
+        place, turn = self._hand.pose(positions[self._hand.columns])
+        world.put(self._prop, place + turn @ hold.place, turn @ hold.turn)
 
     def _named(self, positions: Floats) -> dict[str, float]:
         return dict(zip(self._cell.order, positions.tolist(), strict=True))

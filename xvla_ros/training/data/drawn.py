@@ -43,7 +43,7 @@ MEASURED = 2000  # samples of each robot that its normalisation is taken from
 HELD_OUT = 2**40  # where the numbers of held-out moments begin
 HELD_OUT_MOMENTS = 512
 PLAYER_STEPS = 2  # of denoising: what more of them correct is less than what is drawn here
-FORMAT = 3  # of what is drawn: raised whenever the same seed begins to give other samples
+FORMAT = 4  # of what is drawn: raised whenever the same seed begins to give other samples
 
 
 class Players:
