@@ -25,6 +25,8 @@ STEADY = 0.25  # share of the usual noise
 BETWEEN = 0.009, 0.014  # m by which a cube may be off the fingers' middle, along and across the hand, to be grasped
 HELD = 0.012  # m over the table that only a held cube can be
 WIDE = 0.8  # share of the opening that is wide enough to go down with
+EMPTY = 0.12  # share of the opening below which nothing is between the fingers
+DOWN = 0.012  # m over the grasp below which the hand has come down
 SLOW = 0.7  # of the usual speed, for going down beside a cube
 
 
@@ -70,23 +72,40 @@ class Grasper:
         )
 
     def to_grasp(self) -> list[Leg]:
-        """Return the way from wherever the hand is until the fingers are closed on the cube."""
+        """Return the way from wherever the hand is until the fingers are closed on the cube.
+
+        Fingers that have begun to close beside the cube go on, wherever it is, and open again only over it, after
+        they have met nothing. A policy that saw reasons to close and reasons to open would stand there with its fingers
+        half closed, as a gripper's output is the mean of what it thinks possible.
+        """
         self._look()
         figures = self._hand.figures
         now = self._cell.positions
-        if self._is_between(now):
-            now[self._hand.gripper] = self.closed
-            return [Leg(now, stop=True, noise=0.0)]
         beside = self._hand.point(now[self._hand.columns], figures.around) - self._cell.place(self._prop)
+        apart, opening = float(np.linalg.norm(beside[:2])), self._opening(now)
+        is_down = apart < NEARBY and beside[2] < DOWN
         down = [
             Leg(self._posture(0.0, figures.opened), stop=True, speed=SLOW, noise=STEADY),
             Leg(self._posture(0.0, self.closed), stop=True, noise=0.0),
         ]
+        if is_down and opening < EMPTY:
+            up = now.copy()
+            up[self._hand.columns] = self._posture(SAFE, self.closed)[self._hand.columns]
+            up[self._hand.gripper] = self.closed
+            return [Leg(up, noise=STEADY), Leg(self._posture(HOVER, figures.opened), noise=STEADY), *down]
+        if self._is_between(now) or (is_down and opening < WIDE):
+            now[self._hand.gripper] = self.closed
+            return [Leg(now, stop=True, noise=0.0)]
         if self._is_above(now, beside):
             return down
         height = float(np.clip(beside[2], SAFE, HOVER))
-        low = float(np.linalg.norm(beside[:2])) < NEARBY and beside[2] < HOVER
+        low = apart < NEARBY and beside[2] < HOVER
         return [Leg(self._posture(height, figures.opened), noise=STEADY if low else 1.0), *down]
+
+    def _opening(self, now: Floats) -> float:
+        """Return how wide the fingers are: 0 closed with nothing between them, 1 open."""
+        figures = self._hand.figures
+        return float((now[self._hand.gripper] - figures.closed) / (figures.opened - figures.closed))
 
     def _posture(self, height: float, gripper: float) -> Floats:
         """Return positions [J] with the hand ``height`` m straight over the grasp."""
@@ -115,9 +134,8 @@ class Grasper:
 
     def _is_above(self, now: Floats, beside: Floats) -> bool:
         """Say whether the open hand may go straight down when it is off the cube's middle by ``beside``."""
-        figures = self._hand.figures
         near, wider = FUNNEL
-        open_enough = abs(now[self._hand.gripper] - figures.closed) > WIDE * abs(figures.opened - figures.closed)
+        open_enough = self._opening(now) > WIDE
         turned = np.abs(now[self._hand.columns] - self._line[0])[-1] < 0.25
         apart = float(np.linalg.norm(beside[:2]))
         return bool(open_enough and turned and beside[2] > -0.01 and apart < near + wider * max(beside[2], 0.0))
