@@ -10,6 +10,7 @@ from xvla_ros.robots import load_profile
 from xvla_ros.simulation.demonstrations import Demonstrator, DemoSettings
 from xvla_ros.simulation.parts import CUBES
 from xvla_ros.simulation.tasks import load_task
+from xvla_ros.simulation.tasks.hands import hands_of
 from xvla_ros.simulation.world import World
 
 pytest.importorskip("pinocchio")
@@ -88,3 +89,33 @@ def test_the_named_cube_over_the_bowl_in_the_air_is_not_yet_a_success(episode):
     world.data.qpos[place : place + 3] = world.data.body("bowl").xpos + np.array([0.0, 0.0, 0.10])
     world.step()
     assert not task.outcome(world).done
+
+
+def beside_the_cube(episode, opening):
+    """The hand and the expert's plan where the hand has come down beside the cube, its fingers open by this share."""
+    world, task, layout, _ = begin(episode)
+    expert, hand = task.expert(world, layout), hands_of(world)[layout.hand]
+    (down,) = [leg for leg in expert.plan(world).legs if leg.speed < 1.0 and leg.noise > 0.0]
+    figures, at = hand.figures, down.posture.copy()
+    at[hand.gripper] = figures.closed + opening * (figures.opened - figures.closed)
+    aside = 0.03 * hand.pose(at[hand.columns])[1] @ np.cross(figures.approach, figures.jaw)
+    x, y, yaw = layout.props[layout.goal.prop]
+    joints = dict(zip(world.profile.joints.policy_order, at.tolist(), strict=True))
+    world.arrange({layout.goal.prop: (x + aside[0], y + aside[1], yaw)}, joints)
+    return hand, expert.plan(world)
+
+
+def test_fingers_that_are_half_closed_beside_the_cube_go_on_closing_where_they_are(episode):
+    hand, plan = beside_the_cube(episode, 0.5)
+    now, soon = plan.at([0.0, 0.1])
+    assert soon[hand.gripper] < now[hand.gripper] - 0.1
+    np.testing.assert_array_equal(soon[hand.columns], now[hand.columns])
+
+
+@pytest.mark.parametrize("opening", [0.0, 1.0])
+def test_fingers_that_are_open_or_closed_on_nothing_go_up_first_and_change_there(episode, opening):
+    hand, plan = beside_the_cube(episode, opening)
+    path = plan.at(np.linspace(0.0, plan.duration, 400))
+    changed = int(np.argmax(np.abs(path[:, hand.gripper] - path[0, hand.gripper]) > 0.01))
+    heights = [hand.point(row[hand.columns], hand.figures.tip)[2] for row in path[: changed + 1]]
+    assert max(heights) > heights[0] + 0.02
