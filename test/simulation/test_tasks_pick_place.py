@@ -83,6 +83,13 @@ def test_another_cube_pushed_far_away_is_wrong_and_pushed_a_little_is_not(episod
     assert task.outcome(world).wrong
 
 
+def test_another_cube_lifted_is_wrong_and_a_report_can_say_so(episode):
+    world, task, layout, other = begin(episode)
+    x, y, _ = layout.props[other]
+    world.put(other, np.array([x, y, 0.08]), np.eye(3))
+    assert task.outcome(world).wrong is True
+
+
 def test_the_named_cube_over_the_bowl_in_the_air_is_not_yet_a_success(episode):
     world, task, layout, _ = begin(episode)
     place = world.model.jnt_qposadr[world.model.body(layout.goal.prop).jntadr[0]]
