@@ -567,6 +567,26 @@ def test_a_gripper_may_open_at_once(profile, clock):
     assert bench.reason == (RUNNING, "")
 
 
+def test_what_a_gripper_holds_does_not_count_once_the_arm_has_caught_up(profile, clock):
+    """The arm was late for a moment; the gripper that squeezes something stays where it is."""
+    bench = Bench(profile, clock)
+    bench.controller = RobotController(profile, clock, grippers=(1,))
+    bench.controller.start()
+    bench.tick()
+    assert bench.chunk(target=(0.5, 0.9), waypoints=40)
+
+    def through(seconds, behind):
+        for _ in range(round(seconds / PERIOD)):
+            clock.advance(PERIOD)
+            bench.tick(np.array([bench.followed()[0] - behind, HOME[1]]))
+
+    through(0.3, 0.0)
+    through(0.1, 0.6)
+    assert not bench.controller.is_followed
+    through(1.0, 0.0)
+    assert bench.reason == (RUNNING, "") and bench.controller.is_followed
+
+
 def test_an_arm_found_away_from_where_it_was_left_starts_from_there(running):
     running.run(0.6, fault=STALE)
     pushed = running.controller.last_window.positions[-1] + [0.0, 0.25]

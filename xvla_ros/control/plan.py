@@ -249,8 +249,13 @@ class Following:
         return found
 
     def note(self, first: Floats, measured: MeasuredJoints, now: int) -> None:
-        """Note whether the arm has followed by ROS time ``now`` in ns, so that it can reach the ``first`` point [J]."""
-        behind = self.excess(first, measured, now, LAG).any()
+        """Note whether the arm has followed by ROS time ``now`` in ns, so that it can reach the ``first`` point [J].
+
+        Grippers do not count: one that holds something would keep an arm behind that has long caught up.
+        """
+        beyond = self.excess(first, measured, now, LAG)
+        beyond[self._grippers] = 0.0
+        behind = beyond.any()
         if behind:
             self._behind_until = now
         if self._behind_since is None:
