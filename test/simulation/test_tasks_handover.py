@@ -75,6 +75,14 @@ def test_a_cube_that_is_held_by_its_giver_or_by_both_is_not_yet_handed_over():
     assert task.outcome(world).success
 
 
+def test_a_cube_that_is_held_but_lies_on_the_table_is_no_success_and_a_report_can_say_so(monkeypatch):
+    world = World(load_profile(ROBOT)[ROBOT])
+    task = load_task(world.profile, "handover")
+    task.reset(world, np.random.default_rng(1))
+    monkeypatch.setattr(task._cell_of(world).contacts, "holds", lambda hand, prop: True)
+    assert task.outcome(world).success is False
+
+
 def test_lifting_another_cube_is_wrong():
     world = World(load_profile(ROBOT)[ROBOT])
     task = load_task(world.profile, "handover")

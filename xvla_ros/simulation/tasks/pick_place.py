@@ -211,8 +211,7 @@ class PickPlace(Task):
             if prop in ("bowl", layout.goal.prop):
                 continue
             place = cell.place(prop)
-            astray = float(np.linalg.norm(place[:2] - (x, y)))
-            wrong |= astray > ASTRAY or float(place[2]) > LIFTED or is_in(place, bowl)
+            wrong |= bool(np.linalg.norm(place[:2] - (x, y)) > ASTRAY) or place[2] > LIFTED or is_in(place, bowl)
         prop = layout.goal.prop
         return is_in(cell.place(prop), bowl) and prop not in held and cell.rests(prop), wrong
 

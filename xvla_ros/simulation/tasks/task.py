@@ -203,7 +203,7 @@ class Expert(ABC):
         return plan.duration
 
     def take_hold(self, world: World, rng: np.random.Generator) -> bool:
-        """Bring ``world``, without physics, to a moment after the grasp; return False where nothing is grasped."""
+        """Bring ``world`` to a moment after the grasp; return False, with all as it was, where nothing is grasped."""
         return False
 
 
@@ -371,8 +371,9 @@ class Task(ABC):
         if self._layout is None or self._cell is None or self._cell.world is not world:
             raise RuntimeError(f"task {self.name!r} must be reset before it is judged; call reset with this world")
         if not (self._success or self._wrong):
-            self._success, self._wrong = self._judge(self._cell, self._layout)
-            self._success = self._success and not self._wrong
+            success, wrong = self._judge(self._cell, self._layout)
+            # NumPy's bool, which comparisons give a judge, is none that a report can hold
+            self._success, self._wrong = bool(success and not wrong), bool(wrong)
         return Outcome(self._success, self._wrong)
 
     def _cell_of(self, world: World) -> Cell:
