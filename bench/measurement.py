@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +27,7 @@ class BenchError(XvlaError, ValueError):
     """What was asked for cannot be measured; the message says why."""
 
 
-class Measurement(Command, ABC):
+class Measurement(Command):
     """A command that measures; its field ``json`` names the file of the figures, empty for none."""
 
     json: str

@@ -17,6 +17,7 @@ import argparse
 import re
 import tempfile
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import partial
@@ -62,12 +63,12 @@ class Option:
     denied: tuple[str, str] | None = None
 
 
-class Command:
+class Command(ABC):
     """A command: a dataclass whose fields are its options and whose docstring is its help text."""
 
+    @abstractmethod
     def run(self) -> int:
         """Run the command; return the exit code. The caller prints an ``XvlaError`` or ``OSError``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
