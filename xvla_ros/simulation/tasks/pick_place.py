@@ -96,7 +96,7 @@ class Grasper:
         if self._is_between(now) or (is_down and opening < WIDE):
             now[self._hand.gripper] = self.closed
             return [Leg(now, stop=True, noise=0.0)]
-        if self._is_above(now, beside):
+        if self._is_above(now, apart, float(beside[2])):
             return down
         height = float(np.clip(beside[2], SAFE, HOVER))
         low = apart < NEARBY and beside[2] < HOVER
@@ -132,13 +132,12 @@ class Grasper:
     def _is_lifted(self) -> bool:
         return bool(self._cell.place(self._prop)[2] > self._cell.half(self._prop) + HELD)
 
-    def _is_above(self, now: Floats, beside: Floats) -> bool:
-        """Say whether the open hand may go straight down when it is off the cube's middle by ``beside``."""
+    def _is_above(self, now: Floats, apart: float, above: float) -> bool:
+        """Say whether the open hand may go straight down from ``apart`` m beside and ``above`` m over the grasp."""
         near, wider = FUNNEL
         open_enough = self._opening(now) > WIDE
         turned = np.abs(now[self._hand.columns] - self._line[0])[-1] < 0.25
-        apart = float(np.linalg.norm(beside[:2]))
-        return bool(open_enough and turned and beside[2] > -0.01 and apart < near + wider * max(beside[2], 0.0))
+        return bool(open_enough and turned and above > -0.01 and apart < near + wider * max(above, 0.0))
 
     def _is_between(self, now: Floats, wider: float = 1.0) -> bool:
         """Say whether the cube is where the fingers close, seen from the hand."""
