@@ -29,7 +29,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,7 +137,7 @@ def _options() -> Any:
                         help="episodes that are run again over ROS topics (default: 10 where ROS is)")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="of the policy that is evaluated")
     parser.add_argument("--like", default="mean", help="robot of the checkpoint whose prompt and rows come first, or "
-                        "mean, of all with its action mode (default); empty: as the checkpoint has it")  # fmt: skip
+                        "mean, of all with its action mode if there are any (default); empty: its own")  # fmt: skip
     options = parser.parse_args()
     options.robots = options.robots.split(",")
     options.figure = options.figure or options.output / "bases.svg"
@@ -174,10 +174,15 @@ def bases_of(text: str, output: Path, several: bool) -> dict[Path, str]:
 
 def embodiments_of(checkpoint: str) -> int:
     """Return how many robots a checkpoint was trained on."""
+    return len(robots_of(checkpoint))
+
+
+def robots_of(checkpoint: str) -> Mapping[str, Any]:
+    """Return the robots that a checkpoint was trained on, with what it remembers of each."""
     from xvla_ros.model.checkpoint.inspection import describe, find_checkpoint
     from xvla_ros.model.checkpoint.pipelines import PROFILE_STEPS
 
-    return len(describe(find_checkpoint(checkpoint, None), PROFILE_STEPS).record.robots)
+    return describe(find_checkpoint(checkpoint, None), PROFILE_STEPS).record.robots
 
 
 def demos_of(robot: str, options: Any) -> Path:
@@ -218,8 +223,8 @@ def training_of(cell: Cell, options: Any, demos: Path) -> tuple[str, ...]:
     else:
         model = {"checkpoint": cell.base, "dropout": 0.0}
         own |= {"model": json.dumps(model)}
-        if options.like:
-            own |= {f"initialise.{cell.robot}": options.like}
+        if first := first_rows(cell, options.like):
+            own |= {f"initialise.{cell.robot}": first}
     if cell.method == "prompt":
         # Kept outputs need no process to prepare them.
         own |= {"features": "true", "augmentation": "{}", "batch.workers": 0}
@@ -227,6 +232,16 @@ def training_of(cell: Cell, options: Any, demos: Path) -> tuple[str, ...]:
         own |= {"schedule.prompt_warmup": options.steps // 10, "augmentation": VARIED}
     told = [each.partition(":")[2] for each in options.set if each.partition(":")[0] == cell.method]
     return (file, *(f"{key}={value}" for key, value in own.items()), *told)
+
+
+def first_rows(cell: Cell, like: str) -> str:
+    """Return the value of ``initialise``: ``like``, but no mean where the base has no robot with this action mode."""
+    from xvla_ros.robots import load_robot
+    from xvla_ros.training.start import MEAN
+
+    mode = load_robot(cell.robot).policy.action_mode
+    known = (record.embodiment.action_mode for record in robots_of(cell.base).values())
+    return "" if like == MEAN and mode not in known else like
 
 
 def bags(cell: Cell, demos: Path) -> list[Path]:

@@ -149,6 +149,23 @@ def test_another_robot_and_another_base_have_cells_of_their_own(setting, tmp_pat
         adaptation.bases_of(f"{SHIPPED},{setting.checkpoint}", tmp_path, several=True)
 
 
+def test_rows_start_as_they_are_where_no_robot_of_the_base_has_the_action_mode(setting):
+    setting.options.like = "mean"
+    (cell,) = adaptation.cells_of("prompt:2", setting.options.output, "widowx", str(setting.checkpoint))
+
+    def started():
+        return [each for each in adaptation.training_of(cell, setting.options, setting.demos) if "initialise" in each]
+
+    assert started() == []
+    file = setting.checkpoint / "xvla_ros.json"
+    record = json.loads(file.read_text())
+    other = json.loads(json.dumps(record["robots"]["agibot"]))
+    other["embodiment"] |= {"domain_id": 11, "action_mode": "ee6d"}
+    record["robots"]["other"] = other
+    file.write_text(json.dumps(record))
+    assert started() == ["initialise.widowx=mean"]
+
+
 def test_the_second_arm_is_none_that_phase_1_draws_and_no_widowx():
     second = draw_arm(28)
     assert "family_28" in adaptation.ROBOTS and len(second.joints) == 6
