@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from xvla_ros.simulation.parts import CUBES
-from xvla_ros.simulation.tasks.pick_place import Grasper
+from xvla_ros.simulation.tasks.pick_place import Grasper, another_moved
 from xvla_ros.simulation.tasks.plan import ExpertPlan, Leg
 from xvla_ros.simulation.tasks.task import Cell, Expert, Goal, Layout, Task, spoken, within
 from xvla_ros.simulation.world import World
@@ -22,7 +22,6 @@ MOVED = 0.003  # m by which the presented cube must move for the taker's posture
 ON_LINE = 0.013  # m beside the cube within which the open hand may advance on it
 LOW = 0.04  # m over the table below which a held cube is lifted before it is carried
 ALOFT = 0.08  # m over the table that a cube must be, to be handed over
-LIFTED, ASTRAY = 0.05, 0.05  # m up, and m along the table, by which another cube must not be moved
 UNDECIDED = 0.10  # m: a cube about as near to both arms is not asked for: it must be plain which arm gives it
 SLOW = 0.6  # of the usual speed, near the other hand
 STEADY = 0.1  # share of the usual noise there
@@ -58,15 +57,10 @@ class Handover(Task):
         return goals
 
     def _judge(self, cell: Cell, layout: Layout) -> tuple[bool, bool]:
-        wrong = False
-        for prop, (x, y, _) in layout.props.items():
-            if prop in ("bowl", layout.goal.prop):
-                continue
-            place = cell.place(prop)
-            wrong |= bool(np.linalg.norm(place[:2] - (x, y)) > ASTRAY or place[2] > LIFTED)
         goal, touching = layout.goal, cell.contacts.touches()
         given = cell.contacts.holds(goal.hand, goal.prop) and cell.place(goal.prop)[2] > ALOFT
-        return given and not any((hand, goal.prop) in touching for hand in cell.hands if hand != goal.hand), wrong
+        alone = not any((hand, goal.prop) in touching for hand in cell.hands if hand != goal.hand)
+        return given and alone, another_moved(cell, layout)
 
 
 class HandoverExpert(Expert):

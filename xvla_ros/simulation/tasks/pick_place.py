@@ -162,7 +162,7 @@ GENTLE = 0.3  # of the usual speed, for opening: a cube that is flicked misses t
 LOW = 0.04  # m: a held cube below this is lifted before it is carried
 IN_BOWL = 0.045, 0.045  # m beside the bowl's middle and m over the table within which a cube lies in it
 LIFTED = 0.05  # m over the table that another cube must not be
-ASTRAY = 0.05  # m by which another cube may be pushed about
+ASTRAY = 0.05  # m by which another cube may be pushed about: into the bowl is farther
 BOWL_FLOOR = 0.006  # m over the table
 OPENING = 0.11  # share of the way from holding a cube to wide open at which it falls
 SWAY = 0.003, 0.1  # rad: range of the spread of the joints beside the way in a drawn moment
@@ -203,16 +203,9 @@ class PickPlace(Task):
         return goals
 
     def _judge(self, cell: Cell, layout: Layout) -> tuple[bool, bool]:
-        bowl = cell.place("bowl")
-        held = {prop for _, prop in cell.contacts.touches()}
-        wrong = False
-        for prop, (x, y, _) in layout.props.items():
-            if prop in ("bowl", layout.goal.prop):
-                continue
-            place = cell.place(prop)
-            wrong |= bool(np.linalg.norm(place[:2] - (x, y)) > ASTRAY) or place[2] > LIFTED or is_in(place, bowl)
-        prop = layout.goal.prop
-        return is_in(cell.place(prop), bowl) and prop not in held and cell.rests(prop), wrong
+        prop, held = layout.goal.prop, {prop for _, prop in cell.contacts.touches()}
+        done = is_in(cell.place(prop), cell.place("bowl")) and prop not in held and cell.rests(prop)
+        return done, another_moved(cell, layout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -363,6 +356,13 @@ def is_over(place: Floats, bowl: Floats) -> bool:
     """
     beside, above = OVER
     return bool(np.linalg.norm(place[:2] - bowl[:2]) < beside and place[2] - bowl[2] < above)
+
+
+def another_moved(cell: Cell, layout: Layout) -> bool:
+    """Say whether a cube that the instruction does not name is lifted, or is far from where it lay."""
+    others = layout.props.keys() - {"bowl", layout.goal.prop}
+    places = [(cell.place(prop), layout.props[prop]) for prop in others]
+    return any(now[2] > LIFTED or np.linalg.norm(now[:2] - before[:2]) > ASTRAY for now, before in places)
 
 
 def is_in(place: Floats, bowl: Floats) -> bool:
