@@ -17,14 +17,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LONGEST, MEAN = 30, 16  # words of a sentence; a page's mean
+REFERENCES = ("checkpoints", "faults", "platforms", "reports", "serving", "topics", "traits")
 GUIDES = (
     ROOT / "README.md",
     *sorted((ROOT / "docs" / "tutorial").glob("*.md")),
     *sorted((ROOT / "docs" / "how-to").glob("*.md")),
     *sorted((ROOT / "docs" / "bring-up").glob("*.md")),
     *sorted((ROOT / "docs" / "explanation").glob("*.md")),
-    *(ROOT / "docs" / "reference" / f"{name}.md" for name in ("checkpoints", "faults", "serving", "topics", "traits")),
+    *(ROOT / "docs" / "reference" / f"{name}.md" for name in REFERENCES),
     ROOT / "docs" / "reliability.md",
+    ROOT / "bench" / "RESULTS.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "SECURITY.md",
 )
