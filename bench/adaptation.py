@@ -428,11 +428,12 @@ def draw_bases(rows: Sequence[dict[str, Any]], file: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
     lines = dict.fromkeys((row["robot"], row["method"], row["demonstrations"]) for row in rows)
-    for line in lines:
+    for number, line in enumerate(lines):
         own = [row for row in rows if (row["robot"], row["method"], row["demonstrations"]) == line]
         label = f"{line[0]}, {line[1]}, {line[2]} demonstrations"
         own.sort(key=lambda row: row["embodiments"])
-        at, share = [row["embodiments"] for row in own], [100.0 * row["success"] for row in own]
+        at = [row["embodiments"] * 1.03**number for row in own]  # bars of two lines stand beside each other
+        share = [100.0 * row["success"] for row in own]
         ends = [[100.0 * float(end) for end in row["interval"].split(" to ")] for row in own]
         beside = [[max(0.0, y - low) for y, (low, _) in zip(share, ends, strict=True)],
                   [max(0.0, high - y) for y, (_, high) in zip(share, ends, strict=True)]]  # fmt: skip

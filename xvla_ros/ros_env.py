@@ -7,6 +7,7 @@ log where the home folder is missing or read-only, and a shared-memory segment l
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import stat
 import sys
@@ -33,10 +34,15 @@ def prepare(environment: MutableMapping[str, str] | None = None) -> None:
     there. The Fast DDS profile: ``config/dds/fastdds.xml``, without which about half of the 640×480 images
     are lost.
 
+    A process that crashes in a library of ROS, MuJoCo or torch prints no traceback. For this process, Python's
+    ``faulthandler`` is switched on: it prints where each thread was.
+
     Args:
         environment: what to change; None changes ``os.environ``.
     """
     target = os.environ if environment is None else environment
+    if environment is None and sys.__stderr__ is not None and not faulthandler.is_enabled():
+        faulthandler.enable(sys.__stderr__)
     if not target.get("AMENT_PREFIX_PATH") and _holds_ros(Path(sys.prefix)):
         target["AMENT_PREFIX_PATH"] = sys.prefix
     logs = _log_folder(target)

@@ -186,7 +186,7 @@ def test_a_recording_of_which_nothing_can_be_used_says_so_in_its_exit_code(proce
     publisher.kill()
     recorder.send_signal(signal.SIGINT)
     output = recorder.communicate(timeout=DEADLINE)[0]
-    assert recorder.returncode == 1
+    assert recorder.returncode == 1, output
     assert "so the bag contains no usable samples" in output
 
 

@@ -47,6 +47,13 @@ def test_the_users_choice_of_transports_keeps_our_profile_out():
     assert not set(ros_env.DDS_PROFILE_VARIABLES.values()) & set(environment)
 
 
+def test_a_crash_in_a_library_says_where_it_happened():
+    code = "from xvla_ros import ros_env\nros_env.prepare()\nimport ctypes\nctypes.string_at(0)\n"
+    crashed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert crashed.returncode < 0
+    assert "Segmentation fault" in crashed.stderr and "string_at" in crashed.stderr
+
+
 def test_a_child_of_another_environment_finds_its_own_libraries(tmp_path, monkeypatch):
     monkeypatch.setenv("_ROS_WHEELS_BOOTSTRAP_COMPLETE", "1")
     monkeypatch.setenv("LD_LIBRARY_PATH", f"{sys.prefix}/lib")
