@@ -28,8 +28,9 @@ EXAMPLE = ROOT / "examples" / "shipped_policy"
 
 
 def blocks():
-    """Arguments of every command of the README, block by block: the stages on CPUs, evaluations, stages on a GPU."""
-    found = re.findall(r"```\n(.*?)```", (EXAMPLE / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    """Arguments of the commands of the README, block by block: stages on CPUs, evaluations, stages on a GPU, bases."""
+    text = (EXAMPLE / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+    found = re.findall(r"```\n(.*?)```", text, re.DOTALL)
     return [[shlex.split(line)[1:] for line in block.splitlines()] for block in found]
 
 
@@ -44,12 +45,23 @@ def test_every_stage_is_valid_and_goes_on_from_the_one_before(block):
 
 
 def test_what_the_last_stage_leaves_is_evaluated():
-    stages, evaluations, _ = blocks()
+    stages, evaluations, *_ = blocks()
     last = read_settings(stages[-1][1]).output
     for command, *arguments in evaluations:
         assert command == "evaluate" and "--in-process" in arguments
         assert arguments[arguments.index("--checkpoint") + 1] == f"{last}/checkpoint"
     assert len(evaluations) == 3
+
+
+def test_the_bases_of_the_figure_go_on_from_the_vision_stage_and_know_the_arms_that_they_say():
+    stages, _, _, bases, figure = blocks()
+    left = read_settings(stages[1][1]).output + "/checkpoint"
+    for _, file, *overrides in bases:
+        settings = read_settings(file, overrides)
+        assert (settings.model.checkpoint or settings.model.vision_from) == left
+        assert len(settings.drawn.all_scenes) == 2 + 4
+        left = f"{settings.output}/checkpoint"
+    assert left in figure[0][figure[0].index("--bases") + 1].split(",")
 
 
 def test_make_runs_the_stages_of_the_example():
