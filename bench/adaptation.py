@@ -29,8 +29,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -174,15 +174,15 @@ def bases_of(text: str, output: Path, several: bool) -> dict[Path, str]:
 
 def embodiments_of(checkpoint: str) -> int:
     """Return how many robots a checkpoint was trained on."""
-    return len(robots_of(checkpoint))
+    return len(described(checkpoint).record.robots)
 
 
-def robots_of(checkpoint: str) -> Mapping[str, Any]:
-    """Return the robots that a checkpoint was trained on, with what it remembers of each."""
+def described(checkpoint: str) -> Any:
+    """Return the configuration and the record of a checkpoint, without its weights."""
     from xvla_ros.model.checkpoint.inspection import describe, find_checkpoint
     from xvla_ros.model.checkpoint.pipelines import PROFILE_STEPS
 
-    return describe(find_checkpoint(checkpoint, None), PROFILE_STEPS).record.robots
+    return describe(find_checkpoint(checkpoint, None), PROFILE_STEPS)
 
 
 def demos_of(robot: str, options: Any) -> Path:
@@ -239,9 +239,10 @@ def first_rows(cell: Cell, like: str) -> str:
     from xvla_ros.robots import load_robot
     from xvla_ros.training.start import MEAN
 
-    mode = load_robot(cell.robot).policy.action_mode
-    known = (record.embodiment.action_mode for record in robots_of(cell.base).values())
-    return "" if like == MEAN and mode not in known else like
+    if like != MEAN:
+        return like
+    known = {record.embodiment.action_mode for record in described(cell.base).record.robots.values()}
+    return MEAN if load_robot(cell.robot).policy.action_mode in known else ""
 
 
 def bags(cell: Cell, demos: Path) -> list[Path]:
@@ -251,12 +252,7 @@ def bags(cell: Cell, demos: Path) -> list[Path]:
 
 def sizes_of(checkpoint: str) -> dict[str, Any]:
     """Return the section ``model`` of a network of the same sizes as ``checkpoint``, for training from scratch."""
-    from dataclasses import asdict
-
-    from xvla_ros.model.checkpoint.inspection import describe, find_checkpoint
-    from xvla_ros.model.checkpoint.pipelines import PROFILE_STEPS
-
-    config = describe(find_checkpoint(checkpoint, None), PROFILE_STEPS).config
+    config = described(checkpoint).config
     network = ("hidden_size", "depth", "num_heads", "num_domains", "len_soft_prompts", "tokenizer_max_length")
     vision = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config.vision).items()}
     sizes = ("vocab_size", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks prose for plain technical English: ``python tools/prose.py`` prints what is not, and ends with exit code 1.
 
-Sentences of README, tutorials, how-tos, the bring-up of arms, explanations and most written references have 30 words at
-most, 16 on the mean of a page. Words of a private dialect are refused there, in the generated pages of commands and
-launch files, in the comments of config/, and in every text of the Python sources that a user may read: log lines,
-errors, help texts, reports. Code, rules of tables and comments in code are left out.
+Sentences of README, tutorials, how-tos, the bring-up of arms, explanations, results of benchmarks and most written
+references have 30 words at most, 16 on the mean of a page. Words of a private dialect are refused there, in the
+generated pages of commands and launch files, in the comments of config/, and in every text of the Python sources that a
+user may read: log lines, errors, help texts, reports. Code, rules of tables and comments in code are left out.
 """
 
 from __future__ import annotations

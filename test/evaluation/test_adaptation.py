@@ -159,9 +159,9 @@ def test_rows_start_as_they_are_where_no_robot_of_the_base_has_the_action_mode(s
     assert started() == []
     file = setting.checkpoint / "xvla_ros.json"
     record = json.loads(file.read_text())
-    other = json.loads(json.dumps(record["robots"]["agibot"]))
-    other["embodiment"] |= {"domain_id": 11, "action_mode": "ee6d"}
-    record["robots"]["other"] = other
+    known = record["robots"]["agibot"]
+    embodiment = {**known["embodiment"], "domain_id": 11, "action_mode": "ee6d"}
+    record["robots"]["other"] = {**known, "embodiment": embodiment}
     file.write_text(json.dumps(record))
     assert started() == ["initialise.widowx=mean"]
 
