@@ -66,7 +66,7 @@ def child_environment(python: str | Path = sys.executable) -> dict[str, str]:
     Args:
         python: the child's interpreter, for instance ``sys.executable``.
     """
-    environment = dict(os.environ)
+    environment = {"PYTHONFAULTHANDLER": "1", **os.environ}  # as ``prepare`` switches it on
     if _prefix(python) == _prefix(sys.executable):
         prepare(environment)
         return environment

@@ -47,9 +47,14 @@ def test_the_users_choice_of_transports_keeps_our_profile_out():
     assert not set(ros_env.DDS_PROFILE_VARIABLES.values()) & set(environment)
 
 
-def test_a_crash_in_a_library_says_where_it_happened():
-    code = "from xvla_ros import ros_env\nros_env.prepare()\nimport ctypes\nctypes.string_at(0)\n"
-    crashed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("first", "environment"),
+    [("from xvla_ros import ros_env\nros_env.prepare()", lambda: None), ("", ros_env.child_environment)],
+    ids=["prepared", "child"],
+)
+def test_a_crash_in_a_library_says_where_it_happened(first, environment):
+    code = f"{first}\nimport ctypes\nctypes.string_at(0)\n"
+    crashed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert crashed.returncode < 0
     assert "Segmentation fault" in crashed.stderr and "string_at" in crashed.stderr
 
