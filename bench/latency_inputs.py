@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SIZES = ("small", "full")
 SHIPPED = "shipped/policy.yaml"
-INSTRUCTION = "put the red cube into the bowl"
+INSTRUCTION = "put the red cube in the bowl"
 ROBOT, DOMAIN, MODE, WIDTH = "pair", 19, "so101_bimanual_bce", 12
 FRONT, FURTHER = "front", "view{}"
 WAYPOINT_DT = 1 / 30

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One robot in time, under a clock set by hand."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -585,6 +586,20 @@ def test_what_a_gripper_holds_does_not_count_once_the_arm_has_caught_up(profile,
     assert not bench.controller.is_followed
     through(1.0, 0.0)
     assert bench.reason == (RUNNING, "") and bench.controller.is_followed
+
+
+def test_the_distance_that_holds_a_blocked_arm_is_more_than_the_one_that_is_allowed(bench):
+    """The last command waited near the blocked arm; what counts is the way that was planned."""
+    bench.tick()
+    assert bench.chunk(target=(0.7, HOME[1]), waypoints=20)
+    for _ in range(round(1.5 / PERIOD)):
+        bench.clock.advance(PERIOD)
+        bench.tick(np.array([min(bench.followed()[0], 0.25), HOME[1]]))
+        if bench.reason == (HOLDING, "not_following"):
+            break
+    found = re.match(r"pan has been up to ([\d.]+) rad or m from its plan .* at most ([\d.]+)", bench.status.detail)
+    assert found is not None, bench.status.detail
+    assert float(found[1]) > float(found[2])
 
 
 def test_an_arm_found_away_from_where_it_was_left_starts_from_there(running):

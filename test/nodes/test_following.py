@@ -119,7 +119,7 @@ def test_an_arm_without_power_is_held_and_led_from_where_it_is(running):
     for seconds in (0.3, 0.6, 4.0):
         running.power(False)
         if seconds > 1.0:
-            status = running.wait_status("holding", "not_following", "rad or m from its commands for")
+            status = running.wait_status("holding", "not_following", "rad or m from its plan for")
             assert status.detail.split()[0].removeprefix("left_").removeprefix("right_") in running.names["left_arm"]
         running.pass_time(seconds)
         running.power(True)

@@ -340,9 +340,7 @@ class RobotController:
         self, now: int, steady: float, fault: Fault | None, controller: Fault | None, waiting_for: str
     ) -> Ticked:
         measured, window, lasts = self._measured, self._plan.window, self._plan.lasts(now)
-        not_following = None
-        if measured is not None and window is not None:
-            not_following = self._following.fault(window.position_at(now), measured, now)
+        is_led = measured is not None and window is not None
         return Ticked(
             steady,
             self._profile.timing.inference_timeout,
@@ -352,7 +350,7 @@ class RobotController:
             waiting_for=waiting_for,
             has_command=window is not None,
             awaited=None if measured is None else self._following.awaits(measured),
-            not_following=not_following,
+            not_following=self._following.fault(now) if is_led else None,
             plan_lasts=lasts,
             ran_out="" if self._plan.end is None or lasts else self._pace.why_late(),
         )

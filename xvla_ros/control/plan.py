@@ -199,6 +199,7 @@ class Following:
         self._is_off = self._allowed.distance >= 1.0
         self._behind_since: int | None = None
         self._behind_until = 0
+        self._beyond = np.zeros_like(self._at_rest)  # [J] the most out of reach since then
 
     def forget(self) -> None:
         """Forget the past: the next command starts from where the arm is."""
@@ -260,24 +261,21 @@ class Following:
             self._behind_until = now
         if self._behind_since is None:
             self._behind_since = now if behind else None
+            self._beyond = np.zeros_like(beyond)
         elif not 0 <= now - self._behind_until <= CAUGHT_UP * NS:
             self._behind_since = None
+        self._beyond = np.maximum(self._beyond, np.abs(beyond))
 
-    def fault(self, first: Floats, measured: MeasuredJoints, now: int) -> Fault | None:
-        """Return the fault that stops the arm where it has been too far from its commands for too long; else None.
-
-        Args:
-            first: [J] the last command's positions for ``now``, rad or m.
-        """
+    def fault(self, now: int) -> Fault | None:
+        """Return the fault that stops the arm where it has been too far from its plan for too long; else None."""
         if self._behind_since is None or now - self._behind_since < self._allowed.time * NS:
             return None
-        away = np.abs(first - measured.positions)
-        away[self._grippers] = 0.0
-        worst = int(np.argmax(away - self._at_rest))
+        worst = int(np.argmax(self._beyond))
+        away = self._at_rest[worst] + self._beyond[worst]
         return Fault(
             NOT_FOLLOWING,
             (
-                f"{self._limits.joints[worst]} has been {away[worst]:.3f} rad or m from its commands for "
+                f"{self._limits.joints[worst]} has been up to {away:.3f} rad or m from its plan for "
                 f"{(now - self._behind_since) / NS:.1f} s; expected at most {self._at_rest[worst]:.3f} for "
                 f"{self._allowed.time:g} s (safety.following_error). Is the arm without power or blocked, or does "
                 "it sag?"

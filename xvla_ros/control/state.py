@@ -226,7 +226,7 @@ class Ticked:
         waiting_for: what the robot needs before it may ask for a chunk, in words; empty if nothing.
         has_command: whether the next command goes on from one that was sent, rather than from the arm.
         awaited: what a motion from the arm has to wait for, in words; empty for nothing, None where the arm is unknown.
-        not_following: how the arm has been away from its commands for too long.
+        not_following: how the arm has been away from its plan for too long.
         plan_lasts: whether the plan goes on.
         ran_out: why the plan ended before the next chunk came, empty where it did not.
     """
