@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import json
 import signal
 import subprocess
 import sys
@@ -57,6 +59,24 @@ def test_a_run_killed_and_resumed_ends_bit_for_bit_where_an_unbroken_one_does(tm
     assert all(torch.equal(exported[0][name], exported[1][name]) for name in exported[0])
     curves = [list(csv.DictReader((tmp_path / name / "curve.csv").open())) for name in ("whole", "broken")]
     assert [(row["step"], row["loss"]) for row in curves[0]] == [(row["step"], row["loss"]) for row in curves[1]]
+
+
+def test_a_run_whose_last_checkpoint_was_not_written_gets_it_when_resumed(begin, monkeypatch, tmp_path):
+    def fails(policy, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full, pytest.raises(TrainingError, match="step-00000002 is complete"):
+        full.setattr("xvla_ros.training.trainer.replace_checkpoint", fails)
+        begin("run", steps=2).run()
+    run = tmp_path / "run"
+    assert not (run / "checkpoint").exists() and not (run / "train.json").exists()
+    written = []
+    for _ in range(2):
+        again = begin("run", steps=2)
+        assert again.resume() and again.run()["steps"] == 2
+        written.append((run / "checkpoint" / "model.safetensors").stat())
+    assert written[0] == written[1], "a finished run is left as it is"
+    assert json.loads((run / "train.json").read_text())["steps"] == 2
 
 
 def test_a_state_is_whole_or_not_there(tmp_path):

@@ -174,6 +174,8 @@ class Trainer:
         meter = Meter(self.accelerator, self.seconds)
         # Drawing the curve keeps this frame, and so the workers, alive until Python ends, which would kill them.
         with closing(stream), naming_a_full_disk(self.folder):
+            if self.step >= self._last and not self._is_saved():
+                self.save()  # a run that ended between its last state and its checkpoint
             while self.step < self._last:
                 meter.start()
                 self.take_step(stream, meter)
@@ -270,7 +272,7 @@ class Trainer:
             return measure(self.wrapped, made, self.objective.errors, self.accelerator)
 
     def save(self) -> None:
-        """Write the state, then the checkpoint; every process must take part."""
+        """Write the state, the checkpoint and last the summary; every process must take part."""
         tensors = self._state_tensors()
         weights = gather(self.network, self.average)
         if self.accelerator.is_main_process:
@@ -281,15 +283,23 @@ class Trainer:
             }  # fmt: skip
             write_state(self.folder / STATES, State(self.step, tensors, facts), self.settings.log.keep_states)
             summary = self.summary()
-            text = json.dumps(summary, indent=2) + "\n"
-            (self.folder / self.objective.summary_file).write_text(text, encoding="utf-8")
             domains = trained_domains(self.policy, self.objective.domains)
             training = TrainingSummary(domains, self.objective.history(summary))
             made = policy_of(weights, self.policy, self.settings.lora, self.settings.log.dtype, training)
             replace_checkpoint(made, self.folder / CHECKPOINT)
             if self.settings.method == "lora" and self.settings.log.adapter:
                 self._write_adapter(weights, made)
+            text = json.dumps(summary, indent=2) + "\n"
+            (self.folder / self.objective.summary_file).write_text(text, encoding="utf-8")
         self.accelerator.wait_for_everyone()
+
+    def _is_saved(self) -> bool:
+        """Return whether the checkpoint is that of the present step: its summary is written after it."""
+        try:
+            summary = json.loads((self.folder / self.objective.summary_file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return summary.get("steps") == self.step and (self.folder / CHECKPOINT).is_dir()
 
     def _write_adapter(self, weights: dict[str, Tensor], made: Policy) -> None:
         folder, settings = self.folder / ADAPTER, self.settings
