@@ -25,8 +25,8 @@ of the training steps; ``in all`` also counts starting, reading the recordings, 
 
 from __future__ import annotations
 
+import itertools
 import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -50,6 +50,7 @@ GOALS = {50: 0.8, 10: 0.5}  # demonstrations → success of the prompt alone
 # Rates are for networks of a few million parameters; the shipped files have those of the published one.
 RATES = {"prompt": 2e-3, "lora": 1e-3, "full": 3e-4, "scratch": 7e-4}
 VARIED = "{brightness: 0.1, contrast: 0.1, shift: 0.01}"
+CHECKPOINTS = ("checkpoint", "vision_from")  # of the section model
 PLACES = ("output", "cache", "log", "resume")  # settings of a run that do not change what it learns
 
 
@@ -142,6 +143,7 @@ def _options() -> Any:
     options.robots = options.robots.split(",")
     options.figure = options.figure or options.output / "bases.svg"
     try:
+        check_methods(options.set)
         bases = bases_of(options.bases or options.checkpoint, options.output, several=bool(options.bases))
         options.cells = [
             cell
@@ -152,6 +154,17 @@ def _options() -> Any:
     except ValueError as error:
         parser.error(str(error))
     return options
+
+
+def check_methods(told: Sequence[str]) -> None:
+    """Check that every ``METHOD:KEY=VALUE`` is of a method that there is.
+
+    Raises:
+        ValueError: naming the one that is not.
+    """
+    for each in told:
+        if each.partition(":")[0] not in METHODS:
+            raise ValueError(f"--set {each} is of no method; expected {' or '.join(METHODS)} before the colon")
 
 
 def bases_of(text: str, output: Path, several: bool) -> dict[Path, str]:
@@ -280,8 +293,9 @@ def training_key(cell: Cell, options: Any, demos: Path) -> dict[str, Any]:
     file, *overrides = training_of(cell, options, demos)
     told = read_settings(file, overrides).model_dump(mode="json")
     settings = {key: value for key, value in told.items() if key not in PLACES}
-    settings["model"] = {key: value for key, value in told["model"].items() if key != "checkpoint"}
+    settings["model"] = {key: value for key, value in told["model"].items() if key not in CHECKPOINTS}
     settings["datasets"] = [{**each, "paths": len(each["paths"])} for each in told["datasets"]]
+    begins = told["model"]["checkpoint"] or told["model"]["vision_from"]
     read = []
     for path in bags(cell, demos):
         with path.open("rb") as stream:
@@ -292,8 +306,8 @@ def training_key(cell: Cell, options: Any, demos: Path) -> dict[str, Any]:
         "steps": options.steps,
         "manifest": digest([(demos / "demos.json").read_bytes()]),
         "recordings": digest(read),
-        # From scratch only the sizes are taken over, which the settings have.
-        "checkpoint": "" if cell.method == "scratch" else checkpoint_digest(cell.base),
+        # From scratch only the sizes are taken over, which the settings have, and at most a vision encoder.
+        "checkpoint": checkpoint_digest(begins) if begins else "",
         "settings": settings,
     }
 
@@ -318,8 +332,8 @@ def claim(cell: Cell, key: dict[str, Any]) -> None:
     """Put a cell aside that was trained with another key, and say so; after this the folder is of ``key``."""
     facts = cell.facts
     if cell.folder.exists() and (changed := differing(facts.get("training", {}), key)):
-        aside = cell.folder.with_name(f"{cell.folder.name}_was")
-        shutil.rmtree(aside, ignore_errors=True)
+        places = (cell.folder.with_name(f"{cell.folder.name}_was_{number}") for number in itertools.count(1))
+        aside = next(place for place in places if not place.exists())
         cell.folder.rename(aside)
         why = f"made with another {', '.join(changed)}" if facts else "does not tell what it was made with"
         print(f"{cell.folder}: {why}; put aside as {aside.name} and made anew", flush=True)
@@ -362,8 +376,11 @@ def _ways(options: Any) -> tuple[str, ...]:
 
 
 def _evaluated(cell: Cell, over: str, options: Any) -> bool:
-    key = cell.facts.get("evaluations", {}).get(over)
-    return cell.report(over).exists() and key == evaluation_key(cell, over, options)
+    key, report = evaluation_key(cell, over, options), cell.report(over)
+    if not report.exists() or cell.facts.get("evaluations", {}).get(over) != key:
+        return False
+    # One that was stopped has a report of the episodes before.
+    return bool(json.loads(report.read_text(encoding="utf-8"))["episodes"] == key["episodes"])
 
 
 def _finished(cell: Cell, options: Any, demos: Path) -> bool:

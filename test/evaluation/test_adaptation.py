@@ -36,7 +36,7 @@ class Setting:
             (self.demos / name).write_text(name)
         self.options = SimpleNamespace(
             output=folder / "out", steps=100, batch=8, workers=1, precision="bfloat16",
-            set=[], like="agibot",
+            set=[], like="agibot", episodes=20, delay=0.1, device="cpu",
         )  # fmt: skip
 
     def key(self, cell="prompt:2"):
@@ -91,6 +91,18 @@ def test_from_scratch_only_the_sizes_of_the_base_count(setting):
     assert before["settings"]["model"]["dropout"] == 0.0
 
 
+def test_from_scratch_a_vision_encoder_counts_wherever_it_is(setting, tmp_path):
+    def told():
+        setting.options.set = [f"scratch:model.vision_from={setting.checkpoint}"]
+        return setting.key("scratch:1")
+
+    before = told()
+    setting.checkpoint = setting.checkpoint.rename(tmp_path / "moved")
+    assert told() == before
+    setting.train_base_further()
+    assert adaptation.differing(before, told()) == ["checkpoint"]
+
+
 def test_a_cell_with_another_key_is_put_aside_and_one_with_the_same_is_kept(setting, capsys):
     (cell,) = adaptation.cells_of("prompt:2", setting.options.output)
     adaptation.claim(cell, setting.key())
@@ -104,7 +116,27 @@ def test_a_cell_with_another_key_is_put_aside_and_one_with_the_same_is_kept(sett
     assert "another steps, settings.steps" in capsys.readouterr().out
     assert cell.facts == {"schema_version": 1, "training": setting.key(), "seconds": 0.0, "evaluations": {}}
     assert not cell.training.exists()
-    assert (cell.folder.with_name("prompt_2_was") / "train.json").read_text() == "trained"
+    assert (cell.folder.with_name("prompt_2_was_1") / "train.json").read_text() == "trained"
+    setting.options.steps = 300
+    adaptation.claim(cell, setting.key())
+    assert cell.folder.with_name("prompt_2_was_2").exists(), "what was put aside before is kept"
+    assert cell.folder.with_name("prompt_2_was_1").exists()
+
+
+def test_a_stopped_evaluation_is_none_of_its_cell(setting):
+    (cell,) = adaptation.cells_of("prompt:2", setting.options.output)
+    key = adaptation.evaluation_key(cell, "process", setting.options)
+    cell.tell(evaluations={"process": key})
+    cell.report("process").parent.mkdir(parents=True)
+    for episodes in (3, key["episodes"]):
+        cell.report("process").write_text(json.dumps({"episodes": episodes}))
+        assert adaptation._evaluated(cell, "process", setting.options) == (episodes == key["episodes"])
+
+
+def test_a_setting_of_an_unknown_method_is_refused():
+    adaptation.check_methods(["full:lora.rank=4"])
+    with pytest.raises(ValueError, match="--set METHOD:features=true is of no method; expected prompt or full"):
+        adaptation.check_methods(["full:features=true", "METHOD:features=true"])
 
 
 def test_cells_are_named_by_method_and_demonstrations(tmp_path):
