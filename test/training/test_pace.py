@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from xvla_ros.training import pace, trainer
-from xvla_ros.training.config import TrainingError
+from xvla_ros.training.config import APART, Drawn, TrainingError
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +106,25 @@ def test_durations_and_sizes_in_words():
     found = [pace.duration(seconds) for seconds in (42.4, 89, 90, 5399, 12_000)]
     assert found == ["42 s", "89 s", "2 min", "1 h 30 min", "3 h 20 min"]
     assert [pace.gigabytes(size) for size in (2.5e6, 3.21e9)] == ["2.5 MB", "3.21 GB"]
+
+
+@pytest.mark.parametrize(
+    ("repeats", "workers", "size", "is_lost"),
+    [(1, 3, 8, False), (2, 0, 8, False), (2, 1, 48, False), (2, 2, 8, False), (2, 3, 8, True), (3, 3, 8, False),
+     (2, 2, 48, True)],
+)  # fmt: skip
+def test_samples_that_come_again_reach_the_process_that_kept_them(repeats, workers, size, is_lost):
+    from types import SimpleNamespace
+
+    from xvla_ros.training.data.batches import Share
+
+    scenes = ({"robot": "agibot", "task": "touch"},)
+    settings = SimpleNamespace(drawn=Drawn(scenes=scenes, repeats=repeats))
+    said = pace.lost_repeats(SimpleNamespace(settings=settings, share=Share(size), workers=workers))
+    assert bool(said) == is_lost
+    share = Share(size)
+    of_index = {index: step % workers if workers else 0 for step in range(400) for index in share.indices(step, 0)}
+    apart = APART * repeats + 1  # from a new sample to when it comes the second time
+    if repeats > 1 and size == 8:
+        lost = sum(of_index[index] != of_index[index + apart] for index in range(0, 1000 * repeats, repeats))
+        assert (lost > 500) == is_lost

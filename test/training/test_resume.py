@@ -161,3 +161,18 @@ def test_a_run_of_before_went_on_with_repeated_waypoints(begin):
     require_same(told, trainer.settings, STATES)
     with pytest.raises(TrainingError, match=r"loss\.padding"):
         require_same(told, begin("other", steps=2, loss={"padding": "masked"}).settings, STATES)
+
+
+def test_a_player_and_a_profile_may_lie_elsewhere_when_a_run_goes_on():
+    from xvla_ros.training.config import read_settings
+    from xvla_ros.training.saving import require_same
+
+    def told(player, robot):
+        scenes = f"drawn.scenes=[{{robot: {robot}, task: touch}}]"
+        return read_settings("shipped/policy.yaml", [f"drawn.played_by={player}", scenes])
+
+    before = told("runs/first", "arms/mine.yaml").model_dump(mode="json")
+    require_same(before, told("elsewhere/first", "mine.yaml"), "state")
+    for player, robot, key in (("''", "mine.yaml", "drawn.played_by"), ("a", "other.yaml", "drawn.scenes")):
+        with pytest.raises(TrainingError, match=key):
+            require_same(before, told(player, robot), "state")

@@ -171,6 +171,16 @@ def test_at_its_end_a_run_says_on_held_out_episodes_whether_it_is_good(write, tm
     assert result["error"] > result["persistence"] > 0
 
 
+def test_a_finished_run_is_neither_trained_nor_evaluated_again(write, tmp_path, capsys):
+    config = write()
+    assert main(["train", config]) == 0
+    made = (tmp_path / "run" / "evaluation.json").read_text()
+    capsys.readouterr()
+    assert main(["train", config, "resume=true"]) == 0
+    assert "evaluated before: " in capsys.readouterr().out
+    assert (tmp_path / "run" / "evaluation.json").read_text() == made
+
+
 def test_without_held_out_episodes_a_run_says_what_would_tell(write, tmp_path, capsys):
     assert main(["train", write(), "datasets.0.split.fraction=0"]) == 0
     assert "no episode was held out, so the quality of the policy is unknown" in capsys.readouterr().out

@@ -16,6 +16,8 @@ from xvla_ros.errors import SimulationError, XvlaError
 from xvla_ros.robots import load_robot
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from xvla_ros.evaluation.outcomes import Judgement
     from xvla_ros.robots.profile import Profile
     from xvla_ros.training.run import FinishedRun
@@ -92,6 +94,10 @@ def evaluate_trained(run: FinishedRun, *, episodes: int) -> None:
     Raises:
         KeyboardInterrupt: asked to stop; it says that the training is complete.
     """
+    before = _results(run)
+    if not run.is_new and before.exists():
+        print(f"evaluated before: {before}; xvla evaluate does it again", flush=True)
+        return
     where = f"the training is complete: {run.checkpoint}"
     print(f"evaluating {run.checkpoint} (Ctrl-C stops the evaluation and keeps the checkpoint)", flush=True)
     try:
@@ -103,6 +109,10 @@ def evaluate_trained(run: FinishedRun, *, episodes: int) -> None:
         print(f"xvla train: warning: the evaluation failed: {text}\n{where}", file=sys.stderr)
 
 
+def _results(run: FinishedRun) -> Path:
+    return run.checkpoint.with_name("evaluation.json")
+
+
 def _evaluate_trained(run: FinishedRun, episodes: int) -> None:
     from xvla_ros.evaluation.outcomes import write_judgements
 
@@ -110,8 +120,10 @@ def _evaluate_trained(run: FinishedRun, episodes: int) -> None:
     judgements: list[Judgement] = []
     tasks = simulated_tasks(run)
     try:
-        for robot, task in tasks:
-            judgements.append(_in_simulation(run, robot, task, episodes, until))
+        for number, (robot, task) in enumerate(tasks):
+            now = time.monotonic()
+            own = now + (until - now) / (len(tasks) - number)
+            judgements.append(_in_simulation(run, robot, task, episodes, own))
             print(judgements[-1].text, flush=True)
         robots = [name for name in run.source.embodiments if name not in {robot for robot, _ in tasks}]
         for judgement in _on_held_out(run, robots, until) if robots else ():
@@ -119,7 +131,7 @@ def _evaluate_trained(run: FinishedRun, episodes: int) -> None:
             print(judgement.text, flush=True)
     finally:
         if judgements:
-            write_judgements(judgements, str(run.checkpoint), run.checkpoint.with_name("evaluation.json"))
+            write_judgements(judgements, str(run.checkpoint), _results(run))
 
 
 def simulated_tasks(run: FinishedRun) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from xvla_ros.errors import Problem
 from xvla_ros.model.network.config import XvlaConfig
 from xvla_ros.model.runtime.onednn import one_thread
 from xvla_ros.resources import memory_bytes, usable_cores
-from xvla_ros.training.config import Augmentation, TrainingError, TrainSettings
+from xvla_ros.training.config import APART, Augmentation, TrainingError, TrainSettings
 from xvla_ros.training.data.samples import Samples
 from xvla_ros.training.progress import Meter, measure
 from xvla_ros.training.saving import STATES, last_settings
@@ -114,6 +114,20 @@ def suit_cpu(trainer: Trainer, say: Say, *, keep_threads: bool = False) -> None:
         trainer.workers = 0 if share < LITTLE else min(usable_cores(), math.ceil(SPARE * share))
         why = f"preparing a sample takes {_short(prepared)}, and its part of a step {_short(took)}"
         say(f"workers: {trainer.workers}, because {why}")
+
+
+def lost_repeats(trainer: Trainer) -> str:
+    """Say that what comes again reaches another loading process, which has to draw it anew; empty where it does not."""
+    drawn, share, workers = trainer.settings.drawn, trainer.share, trainer.workers
+    if drawn is None or drawn.repeats == 1 or not workers:
+        return ""
+    between = APART * drawn.repeats * share.accumulation / share.size
+    if between % workers == 0:
+        return ""
+    return (
+        f"drawn.repeats: a sample comes again after {between:g} batches. {workers} loading processes take turns, so "
+        "another one gets it and draws it anew, which saves no time; let batch.workers divide that number"
+    )
 
 
 def _trial(trainer: Trainer) -> tuple[Callable[[], float], float]:

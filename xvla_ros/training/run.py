@@ -42,6 +42,7 @@ class FinishedRun:
         checkpoint: the folder.
         device: that it was trained on, ``cpu`` or ``cuda``.
         seconds: that the training took.
+        is_new: whether this call trained it, and it was not complete before.
     """
 
     settings: TrainSettings
@@ -49,6 +50,7 @@ class FinishedRun:
     checkpoint: Path
     device: str
     seconds: float
+    is_new: bool = True
 
 
 def train(
@@ -109,7 +111,7 @@ def _train(settings: TrainSettings, dry_run: bool, then: Callable[[FinishedRun],
 def _run_to_the_end(settings: TrainSettings, dry_run: bool) -> FinishedRun | None:
     """Train, or see what that would take; None where the run was stopped before its last step."""
     _check_output(settings)
-    from xvla_ros.training.pace import enough_memory, estimate, suit_cpu, with_features
+    from xvla_ros.training.pace import enough_memory, estimate, lost_repeats, suit_cpu, with_features
     from xvla_ros.training.parallel import connect
     from xvla_ros.training.start import load_start, make_policy, scratch_config, with_precision
     from xvla_ros.training.trainer import CHECKPOINT, Trainer
@@ -131,6 +133,8 @@ def _run_to_the_end(settings: TrainSettings, dry_run: bool) -> FinishedRun | Non
             say(line)
         resumed = settings.resume and not dry_run and trainer.resume()
         suit_cpu(trainer, say, keep_threads=resumed)
+        if lost := lost_repeats(trainer):
+            say(lost)
         if dry_run:
             for line in estimate(trainer):
                 say(line)
@@ -139,6 +143,7 @@ def _run_to_the_end(settings: TrainSettings, dry_run: bool) -> FinishedRun | Non
             say(f"continuing after step {trainer.step} of {settings.steps}")
         if accelerator.is_main_process:
             _keep_settings(settings)
+        begun = trainer.step
         with stop_on_signal(trainer, accelerator.num_processes):
             summary = trainer.run()
     if summary["steps"] < settings.steps:
@@ -146,7 +151,8 @@ def _run_to_the_end(settings: TrainSettings, dry_run: bool) -> FinishedRun | Non
         return None
     for line in trainer.objective.outcome(summary):
         say(line)
-    return FinishedRun(settings, cast(Any, source), Path(settings.output, CHECKPOINT), device, summary["seconds"])
+    made = Path(settings.output, CHECKPOINT)
+    return FinishedRun(settings, cast(Any, source), made, device, summary["seconds"], is_new=summary["steps"] > begun)
 
 
 @contextmanager

@@ -45,7 +45,8 @@ _BASE = ".base_layer."
 MAY_CHANGE = ("resume", "output", "steps", "cache", "log", "validation", "batch.workers", "batch.prefetch",
               "batch.accumulation", "strategy", "model.activation_checkpointing")  # fmt: skip
 # Where something is: it may be moved, copied or named otherwise, as its content is compared.
-PLACES = {"model": ("checkpoint", "revision", "vision_from"), "datasets": ("paths", "instructions_file")}
+PLACES = {"model": ("checkpoint", "revision", "vision_from"), "datasets": ("paths", "instructions_file"),
+          "drawn": ("played_by",)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -167,12 +168,15 @@ def _without_places(told: Mapping[str, Any]) -> dict[str, Any]:
     def plain(section: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         return {key: bool(value) if key in names else value for key, value in section.items()}
 
+    def named(sections: Any) -> list[dict[str, Any]]:
+        return [{**each, "robot": Path(each.get("robot") or "").stem} for each in sections or ()]
+
     model = plain(told.get("model") or {}, PLACES["model"])
-    datasets = [
-        plain({**each, "robot": Path(each.get("robot") or "").stem}, PLACES["datasets"])
-        for each in told.get("datasets") or ()
-    ]
-    return {**told, "model": model, "datasets": datasets}
+    datasets = [plain(each, PLACES["datasets"]) for each in named(told.get("datasets"))]
+    drawn = told.get("drawn")
+    if drawn:
+        drawn = {**plain(drawn, PLACES["drawn"]), "scenes": named(drawn.get("scenes"))}
+    return {**told, "model": model, "datasets": datasets, "drawn": drawn}
 
 
 def _may_change(key: str) -> bool:
