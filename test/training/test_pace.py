@@ -123,7 +123,7 @@ def test_samples_that_come_again_reach_the_process_that_kept_them(repeats, worke
     said = pace.lost_repeats(SimpleNamespace(settings=settings, share=Share(size), workers=workers))
     assert bool(said) == is_lost
     share = Share(size)
-    of_index = {index: step % workers if workers else 0 for step in range(400) for index in share.indices(step, 0)}
+    of_index = {index: step % workers if workers else 0 for step in range(1000) for index in share.indices(step, 0)}
     apart = APART * repeats + 1  # from a new sample to when it comes the second time
     if repeats > 1 and size == 8:
         lost = sum(of_index[index] != of_index[index + apart] for index in range(0, 1000 * repeats, repeats))

@@ -221,6 +221,18 @@ def test_held_out_episodes_are_not_trained_on(tmp_path, pair):
     assert {samples.draw(index).instruction for index in range(len(samples.train))} == train
 
 
+@pytest.mark.parametrize("split_seed", range(4))
+def test_simulated_episodes_of_one_layout_are_held_out_together(tmp_path, pair, split_seed):
+    session = Session(pair, end=4.0).record()
+    for number in range(8):
+        told = {"instruction": f"task {number // 2}, arm {number % 2}", "task": "touch", "seed": number // 2}
+        session.mark(number * 0.5, "start", **told).mark(number * 0.5 + 0.45, "end")
+    samples = opened(tmp_path, session.write(tmp_path / "bag.mcap"), split={"fraction": 0.25, "seed": split_seed})
+    train, held_out = ({one.instruction for one in part} for part in (samples.train, samples.held_out))
+    assert (len(train), len(held_out)) == (6, 2)
+    assert len({each.partition(",")[0] for each in held_out}) == 1
+
+
 def test_draws_depend_on_seed_and_number_alone(tmp_path, pair):
     bag = Session(pair, end=1.5).record().write(tmp_path / "bag.mcap")
     settings = {

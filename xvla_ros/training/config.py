@@ -37,7 +37,7 @@ class DataSection(BaseModel):
 class Split(DataSection):
     """Which episodes are kept from training, to measure the loss on."""
 
-    fraction: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the episodes that is held out for measurements.")
+    fraction: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the episodes that is held out for measurements; simulated ones of one layout together.")
     seed: int = Field(0, ge=0, description="Seed of the choice of these episodes.")
 
 

@@ -117,16 +117,16 @@ def suit_cpu(trainer: Trainer, say: Say, *, keep_threads: bool = False) -> None:
 
 
 def lost_repeats(trainer: Trainer) -> str:
-    """Say that what comes again reaches another loading process, which has to draw it anew; empty where it does not."""
+    """Say that what comes again reaches another loading process, which has to draw it again; empty where it does not."""
     drawn, share, workers = trainer.settings.drawn, trainer.share, trainer.workers
-    if drawn is None or drawn.repeats == 1 or not workers:
+    if drawn is None or drawn.repeats == 1 or workers < 2:
         return ""
     between = APART * drawn.repeats * share.accumulation / share.size
     if between % workers == 0:
         return ""
     return (
         f"drawn.repeats: a sample comes again after {between:g} batches. {workers} loading processes take turns, so "
-        "another one gets it and draws it anew, which saves no time; let batch.workers divide that number"
+        "another one gets it and draws it again, which saves no time; let batch.workers divide that number"
     )
 
 

@@ -302,13 +302,23 @@ def _conflicts(datasets: Sequence[DataSet]) -> list[Problem]:
 
 
 def _split(stores: Sequence[Store], entry: DatasetSettings) -> tuple[Rows, Rows]:
-    """Return (store, row) of the samples to train on and of those held out, whole episodes each."""
+    """Return (store, row) of the samples to train on and of those held out, whole episodes each.
+
+    Simulated episodes of one layout stay together, since they differ in the instruction alone.
+    """
     places = [(number, episode) for number, store in enumerate(stores) for episode in range(len(store.episodes))]
     count = round(entry.split.fraction * len(places))
     if entry.split.fraction > 0.0 and len(places) > 1:
         count = min(max(count, 1), len(places) - 1)
-    chosen = np.random.default_rng(entry.split.seed).permutation(len(places))[:count]
-    held = {places[place] for place in chosen}
+    layouts: dict[tuple[object, int], list[tuple[int, int]]] = {}
+    for number, episode in places:
+        told = stores[number].episodes[episode]
+        layout = (number, episode) if told.seed is None else (told.task, told.seed)
+        layouts.setdefault(layout, []).append((number, episode))
+    together, held = list(layouts.values()), set[tuple[int, int]]()
+    for chosen in np.random.default_rng(entry.split.seed).permutation(len(together)):
+        if len(held) < count and len(held) + len(together[chosen]) < len(places):
+            held.update(together[chosen])
     train: list[Rows] = []
     held_out: list[Rows] = []
     for place in places:
