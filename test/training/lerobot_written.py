@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-FPS = 20
+FPS = VIDEO_FPS = 20
 SIZE = (48, 64)
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 NAMES = [f"{side}_{joint}.pos" for side in ("left", "right") for joint in JOINTS]
@@ -199,7 +199,7 @@ def png(level: int) -> bytes:
 def _video(file: Path, levels: list[int]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS)
+        stream = container.add_stream("libx264", rate=VIDEO_FPS)
         stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
         stream.options = {"g": "2", "crf": "10"}
         for level in levels:

@@ -410,3 +410,156 @@ def test_actions_in_units_of_their_own_have_channels_of_their_own(tmp_path):
     samples = opened(tmp_path, folder, mapping={"action_channels": own})
     due = 0.0333 * np.arange(1, 9)
     np.testing.assert_allclose(samples.train[0].actions, in_policy_units(written.action(due)), atol=0.05)
+
+
+# what another program wrote
+
+
+@pytest.mark.parametrize("rate", [15, 18, 24])
+def test_videos_with_another_rate_than_the_rows_are_no_pictures_of_them(tmp_path, rate, monkeypatch):
+    monkeypatch.setattr(written, "VIDEO_FPS", rate)
+    folder = written.write(tmp_path / "set", "v2.1", lengths=(30, 30))
+    with pytest.raises(SamplesError, match=f"{rate} frames per second, and the data set 20|after the end of their"):
+        opened(tmp_path, folder)
+
+
+def test_the_texts_of_tasks_are_in_the_column_of_that_name(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = written.write(tmp_path / "set", "v3.0")
+    table = {"task_index": [0, 1], "category": ["easy", "hard"], "task": ["reach", "grasp"]}
+    for names, said in ((list(table), ["grasp", "reach"]), (["task_index", "category"], ["easy", "hard"])):
+        pq.write_table(pa.table({name: table[name] for name in names}), folder / "meta" / "tasks.parquet")
+        assert sorted({sample.instruction for sample in opened(tmp_path, folder).train}) == said
+    pq.write_table(pa.table({**table, "other": ["a", "b"]}).drop(["task"]), folder / "meta" / "tasks.parquet")
+    with pytest.raises(SamplesError, match="has the columns category, other and no task"):
+        opened(tmp_path, folder)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_task_of_nothing_is_no_instruction(tmp_path, version):
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = written.write(tmp_path / "set", version)
+    if version == "v3.0":
+        pq.write_table(pa.table({"task_index": [0, 1], "task": [None, None]}), folder / "meta" / "tasks.parquet")
+    else:
+        lines = [json.dumps({"task_index": number, "task": None}) for number in (0, 1)]
+        (folder / "meta" / "tasks.jsonl").write_text("\n".join(lines))
+    with pytest.raises(SamplesError, match="episode 0 has no task: set instruction"):
+        opened(tmp_path, folder)
+
+
+def test_channels_of_vectors_count_with_their_scales_and_names(tmp_path, monkeypatch):
+    scaled = {"units": "vector", "channels": {"left_gripper": {"name": "left_gripper", "scale": 0.01}}}
+    expected = written.state(0.2)
+    expected[5] /= 100
+    samples = opened(tmp_path, written.write(tmp_path / "set", "v2.1"), mapping=scaled)
+    np.testing.assert_allclose(samples.train[4].state, expected, atol=1e-4)
+
+    order = [*range(6, 12), *range(6)]
+    monkeypatch.setattr(written, "NAMES", [written.NAMES[place] for place in order])
+    swapped = {name: lambda e, v: v[:, order] for name in ("observation.state", "action")}
+    samples = opened(tmp_path, written.write(tmp_path / "swapped", "v2.1", **swapped), mapping=scaled)
+    np.testing.assert_allclose(samples.train[4].state, expected, atol=1e-4)
+
+    monkeypatch.setattr(written, "NAMES", [f"motor_{number}" for number in range(12)])
+    foreign = {**scaled, "channels": {"left_gripper": {"name": "motor_5", "scale": 0.01}}}
+    folder = written.write(tmp_path / "foreign", "v2.1")
+    np.testing.assert_allclose(opened(tmp_path, folder, mapping=foreign).train[4].state, expected, atol=1e-4)
+    with pytest.raises(SamplesError, match=r"(?s)no channel 'nosuch'.*no channel 'nonsense'"):
+        opened(tmp_path, folder, mapping={**foreign, "channels": {"left_gripper": "nosuch", "nonsense": "motor_1"}})
+
+
+def test_a_channel_name_that_occurs_twice_is_told_apart_by_its_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(written, "NAMES", list(written.JOINTS) * 2)
+    folder = written.write(tmp_path / "set", "v2.1")
+    names = {f"{side}_{joint}": joint for side in ("left", "right") for joint in written.JOINTS}
+    with pytest.raises(SamplesError, match="no channel 'shoulder_pan'"):
+        opened(tmp_path, folder, mapping={"channels": names})
+    numbers = {name: {"name": str(place), "scale": 1.0 if place % 6 < 5 else 0.01} for place, name in enumerate(names)}
+    samples = opened(tmp_path, folder, mapping={"channels": numbers})
+    np.testing.assert_allclose(samples.train[4].state, in_policy_units(written.state(0.2)), atol=1e-4)
+
+
+def test_numbers_that_change_within_a_file_of_the_same_size_are_read_again(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    noise = np.random.default_rng(0).normal(0.0, 0.1, (4, 2000, 12))
+    changes = {name: lambda e, v: v + noise[e] for name in ("observation.state", "action")}
+    folder = written.write(tmp_path / "set", "v3.0", lengths=(2000,) * 4, video=False, **changes)
+    file = folder / "data/chunk-000/file-000.parquet"
+    plain = [column for column in pq.read_schema(file).names if column not in written.CAMERAS]
+    table = pq.read_table(file)
+
+    def write(shift):
+        moved = [[value + shift for value in row] for row in table.column("action").to_pylist()]
+        column = pa.array(moved, pa.list_(pa.float32()))
+        with_it = table.set_column(table.column_names.index("action"), "action", column)
+        pq.write_table(with_it, file, compression="none", use_dictionary=False, write_statistics=False)
+        return file.stat().st_size
+
+    assert plain and write(0.0) == write(1.0)
+    first = opened(tmp_path, folder, rate=1.0).train[0].actions[0, 0]
+    write(2.0)
+    assert opened(tmp_path, folder, rate=1.0).train[0].actions[0, 0] == pytest.approx(first + 1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (one_bad("observation.state", lambda v: v[:, :7]), "observation.state has 7 channels, and meta/info.json says"),
+        (one_bad("action", lambda v: np.concatenate([v, v], axis=1)), "action has 24 channels, and meta/info.json"),
+        (
+            one_bad("observation.state", lambda v: v + 360.0 * (np.arange(v.size).reshape(v.shape) == 14)),
+            "episode 1: 1 joints are recorded far outside their limits (left_elbow_flex",
+        ),
+    ],
+)
+def test_an_episode_of_another_shape_or_with_a_glitch_is_left_out_by_name(tmp_path, change, said):
+    samples = opened(tmp_path, written.write(tmp_path / "set", "v3.0", lengths=(30, 24, 24), **change))
+    assert [episode.key for episode in samples.datasets[0].stores[0].episodes] == ["0", "2"]
+    assert said in "\n".join(samples.left_out())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_episode_without_a_frame_is_left_out(tmp_path, version):
+    samples = opened(tmp_path, written.write(tmp_path / "set", version, lengths=(30, 24, 0), video=False))
+    assert [episode.key for episode in samples.datasets[0].stores[0].episodes] == ["0", "1"]
+    assert "episode 2 has no frame" in "\n".join(samples.left_out())
+
+
+def test_times_in_lists_of_one(tmp_path):
+    import pyarrow as pa
+
+    def listed(episode, seconds):
+        return pa.array([[float(each)] for each in seconds], pa.list_(pa.float32()))
+
+    samples = opened(tmp_path, written.write(tmp_path / "set", "v3.0", timestamp=listed))
+    plain = opened(tmp_path, written.write(tmp_path / "plain", "v3.0"))
+    for one, other in zip(samples.train, plain.train, strict=True):
+        np.testing.assert_array_equal(one.actions, other.actions)
+
+
+def test_episodes_exported_as_failed_are_skipped_where_only_successes_count(tmp_path):
+    import json
+
+    folder = written.write(tmp_path / "set", "v3.0", lengths=(30, 24, 24))
+    told = [{"success": True}, {"success": False}, {"success": None}]
+    (folder / "meta" / "xvla_ros.json").write_text(json.dumps({"episodes": told}))
+    samples = opened(tmp_path, folder)
+    assert [episode.key for episode in samples.datasets[0].stores[0].episodes] == ["0", "2"]
+    assert "1 × failed" in "\n".join(samples.left_out())
+    assert len(opened(tmp_path, folder, only_successes=False).datasets[0].stores[0].episodes) == 3
+    with pytest.raises(SamplesError, match="has failed episodes alone"):
+        opened(tmp_path, folder, episodes=(1,))
+
+
+def test_a_range_that_runs_backwards_is_none():
+    with pytest.raises(ValueError, match="expected numbers, or ranges"):
+        settings("folder", episodes=("3-1",))

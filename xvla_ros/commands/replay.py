@@ -26,7 +26,7 @@ from xvla_ros.commands.options import (
 )
 from xvla_ros.errors import BagError, Interrupted, SetupError
 from xvla_ros.observation.faults import FaultTally
-from xvla_ros.recordings.bags import Bag, storage_files
+from xvla_ros.recordings.bags import Bag, bags_in
 from xvla_ros.recordings.lerobot_files import is_data_set
 from xvla_ros.resources import usable_cores
 
@@ -200,9 +200,6 @@ def _replay_bags(options: Replay, bags: Sequence[Bag | Path]) -> int:
 def find_bags(named: Sequence[str]) -> list[Path]:
     """Return the bags that the paths name, each once: a path is a bag itself, a folder with bags, or a data set.
 
-    A folder with ``metadata.yaml`` is one bag, and so is one whose files are numbered as rosbag2 splits them; else
-    each file and each bag folder in it is one.
-
     Raises:
         BagError: a path is not there, or holds no bag.
     """
@@ -211,27 +208,11 @@ def find_bags(named: Sequence[str]) -> list[Path]:
         path = Path(text)
         if not path.exists():
             raise BagError(f"{path}: no bag or data set is there; expected its folder, or its .mcap or .db3 file")
-        inside = _bags_in(path)
+        inside = [path] if is_data_set(path) else bags_in(path)
         if not inside:
             raise BagError(f"{path}: contains no bag; expected .mcap or .db3 files, or folders with them")
         found |= dict.fromkeys(inside)
     return list(found)
-
-
-def _bags_in(path: Path) -> list[Path]:
-    if is_data_set(path):
-        return [path]
-    files = storage_files(path)
-    if not path.is_dir() or (path / "metadata.yaml").exists():
-        return [path] if files else []
-    if len(files) > 1 and all(file.name.startswith(f"{path.name}_") for file in files) and _numbered(files):
-        return [path]
-    folders = [each for each in sorted(path.iterdir()) if each.is_dir() and storage_files(each)]
-    return [*files, *folders]
-
-
-def _numbered(files: Sequence[Path]) -> bool:
-    return [file.name.split(".")[0].rsplit("_", 1)[-1] for file in files] == [str(i) for i in range(len(files))]
 
 
 def _profile(robot: str, source: Bag | Path) -> Profile:

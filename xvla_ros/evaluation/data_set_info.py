@@ -145,7 +145,7 @@ def _for_robot(folder: Path, profile: Profile, mapping: str) -> tuple[str, list[
     """Return what a robot's training makes of a data set: the kind of actions, problems and notes."""
     told = read_mapping(Path(mapping)) if mapping else LeRobotMapping()
     try:
-        survey = LeRobotRecording(folder, profile, LeRobotOptions(told)).survey()
+        survey = LeRobotRecording(folder, profile, LeRobotOptions(told, only_successes=False)).survey()
     except SamplesError as error:
         return "", [str(problem).removeprefix(f"{folder}: ") for problem in error.problems], ()
     left_out = [f"skipped: {each}".replace(f"{folder}: ", "") for each in survey.left_out]

@@ -178,7 +178,8 @@ def _mse(predicted: Tensor, target: Tensor, channels: list[int]) -> Tensor:
 
 def _bce(predicted: Tensor, target: Tensor, channels: tuple[int, ...]) -> Tensor:
     index = list(channels)
-    return functional.binary_cross_entropy_with_logits(predicted[..., index], target[..., index])
+    # A gripper that squeezes is commanded beyond closed. Outside 0..1 the loss would fall for ever.
+    return functional.binary_cross_entropy_with_logits(predicted[..., index], target[..., index].clamp(0.0, 1.0))
 
 
 class _GripperMode(ActionMode):

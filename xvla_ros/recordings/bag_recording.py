@@ -41,7 +41,7 @@ from xvla_ros.types import NS, Floats, Observation
 
 Made = TypeVar("Made")
 
-READER_VERSION = 3  # of what this module makes of a bag; raising it makes caches invalid
+READER_VERSION = 4  # of what this module makes of a bag; raising it makes caches invalid
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Span:
         start, end: ns, within what is known of the joints.
         instruction: what was to be done; empty where nobody said.
         mark: what the marks of its start and end say.
+        changes: (ROS time ns, instruction) that was published within it, where no mark says what was to be done.
     """
 
     stretch: int
@@ -74,6 +75,7 @@ class Span:
     end: int
     instruction: str
     mark: Mapping[str, Any]
+    changes: tuple[tuple[int, str], ...] = ()
 
 
 class SpanFinder:
@@ -112,8 +114,10 @@ def find_spans(
             if only_successes and mark.get("success") is False:
                 skipped["failed"] = skipped.get("failed", 0) + 1
                 continue
-            told = instruction or str(mark.get("instruction") or "") or _told(stretch, start) or profile.instruction
-            yield Span(number, max(start, first), min(end, last), told, mark)
+            told = instruction or str(mark.get("instruction") or "")
+            changes = () if told else tuple(_told_within(stretch, start, end))
+            told = told or _told(stretch, start) or profile.instruction
+            yield Span(number, max(start, first), min(end, last), told, mark, changes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -418,6 +422,7 @@ class BagRecording:
             str(span.mark.get("task") or ""),
             seed if isinstance(seed, int) else None,
             plans,
+            span.changes,
             place=_place(span.mark.get("place")),
         )
 
@@ -534,3 +539,12 @@ def _told(stretch: Stretch, start: int) -> str:
     """Return the last instruction published before an episode, else the first after its start; empty for none."""
     before = [text for time, text in stretch.instructions if time <= start]
     return before[-1] if before else next((text for _, text in stretch.instructions), "")
+
+
+def _told_within(stretch: Stretch, start: int, end: int) -> Iterator[tuple[int, str]]:
+    """Yield (ns, text) where another instruction was published within an episode."""
+    newest = _told(stretch, start)
+    for time, text in stretch.instructions:
+        if start < time <= end and text and text != newest:
+            newest = text
+            yield time, text

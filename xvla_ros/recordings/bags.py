@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -311,6 +311,25 @@ def storage_files(path: Path) -> list[Path]:
     found = path.iterdir() if path.is_dir() else [path]
     # rosbag2 numbers its files: bag_2.mcap comes before bag_10.mcap
     return sorted((file for file in found if _storage(file)), key=lambda file: (len(file.name), file.name))
+
+
+def bags_in(path: Path) -> list[Path]:
+    """Return the bags at a path: itself, or those in a folder; none where there is none.
+
+    A folder with ``metadata.yaml`` is one bag, and so is one whose files are numbered as rosbag2 splits them; else
+    each file and each bag folder in it is one.
+    """
+    files = storage_files(path)
+    if not path.is_dir() or (path / "metadata.yaml").exists():
+        return [path] if files else []
+    if len(files) > 1 and all(file.name.startswith(f"{path.name}_") for file in files) and _are_numbered(files):
+        return [path]
+    folders = [each for each in sorted(path.iterdir()) if each.is_dir() and storage_files(each)]
+    return [*files, *folders]
+
+
+def _are_numbered(files: Sequence[Path]) -> bool:
+    return [file.name.split(".")[0].rsplit("_", 1)[-1] for file in files] == [str(i) for i in range(len(files))]
 
 
 def _storage(file: Path) -> str:

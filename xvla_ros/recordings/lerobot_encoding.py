@@ -10,7 +10,7 @@ observation can be built (a camera that fell silent, joints that leap) the episo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -202,7 +202,8 @@ class _BagEncoder:
             "task": episode.task,
             "seed": episode.seed,
         }
-        self._done.append(run.finish(episode.instruction, episode.path.at(np.array(run.stamps)), origin))
+        tasks = [episode.instruction_at(stamp) for stamp in run.stamps]
+        self._done.append(run.finish(tasks, episode.path.at(np.array(run.stamps)), origin))
 
 
 class _FrameGrid:
@@ -282,12 +283,12 @@ class _OpenEpisode:
         if self.frames == 2 * LOOKED_AT * self._every:  # of long episodes as many as of short ones, about
             self._every *= 2
 
-    def finish(self, task: str, actions: NDArray[np.float32], origin: Mapping[str, Any]) -> EncodedEpisode:
+    def finish(self, tasks: Sequence[str], actions: NDArray[np.float32], origin: Mapping[str, Any]) -> EncodedEpisode:
         """Close the videos, and return the episode."""
         for clip in self._clips.values():
             clip.close()
         clips = {slot: clip.file for slot, clip in self._clips.items()}
-        return EncodedEpisode(task, np.array(self._states), actions, clips, self._pictures, origin)
+        return EncodedEpisode(tasks, np.array(self._states), actions, clips, self._pictures, origin)
 
     def drop(self) -> None:
         """Close and remove the videos."""

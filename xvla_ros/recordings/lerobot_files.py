@@ -33,6 +33,7 @@ DEPTH_FORMATS = ("gray9", "gray10", "gray12", "gray14", "gray16", "grayf")  # pi
 PICTURES = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 VIDEOS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 MAX_FPS = 10_000.0
+NEAR = 0.2  # of the time between two frames, by which a frame may be beside its row: times of videos are rounded
 FAR_AHEAD = 2.0  # s; for a frame further ahead than this the reader seeks a key frame
 
 Rgb = NDArray[np.uint8]
@@ -203,17 +204,16 @@ class LeRobotFiles:
         if file.is_file():
             try:
                 table = parquet_files.read_table(file)
-                # pandas keeps the text as the index of the table, whose name differs between writers
-                texts = next(each for each in table.column_names if each != f"{column}_index")
+                texts = table.column(_text_column(table, column)).to_pylist()
                 numbers = table.column(f"{column}_index").to_pylist()
-                return {int(n): str(text) for n, text in zip(numbers, table.column(texts).to_pylist(), strict=True)}
+                return {int(number): str(text or "") for number, text in zip(numbers, texts, strict=True)}
             except Exception as error:  # pyarrow raises errors of many kinds
                 expected = f"{column}_index and a text in each row"
                 raise self._error(str(file), None, expected, f"cannot be read: {error!r}") from error
         if not lines.is_file():
             return {}
         try:
-            return {int(row[f"{column}_index"]): str(row[column]) for row in self._lines(f"meta/{name}.jsonl")}
+            return {int(row[f"{column}_index"]): str(row[column] or "") for row in self._lines(f"meta/{name}.jsonl")}
         except SamplesError:
             raise
         except Exception as error:
@@ -243,21 +243,27 @@ class LeRobotFiles:
         return tuple(map(str, names)) if names and len(names) == width else tuple(map(str, range(width)))
 
     def rows(self, episode: EpisodeFiles, columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """Return columns of an episode, float64 [N] or [N, D].
+        """Return columns of an episode, float64 [N], or [N, D] with more than one channel.
 
         Raises:
-            SamplesError: the file is damaged, lacks a column or rows.
+            SamplesError: the file is damaged, lacks a column or rows, or has another number of channels than the info.
         """
         table = self._table(episode, columns)
         found = {}
         for column in columns:
             values = table.column(column).to_pylist()
+            told = self.features.get(column, {}).get("shape")
             try:
-                found[column] = np.array(values, dtype=np.float64)
+                rows = np.array(values, dtype=np.float64).reshape(len(values), -1)
             except (TypeError, ValueError) as error:
                 raise self._error(
                     column, None, "a number for each channel of each frame", f"episode {episode.index}: {error}"
                 ) from error
+            width = math.prod(told) if told else rows.shape[1]
+            if rows.shape[1] != width:
+                message = f"episode {episode.index}: {column} has {rows.shape[1]} channels, and {INFO} says {width}"
+                raise self._error(column, rows.shape[1], f"{width} channels", message)
+            found[column] = rows if width > 1 else rows[:, 0]
         return found
 
     def pictures(self, episode: EpisodeFiles, feature: str) -> Iterator[Rgb]:
@@ -457,6 +463,8 @@ def _features(told: Any) -> dict[str, dict[str, Any]]:
         if not all(type(each) is int and 0 <= each <= limits.WIDTH for each in shape):
             raise ValueError(f"{name} has the shape {brief(shape)}")
         names = feature.get("names")
+        if isinstance(names, str):
+            feature["names"] = names = [names]
         if not isinstance(names, dict | list | tuple | None) or len(names or ()) > limits.WIDTH:
             raise ValueError(f"{name} has the names {brief(names)}")
         for key in ("info", "video_info"):
@@ -473,7 +481,23 @@ def _length(told: Any) -> int:
 
 
 def _listed(tasks: Any) -> list[str]:
-    return [tasks] if isinstance(tasks, str) else list(map(str, tasks or [""]))
+    return [tasks] if isinstance(tasks, str) else [str(task or "") for task in tasks or [""]]
+
+
+def _text_column(table: Any, name: str) -> str:
+    """Return the column of a table of texts: the one of that name, or pandas' index, which may have another name.
+
+    Raises:
+        ValueError: there is none, or it could be any of several.
+    """
+    told = (table.schema.pandas_metadata or {}).get("index_columns") or ()
+    others = [each for each in table.column_names if each != f"{name}_index"]
+    for candidate in (name, *(each for each in told if isinstance(each, str)), "__index_level_0__"):
+        if candidate in others:
+            return str(candidate)
+    if len(others) != 1:
+        raise ValueError(f"has the columns {', '.join(others) or 'none'} and no {name}")
+    return str(others[0])
 
 
 def _ended(episodes: Sequence[EpisodeFiles]) -> tuple[EpisodeFiles, ...]:
@@ -513,7 +537,7 @@ class Video:
 
     def __init__(self, file: Path, fps: float) -> None:
 
-        self._file, self._half = file, 0.5 / fps
+        self._file, self._fps, self._half = file, fps, 0.5 / fps
         self._time = -np.inf
         self._frame: Any = None
         try:
@@ -546,7 +570,7 @@ class Video:
         """Return the frame at ``time`` s, uint8 [H, W, 3].
 
         Raises:
-            SamplesError: there is none within half a frame, or the file is damaged.
+            SamplesError: there is none within a fifth of a frame, or the file is damaged.
         """
         with limits.edge(SamplesError, lambda cause: self._error(f"no frame at {time:.3f} s: {cause}")):
             return self._at(time)
@@ -564,8 +588,12 @@ class Video:
             self._check_size(self._frame)
         except (StopIteration, av.error.FFmpegError, TypeError) as error:
             raise self._error(f"no frame at {time:.3f} s: the video ends at {self._time:.3f} s") from error
-        if abs(self._time - time) > 2 * self._half:
-            raise self._error(f"no frame at {time:.3f} s: the next is at {self._time:.3f} s")
+        if abs(self._time - time) > NEAR / self._fps:
+            rate = float(self._stream.average_rate or 0.0)
+            raise self._error(
+                f"no frame at {time:.3f} s: the next is at {self._time:.3f} s. The video has {rate:.3g} frames per "
+                f"second, and the data set {self._fps:g}"
+            )
         return np.asarray(self._frame.to_ndarray(format="rgb24"))
 
     def _check_size(self, pictured: Any) -> None:

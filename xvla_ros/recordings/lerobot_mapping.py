@@ -107,6 +107,13 @@ def _written(folder: Path) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
+def written_origins(folder: Path) -> dict[int, dict[str, Any]]:
+    """Return episode → what ``xvla export`` wrote of it: success, task and seed; nothing of other data sets."""
+    told = _written(folder).get("episodes")
+    found = told if isinstance(told, list) else []
+    return {number: each for number, each in enumerate(found) if isinstance(each, dict)}
+
+
 def written_mapping(folder: Path, profile: Profile) -> LeRobotMapping | None:
     """Return the mapping that ``xvla export`` wrote with a data set of this robot; None where it wrote none.
 
@@ -123,10 +130,13 @@ def written_mapping(folder: Path, profile: Profile) -> LeRobotMapping | None:
 
 
 def place_of(name: str, names: Sequence[str]) -> int | None:
-    """Return the index of a channel, named with or without the suffix of positions, or numbered; None for none."""
+    """Return the index of a channel, named with or without the suffix of positions, or numbered; None for none.
+
+    A name that occurs twice is no channel's: there, only numbers tell channels apart.
+    """
     for candidate in (name, f"{name}{SUFFIX}", name.removesuffix(SUFFIX)):
-        if candidate in names:
-            return list(names).index(candidate)
+        if names.count(candidate) == 1:
+            return names.index(candidate)
     if name.isdecimal() and int(name) < len(names):
         return int(name)
     return None

@@ -23,7 +23,13 @@ from xvla_ros.recordings.bag_paths import tool_actions
 from xvla_ros.recordings.bag_recording import Seen
 from xvla_ros.recordings.bags import sampled
 from xvla_ros.recordings.lerobot_files import LANGUAGE, EpisodeFiles, LeRobotFiles, Video
-from xvla_ros.recordings.lerobot_mapping import ChannelSource, LeRobotMapping, place_of, written_mapping
+from xvla_ros.recordings.lerobot_mapping import (
+    ChannelSource,
+    LeRobotMapping,
+    place_of,
+    written_mapping,
+    written_origins,
+)
 from xvla_ros.recordings.recording import (
     Episode,
     Frame,
@@ -31,6 +37,7 @@ from xvla_ros.recordings.recording import (
     SamplesError,
     Survey,
     joint_problems,
+    joints_outside,
     path_problems,
     profile_essence,
 )
@@ -40,7 +47,8 @@ from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tools import tool_arms
 from xvla_ros.types import NS, Floats, Observation
 
-READER_VERSION = 2
+READER_VERSION = 3
+WHOLE = 1 << 28  # bytes up to which a table goes into the fingerprint whole; of larger files, and of videos, parts
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,26 @@ class LeRobotOptions:
     instruction: str = ""
     episodes: frozenset[int] = frozenset()  # numbers of those wanted; empty wants all
     skip_bad: bool = False
+    only_successes: bool = True  # leave out episodes that xvla export wrote as failed
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """An episode as it was read: its files, what trains on it, and its numbers.
+
+    Attributes:
+        state: [N, P] in the policy's units.
+        joints: measured and commanded [N, J], rad or m.
+        measured: as joints, or the vectors they are.
+        pair: states and actions in the data set's units.
+    """
+
+    files: EpisodeFiles
+    episode: Episode
+    state: Floats
+    joints: tuple[Floats, Floats]
+    measured: Floats
+    pair: tuple[Floats, Floats]
 
 
 @dataclass(frozen=True)
@@ -137,10 +165,16 @@ class LeRobotRecording:
         encoder, state = self._encoder(), self._columns(self._options.mapping.state, self._options.mapping.channels)
         differing = {**self._options.mapping.channels, **self._options.mapping.action_channels}
         action = self._columns(self._options.mapping.action, differing) if commanded else state
-        self._states, self._joints_of, self._kept = [], [], []
-        episodes, left_out, joints, pairs = [], [], [], []
+        read: list[_Read] = []
+        left_out: list[Problem] = []
+        skipped: dict[str, int] = {}
+        origins = written_origins(self._folder)
         chosen = self._chosen()
         for files in chosen:
+            origin = origins.get(files.index, {})
+            if self._options.only_successes and origin.get("success") is False:
+                skipped["failed"] = skipped.get("failed", 0) + 1
+                continue
             try:
                 found, rows, words = self._episode_problems(files, commanded)
             except SamplesError as error:
@@ -158,30 +192,47 @@ class LeRobotRecording:
             if bad := path_problems(self.source, f"episode {files.index}", path, self._profile.channels):
                 left_out += bad[:1]
                 continue
-            self._states.append(self._state(measured, encoder))
-            self._joints_of.append((self._as_joints(measured), self._as_joints(values)))
-            self._kept.append(files)
-            changes = _changes(times, words)
-            first, *others = changes
-            episodes.append(
-                Episode(str(files.index), first[1], None, int(times[0]), int(times[-1]), path, changes=tuple(others))
-            )
-            joints.append(measured)
-            pairs.append((seen, told))
+            first, *others = _changes(times, words)
+            episode = Episode(
+                str(files.index), first[1], origin.get("success"), int(times[0]), int(times[-1]), path,
+                str(origin.get("task") or ""), origin.get("seed"), changes=tuple(others),
+            )  # fmt: skip
+            joints = self._as_joints(measured), self._as_joints(values)
+            read.append(_Read(files, episode, self._state(measured, encoder), joints, measured, (seen, told)))
+        read = self._without_strays(read, left_out)
+        self._states, self._joints_of = [each.state for each in read], [each.joints for each in read]
+        self._kept, episodes = [each.files for each in read], [each.episode for each in read]
         problems = self._too_many(left_out, len(chosen))
-        if not problems:
-            problems, notes = self._unit_problems(joints, pairs if commanded else [])
-        else:
-            notes = []
+        notes: list[str] = []
+        if not problems and read:
+            pairs = [each.pair for each in read] if commanded else []
+            problems, notes = self._unit_problems([each.measured for each in read], pairs)
+        if not read and not problems:
+            expected, message = "an episode that succeeded, or only_successes set to false", "has failed episodes alone"
+            problems = [self._problem("only_successes", True, expected, message)]
         return Survey(
             tuple(episodes),
             tuple(problems),
             self._files.fps,
             "commanded" if commanded else "measured",
-            {},
+            skipped,
             (*self._word_notes(episodes), *notes),
             tuple(left_out),
         )
+
+    def _without_strays(self, read: list[_Read], left_out: list[Problem]) -> list[_Read]:
+        """Leave out the episodes with positions far outside the limits, unless they are as many as with wrong units."""
+        if self._options.mapping.units == "vector":
+            return read
+        strays = {}
+        for each in read:
+            low, high = each.measured.min(axis=0), each.measured.max(axis=0)
+            if problem := joints_outside(self.source, self._profile, low, high):
+                strays[each.files.index] = replace(problem, message=f"episode {each.files.index}: {problem.message}")
+        if 2 * len(strays) >= len(read):
+            return read
+        left_out += strays.values()
+        return [each for each in read if each.files.index not in strays]
 
     def _chosen(self) -> list[EpisodeFiles]:
         """Return the episodes that the options want.
@@ -205,6 +256,8 @@ class LeRobotRecording:
             SamplesError: they cannot be read.
         """
         name, mapping = f"episode {files.index}", self._options.mapping
+        if not files.length:
+            return [self._problem(name, 0, "at least two frames", f"{name} has no frame")], {}, []
         rows = self._files.rows(files, ["timestamp", mapping.state, *([mapping.action] if commanded else [])])
         times = np.rint(rows["timestamp"] * 1e6).astype(np.int64) * 1000
         found = self._row_problems(name, rows, times) or self._clip_problems(name, files, times)
@@ -352,9 +405,12 @@ class LeRobotRecording:
         digest = hashlib.blake2b(digest_size=16)
         for file in self._files.files():
             if file.is_file():
-                digest.update(f"{file.relative_to(self._folder)} {file.stat().st_size}".encode())
+                size = file.stat().st_size
+                digest.update(f"{file.relative_to(self._folder)} {size}".encode())
+                is_table = file.suffix in (".parquet", ".json", ".jsonl")
                 with file.open("rb") as stream:
-                    digest.update(sampled(stream, blocks=4))
+                    whole = is_table and size <= WHOLE
+                    digest.update(hashlib.file_digest(stream, "sha256").digest() if whole else sampled(stream))
         options = self._options
         told = [
             READER_VERSION,
@@ -365,6 +421,7 @@ class LeRobotRecording:
             options.instruction,
             sorted(options.episodes),
             options.skip_bad,
+            options.only_successes,
         ]
         digest.update(json.dumps(told, sort_keys=True).encode())
         return digest.hexdigest()
@@ -530,9 +587,12 @@ class LeRobotRecording:
         """
         names = self._files.names(feature)
         wanted = self._wanted()
-        if self._options.mapping.units == "vector" and len(names) in (len(wanted), 10 * len(self._profile.tools)):
-            index = np.arange(len(names))
-            return _Columns(index, np.ones(len(index)), np.zeros(len(index)))
+        vector, widths = self._options.mapping.units == "vector", (len(wanted), 10 * len(self._profile.tools))
+        if vector and len(names) in widths:
+            wanted = [*wanted[: len(names)], *map(str, range(len(wanted), len(names)))]
+            if all(place_of(each, names) is None for each in self._profile.channels):
+                # another program's names, or none: what channels does not list is in the vector's order
+                channels = {**{name: str(place) for place, name in enumerate(wanted)}, **channels}
         sources, problems = [], []
         for channel in wanted:
             told = channels.get(channel, channel)

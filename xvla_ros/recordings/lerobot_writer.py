@@ -176,7 +176,7 @@ class EncodedEpisode:
     """One episode, its videos in files of their own.
 
     Attributes:
-        task: what was to be done.
+        tasks: [N] what was to be done at each frame.
         states: float32 [N, P], the policy's units.
         actions: float32 [N, D], the policy's units.
         clips: slot → its video.
@@ -184,7 +184,7 @@ class EncodedEpisode:
         origin: where it comes from, for ``WRITTEN``.
     """
 
-    task: str
+    tasks: Sequence[str]
     states: NDArray[np.float32]
     actions: NDArray[np.float32]
     clips: Mapping[str, Path]
@@ -323,9 +323,9 @@ class LeRobotWriter:
             "frame_index": np.arange(count),
             "episode_index": np.full(count, index),
             "index": self.frames + np.arange(count),
-            "task_index": np.full(count, self.tasks.setdefault(episode.task, len(self.tasks))),
+            "task_index": np.array([self.tasks.setdefault(task, len(self.tasks)) for task in episode.tasks]),
         }
-        row: dict[str, Any] = {"episode_index": index, "tasks": [episode.task], "length": count}
+        row: dict[str, Any] = {"episode_index": index, "tasks": list(dict.fromkeys(episode.tasks)), "length": count}
         row |= {f"data/{key}": value for key, value in _place(self._write_numbers(columns)).items()}
         row |= {"dataset_from_index": self.frames, "dataset_to_index": self.frames + count}
         for slot, video in self._videos.items():

@@ -211,12 +211,10 @@ class Recording(Protocol):
 
 def joint_problems(source: str, profile: Profile, low: Floats, high: Floats) -> list[Problem]:
     """Return what looks wrong with the units of recorded positions, given their extremes [J] read as rad or m."""
+    if outside := joints_outside(source, profile, low, high):
+        return [outside]
     joints = profile.joints.ordered
     lower, upper = np.array([j.lower for j in joints]), np.array([j.upper for j in joints])
-    margin = FAR * (upper - lower)
-    outside = np.flatnonzero((low < lower - margin) | (high > upper + margin))
-    if outside.size:
-        return [_outside(source, profile, outside, low, high, lower, upper, margin)]
     if ((high - low) < STILL * (upper - lower)).all():
         return [
             Problem(
@@ -245,16 +243,14 @@ def joint_problems(source: str, profile: Profile, low: Floats, high: Floats) -> 
     return []
 
 
-def _outside(
-    source: str,
-    profile: Profile,
-    outside: NDArray[np.intp],
-    low: Floats,
-    high: Floats,
-    lower: Floats,
-    upper: Floats,
-    margin: Floats,
-) -> Problem:
+def joints_outside(source: str, profile: Profile, low: Floats, high: Floats) -> Problem | None:
+    """Return that positions with these extremes [J] are far outside the joints' limits, and which; None where not."""
+    joints = profile.joints.ordered
+    lower, upper = np.array([j.lower for j in joints]), np.array([j.upper for j in joints])
+    margin = FAR * (upper - lower)
+    outside = np.flatnonzero((low < lower - margin) | (high > upper + margin))
+    if not outside.size:
+        return None
     names = [profile.joints.policy_order[i] for i in outside]
     spans = ", ".join(f"{name} {low[i]:.4g} … {high[i]:.4g}" for name, i in zip(names[:3], outside[:3], strict=True))
     fits = ((low / DEGREES >= lower - margin) & (high / DEGREES <= upper + margin)).all()

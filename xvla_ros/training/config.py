@@ -37,7 +37,12 @@ class DataSection(BaseModel):
 class Split(DataSection):
     """Which episodes are kept from training, to measure the loss on."""
 
-    fraction: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the episodes that is held out for measurements; simulated ones of one layout together.")
+    fraction: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Share of the episodes that is held out for measurements; simulated ones of one layout together.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the choice of these episodes.")
 
 
@@ -100,15 +105,20 @@ class DatasetSettings(DataSection):
             raise ValueError(
                 "episodes can be chosen in a LeRobot data set only; for bags, list the ones to use in paths"
             )
-        if bad := [each for each in self.episodes if not _RANGE.match(str(each))]:
+        if bad := [each for each in self.episodes if not _numbers(str(each))]:
             raise ValueError(f"episodes {bad}: expected numbers, or ranges such as '0-39'")
         return self
 
     @property
     def chosen(self) -> frozenset[int]:
         """Numbers of the episodes to take; empty takes all."""
-        parts = [str(each).partition("-") for each in self.episodes]
-        return frozenset(n for first, _, last in parts for n in range(int(first), int(last or first) + 1))
+        return frozenset(number for each in self.episodes for number in _numbers(str(each)))
+
+
+def _numbers(text: str) -> range:
+    """Return the numbers of a range, such as 0-39 or 7; empty where it is none."""
+    first, _, last = text.partition("-") if _RANGE.match(text) else ("1", "", "0")
+    return range(int(first), int(last or first) + 1)
 
 
 class Augmentation(DataSection):
@@ -252,7 +262,7 @@ class Loss(DataSection):
     padding: Literal["masked", "repeated"] = Field(
         "repeated",
         description="Waypoints after the end of an episode or plan: repeated trains on the last waypoint, so that the "
-        "arm stays there; masked ignores them.",
+        "arm stays there; masked ignores them. Each accumulated part of a step has the same weight.",
     )
 
 

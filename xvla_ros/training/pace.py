@@ -117,7 +117,7 @@ def suit_cpu(trainer: Trainer, say: Say, *, keep_threads: bool = False) -> None:
 
 
 def lost_repeats(trainer: Trainer) -> str:
-    """Say that what comes again reaches another loading process, which has to draw it again; empty where it does not."""
+    """Say that what comes again reaches another loading process, which draws it again; empty where it does not."""
     drawn, share, workers = trainer.settings.drawn, trainer.share, trainer.workers
     if drawn is None or drawn.repeats == 1 or workers < 2:
         return ""

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from xvla_ros.control.policy_source import same_numbers
+from xvla_ros.control.policy_source import misplaced_views, same_numbers
 from xvla_ros.errors import Problem
 from xvla_ros.model import checkpoint
 from xvla_ros.model.action_modes import repaired_mode
@@ -105,6 +105,9 @@ def make_policy(settings: TrainSettings, source: Any, start: Policy | None) -> P
     embodiments = {name: _trained_as(each, settings.model, source) for name, each in source.embodiments.items()}
     policy = start if start is not None else _from_scratch(settings, source, list(embodiments.values()))
     problems = _domain_problems(policy, embodiments)
+    if start is not None and not start.robots:
+        misplaced = [misplaced_views(profile, start.view_names) for profile in source.profiles.values()]
+        problems += [problem for problem in misplaced if problem is not None]
     if problems:
         raise TrainingError(problems)
     policy.lerobot = _lerobot_robot(settings, embodiments)

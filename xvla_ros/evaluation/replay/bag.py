@@ -89,7 +89,8 @@ def recording_of(source: Source, profile: Profile, settings: ReplaySettings) -> 
     """
     if isinstance(source, Path):
         mapping = read_mapping(Path(settings.mapping)) if settings.mapping else LeRobotMapping()
-        return LeRobotRecording(source, profile, LeRobotOptions(mapping, instruction=settings.instruction))
+        told = LeRobotOptions(mapping, instruction=settings.instruction, only_successes=not settings.all_episodes)
+        return LeRobotRecording(source, profile, told)
     options = BagOptions(
         instruction=settings.instruction,
         only_successes=not settings.all_episodes,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from xvla_ros import limits
 from xvla_ros.errors import BagError, Problem, ProfileError
-from xvla_ros.recordings.bags import Bag
+from xvla_ros.recordings.bags import Bag, bags_in, storage_files
 from xvla_ros.recordings.recording import NothingLeftError, Recording, SamplesError
 from xvla_ros.robots.profile import load_robot
 from xvla_ros.training.config import Augmentation, DatasetSettings
@@ -105,7 +105,13 @@ def recordings_of(entry: DatasetSettings) -> Iterator[Recording]:
 
             profile = load_robot(entry.robot) if entry.robot else profile_of_data_set(path)
             told = LeRobotOptions(
-                entry.mapping, entry.actions, entry.rate, entry.instruction, entry.chosen, entry.skip_bad
+                entry.mapping,
+                entry.actions,
+                entry.rate,
+                entry.instruction,
+                entry.chosen,
+                entry.skip_bad,
+                entry.only_successes,
             )
             yield LeRobotRecording(path, profile, told)
         else:
@@ -163,6 +169,9 @@ def _open(
     if entry.instructions_file:
         others |= read_paraphrases(Path(entry.instructions_file))
     train, held_out = _split(stores, entry)
+    if not len(train):
+        message = "no observation can be built of any episode"
+        raise SamplesError([Problem("datasets", "paths", list(entry.paths), "at least one observation", message)])
     embodiment = profile.embodiment()
     if entry.domain_id is not None:
         embodiment = replace(embodiment, domain_id=entry.domain_id)
@@ -223,18 +232,24 @@ def _paths(entry: DatasetSettings) -> list[Path]:
                     )
                 ]
             )
-        found += [Path(match) for match in matches if entry.kind == "lerobot" or _may_be_bag(Path(match))]
+        paths = [Path(match) for match in matches]
+        found += paths if entry.kind == "lerobot" else [bag for path in paths for bag in bags_in(path)]
     if not found:
         expected = "folders or files with .mcap or .db3; for a LeRobot data set kind: lerobot"
         message = f"no bag is at {', '.join(entry.paths)}"
         raise SamplesError([Problem("datasets", "paths", list(entry.paths), expected, message)])
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)) if entry.kind == "lerobot" else _each_once(found)
 
 
-def _may_be_bag(path: Path) -> bool:
-    return path.suffix in (".mcap", ".db3") or (
-        path.is_dir() and any(file.suffix in (".mcap", ".db3") for file in path.iterdir())
-    )
+def _each_once(bags: Sequence[Path]) -> list[Path]:
+    """Return bags without those whose files another one has, as with a pattern that fits a folder and what is in it."""
+    found, known = [], set[Path]()
+    for bag in bags:
+        files = {file.resolve() for file in storage_files(bag)}
+        if not files <= known:
+            found.append(bag)
+        known |= files
+    return found
 
 
 def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, str]]) -> list[Problem]:
@@ -306,7 +321,12 @@ def _split(stores: Sequence[Store], entry: DatasetSettings) -> tuple[Rows, Rows]
 
     Simulated episodes of one layout stay together, since they differ in the instruction alone.
     """
-    places = [(number, episode) for number, store in enumerate(stores) for episode in range(len(store.episodes))]
+    places = [
+        (number, episode)
+        for number, store in enumerate(stores)
+        for episode in range(len(store.episodes))
+        if store.first[episode] < store.first[episode + 1]
+    ]
     count = round(entry.split.fraction * len(places))
     if entry.split.fraction > 0.0 and len(places) > 1:
         count = min(max(count, 1), len(places) - 1)
