@@ -62,6 +62,15 @@ def test_gripper_is_hidden_from_the_network_and_decoded_to_a_probability(name: s
     assert torch.equal(decoded[..., others], raw[..., others])
 
 
+@pytest.mark.parametrize("name", ["ee6d", "so101_bimanual_bce"])
+def test_a_gripper_commanded_beyond_closed_counts_as_closed(name: str) -> None:
+    mode = action_mode(name)
+    predicted, target = 9 * torch.ones(1, 2, mode.width), torch.zeros(1, 2, mode.width)
+    target[..., list(mode.spec.gripper)] = 1.15
+    within = target.clamp(max=1.0)
+    assert mode.loss(predicted, target) == mode.loss(predicted, within)
+
+
 def test_state_narrower_than_the_gripper_index_is_left_alone() -> None:
     state, _ = action_mode("ee6d").preprocess(torch.ones(1, 5), torch.ones(1, 2, 20))
     assert torch.equal(state, torch.ones(1, 5))

@@ -24,13 +24,13 @@ import pyarrow.parquet as pq
 from test.training.recorded import START, Session, changed
 from xvla_ros.commands import main
 from xvla_ros.errors import DataSetWriteError, SetupError
-from xvla_ros.recordings import lerobot_writer
+from xvla_ros.recordings import cdr, lerobot_writer
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.lerobot_encoding import ExportOptions, _FrameGrid
 from xvla_ros.recordings.lerobot_export import export
 from xvla_ros.recordings.lerobot_mapping import profile_of_data_set
-from xvla_ros.recordings.lerobot_recording import LeRobotRecording
+from xvla_ros.recordings.lerobot_recording import LeRobotOptions, LeRobotRecording
 from xvla_ros.recordings.lerobot_writer import ClipWriter, PictureSums, statistics
 from xvla_ros.recordings.recording import Frame, SamplesError
 
@@ -56,7 +56,8 @@ def read(folder):
 
 def assert_equal(folder, bags, options=AS_IT_IS, within=8.0):
     """Every frame of the bags is in the data set: states and actions to the bit, pictures to some levels."""
-    found, episodes = read(folder)
+    everything = LeRobotOptions(only_successes=options.only_successes)
+    found, episodes = frames_of(LeRobotRecording(folder, profile_of_data_set(folder), everything))
     wanted = []
     for bag in bags:
         wanted += zip(*frames_of(BagRecording(bag, profile_of_data_set(folder), options)), strict=True)
@@ -128,6 +129,17 @@ def test_marks_make_the_episodes(tmp_path):
     ]
     (tmp_path / "set").rename(tmp_path / "first")
     assert exported(tmp_path, bag, only_successes=False).episodes == 3
+
+
+def test_each_frame_keeps_the_instruction_of_its_time(tmp_path):
+    session = Session(PAIR, end=2.0).record()
+    for seconds, text in ((0.02, "touch the red cube"), (1.0, "touch the blue cube")):
+        session.add(seconds, f"/{PAIR.name}/instruction", cdr.STRING, cdr.string(text))
+    found = exported(tmp_path, session.write(tmp_path / "bag.mcap"))
+    assert found.tasks == ("touch the red cube", "touch the blue cube")
+    frames, episodes = read(found.folder)
+    told = [episode.instruction_at(frame.stamp) for frame, episode in zip(frames, episodes, strict=True)]
+    assert told == sorted(told, reverse=True) and len(set(told)) == 2
 
 
 def test_the_files_are_what_lerobot_reads(tmp_path):

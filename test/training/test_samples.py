@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parent))
 from recorded import AHEAD, MS, START, Session, changed, curve, picture
 
 from xvla_ros.model.inputs.pictures import image_pipeline
+from xvla_ros.recordings import cdr
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.actions import StateEncoder
 from xvla_ros.robots.joints import to_policy
@@ -231,6 +232,36 @@ def test_simulated_episodes_of_one_layout_are_held_out_together(tmp_path, pair, 
     train, held_out = ({one.instruction for one in part} for part in (samples.train, samples.held_out))
     assert (len(train), len(held_out)) == (6, 2)
     assert len({each.partition(",")[0] for each in held_out}) == 1
+
+
+def test_an_instruction_that_changes_in_an_unmarked_bag_counts_from_then_on(tmp_path):
+    profile = changed("so101_bimanual", ("instruction", TASK))
+    told = [(0.05, "touch the red cube"), (1.0, ""), (1.5, "touch the blue cube"), (2.0, "touch the blue cube")]
+
+    def bag(name, marked=False):
+        session = Session(profile, end=3.0).record()
+        for seconds, text in told:
+            session.add(seconds, f"/{profile.name}/instruction", cdr.STRING, cdr.string(text))
+        if marked:
+            session.mark(0.1, "start", instruction=TASK).mark(2.9, "end")
+        return session.write(tmp_path / f"{name}.mcap")
+
+    samples = opened(tmp_path, bag("plain")).train
+    wanted = ["touch the blue cube" if one.stamp >= START + 1500 * MS else "touch the red cube" for one in samples]
+    assert [one.instruction for one in samples] == wanted and len(set(wanted)) == 2
+    assert {one.instruction for one in opened(tmp_path, bag("marked", marked=True)).train} == {TASK}
+    assert {one.instruction for one in opened(tmp_path, tmp_path / "plain.mcap", instruction="x").train} == {"x"}
+
+
+def test_a_pattern_that_fits_folders_and_their_files_takes_each_bag_once(tmp_path, pair):
+    for number in range(2):
+        folder = tmp_path / "rec" / f"b{number}"
+        folder.mkdir(parents=True)
+        Session(pair, begin=number, end=number + 1.0).record().write(folder / f"b{number}_0.mcap")
+    Session(pair, begin=60.0, end=61.0).record().write(tmp_path / "rec" / "take.mcap")
+    for pattern in (tmp_path / "rec" / "**", tmp_path / "rec"):
+        (found,) = opened(tmp_path, pattern).datasets
+        assert sorted(Path(store.source).stem.removesuffix("_0") for store in found.stores) == ["b0", "b1", "take"]
 
 
 def test_draws_depend_on_seed_and_number_alone(tmp_path, pair):

@@ -12,6 +12,7 @@ import torch
 from tiny import ARM, MODEL, PAIR, TEXTS, TinySource, tiny_settings
 
 from xvla_ros.model import checkpoint
+from xvla_ros.robots import load_robot
 from xvla_ros.training.config import TrainingError
 from xvla_ros.training.optim import row_weights
 from xvla_ros.training.start import load_start, make_policy, scratch_config
@@ -250,3 +251,14 @@ def test_the_checkpoint_keeps_the_words_of_its_trainings(trained, begin, tmp_pat
     made = checkpoint.load(tmp_path / "run" / "checkpoint")
     assert made.remarks("touch a cube") == []
     assert made.training.words == {"touch", "the", "red", "blue", "a", "tub", "cube"}
+
+
+def test_views_in_other_places_than_those_of_the_checkpoint_are_refused(trained, tmp_path, new_arm):
+    settings = adapting(tmp_path, trained)
+    start = load_start(settings.model)
+    start.robots, start.processor.statistics = {}, {}
+    profile = load_robot("so101_bimanual")
+    new_arm.profiles = {"new_arm": profile}
+    start.view_names = tuple(reversed(profile.cameras.views))
+    with pytest.raises(TrainingError, match="each view would be mistaken for another"):
+        make_policy(settings, new_arm, start)
