@@ -542,6 +542,17 @@ def test_a_gripper_may_begin_anywhere_and_need_not_be_where_it_was_sent(profile,
     assert bench.controller.last_window.positions[-1, 1] == stood.positions[-1, 1]
 
 
+@pytest.mark.parametrize("grippers", [(), (1,)])
+def test_a_motion_waits_for_the_arm_to_stand_and_not_for_what_trembles_in_its_gripper(profile, clock, grippers):
+    bench = Bench(profile, clock)
+    bench.controller = RobotController(profile, clock, grippers=grippers)
+    bench.controller.start()
+    trembling = replace(standing(HOME, clock.ros), still_for=np.array([9.0, 0.1]))
+    bench.controller.tick(trembling, None)
+    assert bench.controller.wants_chunk() == bool(grippers)
+    assert ("lift moves" in bench.status.detail) != bool(grippers)
+
+
 @pytest.mark.parametrize("ticked", [True, False])
 def test_a_motion_that_begins_implausibly_far_away_is_refused(bench, ticked):
     """The first chunk of a quick policy comes before the first tick."""

@@ -21,6 +21,7 @@ pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 import rclpy
 from rclpy.time import Time
 from scipy.interpolate import CubicHermiteSpline
+from std_msgs.msg import Bool, String
 from trajectory_msgs.msg import JointTrajectory
 
 sys.path.append(str(Path(__file__).parent))
@@ -296,6 +297,31 @@ def test_the_emergency_stop_inside_a_chunk(graph, running):
         assert clear(running)
         went_on(running)
     assert graph.node.said().count("stopped: estop: /estop is true") >= stops
+
+
+@pytest.mark.parametrize("quality", [qos.EVENTS, qos.SENSOR])
+def test_a_publisher_of_any_quality_stops_and_instructs(running, quality):
+    """The default of every publisher is volatile, which a latched subscription alone would never hear."""
+    button = running.node.create_publisher(Bool, "/estop", quality)
+    voice = running.node.create_publisher(String, f"/xvla/{ROBOT}/instruction", quality)
+    try:
+        # what one of best effort says before the other side has discovered it is lost
+        def says(topic, message, heard):
+            def repeated():
+                topic.publish(message)
+                return heard()
+
+            running.wait_for(repeated, f"what {topic.topic_name} says")
+
+        blue = "touch the blue cube"
+        says(voice, String(data=blue), lambda: running.status.instruction == blue)
+        says(button, Bool(data=True), lambda: running.status.reason == "estop")
+        button.publish(Bool(data=False))
+        assert clear(running)
+        went_on(running)
+    finally:
+        running.node.destroy_publisher(button)
+        running.node.destroy_publisher(voice)
 
 
 def test_a_stop_keeps_its_first_cause_and_the_arm_is_left_to_others(running):

@@ -79,6 +79,50 @@ def test_a_robot_that_begins_believes_where_its_arm_is_and_not_who_still_contrad
     np.testing.assert_array_equal(driver.positions, 0.1)
 
 
+def test_a_joint_that_leaps_by_a_turn_is_not_believed_until_the_robot_begins_again(driver):
+    """A driver that wraps: the arm stands where it was, and a command to 6.28 would turn it."""
+    turn = 2 * np.pi
+    driver.say(0, 0.02)
+    for ms in range(20, 3000, 20):
+        assert not driver.say(ms, 0.02 + turn - 0.001 * (ms % 100))
+    assert "a whole turn" in driver.fault.detail
+    np.testing.assert_array_equal(driver.positions, 0.02)
+    for ms in range(3000, 3600, 20):
+        driver.say(ms, 0.02)
+    assert driver.fault is None, "it came back over the seam"
+    assert not driver.say(3620, 0.02 - turn)
+    driver.topic.trust()
+    np.testing.assert_array_equal(driver.positions, 0.02 - turn)
+
+
+@pytest.mark.parametrize("behind", [0.5, 5.0, 1e6])
+def test_the_same_positions_with_old_stamps_change_nothing(driver, behind):
+    """As of a bridge whose clock is behind; the driver's own stamps count."""
+    for k in range(100):
+        value = 0.5 * k * 0.02
+        assert driver.say(20 * k, value)
+        driver.topic.add(START + round((20 * k - 1000 * behind) * MS), JOINTS, np.full(6, value), 0.02 * k + 0.001)
+        assert driver.fault is None
+    measured = driver.topic.measured()
+    assert measured.stamp == START + 1980 * MS
+    np.testing.assert_allclose(measured.velocities, 0.5, atol=1e-9)
+    assert len([part for part in driver.topic.parts() for _ in part.messages]) <= 100
+
+
+def test_another_arm_position_with_old_stamps_is_noticed(driver):
+    """The one with the clock that is ahead need not be the driver."""
+    driver.say(0, 0.0)
+    driver.topic.add(START - 5000 * MS, JOINTS, np.full(6, 0.8), 0.001)
+    assert driver.fault.reason == JOINTS_IMPLAUSIBLE
+
+
+def test_a_clock_that_was_set_back_counts_once_no_newer_stamps_come(driver):
+    driver.say(0, 0.1)
+    for ms in range(20, 1000, 20):
+        driver.topic.add(START + (ms - 2000) * MS, JOINTS, np.full(6, 0.1), ms / 1e3)
+    assert driver.fault is None and driver.topic.measured().stamp == START - 1020 * MS
+
+
 def test_what_is_no_number_stays_a_fault_of_a_robot_that_begins(driver):
     driver.topic.add(START, JOINTS, [float("nan")] * 6, 0.0)
     driver.topic.trust()
@@ -117,6 +161,14 @@ def test_what_is_believed_moves_no_faster_than_the_arm_or_has_settled(messages):
             assert np.abs(driver.positions - before[1]).max() <= most
         if driver.fault is None:
             before = ms, driver.positions
+
+
+def test_a_gripper_that_opens_at_once_is_no_second_publisher(driver):
+    """As one that air drives."""
+    for k in range(40):
+        positions = np.array([0.1] * 5 + [1.5 * (k // 10 % 2)])
+        assert driver.say(20 * k, positions)
+    assert not driver.say(800, positions + np.eye(6)[0])
 
 
 def test_the_velocity_is_that_of_the_last_tenth_of_a_second(driver):

@@ -222,8 +222,10 @@ class Following:
                 f"{self._limits.joints[worst]} to be within its limits, {self._limits.lower[worst]:.3g} … "
                 f"{self._limits.upper[worst]:.3g}; it is measured at {measured.positions[worst]:.3g} rad or m"
             )
-        moving = int(np.argmin(measured.still_for))
-        if measured.still_for[moving] >= STILL_FOR:
+        still_for = measured.still_for.copy()
+        still_for[self._grippers] = np.inf  # they may begin anywhere, and some tremble about what they hold
+        moving = int(np.argmin(still_for))
+        if still_for[moving] >= STILL_FOR:
             return ""
         return f"the arm to stand still: {self._limits.joints[moving]} moves"
 

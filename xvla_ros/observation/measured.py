@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from xvla_ros.errors import MessageError
 from xvla_ros.observation.align import JointTopic, RecentMessages, Stamped, shown
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, Fault
+from xvla_ros.robots.joints import gripper_joints
 from xvla_ros.robots.profile import Profile
 from xvla_ros.types import NS, Floats
 
@@ -19,6 +20,7 @@ JITTER = 0.05  # s by which the time between the stamps of two messages may be w
 LONGEST = 1.0  # s between two messages; further apart, their stamps do not say how far a joint may have moved
 FASTEST_TIME = 3.0  # rate of stamps over the steady clock; a faster simulation still sends its messages close together
 BURST = 0.1  # s between the stamps of messages that come in together, as over a network
+ABOUT = 0.05  # of a turn, by which a joint may have moved on when it leaps by a whole one
 SETTLED = 0.5  # s for which messages must have been without fault before they are believed again
 STILL = 0.01  # share of a joint's range within which it stands still
 VELOCITY_SPAN = 0.05  # s at least, over which velocities are measured
@@ -63,7 +65,11 @@ class MeasuredTopic:
     """What came on one joint topic, by whichever publishers: kept for interpolation, and held against physics.
 
     Joints that come in messages of their own are parts of the topic, each with its own age. A message that cannot be
-    used, or that physics forbids, is a fault of the topic until its messages have been well for ``SETTLED``.
+    used, or that physics forbids, is a fault of the topic until its messages have been well for ``SETTLED``. A joint
+    that leaps by whole turns stays a fault: the arm did not move, and a command to where it now seems to be would turn
+    it. Grippers may leap, since some are opened and closed by air.
+
+    Of two clocks on one topic the one ahead counts, as long as its messages come.
 
     Args:
         layout: the joints expected there.
@@ -79,6 +85,7 @@ class MeasuredTopic:
         self.layout = layout
         self._horizon = horizon
         self._fastest = np.array([joint.max_velocity for joint in joints], dtype=np.float64)
+        self._leaps = np.isin(layout.indices, gripper_joints(profile))
         self._still_within = STILL * np.array([joint.upper - joint.lower for joint in joints], dtype=np.float64)
         self.clear()
 
@@ -120,14 +127,16 @@ class MeasuredTopic:
             self._heard = f"with {shown(tuple(names))}" if np.size(positions) else "without positions"
             return None
         leap = self._leap(stamp, received, values)
+        is_late = self._is_late(stamp, received, values)
         if leap:
             for part in self._parts:
                 part.messages.clear()  # nothing is interpolated across a leap
             self._doubt(stamp, received, Fault(JOINTS_IMPLAUSIBLE, leap))
-        elif self._has_settled(stamp, received):
+        elif self._has_settled(stamp, received) and not (is_late or self._turned(values).any()):
             self.fault = None
-        self._note(stamp, received, values)
-        self._keep(Stamped(stamp, received, values))
+        if not is_late:
+            self._note(stamp, received, values)
+            self._keep(Stamped(stamp, received, values))
         return values
 
     def measured(self) -> MeasuredJoints | None:
@@ -172,6 +181,19 @@ class MeasuredTopic:
         ill_stamp, ill_received = self._ill_at
         return abs(stamp - ill_stamp) >= SETTLED * NS and received - ill_received >= SETTLED
 
+    def _is_late(self, stamp: int, received: float, values: Floats) -> bool:
+        """Return whether newer positions of the same joints have come lately, stamped by a clock that is ahead."""
+        newer = (self._last.stamps - stamp > BURST * NS) & (received - self._received < SETTLED)
+        return bool((newer & self._last.known & ~np.isnan(values)).any())
+
+    def _turned(self, values: Floats) -> NDArray[np.bool_]:
+        """Return which joints are whole turns away from where they were last believed to be."""
+        with np.errstate(invalid="ignore"):
+            turns = (values - self._believed.values) / (2 * np.pi)
+            whole = np.round(turns)
+            turned: NDArray[np.bool_] = self._believed.known & (whole != 0) & (np.abs(turns - whole) < ABOUT)
+        return turned
+
     def _leap(self, stamp: int, received: float, values: Floats) -> str:
         """Say which joint moved faster than it can since its last message; empty where none did."""
         last = self._last
@@ -182,14 +204,17 @@ class MeasuredTopic:
         moved = np.abs(values - last.values)
         with np.errstate(invalid="ignore"):  # joints that this message does not have are NaN
             excess = np.where(last.known, moved - self._fastest * (passed + JITTER), 0.0)
-        excess = np.nan_to_num(excess, nan=0.0)
+        excess = np.where(self._leaps, 0.0, np.nan_to_num(excess, nan=0.0))
         worst = int(np.argmax(excess))
         if excess[worst] <= 0.0:
             return ""
+        why = "Does a second node publish these joints?"
+        if self._turned(values)[worst]:
+            why = "That is a whole turn: does its driver wrap positions? Held until the node is activated again"
         return (
             f"{self.layout.topic}: {self.layout.names[worst]} leaps by {moved[worst]:.3f}, from "
             f"{last.values[worst]:.3f} to {values[worst]:.3f}, within {passed[worst]:.3f} s; its max_velocity is "
-            f"{self._fastest[worst]:g} rad/s or m/s. Does a second node publish these joints?"
+            f"{self._fastest[worst]:g} rad/s or m/s. {why}"
         )
 
     def _note(self, stamp: int, received: float, values: Floats) -> None:

@@ -466,7 +466,7 @@ def untrained(profile: Profile, policy: Policy | RemotePolicy) -> str:
     return (
         f"domain {profile.policy.domain_id} is not trained in {policy.source}: the arm would move at random, which is "
         "allowed in a simulation only (use_sim_time). Train the policy for this robot, or name a checkpoint and the "
-        "domain_id that it was trained with; {profile.name}.safety.allow_untrained: true lets the arm move anyway"
+        f"domain_id that it was trained with; {profile.name}.safety.allow_untrained: true lets the arm move anyway"
     )
 
 

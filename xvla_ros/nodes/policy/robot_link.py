@@ -375,7 +375,7 @@ class RobotLink:
                 self._missed.append(group)
                 self._node.get_logger().warning(
                     f"{self.profile.name}: a command was ready {late:.2f} s late and was not sent; expected at most "
-                    "lead, {lead:g} s. The process was paused, or the machine is overloaded",
+                    f"lead, {lead:g} s. The process was paused, or the machine is overloaded",
                     throttle_duration_sec=1.0,
                 )
                 continue
@@ -430,11 +430,14 @@ class RobotLink:
             self._last_status, self._told = edge, status.detail
             if status.state != RUNNING:
                 self._plan.clear()
-        elif status.reason and not Fault(status.reason, status.detail).is_like(self._told):
+        elif status.detail and not Fault(status.reason, status.detail).is_like(self._told):
             self._told = status.detail  # another detail of the same reason: a missing picture comes, but is unusable
-            self._node.get_logger().warning(
-                f"{self.profile.name}: {status.reason}: {status.detail}", throttle_duration_sec=1.0
-            )
+            if status.reason:
+                self._node.get_logger().warning(
+                    f"{self.profile.name}: {status.reason}: {status.detail}", throttle_duration_sec=1.0
+                )
+            else:
+                self._log_edge(status)
         # counted from when it was due: ticks that do not divide the period would stretch it otherwise
         self._status_due = max(self._status_due + STATUS_PERIOD_S, steady)
         self._publish_status()
@@ -445,6 +448,8 @@ class RobotLink:
             log.warning(f"{self.profile.name}: {status.state}: {status.reason}: {status.detail}")
         elif status.state == RUNNING:
             log.info(f"{self.profile.name}: running: {self.pilot.instruction!r}")
+        elif status.detail:
+            log.info(f"{self.profile.name}: {status.state}: {status.detail}")
 
     def _publish_status(self) -> None:
         publisher = self._publishers.get("status")
@@ -490,7 +495,8 @@ class RobotLink:
     def _make_subscriptions(self) -> list[Any]:
         subscribe = partial(self._node.create_subscription, callback_group=self._group)
         on_instruction = self._guarded(self._on_instruction)
-        made = [subscribe(String, f"~/{self.profile.name}/instruction", on_instruction, qos.LATCHED)]
+        told = f"~/{self.profile.name}/instruction"
+        made = [subscribe(String, told, on_instruction, quality) for quality in (qos.LATCHED, qos.ANY)]
         for camera in self.profile.cameras.slots:
             source = self.profile.cameras.by_name[camera]
             kind = CompressedImage if source.transport == "compressed" else Image

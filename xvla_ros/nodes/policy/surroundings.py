@@ -96,7 +96,8 @@ class StopTopics:
         self._pressed = False
         self._clear_service = node.resolve_service_name("~/clear_stop")
         group = MutuallyExclusiveCallbackGroup()
-        node.create_subscription(Bool, ESTOP_TOPIC, self._on_estop, qos.LATCHED, callback_group=group)
+        for quality in (qos.LATCHED, qos.ANY):  # what was said before, and what a publisher of any quality says now
+            node.create_subscription(Bool, ESTOP_TOPIC, self._on_estop, quality, callback_group=group)
         node.create_service(Trigger, "~/stop", self._on_stop, callback_group=group)
         node.create_service(Trigger, "~/clear_stop", self._on_clear, callback_group=group)
 
