@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 
@@ -251,6 +252,43 @@ def test_an_instruction_that_changes_in_an_unmarked_bag_counts_from_then_on(tmp_
     assert [one.instruction for one in samples] == wanted and len(set(wanted)) == 2
     assert {one.instruction for one in opened(tmp_path, bag("marked", marked=True)).train} == {TASK}
     assert {one.instruction for one in opened(tmp_path, tmp_path / "plain.mcap", instruction="x").train} == {"x"}
+
+
+def odd(profile, stamp, end):
+    """A marked episode of 5 s, in the middle of which one wrist picture has another stamp; ``end``: of its mark."""
+    session = Session(profile, end=5.0).record()
+    topic = profile.cameras.by_name["left_wrist"].topic
+    place = next(n for n, each in enumerate(session.messages) if each[1] == topic and each[0] > START + 2500 * MS)
+    at, topic, kind, data = session.messages[place]
+    seconds, ns = divmod(stamp, 10**9)
+    session.messages[place] = at, topic, kind, data[:4] + struct.pack("<iI", seconds, ns) + data[12:]
+    return session.mark(0.1, "start", instruction=TASK).mark(4.9, **end)
+
+
+@pytest.mark.parametrize("stamp", [0, START - 2000 * MS])
+@pytest.mark.parametrize("end", [{"event": "end", "success": False}, {"event": "discard"}])
+def test_an_odd_stamp_makes_no_demonstration_of_a_failure(tmp_path, pair, stamp, end):
+    with pytest.raises(SamplesError, match=r"1 (failed|discarded) was skipped"):
+        opened(tmp_path, odd(pair, stamp, end).write(tmp_path / "bag.mcap"))
+
+
+@pytest.mark.parametrize("stamp", [0, START - 2000 * MS])
+def test_an_odd_stamp_costs_at_most_the_rest_of_an_episode(tmp_path, pair, stamp):
+    bag = odd(pair, stamp, {"event": "end", "success": True}).write(tmp_path / "bag.mcap")
+    (episode,) = opened(tmp_path, bag).datasets[0].stores[0].episodes
+    assert episode.success
+    assert (episode.end - episode.start) / 1e9 > (4.7 if stamp == 0 else 2.2)
+
+
+def test_joint_states_of_others_without_stamps_on_the_topic_change_nothing(tmp_path, pair):
+    session = Session(pair, end=3.0).record()
+    topic = pair.joints.topics[0]
+    for tick in range(60):
+        wheels = cdr.joint_state(0, ["wheel_left", "wheel_right"], np.array([0.1, 0.2]))
+        session.add(0.05 * tick + 0.001, topic, cdr.JOINT_STATE, wheels)
+    found = opened(tmp_path, session.write(tmp_path / "bag.mcap")).train
+    plain = opened(tmp_path, Session(pair, end=3.0).record().write(tmp_path / "plain.mcap")).train
+    assert [one.stamp for one in found] == [one.stamp for one in plain]
 
 
 def test_a_pattern_that_fits_folders_and_their_files_takes_each_bag_once(tmp_path, pair):

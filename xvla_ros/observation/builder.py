@@ -120,6 +120,10 @@ class ObservationBuilder(Generic[Raw]):
         with self._lock:
             self._joints[topic].add(stamp, names, positions, received)
 
+    def concerns(self, topic: str, names: Sequence[str], positions: ArrayLike) -> bool:
+        """Return whether a joint state of ``topic`` has positions of the robot's joints."""
+        return self._joints[topic].concerns(names, positions)
+
     def clear(self) -> None:
         """Forget all messages, as after a jump of ROS time."""
         with self._lock:

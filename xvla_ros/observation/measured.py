@@ -21,6 +21,7 @@ LONGEST = 1.0  # s between two messages; further apart, their stamps do not say 
 FASTEST_TIME = 3.0  # rate of stamps over the steady clock; a faster simulation still sends its messages close together
 BURST = 0.1  # s between the stamps of messages that come in together, as over a network
 ABOUT = 0.05  # of a turn, by which a joint may have moved on when it leaps by a whole one
+LATE = 0.25  # s by which a message may be older than one before it, as over a network
 SETTLED = 0.5  # s for which messages must have been without fault before they are believed again
 STILL = 0.01  # share of a joint's range within which it stands still
 VELOCITY_SPAN = 0.05  # s at least, over which velocities are measured
@@ -116,7 +117,8 @@ class MeasuredTopic:
             received: steady clock, s.
 
         Returns:
-            float64 [J of the topic], NaN for joints that the message lacks; None where it has none of them.
+            float64 [J of the topic], NaN for joints that the message lacks; None where it has none of them, or where
+            newer ones came before.
         """
         try:
             values = self.layout.read(names, positions)
@@ -134,10 +136,15 @@ class MeasuredTopic:
             self._doubt(stamp, received, Fault(JOINTS_IMPLAUSIBLE, leap))
         elif self._has_settled(stamp, received) and not (is_late or self._turned(values).any()):
             self.fault = None
-        if not is_late:
-            self._note(stamp, received, values)
-            self._keep(Stamped(stamp, received, values))
+        if is_late:
+            return None
+        self._note(stamp, received, values)
+        self._keep(Stamped(stamp, received, values))
         return values
+
+    def concerns(self, names: Sequence[str], positions: ArrayLike) -> bool:
+        """Return whether a message has positions of joints that are expected here."""
+        return np.size(positions) > 0 and not set(names).isdisjoint(self.layout.names)
 
     def measured(self) -> MeasuredJoints | None:
         """Return what is believed of this topic's joints, None until each has been heard of."""
@@ -183,7 +190,7 @@ class MeasuredTopic:
 
     def _is_late(self, stamp: int, received: float, values: Floats) -> bool:
         """Return whether newer positions of the same joints have come lately, stamped by a clock that is ahead."""
-        newer = (self._last.stamps - stamp > BURST * NS) & (received - self._received < SETTLED)
+        newer = (self._last.stamps - stamp > LATE * NS) & (received - self._received < SETTLED)
         return bool((newer & self._last.known & ~np.isnan(values)).any())
 
     def _turned(self, values: Floats) -> NDArray[np.bool_]:

@@ -172,7 +172,7 @@ def _instants(
         if now < before - CLOCK_BACK * NS:  # the builder forgets what came before, too
             schedule.restart()
             asked = None
-        if message.topic == first_slot:
+        if message.topic == first_slot and stamp > 0:
             schedule.picture(stamp, now)
         while (due := schedule.due(now)) is not None:
             # asked first: to find out whether every source has got there takes long
@@ -217,7 +217,7 @@ def feed(builder: ObservationBuilder[bytes], cameras: Collection[str], topic: st
     """Hand a serialized message to the builder as a subscription does: a picture of ``cameras``, else a joint state.
 
     Returns:
-        Its stamp in ns.
+        Its stamp in ns; 0 for a joint state without the robot's joints, whose time means nothing.
 
     Raises:
         MessageError: it cannot be read.
@@ -229,7 +229,7 @@ def feed(builder: ObservationBuilder[bytes], cameras: Collection[str], topic: st
         return stamp
     stamp, names, positions = read_joint_state(data)
     builder.add_joints(topic, stamp, names, positions, received)
-    return stamp
+    return stamp if builder.concerns(topic, names, positions) else 0
 
 
 class Restarts:
@@ -242,8 +242,11 @@ class Restarts:
     def heard(self, topic: str, stamp: int) -> bool:
         """Take note of a stamp; return whether time began again with it.
 
-        Stamps are compared within a topic: one without stamps, or with another clock, is no restart.
+        Stamps are compared within a topic: one without stamps, or with another clock, is no restart. Neither is a
+        message without a stamp.
         """
+        if stamp <= 0:
+            return False
         newest = self._newest.get(topic)
         if newest is not None and stamp < newest - RESTART * NS:
             self._newest = {topic: stamp}
@@ -272,7 +275,8 @@ class BagClock:
 
     def now(self, topic: str, log_time: int, stamp: int) -> int:
         """Return ROS time in ns at a message with this log time and stamp."""
-        self.look_at(log_time, stamp)
+        if stamp > 0:
+            self.look_at(log_time, stamp)
         again = self._restarts.heard(topic, stamp)
         self._newest = stamp if again else max(stamp, self._newest)
         return log_time if self._logs_ros_time else self._newest

@@ -215,13 +215,14 @@ class _TrackReader:
             ValueError: it cannot be used.
         """
         topic, data = message.topic, message.data
-        if topic in self._cameras:
-            self._stamped(message, stamp := peek_stamp(data))
+        if topic in self._cameras and (stamp := peek_stamp(data)) > 0:
+            self._stamped(message, stamp)
             for slot in self._cameras[topic]:
                 self._stretch.pictures.setdefault(slot, array("q")).append(stamp)
         if topic in self._joints:
             stamp, names, positions = read_joint_state(data)
-            self._stamped(message, stamp)
+            if stamp > 0 and self._joints[topic].concerns(names, positions):
+                self._stamped(message, stamp)
             self._measured(topic, stamp, self._joints[topic].add(stamp, names, positions, message.log_time / NS))
         for group in self._groups.get(topic, []):
             if message.type == type_of_command(self._profile, group):
