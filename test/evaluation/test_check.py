@@ -234,6 +234,13 @@ def test_what_does_not_fit_the_graph_is_named(graph: GraphSnapshot, key: str, va
     assert errors[key].value == value and words in errors[key].message
 
 
+@pytest.mark.parametrize("node", ["/rosbag2_recorder", "/xvla_record"])
+def test_who_only_writes_commands_down_is_no_controller(node: str):
+    topic = "/left/arm_controller/joint_trajectory"
+    found = errors_of(check("so101_bimanual", graph=changed("subscribers", topic, (Endpoint(node, TRAJECTORY),))))
+    assert f"no controller subscribes to {topic}, only {node}" in found["commands.left_arm.topic"].message
+
+
 RIVAL = "/left/arm_controller/joint_trajectory"
 
 

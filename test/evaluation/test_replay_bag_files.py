@@ -14,6 +14,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from xvla_ros.commands import main
 from xvla_ros.commands.replay import find_bags
 from xvla_ros.recordings import cdr
+from xvla_ros.recordings.bag_files import decompress_file
 from xvla_ros.recordings.bags import Bag
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -120,6 +121,37 @@ def test_a_split_folder_is_one_bag(tmp_path, robot, whole, capsys, storage, comp
     counts = {topic["name"]: topic["count"] for topic in info["topics"]}
     assert counts["/front/image_raw"] == 30 and counts["/left/joint_states"] == 75
     assert info["cut"] == "" and not info["missing"] and info["storage"] == storage
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_messages_that_were_compressed_are_read_without_metadata_too(tmp_path, robot, whole, storage):
+    bag = split_bag(tmp_path / "run", storage, "message")
+    (bag / "metadata.yaml").unlink()
+    status, found = replayed(tmp_path, bag, robot)
+    assert status == 0 and found["frames"] == whole["frames"]
+
+
+def test_a_file_beside_its_compressed_copy_is_read_once(tmp_path, robot, whole):
+    bag = split_bag(tmp_path / "run", "mcap", "file")
+    for packed in bag.glob("*.zstd"):
+        decompress_file(packed, packed.with_suffix(""))
+    (bag / "metadata.yaml").unlink()
+    status, found = replayed(tmp_path, bag, robot)
+    assert status == 0 and (found["frames"], len(found["episodes"])) == (whole["frames"], 1)
+
+
+def test_a_type_of_which_no_message_came_contradicts_none(tmp_path, robot, whole):
+    messages = Session(PAIR, end=END).record().ordered()
+    folder = tmp_path / "run"
+    with Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connections = {}
+        writer.add_connection("/front/image_raw", cdr.STRING, typestore=cdr.typestore())
+        for log_time, topic, kind, data in messages:
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, kind, typestore=cdr.typestore())
+            writer.write(connections[topic], log_time, data)
+    status, found = replayed(tmp_path, folder, robot)
+    assert status == 0 and found["frames"] == whole["frames"]
 
 
 def test_a_file_with_a_name_that_no_folder_can_hold_is_missing(tmp_path):

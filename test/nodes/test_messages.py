@@ -246,6 +246,43 @@ def test_compressed_pictures_are_the_same_live_and_from_bags(content, name, tole
         np.testing.assert_array_equal(picture[..., 0], picture[..., 2])
 
 
+@pytest.mark.parametrize("codec", ["png", "jpeg"])
+def test_a_bayer_pattern_that_was_compressed_has_its_colours(codec):
+    """compressed_image_transport compresses the pattern as it is, as a grey picture."""
+    picture = np.full((36, 50, 3), (200, 60, 20), np.uint8)
+    pattern = picture[:, :, 0].copy()
+    pattern[0::2, 1::2] = pattern[1::2, 0::2] = 60
+    pattern[1::2, 1::2] = 20
+    content = encoded("png", pattern) if codec == "png" else encoded("jpeg", pattern, quality=100)
+    for name, answer in ((f"bayer_rggb8; {codec} compressed ", ""), (f"8UC1; {codec} compressed ", "bayer_rggb8")):
+        found = both(compressed(content, name), "compressed", answer)
+        np.testing.assert_allclose(found[4:-4, 4:-4].astype(int), picture[4:-4, 4:-4], atol=12)
+    with pytest.raises(MessageError, match=r"'8UC1' does not say what its bytes mean.*mono8"):
+        both(compressed(content, f"8UC1; {codec} compressed "), "compressed")
+    for name in ("16UC1", "mono16", "32FC1"):
+        with pytest.raises(MessageError, match=f"{name}.*8 bits"):
+            both(compressed(content, f"{name}; {codec} compressed "), "compressed")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_sent"),
+    [("jpeg", True), ("bgr8; jpeg compressed bgr8", True), ("rgb8; jpeg compressed bgr8", True), ("mono8; jpeg", True),
+     ("8UC3; jpeg", False), ("bayer_rggb8; jpeg compressed ", False), ("rgb8; jpeg compressed rgb8", False),
+     ("mono16; jpeg compressed ", False)],
+)  # fmt: skip
+def test_only_what_every_decoder_decodes_alike_goes_to_a_server_as_it_is(name, is_sent):
+    content = encoded("jpeg")
+    sent = messages.encoded_image(serialize_message(compressed(content, name)), camera("compressed"))
+    assert sent == (content if is_sent else None)
+
+
+def test_colours_that_were_compressed_as_red_green_blue():
+    content = encoded("png")
+    as_bgr = both(compressed(content, "bgr8; png compressed bgr8"), "compressed")
+    as_rgb = both(compressed(content, "rgb8; png compressed rgb8"), "compressed")
+    np.testing.assert_array_equal(as_rgb, as_bgr[..., ::-1])
+
+
 @pytest.mark.parametrize("decode", [messages.decode_image, bags.decode_image])
 @pytest.mark.parametrize("encoding", ["mono16", "16UC1", "rgb16", "bayer_rggb16", "32FC1", "64FC1"])
 def test_more_than_eight_bits_are_refused_by_name(decode, encoding):

@@ -87,6 +87,14 @@ def test_a_parameter_that_is_a_section_elsewhere_is_refused_by_name():
         profile_of_parameters("widowx", {"widowx.policy": "x-vla"} | values)
 
 
+def test_a_list_that_ros_does_not_read_is_refused_by_name(tmp_path):
+    file = tmp_path / "mine.yaml"
+    settings = "{schema_version: 1, like: widowx, safety: {workspace_min: [-0.5, -0.5, 0]}}"
+    file.write_text(f"/**:\n  ros__parameters:\n    mine: {settings}\n")
+    with pytest.raises(ProfileError, match=r"mine\.safety\.workspace_min mixes integers and decimals.*write 0 as 0\.0"):
+        load_profile(str(file))
+
+
 def test_ros_reads_the_shipped_files_as_we_do():
     pytest.importorskip("rclpy")
     code = (

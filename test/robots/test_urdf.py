@@ -155,6 +155,18 @@ def test_what_xacro_says_is_passed_on(tmp_path: Path):
         read_urdf(path)
 
 
+@pytest.mark.parametrize("sign", ["${prefix}", "$(arg prefix)"])
+def test_names_that_are_still_expressions_are_no_names(tmp_path: Path, sign: str):
+    """What is left where only the elements of xacro were taken out of a file."""
+    pytest.importorskip("xacro")
+    path = tmp_path / "arm.urdf"
+    path.write_text(robot().replace('"j1"', f'"{sign}j1"'))
+    with pytest.raises(ProfileError, match="xacro cannot expand it"):
+        read_urdf(path)
+    path.write_text(robot(rest=f'<material name="{sign}"/>'))
+    assert "j1" in read_urdf(path).joints
+
+
 ESCAPES = {
     "a builtin": ("$(eval open)", "open. is not defined"),
     "a class within a comprehension": ("${[c.__class__ for c in [1]]}", "uses __class__"),

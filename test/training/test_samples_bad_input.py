@@ -94,6 +94,8 @@ def test_wrong_units(tmp_path, pair):
     assert "radians that were interpreted as degrees" in said(small.write(tmp_path / "small.mcap"))
     still = Session(pair, end=1.0, commands=False, joints_of=lambda t: curve(pair, 0.0)).record()
     assert "no joint moves" in said(still.write(tmp_path / "still.mcap"))
+    turned = Session(pair, end=1.0, commands=False, joints_of=lambda t: curve(pair, t) + 2 * np.pi).record()
+    assert "they are whole turns (2π) away" in said(turned.write(tmp_path / "turned.mcap"))
 
 
 def test_nan_in_joints_and_commands(tmp_path, pair):

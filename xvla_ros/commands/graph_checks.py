@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SENSOR_QOS = ("best_effort", "volatile")
 COMMAND_QOS = ("reliable", "volatile")
 POLICY_NODE = "xvla"
+LISTENERS = ("rosbag2_recorder", "xvla_record", "xvla_evaluate", "xvla_check")  # that write down what is commanded
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,11 @@ def _controllers(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
                 yield Finding(_problem(key, topic, f"an action server that publishes {ACTION_STATUS}", message))
             continue
         kind = interface.message_type
-        subscribers = graph.subscribers.get(topic, ())
+        everyone = graph.subscribers.get(topic, ())
+        subscribers = [each for each in everyone if each.node.rsplit("/", 1)[-1] not in LISTENERS]
         if not subscribers:
             message = f"no controller subscribes to {topic}{did_you_mean(topic, _topics_of_type(graph, kind))}"
+            message += f", only {_nodes(everyone)}" if everyone else ""
             yield Finding(_problem(key, topic, f"a subscription of {kind}", message))
         for subscriber in subscribers:
             if subscriber.type != kind:

@@ -16,7 +16,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from xvla_ros.errors import MessageError
-from xvla_ros.observation.images import COMPRESSED, RAW, rgb_of_message
+from xvla_ros.observation.images import COMPRESSED, RAW, is_plain, rgb_of_message
 from xvla_ros.recordings.cdr import peek_stamp
 from xvla_ros.robots.profile.schema import Camera
 from xvla_ros.types import NS, ActionChunk
@@ -68,14 +68,14 @@ def decode_image(serialized: bytes, camera: Camera) -> NDArray[np.uint8]:
 
 
 def encoded_image(serialized: bytes, camera: Camera) -> bytes | None:
-    """Return the JPEG or PNG of a camera's serialized message whose colours it names; None where it holds others.
+    """Return the JPEG or PNG of a camera's serialized message that any decoder decodes alike; None for others.
 
-    Without a name of its colours ``decode_image`` may exchange red and blue, which a plain decoder does not.
+    ``decode_image`` may exchange red and blue, or look for colours in a grey pattern, which a plain decoder does not.
     """
     if camera.transport != COMPRESSED:
         return None
     message = deserialize_message(serialized, CompressedImage)
-    return None if message.format.partition(";")[0].strip().startswith("8UC") else bytes(message.data)
+    return bytes(message.data) if is_plain(message.format) else None
 
 
 def joint_positions(message: JointState) -> tuple[int, Sequence[str], NDArray[np.float64]]:

@@ -72,6 +72,7 @@ ENCODINGS = {
     "nv21": Encoding(1, "YUV2RGB_NV21", (True, True)),
 }
 
+MANY_BITS = re.compile(r"16|32|64")  # in the name of an encoding: the bits of each value
 OPEN = re.compile(r"8UC([1-4])")  # OpenCV's name for so many bytes per pixel, whatever they mean
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
@@ -110,7 +111,7 @@ def resolved(said: str, answer: str) -> str:
     found = OPEN.fullmatch(said)
     if found is None:
         advice = "publish one of these encodings"
-        if any(depth in said for depth in ("16", "32", "64")):
+        if MANY_BITS.search(said):
             advice = (
                 "its values have more than 8 bits and would wrap around; convert the image to 8 bits in the "
                 "camera's node"
@@ -292,11 +293,12 @@ def rgb_of_compressed(data: Data, format_name: str = "", answer: str = "") -> By
     """Return uint8 [H, W, 3] RGB of one whole JPEG or PNG.
 
     Args:
-        format_name: ``format`` of its ``CompressedImage``: colours that were compressed.
+        format_name: ``format`` of its ``CompressedImage``, as compressed_image_transport writes it: the encoding that
+            was sent, ``;``, the codec, and the colours that were compressed.
         answer: the encoding that the profile names, where the format leaves the colours open.
 
     Raises:
-        MessageError: the data are no whole JPEG or PNG of 8 bits.
+        MessageError: the data are no whole JPEG or PNG of 8 bits, or were made of more bits.
     """
     import cv2
 
@@ -307,12 +309,23 @@ def rgb_of_compressed(data: Data, format_name: str = "", answer: str = "") -> By
         raise MessageError(f"OpenCV cannot decode {format_name!r}: {error}") from error
     if picture is None:
         raise MessageError(f"OpenCV cannot decode {format_name!r}: the data is damaged")
-    if picture.ndim == 2:
-        return _converted(picture, "GRAY2RGB")
+    sent, _, codec = (each.strip() for each in format_name.partition(";"))
+    is_open = OPEN.fullmatch(sent) is not None
+    if picture.ndim == 2:  # grey, or the pattern of a Bayer sensor, which is compressed as it is
+        if is_open or MANY_BITS.search(sent):
+            sent = resolved(sent, answer)
+        known = ENCODINGS.get(sent)
+        return _converted(picture, known.code if known is not None and known.pixel == 1 else "GRAY2RGB")
     # compressors take bytes without named colours for blue, green, red
-    sent = format_name.partition(";")[0].strip()
-    swapped = OPEN.fullmatch(sent) is not None and resolved(sent, answer).startswith("rgb")
+    swapped = (is_open and resolved(sent, answer).startswith("rgb")) or "compressed rgb" in codec
     return np.asarray(picture, dtype=np.uint8) if swapped else _converted(picture, "BGR2RGB")
+
+
+def is_plain(format_name: str) -> bool:
+    """Return whether ``rgb_of_compressed`` gives the colours that any decoder gives, by the ``format`` of a message."""
+    sent, _, codec = format_name.partition(";")
+    others = OPEN.match(sent.strip()) or MANY_BITS.search(sent) or sent.strip().startswith("bayer")
+    return not others and "compressed rgb" not in codec
 
 
 def _converted(picture: NDArray[Any], code: str) -> Bytes:

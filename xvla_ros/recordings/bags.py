@@ -33,7 +33,7 @@ from xvla_ros.recordings.bag_files import (
 from xvla_ros.types import NS
 
 STORAGES = {".mcap": "mcap", ".db3": "sqlite3"}
-COMPRESSED = ".zstd"
+COMPRESSED, ZSTD = ".zstd", b"\x28\xb5\x2f\xfd"  # the suffix, and how compressed data begin
 METADATA = "metadata.yaml"
 BLOCKS, BLOCK = 16, 1 << 16  # blocks of each file, at most, and bytes of each, that go into a digest
 
@@ -201,8 +201,12 @@ class Bag:
             if cut and not counts:
                 raise BagError(f"{self.path}: no message in it can be read: {cut}")
             kinds: dict[str, set[str]] = {}
-            for topic, kind in [*counts, *(each for file in self._files for each in file.topics)]:
+            for topic, kind in counts:
                 kinds.setdefault(topic, set()).add(kind)
+            heard = set(kinds)
+            for topic, kind in (each for file in self._files for each in file.topics):
+                if topic not in heard:  # a type without a message contradicts none that has some
+                    kinds.setdefault(topic, set()).add(kind)
             topics = tuple(
                 TopicSummary(
                     name,
@@ -295,7 +299,9 @@ class Bag:
         compressed = str(self._metadata.get("compression_mode", "")).lower() == "message"
         for file in self._files:
             for message in file.messages(topics):
-                yield replace(message, data=_plain(message.data)) if compressed else message
+                # a file that is read without its metadata.yaml does not say so; no plain message begins like this
+                is_packed = compressed or message.data[: len(ZSTD)] == ZSTD
+                yield replace(message, data=_plain(message.data)) if is_packed else message
 
 
 def _plain(data: bytes) -> bytes:
@@ -308,7 +314,9 @@ def _plain(data: bytes) -> bytes:
 
 def storage_files(path: Path) -> list[Path]:
     """Return the files of a bag that hold messages, in the order in which they were written."""
-    found = path.iterdir() if path.is_dir() else [path]
+    found = list(path.iterdir()) if path.is_dir() else [path]
+    plain = {file.name for file in found}
+    found = [file for file in found if file.suffix != COMPRESSED or file.stem not in plain]  # unpacked beside it
     # rosbag2 numbers its files: bag_2.mcap comes before bag_10.mcap
     return sorted((file for file in found if _storage(file)), key=lambda file: (len(file.name), file.name))
 

@@ -255,6 +255,11 @@ def joints_outside(source: str, profile: Profile, low: Floats, high: Floats) -> 
     spans = ", ".join(f"{name} {low[i]:.4g} … {high[i]:.4g}" for name, i in zip(names[:3], outside[:3], strict=True))
     fits = ((low / DEGREES >= lower - margin) & (high / DEGREES <= upper + margin)).all()
     hint = ": they fit as degrees, but ROS uses radians; convert them in the node that publishes them" if fits else ""
+    turns = 2 * np.pi * np.round((low + high - lower - upper) / 2 / (2 * np.pi))
+    if (turns[outside] != 0).all() and ((low - turns >= lower - margin) & (high - turns <= upper + margin)).all():
+        hint = (
+            ": they are whole turns (2π) away, so their zero is elsewhere; correct it in the node that publishes them"
+        )
     first = outside[0]
     return Problem(
         source,

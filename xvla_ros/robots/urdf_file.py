@@ -22,6 +22,7 @@ from xvla_ros import limits
 from xvla_ros.errors import Problem, ProfileError, XvlaError
 from xvla_ros.resources import config_dir
 
+EXPRESSIONS = ("${", "$(")  # how those of xacro begin
 _NAME = r"[A-Za-z_:\x80-\U0010FFFF][A-Za-z0-9_:.\-\x80-\U0010FFFF]*+"
 _BESIDE = re.compile(r"(?:[^<]+|<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<!(?!--|\[CDATA\[)[^>]*>)*+", re.DOTALL)
 _OPEN = re.compile(rf"<\s*({_NAME})")
@@ -188,11 +189,16 @@ def _refusal(path: Path, words: str) -> ProfileError:
     return ProfileError([Problem(str(path), "", "xacro", expected, f"xacro cannot expand it: {told}")])
 
 
+def _is_expression(element: Element) -> bool:
+    values = element.attrib.values() if element.tag in ("joint", "link", "parent", "child", "mimic") else ()
+    return any(sign in value for value in values for sign in EXPRESSIONS)
+
+
 def holds_xacro(text: str) -> bool:
-    """Return whether some element is xacro's."""
-    if "<xacro:" not in text:
+    """Return whether some element is xacro's, or the name of a joint or link is still an expression of xacro."""
+    if not any(sign in text for sign in ("<xacro:", *EXPRESSIONS)):
         return False
     try:
-        return any(each.tag.startswith("xacro:") for each in parse(text).iter())
+        return any(each.tag.startswith("xacro:") or _is_expression(each) for each in parse(text).iter())
     except XmlError:
         return False

@@ -9,7 +9,7 @@ several robots, and several files merge. Equal arms need one profile between the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -400,9 +400,21 @@ def read_parameters(text: str, path: Path) -> ParameterFile:
             known = did_you_mean(str(name), NODE_PARAMETERS)
             message = f"{brief(str(name))!r} is neither a robot nor a parameter of the node{known}"
             result.add(str(name), brief(value), "a robot's settings, or one of " + ", ".join(NODE_PARAMETERS), message)
+    for key, value in _mixed_lists(values):
+        message = f"{key} mixes integers and decimals, which ROS reads in no list: write 0 as 0.0"
+        result.add(key, brief(value), "a list of decimals, or one of integers", message)
     if not result.robots and not result.problems:
         result.add("/**.ros__parameters", sorted(map(str, values)), _FORM, "the file contains no robot")
     return result
+
+
+def _mixed_lists(value: Any, key: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """Yield the dotted names of lists that hold integers and decimals, and the lists."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from _mixed_lists(each, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and {type(each) for each in value} == {int, float}:
+        yield key, value
 
 
 def _parse(text: str, result: ParameterFile) -> Any:
