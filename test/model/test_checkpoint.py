@@ -607,6 +607,15 @@ def test_statistics_that_are_promised_but_absent_are_an_error(folder: Path) -> N
     assert checkpoint.load(folder, assume=["normalizer_processor"]).processor.default.state.mode == "IDENTITY"
 
 
+def test_statistics_in_the_type_of_their_policy_are_read(folder: Path) -> None:
+    before = checkpoint.load(folder).processor.default.state
+    kept = {name: value.bfloat16() for name, value in load_file(folder / NORMALISER).items()}
+    save_file(kept, folder / NORMALISER)
+    after = checkpoint.load(folder).processor.default.state
+    values = np.linspace(-1.0, 1.0, 12, dtype=np.float32)
+    np.testing.assert_allclose(after.normalise(values), before.normalise(values), atol=0.05)
+
+
 def test_missing_or_truncated_state_file_is_named(folder: Path) -> None:
     whole = (folder / NORMALISER).read_bytes()
     (folder / NORMALISER).write_bytes(whole[:-4])

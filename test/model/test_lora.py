@@ -77,6 +77,16 @@ def test_adapter_beside_the_weights_and_rank_stabilised(saved: Path, tmp_path: P
     torch.testing.assert_close(merged.get_parameter("transformer.blocks.1.attn.qkv.weight"), expected)
 
 
+def test_a_base_layer_that_was_saved_with_its_update_gets_it(saved: Path, tmp_path: Path) -> None:
+    tensors = {key: value for key, value in lora_tensors(saved).items() if QKV in key}
+    down, up = (tensors[f"base_model.model.{QKV}.lora_{part}.weight"] for part in "AB")
+    whole = torch.full((up.shape[0], down.shape[1]), 0.5)
+    write_adapter(tmp_path / "adapter", {**tensors, f"base_model.model.{QKV}.base_layer.weight": whole})
+    merged = checkpoint.load(f"{tmp_path / 'adapter'},{saved}").network
+    expected = whole + ALPHA / RANK * up @ down
+    torch.testing.assert_close(merged.get_parameter("transformer.blocks.1.attn.qkv.weight"), expected)
+
+
 def test_peft_merges_to_the_same_weights(saved: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="peft is in the train extra")
     base = checkpoint.load(saved).network

@@ -43,13 +43,13 @@ def with_optional_wrist():
     return Profile.from_mapping("so101", raw)
 
 
-def send(trial, clock, encoding="rgb8", slots=("front", "wrist")):
+def send(trial, clock, encoding="rgb8", slots=("front", "wrist"), gripper=0.1):
     stamp = stamp_message(clock.ros_ns())
     for slot in slots:
         image = Image(height=2, width=2, step=6, encoding=encoding if slot == "wrist" else "rgb8", data=bytes(12))
         image.header.stamp = stamp
         trial.add_image(slot, serialize_message(image))
-    joints = JointState(name=list(SO101.joints.policy_order), position=[0.1] * 6)
+    joints = JointState(name=list(SO101.joints.policy_order), position=[0.1] * 5 + [gripper])
     joints.header.stamp = stamp
     trial.add_joints(TOPIC, joints)
 
@@ -94,6 +94,17 @@ def test_a_picture_that_need_not_be_there_is_missed_and_no_fault():
     drive(trial, clock, 1.0, encoding="8UC3")
     reading = trial.reading()
     assert reading.built == reading.tried and reading.absent == {"wrist": reading.built}
+
+
+def test_a_joint_outside_its_limits_is_said_as_the_node_would_wait_for_it():
+    """As a gripper whose driver counts in percent, or a calibration that is off."""
+    clock = SetClock()
+    trial = Trial(SO101, clock)
+    drive(trial, clock, 1.0, gripper=2.6)
+    reading = trial.reading()
+    assert not reading.built
+    fault, _ = reading.faults[0]
+    assert fault.reason == "limit" and "wait for gripper to be within its limits" in fault.detail
 
 
 def test_ros_time_that_stands_still_is_said():

@@ -563,3 +563,12 @@ def test_episodes_exported_as_failed_are_skipped_where_only_successes_count(tmp_
 def test_a_range_that_runs_backwards_is_none():
     with pytest.raises(ValueError, match="expected numbers, or ranges"):
         settings("folder", episodes=("3-1",))
+
+
+def test_a_lower_rate_goes_on_from_a_gap(tmp_path):
+    def paused(episode, seconds):
+        return np.where(np.arange(len(seconds)) < 20, seconds, seconds + 3.0)
+
+    folder = written.write(tmp_path / "set", "v2.1", lengths=(60, 60), video=False, timestamp=paused)
+    stamps = [sample.stamp / 1e9 for sample in opened(tmp_path, folder, rate=5.0).train][:15]
+    assert len(stamps) == 15 and np.diff(stamps).min() > 0.14

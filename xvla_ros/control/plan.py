@@ -177,6 +177,18 @@ GRIPPERS_AFTER = 0.05  # s
 CAUGHT_UP = 0.2  # s in which every command must have been within reach before the arm counts as following again
 
 
+def outside_limits(limits: JointLimits, positions: Floats) -> str:
+    """Say which joint [J] is too far outside its limits for a motion to begin there; empty where none is."""
+    beyond = np.maximum(limits.lower - positions, positions - limits.upper) / (limits.upper - limits.lower)
+    worst = int(np.argmax(beyond))
+    if beyond[worst] <= OUTSIDE:
+        return ""
+    return (
+        f"{limits.joints[worst]} to be within its limits, {limits.lower[worst]:.3g} … {limits.upper[worst]:.3g}; "
+        f"it is measured at {positions[worst]:.3g} rad or m"
+    )
+
+
 class Following:
     """Holds commands against where the joints are measured to be.
 
@@ -214,14 +226,8 @@ class Following:
         """Say what a motion from where the arm is measured must wait for; empty where it may begin."""
         if self._is_off:
             return ""
-        beyond = np.maximum(self._limits.lower - measured.positions, measured.positions - self._limits.upper)
-        beyond /= self._limits.upper - self._limits.lower
-        worst = int(np.argmax(beyond))
-        if beyond[worst] > OUTSIDE:
-            return (
-                f"{self._limits.joints[worst]} to be within its limits, {self._limits.lower[worst]:.3g} … "
-                f"{self._limits.upper[worst]:.3g}; it is measured at {measured.positions[worst]:.3g} rad or m"
-            )
+        if outside := outside_limits(self._limits, measured.positions):
+            return outside
         still_for = measured.still_for.copy()
         still_for[self._grippers] = np.inf  # they may begin anywhere, and some tremble about what they hold
         moving = int(np.argmin(still_for))

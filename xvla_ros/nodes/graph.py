@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from sensor_msgs.msg import JointState
 
 from xvla_ros.control.clock import Clock, ClockGuard
-from xvla_ros.control.state import CLOCK_STOPPED
+from xvla_ros.control.plan import outside_limits
+from xvla_ros.control.state import CLOCK_STOPPED, LIMIT
 from xvla_ros.errors import KinematicsError
 from xvla_ros.nodes import messages
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import BuildTally, Fault
 from xvla_ros.observation.images import IMAGE_TYPES
 from xvla_ros.robots.interfaces import JOINT_STATE
+from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile import Profile
 from xvla_ros.types import NS, Observation
 
@@ -377,7 +379,11 @@ class Trial:
         self._guard.update(now, steady)
         if stood := self._guard.stopped_for(steady):
             return Fault(CLOCK_STOPPED, f"ROS time has stood still for {stood:.1f} s")
-        return self._builder.build(now, steady, self.profile.instruction)
+        found, measured = self._builder.build(now, steady, self.profile.instruction), self._builder.measured()
+        if isinstance(found, Fault) or measured is None or self.profile.safety.following_error.distance >= 1.0:
+            return found
+        outside = outside_limits(JointLimits.of(self.profile), measured.positions)
+        return Fault(LIMIT, f"the node would wait for {outside}") if outside else found
 
     def _count(self, found: Observation | Fault) -> None:
         self._tally.add(found)

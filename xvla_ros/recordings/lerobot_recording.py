@@ -447,7 +447,8 @@ class LeRobotRecording:
             if self._options.rate is not None:
                 if time < due - 0.5 * NS / self._files.fps:
                     continue
-                due += round(NS / self._options.rate)
+                step = round(NS / self._options.rate)
+                due += step * max(1, int((time - due) // step) + 1)  # after a gap it goes on from there
             if not chosen(number, int(time)):
                 continue
             images = {

@@ -243,16 +243,24 @@ def _stats(
         problems.append(Problem(str(state_file), "", None, f"the state file {file} names", "is missing"))
         return {}
     read_header(path)
-    from safetensors.numpy import load_file
+    from safetensors import deserialize
 
-    with checkpoint_edge(path):
-        tensors = load_file(path)
     prefix = f"{feature}."
-    return {
-        key.removeprefix(prefix): values.astype(np.float32).reshape(-1)
-        for key, values in tensors.items()
-        if key.startswith(prefix)
-    }
+    with checkpoint_edge(path):
+        data = limits.read_bytes(path, limits.PART_BYTES)
+        return {
+            key.removeprefix(prefix): _float32(told["data"], told["dtype"])
+            for key, told in deserialize(data)  # type: ignore[no-untyped-call]
+            if key.startswith(prefix)
+        }
+
+
+def _float32(data: bytes, dtype: str) -> NDArray[np.float32]:
+    """Return the values of a tensor, flat; LeRobot saves statistics in its policy's type, which may be bfloat16."""
+    if dtype == "BF16":  # the upper half of a float32, which NumPy has no type for
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").astype(np.float32)
+    kind = {"F": "f", "I": "i", "U": "u"}[dtype[0]]
+    return np.frombuffer(data, f"<{kind}{int(dtype[1:]) // 8}").astype(np.float32)
 
 
 def write_pipelines(

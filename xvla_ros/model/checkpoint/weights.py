@@ -327,8 +327,7 @@ def _scale(settings: Mapping[str, Any], update: _Update) -> float:
 
 def _apply(parameter: Tensor, update: _Update, scale: float, start: str) -> None:
     if update.whole is not None:
-        parameter.copy_(update.whole)
-        return
+        parameter.copy_(update.whole)  # a base layer that was saved with its update, or a weight without one
     if update.down is None or update.up is None:
         return
     # In float32: in bfloat16 a small step would vanish before it is added.

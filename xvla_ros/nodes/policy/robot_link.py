@@ -118,6 +118,7 @@ STATUS_PERIOD_S = 0.1
 # Where simulated time waits: how much of it a chunk takes at most, as on a machine that is fast enough, and how far it
 # may run beyond the next command, so that every command is reached.
 CHUNK_S, AHEAD_S = 0.1, 0.01
+TWICE_S = 0.2  # s within which the two subscriptions of the instruction hear the same message
 MATCHING_S = 0.1  # s from when a lost controller is seen again until messages surely reach it
 
 
@@ -167,6 +168,7 @@ class RobotLink:
         self._unheard: tuple[float, float, str] | None = None  # since when, and when last, nobody took what commands
         self._last_status: tuple[str, str] = ("", "")
         self._told = ""
+        self._heard = "", float("-inf")  # the last instruction, and steady s
         self._refused: Fault | None = None
         self._status_due = 0.0
         self._group = MutuallyExclusiveCallbackGroup()
@@ -508,7 +510,10 @@ class RobotLink:
         return made
 
     def _on_instruction(self, message: String) -> None:
-        text = message.data.strip()
+        text, steady = message.data.strip(), self._clock.steady_s()
+        before, self._heard = self._heard, (text, steady)
+        if before[0] == text and steady - before[1] < TWICE_S:
+            return  # the other subscription has heard it too
         if len(text) > INSTRUCTION:
             self._node.get_logger().warning(
                 f"{self.profile.name}: ignored an instruction of {len(text)} characters; expected at most {INSTRUCTION}"
