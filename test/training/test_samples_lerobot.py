@@ -550,7 +550,7 @@ def test_episodes_exported_as_failed_are_skipped_where_only_successes_count(tmp_
     import json
 
     folder = written.write(tmp_path / "set", "v3.0", lengths=(30, 24, 24))
-    told = [{"success": True}, {"success": False}, {"success": None}]
+    told = [{"success": True, "seed": [3]}, {"success": False}, {"success": None}, "no episode"]
     (folder / "meta" / "xvla_ros.json").write_text(json.dumps({"episodes": told}))
     samples = opened(tmp_path, folder)
     assert [episode.key for episode in samples.datasets[0].stores[0].episodes] == ["0", "2"]

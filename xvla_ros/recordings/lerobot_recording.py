@@ -193,9 +193,10 @@ class LeRobotRecording:
                 left_out += bad[:1]
                 continue
             first, *others = _changes(times, words)
+            seed = origin.get("seed")
             episode = Episode(
                 str(files.index), first[1], origin.get("success"), int(times[0]), int(times[-1]), path,
-                str(origin.get("task") or ""), origin.get("seed"), changes=tuple(others),
+                str(origin.get("task") or ""), seed if isinstance(seed, int) else None, changes=tuple(others),
             )  # fmt: skip
             joints = self._as_joints(measured), self._as_joints(values)
             read.append(_Read(files, episode, self._state(measured, encoder), joints, measured, (seen, told)))
