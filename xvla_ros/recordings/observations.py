@@ -172,7 +172,7 @@ def _instants(
         if now < before - CLOCK_BACK * NS:  # the builder forgets what came before, too
             schedule.restart()
             asked = None
-        if message.topic == first_slot and stamp > 0:
+        if message.topic == first_slot:
             schedule.picture(stamp, now)
         while (due := schedule.due(now)) is not None:
             # asked first: to find out whether every source has got there takes long
