@@ -177,18 +177,6 @@ GRIPPERS_AFTER = 0.05  # s
 CAUGHT_UP = 0.2  # s in which every command must have been within reach before the arm counts as following again
 
 
-def outside_limits(limits: JointLimits, positions: Floats) -> str:
-    """Say which joint [J] is too far outside its limits for a motion to begin there; empty where none is."""
-    beyond = np.maximum(limits.lower - positions, positions - limits.upper) / (limits.upper - limits.lower)
-    worst = int(np.argmax(beyond))
-    if beyond[worst] <= OUTSIDE:
-        return ""
-    return (
-        f"{limits.joints[worst]} to be within its limits, {limits.lower[worst]:.3g} … {limits.upper[worst]:.3g}; "
-        f"it is measured at {positions[worst]:.3g} rad or m"
-    )
-
-
 class Following:
     """Holds commands against where the joints are measured to be.
 
@@ -222,11 +210,23 @@ class Following:
         """Whether the newest command could go on from the one before it, as the arm had come along."""
         return self._behind_since is None
 
+    def outside(self, positions: Floats) -> str:
+        """Say which of the joints [J] is too far outside its limits for a motion to begin there; empty for none."""
+        limits = self._limits
+        beyond = np.maximum(limits.lower - positions, positions - limits.upper) / (limits.upper - limits.lower)
+        worst = int(np.argmax(beyond))
+        if self._is_off or beyond[worst] <= OUTSIDE:
+            return ""
+        return (
+            f"{limits.joints[worst]} to be within its limits, {limits.lower[worst]:.3g} … {limits.upper[worst]:.3g}; "
+            f"it is measured at {positions[worst]:.3g} rad or m"
+        )
+
     def awaits(self, measured: MeasuredJoints) -> str:
         """Say what a motion from where the arm is measured must wait for; empty where it may begin."""
         if self._is_off:
             return ""
-        if outside := outside_limits(self._limits, measured.positions):
+        if outside := self.outside(measured.positions):
             return outside
         still_for = measured.still_for.copy()
         still_for[self._grippers] = np.inf  # they may begin anywhere, and some tremble about what they hold

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from sensor_msgs.msg import JointState
 
 from xvla_ros.control.clock import Clock, ClockGuard
-from xvla_ros.control.plan import outside_limits
+from xvla_ros.control.plan import Following
 from xvla_ros.control.state import CLOCK_STOPPED, LIMIT
 from xvla_ros.errors import KinematicsError
 from xvla_ros.nodes import messages
@@ -341,6 +341,7 @@ class Trial:
         self._clock = clock
         self._builder: ObservationBuilder[bytes] = ObservationBuilder(profile, messages.decode_image)
         self._guard = ClockGuard(profile.timing.clock_timeout)
+        self._following = Following(JointLimits.of(profile), profile.safety, profile.timing.lead, ())
         self._looked = self._due = clock.steady_s()
         self.begin()
 
@@ -380,9 +381,7 @@ class Trial:
         if stood := self._guard.stopped_for(steady):
             return Fault(CLOCK_STOPPED, f"ROS time has stood still for {stood:.1f} s")
         found, measured = self._builder.build(now, steady, self.profile.instruction), self._builder.measured()
-        if isinstance(found, Fault) or measured is None or self.profile.safety.following_error.distance >= 1.0:
-            return found
-        outside = outside_limits(JointLimits.of(self.profile), measured.positions)
+        outside = "" if measured is None or isinstance(found, Fault) else self._following.outside(measured.positions)
         return Fault(LIMIT, f"the node would wait for {outside}") if outside else found
 
     def _count(self, found: Observation | Fault) -> None:

@@ -309,7 +309,7 @@ def rgb_of_compressed(data: Data, format_name: str = "", answer: str = "") -> By
         raise MessageError(f"OpenCV cannot decode {format_name!r}: {error}") from error
     if picture is None:
         raise MessageError(f"OpenCV cannot decode {format_name!r}: the data is damaged")
-    sent, _, codec = (each.strip() for each in format_name.partition(";"))
+    sent, is_rgb = _format(format_name)
     is_open = OPEN.fullmatch(sent) is not None
     if picture.ndim == 2:  # grey, or the pattern of a Bayer sensor, which is compressed as it is
         if is_open or MANY_BITS.search(sent):
@@ -317,15 +317,20 @@ def rgb_of_compressed(data: Data, format_name: str = "", answer: str = "") -> By
         known = ENCODINGS.get(sent)
         return _converted(picture, known.code if known is not None and known.pixel == 1 else "GRAY2RGB")
     # compressors take bytes without named colours for blue, green, red
-    swapped = (is_open and resolved(sent, answer).startswith("rgb")) or "compressed rgb" in codec
+    swapped = (is_open and resolved(sent, answer).startswith("rgb")) or is_rgb
     return np.asarray(picture, dtype=np.uint8) if swapped else _converted(picture, "BGR2RGB")
 
 
 def is_plain(format_name: str) -> bool:
     """Return whether ``rgb_of_compressed`` gives the colours that any decoder gives, by the ``format`` of a message."""
-    sent, _, codec = format_name.partition(";")
-    others = OPEN.match(sent.strip()) or MANY_BITS.search(sent) or sent.strip().startswith("bayer")
-    return not others and "compressed rgb" not in codec
+    sent, is_rgb = _format(format_name)
+    return not (is_rgb or OPEN.match(sent) or MANY_BITS.search(sent) or sent.startswith("bayer"))
+
+
+def _format(name: str) -> tuple[str, bool]:
+    """Return the encoding that was sent, and whether red, green, blue was compressed, of a compressed message."""
+    sent, _, codec = name.partition(";")
+    return sent.strip(), "compressed rgb" in codec
 
 
 def _converted(picture: NDArray[Any], code: str) -> Bytes:

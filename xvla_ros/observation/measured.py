@@ -134,7 +134,7 @@ class MeasuredTopic:
             for part in self._parts:
                 part.messages.clear()  # nothing is interpolated across a leap
             self._doubt(stamp, received, Fault(JOINTS_IMPLAUSIBLE, leap))
-        elif self._has_settled(stamp, received) and not (is_late or self._turned(values).any()):
+        elif self.fault is not None and not is_late and self._has_settled(stamp, received, values):
             self.fault = None
         if is_late:
             return None
@@ -183,10 +183,14 @@ class MeasuredTopic:
             self.fault = fault  # the first one stays until all is well: several would alternate at their rates
         self._ill_at = stamp, received
 
-    def _has_settled(self, stamp: int, received: float) -> bool:
-        """Return whether all has been well for long enough, by stamp and by time of arrival: stamps may lie."""
+    def _has_settled(self, stamp: int, received: float, values: Floats) -> bool:
+        """Return whether all has been well for long enough, by stamp and by time of arrival: stamps may lie.
+
+        What is a whole turn away never has.
+        """
         ill_stamp, ill_received = self._ill_at
-        return abs(stamp - ill_stamp) >= SETTLED * NS and received - ill_received >= SETTLED
+        is_long = abs(stamp - ill_stamp) >= SETTLED * NS and received - ill_received >= SETTLED
+        return is_long and not self._turned(values).any()
 
     def _is_late(self, stamp: int, received: float, values: Floats) -> bool:
         """Return whether newer positions of the same joints have come lately, stamped by a clock that is ahead."""

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +21,7 @@ from xvla_ros.recordings.bag_paths import JointTracks, PathMaker, commanded_grou
 from xvla_ros.recordings.bag_writer import PROFILE_TOPIC
 from xvla_ros.recordings.bags import Bag, BagSummary
 from xvla_ros.recordings.cdr import command_type, read_string
-from xvla_ros.recordings.marks import NEVER_ENDED, check_topics, marked_episodes
+from xvla_ros.recordings.marks import check_topics, marked_episodes, with_their_ends
 from xvla_ros.recordings.observations import Restarts, observations, verdict
 from xvla_ros.recordings.recording import (
     ActionSource,
@@ -105,7 +104,7 @@ def find_spans(
         only_successes: leave out what is marked as failed.
         skipped: why an episode is left out → how many, counted up here.
     """
-    marks = _with_their_ends([list(stretch.marks) for stretch in tracks.stretches])
+    marks = with_their_ends([list(stretch.marks) for stretch in tracks.stretches])
     marked = any(marks)
     for number, stretch in enumerate(tracks.stretches):
         joints = JointTracks(profile, stretch)
@@ -120,14 +119,6 @@ def find_spans(
             changes = () if told else tuple(_told_within(stretch, start, end))
             told = told or _told(stretch, start) or profile.instruction
             yield Span(number, max(start, first), min(end, last), told, mark, changes)
-
-
-def _with_their_ends(marks: list[list[tuple[int, dict[str, Any]]]]) -> list[list[tuple[int, dict[str, Any]]]]:
-    """Give a stretch that ends within an episode the mark of its end, which lies in the next: it says how it went."""
-    for before, after in pairwise(marks):
-        if before and before[-1][1]["event"] == "start" and after and after[0][1]["event"] != "start":
-            before.append((NEVER_ENDED, after.pop(0)[1]))
-    return marks
 
 
 @dataclass(frozen=True, eq=False)

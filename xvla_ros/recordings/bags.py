@@ -201,12 +201,10 @@ class Bag:
             if cut and not counts:
                 raise BagError(f"{self.path}: no message in it can be read: {cut}")
             kinds: dict[str, set[str]] = {}
-            for topic, kind in counts:
+            heard = {topic for topic, _ in counts}  # a type without a message contradicts none that has some
+            silent = (each for file in self._files for each in file.topics if each[0] not in heard)
+            for topic, kind in [*counts, *silent]:
                 kinds.setdefault(topic, set()).add(kind)
-            heard = set(kinds)
-            for topic, kind in (each for file in self._files for each in file.topics):
-                if topic not in heard:  # a type without a message contradicts none that has some
-                    kinds.setdefault(topic, set()).add(kind)
             topics = tuple(
                 TopicSummary(
                     name,

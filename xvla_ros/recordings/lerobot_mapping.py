@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from xvla_ros import limits
-from xvla_ros.errors import Problem, problems_of
+from xvla_ros.errors import Problem, did_you_mean, problems_of
 from xvla_ros.recordings.lerobot_files import INFO, WRITTEN
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import Profile, profiles_of_document
+from xvla_ros.types import Floats
 
 SUFFIX = ".pos"  # of the names that LeRobot's drivers give to joint positions
 
@@ -58,6 +62,19 @@ class LeRobotMapping(BaseModel, frozen=True, extra="forbid", strict=True, allow_
         description="as_sent (as the camera sends them: the profile's rotate and crop are applied) or as_seen (rotate "
         "and crop were applied before the data set was written). Required if the profile rotates or crops a camera.",
     )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where the channels of a feature are, and their scales: the values wanted are feature[:, index]·scale + offset."""
+
+    index: NDArray[np.intp]
+    scale: Floats
+    offset: Floats
+
+    def take(self, rows: Floats) -> Floats:
+        """Return the values wanted, [N, D], of rows [N, …] of the feature."""
+        return rows.reshape(len(rows), -1)[:, self.index] * self.scale + self.offset
 
 
 def profile_of_data_set(folder: Path) -> Profile:
@@ -140,3 +157,53 @@ def place_of(name: str, names: Sequence[str]) -> int | None:
     if name.isdecimal() and int(name) < len(names):
         return int(name)
     return None
+
+
+def columns_of(
+    source: str,
+    feature: str,
+    names: Sequence[str],
+    profile: Profile,
+    units: str,
+    channels: Mapping[str, ChannelSource | str],
+) -> Columns:
+    """Find what a profile expects in a feature: its joints, or with the units ``vector`` its channels.
+
+    Args:
+        source: of the messages.
+        feature: which has the channels ``names``.
+        profile: the robot.
+        units: as of the mapping.
+        channels: of the mapping, for this feature.
+
+    Raises:
+        SamplesError: naming every channel that is not there, and what the feature has.
+    """
+    vector = units == "vector"
+    wanted: Sequence[str] = profile.channels if vector else profile.joints.policy_order
+    if vector and len(names) in (len(wanted), 10 * len(profile.tools)):
+        wanted = [*wanted[: len(names)], *map(str, range(len(wanted), len(names)))]
+        if all(place_of(each, names) is None for each in profile.channels):
+            # another program's names, or none: what channels does not list is in the vector's order
+            channels = {**{name: str(place) for place, name in enumerate(wanted)}, **channels}
+    found, problems = [], []
+
+    def misses(channel: str, value: str, known: Sequence[str], owner: str) -> None:
+        message = f"{owner} has no channel {value!r}{did_you_mean(value, known)}"
+        problems.append(Problem(source, f"mapping.channels.{channel}", value, f"one of {', '.join(known)}", message))
+
+    for channel in wanted:
+        told = channels.get(channel, channel)
+        one = ChannelSource(name=told) if isinstance(told, str) else told
+        place = place_of(one.name, names)
+        if place is None:
+            misses(channel, one.name, names, feature)
+        else:
+            found.append((place, one.scale, one.offset))
+    for name in channels:
+        if name not in wanted:
+            misses(name, name, wanted, profile.name)
+    if problems:
+        raise SamplesError(problems)
+    places, scale, offset = zip(*found, strict=True)
+    return Columns(np.array(places, dtype=np.intp), np.array(scale), np.array(offset))

@@ -25,8 +25,9 @@ from xvla_ros.recordings.bags import sampled
 from xvla_ros.recordings.lerobot_files import LANGUAGE, EpisodeFiles, LeRobotFiles, Video
 from xvla_ros.recordings.lerobot_mapping import (
     ChannelSource,
+    Columns,
     LeRobotMapping,
-    place_of,
+    columns_of,
     written_mapping,
     written_origins,
 )
@@ -81,18 +82,6 @@ class _Read:
     joints: tuple[Floats, Floats]
     measured: Floats
     pair: tuple[Floats, Floats]
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Where the channels of a feature are, and their scales: the values wanted are feature[:, index]·scale + offset."""
-
-    index: NDArray[np.intp]
-    scale: Floats
-    offset: Floats
-
-    def take(self, rows: Floats) -> Floats:
-        return rows.reshape(len(rows), -1)[:, self.index] * self.scale + self.offset
 
 
 class LeRobotRecording:
@@ -581,54 +570,9 @@ class LeRobotRecording:
             )
         return problems
 
-    def _columns(self, feature: str, channels: Mapping[str, ChannelSource | str]) -> _Columns:
-        """Find the channels of a feature.
-
-        Raises:
-            SamplesError: naming every channel that is not there, and what the feature has.
-        """
-        names = self._files.names(feature)
-        wanted = self._wanted()
-        vector, widths = self._options.mapping.units == "vector", (len(wanted), 10 * len(self._profile.tools))
-        if vector and len(names) in widths:
-            wanted = [*wanted[: len(names)], *map(str, range(len(wanted), len(names)))]
-            if all(place_of(each, names) is None for each in self._profile.channels):
-                # another program's names, or none: what channels does not list is in the vector's order
-                channels = {**{name: str(place) for place, name in enumerate(wanted)}, **channels}
-        sources, problems = [], []
-        for channel in wanted:
-            told = channels.get(channel, channel)
-            source = ChannelSource(name=told) if isinstance(told, str) else told
-            place = place_of(source.name, names)
-            if place is None:
-                problems.append(
-                    self._problem(
-                        f"mapping.channels.{channel}",
-                        source.name,
-                        f"one of {', '.join(names)}",
-                        f"{feature} has no channel {source.name!r}{did_you_mean(source.name, names)}",
-                    )
-                )
-            else:
-                sources.append((place, source.scale, source.offset))
-        unknown = [name for name in channels if name not in wanted]
-        problems += [
-            self._problem(
-                f"mapping.channels.{name}",
-                name,
-                f"one of {', '.join(wanted)}",
-                f"{self._profile.name} has no channel {name!r}{did_you_mean(name, wanted)}",
-            )
-            for name in unknown
-        ]
-        if problems:
-            raise SamplesError(problems)
-        places, scale, offset = zip(*sources, strict=True)
-        return _Columns(np.array(places, dtype=np.intp), np.array(scale), np.array(offset))
-
-    def _wanted(self) -> Sequence[str]:
-        vector = self._options.mapping.units == "vector"
-        return self._profile.channels if vector else self._profile.joints.policy_order
+    def _columns(self, feature: str, channels: Mapping[str, ChannelSource | str]) -> Columns:
+        names, units = self._files.names(feature), self._options.mapping.units
+        return columns_of(self.source, feature, names, self._profile, units, channels)
 
     def _joints(self, values: Floats) -> Floats:
         """Return values of a feature as joints in rad or m, or as the vectors they are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from xvla_ros.errors import BagError, MessageError
@@ -34,6 +35,21 @@ def read_mark(text: str) -> dict[str, Any]:
     if not isinstance(mark, dict) or mark.get("event") not in EVENTS:
         raise MessageError(f"{text[:80]!r}; expected an object with event {', '.join(EVENTS)}")
     return mark
+
+
+Marks = list[tuple[int, dict[str, Any]]]
+
+
+def with_their_ends(stretches: list[Marks]) -> list[Marks]:
+    """Give each stretch that ends within an episode the mark of its end, which lies in the next: it says how it went.
+
+    Args:
+        stretches: [(ROS time ns, mark)] of each; changed, and returned.
+    """
+    for before, after in pairwise(stretches):
+        if before and before[-1][1]["event"] == "start" and after and after[0][1]["event"] != "start":
+            before.append((NEVER_ENDED, after.pop(0)[1]))
+    return stretches
 
 
 def marked_episodes(

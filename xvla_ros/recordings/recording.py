@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from xvla_ros.errors import KinematicsError, Problem, ProfileError
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault, FaultTally
 from xvla_ros.recordings.action_path import ActionPath, Plans, Times
+from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
 from xvla_ros.types import Floats
@@ -213,8 +214,8 @@ def joint_problems(source: str, profile: Profile, low: Floats, high: Floats) -> 
     """Return what looks wrong with the units of recorded positions, given their extremes [J] read as rad or m."""
     if outside := joints_outside(source, profile, low, high):
         return [outside]
-    joints = profile.joints.ordered
-    lower, upper = np.array([j.lower for j in joints]), np.array([j.upper for j in joints])
+    limits = JointLimits.of(profile)
+    lower, upper = limits.lower, limits.upper
     if ((high - low) < STILL * (upper - lower)).all():
         return [
             Problem(
@@ -226,7 +227,7 @@ def joint_problems(source: str, profile: Profile, low: Floats, high: Floats) -> 
             )
         ]
     reach = np.maximum(np.abs(low), np.abs(high))
-    turning = np.array([(j.upper - j.lower) > 1.0 for j in joints])
+    turning = upper - lower > 1.0
     near = turning & (reach < NEAR_ZERO / DEGREES)
     if turning.sum() > 1 and near.sum() >= MOST * turning.sum():
         return [
@@ -245,8 +246,8 @@ def joint_problems(source: str, profile: Profile, low: Floats, high: Floats) -> 
 
 def joints_outside(source: str, profile: Profile, low: Floats, high: Floats) -> Problem | None:
     """Return that positions with these extremes [J] are far outside the joints' limits, and which; None where not."""
-    joints = profile.joints.ordered
-    lower, upper = np.array([j.lower for j in joints]), np.array([j.upper for j in joints])
+    limits = JointLimits.of(profile)
+    lower, upper = limits.lower, limits.upper
     margin = FAR * (upper - lower)
     outside = np.flatnonzero((low < lower - margin) | (high > upper + margin))
     if not outside.size:

@@ -117,7 +117,9 @@ class DatasetSettings(DataSection):
 
 def _numbers(text: str) -> range:
     """Return the numbers of a range, such as 0-39 or 7; empty where it is none."""
-    first, _, last = text.partition("-") if _RANGE.match(text) else ("1", "", "0")
+    if not _RANGE.match(text):
+        return range(0)
+    first, _, last = text.partition("-")
     return range(int(first), int(last or first) + 1)
 
 
