@@ -2,6 +2,7 @@
 """An arm that follows the windows that come, and the monitor that looks at them."""
 
 import threading
+from bisect import bisect_left
 
 import numpy as np
 from window_monitor import Window, WindowMonitor, watch
@@ -24,13 +25,14 @@ class CommandedArm:
         names: of the joints, as messages have them.
         limits: [J, 4] lower, upper, max_velocity, max_acceleration.
         windows: (when it came, message) of every window that came.
+        sent: when each of them was sent.
         loses: whether windows get lost on their way to the arm.
     """
 
     def __init__(self, group, joints, home, timing, inside):
         self.names = [joint.name for joint in joints]
         self.limits = np.array([[getattr(joint, figure) for figure in FIGURES] for joint in joints])
-        self.windows, self.loses = [], False
+        self.windows, self.sent, self.loses = [], [], False
         self._home, self._lead = np.array(home, float), timing.lead
         self._here, self._way, self._powered = self._home, None, True
         self.monitor = watch(WindowMonitor(group, self.names, self.limits, timing.lead, inside))
@@ -43,9 +45,16 @@ class CommandedArm:
             self.monitor.see(window, here, arrives=self._powered and not self.loses)
             if self.loses:
                 return
+            self.sent.append(sent)
             self.windows.append((now, message))
             if self._powered:
                 self._here, self._way = here, (now, window.times, window.path)
+
+    def before_and_since(self, time):
+        """The messages that were sent before a time, and those sent since, whenever they came."""
+        with self._lock:
+            messages, number = [message for _, message in self.windows], bisect_left(self.sent, time)
+        return messages[:number], messages[number:]
 
     def position(self, now):
         """Where the joints are [J]."""

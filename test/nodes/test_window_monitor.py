@@ -100,3 +100,30 @@ def test_windows_that_come_late_are_no_leaps(monitor):
         sent, behind = now + count * PERIOD, at + 0.8 * (count * PERIOD - (late if count else 0.0))
         monitor.see(window(at + 0.8 * count * PERIOD, 0.8, sent, late), np.array([behind, 1.0]))
     assert not monitor.leaps()
+
+
+def late_at_once(monitor, windows=10, late=0.35, speed=0.8):
+    """An arm at rest hears of its motion only when all of it comes at once; return when the next window is sent."""
+    rest = np.array([0.0, 1.0])
+    monitor.see(window(0.0, 0.0, 9.0), rest)
+    for count in range(windows):
+        sent = 10.0 + count * PERIOD
+        arrives = 10.0 + late + 0.001 * count
+        monitor.see(window(speed * count * PERIOD, speed, sent, arrives - sent), rest)
+        if not count:
+            monitor.leaps()  # it starts in full motion
+    return 10.0 + windows * PERIOD
+
+
+def test_an_arm_that_has_not_caught_up_yet_with_windows_that_came_late_at_once_is_no_leap(monitor):
+    """They came faster than it goes to the first point of one."""
+    now = late_at_once(monitor)
+    monitor.see(window(0.8 * 10 * PERIOD, 0.8, now + 0.02, 0.005), np.array([0.01, 1.0]))
+    assert not monitor.leaps()
+
+
+def test_an_arm_that_does_not_catch_up_with_windows_that_came_late_at_once_is_caught(monitor):
+    now = late_at_once(monitor)
+    for count in range(1, 6):
+        monitor.see(window(0.8 * (10 + count) * PERIOD, 0.8, now + count * PERIOD), np.array([0.01, 1.0]))
+    assert any("can be reached" in str(leap) for leap in monitor.leaps())

@@ -5,8 +5,9 @@
 for every joint of every window:
 
 - what arrives can be reached: its first point is no further from where the arm is than ``max_velocity`` goes until
-  then, and, for an arm in motion, than it goes while windows are late; a gripper is waited for only once the arm itself
-  has been behind for a while (``GRIPPER_LATE``), since what it holds stops it;
+  then, and, for an arm in motion, than it goes while windows are late, also those before that it has not caught up with
+  yet; a gripper is waited for only once the arm itself has been behind for a while (``GRIPPER_LATE``), since what it
+  holds stops it;
 - it goes on: its first point lies between where the arm is, or was said to be of late, and where the window sent before
   leads by then, as far as the acceleration limit leaves it (from full braking to full speeding up:
   ``max_acceleration * lead²``).
@@ -90,6 +91,7 @@ class WindowMonitor:
         self._gripper = np.array(["gripper" in joint for joint in joints])
         _, _, self._fastest, self._hardest = np.asarray(limits).T
         self._before, self._leaps, self._said = None, [], deque(maxlen=16)
+        self._behind = np.zeros(len(joints))  # how far the arm may be behind since windows were late
         self.seen, self.misled = 0, False
 
     def forget(self):
@@ -115,11 +117,15 @@ class WindowMonitor:
         return leaps
 
     def _within_reach(self, window, before, arm):
-        speed, late = np.zeros_like(arm), 0.0
+        speed, behind = np.zeros_like(arm), np.zeros_like(arm)
         if before is not None:
             speed = np.abs(before.speeds).max(axis=0)
+            # of the way to the first point of the window before, the arm has gone this share
+            gone = min((window.received - before.received) / before.times[0], 1.0)
             late = self._inside + before.on_its_way + window.on_its_way
-        allowed = SPARE * self._fastest * self._lead + speed * (late + GRIPPER_LATE * self._gripper) + SMALL
+            behind = np.maximum(speed * late, (1.0 - gone) * self._behind)
+        self._behind = behind
+        allowed = SPARE * self._fastest * self._lead + behind + speed * GRIPPER_LATE * self._gripper + SMALL
         away = np.abs(window.path[0] - arm)
         for joint in np.flatnonzero(away > allowed):
             self._note(
