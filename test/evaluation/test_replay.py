@@ -382,6 +382,9 @@ def test_bags_are_found(tmp_path):
     assert find_bags([str(tmp_path / "split")]) == [tmp_path / "split"]
     assert find_bags([str(tmp_path)]) == [tmp_path / "many", tmp_path / "split"]
     assert find_bags([str(tmp_path / "many"), str(tmp_path / "many" / "a.mcap")]) == [tmp_path / "many" / "a.mcap"]
+    inside = tmp_path / "split" / "split_0.mcap"
+    for named in ([tmp_path / "split", inside], [inside, tmp_path / "split"]):
+        assert find_bags(list(map(str, named))) == [tmp_path / "split"]
 
 
 def test_a_record_made_otherwise_does_not_count(tmp_path):

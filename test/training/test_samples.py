@@ -321,6 +321,15 @@ def test_draws_depend_on_seed_and_number_alone(tmp_path, pair):
     assert set(one.instructions) == {TASK, "move the cube into the bowl"}
 
 
+def test_paraphrases_of_an_instruction_that_no_episode_has_are_refused(tmp_path, pair):
+    bag = Session(pair, end=1.5).record().write(tmp_path / "bag.mcap")
+    for text in (f"  {TASK.upper()}. ", TASK):
+        assert opened(tmp_path, bag, instructions={text: ("move it",)}).instructions
+    with pytest.raises(SamplesError, match="no episode has the instruction toch the red cube,") as caught:
+        opened(tmp_path, bag, instructions={"toch the red cube": ("tap it",), TASK: ("move it",)})
+    assert TASK in caught.value.problems[0].expected
+
+
 def test_robots_are_mixed_by_weight(tmp_path, pair, arm):
     bags = {
         profile.name: Session(profile, end=1.0).record().write(tmp_path / f"{profile.name}.mcap")

@@ -26,7 +26,7 @@ from xvla_ros.commands.options import (
 )
 from xvla_ros.errors import BagError, Interrupted, SetupError
 from xvla_ros.observation.faults import FaultTally
-from xvla_ros.recordings.bags import Bag, bags_in
+from xvla_ros.recordings.bags import Bag, bags_in, each_once
 from xvla_ros.recordings.lerobot_files import is_data_set
 from xvla_ros.resources import usable_cores
 
@@ -203,7 +203,7 @@ def find_bags(named: Sequence[str]) -> list[Path]:
     Raises:
         BagError: a path is not there, or holds no bag.
     """
-    found: dict[Path, None] = {}
+    found: list[Path] = []
     for text in named:
         path = Path(text)
         if not path.exists():
@@ -211,8 +211,8 @@ def find_bags(named: Sequence[str]) -> list[Path]:
         inside = [path] if is_data_set(path) else bags_in(path)
         if not inside:
             raise BagError(f"{path}: contains no bag; expected .mcap or .db3 files, or folders with them")
-        found |= dict.fromkeys(inside)
-    return list(found)
+        found += inside
+    return each_once(found)
 
 
 def _profile(robot: str, source: Bag | Path) -> Profile:

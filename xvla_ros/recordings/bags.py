@@ -334,6 +334,17 @@ def bags_in(path: Path) -> list[Path]:
     return [*files, *folders]
 
 
+def each_once(bags: Sequence[Path]) -> list[Path]:
+    """Return bags without those whose files another one has, as of a folder and what is in it."""
+    files = {bag: {file.resolve() for file in storage_files(bag)} for bag in bags}
+    owners: dict[Path, Path] = {}
+    for bag, its in files.items():
+        for file in its:
+            if file not in owners or len(files[owners[file]]) < len(its):
+                owners[file] = bag
+    return [bag for bag, its in files.items() if not its or any(owners[file] is bag for file in its)]
+
+
 def _are_numbered(files: Sequence[Path]) -> bool:
     return [file.name.split(".")[0].rsplit("_", 1)[-1] for file in files] == [str(i) for i in range(len(files))]
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from xvla_ros import limits
 from xvla_ros.errors import BagError, Problem, ProfileError
-from xvla_ros.recordings.bags import Bag, bags_in, storage_files
+from xvla_ros.observation.align import shown
+from xvla_ros.recordings.bags import Bag, bags_in, each_once
 from xvla_ros.recordings.recording import NothingLeftError, Recording, SamplesError
 from xvla_ros.robots.profile import load_robot
 from xvla_ros.training.config import Augmentation, DatasetSettings
@@ -165,6 +166,11 @@ def _open(
     ]
     if mixed or not stores or (problems and not entry.skip_bad):
         raise SamplesError([*problems, *mixed, *([] if stores else left_out)])
+    said = sorted({text for store in stores for episode in store.episodes for text in episode.instructions})
+    if unmatched := Paraphrases(entry.instructions).unmatched(said):
+        expected = f"instructions of these recordings: {shown(said)}"
+        message = f"no episode has the instruction {shown(unmatched)}, so its paraphrases would never be used"
+        raise SamplesError([Problem("datasets", "instructions", unmatched, expected, message)])
     others = dict(entry.instructions)
     if entry.instructions_file:
         others |= read_paraphrases(Path(entry.instructions_file))
@@ -238,18 +244,7 @@ def _paths(entry: DatasetSettings) -> list[Path]:
         expected = "folders or files with .mcap or .db3; for a LeRobot data set kind: lerobot"
         message = f"no bag is at {', '.join(entry.paths)}"
         raise SamplesError([Problem("datasets", "paths", list(entry.paths), expected, message)])
-    return list(dict.fromkeys(found)) if entry.kind == "lerobot" else _each_once(found)
-
-
-def _each_once(bags: Sequence[Path]) -> list[Path]:
-    """Return bags without those whose files another one has, as with a pattern that fits a folder and what is in it."""
-    found, known = [], set[Path]()
-    for bag in bags:
-        files = {file.resolve() for file in storage_files(bag)}
-        if not files <= known:
-            found.append(bag)
-        known |= files
-    return found
+    return list(dict.fromkeys(found)) if entry.kind == "lerobot" else each_once(found)
 
 
 def _mixed(entry: DatasetSettings, told: Mapping[str, tuple[float, str]]) -> list[Problem]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -138,11 +138,17 @@ class Paraphrases:
     """
 
     def __init__(self, others: Mapping[str, tuple[str, ...]]) -> None:
+        self._given = tuple(others)
         self._others = {_key(text): tuple(dict.fromkeys(words)) for text, words in others.items()}
 
     def of(self, instruction: str) -> tuple[str, ...]:
         """Return all wordings, the instruction first."""
         return tuple(dict.fromkeys((instruction, *self._others.get(_key(instruction), ()))))
+
+    def unmatched(self, instructions: Iterable[str]) -> list[str]:
+        """Return what others are given for, but is none of ``instructions``."""
+        known = set(map(_key, instructions))
+        return [text for text in self._given if _key(text) not in known]
 
     def draw(self, instruction: str, random: np.random.Generator) -> str:
         """Return one of the wordings, each as likely as the others."""
