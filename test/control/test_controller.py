@@ -741,7 +741,10 @@ def test_a_path_out_of_the_workspace_is_not_sent(profile, clock):
     class Wall:
         """Forbids the first joint beyond 0.3."""
 
-        def left_by(self, path, start):
+        def begin(self, start):
+            pass
+
+        def left_by(self, path):
             return "tool 'arm' would leave" if path[:, 0].max() > 0.3 else ""
 
     bench = Bench(profile, clock)

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from xvla_ros.errors import KinematicsError
 from xvla_ros.robots import Profile, load_profile
 from xvla_ros.robots.actions import Decoder, StateEncoder, Trajectory, resample
+from xvla_ros.robots.joints import gripper_joints
 from xvla_ros.robots.kinematics import RobotDescription, shipped_description
+from xvla_ros.robots.kinematics.chain import Poses
 from xvla_ros.robots.kinematics.inverse import HELD, REACHED
 from xvla_ros.robots.rotations import (
     COLUMNS,
@@ -38,7 +40,7 @@ from xvla_ros.robots.tool_pose import (
     policy_turn,
     split,
 )
-from xvla_ros.robots.tools import ToolArm, tool_arms
+from xvla_ros.robots.tools import ToolArm, Workspace, tool_arms
 from xvla_ros.types import ActionChunk
 
 Floats = NDArray[np.float64]
@@ -192,6 +194,48 @@ def test_the_box_keeps_the_tool_and_takes_nothing_back_at_once():
     np.testing.assert_allclose(
         kept, [[0.2, 0.0, 0.25], [0.45, 0.0, 0.2], [0.3, 0.25, 0.2], [0.3, 0.0, 0.1], [0.3, 0.0, 0.18]]
     )
+
+
+def test_what_a_motion_overshoots_the_box_by_does_not_add_up():
+    tool = profile("widowx").tools["arm"]
+    kept = keep_inside(np.array([[0.3, 0.0, 0.3]]), tool, [0.3, 0.0, 0.185])
+    np.testing.assert_allclose(kept, [[0.3, 0.0, 0.18]])
+    arm = arms("widowx")["arm"]
+    workspace, paths = Workspace({"arm": arm}), []
+    for height in (0.18, 0.189, 0.198, 0.207):
+        joints = home("widowx")
+        target = Poses(np.array([0.25, 0.0, height]), arm.chain.poses(joints[arm.columns]).rotations)
+        joints[arm.columns] = arm.inverse.solve_cold(target, joints[arm.columns]).positions
+        paths.append(joints[None])
+    begun, *paths = paths
+    workspace.begin(begun[0])
+    assert not workspace.left_by(paths[0])
+    assert all("would leave its workspace box by" in workspace.left_by(path) for path in paths[1:])
+    workspace.begin(paths[2][0])
+    assert not any(map(workspace.left_by, paths)), "a tool that stands outside may come back"
+
+
+def test_a_binary_gripper_that_holds_something_wide_stays_closed_when_a_motion_begins_again():
+    """What it holds stops it half way, where its position does not tell what it was told."""
+    robot, arm = "widowx", arms("widowx")["arm"]
+    gripper, decoder = arm.tool.gripper, Decoder(profile("widowx"), arms("widowx"))
+    actions, start = standing(robot), home(robot).copy()
+    actions[:, 9] = 0.95
+    closing = decoder.decode(make_chunk(robot, actions), start)
+    assert closing.positions[-1, arm.gripper] == gripper.closed_position
+    start[arm.gripper] = gripper.open_position + 0.3 * (gripper.closed_position - gripper.open_position)
+    actions[:, 9] = (gripper.open_below + gripper.close_above) / 2
+    held = decoder.decode(make_chunk(robot, actions), start, closing)
+    assert (held.positions[:, arm.gripper] == gripper.closed_position).all()
+    actions[:, 9] = gripper.open_below - 0.1
+    released = decoder.decode(make_chunk(robot, actions), start, held)
+    assert (released.positions[:, arm.gripper] == gripper.open_position).all()
+
+
+@pytest.mark.parametrize("robot", ["so101", "so101_bimanual", "so101_bimanual_lerobot", "aloha", "widowx"])
+def test_grippers_are_known_in_every_action_mode(robot: str):
+    order = profile(robot).joints.policy_order
+    assert [order[index] for index in gripper_joints(profile(robot))] == [name for name in order if "gripper" in name]
 
 
 @pytest.mark.parametrize("robot", ROBOTS)

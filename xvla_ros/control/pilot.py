@@ -20,7 +20,7 @@ from xvla_ros.control.timeline import CONDITIONED, chunk_prefix
 from xvla_ros.errors import UnreachableError
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import Fault
-from xvla_ros.robots.actions import Decoder, StateEncoder
+from xvla_ros.robots.actions import Decoder, StateEncoder, Trajectory
 from xvla_ros.robots.joints import gripper_joints
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
@@ -65,6 +65,7 @@ class Pilot(Generic[Raw]):
         self.builder: ObservationBuilder[Raw] = ObservationBuilder(profile, decode_image, self.encoder, encoded)
         self.controller = RobotController(profile, clock, Workspace(arms), gripper_joints(profile))
         self._decoder = Decoder(profile, arms)
+        self._trajectory: Trajectory | None = None  # that is carried out
         self._clock = clock
         self._inference, self._overhead = LatencyWindow(), LatencyWindow()
         self._chunk: ActionChunk | None = None
@@ -107,6 +108,11 @@ class Pilot(Generic[Raw]):
 
     # the engine's side
 
+    def start(self) -> None:
+        """Begin a run; the arm may have been elsewhere since the one before."""
+        self._trajectory = None
+        self.controller.start()
+
     def wants_chunk(self) -> bool:
         """Say whether the plan is to be renewed now."""
         return bool(self.instruction) and self.controller.wants_chunk()
@@ -137,11 +143,13 @@ class Pilot(Generic[Raw]):
         self._inference.add(chunk.inference_ms)
         chunk = replace(chunk, times=chunk.times / self.profile.safety.speed + request.shift / NS)
         try:
-            accepted = self.controller.accept(self._decoder.decode(chunk, request.start), request.ticket)
+            trajectory = self._decoder.decode(chunk, request.start, self._trajectory)
+            accepted = self.controller.accept(trajectory, request.ticket)
         except ValueError as error:
             self.policy_failed(error)
             return False
         if accepted:
+            self._trajectory = trajectory
             self._chunk = replace(chunk, times=chunk.times + self.controller.shift / NS)
             self._overhead.add(request.observe_ms + (time.perf_counter() - begun) * 1e3)
         return accepted

@@ -105,6 +105,8 @@ class Plan:
             The command; which tool would have left its box, empty where none (if one would, the command is a brake);
             and the first point [J] that the command would have, had the arm followed.
         """
+        if self.window is None:
+            self._workspace.begin(start.position)
         window, outside = self._limited(now, start)
         wanted = window.positions[0]
         away = excess(wanted)
@@ -122,7 +124,7 @@ class Plan:
     def _limited(self, now: int, start: MotionState) -> tuple[CommandWindow, str]:
         at = now + np.round(self._window_times * NS).astype(np.int64)
         window = command_window(now, start, self._window_times, *self._timeline.sample(at), self._limiter)
-        outside = self._workspace.left_by(window.positions, start.position)
+        outside = self._workspace.left_by(window.positions)
         if outside:
             window = brake_window(now, start, self._window_times, self._limiter)
         return window, outside

@@ -123,7 +123,9 @@ class Decoder:
         self._arms = dict(tool_arms(profile) if arms is None else arms)
         self._play = GripperPlay(profile)
 
-    def decode(self, chunk: ActionChunk, start: ArrayLike | None = None) -> Trajectory:
+    def decode(
+        self, chunk: ActionChunk, start: ArrayLike | None = None, before: Trajectory | None = None
+    ) -> Trajectory:
         """Turn a chunk [T, D] in the policy's units into joint positions [T, J] in rad or m with absolute times.
 
         In joint space every channel, a gripper's probability too, becomes a position by the joint's scale and offset;
@@ -137,6 +139,8 @@ class Decoder:
             start: [J] in policy order, rad or m: where the joints are commanded to be at ``chunk.stamp``. Tool poses
                 need it to move without a leap; None, as for a recording, lets their first waypoint be anywhere and
                 leaves joints that no tool moves at the middle of their range.
+            before: what was decoded and carried out before, for grippers that are open or closed: what they hold stops
+                them half way, so where they are does not tell. None takes them from ``start``.
 
         Raises:
             ValueError: the chunk is another robot's or mode's, has another width than the profile, or is not finite;
@@ -158,7 +162,8 @@ class Decoder:
             arm = self._arms[name]
             followed = _follow(arm, target.poses, durations, None if joints is None else joints[arm.columns])
             positions[:, arm.columns] = arm.follower.between(followed.positions, due, at)
-            opened = None if joints is None else float(joints[arm.gripper])
+            told = joints if before is None else before.positions[last_before(before.times, chunk.stamp)]
+            opened = None if told is None else float(told[arm.gripper])
             gripper = tool_pose.gripper_positions(target.gripper, arm.tool.gripper, opened)
             positions[:, arm.gripper] = _gripper_between(gripper, arm.tool.gripper, due, at)
             reach[name] = followed
@@ -303,6 +308,6 @@ def resample(actions: ArrayLike, times: ArrayLike, at: ArrayLike, profile: Profi
     return tool_pose.join(tools, profile)
 
 
-def last_before(knots: Floats, at: Floats) -> NDArray[np.intp]:
+def last_before(knots: ArrayLike, at: ArrayLike) -> NDArray[np.intp]:
     """Return the index of the last of ``knots`` [T] at or before each of ``at`` [K]; 0 where there is none."""
-    return np.maximum(np.searchsorted(knots, at, side="right") - 1, 0)
+    return np.maximum(np.searchsorted(np.asarray(knots), at, side="right") - 1, 0)

@@ -34,11 +34,20 @@ def from_policy(values: ArrayLike, profile: Profile) -> NDArray[np.float64]:
 
 
 def gripper_joints(profile: Profile) -> tuple[int, ...]:
-    """Return the indices in ``policy_order`` of the joints that are grippers, as tools or the action mode say."""
-    order, spec = profile.joints.policy_order, profile.action_spec
+    """Return the indices in ``policy_order`` of the joints that are grippers.
+
+    So say tools, the action mode, the joints themselves, or the interface that they are commanded by.
+    """
+    order, spec, commands = profile.joints.policy_order, profile.action_spec, profile.commands
+    named = {name for name, joint in profile.joints.by_name.items() if joint.gripper}
+    for group in commands.groups:
+        if commands.kind_of(group).is_gripper:
+            named |= set(commands.by_name[group].joints)
     if spec.is_end_effector:
-        return tuple(order.index(tool.gripper.joint) for tool in profile.tools.values())
-    return tuple(index for index in spec.gripper if index < len(order))
+        named |= {tool.gripper.joint for tool in profile.tools.values()}
+    else:
+        named |= {order[index] for index in spec.gripper if index < len(order)}
+    return tuple(index for index, name in enumerate(order) if name in named)
 
 
 def ensure_width(values: ArrayLike, profile: Profile) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from xvla_ros.robots.profile.schema import Gripper, Tool
 from xvla_ros.robots.rotations import ROT6D_LAYOUTS, matrix_to_rot6d, rot6d_misfit, rot6d_to_matrix, rpy_to_matrix
 from xvla_ros.types import Floats
 
+BOX_TOLERANCE = 0.01  # m; waypoints are kept inside exactly, but the way between them and lagging joints are not
 CHANNELS = 10  # of one tool
 POSITION, ROTATION, GRIPPER = slice(0, 3), slice(3, 9), 9
 # A trained network's six numbers are a rotation to a few percent in their own layout, and no rotation in the other.
@@ -105,7 +106,7 @@ def gripper_positions(values: ArrayLike, gripper: Gripper, start: float | None) 
 
     Args:
         values: the channel, as the policy has it.
-        start: joint position that is commanded now; None counts as open.
+        start: joint position that the rule gave before, or that is commanded now; None counts as open.
     """
     channel = np.asarray(values, dtype=np.float64)
     share = (channel - gripper.open_value) / (gripper.closed_value - gripper.open_value)
@@ -149,11 +150,14 @@ def _channel(position: ArrayLike, gripper: Gripper, when_open: float, when_close
 def keep_inside(positions: Floats, tool: Tool, start: ArrayLike) -> Floats:
     """Return target positions [T, 3] kept in the tool's workspace box.
 
-    A tool that stands outside of the box, at ``start`` [3], may stay there or come back, but goes no further out.
+    A tool that stands outside of the box, at ``start`` [3], may stay there or come back, but goes no further out. What
+    a motion overshoots by, within ``BOX_TOLERANCE``, is not kept: it would add up from chunk to chunk.
     """
     low, high = np.array(tool.workspace_min), np.array(tool.workspace_max)
     inside = np.empty_like(positions)
     previous = np.asarray(start, dtype=np.float64)
+    nearest = np.clip(previous, low, high)
+    previous = np.where(np.abs(previous - nearest) > BOX_TOLERANCE, previous, nearest)
     for i, position in enumerate(positions):
         previous = np.clip(position, np.minimum(low, previous), np.maximum(high, previous))
         inside[i] = previous

@@ -13,9 +13,9 @@ from xvla_ros.errors import KinematicsError, did_you_mean
 from xvla_ros.robots.kinematics import Chain, InverseKinematics, PathFollower, RobotDescription
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Tool
+from xvla_ros.robots.tool_pose import BOX_TOLERANCE
 from xvla_ros.types import Floats
 
-BOX_TOLERANCE = 0.01  # m; waypoints are kept inside exactly, but the way between them and lagging joints are not
 LIMIT_TOLERANCE = 1e-3  # rad, m or a share of a speed; profiles and URDFs round
 
 
@@ -200,23 +200,30 @@ def shown_arms(profile: Profile, arms: Mapping[str, ToolArm]) -> tuple[ShownArm,
 class Workspace:
     """The boxes of a robot's tools.
 
+    A tool that is outside where a motion begins may come back or stay, but goes no further out.
+
     Args:
         arms: by tool name; without any there is nothing to leave.
     """
 
     def __init__(self, arms: Mapping[str, ToolArm]) -> None:
         self._arms = dict(arms)
+        self._begun = dict.fromkeys(arms, 0.0)  # how far outside each tool was where the motion began, m
 
-    def left_by(self, path: Floats, start: Floats) -> str:
-        """Say which tool leaves its box on a path [K, J] in rad or m from ``start`` [J]; empty where none does.
+    def begin(self, start: Floats) -> None:
+        """Take note of where a motion begins: joints [J] in rad or m."""
+        self._begun = {
+            name: float(_outside(arm.chain.poses(start[None, arm.columns]).positions, arm.tool)[0])
+            for name, arm in self._arms.items()
+        }
 
-        A tool that is outside at the start may come back or stay, but goes no further out.
-        """
+    def left_by(self, path: Floats) -> str:
+        """Say which tool leaves its box on a path [K, J] in rad or m of that motion; empty where none does."""
         for name, arm in self._arms.items():
-            positions = arm.chain.poses(np.concatenate([start[None], path])[:, arm.columns]).positions
+            positions = arm.chain.poses(path[:, arm.columns]).positions
             depth = _outside(positions, arm.tool)
             farthest = int(np.argmax(depth))
-            if depth[farthest] > max(float(depth[0]), 0.0) + BOX_TOLERANCE:
+            if depth[farthest] > self._begun[name] + BOX_TOLERANCE:
                 where = ", ".join(f"{value:.3f}" for value in positions[farthest])
                 return f"tool {name!r} would leave its workspace box by {depth[farthest]:.3f} m, at ({where})"
         return ""

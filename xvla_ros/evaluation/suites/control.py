@@ -112,7 +112,7 @@ class ControlDriver:
                 f"{description.origin} has the grip site {off:.3f} m away from its place in the simulator: "
                 f"{found.round(3).tolist()} against {sight.position.round(3).tolist()}; expected at most {OFF} m"
             )
-        pilot.controller.start()
+        pilot.start()
         self._last = stay_at(sight)  # until there is a plan
         self._pilot = pilot
         return pilot

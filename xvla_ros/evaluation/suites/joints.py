@@ -201,7 +201,7 @@ class JointControlDriver(ControlDriver):
 
     def _started(self, sight: Sight) -> Pilot[str]:
         pilot: Pilot[str] = Pilot(self._profile, self._clock, self._decode, self._task.instruction)
-        pilot.controller.start()
+        pilot.start()
         self._last = sight.joints[None].astype(np.float32)  # until there is a plan, the arm is told to stay
         self._pilot = pilot
         return pilot

@@ -201,7 +201,7 @@ class RobotLink:
             self._node.get_logger().info(
                 f"{self.profile.name}: moves at {speed:.0%} of its normal speed (safety.speed)"
             )
-        self.pilot.controller.start()
+        self.pilot.start()
         period = 1.0 / self.profile.timing.command_rate
         self._timer = self._node.create_timer(
             period, self._tick_guarded, callback_group=self._group, clock=self._clock.of_timers

@@ -326,6 +326,8 @@ def _joint(each: DraftJoint) -> tuple[dict[str, Any], list[str]]:
         "max_acceleration": acceleration,
         "max_jerk": JERK_PER_ACCELERATION * acceleration,
     }
+    if each.is_gripper:
+        settings["gripper"] = True
     return settings, notes
 
 

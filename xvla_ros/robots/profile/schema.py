@@ -200,6 +200,11 @@ class Joint(Section):
         changeable=True,
         description="Highest jerk commanded; 0 sets no limit.",
     )
+    gripper: bool = setting(
+        False,
+        description="Whether it opens and closes a gripper: what it grips may stop it. Needed in action modes without "
+        "grippers, for example auto.",
+    )
 
 
 class Joints(NamedSection):
