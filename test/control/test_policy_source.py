@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from xvla_ros.control.policy_source import load_policy
-from xvla_ros.errors import CheckpointError, SetupError
+from xvla_ros.control.policy_source import fit, load_policy
+from xvla_ros.errors import CheckpointError, ProfileError, SetupError
 from xvla_ros.model.checkpoint import save
 from xvla_ros.robots.actions import Decoder
 from xvla_ros.robots.profile import load_profile
@@ -75,14 +75,37 @@ def test_profiles_that_disagree_are_named_with_what_to_do(pair):
 
 def test_a_robot_that_the_policy_does_not_fit_is_named(pair, saved):
     misfit = changed(pair, domain_id=60000)
-    with pytest.raises(SetupError, match=r"cannot drive so101_bimanual.*domain_id 60000") as caught:
+    with pytest.raises(ProfileError, match=r"so101_bimanual\.policy\.domain_id.*found 60000; expected 19") as caught:
         load_policy({PAIR: misfit}, str(saved))
     assert str(saved) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"waypoint_dt": 0.01}, {"first_waypoint_offset": 0.5}, {"image_pipeline": "squash"}, {"domain_id": 9}]
+)
+def test_a_robot_that_uses_its_checkpoint_otherwise_is_refused(pair, saved, setting):
+    """Its motion would have another pace, its pictures another form, its prompt would be another arm's."""
+    misfit, key = changed(pair, **setting), f"policy.{next(iter(setting))}"
+    for refused in (lambda: load_policy({PAIR: misfit}, str(saved)), lambda: fit(load_policy({}, str(saved)), misfit)):
+        with pytest.raises(ProfileError, match=key.replace(".", r"\.")) as caught:
+            refused()
+        (problem,) = caught.value.problems
+        assert str(getattr(pair.policy, next(iter(setting)))) in str(problem.expected)
+
+
+def test_another_profile_of_the_same_arms_is_known_by_its_domain(pair, saved):
+    another = type(pair).from_mapping("my_pair", pair.to_mapping())
+    assert fit(load_policy({}, str(saved)), another) == PAIR
+    assert fit(load_policy({PAIR: pair}, str(saved)), pair) == PAIR
 
 
 def test_a_checkpoint_that_is_not_there_is_named(pair, tmp_path):
     with pytest.raises(CheckpointError, match="nothing_here"):
         load_policy({PAIR: pair}, str(tmp_path / "nothing_here"))
+    with pytest.raises(
+        CheckpointError, match="expected a checkpoint folder, a hub id OWNER/NAME, or shipped, the policy"
+    ):
+        load_policy({PAIR: pair}, "CHECKPOINT")
 
 
 def test_a_dtype_that_is_none_is_named(pair, saved):

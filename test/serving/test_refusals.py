@@ -150,7 +150,7 @@ def changed(profile, **policy):
 
 def test_a_robot_that_the_policy_cannot_drive_is_refused_by_name(served, profiles, well):
     for robot, expected in (
-        (changed(profiles[PAIR], domain_id=60000), "cannot drive so101_bimanual.*domain_id 60000"),
+        (changed(profiles[PAIR], domain_id=60000), r"so101_bimanual\.policy\.domain_id.*found 60000"),
         (changed(profiles[PAIR], action_mode="joint99"), "action mode 'joint99' is unknown"),
         ({"name": PAIR, "profile": [1, 2]}, PAIR),
         ({"name": PAIR, "profile": {"cameras": 3}}, PAIR),

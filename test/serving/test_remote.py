@@ -86,7 +86,7 @@ def test_a_robot_that_does_not_fit_is_refused_when_it_connects(served, profiles,
     mapping = profiles[PAIR].to_mapping()
     mapping["policy"] |= {"domain_id": 60000}
     misfit = type(profiles[PAIR]).from_mapping(PAIR, mapping)
-    with pytest.raises(SetupError, match=r"cannot drive so101_bimanual.*domain_id 60000"):
+    with pytest.raises(SetupError, match=r"so101_bimanual\.policy\.domain_id.*found 60000"):
         reach(served.url, {PAIR: misfit})
     with pytest.raises(SetupError, match="expected addresses, wss://HOST:PORT"):
         reach(" , ")

@@ -22,12 +22,13 @@ from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Joint
 from xvla_ros.robots.tool_pose import CHANNELS, GRIPPER, POSITION, ROTATION
 from xvla_ros.robots.tools import tool_arms
-from xvla_ros.types import Floats
+from xvla_ros.types import Embodiment, Floats
 
 SHIPPED = "the shipped policy of xvla_ros"
 ANOTHER = "or another policy, named by --checkpoint or policy.checkpoint"
 AUTO, TORCH = "auto", "torch"  # engines that need no export
 SAME_SCALE = 0.01  # share by which a calibrated joint's scale may differ
+TIME_TOLERANCE = 0.02  # share by which times may differ: a profile rounds 1/30 s to 0.0333
 CALIBRATION = 0.1  # share of a joint's range by which its zero may
 
 
@@ -78,7 +79,9 @@ def decode_alike(one: ActionSpec, other: ActionSpec) -> bool:
 
 
 def misfits(profile: Profile, record: RobotRecord | None, file: Path, checkpoint: str = "") -> Iterator[Problem]:
-    """Yield how a robot differs from the one that a policy was trained on: action mode, joints, units, views.
+    """Yield how a robot differs from the one that a policy was trained on.
+
+    That is its action mode, joints, units, views, timing, image pipeline, rotations and domain.
 
     Args:
         profile: of the robot.
@@ -114,6 +117,27 @@ def misfits(profile: Profile, record: RobotRecord | None, file: Path, checkpoint
     if views != slots:
         message = "was trained with other views, or in another order"
         yield problem("cameras.slots", list(views), list(slots), message)
+    yield from _otherwise_used(profile, record.embodiment, problem)
+
+
+def _otherwise_used(
+    profile: Profile, trained: Embodiment, problem: Callable[[str, object, object, str], Problem]
+) -> Iterator[Problem]:
+    policy = profile.policy
+    for key in ("waypoint_dt", "first_waypoint_offset"):
+        own, theirs = getattr(policy, key), getattr(trained, key)
+        if abs(own - theirs) > TIME_TOLERANCE * max(own, theirs):
+            message = f"was trained with {key} {theirs:g} s: the motion would have the wrong timing"
+            yield problem(f"policy.{key}", own, theirs, message)
+    if policy.image_pipeline != trained.image_pipeline:
+        message = f"was trained with the image pipeline {trained.image_pipeline}"
+        yield problem("policy.image_pipeline", policy.image_pipeline, trained.image_pipeline, message)
+    if profile.action_spec.is_end_effector and policy.rot6d != trained.rot6d:
+        message = f"was trained with rot6d {trained.rot6d}"
+        yield problem("policy.rot6d", policy.rot6d, trained.rot6d, message)
+    if trained.robot == profile.name and policy.domain_id != trained.domain_id:
+        message = f"has the soft prompt of {profile.name} at domain {trained.domain_id}"
+        yield problem("policy.domain_id", policy.domain_id, trained.domain_id, message)
 
 
 def same_numbers(profile: Profile, record: RobotRecord) -> bool:
@@ -230,7 +254,7 @@ def load_policy(
     engine = engine or _agreed_engine(profiles)
     if engine not in (AUTO, TORCH):
         dtype = dtype or "float32"
-    _ensure_device(device)
+    ensure_device(device)
     how = {"late": engine != TORCH, "for_good": for_good}
     if name:
         policy = _load(name, revision, device, dtype, profiles.values(), **how)
@@ -267,7 +291,7 @@ def fit(policy: Policy, profile: Profile) -> str:
     if record is not None:
         checkpoint = "" if is_shipped else policy.source
         _refuse_misfits([profile], policy.robots, Path(policy.source) / RECORD_FILE, checkpoint)
-        if is_shipped and name not in policy.robots:
+        if name not in policy.robots:
             name = record.embodiment.robot
     _require_fit(policy, profile, name)
     return name
@@ -304,7 +328,8 @@ def _agreed_engine(profiles: Mapping[str, Profile]) -> str:
     return engines.pop() if engines else AUTO
 
 
-def _ensure_device(device: str) -> None:
+def ensure_device(device: str) -> None:
+    """Raise a ``SetupError`` where torch cannot use a device."""
     import torch
 
     try:
