@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import tiny_settings
@@ -21,6 +23,7 @@ from xvla_ros.training.optim import (
     make_groups,
     trainable,
 )
+from xvla_ros.training.vision import Vision
 
 FULL = XvlaConfig()
 POLICY_PARTS = tuple(f"transformer.{part}" for part in ("blocks.", "norm.", "pos_emb", "vlm_proj.", "aux_visual_proj."))
@@ -69,6 +72,13 @@ def test_only_matrices_decay_and_no_row_of_a_domain(full, tmp_path):
     assert {"transformer.pos_emb", "transformer.norm.weight", "transformer.blocks.0.attn.qkv.bias"} <= set(
         groups[POLICY].kept
     )
+
+
+def test_only_matrices_of_a_tower_decay_where_it_is_trained_alone(full):
+    (group,) = Vision.groups(SimpleNamespace(network=full)).values()
+    assert any(name.endswith("qkv.weight") for name in group.decayed)
+    assert {name.rsplit(".", 1)[1] for name in group.decayed} == {"weight"}
+    assert any(name.endswith("norm.weight") for name in group.kept)
 
 
 @pytest.mark.parametrize(

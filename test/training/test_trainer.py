@@ -132,8 +132,37 @@ def test_a_loss_that_is_no_number_ends_the_run_by_name(begin):
     trainer = begin(steps=3)
     with torch.no_grad():
         trainer.network.transformer.pos_emb.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"optimizer\.learning_rate: the loss is not a number at step 1"):
+    with pytest.raises(TrainingError, match=r"learning_rate: the loss or its gradient is not a number at step 1"):
         trainer.run()
+
+
+def test_a_gradient_that_is_no_number_changes_no_weight(begin, tmp_path):
+    trainer = begin(steps=6, log={"log_every": 10, "save_every": 2, "progress": False})
+    weight = trainer.network.transformer.pos_emb
+    weight.register_hook(lambda gradient: gradient * (float("inf") if trainer.step == 4 else 1.0))
+    with pytest.raises(TrainingError, match="not a number at step 5"):
+        trainer.run()
+    assert torch.isfinite(weight).all()
+    on = begin(steps=6, log={"log_every": 10, "save_every": 2, "progress": False}, resume=True)
+    assert on.resume() and on.step == 4
+    on.run()
+    saved = load_file(tmp_path / "run" / "checkpoint" / "model.safetensors")
+    assert torch.isfinite(saved["model.transformer.pos_emb"]).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "lora", "lora": {"action_rows": False}, "freeze": {"soft_prompts": True}},
+        {"flow": False, "grounding": 1.0},
+    ],
+)
+def test_a_warm_up_that_trains_nothing_is_refused(begin, tmp_path, settings):
+    if "method" in settings:
+        begin("base", steps=1).run()
+        settings = settings | {"model": {"checkpoint": str(tmp_path / "base" / "checkpoint")}}
+    with pytest.raises(TrainingError, match=r"schedule\.prompt_warmup: in its prompt warm-up nothing would be trained"):
+        begin(**settings, schedule={"prompt_warmup": 2, "ramp": 1}, steps=4)
 
 
 def test_draws_are_functions_of_their_key():

@@ -112,15 +112,16 @@ def make_groups(network: nn.Module, moving: Mapping[str, nn.Parameter]) -> dict[
     Only matrices of linear layers and convolutions decay: a decayed row would move although its domain is not trained.
     """
     layers = domain_layers(network)
-    decaying = _decaying(network)
+    decays = decaying(network)
     groups = {name: WeightGroup(name) for name in GROUPS}
     for name, parameter in moving.items():
         group = groups[group_of(name, layers)]
-        (group.decayed if name in decaying else group.kept)[name] = parameter
+        (group.decayed if name in decays else group.kept)[name] = parameter
     return {name: group for name, group in groups.items() if group.decayed or group.kept}
 
 
-def _decaying(network: nn.Module) -> set[str]:
+def decaying(network: nn.Module) -> set[str]:
+    """Name the weights to which weight decay applies: matrices of linear layers and convolutions."""
     kinds = (nn.Linear, nn.Conv2d)
     return {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, kinds)}
 

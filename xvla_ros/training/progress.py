@@ -191,6 +191,17 @@ def _event_writer(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
+def diverged(step: int, rates: Mapping[str, float]) -> TrainingError:
+    """Return the error for a loss or a gradient that is no number any more."""
+    message = (
+        f"the loss or its gradient is not a number at step {step}; reduce the learning rate, or check the data with "
+        "xvla data info"
+    )
+    return TrainingError(
+        [Problem("", "optimizer.learning_rate", max(rates.values()), "a lower learning rate", message)]
+    )
+
+
 class Meter:
     """Means over the steps since the last row."""
 
@@ -247,13 +258,7 @@ class Meter:
         names = dict.fromkeys(name for each in everyone for name in each[1])
         mean = {name: sum(each[1].get(name, 0.0) for each in everyone) / len(everyone) for name in names}
         if not math.isfinite(loss):
-            message = (
-                f"the loss is not a number at step {step}; reduce the learning rate, or check the data with xvla "
-                "data info"
-            )
-            raise TrainingError(
-                [Problem("", "optimizer.learning_rate", max(rates.values()), "a lower learning rate", message)]
-            )
+            raise diverged(step, rates)
         norm = float(torch.stack(self._norms).mean())
         processes = self.accelerator.num_processes
         row = ProgressRow(

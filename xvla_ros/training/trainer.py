@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -23,9 +24,9 @@ from xvla_ros.training.config import TrainingError, TrainSettings
 from xvla_ros.training.data import draws
 from xvla_ros.training.data.batches import batches
 from xvla_ros.training.objective import Flow, Objective
-from xvla_ros.training.optim import LORA, Average, RowMask, WeightGroup, active_groups, rate, row_weights
+from xvla_ros.training.optim import LORA, OF_DOMAINS, Average, RowMask, WeightGroup, active_groups, rate, row_weights
 from xvla_ros.training.parallel import attention_of, like, recompute_activations, share_of, whole, without_sync, wrap
-from xvla_ros.training.progress import Meter, Progress, due, measure
+from xvla_ros.training.progress import Meter, Progress, diverged, due, measure
 from xvla_ros.training.saving import (
     STATES,
     State,
@@ -80,6 +81,7 @@ class Trainer:
         self.fingerprint, self.meaning = self._fingerprint(), self._meaning()
         self.wrapped = wrap(self.objective.module, accelerator, settings)
         self.groups = self.objective.groups()
+        self._require_motion()
         domains = self.objective.domains
         self.mask = RowMask(row_weights(self.network).values(), domains) if settings.method == "prompt" else None
         self.optimizer = _optimizer(self.groups, settings)
@@ -87,6 +89,15 @@ class Trainer:
         self.step, self.seconds, self.rows = 0, 0.0, list[dict[str, Any]]()
         self.workers = WORKERS if settings.batch.workers is None else settings.batch.workers
         self._last = settings.steps
+
+    def _require_motion(self) -> None:
+        """Refuse a run whose first phase trains nothing."""
+        first = active_groups(self.settings.schedule, 0)
+        # without flow nothing that is of a domain counts
+        if not set(first) & self.groups.keys() or (first == OF_DOMAINS and not self.settings.flow):
+            warmup = self.settings.schedule.prompt_warmup
+            message = "in its prompt warm-up nothing would be trained: prompts and action rows are frozen or unused"
+            raise TrainingError([Problem("", "schedule.prompt_warmup", warmup, "0", message)])
 
     def _fingerprint(self) -> str:
         """Return a digest of what must be the same when a run is resumed, and is not in its states.
@@ -252,6 +263,8 @@ class Trainer:
             self.mask.apply()
         limit = self.settings.optimizer.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(weights, limit)
+        if not math.isfinite(float(whole(norm))):  # weights and the states that are kept stay as they are
+            raise diverged(self.step + 1, self.rates(self.step))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.step)

@@ -23,7 +23,7 @@ from xvla_ros.training.config import TrainSettings
 from xvla_ros.training.data.batches import Share
 from xvla_ros.training.data.samples import PLACE_UNIT
 from xvla_ros.training.objective import SHARP
-from xvla_ros.training.optim import HEAD, POLICY, WeightGroup
+from xvla_ros.training.optim import HEAD, POLICY, WeightGroup, decaying
 
 if TYPE_CHECKING:
     from xvla_ros.training.data.labels import LabelledPictures
@@ -51,9 +51,12 @@ class Vision:
         self._held_out: list[tuple[LabelledBatch, float]] = []
 
     def groups(self) -> dict[str, WeightGroup]:
-        """Return all weights that move as one group, with weight decay and the base rate."""
-        named = self.network.named_parameters()
-        return {POLICY: WeightGroup(POLICY, {name: w for name, w in named if name.startswith((_TOWER, f"{HEAD}."))})}
+        """Return all weights that move as one group, with the base rate."""
+        group, decays = WeightGroup(POLICY), decaying(self.network)
+        for name, weight in self.network.named_parameters():
+            if name.startswith((_TOWER, f"{HEAD}.")):
+                (group.decayed if name in decays else group.kept)[name] = weight
+        return {POLICY: group}
 
     def phase(self, step: int) -> str:
         return "vision"
