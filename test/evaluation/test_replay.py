@@ -14,10 +14,12 @@ import pytest
 from xvla_ros.commands import main
 from xvla_ros.commands.replay import find_bags
 from xvla_ros.evaluation.replay.bag import BagRecord, ReplaySettings, replay_bag
+from xvla_ros.evaluation.replay.jobs import Policies, make_jobs
 from xvla_ros.evaluation.replay.metrics import Figures, Part, metrics, write_metrics
 from xvla_ros.evaluation.replay.rows import SHIFTS
 from xvla_ros.evaluation.replay.sources import Answer, swapped
-from xvla_ros.evaluation.replay.sums import interval_of
+from xvla_ros.evaluation.replay.sums import EpisodeSums, interval_of
+from xvla_ros.recordings.bags import Bag
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from recorded import MS, START, Session, changed, curve
@@ -221,11 +223,41 @@ def test_a_gripper_that_closes_late_is_timed(tmp_path):
 
 def test_the_interval_of_a_mean_narrows_and_needs_two_episodes():
     values = np.random.default_rng(1).normal(3.0, 1.0, 400)
-    wide, narrow = interval_of(values[:8].tolist()), interval_of(values.tolist())
+    wide, narrow = (interval_of(of.tolist(), [1] * len(of)) for of in (values[:8], values))
     assert narrow[0] < 3.0 < narrow[1] and wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
     # standard error of 400 draws: 0.05; 95 % within twice that
     assert narrow[1] - narrow[0] == pytest.approx(4 * 0.05, rel=0.15)
-    assert interval_of([1.0]) is None
+    assert interval_of([1.0], [1]) is None
+
+
+def test_the_interval_for_episodes_of_one_length_is_students():
+    from scipy import stats
+
+    values = np.array([3.0, 4.0, 8.0])
+    error = values.std(ddof=1) / np.sqrt(3)
+    assert interval_of((values * 7).tolist(), [7] * 3) == pytest.approx(list(stats.t.interval(0.95, 2, 5.0, error)))
+
+
+@pytest.mark.parametrize("episodes", [2, 3, 5, 10])
+def test_the_interval_holds_the_mean_as_often_as_it_says(episodes):
+    random, held = np.random.default_rng(episodes), []
+    for _ in range(1000):
+        low, high = interval_of(random.normal(3.0, 1.0, episodes), np.ones(episodes))
+        held.append(low <= 3.0 <= high)
+    assert np.mean(held) == pytest.approx(0.95, abs=0.025)
+
+
+def test_the_interval_is_that_of_the_figure_beside_it():
+    """Of one long episode and five short ones with other errors."""
+    ours, still = EpisodeSums(), EpisodeSums()
+    for number, (rows, error, held) in enumerate([(1000, 0.05, 0.1), *[(20, 0.075, 0.06)] * 5]):
+        for sums, value in ((ours, error), (still, held)):
+            sums.add(0, np.full(rows, number, np.int32), np.full((rows, 2), value), np.ones((rows, 2), bool))
+    assert ours.mean() == pytest.approx((1000 * 0.05 + 100 * 0.075) / 1100)
+    for sums in (ours, still, ours.less(still)):
+        low, high = sums.interval()
+        assert low < sums.mean() < high
+    assert ours.less(still).mean() == pytest.approx(ours.mean() - still.mean()) and ours.mean() < still.mean()
 
 
 def test_what_is_skipped_is_counted_and_said(tmp_path):
@@ -387,6 +419,22 @@ def test_bags_are_found(tmp_path):
         assert find_bags(list(map(str, named))) == [tmp_path / "split"]
 
 
+def test_an_adapter_that_was_trained_on_is_replayed_anew(tmp_path):
+    bag = Bag(Session(pair(), end=1.2).record().write(tmp_path / "bag.mcap"))
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder, names in ((base, ("config.json", "model.safetensors")), (adapter, ("adapter_config.json",))):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("{}")
+    keys = []
+    for weights in (b"one", b"two", b"two"):
+        (adapter / "adapter_model.safetensors").write_bytes(weights)
+        policies = Policies((f"{adapter},{base}",))
+        (job,) = make_jobs([bag], pair(), policies, ReplaySettings(), tmp_path / "out")
+        keys.append(job.key)
+    assert keys[0] != keys[1] == keys[2]
+
+
 def test_a_record_made_otherwise_does_not_count(tmp_path):
     BagRecord("bag", frames=3).write(tmp_path, "one")
     assert BagRecord.read(tmp_path, "two") is None
@@ -400,7 +448,7 @@ def test_two_policies_side_by_side(tmp_path):
     assert found["compare"]["headline"]["mae"] == 0.0
     apart = found["compare"]["difference"]
     assert apart["episodes"] == 3 and apart["interval"][1] < 0.0
-    assert apart["mean"] == pytest.approx(-np.mean([each["mae"][0] for each in found["episodes"]]))
+    assert apart["mean"] == pytest.approx(-found["headline"]["mae"])
     write_metrics(found, tmp_path / "out")
 
 

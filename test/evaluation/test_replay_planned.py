@@ -88,6 +88,8 @@ def test_errors_against_plans_equal_an_independent_computation(tmp_path, demonst
     measured = (rows["measured"] - offset) / scale
     still = np.abs(measured[:, None] - truth)[..., arms].mean()
     assert found["baselines"]["persistence"]["headline"]["mae"] == pytest.approx(still, rel=1e-3)
+    shifted = {each["shift_s"]: each["mae"] for each in found["latency_shift"]}
+    assert shifted[0.0] == pytest.approx(found["headline"]["mae"], rel=1e-6), "of the same plan, as far as it is known"
 
 
 def test_plans_of_tools_are_measured_where_the_joints_lead(tmp_path):

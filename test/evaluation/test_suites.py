@@ -269,6 +269,8 @@ def test_another_evaluation_is_not_mixed_in(tmp_path, monkeypatch, stand_in, cap
     assert run(told(tmp_path, tasks="1", films=0), "xvla evaluate") == 0
     assert run(told(tmp_path, tasks="1", films=0, seed=5), "xvla evaluate") == 1
     assert "contains another evaluation: seed was 0 and is 5" in capsys.readouterr().err
+    assert run(told(tmp_path, tasks="1", films=0, dtype="bfloat16"), "xvla evaluate") == 1
+    assert "contains another evaluation: dtype was" in capsys.readouterr().err
 
 
 def test_paths_of_another_evaluation_are_a_baseline_by_themselves(tmp_path, monkeypatch, stand_in):
@@ -378,7 +380,7 @@ def test_tasks_are_chosen_by_number_range_or_name():
 def test_a_better_rate_than_blind_has_no_such_note_and_an_untrained_one_has():
     episodes = [SuiteEpisode("policy", 0, n, n, 0, True, 9, 1, (1.0,), 1.0) for n in range(40)]
     episodes += [SuiteEpisode(REPLAY, 0, n, n, 0, n < 4, 9, 0, (), 1.0) for n in range(40)]
-    told = SuiteRun("libero_object_swap", XVLA, "policy", "policy", "mine", "", 0, VERSIONS)
+    told = SuiteRun("libero_object_swap", XVLA, "policy", "policy", "mine", "", 0, "float32", VERSIONS)
     assert SuiteResult(told, TASKS[:1], tuple(episodes), True).advice() == []
     assert "untrained" in SuiteResult(told, TASKS[:1], tuple(episodes), False).advice()[0]
 

@@ -65,7 +65,7 @@ class Answering:
         (lambda each: 0.9, 3, "good", "good: it predicts most of the motion"),
         (lambda each: 0.3, 3, "unsure", "by less than half"),
         (lambda each: 0.9, 1, "unsure", "one episode is too few"),
-        (lambda each: 2.1 if each.source.endswith("0") else 0.2, 2, "unsure", "not in every episode"),
+        (lambda each: 2.1 if each.source.endswith("0") else 0.2, 2, "unsure", "but not surely"),
         (lambda each: 0.0, 3, "not good", "not better than an arm that does not move"),
         (lambda each: -1.0, 3, "not good", "not better than an arm that does not move"),
     ],

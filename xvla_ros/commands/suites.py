@@ -79,7 +79,7 @@ def evaluate_suite(command: Evaluate) -> int:
         driven = _driven(command, protocol, share)
         run = SuiteRun(
             command.suite, protocol, driven.name, command.through, driven.checkpoint, driven.digest, command.seed,
-            first.versions,
+            driven.computing.get("dtype", command.dtype), first.versions,
         )  # fmt: skip
         store = EpisodeStore(Path(command.output), run)
     finally:

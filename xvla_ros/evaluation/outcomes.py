@@ -83,6 +83,7 @@ class Evaluation:
         counters: over all of them.
         settings: of the run, for whoever repeats it.
         cameras: slots of the robot, as they stand side by side in films.
+        failure: what ended it before its last episode, in words; empty where nothing did, or somebody stopped it.
     """
 
     robot: str
@@ -95,6 +96,7 @@ class Evaluation:
     counters: Counters
     settings: Mapping[str, Any] = field(default_factory=dict)
     cameras: tuple[str, ...] = ()
+    failure: str = ""
 
     @property
     def successes(self) -> int:
@@ -119,6 +121,7 @@ class Evaluation:
             "seed": self.seed,
             "over": self.over,
             "settings": dict(self.settings),
+            "failure": self.failure or None,
             "episodes": total,
             "success_rate": self.successes / total,
             "interval": [round(bound, 4) for bound in wilson(self.successes, total)],
@@ -299,17 +302,14 @@ def judge_held_out(
 
 
 def _held_out(robot: str, unit: str, own: EpisodeSums, still: EpisodeSums, done: int, there: int) -> Judgement:
-    from xvla_ros.evaluation.replay.sums import interval_of
-
-    errors, held = own.means(), still.means()
-    error, persistence = float(np.mean(list(errors.values()))), float(np.mean(list(held.values())))
-    apart = interval_of([errors[key] - held[key] for key in errors])
+    episodes, error, persistence = len(own.means()), own.mean(), still.mean()
+    apart = own.less(still).interval()
     verdict, words = _against_standing_still(error, persistence, apart)
     part = f"{done} of {there}" if done < there else f"{there}"
-    text = f"{robot}, {len(errors)} held-out episodes ({part} observations): error {error:.3g} {unit}, "
+    text = f"{robot}, {episodes} held-out episodes ({part} observations): error {error:.3g} {unit}, "
     text += f"of an arm that does not move {persistence:.3g} {unit}\n  {words}"
     figures = {
-        "episodes": len(errors), "observations": done, "error": error, "persistence": persistence, "unit": unit,
+        "episodes": episodes, "observations": done, "error": error, "persistence": persistence, "unit": unit,
         "difference_interval": apart,
     }  # fmt: skip
     return Judgement(robot, HELD_OUT, verdict, text, figures)
@@ -324,9 +324,7 @@ def _against_standing_still(error: float, still: float, apart: Sequence[float] |
     if apart is None:
         return UNSURE, "better than an arm that does not move, but one episode is too few to be sure: hold out more"
     if apart[1] >= 0.0:
-        return UNSURE, (
-            "better than an arm that does not move, but not in every episode: hold out more episodes to be sure"
-        )
+        return UNSURE, "better than an arm that does not move, but not surely: hold out more episodes"
     if error > HALF * still:
         return UNSURE, (
             "better than an arm that does not move, but by less than half: more steps or demonstrations may help"

@@ -107,15 +107,15 @@ class Episode:
 
         Args:
             stamp: of the observation, ns.
-            due: int64 [T], when its waypoints are, ns.
+            due: int64 [..., T], when its waypoints are, ns.
 
         Returns:
-            actions [T, D], known [T].
+            actions [..., T, D], known [..., T].
         """
         plan = self.plans.newest(stamp) if self.plans is not None else None
         if plan is None:
-            return self.path.at(due), due <= self.end
-        return plan.at(due), due <= plan.times[-1]
+            return self.path.at(due), (due >= self.start) & (due <= self.end)
+        return plan.at(due), (due >= stamp) & (due <= plan.times[-1])
 
 
 @dataclass(frozen=True, eq=False)

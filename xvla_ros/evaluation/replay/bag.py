@@ -357,8 +357,8 @@ class _Replay:
         row["told"] = path.at(seen.stamp)
         row["age"] = [seen.age.get(part, np.nan) for part in self.layout.parts]
         later = due + np.rint(np.array(SHIFTS) * NS).astype(np.int64)[:, None]
-        known = (later <= span.end) & (later >= span.start)
-        recorded_later, row["shifted_count"] = path.at(later), known.sum(axis=1)
+        recorded_later, known = span.waypoints(seen.stamp, later)
+        row["shifted_count"] = known.sum(axis=1)
         for run, answer in enumerate(answers):
             self._checked(answer)
             row["predicted"][run], row["latency_ms"][run] = answer.actions, answer.inference_ms

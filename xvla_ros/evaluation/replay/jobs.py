@@ -16,7 +16,7 @@ from xvla_ros.evaluation.replay.metrics import Part
 from xvla_ros.evaluation.replay.sources import AnswerSource, HoldStill, PolicySource
 from xvla_ros.recordings.bag_recording import BagOptions, BagRecording
 from xvla_ros.recordings.bags import Bag
-from xvla_ros.resources import checkpoint_path
+from xvla_ros.resources import policy_dir
 from xvla_ros.robots.profile import Profile
 
 PARTS = "parts"
@@ -183,10 +183,9 @@ def _device(device: str, number: int) -> str:
     return f"cuda:{number % max(1, torch.cuda.device_count())}" if device == "cuda" else device
 
 
-def _identity(checkpoint: str) -> Any:
-    """Return what tells one checkpoint from another: names, sizes and times of its files, or its name on a hub."""
-    folder = checkpoint_path(checkpoint)
-    if not checkpoint or not folder.is_dir():
-        return checkpoint
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    return [str(folder.resolve()), [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
+def _identity(checkpoint: str) -> str:
+    """Return what tells one checkpoint from another: a digest of its files; of those that ship, where none is named."""
+    from xvla_ros.model.checkpoint.inspection import digest_of
+
+    found = checkpoint or policy_dir()
+    return "" if found is None else digest_of(found)

@@ -19,14 +19,7 @@ from xvla_ros.evaluation.replay.bag import ABLATED, ROWS, BagRecord, layout_of
 from xvla_ros.evaluation.replay.measures import GRIPPER, JOINT, RAD, Measure, Measures, joint_factors, joint_measures
 from xvla_ros.evaluation.replay.rows import SHIFTS, Rows, blocks
 from xvla_ros.evaluation.replay.sources import ablated_rows, ablation_table
-from xvla_ros.evaluation.replay.sums import (
-    EpisodeSums,
-    ErrorSums,
-    GripperSums,
-    MotionSums,
-    gripper_channels,
-    interval_of,
-)
+from xvla_ros.evaluation.replay.sums import EpisodeSums, ErrorSums, GripperSums, MotionSums, gripper_channels
 from xvla_ros.evaluation.report.provenance import provenance
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.robots.profile import Profile
@@ -233,27 +226,25 @@ class Figures:
         rows = [ablated_rows(part.folder / ABLATED, len(names), self.layout.measures) for part in alike]
         return ablation_table(names, np.concatenate(rows), self.measures)
 
-    def difference(self, first: Mapping[Key, float], second: Mapping[Key, float]) -> dict[str, Any]:
-        """Return second minus first, episode by episode, and its interval."""
-        keys = sorted(first.keys() & second.keys())
-        apart = [second[key] - first[key] for key in keys]
+    def difference(self, first: EpisodeSums, second: EpisodeSums) -> dict[str, Any]:
+        """Return second minus first, and its interval over episodes."""
+        apart = second.less(first)
         return {
-            "mean": float(np.mean(apart)),
-            "interval": interval_of(apart),
-            "episodes": len(keys),
+            "mean": apart.mean(),
+            "interval": apart.interval(),
+            "episodes": len(apart.means()),
             "unit": self.measures.unit,
         }
 
     def _beats(self, run: int, baseline: str) -> dict[str, Any]:
-        own, held = self.episodes[run].means(), self.baseline_episodes[baseline].means()
-        found = self.difference(held, own)
+        found = self.difference(self.baseline_episodes[baseline], self.episodes[run])
         return {"holds": bool(found["mean"] < 0.0), "difference": found}
 
     def _headline(self, sums: ErrorSums, episodes: EpisodeSums) -> dict[str, Any]:
         return {
             "mae": _number(self.measures.headline(sums.mae)),
             "unit": self.measures.unit,
-            "interval": interval_of(list(episodes.means().values())),
+            "interval": episodes.interval(),
         }
 
     def _tables(self, sums: ErrorSums, joints: ErrorSums | None) -> dict[str, Any]:
@@ -320,7 +311,7 @@ def metrics(
             "checkpoint": others[0][0],
             "trained": others[0][1],
             **figures.of_run(1),
-            "difference": figures.difference(figures.episodes[0].means(), figures.episodes[1].means()),
+            "difference": figures.difference(figures.episodes[0], figures.episodes[1]),
         }
     return document
 

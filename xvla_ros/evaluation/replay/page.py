@@ -221,9 +221,7 @@ def _compare(document: Mapping[str, Any]) -> dict[str, Any]:
     words += (
         "; one episode is too few for an interval."
         if low_high is None
-        else (
-            f", 95 % interval {low_high[0]:+.3g} to {low_high[1]:+.3g} (bootstrap over {apart['episodes']} episodes)."
-        )
+        else f", 95 % interval {low_high[0]:+.3g} to {low_high[1]:+.3g} (over {apart['episodes']} episodes)."
     )
     return {"words": words, "rows": rows}
 

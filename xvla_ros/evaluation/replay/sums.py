@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from xvla_ros.evaluation.replay.measures import Measures, joint_factors
 from xvla_ros.evaluation.replay.rows import Rows
@@ -20,7 +21,6 @@ from xvla_ros.types import NS, Floats
 
 Mask = NDArray[np.bool_]
 
-DRAWS, SEED = 2000, 0
 CONFIDENCE = 0.95
 LIMIT_ROOM = 1e-6  # rad or m; float32 rounds
 KEPT_JUMPS = 200_000
@@ -72,7 +72,7 @@ class ErrorSums:
 
 @dataclass
 class EpisodeSums:
-    """Mean headline figures of episodes.
+    """Headline figures of episodes, and how sure their mean is.
 
     Attributes:
         total, count: (bag, episode) → sum over its waypoints, and how many there were.
@@ -93,25 +93,44 @@ class EpisodeSums:
         """Return the mean of every episode."""
         return {key: self.total[key] / self.count[key] for key in self.total if self.count[key]}
 
+    def mean(self) -> float:
+        """Return the mean over the waypoints of all episodes; NaN where there are none."""
+        return float(_ratio(np.array(sum(self.total.values())), sum(self.count.values())))
+
+    def interval(self) -> list[float] | None:
+        """Return the 95 % interval of ``mean``."""
+        keys = list(self.means())
+        return interval_of([self.total[key] for key in keys], [self.count[key] for key in keys])
+
+    def less(self, other: EpisodeSums) -> EpisodeSums:
+        """Return the differences from another policy, in the episodes that both have."""
+        keys = [key for key in self.total if key in other.total]
+        apart = {key: self.total[key] - other.total[key] for key in keys}
+        return EpisodeSums(apart, {key: self.count[key] for key in keys})
+
 
 def _ratio(total: Floats, count: Floats | float) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(np.asarray(count) > 0, total / np.asarray(count), np.nan)
 
 
-def interval_of(
-    values: Sequence[float], draws: int = DRAWS, confidence: float = CONFIDENCE, seed: int = SEED
-) -> list[float] | None:
-    """Return the percentile interval of the mean of independent values (Efron 1979); None for fewer than two.
+def interval_of(totals: Sequence[float], counts: Sequence[float]) -> list[float] | None:
+    """Return the 95 % interval of the mean over the waypoints of independent episodes; None for fewer than two.
 
-    The frames of an episode resemble each other, so it is episodes that are drawn and not frames.
+    The waypoints of an episode resemble each other, so it is episodes that are left out, one by one (the jackknife,
+    Tukey 1958, with Student's t). For episodes of one length it is the usual interval of the mean of their means.
+
+    Args:
+        totals, counts: of each episode, the sum over its waypoints, and how many there were.
     """
-    if len(values) < 2:
+    if len(totals) < 2:
         return None
-    found = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(found), (draws, len(found)))
-    low, high = np.quantile(found[drawn].mean(axis=1), ((1 - confidence) / 2, (1 + confidence) / 2))
-    return [float(low), float(high)]
+    total, count = np.asarray(totals, np.float64), np.asarray(counts, np.float64)
+    mean, without = total.sum() / count.sum(), (total.sum() - total) / (count.sum() - count)
+    free = len(total) - 1
+    error = np.sqrt(free / len(total) * ((without - without.mean()) ** 2).sum())
+    wide = float(stdtrit(free, (1 + CONFIDENCE) / 2) * error)
+    return [float(mean) - wide, float(mean) + wide]
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class SuiteRun:
         driver, through: ``policy`` or ``expert``, and the way of its commands.
         checkpoint, digest: the policy's, empty for an expert.
         seed: of the network's noise.
+        dtype: what the policy computes in, as far as it is known before it has driven.
         versions: package → version of the simulator's interpreter.
     """
 
@@ -78,6 +79,7 @@ class SuiteRun:
     checkpoint: str
     digest: str
     seed: int
+    dtype: str
     versions: Mapping[str, str]
 
     def to_mapping(self) -> dict[str, Any]:
@@ -91,6 +93,7 @@ class SuiteRun:
             "checkpoint": self.checkpoint,
             "checkpoint_digest": self.digest,
             "seed": self.seed,
+            "dtype": self.dtype,
             "versions": dict(self.versions),
         }
 
