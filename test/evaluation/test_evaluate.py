@@ -120,17 +120,37 @@ def test_what_the_policy_sees_does_not_depend_on_whether_it_is_filmed(profile, t
     assert len(plain) >= 3 and plain == filmed
 
 
-def test_a_delay_is_one_of_simulated_time(profile):
-    def duration(delay):
+def test_a_delay_is_one_of_simulated_time_which_counts_from_the_first_command(profile):
+    def ended(delay):
         runner = InProcess(profile, load_task(profile, "touch"), None, width=16, height=16, delay=delay)
         try:
-            return runner.episode(3)
+            return runner.episode(3), runner.world.time / 1e9
         finally:
             runner.close()
 
-    prompt, late = duration(0.0), duration(0.4)
+    (prompt, sooner), (late, later) = ended(0.0), ended(0.4)
     assert prompt.success and late.success
-    assert late.duration > prompt.duration + 0.2
+    assert later > sooner + 0.2
+    assert late.duration == pytest.approx(prompt.duration, abs=0.1)
+
+
+def test_each_layout_has_noise_of_its_own(profile):
+    """Noise is drawn from the stamp of an observation: with the same, episodes would not be independent."""
+
+    class SeenError(Exception):
+        pass
+
+    def look(observations, prefixes):
+        seen.append(observations[0].stamp)
+        raise SeenError
+
+    seen = []
+    runner = InProcess(profile, load_task(profile, "touch"), look, width=16, height=16)
+    for seed in (3, 4, 3):
+        with pytest.raises(EvaluationError):
+            runner.episode(seed)
+    runner.close()
+    assert seen[0] == seen[2] != seen[1]
 
 
 def test_what_the_policy_raises_ends_the_evaluation(profile):
@@ -175,11 +195,13 @@ def test_the_command_evaluates_in_process(steadfast, tmp_path, capsys):
         ROBOT, "touch", 2, seed, str(checkpoint), in_process=True, output=tmp_path, image_size=SIZE
     ) == 0  # fmt: skip
     page = (tmp_path / "report.html").read_text()
-    assert "1 of 2 succeeded" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "1 of 2 succeeded" in said.out
     report = report_of(tmp_path)
     assert report["per_episode"][0]["success"]
     assert (report["over"], report["trained"], report["episodes"], report["seed"]) == ("process", False, 2, seed)
     assert report["success_rate"] == 0.5
+    assert "is untrained in" in said.err and f"{tmp_path / 'films'}: 1 of 1 failures" in said.out
     (failed,) = (each for each in report["per_episode"] if not each["success"])
     assert failed["film"] == f"films/touch-{failed['seed']}.mp4" and "film" not in report["per_episode"][0]
     assert f'src="{failed["film"]}"' in page and "Untrained." in page and "Every failure was filmed" in page
@@ -221,6 +243,43 @@ def test_a_stop_keeps_the_episodes_that_came_to_their_end(monkeypatch, steadfast
     assert "stopped" in capsys.readouterr().err and report_of(tmp_path) == report
 
 
+def test_an_error_keeps_the_episodes_that_came_to_their_end(monkeypatch, steadfast, tmp_path, capsys):
+    checkpoint, seed = steadfast
+    episode = InProcess.episode
+
+    def broken(self, number, *arguments, **options):
+        if number > seed:
+            raise EvaluationError("the policy failed: connection reset")
+        return episode(self, number, *arguments, **options)
+
+    monkeypatch.setattr(InProcess, "episode", broken)
+    options = {"in_process": True, "output": tmp_path, "image_size": SIZE}
+    assert evaluate(ROBOT, "touch", 5, seed, str(checkpoint), **options) == 1
+    assert "connection reset; the report contains the 1 of 5 episodes before it" in capsys.readouterr().err
+    report = report_of(tmp_path)
+    assert (report["episodes"], report["failure"]) == (1, "the policy failed: connection reset")
+
+
+def test_an_error_over_ros_keeps_the_episodes_that_came_to_their_end(steadfast, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("rclpy")
+    from xvla_ros.commands.over_ros import _Heard
+
+    checkpoint, seed = steadfast
+    hear = _Heard.hear
+
+    def broken(self, line):
+        heard = hear(self, line)
+        if self.episodes and not self.failed:
+            self.failed = "the node /xvla does not answer"
+        return heard
+
+    monkeypatch.setattr(_Heard, "hear", broken)
+    assert evaluate(ROBOT, "touch", 2, seed, str(checkpoint), output=tmp_path, image_size=SIZE) == 1
+    assert "episode 2 of 2: the node /xvla does not answer" in capsys.readouterr().err
+    report = report_of(tmp_path)
+    assert report["episodes"] == 1 and "does not answer" in report["failure"]
+
+
 def test_over_ros_topics_the_same_seeds_end_alike(steadfast, tmp_path):
     pytest.importorskip("rclpy")
     checkpoint, seed = steadfast
@@ -254,6 +313,9 @@ def test_what_cannot_be_evaluated_is_named(tmp_path, capsys):
     assert "no task 'juggle' for robot 'widowx'" in capsys.readouterr().err
     assert evaluate(ROBOT, "touch", 1, checkpoint=str(tmp_path / "none"), output=tmp_path, in_process=True) == 1
     assert "none" in capsys.readouterr().err
+    both = {"checkpoint": str(tmp_path / "none"), "server": "ws://localhost:1"}
+    assert evaluate(ROBOT, "touch", 1, output=tmp_path, in_process=True, **both) == 1
+    assert "expected only one of them" in capsys.readouterr().err
     assert evaluate(ROBOT, "touch", 1, output=tmp_path, delay=0.1) == 1
     assert "add --in-process" in capsys.readouterr().err
     ended = subprocess.run(

@@ -219,11 +219,12 @@ def test_a_bag_of_a_real_arm_gives_page_and_film_of_what_it_holds(
                 run.mark(time, event="start" if tick == 150 else "end", instruction="pick up the plate")
     assert main(["report", str(tmp_path / "run.mcap"), "--output", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
-    assert "  no policy" in told and "1 of 2 succeeded" in told and "inference" not in told
+    assert "  no policy" in told and "1 of 1 succeeded, 1 not judged" in told and "inference" not in told
     figures = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (figures["robot"], figures["trained"], figures["seed"]) == (ROBOT, None, None)
     assert figures["duration"] == pytest.approx(5.98) and figures["real_time_factor"] is None
     assert figures["joint_travel_rad"]["left_arm"] == pytest.approx(5 * 2.99, rel=0.01)
+    assert figures["success_rate"] == 1.0, "of those that were judged"
     assert [(each["success"], each["seed"], each["duration"]) for each in figures["episodes"]] == [
         (True, None, 2.0),
         (None, None, 1.0),

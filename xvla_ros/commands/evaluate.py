@@ -28,7 +28,7 @@ from xvla_ros.commands.options import (
     Variation,
     output_folder,
 )
-from xvla_ros.errors import SetupError
+from xvla_ros.errors import EvaluationError, SetupError
 from xvla_ros.evaluation.graph import settings_in_simulation
 
 if TYPE_CHECKING:
@@ -104,6 +104,11 @@ class Evaluate(Command):
         """How many episodes of a task of this package's own."""
         return self.episodes or EPISODES
 
+    @property
+    def films_folder(self) -> Path:
+        """Where the films of failures go."""
+        return Path(self.output) / "films"
+
     def run(self) -> int:
         """Run the episodes and write ``report.json``."""
         if self.suite:
@@ -133,6 +138,8 @@ class Evaluate(Command):
         profile = changed(load_robot(self.robot), self.overrides)
         load_task(profile, self.task)
         output_folder(self.output)
+        for film in self.films_folder.glob("*.mp4"):
+            film.unlink()
         if here:
             result = in_process(self, profile)
         else:
@@ -143,6 +150,12 @@ class Evaluate(Command):
         write_evaluation(result, file)
         write_evaluation_page(result, page)
         print(f"{result.summary()}\n  {file}\n  {page}")
+        if filmed := sum(bool(each.film) for each in result.episodes):
+            print(f"  {self.films_folder}: {filmed} of {len(result.episodes) - result.successes} failures")
+        if result.failure:
+            raise EvaluationError(
+                f"{result.failure}; the report contains the {len(result.episodes)} of {self.count} episodes before it"
+            )
         if len(result.episodes) == self.count:
             return 0
         print(
@@ -216,6 +229,7 @@ def in_process(command: Evaluate, profile: Profile, *, until: float = float("inf
     settings, profile = command.settings(profile), for_simulation(profile, command.checkpoint or command.server or None)
     task = load_task(profile, command.task, variation=command.variation)
     results: list[EpisodeResult] = []
+    failure = ""
     with ExitStack() as stack:
         predict, source, trained, computing = (
             (None, EXPERT, True, {}) if command.expert else _policy(command, profile, stack)
@@ -223,7 +237,7 @@ def in_process(command: Evaluate, profile: Profile, *, until: float = float("inf
         size = command.image_size
         runner = InProcess(
             profile, task, predict, width=size, height=size, delay=command.delay,
-            films=Path(command.output) / "films", most_films=command.films,
+            films=command.films_folder, most_films=command.films,
         )  # fmt: skip
         stack.callback(runner.close)
         seeds = range(command.seed, command.seed + command.count)
@@ -233,9 +247,10 @@ def in_process(command: Evaluate, profile: Profile, *, until: float = float("inf
                     break
                 try:
                     results.append(runner.episode(seed))
-                except KeyboardInterrupt:
+                except (EvaluationError, KeyboardInterrupt) as error:
                     if not results:
                         raise
+                    failure = str(error)
                     break  # what came to its end is kept
                 bar.set_postfix_str(f"{sum(each.success for each in results)} succeeded")
     runner.counters.computing = computing
@@ -250,6 +265,7 @@ def in_process(command: Evaluate, profile: Profile, *, until: float = float("inf
         runner.counters,
         settings,
         tuple(profile.cameras.slots),
+        failure,
     )
 
 
@@ -259,6 +275,11 @@ def _policy(command: Evaluate, profile: Profile, stack: ExitStack) -> tuple[Any,
     What it opens is closed by the stack.
     """
     if server := command.server or profile.policy.server:
+        if command.checkpoint:
+            raise SetupError(
+                f"checkpoint is {command.checkpoint} and server {server}; expected only one of them: leave the other "
+                "empty"
+            )
         return _remote(server, command, profile, stack)
     from xvla_ros.control.policy_source import load_policy
 
@@ -266,6 +287,9 @@ def _policy(command: Evaluate, profile: Profile, stack: ExitStack) -> tuple[Any,
 
     if policy.precision.is_slow:
         print(f"xvla evaluate: warning: the policy {policy.precision}", file=sys.stderr)
+    if not policy.is_trained(profile.policy.domain_id):
+        found = policy.source or "random weights, as no checkpoint is named"
+        print(f"xvla evaluate: warning: {profile.name} is untrained in {found}", file=sys.stderr)
 
     def predict(observations: list[Any], prefixes: list[Any]) -> list[Any]:
         return policy.predict(observations, seed=command.seed, prefix=prefixes)

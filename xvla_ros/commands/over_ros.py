@@ -94,17 +94,16 @@ def evaluate_over_ros(command: Evaluate, profile: Profile) -> Evaluation:
 
             try:
                 supervisor.wait_for(lambda: heard.done, None, "the last episode", each=each)
-            except Interrupted:
+                if heard.failed or heard.counters is None:
+                    number = f"episode {len(heard.episodes) + 1} of {command.count}"
+                    raise ChildError(f"{number}: {heard.failed}; logs of the processes: {folder / 'logs'}")
+            except (ChildError, Interrupted) as error:
                 if not heard.episodes:
                     raise
-                trained = is_trained(profile, command.checkpoint, command.server)
-                return _stopped(command, profile, _filmed(heard.episodes), trained=trained)
+                return _ended(command, profile, _filmed(heard.episodes), error)
             each()
             for child in (leader, policy, sim):
                 supervisor.stop(child)
-    if heard.failed or heard.counters is None:
-        number = f"episode {len(heard.episodes) + 1} of {command.count}"
-        raise ChildError(f"{number}: {heard.failed}; logs of the processes: {folder / 'logs'}")
     return _evaluation(command, profile, _filmed(heard.episodes), heard.counters, folder / STATS)
 
 
@@ -123,12 +122,16 @@ def _filmed(episodes: Sequence[EpisodeResult]) -> list[EpisodeResult]:
     return found
 
 
-def _stopped(command: Evaluate, profile: Profile, episodes: list[EpisodeResult], *, trained: bool) -> Evaluation:
-    """Return the episodes that came to their end before the run was stopped; what is counted over all is not known."""
+def _ended(
+    command: Evaluate, profile: Profile, episodes: list[EpisodeResult], error: ChildError | Interrupted
+) -> Evaluation:
+    """Return the episodes that came to their end before the run did; what is counted over all is not known."""
+    failure = str(error) if isinstance(error, ChildError) else ""
+    trained = is_trained(profile, command.checkpoint, command.server)
     source = command.checkpoint or command.server or profile.policy.checkpoint or "the shipped policy"
     return Evaluation(
         profile.name, command.task, source, trained, command.seed, "ros", tuple(episodes), Counters(),
-        command.settings(profile), tuple(profile.cameras.slots),
+        command.settings(profile), tuple(profile.cameras.slots), failure,
     )  # fmt: skip
 
 
@@ -162,7 +165,7 @@ def _leader(command: Evaluate, profile: Profile) -> list[str]:
         seed=command.seed,
         episodes=command.count,
         variation=command.variation,
-        films=Path(command.output) / "films",
+        films=command.films_folder,
         most_films=command.films,
     )
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from xvla_ros.commands.options import Command, Count, Option
-from xvla_ros.errors import SimulationError, XvlaError
+from xvla_ros.errors import EvaluationError, SimulationError, XvlaError
 from xvla_ros.robots import load_robot
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ class Train(Command):
     """Train a policy from recordings, or adapt a checkpoint to a robot.
 
     examples:
-      xvla train my_arm.yaml
-      xvla train my_arm.yaml --dry-run
+      xvla train my_training.yaml
+      xvla train my_training.yaml --dry-run
       xvla train adapt_prompt.yaml model.checkpoint=base datasets.0.paths='[demos/*]' steps=2000
-      xvla train my_arm.yaml resume=true
-      accelerate launch -m xvla_ros train my_arm.yaml strategy=fsdp
+      xvla train my_training.yaml resume=true
+      accelerate launch -m xvla_ros train my_training.yaml strategy=fsdp
 
     files to begin with: phase1.yaml, adapt_prompt.yaml, adapt_lora.yaml, adapt_full.yaml, found by these names
     """
@@ -178,7 +178,10 @@ def _in_simulation(run: FinishedRun, robot: str, task: str, episodes: int, until
         in_process=True,
         films=0,
     )
-    return judge_episodes(in_process(command, _trained_profile(run, robot), until=until))
+    evaluation = in_process(command, _trained_profile(run, robot), until=until)
+    if evaluation.failure:
+        raise EvaluationError(evaluation.failure)
+    return judge_episodes(evaluation)
 
 
 def _trained_profile(run: FinishedRun, robot: str) -> Profile:

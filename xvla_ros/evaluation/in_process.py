@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 Picture = NDArray[np.uint8]
 Predict = Callable[[list[Observation], list[Prefix | None]], list[ActionChunk]]
 
-START = NS  # ROS time at which an episode begins; 0 stands for no time at all
+EPISODE_TIME = 10_000 * NS  # ROS time between the beginnings of two episodes; 0 stands for no time at all
+STARTS = 100_000  # beginnings, after which they repeat: ROS time has 64 bits
 JUDGE_RATE = 100.0
 ENGINE_RATE = 200.0  # Hz at which the inference thread looks whether a robot waits
 
@@ -56,8 +57,12 @@ class SimulatedClock:
     def __init__(self, world: World, start: int = 0) -> None:
         self._world, self._start = world, start
 
+    def at(self, time: int) -> int:
+        """Return ROS time in ns at a time of the world in ns."""
+        return self._start + time
+
     def ros_ns(self) -> int:
-        return self._start + self._world.time
+        return self.at(self._world.time)
 
     def steady_s(self) -> float:
         return self._world.time / NS
@@ -168,7 +173,7 @@ class InProcess:
         self.counters = Counters()
         self._profile, self._task, self._predict = profile, task, predict
         self._encoder = StateEncoder(profile)
-        self._clock = SimulatedClock(self.world, START)
+        self._clock = SimulatedClock(self.world, EPISODE_TIME)
         self._commands = SimulatedCommands(self.world)
         self._delay = round(delay * NS)
         rates = {"engine": ENGINE_RATE, "tick": profile.timing.command_rate, "judge": JUDGE_RATE}
@@ -176,7 +181,7 @@ class InProcess:
         self._films, self._films_left = films, most_films if films is not None else 0
         self._film: list[tuple[int, Mapping[str, Picture]]] = []
         self._beside: CameraRig | None = None
-        self._begun = 0
+        self._begun, self._is_led = 0, False
         self._ways = np.zeros(len(profile.joints.policy_order))
         self._inference: list[float] = []
         self._overhead: list[Percentiles] = []
@@ -195,10 +200,12 @@ class InProcess:
         self.world.restart()
         layout = self._task.reset(self.world, np.random.default_rng(seed), variant)
         told = layout.instruction if instruct is None else instruct(layout)
+        # noise is drawn from the stamp of an observation, so each layout has its own
+        self._clock = SimulatedClock(self.world, (1 + seed % STARTS) * EPISODE_TIME)
         pilot: Pilot[Picture] = Pilot(self._profile, self._clock, _as_it_is, told)
         client = _LateClient(pilot, self._clock, self._delay)
         engine = Engine(self._predict or self._of_expert(self._task.expert(self.world, layout)), [client])
-        pilot.controller.start()
+        pilot.start()
         success, wrong = self._run(pilot, client, engine)
         self._count(pilot, client)
         film = "" if success else self._write_film(seed, told)
@@ -214,12 +221,11 @@ class InProcess:
     def _run(self, pilot: Pilot[Picture], client: _LateClient, engine: Engine) -> tuple[bool, bool]:
         limit, before = round(self._task.time_limit * NS), self._positions()
         self._film = []
-        # time counts from the first question to the policy: before, the arm must be seen to stand
-        self._begun, asked = 0, False
+        self._begun, self._is_led = 0, False
         for event in self._stepper.events():
             if isinstance(event, Pictures):
                 for slot, rgb in event.images.items():
-                    pilot.add_image(slot, START + event.time, rgb)
+                    pilot.add_image(slot, self._clock.at(event.time), rgb)
                 self._keep_for_film(event)
                 self.counters.frames_sent += len(event.images)
                 self.counters.frames_received += len(event.images)
@@ -229,8 +235,6 @@ class InProcess:
                 if client.arrive():
                     self._send(pilot.tick())
                 engine.step()
-                if not asked and client.inference_ms:
-                    self._begun, asked = event.time, True
                 if client.errors:
                     if not isinstance(client.errors[0], Exception):
                         raise client.errors[0]  # a Ctrl-C while the policy computed
@@ -274,7 +278,7 @@ class InProcess:
 
     def _measure(self, pilot: Pilot[Picture], event: JointStates, before: Floats) -> Floats:
         for reading in event.readings:
-            pilot.add_joints(reading.topic, START + event.time, reading.names, reading.positions)
+            pilot.add_joints(reading.topic, self._clock.at(event.time), reading.names, reading.positions)
         now = self._positions()
         self._ways += np.abs(now - before)
         return now
@@ -283,6 +287,8 @@ class InProcess:
         """Send a window to the simulated controllers as the messages that the node would publish."""
         if window is None:
             return
+        if not self._is_led:  # time counts from the first command: before, the arm must be seen to stand
+            self._begun, self._is_led = self.world.time, True
         refused = self._commands.send(window)
         if refused is not None:
             raise EvaluationError(f"the simulated controller refused a command: {refused.reason}")

@@ -93,9 +93,22 @@ class Report:
         return (self.episodes[0].task or None) if self.episodes else None
 
     @property
+    def judged(self) -> int:
+        """How many episodes were judged."""
+        return sum(episode.success is not None for episode in self.episodes)
+
+    @property
     def successes(self) -> int:
-        """How many episodes succeeded."""
+        """How many of those succeeded."""
         return sum(bool(episode.success) for episode in self.episodes)
+
+    @property
+    def outcome(self) -> str:
+        """Of all episodes, in words."""
+        unjudged = len(self.episodes) - self.judged
+        if not self.judged:
+            return f"{unjudged} not judged"
+        return f"{self.successes} of {self.judged} succeeded" + (f", {unjudged} not judged" if unjudged else "")
 
     def to_mapping(self) -> dict[str, Any]:
         """Return what ``report.json`` holds."""
@@ -124,7 +137,7 @@ class Report:
             **self.computing,
             "task": self.task,
             "episodes": [episode.to_mapping() for episode in self.episodes],
-            "success_rate": self.successes / len(self.episodes) if self.episodes else None,
+            "success_rate": self.successes / self.judged if self.judged else None,
         }
 
 
@@ -276,7 +289,7 @@ def _episodes_in_words(report: Report) -> list[tuple[str, str]]:
         return []
     wrong = sum(episode.wrong for episode in report.episodes)
     other = f", {wrong} did something else" if report.task else ""
-    return [(report.task or "episodes", f"{report.successes} of {len(report.episodes)} succeeded{other}")]
+    return [(report.task or "episodes", f"{report.outcome}{other}")]
 
 
 def _in_words(values: Percentiles) -> str:

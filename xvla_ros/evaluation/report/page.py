@@ -223,7 +223,7 @@ def _latency_in_words(report: Report) -> str:
 
 def _cards(report: Report) -> list[tuple[str, str]]:
     frames = report.to_mapping()
-    succeeded = [(f"{report.successes} of {len(report.episodes)}", "episodes succeeded")] if report.episodes else []
+    succeeded = [(f"{report.successes} of {report.judged}", "episodes succeeded")] if report.judged else []
     found = [
         *succeeded,
         (str(report.chunks), "chunks"),
