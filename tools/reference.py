@@ -54,8 +54,8 @@ _NOTES = {  # what an option's help has no room for
     "new-robot": "[The next steps](../how-to/add-an-arm.md).",
     "demos": "Existing episodes are kept. Exit code 1 means that more than one episode of twenty failed, or with `--suite` more than half. "
     "[How to use it](../how-to/simulate-demonstrations.md), and [for LIBERO](../how-to/evaluate-on-libero.md#demonstrations).",
-    "evaluate": "Writes [`report.json`](reports.md#reportjson). With `--suite` it runs [LIBERO](../how-to/evaluate-on-libero.md) or "
-    "[other simulators](../how-to/other-simulators.md), also writes `report.html` and films of failures, and continues where it was stopped.",
+    "evaluate": "Writes [`report.json`](reports.md#reportjson), `report.html` and films of failures. With `--suite` it runs [LIBERO](../how-to/evaluate-on-libero.md) or "
+    "[other simulators](../how-to/other-simulators.md), and continues where it was stopped.",
     "record": "[How to use it](../how-to/record.md). Exit code 1 means that a required topic never came, that no observation could be built, or that the file could not be finished.",
     "pretrain-vision": "The same as `xvla train` with `objective: vision`, with [its own defaults](training.md#pretraining-a-vision-tower). [Why](../explanation/shipped-policy.md).",
     "report": "What a bag does not hold has no place on the page: demonstrations by a person have no chunks and no latency.",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from typing import Annotated, Literal
 import pytest
 
 from xvla_ros.commands import COMMANDS, main, run
-from xvla_ros.commands.options import Command, Count, Option, Positive, parse, parser_of
-from xvla_ros.errors import BagError, XvlaError
+from xvla_ros.commands.options import Command, Count, Option, Positive, output_folder, parse, parser_of
+from xvla_ros.errors import BagError, SetupError, XvlaError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,32 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(
     assert main([*command, "--output", named]) == 1
     said = capsys.readouterr().err
     assert f"--output {named}: cannot be written: Not a directory; expected a folder" in said
+
+
+def test_a_folder_that_another_process_writes_into_is_refused(tmp_path: Path):
+    holds = (
+        "import sys; from xvla_ros.commands.options import output_folder; output_folder(sys.argv[1]); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holds, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(SetupError, match="another process writes into it; expected a folder of your own"):
+            output_folder(tmp_path)
+        other.communicate("")
+    assert output_folder(tmp_path) == output_folder(tmp_path) == tmp_path
+
+
+def test_a_terminal_that_lacks_a_character_ends_no_command(monkeypatch: pytest.MonkeyPatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr(Show, "run", lambda _: print("✓ done") or 0)
+    monkeypatch.setitem(COMMANDS, "show", ("shown", "Show", ""))
+    monkeypatch.setitem(sys.modules, "xvla_ros.commands.shown", sys.modules[__name__])
+    assert main(["show", "me", "--needed", "x"]) == 0
+    sys.stdout.flush()
+    assert shown.getvalue() == b"? done\n"
 
 
 def test_what_is_needed_is_named(capsys: pytest.CaptureFixture[str]):

@@ -8,6 +8,7 @@ said here.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -53,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with 2 on wrong usage, 0 after ``--help``.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that has no ✓ gets a ?
+            stream.reconfigure(errors="replace")
     name, *rest = _split(sys.argv[1:] if arguments is None else arguments)
     module, kind, _ = COMMANDS[name]
     program = f"xvla {name}"

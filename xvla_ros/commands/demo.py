@@ -188,6 +188,7 @@ class Demo(Command):
         """
         _require(self.duration)
         from xvla_ros.commands.report import write_report
+        from xvla_ros.control.policy_source import ensure_device
         from xvla_ros.evaluation.report.recording import can_be_shown
         from xvla_ros.robots import load_robot
 
@@ -196,6 +197,8 @@ class Demo(Command):
         task = choose_task(profile, self.checkpoint, self.instruction, self.task, self.server)
         instruction = self.instruction or ("" if task else profile.instruction or DEFAULT_INSTRUCTION)
         demo = replace(self, task=task, instruction=instruction)
+        if self.device != "cpu" and not self.server:
+            ensure_device(self.device)
         _prepare(folder)
         try:
             _drive(demo, profile, console)

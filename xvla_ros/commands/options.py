@@ -14,6 +14,8 @@ lists the choices; its empty text stands for nothing chosen and is not listed. A
 from __future__ import annotations
 
 import argparse
+import fcntl
+import os
 import re
 import tempfile
 import types
@@ -124,17 +126,31 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
+_OURS = set[Path]()  # folders that this process holds
+
+
 def output_folder(named: str | Path, option: str = "--output") -> Path:
-    """Return a writable folder into, made where it is not there: before hours are spent on what goes there.
+    """Return a writable folder, made where it is not there: before hours are spent on what goes there.
+
+    Until this process ends it is this one's alone: another would write over its results.
 
     Raises:
-        SetupError: it cannot be made, or not be written into.
+        SetupError: it cannot be made, or not be written into, or another process writes into it.
     """
     folder = Path(named)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
+            pass
+        if (place := folder.resolve()) not in _OURS:
+            held = os.open(place, os.O_RDONLY)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _OURS.add(place)
+        return folder
+    except BlockingIOError:
+        raise SetupError(
+            f"{option} {named}: another process writes into it; expected a folder of your own, or wait for its end"
+        ) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise SetupError(

@@ -442,6 +442,9 @@ def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool]
         print(f"xvla record: no message arrived on {topic}, so the bag contains no usable samples", file=sys.stderr)
     for line in node.check.summary() if node.check is not None else ():
         _say(f"  {line}")
+    if not (node.marks.count.kept or node.marks.count.discarded):
+        _say("  no episode was marked, so it has no instruction: press s where one begins, or name it to xvla replay")
+        _say("  by --instruction, to xvla train by datasets.0.instruction")
     useless = node.check is not None and node.check.useless
     if useless:
         print(
