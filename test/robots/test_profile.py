@@ -194,6 +194,8 @@ CONTRADICTIONS: list[tuple[str, str, Callable[[dict[str, Any]], object]]] = [
         lambda raw: (raw["commands"].update(interface="joint_state"), raw["timing"].update(command_rate=5.0)),
     ),
     ("widowx", "tools", lambda raw: raw.update(tools={})),
+    ("widowx", "tools", lambda raw: raw["policy"].update(action_mode="auto")),
+    ("widowx", "policy.rot6d", lambda raw: raw["policy"].update(action_mode="auto")),
     ("widowx", "tools.order", lambda raw: raw["tools"].update(order=["arms"])),
     ("widowx", "tools.arm.gripper.joint", lambda raw: raw["tools"]["arm"]["gripper"].update(joint="griper")),
     ("widowx", "tools.arm.gripper.open_below", lambda raw: raw["tools"]["arm"]["gripper"].update(open_below=0.9)),

@@ -173,7 +173,10 @@ def _tools(draft: Draft) -> Iterator[Finding]:
     spec = _spec(draft)
     for name, tool in draft.entries("tools").items():
         yield from _tool(draft, name, tool)
-    if spec is None or not spec.is_end_effector:
+    if spec is None:
+        return
+    if not spec.is_end_effector:
+        yield from _no_tools(draft, spec)
         return
     arms = len(spec.gripper) or 1
     count = len(draft.entries("tools"))
@@ -183,6 +186,15 @@ def _tools(draft: Draft) -> Iterator[Finding]:
     if draft.get("policy.rot6d") == "":
         message = f"action mode {spec.name} has rotations, so the profile must name their layout"
         yield "policy.rot6d", "", "interleaved or columns, as in the checkpoint's training", message
+
+
+def _no_tools(draft: Draft, spec: ActionSpec) -> Iterator[Finding]:
+    if tools := draft.entries("tools"):
+        message = f"action mode {spec.name} commands joints, which no workspace box and nothing else of a tool affects"
+        yield "tools", sorted(tools), "no tools; write a whole profile instead of like: a robot with tools", message
+    if layout := draft.get("policy.rot6d"):
+        message = f"action mode {spec.name} commands joints and has no rotations"
+        yield "policy.rot6d", layout, 'empty: remove it, or write rot6d: ""', message
 
 
 def _tool(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]:
