@@ -189,6 +189,10 @@ def test_joints_of_a_view_must_be_the_profiles():
     tool = {"urdf": "wx250s.urdf", "base_link": "wx250s/base_link", "tip_link": "wx250s/ee_gripper_link"}
     with pytest.raises(KinematicsError, match=r"joint 'waist' of .* in view\.arm\.joints"):
         shown_arms(without_view(order=["arm"], arm=tool), {})
+    swapped = load_profile("so101")["so101"].to_mapping()["view"]
+    swapped["arm"]["joints"] = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_roll", "wrist_flex"]
+    with pytest.raises(KinematicsError, match=r"view\.arm\.joints has 'wrist_roll'.* instead of 'wrist_flex'"):
+        shown_arms(without_view(**swapped), {})
 
 
 def test_a_link_shows_what_it_accepts_and_takes_it_back_when_it_holds(listen):

@@ -408,6 +408,10 @@ def test_joints_may_be_listed_where_names_differ_or_repeat():
         ({"urdf": "wx200.urdf"}, "no URDF 'wx200.urdf'; looked for"),
         ({"home": [0.0, 0.0]}, r"tools\.arm\.home has 2 positions, expected 6"),
         ({"joints": ["waist", "shoulder"], "home": []}, r"lists 2 joints \(waist, shoulder\), but .* has 6 between"),
+        (
+            {"joints": ["waist", "shoulder", "elbow", "forearm_roll", "wrist_rotate", "wrist_angle"]},
+            r"has 'wrist_rotate', which is 'wrist_rotate' in ROS, instead of 'wrist_angle'; expected the order",
+        ),
     ],
 )
 def test_tools_that_fit_no_urdf_are_refused_by_name(tool: dict[str, Any], message: str):

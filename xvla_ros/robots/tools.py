@@ -99,8 +99,8 @@ def policy_joints(profile: Profile, chain: Chain, listed: tuple[str, ...], key: 
     """Return the policy's names of the joints of a chain: as ``listed``, or else by the names ROS gives them.
 
     Raises:
-        KinematicsError: the list has another length, or the names lead nowhere; the message says what to write under
-            the profile's ``key``.
+        KinematicsError: the list has another length or order, or the names lead nowhere; the message says what to
+            write under the profile's ``key``.
     """
     if listed:
         if len(listed) != len(chain.joints):
@@ -109,6 +109,14 @@ def policy_joints(profile: Profile, chain: Chain, listed: tuple[str, ...], key: 
                 f"{chain.description.origin} has {len(chain.joints)} between {chain.base_link} and {chain.tip_link}: "
                 f"{', '.join(chain.joints)}"
             )
+        for policy_name, joint in zip(listed, chain.joints, strict=True):
+            ros_name = profile.joints.by_name[policy_name].name
+            if ros_name in chain.joints and ros_name != joint:
+                raise KinematicsError(
+                    f"{profile.name}: {key}.joints has {policy_name!r}, which is {ros_name!r} in ROS, instead of "
+                    f"{joint!r}; expected the order from {chain.base_link} to {chain.tip_link} in "
+                    f"{chain.description.origin}: {', '.join(chain.joints)}"
+                )
         return listed
     found = []
     by_ros_name: dict[str, list[str]] = {}
