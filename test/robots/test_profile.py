@@ -138,6 +138,22 @@ def test_every_error_is_reported_at_once_by_file_key_value_and_allowed():
     assert "did you mean 'rgb8'" in found["widowx.cameras.front.encoding"].message
 
 
+def leave_out(commands: dict[str, Any], group: str) -> None:
+    commands["groups"].remove(group)
+    del commands[group]
+
+
+def in_joints(raw: dict[str, Any]) -> dict[str, Any]:
+    """Command the joints of libero_panda's arm instead of its tool's pose."""
+    raw["commands"].update(interface="joint_trajectory")
+    raw["commands"]["arm"].update(tool="", joints=list(raw["tools"]["arm"]["joints"]))
+    return raw["commands"]
+
+
+def tools_of(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    return [raw["tools"][name] for name in raw["tools"]["order"]]
+
+
 CONTRADICTIONS: list[tuple[str, str, Callable[[dict[str, Any]], object]]] = [
     ("so101_bimanual", "policy.action_mode", lambda raw: raw["policy"].update(action_mode="so101_bimanul")),
     ("so101_bimanual", "joints.policy_order", lambda raw: raw["policy"].update(action_mode="joint")),
@@ -202,6 +218,16 @@ CONTRADICTIONS: list[tuple[str, str, Callable[[dict[str, Any]], object]]] = [
     ("widowx", "tools.arm.gripper.open_value", lambda raw: raw["tools"]["arm"]["gripper"].update(open_value=1.0)),
     ("widowx", "tools.arm.workspace_min", lambda raw: raw["tools"]["arm"].update(workspace_min=[0.5, 0.0, 0.0])),
     ("widowx", "commands.arm.tool", lambda raw: raw["commands"].update(interface="pose")),
+    ("widowx", "commands.groups", lambda raw: leave_out(raw["commands"], "gripper")),
+    ("libero_panda", "commands.groups", lambda raw: raw["commands"]["arm"].update(tool="")),
+    ("libero_panda", "commands.groups", lambda raw: in_joints(raw)["arm"]["joints"].pop()),
+    ("libero_panda", "tools.arm.gripper.joint", lambda raw: raw["tools"]["arm"]["gripper"].update(joint="joint7")),
+    ("agibot", "tools.right.gripper.joint", lambda raw: raw["tools"]["right"]["gripper"].update(joint="left_gripper")),
+    (
+        "agibot",
+        "tools.right.joints",
+        lambda raw: [tool.update(joints=raw["commands"]["left_arm"]["joints"]) for tool in tools_of(raw)],
+    ),
 ]
 
 

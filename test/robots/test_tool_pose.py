@@ -419,6 +419,19 @@ def test_tools_that_fit_no_urdf_are_refused_by_name(tool: dict[str, Any], messag
         tool_arms(changed("widowx", **tool))
 
 
+def test_a_joint_of_two_tools_or_of_no_command_group_is_refused_though_no_list_names_it():
+    raw = profile("agibot").to_mapping()
+    raw["tools"]["right"]["tip_link"] = raw["tools"]["left"]["tip_link"]
+    with pytest.raises(
+        KinematicsError, match=r"tools\.right\.joints: joint 'left_joint7' is also in the arm of tool 'left'"
+    ):
+        tool_arms(Profile.from_mapping("agibot", raw))
+    raw = profile("widowx").to_mapping()
+    raw["commands"]["arm"]["joints"].remove("wrist_angle")
+    with pytest.raises(KinematicsError, match="widowx: joint 'wrist_angle' of tool 'arm' is commanded by no group"):
+        tool_arms(Profile.from_mapping("widowx", raw))
+
+
 def test_limits_wider_than_the_robots_are_refused_all_at_once():
     raw = profile("widowx").to_mapping()
     raw["joints"]["elbow"].update(upper=1.7)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from xvla_ros.errors import KinematicsError, did_you_mean
 from xvla_ros.robots.kinematics import Chain, InverseKinematics, PathFollower, RobotDescription
 from xvla_ros.robots.profile import Profile
+from xvla_ros.robots.profile.consistency import shared_joints
 from xvla_ros.robots.profile.schema import Tool
 from xvla_ros.robots.tool_pose import BOX_TOLERANCE
 from xvla_ros.types import Floats
@@ -50,12 +51,37 @@ def tool_arms(profile: Profile, description: RobotDescription | None = None) -> 
         description: from its ``robot_description`` topic; it comes before the ``urdf`` that the tools name.
 
     Raises:
-        KinematicsError: Pinocchio or a URDF is missing, or joints or limits of profile and URDF differ; the message
-            names every difference.
+        KinematicsError: Pinocchio or a URDF is missing, joints or limits of profile and URDF differ, or a joint belongs
+            to two tools or to no command group; the message names every difference.
     """
     if not profile.action_spec.is_end_effector:
         return {}
-    return {name: _arm(profile, name, tool, description) for name, tool in profile.tools.items()}
+    arms = {name: _arm(profile, name, tool, description) for name, tool in profile.tools.items()}
+    _refuse_ownership(profile, arms)
+    return arms
+
+
+def _refuse_ownership(profile: Profile, arms: Mapping[str, ToolArm]) -> None:
+    """Refuse joints, those found by name too, of two tools or roles, and those that no command group moves."""
+    order, groups = profile.joints.policy_order, profile.commands.by_name.values()
+    joints = {name: [order[column] for column in (*arm.columns, arm.gripper)] for name, arm in arms.items()}
+    problems = [
+        f"{key}: {message}"
+        for key, _, _, message in shared_joints({name: (each[:-1], each[-1]) for name, each in joints.items()})
+    ]
+    if profile.commands.interface != "pose":
+        commanded = {joint for group in groups for joint in group.joints}
+        problems += [
+            f"joint {joint!r} of tool {name!r} is commanded by no group"
+            for name, each in joints.items()
+            for joint in each
+            if joint not in commanded
+        ]
+    if problems:
+        raise KinematicsError(
+            f"{profile.name}: {'; '.join(problems)}; expected each joint in one arm or gripper, and in one command "
+            "group: look at base_link and tip_link of each tool, and at commands.groups"
+        )
 
 
 def _arm(profile: Profile, name: str, tool: Tool, description: RobotDescription | None) -> ToolArm:

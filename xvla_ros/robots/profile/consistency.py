@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -178,8 +178,12 @@ def _tools(draft: Draft) -> Iterator[Finding]:
     if not spec.is_end_effector:
         yield from _no_tools(draft, spec)
         return
+    declared = draft.entries("tools")
+    yield from shared_joints(
+        {name: (tool.get("joints") or (), (tool.get("gripper") or {}).get("joint")) for name, tool in declared.items()}
+    )
     arms = len(spec.gripper) or 1
-    count = len(draft.entries("tools"))
+    count = len(declared)
     if not 1 <= count <= arms:
         message = f"action mode {spec.name} moves tools, and {count} are declared"
         yield "tools", count, f"1 to {arms} tools", message
@@ -195,6 +199,19 @@ def _no_tools(draft: Draft, spec: ActionSpec) -> Iterator[Finding]:
     if layout := draft.get("policy.rot6d"):
         message = f"action mode {spec.name} commands joints and has no rotations"
         yield "policy.rot6d", layout, 'empty: remove it, or write rot6d: ""', message
+
+
+def shared_joints(tools: Mapping[str, tuple[Sequence[str], str | None]]) -> Iterator[Finding]:
+    """Yield each joint that is in two arms or grippers; ``tools`` has each tool's joints and its gripper's joint."""
+    owners: dict[str, str] = {}
+    for name, (joints, gripper) in tools.items():
+        parts = [(f"tools.{name}.joints", joint, f"the arm of tool {name!r}") for joint in dict.fromkeys(joints)]
+        if gripper is not None:
+            parts.append((f"tools.{name}.gripper.joint", gripper, f"the gripper of tool {name!r}"))
+        for key, joint, owner in parts:
+            if joint in owners:
+                yield key, joint, "each joint in one arm or gripper", f"joint {joint!r} is also in {owners[joint]}"
+            owners.setdefault(joint, owner)
 
 
 def _tool(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]:
@@ -286,7 +303,7 @@ def _pose_groups(draft: Draft, spec: ActionSpec | None) -> Iterator[Finding]:
         message = f"interface pose needs a tool-pose action mode, and {spec.name} has joints"
         yield "commands.interface", "pose", "joint_trajectory, forward_command or joint_state", message
     tools, owners = draft.entries("tools"), dict[str, str]()
-    grippers = [(tool.get("gripper") or {}).get("joint") for tool in tools.values()]
+    grippers = _gripper_joints(tools.values())
     for name, group in draft.entries("commands").items():
         tool, joints = group.get("tool") or "", group.get("joints") or ()
         if bool(tool) == bool(joints):
@@ -304,6 +321,9 @@ def _pose_groups(draft: Draft, spec: ActionSpec | None) -> Iterator[Finding]:
                 message = f"{owned} is also commanded by group {owners[owned]!r}"
                 yield f"commands.{name}", owned, "each tool and gripper in one group", message
             owners.setdefault(owned, name)
+    for tool in tools:
+        if f"tool {tool!r}" not in owners:
+            yield "commands.groups", tool, "every tool in a group", f"tool {tool!r} is commanded by no group"
 
 
 def _joint_groups(draft: Draft, spec: ActionSpec | None) -> Iterator[Finding]:
@@ -323,11 +343,22 @@ def _joint_groups(draft: Draft, spec: ActionSpec | None) -> Iterator[Finding]:
             message = f"joint {joint!r} is commanded {len(groups)} times, in {', '.join(dict.fromkeys(groups))}"
             yield f"commands.{groups[-1]}.joints", joint, "each joint once, in one group", message
     complete = None not in [group.get("joints") for group in draft.entries("commands").values()]
-    if spec is None or spec.is_end_effector or not complete:
+    if spec is None or not complete:
         return
-    for joint in order:
+    for joint in _moved_by_tools(draft) if spec.is_end_effector else order:
         if joint not in owners:
             yield "commands.groups", joint, "every joint in a group", f"joint {joint!r} is commanded by no group"
+
+
+def _moved_by_tools(draft: Draft) -> list[str]:
+    """Return the joints that tools list, and those of their grippers."""
+    tools = draft.entries("tools").values()
+    listed = [joint for tool in tools for joint in tool.get("joints") or ()]
+    return list(dict.fromkeys([*listed, *filter(None, _gripper_joints(tools))]))
+
+
+def _gripper_joints(tools: Iterable[Mapping[str, Any]]) -> list[str | None]:
+    return [(tool.get("gripper") or {}).get("joint") for tool in tools]
 
 
 def _timing(draft: Draft) -> Iterator[Finding]:
