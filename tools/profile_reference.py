@@ -47,10 +47,11 @@ _TAIL = """
   0 … 1.
 - The gripper interfaces command a group of one joint; a group that commands a tool has no interface of its own.
 - Tool-pose modes need `rot6d`, and one tool for each arm, whose gripper is a joint of `policy_order`.
-- In tool-pose modes each joint belongs to one arm or gripper. Those of tools are in command groups; with interface `pose` the
-  tools are.
+- In tool-pose modes each joint belongs to one arm or gripper. Those of tools are in command groups; with interface
+  `pose` the tools are.
 - Joint modes have no `rot6d` and no tools: a workspace box would limit nothing there.
-- `lower` is below `upper`; `scale` is not 0; `workspace_min` is below `workspace_max`.
+- `lower` is below `upper`, and `open_position` and `closed_position` lie between them; `scale` is not 0;
+  `workspace_min` is below `workspace_max`.
 - `lead` is below `lookahead`, at least two command periods lie between them, and `lookahead` ends within a chunk.
 - Interfaces that carry one setpoint at a time need a `command_rate` of at least one command for each waypoint.
 """

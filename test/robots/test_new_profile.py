@@ -234,25 +234,33 @@ def test_letters_that_are_no_side_are_none(urdf):
 @pytest.mark.parametrize(
     ("limit", "kind", "words", "speed"),
     [
-        ('lower="-90" upper="90" velocity="180"', "revolute", "upper, -90 and 90 rad; are they degrees?", 0.5),
         ('lower="-1" upper="1" velocity="180"', "revolute", "for which the URDF gives 180, which no arm", 0.5),
         ('lower="-1" upper="1" velocity="10"', "revolute", "max_velocity, for which the URDF gives 10, which", 0.5),
-        ('lower="0" upper="40" velocity="1"', "prismatic", "lower and upper, 0 and 40 m; are they millimetres?", 0.5),
+        ('lower="0" upper="10" velocity="1"', "prismatic", "lower and upper, 0 and 10 m; are they millimetres?", 0.5),
         ('lower="0" upper="0.04" velocity="10"', "prismatic", "max_velocity, for which the URDF gives 10", 0.05),
         ('lower="-1" upper="1" velocity="-1"', "revolute", "max_velocity, for which the URDF gives no value", 0.5),
         ('lower="-6.2832" upper="6.2832" velocity="3.14"', "revolute", "", 1.57),
     ],
 )
-def test_degrees_and_speeds_that_no_arm_has_are_marked(urdf, limit: str, kind: str, words: str, speed: float):
+def test_ranges_and_speeds_that_no_arm_has_are_marked(urdf, limit: str, kind: str, words: str, speed: float):
     new = new_profile(urdf(robot(joint("j1", "base", "l1", kind, f"<limit {limit}/>"))), "robot")
     (row,) = [line for line in new.text.splitlines() if "name: j1" in line]
     assert words in row.partition(MARK)[2] and (MARK in row) == bool(words)
     assert new.profile.joints.by_name["j1"].max_velocity == speed
 
 
-def test_a_range_without_end_is_none(urdf):
-    message = refusal(urdf(robot(joint("j1", "base", "l1", inside='<limit lower="-1e16" upper="1e16" velocity="1"/>'))))
-    assert "joint 'j1' has limits -1e+16 … 1e+16, which leave no range of motion; expected the real limits" in message
+@pytest.mark.parametrize(
+    ("limits", "kind", "found", "guess"),
+    [
+        ('lower="-1e16" upper="1e16"', "revolute", "-1e+16 … 1e+16 rad", "degrees"),
+        ('lower="-90" upper="90"', "revolute", "-90 … 90 rad", "degrees"),
+        ('lower="0" upper="40"', "prismatic", "0 … 40 m", "millimetres"),
+    ],
+)
+def test_a_range_in_degrees_or_without_end_is_none(urdf, limits: str, kind: str, found: str, guess: str):
+    message = refusal(urdf(robot(joint("j1", "base", "l1", kind, f'<limit {limits} velocity="1"/>'))))
+    assert f"joint 'j1' has limits {found}, wider than profiles allow; expected the real limits" in message
+    assert f"(are these {guess}?)" in message
 
 
 def test_soft_limits_count_and_a_speed_of_zero_is_marked(urdf):

@@ -218,6 +218,16 @@ CONTRADICTIONS: list[tuple[str, str, Callable[[dict[str, Any]], object]]] = [
     ("widowx", "tools.arm.gripper.open_value", lambda raw: raw["tools"]["arm"]["gripper"].update(open_value=1.0)),
     ("widowx", "tools.arm.workspace_min", lambda raw: raw["tools"]["arm"].update(workspace_min=[0.5, 0.0, 0.0])),
     ("widowx", "commands.arm.tool", lambda raw: raw["commands"].update(interface="pose")),
+    (
+        "widowx",
+        "tools.arm.gripper.open_position",
+        lambda raw: raw["tools"]["arm"]["gripper"].update(open_position=37.0),
+    ),
+    (
+        "widowx",
+        "tools.arm.gripper.closed_position",
+        lambda raw: raw["tools"]["arm"]["gripper"].update(closed_position=0.0),
+    ),
     ("widowx", "commands.groups", lambda raw: leave_out(raw["commands"], "gripper")),
     ("libero_panda", "commands.groups", lambda raw: raw["commands"]["arm"].update(tool="")),
     ("libero_panda", "commands.groups", lambda raw: in_joints(raw)["arm"]["joints"].pop()),
@@ -239,6 +249,12 @@ def test_a_contradiction_across_fields_is_named(robot: str, key: str, change: Ca
     assert f"{robot}.{key}" in found
     problem = found[f"{robot}.{key}"]
     assert problem.expected and problem.message
+
+
+@pytest.mark.parametrize(("key", "degrees"), [("lower", -110.0), ("upper", 110.0)])
+def test_limits_in_degrees_are_refused(key: str, degrees: float):
+    found = problems_of("so101", lambda raw: raw["joints"]["wrist_flex"].update({key: degrees}))
+    assert found[f"so101.joints.wrist_flex.{key}"].expected == "a number in [-12.6, 12.6], rad or m"
 
 
 def test_one_bad_value_hides_no_contradiction_of_the_others():

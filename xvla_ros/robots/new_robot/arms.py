@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xvla_ros.errors import Problem, ProfileError
+from xvla_ros.robots.profile.schema import WIDEST
 from xvla_ros.robots.urdf import Urdf, UrdfJoint
 
 Chain = tuple[UrdfJoint, ...]
@@ -135,7 +136,6 @@ SHORTEST_ARM = 3  # joints; shorter branches are heads, wheels and camera mounts
 HAND = "part of a hand"
 GUESSES = (LEG, HEAD, HAND)  # reasons for leaving joints out that may be wrong
 MOST_FINGERS = 3  # that move on their own; more are a hand, which one channel cannot move
-WIDEST_JOINT = 1000.0  # rad or m, as profiles allow
 MOST_ARMS = 2  # more branches than this raise a question
 
 
@@ -385,9 +385,11 @@ def _unfit(urdf: Urdf, joint: UrdfJoint) -> list[Problem]:
     if not joint.has_range:
         message = f"joint {joint.name!r} has limits {joint.lower:g} … {joint.upper:g}, which leave no range of motion"
         return [Problem(urdf.file, joint.name, [joint.lower, joint.upper], "lower below upper", message)]
-    if max(-joint.lower, joint.upper) > WIDEST_JOINT:
-        message = f"joint {joint.name!r} has limits {joint.lower:g} … {joint.upper:g}, which leave no range of motion"
-        return [Problem(urdf.file, joint.name, [joint.lower, joint.upper], f"the real limits; {expected}", message)]
+    if max(-joint.lower, joint.upper) > WIDEST:
+        unit, guess = ("rad", "degrees") if joint.kind == "revolute" else ("m", "millimetres")
+        message = f"joint {joint.name!r} has limits {joint.lower:g} … {joint.upper:g} {unit}, wider than profiles allow"
+        real = f"the real limits, at most {WIDEST:g} {unit} from zero (are these {guess}?); {expected}"
+        return [Problem(urdf.file, joint.name, [joint.lower, joint.upper], real, message)]
     return []
 
 

@@ -26,7 +26,7 @@ FREE_DOMAIN = 28  # free in the released checkpoints, as are 19 and 29
 CHECK = MARK.removeprefix("# ")
 SPEED_SHARE = 0.5  # of the URDF's velocity, as in the shipped profiles
 FASTEST = {"revolute": 10.0, "prismatic": 2.0}  # rad/s, m/s: above are degrees, or placeholders of exporters
-WIDEST = {"revolute": 4 * math.pi, "prismatic": 3.0}  # rad, m from zero: beyond are degrees and millimetres
+WIDEST_SLIDE = 3.0  # m from zero: beyond are millimetres
 UNKNOWN_SPEED = {"revolute": 0.5, "prismatic": 0.05}  # rad/s, m/s: slow
 ACCELERATION = {"revolute": 5.0, "prismatic": 1.0}  # rad/s², m/s²: as in the shipped profiles
 JERK_PER_ACCELERATION = 20.0  # 1/s; full acceleration builds up in 50 ms
@@ -306,9 +306,8 @@ def _joint(each: DraftJoint) -> tuple[dict[str, Any], list[str]]:
     if each.as_share:
         scale, offset = 1.0 / (upper - lower), -lower / (upper - lower)
         notes.append("here 0 is lower and 1 is upper; some data sets use the opposite")
-    if max(-lower, upper) > WIDEST[joint.kind]:
-        guess = "rad; are they degrees?" if joint.kind == "revolute" else "m; are they millimetres?"
-        notes.append(f"lower and upper, {lower:g} and {upper:g} {guess}")
+    if joint.kind == "prismatic" and max(-lower, upper) > WIDEST_SLIDE:
+        notes.append(f"lower and upper, {lower:g} and {upper:g} m; are they millimetres?")
     speed = joint.velocity * SPEED_SHARE
     if not 0.0 < joint.velocity < FASTEST[joint.kind]:
         speed = UNKNOWN_SPEED[joint.kind]

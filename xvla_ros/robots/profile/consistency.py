@@ -15,6 +15,7 @@ from xvla_ros.robots.profile.schema import MAX_WAYPOINTS, NAMED
 Finding = tuple[str, Any, str, str]  # key, value, expected, message
 ENTRY_POINT_GROUP = "xvla_ros.action_modes"
 RATE_TOLERANCE = 1.05  # 0.0333 s is meant to match 30 Hz
+GRIPPER_TOLERANCE = 0.01  # share of the joint's range; positions and limits are rounded
 LEAST_POSE_RATE = 10.0  # Hz; moveit_servo takes the robot for abandoned below
 
 
@@ -223,6 +224,7 @@ def _tool(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]
     gripper = tool.get("gripper") or {}
     if gripper.get("joint") is not None:
         yield from _known(draft, f"tools.{name}.gripper.joint", (gripper["joint"],), "gripper joint")
+        yield from _gripper_ends(draft, f"tools.{name}.gripper", gripper)
     for a, b in (("open_position", "closed_position"), ("open_value", "closed_value"), ("state_open", "state_closed")):
         if gripper.get(a) is not None and gripper.get(a) == gripper.get(b):
             yield f"tools.{name}.gripper.{a}", gripper[a], f"other than {b}", f"{a} and {b} are both {gripper[a]:g}"
@@ -230,6 +232,20 @@ def _tool(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]
     if above is not None and below is not None and below > above:
         message = f"open_below {below:g} is above close_above {above:g}"
         yield f"tools.{name}.gripper.open_below", below, f"at most {above:g}", message
+
+
+def _gripper_ends(draft: Draft, key: str, gripper: Mapping[str, Any]) -> Iterator[Finding]:
+    path = f"joints.by_name.{gripper['joint']}"
+    limits = draft.numbers(f"{path}.lower", f"{path}.upper")
+    if limits is None:
+        return
+    lower, upper = limits
+    margin = GRIPPER_TOLERANCE * (upper - lower)
+    for end in ("open_position", "closed_position"):
+        position = gripper.get(end)
+        if position is not None and not lower - margin <= position <= upper + margin:
+            message = f"{end} {position:g} is outside the limits of joint {gripper['joint']!r}, {lower:g} … {upper:g}"
+            yield f"{key}.{end}", position, f"{lower:g} … {upper:g}, rad or m", message
 
 
 def _tool_joints(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from xvla_ros.robots.interfaces import INTERFACES, CommandInterface, GroupInterf
 TOPIC_PATTERN = r"^(/[A-Za-z](_?[A-Za-z0-9])*_?)+$"
 NAMESPACE_PATTERN = r"^((/[A-Za-z](_?[A-Za-z0-9])*_?)+)?$"
 NAME_PATTERN = r"^[A-Za-z](_?[A-Za-z0-9])*$"
+WIDEST = 12.6  # rad, two turns, or m; limits beyond are in degrees or millimetres
 MAX_WAYPOINTS = 512  # the transformer's position embedding has 512 rows, so no chunk is longer
 
 Topic = Annotated[str, StringConstraints(pattern=TOPIC_PATTERN)]
@@ -184,8 +185,8 @@ class Joint(Section):
     name: str = setting(min_length=1, description="The joint's name in that message and in its commands.")
     scale: float = setting(1.0, ge=-1e6, le=1e6, description="Policy units per rad or m; not zero.")
     offset: float = setting(0.0, ge=-1e6, le=1e6, description="Policy value at position zero.")
-    lower: float = setting(ge=-1e3, le=1e3, unit="rad or m", description="Lowest position commanded.")
-    upper: float = setting(ge=-1e3, le=1e3, unit="rad or m", description="Highest position commanded.")
+    lower: float = setting(ge=-WIDEST, le=WIDEST, unit="rad or m", description="Lowest position commanded.")
+    upper: float = setting(ge=-WIDEST, le=WIDEST, unit="rad or m", description="Highest position commanded.")
     max_velocity: float = setting(
         gt=0.0, le=1e3, unit="rad/s or m/s", changeable=True, description="Highest speed commanded."
     )
