@@ -45,13 +45,14 @@ _TAIL = """
 - In joint modes `policy_order` has as many joints as the action mode has channels, and each joint is in exactly one
   command group. A gripper channel that is a probability needs `scale` and `offset` that take `lower` … `upper` to
   0 … 1.
-- The gripper interfaces command a group of one joint; a group that commands a tool has no interface of its own.
+- The gripper interfaces command a group of one joint; a group that commands a tool has no interface of its own, and
+  needs the interface `pose`. The `frame` of a tool so commanded is no link of its URDF but `base_link`.
 - Tool-pose modes need `rot6d`, and one tool for each arm, whose gripper is a joint of `policy_order`.
 - In tool-pose modes each joint belongs to one arm or gripper. Those of tools are in command groups; with interface
   `pose` the tools are.
 - Joint modes have no `rot6d` and no tools: a workspace box would limit nothing there.
 - `lower` is below `upper`, and `open_position` and `closed_position` lie between them; `scale` is not 0;
-  `workspace_min` is below `workspace_max`.
+  `workspace_min` is below `workspace_max`. `home` is within the limits of its joints, `policy_rpy` in -2π … 2π.
 - `lead` is below `lookahead`, at least two command periods lie between them, and `lookahead` ends within a chunk.
 - Interfaces that carry one setpoint at a time need a `command_rate` of at least one command for each waypoint.
 """

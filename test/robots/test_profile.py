@@ -228,6 +228,8 @@ CONTRADICTIONS: list[tuple[str, str, Callable[[dict[str, Any]], object]]] = [
         "tools.arm.gripper.closed_position",
         lambda raw: raw["tools"]["arm"]["gripper"].update(closed_position=0.0),
     ),
+    ("widowx", "tools.arm.policy_rpy", lambda raw: raw["tools"]["arm"].update(policy_rpy=[0.0, 90.0, 0.0])),
+    ("widowx", "commands.arm.tool", lambda raw: raw["commands"]["arm"].update(tool="arm")),
     ("widowx", "commands.groups", lambda raw: leave_out(raw["commands"], "gripper")),
     ("libero_panda", "commands.groups", lambda raw: raw["commands"]["arm"].update(tool="")),
     ("libero_panda", "commands.groups", lambda raw: in_joints(raw)["arm"]["joints"].pop()),

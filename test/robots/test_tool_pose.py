@@ -407,6 +407,10 @@ def test_joints_may_be_listed_where_names_differ_or_repeat():
         ({"urdf": ""}, r"tools\.arm\.urdf is empty and no robot_description was received"),
         ({"urdf": "wx200.urdf"}, "no URDF 'wx200.urdf'; looked for"),
         ({"home": [0.0, 0.0]}, r"tools\.arm\.home has 2 positions, expected 6"),
+        (
+            {"home": [0.0, 2.2, 0.0, 0.0, 0.0, 0.0]},
+            r"tools\.arm\.home has 2\.2 for joint 'shoulder', expected -1\.88496 … 1\.98968 rad or m",
+        ),
         ({"joints": ["waist", "shoulder"], "home": []}, r"lists 2 joints \(waist, shoulder\), but .* has 6 between"),
         (
             {"joints": ["waist", "shoulder", "elbow", "forearm_roll", "wrist_rotate", "wrist_angle"]},
@@ -417,6 +421,16 @@ def test_joints_may_be_listed_where_names_differ_or_repeat():
 def test_tools_that_fit_no_urdf_are_refused_by_name(tool: dict[str, Any], message: str):
     with pytest.raises(KinematicsError, match=message):
         tool_arms(changed("widowx", **tool))
+
+
+def test_poses_are_commanded_in_the_frame_they_are_in():
+    raw = profile("libero_panda").to_mapping()
+    raw["tools"]["arm"]["frame"] = "panda_link0"
+    with pytest.raises(KinematicsError, match=r"tools\.arm\.frame is 'panda_link0', another link of .* or 'world'"):
+        tool_arms(Profile.from_mapping("libero_panda", raw))
+    for frame in ("", "table"):  # the second is none of the URDF's
+        raw["tools"]["arm"]["frame"] = frame
+        assert tool_arms(Profile.from_mapping("libero_panda", raw))
 
 
 def test_a_joint_of_two_tools_or_of_no_command_group_is_refused_though_no_list_names_it():

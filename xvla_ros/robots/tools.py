@@ -97,6 +97,12 @@ def _arm(profile: Profile, name: str, tool: Tool, description: RobotDescription 
             f"{profile.name}: tools.{name}.home has {len(tool.home)} positions, expected {len(joints)}, one for each "
             f"of {', '.join(joints)}"
         )
+    _refuse_home(profile, name, tool, joints)
+    if profile.commands.interface == "pose" and tool.frame in {*chain.links} - {tool.base_link}:
+        raise KinematicsError(
+            f"{profile.name}: tools.{name}.frame is {tool.frame!r}, another link of {chain.description.origin} than "
+            f"base_link, in which poses are commanded; expected it empty or {tool.base_link!r}"
+        )
     order = profile.joints.policy_order
     inverse = InverseKinematics(chain, lower=low, upper=high, home=tool.home or None, approach=tool.approach)
     return ToolArm(
@@ -184,6 +190,16 @@ def _refuse_differences(profile: Profile, name: str, chain: Chain, joints: tuple
             f"{profile.name}: tool {name!r} does not fit {chain.description.origin}: {'; '.join(problems)}; the "
             "profile's limits must be within the robot's limits"
         )
+
+
+def _refuse_home(profile: Profile, name: str, tool: Tool, joints: tuple[str, ...]) -> None:
+    for joint, position in zip(joints, tool.home, strict=False):
+        limits = profile.joints.by_name[joint]
+        if not limits.lower - LIMIT_TOLERANCE <= position <= limits.upper + LIMIT_TOLERANCE:
+            raise KinematicsError(
+                f"{profile.name}: tools.{name}.home has {position:g} for joint {joint!r}, expected {limits.lower:g} … "
+                f"{limits.upper:g} rad or m, the limits of that joint"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -129,6 +129,7 @@ class Chain:
         joints: J names as in the URDF, base first.
         lower, upper: float64 [J], the URDF's limits in rad or m.
         max_velocity: float64 [J], the URDF's, in rad/s or m/s.
+        links: names of all links of the robot.
         limits: name → (lower, upper, velocity) of every joint of the robot that has one coordinate.
 
     Raises:
@@ -149,7 +150,7 @@ class Chain:
         between = _joints_between(whole, self._body(whole, base_body), self._body(whole, tip_body))
         self._refuse_what_cannot_be(whole, between)
         others = [joint for joint in range(1, whole.njoints) if joint not in between]
-        self.limits = _limits(whole)
+        self.links, self.limits = urdf.links, _limits(whole)
         self.model: Any = self._pin.buildReducedModel(whole, others, self._pin.neutral(whole))
         self.data: Any = self.model.createData()
         self.lock = threading.Lock()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
@@ -220,6 +221,10 @@ def _tool(draft: Draft, name: str, tool: Mapping[str, Any]) -> Iterator[Finding]
     if low is not None and high is not None and any(a >= b for a, b in zip(low, high, strict=True)):
         message = f"workspace_min {list(low)} is not below workspace_max {list(high)} in every axis"
         yield f"tools.{name}.workspace_min", list(low), f"below {list(high)}", message
+    turn = tool.get("policy_rpy") or ()
+    if any(abs(angle) > 2.0 * math.pi for angle in turn):
+        message = f"policy_rpy {list(turn)} turns more than once; are these degrees?"
+        yield f"tools.{name}.policy_rpy", list(turn), "three angles from -2π to 2π, rad", message
     yield from _tool_joints(draft, name, tool)
     gripper = tool.get("gripper") or {}
     if gripper.get("joint") is not None:
@@ -349,6 +354,9 @@ def _joint_groups(draft: Draft, spec: ActionSpec | None) -> Iterator[Finding]:
     owners: dict[str, list[str]] = {}
     for name, group in draft.entries("commands").items():
         joints = group.get("joints")
+        if tool := group.get("tool"):
+            message = f"the group commands joints, and tool {tool!r} is commanded by interface pose alone"
+            yield f"commands.{name}.tool", tool, "no tool, or commands.interface: pose", message
         if joints is not None and not joints:
             yield f"commands.{name}.joints", [], "at least one joint", "the group commands no joint"
         yield from _known(draft, f"commands.{name}.joints", joints or ())

@@ -183,7 +183,12 @@ class Joint(Section):
 
     topic: Topic = setting(description="Topic of the sensor_msgs/JointState that carries this joint.")
     name: str = setting(min_length=1, description="The joint's name in that message and in its commands.")
-    scale: float = setting(1.0, ge=-1e6, le=1e6, description="Policy units per rad or m; not zero.")
+    scale: float = setting(
+        1.0,
+        ge=-1e6,
+        le=1e6,
+        description="Policy units per rad or m; not zero. In tool-pose modes only joints of data sets have such units.",
+    )
     offset: float = setting(0.0, ge=-1e6, le=1e6, description="Policy value at position zero.")
     lower: float = setting(ge=-WIDEST, le=WIDEST, unit="rad or m", description="Lowest position commanded.")
     upper: float = setting(ge=-WIDEST, le=WIDEST, unit="rad or m", description="Highest position commanded.")
@@ -294,7 +299,11 @@ class Tool(Section):
     rotation_tolerance: float = setting(
         0.2, ge=0.0, le=3.1416, unit="rad", changeable=True, description="The same for the tool's rotation."
     )
-    frame: str = setting("", description="frame_id of published poses; empty means base_link.")
+    frame: str = setting(
+        "",
+        description="frame_id of published poses, which are in base_link: another name of that frame; empty means "
+        "base_link.",
+    )
     policy_rpy: Xyz = setting(
         (0.0, 0.0, 0.0),
         unit="rad",
