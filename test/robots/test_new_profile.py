@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from xvla_ros.commands import main
 from xvla_ros.commands.check import check
+from xvla_ros.errors import KinematicsError
 from xvla_ros.model.random_policy import random_policy
 from xvla_ros.robots import ProfileError, load_profile
+from xvla_ros.robots.kinematics import Chain, RobotDescription
 from xvla_ros.robots.new_robot import NewProfile, new_profile, summary, write_profile
 from xvla_ros.robots.new_robot.profile_text import MARK, open_marks
 from xvla_ros.robots.profile import shipped_files
@@ -348,6 +350,11 @@ BROKEN = {
         robot(joint("j1", "a", "b", inside='<limit lower="${-pi}" upper="1" velocity="1"/>')),
         "joint 'j1': lower of <limit> is '${-pi}'; expected a finite number",
     ),
+    "zero axis": (
+        robot(joint("j1", "a", "b", inside=LIMIT + '<axis xyz="0 0 0"/>')),
+        "joint 'j1': <axis> has no direction; found 0 0 0; expected a direction",
+    ),
+    "empty axis": (robot(joint("j1", "a", "b", "prismatic", LIMIT + "<axis/>")), "joint 'j1': <axis> has no direction"),
     "unknown type": (robot(joint("j1", "a", "b", "hinge")), "joint 'j1' has type 'hinge'; expected one of revolute"),
     "two trees": (robot(joint("j1", "a", "b"), links=("c",)), "there are 2 trees, with the roots a, c"),
     "circle": (robot(joint("j1", "a", "b"), joint("j2", "b", "a")), "the joints form a circle"),
@@ -414,6 +421,18 @@ def test_an_action_mode_for_other_arms_is_refused(file: str, mode: str, expected
     assert f"action mode {mode} moves {expected}" in message
     assert found in message
     assert "--action-mode auto" in message
+
+
+def test_tool_poses_need_joints_that_follow_no_other(urdf):
+    joints = [*chain(6), joint("finger", "l6", "jaw", "prismatic"), joint("twin", "l6", "jaw_2", "prismatic")]
+    joints[-1] = joints[-1].replace("</joint>", '<mimic joint="finger"/></joint>')
+    assert new_profile(urdf(robot(*joints)), "robot", action_mode="ee6d").arms.arms[0].gripper.name == "finger"
+    joints[3] = joints[3].replace("</joint>", '<mimic joint="j2"/></joint>')
+    path = urdf(robot(*joints))
+    assert "joint 'j4' between 'base' and 'l6' mimics 'j2'" in refusal(path, action_mode="ee6d")
+    assert len(new_profile(path, "robot", action_mode="auto").arms.arms[0].joints) == 5
+    with pytest.raises(KinematicsError, match=r"joint 'j4' between 'base' and 'l6' of .* mimics 'j2'; expected joints"):
+        Chain(RobotDescription.from_file(path), "base", "l6")
 
 
 def test_tool_poses_need_a_gripper(urdf):

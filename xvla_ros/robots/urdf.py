@@ -20,6 +20,7 @@ from xvla_ros.robots.urdf_file import XmlError, find_urdf, holds_xacro, parse, u
 
 KINDS = ("revolute", "continuous", "prismatic", "fixed", "floating", "planar")
 LIMITED = ("revolute", "prismatic")
+LEAST_AXIS = 1e-6  # length; a shorter one has no direction
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ class _JointReader:
         origin = self._numbers(element, "origin", "xyz", 3) or (0.0,)
         self._numbers(element, "origin", "rpy", 3)
         if kind not in ("fixed", "floating"):
-            self._numbers(element, "axis", "xyz", 3)
+            self._axis(element)
         return UrdfJoint(
             name=self._joint,
             kind=kind,
@@ -244,6 +245,12 @@ class _JointReader:
         if soft[0] is not None and soft[1] is not None and soft[0] < soft[1]:
             lower, upper = max(lower, soft[0]), min(upper, soft[1])
         return lower, upper
+
+    def _axis(self, element: ElementTree.Element) -> None:
+        axis, written = self._numbers(element, "axis", "xyz", 3), element.find("axis")
+        if written is not None and (written.get("xyz") is None or (axis and math.hypot(*axis) < LEAST_AXIS)):
+            expected = 'a direction such as xyz="0 0 1", or no <axis>, which means 1 0 0'
+            self._add(written.get("xyz"), expected, f"joint {self._joint!r}: <axis> has no direction")
 
     def _link(self, element: ElementTree.Element, tag: str) -> str:
         child = element.find(tag)

@@ -133,8 +133,8 @@ class Chain:
         limits: name → (lower, upper, velocity) of every joint of the robot that has one coordinate.
 
     Raises:
-        KinematicsError: Pinocchio is not installed, the URDF cannot be read, a link is not in it, or no joint moves the
-            one link against the other.
+        KinematicsError: Pinocchio is not installed, the URDF cannot be read, a link is not in it, no joint moves the
+            one link against the other, or one between them mimics another.
     """
 
     def __init__(self, description: RobotDescription, base_link: str, tip_link: str) -> None:
@@ -148,7 +148,7 @@ class Chain:
                 raise KinematicsError(f"{description.origin} has no link {link!r}{known}")
         base_body, tip_body = urdf.body(base_link), urdf.body(tip_link)
         between = _joints_between(whole, self._body(whole, base_body), self._body(whole, tip_body))
-        self._refuse_what_cannot_be(whole, between)
+        self._refuse_what_cannot_be(whole, urdf, between)
         others = [joint for joint in range(1, whole.njoints) if joint not in between]
         self.links, self.limits = urdf.links, _limits(whole)
         self.model: Any = self._pin.buildReducedModel(whole, others, self._pin.neutral(whole))
@@ -199,11 +199,16 @@ class Chain:
     def _body(self, model: Any, link: str) -> int:
         return int(model.getFrameId(link, self._pin.FrameType.BODY))
 
-    def _refuse_what_cannot_be(self, whole: Any, between: list[int]) -> None:
+    def _refuse_what_cannot_be(self, whole: Any, urdf: Urdf, between: list[int]) -> None:
         ends = f"{self.base_link!r} and {self.tip_link!r} of {self.description.origin}"
         if not between:
             raise KinematicsError(f"no joint moves between {ends}; expected base_link and tip_link of one arm")
         for joint in between:
+            if (leader := urdf.joints[whole.names[joint]].mimics) is not None:
+                raise KinematicsError(
+                    f"joint {whole.names[joint]!r} between {ends} mimics {leader!r}; expected joints that move on "
+                    "their own: tool poses cannot be solved through a joint that follows another"
+                )
             if whole.joints[joint].nq != 1:
                 raise KinematicsError(
                     f"joint {whole.names[joint]!r} between {ends} is {whole.joints[joint].shortname()}; expected "

@@ -162,6 +162,14 @@ def _refuse_misfit(urdf: Urdf, arms: Arms, spec: ActionSpec) -> None:
             len(arm.joints) == joints and (arm.gripper is not None or not gripper)
             for arm, (joints, gripper) in zip(arms.arms, shapes, strict=True)
         )
+    for arm in arms.arms if spec.is_end_effector else ():
+        for joint in urdf.path(arm.tip_link)[len(urdf.path(arms.base_link)) :]:
+            if joint.moves and joint.mimics is not None:
+                message = (
+                    f"joint {joint.name!r} between {arms.base_link!r} and {arm.tip_link!r} mimics {joint.mimics!r}"
+                )
+                hint = "an arm whose joints move on their own for tool poses; otherwise --action-mode auto"
+                raise ProfileError([Problem(urdf.file, "--action-mode", spec.name, hint, message)])
     if not fits:
         message = f"action mode {spec.name} moves {expected}, but {found} was found"
         hint = f"{expected}; name other arms with --base-link and --tip-link, or use --action-mode auto"
