@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,12 +22,14 @@ pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 from xvla_ros.errors import MessageError
 from xvla_ros.nodes import record_check
 from xvla_ros.nodes.record_check import RecordCheck
+from xvla_ros.nodes.record_node import RecordNode
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import peek_stamp, read_string
 from xvla_ros.recordings.marks import EpisodeMarks
 from xvla_ros.ros_env import child_environment
 from xvla_ros.training.config import DatasetSettings
 from xvla_ros.training.data.datasets import open_datasets
+from xvla_ros.types import NS
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
 from recorded import START, Session, changed
@@ -420,3 +423,13 @@ def test_a_folder_of_bags_is_named_by_robot_and_time(tmp_path):
     assert first.name.startswith("arm_20")
     assert _free_name(tmp_path, "arm") != first
     assert Path(first).suffix == ".mcap"
+
+
+@pytest.mark.parametrize(("sim_time", "rate"), [(True, 30.0), (False, 15.0)])
+def test_rates_are_of_the_time_that_the_bag_has(sim_time, rate):
+    """A simulation at half speed: 300 messages in ten seconds of its time and twenty of the machine's."""
+    node = SimpleNamespace(
+        _options=SimpleNamespace(sim_time=sim_time), _first_ns=5 * NS, _last_ns=15 * NS, seconds=20.0,
+        counts={"/joint_states": 300}, _topics={"/joint_states": None},
+    )  # fmt: skip
+    assert RecordNode.rates(node) == {"/joint_states": rate}

@@ -54,6 +54,7 @@ from xvla_ros.recordings.marks import (
     recorded_topics,
 )
 from xvla_ros.robots.profile import Profile, profile_document
+from xvla_ros.types import NS
 
 
 class Keyboard:
@@ -217,6 +218,7 @@ class RecordNode(Node):
             compression=options.compression,
         )
         self._begun = time.monotonic()
+        self._first_ns = self._last_ns = 0  # ROS times of messages
         self._told_silent = False
         self._waiting = set(options.extra)
         self._topics: dict[str, RecordedTopic] = {}
@@ -298,8 +300,9 @@ class RecordNode(Node):
         return [name for name, topic in self._topics.items() if topic.required and not self.counts[name]]
 
     def rates(self) -> dict[str, float]:
-        """Return the messages per second of each topic, over the whole recording."""
-        return {name: self.counts[name] / max(self.seconds, 1e-3) for name in self._topics}
+        """Return the messages per second of each topic, over the whole recording; of ROS time under ``/clock``."""
+        seconds = (self._last_ns - self._first_ns) / NS if self._options.sim_time else self.seconds
+        return {name: self.counts[name] / max(seconds, 1e-3) for name in self._topics}
 
     def _subscribe(self, topic: RecordedTopic, quality: QoSProfile) -> None:
         if topic.name in self._topics:
@@ -333,6 +336,7 @@ class RecordNode(Node):
         for when, name, data in sorted(came, key=itemgetter(0)):
             now = self._ros_time.at(when)
             if now and not self.failed:  # under sim time before the first /clock there is none
+                self._first_ns, self._last_ns = self._first_ns or now, now
                 self._on_message(self._topics[name], now, data)
 
     def _on_message(self, topic: RecordedTopic, now: int, data: bytes) -> None:
