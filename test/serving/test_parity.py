@@ -4,18 +4,21 @@
 import base64
 import json
 import threading
+import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import replace
 
 import msgpack
 import numpy as np
 import pytest
-from served_policy import ARM, PAIR
+from served_policy import ARM, PAIR, serving
 from websockets.sync.client import connect
 
+from xvla_ros.model.random_policy import random_policy
 from xvla_ros.serving import Client
 from xvla_ros.serving.protocol import decode_picture, encode_picture
-from xvla_ros.types import Prefix
+from xvla_ros.types import Embodiment, Observation, Prefix
 
 
 def near(actions, expected):
@@ -130,6 +133,104 @@ def test_openpi_over_its_websocket(served, policy, look):
         assert "no image of front" in socket.recv(), "an error is a text"
     (expected,) = policy.predict([seen], seed=6)
     near(found, expected.actions)
+
+
+# a checkpoint whose files know no robot: two views at their places, letterboxed, in 7 steps
+UNKNOWN = Embodiment("domain_3", 3, "joint", ("top", "wrist"), 0.1, 0.1, 7, "letterbox")
+WIDTH = 14
+
+
+@contextmanager
+def without_robots(view_names=()):
+    """A server of a policy that knows no robot; yields it and what the policy itself says of an observation."""
+    none, one = {UNKNOWN.robot: np.zeros(WIDTH)}, {UNKNOWN.robot: np.ones(WIDTH)}
+    policy = random_policy([UNKNOWN], state_mean=none, state_std=one, action_mean=none, action_std=one)
+    policy.robots, policy.view_names = {}, view_names
+
+    def expected(views):
+        slots = {"image0": "top", "image1": "wrist"}
+        images = {slots.get(name, name): picture for name, picture in views.items()}
+        seen = Observation(UNKNOWN, 0, images, np.zeros(WIDTH, np.float32), "go")
+        return policy.predict([seen], seed=4)[0].actions
+
+    with serving(policy, {}) as served:
+        yield served, expected
+
+
+def by_act(served, views):
+    """The answer to ``POST /act``, where views go by their places; the text of the refusal where there is none."""
+    message = {"proprio": [0.0] * WIDTH, "language_instruction": "go", "domain_id": 3, "seed": 4}
+    try:
+        return post(served.http, message | {name: json_numpy(each) for name, each in views.items()})["action"]
+    except urllib.error.HTTPError as error:
+        return json.load(error)["error"]["detail"]
+
+
+def by_openpi(served, views):
+    """The answer to an openpi client; the text of the refusal where there is none."""
+    message = {"observation/state": openpi(np.zeros(WIDTH, np.float32)), "prompt": "go", "domain_id": 3, "seed": 4}
+    message |= {f"observation/{name}": openpi(each) for name, each in views.items()}
+    with connect(served.url, compression=None, max_size=None) as socket:
+        socket.recv()
+        socket.send(msgpack.packb(message))
+        answer = socket.recv()
+    if isinstance(answer, str):
+        return answer
+    actions = msgpack.unpackb(answer)["actions"]
+    return np.frombuffer(actions[b"data"], actions[b"dtype"]).reshape(actions[b"shape"])
+
+
+@pytest.fixture
+def pictures():
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, 255, (48, 96, 3), dtype=np.uint8) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("ask", "view_names", "names"),
+    [
+        (by_act, (), ("image0", "image1")),
+        (by_act, ("top", "wrist"), ("image0", "image1")),
+        (by_openpi, (), ("image0", "image1")),
+        (by_openpi, ("top", "wrist"), ("top", "wrist")),
+    ],
+)
+def test_a_domain_alone_is_driven_as_the_checkpoint_says(pictures, ask, view_names, names):
+    """Its image pipeline, its steps, and each view at its place, in whatever order they come."""
+    both = dict(zip(names, pictures, strict=True))
+    turned = dict(reversed(both.items()))
+    first = {names[0]: pictures[0]}
+    with without_robots(view_names) as (served, expected):
+        for views in (both, turned, first):
+            near(ask(served, views), expected(views))
+
+
+@pytest.mark.parametrize(
+    ("ask", "view_names", "sent", "said"),
+    [
+        (by_act, ("top", "wrist"), ("image1",), "no image0: domain 3 is 'domain_3'; expected image0 = top"),
+        (by_act, (), ("image0", "image2"), "image2 is no view of its robot: domain 3 is 'domain_3'; expected im"),
+        (by_openpi, (), ("image1",), "no image of image0; expected image0"),
+        (by_openpi, (), ("image0", "wrist_image"), "wrist_image: robot 'domain_3' has no such view; expected image0"),
+        (by_openpi, ("top", "wrist"), ("top", "image1"), "image1: robot 'domain_3' has no such view; expected top"),
+    ],
+)
+def test_a_picture_without_a_place_is_refused_and_so_is_none_at_the_first(pictures, ask, view_names, sent, said):
+    with without_robots(view_names) as (served, _):
+        assert said in ask(served, dict(zip(sent, pictures, strict=False)))
+
+
+def test_a_domain_that_robots_share_is_that_of_the_one_who_is_named(served, look):
+    served.service.robots["twin"] = served.service.robots[PAIR]
+    seen = replace(look(), stamp=0)
+    message = {slot: openpi(image) for slot, image in seen.images.items()}
+    message |= {"state": openpi(seen.state), "prompt": "go", "domain_id": seen.embodiment.domain_id}
+    with connect(served.url, compression=None, max_size=None) as socket:
+        socket.recv()
+        socket.send(msgpack.packb(message))
+        assert "domain_id is 19, which so101_bimanual, twin share; expected that of one robot" in socket.recv()
+        socket.send(msgpack.packb(message | {"robot": PAIR}))
+        assert b"actions" in socket.recv()
 
 
 def test_clients_that_wait_together_share_a_pass_and_each_gets_its_own(served, policy, look, monkeypatch):

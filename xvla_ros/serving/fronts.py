@@ -21,9 +21,8 @@ from xvla_ros.errors import RequestError
 from xvla_ros.serving import protocol
 from xvla_ros.serving.protocol import MESSAGE, OBSERVATION, ROBOT
 from xvla_ros.serving.queue import QueuedChunk
-from xvla_ros.serving.service import DrivableRobot, PolicyService, UncheckedObservation
+from xvla_ros.serving.service import IMAGES, DrivableRobot, PolicyService, UncheckedObservation
 
-IMAGES = tuple(f"image{index}" for index in range(protocol.MAX_VIEWS))
 DEADLINE_MS = protocol.LONGEST_WAIT_S * 1e3
 
 
@@ -52,14 +51,13 @@ def act_question(service: PolicyService, body: bytes) -> UncheckedObservation:
         raise RequestError(MESSAGE, "the body is not a JSON object")
     given = {name: message[name] for name in IMAGES if message.get(name) is not None}
     domain = protocol.whole(message.get("domain_id"), "domain_id", 0, 65535)
-    robot = service.of_domain(domain, tuple(given) or IMAGES[:1])
-    slots = robot.embodiment.slots
-    named = dict(zip(IMAGES, slots, strict=False))
+    robot = service.of_domain(domain, given)
+    named = dict(zip(IMAGES, robot.embodiment.slots, strict=False))
+    views = f"domain {domain} is {robot.embodiment.robot!r}; expected {', '.join(map(' = '.join, named.items()))}"
     if unknown := sorted(set(given) - set(named)):
-        raise RequestError(
-            OBSERVATION,
-            f"{', '.join(unknown)}: domain {domain} is {robot.embodiment.robot!r} with views {', '.join(slots)}",
-        )
+        raise RequestError(OBSERVATION, f"{', '.join(unknown)} is no view of its robot: {views}")
+    if missing := [name for name, slot in named.items() if slot in robot.required and name not in given]:
+        raise RequestError(OBSERVATION, f"no {', '.join(missing)}: {views}")
     steps = message.get("steps")
     return UncheckedObservation(
         robot,
@@ -132,12 +130,19 @@ def openpi_question(service: PolicyService, message: Mapping[Any, Any]) -> Unche
         entries |= {str(key): value for key, value in images.items()}
     if entries.get("domain_id") is not None:
         domain = protocol.whole(_scalar(entries["domain_id"]), "domain_id", 0, 65535)
-        robot = service.of_domain(domain, [name for name in entries if name.startswith("image")][:8] or IMAGES[:1])
+        robot = service.of_domain(domain, entries, str(entries.get("robot", "")))
     else:
         robot = service.named(protocol.text(entries.get("robot", ""), "robot"))
+    slots = robot.embodiment.slots
+    if unknown := sorted(key for key, value in entries.items() if key not in slots and _is_picture(value)):
+        raise RequestError(
+            OBSERVATION,
+            f"{', '.join(unknown)[:200]}: robot {robot.embodiment.robot!r} has no such view; expected "
+            f"{', '.join(slots)}",
+        )
     views = {
         slot: protocol.array(entries[slot], slot, dtypes=protocol.PICTURES, keys="openpi")
-        for slot in robot.embodiment.slots
+        for slot in slots
         if slot in entries
     }
     steps = entries.get("steps")
@@ -150,6 +155,14 @@ def openpi_question(service: PolicyService, message: Mapping[Any, Any]) -> Unche
         steps=None if steps is None else protocol.whole(_scalar(steps), "steps", 1, protocol.MAX_STEPS),
         seed=_seed(_scalar(entries.get("seed"))),
     )
+
+
+def _is_picture(value: Any) -> bool:
+    """Say whether a value is an array of openpi's with the form of a picture."""
+    if not isinstance(value, dict) or value.get(b"dtype") not in (*protocol.PICTURES, b"|u1"):
+        return False
+    shape = value.get(b"shape")
+    return isinstance(shape, list) and len(shape) == 3
 
 
 def _scalar(value: Any) -> Any:

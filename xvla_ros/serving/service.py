@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +27,8 @@ from xvla_ros.types import ActionChunk, Embodiment, Observation, Prefix
 
 DECODERS = 4  # threads that decode what came
 DECODERS_EACH = 3  # of them that one owner may keep busy
+# of the views of a robot that only its domain describes, where the policy does not name them
+IMAGES = tuple(f"image{index}" for index in range(protocol.MAX_VIEWS))
 
 Result = TypeVar("Result")
 
@@ -214,17 +216,42 @@ class PolicyService:
             protocol.ROBOT, f"robot is {name!r}{did_you_mean(name, self.robots)}; expected one of those served: {known}"
         )
 
-    def of_domain(self, domain_id: int, slots: Sequence[str]) -> DrivableRobot:
-        """Return the robot of a domain; where none is known, one of the policy's own action mode and these views.
+    def of_domain(self, domain_id: int, given: Collection[str] = (), name: str = "") -> DrivableRobot:
+        """Return the robot of a domain; where none is known, one as the policy's files describe it.
+
+        Such a robot has the policy's views, each at its place, of which only the first is required.
+
+        Args:
+            domain_id: of its soft prompt.
+            given: names of what came; where the policy does not say how many views it has, these tell.
+            name: of the robot that is meant, where several have the domain.
 
         Raises:
-            RequestError: the policy does not have the domain.
+            RequestError: the policy does not have the domain, or several robots have it.
         """
-        for robot in self.robots.values():
-            if robot.embodiment.domain_id == domain_id:
-                return robot
-        mode = self._policy.outline.action_mode.name
-        return self.admit(Embodiment(f"domain_{domain_id}", domain_id, mode, tuple(slots), 0.1, 0.1))
+        known = {each: robot for each, robot in self.robots.items() if robot.embodiment.domain_id == domain_id}
+        if len(known) > 1 and name not in known:
+            raise RequestError(
+                protocol.ROBOT,
+                f"domain_id is {domain_id}, which {', '.join(sorted(known))} share; expected that of one robot: send "
+                "robot to openpi's protocol, or serve one of them with --robots",
+            )
+        if known:
+            return known.get(name) or next(iter(known.values()))
+        config = self._policy.outline.config
+        views = config.num_image_views or max((IMAGES.index(each) + 1 for each in given if each in IMAGES), default=1)
+        slots = self._policy.view_names or IMAGES[:views]
+        described = Embodiment(
+            f"domain_{domain_id}",
+            domain_id,
+            self._policy.outline.action_mode.name,
+            slots,
+            0.1,
+            0.1,
+            denoising_steps=config.num_denoising_steps,
+            image_pipeline=config.image_pipeline,
+        )
+        return replace(self.admit(described), required=slots[:1])
 
     def _of_profile(self, profile: Profile) -> DrivableRobot:
         known_as = fit(self._policy, profile)
