@@ -37,14 +37,13 @@ class Replica:
 
     def __init__(self, checkpoint: str = CHECKPOINT) -> None:
         from xvla_ros.control.policy_source import load_policy
-        from xvla_ros.model.checkpoint.inspection import digest_of
         from xvla_ros.model.runtime.fast import warm_up
         from xvla_ros.resources import policy_dir
 
         policy = load_policy({}, checkpoint or str(policy_dir()), device="cuda" if GPUS else "cpu")
         for record in policy.robots.values():
             warm_up(policy, [policy.blank(record.embodiment)])
-        self._service = PolicyService(policy, {}, digest=digest_of(policy.source))
+        self._service = PolicyService(policy, {}, digest=policy.digest)
         self._service.start()
         self._sessions: dict[bytes, tuple[fronts.NativeSession, dict]] = {}
 

@@ -131,6 +131,8 @@ def test_guided_prefix_works(policy: Policy, rounded: Policy, look: Look) -> Non
 def test_loaded_as_int8(saved: Path, rounded: Policy, look: Look) -> None:
     loaded = checkpoint.load(saved, dtype="int8", assume=checkpoint.PROFILE_STEPS)
     assert np.array_equal(loaded.predict([look()], seed=1)[0].actions, rounded.predict([look()], seed=1)[0].actions)
+    assert loaded.source == str(saved) and loaded.digest == checkpoint.load(saved, dtype="float32").digest
+    assert loaded.precision.dtype == rounded.precision.dtype == "int8"
 
 
 def test_cannot_be_saved_or_made_twice(rounded: Policy, tmp_path: Path) -> None:

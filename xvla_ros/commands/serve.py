@@ -56,8 +56,7 @@ class Serve(Listening):
         access.require_safe()
         profiles = self._profiles()
         policy = self.policy(profiles)
-        digest = self._digest(policy, profiles)
-        server = PolicyServer(PolicyService(policy, profiles, _version(), digest), access)
+        server = PolicyServer(PolicyService(policy, profiles, _version(), policy.digest), access)
         asyncio.run(_serve(server, access, policy.source))
         return 0
 
@@ -84,13 +83,6 @@ class Serve(Listening):
                 get_ready(policy, [blank] * MAX_BATCH)
             warm_up(policy, [blank])
         return policy
-
-    def _digest(self, policy: Policy, profiles: dict[str, Profile]) -> str:
-        """Return the digest of the checkpoint's files, by which servers of a fleet are compared."""
-        from xvla_ros.model.checkpoint.inspection import digest_of
-
-        revisions = {profile.policy.revision for profile in profiles.values()} if not self.checkpoint else set()
-        return digest_of(policy.source, next(iter(revisions), "") or None) if policy.source else ""
 
 
 def _say(line: str) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..policy import Policy
 from .onednn import variant
-from .precision import INT8_ENGINES
+from .precision import INT8, INT8_ENGINES, Precision
 
 QUANTISED_PARTS = ("transformer.blocks.", "vlm.vision_tower.", "vlm.language_model.encoder.layers.")
 M = TypeVar("M", bound=nn.Module)
@@ -115,7 +115,10 @@ def quantise(policy: Policy) -> Policy:
     if is_int8(network):
         raise ValueError("the policy is int8 already")
     rounded = variant(network) if network.vlm.dtype == torch.float32 else copy.deepcopy(network).cast(torch.float32)
-    return policy.like(round_linears(rounded, QUANTISED_PARTS), source=f"{policy.source}, int8")
+    made = policy.like(round_linears(rounded, QUANTISED_PARTS))
+    if made.precision.dtype != INT8:
+        made.precision = Precision(INT8, "as it was rounded")
+    return made
 
 
 def is_int8(network: nn.Module) -> bool:
