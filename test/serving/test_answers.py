@@ -8,15 +8,17 @@ import threading
 import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from scripted_server import METADATA, chunk_for, scripted
 from served_policy import PAIR
+from websockets.exceptions import ConnectionClosedError
 from websockets.utils import accept_key
 
 from xvla_ros.errors import RequestError, UnreachableError
-from xvla_ros.serving import protocol
+from xvla_ros.serving import client, protocol
 from xvla_ros.serving.client import Link, _plain, url_of
 from xvla_ros.serving.remote import RemotePolicy
 from xvla_ros.types import Embodiment, Observation
@@ -118,6 +120,27 @@ def test_a_network_that_takes_no_bytes_does_not_keep_the_one_who_asks(seen):
         sending.join(DEADLINE)
         assert outcome and "within 0.5 s" in outcome[0]
         assert not link.is_open
+
+
+def test_a_server_that_answers_no_ping_has_until_the_deadline(seen, monkeypatch):
+    monkeypatch.setattr(client, "connect", partial(client.connect, ping_timeout=0.01))
+    monkeypatch.setattr(client, "PING_S", 0.01)
+    monkeypatch.setattr(client, "CLOSE_S", 0.01)
+    with deaf() as server:
+        link = Link(url_of(server))
+        with pytest.raises(UnreachableError, match=r"no answer within 0\.5 s"):
+            link.ask([seen], timeout=0.5)
+
+
+def test_what_struck_before_the_deadline_is_not_called_one(seen, monkeypatch):
+    def send(data):
+        raise ConnectionClosedError(None, None) from TimeoutError("timed out while closing connection")
+
+    with deaf() as server:
+        link = Link(url_of(server))
+        monkeypatch.setattr(link._socket, "send", send)
+        with pytest.raises(UnreachableError, match="the connection broke: no close frame received or sent"):
+            link.ask([seen], timeout=60.0)
 
 
 @contextmanager

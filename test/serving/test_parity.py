@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 
 from xvla_ros.model.random_policy import random_policy
 from xvla_ros.serving import Client
-from xvla_ros.serving.protocol import decode_picture, encode_picture
+from xvla_ros.serving.protocol import decode_picture, encode_picture, observation_message, pack
 from xvla_ros.types import Embodiment, Observation, Prefix
 
 
@@ -267,6 +267,38 @@ def test_clients_that_wait_together_share_a_pass_and_each_gets_its_own(served, p
     for number, one in enumerate(seen):
         (expected,) = inner([one], seed=number)
         near(answers[number].actions, expected.actions)
+
+
+@pytest.mark.parametrize("path", ["", "/xvla"])
+def test_a_ping_is_answered_while_an_answer_is_computed(served, policy, look, monkeypatch, path):
+    """A client leaves a server that answers no ping, however long it would wait for the answer."""
+    entered, may_go, inner = threading.Event(), threading.Event(), policy.predict
+
+    def predict(observations, **settings):
+        entered.set()
+        assert may_go.wait(60)
+        return inner(observations, **settings)
+
+    monkeypatch.setattr(policy, "predict", predict)
+    seen = look()
+    if path:
+        ask = pack({"type": "ask", "id": 1, "observations": [observation_message(seen)]})
+    else:
+        ask = msgpack.packb(
+            {slot: openpi(image) for slot, image in seen.images.items()}
+            | {"state": openpi(seen.state), "prompt": "go", "robot": PAIR}
+        )
+    with connect(f"{served.url}{path}", compression=None, max_size=None, ping_interval=None) as socket:
+        if path:
+            socket.send(pack({"type": "hello", "protocol": 1}))
+        socket.recv()
+        socket.send(ask)
+        assert entered.wait(60)
+        try:
+            assert socket.ping().wait(20)
+        finally:
+            may_go.set()
+        assert b"actions" in socket.recv(timeout=60)
 
 
 @pytest.mark.parametrize("page", ["healthz", "metadata", "metrics"])

@@ -93,7 +93,7 @@ class Link:
         try:
             opened = connect(
                 url, ssl=tls, additional_headers=headers, compression=None, max_size=protocol.MAX_MESSAGE,
-                open_timeout=timeout, ping_interval=PING_S, close_timeout=CLOSE_S, proxy=None,
+                open_timeout=timeout, ping_interval=PING_S, ping_timeout=None, close_timeout=CLOSE_S, proxy=None,
             )  # fmt: skip
             self._socket: ClientConnection = opened.__enter__()
         except InvalidStatus as error:
@@ -179,7 +179,7 @@ class Link:
             self._socket.close_socket()  # a goodbye would wait for the answer of one that does not answer
             raise UnreachableError(f"{self.url}: no answer within {timeout:g} s") from None
         except (ConnectionClosed, OSError) as error:
-            if isinstance(error.__cause__, TimeoutError):
+            if isinstance(error.__cause__, TimeoutError) and time.monotonic() >= deadline:
                 raise UnreachableError(f"{self.url}: it accepted no request within {timeout:g} s") from None
             self.close()
             raise UnreachableError(f"{self.url}: the connection broke: {error}") from error

@@ -261,8 +261,9 @@ class PolicyServer:
             return web.Response(text="xvla serve: POST /act, WebSockets at / (openpi) and /xvla; /healthz, /metadata\n")
         async with self._socket(request) as socket:
             await _send(socket, fronts.openpi_metadata(self._service))
-            async for data in self._messages(socket):
-                await self._openpi_answer(socket, data, request.remote or "")
+            async with contextlib.aclosing(self._messages(socket)) as messages:
+                async for data in messages:
+                    await self._openpi_answer(socket, data, request.remote or "")
         return socket
 
     async def _openpi_answer(self, socket: web.WebSocketResponse, data: bytes, address: str) -> None:
@@ -281,10 +282,9 @@ class PolicyServer:
 
     async def _native(self, request: web.Request) -> web.StreamResponse:
         async with self._socket(request) as socket:
-            messages = self._messages(socket)
             try:
                 async with asyncio.timeout(HEAD_S):
-                    hello = await anext(messages, None)
+                    hello = await _received(socket)
                 if hello is None:
                     return socket
                 address = request.remote or ""
@@ -299,8 +299,9 @@ class PolicyServer:
                 await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=error.reason.encode())
                 return socket
             await _send(socket, protocol.pack(welcome))
-            async for data in messages:
-                await self._native_answer(socket, session, data, request.remote or "")
+            async with contextlib.aclosing(self._messages(socket)) as messages:
+                async for data in messages:
+                    await self._native_answer(socket, session, data, request.remote or "")
         return socket
 
     async def _native_answer(
@@ -341,22 +342,35 @@ class PolicyServer:
             await socket.close()
 
     async def _messages(self, socket: web.WebSocketResponse) -> AsyncGenerator[bytes, None]:
-        """Yield the binary messages of a client; the next is read when the last has been answered."""
-        while True:
-            received = await socket.receive()
-            if received.type is WSMsgType.BINARY:
-                yield received.data
-            elif received.type is WSMsgType.TEXT:
-                await socket.close(code=WSCloseCode.UNSUPPORTED_DATA, message=b"expected binary messages")
-                return
-            else:  # closed, closing, or an error that aiohttp has answered: a frame too large, a broken one
-                return
+        """Yield the binary messages of a client; the next is yielded when the last has been answered.
+
+        It is waited for meanwhile: only who waits answers pings, and clients leave a server that answers none.
+        """
+        coming = asyncio.ensure_future(_received(socket))
+        try:
+            while (data := await coming) is not None:
+                coming = asyncio.ensure_future(_received(socket))
+                yield data
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
 
     def _count(self, front: str, outcome: str, begun: float | None = None, inference_ms: float = 0.0) -> None:
         self.metrics.requests.labels(front, outcome).inc()
         if begun is not None:
             self.metrics.seconds.observe(time.monotonic() - begun)
             self.metrics.inference.observe(inference_ms / 1e3)
+
+
+async def _received(socket: web.WebSocketResponse) -> bytes | None:
+    """Return the next binary message of a client; None where the connection ends."""
+    received = await socket.receive()
+    if received.type is WSMsgType.BINARY:
+        data: bytes = received.data
+        return data
+    if received.type is WSMsgType.TEXT:
+        await socket.close(code=WSCloseCode.UNSUPPORTED_DATA, message=b"expected binary messages")
+    return None  # closed, closing, or an error that aiohttp has answered: a frame too large, a broken one
 
 
 async def _send(socket: web.WebSocketResponse, data: bytes) -> None:
