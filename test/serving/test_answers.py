@@ -13,12 +13,12 @@ from functools import partial
 import numpy as np
 import pytest
 from scripted_server import METADATA, chunk_for, scripted
-from served_policy import PAIR
+from served_policy import PAIR, serving
 from websockets.exceptions import ConnectionClosedError
 from websockets.utils import accept_key
 
 from xvla_ros.errors import RequestError, UnreachableError
-from xvla_ros.serving import client, protocol
+from xvla_ros.serving import Client, client, protocol
 from xvla_ros.serving.client import Link, _plain, url_of
 from xvla_ros.serving.remote import RemotePolicy
 from xvla_ros.types import Embodiment, Observation
@@ -141,6 +141,48 @@ def test_what_struck_before_the_deadline_is_not_called_one(seen, monkeypatch):
         monkeypatch.setattr(link._socket, "send", send)
         with pytest.raises(UnreachableError, match="the connection broke: no close frame received or sent"):
             link.ask([seen], timeout=60.0)
+
+
+def test_a_client_asks_on_after_an_answer_that_came_too_late(seen):
+    may_go, asked = threading.Event(), []
+
+    def slow(question):
+        asked.append(question["instruction"])
+        assert question["instruction"] != "late" or may_go.wait(DEADLINE)
+        return chunk_for(question)
+
+    with scripted(slow) as server, Client(server, embodiment=ARM, timeout=0.2) as asking:
+        with pytest.raises(UnreachableError, match=r"no answer within 0\.2 s"):
+            asking.ask(seen.images, seen.state, "late")
+        may_go.set()
+        asking._timeout = DEADLINE
+        assert asking.ask(seen.images, seen.state, "in time").instruction == "in time"
+    assert asked == ["late", "in time"]
+
+
+def test_a_client_asks_on_after_its_server_was_started_again(policy, profiles, look):
+    question = look().images, look().state, "go"
+    with serving(policy, profiles) as first:
+        asking, port = Client(first.url, robot=PAIR, timeout=DEADLINE), int(first.address.rpartition(":")[2])
+        asking.ask(*question)
+    sent = asking.sent_bytes
+    for _ in range(2):
+        with pytest.raises(UnreachableError):
+            asking.ask(*question)
+    with serving(policy, profiles, port=port):
+        assert asking.ask(*question).robot == PAIR
+        assert 1.5 * sent < asking.sent_bytes < 2.5 * sent
+        asking.close()
+        with pytest.raises(UnreachableError):
+            asking.ask(*question)
+
+
+def test_a_message_that_no_server_takes_is_not_sent(seen):
+    large = {"front": np.zeros((2300, 2432, 3), np.uint8)}
+    with scripted(chunk_for) as server, Client(server, embodiment=ARM, quality=None) as asking:
+        with pytest.raises(RequestError, match=r"has 16\d{6} bytes; expected fewer than 16777216: send smaller images"):
+            asking.ask(large, seen.state, "go")
+        assert asking.ask(seen.images, seen.state, "go").robot == "arm"
 
 
 @contextmanager

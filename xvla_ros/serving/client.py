@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -169,6 +170,12 @@ class Link:
     def _exchange(self, message: Mapping[str, Any], expected: str, timeout: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
         data = protocol.pack(message)
+        if len(data) >= protocol.MAX_MESSAGE:
+            raise RequestError(
+                protocol.MESSAGE,
+                f"{self.url}: the message has {len(data)} bytes; expected fewer than {protocol.MAX_MESSAGE}: send "
+                "smaller images, or JPEGs (quality is not None)",
+            )
         try:
             # a network that stalls takes no more bytes: without this, sending would wait until TCP gives up
             self._socket.socket.settimeout(max(timeout, SHORTEST_S))
@@ -231,9 +238,14 @@ class Client:
     ) -> None:
         url = url_of(server)
         self._quality, self._timeout = quality, timeout
+        self._robot, self._described, self._sent, self._ended = robot, embodiment, 0, False
         said = [] if embodiment is None else [{"embodiment": _plain(embodiment)}]
-        self._link = Link(url, said, token=token, tls=tls_of(url, ca, certificate))
-        self._embodiment = embodiment or self._known(robot)
+        self._open = partial(Link, url, said, token=token, tls=tls_of(url, ca, certificate))
+        self._connect()
+
+    def _connect(self) -> None:
+        self._link = self._open()
+        self._embodiment = self._described or self._known(self._robot)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -243,7 +255,7 @@ class Client:
     @property
     def sent_bytes(self) -> int:
         """How much has been sent."""
-        return self._link.sent
+        return self._sent + self._link.sent
 
     def ask(
         self,
@@ -256,7 +268,7 @@ class Client:
         seed: int | None = None,
         prefix: Prefix | None = None,
     ) -> ActionChunk:
-        """Return the chunk for one observation.
+        """Return the chunk for one observation; a connection that broke is opened again.
 
         Args:
             views: slot → uint8 [H, W, 3] RGB, or a JPEG or PNG as it is.
@@ -273,6 +285,10 @@ class Client:
         """
         from dataclasses import replace
 
+        if not self._link.is_open and not self._ended:
+            lost = self._link
+            self._connect()
+            self._sent += lost.sent
         embodiment = self._embodiment if steps is None else replace(self._embodiment, denoising_steps=steps)
         encoded = {slot: bytes(view) for slot, view in views.items() if not isinstance(view, np.ndarray)}
         nothing = np.zeros((1, 1, 3), np.uint8)  # beside a view that is encoded already
@@ -290,6 +306,7 @@ class Client:
 
     def close(self) -> None:
         """End the connection."""
+        self._ended = True
         self._link.close()
 
     def __enter__(self) -> Self:
@@ -304,7 +321,7 @@ class Client:
         robots: dict[str, Any] = self.metadata["robots"]
         name = robot or (next(iter(robots)) if len(robots) == 1 else "")
         if name not in robots:
-            self.close()
+            self._link.close()
             raise RequestError(
                 protocol.ROBOT,
                 f"robot is {robot!r}; expected one of those served: {', '.join(sorted(robots)) or 'none'}",
