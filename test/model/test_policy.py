@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from xvla_ros.model.policy import Policy
+from xvla_ros.model.policy import REMEMBERED, Policy
 from xvla_ros.types import Embodiment, Observation, Prefix
 
 Look = Callable[..., Observation]
@@ -237,6 +237,15 @@ def test_words_that_are_cut_off_are_told_once(policy: Policy, pair: Embodiment, 
     tokenizer = policy.processor.tokenizer
     assert len(cut) == 1 and repr(tokenizer.cut(LONG)) in cut[0]
     assert f"it has {tokenizer.tokens(LONG)} tokens, and the checkpoint reads {tokenizer.length}" in cut[0]
+
+
+def test_of_the_instructions_that_it_answered_it_remembers_the_last(policy: Policy) -> None:
+    """A server answers the instructions of any number of clients."""
+    policy.on_remark = lambda remark: None
+    for index in range(2 * REMEMBERED):
+        policy._remark({f"pick up {index}"})
+    policy.on_remark = None
+    assert list(policy._remarked) == [f"pick up {index}" for index in range(REMEMBERED, 2 * REMEMBERED)]
 
 
 def test_warming_up_says_nothing_of_its_words(policy: Policy, pair: Embodiment, look: Look) -> None:

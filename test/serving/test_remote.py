@@ -19,6 +19,7 @@ from xvla_ros.serving.remote import Credentials, RemotePolicy, trained_at
 from xvla_ros.serving.service import PolicyService
 from xvla_ros.types import Prefix
 
+LONG = "pick up the red cube with the left arm and put it into the bowl, then go back to where you were before"
 TOKEN = "a long enough secret, of 40 characters.."
 
 
@@ -73,6 +74,19 @@ def test_it_answers_as_the_policy_would(served, policy, look, reach):
     sent = sum(len(data) for seen in both for data in seen.encoded.values())
     assert sent < remote_policy.bytes_per_second() * remote.RATE_S < sent + 20_000
     assert remote_policy.answer_ms.max > found[0].inference_ms
+
+
+def test_a_robot_is_told_once_which_words_are_cut_off(served, policy, look, reach):
+    said = []
+    asking = reach(served.url, log=said.append)
+    asking.warm_up([replace(look(), instruction=f"warm up, {LONG}")])
+    assert said == []
+    for _ in range(2):
+        asking.predict([replace(look(PAIR), instruction=LONG), replace(look(ARM), instruction=LONG), look()])
+    assert said == [*policy.remarks(LONG), *policy.remarks(look().instruction)] and "is cut off" in said[0]
+    for index in range(remote.REMEMBERED):
+        asking._remark([f"remark {index}"])
+    assert len(asking._remarked) == remote.REMEMBERED
 
 
 def test_pictures_without_an_encoding_go_as_jpeg(served, policy, look, reach):

@@ -27,6 +27,8 @@ from .runtime.runner import Runner
 
 log = logging.getLogger(__name__)
 
+REMEMBERED = 256  # instructions of which nothing is said again
+
 
 class Policy:
     """X-VLA with everything around the network that a checkpoint brings.
@@ -73,7 +75,7 @@ class Policy:
         self.view_names = tuple(view_names)
         self.folder = folder
         self.on_remark: Callable[[str], object] | None = log.warning
-        self._remarked: set[str] = set()
+        self._remarked: dict[str, None] = {}
         self.precision = precision or Precision(str(whole(network).vlm.dtype).removeprefix("torch."), "as it was made")
 
     @property
@@ -174,10 +176,12 @@ class Policy:
     def _remark(self, instructions: set[str]) -> None:
         if self.on_remark is None:
             return
-        for instruction in sorted(instructions - self._remarked):
+        for instruction in sorted(instructions - self._remarked.keys()):
             for remark in self.remarks(instruction):
                 self.on_remark(remark)
-        self._remarked |= instructions
+            self._remarked[instruction] = None
+        for oldest in list(self._remarked)[:-REMEMBERED]:
+            del self._remarked[oldest]
 
     def blank(self, embodiment: Embodiment) -> Observation:
         """Return an observation of the right shape with nothing in it, to warm up with."""

@@ -278,7 +278,8 @@ def _native_question(
 
 
 def native_answer(number: int, answers: list[QueuedChunk], server_ms: float, load: Mapping[str, Any]) -> bytes:
-    """Return the chunks that answer an ask."""
+    """Return the chunks that answer an ask, with remarks on their instructions where there are any."""
+    remarks = list(dict.fromkeys(remark for each in answers for remark in each.remarks))
     return protocol.pack(
         {
             "type": "chunks",
@@ -286,6 +287,7 @@ def native_answer(number: int, answers: list[QueuedChunk], server_ms: float, loa
             "chunks": [protocol.chunk_fields(each.chunk) for each in answers],
             "timing": {"server_ms": server_ms, "queue_ms": max(each.queue_ms for each in answers)},
             "load": load,
+            **({"remarks": remarks} if remarks else {}),
         }
     )
 

@@ -23,18 +23,26 @@ MAX_WAITING, MAX_WAITING_EACH = 256, 64
 
 @dataclass(frozen=True)
 class SeededObservation(Observation):
-    """An observation with the seed of its noise, and the name by which the policy knows the robot's statistics."""
+    """An observation as the server has it.
+
+    Attributes:
+        seed: of its noise.
+        known_as: the name by which the policy knows the robot's statistics.
+        remarks: what its client should know of its instruction.
+    """
 
     seed: int = 0
     known_as: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class QueuedChunk:
-    """A chunk, with the ms for which it waited to be computed."""
+    """A chunk, with the ms for which it waited to be computed, and what its client should know of its instruction."""
 
     chunk: ActionChunk
     queue_ms: float
+    remarks: tuple[str, ...] = ()
 
 
 class Ask:
@@ -86,7 +94,7 @@ class Ask:
         return ChunkRequest(self.observation, self.prefix)
 
     def deliver(self, request: ChunkRequest, chunk: ActionChunk) -> None:
-        self._settle(QueuedChunk(chunk, (self._begun_s - self._asked_s) * 1e3))
+        self._settle(QueuedChunk(chunk, (self._begun_s - self._asked_s) * 1e3, self.observation.remarks))
 
     def policy_failed(self, error: BaseException) -> None:
         # an event loop would end for what is no Exception

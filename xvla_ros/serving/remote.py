@@ -25,6 +25,7 @@ RATE_S = 5.0  # over which bytes a second are counted
 WARM_UP_S = 120.0  # for the first chunk
 PATIENCE = 4.0  # times its usual latency that a server may take where another could be asked
 SMOOTHING = 0.2  # share of the newest latency in the mean
+REMEMBERED = 256  # remarks that are not said again
 BETTER = 0.7  # share of the present server's latency below which another one takes over
 TOKEN_FILE, CA_FILE = "XVLA_SERVER_TOKEN_FILE", "XVLA_SERVER_CA"
 # what a server that comes back, or one beside others, must say as the first did
@@ -90,7 +91,7 @@ class RemotePolicy:
         profiles: the robots, by name.
         servers: addresses with commas between them: ``wss://HOST:PORT``.
         credentials: for all of them.
-        log: takes lines on servers that go and come.
+        log: takes lines on servers that go and come, and once what should be known of an instruction.
 
     Raises:
         SetupError: an address is none, the servers have different weights, or a profile does not fit.
@@ -115,6 +116,7 @@ class RemotePolicy:
         self._metadata: dict[str, Any] = {}
         self._sent: deque[tuple[float, int]] = deque()
         self._answers = LatencyWindow()
+        self._remarked: dict[str, None] = {}
         self._ended, self._look = threading.Event(), threading.Event()
         self._connect_first()
         self._keeper = threading.Thread(target=self._keep, name="servers", daemon=True)
@@ -185,8 +187,9 @@ class RemotePolicy:
             if number + 1 < len(ordered):  # leave time for the next
                 left = min(left, max(PATIENCE * (server.latency_s or 0.0), left / 2))
             try:
-                chunks = self._ask(server, observations, prefix or (), seed, left)
+                chunks, remarks = self._ask(server, observations, prefix or (), seed, left)
                 self._answers.add((time.monotonic() - begun) * 1e3)
+                self._remark(remarks)
                 return chunks
             except UnreachableError as error:
                 said.append(str(error))
@@ -228,7 +231,8 @@ class RemotePolicy:
         prefixes: Sequence[Prefix | None],
         seed: int | None,
         timeout: float,
-    ) -> list[ActionChunk]:
+    ) -> tuple[list[ActionChunk], Any]:
+        """Return the chunks of one server, and its remarks as they came."""
         begun = time.monotonic()
         if not server.busy.acquire(timeout=timeout):
             raise UnreachableError(f"{server.url}: no answer within {timeout:g} s")
@@ -238,7 +242,7 @@ class RemotePolicy:
                 raise UnreachableError(f"{server.url}: {server.why_down}")
             before = link.sent
             try:
-                chunks, _ = link.ask(
+                chunks, answer = link.ask(
                     observations, prefixes, seed=seed, timeout=max(timeout - (time.monotonic() - begun), 1e-3)
                 )
             except UnreachableError as error:
@@ -250,7 +254,17 @@ class RemotePolicy:
             server.busy.release()
         server.note(time.monotonic() - begun)
         self._current = server
-        return chunks
+        return chunks, answer.get("remarks")
+
+    def _remark(self, remarks: Any) -> None:
+        """Log what a server says of instructions, each remark once; an older server says nothing."""
+        for remark in remarks if isinstance(remarks, list) else ():
+            said = str(remark)[: 2 * protocol.MAX_TEXT]
+            if said not in self._remarked:
+                self._log(said)
+            self._remarked[said] = None
+        for oldest in list(self._remarked)[:-REMEMBERED]:
+            del self._remarked[oldest]
 
     def _count(self, size: int) -> None:
         now = time.monotonic()

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from xvla_ros.control.clock import LatencyWindow
 from xvla_ros.control.engine import Engine
 from xvla_ros.control.policy_source import fit
 from xvla_ros.errors import ProfileError, RequestError, SetupError, did_you_mean
-from xvla_ros.model.policy import Policy
+from xvla_ros.model.policy import REMEMBERED, Policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.serving import protocol
 from xvla_ros.serving.queue import Ask, FairQueue, QueuedChunk, SeededObservation
@@ -108,6 +108,7 @@ class PolicyService:
         self.robots = {name: self._of_profile(profile) for name, profile in profiles.items()} or {
             name: self._of_embodiment(record.embodiment) for name, record in policy.robots.items()
         }
+        self._remarks = lru_cache(REMEMBERED)(lambda words: tuple(policy.remarks(words)))
         self._queue = FairQueue()
         self._engine = Engine(self._predict, self._queue)
         self._threads = ThreadPoolExecutor(DECODERS, "decoder")
@@ -356,6 +357,7 @@ class PolicyService:
             asked.instruction,
             seed=secrets.randbits(63) if asked.seed is None else asked.seed,
             known_as=robot.known_as,
+            remarks=self._remarks(asked.instruction),
         )  # fmt: skip
         self._check(seen, asked.prefix)
         return seen, asked.prefix, self._policy.processor.views(embodiment)
