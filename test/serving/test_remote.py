@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy on other machines, in the place of a loaded one: what breaks, stalls, comes back, and who is asked."""
 
+import re
 import threading
 import time
 from dataclasses import replace
@@ -265,6 +266,12 @@ def test_a_token_from_a_file_or_from_the_environment(policy, profiles, look, rea
 )
 def test_addresses(given, url):
     assert url_of(given) == url
+
+
+@pytest.mark.parametrize("given", ["gpu:80a0", "gpu:99999", "gpu:0", "gpu:", ":8000", "::1", "wss://fe80::1", "[::1"])
+def test_an_address_that_is_none_is_refused_by_name(given):
+    with pytest.raises(SetupError, match=rf"server is {re.escape(repr(given))}; .*a port of 1 … 65535, .*\[::1\]:8000"):
+        url_of(given)
 
 
 def test_a_link_says_the_load_of_its_server(served):

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,7 +33,7 @@ def url_of(server: str) -> str:
     """Return the URL of a server given as ``host``, ``host:port``, ``ws://…`` or ``wss://…``.
 
     Raises:
-        SetupError: another scheme.
+        SetupError: another scheme, no host, or no port of 1 … 65535.
     """
     scheme, found, rest = server.strip().rpartition("://")
     scheme = scheme if found else "ws"
@@ -41,6 +42,16 @@ def url_of(server: str) -> str:
     host = rest.rstrip("/").removesuffix(protocol.PATH)
     if not host.rpartition("]")[2].rpartition(":")[1]:
         host = f"{host}:{SCHEMES[scheme]}"
+    try:
+        parts = urlsplit(f"{scheme}://{host}")
+        is_whole = bool(parts.hostname and parts.port)
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise SetupError(
+            f"server is {server!r}; expected HOST:PORT with a port of 1 … 65535, and an IPv6 address in brackets: "
+            f"[::1]:{SCHEMES[scheme]}"
+        )
     return f"{scheme}://{host}{protocol.PATH}"
 
 
