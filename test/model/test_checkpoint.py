@@ -201,6 +201,10 @@ def test_shards_are_put_together(folder: Path, policy: Policy) -> None:
         weight_map.update(dict.fromkeys(keys, name))
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
     same_network(checkpoint.load(folder), policy)
+    key, last = min(weights), folder / "model-00003-of-00003.safetensors"
+    save_file({**load_file(last), key: weights[key] + 1}, last)
+    (problem,) = problems_of(folder)
+    assert problem == f"{last.name}: {key}: is in model-00001-of-00003.safetensors too; expected each key in one file"
     (folder / "model-00002-of-00003.safetensors").unlink()
     (problem,) = problems_of(folder)
     assert "model-00002-of-00003.safetensors" in problem and "missing" in problem

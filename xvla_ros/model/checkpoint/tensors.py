@@ -123,11 +123,19 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """List every tensor of a folder's weights by key.
 
     Raises:
-        CheckpointError: on a missing, truncated or garbled file.
+        CheckpointError: on a missing, truncated or garbled file, or a key that is in two files.
     """
     found: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
-        found.update(read_header(path))
+        tensors = read_header(path)
+        twice = [
+            Problem(path.name, key, None, "each key in one file", f"is in {found[key].file.name} too")
+            for key in tensors
+            if key in found
+        ]
+        if twice:
+            raise CheckpointError(str(folder), twice)
+        found |= tensors
     return found
 
 
