@@ -265,6 +265,21 @@ def test_graphs_of_other_weights_are_refused(engine: str, copied: Path, another:
         on_engine(loaded(copied), engine, VIEWS)
 
 
+def test_graphs_of_another_text_length_are_refused(engine: str, copied: Path) -> None:
+    file = copied / "policy_preprocessor.json"
+    steps = json.loads(file.read_text(encoding="utf-8"))
+    for step in steps["steps"]:
+        if "max_length" in step.get("config", {}):
+            step["config"]["max_length"] = 20
+    file.write_text(json.dumps(steps), encoding="utf-8")
+    with pytest.raises(SetupError, match="are for words 24, and the checkpoint has 20: export the checkpoint again"):
+        on_engine(loaded(copied), engine, VIEWS)
+    said: list[str] = []
+    policy = on_engine(loaded(copied), "auto", VIEWS, log=said.append)
+    assert f"{engines.NAMES[engine]} is not used" in said[0] and "words 24" in said[0]
+    policy.predict([policy.blank(policy.robots["pair"].embodiment)], steps=1)
+
+
 def test_engine_that_answers_otherwise_is_refused(engine: str, copied: Path) -> None:
     damage(copied, engine)
     said: list[str] = []

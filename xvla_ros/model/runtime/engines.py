@@ -414,7 +414,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
         found = report["schema_version"]
-        {str(report["digest"]), str(report.get("checkpoint", "")), *map(int, report["views"])}
+        {str(report["digest"]), str(report.get("checkpoint", "")), *map(int, report["views"]), *dict(report["shapes"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SetupError(f"{file} cannot be read ({error}): export the checkpoint again") from error
     if found != SCHEMA_VERSION:
@@ -512,6 +512,18 @@ def _weights(policy: Policy, report: Mapping[str, Any]) -> str:
     return digest(policy.network)
 
 
+def shapes(network: XvlaNetwork | LateNetwork) -> dict[str, Any]:
+    """Return the sizes that graphs of a network are made for."""
+    config = network.config
+    return {
+        "image": [3, *config.image_size],
+        "words": config.tokenizer_max_length,
+        "waypoints": config.chunk_size,
+        "width": network.action_mode.width,
+        "state": config.state_dim,
+    }
+
+
 def _checked(policy: Policy, folder: Path, engine: str, views: Collection[int]) -> ExportedNetwork:
     """Open the graphs of an engine; refuse those that do not fit or do not answer as the network does."""
     report = read_report(folder)
@@ -520,6 +532,10 @@ def _checked(policy: Policy, folder: Path, engine: str, views: Collection[int]) 
             f"the graphs in {folder} were exported from other weights ({report['digest'][:12]}) than those of "
             f"{policy.source} ({weights[:12]}): export the checkpoint again"
         )
+    wanted, made = shapes(policy.outline), dict(report["shapes"])
+    if other := [f"{name} {made.get(name)}, and the checkpoint has {size}" for name, size in wanted.items()
+                 if made.get(name) != size]:  # fmt: skip
+        raise SetupError(f"the graphs in {folder} are for {'; '.join(other)}: export the checkpoint again")
     known = [int(each) for each in report["views"]]
     if lacking := sorted(set(views) - set(known)):
         raise SetupError(

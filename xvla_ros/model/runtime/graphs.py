@@ -49,6 +49,7 @@ from .engines import (
     build_tensorrt,
     digest,
     require,
+    shapes,
     write_reference,
 )
 from .parts import Look, Mix, Step
@@ -181,7 +182,6 @@ def export_graphs(
                 f"{NAMES[engine]} differs by up to {found['largest']:.1e} from the network (rms "
                 f"{found['rms']:.1e}, over {inputs} inputs), at most {BOUND:.0e} is allowed: nothing was written"
             )
-        config = network.config
         report = {
             "schema_version": SCHEMA_VERSION,
             "date": datetime.date.today().isoformat(),
@@ -192,13 +192,7 @@ def export_graphs(
             "dtype": "float32",
             "views": sorted(views),
             "reuse": alike,
-            "shapes": {
-                "image": [3, *config.image_size],
-                "words": config.tokenizer_max_length,
-                "waypoints": config.chunk_size,
-                "width": network.action_mode.width,
-                "state": config.state_dim,
-            },
+            "shapes": shapes(network),
             "numerics": numerics,
         }
         write_reference(network, sorted(views), written / REFERENCE)
