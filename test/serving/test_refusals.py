@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import msgpack
 import numpy as np
@@ -22,7 +23,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from xvla_ros.errors import RequestError, SetupError, UnreachableError
-from xvla_ros.serving import Client, protocol, server
+from xvla_ros.serving import Client, fronts, protocol, server
 from xvla_ros.serving.access import Access, is_loopback, read_token
 
 TOKEN = "a long enough secret, of 40 characters.."
@@ -236,6 +237,20 @@ def test_a_picture_that_is_none_is_refused_before_it_takes_memory(served, ask_of
         answer = said(raw)
         assert answer["reason"] == "observation"
         assert re.search(detail, answer["detail"]), answer
+    well()
+
+
+def test_entries_of_a_text_within_a_body_are_counted_too(served, well, monkeypatch):
+    """An escaped comma is none in the body, and one in the text that the body holds."""
+    parsed, loads = [], json.loads
+    monkeypatch.setattr(fronts, "json", SimpleNamespace(loads=lambda data: parsed.append(len(data)) or loads(data)))
+    numbers = "[0" + "\\u002c0" * 5000 + "]"
+    body = f'{{"domain_id": 19, "image0": [0], "image1": [0], "image2": [0], "proprio": "{numbers}"}}'.encode()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(f"{served.http}/act", body))
+    said = json.load(refused.value)["error"]["detail"]
+    assert said == "proprio has 5001 entries of lists and objects; expected 4096 at most"
+    assert parsed == [len(body)]
     well()
 
 

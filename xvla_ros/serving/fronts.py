@@ -37,16 +37,7 @@ def act_question(service: PolicyService, body: bytes) -> UncheckedObservation:
     Raises:
         RequestError: it is none.
     """
-    entries = sum(body.count(mark) for mark in b",[{")
-    if entries > protocol.MAX_ENTRIES_IN_ALL:
-        raise RequestError(
-            MESSAGE,
-            f"the body has {entries} entries of lists and objects; expected {protocol.MAX_ENTRIES_IN_ALL} at most",
-        )
-    try:
-        message = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(MESSAGE, f"the body is not JSON: {error}"[:200]) from None
+    message = _json(body, "the body", protocol.MAX_ENTRIES_IN_ALL)
     if not isinstance(message, dict):
         raise RequestError(MESSAGE, "the body is not a JSON object")
     given = {name: message[name] for name in IMAGES if message.get(name) is not None}
@@ -75,13 +66,22 @@ def act_answer(answer: QueuedChunk) -> dict[str, Any]:
     return {"action": answer.chunk.actions.tolist()}
 
 
+def _json(data: bytes | str, what: str, most: int) -> Any:
+    """Return what a JSON text says, of at most so many entries of lists and objects, which are counted before."""
+    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    entries = sum(raw.count(mark) for mark in b",[{")
+    if entries > most:
+        raise RequestError(MESSAGE, f"{what} has {entries} entries of lists and objects; expected {most} at most")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(MESSAGE, f"{what} is not JSON: {error}"[:200]) from None
+
+
 def _json_array(value: Any, what: str) -> NDArray[Any]:
     """Return an array as ``json_numpy`` writes it, its object itself or in a text; a flat list will do too."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(MESSAGE, f"{what} is not a JSON text: {error}"[:200]) from None
+        value = _json(value, what, protocol.MAX_ENTRIES)
     if isinstance(value, list) and len(value) <= protocol.MAX_WIDTH:
         return np.array([protocol.number(each, what, -np.inf, np.inf) for each in value])
     if not isinstance(value, dict) or not isinstance(value.get("__numpy__"), str):
