@@ -16,7 +16,7 @@ from rcl_interfaces.srv import DescribeParameters, ListParameters
 
 sys.path.append(str(Path(__file__).parent))
 
-from node_process import NodeProcess, check_all, check_window
+from node_process import SETTINGS, NodeProcess, check_all, check_window
 from paced_time import PacedTime
 from stand_in_pair import CHUNK_TOPIC, ROBOT, StandInPair, deep_image, short_image, whole_image
 
@@ -44,7 +44,7 @@ def save_policy(folder, size="small"):
     joints = load_profile(ROBOT)[ROBOT].joints.ordered
     low, high = (np.array([getattr(j, side) * j.scale + j.offset for j in joints]) for side in ("lower", "upper"))
     middle, spread = {ROBOT: (low + high) / 2}, {ROBOT: (high - low) / 4}
-    embodiment = load_profile(ROBOT)[ROBOT].embodiment()
+    embodiment = replace(load_profile(ROBOT)[ROBOT].embodiment(), waypoint_dt=SETTINGS["policy.waypoint_dt"])
     save(
         random_policy.random_policy(
             [embodiment], state_mean=middle, state_std=spread, action_mean=middle, action_std=spread, size=size

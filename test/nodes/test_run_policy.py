@@ -31,12 +31,7 @@ PARAMETERS = {
     "paced": True,
     **{
         f"{ROBOT}.{name}": value
-        for name, value in {
-            "policy.waypoint_dt": 0.1,
-            "smoothing.execute": 0.2,
-            "policy.denoising_steps": 2,
-            "safety.first_step": 1.0,
-        }.items()
+        for name, value in {"smoothing.execute": 0.2, "policy.denoising_steps": 2, "safety.first_step": 1.0}.items()
     },
 }
 
