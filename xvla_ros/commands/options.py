@@ -143,8 +143,12 @@ def output_folder(named: str | Path, option: str = "--output") -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
         if (place := folder.resolve()) not in _OURS:
-            held = os.open(place, os.O_RDONLY)
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.open(place, os.O_RDONLY)  # for as long as this process lives
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(held)
+                raise
             _OURS.add(place)
         return folder
     except BlockingIOError:

@@ -35,8 +35,8 @@ from .tensors import (
     stored_tensors,
 )
 
+_NAMED = f"a checkpoint folder, a hub id OWNER/NAME, or {SHIPPED}, the policy that comes with the package"
 # Never *.bin, *.pt or *.py: no pickle and no code is fetched.
-NAMED = f"a checkpoint folder, a hub id OWNER/NAME, or {SHIPPED}, the policy that comes with the package"
 HUB_PATTERNS = ("*.safetensors", "*.json", "merges.txt", "vocab.txt")
 # Moments of an optimizer, as long as the weights twice.
 HUB_IGNORED = ("*training_state*", "*optimizer*")
@@ -172,7 +172,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()
         message = f"is neither a folder nor an available hub id: {reason[0] if reason else type(error).__name__}"
-        problem = Problem(hub_id, revision or "", None, NAMED, message)
+        problem = Problem(hub_id, revision or "", None, _NAMED, message)
         raise CheckpointError(hub_id, [problem]) from None
 
 
