@@ -56,6 +56,10 @@ class WeightGroup:
         yield from self.decayed.items()
         yield from self.kept.items()
 
+    def add(self, name: str, weight: nn.Parameter, decays: Collection[str]) -> None:
+        """Take a weight; ``decays`` are the names of those with weight decay, see ``decaying``."""
+        (self.decayed if name in decays else self.kept)[name] = weight
+
 
 def group_of(name: str, domain_layers: tuple[str, ...]) -> str:
     """Say to which group the weight called ``name`` belongs.
@@ -115,8 +119,7 @@ def make_groups(network: nn.Module, moving: Mapping[str, nn.Parameter]) -> dict[
     decays = decaying(network)
     groups = {name: WeightGroup(name) for name in GROUPS}
     for name, parameter in moving.items():
-        group = groups[group_of(name, layers)]
-        (group.decayed if name in decays else group.kept)[name] = parameter
+        groups[group_of(name, layers)].add(name, parameter, decays)
     return {name: group for name, group in groups.items() if group.decayed or group.kept}
 
 

@@ -55,7 +55,7 @@ class Vision:
         group, decays = WeightGroup(POLICY), decaying(self.network)
         for name, weight in self.network.named_parameters():
             if name.startswith((_TOWER, f"{HEAD}.")):
-                (group.decayed if name in decays else group.kept)[name] = weight
+                group.add(name, weight, decays)
         return {POLICY: group}
 
     def phase(self, step: int) -> str:
