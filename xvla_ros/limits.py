@@ -329,6 +329,15 @@ def is_interrupt(error: BaseException) -> bool:
     return not isinstance(error, Exception) and type(error).__name__ != "PanicException"
 
 
+def is_text(text: str) -> bool:
+    """Say whether a text can be encoded: half of a surrogate pair cannot, as in a file name that is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @contextmanager
 def edge(named: type[Exception], make: Callable[[str], Exception]) -> Iterator[None]:
     """Turn whatever a reader of foreign data stumbles over into its own error, with the cause.

@@ -28,6 +28,7 @@ class Embodiment:
     Waypoint ``i`` of a chunk is due at ``stamp + first_waypoint_offset + i * waypoint_dt`` seconds.
     ``action_width`` is the number of channels of a waypoint where the action mode leaves it to the robot (``auto``).
     ``relative`` are the channels that the network predicts as offsets from the state, in a relative action mode.
+    ``image_pipeline`` is how images become the network's; empty as in the checkpoint's training.
     """
 
     robot: str
@@ -37,7 +38,7 @@ class Embodiment:
     waypoint_dt: float
     first_waypoint_offset: float
     denoising_steps: int = 10
-    image_pipeline: str = "squash"
+    image_pipeline: str = ""
     rot6d: str = "interleaved"
     action_width: int | None = None
     relative: tuple[int, ...] = ()
@@ -95,6 +96,16 @@ class ActionChunk:
     actions: NDArray[np.float32]
     inference_ms: float
     seed: int
+
+    @classmethod
+    def of(
+        cls, observation: Observation, actions: NDArray[np.float32], inference_ms: float = 0.0, seed: int = 0
+    ) -> ActionChunk:
+        """Return the answer ``actions`` [T, D] to an observation, due when its robot says."""
+        robot, index = observation.embodiment, np.arange(len(actions), dtype=np.float64)
+        times = robot.first_waypoint_offset + index * robot.waypoint_dt
+        said = observation.instruction, observation.stamp
+        return cls(robot.robot, robot.domain_id, robot.action_mode, *said, times, actions, inference_ms, seed)
 
 
 @dataclass(frozen=True)

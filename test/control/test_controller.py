@@ -384,6 +384,47 @@ def test_a_chunk_asked_for_by_an_arm_that_stands_counts_from_when_it_lands(bench
     np.testing.assert_allclose(window.start.position, expected, atol=0.03)
 
 
+def test_what_an_arm_that_still_brakes_saw_is_not_where_it_goes_on(bench):
+    """It is asked once it stands; what was asked for before keeps its times."""
+    assert bench.chunk(target=(0.7, 0.2))
+    bench.run(0.4)
+    bench.run(PERIOD, fault=STALE)
+    bench.tick()
+    assert np.abs(bench.controller.last_window.state_at(bench.clock.ros).velocity).min() > 0.2
+    assert not bench.controller.wants_chunk()
+    seen, asked, ticket = bench.followed(), bench.clock.ros, bench.controller.ask()
+    bench.run(0.2)
+    assert (bench.followed() > seen + 0.01).all()
+    path = bench.trajectory(asked, (0.0, 0.0))
+    assert bench.controller.accept(replace(path, positions=seen + np.linspace(0.05, 0.3, 10)[:, None]), ticket)
+    assert bench.controller.shift == 0
+    begun = len(bench.sent)
+    bench.run(0.5)
+    assert (np.diff([each.start.position for each in bench.sent[begun:]], axis=0) > -1e-3).all()
+
+
+@pytest.mark.parametrize("server", ["", "ws://gpu:8000"])
+@pytest.mark.parametrize("inference", [0.1, 1.5])
+def test_a_policy_is_asked_again_once_the_arm_has_braked_though_something_blocks_it(
+    clock, make_profile, server, inference
+):
+    bench = Bench(make_profile(policy__server=server), clock)
+    bench.controller.start()
+    assert bench.chunk(inference=inference)
+    bench.run(0.3)
+    blocked = bench.followed()
+    bench.run(PERIOD, fault=STALE)
+    waited = 0
+    while not bench.controller.wants_chunk():
+        bench.run(PERIOD, measured=blocked)
+        waited += 1
+    assert 0 < waited * PERIOD < 2 * bench.profile.timing.lookahead
+    ticket, asked = bench.controller.ask(), clock.ros
+    assert ticket.is_standing
+    bench.run(inference, measured=blocked)
+    assert bench.controller.accept(bench.trajectory(asked, (0.5, 0.1)), ticket)
+
+
 def test_what_an_arm_that_stands_saw_too_long_ago_is_not_carried_out(bench):
     assert not bench.chunk(inference=2.5)
     bench.run(PERIOD)
@@ -412,10 +453,24 @@ def test_a_clock_that_jumps_back_voids_the_plan(running):
     assert running.run(0.2) is None
     assert running.reason == (HOLDING, "")
     assert running.status.holds == 1
+    assert (
+        "; ROS time went back by 49.967 s" in running.status.detail
+        and "two publishers of /clock" in running.status.detail
+    )
     assert not running.chunk(ticket=asked)
     measured = np.array([-0.1, 0.0])
     assert running.chunk()
     np.testing.assert_array_equal(running.tick(measured).start.position, measured)
+    running.run(0.1)
+    assert (running.reason, running.status.detail) == ((RUNNING, ""), "")
+
+
+def test_a_clock_that_jitters_is_named_by_each_hold_that_it_causes(running):
+    running.clock.ros -= SECOND // 20
+    running.tick(measured=None)
+    assert running.status.detail.startswith("waiting for a new chunk; ROS time went back by 0.0")
+    running.tick(waiting_for="an instruction")
+    assert running.status.detail == "waiting for an instruction"
 
 
 def test_a_robot_stopped_just_after_a_jump_of_the_clock_is_left_where_it_is(running):
@@ -670,6 +725,13 @@ def test_a_stop_that_is_cleared_while_the_arm_still_brakes_starts_in_no_jump(run
     assert running.reason == (RUNNING, "")
 
 
+def test_a_stop_that_no_tick_sees_brings_the_arm_to_rest_too(running):
+    running.controller.latch_stop("operator", "~/stop")
+    running.controller.clear_stop()
+    assert stands(running.run(0.3))
+    assert running.reason == (HOLDING, "") and running.controller.wants_chunk()
+
+
 def test_a_stop_while_inactive_counts_at_activation(profile, clock):
     bench = Bench(profile, clock)
     bench.controller.latch_stop("estop", "on /estop")
@@ -744,7 +806,9 @@ def test_a_path_out_of_the_workspace_is_not_sent(profile, clock):
         def begin(self, start):
             pass
 
-        def left_by(self, path):
+        go_on = begin
+
+        def left_by(self, path, start):
             return "tool 'arm' would leave" if path[:, 0].max() > 0.3 else ""
 
     bench = Bench(profile, clock)

@@ -293,17 +293,16 @@ def fails(error):
 @pytest.mark.parametrize("error", [Panic("bytes"), MemoryError("64 GiB"), SystemExit(1)])
 @pytest.mark.parametrize("where", ["policy", "observe", "deliver", "wants_chunk", "due_in"])
 def test_the_thread_outlives_an_error_of_any_class(robots, policy, where, error):
-    (robot,) = robots[:1]
+    robot = robots[1 if where == "due_in" else 0]
     if where == "policy":
         policy.error = error
-    elif where == "due_in":
-        robots[1].wants, robots[1].due_in, robots[1].heard = False, fails(error), robot.heard
     else:
         setattr(robot, where, fails(error))
+    robots[1].wants = where != "due_in"
     served = Engine(policy, robots[:2])
     served.start()
     assert robot.heard.wait(DEADLINE)
-    assert error in (robot.errors if where != "due_in" else robots[1].errors)
+    assert error in robot.errors
     assert served.is_running and served.death() == ""
     assert served.stop(DEADLINE)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One robot from messages to windows, without ROS."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -47,20 +49,8 @@ class Bench:
         self.pilot.add_joints("/joint_states", self.clock.ros, JOINTS, self.measured)
 
     def chunk(self, seen, slope=0.02):
-        policy = self.profile.policy
-        times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(10)
         actions = np.asarray(seen.state) + slope * (1 + np.arange(10))[:, None]
-        return ActionChunk(
-            "twin",
-            policy.domain_id,
-            policy.action_mode,
-            seen.instruction,
-            seen.stamp,
-            times,
-            actions.astype(np.float32),
-            1.0,
-            0,
-        )
+        return ActionChunk.of(seen, actions.astype(np.float32), 1.0)
 
     def ask(self, inference=0.2, **kwargs):
         request = self.pilot.observe()
@@ -190,6 +180,58 @@ def test_without_an_instruction_nothing_is_asked():
     bench.run(0.1)
     assert not bench.pilot.wants_chunk()
     assert bench.pilot.status.detail == "waiting for an instruction"
+
+
+def test_a_task_that_ends_brings_the_arm_to_rest_though_the_next_follows_at_once(bench):
+    """As where a goal of run_policy is accepted before the next tick."""
+    bench.ask(slope=0.1)
+    bench.run(0.3)
+    request = bench.pilot.observe()
+    bench.pilot.instruction = ""
+    bench.pilot.instruction = "climb"
+    assert bench.pilot.status.state == "holding" and not bench.pilot.controller.is_executing
+    assert not bench.pilot.deliver(request, bench.chunk(request.observation))
+    bench.run(0.6)
+    assert not np.ptp(bench.pilot.controller.last_window.positions, axis=0).any()
+    assert (bench.pilot.status.state, bench.pilot.status.reason, bench.pilot.status.holds) == ("holding", "", 1)
+    assert bench.pilot.wants_chunk()
+    bench.ask()
+    bench.run(PERIOD)
+    assert bench.pilot.status.state == "running"
+
+
+def test_a_chunk_of_the_words_before_is_dropped_and_asked_for_again_while_the_arm_goes_on(bench):
+    bench.ask()
+    bench.run(0.2)
+    assert not bench.pilot.wants_chunk()
+    request = bench.pilot.observe()
+    bench.pilot.instruction = "descend"
+    assert bench.pilot.wants_chunk(), "the first chunk of the new words does not wait for the old one's end"
+    assert not bench.pilot.deliver(request, bench.chunk(request.observation))
+    bench.run(PERIOD)
+    assert bench.pilot.status.state == "running" and bench.pilot.wants_chunk()
+    seen, _ = bench.ask(slope=-0.02)
+    assert seen.instruction == "descend" and bench.pilot.status.holds == 0
+
+
+def test_an_observation_made_before_the_words_changed_and_asked_about_after_is_no_use(bench):
+    bench.pilot.instruction = "descend"
+    request = bench.pilot.observe()
+    early = replace(request, observation=replace(request.observation, instruction="climb"))
+    assert not bench.pilot.deliver(early, bench.chunk(early.observation))
+    assert bench.pilot.deliver(request, bench.chunk(request.observation))
+
+
+def test_an_ensemble_does_not_average_two_tasks():
+    bench = Bench(smoothing__method="ensemble", smoothing__ensemble_decay=0.1)
+    bench.stand()
+    bench.ask()
+    bench.run(0.2)
+    bench.pilot.instruction = "descend"
+    seen, _ = bench.ask(slope=-0.02)
+    last = waypoint_times(bench.pilot.chunk)[-2:-1]
+    expected = bench.chunk(seen, slope=-0.02).actions[-2]
+    np.testing.assert_allclose(bench.pilot.controller.planned(last)[0], expected, atol=1e-6)
 
 
 def test_a_policy_that_is_not_reached_is_no_error_of_the_policy(bench):

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which policy a node gets, and how it is told that there is none for its robots."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from xvla_ros.control.policy_source import fit, load_policy
 from xvla_ros.errors import CheckpointError, ProfileError, SetupError
-from xvla_ros.model.checkpoint import save
+from xvla_ros.model.checkpoint import build, save
 from xvla_ros.robots.actions import Decoder
 from xvla_ros.robots.profile import load_profile
 from xvla_ros.types import Observation
@@ -163,3 +165,20 @@ def test_an_engine_without_its_graphs_says_how_to_write_them(pair, saved, engine
         load_policy(changed(pair, engine=engine), str(saved))
     with pytest.raises(SetupError, match=f"engine is {engine}, but .* write one with xvla export {kind} "):
         load_policy(pair, str(saved), engine=engine)
+
+
+def test_network_is_read_at_the_start_where_a_robot_is_guided(pair, saved, tmp_path, monkeypatch):
+    folder, late = shutil.copytree(saved, tmp_path / "exported"), []
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "report.json").write_text("{}")  # graphs that are not used: torch runs
+
+    def noted(files, **how):
+        late.append(how["late"])
+        return build(files, **how)
+
+    monkeypatch.setattr("xvla_ros.model.checkpoint.build", noted)
+    for method in ("realtime_chunking", "guided"):
+        mapping = pair.to_mapping()
+        mapping["smoothing"]["method"] = method
+        load_policy(type(pair).from_mapping(pair.name, mapping), str(folder))
+    assert late == [True, False]

@@ -35,6 +35,7 @@ from xvla_ros.control.state import (
     Started,
     StopCleared,
     StopSet,
+    TaskChanged,
     Ticked,
     WindowSent,
     WindowTakenBack,
@@ -65,6 +66,7 @@ TICKS = st.builds(
     not_following=AWAY,
     plan_lasts=FLAGS,
     ran_out=st.sampled_from(["", "", "the last chunk ended"]),
+    is_braking=FLAGS,
 )
 EVENTS = st.one_of(
     TICKS,
@@ -78,8 +80,9 @@ EVENTS = st.one_of(
     st.builds(Ended, FLAGS, FLAGS, FLAGS),
     st.builds(StopSet, st.sampled_from([Fault("estop", "on /estop"), Fault("operator", "~/stop was called")])),
     st.builds(StopCleared, STEADY, FLAGS),
-    st.builds(ClockJumped, FLAGS),
+    st.builds(ClockJumped, st.floats(-10.0, 10.0)),
     st.builds(ArmSeen, FLAGS),
+    st.builds(TaskChanged, ROS, STEADY, FLAGS),
     st.builds(ChunkAsked, STEADY),
     st.builds(ChunkDropped, STEADY, OF_CHUNK),
     st.builds(PolicyFailed, STEADY, st.just("RuntimeError: out of memory")),
@@ -161,11 +164,12 @@ def test_a_stop_that_is_cleared_starts_from_where_the_arm_is_and_moves_nothing(e
     """One that stands is measured anew, whatever was sent before; only one that still brakes goes on from there."""
     stopped, _ = transition(after(*events), STOP)
     cleared, effects = transition(stopped, StopCleared(steady, is_moving))
-    assert cleared.stop is None and Effect.SEND not in effects and Effect.BRAKE not in effects
+    assert cleared.stop is None and Effect.SEND not in effects
     if not stopped.is_active:
         assert not effects and cleared.status == stopped.status
         return
     assert (Effect.FORGET_PLAN in effects) == (not is_moving)
+    assert (Effect.BRAKE in effects) == (is_moving and stopped.renew_at is not None), "where no tick has seen the stop"
     assert cleared.renew_at is None and cleared.status.state == HOLDING
     assert not cleared.takes(Ticket(stopped.generation, 0.0, True)), "what was seen before the stop moves nothing"
     assert cleared.status.chunks == stopped.status.chunks
@@ -189,10 +193,24 @@ def test_what_was_asked_for_before_a_fault_of_the_world_is_void_after_it(events)
         asked = Ticket(before.generation, 0.0, False)
         if isinstance(event, Ticked) and state.status.reason not in ("", *OF_POLICY):
             assert not state.takes(asked)
-        if isinstance(event, Started | ClockJumped):
+        if isinstance(event, Started | ClockJumped | TaskChanged):
             assert not state.takes(asked)
         if not before.takes(asked) and not isinstance(event, StopCleared | Started):
             assert not state.takes(asked), "nothing void comes back"
+
+
+@given(STORIES, ROS, STEADY)
+@example(list(RAN), 2, 0.2)
+def test_a_task_that_ends_brakes_at_once_and_another_one_only_asks_at_once(events, now, steady):
+    before = after(*events)
+    ended, effects = transition(before, TaskChanged(now, steady, has_ended=True))
+    assert ended.renew_at is None or not before.is_active
+    assert ended.status.state != RUNNING
+    assert (Effect.BRAKE in effects) == (before.is_active and before.renew_at is not None)
+    changed, effects = transition(before, TaskChanged(now, steady, has_ended=False))
+    assert changed.status == before.status and set(effects) <= {Effect.FORGET_CHUNKS}
+    assert (changed.renew_at is None) == (before.renew_at is None)
+    assert changed.renew_at is None or not before.is_active or changed.renew_at <= now
 
 
 @given(STORIES)
@@ -202,7 +220,7 @@ def test_holds_and_counters_add_up(events):
         if isinstance(event, Started):
             assert (new.chunks, new.trajectories, new.dropped_chunks, new.holds, new.limited_points) == (0,) * 5
             continue
-        held = isinstance(event, Ticked) and old.state == RUNNING and new.state != RUNNING
+        held = isinstance(event, Ticked | TaskChanged) and old.state == RUNNING and new.state != RUNNING
         assert new.holds - old.holds == held
         assert new.chunks - old.chunks == isinstance(event, ChunkTaken)
         assert new.dropped_chunks - old.dropped_chunks == isinstance(event, ChunkDropped | PolicyFailed)
@@ -249,6 +267,15 @@ def test_of_several_faults_an_operator_is_told_the_one_to_look_for_first(told, r
     assert after(*RAN, WindowSent(0, ""), Ticked(0.2, PATIENCE, **(WELL | told))).status.reason == reason
     stopped = after(*RAN, STOP, Ticked(0.2, PATIENCE, **(WELL | told)))
     assert (stopped.status.state, stopped.status.reason) == (STOPPED, "estop")
+
+
+def test_a_policy_that_is_not_asked_while_the_arm_brakes_is_late_only_after_that():
+    braking = [Ticked(0.3 + n * PATIENCE, PATIENCE, **WELL, is_braking=True) for n in range(3)]
+    held = (*RAN, Ticked(0.2, PATIENCE, Fault(CAMERA_STALE, "x"), **WELL), *braking)
+    assert after(*held).status.reason == ""
+    stands = (*held, Ticked(0.4 + 3 * PATIENCE, PATIENCE, **WELL))
+    assert after(*stands).status.reason == POLICY_LATE
+    assert after(*stands, Ticked(0.5 + 3 * PATIENCE, PATIENCE, **WELL, is_braking=True)).status.reason == POLICY_LATE
 
 
 def test_a_window_that_would_leave_the_workspace_holds_the_arm_at_the_next_tick():

@@ -329,6 +329,23 @@ def test_a_picture_that_cannot_be_decoded_is_missing_until_the_next(rig):
     assert rig.builder.check(START + 4 * MS, 0.004) is None
 
 
+def test_a_damaged_picture_is_a_fault_no_longer_than_it_could_be_used(rig):
+    """Nothing is asked for any more, as without an instruction: no later picture is decoded."""
+    rig.everything(0)
+    rig.image("front", 1, ValueError("the data is damaged"))
+    rig.everything(2)
+    rig.build(2, not_after=START + 1 * MS)
+
+    def checked(ms):
+        return rig.builder.check(START + ms * MS, ms / 1e3)
+
+    assert checked(2).reason == CAMERA_MISSING
+    for ms in range(20, 300, 20):
+        rig.everything(ms)
+    assert checked(201).reason == CAMERA_MISSING
+    assert checked(202) is None
+
+
 def test_pictures_are_turned_clockwise_and_then_cropped(make_rig):
     rig = make_rig(
         **{"cameras.left_wrist.rotate": 180, "cameras.right_wrist.rotate": 90, "cameras.right_wrist.crop": (1, 0, 3, 4)}

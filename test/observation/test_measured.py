@@ -21,9 +21,9 @@ FASTEST = 2.0  # rad/s, of every joint of the pair
 class Driver:
     """One topic of the pair, and whoever publishes there. Times in ms after START."""
 
-    def __init__(self):
+    def __init__(self, *, leads_arm=True):
         profile = changed_pair()
-        self.topic = MeasuredTopic(joint_topics(profile)[LEFT], profile, 1.0)
+        self.topic = MeasuredTopic(joint_topics(profile)[LEFT], profile, 1.0, leads_arm=leads_arm)
 
     def say(self, ms, value, names=JOINTS):
         positions = np.broadcast_to(value, len(names))
@@ -56,14 +56,63 @@ def test_a_second_publisher_of_zeros_is_noticed_at_once_and_not_believed(driver)
 
 
 def test_what_was_moved_while_nobody_looked_is_believed_once_it_is_settled(driver):
+    begin = 1500  # the driver was away
     driver.say(0, 0.8)
-    assert not driver.say(20, 0.1)
-    for ms in range(40, 20 + round(SETTLED * 1e3), 20):
+    for ms in range(begin, begin + round(SETTLED * 1e3), 20):
         assert not driver.say(ms, 0.1)
     np.testing.assert_array_equal(driver.positions, 0.8)
-    assert driver.say(20 + SETTLED * 1e3, 0.1)
+    assert driver.say(begin + SETTLED * 1e3, 0.1)
     np.testing.assert_array_equal(driver.positions, 0.1)
     assert driver.topic.measured().still_for.min() == pytest.approx(SETTLED)
+
+
+@pytest.mark.parametrize("behind", [0, 400, 5000])
+def test_a_second_publisher_that_is_left_alone_is_never_believed(driver, behind):
+    """The driver has ended. The other's clock is ``behind`` by so many ms."""
+    driver.say(0, 0.8)
+    for ms in range(20, 5000, 20):
+        driver.topic.add(START + (ms - behind) * MS, JOINTS, np.zeros(6), ms / 1e3)
+        assert driver.fault.reason == JOINTS_IMPLAUSIBLE
+    np.testing.assert_array_equal(driver.positions, 0.8)
+    assert "shoulder_pan leapt from 0.800 and stays at 0.000" in driver.fault.detail
+    assert "activate the node again" in driver.fault.detail
+    driver.topic.trust()
+    np.testing.assert_array_equal(driver.positions, 0.0)
+
+
+def test_another_arm_that_passes_where_joints_were_is_not_believed(driver):
+    """Each of its joints is there once, but not all at a time."""
+    driver.say(0, 0.4)
+    for ms in range(20, 6000, 20):
+        swing = np.sin(2 * np.pi * ms / 4000 + np.arange(6))
+        assert not driver.say(ms, swing)
+    np.testing.assert_array_equal(driver.positions, 0.4)
+
+
+def test_an_arm_that_brakes_beside_a_second_publisher_goes_on_once_that_has_gone(driver):
+    for ms in range(0, 1200, 20):
+        driver.say(ms, 0.8 - 0.5 * ms / 1e3)
+        if 200 < ms < 600:
+            driver.say(ms + 5, -0.8)
+    assert driver.fault is None
+    np.testing.assert_allclose(driver.positions, 0.8 - 0.5 * 1.18)
+
+
+def test_a_driver_that_comes_back_where_it_was_is_believed(driver):
+    driver.say(0, 0.8)
+    for ms in range(20, 3000, 20):
+        assert not driver.say(ms, 0.0)
+    for ms in range(3000, 3500, 20):
+        assert not driver.say(ms, 0.75)
+    assert driver.say(3500, 0.75)
+
+
+def test_who_leads_no_arm_believes_what_stays():
+    """As of a recording: nothing activates anything there."""
+    driver = Driver(leads_arm=False)
+    driver.say(0, 0.8)
+    assert not any(driver.say(ms, 0.1) for ms in range(20, 520, 20))
+    assert driver.say(520, 0.1)
 
 
 def test_a_robot_that_begins_believes_where_its_arm_is_and_not_who_still_contradicts(driver):
@@ -238,6 +287,15 @@ def test_a_publisher_without_positions_beside_the_driver_does_no_harm(rig):
         rig.everything(ms)
         rig.builder.add_joints(LEFT, START + ms * MS, JOINTS, [], ms / 1e3)
         assert rig.builder.check(START + ms * MS, ms / 1e3) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "positions"), [(["wheel"], [1.0, 2.0]), (["wheel"], ["fast"]), ([f"wheel{k}" for k in range(500)], [0.0])]
+)
+def test_a_malformed_message_of_another_robot_does_no_harm(rig, names, positions):
+    rig.everything(0)
+    rig.builder.add_joints(LEFT, START, names, positions, 0.0)
+    assert rig.builder.check(START, 0.0) is None
 
 
 def test_a_fault_that_comes_and_goes_is_one_fault(rig):

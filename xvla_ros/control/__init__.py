@@ -13,5 +13,6 @@ keep them apart, always taken in this order, and none is held while a policy com
 2. ``RobotController._lock``: state, plan, last command, latencies. Each public method takes it by itself.
 3. ``ObservationBuilder._lock``: what messages have brought. Held only to copy or to add, never around another lock.
 
-The pilot itself has none. What it keeps of its newest chunk is set by the inference thread, and read as one value.
+The pilot itself has none. What it keeps of its newest chunk is set by the inference thread, its
+instruction by the executor, and each is read as one value.
 """

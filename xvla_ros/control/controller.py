@@ -33,6 +33,7 @@ from xvla_ros.control.state import (
     Started,
     StopCleared,
     StopSet,
+    TaskChanged,
     Ticked,
     WindowSent,
     WindowTakenBack,
@@ -57,8 +58,9 @@ class RobotController:
     and the ``Workspace``. Its first point is within reach of where the arm was last believed to be (``Following``). It
     goes on from the last command that was sent, or starts from the arm where that stands still.
 
-    A chunk that was asked for while the arm stood counts from its arrival, as the observation still holds. Chunks of a
-    policy too slow for them to overlap (``Pace``) run to their end, and the arm stands until the next one arrives.
+    A chunk that was asked for while the arm stood counts from its arrival, as the observation still holds. After a hold
+    none is asked for until the arm stands. Chunks of a policy too slow for them to overlap (``Pace``) run to their end,
+    and the arm stands until the next one arrives.
 
     Chunks come from the inference thread, ticks, faults and stops from the executor; a lock keeps them apart. All
     locks and their order are listed in ``xvla_ros.control``.
@@ -99,7 +101,7 @@ class RobotController:
         for effect in effects:
             match effect:
                 case Effect.FORGET_PLAN:
-                    self._plan.clear()
+                    self._plan.clear(now)
                 case Effect.FORGET_LAG:
                     self._following.forget()
                 case Effect.FORGET_CHUNKS if self._ensemble is not None:
@@ -156,6 +158,14 @@ class RobotController:
         with self._lock:
             return self._plan.positions(times)
 
+    def leads_to(self) -> Floats | None:
+        """Return where [J] the arm is led by the time a chunk taken now begins; None before the first command.
+
+        A plan that was given up counts as far as it was commanded, wherever the arm is since.
+        """
+        with self._lock:
+            return self._plan.leads_to(self._clock.ros_ns() + self._lead_ns)
+
     def plan_end(self) -> int | None:
         """Return the ROS time in ns at which the plan comes to rest, None where nothing is planned."""
         with self._lock:
@@ -168,6 +178,7 @@ class RobotController:
         with self._lock:
             self._guard, self._measured = self._new_guard(), None
             self._advance(Started(self._clock.steady_s()))
+            self._plan.left_at = None
 
     def stop(self) -> CommandWindow | None:
         """End: return the window that brings the arm to rest on its path, None where none was ever sent.
@@ -202,8 +213,17 @@ class RobotController:
         """
         with self._lock:
             was_stopped = self._state.stop is not None
-            self._advance(StopCleared(self._clock.steady_s(), self._plan.is_moving(self._clock.ros_ns())))
+            now = self._clock.ros_ns()
+            self._advance(StopCleared(self._clock.steady_s(), self._plan.is_moving(now)), now)
             return was_stopped
+
+    def change_task(self, *, has_ended: bool) -> None:
+        """Void what was asked for before, as the robot is told otherwise; bring it to rest where its task has ended."""
+        with self._lock:
+            now, steady = self._clock.ros_ns(), self._clock.steady_s()
+            if self._state.is_active:
+                self._follow_clock(now, steady)
+            self._advance(TaskChanged(now, steady, has_ended), now)
 
     # the policy's side
 
@@ -214,7 +234,7 @@ class RobotController:
         tight loop.
         """
         with self._lock:
-            if not self._state.may_ask(self._clock.steady_s()) or self._awaited_of_the_arm():
+            if not self._state.may_ask(self._clock.steady_s()) or self._has_to_stand_first():
                 return False
             if self._state.renew_at is None:
                 return True
@@ -239,14 +259,15 @@ class RobotController:
         with self._lock:
             self._measured = measured
             self._leave_if_elsewhere(self._clock.ros_ns())
-            return not self._awaited_of_the_arm()
+            return not self._has_to_stand_first()
 
     def ask(self) -> Ticket:
         """Note that inference starts; return a ticket that comes back with the chunk and is void after a hold."""
         with self._lock:
             steady = self._clock.steady_s()
             self._advance(ChunkAsked(steady))
-            return Ticket(self._state.generation, steady, not self.is_executing)
+            is_moving = self.is_executing or self._is_braking(self._clock.ros_ns())
+            return Ticket(self._state.generation, steady, not is_moving)
 
     def accept(self, trajectory: Trajectory, ticket: Ticket) -> bool:
         """Put a decoded chunk on the timeline; return False where it is dropped: it came too late, or after a hold."""
@@ -353,6 +374,7 @@ class RobotController:
             not_following=self._following.fault(now) if is_led else None,
             plan_lasts=lasts,
             ran_out="" if self._plan.end is None or lasts else self._pace.why_late(),
+            is_braking=self._is_braking(now),
         )
 
     def not_sent(self, window: CommandWindow, joints: Sequence[int] | None = None) -> None:
@@ -374,24 +396,30 @@ class RobotController:
             return None
         return MotionState.at_rest(self._measured.positions)
 
-    def _awaited_of_the_arm(self) -> str:
-        """Say what a motion that begins where the arm stands must wait for; empty where it must not wait."""
+    def _has_to_stand_first(self) -> bool:
+        """Say whether a chunk asked for now would be useless, as the arm would not be where it was seen."""
         if self._plan.window is not None or self._measured is None:
-            return ""
-        return self._following.awaits(self._measured)
+            return self._is_braking(self._clock.ros_ns())
+        return bool(self._following.awaits(self._measured))
+
+    def _is_braking(self, now: int) -> bool:
+        """Say whether the arm is on its way to rest; one that something blocks is so no longer than that way takes."""
+        return self._state.renew_at is None and self._plan.lasts(now) and self._plan.is_moving(now)
 
     def _leave_if_elsewhere(self, now: int) -> None:
         """Start again from where the arm is, if it should stand but is out of reach of its last command or strayed."""
         window, measured = self._plan.window, self._measured
         if window is not None and measured is not None and not self._plan.is_moving(now):
-            self._advance(ArmSeen(bool(self._following.excess(window.position_at(now), measured, now).any())))
+            self._advance(ArmSeen(bool(self._following.excess(window.position_at(now), measured, now).any())), now)
 
     def _follow_clock(self, now: int, steady: float) -> None:
         jump = self._guard.update(now, steady)
+        if jump:
+            self._plan.give_up(now - jump)
         if jump > 0:
             self._plan.follow_jump(jump)
         if jump:
-            self._advance(ClockJumped(is_back=jump < 0), now)
+            self._advance(ClockJumped(jump / NS), now)
 
     def _is_over(self, now: int) -> bool:
         """Say whether the plan has been over for the length of a window."""

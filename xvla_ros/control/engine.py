@@ -28,7 +28,8 @@ class Ticket:
     Attributes:
         generation: of the robot's chunks then; the answer is void once there is a newer one.
         asked_s: steady time in s.
-        is_standing: whether no chunk was being carried out, so that the observation still holds when the answer comes.
+        is_standing: whether no chunk was being carried out, nor the way to rest, so that the observation still
+            holds when the answer comes.
     """
 
     generation: int

@@ -13,14 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from xvla_ros.control.clock import Clock, LatencyWindow
 from xvla_ros.control.controller import RobotController
-from xvla_ros.control.engine import ChunkRequest
+from xvla_ros.control.engine import NO_TICKET, ChunkRequest
 from xvla_ros.control.motion import CommandWindow
 from xvla_ros.control.state import INTERNAL_ERROR, POLICY_UNREACHABLE, ControlStatus
 from xvla_ros.control.timeline import CONDITIONED, chunk_prefix
 from xvla_ros.errors import UnreachableError
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import Fault
-from xvla_ros.robots.actions import Decoder, StateEncoder, Trajectory
+from xvla_ros.robots.actions import Decoder, StateEncoder
 from xvla_ros.robots.joints import gripper_joints
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
@@ -60,15 +60,31 @@ class Pilot(Generic[Raw]):
     ) -> None:
         arms = tool_arms(profile, description)
         self.profile, self.arms = profile, arms
-        self.instruction = instruction or profile.instruction
+        self._instruction = instruction or profile.instruction
         self.encoder = StateEncoder(profile, arms)
-        self.builder: ObservationBuilder[Raw] = ObservationBuilder(profile, decode_image, self.encoder, encoded)
+        self.builder: ObservationBuilder[Raw] = ObservationBuilder(
+            profile, decode_image, self.encoder, encoded, leads_arm=True
+        )
         self.controller = RobotController(profile, clock, Workspace(arms), gripper_joints(profile))
         self._decoder = Decoder(profile, arms)
-        self._trajectory: Trajectory | None = None  # that is carried out
         self._clock = clock
         self._inference, self._overhead = LatencyWindow(), LatencyWindow()
         self._chunk: ActionChunk | None = None
+
+    @property
+    def instruction(self) -> str:
+        """What to do; empty for nothing.
+
+        Another one voids what was asked for before: the arm goes on as planned until the first chunk of the new one is
+        there. An empty one brings the arm to rest, also where the next follows at once.
+        """
+        return self._instruction
+
+    @instruction.setter
+    def instruction(self, text: str) -> None:
+        if text != self._instruction:
+            self._instruction = text
+            self.controller.change_task(has_ended=not text)
 
     @property
     def status(self) -> ControlStatus:
@@ -110,7 +126,6 @@ class Pilot(Generic[Raw]):
 
     def start(self) -> None:
         """Begin a run; the arm may have been elsewhere since the one before."""
-        self._trajectory = None
         self.controller.start()
 
     def wants_chunk(self) -> bool:
@@ -141,16 +156,20 @@ class Pilot(Generic[Raw]):
         """Take the answer to a request; return whether it is carried out."""
         begun = time.perf_counter()
         self._inference.add(chunk.inference_ms)
-        chunk = replace(chunk, times=chunk.times / self.profile.safety.speed + request.shift / NS)
+        speed = self.profile.safety.speed
         try:
-            trajectory = self._decoder.decode(chunk, request.start, self._trajectory)
-            accepted = self.controller.accept(trajectory, request.ticket)
+            # decoded at full speed: where joints lag behind a tool's path, they do so at every speed
+            trajectory = self._decoder.decode(chunk, request.start, self.controller.leads_to())
+            after = np.rint((trajectory.times - chunk.stamp) / speed).astype(np.int64)
+            trajectory = replace(trajectory, times=chunk.stamp + after + request.shift)
+            # an observation may have been made just before the instruction changed, and asked about just after
+            is_current = request.observation.instruction == self._instruction
+            accepted = self.controller.accept(trajectory, request.ticket if is_current else NO_TICKET)
         except ValueError as error:
             self.policy_failed(error)
             return False
         if accepted:
-            self._trajectory = trajectory
-            self._chunk = replace(chunk, times=chunk.times + self.controller.shift / NS)
+            self._chunk = replace(chunk, times=chunk.times / speed + (request.shift + self.controller.shift) / NS)
             self._overhead.add(request.observe_ms + (time.perf_counter() - begun) * 1e3)
         return accepted
 

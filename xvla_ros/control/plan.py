@@ -38,6 +38,7 @@ class Plan:
 
     Attributes:
         window: the last command that was sent, None before the first.
+        left_at: float64 [J] where a plan led when it was given up, None where none has been.
     """
 
     def __init__(self, profile: Profile, limits: JointLimits, workspace: Workspace) -> None:
@@ -49,9 +50,12 @@ class Plan:
         )
         self.window: CommandWindow | None = None
         self._before: CommandWindow | None = None
+        self.left_at: Floats | None = None
+        self._is_given_up = False
 
-    def clear(self) -> None:
+    def clear(self, now: int) -> None:
         """Forget plan and last command: the next motion starts from where the arm is measured to be."""
+        self.give_up(now)
         self._timeline.clear()
         self.window = self._before = None
 
@@ -71,14 +75,31 @@ class Plan:
 
     def splice(self, times: Stamps, positions: Floats, not_before: int) -> int:
         """Replace the plan from ``not_before`` on, as ``Timeline.splice``; return how many waypoints were taken."""
-        return self._timeline.splice(times, positions, not_before)
+        taken = self._timeline.splice(times, positions, not_before)
+        self._is_given_up = self._is_given_up and not taken
+        return taken
+
+    def leads_to(self, time: int) -> Floats | None:
+        """Return where [J] chunks lead at ``time``: once given up, as far as was commanded; None before any command."""
+        if self._is_given_up or self.window is None:
+            return self.left_at
+        planned = self.positions(np.array([time], np.int64))
+        return None if planned is None else planned[0]
+
+    def give_up(self, time: int) -> None:
+        """Take note that chunks are carried out up to ``time``, and no further."""
+        self.left_at = self.leads_to(time)
+        self._is_given_up = True
 
     def stop(self, now: int) -> None:
         """Replace the plan by the rest of the last command, run ever slower until it stands."""
+        if self.window is None:
+            self._timeline.clear()
+            return
+        times, positions = way_to_rest(self.window, now, self._limits, self._timing)
+        self.give_up(now + int(times[-1] - now) // 2)  # a clock that runs down goes half as far
         self._timeline.clear()
-        if self.window is not None:
-            times, positions = way_to_rest(self.window, now, self._limits, self._timing)
-            self._timeline.splice(times, positions, now - 1)
+        self._timeline.splice(times, positions, now - 1)
 
     def follow_jump(self, jump: int) -> None:
         """Move the last command by the clock's ``jump`` in ns, so that it goes on from where the arm is."""
@@ -124,7 +145,7 @@ class Plan:
     def _limited(self, now: int, start: MotionState) -> tuple[CommandWindow, str]:
         at = now + np.round(self._window_times * NS).astype(np.int64)
         window = command_window(now, start, self._window_times, *self._timeline.sample(at), self._limiter)
-        outside = self._workspace.left_by(window.positions)
+        outside = self._workspace.left_by(window.positions, start.position)
         if outside:
             window = brake_window(now, start, self._window_times, self._limiter)
         return window, outside
@@ -132,6 +153,7 @@ class Plan:
     def send(self, window: CommandWindow) -> None:
         """Go on from ``window`` from now on."""
         self._timeline.forget_before(window.stamp)
+        self._workspace.go_on(window.start.position)
         self._before, self.window = self.window, window
 
     def take_back(self, window: CommandWindow, joints: Sequence[int] | None = None) -> bool:

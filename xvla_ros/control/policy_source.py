@@ -78,6 +78,11 @@ def decode_alike(one: ActionSpec, other: ActionSpec) -> bool:
     return same == (other.roles, other.gripper, other.gripper_is_probability, other.is_relative)
 
 
+def _modes_alike(one: str, other: str) -> bool:
+    known = one in ACTION_SPECS and other in ACTION_SPECS
+    return one == other or (known and decode_alike(ACTION_SPECS[one], ACTION_SPECS[other]))
+
+
 def misfits(profile: Profile, record: RobotRecord | None, file: Path, checkpoint: str = "") -> Iterator[Problem]:
     """Yield how a robot differs from the one that a policy was trained on.
 
@@ -107,37 +112,45 @@ def misfits(profile: Profile, record: RobotRecord | None, file: Path, checkpoint
     robot = record.embodiment.robot
     if robot != profile.name and checkpoint:
         another += f", or another domain_id: {profile.policy.domain_id} belongs to {robot}"
-    mode = record.embodiment.action_mode
-    if mode not in ACTION_SPECS or not decode_alike(profile.action_spec, ACTION_SPECS[mode]):
-        message = f"was trained for action mode {mode}, whose channels have another meaning"
-        yield problem("policy.action_mode", profile.policy.action_mode, mode, message)
-        return
-    yield from _other_joints(profile, record, file, problem)
-    views, slots = profile.cameras.views, record.embodiment.slots
-    if views != slots:
-        message = "was trained with other views, or in another order"
-        yield problem("cameras.slots", list(views), list(slots), message)
-    yield from _otherwise_used(profile, record.embodiment, problem)
+    own = replace(profile.embodiment(), slots=profile.cameras.views)
+    if _modes_alike(own.action_mode, record.embodiment.action_mode):
+        yield from _other_joints(profile, record, file, problem)
+    yield from otherwise_used(own, record.embodiment, problem)
 
 
-def _otherwise_used(
-    profile: Profile, trained: Embodiment, problem: Callable[[str, object, object, str], Problem]
+def otherwise_used(
+    own: Embodiment, trained: Embodiment, problem: Callable[[str, object, object, str], Problem]
 ) -> Iterator[Problem]:
-    policy = profile.policy
+    """Yield how a robot uses a policy otherwise than in training: mode, views, timing, images, rotations, domain.
+
+    Args:
+        own: of the robot; its slots are the names that the policy has for its views.
+        trained: as the policy remembers it, see ``known_as``.
+        problem: makes one of a key of the profile, the value found, the one expected, and what the policy was.
+    """
+    mode = trained.action_mode
+    if not _modes_alike(own.action_mode, mode):
+        message = f"was trained for action mode {mode}, whose channels have another meaning"
+        yield problem("policy.action_mode", own.action_mode, mode, message)
+        return
+    if own.slots != trained.slots:
+        message = "was trained with other views, or in another order"
+        yield problem("cameras.slots", list(own.slots), list(trained.slots), message)
     for key in ("waypoint_dt", "first_waypoint_offset"):
-        own, theirs = getattr(policy, key), getattr(trained, key)
-        if abs(own - theirs) > TIME_TOLERANCE * max(own, theirs):
+        ours, theirs = getattr(own, key), getattr(trained, key)
+        if abs(ours - theirs) > TIME_TOLERANCE * max(ours, theirs):
             message = f"was trained with {key} {theirs:g} s: the motion would have the wrong timing"
-            yield problem(f"policy.{key}", own, theirs, message)
-    if policy.image_pipeline != trained.image_pipeline:
+            yield problem(f"policy.{key}", ours, theirs, message)
+    if own.image_pipeline != trained.image_pipeline:
         message = f"was trained with the image pipeline {trained.image_pipeline}"
-        yield problem("policy.image_pipeline", policy.image_pipeline, trained.image_pipeline, message)
-    if profile.action_spec.is_end_effector and policy.rot6d != trained.rot6d:
+        yield problem("policy.image_pipeline", own.image_pipeline, trained.image_pipeline, message)
+    spec = ACTION_SPECS.get(own.action_mode)
+    if spec is not None and spec.is_end_effector and own.rot6d != trained.rot6d:
         message = f"was trained with rot6d {trained.rot6d}"
-        yield problem("policy.rot6d", policy.rot6d, trained.rot6d, message)
-    if trained.robot == profile.name and policy.domain_id != trained.domain_id:
-        message = f"has the soft prompt of {profile.name} at domain {trained.domain_id}"
-        yield problem("policy.domain_id", policy.domain_id, trained.domain_id, message)
+        yield problem("policy.rot6d", own.rot6d, trained.rot6d, message)
+    if trained.robot == own.robot and own.domain_id != trained.domain_id:
+        message = f"has the soft prompt of {own.robot} at domain {trained.domain_id}"
+        yield problem("policy.domain_id", own.domain_id, trained.domain_id, message)
 
 
 def same_numbers(profile: Profile, record: RobotRecord) -> bool:
@@ -255,7 +268,8 @@ def load_policy(
     if engine not in (AUTO, TORCH):
         dtype = dtype or "float32"
     ensure_device(device)
-    how = {"late": engine != TORCH, "for_good": for_good}
+    guided = any(each.smoothing.method == "guided" for each in profiles.values())  # needs gradients, which graphs lack
+    how = {"late": engine != TORCH and not guided, "for_good": for_good}
     if name:
         policy = _load(name, revision, device, dtype, profiles.values(), **how)
     else:

@@ -67,6 +67,7 @@ class ControlState:
         chunk_fault: what was wrong with the policy or its last chunk, until the next one that can be taken.
         strayed: why the arm is held as it did not follow, until it stands still where it is.
         unknown_until: ROS time in ns as read when it was last not to be trusted, None where it always was.
+        jumped: how ROS time jumped as the robot last ran, said after what it waits for since; empty where it did not.
     """
 
     status: ControlStatus = field(default_factory=ControlStatus)
@@ -80,6 +81,7 @@ class ControlState:
     chunk_fault: Fault | None = None
     strayed: Fault | None = None
     unknown_until: int | None = None
+    jumped: str = ""
 
     @property
     def is_active(self) -> bool:
@@ -162,9 +164,13 @@ class StopCleared:
 
 @dataclass(frozen=True)
 class ClockJumped:
-    """ROS time went back, or was set ahead; in the second case the last command has been moved along with it."""
+    """ROS time went back, or was set ahead; in the second case the last command has been moved along with it.
 
-    is_back: bool
+    Attributes:
+        by_s: s by which it is ahead of where it should be; less than 0 where it went back.
+    """
+
+    by_s: float
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,21 @@ class ArmSeen:
     """An arm whose last command has come to its end is measured: within reach of that end, or ``is_away`` from it."""
 
     is_away: bool
+
+
+@dataclass(frozen=True)
+class TaskChanged:
+    """The robot is told to do something else, or nothing any more: what was asked for before is void.
+
+    Attributes:
+        now: ROS time in ns.
+        steady_s: steady time in s.
+        has_ended: whether there is nothing to do.
+    """
+
+    now: int
+    steady_s: float
+    has_ended: bool
 
 
 @dataclass(frozen=True)
@@ -229,6 +250,7 @@ class Ticked:
         not_following: how the arm has been away from its plan for too long.
         plan_lasts: whether the plan goes on.
         ran_out: why the plan ended before the next chunk came, empty where it did not.
+        is_braking: whether the policy is not asked as the arm is on its way to rest.
     """
 
     steady_s: float
@@ -242,6 +264,7 @@ class Ticked:
     not_following: Fault | None = None
     plan_lasts: bool = False
     ran_out: str = ""
+    is_braking: bool = False
 
 
 @dataclass(frozen=True)
@@ -283,6 +306,7 @@ Event = (
     | StopCleared
     | ClockJumped
     | ArmSeen
+    | TaskChanged
     | ChunkAsked
     | ChunkTaken
     | ChunkDropped
@@ -312,6 +336,8 @@ def transition(state: ControlState, event: Event) -> Step:
         case ArmSeen():
             is_left = state.renew_at is None and (event.is_away or state.strayed is not None)
             return (_voided(state), RESTART) if is_left else (state, ())
+        case TaskChanged():
+            return _told_otherwise(state, event) if state.is_active else (state, ())
         case ChunkAsked():
             return replace(state, waiting_since_s=event.steady_s), ()
         case ChunkTaken():
@@ -360,22 +386,41 @@ def _ended(state: ControlState, event: Ended) -> Step:
 def _cleared(state: ControlState, event: StopCleared) -> Step:
     if state.stop is None:
         return state, ()
-    state = replace(state, stop=None)
+    state, is_led = replace(state, stop=None), state.renew_at is not None
     if not state.is_active:
         return state, ()
     status = replace(state.status, state=HOLDING, reason="", detail="waiting for a new chunk")
     state = replace(_voided(state), status=status, chunk_fault=None, waiting_since_s=event.steady_s)
     # an arm that stands goes on from where it is measured to be; one that still brakes, from its last command
-    return state, (Effect.FORGET_CHUNKS,) if event.is_moving else RESTART
+    if not event.is_moving:
+        return state, RESTART
+    return state, (Effect.BRAKE, Effect.FORGET_CHUNKS) if is_led else (Effect.FORGET_CHUNKS,)
 
 
 def _jumped(state: ControlState, event: ClockJumped) -> Step:
     state = replace(_voided(state), unknown_until=None)
-    if event.is_back:
+    if state.status.state == RUNNING:
+        how = f"went back by {-event.by_s:.3f}" if event.by_s < 0.0 else f"leapt ahead by {event.by_s:.3f}"
+        jumped = f"; ROS time {how} s, as with a restart of the simulation or with two publishers of /clock"
+        state = replace(state, jumped=jumped)
+    if event.by_s < 0.0:
         # the plan and the last command are keyed by a time that has not come yet
         return state, RESTART
     # the arm is where it was: the last command goes on from there, and comes to rest
     return state, (Effect.FORGET_CHUNKS, Effect.FORGET_LAG, Effect.BRAKE)
+
+
+def _told_otherwise(state: ControlState, event: TaskChanged) -> Step:
+    state = replace(state, generation=state.generation + 1)
+    if not event.has_ended:
+        # the arm goes on as planned until the next chunk is there, which is due at once, of a slow policy at its end
+        renew_at = None if state.renew_at is None else min(state.renew_at, event.now)
+        return replace(state, renew_at=renew_at), (Effect.FORGET_CHUNKS,)
+    status = state.status
+    if status.state == RUNNING:
+        status = status.to(HOLDING, Fault("", "waiting for an instruction"))
+    brake = () if state.renew_at is None else (Effect.BRAKE,)
+    return replace(state, status=status, renew_at=None, waiting_since_s=event.steady_s), (*brake, Effect.FORGET_CHUNKS)
 
 
 def _dropped(state: ControlState, steady_s: float, fault: Fault | None) -> ControlState:
@@ -398,7 +443,7 @@ def _commanded(state: ControlState, event: CommandDue) -> Step:
 
 def _ticked(state: ControlState, tick: Ticked) -> Step:
     waiting_for = tick.waiting_for or ("" if tick.has_command else tick.awaited or "")
-    if waiting_for:
+    if waiting_for or (tick.is_braking and state.status.reason != POLICY_LATE):
         state = replace(state, waiting_since_s=tick.steady_s)
     state, fault = _looked_for_faults(state, tick)
     if fault is None and waiting_for and state.renew_at is not None:
@@ -410,6 +455,8 @@ def _ticked(state: ControlState, tick: Ticked) -> Step:
         state, effects = _voided(state), RESTART
     if fault is None:
         state = replace(state, status=_free(state, tick.plan_lasts))
+        if state.status.state == RUNNING:
+            state = replace(state, jumped="")
     else:
         if state.renew_at is not None:
             effects = (*effects, Effect.BRAKE)
@@ -418,7 +465,8 @@ def _ticked(state: ControlState, tick: Ticked) -> Step:
             # what was seen before a hold says nothing of the world after it
             state, effects = replace(_voided(state), waiting_since_s=tick.steady_s), (*effects, Effect.FORGET_CHUNKS)
     if waiting_for and state.status.state == HOLDING and not state.status.reason:
-        state = replace(state, status=replace(state.status, detail=f"waiting for {waiting_for}"))
+        jumped = "" if tick.waiting_for else state.jumped
+        state = replace(state, status=replace(state.status, detail=f"waiting for {waiting_for}{jumped}"))
     return state, effects
 
 
@@ -456,7 +504,7 @@ def _free(state: ControlState, plan_lasts: bool) -> ControlStatus:
     if plan_lasts and state.renew_at is not None:
         return status.to(RUNNING)
     is_over = status.reason or status.state == RUNNING
-    return status.to(HOLDING, Fault("", "waiting for a new chunk")) if is_over else status
+    return status.to(HOLDING, Fault("", f"waiting for a new chunk{state.jumped}")) if is_over else status
 
 
 def _held(state: ControlState, fault: Fault) -> ControlStatus:

@@ -134,21 +134,21 @@ class JointTopic:
         The order of ``names`` is free, further joints may be among them, and joints may come in messages of their own.
 
         Returns:
-            None for a message without any of the profile's joints, or without positions, as another publisher on a
-            shared topic may send.
+            None for a message without any of the profile's joints, however malformed, or without positions, as
+            another publisher on a shared topic may send.
 
         Raises:
             MessageError: joints named twice, as many positions as names not there, NaN, Inf or what no joint can have.
         """
         if len(names) > WIDTH:
             raise MessageError(f"{self.topic}: {len(names)} joint names; expected at most {WIDTH}")
+        if set(self.names).isdisjoint(names):
+            return None
         found = tuple(names)
         values = self._as_vector(found, positions)
         if not values.size:
             return None
         places, columns = self._layout(found)
-        if not places.size:
-            return None
         chosen = np.full(len(self.names), np.nan)
         chosen[places] = values[columns]
         self._check(chosen, places)

@@ -57,6 +57,7 @@ class ObservationBuilder(Generic[Raw]):
         encoded: (raw, camera that sent it) → the JPEG or PNG that its message holds, None where it holds pixels; goes
             into observations beside the picture, where that is all of it. None leaves it out.
         encoder: of that robot; None makes one from the URDFs the profile names.
+        leads_arm: whether an arm is led by what is measured, as ``measured.MeasuredTopic`` takes it.
 
     Raises:
         KinematicsError: the action mode has tool poses, and no encoder can be made.
@@ -68,6 +69,8 @@ class ObservationBuilder(Generic[Raw]):
         decode_image: Callable[[Raw, Camera], Picture],
         encoder: StateEncoder | None = None,
         encoded: Callable[[Raw, Camera], bytes | None] | None = None,
+        *,
+        leads_arm: bool = False,
     ) -> None:
         self._encoder = encoder or StateEncoder(profile)
         self._profile = profile
@@ -82,9 +85,10 @@ class ObservationBuilder(Generic[Raw]):
             slot: RecentMessages(horizon, KEPT_FRAMES) for slot in self._cameras
         }
         self._joints = {
-            topic: MeasuredTopic(layout, profile, horizon) for topic, layout in joint_topics(profile).items()
+            topic: MeasuredTopic(layout, profile, horizon, leads_arm=leads_arm)
+            for topic, layout in joint_topics(profile).items()
         }
-        self._undecodable: dict[str, str] = {}
+        self._undecodable: dict[str, tuple[int, str]] = {}  # of a slot, the stamp of the frame, and what is wrong
         self._decoded: dict[str, _Decoded] = {}
         self._last_call: tuple[float, int] | None = None
         self._clock_resets = 0
@@ -144,12 +148,21 @@ class ObservationBuilder(Generic[Raw]):
             return together(list(self._joints.values()), len(self._profile.joints.policy_order))
 
     def check(self, now: int, steady_now: float) -> Fault | None:
-        """Return the fault that ``build`` would return, without decoding: cheap enough for every command."""
+        """Return the fault that ``build`` would return, without decoding: cheap enough for every command.
+
+        A picture that could not be decoded counts for ``max_age``, and on while no newer one has come: where none is
+        asked for, none is decoded, and a good one ends nothing.
+        """
         found = self._align(now, steady_now)
         if isinstance(found, Fault):
             return found
         with self._lock:
-            broken = [text for slot, text in self._undecodable.items() if self._cameras[slot].required]
+            broken = [
+                text
+                for slot, (stamp, text) in self._undecodable.items()
+                if (camera := self._cameras[slot]).required
+                and (now - stamp <= camera.max_age * NS or found.frames[slot].stamp <= stamp)
+            ]
         return Fault(CAMERA_MISSING, "; ".join(broken)) if broken else None
 
     def aligned_stamp(self, now: int, steady_now: float) -> int | None:
@@ -268,7 +281,7 @@ class ObservationBuilder(Generic[Raw]):
             except Exception as error:  # a decoder may raise anything on broken data, which means hold
                 text = f"{slot}: image on {self._cameras[slot].topic} cannot be used: {error}"
                 with self._lock:
-                    self._undecodable[slot] = text
+                    self._undecodable[slot] = frame.stamp, text
                 if self._cameras[slot].required:
                     broken.append(text)
         return Fault(CAMERA_MISSING, "; ".join(broken)) if broken else pictures

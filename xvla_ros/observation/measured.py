@@ -70,21 +70,26 @@ class MeasuredTopic:
     that leaps by whole turns stays a fault: the arm did not move, and a command to where it now seems to be would turn
     it. Grippers may leap, since some are opened and closed by air.
 
+    Where an arm is led, a joint that leaps while its messages come, and stays there, stays a fault, too: another node
+    may publish it alone by now. In both cases it ends where the joint is back, or with ``trust``. After a gap in its
+    messages a joint may be elsewhere, as the arm may have been moved meanwhile.
+
     Of two clocks on one topic the one ahead counts, as long as its messages come.
 
     Args:
         layout: the joints expected there.
         profile: the robot.
         horizon: s for which messages are kept at least.
+        leads_arm: whether an arm is led by what is believed.
 
     Attributes:
         fault: why its messages are not believed now, None while they are.
     """
 
-    def __init__(self, layout: JointTopic, profile: Profile, horizon: float) -> None:
+    def __init__(self, layout: JointTopic, profile: Profile, horizon: float, *, leads_arm: bool = False) -> None:
         joints = [profile.joints.ordered[place] for place in layout.indices]
         self.layout = layout
-        self._horizon = horizon
+        self._horizon, self._leads_arm = horizon, leads_arm
         self._fastest = np.array([joint.max_velocity for joint in joints], dtype=np.float64)
         self._leaps = np.isin(layout.indices, gripper_joints(profile))
         self._still_within = STILL * np.array([joint.upper - joint.lower for joint in joints], dtype=np.float64)
@@ -100,13 +105,15 @@ class MeasuredTopic:
         # of each joint: last message; last believed one; two earlier ones; the one since which it has stood still
         self._last, self._believed = _Readings(joints), _Readings(joints)
         self._earlier, self._between, self._anchor = (_Readings(joints) for _ in range(3))
-        self._received: Floats = np.zeros(joints)
+        # joints whose messages leapt without a gap since all was well; those last heard of out of reach of the believed
+        self._leapt: NDArray[np.bool_] = np.zeros(joints, dtype=bool)
+        self._away: NDArray[np.bool_] = np.zeros(joints, dtype=bool)
 
     def trust(self) -> None:
         """Believe where the joints are now, however they came there: nobody drove them."""
+        self._settle()
         if self.fault is not None and self.fault.reason == JOINTS_IMPLAUSIBLE:
             self.fault = None
-            self._believed.set(self._last.known, self._last.stamps, self._last.values)
 
     def add(self, stamp: int, names: Sequence[str], positions: ArrayLike, received: float) -> Floats | None:
         """Take a message; ``fault`` says whether it is believed.
@@ -128,14 +135,21 @@ class MeasuredTopic:
         if values is None:
             self._heard = f"with {shown(tuple(names))}" if np.size(positions) else "without positions"
             return None
-        leap = self._leap(stamp, received, values)
+        passed = self._passed(self._last, stamp, received)
+        excess = self._excess(self._last, passed, values)
         is_late = self._is_late(stamp, received, values)
-        if leap:
+        if not is_late:
+            self._look_for_absent(stamp, received, values, excess > 0.0)
+        if excess.any():
             for part in self._parts:
                 part.messages.clear()  # nothing is interpolated across a leap
+            leap = self._leap(int(np.argmax(excess)), passed, values)
             self._doubt(stamp, received, Fault(JOINTS_IMPLAUSIBLE, leap))
-        elif self.fault is not None and not is_late and self._has_settled(stamp, received, values):
-            self.fault = None
+        elif self.fault is not None and not is_late and self._is_well(stamp, received, values):
+            if self._is_elsewhere():
+                self.fault = Fault(JOINTS_IMPLAUSIBLE, self._stay(values))
+            else:
+                self.fault = None
         if is_late:
             return None
         self._note(stamp, received, values)
@@ -183,7 +197,7 @@ class MeasuredTopic:
             self.fault = fault  # the first one stays until all is well: several would alternate at their rates
         self._ill_at = stamp, received
 
-    def _has_settled(self, stamp: int, received: float, values: Floats) -> bool:
+    def _is_well(self, stamp: int, received: float, values: Floats) -> bool:
         """Return whether all has been well for long enough, by stamp and by time of arrival: stamps may lie.
 
         What is a whole turn away never has.
@@ -192,9 +206,27 @@ class MeasuredTopic:
         is_long = abs(stamp - ill_stamp) >= SETTLED * NS and received - ill_received >= SETTLED
         return is_long and not self._turned(values).any()
 
+    def _look_for_absent(self, stamp: int, received: float, values: Floats, leaps: NDArray[np.bool_]) -> None:
+        """Note whether a message leaps without a gap, and whether it is out of reach of what was believed.
+
+        Only a leap, or a way that leads there, brings its joints back, and all of them together: of two publishers one
+        may be silent by now, and the time that passes does not make the other one the driver. The gap is that of
+        arrival: stamps may lie.
+        """
+        here = ~np.isnan(values)
+        if (leaps & (received - self._last.received <= LONGEST)).any():
+            self._leapt |= here
+        is_there = not self._excess(self._believed, np.zeros_like(values), values).any()
+        comes = not self._excess(self._believed, self._passed(self._believed, stamp, received), values).any()
+        was_away = bool((self._away & here).any())
+        self._away = np.where(here, not is_there and ((was_away and not leaps.any()) or not comes), self._away)
+
+    def _is_elsewhere(self) -> bool:
+        return self._leads_arm and bool((self._leapt & self._away).any())
+
     def _is_late(self, stamp: int, received: float, values: Floats) -> bool:
         """Return whether newer positions of the same joints have come lately, stamped by a clock that is ahead."""
-        newer = (self._last.stamps - stamp > LATE * NS) & (received - self._received < SETTLED)
+        newer = (self._last.stamps - stamp > LATE * NS) & (received - self._last.received < SETTLED)
         return bool((newer & self._last.known & ~np.isnan(values)).any())
 
     def _turned(self, values: Floats) -> NDArray[np.bool_]:
@@ -205,42 +237,62 @@ class MeasuredTopic:
             turned: NDArray[np.bool_] = self._believed.known & (whole != 0) & (np.abs(turns - whole) < ABOUT)
         return turned
 
-    def _leap(self, stamp: int, received: float, values: Floats) -> str:
-        """Say which joint moved faster than it can since its last message; empty where none did."""
-        last = self._last
-        passed = np.abs(stamp - last.stamps) / NS
+    @staticmethod
+    def _passed(since: _Readings, stamp: int, received: float) -> Floats:
+        """Return the s for which joints may have moved since a reading, as far as the stamps can be believed."""
+        passed = np.abs(stamp - since.stamps) / NS
         # stamps that lie far apart say nothing about speed, and no stamp runs far ahead of the time of arrival
-        since = FASTEST_TIME * np.abs(received - self._received) + BURST
-        passed = np.where(passed > LONGEST, 0.0, np.minimum(passed, since))
-        moved = np.abs(values - last.values)
+        most = FASTEST_TIME * np.abs(received - since.received) + BURST
+        return np.where(passed > LONGEST, 0.0, np.minimum(passed, most))
+
+    def _excess(self, since: _Readings, passed: Floats, values: Floats) -> Floats:
+        """Return by how much joints are further from a reading than they can have moved in ``passed``, at least 0."""
         with np.errstate(invalid="ignore"):  # joints that this message does not have are NaN
-            excess = np.where(last.known, moved - self._fastest * (passed + JITTER), 0.0)
-        excess = np.where(self._leaps, 0.0, np.nan_to_num(excess, nan=0.0))
-        worst = int(np.argmax(excess))
-        if excess[worst] <= 0.0:
-            return ""
+            excess = np.abs(values - since.values) - self._fastest * (passed + JITTER)
+            return np.where(since.known & ~self._leaps & (excess > 0.0), excess, 0.0)
+
+    def _leap(self, worst: int, passed: Floats, values: Floats) -> str:
+        """Say how a joint moved faster than it can since its last message."""
+        before, now = self._last.values[worst], values[worst]
         why = "Does a second node publish these joints?"
         if self._turned(values)[worst]:
             why = "That is a whole turn: does its driver wrap positions? Held until the node is activated again"
         return (
-            f"{self.layout.topic}: {self.layout.names[worst]} leaps by {moved[worst]:.3f}, from "
-            f"{last.values[worst]:.3f} to {values[worst]:.3f}, within {passed[worst]:.3f} s; its max_velocity is "
+            f"{self.layout.topic}: {self.layout.names[worst]} leaps by {abs(now - before):.3f}, from "
+            f"{before:.3f} to {now:.3f}, within {passed[worst]:.3f} s; its max_velocity is "
             f"{self._fastest[worst]:g} rad/s or m/s. {why}"
         )
 
+    def _stay(self, values: Floats) -> str:
+        """Say which joint stays where it leapt to."""
+        values = np.where(np.isnan(values), self._last.values, values)
+        stays = int(np.argmax(self._excess(self._believed, np.zeros_like(values), values)))
+        return (
+            f"{self.layout.topic}: {self.layout.names[stays]} leapt from {self._believed.values[stays]:.3f} and stays "
+            f"at {values[stays]:.3f}. Has its driver ended, and does another node publish these joints? Held until "
+            "the joint is back; if the arm is really there, activate the node again"
+        )
+
+    def _settle(self) -> None:
+        """Believe what was heard last."""
+        self._believed.set(self._last.known, self._last.stamps, self._last.received, self._last.values)
+        self._leapt[:] = self._away[:] = False
+
     def _note(self, stamp: int, received: float, values: Floats) -> None:
         here = ~np.isnan(values)
-        self._received = np.where(here, received, self._received)
-        self._last.set(here, stamp, values)
+        self._last.set(here, stamp, received, values)
         if self.fault is None:
-            self._believed.set(self._last.known, self._last.stamps, self._last.values)
+            self._settle()
+        else:
+            # an arm that still brakes is followed, so that it is known when it is heard of alone again
+            self._believed.set(here & ~self._away & self._believed.known, stamp, received, values)
         leapt = ~self._between.known | (stamp < self._between.stamps)
         due = here & (leapt | (stamp - self._between.stamps >= VELOCITY_SPAN * NS))
-        self._earlier.set(due & ~leapt, self._between.stamps, self._between.values)
-        self._between.set(due, stamp, values)
+        self._earlier.set(due & ~leapt, self._between.stamps, self._between.received, self._between.values)
+        self._between.set(due, stamp, received, values)
         with np.errstate(invalid="ignore"):
             moved = ~self._anchor.known | (np.abs(values - self._anchor.values) > self._still_within)
-        self._anchor.set(here & (moved | (stamp < self._anchor.stamps)), stamp, values)
+        self._anchor.set(here & (moved | (stamp < self._anchor.stamps)), stamp, received, values)
 
     def _keep(self, message: Stamped[Floats]) -> None:
         """Keep a message with the parts it has joints of; a part with only some joints in it is split in two."""
@@ -257,16 +309,20 @@ class MeasuredTopic:
 
 
 class _Readings:
-    """A stamp in ns and a value of each of J joints, as far as they are known."""
+    """Of each of J joints, as far as it is known: a stamp in ns, the steady s of its receipt, a value."""
 
     def __init__(self, joints: int) -> None:
         self.known: NDArray[np.bool_] = np.zeros(joints, dtype=bool)
         self.stamps: NDArray[np.int64] = np.zeros(joints, dtype=np.int64)
+        self.received: Floats = np.zeros(joints)
         self.values: Floats = np.zeros(joints)
 
-    def set(self, which: NDArray[np.bool_], stamps: int | NDArray[np.int64], values: Floats) -> None:
+    def set(
+        self, which: NDArray[np.bool_], stamps: int | NDArray[np.int64], received: float | Floats, values: Floats
+    ) -> None:
         self.known |= which
         self.stamps = np.where(which, stamps, self.stamps)
+        self.received = np.where(which, received, self.received)
         self.values = np.where(which, values, self.values)
 
 
