@@ -150,6 +150,14 @@ def in_joints(raw: dict[str, Any]) -> dict[str, Any]:
     return raw["commands"]
 
 
+def one_group(raw: dict[str, Any], interface: str) -> dict[str, Any]:
+    """Command both arms of so101_bimanual, whose joints have the same ROS names, in one group."""
+    joints = [joint for group in raw["commands"]["groups"] for joint in raw["commands"][group]["joints"]]
+    both = {"topic": "/both/commands", "joints": joints}
+    raw["commands"] = {"interface": interface, "groups": ["both"], "both": both}
+    return raw
+
+
 def tools_of(raw: dict[str, Any]) -> list[dict[str, Any]]:
     return [raw["tools"][name] for name in raw["tools"]["order"]]
 
@@ -201,6 +209,8 @@ CONTRADICTIONS: list[tuple[str, str, Callable[[dict[str, Any]], object]]] = [
         "commands.right_arm.topic",
         lambda raw: raw["commands"]["right_arm"].update(topic=raw["commands"]["left_arm"]["topic"]),
     ),
+    ("so101_bimanual", "commands.both.joints", lambda raw: one_group(raw, "joint_trajectory")),
+    ("so101_bimanual", "commands.both.joints", lambda raw: one_group(raw, "joint_state")),
     ("so101_bimanual", "commands.interface", lambda raw: raw["commands"].update(interface="pose")),
     ("so101_bimanual", "timing.lookahead", lambda raw: raw["timing"].update(lookahead=20.0)),
     ("so101_bimanual", "timing.lookahead", lambda raw: raw["timing"].update(lookahead=0.06)),
@@ -251,6 +261,11 @@ def test_a_contradiction_across_fields_is_named(robot: str, key: str, change: Ca
     assert f"{robot}.{key}" in found
     problem = found[f"{robot}.{key}"]
     assert problem.expected and problem.message
+
+
+def test_joints_of_one_name_share_a_group_where_no_names_are_sent():
+    raw = one_group(mapping_of("so101_bimanual"), "forward_command")
+    assert len(Profile.from_mapping("so101_bimanual", raw).commands.by_name["both"].joints) == 12
 
 
 @pytest.mark.parametrize(("key", "degrees"), [("lower", -110.0), ("upper", 110.0)])

@@ -208,23 +208,10 @@ class Stand:
             self.windows += 1
         if self.pilot.wants_chunk() and (request := self.pilot.observe()) is not None:
             seen = request.observation
-            policy = self.profile.policy
-            times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(30)
             actions = np.repeat(np.asarray(seen.state)[None], 30, axis=0)
             if not self.profile.action_spec.is_end_effector:
                 actions += 0.01 * (self.upper - self.lower) * np.linspace(0.0, 1.0, 30)[:, None]
-            chunk = ActionChunk(
-                self.profile.name,
-                policy.domain_id,
-                policy.action_mode,
-                seen.instruction,
-                seen.stamp,
-                times,
-                actions.astype(np.float32),
-                1.0,
-                0,
-            )
-            assert self.pilot.deliver(request, chunk)
+            assert self.pilot.deliver(request, ActionChunk.of(seen, actions.astype(np.float32), 1.0))
 
 
 @pytest.mark.parametrize(("package", "row"), TABLE)

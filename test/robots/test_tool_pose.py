@@ -209,10 +209,35 @@ def test_what_a_motion_overshoots_the_box_by_does_not_add_up():
         paths.append(joints[None])
     begun, *paths = paths
     workspace.begin(begun[0])
-    assert not workspace.left_by(paths[0])
-    assert all("would leave its workspace box by" in workspace.left_by(path) for path in paths[1:])
+    assert not workspace.left_by(paths[0], begun)
+    assert all("would leave its workspace box by" in workspace.left_by(path, begun) for path in paths[1:])
     workspace.begin(paths[2][0])
-    assert not any(map(workspace.left_by, paths)), "a tool that stands outside may come back"
+    assert not any(workspace.left_by(path, paths[2]) for path in paths), "a tool that stands outside may come back"
+
+
+def test_a_tool_outside_on_one_side_leaves_on_no_other_and_stays_in_once_it_has_come_in():
+    arm = arms("widowx")["arm"]
+
+    def at(*position: float) -> Floats:
+        joints = home("widowx")
+        joints[arm.columns] = arm.inverse.solve_cold(Poses(np.array(position), np.eye(3))).positions
+        np.testing.assert_allclose(arm.chain.poses(joints[arm.columns]).positions, position, atol=1e-3)
+        return joints
+
+    above, lower, inside, beside = at(0.3, 0.05, 0.33), at(0.3, 0.05, 0.28), at(0.3, 0.05, 0.1), at(0.3, 0.35, 0.1)
+    workspace = Workspace({"arm": arm})
+    workspace.begin(above)
+    assert not workspace.left_by(np.stack([above, inside, above]), above), "it has not come in yet"
+    assert "would leave its workspace box by 0.100 m" in workspace.left_by(np.stack([above, beside]), above)
+    workspace.go_on(lower)
+    assert not workspace.left_by(lower[None], lower) and workspace.left_by(above[None], lower)
+    workspace.go_on(inside)
+    assert "would leave its workspace box by 0.100 m" in workspace.left_by(lower[None], inside)
+    workspace.go_on(lower)
+    assert not workspace.left_by(np.stack([lower, inside]), lower), "what something moved out may come back"
+    assert workspace.left_by(above[None], lower) and workspace.left_by(lower[None], inside)
+    workspace.begin(above)
+    assert not workspace.left_by(above[None], above)
 
 
 def test_a_binary_gripper_that_holds_something_wide_stays_closed_when_a_motion_begins_again():
@@ -225,10 +250,10 @@ def test_a_binary_gripper_that_holds_something_wide_stays_closed_when_a_motion_b
     assert closing.positions[-1, arm.gripper] == gripper.closed_position
     start[arm.gripper] = gripper.open_position + 0.3 * (gripper.closed_position - gripper.open_position)
     actions[:, 9] = (gripper.open_below + gripper.close_above) / 2
-    held = decoder.decode(make_chunk(robot, actions), start, closing)
+    held = decoder.decode(make_chunk(robot, actions), start, closing.positions[-1])
     assert (held.positions[:, arm.gripper] == gripper.closed_position).all()
     actions[:, 9] = gripper.open_below - 0.1
-    released = decoder.decode(make_chunk(robot, actions), start, held)
+    released = decoder.decode(make_chunk(robot, actions), start, held.positions[-1])
     assert (released.positions[:, arm.gripper] == gripper.open_position).all()
 
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 
@@ -18,7 +20,7 @@ from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import read_joint_state
 from xvla_ros.recordings.observations import observations
 from xvla_ros.robots import load_profile
-from xvla_ros.simulation.demonstrations import DemoSettings, record_all
+from xvla_ros.simulation.demonstrations import MANIFEST, DemoSettings, agree, record_all
 from xvla_ros.types import Observation
 
 pytest.importorskip("pinocchio")
@@ -62,6 +64,29 @@ def test_an_episode_is_one_bag_with_profile_marks_and_topics(recorded, profile):
     assert len(seen) >= 15
     assert all(isinstance(each, Observation) for each in seen)
     assert seen[0].images["front"].shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("content", ["", '{"seed": 20', "[1]", "7"])
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path, content):
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(SimulationError, match=r"demos\.json cannot be read: .*; name another folder, or delete"):
+        agree({"seed": 20}, tmp_path / MANIFEST)
+    assert (tmp_path / MANIFEST).read_text() == content
+
+
+def test_a_manifest_is_written_whole_or_not_at_all(tmp_path):
+    """A limit on the size of a file ends the writing halfway, as a kill or a full disk does."""
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+        with pytest.raises(OSError, match="too large"):
+            agree({"task": "touch", "seed": 20}, tmp_path / MANIFEST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    agree({"task": "touch", "seed": 20}, tmp_path / MANIFEST)
+    with pytest.raises(SimulationError, match="seed is 20, now 21"):
+        agree({"task": "touch", "seed": 21}, tmp_path / MANIFEST)
 
 
 def test_plans_are_clean_they_begin_where_the_arm_is_and_end_on_the_cube(recorded, profile):

@@ -123,9 +123,7 @@ class Decoder:
         self._arms = dict(tool_arms(profile) if arms is None else arms)
         self._play = GripperPlay(profile)
 
-    def decode(
-        self, chunk: ActionChunk, start: ArrayLike | None = None, before: Trajectory | None = None
-    ) -> Trajectory:
+    def decode(self, chunk: ActionChunk, start: ArrayLike | None = None, before: Floats | None = None) -> Trajectory:
         """Turn a chunk [T, D] in the policy's units into joint positions [T, J] in rad or m with absolute times.
 
         In joint space every channel, a gripper's probability too, becomes a position by the joint's scale and offset;
@@ -139,8 +137,8 @@ class Decoder:
             start: [J] in policy order, rad or m: where the joints are commanded to be at ``chunk.stamp``. Tool poses
                 need it to move without a leap; None, as for a recording, lets their first waypoint be anywhere and
                 leaves joints that no tool moves at the middle of their range.
-            before: what was decoded and carried out before, for grippers that are open or closed: what they hold stops
-                them half way, so where they are does not tell. None takes them from ``start``.
+            before: float64 [J] where the joints were led before, for grippers that are open or closed: what they hold
+                stops them half way, so where they are does not tell. None takes them from ``start``.
 
         Raises:
             ValueError: the chunk is another robot's or mode's, has another width than the profile, or is not finite;
@@ -162,7 +160,7 @@ class Decoder:
             arm = self._arms[name]
             followed = _follow(arm, target.poses, durations, None if joints is None else joints[arm.columns])
             positions[:, arm.columns] = arm.follower.between(followed.positions, due, at)
-            told = joints if before is None else before.positions[last_before(before.times, chunk.stamp)]
+            told = joints if before is None else before
             opened = None if told is None else float(told[arm.gripper])
             gripper = tool_pose.gripper_positions(target.gripper, arm.tool.gripper, opened)
             positions[:, arm.gripper] = _gripper_between(gripper, arm.tool.gripper, due, at)

@@ -17,6 +17,7 @@ from xvla_ros.robots.profile.schema import Tool
 from xvla_ros.robots.tool_pose import BOX_TOLERANCE
 from xvla_ros.types import Floats
 
+ROUNDING = 1e-6  # m
 LIMIT_TOLERANCE = 1e-3  # rad, m or a share of a speed; profiles and URDFs round
 
 
@@ -250,7 +251,8 @@ def shown_arms(profile: Profile, arms: Mapping[str, ToolArm]) -> tuple[ShownArm,
 class Workspace:
     """The boxes of a robot's tools.
 
-    A tool that is outside where a motion begins may come back or stay, but goes no further out.
+    A tool that is outside where a motion begins may come back or stay, but goes no further out on any side, nor out
+    again once it has come in.
 
     Args:
         arms: by tool name; without any there is nothing to leave.
@@ -258,30 +260,39 @@ class Workspace:
 
     def __init__(self, arms: Mapping[str, ToolArm]) -> None:
         self._arms = dict(arms)
-        self._begun = dict.fromkeys(arms, 0.0)  # how far outside each tool was where the motion began, m
+        self._begun = dict.fromkeys(arms, np.zeros(6))  # [6] how far outside each tool was last, on each side, m
 
     def begin(self, start: Floats) -> None:
         """Take note of where a motion begins: joints [J] in rad or m."""
-        self._begun = {
-            name: float(_outside(arm.chain.poses(start[None, arm.columns]).positions, arm.tool)[0])
-            for name, arm in self._arms.items()
-        }
+        self._begun = {name: _outside(arm, start[None])[1][0] for name, arm in self._arms.items()}
 
-    def left_by(self, path: Floats) -> str:
-        """Say which tool leaves its box on a path [K, J] in rad or m of that motion; empty where none does."""
+    def go_on(self, start: Floats) -> None:
+        """Take note of where a motion goes on: no side on which a tool has come in since is left as far again."""
+        for name, begun in self._begun.items():
+            if begun.any():
+                self._begun[name] = np.minimum(begun, _outside(self._arms[name], start[None])[1][0])
+
+    def left_by(self, path: Floats, start: Floats) -> str:
+        """Say which tool leaves its box on a path [K, J] of that motion; empty where none does.
+
+        One that something has moved further out since may come back as well.
+
+        Args:
+            path: in rad or m.
+            start: [J] where the path begins.
+        """
         for name, arm in self._arms.items():
-            positions = arm.chain.poses(path[:, arm.columns]).positions
-            depth = _outside(positions, arm.tool)
-            farthest = int(np.argmax(depth))
-            if depth[farthest] > self._begun[name] + BOX_TOLERANCE:
-                where = ", ".join(f"{value:.3f}" for value in positions[farthest])
-                return f"tool {name!r} would leave its workspace box by {depth[farthest]:.3f} m, at ({where})"
+            positions, depth = _outside(arm, np.vstack([path, start]))
+            further = depth - np.maximum(self._begun[name] + BOX_TOLERANCE, depth[-1] + ROUNDING)
+            worst, side = np.unravel_index(np.argmax(further), further.shape)
+            if further[worst, side] > 0.0:
+                where = ", ".join(f"{value:.3f}" for value in positions[worst])
+                return f"tool {name!r} would leave its workspace box by {depth[worst, side]:.3f} m, at ({where})"
         return ""
 
 
-def _outside(positions: Floats, tool: Tool) -> Floats:
-    """Return how far [K] in m positions [K, 3] are outside the tool's box, 0 inside."""
-    low, high = np.array(tool.workspace_min), np.array(tool.workspace_max)
-    beyond = np.maximum(np.maximum(low - positions, positions - high), 0.0)
-    outside: Floats = beyond.max(axis=1)
-    return outside
+def _outside(arm: ToolArm, path: Floats) -> tuple[Floats, Floats]:
+    """Return where [K, 3] a tool is on a path [K, J], and how far [K, 6] outside its box on each side, 0 inside, m."""
+    low, high = np.array(arm.tool.workspace_min), np.array(arm.tool.workspace_max)
+    positions = arm.chain.poses(path[:, arm.columns]).positions
+    return positions, np.maximum(np.concatenate([low - positions, positions - high], axis=1), 0.0)

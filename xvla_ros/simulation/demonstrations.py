@@ -11,15 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros import limits
 from xvla_ros.errors import SimulationError
 from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter, Compression
+from xvla_ros.resources import write_whole
 from xvla_ros.robots.interfaces import FLOAT_ARRAY, JOINT_STATE, JOINT_TRAJECTORY
 from xvla_ros.robots.joints import JointLimits
 from xvla_ros.robots.profile import Profile, profile_document
@@ -261,19 +264,26 @@ def agree(settings: Mapping[str, Any], manifest: Path) -> None:
     """Write the manifest, or compare with the one that is there.
 
     Raises:
-        SimulationError: it has other settings.
+        SimulationError: it has other settings, or cannot be read.
     """
     wanted = json.loads(json.dumps(settings))
     if not manifest.exists():
-        manifest.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+        write_whole(manifest, json.dumps(wanted, indent=1) + "\n")
         return
-    found = json.loads(manifest.read_text(encoding="utf-8"))
+    with limits.edge(SimulationError, partial(_unreadable, manifest)):
+        found = dict(limits.read_json(manifest))
     different = [key for key in wanted if found.get(key) != wanted[key]]
     if different:
         said = "; ".join(f"{key} is {_short(found.get(key))}, now {_short(wanted[key])}" for key in different)
         raise SimulationError(
             f"{manifest.parent} contains demonstrations with other settings: {said}; name another folder, or delete it"
         )
+
+
+def _unreadable(manifest: Path, why: str) -> SimulationError:
+    return SimulationError(
+        f"{manifest} cannot be read: {why}; name another folder, or delete the file if there are no bags beside it"
+    )
 
 
 def _short(value: Any) -> str:

@@ -37,7 +37,8 @@ def isaac_profile(profile: Profile) -> Profile:
     """
     joints: dict[str, list[str]] = {}
     for name in profile.joints.policy_order:
-        joints.setdefault(profile.joints.by_name[name].topic.rpartition("/")[0], []).append(name)
+        topic = profile.joints.by_name[name].topic.removeprefix(profile.namespace)  # which is prefixed again below
+        joints.setdefault(topic.rpartition("/")[0], []).append(name)
     groups = {
         namespace.strip("/").replace("/", "_") or "robot": {"topic": f"{namespace}/{COMMAND_TOPIC}", "joints": names}
         for namespace, names in joints.items()

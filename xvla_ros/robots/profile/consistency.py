@@ -10,7 +10,7 @@ from typing import Any
 
 from xvla_ros.errors import did_you_mean
 from xvla_ros.model.action_specs import ACTION_SPECS, ActionSpec
-from xvla_ros.robots.interfaces import INTERFACES
+from xvla_ros.robots.interfaces import FLOAT_ARRAY, INTERFACES
 from xvla_ros.robots.profile.schema import MAX_WAYPOINTS, NAMED
 
 Finding = tuple[str, Any, str, str]  # key, value, expected, message
@@ -301,11 +301,26 @@ def _commands(draft: Draft) -> Iterator[Finding]:
             message = f"command group {seen[topic]!r} has the same topic"
             yield f"commands.{name}.topic", topic, "a different topic", message
         seen.setdefault(topic, name)
+        yield from _joint_names(draft, name)
     yield from _own_interfaces(draft)
     if interface == "pose":
         yield from _pose_groups(draft, spec)
     elif interface is not None:
         yield from _joint_groups(draft, spec)
+
+
+def _joint_names(draft: Draft, name: str) -> Iterator[Finding]:
+    """Yield the ROS names that the messages of a group would carry twice."""
+    group, known = draft.entries("commands")[name], draft.entries("joints")
+    interface = INTERFACES.get(group.get("interface") or draft.get("commands.interface") or "")
+    if interface is None or interface.type == FLOAT_ARRAY:  # no names are sent
+        return
+    joints = dict.fromkeys(joint for joint in group.get("joints") or () if joint in known)
+    names = [known[joint].get("name") for joint in joints]
+    for twice in dict.fromkeys(each for each in names if each is not None and names.count(each) > 1):
+        sharing = ", ".join(joint for joint in joints if known[joint].get("name") == twice)
+        message = f"joints {sharing} have the same name {twice!r} in the group's messages"
+        yield f"commands.{name}.joints", twice, "each ROS name once, or a group for each arm", message
 
 
 def _own_interfaces(draft: Draft) -> Iterator[Finding]:
