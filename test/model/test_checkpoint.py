@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from xvla_ros.model.checkpoint.dialects import lerobot_dict, parse_config
 from xvla_ros.model.checkpoint.inspection import inspect
 from xvla_ros.model.checkpoint.pipelines import ALL_STEPS, PROFILE_STEPS
 from xvla_ros.model.checkpoint.tensors import native_place
+from xvla_ros.model.inputs.words import load_tokenizer
 from xvla_ros.model.network.config import VisionConfig
 from xvla_ros.model.policy import Policy
 from xvla_ros.model.random_policy import random_policy
@@ -115,6 +117,14 @@ LEROBOT_KEYS = {
     "action_mode", "num_denoising_steps", "use_proprio", "max_state_dim", "max_action_dim", "domain_feature_key",
     "resize_imgs_with_padding", "num_image_views", "empty_cameras", "input_features", "output_features",
 }  # fmt: skip
+
+
+def test_a_tokenizer_is_saved_where_the_folder_is_not_utf_8(policy: Policy, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"folder\xff")
+    folder.mkdir()
+    policy.processor.tokenizer.save(folder)
+    again = load_tokenizer(folder, (), policy.processor.tokenizer.length)
+    assert again.encode(["go up"]).tolist() == policy.processor.tokenizer.encode(["go up"]).tolist()
 
 
 def test_saved_tokenizer_is_what_transformers_reads(saved: Path, policy: Policy) -> None:
@@ -243,6 +253,48 @@ def as_original(folder: Path, **settings: Any) -> None:
     (folder / "config.json").write_text(json.dumps(written))
     size = {"size": {"height": 96, "width": 96}, "image_mean": [0.485, 0.456, 0.406]}
     (folder / "preprocessor_config.json").write_text(json.dumps(size))
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"size": 96},
+        {"size": {"shortest_edge": 96}, "do_center_crop": True, "crop_size": 96},
+        {"size": {"height": 96, "width": 96}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": False},
+        {"size": 96, "do_rescale": True, "rescale_factor": 0.00392156862745098, "resample": 3, "do_convert_rgb": None},
+    ],
+)
+def test_image_size_of_the_authors_processor_in_each_of_its_forms(folder: Path, stated: dict[str, Any]) -> None:
+    as_original(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(stated))
+    found = checkpoint.inspect(folder)
+    assert (found.image_size, found.problems) == ((96, 96), ())
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        ({"do_normalize": False}, "do_normalize: is not supported"),
+        ({"do_rescale": False}, "do_rescale: is not supported"),
+        ({"do_resize": False}, "do_resize: is not supported"),
+        ({"rescale_factor": 1.0}, "rescale_factor: is not supported"),
+        ({"resample": 0}, "resample: is not supported; found 0; expected 3"),
+        ({"resample": "nearest"}, "resample: is not supported; found nearest; expected 3"),
+        ({"size": {"longest_edge": 96}}, "size: has the wrong value"),
+        ({"size": 0}, "size: has the wrong value"),
+        (
+            {"size": 128, "do_center_crop": True, "crop_size": 96},
+            "crop_size: would show the middle of the images alone",
+        ),
+    ],
+)
+def test_what_the_authors_processor_does_otherwise_is_an_error(
+    folder: Path, stated: dict[str, Any], words: str
+) -> None:
+    as_original(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": 96, **stated}))
+    problem, *_ = problems_of(folder)
+    assert f"preprocessor_config.json: {words}" in problem
 
 
 CART = Embodiment("cart", 5, "auto", ("front",), 0.1, 0.1, denoising_steps=3)
@@ -620,6 +672,17 @@ def test_statistics_in_the_type_of_their_policy_are_read(folder: Path) -> None:
     np.testing.assert_allclose(after.normalise(values), before.normalise(values), atol=0.05)
 
 
+@pytest.mark.parametrize("file", ["preprocessor_step_7_normalizer", "postprocessor_step_0_unnormalizer"])
+def test_processor_files_that_were_written_over_ours_are_an_error(folder: Path, file: str) -> None:
+    path = folder / f"policy_{file}_processor.safetensors"
+    save_file({name: value + 0.5 for name, value in load_file(path).items()}, path)
+    (problem,) = problems_of(folder)
+    assert "has other statistics than xvla_ros.json" in problem and "remove xvla_ros.json" in problem
+    assert "expected the statistics of pair" in problem
+    (folder / "xvla_ros.json").unlink()
+    assert checkpoint.load(folder).processor.default.state.width == 12
+
+
 def test_missing_or_truncated_state_file_is_named(folder: Path) -> None:
     whole = (folder / NORMALISER).read_bytes()
     (folder / NORMALISER).write_bytes(whole[:-4])
@@ -630,6 +693,8 @@ def test_missing_or_truncated_state_file_is_named(folder: Path) -> None:
 
 @pytest.mark.parametrize(("mode", "names"), [("MIN_MAX", ("min", "max")), ("QUANTILES", ("q01", "q99"))])
 def test_other_normalisation_modes_are_read(folder: Path, mode: str, names: tuple[str, str]) -> None:
+    (folder / "xvla_ros.json").unlink()  # it knows the statistics that are replaced
+
     def change(data: dict[str, Any]) -> None:
         steps(data)["unnormalizer_processor"]["config"]["norm_map"]["ACTION"] = mode
 
@@ -640,6 +705,24 @@ def test_other_normalisation_modes_are_read(folder: Path, mode: str, names: tupl
     action = checkpoint.load(folder).processor.default.action
     np.testing.assert_allclose(action.denormalise(np.zeros(12)), 2.0)
     assert action.mode == mode
+
+
+@pytest.mark.parametrize(
+    ("change", "mode"),
+    [
+        ({"normalize_observation_keys": []}, "IDENTITY"),
+        ({"normalize_observation_keys": ["observation.state"]}, "MEAN_STD"),
+        ({"features": {"action": {"type": "ACTION", "shape": [12]}}}, "IDENTITY"),
+    ],
+)
+def test_a_state_that_lerobots_step_does_not_name_is_not_normalised(
+    folder: Path, change: dict[str, Any], mode: str
+) -> None:
+    (folder / "xvla_ros.json").unlink()
+    for name, step in (("pre", "normalizer_processor"), ("post", "unnormalizer_processor")):
+        edit_json(folder / f"policy_{name}processor.json", lambda data, s=step: steps(data)[s]["config"].update(change))
+    found = checkpoint.load(folder).processor.default
+    assert (found.state.mode, found.action.mode) == (mode, "MEAN_STD")
 
 
 def test_images_normalised_twice_are_an_error(folder: Path) -> None:
@@ -759,3 +842,40 @@ def test_full_size_description_is_the_published_one() -> None:
     from xvla_ros.model.network.config import XvlaConfig
 
     assert parse_config(lerobot_dict(XvlaConfig())).vision == VisionConfig()
+
+
+def set_eps(folder: Path, state: float, action: float) -> None:
+    for file, name, eps in (
+        ("policy_preprocessor.json", "normalizer_processor", state),
+        ("policy_postprocessor.json", "unnormalizer_processor", action),
+    ):
+
+        def change(data: dict[str, Any], name: str = name, eps: float = eps) -> None:
+            steps(data)[name]["config"]["eps"] = eps
+
+        edit_json(folder / file, change)
+
+
+def test_eps_that_earlier_releases_always_wrote_is_no_other_than_the_records(folder: Path) -> None:
+    def change(record: dict[str, Any]) -> None:
+        for robot in record["robots"].values():
+            for part in robot["statistics"].values():
+                part["eps"] = 0.01
+
+    edit_json(folder / "xvla_ros.json", change)
+    assert checkpoint.load(folder).robots["pair"].statistics.state.eps == 0.01
+
+
+def test_eps_of_processor_files_is_saved_with_their_statistics(folder: Path, tmp_path: Path) -> None:
+    (folder / "xvla_ros.json").unlink()
+    set_eps(folder, 0.01, 0.001)
+    checkpoint.save(checkpoint.load(folder), tmp_path / "again")
+    read = checkpoint.load(tmp_path / "again").processor.default
+    assert (read.state.eps, read.action.eps) == (0.01, 0.001)
+
+
+@pytest.mark.parametrize(("state", "action"), [(0.01, 1e-8), (1e-8, 0.01)])
+def test_eps_that_was_written_over_ours_is_an_error(folder: Path, state: float, action: float) -> None:
+    set_eps(folder, state, action)
+    (problem,) = problems_of(folder)
+    assert "has other statistics than xvla_ros.json" in problem

@@ -73,6 +73,22 @@ def test_lerobot_counts_cameras_where_the_number_of_views_is_not_stated() -> Non
     assert config.image_size == (256, 256)
 
 
+def test_empty_cameras_do_not_decide_the_size_of_the_images() -> None:
+    camera, empty = ({"type": "VISUAL", "shape": [3, *size]} for size in ((256, 256), (480, 640)))
+    features = {"observation.images.a": camera, "observation.images.empty_camera_0": empty}
+    config = parse_config(lerobot(input_features=features, empty_cameras=1, resize_imgs_with_padding=None))
+    assert (config.image_size, config.num_image_views) == ((256, 256), 2)
+
+
+def test_cameras_of_several_sizes_need_a_resize() -> None:
+    sizes = {"a": (256, 256), "b": (480, 640)}
+    features = {f"observation.images.{name}": {"type": "VISUAL", "shape": [3, *size]} for name, size in sizes.items()}
+    found = problems_of(lerobot(input_features=features))["input_features"]
+    assert "has images of several sizes; found 256x256, 480x640" in found and "resize_imgs_with_padding" in found
+    config = parse_config(lerobot(input_features=features, resize_imgs_with_padding=[224, 224]))
+    assert config.image_size == (224, 224)
+
+
 def test_every_problem_is_named_at_once() -> None:
     bad = lerobot(depth="many", num_heads=7, num_layers=1)
     del bad["chunk_size"]

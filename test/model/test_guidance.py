@@ -80,7 +80,7 @@ def test_guiding_moves_by_the_jacobian_of_the_network(double, inputs) -> None:
 
     weight = inputs.weight[..., None].expand(free.shape).clone()
     for row, mode in enumerate(MODES):
-        weight[row][:, list(mode.spec.gripper)] = 0.0
+        weight[row][:, list(mode.hidden)] = 0.0
         weight[row][:, mode.decoded_width :] = 0.0
     residual = weight * (inputs.committed - free.detach())
     generator = torch.Generator().manual_seed(5)

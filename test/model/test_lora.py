@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from xvla_ros.errors import CheckpointError
 from xvla_ros.model import checkpoint
+from xvla_ros.model.checkpoint.record import TrainingSummary
 from xvla_ros.model.policy import Policy
 
 QKV = "model.transformer.blocks.1.attn.qkv"
@@ -75,6 +78,29 @@ def test_adapter_beside_the_weights_and_rank_stabilised(saved: Path, tmp_path: P
     down, up = (tensors[f"base_model.model.{QKV}.lora_{part}.weight"] for part in "AB")
     expected = policy.network.get_parameter("transformer.blocks.1.attn.qkv.weight") + ALPHA / RANK**0.5 * up @ down
     torch.testing.assert_close(merged.get_parameter("transformer.blocks.1.attn.qkv.weight"), expected)
+
+
+def test_nothing_is_saved_beside_an_adapter_that_would_be_merged_again(
+    saved: Path, tmp_path: Path, policy: Policy
+) -> None:
+    adapter = tmp_path / "adapter"
+    write_adapter(adapter, lora_tensors(saved))
+    before = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    merged = checkpoint.load(f"{adapter},{saved}")
+    with pytest.raises(ValueError, match=r"adapter/adapter_config\.json would be merged into .*: save"):
+        checkpoint.save(merged, adapter)
+    assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_base_that_has_an_adapter_of_its_own_is_refused(saved: Path, tmp_path: Path, chosen: bool) -> None:
+    write_adapter(tmp_path / "adapter", lora_tensors(saved), base_model_name_or_path="base")
+    base = tmp_path / "adapter" / "base"
+    shutil.copytree(saved, base)
+    write_adapter(base, lora_tensors(saved))
+    named = f"{tmp_path / 'adapter'},{base}" if chosen else tmp_path / "adapter"
+    with pytest.raises(CheckpointError, match=r"base/adapter_config\.json: .*; expected a base without an adapter"):
+        checkpoint.load(named)
 
 
 def test_a_base_layer_that_was_saved_with_its_update_gets_it(saved: Path, tmp_path: Path) -> None:
@@ -157,6 +183,36 @@ def test_adapters_own_record_counts_before_the_bases(saved: Path, tmp_path: Path
     (tmp_path / "adapter" / "xvla_ros.json").write_text(json.dumps(record))
     loaded = checkpoint.load(f"{tmp_path / 'adapter'},{saved}")
     assert loaded.is_trained(19) and not loaded.is_trained(0)
+
+
+def test_statistics_of_an_adapter_that_lerobot_trained_count_before_the_bases_record(
+    saved: Path, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    write_adapter(adapter, {}, base_model_name_or_path=str(saved))
+    for file in (*saved.glob("policy_*"), saved / "config.json"):
+        shutil.copy(file, adapter)
+    for file in adapter.glob("policy_*.safetensors"):
+        save_file({key: 2 * value + 5 for key, value in load_file(file).items()}, file)
+    step = json.loads((adapter / "policy_preprocessor.json").read_text())
+    next(each for each in step["steps"] if each["registry_name"] == "xvla_add_domain_id")["config"]["domain_id"] = 7
+    (adapter / "policy_preprocessor.json").write_text(json.dumps(step))
+
+    base = checkpoint.load(saved)
+    base.training = TrainingSummary((19,), {"words": ["red"]})
+    checkpoint.save(base, tmp_path / "base")
+    loaded = checkpoint.load(f"{adapter},{tmp_path / 'base'}")
+
+    for robot in base.robots:
+        found = loaded.processor.statistics_of(robot).action.stats["mean"]
+        np.testing.assert_allclose(found, 2 * base.processor.default.action.stats["mean"] + 5)
+    # nothing of the base's record says what LeRobot trained on, but its rows are still there
+    assert not loaded.robots and not loaded.lerobot and not loaded.training.words
+    assert loaded.training.trained_domains == (7, 19)
+    assert loaded.network.action_mode.name == "so101_bimanual"
+    checkpoint.save(loaded, tmp_path / "merged")
+    again = checkpoint.load(tmp_path / "merged").processor.default.action.stats["mean"]
+    np.testing.assert_array_equal(again, loaded.processor.default.action.stats["mean"])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from xvla_ros.model.inputs.processor import Processor
 from xvla_ros.model.policy import REMEMBERED, Policy
 from xvla_ros.types import Embodiment, Observation, Prefix
 
@@ -102,6 +103,21 @@ def test_state_is_normalised_by_its_own_robot_and_padded(policy: Policy, pair: E
     assert batch.state.shape == (1, 20) and not batch.state[0, 12:].any()
 
 
+def test_the_width_of_a_state_that_nothing_normalises_is_that_of_tool_poses(
+    policy: Policy, arm: Embodiment, look: Look
+) -> None:
+    """Channels of joints are not known then: LeRobot pads and cuts them to its own width."""
+    processor = Processor(policy.outline.config, policy.processor.tokenizer)
+    joints = replace(arm, action_mode="auto")
+    for width in (0, 3, 14, 19, 21, 60):
+        state = np.zeros(width, np.float32)
+        with pytest.raises(ValueError, match=rf"state has shape \[{width}\], expected \[20\]; of one arm \[10\]"):
+            processor.check(look(arm, state=state))
+        processor.check(look(joints, state=state))
+    for width in (10, 20):
+        processor.check(look(arm, state=np.zeros(width, np.float32)))
+
+
 def test_gripper_statistics_leave_a_probability_alone(policy: Policy, pair: Embodiment) -> None:
     action = policy.processor.statistics_of("pair").action
     assert action.stats["mean"][[5, 11]].tolist() == [0, 0] and action.stats["std"][[5, 11]].tolist() == [1, 1]
@@ -158,7 +174,11 @@ def spoiled(observation: Observation, **changes: object) -> Observation:
     ("changes", "words"),
     [
         ({"state": np.array([0, np.nan] * 6, np.float32)}, r"state is not finite in channels \[1, 3, 5, 7, 9, 11\]"),
-        ({"state": np.zeros(11, np.float32)}, r"state has shape \[11\], the checkpoint's statistics \[12\]"),
+        (
+            {"images": {"front": np.zeros((1, 400, 3), np.uint8)}},
+            "'front' is 1 high and 400 wide, which letterbox makes less than a pixel",
+        ),
+        ({"state": np.zeros(11, np.float32)}, r"state has shape \[11\], expected \[12\]"),
         ({"state": np.zeros((1, 12), np.float32)}, r"state has shape \[1, 12\]"),
         ({"images": {}}, r"no image; expected one for each of \['front', 'left', 'right'\]"),
         ({"images": {"top": np.zeros((4, 4, 3), np.uint8)}}, r"unknown slots \['top'\]; its slots are"),

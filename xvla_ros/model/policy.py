@@ -9,6 +9,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -244,7 +245,7 @@ class Policy:
             held = [prefix[row] for row in rows] if prefix is not None else [None] * len(rows)
             actions.update(zip(rows, self._forward(chosen, starts[rows], count, held), strict=True))
         elapsed = (time.perf_counter() - started) * 1e3
-        return [_chunk(each, actions[row], elapsed, seed) for row, each in enumerate(observations)]
+        return [ActionChunk.of(each, actions[row], elapsed, seed) for row, each in enumerate(observations)]
 
     def groups(self, observations: Sequence[Observation], steps: int | None) -> dict[tuple[int, int], list[int]]:
         """Group the rows that can share a forward pass, by (number of views, number of steps)."""
@@ -276,7 +277,14 @@ class Policy:
         Raises:
             ValueError: naming the robot and what of its observation does not fit.
         """
-        return self.processor.batch(observations, self.outline.device)
+        seen = [replace(each, embodiment=self._as_trained(each.embodiment)) for each in observations]
+        return self.processor.batch(seen, self.outline.device)
+
+    def _as_trained(self, embodiment: Embodiment) -> Embodiment:
+        """Return a robot with the image pipeline of its training, else of the checkpoint, where it states none."""
+        known = self.robots.get(embodiment.robot)
+        own = self.outline.config if known is None else known.embodiment
+        return replace(embodiment, image_pipeline=embodiment.image_pipeline or own.image_pipeline)
 
     def _forward(
         self, observations: Sequence[Observation], noise: Tensor, steps: int, prefix: Sequence[Prefix | None]
@@ -338,19 +346,3 @@ def _checked(prefix: Prefix, robot: str, waypoints: int) -> Prefix:
     if not np.isfinite(actions[read]).all():
         raise ValueError(f"robot {robot!r}: prefix actions are not finite where their weight is above 0")
     return Prefix(np.where(read[:, None], actions, np.float32(0)), weights, prefix.guidance)
-
-
-def _chunk(observation: Observation, actions: NDArray[np.float32], elapsed: float, seed: int) -> ActionChunk:
-    embodiment = observation.embodiment
-    index = np.arange(len(actions), dtype=np.float64)
-    return ActionChunk(
-        robot=embodiment.robot,
-        domain_id=embodiment.domain_id,
-        action_mode=embodiment.action_mode,
-        instruction=observation.instruction,
-        stamp=observation.stamp,
-        times=embodiment.first_waypoint_offset + index * embodiment.waypoint_dt,
-        actions=actions,
-        inference_ms=elapsed,
-        seed=seed,
-    )

@@ -91,7 +91,11 @@ def random_policy(
     network = _random_network(config, seed)
     records = {
         each.robot: RobotRecord(
-            replace(each, action_width=np.size(action_mean[each.robot])),
+            replace(
+                each,
+                action_width=np.size(action_mean[each.robot]),
+                image_pipeline=each.image_pipeline or config.image_pipeline,
+            ),
             Statistics(
                 mean_std(state_mean[each.robot], state_std[each.robot]),
                 _action_statistics(
@@ -122,15 +126,16 @@ def _config(
         raise ValueError("a policy needs at least one robot")
     first = embodiments[0]
     widest = max(np.size(state_mean[each.robot]) for each in embodiments)
+    sizes = SIZES[size] if isinstance(size, str) else size
     return replace(
-        SIZES[size] if isinstance(size, str) else size,
+        sizes,
         chunk_size=chunk_size,
         action_mode=first.action_mode,
         max_action_dim=max(20, widest),
         action_dim=action_mode(first.action_mode).spec.decoded_width or np.size(state_mean[first.robot]),
         state_dim=max(20, widest),
         num_image_views=max(len(each.slots) for each in embodiments),
-        image_pipeline=first.image_pipeline,
+        image_pipeline=first.image_pipeline or sizes.image_pipeline,
         num_denoising_steps=first.denoising_steps,
         normalization={"VISUAL": "IDENTITY", "STATE": MEAN_STD, "ACTION": MEAN_STD},
     )

@@ -283,17 +283,15 @@ def _feature_width(reader: _ConfigReader, group: str, name: str) -> int | None:
     return shape[-1] if shape else None
 
 
-def _visual_shapes(reader: _ConfigReader) -> list[tuple[int, ...]]:
-    features = reader.mapping("input_features")
-    names = [name for name, f in features.items() if isinstance(f, Mapping) and f.get("type") == "VISUAL"]
-    return [reader.shape("input_features", name) for name in names]
+def _cameras(reader: _ConfigReader) -> list[str]:
+    """Return the features of cameras; LeRobot declares its ``empty_cameras`` beside them, in a size of their own."""
+    features = reader.mapping("input_features").items()
+    return [k for k, f in features if isinstance(f, Mapping) and f.get("type") == "VISUAL" and "empty_camera" not in k]
 
 
 def _lerobot_views(reader: _ConfigReader, stated: Any) -> int | None:
     """Return how many views LeRobot pads to: ``num_image_views``, or cameras plus ``empty_cameras`` if that is more."""
-    names = reader.mapping("input_features").items()
-    cameras = [k for k, f in names if isinstance(f, Mapping) and f.get("type") == "VISUAL" and "empty_camera" not in k]
-    counted = len(cameras) + reader.integer("empty_cameras", 0, least=0)
+    counted = len(_cameras(reader)) + reader.integer("empty_cameras", 0, least=0)
     if stated is None:
         return counted or None
     return max(reader.integer("num_image_views", 1), counted)
@@ -301,7 +299,7 @@ def _lerobot_views(reader: _ConfigReader, stated: Any) -> int | None:
 
 def _image_size(reader: _ConfigReader) -> tuple[int, int]:
     """Return (height, width) of the network's pictures: the stated resize, else what the cameras deliver, else 224."""
-    shapes = _visual_shapes(reader)
+    shapes = [reader.shape("input_features", name) for name in _cameras(reader)]
     if reader.data.get("resize_imgs_with_padding") is not None:
         height, width = reader.integers("resize_imgs_with_padding", DEFAULT_IMAGE_SIZE, count=2)
         return height, width
@@ -311,6 +309,11 @@ def _image_size(reader: _ConfigReader) -> tuple[int, int]:
         if max(height, width) <= limits.SIDE:
             return height, width
         reader.wrong("input_features", f"images of at most {limits.SIDE} pixels a side, or resize_imgs_with_padding")
+    elif sizes:
+        found = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
+        expected = "images of one size, or resize_imgs_with_padding: [HEIGHT, WIDTH]"
+        message = "has images of several sizes"
+        reader.problems.append(Problem(reader.file, reader.prefix + "input_features", found, expected, message))
     return DEFAULT_IMAGE_SIZE
 
 

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from xvla_ros import limits
-from xvla_ros.errors import CheckpointError, Problem
+from xvla_ros.errors import CheckpointError, Problem, brief
 from xvla_ros.resources import SHIPPED, checkpoint_path
 
+from ..inputs.normalisers import EPS, Statistics
 from ..inputs.words import TOKENIZER_FILE
 from ..network.config import IMAGENET_MEAN, IMAGENET_STD, ORIGINAL, XvlaConfig
 from .dialects import checkpoint_edge, read_config, read_json
-from .pipelines import PREPROCESSOR, RELATIVE, Pipelines, read_pipelines
-from .record import RECORD_FILE, Record, read_record
+from .pipelines import NORMALIZE, POSTPROCESSOR, PREPROCESSOR, RELATIVE, UNNORMALIZE, Pipelines, read_pipelines
+from .record import RECORD_FILE, Record, TrainingSummary, read_record
 from .released import hub_id_of
 from .tensors import (
     ADAPTER_CONFIG,
@@ -46,6 +47,9 @@ _STEPS = ("[0-9]*/pretrained_model", "checkpoints/[0-9]*/pretrained_model")
 _NEARBY = tuple("/".join(("*",) * depth) + "/" for depth in range(1, 6))
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 CONFIG, ORIGINAL_PROCESSOR = "config.json", "preprocessor_config.json"
+
+# What the original processor does to images, where it is what ``squash`` does; 3 is PIL's bicubic.
+_SQUASHED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def find_checkpoint(folder_or_id: str | Path, revision: str | None = None) -> Ch
     that an adapter names itself is a folder within it, or a hub id with its commit (``revision``).
 
     Raises:
-        CheckpointError: if there is none of that name, or an adapter's base cannot be found.
+        CheckpointError: if there is none of that name, or an adapter's base cannot be found or has an adapter itself.
     """
     source, chosen = str(folder_or_id), ""
     if "," in source and not isinstance(folder_or_id, Path) and not Path(source).expanduser().exists():
@@ -92,11 +96,14 @@ def find_checkpoint(folder_or_id: str | Path, revision: str | None = None) -> Ch
             problem = Problem(ADAPTER_CONFIG, "", None, "an adapter before the comma", "is missing")
             raise CheckpointError(source, [problem])
         return CheckpointFolders(folder, None, source)
-    if chosen:
-        return CheckpointFolders(_folder(chosen, None), folder, source)
-    if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
+    if not chosen and ((folder / WEIGHTS).is_file() or (folder / INDEX).is_file()):
         return CheckpointFolders(folder, folder, source)
-    return CheckpointFolders(_named_base(folder, source), folder, source)
+    base = _folder(chosen, None) if chosen else _named_base(folder, source)
+    if (base / ADAPTER_CONFIG).is_file():
+        message = "is a second adapter, and one alone is merged: save this base merged with its adapter first"
+        problem = Problem(str(base / ADAPTER_CONFIG), "", None, "a base without an adapter", message)
+        raise CheckpointError(source, [problem])
+    return CheckpointFolders(base, folder, source)
 
 
 def _named_base(folder: Path, source: str) -> Path:
@@ -292,7 +299,10 @@ def describe(folders: CheckpointFolders, assume: Collection[str] = ()) -> Descri
 
 def _describe(folders: CheckpointFolders, assume: Collection[str]) -> Description:
     config = read_config(folders.holding("config.json") / "config.json")
-    record = read_record(folders.holding(RECORD_FILE))
+    record, files = read_record(folders.holding(RECORD_FILE)), folders.holding(f"{PREPROCESSOR}.json")
+    by_lerobot = files == folders.adapter != folders.holding(RECORD_FILE)
+    if by_lerobot:  # the base's record knows nothing of what LeRobot trained: not its robot, units, times or words
+        record = Record(training=TrainingSummary(record.training.trained_domains))
     config = replace(
         config,
         action_mode=record.action_mode or config.action_mode,
@@ -301,7 +311,7 @@ def _describe(folders: CheckpointFolders, assume: Collection[str]) -> Descriptio
     if config.dialect == ORIGINAL:
         config, problems = _original_images(folders.base, config)
         return Description(config, record, Pipelines(), (*problems, *_too_long(config)))
-    pipelines = read_pipelines(folders.holding(f"{PREPROCESSOR}.json"), config, assume)
+    pipelines = read_pipelines(files, config, assume)
     config = replace(
         config,
         tokenizer_name=pipelines.tokenizer_name or config.tokenizer_name,
@@ -311,7 +321,33 @@ def _describe(folders: CheckpointFolders, assume: Collection[str]) -> Descriptio
     if pipelines.relative is not None:
         config, problem = _as_relative(config, pipelines.relative)
         pipelines = replace(pipelines, problems=(*pipelines.problems, *problem))
-    return Description(config, record, pipelines, (*pipelines.problems, *_too_long(config)))
+    domain, trained = pipelines.domain_id, record.training.trained_domains
+    if by_lerobot and domain is not None and trained is not None:
+        record = Record(training=TrainingSummary(tuple(sorted({*trained, domain}))))
+    overwritten = [] if pipelines.problems or folders.adapter else _overwritten(record, pipelines.statistics, assume)
+    return Description(config, record, pipelines, (*pipelines.problems, *overwritten, *_too_long(config)))
+
+
+def _overwritten(record: Record, files: Statistics, assume: Collection[str]) -> list[Problem]:
+    """Say which statistics of the processor files are not those of the robot that they were written for."""
+    robot = record.robots.get(record.lerobot)
+    if robot is None:
+        return []
+    parts = (
+        (PREPROCESSOR, NORMALIZE, robot.statistics.state, files.state),
+        (POSTPROCESSOR, UNNORMALIZE, robot.statistics.action, files.action),
+    )
+    message = (
+        f"has other statistics than {RECORD_FILE}, and was written after it: remove {RECORD_FILE} to use the "
+        "processor files, or copy the files of the original checkpoint again"
+    )
+    expected = f"the statistics of {record.lerobot}"
+    return [
+        Problem(f"{file}.json", f"step {step}", None, expected, message)
+        for file, step, known, found in parts
+        # the files of earlier releases always said the usual eps
+        if step not in assume and not known.is_like(found if found.eps != EPS else replace(found, eps=known.eps))
+    ]
 
 
 def _as_relative(config: XvlaConfig, channels: tuple[int, ...]) -> tuple[XvlaConfig, list[Problem]]:
@@ -333,7 +369,7 @@ def _too_long(config: XvlaConfig) -> list[Problem]:
 
 
 def _original_images(folder: Path, config: XvlaConfig) -> tuple[XvlaConfig, list[Problem]]:
-    """Take the image size from the original processor's file; refuse another normalisation than ImageNet's."""
+    """Take the image size from the original processor's file; refuse what it does otherwise than ``squash``."""
     path = folder / ORIGINAL_PROCESSOR
     if not path.is_file():
         return config, []
@@ -343,14 +379,39 @@ def _original_images(folder: Path, config: XvlaConfig) -> tuple[XvlaConfig, list
         for key, values in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
         if key in data and [round(float(v), 3) for v in data[key]] != list(values)
     ]
-    size = data.get("crop_size") if data.get("do_center_crop") else data.get("size")
-    if isinstance(size, Mapping) and {"height", "width"} <= set(size):
-        height, width = size["height"], size["width"]
-        if all(type(each) is int and 0 < each <= limits.SIDE for each in (height, width)):
-            return replace(config, image_size=(height, width)), problems
-        expected = f"height and width of 1…{limits.SIDE}"
-        problems.append(Problem(ORIGINAL_PROCESSOR, "size", (height, width), expected, "has the wrong value"))
-    return config, problems
+    problems += [
+        Problem(ORIGINAL_PROCESSOR, key, brief(data[key]), str(value), "is not supported")
+        for key, value in _SQUASHED.items()
+        if (found := data.get(key)) is not None
+        and not (isinstance(found, int | float) and math.isclose(found, value, rel_tol=1e-3))
+    ]
+    keys = ("size", "crop_size") if data.get("do_center_crop") else ("size",)
+    sizes = {key: _size(data[key]) for key in keys if data.get(key) is not None}
+    problems += [
+        Problem(
+            ORIGINAL_PROCESSOR, key, brief(str(data[key])),
+            f"an integer, shortest_edge, or height and width, of 1…{limits.SIDE}", "has the wrong value",
+        )
+        for key, size in sizes.items()
+        if size is None
+    ]  # fmt: skip
+    found = [size for size in dict.fromkeys(sizes.values()) if size is not None]
+    if len(found) > 1:
+        expected, message = f"{found[0]}, as size", "would show the middle of the images alone"
+        problems.append(Problem(ORIGINAL_PROCESSOR, "crop_size", found[1], expected, message))
+    return replace(config, image_size=found[0]) if found else config, problems
+
+
+def _size(stated: object) -> tuple[int, int] | None:
+    """Return (height, width) of a size as transformers writes it, one number for a square; None for anything else."""
+    if isinstance(stated, Mapping):
+        if set(stated) == {"shortest_edge"}:
+            return _size(stated["shortest_edge"])
+        sides = stated.get("height"), stated.get("width")
+    else:
+        sides = stated, stated
+    height, width = (each if type(each) is int and 0 < each <= limits.SIDE else 0 for each in sides)
+    return (height, width) if height and width else None
 
 
 def inspect(folder_or_id: str | Path, *, revision: str | None = None, assume: Collection[str] = ()) -> CheckpointInfo:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,10 +30,11 @@ from .dialects import checkpoint_edge, lerobot_dict
 from .inspection import CheckpointFolders, Description, describe, digest_of_folders, find_checkpoint
 from .pipelines import write_pipelines
 from .record import Record, RobotRecord, write_record
-from .tensors import ADAPTER_WEIGHTS, WEIGHTS, config_from_weights, place_tensors, stored_tensors
+from .tensors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS, config_from_weights, place_tensors, stored_tensors
 from .weights import load_network, merge_adapter, save_weights
 
 _LOG = logging.getLogger(__name__)
+WEIGHT_FILES = ("*.safetensors", INDEX, ADAPTER_CONFIG)
 
 
 def load(
@@ -104,6 +105,37 @@ def read_files(
         raise error.at(str(folder_or_id)) from None
 
 
+def _stats_of_weights(folders: CheckpointFolders) -> dict[Path, tuple[int, int, int]]:
+    """Return the files that the network is read of: size, time of the last change and inode of each."""
+    there = {folder for folder in (folders.base, folders.adapter) if folder is not None}
+    found = {}
+    for path in sorted(each for folder in there for kind in WEIGHT_FILES for each in folder.glob(kind)):
+        with checkpoint_edge(path):
+            stat = path.stat()
+        found[path] = stat.st_size, stat.st_mtime_ns, stat.st_ino
+    return found
+
+
+def _if_unchanged(folders: CheckpointFolders, read: Callable[[], XvlaNetwork]) -> Callable[[], XvlaNetwork]:
+    """Return ``read``, which raises where the weights are no longer what they are now."""
+    then = _stats_of_weights(folders)
+
+    def refuse_changed() -> None:
+        now = _stats_of_weights(folders)
+        for path in sorted(then.keys() | now.keys()):
+            if then.get(path) != now.get(path):
+                message = "has changed since the checkpoint was loaded: load it again"
+                raise CheckpointError(folders.source, [Problem(str(path), "", None, "", message)])
+
+    def read_unchanged() -> XvlaNetwork:
+        refuse_changed()
+        network = read()
+        refuse_changed()  # while it was read
+        return network
+
+    return read_unchanged
+
+
 def build(
     files: CheckpointFiles,
     *,
@@ -116,8 +148,8 @@ def build(
     Args:
         files: from ``read_files``.
         device, dtype: as for ``load``. A type that is asked for is also the one that ``save`` stores.
-        late: leave the weights where they are until something asks for the network, which then raises what this would;
-            for a policy whose exported graphs answer.
+        late: leave the weights where they are until something asks for the network, which then raises what this would,
+            or that a file has changed since; for a policy whose exported graphs answer.
 
     Raises:
         CheckpointError, ValueError: as ``load``, for the weights and the type.
@@ -136,7 +168,9 @@ def build(
         return network
 
     if late and precision.dtype != INT8 and described.config.action_mode in known_modes():
-        network: XvlaNetwork | LateNetwork = LateNetwork(_sized(files), torch.device(device), read)
+        network: XvlaNetwork | LateNetwork = LateNetwork(
+            _sized(files), torch.device(device), _if_unchanged(folders, read)
+        )
     else:
         network = read()
     robots = described.record.robots
@@ -215,8 +249,9 @@ def save(policy: Policy, folder: str | Path, *, lerobot: str = "") -> None:
         lerobot: the robot that LeRobot's files describe; empty takes that of ``policy.lerobot``.
 
     Raises:
-        ValueError: if the policy does not know the robot ``lerobot``, if it is int8, which no file holds, or if its
-            weights were rounded when they were loaded.
+        ValueError: if the policy does not know the robot ``lerobot``, if it is int8, which no file holds, if its
+            weights were rounded when they were loaded, or if ``folder`` holds an adapter, which ``load`` would merge
+            again.
     """
     if is_int8(policy.network):
         raise ValueError(
@@ -232,6 +267,11 @@ def save(policy: Policy, folder: str | Path, *, lerobot: str = "") -> None:
         known = ", ".join(policy.robots) or "none"
         raise ValueError(f"{policy.source}: lerobot is {lerobot!r}, expected a robot of the checkpoint: {known}")
     folder = Path(folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(
+            f"{folder / ADAPTER_CONFIG} would be merged into the saved weights whenever they are loaded: save the "
+            "policy into another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as made:
         _write(policy, Path(made), lerobot)

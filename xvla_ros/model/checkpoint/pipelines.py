@@ -217,6 +217,9 @@ def _normaliser(
         problems.append(Problem(file, f"step {name}: norm_map.{kind}", mode, " or ".join(MODES), "is unknown"))
         return Normaliser()
     feature = STATE_FEATURE if kind == "STATE" else ACTION_FEATURE
+    keys, features = step.get("normalize_observation_keys"), step.get("features")
+    if kind == "STATE" and any(each is not None and feature not in each for each in (keys, features)):
+        return Normaliser()  # LeRobot normalises the observations that both name, and actions always
     stats = _stats(folder, file, step, feature, problems) if mode != IDENTITY else {}
     if mode != IDENTITY and not stats and name in assume:
         return Normaliser()
@@ -284,8 +287,8 @@ def write_pipelines(
     """
     outputs = {name: feature for name, feature in features.items() if feature["type"] == "ACTION"}
     mapping = {"VISUAL": IDENTITY, "STATE": statistics.state.mode, "ACTION": statistics.action.mode}
-    normaliser = {"eps": EPS, "features": dict(features), "norm_map": mapping}
-    unnormaliser = {"eps": EPS, "features": outputs, "norm_map": mapping}
+    normaliser = {"eps": statistics.state.eps, "features": dict(features), "norm_map": mapping}
+    unnormaliser = {"eps": statistics.action.eps, "features": outputs, "norm_map": mapping}
     tokenizer = {
         "max_length": config.tokenizer_max_length,
         "task_key": "task",

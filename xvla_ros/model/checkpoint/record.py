@@ -159,7 +159,9 @@ def _embodiment(robot: str, data: Mapping[str, Any]) -> Embodiment:
         raise ValueError(f"slots is {brief(slots)}, expected a list of at most {_SLOTS} names of cameras")
     if not isinstance(relative, list) or not all(type(each) is int and 0 <= each < limits.WIDTH for each in relative):
         raise ValueError(f"relative is {brief(relative)}, expected a list of channels")
-    found = Embodiment(**{**data, "robot": robot, "slots": tuple(slots), "relative": tuple(relative)})
+    found = Embodiment(
+        **{"image_pipeline": "squash", **data, "robot": robot, "slots": tuple(slots), "relative": tuple(relative)}
+    )
     for key, (kinds, least, most) in _RANGES.items():
         value = getattr(found, key)
         if key == "action_width" and value is None:

@@ -22,6 +22,7 @@ MODES: dict[str, tuple[str, ...]] = {
 }
 # LeRobot's guard against a channel that never moves.
 EPS = 1e-8
+BFLOAT16 = 2.0**-8  # share by which a number stored in it may differ
 
 Array = NDArray[np.float32]
 
@@ -90,6 +91,15 @@ class Normaliser:
         if self.mode == MEAN_STD:
             return found * high + low
         return (found + np.float32(1)) / np.float32(2) * self._span(low, high) + low
+
+    def is_like(self, other: Normaliser) -> bool:
+        """Say whether both map alike, but for what is lost where one was stored in bfloat16."""
+        same = self.mode == other.mode and (self.mode == IDENTITY or self.eps == other.eps)
+        return same and all(
+            self.stats[name].shape == other.stats[name].shape
+            and np.allclose(self.stats[name], other.stats[name], rtol=BFLOAT16, atol=0.0)
+            for name in MODES[self.mode]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the form kept in ``xvla_ros.json``."""

@@ -128,17 +128,23 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x < 1.0, inner, np.where(x < 2.0, outer, 0.0))
 
 
-def resize_with_pad(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Fit normalised images [N, 3, H, W] into (height, width), zeros to the left and above.
+def fitted(found: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return the (height, width) that an image of (height, width) has when it is fitted into a size.
 
-    The sizes are cut, not rounded, as in LeRobot's port: a rounded one would shift every pixel.
+    They are cut, not rounded, as in LeRobot's port: a rounded one would shift every pixel. Of a long image nothing may
+    be left, 0; LeRobot's port fails there.
     """
+    ratio = max(found[1] / size[1], found[0] / size[0])
+    return int(found[0] / ratio), int(found[1] / ratio)
+
+
+def resize_with_pad(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Fit normalised images [N, 3, H, W] into (height, width), zeros to the left and above; see ``fitted``."""
     height, width = size
-    found_height, found_width = images.shape[-2:]
-    if (found_height, found_width) == size:
+    found = (images.shape[-2], images.shape[-1])
+    if found == size:
         return images
-    ratio = max(found_width / width, found_height / height)
-    inner = (int(found_height / ratio), int(found_width / ratio))
+    inner = fitted(found, size)
     resized = functional.interpolate(images, size=inner, mode="bilinear", align_corners=False)
     return functional.pad(resized, (width - inner[1], 0, height - inner[0], 0))
 

@@ -18,9 +18,10 @@ from torch import Tensor
 from xvla_ros.types import Embodiment, Observation
 
 from ..action_modes import ActionMode
+from ..action_specs import ACTION_SPECS
 from ..network.config import XvlaConfig
 from .normalisers import Statistics
-from .pictures import CPU, image_pipeline
+from .pictures import CPU, fitted, image_pipeline
 from .words import Tokenizer
 
 
@@ -81,6 +82,13 @@ class Processor:
     def action_width(self, embodiment: Embodiment) -> int | None:
         """Return the channels of a robot's own action: as it says, else as it is normalised; None if neither tells."""
         return embodiment.action_width or self.statistics_of(embodiment.robot).action.width
+
+    def state_width(self, embodiment: Embodiment) -> int | None:
+        """Return the numbers of a robot's state: as it is normalised, else of tool poses; None if neither tells."""
+        width, spec = self.statistics_of(embodiment.robot).state.width, ACTION_SPECS.get(embodiment.action_mode)
+        if width is None and spec is not None and spec.is_end_effector and len(spec.roles) <= self.config.state_dim:
+            return spec.decoded_width
+        return width
 
     def views(self, embodiment: Embodiment) -> int:
         """Return V, the slots fed for this robot: the checkpoint's number where it states one, else the robot's.
@@ -149,15 +157,28 @@ class Processor:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
                 found = f"{image.dtype} {list(image.shape)}"
                 raise ValueError(f"{who}: image of slot {slot!r} is {found}, expected uint8 [H, W, 3] RGB")
-        self._check_state(who, observation.state, self.statistics_of(embodiment.robot).state.width)
+            height, width = image.shape[:2]
+            if embodiment.image_pipeline == "letterbox" and not all(fitted((height, width), self.config.image_size)):
+                raise ValueError(
+                    f"{who}: image of slot {slot!r} is {height} high and {width} wide, which letterbox makes less than "
+                    f"a pixel; expected at most {min(self.config.image_size)} times as long as broad"
+                )
+        self._check_state(who, observation.state, self._state_widths(embodiment))
         if not 0 <= embodiment.domain_id < self.config.num_domains:
             known = f"0…{self.config.num_domains - 1}"
             raise ValueError(f"{who}: domain_id {embodiment.domain_id} is not in the checkpoint; expected {known}")
 
-    def _check_state(self, who: str, state: NDArray[np.float32], width: int | None) -> None:
-        if state.ndim != 1 or (width is not None and len(state) != width):
-            expected = f"[{width}]" if width is not None else "one number per channel"
-            raise ValueError(f"{who}: state has shape {list(state.shape)}, the checkpoint's statistics {expected}")
+    def _state_widths(self, embodiment: Embodiment) -> tuple[int, ...]:
+        """Return the numbers that a state may have: of tool poses also those of one arm; empty for any."""
+        width = self.state_width(embodiment)
+        if width is None:
+            return ()
+        return (width,) if self.statistics_of(embodiment.robot).state.width is not None else (width, width // 2)
+
+    def _check_state(self, who: str, state: NDArray[np.float32], widths: tuple[int, ...]) -> None:
+        if state.ndim != 1 or (widths and len(state) not in widths):
+            expected = f"[{']; of one arm ['.join(map(str, widths))}]" if widths else "one number per channel"
+            raise ValueError(f"{who}: state has shape {list(state.shape)}, expected {expected}")
         bad = np.flatnonzero(~np.isfinite(state))
         if bad.size:
             raise ValueError(f"{who}: state is not finite in channels {bad.tolist()}: {state[bad].tolist()}")

@@ -116,9 +116,10 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and the tokenizer_config.json that transformers wants beside it."""
-        self.backend.save(str(folder / TOKENIZER_FILE))
+        text = self.backend.to_str(pretty=True)  # its own save fails where the folder's name is not UTF-8
+        (folder / TOKENIZER_FILE).write_text(text, encoding="utf-8")
         bos, pad, eos, unknown = (self.backend.id_to_token(index) or "" for index in range(4))
-        pre_tokenizer = json.loads(self.backend.to_str()).get("pre_tokenizer") or {}
+        pre_tokenizer = json.loads(text).get("pre_tokenizer") or {}
         described = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             # transformers 4 sets this from here, whatever tokenizer.json says.
@@ -134,7 +135,7 @@ def check_instruction(instruction: str) -> None:
     """Raise ValueError where an instruction is longer than any is, or is no text that can be encoded."""
     if len(instruction) > limits.INSTRUCTION:
         raise ValueError(f"an instruction of {len(instruction)} characters; expected at most {limits.INSTRUCTION}")
-    if not instruction.isascii() and any("\ud800" <= each <= "\udfff" for each in instruction):
+    if not limits.is_text(instruction):
         raise ValueError("an instruction with an incomplete character (a lone surrogate); expected Unicode text")
 
 

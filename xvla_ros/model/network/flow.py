@@ -138,8 +138,8 @@ def sample(
         modes: one per row.
         steps: evaluations of the network, at least 1.
         prefix: (Y, W): an earlier chunk's clean action at this chunk's times, [B, T, D], normalised and padded, and
-            its weights 0..1, [B, T] or [B, T, D]. After every evaluation ``a ← W·Y + (1 − W)·a``, except for gripper
-            channels, which are logits in the network and values in Y. Rows with a weight begin at Y noised, see
+            its weights 0..1, [B, T] or [B, T, D]. After every evaluation ``a ← W·Y + (1 − W)·a``, except for grippers
+            that a sigmoid decodes: logits in the network, values in Y. Rows with a weight begin at Y noised, see
             ``HeldWaypoints.begin``.
         guidance: β, of all rows or [B]: rows where it is above 0 are also pulled towards the prefix through the
             network's Jacobian. None pulls no row.
@@ -254,8 +254,8 @@ class HeldWaypoints:
 
     Attributes:
         committed: [B, T, D], Y: an earlier chunk's clean action at this chunk's times.
-        weight: [B, T, D], W in 0..1, zero for gripper channels, which are logits in the network and values in Y, and
-            for channels that the row's action mode does not use.
+        weight: [B, T, D], W in 0..1, zero for grippers that a sigmoid decodes, which are logits in the network and
+            values in Y, and for channels that the row's action mode does not use.
         limit: [B], β: the highest weight of a guidance step; 0 only clamps the row. None where no row is guided.
     """
 
@@ -288,7 +288,7 @@ class HeldWaypoints:
             weight = weight[..., None]
         weight = weight.expand(committed.shape).clone()
         for row, mode in enumerate(modes):
-            weight[row][:, list(mode.spec.gripper)] = 0.0
+            weight[row][:, list(mode.hidden)] = 0.0
             weight[row][:, mode.decoded_width :] = 0.0
         limit = torch.as_tensor(0.0 if guidance is None else guidance, dtype=noise.dtype, device=noise.device)
         limit = limit.expand(len(committed))

@@ -377,7 +377,7 @@ class LateNetwork:
     Args:
         config: sizes.
         device: where it will be.
-        read: builds the network, in evaluation mode; called at most once.
+        read: builds the network, in evaluation mode; called until it has done so once.
     """
 
     def __init__(self, config: XvlaConfig, device: torch.device, read: Callable[[], XvlaNetwork]) -> None:

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xvla_ros import limits
 from xvla_ros.errors import SetupError
 from xvla_ros.types import Embodiment
 
@@ -167,10 +168,12 @@ def export_graphs(
         The content of ``report.json``.
 
     Raises:
-        SetupError: a package is missing, or the engine does not answer as the network does; nothing is then written.
+        SetupError: a package is missing, the engine does not answer as the network does, or the folder of the
+            graphs is another's; nothing is then written.
     """
     require(engine, *_WRITERS)
     kind = FORMATS[engine]
+    _check_replaceable(folder / kind, kind)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{kind}-") as made:
         written = Path(made)
         _write(network, written, kind, sorted(views), progress)
@@ -203,6 +206,22 @@ def export_graphs(
             shutil.rmtree(target)
         written.rename(target)
     return report
+
+
+def _check_replaceable(target: Path, kind: str) -> None:
+    """Refuse to replace a folder that holds no graphs of ours, of whatever version."""
+    if not target.exists():
+        return
+    try:
+        report = limits.read_json(target / REPORT)
+        is_ours = "schema_version" in report and report["format"] == kind
+    except (OSError, ValueError, KeyError, TypeError):
+        is_ours = False
+    if not is_ours:
+        raise SetupError(
+            f"the graphs go into {target}, which is there without the {REPORT} of an export to {kind}: remove it, or "
+            "name another --output"
+        )
 
 
 def _write(network: XvlaNetwork, folder: Path, kind: str, views: Sequence[int], progress: Progress) -> None:
