@@ -86,6 +86,19 @@ def test_what_is_written_is_read_back_by_rosbags(tmp_path, profile, compression)
     assert read_joint_state(messages[1].data)[1] == ("a", "b")
 
 
+@pytest.mark.parametrize("stamps", [(7 * NS, 8 * NS), ()])
+def test_the_profile_has_the_time_of_the_first_message(tmp_path, profile, stamps):
+    """Else a bag of simulated time, which begins anywhere, would be as long as the simulation has run."""
+    path = tmp_path / "bag.mcap"
+    with BagWriter(path, profile_document([profile])) as bag:
+        bag.add_topic("/left/joint_states", cdr.JOINT_STATE)
+        for stamp in stamps:
+            bag.write("/left/joint_states", cdr.JOINT_STATE, stamp, joints(stamp))
+    messages = list(Bag(path).messages())
+    assert [message.log_time for message in messages] == [*stamps[:1], *stamps] if stamps else [0]
+    assert messages[0].topic == "/xvla/profile"
+
+
 def test_pictures_survive(tmp_path):
     rgb = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
     np.testing.assert_array_equal(decode_image(cdr.image(7, rgb), Camera(topic="/c")), rgb)
@@ -121,7 +134,7 @@ def test_a_second_after_the_last_flush_the_next_message_closes_the_chunk(tmp_pat
     bag = BagWriter(tmp_path / "bag.mcap", "{}", clock=lambda: now[0])
     for stamp, now[0] in ((1, 0.5), (2, 1.1), (3, 1.2)):
         bag.write("/joint_states", cdr.JOINT_STATE, stamp, joints(stamp))
-    assert [message.log_time for message in Bag(bag.path).messages()] == [0, 1, 2]
+    assert [message.log_time for message in Bag(bag.path).messages()] == [1, 1, 2]
     bag.close()
     assert Bag(bag.path).summary().messages == 4
 
@@ -144,7 +157,7 @@ def test_a_recorder_that_is_killed_leaves_what_it_had_flushed(tmp_path):
     ended = subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=300, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert Bag(path).summary().cut
-    assert [message.log_time for message in Bag(path).messages()] == list(range(51))
+    assert [message.log_time for message in Bag(path).messages()] == [1, *range(1, 51)]
 
 
 def test_a_full_disk_is_named_and_leaves_a_readable_bag(tmp_path):
@@ -163,7 +176,7 @@ def test_a_full_disk_is_named_and_leaves_a_readable_bag(tmp_path):
             bag.write("/joint_states", cdr.JOINT_STATE, 3, joints(3))
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOSPC
-    assert [message.log_time for message in Bag(path).messages()] == [0, 1]
+    assert [message.log_time for message in Bag(path).messages()] == [1, 1]
 
 
 def test_an_index_that_leads_out_of_the_file_is_not_followed(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mcap.writer import Writer as McapWriter
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
@@ -231,7 +232,7 @@ def test_every_stamp_is_due_once_as_soon_as_its_time_has_come(steps):
 @given(st.lists(st.tuples(st.sampled_from(["/a", "/b", "/zero"]), st.integers(0, 300)), min_size=1, max_size=40))
 def test_the_clock_of_a_bag_is_the_log_where_any_topic_has_it(messages):
     clock, log = BagClock(), START
-    clock.look_at(START, START - 5 * MS)
+    clock.now("/a", START, START - 5 * MS)
     for topic, gap in messages:
         log += gap * MS
         assert clock.now(topic, log, 0 if topic == "/zero" else log - 5 * MS) == log
@@ -286,7 +287,6 @@ def test_a_cut_bag_gives_every_whole_message_before_the_cut(tmp_path, profile, s
 @pytest.mark.parametrize("compression", ["", "zstd", "lz4"])
 def test_the_chunk_that_the_cut_goes_through_is_read_too(tmp_path, compression):
     from mcap.writer import CompressionType
-    from mcap.writer import Writer as McapWriter
 
     file = tmp_path / "bag.mcap"
     rng = np.random.default_rng(1)
@@ -321,6 +321,60 @@ def test_messages_of_a_cut_bag_come_in_order_of_time(tmp_path):
     times = [message.log_time for message in Bag(bag).messages()]
     assert times == sorted(times)
     assert len(times) == len(recording.messages)
+
+
+def written_as_it_came(path, storage, messages, chunk=1 << 20):
+    """A bag of (ms, topic), in this order; ``chunk`` bytes make a chunk."""
+    stored = STORE.serialize_cdr(STORE.types["std_msgs/msg/String"]("x" * 100), "std_msgs/msg/String")
+    if storage == "sqlite3":
+        with Writer(path, version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+            topics = {topic: None for _, topic in messages}
+            made = {each: writer.add_connection(each, "std_msgs/msg/String", typestore=STORE) for each in topics}
+            for ms, topic in messages:
+                writer.write(made[topic], START + ms * MS, stored)
+        return path
+    with path.open("wb") as stream:
+        writer = McapWriter(stream, chunk_size=chunk)
+        writer.start("ros2")
+        schema = writer.register_schema("std_msgs/msg/String", "ros2msg", b"")
+        made = {topic: writer.register_channel(topic, "cdr", schema) for topic in dict.fromkeys(t for _, t in messages)}
+        for ms, topic in messages:
+            writer.add_message(made[topic], START + ms * MS, stored, START + ms * MS)
+        writer.finish()
+    if storage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    return path
+
+
+def as_read(bag, *topics):
+    return [((message.log_time - START) // MS, message.topic) for message in Bag(bag).messages(topics)]
+
+
+RUN = [(ms, topic) for ms in range(0, 6000, 50) for topic in ("/joints", "/camera")]
+LATE = sorted([*RUN, *((ms, "/late") for ms in range(4000, 6000, 50))], key=lambda each: each[0])
+
+
+@pytest.mark.parametrize("chunk", [500, 9_000, 1 << 20])
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3", "cut"])
+def test_a_log_whose_time_begins_again_is_read_run_after_run(tmp_path, storage, chunk):
+    """As ``ros2 bag record --use-sim-time`` writes it; within a run neighbours may be out of order."""
+    first = [*LATE[:50], LATE[51], LATE[50], *LATE[52:]]
+    bag = written_as_it_came(tmp_path / "bag", storage, [*first, *RUN, *LATE], chunk)
+    bag = bag if storage == "sqlite3" else bag.rename(tmp_path / "bag.mcap")
+    runs = [sorted(run, key=lambda each: each[0]) for run in (first, RUN, LATE)]
+    found = as_read(bag)
+    assert [ms for ms, _ in found] == [ms for run in runs for ms, _ in run]
+    assert sorted(found) == sorted([*LATE, *RUN, *LATE])
+    for topic in ("/joints", "/late"):
+        assert as_read(bag, topic) == [each for run in runs for each in run if each[1] == topic]
+
+
+@pytest.mark.parametrize("chunk", [500, 1 << 20])
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_a_log_written_topic_by_topic_is_one_run(tmp_path, storage, chunk):
+    bag = written_as_it_came(tmp_path / "bag", storage, sorted(LATE, key=lambda each: each[1]), chunk)
+    bag = bag if storage == "sqlite3" else bag.rename(tmp_path / "bag.mcap")
+    assert [ms for ms, _ in as_read(bag)] == [ms for ms, _ in LATE]
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,15 @@ import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from xvla_ros.errors import Problem
 from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.marks import EPISODE_TOPIC
+from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import Profile, load_profile, profile_document
+from xvla_ros.training.config import DatasetSettings
+from xvla_ros.training.data.datasets import open_datasets
 
 MS = 1_000_000
 START = 1_700_000_000_000 * MS
@@ -164,3 +169,13 @@ def recorded_plans(profile: Profile, path: Path) -> dict[int, np.ndarray]:
                 rows = plans.setdefault(stamp, np.full((len(told.points), len(profile.joints.policy_order)), np.nan))
                 rows[:, columns] = [point.positions for point in told.points]
     return plans
+
+
+def problems_of(entry: DatasetSettings) -> Sequence[Problem]:
+    """Return what is wrong with a data set, as opening it for a training says; nothing of it is kept."""
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            open_datasets([entry], waypoints=4, image_size=None, cache=cache)
+        except SamplesError as error:
+            return error.problems
+    return ()

@@ -80,6 +80,8 @@ def test_an_estimate_measures_each_phase_and_what_is_held_out(begin):
     assert all("samples a second" in line and "a step of 8" in line for line in lines[:2])
     times = next(line for line in lines if line.startswith("time:"))
     assert "1000 steps take" in times and "measuring the held-out loss" in times
+    there = len(made.source.train)
+    assert f"see each of the {there} samples {1000 * 8 / there:.3g} times" in times
     assert any(line.startswith("memory: ") for line in lines)
     assert not list(made.folder.glob("*"))
 

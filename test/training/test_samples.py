@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -198,6 +199,19 @@ def test_plain_pictures_are_those_of_the_bag(tmp_path, pair):
         seconds = (sample.stamp - START) / 1e9
         np.testing.assert_array_equal(sample.images["front"], picture(seconds, 0, (24, 32)))
         np.testing.assert_array_equal(sample.images["right_wrist"], picture(seconds, 2, (24, 32)))
+
+
+def test_a_link_in_the_place_of_a_lock_costs_no_file(tmp_path, pair):
+    bag, victim = Session(pair, end=0.6).record().write(tmp_path / "bag.mcap"), tmp_path / "victim"
+    opened(tmp_path, bag)
+    (lock,) = (tmp_path / "cache").glob("*.lock")
+    shutil.rmtree(lock.with_suffix(""))
+    lock.unlink()
+    lock.symlink_to(victim)
+    victim.write_text("mine")
+    with pytest.raises(SamplesError, match=rf"{lock.name} cannot be written: .*symbolic links; expected a writable"):
+        opened(tmp_path, bag)
+    assert victim.read_text() == "mine"
 
 
 def test_an_absent_optional_camera_masks_its_slot(tmp_path, pair):

@@ -14,14 +14,14 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from recorded import Session, changed, curve
+from recorded import Session, changed, curve, problems_of
 
 from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bag_writer import BagWriter
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import profile_document
 from xvla_ros.training.config import DatasetSettings
-from xvla_ros.training.data.datasets import open_datasets, survey
+from xvla_ros.training.data.datasets import open_datasets
 from xvla_ros.training.data.samples import is_told
 
 TASK = "put the cube in the bowl"
@@ -33,10 +33,8 @@ def pair():
 
 
 def said(*paths, **settings):
-    """What survey says, one problem a line; opening says at least as much."""
-    entry = DatasetSettings(paths=tuple(map(str, paths)), **settings)
-    found = survey([entry])
-    return "\n".join(map(str, found))
+    """What opening says, one problem a line."""
+    return "\n".join(map(str, problems_of(DatasetSettings(paths=tuple(map(str, paths)), **settings))))
 
 
 def test_a_good_bag_has_no_problem(tmp_path, pair):
@@ -139,12 +137,12 @@ def test_a_recording_of_a_failure_alone_is_left_out_among_others(tmp_path, pair)
     failed = Session(pair, end=1.0).record().mark(0.1, "start").mark(0.9, "end", success=False)
     failed.write(tmp_path / "failed.mcap")
     entry = DatasetSettings(paths=(str(tmp_path / "*.mcap"),), robot="so101_bimanual", instruction=TASK)
-    assert survey([entry]) == []
+    assert problems_of(entry) == ()
     samples = open_datasets([entry], waypoints=4, image_size=None, cache=tmp_path / "cache")
     assert len(samples.datasets[0].stores) == 1
     assert "1 failed was skipped" in str(samples.datasets[0].left_out[0])
     alone = entry.model_copy(update={"paths": (str(tmp_path / "failed.mcap"),)})
-    assert "1 failed was skipped" in str(survey([alone])[0])
+    assert "1 failed was skipped" in str(problems_of(alone)[0])
 
 
 def test_bad_recordings_may_be_left_out(tmp_path, pair):
@@ -249,6 +247,16 @@ def test_another_bag_or_profile_gets_another_store(tmp_path, pair):
     again = Session(pair, end=1.05).record().write(tmp_path / "bag.mcap")
     assert again == bag
     assert stores() == 5
+
+
+def test_frames_without_words_of_their_own_follow_the_profiles(tmp_path):
+    bag = Session(changed("so101_bimanual", ("instruction", "")), end=1.0).record().write(tmp_path / "bag.mcap")
+    for words in ("touch the red cube", "touch the blue cube"):
+        file = tmp_path / "profile.yaml"
+        file.write_text(profile_document([changed("so101_bimanual", ("instruction", words))]))
+        said = DatasetSettings(paths=(str(bag),), robot=str(file))
+        samples = open_datasets([said], waypoints=4, image_size=None, cache=tmp_path / "cache")
+        assert samples.train[0].instruction == words
 
 
 def opened(bag, tmp_path, **settings):

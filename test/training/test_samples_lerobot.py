@@ -15,11 +15,12 @@ pytest.importorskip("av")
 sys.path.append(str(Path(__file__).parent))
 
 import lerobot_written as written
+from recorded import problems_of
 
 from xvla_ros.recordings.recording import SamplesError
 from xvla_ros.robots.profile import Profile, load_robot, profile_document
 from xvla_ros.training.config import DatasetSettings
-from xvla_ros.training.data.datasets import open_datasets, survey
+from xvla_ros.training.data.datasets import open_datasets
 
 ROBOT = "so101_bimanual"  # arm joints in degrees, grippers 0..1
 MAPPING = {
@@ -159,13 +160,6 @@ def test_radians_and_vectors(tmp_path):
     np.testing.assert_allclose(vectors.train[4].state, written.state(0.2), atol=1e-4)
 
 
-def problems_of(entry):
-    try:
-        return survey([entry])
-    except SamplesError as error:
-        return error.problems
-
-
 def nan(episode, values):
     values = values.copy()
     values[3, 2] = np.nan
@@ -193,6 +187,40 @@ def test_what_does_not_fit_is_named(tmp_path, change, mapping, said):
     text = "\n".join(map(str, problems_of(settings(folder, mapping=mapping))))
     assert said in text
     assert str(folder) in text
+
+
+def gripper_of(low, high):
+    """Columns whose grippers are between two values."""
+
+    def change(episode, values):
+        values = values.copy()
+        values[:, [5, 11]] = low + (high - low) * (values[:, [5, 11]] - 20) / 60
+        return values
+
+    return {"observation.state": change, "action": change}
+
+
+HUNDRED = "so101_bimanual_lerobot"  # grippers 0..100
+SCALED = {"channels": {f"{side}_gripper": {"name": f"{side}_gripper", "scale": 100.0} for side in ("left", "right")}}
+STATED = {"channels": {f"{side}_gripper": {"name": f"{side}_gripper"} for side in ("left", "right")}}
+
+
+def test_a_gripper_of_0_to_1_where_the_profile_has_0_to_100_is_named(tmp_path):
+    folder = written.write(tmp_path / "set", "v3.0", **gripper_of(0, 1))
+    left, right = problems_of(settings(folder, robot=HUNDRED, mapping={"channels": {}}))
+    assert left.key == "mapping.channels.left_gripper" and right.key == "mapping.channels.right_gripper"
+    assert "left_gripper.pos is between 0 and 1 where the profile has 0 to 100" in str(left)
+    assert "{name: left_gripper.pos, scale: 100}, or scale: 1" in str(left)
+
+
+@pytest.mark.parametrize(
+    ("span", "mapping"),
+    [((0, 1), SCALED), ((0, 1), STATED), ((0.2, 0.6), {"channels": {}}), ((1, 2.5), {"channels": {}})],
+    ids=["scaled", "stated", "closed", "nearly closed"],
+)
+def test_a_gripper_that_stays_closed_or_whose_scale_is_stated_is_read(tmp_path, span, mapping):
+    folder = written.write(tmp_path / "set", "v3.0", **gripper_of(*span))
+    assert not problems_of(settings(folder, robot=HUNDRED, mapping=mapping))
 
 
 def test_damaged_and_missing_files_are_named(tmp_path):
@@ -232,6 +260,15 @@ def test_a_task_without_a_text_is_named(tmp_path):
     folder = written.write(tmp_path / "set", "v3.0", task_index=lambda e, v: v + 7)
     text = "\n".join(map(str, problems_of(settings(folder))))
     assert "episode 0: task_index 7 has no text in meta" in text
+
+
+def test_frames_without_a_task_follow_the_profiles_instruction(tmp_path):
+    folder = written.write(tmp_path / "set", "v3.0", tasks=("",))
+    for words in ("touch the red cube", "touch the blue cube"):
+        mapping = {**load_robot(ROBOT).to_mapping(), "instruction": words}
+        file = tmp_path / "told.yaml"
+        file.write_text(profile_document([Profile.from_mapping(ROBOT, mapping)]))
+        assert opened(tmp_path, folder, robot=str(file)).train[0].instruction == words
 
 
 def test_subtasks_by_index_and_by_persistent_rows(tmp_path):

@@ -88,6 +88,11 @@ def test_knots_are_put_between_distant_ones():
     assert max(b - a for a, b in pairwise(found)) <= 20 * MS
 
 
+def test_years_between_two_knots_are_not_filled():
+    knots = np.array([0, 1_700_000_000_000, 1_700_000_000_020]) * MS
+    np.testing.assert_array_equal(at_most_apart(knots, 20 * MS), knots)
+
+
 def command(start, times, positions):
     return JointCommand(start * MS, np.array(times) * MS, np.array(positions, dtype=float)[:, None])
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from tiny import ARM, MODEL, PAIR, TEXTS, TinySource, tiny_settings
 
+from xvla_ros.errors import SetupError
 from xvla_ros.model import checkpoint
 from xvla_ros.robots import load_robot
 from xvla_ros.training.config import TrainingError
@@ -75,7 +78,7 @@ def test_a_copy_of_itself_or_of_an_untrained_row_is_refused(trained, tmp_path, n
         make_policy(settings, new_arm, load_start(settings.model))
 
 
-@pytest.mark.parametrize("held", ["checkpoint/config.json", "meta/info.json"])
+@pytest.mark.parametrize("held", ["checkpoint/config.json", "checkpoint.old/config.json", "meta/info.json"])
 def test_a_run_is_not_mixed_with_what_its_folder_holds(tmp_path, held):
     from xvla_ros.training.run import _check_output
 
@@ -83,6 +86,18 @@ def test_a_run_is_not_mixed_with_what_its_folder_holds(tmp_path, held):
     (tmp_path / held).write_text("{}")
     with pytest.raises(TrainingError, match="which the files of a run would be mixed with"):
         _check_output(tiny_settings(tmp_path))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_another_run_writes_into_is_refused(tmp_path, resume):
+    from xvla_ros.training.run import _check_output
+
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)  # as the first process of a run holds it until it ends
+    with pytest.raises(SetupError, match=f"output {tmp_path}: another process writes into it; expected a folder of"):
+        _check_output(tiny_settings(tmp_path, resume=resume))
+    os.close(held)
+    _check_output(tiny_settings(tmp_path, resume=resume))
 
 
 def test_robots_known_before_stay_in_the_checkpoint_and_the_new_one_joins(trained, begin, tmp_path, new_arm):

@@ -17,8 +17,8 @@ from xvla_ros.training.config import TrainSettings, settings_from
 from xvla_ros.training.data.samples import Sample
 from xvla_ros.types import Embodiment
 
-PAIR = Embodiment("pair", 3, "so101_bimanual_bce", ("front", "left"), 0.1, 0.1, denoising_steps=4)
-ARM = Embodiment("arm", 1, "ee6d", ("front",), 0.1, 0.1, denoising_steps=4)
+PAIR = Embodiment("pair", 3, "so101_bimanual_bce", ("front", "left"), 0.1, 0.1, 4, "squash")
+ARM = Embodiment("arm", 1, "ee6d", ("front",), 0.1, 0.1, 4, "squash")
 WIDTHS = {"pair": 12, "arm": 20}
 GRIPPERS = {"pair": (5, 11), "arm": (9, 19)}
 TEXTS = ("touch the red cube", "touch the blue cube")

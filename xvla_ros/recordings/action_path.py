@@ -21,6 +21,7 @@ Times = NDArray[np.int64]
 
 LINEAR, NEAREST = "linear", "nearest"
 ROT6D = 6
+LONGEST = 10_000_000_000  # ns between knots that say anything of the way from one to the other
 _COLLINEAR = 1e-9  # below this angle in rad the arc between two rotations is a straight line to double precision
 
 
@@ -163,8 +164,9 @@ def merged(times: Sequence[Times], start: int, end: int) -> Times:
 
 
 def at_most_apart(times: Times, gap: int) -> Times:
-    """Return the knots, with more in between where two are further apart than ``gap`` ns."""
-    steps = np.maximum(-(-np.diff(times) // gap), 1)
+    """Return the knots, with more in between where two are further apart than ``gap`` ns, but not than ``LONGEST``."""
+    apart = np.diff(times)
+    steps = np.where(apart > LONGEST, 1, np.maximum(-(-apart // gap), 1))
     if (steps == 1).all():
         return times
     parts = [

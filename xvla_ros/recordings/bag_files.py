@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two kinds of file that a rosbag2 recording has, mcap and sqlite3: their messages in order of log time.
 
+A recorder that follows simulated time writes it twice where the simulation is reset: one run comes after the other.
+
 rosbags reads whole bags alone, opens one anew for each question, and ends at the first that it cannot read: so the
 files are read with mcap and sqlite3 themselves, whole and cut alike.
 """
@@ -11,10 +13,11 @@ import heapq
 import sqlite3
 import struct
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +30,8 @@ if TYPE_CHECKING:
 
 _RECORD_HEAD = struct.Struct("<BQ")  # opcode, length
 _MESSAGE_HEAD = struct.Struct("<HIQQ")  # channel, number, log time, publish time
-_MESSAGE = 0x05
+_MESSAGE, _MESSAGE_INDEX = 0x05, 0x07
+_INDEX_HEAD, _INDEX_ENTRY = struct.Struct("<HI"), struct.Struct("<QQ")  # channel, bytes; log time, place in the chunk
 _STEPS_AT_ONCE = 1_000_000
 REORDER_NS = 1_000_000_000  # for a file without index: recorders write messages nearly in order of time
 MAGIC = b"\x89MCAP0\r\n"
@@ -65,6 +69,7 @@ class McapFile:
         self.path, self.checked, self.cut = path, 0, ""
         self.stream = limits.open_file(path)
         self._index: Summary | None = None  # where it lists all chunks and channels
+        self._has_runs: bool | None = None
         self._budget = _Budget(path.stat().st_size)
         self._read_index()
 
@@ -92,7 +97,7 @@ class McapFile:
         self.checked = 0
         self._budget = _Budget(self.path.stat().st_size)
         try:
-            if self._index is None:
+            if self._index is None or self._begins_again(self._index):
                 yield from (each for each in _in_order(self._one_by_one()) if not topics or each.topic in topics)
                 return
             yield from self._by_index(self._index, topics)
@@ -142,6 +147,38 @@ class McapFile:
         while waiting:
             time, _, _, number, data = heapq.heappop(waiting)
             yield BagMessage(*wanted[number], time, data)
+
+    def _begins_again(self, index: Summary) -> bool:
+        """Return whether time begins again within the file, as the indexes of its chunks say."""
+        if self._has_runs is None:
+            self._has_runs = False
+            with suppress(DamageError, limits.LimitError, struct.error):  # an index is not needed to read the messages
+                self._has_runs = self._finds_runs(index)
+            self._budget = _Budget(self.path.stat().st_size)
+        return self._has_runs
+
+    def _finds_runs(self, index: Summary) -> bool:
+        chunks = sorted(index.chunk_indexes, key=lambda each: each.chunk_start_offset)
+        ends = [0, *accumulate((each.message_end_time for each in chunks), max)]
+        if all(
+            each.message_start_time >= max(end, each.message_end_time) - REORDER_NS
+            for each, end in zip(chunks, ends, strict=False)
+        ):
+            return False
+        runs = _Runs()
+        for each in chunks:
+            self.stream.seek(each.chunk_start_offset + each.chunk_length)
+            entries: list[tuple[int, int, int]] = []  # place, log time, channel
+            indexes = self.stream.read(min(each.message_index_length, limits.PART_BYTES))
+            for kind, content in _records_within(indexes, self._budget):
+                if kind == _MESSAGE_INDEX:
+                    number, _ = _INDEX_HEAD.unpack_from(content)
+                    found = _INDEX_ENTRY.iter_unpack(content[_INDEX_HEAD.size :])
+                    entries += [(place, time, number) for time, place in found]
+            for _, time, number in sorted(entries):
+                if runs.of(number, time):
+                    return True
+        return False
 
     def _messages_of(self, chunk: Chunk) -> Iterator[tuple[int, int, memoryview]]:
         """Yield channel, log time and data of each message of a chunk."""
@@ -311,6 +348,7 @@ class SqliteFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.cut = path, ""
+        self._has_runs: bool | None = None
         # rosbag2 uses a write-ahead log, for which sqlite would make files beside a whole bag
         mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
         limits.check_file(path)  # sqlite would wait for a pipe
@@ -340,8 +378,19 @@ class SqliteFile:
     def messages(self, topics: Collection[str]) -> Iterator[BagMessage]:
         """Yield the messages in order, as of an mcap file."""
         wanted = {number: each for number, each in self._topics.items() if not topics or each[0] in topics}
-        found = self._rows(wanted, "id" if self.cut else "timestamp, id")
-        return _in_order(found) if self.cut else found
+        if not self.cut and not self._begins_again():
+            return self._rows(wanted, "timestamp, id")
+        names = {name for name, _ in wanted.values()}
+        return (each for each in _in_order(self._rows(self._topics, "id")) if each.topic in names)
+
+    def _begins_again(self) -> bool:
+        """Return whether time begins again within the file."""
+        if self._has_runs is None:
+            self._steps, runs = 0, _Runs()
+            with suppress(sqlite3.Error, OverflowError, MemoryError, TypeError):  # said where messages are read
+                rows = self._connection.execute("SELECT topic_id, timestamp FROM messages ORDER BY id")
+                self._has_runs = any(runs.of(number, log_time) for number, log_time in rows)
+        return bool(self._has_runs)
 
     def _rows(self, wanted: dict[int, tuple[str, str]], order: str) -> Iterator[BagMessage]:
         self._steps, rows = 0, limits.FEW_RECORDS + self._size // limits.BYTES_PER_RECORD
@@ -381,19 +430,54 @@ class SqliteFile:
         return {number: (name, kind) for number, name, kind in rows}
 
 
+class _Runs:
+    """Tells the runs of time in messages as they were written.
+
+    A run ends where the log time of a topic falls back: of each by itself, as topics may be written one after another.
+
+    Attributes:
+        count: of the runs that have ended.
+        begun, latest: log times of the run in progress.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.begun, self.latest = 0, 0, 0
+        self._of: dict[Hashable, tuple[int, int]] = {}
+
+    def of(self, topic: Hashable, log_time: int) -> int:
+        """Return the number of the run that a message belongs to."""
+        run, newest = self._of.get(topic, (self.count, log_time))
+        fell = log_time < newest - REORDER_NS
+        if fell and run == self.count:
+            self.count += 1
+            self.begun = self.latest = log_time
+        # else a run that has ended: written late
+        if run < self.count and (fell or log_time <= self.latest + REORDER_NS):
+            run, newest = self.count, log_time
+        self._of[topic] = run, max(newest, log_time)
+        if run == self.count:
+            self.latest = max(self.latest, log_time)
+        return run
+
+
 def _in_order(messages: Iterable[BagMessage]) -> Iterator[BagMessage]:
-    """Sort messages that are nearly in order of time, without holding all of them, or more than ``KEPT_BYTES``."""
-    waiting: list[tuple[int, int, BagMessage]] = []
-    held = 0
+    """Sort the messages of each run, which are nearly in order of time.
+
+    It neither holds all of them, nor more than ``KEPT_BYTES``.
+    """
+    waiting: list[tuple[int, int, int, BagMessage]] = []
+    runs, held = _Runs(), 0
     for number, message in enumerate(messages):
-        heapq.heappush(waiting, (message.log_time, number, message))
+        run = runs.of(message.topic, message.log_time)
+        heapq.heappush(waiting, (run, message.log_time, number, message))
         held += len(message.data)
-        while waiting and (waiting[0][0] < message.log_time - REORDER_NS or held > limits.KEPT_BYTES):
-            earliest = heapq.heappop(waiting)[2]
+        due = (runs.count, runs.latest - REORDER_NS) if runs.latest > runs.begun + REORDER_NS else (0, -1)
+        while waiting and (waiting[0][:2] < due or held > limits.KEPT_BYTES):
+            earliest = heapq.heappop(waiting)[3]
             held -= len(earliest.data)
             yield earliest
     while waiting:
-        yield heapq.heappop(waiting)[2]
+        yield heapq.heappop(waiting)[3]
 
 
 def _records_of_cut_chunk(remainder: bytes, budget: _Budget) -> Iterator[McapRecord]:

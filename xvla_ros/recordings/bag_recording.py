@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from xvla_ros.errors import BagError, KinematicsError, Problem
 from xvla_ros.observation.faults import Fault
 from xvla_ros.recordings.action_path import Plans, Times, merged
-from xvla_ros.recordings.bag_files import BagMessage
 from xvla_ros.recordings.bag_paths import JointTracks, PathMaker, commanded_groups, interpolated, trajectories
 from xvla_ros.recordings.bag_writer import PROFILE_TOPIC
 from xvla_ros.recordings.bags import Bag, BagSummary
 from xvla_ros.recordings.cdr import command_type, read_string
 from xvla_ros.recordings.marks import check_topics, marked_episodes, with_their_ends
-from xvla_ros.recordings.observations import Restarts, observations, verdict
+from xvla_ros.recordings.observations import RESTART, observations, verdict
 from xvla_ros.recordings.recording import (
+    NAME_ROBOT,
     ActionSource,
     Episode,
     Frame,
@@ -41,7 +41,7 @@ from xvla_ros.types import NS, Floats, Observation
 
 Made = TypeVar("Made")
 
-READER_VERSION = 4  # of what this module makes of a bag; raising it makes caches invalid
+READER_VERSION = 5  # of what this module makes of a bag; raising it makes caches invalid
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,11 @@ class BagRecording:
         episodes, actions = self._episodes(problems)
         problems += self._joint_problems()
         notes = [f"{self._bag.path}: truncated: {summary.cut}"] if summary.cut else []
+        notes += [
+            f"{self._bag.path}: {topic}: {count} messages are ignored: their time stamps are more than {RESTART:g} s "
+            "ahead of, or behind, the time of the recording. Synchronise the clocks of the nodes that publish them"
+            for topic, count in sorted(self._tracks.astray.items())
+        ]
         rate = _rate([stretch.pictures.get(self._profile.cameras.slots[0], []) for stretch in self._tracks.stretches])
         return Survey(tuple(episodes), tuple(problems), rate, actions, skipped, tuple(notes))
 
@@ -229,27 +234,28 @@ class BagRecording:
         """
         if not self._tracks.stretches:
             self.survey()
-        restarts, episodes = Restarts(), SpanFinder(self._spans)
+        run, episodes = 0, SpanFinder(self._spans)
         from_commands = self._profile.policy.proprio_source == "commanded"
         asked = [0, 0]
 
         def commanded(stamp: int) -> Any:
             if not from_commands:
                 return None
-            return interpolated(np.array([stamp]), *self._commanded(episodes.at(restarts.count, stamp) or 0))[0]
+            return interpolated(np.array([stamp]), *self._commanded(episodes.at(run, stamp) or 0))[0]
 
-        def heard(message: BagMessage, stamp: int) -> None:
-            restarts.heard(message.topic, stamp)
+        def begun() -> None:
+            nonlocal run
+            run += 1
 
         def wanted(stamp: int) -> bool:
-            episode = episodes.at(restarts.count, stamp)
+            episode = episodes.at(run, stamp)
             if episode is None or not chosen(episode, stamp):
                 return False
             asked[:] = episode, stamp
             return True
 
         for one in observations(
-            self._bag, self._profile, rate=self._options.rate, at=at, commanded=commanded, heard=heard, wanted=wanted
+            self._bag, self._profile, rate=self._options.rate, at=at, commanded=commanded, begun=begun, wanted=wanted
         ):
             yield Seen(asked[0], asked[1], one)
 
@@ -316,7 +322,8 @@ class BagRecording:
         """Return hex digits of the bag's content, the profile, its URDFs and the options."""
         if not self._fingerprint:
             digest = self._bag.digest()
-            told = [READER_VERSION, profile_essence(self._profile), vars(self._options)]
+            profile = self._profile
+            told = [READER_VERSION, profile_essence(profile), profile.instruction, vars(self._options)]
             digest.update(json.dumps(told, sort_keys=True).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
@@ -492,8 +499,8 @@ class BagRecording:
         return SamplesError([self._problem("", None, expected, message.removeprefix(f"{self._bag.path}: "))])
 
 
-def profile_of_bag(bag: Path | Bag) -> Profile:
-    """Return the profile that was recorded with a bag.
+def profile_of_bag(bag: Path | Bag, hint: str = NAME_ROBOT) -> Profile:
+    """Return the profile that was recorded with a bag; ``hint``: what to do where it holds none or several.
 
     Raises:
         SamplesError: the bag cannot be read, or holds none or several.
@@ -505,20 +512,18 @@ def profile_of_bag(bag: Path | Bag) -> Profile:
         message = next(bag.messages({PROFILE_TOPIC}), None)
         text = read_string(message.data) if message is not None else None
         profiles = profiles_of_document(text, f"{source}:{PROFILE_TOPIC}") if text is not None else {}
+        if text is None and next(bag.messages(), None) is None:
+            why = bag.summary().cut or "it is empty"  # which raises where it was cut
+            raise BagError(f"{source}: no message in it can be read: {why}")
     except (BagError, ValueError) as error:
-        raise SamplesError([Problem(source, PROFILE_TOPIC, None, "a profile", str(error))]) from error
-    if len(profiles) != 1:
-        found = ", ".join(profiles) or "none"
         raise SamplesError(
-            [
-                Problem(
-                    source,
-                    PROFILE_TOPIC,
-                    found,
-                    "one robot",
-                    f"the bag contains the profiles of {found}: set robot for this data set",
-                )
-            ]
+            [Problem(source, PROFILE_TOPIC, None, "a profile", str(error).removeprefix(f"{source}: "))]
+        ) from error
+    if len(profiles) != 1:
+        found = ", ".join(profiles)
+        held = f"the profiles of {found}" if found else "no profile"
+        raise SamplesError(
+            [Problem(source, PROFILE_TOPIC, found or "none", "one robot", f"the bag contains {held}: {hint}")]
         )
     return next(iter(profiles.values()))
 

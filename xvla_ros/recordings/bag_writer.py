@@ -44,16 +44,16 @@ class BagWriter:
         path: str | Path,
         profile_yaml: str,
         *,
-        stamp_ns: int = 0,
+        stamp_ns: int | None = None,
         compression: Compression = "none",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Create the file, and its folder, and write the profile into it.
+        """Create the file, and its folder; the profile is the first message in it.
 
         Args:
             path: a file that does not exist, or is written anew.
             profile_yaml: the profile of the robot, or of several, as a profile file holds it (``profile_document``).
-            stamp_ns: log time of the profile's message.
+            stamp_ns: log time of the profile's message; None takes that of the first message after it.
             compression: of the chunks; pictures that are JPEG already gain nothing, raw ones of a simulation much.
             clock: s, steady; when the last chunk is older than a second, the next message closes it.
 
@@ -77,7 +77,9 @@ class BagWriter:
         self._writer: Writer = Writer(self._stream, chunk_size=CHUNK_BYTES, compression=kinds[compression])
         self._guard(lambda: self._writer.start(profile="ros2", library="xvla_ros"))
         self._flushed = clock()
-        self.write(PROFILE_TOPIC, STRING, stamp_ns, string(profile_yaml))
+        self._profile: bytes | None = string(profile_yaml)  # until it is written
+        if stamp_ns is not None:
+            self._write_profile(stamp_ns)
         self.flush()
 
     def add_topic(self, topic: str, msgtype: str, *, definition: str | None = None, qos: str = "") -> None:
@@ -122,6 +124,7 @@ class BagWriter:
         Raises:
             BagWriteError: as ``add_topic``; or the file cannot be written, and then nothing more can be.
         """
+        self._write_profile(stamp_ns)
         if topic not in self._channels or self._channels[topic][1] != msgtype:
             self.add_topic(topic, msgtype)
         channel = self._channels[topic][0]
@@ -165,6 +168,7 @@ class BagWriter:
             return
         try:
             if not self._failed:
+                self._write_profile(0)
                 self._guard(self._writer.finish)
                 self._guard(self._stream.flush)
         finally:
@@ -178,6 +182,11 @@ class BagWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _write_profile(self, stamp_ns: int) -> None:
+        data, self._profile = self._profile, None
+        if data is not None:
+            self.write(PROFILE_TOPIC, STRING, stamp_ns, data)
 
     def _guard(self, action: Callable[[], object]) -> None:
         if self._failed:

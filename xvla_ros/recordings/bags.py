@@ -80,7 +80,7 @@ class Integrity:
             return f"integrity is unchecked: the {self.what} has no checksums"
         if self.unchecked:
             return f"{self.checked} checksums match; integrity of {', '.join(self.unchecked)} is unchecked"
-        return f"intact: {self.checked} checksum{'s' if self.checked > 1 else ''} fit"
+        return "1 checksum matches" if self.checked == 1 else f"{self.checked} checksums match"
 
 
 @dataclass(frozen=True)

@@ -104,16 +104,14 @@ def export(
         SetupError: the output folder is there already, or one that another export left.
         DataSetWriteError: it cannot be written: the disk is full, say.
     """
-    _check_output(output)
-    with _workers(min(options.jobs, len(bags))) as run:
+    with _part_of(output) as part, _workers(min(options.jobs, len(bags))) as run:
         told = [(bag, options) for bag in bags]
         looked = list(_counted(run(_look, told), "look at", len(bags), progress))
         chosen = _check_together(looked, options)
         fps, sizes, notes = _fps(chosen, options), *_cameras(chosen)
-        part = output.with_name(output.name + PART)
         try:
             clips = part / CLIPS
-            clips.mkdir(parents=True)
+            clips.mkdir()
             tasks = [
                 BagTask(number, each.bag, each.robot, options, fps, sizes, clips) for number, each in enumerate(chosen)
             ]
@@ -125,8 +123,6 @@ def export(
             raise _unwritten(output, error.strerror or str(error)) from error
         except BrokenExecutor as error:
             raise _unwritten(output, "an encoding process was killed, perhaps because memory ran out") from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     skipped: Counter[str] = Counter()
     for bag in looked:
         skipped.update(bag.skipped)
@@ -197,14 +193,25 @@ def _write(
         return _Written(len(writer.origins), writer.frames, tuple(writer.tasks), skipped, faults)
 
 
-def _check_output(output: Path) -> None:
+@contextmanager
+def _part_of(output: Path) -> Iterator[Path]:
+    """Make the folder that a data set is made in, for this export alone; it is gone at the end, renamed or removed."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise SetupError(f"{output} already exists: give another --output, or remove it")
     part = output.with_name(output.name + PART)
-    if part.exists():
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+    except FileExistsError:
         raise SetupError(
             f"{part} exists: another export to {output} is running, or was killed; remove it if no export is running"
-        )
+        ) from None
+    except OSError as error:
+        raise _unwritten(output, error.strerror or str(error)) from error
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _unwritten(output: Path, why: str) -> DataSetWriteError:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from xvla_ros import limits
 from xvla_ros.errors import Problem, did_you_mean, problems_of
 from xvla_ros.recordings.lerobot_files import INFO, WRITTEN
-from xvla_ros.recordings.recording import SamplesError
+from xvla_ros.recordings.recording import NAME_ROBOT, SamplesError
 from xvla_ros.robots.profile import Profile, profiles_of_document
 from xvla_ros.types import Floats
 
@@ -54,8 +54,9 @@ class LeRobotMapping(BaseModel, frozen=True, extra="forbid", strict=True, allow_
     )
     units: Literal["policy", "ros", "vector"] = Field(
         default="policy",
-        description="Units of the features after the scales of channels: policy (joints with the profile's scale), ros "
-        "(joints in rad or m) or vector (the policy's own vector, such as tool poses written by another program).",
+        description="Units of the features after the scales of channels: policy (joints with the profile's scale; a "
+        "data set of xvla export is converted from the profile that it contains), ros (joints in rad or m) or vector "
+        "(the policy's own vector, such as tool poses written by another program).",
     )
     pictures: Literal["", "as_sent", "as_seen"] = Field(
         default="",
@@ -77,8 +78,8 @@ class Columns:
         return rows.reshape(len(rows), -1)[:, self.index] * self.scale + self.offset
 
 
-def profile_of_data_set(folder: Path) -> Profile:
-    """Return the profile that ``xvla export`` wrote with a data set.
+def profile_of_data_set(folder: Path, hint: str = NAME_ROBOT) -> Profile:
+    """Return the profile that ``xvla export`` wrote with a data set; ``hint``: what to do where it wrote none.
 
     Raises:
         SamplesError: it has none, or is no data set.
@@ -87,16 +88,22 @@ def profile_of_data_set(folder: Path) -> Profile:
     if not (folder / INFO).exists():
         expected, message = "the folder of a LeRobot data set", f"there is no {INFO} in {folder}"
         raise SamplesError([Problem(str(folder), INFO, None, expected, message)])
+    profile = written_profile(folder)
+    if profile is None:
+        message = f"a LeRobot data set contains no profile, unless xvla export wrote it: {hint}"
+        raise SamplesError([Problem(str(folder), "robot", "", "name of a profile, or a profile file", message)])
+    return profile
+
+
+def written_profile(folder: Path) -> Profile | None:
+    """Return the profile that ``xvla export`` wrote with a data set; None where it wrote none.
+
+    Raises:
+        ProfileError: what it has is no profile.
+    """
     told = _written(folder)
     profiles = profiles_of_document(str(told.get("profile", "")), f"{folder}:{WRITTEN}") if "profile" in told else {}
-    if len(profiles) != 1:
-        message = (
-            "a LeRobot data set contains no profile, unless xvla export wrote it: set robot to the name of a "
-            "profile, or "
-        )
-        message += "to a profile file"
-        raise SamplesError([Problem(str(folder), "robot", "", "name of a profile, or a profile file", message)])
-    return next(iter(profiles.values()))
+    return next(iter(profiles.values())) if len(profiles) == 1 else None
 
 
 def read_mapping(path: Path) -> LeRobotMapping:
@@ -166,8 +173,12 @@ def columns_of(
     profile: Profile,
     units: str,
     channels: Mapping[str, ChannelSource | str],
+    written: Profile | None = None,
 ) -> Columns:
     """Find what a profile expects in a feature: its joints, or with the units ``vector`` its channels.
+
+    Joints in the units ``policy`` whose scale the mapping does not state come from the units of the profile that the
+    data set was written with.
 
     Args:
         source: of the messages.
@@ -175,6 +186,7 @@ def columns_of(
         profile: the robot.
         units: as of the mapping.
         channels: of the mapping, for this feature.
+        written: the profile that the data set was written with; None where nobody says.
 
     Raises:
         SamplesError: naming every channel that is not there, and what the feature has.
@@ -199,6 +211,11 @@ def columns_of(
         if place is None:
             misses(channel, one.name, names, feature)
         else:
+            recorded = written.joints.by_name.get(names[place].removesuffix(SUFFIX)) if written else None
+            if recorded is not None and units == "policy" and isinstance(told, str):
+                own = profile.joints.by_name[channel]
+                factor = own.scale / recorded.scale
+                one = ChannelSource(name=told, scale=factor, offset=own.offset - recorded.offset * factor)
             found.append((place, one.scale, one.offset))
     for name in channels:
         if name not in wanted:

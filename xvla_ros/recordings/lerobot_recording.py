@@ -8,13 +8,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.errors import KinematicsError, MessageError, Problem, did_you_mean
+from xvla_ros.errors import KinematicsError, MessageError, Problem, ProfileError, did_you_mean
 from xvla_ros.observation.faults import CAMERA_MISSING, Fault
 from xvla_ros.observation.images import view_of
 from xvla_ros.recordings.action_checks import action_problems
@@ -28,8 +29,10 @@ from xvla_ros.recordings.lerobot_mapping import (
     Columns,
     LeRobotMapping,
     columns_of,
+    place_of,
     written_mapping,
     written_origins,
+    written_profile,
 )
 from xvla_ros.recordings.recording import (
     Episode,
@@ -43,12 +46,15 @@ from xvla_ros.recordings.recording import (
     profile_essence,
 )
 from xvla_ros.robots.actions import StateEncoder
-from xvla_ros.robots.joints import from_policy, to_policy
+from xvla_ros.robots.joints import from_policy, gripper_joints, to_policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.tools import tool_arms
 from xvla_ros.types import NS, Floats, Observation
 
-READER_VERSION = 3
+READER_VERSION = 4
+UNIT_ROOM = 0.05  # by which a gripper of 0..1 may be beyond its ends
+UNIT_USED = 0.5  # of 0..1, which a gripper in use moves at least; one that stays closed at 0..100 trembles by less
+FAR_MORE = 10.0  # range of a gripper that cannot be one of 0..1, or of rad or m
 WHOLE = 1 << 28  # bytes up to which a table goes into the fingerprint whole; of larger files, and of videos, parts
 
 
@@ -116,6 +122,13 @@ class LeRobotRecording:
         if self._opened is None:
             self._opened = LeRobotFiles(self._folder)
         return self._opened
+
+    @cached_property
+    def _written(self) -> Profile | None:
+        try:
+            return written_profile(self._folder)
+        except ProfileError as error:
+            raise SamplesError(error.problems) from error
 
     def opened(self) -> AbstractContextManager[object]:
         """Return a context that does nothing: its files are opened one by one."""
@@ -315,7 +328,7 @@ class LeRobotRecording:
             return [], [f"{self._folder}: {problem.message}" for problem in found]
         low = np.min([each.min(axis=0) for each in joints], axis=0)
         high = np.max([each.max(axis=0) for each in joints], axis=0)
-        problems = joint_problems(self.source, self._profile, low, high)
+        problems = joint_problems(self.source, self._profile, low, high) or self._small_grippers(low, high)
         if problems or not pairs:
             return problems, []
         limits = np.array([(joint.lower, joint.upper) for joint in self._profile.joints.ordered]).T
@@ -323,6 +336,36 @@ class LeRobotRecording:
             limits = to_policy(limits, self._profile)
         sizes = np.abs(limits[1] - limits[0])
         return action_problems(self.source, self._profile.joints.policy_order, sizes, seen, told), []
+
+    def _small_grippers(self, low: Floats, high: Floats) -> list[Problem]:
+        """Return the grippers that move within 0..1 where the profile has far more, unless something states their unit.
+
+        Args:
+            low, high: extremes [J] of the joints, rad or m.
+        """
+        mapping, names = self._options.mapping, self._files.names(self._options.mapping.state)
+        if mapping.units != "policy":
+            return []
+        ranges = np.array([(joint.lower, joint.upper) for joint in self._profile.joints.ordered]).T
+        ends = np.round(np.sort(to_policy(ranges, self._profile), axis=0), 3)
+        least, most = np.sort(to_policy(np.array([low, high]), self._profile), axis=0)
+        problems = []
+        for index in gripper_joints(self._profile):
+            joint, size = self._profile.joints.policy_order[index], ends[1, index] - ends[0, index]
+            told, spread = mapping.channels.get(joint, joint), most[index] - least[index]
+            unit = least[index] >= -UNIT_ROOM and most[index] <= 1 + UNIT_ROOM and spread > UNIT_USED
+            if not isinstance(told, str) or not unit or size < FAR_MORE:
+                continue
+            offset = f", offset: {ends[0, index]:.3g}" if abs(ends[0, index]) > UNIT_ROOM else ""
+            channel = names[place_of(told, names) or 0]
+            problems.append(
+                self._problem(
+                    f"mapping.channels.{joint}", [float(least[index]), float(most[index])],
+                    f"{{name: {channel}, scale: {size:.3g}{offset}}}, or scale: 1 if it does stay there",
+                    f"{channel} is between 0 and 1 where the profile has {ends[0, index]:.3g} to {ends[1, index]:.3g}",
+                )
+            )  # fmt: skip
+        return problems if self._written is None else []
 
     def _word_notes(self, episodes: Sequence[Episode]) -> list[str]:
         changing = [episode.key for episode in episodes if episode.changes]
@@ -405,6 +448,7 @@ class LeRobotRecording:
         told = [
             READER_VERSION,
             profile_essence(self._profile),
+            self._profile.instruction,
             options.mapping.model_dump(),
             options.actions,
             options.rate,
@@ -572,7 +616,7 @@ class LeRobotRecording:
 
     def _columns(self, feature: str, channels: Mapping[str, ChannelSource | str]) -> Columns:
         names, units = self._files.names(feature), self._options.mapping.units
-        return columns_of(self.source, feature, names, self._profile, units, channels)
+        return columns_of(self.source, feature, names, self._profile, units, channels, self._written)
 
     def _joints(self, values: Floats) -> Floats:
         """Return values of a feature as joints in rad or m, or as the vectors they are."""

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from xvla_ros.errors import BagError, MessageError
 from xvla_ros.limits import json_of
@@ -20,6 +21,8 @@ from xvla_ros.types import BESIDE
 EPISODE_TOPIC = "/xvla/episode"
 EVENTS = ("start", "end", "discard")
 NEVER_ENDED = 1 << 62  # ns; later than any measurement
+Open = TypeVar("Open")
+Ended = TypeVar("Ended")
 
 
 def read_mark(text: str) -> dict[str, Any]:
@@ -52,6 +55,48 @@ def with_their_ends(stretches: list[Marks]) -> list[Marks]:
     return stretches
 
 
+@dataclass
+class Episodes(Generic[Open, Ended]):
+    """What marks make of a recording, one after the other: what is known of each episode is up to the caller.
+
+    Attributes:
+        open: what is known of the episode that has begun, None where none has.
+        ended: what is known of those that ended and are kept, in order.
+        discarded: how many were dropped.
+    """
+
+    open: Open | None = None
+    ended: list[Ended] = field(default_factory=list)
+    discarded: int = 0
+    _can_drop: bool = field(default=False, init=False)  # the last that ended: not after a discard
+
+    @property
+    def can_discard(self) -> bool:
+        return self.open is not None or self._can_drop
+
+    def mark(self, event: str, begun: Open, ended: Callable[[Open], Ended]) -> bool:
+        """Take a mark; return whether an episode ended. A start ends the one that is open.
+
+        A discard drops the one that is open, or else the last one; a second discard in a row drops none.
+
+        Args:
+            event: one of ``EVENTS``.
+            begun: what is known of an episode that begins here.
+            ended: what is known of one that ends here.
+        """
+        before, self.open = self.open, begun if event == "start" else None
+        if event == "discard":
+            self.discarded += before is not None or self._can_drop
+            if before is None and self._can_drop:
+                self.ended.pop()
+            self._can_drop = False
+        elif before is not None:
+            self.ended.append(ended(before))
+            self._can_drop = True
+            return True
+        return False
+
+
 def marked_episodes(
     marks: Iterable[tuple[int, dict[str, Any]]], skipped: dict[str, int]
 ) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
@@ -61,20 +106,20 @@ def marked_episodes(
         marks: [(ROS time ns, mark)].
         skipped: why an episode is left out → how many, counted up here.
     """
-    kept: list[tuple[int, int, dict[str, Any]]] = []
-    begun: tuple[int, dict[str, Any]] | None = None
+    episodes: Episodes[tuple[int, dict[str, Any]], tuple[int, int, dict[str, Any]]] = Episodes()
     for time, mark in marks:
-        if mark["event"] == "discard" and (begun or kept):
-            begun = None if begun else kept.pop() and None
-            skipped["discarded"] = skipped.get("discarded", 0) + 1
-        elif begun is not None:
-            kept.append((begun[0], time, {**begun[1], **_given(mark)}))
-            begun = None
-        if mark["event"] == "start":
-            begun = time, mark
-    if begun is not None:
-        kept.append((begun[0], NEVER_ENDED, begun[1]))
-    yield from kept
+        episodes.mark(mark["event"], (time, mark), partial(_until, time, mark))
+    if episodes.discarded:
+        skipped["discarded"] = skipped.get("discarded", 0) + episodes.discarded
+    yield from episodes.ended
+    if episodes.open is not None:
+        begun, first = episodes.open
+        yield begun, NEVER_ENDED, first
+
+
+def _until(time: int, mark: Mapping[str, Any], begun: tuple[int, dict[str, Any]]) -> tuple[int, int, dict[str, Any]]:
+    start, first = begun
+    return start, time, {**first, **_given(mark)}
 
 
 def _given(mark: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,20 +127,6 @@ def _given(mark: Mapping[str, Any]) -> dict[str, Any]:
     if mark["event"] != "end":
         return {}
     return {key: value for key, value in mark.items() if value not in (None, "") and key != "event"}
-
-
-@dataclass
-class Count:
-    """Episodes so far."""
-
-    succeeded: int = 0
-    failed: int = 0
-    unjudged: int = 0
-    discarded: int = 0
-
-    @property
-    def kept(self) -> int:
-        return self.succeeded + self.failed + self.unjudged
 
 
 class EpisodeMarks:
@@ -108,10 +139,7 @@ class EpisodeMarks:
 
     def __init__(self, robot: str, instruction: str = "") -> None:
         self.robot, self.instruction = robot, instruction
-        self.open = False
-        self.count = Count()
-        self._last: bool | None = None
-        self._any_ended = False
+        self.episodes: Episodes[bool, bool | None] = Episodes()  # ended: whether each succeeded, None for unjudged
 
     def read(self, text: str) -> dict[str, Any]:
         """Return the mark that a message holds, and follow it where it is of this robot.
@@ -132,11 +160,11 @@ class EpisodeMarks:
 
     def end(self, success: bool | None) -> dict[str, Any] | None:
         """Return the mark that ends the open episode, None where none is open."""
-        return self._made(event="end", instruction=self.instruction, success=success) if self.open else None
+        return self._made(event="end", instruction=self.instruction, success=success) if self.episodes.open else None
 
     def discard(self) -> dict[str, Any] | None:
         """Return the mark that drops the open episode, else the last one; None where there is neither."""
-        return self._made(event="discard") if self.open or self._any_ended else None
+        return self._made(event="discard") if self.episodes.can_discard else None
 
     def _made(self, **fields: Any) -> dict[str, Any]:
         mark = {"robot": self.robot, **fields}
@@ -144,29 +172,8 @@ class EpisodeMarks:
         return mark
 
     def _follow(self, mark: dict[str, Any]) -> None:
-        event = mark["event"]
-        if event == "discard":
-            if not self.open and self._any_ended:
-                self._judged(self._last, -1)
-                self._any_ended = False
-                self.count.discarded += 1
-            elif self.open:
-                self.count.discarded += 1
-            self.open = False
-            return
-        if self.open:
-            self._last = mark.get("success") if event == "end" else None
-            self._judged(self._last, 1)
-            self._any_ended = True
-        self.open = event == "start"
-
-    def _judged(self, success: bool | None, count: int) -> None:
-        if success is None:
-            self.count.unjudged += count
-        elif success:
-            self.count.succeeded += count
-        else:
-            self.count.failed += count
+        success = mark.get("success") if mark["event"] == "end" else None
+        self.episodes.mark(mark["event"], True, lambda _: success)
 
 
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
@@ -238,11 +245,12 @@ def check_topics(summary: BagSummary, profile: Profile) -> None:
         BagError: naming every topic that is missing or of another type, and what the bag holds.
     """
     found = {topic.name: topic.type for topic in summary.topics if topic.count}
+    silent = {topic.name: "without a message" for topic in summary.topics if not topic.count}
     cameras = [profile.cameras.by_name[slot] for slot in profile.cameras.slots]
     wanted = {camera.topic: (IMAGE_TYPES[camera.transport], camera.required) for camera in cameras}
     wanted |= {joint.topic: (JOINT_STATE, True) for joint in profile.joints.ordered}
     problems = [
-        f"{topic} is {found.get(topic, 'missing')}, expected {kind}"
+        f"{topic} is {(silent | found).get(topic, 'missing')}, expected {kind}"
         for topic, (kind, required) in wanted.items()
         if found.get(topic, kind if not required else "") != kind
     ]

@@ -13,10 +13,9 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,6 @@ from xvla_ros.observation.align import FUTURE_TOLERANCE, OTHER_CLOCK
 from xvla_ros.observation.builder import CLOCK_BACK, ObservationBuilder
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, BuildTally, Fault
 from xvla_ros.observation.images import IMAGE_TYPES, rgb_of_message
-from xvla_ros.recordings.bag_files import BagMessage
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import peek_stamp, read_joint_state, typestore
 from xvla_ros.recordings.marks import check_topics
@@ -36,7 +34,11 @@ from xvla_ros.types import NS, Observation
 
 DECODE_PERIOD, MOST_DECODED, MOST_ASKED = 0.5, 600, 20_000  # s, instants and instants: what a verdict looks at
 LOOKED_AT = 64  # messages at most, to find out whether the log has the clock of the stamps
-RESTART = 1.0  # s by which the stamps of a topic fall back when a simulation begins again
+RESTART = 1.0  # s by which time falls back when a simulation begins again
+SEVERAL = 5  # messages of a topic in a row whose stamps fell back: fewer are wrong stamps
+MOST_HELD = 100  # messages that wait until it is known whether time began again
+
+Item = TypeVar("Item")
 
 
 def observations(
@@ -48,7 +50,7 @@ def observations(
     instruction: str | None = None,
     wanted: Callable[[int], bool] = lambda stamp: True,
     commanded: Callable[[int], NDArray[np.float64] | None] = lambda stamp: None,
-    heard: Callable[[BagMessage, int], None] = lambda message, stamp: None,
+    begun: Callable[[], None] = lambda: None,
 ) -> Iterator[Observation | Fault]:
     """Yield one observation for every picture of slot 0, or ``rate`` times a second; a ``Fault`` where there is none.
 
@@ -63,7 +65,7 @@ def observations(
         instruction: what to do, in words; None takes the profile's.
         wanted: whether an observation is to be built at a stamp; asked once for each, when it is due.
         commanded: stamp → the joints [J] commanded there, rad or m in policy order, for ``proprio_source: commanded``.
-        heard: called with every message of the profile's cameras and joints and its stamp, once it is taken in.
+        begun: called where time begins again, as when a simulation is reset.
 
     Raises:
         BagError: no bag or a damaged one, topics missing or of another type, a rate that is not positive.
@@ -78,7 +80,7 @@ def observations(
     told = profile.instruction if instruction is None else instruction
     return (
         builder.build(each.now, each.received, told, commanded(each.due), not_after=each.due)
-        for each in _instants(bag, builder, schedule, wanted, heard)
+        for each in _instants(bag, builder, schedule, wanted, begun)
     )
 
 
@@ -110,14 +112,16 @@ def verdict(bag: str | Path | Bag, profile: Profile) -> tuple[BuildTally, int]:
         return (count - 1) % every == 0
 
     builder, tally = ObservationBuilder(profile, decode), BuildTally()
-    for each in _instants(bag, builder, _Frames(), wanted, lambda message, stamp: None):
+    damaged: Fault | None = None  # what was wrong with the pictures decoded last
+    for each in _instants(bag, builder, _Frames(), wanted, lambda: None):
         before = decoded
         found = (
             builder.build(each.now, each.received, "", not_after=each.due)
             if each.received >= due
-            else builder.check(each.now, each.received)
+            else builder.check(each.now, each.received) or damaged
         )
-        due = due if decoded == before else each.received + period
+        if decoded != before:
+            due, damaged = each.received + period, found if isinstance(found, Fault) else None
         tally.add(found)
     return tally, decoded
 
@@ -150,30 +154,27 @@ def _instants(
     builder: ObservationBuilder[bytes],
     schedule: _Frames | _Grid | _Given,
     wanted: Callable[[int], bool],
-    heard: Callable[[BagMessage, int], None],
+    begun: Callable[[], None],
 ) -> Iterator[_Instant]:
     """Feed a bag to a builder; yield when it has all there will be for a stamp that is due and wanted."""
     profile = builder.profile
-    cameras = profile.cameras.by_topic
     first_slot = profile.cameras.by_name[profile.cameras.slots[0]].topic
-    topics = {*cameras, *profile.joints.topics}
-    clock, messages = _with_clock(bag.messages(topics), topics)
     timeout = round(profile.timing.observation_timeout * NS)
     asked: tuple[int, bool] | None = None  # about the instant that is due: whether it is wanted
-    now, received = 0, 0.0
-    for message in messages:
-        received = message.log_time / NS
-        try:
-            stamp = feed(builder, cameras.get(message.topic, ()), message.topic, message.data, received)
-        except MessageError:
-            continue
-        heard(message, stamp)
-        before, now = now, clock.now(message.topic, message.log_time, stamp)
+    now, received, shift = 0, 0.0, 0.0
+    for each in _taken_in(bag, builder):
+        before, now = now, each.now
+        if each.again:
+            begun()
+            shift = max(received - each.log_time / NS, shift)  # a steady clock goes on, the log's may not
+            builder.check(now, each.log_time / NS + shift)  # so that it forgets the time before
+        received = each.log_time / NS + shift
+        each.add(received)
         if now < before - CLOCK_BACK * NS:  # the builder forgets what came before, too
             schedule.restart()
             asked = None
-        if message.topic == first_slot:
-            schedule.picture(stamp, now)
+        if each.topic == first_slot:
+            schedule.picture(each.stamp, now)
         while (due := schedule.due(now)) is not None:
             # asked first: to find out whether every source has got there takes long
             if asked is None or asked[0] != due:
@@ -194,23 +195,44 @@ def _instants(
             yield _Instant(now, received, due)
 
 
+@dataclass(frozen=True, slots=True)
+class _TakenIn:
+    """A message for the builder: ``add`` hands it over, ``now`` is its ROS time, ``again`` where that began again."""
+
+    topic: str
+    log_time: int
+    stamp: int
+    add: Callable[[float], None]
+    now: int = 0
+    again: bool = False
+
+
+def _taken_in(bag: Bag, builder: ObservationBuilder[bytes]) -> Iterator[_TakenIn]:
+    """Yield the messages of a bag that can be read; without those whose stamps alone say that they are astray."""
+    profile = builder.profile
+    cameras = profile.cameras.by_topic
+    topics = {*cameras, *profile.joints.topics}
+    restarts, now = Restarts[_TakenIn](topics), 0
+
+    def taken() -> Iterator[Taken[_TakenIn]]:
+        for message in bag.messages(topics):
+            with suppress(MessageError):
+                stamp, add = _read(builder, cameras.get(message.topic, ()), message.topic, message.data)
+                item = _TakenIn(message.topic, message.log_time, stamp, add)
+                yield from restarts.take(item, message.topic, message.log_time, stamp)
+        yield from restarts.rest()
+
+    for each in taken():
+        if each.astray and not restarts.by_log:
+            continue  # the node has a clock to judge it by; here there is none
+        item = each.item
+        now = item.log_time if restarts.by_log else item.stamp if each.again else max(now, item.stamp)
+        yield replace(item, now=now, again=each.again)
+
+
 def _leaps(fault: Fault | None) -> bool:
     """Return whether a fault is a leap of the joints; no later message mends that instant, so none is waited for."""
     return fault is not None and fault.reason == JOINTS_IMPLAUSIBLE
-
-
-def _with_clock(messages: Iterator[BagMessage], topics: Collection[str]) -> tuple[BagClock, Iterator[BagMessage]]:
-    """Return the clock of a bag, set by the first message of each topic, and all messages of the bag."""
-    clock, first, unseen = BagClock(), [], set(topics)
-    for message in messages:
-        first.append(message)
-        unseen.discard(message.topic)
-        with suppress(MessageError):
-            if clock.look_at(message.log_time, peek_stamp(message.data)):
-                break
-        if not unseen or len(first) == LOOKED_AT:
-            break
-    return clock, chain(first, messages)
 
 
 def feed(builder: ObservationBuilder[bytes], cameras: Collection[str], topic: str, data: bytes, received: float) -> int:
@@ -222,42 +244,158 @@ def feed(builder: ObservationBuilder[bytes], cameras: Collection[str], topic: st
     Raises:
         MessageError: it cannot be read.
     """
+    stamp, add = _read(builder, cameras, topic, data)
+    add(received)
+    return stamp
+
+
+def _read(
+    builder: ObservationBuilder[bytes], cameras: Collection[str], topic: str, data: bytes
+) -> tuple[int, Callable[[float], None]]:
+    """Return the stamp as ``feed`` does, and what hands the message over, given its time of receipt in s."""
     if cameras:
         stamp = peek_stamp(data)
-        for camera in cameras:
-            builder.add_image(camera, stamp, data, received)
-        return stamp
+
+        def add_pictures(received: float) -> None:
+            for camera in cameras:
+                builder.add_image(camera, stamp, data, received)
+
+        return stamp, add_pictures
     stamp, names, positions = read_joint_state(data)
-    builder.add_joints(topic, stamp, names, positions, received)
-    return stamp if builder.concerns(topic, names, positions) else 0
+    counts = builder.concerns(topic, names, positions)
+    return stamp if counts else 0, lambda received: builder.add_joints(topic, stamp, names, positions, received)
 
 
-class Restarts:
-    """Counts how often a simulation began again: the same messages in the same order give the same count."""
+@dataclass(slots=True)
+class Taken(Generic[Item]):
+    """What ``Restarts`` took: whether time began again with it, whether its stamp is astray (None: not known yet)."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    item: Item
+    topic: str = ""
+    stamp: int = 0
+    again: bool = False
+    astray: bool | None = False
+
+
+class Restarts(Generic[Item]):
+    """Finds where time began again in a stream of messages: the same stamped messages in the same order give the same.
+
+    Where the log has the clock of the stamps, time began again where the log fell back, whatever one stamp says. Else
+    only stamps can tell, each topic by itself: several in a row must have fallen back, and none in between must go on
+    where time was. What comes meanwhile is held until that is known.
+
+    Args:
+        topics: those with stamps.
+
+    Attributes:
+        by_log: whether the log has the clock of the stamps, as the first of these messages say; None until that is
+            known, and until then all are held.
+    """
+
+    def __init__(self, topics: Collection[str]) -> None:
+        self.by_log: bool | None = None
+        self._unseen, self._first = set(topics), list[tuple[Item, str, int, int]]()
+        self._log_time = -(1 << 62)
         self._newest: dict[str, int] = {}
+        self._rivals: dict[str, list[int]] = {}  # topic → stamps in a row that are far from its newest
+        self._held: list[Taken[Item]] = []
 
-    def heard(self, topic: str, stamp: int) -> bool:
-        """Take note of a stamp; return whether time began again with it.
+    def take(self, item: Item, topic: str, log_time: int, stamp: int) -> list[Taken[Item]]:
+        """Take a message, ``stamp`` 0 for one without a stamp that counts; return those that are held no longer."""
+        if self.by_log is None:
+            self._first.append((item, topic, log_time, stamp))
+            return self._take_first() if stamp > 0 and self._knows(topic, log_time, stamp) else []
+        taken = Taken(item, topic, stamp)
+        if self.by_log:
+            return self._take_by_log(taken, log_time)
+        self._held.append(taken)
+        if stamp > 0:
+            self._judge(taken)
+        return [] if self._rivals and sum(each.stamp > 0 for each in self._held) < MOST_HELD else self._release()
 
-        Stamps are compared within a topic: one without stamps, or with another clock, is no restart. Neither is a
-        message without a stamp.
-        """
-        if stamp <= 0:
-            return False
-        newest = self._newest.get(topic)
-        if newest is not None and stamp < newest - RESTART * NS:
-            self._newest = {topic: stamp}
-            self.count += 1
-            return True
-        self._newest[topic] = stamp if newest is None else max(stamp, newest)
-        return False
+    def rest(self) -> list[Taken[Item]]:
+        """Return what is held still: time has not begun again."""
+        self.by_log = bool(self.by_log)
+        return [*self._take_first(), *self._release()]
+
+    def _knows(self, topic: str, log_time: int, stamp: int) -> bool:
+        self._unseen.discard(topic)
+        if abs(log_time - stamp) < OTHER_CLOCK * NS:
+            self.by_log = True
+        elif not self._unseen or sum(stamp > 0 for *_, stamp in self._first) >= LOOKED_AT:
+            self.by_log = False
+        return self.by_log is not None
+
+    def _take_first(self) -> list[Taken[Item]]:
+        first, self._first = self._first, []
+        return [taken for each in first for taken in self.take(*each)]
+
+    def _release(self) -> list[Taken[Item]]:
+        for topic in list(self._rivals):
+            self._reject(topic)
+        held, self._held = self._held, []
+        return held
+
+    def _take_by_log(self, taken: Taken[Item], log_time: int) -> list[Taken[Item]]:
+        again = log_time < self._log_time - RESTART * NS
+        if taken.stamp <= 0 and not again:
+            return [taken]
+        self._held.append(taken)
+        if taken.stamp <= 0:
+            return []  # of the next run, unless no stamp follows
+        if again:
+            self._newest.clear()
+            self._held[0].again = True
+        self._log_time = log_time if again else max(log_time, self._log_time)
+        newest = self._newest.get(taken.topic, taken.stamp)
+        taken.astray = not newest - RESTART * NS <= taken.stamp <= log_time + RESTART * NS
+        if not taken.astray:
+            self._newest[taken.topic] = max(newest, taken.stamp)
+        return self._release()
+
+    def _judge(self, taken: Taken[Item]) -> None:
+        topic, stamp = taken.topic, taken.stamp
+        newest = self._newest.get(topic, stamp)
+        latest = max(self._newest.values(), default=stamp)
+        if newest - RESTART * NS <= stamp <= latest + RESTART * NS:
+            self._newest[topic] = max(newest, stamp)
+            self._reject(topic)
+            return
+        if stamp < self._rivals.get(topic, [stamp])[-1] - RESTART * NS:
+            self._reject(topic)
+        taken.astray = None
+        rivals = self._rivals.setdefault(topic, [])
+        rivals.append(stamp)
+        if len(rivals) < SEVERAL:
+            return
+        if stamp < newest:
+            self._begin_again()
+        else:  # nothing came for a while
+            self._newest[topic] = max(rivals)
+            self._settle(topic, astray=False)
+
+    def _begin_again(self) -> None:
+        # what goes on where time was has come late
+        late = [each for each in self._held if each.stamp > 0 and each.astray is False]
+        begun = [each for each in self._held if not (each.stamp > 0 and each.astray is False)]
+        begun[0].again = True
+        self._held = late + begun
+        self._newest = {topic: max(stamps) for topic, stamps in self._rivals.items()}
+        for topic in list(self._rivals):
+            self._settle(topic, astray=False)
+
+    def _reject(self, topic: str) -> None:
+        self._settle(topic, astray=True)
+
+    def _settle(self, topic: str, *, astray: bool) -> None:
+        if self._rivals.pop(topic, None):
+            for each in self._held:
+                if each.topic == topic and each.astray is None:
+                    each.astray = astray
 
 
 class BagClock:
-    """ROS time as it was when a message was recorded.
+    """ROS time as it was when a message was recorded, for who follows a bag message by message.
 
     That is the log time, unless the log has another clock than all stamps, as a recorder without use_sim_time has;
     then it is the newest stamp so far.
@@ -265,20 +403,18 @@ class BagClock:
 
     def __init__(self) -> None:
         self._logs_ros_time = False
-        self._restarts = Restarts()
+        self._newest_of: dict[str, int] = {}
         self._newest = 0
-
-    def look_at(self, log_time: int, stamp: int) -> bool:
-        """Take note of a message's two times; return whether the log has been found to have the clock of stamps."""
-        self._logs_ros_time = self._logs_ros_time or abs(log_time - stamp) < OTHER_CLOCK * NS
-        return self._logs_ros_time
 
     def now(self, topic: str, log_time: int, stamp: int) -> int:
         """Return ROS time in ns at a message with this log time and stamp."""
         if stamp > 0:
-            self.look_at(log_time, stamp)
-        again = self._restarts.heard(topic, stamp)
-        self._newest = stamp if again else max(stamp, self._newest)
+            self._logs_ros_time = self._logs_ros_time or abs(log_time - stamp) < OTHER_CLOCK * NS
+            newest = self._newest_of.get(topic, stamp)
+            if stamp < newest - RESTART * NS:  # of the same topic, as another may have another clock
+                self._newest_of, newest, self._newest = {}, stamp, stamp
+            self._newest_of[topic] = max(newest, stamp)
+            self._newest = max(stamp, self._newest)
         return log_time if self._logs_ros_time else self._newest
 
 

@@ -26,10 +26,11 @@ ActionSource = Literal["planned", "commanded", "measured"]
 
 FAR = 0.5  # of a joint's range; calibrations differ by less, other units by a factor
 DEGREES = 180.0 / np.pi
+NAME_ROBOT = "name the robot, or its profile file, with --robot"  # of the commands that take recordings
 STILL = 1e-4  # of a joint's range
 NEAR_ZERO = 2.0  # degrees; no arm stays that close to zero with most of its joints
 MOST = 0.75  # of the joints; grippers have units of their own
-# What of a profile does not change a frame, a state or a path.
+# What of a profile does not change a frame, a state or a path. The instruction counts where nothing else says one.
 BESIDE = {"instruction", "smoothing", "schema_version"}
 BESIDE_OF_POLICY = {
     "checkpoint",

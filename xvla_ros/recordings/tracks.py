@@ -7,14 +7,16 @@ A simulation that begins again within a bag makes its time run twice; each run i
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xvla_ros.observation.align import OTHER_CLOCK, joint_topics
+from xvla_ros.observation.align import joint_topics
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE
 from xvla_ros.observation.measured import MeasuredTopic
 from xvla_ros.recordings.bag_files import BagMessage
@@ -22,7 +24,7 @@ from xvla_ros.recordings.bags import Bag, BagSummary
 from xvla_ros.recordings.cdr import JointCommand, PoseCommand, peek_stamp, read_command, read_joint_state, read_string
 from xvla_ros.recordings.cdr import command_type as type_of_command
 from xvla_ros.recordings.marks import EPISODE_TOPIC, read_mark
-from xvla_ros.recordings.observations import RESTART, Restarts
+from xvla_ros.recordings.observations import Restarts, Taken
 from xvla_ros.robots.profile import Profile
 from xvla_ros.types import NS, Floats
 
@@ -161,13 +163,21 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Tracks:
-    """All stretches of a bag, and the summary of the pass that read them, unusable messages included."""
+    """All stretches of a bag.
+
+    Attributes:
+        stretches: in order.
+        summary: of the pass that read them, unusable messages included.
+        astray: topic → how many of its messages are ignored, as their stamps are far from the time of the recording.
+    """
 
     stretches: tuple[Stretch, ...] = ()
     summary: BagSummary | None = None
+    astray: Mapping[str, int] = field(default_factory=dict)
 
 
-Put = Callable[[Stretch, int], None]  # what to do with a message once its ROS time is known
+Put = Callable[[Stretch, int], None]  # what to do with a message once its stretch and ROS time are known
+_Item = tuple[int, Put]  # a message's log time, and what to do with it
 
 
 def read_tracks(bag: Bag, profile: Profile, *, whole: bool | None = None) -> Tracks:
@@ -184,8 +194,8 @@ def read_tracks(bag: Bag, profile: Profile, *, whole: bool | None = None) -> Tra
     """
     reader = _TrackReader(profile, whole)
     summary = bag.survey(reader.take)
-    reader.end_stretch()
-    return Tracks(tuple(reader.stretches), summary)
+    reader.end()
+    return Tracks(tuple(reader.stretches), summary, reader.astray)
 
 
 class _TrackReader:
@@ -200,11 +210,10 @@ class _TrackReader:
             self._groups.setdefault(profile.commands.by_name[group].topic, []).append(group)
         self._instruction = f"/{profile.name}/instruction"
         self._as_marked, self._whole = whole is None, bool(whole)
-        self._restarts = Restarts()
-        self._same_clock: bool | None = None
+        self._restarts = Restarts[_Item]({*self._cameras, *self._joints})
         self._newest: int | None = None
-        # messages without a stamp that cannot be placed yet: (log time, how to place it)
-        self._pending: list[tuple[int, Put]] = []
+        self._pending: list[Put] = []  # messages without a stamp that came before the first stamp
+        self.astray: Counter[str] = Counter()
         self._stretch = Stretch()
         self.stretches: list[Stretch] = []
 
@@ -216,25 +225,44 @@ class _TrackReader:
         """
         topic, data = message.topic, message.data
         if topic in self._cameras and (stamp := peek_stamp(data)) > 0:
-            self._stamped(message, stamp)
-            for slot in self._cameras[topic]:
-                self._stretch.pictures.setdefault(slot, array("q")).append(stamp)
+            self._take(message, lambda stretch, now: self._picture(stretch, topic, stamp), stamp)
         if topic in self._joints:
-            stamp, names, positions = read_joint_state(data)
-            if stamp > 0 and self._joints[topic].concerns(names, positions):
-                self._stamped(message, stamp)
-            self._measured(topic, stamp, self._joints[topic].add(stamp, names, positions, message.log_time / NS))
+            self._joint_state(message)
         for group in self._groups.get(topic, []):
             if message.type == type_of_command(self._profile, group):
                 self._command(message, group)
         if topic.endswith(self._instruction):
             text = read_string(data).strip()
-            self._unstamped(message, lambda stretch, now: stretch.instructions.append((now, text)))
+            self._take(message, lambda stretch, now: stretch.instructions.append((now, text)))
         if topic == EPISODE_TOPIC:
             self._mark(message)
 
-    def _measured(self, topic: str, stamp: int, values: Floats | None) -> None:
-        """Keep what was measured where the node's reader believes it; its observations report leaps.
+    def end(self) -> None:
+        """Place what is left, and end the last stretch."""
+        with suppress(ValueError):
+            self._place(self._restarts.rest())
+        self._end_stretch()
+
+    def _picture(self, stretch: Stretch, topic: str, stamp: int) -> None:
+        for slot in self._cameras[topic]:
+            stretch.pictures.setdefault(slot, array("q")).append(stamp)
+
+    def _joint_state(self, message: BagMessage) -> None:
+        stamp, names, positions = read_joint_state(message.data)
+        joints = self._joints[message.topic]
+
+        def put(stretch: Stretch, now: int) -> None:
+            del now
+            values = joints.add(stamp, names, positions, message.log_time / NS)
+            self._measured(stretch, message.topic, stamp, values)
+
+        if stamp > 0 and joints.concerns(names, positions):
+            self._take(message, put, stamp)
+        else:
+            put(self._stretch, 0)
+
+    def _measured(self, stretch: Stretch, topic: str, stamp: int, values: Floats | None) -> None:
+        """Keep what was measured, and when, where the node's reader believes it; its observations report leaps.
 
         Raises:
             ValueError: the message cannot be used.
@@ -242,12 +270,12 @@ class _TrackReader:
         fault = self._joints[topic].fault
         if fault is not None and fault.reason != JOINTS_IMPLAUSIBLE:
             raise ValueError(f"{fault.reason}: {fault.detail}")
-        if fault is None and values is not None:
-            self._stretch.joints.setdefault(topic, Readings()).add(stamp, values)
+        if fault is None and values is not None and stamp > 0:
+            stretch.joints.setdefault(topic, Readings()).add(stamp, values)
 
     def _command(self, message: BagMessage, group: str) -> None:
         command, whole = read_command(self._profile, group, message.data), self._whole
-        self._unstamped(
+        self._take(
             message,
             lambda stretch, now: stretch.commands.setdefault(group, SentCommands()).add(now, command, whole=whole),
         )
@@ -257,41 +285,52 @@ class _TrackReader:
         if mark.get("robot", self._profile.name) == self._profile.name:
             if self._as_marked and mark["event"] == "start":
                 self._whole = mark.get("actions") == "planned"
-            self._unstamped(message, lambda stretch, now: stretch.marks.append((now, mark)))
+            self._take(message, lambda stretch, now: stretch.marks.append((now, mark)))
 
-    def _stamped(self, message: BagMessage, stamp: int) -> None:
-        first = self._same_clock is None
-        if self._same_clock is None:
-            self._same_clock = abs(message.log_time - stamp) < OTHER_CLOCK * NS
-        if self._restarts.heard(message.topic, stamp):
-            self.end_stretch()
-        self._newest = stamp if self._newest is None else max(stamp, self._newest)
-        if first:
-            self._place_pending(stamp)
+    def _take(self, message: BagMessage, put: Put, stamp: int = 0) -> None:
+        self._place(self._restarts.take((message.log_time, put), message.topic, message.log_time, stamp))
 
-    def _unstamped(self, message: BagMessage, put: Put) -> None:
-        """Give a message its ROS time: the log's where it has that clock, else the newest stamp before it."""
-        if self._same_clock is None or self._newest is None:
-            self._pending.append((message.log_time, put))
-        elif not self._same_clock:
-            put(self._stretch, self._newest)
-        elif message.log_time < self._newest - RESTART * NS:
-            self._pending.append((message.log_time, put))  # logged after time began again
-        else:
-            put(self._stretch, message.log_time)
+    def _place(self, found: Sequence[Taken[_Item]]) -> None:
+        """Put messages into the stretch in which they came.
 
-    def _place_pending(self, stamp: int) -> None:
-        """Place the messages that came before the clock of the log was known, or before the stretch began."""
+        Those without a stamp get their ROS time: the log's where it has that clock, else the newest stamp before them.
+
+        Raises:
+            ValueError: one cannot be used; all others are placed.
+        """
+        unusable: ValueError | None = None
+        for each in found:
+            if each.again:
+                self._end_stretch()
+            log_time, put = each.item
+            if each.astray:
+                self.astray[each.topic] += 1
+                continue
+            if each.stamp > 0:
+                self._newest = each.stamp if self._newest is None else max(each.stamp, self._newest)
+                self._place_pending(each.stamp)
+            now = log_time if self._restarts.by_log else self._newest
+            if now is None:
+                self._pending.append(put)
+                continue
+            try:
+                put(self._stretch, now)
+            except ValueError as error:
+                unusable = unusable or error
+        if unusable is not None:
+            raise unusable
+
+    def _place_pending(self, now: int) -> None:
         pending, self._pending = self._pending, []
-        for log_time, put in pending:
-            put(self._stretch, log_time if self._same_clock else stamp)
+        for put in pending:
+            put(self._stretch, now)
 
-    def end_stretch(self) -> None:
-        """Close this stretch and begin the next, with what was logged in that before its first stamp."""
+    def _end_stretch(self) -> None:
+        """Close this stretch and begin the next."""
+        self._place_pending(0)
         for readings in self._stretch.joints.values():
             readings.settle()
         for joints in self._joints.values():
             joints.clear()
         self.stretches.append(self._stretch)
         self._stretch, self._newest = Stretch(), None
-        self._place_pending(0)

@@ -226,6 +226,8 @@ def estimate(trainer: Trainer) -> list[str]:
     held_out = _held_out_seconds(trainer)
     times = max(1, math.ceil(settings.steps / (settings.validation.every or math.inf)))
     text = f"time: {settings.steps} steps take {duration(training)}"
+    if settings.drawn is None and (there := len(trainer.source.train)):
+        text += f" and see each of the {there} samples {settings.steps * size / there:.3g} times"
     text += f", measuring the held-out loss {duration(times * held_out)}" if held_out else ""
     lines += [f"{text}; saving and the final evaluation take additional time", _memory(trainer)]
     return lines + _of_the_tower(trainer, stretches[-1])

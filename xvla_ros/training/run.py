@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 
 from xvla_ros.errors import KinematicsError, Problem, SimulationError, XvlaError
-from xvla_ros.resources import usable_cores
+from xvla_ros.resources import output_folder, usable_cores
 from xvla_ros.training.config import TrainingError, TrainSettings, read_settings, read_vision_settings
 from xvla_ros.training.data.datasets import open_datasets
 from xvla_ros.training.data.samples import Samples
@@ -197,20 +197,22 @@ def _source(
 
 def _check_output(settings: TrainSettings) -> None:
     folder = Path(settings.output)
-    if not settings.resume and any(folder.glob("state/step-*")):
-        message = "contains the state of a run"
-        expected = "resume=true to continue it, or another folder"
-        raise TrainingError([Problem("", "output", settings.output, expected, f"{settings.output} {message}")])
-    held = {"checkpoint": "a checkpoint", "meta/info.json": "a LeRobot data set"}
-    for file, what in held.items():
-        if not settings.resume and (folder / file).exists():
-            message = f"{settings.output} contains {what}, which the files of a run would be mixed with"
-            raise TrainingError([Problem("", "output", settings.output, "another folder", message)])
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         problem = Problem("", "output", settings.output, "a writable folder", f"cannot be created: {error.strerror}")
         raise TrainingError([problem]) from None
+    if _is_first():
+        output_folder(folder, "output")  # another run would end well too, and one of both be lost
+    if not settings.resume and any(folder.glob("state/step-*")):
+        message = "contains the state of a run"
+        expected = "resume=true to continue it, or another folder"
+        raise TrainingError([Problem("", "output", settings.output, expected, f"{settings.output} {message}")])
+    held = {"checkpoint": "a checkpoint", "checkpoint.old": "a checkpoint", "meta/info.json": "a LeRobot data set"}
+    for file, what in held.items():
+        if not settings.resume and (folder / file).exists():
+            message = f"{settings.output} contains {what}, which the files of a run would be mixed with"
+            raise TrainingError([Problem("", "output", settings.output, "another folder", message)])
 
 
 def _keep_settings(settings: TrainSettings) -> None:

@@ -25,6 +25,7 @@ from xvla_ros.training.data.samples import DataSet, Rows, Samples, is_told
 from xvla_ros.training.data.store import Store, make_store, open_store
 
 FORM = "a mapping from each instruction to a list of paraphrases"  # of a file of paraphrases
+SET_ROBOT = "set robot of this data set to the name of a profile, or to a profile file"
 MIXED_RATES = 1.5  # ratio of picture rates from which on two recordings do not belong together
 
 
@@ -67,32 +68,6 @@ def open_datasets(
     return Samples(opened, waypoints, augmentation or Augmentation(), seed)
 
 
-def survey(settings: Sequence[DatasetSettings]) -> list[Problem]:
-    """Return everything that is wrong with some data sets, without decoding a picture or writing anything."""
-    problems: list[Problem] = []
-    for entry in settings:
-        try:
-            recordings = list(recordings_of(entry))
-        except ProfileError as error:
-            problems += error.problems
-            continue
-        rates, left_out = {}, []
-        for recording in recordings:
-            try:
-                with recording.opened():
-                    found = recording.survey()
-            except NothingLeftError as error:
-                left_out += error.problems
-                continue
-            except SamplesError as error:
-                problems += error.problems
-                continue
-            problems += found.problems
-            rates[recording.source] = (found.frame_rate, found.actions)
-        problems += [*_mixed(entry, rates), *([] if rates else left_out)]
-    return problems
-
-
 def recordings_of(entry: DatasetSettings) -> Iterator[Recording]:
     """Yield the recordings of a data set, not yet read.
 
@@ -104,7 +79,7 @@ def recordings_of(entry: DatasetSettings) -> Iterator[Recording]:
             from xvla_ros.recordings.lerobot_mapping import profile_of_data_set
             from xvla_ros.recordings.lerobot_recording import LeRobotOptions, LeRobotRecording
 
-            profile = load_robot(entry.robot) if entry.robot else profile_of_data_set(path)
+            profile = load_robot(entry.robot) if entry.robot else profile_of_data_set(path, SET_ROBOT)
             told = LeRobotOptions(
                 entry.mapping,
                 entry.actions,
@@ -124,7 +99,7 @@ def recordings_of(entry: DatasetSettings) -> Iterator[Recording]:
                 continue
             try:
                 with Bag(path) as bag:
-                    recording = BagRecording(bag, profile_of_bag(bag), options)
+                    recording = BagRecording(bag, profile_of_bag(bag, SET_ROBOT), options)
                     recording.fingerprint()  # while it is open
             except BagError as error:
                 raise SamplesError([Problem(str(path), "", None, "a bag that can be read", str(error))]) from error

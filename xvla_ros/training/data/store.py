@@ -17,6 +17,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ from xvla_ros.recordings.recording import (
     Survey,
     joint_leaps,
 )
+from xvla_ros.resources import open_lock
 
 SCHEMA_VERSION = 3
 META, NUMBERS = "store.json", "numbers.npz"
@@ -184,9 +186,12 @@ def make_store(recording: Recording, cache: Path, size: Size | None, pipeline: s
 @contextmanager
 def _locked(cache: Path, name: str) -> Iterator[None]:
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f"{name}.lock").open("w") as lock:
+    lock = open_lock(cache / f"{name}.lock", 0o666)  # several users may share a cache
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _make(recording: Recording, folder: Path, resizer: Resizer) -> None:
@@ -495,7 +500,7 @@ def _read(folder: Path, recording: Recording) -> Store:
 
 
 def _full(folder: Path, error: OSError) -> SamplesError:
-    problem = f"cannot be written: {error.strerror or error}"
+    problem = f"{error.filename or folder} cannot be written: {error.strerror or error}"
     expected = "a writable folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         problem, expected = "no space is left on the disk for decoded images", "free space, or another cache folder"
