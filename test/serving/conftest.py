@@ -13,11 +13,23 @@ pytest.importorskip("aiohttp", reason="needs xvla_ros[serve]")
 
 from xvla_ros.control.policy_source import load_policy
 from xvla_ros.robots import load_profiles
+from xvla_ros.serving import Client, access, server
+from xvla_ros.serving.client import Link
 from xvla_ros.types import Observation
 
 sys.path.append(str(Path(__file__).parent))
 
-from served_policy import ARM, PAIR, serving
+from served_policy import ARM, DEADLINE, PAIR, serving
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Who asks here waits for long, and so does the server, as the machine may be busy; and nothing goes by proxy."""
+    for kind in (Link, Client):
+        monkeypatch.setitem(kind.__init__.__kwdefaults__, "timeout", DEADLINE)
+    for place, name in ((server, "HELLO_S"), (server, "BODY_S"), (access, "HEAD_S")):
+        monkeypatch.setattr(place, name, DEADLINE)
+    monkeypatch.setenv("no_proxy", "*")
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,11 @@ import socket
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 
 import msgpack
 import numpy as np
-from served_policy import PAIR, serving
+from served_policy import PAIR, act_body, serving
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -33,8 +34,9 @@ HOSTILE = (
     [[]] * 50, {"dtype": "|O", "shape": [1], "data": b"12345678"}, {"dtype": "<f4", "shape": [1 << 60], "data": b""},
     {"dtype": "<f4", "shape": [-3], "data": b"1" * 12}, {"dtype": ["x"], "shape": 3, "data": 3},
     {b"__ndarray__": True, b"data": b"1234", b"dtype": "|V4", b"shape": [1]},
-    {"__numpy__": "AAAA", "dtype": "<f8", "shape": [3]}, "so101_bimanual", "widowx", 19,
+    {"__numpy__": "AAAA", "dtype": "<f8", "shape": [3]}, "so101_bimanual", "widowx", 19, {"a": b"", b"a": b""},
 )  # fmt: skip
+HOSTILE_JSON = ("\ud800", 10**400, [10**400] * 12)  # what msgpack cannot say
 
 
 def at_once(policy):
@@ -44,12 +46,7 @@ def at_once(policy):
         return [answer(seen) for seen in observations]
 
     def answer(seen):
-        robot, count = seen.embodiment, policy.chunk_size
-        times = robot.first_waypoint_offset + robot.waypoint_dt * np.arange(count)
-        actions = np.zeros((count, 12), np.float32)
-        return ActionChunk(
-            robot.robot, robot.domain_id, robot.action_mode, seen.instruction, seen.stamp, times, actions, 0.1, 0
-        )
+        return ActionChunk.of(seen, np.zeros((policy.chunk_size, 12), np.float32), 0.1)
 
     return predict
 
@@ -65,21 +62,20 @@ def whole_frames(seen):
 
     openpi = {slot: openpi_array(image) for slot, image in seen.images.items()}
     openpi |= {"observation/state": openpi_array(state), "prompt": "go", "robot": PAIR}
-    body = {"proprio": state.tolist(), "language_instruction": "go", "domain_id": 19, "steps": 3, "image0": "{}"}
-    return {"ours": ours, "openpi": openpi, "act": body}
+    return {"ours": ours, "openpi": openpi, "act": act_body(seen) | {"steps": 3}}
 
 
-def replaced(rng, value):
+def replaced(rng, value, hostile):
     """The message with one value somewhere in it replaced, or one more entry."""
     if isinstance(value, dict) and value and rng.random() < 0.9:
         key = rng.choice(list(value))
         if rng.random() < 0.1:
             return {each: inner for each, inner in value.items() if each != key}
-        return {**value, key: replaced(rng, value[key])}
+        return {**value, key: replaced(rng, value[key], hostile)}
     if isinstance(value, list) and value and rng.random() < 0.8:
         at = rng.randrange(len(value))
-        return [*value[:at], replaced(rng, value[at]), *value[at + 1 :]]
-    return rng.choice(HOSTILE)
+        return [*value[:at], replaced(rng, value[at], hostile), *value[at + 1 :]]
+    return rng.choice(hostile)
 
 
 def broken(rng, data):
@@ -122,7 +118,7 @@ class Fuzz:
     def _made(self, name):
         whole = self._whole[name]
         if self._rng.random() < 0.5:
-            whole = replaced(self._rng, whole)
+            whole = replaced(self._rng, whole, HOSTILE + HOSTILE_JSON if name == "act" else HOSTILE)
         data = json.dumps(whole, default=str, skipkeys=True).encode() if name == "act" else msgpack.packb(whole)
         return broken(self._rng, data) if self._rng.random() < 0.5 else data
 
@@ -164,8 +160,10 @@ class Fuzz:
             )
             if self._rng.random() < 0.3:
                 upgrade = broken(self._rng, upgrade)
-            raw.sendall(upgrade)
-            raw.sendall(self._rng.randbytes(self._rng.randrange(1, 200)))
+            noise = self._rng.randbytes(self._rng.randrange(1, 200))
+            with suppress(ConnectionError):  # a broken head may have been refused, and the connection ended
+                raw.sendall(upgrade)
+                raw.sendall(noise)
         return "broken"
 
     def close(self):

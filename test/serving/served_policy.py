@@ -2,6 +2,7 @@
 """A policy behind a server that listens in a thread."""
 
 import asyncio
+import base64
 import threading
 from contextlib import contextmanager
 
@@ -34,6 +35,15 @@ class Served:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(DEADLINE)
         self._loop.close()
+
+
+def act_body(seen):
+    """What is posted to ``/act`` for an observation."""
+    body = {"domain_id": seen.embodiment.domain_id, "proprio": seen.state.tolist(), "language_instruction": "go"}
+    for number, image in enumerate(seen.images.values()):
+        written = {"__numpy__": base64.b64encode(image.tobytes()).decode(), "dtype": image.dtype.str}
+        body[f"image{number}"] = written | {"shape": list(image.shape)}
+    return body
 
 
 @contextmanager

@@ -76,11 +76,14 @@ def proxy(served):
 
 @pytest.fixture
 def asking(proxy, profiles):
-    mapping = profiles[PAIR].to_mapping()
-    mapping["timing"] |= {"inference_timeout": 20.0}
-    made = RemotePolicy({PAIR: type(profiles[PAIR]).from_mapping(PAIR, mapping)}, proxy.url)
+    made = RemotePolicy({PAIR: within(profiles[PAIR], DEADLINE)}, proxy.url)
     yield made
     made.close()
+
+
+def within(profile, seconds):
+    """The profile with another ``inference_timeout``."""
+    return profile.model_copy(update={"timing": profile.timing.model_copy(update={"inference_timeout": seconds})})
 
 
 def answered(asking, seen):
@@ -113,15 +116,11 @@ def test_half_of_all_pieces_lost_is_late_and_nothing_else(asking, proxy, look):
 
 def test_a_network_that_stalls_is_given_up_and_what_comes_of_it_later_is_never_read(asking, proxy, look):
     asking.predict([look()])
-    asking._profiles[PAIR] = asking._profiles[PAIR].model_copy(
-        update={"timing": asking._profiles[PAIR].timing.model_copy(update={"inference_timeout": 0.3})}
-    )
+    asking._profiles[PAIR] = within(asking._profiles[PAIR], 0.3)
     proxy.flows.clear()
     with pytest.raises(UnreachableError, match="no answer within"):
         asking.predict([replace(look(), instruction="asked before")])
-    asking._profiles[PAIR] = asking._profiles[PAIR].model_copy(
-        update={"timing": asking._profiles[PAIR].timing.model_copy(update={"inference_timeout": 20.0})}
-    )
+    asking._profiles[PAIR] = within(asking._profiles[PAIR], DEADLINE)
     proxy.flows.set()
     assert answered(asking, look(stamp=77)).stamp == 77
 

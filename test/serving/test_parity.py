@@ -2,6 +2,7 @@
 """What comes over the network is what ``Policy.predict`` says, in each of the three protocols."""
 
 import base64
+import copy
 import json
 import threading
 import urllib.error
@@ -12,9 +13,12 @@ from dataclasses import replace
 import msgpack
 import numpy as np
 import pytest
-from served_policy import ARM, PAIR, serving
+from served_policy import ARM, DEADLINE, PAIR, serving
 from websockets.sync.client import connect
 
+from xvla_ros.errors import RequestError
+from xvla_ros.model.checkpoint.record import RobotRecord
+from xvla_ros.model.inputs.normalisers import Statistics
 from xvla_ros.model.random_policy import random_policy
 from xvla_ros.serving import Client
 from xvla_ros.serving.protocol import decode_picture, encode_picture, observation_message, pack
@@ -50,6 +54,18 @@ def test_our_client_gets_what_predict_says(served, policy, look):
         assert [getattr(chunk, name) for name in fields] == [getattr(expected, name) for name in fields]
 
 
+@pytest.mark.parametrize("robot", [PAIR, ARM])
+def test_a_robot_that_states_no_image_pipeline_has_that_of_its_training(served, policy, look, robot):
+    """Of one policy, whose robots have different ones."""
+    seen = look(robot)
+    plain = replace(seen.embodiment, image_pipeline="")
+    (expected,) = policy.predict([seen], seed=3)
+    with Client(served.url, embodiment=plain, quality=None) as client:
+        chunk = client.ask(seen.images, seen.state, seen.instruction, stamp=seen.stamp, seed=3)
+    near(chunk.actions, expected.actions)
+    near(policy.predict([replace(seen, embodiment=plain)], seed=3)[0].actions, expected.actions)
+
+
 def test_prefix_steps_and_seed_are_each_clients_own(served, policy, look):
     seen = look()
     (before,) = policy.predict([seen], seed=1)
@@ -63,6 +79,25 @@ def test_prefix_steps_and_seed_are_each_clients_own(served, policy, look):
     near(chunk.actions, expected.actions)
     arms = np.delete(np.arange(12), (5, 11))  # a gripper's logit is held, which its probability shows less exactly
     near(chunk.actions[:5, arms], before.actions[:5, arms])
+
+
+@pytest.mark.parametrize("by_profile", [True, False])
+def test_a_state_that_nothing_normalises_has_the_width_of_its_robot(policy, profiles, look, by_profile):
+    """A robot of the record has that of its profile, where this comes with the record."""
+    plain = policy.like(policy.network)
+    plain.processor = copy.copy(policy.processor)
+    plain.processor.statistics = {PAIR: Statistics()}
+    record = RobotRecord(look().embodiment, Statistics(), profiles[PAIR].to_mapping())
+    plain.robots = {PAIR: record}
+    with (
+        serving(plain, {PAIR: profiles[PAIR]} if by_profile else {}) as served,
+        Client(served.url, robot=PAIR) as client,
+    ):
+        assert client.metadata["robots"][PAIR]["state_width"] == 12
+        for width in (0, 11, 13, 20):
+            with pytest.raises(RequestError, match=rf"state has shape \[{width}\], expected \[12\]"):
+                client.ask(look().images, np.zeros(width), "go")
+        assert client.ask(look().images, np.zeros(12), "go").robot == PAIR
 
 
 def test_without_a_seed_each_answer_has_a_noise_of_its_own(served, look):
@@ -131,6 +166,20 @@ def test_openpi_over_its_websocket(served, policy, look):
         assert answer["server_timing"]["infer_ms"] > 0
         socket.send(msgpack.packb({"robot": PAIR, "prompt": "x", "state": openpi(np.zeros(3, np.float32))}))
         assert "no image of front" in socket.recv(), "an error is a text"
+        for wrong, said in (
+            ({"prompt": None}, "prompt is nothing; expected a text"),
+            ({"task": message["prompt"]}, "prompt is nothing; expected a text"),
+            ({"domain_id": 0}, "robot is 'so101_bimanual', which is not of domain 0; expected widowx"),
+            ({"domain_id": 19, "robot": "so101_bimanul"}, "which is not of domain 19; expected so101_bimanual"),
+            ({"domain_id": 19, "robot": None}, "robot is nothing; expected a text"),
+        ):
+            other = message | wrong
+            if "task" in wrong:
+                del other["prompt"]
+            socket.send(msgpack.packb(other))
+            assert said in socket.recv()
+        socket.send(msgpack.packb(message | {"domain_id": 19}))
+        assert b"actions" in socket.recv()
     (expected,) = policy.predict([seen], seed=6)
     near(found, expected.actions)
 
@@ -140,6 +189,20 @@ UNKNOWN = Embodiment("domain_3", 3, "joint", ("top", "wrist"), 0.1, 0.1, 7, "let
 WIDTH = 14
 
 
+@pytest.mark.parametrize("stated", ["", "letterbox"])
+def test_a_robot_that_its_client_describes_to_a_checkpoint_of_no_robot(pictures, stated):
+    """Its views lie at the checkpoint's places, and its images are prepared as the checkpoint's were."""
+    described = replace(UNKNOWN, robot="mine", image_pipeline=stated)
+    both = dict(zip(UNKNOWN.slots, pictures, strict=True))
+    state = np.zeros(WIDTH)
+    with without_robots(UNKNOWN.slots) as (served, expected):
+        with Client(served.url, embodiment=described, quality=None) as client:
+            chunk = client.ask(both, state, "go", stamp=0, seed=4)
+        near(chunk.actions, expected(both, described))
+        with pytest.raises(RequestError, match="slots of mine are wrist, top; expected top, wrist, as in"):
+            Client(served.url, embodiment=replace(described, slots=("wrist", "top")))
+
+
 @contextmanager
 def without_robots(view_names=()):
     """A server of a policy that knows no robot; yields it and what the policy itself says of an observation."""
@@ -147,10 +210,10 @@ def without_robots(view_names=()):
     policy = random_policy([UNKNOWN], state_mean=none, state_std=one, action_mean=none, action_std=one)
     policy.robots, policy.view_names = {}, view_names
 
-    def expected(views):
+    def expected(views, robot=UNKNOWN):
         slots = {"image0": "top", "image1": "wrist"}
         images = {slots.get(name, name): picture for name, picture in views.items()}
-        seen = Observation(UNKNOWN, 0, images, np.zeros(WIDTH, np.float32), "go")
+        seen = Observation(replace(robot, image_pipeline="letterbox"), 0, images, np.zeros(WIDTH, np.float32), "go")
         return policy.predict([seen], seed=4)[0].actions
 
     with serving(policy, {}) as served:
@@ -241,7 +304,7 @@ def test_clients_that_wait_together_share_a_pass_and_each_gets_its_own(served, p
         sizes.append(len(observations))
         if len(sizes) == 1:
             entered.set()
-            assert may_go.wait(60)
+            assert may_go.wait(DEADLINE)
         return inner(observations, **settings)
 
     monkeypatch.setattr(policy, "predict", predict)
@@ -249,13 +312,13 @@ def test_clients_that_wait_together_share_a_pass_and_each_gets_its_own(served, p
     answers = {}
 
     def ask(number):
-        with Client(served.url, robot=PAIR, quality=None, timeout=60) as client:
+        with Client(served.url, robot=PAIR, quality=None, timeout=2 * DEADLINE) as client:
             one = seen[number]
             answers[number] = client.ask(one.images, one.state, one.instruction, stamp=one.stamp, seed=number)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
     threads[0].start()
-    assert entered.wait(60)
+    assert entered.wait(DEADLINE)
     for thread in threads[1:]:
         thread.start()
     while served.service.waiting < 5:
@@ -276,7 +339,7 @@ def test_a_ping_is_answered_while_an_answer_is_computed(served, policy, look, mo
 
     def predict(observations, **settings):
         entered.set()
-        assert may_go.wait(60)
+        assert may_go.wait(2 * DEADLINE)
         return inner(observations, **settings)
 
     monkeypatch.setattr(policy, "predict", predict)
@@ -293,12 +356,12 @@ def test_a_ping_is_answered_while_an_answer_is_computed(served, policy, look, mo
             socket.send(pack({"type": "hello", "protocol": 1}))
         socket.recv()
         socket.send(ask)
-        assert entered.wait(60)
+        assert entered.wait(DEADLINE)
         try:
-            assert socket.ping().wait(20)
+            assert socket.ping().wait(DEADLINE)
         finally:
             may_go.set()
-        assert b"actions" in socket.recv(timeout=60)
+        assert b"actions" in socket.recv(timeout=DEADLINE)
 
 
 @pytest.mark.parametrize("page", ["healthz", "metadata", "metrics"])

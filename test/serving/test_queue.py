@@ -110,8 +110,9 @@ def test_a_batch_is_bounded_and_so_is_what_waits():
     def fill():
         queue = FairQueue()
         queue.add(*(of(queue, str(number)) for number in range(queue_module.MAX_WAITING)))
-        with pytest.raises(RequestError, match="overloaded: 256 observations are already waiting; send it again later"):
-            queue.add(of(queue, "one more"))
+        refused = "overloaded: 256 observations are already waiting; send it again later"
+        with pytest.raises(RequestError, match=refused), queue.reading("one more", 1):
+            pass
         return len(list(queue))
 
     assert in_a_loop(fill) == queue_module.MAX_BATCH
@@ -121,14 +122,46 @@ def test_one_who_asks_for_everything_leaves_room_for_others():
     def fill():
         queue = FairQueue()
         queue.add(*(of(queue, "greedy") for _ in range(queue_module.MAX_WAITING_EACH)))
-        with pytest.raises(
-            RequestError, match="overloaded: 64 observations of greedy are already waiting; send it again later"
-        ):
-            queue.add(of(queue, "greedy"))
-        queue.add(of(queue, "another"))
+        refused = "overloaded: 64 observations of greedy are already waiting; send it again later"
+        with pytest.raises(RequestError, match=refused), queue.reading("greedy", 1):
+            pass
+        with queue.reading("another", 1):
+            queue.add(of(queue, "another"))
         return len(queue)
 
     assert in_a_loop(fill) == queue_module.MAX_WAITING_EACH + 1
+
+
+def test_what_is_being_read_has_its_place_already():
+    queue = FairQueue()
+    with queue.reading("greedy", queue_module.MAX_WAITING_EACH):
+        with (
+            pytest.raises(RequestError, match="64 observations of greedy are already waiting"),
+            queue.reading("greedy", 1),
+        ):
+            pass
+        with queue.reading("another", 1):
+            pass
+    with queue.reading("greedy", 1):
+        pass
+
+
+def test_pictures_that_wait_take_so_much_memory_and_give_it_back():
+    queue, each = FairQueue(), queue_module.MAX_BYTES_EACH
+    with queue.memory("a") as take, queue.memory("a") as take_also, queue.memory("b") as take_of_another:
+        take(each - 5)
+        take_also(5)
+        with pytest.raises(
+            RequestError, match=r"overloaded: images of a .* 256 MiB, and all together 256 MiB; expected"
+        ):
+            take(1)
+        take_of_another(each)
+    with queue.memory("a") as take:
+        take(each)
+    with pytest.raises(RequestError, match="late"):
+        take(1)  # by a thread that still decodes for who has gone
+    with queue.memory("a") as take:
+        take(each)
 
 
 def test_who_has_gone_or_came_too_late_is_not_computed():
@@ -167,7 +200,7 @@ def test_those_that_are_being_read_are_waited_for_so_that_they_share_a_pass():
         queue = Watched()
         engine = Engine(predict, queue, batch_wait=60.0)
         asks = [of(queue, "first"), of(queue, "second")]
-        with queue.reading():
+        with queue.reading("both", 2):
             queue.add(asks[0])
             step = asyncio.create_task(asyncio.to_thread(engine.step))
             assert await asyncio.to_thread(waits.wait, 60.0)
@@ -184,7 +217,7 @@ def test_those_that_are_being_read_are_waited_for_so_that_they_share_a_pass():
 def test_a_full_batch_waits_for_nobody():
     def fill():
         queue = FairQueue()
-        with queue.reading():
+        with queue.reading("another", 1):
             queue.add(*(of(queue, str(number)) for number in range(queue_module.MAX_BATCH - 1)))
             assert len(list(queue)) == queue_module.MAX_BATCH, "and one that is coming"
             queue.add(of(queue, "the last"))

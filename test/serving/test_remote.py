@@ -9,13 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fuzz import at_once
+from scripted_server import scripted
 from served_policy import ARM, DEADLINE, PAIR, Served, serving
+from websockets.exceptions import ConnectionClosedError
 
 from xvla_ros.errors import RequestError, SetupError, UnreachableError
 from xvla_ros.serving import remote
 from xvla_ros.serving.access import Access
 from xvla_ros.serving.client import Link, url_of
-from xvla_ros.serving.protocol import decode_picture, encode_picture
+from xvla_ros.serving.protocol import OVERLOADED, decode_picture, encode_picture
 from xvla_ros.serving.remote import Credentials, RemotePolicy, trained_at
 from xvla_ros.serving.service import PolicyService
 from xvla_ros.types import Prefix
@@ -58,7 +60,8 @@ def encoded(seen):
     return replace(seen, images={slot: decode_picture(data, slot) for slot, data in given.items()}, encoded=given)
 
 
-def test_it_answers_as_the_policy_would(served, policy, look, reach):
+def test_it_answers_as_the_policy_would(served, policy, look, reach, monkeypatch):
+    monkeypatch.setattr(remote, "RATE_S", DEADLINE)  # however long this takes, it counts
     remote_policy = reach(served.url)
     both = [encoded(look(PAIR)), encoded(look(ARM))]
     (before, _) = policy.predict(both, seed=1)
@@ -144,9 +147,11 @@ def test_an_answer_after_its_deadline_is_never_read(served, policy, profiles, lo
 
     monkeypatch.setattr(policy, "predict", predict)
     asking = reach(served.url, {PAIR: within(profiles[PAIR], 0.3)})
-    with pytest.raises(UnreachableError, match="no answer within"):
-        asking.predict([replace(look(), instruction="stall")])
-    assert entered.is_set()
+    while not entered.is_set():  # on a busy machine the time may be over before the question is read
+        until(lambda: asking._servers[0].is_up)
+        with pytest.raises(UnreachableError) as given_up:
+            asking.predict([replace(look(), instruction="stall")])
+    assert "no answer within" in str(given_up.value)
     may_go.set()
     until(lambda: asking._servers[0].is_up)
     seen = look(level=7)
@@ -200,6 +205,26 @@ def test_servers_are_compared_by_their_weights_wherever_these_lie(policy, profil
             each.stop()
 
 
+def broken(seen):
+    raise ConnectionClosedError(None, None)
+
+
+def overloaded(seen):
+    raise RequestError(OVERLOADED, "others wait")
+
+
+@pytest.mark.parametrize("answer", [broken, overloaded])
+def test_a_first_chunk_of_one_server_is_enough(served, policy, look, reach, answer):
+    with scripted(answer) as other:
+        alone = reach(other)
+        why = "the connection broke" if answer is broken else "others wait"
+        with pytest.raises(UnreachableError, match=f"{url_of(other)}: {why}"):
+            alone.warm_up([look()])
+        alone._servers.append(reach(served.url)._servers[0])
+        alone.warm_up([look()])
+        assert alone.computing()["server"] == served.url
+
+
 def test_of_several_servers_the_next_answers_within_the_same_deadline(policy, profiles, look, reach):
     def start():
         return Served(PolicyService(policy, profiles), Access(port=0))
@@ -218,7 +243,8 @@ def test_of_several_servers_the_next_answers_within_the_same_deadline(policy, pr
             each.stop()
 
 
-def test_the_least_late_server_is_asked_and_not_left_for_a_little(served, reach):
+def test_the_least_late_server_is_asked_and_not_left_for_a_little(served, reach, monkeypatch):
+    monkeypatch.setattr(remote, "RETRY_S", DEADLINE)  # nobody measures them meanwhile
     asking = reach(served.url)
     (server,) = asking._servers
     near, far = (remote._Server(f"ws://{name}/xvla", server.link) for name in ("near", "far"))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one client can take from the others: no more than its share, and nothing once it has gone."""
 
-import base64
 import http.client
 import json
 import threading
@@ -10,12 +9,13 @@ from contextlib import ExitStack, closing
 
 import pytest
 from fuzz import at_once
-from served_policy import DEADLINE, PAIR
+from served_policy import DEADLINE, PAIR, act_body
 from websockets.sync.client import connect
 
-from xvla_ros.serving import Client, protocol, service
+from xvla_ros.serving import Client, protocol, queue, service
 
 GREEDY = "127.0.0.2"  # another address of this machine
+LARGE = b"large"  # a picture that takes long to decode
 
 
 @pytest.fixture
@@ -62,25 +62,54 @@ class Gate:
         return self._inner(observations, **settings)
 
 
-def test_pictures_of_one_address_never_take_every_thread(greedy, served, look, monkeypatch):
-    """Were they decoded in the order they came, all others would wait until the last of them is done."""
-    may_go, inner, held = threading.Event(), protocol.decode_picture, []
+@pytest.fixture
+def held(monkeypatch):
+    """Views whose picture is ``LARGE`` and is being decoded, which takes until the test has ended."""
+    may_go, inner, views = threading.Event(), protocol.decode_picture, []
 
-    def decode(value, what):
-        if value == b"large":
-            held.append(what)
+    def decode(value, what, take):
+        if value == LARGE:
+            views.append(what)
             assert may_go.wait(DEADLINE)
-        return inner(value, what)
+        return inner(value, what, take)
 
     monkeypatch.setattr(service.protocol, "decode_picture", decode)
     try:
-        greedy(8, views=dict.fromkeys(look().images, b"large"))
-        until(lambda: len(held) == service.DECODERS_EACH)
-        with Client(served.url, robot=PAIR, timeout=DEADLINE) as well:
-            assert well.ask(look().images, look().state, "go").robot == PAIR
-        assert len(held) == service.DECODERS_EACH
+        yield views
     finally:
         may_go.set()
+
+
+def test_pictures_of_one_address_never_take_every_thread(greedy, served, look, held):
+    """Were they decoded in the order they came, all others would wait until the last of them is done."""
+    greedy(8, views=dict.fromkeys(look().images, LARGE))
+    until(lambda: len(held) == service.DECODERS_EACH)
+    with Client(served.url, robot=PAIR, timeout=DEADLINE) as well:
+        assert well.ask(look().images, look().state, "go").robot == PAIR
+    assert len(held) == service.DECODERS_EACH
+
+
+def test_what_finds_no_place_is_refused_before_it_is_decoded(greedy, look, held, monkeypatch):
+    """Else a few small messages of large pictures would take all memory."""
+    monkeypatch.setattr(queue, "MAX_WAITING_EACH", 1)
+    greedy(1, views=dict.fromkeys(look().images, LARGE))
+    until(lambda: len(held) == 1)
+    (second,) = greedy(1)
+    assert protocol.unpack(second.recv(timeout=DEADLINE))["reason"] == protocol.OVERLOADED
+
+
+@pytest.mark.parametrize("quality", [95, None])
+def test_pictures_beyond_the_memory_of_one_address_are_refused(greedy, served, look, monkeypatch, quality):
+    seen = look()
+    views = protocol.observation_message(seen, None, quality)["views"]
+    decoded = sum(image.nbytes for image in seen.images.values())
+    for most, kind in ((decoded - 1, "error"), (decoded, "chunks"), (decoded, "chunks")):
+        monkeypatch.setattr(queue, "MAX_BYTES_EACH", most)
+        (asking,) = greedy(1, views=views)
+        answer = protocol.unpack(asking.recv(timeout=DEADLINE))
+        assert answer["type"] == kind
+        assert kind == "chunks" or answer["reason"] == protocol.OVERLOADED
+    assert not served.service._queue._bytes, "all is given back"
 
 
 def test_asks_of_one_address_never_pass_over_another_twice(greedy, served, policy, look, monkeypatch):
@@ -90,7 +119,7 @@ def test_asks_of_one_address_never_pass_over_another_twice(greedy, served, polic
     def predict(observations, **settings):
         if observations[0].instruction == "greedy":
             greedy_passes.append(len(observations))
-            passed_over.extend(id(ask) for ask in list(served.service._queue._asks) if ask.owner != GREEDY)
+            passed_over.extend(ask for ask in list(served.service._queue._asks) if ask.owner != GREEDY)
         return inner(observations, **settings)
 
     monkeypatch.setattr(policy, "predict", predict)
@@ -113,6 +142,7 @@ def test_asks_of_one_address_never_pass_over_another_twice(greedy, served, polic
     for thread in threads:
         thread.join(DEADLINE)
     assert set(greedy_passes) == {1}, "a pass of 100 steps takes one of them"
+    # the asks themselves: a number of one that has been answered may be another's
     assert len(passed_over) == len(set(passed_over)), "each waited at most for the pass that had begun"
 
 
@@ -141,15 +171,11 @@ def test_what_one_who_has_gone_asked_for_is_not_computed(served, policy, look, g
         gate.may_go.set()
     first.join(DEADLINE)
     assert len(answers) == 1 and gate.computed == ["first"]
-    assert not served.service._shares, "nothing is kept of who has gone"
+    until(lambda: not served.service._shares)  # nothing is kept of who has gone
 
 
 def posted(served, seen):
     """A connection on which a question has gone to ``POST /act``."""
-    body = {"domain_id": seen.embodiment.domain_id, "proprio": seen.state.tolist(), "language_instruction": "gone"}
     connection = http.client.HTTPConnection(served.address, timeout=DEADLINE)
-    for number, image in enumerate(seen.images.values()):
-        written = {"__numpy__": base64.b64encode(image.tobytes()).decode(), "dtype": image.dtype.str}
-        body[f"image{number}"] = written | {"shape": list(image.shape)}
-    connection.request("POST", "/act", json.dumps(body))
+    connection.request("POST", "/act", json.dumps(act_body(seen) | {"language_instruction": "gone"}))
     return connection

@@ -27,6 +27,8 @@ PING_S = 20.0
 CLOSE_S = 0.5
 SHORTEST_S = 1e-3  # of a deadline
 SCHEMES = {"ws": 8000, "wss": 8000}
+# what a server that comes back, or one beside others, must say as the first did
+SAME = ("digest", "chunk_size", "action_mode", "views", "domains", "trained_domains", "admitted")
 
 
 def url_of(server: str) -> str:
@@ -80,11 +82,12 @@ class Link:
     Args:
         url: of ``url_of``.
         robots: that the hello names: maps of ``name`` and ``profile``, or of ``embodiment``.
-        token: empty for none.
+        token: empty for none; white space around it does not count.
         tls: of ``tls_of``.
         timeout: s until it is connected and welcome.
 
     Raises:
+        SetupError: the token has a character that no HTTP header has.
         UnreachableError: nobody answers there, or not in our protocol.
         RequestError: the server refuses, and says why.
     """
@@ -101,6 +104,9 @@ class Link:
         self.url, self.sent = url, 0
         self._number = 0
         self._lock = threading.Lock()
+        token = token.strip()  # as a file has it
+        if not token.isprintable() or max(token, default="") > "\xff":
+            raise SetupError("the token has a character that no HTTP header can carry; expected one line of letters")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             opened = connect(
@@ -201,6 +207,9 @@ class Link:
                 raise UnreachableError(f"{self.url}: it accepted no request within {timeout:g} s") from None
             self.close()
             raise UnreachableError(f"{self.url}: the connection broke: {error}") from error
+        except BaseException:  # Ctrl-C: the answer to this would be read as that to the next question
+            self._socket.close_socket()
+            raise
         if isinstance(received, str):
             self.close()
             raise UnreachableError(f"{self.url}: a text message, which is not part of the protocol: {received[:100]!r}")
@@ -224,13 +233,14 @@ class Client:
         server: ``ws://HOST:PORT``, or ``wss://HOST:PORT`` for TLS.
         robot: one the server knows by name; empty takes its only one.
         embodiment: of a robot that it does not know.
-        token: that the server was given.
+        token: that the server was given, as its file has it.
         ca: file of the authority that signed the server's certificate; None takes the system's.
         certificate: file of this client's certificate and key.
         quality: of the JPEG that a picture is sent as; None sends it raw.
         timeout: s until an answer must be there.
 
     Raises:
+        SetupError: the server's address, the token, or a file for TLS cannot be used.
         UnreachableError: nobody answers there.
         RequestError: the server refuses, and says why.
     """
@@ -249,14 +259,12 @@ class Client:
     ) -> None:
         url = url_of(server)
         self._quality, self._timeout = quality, timeout
-        self._robot, self._described, self._sent, self._ended = robot, embodiment, 0, False
+        self._sent, self._ended = 0, False
         said = [] if embodiment is None else [{"embodiment": _plain(embodiment)}]
         self._open = partial(Link, url, said, token=token, tls=tls_of(url, ca, certificate))
-        self._connect()
-
-    def _connect(self) -> None:
         self._link = self._open()
-        self._embodiment = self._described or self._known(self._robot)
+        self._embodiment = embodiment or self._known(robot)
+        self._by_name = "" if embodiment else self._embodiment.robot
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -279,7 +287,7 @@ class Client:
         seed: int | None = None,
         prefix: Prefix | None = None,
     ) -> ActionChunk:
-        """Return the chunk for one observation; a connection that broke is opened again.
+        """Return the chunk for one observation; a connection that broke is opened again, to the same policy alone.
 
         Args:
             views: slot → uint8 [H, W, 3] RGB, or a JPEG or PNG as it is.
@@ -293,13 +301,12 @@ class Client:
         Raises:
             UnreachableError: no answer in time.
             RequestError: the server refuses, and says why.
+            SetupError: the server came back with another policy, or drives the robot otherwise.
         """
         from dataclasses import replace
 
         if not self._link.is_open and not self._ended:
-            lost = self._link
-            self._connect()
-            self._sent += lost.sent
+            self._connect_again()
         embodiment = self._embodiment if steps is None else replace(self._embodiment, denoising_steps=steps)
         encoded = {slot: bytes(view) for slot, view in views.items() if not isinstance(view, np.ndarray)}
         nothing = np.zeros((1, 1, 3), np.uint8)  # beside a view that is encoded already
@@ -328,6 +335,14 @@ class Client:
     ) -> None:
         self.close()
 
+    def _connect_again(self) -> None:
+        link, lost = self._open(), self._link
+        if said := difference(lost.metadata, link.metadata, self._by_name):
+            link.close()
+            raise SetupError(f"{link.url} {said}, as when this client connected; make a new Client to use it")
+        self._sent += lost.sent
+        self._link = link
+
     def _known(self, robot: str) -> Embodiment:
         robots: dict[str, Any] = self.metadata["robots"]
         name = robot or (next(iter(robots)) if len(robots) == 1 else "")
@@ -347,6 +362,31 @@ class Client:
             said["first_waypoint_offset"],
             said["denoising_steps"],
         )
+
+
+def difference(known: Mapping[str, Any], found: Mapping[str, Any], robot: str = "") -> str:
+    """Say what a server has otherwise than the first had; empty where nothing.
+
+    The same files are the same checkpoint, wherever they lie; only where a server knows none, names are compared.
+
+    Args:
+        known: metadata of the first.
+        found: of the other.
+        robot: that the first serves by name, and the other must serve alike; empty for none.
+    """
+    for key in SAME if known.get("digest") else ("checkpoint", *SAME):
+        if known.get(key) == found.get(key):
+            continue
+        if key == "digest":
+            return (
+                f"serves other weights: {found.get('checkpoint')} of digest {found.get(key) or 'none'}; "
+                f"expected {known.get('checkpoint')} of digest {known.get(key) or 'none'}"
+            )
+        what = "serves" if key == "checkpoint" else f"says {key} is"
+        return f"{what} {found.get(key)}; expected {known.get(key)}"
+    if robot and (now := found.get("robots", {}).get(robot)) != (served := known["robots"][robot]):
+        return f"says {robot} is {now}; expected {served}"
+    return ""
 
 
 def _plain(embodiment: Embodiment) -> dict[str, Any]:

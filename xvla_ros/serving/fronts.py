@@ -128,11 +128,12 @@ def openpi_question(service: PolicyService, message: Mapping[Any, Any]) -> Unche
     images = entries.pop("images", None)
     if isinstance(images, dict) and b"__ndarray__" not in images:
         entries |= {str(key): value for key, value in images.items()}
+    name = protocol.text(entries.get("robot", ""), "robot")
     if entries.get("domain_id") is not None:
         domain = protocol.whole(_scalar(entries["domain_id"]), "domain_id", 0, 65535)
-        robot = service.of_domain(domain, entries, str(entries.get("robot", "")))
+        robot = service.of_domain(domain, entries, name)
     else:
-        robot = service.named(protocol.text(entries.get("robot", ""), "robot"))
+        robot = service.named(name)
     slots = robot.embodiment.slots
     if unknown := sorted(key for key, value in entries.items() if key not in slots and _is_picture(value)):
         raise RequestError(
@@ -151,7 +152,7 @@ def openpi_question(service: PolicyService, message: Mapping[Any, Any]) -> Unche
         0,
         views,
         _numbers(protocol.array(entries.get("state"), "state", keys="openpi"), "state"),
-        protocol.text(entries.get("prompt", ""), "prompt"),
+        protocol.text(entries.get("prompt"), "prompt"),
         steps=None if steps is None else protocol.whole(_scalar(steps), "steps", 1, protocol.MAX_STEPS),
         seed=_seed(_scalar(entries.get("seed"))),
     )
@@ -262,7 +263,11 @@ def _native_question(
         raise RequestError(MESSAGE, "an observation is not a map")
     robot = session.robot(service, protocol.text(seen.get("robot"), "robot"))
     views = seen.get("views")
-    if not isinstance(views, dict) or len(views) > protocol.MAX_VIEWS:
+    if (
+        not isinstance(views, dict)
+        or len(views) > protocol.MAX_VIEWS
+        or not all(isinstance(each, str) for each in views)
+    ):
         raise RequestError(MESSAGE, f"views is not a map from at most {protocol.MAX_VIEWS} names to images")
     steps = seen.get("steps")
     return UncheckedObservation(

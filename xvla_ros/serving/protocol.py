@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -18,6 +18,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from xvla_ros import limits
 from xvla_ros.errors import RequestError
 from xvla_ros.types import ActionChunk, Embodiment, Observation, Prefix
 
@@ -43,6 +44,7 @@ PICTURES = ("|u1",)
 SAME_TIME_S = 1e-6  # by which the times of an answer may differ from those of its robot
 
 JPEG_QUALITY = 95
+_LARGEST = int(np.finfo(np.float64).max)
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
@@ -144,6 +146,8 @@ def text(value: Any, what: str) -> str:
     """
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise RequestError(MESSAGE, f"{what} is {_kind(value)}; expected a text of at most {MAX_TEXT} characters")
+    if not limits.is_text(value):
+        raise RequestError(MESSAGE, f"{what} has half of a surrogate pair; expected Unicode text")
     return value
 
 
@@ -154,7 +158,7 @@ def whole(value: Any, what: str, least: int, most: int) -> int:
         RequestError: it is none.
     """
     if type(value) is not int or not least <= value <= most:
-        found = value if type(value) is int else _kind(value)
+        found = _digits(value) if type(value) is int else _kind(value)
         raise RequestError(MESSAGE, f"{what} is {found}; expected a whole number of {least} … {most}")
     return value
 
@@ -165,10 +169,15 @@ def number(value: Any, what: str, least: float, most: float) -> float:
     Raises:
         RequestError: it is none.
     """
-    if type(value) not in (int, float) or not least <= value <= most:
-        found = value if type(value) in (int, float) else _kind(value)
+    if type(value) not in (int, float) or not least <= value <= most or (type(value) is int and abs(value) > _LARGEST):
+        found = _digits(value) if type(value) in (int, float) else _kind(value)
         raise RequestError(MESSAGE, f"{what} is {found}; expected a number of {least:g} … {most:g}")
     return float(value)
+
+
+def _digits(value: float) -> str:
+    digits = str(value)
+    return digits if len(digits) <= 40 else f"{digits[:40]}…"
 
 
 def _kind(value: Any) -> str:
@@ -180,8 +189,15 @@ def _kind(value: Any) -> str:
 # pictures
 
 
-def encode_picture(picture: NDArray[np.uint8], quality: int | None = JPEG_QUALITY) -> bytes | NDArray[np.uint8]:
-    """Return a picture [H, W, 3] RGB as it is sent: a JPEG of this quality, colours at full size; None sends it raw."""
+def encode_picture(
+    picture: NDArray[np.uint8], quality: int | None = JPEG_QUALITY, what: str = "the picture"
+) -> bytes | NDArray[np.uint8]:
+    """Return a picture [H, W, 3] RGB as it is sent: a JPEG of this quality, colours at full size; None sends it raw.
+
+    Raises:
+        RequestError: it is not uint8 [H, W, 3] of at most ``MAX_PIXELS``.
+    """
+    picture = bounded(picture, what)
     if quality is None:
         return picture
     import cv2
@@ -196,19 +212,25 @@ def encode_picture(picture: NDArray[np.uint8], quality: int | None = JPEG_QUALIT
     return encoded
 
 
-def decode_picture(value: Any, what: str) -> NDArray[np.uint8]:
+def decode_picture(value: Any, what: str, take: Callable[[int], None] = lambda size: None) -> NDArray[np.uint8]:
     """Return uint8 [H, W, 3] RGB of a picture as it came: a JPEG, a PNG or an array.
+
+    ``take`` is called with its bytes before memory is taken for them; what it raises passes.
 
     Raises:
         RequestError: it is none of these, damaged, or of more than ``MAX_PIXELS``.
     """
     if not isinstance(value, bytes):
-        picture = array(value, what, dtypes=PICTURES, shape=(None, None, 3))
-        return bounded(picture, what)
+        picture = value
+        if not isinstance(value, np.ndarray):
+            picture = array(value, what, dtypes=PICTURES, shape=(None, None, 3))
+        picture = bounded(picture, what)
+        take(picture.nbytes)
+        return picture
     from xvla_ros.errors import MessageError
     from xvla_ros.observation.images import rgb_of_compressed
 
-    _check_size(value, what)
+    take(3 * _pixels(value, what))
     try:
         return rgb_of_compressed(value)
     except MessageError as error:
@@ -231,8 +253,8 @@ def bounded(picture: NDArray[Any], what: str) -> NDArray[np.uint8]:
     return picture
 
 
-def _check_size(data: bytes, what: str) -> None:
-    """Refuse a picture by what its header says, before memory is taken for its pixels."""
+def _pixels(data: bytes, what: str) -> int:
+    """Return the pixels of a picture as its header says; too many are refused."""
     from PIL import Image
 
     try:
@@ -248,6 +270,7 @@ def _check_size(data: bytes, what: str) -> None:
         raise RequestError(
             OBSERVATION, f"{what} is {width}x{height}; expected at most {MAX_PIXELS} pixels: send a smaller image"
         )
+    return width * height
 
 
 # records
@@ -256,9 +279,15 @@ def _check_size(data: bytes, what: str) -> None:
 def observation_message(
     observation: Observation, prefix: Prefix | None = None, quality: int | None = JPEG_QUALITY
 ) -> dict[str, Any]:
-    """Return an observation as it is asked about; a view that its camera compressed goes as the camera gave it."""
+    """Return an observation as it is asked about; a view that its camera compressed goes as the camera gave it.
+
+    Raises:
+        RequestError: a view is no picture.
+    """
     views = {
-        slot: observation.encoded.get(slot) or encode_picture(picture, quality)
+        slot: observation.encoded[slot]
+        if slot in observation.encoded
+        else encode_picture(picture, quality, f"view {slot!r}")
         for slot, picture in observation.images.items()
     }
     return {
@@ -324,7 +353,7 @@ def embodiment_of(message: Any) -> Embodiment:
         waypoint_dt=number(message.get("waypoint_dt"), "waypoint_dt", 1e-6, 10.0),
         first_waypoint_offset=number(message.get("first_waypoint_offset"), "first_waypoint_offset", 0.0, 10.0),
         denoising_steps=whole(message.get("denoising_steps", 10), "denoising_steps", 1, MAX_STEPS),
-        image_pipeline=text(message.get("image_pipeline", "squash"), "image_pipeline"),
+        image_pipeline=text(message.get("image_pipeline", ""), "image_pipeline"),
         rot6d=text(message.get("rot6d", "interleaved"), "rot6d"),
         action_width=None if width is None else whole(width, "action_width", 1, MAX_WIDTH),
         relative=tuple(whole(each, "a relative channel", 0, MAX_WIDTH - 1) for each in relative),

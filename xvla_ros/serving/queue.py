@@ -8,7 +8,7 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from xvla_ros.control.engine import ChunkRequest, EngineClient
@@ -19,6 +19,7 @@ from xvla_ros.types import ActionChunk, Observation, Prefix
 MAX_BATCH = 16
 MAX_STEPS_OF_A_PASS = 160  # denoising steps of all its observations together: others wait for its end
 MAX_WAITING, MAX_WAITING_EACH = 256, 64
+MAX_BYTES, MAX_BYTES_EACH = 1 << 30, 1 << 28  # of the pictures of what waits, decoded
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class FairQueue:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._asks: list[Ask] = []
-        self._reading = 0
+        self._reading, self._bytes = Counter[str](), Counter[str]()  # by owner
         self._charged: dict[str, float] = {}
         self._now = 0.0  # charge of the owner served last
 
@@ -162,15 +163,58 @@ class FairQueue:
             return iter([*asks, *coming])
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """Say that an ask is being read, which will be added within the block."""
+    def reading(self, owner: str, count: int) -> Iterator[None]:
+        """Keep places for asks of one owner that are being read, and will be added within the block.
+
+        Raises:
+            RequestError: too many wait already, of this owner or in all.
+        """
         with self._lock:
-            self._reading += 1
+            own = sum(ask.owner == owner for ask in self._asks) + self._reading[owner]
+            total = len(self._asks) + self._reading.total()
+            if own + count > MAX_WAITING_EACH:
+                raise RequestError(
+                    OVERLOADED, f"{own} observations of {owner} are already waiting; send it again later"
+                )
+            if total + count > MAX_WAITING:
+                raise RequestError(OVERLOADED, f"{total} observations are already waiting; send it again later")
+            self._reading[owner] += count
         try:
             yield
         finally:
             with self._lock:
-                self._reading -= 1
+                _subtract(self._reading, owner, count)
+
+    @contextlib.contextmanager
+    def memory(self, owner: str) -> Iterator[Callable[[int], None]]:
+        """Yield what is called with the bytes of each picture before it is decoded; after the block they count no more.
+
+        It raises RequestError where the pictures of the owner, or of all, would take too much. Any thread may call it.
+        """
+        taken, has_ended = 0, False
+
+        def take(size: int) -> None:
+            nonlocal taken
+            with self._lock:
+                own, total = self._bytes[owner] + size, self._bytes.total() + size
+                if has_ended:
+                    raise RequestError(LATE, "the client no longer waits for the answer")
+                if own > MAX_BYTES_EACH or total > MAX_BYTES:
+                    raise RequestError(
+                        OVERLOADED,
+                        f"images of {owner} that wait would take {own >> 20} MiB, and all together {total >> 20} MiB; "
+                        f"expected at most {MAX_BYTES_EACH >> 20} and {MAX_BYTES >> 20}: send fewer or smaller images, "
+                        "or send it again later",
+                    )
+                self._bytes[owner] += size
+                taken += size
+
+        try:
+            yield take
+        finally:
+            with self._lock:
+                has_ended = True
+                _subtract(self._bytes, owner, taken)
 
     def _next(self) -> list[Ask]:
         charged = {ask.owner: self._charged.get(ask.owner, self._now) for ask in self._asks}
@@ -186,22 +230,8 @@ class FairQueue:
         return [ask for _, ask in ordered if ask.shape == shape][:most]
 
     def add(self, *asks: Ask) -> None:
-        """Let asks wait, together.
-
-        Raises:
-            RequestError: too many wait already, of these owners or in all.
-        """
+        """Let asks wait, together, for which ``reading`` keeps the places."""
         with self._lock:
-            for owner, count in Counter(ask.owner for ask in asks).items():
-                waiting = sum(ask.owner == owner for ask in self._asks)
-                if waiting + count > MAX_WAITING_EACH:
-                    raise RequestError(
-                        OVERLOADED, f"{waiting} observations of {owner} are already waiting; send it again later"
-                    )
-            if len(self._asks) + len(asks) > MAX_WAITING:
-                raise RequestError(
-                    OVERLOADED, f"{len(self._asks)} observations are already waiting; send it again later"
-                )
             self._asks += asks
 
     def take(self, ask: Ask) -> bool:
@@ -221,3 +251,9 @@ class FairQueue:
         with self._lock:
             if ask in self._asks:
                 self._asks.remove(ask)
+
+
+def _subtract(counts: Counter[str], owner: str, count: int) -> None:
+    counts[owner] -= count
+    if not counts[owner]:
+        del counts[owner]

@@ -16,7 +16,7 @@ from xvla_ros.control.clock import LatencyWindow
 from xvla_ros.errors import RequestError, SetupError, UnreachableError
 from xvla_ros.robots.profile import Profile
 from xvla_ros.serving import protocol
-from xvla_ros.serving.client import Link, tls_of, url_of
+from xvla_ros.serving.client import Link, difference, tls_of, url_of
 from xvla_ros.types import ActionChunk, Observation, Percentiles, Prefix
 
 RETRY_S = 0.5  # between two looks at servers that are gone, or not asked at present
@@ -28,8 +28,6 @@ SMOOTHING = 0.2  # share of the newest latency in the mean
 REMEMBERED = 256  # remarks that are not said again
 BETTER = 0.7  # share of the present server's latency below which another one takes over
 TOKEN_FILE, CA_FILE = "XVLA_SERVER_TOKEN_FILE", "XVLA_SERVER_CA"
-# what a server that comes back, or one beside others, must say as the first did
-SAME = ("digest", "chunk_size", "action_mode", "views", "domains", "trained_domains", "admitted")
 TRANSIENT = (protocol.LATE, protocol.OVERLOADED, protocol.RATE)
 
 
@@ -152,16 +150,22 @@ class RemotePolicy:
         return self._answers.percentiles()
 
     def warm_up(self, observations: Sequence[Observation]) -> None:
-        """Ask every server that is there for a first chunk, with patience.
+        """Ask every server that is there for a first chunk, with patience; one must answer.
 
         Raises:
-            UnreachableError, RequestError: as ``predict``.
+            UnreachableError: none answered; says of each what happened.
+            RequestError: as ``predict``.
         """
+        said: list[str] = []
         for server in self._servers:
-            if server.is_up:
+            try:
                 self._ask(server, observations, (), 0, WARM_UP_S)
                 server.latency_s = None  # the first is slow
                 self._ask(server, observations, (), 0, WARM_UP_S)
+            except UnreachableError as error:
+                said.append(str(error))
+        if len(said) == len(self._servers):
+            raise UnreachableError("; ".join(said))
 
     def predict(
         self,
@@ -192,10 +196,6 @@ class RemotePolicy:
                 self._remark(remarks)
                 return chunks
             except UnreachableError as error:
-                said.append(str(error))
-            except RequestError as error:
-                if error.reason not in TRANSIENT:
-                    raise
                 said.append(str(error))
         down = [
             f"{server.url}: {server.why_down or 'the connection broke'}"
@@ -232,7 +232,12 @@ class RemotePolicy:
         seed: int | None,
         timeout: float,
     ) -> tuple[list[ActionChunk], Any]:
-        """Return the chunks of one server, and its remarks as they came."""
+        """Return the chunks of one server, and its remarks as they came.
+
+        Raises:
+            UnreachableError: it did not answer by then, or has no time for this.
+            RequestError: it refuses what was asked, as any other would.
+        """
         begun = time.monotonic()
         if not server.busy.acquire(timeout=timeout):
             raise UnreachableError(f"{server.url}: no answer within {timeout:g} s")
@@ -247,6 +252,10 @@ class RemotePolicy:
                 )
             except UnreachableError as error:
                 self._lose(server, link, str(error))
+                raise
+            except RequestError as error:
+                if error.reason in TRANSIENT:  # another server may answer
+                    raise UnreachableError(str(error)) from error
                 raise
             finally:
                 self._count(link.sent - before)
@@ -288,9 +297,9 @@ class RemotePolicy:
         """
         tls = self._tls if server.url.startswith("wss") else None
         link = Link(server.url, self._hello, token=self._credentials.token, tls=tls)
-        if self._metadata and (difference := _difference(self._metadata, link.metadata)):
+        if self._metadata and (said := difference(self._metadata, link.metadata)):
             link.close()
-            raise SetupError(f"{server.url} {difference}, as when this node was configured")
+            raise SetupError(f"{server.url} {said}, as when this node was configured")
         self._metadata = link.metadata
         server.link, server.why_down = link, ""
 
@@ -352,24 +361,6 @@ class RemotePolicy:
             return  # it has other things to do
         finally:
             server.busy.release()
-
-
-def _difference(known: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Say what a server has otherwise than the first had; empty where nothing.
-
-    The same files are the same checkpoint, wherever they lie; only where a server knows none, names are compared.
-    """
-    for key in SAME if known.get("digest") else ("checkpoint", *SAME):
-        if known.get(key) == found.get(key):
-            continue
-        if key == "digest":
-            return (
-                f"serves other weights: {found.get('checkpoint')} of digest {found.get(key) or 'none'}; "
-                f"expected {known.get('checkpoint')} of digest {known.get(key) or 'none'}"
-            )
-        what = "serves" if key == "checkpoint" else f"says {key} is"
-        return f"{what} {found.get(key)}; expected {known.get(key)}"
-    return ""
 
 
 def _any_tls(urls: Sequence[str]) -> bool:

@@ -12,7 +12,6 @@ import contextlib
 import hmac
 import logging
 import time
-import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -23,18 +22,18 @@ from prometheus_client import Counter as Count
 
 from xvla_ros.errors import RequestError
 from xvla_ros.serving import fronts, protocol
-from xvla_ros.serving.access import Access
+from xvla_ros.serving.access import IDLE_S, Access, Connections, address_of
 from xvla_ros.serving.service import PolicyService
 
 _LOG = logging.getLogger(__name__)
 
-HEAD_S = 10.0  # until the head of a request, the first message of a client of ours, or a TLS handshake has come
+HELLO_S = 10.0  # until the first message of a client of ours has come
 BODY_S = 10.0  # until a body has come, or an answer has gone
-IDLE_S = 30.0  # between two requests on one connection
 HEARTBEAT_S = 20.0
 STUCK_S = 60.0  # of one pass, after which the server calls itself unwell
 CLOSE_S = 2.0
-MAX_CONNECTIONS, MAX_CONNECTIONS_EACH = 128, 32
+MAX_CONNECTIONS, MAX_CONNECTIONS_EACH = 512, 128
+MAX_REQUESTS, MAX_REQUESTS_EACH = 128, 32  # in progress; a WebSocket is one of them
 RATE = 200.0  # requests a second from one address, and as many at once
 ACT, OPENPI, NATIVE = "act", "openpi", "xvla"
 STATUS = {protocol.RATE: 429, protocol.OVERLOADED: 503, protocol.LATE: 503, protocol.POLICY: 500}
@@ -103,10 +102,10 @@ class PolicyServer:
 
     def __init__(self, service: PolicyService, access: Access) -> None:
         access.require_safe()
-        self._service, self._access, self._tls = service, access, access.tls()
+        access.tls()  # a file that cannot be used is named before anything starts
+        self._service, self._access = service, access
         self._rates, self._active = Rates(), Counter[str]()
-        # how many requests began and ended on a connection
-        self._heard: weakref.WeakKeyDictionary[asyncio.BaseTransport, int] = weakref.WeakKeyDictionary()
+        self._connections = Connections(MAX_CONNECTIONS, MAX_CONNECTIONS_EACH)
         self._sockets: set[web.WebSocketResponse] = set()
         app = web.Application(middlewares=[self._guard], client_max_size=protocol.MAX_MESSAGE)
         app.add_routes(
@@ -127,15 +126,12 @@ class PolicyServer:
             app, access_log=None, keepalive_timeout=IDLE_S, logger=quiet, handler_cancellation=True
         )
         self.metrics = Metrics(service, lambda: len(self._sockets))
-        self._listening: asyncio.Server | None = None
+        self._listening: list[asyncio.Server] = []
 
     @property
     def address(self) -> str:
         """Where it listens, as ``host:port``."""
-        if self._listening is None:
-            return ""
-        host, port = self._listening.sockets[0].getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return address_of(self._listening)
 
     async def start(self) -> None:
         """Begin to listen.
@@ -145,15 +141,14 @@ class PolicyServer:
         """
         self._service.start()
         await self._runner.setup()
-        timeout = HEAD_S if self._tls is not None else None
-        self._listening = await asyncio.get_running_loop().create_server(
-            self._connection, self._access.host, self._access.port, ssl=self._tls, ssl_handshake_timeout=timeout
-        )
+        if self._runner.server is None:
+            raise RuntimeError("the server has not been set up")
+        self._listening = await self._connections.listen(self._access, self._runner.server)
 
     async def stop(self) -> None:
         """Say goodbye to every client and end."""
-        if self._listening is not None:
-            self._listening.close()
+        for each in self._listening:
+            each.close()
         goodbye = (each.close(code=WSCloseCode.GOING_AWAY, message=b"the server ends") for each in set(self._sockets))
         await asyncio.gather(*goodbye, return_exceptions=True)
         await self._runner.cleanup()
@@ -161,44 +156,21 @@ class PolicyServer:
 
     # connections
 
-    def _connection(self) -> asyncio.BaseProtocol:
-        """Make the protocol of a new connection, which is cut where it says nothing; aiohttp would wait for ever."""
-        if self._runner.server is None:
-            raise RuntimeError("the server has not been set up")
-        made = self._runner.server()
-        self._cut_unless_heard(made, HEAD_S)
-        return made
-
-    def _cut_unless_heard(self, connection: asyncio.BaseProtocol, seconds: float) -> None:
-        def heard() -> int:
-            transport = getattr(connection, "transport", None)
-            return 0 if transport is None else self._heard.get(transport, 0)
-
-        before = heard()
-
-        def cut() -> None:
-            transport = getattr(connection, "transport", None)
-            if transport is not None and heard() == before:
-                _LOG.info("a connection that sent nothing within %g s was closed", seconds)
-                transport.abort()
-
-        asyncio.get_running_loop().call_later(seconds, cut)
-
     @web.middleware
     async def _guard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        transport, address = request.transport, request.remote or ""
-        if transport is not None:
-            self._heard[transport] = self._heard.get(transport, 0) + 1
+        address = request.remote or ""
         self._active[address] += 1
         try:
-            self._admit(request, address)
-            return await handler(request)
+            with self._connections.heard(request):
+                self._admit(request, address)
+                return await handler(request)
         except RequestError as error:
             _LOG.info("%s %s: %s", address, request.path, error)
             return _refusal(STATUS.get(error.reason, 400), error.reason, error.detail)
-        except web.HTTPException:
+        except web.HTTPException as error:
+            error.force_close()  # who is refused keeps no connection
             raise
         except ConnectionError:
             return web.Response(status=400)  # it has gone, and reads no answer
@@ -209,14 +181,16 @@ class PolicyServer:
             self._active[address] -= 1
             if not self._active[address]:
                 del self._active[address]
-            if transport is not None:
-                self._heard[transport] += 1
-                self._cut_unless_heard(request.protocol, IDLE_S)
 
     def _admit(self, request: web.Request, address: str) -> None:
         """Refuse who may not ask, or asks for too much."""
-        if self._active.total() > MAX_CONNECTIONS or self._active[address] > MAX_CONNECTIONS_EACH:
-            raise _http(web.HTTPServiceUnavailable, "connections", f"too many connections from {address}")
+        own, total = self._active[address], self._active.total()
+        if total > MAX_REQUESTS or own > MAX_REQUESTS_EACH:
+            detail = (
+                f"{own} requests and connected clients of {address}, all together {total}; expected at most "
+                f"{MAX_REQUESTS_EACH} and {MAX_REQUESTS}"
+            )
+            raise _http(web.HTTPServiceUnavailable, "connections", detail)
         if "Origin" in request.headers:
             raise _http(web.HTTPForbidden, "origin", "the request came from a page in a browser; expected a program")
         if request.path == "/healthz" or not self._access.token:
@@ -230,7 +204,10 @@ class PolicyServer:
 
     async def _health(self, _: web.Request) -> web.Response:
         unwell = self._service.unwell(STUCK_S)
-        return web.Response(status=503 if unwell else 200, text=unwell or "OK")
+        response = web.Response(status=503 if unwell else 200, text=unwell or "OK")
+        if self._access.token:  # which this needs not: strangers keep no connection
+            response.force_close()
+        return response
 
     async def _metadata(self, _: web.Request) -> web.Response:
         return web.json_response(self._service.metadata())
@@ -283,7 +260,7 @@ class PolicyServer:
     async def _native(self, request: web.Request) -> web.StreamResponse:
         async with self._socket(request) as socket:
             try:
-                async with asyncio.timeout(HEAD_S):
+                async with asyncio.timeout(HELLO_S):
                     hello = await _received(socket)
                 if hello is None:
                     return socket

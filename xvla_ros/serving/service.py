@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 import weakref
@@ -15,15 +16,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from xvla_ros import limits
 from xvla_ros.control.clock import LatencyWindow
 from xvla_ros.control.engine import Engine
-from xvla_ros.control.policy_source import fit
-from xvla_ros.errors import ProfileError, RequestError, SetupError, did_you_mean
+from xvla_ros.control.policy_source import fit, otherwise_used
+from xvla_ros.errors import Problem, ProfileError, RequestError, SetupError, did_you_mean
 from xvla_ros.model.policy import REMEMBERED, Policy
 from xvla_ros.robots.profile import Profile
 from xvla_ros.serving import protocol
+from xvla_ros.serving.access import once_a_minute
 from xvla_ros.serving.queue import Ask, FairQueue, QueuedChunk, SeededObservation
 from xvla_ros.types import ActionChunk, Embodiment, Observation, Prefix
+
+_LOG = logging.getLogger(__name__)
 
 DECODERS = 4  # threads that decode what came
 DECODERS_EACH = 3  # of them that one owner may keep busy
@@ -225,12 +230,18 @@ class PolicyService:
         Args:
             domain_id: of its soft prompt.
             given: names of what came; where the policy does not say how many views it has, these tell.
-            name: of the robot that is meant, where several have the domain.
+            name: of the robot that is meant, where several have the domain; empty for the only one.
 
         Raises:
-            RequestError: the policy does not have the domain, or several robots have it.
+            RequestError: the policy does not have the domain, several robots have it, or the named one has another.
         """
         known = {each: robot for each, robot in self.robots.items() if robot.embodiment.domain_id == domain_id}
+        if name and name not in known and (known or name in self.robots):
+            raise RequestError(
+                protocol.ROBOT,
+                f"robot is {name!r}, which is not of domain {domain_id}; expected "
+                f"{', '.join(sorted(known)) or 'none'}: send robot or domain_id, or both of the same robot",
+            )
         if len(known) > 1 and name not in known:
             raise RequestError(
                 protocol.ROBOT,
@@ -252,7 +263,7 @@ class PolicyService:
             denoising_steps=config.num_denoising_steps,
             image_pipeline=config.image_pipeline,
         )
-        return replace(self.admit(described), required=slots[:1])
+        return replace(self.admit(described), required=slots[:1], state_width=None)  # which the policy checks
 
     def _of_profile(self, profile: Profile) -> DrivableRobot:
         known_as = fit(self._policy, profile)
@@ -263,9 +274,10 @@ class PolicyService:
         return robot
 
     def _of_embodiment(self, embodiment: Embodiment) -> DrivableRobot:
-        width = self._policy.processor.statistics_of(embodiment.robot).state.width
         record = self._policy.robots.get(embodiment.robot)
-        trained = () if record is None else record.embodiment.slots
+        trained = self._policy.view_names if record is None else record.embodiment.slots
+        source = self._policy.outline.config if record is None else record.embodiment
+        embodiment = replace(embodiment, image_pipeline=embodiment.image_pipeline or source.image_pipeline)
         moved = [
             name for place, name in enumerate(embodiment.slots) if name in trained and trained.index(name) != place
         ]
@@ -274,9 +286,24 @@ class PolicyService:
                 f"slots of {embodiment.robot} are {', '.join(embodiment.slots)}; expected {', '.join(trained)}, as in "
                 f"training: {', '.join(moved)} would be mistaken for another view"
             )
+        width = self._policy.processor.state_width(embodiment)
+        if width is None and record is not None and record.profile:
+            width = record.embodiment.action_width  # a profile's state has as many numbers
         robot = DrivableRobot(embodiment, embodiment.robot, embodiment.slots, width)
         self._try(robot)
+        if record is not None:
+            self._compare(embodiment, record.embodiment)
         return robot
+
+    def _compare(self, embodiment: Embodiment, trained: Embodiment) -> None:
+        """Refuse a robot that is described otherwise than the policy remembers it."""
+
+        def problem(key: str, value: object, expected: object, message: str) -> Problem:
+            key = f"{embodiment.robot}.{key.rpartition('.')[2]}"
+            return Problem("", key, value, str(expected), f"checkpoint {self._policy.source} {message}")
+
+        if problems := list(otherwise_used(embodiment, trained, problem)):
+            raise SetupError("\n".join(map(str, problems)))
 
     def _try(self, robot: DrivableRobot) -> None:
         """Check that the policy takes an observation of the widths of a robot."""
@@ -294,10 +321,25 @@ class PolicyService:
     # questions
 
     async def beside(self, work: Callable[[], Result], owner: str) -> Result:
-        """Do what a client asks in a thread beside the event loop; one owner always leaves a thread for the others."""
+        """Read what a client sent in a thread beside the event loop; one owner always leaves a thread for the others.
+
+        Raises:
+            RequestError: it cannot be read, whatever ``work`` raised.
+        """
+
+        def read() -> Result:
+            try:
+                return work()
+            except RequestError:
+                raise
+            except Exception as error:
+                cause = limits.cause(error)[:200]
+                once_a_minute(_LOG.warning, "a message of %s cannot be read: %s", owner, cause)
+                raise RequestError(protocol.MESSAGE, f"it cannot be read: {cause}") from None
+
         share = self._shares.setdefault(owner, asyncio.Semaphore(DECODERS_EACH))
         async with share:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, read)
 
     async def answer(
         self,
@@ -316,27 +358,35 @@ class PolicyService:
             RequestError: naming what cannot be answered, and why.
         """
         deadline = time.monotonic() + deadline_s
-        with self._queue.reading():
-            read = [await self.beside(partial(self._read, each), owner) for each in questions]
-            asks = [Ask(seen, prefix, views, owner, deadline, self._queue) for seen, prefix, views in read]
-            self._queue.add(*asks)
-        self._engine.wake()
-        try:
-            answers = await asyncio.gather(*(ask.answer for ask in asks))
-        except RequestError:
-            raise
-        except Exception as error:
-            raise RequestError(protocol.POLICY, f"the policy failed: {type(error).__name__}: {error}"[:500]) from error
-        finally:
-            for ask in asks:
-                self._queue.drop(ask)
+        with self._queue.memory(owner) as take:
+            with self._queue.reading(owner, len(questions)):
+                read = [await self.beside(partial(self._read, each, take), owner) for each in questions]
+                asks = [Ask(seen, prefix, views, owner, deadline, self._queue) for seen, prefix, views in read]
+                del read
+                self._queue.add(*asks)
+            self._engine.wake()
+            try:
+                answers = await asyncio.gather(*(ask.answer for ask in asks))
+            except RequestError:
+                raise
+            except Exception as error:
+                detail = f"the policy failed: {type(error).__name__}: {error}"[:500]
+                raise RequestError(protocol.POLICY, detail) from error
+            finally:
+                while asks:  # an error would hold them, and their pictures, through this frame
+                    self._queue.drop(asks.pop())
         for each in answers:
             self._inference.add(each.chunk.inference_ms)
             self._waits.add(each.queue_ms)
         return answers
 
-    def _read(self, question: Callable[[], UncheckedObservation]) -> tuple[SeededObservation, Prefix | None, int]:
-        """Return an observation that the policy will take, its prefix, and how many views it has."""
+    def _read(
+        self, question: Callable[[], UncheckedObservation], take: Callable[[int], None]
+    ) -> tuple[SeededObservation, Prefix | None, int]:
+        """Return an observation that the policy will take, its prefix, and how many views it has.
+
+        ``take`` is called with the bytes of each picture before it is decoded.
+        """
         asked = question()
         robot = asked.robot
         embodiment = robot.embodiment
@@ -351,14 +401,18 @@ class PolicyService:
         seen = SeededObservation(
             embodiment,
             asked.stamp,
-            {slot: protocol.decode_picture(each, f"view {slot!r}") if not isinstance(each, np.ndarray)
-             else protocol.bounded(each, f"view {slot!r}") for slot, each in asked.views.items()},
+            {slot: protocol.decode_picture(each, f"view {slot!r}", take) for slot, each in asked.views.items()},
             np.asarray(asked.state, np.float32),
             asked.instruction,
             seed=secrets.randbits(63) if asked.seed is None else asked.seed,
             known_as=robot.known_as,
             remarks=self._remarks(asked.instruction),
         )  # fmt: skip
+        if robot.state_width is not None and seen.state.shape != (robot.state_width,):
+            raise RequestError(
+                protocol.OBSERVATION,
+                f"robot {embodiment.robot!r}: state has shape {list(seen.state.shape)}, expected [{robot.state_width}]",
+            )
         self._check(seen, asked.prefix)
         return seen, asked.prefix, self._policy.processor.views(embodiment)
 
@@ -378,7 +432,7 @@ class PolicyService:
         self.batch_sizes(len(observations))
         self._pass_since = time.monotonic()
         try:
-            return [*self._pass(observations, prefixes)]
+            return self._pass(observations, prefixes)
         except Exception as error:
             if len(observations) == 1:
                 return [error]
@@ -390,12 +444,20 @@ class PolicyService:
             for outcome in self._predict([seen], [prefix])
         ]
 
-    def _pass(self, observations: Sequence[Observation], prefixes: Sequence[Prefix | None]) -> list[ActionChunk]:
+    def _pass(
+        self, observations: Sequence[Observation], prefixes: Sequence[Prefix | None]
+    ) -> list[ActionChunk | Exception]:
         asked = [seen for seen in observations if isinstance(seen, SeededObservation)]
         noise = np.stack([self._policy.noise_of(seen, seen.seed) for seen in asked])
         known = [replace(seen, embodiment=replace(seen.embodiment, robot=seen.known_as)) for seen in asked]
         chunks = self._policy.predict(known, noise=noise, prefix=prefixes)
         return [
             replace(chunk, robot=seen.embodiment.robot, seed=seen.seed)
+            if np.isfinite(chunk.actions).all()
+            else RequestError(
+                protocol.POLICY,
+                f"robot {seen.embodiment.robot!r}: actions contain NaN or Inf; expected numbers: send the state in the "
+                "policy's units",
+            )
             for seen, chunk in zip(asked, chunks, strict=True)
         ]
