@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import signal
 from collections.abc import Iterator
@@ -19,7 +21,14 @@ from xvla_ros.simulation import offscreen
 anywhere = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("same", anywhere, derandomize=True)
 settings.register_profile("anew", anywhere)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+profile = os.environ.get("HYPOTHESIS_PROFILE", "same")
+settings.load_profile(profile)
+if profile == "same":
+    with contextlib.suppress(ImportError, AttributeError):  # another Hypothesis
+        # Else constants of our modules are drawn too: of those that the tests before imported, of the same process.
+        providers = importlib.import_module("hypothesis.internal.conjecture.providers")
+        assert providers.is_local_module_file
+        providers.is_local_module_file = lambda file: False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -171,9 +171,11 @@ def stays_quiet(pair):
 
 
 def is_left_alone(pair):
-    """Whether an arm that stands gets the last of its commands within the lookahead, and then none."""
+    """Whether an arm that stands is sent the last of its commands within the lookahead, however late they come."""
+    last = pair.seconds() + LOOKAHEAD + PERIOD + AHEAD
     pair.pass_time(LOOKAHEAD + PERIOD + AHEAD)
-    return stays_quiet(pair)
+    pair.wait_for(lambda: stays_quiet(pair), "the last command to have come")
+    return all(arm.sent[-1] <= last for arm in pair.arms.values())
 
 
 def call(pair, service):

@@ -70,17 +70,7 @@ class ScriptedPolicy:
         actions = to_policy(positions, self._profiles[robot.robot]).astype(np.float32)
         if word in ("nan", "inf"):
             actions[WAYPOINTS // 2, 3] = float(word)
-        return ActionChunk(
-            robot.robot,
-            robot.domain_id,
-            robot.action_mode,
-            seen.instruction,
-            seen.stamp,
-            times,
-            actions,
-            1e3 * FORWARD_PASS_S,
-            seen.images["front"].shape[0],
-        )
+        return ActionChunk.of(seen, actions, 1e3 * FORWARD_PASS_S, seen.images["front"].shape[0])
 
 
 def path(word, times, limits):

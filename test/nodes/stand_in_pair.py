@@ -41,9 +41,10 @@ BASE = f"/xvla/{ROBOT}"
 DEADLINE = 240.0  # ends what hangs
 RATE = 30.0
 SIZE = (24, 32)
-EVERY_WINDOW = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)  # however late this side looks at them
+EVERY_ONE = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)  # however late this side looks at them
 HOME = 0.1  # rad, of every joint
 ANSWER = 5.0  # s; an answer sent before this side is known to the node is lost, so a first question is repeated
+CLOCKS_APART = 1e-3  # s; two clocks that are read further apart, as this thread was interrupted, are read again
 STATUS_TOPIC, CHUNK_TOPIC = f"{BASE}/status", f"{BASE}/action_chunk"
 
 
@@ -55,7 +56,10 @@ class MachineTime:
 
     def seconds_at(self, wall_ns):
         """The machine's steady time in s when its wall clock had ``wall_ns``."""
-        return time.monotonic() - (time.time_ns() - wall_ns) / 1e9
+        while True:
+            before, wall, after = time.monotonic(), time.time_ns(), time.monotonic()
+            if after - before < CLOCKS_APART:
+                return before - (wall - wall_ns) / 1e9
 
 
 class SimulatedTime(MachineTime):
@@ -195,7 +199,7 @@ class StandInPair:
             (PolicyStatus, STATUS_TOPIC, qos.LATCHED),
             (ActionChunk, CHUNK_TOPIC, qos.EVENTS),
             (DiagnosticArray, "/diagnostics", qos.EVENTS),
-            (Log, "/rosout", qos.EVENTS),
+            (Log, "/rosout", EVERY_ONE),
         ):
             node.create_subscription(kind, topic, self.heard[topic].append, quality)
         if self.is_paced:
@@ -229,7 +233,7 @@ class StandInPair:
     def connect_controller(self, group):
         topic = self.profile.commands.by_name[group].topic
         self._controllers[group] = self.node.create_subscription(
-            JointTrajectory, topic, lambda message, info: self._obey(group, message, info), EVERY_WINDOW
+            JointTrajectory, topic, lambda message, info: self._obey(group, message, info), EVERY_ONE
         )
 
     def lose_controller(self, group):

@@ -12,6 +12,7 @@ import signal
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ import pytest
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 
 import rclpy
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.time import Time
 from scipy.interpolate import CubicHermiteSpline
 from std_msgs.msg import Bool, String
+from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 sys.path.append(str(Path(__file__).parent))
@@ -52,6 +55,7 @@ from scripted_graph import (
 from stand_in_pair import CHUNK_TOPIC, ROBOT, STATUS_TOPIC, short_image, whole_image
 
 from xvla_ros.nodes import qos
+from xvla_ros.nodes.policy.surroundings import StopTopics
 
 
 @pytest.fixture
@@ -316,12 +320,86 @@ def test_a_publisher_of_any_quality_stops_and_instructs(running, quality):
         blue = "touch the blue cube"
         says(voice, String(data=blue), lambda: running.status.instruction == blue)
         says(button, Bool(data=True), lambda: running.status.reason == "estop")
-        button.publish(Bool(data=False))
-        assert clear(running)
+        running.node.destroy_publisher(button)
+
+        def released():  # false counts once the node knows that the button is gone
+            running.press(False)
+            return call(running, "clear_stop").success
+
+        running.wait_for(released, "the release of /estop")
         went_on(running)
     finally:
         running.node.destroy_publisher(button)
         running.node.destroy_publisher(voice)
+
+
+@pytest.fixture
+def buttons(ros_domain):
+    """The stops of a node, and two nodes that publish ``/estop``; ``says`` hands their messages over."""
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=ros_domain)
+    nodes = {name: rclpy.create_node(name, context=context) for name in ("xvla", "left", "right")}
+    stops = StopTopics(nodes["xvla"], list, lambda: False)
+    executor, publishers = SingleThreadedExecutor(context=context), {}
+
+    def publish(*names):
+        """Have these nodes publish ``/estop`` from now on, and no others."""
+        for name in publishers.keys() - {*names}:
+            nodes[name].destroy_publisher(publishers.pop(name))
+        for name in {*names} - publishers.keys():
+            publishers[name] = nodes[name].create_publisher(Bool, "/estop", qos.LATCHED)
+        while sorted(stops._publishers().values()) != [f"/{name}" for name in names]:
+            executor.spin_once(timeout_sec=0.01)
+
+    def says(name, pressed, names_sender):
+        gids = {node: gid for gid, node in stops._publishers().items()}
+        info = {"publisher_gid": {"data": gids[f"/{name}"]}} if names_sender else {"source_timestamp": 1}
+        stops._on_estop(Bool(data=pressed), info)
+
+    def clears():
+        answer = stops._on_clear(Trigger.Request(), Trigger.Response())
+        return "" if answer.success else answer.message
+
+    yield SimpleNamespace(publish=publish, says=says, clears=clears)
+    for node in nodes.values():
+        node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def test_where_senders_are_known_a_button_is_released_by_its_own_node(buttons):
+    buttons.publish("left", "right")
+    buttons.says("left", True, names_sender=True)
+    buttons.says("right", False, names_sender=True)
+    assert buttons.clears() == "/estop is still true by /left; release it first"
+    buttons.says("left", False, names_sender=True)
+    assert buttons.clears() == ""
+
+
+def test_where_senders_are_unknown_one_of_several_buttons_releases_none(buttons):
+    buttons.publish("left", "right")
+    buttons.says("right", False, names_sender=False)
+    buttons.says("left", True, names_sender=False)
+    assert "still true" in buttons.clears()
+    for _ in range(3):
+        buttons.says("right", False, names_sender=False)
+    refused = buttons.clears()
+    assert "may still be true by /left or /right" in refused and "of its 2 publishers said false" in refused
+    buttons.publish("left")
+    assert "may still be true by /left:" in buttons.clears(), "what was said before it was alone may not be its word"
+    buttons.says("left", False, names_sender=False)
+    assert buttons.clears() == ""
+
+
+@pytest.mark.parametrize("names_sender", [True, False])
+def test_what_a_publisher_pressed_that_is_gone_another_releases(buttons, names_sender):
+    """As where each of two calls of ``ros2 topic pub --once`` says one thing."""
+    buttons.publish("left")
+    buttons.says("left", True, names_sender)
+    buttons.publish("right")
+    assert "still true" in buttons.clears(), "who vanishes releases nothing"
+    buttons.says("right", False, names_sender)
+    assert buttons.clears() == ""
+    assert buttons.clears() == "nothing was stopped"
 
 
 def test_a_stop_keeps_its_first_cause_and_the_arm_is_left_to_others(running):
@@ -425,6 +503,7 @@ def test_a_node_that_is_killed_and_started_again(graph):
     graph.node.send(signal.SIGKILL)
     graph.node.end()
     pair.forget_limits()
+    pair.wait_for(lambda: stays_quiet(pair), "the last that it has sent to have come")
     left = {group: pair.last(group) for group in pair.names}
     for message in left.values():
         times, _, speeds = points_of(message)

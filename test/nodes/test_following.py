@@ -55,6 +55,11 @@ def moves(pair):
     pair.wait_for(lambda: all(np.abs(pair.position(g) - place).max() > 0.1 for g, place in before.items()), "motion")
 
 
+def stands_at_the_end(pair, group):
+    """Whether an arm is where the window that came last ends."""
+    return (pair.position(group) == points_of(pair.last(group))[1][-1]).all()
+
+
 def is_said(status):
     """Whether a status names what the arm is held for."""
     return bool(status.reason) or status.detail.startswith("waiting for the arm to stand still: ")
@@ -156,16 +161,17 @@ def test_a_node_that_is_paused_sends_nothing_of_before(on_the_machine):
         on_the_machine.node.send(signal.SIGSTOP)
         pair.pass_time(1.0)  # longer than a window
         for group in pair.names:
-            end = points_of(pair.last(group))[1][-1]
-            np.testing.assert_array_equal(pair.position(group), end, "it followed the last")
+            pair.wait_for(lambda group=group: stands_at_the_end(pair, group), "the arm to have followed the last")
         judge_all()
+        missed = {group: arm.monitor.missed for group, arm in pair.arms.items()}
         goes_on = pair.seconds()
         on_the_machine.node.send(signal.SIGCONT)
-        for arm in pair.arms.values():
+        for group, arm in pair.arms.items():
             pair.wait_for(lambda arm=arm, goes_on=goes_on: len(arm.before_and_since(goes_on)[1]) > 1, "two commands")
             before, since = arm.before_and_since(goes_on)
             place, first = points_of(before[-1])[1][-1], [points_of(message)[1][0] for message in since[:2]]
-            assert np.abs(np.array(first) - place).max(axis=1).min() < 0.05, "it starts from where the arm is"
+            starts = np.abs(np.array(first) - place).max(axis=1).min() < 0.05
+            assert starts or arm.monitor.missed > missed[group], "it starts from where the arm is"
             arm.monitor.leaps()  # one that left late is judged by its rest, above
         went_on(pair)
     leave(on_the_machine, begun)

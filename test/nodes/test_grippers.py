@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import rclpy
+from action_msgs.msg import GoalStatus
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import JointState
@@ -23,6 +24,7 @@ from xvla_ros.nodes.policy import commands
 from xvla_ros.nodes.policy.commands import ChangeGate, gripper_outlet, require_outlets
 from xvla_ros.robots import Profile, load_profile
 
+DEADLINE = 240.0  # ends what hangs
 PAIR = load_profile("so101_bimanual_split")["so101_bimanual_split"]
 
 
@@ -80,7 +82,7 @@ def test_a_topic_gets_one_value(node):
     node.create_subscription(Float64MultiArray, "/right/gripper", heard.append, qos.COMMAND)
     executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(node)
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + DEADLINE
     while not heard and time.monotonic() < deadline:
         if outlet.get_subscription_count():
             outlet.publish(0.7)
@@ -90,18 +92,56 @@ def test_a_topic_gets_one_value(node):
     executor.shutdown()
 
 
+def test_a_controller_that_comes_back_gets_the_setpoint_that_stands(node, monkeypatch):
+    """It was away for less than ends a run, and nothing else has changed."""
+    now = [0.0]
+    monkeypatch.setattr(commands, "ChangeGate", lambda span, change: ChangeGate(span, change, lambda: now[0]))
+    outlet = gripper_outlet(node, with_gripper("gripper_command"), "right_gripper", MutuallyExclusiveCallbackGroup())
+    said, count = [], [1]
+    monkeypatch.setattr(
+        outlet,
+        "_publisher",
+        SimpleNamespace(publish=lambda message: said.append(message.data[0]), get_subscription_count=lambda: count[0]),
+    )
+
+    def live(seconds, setpoint=0.7):
+        for _ in range(round(seconds / 0.03)):
+            now[0] += 0.03
+            outlet.publish(setpoint)
+
+    live(1.0)
+    assert said == [0.7]
+    count[0] = 0
+    live(0.3)
+    assert said == [0.7], "nobody would hear it"
+    count[0] = 1
+    live(1.0)
+    assert said == [0.7] * 4, "until it is surely heard"
+    now[0] += 0.03
+    count[0] = 0
+    assert outlet.get_subscription_count() == 0, "as the robot's link looks between two setpoints"
+    count[0] = 1
+    live(1.0)
+    assert len(said) > 4
+
+
 class StandInClient:
-    """Keeps the goals it is asked to send; refuses them on demand."""
+    """Keeps the goals it is asked to send; refuses them on demand, and ends them as it is told."""
 
     def __init__(self, node, kind, topic, callback_group):
-        self.goals, self.accepts, self.ready = [], True, True
+        self.goals, self.accepts, self.ready, self.results = [], True, True, []
+
+    def end(self, number, status):
+        self.results[number](SimpleNamespace(result=lambda: SimpleNamespace(status=status)))
 
     def server_is_ready(self):
         return self.ready
 
     def send_goal_async(self, goal):
         self.goals.append(goal)
-        answer = SimpleNamespace(result=lambda: SimpleNamespace(accepted=self.accepts))
+        result = SimpleNamespace(add_done_callback=self.results.append)
+        handle = SimpleNamespace(accepted=self.accepts, get_result_async=lambda: result)
+        answer = SimpleNamespace(result=lambda: handle)
         return SimpleNamespace(add_done_callback=lambda callback: callback(answer))
 
 
@@ -153,6 +193,35 @@ def test_what_was_refused_or_not_served_is_sent_again(node, stand_in_control_msg
     outlet.publish(0.5)
     outlet.publish(0.5)
     assert len(outlet._client.goals) == 2
+
+
+def test_a_goal_that_was_aborted_or_lost_is_sent_again(node, stand_in_control_msgs, monkeypatch):
+    now, warned = [0.0], []
+    monkeypatch.setattr(commands, "ChangeGate", lambda span, change: ChangeGate(span, change, lambda: now[0]))
+    monkeypatch.setattr(node, "get_logger", lambda: SimpleNamespace(warning=lambda text, **_: warned.append(text)))
+    outlet = gripper_outlet(node, with_gripper("gripper_action"), "right_gripper", MutuallyExclusiveCallbackGroup())
+    client = outlet._client
+
+    def goals_after(seconds, setpoint=0.5):
+        for _ in range(round(seconds / 0.03)):
+            now[0] += 0.03
+            outlet.publish(setpoint)
+        return len(client.goals)
+
+    assert goals_after(1.0) == 1
+    for tries in (1, 2, 3):
+        client.end(-1, GoalStatus.STATUS_ABORTED)
+        assert goals_after(0.9) == tries and goals_after(2.0) == tries + 1
+    assert len(warned) == 1 and "aborted a setpoint of jaw_joint" in warned[0]
+    client.end(-1, GoalStatus.STATUS_SUCCEEDED)
+    assert goals_after(2.0) == 4
+    assert goals_after(2.0, 1.2) == 5
+    client.end(-2, GoalStatus.STATUS_ABORTED)  # the newer one replaced it
+    assert goals_after(2.0, 1.2) == 5
+    client.ready = False
+    assert goals_after(0.09, 1.2) == 5
+    client.ready = True
+    assert goals_after(2.0, 1.2) == 6
 
 
 @pytest.mark.skipif("control_msgs" in sys.modules, reason="control_msgs is installed")

@@ -3,6 +3,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,12 +82,39 @@ def test_a_chunk_that_is_wanted_no_longer_holds_no_time(paced):
     assert link._due_ns is None
 
 
-def test_use_sim_time_is_not_changed_under_an_active_node_that_time_waits_for(paced, monkeypatch):
+@pytest.mark.parametrize("state", ["activating", "active", "deactivating"])
+def test_nothing_is_changed_under_a_node_that_is_active_or_on_the_way(paced, monkeypatch, state):
     from rclpy.parameter import Parameter
 
-    monkeypatch.setattr(paced, "state_label", lambda: "active")
-    answer = paced._on_set_parameters([Parameter("use_sim_time", value=False)])
-    assert not answer.successful and "deactivate /xvla first" in answer.reason
+    monkeypatch.setattr(paced, "state_label", lambda: state)
+    for changed in (Parameter("use_sim_time", value=False), Parameter("so101_bimanual.timing.lead", value=0.04)):
+        [answer] = paced.set_parameters([changed])
+        assert not answer.successful
+        told = "deactivate /xvla first" if state == "active" else f"/xvla is {state}, expected inactive"
+        assert answer.reason == f"{changed.name}: {told}"
+    monkeypatch.setattr(paced, "state_label", lambda: "inactive")
+    assert paced.set_parameters([changed])[0].successful
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_two_robots_of_one_node_do_not_command_one_topic(ros_domain, exclusive):
+    from xvla_ros.nodes.lifecycle import TransitionError
+    from xvla_ros.nodes.policy.node import PolicyNode
+
+    given = {"robots": "[one, other]", "one.like": "so101", "other.like": "so101"}
+    given |= {f"{robot}.safety.exclusive": str(exclusive).lower() for robot in ("one", "other")}
+    arguments = [part for name, value in given.items() for part in ("-p", f"{name}:={value}")]
+    rclpy.init(domain_id=ros_domain, args=["xvla", "--ros-args", *arguments])
+    node = PolicyNode()
+    try:
+        if exclusive:
+            with pytest.raises(TransitionError, match=r"one and other both publish commands on /follower/.*namespace"):
+                node._read_profiles()
+        else:
+            assert node._read_profiles().keys() == {"one", "other"}
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
 
 
 class SlowOutlet:
@@ -99,12 +127,13 @@ class SlowOutlet:
         return self.heard
 
     def publish(self, message):
-        self.sent.append(np.array([point.positions for point in message.points]))
+        points = [point.positions for point in message.points] if hasattr(message, "points") else [message.data]
+        self.sent.append(np.array(points))
         self.clock.now += self.takes
 
 
 @pytest.fixture
-def slow_pair(ros_domain):
+def slow_pair(ros_domain, request):
     """The link of a pair of arms that stand, with a plan, and its two outlets."""
     from hand_clock import SECOND, HandClock
 
@@ -113,7 +142,8 @@ def slow_pair(ros_domain):
     from xvla_ros.robots.actions import Trajectory
 
     rclpy.init(domain_id=ros_domain)
-    node, clock, profile = rclpy.create_node("xvla"), HandClock(), load_profile("so101_bimanual")["so101_bimanual"]
+    node, clock, name = rclpy.create_node("xvla"), HandClock(), getattr(request, "param", "so101_bimanual")
+    profile = load_profile(name)[name]
     link = RobotLink(node, profile, clock, "wave")
     outlets = [SlowOutlet(clock) for _ in profile.commands.groups]
     link._publishers.update(zip(profile.commands.groups, outlets, strict=True))
@@ -214,3 +244,72 @@ def test_a_controller_that_is_back_gets_nothing_until_it_surely_hears(slow_pair)
     assert tick.link.status.reason == "controller_lost"
     tick()
     assert tick.link.status.reason != "controller_lost"
+
+
+def lose_and_find(tick, outlet):
+    """Let an outlet's controller be gone until that holds the robot, and come back then."""
+    outlet.heard = 0
+    while tick.link.status.reason != "controller_lost":
+        tick()
+    outlet.heard = 1
+
+
+def test_a_controller_that_is_back_while_the_others_brake_gets_nothing_of_before(slow_pair):
+    """Its arm never heard the motion that is braked, at least not all of it: DDS tells of a loss only after a while."""
+    tick, (left, right) = slow_pair
+    for _ in range(12):
+        tick()
+    lose_and_find(tick, left)
+    before = len(left.sent), len(right.sent)
+    while tick.link.status.reason == "controller_lost":
+        tick()
+    assert len(left.sent) == before[0] and len(right.sent) > before[1]
+
+
+@pytest.mark.parametrize("slow_pair", ["so101_bimanual_forward"], indirect=True)
+def test_a_deactivation_sends_no_setpoint_to_a_controller_that_is_only_just_back(slow_pair):
+    from xvla_ros.nodes.policy import robot_link
+
+    tick, (left, right) = slow_pair
+    for _ in range(12):
+        tick()
+    lose_and_find(tick, left)
+    tick()
+    tick.link.stop()
+    right.takes, before = 1 / 60, (len(left.sent), len(right.sent))
+    robot_link.bring_to_rest([tick.link])
+    assert len(left.sent) == before[0] and len(right.sent) > before[1]
+
+
+@pytest.mark.parametrize("slow_pair", ["so101_bimanual_forward"], indirect=True)
+@pytest.mark.parametrize("takes", [1 / 60, 0.004, 0.0, 1.0, -1.0])
+def test_an_arm_that_takes_setpoints_is_led_to_rest(slow_pair, takes, monkeypatch):
+    """Also where the clock runs slowly, stands or leaps: then no setpoint leaps, and the transition ends."""
+    from xvla_ros.nodes.policy import robot_link
+
+    machine = SimpleNamespace(now=0.0)  # its time passes only while the transition sleeps
+    monkeypatch.setattr(
+        robot_link,
+        "time",
+        SimpleNamespace(
+            monotonic=lambda: machine.now, sleep=lambda seconds: setattr(machine, "now", machine.now + seconds)
+        ),
+    )
+    tick, (left, right) = slow_pair
+    for _ in range(12):
+        tick()
+    clock = left.clock
+    clock.now += 1 / 30
+    tick.link.stop()
+    clock.now += 1 / 30
+    left.takes = right.takes = takes
+    robot_link.bring_to_rest([tick.link])
+    most = max(joint.max_acceleration for joint in tick.link.profile.joints.ordered) / 30**2
+    for outlet in (left, right):
+        steps = np.diff(np.concatenate(outlet.sent), axis=0)
+        fastest = np.abs(steps[:12]).max()
+        assert fastest > 0.005 and np.abs(steps[12:]).max() <= fastest
+        if takes in (1 / 60, 1.0):
+            assert np.abs(np.diff(steps, axis=0)).max() < 1.2 * most
+            assert np.abs(steps[-1]).max() < 0.1 * fastest
+    assert not tick.link.is_braking

@@ -40,14 +40,14 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def save_policy(folder, size="small"):
+def save_policy(folder):
     joints = load_profile(ROBOT)[ROBOT].joints.ordered
     low, high = (np.array([getattr(j, side) * j.scale + j.offset for j in joints]) for side in ("lower", "upper"))
     middle, spread = {ROBOT: (low + high) / 2}, {ROBOT: (high - low) / 4}
     embodiment = replace(load_profile(ROBOT)[ROBOT].embodiment(), waypoint_dt=SETTINGS["policy.waypoint_dt"])
     save(
         random_policy.random_policy(
-            [embodiment], state_mean=middle, state_std=spread, action_mean=middle, action_std=spread, size=size
+            [embodiment], state_mean=middle, state_std=spread, action_mean=middle, action_std=spread, size="small"
         ),
         folder,
     )
@@ -235,8 +235,12 @@ def test_a_camera_that_stops_and_returns(running):
     running.cameras.add("left_wrist")
     running.wait_status("running")
     check_all(running, running.wait_commands(3))
-    told = [line for line in running.log() if "holding: camera_stale: left_wrist" in line]
-    assert len(told) == 1, "one line on the edge"
+
+    def told():
+        return [line for line in running.log() if "holding: camera_stale: left_wrist" in line]
+
+    running.wait_for(told, "the line in the log")
+    assert len(told()) == 1, "one line on the edge"
 
 
 @pytest.mark.parametrize(("make_image", "words"), [(short_image, "truncated"), (deep_image, "16UC1")])
@@ -381,23 +385,33 @@ def test_ctrl_c_while_active_brings_the_arms_to_rest(pair, shared_node):
     pair.wait_for(lambda: pair.status.state == "inactive", "the status inactive")
 
 
-@pytest.fixture(scope="module")
-def slow_checkpoint(tmp_path_factory):
-    """A checkpoint that takes seconds to warm up: deeper than the small one, and with the most denoising steps."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "slow"
-    deep = replace(random_policy.SIZES["small"], hidden_size=256, depth=24)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(random_policy.SIZES, "deep", deep)
-        save_policy(folder, "deep")
-    return folder
+WARMS_UP_FOR_EVER = """
+import sys
+from xvla_ros.model.runtime import fast
+
+once = fast.warm_up
+
+def warm_up(*args):
+    while True:
+        once(*args)
+
+fast.warm_up = warm_up
+from xvla_ros.nodes import policy_node
+sys.exit(policy_node.main())
+"""
+
+
+class LoadingNode(NodeProcess):
+    """``/xvla`` that computes until its loading is cancelled, however late that is."""
+
+    command = (sys.executable, "-c", WARMS_UP_FOR_EVER)
 
 
 @pytest.mark.parametrize("ending", ["shutdown", "SIGTERM"])
-def test_a_shutdown_cancels_the_loading(slow_checkpoint, tmp_path, ending):
+def test_a_shutdown_cancels_the_loading(checkpoint, tmp_path, ending):
     with free_domain() as other:
-        steps = {f"{ROBOT}.policy.denoising_steps": 100}
         pair = StandInPair(other, PacedTime())
-        node = NodeProcess(other, tmp_path, checkpoint=str(slow_checkpoint), **steps)
+        node = LoadingNode(other, tmp_path, checkpoint=str(checkpoint))
         try:
             pair.meet()
             configure = pair.ask(CONFIGURE)

@@ -3,29 +3,41 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mcap.reader import make_reader
 
 pytest.importorskip("rclpy", reason="needs the ros extra or a sourced ROS 2")
 
+import rclpy
+from builtin_interfaces.msg import Time
+from rclpy.executors import SingleThreadedExecutor
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import JointState
+from std_msgs.msg import String
+
 from xvla_ros.errors import MessageError
-from xvla_ros.nodes import record_check
+from xvla_ros.nodes import qos, record_check
 from xvla_ros.nodes.record_check import RecordCheck
-from xvla_ros.nodes.record_node import RecordNode
+from xvla_ros.nodes.record_node import RecordNode, RecordOptions
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import peek_stamp, read_string
-from xvla_ros.recordings.marks import EpisodeMarks
+from xvla_ros.recordings.marks import NEVER_ENDED, EpisodeMarks, marked_episodes
 from xvla_ros.ros_env import child_environment
 from xvla_ros.training.config import DatasetSettings
 from xvla_ros.training.data.datasets import open_datasets
@@ -57,12 +69,13 @@ joints = [node.create_publisher(JointState, f"/{side}/joint_states", qos.SENSOR)
 commands = [node.create_publisher(JointTrajectory, profile.commands.by_name[g].topic, qos.COMMAND)
             for g in profile.commands.groups]
 marks = node.create_publisher(String, "/xvla/episode", qos.EVENTS)
-count, ready = 0, False
+count, ready, mends = 0, False, len(sys.argv) < 4
+end = 270 if len(sys.argv) > 2 else 70  # of the episode; of one that cannot be used only now and then is looked at
 while True:
     now = node.get_clock().now().to_msg()
     for camera in cameras:
         if count % 2 == 0:
-            encoding = sys.argv[2] if len(sys.argv) > 2 and not (ready and count > 150) else "rgb8"
+            encoding = sys.argv[2] if len(sys.argv) > 2 and not (ready and mends and count > end + 50) else "rgb8"
             image = Image(height=24, width=32, encoding=encoding, step=96, data=bytes([count % 256]) * 24 * 96)
             image.header.stamp = now
             camera.publish(image)
@@ -79,7 +92,7 @@ while True:
         ready = True
         print("heard", flush=True)
         count = 0
-    if ready and len(sys.argv) > 1 and count in (20, 70):
+    if ready and len(sys.argv) > 1 and count in (20, end):
         mark = {"event": "start" if count == 20 else "end", "robot": profile.name, "instruction": sys.argv[1]}
         marks.publish(String(data=json.dumps({**mark, "success": True})))
     if ready and count == 80:
@@ -134,6 +147,7 @@ def test_what_is_published_is_recorded_byte_by_byte_and_gives_samples(processes,
     line_of(recorder, "recording so101_bimanual to")
     publisher = processes.publisher(TASK)
     line_of(publisher, "shown")
+    line_of(recorder, "episode end True")
     recorder.send_signal(signal.SIGINT)
     output = recorder.communicate(timeout=DEADLINE)[0]
     assert recorder.returncode == 0, output
@@ -162,31 +176,26 @@ def test_what_is_published_is_recorded_byte_by_byte_and_gives_samples(processes,
 
 
 def test_what_cannot_be_used_is_said_while_it_is_recorded(processes):
+    processes.publisher(TASK, "8UC3")  # first: what has not come yet is said too, where that takes long
     recorder = processes.recorder("--instruction", TASK)
-    line_of(recorder, "recording so101_bimanual to")
-    processes.publisher(TASK, "8UC3")
     lines = []
     while not any("can be used again" in line for line in lines):
         lines.append(line_of(recorder, ""))
     recorder.send_signal(signal.SIGINT)
     output = recorder.communicate(timeout=DEADLINE)[0]
-    bad = [
-        line
-        for line in lines
-        if "cannot be used: camera_missing: front: image on /front/image_raw cannot be used: encoding '8UC3'" in line
-    ]
-    assert len(bad) == 1, lines
+    told = [line for line in lines if "the recorded data cannot be used: " in line]
+    why = "cannot be used: camera_missing: front: image on /front/image_raw cannot be used: encoding '8UC3'"
+    bad = [why in line for line in told]
+    assert any(bad) and (True, True) not in pairwise(bad), lines  # again only after another reason
     assert sum("episode 1 cannot be used, no observation could be built from it" in line for line in lines) == 1, lines
     assert "episodes that cannot be used: 1 of 1 (1)" in output
     assert recorder.returncode == 0, output
 
 
 def test_a_recording_of_which_nothing_can_be_used_says_so_in_its_exit_code(processes):
+    processes.publisher("", "8UC3", "always")
     recorder = processes.recorder("--instruction", TASK)
-    line_of(recorder, "recording so101_bimanual to")
-    publisher = processes.publisher("", "8UC3")
     line_of(recorder, "cannot be used: camera_missing: front: image")
-    publisher.kill()
     recorder.send_signal(signal.SIGINT)
     output = recorder.communicate(timeout=DEADLINE)[0]
     assert recorder.returncode == 1, output
@@ -239,6 +248,7 @@ def test_keys_mark_episodes(processes):
     output = recorder.communicate(timeout=DEADLINE)[0]
     os.close(main)
     assert "1 succeeded, 1 failed, 0 unjudged, 1 discarded" in output
+    assert "/xvla/episode: 6 messages" in output
     marks = [json.loads(read_string(m.data)) for m in Bag(processes.bag()).messages({"/xvla/episode"})]
     assert [(mark["event"], mark.get("success")) for mark in marks] == [
         ("start", None),
@@ -407,12 +417,26 @@ def test_marks_that_are_none_are_refused():
     assert marks.end(True) is None
     assert marks.discard() is None
     assert marks.read('{"event": "start", "robot": "other"}')["robot"] == "other"
-    assert not marks.open
+    assert not marks.episodes.open
     marks.start()
     assert marks.read('{"event": "end", "success": true}')["robot"] == "arm"
-    assert marks.count.succeeded == 1
+    assert marks.episodes.ended == [True]
+    marks.start()
     marks.discard()
-    assert (marks.count.succeeded, marks.count.discarded) == (0, 1)
+    assert marks.discard() is None, "a key pressed twice drops no other"
+    assert (marks.episodes.ended, marks.episodes.discarded) == ([True], 1)
+    marks.start()
+    marks.end(True)
+    marks.discard()
+    assert (marks.episodes.ended, marks.episodes.discarded) == ([True], 2)
+
+
+@given(st.lists(st.sampled_from(["start", "end", "discard"])))
+def test_who_reads_marks_counts_the_episodes_that_the_recorder_counted(events):
+    marks, skipped = EpisodeMarks("arm"), {}
+    made = [(time, marks.read(json.dumps({"event": event}))) for time, event in enumerate(events)]
+    ended = [end for _, end, _ in marked_episodes(made, skipped) if end != NEVER_ENDED]
+    assert (len(ended), skipped.get("discarded", 0)) == (len(marks.episodes.ended), marks.episodes.discarded)
 
 
 def test_a_folder_of_bags_is_named_by_robot_and_time(tmp_path):
@@ -433,3 +457,160 @@ def test_rates_are_of_the_time_that_the_bag_has(sim_time, rate):
         counts={"/joint_states": 300}, _topics={"/joint_states": None},
     )  # fmt: skip
     assert RecordNode.rates(node) == {"/joint_states": rate}
+
+
+class SimulatedTime:
+    """A publisher of ``/clock`` and of joint states in one process with the recorder."""
+
+    def __init__(self, recorder):
+        self.recorder, self.executor = recorder, SingleThreadedExecutor()
+        self.node = rclpy.create_node("stand_in")
+        self.clock = self.node.create_publisher(Clock, "/clock", qos.SENSOR)
+        self.joints = self.node.create_publisher(JointState, "/left/joint_states", qos.SENSOR)
+        self.told = self.node.create_publisher(String, "/xvla/so101_bimanual/instruction", qos.LATCHED)
+        for each in (recorder, self.node):
+            self.executor.add_node(each)
+        self.until(lambda: self.clock.get_subscription_count() and self.joints.get_subscription_count())
+
+    def until(self, condition):
+        begun = time.monotonic()
+        while not condition():
+            assert time.monotonic() - begun < DEADLINE
+            self.executor.spin_once(timeout_sec=0.02)
+
+    def goes_to(self, seconds):
+        self.clock.publish(Clock(clock=Time(sec=seconds)))
+        self.until(lambda: self.recorder._ros_time.now() == seconds * NS)
+
+    def joint_state(self):
+        before = self.recorder.counts["/left/joint_states"]
+        self.joints.publish(JointState(name=["shoulder_pan"], position=[0.1]))
+        self.until(lambda: self.recorder.counts["/left/joint_states"] > before)
+
+    def close(self):
+        self.recorder.close()
+        self.recorder.destroy_node()
+        self.executor.shutdown()
+        self.node.destroy_node()
+
+
+def recorder_of_simulated_time(folder):
+    """A recorder, who makes its time, and the lines that it says."""
+    said = []
+    options = RecordOptions(folder, TASK, sim_time=True, checked=False)
+    recorder = RecordNode(changed("so101_bimanual"), options, said.append)
+    return recorder, SimulatedTime(recorder), said
+
+
+def logged(path, topic):
+    return [(message.log_time // NS, message.data) for message in Bag(path).messages({topic})]
+
+
+def marks_of(path):
+    return [(at, json.loads(read_string(data))["event"]) for at, data in logged(path, "/xvla/episode")]
+
+
+def test_a_reset_of_the_simulation_begins_the_next_file(tmp_path, ros_domain):
+    rclpy.init()
+    try:
+        recorder, time_of, said = recorder_of_simulated_time(tmp_path)
+        first = recorder.path
+        recorder.press("s")  # before there is a time
+        assert "/clock has not begun" in said[-1]
+        time_of.goes_to(50)
+        time_of.told.publish(String(data="fold"))
+        time_of.until(lambda: recorder.counts["/xvla/so101_bimanual/instruction"])
+        recorder.press("s")
+        time_of.joint_state()
+        for seconds in (52, 54, 56, 58, 60):
+            time_of.goes_to(seconds)
+        time_of.joint_state()
+        time_of.goes_to(59)  # jitter of a clock is no new time
+        time_of.joint_state()
+        assert recorder.path == first
+        time_of.goes_to(2)
+        time_of.joint_state()
+        second = recorder.path
+        assert second != first and any(str(second) in line for line in said)
+        recorder.press("f")  # of the episode before the reset
+        recorder.press("s")
+        time_of.joint_state()
+        recorder.press("e")
+        assert recorder.rates()["/left/joint_states"] == pytest.approx(5 / 9)  # 50 to 59 s, and at 2 s
+        for seconds in (60, 2, 60, 2):  # a second clock
+            time_of.goes_to(seconds)
+            time_of.joint_state()
+        assert recorder.path == second
+        time_of.close()
+    finally:
+        rclpy.try_shutdown()
+    assert [at for at, _ in logged(first, "/left/joint_states")] == [50, 59, 60]
+    assert sorted(at for at, _ in logged(second, "/left/joint_states")) == [2, 2, 2, 2, 60, 60]
+    assert [at for bag in (first, second) for at, _ in logged(bag, "/xvla/profile")] == [50, 2]
+    assert [event for _, event in marks_of(first)] == ["start", "end"]
+    (_, ended) = logged(first, "/xvla/episode")
+    assert json.loads(read_string(ended[1]))["success"] is False
+    assert marks_of(second) == [(2, "discard"), (2, "start"), (2, "end")]
+    assert [read_string(data) for _, data in logged(second, "/xvla/so101_bimanual/instruction")] == ["fold"]
+    assert not Bag(first).summary().cut and not Bag(second).summary().cut
+
+
+def test_two_clocks_that_take_turns_are_named_and_begin_no_file(tmp_path, ros_domain):
+    """Their messages come in bursts, as those of two processes: each burst looks like a reset.
+
+    At the first one the second clock may be the ghost of a simulation that was killed.
+    """
+    rclpy.init()
+    try:
+        recorder, time_of, said = recorder_of_simulated_time(tmp_path)
+        second = rclpy.create_node("second")
+        rival = second.create_publisher(Clock, "/clock", qos.SENSOR)
+        time_of.until(lambda: recorder.count_publishers("/clock") == 2)
+        for seconds in (*range(50, 57), *range(10, 17)):
+            time_of.goes_to(seconds)
+            time_of.joint_state()
+        assert len(list(tmp_path.iterdir())) == 2 and not recorder.rivals
+        for seconds in (*range(57, 64), *range(17, 24)):
+            time_of.goes_to(seconds)
+            time_of.joint_state()
+        time_of.until(lambda: recorder.rivals)
+        second.destroy_publisher(rival)
+        time_of.until(lambda: recorder.count_publishers("/clock") == 1)
+        assert len(list(tmp_path.iterdir())) == 2
+        time_of.goes_to(2)  # a reset
+        time_of.joint_state()
+        assert len(list(tmp_path.iterdir())) == 3
+        time_of.close()
+        second.destroy_node()
+    finally:
+        rclpy.try_shutdown()
+    told = [line for line in said if "publishers of /clock" in line]
+    assert len(told) == 1 and told[0].startswith("2 publishers of /clock: /second, /stand_in; expected one")
+
+
+def test_a_recording_of_two_clocks_says_so_at_its_end(processes):
+    rclpy.init()
+    ended = threading.Event()
+    try:
+        nodes = [rclpy.create_node(name) for name in ("sim", "gazebo")]
+        publishers = [node.create_publisher(Clock, "/clock", qos.EVENTS) for node in nodes]
+
+        def take_turns():
+            for publisher, seconds in itertools.cycle(zip(publishers, (50, 10), strict=True)):
+                for _ in range(8):
+                    publisher.publish(Clock(clock=Time(sec=seconds)))
+                if ended.wait(0.05):
+                    return
+
+        taking_turns = threading.Thread(target=take_turns)
+        recorder = processes.recorder("--sim-time")
+        taking_turns.start()
+        line_of(recorder, "2 publishers of /clock: /gazebo, /sim")
+        recorder.send_signal(signal.SIGINT)
+        output = recorder.communicate(timeout=DEADLINE)[0]
+    finally:
+        ended.set()
+        taking_turns.join()
+        rclpy.try_shutdown()
+    assert recorder.returncode == 1
+    assert "the log times follow several clocks: 2 publishers of /clock: /gazebo, /sim" in output

@@ -26,6 +26,7 @@ from trajectory_msgs.msg import JointTrajectory
 sys.path.append(str(Path(__file__).parent))
 
 from paced_time import PacedTime
+from stand_in_pair import EVERY_ONE
 
 from xvla_ros import ros_env
 from xvla_ros.evaluation.processes import free_domain
@@ -65,12 +66,13 @@ class StandInWidowX:
         self.heard = defaultdict(list)
         self.description = None
         self._namespace = namespace
-        self._change = self.node.create_client(ChangeState, f"{namespace}/xvla/change_state")
-        self._state = self.node.create_client(GetState, f"{namespace}/xvla/get_state")
         self._joints = self.node.create_publisher(JointState, "/wx250s/joint_states", qos.SENSOR)
         self._camera = self.node.create_publisher(Image, "/front/image_raw", qos.SENSOR)
         for kind, topic in ((PoseStamped, POSES), (JointTrajectory, GRIPPER), (Log, "/rosout")):
-            self.node.create_subscription(kind, topic, self.heard[topic].append, qos.EVENTS)
+            self.node.create_subscription(kind, topic, self.heard[topic].append, EVERY_ONE)
+        # after these: a node that answers has found who listens to its log
+        self._change = self.node.create_client(ChangeState, f"{namespace}/xvla/change_state")
+        self._state = self.node.create_client(GetState, f"{namespace}/xvla/get_state")
         self.time = PacedTime()
         self.time.join(self.node, self._publish, 30)
         self.executor = SingleThreadedExecutor(context=self.context)

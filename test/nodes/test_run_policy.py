@@ -5,21 +5,26 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rclpy
 from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Duration
 from rclpy.action import ActionClient
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from std_srvs.srv import Trigger
 
 sys.path.append(str(Path(__file__).parent))
 
+from hand_clock import HandClock
 from paced_time import PacedTime
-from stand_in_pair import BASE, ROBOT, StandInPair
+from stand_in_pair import BASE, DEADLINE, ROBOT, StandInPair
 
 from xvla_ros import ros_env
 from xvla_ros.evaluation.processes import free_domain
+from xvla_ros.nodes.policy.run_policy import RunPolicyServer
 
 from xvla_ros.action import RunPolicy  # isort: skip
 
@@ -53,9 +58,19 @@ class Asker:
             robot=robot,
             timeout=Duration(sec=int(timeout // 1), nanosec=round(timeout % 1 * 1e9)),
         )
-        future = self.client.send_goal_async(goal, lambda message: feedback.append(message.feedback))
-        self.pair.wait_for(future.done, "an answer to the goal")
-        return future.result(), feedback
+        question = self.client.send_goal_async
+        handle = self.answer("an answer to the goal", question, goal, lambda said: feedback.append(said.feedback))
+        return handle, feedback
+
+    def answer(self, what, question, *told):
+        """Ask in the executor's thread; return the answer: rclpy drops one that comes before it is waited for."""
+        task = self.pair.executor.create_task(question, *told)
+        self.pair.wait_for(lambda: task.done() and task.result().done(), what)
+        return task.result().result()
+
+    def cancel(self, handle):
+        """Cancel a goal; return the answer."""
+        return self.answer("an answer to the cancellation", handle.cancel_goal_async)
 
     def start(self, **goal):
         """Send a goal and wait until the arm follows it."""
@@ -65,9 +80,8 @@ class Asker:
         return handle, feedback
 
     def result(self, handle):
-        future = handle.get_result_async()
-        self.pair.wait_for(future.done, "the result")
-        return future.result().status, future.result().result
+        answer = self.answer("the result", handle.get_result_async)
+        return answer.status, answer.result
 
     def rests(self):
         """Wait until the last window sent does not move, and the node says what it waits for."""
@@ -98,7 +112,7 @@ def asker(tmp_path_factory):
             assert pair.make(CONFIGURE) and pair.make(ACTIVATE)
             yield Asker(pair)
             process.terminate()
-            assert process.wait(60) == 0
+            assert process.wait(DEADLINE) == 0
             assert "Traceback" not in output.read_text()
         finally:
             process.kill()
@@ -121,9 +135,7 @@ def test_a_run_reports_and_ends_in_time_with_the_arm_at_rest(asker):
 
 def test_a_cancelled_run_holds(asker):
     handle, _ = asker.start()
-    future = handle.cancel_goal_async()
-    asker.pair.wait_for(future.done, "an answer to the cancellation")
-    assert len(future.result().goals_canceling) == 1
+    assert len(asker.cancel(handle).goals_canceling) == 1
     status, result = asker.result(handle)
     assert (status, result.success, result.reason) == (GoalStatus.STATUS_CANCELED, False, "")
     asker.rests()
@@ -131,13 +143,13 @@ def test_a_cancelled_run_holds(asker):
 
 def test_one_goal_at_a_time_decides_what_is_done(asker):
     handle, _ = asker.start(instruction="fold the towel")
-    assert asker.pair.status.instruction == "fold the towel"
+    asker.pair.wait_for(lambda: asker.pair.status.instruction == "fold the towel", "the instruction in the status")
     for refused in ({"instruction": "wave"}, {"robot": "widowx"}, {"instruction": ""}, {"timeout": -1.0}):
         assert not asker.ask(**refused)[0].accepted
     asker.pair.instruct("wave")
     asker.pair.wait_for(lambda: any("ignored the instruction 'wave'" in line for line in asker.pair.log()), "a warning")
     assert asker.pair.status.instruction == "fold the towel"
-    handle.cancel_goal_async()
+    asker.cancel(handle)
     asker.result(handle)
     said = " ".join(asker.pair.log())
     for reason in ("another goal is active", "robot is 'widowx'", "instruction is empty", "timeout is -1 s"):
@@ -162,7 +174,7 @@ def test_an_emergency_stop_aborts_the_run_and_refuses_the_next(asker):
     asker.pair.wait_for(lambda: asker.pair.call("clear_stop", Trigger.Request()).success, "a cleared stop")
     asker.pair.wait_status("holding", "", "waiting for an instruction")
     handle, _ = asker.start()
-    handle.cancel_goal_async()
+    asker.cancel(handle)
     asker.result(handle)
 
 
@@ -174,5 +186,27 @@ def test_deactivation_aborts_the_run_and_an_inactive_node_takes_none(asker):
     assert not asker.ask()[0].accepted
     assert asker.pair.make(ACTIVATE)
     handle, _ = asker.start(timeout=60.0)
-    handle.cancel_goal_async()
+    asker.cancel(handle)
     asker.result(handle)
+
+
+def test_a_run_ends_in_time_though_simulated_time_begins_again(ros_domain):
+    context, clock, feedback = rclpy.Context(), HandClock(), []
+    rclpy.init(context=context, domain_id=ros_domain)
+    node = rclpy.create_node("xvla", context=context)
+    status = SimpleNamespace(state="running", reason="", detail="", chunks=0)
+    pilot = SimpleNamespace(profile=SimpleNamespace(name=ROBOT, instruction=""), status=status, instruction="")
+    server = RunPolicyServer(node, pilot, clock, MutuallyExclusiveCallbackGroup())
+    goal = RunPolicy.Goal(instruction="lift the cube", timeout=Duration(sec=10))
+    server._on_accepted(SimpleNamespace(request=goal, execute=lambda: None, publish_feedback=feedback.append))
+    for clock.now in (1003.0, 0.0, 4.0, 6.9):
+        server._on_timer()
+        assert pilot.instruction == "lift the cube"
+    assert [each.elapsed.sec for each in feedback] == [3, 3, 7, 9]
+    clock.now = 7.1
+    server._on_timer()
+    assert pilot.instruction == ""
+    server._run = None
+    server.close()
+    node.destroy_node()
+    rclpy.shutdown(context=context)

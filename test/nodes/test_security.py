@@ -93,6 +93,7 @@ def test_recorder_and_viewer_may_listen_and_no_more(tmp_path, ros, robot):
     finally:
         viewer.close()
         recorder.close()
+        recorder.destroy_node()
 
 
 @pytest.mark.parametrize("robot", ROBOTS)

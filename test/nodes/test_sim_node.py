@@ -24,6 +24,7 @@ rclpy = pytest.importorskip("rclpy")
 
 from builtin_interfaces.msg import Duration, Time  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
+from rcl_interfaces.msg import Log  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.parameter_client import AsyncParameterClient  # noqa: E402
@@ -309,13 +310,20 @@ def test_time_waits_for_whoever_says_so_and_goes_on_when_released(probe):
     def allow(until):
         limit.publish(Header(frame_id="/probe", stamp=Time(sec=until // 10**9, nanosec=until % 10**9)))
 
+    def stands():
+        return probe.heard["/clock"][-3:].count(probe.now()) == 3
+
+    allow(probe.now())  # it has gone on since
+    probe.wait_for(stands, "the time said again")
     held_at = probe.now() + round(0.2e9)
     allow(held_at)
-    probe.wait_for(lambda: probe.heard["/clock"][-3:].count(probe.now()) == 3, "the time said again")
+    probe.wait_for(lambda: probe.now() > held_at - round(0.1e9) and stands(), "the time said again")
     assert held_at - 5_000_001 <= probe.now() <= held_at
     stood, heard = probe.now(), len(probe.heard["/left/joint_states"])
-    probe.wait_for(lambda: len(probe.heard["/clock"]) > 20, "more of the same")
+    again = len(probe.heard["/clock"]) + 10
+    probe.wait_for(lambda: len(probe.heard["/clock"]) > again, "more of the same")
     assert probe.now() == stood and len(probe.heard["/left/joint_states"]) == heard
+    allow(held_at)  # who says nothing for long is taken for gone
     assert probe.call_reset().success
     probe.wait_for(lambda: len(probe.heard["/left/joint_states"]) > heard, "where the arms are after the reset")
     assert probe.now() == stood and len(probe.heard["/left/joint_states"]) == heard + 1
@@ -358,6 +366,15 @@ def test_diagnostics_count_the_frames_of_every_camera(probe):
     assert 0.0 < float(probe.counts()["real_time_factor"]) <= 1.01
 
 
+def test_another_publisher_of_the_clock_is_named(probe):
+    probe.listen(Log, "/rosout", RELIABLE, keep=lambda message: message.msg)
+    probe.wait_for(lambda: probe.node.count_publishers("/rosout") > 1, "the log of the simulation")
+    rival = probe.node.create_publisher(Clock, "/clock", 1)
+    said = "2 publishers of /clock: /probe, /sim; expected one: stop the others"
+    probe.wait_for(lambda: said in probe.heard["/rosout"], "a warning")
+    probe.node.destroy_publisher(rival)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly_and_leaves_the_statistics(tmp_path, signum):
     stats = tmp_path / "deep" / "stats.json"
@@ -375,7 +392,9 @@ def test_a_signal_ends_it_cleanly_and_leaves_the_statistics(tmp_path, signum):
             probe.listen(Clock, "/clock", keep=lambda message: nanoseconds(message.clock))
             probe.listen(Image, "/front/image_raw")
             probe.wait_for(lambda: probe.now() > 1e9 and probe.last("/front/image_raw"), "a simulated second")
+            probe.listen(DiagnosticArray, "/diagnostics", RELIABLE)
             probe.send("/right/arm_controller/joint_trajectory", (0.5, [0.0]), names=("tail",))
+            probe.wait_for(lambda: probe.counts().get("goals_rejected/right_arm") == "1", "the refusal")
             probe.wait_simulated(0.3)
         finally:
             code, output = simulation.stop(signum)

@@ -281,19 +281,7 @@ def _partial(function: Callable[..., None], *arguments):
 
 def stay(seen, profile):
     """A chunk of waypoints where the arm is."""
-    policy = profile.policy
-    times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(WAYPOINTS)
-    return ActionChunk(
-        profile.name,
-        policy.domain_id,
-        policy.action_mode,
-        seen.instruction,
-        seen.stamp,
-        times,
-        np.tile(seen.state, (WAYPOINTS, 1)),
-        1.0,
-        0,
-    )
+    return ActionChunk.of(seen, np.tile(seen.state, (WAYPOINTS, 1)), 1.0)
 
 
 def write_bag(path, profile, trait):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A robot's messages in the reader of the node: what is counted, by a clock of the test's."""
 
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -10,15 +11,19 @@ from xvla_ros import ros_env
 ros_env.prepare()
 pytest.importorskip("rclpy")
 
+from rclpy.context import Context  # noqa: E402
+from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.node import Node  # noqa: E402
 from rclpy.serialization import serialize_message  # noqa: E402
 from sensor_msgs.msg import Image, JointState  # noqa: E402
 
-from xvla_ros.nodes.graph import LATE_S, LOOK_PERIOD_S, Trial  # noqa: E402
+from xvla_ros.nodes.graph import LATE_S, LOOK_PERIOD_S, Trial, Watch  # noqa: E402
 from xvla_ros.nodes.messages import stamp_message  # noqa: E402
 from xvla_ros.robots import Profile, load_profile  # noqa: E402
 
 SO101 = load_profile("so101")["so101"]
 TOPIC = "/follower/joint_states"
+DEADLINE = 120.0  # s, ends what hangs
 
 
 @dataclass
@@ -122,3 +127,26 @@ def test_a_picture_too_short_for_a_stamp_is_left_out():
     trial.add_image("front", b"\0\1")
     fault, count = trial.reading().faults[0]
     assert count == 1 and "nothing received" in fault.detail
+
+
+def test_a_driver_that_is_found_after_those_who_listen_to_it_is_heard(ros_domain):
+    """On a busy machine a robot's subscription may be discovered seconds before its publisher."""
+    context = Context()
+    context.init(domain_id=ros_domain)
+    try:
+        looking, robot = (Node(name, context=context) for name in ("xvla_check", "robot"))
+        executor = SingleThreadedExecutor(context=context)
+        executor.add_node(looking)
+        robot.create_subscription(JointState, TOPIC, lambda _message: None, 10)
+        watch = Watch(looking, [TOPIC], [], SetClock())
+        driver = robot.create_publisher(JointState, TOPIC, 10)
+        end = time.monotonic() + DEADLINE
+        while not watch.snapshot("system").rates.get(TOPIC) and time.monotonic() < end:
+            driver.publish(JointState())
+            watch.look()
+            executor.spin_once(timeout_sec=0.02)
+        seen = watch.snapshot("system")
+        assert [endpoint.node for endpoint in seen.publishers[TOPIC]] == ["/robot"]
+        assert seen.rates[TOPIC] > 0
+    finally:
+        context.shutdown()

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from socket import create_connection
 from urllib.error import HTTPError
 from urllib.request import Request as UrlRequest
 from urllib.request import urlopen
@@ -37,7 +38,8 @@ from xvla_ros.commands import main
 from xvla_ros.errors import SetupError
 from xvla_ros.msg import EpisodeOutcome
 from xvla_ros.nodes import qos
-from xvla_ros.nodes.web_view import TOO_MANY, WRONG_TOKEN, WebStream
+from xvla_ros.nodes.view_node import Controls
+from xvla_ros.nodes.web_view import TOO_MANY, WRONG_TOKEN, Request, WebStream
 from xvla_ros.robots.actions import Trajectory
 from xvla_ros.serving.access import Access
 
@@ -80,8 +82,10 @@ def view(robot, *options):
     ended = threading.Event()
     publishing = threading.Thread(target=lambda: [robot.publish() for _ in iter(lambda: ended.wait(0.02), True)])
     try:
-        said = re.search(r" on (http\S+/);", watcher.stdout.readline())
-        assert said is not None, watcher.stdout.read()
+        lines = []
+        while (said := re.search(r" on (http\S+/);", "".join(lines[-1:]))) is None:
+            lines.append(watcher.stdout.readline())
+            assert lines[-1], f"the view ended with {watcher.wait()}: {''.join(lines)}"
         publishing.start()
         yield said[1]
         watcher.send_signal(signal.SIGINT)
@@ -145,13 +149,39 @@ def test_with_control_instruction_stop_and_clear_reach_the_node(robot):
             assert time.monotonic() < ends
         while not ask(do="stop")["ok"]:
             assert time.monotonic() < ends
-        cleared = ask(do="clear")
+        while "no node offers the service" in (cleared := ask(do="clear"))["text"]:
+            assert time.monotonic() < ends
         wrong = [ask(do="dance"), ask(do="instruction", text="  "), ask(do="instruction", text="x" * 5000)]
     assert robot.told[-1] == "fold the cloth"
     assert robot.asked[-2:] == ["stop", "clear_stop"]
     assert cleared == {"type": "answer", "ok": False, "text": "/estop says true"}
     assert "expected instruction, stop or clear" in wrong[0]["text"]
     assert all("expected 1 to 4096 letters" in each["text"] for each in wrong[1:])
+
+
+def test_no_request_ends_the_view_and_with_it_the_stop_button(robot):
+    with view(robot, "--control") as address, socket_of(address) as socket:
+        hear(socket, "hello", "status")
+        for broken, said in (
+            ('{"do": "instruction", "text": "\\ud800"}', "half of a surrogate pair; expected Unicode text"),
+            ("[" * 16000, "is not a request; expected an object with 'do'"),
+        ):
+            socket.send(broken)
+            assert said in hear(socket, "answer")["answer"]["text"]
+        ends, answer = time.monotonic() + DEADLINE, {"ok": False}
+        while not answer["ok"]:  # until the two have found each other
+            assert time.monotonic() < ends
+            socket.send(json.dumps({"do": "stop"}))
+            answer = hear(socket, "answer")["answer"]
+    assert robot.asked[-1] == "stop"
+
+
+def test_a_request_that_fails_is_answered(robot):
+    answers = []
+    controls = Controls(robot.node, "/xvla", ROBOT)
+    controls.carry_out(Request("instruction", "\ud800", lambda ok, said: answers.append((ok, said))))
+    ((ok, said),) = answers
+    assert not ok and "instruction failed: UnicodeEncodeError" in said
 
 
 @pytest.fixture
@@ -164,9 +194,9 @@ def page(tmp_path):
 
 def test_without_the_token_nothing_is_seen(page):
     page.status(0, "running", "", "", "wave")
-    for said in ({"token": "wrong"}, {}, [1]):
+    for said in ('{"token": "wrong"}', "{}", "[1]", '{"token": "\\ud800"}', "[" * 16000):
         with socket_of(page.url) as socket, pytest.raises(ConnectionClosed) as closed:
-            socket.send(json.dumps(said))
+            socket.send(said)
             socket.recv(timeout=DEADLINE)
         assert closed.value.rcvd.code == WRONG_TOKEN
     with socket_of(page.url) as socket:
@@ -195,6 +225,31 @@ def test_more_browsers_than_it_serves_are_told(page, monkeypatch):
     with socket_of(page.url) as socket, pytest.raises(ConnectionClosed) as closed:
         socket.recv(timeout=DEADLINE)
     assert closed.value.rcvd.code == TOO_MANY
+
+
+def test_silent_connections_are_cut_and_shut_nobody_out(monkeypatch):
+    """Were they kept, anybody could take every connection, and with them the stop button."""
+    monkeypatch.setattr("xvla_ros.nodes.web_view.MOST_CONNECTIONS_EACH", 3)
+    monkeypatch.setattr("xvla_ros.serving.access.HEAD_S", 1.0)
+    stream = WebStream(PROFILE, Access(port=0, token=TOKEN))
+    with ExitStack() as stack:
+        stack.callback(stream.close)
+        port = int(stream.url.rstrip("/").rsplit(":", 1)[1])
+        silent = [
+            stack.enter_context(create_connection(("127.0.0.1", port), DEADLINE, ("127.0.0.2", 0))) for _ in range(6)
+        ]
+        assert is_cut(silent[-1]), "one too many of an address"
+        with socket_of(stream.url) as socket:
+            socket.send(json.dumps({"token": TOKEN}))
+            hear(socket, "hello")
+        assert all(map(is_cut, silent)), "the others say nothing"
+
+
+def is_cut(connection):
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 def test_who_is_slow_gets_the_newest_and_holds_nobody_up(page):

@@ -40,7 +40,9 @@ def swing(monitor, windows=10, speed=0.8):
     """An arm that follows windows that go on; return where it is and the time of the next."""
     for count in range(windows):
         sent = 10.0 + count * PERIOD
-        monitor.see(window(speed * count * PERIOD, speed, sent), np.array([speed * count * PERIOD, 1.0]))
+        monitor.see(
+            window(speed * count * PERIOD, speed, sent, number=1 + count), np.array([speed * count * PERIOD, 1.0])
+        )
         if not count:
             monitor.leaps()  # it starts in full motion
     return speed * windows * PERIOD, 10.0 + windows * PERIOD
@@ -127,3 +129,63 @@ def test_an_arm_that_does_not_catch_up_with_windows_that_came_late_at_once_is_ca
     for count in range(1, 6):
         monitor.see(window(0.8 * (10 + count) * PERIOD, 0.8, now + count * PERIOD), np.array([0.01, 1.0]))
     assert any("can be reached" in str(leap) for leap in monitor.leaps())
+
+
+@pytest.mark.parametrize("number", [11, 80])
+def test_windows_that_got_lost_while_nobody_listened(monitor, number):
+    """The arm stands at the end of the last that came; the next goes on from one that did not."""
+    at, now = swing(monitor)
+    end = at + 0.8 * (TIMES[-1] - PERIOD)
+    monitor.hear(now - PERIOD, np.array([at, 1.0]))
+    monitor.see(window(end - 0.3, 0.8, now + 2.0, number=number), np.array([end, 1.0]))
+    assert bool(monitor.leaps()) == (number == 11), "unless none is missing"
+
+
+def test_windows_that_got_lost_before_one_who_listens(monitor):
+    at, now = swing(monitor)
+    for step in range(12):
+        monitor.hear(now + step * PERIOD, np.array([at, 1.0]))
+    monitor.see(window(at - 0.3, 0.8, now + 12 * PERIOD, number=22), np.array([at, 1.0]))
+    assert monitor.leaps()
+
+
+@pytest.mark.parametrize("stood", [0.1, 0.0])
+def test_a_window_after_one_that_a_pause_caught_in_its_sending(monitor, stood):
+    """It goes on from where the other would have led, had it left when it was made."""
+    at, now = swing(monitor)
+    monitor.see(window(at, 0.8, now + stood, number=11), np.array([at + 0.05, 1.0]))
+    assert not monitor.leaps()
+    follows = now + stood + PERIOD
+    monitor.see(window(at + 0.8 * (0.1 + PERIOD), 0.8, follows, number=12), np.array([at + 0.05, 1.0]))
+    assert bool(monitor.leaps()) == (not stood)
+
+
+@pytest.mark.parametrize(
+    ("name", "rests_for", "leaps"), [("gripper", 1, False), ("gripper", 8, True), ("pan", 1, True)]
+)
+def test_a_gripper_is_waited_for_once_the_arm_has_been_behind_for_a_while(name, rests_for, leaps):
+    """The windows come to rest as soon as the arm is behind, the gripper's where it was to go."""
+    monitor = WindowMonitor("arm", [name, "lift"], LIMITS, LEAD, INSIDE)
+    at, now = swing(monitor)
+    for count in range(rests_for + 1):
+        said = window(at, 0.0, now + count * PERIOD, number=11 + count)
+        monitor.see(said, np.array([at - 0.15, 1.0]), arrives=count == rests_for)
+    assert any("can be reached" in str(leap) for leap in monitor.leaps()) == leaps
+
+
+@pytest.mark.parametrize("turns", [6.0, 3.0])
+def test_an_arm_may_sag_by_a_share_of_its_range(turns):
+    monitor = WindowMonitor("arm", ["pan", "lift"], [[-turns / 2, turns / 2, FASTEST, 10.0]] * 2, LEAD, INSIDE)
+    for count in range(2):
+        monitor.see(window(0.0, 0.0, 10.0 + count * PERIOD, number=1 + count), np.array([0.12, 1.0]))
+    assert any("can be reached" in str(leap) for leap in monitor.leaps()) == (turns == 3.0)
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.2])
+def test_a_gripper_stands_with_its_arm_where_the_window_before_began(monitor, speed):
+    """That one was made, but not sent, a while before."""
+    monitor.hear(9.9, np.array([-0.1, 1.0]))
+    monitor.see(window(0.0, -1.2, 10.0), np.array([-0.1, 1.0]))
+    monitor.leaps()
+    monitor.see(window(-0.01, speed, 10.04, number=2), np.array([-0.1, 1.0]))
+    assert any("goes on from" in str(leap) for leap in monitor.leaps()) == bool(speed)

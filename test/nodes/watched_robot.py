@@ -24,7 +24,11 @@ SIZE = (24, 32)
 
 
 class Robot:
-    """Publishes what the pair and its policy node would, a step at a time; says who else publishes commands."""
+    """Publishes what the pair and its policy node would, a step at a time; says who else publishes commands.
+
+    Attributes:
+        holds: whether the policy node says that it holds.
+    """
 
     def __init__(self, domain):
         self.context = rclpy.Context()
@@ -40,7 +44,7 @@ class Robot:
         }
         self.chunks = node.create_publisher(ActionChunkMsg, f"/xvla/{ROBOT}/action_chunk", qos.EVENTS)
         self.status = node.create_publisher(PolicyStatus, f"/xvla/{ROBOT}/status", qos.LATCHED)
-        self.step = 0
+        self.step, self.holds = 0, False
         self.now = 100 * SECOND
 
     def positions(self):
@@ -63,7 +67,7 @@ class Robot:
         if self.step % 10 == 0:
             self.chunks.publish(messages.chunk_message(self.chunk()))
         status = PolicyStatus(robot=ROBOT, state="running", instruction="wave")
-        if self.step > 60:
+        if self.holds:
             status.state, status.reason, status.detail = "holding", "camera_stale", "front: 0.5 s old"
         status.header.stamp = stamp
         self.status.publish(status)

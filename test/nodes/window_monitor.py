@@ -5,15 +5,21 @@
 for every joint of every window:
 
 - what arrives can be reached: its first point is no further from where the arm is than ``max_velocity`` goes until
-  then, and, for an arm in motion, than it goes while windows are late, also those before that it has not caught up with
-  yet; a gripper is waited for only once the arm itself has been behind for a while (``GRIPPER_LATE``), since what it
-  holds stops it;
+  then, or than it may sag (``SAGS``), and, for an arm in motion, than it goes while windows are late, also those before
+  that it has not caught up with yet; a gripper is waited for only once the arm itself has been behind for a while
+  (``GRIPPER_LATE``), since what it holds stops it, though the arm's windows, and with them its own, may have come to
+  rest by then;
 - it goes on: its first point lies between where the arm is, or was said to be of late, and where the window sent before
   leads by then, as far as the acceleration limit leaves it (from full braking to full speeding up:
-  ``max_acceleration * lead²``).
+  ``max_acceleration * lead²``). A window that stands may do so from where the one before began: the last resort for an
+  arm that does not follow, and the grippers stand with it.
+
+Where windows got lost while the one who listens was not scheduled, the next says nothing: what it goes on from is not
+known.
 
 A controller counts a window from its receipt, so times are uncertain by how late the windows were: by ``inside``, what
-passes between the node's reading of the clock and its sending, and by how long each was on its way.
+passes between the node's reading of the clock and its sending, and by how long each was on its way. One that came long
+after the window before may have been made as long before it was sent: a node that was not scheduled stood in it.
 """
 
 from __future__ import annotations
@@ -29,6 +35,8 @@ SMALL = 0.005  # rad or m: the stand-in goes straight between points, the node a
 WATCHED = []  # monitors since they were judged last
 GRIPPER_LATE = 0.1  # s; the node's own 0.05, and a period or two until it is seen
 OF_LATE = 0.1  # s within which what was said is the newest that the node knows
+SAGS = 0.02  # share of its range: safety.following_error.distance of the profiles
+AWAY = 0.2  # s without a word of the arm, after which the one who listens was not scheduled
 PLACES = 9  # at which the window before is looked at, within what times are uncertain by
 
 
@@ -82,6 +90,7 @@ class WindowMonitor:
 
     Attributes:
         seen: how many came.
+        missed: how many got lost while the one who listens was not scheduled.
         misled: whether somebody tells the node, so that it must believe it, that the arm is where it is not: then only
             what can be reached counts.
     """
@@ -89,10 +98,13 @@ class WindowMonitor:
     def __init__(self, group, joints, limits, lead, inside):
         self._joints, self._lead, self._inside = [f"{group} {joint}" for joint in joints], lead, inside
         self._gripper = np.array(["gripper" in joint for joint in joints])
-        _, _, self._fastest, self._hardest = np.asarray(limits).T
+        lower, upper, self._fastest, self._hardest = np.asarray(limits).T
+        self._sags = SAGS * (upper - lower)
         self._before, self._leaps, self._said = None, [], deque(maxlen=16)
+        self._speeds = deque(maxlen=32)  # (sent, [J] the most of its speeds) of the windows of late
+        self._stood = 0.0  # s by which the window before may have been made earlier than it was sent
         self._behind = np.zeros(len(joints))  # how far the arm may be behind since windows were late
-        self.seen, self.misled = 0, False
+        self.seen, self.missed, self.misled = 0, 0, False
 
     def forget(self):
         """The arm was moved by somebody else: the next window starts from where it is."""
@@ -106,10 +118,22 @@ class WindowMonitor:
         """Take a window; ``arm`` [J] is where its joints are, ``arrives`` whether it leads them."""
         before, self._before = self._before, window
         self.seen += 1
+        self._speeds.append((window.sent, np.abs(window.speeds).max(axis=0)))
+        if before is not None and window.number > before.number + 1 and self._was_away(before, window):
+            self.missed += window.number - before.number - 1
+            self._behind = np.abs(window.path[0] - arm)
+            return
         if not self.misled:
             self._goes_on(window, before, arm)
         if arrives:
             self._within_reach(window, before, arm)
+        pause = window.sent - before.sent if before is not None else 0.0
+        self._stood = pause if pause > self._inside else 0.0
+
+    def _was_away(self, before, window):
+        """Whether nobody listened for a while since the window before."""
+        times = [before.received, *(time for time, _ in self._said if time > before.received), window.received]
+        return max(np.diff(times)) > AWAY
 
     def leaps(self):
         """What broke a bound since it was asked last."""
@@ -117,15 +141,18 @@ class WindowMonitor:
         return leaps
 
     def _within_reach(self, window, before, arm):
-        speed, behind = np.zeros_like(arm), np.zeros_like(arm)
+        speed, behind, lately = np.zeros_like(arm), np.zeros_like(arm), np.zeros_like(arm)
         if before is not None:
             speed = np.abs(before.speeds).max(axis=0)
+            since = window.sent - GRIPPER_LATE - self._inside
+            lately = np.max([speed, *(fast for sent, fast in self._speeds if since <= sent < window.sent)], axis=0)
             # of the way to the first point of the window before, the arm has gone this share
             gone = min((window.received - before.received) / before.times[0], 1.0)
-            late = self._inside + before.on_its_way + window.on_its_way
+            late = self._inside + self._stood + before.on_its_way + window.on_its_way
             behind = np.maximum(speed * late, (1.0 - gone) * self._behind)
         self._behind = behind
-        allowed = SPARE * self._fastest * self._lead + behind + speed * GRIPPER_LATE * self._gripper + SMALL
+        reach = np.maximum(self._fastest * self._lead, self._sags)
+        allowed = SPARE * reach + behind + lately * GRIPPER_LATE * self._gripper + SMALL
         away = np.abs(window.path[0] - arm)
         for joint in np.flatnonzero(away > allowed):
             self._note(
@@ -144,7 +171,10 @@ class WindowMonitor:
         ways = np.vstack([arm, *known])
         if before is not None:
             after = window.sent - before.sent + self._lead
-            ways = np.vstack([ways, before.at(after + np.linspace(-self._inside, self._inside, PLACES))])
+            uncertain = np.linspace(-self._inside, self._inside + self._stood, PLACES)
+            ways = np.vstack([ways, before.at(after + uncertain)])
+            if not window.speeds.any():
+                ways = np.vstack([ways, before.path[0] - before.speeds[0] * before.times[0]])
         play = self._hardest * self._lead**2 + SMALL
         low, high, first = ways.min(axis=0) - play, ways.max(axis=0) + play, window.path[0]
         off = np.maximum(low - first, first - high)

@@ -43,6 +43,7 @@ CLOCK_SECONDS = 0.2
 # What is not there yet at the first look at a robot, such as a second picture, is no fault of the robot.
 SETTLING_SECONDS = 2.0
 _SPIN_SECONDS = 0.02
+UNKNOWN_NODE = "_NODE_NAME_UNKNOWN_"  # rmw's name for an endpoint whose node has not been discovered yet
 # (topic, type) → who takes its messages: pictures serialized, joint states as messages.
 Listeners: TypeAlias = "dict[tuple[str, str], list[Callable[[Any], None]]]"
 
@@ -62,6 +63,11 @@ class Endpoint:
     type: str
     reliability: str = "reliable"
     durability: str = "volatile"
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the name of its node was discovered too, which may take seconds longer on a busy machine."""
+        return self.node.rsplit("/", 1)[-1] != UNKNOWN_NODE
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ def snapshot(
     except ImportError as error:
         return NoGraph(f"{error}: source a ROS distribution, or pip install 'xvla_ros[ros]'")
     context = Context()
-    context.init()
+    context.init(args=[])  # the command's own are not for ROS, and may be no UTF-8
     try:
         node = Node("xvla_check", context=context, enable_rosout=False, start_parameter_services=False)
         executor = SingleThreadedExecutor(context=context)
@@ -152,8 +158,10 @@ def _watch(
 ) -> GraphSnapshot | NoGraph:
     from xvla_ros.nodes.node_clock import NodeClock
 
+    sensors = {topic for each in profiles for topic in (*each.cameras.by_topic, *each.joints.topics)}
+
     def is_complete() -> bool:
-        return _has_company(node) and all(_has_endpoint(node, topic) for topic in topics)
+        return _has_company(node) and all(_has_endpoint(node, topic, sent=topic in sensors) for topic in topics)
 
     _spin(executor, DISCOVERY_SECONDS, is_complete)
     if not _has_company(node):
@@ -164,6 +172,7 @@ def _watch(
     _spin(executor, SETTLING_SECONDS, lambda: watch.has_seen, watch.look)
     watch.begin()
     _spin(executor, seconds, each=watch.look)
+    _spin(executor, DISCOVERY_SECONDS, lambda: watch.has_names)
     return watch.snapshot(clock)
 
 
@@ -182,16 +191,21 @@ class Watch:
     def __init__(self, node: Node, topics: list[str], profiles: Iterable[Profile], clock: Clock) -> None:
         self._node, self._topics, self._clock = node, topics, clock
         self._trials = _trials(profiles, clock)
-        listeners = _listeners(self._trials)
-        self._counters = [
-            _Counter(node, topic, listeners, clock) for topic in topics if node.get_publishers_info_by_topic(topic)
-        ]
+        self._listeners = _listeners(self._trials)
+        self._counters: list[_Counter] = []
+        self._listen()
         self.begin()
 
     @property
     def has_seen(self) -> bool:
         """Whether every robot has been seen."""
         return all(trial.has_seen for trial in self._trials)
+
+    @property
+    def has_names(self) -> bool:
+        """Whether the node of every endpoint is known by name."""
+        found = (*self._publishers().values(), *self._subscribers().values())
+        return all(endpoint.is_named for endpoints in found for endpoint in endpoints)
 
     def begin(self) -> None:
         """Count from now on."""
@@ -201,23 +215,37 @@ class Watch:
             each.begin()
 
     def look(self) -> None:
-        """Build the observations that are due."""
+        """Build the observations that are due, and listen to publishers that were found since."""
+        self._listen()
         for trial in self._trials:
             trial.look()
 
     def snapshot(self, clock: str) -> GraphSnapshot:
         """Return what was seen since the beginning; ``clock``: what ROS time was taken from."""
         node, seconds = self._node, max((self._clock.ros_ns() - self._begun) / NS, 1e-6)
-        own = node.get_fully_qualified_name()
         return GraphSnapshot(
             topics={name: tuple(types) for name, types in node.get_topic_names_and_types()},
-            publishers=_endpoints(self._topics, node.get_publishers_info_by_topic, own),
-            subscribers=_endpoints(self._topics, node.get_subscriptions_info_by_topic, own),
+            publishers=self._publishers(),
+            subscribers=self._subscribers(),
             rates={counter.topic: counter.rate(seconds) for counter in self._counters},
             joint_names={counter.topic: tuple(counter.joints) for counter in self._counters if counter.joints},
             readings={trial.profile.name: trial.reading() for trial in self._trials},
             clock=clock,
         )
+
+    def _listen(self) -> None:
+        heard = {counter.topic for counter in self._counters}
+        for topic in self._topics:
+            if topic not in heard and self._node.count_publishers(topic):
+                self._counters.append(_Counter(self._node, topic, self._listeners, self._clock))
+
+    def _publishers(self) -> dict[str, tuple[Endpoint, ...]]:
+        own = self._node.get_fully_qualified_name()
+        return _endpoints(self._topics, self._node.get_publishers_info_by_topic, own)
+
+    def _subscribers(self) -> dict[str, tuple[Endpoint, ...]]:
+        own = self._node.get_fully_qualified_name()
+        return _endpoints(self._topics, self._node.get_subscriptions_info_by_topic, own)
 
 
 def _follow_clock(node: Node, use_sim_time: bool | None) -> str:
@@ -252,8 +280,9 @@ def _has_company(node: Node) -> bool:
     return any(name != node.get_name() for name in node.get_node_names())
 
 
-def _has_endpoint(node: Node, topic: str) -> bool:
-    return node.count_publishers(topic) + node.count_subscribers(topic) > 0
+def _has_endpoint(node: Node, topic: str, *, sent: bool) -> bool:
+    """Return whether a topic was found; one that must be ``sent`` has listeners too, which are often found first."""
+    return node.count_publishers(topic) + (0 if sent else node.count_subscribers(topic)) > 0
 
 
 def _spin(
@@ -303,18 +332,28 @@ class _Counter:
 
 
 def _endpoints(topics: list[str], lookup: Any, own: str) -> dict[str, tuple[Endpoint, ...]]:
-    found = {topic: tuple(_endpoint(info) for info in lookup(topic)) for topic in topics}
+    found = {topic: tuple(map(endpoint_of, lookup(topic))) for topic in topics}
     others = {topic: tuple(each for each in each_topic if each.node != own) for topic, each_topic in found.items()}
     return {topic: endpoints for topic, endpoints in others.items() if endpoints}
 
 
-def _endpoint(info: TopicEndpointInfo) -> Endpoint:
+def endpoint_of(info: TopicEndpointInfo) -> Endpoint:
+    """Return what rclpy says of a publisher or a subscription."""
     return Endpoint(
         node=f"{info.node_namespace.rstrip('/')}/{info.node_name}",
         type=info.topic_type,
         reliability=info.qos_profile.reliability.name.lower(),
         durability=info.qos_profile.durability.name.lower(),
     )
+
+
+def clock_rivals(node: Node) -> str:
+    """Say who publishes ``/clock`` where several do; empty where one does, or a name is not known yet."""
+    found = [endpoint_of(each) for each in node.get_publishers_info_by_topic(CLOCK_TOPIC)]
+    if len(found) < 2 or not all(each.is_named for each in found):
+        return ""
+    names = ", ".join(sorted(each.node for each in found))
+    return f"{len(found)} publishers of {CLOCK_TOPIC}: {names}; expected one: stop the others"
 
 
 LOOK_PERIOD_S = 1 / 30

@@ -13,6 +13,7 @@ from xvla_ros.errors import KinematicsError, MessageError
 from xvla_ros.nodes.messages import decode_image
 from xvla_ros.observation.builder import ObservationBuilder
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, JOINTS_INVALID, BuildTally, Fault
+from xvla_ros.recordings.marks import Episodes
 from xvla_ros.recordings.observations import feed
 from xvla_ros.robots.profile import Profile
 from xvla_ros.types import Observation
@@ -46,8 +47,7 @@ class RecordCheck:
         self._lines: deque[str] = deque()
         self._said, self._seen, self._times = "", "", 0  # reasons, empty while it is well; looks that saw the last
         self._all = BuildTally()
-        self._open: BuildTally | None = None
-        self._episodes: list[BuildTally] = []
+        self._episodes: Episodes[BuildTally, BuildTally] = Episodes()
         self.broken = ""  # why it has ended before ``stop``
 
     def take(self, topic: str, data: bytes) -> None:
@@ -83,9 +83,9 @@ class RecordCheck:
         found = self._builder.build(now, steady, "")
         with self._lock:
             coming_up = not self._all.built and steady - self._begun < GRACE
-            if isinstance(found, Fault) and coming_up and self._open is None:
+            if isinstance(found, Fault) and coming_up and self._episodes.open is None:
                 return
-            for looks in (self._all, self._open):
+            for looks in (self._all, self._episodes.open):
                 if looks is not None and self._has_come:  # of one that never came something else is said
                     looks.add(found)
             self._judge(found)
@@ -105,17 +105,12 @@ class RecordCheck:
     def mark(self, event: str) -> None:
         """Take a mark of this robot's episodes: ``start``, ``end`` or ``discard``."""
         with self._lock:
-            if event == "discard":
-                if self._open is None and self._episodes:
-                    self._episodes.pop()
-            elif self._open is not None:
-                self._episodes.append(self._open)
-                if _is_useless(self._open):
-                    self._lines.append(
-                        f"warning: episode {len(self._episodes)} cannot be used, no observation could be built from "
-                        f"it: {'; '.join(self._open.faults.lines(1))}"
-                    )
-            self._open = BuildTally() if event == "start" else None
+            has_ended = self._episodes.mark(event, BuildTally(), lambda tally: tally)
+            if has_ended and _is_useless(tally := self._episodes.ended[-1]):
+                self._lines.append(
+                    f"warning: episode {len(self._episodes.ended)} cannot be used, no observation could be built "
+                    f"from it: {'; '.join(tally.faults.lines(1))}"
+                )
 
     def lines(self) -> list[str]:
         """Return the lines to print since the last call."""
@@ -131,15 +126,14 @@ class RecordCheck:
 
     def summary(self) -> list[str]:
         """Return the result in lines; none where the reader was never asked."""
-        looks, bad = self._all, [number for number, each in enumerate(self._episodes, 1) if _is_useless(each)]
+        looks, ended = self._all, self._episodes.ended
+        bad = [number for number, each in enumerate(ended, 1) if _is_useless(each)]
         if not looks.tried:
             return []
         lines = [f"observations: {looks.built} of {looks.tried} test observations could be built"]
         lines += [f"  {line}" for line in looks.faults.lines()]
         if bad:
-            lines.append(
-                f"episodes that cannot be used: {len(bad)} of {len(self._episodes)} ({', '.join(map(str, bad))})"
-            )
+            lines.append(f"episodes that cannot be used: {len(bad)} of {len(ended)} ({', '.join(map(str, bad))})")
         return lines
 
 

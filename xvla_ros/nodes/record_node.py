@@ -3,7 +3,8 @@
 
 Keys where standard input is a terminal: s start, e end (success), f end (failed), d discard, q quit. Marks on
 ``/xvla/episode`` count as well. What is written is flushed every second, so that neither a full disk nor a killed
-process costs more than the last one. Twice a second the reader of the policy's node is asked what it makes of it.
+process costs more than the last one. Where a simulation is reset, its time would come twice: the recording continues
+in the next file. Twice a second the reader of the policy's node is asked what it makes of it.
 
 No executor is woken by a message: the queues are emptied a hundred times a second, and the middleware knows when each
 message came. So a busy machine neither loses messages nor shifts their times.
@@ -39,6 +40,7 @@ from rclpy.subscription import Subscription
 from rosgraph_msgs.msg import Clock
 
 from xvla_ros.errors import BagWriteError, MessageError
+from xvla_ros.nodes.graph import CLOCK_TOPIC, clock_rivals
 from xvla_ros.nodes.messages import message_class
 from xvla_ros.nodes.parameters import given_parameters
 from xvla_ros.nodes.record_check import check_of
@@ -53,6 +55,7 @@ from xvla_ros.recordings.marks import (
     RecordedTopic,
     recorded_topics,
 )
+from xvla_ros.recordings.observations import RESTART, SEVERAL
 from xvla_ros.robots.profile import Profile, profile_document
 from xvla_ros.types import NS
 
@@ -164,18 +167,33 @@ def _taken(subscription: Any) -> Iterator[tuple[int, bytes]]:
 
 
 class RosTime:
-    """ROS time when a message came: the system's clock, or the newest ``/clock`` by then, 0 before the first."""
+    """ROS time when a message came: the system's clock, or the newest ``/clock`` by then, 0 before the first.
+
+    Attributes:
+        begun: when it last began again, ns of the system's clock; 0 where it never did.
+        takes_turns: whether what looked like a new beginning was another clock, as the time before it goes on.
+    """
 
     def __init__(self, clock: Any = None) -> None:
-        self._clock = clock
+        self._clock, self.begun, self.takes_turns = clock, 0, False
+        self._since = 0  # messages of /clock since it last fell back
+        self._before: int | None = None  # the last of them before that, ns of ROS time
         self._came: deque[int] = deque(maxlen=CLOCKS_KEPT)
         self._said: deque[int] = deque(maxlen=CLOCKS_KEPT)
 
     def look(self) -> None:
         """Take what has come on ``/clock`` since."""
         for came, data in _taken(self._clock) if self._clock is not None else ():
+            said, last = peek_stamp(data), self.now()
+            if said < last - RESTART * NS:
+                # two clocks that take turns begin nothing
+                self.begun = came if self._since >= SEVERAL else self.begun
+                self._since, self._before = 0, last
+            elif self._before is not None and said > last + RESTART * NS and said > self._before - RESTART * NS:
+                self.takes_turns = True
+            self._since += 1
             self._came.append(came)
-            self._said.append(peek_stamp(data))
+            self._said.append(said)
 
     def at(self, came: int) -> int:
         """Return ROS time in ns at a time of the system's clock."""
@@ -209,22 +227,20 @@ class RecordNode(Node):
         self.done, self.failed = False, False
         self.counts: Counter[str] = Counter()
         self.marks = EpisodeMarks(profile.name, options.instruction or profile.instruction)
-        self._say, self._options = say, options
-        self._bag = BagWriter(
-            options.file or _free_name(options.folder, profile.name),
-            profile_document([profile]),
-            # before everything else: simulated time begins at 0
-            stamp_ns=0 if options.sim_time else time.time_ns(),
-            compression=options.compression,
-        )
+        self._say, self._options, self._profile = say, options, profile
+        self._bag = self._made(options.file or _free_name(options.folder, profile.name))
+        self._unended: tuple[BagWriter, int] | None = None  # a file before this one, and the time of its open episode
+        self._written, self._run = 0, 0  # bytes of the files before; when ROS time began again for this one
+        self._latched: dict[str, bytes] = {}
         self._begun = time.monotonic()
         self._first_ns = self._last_ns = 0  # ROS times of messages
         self._told_silent = False
+        self.rivals = ""  # who published /clock together
         self._waiting = set(options.extra)
         self._topics: dict[str, RecordedTopic] = {}
         self._subscribed: dict[str, Any] = {}
         self._by_hand = _TakenByHand()
-        clock = self._subscription(Clock, "/clock", EVERY_CLOCK) if options.sim_time else None
+        clock = self._subscription(Clock, CLOCK_TOPIC, EVERY_CLOCK) if options.sim_time else None
         self._ros_time = RosTime(clock)
         for topic in recorded_topics(profile, options.policy, options.simulation):
             self._subscribe(topic, QUALITY[topic.kind])
@@ -238,9 +254,12 @@ class RecordNode(Node):
         self.create_timer(TAKE_PERIOD, self._take, clock=steady)
         self.create_timer(FLUSH_PERIOD, self._watch, clock=steady)
 
+    def _made(self, path: Path) -> BagWriter:
+        return BagWriter(path, profile_document([self._profile]), compression=self._options.compression)
+
     @property
     def path(self) -> Path:
-        """The file that is written."""
+        """The file that is written, the last one of several."""
         return self._bag.path
 
     @property
@@ -258,6 +277,8 @@ class RecordNode(Node):
         }
         if key == "q":
             self.done = True
+        elif key in actions and not self._ros_time.now():
+            self._say("/clock has not begun, so an episode has no time: press it again then")
         elif key in actions:
             mark = actions[key]()
             if mark is None:
@@ -277,21 +298,25 @@ class RecordNode(Node):
             self.check.stop()
             self._thread.join()
             self._tell()
+        for bag in (self._bag, *(self._unended or ())[:1]):
+            self._end(bag)
+
+    def _end(self, bag: BagWriter) -> None:
         try:
-            self._bag.close()
+            bag.close()
         except BagWriteError as error:
             self._fail(error)
-        self.destroy_node()
 
     def state(self) -> str:
         """Return one line about the recording so far."""
-        count = self.marks.count
-        size = self.path.stat().st_size if self.path.exists() else 0
-        judged = [f"{count.succeeded} succeeded", f"{count.failed} failed", f"{count.unjudged} unjudged"]
-        judged += [f"{count.discarded} discarded"] if count.discarded else []
-        judged += ["one open"] if self.marks.open else []
+        episodes = self.marks.episodes
+        size = self._written + (self.path.stat().st_size if self.path.exists() else 0)
+        ends = {True: "succeeded", False: "failed", None: "unjudged"}
+        judged = [f"{episodes.ended.count(success)} {word}" for success, word in ends.items()]
+        judged += [f"{episodes.discarded} discarded"] if episodes.discarded else []
+        judged += ["one open"] if episodes.open else []
         return (
-            f"{self.seconds:.0f} s, {sum(self.counts.values())} messages, {size / 1e6:.1f} MB, {count.kept} "
+            f"{self.seconds:.0f} s, {sum(self.counts.values())} messages, {size / 1e6:.1f} MB, {len(episodes.ended)} "
             f"episodes ({', '.join(judged)})"
         )
 
@@ -335,15 +360,47 @@ class RecordNode(Node):
         self._ros_time.look()
         for when, name, data in sorted(came, key=itemgetter(0)):
             now = self._ros_time.at(when)
+            if self._run < self._ros_time.begun <= when and not self.failed:
+                self._run = self._ros_time.begun
+                self._begin_file(now)
             if now and not self.failed:  # under sim time before the first /clock there is none
                 self._first_ns, self._last_ns = self._first_ns or now, now
                 self._on_message(self._topics[name], now, data)
+
+    def _begin_file(self, now: int) -> None:
+        """Continue in the next file, as ROS time began again; not where one was asked for, or clocks take turns.
+
+        That two publish the clock does not tell: one that was killed is listed for another 20 s.
+        """
+        seconds, self._first_ns = self._last_ns - self._first_ns, now - (self._last_ns - self._first_ns)
+        if self._options.file is not None or (self._ros_time.takes_turns and self.count_publishers(CLOCK_TOPIC) > 1):
+            return
+        before = self._bag
+        try:
+            before.flush()
+            self._bag = self._made(_free_name(self._options.folder, self._profile.name))
+            for topic in self._topics.values():
+                self._bag.add_topic(topic.name, topic.type)
+            if self.marks.episodes.open or self.marks.episodes.ended or self.marks.episodes.discarded:
+                # a bag without a mark would be one episode
+                self._bag.episode({"event": "discard", "robot": self.marks.robot}, now)
+            for name, data in self._latched.items():
+                self._bag.write(name, self._topics[name].type, now, data)
+        except BagWriteError as error:
+            self._fail(error)
+            self._end(before)
+            return
+        self._written += before.path.stat().st_size
+        self._say(f"ROS time began again after {seconds / NS:.0f} s: the recording continues in {self.path}")
+        if self.marks.episodes.open and self._unended is None:
+            self._unended = before, self._last_ns
+        else:
+            self._end(before)
 
     def _on_message(self, topic: RecordedTopic, now: int, data: bytes) -> None:
         if topic.name == EPISODE_TOPIC:
             try:
                 self._write_mark(self.marks.read(read_string(data)))
-                self.counts[topic.name] += 1
             except MessageError as error:
                 self._say(f"{EPISODE_TOPIC}: not recorded: {error}")
             return
@@ -353,19 +410,29 @@ class RecordNode(Node):
         except BagWriteError as error:
             self._fail(error)
             return
+        if topic.kind == LATCHED:
+            self._latched[topic.name] = data
         if self.check is not None:
             self.check.take(topic.name, data)
 
     def _write_mark(self, mark: dict[str, Any]) -> None:
+        bag, now = self._bag, self._ros_time.now()
+        is_ours = mark["robot"] == self.marks.robot
+        if self._unended is not None and is_ours and mark["event"] != "start":
+            bag, now = self._unended  # the episode began before ROS time began again
         try:
-            self._bag.episode(mark, self._ros_time.now())
-            self._bag.flush()
+            bag.episode(mark, now)
+            self.counts[EPISODE_TOPIC] += 1
+            bag.flush()
         except BagWriteError as error:
             self._fail(error)
             return
         told = f" {mark['success']}" if mark.get("success") is not None else ""
         self._say(f"episode {mark['event']}{told}: {self.state()}")
-        if self.check is not None and mark["robot"] == self.marks.robot:
+        if self._unended is not None and is_ours:
+            self._end(self._unended[0])
+            self._unended = None
+        if self.check is not None and is_ours:
             self.check.mark(mark["event"])
             self._tell()
 
@@ -383,6 +450,12 @@ class RecordNode(Node):
             self._fail(error)
             return
         self._look_for_extra()
+        if self._ros_time.takes_turns and not self.rivals:
+            self.rivals = clock_rivals(self)
+            if not self.rivals and self.count_publishers(CLOCK_TOPIC) < 2:
+                self.rivals = f"several publishers of {CLOCK_TOPIC}, one of which is gone; expected one"
+            if self.rivals:
+                self._say(f"{self.rivals}. Meanwhile no new file is begun")
         self._tell()
         if not self._told_silent and self.seconds > SILENT_AFTER:
             self._told_silent = True
@@ -413,7 +486,7 @@ def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool]
     """Record until a key, a signal, ``stopped`` or the duration says so; return the exit code.
 
     Exit code 1 where the file could not be written to its end, a required topic never came, no observation could be
-    built of what came, or the check of that ended too early.
+    built of what came, the check of that ended too early, or several clocks took turns on ``/clock``.
     """
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
@@ -446,7 +519,7 @@ def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool]
         print(f"xvla record: no message arrived on {topic}, so the bag contains no usable samples", file=sys.stderr)
     for line in node.check.summary() if node.check is not None else ():
         _say(f"  {line}")
-    if not (node.marks.count.kept or node.marks.count.discarded):
+    if not (node.marks.episodes.ended or node.marks.episodes.discarded):
         _say("  no episode was marked, so it has no instruction: press s where one begins, or name it to xvla replay")
         _say("  by --instruction, to xvla train by datasets.0.instruction")
     useless = node.check is not None and node.check.useless
@@ -458,8 +531,11 @@ def record(profile: Profile, options: RecordOptions, stopped: Callable[[], bool]
     unchecked = "" if node.check is None else node.check.broken
     if unchecked:
         print(f"xvla record: the recording was written, but not checked completely: {unchecked}", file=sys.stderr)
+    if node.rivals:
+        print(f"xvla record: the log times follow several clocks: {node.rivals}", file=sys.stderr)
+    node.destroy_node()  # last: DDS may crash in it where a peer was killed just before, and all has been said
     rclpy.try_shutdown()
-    return 1 if node.failed or silent or useless or unchecked else 0
+    return 1 if node.failed or silent or useless or unchecked or node.rivals else 0
 
 
 class _StatusLine:

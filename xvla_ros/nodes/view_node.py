@@ -70,7 +70,13 @@ class Controls:
         }
 
     def carry_out(self, request: Request) -> None:
-        """Do it; the request is answered, where a service is asked once that has answered."""
+        """Do it; the request is answered, where a service is asked once that has answered. No request ends the node."""
+        try:
+            self._carry_out(request)
+        except Exception as error:
+            request.answer(False, f"{request.do} failed: {type(error).__name__}: {error}")
+
+    def _carry_out(self, request: Request) -> None:
         if request.do == "instruction":
             listeners = self._say.get_subscription_count()
             self._say.publish(String(data=request.text))

@@ -27,7 +27,7 @@ import hmac
 import json
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,14 +36,16 @@ from urllib.parse import urlsplit
 import numpy as np
 from aiohttp import WSMsgType, web
 
+from xvla_ros import limits
 from xvla_ros.errors import SetupError
 from xvla_ros.robots.actions import Trajectory
 from xvla_ros.robots.profile import Profile
-from xvla_ros.serving.access import Access, is_loopback
+from xvla_ros.serving.access import Access, Connections, address_of, is_loopback
 from xvla_ros.types import NS
 
 PAGE = Path(__file__).with_name("web_view.html")
 MOST_BROWSERS = 8
+MOST_CONNECTIONS, MOST_CONNECTIONS_EACH = 128, 64  # a browser opens several; of one address
 MOST_BYTES, MOST_LETTERS = 16384, 4096  # of a message; of an instruction
 MOST_EPISODES = 20
 TOKEN_S = 10.0  # until the token has come
@@ -91,6 +93,7 @@ class WebStream:
         self._newest: dict[str, tuple[int, str | bytes]] = {}
         self._count = 0
         self._lock = threading.Lock()
+        self._connections = Connections(MOST_CONNECTIONS, MOST_CONNECTIONS_EACH)
         self._browsers: dict[web.WebSocketResponse, asyncio.Event] = {}
         self._loop = asyncio.new_event_loop()
         self._ended: asyncio.Event | None = None
@@ -178,20 +181,38 @@ class WebStream:
 
     async def _run(self, started: threading.Event) -> None:
         self._ended = asyncio.Event()
-        app = web.Application(client_max_size=MOST_BYTES)
+        app = web.Application(middlewares=[self._guard], client_max_size=MOST_BYTES)
         app.add_routes([web.get("/", self._page), web.get("/ws", self._socket)])
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await runner.setup()
+        listening: list[asyncio.Server] = []
         try:
-            site = web.TCPSite(runner, self._access.host, self._access.port, ssl_context=self._access.tls())
-            await site.start()
-            host, port = runner.addresses[0][:2]
-            self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            if runner.server is None:
+                raise RuntimeError("the server has not been set up")
+            listening = await self._connections.listen(self._access, runner.server)
+            self._address = address_of(listening)
             started.set()
             await self._ended.wait()
             await asyncio.gather(*(each.close() for each in list(self._browsers)), return_exceptions=True)
         finally:
+            for each in listening:
+                each.close()
             await runner.cleanup()
+
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Answer a request; only a WebSocket, which asks for the token, keeps its connection."""
+        with self._connections.heard(request):
+            try:
+                response = await handler(request)
+            except web.HTTPException as error:
+                error.force_close()
+                raise
+        if isinstance(response, web.Response):
+            response.force_close()
+        return response
 
     def _admit(self, request: web.Request) -> None:
         """Refuse a page of another site, and a name that only pretends to be this machine's."""
@@ -234,10 +255,10 @@ class WebStream:
             return True
         try:
             said = json.loads(await socket.receive_str(timeout=TOKEN_S))
-            given = str(said["token"])
-        except (ValueError, KeyError, TypeError, TimeoutError):
+            given = str(said["token"]).encode()
+        except (ValueError, KeyError, TypeError, RecursionError, TimeoutError):
             return False
-        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._access.token.encode())
+        return hmac.compare_digest(given, self._access.token.encode())
 
     async def _send(self, socket: web.WebSocketResponse) -> None:
         """Send what is newer than what this browser has, again and again; one at a time."""
@@ -281,7 +302,7 @@ class WebStream:
             if "token" in said:  # of a page whose server has none
                 return
             do, words = said["do"], said.get("text", "")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return answer(False, f"{text[:80]!r} is not a request; expected an object with 'do'")
         if do not in ("instruction", "stop", "clear"):
             return answer(False, f"do is {str(do)[:40]!r}; expected instruction, stop or clear")
@@ -289,9 +310,12 @@ class WebStream:
             return answer(
                 False, "this page is read-only; to control the robot start it with: xvla view --web --control"
             )
-        if do == "instruction" and not (isinstance(words, str) and 0 < len(words.strip()) <= MOST_LETTERS):
+        words = words.strip() if isinstance(words, str) else ""
+        if do == "instruction" and not 0 < len(words) <= MOST_LETTERS:
             return answer(False, f"the instruction is empty or too long; expected 1 to {MOST_LETTERS} letters")
-        self.requests.put(Request(do, str(words).strip(), answer))
+        if not limits.is_text(words):
+            return answer(False, "the instruction has half of a surrogate pair; expected Unicode text")
+        self.requests.put(Request(do, words, answer))
 
 
 async def _forgiving(socket: web.WebSocketResponse, message: str) -> None:

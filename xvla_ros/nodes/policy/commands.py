@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from action_msgs.msg import GoalStatus
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
 from rclpy.action import ActionClient
 from rclpy.callback_groups import CallbackGroup
@@ -33,8 +36,6 @@ from xvla_ros.robots.kinematics import Poses
 from xvla_ros.robots.profile import Profile
 from xvla_ros.robots.profile.schema import Tool
 
-Points = tuple[list[str], list[tuple[float, list[float]]]]
-
 
 def command_type(profile: Profile, group: str) -> Any:
     """Return the message class of a command group's topic; a group commanded by an action has none."""
@@ -57,30 +58,6 @@ def command_messages(profile: Profile, window: CommandWindow, encoder: StateEnco
     """
     poses = encoder.tool_poses(window.positions[0]) if profile.commands.interface == "pose" else {}
     return {group: _message(profile, group, window, poses) for group in profile.commands.groups}
-
-
-def commanded_points(profile: Profile, group: str, message: Any) -> Points:
-    """Return a command for the joints: their names in ROS, and for each point (s after receipt, positions).
-
-    A setpoint is due at ``lead``. A pose commands no joints: no names and no points.
-    """
-    return POINTS[profile.commands.kind_of(group).message_type](profile, group, message)
-
-
-def _points_of_trajectory(profile: Profile, group: str, message: Any) -> Points:
-    return list(message.joint_names), [
-        (point.time_from_start.sec + point.time_from_start.nanosec / 1e9, list(point.positions))
-        for point in message.points
-    ]
-
-
-def _points_of_array(profile: Profile, group: str, message: Any) -> Points:
-    names = [profile.joints.by_name[joint].name for joint in profile.commands.by_name[group].joints]
-    return names, [(profile.timing.lead, list(message.data))]
-
-
-def _points_of_joint_state(profile: Profile, group: str, message: Any) -> Points:
-    return list(message.name), [(profile.timing.lead, list(message.position))]
 
 
 def _message(profile: Profile, group: str, window: CommandWindow, poses: Mapping[str, Poses]) -> Any:
@@ -126,17 +103,13 @@ ENCODERS: Mapping[str, Callable[[CommandWindow, list[int], list[str]], Any]] = {
     FLOAT_ARRAY: _array_message,
     JOINT_STATE: _joint_state_message,
 }
-POINTS: Mapping[str, Callable[[Profile, str, Any], Points]] = {
-    JOINT_TRAJECTORY: _points_of_trajectory,
-    FLOAT_ARRAY: _points_of_array,
-    JOINT_STATE: _points_of_joint_state,
-    POSE: lambda profile, group, message: ([], []),
-}
 
 
 PAUSE_S = 0.5  # without setpoints for this long, others may have moved the gripper
 SAME = 1e-6  # share of a range within which two setpoints are the same
 STANDS_S = 0.1  # s of the same setpoint after which the motion has ended
+RETRY_S = 1.0  # s from an aborted goal to the next try
+MATCHING_S = 0.1  # s from when a lost controller is seen again until messages surely reach it
 
 
 class ChangeGate:
@@ -154,6 +127,7 @@ class ChangeGate:
         self._sent: float | None = None
         self._last: tuple[float, float] | None = None  # setpoint, when
         self._since = 0.0  # when it was first the same as now
+        self._lost_until, self._again_at = -math.inf, math.inf
 
     def passes(self, setpoint: float) -> bool:
         """Say whether ``setpoint``, that of this command period, is to be sent."""
@@ -161,18 +135,20 @@ class ChangeGate:
         self._last = setpoint, now
         if last is None or abs(setpoint - last[0]) > self._same:
             self._since = now
-        if last is None or self._sent is None or now - last[1] > PAUSE_S:
+        is_lost = now < self._lost_until or now >= self._again_at
+        if last is None or self._sent is None or is_lost or now - last[1] > PAUSE_S:
             return self._take(setpoint)
         away, stands = abs(setpoint - self._sent), now - self._since >= STANDS_S
         return (away > self._far or (stands and away > self._same)) and self._take(setpoint)
 
     def _take(self, setpoint: float) -> bool:
-        self._sent = setpoint
+        self._sent, self._again_at = setpoint, math.inf
         return True
 
-    def forget(self) -> None:
-        """Let the next setpoint pass, as the last did not arrive."""
-        self._sent = None
+    def forget(self, after: float = 0.0, lost_for: float = 0.0) -> None:
+        """Let the setpoint pass again, as the last did not arrive: ``after`` so many s, and each for ``lost_for`` s."""
+        now = self._clock()
+        self._again_at, self._lost_until = now + after, max(self._lost_until, now + lost_for)
 
 
 class GripperTopic:
@@ -187,11 +163,15 @@ class GripperTopic:
         return str(self._publisher.topic_name)
 
     def get_subscription_count(self) -> int:
-        return int(self._publisher.get_subscription_count())
+        """Return how many take the setpoints; where nobody does, the last has not arrived."""
+        count = int(self._publisher.get_subscription_count())
+        if not count:
+            self._gate.forget(lost_for=MATCHING_S)
+        return count
 
     def publish(self, setpoint: float) -> None:
-        """Send the setpoint in rad or m, if it has changed."""
-        if self._gate.passes(setpoint):
+        """Send the setpoint in rad or m, if it has changed and somebody takes it."""
+        if self.get_subscription_count() and self._gate.passes(setpoint):
             self._publisher.publish(Float64MultiArray(data=[setpoint]))
 
     def destroy(self) -> None:
@@ -200,6 +180,9 @@ class GripperTopic:
 
 class GripperAction:
     """A gripper whose controller is an action server; a goal that changes replaces the one before.
+
+    A goal that is aborted is sent again ``RETRY_S`` later: the controller may have restarted. One that has gripped
+    something may abort, too; to grip it again does no harm.
 
     Args:
         node: the client's.
@@ -229,15 +212,22 @@ class GripperAction:
         self._type, self._fill = _action_type(interface, topic), GOALS[INTERFACES[interface].type]
         self._client = ActionClient(node, self._type, topic, callback_group=group)
         self.topic_name = str(node.resolve_topic_name(topic))
+        self._sent = 0  # goals
+        self._is_abort_told = False
 
     def get_subscription_count(self) -> int:
-        """Return 1 while the action is served, else 0."""
-        return int(self._client.server_is_ready())
+        """Return 1 while the action is served, else 0: the last goal is gone then."""
+        is_served = self._client.server_is_ready()
+        if not is_served:
+            self._gate.forget()
+        return int(is_served)
 
     def publish(self, setpoint: float) -> None:
         """Send a goal with the setpoint in rad or m, if it has changed and somebody serves the action."""
-        if self._client.server_is_ready() and self._gate.passes(setpoint):
-            self._client.send_goal_async(self._goal(setpoint)).add_done_callback(self._on_answer)
+        if self.get_subscription_count() and self._gate.passes(setpoint):
+            self._sent += 1
+            answer = self._client.send_goal_async(self._goal(setpoint))
+            answer.add_done_callback(partial(self._on_answer, self._sent))
 
     def destroy(self) -> None:
         self._client.destroy()
@@ -247,13 +237,28 @@ class GripperAction:
         self._fill(goal, self._joint, setpoint, self._max_effort)
         return goal
 
-    def _on_answer(self, future: Any) -> None:
+    def _on_answer(self, number: int, future: Any) -> None:
         handle = future.result()
         if handle is None or not handle.accepted:
             self._gate.forget()
             self._node.get_logger().warning(
                 f"{self.topic_name} refused a setpoint of {self._joint}", throttle_duration_sec=1.0
             )
+        else:
+            handle.get_result_async().add_done_callback(partial(self._on_result, number))
+
+    def _on_result(self, number: int, future: Any) -> None:
+        status = getattr(future.result(), "status", GoalStatus.STATUS_UNKNOWN)
+        if status == GoalStatus.STATUS_SUCCEEDED:
+            self._is_abort_told = False
+        elif status == GoalStatus.STATUS_ABORTED and number == self._sent:
+            self._gate.forget(after=RETRY_S)
+            if not self._is_abort_told:
+                self._node.get_logger().warning(
+                    f"{self.topic_name} aborted a setpoint of {self._joint}; it is sent again every {RETRY_S:g} s. "
+                    "A gripper that holds something may do so"
+                )
+            self._is_abort_told = True
 
 
 def gripper_outlet(node: Node, profile: Profile, group: str, callbacks: CallbackGroup) -> GripperTopic | GripperAction:

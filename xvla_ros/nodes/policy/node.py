@@ -11,7 +11,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import rclpy
@@ -35,7 +35,7 @@ from xvla_ros.nodes.lifecycle import GuardedLifecycleNode, TransitionError
 from xvla_ros.nodes.node_clock import TIME_LIMIT_TOPIC, NodeClock, TimeLimit
 from xvla_ros.nodes.parameters import read_profile
 from xvla_ros.nodes.policy.commands import require_outlets
-from xvla_ros.nodes.policy.robot_link import RobotLink
+from xvla_ros.nodes.policy.robot_link import RobotLink, bring_to_rest
 from xvla_ros.nodes.policy.surroundings import DescriptionTopics, StopTopics, robot_diagnostics
 from xvla_ros.observation.faults import Fault
 from xvla_ros.resources import usable_cores
@@ -81,6 +81,7 @@ LOADED_WITH = (
     "robots", "device", "dtype", "threads", "checkpoint", "paced",
     "server", "server_token_file", "server_ca", "server_certificate",
 )  # fmt: skip
+SETTABLE_IN = ("unconfigured", "configuring", "inactive")  # states; activate reads all parameters again
 PROGRESS_PERIOD_S = 5.0
 ANSWER_TIMEOUT_S = 2.0
 LONGEST_BATCH_WAIT_S = 1.0
@@ -143,6 +144,8 @@ class PolicyNode(GuardedLifecycleNode):
         for link in self._links:
             link.stop()
         self._say_time_limit()
+        bring_to_rest(self._links)
+        self._say_time_limit()
         if self._engine is not None and not self._engine.stop():
             self.get_logger().warning("the policy is still in a forward pass; its chunk will be discarded")
         self._engine = None
@@ -176,9 +179,23 @@ class PolicyNode(GuardedLifecycleNode):
             profiles = {robot: self._with_server(read_profile(self, robot)) for robot in robots}
             for profile in profiles.values():
                 require_outlets(profile)
+            self._refuse_shared_topics(profiles)
         except (ProfileError, SetupError) as error:
             raise TransitionError(str(error)) from error
         return profiles
+
+    def _refuse_shared_topics(self, profiles: Mapping[str, Profile]) -> None:
+        """Refuse robots that would command one arm, each of which would hold because of the other."""
+        owners: dict[str, str] = {}
+        for robot, profile in profiles.items():
+            for group in profile.commands.groups:
+                topic = self.resolve_topic_name(profile.commands.by_name[group].topic)
+                other = owners.setdefault(topic, robot)
+                if other != robot and (profile.safety.exclusive or profiles[other].safety.exclusive):
+                    raise TransitionError(
+                        f"the robots {other} and {robot} both publish commands on {topic}; expected a topic of its own "
+                        f"for each: set {robot}.namespace, or safety.exclusive of both to false"
+                    )
 
     def _with_server(self, profile: Profile) -> Profile:
         """Return the profile with the policy servers of the parameter, where it names any."""
@@ -426,9 +443,10 @@ class PolicyNode(GuardedLifecycleNode):
 
     def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         state = self.state_label()
-        changes = [parameter.name for parameter in parameters]
-        if state == "active" and changes:
-            return SetParametersResult(successful=False, reason=f"{', '.join(changes)}: deactivate /xvla first")
+        changes = [parameter.name for parameter in parameters if self.has_parameter(parameter.name)]  # others are new
+        if state not in SETTABLE_IN and changes:
+            what = "deactivate /xvla first" if state == "active" else f"/xvla is {state}, expected inactive"
+            return SetParametersResult(successful=False, reason=f"{', '.join(changes)}: {what}")
         loaded_with = [name for name in changes if name in LOADED_WITH]
         if state != "unconfigured" and loaded_with:
             reason = f"{', '.join(loaded_with)}: the loaded policy depends on it; clean up /xvla first"

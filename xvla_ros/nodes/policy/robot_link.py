@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from rclpy.publisher import Publisher
@@ -30,8 +32,15 @@ from xvla_ros.control.state import (
 )
 from xvla_ros.limits import INSTRUCTION
 from xvla_ros.nodes import messages, qos
+from xvla_ros.nodes.graph import endpoint_of
 from xvla_ros.nodes.node_clock import NodeClock
-from xvla_ros.nodes.policy.commands import command_messages, command_type, gripper_outlet, has_gripper_outlet
+from xvla_ros.nodes.policy.commands import (
+    MATCHING_S,
+    command_messages,
+    command_type,
+    gripper_outlet,
+    has_gripper_outlet,
+)
 from xvla_ros.nodes.policy.run_policy import RunPolicyServer
 from xvla_ros.nodes.policy.surroundings import PlanMarkers
 from xvla_ros.observation.faults import JOINTS_IMPLAUSIBLE, Fault
@@ -46,7 +55,6 @@ if TYPE_CHECKING:
     from xvla_ros.serving.remote import RemotePolicy
 
 POLL_PERIOD_S = 0.2
-UNKNOWN_NODE = "_NODE_NAME_UNKNOWN_"  # rmw's name for an endpoint whose node has not been discovered yet
 
 
 class Rivals:
@@ -91,27 +99,18 @@ class Rivals:
 
     def _rivals_on(self, topic: str) -> list[str]:
         """Return the names of the nodes that publish there beside this one, as far as they are known."""
-        ours = (self._node.get_name(), self._node.get_namespace())
-        names, twins = set(), 0
-        for endpoint in self._node.get_publishers_info_by_topic(topic):
-            if (endpoint.node_name, endpoint.node_namespace) == ours:
-                twins += 1
-            elif endpoint.node_name != UNKNOWN_NODE:
-                names.add(f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}")
-        if twins > self._own[topic]:
-            names.add(f"a second {ours[1].rstrip('/')}/{ours[0]}")
+        ours = self._node.get_fully_qualified_name()
+        found = list(map(endpoint_of, self._node.get_publishers_info_by_topic(topic)))
+        names = {endpoint.node for endpoint in found if endpoint.is_named and endpoint.node != ours}
+        if sum(endpoint.node == ours for endpoint in found) > self._own[topic]:
+            names.add(f"a second {ours}")
         return sorted(names)
 
 
 def publishers_of(node: Node, topic: str) -> list[str]:
     """Return the full names of the nodes that publish a topic, as far as they are known."""
-    return sorted(
-        {
-            f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}"
-            for endpoint in node.get_publishers_info_by_topic(topic)
-            if endpoint.node_name != UNKNOWN_NODE
-        }
-    )
+    found = map(endpoint_of, node.get_publishers_info_by_topic(topic))
+    return sorted({endpoint.node for endpoint in found if endpoint.is_named})
 
 
 STATUS_PERIOD_S = 0.1
@@ -119,7 +118,7 @@ STATUS_PERIOD_S = 0.1
 # may run beyond the next command, so that every command is reached.
 CHUNK_S, AHEAD_S = 0.1, 0.01
 TWICE_S = 0.2  # s within which the two subscriptions of the instruction hear the same message
-MATCHING_S = 0.1  # s from when a lost controller is seen again until messages surely reach it
+BRAKE_SHARE = 2.0  # of lookahead, in wall time, that setpoints have to come to rest; simulated time may be slow
 
 
 @dataclass
@@ -135,6 +134,14 @@ class FrameCount:
             self.first_stamp = stamp
         self.received += 1
         self.last_stamp = stamp
+
+
+def bring_to_rest(links: Sequence[RobotLink]) -> None:
+    """Send setpoints of robots that were stopped until they are at rest; not from the executor, which must go on."""
+    while braking := [link for link in links if link.is_braking]:
+        time.sleep(min(1.0 / link.profile.timing.command_rate for link in braking))
+        for link in braking:
+            link.brake()
 
 
 class RobotLink:
@@ -165,7 +172,7 @@ class RobotLink:
         self._digest = digest  # of the checkpoint, at once
         self._sending = threading.Lock()
         self._missed: list[str] = []  # groups that the last window was not sent to
-        self._unheard: tuple[float, float, str] | None = None  # since when, and when last, nobody took what commands
+        self._unheard: dict[str, tuple[float, float]] = {}  # by group: since when, and when last, nobody took windows
         self._last_status: tuple[str, str] = ("", "")
         self._told = ""
         self._heard = "", float("-inf")  # the last instruction, and steady s
@@ -177,6 +184,8 @@ class RobotLink:
         self._rivals = Rivals(node, {name: self._publishers[name] for name in profile.commands.groups})
         self._runs = RunPolicyServer(node, self.pilot, clock, self._group)
         self._timer: Any = None
+        # while braking: how far on the last window, and when that was sent, in ns; until which steady s
+        self._braking: tuple[int, int, float] | None = None
         self._due_ns: int | None = None  # since when the inference thread has had a chunk to ask for
         self._asked_ns: int | None = None
         self._on_tick: Callable[[], None] = lambda: None
@@ -235,7 +244,7 @@ class RobotLink:
         return replace(status, detail=f"{status.detail} {published}")
 
     def stop(self) -> None:
-        """Bring the arm to rest on its path and send no more."""
+        """Send the window that brings the arm to rest on its path; ``bring_to_rest`` sends the setpoints on it."""
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
             self._timer = None
@@ -244,9 +253,42 @@ class RobotLink:
             begun, window = self._clock.steady_s(), self.pilot.controller.stop()
             if window is not None:
                 self._publish(window, begun)
+                if self._setpoint_groups():
+                    until = time.monotonic() + BRAKE_SHARE * self.profile.timing.lookahead
+                    self._braking = window.stamp, window.stamp, until
             self._plan.clear()
         self._publish_status()
         self._runs.abort(INACTIVE)
+
+    @property
+    def is_braking(self) -> bool:
+        """Whether setpoints are still to come after ``stop``."""
+        return self._braking is not None
+
+    def brake(self) -> None:
+        """Send the next setpoints on the way to rest, to the groups that take one at a time.
+
+        They go on by a command period at most, whatever the clocks do: no setpoint leaps.
+        """
+        with self._sending:
+            last = self.pilot.controller.last_window
+            if self._braking is None or last is None:
+                self._braking = None
+                return
+            (at, before, until), now = self._braking, self._clock.ros_ns()
+            at += min(max(now - before, 0), round(NS / self.profile.timing.command_rate))
+            rest = replace(last.seen_from(at), stamp=now)
+            outgoing = self._outgoing(rest)
+            for group in self._setpoint_groups():
+                if group not in self._unheard:
+                    self._publishers[group].publish(outgoing[group])
+            is_at_rest = not np.ptp(rest.positions, axis=0).any()
+            self._braking = None if is_at_rest or time.monotonic() > until else (at, now, until)
+        self._on_tick()
+
+    def _setpoint_groups(self) -> list[str]:
+        commands = self.profile.commands
+        return [group for group in commands.groups if commands.kind_of(group).sends != "window"]
 
     def close(self) -> None:
         """Release every topic."""
@@ -306,7 +348,7 @@ class RobotLink:
 
         None while the robot is not commanded.
         """
-        if self.pilot.status.state == INACTIVE:
+        if self.pilot.status.state == INACTIVE and not self.is_braking:
             return None
         period = 1.0 / self.profile.timing.command_rate
         ahead = self._clock.ros_ns() + round((period + AHEAD_S) * NS)
@@ -353,26 +395,30 @@ class RobotLink:
         return Fault(POLICY_ERROR, f"{death}; deactivate and activate {self._node.get_name()}") if death else None
 
     def _controller_fault(self, steady: float) -> Fault | None:
-        topics = {name: self._publishers[name] for name in self.profile.commands.groups}
-        unheard = [publisher.topic_name for publisher in topics.values() if not publisher.get_subscription_count()]
-        if unheard:
-            since = steady if self._unheard is None else self._unheard[0]
-            self._unheard = (since, steady, ", ".join(unheard))
-        elif self._unheard is not None and steady - self._unheard[1] > MATCHING_S:
-            self._unheard = None
-        if self._unheard is not None and self._unheard[1] - self._unheard[0] > self.profile.timing.controller_timeout:
-            return Fault(CONTROLLER_LOST, f"no node subscribes to {self._unheard[2]}")
+        for group in self.profile.commands.groups:
+            since, last = self._unheard.get(group, (steady, steady))
+            if not self._publishers[group].get_subscription_count():
+                self._unheard[group] = since, steady
+            elif steady - last > MATCHING_S:
+                self._unheard.pop(group, None)
+        if any(last - since > self.profile.timing.controller_timeout for since, last in self._unheard.values()):
+            topics = ", ".join(self._publishers[group].topic_name for group in sorted(self._unheard))
+            return Fault(CONTROLLER_LOST, f"no node subscribes to {topics}")
         return self._rivals.fault(steady) if self.profile.safety.exclusive else None
 
     def _publish(self, window: CommandWindow, begun: float) -> None:
         """Send a window made at steady time ``begun``; not to groups for which it is too late, as this process slept.
 
         A controller counts the window from its receipt, so a late one would lead the arm back to where it was due. A
-        window that nobody subscribes to counts as not sent, too.
+        window that nobody subscribes to counts as not sent, too; nor is one sent to a controller that has only just
+        come, as it has not heard those before.
         """
         outgoing, lead = self._outgoing(window), self.profile.timing.lead
         before, self._missed, interrupted = self._missed, [], []
         for group in sorted(outgoing, key=lambda name: name not in before):  # groups that got no window last time first
+            if group in self._unheard:
+                self._missed.append(group)
+                continue
             if (late := self._late(window, begun)) > lead:
                 self._missed.append(group)
                 self._node.get_logger().warning(

@@ -34,15 +34,22 @@ class _End:
     reason: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Run:
     """An accepted goal; times in ns of ROS time, a ``timeout`` of 0 is none."""
 
     handle: Any
-    begun: int
+    looked_at: int
     timeout: int
     chunks: int
+    elapsed: int = 0
     ended: Future = field(default_factory=Future)
+
+    def look(self, now: int) -> int:
+        """Return how long it has run at ``now``: the time of a simulation that begins again counts on from there."""
+        self.elapsed += max(now - self.looked_at, 0)
+        self.looked_at = now
+        return self.elapsed
 
 
 class RunPolicyServer:
@@ -157,7 +164,7 @@ class RunPolicyServer:
             self._timer.cancel()
             self._settled.set()
             return
-        status, elapsed = self._pilot.status, max(self._clock.ros_ns() - run.begun, 0)
+        status, elapsed = self._pilot.status, run.look(self._clock.ros_ns())
         run.handle.publish_feedback(
             RunPolicy.Feedback(
                 elapsed=Duration(sec=elapsed // NS, nanosec=elapsed % NS),

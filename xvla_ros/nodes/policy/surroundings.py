@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from builtin_interfaces.msg import Duration
@@ -27,6 +27,7 @@ from xvla_ros.control.state import HOLDING, INACTIVE, OF_THE_PROGRAM, RUNNING, S
 from xvla_ros.errors import KinematicsError
 from xvla_ros.limits import XML_BYTES
 from xvla_ros.nodes import messages, qos
+from xvla_ros.nodes.graph import endpoint_of
 from xvla_ros.observation.faults import Fault
 from xvla_ros.robots.kinematics import RobotDescription
 from xvla_ros.robots.profile import Profile
@@ -82,6 +83,10 @@ class StopTopics:
     A stop that comes before there are robots, or while they are inactive, counts from when they are activated. It lasts
     until ``~/clear_stop``, which is refused while ``/estop`` says true; false on ``/estop`` alone moves nothing.
 
+    False releases what its own publisher pressed, and what publishers pressed that have gone since. Where rclpy does
+    not say who sent a message (Jazzy, Kilted), any that publishes there may have pressed, and false says who released
+    only where there is one publisher.
+
     Args:
         node: whose topic and services these are.
         robots: those there are now.
@@ -89,15 +94,18 @@ class StopTopics:
     """
 
     def __init__(self, node: Node, robots: Callable[[], Sequence[Stoppable]], is_active: Callable[[], bool]) -> None:
-        self._log = node.get_logger()
+        self._node, self._log = node, node.get_logger()
         self._robots = robots
         self._is_active = is_active
         self._latch = StopLatch()
-        self._pressed = False
+        self._is_true = False  # what was said last on the topic
+        self._pressed: set[bytes] = set()  # publishers that may have said true, and not false since
+        self._has_senders = False  # whether the last message said who sent it
         self._clear_service = node.resolve_service_name("~/clear_stop")
         group = MutuallyExclusiveCallbackGroup()
+        on_estop: Any = self._on_estop  # of two arguments, as rclpy looks at how many a callback takes
         for quality in (qos.LATCHED, qos.ANY):  # what was said before, and what a publisher of any quality says now
-            node.create_subscription(Bool, ESTOP_TOPIC, self._on_estop, quality, callback_group=group)
+            node.create_subscription(Bool, ESTOP_TOPIC, on_estop, quality, callback_group=group)
         node.create_service(Trigger, "~/stop", self._on_stop, callback_group=group)
         node.create_service(Trigger, "~/clear_stop", self._on_clear, callback_group=group)
 
@@ -129,13 +137,40 @@ class StopTopics:
             )
         return is_new
 
-    def _on_estop(self, message: Bool) -> None:
-        released = self._pressed and not message.data
-        self._pressed = message.data
+    def _on_estop(self, message: Bool, info: Mapping[str, Any]) -> None:
         if message.data:
             self._stop(ESTOP, f"{ESTOP_TOPIC} is true")
-        elif released and self._latch.cause is not None:
+        publishers = self._publishers()
+        was_pressed = self._still_pressed(publishers)
+        sender = (info.get("publisher_gid") or {}).get("data", b"")
+        self._has_senders = sender in publishers
+        senders = {sender} if self._has_senders else {*publishers}
+        self._is_true = message.data
+        if message.data:
+            self._pressed |= senders
+        elif len(senders) == 1:
+            self._pressed -= senders
+        if was_pressed and not self._still_pressed(publishers) and self._latch.cause is not None:
             self._log.info(f"{ESTOP_TOPIC} is false again; the arms stay stopped until {self._clear_service} is called")
+
+    def _publishers(self) -> dict[bytes, str]:
+        """Return who publishes ``/estop`` now: identifier of each publisher → its node."""
+        found = self._node.get_publishers_info_by_topic(ESTOP_TOPIC)
+        return {bytes(info.endpoint_gid): endpoint_of(info).node for info in found}
+
+    def _still_pressed(self, publishers: Mapping[bytes, str]) -> str:
+        """Say why ``/estop`` counts as true, and what to do; empty where it does not."""
+        nodes = sorted({node for gid, node in publishers.items() if gid in self._pressed})
+        if self._is_true:
+            return f"{ESTOP_TOPIC} is still true; release it first"
+        if not nodes:
+            return ""
+        if self._has_senders:
+            return f"{ESTOP_TOPIC} is still true by {', '.join(nodes)}; release it first"
+        return (
+            f"{ESTOP_TOPIC} may still be true by {' or '.join(nodes)}: this version of rclpy does not say which of "
+            f"its {len(publishers)} publishers said false. Publish false while there is only one"
+        )
 
     def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         is_new = self._stop(OPERATOR, "~/stop was called")
@@ -146,8 +181,8 @@ class StopTopics:
         return response
 
     def _on_clear(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if self._pressed:
-            response.success, response.message = False, f"{ESTOP_TOPIC} is still true; release it first"
+        if pressed := self._still_pressed(self._publishers()):
+            response.success, response.message = False, pressed
         elif not self._clear():
             response.success, response.message = False, "nothing was stopped"
         else:
@@ -269,7 +304,8 @@ def robot_diagnostics(
 
 
 def _percentiles(name: str, values: Percentiles) -> dict[str, object]:
-    return {f"{name}_{key}": round(value, 3) for key, value in vars(values).items()}
+    known = values if values.max else Percentiles.of([])  # before there was one
+    return {f"{name}_{key}": round(value, 3) for key, value in vars(known).items()}
 
 
 MARKER_POINTS = 20

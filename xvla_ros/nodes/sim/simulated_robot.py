@@ -30,8 +30,9 @@ from std_srvs.srv import Trigger
 
 from xvla_ros.errors import SetupError, SimulationError, help_page
 from xvla_ros.nodes import messages, node_clock, qos
+from xvla_ros.nodes.graph import CLOCK_TOPIC, clock_rivals
 from xvla_ros.nodes.sim.served_robot import BAD_TASK, ServedRobot, TaskServer, declare_parameters
-from xvla_ros.resources import documentation
+from xvla_ros.resources import documentation, write_whole
 from xvla_ros.robots import Profile, ProfileError, load_profile, load_profiles
 from xvla_ros.robots.profile.schema import Camera, Group, Joint
 from xvla_ros.simulation.controllers import ControllerOptions
@@ -83,7 +84,7 @@ class SimNode(Node):
         worlds = [World(profile, seed=self._value("seed"), options=options) for profile in profiles]
         self._real_time, self._commanded = RealTime(), False
         self._limits, self._limits_changed = TimeLimits(), threading.Event()
-        self._said_held = False
+        self._said_held = self._said_rivals = False
         self._reset_wanted, self._reset_done = threading.Event(), threading.Event()
         self._reset_said: tuple[bool, str] = (False, "")
         self._tasks = [TaskServer(self, world) for world in worlds]
@@ -228,7 +229,7 @@ class SimNode(Node):
         return self.get_parameter(parameter).value
 
     def _publish_topics(self) -> None:
-        self._clock_publisher = self.create_publisher(Clock, "/clock", qos.EVENTS)
+        self._clock_publisher = self.create_publisher(Clock, CLOCK_TOPIC, qos.EVENTS)
         self._clock_message = Clock()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.EVENTS)
         self.create_service(Trigger, "~/reset", self._on_reset)
@@ -273,6 +274,9 @@ class SimNode(Node):
         array = DiagnosticArray(status=[robot.diagnostics(self.get_name(), factor) for robot in self.robots])
         array.header.stamp = messages.stamp_message(self.time)
         self._diagnostics.publish(array)
+        if not self._said_rivals and (rivals := clock_rivals(self)):
+            self._said_rivals = True
+            self.get_logger().warning(rivals)
 
     def _real_time_factor(self) -> float:
         return self._real_time.factor(self.time / NS)
@@ -331,11 +335,7 @@ def write_stats(node: SimNode) -> None:
     name = node.get_parameter("stats_file").value
     if not name:
         return
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(node.stats()) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_whole(Path(name), json.dumps(node.stats()) + "\n")
 
 
 def serve(stop_requested: Callable[[], bool], args: list[str] | None = None) -> int:
