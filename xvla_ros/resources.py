@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the package's files lie: in the source tree, or installed by pip or colcon."""
+"""Where files lie: the package's own, in the source tree or installed, and those that a process writes alone."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+
+from xvla_ros.errors import SetupError
 
 PACKAGE = "xvla_ros"
 SHIPPED = "shipped"  # in the place of a checkpoint: the policy that comes with the package
+_OURS = set[Path]()  # folders that this process holds
 
 
 def usable_cores() -> int:
@@ -36,6 +42,64 @@ def without_real_time() -> None:
     for thread in Path("/proc/self/task").iterdir():
         with suppress(OSError):  # it has ended
             os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one piece, and its folder where there is none.
+
+    What is no UTF-8, such as the name of a file, stands there with a backslash.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+    draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+    draft.replace(path)
+
+
+def output_folder(named: str | Path, option: str = "--output") -> Path:
+    """Return a writable folder, made where it is not there: before hours are spent on what goes there.
+
+    Until this process ends it is this one's alone: another would write over its results.
+
+    Args:
+        named: the folder.
+        option: that named it.
+
+    Raises:
+        SetupError: it cannot be made, or not be written into, or another process writes into it.
+    """
+    folder = Path(named)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if (place := folder.resolve()) not in _OURS:
+            held = os.open(place, os.O_RDONLY)  # for as long as this process lives
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(held)
+                raise
+            os.register_at_fork(after_in_child=partial(os.close, held))  # those who outlive this process hold nothing
+            _OURS.add(place)
+        return folder
+    except BlockingIOError:
+        raise SetupError(
+            f"{option} {named}: another process writes into it; expected a folder of your own, or wait for its end"
+        ) from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SetupError(
+            f"{option} {named}: cannot be written: {reason}; expected a folder that you can write or create"
+        ) from None
+
+
+def open_lock(path: Path, mode: int = 0o600) -> int:
+    """Open a file that is there to be locked: no link is followed, nothing is emptied or waited for.
+
+    Raises:
+        OSError: it is a link, or another user's.
+    """
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
 
 
 def config_dir() -> Path:

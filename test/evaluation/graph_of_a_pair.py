@@ -10,7 +10,7 @@
     names      of joints, with positions of 0.1
     positions  a list in the place of those
     encoding   of a picture of 8 x 6 pixels
-    nan_every  each so many messages the positions are NaN
+    nan_every  each so many messages the positions are NaN, and of fewer messages a second more are
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from rosgraph_msgs.msg import Clock
 
 WIDTH, HEIGHT = 8, 6
 CLOCK_PERIOD_S = 0.005
+SPOILT_S = 0.2  # at most between two messages with NaN: what was well for half a second is believed again
 
 
 def message_class(kind: str) -> Any:
@@ -67,7 +68,7 @@ class Graph:
     def publish(self, topic: str, kind: str, reliability: str, hz: float, traits: dict[str, Any]) -> None:
         node, message = self.node(traits.get("node", "driver")), message_class(kind)()
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy[reliability.upper()])
-        publisher, numbers = node.create_publisher(type(message), topic, qos), itertools.count()
+        publisher, numbers, spoilt_at = node.create_publisher(type(message), topic, qos), itertools.count(), -math.inf
         if "encoding" in traits:
             message.height, message.width, message.encoding = HEIGHT, WIDTH, traits["encoding"]
             message.step, message.data = 3 * WIDTH, bytes(3 * WIDTH * HEIGHT)
@@ -76,10 +77,14 @@ class Graph:
         positions = traits.get("positions", [0.1] * len(traits.get("names", ())))
 
         def send() -> None:
+            nonlocal spoilt_at
             if "age" in traits and traits["age"] is not None:
                 message.header.stamp = self.stamp(traits["age"])
             if "names" in traits:
-                spoilt = "nan_every" in traits and next(numbers) % traits["nan_every"] == 0
+                now = time.monotonic()
+                is_due = now - spoilt_at > SPOILT_S
+                spoilt = "nan_every" in traits and (next(numbers) % traits["nan_every"] == 0 or is_due)
+                spoilt_at = now if spoilt else spoilt_at
                 message.position = [math.nan] * len(positions) if spoilt else positions
             publisher.publish(message)
 

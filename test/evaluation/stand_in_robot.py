@@ -2,7 +2,8 @@
 """Stand-in for the simulation and the policy node: real rclpy publishers whose every message is known beforehand.
 
 Joint ``i`` of each arm follows ``0.5 sin(t + i)``; commands say the same 0.1 s ahead. Used to test the watching node
-alone. Time of the run is the message count, so a slow machine changes nothing but the wall time.
+alone. Time of the run is the message count, and goes no further than the watching node allows (``sim/time_limit``), so
+a slow machine changes nothing but the wall time.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from rclpy.node import Node
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from xvla_ros.msg import ActionChunk, PolicyStatus
 from xvla_ros.nodes import qos
+from xvla_ros.nodes.messages import stamp_ns
+from xvla_ros.nodes.node_clock import NO_LIMIT, TIME_LIMIT_TOPIC
 from xvla_ros.robots import load_profile
 
 ROBOT = "so101_bimanual"
@@ -37,13 +41,12 @@ def position(joint: int, time: float) -> float:
 
 
 class StandInRobot(Node):
-    """Publishes what sim_node and policy_node would, tick by tick, once somebody listens."""
+    """Publishes what sim_node and policy_node would, tick by tick, once somebody listens to all of it."""
 
     def __init__(self) -> None:
         super().__init__("stand_in_robot")
         self.profile = load_profile(ROBOT)[ROBOT]
         base = f"/xvla/{ROBOT}"
-        self.clock = self.create_publisher(Clock, "/clock", qos.SENSOR)
         self.status = self.create_publisher(PolicyStatus, f"{base}/status", qos.LATCHED)
         self.chunks = self.create_publisher(ActionChunk, f"{base}/action_chunk", qos.EVENTS)
         self.diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.EVENTS)
@@ -59,11 +62,25 @@ class StandInRobot(Node):
         ]
         cameras = self.profile.cameras
         self.cameras = [self.create_publisher(Image, cameras.by_name[c].topic, qos.SENSOR) for c in cameras.slots]
-        self.tick = 0
+        # the last that is found: who hears it has found the others
+        self.clock = self.create_publisher(Clock, "/clock", qos.SENSOR)
+        of_arms = [outlet for _, *outlets in self.arms for outlet in outlets]
+        self.outlets = [self.status, self.chunks, self.diagnostics, *of_arms, *self.cameras, self.clock]
+        self.tick, self.allowed = 0, 0
+        self.create_subscription(Header, TIME_LIMIT_TOPIC, self.on_time_limit, qos.EVENTS)
         self.create_timer(STEP, self.on_tick)
 
+    def on_time_limit(self, message: Header) -> None:
+        until = stamp_ns(message.stamp)
+        if until < NO_LIMIT:  # which it says before it has heard the clock
+            self.allowed = until
+
     def on_tick(self) -> None:
-        if not self.tick and not (self.clock.get_subscription_count() and self.arms[-1][2].get_subscription_count()):
+        if not self.allowed:
+            if all(each.get_subscription_count() for each in self.outlets):
+                self.clock.publish(Clock(clock=Time(nanoseconds=1).to_msg()))
+            return
+        if round((self.tick + 1) * STEP * 1e9) > self.allowed:
             return
         self.tick += 1
         time = self.tick * STEP

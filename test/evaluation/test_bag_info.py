@@ -10,8 +10,14 @@ from pathlib import Path
 import pytest
 
 from xvla_ros.commands import main
+from xvla_ros.errors import BagError
 from xvla_ros.evaluation.bag_info import inspect, text_of
+from xvla_ros.recordings.bag_writer import BagWriter
+from xvla_ros.recordings.bags import Bag
+from xvla_ros.recordings.cdr import IMAGE
+from xvla_ros.recordings.marks import check_topics
 from xvla_ros.recordings.observations import MOST_DECODED
+from xvla_ros.robots.profile import profile_document
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from recorded import MS, START, Session, changed
@@ -34,7 +40,7 @@ def test_rates_gaps_and_dropped_frames(tmp_path):
     assert front.offset == pytest.approx(0.004, abs=1e-6)
     assert topics["/left/joint_states"].rate == pytest.approx(50.0)
     assert (info.missing, info.unused, info.robot) == ((), (), "so101_bimanual")
-    assert "intact" in info.integrity
+    assert "checksums match" in info.integrity
 
 
 def test_ranges_are_held_against_limits(tmp_path):
@@ -61,6 +67,27 @@ def test_what_a_profile_misses_is_named(tmp_path, capsys):
     assert found["robot"] == "widowx" and "/left/joint_states" in found["unused"]
     assert main(["bag", "info", str(tmp_path / "none")]) == 1
     assert "no bag or data set is there" in capsys.readouterr().err
+
+
+def test_a_recording_that_was_led_by_hand_lacks_nothing_required(tmp_path):
+    session = Session(PAIR, end=1.0, commands=False).record()
+    info = inspect(session.write(tmp_path / "bag.mcap"), PAIR)
+    assert info.exit_code == 0
+    assert [each for each in info.missing if "Without them, the measured joints are used" in each] == list(info.missing)
+    cut = (tmp_path / "bag.mcap").read_bytes()
+    (tmp_path / "cut.mcap").write_bytes(cut[: len(cut) * 2 // 3])
+    info = inspect(tmp_path / "cut.mcap", PAIR)
+    assert info.cut and "intact" not in text_of(info)
+
+
+def test_a_topic_without_a_message_is_told_from_one_that_is_not_there(tmp_path):
+    with BagWriter(tmp_path / "bag.mcap", profile_document([PAIR]), stamp_ns=START) as bag:
+        bag.add_topic(FRONT, IMAGE)
+    missing = inspect(tmp_path / "bag.mcap", PAIR).missing
+    assert any(f"{FRONT} ({IMAGE}); the bag has no message on it" in each for each in missing)
+    assert any(each.endswith("(sensor_msgs/msg/JointState); the bag has no such topic") for each in missing)
+    with pytest.raises(BagError, match=f"{FRONT} is without a message, expected {IMAGE}; .* is missing, expected"):
+        check_topics(Bag(tmp_path / "bag.mcap").summary(), PAIR)
 
 
 def test_a_folder_of_several_bags_is_not_taken_for_one(tmp_path, capsys):

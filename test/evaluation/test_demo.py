@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from xvla_ros.commands.demo import _prepare
+from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.report.film import HEIGHT, WIDTH, read_frame
 
 LIMIT = 300.0  # s, only ends a hang
@@ -99,6 +101,8 @@ def becomes(condition: Callable[[], bool], limit: float = LIMIT) -> bool:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Output folder and console output of one short demo."""
     folder = tmp_path_factory.mktemp("demo")
+    (folder / "logs").mkdir()
+    (folder / "logs" / "theirs.log").write_text("kept")
     with started(CODE, duration=DURATION, seed=7, output=str(folder)) as command:
         code, errors = command.end()
         assert code == 0, command.output + errors
@@ -149,6 +153,21 @@ def test_the_film_shows_the_simulation(finished: tuple[Path, str]) -> None:
 def test_nothing_but_results_and_logs_is_left(finished: tuple[Path, str]) -> None:
     names = {path.name for path in finished[0].iterdir()}
     assert names == {"report.json", "report.html", "film.mp4", "run.mcap", "logs"}
+    assert (finished[0] / "logs" / "theirs.log").read_text() == "kept"
+
+
+def test_a_demo_replaces_what_a_demo_left_and_nothing_else(tmp_path: Path) -> None:
+    theirs, before = tmp_path / "run.mcap", tmp_path / "before"
+    theirs.write_text("a recording of hours")
+    with pytest.raises(SetupError, match=r"contains run\.mcap, but no logs/watch\.log, .*: name another folder"):
+        _prepare(tmp_path)
+    assert theirs.read_text() == "a recording of hours"
+    (before / "logs").mkdir(parents=True)
+    left = [before / name for name in ("run.mcap", "report.json", "logs/watch.log", "logs/lead.log")]
+    for file in left:
+        file.write_text("of an earlier demo")
+    _prepare(before)
+    assert not any(file.exists() for file in left)
 
 
 @pytest.mark.parametrize(
@@ -157,11 +176,11 @@ def test_nothing_but_results_and_logs_is_left(finished: tuple[Path, str]) -> Non
 def test_a_demo_told_to_stop_leaves_no_process(tmp_path: Path, signum: int, code: int, moment: str) -> None:
     with started(CODE, duration=600, task="none", output=str(tmp_path)) as command:
         command.read_until(moment)
-        assert len(command.alive()) == 4
+        assert becomes(lambda: len(command.alive()) == 4)  # what a library started to look round has ended
         returned, errors = command.end(signum)
         assert returned == code
         assert "Traceback" not in errors
-        assert not command.alive()
+        assert becomes(lambda: not command.alive())
     if moment == "of 600 s":
         assert "the film and the report show what was recorded" in errors
         assert {"film.mp4", "report.html", "report.json"} <= {path.name for path in tmp_path.iterdir()}
@@ -173,7 +192,7 @@ def test_a_demo_whose_policy_dies_leaves_film_and_report_and_says_where_to_look(
         (policy,) = [pid for pid in command.alive() if b"policy_node" in _read(Path(f"/proc/{pid}/cmdline"))]
         os.kill(policy, signal.SIGKILL)
         code, errors = command.end()
-        assert not command.alive()
+        assert becomes(lambda: not command.alive())
     assert code == 1
     assert "ended early: policy" in errors and str(tmp_path / "logs") in errors and "Traceback" not in errors
     report = json.loads((tmp_path / "report.json").read_text())
@@ -184,7 +203,7 @@ def test_a_demo_whose_policy_dies_leaves_film_and_report_and_says_where_to_look(
 def test_a_demo_killed_outright_leaves_no_process(tmp_path: Path) -> None:
     with started(CODE, duration=600, task="none", output=str(tmp_path)) as command:
         command.read_until("the simulation runs")
-        assert len(command.alive()) == 4
+        assert becomes(lambda: len(command.alive()) == 4)  # what a library started to look round has ended
         command.process.kill()
         assert becomes(lambda: not command.alive())
 
@@ -212,7 +231,7 @@ def test_run_follows_its_nodes_until_it_is_told_to_stop(tmp_path: Path, ros_doma
         assert becomes(lambda: len(command.alive()) == 3)
         code, errors = command.end(signal.SIGINT)
         assert code == 0, errors
-        assert not command.alive()
+        assert becomes(lambda: not command.alive())
 
 
 def test_run_moves_an_untrained_arm_in_simulated_time_only(tmp_path: Path, ros_domain: int) -> None:

@@ -99,15 +99,7 @@ def test_what_the_policy_sees_does_not_depend_on_whether_it_is_filmed(profile, t
         def stands(observations, prefixes):
             for each in observations:
                 found.append((each.stamp, each.state.tobytes(), *(view.tobytes() for view in each.images.values())))
-            still = [np.tile(each.state, (30, 1)).astype(np.float32) for each in observations]
-            times = profile.policy.first_waypoint_offset + np.arange(30) * profile.policy.waypoint_dt
-            return [
-                ActionChunk(
-                    each.embodiment.robot, each.embodiment.domain_id, each.embodiment.action_mode, each.instruction,
-                    each.stamp, times, actions, 1.0, 0,
-                )
-                for each, actions in zip(observations, still, strict=True)
-            ]  # fmt: skip
+            return [ActionChunk.of(each, np.tile(each.state, (30, 1)).astype(np.float32), 1.0) for each in observations]
 
         runner = InProcess(profile, load_task(profile, "touch"), stands, width=48, height=48, films=films, most_films=1)
         result = runner.episode(1)
@@ -268,6 +260,8 @@ def test_an_error_over_ros_keeps_the_episodes_that_came_to_their_end(steadfast, 
     hear = _Heard.hear
 
     def broken(self, line):
+        if self.failed:  # it says nothing more, however late that is read
+            return True
         heard = hear(self, line)
         if self.episodes and not self.failed:
             self.failed = "the node /xvla does not answer"
@@ -278,6 +272,20 @@ def test_an_error_over_ros_keeps_the_episodes_that_came_to_their_end(steadfast, 
     assert "episode 2 of 2: the node /xvla does not answer" in capsys.readouterr().err
     report = report_of(tmp_path)
     assert report["episodes"] == 1 and "does not answer" in report["failure"]
+
+
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_films_of_an_earlier_run_are_replaced_and_other_files_stay(tmp_path, through_a_link):
+    output, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    output.mkdir()
+    elsewhere.mkdir()
+    films = output / "films"
+    films.symlink_to(elsewhere) if through_a_link else films.mkdir()
+    ours, theirs = ["touch-1.mp4", "pick_place-20.mp4"], ["holiday.mp4", "touch-it.mp4", "trip-2024.mp4", "touch-1.txt"]
+    for name in ours + theirs:
+        (films / name).write_text("")
+    assert run(Evaluate(expert=True, episodes=1, seed=3, films=0, image_size=SIZE, output=str(output)), "") == 0
+    assert {file.name for file in films.iterdir()} == {*theirs, *(ours if through_a_link else ())}
 
 
 def test_over_ros_topics_the_same_seeds_end_alike(steadfast, tmp_path):

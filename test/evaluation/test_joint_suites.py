@@ -12,8 +12,8 @@ from xvla_ros.commands import run
 from xvla_ros.commands import suites as command
 from xvla_ros.commands.evaluate import Evaluate
 from xvla_ros.errors import EvaluationError, SetupError
+from xvla_ros.evaluation.suites.drivers import ReplayDriver
 from xvla_ros.evaluation.suites.joints import (
-    ControllerDriver,
     ControllerPolicy,
     JointControlDriver,
     JointDriver,
@@ -126,7 +126,7 @@ def test_an_answer_that_cannot_be_carried_out_is_named():
 
 
 def test_a_controllers_plan_is_carried_out_as_it_held():
-    success, told = driven(ControllerDriver(lambda: PLAN, own_protocol(SUITE)), StandInArena())
+    success, told = driven(ReplayDriver(lambda _: PLAN.held(own_protocol(SUITE).rate)), StandInArena())
     assert success
     np.testing.assert_array_equal(told, PLAN.held(50.0)[: len(told)])
     assert len(told) == 51  # the last target's first step is enough for servos that are there at once

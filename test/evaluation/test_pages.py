@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,12 @@ def test_a_report_says_where_it_comes_from(report: Path) -> None:
         assert f"<th scope=row>{name.replace('_', ' ')}</th><td>{SAID[name]}</td>" in page
     assert f"<td>{made['date']}</td>" in page and "<th scope=row>command</th>" in page
     assert "<th scope=row>recorded</th><td>1970-01-01T00:00:10+00:00</td>" in page
+
+
+def test_a_name_of_a_file_that_is_not_utf_8_stands_on_the_page(tmp_path: Path) -> None:
+    """A page is written when all work is done."""
+    page = evaluation(tmp_path, checkpoint=os.fsdecode(b"folder\xff"))
+    assert "folder\\udcff" in page.read_text(encoding="utf-8")
 
 
 def test_a_command_line_can_be_typed_again() -> None:
@@ -166,10 +173,12 @@ def replay(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def evaluation(folder: Path) -> Path:
+def evaluation(folder: Path, checkpoint: str = "folder") -> Path:
     film = "films/touch-1.mp4"
     episodes = (EpisodeResult(0, "touch", True, False, 1.0), EpisodeResult(1, "touch", False, True, 9.0, film))
-    made = Evaluation("so101", "touch", "folder", True, 0, "process", episodes, Counters(), cameras=("front", "wrist"))
+    made = Evaluation(
+        "so101", "touch", checkpoint, True, 0, "process", episodes, Counters(), cameras=("front", "wrist")
+    )
     write_evaluation_page(made, folder / "report.html")
     return folder / "report.html"
 

@@ -71,7 +71,7 @@ def bag(tmp_path_factory: pytest.TempPathFactory, profile: Profile) -> Iterator[
     with free_domain() as domain:
         environment = {**child_environment(), **THIS_MACHINE_ONLY, "ROS_DOMAIN_ID": str(domain)}
         with Supervisor(output / "logs", environment) as supervisor:
-            command = watch_command(profile, output / "run.mcap", duration=DURATION)
+            command = watch_command(profile, output / "run.mcap", duration=DURATION, paced=True)
             watcher = supervisor.start("watch", command, on_line=progress.hear, may_end=True)
             supervisor.start("robot", [sys.executable, str(STAND_IN)])
             supervisor.wait_for(lambda: not watcher.running, 300, "the end of the watched time")
@@ -317,10 +317,31 @@ def test_grippers_follow_from_the_action_mode(profile: Profile) -> None:
 
 def test_frames_before_the_policy_listened_do_not_count() -> None:
     values = {"frames_received/front": "3", "first_stamp/front": "20", "last_stamp/front": "50"}
-    assert count_frames(values, {"front": [0, 10, 20, 30, 40, 50, 60]}, ("front", "wrist")) == {
+    assert count_frames(values, {"front": [0, 10, 20, 30, 40, 50, 60]}, ("front", "wrist"), {}) == {
         "front": Frames(4, 3),
         "wrist": Frames(0, 0),
     }
+
+
+def test_frames_of_a_part_of_a_run_are_those_of_the_part(profile: Profile, tmp_path: Path) -> None:
+    """The node counts on: 20 frames a second of each camera since it began, of which one in ten was lost."""
+    slots = profile.cameras.slots
+    with RecordedRun(tmp_path / "run.mcap", profile) as run:
+        for tick in range(200):
+            time = 10.0 + 0.05 * tick
+            for slot in slots:
+                run.picture(time, slot)
+            if tick >= 40:
+                run.command(time, [0.0] * 6)
+            if tick % 20 == 19:
+                stamps = {f"last_stamp/{slot}": str(round(time * 1e9)) for slot in slots}
+                stamps |= {f"first_stamp/{slot}": "1000000000" for slot in slots}
+                received = {f"frames_received/{slot}": str(1000 + (tick + 1) * 9 // 10) for slot in slots}
+                run.diagnostics(time + 0.01, {"trained": "true", **received, **stamps})
+    part = make_report(read_recording(tmp_path / "run.mcap", profile, 4.0), profile)
+    assert part.frames == dict.fromkeys(slots, Frames(80, 72))
+    whole = make_report(read_recording(tmp_path / "run.mcap", profile), profile)
+    assert {frames.received for frames in whole.frames.values()} == {1162}
 
 
 def test_percentiles_of_nothing_are_not_numbers() -> None:

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
 
 from xvla_ros.commands import main
 from xvla_ros.commands.replay import find_bags
-from xvla_ros.evaluation.replay.bag import BagRecord, ReplaySettings, replay_bag
+from xvla_ros.evaluation.replay.bag import RECORD, BagRecord, ReplaySettings, replay_bag
 from xvla_ros.evaluation.replay.jobs import Policies, make_jobs
 from xvla_ros.evaluation.replay.metrics import Figures, Part, metrics, write_metrics
 from xvla_ros.evaluation.replay.rows import SHIFTS
 from xvla_ros.evaluation.replay.sources import Answer, swapped
 from xvla_ros.evaluation.replay.sums import EpisodeSums, interval_of
+from xvla_ros.recordings import cdr
 from xvla_ros.recordings.bags import Bag
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -320,9 +322,7 @@ def test_a_cut_bag_gives_every_whole_message(tmp_path):
 
 @pytest.mark.parametrize("kind", ["file", "message"])
 def test_compressed_and_split_bags_are_replayed(tmp_path, kind):
-    from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
-
-    from xvla_ros.recordings import cdr
+    from rosbags.rosbag2 import CompressionFormat, CompressionMode
 
     session = Session(pair(), end=1.0).record()
     writer = Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.SQLITE3)
@@ -439,6 +439,9 @@ def test_a_record_made_otherwise_does_not_count(tmp_path):
     BagRecord("bag", frames=3).write(tmp_path, "one")
     assert BagRecord.read(tmp_path, "two") is None
     assert BagRecord.read(tmp_path, "one").frames == 3
+    for damaged in ("", "[1]", "3"):
+        (tmp_path / RECORD).write_text(damaged)
+        assert BagRecord.read(tmp_path, "one") is None
 
 
 def test_two_policies_side_by_side(tmp_path):
@@ -544,6 +547,35 @@ def test_bags_that_could_not_be_replayed_are_counted(tmp_path, capsys):
     assert main(["replay", str(tmp_path / "bags"), "--baseline", "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "1 of 2 bags could not be replayed" in said and "no observation could be built" in said
+
+
+def test_recordings_without_a_profile_do_not_hide_the_robot_of_the_others(tmp_path, capsys):
+    """An empty file and a damaged one come first by name; each is told once, and what is whole is replayed."""
+    bags, output = tmp_path / "bags", ["--baseline", "--every", "4", "--output", str(tmp_path / "out")]
+    good = Session(pair(), end=1.0).record().write(bags / "good.mcap")
+    cut = bags / "z_cut.mcap"
+    cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    (bags / "a_empty.mcap").touch()
+    damaged = Session(pair(), end=1.0).record().write(bags / "b_damaged.mcap")
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert main(["replay", str(bags), *output]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    failed = lines.index("  2 of 4 bags could not be replayed:")
+    empty, flipped = lines[failed + 1 : failed + 3]
+    assert empty.startswith(f"    {bags / 'a_empty.mcap'}: no message in it can be read: ")
+    assert flipped.startswith(f"    {damaged}: damaged: ")
+    assert not any(str(each) in line for line in lines[failed + 3 :] for each in (good, damaged))
+    assert lines[failed + 3].startswith(f"  {cut}: truncated: ")
+
+    assert main(["replay", str(bags / "a_empty.mcap"), *output]) == 1
+    assert "no message in it can be read" in capsys.readouterr().err
+    with Writer(tmp_path / "foreign", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        joints = writer.add_connection("/joints", cdr.JOINT_STATE, typestore=cdr.typestore())
+        writer.write(joints, START, cdr.joint_state(START, ["a"], [0.0]))
+    assert main(["replay", str(tmp_path / "foreign"), *output]) == 1
+    assert "the bag contains no profile: name the robot, or its profile file, with --robot" in capsys.readouterr().err
 
 
 def test_joints_that_leap_are_left_out_or_refused(tmp_path, monkeypatch):

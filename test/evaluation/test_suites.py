@@ -173,7 +173,7 @@ def test_an_answer_that_is_no_pose_is_named():
 
 def test_a_replayed_path_looks_at_nothing_and_is_held_at_its_end():
     path = np.arange(21, dtype=np.float32).reshape(3, 7)
-    driver = ReplayDriver({1: path})
+    driver = ReplayDriver({1: path}.__getitem__)
     driver.begin(TASKS[1], 3)
     arena = StandInArena()
     sight = arena.begin(Beginning(1, 3, 3, 0))
@@ -366,7 +366,7 @@ def test_what_a_simulator_raises_ends_the_run_and_closes_all():
 
     jobs = [TaskJob(task, (0, 1)) for task in TASKS]
     with pytest.raises(EvaluationError, match="it fell over"):
-        run_jobs(jobs, arena, lambda _: ReplayDriver({}), handle, 2)
+        run_jobs(jobs, arena, lambda _: ReplayDriver({}.__getitem__), handle, 2)
     assert arenas and all(each.closed for each in arenas)
 
 

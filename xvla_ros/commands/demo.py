@@ -25,7 +25,7 @@ from xvla_ros.commands.options import (
     RealTime,
     Robot,
     Server,
-    output_folder,
+    Words,
 )
 from xvla_ros.errors import Interrupted, SetupError
 from xvla_ros.evaluation.graph import (
@@ -39,6 +39,7 @@ from xvla_ros.evaluation.graph import (
 from xvla_ros.evaluation.processes import Child, ChildError, Supervisor, free_domain
 from xvla_ros.evaluation.report.recording import in_words
 from xvla_ros.nodes.process import read_progress
+from xvla_ros.resources import output_folder
 from xvla_ros.types import NS
 
 
@@ -145,6 +146,8 @@ COMMAND_LIMIT = 60.0
 # s of simulated time for which the end of an episode is shown.
 PAUSE = 0.8
 BAG = "run.mcap"
+RESULTS = ("report.json", "film.mp4", "report.html", BAG)
+CHILDREN = ("watch", "sim", "policy", "lead")  # in the order of their start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +171,7 @@ class Demo(Command):
         "where the policy was trained for the robot)",
     ] = None
     instruction: Annotated[
-        str | None, "instruction (default: the one of each layout; without a task the profile's)"
+        Words | None, "instruction (default: the one of each layout; without a task the profile's)"
     ] = None
     output: Annotated[str, "folder of the film and the report"] = "xvla_out/demo"
     device: Device = "cpu"
@@ -295,10 +298,21 @@ def _require(duration: float) -> None:
 
 
 def _prepare(folder: Path) -> None:
+    """Remove what an earlier demo left, so that nothing of it is taken for this one's.
+
+    Raises:
+        SetupError: the folder cannot be written, or has files of these names that no demo wrote.
+    """
     output_folder(folder)
-    for name in ("report.json", "film.mp4", "report.html", BAG):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "logs", ignore_errors=True)
+    logs = folder / "logs"
+    there = [name for name in RESULTS if (folder / name).exists()]
+    if there and not (logs / f"{CHILDREN[0]}.log").exists():
+        raise SetupError(
+            f"--output {folder} contains {', '.join(there)}, but no logs/{CHILDREN[0]}.log, which every demo writes: "
+            "name another folder, or remove these files"
+        )
+    for file in (*(folder / name for name in RESULTS), *(logs / f"{name}.log" for name in CHILDREN)):
+        file.unlink(missing_ok=True)
 
 
 def _drive(demo: Demo, profile: Profile, console: Console) -> None:

@@ -9,19 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from xvla_ros.commands.options import (
-    Command,
-    Count,
-    ImageSize,
-    Positive,
-    Robot,
-    Seed,
-    Share,
-    Task,
-    Variation,
-    output_folder,
-)
+from xvla_ros.commands.options import Command, Count, ImageSize, Positive, Robot, Seed, Share, Task, Variation
 from xvla_ros.errors import SetupError
+from xvla_ros.resources import output_folder, write_whole
 
 if TYPE_CHECKING:
     from xvla_ros.simulation.demonstrations import Demonstration, DemoSettings
@@ -158,7 +148,7 @@ def _record_suite(command: Demos) -> int:
     """Record what is not there yet and has not failed before; return 1 where more than half of the episodes failed."""
     from tqdm import tqdm
 
-    from xvla_ros.evaluation.suites.results import parse_tasks, write_whole
+    from xvla_ros.evaluation.suites.results import parse_tasks
     from xvla_ros.evaluation.suites.running import ProcessShare, plan, run_jobs
     from xvla_ros.simulation.demonstrations import MANIFEST, agree
     from xvla_ros.simulation.suites.libero import LiberoArena, ensure_suite

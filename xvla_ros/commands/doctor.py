@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 GIB = 2**30
 LEAST_MEMORY, LEAST_SHARED, LEAST_DISK = 4 * GIB, GIB // 16, 2 * GIB
-MOST_DOMAIN = 101  # above it, the ports of DDS meet those that Linux gives to programs
+DOMAINS = (*range(102), *range(215, 233))  # of others, the ports of DDS meet those that Linux gives to programs
 VECTORS = ("avx512_vnni", "avx512f", "avx_vnni", "avx2", "avx", "asimd")  # flags of /proc/cpuinfo, the widest first
 RANGES = ("SUBNET", "LOCALHOST", "OFF", "SYSTEM_DEFAULT")
 VARIABLES = (
@@ -273,8 +273,11 @@ def wrong_ros(environment: Mapping[str, str]) -> Iterator[str]:
     if chosen and there and chosen not in there:
         yield f"RMW_IMPLEMENTATION: {chosen} is not installed; installed: {', '.join(there)}"
     domain = environment.get("ROS_DOMAIN_ID", "0") or "0"
-    if not domain.isdecimal() or int(domain) > MOST_DOMAIN:
-        yield f"ROS_DOMAIN_ID: {domain!r}; expected a whole number from 0 to {MOST_DOMAIN}, the same on every machine"
+    if not domain.isdecimal() or int(domain) not in DOMAINS:
+        yield (
+            f"ROS_DOMAIN_ID: {domain!r}; expected a whole number from 0 to 101, or on Linux from 215 to 232, the same "
+            "on every machine: Linux gives the ports of other numbers to any program"
+        )
     reach = environment.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "")
     if reach and reach not in RANGES:
         yield f"ROS_AUTOMATIC_DISCOVERY_RANGE: {reach!r}; expected one of {', '.join(RANGES)}"

@@ -26,10 +26,10 @@ from xvla_ros.commands.options import (
     Share,
     Task,
     Variation,
-    output_folder,
 )
 from xvla_ros.errors import EvaluationError, SetupError
 from xvla_ros.evaluation.graph import settings_in_simulation
+from xvla_ros.resources import output_folder
 
 if TYPE_CHECKING:
     from xvla_ros.evaluation.outcomes import EpisodeResult, Evaluation
@@ -138,8 +138,7 @@ class Evaluate(Command):
         profile = changed(load_robot(self.robot), self.overrides)
         load_task(profile, self.task)
         output_folder(self.output)
-        for film in self.films_folder.glob("*.mp4"):
-            film.unlink()
+        self._remove_films()
         if here:
             result = in_process(self, profile)
         else:
@@ -162,6 +161,17 @@ class Evaluate(Command):
             f"stopped after {len(result.episodes)} of {self.count} episodes; the report contains these", file=sys.stderr
         )
         return STOPPED
+
+    def _remove_films(self) -> None:
+        """Remove the films of an earlier run, by their names; what a link leads to stays."""
+        from xvla_ros.simulation.tasks.catalogue import TASKS
+
+        if self.films_folder.is_symlink():
+            return
+        for film in self.films_folder.glob("*-*.mp4"):
+            task, _, seed = film.stem.rpartition("-")
+            if task in TASKS and seed.isdecimal():
+                film.unlink()
 
     def settings(self, profile: Profile) -> dict[str, Any]:
         """Return what the report says of how the episodes were run."""

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from xvla_ros.commands.options import Command, Count, Option
+from xvla_ros.commands.options import Command, Count, Option, Words
 from xvla_ros.errors import Interrupted, SetupError
 from xvla_ros.resources import usable_cores
 
@@ -54,7 +54,7 @@ class Export(Command):
         "of the checkpoint)",
     ] = ""
     fps: Annotated[Count | None, "frames per second (default: the rate of the main camera)"] = None
-    instruction: Annotated[str, "instruction to write instead of the recorded ones"] = ""
+    instruction: Annotated[Words, "instruction to write instead of the recorded ones"] = ""
     actions: Annotated[
         Literal["auto", "commanded", "measured"],
         "source of the actions: the commands, or the measured joints; auto: the commands where they are complete",

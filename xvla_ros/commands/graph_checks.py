@@ -153,7 +153,7 @@ def _controllers(profile: Profile, graph: GraphSnapshot) -> Iterator[Finding]:
                     "that of the commands"
                 )
                 yield Finding(_problem(key, mismatch, " and ".join(COMMAND_QOS), message))
-        publishers = graph.publishers.get(topic, ())
+        publishers = [each for each in graph.publishers.get(topic, ()) if each.is_named]
         policies = [each for each in publishers if each.node.rsplit("/", 1)[-1] == POLICY_NODE]
         rivals = [each for each in publishers if each not in policies] or policies[1:]
         if rivals:

@@ -18,10 +18,12 @@ from xvla_ros.commands.options import (
     Dtype,
     Listening,
     Option,
+    Port,
     Positive,
     RealTime,
     Robot,
     Server,
+    Words,
 )
 from xvla_ros.errors import Interrupted, SetupError
 from xvla_ros.evaluation.graph import choose_profiles, policy_command, settings_in_simulation, sim_command
@@ -63,7 +65,7 @@ class Run(Command):
     real_time: RealTime = False
     use_sim_time: Annotated[bool, "use the /clock of a simulator that already runs"] = False
     autostart: Annotated[bool, "start the node, but do not configure or activate it"] = True
-    instruction: Annotated[str | None, "instruction (default: the profile's, until one arrives on the topic)"] = None
+    instruction: Annotated[Words | None, "instruction (default: the profile's, until one arrives on the topic)"] = None
     seed: Annotated[int, "seed of the simulated scene"] = 0
     output: Annotated[str, "folder of the logs"] = "xvla_out/run"
 
@@ -118,7 +120,7 @@ class ViewCommand(Listening):
     policy: Policy = "/xvla"
     web: Annotated[bool, "serve a web page instead of using Rerun"] = False
     control: Annotated[bool, "let the page send instructions, stop and clear"] = False
-    port: Annotated[int, "port of the page; 0 takes a free one"] = 8080
+    port: Annotated[Port, "port of the page; 0 takes a free one"] = 8080
 
     def run(self) -> int:
         """Show the robot; the viewer joins the graph of the surrounding ROS_DOMAIN_ID."""
@@ -179,8 +181,8 @@ class RecordCommand(Command):
     """
 
     robot: Robot = "so101_bimanual"
-    output: Annotated[str, "folder of the bags"] = "xvla_out/record"
-    instruction: Annotated[str, "instruction of the episodes (default: the profile's)"] = ""
+    output: Annotated[Words, "folder of the bags"] = "xvla_out/record"
+    instruction: Annotated[Words, "instruction of the episodes (default: the profile's)"] = ""
     topics: Annotated[tuple[str, ...], Option("--topic"), "another topic to record; may be given several times"] = ()
     policy: Policy = "/xvla"
     sim_time: Annotated[bool, "take the log times from /clock"] = False

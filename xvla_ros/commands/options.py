@@ -14,10 +14,7 @@ lists the choices; its empty text stands for nothing chosen and is not listed. A
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import re
-import tempfile
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -38,7 +35,8 @@ from typing import (
     get_type_hints,
 )
 
-from xvla_ros.errors import SetupError, did_you_mean
+from xvla_ros.errors import did_you_mean
+from xvla_ros.limits import is_text
 
 if TYPE_CHECKING:
     from xvla_ros.serving.access import Access
@@ -80,7 +78,7 @@ class Listening(Command):
     host: Annotated[
         str, "address to listen on; an address that other machines can reach needs a token or certificates"
     ] = "127.0.0.1"
-    port: Annotated[int, "port; 0 chooses a free one"] = 8000
+    port: Annotated[Port, "port; 0 chooses a free one"] = 8000
     token_file: Annotated[
         Path | None,
         Option(metavar="FILE"),
@@ -124,42 +122,6 @@ class Parser(argparse.ArgumentParser):
             ]
             message += did_you_mean(unknown[1] or unknown[2], known if unknown[1] else commands)
         super().error(message)
-
-
-_OURS = set[Path]()  # folders that this process holds
-
-
-def output_folder(named: str | Path, option: str = "--output") -> Path:
-    """Return a writable folder, made where it is not there: before hours are spent on what goes there.
-
-    Until this process ends it is this one's alone: another would write over its results.
-
-    Raises:
-        SetupError: it cannot be made, or not be written into, or another process writes into it.
-    """
-    folder = Path(named)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        if (place := folder.resolve()) not in _OURS:
-            held = os.open(place, os.O_RDONLY)  # for as long as this process lives
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(held)
-                raise
-            _OURS.add(place)
-        return folder
-    except BlockingIOError:
-        raise SetupError(
-            f"{option} {named}: another process writes into it; expected a folder of your own, or wait for its end"
-        ) from None
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise SetupError(
-            f"{option} {named}: cannot be written: {reason}; expected a folder that you can write or create"
-        ) from None
 
 
 def parse(kind: type[Read], program: str, arguments: Sequence[str]) -> Read:
@@ -235,10 +197,12 @@ def _unwrapped(hint: Any) -> tuple[Any, bool, list[Any]]:
     return hint, may_be_none, said
 
 
-def _number(kind: Callable[[str], float], least: float, above: bool, what: str) -> Callable[[str], float]:
+def _number(
+    kind: Callable[[str], float], least: float, above: bool, what: str, most: float = float("inf")
+) -> Callable[[str], float]:
     def read(text: str) -> float:
         value = kind(text)
-        if not (least < value if above else least <= value) or value == float("inf"):
+        if not (least < value if above else least <= value) or value == float("inf") or value > most:
             raise argparse.ArgumentTypeError(f"{text} is not a {what}")
         return value
 
@@ -246,10 +210,18 @@ def _number(kind: Callable[[str], float], least: float, above: bool, what: str) 
     return read
 
 
+def _words(text: str) -> str:
+    if not is_text(text):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be encoded; expected text in UTF-8")
+    return text
+
+
+Words = Annotated[str, _words]
 Positive = Annotated[float, _number(float, 0, True, "number above 0")]
 Share = Annotated[float, _number(float, 0, False, "number of 0 or more")]
 Count = Annotated[int, _number(int, 1, False, "whole number above 0")]
 Seed = Annotated[int, _number(int, 0, False, "whole number of 0 or more")]
+Port = Annotated[int, _number(int, 0, False, "port: a whole number of 0 … 65535", 65535)]
 
 Robot = Annotated[str, "name of a profile, or a profile file"]
 BagRobot = Annotated[str, "name of a profile, or a profile file (default: the profile recorded in the bag)"]

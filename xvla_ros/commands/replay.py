@@ -12,23 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from xvla_ros.commands.options import (
-    BagRobot,
-    Checkpoint,
-    Command,
-    Count,
-    Device,
-    Dtype,
-    Json,
-    Option,
-    Seed,
-    output_folder,
-)
-from xvla_ros.errors import BagError, Interrupted, SetupError
+from xvla_ros.commands.options import BagRobot, Checkpoint, Command, Count, Device, Dtype, Json, Option, Seed, Words
+from xvla_ros.errors import BagError, Interrupted, ProfileError, SetupError
 from xvla_ros.observation.faults import FaultTally
 from xvla_ros.recordings.bags import Bag, bags_in, each_once
 from xvla_ros.recordings.lerobot_files import is_data_set
-from xvla_ros.resources import usable_cores
+from xvla_ros.resources import output_folder, usable_cores
 
 if TYPE_CHECKING:
     from xvla_ros.evaluation.bag_info import BagInfo
@@ -69,7 +58,7 @@ class Replay(Command):
     ablations: Annotated[
         bool, "also predict with black camera images, another soft prompt, and another instruction"
     ] = False
-    instruction: Annotated[str, "instruction to use instead of the recorded one"] = ""
+    instruction: Annotated[Words, "instruction to use instead of the recorded one"] = ""
     mapping: MappingFile = ""
     all_episodes: Annotated[bool, "also replay the failed episodes"] = False
     seed: Annotated[Seed, "seed of the sampler's noise"] = 0
@@ -159,7 +148,7 @@ def _replay_bags(options: Replay, bags: Sequence[Bag | Path]) -> int:
     from xvla_ros.evaluation.replay.metrics import Figures, metrics, write_metrics
     from xvla_ros.evaluation.replay.page import write_page
 
-    profile = _profile(options.robot, bags[0])
+    profile = _profile(options.robot, bags)
     settings = _settings(options)
     output = output_folder(options.output)
     names = () if options.baseline else (options.checkpoint or "", *([options.compare] if options.compare else []))
@@ -215,14 +204,25 @@ def find_bags(named: Sequence[str]) -> list[Path]:
     return each_once(found)
 
 
-def _profile(robot: str, source: Bag | Path) -> Profile:
+def _profile(robot: str, sources: Sequence[Bag | Path]) -> Profile:
+    """Return the profile of ``robot``, or the first that a recording has.
+
+    Raises:
+        ProfileError: none has one; of the first.
+    """
     from xvla_ros.recordings.bag_recording import profile_of_bag
     from xvla_ros.recordings.lerobot_mapping import profile_of_data_set
     from xvla_ros.robots import load_robot
 
     if robot:
         return load_robot(robot)
-    return profile_of_bag(source) if isinstance(source, Bag) else profile_of_data_set(source)
+    errors = []
+    for source in sources:
+        try:
+            return profile_of_bag(source) if isinstance(source, Bag) else profile_of_data_set(source)
+        except ProfileError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _settings(options: Replay) -> ReplaySettings:
@@ -294,12 +294,13 @@ def summary(document: dict[str, Any]) -> str:
     skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(document["skipped"].items())) or "nothing"
     lines.append(f"  skipped: {skipped}")
     lines += [f"    {line}" for line in FaultTally(document["skipped_details"]).lines()]
-    failed = sum(bool(bag["error"]) for bag in document["bags"])
-    lines += [f"  {failed} of {len(document['bags'])} bags could not be replayed"] if failed else []
-    for bag in document["bags"]:
-        lines += [
-            "  {}: {}".format(bag["path"], text.replace("\n", "\n  ")) for text in (bag["error"], *bag["notes"]) if text
-        ]
+    failed = [bag for bag in document["bags"] if bag["error"]]
+    lines += [f"  {len(failed)} of {len(document['bags'])} bags could not be replayed:"] if failed else []
+    for indent, bags in (("    ", failed), ("  ", [bag for bag in document["bags"] if not bag["error"]])):
+        for bag in bags:
+            notes = [note for note in bag["notes"] if note not in bag["error"]]
+            told = (text.replace("\n", f"\n{indent}") for text in (bag["error"], *notes) if text)
+            lines += [f"{indent}{bag['path']}: " + text.removeprefix(f"{bag['path']}: ") for text in told]
     if "live" in document:
         lines.append(f"  {document['live']['text']}")
     lines.append(

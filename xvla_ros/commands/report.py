@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from xvla_ros.commands.options import BagRobot, Command, Option, Positive, output_folder
+from xvla_ros.commands.options import BagRobot, Command, Option, Positive
 from xvla_ros.errors import SetupError
+from xvla_ros.resources import output_folder
 
 if TYPE_CHECKING:
     from xvla_ros.evaluation.report.figures import Report

@@ -132,7 +132,8 @@ class Check(Command):
       xvla check --robot my_arm.yaml --checkpoint my_checkpoint --json
       xvla check --suite libero_object --checkpoint my_checkpoint
 
-    exit code 0: the robot can run; 1: there are errors; 3: something could not be checked, and is named
+    exit code 0: the robot can run, or can be taught, and a line says so; 1: there are errors; 3: something could not be
+    checked, and is named
     """
 
     robot: Robot = "so101_bimanual"

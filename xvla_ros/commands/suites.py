@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xvla_ros.errors import SetupError
+from xvla_ros.resources import write_whole
 from xvla_ros.simulation.suites.joints import SUITES as JOINT_SUITES
 from xvla_ros.simulation.suites.joints import JointArena, JointProtocol
 from xvla_ros.simulation.suites.libero import LiberoArena, ensure_suite
@@ -56,15 +57,7 @@ def evaluate_suite(command: Evaluate) -> int:
         SimulationError: a simulator ended.
     """
     from xvla_ros.evaluation.suites.page import write_suite_page
-    from xvla_ros.evaluation.suites.results import (
-        REPLAY,
-        REPORT,
-        EpisodeStore,
-        SuiteResult,
-        SuiteRun,
-        parse_tasks,
-        write_whole,
-    )
+    from xvla_ros.evaluation.suites.results import REPLAY, REPORT, EpisodeStore, SuiteResult, SuiteRun, parse_tasks
     from xvla_ros.evaluation.suites.running import MOST_EPISODES, EpisodeRunner, ProcessShare, plan
 
     share = ProcessShare.of_environment()
@@ -306,10 +299,12 @@ def _unseen(protocol: EvaluationProtocol) -> Look:
 
 def _controller(command: Evaluate, protocol: JointProtocol, arena: JointArena) -> Driver:
     """Return what lets the package's own controller drive."""
-    from xvla_ros.evaluation.suites.joints import ControllerDriver, ControllerPolicy, JointControlDriver, profile_in
+    from xvla_ros.evaluation.suites.joints import ControllerPolicy, JointControlDriver, profile_in
 
     if command.through == "policy":
-        return ControllerDriver(arena.plan, protocol)
+        from xvla_ros.evaluation.suites.drivers import ReplayDriver
+
+        return ReplayDriver(lambda _: arena.plan().held(protocol.rate))
     profile = profile_in(command.suite, protocol)
     policy, black = ControllerPolicy(arena.plan, profile), np.zeros((protocol.pixels, protocol.pixels, 3), np.uint8)
     look = dict.fromkeys(profile.cameras.slots, black).copy  # it looks at no picture, so none is drawn
@@ -341,7 +336,7 @@ def _run_baseline(
         done |= {(episode.task, episode.episode) for episode, _ in found.values()}
     paths = {task: actions for task, (_, actions) in found.items()}
     jobs = plan(known, count, command.jobs, share, done) if known else []
-    _run(command, protocol, runner, lambda: nullcontext(lambda arena: ReplayDriver(paths)), jobs, REPLAY)
+    _run(command, protocol, runner, lambda: nullcontext(lambda arena: ReplayDriver(paths.__getitem__)), jobs, REPLAY)
 
 
 def _run(

@@ -106,7 +106,7 @@ class BagInfo:
         topics: all of them; joints: those of the profile.
         missing: what the profile needs and the bag lacks; required things keep the robot from running.
         unused: topics the profile does not know.
-        observations: what the robot's node would make of it; None without a robot, or where topics are missing.
+        observations: what the robot's node would make of it; None without a robot, or if required topics are missing.
     """
 
     path: str
@@ -124,9 +124,10 @@ class BagInfo:
 
     @property
     def exit_code(self) -> int:
-        """1 where it is damaged, lacks something, or no observation can be built; 2 where that is not known."""
+        """1 where it is damaged, lacks what is required, or no observation can be built; 2 where that is not known."""
         found = self.observations
-        if self.missing or self.damaged or (found is not None and not found.built and not found.unknown):
+        lacks = bool(self.robot) if found is None else not (found.built or found.unknown)
+        if self.damaged or lacks:
             return 1
         return 2 if found is not None and found.unknown else 0
 
@@ -286,6 +287,7 @@ class _Ranges:
 
 def _held_against(profile: Profile, topics: tuple[TopicInfo, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     found = {topic.name: topic.type for topic in topics if topic.count}
+    held = {topic.name: topic.type if topic.count else "no message on it" for topic in topics}
     known = {PROFILE_TOPIC, EPISODE_TOPIC}
     missing = []
     cameras = [(slot, profile.cameras.by_name[slot]) for slot in profile.cameras.slots]
@@ -300,7 +302,7 @@ def _held_against(profile: Profile, topics: tuple[TopicInfo, ...]) -> tuple[tupl
     for what, topic, kind in wanted:
         known.add(topic)
         if found.get(topic) != kind:
-            missing.append(f"{what}: {topic} ({kind}); the bag has {found.get(topic, 'no such topic')}")
+            missing.append(f"{what}: {topic} ({kind}); the bag has {held.get(topic, 'no such topic')}")
     for group in profile.commands.groups:
         topic = profile.commands.by_name[group].topic
         known.add(topic)
@@ -309,7 +311,7 @@ def _held_against(profile: Profile, topics: tuple[TopicInfo, ...]) -> tuple[tupl
             continue  # goals of an action are on no topic
         if found.get(topic) != kind:
             missing.append(
-                f"commands of {group}: {topic} ({kind}); the bag has {found.get(topic, 'no such topic')}. "
+                f"commands of {group}: {topic} ({kind}); the bag has {held.get(topic, 'no such topic')}. "
                 "Without them, the measured joints are used as actions"
             )
     return tuple(dict.fromkeys(missing)), tuple(sorted(set(found) - known))

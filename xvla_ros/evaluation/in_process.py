@@ -322,20 +322,7 @@ class InProcess:
                 positions = np.tile(self._positions(), (len(times), 1))
             actions = self._actions(positions)
             took = (time.perf_counter() - begun) * 1e3
-            return [
-                ActionChunk(
-                    seen.embodiment.robot,
-                    seen.embodiment.domain_id,
-                    seen.embodiment.action_mode,
-                    seen.instruction,
-                    seen.stamp,
-                    times,
-                    actions,
-                    took,
-                    0,
-                )
-                for seen in observations
-            ]
+            return [ActionChunk.of(seen, actions, took) for seen in observations]
 
         return predict
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from xvla_ros.evaluation.report.figures import SCHEMA_VERSION
 from xvla_ros.evaluation.report.provenance import provenance
+from xvla_ros.resources import write_whole
 from xvla_ros.types import Observation, Percentiles
 
 if TYPE_CHECKING:
@@ -181,10 +182,7 @@ def wilson(successes: int, total: int, confidence: float = CONFIDENCE) -> tuple[
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:
     """Write ``report.json``, in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(evaluation.to_mapping(), indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, json.dumps(evaluation.to_mapping(), indent=2) + "\n")
 
 
 def median_of(percentiles: Sequence[Percentiles]) -> Percentiles:
@@ -336,6 +334,4 @@ def write_judgements(judgements: Sequence[Judgement], checkpoint: str, path: Pat
     """Write ``evaluation.json``, in one piece."""
     results = [each.to_mapping() for each in judgements]
     document = {"schema_version": SCHEMA_VERSION, **provenance(), "checkpoint": checkpoint, "results": results}
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, json.dumps(document, indent=2) + "\n")

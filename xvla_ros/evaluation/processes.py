@@ -31,6 +31,7 @@ from types import FrameType, TracebackType
 from typing import TextIO
 
 from xvla_ros.errors import Interrupted, XvlaError
+from xvla_ros.resources import open_lock
 
 log = logging.getLogger(__name__)
 
@@ -356,7 +357,7 @@ def free_domain(wanted: int | None = None) -> Iterator[int]:
     for domain in candidates:
         path = Path(tempfile.gettempdir()) / f"xvla_ros_domain_{os.getuid()}_{domain}.lock"
         try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+            lock = open_lock(path)
         except OSError:
             continue
         try:

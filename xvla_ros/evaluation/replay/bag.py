@@ -30,6 +30,7 @@ from xvla_ros.recordings.lerobot_files import is_data_set
 from xvla_ros.recordings.lerobot_mapping import LeRobotMapping, read_mapping
 from xvla_ros.recordings.lerobot_recording import LeRobotOptions, LeRobotRecording
 from xvla_ros.recordings.recording import NothingLeftError, SamplesError, Survey, joint_leaps
+from xvla_ros.resources import write_whole
 from xvla_ros.robots import tool_pose
 from xvla_ros.robots.actions import Decoder, StateEncoder
 from xvla_ros.robots.joints import to_policy
@@ -139,17 +140,15 @@ class BagRecord:
 
     def write(self, folder: Path, key: str) -> None:
         """Write it, last of all files: a folder that has it is complete."""
-        draft = folder / (RECORD + ".part")
         document = {"version": RECORD_VERSION, "key": key, **asdict(self)}
-        draft.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        draft.replace(folder / RECORD)
+        write_whole(folder / RECORD, json.dumps(document, indent=1) + "\n")
 
     @staticmethod
     def read(folder: Path, key: str = "") -> BagRecord | None:
         """Return a folder's record; None where it is not complete, or was made with other settings than ``key``."""
         try:
-            found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             return None
         if found.pop("version", 0) != RECORD_VERSION or found.pop("key", "") != key:
             return None
@@ -387,16 +386,10 @@ class _Replay:
         self, actions: NDArray[np.float32], question: Question, episode: int | None = None
     ) -> tuple[Floats, NDArray[np.bool_]]:
         """Return joints [T, J] for actions [T, D] of tool poses, and which of these are missed."""
-        seen, policy = question.seen, self._profile.policy
-        start = None
+        seen, start = question.seen, None
         if episode is not None and self._recording.has_joints:
             start = self._recording.measured(self._survey, episode, seen.stamp)
-        times = policy.first_waypoint_offset + np.arange(len(actions), dtype=np.float64) * policy.waypoint_dt
-        robot = seen.embodiment
-        chunk = ActionChunk(
-            robot.robot, robot.domain_id, robot.action_mode, seen.instruction, seen.stamp, times, actions, 0.0, 0
-        )
-        path = self._decoder.decode(chunk, start)
+        path = self._decoder.decode(ActionChunk.of(seen, actions), start)
         given = np.arange(len(path.times)) if path.waypoints is None else path.waypoints
         return path.positions[given], path.out_of_reach()[given]
 

@@ -8,6 +8,7 @@ import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from xvla_ros.evaluation.replay.sources import ablated_rows, ablation_table
 from xvla_ros.evaluation.replay.sums import EpisodeSums, ErrorSums, GripperSums, MotionSums, gripper_channels
 from xvla_ros.evaluation.report.provenance import provenance
 from xvla_ros.observation.faults import FaultTally
+from xvla_ros.resources import write_whole
 from xvla_ros.robots.profile import Profile
 from xvla_ros.types import Floats
 
@@ -363,14 +365,10 @@ def _numbers(values: Any) -> list[float | None]:
 
 def write_metrics(document: Mapping[str, Any], folder: Path) -> None:
     """Write both files, each in one piece."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "metrics.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
-    draft = folder / "metrics.csv.part"
-    with draft.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
-        writer.writerows(table(document))
-    draft.replace(folder / "metrics.csv")
+    write_whole(folder / "metrics.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
+    stream = StringIO(newline="")
+    csv.writer(stream).writerows([COLUMNS, *table(document)])
+    write_whole(folder / "metrics.csv", stream.getvalue())
 
 
 def table(document: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -405,9 +403,3 @@ def _csv_entry(policy: str, part: str, kind: str, entry: Mapping[str, Any]) -> I
 
 def _text(value: float | None) -> str:
     return "" if value is None else f"{value:.9g}"
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

@@ -168,7 +168,7 @@ def make_report(recording: RunRecording, profile: Profile) -> Report:
         chunks=len(recording.chunks),
         trajectories=sum(recording.trajectories.values()),
         joint_travel_rad=joint_travel(recording, profile),
-        frames=count_frames(values, recording.stamps, tuple(profile.cameras.slots)),
+        frames=count_frames(values, recording.stamps, tuple(profile.cameras.slots), recording.before),
         holds=recording.counted("holds"),
         inference_ms=Percentiles.of([chunk.inference_ms for chunk in recording.chunks]),
         overhead_ms=_said(values, "overhead_ms"),
@@ -235,17 +235,23 @@ def computing_of(diagnostics: Mapping[str, str]) -> dict[str, str]:
 
 
 def count_frames(
-    diagnostics: Mapping[str, str], stamps: Mapping[str, Sequence[int]], cameras: Sequence[str]
+    diagnostics: Mapping[str, str],
+    stamps: Mapping[str, Sequence[int]],
+    cameras: Sequence[str],
+    before: Mapping[str, str],
 ) -> dict[str, Frames]:
     """Count, per camera, what was sent while the policy listened and what of it arrived.
 
     Only frames between the first and the last stamp the policy received count: before, it was not there yet. What was
-    sent is what was recorded, or what the policy received where the recorder missed more of it.
+    sent is what was recorded, or what the policy received where the recorder missed more of it. Of a part of a run only
+    those count that came after the diagnostics ``before`` it, where both are of one node's counter.
     """
     counts = {}
     for camera in cameras:
-        received = int(diagnostics.get(f"frames_received/{camera}", "0"))
+        received, earlier = (int(said.get(f"frames_received/{camera}", "0")) for said in (diagnostics, before))
         first, last = (int(diagnostics.get(f"{which}_stamp/{camera}", "0")) for which in ("first", "last"))
+        if 0 < earlier < received and int(before.get(f"first_stamp/{camera}", "0")) == first:  # the same node counts on
+            received, first = received - earlier, int(before.get(f"last_stamp/{camera}", "0")) + 1
         sent = sum(first <= stamp <= last for stamp in stamps.get(camera, ())) if received else 0
         counts[camera] = Frames(max(sent, received), received)
     return counts

@@ -21,6 +21,7 @@ from xvla_ros.evaluation.report import provenance
 from xvla_ros.evaluation.report.figures import Report, joint_plot, latency_plot, spans, status_plot
 from xvla_ros.evaluation.report.film import ROW_HEIGHT, caption, row_width
 from xvla_ros.evaluation.report.recording import RunRecording, in_words
+from xvla_ros.resources import write_whole
 from xvla_ros.types import BESIDE, NS
 
 if TYPE_CHECKING:
@@ -57,10 +58,7 @@ def write_page(template: str, path: Path, **values: Any) -> None:
         lstrip_blocks=True,
     )
     pages.filters["data_uri"] = _data_uri
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(pages.get_template(template).render(**values) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, pages.get_template(template).render(**values) + "\n")
 
 
 def write_html(

@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,17 @@ from xvla_ros.errors import BagError, MessageError
 from xvla_ros.recordings.bag_files import BagMessage
 from xvla_ros.recordings.bags import Bag
 from xvla_ros.recordings.cdr import STRING, JointCommand, peek_stamp, read, read_command, read_joint_state, read_string
-from xvla_ros.recordings.marks import CHUNK, DIAGNOSTICS, EPISODE_TOPIC, OUTCOME, STATUS, beside_topic, read_mark
+from xvla_ros.recordings.marks import (
+    CHUNK,
+    DIAGNOSTICS,
+    EPISODE_TOPIC,
+    NEVER_ENDED,
+    OUTCOME,
+    STATUS,
+    beside_topic,
+    marked_episodes,
+    read_mark,
+)
 from xvla_ros.recordings.observations import BagClock
 from xvla_ros.robots.interfaces import JOINT_STATE
 from xvla_ros.types import NS, ActionChunk
@@ -144,6 +154,7 @@ class RunRecording:
         duration: s of ROS time from there to the last message.
         trajectories: commands seen on each command topic.
         diagnostics: the policy's newest diagnostic values; empty where no policy ran.
+        before: the policy's values at the beginning of a part of a run, whose counters count on; empty for a whole run.
         simulation: a simulation's newest ones.
         stamps: of the recorded pictures of each camera, ns of ROS time.
         episodes: of a task, where one was led, else those that were marked.
@@ -164,6 +175,7 @@ class RunRecording:
     episodes: tuple[RunEpisode, ...] = ()
     resets: tuple[float, ...] = ()
     beside: str = ""
+    before: dict[str, str] = field(default_factory=dict)
 
     def counted(self, what: str) -> int:
         """Return a counter of ``PolicyStatus`` over the whole run; it starts again at each activation of the policy."""
@@ -254,16 +266,17 @@ class _RunReader:
             episodes=episodes or _marked(self._marks, start, end),
             resets=resets,
             beside=self._beside,
+            before={} if duration is None else self._diagnostics("trained", start, or_later=False),
         )
 
     def _until(self, kind: str, end: float) -> list[tuple[int, Any]]:
         return [(time, said) for time, said in self._heard[kind] if time <= end]
 
-    def _diagnostics(self, key: str, end: float) -> dict[str, str]:
-        """Return this robot's newest values that hold ``key``: of those up to the end, else of all."""
+    def _diagnostics(self, key: str, end: float, *, or_later: bool = True) -> dict[str, str]:
+        """Return this robot's newest values that hold ``key``: of those up to the end, else of all or none."""
         found = [(time, values) for time, values in self._heard[DIAGNOSTICS] if key in values]
         within = [values for time, values in found if time <= end]
-        return within[-1] if within else found[-1][1] if found else {}
+        return within[-1] if within else found[-1][1] if found and or_later else {}
 
     def _time(self, message: BagMessage, stamp: int | None = None) -> int:
         """Return the ROS time of a message in ns."""
@@ -386,34 +399,21 @@ def _judged(outcomes: Sequence[tuple[int, Any]], start: int, end: float) -> tupl
     return tuple(episodes)
 
 
-def _marked(marks: Sequence[tuple[int, Mapping[str, Any]]], start: int, end: float) -> tuple[RunEpisode, ...]:
-    """Return the episodes of a recorder's marks, as in training: ``discard`` drops the open or last one."""
-    kept: list[RunEpisode] = []
-    begun: tuple[float, Mapping[str, Any]] | None = None
-    for stamp, mark in marks:
-        time, event = (stamp - start) / NS, mark.get("event")
-        if event == "discard":
-            if begun is None and kept:
-                kept.pop()
-        elif begun is not None:
-            kept.append(_marked_episode(*begun, mark if event == "end" else {}, time))
-        begun = (time, mark) if event == "start" else None
-    if begun is not None:
-        kept.append(_marked_episode(*begun, {}, None))
-    return tuple(episode for episode in kept if start + episode.begun * NS <= end)
-
-
-def _marked_episode(begun: float, first: Mapping[str, Any], last: Mapping[str, Any], ended: float | None) -> RunEpisode:
-    said = {**first, **{key: value for key, value in last.items() if value not in (None, "")}}
-    return RunEpisode(
-        str(said.get("task") or ""),
-        said.get("seed"),
-        str(said.get("instruction") or ""),
-        begun,
-        ended,
-        said.get("success"),
-        False,
-        0.0 if ended is None else ended - begun,
+def _marked(marks: Sequence[tuple[int, dict[str, Any]]], start: int, end: float) -> tuple[RunEpisode, ...]:
+    """Return the episodes of a recorder's marks, as in training."""
+    return tuple(
+        RunEpisode(
+            str(mark.get("task") or ""),
+            mark.get("seed"),
+            str(mark.get("instruction") or ""),
+            (begun - start) / NS,
+            None if ended == NEVER_ENDED else (ended - start) / NS,
+            mark.get("success"),
+            False,
+            0.0 if ended == NEVER_ENDED else (ended - begun) / NS,
+        )
+        for begun, ended, mark in marked_episodes(marks, {})
+        if begun <= end
     )
 
 

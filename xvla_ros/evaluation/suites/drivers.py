@@ -114,22 +114,22 @@ class PolicyDriver:
 
 
 class ReplayDriver:
-    """A baseline that looks at nothing: for each task one path of actions, the same whatever the scene.
+    """Carries out a path of actions and looks at nothing: that of an episode that succeeded, or a controller's plan.
 
     Args:
-        paths: index of the task → float32 [N, 7], the actions of an episode that succeeded.
+        path: of an episode of the task with this index, from where it begins: float32 [N, 7] or [N, J].
     """
 
     looks = False
 
-    def __init__(self, paths: Mapping[int, Actions]) -> None:
-        self._paths = paths
+    def __init__(self, path: Callable[[int], Actions]) -> None:
+        self._path_of = path
         self.chunks, self.inference_ms = 0, list[float]()
 
     def begin(self, task: SuiteTask, episode: int) -> None:
-        """Take the task's path."""
+        """Take the path."""
         del episode
-        path = self._paths[task.index]
+        path = self._path_of(task.index)
         self._path = np.concatenate([path, np.repeat(path[-1:], HELD, axis=0)])
 
     def actions(self, sight: Sight, step: int) -> Actions:

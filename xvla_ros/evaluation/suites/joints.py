@@ -12,7 +12,7 @@ from xvla_ros.control.motion import CommandWindow
 from xvla_ros.control.pilot import Pilot
 from xvla_ros.errors import EvaluationError
 from xvla_ros.evaluation.suites.control import ControlDriver
-from xvla_ros.evaluation.suites.drivers import EXPERT_WAYPOINTS, HELD, Actions, Predict, start_of
+from xvla_ros.evaluation.suites.drivers import EXPERT_WAYPOINTS, Actions, Predict, start_of
 from xvla_ros.robots import load_robot
 from xvla_ros.robots.joints import from_policy, to_policy
 from xvla_ros.robots.profile import Profile
@@ -108,32 +108,6 @@ class JointDriver:
         return np.stack([np.interp(steps, due, column) for column in waypoints.T], axis=1).astype(np.float32)
 
 
-class ControllerDriver:
-    """Lets a package's own controller drive: its targets as they held, in place of a policy.
-
-    Args:
-        plan: what it does from where the episode began.
-        protocol: how.
-    """
-
-    looks = False
-
-    def __init__(self, plan: Callable[[], ControllerPlan], protocol: JointProtocol) -> None:
-        self._plan, self._protocol = plan, protocol
-        self.chunks, self.inference_ms = 0, list[float]()
-
-    def begin(self, task: SuiteTask, episode: int) -> None:
-        """Plan anew."""
-        del task, episode
-        path = self._plan().held(self._protocol.rate)
-        self._path = np.concatenate([path, np.repeat(path[-1:], HELD, axis=0)])
-
-    def actions(self, sight: Sight, step: int) -> Actions:
-        """Return what is left of the plan, and where it ends for a while."""
-        del sight
-        return self._path[step:]
-
-
 class ControllerPolicy:
     """A package's own controller asked as a policy is: its plan of the episode, as chunks.
 
@@ -157,16 +131,11 @@ class ControllerPolicy:
         begun = time.perf_counter()
         if self._begun < 0:
             self._path, self._begun = self._plan(), seen.stamp
-        policy, embodiment = self._profile.policy, seen.embodiment
+        policy = self._profile.policy
         times = policy.first_waypoint_offset + np.arange(EXPERT_WAYPOINTS, dtype=np.float64) * policy.waypoint_dt
         positions = self._path.at(times + (seen.stamp - self._begun) / NS)
         actions, took = to_policy(positions, self._profile).astype(np.float32), (time.perf_counter() - begun) * 1e3
-        return [
-            ActionChunk(
-                embodiment.robot, embodiment.domain_id, embodiment.action_mode, seen.instruction, seen.stamp, times,
-                actions, took, 0,
-            )
-        ]  # fmt: skip
+        return [ActionChunk.of(seen, actions, took)]
 
 
 class JointControlDriver(ControlDriver):

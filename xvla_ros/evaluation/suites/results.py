@@ -17,6 +17,7 @@ from xvla_ros.errors import SetupError
 from xvla_ros.evaluation.outcomes import wilson
 from xvla_ros.evaluation.report.figures import SCHEMA_VERSION
 from xvla_ros.evaluation.report.provenance import provenance
+from xvla_ros.resources import write_whole
 from xvla_ros.simulation.suites.protocols import PUBLISHED_SUITES, SuiteProtocol
 from xvla_ros.simulation.suites.suite import SuiteTask
 from xvla_ros.types import Percentiles
@@ -332,13 +333,6 @@ class SuiteResult:
         versions = self.run.versions
         simulator = ", ".join(f"{name} {versions[name]}" for name in SIMULATORS if versions.get(name))
         return "\n".join([*lines, protocol, simulator, *self.advice()])
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file in one piece."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def parse_tasks(text: str, tasks: Sequence[SuiteTask]) -> tuple[SuiteTask, ...]:
