@@ -94,7 +94,7 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "task",
                 default_value="",
-                description="with sim:=true and one robot: run episodes of this task (touch, pick_place, …) and "
+                description="in simulation, with one robot: run episodes of this task (touch, pick_place, …) and "
                 "log the outcome of each; needs autostart and no namespace",
             ),
             DeclareLaunchArgument(
@@ -176,8 +176,8 @@ def leader(argument: dict[str, str], profiles: Sequence[Profile]) -> Node:
     ready = BOOLEANS[argument["sim"]] and BOOLEANS[argument["autostart"]] and not argument["namespace"]
     if len(profiles) != 1 or not ready:
         raise SetupError(
-            f"task is {argument['task']!r}, which needs sim:=true with one robot, autostart and no namespace; leave it "
-            "out to give instructions yourself"
+            f"task is {argument['task']!r}, which needs a simulation (sim:=true; of isaac.launch.py stand_in:=true) "
+            "with one robot, autostart and no namespace; leave it out to give instructions yourself"
         )
     (profile,) = profiles
     order = {

@@ -33,7 +33,7 @@ A profile is a ROS 2 parameters file. Settings stand under the robot's name, and
 One file may hold several robots, and several files merge. Equal arms share a profile:
 `arm_a: {like: so101, namespace: /a}` has every setting of the shipped `so101`, and its topics begin with `/a`.
 `xvla check --robot FILE` lists everything that is wrong with one, each with file, key, value and what is allowed.
-Settings marked *settable* can be set while the node is not active and count from its next configure; the others are
+Settings marked *settable* can be set while the node is not active and count from its next activation; the others are
 fixed when it starts."""
 
 _TAIL = """

@@ -320,6 +320,13 @@ def test_isaac_gets_setpoints_beside_every_topic_of_joint_states(robot: str, tmp
     assert {key for key in same if same[key] != profile.to_mapping()[key]} == {"commands"}
 
 
+def test_isaac_gets_commands_in_the_namespace_of_the_profile():
+    profile = Profile.from_mapping("so101", load("so101").to_mapping() | {"namespace": "/cell1"})
+    made = isaac.isaac_profile(profile)
+    assert {group.topic for group in made.commands.by_name.values()} == {"/cell1/follower/joint_command"}
+    assert made.joints.topics == profile.joints.topics
+
+
 def topics_in_use(code: str, *arguments: str) -> dict[str, dict[str, str]]:
     """What a fresh process says that its node publishes and subscribes to: {"out": {topic: type}, "in": {…}}."""
     done = subprocess.run(

@@ -14,8 +14,9 @@ from typing import Annotated, Literal
 import pytest
 
 from xvla_ros.commands import COMMANDS, main, run
-from xvla_ros.commands.options import Command, Count, Option, Positive, output_folder, parse, parser_of
+from xvla_ros.commands.options import Command, Count, Option, Positive, Words, parse, parser_of
 from xvla_ros.errors import BagError, SetupError, XvlaError
+from xvla_ros.resources import output_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Show(Command):
     what: Annotated[str, Option(metavar="WHAT", positional=True), "what is shown"]
     more: Annotated[tuple[str, ...], Option(metavar="KEY=VALUE", positional=True), "settings"] = ()
     needed: Annotated[str, "it is needed"]
+    words: Annotated[Words, "what to say"] = ""
     rate: Annotated[Positive, "per second, 100 % of it"] = 10.0
     steps: Annotated[Count | None, "steps (default: the profile's)"] = None
     loud: Annotated[bool, "be loud"] = False
@@ -79,6 +81,7 @@ def test_a_field_is_read_by_its_type(arguments: list[str], field: str, value: ob
         (["--rate", "0"], "argument --rate: 0 is not a number above 0"),
         (["--rate", "fast"], "argument --rate: invalid float value: 'fast'"),
         (["--steps", "0"], "argument --steps: 0 is not a whole number above 0"),
+        (["--words", "x\udcff"], r"argument --words: 'x\udcff' cannot be encoded; expected text in UTF-8"),
         (["--kind", "c"], "argument --kind: invalid choice: 'c' (choose from"),
         (["--window", "--headless"], "argument --headless: not allowed with argument --window"),
         (["--live", "--recorded", "file"], "argument --recorded: not allowed with argument --live"),
@@ -90,6 +93,15 @@ def test_wrong_usage_ends_with_2(arguments: list[str], said: str, capsys: pytest
         read(*arguments)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["serve"], ["view", "--web"]])
+@pytest.mark.parametrize("port", ["-1", "65536", "99999", "1" * 400])
+def test_a_port_that_is_none_is_wrong_usage(command: list[str], port: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--port", port])
+    assert ended.value.code == 2
+    assert f"argument --port: {port} is not a port: a whole number of 0 … 65535" in capsys.readouterr().err
 
 
 def test_the_closest_option_and_command_are_named(capsys: pytest.CaptureFixture[str]):
@@ -115,7 +127,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(
 
 def test_a_folder_that_another_process_writes_into_is_refused(tmp_path: Path):
     holds = (
-        "import sys; from xvla_ros.commands.options import output_folder; output_folder(sys.argv[1]); "
+        "import sys; from xvla_ros.resources import output_folder; output_folder(sys.argv[1]); "
         "print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -126,6 +138,22 @@ def test_a_folder_that_another_process_writes_into_is_refused(tmp_path: Path):
             output_folder(tmp_path)
         other.communicate("")
     assert output_folder(tmp_path) == output_folder(tmp_path) == tmp_path
+
+
+def test_a_child_that_outlives_a_killed_process_holds_no_folder(tmp_path: Path):
+    """As the loading processes of a training do for some seconds."""
+    leaves_child = (
+        "import os, sys; from xvla_ros.resources import output_folder; output_folder(sys.argv[1])\n"
+        "if os.fork() == 0: print('alive', flush=True); sys.stdin.read(); os._exit(0)\n"
+        "os._exit(9)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", leaves_child, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as killed:
+        assert killed.wait(300) == 9
+        assert killed.stdout is not None and killed.stdout.readline() == "alive\n"
+        assert output_folder(tmp_path) == tmp_path
+        killed.communicate("")
 
 
 def test_a_terminal_that_lacks_a_character_ends_no_command(monkeypatch: pytest.MonkeyPatch):

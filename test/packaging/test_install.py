@@ -103,7 +103,7 @@ def test_a_wheel_brings_messages_profiles_and_executables(tmp_path, source):
 
     assert Path(shown[0]).is_relative_to(target)
     assert Path(shown[1]) == target / "share" / "xvla_ros" / "config"
-    for name in ("policy_node", "sim_node", "play_node", "record_node", "evaluate_node"):
+    for name in ("policy_node", "sim_node", "play_node", "record_node", "evaluate_node", "xvla"):
         assert os.access(target / "lib" / "xvla_ros" / name, os.X_OK)
     for relative in ("launch/xvla.launch.py", "config/dds/fastdds.xml", "config/widowx.yaml", "msg/ActionChunk.msg"):
         assert (target / "share" / "xvla_ros" / relative).is_file()

@@ -139,7 +139,7 @@ def test_the_policy_reaches_active_and_commands_the_simulated_arm(bring_up):
     # Once by hand: nothing takes the node back up behind the user's back.
     assert bringup.change(Transition.TRANSITION_DEACTIVATE)
     assert bringup.change(Transition.TRANSITION_CLEANUP)
-    bringup.wait_for(lambda: bringup.states[-1] == "unconfigured", "the last transition")
+    bringup.wait_for(lambda: bringup.states[-1:] == ["unconfigured"], "the last transition")
 
     assert bringup.states[-4:] == ["deactivating", "inactive", "cleaningup", "unconfigured"]
     said = bringup.interrupt()

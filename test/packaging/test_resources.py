@@ -17,7 +17,7 @@ SHOW = "from xvla_ros.resources import config_dir; print(config_dir())"
 def found_by_copy(site_packages: Path) -> subprocess.CompletedProcess[str]:
     """Ask a copy of the package in ``site_packages``, alone on the path, for its config folder."""
     (site_packages / "xvla_ros").mkdir(parents=True)
-    for name in ("__init__.py", "resources.py"):
+    for name in ("__init__.py", "errors.py", "resources.py"):
         shutil.copy(ROOT / "xvla_ros" / name, site_packages / "xvla_ros")
     code = f"import sys; sys.path.insert(0, {str(site_packages)!r}); {SHOW}"
     return subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
