@@ -237,10 +237,7 @@ class Led:
         policy = self.profile.policy
         times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(WAYPOINTS)
         actions = to_policy(self._swung(seen.stamp / NS + times), self.profile).astype(np.float32)
-        return ActionChunk(
-            self.profile.name, policy.domain_id, policy.action_mode, seen.instruction, seen.stamp, times, actions,
-            INFERENCE_S * 1e3, SEED,
-        )  # fmt: skip
+        return ActionChunk.of(seen, actions, INFERENCE_S * 1e3, SEED)
 
     def _tick(self) -> None:
         window = self._pilot.tick()

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from xvla_ros.commands import run
-from xvla_ros.commands.options import Command, Count, Option, output_folder, parse
+from xvla_ros.commands.options import Command, Count, Option, parse
 from xvla_ros.errors import XvlaError
 from xvla_ros.evaluation.report.provenance import provenance
+from xvla_ros.resources import output_folder
 
 Size = Annotated[
     Literal["small", "full"], "random weights of this size: the network that ships, or the published 0.9 B"

@@ -137,17 +137,7 @@ class InstantPolicy:
         times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(WAYPOINTS)
         swing = 0.1 + 0.2 * np.sin(2 * np.pi * 0.3 * (seen.stamp / 1e9 + times))
         joints = np.repeat(swing[:, None], len(profile.joints.policy_order), axis=1)
-        return ActionChunk(
-            profile.name,
-            policy.domain_id,
-            policy.action_mode,
-            seen.instruction,
-            seen.stamp,
-            times,
-            to_policy(joints, profile).astype(np.float32),
-            0.0,
-            0,
-        )
+        return ActionChunk.of(seen, to_policy(joints, profile).astype(np.float32))
 
 
 class Notes:

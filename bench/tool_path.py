@@ -166,19 +166,7 @@ class ScriptedPolicy:
         policy = self._profile.policy
         times = policy.first_waypoint_offset + policy.waypoint_dt * np.arange(WAYPOINTS)
         actions = self._actions((seen.stamp - self.begun) / 1e9 + times).astype(np.float32)
-        return [
-            ActionChunk(
-                self._profile.name,
-                policy.domain_id,
-                policy.action_mode,
-                seen.instruction,
-                seen.stamp,
-                times,
-                actions,
-                INFERENCE_S * 1e3,
-                0,
-            )
-        ]
+        return [ActionChunk.of(seen, actions, INFERENCE_S * 1e3)]
 
     def _take_time(self) -> None:
         """What a forward pass takes, or as much of it as simulated time gives."""

@@ -38,7 +38,7 @@ class RandomSamples:
         from xvla_ros.training.data.samples import Sample
         from xvla_ros.types import Embodiment
 
-        pair = Embodiment("pair", 19, "so101_bimanual_bce", ("front", "left", "right"), 0.0333, 0.0333)
+        pair = Embodiment("pair", 19, "so101_bimanual_bce", ("front", "left", "right"), 0.0333, 0.0333, 10, "squash")
         random = np.random.default_rng(0)
         self.embodiments, self.profiles, self.instructions = {"pair": pair}, {}, ["touch the red cube"]
         self.held_out: Sequence[Sample] = []

@@ -249,17 +249,7 @@ class TwoPathPolicy:
             prefix=None if prefix is None else self._held(prefix),
             guidance=None if prefix is None else prefix.guidance,
         )
-        return ActionChunk(
-            embodiment.robot,
-            embodiment.domain_id,
-            embodiment.action_mode,
-            seen.instruction,
-            seen.stamp,
-            times,
-            self._decoded(raw),
-            delay * 1e3,
-            seed,
-        )
+        return ActionChunk.of(seen, self._decoded(raw), delay * 1e3, seed)
 
     def _paths(self, stamp: int, observed: Floats, times: Floats, draw: np.random.Generator) -> Floats:
         """Both paths [2, T, J] in rad from what was observed at ``stamp``."""
