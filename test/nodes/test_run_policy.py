@@ -19,7 +19,7 @@ from std_srvs.srv import Trigger
 sys.path.append(str(Path(__file__).parent))
 
 from hand_clock import HandClock
-from paced_time import PacedTime
+from paced_time import PacedTime, uncertainty
 from stand_in_pair import BASE, DEADLINE, ROBOT, StandInPair
 
 from xvla_ros import ros_env
@@ -124,7 +124,7 @@ def test_a_run_reports_and_ends_in_time_with_the_arm_at_rest(asker):
     begun = asker.pair.seconds()
     handle, feedback = asker.start(timeout=2.5)
     status, result = asker.result(handle)
-    assert asker.pair.seconds() - begun >= 2.5
+    assert asker.pair.seconds() - begun >= 2.5 - uncertainty(asker.pair.profile.timing), "by the node's time"
     assert (status, result.success, result.reason) == (GoalStatus.STATUS_SUCCEEDED, True, "")
     elapsed = [each.elapsed.sec + each.elapsed.nanosec / 1e9 for each in feedback]
     assert elapsed == sorted(elapsed) and elapsed[-1] >= 2.4 and len(elapsed) >= 10
