@@ -230,19 +230,22 @@ def test_more_browsers_than_it_serves_are_told(page, monkeypatch):
 def test_silent_connections_are_cut_and_shut_nobody_out(monkeypatch):
     """Were they kept, anybody could take every connection, and with them the stop button."""
     monkeypatch.setattr("xvla_ros.nodes.web_view.MOST_CONNECTIONS_EACH", 3)
-    monkeypatch.setattr("xvla_ros.serving.access.HEAD_S", 1.0)
     stream = WebStream(PROFILE, Access(port=0, token=TOKEN))
     with ExitStack() as stack:
         stack.callback(stream.close)
         port = int(stream.url.rstrip("/").rsplit(":", 1)[1])
-        silent = [
-            stack.enter_context(create_connection(("127.0.0.1", port), DEADLINE, ("127.0.0.2", 0))) for _ in range(6)
-        ]
-        assert is_cut(silent[-1]), "one too many of an address"
+
+        def silent(address, count):
+            to, of = ("127.0.0.1", port), (address, 0)
+            return [stack.enter_context(create_connection(to, DEADLINE, of)) for _ in range(count)]
+
+        monkeypatch.setattr("xvla_ros.serving.access.HEAD_S", DEADLINE)
+        assert is_cut(silent("127.0.0.2", 6)[-1]), "one too many of an address"
         with socket_of(stream.url) as socket:
             socket.send(json.dumps({"token": TOKEN}))
             hear(socket, "hello")
-        assert all(map(is_cut, silent)), "the others say nothing"
+        monkeypatch.setattr("xvla_ros.serving.access.HEAD_S", 0.1)
+        assert all(map(is_cut, silent("127.0.0.3", 3))), "these say nothing"
 
 
 def is_cut(connection):
