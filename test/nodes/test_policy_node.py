@@ -483,7 +483,7 @@ def test_untrained_weights_move_no_arm_outside_a_simulation(checkpoint, tmp_path
         try:
             pair.meet()
             assert pair.make(CONFIGURE) and not pair.make(ACTIVATE)
-            status = pair.wait_for(lambda: pair.status if pair.status.reason else None, "the reason")
+            status = pair.wait_for(lambda: pair.status if pair.status and pair.status.reason else None, "the reason")
             assert (status.state, status.reason) == ("inactive", "untrained")
             assert "domain 19 is not trained" in status.detail and "allow_untrained: true" in status.detail
             assert pair.state() == "inactive" and not any(pair.count().values())
