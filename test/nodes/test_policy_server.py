@@ -14,7 +14,7 @@ from node_probe import Probe
 from node_process import SETTINGS, NodeProcess, ServerProcess, check_all
 from paced_time import PacedTime
 from scripted_graph import ACTIVATE, CLEANUP, CONFIGURE, DEACTIVATE, LOOKAHEAD
-from stand_in_pair import ROBOT, StandInPair
+from stand_in_pair import ROBOT, STATUS_TOPIC, StandInPair
 
 from xvla_ros.control.clock import LatencyWindow
 from xvla_ros.evaluation.graph import policy_command, sim_command
@@ -77,9 +77,17 @@ def test_a_server_that_is_killed_while_the_arm_moves_and_comes_back(pair, node_f
     pair.wait_more("/diagnostics", 2)  # of which the second was made after these chunks
     assert float(diagnosed(pair, "answer_ms_p99")) >= min(chunk.inference_ms for chunk in chunks) > 0
     assert float(diagnosed(pair, "inference_ms_p50")) > 0, "of simulated time, which may go faster"
+    statuses = pair.heard[STATUS_TOPIC]
+    before = len(statuses)
     server.kill()
     killed = pair.now()
-    held = pair.wait_status("holding", "policy_unreachable", detail=server.url)
+
+    def first():  # of its kind, however late this thread asks
+        reason = "holding", "policy_unreachable"
+        said = [each for each in statuses[before:] if (each.state, each.reason) == reason and server.url in each.detail]
+        return said[0] if said else None
+
+    held = pair.wait_for(first, "a hold as the server is gone")
     timing, chunk = pair.profile.timing, 30 * pair.profile.policy.waypoint_dt
     said = held.header.stamp.sec + held.header.stamp.nanosec / NS
     assert said - killed / NS < chunk * SETTINGS["smoothing.execute"] + timing.inference_timeout
